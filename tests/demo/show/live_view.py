@@ -34,7 +34,7 @@ MIN_CHART_WIDTH, MAX_CHART_WIDTH = 8, 60
 
 def live_view(state: ShowState, now: float, width: int) -> RenderableType:
     """The whole view, for a terminal with `width` columns."""
-    parts: list[RenderableType] = [_heading(state, now, width), _stages(state.clock.times, now, width)]
+    parts: list[RenderableType] = [_heading(state, now, width), _stages(state.clock.times, now)]
     if state.observation is not None:
         parts += [_line("", width), *_service(state, state.observation, width)]
     return Group(*parts)
@@ -44,8 +44,8 @@ def _heading(state: ShowState, now: float, width: int) -> Text:
     return _line(f"Aurora demo, {duration(state.elapsed_seconds(now))}", width, "bold")
 
 
-def _stages(times: Sequence[StageTime], now: float, width: int) -> Table:
-    table = _grid(width)
+def _stages(times: Sequence[StageTime], now: float) -> Table:
+    table = _grid()
     table.add_column(width=1)
     table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column(width=11, no_wrap=True, justify="right")
@@ -68,7 +68,7 @@ def _stages(times: Sequence[StageTime], now: float, width: int) -> Table:
 def _service(state: ShowState, seen: Observation, width: int) -> list[RenderableType]:
     """The way to the next candidate, three sparklines, the present activity and the clients' counts."""
     chart_width = max(MIN_CHART_WIDTH, min(MAX_CHART_WIDTH, width - LABEL_WIDTH - FIGURE_WIDTH - 2))
-    table = _grid(width)
+    table = _grid()
     table.add_column(width=LABEL_WIDTH, no_wrap=True, overflow="ellipsis")
     table.add_column(width=chart_width, no_wrap=True, overflow="crop")
     table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
@@ -79,19 +79,12 @@ def _service(state: ShowState, seen: Observation, width: int) -> list[Renderable
             ProgressBar(total=1.0, completed=progress, width=chart_width),
             Text(f"{state.learned_tokens:,} of {seen.training.publish_tokens:,} tokens"),
         )
-    newest = state.samples[-1] if state.samples else None
+    speeds = [sample.tokens_per_second for sample in state.samples]
+    against_off = [sample.against_off for sample in state.samples]
     for label, values, figure in (
-        ("acceptance length", [s.acceptance for s in state.samples], _figure(seen.acceptance)),
-        (
-            "tokens/s",
-            [s.tokens_per_second for s in state.samples],
-            _figure(newest.tokens_per_second if newest else None, 1),
-        ),
-        (
-            "speed against off",
-            [s.against_off for s in state.samples],
-            _figure(seen.against_off, 1, "x, engines' estimate"),
-        ),
+        ("acceptance length", [sample.acceptance for sample in state.samples], _figure(seen.acceptance)),
+        ("tokens/s", speeds, _figure(speeds[-1] if speeds else None, 1)),
+        ("speed against off", against_off, _figure(seen.against_off, 1, "x, engines' estimate")),
     ):
         table.add_row(Text(label), Text(sparkline(values, chart_width), "cyan"), Text(figure))
     traffic = seen.traffic
@@ -107,8 +100,9 @@ def _figure(value: float | None, decimals: int = 2, unit: str = "") -> str:
     return "-" if value is None else f"{value:.{decimals}f}{unit}"
 
 
-def _grid(width: int) -> Table:
-    return Table.grid(padding=(0, 1), expand=True, pad_edge=False) if width > 0 else Table.grid()
+def _grid() -> Table:
+    """A table without lines that is exactly as wide as the terminal."""
+    return Table.grid(padding=(0, 1), expand=True, pad_edge=False)
 
 
 def _line(text: str, width: int, style: str = "") -> Text:
