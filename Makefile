@@ -78,8 +78,9 @@ test: static ## All tests but integration-replica, integration-targets, integrat
 	@$(TWO_AT_A_TIME) unit $(INTEGRATION)
 	@$(MAKE) --no-print-directory e2e
 
-demo: env ## Run the whole loop on a real cluster: serve, trace, train, measure, swap
-	$(PY) -m tests.demo
+# Not after env: packages are installed while Kubernetes is built.
+demo: ## Run the whole loop on a real cluster: serve, trace, train, measure, swap
+	@$(or $(PYTHON),python3) -m tests.demo.start
 
 bench: env ## Measure costs and speedups (see docs/results)
 	$(PY) -m tests.bench.engine

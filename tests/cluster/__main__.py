@@ -1,4 +1,4 @@
-"""`python -m tests.cluster up|down|status|kubeconfig|load|build|kubectl|helm`: see README.md."""
+"""`python -m tests.cluster prerequisites|up|down|status|kubeconfig|load|build|kubectl|helm`: see README.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.cluster.command import CommandError, NotReadyError, environment_witho
 from tests.cluster.local.build import BuildError, binaries
 from tests.cluster.local.cluster import LocalCluster
 from tests.cluster.local.layout import default_name
-from tests.cluster.local.prerequisites import MissingPrerequisitesError
+from tests.cluster.local.prerequisites import MissingPrerequisitesError, ensure_prerequisites
 
 FORWARDED_PROGRAMS = ("kubectl", "helm")
 
@@ -28,6 +28,7 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
         help="the cluster's name; clusters of other names can run beside it (default: CLUSTER_NAME, else aurora)",
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("prerequisites", help="install what this machine lacks for a cluster, or say what to install")
     commands.add_parser("build", help="build Kubernetes if this machine has no build yet, and print the directory")
     commands.add_parser("up", help="start the cluster, or reuse the running one")
     down = commands.add_parser("down", help="stop the cluster and keep its imported images for the next start")
@@ -53,7 +54,9 @@ def run_forwarded(local: LocalCluster, program: str, arguments: list[str]) -> in
 def main() -> int:
     arguments, forwarded = _arguments()
     local = LocalCluster(arguments.name)
-    if arguments.command == "build":
+    if arguments.command == "prerequisites":
+        ensure_prerequisites()
+    elif arguments.command == "build":
         print(binaries())
     elif arguments.command == "up":
         cluster = Cluster.up(arguments.name, kind="local")

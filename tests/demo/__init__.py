@@ -1,1 +1,4 @@
-"""``make demo``: the whole loop on this machine, with one line of progress for each thing that happens."""
+"""``make demo``: the whole loop on this machine, as a show.
+
+`start.py` prepares what needs no packages, `__main__.py` runs the loop, and `show` says how far it is.
+"""

@@ -1,26 +1,40 @@
 """``python -m tests.demo``: runs the whole loop on a real cluster: serve, trace, train, measure, swap.
 
-The exit status is 0 only if a candidate was measured faster and every pod serves it, and no request failed.
-Environment variables:
+The exit status is 0 only if a candidate was measured faster and every pod serves it, and no request failed. `make demo`
+begins with start.py, which installs what this module needs. Environment variables:
 
 - ``KEEP=1`` leaves the cluster running.
 - ``BUDGET_SECONDS`` limits the wait for a learned draft, which begins when both pods serve (default: 2400).
 - ``CLUSTER`` selects the kind of cluster (tests/cluster/README.md).
+- ``CI`` asks for plain lines where a terminal would get a live view.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import os
+import signal
 import sys
 import time
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from tests.assets.model import ensure_model
+from aurora_store.errors import StoreError
+from tests.bench.bench_command import exit_on_sigterm
 from tests.cluster.cluster import Cluster
-from tests.demo.progress import evidence_table, learned_draft_serves_everywhere, progress_line
+from tests.demo.failure import EXPECTED_ERRORS, failure_lines, interruption_lines, save_cluster_logs
+from tests.demo.handover import Handover
+from tests.demo.jobs import Job, JobFailedError, JobRunner
+from tests.demo.progress import evidence_table, learned_draft_serves_everywhere
+from tests.demo.report_file import write_report
+from tests.demo.show.observation import observe
+from tests.demo.show.screen import Screen, wants_live_view
+from tests.demo.show.show_state import ShowState, first_state, with_loop_done, with_observation
 from tests.demo.speed_over_time import SpeedOverTime
+from tests.demo.stage_clock import with_outcomes
+from tests.demo.stages import LOGS, ROOT, is_local
 from tests.rig.installation import RESOURCE, Installation
 from tests.rig.store_inspection import check_objects, read_evidence
 from tests.traffic.driver import Load, RequestOptions, TrafficDriver
@@ -28,98 +42,174 @@ from tests.traffic.report import Summary
 
 NAME = "chat"
 BUDGET_SECONDS = float(os.environ.get("BUDGET_SECONDS", "2400"))
-PROGRESS_SECONDS = 15.0
-STARTED = time.monotonic()
+LOOK_SECONDS = 10.0
+"""Between two looks at the resource. Each look is a call of kubectl, which takes CPU from the cluster."""
+LAST_TRAFFIC_SECONDS = 15.0
+"""Traffic on the new draft before the demo ends."""
 
 
-def log(text: str) -> None:
-    """Print one line of progress, with minutes and seconds since the start."""
-    elapsed = int(time.monotonic() - STARTED)
-    print(f"[{elapsed // 60:02d}:{elapsed % 60:02d}] {text}", flush=True)
+class DemoError(RuntimeError):
+    """The demo ran to its end and did not show what it is for."""
 
 
 def main() -> int:
-    keep = os.environ.get("KEEP") == "1"
-    log("preparing the model SmolLM2-135M-Instruct and Kubernetes (the first run builds it from source)")
-    ensure_model()
-    cluster = Cluster.up("demo")
-    server = json.loads(cluster.kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"]
-    log(f"cluster is up: one node, Kubernetes {server}")
+    parser = argparse.ArgumentParser(prog="python -m tests.demo", description=(__doc__ or "").replace("``", ""))
+    parser.add_argument("--handover", help="times before the demo began, from tests.demo.start")
+    handover = Handover.from_json(parser.parse_args().handover)
+    os.chdir(ROOT)
+    exit_on_sigterm()
+    screen = Screen(
+        first_state(handover, is_local(os.environ)), sys.stdout, live=wants_live_view(sys.stdout, os.environ)
+    )
+    results: list[str] = []
+    ending, status = [], 0
     try:
-        return run_demo(cluster)
+        with screen:
+            prepare_and_run(screen, results)
+    except (*EXPECTED_ERRORS, StoreError) as error:
+        stage = error.failed.name if isinstance(error, JobFailedError) else screen.state.clock.failed or "results"
+        ending, status = failure_lines(stage, error), 1
+    except KeyboardInterrupt:
+        ending, status = interruption_lines(screen.state.clock.left), 128 + signal.SIGINT
+    except SystemExit as stop:
+        ending, status = interruption_lines(screen.state.clock.left), int(stop.code or 0)
+    print("\n".join(results), flush=True)
+    print("\n".join(ending), file=sys.stderr, flush=True)
+    return status
+
+
+def preparations(local: bool) -> tuple[Job, ...]:
+    """The programs that prepare the demo. The longest is first, because as many run at a time as there are cores."""
+    python = (sys.executable, "-m")
+    model = Job("model", (*python, "tests.assets.model"))
+    if not local:
+        return model, Job("image", (*python, "tests.rig.local_image"))
+    return (
+        Job("prerequisites", (*python, "tests.cluster", "prerequisites")),
+        Job("kubernetes", (*python, "tests.cluster", "build"), after=frozenset({"prerequisites"})),
+        model,
+        Job("image", (*python, "tests.rig.local_image"), after=frozenset({"prerequisites"})),
+    )
+
+
+def prepare_and_run(screen: Screen, results: list[str]) -> None:
+    """Prepare side by side, start the cluster as soon as its programs are there, run the demo, and clean up.
+
+    Args:
+        results: Gets what is to be printed after the view is gone.
+    """
+    jobs = preparations(is_local(os.environ))
+    names = frozenset(job.name for job in jobs)
+    with JobRunner(jobs, LOGS, directory=ROOT) as runner:
+
+        def wait_for(wanted: frozenset[str]) -> None:
+            runner.wait_for(
+                wanted,
+                lambda outcomes: screen.update(lambda state, _: state.with_clock(with_outcomes(state.clock, outcomes))),
+            )
+
+        wait_for(names & {"prerequisites", "kubernetes"})
+        with running_cluster(screen) as cluster:
+            wait_for(names)
+            run_demo(screen, cluster, results)
+
+
+@contextmanager
+def running_cluster(screen: Screen) -> Iterator[Cluster]:
+    """The demo's cluster, which ends with the block unless KEEP=1 is set or the cluster ran before."""
+    with screen.stage("cluster"):
+        cluster = Cluster.up("demo")
+    try:
+        yield cluster
+    except (*EXPECTED_ERRORS, StoreError):
+        save_cluster_logs(cluster.kubectl, LOGS / "cluster.log")
+        raise
     finally:
-        if keep:
-            log(f"KEEP=1: the cluster keeps running; export KUBECONFIG={cluster.kubeconfig}")
-            log("stop it with: .venv/bin/python -m tests.cluster --name demo down")
+        if os.environ.get("KEEP") == "1":
+            screen.say(f"KEEP=1: the cluster keeps running; export KUBECONFIG={cluster.kubeconfig}")
+            screen.say("stop it with: .venv/bin/python -m tests.cluster --name demo down")
         elif cluster.access.created:
             cluster.down()
-            log("cluster stopped and removed")
+            screen.say("cluster stopped and removed")
 
 
-def run_demo(cluster: Cluster) -> int:
-    """Install Aurora, send traffic until a learned draft serves on every pod, and print what happened.
+def run_demo(screen: Screen, cluster: Cluster, results: list[str]) -> None:
+    """Install Aurora, send traffic until a learned draft serves on every pod, and collect what happened.
 
-    Returns:
-        The exit status.
+    Raises:
+        DemoError: No candidate passed the gate in time, or a request failed.
     """
     aurora = Installation(cluster)
-    log("installing: helm install aurora charts/aurora-operator (with the embedded S3 store)")
-    aurora.install()
-    file = aurora.apply(NAME)
-    log(f"created the speculator: kubectl apply -f {file}")
-    aurora.wait_until(
-        NAME,
-        "both pods serve the initial draft",
-        lambda cr: cr.get("status", {}).get("readyReplicas", 0) == cr["spec"]["serving"]["replicas"],
-        timeout_seconds=600,
-    )
-    log("both pods serve version 0, an untrained draft; sending chat requests (sentence to JSON)")
+    with screen.stage("install"):
+        aurora.install()
+    with screen.stage("serve"):
+        file = aurora.apply(NAME)
+        screen.say(f"created the speculator: kubectl apply -f {file}")
+        aurora.wait_until(
+            NAME,
+            "both pods serve the initial draft",
+            lambda cr: cr.get("status", {}).get("readyReplicas", 0) == cr["spec"]["serving"]["replicas"],
+            timeout_seconds=600,
+        )
     driver = TrafficDriver(Load(url=aurora.url(NAME), concurrency=4, options=RequestOptions(max_tokens=64)))
     driver.start()
-    deadline = time.monotonic() + BUDGET_SECONDS
-    succeeded, speed = False, SpeedOverTime()
+    speed = SpeedOverTime()
     try:
-        while not succeeded and time.monotonic() < deadline:
-            time.sleep(PROGRESS_SECONDS)
-            resource = aurora.get(NAME)
-            traffic = driver.summary()
-            log(progress_line(resource, traffic))
-            speed.add(resource, traffic)
-            succeeded = learned_draft_serves_everywhere(resource)
-        if succeeded:
-            time.sleep(PROGRESS_SECONDS)  # some traffic on the new draft
+        succeeded = watch(screen, aurora, driver, speed)
     finally:
         traffic = driver.stop()
-    resource = aurora.get(NAME)
-    print_results(aurora, resource, traffic, succeeded)
-    print(speed.table())
+    with screen.stage("results"):
+        resource = aurora.get(NAME)
+        collect_results(aurora, resource, traffic, succeeded, results)
+        results.append(speed.table())
+        if traffic.failed:
+            raise DemoError(f'{traffic.failed} requests failed, and a swap must break none (promise 2, "Unbroken")')
     if not succeeded:
-        log(f"failed: no candidate passed the gate within {BUDGET_SECONDS:.0f} s, so no draft was swapped")
-        return 1
-    if traffic.failed:
-        log(f'failed: {traffic.failed} requests failed, and a swap must break none (promise 2, "Unbroken")')
-        return 1
-    log(f"done: version {resource['status']['active']['version']} was measured faster and serves on every pod")
-    return 0
+        raise DemoError(f"no candidate passed the gate within {BUDGET_SECONDS:.0f} s, so no draft was swapped")
+    version = resource["status"]["active"]["version"]
+    results.append(f"done: version {version} was measured faster and serves on every pod")
 
 
-def print_results(aurora: Installation, resource: dict[str, Any], traffic: Summary, succeeded: bool) -> None:
-    """Print what a sceptical reader wants to see: kubectl's view, the evidence, checksums, store and traffic."""
-    print(aurora.cluster.kubectl("get", RESOURCE, "-n", aurora.namespace))
-    print(aurora.cluster.kubectl("get", RESOURCE, "-n", aurora.namespace, "-o", "wide"))
+def watch(screen: Screen, aurora: Installation, driver: TrafficDriver, speed: SpeedOverTime) -> bool:
+    """Show the loop until a learned draft serves everywhere or the time is over. Returns whether one does."""
+    deadline = time.monotonic() + BUDGET_SECONDS
+    while True:
+        resource, traffic = aurora.get(NAME), driver.summary()
+        succeeded = learned_draft_serves_everywhere(resource)
+        screen.update(partial(_with_look, resource, traffic, succeeded))
+        speed.add(resource, traffic)
+        if succeeded:
+            time.sleep(LAST_TRAFFIC_SECONDS)
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(LOOK_SECONDS)
+
+
+def _with_look(resource: dict[str, Any], traffic: Summary, succeeded: bool, state: ShowState, now: float) -> ShowState:
+    looked = with_observation(state, observe(resource, traffic), now)
+    return with_loop_done(looked, now) if succeeded else looked
+
+
+def collect_results(
+    aurora: Installation, resource: dict[str, Any], traffic: Summary, succeeded: bool, results: list[str]
+) -> None:
+    """Add what a sceptical reader wants to see: kubectl's view, the evidence, checksums, store, traffic and report."""
+    results.append(aurora.cluster.kubectl("get", RESOURCE, "-n", aurora.namespace))
+    results.append(aurora.cluster.kubectl("get", RESOURCE, "-n", aurora.namespace, "-o", "wide"))
     if succeeded:
-        print(evidence_table(read_evidence(aurora, NAME, resource["status"]["active"]["version"])))
-        for pod in resource["status"]["pods"]:
-            print(f"  {pod['name']}: draft {pod['version']}, checksum {pod['checksum']}")
-    print(check_objects(aurora, NAME))
-    print(f"traffic: {traffic.requests} requests, {traffic.failed} failed {traffic.failures or ''}".rstrip())
-    print(
+        results.append(evidence_table(read_evidence(aurora, NAME, resource["status"]["active"]["version"])))
+        pods = resource["status"]["pods"]
+        results += [f"  {pod['name']}: draft {pod['version']}, checksum {pod['checksum']}" for pod in pods]
+    results.append(f"traffic: {traffic.requests} requests, {traffic.failed} failed {traffic.failures or ''}".rstrip())
+    results.append(
         f"  {traffic.answer_tokens} answer tokens, {traffic.tokens_per_second:.1f} tok/s, "
         f"distinct 4-grams {traffic.distinct_4grams or 0:.2f}"
     )
+    tools, store = aurora.cluster.access.tools, aurora.store()
+    results.append(write_report(NAME, aurora.namespace, LOGS / "report.html", tools, store.endpoint))
+    results.append(check_objects(aurora, NAME))
 
 
 if __name__ == "__main__":
-    if Path.cwd() != Path(__file__).resolve().parents[2]:
-        os.chdir(Path(__file__).resolve().parents[2])
     sys.exit(main())

@@ -1,10 +1,13 @@
-"""The demo's output: one line of progress from the custom resource, and the evidence behind a speedup."""
+"""A line of progress from the custom resource, when the loop has reached its end, and the evidence of a speedup."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from aurora_protocol.evidence_records import Evidence
+from tests.demo.lines import shorten
+from tests.demo.show.draft_lines import activity
+from tests.demo.show.observation import Observation, observe
 from tests.traffic.report import Summary
 
 MAX_MESSAGE_CHARACTERS = 80
@@ -12,50 +15,35 @@ MAX_MESSAGE_CHARACTERS = 80
 
 def learned_draft_serves_everywhere(resource: dict[str, Any]) -> bool:
     """Whether a learned draft (version 1 or later) is active, every replica serves it, and no rollout is going on."""
-    status = resource.get("status", {})
-    version = status.get("active", {}).get("version", 0)
-    pods = status.get("pods", [])
+    status = resource.get("status") or {}
+    version = (status.get("active") or {}).get("version") or 0
+    pods = status.get("pods") or []
     return (
         version >= 1
         and len(pods) == resource["spec"]["serving"]["replicas"]
         and all(pod.get("version") == version for pod in pods)
-        and status["rollout"]["phase"] == "Idle"
+        and (status.get("rollout") or {}).get("phase") == "Idle"
     )
 
 
 def progress_line(resource: dict[str, Any], traffic: Summary) -> str:
-    """One short line: the current activity, the version that serves, and the client's counts."""
-    status = resource.get("status", {})
-    version = status.get("active", {}).get("version", "-")
-    serving = f"serving version {version}"
-    if status.get("acceptLength"):
-        serving += f", acceptance length {status['acceptLength']}"
-    if status.get("estimatedSpeedup"):
-        serving += f", estimated at {status['estimatedSpeedup']} of no speculation"
-    return f"{_activity(status)} | {serving} | {traffic.requests} requests, {traffic.failed} failed"
+    """One line for tests and benches: the current activity, the version that serves, and the clients' counts."""
+    seen = observe(resource, traffic)
+    serving = f"serving version {'-' if seen.version is None else seen.version}"
+    if seen.acceptance is not None:
+        serving += f", acceptance length {seen.acceptance:.2f}"
+    if seen.against_off is not None:
+        serving += f", estimated at ~{seen.against_off:.1f}x of no speculation"
+    return f"{_activity(seen)} | {serving} | {seen.traffic.requests} requests, {seen.traffic.failed} failed"
 
 
-def _activity(status: dict[str, Any]) -> str:
-    """The most advanced stage that a draft is in: rollout, else validation, else training."""
-    rollout, candidate = status.get("rollout", {}), status.get("candidate")
-    if rollout.get("phase", "Idle") != "Idle":
-        pods = f"{rollout.get('updated', 0)} of {rollout.get('total', 0)} pods"
-        return f"rollout of version {rollout.get('version', '-')}: {rollout['phase']}, {pods}"
-    if candidate and candidate["phase"] == "Validating":
-        active = status.get("active", {}).get("version", "-")
-        return f"measuring version {candidate['version']} against version {active}"
-    training = status.get("training", {})
-    trained = f"training: step {training.get('step', 0)}"
-    if training.get("heldOutAcceptLength"):
-        trained += f", held-out acceptance length {training['heldOutAcceptLength']}"
-    if candidate:
-        message = _shorten(candidate.get("message", ""))
-        trained += f" | version {candidate['version']} {candidate['phase']}" + (f": {message}" if message else "")
-    return trained
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= MAX_MESSAGE_CHARACTERS else f"{text[: MAX_MESSAGE_CHARACTERS - 1]}…"
+def _activity(seen: Observation) -> str:
+    """The activity, and how the last candidate ended while the next one is trained."""
+    candidate = seen.candidate
+    if seen.stage != "learn" or candidate is None:
+        return activity(seen)
+    message = shorten(candidate.message, MAX_MESSAGE_CHARACTERS)
+    return f"{activity(seen)} | version {candidate.version} {candidate.phase}{f': {message}' if message else ''}"
 
 
 def evidence_table(evidence: Evidence) -> str:

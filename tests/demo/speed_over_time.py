@@ -43,13 +43,13 @@ class SpeedOverTime:
         seconds = traffic.duration_seconds - self._seconds
         if seconds < SECONDS_PER_ROW:
             return
-        status = resource.get("status", {})
+        status = resource.get("status") or {}
         self.rows.append(
             SpeedRow(
                 minutes=traffic.duration_seconds / 60,
-                version=status.get("active", {}).get("version"),
+                version=(status.get("active") or {}).get("version"),
                 tokens_per_second=(traffic.answer_tokens - self._tokens) / seconds,
-                estimate=status.get("estimatedSpeedup", ""),
+                estimate=status.get("estimatedSpeedup") or "",
             )
         )
         self._seconds, self._tokens = traffic.duration_seconds, traffic.answer_tokens

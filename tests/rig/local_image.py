@@ -1,4 +1,4 @@
-"""The one image that all pods of the local cluster use.
+"""``python -m tests.rig.local_image`` makes the one image that all pods of the local cluster use.
 
 The image contains the light Python environment (requirements/light.txt, without torch), this checkout's packages and
 SeaweedFS. Users build images with the Dockerfile, which needs a container engine and a registry. The rig builds an
@@ -55,3 +55,7 @@ def local_image(checkout: Path = ROOT) -> tuple[str, Path]:
                 env={"PYTHONPATH": SITE_IN_IMAGE, "PATH": f"{light}/bin:/usr/local/bin:/usr/bin:/bin"},
             )
     return tag, archive
+
+
+if __name__ == "__main__":
+    print(*local_image())

@@ -1,0 +1,130 @@
+"""The stages of the demo: what each does, how long it takes on average, and what to do when it fails.
+
+The averages are measured, and each names its source. A stage whose duration nobody measured has none.
+
+Only the standard library is imported, because start.py runs before the packages are installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.cluster.local.layout import state_root
+
+ROOT = Path(__file__).resolve().parents[2]
+LOGS = ROOT / "build" / "demo"
+"""Output of the demo's programs, and what a failure left of the cluster's logs. `make clean` removes it."""
+PYTHON = ".venv/bin/python"
+
+
+@dataclass(frozen=True)
+class Average:
+    """How long a stage took where it was measured, with nothing in the cache."""
+
+    seconds: float
+    source: str
+    """The file that states the figure, with the machine where the file names one."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of the show."""
+
+    key: str
+    title: str
+    advice: str
+    """What to do when the stage fails."""
+    log: str
+    """The log to read, relative to the root of the checkout."""
+    average: Average | None = None
+
+
+_EMPTY_CACHES = "docs/results/demo.md, every cache empty: two cores of an EPYC"
+_AFTER_A_FAILURE = (
+    f"repeat with `KEEP=1 make demo`, which keeps the cluster, and look with `{PYTHON} -m tests.cluster --name demo "
+    "kubectl get pods -A`"
+)
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        "bootstrap",
+        "Python installer",
+        "run `make env`; Python 3.11 is needed: set PYTHON=/path/to/python3.11",
+        "build/demo/bootstrap.log",
+    ),
+    Stage(
+        "packages",
+        "Python packages",
+        "run `make env`, then `make demo` again",
+        "build/demo/packages.log",
+        Average(60, _EMPTY_CACHES),
+    ),
+    Stage(
+        "prerequisites",
+        "programs of this machine",
+        "install what the log names, then `make demo` again",
+        "build/demo/prerequisites.log",
+    ),
+    Stage(
+        "kubernetes",
+        "Kubernetes from source",
+        f"run `{PYTHON} -m tests.cluster build`: it goes on from the packages compiled so far",
+        "build/demo/kubernetes.log",
+        Average(404, _EMPTY_CACHES),
+    ),
+    Stage(
+        "model",
+        "model SmolLM2-135M-Instruct",
+        f"run `{PYTHON} -m tests.assets.model`, then `make demo` again",
+        "build/demo/model.log",
+        Average(60, "tests/assets/model.py"),
+    ),
+    Stage(
+        "image",
+        "image of this checkout",
+        f"run `{PYTHON} -m tests.rig.local_image`, then `make demo` again",
+        "build/demo/image.log",
+    ),
+    Stage(
+        "cluster",
+        "cluster of one node",
+        f"run `{PYTHON} -m tests.cluster --name demo up`; its daemons' logs stay until the next start",
+        str(state_root() / "demo" / "log"),
+        Average(6, "tests/cluster/README.md"),
+    ),
+    Stage("install", "operator and store", _AFTER_A_FAILURE, "build/demo/cluster.log"),
+    Stage(
+        "serve",
+        "two pods serve an untrained draft",
+        _AFTER_A_FAILURE,
+        "build/demo/cluster.log",
+        Average(59, "docs/results/demo.md, from the cluster's start on: two cores of an EPYC"),
+    ),
+    Stage("learn", "the draft learns from traffic", _AFTER_A_FAILURE, "build/demo/cluster.log"),
+    Stage("measure", "the gate measures a candidate", _AFTER_A_FAILURE, "build/demo/cluster.log"),
+    Stage("roll", "the pods swap to the new draft", _AFTER_A_FAILURE, "build/demo/cluster.log"),
+    Stage("results", "evidence, store and report", _AFTER_A_FAILURE, "build/demo/cluster.log"),
+)
+LOCAL_ONLY = frozenset({"prerequisites", "kubernetes"})
+"""Stages that only the local cluster needs."""
+
+
+def is_local(environment: Mapping[str, str]) -> bool:
+    """Whether the demo starts its own cluster, and not one of another kind (tests/cluster/README.md)."""
+    return (environment.get("CLUSTER") or "local") == "local"
+
+
+def stage(key: str) -> Stage:
+    """The stage with this key."""
+    return next(stage for stage in STAGES if stage.key == key)
+
+
+def duration(seconds: float) -> str:
+    """A duration in words, for example `6 min 44 s`."""
+    whole = max(0, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    if not minutes:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if rest else f"{minutes} min"

@@ -1,0 +1,110 @@
+"""``python3 -m tests.demo.start``: `make demo` on a machine that may have nothing in its cache.
+
+Two things take long then: the installation of Python packages, and the build of Kubernetes from source. They run side
+by side. The demo begins when the packages are there, while the build goes on. The demo waits for the build by the lock
+of the build, so it does not matter which of the two processes builds.
+
+Only the standard library is imported, because the packages are not there yet. Invariant: every program that this
+process started has ended when this process ends, unless it is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+
+from tests.demo.failure import failure_lines, interruption_lines
+from tests.demo.handover import Handover
+from tests.demo.jobs import Job, JobFailedError, JobRunner, Outcome
+from tests.demo.lines import timed_line
+from tests.demo.stage_clock import StageClock, with_outcomes
+from tests.demo.stage_lines import stage_events, stage_reminders
+from tests.demo.stages import LOGS, PYTHON, ROOT, is_local
+
+START_LOGS = LOGS / "start"
+"""Apart from the logs of the demo, which runs the job `kubernetes` again and finds it done or waits for it."""
+
+
+def start_jobs(python: str, local: bool) -> tuple[Job, ...]:
+    """What can be prepared without packages.
+
+    Args:
+        python: The interpreter that runs this module.
+        local: Whether the demo starts its own cluster, so that the machine has to be prepared for one.
+    """
+    bootstrap = Job("bootstrap", ("bash", "-c", "set -euo pipefail; . tests/setup/environments.sh"))
+    packages = Job("packages", ("tests/setup/python.sh",), after=frozenset({"bootstrap"}))
+    if not local:
+        return bootstrap, packages
+    # After bootstrap, because both may call apt-get, which refuses to run twice.
+    prerequisites = Job(
+        "prerequisites", (python, "-m", "tests.cluster", "prerequisites"), after=frozenset({"bootstrap"})
+    )
+    build = Job("kubernetes", (python, "-m", "tests.cluster", "build"), after=frozenset({"prerequisites"}))
+    return bootstrap, prerequisites, packages, build
+
+
+class _Printer:
+    """Prints what the jobs do as plain lines: a live view needs packages."""
+
+    def __init__(self, jobs: tuple[Job, ...], started: float) -> None:
+        self._clock, self._at, self._started = StageClock.of([job.name for job in jobs]), started, started
+
+    def update(self, outcomes: Mapping[str, Outcome]) -> None:
+        now = time.monotonic()
+        clock = with_outcomes(self._clock, outcomes)
+        for line in [
+            *stage_events(self._clock, self._at, clock, now),
+            *stage_reminders(self._clock, self._at, clock, now),
+        ]:
+            print(timed_line(line, now - self._started), flush=True)
+        self._clock, self._at = clock, now
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        return self._clock.running
+
+
+def main() -> int:
+    started = time.monotonic()
+    os.chdir(ROOT)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    local = is_local(os.environ)
+    jobs = start_jobs(sys.executable, local)
+    printer = _Printer(jobs, started)
+    print(timed_line("preparing: what takes longer than a moment is named here", 0.0), flush=True)
+    with JobRunner(jobs, START_LOGS) as runner:
+        try:
+            runner.wait_for({"packages", *({"prerequisites"} if local else ())}, printer.update)
+        except JobFailedError as error:
+            print("\n".join(failure_lines(error.failed.name, error)), file=sys.stderr, flush=True)
+            return 1
+        except KeyboardInterrupt:
+            print("\n".join(interruption_lines(printer.running)), file=sys.stderr, flush=True)
+            return 128 + signal.SIGINT
+        handover = Handover.of(started, runner.outcomes)
+        return run_show((PYTHON, "-m", "tests.demo", "--handover", handover.to_json()))
+
+
+def run_show(command: tuple[str, ...]) -> int:
+    """Run the demo in the foreground and return its exit status.
+
+    Ctrl-C reaches the demo too. SIGTERM is passed on. In both cases the demo removes its cluster, and this process
+    waits for that.
+    """
+    show = subprocess.Popen(command)
+    signal.signal(signal.SIGTERM, lambda *_: show.terminate())
+    while True:
+        try:
+            status = show.wait()
+        except KeyboardInterrupt:
+            continue
+        return 128 - status if status < 0 else status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""`make demo` starts without packages, prepares in a safe order, and hands its times over."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.demo import start
+from tests.demo.__main__ import preparations
+from tests.demo.handover import Handover
+from tests.demo.jobs import Job, JobState, Outcome
+from tests.demo.show.show_state import first_state
+from tests.demo.stages import ROOT, STAGES
+from tests.demo.start import run_show, start_jobs
+
+
+def test_the_start_and_the_build_need_no_package() -> None:
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import tests.demo.start, tests.cluster.__main__"
+    subprocess.run([sys.executable, "-I", "-S", "-c", program], check=True, cwd="/")
+
+
+def needed_before(jobs: tuple[Job, ...], name: str) -> set[str]:
+    """The jobs that end before the job `name` starts."""
+    after = set(next(job for job in jobs if job.name == name).after)
+    return after.union(*(needed_before(jobs, earlier) for earlier in after)) if after else after
+
+
+def test_two_calls_of_apt_get_never_run_side_by_side_and_the_builds_do() -> None:
+    jobs = start_jobs("python3", local=True)
+    assert "bootstrap" in needed_before(jobs, "prerequisites")
+    assert "kubernetes" not in needed_before(jobs, "packages")
+    assert "packages" not in needed_before(jobs, "kubernetes")
+    jobs = preparations(local=True)
+    assert "prerequisites" in needed_before(jobs, "kubernetes")
+    assert "prerequisites" in needed_before(jobs, "image"), "a bare machine has no busybox for the image"
+    assert not needed_before(jobs, "model")
+
+
+def test_another_kind_of_cluster_needs_no_build_and_no_debian_packages() -> None:
+    for jobs in (start_jobs("python3", local=False), preparations(local=False)):
+        assert not {"kubernetes", "prerequisites"} & {job.name for job in jobs}
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_every_program_is_a_stage_of_the_show(local: bool) -> None:
+    stages = {stage.key for stage in STAGES}
+    assert {job.name for job in (*start_jobs("python3", local), *preparations(local))} <= stages
+
+
+def test_the_show_counts_from_the_beginning_of_make_demo() -> None:
+    log = ROOT / "log"
+    outcomes = {
+        "packages": Outcome("packages", log, JobState.DONE, started=102.0, ended=160.0),
+        "kubernetes": Outcome("kubernetes", log, JobState.RUNNING, started=110.0),
+    }
+    handover = Handover.from_json(Handover.of(100.0, outcomes).to_json())
+    state = first_state(handover, local=True)
+    assert state.elapsed_seconds(200.0) == 100.0
+    assert state.clock["packages"].elapsed_seconds(200.0) == 58.0
+    assert state.clock["kubernetes"].elapsed_seconds(200.0) == 90.0
+    assert first_state(handover, local=False).clock.running == ()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "nonsense", '{"started": 1.0, "other": 2}'])
+def test_a_handover_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"make demo|Expecting value"):
+        Handover.from_json(text)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
+    """The scripts of the jobs that start.py runs, in place of installers and builds; none fails and none takes long."""
+    scripts = {"packages": "true", "prerequisites": "true", "kubernetes": f"echo $$ >{tmp_path}/pid; exec sleep 60"}
+
+    def jobs(python: str, local: bool) -> tuple[Job, ...]:
+        return tuple(Job(name, ("/bin/sh", "-c", script)) for name, script in scripts.items())
+
+    monkeypatch.setattr(start, "start_jobs", jobs)
+    monkeypatch.setattr(start, "START_LOGS", tmp_path)
+    monkeypatch.delenv("CLUSTER", raising=False)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: signal.SIG_DFL)
+    return scripts
+
+
+def test_the_show_begins_while_kubernetes_is_built_and_the_build_ends_with_the_show(
+    quick: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shows: list[Handover] = []
+
+    def show(command: tuple[str, ...]) -> int:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.02)
+        assert Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+        assert command[:3] == (".venv/bin/python", "-m", "tests.demo")
+        shows.append(Handover.from_json(command[-1]))
+        return 5
+
+    monkeypatch.setattr(start, "run_show", show)
+    assert start.main() == 5
+    assert shows[0].kubernetes_since is not None
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+
+
+def test_packages_that_cannot_be_installed_stop_the_build_and_say_what_to_do(
+    quick: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick["packages"] = "echo no route to the index; exit 2"
+    monkeypatch.setattr(start, "run_show", lambda command: pytest.fail("there is nothing to run the show with"))
+    assert start.main() == 1
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[:3] == [
+        "failed: Python packages",
+        "  what happened: exit status 2",
+        "                 no route to the index",
+    ]
+    assert printed[-1] == "  do this: run `make env`, then `make demo` again"
+
+
+def test_the_exit_status_of_the_show_is_that_of_make_demo() -> None:
+    assert run_show((sys.executable, "-c", "raise SystemExit(7)")) == 7
+    assert run_show(("/bin/sh", "-c", "kill -KILL $$")) == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_show_by_its_own_clean_up(number: signal.Signals, tmp_path: Path) -> None:
+    """The show cleans up for half a second, and the process that waits for it lets it."""
+    ready, cleaned = tmp_path / "ready", tmp_path / "cleaned"
+    show = f"""
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+try:
+    pathlib.Path({str(ready)!r}).touch()
+    time.sleep(60)
+except KeyboardInterrupt:
+    sys.exit(130)
+finally:
+    time.sleep(0.5)
+    pathlib.Path({str(cleaned)!r}).touch()
+"""
+    waiting = f"import sys; from tests.demo.start import run_show; sys.exit(run_show((sys.executable, '-c', {show!r})))"
+    process = subprocess.Popen([sys.executable, "-c", waiting], cwd=ROOT, start_new_session=True)
+    while not ready.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    if number is signal.SIGINT:
+        os.killpg(process.pid, number)  # as Ctrl-C does
+    else:
+        process.terminate()
+    assert process.wait(30) == 128 + number
+    assert cleaned.exists()
