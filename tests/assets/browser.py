@@ -10,6 +10,7 @@ import base64
 import itertools
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -115,7 +116,9 @@ async def browser_page(executable: str, profile: Path) -> AsyncIterator[BrowserP
     """
     arguments = (*_FLAGS, f"--user-data-dir={profile}", "about:blank")
     quiet = asyncio.subprocess.DEVNULL
-    process = await asyncio.create_subprocess_exec(executable, *arguments, stdout=quiet, stderr=quiet)
+    process = await asyncio.create_subprocess_exec(
+        executable, *arguments, stdout=quiet, stderr=quiet, start_new_session=True
+    )
     try:
         port, path = await _address(profile / "DevToolsActivePort")
         async with (
@@ -127,7 +130,7 @@ async def browser_page(executable: str, profile: Path) -> AsyncIterator[BrowserP
             yield BrowserPage(socket, attached["sessionId"])
     finally:
         with suppress(ProcessLookupError):
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # the program may be a script around the browser
         await process.wait()
 
 

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_cli.report import timeline, traffic
-from aurora_cli.report.measurements import measurement
+from aurora_cli.report.measurements import measurement, version_speeds
 from aurora_cli.report.report import AcceptancePoint, Activation, DecisionKind, Figure, Report, utc
 from aurora_cli.report.stored_records import StoredRecords
 from aurora_cli.report.training import trained_versions, training_figures
@@ -40,6 +40,7 @@ def build(speculator: Speculator, records: StoredRecords, now: datetime) -> Repo
             Figure("Promotions", str(promoted) if decisions else "", f"and {rolled_back} rolled back"),
         ),
         measurements=measurements,
+        speeds=version_speeds(measurements),
         held_out=tuple(_held_out(records)),
         live=live,
         activations=tuple(Activation(version, tokens) for version, tokens in active_since if tokens is not None),
@@ -56,8 +57,8 @@ def build(speculator: Speculator, records: StoredRecords, now: datetime) -> Repo
 def _ready(speculator: Speculator) -> str:
     ready = speculator.condition(ConditionType.READY)
     if ready is None:
-        return "no operator has written a status yet"
-    return f"{'ready' if ready.status is ConditionStatus.TRUE else 'not ready'}: {ready.reason}"
+        return "No operator has written a status yet"
+    return f"{'Ready' if ready.status is ConditionStatus.TRUE else 'Not ready'}: {ready.reason}"
 
 
 def _speed_figures(speculator: Speculator) -> Iterator[Figure]:
@@ -122,7 +123,7 @@ def _coverage(speculator: Speculator, records: StoredRecords) -> float | None:
 def _unknown(speculator: Speculator, records: StoredRecords) -> Iterator[str]:
     if not records.was_read:
         yield "The store was not read, so this report has only what the status says: no charts of versions or traffic."
-        yield "The status keeps the last 20 decisions."
+        yield "Decisions before the last 20 are missing, because the status keeps no more."
         return
     if not speculator.has_status:
         yield "No operator has written a status yet."

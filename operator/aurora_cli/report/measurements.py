@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from aurora_cli.report.report import Answers, Measurement, Ratio, Throughput, utc
+from aurora_cli.report.report import Answers, Measurement, Ratio, Throughput, VersionSpeed, utc
 from aurora_protocol.evidence_records import Arm, Evidence, RatioEstimate, Sample, VerdictKind
 from aurora_protocol.gate.recompute import least_policies, recomputed
 
@@ -51,6 +51,23 @@ def measurement(evidence: Evidence) -> Measurement:
         started=utc(evidence.started),
         finished=utc(evidence.finished),
     )
+
+
+def version_speeds(measurements: Sequence[Measurement]) -> tuple[VersionSpeed, ...]:
+    """The speed of each version over no speculation, by version.
+
+    A version that has no measurement of its own, such as the initial draft, has the figures of the first measurement
+    in which it was the active version.
+    """
+    found = {one.version: VersionSpeed(one.version, _over_off(one, Arm.CANDIDATE), one.verdict) for one in measurements}
+    for one in measurements:
+        as_active = VersionSpeed(one.active_version, _over_off(one, Arm.ACTIVE), f"active beside {one.version}")
+        found.setdefault(one.active_version, as_active)
+    return tuple(found[version] for version in sorted(found) if found[version].ratios)
+
+
+def _over_off(one: Measurement, arm: Arm) -> tuple[Ratio, ...]:
+    return tuple(ratio for ratio in one.ratios if (ratio.numerator, ratio.denominator) == (arm, Arm.OFF))
 
 
 def _doubt(evidence: Evidence) -> str:

@@ -104,6 +104,16 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class VersionSpeed:
+    """The throughput of one version over no speculation, one ratio for each concurrency."""
+
+    version: int
+    ratios: tuple[Ratio, ...]
+    outcome: str
+    """The verdict of its own measurement, or in which measurement it was the active version."""
+
+
+@dataclass(frozen=True)
 class AcceptancePoint:
     """Answer tokens per verify round, bonus token included, after so many learned tokens."""
 
@@ -195,6 +205,7 @@ class Report:
     """The condition Ready in words."""
     figures: tuple[Figure, ...]
     measurements: tuple[Measurement, ...]
+    speeds: tuple[VersionSpeed, ...]
     held_out: tuple[AcceptancePoint, ...]
     live: tuple[AcceptancePoint, ...]
     activations: tuple[Activation, ...]

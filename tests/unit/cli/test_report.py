@@ -51,6 +51,13 @@ def test_the_speedups_are_those_of_the_evidence() -> None:
             assert (found.estimate, found.low, found.high) == (expected.estimate, expected.low, expected.high)
 
 
+def test_a_version_without_a_measurement_of_its_own_has_the_speed_that_it_had_as_the_active_version() -> None:
+    assert [one.version for one in REPORT.speeds] == list(range(report_example.VERSIONS))
+    initial, first = REPORT.speeds[0], REPORT.measurements[0]
+    assert initial.ratios[0] == first.ratio(Arm.ACTIVE, Arm.OFF, 1)
+    assert REPORT.speeds[1].ratios[0] == first.ratio(Arm.CANDIDATE, Arm.OFF, 1)
+
+
 def test_a_pass_that_the_samples_do_not_show_is_doubted_and_a_true_one_is_not() -> None:
     assert measurement(evidence(4)).doubt == ""
     slow = tuple(one.model_copy(update={"seconds": one.seconds * 2}) for one in evidence(4).samples)

@@ -8,7 +8,7 @@ from typing import Final
 from aurora_cli.report.charts.canvas import SHAPES, Canvas, legend, mark, panel, responsive
 from aurora_cli.report.charts.scale import Scale, Tick, nice_range, number_ticks
 from aurora_cli.report.page.markup import Markup, element, joined
-from aurora_cli.report.report import Measurement, Ratio, Throughput
+from aurora_cli.report.report import Measurement, Ratio, Throughput, VersionSpeed
 from aurora_protocol.evidence_records import Arm
 
 MAX_CONCURRENCIES: Final = 4
@@ -20,59 +20,50 @@ _ARMS: Final = {
 }
 
 
-def speedups(measurements: Sequence[Measurement], served: frozenset[int]) -> Markup | None:
+def speedups(speeds: Sequence[VersionSpeed], served: frozenset[int]) -> Markup | None:
     """Throughput of each version over no speculation, by concurrency. None when none was measured."""
-    drawn = [one for one in measurements if _over_off(one)]
-    concurrencies = tuple(sorted({ratio.concurrency for one in drawn for ratio in _over_off(one)}))[:MAX_CONCURRENCIES]
-    if not drawn:
+    concurrencies = tuple(sorted({ratio.concurrency for one in speeds for ratio in one.ratios}))[:MAX_CONCURRENCIES]
+    if not speeds:
         return None
-    bounds = [value for one in drawn for ratio in _over_off(one) for value in (ratio.low, ratio.estimate, ratio.high)]
+    bounds = [value for one in speeds for ratio in one.ratios for value in (ratio.low, ratio.estimate, ratio.high)]
     low, high, step = nice_range(min(0.95, *bounds), max(1.05, *bounds), 6)
 
     def draw(canvas: Canvas) -> Iterator[Markup]:
-        across = canvas.x_scale(-0.5, len(drawn) - 0.5)
-        up = canvas.y_scale(low, high)
+        across, up = canvas.x_scale(-0.5, len(speeds) - 0.5), canvas.y_scale(low, high)
         yield from canvas.y_axis(up, number_ticks(low, high, step, lambda value: f"{value:.4g}x"))
-        yield from canvas.x_axis(across, _version_ticks(drawn), "version of the draft")
-        yield element(
-            "line", x1=canvas.left, x2=canvas.width - canvas.right, y1=up(1.0), y2=up(1.0), class_="reference"
-        )
+        yield from canvas.x_axis(across, _version_ticks(speeds), "version of the draft")
+        left, right = canvas.left, canvas.width - canvas.right
+        yield element("line", x1=left, x2=right, y1=up(1.0), y2=up(1.0), class_="reference")
         spread = min(14.0, (across(1) - across(0)) / (len(concurrencies) + 1))
-        for place, one in enumerate(drawn):
-            for number, concurrency in enumerate(concurrencies):
-                ratio = one.ratio(Arm.CANDIDATE, Arm.OFF, concurrency)
-                if ratio is not None:
-                    x = across(place) + (number - (len(concurrencies) - 1) / 2) * spread
-                    yield from _interval(x, up, ratio, number, one, filled=one.version in served)
+        for place, one in enumerate(speeds):
+            for ratio in one.ratios:
+                if ratio.concurrency in concurrencies:
+                    series = concurrencies.index(ratio.concurrency)
+                    x = across(place) + (series - (len(concurrencies) - 1) / 2) * spread
+                    yield from _interval(x, up, ratio, series, one, filled=one.version in served)
 
-    last = drawn[-1]
+    last = speeds[-1]
     summary = (
-        f"Speedup over no speculation of {len(drawn)} versions with 95 % intervals; newest, version {last.version}: "
-        + ", ".join(f"{one.estimate:.2f} at concurrency {one.concurrency}" for one in _over_off(last))
+        f"Speedup over no speculation of {len(speeds)} versions with 95 % intervals; newest, version {last.version}: "
+        + ", ".join(f"{one.estimate:.2f} at concurrency {one.concurrency}" for one in last.ratios)
     )
     entries = [(SHAPES[n], f"mark s{n}", f"concurrency {c}") for n, c in enumerate(concurrencies)]
     key = legend(*entries, ("circle", "mark hollow", "hollow: never served"))
     return joined((key, responsive(draw, summary)))
 
 
-def _over_off(one: Measurement) -> list[Ratio]:
-    return [ratio for ratio in one.ratios if (ratio.numerator, ratio.denominator) == (Arm.CANDIDATE, Arm.OFF)]
-
-
-def _interval(
-    x: float, up: Scale, ratio: Ratio, series: int, measured: Measurement, *, filled: bool
-) -> Iterator[Markup]:
+def _interval(x: float, up: Scale, ratio: Ratio, series: int, one: VersionSpeed, *, filled: bool) -> Iterator[Markup]:
     told = (
-        f"version {measured.version}, concurrency {ratio.concurrency}: {ratio.estimate:.2f}x"
-        f" [{ratio.low:.2f}, {ratio.high:.2f}], {measured.verdict}"
+        f"version {one.version}, concurrency {ratio.concurrency}: {ratio.estimate:.2f}x"
+        f" [{ratio.low:.2f}, {ratio.high:.2f}], {one.outcome}"
     )
     yield element("line", x1=x, x2=x, y1=up(ratio.low), y2=up(ratio.high), class_=f"whisker s{series}")
     classes = f"mark s{series}{'' if filled else ' hollow'}"
     yield mark(SHAPES[series], x, up(ratio.estimate), 4.5, classes=classes, title=told)
 
 
-def _version_ticks(measurements: Sequence[Measurement]) -> Iterable[Tick]:
-    return [Tick(float(place), str(one.version)) for place, one in enumerate(measurements)]
+def _version_ticks(versions: Sequence[VersionSpeed | Measurement]) -> Iterable[Tick]:
+    return [Tick(float(place), str(one.version)) for place, one in enumerate(versions)]
 
 
 def throughputs(measurements: Sequence[Measurement], concurrency: int) -> Markup | None:

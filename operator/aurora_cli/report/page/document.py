@@ -16,7 +16,7 @@ from aurora_cli.report.page.markup import Markup, element, joined, style_sheet
 from aurora_cli.report.page.tables import evidence
 from aurora_cli.report.report import Report
 
-STYLE: Final = (resources.files(__package__) / "page.css").read_text(encoding="utf-8")
+STYLE: Final = (resources.files("aurora_cli.report.page") / "page.css").read_text(encoding="utf-8")
 _CONTENTS: Final = (
     ("speedup", "Speedup"),
     ("throughput", "Tokens/s"),

@@ -16,7 +16,6 @@ from aurora_cli.report.page.tables import folded, table
 from aurora_cli.report.report import Decision, Figure, Report
 from aurora_cli.report.training import duration
 from aurora_cli.tables.plain_text import count
-from aurora_protocol.evidence_records import Arm
 
 _TIME = "%Y-%m-%d %H:%M"
 
@@ -68,21 +67,20 @@ def speedup(report: Report) -> Markup:
         "Answer tokens per second over those without speculation, measured with equal prompts. Lines are 95 %"
         " intervals. On the dashed line speculation changes nothing."
     )
-    chart = speedups(report.measurements, report.served_versions)
+    chart = speedups(report.speeds, report.served_versions)
     rows = [
         (
             str(one.version),
             str(ratio.concurrency),
             f"{ratio.estimate:.3f}x",
             f"{ratio.low:.3f} to {ratio.high:.3f}",
-            str(one.verdict),
             "yes" if one.version in report.served_versions else "no",
+            one.outcome,
         )
-        for one in report.measurements
+        for one in report.speeds
         for ratio in one.ratios
-        if (ratio.numerator, ratio.denominator) == (Arm.CANDIDATE, Arm.OFF)
     ]
-    columns = ("Version", "Concurrency", "Speedup", "95 % interval", "Verdict", "Served")
+    columns = ("Version", "Concurrency", "Speedup", "95 % interval", "Served", "Verdict")
     return section("speedup", "How much faster is each version?", lead, *_chart(chart, report, columns, rows))
 
 
