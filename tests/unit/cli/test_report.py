@@ -18,7 +18,7 @@ from aurora_cli.commands import report as report_command
 from aurora_cli.report import timeline, traffic
 from aurora_cli.report.builder import build
 from aurora_cli.report.charts.scale import nice_range, number_ticks, time_ticks
-from aurora_cli.report.measurements import measurement
+from aurora_cli.report.measurements import measurement, version_speeds
 from aurora_cli.report.page.document import render
 from aurora_cli.report.report import DecisionKind
 from aurora_cli.report.stored_records import MAX_SHARDS, MAX_VERSIONS, StoredRecords
@@ -64,7 +64,9 @@ def test_a_pass_that_the_samples_do_not_show_is_doubted_and_a_true_one_is_not() 
     forged = tuple(
         changed if changed.arm is Arm.CANDIDATE else one for one, changed in zip(evidence(4).samples, slow, strict=True)
     )
-    assert "its own samples show no Pass" in measurement(evidence(4, samples=forged)).doubt
+    doubted = measurement(evidence(4, samples=forged))
+    assert "its own samples show no Pass" in doubted.doubt
+    assert [one.outcome for one in version_speeds([doubted])][-1] == "Pass, which its samples do not show"
     assert measurement(evidence(4, VerdictKind.REJECT, samples=forged)).doubt == ""
 
 

@@ -81,15 +81,17 @@ def speedup(report: Report) -> Markup:
         for ratio in one.ratios
     ]
     columns = ("Version", "Concurrency", "Speedup", "95 % interval", "Served", "Verdict")
-    return section("speedup", "How much faster is each version?", lead, *_chart(chart, report, columns, rows))
+    return section(
+        "speedup", "How much faster is each version?", lead, *_chart(chart, _why_none(report), columns, rows)
+    )
 
 
 def _chart(
-    chart: Markup | None, report: Report, columns: Sequence[str], rows: Sequence[Sequence[Child]]
+    chart: Markup | None, why_none: str, columns: Sequence[str], rows: Sequence[Sequence[Child]]
 ) -> Iterator[Markup]:
     """A chart with its figures, or why there is none."""
     if chart is None:
-        yield nothing(_why_none(report))
+        yield nothing(why_none)
     else:
         yield element("figure", chart)
         yield folded("Figures", table(*columns, rows=rows))
@@ -123,7 +125,8 @@ def acceptance_length(report: Report) -> Markup:
         *(("live", f"{point.learned_tokens:.0f}", f"{point.accept_length:.2f}") for point in report.live),
     ]
     columns = ("Traffic", "Learned tokens", "Acceptance length")
-    return section("acceptance", "Does the draft learn?", lead, *_chart(chart, report, columns, rows))
+    why_none = "Neither a held-out acceptance length nor a shard was read."
+    return section("acceptance", "Does the draft learn?", lead, *_chart(chart, why_none, columns, rows))
 
 
 def traffic(report: Report) -> Markup:
