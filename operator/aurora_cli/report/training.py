@@ -34,10 +34,8 @@ def training_figures(
 ) -> Iterator[Figure]:
     """The totals, each with what it counts."""
     status, trainer = speculator.status.training, records.trainer
-    step, tokens = (
-        max(status.step, trainer.step if trainer else 0),
-        max(status.trained_tokens, trainer.trained_tokens if trainer else 0),
-    )
+    step = max(status.step, trainer.step if trainer else 0)
+    tokens = max(status.trained_tokens, trainer.trained_tokens if trainer else 0)
     known = speculator.has_status or trainer is not None
     yield Figure("Optimizer steps", count(step) if known else "", "since the lineage began")
     yield Figure("Tokens learned", count(tokens) if known else "", "traced positions, each counted once")
@@ -45,8 +43,9 @@ def training_figures(
     waiting = status.pending_shards
     yield Figure("Shards that wait", "" if waiting is None else str(waiting), "a growing number: training falls behind")
     if records.registrations:
-        first, last = records.registrations[0].created, records.registrations[-1].created
-        yield Figure("From first to last version", duration((last - first).total_seconds()), "time, not time of work")
+        moments = [one.created for one in records.registrations]
+        seconds = (max(moments) - min(moments)).total_seconds()
+        yield Figure("From first to last version", duration(seconds), "time, not time of work")
     if records.was_read:
         seconds = sum(one.seconds for one in measurements)
         note = f"the last attempt at each of {len(measurements)} versions"

@@ -17,7 +17,6 @@ from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus
 from aurora_cli.commands import report as report_command
 from aurora_cli.report import timeline, traffic
 from aurora_cli.report.builder import build
-from aurora_cli.report.charts.scale import nice_range, number_ticks, time_ticks
 from aurora_cli.report.measurements import measurement, version_speeds
 from aurora_cli.report.page.document import render
 from aurora_cli.report.report import DecisionKind
@@ -263,22 +262,6 @@ def test_any_figures_make_a_page(ratios: list[RatioEstimate], seconds: float, co
     page = render(build(example(), StoredRecords((length,), {}, (changed,), (channel(0),), (shard,)), NOW))
     check(page)
     assert not re.search(r'="[^"]*\b(nan|inf)\b', page)
-
-
-@given(st.floats(-1e12, 1e12), st.floats(0, 1e12), st.integers(2, 10))
-def test_ticks_hold_the_figures(low: float, size: float, count: int) -> None:
-    start, end, step = nice_range(low, low + size, count)
-    ticks = number_ticks(start, end, step)
-    assert 1 < len(ticks) <= 2 * count + 4
-    assert start <= low + step * 1e-6
-    assert end >= low + size - step * 1e-6
-
-
-@given(st.integers(0, 10**9), st.integers(2, 10))
-def test_ticks_of_time_lie_within_the_time(seconds: int, count: int) -> None:
-    ticks = time_ticks(START, START + timedelta(seconds=seconds), count)
-    assert all(0 <= tick.value <= seconds for tick in ticks)
-    assert len(ticks) <= count + 2
 
 
 # Reading --------------------------------------------------------------------------------------------------------------

@@ -33,11 +33,11 @@ def acceptance(
         ticks = number_ticks(0.0, most, step_across, lambda value: count(round(value)))
         yield from canvas.x_axis(across, ticks, "traced tokens that training had learned")
         taken = float("-inf")
-        for one in activations:
-            x = across(one.learned_tokens)
+        for activation in activations:
+            x = across(activation.learned_tokens)
             yield element("line", x1=x, x2=x, y1=canvas.top, y2=canvas.height - canvas.bottom, class_="event")
             if x > taken + 26:
-                yield element("text", f"v{one.version}", x=x + 3, y=canvas.top + 9, class_="tick")
+                yield element("text", f"v{activation.version}", x=x + 3, y=canvas.top + 9, class_="tick")
                 taken = x
         for one in live:
             told = f"live: {one.accept_length:.2f} after {count(round(one.learned_tokens))} tokens"

@@ -9,6 +9,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 _STEPS: Final = (1.0, 2.0, 2.5, 5.0, 10.0)
+MIN_RELATIVE_RANGE: Final = 1e-6
+"""Narrowest range of an axis, as a share of its figures."""
 _MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86400.0
 _TIME_STEPS: Final = (
     *(n * _MINUTE for n in (1, 2, 5, 10, 15, 30)),
@@ -41,9 +43,13 @@ class Tick:
 
 
 def nice_range(low: float, high: float, count: int) -> tuple[float, float, float]:
-    """The range widened to multiples of a round step, and that step, for about ``count`` ticks."""
-    if not high > low:
-        low, high = low - 0.5, high + 0.5
+    """The range widened to multiples of a round step, and that step, for about ``count`` ticks.
+
+    A range that is too narrow to be told apart from a point is widened first.
+    """
+    size = max(1.0, abs(low), abs(high))
+    if high - low <= MIN_RELATIVE_RANGE * size:
+        low, high = low - 0.5 * size, high + 0.5 * size
     step = _nice_step((high - low) / count)
     return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step
 
