@@ -9,12 +9,14 @@ from typing import Final
 from aurora_cli.command_line import PROGRAM, Session, new_app, remember_flags
 from aurora_cli.commands import decide, diagnose, look, shell
 from aurora_cli.commands.draft import draft
+from aurora_cli.commands.report import report
 from aurora_cli.commands.store import store
 
 COMMANDS: Final[Sequence[Callable[..., None]]] = (
     look.status,
     look.history,
     look.evidence,
+    report,
     diagnose.doctor,
     decide.promote,
     decide.abort,

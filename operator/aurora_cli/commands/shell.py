@@ -18,6 +18,8 @@ from aurora_cli.tables.printing import Format
 COMPLETE: Final = "__complete"
 """The word that makes ``kubectl-aurora`` complete instead of run."""
 _CHOICES: Final = {"output": tuple(Format)}
+_FILES: Final = frozenset({"kubeconfig", "file"})
+"""Options whose value is the name of a file."""
 _SCRIPT: Final = f"""\
 #!/bin/sh
 # Save as an executable file kubectl_complete-aurora on PATH. kubectl's own completion must be set up.
@@ -35,7 +37,7 @@ def complete(app: typer.Typer, words: Sequence[str], session: Session) -> None:
     where = position(get_command(app), words)
     for candidate in dict.fromkeys((*fixed_candidates(where, _CHOICES), *_from_cluster(where, session))):
         typer.echo(candidate)
-    files = where.option is not None and where.option.name == "kubeconfig"
+    files = where.option is not None and where.option.name in _FILES
     typer.echo(f":{int(Directive.FILES if files else Directive.NO_FILES)}")
 
 

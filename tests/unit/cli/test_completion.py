@@ -54,6 +54,7 @@ def test_candidates(words: list[str], candidates: list[str], capsys: pytest.Capt
 def test_all_commands_are_candidates_and_a_kubeconfig_is_a_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"status", "doctor", "promote", "completion"} <= set(completed([], capsys))
     assert completed(["--kubeconfig", ""], capsys) == [":0"]
+    assert completed(["report", "chat", "-o", ""], capsys) == [":0"]
 
 
 def test_without_a_cluster_commands_are_completed_and_nothing_fails(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,81 @@
+"""``report``: one speculator as a page that people open without a cluster.
+
+Invariants: the file appears whole or not at all. A file that exists is replaced only if the user says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aurora_cli.cluster.cluster import Cluster
+from aurora_cli.command_line import Endpoint, Name, UseSecret, in_cluster
+from aurora_cli.errors import Refused
+from aurora_cli.report.builder import build
+from aurora_cli.report.page.document import render
+from aurora_cli.report.stored_records import StoredRecords
+from aurora_cli.stored.report_reader import read_records
+from aurora_cli.stored.store_access import open_store
+from aurora_cli.tables.plain_text import plain, size
+from aurora_cli.tables.printing import show
+
+
+@in_cluster
+def report(
+    cluster: Cluster,
+    name: Name,
+    file: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write, such as report.html.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    status_only: Annotated[
+        bool, typer.Option("--status-only", help="Do not read the store: a short report, without charts of versions.")
+    ] = False,
+    endpoint: Endpoint = None,
+    use_secret: UseSecret = False,
+) -> None:
+    """Write a page with speedups, acceptance, rolls, costs and evidence."""
+    _check(file, overwrite=overwrite)
+    if status_only and (endpoint is not None or use_secret):
+        raise Refused("--status-only reads no store; leave out --endpoint and --use-secret")
+    speculator = cluster.speculator(name)
+    records = (
+        StoredRecords(was_read=False)
+        if status_only
+        else read_records(open_store(cluster, speculator, endpoint=endpoint, use_secret=use_secret))
+    )
+    page = render(build(speculator, records, datetime.now(UTC))).encode()
+    _write(file, page)
+    show(
+        plain(f"wrote {file}, {size(len(page))}; it names the model and the hardware, and holds no request and no key")
+    )
+
+
+def _check(file: Path, *, overwrite: bool) -> None:
+    """Refuses a place that cannot be written, before anything is read."""
+    try:
+        if file.is_dir():
+            raise Refused(f"{file} is a folder; name a file with -o")
+        if not file.parent.is_dir():
+            raise Refused(f"the folder {file.parent} does not exist; create it, or name another file with -o")
+        if file.exists() and not overwrite:
+            raise Refused(f"{file} exists; name another file with -o, or add --overwrite")
+    except OSError as error:
+        raise Refused(f"{file} cannot be written: {error.strerror}") from error
+
+
+def _write(file: Path, data: bytes) -> None:
+    """Write beside the file, then move into place."""
+    part = file.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with part.open("xb") as opened:
+            opened.write(data)
+        part.replace(file)
+    except OSError as error:
+        raise Refused(f"{file} cannot be written: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)

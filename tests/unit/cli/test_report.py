@@ -1,0 +1,382 @@
+"""The report says what the status and the stored records say, and its page is safe to open."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus
+from aurora_cli.commands import report as report_command
+from aurora_cli.report import timeline, traffic
+from aurora_cli.report.builder import build
+from aurora_cli.report.measurements import measurement, version_speeds
+from aurora_cli.report.page.document import render
+from aurora_cli.report.report import DecisionKind
+from aurora_cli.report.stored_records import MAX_SHARDS, MAX_VERSIONS, StoredRecords
+from aurora_cli.speculator import Speculator
+from aurora_cli.stored.report_reader import read_records
+from aurora_protocol.draft_records import ChannelReason
+from aurora_protocol.evidence_records import Arm, RatioEstimate, VerdictKind
+from aurora_store import Keys
+from tests.unit.cli import report_example
+from tests.unit.cli.fake_cluster import FakeApiServer, resource, speculator
+from tests.unit.cli.report_example import END, START, example, put, records
+from tests.unit.fakes import FolderObjects
+from tests.unit.operator.worlds import NOW, channel, evidence, registration
+
+RECORDS = records()
+REPORT = build(example(), RECORDS, END)
+PAGE = render(REPORT)
+
+
+# The model ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_speedups_are_those_of_the_evidence() -> None:
+    for measured, record in zip(REPORT.measurements, RECORDS.evidence, strict=True):
+        stated = {(one.numerator, one.denominator, one.concurrency): one for one in record.verdict.ratios}
+        for concurrency in report_example.CONCURRENCIES:
+            found = measured.ratio(Arm.CANDIDATE, Arm.OFF, concurrency)
+            expected = stated[Arm.CANDIDATE, Arm.OFF, concurrency]
+            assert found is not None
+            assert (found.estimate, found.low, found.high) == (expected.estimate, expected.low, expected.high)
+
+
+def test_a_version_without_a_measurement_of_its_own_has_the_speed_that_it_had_as_the_active_version() -> None:
+    assert [one.version for one in REPORT.speeds] == list(range(report_example.VERSIONS))
+    initial, first = REPORT.speeds[0], REPORT.measurements[0]
+    assert initial.ratios[0] == first.ratio(Arm.ACTIVE, Arm.OFF, 1)
+    assert REPORT.speeds[1].ratios[0] == first.ratio(Arm.CANDIDATE, Arm.OFF, 1)
+
+
+def test_a_pass_that_the_samples_do_not_show_is_doubted_and_a_true_one_is_not() -> None:
+    assert measurement(evidence(4)).doubt == ""
+    slow = tuple(one.model_copy(update={"seconds": one.seconds * 2}) for one in evidence(4).samples)
+    forged = tuple(
+        changed if changed.arm is Arm.CANDIDATE else one for one, changed in zip(evidence(4).samples, slow, strict=True)
+    )
+    doubted = measurement(evidence(4, samples=forged))
+    assert "its own samples show no Pass" in doubted.doubt
+    assert [one.outcome for one in version_speeds([doubted])][-1] == "Pass, which its samples do not show"
+    assert measurement(evidence(4, VerdictKind.REJECT, samples=forged)).doubt == ""
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 0.0, -1.0, 1e300])
+def test_a_ratio_that_cannot_be_one_is_not_drawn(value: float) -> None:
+    verdict = evidence(4).verdict
+    odd = verdict.ratios[0].model_copy(update={"estimate": value})
+    found = measurement(evidence(4, verdict=verdict.model_copy(update={"ratios": (odd, *verdict.ratios[1:])})))
+    assert len(found.ratios) == len(verdict.ratios) - 1
+
+
+def test_tokens_learned_are_interpolated_between_versions_and_unknown_before_the_first() -> None:
+    at = traffic.learned_at([(START + timedelta(hours=2), 200), (START, 0), (START + timedelta(hours=2), 200)])
+    assert at(START - timedelta(seconds=1)) is None
+    assert at(START + timedelta(hours=1)) == 100
+    assert at(START + timedelta(hours=9)) == 200
+    assert traffic.learned_at([])(START) is None
+
+
+def test_shares_of_the_sources_add_up_even_where_a_record_counts_too_much() -> None:
+    shard = next(report_example.shards())
+    wrong = shard.model_copy(update={"accepted": shard.answer_tokens * 3})
+    for found in traffic.sources([shard, wrong, wrong.model_copy(update={"rounds": 0})]):
+        shares = (found.from_draft, found.from_target, found.rest)
+        assert min(shares) >= 0
+        assert sum(shares) == pytest.approx(1)
+
+
+def test_a_rollback_is_about_the_version_that_was_taken_away() -> None:
+    found = timeline.decisions(RECORDS.channel, ())
+    assert [one.version for one in found if one.kind is DecisionKind.ROLLED_BACK] == [6]
+    refused = channel(2, epoch=3, rejected=(5,)).model_copy(update={"reason": ChannelReason.REFUSED})
+    assert [one.version for one in timeline.decisions([channel(2, epoch=2), refused], ())] == [2, 5]
+
+
+def test_a_decision_that_both_sources_know_is_told_once() -> None:
+    record = next(one for one in RECORDS.channel if one.reason is ChannelReason.PROMOTED)
+    entry = HistoryEntry(time=record.created + timedelta(minutes=1), event="Promoted", version=record.active)
+    later = entry.model_copy(update={"time": record.created + timedelta(hours=1)})
+    assert len(timeline.decisions([record], [entry])) == 1
+    assert len(timeline.decisions([record], [later])) == 2
+
+
+def test_served_versions_cover_the_time_without_gaps() -> None:
+    spans = timeline.served_spans(RECORDS.channel, END)
+    assert [one.version for one in spans] == [0, 1, 2, 4, 5, 6, 5, 7, 9, 10]
+    assert all(one.end == after.start for one, after in pairwise(spans))
+    assert spans[-1].end == END
+
+
+def test_a_speculator_without_status_and_records_says_that_it_knows_nothing() -> None:
+    page = render(build(speculator(None), StoredRecords(), NOW))
+    assert "not known" in page
+    assert "<polyline" not in page
+    assert "No operator has written a status yet." in page
+
+
+# The page -------------------------------------------------------------------------------------------------------------
+
+
+class Tags(HTMLParser):
+    """Collects what a page holds."""
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def tags_of(page: str) -> Tags:
+    tags = Tags()
+    tags.feed(page)
+    tags.close()
+    return tags
+
+
+KNOWN_TAGS = {tag for tag, _ in tags_of(PAGE).found}
+
+
+def check(page: str) -> None:
+    """Nothing but our own elements and attributes, and no reference to anything outside of the page."""
+    tags = tags_of(page)
+    assert {tag for tag, _ in tags.found} <= KNOWN_TAGS
+    assert not KNOWN_TAGS & {"script", "img", "iframe", "object", "embed", "link", "base", "form", "use", "image"}
+    for tag, attributes in tags.found:
+        assert not {name for name in attributes if name.startswith("on") or name in {"src", "style", "srcset"}}, tag
+        assert (attributes.get("href") or "#").startswith("#")
+    assert not re.search(r"url\(|@import|//", page[page.index("<style>") : page.index("</style>")])
+
+
+def test_the_page_refers_to_nothing_outside_and_runs_nothing() -> None:
+    check(PAGE)
+    assert "default-src &#x27;none&#x27;" in PAGE
+    assert "http://" not in PAGE.replace("http-equiv", "")
+    assert "https://" not in PAGE
+
+
+def test_every_link_of_the_page_leads_to_a_heading() -> None:
+    found = tags_of(PAGE).found
+    anchors = {attributes["id"] for _, attributes in found if "id" in attributes}
+    assert {(attributes["href"] or "")[1:] for tag, attributes in found if tag == "a"} <= anchors
+
+
+def test_every_chart_is_described() -> None:
+    for tag, attributes in tags_of(PAGE).found:
+        if tag == "svg":
+            assert attributes.get("aria-label") or attributes.get("aria-hidden") == "true"
+
+
+def test_what_is_not_recorded_is_said() -> None:
+    for words in ("The shape of each verify round", "Live tokens per second are not stored", "Seconds of CPU or GPU"):
+        assert words in PAGE
+
+
+HOSTILE = st.one_of(
+    st.text(max_size=40),
+    st.sampled_from(
+        [
+            "<script>alert(1)</script>",
+            '"><img src=x onerror=alert(1)>',
+            "</style><script>",
+            "' onload='x",
+            "</svg><svg onload=alert(1)>",
+            "&lt;b&gt;",
+            "javascript:alert(1)",
+            "\x1b[2J\u202e",
+            "]]>",
+            "<!--",
+        ]
+    ),
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(HOSTILE, min_size=8, max_size=8))
+def test_texts_of_others_are_texts_of_the_page_and_nothing_else(texts: list[str]) -> None:
+    page = render(build(hostile_speculator(texts), hostile_records(texts), NOW))
+    check(page)
+    seen = "".join(tags_of(page).texts)
+    for text in texts:
+        shown = "".join(character if character.isprintable() else " " for character in text)
+        assert shown in seen
+
+
+def hostile_speculator(texts: list[str]) -> Speculator:
+    status = SpeculatorStatus(history=[HistoryEntry(time=NOW, event=texts[0], version=1, message=texts[1])])
+    return speculator(status, target={"model": texts[2]})
+
+
+def hostile_records(texts: list[str]) -> StoredRecords:
+    found = evidence(4)
+    verdict = found.verdict.model_copy(update={"reasons": (texts[3],)})
+    environment = found.environment.model_copy(update={"hardware": texts[4], "engine": texts[5]})
+    decision = channel(4, epoch=2).model_copy(update={"message": texts[6]})
+    return StoredRecords(
+        registrations=(registration(4),),
+        evidence=(found.model_copy(update={"verdict": verdict, "environment": environment}),),
+        channel=(channel(0), decision),
+        left_out=(texts[7],),
+    )
+
+
+FLOATS = st.floats()
+RATIOS = st.builds(
+    lambda arm, numbers: RatioEstimate(
+        numerator=arm,
+        denominator=Arm.OFF,
+        concurrency=1,
+        rounds=1,
+        estimate=numbers[0],
+        low=numbers[1],
+        high=numbers[2],
+    ),
+    st.sampled_from(Arm),
+    st.tuples(FLOATS, FLOATS, FLOATS),
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(RATIOS, max_size=4), st.floats(min_value=1e-300, max_value=1e300), st.integers(0, 1 << 62))
+def test_any_figures_make_a_page(ratios: list[RatioEstimate], seconds: float, count: int) -> None:
+    found = evidence(4)
+    samples = tuple(one.model_copy(update={"seconds": seconds}) for one in found.samples)
+    verdict = found.verdict.model_copy(update={"ratios": tuple(ratios)})
+    shard = next(report_example.shards()).model_copy(update={"answer_tokens": count, "proposed": count})
+    length = registration(4).model_copy(update={"held_out_acceptance_length": seconds, "created": shard.created})
+    changed = found.model_copy(update={"samples": samples, "verdict": verdict})
+    page = render(build(example(), StoredRecords((length,), {}, (changed,), (channel(0),), (shard,)), NOW))
+    check(page)
+    assert not re.search(r'="[^"]*\b(nan|inf)\b', page)
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(name="objects")
+def _objects(tmp_path: Path) -> FolderObjects:
+    objects = FolderObjects(tmp_path / "store")
+    put(objects, RECORDS)
+    return objects
+
+
+def test_the_stored_records_are_read_as_they_were_written(objects: FolderObjects) -> None:
+    found = read_records(objects)
+    assert found == RECORDS
+
+
+def test_a_damaged_or_foreign_record_is_named_and_hides_no_other(objects: FolderObjects) -> None:
+    objects.put(Keys.registration(3), b'{"version": "a secret"}')
+    objects.put(Keys.evidence(4, 1), evidence(5).to_json())
+    objects.put(f"{Keys.EVIDENCE}notes.txt", b"")
+    found = read_records(objects)
+    assert [one.version for one in found.registrations] == [0, 1, 2, *range(4, report_example.VERSIONS)]
+    assert 4 not in {one.version for one in found.evidence}
+    assert [text.split(" ")[0] for text in found.left_out] == [Keys.registration(3), Keys.evidence(4, 1)]
+    assert "a secret" not in str(found.left_out)
+
+
+def test_a_large_store_is_read_in_part_and_that_is_said(objects: FolderObjects) -> None:
+    for version in range(report_example.VERSIONS, MAX_VERSIONS + 5):
+        objects.put(Keys.registration(version), registration(version).to_json())
+    shard = next(report_example.shards())
+    for number in range(1000, 1000 + MAX_SHARDS):
+        key = Keys.shard(1, "chat-b", "b2", number, shard.created)
+        objects.put(f"{key}.json", shard.model_copy(update={"seq": number, "pod": "chat-b"}).to_json())
+    found = read_records(objects)
+    assert (len(found.registrations), len(found.shards)) == (MAX_VERSIONS, MAX_SHARDS)
+    assert found.registrations[-1].version == MAX_VERSIONS + 4
+    assert f"Of {MAX_VERSIONS + 5} versions, the newest {MAX_VERSIONS} were read." in found.left_out
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(name="server")
+def _server(objects: FolderObjects, monkeypatch: pytest.MonkeyPatch) -> FakeApiServer:
+    monkeypatch.setattr(report_command, "open_store", lambda *_, **__: objects)
+    return FakeApiServer.of(resource(report_example.status()))
+
+
+def test_the_command_writes_the_page_and_says_where(server: FakeApiServer, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    result = server.run("report", "chat", "-o", str(file))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith(f"wrote {file}, ")
+    check(file.read_text(encoding="utf-8"))
+    assert "s3" not in tags_of(file.read_text(encoding="utf-8")).texts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "{folder}"], "is a folder; name a file"),
+        (["-o", "{folder}/no/report.html"], "does not exist; create it"),
+        (["-o", "{folder}/there.html"], "exists; name another file with -o, or add --overwrite"),
+        (["-o", "{folder}/" + "x" * 300], "cannot be written"),
+        (["-o", "{folder}/a.html", "--status-only", "--use-secret"], "--status-only reads no store"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_line(
+    server: FakeApiServer, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "there.html").write_text("mine")
+    before = sorted(tmp_path.iterdir())
+    result = server.run("report", "chat", *(one.format(folder=tmp_path) for one in arguments))
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "there.html").read_text() == "mine"
+
+
+def test_a_file_is_replaced_only_on_request(server: FakeApiServer, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text("old")
+    assert server.run("report", "chat", "-o", str(file), "--overwrite").exit_code == 0
+    assert file.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_a_store_that_does_not_answer_leaves_no_file(
+    server: FakeApiServer, objects: FolderObjects, tmp_path: Path
+) -> None:
+    objects.down = True
+    result = server.run("report", "chat", "-o", str(tmp_path / "report.html"))
+    assert (result.exit_code, result.stderr) == (1, "error: the store is down\n")
+    assert [one.name for one in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_write_that_fails_leaves_no_part(
+    server: FakeApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    result = server.run("report", "chat", "-o", str(tmp_path / "report.html"))
+    assert (result.exit_code, "No space left on device" in result.stderr) == (1, True)
+    assert [one.name for one in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_report_of_the_status_alone_asks_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_command, "open_store", None)
+    server = FakeApiServer.of(resource(report_example.status()))
+    file = tmp_path / "report.html"
+    assert server.run("report", "chat", "-o", str(file), "--status-only").exit_code == 0
+    page = file.read_text(encoding="utf-8")
+    assert "The store was not read" in page
+    assert "Rejected" in page
