@@ -49,6 +49,8 @@ class PodView:
     """Kubernetes' reason why a container does not run: ``ImagePullBackOff``, ``CrashLoopBackOff``."""
     scheduler_message: str = ""
     """Why the scheduler finds no node for the pod; empty once the pod has a node."""
+    scheduling_gates: tuple[str, ...] = ()
+    """Names of the gates that keep the scheduler from the pod. A queue opens its own gate when it admits the pod."""
     started_together: bool = False
     """Whether all containers started together. If so, the previous engine did not crash alone: its agent ended too."""
 
@@ -73,6 +75,8 @@ class WorkloadView:
     ready: int
     message: str = ""
     """Why pods cannot be created or do not run; empty when nothing is known to be wrong."""
+    queued_behind: tuple[str, ...] = ()
+    """Names of the scheduling gates that hold its pod back, for example while the pod waits in a queue."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,10 @@ class JobView:
     """Why the Job failed."""
     waiting: str = ""
     """Why the Job's pod does not start."""
+    suspended: bool = False
+    """A person or a queue suspended the Job (``spec.suspend``). It has no pod until it is resumed."""
+    queue: str = ""
+    """The queue of Kueue that admits the Job, by the Job's label; empty without one."""
 
     @property
     def finished(self) -> bool:
