@@ -188,7 +188,7 @@ class Observer:
         stuck = any(pod.scheduled and not pod.terminating and pod.agent is None for pod in pods)
         if token and (stuck or self._agents.token_refused):
             self._secrets.doubt(keys_name(owner))
-        if stuck or any(not job.finished for job in jobs):
+        if stuck or any(not (job.finished or job.suspended) for job in jobs):
             self.store.keys.doubt()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aurora_protocol.pod_settings import EXIT_INTERRUPTED
+from aurora_protocol.pod_settings import EXIT_INTERRUPTED, ValidationSettings
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation import main
 
@@ -21,7 +21,7 @@ def _message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "termination-log"
     file.touch()
     monkeypatch.setattr(main, "TERMINATION_LOG", file)
-    monkeypatch.setattr(main.ValidationSettings, "from_env", lambda: None)
+    monkeypatch.setattr(ValidationSettings, "from_env", lambda: None)
     monkeypatch.setattr(main, "_open_registry", lambda *_: None)
     return file
 
