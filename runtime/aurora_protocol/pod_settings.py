@@ -40,6 +40,8 @@ ADMIN_KEY = "admin-key"
 TRAFFIC_SECRET = "traffic-secret"  # noqa: S105 - a file name
 """File, beside :data:`ADMIN_KEY`, with the secret that all pods of a speculator draw the traced requests with."""
 AGENT_TOKEN = "agent-token"  # noqa: S105 - a file name
+EXIT_INTERRUPTED = 143
+"""Exit status of a validator whose pod was told to end: 128 and the number of SIGTERM, as of any program it ends."""
 STATE_FOLDER = "/var/lib/aurora"
 """Folder that the containers of an inference pod share. Holds ``drafts/`` and ``spool/``."""
 

@@ -18,6 +18,7 @@ Always set:
 Set once there is something to say:
 
 ``CandidateValidated``   Once there is a candidate. The reason is the candidate's phase; Unknown while it is measured.
+                         With the reason MeasurementSuspended, a queue or a person suspended its Job.
 ``RolloutProgressing``   Once there was a roll. True while pods are swapped or return, and during the watch.
 ``UpgradePending``       Once an upgrade of the operator changed the pods. True until the pods have restarted.
 

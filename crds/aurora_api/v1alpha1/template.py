@@ -45,12 +45,14 @@ PartialPodSpec = Annotated[
 
 
 class TemplateMetadata(Model):
-    """Labels and annotations to add to the pods."""
+    """Labels and annotations to add to the pods. The labels are added to the pods' Deployment or Job as well."""
 
     labels: dict[str, str] = Field(
-        default_factory=dict, description="Labels to add. The operator's own labels win, because selectors use them."
+        default_factory=dict,
+        description="Labels to add to the pods and to their Deployment or Job, for example a queue's. The operator's"
+        " own labels win, because selectors use them.",
     )
-    annotations: dict[str, str] = Field(default_factory=dict, description="Annotations to add.")
+    annotations: dict[str, str] = Field(default_factory=dict, description="Annotations to add to the pods.")
 
 
 class PodTemplate(Model):

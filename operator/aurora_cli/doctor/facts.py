@@ -36,7 +36,7 @@ class PodFacts:
     component: str
     ready: bool
     unschedulable: str = ""
-    """The scheduler's message, if it finds no node."""
+    """The scheduler's message, if it finds no node. A pod that a queue holds back has not asked for one."""
     troubles: Sequence[ContainerTrouble] = ()
     terminating: bool = False
 
@@ -89,7 +89,7 @@ def pods_of(items: Iterable[Mapping[str, Any]]) -> Iterator[PodFacts]:
         metadata, status = _mapping(item, "metadata"), _mapping(item, "status")
         conditions = {str(one.get("type")): one for one in _mappings(status, "conditions")}
         scheduled = conditions.get("PodScheduled", {})
-        waits = scheduled.get("status") == "False"
+        waits = scheduled.get("status") == "False" and scheduled.get("reason") != "SchedulingGated"
         yield PodFacts(
             name=str(metadata.get("name", "")),
             component=str(_mapping(metadata, "labels").get(COMPONENT_LABEL, "")),

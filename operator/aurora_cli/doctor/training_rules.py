@@ -25,6 +25,13 @@ _TRAINER: Final[Mapping[str, Remedy]] = {
             "kubectl -n {ns} describe pods -l app.kubernetes.io/instance={name},app.kubernetes.io/component=trainer",
         ),
     ),
+    "Queued": Remedy(
+        "the trainer's pod waits in a queue",
+        "The queue opens the pod's scheduling gate once its quota has room, by priority. With Kueue, its Workloads say"
+        " what is missing.",
+        ("kubectl -n {ns} get workloads.kueue.x-k8s.io",),
+        Severity.WARNING,
+    ),
     "Starting": Remedy(
         "the trainer cannot begin",
         "The message says what it waits for: a gated model needs HF_TOKEN in training.template, and a published head"
@@ -92,6 +99,15 @@ _STUCK = Remedy(
     ),
     Severity.WARNING,
 )
+_SUSPENDED_JOB = Remedy(
+    "the candidate's measurement is suspended",
+    "A queue or a person suspended its Job. It goes on once the queue has room; without a queue, resume it like this.",
+    (
+        "kubectl -n {ns} get workloads.kueue.x-k8s.io",
+        'kubectl -n {ns} patch job {job} --type=merge -p \'{"spec":{"suspend":false}}\'',
+    ),
+    Severity.WARNING,
+)
 _NEVER_PASS = Remedy(
     "candidates do not pass, again and again",
     "Read the figures of each bar. Wide intervals need more rounds (validation.maxRounds, validation.promptsPerRound)"
@@ -136,10 +152,13 @@ def candidate_not_measured(snapshot: Snapshot) -> Iterator[Finding]:
     if candidate is None:
         return
     evidence = f"version {candidate.version} is {candidate.phase}: {candidate.message}"
+    condition = abnormal(snapshot, ConditionType.CANDIDATE_VALIDATED, ConditionStatus.UNKNOWN)
     if candidate.phase is CandidatePhase.FAILED:
         job = next((one for one in snapshot.jobs if one.name == candidate.job and one.failed), None)
         ended = f"; Job {job.name} failed: {job.message}" if job is not None else ""
         yield _FAILED.finding(snapshot, evidence + ended)
+    elif condition is not None and condition.reason == "MeasurementSuspended":
+        yield _SUSPENDED_JOB.finding(snapshot, evidence)
     elif candidate.phase is CandidatePhase.VALIDATING and candidate.since is not None:
         does_not_start = "its pod does not start" in candidate.message
         explained = any(pod.troubles or pod.unschedulable for pod in snapshot.pods_of(VALIDATOR))

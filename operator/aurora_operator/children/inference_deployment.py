@@ -27,6 +27,7 @@ from aurora_operator.children.pod_template import (
     pod_template,
     store_credentials,
     store_settings,
+    with_template_labels,
 )
 from aurora_operator.children.shutdown_timing import GRACE_PERIOD_SECONDS, PRE_STOP_SECONDS, agent_shutdown_arguments
 from aurora_operator.children.template_merge import merge
@@ -117,7 +118,7 @@ def deployment(owner: Owner, spec: SpeculatorSpec, template: Object, annotations
         },
     )
     made["metadata"]["annotations"] = dict(annotations)
-    return made
+    return with_template_labels(made)
 
 
 def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> dict[str, Any]:

@@ -123,6 +123,16 @@ def pod_template(
     return {"metadata": metadata, "spec": merged}
 
 
+def with_template_labels(workload: Object) -> Object:
+    """``workload``, a Deployment or Job, with the labels of its pods' template beside its own.
+
+    A queue such as Kueue, and an admission policy, read the user's labels on the workload before any pod exists.
+    """
+    of_pods = workload["spec"]["template"].get("metadata", {}).get("labels", {})
+    metadata = workload["metadata"]
+    return {**workload, "metadata": {**metadata, "labels": of_pods | metadata["labels"]}}
+
+
 def _base_pod(config: OperatorConfig, service_account: str, pod: Mapping[str, Any]) -> dict[str, Any]:
     """``pod`` with everything that is the same in all our pods."""
     containers = {

@@ -16,6 +16,7 @@ _MERGE_KEYS: dict[str, tuple[str, ...]] = {
     "containers": ("name",),
     "initContainers": ("name",),
     "volumes": ("name",),
+    "resourceClaims": ("name",),
     "env": ("name",),
     "imagePullSecrets": ("name",),
     "volumeMounts": ("mountPath",),
@@ -24,8 +25,9 @@ _MERGE_KEYS: dict[str, tuple[str, ...]] = {
     "hostAliases": ("ip",),
     "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
 }
-_REPLACED_ITEMS = frozenset({"volumes", "env"})
-"""Fields whose items are unions: two kinds of volume, or a ``value`` and a ``valueFrom``, cannot be merged."""
+_REPLACED_ITEMS = frozenset({"volumes", "env", "resourceClaims"})
+"""Fields whose items are unions: two kinds of volume, a ``value`` and a ``valueFrom``, or a claim and a claim's
+template, cannot be merged."""
 
 
 def _identity(item: Any, keys: tuple[str, ...]) -> Any:

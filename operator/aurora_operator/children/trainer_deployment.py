@@ -30,6 +30,7 @@ from aurora_operator.children.pod_template import (
     pod_template,
     store_credentials,
     store_settings,
+    with_template_labels,
 )
 from aurora_operator.children.user_template import container_named, mapping
 from aurora_operator.kubernetes_api import Object
@@ -93,7 +94,7 @@ def trainer_deployment(owner: Owner, spec: SpeculatorSpec, config: OperatorConfi
     }
     template = pod_template(owner, spec, config, TRAINER, pod, spec.training.template)
     template["spec"]["tolerations"] = with_lost_node_tolerations(template["spec"].get("tolerations"))
-    return child(
+    made = child(
         owner,
         "apps/v1",
         "Deployment",
@@ -107,6 +108,7 @@ def trainer_deployment(owner: Owner, spec: SpeculatorSpec, config: OperatorConfi
             "template": template,
         },
     )
+    return with_template_labels(made)
 
 
 def with_lost_node_tolerations(tolerations: Any) -> Any:

@@ -4,8 +4,8 @@ A Job with an engine of its own is shaped like an inference pod, so that a candi
 it would serve. A Job that measures on a replica only sends requests: it has no engine, no GPU, and takes only the pull
 secrets from the serving pods' template.
 
-Invariant: a Job's name holds version and attempt, and a Job is created once and never changed. One attempt is therefore
-one measurement with one set of settings.
+Invariant: a Job's name holds version and attempt, and a Job is created once and never changed by us. One attempt is
+therefore one measurement with one set of settings. A queue or a person may suspend the Job and resume it.
 """
 
 from __future__ import annotations
@@ -34,15 +34,27 @@ from aurora_operator.children.pod_template import (
     pod_template,
     store_credentials,
     store_settings,
+    with_template_labels,
 )
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
-from aurora_protocol.pod_settings import Replica, ValidationSettings
+from aurora_protocol.pod_settings import EXIT_INTERRUPTED, Replica, ValidationSettings
 from aurora_protocol.signatures import KeyName
 
 FINISHED_JOB_TTL_SECONDS = 3600
 """Kubernetes keeps a finished Job, and with it the Job's log, for this long."""
 GRACE_PERIOD_SECONDS = 30
+_IGNORE_INTERRUPTIONS = {
+    "rules": [
+        {
+            "action": "Ignore",
+            "onExitCodes": {"containerName": VALIDATOR, "operator": "In", "values": [EXIT_INTERRUPTED]},
+        }
+    ]
+}
+"""A pod that was deleted or evicted, for example because its Job was suspended, does not fail the Job: another one
+follows. With ``backoffLimit`` 0 Kubernetes would otherwise fail each Job that is suspended while its pod runs. A Job
+that measures on a replica has lost the replica by then, and fails at once."""
 _SERVING_ONLY = frozenset({"command", "args", "ports", "lifecycle", "livenessProbe", "readinessProbe", "startupProbe"})
 """Fields of the engine's container that a validator does not inherit."""
 
@@ -135,8 +147,9 @@ def job(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, attempt: Val
             "template": template,
         },
     )
-    made["metadata"]["labels"] |= labels
-    return made
+    if attempt.replica is None and template["spec"].get("restartPolicy") == "Never":  # else it would be refused
+        made["spec"]["podFailurePolicy"] = _IGNORE_INTERRUPTIONS
+    return with_template_labels(made)
 
 
 def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, attempt: ValidationAttempt) -> dict[str, Any]:

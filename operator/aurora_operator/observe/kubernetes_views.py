@@ -12,6 +12,8 @@ from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import DeployedTemplate, JobView, PodView, WorkloadView
 
 JOB_LABEL = "batch.kubernetes.io/job-name"
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+"""Kueue suspends a Job with this label until the named queue admits it."""
 _NORMAL_WAITING_REASONS = frozenset({"PodInitializing", "ContainerCreating"})
 SAME_START_TOLERANCE = timedelta(seconds=30)
 """Containers that start within this time started together.
@@ -42,6 +44,7 @@ def pod_view(pod: Object) -> PodView:
         waiting=next((reason for reason in reasons if reason and reason not in _NORMAL_WAITING_REASONS), ""),
         crash=next((crash for container in containers if (crash := _crash(container))), ""),
         scheduler_message=unscheduled[:MAX_SCHEDULER_MESSAGE_CHARACTERS],
+        scheduling_gates=tuple(gate["name"] for gate in pod.get("spec", {}).get("schedulingGates") or ()),
         started_together=_started_together(status.get("containerStatuses") or ()),
     )
 
@@ -102,25 +105,34 @@ def job_view(job: Object, pods: Iterable[Object] = ()) -> JobView:
     failure = _condition(job, "Failed")
     failed = failure.get("status") == "True"
     message = f"the Job failed: {failure.get('reason', '')}: {failure.get('message', '')}" if failed else ""
-    own_pods = [pod for pod in pods if pod["metadata"].get("labels", {}).get(JOB_LABEL) == name]
+    own_pods = _pods_of(job, pods)
     if failed:
         message = next((text for pod in own_pods for text in _termination_messages(pod)), message)
+    succeeded = _condition(job, "Complete").get("status") == "True"
     return JobView(
         name=name,
         version=_number(labels.get(VERSION_LABEL, "")),
         attempt=_number(labels.get(ATTEMPT_LABEL, "")),
-        succeeded=_condition(job, "Complete").get("status") == "True",
+        succeeded=succeeded,
         failed=failed,
         message=message,
         waiting=next((reason for pod in own_pods if (reason := _waiting_reason(pod))), ""),
+        suspended=job.get("spec", {}).get("suspend") is True and not (succeeded or failed),
+        queue=labels.get(QUEUE_LABEL, ""),
     )
 
 
 def ended_pod(job: Object, pods: Iterable[Object]) -> bool:
-    """Whether a pod of ``job`` has ended, so that its termination message is known."""
+    """Whether the last pod of ``job`` has ended, so that its termination message is known."""
+    own_pods = _pods_of(job, pods)
+    return bool(own_pods) and has_ended(own_pods[0])
+
+
+def _pods_of(job: Object, pods: Iterable[Object]) -> list[Object]:
+    """The pods of ``job``, last one first. A Job that was suspended, or whose pod was evicted, has had several."""
     name = job["metadata"]["name"]
-    own = (pod for pod in pods if pod["metadata"].get("labels", {}).get(JOB_LABEL) == name)
-    return any(has_ended(pod) for pod in own)
+    own = [pod for pod in pods if pod["metadata"].get("labels", {}).get(JOB_LABEL) == name]
+    return sorted(own, key=lambda pod: pod["metadata"].get("creationTimestamp") or "", reverse=True)
 
 
 def has_ended(pod: Object) -> bool:

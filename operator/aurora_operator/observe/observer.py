@@ -188,7 +188,7 @@ class Observer:
         stuck = any(pod.scheduled and not pod.terminating and pod.agent is None for pod in pods)
         if token and (stuck or self._agents.token_refused):
             self._secrets.doubt(keys_name(owner))
-        if stuck or any(not job.finished for job in jobs):
+        if stuck or any(not (job.finished or job.suspended) for job in jobs):
             self.store.keys.doubt()
 
 
@@ -210,10 +210,11 @@ def _trainer(owner: Owner, live: Mapping[tuple[str, str], Object]) -> WorkloadVi
     """The trainer's Deployment, with the reason why its pod does not run."""
     workload = kubernetes_views.workload_view(live.get(("Deployment", trainer_name(owner))))
     pods = [kubernetes_views.pod_view(obj) for obj in live.values() if _is_trainer_pod(obj)]
-    reason = next((pod.trouble for pod in pods if pod.trouble and not pod.terminating), "")
-    if workload is None or not reason:
+    held_up = next((pod for pod in pods if pod.waiting and not pod.terminating), None)
+    if workload is None or held_up is None:
         return workload
-    return replace(workload, message=f"the trainer's pod is not ready ({reason})")
+    message = f"the trainer's pod is not ready ({held_up.trouble})"
+    return replace(workload, message=message, queued_behind=held_up.scheduling_gates)
 
 
 def _is_trainer_pod(obj: Object) -> bool:

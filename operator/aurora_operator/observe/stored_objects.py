@@ -33,7 +33,7 @@ _COMMON_TEXT = (
 )
 """Text that most objects contain. zlib refers to this text instead of repeating it, so a pod takes 270 bytes, not 620.
 An object without this text is stored as well, and only takes more memory."""
-_POD_SPEC = ("nodeName",)
+_POD_SPEC = ("nodeName", "schedulingGates")
 """Everything else in a pod's spec follows from its workload's template, and is the largest part of the pod."""
 
 

@@ -48,7 +48,7 @@ def conditions(observed: Observed, status: SpeculatorStatus, up_to_date: int, no
         ConditionType.STORAGE_READY: _storage(observed),
         ConditionType.SERVING_READY: _serving(observed, status, up_to_date),
         ConditionType.TRAINER_READY: _trainer(observed, status, now),
-        ConditionType.CANDIDATE_VALIDATED: _candidate(status),
+        ConditionType.CANDIDATE_VALIDATED: _candidate(observed, status),
         ConditionType.ROLLOUT_PROGRESSING: _rollout(status),
         ConditionType.DEGRADED: _degraded(observed, status),
         ConditionType.NAME_TAKEN: _name_taken(observed),
@@ -189,6 +189,9 @@ def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> Con
         return _suspended(observed, message)
     workload = observed.trainer
     if workload is None or workload.ready < 1:
+        if workload is not None and workload.queued_behind:
+            gates = ", ".join(workload.queued_behind)
+            return ConditionContent(False, "Queued", f"the trainer's pod waits behind the scheduling gate {gates}")
         message = (workload.message if workload else "") or "the trainer's pod is not ready"
         return ConditionContent(False, "PodNotReady", message)
     if training_is_suspended(observed):
@@ -232,7 +235,7 @@ def _starvation(record: TrainerStatus) -> str:
     )
 
 
-def _candidate(status: SpeculatorStatus) -> ConditionContent | None:
+def _candidate(observed: Observed, status: SpeculatorStatus) -> ConditionContent | None:
     candidate = status.candidate
     if candidate is None:
         return None
@@ -240,7 +243,8 @@ def _candidate(status: SpeculatorStatus) -> ConditionContent | None:
     if candidate.waiting_version is not None:
         message += f"; version {candidate.waiting_version} passed and waits for its roll"
     if candidate.phase is CandidatePhase.VALIDATING:
-        return ConditionContent(None, "Validating", message)
+        suspended = any(job.suspended and job.name == candidate.job for job in observed.jobs)
+        return ConditionContent(None, "MeasurementSuspended" if suspended else "Validating", message)
     return ConditionContent(candidate.phase is CandidatePhase.VALIDATED, candidate.phase.value, message)
 
 

@@ -113,10 +113,11 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
     changes = StatusChanges(rollout, operator_state, candidate, rejected, history_entries(old, events, now))
     status = with_worth(status_of(after, pods, changes, now), after, events, now)
     swaps = tuple(_swap_requests(observed, step))
-    job_exists = any((view.version, view.attempt) == wanted_job for view in observed.jobs)
+    # Kubernetes reports as an event that a suspended Job was resumed.
+    job_runs = any((view.version, view.attempt) == wanted_job and not view.suspended for view in observed.jobs)
     new_job = _job_to_create(observed, config, wanted_job, lent) if rollout_rests and not observed.spec_fault else None
     # A candidate that waits for a replica waits for pods and the disruption budget, whose changes are events.
-    measuring = job_exists or new_job is not None or bool(lent.leases)
+    measuring = job_runs or new_job is not None or bool(lent.leases)
     worth_changed = old.training.worth.suspended_for is not status.training.worth.suspended_for  # the trainer follows
     return Plan(
         advance=advance,
@@ -158,6 +159,9 @@ def _validation_inputs(
         may_measure=any(pod.ready for pod in pods) and observed.spec.rollout.pin is None and not observed.spec_fault,
         abort=observed.user_requests.abort,
         measure=observed.user_requests.measure,
+        replica_is_back=(
+            observed.spec.validation.measure_on is MeasureOn.REPLICA and not lending.withdrawn_pods(observed)
+        ),
     )
 
 

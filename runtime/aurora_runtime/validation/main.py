@@ -1,7 +1,7 @@
 """The validation Job: reads its settings, measures, and stores the baseline and the evidence.
 
 Exit status 0: evidence was written, whatever the verdict. Exit status 1: the Job could not measure, and one log line
-says why.
+says why. Exit status ``EXIT_INTERRUPTED``: the pod was told to end. Its Job, unless deleted, measures in another pod.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from aurora_protocol.errors import ProtocolError
-from aurora_protocol.pod_settings import KEYS_FOLDER, SIGNING_FOLDER, ValidationSettings
+from aurora_protocol.pod_settings import EXIT_INTERRUPTED, KEYS_FOLDER, SIGNING_FOLDER, ValidationSettings
 from aurora_protocol.signatures import KeyName
 from aurora_runtime.errors import MeasurementError, RuntimeFault
 from aurora_runtime.key_folder import KeyFolder
@@ -94,4 +94,4 @@ def main(arguments: list[str] | None = None) -> None:
     except asyncio.CancelledError:
         log.error("interrupted: the engines are stopped, no evidence was written")  # noqa: TRY400
         _write_termination_message("interrupted before it could finish")
-        raise SystemExit(1) from None
+        raise SystemExit(EXIT_INTERRUPTED) from None

@@ -246,6 +246,25 @@ def history(*events: str) -> SpeculatorStatus:
     return HEALTHY.model_copy(update={"history": entries})
 
 
+def test_a_suspended_measurement_is_found_although_it_waits_for_long() -> None:
+    words = "version 2: measuring on the real engine; its Job is suspended until Kueue admits it to the queue q"
+    status = with_condition("CandidateValidated", ConditionStatus.UNKNOWN, "MeasurementSuspended", words)
+    since = NOW - timedelta(hours=9)
+    candidate = CandidateStatus(version=2, phase=CandidatePhase.VALIDATING, job="chat-validate-v2-1", since=since)
+    (finding,) = diagnose(snapshot(status.model_copy(update={"candidate": candidate})))
+    assert finding.title == "the candidate's measurement is suspended"
+    assert finding.severity is Severity.WARNING
+    assert "patch job chat-validate-v2-1" in finding.commands[-1]
+
+
+def test_a_queued_trainer_is_no_lack_of_nodes() -> None:
+    gated = pod("chat-trainer-1", "trainer", conditions=[
+        {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "Scheduling is blocked"},
+    ])  # fmt: skip
+    status = with_condition("TrainerReady", ConditionStatus.FALSE, "Queued", "waits behind a gate")
+    assert found(snapshot(status, pods=[gated])) == ["the trainer's pod waits in a queue"]
+
+
 def test_candidates_that_never_pass_are_found_from_the_third_on() -> None:
     assert found(snapshot(history("Rejected", "Inconclusive"))) == []
     assert found(snapshot(history("Rejected", "Rejected", "Promoted", "Inconclusive"))) == []

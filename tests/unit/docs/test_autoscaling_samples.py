@@ -22,6 +22,7 @@ from tests.unit.operator.worlds import CONFIG, OWNER, spec
 
 FOLDER = ROOT / "docs/samples/autoscaling"
 SAMPLES = sorted(FOLDER.glob("*.yaml"))
+AUTOSCALERS = ("hpa.yaml", "keda.yaml", "keda-schedule.yaml")
 SGLANG_METRIC = re.compile(r"sglang:(\w+)")
 QUERIED = re.compile(r"sglang:(\w+?)\{")
 
@@ -39,7 +40,7 @@ def reported_metrics() -> set[str]:
     return set(re.findall(r'name="sglang:(\w+)"', source.read_text()))
 
 
-@pytest.mark.parametrize("name", ["hpa.yaml", "keda.yaml"])
+@pytest.mark.parametrize("name", AUTOSCALERS)
 def test_an_autoscaler_targets_the_scale_subresource_of_a_speculator(name: str) -> None:
     target = sample(name)["spec"]["scaleTargetRef"]
     assert (target["apiVersion"], target["kind"]) == (API_VERSION, KIND)
@@ -52,7 +53,7 @@ def test_an_autoscaler_targets_the_scale_subresource_of_a_speculator(name: str) 
         assert node["type"] in ("integer", "string"), path
 
 
-@pytest.mark.parametrize("name", ["hpa.yaml", "keda.yaml"])
+@pytest.mark.parametrize("name", AUTOSCALERS)
 def test_an_autoscaler_stays_within_the_field_and_scales_down_slowly(name: str) -> None:
     given = sample(name)["spec"]
     limits = [given[key] for key in given if key.startswith(("minReplica", "maxReplica"))]
@@ -95,6 +96,14 @@ def test_the_autoscaler_reads_the_metrics_that_the_adapter_offers() -> None:
     assert read == offered
     queried = {f"sglang_{name}" for name in QUERIED.findall((FOLDER / "keda.yaml").read_text())}
     assert queried == offered
+
+
+def test_only_a_trigger_outside_of_the_pods_brings_the_first_pod() -> None:
+    """Without pods SGLang reports nothing, so a sample that scales to zero needs another trigger."""
+    for name in ("keda.yaml", "keda-schedule.yaml"):
+        given = sample(name)["spec"]
+        kinds = {trigger["type"] for trigger in given["triggers"]}
+        assert (given["minReplicaCount"] == 0) == (kinds > {"prometheus"}), name
 
 
 def test_the_page_links_every_sample() -> None:

@@ -18,7 +18,8 @@ The newest version replaces a candidate that is decided, and one that waits. A c
 - in Validated, for its roll, while rolls are paused or pods are missing.
 
 A candidate that is being measured is not replaced. Its validator ends an undecided measurement early when a newer
-version waits (``aurora_protocol.gate.budget``).
+version waits (``aurora_protocol.gate.budget``). Nor is a candidate replaced whose Job is suspended: the Job would lose
+its place in the queue to its successor, and a trainer that publishes often would never be measured.
 
 A version that passed can still be rolled out (``waiting_version``) until a newer one passes too. Otherwise a trainer
 that publishes faster than candidates are measured would keep every version from the pods. A delayed roll therefore
@@ -44,6 +45,7 @@ from datetime import datetime, timedelta
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus
 from aurora_operator.children.metadata import job_name
 from aurora_operator.observe.observed import JobView, RefusedJob, StoreView
+from aurora_operator.plan.candidate.measurement_job import failure, with_waiting_note
 from aurora_operator.plan.candidate.undecided_measurement import gave_way, reason_to_end
 from aurora_operator.plan.formatting import ratio_text, source_text
 from aurora_operator.plan.rest import MEASURING
@@ -53,7 +55,6 @@ from aurora_store import Keys
 
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(seconds=30), timedelta(minutes=30)
 """Delay before a failed measurement is repeated: starts at the minimum and doubles up to the maximum."""
-POD_DOES_NOT_START = "; its pod does not start: "
 DECIDED = frozenset({CandidatePhase.REJECTED, CandidatePhase.INCONCLUSIVE})
 
 
@@ -79,6 +80,8 @@ class ValidationInputs:
     """A person rejects this version."""
     measure: tuple[int, int] | None = None
     """(version, attempt): a person asks for this measurement without a delay."""
+    replica_is_back: bool = False
+    """Candidates are measured on a replica, and none is withdrawn now."""
 
     @property
     def channel(self) -> Channel:
@@ -245,9 +248,10 @@ def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Vali
     evidence = next((e for e in attempts if e.attempt == candidate.attempt), None)
     if evidence is not None:
         return _by_verdict(inputs, _with_figures(inputs, candidate, evidence), evidence)
-    if reason := _failure(inputs, candidate):
+    job = next((j for j in inputs.jobs if (j.version, j.attempt) == (candidate.version, candidate.attempt)), None)
+    if reason := failure(candidate, job, inputs.refused_job, replica_is_back=inputs.replica_is_back):
         return _failed(inputs, candidate, reason)
-    return ValidationDecision(_with_pod_start_message(inputs, candidate))
+    return ValidationDecision(with_waiting_note(candidate, job))
 
 
 def _with_figures(inputs: ValidationInputs, candidate: CandidateStatus, evidence: Evidence) -> CandidateStatus:
@@ -283,36 +287,12 @@ def _by_verdict(inputs: ValidationInputs, candidate: CandidateStatus, evidence: 
     return _next_attempt(inputs, candidate.model_copy(update={"message": f"measuring again: {reason}"}))
 
 
-def _failure(inputs: ValidationInputs, candidate: CandidateStatus) -> str:
-    """Why the present attempt ended without evidence; empty while its Job may still write evidence."""
-    job = _job_of(inputs, candidate)
-    if job is not None:
-        return (job.message or "the Job ended without evidence; see its log") if job.finished else ""
-    refused = inputs.refused_job
-    return f"the API server refused its Job: {refused.message}" if refused and refused.name == candidate.job else ""
-
-
 def _failed(inputs: ValidationInputs, candidate: CandidateStatus, reason: str) -> ValidationDecision:
     delay_seconds = int(_retry_delay(candidate.attempt).total_seconds())
     again = f"it is repeated in {delay_seconds} s at the earliest"
     message = f"attempt {candidate.attempt} could not measure: {reason}; {again}"
     update = {"phase": CandidatePhase.FAILED, "since": inputs.now, "message": message}
     return ValidationDecision(candidate.model_copy(update=update), event="ValidationFailed")
-
-
-def _with_pod_start_message(inputs: ValidationInputs, candidate: CandidateStatus) -> CandidateStatus:
-    """``candidate`` with a message that says why its Job's pod does not start, if the pod does not."""
-    job = _job_of(inputs, candidate)
-    if job is None:
-        return candidate
-    before = candidate.message.split(POD_DOES_NOT_START)[0]
-    message = f"{before}{POD_DOES_NOT_START}{job.waiting}" if job.waiting else before
-    return candidate if message == candidate.message else candidate.model_copy(update={"message": message})
-
-
-def _job_of(inputs: ValidationInputs, candidate: CandidateStatus) -> JobView | None:
-    """The Job of the present attempt."""
-    return next((j for j in inputs.jobs if (j.version, j.attempt) == (candidate.version, candidate.attempt)), None)
 
 
 def _next_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:

@@ -8,6 +8,7 @@ import pytest
 
 from aurora_operator.observe import kubernetes_views
 from aurora_operator.observe.observed import PodView, WorkloadView
+from aurora_operator.observe.stored_objects import pack, unpack
 
 
 def container(name: str, started: str | None) -> dict[str, Any]:
@@ -149,3 +150,41 @@ def test_a_job_says_why_its_pod_does_not_start(status: dict[str, Any], waiting: 
     assert kubernetes_views.job_view({"metadata": {"name": "other"}}, [of_job(status)]).waiting == "", (
         "another Job's pod"
     )
+
+
+def test_a_suspended_job_is_seen_with_its_queue_until_it_ends() -> None:
+    metadata = {"name": "j", "labels": {kubernetes_views.QUEUE_LABEL: "research"}}
+    waits = kubernetes_views.job_view({"metadata": metadata, "spec": {"suspend": True}})
+    assert (waits.suspended, waits.queue, waits.finished) == (True, "research", False)
+    runs = kubernetes_views.job_view({"metadata": {"name": "j"}, "spec": {"suspend": False}})
+    assert (runs.suspended, runs.queue) == (False, "")
+    failed = {"conditions": [{"type": "Failed", "status": "True"}]}
+    ended = kubernetes_views.job_view({"metadata": metadata, "spec": {"suspend": True}, "status": failed})
+    assert (ended.suspended, ended.failed) == (False, True)
+
+
+def test_the_last_pod_of_a_job_says_why_the_job_failed() -> None:
+    """A Job that was suspended while it ran has had a pod before, which only says that it was interrupted."""
+    failed = {"metadata": {"name": "j"}, "status": {"conditions": [{"type": "Failed", "status": "True"}]}}
+
+    def pod(created: str, message: str, phase: str = "Failed") -> dict[str, Any]:
+        made = of_job({"phase": phase, "containerStatuses": [{"state": {"terminated": {"message": message}}}]})
+        made["metadata"]["creationTimestamp"] = created
+        return made
+
+    first, last = pod("2026-01-01T00:00:00Z", "interrupted"), pod("2026-01-01T00:05:00Z", "too few prompts")
+    assert kubernetes_views.job_view(failed, [first, last]).message == "too few prompts"
+    assert kubernetes_views.ended_pod(failed, [first, last])
+    assert not kubernetes_views.ended_pod(failed, [first, pod("2026-01-01T00:05:00Z", "", "Running")])
+    assert not kubernetes_views.ended_pod(failed, [])
+
+
+def test_a_pod_behind_a_scheduling_gate_names_it() -> None:
+    gated = {
+        "metadata": {"name": "p", "uid": "u"},
+        "spec": {"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]},
+        "status": {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}]},
+    }
+    found = kubernetes_views.pod_view(unpack(pack(gated | {"kind": "Pod"})))
+    assert (found.scheduling_gates, found.waiting) == (("kueue.x-k8s.io/admission",), "SchedulingGated")
+    assert inference_pod().scheduling_gates == ()

@@ -9,7 +9,15 @@ from typing import Any, cast
 
 import pytest
 
-from aurora_operator.children.metadata import COMMON_LABELS, INSTANCE_LABEL, VALIDATOR, keys_name, selector
+from aurora_operator.children.metadata import (
+    COMMON_LABELS,
+    INSTANCE_LABEL,
+    TRAINER,
+    VALIDATOR,
+    keys_name,
+    selector,
+    trainer_name,
+)
 from aurora_operator.errors import NotFound
 from aurora_operator.kubernetes_api import WATCHED, Object, Resource
 from aurora_operator.observe.cluster_cache import ClusterCache
@@ -263,3 +271,15 @@ async def test_a_refresh_makes_up_for_a_cache_that_is_behind() -> None:
 
 def test_the_instance_label_names_the_speculator() -> None:
     assert obj("Pod", "p")["metadata"]["labels"][INSTANCE_LABEL] == OWNER.name
+
+
+async def test_a_trainers_pod_behind_a_scheduling_gate_is_queued() -> None:
+    workload = obj("Deployment", trainer_name(OWNER), component=TRAINER, spec={"replicas": 1}, status={"replicas": 1})
+    workload["metadata"]["generation"] = 1
+    gated = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
+    pod = obj("Pod", "chat-trainer-a", (), TRAINER, status={"conditions": [gated]})
+    pod["spec"] = {"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]}
+    trainer = (await Rig(workload, pod).observer.observe()).observed.trainer
+    assert trainer is not None
+    assert trainer.queued_behind == ("kueue.x-k8s.io/admission",)
+    assert trainer.message == "the trainer's pod is not ready (SchedulingGated)"

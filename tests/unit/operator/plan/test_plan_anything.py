@@ -155,9 +155,8 @@ def statuses(draw: st.DrawFn) -> SpeculatorStatus:
 @st.composite
 def worlds(draw: st.DrawFn) -> Observed:
     names = ["chat-a", "chat-b", "chat-c"][: draw(st.integers(0, 3))]
-    jobs = st.builds(
-        JobView, st.just("job"), VERSIONS, st.integers(1, 2), succeeded=st.booleans(), failed=st.booleans()
-    )
+    flags = dict.fromkeys(("succeeded", "failed", "suspended"), st.booleans())
+    jobs = st.builds(JobView, st.just("job"), VERSIONS, st.integers(1, 2), **flags)
     return replace(
         observed(
             spec=spec(

@@ -1,0 +1,109 @@
+"""What a user's template reaches besides the pods: queues, devices, and the runtime of the containers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_operator.children.inference_deployment import deployment, inference_template
+from aurora_operator.children.metadata import COMMON_LABELS, selector
+from aurora_operator.children.trainer_deployment import trainer_deployment
+from aurora_operator.children.validation_job import ValidationAttempt, job
+from aurora_protocol.pod_settings import EXIT_INTERRUPTED, Replica
+from tests.unit.operator.worlds import CONFIG, OWNER, spec
+
+QUEUE = "kueue.x-k8s.io/queue-name"
+ATTEMPT = ValidationAttempt(version=2, attempt=1, active=1)
+ON_REPLICA = ValidationAttempt(2, 1, 1, Replica(pod="chat-b", ip="10.0.0.2", measurement="chat-validate-v2-1", epoch=3))
+ROLES = {"serving": "inference", "training": "trainer", "validation": "validator"}
+
+
+def workloads(chosen: SpeculatorSpec) -> dict[str, dict[str, Any]]:
+    """The objects that make the pods, by the part of the spec that holds their template."""
+    return {
+        "serving": deployment(OWNER, chosen, inference_template(OWNER, chosen, CONFIG), {}),
+        "training": trainer_deployment(OWNER, chosen, CONFIG, 1),
+        "validation": job(OWNER, chosen, CONFIG, ATTEMPT),
+    }
+
+
+@pytest.mark.parametrize("part", ROLES)
+def test_a_queues_label_reaches_the_workload_and_its_pods(part: str) -> None:
+    """Kueue reads the label of a Job or Deployment, and decides before any pod exists."""
+    chosen = spec(**{part: {"template": {"metadata": {"labels": {QUEUE: "research"}}}}})
+    workload = workloads(chosen)[part]
+    assert workload["metadata"]["labels"][QUEUE] == "research"
+    assert workload["spec"]["template"]["metadata"]["labels"][QUEUE] == "research"
+    queued = {name for name, made in workloads(chosen).items() if QUEUE in made["metadata"]["labels"]}
+    assert queued == ({"serving", "validation"} if part == "serving" else {part}), "a validator is shaped like serving"
+
+
+OUR_LABELS = [*selector(OWNER, "x"), *COMMON_LABELS, "aurora.dev/version"]
+
+
+@given(st.dictionaries(st.sampled_from([*OUR_LABELS, "team"]), st.just("mine")))
+def test_no_label_of_a_user_replaces_one_of_ours(labels: dict[str, str]) -> None:
+    template = {"template": {"metadata": {"labels": labels}}}
+    for name, workload in workloads(spec(serving=template, training=template, validation=template)).items():
+        ours = selector(OWNER, ROLES[name]) | COMMON_LABELS
+        assert ours.items() <= workload["metadata"]["labels"].items()
+        assert ours.items() <= workload["spec"]["template"]["metadata"]["labels"].items()
+        if name == "validation":
+            assert workload["metadata"]["labels"]["aurora.dev/version"] == "2"
+
+
+def test_a_job_on_a_replica_is_queued_only_by_its_own_template() -> None:
+    """It runs no engine, so a queue for devices has nothing to give it."""
+    queue = {"template": {"metadata": {"labels": {QUEUE: "research"}}}}
+    assert QUEUE not in job(OWNER, spec(serving=queue), CONFIG, ON_REPLICA)["metadata"]["labels"]
+    assert QUEUE in job(OWNER, spec(validation=queue), CONFIG, ON_REPLICA)["metadata"]["labels"]
+
+
+def test_a_job_survives_the_end_of_its_pod_where_another_pod_can_go_on() -> None:
+    """Kubernetes counts the pod of a Job that is suspended as failed, unless a rule ignores how the pod ended."""
+    (rule,) = job(OWNER, spec(), CONFIG, ATTEMPT)["spec"]["podFailurePolicy"]["rules"]
+    expected = {"containerName": "validator", "operator": "In", "values": [EXIT_INTERRUPTED]}
+    assert (rule["action"], rule["onExitCodes"]) == ("Ignore", expected)
+    assert "podFailurePolicy" not in job(OWNER, spec(), CONFIG, ON_REPLICA)["spec"], "its replica is back in service"
+    restarts = spec(validation={"template": {"spec": {"restartPolicy": "OnFailure"}}})
+    assert "podFailurePolicy" not in job(OWNER, restarts, CONFIG, ATTEMPT)["spec"], "the API server would refuse it"
+
+
+CLAIM = {"name": "gpu", "resourceClaimTemplateName": "one-gpu"}
+
+
+def claiming(container: str, *claims: dict[str, Any]) -> dict[str, Any]:
+    names = [{"name": claim["name"]} for claim in claims]
+    engine = {"name": container, "resources": {"claims": names}}
+    return {"template": {"spec": {"resourceClaims": [*claims], "containers": [engine]}}}
+
+
+@pytest.mark.parametrize(("part", "container"), [("serving", "sglang"), ("training", "trainer")])
+def test_claims_of_devices_reach_pod_and_container(part: str, container: str) -> None:
+    made = workloads(spec(**{part: claiming(container, CLAIM)}))
+    pod = made[part]["spec"]["template"]["spec"]
+    assert pod["resourceClaims"] == [CLAIM]
+    (claimed,) = [one for one in pod["containers"] if "claims" in one.get("resources", {})]
+    assert (claimed["name"], claimed["resources"]["claims"]) == (container, [{"name": "gpu"}])
+
+
+def test_a_validator_claims_the_same_devices_as_the_engine_unless_its_template_says_otherwise() -> None:
+    same = workloads(spec(serving=claiming("sglang", CLAIM)))["validation"]["spec"]["template"]["spec"]
+    assert same["resourceClaims"] == [CLAIM]
+    assert same["containers"][0]["resources"]["claims"] == [{"name": "gpu"}]
+    other = {"name": "gpu", "resourceClaimName": "reserved"}
+    chosen = spec(serving=claiming("sglang", CLAIM), validation={"template": {"spec": {"resourceClaims": [other]}}})
+    pod = workloads(chosen)["validation"]["spec"]["template"]["spec"]
+    assert pod["resourceClaims"] == [other], "a claim has one source, so the two cannot be merged"
+    assert pod["containers"][0]["resources"]["claims"] == [{"name": "gpu"}]
+
+
+@pytest.mark.parametrize("part", ROLES)
+def test_runtime_class_and_place_reach_the_pods(part: str) -> None:
+    placed = {"runtimeClassName": "nvidia", "nodeSelector": {"gpu": "h100"}, "priorityClassName": "low"}
+    pod = workloads(spec(**{part: {"template": {"spec": placed}}}))[part]["spec"]["template"]["spec"]
+    assert placed.items() <= pod.items()

@@ -1,0 +1,128 @@
+"""A measurement whose Job is suspended by a queue or a person: it waits in words, and neither fails nor ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import pytest
+
+from aurora_api.v1alpha1.conditions import ConditionType
+from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus
+from aurora_operator.observe.observed import JobView, Observed, WorkloadView
+from aurora_operator.plan import Plan
+from aurora_protocol.agent_api import MeasurementPhase, MeasurementStatus
+from aurora_protocol.evidence_records import VerdictKind
+from tests.unit.operator.worlds import (
+    NOW,
+    agent,
+    condition,
+    evidence,
+    made,
+    observed,
+    pod,
+    spec,
+    status,
+    store,
+    validating,
+)
+
+JOB = JobView("chat-validate-v1-1", 1, 1, suspended=True, queue="research")
+
+
+def suspended(job: JobView = JOB, now: datetime = NOW) -> Observed:
+    """Version 1 is the candidate, and its Job is suspended. The status says so."""
+    begun = observed(store=store(0, 1))
+    seen = replace(begun, status=status(begun, now), jobs=(job,))
+    return replace(seen, status=made(seen, now).status or seen.status)
+
+
+def candidate(plan: Plan, world: Observed) -> CandidateStatus:
+    found = (plan.status or world.status).candidate
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        (JOB, "its Job is suspended until Kueue admits it to the queue research"),
+        (replace(JOB, queue=""), "its Job is suspended until its spec.suspend is false"),
+    ],
+    ids=["by a queue", "by a person"],
+)
+def test_the_status_says_that_the_measurement_is_suspended_until_it_goes_on(job: JobView, words: str) -> None:
+    world = suspended(job)
+    waits = next(c for c in world.status.conditions if c.type is ConditionType.CANDIDATE_VALIDATED)
+    assert (waits.status.value, waits.reason) == ("Unknown", "MeasurementSuspended")
+    assert waits.message == f"version 1: measuring on the real engine; {words}"
+    resumed = replace(world, jobs=(replace(job, suspended=False),))
+    goes_on = condition(resumed, ConditionType.CANDIDATE_VALIDATED)
+    assert (goes_on.reason, goes_on.message) == ("Validating", "version 1: measuring on the real engine")
+    assert made(resumed).moving
+
+
+@pytest.mark.parametrize("waited", [timedelta(seconds=2), timedelta(hours=2), timedelta(days=30)])
+def test_a_suspended_job_waits_for_as_long_as_it_takes(waited: timedelta) -> None:
+    """``validation.timeoutSeconds`` is an hour. Kubernetes counts it while the Job is active. Nobody else does."""
+    world = suspended()
+    later = made(world, NOW + waited)
+    assert (later.job, later.delete_jobs, later.moving) == (None, (), False)
+    assert later.status is None, "nothing changes, so nothing is written"
+    assert candidate(later, world).phase is CandidatePhase.VALIDATING
+    assert candidate(later, world).attempt == 1
+
+
+def test_a_suspended_job_keeps_its_place_in_the_queue_when_newer_versions_come() -> None:
+    world = replace(suspended(), store=store(0, 1, 2, 3))
+    assert validating(world) == 1
+    assert made(world).delete_jobs == ()
+    measured = replace(world, jobs=(), store=store(0, 1, 2, 3, evidence=(evidence(1, VerdictKind.REJECT),)))
+    after = replace(measured, status=status(measured))
+    assert validating(after) == 3
+
+
+def test_a_person_may_abort_a_suspended_measurement() -> None:
+    world = suspended()
+    ended = made(replace(world, user_requests=replace(world.user_requests, abort=1)))
+    assert ended.delete_jobs == (JOB.name,)
+    assert candidate(ended, world).phase is CandidatePhase.REJECTED
+
+
+def on_replica(*, withdrawn: bool) -> Observed:
+    """Version 1 is measured on a replica, and its Job is suspended."""
+    given = spec(serving={"replicas": 2}, validation={"measureOn": "Replica"})
+    away = agent("chat-b", 0).model_copy(
+        update={"measurement": MeasurementStatus(measurement=JOB.name, phase=MeasurementPhase.DRAINING)}
+    )
+    lent = pod("chat-b", 0, ready=False, agent=away) if withdrawn else pod("chat-b", 0)
+    chosen = observed(spec=given, store=store(0, 1))
+    return replace(
+        chosen,
+        status=status(chosen),
+        pods=(pod("chat-a", 0), lent),
+        jobs=(JOB,),
+        deployment=WorkloadView(current=True, replicas=2, ready=1 + (not withdrawn)),
+        disruptions_allowed=0,
+    )
+
+
+def test_a_replica_waits_for_a_suspended_job_only_until_its_lease_is_over() -> None:
+    waits = on_replica(withdrawn=True)
+    assert candidate(made(waits), waits).phase is CandidatePhase.VALIDATING, "a queue with room admits it soon"
+    over = on_replica(withdrawn=False)
+    ended = made(over)
+    assert candidate(ended, over).phase is CandidatePhase.FAILED
+    assert "set validation.measureOn to Job" in candidate(ended, over).message
+    assert ended.delete_jobs == (JOB.name,), "it could not begin without its replica"
+    assert ended.leases == ()
+
+
+def test_a_queued_trainer_says_which_gate_holds_its_pod_back() -> None:
+    gated = WorkloadView(
+        current=True, replicas=1, ready=0, message="not ready", queued_behind=("kueue.x-k8s.io/admission",)
+    )
+    shown = condition(observed(trainer=gated), ConditionType.TRAINER_READY)
+    assert (shown.status.value, shown.reason) == ("False", "Queued")
+    assert shown.message == "the trainer's pod waits behind the scheduling gate kueue.x-k8s.io/admission"
+    assert condition(observed(trainer=gated), ConditionType.READY).status.value == "True", "pods serve on"
