@@ -29,10 +29,10 @@ def pod_view(pod: Object) -> PodView:
     """An inference pod, without its agent's answer."""
     status = pod.get("status", {})
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-    reasons = [c.get("state", {}).get("waiting", {}).get("reason", "") for c in containers]
-    scheduling = _condition(pod, "PodScheduled")
-    if scheduling.get("status") == "False":
-        reasons.append(scheduling.get("reason", ""))
+    held_up = next((c for c in containers if _waits_abnormally(c)), {})
+    waiting, scheduling = _waiting(held_up), _condition(pod, "PodScheduled")
+    if not waiting and scheduling.get("status") == "False":
+        waiting = scheduling.get("reason", "")
     unscheduled = scheduling.get("message", "") if scheduling.get("status") == "False" else ""
     return PodView(
         name=pod["metadata"]["name"],
@@ -41,8 +41,8 @@ def pod_view(pod: Object) -> PodView:
         ready=_condition(pod, "Ready").get("status") == "True",
         terminating="deletionTimestamp" in pod["metadata"] or has_ended(pod),
         scheduled=scheduling.get("status") == "True",
-        waiting=next((reason for reason in reasons if reason and reason not in _NORMAL_WAITING_REASONS), ""),
-        crash=next((crash for container in containers if (crash := _crash(container))), ""),
+        waiting=waiting,
+        crash=_crash(held_up),
         scheduler_message=unscheduled[:MAX_SCHEDULER_MESSAGE_CHARACTERS],
         scheduling_gates=tuple(gate["name"] for gate in pod.get("spec", {}).get("schedulingGates") or ()),
         started_together=_started_together(status.get("containerStatuses") or ()),
@@ -154,6 +154,16 @@ def _started_together(containers: Iterable[Object]) -> bool:
     started = [c.get("state", {}).get("running", {}).get("startedAt") for c in containers]
     times = [datetime.fromisoformat(at) for at in started if at]
     return bool(times) and len(times) == len(started) and max(times) - min(times) < SAME_START_TOLERANCE
+
+
+def _waiting(container: Object) -> str:
+    """Kubernetes' reason why a container waits; empty for one that does not."""
+    reason: str = container.get("state", {}).get("waiting", {}).get("reason", "")
+    return reason
+
+
+def _waits_abnormally(container: Object) -> bool:
+    return _waiting(container) not in {"", *_NORMAL_WAITING_REASONS}
 
 
 def _crash(container: Object) -> str:

@@ -34,7 +34,7 @@ from aurora_runtime.serving.speculation.controller import ControllerSettings
 
 CHOOSING_SEEDS: Final = (1001, 1002, 1003, 1004)
 SCORING_SEEDS: Final = (0, 1)
-"""The seeds of tests/unit/serving/speculation/test_regret.py."""
+"""Seeds with which tests/unit/serving/speculation/test_regret.py scores the controller."""
 OF_PODS: Final = ControllerSettings()
 CATCH_UP_ROUNDS: Final = (2.0, 4.0, 16.0, 32.0)
 DRAFT_SHARE_GAINS: Final = (0.01, 0.02, 0.1, 0.2)

@@ -135,7 +135,8 @@ class Controller:
         self._costs.learn(arm, size, milliseconds, pending)
         costs = self._costs.milliseconds(size)
         took = costs[self._index[arm]] + self._costs.catch_up_milliseconds(pending, size)
-        self._counters.compare_with_off(took, costs[0] * made / size)
+        pace = self._costs.pace  # seconds that passed, not seconds of a machine at pace 1
+        self._counters.compare_with_off(took * pace, costs[0] * made / size * pace)
         if decision.explores:
             self._budget.spend(took - made / self._best_speed(outlooks))
         self._budget.earn(costs[0] * made / size, costs[0])
@@ -222,8 +223,11 @@ class Controller:
         least = self._costs.least_milliseconds(size)
         catch_up = self._costs.catch_up_milliseconds(_pending(outlooks), size)
         steady, loan = self._costs.milliseconds(size), self._budget.loan_milliseconds(catch_up)
+        looks = self._costs.looks(size)
         prospects = [
-            Prospect(i, tokens[i], optimistic[i] / least[i], steady[i] + drafts * catch_up, drafts * loan)
+            Prospect(
+                i, tokens[i], optimistic[i] / least[i], looks.get(i, steady[i]) + drafts * catch_up, drafts * loan
+            )
             for i, _, drafts in self._shapes
         ]
         if self._can_draft:

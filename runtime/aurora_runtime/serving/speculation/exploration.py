@@ -1,14 +1,14 @@
 """What the controller may spend on learning, and what it learns next.
 
 A round that explores may lose time against the round that seemed best. A token bucket of milliseconds pays that loss.
-The bucket earns a fixed share of the time that passes, and holds a few rounds at most. A round that explores and wins
-pays its gain in.
+The bucket earns a fixed share of the time that rounds without speculation would have taken, and holds one such round at
+most. A round that explores and wins pays its gain in.
 
 The draft's catch-up may be paid from the credit of later rounds, because many requests that are late together take
 longer to catch up than a full bucket pays for. Without the loan such a draft would never be tried, however good it is.
 
-Invariant: over any stretch of rounds, exploration loses at most the share of the stretch's time, two full buckets, and
-the loss of one round. A bucket in debt pays for nothing.
+Invariant: over any stretch of rounds of one batch size, exploration loses at most the share of the time that rounds
+without speculation would have taken, two full buckets, and the loss of one round. A bucket in debt pays for nothing.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class ExplorationBudget:
         self._limit = self._settings.burst_rounds * off_milliseconds
         if self._credit is None:
             self._credit = self._limit
-        self._credit = min(self._limit, self._credit + self._settings.share * worth_milliseconds)
+        # A loan of a larger batch would keep a smaller one from exploring for hundreds of rounds.
+        credit = max(self._credit, -self._limit)
+        self._credit = min(self._limit, credit + self._settings.share * worth_milliseconds)
 
     def spend(self, milliseconds: float) -> None:
         """Pay the loss of a round that explored, or take in its gain where ``milliseconds`` is negative."""

@@ -57,6 +57,14 @@ def test_a_pod_says_how_its_container_crashed_without_the_containers_text(
     assert kubernetes_views.pod_view(pod).trouble == trouble
 
 
+def test_the_crash_is_of_the_container_that_the_reason_is_of() -> None:
+    agent = {"name": "agent", "state": {"waiting": {"reason": "ImagePullBackOff"}}}
+    crashed = {"name": "sglang", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+    crashed |= {"lastState": {"terminated": {"exitCode": 1}}}
+    pod = {"metadata": {"name": "chat-a", "uid": "u"}, "status": {"containerStatuses": [agent, crashed]}}
+    assert kubernetes_views.pod_view(pod).trouble == "ImagePullBackOff"
+
+
 def test_a_container_that_runs_again_is_no_trouble() -> None:
     restarted = {"name": "sglang", "state": {"running": {}}, "lastState": {"terminated": {"exitCode": 1}}}
     pod = {"metadata": {"name": "chat-a", "uid": "u"}, "status": {"containerStatuses": [restarted]}}

@@ -1,16 +1,16 @@
 """The times of arms: a cell holds one arm's in one range of batch sizes, and a range all cells of its batch sizes.
 
 Nothing makes a round faster than it is, but much makes a round slower: a busy neighbour, and the first round of a size,
-for which the engine prepares its products. So a new cell believes a time far below its estimate. A cell whose arm seems
-far too dear is forgotten after a while, because nobody would pay for another look at the arm. Each cell waits twice as
-long the next time, so an arm that is dear costs few looks.
+for which the engine prepares its products. So a new cell believes a time far below its estimate. Nobody chooses an arm
+that seems dear, so nothing would correct a time that is wrongly long. A cell that was not timed for long and seems far
+too dear is *due for a look*: exploration may run its arm once, as if the arm took the time that is expected of it. When
+the arm turns out to be dear, its next look waits for twice as many rounds.
 
 Invariant: of an outlier in a well-known cell, at most :data:`CLIP` standard deviations count.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from math import exp, log, sqrt
 from typing import Final
 
@@ -25,11 +25,9 @@ UNTIMED_VARIANCE: Final = 0.25**2
 FEW_TIMES: Final = 3
 """Times up to which a much shorter time overrides a cell, because the earlier ones were outliers."""
 DOUBTED_DEVIATION: Final = 0.25
-"""Logarithmic deviation from which a time is doubted: a first time above the formula, or an arm above what the formula,
-or the prior's ratio to off, says of it."""
-DOUBT_ROUNDS: Final = 50
-"""Rounds without its arm after which a doubted cell is forgotten for the first time. Of 50 and 100 rounds, and 0.15 and
-0.25 of deviation, these two lost least on generated traffic with six seeds that the regret tests do not use."""
+"""Logarithmic deviation above what is expected of an arm from which a time is doubted."""
+LOOK_ROUNDS: Final = 50
+"""Rounds of its range without its arm after which a doubted cell is due for its first look."""
 DEFAULT_MILLISECONDS: Final = 20.0
 """An off round of one request before any measurement. Only ratios matter until then."""
 
@@ -37,7 +35,7 @@ DEFAULT_MILLISECONDS: Final = 20.0
 class Cell:
     """The time of one arm in one range of batch sizes, at pace 1, as a multiple of the formula's time."""
 
-    __slots__ = ("_variance", "batch_size", "caught_up", "level", "round", "samples")
+    __slots__ = ("_variance", "batch_size", "caught_up", "last", "level", "looks", "round", "samples")
 
     def __init__(self) -> None:
         self.level = 1.0
@@ -48,6 +46,10 @@ class Cell:
         """The size of the last batch."""
         self._variance = UNTIMED_VARIANCE
         self.round = 0
+        self.last = 0
+        """The round of the range in which the arm ran last."""
+        self.looks = 0
+        """Looks that found the arm dear."""
 
     def variance(self, now: int) -> float:
         """Variance of the level's logarithm in round ``now``. It grows while the arm is not timed."""
@@ -86,8 +88,8 @@ class CellRange:
         self.cells: list[Cell | None] = [None] * len(arms)
         self.line = cost_line.prior_line(DEFAULT_MILLISECONDS)
         self.outdated = True
-        self._looks: Counter[int] = Counter()
-        """How often each arm's cell was forgotten."""
+        self.rounds = 0
+        """Rounds in this range."""
         self.catch_up = CatchUpCost()
         self.formula: dict[int, list[float]] = {}
         self.tables: dict[int, tuple[float, ...]] = {}
@@ -102,22 +104,29 @@ class CellRange:
                 size = cell.batch_size
                 cell.level *= cost_line.milliseconds(before, arm, size) / cost_line.milliseconds(line, arm, size)
 
-    def forget_dear_cells(self, now: int) -> None:
-        """Forget the cells of arms that have not run for long, and that seem far too dear.
+    def look_milliseconds(self, index: int, batch_size: int, off_milliseconds: float) -> float | None:
+        """The time that is expected of an arm whose cell is due for a look. None: the cell is not.
 
-        Either the other cells say so, by the formula, or the time against off's is far above the prior's.
+        The formula expects the one, the prior beside the time of off the other. The shorter one counts, because the
+        formula was fitted to the doubted times too.
         """
-        off = self.cells[0]
-        if off is None:
-            return
-        for i, (arm, cell) in enumerate(zip(self._arms, self.cells, strict=True)):
-            if cell is None or now - cell.round < DOUBT_ROUNDS << self._looks[i]:
-                continue
-            usual = _prior_ratio(arm, cell.batch_size) / _prior_ratio(OFF, off.batch_size)
-            seems = self.cell_milliseconds(arm, cell) / self.cell_milliseconds(OFF, off)
-            if log(max(seems / usual, cell.level)) > DOUBTED_DEVIATION:
-                self._looks[i] += 1
-                self.cells[i] = None
+        cell = self.cells[index]
+        if not index or cell is None or self.rounds - cell.last < LOOK_ROUNDS << cell.looks:
+            return None
+        arm, formula = self._arms[index], self.formula_milliseconds(batch_size)[index]
+        usual = off_milliseconds * _prior_milliseconds(arm, batch_size) / _prior_milliseconds(OFF, batch_size)
+        expected = min(formula, usual)
+        return expected if log(formula * cell.level / expected) > DOUBTED_DEVIATION else None
+
+    def looked(self, index: int, milliseconds: float, expected: float) -> None:
+        """A look at an arm took ``milliseconds``. If the arm is not dear, forget what made it seem so."""
+        cell = self.cells[index]
+        assert cell is not None, "only a cell that was timed is due for a look"
+        cell.looks += 1
+        if log(milliseconds / expected) <= DOUBTED_DEVIATION:
+            self.cells[index] = None
+            if self._arms[index].drafts:
+                self.catch_up = CatchUpCost()  # learned against the time that was wrong
 
     def cell_milliseconds(self, arm: Arm, cell: Cell) -> float:
         """A cell's time at its batch size."""
@@ -131,6 +140,6 @@ class CellRange:
         return found
 
 
-def _prior_ratio(arm: Arm, batch_size: int) -> float:
-    """The time of a round before any measurement, in off rounds of one request."""
+def _prior_milliseconds(arm: Arm, batch_size: int) -> float:
+    """The time of a round before any measurement, where an off round of one request takes a millisecond."""
     return cost_line.milliseconds(cost_line.prior_line(1.0), arm, batch_size)

@@ -25,7 +25,6 @@ from aurora_runtime.engine.arms import Arm
 from aurora_runtime.serving.speculation.estimates import cost_line
 from aurora_runtime.serving.speculation.estimates.cost_cells import (
     DEFAULT_MILLISECONDS,
-    DOUBT_ROUNDS,
     FEW_TIMES,
     UNTIMED_VARIANCE,
     Cell,
@@ -46,6 +45,8 @@ CATCH_UP_SHARES: Final = (0.05, 0.08)
 A draft has one layer where the target has dozens."""
 CATCH_UP_DOUBT: Final = 0.5
 """How wrong this may be. A cell that was timed with a catch-up only is as doubtful as what was taken off."""
+DOUBTED_WEIGHT: Final = 0.01
+"""A cell that is due for a look says next to nothing about arms with more steps, which cannot be faster."""
 _REFIT_SAMPLES: Final = frozenset({1, 2, 4, 8, 15, 60, 240})
 
 
@@ -90,6 +91,8 @@ class CostModel:
         """The time of each arm at pace 1 that is not unlikely: a standard deviation below the estimate, or less."""
         estimates, doubts = self.milliseconds(batch_size), self.deviations(batch_size)
         least = [ms / (1 + doubt) for ms, doubt in zip(estimates, doubts, strict=True)]
+        for i, expected in self.looks(batch_size).items():
+            least[i] = min(least[i], expected / (1 + sqrt(UNTIMED_VARIANCE)))
         cells, off = self._range(size_range(batch_size)).cells, estimates[0]
         for kind in (self._plain, self._drafting):
             untimed = [i for i in kind if self._arms[i].steps]
@@ -97,6 +100,12 @@ class CostModel:
                 for i in untimed:
                     least[i] = min(least[i], off + UNTIMED_EXTRA * (estimates[i] - off))
         return least
+
+    def looks(self, batch_size: int) -> dict[int, float]:
+        """The arms that are due for a look, by their number, with the time that is expected of them."""
+        here, off = self._range(size_range(batch_size)), self.milliseconds(batch_size)[0]
+        due = {i: here.look_milliseconds(i, batch_size, off) for i in range(len(self._arms))}
+        return {i: expected for i, expected in due.items() if expected is not None}
 
     def off_age(self, batch_size: int) -> tuple[int, int]:
         """How often off was timed at about this batch size, and how many rounds ago it was timed last."""
@@ -113,9 +122,13 @@ class CostModel:
         at_pace = milliseconds / self._pace
         own = max(0.3 * at_pace, at_pace - catch_up)
         ratio = own / here.formula_milliseconds(batch_size)[index]
+        if (looks_for := here.look_milliseconds(index, batch_size, self.milliseconds(batch_size)[0])) is not None:
+            here.looked(index, own, looks_for)
+        here.rounds += 1
         if (cell := here.cells[index]) is None:
             cell = here.cells[index] = Cell()
-        elif catch_up and cell.caught_up >= FEW_TIMES:
+        cell.last = here.rounds
+        if catch_up and cell.caught_up >= FEW_TIMES:
             rough = _rough_catch_up(here.line, pending, batch_size)
             here.catch_up.learn(rough, at_pace - expected, expected, self._pace_variance)
             return
@@ -125,12 +138,9 @@ class CostModel:
         self._pace *= exp(gain * deviation)
         self._pace_variance *= 1 - gain
         here.tables.clear()
-        looks_back = self._round % DOUBT_ROUNDS == 0
-        if looks_back or cell.samples in _REFIT_SAMPLES:
+        if cell.samples in _REFIT_SAMPLES:
             for each in self._ranges.values():
                 each.outdated = True
-                if looks_back:
-                    each.forget_dear_cells(self._round)
 
     def cells(self) -> Iterator[tuple[Arm, int, float, int]]:
         """Arm, batch size, milliseconds at the present pace, and number of times of every cell that was timed."""
@@ -170,9 +180,7 @@ class CostModel:
         values = [v * cell.level if cell else v for v, cell in zip(values, here.cells, strict=True)]
         for chain in (self._plain, self._drafting):
             if any(values[a] > values[b] for a, b in itertools.pairwise(chain)):
-                cells = [here.cells[i] for i in chain]
-                now = self._round
-                weights = [1 / (cell.variance(now) if cell else UNTIMED_VARIANCE) for cell in cells]
+                weights = [self._weight(here, i, batch_size, values[0]) for i in chain]
                 for i, value in zip(chain, ascending([values[i] for i in chain], weights), strict=True):
                     values[i] = value
         floor = 0.0
@@ -182,6 +190,14 @@ class CostModel:
             elif values[i] < floor:
                 values[i] = floor
         return tuple(values)
+
+
+    def _weight(self, here: CellRange, index: int, batch_size: int, off: float) -> float:
+        """What an arm's time counts for, where times do not rise with steps."""
+        if here.look_milliseconds(index, batch_size, off) is not None:
+            return DOUBTED_WEIGHT
+        cell = here.cells[index]
+        return 1 / (cell.variance(self._round) if cell else UNTIMED_VARIANCE)
 
 
 def _rough_catch_up(line: cost_line.Coefficients, pending: int, batch_size: int) -> float:
