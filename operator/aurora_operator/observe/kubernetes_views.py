@@ -29,7 +29,7 @@ def pod_view(pod: Object) -> PodView:
     """An inference pod, without its agent's answer."""
     status = pod.get("status", {})
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-    held_up = next((c for c in containers if _waits_abnormally(c)), {})
+    held_up: Object = next((c for c in containers if _waits_abnormally(c)), {})
     waiting, scheduling = _waiting(held_up), _condition(pod, "PodScheduled")
     if not waiting and scheduling.get("status") == "False":
         waiting = scheduling.get("reason", "")
