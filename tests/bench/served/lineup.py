@@ -155,7 +155,9 @@ async def measure_lineup(
         [tokenizer(text)["input_ids"] for text in chat_texts(tokenizer, messages)]
         for messages in (reserved(domain)[: plan.prompts_needed], learned_from)
     )
-    warmup = chat_texts(tokenizer, traffic(domain)[: max(plan.concurrencies)])
+    # The servers have answered the first messages of the traffic.
+    unseen = traffic(domain)[len(learned_from) :] or traffic(domain)
+    warmup = chat_texts(tokenizer, unseen[: plan.warmups_needed])
     longest = max(map(len, fresh_prompts + learned_prompts)) + MAX_ANSWER_TOKENS + SPARE_TOKENS
     kv_tokens = max(DEFAULT_KV_TOKENS, longest * max(plan.concurrencies))
     spec = EngineSpec(str(model), engine_device(), kv_tokens, DType.BFLOAT16.value, extra_args=engine_arguments())

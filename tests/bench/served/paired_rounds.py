@@ -5,6 +5,8 @@ Invariants:
 - No arm is asked a prompt twice, so no arm has seen an answer before.
 - Within a round and a concurrency, the arms answer the same prompts right after each other. Their order rotates, by the
   validator's own schedule.
+- Before a batch each arm answers warm-up requests that it never saw, and that no batch has. A warm-up of known
+  requests would teach the controller, and NGRAM's index, that lookup guesses everything.
 - Answers are compared between rounds, not while a batch runs.
 """
 
@@ -47,6 +49,16 @@ class MeasurementPlan:
     def prompts_needed(self) -> int:
         """The number of distinct prompts. With fewer, a prompt would be asked twice."""
         return self.rounds * self.prompts_per_worker * sum(self.concurrencies)
+
+    @property
+    def warmups_needed(self) -> int:
+        """The number of distinct warm-up requests. With fewer, an arm would be asked one twice."""
+        return self.rounds * sum(self.concurrencies)
+
+    def first_warmup(self, round_number: int, concurrency: int) -> int:
+        """The first warm-up request before the batches of a round and a concurrency. There are ``concurrency``."""
+        before = sum(each for each in self.concurrencies if each < concurrency)
+        return round_number * sum(self.concurrencies) + before
 
     def batches_of(self, round_number: int) -> list[Batch[Arm]]:
         """The batches of a round, in their order."""
@@ -147,7 +159,7 @@ class Measured:
 class MeasuredServers(Protocol):
     """What :func:`measure` needs from the servers."""
 
-    async def prepare(self, arm: Arm, concurrency: int) -> list[StepTiming]: ...
+    async def prepare(self, arm: Arm, concurrency: int, first_warmup: int) -> list[StepTiming]: ...
 
     async def run(self, arm: Arm, prompts: Sequence[Sequence[int]], concurrency: int) -> BatchResult: ...
 
@@ -178,7 +190,8 @@ async def measure(
     for number in range(plan.rounds):
         results = list[tuple[Batch[Arm], BatchResult]]()
         for batch in plan.batches_of(number):
-            timings = await servers.prepare(batch.arm, batch.concurrency)
+            first_warmup = plan.first_warmup(number, batch.concurrency)
+            timings = await servers.prepare(batch.arm, batch.concurrency, first_warmup)
             result = await servers.run(batch.arm, [prompts[i] for i in batch.prompts], batch.concurrency)
             if batch.arm.server == OFF:
                 if result.failures:

@@ -53,7 +53,7 @@ class Servers:
     """Starts a server per entry of ``speculation``. Use it as an async context manager.
 
     Attributes:
-        warmup_texts: requests of the domain that are answered before each batch, as many as the highest concurrency.
+        warmup_texts: requests of the domain of which some are answered before each batch.
         max_new_tokens: largest number of tokens of an answer.
     """
 
@@ -106,8 +106,10 @@ class Servers:
             if len({*by_draft.values()}) < len(by_draft):
                 raise EngineFault("two drafts have one checksum, so a swap between them cannot be confirmed")
 
-    async def prepare(self, arm: Arm, concurrency: int) -> list[StepTiming]:
+    async def prepare(self, arm: Arm, concurrency: int, first_warmup: int) -> list[StepTiming]:
         """Load the arm's draft and answer ``concurrency`` warm-up requests at once, outside of any batch.
+
+        ``first_warmup`` is the place of the first one in :attr:`warmup_texts`, which begin again at their end.
 
         The prefix cache then contains the domain's common prefix, computed under the arm's draft, and nothing else that
         the next batch could use. The timings of the warm-up streams give the cost of a round.
@@ -121,7 +123,8 @@ class Servers:
                 raise EngineFault(f"the engine does not hold draft {arm.draft.version} after its swap")
         port = urlsplit(self.engines.url(arm.server)).port
         assert port is not None
-        texts = self.warmup_texts[:concurrency]
+        places = range(first_warmup, first_warmup + concurrency)
+        texts = [self.warmup_texts[place % len(self.warmup_texts)] for place in places]
         return await asyncio.gather(*(asyncio.to_thread(time_stream, port, text, WARMUP_TOKENS) for text in texts))
 
     async def run(self, arm: Arm, prompts: Sequence[Sequence[int]], concurrency: int) -> BatchResult:

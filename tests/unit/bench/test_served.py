@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -114,9 +114,11 @@ class FakeServers:
     def __init__(self, odd: str = "", failing: str = "") -> None:
         self.odd, self.failing = odd, failing
         self.prepared_for = list[tuple[str, int]]()
+        self.warmups = defaultdict[str, list[int]](list)
 
-    async def prepare(self, arm: Arm, concurrency: int) -> list[StepTiming]:
+    async def prepare(self, arm: Arm, concurrency: int, first_warmup: int) -> list[StepTiming]:
         self.prepared_for.append((arm.name, concurrency))
+        self.warmups[arm.name] += range(first_warmup, first_warmup + concurrency)
         return [StepTiming(20.0)] * concurrency
 
     async def run(self, arm: Arm, prompts: Sequence[Sequence[int]], concurrency: int) -> BatchResult:
@@ -143,6 +145,14 @@ async def test_a_different_answer_is_counted() -> None:
     assert (measured.distinct_4grams, measured.distinct_answers) == (1.0, 1.0)
     assert measured.summary("off", 4) == ArmSummary(16 * 5, None, 20.0)
     assert measured.summary("EAGLE-3 untrained", 1) == ArmSummary(4 * 5, 2.0, 20.0)
+
+
+async def test_no_arm_is_asked_a_warmup_request_twice() -> None:
+    servers, prompts = FakeServers(), [[number, 1, 2, 3] for number in range(PLAN.prompts_needed)]
+    await measure(servers, PLAN, prompts, decode)
+    assert set(servers.warmups) == {arm.name for arm in PLAN.arms}
+    for asked in servers.warmups.values():
+        assert sorted(asked) == list(range(PLAN.warmups_needed))
 
 
 async def test_failures_without_speculation_end_the_measurement_and_others_are_counted() -> None:

@@ -160,7 +160,7 @@ async def test_a_draft_that_the_engine_did_not_load_is_not_measured(
         await running.learn_checksums(lineup.arms)
         engines["draft"].faults = {"update_weights_from_tensor": "silent"}
         with pytest.raises(EngineFault, match="does not hold draft 0"):
-            await running.prepare(lineup.arms[2], 1)
+            await running.prepare(lineup.arms[2], 1, 0)
 
 
 async def test_drafts_with_the_same_checksum_are_rejected(engines: dict[str, AnsweringEngine], tmp_path: Path) -> None:
