@@ -14,6 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -106,7 +107,7 @@ class Servers:
             if len({*by_draft.values()}) < len(by_draft):
                 raise EngineFault("two drafts have one checksum, so a swap between them cannot be confirmed")
 
-    async def prepare(self, arm: Arm, concurrency: int, first_warmup: int) -> list[StepTiming]:
+    async def prepare(self, arm: Arm, concurrency: int, first_warmup: int = 0) -> list[StepTiming]:
         """Load the arm's draft and answer ``concurrency`` warm-up requests at once, outside of any batch.
 
         ``first_warmup`` is the place of the first one in :attr:`warmup_texts`, which begin again at their end.
@@ -123,8 +124,7 @@ class Servers:
                 raise EngineFault(f"the engine does not hold draft {arm.draft.version} after its swap")
         port = urlsplit(self.engines.url(arm.server)).port
         assert port is not None
-        places = range(first_warmup, first_warmup + concurrency)
-        texts = [self.warmup_texts[place % len(self.warmup_texts)] for place in places]
+        texts = list(itertools.islice(itertools.cycle(self.warmup_texts), first_warmup, first_warmup + concurrency))
         return await asyncio.gather(*(asyncio.to_thread(time_stream, port, text, WARMUP_TOKENS) for text in texts))
 
     async def run(self, arm: Arm, prompts: Sequence[Sequence[int]], concurrency: int) -> BatchResult:
