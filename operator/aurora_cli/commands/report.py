@@ -6,6 +6,7 @@ Invariants: the file appears whole or not at all. A file that exists is replaced
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,9 +49,12 @@ def report(
         else read_records(open_store(cluster, speculator, endpoint=endpoint, use_secret=use_secret))
     )
     page = render(build(speculator, records, datetime.now(UTC))).encode()
-    _write(file, page)
+    _write(file, page, overwrite=overwrite)
     show(
-        plain(f"wrote {file}, {size(len(page))}; it names the model and the hardware, and holds no request and no key")
+        plain(
+            f"wrote {file}, {size(len(page))}; it names the model and the hardware, "
+            "and holds no request and no credential"
+        )
     )
 
 
@@ -61,21 +65,34 @@ def _check(file: Path, *, overwrite: bool) -> None:
             raise Refused(f"{file} is a folder; name a file with -o")
         if not file.parent.is_dir():
             raise Refused(f"the folder {file.parent} does not exist; create it, or name another file with -o")
+        if file.is_symlink():
+            raise Refused(f"{file} is a symlink; name the file itself with -o")
+        if file.exists() and not file.is_file():
+            raise Refused(f"{file} is not a regular file; name another file with -o")
         if file.exists() and not overwrite:
-            raise Refused(f"{file} exists; name another file with -o, or add --overwrite")
+            raise Refused(_exists(file))
     except OSError as error:
         raise Refused(f"{file} cannot be written: {error.strerror}") from error
 
 
-def _write(file: Path, data: bytes) -> None:
-    """Write beside the file, then move into place."""
+def _write(file: Path, data: bytes, *, overwrite: bool) -> None:
+    """Write beside the file, then move into place. Without ``overwrite``, a file that appeared meanwhile stays."""
     part = file.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with part.open("xb") as opened:
             opened.write(data)
-        part.replace(file)
+        if overwrite:
+            part.replace(file)
+        else:
+            os.link(part, file)  # unlike a rename, it never replaces; the second name is removed below
+    except FileExistsError as error:
+        raise Refused(_exists(file)) from error
     except OSError as error:
         raise Refused(f"{file} cannot be written: {error.strerror}") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _exists(file: Path) -> str:
+    return f"{file} exists; name another file with -o, or add --overwrite"
