@@ -45,7 +45,7 @@ def interruption_lines(keys: Sequence[str]) -> list[str]:
 
 
 def _reasons(error: BaseException) -> list[str]:
-    """The end of the failed program's output, else the error's own text. That of a LookupError is a key: name its type."""
+    """The end of the failed program's output, else the error's own text, with the type where the text is a key."""
     if isinstance(error, JobFailedError):
         return [f"exit status {error.failed.exit_status}", *error.failed.log_tail(MAX_REASONS)]
     text = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
