@@ -6,11 +6,12 @@ Invariants: the file appears whole or not at all. A file that exists is replaced
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -24,6 +25,9 @@ from aurora_cli.stored.report_reader import read_records
 from aurora_cli.stored.store_access import open_store
 from aurora_cli.tables.plain_text import plain, size
 from aurora_cli.tables.printing import show
+
+_NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+_WITHOUT_HARD_LINKS: Final = "; on a file system without hard links, add --overwrite"
 
 
 @in_cluster
@@ -88,7 +92,8 @@ def _write(file: Path, data: bytes, *, overwrite: bool) -> None:
     except FileExistsError as error:
         raise Refused(_exists(file)) from error
     except OSError as error:
-        raise Refused(f"{file} cannot be written: {error.strerror}") from error
+        hint = "" if overwrite or error.errno not in _NO_HARD_LINKS else _WITHOUT_HARD_LINKS
+        raise Refused(f"{file} cannot be written: {error.strerror}{hint}") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,18 @@ def test_a_file_that_appears_while_the_report_is_made_is_kept(
     assert sorted(one.name for one in tmp_path.iterdir()) == ["report.html", "store"]
 
 
+def test_a_file_system_without_hard_links_is_explained(
+    server: FakeApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    file = tmp_path / "report.html"
+    assert "without hard links, add --overwrite" in server.run("report", "chat", "-o", str(file)).stderr
+    assert server.run("report", "chat", "-o", str(file), "--overwrite").exit_code == 0
+
+
 @pytest.mark.parametrize("arguments", [[], ["--overwrite"]])
 def test_what_is_not_a_regular_file_is_refused(server: FakeApiServer, tmp_path: Path, arguments: list[str]) -> None:
     (target := tmp_path / "target").write_text("theirs")
@@ -116,7 +129,7 @@ def test_a_write_that_fails_leaves_no_part(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    monkeypatch.setattr(report_command.os, "link", full)
+    monkeypatch.setattr(os, "link", full)
     result = server.run("report", "chat", "-o", str(tmp_path / "report.html"), *arguments)
     assert (result.exit_code, "No space left on device" in result.stderr) == (1, True)
     assert [one.name for one in tmp_path.iterdir()] == ["store"]

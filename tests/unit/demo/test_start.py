@@ -179,7 +179,7 @@ def test_a_signal_that_comes_while_the_show_starts_reaches_the_show(monkeypatch:
         return popen(command)
 
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
-    monkeypatch.setattr(start.subprocess, "Popen", signalled)
+    monkeypatch.setattr(subprocess, "Popen", signalled)
     try:
         assert run_show(("/bin/sleep", "60")) == 128 + signal.SIGTERM
     finally:
