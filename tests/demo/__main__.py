@@ -17,12 +17,12 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
+from aurora_protocol.errors import ProtocolError
 from aurora_store.errors import StoreError
-from tests.bench.bench_command import exit_on_sigterm
 from tests.cluster.cluster import Cluster
 from tests.demo.failure import EXPECTED_ERRORS, failure_lines, interruption_lines, save_cluster_logs
 from tests.demo.handover import Handover
@@ -35,6 +35,7 @@ from tests.demo.show.show_state import ShowState, first_state, with_loop_done, w
 from tests.demo.speed_over_time import SpeedOverTime
 from tests.demo.stage_clock import with_outcomes
 from tests.demo.stages import LOGS, ROOT, is_local
+from tests.demo.stop_signals import exit_on_stop_signals, undisturbed
 from tests.rig.installation import RESOURCE, Installation
 from tests.rig.store_inspection import check_objects, read_evidence
 from tests.traffic.driver import Load, RequestOptions, TrafficDriver
@@ -47,6 +48,9 @@ LOOK_SECONDS = 10.0
 LAST_TRAFFIC_SECONDS = 15.0
 """Traffic on the new draft before the demo ends."""
 
+DEMO_ERRORS = (*EXPECTED_ERRORS, StoreError, ProtocolError)
+"""Failures that end the demo without a traceback."""
+
 
 class DemoError(RuntimeError):
     """The demo ran to its end and did not show what it is for."""
@@ -57,7 +61,7 @@ def main() -> int:
     parser.add_argument("--handover", help="times before the demo began, from tests.demo.start")
     handover = Handover.from_json(parser.parse_args().handover)
     os.chdir(ROOT)
-    exit_on_sigterm()
+    exit_on_stop_signals()
     screen = Screen(
         first_state(handover, is_local(os.environ)), sys.stdout, live=wants_live_view(sys.stdout, os.environ)
     )
@@ -66,14 +70,15 @@ def main() -> int:
     try:
         with screen:
             prepare_and_run(screen, results)
-    except (*EXPECTED_ERRORS, StoreError) as error:
+    except DEMO_ERRORS as error:
         stage = error.failed.name if isinstance(error, JobFailedError) else screen.state.clock.failed or "results"
         ending, status = failure_lines(stage, error), 1
     except KeyboardInterrupt:
         ending, status = interruption_lines(screen.state.clock.left), 128 + signal.SIGINT
     except SystemExit as stop:
         ending, status = interruption_lines(screen.state.clock.left), int(stop.code or 0)
-    print("\n".join(results), flush=True)
+    finally:
+        print("\n".join(results), flush=True)
     print("\n".join(ending), file=sys.stderr, flush=True)
     return status
 
@@ -121,16 +126,33 @@ def running_cluster(screen: Screen) -> Iterator[Cluster]:
         cluster = Cluster.up("demo")
     try:
         yield cluster
-    except (*EXPECTED_ERRORS, StoreError):
-        save_cluster_logs(cluster.kubectl, LOGS / "cluster.log")
+    except Exception:
+        _save_logs(screen, cluster)
         raise
     finally:
         if os.environ.get("KEEP") == "1":
             screen.say(f"KEEP=1: the cluster keeps running; export KUBECONFIG={cluster.kubeconfig}")
             screen.say("stop it with: .venv/bin/python -m tests.cluster --name demo down")
         elif cluster.access.created:
-            cluster.down()
-            screen.say("cluster stopped and removed")
+            _remove(screen, cluster)
+
+
+def _save_logs(screen: Screen, cluster: Cluster) -> None:
+    """Keep the cluster's logs. A fault of that is named, and never hides the failure that the logs explain."""
+    try:
+        save_cluster_logs(cluster.kubectl, LOGS / "cluster.log")
+    except DEMO_ERRORS as error:
+        with suppress(OSError):
+            screen.say(f"the logs of the cluster were not saved: {error}")
+
+
+def _remove(screen: Screen, cluster: Cluster) -> None:
+    """Stop the cluster. A signal cannot interrupt that, because half a removal leaves daemons behind."""
+    with undisturbed():
+        with suppress(OSError):  # the terminal may be gone
+            screen.say("removing the cluster; Ctrl-C does not interrupt this")
+        cluster.down()
+    screen.say("cluster stopped and removed")
 
 
 def run_demo(screen: Screen, cluster: Cluster, results: list[str]) -> None:

@@ -15,7 +15,7 @@ from tests.demo.jobs import JobFailedError
 from tests.demo.lines import plain_text
 from tests.demo.stages import ROOT, stage
 
-EXPECTED_ERRORS = (RuntimeError, OSError, ValueError, AssertionError, subprocess.SubprocessError)
+EXPECTED_ERRORS = (RuntimeError, OSError, ValueError, LookupError, AssertionError, subprocess.SubprocessError)
 """Failures of a part of the demo, not of the demo's own code. They end the demo without a traceback."""
 MAX_REASONS = 3
 MAX_LINES_OF_A_REASON = 4
@@ -39,16 +39,17 @@ def failure_lines(key: str, error: BaseException) -> list[str]:
 
 
 def interruption_lines(keys: Sequence[str]) -> list[str]:
-    """What to print after Ctrl-C or SIGTERM."""
+    """What to print after Ctrl-C, SIGTERM or SIGHUP."""
     titles = ", ".join(stage(key).title for key in keys) or "between two stages"
     return [f"stopped in: {titles}", "run `make demo` again: finished builds and downloads are kept"]
 
 
 def _reasons(error: BaseException) -> list[str]:
-    """The end of the failed program's output, else the error's own text."""
+    """The end of the failed program's output, else the error's own text, with the type where the text is a key."""
     if isinstance(error, JobFailedError):
         return [f"exit status {error.failed.exit_status}", *error.failed.log_tail(MAX_REASONS)]
-    written = [line for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {error}" if isinstance(error, LookupError) else str(error)
+    written = [line for line in text.splitlines() if line.strip()]
     if len(written) > MAX_REASONS:
         written = [written[0], *written[-MAX_REASONS + 1 :]]
     return written or [type(error).__name__]
@@ -93,5 +94,5 @@ def _answer(kubectl: Kubectl, *arguments: str) -> str:
     """The command's stdout, or its error: a cluster that failed may not answer."""
     try:
         return kubectl(*arguments, timeout_seconds=KUBECTL_SECONDS)
-    except (CommandError, subprocess.TimeoutExpired) as error:
+    except (CommandError, OSError, subprocess.TimeoutExpired) as error:
         return f"{type(error).__name__}: {error}"

@@ -9,6 +9,7 @@ Only the standard library is imported: the first user of this module is a Python
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -24,7 +25,7 @@ SLOTS = max(2, os.cpu_count() or 2)
 programs are enough to keep two cores busy."""
 POLL_SECONDS = 0.2
 STOP_SECONDS = 10.0
-"""How long a program has to end after SIGTERM. Then it gets SIGKILL."""
+"""How long a program has to end after SIGTERM. Then it gets SIGKILL, as does what is left of its group."""
 
 
 class JobState(Enum):
@@ -76,7 +77,7 @@ class JobFailedError(RuntimeError):
 
 @dataclass
 class JobRunner:
-    """Runs jobs until the end of its `with` block, which stops what still runs.
+    """Runs jobs until the end of its `with` block, which stops what still runs. wait_for() starts them.
 
     Raises:
         ValueError: Two jobs have one name, or a job needs a job that is not listed before it.
@@ -123,21 +124,25 @@ class JobRunner:
             time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
-        """Stop every program that still runs, with the programs that it started, and wait for their end."""
-        for process in self._processes.values():
-            _signal_group(process, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
-        for name, process in self._processes.items():
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                _signal_group(process, signal.SIGKILL)
-                process.wait()
-            self._end(name, JobState.STOPPED, process.returncode)
-        self._processes.clear()
+        """Stop every program that still runs, with the programs that it started, and wait for their end.
+
+        An interruption while the programs end by themselves, as by Ctrl-C, kills all of them at once.
+        """
+        try:
+            for process in self._processes.values():
+                _ask_to_end(process)
+            deadline = time.monotonic() + STOP_SECONDS
+            for process in self._processes.values():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, deadline - time.monotonic()))
+        finally:
+            for process in self._processes.values():
+                _kill_group(process)
+            for name, process in self._processes.items():
+                self._end(name, JobState.STOPPED, process.wait())
+            self._processes.clear()
 
     def __enter__(self) -> JobRunner:
-        self._poll()
         return self
 
     def __exit__(
@@ -149,6 +154,7 @@ class JobRunner:
         """Notice the ends of programs, then start programs that may start."""
         for name, process in list(self._processes.items()):
             if process.poll() is not None:
+                _kill_group(process)
                 del self._processes[name]
                 self._end(name, JobState.FAILED if process.returncode else JobState.DONE, process.returncode)
         done = {name for name, outcome in self._outcomes.items() if outcome.state is JobState.DONE}
@@ -178,7 +184,13 @@ class JobRunner:
         self._outcomes[name] = replace(outcome, state=state, ended=time.monotonic(), exit_status=exit_status)
 
 
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Signal the program's group. The group exists as long as this process has not collected the program's end."""
+def _ask_to_end(process: subprocess.Popen[bytes]) -> None:
+    """Send SIGTERM to the program and its group, which exists until this process has collected the program's end."""
     if process.poll() is None:
-        os.killpg(process.pid, number)
+        os.killpg(process.pid, signal.SIGTERM)
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of the program's group: the program itself, or programs that it started and left behind."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -43,5 +43,5 @@ def _minutes(time: StageTime, now: float) -> int:
 
 
 def _usual(key: str) -> str:
-    average = stage(key).average
-    return f" (about {duration(average.seconds)} on average)" if average else ""
+    measured = stage(key).measured
+    return f" ({measured})" if measured else ""

@@ -1,6 +1,6 @@
-"""The stages of the demo: what each does, how long it takes on average, and what to do when it fails.
+"""The stages of the demo: what each does, how long it took where it was measured, and what to do when it fails.
 
-The averages are measured, and each names its source. A stage whose duration nobody measured has none.
+Each measured time is that of one run, and names its source. A stage that nobody measured alone has none.
 
 Only the standard library is imported, because start.py runs before the packages are installed.
 """
@@ -20,12 +20,22 @@ PYTHON = ".venv/bin/python"
 
 
 @dataclass(frozen=True)
-class Average:
-    """How long a stage took where it was measured, with nothing in the cache."""
+class MeasuredTime:
+    """How long a stage took in one run."""
 
     seconds: float
     source: str
-    """The file that states the figure, with the machine where the file names one."""
+    """The file that states the figure."""
+    where: str = ""
+    """The machine, and what was in the cache, where the file names them."""
+
+    def __str__(self) -> str:
+        return " ".join([self.brief, self.where]).rstrip()
+
+    @property
+    def brief(self) -> str:
+        """Without the machine, for a narrow column."""
+        return f"{duration(self.seconds)} when measured"
 
 
 @dataclass(frozen=True)
@@ -38,10 +48,10 @@ class Stage:
     """What to do when the stage fails."""
     log: str
     """The log to read, relative to the root of the checkout."""
-    average: Average | None = None
+    measured: MeasuredTime | None = None
 
 
-_EMPTY_CACHES = "docs/results/demo.md, every cache empty: two cores of an EPYC"
+_RESULTS, _EPYC = "docs/results/demo.md", "on the EPYC with an empty cache"
 _AFTER_A_FAILURE = (
     f"repeat with `KEEP=1 make demo`, which keeps the cluster, and look with `{PYTHON} -m tests.cluster --name demo "
     "kubectl get pods -A`"
@@ -59,7 +69,7 @@ STAGES: tuple[Stage, ...] = (
         "Python packages",
         "run `make env`, then `make demo` again",
         "build/demo/packages.log",
-        Average(60, _EMPTY_CACHES),
+        MeasuredTime(60, _RESULTS, _EPYC),
     ),
     Stage(
         "prerequisites",
@@ -72,14 +82,13 @@ STAGES: tuple[Stage, ...] = (
         "Kubernetes from source",
         f"run `{PYTHON} -m tests.cluster build`: it goes on from the packages compiled so far",
         "build/demo/kubernetes.log",
-        Average(404, _EMPTY_CACHES),
+        MeasuredTime(404, _RESULTS, _EPYC),
     ),
     Stage(
         "model",
         "model SmolLM2-135M-Instruct",
         f"run `{PYTHON} -m tests.assets.model`, then `make demo` again",
         "build/demo/model.log",
-        Average(60, "tests/assets/model.py"),
     ),
     Stage(
         "image",
@@ -92,7 +101,7 @@ STAGES: tuple[Stage, ...] = (
         "cluster of one node",
         f"run `{PYTHON} -m tests.cluster --name demo up`; its daemons' logs stay until the next start",
         str(state_root() / "demo" / "log"),
-        Average(6, "tests/cluster/README.md"),
+        MeasuredTime(6, "tests/cluster/README.md"),
     ),
     Stage("install", "operator and store", _AFTER_A_FAILURE, "build/demo/cluster.log"),
     Stage(
@@ -100,7 +109,6 @@ STAGES: tuple[Stage, ...] = (
         "two pods serve an untrained draft",
         _AFTER_A_FAILURE,
         "build/demo/cluster.log",
-        Average(59, "docs/results/demo.md, from the cluster's start on: two cores of an EPYC"),
     ),
     Stage("learn", "the draft learns from traffic", _AFTER_A_FAILURE, "build/demo/cluster.log"),
     Stage("measure", "the gate measures a candidate", _AFTER_A_FAILURE, "build/demo/cluster.log"),

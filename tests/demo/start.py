@@ -16,14 +16,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from types import FrameType
 
 from tests.demo.failure import failure_lines, interruption_lines
 from tests.demo.handover import Handover
 from tests.demo.jobs import Job, JobFailedError, JobRunner, Outcome
 from tests.demo.lines import timed_line
 from tests.demo.stage_clock import StageClock, with_outcomes
-from tests.demo.stage_lines import stage_events, stage_reminders
+from tests.demo.stage_lines import MIN_STAGE_SECONDS, stage_events, stage_reminders
 from tests.demo.stages import LOGS, PYTHON, ROOT, is_local
+from tests.demo.stop_signals import exit_on_stop_signals, on_stop_signals
 
 START_LOGS = LOGS / "start"
 """Apart from the logs of the demo, which runs the job `kubernetes` again and finds it done or waits for it."""
@@ -72,11 +74,11 @@ class _Printer:
 def main() -> int:
     started = time.monotonic()
     os.chdir(ROOT)
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    exit_on_stop_signals()
     local = is_local(os.environ)
     jobs = start_jobs(sys.executable, local)
     printer = _Printer(jobs, started)
-    print(timed_line("preparing: what takes longer than a moment is named here", 0.0), flush=True)
+    print(timed_line(f"preparing; steps longer than {MIN_STAGE_SECONDS:.0f} s are listed", 0.0), flush=True)
     with JobRunner(jobs, START_LOGS) as runner:
         try:
             runner.wait_for({"packages", *({"prerequisites"} if local else ())}, printer.update)
@@ -93,11 +95,21 @@ def main() -> int:
 def run_show(command: tuple[str, ...]) -> int:
     """Run the demo in the foreground and return its exit status.
 
-    Ctrl-C reaches the demo too. SIGTERM is passed on. In both cases the demo removes its cluster, and this process
-    waits for that.
+    Ctrl-C reaches the demo too. SIGTERM and SIGHUP are passed on. In all cases the demo removes its cluster, and this
+    process waits for that.
     """
+    show: subprocess.Popen[bytes] | None = None
+    received: list[int] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        received.append(number)
+        if show is not None:
+            show.send_signal(number)
+
+    on_stop_signals(pass_on)  # before the demo begins, so that no signal ends this process alone
     show = subprocess.Popen(command)
-    signal.signal(signal.SIGTERM, lambda *_: show.terminate())
+    if received:
+        show.send_signal(received[0])
     while True:
         try:
             status = show.wait()

@@ -6,10 +6,12 @@ Invariants: the file appears whole or not at all. A file that exists is replaced
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -23,6 +25,9 @@ from aurora_cli.stored.report_reader import read_records
 from aurora_cli.stored.store_access import open_store
 from aurora_cli.tables.plain_text import plain, size
 from aurora_cli.tables.printing import show
+
+_NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+_WITHOUT_HARD_LINKS: Final = "; on a file system without hard links, add --overwrite"
 
 
 @in_cluster
@@ -48,9 +53,12 @@ def report(
         else read_records(open_store(cluster, speculator, endpoint=endpoint, use_secret=use_secret))
     )
     page = render(build(speculator, records, datetime.now(UTC))).encode()
-    _write(file, page)
+    _write(file, page, overwrite=overwrite)
     show(
-        plain(f"wrote {file}, {size(len(page))}; it names the model and the hardware, and holds no request and no key")
+        plain(
+            f"wrote {file}, {size(len(page))}; it names the model and the hardware, "
+            "and holds no request and no credential"
+        )
     )
 
 
@@ -61,21 +69,35 @@ def _check(file: Path, *, overwrite: bool) -> None:
             raise Refused(f"{file} is a folder; name a file with -o")
         if not file.parent.is_dir():
             raise Refused(f"the folder {file.parent} does not exist; create it, or name another file with -o")
+        if file.is_symlink():
+            raise Refused(f"{file} is a symlink; name the file itself with -o")
+        if file.exists() and not file.is_file():
+            raise Refused(f"{file} is not a regular file; name another file with -o")
         if file.exists() and not overwrite:
-            raise Refused(f"{file} exists; name another file with -o, or add --overwrite")
+            raise Refused(_exists(file))
     except OSError as error:
         raise Refused(f"{file} cannot be written: {error.strerror}") from error
 
 
-def _write(file: Path, data: bytes) -> None:
-    """Write beside the file, then move into place."""
+def _write(file: Path, data: bytes, *, overwrite: bool) -> None:
+    """Write beside the file, then move into place. Without ``overwrite``, a file that appeared meanwhile stays."""
     part = file.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with part.open("xb") as opened:
             opened.write(data)
-        part.replace(file)
+        if overwrite:
+            part.replace(file)
+        else:
+            os.link(part, file)  # unlike a rename, it never replaces; the second name is removed below
+    except FileExistsError as error:
+        raise Refused(_exists(file)) from error
     except OSError as error:
-        raise Refused(f"{file} cannot be written: {error.strerror}") from error
+        hint = "" if overwrite or error.errno not in _NO_HARD_LINKS else _WITHOUT_HARD_LINKS
+        raise Refused(f"{file} cannot be written: {error.strerror}{hint}") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _exists(file: Path) -> str:
+    return f"{file} exists; name another file with -o, or add --overwrite"

@@ -137,7 +137,7 @@ def _unknown(speculator: Speculator, records: StoredRecords) -> Iterator[str]:
         " for each arm."
     )
     yield "Vocabulary coverage is stored as its newest figure only, so there is no chart of it."
-    yield "Seconds of CPU or GPU, energy and money are not recorded. Steps, tokens and time are."
+    yield "Seconds that devices were busy, energy and money are not recorded."
     yield (
         "Live acceptance comes from the shards that are still stored. Old shards are deleted, and with"
         " capture.sampleRatio below 1 a part of the traffic is never traced."

@@ -81,7 +81,7 @@ def _doubt(evidence: Evidence) -> str:
         return ""
     if recomputed(evidence, least_policies(evidence)).verdict.kind is VerdictKind.PASS:
         return ""
-    return "the record says Pass, but its own samples show no Pass under any bars"
+    return "the record says Pass, but its own samples do not meet even the lowest thresholds that the API allows"
 
 
 def _ratio(one: RatioEstimate) -> Ratio:

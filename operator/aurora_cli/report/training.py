@@ -1,9 +1,10 @@
-"""What training and measuring cost, as far as it is recorded. Pure."""
+"""What training and measuring cost, and what speculation saves, as far as it is recorded. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from aurora_api.v1alpha1.training import TrainingWorth
 from aurora_cli.report.report import Figure, Measurement, TrainedVersion, utc
 from aurora_cli.report.stored_records import StoredRecords
 from aurora_cli.speculator import Speculator
@@ -41,15 +42,31 @@ def training_figures(
     yield Figure("Tokens learned", count(tokens) if known else "", "traced positions, each counted once")
     yield Figure("Steps a minute", status.steps_per_minute or "", "over the last minute or more of training")
     waiting = status.pending_shards
-    yield Figure("Shards that wait", "" if waiting is None else str(waiting), "a growing number: training falls behind")
+    yield Figure("Pending shards", "" if waiting is None else str(waiting), "a growing number: training falls behind")
     if records.registrations:
         moments = [one.created for one in records.registrations]
         seconds = (max(moments) - min(moments)).total_seconds()
-        yield Figure("From first to last version", duration(seconds), "time, not time of work")
+        yield Figure("From first to last version", duration(seconds), "wall-clock time; includes idle time")
     if records.was_read:
         seconds = sum(one.seconds for one in measurements)
         note = f"the last attempt at each of {len(measurements)} versions"
         yield Figure("Time of measuring", duration(seconds), note)
+    yield from _worth_figures(status.worth)
+
+
+def _worth_figures(worth: TrainingWorth) -> Iterator[Figure]:
+    """What the operator compares to decide whether training is worth its cost: device-seconds a day."""
+    cost = _device_seconds(worth.cost_seconds_per_day, worth.cost_device)
+    yield Figure("Cost of training", cost, "devices that the trainer holds while it runs, busy or not")
+    saved = _device_seconds(worth.saved_seconds_per_day, worth.saved_device)
+    yield Figure("Saved by speculation", saved, "the engines' estimate over about the last day, lookup included")
+    if worth.suspended_for is not None:
+        since = f"since {utc(worth.since):%Y-%m-%d %H:%M} UTC: " if worth.since else ""
+        yield Figure("Training suspended for", worth.suspended_for, f"{since}{worth.message}")
+
+
+def _device_seconds(seconds: int | None, device: str) -> str:
+    return "" if seconds is None else f"{count(seconds)} {device}-seconds a day"
 
 
 def duration(seconds: float) -> str:

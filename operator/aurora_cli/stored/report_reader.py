@@ -90,7 +90,7 @@ class _Reader:
     def _shards(self, lineage: int) -> tuple[ShardManifest, ...]:
         keys = [key for key in self.objects.list(Keys.traces(lineage)) if is_shard_key(key)]
         if len(keys) > MAX_SHARDS:
-            self.left_out.append(f"Of {len(keys)} stored shards, {MAX_SHARDS} were read, evenly spread over time.")
+            self.left_out.append(f"The report read {MAX_SHARDS} of {len(keys)} stored shards, evenly spread over time.")
             keys = [keys[number * len(keys) // MAX_SHARDS] for number in range(MAX_SHARDS)]
         return tuple(sorted(self._records(ShardManifest, keys), key=lambda one: one.created))
 
@@ -100,7 +100,7 @@ class _Reader:
 
     def _newest(self, what: str, numbers: Sequence[int], limit: int) -> Sequence[int]:
         if len(numbers) > limit:
-            self.left_out.append(f"Of {len(numbers)} {what}, the newest {limit} were read.")
+            self.left_out.append(f"The report read the newest {limit} of {len(numbers)} {what}.")
         return numbers[-limit:]
 
     def _fits(self, key: str, number: int, numbers: Mapping[str, int]) -> bool:

@@ -20,7 +20,8 @@ from aurora_protocol.gate import paired_ratio
 
 def plain_table(held: Sequence[tuple[Measured, HeldArms]], concurrencies: Sequence[int]) -> str:
     """Each held server against the plain server that makes the same rounds. A row per server and concurrency."""
-    head = ["concurrency", "server", "beside", "tok/s", "speed against it [95 %]", "ms per round", "ms beside"]
+    head = ["concurrency", "server", "beside", "tok/s", "speed against it [95 %]"]
+    head += ["warm-up ms per round", "warm-up ms beside"]
     rows = []
     for concurrency in concurrencies:
         for measured, one in held:
@@ -37,12 +38,13 @@ def plain_table(held: Sequence[tuple[Measured, HeldArms]], concurrencies: Sequen
                     _describe(round_ratio(measured, one.arm, [one.plain], concurrency)),
                 ]
             )
-    return markdown_table([*head, "ms against it [95 %]"], rows)
+    return markdown_table([*head, "warm-up ms against it [95 %]"], rows)
 
 
 def catch_up_table(turns: Sequence[tuple[Measured, HeldArms]], concurrencies: Sequence[int]) -> str:
     """Rounds in turn against the mean of the same arms alone, and the catch-up that follows. A row per concurrency."""
-    head = ["concurrency", "server", "ms per round", "ms of its arms alone", "ms against them [95 %]"]
+    head = ["concurrency", "server", "warm-up ms per round", "warm-up ms of its arms alone"]
+    head += ["warm-up ms against them [95 %]"]
     rows = []
     for concurrency in concurrencies:
         for measured, one in turns:
@@ -52,7 +54,7 @@ def catch_up_table(turns: Sequence[tuple[Measured, HeldArms]], concurrencies: Se
             milliseconds = measured.summary(one.arm, concurrency).milliseconds_per_step
             cells = [concurrency, one.arm, f"{milliseconds:.1f}", f"{alone:.1f}", _describe(ratio)]
             rows.append([*cells, _describe_catch_up(one, alone, ratio)])
-    return markdown_table([*head, "ms per catch-up [95 %]"], rows)
+    return markdown_table([*head, "warm-up ms per catch-up [95 %]"], rows)
 
 
 def round_ratio(measured: Measured, arm: str, others: Sequence[str], concurrency: int) -> RatioEstimate | None:

@@ -28,13 +28,15 @@ MARKS = {
 }
 LABEL_WIDTH = 18
 FIGURE_WIDTH = 26
-AVERAGE_WIDTH = len("about 59 min 59 s on average")
+MEASURED_WIDTH = len("59 min 59 s when measured")
+MIN_WIDTH_FOR_MEASURED = 80
+"""Columns of a terminal that has room for measured times beside the titles of the stages."""
 MIN_CHART_WIDTH, MAX_CHART_WIDTH = 8, 60
 
 
 def live_view(state: ShowState, now: float, width: int) -> RenderableType:
     """The whole view, for a terminal with `width` columns."""
-    parts: list[RenderableType] = [_heading(state, now, width), _stages(state.clock.times, now)]
+    parts: list[RenderableType] = [_heading(state, now, width), _stages(state.clock.times, now, width)]
     if state.observation is not None:
         parts += [_line("", width), *_service(state, state.observation, width)]
     return Group(*parts)
@@ -44,24 +46,27 @@ def _heading(state: ShowState, now: float, width: int) -> Text:
     return _line(f"Aurora demo, {duration(state.elapsed_seconds(now))}", width, "bold")
 
 
-def _stages(times: Sequence[StageTime], now: float) -> Table:
+def _stages(times: Sequence[StageTime], now: float, width: int) -> Table:
+    with_measured = width >= MIN_WIDTH_FOR_MEASURED
     table = _grid()
     table.add_column(width=1)
     table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column(width=11, no_wrap=True, justify="right")
-    table.add_column(width=AVERAGE_WIDTH, no_wrap=True, overflow="ellipsis")
+    if with_measured:
+        table.add_column(width=MEASURED_WIDTH, no_wrap=True, overflow="ellipsis")
     for time in times:
         mark, style = MARKS[time.state]
         elapsed = time.elapsed_seconds(now)
         started = time.state is not StageState.WAITING or elapsed > 0
-        average = stage(time.key).average
-        usual = f"about {duration(average.seconds)} on average" if average else ""
-        table.add_row(
+        cells = [
             Text(mark, style),
             Text(stage(time.key).title, style),
             Text(duration(elapsed) if started else "", style),
-            Text(usual if time.state in (StageState.WAITING, StageState.RUNNING) else "", "dim"),
-        )
+        ]
+        if with_measured:
+            measured = stage(time.key).measured if time.state in (StageState.WAITING, StageState.RUNNING) else None
+            cells.append(Text(measured.brief if measured else "", "dim"))
+        table.add_row(*cells)
     return table
 
 

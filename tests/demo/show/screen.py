@@ -87,12 +87,14 @@ class Screen:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
-        self._thread.join()
-        if error is not None:
-            self.update(lambda state, now: state.with_clock(state.clock.with_failure(now)))
-        if self._live is not None:
-            self._live.stop()
+        try:
+            self._ended.set()
+            self._thread.join()
+            if error is not None:
+                self.update(lambda state, now: state.with_clock(state.clock.with_failure(now)))
+        finally:
+            if self._live is not None:
+                self._live.stop()
 
     def _tick(self) -> None:
         while not self._ended.wait(TICK_SECONDS):

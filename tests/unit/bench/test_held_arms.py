@@ -15,6 +15,7 @@ from aurora_runtime.engine.arms import arms_within
 from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE, Eagle3, Ngram
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.serving.speculation.worker.policy import FixedArms
+from tests.bench.served import arms
 from tests.bench.served.arms import MeasuredGroup, report
 from tests.bench.served.held_arms import MOST_SERVERS, Group, HeldArms, group_lineup, groups_of
 from tests.bench.served.held_arms_report import catch_up_table, plain_table, round_ratio
@@ -33,6 +34,24 @@ def held_settings(server: Eagle3 | Ngram | None) -> SpeculationSettings:
 def test_what_is_no_arm_or_has_too_many_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         HeldArms.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--turns", "off,draft-1,draft-2"], "argument --turns: off,draft-1,draft-2: beside off"),
+        (["--draft-steps", "0"], "error: "),
+        (["--out", "no/such/folder/samples.json"], "the folder no/such/folder does not exist"),
+    ],
+)
+def test_wrong_options_are_one_line_before_anything_is_measured(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["arms", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        arms.main()
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

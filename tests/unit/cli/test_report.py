@@ -7,14 +7,13 @@ from datetime import timedelta
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus
-from aurora_cli.commands import report as report_command
+from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus, TrainingStatus
+from aurora_api.v1alpha1.training import SuspensionReason, TrainingWorth
 from aurora_cli.report import timeline, traffic
 from aurora_cli.report.builder import build
 from aurora_cli.report.measurements import measurement, version_speeds
@@ -27,7 +26,7 @@ from aurora_protocol.draft_records import ChannelReason
 from aurora_protocol.evidence_records import Arm, RatioEstimate, VerdictKind
 from aurora_store import Keys
 from tests.unit.cli import report_example
-from tests.unit.cli.fake_cluster import FakeApiServer, resource, speculator
+from tests.unit.cli.fake_cluster import speculator
 from tests.unit.cli.report_example import END, START, example, put, records
 from tests.unit.fakes import FolderObjects
 from tests.unit.operator.worlds import NOW, channel, evidence, registration
@@ -64,7 +63,7 @@ def test_a_pass_that_the_samples_do_not_show_is_doubted_and_a_true_one_is_not() 
         changed if changed.arm is Arm.CANDIDATE else one for one, changed in zip(evidence(4).samples, slow, strict=True)
     )
     doubted = measurement(evidence(4, samples=forged))
-    assert "its own samples show no Pass" in doubted.doubt
+    assert "do not meet even the lowest thresholds that the API allows" in doubted.doubt
     assert [one.outcome for one in version_speeds([doubted])][-1] == "Pass, which its samples do not show"
     assert measurement(evidence(4, VerdictKind.REJECT, samples=forged)).doubt == ""
 
@@ -114,6 +113,27 @@ def test_served_versions_cover_the_time_without_gaps() -> None:
     assert [one.version for one in spans] == [0, 1, 2, 4, 5, 6, 5, 7, 9, 10]
     assert all(one.end == after.start for one, after in pairwise(spans))
     assert spans[-1].end == END
+
+
+def test_the_cost_of_training_and_what_speculation_saves_are_shown() -> None:
+    worth = TrainingWorth(
+        cost_seconds_per_day=86400,
+        cost_device="nvidia.com/gpu",
+        saved_seconds_per_day=4300,
+        saved_device="nvidia.com/gpu",
+        suspended_for=SuspensionReason.SAVING_BELOW_COST,
+        since=START,
+        message="saves less than it costs",
+    )
+    status = SpeculatorStatus(training=TrainingStatus(worth=worth))
+    found = {one.name: one for one in build(speculator(status), StoredRecords(), NOW).training}
+    assert found["Cost of training"].value == "86.4k nvidia.com/gpu-seconds a day"
+    assert found["Saved by speculation"].value == "4300 nvidia.com/gpu-seconds a day"
+    assert found["Training suspended for"].value == "SavingBelowCost"
+    assert found["Training suspended for"].note == "since 2026-11-16 08:00 UTC: saves less than it costs"
+    unknown = {one.name: one.value for one in REPORT.training}
+    assert (unknown["Cost of training"], unknown["Saved by speculation"]) == ("", "")
+    assert "Training suspended for" not in unknown
 
 
 def test_a_speculator_without_status_and_records_says_that_it_knows_nothing() -> None:
@@ -182,7 +202,11 @@ def test_every_chart_is_described() -> None:
 
 
 def test_what_is_not_recorded_is_said() -> None:
-    for words in ("The shape of each verify round", "Live tokens per second are not stored", "Seconds of CPU or GPU"):
+    for words in (
+        "The shape of each verify round",
+        "Live tokens per second are not stored",
+        "Seconds that devices were busy",
+    ):
         assert words in PAGE
 
 
@@ -300,83 +324,4 @@ def test_a_large_store_is_read_in_part_and_that_is_said(objects: FolderObjects) 
     found = read_records(objects)
     assert (len(found.registrations), len(found.shards)) == (MAX_VERSIONS, MAX_SHARDS)
     assert found.registrations[-1].version == MAX_VERSIONS + 4
-    assert f"Of {MAX_VERSIONS + 5} versions, the newest {MAX_VERSIONS} were read." in found.left_out
-
-
-# The command ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(name="server")
-def _server(objects: FolderObjects, monkeypatch: pytest.MonkeyPatch) -> FakeApiServer:
-    monkeypatch.setattr(report_command, "open_store", lambda *_, **__: objects)
-    return FakeApiServer.of(resource(report_example.status()))
-
-
-def test_the_command_writes_the_page_and_says_where(server: FakeApiServer, tmp_path: Path) -> None:
-    file = tmp_path / "report.html"
-    result = server.run("report", "chat", "-o", str(file))
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.startswith(f"wrote {file}, ")
-    check(file.read_text(encoding="utf-8"))
-    assert "s3" not in tags_of(file.read_text(encoding="utf-8")).texts
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["-o", "{folder}"], "is a folder; name a file"),
-        (["-o", "{folder}/no/report.html"], "does not exist; create it"),
-        (["-o", "{folder}/there.html"], "exists; name another file with -o, or add --overwrite"),
-        (["-o", "{folder}/" + "x" * 300], "cannot be written"),
-        (["-o", "{folder}/a.html", "--status-only", "--use-secret"], "--status-only reads no store"),
-    ],
-)
-def test_a_place_that_cannot_be_written_is_one_line(
-    server: FakeApiServer, tmp_path: Path, arguments: list[str], message: str
-) -> None:
-    (tmp_path / "there.html").write_text("mine")
-    before = sorted(tmp_path.iterdir())
-    result = server.run("report", "chat", *(one.format(folder=tmp_path) for one in arguments))
-    assert result.exit_code == 1
-    assert message in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert sorted(tmp_path.iterdir()) == before
-    assert (tmp_path / "there.html").read_text() == "mine"
-
-
-def test_a_file_is_replaced_only_on_request(server: FakeApiServer, tmp_path: Path) -> None:
-    file = tmp_path / "report.html"
-    file.write_text("old")
-    assert server.run("report", "chat", "-o", str(file), "--overwrite").exit_code == 0
-    assert file.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-
-
-def test_a_store_that_does_not_answer_leaves_no_file(
-    server: FakeApiServer, objects: FolderObjects, tmp_path: Path
-) -> None:
-    objects.down = True
-    result = server.run("report", "chat", "-o", str(tmp_path / "report.html"))
-    assert (result.exit_code, result.stderr) == (1, "error: the store is down\n")
-    assert [one.name for one in tmp_path.iterdir()] == ["store"]
-
-
-def test_a_write_that_fails_leaves_no_part(
-    server: FakeApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", full)
-    result = server.run("report", "chat", "-o", str(tmp_path / "report.html"))
-    assert (result.exit_code, "No space left on device" in result.stderr) == (1, True)
-    assert [one.name for one in tmp_path.iterdir()] == ["store"]
-
-
-def test_a_report_of_the_status_alone_asks_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report_command, "open_store", None)
-    server = FakeApiServer.of(resource(report_example.status()))
-    file = tmp_path / "report.html"
-    assert server.run("report", "chat", "-o", str(file), "--status-only").exit_code == 0
-    page = file.read_text(encoding="utf-8")
-    assert "The store was not read" in page
-    assert "Rejected" in page
+    assert f"The report read the newest {MAX_VERSIONS} of {MAX_VERSIONS + 5} versions." in found.left_out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,9 +99,40 @@ def test_a_program_that_ignores_sigterm_is_killed(tmp_path: Path, monkeypatch: p
     ready = tmp_path / "ready"
     job = shell("stubborn", f"trap '' TERM; touch {ready}; while true; do sleep 0.1; done")
     with JobRunner([job], tmp_path) as runner:
+        runner.wait_for(())
         while not ready.exists():
             time.sleep(0.02)
     assert runner.outcomes["stubborn"].exit_status == -signal.SIGKILL
+
+
+def test_an_interruption_of_the_stop_kills_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ready = tmp_path / "ready"
+    job = shell("stubborn", f"trap '' TERM; echo $$ >{ready}; while true; do sleep 0.1; done")
+    with JobRunner([job], tmp_path) as runner:
+        runner.wait_for(())
+        while not ready.exists() or not ready.read_text():
+            time.sleep(0.02)
+        begun = time.monotonic()
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            runner.stop()
+        timer.join()
+        assert time.monotonic() - begun < 5
+        assert runner.outcomes["stubborn"].exit_status == -signal.SIGKILL
+    wait_until_gone(int(ready.read_text()))
+
+
+@pytest.mark.parametrize("script", ["", "wait"])
+def test_a_program_that_its_job_left_behind_is_killed(tmp_path: Path, script: str) -> None:
+    """After the job's own end, and after the end that stop() asks for. The program ignores SIGTERM."""
+    child = tmp_path / "child"
+    stubborn = f"(trap '' TERM; exec sleep 60) & echo $! >{child}.part; mv {child}.part {child}; {script}"
+    with JobRunner([shell("parent", stubborn)], tmp_path / "logs") as runner:
+        runner.wait_for(() if script else {"parent"})
+        while not child.exists():
+            time.sleep(0.02)
+    wait_until_gone(int(child.read_text()))
 
 
 def test_an_interrupt_stops_the_jobs(tmp_path: Path) -> None:

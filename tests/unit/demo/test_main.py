@@ -5,6 +5,7 @@ The cluster, the installation and the clients are fakes: the real ones take minu
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -121,7 +122,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
         "LOGS": tmp_path,
         "LOOK_SECONDS": 0.0,
         "LAST_TRAFFIC_SECONDS": 0.0,
-        "exit_on_sigterm": lambda: None,
+        "exit_on_stop_signals": lambda: None,
         "preparations": lambda local: [Job(name, ("true",)) for name in ("prerequisites", "kubernetes", "model")],
         "Cluster": SimpleNamespace(up=lambda name: cluster),
         "Installation": lambda cluster: fakes.installation,
@@ -173,6 +174,48 @@ def test_a_failure_names_its_stage_and_saves_logs_before_the_cluster_is_removed(
     assert printed[1] == "  what happened: helm upgrade exited 1: the operator is not ready"
     assert "kubectl get pods -A -o wide" in (tmp_path / "cluster.log").read_text()
     assert world.cluster.calls[-1] == "down"
+
+
+def test_an_error_of_the_demos_own_code_keeps_its_traceback_results_and_logs(
+    world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> str:
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(demo, "check_objects", broken)
+    with pytest.raises(TypeError, match="a bug"):
+        demo.main()
+    assert "report: " in capsys.readouterr().out
+    assert (tmp_path / "cluster.log").exists()
+    assert world.cluster.calls[-1] == "down"
+
+
+def test_logs_that_cannot_be_saved_do_not_hide_the_failure(
+    world: World, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "cluster.log").mkdir()
+    world.installation.error = KeyError("status")
+    assert demo.main() == 1
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[1] == "  what happened: KeyError: 'status'"
+    assert "the logs of the cluster were not saved" in printed.out
+    assert world.cluster.calls[-1] == "down"
+
+
+def test_ctrl_c_does_not_interrupt_the_removal_of_the_cluster(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def down() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        world.cluster.calls.append("down")
+
+    monkeypatch.setattr(world.cluster, "down", down)
+    assert demo.main() == 0
+    assert world.cluster.calls[-1] == "down"
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "removing the cluster; Ctrl-C does not interrupt this" in capsys.readouterr().out
 
 
 def test_a_preparation_that_fails_is_named_with_its_log_and_the_cluster_is_removed(

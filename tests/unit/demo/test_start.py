@@ -127,13 +127,14 @@ def test_the_exit_status_of_the_show_is_that_of_make_demo() -> None:
     assert run_show(("/bin/sh", "-c", "kill -KILL $$")) == 128 + signal.SIGKILL
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_the_show_by_its_own_clean_up(number: signal.Signals, tmp_path: Path) -> None:
     """The show cleans up for half a second, and the process that waits for it lets it."""
     ready, cleaned = tmp_path / "ready", tmp_path / "cleaned"
     show = f"""
-import pathlib, signal, sys, time
-signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+import pathlib, sys, time
+from tests.demo.stop_signals import exit_on_stop_signals
+exit_on_stop_signals()
 try:
     pathlib.Path({str(ready)!r}).touch()
     time.sleep(60)
@@ -148,9 +149,39 @@ finally:
     while not ready.exists():
         assert process.poll() is None
         time.sleep(0.02)
-    if number is signal.SIGINT:
-        os.killpg(process.pid, number)  # as Ctrl-C does
-    else:
+    if number is signal.SIGTERM:
         process.terminate()
+    else:
+        os.killpg(process.pid, number)  # as Ctrl-C and a closed terminal do: the show gets SIGHUP twice
     assert process.wait(30) == 128 + number
     assert cleaned.exists()
+
+
+def test_a_stop_signal_that_nohup_ignores_stays_ignored() -> None:
+    script = """
+import os, signal
+from tests.demo.stop_signals import exit_on_stop_signals
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+exit_on_stop_signals()
+os.kill(os.getpid(), signal.SIGHUP)
+print("goes on", flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (128 + signal.SIGTERM, "goes on\n")
+
+
+def test_a_signal_that_comes_while_the_show_starts_reaches_the_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    popen = subprocess.Popen
+
+    def signalled(command: tuple[str, ...]) -> subprocess.Popen[bytes]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return popen(command)
+
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
+    monkeypatch.setattr(subprocess, "Popen", signalled)
+    try:
+        assert run_show(("/bin/sleep", "60")) == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGHUP, before[1])

@@ -40,15 +40,15 @@ def acceptance(
                 yield element("text", f"v{activation.version}", x=x + 3, y=canvas.top + 9, class_="tick")
                 taken = x
         for one in live:
-            told = f"live: {one.accept_length:.2f} after {count(round(one.learned_tokens))} tokens"
+            tooltip = f"live: {one.accept_length:.2f} after {count(round(one.learned_tokens))} tokens"
             place = (across(one.learned_tokens), up(one.accept_length))
-            yield mark("circle", *place, 2.5, classes="mark s1 faint", title=told)
+            yield mark("circle", *place, 2.5, classes="mark s1 faint", title=tooltip)
         averaged = [(across(one.learned_tokens), up(one.accept_length)) for one in _averaged(live, most)]
         yield line(averaged, "line s1")
         yield line([(across(one.learned_tokens), up(one.accept_length)) for one in held_out], "line s0")
         for one in held_out:
-            told = f"held-out: {one.accept_length:.2f} after {count(round(one.learned_tokens))} tokens"
-            yield mark("square", across(one.learned_tokens), up(one.accept_length), 4, classes="mark s0", title=told)
+            tooltip = f"held-out: {one.accept_length:.2f} after {count(round(one.learned_tokens))} tokens"
+            yield mark("square", across(one.learned_tokens), up(one.accept_length), 4, classes="mark s0", title=tooltip)
 
     return joined((legend(*_meanings(held_out, live, activations)), responsive(draw, _summary(held_out, live))))
 

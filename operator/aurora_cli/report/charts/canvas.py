@@ -88,20 +88,20 @@ SHAPES: Final = ("circle", "square", "diamond", "triangle")
 
 def mark(shape: str, x: float, y: float, size: float, *, classes: str, title: str = "") -> Markup:
     """A mark at a figure, with a title that a pointer shows."""
-    told = element("title", title) if title else None
+    tooltip = element("title", title) if title else None
     if shape == "circle":
-        return element("circle", told, cx=x, cy=y, r=size, class_=classes)
+        return element("circle", tooltip, cx=x, cy=y, r=size, class_=classes)
     if shape == "square":
         side = size * 1.8
-        return element("rect", told, x=x - side / 2, y=y - side / 2, width=side, height=side, class_=classes)
+        return element("rect", tooltip, x=x - side / 2, y=y - side / 2, width=side, height=side, class_=classes)
     if shape == "bar":
-        return element("line", told, x1=x, x2=x, y1=y - size * 1.5, y2=y + size * 1.5, class_=classes)
+        return element("line", tooltip, x1=x, x2=x, y1=y - size * 1.5, y2=y + size * 1.5, class_=classes)
     corners = {
         "diamond": ((x, y - size * 1.4), (x + size * 1.4, y), (x, y + size * 1.4), (x - size * 1.4, y)),
         "triangle": ((x, y - size * 1.3), (x + size * 1.25, y + size), (x - size * 1.25, y + size)),
         "down": ((x, y + size * 1.3), (x + size * 1.25, y - size), (x - size * 1.25, y - size)),
     }[shape]
-    return element("polygon", told, points=corners, class_=classes)
+    return element("polygon", tooltip, points=corners, class_=classes)
 
 
 def line(points: Sequence[tuple[float, float]], classes: str) -> Markup:

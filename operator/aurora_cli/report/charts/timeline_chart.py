@@ -66,8 +66,8 @@ def timeline(
             yield _measured(canvas, at, one)
         for one_decision in decisions:
             shape, classes, _ = _KINDS[one_decision.kind]
-            told = f"{one_decision.time:%Y-%m-%d %H:%M} {one_decision.event}, version {one_decision.version}"
-            yield mark(shape, at(one_decision.time), _middle(canvas, 2), 5, classes=classes, title=told)
+            tooltip = f"{one_decision.time:%Y-%m-%d %H:%M} {one_decision.event}, version {one_decision.version}"
+            yield mark(shape, at(one_decision.time), _middle(canvas, 2), 5, classes=classes, title=tooltip)
 
     kinds = {one.kind for one in decisions}
     bars = (
@@ -93,10 +93,10 @@ def _middle(canvas: Canvas, lane: int) -> float:
 
 def _span(canvas: Canvas, at: _Axis, span: ServedSpan, number: int) -> Iterator[Markup]:
     left, right = at(span.start), at(span.end)
-    told = f"version {span.version} from {span.start:%Y-%m-%d %H:%M} to {span.end:%Y-%m-%d %H:%M}"
+    tooltip = f"version {span.version} from {span.start:%Y-%m-%d %H:%M} to {span.end:%Y-%m-%d %H:%M}"
     width, top = max(1.0, right - left - 1), _middle(canvas, 0) - 13
     classes = f"bar s0 {'faint' if number % 2 else ''}".strip()
-    yield element("rect", element("title", told), x=left, y=top, width=width, height=26, rx=3, class_=classes)
+    yield element("rect", element("title", tooltip), x=left, y=top, width=width, height=26, rx=3, class_=classes)
     label = f"v{span.version}"
     if width > len(label) * 8 + 4:
         on = "tick" if number % 2 else "tick on"
@@ -105,10 +105,10 @@ def _span(canvas: Canvas, at: _Axis, span: ServedSpan, number: int) -> Iterator[
 
 def _measured(canvas: Canvas, at: _Axis, one: Measurement) -> Markup:
     left, right = at(one.started), at(one.finished)
-    told = f"version {one.version}, attempt {one.attempt}: {one.verdict}, {one.started:%Y-%m-%d %H:%M}"
+    tooltip = f"version {one.version}, attempt {one.attempt}: {one.verdict}, {one.started:%Y-%m-%d %H:%M}"
     return element(
         "rect",
-        element("title", told),
+        element("title", tooltip),
         x=left,
         y=_middle(canvas, 1) - 9,
         width=max(3.0, right - left),

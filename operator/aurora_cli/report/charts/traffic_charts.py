@@ -22,9 +22,9 @@ def sources(bins: Sequence[TrafficBin]) -> Markup | None:
         gap = 1.0 if len(bins) > 1 else 0.0
         for place, one in enumerate(bins):
             bottom = 0.0
-            told = f"{_span(one)}: draft {one.from_draft:.0%}, target {one.from_target:.0%}, rest {one.rest:.0%}"
+            tooltip = f"{_span(one)}: draft {one.from_draft:.0%}, target {one.from_target:.0%}, rest {one.rest:.0%}"
             for share, series in ((one.from_draft, "s0"), (one.from_target, "quiet"), (one.rest, "s2")):
-                yield _bar(across(place) + gap, across(place + 1) - gap, up, (bottom, bottom + share), series, told)
+                yield _bar(across(place) + gap, across(place + 1) - gap, up, (bottom, bottom + share), series, tooltip)
                 bottom += share
 
     key = legend(
@@ -39,9 +39,9 @@ def sources(bins: Sequence[TrafficBin]) -> Markup | None:
     return element("div", element("h3", "Sources of answer tokens"), key, panel(draw, summary), class_="panel")
 
 
-def _bar(left: float, right: float, up: Scale, ends: tuple[float, float], series: str, told: str) -> Markup:
+def _bar(left: float, right: float, up: Scale, ends: tuple[float, float], series: str, tooltip: str) -> Markup:
     top, bottom = up(ends[1]), up(ends[0])
-    title = element("title", told)
+    title = element("title", tooltip)
     return element(
         "rect", title, x=left, y=top, width=max(0.5, right - left), height=bottom - top, class_=f"bar {series}"
     )
@@ -59,8 +59,8 @@ def proposals(bins: Sequence[TrafficBin]) -> Markup | None:
         yield from canvas.x_axis(across, _ends(bins), "stored shards, oldest first (UTC)")
         yield line([(across(n + 0.5), up(one.proposed_per_round)) for n, one in enumerate(bins)], "line s0")
         for place, one in enumerate(bins):
-            told = f"{_span(one)}: {one.proposed_per_round:.2f} tokens a round"
-            yield mark("circle", across(place + 0.5), up(one.proposed_per_round), 3, classes="mark s0", title=told)
+            tooltip = f"{_span(one)}: {one.proposed_per_round:.2f} tokens a round"
+            yield mark("circle", across(place + 0.5), up(one.proposed_per_round), 3, classes="mark s0", title=tooltip)
 
     summary = f"Tokens that the draft proposed per verify round; last {bins[-1].proposed_per_round:.2f}"
     key = legend(("circle", "mark s0", "mean of all rounds, those without a proposal of the draft included"))

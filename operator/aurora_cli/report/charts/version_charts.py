@@ -53,13 +53,13 @@ def speedups(speeds: Sequence[VersionSpeed], served: frozenset[int]) -> Markup |
 
 
 def _interval(x: float, up: Scale, ratio: Ratio, series: int, one: VersionSpeed, *, filled: bool) -> Iterator[Markup]:
-    told = (
+    tooltip = (
         f"version {one.version}, concurrency {ratio.concurrency}: {ratio.estimate:.2f}x"
         f" [{ratio.low:.2f}, {ratio.high:.2f}], {one.outcome}"
     )
     yield element("line", x1=x, x2=x, y1=up(ratio.low), y2=up(ratio.high), class_=f"whisker s{series}")
     classes = f"mark s{series}{'' if filled else ' hollow'}"
-    yield mark(SHAPES[series], x, up(ratio.estimate), 4.5, classes=classes, title=told)
+    yield mark(SHAPES[series], x, up(ratio.estimate), 4.5, classes=classes, title=tooltip)
 
 
 def _version_ticks(versions: Sequence[VersionSpeed | Measurement]) -> Iterable[Tick]:
@@ -87,9 +87,9 @@ def throughputs(measurements: Sequence[Measurement], concurrency: int) -> Markup
             for arm, speed in speeds.items():
                 shape, series, meaning = _ARMS[arm]
                 when = ", measured before" if speed.cached else ""
-                told = f"version {one.version}, {meaning}: {speed.tokens_per_second:.1f} tokens/s{when}"
+                tooltip = f"version {one.version}, {meaning}: {speed.tokens_per_second:.1f} tokens/s{when}"
                 classes = f"mark {series}{' hollow' if speed.cached else ''}"
-                yield mark(shape, across(place), up(speed.tokens_per_second), 4, classes=classes, title=told)
+                yield mark(shape, across(place), up(speed.tokens_per_second), 4, classes=classes, title=tooltip)
 
     summary = f"Tokens per second by version at concurrency {concurrency}, beside no speculation"
     heading = element("h3", f"Concurrency {concurrency}")

@@ -198,7 +198,7 @@ def _decision(one: Decision) -> tuple[Child, ...]:
 
 def cost(report: Report) -> Markup:
     """What training and measuring took."""
-    lead = "Work and time. Seconds of CPU or GPU are not recorded."
+    lead = "Work, time, and held devices. Seconds that devices were busy, energy and money are not recorded."
     rows = [
         (
             str(one.version),

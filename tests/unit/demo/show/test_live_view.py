@@ -17,6 +17,7 @@ from tests.demo.show.live_view import live_view
 from tests.demo.show.observation import observe
 from tests.demo.show.show_state import ShowState, first_state, with_loop_done, with_observation
 from tests.demo.show.sparkline import BLOCKS, sparkline
+from tests.demo.stages import STAGES
 from tests.unit.demo.show.states import RESOURCES, long_state, resource, state_after, traffic
 
 
@@ -77,11 +78,18 @@ def test_the_view_shows_stages_progress_and_figures() -> None:
     assert "160 requests, 0 failed" in figures["traffic"]
 
 
-def test_before_anything_is_known_the_view_names_averages_of_what_is_to_come() -> None:
+def test_before_anything_is_known_the_view_names_measured_times_of_what_is_to_come() -> None:
     lines = drawn(first_state(Handover(0.0), local=True), width=100)
     (kubernetes,) = (line for line in lines if "Kubernetes from source" in line)
-    assert "about 6 min 44 s on average" in kubernetes
+    assert "6 min 44 s when measured" in kubernetes
     assert not any("Python packages" in line for line in lines), "without start.py nobody installed packages"
+
+
+@pytest.mark.parametrize("width", [60, 79, 80, 81])
+def test_the_titles_of_all_stages_are_whole(width: int) -> None:
+    text = "\n".join(drawn(first_state(Handover(0.0, packages_seconds=62.0), local=True), width))
+    assert all(one.title in text for one in STAGES if one.key != "bootstrap"), "start.py shows that stage"
+    assert ("when measured" in text) == (width >= 80)
 
 
 def test_stages_of_the_local_cluster_are_left_out_for_another_kind() -> None:
