@@ -42,9 +42,10 @@ class SuspendWhen(Model):
         ge=3,
         le=10000,
         description=(
-            "Suspend training after this many drafts in a row that brought no gain: drafts that the trainer compared"
-            " and did not offer, and candidates that were measured or rolled out and did not become active. A"
-            " measurement that gave way to a newer version does not count. Unset: they never suspend training."
+            "Suspend training when `status.training.worth.withoutGain` reaches this number. It counts the trainer's"
+            " comparisons in a row without an offer, and the candidates in a row that were measured or rolled out and"
+            " did not become active. A draft that is offered ends the trainer's count. A measurement that gave way to a"
+            " newer version does not count. Unset: drafts without a gain never suspend training."
         ),
     )
     saving_below_cost: bool = Field(
@@ -52,7 +53,8 @@ class SuspendWhen(Model):
         description=(
             "Suspend training when `status.training.worth.savedSecondsPerDay` has been below"
             " `status.training.worth.costSecondsPerDay` for a day. It has no effect while one of the two is not known,"
-            " or while trainer and inference pods use different kinds of devices."
+            " or while the devices of trainer and inference pods do not have the same resource name. Do not set it"
+            " where the trainer's GPU model differs from the engines'."
         ),
     )
     resume_after_seconds: int = Field(
@@ -78,13 +80,15 @@ class TrainingWorth(RewrittenModel):
         default=None,
         description="Device-seconds per day that the trainer holds while it runs: its devices times 86400."
         " Measurements of candidates are not included. Unset: not known, because the trainer's template requests no"
-        " devices.",
+        " devices, or names them by claims or another extended resource.",
     )
     saved_seconds_per_day: int | None = Field(
         default=None,
         description="Device-seconds per day that inference pods save by speculation, averaged over about the last day"
         " and rounded to two digits. The engines estimate it from the costs of their own verify rounds, lookup"
-        " included. Unset: not known, because a ready pod has no estimate yet or its template requests no devices.",
+        " included. Unset: not known, because a ready pod has no estimate (its engine started less than 10 minutes ago,"
+        " its rounds have a Fixed shape or a tree, or its agent is silent), or because its template requests no"
+        " devices, or names them by claims or another extended resource.",
     )
     cost_device: str = Field(
         default="", description="The trainer's kind of device: a GPU's resource name, or cpu for a core."
@@ -93,7 +97,8 @@ class TrainingWorth(RewrittenModel):
     without_gain: int = Field(
         default=0,
         ge=0,
-        description="Drafts in a row without a gain, as `training.suspendWhen.candidatesWithoutGain` counts them.",
+        description="Drafts without a gain: the trainer's comparisons in a row since its last offer or start, and the"
+        " candidates in a row that failed since a version last became active.",
     )
     measured_without_gain: int = Field(
         default=0, ge=0, description="Those of `withoutGain` that were candidates: offered by the trainer."
@@ -108,7 +113,9 @@ class TrainingWorth(RewrittenModel):
     )
     message: str = Field(default="", description="Why training was suspended or resumed, with the figures of then.")
     below_cost_since: Timestamp | None = Field(
-        default=None, description="Since when the saving is below the cost, at every look at which both were known."
+        default=None,
+        description="Start of the time in which the saving was below the cost. Looks at which a figure is unknown are"
+        " skipped. A restart of the operator begins the time anew.",
     )
     suspended_version: int | None = Field(
         default=None, ge=0, description="The version that was active when training was suspended."
@@ -116,7 +123,8 @@ class TrainingWorth(RewrittenModel):
     acceptance: str | None = Field(
         default=None,
         description="Share of the draft's first proposed tokens that the target accepted when training was suspended,"
-        " from 0 to 1, since the engines started. Training resumes when recent traffic falls clearly below it.",
+        " from 0 to 1, since the engines started, earlier drafts included."
+        " Training resumes when recent traffic falls clearly below it.",
     )
     acceptance_fell_since: Timestamp | None = Field(
         default=None, description="Since when recent traffic is clearly below `acceptance`."
@@ -142,8 +150,9 @@ class TrainingSpec(Model):
     suspended: bool = Field(
         default=False,
         description=(
-            "Stop training and offer no new candidate. Pods go on serving the active draft. The trainer's pod stays"
-            " only to create the initial draft, and to delete old traces while pods may write new ones: it stops"
+            "Stop training and offer no new candidate. Pods go on serving the active draft. The trainer's pod stays,"
+            " with its GPU, only to create the initial draft, and to delete old traces while pods may write new ones:"
+            " it stops"
             ' when `serving.replicas` is 0 or `capture.sampleRatio` is "0". A candidate that was offered before is'
             " still measured and rolled out while `serving.replicas` is above 0: set `rollout.paused` to prevent the"
             " roll."

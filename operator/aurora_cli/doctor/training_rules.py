@@ -28,8 +28,9 @@ _TRAINER: Final[Mapping[str, Remedy]] = {
     "Queued": Remedy(
         "the trainer's pod waits in a queue",
         "The queue opens the pod's scheduling gate once its quota has room, by priority. With Kueue, its Workloads say"
-        " what is missing.",
-        ("kubectl -n {ns} get workloads.kueue.x-k8s.io",),
+        " what is missing. To leave the queue or take another one, change the label in training.template, then delete"
+        " the Deployment: the operator makes it again.",
+        ("kubectl -n {ns} get workloads.kueue.x-k8s.io", "kubectl -n {ns} delete deployment {name}-trainer"),
         Severity.WARNING,
     ),
     "Starting": Remedy(

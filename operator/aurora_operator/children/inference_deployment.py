@@ -29,6 +29,7 @@ from aurora_operator.children.pod_template import (
     store_settings,
     with_template_labels,
 )
+from aurora_operator.children.queue_label import without_queue
 from aurora_operator.children.shutdown_timing import GRACE_PERIOD_SECONDS, PRE_STOP_SECONDS, agent_shutdown_arguments
 from aurora_operator.children.template_merge import merge
 from aurora_operator.children.user_template import container_named
@@ -118,7 +119,7 @@ def deployment(owner: Owner, spec: SpeculatorSpec, template: Object, annotations
         },
     )
     made["metadata"]["annotations"] = dict(annotations)
-    return with_template_labels(made)
+    return without_queue(with_template_labels(made))
 
 
 def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from aurora_operator.children.pod_template import (
     store_settings,
     with_template_labels,
 )
+from aurora_operator.children.queue_label import without_queue
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED, Replica, ValidationSettings
@@ -49,12 +50,14 @@ _IGNORE_INTERRUPTIONS = {
         {
             "action": "Ignore",
             "onExitCodes": {"containerName": VALIDATOR, "operator": "In", "values": [EXIT_INTERRUPTED]},
-        }
+        },
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
 }
 """A pod that was deleted or evicted, for example because its Job was suspended, does not fail the Job: another one
-follows. With ``backoffLimit`` 0 Kubernetes would otherwise fail each Job that is suspended while its pod runs. A Job
-that measures on a replica has lost the replica by then, and fails at once."""
+follows, also when the pod was evicted before its validator could say so. With ``backoffLimit`` 0 Kubernetes would
+otherwise fail each Job that is suspended while its pod runs. A Job that measures on a replica has lost the replica by
+then, and fails at once."""
 _SERVING_ONLY = frozenset({"command", "args", "ports", "lifecycle", "livenessProbe", "readinessProbe", "startupProbe"})
 """Fields of the engine's container that a validator does not inherit."""
 
@@ -149,6 +152,9 @@ def job(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, attempt: Val
     )
     if attempt.replica is None and template["spec"].get("restartPolicy") == "Never":  # else it would be refused
         made["spec"]["podFailurePolicy"] = _IGNORE_INTERRUPTIONS
+    if attempt.replica is not None:
+        # The Job takes no device, and its replica, which is out of the Service, waits for it.
+        made["spec"]["template"] = without_queue(template)
     return with_template_labels(made)
 
 

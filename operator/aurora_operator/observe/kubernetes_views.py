@@ -8,12 +8,14 @@ from typing import Any
 
 from aurora_operator.children.applied_template import read_applied_template
 from aurora_operator.children.metadata import ATTEMPT_LABEL, VERSION_LABEL
+from aurora_operator.children.queue_label import QUEUE_LABEL
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import DeployedTemplate, JobView, PodView, WorkloadView
 
 JOB_LABEL = "batch.kubernetes.io/job-name"
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-"""Kueue suspends a Job with this label until the named queue admits it."""
+BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
+"""Reason of a Job that failed because its pod did."""
+NEVER_STARTED = "its Job was suspended before its pod could start"
 _NORMAL_WAITING_REASONS = frozenset({"PodInitializing", "ContainerCreating"})
 SAME_START_TOLERANCE = timedelta(seconds=30)
 """Containers that start within this time started together.
@@ -63,6 +65,7 @@ def workload_view(workload: Object | None) -> WorkloadView | None:
         replicas=status.get("replicas", 0),
         ready=status.get("readyReplicas", 0),
         message=failure.get("message", "") if failure.get("status") == "True" else "",
+        queue=(workload["metadata"].get("labels") or {}).get(QUEUE_LABEL, ""),
     )
 
 
@@ -106,8 +109,9 @@ def job_view(job: Object, pods: Iterable[Object] = ()) -> JobView:
     failed = failure.get("status") == "True"
     message = f"the Job failed: {failure.get('reason', '')}: {failure.get('message', '')}" if failed else ""
     own_pods = _pods_of(job, pods)
-    if failed:
-        message = next((text for pod in own_pods for text in _termination_messages(pod)), message)
+    last_words = next((text for pod in own_pods for text in _termination_messages(pod)), "") if failed else ""
+    suspend = job.get("spec", {}).get("suspend") is True
+    never_started = suspend and not last_words and failure.get("reason") == BACKOFF_LIMIT_EXCEEDED
     succeeded = _condition(job, "Complete").get("status") == "True"
     return JobView(
         name=name,
@@ -115,9 +119,10 @@ def job_view(job: Object, pods: Iterable[Object] = ()) -> JobView:
         attempt=_number(labels.get(ATTEMPT_LABEL, "")),
         succeeded=succeeded,
         failed=failed,
-        message=message,
+        message=NEVER_STARTED if never_started else last_words or message,
+        never_started=never_started,
         waiting=next((reason for pod in own_pods if (reason := _waiting_reason(pod))), ""),
-        suspended=job.get("spec", {}).get("suspend") is True and not (succeeded or failed),
+        suspended=suspend and not (succeeded or failed),
         queue=labels.get(QUEUE_LABEL, ""),
     )
 

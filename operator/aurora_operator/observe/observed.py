@@ -84,6 +84,8 @@ class WorkloadView:
     """Why pods cannot be created or do not run; empty when nothing is known to be wrong."""
     queued_behind: tuple[str, ...] = ()
     """Names of the scheduling gates that hold its pod back, for example while the pod waits in a queue."""
+    queue: str = ""
+    """The queue of Kueue that the Deployment names in its label; empty without one."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,8 @@ class JobView:
     failed: bool = False
     message: str = ""
     """Why the Job failed."""
+    never_started: bool = False
+    """The Job failed because it was suspended before its pod could start. That says nothing about the measurement."""
     waiting: str = ""
     """Why the Job's pod does not start."""
     suspended: bool = False

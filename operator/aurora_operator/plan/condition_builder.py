@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType, with_kept_transition_times
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
-from aurora_operator.observe.observed import TAKEN_OVER, Observed, PodView
+from aurora_operator.observe.observed import TAKEN_OVER, Observed, PodView, WorkloadView
 from aurora_operator.plan.lending import withdrawn_pods
 from aurora_operator.plan.rest import trainer_replicas, training_is_suspended
 from aurora_operator.plan.worth.policy import is_suspended
@@ -144,7 +144,9 @@ def _serving(observed: Observed, status: SpeculatorStatus, up_to_date: int) -> C
         reason = (workload.message if workload else "") or "pods of the current template are being started"
         return ConditionContent(False, "PodsUpdating", f"{text}; {reason}{_waiting_for_node(observed)}")
     if observed.store.ok and observed.store.channel is None:
-        return ConditionContent(False, "WaitingForDraft", "the trainer has not registered the initial draft yet")
+        waits = _waiting_in_queue(observed.trainer)
+        message = "the trainer has not registered the initial draft yet"
+        return ConditionContent(False, "WaitingForDraft", f"{message}: {waits}" if waits else message)
     lent = len(withdrawn_pods(observed))
     if ready + lent < wanted:
         return _missing_pods(observed, status, text, wanted - ready - lent)
@@ -189,9 +191,8 @@ def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> Con
         return _suspended(observed, message)
     workload = observed.trainer
     if workload is None or workload.ready < 1:
-        if workload is not None and workload.queued_behind:
-            gates = ", ".join(workload.queued_behind)
-            return ConditionContent(False, "Queued", f"the trainer's pod waits behind the scheduling gate {gates}")
+        if waits := _waiting_in_queue(workload):
+            return ConditionContent(False, "Queued", waits)
         message = (workload.message if workload else "") or "the trainer's pod is not ready"
         return ConditionContent(False, "PodNotReady", message)
     if training_is_suspended(observed):
@@ -210,6 +211,16 @@ def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> Con
         return ConditionContent(True, "Starved", starvation)
     message = (record.message if record else "") or "the trainer runs"
     return ConditionContent(True, status.training.phase or "Starting", message)
+
+
+def _waiting_in_queue(trainer: WorkloadView | None) -> str:
+    """What the trainer's pod waits for while a queue holds it back; empty otherwise."""
+    if trainer is None or not trainer.queued_behind:
+        return ""
+    return (
+        f"the trainer's pod waits behind the scheduling gate {', '.join(trainer.queued_behind)} until its queue has"
+        " room; `kubectl get workloads.kueue.x-k8s.io` says what it lacks"
+    )
 
 
 def _suspended(observed: Observed, message: str) -> ConditionContent:

@@ -126,7 +126,7 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
         delete_jobs=obsolete_jobs(observed.jobs, wanted_job, candidate.job if candidate else None),
         swaps=swaps,
         leases=lent.leases,
-        notes=(*notes(old, status, events), *worth_notes(old, status)),
+        notes=(*notes(old, status, events), *worth_notes(observed.spec.training, old, status)),
         decisions=tuple(event.reason for event in events),
         moving=_is_moving(observed, pods, step) or bool(swaps) or measuring or advance is not None or worth_changed,
     )

@@ -13,7 +13,8 @@ import pytest
 
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
-from aurora_operator.observe.kubernetes_views import JOB_LABEL, QUEUE_LABEL
+from aurora_operator.children.queue_label import QUEUE_LABEL
+from aurora_operator.observe.kubernetes_views import JOB_LABEL
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED
 from tests.assets.s3 import S3, seaweedfs
 from tests.cluster.cluster import Cluster
@@ -93,7 +94,7 @@ def test_a_job_that_is_suspended_while_it_measures_goes_on_later_as_the_same_att
     _suspend(rig, suspend=True)
     shown = rig.wait(NAME, "suspended", lambda status: _reason(status) == "MeasurementSuspended", 60)
     assert shown.candidate is not None
-    assert shown.candidate.message.endswith("its Job is suspended until Kueue admits it to the queue research")
+    assert "its Job is suspended until Kueue admits it to the queue research" in shown.candidate.message
     wait_until("the validator's pod is gone", lambda: _job_is_idle(rig), 90)
 
     _suspend(rig, suspend=False)

@@ -18,7 +18,7 @@ from aurora_operator.children.inference_deployment import deployment, inference_
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.children.validation_job import ValidationAttempt, job
-from aurora_operator.observe.kubernetes_views import QUEUE_LABEL
+from aurora_operator.children.queue_label import QUEUE_LABEL
 from aurora_protocol.agent_api import ENGINE_PORT
 from tests.unit.docs.markdown import ROOT, page
 from tests.unit.docs.test_autoscaling_samples import SGLANG_METRIC, reported_metrics

@@ -17,8 +17,8 @@ from aurora_operator.observe.observed import JobView, RefusedJob
 POD_DOES_NOT_START: Final = "; its pod does not start: "
 JOB_IS_SUSPENDED: Final = "; its Job is suspended"
 _REPLICA_IS_BACK: Final = (
-    "its Job was suspended for longer than a replica may be away from the Service. Remove the queue's label from"
-    " validation.template, or set validation.measureOn to Job"
+    "its Job was suspended for longer than a replica may be away from the Service. Leave the Job to itself, or set"
+    " validation.measureOn to Job"
 )
 
 
@@ -52,5 +52,5 @@ def with_waiting_note(candidate: CandidateStatus, job: JobView | None) -> Candid
 def _waiting_note(job: JobView) -> str:
     if job.suspended:
         resumer = f"until Kueue admits it to the queue {job.queue}" if job.queue else "until its spec.suspend is false"
-        return f"{JOB_IS_SUSPENDED} {resumer}"
+        return f"{JOB_IS_SUSPENDED} {resumer}. kubectl aurora abort ends the wait"
     return f"{POD_DOES_NOT_START}{job.waiting}" if job.waiting else ""

@@ -31,9 +31,9 @@ With ``validation.measureOn: Replica``, the Job of a candidate in Validating wai
 
 Invariants: one Job at a time. A candidate is measured against one active version at most ``MAX_MEASUREMENTS`` times
 (``undecided_measurement.py``). A measurement that could not be made says nothing about the candidate, even when the API
-server refused the Job. Such a measurement is repeated after growing delays and never counts as a verdict. A candidate
-is rolled out only with the evidence of :meth:`StoreView.promotion_evidence`, which compares it with the version that is
-active *now*.
+server refused the Job. Such a measurement is repeated after growing delays, or at once if the Job was suspended before
+its pod could start. It never counts as a verdict. A candidate is rolled out only with the evidence of
+:meth:`StoreView.promotion_evidence`, which compares it with the version that is active *now*.
 """
 
 from __future__ import annotations
@@ -249,6 +249,8 @@ def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Vali
     if evidence is not None:
         return _by_verdict(inputs, _with_figures(inputs, candidate, evidence), evidence)
     job = next((j for j in inputs.jobs if (j.version, j.attempt) == (candidate.version, candidate.attempt)), None)
+    if job is not None and job.never_started and candidate.pod is None:
+        return _next_attempt(inputs, candidate.model_copy(update={"message": f"measuring again: {job.message}"}))
     if reason := failure(candidate, job, inputs.refused_job, replica_is_back=inputs.replica_is_back):
         return _failed(inputs, candidate, reason)
     return ValidationDecision(with_waiting_note(candidate, job))

@@ -14,6 +14,7 @@ Invariants:
 
 - Without ``training.suspendWhen`` training is never suspended.
 - An unknown figure suspends nothing: it neither starts nor ends a wait.
+- Nobody knows the figures of a time in which the operator did not observe, so both waits begin anew after it.
 - Training that was resumed runs for at least :data:`MIN_TRAINING`, so it cannot flap.
 - A version that passed its measurement, or is being rolled out, is a gain: training is not suspended before it ended.
 """
@@ -38,7 +39,8 @@ RESUME_MARGIN: Final = 1.25
 ACCEPTANCE_FALL: Final = 0.1
 """Share of the acceptance at the suspension by which live acceptance must have fallen."""
 
-RELEASED: Final = "a person set training.suspended, or unset training.suspendWhen"
+CRITERIA_UNSET: Final = "training.suspendWhen was unset"
+SUSPENDED_BY_PERSON: Final = "training.suspended was set, and suspends training instead"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class WorthFacts:
     """Share of the draft's first proposed tokens that were accepted, since the engines started."""
     recent_acceptance: float | None = None
     """The same in the last minute of traffic."""
+    observation_gap: bool = False
+    """The operator did not observe for a while, or the clock was set."""
 
     @property
     def below_cost(self) -> bool | None:
@@ -90,14 +94,22 @@ def _holds(criteria: SuspendWhen, reason: SuspensionReason | None) -> bool:
     return reason is SuspensionReason.SAVING_BELOW_COST and criteria.saving_below_cost
 
 
-def decide(criteria: SuspendWhen | None, worth: TrainingWorth, facts: WorthFacts, now: datetime) -> TrainingWorth:
-    """The decision that follows ``worth``, the last one."""
+def decide(
+    criteria: SuspendWhen | None, worth: TrainingWorth, facts: WorthFacts, now: datetime, released: str = CRITERIA_UNSET
+) -> TrainingWorth:
+    """The decision that follows ``worth``, the last one.
+
+    Args:
+        released: why a suspension ends when there are no ``criteria``.
+    """
     if criteria is None:
-        return _runs(worth, None, RELEASED if worth.suspended_for is not None else worth.message)
+        return _runs(worth, None, released if worth.suspended_for is not None else worth.message)
     if worth.since is None:
         return _runs(worth, now, "")
     # No stored time lies in the future, so a clock that was set back delays nothing.
     worth = worth.model_copy(update={"since": min(worth.since, now)})
+    if facts.observation_gap:
+        worth = worth.model_copy(update={"below_cost_since": None, "acceptance_fell_since": None})
     if worth.suspended_for is not None:
         return _while_suspended(criteria, worth, facts, now)
     return _while_running(criteria, worth, facts, now)

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_operator.observe.observed import Observed
 from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.events import VersionEvent
 from aurora_operator.plan.worth.figures import worth_facts, worth_figures
-from aurora_operator.plan.worth.policy import decide
+from aurora_operator.plan.worth.policy import SUSPENDED_BY_PERSON, decide
 
 
 def with_worth(
@@ -22,17 +23,20 @@ def with_worth(
     """
     training = observed.spec.training
     worth = worth_figures(observed, events)
-    criteria = None if training.suspended else training.suspend_when
-    decided = decide(criteria, worth, worth_facts(observed, worth, status), now)
+    facts = worth_facts(observed, worth, status)
+    if training.suspended:
+        decided = decide(None, worth, facts, now, SUSPENDED_BY_PERSON)
+    else:
+        decided = decide(training.suspend_when, worth, facts, now)
     return status.model_copy(update={"training": status.training.model_copy(update={"worth": decided})})
 
 
-def worth_notes(old: SpeculatorStatus, new: SpeculatorStatus) -> Iterator[EventNote]:
-    """The Event for a suspension, and for its end."""
+def worth_notes(training: TrainingSpec, old: SpeculatorStatus, new: SpeculatorStatus) -> Iterator[EventNote]:
+    """The Event for a suspension, and for its end. Training does not resume while a person suspends it."""
     before, after = old.training.worth, new.training.worth
     if before.suspended_for is after.suspended_for:
         return
     if after.suspended_for is not None:
         yield EventNote("TrainingSuspended", f"Suspended training: {after.message}")
-    else:
+    elif not training.suspended:
         yield EventNote("TrainingResumed", f"Resumed training: {after.message}")

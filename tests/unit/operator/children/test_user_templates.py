@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.inference_deployment import deployment, inference_template
 from aurora_operator.children.metadata import COMMON_LABELS, selector
+from aurora_operator.children.queue_label import QUEUE_LABEL as QUEUE
+from aurora_operator.children.queue_label import with_accepted_queue
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED, Replica
 from tests.unit.operator.worlds import CONFIG, OWNER, spec
 
-QUEUE = "kueue.x-k8s.io/queue-name"
 ATTEMPT = ValidationAttempt(version=2, attempt=1, active=1)
 ON_REPLICA = ValidationAttempt(2, 1, 1, Replica(pod="chat-b", ip="10.0.0.2", measurement="chat-validate-v2-1", epoch=3))
 ROLES = {"serving": "inference", "training": "trainer", "validation": "validator"}
@@ -31,15 +32,44 @@ def workloads(chosen: SpeculatorSpec) -> dict[str, dict[str, Any]]:
     }
 
 
+def queued(name: str) -> dict[str, Any]:
+    return {"template": {"metadata": {"labels": {QUEUE: name} if name else {}}}}
+
+
 @pytest.mark.parametrize("part", ROLES)
-def test_a_queues_label_reaches_the_workload_and_its_pods(part: str) -> None:
+def test_a_queues_label_reaches_the_pods_and_every_workload_but_the_inference_deployment(part: str) -> None:
     """Kueue reads the label of a Job or Deployment, and decides before any pod exists."""
-    chosen = spec(**{part: {"template": {"metadata": {"labels": {QUEUE: "research"}}}}})
-    workload = workloads(chosen)[part]
-    assert workload["metadata"]["labels"][QUEUE] == "research"
-    assert workload["spec"]["template"]["metadata"]["labels"][QUEUE] == "research"
-    queued = {name for name, made in workloads(chosen).items() if QUEUE in made["metadata"]["labels"]}
-    assert queued == ({"serving", "validation"} if part == "serving" else {part}), "a validator is shaped like serving"
+    made = workloads(spec(**{part: queued("research")}))
+    assert made[part]["spec"]["template"]["metadata"]["labels"][QUEUE] == "research"
+    with_label = {name for name, workload in made.items() if workload["metadata"]["labels"].get(QUEUE) == "research"}
+    assert with_label == {"validation" if part == "serving" else part}, "a validator is shaped like serving"
+
+
+def test_the_labels_of_the_inference_deployment_are_none_that_kueue_would_refuse_to_change() -> None:
+    labels = {QUEUE: "research", "kueue.x-k8s.io/priority-class": "low", "team": "mine"}
+    made = workloads(spec(serving={"template": {"metadata": {"labels": labels}}}))["serving"]
+    assert made["metadata"]["labels"] == workloads(spec())["serving"]["metadata"]["labels"] | {"team": "mine"}
+    assert labels.items() <= made["spec"]["template"]["metadata"]["labels"].items(), "no pod restarts"
+
+
+def kueue_accepts(former: str, wanted: str, ready: int) -> bool:
+    """The rule of Kueue's webhook for Deployments."""
+    return former == wanted or (wanted != "" and ready == 0)
+
+
+NAMES = st.sampled_from(["", "research", "night"])
+
+
+@given(NAMES, NAMES, st.integers(0, 1))
+def test_a_stored_trainer_is_only_applied_with_a_queue_that_kueue_accepts(former: str, wanted: str, ready: int) -> None:
+    made = trainer_deployment(OWNER, spec(training=queued(wanted)), CONFIG, 1)
+    applied = with_accepted_queue(made, former, ready)
+    label = applied["metadata"]["labels"].get(QUEUE, "")
+    assert kueue_accepts(former, label, ready)
+    assert label == wanted or not kueue_accepts(former, wanted, ready)
+    of_pods = applied["spec"]["template"]["metadata"]["labels"].get(QUEUE, "")
+    assert of_pods == (label or wanted), "Kueue copies the Deployment's queue, and without one the new pod is awaited"
+    assert with_accepted_queue(applied, former, ready) == applied
 
 
 OUR_LABELS = [*selector(OWNER, "x"), *COMMON_LABELS, "aurora.dev/version"]
@@ -56,16 +86,18 @@ def test_no_label_of_a_user_replaces_one_of_ours(labels: dict[str, str]) -> None
             assert workload["metadata"]["labels"]["aurora.dev/version"] == "2"
 
 
-def test_a_job_on_a_replica_is_queued_only_by_its_own_template() -> None:
-    """It runs no engine, so a queue for devices has nothing to give it."""
+def test_a_job_on_a_replica_is_not_queued() -> None:
+    """It runs no engine, so a queue for devices has nothing to give it, and its replica waits outside the Service."""
     queue = {"template": {"metadata": {"labels": {QUEUE: "research"}}}}
-    assert QUEUE not in job(OWNER, spec(serving=queue), CONFIG, ON_REPLICA)["metadata"]["labels"]
-    assert QUEUE in job(OWNER, spec(validation=queue), CONFIG, ON_REPLICA)["metadata"]["labels"]
+    for made in (job(OWNER, spec(**{part: queue}), CONFIG, ON_REPLICA) for part in ("serving", "validation")):
+        assert QUEUE not in made["metadata"]["labels"]
+        assert QUEUE not in made["spec"]["template"]["metadata"]["labels"]
 
 
 def test_a_job_survives_the_end_of_its_pod_where_another_pod_can_go_on() -> None:
     """Kubernetes counts the pod of a Job that is suspended as failed, unless a rule ignores how the pod ended."""
-    (rule,) = job(OWNER, spec(), CONFIG, ATTEMPT)["spec"]["podFailurePolicy"]["rules"]
+    rule, evicted = job(OWNER, spec(), CONFIG, ATTEMPT)["spec"]["podFailurePolicy"]["rules"]
+    assert evicted == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
     expected = {"containerName": "validator", "operator": "In", "values": [EXIT_INTERRUPTED]}
     assert (rule["action"], rule["onExitCodes"]) == ("Ignore", expected)
     assert "podFailurePolicy" not in job(OWNER, spec(), CONFIG, ON_REPLICA)["spec"], "its replica is back in service"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from aurora_operator.children.queue_label import QUEUE_LABEL
 from aurora_operator.observe import kubernetes_views
 from aurora_operator.observe.observed import PodView, WorkloadView
 from aurora_operator.observe.stored_objects import pack, unpack
@@ -161,7 +162,7 @@ def test_a_job_says_why_its_pod_does_not_start(status: dict[str, Any], waiting: 
 
 
 def test_a_suspended_job_is_seen_with_its_queue_until_it_ends() -> None:
-    metadata = {"name": "j", "labels": {kubernetes_views.QUEUE_LABEL: "research"}}
+    metadata = {"name": "j", "labels": {QUEUE_LABEL: "research"}}
     waits = kubernetes_views.job_view({"metadata": metadata, "spec": {"suspend": True}})
     assert (waits.suspended, waits.queue, waits.finished) == (True, "research", False)
     runs = kubernetes_views.job_view({"metadata": {"name": "j"}, "spec": {"suspend": False}})
@@ -169,6 +170,28 @@ def test_a_suspended_job_is_seen_with_its_queue_until_it_ends() -> None:
     failed = {"conditions": [{"type": "Failed", "status": "True"}]}
     ended = kubernetes_views.job_view({"metadata": metadata, "spec": {"suspend": True}, "status": failed})
     assert (ended.suspended, ended.failed) == (False, True)
+
+
+def test_a_job_that_failed_because_it_was_suspended_before_its_pod_started_says_so() -> None:
+    failed = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "limit reached"}
+    job = {"metadata": {"name": "j"}, "spec": {"suspend": True}, "status": {"conditions": [failed]}}
+    never = of_job({"phase": "Failed"})
+    seen = kubernetes_views.job_view(job, [never])
+    assert (seen.never_started, seen.message) == (True, "its Job was suspended before its pod could start")
+    ran = of_job({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"message": "no prompts"}}}]})
+    assert not kubernetes_views.job_view(job, [ran]).never_started
+    assert kubernetes_views.job_view(job, [ran]).message == "no prompts"
+    assert not kubernetes_views.job_view(job | {"spec": {"suspend": False}}, [never]).never_started
+    late = {"conditions": [failed | {"reason": "DeadlineExceeded"}]}
+    assert not kubernetes_views.job_view(job | {"status": late}, [never]).never_started
+
+
+def test_a_deployment_is_seen_with_its_queue() -> None:
+    metadata = {"generation": 1, "labels": {QUEUE_LABEL: "research"}}
+    for found, queue in ((metadata, "research"), ({"generation": 1}, "")):
+        view = kubernetes_views.workload_view({"metadata": found})
+        assert view is not None
+        assert view.queue == queue
 
 
 def test_the_last_pod_of_a_job_says_why_the_job_failed() -> None:

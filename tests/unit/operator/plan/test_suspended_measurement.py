@@ -1,4 +1,4 @@
-"""A measurement whose Job is suspended by a queue or a person: it waits in words, and neither fails nor ends."""
+"""A measurement whose Job is suspended by a queue or a person: the condition says so, and it neither fails nor ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus
-from aurora_operator.observe.observed import JobView, Observed, WorkloadView
+from aurora_operator.children.queue_label import QUEUE_LABEL
+from aurora_operator.observe.observed import JobView, Observed, StoreView, WorkloadView
 from aurora_operator.plan import Plan
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementStatus
 from aurora_protocol.evidence_records import VerdictKind
@@ -18,6 +19,7 @@ from tests.unit.operator.worlds import (
     agent,
     condition,
     evidence,
+    lineage,
     made,
     observed,
     pod,
@@ -55,7 +57,7 @@ def test_the_status_says_that_the_measurement_is_suspended_until_it_goes_on(job:
     world = suspended(job)
     waits = next(c for c in world.status.conditions if c.type is ConditionType.CANDIDATE_VALIDATED)
     assert (waits.status.value, waits.reason) == ("Unknown", "MeasurementSuspended")
-    assert waits.message == f"version 1: measuring on the real engine; {words}"
+    assert waits.message == f"version 1: measuring on the real engine; {words}. kubectl aurora abort ends the wait"
     resumed = replace(world, jobs=(replace(job, suspended=False),))
     goes_on = condition(resumed, ConditionType.CANDIDATE_VALIDATED)
     assert (goes_on.reason, goes_on.message) == ("Validating", "version 1: measuring on the real engine")
@@ -118,11 +120,45 @@ def test_a_replica_waits_for_a_suspended_job_only_until_its_lease_is_over() -> N
     assert ended.leases == ()
 
 
+def test_a_job_that_was_suspended_before_its_pod_started_is_repeated_at_once() -> None:
+    world = suspended()
+    ended = JobView(JOB.name, 1, 1, failed=True, message="its Job was suspended", never_started=True)
+    again = made(replace(world, jobs=(ended,)))
+    shown = candidate(again, world)
+    assert (shown.phase, shown.attempt) == (CandidatePhase.VALIDATING, 2)
+    assert shown.message == "measuring again: its Job was suspended"
+    assert again.job is not None
+    assert again.delete_jobs == (JOB.name,)
+
+
+def test_a_new_speculator_says_that_its_initial_draft_waits_in_the_trainers_queue() -> None:
+    gated = WorkloadView(current=True, replicas=1, ready=0, queued_behind=("kueue.x-k8s.io/admission",))
+    new = observed(store=StoreView(lineage=lineage()), pods=(), trainer=gated)
+    shown = condition(new, ConditionType.SERVING_READY)
+    assert shown.reason == "WaitingForDraft"
+    assert "the trainer's pod waits behind the scheduling gate kueue.x-k8s.io/admission" in shown.message
+    admitted = condition(replace(new, trainer=replace(gated, queued_behind=())), ConditionType.SERVING_READY)
+    assert admitted.message == "the trainer has not registered the initial draft yet"
+
+
+@pytest.mark.parametrize(("ready", "label"), [(1, None), (0, "research")])
+def test_a_queue_reaches_an_existing_trainer_once_no_pod_of_it_is_ready(ready: int, label: str | None) -> None:
+    queue = {"template": {"metadata": {"labels": {QUEUE_LABEL: "research"}}}}
+    world = observed(spec=spec(training=queue), trainer=WorkloadView(current=True, replicas=1, ready=ready))
+    (trainer,) = [
+        made_
+        for made_ in made(world).children
+        if made_["metadata"]["name"] == "chat-trainer" and made_["kind"] == "Deployment"
+    ]
+    assert trainer["metadata"]["labels"].get(QUEUE_LABEL) == label
+    assert trainer["spec"]["template"]["metadata"]["labels"][QUEUE_LABEL] == "research", "the former pod makes room"
+
+
 def test_a_queued_trainer_says_which_gate_holds_its_pod_back() -> None:
     gated = WorkloadView(
         current=True, replicas=1, ready=0, message="not ready", queued_behind=("kueue.x-k8s.io/admission",)
     )
     shown = condition(observed(trainer=gated), ConditionType.TRAINER_READY)
     assert (shown.status.value, shown.reason) == ("False", "Queued")
-    assert shown.message == "the trainer's pod waits behind the scheduling gate kueue.x-k8s.io/admission"
+    assert shown.message.startswith("the trainer's pod waits behind the scheduling gate kueue.x-k8s.io/admission until")
     assert condition(observed(trainer=gated), ConditionType.READY).status.value == "True", "pods serve on"

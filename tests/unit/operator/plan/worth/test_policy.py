@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.training import SuspendWhen, SuspensionReason, TrainingWorth
 from aurora_operator.plan.worth.policy import (
+    CRITERIA_UNSET,
     MIN_TRAINING,
-    RELEASED,
     RESUME_AFTER,
     SUSPEND_AFTER,
     WorthFacts,
@@ -85,6 +85,19 @@ def test_a_saving_above_the_cost_for_a_moment_begins_the_wait_anew() -> None:
     assert worth.below_cost_since == NOW + 24 * HOUR
 
 
+@given(st.integers(0, 86400 * 30))
+def test_both_waits_begin_anew_after_a_time_without_observations(seconds: int) -> None:
+    """Nobody knows what the figures were meanwhile."""
+    later = NOW + timedelta(seconds=seconds)
+    dear = decide(BOTH, decide(BOTH, running(), TOO_DEAR, NOW), replace(TOO_DEAR, observation_gap=True), later)
+    assert (dear.suspended_for, dear.below_cost_since) == (None, later)
+    low = replace(NO_GAIN, recent_acceptance=0.5)
+    patient = BOTH.model_copy(update={"resume_after_seconds": 86400 * 60})
+    fell = decide(patient, suspended(NO_GAIN, patient), low, NOW)
+    fell = decide(patient, fell, replace(low, observation_gap=True), later)
+    assert (fell.suspended_for, fell.acceptance_fell_since) == (SuspensionReason.NO_GAIN, later)
+
+
 def test_a_suspension_ends_after_its_longest_time() -> None:
     worth = suspended(NO_GAIN)
     assert reason(BOTH, worth, NO_GAIN, NOW + timedelta(seconds=86399)) is SuspensionReason.NO_GAIN
@@ -135,7 +148,7 @@ def test_without_a_readable_figure_of_the_suspension_the_first_one_after_it_is_t
 
 def test_a_person_who_takes_the_reason_away_resumes_training() -> None:
     worth = suspended(NO_GAIN)
-    assert decide(None, worth, NO_GAIN, NOW + MINUTE) == TrainingWorth(message=RELEASED)
+    assert decide(None, worth, NO_GAIN, NOW + MINUTE) == TrainingWorth(message=CRITERIA_UNSET)
     other = SuspendWhen(saving_below_cost=True)
     assert reason(other, worth, NO_GAIN, NOW + MINUTE) is None
 

@@ -15,6 +15,7 @@ from aurora_api.v1alpha1.training import SuspensionReason, TrainingWorth
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import AcceptedTokens, CounterSample, Observed, PodView, StoreView, UserRequests
 from aurora_operator.plan import plan
+from aurora_operator.plan.worth.policy import CRITERIA_UNSET, SUSPENDED_BY_PERSON
 from aurora_protocol.agent_api import DraftCounters, LiveCounters, MeasurementPhase, MeasurementStatus, SavedTime
 from aurora_protocol.evidence_records import MeasurementEnd, VerdictKind
 from aurora_protocol.pod_settings import TrainerSettings
@@ -199,7 +200,9 @@ def test_a_person_overrides_the_decision_at_once(change: dict[str, Any]) -> None
     assert container["resources"] == GPU
     worth = status(seen).training.worth
     assert (worth.suspended_for, worth.since) == (None, None)
-    assert [note.reason for note in made(seen).notes if note.reason.startswith("Training")] == ["TrainingResumed"]
+    assert worth.message == (SUSPENDED_BY_PERSON if change else CRITERIA_UNSET)
+    told = [note.reason for note in made(seen).notes if note.reason.startswith("Training")]
+    assert told == ([] if change else ["TrainingResumed"]), "training.suspended resumes nothing"
     expected = "Suspended" if change else "Starting"
     assert condition(seen, ConditionType.TRAINER_READY).reason == expected
 
