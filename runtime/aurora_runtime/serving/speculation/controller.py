@@ -225,9 +225,7 @@ class Controller:
         steady, loan = self._costs.milliseconds(size), self._budget.loan_milliseconds(catch_up)
         looks = self._costs.looks(size)
         prospects = [
-            Prospect(
-                i, tokens[i], optimistic[i] / least[i], looks.get(i, steady[i]) + drafts * catch_up, drafts * loan
-            )
+            Prospect(i, tokens[i], optimistic[i] / least[i], looks.get(i, steady[i]) + drafts * catch_up, drafts * loan)
             for i, _, drafts in self._shapes
         ]
         if self._can_draft:

@@ -191,7 +191,6 @@ class CostModel:
                 values[i] = floor
         return tuple(values)
 
-
     def _weight(self, here: CellRange, index: int, batch_size: int, off: float) -> float:
         """What an arm's time counts for, where times do not rise with steps."""
         if here.look_milliseconds(index, batch_size, off) is not None:
