@@ -32,8 +32,8 @@ GRPC_PORT_OFFSET = 10_000
 """Each server of SeaweedFS also listens on its port plus this offset."""
 STORES_ON_THIS_MACHINE = {"AURORA_STORE_INTERNAL_HOSTS": "127.0.0.0/8,10.0.0.0/8"}
 """Environment of an operator that may use a store here, on the loopback or in a test cluster's network."""
-PORTS = range(20_000, 32_000)
-"""Below the kernel's ephemeral range, so that a free port stays free until SeaweedFS binds it."""
+PORTS = range(10_000, 32_000 - GRPC_PORT_OFFSET)
+"""Below the kernel's ephemeral range, with the offset too, so that a free port stays free until SeaweedFS binds it."""
 
 
 @dataclass(frozen=True)
