@@ -1,4 +1,4 @@
-"""An invented speculator with a week of records, for tests of the report and for its picture in the documentation.
+"""An invented speculator with a week of records, for tests of the report.
 
 The figures are made up: a draft that learns, one version that is rolled back, one that a person pins, and traffic that
 turns to another domain on the fifth day.
