@@ -74,7 +74,7 @@ class SuspensionReason(StrEnum):
 
 
 class TrainingWorth(RewrittenModel):
-    """What training costs, what the draft saves, and whether the operator suspends training for that."""
+    """The cost of training, the saving of the draft, and the operator's decision to suspend training."""
 
     cost_seconds_per_day: int | None = Field(
         default=None,

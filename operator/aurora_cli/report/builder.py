@@ -1,6 +1,6 @@
 """Builds a report from a speculator and its stored records. Pure.
 
-Invariant: no figure is invented. What is recorded nowhere is a sentence in ``Report.unknown``.
+Invariant: no figure is invented. ``Report.unknown`` has a sentence for each fact that no record holds.
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ class Report:
     coverage: float | None
     """Share of held-out answer tokens that the draft's vocabulary holds."""
     unknown: tuple[str, ...]
-    """What is recorded nowhere, or was left out: one sentence each."""
+    """Facts that no record holds, and records that were left out: one sentence each."""
 
     @property
     def concurrencies(self) -> tuple[int, ...]:

@@ -201,7 +201,7 @@ def _training(speculator: Speculator) -> Iterator[str]:
 
 
 def _worth(worth: TrainingWorth, now: datetime) -> Text:
-    """What training costs, what the draft saves, and whether the operator suspends training for that."""
+    """The cost of training, the saving of the draft, and the operator's decision to suspend training."""
     text = Text.assemble(plain(f"the draft saves {_device_seconds(worth.saved_seconds_per_day, worth.saved_device)}"))
     text.append(plain(f", training costs {_device_seconds(worth.cost_seconds_per_day, worth.cost_device)}"))
     text.append(plain(f", {worth.without_gain} drafts in a row without a gain"))

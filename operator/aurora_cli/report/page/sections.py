@@ -197,7 +197,7 @@ def _decision(one: Decision) -> tuple[Child, ...]:
 
 
 def cost(report: Report) -> Markup:
-    """What training and measuring took."""
+    """The cost of training and of measurements."""
     lead = "Work, time, and held devices. Seconds that devices were busy, energy and money are not recorded."
     rows = [
         (
@@ -221,6 +221,6 @@ def cost(report: Report) -> Markup:
 
 
 def unknown(report: Report) -> Markup:
-    """What is recorded nowhere."""
+    """Facts that no record holds."""
     sentences = joined(element("li", text(one)) for one in report.unknown)
     return section("unknown", "What does this report not know?", "", element("ul", sentences))

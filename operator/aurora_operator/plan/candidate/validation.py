@@ -19,7 +19,7 @@ The newest version replaces a candidate that is decided, and one that waits. A c
 
 A candidate that is being measured is not replaced. Its validator ends an undecided measurement early when a newer
 version waits (``aurora_protocol.gate.budget``). Nor is a candidate replaced whose Job is suspended: the Job would lose
-its place in the queue to its successor, and a trainer that publishes often would never be measured.
+its place in the queue, and the candidates of a trainer that publishes often would never be measured.
 
 A version that passed can still be rolled out (``waiting_version``) until a newer one passes too. Otherwise a trainer
 that publishes faster than candidates are measured would keep every version from the pods. A delayed roll therefore

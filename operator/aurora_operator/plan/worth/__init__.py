@@ -1,1 +1,1 @@
-"""What training costs, what the draft saves, and whether ``training.suspendWhen`` suspends training for that."""
+"""Compares the cost of training with the saving of the draft, and decides whether ``training.suspendWhen`` applies."""

@@ -1,4 +1,4 @@
-"""What training costs and what the draft saves, from what was observed. Pure.
+"""Computes the cost of training and the saving of the draft from observed figures. Pure.
 
 Invariant: a figure that was not observed is unknown. One ready pod without an estimate makes the saving unknown,
 because the others say nothing about it.
