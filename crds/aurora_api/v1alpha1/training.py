@@ -114,8 +114,8 @@ class TrainingWorth(RewrittenModel):
     message: str = Field(default="", description="Why training was suspended or resumed, with the figures of then.")
     below_cost_since: Timestamp | None = Field(
         default=None,
-        description="Start of the time in which the saving was below the cost. Looks at which a figure is unknown are"
-        " skipped. A restart of the operator begins the time anew.",
+        description="Start of the time in which the saving was below the cost. While a figure is unknown, the time"
+        " neither starts nor ends. A restart of the operator begins the time anew.",
     )
     suspended_version: int | None = Field(
         default=None, ge=0, description="The version that was active when training was suspended."
