@@ -17,9 +17,9 @@ class Severity(IntEnum):
     """How much a finding matters. The lowest number comes first."""
 
     PROBLEM = 1
-    """Something does not work, and needs a person."""
+    """Something does not work, and requires manual action."""
     WARNING = 2
-    """Something works less well than it should, or may need a person."""
+    """Something works less well than it should, or may require manual action."""
     NOTE = 3
     """A person's decision or a state that explains what is seen."""
 

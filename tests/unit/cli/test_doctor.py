@@ -123,7 +123,7 @@ def test_a_second_installation_is_found_for_a_day(hours: int, expected: bool) ->
     [
         ("ImagePullBackOff", {}, "container sglang of an inference pod cannot pull its image"),
         ("ErrImagePull", {}, "container sglang of an inference pod cannot pull its image"),
-        ("CrashLoopBackOff", {}, "container sglang of an inference pod ends again and again"),
+        ("CrashLoopBackOff", {}, "container sglang of an inference pod exits again and again"),
         (
             "CrashLoopBackOff",
             {"terminated": {"reason": "OOMKilled"}},
@@ -178,7 +178,7 @@ def test_a_measurement_that_failed_leads_to_its_log_and_to_why_its_job_ended() -
         "metadata": {"name": "chat-validate-v5-1"},
         "status": {"conditions": [{"type": "Failed", "status": "True", "message": "past its deadline"}]},
     }
-    failed = snapshot(candidate(CandidatePhase.FAILED, "attempt 1 could not measure: no prompts"))
+    failed = snapshot(candidate(CandidatePhase.FAILED, "attempt 1 failed: no prompts"))
     (finding,) = diagnose(replace(failed, jobs=tuple(jobs_of([job]))))
     assert finding.evidence.endswith("no prompts; Job chat-validate-v5-1 failed: past its deadline")
     assert finding.severity is Severity.PROBLEM
