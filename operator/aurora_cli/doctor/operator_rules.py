@@ -10,7 +10,7 @@ from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_cli.doctor.facts import Snapshot
 from aurora_cli.doctor.finding import Finding, Remedy, Severity, abnormal, condition_text
 
-OPERATOR_LOG: Final = "kubectl logs -n aurora-system -l app.kubernetes.io/name=aurora-operator --prefix --tail=100"
+OPERATOR_LOG: Final = "kubectl logs -n {operator_ns} -l app.kubernetes.io/name=aurora-operator --prefix --tail=100"
 NEW: Final = timedelta(seconds=30)
 """How long a speculator may be without a status."""
 RECENT: Final = timedelta(hours=24)
@@ -86,7 +86,7 @@ _UPGRADE: Final[Mapping[str, Remedy]] = {
     "UpgradeFailed": Remedy(
         "the pods do not come up with the upgraded operator's template",
         "Correct the cause, or roll the operator back.",
-        ("kubectl -n {ns} describe pods -l app.kubernetes.io/instance={name}", "helm history -n aurora-system aurora"),
+        ("kubectl -n {ns} describe pods -l app.kubernetes.io/instance={name}", "helm history -n {operator_ns} aurora"),
     ),
     "OrderStopped": Remedy(
         "the upgrade waits, because the upgrade of another speculator failed",

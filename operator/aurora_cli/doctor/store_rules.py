@@ -26,7 +26,7 @@ STORAGE: Final[Mapping[str, Remedy]] = {
     "SecretForbidden": Remedy(
         "the operator may not read a Secret of the speculator",
         "Ask the operator's administrator to add its name to secretNames of the chart, beside those that are there.",
-        ("helm get values -n aurora-system aurora   # secretNames",),
+        ("helm get values -n {operator_ns} aurora   # secretNames",),
     ),
     "SigningKeysMissing": Remedy(
         "the keys that sign the store's records are being made, or somebody changed them",
@@ -43,7 +43,7 @@ STORAGE: Final[Mapping[str, Remedy]] = {
     "AddressRefused": Remedy(
         "the operator refuses to connect to the address of store.endpoint",
         "Ask the operator's administrator to add the host to stores.internalHosts of the chart.",
-        ("helm get values -n aurora-system aurora   # stores.internalHosts",),
+        ("helm get values -n {operator_ns} aurora   # stores.internalHosts",),
     ),
     "KeysRequired": Remedy(
         "store.endpoint is set without a Secret with the store's keys",

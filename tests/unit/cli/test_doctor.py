@@ -16,6 +16,7 @@ from aurora_api.v1alpha1.status import (
     CandidatePhase,
     CandidateStatus,
     HistoryEntry,
+    OperatorIdentity,
     PodStatus,
     RolloutPhase,
     RolloutStatus,
@@ -301,3 +302,18 @@ def test_causes_come_before_what_follows_from_them() -> None:
     assert reasons == ["SecretMissing", "Silent", "SwapsPending"]
     assert findings[-1].severity is Severity.NOTE
     assert "create secret generic s3 " in findings[0].commands[0]
+
+
+@pytest.mark.parametrize(
+    ("installation", "namespace"),
+    [
+        ("aurora-tenant-a/aurora-operator", "aurora-tenant-a"),
+        ("x; rm -rf ~/lease", "aurora-system"),
+        (None, "aurora-system"),
+    ],
+)
+def test_commands_name_the_namespace_of_the_operator_that_acts(installation: str | None, namespace: str) -> None:
+    forbidden = with_condition("StorageReady", ConditionStatus.FALSE, "SecretForbidden")
+    operator = None if installation is None else OperatorIdentity(installation=installation)
+    (finding,) = diagnose(snapshot(forbidden.model_copy(update={"operator": operator})))
+    assert finding.commands == (f"helm get values -n {namespace} aurora   # secretNames",)
