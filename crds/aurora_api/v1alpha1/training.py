@@ -74,7 +74,7 @@ class SuspensionReason(StrEnum):
 
 
 class TrainingWorth(RewrittenModel):
-    """The cost of training, the saving of the draft, and the operator's decision to suspend training."""
+    """The cost of training, the saving of speculation, and the operator's decision to suspend training."""
 
     cost_seconds_per_day: int | None = Field(
         default=None,
