@@ -87,8 +87,8 @@ class TrainingWorth(RewrittenModel):
         description="Device-seconds per day that inference pods save by speculation, averaged over about the last day"
         " and rounded to two digits. The engines estimate it from the costs of their own verify rounds, lookup"
         " included. Unset: not known. A ready pod may have no estimate: its engine started less than 10 minutes ago,"
-        " its rounds have a Fixed shape or a tree, or its agent is silent. Or the template requests no devices, or names"
-        " them by claims or another extended resource.",
+        " its rounds have a Fixed shape or a tree, or its agent is silent. Or the template requests no devices, or"
+        " names them by claims or another extended resource.",
     )
     cost_device: str = Field(
         default="", description="The trainer's kind of device: a GPU's resource name, or cpu for a core."
