@@ -94,7 +94,7 @@ UseSecret = Annotated[
     bool,
     typer.Option(
         "--use-secret",
-        help="Read the store's keys from the speculator's Secret, with your rights. Else: from your environment.",
+        help="Read the store's keys from the speculator's Secret, with your rights. Unset: from your environment.",
     ),
 ]
 

@@ -2,16 +2,16 @@
 
 Always set:
 
-``Ready``            True while clients are served and nothing needs a human. NameTaken, InvalidSpec and Degraded each
-                     make it False. A scale-up, an update of the pods or one unready pod of several leaves it True, with
-                     the reason and "n of m" in the message.
+``Ready``            True while clients are served and nothing requires manual action. NameTaken, InvalidSpec and
+                     Degraded each make it False. A scale-up, an update of the pods or one unready pod of several leaves
+                     it True, with the reason and "n of m" in the message.
 ``Available``        True while at least one pod that clients can reach serves. The message says n of m.
-``StorageReady``     The store can be read and written, and keeps create-once.
+``StorageReady``     The store can be read and written, and honours create-once.
 ``ServingReady``     Every wanted inference pod has the current template, is ready and serves the version it should.
 ``TrainerReady``     The trainer runs. Also True while training is suspended, with reason Suspended or, by
                      ``training.suspendWhen``, NotWorthItsCost. The trainer's pod is then stopped unless something needs
                      it.
-``Degraded``         Abnormal when True: something needs a human. Reason and message name the problem.
+``Degraded``         Abnormal when True: something requires manual action. Reason and message name the problem.
 ``NameTaken``        Abnormal when True: an object of another owner has a name that this speculator needs.
 ``InvalidSpec``      Abnormal when True: the operator cannot use the spec. The message names the fields.
 
@@ -70,13 +70,14 @@ class Condition(RewrittenModel):
         union_mode="left_to_right",
         json_schema_extra=_type_schema,
         description=(
-            "Ready: clients are served and nothing needs a human; to ask only whether clients are served, read"
+            "Ready: clients are served and nothing requires manual action; to ask only whether clients are served, read"
             " Available. Available: at least one pod serves clients. StorageReady: the store can be read and"
-            " written. ServingReady: every wanted pod is ready on the version it should serve. TrainerReady: the"
-            " trainer runs. CandidateValidated: the candidate passed its measurement. RolloutProgressing: a roll"
-            " goes on, the watch after the promotion included. UpgradePending: the pods have not restarted yet since an"
-            " upgrade of the operator. Degraded: something needs a human. NameTaken:"
-            " another owner's object has a name that is needed. InvalidSpec: the spec cannot be used."
+            " written. ServingReady: every wanted pod is ready and serves the right version. TrainerReady: the"
+            " trainer runs, or training is suspended. CandidateValidated: the candidate passed its measurement."
+            " RolloutProgressing: a roll is in progress, or its version is watched after the promotion. UpgradePending:"
+            " the pods still have to restart after an upgrade of the operator. Degraded: something requires manual"
+            " action. NameTaken: an object of another owner has a name that the speculator needs. InvalidSpec: the spec"
+            " cannot be used."
         ),
     )
     status: ConditionStatus = Field(

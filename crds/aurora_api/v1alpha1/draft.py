@@ -118,8 +118,8 @@ class DraftSpec(Model):
     shape: Shape | None = Field(
         default=None,
         description=(
-            "How a verify round gets its size. `Adaptive`: the engine measures what a round costs and what it gains,"
-            " and proposes as many tokens as pay at the present load, from the draft, from `lookup` or none at all."
+            "How a verify round gets its size. `Adaptive`: the engine measures what a round costs and what it gains."
+            " It proposes as many tokens as pay at the present load, of the draft or of `lookup`, or none."
             " `Fixed`: each round proposes `steps` tokens of the draft, or the tree, at any load, even where that is"
             " slower than no speculation; `lookup` has no effect. Use it only to compare. Unset: Adaptive for a chain,"
             " Fixed for a tree (`branching` above 1). Pods restart one by one when it changes."

@@ -46,8 +46,8 @@ class AnalysisSpec(Model):
         default="0.1",
         description=(
             'Share of the acceptance length that pods on the new draft may lose against the others: "0.1" is 10'
-            " %. Only tokens that the draft proposed count, not those of lookup. Pods whose former draft hardly"
-            " proposed have nothing to lose. A loss counts only beyond chance. Lower it to notice small losses; they"
+            " %. Only tokens that the draft proposed count, not those of lookup. Where the former draft hardly"
+            " proposed, nothing can be lost. A loss counts only beyond chance. Lower it to notice small losses; they"
             " take more requests."
         ),
     )
@@ -55,8 +55,9 @@ class AnalysisSpec(Model):
         default="0.5",
         description=(
             'Share by which the time between answer tokens may exceed that of pods on the active draft: "0.5" is'
-            " 50 %. An interval with an excess beyond chance is neither good nor failed; from the third in a row on"
-            " it is a failed judgement. Lower it where latency matters and machines are alike."
+            " 50 %. An interval that exceeds it beyond chance is neither a good nor a failed judgement. From the third"
+            " such interval in a row on, each is a failed judgement. Lower it where latency matters and machines are"
+            " alike."
         ),
     )
     max_abort_increase: Ratio = Field(

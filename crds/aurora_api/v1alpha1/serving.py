@@ -116,8 +116,8 @@ class ServingSpec(Model):
             r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$",
             "an image is a reference such as registry.example/aurora-runtime:0.1.0",
         ),
-        description="Runtime image of the pods, the trainer and the validator. Unset: the image that the operator was"
-        " installed with.",
+        description="Runtime image of the inference pods, the trainer and the validator. Unset: the image that the"
+        " operator was installed with.",
     )
     device: Device = Field(
         default=Device.AUTO,

@@ -224,7 +224,7 @@ class TrainingStatus(RewrittenModel):
         default_factory=list, description="The last report about each tag of `training.eraseTags`."
     )
     worth: TrainingWorth = Field(
-        default_factory=TrainingWorth, description="The cost of training and the saving of the draft."
+        default_factory=TrainingWorth, description="The cost of training and the saving of speculation."
     )
 
 

@@ -73,17 +73,17 @@ class CredentialsByRole(Model):
 
     serving: RoleCredentials | None = Field(
         default=None,
-        description="For inference pods, which read drafts and write traces. Unset: the credentials above.",
+        description="For inference pods, which read drafts and write traces. Unset: those of `credentials`.",
     )
     training: RoleCredentials | None = Field(
         default=None,
-        description="For the trainer, which reads and deletes traces, and writes drafts and its own state. Unset: the"
-        " credentials above.",
+        description="For the trainer, which reads and deletes traces, and writes drafts and its own state. Unset: those"
+        " of `credentials`.",
     )
     validation: RoleCredentials | None = Field(
         default=None,
-        description="For validation Jobs, which read drafts and traces, and write evidence. Unset: the credentials"
-        " above.",
+        description="For validation Jobs, which read drafts and traces, and write evidence. Unset: those of"
+        " `credentials`.",
     )
 
 
@@ -92,8 +92,9 @@ class Credentials(RoleCredentials):
 
     roles: CredentialsByRole | None = Field(
         default=None,
-        description="Credentials of the pods by role, so that a compromised pod can do only what its role does. The"
-        " documentation has a policy for each role. Unset: all pods use the credentials above, as the operator does.",
+        description="Credentials of the pods by role, so that a compromised pod can do only what its role does. See"
+        " docs/how-to/credentials-per-role.md for a policy for each role. Unset: all pods use the same credentials as"
+        " the operator.",
     )
 
     def of(self, role: StoreRole) -> RoleCredentials:

@@ -74,7 +74,7 @@ class SuspensionReason(StrEnum):
 
 
 class TrainingWorth(RewrittenModel):
-    """The cost of training, the saving of the draft, and the operator's decision to suspend training."""
+    """The cost of training, the saving of speculation, and the operator's decision to suspend training."""
 
     cost_seconds_per_day: int | None = Field(
         default=None,
@@ -86,9 +86,9 @@ class TrainingWorth(RewrittenModel):
         default=None,
         description="Device-seconds per day that inference pods save by speculation, averaged over about the last day"
         " and rounded to two digits. The engines estimate it from the costs of their own verify rounds, lookup"
-        " included. Unset: not known, because a ready pod has no estimate (its engine started less than 10 minutes ago,"
-        " its rounds have a Fixed shape or a tree, or its agent is silent), or because its template requests no"
-        " devices, or names them by claims or another extended resource.",
+        " included. Unset: not known. A ready pod may have no estimate: its engine started less than 10 minutes ago,"
+        " its rounds have a Fixed shape or a tree, or its agent is silent. Or the template requests no devices, or"
+        " names them by claims or another extended resource.",
     )
     cost_device: str = Field(
         default="", description="The trainer's kind of device: a GPU's resource name, or cpu for a core."
@@ -114,8 +114,8 @@ class TrainingWorth(RewrittenModel):
     message: str = Field(default="", description="Why training was suspended or resumed, with the figures of then.")
     below_cost_since: Timestamp | None = Field(
         default=None,
-        description="Start of the time in which the saving was below the cost. Looks at which a figure is unknown are"
-        " skipped. A restart of the operator begins the time anew.",
+        description="Start of the time in which the saving was below the cost. While a figure is unknown, the time"
+        " neither starts nor ends. A restart of the operator begins the time anew.",
     )
     suspended_version: int | None = Field(
         default=None, ge=0, description="The version that was active when training was suspended."

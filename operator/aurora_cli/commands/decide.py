@@ -52,7 +52,7 @@ def promote(
     dry_run: DryRun = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Vouch for a version that passed: traffic no longer judges it."""
+    """Roll out a version that passed, without a judgement by live traffic."""
     carry_out(cluster, name, lambda one: versions.promote(one, version), dry_run=dry_run, output=output)
 
 
@@ -76,19 +76,19 @@ def pin(cluster: Cluster, name: Name, version: Version, dry_run: DryRun = False,
 
 @in_cluster
 def unpin(cluster: Cluster, name: Name, dry_run: DryRun = False, output: Output = Format.TABLE) -> None:
-    """Let newer candidates roll out again."""
+    """Unset the pin, so that newer candidates roll out again."""
     carry_out(cluster, name, rolls.unpin, dry_run=dry_run, output=output)
 
 
 @in_cluster
 def pause(cluster: Cluster, name: Name, dry_run: DryRun = False, output: Output = Format.TABLE) -> None:
-    """Start no roll, and stop one under way before its next pod."""
+    """Start no roll, and stop a roll in progress before its next pod."""
     carry_out(cluster, name, rolls.pause, dry_run=dry_run, output=output)
 
 
 @in_cluster
 def resume(cluster: Cluster, name: Name, dry_run: DryRun = False, output: Output = Format.TABLE) -> None:
-    """Let rolls start and go on."""
+    """Let rolls start and continue."""
     carry_out(cluster, name, rolls.resume, dry_run=dry_run, output=output)
 
 

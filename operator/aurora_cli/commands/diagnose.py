@@ -17,10 +17,12 @@ from aurora_cli.tables.printing import Format, show, show_document
 def doctor(
     cluster: Cluster,
     name: Name,
-    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 if something needs a person.")] = False,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="Exit with 1 if something requires manual action.")
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Name the likely faults, the likeliest first, with the commands that mend them."""
+    """Name the likely faults, the likeliest first, with the commands to run."""
     snapshot = cluster.snapshot(name)
     findings = diagnose(snapshot)
     if output is Format.TABLE:

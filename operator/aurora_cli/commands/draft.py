@@ -25,7 +25,7 @@ draft = new_app(help="Publish a draft, or check whether a published head fits.")
 
 
 class HeadFormat(StrEnum):
-    """Who is to load an exported head."""
+    """The engine that will load an exported head."""
 
     SGLANG = "sglang"
     SPECULATORS = "speculators"
@@ -48,7 +48,9 @@ def export(
     name: Name,
     to: Annotated[Path, typer.Option("--to", help="New or empty folder on this machine.")],
     version: Annotated[int | None, typer.Option(min=0, help="Version of the draft. Unset: the active one.")] = None,
-    head_format: Annotated[HeadFormat, typer.Option("--format", help="Who is to load it.")] = HeadFormat.SGLANG,
+    head_format: Annotated[
+        HeadFormat, typer.Option("--format", help="Engine that will load the head; speculators is for vLLM.")
+    ] = HeadFormat.SGLANG,
     with_embedding: Annotated[bool, typer.Option("--with-embedding", help="Store the target's embedding too.")] = False,
 ) -> None:
     """Copy a draft to this machine as a head that SGLang or vLLM loads."""
@@ -76,7 +78,9 @@ def export(
 def check(
     cluster: Cluster,
     name: Name,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Hugging Face id of the head.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hugging Face id of the head, or a path in the trainer's pod.")
+    ],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit. Unset: main.")] = None,
 ) -> None:
     """Check whether a published head fits this speculator's target."""

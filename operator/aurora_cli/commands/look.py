@@ -31,14 +31,16 @@ def status(
     name: Annotated[
         str | None, typer.Argument(callback=object_name, metavar="NAME", help="Speculator. Unset: all.")
     ] = None,
-    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="In all namespaces.")] = False,
+    everywhere: Annotated[
+        bool, typer.Option("--all-namespaces", "-A", help="Show the speculators of all namespaces.")
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show again and again, until Ctrl-C.")] = False,
     interval: Annotated[
-        float, typer.Option(min=MIN_INTERVAL_SECONDS, help="Seconds between two looks with --watch.")
+        float, typer.Option(min=MIN_INTERVAL_SECONDS, help="Seconds between two refreshes with --watch.")
     ] = 2.0,
     output: Output = Format.TABLE,
 ) -> None:
-    """Pods, versions, acceptance, shape, rollout and conditions."""
+    """Show pods, versions, acceptance, shape, rollout and conditions."""
     if everywhere and name is not None:
         raise Refused("a speculator with this name may be in several namespaces: use -n instead of --all-namespaces")
     if watch and output is not Format.TABLE:
@@ -96,7 +98,7 @@ def _append_changes(shown: RenderableType, look: Callable[[], RenderableType], i
 
 @in_cluster
 def history(cluster: Cluster, name: Name, output: Output = Format.TABLE) -> None:
-    """The last 20 decisions, oldest first, each with its reason."""
+    """Show the last 20 decisions, oldest first, each with its reason."""
     found = cluster.speculator(name)
     if output is Format.TABLE:
         show(status_table.history(found, datetime.now(UTC)))
@@ -110,12 +112,14 @@ def evidence(
     cluster: Cluster,
     name: Name,
     version: Version,
-    attempt: Annotated[int | None, typer.Option(min=1, help="Attempt at the measurement. Unset: the last.")] = None,
+    attempt: Annotated[
+        int | None, typer.Option(min=1, help="Number of the measurement of this version. Unset: the last.")
+    ] = None,
     endpoint: Endpoint = None,
     use_secret: UseSecret = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """The intervals of a measurement; with -o json the raw record."""
+    """Show the ratios of a measurement with their intervals; with -o json the raw record."""
     speculator = cluster.speculator(name)
     objects = open_store(cluster, speculator, endpoint=endpoint, use_secret=use_secret)
     found = read_evidence(objects, name, version, attempt)

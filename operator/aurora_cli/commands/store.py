@@ -86,7 +86,7 @@ def verify(
     use_secret: UseSecret = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Check that records and their data are whole; else exit with 1."""
+    """Check that records and their data are undamaged. If not, exit with 1."""
     with _opened(cluster, name, endpoint, use_secret) as objects:
         check = Verification(objects, digests=digests)
         check.run()

@@ -88,13 +88,13 @@ def _meant(speculator: Speculator, version: int | None, verb: str, default: int 
     listed = ", ".join(map(str, known)) or "none"
     if version is None:
         if default is None:
-            raise Refused(f"no version of {name} is being rolled out: name the version (known are {listed})")
+            raise Refused(f"no version of {name} is being rolled out: name the version (known versions: {listed})")
         return default
     if version not in known:
         previous = speculator.status.previous
         if previous is not None and previous.version == version:
             raise Refused(f"version {version} is the previous one; to return to it, run `pin {name} {version}`")
-        raise Refused(f"there is nothing to {verb} about version {version} of {name} now: known are {listed}")
+        raise Refused(f"{verb} has no effect on version {version} of {name} now: the known versions are {listed}")
     return version
 
 

@@ -45,5 +45,5 @@ def diagnose(snapshot: Snapshot) -> Sequence[Finding]:
 
 
 def is_well(findings: Sequence[Finding]) -> bool:
-    """Whether nothing needs a person."""
+    """Whether nothing requires manual action."""
     return all(found.severity is Severity.NOTE for found in findings)

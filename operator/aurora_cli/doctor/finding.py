@@ -5,21 +5,27 @@ Invariant: a command holds names that the API server has validated, and never a 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_cli.doctor.facts import Snapshot
+
+USUAL_OPERATOR_NAMESPACE: Final = "aurora-system"
+_INSTALLATION: Final = re.compile(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)/.+", re.ASCII)
+"""``status.operator.installation``: namespace and name of a Lease. The API server does not check it."""
 
 
 class Severity(IntEnum):
     """How much a finding matters. The lowest number comes first."""
 
     PROBLEM = 1
-    """Something does not work, and needs a person."""
+    """Something does not work, and requires manual action."""
     WARNING = 2
-    """Something works less well than it should, or may need a person."""
+    """Something works less well than it should, or may require manual action."""
     NOTE = 3
     """A person's decision or a state that explains what is seen."""
 
@@ -62,13 +68,14 @@ class Remedy:
 
 
 def filled(text: str, snapshot: Snapshot) -> str:
-    """``text`` with namespace ({ns}), name, Secret of the store ({secret}) and the candidate's Job in place."""
+    """``text`` with namespaces ({ns}, {operator_ns}), name, Secret of the store ({secret}) and the candidate's Job."""
     one = snapshot.speculator
     credentials = one.section("store").get("credentials") or {}
     reference = credentials.get("secretRef") or {}
     candidate = one.status.candidate
     values = {
         "{ns}": one.namespace,
+        "{operator_ns}": operator_namespace(snapshot),
         "{name}": one.name,
         "{secret}": str(reference.get("name") or "SECRET"),
         "{job}": (candidate.job if candidate else None) or "JOB",
@@ -76,6 +83,13 @@ def filled(text: str, snapshot: Snapshot) -> str:
     for field, value in values.items():
         text = text.replace(field, value)
     return text
+
+
+def operator_namespace(snapshot: Snapshot) -> str:
+    """The namespace of the operator that acts on the speculator, or the usual one where the status names none."""
+    operator = snapshot.speculator.status.operator
+    named = _INSTALLATION.fullmatch(operator.installation) if operator is not None else None
+    return named[1] if named else USUAL_OPERATOR_NAMESPACE
 
 
 def condition_text(condition: Condition) -> str:

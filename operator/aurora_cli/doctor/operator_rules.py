@@ -10,14 +10,14 @@ from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_cli.doctor.facts import Snapshot
 from aurora_cli.doctor.finding import Finding, Remedy, Severity, abnormal, condition_text
 
-OPERATOR_LOG: Final = "kubectl logs -n aurora-system -l app.kubernetes.io/name=aurora-operator --prefix --tail=100"
+OPERATOR_LOG: Final = "kubectl logs -n {operator_ns} -l app.kubernetes.io/name=aurora-operator --prefix --tail=100"
 NEW: Final = timedelta(seconds=30)
 """How long a speculator may be without a status."""
 RECENT: Final = timedelta(hours=24)
 
 _DELETED = Remedy(
-    "the speculator is being deleted, and its stored data keep it until they are deleted",
-    "If the store cannot be reached any more, give up the data: the operator then lets the resource go.",
+    "the speculator is being deleted, and the operator deletes its stored data first",
+    "If the store cannot be reached any more, keep the objects there: the operator then lets the resource go.",
     (
         "kubectl -n {ns} patch auroraspeculator {name} --type=merge"
         """ -p '{"spec":{"store":{"deletionPolicy":"Retain"}}}'""",
@@ -37,18 +37,19 @@ _UNSEEN = Remedy(
 )
 _DISPLACED = Remedy(
     "two installations of the operator act on the speculator",
-    "Uninstall one of the two, then restart the other.",
+    "Give each its own namespaces, or uninstall one of the two and restart the other.",
     ("kubectl get leases -A", "helm list -A --filter aurora"),
 )
 _SPEC: Final[Mapping[str, Remedy]] = {
     "InvalidSpec": Remedy(
         "the operator cannot use the spec",
-        "Correct the field that the message names. Pods serve on meanwhile.",
+        "Correct the field that the message names. Pods keep serving meanwhile.",
         ("kubectl -n {ns} edit auroraspeculator {name}",),
     ),
     "NameTaken": Remedy(
         "an object of another owner has a name that the speculator needs",
-        "Delete the object, or give the speculator another name. The operator never touches it.",
+        "Create the speculator under another name, or delete the object if nobody needs it. The operator does not touch"
+        " it.",
         ("kubectl -n {ns} get deployments,services,serviceaccounts,networkpolicies,poddisruptionbudgets",),
     ),
 }
@@ -80,12 +81,12 @@ _DEGRADED: Final[Mapping[str, Remedy]] = {
         ),
     ),
 }
-_OTHER_DEGRADED = Remedy("something needs a person", "", ("kubectl -n {ns} describe auroraspeculator {name}",))
+_OTHER_DEGRADED = Remedy("something requires manual action", "", ("kubectl -n {ns} describe auroraspeculator {name}",))
 _UPGRADE: Final[Mapping[str, Remedy]] = {
     "UpgradeFailed": Remedy(
         "the pods do not come up with the upgraded operator's template",
         "Correct the cause, or roll the operator back.",
-        ("kubectl -n {ns} describe pods -l app.kubernetes.io/instance={name}", "helm history -n aurora-system aurora"),
+        ("kubectl -n {ns} describe pods -l app.kubernetes.io/instance={name}", "helm history -n {operator_ns} aurora"),
     ),
     "OrderStopped": Remedy(
         "the upgrade waits, because the upgrade of another speculator failed",

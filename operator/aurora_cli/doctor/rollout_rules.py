@@ -23,7 +23,7 @@ RECENT: Final = timedelta(hours=24)
 STATUS: Final = "kubectl aurora status {name} -n {ns}"
 _CANARY = Remedy(
     "the canary has too little traffic to be judged by, or its judgement stays undecided",
-    "Wait for traffic, vouch for the version, or lower rollout.analysis.minRequests.",
+    "Wait for traffic, promote or abort the version, or lower rollout.analysis.minRequests.",
     (
         "kubectl aurora promote {name} {version} -n {ns}",
         "kubectl aurora abort {name} {version} -n {ns}",
@@ -50,7 +50,7 @@ _PINNED = Remedy(
     Severity.NOTE,
 )
 _ROLLED_BACK = Remedy(
-    "a version was rolled back lately",
+    "a version was rolled back in the last 24 hours",
     "Live traffic disagreed with the measurement, or a pod could not load the draft. The version is not offered again.",
     ("kubectl aurora history {name} -n {ns}", "kubectl aurora evidence {name} {version} -n {ns}"),
     Severity.NOTE,

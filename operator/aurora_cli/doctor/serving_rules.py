@@ -31,7 +31,7 @@ _CONTAINER: Final[Mapping[str, Remedy]] = {
         ),
     ),
     "CrashLoopBackOff": Remedy(
-        "ends again and again",
+        "exits again and again",
         "Read why in its log. A gated model needs HF_TOKEN in the pod template.",
         ("kubectl -n {ns} logs {pod} -c {container} --previous --tail=50",),
     ),
@@ -51,7 +51,7 @@ _SAME: Final = {
 _OTHER_CONTAINER = Remedy("does not run", "", ("kubectl -n {ns} describe pod {pod}",))
 _PLACE: Final = Remedy(
     "finds no node",
-    "Free a node, add one, or lower the pod's requests. Pods that run serve on.",
+    "Free a node, add one, or lower the pod's requests. Pods that run keep serving.",
     ("kubectl -n {ns} describe pod {pod}", "kubectl describe nodes"),
 )
 _SERVING: Final[Mapping[str, Remedy]] = {
@@ -77,7 +77,7 @@ _SERVING: Final[Mapping[str, Remedy]] = {
     ),
     "PodsPending": Remedy(
         "the cluster has no room for a pod",
-        "Add a node, lower the pod's requests, or lower serving.replicas. The other pods serve on.",
+        "Add a node, lower the pod's requests, or lower serving.replicas. The other pods keep serving.",
         ("kubectl -n {ns} get pods -l app.kubernetes.io/instance={name} -o wide", "kubectl describe nodes"),
     ),
     "PodsNotReady": Remedy(
@@ -89,7 +89,7 @@ _SERVING: Final[Mapping[str, Remedy]] = {
         ),
     ),
     "SwapsPending": Remedy(
-        "some pods do not serve the version that they should yet",
+        "some pods do not serve the right version yet",
         "A swap takes seconds. If it stays, the agent's log says why.",
         ("kubectl -n {ns} logs deployment/{name} -c agent --tail=50",),
         Severity.WARNING,

@@ -26,7 +26,7 @@ STORAGE: Final[Mapping[str, Remedy]] = {
     "SecretForbidden": Remedy(
         "the operator may not read a Secret of the speculator",
         "Ask the operator's administrator to add its name to secretNames of the chart, beside those that are there.",
-        ("helm get values -n aurora-system aurora   # secretNames",),
+        ("helm get values -n {operator_ns} aurora   # secretNames",),
     ),
     "SigningKeysMissing": Remedy(
         "the keys that sign the store's records are being made, or somebody changed them",
@@ -36,34 +36,36 @@ STORAGE: Final[Mapping[str, Remedy]] = {
         Severity.WARNING,
     ),
     "StoreNotAllowed": Remedy(
-        "this store is not one that speculators of the namespace may use",
+        "the operator's administrator allows this store for no speculator of the namespace",
         "Use an allowed store, or ask the operator's administrator to add it to stores.allowed of the chart.",
         (_EDIT_STORE,),
     ),
     "AddressRefused": Remedy(
-        "the operator connects to no such address",
+        "the operator refuses to connect to the address of store.endpoint",
         "Ask the operator's administrator to add the host to stores.internalHosts of the chart.",
-        ("helm get values -n aurora-system aurora   # stores.internalHosts",),
+        ("helm get values -n {operator_ns} aurora   # stores.internalHosts",),
     ),
     "KeysRequired": Remedy(
-        "an endpoint of its own needs keys of its own",
+        "store.endpoint is set without a Secret with the store's keys",
         "Name a Secret in store.credentials.secretRef, or use AWS S3.",
         (_EDIT_STORE,),
     ),
     "Unreachable": Remedy(
         "the store does not answer, or refuses the operator's requests",
-        "Check endpoint, network and keys; the message has the missing right, if it is one.",
+        "Check endpoint, network and keys. If a right is missing, the message names the right.",
         (_EDIT_STORE, _REPLACE),
     ),
     "ConditionalWritesUnsupported": Remedy(
-        "the store does not keep create-once, so two writers could overwrite each other",
+        "the store does not honour create-once writes, so two writers could overwrite each other",
         "Use a store that honours PutObject If-None-Match: *.",
         (_EDIT_STORE,),
     ),
     "InvalidRecord": Remedy(
-        "somebody else wrote an object below the speculator's root",
-        "Delete the object that the message names, and find out who wrote it. Nothing is decided until then.",
-        ("aws s3 rm s3://BUCKET/ROOT/KEY",),
+        "the operator does not believe an object below the speculator's root",
+        "Find out who wrote the object that the message names. A newer operator: upgrade this one again. An operator"
+        " that did not sign: see docs/how-to/upgrading.md. Anybody else: delete the object. Nothing is decided until"
+        " then.",
+        ("aws s3 cp s3://BUCKET/ROOT/KEY -", "aws s3 rm s3://BUCKET/ROOT/KEY"),
     ),
     "TakingOver": Remedy(
         "the root of the former speculator is being taken over", "Wait for the next reconcile.", (), Severity.NOTE

@@ -35,18 +35,18 @@ _TRAINER: Final[Mapping[str, Remedy]] = {
     ),
     "Starting": Remedy(
         "the trainer cannot begin",
-        "The message says what it waits for: a gated model needs HF_TOKEN in training.template, and a published head"
-        " may break a rule.",
+        "The message says what it waits for. A gated model needs HF_TOKEN in training.template. A published head must"
+        " fit the target.",
         (TRAINER_LOG,),
     ),
     "Silent": Remedy(
         "the trainer's pod is ready, and the trainer has reported nothing for minutes",
-        "Its log says why; a trainer that hangs is restarted like this.",
+        "Read its log. If the trainer hangs, restart it.",
         (TRAINER_LOG, "kubectl -n {ns} rollout restart deployment/{name}-trainer"),
     ),
     "StatusUnreadable": Remedy(
         "the trainer's own record in the store cannot be read",
-        "The trainer writes it again within seconds; if not, read its log. Rolls and rollbacks go on.",
+        "The trainer writes the record again within seconds. If not, read its log. Rolls and rollbacks go on.",
         (TRAINER_LOG,),
         Severity.WARNING,
     ),
@@ -81,13 +81,14 @@ _SUSPENDED = Remedy(
 )
 _NOT_WORTH_ITS_COST = Remedy(
     "training.suspendWhen suspends training, so no new candidates come",
-    "It resumes by itself. `kubectl aurora status` shows the figures; this resumes it now.",
+    "Training resumes by itself. `kubectl aurora status` shows the figures. The command resumes training now.",
     ('kubectl -n {ns} patch auroraspeculator {name} --type=merge -p \'{"spec":{"training":{"suspendWhen":null}}}\'',),
     Severity.NOTE,
 )
 _FAILED = Remedy(
     "the candidate could not be measured",
-    "It is repeated after a growing delay. The Job's log says more; once the cause is gone, measure again now.",
+    "The operator repeats the measurement after a growing delay. The Job's log says more. Once the cause is gone,"
+    " measure again now.",
     ("kubectl -n {ns} logs job/{job} --tail=50", "kubectl aurora measure {name} -n {ns}"),
 )
 _STUCK = Remedy(
@@ -102,7 +103,8 @@ _STUCK = Remedy(
 )
 _SUSPENDED_JOB = Remedy(
     "the candidate's measurement is suspended",
-    "A queue or a person suspended its Job. It goes on once the queue has room; without a queue, resume it like this.",
+    "A queue or a person suspended its Job. A queue resumes the Job once it has room. Without a queue, resume the Job"
+    " yourself.",
     (
         "kubectl -n {ns} get workloads.kueue.x-k8s.io",
         'kubectl -n {ns} patch job {job} --type=merge -p \'{"spec":{"suspend":false}}\'',
@@ -110,7 +112,7 @@ _SUSPENDED_JOB = Remedy(
     Severity.WARNING,
 )
 _NEVER_PASS = Remedy(
-    "candidates do not pass, again and again",
+    "several candidates in a row did not pass",
     "Read the figures of each bar. Wide intervals need more rounds (validation.maxRounds, validation.promptsPerRound)"
     " or a quieter machine; gains below the bar need candidates that come less often (training.minGain).",
     ("kubectl aurora history {name} -n {ns}", "kubectl aurora evidence {name} VERSION -n {ns}"),

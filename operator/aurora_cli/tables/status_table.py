@@ -201,8 +201,8 @@ def _training(speculator: Speculator) -> Iterator[str]:
 
 
 def _worth(worth: TrainingWorth, now: datetime) -> Text:
-    """The cost of training, the saving of the draft, and the operator's decision to suspend training."""
-    text = Text.assemble(plain(f"the draft saves {_device_seconds(worth.saved_seconds_per_day, worth.saved_device)}"))
+    """The cost of training, the saving of speculation, and the operator's decision to suspend training."""
+    text = Text.assemble(plain(f"speculation saves {_device_seconds(worth.saved_seconds_per_day, worth.saved_device)}"))
     text.append(plain(f", training costs {_device_seconds(worth.cost_seconds_per_day, worth.cost_device)}"))
     text.append(plain(f", {worth.without_gain} drafts in a row without a gain"))
     if worth.suspended_for is not None:
@@ -211,7 +211,9 @@ def _worth(worth: TrainingWorth, now: datetime) -> Text:
 
 
 def _device_seconds(seconds: int | None, device: str) -> str:
-    return "an unknown time" if seconds is None else f"{count(seconds)} {device}-seconds a day"
+    return (
+        "an unknown number of device-seconds a day" if seconds is None else f"{count(seconds)} {device}-seconds a day"
+    )
 
 
 def _pods(speculator: Speculator) -> RenderableType:

@@ -34,7 +34,7 @@ TRAINER_SILENCE = timedelta(minutes=5)
 LEAST_STEPS_PER_MINUTE = 10.0
 STARVED_SHARE = 0.25
 """A trainer starves below :data:`LEAST_STEPS_PER_MINUTE`, or below this share of its highest pace."""
-_NEEDS_A_HUMAN = (ConditionType.INVALID_SPEC, ConditionType.NAME_TAKEN, ConditionType.DEGRADED)
+_NEEDS_MANUAL_ACTION = (ConditionType.INVALID_SPEC, ConditionType.NAME_TAKEN, ConditionType.DEGRADED)
 
 
 def conditions(observed: Observed, status: SpeculatorStatus, up_to_date: int, now: datetime) -> Iterator[Condition]:
@@ -95,12 +95,12 @@ def _merged(
 
 
 def _ready(contents: ContentByType, status: SpeculatorStatus) -> ConditionContent:
-    """False only when something needs a human, when the store cannot be used, or when no pod serves.
+    """False only when something requires manual action, when the store cannot be used, or when no pod serves.
 
     A trainer that does not run leaves Ready True, because serving goes on without it. Pods that are missing or not
     ready also leave Ready True while others serve, and reason and message then name the problem.
     """
-    for type_ in _NEEDS_A_HUMAN:
+    for type_ in _NEEDS_MANUAL_ACTION:
         content = contents.get(type_)
         if content is not None and content.status:
             return ConditionContent(False, content.reason, content.message)
@@ -128,7 +128,7 @@ def _storage(observed: Observed) -> ConditionContent:
     store = observed.store
     if not store.ok:
         return ConditionContent(False, store.reason, store.error)
-    message = "the store can be read and written, and keeps create-once"
+    message = "the store can be read and written, and honours create-once writes"
     if (observed.spec.store.endpoint or "").startswith("http://"):
         message += ". store.endpoint is http, so traces and drafts cross the network unencrypted"
     return ConditionContent(True, "Ready", message)
@@ -219,7 +219,7 @@ def _waiting_in_queue(trainer: WorkloadView | None) -> str:
         return ""
     return (
         f"the trainer's pod waits behind the scheduling gate {', '.join(trainer.queued_behind)} until its queue has"
-        " room; `kubectl get workloads.kueue.x-k8s.io` says what it lacks"
+        " room; `kubectl get workloads.kueue.x-k8s.io` says what the queue lacks"
     )
 
 
@@ -300,8 +300,8 @@ def _cannot_return(view: PodView, status: SpeculatorStatus) -> str:
 def _invalid_spec(observed: Observed) -> ConditionContent:
     if not observed.spec_fault:
         return ConditionContent(False, "AsExpected", "")
-    message = "pods stay as they are, rolls pause, and a version that fails is rolled back, until the spec is corrected"
-    return ConditionContent(True, "InvalidSpec", f"{message}: {observed.spec_fault}")
+    effect = "Until it is corrected, pods stay as they are and rolls pause. A version that fails is still rolled back."
+    return ConditionContent(True, "InvalidSpec", f"the spec cannot be used: {observed.spec_fault}. {effect}")
 
 
 def _name_taken(observed: Observed) -> ConditionContent:
@@ -309,5 +309,6 @@ def _name_taken(observed: Observed) -> ConditionContent:
         return ConditionContent(False, "AsExpected", "")
     objects, several = ", ".join(observed.name_taken), len(observed.name_taken) > 1
     problem = f"{objects} {'exist and are' if several else 'exists and is'} not this speculator's"
-    remedy = f"Delete {'them' if several else 'it'}, or give the speculator another name"
+    them = "them" if several else "it"
+    remedy = f"Create the speculator under another name, or delete {them} if nobody needs {them}"
     return ConditionContent(True, "NameTaken", f"{problem}. {remedy}.")

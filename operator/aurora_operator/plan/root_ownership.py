@@ -83,7 +83,10 @@ def _refusal(observed: Observed, root: str) -> str:
     """Why the root is not taken over. Empty when it may be."""
     channel, lineage = observed.store.channel, observed.store.lineage
     if channel is None or lineage is None:
-        return f"below {root} there is nothing to go on from. Correct the path, which is status.storeRoot of the former"
+        return (
+            f"below {root} there is nothing to restore. Create the speculator again with the former speculator's"
+            " status.storeRoot"
+        )
     if channel.reason is ChannelReason.DELETING:
         return f"the root {root} is being deleted with its speculator (deletionPolicy: Delete)"
     by_identity = observed.spec.store.credentials.service_account_name is not None
@@ -111,7 +114,8 @@ def _lineage_refusal(observed: Observed, lineage: Lineage, root: str) -> str:
     wrong = [f"{field} is {stored} there and {wanted} here" for field, stored, wanted in parts if stored != wanted]
     if not wrong:
         return ""
-    return f"the drafts below {root} belong to another lineage: {', '.join(wrong)}. Use the same values, or a new root"
+    differences = ", ".join(wrong)
+    return f"the drafts below {root} belong to another lineage: {differences}. Use the values that are there"
 
 
 def _takeover(observed: Observed, former: Channel, root: str, now: datetime) -> Channel:

@@ -40,7 +40,8 @@ def test_one_speculator_is_shown_with_pods_and_conditions() -> None:
     result = FakeApiServer.of(resource(REAL)).run("status", "chat")
     assert result.exit_code == 0, result.output
     assert "version 0, 1.35x (1.30-1.40) over no speculation" in result.stdout
-    assert "the draft saves an unknown time, training costs an unknown time" in " ".join(result.stdout.split())
+    text = " ".join(result.stdout.split())
+    assert "speculation saves an unknown number of device-seconds a day, training costs an unknown" in text
     for pod in REAL.pods:
         assert pod.name in result.stdout
     for condition in REAL.conditions:
@@ -58,7 +59,7 @@ def test_the_worth_of_training_is_shown() -> None:
     )
     shown = REAL.model_copy(update={"training": TrainingStatus(worth=worth)})
     text = " ".join(FakeApiServer.of(resource(shown)).run("status", "chat").stdout.split())
-    assert "the draft saves 4300 nvidia.com/gpu-seconds a day, training costs 86.4k nvidia.com/gpu-seconds" in text
+    assert "speculation saves 4300 nvidia.com/gpu-seconds a day, training costs 86.4k nvidia.com/gpu-seconds" in text
     assert "suspended for" in text
     assert "too dear" in text
 

@@ -76,8 +76,8 @@ def test_a_watch_ends_with_a_promotion() -> None:
 @pytest.mark.parametrize(
     ("found", "version", "message"),
     [
-        (status(), None, "no version of chat is being rolled out: name the version (known are 4)"),
-        (status(), 9, "there is nothing to promote about version 9"),
+        (status(), None, "no version of chat is being rolled out: name the version (known versions: 4)"),
+        (status(), 9, "promote has no effect on version 9"),
         (status(), 3, "to return to it, run `pin chat 3`"),
         (status(rejected=(5,)), 5, "version 5 was rejected"),
         (status(candidate=(5, CandidatePhase.INCONCLUSIVE)), 5, "version 5 is Inconclusive"),

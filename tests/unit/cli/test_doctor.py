@@ -16,6 +16,7 @@ from aurora_api.v1alpha1.status import (
     CandidatePhase,
     CandidateStatus,
     HistoryEntry,
+    OperatorIdentity,
     PodStatus,
     RolloutPhase,
     RolloutStatus,
@@ -123,7 +124,7 @@ def test_a_second_installation_is_found_for_a_day(hours: int, expected: bool) ->
     [
         ("ImagePullBackOff", {}, "container sglang of an inference pod cannot pull its image"),
         ("ErrImagePull", {}, "container sglang of an inference pod cannot pull its image"),
-        ("CrashLoopBackOff", {}, "container sglang of an inference pod ends again and again"),
+        ("CrashLoopBackOff", {}, "container sglang of an inference pod exits again and again"),
         (
             "CrashLoopBackOff",
             {"terminated": {"reason": "OOMKilled"}},
@@ -178,7 +179,7 @@ def test_a_measurement_that_failed_leads_to_its_log_and_to_why_its_job_ended() -
         "metadata": {"name": "chat-validate-v5-1"},
         "status": {"conditions": [{"type": "Failed", "status": "True", "message": "past its deadline"}]},
     }
-    failed = snapshot(candidate(CandidatePhase.FAILED, "attempt 1 could not measure: no prompts"))
+    failed = snapshot(candidate(CandidatePhase.FAILED, "attempt 1 failed: no prompts"))
     (finding,) = diagnose(replace(failed, jobs=tuple(jobs_of([job]))))
     assert finding.evidence.endswith("no prompts; Job chat-validate-v5-1 failed: past its deadline")
     assert finding.severity is Severity.PROBLEM
@@ -301,3 +302,18 @@ def test_causes_come_before_what_follows_from_them() -> None:
     assert reasons == ["SecretMissing", "Silent", "SwapsPending"]
     assert findings[-1].severity is Severity.NOTE
     assert "create secret generic s3 " in findings[0].commands[0]
+
+
+@pytest.mark.parametrize(
+    ("installation", "namespace"),
+    [
+        ("aurora-tenant-a/aurora-operator", "aurora-tenant-a"),
+        ("x; rm -rf ~/lease", "aurora-system"),
+        (None, "aurora-system"),
+    ],
+)
+def test_commands_name_the_namespace_of_the_operator_that_acts(installation: str | None, namespace: str) -> None:
+    forbidden = with_condition("StorageReady", ConditionStatus.FALSE, "SecretForbidden")
+    operator = None if installation is None else OperatorIdentity(installation=installation)
+    (finding,) = diagnose(snapshot(forbidden.model_copy(update={"operator": operator})))
+    assert finding.commands == (f"helm get values -n {namespace} aurora   # secretNames",)

@@ -21,7 +21,7 @@ def in_sequence_keys(listed: Iterable[str], known: str = "") -> tuple[str, ...]:
     keys = sorted((key for key in listed if key.endswith(".json")), key=number_of)
     sequence = in_sequence(map(number_of, keys), number_or_zero(known))
     if len(sequence) < len(keys):
-        raise InvalidRecord(f"{keys[len(sequence)]} is out of sequence; delete it, and find out who wrote it")
+        raise InvalidRecord(f"{keys[len(sequence)]} is out of sequence; find out who wrote it, and delete it")
     return tuple(keys)
 
 

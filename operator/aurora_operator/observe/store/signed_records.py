@@ -98,7 +98,10 @@ def believed_channel(data: bytes, key: str, root: str, keys: RecordKeys | None) 
             return BelievedChannel(record, signed=False, foreign=True)
         if record_digest(content) == keys.trusted_record:
             return BelievedChannel(record, signed=False)
-        raise UnsignedRecord(f"{error}; delete it, and find out who wrote it") from None
+        raise UnsignedRecord(
+            f"{error}. Find out who wrote it. If it was an operator of an earlier version, see"
+            " docs/how-to/upgrading.md; else delete it"
+        ) from None
     return BelievedChannel(Channel.from_json(covered), signed=True)
 
 

@@ -291,8 +291,8 @@ def _by_verdict(inputs: ValidationInputs, candidate: CandidateStatus, evidence: 
 
 def _failed(inputs: ValidationInputs, candidate: CandidateStatus, reason: str) -> ValidationDecision:
     delay_seconds = int(_retry_delay(candidate.attempt).total_seconds())
-    again = f"it is repeated in {delay_seconds} s at the earliest"
-    message = f"attempt {candidate.attempt} could not measure: {reason}; {again}"
+    again = f"the next attempt begins in {delay_seconds} s at the earliest"
+    message = f"attempt {candidate.attempt} failed: {reason}; {again}"
     update = {"phase": CandidatePhase.FAILED, "since": inputs.now, "message": message}
     return ValidationDecision(candidate.model_copy(update=update), event="ValidationFailed")
 

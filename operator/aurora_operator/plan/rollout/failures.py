@@ -62,7 +62,7 @@ def stop_reason(facts: RolloutFacts) -> Stop | None:
     if not world.pods:
         return Stop("no pod serves or starts any longer")
     if facts.no_progress:
-        return Stop(f"no progress for {facts.deadline}")
+        return Stop(f"the roll made no progress for {_deadline_text(facts)}")
     settings_changed = state is not None and state.serving_digest != world.serving_digest
     if settings_changed and facts.phase is not RolloutPhase.ROLLING:
         return Stop("the settings with which pods serve were changed")
@@ -84,4 +84,8 @@ def _failed_swap(facts: RolloutFacts) -> str:
 
 
 def _did_not_come_back(facts: RolloutFacts, pod: str) -> Reject:
-    return Reject(f"pod {pod} did not come back with version {facts.version} for {facts.deadline}")
+    return Reject(f"pod {pod} did not come back with version {facts.version} for {_deadline_text(facts)}")
+
+
+def _deadline_text(facts: RolloutFacts) -> str:
+    return f"{facts.deadline.total_seconds():.0f} s (rollout.progressDeadlineSeconds)"

@@ -151,7 +151,7 @@ def _reason_to_resume(
     if None not in (facts.active, worth.suspended_version) and facts.active != worth.suspended_version:
         return f"version {facts.active} became active"
     if worth.suspended_for is SuspensionReason.SAVING_BELOW_COST and facts.clearly_above_cost:
-        return f"the draft is worth it again: {_cost_text(facts)}"
+        return f"training is worth its cost again: {_cost_text(facts)}"
     if fell_since is not None and now - fell_since >= RESUME_AFTER:
         return (
             f"live traffic accepts {facts.recent_acceptance:.2f} of the draft's first tokens, and accepted"
@@ -217,4 +217,4 @@ def _no_gain_text(facts: WorthFacts) -> str:
 
 
 def _cost_text(facts: WorthFacts) -> str:
-    return f"the draft saves about {facts.saved} device-seconds a day, and training costs {facts.cost}"
+    return f"speculation saves about {facts.saved} device-seconds a day, and training costs {facts.cost}"

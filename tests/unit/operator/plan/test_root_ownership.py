@@ -140,7 +140,7 @@ def test_a_root_without_a_channel_is_refused() -> None:
     for empty in (StoreView(), StoreView(lineage=lineage())):
         world = restored(store=empty)
         assert made(world).advance is None
-        assert "nothing to go on from" in condition(world, ConditionType.STORAGE_READY).message
+        assert "nothing to restore" in condition(world, ConditionType.STORAGE_READY).message
 
 
 def test_a_root_that_is_being_deleted_is_refused() -> None:

@@ -261,11 +261,12 @@ def test_a_name_that_is_taken_needs_a_human() -> None:
     assert found.status.value == "True"
     assert found.message == (
         "Service chat, ServiceAccount chat exist and are not this speculator's."
-        " Delete them, or give the speculator another name."
+        " Create the speculator under another name, or delete them if nobody needs them."
     )
     one = condition(observed(name_taken=("Service chat",)), ConditionType.NAME_TAKEN)
     assert one.message == (
-        "Service chat exists and is not this speculator's. Delete it, or give the speculator another name."
+        "Service chat exists and is not this speculator's."
+        " Create the speculator under another name, or delete it if nobody needs it."
     )
     assert ready(taken) == ("False", "NameTaken")
     assert condition(observed(), ConditionType.NAME_TAKEN).status.value == "False"

@@ -89,7 +89,8 @@ def test_a_version_whose_pod_never_comes_back_is_rejected_even_without_live_anal
         late = NOW + timedelta(seconds=601)
         made = step(world(*down, now=late), asked)
         assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
-        assert f"pod {A} did not come back with version 1" in made.rollout.message
+        reason = f"pod {A} did not come back with version 1 for 600 s (rollout.progressDeadlineSeconds)"
+        assert made.rollout.message == reason
 
 
 def test_a_pod_that_was_down_before_it_was_asked_rejects_nothing() -> None:
