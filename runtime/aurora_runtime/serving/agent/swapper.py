@@ -2,8 +2,8 @@
 
 Invariants: generation is never left paused. ``current`` moves only to a draft that the engine was confirmed to hold, by
 version and by digest. An order of a higher epoch ends a download, and the draft that was being downloaded is then not
-loaded. A failed swap leaves the engine with the previous draft, or reports that the previous draft
-could not be restored. A request with an older epoch than an accepted one is refused, even after a restart of the agent.
+loaded. A failed swap leaves the engine with the previous draft, or reports that the previous draft could not be
+restored. A request with an older epoch than an accepted one is refused, even after a restart of the agent.
 """
 
 from __future__ import annotations
@@ -122,6 +122,8 @@ class Swapper:
         if last is not None and request.epoch < last.epoch:
             raise SwapRefused(f"epoch {request.epoch} is older than epoch {last.epoch}, which this pod has accepted")
         if self.is_swapping and last is not None and (request.version, request.digest) == (last.version, last.digest):
+            if request.epoch > last.epoch:
+                self._record_request(request)  # the running swap obeys both orders, and the fence moves to the newer
             return
         self._require_interruptible(request, last)
         if not self._recovered_boot:
@@ -132,13 +134,17 @@ class Swapper:
             raise EngineFault("the pod is withdrawn for a measurement")
         self._require_interruptible(request, last)  # a running swap may have got further meanwhile
         self._staging_given_up.set()
-        write_atomically(self._pod.folder.swap_request, request.to_json())
+        self._record_request(request)
         if version == request.version and current is not None and current.digest == request.digest:
             self.status = SwapStatus(version=version, finished=self.status.finished)
             return
         self.status = SwapStatus(phase=SwapPhase.STAGING, version=request.version)
         former, self._staging_given_up = self._task, threading.Event()
         self._task = asyncio.create_task(self._swap(request, former, self._staging_given_up))
+
+    def _record_request(self, request: SwapRequest) -> None:
+        """Make ``request`` the last accepted one. From now on requests of older epochs are refused."""
+        write_atomically(self._pod.folder.swap_request, request.to_json())
 
     def _require_interruptible(self, request: SwapRequest, last: SwapRequest | None) -> None:
         """Raise :class:`SwapRefused` if a swap runs, unless it only downloads and ``request`` is of a higher epoch.
