@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 import time
-from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -48,17 +47,16 @@ def run(
 ) -> None:
     """Create the lineage if needed, then train or, when suspended, wait. Returns when ``retrier`` is stopped."""
 
-    def say(message: str) -> None:
+    def announce(message: str) -> None:
         StatusWriter(registry).announce(TrainerPhase.STARTING, message=message)
 
-    target = retrier.call("reading the target", lambda: load_target(settings.target), say)
-    retrier.call("opening the store", registry.objects.probe, say)
-    lineage = retrier.call("opening the lineage", lambda: open_lineage(registry, target, settings.draft, utc_now), say)
-    config = TrainingConfig.of(settings)
-    announce = partial(StatusWriter(registry).announce, TrainerPhase.STARTING)
-    reports = erase_tags(
-        registry, lineage.number, config.spec.erase_tags, retrier, lambda message: announce(message=message)
+    target = retrier.call("reading the target", lambda: load_target(settings.target), announce)
+    retrier.call("opening the store", registry.objects.probe, announce)
+    lineage = retrier.call(
+        "opening the lineage", lambda: open_lineage(registry, target, settings.draft, utc_now), announce
     )
+    config = TrainingConfig.of(settings)
+    reports = erase_tags(registry, lineage.number, config.spec.erase_tags, retrier, announce)
     if settings.training.suspended:
         wait_suspended(config, registry, lineage, retrier, reports)
         return
