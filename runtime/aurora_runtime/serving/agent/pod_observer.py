@@ -20,7 +20,7 @@ from aurora_protocol.agent_api import (
 )
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import DraftRefused, EngineFault
-from aurora_runtime.serving.agent.measurement import MeasurementLease
+from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
 from aurora_runtime.serving.agent.metrics import CaptureFigures
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.agent.swapper import Swapper
