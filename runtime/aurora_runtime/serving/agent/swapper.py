@@ -13,18 +13,16 @@ import logging
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TypeVar
 
 from aurora_protocol.agent_api import SwapPhase, SwapRequest, SwapStatus
 from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.errors import EngineFault, EngineGone, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.pod_files import write_atomically
-from aurora_store.call_limits import interruptible
+from aurora_runtime.store_thread import call_in_thread
 from aurora_store.errors import DigestMismatch, ObjectMissing, StoreError
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 def _is_transient(error: Exception) -> bool:
@@ -168,10 +166,12 @@ class Swapper:
         draft_may_be_at_fault = False
         try:
             previous_version = await self._pod.engine.draft_version()
-            previous = await _in_thread(given_up, lambda: drafts.find_or_stage(previous_version))
+            previous = await call_in_thread(lambda: drafts.find_or_stage(previous_version), given_up.is_set)
             await self.draft_swap.remember_checksum(previous)
             draft_may_be_at_fault = True
-            draft = await _in_thread(given_up, lambda: drafts.stage(request.version, request.digest, keep=(previous,)))
+            draft = await call_in_thread(
+                lambda: drafts.stage(request.version, request.digest, keep=(previous,)), given_up.is_set
+            )
             if given_up.is_set():  # no await from here to the phase, so that no order is accepted in between
                 log.info("the swap to version %d was given up for a newer order", request.version)
                 return
@@ -201,13 +201,3 @@ class Swapper:
         )
         self._on_finished("failure", None)
         log.error("swap to version %d failed: %s", request.version, error)
-
-
-async def _in_thread(given_up: threading.Event, function: Callable[[], T]) -> T:
-    """Call ``function`` in a thread. Its calls of the store end soon after ``given_up`` is set."""
-
-    def run() -> T:
-        with interruptible(given_up.is_set):
-            return function()
-
-    return await asyncio.to_thread(run)
