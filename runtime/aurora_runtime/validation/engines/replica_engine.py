@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,8 +39,6 @@ from aurora_protocol.pod_settings import Replica, ValidationSettings
 from aurora_runtime.engine.sglang_client import open_session
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.engines.load_client import BatchResult, LoadClient
-
-log = logging.getLogger(__name__)
 
 LEASE_SECONDS: Final = 60
 """The pod returns by itself this long after the last renewal."""
