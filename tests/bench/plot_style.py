@@ -26,7 +26,8 @@ _STYLE: Final[Mapping[str, Any]] = {
 
 def svg_text(draw: Callable[[], Figure], settings: Mapping[str, Any] | None = None) -> str:
     """The SVG text of the figure that ``draw`` makes. ``settings`` are further settings of matplotlib."""
-    with mpl.rc_context({**_STYLE, **(settings or {})}):
+    values: dict[Any, Any] = {**_STYLE, **(settings or {})}
+    with mpl.rc_context(values):
         out = io.StringIO()
         draw().savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     # matplotlib leaves spaces at the ends of lines.
