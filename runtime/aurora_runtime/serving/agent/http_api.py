@@ -83,14 +83,14 @@ def application(
     async def put_draft(request: web.Request) -> web.Response:
         with _faults_as_statuses(swapper):
             swap = SwapRequest.from_json(await request.read())
-            await pod.ready()  # recovers a new engine start, if no probe has done so yet
+            await pod.recover()  # a probe may not have done so yet
             await swapper.request(swap)
         return await state_response(202)
 
     async def put_measurement(request: web.Request) -> web.Response:
         with _faults_as_statuses(swapper):
             measurement = MeasurementRequest.from_json(await request.read())
-            await pod.ready()
+            await pod.recover()
             await lease.request(measurement)
         return await state_response(202)
 
