@@ -29,7 +29,7 @@ from aurora_protocol.errors import InvalidRecord, NewerRecord
 from aurora_protocol.training_records import ErasureStep, ShardManifest
 from aurora_runtime.errors import Interrupted, TraceFormatError
 from aurora_runtime.request_privacy import number_of_hash
-from aurora_runtime.shard_heads import ShardHead
+from aurora_runtime.shard_header import ShardHeader
 from aurora_runtime.traces import RequestTrace, decode, empty_shard, encode, shard_counts, state_type_of
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.retry import Retrier
@@ -131,10 +131,10 @@ class TagErasure:
                         yield key, written, is_upload
 
     def _tagged_traces(self, key: str) -> int | None:
-        """How many traces of a shard have the tag. None: nobody can read the shard's head."""
+        """How many traces of a shard have the tag. None: nobody can read the shard's header."""
         try:
-            head = ShardHead(lambda first, size: self._registry.shard_range(key, first, size))
-            return head.tags().count(self._number)
+            header = ShardHeader(lambda first, size: self._registry.shard_range(key, first, size))
+            return header.tags().count(self._number)
         except ObjectMissing:
             return 0
         except (ValueError, RecursionError):
