@@ -23,7 +23,8 @@ from aurora_runtime.errors import Interrupted
 from aurora_runtime.training.build import TrainerContext, TrainingConfig, build_trainer
 from aurora_runtime.training.data.shard_deaths import ShardDeaths
 from aurora_runtime.training.lineage import open_lineage, utc_now
-from aurora_runtime.training.optim.ranks import Ranks, run_follower, world_size
+from aurora_runtime.training.optim.ranks import Ranks, world_size
+from aurora_runtime.training.optim.shared_session import run_follower
 from aurora_runtime.training.progress import StatusWriter
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import DEFAULT_POLICY
