@@ -50,9 +50,9 @@ def trace_hooks(settings: CaptureSettings) -> tuple[Hook, ...]:
     from sglang.srt.managers.auxiliary_output import append_auxiliary_output
     from sglang.srt.runtime_context import get_parallel, get_serving
 
-    from aurora_runtime.serving.capture.hooks import Hooks
+    from aurora_runtime.serving.capture.hooks import CaptureHooks
 
-    hooks = Hooks(
+    hooks = CaptureHooks(
         settings,
         append_output=append_auxiliary_output,
         read_rank=lambda: int(get_parallel().tp_rank),

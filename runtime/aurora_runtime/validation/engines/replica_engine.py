@@ -209,7 +209,7 @@ class ReplicaEngine:
         headers = {PASS_HEADER: measurement_pass(self.token, self.replica.measurement)}
         return LoadClient(self._session(), f"http://{host}:{self.replica.engine_port}", REQUEST_SECONDS, headers)
 
-    async def ready(self, arm: Arm) -> None:
+    async def prepare(self, arm: Arm) -> None:
         """Make the engine run ``arm``, warmed up and with an empty prefix cache.
 
         Between two drafts the agent swaps. Between a draft, NGRAM and off the agent restarts the engine.
