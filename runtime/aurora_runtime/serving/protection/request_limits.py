@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from aurora_api.v1alpha1.limits import DEFAULT_MAX_ANSWERS
 from aurora_runtime.request_privacy import trace_wish
-from aurora_runtime.serving.asgi import Application, Message, Receive, Scope, Send, send_text
+from aurora_runtime.serving.protection.asgi import Application, Message, Receive, Scope, Send, send_text
 
 VALIDATE_FUNCTION: Final = "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request"
 """Called once for each prompt, with its token ids, before it is sent to the scheduler."""
