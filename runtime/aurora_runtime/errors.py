@@ -8,8 +8,8 @@ RuntimeFault
 ├── DraftRefused            a draft checkpoint must not be loaded by an engine
 ├── SwapRefused             a swap, lease or trial request conflicts with the pod's state
 ├── CheckpointFormatError   a draft checkpoint does not have SGLang's format
-├── TargetUnavailable       the target's files are missing or out of reach
-│   └── DamagedFile             a file of a published model is there and cannot be read
+├── TargetUnavailable       the target's files are missing, damaged or out of reach
+│   └── DamagedFile             a file of a published model is there, and is not what its name says
 ├── HeadRefused             a published head does not fit the target, or cannot be trained or served
 ├── Interrupted             the process was asked to stop while it waited
 ├── MeasurementError        a validation could not measure
@@ -54,15 +54,15 @@ class TargetUnavailable(RuntimeFault):
     """The target's files are missing, damaged or out of reach. The message names the file and its place."""
 
 
+class DamagedFile(TargetUnavailable):
+    """A file of a published model is there, and is not what its name says."""
+
+
 class HeadRefused(RuntimeFault):
     """A published head does not fit the target, or Aurora cannot train it as SGLang serves it.
 
     The message names the head, what is wrong, and what to do.
     """
-
-
-class DamagedFile(TargetUnavailable):
-    """A file of a published model is there, and is not what its name says."""
 
 
 class Interrupted(RuntimeFault):

@@ -31,6 +31,7 @@ from aurora_runtime.errors import TraceFormatError
 from aurora_runtime.held_out_split import is_held_out
 from aurora_runtime.packed_states import PACKED_TYPE, SCALE_TYPE, pack, unpack
 from aurora_runtime.request_privacy import NO_TAG
+from aurora_runtime.shard_header import INDEX_COLUMNS
 
 ATTENDED_POSITIONS: Final = 4096
 """Positions up to its last root that a training example keeps. Capture leaves states further before the answer in the
@@ -115,7 +116,6 @@ _FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32)
 _BOOLS: Final = (torch.bool,)
 _PACKED, _PACKED_SCALE = "hidden_float8", "hidden_scale"
 """Stand for ``hidden`` in a shard whose states are packed (:mod:`aurora_runtime.packed_states`)."""
-INDEX_COLUMNS: Final = 7
 MAX_TRACE_ROWS: Final = 1 << 24
 """Most tokens, rounds or nodes of one request."""
 MAX_TOP_TOKENS: Final = 256

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime
 
 from aurora_protocol.errors import InvalidRecord
@@ -117,7 +116,6 @@ def first_owner(root: str) -> str:
     return root[-OWNER_ID_CHARACTERS:]
 
 
-@dataclass(frozen=True)
 class Keys:
     """Keys relative to a speculator's root."""
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -77,7 +76,6 @@ _FAILURES = (
 )
 """Everything that botocore raises. HTTPError: while it reads the text of an error. ValueError: a number or a date in
 the answer's headers that does not parse."""
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

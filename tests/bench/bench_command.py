@@ -63,6 +63,25 @@ def machine() -> str:
     return f"{os.cpu_count()} x {name}"
 
 
+def load_average() -> float:
+    """How many processes wanted to run, on average over the last minute."""
+    return os.getloadavg()[0]
+
+
+def load_around(load_before: float) -> str:
+    """The :func:`load_average` before a measurement, and now."""
+    return f"load before {load_before:.1f}, after {load_average():.1f}"
+
+
+def provenance(module: str, load: str, code: str | None = None) -> str:
+    """What a figure comes from: the command of this process, the machine, the commit ``code`` and the load.
+
+    ``code`` is given where the commit may have changed since the measurement began.
+    """
+    command = " ".join(["python", "-m", module, *sys.argv[1:]])
+    return f"`{command}`; {machine()}; commit {code or commit()}; {load}"
+
+
 def commit(checkout: Path | None = None) -> str:
     """The commit of ``checkout`` (default: the working directory), marked when files differ from the commit."""
     command = ["git", "describe", "--always", "--dirty"]

@@ -15,7 +15,6 @@ Takes about ten minutes on two quiet cores (estimated). Needs a CPU only. The se
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import statistics
 import tempfile
@@ -29,8 +28,15 @@ from pathlib import Path
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
 from tests.assets.sglang_server import Server, sglang_server
-from tests.bench.bench_command import add_lock_option, bench_parser, exit_on_sigterm, hold_lock
-from tests.bench.markdown import markdown_row, markdown_table
+from tests.bench.bench_command import (
+    add_lock_option,
+    bench_parser,
+    exit_on_sigterm,
+    hold_lock,
+    load_around,
+    load_average,
+)
+from tests.bench.markdown import geometric_mean_and_interval, markdown_row, markdown_table
 from tests.bench.stream_timing import CONCURRENCIES, PROMPTS, time_stream
 
 from aurora_runtime.serving.capture.request_sample import is_sampled
@@ -127,12 +133,10 @@ def compare(server: Server, concurrency: int, pairs: int, tokens: int) -> Compar
 
 
 def cells(concurrency: int, found: Comparison) -> list[str]:
-    """The cells of a row: the geometric mean, its 95 % interval (normal, for dozens of pairs), and the quartiles."""
+    """The cells of a row."""
     speeds, whole = found.speeds, found.untraced.scheduler
-    logs = [math.log(speed) for speed in speeds]
-    mean, error = statistics.fmean(logs), 1.96 * statistics.stdev(logs) / math.sqrt(len(logs))
     low, middle, high = statistics.quantiles(speeds, n=4)
-    interval = f"{math.exp(mean):.3f} [{math.exp(mean - error):.3f}, {math.exp(mean + error):.3f}]"
+    interval = geometric_mean_and_interval(speeds)
     shares = [f"{cpu / whole:.3f}" for cpu in (found.traced.scheduler, found.traced.others, found.untraced.others)]
     return [str(concurrency), interval, f"{middle:.3f} [{low:.3f}-{high:.3f}]", *shares, str(len(speeds))]
 
@@ -160,14 +164,14 @@ def main() -> None:
             model, draft, ("--weight-version", "0"), variables, plugins="aurora_cpu,aurora_vocabulary,aurora_capture"
         ) as server:
             time_stream(server.port, PROMPTS[0], 8, PROBE_PREFIX + uuid.uuid4().hex)
-            load_before = os.getloadavg()[0]
+            load_before = load_average()
             print(markdown_table(HEADER, []))
             for concurrency in CONCURRENCIES:
                 found = compare(server, concurrency, options.pairs, options.tokens)
                 print(markdown_row(cells(concurrency, found)), flush=True)
         state = PodFolder(Path(folder)).read_capture_state()
         assert state is not None
-        load = f"load before {load_before:.1f}, after {os.getloadavg()[0]:.1f}"
+        load = load_around(load_before)
         print(f"{load}; one thread; bf16; {options.tokens} tokens per answer")
         print(f"{state.captured_records} records captured, {state.dropped_records} dropped, {state.hook_errors} errors")
 

@@ -15,7 +15,6 @@ Takes about five minutes on two quiet cores (estimated). Needs a CPU only. Every
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,14 @@ from pathlib import Path
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
 from tests.assets.sglang_server import DRAFT_STEPS, Server, sglang_server
-from tests.bench.bench_command import add_lock_option, bench_parser, exit_on_sigterm, hold_lock
+from tests.bench.bench_command import (
+    add_lock_option,
+    bench_parser,
+    exit_on_sigterm,
+    hold_lock,
+    load_around,
+    load_average,
+)
 from tests.bench.markdown import markdown_table, median_and_quartiles
 from tests.bench.stream_timing import CONCURRENCIES, StepTiming, time_in_turn
 
@@ -112,9 +118,9 @@ def main() -> None:
         for name, server in servers:
             print(f"{name}: ready after {server.startup_seconds:.0f} s", flush=True)
         with hold_lock(options.lock):
-            load_before = os.getloadavg()[0]
+            load_before = load_average()
             timings = time_in_turn(servers, options.rounds, options.tokens)
-        print(f"load before {load_before:.1f}, after {os.getloadavg()[0]:.1f}; one thread per process; bf16\n")
+        print(f"{load_around(load_before)}; one thread per process; bf16\n")
         print(table(timings))
 
 

@@ -29,7 +29,6 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +41,16 @@ from tests.assets.model import ensure_model
 from tests.assets.sglang_server import Server, sglang_server
 from tests.assets.target_scores import Margin, TargetScores, rounding_effects
 from tests.assets.trained_draft import write_untrained_and_trained
-from tests.bench.bench_command import add_lock_option, bench_parser, commit, exit_on_sigterm, hold_lock, machine
+from tests.bench.bench_command import (
+    add_lock_option,
+    bench_parser,
+    commit,
+    exit_on_sigterm,
+    hold_lock,
+    load_around,
+    load_average,
+    machine,
+)
 from tests.bench.markdown import markdown_table
 from tests.bench.swap_loop import SERVER_ARGUMENTS, UNTRAINED, SwapLoop
 from tests.traffic.prompts import Domain, prompts
@@ -324,15 +332,14 @@ def main() -> None:
     model, code = ensure_model(), commit()
     token_prompts = chat_prompts(model, options.prompts)
     with tempfile.TemporaryDirectory(prefix="equality-bench-") as folder, hold_lock(options.lock):
-        load_before = os.getloadavg()[0]
+        load_before = load_average()
         passes, swap_loop = measure(model, Path(folder), token_prompts, options)
-        load_after = os.getloadavg()[0]
+        load = load_around(load_before)
         exact = TargetScores(model, torch.float32)
         rows = list(compare_passes(passes, token_prompts, options.dtype, exact.margin))
         rounding_line = ""
         if options.dtype is not DType.FLOAT32:
             rounding_line = describe_rounding(exact, model, token_prompts[:ROUNDING_PROMPTS], passes[0].result)
-    load = f"load before {load_before:.1f}, after {load_after:.1f}"
     print(f"\n{machine()}; {options.dtype}; commit {code}; {load}\n")
     different = describe_differences(rows)
     problems = "\n".join([*different, *(f"swap failed: {failure}" for failure in swap_loop.failures)])

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import random
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from tests.assets.s3 import S3, seaweedfs
 from tests.assets.traces.recorded import domain_traces
 from tests.assets.trained_draft import untrained_draft
 from tests.assets.trainer_process import put_shards, running_trainer, stop_trainer, trainer_settings, wait_for
-from tests.bench.bench_command import bench_parser
+from tests.bench.bench_command import bench_parser, load_around, load_average
 from tests.bench.learning.configurations import DRAFT_STEPS
 from tests.bench.learning.learner import Evaluation
 from tests.bench.learning.matching import Match
@@ -272,7 +271,7 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     options = _options()
     traces = domain_traces(Domain(options.traffic), RECORDED_REQUESTS)[: options.requests]
-    load_before = os.getloadavg()[0]
+    load_before = load_average()
     with seaweedfs() as s3:
         runs = {
             f"killed {options.kills} times": train(s3, "killed", traces, options, kills=options.kills),
@@ -291,7 +290,7 @@ def main() -> None:
         for name, run in runs.items()
     )
     held_out = len(killed.evaluations[0].rounds)
-    print(f"\nload before {load_before:.1f}, after {os.getloadavg()[0]:.1f}; {held_out} held-out requests\n")
+    print(f"\n{load_around(load_before)}; {held_out} held-out requests\n")
     print(table(runs))
     gap = difference([(killed, undisturbed)])
     print(f"\nacceptance length at the end, killed minus undisturbed [95 %, over held-out requests]: {gap}")

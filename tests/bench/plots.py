@@ -10,8 +10,6 @@ Takes seconds, and measures nothing.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,9 +20,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tests.bench.bench_command import bench_parser
+from tests.bench.plot_style import GREY, svg_text
 
 RESULTS: Final = Path(__file__).resolve().parents[2] / "docs/results"
-GREY: Final = "#808080"
 BLUE, GREEN, AMBER, RED = "#3b82f6", "#10b981", "#f59e0b", "#ef4444"
 TITLES: Final = {"json": "JSON extraction", "docstrings": "docstrings"}
 GOAL_MEBIBYTES, GOAL_MEBIBYTES_EACH = 150e6 / 2**20, 50e3 / 2**20
@@ -314,32 +312,7 @@ PLOTS: Final[dict[str, Callable[[], Figure]]] = {
 
 def render(name: str) -> str:
     """The SVG text of one plot."""
-    with _style():
-        figure = PLOTS[name]()
-        out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    # matplotlib leaves spaces at the ends of lines.
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
-
-
-def _style() -> contextlib.AbstractContextManager[None]:
-    return mpl.rc_context(
-        {
-            "text.color": GREY,
-            "axes.labelcolor": GREY,
-            "axes.edgecolor": GREY,
-            "axes.titlecolor": GREY,
-            "xtick.color": GREY,
-            "ytick.color": GREY,
-            "grid.color": GREY,
-            "svg.hashsalt": "aurora",  # without a salt, ids are random
-            "svg.fonttype": "none",
-            "font.family": "sans-serif",
-            "font.size": 10,
-            "axes.titlesize": 11,
-            "legend.frameon": False,
-        }
-    )
+    return svg_text(PLOTS[name], {"font.size": 10, "axes.titlesize": 11})
 
 
 def _figure(panels: int, *, height: float) -> tuple[Figure, Sequence[Axes]]:

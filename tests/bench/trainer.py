@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from tests.bench.bench_command import bench_parser
+from tests.bench.bench_command import bench_parser, load_around, load_average
 from tests.bench.markdown import markdown_table, median_and_quartiles
 
 from aurora_runtime.engine.draft_config import DraftConfig
@@ -265,12 +265,12 @@ def main() -> None:
     if options.peaks:
         print(json.dumps(measure(options, device, memory=True).samples))
         return
-    load_before = os.getloadavg()[0]
+    load_before = load_average()
     meter = measure(options, device, memory=False)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu, 1 thread, CPU time"
     print(
         f"{options.shape} on {name}, torch {torch.__version__}, "
-        f"kernels on: {fused_kernels(device)}; load before {load_before:.1f}, after {os.getloadavg()[0]:.1f}; "
+        f"kernels on: {fused_kernels(device)}; {load_around(load_before)}; "
         f"{len(meter.positions)} steps of {statistics.median(meter.positions):.0f} positions\n"
     )
     print(table(meter, measure_peaks_separately()))

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
-import statistics
 import tempfile
 import time
 import uuid
@@ -27,8 +25,17 @@ from pathlib import Path
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
 from tests.assets.sglang_server import Server, sglang_server
-from tests.bench.bench_command import add_lock_option, bench_parser, commit, exit_on_sigterm, hold_lock, machine
-from tests.bench.markdown import markdown_row, markdown_table
+from tests.bench.bench_command import (
+    add_lock_option,
+    bench_parser,
+    commit,
+    exit_on_sigterm,
+    hold_lock,
+    load_around,
+    load_average,
+    machine,
+)
+from tests.bench.markdown import geometric_mean_and_interval, markdown_row, markdown_table
 from tests.bench.stream_timing import CONCURRENCIES, PROMPTS, time_stream
 from tests.rig.former_version import REVISION_VARIABLE, check_out_former_version, former_revision
 from tests.rig.local_image import PACKAGE_ROOTS
@@ -77,11 +84,8 @@ def speeds(ours: Server, former: Server, concurrency: int, pairs: int, tokens: i
 
 
 def cells(concurrency: int, found: list[float]) -> list[str]:
-    """The cells of a row: the geometric mean and its 95 % interval (normal, for dozens of pairs)."""
-    logs = [math.log(speed) for speed in found]
-    mean, error = statistics.fmean(logs), 1.96 * statistics.stdev(logs) / math.sqrt(len(logs))
-    interval = f"{math.exp(mean):.3f} [{math.exp(mean - error):.3f}, {math.exp(mean + error):.3f}]"
-    return [str(concurrency), interval, str(len(found))]
+    """The cells of a row."""
+    return [str(concurrency), geometric_mean_and_interval(found), str(len(found))]
 
 
 def main() -> None:
@@ -103,7 +107,7 @@ def main() -> None:
             capturing_server(Path.cwd(), folder / "ours-state", model, draft) as ours,
             capturing_server(checkout, folder / "former-state", model, draft) as former,
         ):
-            load_before = os.getloadavg()[0]
+            load_before = load_average()
             print(markdown_table(["concurrency", "this version / former version [95 %]", "pairs"], []))
             for concurrency in CONCURRENCIES:
                 found = speeds(ours, former, concurrency, options.pairs, options.tokens)
@@ -112,7 +116,7 @@ def main() -> None:
             captured = PodFolder(state).read_capture_state()
             assert captured is not None
             print(f"{captured.captured_records} records captured, {captured.hook_errors} errors")
-        load = f"load before {load_before:.1f}, after {os.getloadavg()[0]:.1f}"
+        load = load_around(load_before)
         compared = f"{commit()} against {former_revision()[:7]}"
         print(f"{compared}; {machine()}; {load}; one thread; bf16; {options.tokens} tokens per answer")
 

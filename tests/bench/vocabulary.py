@@ -13,7 +13,6 @@ Needs a CPU only. Every server uses one thread, in bf16.
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
 from tests.assets.sglang_server import sglang_server
 from tests.assets.traces.recorded import domain_traces
-from tests.bench.bench_command import bench_parser, exit_on_sigterm
+from tests.bench.bench_command import bench_parser, exit_on_sigterm, load_around, load_average
 from tests.bench.coverage import coverage_by_budget
 from tests.bench.markdown import markdown_table, median_and_quartiles
 from tests.bench.stream_timing import CONCURRENCIES, StepTiming, time_in_turn
@@ -89,9 +88,9 @@ def main() -> None:
     shares = [
         coverage_by_size(domain, options.requests, options.sizes, options.counted_tokens) for domain in options.traffic
     ]
-    load_before = os.getloadavg()[0]
+    load_before = load_average()
     timings = round_timings(options.sizes, options.rounds)
-    print(f"load before {load_before:.1f}, after {os.getloadavg()[0]:.1f}; one thread per process; bf16\n")
+    print(f"{load_around(load_before)}; one thread per process; bf16\n")
     head = ["entries", *(f"ms per round at concurrency {c}" for c in CONCURRENCIES)]
     maps = ("initial map", f"{options.counted_tokens:,} tokens counted")
     head += [f"coverage of {domain}, {each}" for domain in options.traffic for each in maps]

@@ -24,7 +24,7 @@ from aurora_protocol.agent_api import EngineMode, MeasurementRequest, TrialReque
 from aurora_protocol.record import Record
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.serving.agent.http_api import MAX_BODY_BYTES, application
-from aurora_runtime.serving.agent.measurement import MeasurementLease
+from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.uploader import Uploader

@@ -12,7 +12,7 @@ from typing import Any, Final
 import yaml
 
 from tests.generated.generated_file import GeneratedFile
-from tests.rig.rendered_chart import render
+from tests.rig.chart.rendered_chart import render
 
 FILE: Final = "kustomize/base/operator.yaml"
 IMAGES: Final = {part: f"registry.invalid/aurora-{part}" for part in ("operator", "agent", "runtime")}

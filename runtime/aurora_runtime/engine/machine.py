@@ -20,6 +20,7 @@ from aurora_protocol.agent_api import Machine
 from aurora_runtime.errors import EngineFault
 
 GPU_QUERY_SECONDS = 300.0
+"""Time limit of the child process, which imports torch and starts the GPU's driver."""
 ISOLATED_PYTHON = {"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1"}
 """Environment of an engine: Python imports neither from the working directory nor from the user's site."""
 _GPU_QUERY = """
@@ -37,10 +38,12 @@ def _cpu_description() -> str:
 
 
 def _gpu_count_and_name() -> tuple[int, str]:
-    """How many GPUs torch sees, and the name of the first one."""
-    query = subprocess.run(
-        [sys.executable, "-I", "-c", _GPU_QUERY], check=False, capture_output=True, text=True, timeout=GPU_QUERY_SECONDS
-    )
+    """How many GPUs torch sees, and the name of the first one. Raises :class:`EngineFault`."""
+    command = [sys.executable, "-I", "-c", _GPU_QUERY]
+    try:
+        query = subprocess.run(command, check=False, capture_output=True, text=True, timeout=GPU_QUERY_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise EngineFault(f"torch did not report the GPUs of this machine in {GPU_QUERY_SECONDS:.0f} s") from error
     if query.returncode != 0:
         raise EngineFault(f"torch did not report the GPUs of this machine: {query.stderr.strip()[-300:]}")
     count, name = json.loads(query.stdout.splitlines()[-1])

@@ -91,6 +91,14 @@ class SGLangClient:
         except ValueError as error:
             raise EngineFault(f"{path}: the answer is not JSON") from error
 
+    async def _object(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_seconds: float
+    ) -> dict[str, Any]:
+        answer = await self._json(method, path, body, timeout_seconds=timeout_seconds)
+        if not isinstance(answer, dict):
+            raise EngineFault(f"{path}: the answer is not a JSON object")
+        return answer
+
     async def _command(self, path: str, body: Mapping[str, Any], *, timeout_seconds: float) -> None:
         """Call the admin API. Raises :class:`EngineFault` also when the answer reports a failure with status 200."""
         answer = await self._json("POST", path, body, timeout_seconds=timeout_seconds)
@@ -109,10 +117,7 @@ class SGLangClient:
 
     async def generate(self, body: Mapping[str, Any], *, timeout_seconds: float) -> dict[str, Any]:
         """SGLang's answer to one ``/generate`` request."""
-        answer = await self._json("POST", "/generate", body, timeout_seconds=timeout_seconds)
-        if not isinstance(answer, dict):
-            raise EngineFault("/generate: the answer is not an object")
-        return answer
+        return await self._object("POST", "/generate", body, timeout_seconds=timeout_seconds)
 
     async def guarding_measurement(self) -> str:
         """The measurement for which the engine's guard is in place. Empty when there is no guard."""
@@ -126,7 +131,7 @@ class SGLangClient:
 
     async def tensor_parallel_ranks(self) -> int:
         """The number of tensor-parallel ranks. An update carries one payload for each."""
-        info = await self._json("GET", "/server_info", timeout_seconds=CONTROL_SECONDS)
+        info = await self._object("GET", "/server_info", timeout_seconds=CONTROL_SECONDS)
         try:
             return int(info["tp_size"])
         except (KeyError, TypeError, ValueError) as error:
@@ -141,7 +146,7 @@ class SGLangClient:
 
     async def draft_version(self) -> int:
         """The version of the draft that the engine holds."""
-        info = await self._json("GET", "/model_info", timeout_seconds=QUERY_SECONDS)
+        info = await self._object("GET", "/model_info", timeout_seconds=QUERY_SECONDS)
         text = str(info.get("weight_version", ""))
         if not text.isdecimal():
             raise EngineFault(f"/model_info: weight_version {text!r} is not the number of a draft version")

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from aurora_runtime.errors import EngineMismatch
-from aurora_runtime.serving import log_redaction, measurement_guard, request_limits
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import CaptureState
+from aurora_runtime.serving.protection import log_redaction, measurement_guard, request_limits
 from aurora_runtime.sglang_uses import Call, Hook, HookKind, check_all, register
 from aurora_runtime.sglang_version import require_sglang
 
@@ -50,9 +50,9 @@ def trace_hooks(settings: CaptureSettings) -> tuple[Hook, ...]:
     from sglang.srt.managers.auxiliary_output import append_auxiliary_output
     from sglang.srt.runtime_context import get_parallel, get_serving
 
-    from aurora_runtime.serving.capture.hooks import Hooks
+    from aurora_runtime.serving.capture.hooks import CaptureHooks
 
-    hooks = Hooks(
+    hooks = CaptureHooks(
         settings,
         append_output=append_auxiliary_output,
         read_rank=lambda: int(get_parallel().tp_rank),

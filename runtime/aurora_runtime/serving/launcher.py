@@ -93,6 +93,9 @@ class EngineSupervisor:
             self._terminate()
             return
         self._start.report(ready=True)
+        if self._process.poll() is not None:
+            self._start.report(ready=False)  # SGLang ended meanwhile, and the main thread may have reported that first
+            return
         log.info("the engine is ready in mode %s (boot %s)", self._start.state.mode.value, self._start.state.boot)
 
     def _watch_mode_orders(self) -> None:
@@ -124,11 +127,15 @@ def _private_config(admin_key: str) -> Iterator[Path]:
 def serve(settings: ServingSettings, options: LauncherOptions) -> int:
     """Run SGLang until it ends. Returns the launcher's exit code.
 
+    The first process of a container ignores a signal that it does not handle, so signals are handled from the start.
+
     Raises:
         EngineMismatch: an SGLang is installed that this runtime does not support.
         EngineFault: the engine may not take requests.
     """
     sglang = require_sglang("the launcher")
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the supervisor handles them: nothing runs yet
+        signal.signal(number, lambda _number, _frame: sys.exit(0))
     start = prepare_start(settings, options)
     with _private_config(start.files.admin_key) as config:
         mode, version = start.state.mode.value, start.files.version

@@ -110,6 +110,11 @@ def new_boot() -> str:
     return f"{int(time.time()):08x}{secrets.token_hex(4)}"
 
 
+def shard_age_key(path: Path) -> list[str]:
+    """Sorts the files ``<pod>-<boot>-<number>.*`` of the spool by age, oldest first, whichever pod wrote them."""
+    return path.name.rsplit("-", 2)[1:]
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace the file at ``path``. A reader sees either the old bytes or the new ones."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")

@@ -20,9 +20,10 @@ from aurora_runtime.training.data.shard_deaths import ShardDeaths
 from aurora_runtime.training.data.shards import ShardReader
 from aurora_runtime.training.lineage import fetch_draft, newest_draft
 from aurora_runtime.training.loop import Stages, Trainer
-from aurora_runtime.training.optim.ranks import Ranks, SharedSession
+from aurora_runtime.training.optim.ranks import Ranks
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
+from aurora_runtime.training.optim.shared_session import SharedSession
 from aurora_runtime.training.progress import Progress
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import DEFAULT_POLICY, TrainingPolicy

@@ -56,7 +56,7 @@ class Candidates:
         last_draft: tuple[DraftModel, VocabularyMap],
     ) -> None:
         """``last`` is the last registered version, ``last_draft`` its draft with its vocabulary map."""
-        self._registry, self.lineage, self._spec = registry, lineage_number, spec
+        self._registry, self.lineage_number, self._spec = registry, lineage_number, spec
         self._draft_steps, self.last, self._last_draft = draft_steps, last, last_draft
         self._compared_tokens, self._compared_step = last.trained_tokens, 0
         self._compared_at = time.monotonic()
@@ -105,7 +105,7 @@ class Candidates:
             while True:
                 number += 1
                 manifest = CheckpointManifest(
-                    lineage=self.lineage,
+                    lineage=self.lineage_number,
                     version=number,
                     parent=self.last.version,
                     digest=exported.digest,

@@ -28,7 +28,6 @@ class HeldOutResult:
 
     rounds: int  # verify rounds
     tokens: int  # answer tokens, bonus tokens included
-    first_proposal_accuracy: float  # share of roots whose first proposal was correct
     coverage: float  # share of the answers' tokens that are in the draft's vocabulary map, so that it can propose them
 
     @property
@@ -47,7 +46,7 @@ def evaluate(
 ) -> HeldOutResult:
     """Propose greedy chains of ``steps`` tokens along each example's answer."""
     device = draft.lm_head.weight.device
-    rounds = tokens = first_correct = roots = covered = 0
+    rounds = tokens = covered = 0
     for group in batch_by_slots(examples, batch_slots):
         batch = collate(group, steps, vocabulary).to(device)
         correct = _correct_proposals(draft, batch)
@@ -56,9 +55,8 @@ def evaluate(
             n = int((expected != UNKNOWN_ID).sum())
             example_rounds, example_tokens = simulate_verification(correct[i, :n].cpu())
             rounds, tokens = rounds + example_rounds, tokens + example_tokens
-            first_correct, roots = first_correct + int(correct[i, :n, 0].sum()), roots + n
             covered += int((expected[:n] >= 0).sum())
-    return HeldOutResult(rounds, tokens, first_correct / max(roots, 1), covered / max(roots, 1))
+    return HeldOutResult(rounds, tokens, covered / max(tokens, 1))
 
 
 def _correct_proposals(draft: DraftModel, batch: Batch) -> Tensor:

@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 import time
-from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -24,7 +23,8 @@ from aurora_runtime.errors import Interrupted
 from aurora_runtime.training.build import TrainerContext, TrainingConfig, build_trainer
 from aurora_runtime.training.data.shard_deaths import ShardDeaths
 from aurora_runtime.training.lineage import open_lineage, utc_now
-from aurora_runtime.training.optim.ranks import Ranks, run_follower, world_size
+from aurora_runtime.training.optim.ranks import Ranks, world_size
+from aurora_runtime.training.optim.shared_session import run_follower
 from aurora_runtime.training.progress import StatusWriter
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import DEFAULT_POLICY
@@ -48,17 +48,16 @@ def run(
 ) -> None:
     """Create the lineage if needed, then train or, when suspended, wait. Returns when ``retrier`` is stopped."""
 
-    def say(message: str) -> None:
+    def announce(message: str) -> None:
         StatusWriter(registry).announce(TrainerPhase.STARTING, message=message)
 
-    target = retrier.call("reading the target", lambda: load_target(settings.target), say)
-    retrier.call("opening the store", registry.objects.probe, say)
-    lineage = retrier.call("opening the lineage", lambda: open_lineage(registry, target, settings.draft, utc_now), say)
-    config = TrainingConfig.of(settings)
-    announce = partial(StatusWriter(registry).announce, TrainerPhase.STARTING)
-    reports = erase_tags(
-        registry, lineage.number, config.spec.erase_tags, retrier, lambda message: announce(message=message)
+    target = retrier.call("reading the target", lambda: load_target(settings.target), announce)
+    retrier.call("opening the store", registry.objects.probe, announce)
+    lineage = retrier.call(
+        "opening the lineage", lambda: open_lineage(registry, target, settings.draft, utc_now), announce
     )
+    config = TrainingConfig.of(settings)
+    reports = erase_tags(registry, lineage.number, config.spec.erase_tags, retrier, announce)
     if settings.training.suspended:
         wait_suspended(config, registry, lineage, retrier, reports)
         return

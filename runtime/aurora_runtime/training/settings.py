@@ -1,8 +1,8 @@
 """The trainer's policy: its bounds and intervals.
 
 The sizes in bytes come from ``spec.training.memory`` of the custom resource, whose defaults are the defaults here.
-Nobody has had a reason to change the other values. Constants that belong to one algorithm,
-such as the half-life of a replay weight, are in that algorithm's module.
+Nobody has had a reason to change the other values. Constants that belong to one algorithm, such as the half-life of a
+replay weight, are in that algorithm's module.
 """
 
 from __future__ import annotations

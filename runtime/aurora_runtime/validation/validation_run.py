@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
-from aurora_protocol.draft_records import Lineage
+from aurora_protocol.draft_records import Lineage, Registration
 from aurora_protocol.errors import ProtocolError
 from aurora_protocol.evidence_records import (
     Arm,
@@ -28,6 +29,7 @@ from aurora_protocol.pod_settings import AGENT_TOKEN, Replica, ValidationSetting
 from aurora_runtime.engine.machine import detect_machine
 from aurora_runtime.engine.server_process import EngineSpec
 from aurora_runtime.errors import DraftRefused, MeasurementError
+from aurora_runtime.store_thread import call_in_thread
 from aurora_runtime.validation.attempt import Attempt
 from aurora_runtime.validation.cached_baselines import (
     BaselineRequirements,
@@ -82,6 +84,23 @@ class ValidationRun:
     lineage: Lineage
     deadline: float
 
+    @classmethod
+    def open(cls, settings: ValidationSettings, registry: Registry, deadline: float) -> Self:
+        """Read what the store holds about the two versions.
+
+        Raises :class:`MeasurementError` when there is no lineage yet, and :class:`StoreError` or
+        :class:`ProtocolError`.
+        """
+        lineage = registry.lineage()
+        if lineage is None:
+            raise MeasurementError("there is no lineage in the store: wait until the trainer has created one")
+        drafts = {
+            Arm.ACTIVE: registry.registration(settings.active),
+            Arm.CANDIDATE: registry.registration(settings.candidate),
+        }
+        attempt = Attempt(settings, measurement_plan(settings), drafts, started=datetime.now(UTC))
+        return cls(attempt, registry, lineage, deadline)
+
     @property
     def settings(self) -> ValidationSettings:
         """The settings of the attempt."""
@@ -91,6 +110,22 @@ class ValidationRun:
     def plan(self) -> MeasurementPlan:
         """The plan of the attempt."""
         return self.attempt.plan
+
+    def fetch_draft(self, registration: Registration, folder: Path) -> FetchedDraft:
+        """Download a version into ``folder`` before the deadline. Raises as :func:`fetch_draft` does."""
+        with total_deadline(self.deadline - time.monotonic()):
+            return fetch_draft(self.registry, registration, self.lineage, folder)
+
+    def choose_prompts(self) -> tuple[Prompt, ...]:
+        """The held-out prompts of the plan, read before the deadline. Raises as :func:`held_out_prompts` does."""
+        with total_deadline(self.deadline - time.monotonic()):
+            return held_out_prompts(
+                self.registry,
+                self.lineage.number,
+                vocab_size=self.lineage.target.vocab_size,
+                wanted=self.plan.prompts_wanted,
+                needed=self.plan.prompts_needed,
+            )
 
     def find_baseline(self, environment: Environment) -> BaselineSamples | None:
         """A cached baseline that is usable in ``environment``.
@@ -112,7 +147,7 @@ class ValidationRun:
         if not self.settings.gives_way:
             return None
         try:
-            return await asyncio.to_thread(self._newest_after_candidate)
+            return await call_in_thread(self._newest_after_candidate)
         except (StoreError, ProtocolError) as error:
             log.warning("newer versions are not known: %s", error)
             return None
@@ -143,39 +178,20 @@ class ValidationRun:
 async def validate(settings: ValidationSettings, registry: Registry, workspace: Workspace) -> ValidationResult:
     """Measure ``settings.candidate`` against ``settings.active``. Stores nothing.
 
-    A candidate that no pod would load is rejected without a measurement.
+    A candidate that no pod would load is rejected without a measurement. All calls of the store run in threads, so that
+    a signal ends them, and so that the lease of a replica is renewed meanwhile.
 
     Raises :class:`RuntimeFault`, :class:`StoreError` or :class:`ProtocolError` when it could not measure.
     """
-    lineage = registry.lineage()
-    if lineage is None:
-        raise MeasurementError("there is no lineage in the store: wait until the trainer has created one")
-    attempt = Attempt(
-        settings,
-        measurement_plan(settings),
-        {
-            Arm.ACTIVE: registry.registration(settings.active),
-            Arm.CANDIDATE: registry.registration(settings.candidate),
-        },
-        started=datetime.now(UTC),
-    )
     deadline = time.monotonic() + settings.validation.timeout_seconds - FINISH_SECONDS
-    run = ValidationRun(attempt, registry, lineage, deadline)
+    run = await call_in_thread(lambda: ValidationRun.open(settings, registry, deadline))
+    folder = workspace.scratch / "candidate"
     try:
-        with total_deadline(settings.validation.timeout_seconds - FINISH_SECONDS):
-            candidate = fetch_draft(registry, attempt.candidate, lineage, workspace.scratch / "candidate")
+        candidate = await call_in_thread(lambda: run.fetch_draft(run.attempt.candidate, folder))
     except DraftRefused as refusal:
         this_machine = await asyncio.to_thread(detect_machine, settings.device)
         return run.result(measurement_environment(settings, this_machine), rejected_unmeasured(str(refusal)))
-    plan = attempt.plan
-    with total_deadline(deadline - time.monotonic()):
-        prompts = held_out_prompts(
-            registry,
-            lineage.number,
-            vocab_size=lineage.target.vocab_size,
-            wanted=plan.prompts_wanted,
-            needed=plan.prompts_needed,
-        )
+    prompts = await call_in_thread(run.choose_prompts)
     if settings.replica is not None:
         token = (workspace.keys / AGENT_TOKEN).read_text().strip()
         return await _measure_on_replica(run, prompts, settings.replica, token)
@@ -188,13 +204,12 @@ async def _measure_on_job_engines(
     """Start all engines side by side. Engines for off and NGRAM start only when no cached baseline is usable."""
     settings, plan, active = run.settings, run.plan, run.attempt.active
     try:
-        with total_deadline(run.deadline - time.monotonic()):
-            active_draft = fetch_draft(run.registry, active, run.lineage, scratch / "active")
+        active_draft = await call_in_thread(lambda: run.fetch_draft(active, scratch / "active"))
     except DraftRefused as refusal:
         raise MeasurementError(f"the active version {active.version} cannot be loaded: {refusal}") from refusal
     this_machine = await asyncio.to_thread(detect_machine, settings.device)
     environment = measurement_environment(settings, this_machine)
-    baseline = run.find_baseline(environment)
+    baseline = await call_in_thread(lambda: run.find_baseline(environment))
     spec = EngineSpec(
         model=settings.target.model,
         revision=settings.target.revision,
@@ -235,7 +250,7 @@ async def _measure_on_replica(
     async with engine:
         environment = measurement_environment(run.settings, engine.machine)
         runner = RoundRunner(engine, prompts, run.plan, run.deadline)
-        baseline = run.find_baseline(environment)
+        baseline = await call_in_thread(lambda: run.find_baseline(environment))
         off_answers: Answers | None = None
         samples_to_cache: list[Sample] = []
         if baseline is None:

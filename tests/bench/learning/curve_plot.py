@@ -1,20 +1,12 @@
-"""Plots acceptance length over traffic, as an SVG.
-
-Axes and text are grey and the background is transparent, so that plots are readable on light and on dark pages.
-
-Invariant: the same curves give the same bytes, so that a plot in the repository changes only when its figures do.
-"""
+"""Plots acceptance length over traffic, as an SVG."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -22,8 +14,8 @@ from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED, REFER
 from tests.bench.learning.curve import Curve
 from tests.bench.learning.recipe_report import by_configuration, curve_of
 from tests.bench.learning.recipe_run import RecipeRun
+from tests.bench.plot_style import svg_text
 
-GREY: Final = "#808080"
 COLOURS: Final = ("#3b82f6", "#10b981", "#a855f7", "#f59e0b", "#06b6d4", "#ec4899", "#84a30c")
 DASHES: Final = ("-", "--", ":", "-.")
 PUBLISHED_COLOUR: Final = "#ef4444"
@@ -55,36 +47,19 @@ def draw_panels(rows: Sequence[Sequence[Panel]]) -> str:
 
     Lines are means over seeds. Bands reach from the lowest seed to the highest.
     """
-    with _style():
-        figure = Figure(figsize=(6.5 * len(rows[0]) + 2.5, 4.5 * len(rows)), layout="constrained")
-        grid = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharey="row")
-        lines = dict[str, Line2D]()
-        for row, panels in zip(grid, rows, strict=True):
-            for axes, panel in zip(row, panels, strict=True):
-                lines |= _draw_panel(axes, panel)
-            row[0].set_ylabel("acceptance length, held out")
-        figure.legend(lines.values(), lines.keys(), loc="outside right upper")
-        out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return out.getvalue()
+    return svg_text(lambda: _draw_grid(rows))
 
 
-def _style() -> contextlib.AbstractContextManager[None]:
-    return mpl.rc_context(
-        {
-            "svg.hashsalt": "aurora",
-            "svg.fonttype": "none",
-            "font.family": "sans-serif",
-            "text.color": GREY,
-            "axes.labelcolor": GREY,
-            "axes.edgecolor": GREY,
-            "axes.titlecolor": GREY,
-            "xtick.color": GREY,
-            "ytick.color": GREY,
-            "grid.color": GREY,
-            "legend.frameon": False,
-        }
-    )
+def _draw_grid(rows: Sequence[Sequence[Panel]]) -> Figure:
+    figure = Figure(figsize=(6.5 * len(rows[0]) + 2.5, 4.5 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharey="row")
+    lines = dict[str, Line2D]()
+    for row, panels in zip(grid, rows, strict=True):
+        for axes, panel in zip(row, panels, strict=True):
+            lines |= _draw_panel(axes, panel)
+        row[0].set_ylabel("acceptance length, held out")
+    figure.legend(lines.values(), lines.keys(), loc="outside right upper")
+    return figure
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> dict[str, Line2D]:

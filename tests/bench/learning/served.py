@@ -30,7 +30,7 @@ from tests.bench.bench_command import bench_parser, exit_on_sigterm
 from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED
 from tests.bench.learning.curve import Curve, format_thousands
 from tests.bench.learning.curve_plot import Panel, draw_panels
-from tests.bench.learning.matching import Match
+from tests.bench.learning.matching import add_match_option
 from tests.bench.learning.recipe_run import EVALUATIONS, RecipeRun, run_recipe
 from tests.bench.learning.recorded_traffic import load_traffic
 from tests.bench.markdown import markdown_table
@@ -121,13 +121,7 @@ def table(pairs: Sequence[CurvePair]) -> str:
 def _options() -> argparse.Namespace:
     parser = bench_parser("tests.bench.learning.served", __doc__)
     parser.add_argument("--traffic", choices=sorted(MESSAGES_BY_DOMAIN), default="json", help="domain to learn from")
-    parser.add_argument(
-        "--match",
-        type=Match,
-        choices=list(Match),
-        default=Match.TRAFFIC,
-        help="quantity that is equal for all configurations: optimizer steps, or traffic",
-    )
+    add_match_option(parser)
     parser.add_argument("--requests", type=int, default=160, help="recorded requests, held-out ones included")
     parser.add_argument("--tokens", type=int, help="answer tokens of traffic per run (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="seed of every run")

@@ -27,7 +27,7 @@ from tests.bench.bench_command import bench_parser
 from tests.bench.learning.configurations import CONFIGURATIONS, PUBLISHED, REFERENCE, Configuration
 from tests.bench.learning.curve import Curve, format_thousands, mean_and_deviation, mean_curve
 from tests.bench.learning.learner import REPLAY_BUFFER_BYTES, Learner
-from tests.bench.learning.matching import Match
+from tests.bench.learning.matching import Match, add_match_option
 from tests.bench.learning.recorded_traffic import RecordedTraffic, load_traffic
 from tests.bench.markdown import markdown_table
 
@@ -158,13 +158,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--requests", type=int, default=160, help="recorded requests per domain, held-out ones included"
     )
-    parser.add_argument(
-        "--match",
-        type=Match,
-        choices=list(Match),
-        default=Match.TRAFFIC,
-        help="quantity that is equal for all configurations: optimizer steps, or traffic",
-    )
+    add_match_option(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run per configuration and seed")
     default = [name for name, each in CONFIGURATIONS.items() if each.is_default]
     parser.add_argument(

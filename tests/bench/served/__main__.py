@@ -28,14 +28,21 @@ import argparse
 import asyncio
 import itertools
 import json
-import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Final
 
 import torch
-from tests.bench.bench_command import add_lock_option, bench_parser, commit, exit_on_sigterm, hold_lock, machine
+from tests.bench.bench_command import (
+    add_lock_option,
+    bench_parser,
+    commit,
+    exit_on_sigterm,
+    hold_lock,
+    load_around,
+    load_average,
+    provenance,
+)
 from tests.bench.served.lineup import (
     CONTROLLED,
     DEFAULT_SHAPES,
@@ -144,15 +151,14 @@ def main() -> None:
     failures, code = 0, commit()
     for domain in options.traffic:
         with tempfile.TemporaryDirectory(prefix="served-bench-") as folder, hold_lock(options.lock):
-            load_before = os.getloadavg()[0]
+            load_before = load_average()
             outcome = run_domain(domain, options, Path(folder), code)
-            load = f"load before {load_before:.1f}, after {os.getloadavg()[0]:.1f}"
-        command = f"python -m tests.bench.served {' '.join(sys.argv[1:])}"
-        provenance = f"`{command}`; {machine()}; commit {code}; {load}"
-        print(f"\n{provenance}\n\n{section(outcome)}\n", flush=True)
+            load = load_around(load_before)
+        origin = provenance("tests.bench.served", load, code)
+        print(f"\n{origin}\n\n{section(outcome)}\n", flush=True)
         if options.out:
-            (options.out / f"served-{domain}.md").write_text(f"{provenance}\n\n{section(outcome)}\n")
-            (options.out / f"served-{domain}.json").write_text(json.dumps(as_json(outcome, provenance), indent=1))
+            (options.out / f"served-{domain}.md").write_text(f"{origin}\n\n{section(outcome)}\n")
+            (options.out / f"served-{domain}.json").write_text(json.dumps(as_json(outcome, origin), indent=1))
         failures += count_failures(outcome)
     raise SystemExit(1 if failures else 0)
 

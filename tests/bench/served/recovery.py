@@ -17,9 +17,7 @@ import argparse
 import asyncio
 import itertools
 import json
-import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +29,15 @@ from safetensors.torch import load_file, save_file
 from tests.assets.cache import cache_root
 from tests.assets.model import ensure_model
 from tests.assets.trained_draft import write_specialist
-from tests.bench.bench_command import add_lock_option, bench_parser, commit, exit_on_sigterm, hold_lock, machine
+from tests.bench.bench_command import (
+    add_lock_option,
+    bench_parser,
+    exit_on_sigterm,
+    hold_lock,
+    load_around,
+    load_average,
+    provenance,
+)
 from tests.bench.markdown import markdown_table
 from tests.bench.served.lineup import chat_texts
 from tests.bench.served.messages import traffic
@@ -221,15 +227,14 @@ def main() -> None:
     torch.set_num_threads(1)
     exit_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="recovery-bench-") as folder, hold_lock(options.lock):
-        load_before = os.getloadavg()[0]
+        load_before = load_average()
         batches = asyncio.run(run(options, Path(folder)))
-        load = f"load before {load_before:.1f}, after {os.getloadavg()[0]:.1f}"
-    command = f"python -m tests.bench.served.recovery {' '.join(sys.argv[1:])}"
-    provenance = f"`{command}`; {machine()}; commit {commit()}; {load}"
-    print(f"\n{report(batches, options.concurrency)}\n\n{provenance}", flush=True)
+        load = load_around(load_before)
+    origin = provenance("tests.bench.served.recovery", load)
+    print(f"\n{report(batches, options.concurrency)}\n\n{origin}", flush=True)
     if options.out:
         rows = [vars(each) for each in batches]
-        options.out.write_text(json.dumps({"provenance": provenance, "batches": rows}, indent=1))
+        options.out.write_text(json.dumps({"provenance": origin, "batches": rows}, indent=1))
 
 
 if __name__ == "__main__":

@@ -18,14 +18,12 @@ import argparse
 import asyncio
 import dataclasses
 import json
-import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tests.bench.bench_command import bench_parser, commit, exit_on_sigterm, machine
+from tests.bench.bench_command import bench_parser, commit, exit_on_sigterm, load_around, load_average, provenance
 from tests.bench.served.lineup import MAX_ANSWER_TOKENS, lineup_of, measure_lineup
 from tests.bench.served.live_training import TrafficPart, train_on_live_traffic
 from tests.bench.served.messages import DOMAINS, LEARNED, RESERVED_MESSAGES
@@ -134,20 +132,19 @@ def main() -> None:
     exit_on_sigterm()
     code = commit()
     with tempfile.TemporaryDirectory(prefix="shift-bench-") as folder:
-        load_before = os.getloadavg()[0]
+        load_before = load_average()
         outcomes = run_shift(options, Path(folder), code)
-        load = f"load before {load_before:.1f}, after {os.getloadavg()[0]:.1f}"
-    command = f"python -m tests.bench.served.shift {' '.join(sys.argv[1:])}"
-    provenance = f"`{command}`; {machine()}; commit {code}; {load}"
+        load = load_around(load_before)
+    origin = provenance("tests.bench.served.shift", load, code)
     checkpoints = outcomes[0].training.checkpoints
     records = "\n".join(f"- {one.name}: {dataclasses.asdict(one.record)}" for one in checkpoints)
-    text = f"{provenance}\n\n{records}\n{report(outcomes)}\n"
+    text = f"{origin}\n\n{records}\n{report(outcomes)}\n"
     print(f"\n{text}", flush=True)
     if options.out:
         (options.out / "shift.md").write_text(text)
         for outcome in outcomes:
             path = options.out / f"shift-{outcome.traffic}.json"
-            path.write_text(json.dumps(as_json(outcome, provenance), indent=1))
+            path.write_text(json.dumps(as_json(outcome, origin), indent=1))
     raise SystemExit(1 if sum(map(count_failures, outcomes)) else 0)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.rig.api_server import ApiServer, api_server
-from tests.rig.rendered_chart import CHART, IMAGES, NAMESPACE, RELEASE
+from tests.rig.chart.rendered_chart import CHART, IMAGES, NAMESPACE, RELEASE
 
 TEAM = "team"
 """Namespace of the speculators."""

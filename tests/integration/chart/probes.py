@@ -28,7 +28,7 @@ from aurora_operator.plan.upgrade.decision import decide as decide_upgrade
 from aurora_operator.plan.wanted_children import children
 from aurora_operator.watch.api_stream import ApiStream, Page
 from tests.integration.chart.conftest import TEAM
-from tests.rig.rendered_chart import NAMESPACE, Right
+from tests.rig.chart.rendered_chart import NAMESPACE, Right
 from tests.unit.operator.worlds import CONFIG, observed, spec
 
 RESOURCES = (

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from tests.cluster.command import CommandError
-from tests.rig.rendered_chart import IMAGES, NAMESPACE, OPERATOR, SAMPLES, Object, operator_environment, render, select
+from tests.rig.chart.rendered_chart import (
+    IMAGES,
+    NAMESPACE,
+    OPERATOR,
+    SAMPLES,
+    Object,
+    operator_environment,
+    render,
+    select,
+)
 
 EVERYTHING = SAMPLES / "everything-values.yaml"
 MONITORED = ("--set=metrics.podMonitor.enabled=true", "--set=metrics.dashboard.enabled=true")

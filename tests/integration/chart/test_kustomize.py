@@ -11,7 +11,7 @@ from tests.cluster.command import run
 from tests.cluster.local.build import binaries
 from tests.generated.generated_file import ROOT
 from tests.generated.kustomize_base import BASE, IMAGES
-from tests.rig.rendered_chart import OPERATOR, Object, operator_environment, operator_rights, render, select
+from tests.rig.chart.rendered_chart import OPERATOR, Object, operator_environment, operator_rights, render, select
 
 BASE_FOLDER = ROOT / "kustomize/base"
 

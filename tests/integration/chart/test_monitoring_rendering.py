@@ -10,7 +10,7 @@ import yaml
 
 from aurora_operator.children.inference_deployment import inference_template
 from tests.cluster.command import CommandError
-from tests.rig.rendered_chart import CHART, OPERATOR, SAMPLES, Object, render, select
+from tests.rig.chart.rendered_chart import CHART, OPERATOR, SAMPLES, Object, render, select
 from tests.unit.operator.worlds import CONFIG, OWNER, spec
 
 EVERYTHING, TENANT = SAMPLES / "everything-values.yaml", SAMPLES / "tenant-values.yaml"

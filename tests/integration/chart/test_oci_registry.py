@@ -11,8 +11,8 @@ import yaml
 
 from tests.cluster.command import CommandError
 from tests.rig.api_server import api_server
-from tests.rig.pushed_chart import PLAIN_HTTP, VERSION, PushedChart, pushed_chart
-from tests.rig.rendered_chart import CHART, IMAGES, NAMESPACE, OPERATOR, RELEASE
+from tests.rig.chart.pushed_chart import PLAIN_HTTP, VERSION, PushedChart, pushed_chart
+from tests.rig.chart.rendered_chart import CHART, IMAGES, NAMESPACE, OPERATOR, RELEASE
 
 
 @pytest.fixture(scope="module", name="chart")

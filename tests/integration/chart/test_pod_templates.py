@@ -11,7 +11,7 @@ import pytest
 from tests.cluster.command import CommandError, wait_until
 from tests.integration.chart.conftest import TEAM
 from tests.rig.api_server import ApiServer
-from tests.rig.rendered_chart import OPERATOR, SAMPLES, render, select
+from tests.rig.chart.rendered_chart import OPERATOR, SAMPLES, render, select
 
 KIND, POLICY = "ValidatingAdmissionPolicy", f"{OPERATOR}-pod-templates"
 PRIVILEGED = "team-with-nodes"

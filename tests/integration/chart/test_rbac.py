@@ -23,7 +23,7 @@ from tests.cluster.command import wait_until
 from tests.integration.chart.conftest import TEAM
 from tests.integration.chart.probes import Probe, run_probe
 from tests.rig.api_server import ApiServer, free_ports
-from tests.rig.rendered_chart import NAMESPACE, OPERATOR, SAMPLES, Right, operator_rights, render
+from tests.rig.chart.rendered_chart import NAMESPACE, OPERATOR, SAMPLES, Right, operator_rights, render
 from tests.unit.docs.markdown import page
 from tests.unit.operator.worlds import MINIMAL
 

@@ -10,7 +10,7 @@ from aurora_store.policy.address_policy import AddressPolicy
 from aurora_store.policy.store_policy import StorePolicy, StoreRule
 from tests.cluster.command import CommandError, run
 from tests.cluster.local.build import binaries
-from tests.rig.rendered_chart import (
+from tests.rig.chart.rendered_chart import (
     CHART,
     IMAGES,
     OPERATOR,

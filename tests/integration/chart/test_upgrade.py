@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.rig.api_server import api_server
+from tests.rig.chart.rendered_chart import CHART, IMAGES, NAMESPACE, RELEASE
 from tests.rig.former_version import check_out_former_version
-from tests.rig.rendered_chart import CHART, IMAGES, NAMESPACE, RELEASE
 from tests.unit.operator.worlds import MINIMAL
 
 RESOURCE = "auroraspeculators.aurora.dev"

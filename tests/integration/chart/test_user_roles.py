@@ -10,7 +10,7 @@ from aurora_api import API_VERSION, KIND
 from tests.cluster.command import CommandError, wait_until
 from tests.integration.chart.conftest import TEAM
 from tests.rig.api_server import ApiServer
-from tests.rig.rendered_chart import render, select
+from tests.rig.chart.rendered_chart import render, select
 from tests.unit.operator.worlds import MINIMAL
 
 ROLES = ("view", "edit", "admin")

@@ -29,7 +29,7 @@ from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE
 from tests.assets.signing import SecretKeys
 from tests.cluster.cluster import Cluster
 from tests.rig.api_server import free_ports
-from tests.rig.rendered_chart import OPERATOR, render
+from tests.rig.chart.rendered_chart import OPERATOR, render
 
 BUCKET = "operator-test"
 UNLOADABLE_VERSION, DEGRADED_VERSION = 3, 5

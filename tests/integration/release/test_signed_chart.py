@@ -9,10 +9,10 @@ import pytest
 
 from tests.cluster.command import CommandError, run
 from tests.generated.generated_file import ROOT
+from tests.rig.chart.pushed_chart import PushedChart, pushed_chart
 from tests.rig.go_tools import built_tool
-from tests.rig.pushed_chart import PushedChart, pushed_chart
 
-COSIGN = ROOT / "tests/rig/cosign"
+COSIGN = ROOT / "tests/rig/chart/cosign"
 OFFLINE = ("--trusted-root", "root.json", "--private-infrastructure", "--allow-insecure-registry")
 """Without the public log of signatures and its keys, so that a test asks nobody outside of this machine."""
 NO_ROOTS = {"mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1"}

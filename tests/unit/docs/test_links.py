@@ -87,6 +87,7 @@ def test_the_command_line_page_lists_every_program_with_options_that_it_has() ->
     assert programs == {name for name in scripts if name.startswith("aurora-")}
     for row in rows:
         module = scripts[row[0].strip("`").split()[0]].partition(":")[0].replace(".", "/")
-        source = next(text for root in IMPORT_ROOTS if (text := ROOT / root / f"{module}.py").exists()).read_text()
+        entry = next(file for root in IMPORT_ROOTS if (file := ROOT / root / f"{module}.py").exists())
+        source = "".join(file.read_text() for file in (entry, entry.with_name("options.py")) if file.exists())
         for option in re.findall(r"`(--[a-z-]+)`", row[-1]):
             assert f'"{option}"' in source, f"{row[0]} has no {option}"

@@ -82,16 +82,30 @@ async def test_an_engine_with_running_requests_does_not_flush_its_cache(scene: S
         await scene.client.flush_prefix_cache()
 
 
-async def checksum_of(session: ClientSession, answer: dict[str, Any]) -> str:
-    """The client's checksum of one answer of ``/weights_checker``."""
+@contextlib.asynccontextmanager
+async def answering(session: ClientSession, answer: Any) -> AsyncIterator[SGLangClient]:
+    """A client of a server that gives ``answer`` on every route."""
 
     async def answers(_: web.Request) -> web.Response:
         return web.json_response(answer)
 
     app = web.Application()
-    app.add_routes([web.post("/weights_checker", answers)])
+    app.add_routes([web.route("*", "/{route}", answers)])
     async with TestServer(app) as server:
-        return await SGLangClient(session, str(server.make_url("")).rstrip("/")).draft_checksum()
+        yield SGLangClient(session, str(server.make_url("")).rstrip("/"))
+
+
+async def checksum_of(session: ClientSession, answer: dict[str, Any]) -> str:
+    """The client's checksum of one answer of ``/weights_checker``."""
+    async with answering(session, answer) as client:
+        return await client.draft_checksum()
+
+
+async def test_an_answer_that_is_no_object_is_a_fault(session: ClientSession) -> None:
+    async with answering(session, ["0.5.23"]) as client:
+        for call in (client.draft_version(), client.tensor_parallel_ranks(), client.generate({}, timeout_seconds=5)):
+            with pytest.raises(EngineFault, match="the answer is not a JSON object"):
+                await call
 
 
 @pytest.mark.parametrize("ranks", [{}, {"ranks": []}, {"ranks": [{"checksums": {}}]}, {"ranks": [{}]}])

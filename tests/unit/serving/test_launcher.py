@@ -59,6 +59,38 @@ def test_an_engine_that_ends_by_itself_is_an_error(tmp_path: Path, monkeypatch: 
     assert not state.ready
 
 
+def test_an_engine_that_ends_when_its_checks_pass_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report of the checks may come after the report of the end, and must not stay."""
+    engine = supervisor(tmp_path, "sleep 0.3")
+    folder = engine._start.options.folder
+
+    def pass_after_the_end(check: ReadinessCheck) -> None:
+        while check.process.poll() is None or folder.read_engine_state() is None:
+            time.sleep(0.02)
+
+    monkeypatch.setattr(launcher, "CRASH_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(ReadinessCheck, "run", pass_after_the_end)
+    assert engine.run() == 1
+    state = folder.read_engine_state()
+    assert state is not None
+    assert not state.ready
+
+
+def test_a_launcher_that_is_asked_to_stop_before_the_engine_runs_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("the launcher went on")
+
+    monkeypatch.setattr(launcher, "require_sglang", lambda _: "0.5.23")
+    monkeypatch.setattr(launcher, "prepare_start", stop)
+    start = engine_start(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        launcher.serve(start.settings, start.options)
+    assert ended.value.code == 0
+
+
 def test_a_failed_check_ends_the_engine_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: ReadinessCheck) -> None:
         raise EngineFault("the redaction hook is not in place")

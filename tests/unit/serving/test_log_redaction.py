@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aurora_runtime.serving import log_redaction
+from aurora_runtime.serving.protection import log_redaction
 
 
 def test_keys_are_hidden_wherever_sglang_shows_its_arguments() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, measurement_pass
-from aurora_runtime.serving.measurement_guard import Guard
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import Withdrawal
+from aurora_runtime.serving.protection.measurement_guard import Guard
 
 KEY = "the-admin-key"
 PASS = measurement_pass("the-agent-token", "job-1")

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.limits import DEFAULT_MAX_ANSWERS
-from aurora_runtime.serving.request_limits import (
+from aurora_runtime.serving.protection.request_limits import (
     BATCH_FUNCTION,
     MAX_PROMPTS,
     VALIDATE_FUNCTION,

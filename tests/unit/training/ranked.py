@@ -12,9 +12,10 @@ import torch.distributed.distributed_c10d
 from safetensors.torch import save_file
 
 from aurora_runtime.training.data.examples import Example, examples_of
-from aurora_runtime.training.optim.ranks import Ranks, SharedSession, run_follower
+from aurora_runtime.training.optim.ranks import Ranks
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
+from aurora_runtime.training.optim.shared_session import SharedSession, run_follower
 from aurora_runtime.training.optim.vocabulary_remap import remapped
 from tests.unit.training import tiny
 from tests.unit.training.trees import tree_trace

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ import pytest
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED, ValidationSettings
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation import main
+from aurora_store.call_limits import is_interrupted
+from aurora_store.errors import StoreInterrupted
 
 
 @pytest.fixture(name="message")
@@ -35,6 +39,27 @@ def test_a_validator_that_is_told_to_end_has_not_failed(message: Path, monkeypat
     with pytest.raises(SystemExit) as ended:
         main.main([])
     assert ended.value.code == EXIT_INTERRUPTED == 128 + signal.SIGTERM
+    assert message.read_text() == "interrupted before it could finish"
+
+
+def test_a_signal_ends_a_call_of_the_store(message: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without this a slow store would hold the validator until it is killed, which its Job counts as a failure."""
+
+    class SlowStore:
+        def lineage(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            give_up = time.monotonic() + 30
+            while not is_interrupted():
+                assert time.monotonic() < give_up
+                time.sleep(0.01)
+            raise StoreInterrupted("nobody waits")
+
+    settings = SimpleNamespace(validation=SimpleNamespace(timeout_seconds=600))
+    monkeypatch.setattr(ValidationSettings, "from_env", lambda: settings)
+    monkeypatch.setattr(main, "_open_registry", lambda *_: SlowStore())
+    with pytest.raises(SystemExit) as ended:
+        main.main([])
+    assert ended.value.code == EXIT_INTERRUPTED
     assert message.read_text() == "interrupted before it could finish"
 
 

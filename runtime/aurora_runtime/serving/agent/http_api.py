@@ -12,7 +12,7 @@ from aiohttp.typedefs import Middleware
 from aurora_protocol.agent_api import MeasurementRequest, Refusal, SwapRequest, TrialRequest
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import RuntimeFault, SwapRefused
-from aurora_runtime.serving.agent.measurement import MeasurementLease
+from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.swapper import Swapper
@@ -83,14 +83,14 @@ def application(
     async def put_draft(request: web.Request) -> web.Response:
         with _faults_as_statuses(swapper):
             swap = SwapRequest.from_json(await request.read())
-            await pod.ready()  # recovers a new engine start, if no probe has done so yet
+            await pod.recover()  # a probe may not have done so yet
             await swapper.request(swap)
         return await state_response(202)
 
     async def put_measurement(request: web.Request) -> web.Response:
         with _faults_as_statuses(swapper):
             measurement = MeasurementRequest.from_json(await request.read())
-            await pod.ready()
+            await pod.recover()
             await lease.request(measurement)
         return await state_response(202)
 

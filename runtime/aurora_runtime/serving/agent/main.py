@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import os
@@ -10,32 +9,22 @@ import signal
 import sys
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import aiohttp
 from aiohttp import web
 
 from aurora_api.base import quantity_bytes
-from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
-from aurora_protocol.pod_settings import (
-    ADMIN_KEY,
-    AGENT_TOKEN,
-    ENGINE_KEY_FOLDER,
-    KEYS_FOLDER,
-    SIGNING_FOLDER,
-    STATE_FOLDER,
-    TRAFFIC_SECRET,
-    ServingSettings,
-)
+from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN, TRAFFIC_SECRET, ServingSettings
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.errors import RuntimeFault
 from aurora_runtime.key_folder import KeyFolder
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.first_staging import make_engine_key, make_traffic_secret, stage_active_draft
 from aurora_runtime.serving.agent.http_api import application
-from aurora_runtime.serving.agent.measurement import MeasurementLease
+from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
+from aurora_runtime.serving.agent.options import AgentOptions, Command, parse_options
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.seed_writer import seeding_thread
@@ -47,10 +36,6 @@ from aurora_store.errors import StoreError
 
 log = logging.getLogger(__name__)
 
-STAGE_TIMEOUT_SECONDS: Final = 3600.0
-SHUTDOWN_SECONDS: Final = 30.0
-SIGNAL_SKEW_SECONDS: Final = 2.0
-"""Kubernetes signals the agent and the launcher of a pod together, but not in the same instant."""
 EXIT_MARGIN_SECONDS: Final = 3.0
 """Time for an orderly exit. Without this limit a call that hangs in a thread would hold the process indefinitely."""
 
@@ -72,7 +57,7 @@ def _open_registry(settings: ServingSettings, keys: KeyFolder | None = None) -> 
     return Registry(FencedObjectStore(StoreConfig.of(settings.store)), keys)
 
 
-def build_agent(settings: ServingSettings, options: argparse.Namespace, session: aiohttp.ClientSession) -> Agent:
+def build_agent(settings: ServingSettings, options: AgentOptions, session: aiohttp.ClientSession) -> Agent:
     """The agent of one pod. The agent calls the engine over ``session``."""
     folder, registry = PodFolder(options.state), _open_registry(settings)
     metrics = Metrics(spool_limit_bytes=quantity_bytes(settings.capture.limits.spool_size))
@@ -105,7 +90,7 @@ def _exit_within(seconds: float) -> None:
     deadline.start()
 
 
-async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
+async def serve(settings: ServingSettings, options: AgentOptions) -> None:
     """Serve until SIGTERM. Then finish a running swap and the uploads, within ``options.shutdown_seconds``.
 
     When a part of the agent fails, the agent ends with that error, and Kubernetes starts the agent again.
@@ -136,7 +121,7 @@ async def serve(settings: ServingSettings, options: argparse.Namespace) -> None:
 
 
 async def _run_until_shutdown(
-    agent: Agent, options: argparse.Namespace, shutdown: asyncio.Event, tasks: list[asyncio.Task[None]]
+    agent: Agent, options: AgentOptions, shutdown: asyncio.Event, tasks: list[asyncio.Task[None]]
 ) -> None:
     """Wait for the shutdown or for the end of a task. Then finish the uploads and a running swap."""
     signalled = asyncio.create_task(shutdown.wait())
@@ -157,66 +142,12 @@ async def _run_until_shutdown(
     await asyncio.gather(*(task for task in tasks if task.done()))  # raises the error of a task that ended
 
 
-def parse_options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="aurora-agent",
-        description="The agent of an inference pod of an AuroraSpeculator.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "command", choices=["stage", "serve"], help="stage the draft to start with, or serve as the pod's sidecar"
-    )
-    parser.add_argument("--state", type=Path, default=Path(STATE_FOLDER), help="folder shared with the engine")
-    parser.add_argument(
-        "--keys",
-        type=Path,
-        default=Path(KEYS_FOLDER),
-        help="folder with the agent's token, and for `stage` with the speculator's key",
-    )
-    parser.add_argument(
-        "--engine-key",
-        type=Path,
-        metavar="FILE",
-        default=Path(ENGINE_KEY_FOLDER, ADMIN_KEY),
-        help="file with the key of the engine's admin API, which `stage` makes",
-    )
-    parser.add_argument(
-        "--signing", type=Path, default=Path(SIGNING_FOLDER), help="folder with the key that `stage` verifies with"
-    )
-    parser.add_argument("--port", type=int, default=AGENT_PORT, help="port of the agent's API")
-    # The operator calls the agent by the pod's address.
-    parser.add_argument("--host", default="0.0.0.0", help="address that the agent listens on")  # noqa: S104
-    parser.add_argument("--engine-port", type=int, default=ENGINE_PORT, help="port of SGLang in this pod")
-    parser.add_argument(
-        "--shutdown-seconds",
-        type=float,
-        metavar="SECONDS",
-        default=SHUTDOWN_SECONDS,
-        help="longest time from SIGTERM to the exit",
-    )
-    parser.add_argument(
-        "--signal-skew-seconds",
-        type=float,
-        metavar="SECONDS",
-        default=SIGNAL_SKEW_SECONDS,
-        help="longest time between the agent's and the launcher's SIGTERM when the pod stops",
-    )
-    parser.add_argument(
-        "--stage-timeout-seconds",
-        type=float,
-        metavar="SECONDS",
-        default=STAGE_TIMEOUT_SECONDS,
-        help="longest time that `stage` waits for a draft",
-    )
-    return parser.parse_args(arguments)
-
-
 def main(arguments: list[str] | None = None) -> int:
     options = parse_options(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = ServingSettings.from_env()
     try:
-        if options.command == "stage":
+        if options.command is Command.STAGE:
             # The first process of a container ignores a signal that it does not handle.
             signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
             make_engine_key(options.engine_key)

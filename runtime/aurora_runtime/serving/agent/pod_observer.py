@@ -20,7 +20,7 @@ from aurora_protocol.agent_api import (
 )
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import DraftRefused, EngineFault
-from aurora_runtime.serving.agent.measurement import MeasurementLease
+from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
 from aurora_runtime.serving.agent.metrics import CaptureFigures
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.agent.swapper import Swapper
@@ -46,12 +46,10 @@ class PodObserver:
         state = self._pod.folder.read_engine_state()
         return state.boot if state is not None and state.ready else NO_BOOT
 
-    async def ready(self) -> bool:
-        """Whether the pod takes requests.
+    async def recover(self) -> bool:
+        """Once per engine start, close an update that a dead agent left open (:meth:`Swapper.recover`).
 
-        The engine must be up and capture traces, and no update of a dead agent may be open. A pause by this agent's own
-        swap does not make the pod unready, because requests wait inside the engine for less than a second. A withdrawn
-        pod is not ready, whichever draft its engine holds.
+        Returns whether the engine is up and its draft is known. A withdrawn pod is left alone, and the answer is False.
         """
         boot = self.boot()
         if boot == NO_BOOT or self._lease.withdrawn:
@@ -60,6 +58,17 @@ class PodObserver:
             await self._swapper.recover(boot)
         except EngineFault as error:
             log.warning("the engine's draft is not known yet: %s", error)
+            return False
+        return True
+
+    async def ready(self) -> bool:
+        """Whether the pod takes requests.
+
+        The engine must be up and capture traces, and no update of a dead agent may be open. A pause by this agent's own
+        swap does not make the pod unready, because requests wait inside the engine for less than a second. A withdrawn
+        pod is not ready, whichever draft its engine holds.
+        """
+        if not await self.recover():
             return False
         swapper = self._swapper
         ready = swapper.generation_is_paused or await self._pod.engine.is_ready() or swapper.generation_is_paused

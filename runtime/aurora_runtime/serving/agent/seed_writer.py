@@ -27,7 +27,7 @@ from aurora_runtime.request_privacy import NO_TAG
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.speculation.lookup_seed import MAX_SEED_TOKENS, encode_seed
-from aurora_runtime.shard_heads import Read, ShardHead
+from aurora_runtime.shard_header import Read, ShardHeader
 from aurora_store import Registry
 from aurora_store.errors import ObjectMissing, StoreError
 
@@ -113,9 +113,9 @@ def answers_of_shard(read: Read) -> Iterator[NDArray[np.int32]]:
 
     Raises ValueError when the bytes are no shard.
     """
-    head = ShardHead(read)
-    rows, tags = head.index(), head.tags()
-    tokens = np.frombuffer(head.tensor("tokens", "I32", 4), dtype="<i4")
+    header = ShardHeader(read)
+    rows, tags = header.index(), header.tags()
+    tokens = np.frombuffer(header.tensor("tokens", "I32", 4), dtype="<i4")
     start = 0
     for (request, prompt_length, _, length, *_), tag in zip(rows, tags, strict=True):
         if not 0 <= prompt_length <= length <= tokens.size - start:

@@ -2,8 +2,8 @@
 
 Invariants: generation is never left paused. ``current`` moves only to a draft that the engine was confirmed to hold, by
 version and by digest. An order of a higher epoch ends a download, and the draft that was being downloaded is then not
-loaded. A failed swap leaves the engine with the previous draft, or reports that the previous draft
-could not be restored. A request with an older epoch than an accepted one is refused, even after a restart of the agent.
+loaded. A failed swap leaves the engine with the previous draft, or reports that the previous draft could not be
+restored. A request with an older epoch than an accepted one is refused, even after a restart of the agent.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ import logging
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TypeVar
 
 from aurora_protocol.agent_api import SwapPhase, SwapRequest, SwapStatus
 from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.errors import EngineFault, EngineGone, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.pod_files import write_atomically
-from aurora_store.call_limits import interruptible
+from aurora_runtime.store_thread import call_in_thread
 from aurora_store.errors import DigestMismatch, ObjectMissing, StoreError
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 def _is_transient(error: Exception) -> bool:
@@ -122,6 +120,8 @@ class Swapper:
         if last is not None and request.epoch < last.epoch:
             raise SwapRefused(f"epoch {request.epoch} is older than epoch {last.epoch}, which this pod has accepted")
         if self.is_swapping and last is not None and (request.version, request.digest) == (last.version, last.digest):
+            if request.epoch > last.epoch:
+                self._record_request(request)  # the running swap obeys both orders, and the fence moves to the newer
             return
         self._require_interruptible(request, last)
         if not self._recovered_boot:
@@ -132,13 +132,17 @@ class Swapper:
             raise EngineFault("the pod is withdrawn for a measurement")
         self._require_interruptible(request, last)  # a running swap may have got further meanwhile
         self._staging_given_up.set()
-        write_atomically(self._pod.folder.swap_request, request.to_json())
+        self._record_request(request)
         if version == request.version and current is not None and current.digest == request.digest:
             self.status = SwapStatus(version=version, finished=self.status.finished)
             return
         self.status = SwapStatus(phase=SwapPhase.STAGING, version=request.version)
         former, self._staging_given_up = self._task, threading.Event()
         self._task = asyncio.create_task(self._swap(request, former, self._staging_given_up))
+
+    def _record_request(self, request: SwapRequest) -> None:
+        """Make ``request`` the last accepted one. From now on requests of older epochs are refused."""
+        write_atomically(self._pod.folder.swap_request, request.to_json())
 
     def _require_interruptible(self, request: SwapRequest, last: SwapRequest | None) -> None:
         """Raise :class:`SwapRefused` if a swap runs, unless it only downloads and ``request`` is of a higher epoch.
@@ -162,10 +166,12 @@ class Swapper:
         draft_may_be_at_fault = False
         try:
             previous_version = await self._pod.engine.draft_version()
-            previous = await _in_thread(given_up, lambda: drafts.find_or_stage(previous_version))
+            previous = await call_in_thread(lambda: drafts.find_or_stage(previous_version), given_up.is_set)
             await self.draft_swap.remember_checksum(previous)
             draft_may_be_at_fault = True
-            draft = await _in_thread(given_up, lambda: drafts.stage(request.version, request.digest, keep=(previous,)))
+            draft = await call_in_thread(
+                lambda: drafts.stage(request.version, request.digest, keep=(previous,)), given_up.is_set
+            )
             if given_up.is_set():  # no await from here to the phase, so that no order is accepted in between
                 log.info("the swap to version %d was given up for a newer order", request.version)
                 return
@@ -195,13 +201,3 @@ class Swapper:
         )
         self._on_finished("failure", None)
         log.error("swap to version %d failed: %s", request.version, error)
-
-
-async def _in_thread(given_up: threading.Event, function: Callable[[], T]) -> T:
-    """Call ``function`` in a thread. Its calls of the store end soon after ``given_up`` is set."""
-
-    def run() -> T:
-        with interruptible(given_up.is_set):
-            return function()
-
-    return await asyncio.to_thread(run)

@@ -23,6 +23,7 @@ from typing import Final
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.serving.agent.spool_state import SpoolState, read_spool_state
+from aurora_runtime.serving.pod_files import shard_age_key
 from aurora_store import Registry
 from aurora_store.errors import ObjectExists, StoreError
 from aurora_store.objects import sha256_file
@@ -150,7 +151,7 @@ class Uploader:
         """Upload every complete shard. Raises :class:`StoreError` at the first shard that the store does not take."""
         if not self._spool.is_dir():
             return
-        for path in sorted(self._spool.glob("*.json"), key=lambda path: path.name.rsplit("-", 2)[1:]):
+        for path in sorted(self._spool.glob("*.json"), key=shard_age_key):
             if self._stopped.is_set():
                 return
             self._upload(path)

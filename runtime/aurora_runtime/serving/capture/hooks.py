@@ -39,7 +39,7 @@ def proposal_sources(verify_input: Any, batch_size: int, traced: Sequence[Traced
     return tuple(ProposalSource[chosen[request.index].name] for request in traced)
 
 
-class Hooks:
+class CaptureHooks:
     """The two hooks of one process. The writer thread starts with the first batch on rank 0.
 
     Args:

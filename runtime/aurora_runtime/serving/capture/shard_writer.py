@@ -22,7 +22,7 @@ from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.serving.capture.safetensors_writer import write_safetensors
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, TraceAssembler, VerifyRound
-from aurora_runtime.serving.pod_files import PodFolder, write_atomically
+from aurora_runtime.serving.pod_files import PodFolder, shard_age_key, write_atomically
 from aurora_runtime.serving.pod_records import CaptureState
 from aurora_runtime.traces import RequestTrace, shard_counts, shard_tensors
 
@@ -171,23 +171,34 @@ class ShardWriter:
         self._answer_tokens += trace.answer_tokens
 
     def flush(self) -> None:
-        """Write the open shard, if it holds any request."""
+        """Write the open shard, if it holds any request. A shard that the disk does not take is dropped and counted."""
         shard, self._open_shard = self._open_shard, _OpenShard()
         if not shard.traces:
             return
-        lost = self._lost + self._assembler.dropped.total()
-        newly_lost, self._lost_before = lost - self._lost_before, lost
         stem = f"{self.settings.pod}-{self.settings.boot}-{self._seq:08d}"
-        part = self._folder.spool / f"{stem}.safetensors.tmp"
-        sha256, size = write_safetensors(part, shard_tensors(shard.traces, self.settings.state_type))
-        file = FileRef(name=f"{stem}.safetensors", sha256=sha256, size=size)
-        manifest = self._manifest(shard, file, newly_lost)
-        self._seq += 1
-        part.chmod(0o644)
-        part.rename(self._folder.spool / file.name)
-        write_atomically(self._folder.spool / f"{stem}.json", manifest.to_json())
-        self._written += 1
+        part, data = (self._folder.spool / f"{stem}.safetensors{suffix}" for suffix in (".tmp", ""))
+        try:
+            self._write(shard, part, data)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            data.unlink(missing_ok=True)
+            self._spool_dropped += 1
+            log.error("aurora capture: a shard of %d requests could not be written: %s", len(shard.traces), error)  # noqa: TRY400
+            return
         self.limit_spool()
+
+    def _write(self, shard: _OpenShard, part: Path, data: Path) -> None:
+        """Write the file ``data`` by way of ``part``, and then its manifest. Raises :class:`OSError`."""
+        lost = self._lost + self._assembler.dropped.total()
+        sha256, size = write_safetensors(part, shard_tensors(shard.traces, self.settings.state_type))
+        file = FileRef(name=data.name, sha256=sha256, size=size)
+        manifest = self._manifest(shard, file, lost - self._lost_before)
+        part.chmod(0o644)
+        part.rename(data)
+        write_atomically(data.with_suffix(".json"), manifest.to_json())
+        self._lost_before = lost
+        self._seq += 1
+        self._written += 1
 
     def _manifest(self, shard: _OpenShard, file: FileRef, lost: int) -> ShardManifest:
         return ShardManifest(
@@ -204,7 +215,7 @@ class ShardWriter:
     def limit_spool(self) -> None:
         """Drop the oldest shards until the spool is within its limits. The newest shard always stays."""
         spool = self._folder.spool
-        shards = sorted(spool.glob("*.safetensors"), key=lambda path: path.name.rsplit("-", 2)[1:])
+        shards = sorted(spool.glob("*.safetensors"), key=shard_age_key)
         sizes = [path.stat().st_size if path.exists() else 0 for path in shards]
         excess = len(shards) - self.settings.max_spool_shards
         total = sum(sizes)

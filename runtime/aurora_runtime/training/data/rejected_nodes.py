@@ -2,8 +2,10 @@
 
 The target was evaluated at these nodes too, so the distribution that would have followed each rejected token is known:
 a counterfactual distribution to train on. A rejected lookup is left out: the draft did not make that mistake, and would
-seldom be asked to continue it. Invariant: every node is below an accepted node of its round or below
-another rejected node, and parents come before children, so that the trees can be unrolled as they were served.
+seldom be asked to continue it.
+
+Invariant: every node is below an accepted node of its round or below another rejected node, and parents come before
+children, so that the trees can be unrolled as they were served.
 """
 
 from __future__ import annotations

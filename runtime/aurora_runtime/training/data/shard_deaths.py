@@ -114,16 +114,25 @@ class ShardDeaths:
     def _write(self) -> None:
         if self._path is None:
             return
-        record = _DeathRecord(
-            current=self._current,
-            deaths=dict(list(self._deaths.items())[-MAX_SHARDS_REMEMBERED:]),
-            quarantined=tuple(self._quarantined[-MAX_SHARDS_REMEMBERED:]),
-            in_a_row=self._in_a_row,
+        stopped = self._stopped
+        self._replace_file(
+            self._path,
+            _DeathRecord(
+                current=None if stopped else self._current,
+                deaths=dict(list(self._deaths.items())[-MAX_SHARDS_REMEMBERED:]),
+                quarantined=tuple(self._quarantined[-MAX_SHARDS_REMEMBERED:]),
+                in_a_row=self._in_a_row,
+            ),
         )
-        part = self._path.with_name(f".{FILE_NAME}.{secrets.token_hex(4)}")
+        if self._stopped and not stopped:
+            self._write()  # a signal came meanwhile, and this write replaced the one of its handler
+
+    @staticmethod
+    def _replace_file(path: Path, record: _DeathRecord) -> None:
+        part = path.with_name(f".{FILE_NAME}.{secrets.token_hex(4)}")
         try:
             part.write_bytes(record.to_json())
-            os.replace(part, self._path)
+            os.replace(part, path)
         except OSError as error:
             log.warning("a death of the trainer would not be noticed: %s", error)
             part.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -29,7 +29,7 @@ from aurora_protocol.errors import InvalidRecord, NewerRecord
 from aurora_protocol.training_records import ErasureStep, ShardManifest
 from aurora_runtime.errors import Interrupted, TraceFormatError
 from aurora_runtime.request_privacy import number_of_hash
-from aurora_runtime.shard_heads import ShardHead
+from aurora_runtime.shard_header import ShardHeader
 from aurora_runtime.traces import RequestTrace, decode, empty_shard, encode, shard_counts, state_type_of
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.retry import Retrier
@@ -46,14 +46,16 @@ ANNOUNCEMENT_SECONDS: Final = 20.0
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Scan:
-    """What a scan found: shards with traces of the tag, and unfinished uploads with when they were written."""
+    """What a scan found. ``scanned`` counts shards, ``traces`` the traces with the tag."""
 
-    shards: list[str]
-    uploads: dict[str, datetime]
-    scanned: int
-    traces: int
+    shards: list[str] = field(default_factory=list)
+    """Shards with such traces, and shards that nobody can read."""
+    uploads: dict[str, datetime] = field(default_factory=dict)
+    """Unfinished uploads with such traces, and when they were written."""
+    scanned: int = 0
+    traces: int = 0
 
 
 class TagErasure:
@@ -105,17 +107,19 @@ class TagErasure:
             self._announce(f"erasing the tag {self._tag}: {what}")
 
     def _scan(self, since: datetime | None) -> _Scan:
-        scan, scanned, traces = _Scan([], {}, 0, 0), 0, 0
+        scan = _Scan()
         for key, written, is_upload in self._listed(since):
-            self._go_on(f"{scanned} shards are scanned")
-            scanned += not is_upload
-            found = self._tagged(key)
-            if found and is_upload:
-                scan.uploads[key] = written
-            elif found is None or found:
-                scan.shards.extend(() if is_upload else (key,))
-            traces += found or 0
-        return _Scan(scan.shards, scan.uploads, scanned, traces)
+            self._go_on(f"{scan.scanned} shards are scanned")
+            tagged = self._tagged_traces(key)
+            scan.traces += tagged or 0
+            if is_upload:
+                if tagged:
+                    scan.uploads[key] = written
+                continue
+            scan.scanned += 1
+            if tagged != 0:  # some, or nobody knows how many
+                scan.shards.append(key)
+        return scan
 
     def _listed(self, since: datetime | None) -> Iterator[tuple[str, datetime, bool]]:
         """Shards and unfinished uploads of all lineages: key, when it was written, and whether it is an upload."""
@@ -126,11 +130,11 @@ class TagErasure:
                     if since is None or written >= since:
                         yield key, written, is_upload
 
-    def _tagged(self, key: str) -> int | None:
-        """How many traces of a shard have the tag. None: nobody can read the shard's head."""
+    def _tagged_traces(self, key: str) -> int | None:
+        """How many traces of a shard have the tag. None: nobody can read the shard's header."""
         try:
-            head = ShardHead(lambda first, size: self._registry.shard_range(key, first, size))
-            return head.tags().count(self._number)
+            header = ShardHeader(lambda first, size: self._registry.shard_range(key, first, size))
+            return header.tags().count(self._number)
         except ObjectMissing:
             return 0
         except (ValueError, RecursionError):

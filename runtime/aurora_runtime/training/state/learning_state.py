@@ -1,8 +1,8 @@
 """Everything that training changes and that a stored trainer state holds.
 
 Invariant: between two shards only this state decides how training continues. So a trainer restored from it learns what
-an uninterrupted trainer would have learnt. Nothing is saved between two batches of a shard.
-A stop in the middle of a shard drops the shard's remaining fresh batches.
+an uninterrupted trainer would have learnt. Nothing is saved between two batches of a shard. A stop in the middle of a
+shard drops the shard's remaining fresh batches.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ A state is one data file (weights, optimizer moments, average), and one record t
 that the weights were trained on.
 
 Invariant: the record is written after its data. After each start, a trainer stores a state before it registers a
-version. So whenever a kill comes, no shard is trained twice
-into the same weights.
+version. So whenever a kill comes, no shard is trained twice into the same weights.
 
 The limit: when no undamaged state is left, the trainer starts from the last version with an empty list. The kept shards
 are then trained again, on weights that were trained on them before.

@@ -1,8 +1,8 @@
 """The families of targets: whose states SGLang can capture for an EAGLE-3 draft, and how their norms store weights.
 
-No lineage begins for a model outside this table, before a pod starts to crash over it. A lineage that exists goes on,
-whatever the table says. All other traits of a family show in its
-``config.json`` (:mod:`~aurora_runtime.training.target.target_config`) and in the names of its tensors
+A model outside this table is refused before its lineage begins, because its inference pods would crash. A lineage that
+exists goes on, whatever the table says. All other traits of a family show in its ``config.json``
+(:mod:`~aurora_runtime.training.target.target_config`) and in the names of its tensors
 (:mod:`~aurora_runtime.training.target.last_layer`).
 """
 

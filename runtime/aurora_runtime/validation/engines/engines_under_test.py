@@ -15,7 +15,7 @@ from aurora_runtime.validation.engines.load_client import BatchResult
 class EnginesUnderTest(Protocol):
     """One or more engines that together can run every arm."""
 
-    async def ready(self, arm: Arm) -> None:
+    async def prepare(self, arm: Arm) -> None:
         """Load ``arm``'s draft, warm the engine up and empty its prefix cache."""
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:

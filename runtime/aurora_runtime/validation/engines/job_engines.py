@@ -94,7 +94,7 @@ class JobEngines:
             await swap.load(self.drafts[arm])
         self._loaded = Arm.ACTIVE
 
-    async def ready(self, arm: Arm) -> None:
+    async def prepare(self, arm: Arm) -> None:
         """Swap the draft if needed, answer one discarded prompt, and empty the prefix cache."""
         if arm in self.drafts and arm is not self._loaded:
             if self._draft_swap is None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,8 +39,6 @@ from aurora_protocol.pod_settings import Replica, ValidationSettings
 from aurora_runtime.engine.sglang_client import open_session
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.engines.load_client import BatchResult, LoadClient
-
-log = logging.getLogger(__name__)
 
 LEASE_SECONDS: Final = 60
 """The pod returns by itself this long after the last renewal."""
@@ -212,7 +209,7 @@ class ReplicaEngine:
         headers = {PASS_HEADER: measurement_pass(self.token, self.replica.measurement)}
         return LoadClient(self._session(), f"http://{host}:{self.replica.engine_port}", REQUEST_SECONDS, headers)
 
-    async def ready(self, arm: Arm) -> None:
+    async def prepare(self, arm: Arm) -> None:
         """Make the engine run ``arm``, warmed up and with an empty prefix cache.
 
         Between two drafts the agent swaps. Between a draft, NGRAM and off the agent restarts the engine.

@@ -1,6 +1,6 @@
 """Runs one round of a measurement: every arm answers the same prompts at every concurrency.
 
-Invariants: a sample is a whole batch, taken after the engine was made ready and warmed up outside the clock. A round
+Invariants: a sample is a whole batch, taken after the engine was prepared and warmed up outside the clock. A round
 that did not finish in time leaves no samples, so that no arm is measured more often than another.
 """
 
@@ -75,7 +75,7 @@ class RoundRunner:
             if self.clock() > self.deadline:
                 log.info("measure: time ran out during round %d, which is left out", number)
                 return None
-            await self.engines.ready(batch.arm)
+            await self.engines.prepare(batch.arm)
             prompts = [self.prompts[index].tokens for index in batch.prompts]
             result = await self.engines.run(batch.arm, prompts, batch.concurrency)
             if batch.arm is Arm.OFF and result.failures:

@@ -21,8 +21,8 @@ from aurora_protocol.agent_api import (
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving.agent.draft_cache import DraftCache
-from aurora_runtime.serving.agent.drain import ENDPOINT_REMOVAL_SECONDS, QUIET_SECONDS
-from aurora_runtime.serving.agent.measurement import MeasurementLease
+from aurora_runtime.serving.agent.lending.drain import ENDPOINT_REMOVAL_SECONDS, QUIET_SECONDS
+from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.swapper import Swapper

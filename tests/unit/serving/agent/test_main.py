@@ -30,11 +30,12 @@ def test_a_call_that_hangs_does_not_keep_a_signalled_agent_running() -> None:
 @pytest.mark.parametrize("signalled", [True, False])
 def test_an_agent_that_ends_does_not_wait_for_an_upload_that_hangs(tmp_path: Path, signalled: bool) -> None:
     code = f"""if True:
-        import argparse, asyncio, os, signal, time
+        import asyncio, os, signal, time
         from datetime import UTC, datetime
         from pathlib import Path
         from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN
         from aurora_runtime.serving.agent import main
+        from aurora_runtime.serving.agent.options import parse_options
         from aurora_runtime.serving.pod_files import PodFolder, write_atomically
         from aurora_runtime.serving.pod_records import EngineState
         from aurora_store import Registry
@@ -71,10 +72,10 @@ def test_an_agent_that_ends_does_not_wait_for_an_upload_that_hangs(tmp_path: Pat
         write_atomically(folder.engine, state.to_json())
         for name in (ADMIN_KEY, AGENT_TOKEN):
             (path / name).write_text("secret")
-        options = argparse.Namespace(
-            state=path, keys=path, engine_key=path / ADMIN_KEY, port=0, host="127.0.0.1", engine_port=1,
-            shutdown_seconds=3600.0, signal_skew_seconds=0.1,
-        )
+        folders = [f"--state={{path}}", f"--keys={{path}}", f"--engine-key={{path / ADMIN_KEY}}"]
+        addresses = ["--port=0", "--host=127.0.0.1", "--engine-port=1"]
+        times = ["--shutdown-seconds=3600", "--signal-skew-seconds=0.1"]
+        options = parse_options(["serve", *folders, *addresses, *times])
         asyncio.run(serve())
         """
     process = subprocess.run([sys.executable, "-c", code], check=False, timeout=300, capture_output=True, text=True)

@@ -156,6 +156,20 @@ async def test_only_one_swap_runs_at_a_time(rig: Rig) -> None:
     assert rig.engine.calls.count("pause_generation") == 1
 
 
+async def test_a_repeated_order_of_a_higher_epoch_moves_the_fence(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new leader repeats the order of the running swap. An order that the former leader sent before must not win."""
+    store = SlowStore(rig, monkeypatch)
+    await rig.swapper.request(rig.swap_request(1, 2))
+    await store.wait_until_begun()
+    await rig.swapper.request(rig.swap_request(1, 4))
+    with pytest.raises(SwapRefused, match="older than epoch 4"):
+        await rig.swapper.request(rig.swap_request(2, 3))
+    store.released.set()
+    await asyncio.wait_for(rig.swapper.wait(), 10)
+    assert rig.serves(1)
+    assert rig.engine.calls.count("pause_generation") == 1
+
+
 @pytest.mark.parametrize("deaf", [False, True])
 async def test_a_rollback_ends_a_download_and_the_draft_is_never_loaded(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, deaf: bool

@@ -12,7 +12,7 @@ from aurora_protocol.agent_api import (
     TrialRequest,
 )
 from aurora_runtime.errors import DraftRefused, EngineFault, RuntimeFault
-from aurora_runtime.serving.agent.withdrawn_engine import MAX_RESTORE_ATTEMPTS
+from aurora_runtime.serving.agent.lending.withdrawn_engine import MAX_RESTORE_ATTEMPTS
 from tests.unit.fakes import draft_tensors, publish_bytes, safetensors
 from tests.unit.serving.agent.rigs import JOB, PodRig
 

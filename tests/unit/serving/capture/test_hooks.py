@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from aurora_runtime.serving.capture.hooks import Hooks
+from aurora_runtime.serving.capture.hooks import CaptureHooks
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.capture.shard_writer import Batch
 from aurora_runtime.serving.capture.top_tokens import top_tokens
@@ -58,13 +58,15 @@ def batch_of(*reqs: Any, idle: bool = False, **fields: Any) -> Any:
     return SimpleNamespace(reqs=list(reqs), forward_mode=SimpleNamespace(is_idle=lambda: idle), **fields)
 
 
-def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, rank: int = 0, ratio: str = "1") -> tuple[Hooks, Recorder]:
+def make(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, rank: int = 0, ratio: str = "1"
+) -> tuple[CaptureHooks, Recorder]:
     settings = CaptureSettings(
         state_folder=str(tmp_path), lineage=1, pod="p", boot="b", sample_ratio=ratio, top_tokens=3
     )
     recorder = Recorder()
     monkeypatch.setattr("aurora_runtime.serving.capture.hooks.ShardWriter", lambda _settings: recorder)
-    hooks = Hooks(
+    hooks = CaptureHooks(
         settings, append_output=lambda _current, output: output, read_rank=lambda: rank, read_version=lambda: "7"
     )
     return hooks, recorder
@@ -104,7 +106,7 @@ def commit(index: int, *tokens: int) -> Any:
     return SimpleNamespace(output_index=index, token_ids=tokens)
 
 
-def capture_probe(hooks: Hooks) -> None:
+def capture_probe(hooks: CaptureHooks) -> None:
     """Capture the launcher's probe."""
     batch = batch_of(request(PROBE_PREFIX + "x"))
     result, verify_input, logits = verify(1)
@@ -156,7 +158,7 @@ def test_a_verify_batch_becomes_one_round_per_request(
     assert recorder.errors == 0
 
 
-def captured_rounds(hooks: Hooks, recorder: Recorder, verified: tuple[Any, Any, Any]) -> list[VerifyRound]:
+def captured_rounds(hooks: CaptureHooks, recorder: Recorder, verified: tuple[Any, Any, Any]) -> list[VerifyRound]:
     """The rounds that capture makes of a verified batch."""
     result, verify_input, logits = verified
     batch = batch_of(*(request(f"r{i}") for i in range(len(result[1]))))

@@ -11,7 +11,7 @@ import torch
 
 from aurora_runtime.request_privacy import tag_key, tag_number
 from aurora_runtime.serving.capture.batch_outputs import PromptOutput, VerifyOutput
-from aurora_runtime.serving.capture.hooks import Hooks
+from aurora_runtime.serving.capture.hooks import CaptureHooks
 from aurora_runtime.serving.capture.settings import CaptureSettings
 from aurora_runtime.serving.capture.verify_tensors import ReducedVerify, VerifyTensors
 from aurora_runtime.traces import decode
@@ -21,7 +21,7 @@ REFUSING: Any = {"aurora": {"trace": False}}
 SECRET = "secret"  # noqa: S105 - a test's key
 
 
-def prefill(hooks: Hooks, reqs: list[Any], marks: list[float]) -> Any:
+def prefill(hooks: CaptureHooks, reqs: list[Any], marks: list[float]) -> Any:
     """Prefill two tokens of each request, with its mark as hidden states. Returns what capture keeps."""
     hidden = torch.tensor(marks).repeat_interleave(2).unsqueeze(1).repeat(1, WIDTH)
     logits = SimpleNamespace(hidden_states=hidden, auxiliary_device_output=None)
@@ -33,7 +33,7 @@ def prefill(hooks: Hooks, reqs: list[Any], marks: list[float]) -> Any:
     return output
 
 
-def decode_round(hooks: Hooks, reqs: list[Any]) -> Any:
+def decode_round(hooks: CaptureHooks, reqs: list[Any]) -> Any:
     """One verify round that ends each request with one token. Returns what capture keeps."""
     result, verify_input, logits = verify(len(reqs))
     verify_input.draft_token[::NODES] = 9
@@ -89,7 +89,9 @@ def test_the_spool_holds_the_hash_of_a_tag_and_nothing_of_a_refusing_request(tmp
     settings = CaptureSettings(
         state_folder=str(tmp_path), lineage=1, pod="p", boot="b", top_tokens=3, tag_key=tag_key(SECRET).hex()
     )
-    hooks = Hooks(settings, append_output=lambda _, output: output, read_rank=lambda: 0, read_version=lambda: "7")
+    hooks = CaptureHooks(
+        settings, append_output=lambda _, output: output, read_rank=lambda: 0, read_version=lambda: "7"
+    )
     capture_probe(hooks)
     reqs = [
         request("plain", prompt=(1, 2)),

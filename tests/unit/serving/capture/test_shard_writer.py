@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from aurora_api.v1alpha1.capture import StateType
 from aurora_protocol.training_records import ShardManifest
+from aurora_runtime.serving.capture import shard_writer
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.capture.shard_writer import STOPPING_SHARD_SECONDS, Batch, ShardWriter
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, VerifyRound
@@ -175,6 +177,31 @@ def test_position_losses_are_counted_once_in_the_next_manifest(tmp_path: Path) -
     write_one_shard(writer, clock)
     manifests = [ShardManifest.from_json(path.with_suffix(".json").read_bytes()) for path in shards(tmp_path)]
     assert [manifest.dropped_records for manifest in manifests] == [4, 0]
+
+
+@pytest.mark.parametrize("function", ["write_safetensors", "write_atomically"])
+def test_a_shard_that_the_disk_does_not_take_is_counted_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    """The disk is full while the data or the manifest is written. The losses before it are in the next manifest."""
+
+    def full(path: Path, _: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    clock = Clock()
+    writer = make(tmp_path, clock, max_queued_batches=1)
+    offer(writer, long_request("a", prompt=3, answer=4))
+    offer(writer, long_request("b", prompt=3, answer=4))
+    writer.step()
+    with monkeypatch.context() as disk:
+        disk.setattr(shard_writer, function, full)
+        writer.flush()
+    assert [path.suffix for path in (tmp_path / "spool").iterdir() if path.suffix != ".json"] == []
+    assert writer.state().losses == {"queue": 4, "spool": 1}
+    write_one_shard(writer, clock)
+    (data,) = shards(tmp_path)
+    assert ShardManifest.from_json(data.with_suffix(".json").read_bytes()).dropped_records == 4
 
 
 def test_the_probe_is_counted_and_not_written(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 from pathlib import Path
 
@@ -38,6 +39,21 @@ def test_a_success_between_two_deaths_clears_a_shard(tmp_path: Path) -> None:
     survivor.begin(KEY)
     survivor.survived()
     assert die(tmp_path, KEY).quarantined == ()
+
+
+def test_a_stop_while_the_file_is_written_is_no_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal's handler writes the file too. The write that it interrupted must not undo that."""
+    deaths = ShardDeaths(tmp_path)
+    replace, signals = os.replace, [deaths.stop]
+
+    def interrupted(*paths: Path) -> None:
+        if signals:
+            signals.pop()()
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    deaths.begin(KEY)
+    assert not ShardDeaths(tmp_path).suspects
 
 
 def test_deaths_on_two_shards_are_counted_one_by_one(tmp_path: Path) -> None:

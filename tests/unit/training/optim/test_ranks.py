@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from aurora_runtime.training.data.examples import examples_of
-from aurora_runtime.training.optim.ranks import deal_among_ranks
+from aurora_runtime.training.optim.shared_session import deal_among_ranks
 from tests.unit.training import ranked, tiny
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")

@@ -141,9 +141,9 @@ async def test_the_pod_is_drained_each_arm_is_warmed_up_and_the_pod_is_given_bac
     scripted.draining, scripted.trials = 3, [202, 202, 200]
     async with replica_engine(scripted) as replica:
         assert replica.machine == MACHINE
-        await replica.ready(Arm.OFF)
-        await replica.ready(Arm.OFF)
-        await replica.ready(Arm.CANDIDATE)
+        await replica.prepare(Arm.OFF)
+        await replica.prepare(Arm.OFF)
+        await replica.prepare(Arm.CANDIDATE)
         result = await replica.run(Arm.CANDIDATE, [(1,), (2,)], 2)
     assert (result.tokens, result.failures) == (4, 0)
     assert scripted.calls == [
@@ -165,17 +165,17 @@ def test_the_representation_shows_neither_token_nor_pass(scripted: Scripted) -> 
 
 async def test_a_restarted_engine_is_warmed_up_again(scripted: Scripted) -> None:
     async with replica_engine(scripted) as replica:
-        await replica.ready(Arm.ACTIVE)
+        await replica.prepare(Arm.ACTIVE)
         scripted.calls.clear()
         scripted.boot = "b2"
-        await replica.ready(Arm.ACTIVE)
-        await replica.ready(Arm.ACTIVE)
+        await replica.prepare(Arm.ACTIVE)
+        await replica.prepare(Arm.ACTIVE)
     assert scripted.calls == ["draft 0 200", "generate 24", "draft 0 200", "draft 0 200"]
 
 
 async def test_a_crash_of_an_engine_that_has_restarted_already_is_no_verdict(scripted: Scripted) -> None:
     async with replica_engine(scripted) as replica:
-        await replica.ready(Arm.CANDIDATE)
+        await replica.prepare(Arm.CANDIDATE)
         scripted.broken, scripted.boot = True, "b2"
         with pytest.raises(MeasurementError, match="ended while it ran candidate"):
             await replica.run(Arm.CANDIDATE, [(1,)], 1)
@@ -183,7 +183,7 @@ async def test_a_crash_of_an_engine_that_has_restarted_already_is_no_verdict(scr
 
 async def test_a_network_failure_is_no_verdict(scripted: Scripted) -> None:
     async with replica_engine(scripted) as replica:
-        await replica.ready(Arm.CANDIDATE)
+        await replica.prepare(Arm.CANDIDATE)
         scripted.cut = True
         with pytest.raises(MeasurementError, match="2 requests did not reach p while it ran candidate"):
             await replica.run(Arm.CANDIDATE, [(1,), (2,)], 2)
@@ -194,7 +194,7 @@ async def test_a_lease_lost_after_the_last_batch_is_no_verdict(
 ) -> None:
     monkeypatch.setattr(module, "RENEW_SECONDS", 60.0)
     async with replica_engine(scripted) as replica:
-        await replica.ready(Arm.CANDIDATE)
+        await replica.prepare(Arm.CANDIDATE)
         await replica.run(Arm.CANDIDATE, [(1,)], 1)
         await replica.confirm_lease()
         scripted.lost = True
@@ -209,7 +209,7 @@ async def test_a_lost_lease_is_no_verdict(scripted: Scripted) -> None:
         with pytest.raises(MeasurementError, match="was given back"):
             await replica.run(Arm.ACTIVE, [(1,)], 1)
         with pytest.raises(MeasurementError, match="was given back"):
-            await replica.ready(Arm.ACTIVE)
+            await replica.prepare(Arm.ACTIVE)
 
 
 async def test_a_pod_that_was_never_withdrawn_is_not_measured(scripted: Scripted) -> None:
@@ -231,16 +231,16 @@ async def test_the_agents_reason_for_a_refused_trial_is_in_the_error(scripted: S
     scripted.trials = [503]
     async with replica_engine(scripted) as replica:
         with pytest.raises(MeasurementError, match="cannot run candidate: 503 why"):
-            await replica.ready(Arm.CANDIDATE)
+            await replica.prepare(Arm.CANDIDATE)
 
 
 async def test_failed_requests_count_and_a_crashed_engine_is_no_verdict(scripted: Scripted) -> None:
     async with replica_engine(scripted) as replica:
-        await replica.ready(Arm.CANDIDATE)
+        await replica.prepare(Arm.CANDIDATE)
         scripted.broken = True
         assert (await replica.run(Arm.CANDIDATE, [(1,)], 1)).failures == 1
         scripted.trials = [202]
         with pytest.raises(MeasurementError, match="ended"):
             await replica.run(Arm.CANDIDATE, [(1,)], 1)
         with pytest.raises(EngineFault, match="warm-up"):
-            await replica.ready(Arm.ACTIVE)
+            await replica.prepare(Arm.ACTIVE)

@@ -43,7 +43,7 @@ class SimulatedEngines:
     prepared: Arm | None = None
     turns: int = 0
 
-    async def ready(self, arm: Arm) -> None:
+    async def prepare(self, arm: Arm) -> None:
         self.prepared = arm
         self.now += 1.0
 

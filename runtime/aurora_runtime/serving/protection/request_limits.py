@@ -14,11 +14,12 @@ unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from aurora_api.v1alpha1.limits import DEFAULT_MAX_ANSWERS
 from aurora_runtime.request_privacy import trace_wish
+from aurora_runtime.serving.protection.asgi import Application, Message, Receive, Scope, Send, send_text
 
 VALIDATE_FUNCTION: Final = "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request"
 """Called once for each prompt, with its token ids, before it is sent to the scheduler."""
@@ -29,11 +30,6 @@ MAX_PROMPTS: Final = 65_536
 """Most prompts of a request."""
 _MAX_DIGITS: Final = 18
 """Digits of a content length that is worth parsing."""
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
 def before_validation(manager: Any, obj: Any, input_ids: Sequence[int] | None) -> None:
@@ -69,7 +65,7 @@ class BodyLimit:
     def __init__(self, app: Application, limit_bytes: int) -> None:
         self._app, self._limit_bytes = app, limit_bytes
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -104,13 +100,7 @@ class BodyLimit:
 
     async def _refuse(self, send: Send) -> None:
         text = b"the body of a request may have at most %d bytes\n" % self._limit_bytes
-        headers = [
-            (b"content-type", b"text/plain"),
-            (b"content-length", str(len(text)).encode()),
-            (b"connection", b"close"),
-        ]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": text})
+        await send_text(send, 413, text, [(b"connection", b"close")])
 
 
 def answers_hook(max_answers: int) -> Callable[[Any], None]:

@@ -21,7 +21,7 @@ from aurora_runtime.serving.agent.draft_cache import StagedDraft
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.pod_files import write_atomically
 from aurora_runtime.serving.pod_records import EngineState, ModeOrder, Withdrawal
-from aurora_store.call_limits import interruptible
+from aurora_runtime.store_thread import call_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -100,12 +100,7 @@ class WithdrawnEngine:
         self, version: int, digest: str, current: StagedDraft, given_up: Callable[[], bool]
     ) -> StagedDraft:
         keep = (current,) if self._last_trial is None else (current, self._last_trial)
-
-        def stage() -> StagedDraft:
-            with interruptible(given_up):
-                return self._pod.drafts.stage(version, digest, keep=keep)
-
-        draft = await asyncio.to_thread(stage)
+        draft = await call_in_thread(lambda: self._pod.drafts.stage(version, digest, keep=keep), given_up)
         if digest != current.digest:
             self._last_trial = draft
         return draft

@@ -1,4 +1,4 @@
-"""Reads small tensors of a shard by ranges, and leaves its hidden states, which are hundreds of times larger.
+"""Reads a shard's header and small tensors by ranges, but not its hidden states, which are hundreds of times larger.
 
 Invariants: what is read is bounded, whatever the bytes are. Bytes that are no shard raise ValueError or RecursionError.
 This module does not import torch, because the agent imports it.
@@ -16,35 +16,35 @@ import numpy as np
 
 from aurora_runtime.request_privacy import NO_TAG
 
-HEAD_BYTES: Final = 1 << 16
-"""First read of a shard. It covers the header, and in small shards all token ids."""
+FIRST_READ_BYTES: Final = 1 << 16
+"""Covers the header, and in small shards all token ids."""
 MAX_TENSOR_BYTES: Final = 8 << 20
 INDEX_COLUMNS: Final = 7
-"""Numbers of a request in a shard's ``index``. See ``aurora_runtime.traces``, which needs torch."""
+"""Numbers of a request in a shard's ``index``, which :func:`aurora_runtime.traces.shard_tensors` writes."""
 
 Read = Callable[[int, int], bytes]
 """Bytes of a shard: from the first argument on, as many as the second says."""
 
 
-class ShardHead:
-    """The header of a shard, and the tensors that are asked for."""
+class ShardHeader:
+    """The header of a shard, through which its small tensors are read."""
 
     def __init__(self, read: Read) -> None:
         """Raises ValueError when the bytes are no shard."""
-        self._read, self._head = read, read(0, HEAD_BYTES)
-        if len(self._head) < 8:
+        self._read, self._beginning = read, read(0, FIRST_READ_BYTES)
+        if len(self._beginning) < 8:
             raise ValueError("the file is too short")
-        (self._header_bytes,) = struct.unpack("<Q", self._head[:8])
-        if self._header_bytes > len(self._head) - 8:
+        (self._header_bytes,) = struct.unpack("<Q", self._beginning[:8])
+        if self._header_bytes > len(self._beginning) - 8:
             raise ValueError(f"a header of {self._header_bytes} bytes")
         # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        self._header = json.loads(self._head[8 : 8 + self._header_bytes])
+        self._header = json.loads(self._beginning[8 : 8 + self._header_bytes])
 
     def tensor(self, name: str, dtype: str, item_bytes: int) -> bytes:
         """The bytes of a tensor. Raises ValueError when the header's entry is wrong, or the data are cut short."""
         begin, end = _span(self._header, name, dtype, item_bytes)
         first, last = 8 + self._header_bytes + begin, 8 + self._header_bytes + end
-        data = self._head[first:last] if last <= len(self._head) else self._read(first, last - first)
+        data = self._beginning[first:last] if last <= len(self._beginning) else self._read(first, last - first)
         if len(data) != last - first:
             raise ValueError(f"{name} is cut short")
         return data

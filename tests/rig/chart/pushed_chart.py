@@ -12,8 +12,8 @@ import yaml
 
 from tests.cluster.command import run
 from tests.cluster.local.build import binaries
-from tests.rig.oci_registry import oci_registry
-from tests.rig.rendered_chart import CHART, OPERATOR
+from tests.rig.chart.oci_registry import oci_registry
+from tests.rig.chart.rendered_chart import CHART, OPERATOR
 
 PLAIN_HTTP = "--plain-http"
 """A registry on the loopback has no certificate."""

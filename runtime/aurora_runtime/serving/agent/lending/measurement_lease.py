@@ -5,8 +5,8 @@
     serving --request--> draining --clients gone--> measuring --lease over--> returning --current restored--> serving
 
 Invariants (promise 1): a withdrawn pod is never ready. It serves again only when its engine holds exactly ``current``
-(:mod:`aurora_runtime.serving.agent.withdrawn_engine`). The lease lives in memory only. So an agent that restarts has no
-lease, and its pod returns.
+(:mod:`aurora_runtime.serving.agent.lending.withdrawn_engine`). The lease lives in memory only. So an agent that
+restarts has no lease, and its pod returns.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Final
 
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementRequest, MeasurementStatus, TrialRequest
 from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
-from aurora_runtime.serving.agent.drain import Drain
+from aurora_runtime.serving.agent.lending.drain import Drain
+from aurora_runtime.serving.agent.lending.withdrawn_engine import WithdrawnEngine
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.agent.swapper import Swapper
-from aurora_runtime.serving.agent.withdrawn_engine import WithdrawnEngine
 from aurora_runtime.serving.pod_records import Withdrawal, pass_digest
 from aurora_store.errors import StoreError
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER
 from aurora_runtime.serving.capture.settings import CaptureSettings
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.serving.pod_records import Withdrawal
+from aurora_runtime.serving.protection.asgi import Application, Message, Receive, Scope, Send, send_text
 
 AUTHENTICATION_FUNCTION: Final = "sglang.srt.utils.auth.add_api_key_middleware"
 """The function whose hook installs the guard. SGLang calls the function once, with the application, before the server
@@ -27,11 +28,6 @@ starts, because an admin key is set (sglang/srt/utils/auth.py:154)."""
 _HEADER: Final = MEASUREMENT_HEADER.encode()
 _PASS: Final = PASS_HEADER.encode()
 _REFUSAL: Final = b"this replica is withdrawn for a measurement: ask another replica\n"
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 
 class Guard:
@@ -41,7 +37,7 @@ class Guard:
         self._app, self._folder, self._boot = app, folder, boot
         self._admin = f"Bearer {admin_key}".encode()
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not os.path.exists(self._folder.withdrawal):  # noqa: ASYNC240 - a stat, not a read
             await self._app(scope, receive, send)
             return
@@ -60,13 +56,11 @@ class Guard:
         # SGLang behind this guard may log the headers of a request.
         scope["headers"] = [(name, value) for name, value in scope["headers"] if name != _PASS]
         if withdrawal.trial_boot == self._boot and not admitted:
-            headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(_REFUSAL)).encode())]
-            await send_with_headers({"type": "http.response.start", "status": 503, "headers": headers})
-            await send({"type": "http.response.body", "body": _REFUSAL})
+            await send_text(send_with_headers, 503, _REFUSAL)
             return
         await self._app(scope, receive, send_with_headers)
 
-    def _admits(self, scope: MutableMapping[str, Any], withdrawal: Withdrawal) -> bool:
+    def _admits(self, scope: Scope, withdrawal: Withdrawal) -> bool:
         """Whether a request comes from the measurement or from the agent, or needs no draft (GET and HEAD)."""
         headers = dict(scope["headers"])
         return (

@@ -1,0 +1,99 @@
+"""The agent's command line."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
+from aurora_protocol.pod_settings import ADMIN_KEY, ENGINE_KEY_FOLDER, KEYS_FOLDER, SIGNING_FOLDER, STATE_FOLDER
+
+STAGE_TIMEOUT_SECONDS: Final = 3600.0
+SHUTDOWN_SECONDS: Final = 30.0
+SIGNAL_SKEW_SECONDS: Final = 2.0
+"""Kubernetes signals the agent and the launcher of a pod together, but not in the same instant."""
+
+
+class Command(StrEnum):
+    """What the process does: the init container stages, the sidecar serves."""
+
+    STAGE = "stage"
+    SERVE = "serve"
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """The options of both commands; :func:`parse_options` says what each means. Those of the other are not read."""
+
+    command: Command
+    state: Path
+    keys: Path
+    engine_key: Path
+    signing: Path
+    port: int
+    host: str
+    engine_port: int
+    shutdown_seconds: float
+    signal_skew_seconds: float
+    stage_timeout_seconds: float
+
+
+def parse_options(arguments: list[str] | None) -> AgentOptions:
+    """Parse the command line. None: that of this process."""
+    parser = argparse.ArgumentParser(
+        prog="aurora-agent",
+        description="The agent of an inference pod of an AuroraSpeculator.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "command",
+        type=Command,
+        choices=list(Command),
+        help="stage the draft to start with, or serve as the pod's sidecar",
+    )
+    parser.add_argument("--state", type=Path, default=Path(STATE_FOLDER), help="folder shared with the engine")
+    parser.add_argument(
+        "--keys",
+        type=Path,
+        default=Path(KEYS_FOLDER),
+        help="folder with the agent's token, and for `stage` with the speculator's key",
+    )
+    parser.add_argument(
+        "--engine-key",
+        type=Path,
+        metavar="FILE",
+        default=Path(ENGINE_KEY_FOLDER, ADMIN_KEY),
+        help="file with the key of the engine's admin API, which `stage` makes",
+    )
+    parser.add_argument(
+        "--signing", type=Path, default=Path(SIGNING_FOLDER), help="folder with the key that `stage` verifies with"
+    )
+    parser.add_argument("--port", type=int, default=AGENT_PORT, help="port of the agent's API")
+    # The operator calls the agent by the pod's address.
+    parser.add_argument("--host", default="0.0.0.0", help="address that the agent listens on")  # noqa: S104
+    parser.add_argument("--engine-port", type=int, default=ENGINE_PORT, help="port of SGLang in this pod")
+    parser.add_argument(
+        "--shutdown-seconds",
+        type=float,
+        metavar="SECONDS",
+        default=SHUTDOWN_SECONDS,
+        help="longest time from SIGTERM to the exit",
+    )
+    parser.add_argument(
+        "--signal-skew-seconds",
+        type=float,
+        metavar="SECONDS",
+        default=SIGNAL_SKEW_SECONDS,
+        help="longest time between the agent's and the launcher's SIGTERM when the pod stops",
+    )
+    parser.add_argument(
+        "--stage-timeout-seconds",
+        type=float,
+        metavar="SECONDS",
+        default=STAGE_TIMEOUT_SECONDS,
+        help="longest time that `stage` waits for a draft",
+    )
+    return AgentOptions(**vars(parser.parse_args(arguments)))

@@ -1,0 +1,1 @@
+"""Hooks in SGLang's HTTP process that protect the engine, its keys and its measurements from clients."""

@@ -1,0 +1,39 @@
+"""Calls the store from a thread, so that an event loop goes on meanwhile: signals, leases and probes do not wait.
+
+Invariant: a thread whose answer nobody wants any more ends soon. asyncio joins its threads when the program ends, so a
+slow store would otherwise hold the exit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from aurora_store.call_limits import interruptible
+
+T = TypeVar("T")
+
+
+def _never() -> bool:
+    return False
+
+
+async def call_in_thread(function: Callable[[], T], given_up: Callable[[], bool] = _never) -> T:
+    """Call ``function`` in a thread, and return its result or raise its error.
+
+    The store's calls in it end, with :class:`StoreInterrupted`, soon after ``given_up`` returns true or this coroutine
+    is cancelled. The thread calls ``given_up`` often.
+    """
+    cancelled = threading.Event()
+
+    def run() -> T:
+        with interruptible(lambda: cancelled.is_set() or given_up()):
+            return function()
+
+    try:
+        return await asyncio.to_thread(run)
+    except asyncio.CancelledError:
+        cancelled.set()
+        raise
