@@ -40,7 +40,7 @@ def scrape_configs(monitor: Object, kubeconfig: Path) -> Iterator[dict[str, Any]
     _refuse_others(spec, _MONITOR_FIELDS)
     _refuse_others(spec["selector"], frozenset({"matchLabels"}))
     job = f"{metadata['namespace']}/{metadata['name']}"
-    discovery = {"role": "pod", "kubeconfig_file": str(kubeconfig)}
+    discovery: dict[str, Any] = {"role": "pod", "kubeconfig_file": str(kubeconfig)}
     names = _namespaces(spec.get("namespaceSelector", {}), metadata["namespace"])
     if names:
         discovery["namespaces"] = {"names": names}

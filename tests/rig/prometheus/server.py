@@ -124,7 +124,7 @@ def prometheus(folder: Path, configuration: Mapping[str, Any]) -> Iterator[Prome
     file, log = folder / "prometheus.yaml", folder / "prometheus.log"
     file.write_text(yaml.safe_dump(dict(configuration)))
     (port,) = free_ports(1)
-    command = [
+    command: list[str | Path] = [
         *(built_tool(MODULE, tags=TAGS), f"--config.file={file}", f"--storage.tsdb.path={folder / 'data'}"),
         *(f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"),
     ]
