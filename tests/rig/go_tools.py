@@ -1,7 +1,7 @@
-"""Builds a program for tests from a small Go module of its own, once per machine.
+"""Builds programs for tests from small Go modules of their own, once per machine.
 
-A module here names one program with its ``tool`` directive, and its go.sum pins everything that the program is built
-from. Invariant: a program in the cache is complete, because it gets its name after it is linked.
+A module here names its programs with ``tool`` directives, and its go.sum pins everything that they are built from.
+Invariant: a program in the cache is complete, because it gets its name after it is linked.
 """
 
 from __future__ import annotations
@@ -19,24 +19,32 @@ from tests.cluster.local.build import find_go
 BUILD_TIMEOUT_SECONDS: Final = 1800
 
 
-def built_tool(module: Path) -> Path:
-    """The program of ``module``. The first call builds it. Several processes may call this at once.
+def built_tool(module: Path, name: str = "", tags: str = "") -> Path:
+    """One program of ``module``. The first call builds all of them. Several processes may call this at once.
+
+    Args:
+        name: The program. Default: the one that is named like the module's folder.
+        tags: Go's build tags, with commas between them.
 
     Raises:
-        CommandError: The program could not be built. The message has the output of Go.
+        CommandError: The programs could not be built. The message has the output of Go.
     """
-    digest = hashlib.sha256(b"".join((module / name).read_bytes() for name in ("go.mod", "go.sum"))).hexdigest()[:16]
-    program = cache_root() / "go-tools" / f"{module.name}-{digest}"
-    program.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(program.with_suffix(".lock")):
+    sources = b"".join((module / file).read_bytes() for file in ("go.mod", "go.sum"))
+    digest = hashlib.sha256(sources + tags.encode()).hexdigest()[:16]
+    folder = cache_root() / "go-tools"
+    folder.mkdir(parents=True, exist_ok=True)
+    program = folder / f"{name or module.name}-{digest}"
+    with exclusive_lock(folder / f"{module.name}-{digest}.lock"):
         if not program.exists():
-            _build(module, program)
+            _build(module, folder, digest, tags)
     return program
 
 
-def _build(module: Path, program: Path) -> None:
+def _build(module: Path, folder: Path, digest: str, tags: str) -> None:
     print_progress(f"building {module.name}: once per machine")
-    go_cache, unfinished = program.with_suffix(".go-build"), program.with_suffix(".unfinished")
+    go_cache, unfinished = (folder / f"{module.name}-{digest}.{end}" for end in ("go-build", "unfinished"))
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
     variables = {
         "CGO_ENABLED": "0",
         "GOTOOLCHAIN": "local",
@@ -44,7 +52,9 @@ def _build(module: Path, program: Path) -> None:
         "GOWORK": "off",
         "GOCACHE": str(go_cache),
     }
-    flags = ("-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", unfinished)
+    flags = ("-trimpath", "-buildvcs=false", "-tags", tags, "-ldflags", "-s -w", "-o", f"{unfinished}/")
     run(find_go(), "build", *flags, "tool", env=variables, cwd=module, timeout_seconds=BUILD_TIMEOUT_SECONDS)
-    unfinished.rename(program)
+    for built in unfinished.iterdir():
+        built.rename(folder / f"{built.name}-{digest}")
+    unfinished.rmdir()
     shutil.rmtree(go_cache, ignore_errors=True)

@@ -54,14 +54,15 @@ class OperatorReplica:
     proxy: TcpProxy
     settings: Mapping[str, str]
     _process: subprocess.Popen[bytes] | None = field(default=None)
-    _metrics_port: int = 0
+    metrics_port: int = 0
+    """The port of its metrics. 0 before the first start."""
 
     def start(self) -> None:
-        self._metrics_port, health_port = free_ports(2)
+        self.metrics_port, health_port = free_ports(2)
         environment = {
             "PATH": os.environ["PATH"],
             "KUBECONFIG": str(self.kubeconfig),
-            "AURORA_METRICS_PORT": str(self._metrics_port),
+            "AURORA_METRICS_PORT": str(self.metrics_port),
             "AURORA_HEALTH_PORT": str(health_port),
             "AURORA_RUNTIME_IMAGE": "aurora.test/runtime:1",
             "AURORA_AGENT_IMAGE": "aurora.test/agent:1",
@@ -89,7 +90,7 @@ class OperatorReplica:
     def leads(self) -> bool:
         """What the replica's own metric says. False while the replica does not answer."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=2) as response:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=2) as response:
                 found = _LEADING.search(response.read().decode())
         except OSError:
             return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,11 @@ import yaml
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.events import _TEXTS
+from tests.cluster.command import run
 from tests.generated import exported_metrics
 from tests.generated.generated_file import ROOT
+from tests.rig.prometheus.dashboard_queries import DASHBOARD, dashboard_queries
+from tests.rig.prometheus.server import promtool
 from tests.unit.chart.promql import named
 
 FOLDER = ROOT / "charts/aurora-operator/monitoring"
@@ -27,7 +29,6 @@ ALERTS: list[dict[str, Any]] = [
     for rule in group["rules"]
 ]  # fmt: skip
 ALERT_TESTS = ROOT / "tests/unit/chart/alerts_test.yaml"
-DASHBOARD: dict[str, Any] = json.loads((FOLDER / "dashboard.json").read_text())
 TARGET_LABELS = frozenset({"namespace", "name", "pod", "job", "le"})
 """Labels that Prometheus adds to every series of our PodMonitors, and that of a histogram's buckets."""
 OURS = (*exported_metrics.operator(), *exported_metrics.agent())
@@ -44,19 +45,7 @@ VALUES = {
 """The values of labels that expressions may ask for."""
 
 
-def _panel_expressions() -> Iterator[tuple[str, str]]:
-    for panel in DASHBOARD["panels"]:
-        for target in panel.get("targets", ()):
-            yield panel["title"], target["expr"]
-    for variable in DASHBOARD["templating"]["list"]:
-        if variable["type"] == "query":
-            expression, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"]).groups()  # type: ignore[union-attr]
-            yield variable["name"], f"sum by ({label}) ({expression})"
-    for annotation in DASHBOARD["annotations"]["list"]:
-        yield annotation["name"], annotation["expr"]
-
-
-EXPRESSIONS = [*_panel_expressions(), *((alert["alert"], alert["expr"]) for alert in ALERTS)]
+EXPRESSIONS = [*dashboard_queries(), *((alert["alert"], alert["expr"]) for alert in ALERTS)]
 IDS = [name for name, _ in EXPRESSIONS]
 
 
@@ -126,27 +115,22 @@ def test_an_alert_says_what_to_look_at_on_a_page_that_exists(alert: dict[str, An
         assert set(re.findall(r"\$labels\.(\w+)", text)) <= grouped, "a label that the alert does not have is empty"
 
 
-needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-
-
 def _promtool(*arguments: str | Path) -> None:
-    done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    """Raises CommandError with what promtool said."""
+    run(promtool(), *arguments)
 
 
-@needs_promtool
 def test_promtool_accepts_the_alerts_and_the_expressions_of_the_dashboard(tmp_path: Path) -> None:
     _promtool("check", "rules", FOLDER / "alerts.yaml")
     rules = [
-        {"record": f"panel:{number}", "expr": expression.replace("$__rate_interval", "5m")}
-        for number, (_, expression) in enumerate(_panel_expressions())
+        {"record": f"panel:{number}", "expr": query.expression.replace("$__rate_interval", "5m")}
+        for number, query in enumerate(dashboard_queries())
     ]
     panels = tmp_path / "panels.yaml"
     panels.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
     _promtool("check", "rules", panels)
 
 
-@needs_promtool
 def test_each_alert_fires_when_it_should(tmp_path: Path) -> None:
     rules = [{key: value for key, value in alert.items() if key != "annotations"} for alert in ALERTS]
     (tmp_path / "alerts.yaml").write_text(yaml.safe_dump({"groups": [{"name": "alerts", "rules": rules}]}))
@@ -154,25 +138,15 @@ def test_each_alert_fires_when_it_should(tmp_path: Path) -> None:
     _promtool("test", "rules", tmp_path / ALERT_TESTS.name)
 
 
-@needs_promtool
 def test_every_panel_has_data_when_every_process_exports_what_it_can(tmp_path: Path) -> None:
     """Also finds joins of series whose labels do not match. Every value rises. The labels are those of PodMonitors."""
-    queries = [
-        {"expr": f"count({_filled_in(expression)}) > bool 0", "eval_time": "50m", "exp_samples": [{"value": 1}]}
-        for _, expression in _panel_expressions()
-    ]
+    asked = [query.filled_in("team", "chat", rate_interval="5m") for query in dashboard_queries()]
+    queries = [{"expr": f"count({one}) > bool 0", "eval_time": "50m", "exp_samples": [{"value": 1}]} for one in asked]
     series = [{"series": one, "values": "1+1x60"} for one in _all_series()]
     test = {"interval": "1m", "input_series": series, "promql_expr_test": queries}
     file = tmp_path / "panels_test.yaml"
     file.write_text(yaml.safe_dump({"tests": [test]}))
     _promtool("test", "rules", file)
-
-
-def _filled_in(expression: str) -> str:
-    """``expression`` with the variables of the dashboard, as Grafana sends it."""
-    for variable, value in {"$__rate_interval": "5m", "$namespace": "team", "$name": "chat"}.items():
-        expression = expression.replace(variable, value)
-    return expression
 
 
 def _all_series() -> Iterator[str]:

@@ -18,6 +18,12 @@ from aurora_protocol.agent_api import MAX_POSITIONS, AgentState, CaptureCounters
 from aurora_runtime.serving.agent.spool_state import SpoolState
 from aurora_runtime.serving.pod_records import SpeculationState
 
+SWAP_RESULTS: Final = ("success", "failure")
+LOSS_REASONS: Final = (
+    *("queue", "hook", "memory", "gap", "order", "path", "stale", "long_prompt"),
+    *("spool", "damaged", "shutdown"),
+)
+"""Results and reasons with a series before the first of them: ``increase`` does not see a new series' first value."""
 PAUSE_BUCKETS_SECONDS: Final = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
 
@@ -90,7 +96,7 @@ def _capture_metrics(capture: CaptureCounters, figures: CaptureFigures) -> Itera
     ):
         yield CounterMetricFamily(f"aurora_agent_{name}", help_text, value)
     losses = CounterMetricFamily("aurora_agent_losses", "What trace capture lost, by reason.", labels=["reason"])
-    for reason, count in sorted(figures.losses.items()):
+    for reason, count in sorted({**dict.fromkeys(LOSS_REASONS, 0), **figures.losses}.items()):
         losses.add_metric([reason], count)
     yield losses
 
@@ -158,6 +164,8 @@ class Metrics:
         self._swaps = Counter(
             "aurora_agent_swaps", "Swaps by result: success or failure.", ["result"], registry=self._registry
         )
+        for result in SWAP_RESULTS:
+            self._swaps.labels(result)
         self._pauses = Histogram(
             "aurora_agent_swap_pause_seconds",
             "Seconds for which a swap paused generation.",

@@ -103,6 +103,14 @@ async def test_a_swap_is_requested_and_reported_over_http(rig: AgentRig) -> None
     assert TOKEN not in text
 
 
+async def test_swaps_and_losses_are_counted_from_zero(rig: AgentRig) -> None:
+    """PromQL's ``increase`` does not see the value with which a series begins."""
+    rig.engine_is(ready=True)
+    text = await (await rig.http.get("/metrics")).text()
+    for series in ('swaps_total{result="success"}', 'swaps_total{result="failure"}', 'losses_total{reason="spool"}'):
+        assert f"aurora_agent_{series} 0.0" in text
+
+
 async def test_the_pod_is_ready_only_when_the_launcher_says_so(rig: AgentRig) -> None:
     assert (await rig.http.get("/readyz")).status == 503
     rig.engine_is(ready=False)
