@@ -52,6 +52,15 @@ class RopeScaling(RewrittenModel):
     truncate: bool | None = Field(
         default=None, description="yarn: whether the bounds of the band are rounded to whole indices. None: they are."
     )
+    mscale: float | None = Field(
+        default=None,
+        gt=0,
+        le=MAX_FACTOR,
+        description="yarn: with mscale_all_dim, replaces the stretch of queries and keys. None: it is YaRN's own.",
+    )
+    mscale_all_dim: float | None = Field(
+        default=None, gt=0, le=MAX_FACTOR, description="yarn: present exactly when mscale is."
+    )
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
@@ -61,4 +70,6 @@ class RopeScaling(RewrittenModel):
         low, high = self.low_freq_factor, self.high_freq_factor
         if low is not None and high is not None and low >= high:
             raise ValueError("high_freq_factor")
+        if (self.mscale is None) != (self.mscale_all_dim is None):
+            raise ValueError("mscale" if self.mscale is None else "mscale_all_dim")
         return self

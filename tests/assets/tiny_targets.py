@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,13 +40,17 @@ _LAYER_WEIGHTS: Final = ("_proj.weight", "_a_proj_with_mqa.weight")
 
 @dataclass(frozen=True)
 class TinyTarget:
-    """One checkpoint: the family's model, its configuration, and the formats in which the family is published."""
+    """One checkpoint: the family's model, its configuration, and the formats in which the family is published.
+
+    ``published`` holds fields of published configurations that SGLang reads and transformers does not write.
+    """
 
     name: str
     model: str
     config: str
     fields: dict[str, Any]
     formats: tuple[str, ...] = ("bf16",)
+    published: dict[str, Any] = field(default_factory=dict)
 
 
 TINY_TARGETS: Final = (
@@ -84,6 +88,7 @@ TINY_TARGETS: Final = (
             **_EXPERTS,
         },
         ("bf16", "fp8"),
+        {"full_attention_interval": 4},
     ),
     TinyTarget(
         "MiniMax-M2",
@@ -109,9 +114,20 @@ TINY_TARGETS: Final = (
             "head_dim": 8,
             "v_head_dim": 16,
             "num_key_value_heads": 4,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10_000.0,
+                "factor": 2.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "original_max_position_embeddings": 128,
+            },
             **_EXPERTS,
         },
         ("bf16", "fp8"),
+        {"moe_layer_freq": 1, "scoring_func": "sigmoid", "topk_method": "noaux_tc"},
     ),
     TinyTarget("gpt-oss", "GptOssForCausalLM", "GptOssConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     TinyTarget(
@@ -150,6 +166,7 @@ def write_tiny_target(
             _randomise(name, parameter)
     model.to(torch.bfloat16).save_pretrained(folder)
     (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": []}))
+    _add_to_config(folder, tiny.published)
     model = model.to(torch.float32)
     if stored != "bf16":
         model.load_state_dict(_store_quantised(folder, stored), strict=False)
@@ -174,10 +191,14 @@ def _store_quantised(folder: Path, stored: str) -> dict[str, Tensor]:
         tensors[name], suffix, scale, rounded[name] = quantise(tensors[name].float())
         tensors[name + suffix] = scale
     save_file(tensors, path, {"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": stored, "weight_block_size": [_BLOCK, _BLOCK]}
-    (folder / "config.json").write_text(json.dumps(config))
+    quantised = {"quant_method": stored, "weight_block_size": [_BLOCK, _BLOCK]}
+    _add_to_config(folder, {"quantization_config": quantised})
     return rounded
+
+
+def _add_to_config(folder: Path, fields: dict[str, Any]) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def _fp8(weight: Tensor) -> tuple[Tensor, str, Tensor, Tensor]:

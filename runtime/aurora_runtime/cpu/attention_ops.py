@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from aurora_runtime.cpu.attention_backend import (
+    VECTOR_LANES,
     attend,
     plan_decode,
     plan_extend,
@@ -88,8 +89,20 @@ def _extend_attention(
     tree_mask: torch.Tensor | None,
     is_causal: bool,
 ) -> None:
-    """Attend over [T, H, D] queries of prefill or verification. SGLang has stored the keys and values already."""
+    """Attend over [T, H, D] queries of prefill or verification. SGLang has stored the keys and values already.
+
+    Latent attention (MLA) prefills with whole keys and values of every head, and stores only the latent. Its keys then
+    have another shape than the cache's, and are attended to themselves. Raises :class:`NotImplementedError` when
+    requests have earlier tokens too: SGLang computes such requests by latents.
+    """
     reject_unsupported_attention(cross=is_cross_attn, sliding_window=sliding_window_size, sinks=sinks)
+    if key is not None and value is not None and key.shape[1:] != k_buffer.shape[1:]:
+        if not torch.equal(seq_lens.long(), extend_seq_lens.long()):
+            raise NotImplementedError("the CPU engine does not support whole keys of latent attention behind a prefix")
+        k_buffer, v_buffer = key, value
+        width = -(-int(extend_seq_lens.max()) // VECTOR_LANES) * VECTOR_LANES
+        req_to_token = extend_start_loc.long()[:, None] + torch.arange(width)
+        req_pool_indices = torch.arange(extend_start_loc.shape[0])
     plan = plan_extend(
         req_to_token,
         req_pool_indices,

@@ -8,6 +8,7 @@ by :mod:`aurora_runtime.training.model.rope` in the same way. So a field that on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -18,7 +19,12 @@ from aurora_protocol.rope_scaling import ORIGINAL, REQUIRED_FIELDS, YARN, RopeSc
 _PLAIN_FIELDS: Final = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
 """Fields of a rope without scaling. Others change it, such as ``mrope_section``."""
 _YARN_DEFAULTS: Final = {"beta_fast": 32.0, "beta_slow": 1.0}
-_YARN_OPTION: Final = "truncate"
+_TRUNCATE: Final = "truncate"
+_YARN_OPTIONS: Final = (_TRUNCATE, "mscale", "mscale_all_dim")
+_STRETCH: Final = "attention_factor"
+"""What transformers stretches queries and keys by. SGLang does not read this field, and computes the stretch."""
+_STRETCH_TOLERANCE: Final = 1e-3
+"""How far, as a share, the field may lie from what SGLang computes. Published values are rounded."""
 _DEFAULT: Final = "default"
 
 
@@ -42,8 +48,8 @@ def read_rope_scaling(
     kind = rope.get("rope_type", rope.get("type", _DEFAULT))
     if kind != _DEFAULT and kind not in tuple(REQUIRED_FIELDS):
         raise UnsupportedRope(f"its rotary position embedding is scaled in the way {str(kind)[:32]} (rope_scaling)")
-    known = {*REQUIRED_FIELDS.get(kind, ()), *([_YARN_OPTION] if kind == YARN else [])}
-    if unknown := sorted(map(str, rope.keys() - _PLAIN_FIELDS - known)):
+    known = {*REQUIRED_FIELDS.get(kind, ()), *(_YARN_OPTIONS if kind == YARN else ())}
+    if unknown := sorted(map(str, rope.keys() - _PLAIN_FIELDS - known - ({_STRETCH} if kind == YARN else set()))):
         raise UnsupportedRope(
             f"its rotary position embedding is scaled by {unknown[0][:64]} too, which is not supported (rope_scaling)"
         )
@@ -54,8 +60,8 @@ def read_rope_scaling(
         fields[ORIGINAL] = original_positions or fields.get(ORIGINAL, max_positions)
     if kind == YARN:
         fields = _YARN_DEFAULTS | fields
-        if fields.get(_YARN_OPTION) is True:
-            del fields[_YARN_OPTION]  # the default
+        if fields.get(_TRUNCATE) is True:
+            del fields[_TRUNCATE]  # the default
     try:
         scaling = RopeScaling.model_validate({"rope_type": kind, **fields}, strict=True)
     except ValidationError as error:
@@ -63,7 +69,26 @@ def read_rope_scaling(
         raise _unusable(first["loc"][0] if first["loc"] else first["ctx"]["error"]) from error
     if theta <= 1:
         raise _unusable("rope_theta")
+    if rope.get(_STRETCH) is not None:
+        _require_computed_stretch(rope[_STRETCH], scaling)
     return scaling
+
+
+def yarn_stretch(scaling: RopeScaling) -> float:
+    """What a rope of type yarn stretches queries and keys by: YaRN's own, or that of ``mscale`` and its partner."""
+    if scaling.mscale is None or scaling.mscale_all_dim is None:
+        return 0.1 * math.log(scaling.factor) + 1.0
+    log = 0.1 * math.log(scaling.factor)
+    return (log * scaling.mscale + 1.0) / (log * scaling.mscale_all_dim + 1.0)
+
+
+def _require_computed_stretch(named: Any, scaling: RopeScaling) -> None:
+    computed = yarn_stretch(scaling)
+    if type(named) not in (int, float) or not abs(named - computed) <= _STRETCH_TOLERANCE * computed:
+        raise UnsupportedRope(
+            f"its rotary position embedding has the {_STRETCH} {str(named)[:12]}, which SGLang does not read:"
+            f" it uses {computed:.4f} (rope_scaling)"
+        )
 
 
 def _unusable(field: object) -> UnsupportedRope:

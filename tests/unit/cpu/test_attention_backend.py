@@ -214,6 +214,36 @@ def test_the_registered_operations_store_and_attend() -> None:
     assert kept_alive is None or kept_alive.ns == "sgl_kernel"
 
 
+@settings(max_examples=20)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(1, 3))
+def test_latent_attention_prefills_with_the_keys_of_the_new_tokens(lengths: list[int], heads: int) -> None:
+    """The cache holds latents of another shape, and is not read."""
+    kept_alive = attention_ops.register() if not hasattr(torch.ops.sgl_kernel, "extend_attention_cpu") else None
+    new, total, random = torch.tensor(lengths), sum(lengths), torch.Generator().manual_seed(3)
+    query, key = (torch.randn(total, heads, 24, generator=random) for _ in range(2))
+    value = torch.randn(total, heads, 16, generator=random)
+    latents, output = torch.full((POOL_SLOTS, 1, 40), math.nan), torch.zeros(total, heads, 16)
+    table = torch.zeros(len(lengths), 64, dtype=torch.int32)
+
+    def extend(seq_lens: torch.Tensor) -> None:
+        cached = (table, torch.arange(len(lengths)), seq_lens, new, new.cumsum(0) - new, max(lengths))
+        torch.ops.sgl_kernel.extend_attention_cpu(
+            *(query, key, value, output, latents, latents[..., :32], 1.0, 1.0, *cached, 0.125, 0.0, False, -1),
+            *(None, None, None, True),
+        )
+
+    extend(new)
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    for start, length in zip(starts, lengths, strict=True):
+        for row in range(start, start + length):
+            seen = slice(start, row + 1)
+            expected = attend_one_query(query[row], key[seen], value[seen], 0.125, 0.0)
+            torch.testing.assert_close(output[row].double(), expected, atol=1e-5, rtol=1e-4)
+    with pytest.raises(NotImplementedError, match="behind a prefix"):
+        extend(new + 1)
+    assert kept_alive is None or kept_alive.ns == "sgl_kernel"
+
+
 def test_a_tree_mask_of_the_wrong_size_is_rejected() -> None:
     case = PagedRequests(0, 1, 1, 1, 16, torch.float32)
     with pytest.raises(ValueError, match="fits neither"):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aurora_protocol.rope_scaling import LINEAR, LLAMA3, YARN, RopeScaling
 from aurora_runtime.engine.draft_config import DraftConfig
+from aurora_runtime.engine.draft_rope import yarn_stretch
 from aurora_runtime.errors import CheckpointFormatError
 
 
@@ -37,7 +38,7 @@ class Rope:
             return cls(plain * _slowed(_llama3_kept_share(scaling, plain), scaling.factor), 1.0)
         if scaling.rope_type == YARN:
             kept = _yarn_kept_share(scaling, config)
-            return cls(plain * _slowed(kept, scaling.factor), 0.1 * math.log(scaling.factor) + 1.0)
+            return cls(plain * _slowed(kept, scaling.factor), yarn_stretch(scaling))
         raise CheckpointFormatError(
             f"this version does not know the rope scaling {scaling.rope_type[:32]} of the draft's lineage"
         )

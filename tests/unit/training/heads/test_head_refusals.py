@@ -73,7 +73,27 @@ CONFIGS: dict[str, tuple[str, Change, str]] = {
     "stretched rope": (
         "SpecForge",
         setting(rope_scaling={"type": "yarn", "factor": 4.0, "attention_factor": 1.0}),
+        "attention_factor 1.0, which SGLang does not read: it uses 1.1386",
+    ),
+    "stretch of text": (
+        "SpecForge",
+        setting(rope_scaling={"type": "yarn", "factor": 4.0, "attention_factor": "1.1386"}),
+        "which SGLang does not read",
+    ),
+    "stretch of another type": (
+        "SpecForge",
+        setting(rope_scaling={"type": "linear", "factor": 4.0, "attention_factor": 1.1386}),
         "by attention_factor too",
+    ),
+    "half a stretch": (
+        "SpecForge",
+        setting(rope_scaling={"type": "yarn", "factor": 4.0, "mscale": 1.0}),
+        "no usable mscale_all_dim",
+    ),
+    "no stretch": (
+        "SpecForge",
+        setting(rope_scaling={"type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0}),
+        "no usable mscale_all_dim",
     ),
     "kind of rope": ("SpecForge", setting(rope_scaling={"rope_type": ["yarn"]}), "in the way"),
     "kind of original length": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.target.target_model import TargetModel
 from tests.unit.training import tiny
 from tests.unit.training.heads import published
+
+LLAMA_31 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
 def logits(draft: DraftModel) -> torch.Tensor:
@@ -100,14 +103,23 @@ def test_fields_that_a_llama_config_leaves_out_have_the_values_that_transformers
     assert (read.rope_theta, read.rms_norm_eps, read.head_dim) == (10_000.0, 1e-6, 8)
 
 
+@pytest.mark.parametrize(
+    ("rope_scaling", "described"),
+    [
+        (LLAMA_31, "llama3, factor 8 beyond 8 tokens"),
+        ({"type": "yarn", "factor": 4, "mscale": 2.0, "mscale_all_dim": 1}, "yarn, factor 4 beyond 8 tokens"),
+        ({"rope_type": "linear", "factor": 2.5}, "linear, factor 2.5"),
+    ],
+    ids=["llama3", "yarn", "linear"],
+)
 @pytest.mark.parametrize("name", published.FORMATS)
 def test_a_head_with_a_scaled_rope_is_trained_saved_and_published_with_it(
-    name: str, model: TargetModel, tmp_path: Path
+    name: str, rope_scaling: dict[str, Any], described: str, model: TargetModel, tmp_path: Path
 ) -> None:
     draft, vocabulary = published.trained_draft(model)
     config, tensors = published.FORMATS[name](draft, vocabulary.to_target, model)
     layer = config.get("transformer_layer_config", config)
-    layer["rope_scaling"] = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    layer["rope_scaling"] = rope_scaling
     layer["max_position_embeddings"] = 8
     head = published.write(tmp_path / "head", (config, tensors))
     read = read_head(head, model).draft
@@ -118,14 +130,19 @@ def test_a_head_with_a_scaled_rope_is_trained_saved_and_published_with_it(
     lineage.open_lineage(registry, model, DraftSpec(initial=head), lineage.utc_now)
     stored, _ = lineage.fetch_draft(registry, 0, model)
     assert stored.config == read.config
+    assert all(torch.equal(stored.state_dict()[tensor], weight) for tensor, weight in draft.state_dict().items())
     for head_format in HeadFormat:
         folder = tmp_path / head_format.value
         export_head(registry, 0, folder, head_format, 3)
-        again = read_head(PublishedHead(model=str(folder)), model).draft
+        exported = PublishedHead(model=str(folder))
+        again = read_head(exported, model).draft
         assert again.config == read.config
+        other, _ = tiny.memory_registry()
+        lineage.open_lineage(other, model, DraftSpec(initial=exported), lineage.utc_now)
+        assert other.registration(0).digest == registry.registration(0).digest, "the same bytes"
         with torch.no_grad():
             assert torch.equal(logits(again), logits(read))
-        assert "llama3, factor 8 beyond 8 tokens" in (folder / "README.md").read_text()
+        assert described in (folder / "README.md").read_text()
 
 
 def test_a_head_that_rotates_a_part_of_each_attention_head_is_read(model: TargetModel, tmp_path: Path) -> None:

@@ -34,6 +34,9 @@ SCALINGS: dict[str, dict[str, Any]] = {
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
     "yarn with other bounds": {"rope_type": "yarn", "factor": 40, "beta_fast": 16, "beta_slow": 2, "truncate": True},
     "yarn without rounding": {"rope_type": "yarn", "factor": 32.0, "truncate": False},
+    "yarn of DeepSeek V3": {"type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0},
+    "yarn with a stretch": {"type": "yarn", "factor": 16.0, "mscale": 1.5, "mscale_all_dim": 0.5},
+    "yarn with its own stretch": {"type": "yarn", "factor": 4.0, "attention_factor": 1.1386},
 }
 
 
@@ -79,6 +82,8 @@ def scalings(draw: st.DrawFn) -> dict[str, Any]:
     if kind == "yarn":
         scaling |= {"beta_fast": draw(st.floats(8.0, 64.0)), "beta_slow": draw(st.floats(0.5, 4.0))}
         scaling["truncate"] = draw(st.booleans())
+        if draw(st.booleans()):
+            scaling |= {name: draw(st.floats(0.1, 4.0)) for name in ("mscale", "mscale_all_dim")}
     return scaling
 
 

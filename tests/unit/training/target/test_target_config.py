@@ -140,7 +140,7 @@ def test_the_scaling_of_the_rope_is_read(fields: dict[str, Any]) -> None:
     [
         {"type": "mrope", "mrope_section": [16, 24, 24]},
         {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]},
-        {"type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0},
+        {"type": "yarn", "factor": 40, "attention_factor": 1.0},
         {"type": "linear", "factor": "2"},
         "linear",
     ],
