@@ -112,10 +112,10 @@ def candidates() -> list[ControllerSettings]:
     """The settings of pods, and settings that differ from them in one constant."""
     return [
         OF_PODS,
-        *(dataclasses.replace(OF_PODS, catch_up_rounds=rounds) for rounds in CATCH_UP_ROUNDS),
-        *(dataclasses.replace(OF_PODS, draft_share_gain=gain) for gain in DRAFT_SHARE_GAINS),
         *(dataclasses.replace(OF_PODS, looks=LookSettings(after_rounds=rounds)) for rounds in LOOK_AFTER_ROUNDS),
         *(dataclasses.replace(OF_PODS, looks=LookSettings(doubted_deviation=doubt)) for doubt in DOUBTED_DEVIATIONS),
+        *(dataclasses.replace(OF_PODS, catch_up_rounds=rounds) for rounds in CATCH_UP_ROUNDS),
+        *(dataclasses.replace(OF_PODS, draft_share_gain=gain) for gain in DRAFT_SHARE_GAINS),
     ]
 
 

@@ -60,12 +60,10 @@ def test_only_a_setting_that_is_better_for_certain_is_chosen(
     assert best_of(compared) == chosen
 
 
-def test_a_pod_that_started_beside_a_busy_neighbour_looks_again_when_its_settings_say_so() -> None:
-    """Without looks, an arm whose first times were too long stays unused."""
-    scenario = [Scenario("json", 1, cpu_milliseconds, starts_busy=True)]
-    never = dataclasses.replace(OF_PODS, looks=LookSettings(after_rounds=10**9))
-    fast, slow = (simulate(settings, [2], scenario)[2][0] for settings in (OF_PODS, never))
-    assert fast > slow
+def test_pods_that_started_beside_a_busy_neighbour_play_other_rounds_when_they_look_again_sooner() -> None:
+    scenario = [Scenario("docstrings", 4, cpu_milliseconds, starts_busy=True)]
+    sooner = dataclasses.replace(OF_PODS, looks=LookSettings(after_rounds=2))
+    assert simulate(OF_PODS, [2], scenario) != simulate(sooner, [2], scenario)
 
 
 def test_the_controller_of_a_simulation_has_the_given_settings() -> None:
