@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.bench.speculation.cost_tables import CostTable, Noise
 from tests.bench.speculation.recorded_rounds import RecordedRequest
@@ -27,6 +27,11 @@ def new_controller(seed: int = 1, settings: ControllerSettings | None = None) ->
 def new_noise(seed: int = 1) -> Noise:
     """A noisy machine."""
     return Noise(random.Random(seed))  # noqa: S311 - no secret
+
+
+def new_busy_noise(seed: int = 1) -> Noise:
+    """A machine with a busy neighbour: half of the times are two to four times too long."""
+    return replace(new_noise(seed), spread=0.3, outliers=0.5)
 
 
 @dataclass(frozen=True)

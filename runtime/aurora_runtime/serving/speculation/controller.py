@@ -22,6 +22,7 @@ from typing import Final
 
 from aurora_runtime.engine.arms import OFF, Arm, Source
 from aurora_runtime.serving.speculation.controller_report import ControllerReport, RoundCounters
+from aurora_runtime.serving.speculation.estimates.cost_cells import LookSettings
 from aurora_runtime.serving.speculation.estimates.cost_model import CostModel
 from aurora_runtime.serving.speculation.estimates.value_model import Curve, ValueModel
 from aurora_runtime.serving.speculation.exploration import (
@@ -52,6 +53,7 @@ class ControllerSettings:
     """
 
     exploration: ExplorationSettings = field(default_factory=ExplorationSettings)
+    looks: LookSettings = field(default_factory=LookSettings)
     hysteresis: float = 0.01
     catch_up_rounds: float = 8.0
     draft_share_gain: float = 0.05
@@ -71,7 +73,7 @@ class Controller:
         self._settings = settings
         self._random = random
         self._values = ValueModel(self._arms[-1].steps)
-        self._costs = CostModel(self._arms)
+        self._costs = CostModel(self._arms, settings.looks)
         self._budget = ExplorationBudget(settings.exploration)
         self._counters = RoundCounters()
         self._last = 0
@@ -220,10 +222,10 @@ class Controller:
                 return Prospect(0, size, size / costs[0], costs[0])
         exploration = self._settings.exploration
         optimistic = self._tokens(*self._curves(outlooks, exploration.optimism))
-        least = self._costs.least_milliseconds(size)
+        looks = self._costs.looks(size)
+        least = self._costs.least_milliseconds(size, looks)
         catch_up = self._costs.catch_up_milliseconds(_pending(outlooks), size)
         steady, loan = self._costs.milliseconds(size), self._budget.loan_milliseconds(catch_up)
-        looks = self._costs.looks(size)
         prospects = [
             Prospect(i, tokens[i], optimistic[i] / least[i], looks.get(i, steady[i]) + drafts * catch_up, drafts * loan)
             for i, _, drafts in self._shapes

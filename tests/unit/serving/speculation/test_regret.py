@@ -6,8 +6,6 @@ controller sees noisy times, the results use true ones.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from tests.bench.speculation.cost_tables import CostTable, cpu_milliseconds, gpu_milliseconds
@@ -26,6 +24,7 @@ from tests.bench.speculation.regret import (
     WINDOW_ROUNDS,
     best_fixed_arm,
     measure_regret,
+    new_busy_noise,
     new_controller,
     new_noise,
 )
@@ -119,8 +118,8 @@ def test_a_pod_that_started_beside_a_busy_neighbour_is_soon_as_fast_as_the_best_
 ) -> None:
     """Half of the first times are two to four times too long. An arm that seems dear is not chosen again."""
     for seed in range(3):
-        controller, busy = new_controller(seed), replace(new_noise(seed), spread=0.3, outliers=0.5)
-        assert list(play(controller, generate(kind, 10 * concurrency, seed=5), concurrency, costs, busy))
+        controller, early = new_controller(seed), generate(kind, 10 * concurrency, seed=5)
+        assert list(play(controller, early, concurrency, costs, new_busy_noise(seed)))
         traffic = generate(kind, 60 * concurrency, seed)
         rounds = list(play(controller, traffic, concurrency, costs, new_noise(seed)))
         best = best_fixed_arm(traffic, concurrency, costs)

@@ -11,6 +11,7 @@ Invariant: of an outlier in a well-known cell, at most :data:`CLIP` standard dev
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import exp, log, sqrt
 from typing import Final
 
@@ -24,20 +25,30 @@ UNTIMED_VARIANCE: Final = 0.25**2
 """Variance of the logarithm of a cell's level before the first time: how wrong the formula may be."""
 FEW_TIMES: Final = 3
 """Times up to which a much shorter time overrides a cell, because the earlier ones were outliers."""
-DOUBTED_DEVIATION: Final = 0.25
-"""Logarithmic deviation above what is expected of an arm from which a time is doubted."""
-LOOK_ROUNDS: Final = 50
-"""Rounds of its range without its arm after which a doubted cell is due for its first look."""
 DEFAULT_MILLISECONDS: Final = 20.0
 """An off round of one request before any measurement. Only ratios matter until then."""
+
+
+@dataclass(frozen=True)
+class LookSettings:
+    """Which times are doubted, and when exploration looks again.
+
+    Attributes:
+        after_rounds: rounds of its range without its arm after which a doubted cell is due for its first look.
+        doubted_deviation: logarithmic deviation above what is expected of an arm from which a time is doubted.
+    """
+
+    after_rounds: int = 50
+    doubted_deviation: float = 0.25
 
 
 class Cell:
     """The time of one arm in one range of batch sizes, at pace 1, as a multiple of the formula's time."""
 
-    __slots__ = ("_variance", "batch_size", "caught_up", "last", "level", "looks", "round", "samples")
+    __slots__ = ("_settings", "_variance", "batch_size", "caught_up", "last", "level", "looks", "round", "samples")
 
-    def __init__(self) -> None:
+    def __init__(self, settings: LookSettings) -> None:
+        self._settings = settings
         self.level = 1.0
         self.samples = 0
         self.caught_up = 0
@@ -65,7 +76,7 @@ class Cell:
         variance, noise = self.variance(now), NOISE_VARIANCE + doubt * doubt
         self.caught_up += doubt == 0.0
         deviation = log(ratio / self.level)
-        if self.samples == 0 and deviation > DOUBTED_DEVIATION:
+        if self.samples == 0 and deviation > self._settings.doubted_deviation:
             noise = deviation * deviation
         elif self.samples <= FEW_TIMES and deviation < -CLIP * sqrt(variance + pace_variance + noise):
             variance = UNTIMED_VARIANCE
@@ -83,8 +94,9 @@ class Cell:
 class CellRange:
     """A range of batch sizes: its formula, its cells in the order of the arms, and what follows from them."""
 
-    def __init__(self, arms: tuple[Arm, ...]) -> None:
+    def __init__(self, arms: tuple[Arm, ...], settings: LookSettings) -> None:
         self._arms = arms
+        self._settings = settings
         self.cells: list[Cell | None] = [None] * len(arms)
         self.line = cost_line.prior_line(DEFAULT_MILLISECONDS)
         self.outdated = True
@@ -111,19 +123,19 @@ class CellRange:
         formula was fitted to the doubted times too.
         """
         cell = self.cells[index]
-        if not index or cell is None or self.rounds - cell.last < LOOK_ROUNDS << cell.looks:
+        if not index or cell is None or self.rounds - cell.last < self._settings.after_rounds << cell.looks:
             return None
         arm, formula = self._arms[index], self.formula_milliseconds(batch_size)[index]
         usual = off_milliseconds * _prior_milliseconds(arm, batch_size) / _prior_milliseconds(OFF, batch_size)
         expected = min(formula, usual)
-        return expected if log(formula * cell.level / expected) > DOUBTED_DEVIATION else None
+        return expected if log(formula * cell.level / expected) > self._settings.doubted_deviation else None
 
     def looked(self, index: int, milliseconds: float, expected: float) -> None:
         """A look at an arm took ``milliseconds``. If the arm is not dear, forget what made it seem so."""
         cell = self.cells[index]
         assert cell is not None, "only a cell that was timed is due for a look"
         cell.looks += 1
-        if log(milliseconds / expected) <= DOUBTED_DEVIATION:
+        if log(milliseconds / expected) <= self._settings.doubted_deviation:
             self.cells[index] = None
             if self._arms[index].drafts:
                 self.catch_up = CatchUpCost()  # learned against the time that was wrong

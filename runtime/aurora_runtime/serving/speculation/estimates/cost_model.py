@@ -17,7 +17,7 @@ than the same steps without.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import exp, sqrt
 from typing import Final
 
@@ -29,6 +29,7 @@ from aurora_runtime.serving.speculation.estimates.cost_cells import (
     UNTIMED_VARIANCE,
     Cell,
     CellRange,
+    LookSettings,
 )
 
 PACE_VARIANCE_PER_ROUND: Final = 0.02**2
@@ -53,9 +54,10 @@ _REFIT_SAMPLES: Final = frozenset({1, 2, 4, 8, 15, 60, 240})
 class CostModel:
     """Milliseconds of a round."""
 
-    def __init__(self, arms: tuple[Arm, ...]) -> None:
-        """``arms`` in ascending order, off first."""
+    def __init__(self, arms: tuple[Arm, ...], looks: LookSettings | None = None) -> None:
+        """``arms`` in ascending order, off first. ``looks``: other settings than those of pods."""
         self._arms = arms
+        self._look_settings = looks or LookSettings()
         self._index = {arm: i for i, arm in enumerate(arms)}
         self._plain = [i for i, arm in enumerate(arms) if not arm.drafts]
         self._drafting = [i for i, arm in enumerate(arms) if arm.drafts]
@@ -87,11 +89,14 @@ class CostModel:
         cells = self._range(size_range(batch_size)).cells
         return [sqrt(cell.variance(now)) if cell else unknown for cell in cells]
 
-    def least_milliseconds(self, batch_size: int) -> list[float]:
-        """The time of each arm at pace 1 that is not unlikely: a standard deviation below the estimate, or less."""
+    def least_milliseconds(self, batch_size: int, looks: Mapping[int, float]) -> list[float]:
+        """The time of each arm at pace 1 that is not unlikely: a standard deviation below the estimate, or less.
+
+        ``looks`` are the arms that are due for a look, from :meth:`looks`.
+        """
         estimates, doubts = self.milliseconds(batch_size), self.deviations(batch_size)
         least = [ms / (1 + doubt) for ms, doubt in zip(estimates, doubts, strict=True)]
-        for i, expected in self.looks(batch_size).items():
+        for i, expected in looks.items():
             least[i] = min(least[i], expected / (1 + sqrt(UNTIMED_VARIANCE)))
         cells, off = self._range(size_range(batch_size)).cells, estimates[0]
         for kind in (self._plain, self._drafting):
@@ -126,7 +131,7 @@ class CostModel:
             here.looked(index, own, looks_for)
         here.rounds += 1
         if (cell := here.cells[index]) is None:
-            cell = here.cells[index] = Cell()
+            cell = here.cells[index] = Cell(self._look_settings)
         cell.last = here.rounds
         if catch_up and cell.caught_up >= FEW_TIMES:
             rough = _rough_catch_up(here.line, pending, batch_size)
@@ -152,7 +157,7 @@ class CostModel:
     def _range(self, number: int) -> CellRange:
         """A range with its formula."""
         if (found := self._ranges.get(number)) is None:
-            found = self._ranges[number] = CellRange(self._arms)
+            found = self._ranges[number] = CellRange(self._arms, self._look_settings)
         if found.outdated:
             found.refer_to(self._fit(number))
         return found
