@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.cluster.command import wait_until
+from tests.rig.chart.rendered_chart import OPERATOR, Object, render, select
 from tests.rig.operator_replicas import NAME, NAMESPACE, SYSTEM_NAMESPACE
 from tests.rig.prometheus.dashboard_queries import dashboard_queries
 from tests.rig.prometheus.monitored_speculator import (
@@ -22,7 +23,6 @@ from tests.rig.prometheus.monitored_speculator import (
 )
 from tests.rig.prometheus.scrape_configs import scrape_configs
 from tests.rig.prometheus.server import Prometheus, prometheus
-from tests.rig.rendered_chart import OPERATOR, Object, render, select
 from tests.unit.chart.promql import named
 
 SECONDS = 2

@@ -37,8 +37,8 @@ from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE, seaweedfs
 from tests.assets.signing import SecretKeys
 from tests.cluster.command import url_answers, wait_until
 from tests.rig.api_server import ApiServer, api_server
+from tests.rig.chart.rendered_chart import Object, select
 from tests.rig.operator_replicas import NAME, NAMESPACE, SPEC, SYSTEM_NAMESPACE, OperatorReplica, OperatorRig
-from tests.rig.rendered_chart import Object, select
 from tests.unit.fakes import draft_tensors, lineage, publish_bytes, safetensors
 
 OPERATOR_POD, INFERENCE_POD = "operator-0", "chat-0"
