@@ -38,6 +38,8 @@ __all__ = ["CANNOT_DRAFT", "Controller", "ControllerReport", "ControllerSettings
 
 OFF_PREFERENCE: Final = 0.005
 """Share by which an arm must beat off. Estimates of arms that are about as good are not worth a difference."""
+OFF_TIMES: Final = 4
+"""Times of off without which no other arm replaces it. When the first time of off is too long, every arm seems free."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,9 @@ class Controller:
         self._last = best
         self._draft_share += self._settings.draft_share_gain * (self._arms[best].drafts - self._draft_share)
         chosen, self._explored_last = best, False
-        if self._may_explore() and (found := self._explore(outlooks, tokens, costs, tokens[best] / costs[best])):
+        if best and self._costs.off_age(len(outlooks))[0] < OFF_TIMES:
+            chosen, self._explored_last = 0, True
+        elif self._may_explore() and (found := self._explore(outlooks, tokens, costs, tokens[best] / costs[best])):
             chosen, self._explored_last = found.arm, True
         arm = self._arms[chosen]
         if self._explored_last and arm.drafts:  # a draft that is expected to be bad must propose, or nothing is learned
@@ -142,7 +146,7 @@ class Controller:
         took = costs[self._index[arm]] + self._costs.catch_up_milliseconds(pending, size)
         pace = self._costs.pace  # seconds that passed, not seconds of a machine at pace 1
         self._counters.compare_with_off(took * pace, costs[0] * made / size * pace)
-        if decision.explores:
+        if decision.explores and arm != OFF:
             self._budget.spend(took - made / self._best_speed(outlooks))
         self._budget.earn(costs[0] * made / size, costs[0])
 
