@@ -39,6 +39,8 @@ __all__ = ["CANNOT_DRAFT", "Controller", "ControllerReport", "ControllerSettings
 
 OFF_PREFERENCE: Final = 0.005
 """Share by which an arm must beat off. Estimates of arms that are about as good are not worth a difference."""
+OFF_TIMES: Final = 4
+"""Times of off without which no other arm replaces it. When the first time of off is too long, every arm seems free."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class ControllerSettings:
         catch_up_rounds: rounds over which the draft's catch-up is written off. It is paid once, and the rounds after it
             need none.
         draft_share_gain: how much of each round goes into the share of rounds that draft.
+        lookup_lead: in a round that drafts, a request's lookup replaces its draft when it promises more tokens by this
+            share, the bonus token included. The better of two uncertain estimates is on average too high.
     """
 
     exploration: ExplorationSettings = field(default_factory=ExplorationSettings)
@@ -57,6 +61,7 @@ class ControllerSettings:
     hysteresis: float = 0.01
     catch_up_rounds: float = 8.0
     draft_share_gain: float = 0.05
+    lookup_lead: float = 0.05
 
 
 class Controller:
@@ -91,10 +96,14 @@ class Controller:
         self._last = best
         self._draft_share += self._settings.draft_share_gain * (self._arms[best].drafts - self._draft_share)
         chosen, self._explored_last = best, False
-        if self._may_explore() and (found := self._explore(outlooks, tokens, costs, tokens[best] / costs[best])):
+        if best and self._costs.off_age(len(outlooks))[0] < OFF_TIMES:
+            chosen, self._explored_last = 0, True
+        elif self._may_explore() and (found := self._explore(outlooks, tokens, costs, tokens[best] / costs[best])):
             chosen, self._explored_last = found.arm, True
         arm = self._arms[chosen]
-        return Decision(arm, _sources(arm, lookup, draft), self._explored_last)
+        if self._explored_last and arm.drafts:  # a draft that is expected to be bad must propose, or nothing is learned
+            draft = self._draft_curves(outlooks, self._settings.exploration.optimism)
+        return Decision(arm, self._sources(arm, lookup, draft), self._explored_last)
 
     def observe(
         self,
@@ -139,7 +148,7 @@ class Controller:
         took = costs[self._index[arm]] + self._costs.catch_up_milliseconds(pending, size)
         pace = self._costs.pace  # seconds that passed, not seconds of a machine at pace 1
         self._counters.compare_with_off(took * pace, costs[0] * made / size * pace)
-        if decision.explores:
+        if decision.explores and arm != OFF:
             self._budget.spend(took - made / self._best_speed(outlooks))
         self._budget.earn(costs[0] * made / size, costs[0])
 
@@ -157,8 +166,10 @@ class Controller:
 
     def _curves(self, outlooks: Sequence[RequestOutlook], z: float) -> tuple[list[Curve], list[Curve]]:
         """The curves of lookup and draft of each request."""
-        values = self._values
-        return [values.lookup_curve(o, z) for o in outlooks], [values.draft_curve(o, z) for o in outlooks]
+        return [self._values.lookup_curve(o, z) for o in outlooks], self._draft_curves(outlooks, z)
+
+    def _draft_curves(self, outlooks: Sequence[RequestOutlook], z: float) -> list[Curve]:
+        return [self._values.draft_curve(o, z) for o in outlooks]
 
     def _tokens(self, lookup: list[Curve], draft: list[Curve]) -> list[float]:
         """Expected tokens of a round by arm, bonus tokens included."""
@@ -205,6 +216,19 @@ class Controller:
         tokens, costs = self._tokens(*self._curves(outlooks, 0.0)), self._milliseconds(outlooks)
         return max(a / b for a, b in zip(tokens, costs, strict=True))
 
+    def _sources(self, arm: Arm, lookup: list[Curve], draft: list[Curve]) -> tuple[Source, ...]:
+        """The source of each request: the one with more expected tokens in this arm, the draft if they are close."""
+        steps, lead = arm.steps, 1.0 + self._settings.lookup_lead
+        if not steps:
+            return (Source.NONE,) * len(lookup)
+        sources = []
+        for looked_up, drafted in zip(lookup, draft, strict=True):
+            if arm.drafts and drafted[steps] > 0.0 and (1.0 + drafted[steps]) * lead > 1.0 + looked_up[steps]:
+                sources.append(Source.DRAFT)
+            else:
+                sources.append(Source.LOOKUP if looked_up[steps] > 0.0 else Source.NONE)
+        return tuple(sources)
+
     def _may_explore(self) -> bool:
         """Whether to look for something to explore. After a round that explored, always: bursts catch up once."""
         if self._budget.credit_milliseconds <= 0:
@@ -240,17 +264,3 @@ class Controller:
 def _pending(outlooks: Sequence[RequestOutlook]) -> int:
     """Tokens by which the draft is behind in the whole batch."""
     return sum(o.pending for o in outlooks if o.pending > 0)
-
-
-def _sources(arm: Arm, lookup: list[Curve], draft: list[Curve]) -> tuple[Source, ...]:
-    """The source of each request: the one with more expected tokens in this arm."""
-    steps = arm.steps
-    if not steps:
-        return (Source.NONE,) * len(lookup)
-    sources = []
-    for looked_up, drafted in zip(lookup, draft, strict=True):
-        if arm.drafts and drafted[steps] > looked_up[steps]:
-            sources.append(Source.DRAFT)
-        else:
-            sources.append(Source.LOOKUP if looked_up[steps] > 0.0 else Source.NONE)
-    return tuple(sources)

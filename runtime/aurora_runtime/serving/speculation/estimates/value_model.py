@@ -5,7 +5,7 @@ of its own per source, because one request copies its prompt while another one b
 
 Invariants:
 - The model knows rounds, not time. Evidence fades with the proposals that were seen since, and more slowly with the
-  rounds that went by without any.
+  rounds that went by without any. So a source that nobody tries any more becomes uncertain again, and is tried again.
 - A request's odds are 1 until the request has proposals of its own. Few proposals move the odds little.
 - A draft is judged by its own proposals only. A version that serves again, after a rollback or in a measurement's next
   round, has the rates that it had.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from math import log2
+from math import exp, log2
 from typing import Final
 
 from aurora_runtime.engine.arms import Source
@@ -33,10 +33,13 @@ MEMORY_PROPOSALS: Final = 80.0
 """Proposals of a source after which earlier evidence counts for 1/e of its weight."""
 MEMORY_ROUNDS: Final = 200.0
 """Rounds after which evidence counts for 1/e of its weight, even without a proposal."""
+AGING_ROUNDS: Final = 16
+"""Evidence without new proposals fades once in as many rounds, because each time all curves are computed again."""
 ODDS_MEMORY: Final = 0.9
 """Weight that a request's earlier proposals keep with each further one."""
-ODDS_WEIGHT: Final = 1.0
-"""Successes and failures that a request's odds of 1 count for."""
+ODDS_WEIGHT: Final = 2.0
+"""Successes and failures that a request's odds of 1 count for. With fewer, one wrong proposal decides a request's
+source."""
 MAX_LEVEL: Final = 12
 """Odds are rounded to powers of the square root of 2, and kept within this many powers, so that curves are shared."""
 START_GAIN: Final = 0.35
@@ -115,6 +118,14 @@ class _RequestOdds:
         if odds := self._odds.pop(rid, None):
             self._start += START_GAIN * (odds.level - self._start)
 
+    def age(self) -> None:
+        """:data:`AGING_ROUNDS` went by. A request that soon proposes no more ends with low odds.
+
+        So the odds of a new request sink below what its proposals deserve, until no request proposes and nothing
+        corrects them. They return to 1 with time.
+        """
+        self._start *= exp(-AGING_ROUNDS / MEMORY_ROUNDS)
+
 
 class _SourceRates:
     """Rates with their curves, computed when first asked for after a change."""
@@ -136,6 +147,16 @@ class _SourceRates:
         for odds, accepted, proposed in proposals:
             odds.add(accepted, proposed, mean)
             self._rates.add(accepted, proposed)
+        self._forget_curves()
+
+    def age(self, now: int) -> None:
+        """Reduce the weight of evidence for the rounds that went by without a proposal."""
+        if now - self._round >= AGING_ROUNDS:
+            self._rates.fade((now - self._round) / MEMORY_ROUNDS)
+            self._round = now
+            self._forget_curves()
+
+    def _forget_curves(self) -> None:
         self._curves.clear()
         self._by_z.clear()
 
@@ -208,6 +229,11 @@ class ValueModel:
     def begin_round(self) -> None:
         """Count a round. Evidence of earlier rounds fades."""
         self._round += 1
+        if self._round % AGING_ROUNDS == 0:
+            self._draft_odds.age()
+            self._lookup_odds.age()
+            for rates in (self._draft, *self._lookup):
+                rates.age(self._round)
 
     def learn(self, source: Source, proposals: Iterable[Proposed]) -> None:
         """Learn from a round's proposals of one source. Proposals without tokens are ignored."""
