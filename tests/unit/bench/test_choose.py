@@ -63,7 +63,7 @@ def test_only_a_setting_that_is_better_for_certain_is_chosen(
 def test_pods_that_started_beside_a_busy_neighbour_play_other_rounds_when_they_look_again_sooner() -> None:
     scenario = [Scenario("docstrings", 4, cpu_milliseconds, starts_busy=True)]
     sooner = dataclasses.replace(OF_PODS, looks=LookSettings(after_rounds=2))
-    assert simulate(OF_PODS, [2], scenario) != simulate(sooner, [2], scenario)
+    assert simulate(OF_PODS, [2, 3, 4], scenario) != simulate(sooner, [2, 3, 4], scenario)
 
 
 def test_the_controller_of_a_simulation_has_the_given_settings() -> None:

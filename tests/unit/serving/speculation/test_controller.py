@@ -62,9 +62,30 @@ def test_a_lookup_that_is_always_right_is_preferred_to_an_equal_draft() -> None:
 def test_a_request_that_the_draft_cannot_serve_gets_no_chain() -> None:
     c = controller()
     play(c, NO_MATCH, 200, draft=5)
-    decision = c.choose([NO_MATCH, RequestOutlook("b", 0, 0, CANNOT_DRAFT)])
+    batch = [NO_MATCH, RequestOutlook("b", 0, 0, CANNOT_DRAFT)]
+    for _ in range(20):
+        decision = c.choose(batch)
+        accepted = [decision.arm.steps * (source is Source.DRAFT) for source in decision.sources]
+        c.observe(decision, batch, accepted, milliseconds(decision.arm, 2))
     assert decision.arm.drafts
     assert decision.sources == (Source.DRAFT, Source.NONE)
+
+
+def test_a_round_that_explores_the_draft_lets_it_propose_although_lookup_is_expected_to_be_better() -> None:
+    short_match = RequestOutlook("a", lookup_match=2, lookup_length=7, pending=0)
+    explored = next(d for d in play(controller(), short_match, 200, lookup=1) if d.explores and d.arm.drafts)
+    assert explored.sources == (Source.DRAFT,)
+
+
+@pytest.mark.parametrize(("lookup", "source"), [(3, Source.DRAFT), (5, Source.LOOKUP)])
+def test_lookup_replaces_the_draft_of_a_request_only_with_a_lead(lookup: int, source: Source) -> None:
+    c = controller(arms=(OFF, Arm(5, drafts=True)))
+    play(c, NO_MATCH, 100, draft=3)
+    for _ in range(30):
+        decision = c.choose([MATCH])
+        right = {Source.LOOKUP: lookup, Source.DRAFT: 3, Source.NONE: 0}[decision.sources[0]]
+        c.observe(decision, [MATCH], [right], milliseconds(decision.arm, 1), unplayed_lookup=[min(lookup, right + 1)])
+    assert decision.sources == (source,)
 
 
 def test_an_empty_batch_is_off() -> None:

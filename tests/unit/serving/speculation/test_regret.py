@@ -6,6 +6,8 @@ controller sees noisy times, the results use true ones.
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import pytest
 
 from tests.bench.speculation.cost_tables import CostTable, cpu_milliseconds, gpu_milliseconds
@@ -32,6 +34,8 @@ from tests.bench.speculation.simulator import against_off, play, speed, worst_wi
 
 OF_BEST = 0.97
 """Least speed on stationary traffic, over the best fixed arm's: from the first request of a fresh pod to the last."""
+OF_BEST_OF_ONE_BUSY_START = 0.95
+"""The same for a single pod that started beside a busy neighbour."""
 OF_OFF = 0.98
 """Least speed in any 200 rounds of a fresh pod, over that of no speculation."""
 AFTER_SHIFT = 0.98
@@ -79,7 +83,7 @@ def test_mixed_traffic_is_faster_than_with_the_best_fixed_arm(costs: CostTable) 
 def test_a_fresh_pod_is_never_slower_than_off_over_200_rounds(
     kind: TrafficKind, concurrency: int, costs: CostTable
 ) -> None:
-    for seed in range(2):
+    for seed in range(4):
         traffic = generate(kind, 14 * concurrency, seed)
         rounds = list(play(new_controller(seed), traffic, concurrency, costs, new_noise(seed)))
         assert worst_window(rounds, WINDOW_ROUNDS) >= OF_OFF, seed
@@ -117,13 +121,16 @@ def test_a_pod_that_started_beside_a_busy_neighbour_is_soon_as_fast_as_the_best_
     kind: TrafficKind, concurrency: int, costs: CostTable
 ) -> None:
     """Half of the first times are two to four times too long. An arm that seems dear is not chosen again."""
+    of_best = []
     for seed in range(3):
-        controller, early = new_controller(seed), generate(kind, 10 * concurrency, seed=5)
-        assert list(play(controller, early, concurrency, costs, new_busy_noise(seed)))
+        controller, busy = new_controller(seed), new_busy_noise(seed)
+        assert list(play(controller, generate(kind, 10 * concurrency, seed=5), concurrency, costs, busy))
         traffic = generate(kind, 60 * concurrency, seed)
         rounds = list(play(controller, traffic, concurrency, costs, new_noise(seed)))
         best = best_fixed_arm(traffic, concurrency, costs)
-        assert speed(rounds[len(rounds) // 2 :]) >= OF_BEST * best.speed, (seed, best)
+        of_best.append(speed(rounds[len(rounds) // 2 :]) / best.speed)
+    assert fmean(of_best) >= OF_BEST, of_best
+    assert min(of_best) >= OF_BEST_OF_ONE_BUSY_START, of_best
 
 
 @machines

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from aurora_runtime.engine.arms import Source
 from aurora_runtime.serving.speculation.estimates.value_model import MAX_REQUESTS, MAX_VERSIONS, ValueModel
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, RequestOutlook
@@ -42,7 +44,30 @@ def test_a_request_that_the_draft_guesses_badly_lowers_its_own_estimate_at_once(
     for i in range(40):
         teach(model, Source.DRAFT, outlook(f"good {i}"), 6, rounds=1)
     teach(model, Source.DRAFT, outlook("bad"), 0, rounds=3)
-    assert model.draft_curve(outlook("bad"))[7] < 0.4 * model.draft_curve(outlook("other"))[7]
+    assert model.draft_curve(outlook("bad"))[7] < 0.7 * model.draft_curve(outlook("other"))[7]
+
+
+@pytest.mark.parametrize("source", [Source.DRAFT, Source.LOOKUP])
+def test_a_source_that_nobody_tries_any_more_becomes_uncertain_again(source: Source) -> None:
+    model = ValueModel(7)
+    for i in range(40):
+        teach(model, source, outlook(f"bad {i}", match=8), 0, rounds=1)
+    curve = model.draft_curve if source is Source.DRAFT else model.lookup_curve
+    certain = curve(outlook("new", match=8), 1.5)[7]
+    for _ in range(1000):
+        model.begin_round()
+    assert curve(outlook("new", match=8), 1.5)[7] > 2 * certain
+
+
+def test_the_low_odds_of_requests_that_ended_long_ago_are_forgotten() -> None:
+    model = ValueModel(7)
+    for i in range(4):
+        teach(model, Source.DRAFT, outlook(f"bad {i}"), 0, rounds=4)
+        model.request_ended(f"bad {i}")
+    teach(model, Source.DRAFT, outlook("good"), 6, rounds=20)
+    recent = model.draft_curve(outlook("new"))[7]
+    teach(model, Source.DRAFT, outlook("good"), 6, rounds=600)
+    assert model.draft_curve(outlook("new"))[7] > 1.2 * recent
 
 
 def test_new_requests_begin_with_the_odds_that_the_last_ones_ended_with() -> None:
