@@ -148,7 +148,7 @@ class Controller:
         took = costs[self._index[arm]] + self._costs.catch_up_milliseconds(pending, size)
         pace = self._costs.pace  # seconds that passed, not seconds of a machine at pace 1
         self._counters.compare_with_off(took * pace, costs[0] * made / size * pace)
-        if decision.explores and arm != OFF:
+        if decision.explores and arm != OFF:  # a round of off is not charged
             self._budget.spend(took - made / self._best_speed(outlooks))
         self._budget.earn(costs[0] * made / size, costs[0])
 
