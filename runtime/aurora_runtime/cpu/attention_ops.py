@@ -91,14 +91,14 @@ def _extend_attention(
 ) -> None:
     """Attend over [T, H, D] queries of prefill or verification. SGLang has stored the keys and values already.
 
-    Latent attention (MLA) prefills with whole keys and values of every head, and stores only the latent. Its keys then
-    have another shape than the cache's, and are attended to themselves. Raises :class:`NotImplementedError` when
-    requests have earlier tokens too: SGLang computes such requests by latents.
+    Latent attention (MLA) prefills with the full keys and values of every head, and the cache holds only the latent.
+    The shapes then differ, and this function attends to ``key`` and ``value`` directly. Raises
+    :class:`NotImplementedError` when a request has cached tokens too, which SGLang computes from latents.
     """
     reject_unsupported_attention(cross=is_cross_attn, sliding_window=sliding_window_size, sinks=sinks)
     if key is not None and value is not None and key.shape[1:] != k_buffer.shape[1:]:
         if not torch.equal(seq_lens.long(), extend_seq_lens.long()):
-            raise NotImplementedError("the CPU engine does not support whole keys of latent attention behind a prefix")
+            raise NotImplementedError("the CPU engine cannot prefill latent attention behind a cached prefix")
         k_buffer, v_buffer = key, value
         width = -(-int(extend_seq_lens.max()) // VECTOR_LANES) * VECTOR_LANES
         req_to_token = extend_start_loc.long()[:, None] + torch.arange(width)

@@ -22,9 +22,9 @@ _YARN_DEFAULTS: Final = {"beta_fast": 32.0, "beta_slow": 1.0}
 _TRUNCATE: Final = "truncate"
 _YARN_OPTIONS: Final = (_TRUNCATE, "mscale", "mscale_all_dim")
 _STRETCH: Final = "attention_factor"
-"""What transformers stretches queries and keys by. SGLang does not read this field, and computes the stretch."""
+"""The factor by which transformers scales queries and keys. SGLang ignores this field and computes the factor."""
 _STRETCH_TOLERANCE: Final = 1e-3
-"""How far, as a share, the field may lie from what SGLang computes. Published values are rounded."""
+"""Largest relative difference between the field and the factor of SGLang. Published values are rounded."""
 _DEFAULT: Final = "default"
 
 
@@ -75,7 +75,7 @@ def read_rope_scaling(
 
 
 def yarn_stretch(scaling: RopeScaling) -> float:
-    """What a rope of type yarn stretches queries and keys by: YaRN's own, or that of ``mscale`` and its partner."""
+    """The factor by which a YaRN rope scales queries and keys: YaRN's own, or that of the two ``mscale`` fields."""
     if scaling.mscale is None or scaling.mscale_all_dim is None:
         return 0.1 * math.log(scaling.factor) + 1.0
     log = 0.1 * math.log(scaling.factor)

@@ -239,7 +239,7 @@ def test_latent_attention_prefills_with_the_keys_of_the_new_tokens(lengths: list
             seen = slice(start, row + 1)
             expected = attend_one_query(query[row], key[seen], value[seen], 0.125, 0.0)
             torch.testing.assert_close(output[row].double(), expected, atol=1e-5, rtol=1e-4)
-    with pytest.raises(NotImplementedError, match="behind a prefix"):
+    with pytest.raises(NotImplementedError, match="behind a cached prefix"):
         extend(new + 1)
     assert kept_alive is None or kept_alive.ns == "sgl_kernel"
 

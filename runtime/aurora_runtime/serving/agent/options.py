@@ -26,7 +26,7 @@ class Command(StrEnum):
 
 @dataclass(frozen=True)
 class AgentOptions:
-    """The options of both commands; :func:`parse_options` says what each means. Those of the other are not read."""
+    """The options of both commands. Each command ignores the options of the other. See :func:`parse_options`."""
 
     command: Command
     state: Path
@@ -42,7 +42,7 @@ class AgentOptions:
 
 
 def parse_options(arguments: list[str] | None) -> AgentOptions:
-    """Parse the command line. None: that of this process."""
+    """Parse ``arguments``, or the command line of this process when ``arguments`` is None."""
     parser = argparse.ArgumentParser(
         prog="aurora-agent",
         description="The agent of an inference pod of an AuroraSpeculator.",
@@ -50,8 +50,7 @@ def parse_options(arguments: list[str] | None) -> AgentOptions:
     )
     parser.add_argument(
         "command",
-        type=Command,
-        choices=list(Command),
+        choices=[command.value for command in Command],
         help="stage the draft to start with, or serve as the pod's sidecar",
     )
     parser.add_argument("--state", type=Path, default=Path(STATE_FOLDER), help="folder shared with the engine")
@@ -96,4 +95,5 @@ def parse_options(arguments: list[str] | None) -> AgentOptions:
         default=STAGE_TIMEOUT_SECONDS,
         help="longest time that `stage` waits for a draft",
     )
-    return AgentOptions(**vars(parser.parse_args(arguments)))
+    parsed = vars(parser.parse_args(arguments))
+    return AgentOptions(**parsed | {"command": Command(parsed["command"])})

@@ -7,6 +7,7 @@ first, and every loss is counted. Only this thread drops shards for lack of spac
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -171,7 +172,7 @@ class ShardWriter:
         self._answer_tokens += trace.answer_tokens
 
     def flush(self) -> None:
-        """Write the open shard, if it holds any request. A shard that the disk does not take is dropped and counted."""
+        """Write the open shard, if it holds any request. A shard that cannot be written is dropped and counted."""
         shard, self._open_shard = self._open_shard, _OpenShard()
         if not shard.traces:
             return
@@ -180,15 +181,16 @@ class ShardWriter:
         try:
             self._write(shard, part, data)
         except OSError as error:
-            part.unlink(missing_ok=True)
-            data.unlink(missing_ok=True)
             self._spool_dropped += 1
             log.error("aurora capture: a shard of %d requests could not be written: %s", len(shard.traces), error)  # noqa: TRY400
+            for path in (part, data):
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
             return
         self.limit_spool()
 
     def _write(self, shard: _OpenShard, part: Path, data: Path) -> None:
-        """Write the file ``data`` by way of ``part``, and then its manifest. Raises :class:`OSError`."""
+        """Write ``part``, rename it to ``data``, and then write the manifest. Raises :class:`OSError`."""
         lost = self._lost + self._assembler.dropped.total()
         sha256, size = write_safetensors(part, shard_tensors(shard.traces, self.settings.state_type))
         file = FileRef(name=data.name, sha256=sha256, size=size)
@@ -256,4 +258,8 @@ class ShardWriter:
         )
 
     def heartbeat(self) -> None:
-        write_atomically(self._folder.capture, self.state().to_json())
+        """Write the counters. A full disk loses a heartbeat and no trace, so this is no hook error."""
+        try:
+            write_atomically(self._folder.capture, self.state().to_json())
+        except OSError as error:
+            log.warning("aurora capture: the counters could not be written: %s", error)

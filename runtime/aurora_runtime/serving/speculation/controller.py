@@ -16,6 +16,7 @@ broadcasts the :class:`Decision`, or every rank observes the milliseconds of ran
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,7 +24,7 @@ from typing import Final
 from aurora_runtime.engine.arms import OFF, Arm, Source
 from aurora_runtime.serving.speculation.controller_report import ControllerReport, RoundCounters
 from aurora_runtime.serving.speculation.estimates.cost_cells import LookSettings
-from aurora_runtime.serving.speculation.estimates.cost_model import CostModel
+from aurora_runtime.serving.speculation.estimates.cost_model import CostModel, size_range
 from aurora_runtime.serving.speculation.estimates.value_model import Curve, ValueModel
 from aurora_runtime.serving.speculation.exploration import (
     ExplorationBudget,
@@ -40,7 +41,10 @@ __all__ = ["CANNOT_DRAFT", "Controller", "ControllerReport", "ControllerSettings
 OFF_PREFERENCE: Final = 0.005
 """Share by which an arm must beat off. Estimates of arms that are about as good are not worth a difference."""
 OFF_TIMES: Final = 4
-"""Times of off without which no other arm replaces it. When the first time of off is too long, every arm seems free."""
+"""How often off must be timed before another arm replaces it. A single time that is too long makes every arm seem
+free."""
+OFF_TRIES: Final = 16
+"""Most rounds of off, in each range of batch sizes, for these times. A round that a prefill interrupts has no time."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,8 @@ class ControllerSettings:
         catch_up_rounds: rounds over which the draft's catch-up is written off. It is paid once, and the rounds after it
             need none.
         draft_share_gain: how much of each round goes into the share of rounds that draft.
-        lookup_lead: in a round that drafts, a request's lookup replaces its draft when it promises more tokens by this
-            share, the bonus token included. The better of two uncertain estimates is on average too high.
+        lookup_lead: share by which lookup must promise more tokens, the bonus token included, to replace a request's
+            draft in a round that drafts. The larger of two uncertain estimates is on average too high.
     """
 
     exploration: ExplorationSettings = field(default_factory=ExplorationSettings)
@@ -83,6 +87,7 @@ class Controller:
         self._counters = RoundCounters()
         self._last = 0
         self._explored_last = False
+        self._off_tries = Counter[int]()
         self._draft_share = 0.0
 
     def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision:
@@ -96,7 +101,7 @@ class Controller:
         self._last = best
         self._draft_share += self._settings.draft_share_gain * (self._arms[best].drafts - self._draft_share)
         chosen, self._explored_last = best, False
-        if best and self._costs.off_age(len(outlooks))[0] < OFF_TIMES:
+        if best and self._must_time_off(len(outlooks)):
             chosen, self._explored_last = 0, True
         elif self._may_explore() and (found := self._explore(outlooks, tokens, costs, tokens[best] / costs[best])):
             chosen, self._explored_last = found.arm, True
@@ -217,7 +222,7 @@ class Controller:
         return max(a / b for a, b in zip(tokens, costs, strict=True))
 
     def _sources(self, arm: Arm, lookup: list[Curve], draft: list[Curve]) -> tuple[Source, ...]:
-        """The source of each request: the one with more expected tokens in this arm, the draft if they are close."""
+        """The source of each request: the draft, unless lookup promises ``lookup_lead`` more tokens in this arm."""
         steps, lead = arm.steps, 1.0 + self._settings.lookup_lead
         if not steps:
             return (Source.NONE,) * len(lookup)
@@ -228,6 +233,13 @@ class Controller:
             else:
                 sources.append(Source.LOOKUP if looked_up[steps] > 0.0 else Source.NONE)
         return tuple(sources)
+
+    def _must_time_off(self, size: int) -> bool:
+        """Whether off was timed too rarely at this batch size to be replaced. Counts the round as a try."""
+        if self._costs.off_age(size)[0] >= OFF_TIMES or self._off_tries[size_range(size)] >= OFF_TRIES:
+            return False
+        self._off_tries[size_range(size)] += 1
+        return True
 
     def _may_explore(self) -> bool:
         """Whether to look for something to explore. After a round that explored, always: bursts catch up once."""

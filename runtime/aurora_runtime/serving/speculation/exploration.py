@@ -9,7 +9,8 @@ longer to catch up than a full bucket pays for. Without the loan such a draft wo
 
 Invariant: over any stretch of rounds of one batch size, exploration loses at most the share of the time that rounds
 without speculation would have taken, two full buckets, and the loss of one round. A bucket in debt pays for nothing.
-Rounds of off are not charged. They lose nothing against off, and :func:`is_off_due` bounds how often they run.
+Rounds of off are not charged, because they lose nothing against off. :func:`is_off_due` and the controller bound how
+often they run.
 """
 
 from __future__ import annotations

@@ -197,6 +197,7 @@ def test_a_shard_that_the_disk_does_not_take_is_counted_and_leaves_no_file(
     with monkeypatch.context() as disk:
         disk.setattr(shard_writer, function, full)
         writer.flush()
+        writer.heartbeat()
     assert [path.suffix for path in (tmp_path / "spool").iterdir() if path.suffix != ".json"] == []
     assert writer.state().losses == {"queue": 4, "spool": 1}
     write_one_shard(writer, clock)

@@ -35,7 +35,7 @@ class LookSettings:
 
     Attributes:
         after_rounds: rounds of its range without its arm after which a doubted cell is due for its first look.
-        doubted_deviation: logarithmic deviation above what is expected of an arm from which a time is doubted.
+        doubted_deviation: a time is doubted when the logarithm of its ratio to the expected time exceeds this value.
     """
 
     after_rounds: int = 50

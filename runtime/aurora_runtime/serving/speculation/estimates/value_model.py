@@ -6,7 +6,7 @@ of its own per source, because one request copies its prompt while another one b
 Invariants:
 - The model knows rounds, not time. Evidence fades with the proposals that were seen since, and more slowly with the
   rounds that went by without any. So a source that nobody tries any more becomes uncertain again, and is tried again.
-- A request's odds are 1 until the request has proposals of its own. Few proposals move the odds little.
+- A request begins with the odds that recent requests ended with. A few proposals move the odds little.
 - A draft is judged by its own proposals only. A version that serves again, after a rollback or in a measurement's next
   round, has the rates that it had.
 """
@@ -34,7 +34,7 @@ MEMORY_PROPOSALS: Final = 80.0
 MEMORY_ROUNDS: Final = 200.0
 """Rounds after which evidence counts for 1/e of its weight, even without a proposal."""
 AGING_ROUNDS: Final = 16
-"""Evidence without new proposals fades once in as many rounds, because each time all curves are computed again."""
+"""Rounds between two reductions of unused evidence. Each reduction computes all curves again."""
 ODDS_MEMORY: Final = 0.9
 """Weight that a request's earlier proposals keep with each further one."""
 ODDS_WEIGHT: Final = 2.0
@@ -119,10 +119,10 @@ class _RequestOdds:
             self._start += START_GAIN * (odds.level - self._start)
 
     def age(self) -> None:
-        """:data:`AGING_ROUNDS` went by. A request that soon proposes no more ends with low odds.
+        """Move the odds of new requests back towards 1, once in :data:`AGING_ROUNDS`.
 
-        So the odds of a new request sink below what its proposals deserve, until no request proposes and nothing
-        corrects them. They return to 1 with time.
+        A request whose proposals fail stops proposing, so it ends with low odds. New requests would begin with them
+        and propose nothing, and nothing would correct the odds.
         """
         self._start *= exp(-AGING_ROUNDS / MEMORY_ROUNDS)
 
@@ -148,6 +148,10 @@ class _SourceRates:
             odds.add(accepted, proposed, mean)
             self._rates.add(accepted, proposed)
         self._forget_curves()
+
+    def serve(self, now: int) -> None:
+        """Serve from round ``now`` on. The rounds before, in which another version served, reduce no evidence."""
+        self._round = now
 
     def age(self, now: int) -> None:
         """Reduce the weight of evidence for the rounds that went by without a proposal."""
@@ -191,6 +195,7 @@ class ValueModel:
             self._drafts[version] = _SourceRates(range(max(1, self._max_steps)), DRAFT_PRIOR)
         self._drafts.move_to_end(version)
         self._draft = self._drafts[version]
+        self._draft.serve(self._round)
         if len(self._drafts) > MAX_VERSIONS:
             self._drafts.popitem(last=False)
         self._draft_odds = _RequestOdds()

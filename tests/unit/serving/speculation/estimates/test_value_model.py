@@ -3,7 +3,12 @@ from __future__ import annotations
 import pytest
 
 from aurora_runtime.engine.arms import Source
-from aurora_runtime.serving.speculation.estimates.value_model import MAX_REQUESTS, MAX_VERSIONS, ValueModel
+from aurora_runtime.serving.speculation.estimates.value_model import (
+    AGING_ROUNDS,
+    MAX_REQUESTS,
+    MAX_VERSIONS,
+    ValueModel,
+)
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, RequestOutlook
 
 
@@ -99,9 +104,12 @@ def test_a_draft_that_serves_again_has_the_rates_that_it_had() -> None:
     model.request_ended("a")
     trials = model.draft_trials(0)
     model.draft_serves("2")
-    teach(model, Source.DRAFT, outlook("b"), 0)
+    teach(model, Source.DRAFT, outlook("b"), 0, rounds=1000)
     model.draft_serves("1")
     assert model.draft_trials(0) == trials
+    for _ in range(AGING_ROUNDS):
+        model.begin_round()
+    assert model.draft_trials(0) > 0.8 * trials
     assert model.draft_curve(outlook("new"))[7] > 4
     for version in range(3, 3 + MAX_VERSIONS):
         model.draft_serves(str(version))
