@@ -74,7 +74,7 @@ def load_around(load_before: float) -> str:
 
 
 def provenance(module: str, load: str, code: str | None = None) -> str:
-    """What a figure comes from: the command of this process, the machine, the commit ``code`` and the load.
+    """The origin of a figure: the command of this process, the machine, the commit ``code`` and the load.
 
     ``code`` is given where the commit may have changed since the measurement began.
     """

@@ -18,7 +18,7 @@ SIGNAL_SKEW_SECONDS: Final = 2.0
 
 
 class Command(StrEnum):
-    """What the process does: the init container stages, the sidecar serves."""
+    """The command of the process: the init container stages, and the sidecar serves."""
 
     STAGE = "stage"
     SERVE = "serve"

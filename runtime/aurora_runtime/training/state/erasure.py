@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Scan:
-    """What a scan found. ``scanned`` counts shards, ``traces`` the traces with the tag."""
+    """The result of a scan. ``scanned`` counts shards, ``traces`` the traces with the tag."""
 
     shards: list[str] = field(default_factory=list)
     """Shards with such traces, and shards that nobody can read."""
