@@ -21,6 +21,7 @@ from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, StoreSettings, ValidationSettings
+from aurora_runtime import termination_message
 from aurora_runtime.request_privacy import tag_hash
 from aurora_runtime.serving.agent.first_staging import stage_active_draft
 from aurora_runtime.serving.agent.seed_writer import recent_answers
@@ -281,7 +282,7 @@ def test_a_validator_stores_its_evidence_or_ends_with_the_missing_right_as_its_l
     said.touch()
     write_keys(tmp_path / "keys")
     monkeypatch.setattr(validation_main, "validate", measured)
-    monkeypatch.setattr(validation_main, "TERMINATION_LOG", said)
+    monkeypatch.setattr(termination_message, "TERMINATION_LOG", said)
     monkeypatch.setenv(SETTINGS_VARIABLE, settings.to_variable())
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", str(config.access_key))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", str(config.secret_key))

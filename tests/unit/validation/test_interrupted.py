@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED, ValidationSettings
+from aurora_runtime import termination_message
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation import main
 from aurora_store.call_limits import is_interrupted
@@ -24,7 +25,7 @@ def _message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of the termination message, as Kubernetes mounts it. Settings and store are not read."""
     file = tmp_path / "termination-log"
     file.touch()
-    monkeypatch.setattr(main, "TERMINATION_LOG", file)
+    monkeypatch.setattr(termination_message, "TERMINATION_LOG", file)
     monkeypatch.setattr(ValidationSettings, "from_env", lambda: None)
     monkeypatch.setattr(main, "_open_registry", lambda *_: None)
     return file
