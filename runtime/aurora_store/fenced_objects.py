@@ -53,9 +53,9 @@ class FencedObjectStore(ObjectStore):
         self._check(key)
         super().create(key, data)
 
-    def put_file(self, key: str, path: Path) -> None:
+    def create_file(self, key: str, path: Path) -> None:
         self._check(key)
-        super().put_file(key, path)
+        super().create_file(key, path)
 
     def upload(self, key: str, path: Path) -> None:
         self._check(key)
