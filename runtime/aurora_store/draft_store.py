@@ -1,4 +1,4 @@
-"""Records about drafts: lineages, checkpoints, registered versions and the channel.
+"""Records about drafts: the lineage, checkpoints, registered versions and the channel.
 
 Invariants: of two writers that take one number (lineage, version, epoch), one succeeds and the other gets
 :class:`~aurora_store.errors.ObjectExists`. A draft is exactly the two files of :data:`DRAFT_FILES`, its weights have
@@ -35,14 +35,14 @@ MAX_UNSIGNED_TRIED = 64
 
 
 class DraftStore(RecordStore):
-    """Lineages, checkpoints, registrations and the channel."""
+    """The lineage, checkpoints, registrations and the channel."""
 
     def create_lineage(self, lineage: Lineage) -> None:
-        """Write a lineage. Raises :class:`ObjectExists` when another trainer created this number first."""
+        """Write the lineage. Raises :class:`ObjectExists` when another trainer created it first."""
         self.objects.create(Keys.lineage(lineage.number), lineage.to_json())
 
     def lineage(self) -> Lineage | None:
-        """The newest lineage."""
+        """The lineage. None until the trainer has created it."""
         numbers = self._sequence(Keys.LINEAGE)
         if not numbers:
             return None

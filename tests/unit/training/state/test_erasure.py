@@ -175,13 +175,6 @@ def test_a_stop_ends_an_erasure_that_the_next_start_finishes() -> None:
     assert erase(registry).traces_removed == 4
 
 
-def test_traces_of_former_lineages_are_erased_too() -> None:
-    registry, _ = tiny.memory_registry()
-    mixed_store(registry)
-    report = erase(registry, lineage=3)
-    assert (report.traces_removed, report.shards_scanned) == (4, 3)
-
-
 def test_a_shard_that_nobody_can_read_is_emptied_and_counted() -> None:
     registry, objects = tiny.memory_registry()
     mixed_store(registry)
