@@ -26,7 +26,6 @@ from urllib3.exceptions import HTTPError
 
 from aurora_api.v1alpha1.store import Encryption
 from aurora_protocol.pod_settings import StoreSettings
-from aurora_store.call_limits import CallLimitReached, CallLimits, call_limits
 from aurora_store.errors import (
     AccessRefused,
     DigestMismatch,
@@ -38,8 +37,9 @@ from aurora_store.errors import (
 )
 from aurora_store.policy.address_policy import AddressPolicy
 from aurora_store.s3_calls.call_errors import deletion_error, is_access_refused, store_error
+from aurora_store.s3_calls.call_limits import CallLimitReached, CallLimits, call_limits
 from aurora_store.s3_calls.encryption import encryption_arguments
-from aurora_store.s3_clients import SHARED_CLIENTS, ClientSettings, RedirectRefused
+from aurora_store.s3_calls.s3_clients import SHARED_CLIENTS, ClientSettings, RedirectRefused
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

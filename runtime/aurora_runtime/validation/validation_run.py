@@ -46,8 +46,8 @@ from aurora_runtime.validation.rounds.measure import Measurement, measure, measu
 from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan, measurement_plan
 from aurora_runtime.validation.rounds.round_runner import Answers, RoundRunner
 from aurora_store import Registry
-from aurora_store.call_limits import is_interrupted, total_deadline
 from aurora_store.errors import StoreError
+from aurora_store.s3_calls.call_limits import is_interrupted, total_deadline
 
 log = logging.getLogger(__name__)
 

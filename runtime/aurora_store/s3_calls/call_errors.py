@@ -12,7 +12,6 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
-from aurora_store.call_limits import INTERRUPTED, CallLimits
 from aurora_store.errors import (
     DEFAULT_HINT,
     ERROR_HINTS,
@@ -26,7 +25,8 @@ from aurora_store.errors import (
     StoreOverdue,
     bounded_text,
 )
-from aurora_store.s3_clients import RedirectRefused
+from aurora_store.s3_calls.call_limits import INTERRUPTED, CallLimits
+from aurora_store.s3_calls.s3_clients import RedirectRefused
 
 _ACCESS_CODES: Final = ("AccessDenied", "403")
 """Codes of a refused right. The answer to a HEAD request has no body, so its code is the status."""

@@ -34,11 +34,12 @@ from aurora_runtime.validation import main as validation_main
 from aurora_runtime.validation.draft_fetch import fetch_draft
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
 from aurora_runtime.validation.validation_run import ValidationResult
-from aurora_store import ObjectStore, Registry, s3_clients
+from aurora_store import ObjectStore, Registry
 from aurora_store import objects as objects_module
 from aurora_store.errors import AccessRefused
 from aurora_store.keys import owner_id
-from aurora_store.root_deletion import RootDeletion
+from aurora_store.root.root_deletion import RootDeletion
+from aurora_store.s3_calls import s3_clients
 from tests.assets.s3 import S3
 from tests.assets.signing import write_keys
 from tests.assets.trainer_output import publish_draft

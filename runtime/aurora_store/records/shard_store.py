@@ -18,7 +18,7 @@ from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import ShardManifest
 from aurora_store.errors import ObjectExists, bounded_text
 from aurora_store.keys import Keys, is_shard_key, shard_data_key
-from aurora_store.records import RecordStore
+from aurora_store.records.record_store import RecordStore
 
 MAX_SHARD_BYTES = 4 << 30
 """Largest shard that is read. A shard has 16384 positions by default, about 400 MB for a target of 4096 dimensions."""
