@@ -99,8 +99,8 @@ def believed_channel(data: bytes, key: str, root: str, keys: RecordKeys | None) 
         if record_digest(content) == keys.trusted_record:
             return BelievedChannel(record, signed=False)
         raise UnsignedRecord(
-            f"{error}. Find out who wrote it. If it was an operator of an earlier version, see"
-            " docs/how-to/upgrading.md; else delete it"
+            f"{error}. Find out who wrote it. If it was an operator whose signing keys are lost, see InvalidRecord in"
+            " docs/reference/conditions.md; else delete it"
         ) from None
     return BelievedChannel(Channel.from_json(covered), signed=True)
 
