@@ -42,7 +42,7 @@ from aurora_protocol.training_records import ErasureStep, ShardManifest, Trainer
 from aurora_store import Keys, ObjectStore, StoreConfig
 from aurora_store.errors import ObjectMissing, ObjectTooLarge
 from aurora_store.keys import number_of
-from aurora_store.trainer_store import MAX_STATE_RECORD_BYTES
+from aurora_store.records.trainer_store import MAX_STATE_RECORD_BYTES
 
 R = TypeVar("R", bound=Record)
 GRACE = timedelta(minutes=2)

@@ -3,14 +3,15 @@
 Why: the trainer, the validator, the pods and the operator agree through these records on which drafts exist and which
 one is served.
 
-Invariants: every record is create-once. A later fact is a new record with a higher number (lineage number, version,
-epoch); the highest number wins. Data is written before the record that names it.
+Invariants: every record is create-once. A later fact is a new record with a higher number (version, epoch), and the
+highest number wins. Data is written before the record that names it. A root has one lineage for ever, because all that
+defines a lineage is immutable in the resource.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -18,6 +19,8 @@ from aurora_api.base import RewrittenModel, Timestamp
 from aurora_protocol.record import Count, FileName, RecordNumber, Sha256, StoredRecord
 from aurora_protocol.rope_scaling import RopeScaling
 
+LINEAGE_NUMBER: Final = 1
+"""Number of a root's only lineage, in keys and records."""
 INITIAL_VERSION = 0
 """Version of the lineage's initial draft, the only version that is served without evidence."""
 
@@ -42,7 +45,7 @@ class TensorSpec(RewrittenModel):
 
 
 class TargetIdentity(RewrittenModel):
-    """The target that a draft belongs to. Another target or another tokenizer needs another lineage."""
+    """The target that a draft belongs to. Another target or another tokenizer needs another AuroraSpeculator."""
 
     model: str = Field(description="Hugging Face name or path of the target.")
     revision: str | None = Field(default=None, description="Revision of the target's repository.")
@@ -89,7 +92,7 @@ class Lineage(StoredRecord):
     """
 
     schema_version: Literal[1] = 1
-    number: RecordNumber = Field(ge=1, description="Number of the lineage, from 1.")
+    number: RecordNumber = Field(ge=1, description="Number of the lineage: 1.")
     target: TargetIdentity = Field(description="The target of all drafts of this lineage.")
     architecture: str = Field(description="Architecture of the drafts, for example EAGLE3.")
     draft_vocab_size: int = Field(gt=0, description="Number of tokens in the drafts' vocabulary.")
@@ -99,7 +102,7 @@ class Lineage(StoredRecord):
         default=None,
         validation_alias="draft",
         serialization_alias="draft",
-        description="Sizes of all drafts of this lineage. None in lineages of earlier versions.",
+        description="Sizes of all drafts of this lineage. None in a lineage that an earlier version of Aurora created.",
     )
     initial: InitialHead | None = Field(
         default=None, description="The published head that version 0 is. None: version 0 is made from the target."

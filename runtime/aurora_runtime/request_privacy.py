@@ -91,7 +91,7 @@ def wish_of(req: Any) -> TraceWish:
 
 
 def tag_key(secret: str) -> bytes:
-    """The key of all tags of a speculator, in all its lineages. ``secret`` is one that all its pods have."""
+    """The key of all tags of a speculator. ``secret`` is one that all its pods have."""
     return hmac.digest(secret.encode(), b"aurora tags", "sha256")
 
 

@@ -1,4 +1,4 @@
-"""Calls the store from a thread, so that an event loop goes on meanwhile: signals, leases and probes do not wait.
+"""Makes slow calls, mostly of the store, in a thread, so that signals, leases and probes do not wait.
 
 Invariant: a thread whose answer nobody wants any more ends soon. asyncio joins its threads when the program ends, so a
 slow store would otherwise hold the exit.
@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from aurora_store.call_limits import interruptible
+from aurora_store.s3_calls.call_limits import interruptible
 
 T = TypeVar("T")
 
@@ -24,7 +24,8 @@ async def call_in_thread(function: Callable[[], T], given_up: Callable[[], bool]
     """Call ``function`` in a thread, and return its result or raise its error.
 
     The store's calls in it end, with :class:`StoreInterrupted`, soon after ``given_up`` returns true or this coroutine
-    is cancelled. The thread calls ``given_up`` often.
+    is cancelled. Other slow calls in it must ask :func:`~aurora_store.s3_calls.call_limits.is_interrupted` themselves.
+    The thread calls ``given_up`` often.
     """
     cancelled = threading.Event()
 

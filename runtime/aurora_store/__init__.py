@@ -6,9 +6,9 @@ Invariants: data is written first, the record that names it last. Records are cr
 read of data is checked against the digest in the record that names it.
 """
 
-from aurora_store.fenced_objects import FencedObjectStore
 from aurora_store.keys import Keys
 from aurora_store.objects import ObjectStore, StoreConfig
 from aurora_store.registry import Registry
+from aurora_store.root.fenced_objects import FencedObjectStore
 
 __all__ = ["FencedObjectStore", "Keys", "ObjectStore", "Registry", "StoreConfig"]

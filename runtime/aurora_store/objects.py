@@ -26,7 +26,6 @@ from urllib3.exceptions import HTTPError
 
 from aurora_api.v1alpha1.store import Encryption
 from aurora_protocol.pod_settings import StoreSettings
-from aurora_store.call_limits import CallLimitReached, CallLimits, call_limits
 from aurora_store.errors import (
     AccessRefused,
     DigestMismatch,
@@ -38,8 +37,9 @@ from aurora_store.errors import (
 )
 from aurora_store.policy.address_policy import AddressPolicy
 from aurora_store.s3_calls.call_errors import deletion_error, is_access_refused, store_error
+from aurora_store.s3_calls.call_limits import CallLimitReached, CallLimits, call_limits
 from aurora_store.s3_calls.encryption import encryption_arguments
-from aurora_store.s3_clients import SHARED_CLIENTS, ClientSettings, RedirectRefused
+from aurora_store.s3_calls.s3_clients import SHARED_CLIENTS, ClientSettings, RedirectRefused
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -218,14 +218,18 @@ class ObjectStore:
         with self._call("upload", key, object_bytes=path.stat().st_size):
             self._s3.upload_file(str(path), **self._target(key), ExtraArgs=self._encryption, Config=TRANSFER)
 
-    def put_file(self, key: str, path: Path) -> None:
-        """Write a file at ``key`` in one request where S3 allows that. Only a block of the file is in memory."""
+    def create_file(self, key: str, path: Path) -> None:
+        """Write a file at ``key`` once. Only a block of the file is in memory.
+
+        Raises :class:`ObjectExists` when the key holds an object, whatever its bytes are. Nothing is read, so the right
+        to write is enough. A file of more than :data:`MAX_SINGLE_PUT_BYTES` replaces an older object.
+        """
         size = path.stat().st_size
         if size > MAX_SINGLE_PUT_BYTES:
             self.upload(key, path)
             return
-        with self._call("put", key, object_bytes=size), path.open("rb") as file:
-            self._s3.put_object(**self._target(key), **self._encryption, Body=file)
+        with self._call("create", key, object_bytes=size), path.open("rb") as file:
+            self._s3.put_object(**self._target(key), **self._encryption, Body=file, IfNoneMatch="*")
 
     def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
         """The bytes at ``key``, verified when ``sha256`` is given.

@@ -8,11 +8,11 @@ writes only its own records.
 
 from __future__ import annotations
 
-from aurora_store.draft_store import DraftStore
-from aurora_store.erasure_store import ErasureStore
-from aurora_store.evidence_store import EvidenceStore
-from aurora_store.shard_store import ShardStore
-from aurora_store.trainer_store import TrainerStore
+from aurora_store.records.draft_store import DraftStore
+from aurora_store.records.erasure_store import ErasureStore
+from aurora_store.records.evidence_store import EvidenceStore
+from aurora_store.records.shard_store import ShardStore
+from aurora_store.records.trainer_store import TrainerStore
 
 
 class Registry(DraftStore, ShardStore, EvidenceStore, TrainerStore, ErasureStore):

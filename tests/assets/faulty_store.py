@@ -23,10 +23,10 @@ class Request(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server: _Server
+    body: bytes = b""
 
     def _handle(self) -> None:
-        if length := int(self.headers.get("Content-Length") or 0):
-            self.rfile.read(length)
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.store.requests.append(f"{self.command} {self.path}")
         # A client that gives up closes the connection.
         with contextlib.suppress(ConnectionError):

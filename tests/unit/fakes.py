@@ -67,7 +67,10 @@ class FolderObjects(ObjectStore):
     def upload(self, key: str, path: Path) -> None:
         self.put(key, path.read_bytes())
 
-    put_file = upload
+    def create_file(self, key: str, path: Path) -> None:
+        if self._file(key).exists():
+            raise ObjectExists(key)
+        self.put(key, path.read_bytes())
 
     def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
         try:

@@ -238,8 +238,8 @@ class TrainingSpec(Model):
         default=None,
         ge=3600,
         description=(
-            "Age in seconds beyond which the trainer deletes traces, trained or not, those of former lineages too,"
-            " and drops them from replay: 2592000 for 30 days. It deletes them within about two hours after that."
+            "Age in seconds beyond which the trainer deletes traces, trained or not, and drops them from replay:"
+            " 2592000 for 30 days. It deletes them little more than an hour after that."
             " Drafts that learned from them stay. Unset: traces have no limit of age. It has no effect while no trainer"
             ' runs: training is suspended, and `serving.replicas` is 0 or `capture.sampleRatio` is "0".'
         ),

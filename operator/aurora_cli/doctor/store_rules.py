@@ -63,8 +63,8 @@ STORAGE: Final[Mapping[str, Remedy]] = {
     "InvalidRecord": Remedy(
         "the operator does not believe an object below the speculator's root",
         "Find out who wrote the object that the message names. A newer operator: upgrade this one again. An operator"
-        " that did not sign: see docs/how-to/upgrading.md. Anybody else: delete the object. Nothing is decided until"
-        " then.",
+        " whose signing keys are lost: see InvalidRecord in docs/reference/conditions.md. Anybody else: delete the"
+        " object. Nothing is decided until then.",
         ("aws s3 cp s3://BUCKET/ROOT/KEY -", "aws s3 rm s3://BUCKET/ROOT/KEY"),
     ),
     "TakingOver": Remedy(

@@ -82,25 +82,18 @@ def _newest(records: StoredRecords) -> Figure:
     return Figure("Newest version", str(newest.version), f"registered {utc(newest.created):%Y-%m-%d %H:%M} UTC")
 
 
-def _lineage(records: StoredRecords) -> int:
-    """The newest lineage. Tokens learned are counted anew in each."""
-    return max((one.lineage for one in records.registrations), default=0)
-
-
 def _times_of_learning(records: StoredRecords) -> list[tuple[datetime, int]]:
-    lineage, trainer = _lineage(records), records.trainer
-    times = [(one.created, one.trained_tokens) for one in records.registrations if one.lineage == lineage]
-    if trainer is not None and trainer.lineage == lineage:
-        times.append((trainer.updated, trainer.trained_tokens))
+    times = [(one.created, one.trained_tokens) for one in records.registrations]
+    if records.trainer is not None and records.trainer.lineage is not None:
+        times.append((records.trainer.updated, records.trainer.trained_tokens))
     return times
 
 
 def _held_out(records: StoredRecords) -> Iterator[AcceptancePoint]:
-    lineage, trainer = _lineage(records), records.trainer
+    trainer = records.trainer
     for one in records.registrations:
-        if one.lineage == lineage:
-            yield from _point(one.trained_tokens, one.held_out_acceptance_length)
-    if trainer is not None and trainer.lineage == lineage:
+        yield from _point(one.trained_tokens, one.held_out_acceptance_length)
+    if trainer is not None and trainer.lineage is not None:
         yield from _point(trainer.trained_tokens, trainer.held_out_acceptance_length)
 
 

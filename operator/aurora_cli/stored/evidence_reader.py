@@ -13,7 +13,7 @@ from aurora_protocol.evidence_records import Evidence
 from aurora_store import Keys, ObjectStore
 from aurora_store.errors import ObjectMissing, StoreError
 from aurora_store.keys import in_sequence, record_number
-from aurora_store.records import MAX_RECORDS_LISTED
+from aurora_store.records.record_store import MAX_RECORDS_LISTED
 
 
 @dataclass(frozen=True)

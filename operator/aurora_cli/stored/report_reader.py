@@ -22,7 +22,7 @@ from aurora_protocol.training_records import ShardManifest, TrainerStatus
 from aurora_store import Keys, ObjectStore
 from aurora_store.errors import ObjectMissing, ObjectTooLarge, StoreError
 from aurora_store.keys import in_sequence, is_shard_key, record_number
-from aurora_store.records import MAX_RECORDS_LISTED
+from aurora_store.records.record_store import MAX_RECORDS_LISTED
 
 PARALLEL_READS: Final = 8
 R = TypeVar("R", bound=StoredRecord)

@@ -19,7 +19,7 @@ KINDS: Final = {
     Keys.BASELINES: "baselines",
     Keys.REGISTRY: "registrations",
     Keys.CHANNEL: "channel",
-    Keys.LINEAGE: "lineages",
+    Keys.LINEAGE: "lineage",
     Keys.ERASURES: "erasure reports",
     Keys.ERASING: "erasures under way",
     Keys.PROBE: "probes",

@@ -38,10 +38,10 @@ from aurora_operator.plan.data_deletion import (
 )
 from aurora_protocol.errors import InvalidRecord
 from aurora_store import ObjectStore, StoreConfig
-from aurora_store.call_limits import total_deadline
 from aurora_store.errors import StoreError
 from aurora_store.keys import owner_id
-from aurora_store.root_deletion import DeletionProgress, RootDeletion
+from aurora_store.root.root_deletion import DeletionProgress, RootDeletion
+from aurora_store.s3_calls.call_limits import total_deadline
 
 log = logging.getLogger(__name__)
 

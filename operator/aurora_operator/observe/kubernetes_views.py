@@ -11,6 +11,7 @@ from aurora_operator.children.metadata import ATTEMPT_LABEL, VERSION_LABEL
 from aurora_operator.children.queue_label import QUEUE_LABEL
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import DeployedTemplate, JobView, PodView, WorkloadView
+from aurora_store.errors import bounded_text
 
 JOB_LABEL = "batch.kubernetes.io/job-name"
 BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
@@ -25,10 +26,17 @@ to load its model before it can crash.
 """
 MAX_SCHEDULER_MESSAGE_CHARACTERS = 300
 """Length of a scheduler's message that the status repeats. The message may name each kind of node."""
+MAX_TERMINATION_MESSAGE_CHARACTERS = 1000
+"""Length of a trainer's termination message that the status repeats."""
 
 
-def pod_view(pod: Object) -> PodView:
-    """An inference pod, without its agent's answer."""
+def pod_view(pod: Object, explained: str = "") -> PodView:
+    """A pod, without its agent's answer.
+
+    Args:
+        explained: name of a container whose termination message explains its crash. The messages of all others are left
+            out, because an engine may end with a client's text.
+    """
     status = pod.get("status", {})
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
     held_up: Object = next((c for c in containers if _waits_abnormally(c)), {})
@@ -44,7 +52,7 @@ def pod_view(pod: Object) -> PodView:
         terminating="deletionTimestamp" in pod["metadata"] or has_ended(pod),
         scheduled=scheduling.get("status") == "True",
         waiting=waiting,
-        crash=_crash(held_up),
+        crash=_crash(held_up, explained),
         scheduler_message=unscheduled[:MAX_SCHEDULER_MESSAGE_CHARACTERS],
         scheduling_gates=tuple(gate["name"] for gate in pod.get("spec", {}).get("schedulingGates") or ()),
         started_together=_started_together(status.get("containerStatuses") or ()),
@@ -171,14 +179,16 @@ def _waits_abnormally(container: Object) -> bool:
     return _waiting(container) not in {"", *_NORMAL_WAITING_REASONS}
 
 
-def _crash(container: Object) -> str:
-    """How a container ended that now waits for its restart, without the container's own text. Else empty."""
+def _crash(container: Object, explained: str) -> str:
+    """How a container ended that now waits for its restart, else empty. Only ``explained`` adds its own text."""
     ended = container.get("lastState", {}).get("terminated")
     if not ended or not container.get("state", {}).get("waiting"):
         return ""
     reason = ended.get("reason", "")
     cause = "" if reason in ("", "Completed", "Error") else f", {reason}"
-    return f"{container['name']} ended with exit code {ended.get('exitCode', 'unknown')}{cause}"
+    message = ended.get("message", "").strip().partition("\n")[0] if container["name"] == explained else ""
+    why = f": {bounded_text(message, MAX_TERMINATION_MESSAGE_CHARACTERS)}" if message else ""
+    return f"{container['name']} ended with exit code {ended.get('exitCode', 'unknown')}{cause}{why}"
 
 
 def _waiting_reason(pod: Object) -> str:

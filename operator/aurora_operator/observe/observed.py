@@ -167,7 +167,7 @@ class StoreView:
     """False: the record was trusted once without a signature. The operator writes it again, signed."""
     registrations: Mapping[int, Registration] = field(default_factory=dict)
     """The versions that may matter now: newest, active, previous, candidate, rolled out and pinned. Void ones are left
-    out (``aurora_store.root_ownership``)."""
+    out (``aurora_store.root.root_ownership``)."""
     evidence: tuple[Evidence, ...] = ()
     """Its verdicts are the operator's own, computed from the samples with the bars of the spec."""
     trainer: TrainerStatus | None = None

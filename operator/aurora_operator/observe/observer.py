@@ -209,7 +209,7 @@ def _jobs(jobs: Iterable[Object], pods: Iterable[Object]) -> tuple[JobView, ...]
 def _trainer(owner: Owner, live: Mapping[tuple[str, str], Object]) -> WorkloadView | None:
     """The trainer's Deployment, with the reason why its pod does not run."""
     workload = kubernetes_views.workload_view(live.get(("Deployment", trainer_name(owner))))
-    pods = [kubernetes_views.pod_view(obj) for obj in live.values() if _is_trainer_pod(obj)]
+    pods = [kubernetes_views.pod_view(obj, TRAINER) for obj in live.values() if _is_trainer_pod(obj)]
     held_up = next((pod for pod in pods if pod.waiting and not pod.terminating), None)
     if workload is None or held_up is None:
         return workload

@@ -10,7 +10,7 @@ from enum import Enum
 
 from aurora_api.v1alpha1.store import DeletionPolicy
 from aurora_operator.plan.actions import EventNote
-from aurora_store.root_deletion import DeletionProgress
+from aurora_store.root.root_deletion import DeletionProgress
 
 MAX_POD_WAIT_SECONDS = 600.0
 """A pod on a lost node stays in the API server until the node is removed. Its deletion is not waited for any longer."""

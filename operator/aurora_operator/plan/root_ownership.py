@@ -1,7 +1,7 @@
 """Decides whether this speculator owns its root in the store, and takes the root over where the spec asks for it. Pure.
 
 Why in place, not a copy: traces may take terabytes, a copy is not atomic, and a copy would leave two speculators that
-both go on. A takeover is one record of the channel, and fences the former owner (``aurora_store.root_ownership``).
+both go on. A takeover is one record of the channel, and fences the former owner (``aurora_store.root.root_ownership``).
 
 Invariants:
 
@@ -23,7 +23,7 @@ from aurora_operator.observe.observed import TAKEN_OVER, Observed, StoreView
 from aurora_operator.plan.actions import EventNote
 from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, RootOwner
 from aurora_store.keys import Keys, owner_id
-from aurora_store.root_ownership import current_owner, lost, lost_text, owned_text
+from aurora_store.root.root_ownership import current_owner, lost, lost_text, owned_text
 
 MAX_FORMER_OWNERS = 64
 TAKING_OVER = "TakingOver"

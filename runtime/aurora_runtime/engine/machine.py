@@ -2,25 +2,31 @@
 
 A child process asks torch for the GPUs, because a long-lived parent must never load torch. Invariants: one machine
 always gets the same description, because measurements are compared only between equal descriptions. The child imports
-nothing from the working directory, where a draft's files may lie.
+nothing from the working directory, where a draft's files may lie. The child never outlives the call, which ends within
+:data:`INTERRUPT_POLL_SECONDS` of an interruption.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 from aurora_api.v1alpha1.serving import Device
 from aurora_protocol.agent_api import Machine
-from aurora_runtime.errors import EngineFault
+from aurora_runtime.errors import EngineFault, Interrupted
 
 GPU_QUERY_SECONDS = 300.0
 """Time limit of the child process, which imports torch and starts the GPU's driver."""
+INTERRUPT_POLL_SECONDS = 0.5
+"""How often the wait for the child process looks whether it was interrupted."""
 ISOLATED_PYTHON = {"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1"}
 """Environment of an engine: Python imports neither from the working directory nor from the user's site."""
 _GPU_QUERY = """
@@ -37,22 +43,37 @@ def _cpu_description() -> str:
     return f"{os.cpu_count()} x {platform.machine()}"
 
 
-def _gpu_count_and_name() -> tuple[int, str]:
-    """How many GPUs torch sees, and the name of the first one. Raises :class:`EngineFault`."""
+def _never() -> bool:
+    return False
+
+
+def _gpu_count_and_name(interrupted: Callable[[], bool]) -> tuple[int, str]:
+    """How many GPUs torch sees, and the name of the first one. Raises as :func:`detect_machine` does."""
     command = [sys.executable, "-I", "-c", _GPU_QUERY]
-    try:
-        query = subprocess.run(command, check=False, capture_output=True, text=True, timeout=GPU_QUERY_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise EngineFault(f"torch did not report the GPUs of this machine in {GPU_QUERY_SECONDS:.0f} s") from error
+    give_up = time.monotonic() + GPU_QUERY_SECONDS
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as query:
+        try:
+            while query.returncode is None:
+                if interrupted():
+                    raise Interrupted("asked to stop while torch looked for the GPUs of this machine")
+                if time.monotonic() >= give_up:
+                    raise EngineFault(f"torch did not report the GPUs of this machine in {GPU_QUERY_SECONDS:.0f} s")
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    output, errors = query.communicate(timeout=INTERRUPT_POLL_SECONDS)
+        finally:
+            query.kill()
     if query.returncode != 0:
-        raise EngineFault(f"torch did not report the GPUs of this machine: {query.stderr.strip()[-300:]}")
-    count, name = json.loads(query.stdout.splitlines()[-1])
+        raise EngineFault(f"torch did not report the GPUs of this machine: {errors.strip()[-300:]}")
+    count, name = json.loads(output.splitlines()[-1])
     return int(count), str(name)
 
 
-def detect_machine(requested: Device) -> Machine:
-    """This machine and its device: the requested one, or CUDA if there is a GPU. Raises :class:`EngineFault`."""
-    count, name = (0, "") if requested is Device.CPU else _gpu_count_and_name()
+def detect_machine(requested: Device, interrupted: Callable[[], bool] = _never) -> Machine:
+    """This machine and its device: the requested one, or CUDA if there is a GPU.
+
+    Raises :class:`EngineFault`, and :class:`Interrupted` soon after ``interrupted`` returns true.
+    """
+    count, name = (0, "") if requested is Device.CPU else _gpu_count_and_name(interrupted)
     cuda = requested is Device.CUDA or (requested is Device.AUTO and count > 0)
     return Machine(
         hardware=f"{count} x {name}" if cuda else _cpu_description(),

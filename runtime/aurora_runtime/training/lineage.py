@@ -21,7 +21,14 @@ from typing import Final
 import torch
 
 from aurora_api.v1alpha1.draft import DraftSpec
-from aurora_protocol.draft_records import INITIAL_VERSION, CheckpointManifest, InitialHead, Lineage, Registration
+from aurora_protocol.draft_records import (
+    INITIAL_VERSION,
+    LINEAGE_NUMBER,
+    CheckpointManifest,
+    InitialHead,
+    Lineage,
+    Registration,
+)
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_config import DraftConfig, lineage_config
 from aurora_runtime.engine.draft_file_check import check_draft, max_weights_bytes
@@ -35,7 +42,6 @@ from aurora_runtime.training.target.target_model import TargetModel
 from aurora_store import Keys, Registry
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing
 
-FIRST_LINEAGE: Final = 1
 HEAD_DIGEST: Final = "initial_sha256"
 """Key in the provenance of version 0: the digest of the published head that it is."""
 log = logging.getLogger(__name__)
@@ -78,7 +84,7 @@ def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Calla
         initial, exported = _ensure_version_0(registry, target, spec, Path(scratch), now)
     config = initial.draft.config
     lineage = Lineage(
-        number=FIRST_LINEAGE,
+        number=LINEAGE_NUMBER,
         target=target.identity,
         architecture=spec.architecture,
         draft_vocab_size=config.draft_vocab_size,
@@ -90,7 +96,7 @@ def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Calla
     )
     try:
         registry.create_lineage(lineage)
-        log.info("created lineage %d with draft version %d", FIRST_LINEAGE, INITIAL_VERSION)
+        log.info("created lineage %d with draft version %d", LINEAGE_NUMBER, INITIAL_VERSION)
     except ObjectExists:
         stored = registry.lineage()
         if stored is None:
@@ -109,7 +115,7 @@ def _ensure_version_0(
         initial = _new_draft(target, spec)
         exported = checkpoint.export(initial.draft, initial.ids, folder)
         manifest = CheckpointManifest(
-            lineage=FIRST_LINEAGE,
+            lineage=LINEAGE_NUMBER,
             version=INITIAL_VERSION,
             digest=exported.digest,
             files=exported.files,
@@ -201,7 +207,7 @@ def fetch_draft(registry: Registry, number: int, target: TargetModel) -> tuple[D
 
 
 def _expected_config(lineage: Lineage, target: TargetModel) -> DraftConfig:
-    """The config of the lineage's drafts. Lineages of earlier versions record no sizes, and had no scaled rope."""
+    """The config of the lineage's drafts. Earlier versions of Aurora recorded no sizes, and scaled no rope."""
     if lineage.draft_sizes is None:
         return replace(initial_draft.draft_config(target, target.identity.vocab_size), rope_scaling=None)
     return lineage_config(lineage, lineage.draft_sizes)

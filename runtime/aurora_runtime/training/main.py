@@ -1,6 +1,7 @@
 """``aurora-train``: open or create the lineage, resume, and train until SIGTERM.
 
-Invariant: the process exits within ``TrainingPolicy.stop_seconds`` of SIGTERM. It saves its state if the store answers.
+Invariants: the process exits within ``TrainingPolicy.stop_seconds`` of SIGTERM. It saves its state if the store
+answers. An error that ends the process is also the container's termination message, which the operator shows.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.pod_settings import STATE_FOLDER, TrainerSettings
 from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.errors import Interrupted
+from aurora_runtime.termination_message import errors_reported
 from aurora_runtime.training.build import TrainerContext, TrainingConfig, build_trainer
 from aurora_runtime.training.data.shard_deaths import ShardDeaths
 from aurora_runtime.training.lineage import open_lineage, utc_now
@@ -113,6 +115,12 @@ def stop_on_signals(retrier: Retrier, deaths: ShardDeaths, stop_seconds: float) 
 def main() -> None:
     """Entry point of the trainer's container."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    with errors_reported():
+        _run_process()
+
+
+def _run_process() -> None:
+    """Lead the training, or follow the leader as one of several processes, until asked to stop."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
     settings = TrainerSettings.from_env()

@@ -20,15 +20,12 @@ from aurora_protocol.pod_settings import EXIT_INTERRUPTED, KEYS_FOLDER, SIGNING_
 from aurora_protocol.signatures import KeyName
 from aurora_runtime.errors import MeasurementError, RuntimeFault
 from aurora_runtime.key_folder import KeyFolder
+from aurora_runtime.termination_message import write_termination_message
 from aurora_runtime.validation.validation_run import ValidationResult, Workspace, validate
 from aurora_store import FencedObjectStore, Registry, StoreConfig
 from aurora_store.errors import ObjectExists, StoreError
 
 log = logging.getLogger(__name__)
-
-TERMINATION_LOG = Path("/dev/termination-log")
-"""Kubernetes mounts this file into every container and shows its content in the pod's status."""
-MAX_TERMINATION_MESSAGE_CHARACTERS = 1000
 
 
 async def _validate_until_signal(
@@ -40,12 +37,6 @@ async def _validate_until_signal(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
     return await task
-
-
-def _write_termination_message(reason: str) -> None:
-    """Tell Kubernetes, and thereby the operator, why nothing was measured: the first line of ``reason``."""
-    if TERMINATION_LOG.exists():
-        TERMINATION_LOG.write_text(reason.partition("\n")[0][:MAX_TERMINATION_MESSAGE_CHARACTERS])
 
 
 def _store(registry: Registry, result: ValidationResult) -> None:
@@ -89,9 +80,9 @@ def main(arguments: list[str] | None = None) -> None:
         _store(registry, result)
     except (RuntimeFault, StoreError, ProtocolError) as error:
         log.error("could not measure: %s: %s", type(error).__name__, error)  # noqa: TRY400 - the message says it all
-        _write_termination_message(str(error))
+        write_termination_message(str(error))
         raise SystemExit(1) from None
     except asyncio.CancelledError:
         log.error("interrupted: the engines are stopped, no evidence was written")  # noqa: TRY400
-        _write_termination_message("interrupted before it could finish")
+        write_termination_message("interrupted before it could finish")
         raise SystemExit(EXIT_INTERRUPTED) from None

@@ -5,7 +5,6 @@ Invariant: the plan, the prompts and the gate are the same on the Job's own engi
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -47,8 +46,8 @@ from aurora_runtime.validation.rounds.measure import Measurement, measure, measu
 from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan, measurement_plan
 from aurora_runtime.validation.rounds.round_runner import Answers, RoundRunner
 from aurora_store import Registry
-from aurora_store.call_limits import total_deadline
 from aurora_store.errors import StoreError
+from aurora_store.s3_calls.call_limits import is_interrupted, total_deadline
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +188,7 @@ async def validate(settings: ValidationSettings, registry: Registry, workspace: 
     try:
         candidate = await call_in_thread(lambda: run.fetch_draft(run.attempt.candidate, folder))
     except DraftRefused as refusal:
-        this_machine = await asyncio.to_thread(detect_machine, settings.device)
+        this_machine = await call_in_thread(lambda: detect_machine(settings.device, is_interrupted))
         return run.result(measurement_environment(settings, this_machine), rejected_unmeasured(str(refusal)))
     prompts = await call_in_thread(run.choose_prompts)
     if settings.replica is not None:
@@ -207,7 +206,7 @@ async def _measure_on_job_engines(
         active_draft = await call_in_thread(lambda: run.fetch_draft(active, scratch / "active"))
     except DraftRefused as refusal:
         raise MeasurementError(f"the active version {active.version} cannot be loaded: {refusal}") from refusal
-    this_machine = await asyncio.to_thread(detect_machine, settings.device)
+    this_machine = await call_in_thread(lambda: detect_machine(settings.device, is_interrupted))
     environment = measurement_environment(settings, this_machine)
     baseline = await call_in_thread(lambda: run.find_baseline(environment))
     spec = EngineSpec(

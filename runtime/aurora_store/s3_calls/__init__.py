@@ -1,1 +1,1 @@
-"""What a call of S3 is given, and what its exceptions mean."""
+"""Calls of S3: their clients, limits, arguments and errors."""

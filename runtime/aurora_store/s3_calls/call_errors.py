@@ -12,7 +12,6 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 
-from aurora_store.call_limits import INTERRUPTED, CallLimits
 from aurora_store.errors import (
     DEFAULT_HINT,
     ERROR_HINTS,
@@ -26,7 +25,8 @@ from aurora_store.errors import (
     StoreOverdue,
     bounded_text,
 )
-from aurora_store.s3_clients import RedirectRefused
+from aurora_store.s3_calls.call_limits import INTERRUPTED, CallLimits
+from aurora_store.s3_calls.s3_clients import RedirectRefused
 
 _ACCESS_CODES: Final = ("AccessDenied", "403")
 """Codes of a refused right. The answer to a HEAD request has no body, so its code is the status."""
@@ -81,7 +81,9 @@ def _error_sent(error: ClientError, call: str) -> StoreError:
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if code in ("NoSuchKey", "404") or (status == 404 and code != "NoSuchBucket"):
         return ObjectMissing(bounded_text(f"{call}: no such object"))
-    if status == 412 or code in ("PreconditionFailed", "ConditionalRequestConflict"):
+    if code == "ConditionalRequestConflict":  # whether that write succeeds is open, so the object may not exist
+        return StoreError(bounded_text(f"{call}: another write of the object was under way; try again"))
+    if status == 412 or code == "PreconditionFailed":
         return ObjectExists(bounded_text(f"{call}: another writer created the object first"))
     if is_access_refused(error):
         return AccessRefused(bounded_text(f"{call}: {code}; {access_hint(error.operation_name)}"))

@@ -17,9 +17,9 @@ from aurora_operator.plan import Plan, plan
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.signatures import KeyName, all_keys
 from aurora_store import FencedObjectStore, ObjectStore, Registry
-from aurora_store.fenced_objects import MAX_AGE_SECONDS
 from aurora_store.keys import owner_id
-from aurora_store.root_deletion import RootDeletion
+from aurora_store.root.fenced_objects import MAX_AGE_SECONDS
+from aurora_store.root.root_deletion import RootDeletion
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.signing import record_keys
 from tests.unit.operator.worlds import CONFIG, MINIMAL, channel, evidence, lineage, observed, registration, spec

@@ -34,7 +34,7 @@ LARGE = bytes(6 << 20)
 WRITES: dict[str, Callable[[ObjectStore, Path], None]] = {
     "put": lambda objects, _: objects.put("put", b"small"),
     "create": lambda objects, _: objects.create("create", b"small"),
-    "put_file": lambda objects, file: objects.put_file("put_file", file),
+    "create_file": lambda objects, file: objects.create_file("create_file", file),
     "upload": lambda objects, file: objects.upload("upload", file),
 }
 

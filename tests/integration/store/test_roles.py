@@ -21,6 +21,7 @@ from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, StoreSettings, ValidationSettings
+from aurora_runtime import termination_message
 from aurora_runtime.request_privacy import tag_hash
 from aurora_runtime.serving.agent.first_staging import stage_active_draft
 from aurora_runtime.serving.agent.seed_writer import recent_answers
@@ -33,11 +34,12 @@ from aurora_runtime.validation import main as validation_main
 from aurora_runtime.validation.draft_fetch import fetch_draft
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
 from aurora_runtime.validation.validation_run import ValidationResult
-from aurora_store import ObjectStore, Registry, s3_clients
+from aurora_store import ObjectStore, Registry
 from aurora_store import objects as objects_module
 from aurora_store.errors import AccessRefused
 from aurora_store.keys import owner_id
-from aurora_store.root_deletion import RootDeletion
+from aurora_store.root.root_deletion import RootDeletion
+from aurora_store.s3_calls import s3_clients
 from tests.assets.s3 import S3
 from tests.assets.signing import write_keys
 from tests.assets.trainer_output import publish_draft
@@ -123,7 +125,7 @@ WRITES: dict[str, Callable[[ObjectStore, str, Path], None]] = {
     "put": lambda objects, key, _: ObjectStore.put(objects, key, b"1"),
     "create": lambda objects, key, _: ObjectStore.create(objects, key, b"1"),
     "upload": lambda objects, key, file: ObjectStore.upload(objects, key, file),
-    "put_file": lambda objects, key, file: ObjectStore.put_file(objects, key, file),
+    "create_file": lambda objects, key, file: ObjectStore.create_file(objects, key, file),
     "delete": lambda objects, key, _: ObjectStore.delete(objects, key),
     "delete_many": lambda objects, key, _: ObjectStore.delete_many(objects, [key]),
 }
@@ -178,12 +180,12 @@ def test_a_write_of_another_role_is_refused_and_the_error_names_the_missing_righ
     admin, own = (store_of(s3, who, UNUSED_ROOT) for who in (None, role))
     right = "s3:DeleteObject" if write.startswith("delete") else "s3:PutObject"
     for key in FOREIGN_KEYS[role]:
-        if write != "create":
+        if not write.startswith("create"):
             admin.put(key, b"kept")
         with pytest.raises(AccessRefused, match=f"AccessDenied; allow {right} there for these credentials"):
             WRITES[write](own, key, file)
-        assert list(admin.list(key)) == ([] if write == "create" else [key])
-        if write != "create":
+        assert list(admin.list(key)) == ([] if write.startswith("create") else [key])
+        if not write.startswith("create"):
             assert admin.get(key) == b"kept"
             admin.delete(key)
 
@@ -281,7 +283,7 @@ def test_a_validator_stores_its_evidence_or_ends_with_the_missing_right_as_its_l
     said.touch()
     write_keys(tmp_path / "keys")
     monkeypatch.setattr(validation_main, "validate", measured)
-    monkeypatch.setattr(validation_main, "TERMINATION_LOG", said)
+    monkeypatch.setattr(termination_message, "TERMINATION_LOG", said)
     monkeypatch.setenv(SETTINGS_VARIABLE, settings.to_variable())
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", str(config.access_key))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", str(config.secret_key))

@@ -9,8 +9,8 @@ import pytest
 from aurora_store import Keys, ObjectStore, StoreConfig
 from aurora_store.errors import NotRootOwner, StoreError
 from aurora_store.keys import owner_id
-from aurora_store.root_deletion import DeletionProgress, RootDeletion
-from aurora_store.root_ownership import write_refusal
+from aurora_store.root.root_deletion import DeletionProgress, RootDeletion
+from aurora_store.root.root_ownership import write_refusal
 from tests.assets.s3 import S3
 from tests.integration.operator.recovery_rig import NEW, OLD, Speculator, root, s3
 from tests.unit.training import tiny
@@ -76,7 +76,7 @@ def test_a_deletion_deletes_every_object_of_its_root_and_no_other(s3: S3, root: 
 
 
 def test_a_deletion_goes_on_after_a_kill_at_any_write(s3: S3, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aurora_store.root_deletion.OBJECTS_PER_REQUEST", 2)
+    monkeypatch.setattr("aurora_store.root.root_deletion.OBJECTS_PER_REQUEST", 2)
     config, kills = s3.config(root=root), 0
     while kills < 40:
         try:

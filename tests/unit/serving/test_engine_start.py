@@ -43,7 +43,7 @@ def test_capture_and_lookup_get_the_same_key_and_never_the_secret_behind_it(tmp_
     assert capture.traffic_key == lookup.traffic_key == traffic_key(TRAFFIC_SECRET, lineage=1).hex()
     for secret in (ADMIN_KEY, TRAFFIC_SECRET):
         assert secret not in environment[CAPTURE_VARIABLE] + environment[SPECULATION_VARIABLE]
-    assert capture.tag_key == tag_key(TRAFFIC_SECRET).hex(), "a tag has one hash in all lineages"
+    assert capture.tag_key == tag_key(TRAFFIC_SECRET).hex(), "a tag has one hash in all pods"
     for key in (capture.traffic_key, capture.tag_key):
         assert key not in f"{capture!r} {lookup!r}", "no log shows the key"
 

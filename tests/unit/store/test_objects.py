@@ -15,9 +15,9 @@ from boto3.s3.transfer import TransferConfig
 
 from aurora_store import ObjectStore, StoreConfig
 from aurora_store import objects as objects_module
-from aurora_store.call_limits import INTERRUPT_POLL_SECONDS, interruptible, total_deadline
 from aurora_store.errors import MAX_ERROR_CHARACTERS, ObjectTooLarge, StoreError, StoreInterrupted, StoreOverdue
 from aurora_store.objects import MAX_RECORD_BYTES
+from aurora_store.s3_calls.call_limits import INTERRUPT_POLL_SECONDS, interruptible, total_deadline
 from tests.assets.faulty_store import (
     Answer,
     FaultyStore,

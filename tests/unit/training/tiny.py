@@ -174,7 +174,10 @@ class MemoryObjects(ObjectStore):
     def upload(self, key: str, path: Path) -> None:
         self._write(key, path.read_bytes())
 
-    put_file = upload
+    def create_file(self, key: str, path: Path) -> None:
+        if key in self.data:
+            raise ObjectExists(key)
+        self._write(key, path.read_bytes())
 
     def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
         if key not in self.data:

@@ -12,11 +12,15 @@ from typing import Any
 
 import pytest
 
+from aurora_api.v1alpha1.serving import Device
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED, ValidationSettings
-from aurora_runtime.errors import MeasurementError
+from aurora_runtime import termination_message
+from aurora_runtime.engine import machine
+from aurora_runtime.errors import DraftRefused, MeasurementError
 from aurora_runtime.validation import main
-from aurora_store.call_limits import is_interrupted
+from aurora_runtime.validation.validation_run import ValidationRun
 from aurora_store.errors import StoreInterrupted
+from aurora_store.s3_calls.call_limits import is_interrupted
 
 
 @pytest.fixture(name="message")
@@ -24,7 +28,7 @@ def _message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of the termination message, as Kubernetes mounts it. Settings and store are not read."""
     file = tmp_path / "termination-log"
     file.touch()
-    monkeypatch.setattr(main, "TERMINATION_LOG", file)
+    monkeypatch.setattr(termination_message, "TERMINATION_LOG", file)
     monkeypatch.setattr(ValidationSettings, "from_env", lambda: None)
     monkeypatch.setattr(main, "_open_registry", lambda *_: None)
     return file
@@ -59,6 +63,28 @@ def test_a_signal_ends_a_call_of_the_store(message: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(main, "_open_registry", lambda *_: SlowStore())
     with pytest.raises(SystemExit) as ended:
         main.main([])
+    assert ended.value.code == EXIT_INTERRUPTED
+    assert message.read_text() == "interrupted before it could finish"
+
+
+def test_a_signal_ends_the_wait_for_the_gpus(message: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver of a GPU may hold the query for minutes, and the pod's grace period is over before."""
+
+    class RefusedCandidate:
+        attempt = SimpleNamespace(candidate=None)
+
+        def fetch_draft(self, *_: Any) -> None:
+            raise DraftRefused("then the machine is described for the evidence")
+
+    query = f"import os, signal, time; os.kill({os.getpid()}, signal.SIGTERM); time.sleep(600)"
+    monkeypatch.setattr(machine, "_GPU_QUERY", query)
+    settings = SimpleNamespace(validation=SimpleNamespace(timeout_seconds=600), device=Device.AUTO)
+    monkeypatch.setattr(ValidationSettings, "from_env", lambda: settings)
+    monkeypatch.setattr(ValidationRun, "open", lambda *_: RefusedCandidate())
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        main.main([])
+    assert time.monotonic() - began < 10, "most of it is the start of the child"
     assert ended.value.code == EXIT_INTERRUPTED
     assert message.read_text() == "interrupted before it could finish"
 

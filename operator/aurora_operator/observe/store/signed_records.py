@@ -27,7 +27,7 @@ from aurora_protocol.errors import InvalidRecord, UnsignedRecord
 from aurora_protocol.evidence_records import Evidence, Verdict, VerdictKind
 from aurora_protocol.signatures import CHANNEL_KEYS, KeyName, SigningKeys, all_keys, unsigned_parts, verified
 from aurora_store.keys import Keys, owner_id
-from aurora_store.root_ownership import current_owner
+from aurora_store.root.root_ownership import current_owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,8 @@ def believed_channel(data: bytes, key: str, root: str, keys: RecordKeys | None) 
         if record_digest(content) == keys.trusted_record:
             return BelievedChannel(record, signed=False)
         raise UnsignedRecord(
-            f"{error}. Find out who wrote it. If it was an operator of an earlier version, see"
-            " docs/how-to/upgrading.md; else delete it"
+            f"{error}. Find out who wrote it. If it was an operator whose signing keys are lost, see InvalidRecord in"
+            " docs/reference/conditions.md; else delete it"
         ) from None
     return BelievedChannel(Channel.from_json(covered), signed=True)
 

@@ -46,8 +46,6 @@ from aurora_protocol.gate import GatePolicy
 from aurora_protocol.record import MAX_NUMBER, Record
 from aurora_protocol.training_records import TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry, StoreConfig
-from aurora_store.call_limits import total_deadline
-from aurora_store.draft_store import DraftStore
 from aurora_store.errors import (
     AddressRefused,
     ObjectMissing,
@@ -57,8 +55,10 @@ from aurora_store.errors import (
     bounded_text,
 )
 from aurora_store.keys import in_sequence, number_of
-from aurora_store.records import MAX_RECORDS_LISTED
-from aurora_store.root_ownership import is_void
+from aurora_store.records.draft_store import DraftStore
+from aurora_store.records.record_store import MAX_RECORDS_LISTED
+from aurora_store.root.root_ownership import is_void
+from aurora_store.s3_calls.call_limits import total_deadline
 
 R = TypeVar("R", bound=Record)
 REQUEST_ATTEMPTS = 2

@@ -2,8 +2,8 @@
 
 Invariants: a shard is deleted only after the store has its data and its manifest. A shard that differs from its
 manifest is dropped and counted, never uploaded. A store outage delays uploads and nothing else, because the writer
-bounds the spool. No shard is held in memory. A pod that stops waits for the store no longer than its grace period, and
-counts the shards it loses.
+bounds the spool. An upload that is tried again replaces nothing in the store. No shard is held in memory. A pod that
+stops waits for the store no longer than its grace period, and counts the shards it loses.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.serving.agent.spool_state import SpoolState, read_spool_state
 from aurora_runtime.serving.pod_files import shard_age_key
 from aurora_store import Registry
-from aurora_store.errors import ObjectExists, StoreError
+from aurora_store.errors import StoreError
 from aurora_store.objects import sha256_file
 
 log = logging.getLogger(__name__)
@@ -174,9 +174,6 @@ class Uploader:
             self._registry.put_shard(manifest, data_path)
         except FileNotFoundError:
             return  # the writer dropped this shard meanwhile; the next look removes its manifest
-        except ObjectExists as error:
-            self._drop(path, str(error))
-            return
         path.unlink(missing_ok=True)
         data_path.unlink(missing_ok=True)
         self.counters.uploaded += 1

@@ -8,8 +8,7 @@ Invariants:
 
 - An interruption at any point loses no trace of others, and the next start goes on: the step record says what the
   shard under way becomes, before it is touched.
-- A report is written only after a scan of all shards, of former lineages too. The scan reads the tags in the data,
-  not what a manifest says.
+- A report is written only after a scan of all shards. The scan reads the tags in the data, not what a manifest says.
 - The scan after a report reads only what came since. Each report counts what was removed since the one before.
 """
 
@@ -59,7 +58,7 @@ class _Scan:
 
 
 class TagErasure:
-    """The erasure of one tag from the traces of all lineages up to ``lineage``."""
+    """The erasure of one tag from the traces of ``lineage``."""
 
     def __init__(
         self, registry: Registry, lineage: int, tag: str, retrier: Retrier, announce: Callable[[str], None]
@@ -122,13 +121,12 @@ class TagErasure:
         return scan
 
     def _listed(self, since: datetime | None) -> Iterator[tuple[str, datetime, bool]]:
-        """Shards and unfinished uploads of all lineages: key, when it was written, and whether it is an upload."""
-        for number in range(1, self._lineage + 1):
-            listing = self._registry.list_shards(number)
-            for keys, is_upload in ((listing.written, False), (listing.orphans, True)):
-                for key, written in keys.items():
-                    if since is None or written >= since:
-                        yield key, written, is_upload
+        """Shards and unfinished uploads: key, when it was written, and whether it is an upload."""
+        listing = self._registry.list_shards(self._lineage)
+        for keys, is_upload in ((listing.written, False), (listing.orphans, True)):
+            for key, written in keys.items():
+                if since is None or written >= since:
+                    yield key, written, is_upload
 
     def _tagged_traces(self, key: str) -> int | None:
         """How many traces of a shard have the tag. None: nobody can read the shard's header."""

@@ -32,7 +32,7 @@ from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_runtime.training.state.trace_age import AgeLimit, utc_clock
 from aurora_store import Registry
 from aurora_store.errors import StoreError
-from aurora_store.trainer_store import KEPT_TRAINER_STATES
+from aurora_store.records.trainer_store import KEPT_TRAINER_STATES
 
 MIN_SHARD_LIMIT: Final = 4096
 """At least this many shards may be kept, whatever their size. A measurement searches far fewer for its prompts."""
@@ -43,8 +43,6 @@ ABANDONED_UPLOAD_SECONDS: Final = 3600.0
 """Data without a manifest for this long never get one, because a living agent retries every few minutes."""
 EXPIRY_SECONDS: Final = 60.0
 """Pause between two looks for shards that are too old."""
-FORMER_EXPIRY_SECONDS: Final = 3600.0
-"""As above, for the shards of former lineages, which cost a listing of their own."""
 log = logging.getLogger(__name__)
 
 
@@ -119,7 +117,7 @@ class Retention:
         self._uploads = AbandonedUploads()
         self._wait_until = 0.0
         self._age = AgeLimit(limits.max_age, utc)
-        self._next_expiry = self._next_former_expiry = -math.inf
+        self._next_expiry = -math.inf
         self._expired: set[str] = set()
         self._not_taken: list[str] = []
         self.skipped = 0
@@ -169,17 +167,6 @@ class Retention:
         self._expired = set(expired) - self._deletable.keys()
         if self._expired:
             ledger.touch()
-        if self._clock() >= self._next_former_expiry:
-            self._next_former_expiry = self._clock() + FORMER_EXPIRY_SECONDS
-            self._expire_former()
-
-    def _expire_former(self) -> None:
-        try:
-            former = self._age.expired_of_former_lineages(self._registry, self._ledger.lineage)
-        except StoreError as error:
-            log.warning("old traces of former lineages are looked for later: %s", error)
-            return
-        self._deletable |= dict.fromkeys(former)
 
     def take_expired(self) -> frozenset[str]:
         """The shards that became too old since the last call. Nothing may be kept of them in memory either."""

@@ -1,4 +1,4 @@
-"""Finds shards that are older than ``training.traceMaxAgeSeconds``, those of former lineages too.
+"""Finds shards that are older than ``training.traceMaxAgeSeconds``.
 
 The age counts from the earlier of two times: when the store got the shard, and the end of the hour in its key, which
 is the hour in which the pod wrote it. The first changes when somebody copies a bucket or rewrites a shard, and a shard
@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from aurora_store import Registry
 from aurora_store.keys import shard_hour
-from aurora_store.shard_store import ShardListing
+from aurora_store.records.shard_store import ShardListing
 
 HOUR: Final = timedelta(hours=1)
 
@@ -51,15 +50,3 @@ class AgeLimit:
         keys = dict.fromkeys([*listing.data_bytes, *others])
         times = ((key, written_before(key, listing.written.get(key))) for key in keys)
         return [key for key, time in times if time is not None and time <= oldest]
-
-    def expired_of_former_lineages(self, registry: Registry, lineage: int) -> list[str]:
-        """The shards of the lineages before ``lineage`` that are too old, unfinished uploads too.
-
-        No trainer reads these shards any more. Raises :class:`StoreError`.
-        """
-        found: list[str] = []
-        for number in range(1, lineage) if self.is_set else ():
-            listing = registry.list_shards(number)
-            orphans = ShardListing(dict.fromkeys(listing.orphans, 0), written=listing.orphans)
-            found += [*self.expired(listing), *self.expired(orphans)]
-        return found

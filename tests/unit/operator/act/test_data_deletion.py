@@ -23,7 +23,7 @@ from aurora_operator.kubernetes_api import Object, Resource
 from aurora_operator.observe.observed import StoreView
 from aurora_store import StoreConfig
 from aurora_store.errors import StoreError
-from aurora_store.root_deletion import DeletionProgress
+from aurora_store.root.root_deletion import DeletionProgress
 from tests.unit.operator.worlds import MINIMAL, OWNER
 
 CONFIG = StoreConfig("bucket", "aurora/team/chat-01234567")

@@ -66,6 +66,24 @@ def test_the_crash_is_of_the_container_that_the_reason_is_of() -> None:
     assert kubernetes_views.pod_view(pod).trouble == "ImagePullBackOff"
 
 
+@pytest.mark.parametrize(
+    ("container_name", "message", "why"),
+    [
+        ("trainer", "lineage 1 was made for another target\nTraceback", ": lineage 1 was made for another target"),
+        ("trainer", "x" * 5000, f": {'x' * 999}…"),
+        ("trainer", "a\x1b[31mb", ": a [31mb"),
+        ("trainer", " \n", ""),
+        ("a-sidecar", "a prompt", ""),
+    ],
+)
+def test_the_crash_of_the_trainer_is_explained_in_one_bounded_line(container_name: str, message: str, why: str) -> None:
+    crashed = {"name": container_name, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+    crashed["lastState"] = {"terminated": {"exitCode": 1, "reason": "Error", "message": message}}
+    pod = {"metadata": {"name": "chat-trainer-a", "uid": "u"}, "status": {"containerStatuses": [crashed]}}
+    found = kubernetes_views.pod_view(pod, "trainer").trouble
+    assert found == f"CrashLoopBackOff: {container_name} ended with exit code 1{why}"
+
+
 def test_a_container_that_runs_again_is_no_trouble() -> None:
     restarted = {"name": "sglang", "state": {"running": {}}, "lastState": {"terminated": {"exitCode": 1}}}
     pod = {"metadata": {"name": "chat-a", "uid": "u"}, "status": {"containerStatuses": [restarted]}}

@@ -283,3 +283,14 @@ async def test_a_trainers_pod_behind_a_scheduling_gate_is_queued() -> None:
     assert trainer is not None
     assert trainer.queued_behind == ("kueue.x-k8s.io/admission",)
     assert trainer.message == "the trainer's pod is not ready (SchedulingGated)"
+
+
+async def test_a_trainer_that_crashed_says_why_in_its_own_words() -> None:
+    workload = obj("Deployment", trainer_name(OWNER), component=TRAINER, spec={"replicas": 1}, status={"replicas": 1})
+    workload["metadata"]["generation"] = 1
+    crashed = {"name": "trainer", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+    crashed["lastState"] = {"terminated": {"exitCode": 1, "reason": "Error", "message": "the store has no version"}}
+    pod = obj("Pod", "chat-trainer-a", (), TRAINER, status={"containerStatuses": [crashed]})
+    trainer = (await Rig(workload, pod).observer.observe()).observed.trainer
+    assert trainer is not None
+    assert "CrashLoopBackOff: trainer ended with exit code 1: the store has no version" in trainer.message

@@ -14,7 +14,7 @@ from aurora_operator.plan.data_deletion import (
     failure_note,
     next_step,
 )
-from aurora_store.root_deletion import DeletionProgress
+from aurora_store.root.root_deletion import DeletionProgress
 from tests.unit.operator.worlds import MINIMAL, made, observed, spec
 
 DELETE, RETAIN = DeletionPolicy.DELETE, DeletionPolicy.RETAIN

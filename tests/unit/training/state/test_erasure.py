@@ -101,8 +101,20 @@ def test_an_erasure_is_done_once_and_a_later_start_erases_what_came_since() -> N
     assert (other.number, other.traces_removed) == (1, 2), "another tag has its own report"
 
 
-def test_data_that_an_agent_uploads_once_more_are_found_by_the_next_start() -> None:
-    """An agent that never got the store's answer puts the data again, after they were rewritten."""
+def test_an_agent_that_tries_again_after_the_erasure_brings_nothing_back(tmp_path: Path) -> None:
+    """An agent that never got the store's answer uploads the shard again, after it was rewritten."""
+    registry, objects = tiny.memory_registry()
+    mixed_store(registry)
+    key = next(key for key in registry.shard_keys(1) if "-00000001." in key)
+    manifest, raw = registry.shard(key)
+    (tmp_path / "spooled").write_bytes(raw)
+    erase(registry)
+    rewritten = dict(objects.data)
+    assert registry.put_shard(manifest, tmp_path / "spooled") == key
+    assert objects.data == rewritten
+
+
+def test_former_data_that_somebody_puts_back_are_found_by_the_next_start() -> None:
     registry, objects = tiny.memory_registry()
     mixed_store(registry)
     key = next(key for key in registry.shard_keys(1) if "-00000001." in key)
@@ -161,13 +173,6 @@ def test_a_stop_ends_an_erasure_that_the_next_start_finishes() -> None:
     with pytest.raises(Interrupted, match="the next start goes on"):
         erase(registry, retrier=retrier)
     assert erase(registry).traces_removed == 4
-
-
-def test_traces_of_former_lineages_are_erased_too() -> None:
-    registry, _ = tiny.memory_registry()
-    mixed_store(registry)
-    report = erase(registry, lineage=3)
-    assert (report.traces_removed, report.shards_scanned) == (4, 3)
 
 
 def test_a_shard_that_nobody_can_read_is_emptied_and_counted() -> None:

@@ -14,7 +14,7 @@ from aurora_runtime.training.state.retention import EXPIRY_SECONDS
 from aurora_runtime.training.state.trace_age import HOUR, AgeLimit, written_before
 from aurora_store import Keys
 from aurora_store.keys import shard_hour
-from aurora_store.shard_store import ShardListing
+from aurora_store.records.shard_store import ShardListing
 from tests.unit.training.state.retention_rig import ROOM_FOR_SIX, RetentionRig
 from tests.unit.training.trainer_rig import Traffic, TrainerRig
 
@@ -103,20 +103,6 @@ def test_old_traces_are_deleted_while_training_is_suspended_and_the_next_trainer
     for _ in range(4):
         rig.turn()
     assert (rig.ledger.consumed, rig.ledger.retired, rig.ledger.total) == ((), (), 3)
-
-
-def test_old_traces_of_former_lineages_are_deleted_with_unfinished_uploads() -> None:
-    rig = RetentionRig(ONE_DAY)
-    rig.put(3)
-    orphan = rig.written[0]
-    rig.objects.delete(orphan)
-    rig.ledger.lineage = 2
-    rig.retention.shards_to_train()
-    assert rig.retention.delete_some() == 0
-    rig.pass_time(LATER)
-    rig.retention.shards_to_train()
-    assert rig.retention.delete_some() == 3
-    assert list(rig.objects.list(Keys.TRACES)) == []
 
 
 def test_a_kill_at_any_write_deletes_old_traces_in_the_end_and_trains_none_twice() -> None:

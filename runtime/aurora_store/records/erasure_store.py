@@ -12,7 +12,7 @@ from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import ErasureStep
 from aurora_store.errors import DigestMismatch, ObjectMissing
 from aurora_store.keys import Keys
-from aurora_store.records import RecordStore
+from aurora_store.records.record_store import RecordStore
 
 log = logging.getLogger(__name__)
 

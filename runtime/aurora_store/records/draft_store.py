@@ -1,4 +1,4 @@
-"""Records about drafts: lineages, checkpoints, registered versions and the channel.
+"""Records about drafts: the lineage, checkpoints, registered versions and the channel.
 
 Invariants: of two writers that take one number (lineage, version, epoch), one succeeds and the other gets
 :class:`~aurora_store.errors.ObjectExists`. A draft is exactly the two files of :data:`DRAFT_FILES`, its weights have
@@ -23,8 +23,8 @@ from aurora_protocol.errors import InvalidRecord, UnsignedRecord
 from aurora_protocol.signatures import CHANNEL_KEYS, KeyName
 from aurora_store.errors import ObjectMissing, ObjectTooLarge, StoreError
 from aurora_store.keys import Keys
-from aurora_store.records import RecordStore
-from aurora_store.root_ownership import is_void
+from aurora_store.records.record_store import RecordStore
+from aurora_store.root.root_ownership import is_void
 
 MAX_CONFIG_BYTES = 64 << 10
 """Largest file of a draft beside its weights."""
@@ -35,14 +35,14 @@ MAX_UNSIGNED_TRIED = 64
 
 
 class DraftStore(RecordStore):
-    """Lineages, checkpoints, registrations and the channel."""
+    """The lineage, checkpoints, registrations and the channel."""
 
     def create_lineage(self, lineage: Lineage) -> None:
-        """Write a lineage. Raises :class:`ObjectExists` when another trainer created this number first."""
+        """Write the lineage. Raises :class:`ObjectExists` when another trainer created it first."""
         self.objects.create(Keys.lineage(lineage.number), lineage.to_json())
 
     def lineage(self) -> Lineage | None:
-        """The newest lineage."""
+        """The lineage. None until the trainer has created it."""
         numbers = self._sequence(Keys.LINEAGE)
         if not numbers:
             return None

@@ -13,7 +13,7 @@ from aurora_protocol.evidence_records import CachedBaseline, Evidence
 from aurora_protocol.signatures import EVIDENCE_KEYS, KeyName
 from aurora_store.errors import ObjectTooLarge
 from aurora_store.keys import Keys
-from aurora_store.records import RecordStore
+from aurora_store.records.record_store import RecordStore
 
 MAX_BASELINES_TRIED = 64
 """How many of the newest baselines are read at most, readable or not."""

@@ -1,11 +1,13 @@
 """Shards of traces: data and manifests, and the listings by which the trainer bounds them.
 
 Invariants: a shard's data is written before its manifest, and the manifest is deleted before the data. So a manifest
-never names missing data. Data without a manifest (an *orphan*) is an upload under way or one that never finished.
+never names missing data. Data without a manifest (an *orphan*) is an upload under way or one that never finished. Only
+the trainer replaces what is stored, when it erases a tag.
 """
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,9 +16,9 @@ from pathlib import Path
 
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import ShardManifest
-from aurora_store.errors import bounded_text
+from aurora_store.errors import ObjectExists, bounded_text
 from aurora_store.keys import Keys, is_shard_key, shard_data_key
-from aurora_store.records import RecordStore
+from aurora_store.records.record_store import RecordStore
 
 MAX_SHARD_BYTES = 4 << 30
 """Largest shard that is read. A shard has 16384 positions by default, about 400 MB for a target of 4096 dimensions."""
@@ -40,11 +42,14 @@ class ShardStore(RecordStore):
     def put_shard(self, manifest: ShardManifest, data: Path) -> str:
         """Write a shard from the file ``data``, data first. Returns the manifest's key.
 
-        A retry is harmless, because pod, boot and seq make the key unique.
+        Pod, boot and seq make the key unique. So an object that exists is from an attempt whose answer was lost, and
+        nothing is replaced: the trainer may have erased a tag from the shard since then.
         """
         stem = _stem(manifest)
-        self.objects.put_file(f"{stem}.safetensors", data)
-        self.objects.create(f"{stem}.json", manifest.to_json())
+        with contextlib.suppress(ObjectExists):
+            self.objects.create_file(f"{stem}.safetensors", data)
+        with contextlib.suppress(ObjectExists):
+            self.objects.create(f"{stem}.json", manifest.to_json())
         return f"{stem}.json"
 
     def shard(self, manifest_key: str) -> tuple[ShardManifest, bytes]:

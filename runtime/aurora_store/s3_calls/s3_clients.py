@@ -20,9 +20,9 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
-from aurora_store import call_limits
 from aurora_store.errors import StoreError, bounded_text
 from aurora_store.policy.address_policy import AddressPolicy
+from aurora_store.s3_calls import call_limits
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

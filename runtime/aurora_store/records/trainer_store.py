@@ -12,7 +12,7 @@ from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerState, TrainerStatus
 from aurora_store.errors import ObjectMissing, StoreError
 from aurora_store.keys import Keys, is_shard_key
-from aurora_store.records import RecordStore
+from aurora_store.records.record_store import RecordStore
 
 KEPT_TRAINER_STATES = 2
 MAX_STATE_RECORD_BYTES = 256 << 20

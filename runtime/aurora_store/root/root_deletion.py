@@ -26,7 +26,7 @@ from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_store.errors import ObjectExists, StoreError
 from aurora_store.keys import Keys, first_owner
 from aurora_store.objects import ObjectInfo, ObjectStore
-from aurora_store.root_ownership import current_owner, owned_text
+from aurora_store.root.root_ownership import current_owner, owned_text
 
 OBJECTS_PER_REQUEST: Final = 500
 MAX_LOST_RACES: Final = 5

@@ -28,7 +28,7 @@ from aurora_protocol.errors import InvalidRecord
 from aurora_store.errors import NotRootOwner, StoreError, bounded_text
 from aurora_store.keys import Keys, first_owner, in_sequence, record_number
 from aurora_store.objects import ObjectStore, StoreConfig
-from aurora_store.root_ownership import write_refusal
+from aurora_store.root.root_ownership import write_refusal
 
 MAX_AGE_SECONDS: Final = 30.0
 DECIDING_PREFIXES: Final = (Keys.LINEAGE, Keys.REGISTRY, Keys.EVIDENCE, Keys.TRAINER_STATE)
@@ -53,9 +53,9 @@ class FencedObjectStore(ObjectStore):
         self._check(key)
         super().create(key, data)
 
-    def put_file(self, key: str, path: Path) -> None:
+    def create_file(self, key: str, path: Path) -> None:
         self._check(key)
-        super().put_file(key, path)
+        super().create_file(key, path)
 
     def upload(self, key: str, path: Path) -> None:
         self._check(key)
