@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tests.bench.bench_command import bench_parser, load_around, load_average, provenance
+from tests.bench.bench_command import bench_parser, commit, load_around, load_average, provenance
 from tests.bench.markdown import markdown_row, markdown_table
 from tests.bench.speculation.cost_tables import CostTable, cpu_milliseconds, gpu_milliseconds
 from tests.bench.speculation.generated_rounds import DOCSTRINGS, PROSE, UNTRAINED, TrafficKind, generate
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--pods", type=int, default=PODS, help="pods in each scene, one per seed")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="seed of each scene's first pod")
     options = parser.parse_args()
-    load_before, every = load_average(), list[FreshPod]()
+    load_before, code, every = load_average(), commit(), list[FreshPod]()
     slow = []
     print(markdown_table(HEAD, []))
     for scene in SCENES:
@@ -109,7 +109,7 @@ def main() -> None:
         print(markdown_row(cells(scene.name, pods)), flush=True)
     print(markdown_row(cells("all", every)))
     print("\nLowest window of each pod below the bound:\n\n" + ("\n".join(slow) or "There is none."))
-    print(f"\n{provenance('tests.bench.speculation.fresh_pods', load_around(load_before))}")
+    print(f"\n{provenance('tests.bench.speculation.fresh_pods', load_around(load_before), code)}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex
 from aurora_runtime.training.model import checkpoint
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from tests.assets.traces.proposals import Tree, propose
 from tests.bench.served.live_training import RECORD_FILE, TrainingRecord
 from tests.bench.served.messages import reserved, traffic
@@ -99,15 +100,19 @@ def answers_of(_name: str, messages: list[str]) -> list[Any]:
 
 def test_traffic_is_recorded_with_the_draft_in_the_folder(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
-    monkeypatch.setattr(record, "recorded", lambda name, messages: asked.append(messages) or answers_of(name, messages))
+
+    def recorded(name: str, messages: list[str]) -> list[Any]:
+        asked.append(messages)
+        return answers_of(name, messages)
+
+    monkeypatch.setattr(record, "recorded", recorded)
     rounds = record.record_traffic("docstrings", 3, trained)
     assert asked == [traffic("docstrings")[-3:]]
     assert [request.domain for request in rounds.requests] == ["docstrings"] * 3
     assert "the last 3 requests of the docstrings traffic; draft after 70 answer tokens" in rounds.description
     first = answers_of("", ["one"])[0]
-    target = record.load_small_target()
-    draft, ids = checkpoint.load(trained, target.embedding)
-    chains = propose(draft, record.VocabularyMap.of(ids, tiny.VOCAB), first, DraftSpec(steps=record.DRAFT_STEPS))
+    draft, ids = checkpoint.load(trained, tiny.target(trained.parent / "target").embedding)
+    chains = propose(draft, VocabularyMap.of(ids, tiny.VOCAB), first, DraftSpec(steps=record.DRAFT_STEPS))
     answer = first.tokens.tolist()[first.prompt_length :]
     right = tuple(matching_tokens(chain.tokens[1:], answer[place + 1 :]) for place, chain in enumerate(chains))
     assert rounds.requests[0].draft_right == right
