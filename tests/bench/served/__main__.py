@@ -28,21 +28,10 @@ import argparse
 import asyncio
 import itertools
 import json
-import tempfile
 from pathlib import Path
 from typing import Final
 
-import torch
-from tests.bench.bench_command import (
-    add_lock_option,
-    bench_parser,
-    commit,
-    exit_on_sigterm,
-    hold_lock,
-    load_around,
-    load_average,
-    provenance,
-)
+from tests.bench.bench_command import add_lock_option, bench_parser, commit, measuring
 from tests.bench.served.lineup import (
     CONTROLLED,
     DEFAULT_SHAPES,
@@ -146,19 +135,16 @@ def _options() -> argparse.Namespace:
 
 def main() -> None:
     options = _options()
-    torch.set_num_threads(1)
-    exit_on_sigterm()
     failures, code = 0, commit()
     for domain in options.traffic:
-        with tempfile.TemporaryDirectory(prefix="served-bench-") as folder, hold_lock(options.lock):
-            load_before = load_average()
-            outcome = run_domain(domain, options, Path(folder), code)
-            load = load_around(load_before)
-        origin = provenance("tests.bench.served", load, code)
-        print(f"\n{origin}\n\n{section(outcome)}\n", flush=True)
+        with measuring("tests.bench.served", options.lock, code) as measurement:
+            outcome = run_domain(domain, options, measurement.folder, code)
+        text = f"{measurement.origin}\n\n{section(outcome)}\n"
+        print(f"\n{text}", flush=True)
         if options.out:
-            (options.out / f"served-{domain}.md").write_text(f"{origin}\n\n{section(outcome)}\n")
-            (options.out / f"served-{domain}.json").write_text(json.dumps(as_json(outcome, origin), indent=1))
+            (options.out / f"served-{domain}.md").write_text(text)
+            data = as_json(outcome, measurement.origin)
+            (options.out / f"served-{domain}.json").write_text(json.dumps(data, indent=1))
         failures += count_failures(outcome)
     raise SystemExit(1 if failures else 0)
 
