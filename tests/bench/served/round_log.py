@@ -84,6 +84,11 @@ class LoggedRound:
         """Tokens that the round made, bonus tokens included."""
         return len(self.requests) + sum(request.accepted for request in self.requests)
 
+    @property
+    def catches_up(self) -> bool:
+        """Whether the draft processed tokens of earlier rounds first."""
+        return self.arm.startswith("draft") and any(request.pending > 0 for request in self.requests)
+
 
 @dataclass(frozen=True)
 class LoggedRounds:

@@ -1,13 +1,17 @@
 """How far were the controller's estimates from what its rounds took and made?
 
 Reads the files that tests.bench.served --log-rounds wrote. Prints, per server, number of running requests and arm: the
-rounds, how many of them explored, the milliseconds and the tokens that were expected and that came (means over the
-rounds whose time can be compared), and the ratio of both speeds. The expected milliseconds of a round contain a share
-of the draft's catch-up, which the rounds before and after it cause or use. So only means over many rounds compare.
+rounds whose time can be compared, how many of them explored, and their share of the time of all such rounds with as
+many requests. Then come the milliseconds and the tokens of a round that were expected and that came (means), and the
+tokens per second, also over those expected. Rounds in which the draft first catches up are counted apart.
+
+The expected milliseconds contain a share of the draft's catch-up, which the rounds before and after it cause or use. So
+only all rounds with the draft together compare with what was expected of them.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
@@ -22,35 +26,36 @@ HEAD = (
     "arm",
     "rounds",
     "exploring",
+    "time",
     "ms expected",
     "ms",
     "tokens expected",
     "tokens",
-    "speed / expected",
+    "tokens/s",
+    "over expected",
 )
+CATCHES_UP = ", catches up"
 
 
 def rows(server: str, logged: LoggedRounds) -> Iterator[list[object]]:
     """The rows of a server, under :data:`HEAD`."""
-    groups = dict[tuple[int, int], list[tuple[LoggedRound, Estimates, float]]]()
+    groups = dict[tuple[int, int, bool], list[tuple[LoggedRound, Estimates, float]]]()
+    seconds = defaultdict[int, float](float)
     for one in logged.rounds:
         if one.milliseconds is not None and one.estimates is not None:
-            key = (len(one.requests), logged.arms.index(one.arm))
-            groups.setdefault(key, []).append((one, one.estimates, one.milliseconds))
-    for (size, arm), group in sorted(groups.items()):
+            size = len(one.requests)
+            groups.setdefault((size, logged.arms.index(one.arm), one.catches_up), []).append(
+                (one, one.estimates, one.milliseconds)
+            )
+            seconds[size] += one.milliseconds / 1000
+    for (size, arm, late), group in sorted(groups.items()):
         expected, took = fmean(e.milliseconds[arm] for _, e, _ in group), fmean(ms for *_, ms in group)
         tokens, made = fmean(e.tokens[arm] for _, e, _ in group), fmean(one.tokens for one, *_ in group)
         exploring = sum(one.explores for one, *_ in group)
-        figures = (f"{expected:.1f}", f"{took:.1f}", f"{tokens:.2f}", f"{made:.2f}")
-        yield [
-            server,
-            size,
-            logged.arms[arm],
-            len(group),
-            exploring,
-            *figures,
-            f"{made / took / (tokens / expected):.3f}",
-        ]
+        time = len(group) * took / 1000 / seconds[size]
+        figures = (f"{time:.0%}", f"{expected:.1f}", f"{took:.1f}", f"{tokens:.2f}", f"{made:.2f}")
+        speeds = (f"{1000 * made / took:.0f}", f"{made / took / (tokens / expected):.3f}")
+        yield [server, size, logged.arms[arm] + CATCHES_UP * late, len(group), exploring, *figures, *speeds]
 
 
 def main() -> None:

@@ -196,9 +196,8 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     options = _options()
     load_before, code = load_average(), commit()
-    choosing, scoring = CHOOSING_SEEDS, SCORING_SEEDS
-    if options.recorded:
-        choosing, scoring = RECORDED_CHOOSING_SEEDS, RECORDED_SCORING_SEEDS
+    choosing = RECORDED_CHOOSING_SEEDS if options.recorded else CHOOSING_SEEDS
+    scoring = RECORDED_SCORING_SEEDS if options.recorded else SCORING_SEEDS
     compared = print_comparisons(options.constants, choosing, options.scenarios)
     print(f"\n{score_table(best_of(compared), scoring, options.scenarios)}")
     print(f"\n{provenance('tests.bench.speculation.choose', load_around(load_before), code)}")

@@ -87,16 +87,23 @@ def test_a_process_that_decides_no_round_writes_no_file(tmp_path: Path) -> None:
 
 
 def test_the_report_compares_estimates_with_what_came(tmp_path: Path) -> None:
-    def line(milliseconds: float | None, accepted: int, *, known: bool = True) -> str:
+    def line(milliseconds: float | None, accepted: int, *, pending: int = 0, known: bool = True) -> str:
         estimates = [[1.0, 2.0], [20.0, 25.0], 1] if known else None
-        request = ["r", 3, 11, 0, "draft", accepted, 0]
+        request = ["r", 3, 11, pending, "draft", accepted, 0]
         round_ = {"at": 0, "arm": "draft-2", "explores": False, "milliseconds": milliseconds, "requests": [request]}
         return json.dumps({**round_, "estimates": estimates})
 
-    lines = [json.dumps({"arms": ["off", "draft-2"]}), line(20.0, 2), line(30.0, 0), line(None, 2)]
+    lines = [
+        json.dumps({"arms": ["off", "draft-2"]}),
+        line(20.0, 2),
+        line(30.0, 0),
+        line(None, 2),
+        line(50.0, 1, pending=4),
+    ]
     (tmp_path / "rounds.jsonl").write_text("\n".join([*lines, line(99.0, 2, known=False)]) + "\n")
     assert list(rows("pod", LoggedRounds.read(tmp_path / "rounds.jsonl"))) == [
-        ["pod", 1, "draft-2", 2, 0, "25.0", "25.0", "2.00", "2.00", "1.000"]
+        ["pod", 1, "draft-2", 2, 0, "50%", "25.0", "25.0", "2.00", "2.00", "80", "1.000"],
+        ["pod", 1, "draft-2, catches up", 1, 0, "50%", "25.0", "50.0", "2.00", "2.00", "40", "0.500"],
     ]
 
 
