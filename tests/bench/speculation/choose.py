@@ -18,7 +18,7 @@ Prints the speed of each value over that of the value of pods, the geometric mea
 over seeds: over all scenes, and over those that started beside a busy neighbour. A value is better or worse only if its
 whole interval over all scenes is above or below 1. Of each constant the best value is chosen, if one is better. One of
 many values may be better by chance. So the chosen ones are then scored together on other requests, beside the values of
-pods and against the best fixed arm. Takes about 20 minutes, and with --recorded about 15 per file and domain. Needs a
+pods and against the best fixed arm. Takes about 20 minutes, and with --recorded about five per file and domain. Needs a
 CPU only.
 """
 

@@ -20,7 +20,7 @@ from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.serving.speculation.controller import Controller
 from aurora_runtime.sglang_uses import check_all
-from tests.bench.served.__main__ import require_round_logs
+from tests.bench.served.__main__ import _options, require_round_logs
 from tests.bench.served.lineup import Lineup
 from tests.bench.served.round_log import LoggedRounds, RoundLog
 from tests.bench.served.round_log_plugin import PLUGIN, LoggingEngineSpec, install
@@ -149,6 +149,15 @@ print(len(list(play(new_controller(), generate(PROSE, 1), 1, cpu_milliseconds, n
     )
     logged = LoggedRounds.read(tmp_path / "log" / "controlled-0.jsonl")
     assert len(logged.rounds) == int(ran.stdout.splitlines()[-1]) > 0
+
+
+def test_a_log_needs_a_controller(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["served", "--log-rounds", "rounds"])
+    with pytest.raises(SystemExit):
+        _options()
+    assert "--log-rounds needs --controller" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["served", "--log-rounds", "rounds", "--controller"])
+    assert _options().log_rounds == Path("rounds")
 
 
 def test_a_run_without_the_log_that_was_asked_for_fails(tmp_path: Path) -> None:
