@@ -1,4 +1,4 @@
-"""Parts that all benches share: the help page, the lock, the stop signal, and the provenance of a figure."""
+"""Parts that all benches share: the help page, the measurement with its lock and stop signal, and a figure's origin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -54,6 +56,44 @@ def hold_lock(lock: Path | None) -> Iterator[None]:
 def exit_on_sigterm() -> None:
     """Turn SIGTERM into an ordinary exit. A plain SIGTERM would end this process and leave its servers running."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+@dataclass
+class Measurement:
+    """A measurement of this process, and the origin of its figures.
+
+    Attributes:
+        folder: for files that the measurement needs. It is removed afterwards.
+        code: the commit when the measurement began.
+        load: the load before and after. Empty until the measurement has ended.
+    """
+
+    module: str
+    folder: Path
+    code: str
+    load: str = ""
+
+    @property
+    def origin(self) -> str:
+        """The :func:`provenance` of a measurement that has ended."""
+        return provenance(self.module, self.load, self.code)
+
+
+@contextlib.contextmanager
+def measuring(module: str, lock: Path | None = None, code: str | None = None) -> Iterator[Measurement]:
+    """Measure for the bench ``module``, on one thread of torch, while no other bench holds ``lock``.
+
+    SIGTERM then ends the process only after every ``finally``. ``code``: the commit (default: the one of now).
+    """
+    import torch  # here, because benches that need no torch import this module too
+
+    torch.set_num_threads(1)
+    exit_on_sigterm()
+    prefix = module.removeprefix("tests.bench.")
+    with tempfile.TemporaryDirectory(prefix=f"{prefix}-bench-") as folder, hold_lock(lock):
+        measurement, load_before = Measurement(module, Path(folder), code or commit()), load_average()
+        yield measurement
+        measurement.load = load_around(load_before)
 
 
 def machine() -> str:

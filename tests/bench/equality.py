@@ -29,7 +29,6 @@ import argparse
 import asyncio
 import contextlib
 import itertools
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,16 +40,7 @@ from tests.assets.model import ensure_model
 from tests.assets.sglang_server import Server, sglang_server
 from tests.assets.target_scores import Margin, TargetScores, rounding_effects
 from tests.assets.trained_draft import write_untrained_and_trained
-from tests.bench.bench_command import (
-    add_lock_option,
-    bench_parser,
-    commit,
-    exit_on_sigterm,
-    hold_lock,
-    load_around,
-    load_average,
-    machine,
-)
+from tests.bench.bench_command import add_lock_option, bench_parser, measuring
 from tests.bench.markdown import markdown_table
 from tests.bench.swap_loop import SERVER_ARGUMENTS, UNTRAINED, SwapLoop
 from tests.traffic.prompts import Domain, prompts
@@ -327,20 +317,16 @@ def _options() -> argparse.Namespace:
 
 def main() -> None:
     options = _options()
-    exit_on_sigterm()
-    torch.set_num_threads(1)
-    model, code = ensure_model(), commit()
+    model = ensure_model()
     token_prompts = chat_prompts(model, options.prompts)
-    with tempfile.TemporaryDirectory(prefix="equality-bench-") as folder, hold_lock(options.lock):
-        load_before = load_average()
-        passes, swap_loop = measure(model, Path(folder), token_prompts, options)
-        load = load_around(load_before)
+    with measuring("tests.bench.equality", options.lock) as measurement:
+        passes, swap_loop = measure(model, measurement.folder, token_prompts, options)
         exact = TargetScores(model, torch.float32)
         rows = list(compare_passes(passes, token_prompts, options.dtype, exact.margin))
         rounding_line = ""
         if options.dtype is not DType.FLOAT32:
             rounding_line = describe_rounding(exact, model, token_prompts[:ROUNDING_PROMPTS], passes[0].result)
-    print(f"\n{machine()}; {options.dtype}; commit {code}; {load}\n")
+    print(f"\n{measurement.origin}; {options.dtype}\n")
     different = describe_differences(rows)
     problems = "\n".join([*different, *(f"swap failed: {failure}" for failure in swap_loop.failures)])
     sections = (verdict_table(rows), pause_table(swap_loop.pauses), rounding_line, problems)

@@ -28,25 +28,15 @@ import argparse
 import asyncio
 import itertools
 import json
-import tempfile
 from pathlib import Path
 from typing import Final
 
-import torch
-from tests.bench.bench_command import (
-    add_lock_option,
-    bench_parser,
-    commit,
-    exit_on_sigterm,
-    hold_lock,
-    load_around,
-    load_average,
-    provenance,
-)
+from tests.bench.bench_command import add_lock_option, bench_parser, commit, measuring
 from tests.bench.served.lineup import (
     CONTROLLED,
     DEFAULT_SHAPES,
     MAX_ANSWER_TOKENS,
+    Lineup,
     lineup_of,
     measure_lineup,
     with_controller,
@@ -54,11 +44,13 @@ from tests.bench.served.lineup import (
 from tests.bench.served.live_training import TrafficPart, train_on_live_traffic
 from tests.bench.served.messages import DOMAINS, LEARNED, RESERVED_MESSAGES, traffic
 from tests.bench.served.paired_rounds import MeasurementPlan
+from tests.bench.served.round_log_plugin import log_file
 from tests.bench.served.round_shapes import SHAPE_METAVAR, describe_shape, parse_shape, unroll_steps
 from tests.bench.served.speed_report import Outcome, as_json, count_failures, section
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import DType
+from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.rounds.answer_equality import near_tie_bound
 
 CHECKPOINT_TOKENS: Final = {"json": (5_000, 20_000), "docstrings": (20_000, 80_000), "prose": (), "mixed": (20_000,)}
@@ -85,8 +77,23 @@ def run_domain(domain: str, options: argparse.Namespace, folder: Path, code: str
         lineup.arms, tuple(options.concurrency), options.rounds, options.per_worker, near_tie_bound(DType.BFLOAT16)
     )
     learned_from = traffic(domain)[: training.checkpoints[-1].record.requests or UNTRAINED_REQUESTS]
-    measured = asyncio.run(measure_lineup(domain, lineup, plan, learned_from, folder))
+    rounds = options.log_rounds and options.log_rounds / domain
+    measured = asyncio.run(measure_lineup(domain, lineup, plan, learned_from, folder, rounds))
+    if rounds is not None:
+        require_round_logs(lineup, rounds)
     return Outcome(domain, plan, measured, lineup, training, answered_before=len(learned_from))
+
+
+def require_round_logs(lineup: Lineup, folder: Path) -> None:
+    """Name the file of each controlled arm. Raises :class:`MeasurementError` for an arm whose rounds were not logged.
+
+    SGLang goes on serving when a plugin fails, and only logs the error.
+    """
+    for arm in lineup.arms:
+        if arm.name in lineup.controlled:
+            if not (file := log_file(folder, arm.server)).exists():
+                raise MeasurementError(f"{arm.name}: no round was logged in {file}")
+            print(f"rounds of {arm.name}: {file}", flush=True)
 
 
 def _options() -> argparse.Namespace:
@@ -133,32 +140,43 @@ def _options() -> argparse.Namespace:
         help="directory for served-DOMAIN.md, served-DOMAIN.json and the drafts; another run at the same commit "
         "measures these drafts again instead of training new ones",
     )
+    parser.add_argument(
+        "--log-rounds",
+        type=Path,
+        metavar="FOLDER",
+        help="with --controller: log every round that a controller decides, for tests.bench.served.round_log_report; "
+        "rounds take a little longer",
+    )
     add_lock_option(parser)
     options = parser.parse_args()
+    _refuse_impossible(parser, options)
+    return options
+
+
+def _refuse_impossible(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End the process with an error when the options cannot be measured."""
+    if options.log_rounds is not None and options.controller is None:
+        parser.error("--log-rounds needs --controller")
     needed, available = options.rounds * options.per_worker * sum(options.concurrency), RESERVED_MESSAGES
     if short := [domain for domain in options.traffic if needed > available[domain]]:
         parser.error(
             f"the run needs {needed} fresh prompts, and {short[0]} has {available[short[0]]}: "
             "lower --rounds or --per-worker"
         )
-    return options
 
 
 def main() -> None:
     options = _options()
-    torch.set_num_threads(1)
-    exit_on_sigterm()
     failures, code = 0, commit()
     for domain in options.traffic:
-        with tempfile.TemporaryDirectory(prefix="served-bench-") as folder, hold_lock(options.lock):
-            load_before = load_average()
-            outcome = run_domain(domain, options, Path(folder), code)
-            load = load_around(load_before)
-        origin = provenance("tests.bench.served", load, code)
-        print(f"\n{origin}\n\n{section(outcome)}\n", flush=True)
+        with measuring("tests.bench.served", options.lock, code) as measurement:
+            outcome = run_domain(domain, options, measurement.folder, code)
+        text = f"{measurement.origin}\n\n{section(outcome)}\n"
+        print(f"\n{text}", flush=True)
         if options.out:
-            (options.out / f"served-{domain}.md").write_text(f"{origin}\n\n{section(outcome)}\n")
-            (options.out / f"served-{domain}.json").write_text(json.dumps(as_json(outcome, origin), indent=1))
+            (options.out / f"served-{domain}.md").write_text(text)
+            data = as_json(outcome, measurement.origin)
+            (options.out / f"served-{domain}.json").write_text(json.dumps(data, indent=1))
         failures += count_failures(outcome)
     raise SystemExit(1 if failures else 0)
 

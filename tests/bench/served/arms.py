@@ -26,24 +26,14 @@ import argparse
 import asyncio
 import dataclasses
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import torch
 from tests.assets.cache import cache_root
 from tests.assets.model import ensure_model
 from tests.assets.trained_draft import write_specialist
-from tests.bench.bench_command import (
-    add_lock_option,
-    bench_parser,
-    exit_on_sigterm,
-    hold_lock,
-    load_around,
-    load_average,
-    provenance,
-)
+from tests.bench.bench_command import add_lock_option, bench_parser, measuring
 from tests.bench.served.held_arms import Group, HeldArms, group_lineup, groups_of
 from tests.bench.served.held_arms_report import catch_up_table, plain_table
 from tests.bench.served.lineup import measure_lineup
@@ -142,17 +132,12 @@ def _options() -> argparse.Namespace:
 
 def main() -> None:
     options = _options()
-    torch.set_num_threads(1)
-    exit_on_sigterm()
-    with tempfile.TemporaryDirectory(prefix="arms-bench-") as folder, hold_lock(options.lock):
-        load_before = load_average()
-        groups = run_groups(options, Path(folder))
-        load = load_around(load_before)
-    origin = provenance("tests.bench.served.arms", load)
-    print(f"\n{report(groups, options.concurrency)}\n\n{origin}", flush=True)
+    with measuring("tests.bench.served.arms", options.lock) as measurement:
+        groups = run_groups(options, measurement.folder)
+    print(f"\n{report(groups, options.concurrency)}\n\n{measurement.origin}", flush=True)
     if options.out:
         samples = [dataclasses.asdict(sample) for one in groups for sample in one.measured.samples]
-        options.out.write_text(json.dumps({"provenance": origin, "samples": samples}, indent=1))
+        options.out.write_text(json.dumps({"provenance": measurement.origin, "samples": samples}, indent=1))
     raise SystemExit(1 if sum(one.failures for one in groups) else 0)
 
 

@@ -78,6 +78,11 @@ class TrainingRecord:
     version: int
     settled_seconds: float
 
+    @classmethod
+    def read(cls, draft: Path) -> TrainingRecord:
+        """The record in the folder of a checkpoint. Raises :class:`FileNotFoundError` if there is none."""
+        return cls(**json.loads((draft / RECORD_FILE).read_text()))
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -148,8 +153,7 @@ def train_on_live_traffic(
                     service.keep_checkpoint(checkpoint_folder)
         periods_file.write_text(json.dumps([asdict(period) for period in service.periods]))
     checkpoints = [
-        Checkpoint(FetchedDraft(each, number), TrainingRecord(**json.loads((each / RECORD_FILE).read_text())))
-        for number, each in enumerate(folders)
+        Checkpoint(FetchedDraft(each, number), TrainingRecord.read(each)) for number, each in enumerate(folders)
     ]
     periods = [VersionPeriod(**period) for period in json.loads(periods_file.read_text())]
     return LiveTraining(spec, unroll_steps, checkpoints, periods)

@@ -18,7 +18,6 @@ import asyncio
 import itertools
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +28,7 @@ from safetensors.torch import load_file, save_file
 from tests.assets.cache import cache_root
 from tests.assets.model import ensure_model
 from tests.assets.trained_draft import write_specialist
-from tests.bench.bench_command import (
-    add_lock_option,
-    bench_parser,
-    exit_on_sigterm,
-    hold_lock,
-    load_around,
-    load_average,
-    provenance,
-)
+from tests.bench.bench_command import add_lock_option, bench_parser, measuring
 from tests.bench.markdown import markdown_table
 from tests.bench.served.lineup import chat_texts
 from tests.bench.served.messages import traffic
@@ -224,17 +215,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for all batches, as JSON")
     add_lock_option(parser)
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    exit_on_sigterm()
-    with tempfile.TemporaryDirectory(prefix="recovery-bench-") as folder, hold_lock(options.lock):
-        load_before = load_average()
-        batches = asyncio.run(run(options, Path(folder)))
-        load = load_around(load_before)
-    origin = provenance("tests.bench.served.recovery", load)
-    print(f"\n{report(batches, options.concurrency)}\n\n{origin}", flush=True)
+    with measuring("tests.bench.served.recovery", options.lock) as measurement:
+        batches = asyncio.run(run(options, measurement.folder))
+    print(f"\n{report(batches, options.concurrency)}\n\n{measurement.origin}", flush=True)
     if options.out:
         rows = [vars(each) for each in batches]
-        options.out.write_text(json.dumps({"provenance": origin, "batches": rows}, indent=1))
+        options.out.write_text(json.dumps({"provenance": measurement.origin, "batches": rows}, indent=1))
 
 
 if __name__ == "__main__":

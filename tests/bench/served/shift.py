@@ -18,12 +18,10 @@ import argparse
 import asyncio
 import dataclasses
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from tests.bench.bench_command import bench_parser, commit, exit_on_sigterm, load_around, load_average, provenance
+from tests.bench.bench_command import bench_parser, measuring
 from tests.bench.served.lineup import MAX_ANSWER_TOKENS, lineup_of, measure_lineup
 from tests.bench.served.live_training import TrafficPart, train_on_live_traffic
 from tests.bench.served.messages import DOMAINS, LEARNED, RESERVED_MESSAGES
@@ -128,23 +126,17 @@ def _options() -> argparse.Namespace:
 
 def main() -> None:
     options = _options()
-    torch.set_num_threads(1)
-    exit_on_sigterm()
-    code = commit()
-    with tempfile.TemporaryDirectory(prefix="shift-bench-") as folder:
-        load_before = load_average()
-        outcomes = run_shift(options, Path(folder), code)
-        load = load_around(load_before)
-    origin = provenance("tests.bench.served.shift", load, code)
+    with measuring("tests.bench.served.shift") as measurement:
+        outcomes = run_shift(options, measurement.folder, measurement.code)
     checkpoints = outcomes[0].training.checkpoints
     records = "\n".join(f"- {one.name}: {dataclasses.asdict(one.record)}" for one in checkpoints)
-    text = f"{origin}\n\n{records}\n{report(outcomes)}\n"
+    text = f"{measurement.origin}\n\n{records}\n{report(outcomes)}\n"
     print(f"\n{text}", flush=True)
     if options.out:
         (options.out / "shift.md").write_text(text)
         for outcome in outcomes:
             path = options.out / f"shift-{outcome.traffic}.json"
-            path.write_text(json.dumps(as_json(outcome, origin), indent=1))
+            path.write_text(json.dumps(as_json(outcome, measurement.origin), indent=1))
     raise SystemExit(1 if sum(map(count_failures, outcomes)) else 0)
 
 

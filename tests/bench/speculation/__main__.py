@@ -26,7 +26,7 @@ from tests.bench.bench_command import bench_parser, commit, machine
 from tests.bench.markdown import markdown_row, markdown_table, median_and_quartiles
 from tests.bench.speculation.cost_tables import cpu_milliseconds, gpu_milliseconds
 from tests.bench.speculation.generated_rounds import traffics
-from tests.bench.speculation.recorded_rounds import RecordedRequest, RecordedRounds
+from tests.bench.speculation.recorded_rounds import RecordedRequest, RecordedRounds, repeated
 from tests.bench.speculation.regret import measure_regret, new_controller
 
 from aurora_runtime.engine.arms import Source
@@ -46,7 +46,7 @@ def recorded_traffics(file: Path, requests: int) -> Mapping[str, Sequence[Record
     for request in recorded:
         by_domain.setdefault(request.domain, []).append(request)
     mixed = [r for turn in zip(*by_domain.values(), strict=False) for r in turn]
-    return {name: [r[i % len(r)] for i in range(requests)] for name, r in {**by_domain, "mixed": mixed}.items()}
+    return {name: repeated(own, requests) for name, own in {**by_domain, "mixed": mixed}.items()}
 
 
 def decision_microseconds(batch_size: int, rounds: int) -> list[float]:

@@ -70,6 +70,11 @@ def _request(entry: dict[str, object]) -> RecordedRequest:
     return RecordedRequest(**{key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()})  # type: ignore[arg-type]
 
 
+def repeated(requests: Sequence[RecordedRequest], count: int) -> list[RecordedRequest]:
+    """``count`` requests: ``requests``, from the start again until there are enough."""
+    return [requests[i % len(requests)] for i in range(count)]
+
+
 def matching_tokens(proposed: Sequence[int], answer: Sequence[int]) -> int:
     """How many tokens of ``proposed`` are the next tokens of ``answer``."""
     for count, (guess, token) in enumerate(zip(proposed, answer, strict=False)):

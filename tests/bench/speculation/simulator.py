@@ -166,9 +166,9 @@ def against_off(rounds: Sequence[PlayedRound]) -> float:
     return sum(r.off_milliseconds for r in rounds) / sum(r.milliseconds for r in rounds)
 
 
-def worst_window(rounds: Sequence[PlayedRound], window: int) -> float:
-    """The lowest :func:`against_off` of all stretches of ``window`` rounds."""
-    off, own, worst = 0.0, 0.0, float("inf")
+def windows_against_off(rounds: Sequence[PlayedRound], window: int) -> Iterator[float]:
+    """The :func:`against_off` of each stretch of ``window`` rounds. There is none if there are fewer rounds."""
+    off, own = 0.0, 0.0
     for i, r in enumerate(rounds):
         off += r.off_milliseconds
         own += r.milliseconds
@@ -176,5 +176,9 @@ def worst_window(rounds: Sequence[PlayedRound], window: int) -> float:
             off -= rounds[i - window].off_milliseconds
             own -= rounds[i - window].milliseconds
         if i >= window - 1:
-            worst = min(worst, off / own)
-    return worst
+            yield off / own
+
+
+def worst_window(rounds: Sequence[PlayedRound], window: int) -> float:
+    """The lowest :func:`against_off` of all stretches of ``window`` rounds. Infinite if there are fewer rounds."""
+    return min(windows_against_off(rounds, window), default=float("inf"))

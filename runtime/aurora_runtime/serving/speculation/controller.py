@@ -25,7 +25,7 @@ from aurora_runtime.engine.arms import OFF, Arm, Source
 from aurora_runtime.serving.speculation.controller_report import ControllerReport, RoundCounters
 from aurora_runtime.serving.speculation.estimates.cost_cells import LookSettings
 from aurora_runtime.serving.speculation.estimates.cost_model import CostModel, size_range
-from aurora_runtime.serving.speculation.estimates.value_model import Curve, ValueModel
+from aurora_runtime.serving.speculation.estimates.value_model import ODDS_WEIGHT, Curve, ValueModel
 from aurora_runtime.serving.speculation.exploration import (
     ExplorationBudget,
     ExplorationSettings,
@@ -40,9 +40,6 @@ __all__ = ["CANNOT_DRAFT", "Controller", "ControllerReport", "ControllerSettings
 
 OFF_PREFERENCE: Final = 0.005
 """Share by which an arm must beat off. Estimates of arms that are about as good are not worth a difference."""
-OFF_TIMES: Final = 4
-"""How often off must be timed before another arm replaces it. A single time that is too long makes every arm seem
-free."""
 OFF_TRIES: Final = 16
 """Most rounds of off, in each range of batch sizes, for these times. A round that a prefill interrupts has no time."""
 
@@ -58,6 +55,9 @@ class ControllerSettings:
         draft_share_gain: how much of each round goes into the share of rounds that draft.
         lookup_lead: share by which lookup must promise more tokens, the bonus token included, to replace a request's
             draft in a round that drafts. The larger of two uncertain estimates is on average too high.
+        odds_weight: see :data:`~aurora_runtime.serving.speculation.estimates.value_model.ODDS_WEIGHT`.
+        off_times: how often off must be timed before another arm replaces it. A single time that is too long makes
+            every arm seem free.
     """
 
     exploration: ExplorationSettings = field(default_factory=ExplorationSettings)
@@ -66,6 +66,8 @@ class ControllerSettings:
     catch_up_rounds: float = 8.0
     draft_share_gain: float = 0.05
     lookup_lead: float = 0.05
+    odds_weight: float = ODDS_WEIGHT
+    off_times: int = 4
 
 
 class Controller:
@@ -81,7 +83,7 @@ class Controller:
         self._can_draft = any(arm.drafts for arm in self._arms)
         self._settings = settings
         self._random = random
-        self._values = ValueModel(self._arms[-1].steps)
+        self._values = ValueModel(self._arms[-1].steps, settings.odds_weight)
         self._costs = CostModel(self._arms, settings.looks)
         self._budget = ExplorationBudget(settings.exploration)
         self._counters = RoundCounters()
@@ -236,7 +238,7 @@ class Controller:
 
     def _must_time_off(self, size: int) -> bool:
         """Whether off was timed too rarely at this batch size to be replaced. Counts the round as a try."""
-        if self._costs.off_age(size)[0] >= OFF_TIMES or self._off_tries[size_range(size)] >= OFF_TRIES:
+        if self._costs.off_age(size)[0] >= self._settings.off_times or self._off_tries[size_range(size)] >= OFF_TRIES:
             return False
         self._off_tries[size_range(size)] += 1
         return True

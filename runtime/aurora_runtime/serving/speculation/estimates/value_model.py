@@ -38,8 +38,8 @@ AGING_ROUNDS: Final = 16
 ODDS_MEMORY: Final = 0.9
 """Weight that a request's earlier proposals keep with each further one."""
 ODDS_WEIGHT: Final = 2.0
-"""Successes and failures that a request's odds of 1 count for. With fewer, one wrong proposal decides a request's
-source."""
+"""Successes and failures that a request's odds of 1 count for, by default. With fewer, one wrong proposal decides a
+request's source."""
 MAX_LEVEL: Final = 12
 """Odds are rounded to powers of the square root of 2, and kept within this many powers, so that curves are shared."""
 START_GAIN: Final = 0.35
@@ -63,9 +63,10 @@ _BUCKET_OF: Final = tuple(
 class _Odds:
     """How a request's proposals did against what was expected of them."""
 
-    __slots__ = ("_start", "expected_failures", "expected_successes", "failures", "level", "successes")
+    __slots__ = ("_start", "_weight", "expected_failures", "expected_successes", "failures", "level", "successes")
 
-    def __init__(self, start: int) -> None:
+    def __init__(self, start: int, weight: float) -> None:
+        self._weight = weight
         self.successes = self.expected_successes = self.failures = self.expected_failures = 0.0
         self._start = self.level = start
 
@@ -81,8 +82,8 @@ class _Odds:
         self.expected_successes = self.expected_successes * ODDS_MEMORY + expected
         self.failures = self.failures * ODDS_MEMORY + failed
         self.expected_failures = self.expected_failures * ODDS_MEMORY + len(tried) - expected
-        better = (self.successes + ODDS_WEIGHT) * (self.expected_failures + ODDS_WEIGHT)
-        worse = (self.failures + ODDS_WEIGHT) * (self.expected_successes + ODDS_WEIGHT)
+        better = (self.successes + self._weight) * (self.expected_failures + self._weight)
+        worse = (self.failures + self._weight) * (self.expected_successes + self._weight)
         self.level = max(-MAX_LEVEL, min(MAX_LEVEL, self._start + round(2 * log2(better / worse))))
 
 
@@ -93,7 +94,8 @@ class _RequestOdds:
     proposals, and a request that proposes badly soon proposes no more, so the rates see little of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, weight: float) -> None:
+        self._weight = weight
         self._odds: OrderedDict[str, _Odds] = OrderedDict()
         self._start = 0.0
 
@@ -108,7 +110,7 @@ class _RequestOdds:
     def of(self, rid: str) -> _Odds:
         """The odds of a request, new ones if there are none."""
         if (odds := self._odds.get(rid)) is None:
-            odds = self._odds[rid] = _Odds(round(self._start))
+            odds = self._odds[rid] = _Odds(round(self._start), self._weight)
             if len(self._odds) > MAX_REQUESTS:
                 self._odds.popitem(last=False)
         return odds
@@ -179,11 +181,12 @@ class _SourceRates:
 class ValueModel:
     """Expected accepted tokens of each request."""
 
-    def __init__(self, max_steps: int) -> None:
+    def __init__(self, max_steps: int, odds_weight: float = ODDS_WEIGHT) -> None:
         self._max_steps = max_steps
+        self._odds_weight = odds_weight
         self._round = 0
         self._nothing: Curve = (0.0,) * (max_steps + 1)
-        self._lookup_odds = _RequestOdds()
+        self._lookup_odds = _RequestOdds(self._odds_weight)
         self._drafts: OrderedDict[str, _SourceRates] = OrderedDict()
         self.draft_serves("")
         groups = [LOOKUP_GROUPS[min(d, len(LOOKUP_GROUPS) - 1)] for d in range(max(1, max_steps))]
@@ -198,7 +201,7 @@ class ValueModel:
         self._draft.serve(self._round)
         if len(self._drafts) > MAX_VERSIONS:
             self._drafts.popitem(last=False)
-        self._draft_odds = _RequestOdds()
+        self._draft_odds = _RequestOdds(self._odds_weight)
 
     def request_ended(self, rid: str) -> None:
         """Forget a request. An unknown request is ignored."""
