@@ -37,6 +37,8 @@ from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import EventNote, Plan, plan
 from aurora_operator.plan.condition_builder import invalid_spec_status
 from aurora_operator.plan.upgrade.decision import UpgradeStage
+from aurora_operator.roll_traces.roll_spans import spans_of
+from aurora_operator.roll_traces.span_exporter import SpanExporter
 from aurora_protocol.agent_client import AgentClient
 
 log = logging.getLogger(__name__)
@@ -73,9 +75,10 @@ class Reconciler:
         authority: Authority,
         namespace: str,
         name: str,
+        traces: SpanExporter | None = None,
     ) -> None:
         self._api, self._cache, self._config, self._fleet, self._authority = api, cache, config, fleet, authority
-        self._key = (namespace, name)
+        self._key, self._traces = (namespace, name), traces
         self._observer = Observer(api, cache, agents, config.stores, namespace, name)
         self._actor = Actor(api, agents, authority)
         self._deletion = DataDeletion(api, self._observer.store, authority.ensure_leading)
@@ -168,6 +171,8 @@ class Reconciler:
         self._observed_time.record(now, monotonic_seconds, decided=observed.store.ok)
         if self._last.wrote_status:
             self._status_written_seconds = time.monotonic()
+            if self._traces is not None and decided.status is not None:
+                self._traces.offer(spans_of(observed, decided.status, now))
         # The next reconcile reports in the status what this one could not apply.
         self._unreported = self._last.name_taken != before.name_taken
         return decided, observed

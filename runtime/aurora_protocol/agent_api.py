@@ -101,6 +101,9 @@ class SwapStatus(Model):
     pause_seconds: float | None = Field(
         default=None, description="How long the last swap paused generation, in seconds."
     )
+    started: Timestamp | None = Field(
+        default=None, description="When the pod accepted the last order for which it swaps or swapped."
+    )
     finished: Timestamp | None = Field(default=None, description="When the last swap ended.")
 
 
