@@ -11,6 +11,7 @@ import random
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from math import inf
 
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
@@ -164,18 +165,22 @@ class Reconciler:
             self._fleet.report_unusable(self._key)
         else:
             self._fleet.report(self._key, decided.upgrade)
-        self._last = await self._actor.act(decided, snapshot, self._observer.store)
+        trace = partial(self._trace, observed, decided.status, now)
+        self._last = await self._actor.act(decided, snapshot, self._observer.store, trace)
         FIGURES.count_decisions(*self._key, decided.decisions)
         if self._last.fencing_epoch:
             self._observer.store.read_everything_next()
         self._observed_time.record(now, monotonic_seconds, decided=observed.store.ok)
         if self._last.wrote_status:
             self._status_written_seconds = time.monotonic()
-            if self._traces is not None and decided.status is not None:
-                self._traces.offer(spans_of(observed, decided.status, now))
         # The next reconcile reports in the status what this one could not apply.
         self._unreported = self._last.name_taken != before.name_taken
         return decided, observed
+
+    def _trace(self, observed: Observed, written: SpeculatorStatus | None, now: datetime) -> None:
+        """Offer the spans that end with the status ``written`` over that of ``observed``. Never waits."""
+        if self._traces is not None and written is not None:
+            self._traces.offer(spans_of(observed, written, now))
 
     def _delay_seconds(self, decided: Plan, observed: Observed) -> float:
         """How long to wait unless something changes."""
