@@ -27,7 +27,7 @@ class FakeReconciler:
     instances: dict[tuple[str, str], int]
     reconciles: list[str]
 
-    def __init__(self, api: Any, cache: ClusterCache, agents: Any, config: Any, *rest: Any) -> None:
+    def __init__(self, api: Any, cache: ClusterCache, agents: Any, config: Any, *rest: Any, traces: Any) -> None:
         self._cache, self._key = cache, (rest[-2], rest[-1])
         self.instances[self._key] = self.instances.get(self._key, 0) + 1
 
