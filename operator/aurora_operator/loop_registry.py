@@ -105,7 +105,7 @@ class LoopRegistry:
         if not self._in_shard(key[0]):
             return
         reconciler = Reconciler(
-            self._api, self._cache, self._agents, self._config, self._fleet, self._authority, *key, traces=self._traces
+            self._api, self._cache, self._agents, self._config, self._fleet, self._authority, key, self._traces
         )
         if reconciler.is_gone():
             return

@@ -28,7 +28,7 @@ from aurora_operator.fleet import Fleet
 from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import SPECULATOR, KubernetesApi, Object
 from aurora_operator.metrics.speculator_figures import FIGURES
-from aurora_operator.observe.cluster_cache import ClusterCache
+from aurora_operator.observe.cluster_cache import ClusterCache, SpeculatorKey
 from aurora_operator.observe.observed import Observed
 from aurora_operator.observe.observed_time import ObservedTime
 from aurora_operator.observe.observer import Observer
@@ -74,13 +74,12 @@ class Reconciler:
         config: OperatorConfig,
         fleet: Fleet,
         authority: Authority,
-        namespace: str,
-        name: str,
+        speculator: SpeculatorKey,
         traces: SpanExporter | None = None,
     ) -> None:
         self._api, self._cache, self._config, self._fleet, self._authority = api, cache, config, fleet, authority
-        self._key, self._traces = (namespace, name), traces
-        self._observer = Observer(api, cache, agents, config.stores, namespace, name)
+        self._key, self._traces = speculator, traces
+        self._observer = Observer(api, cache, agents, config.stores, *speculator)
         self._actor = Actor(api, agents, authority)
         self._deletion = DataDeletion(api, self._observer.store, authority.ensure_leading)
         self._events = EventRecorder(api)

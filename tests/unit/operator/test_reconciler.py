@@ -81,7 +81,7 @@ class FakeApi:
 
     def reconciler(self) -> Reconciler:
         authority = Authority(self, CONFIG, lambda: None)  # type: ignore[arg-type]
-        return Reconciler(self, self.cache, None, CONFIG, Fleet(), authority, *OWNER_KEY)  # type: ignore[arg-type]
+        return Reconciler(self, self.cache, None, CONFIG, Fleet(), authority, OWNER_KEY)  # type: ignore[arg-type]
 
     def create(self, obj: Object) -> Object:
         assert obj["kind"] == "Event", "no child is created"
