@@ -77,7 +77,7 @@ class VersionTrace:
             attributes: those that are None or empty are left out.
             parent_id: default: the root.
         """
-        common = {
+        common: dict[str, AttributeValue] = {
             "k8s.namespace.name": self.owner.namespace,
             "aurora.speculator": self.owner.name,
             "aurora.version": self.version,
