@@ -21,6 +21,7 @@ from aurora_operator.observe.cluster_cache import ClusterCache, SpeculatorKey
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.reconcile_slots import ReconcileSlots
 from aurora_operator.reconciler import Reconciler
+from aurora_operator.roll_traces.span_exporter import SpanExporter
 from aurora_protocol.agent_client import AgentClient
 
 log = logging.getLogger(__name__)
@@ -30,9 +31,16 @@ class LoopRegistry:
     """Starts, wakes and stops the loops."""
 
     def __init__(
-        self, api: KubernetesApi, cache: ClusterCache, agents: AgentClient, config: OperatorConfig, authority: Authority
+        self,
+        api: KubernetesApi,
+        cache: ClusterCache,
+        agents: AgentClient,
+        config: OperatorConfig,
+        authority: Authority,
+        traces: SpanExporter | None = None,
     ) -> None:
         self._api, self._cache, self._agents, self._config, self._authority = api, cache, agents, config, authority
+        self._traces = traces
         self._loops: dict[SpeculatorKey, tuple[SpeculatorLoop, asyncio.Task[None]]] = {}
         self._fleet = Fleet()
         self._slots = ReconcileSlots()
@@ -96,7 +104,9 @@ class LoopRegistry:
     def _run(self, key: SpeculatorKey) -> None:
         if not self._in_shard(key[0]):
             return
-        reconciler = Reconciler(self._api, self._cache, self._agents, self._config, self._fleet, self._authority, *key)
+        reconciler = Reconciler(
+            self._api, self._cache, self._agents, self._config, self._fleet, self._authority, key, self._traces
+        )
         if reconciler.is_gone():
             return
         self._fleet.expect(key)

@@ -11,6 +11,7 @@ import random
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from math import inf
 
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
@@ -27,7 +28,7 @@ from aurora_operator.fleet import Fleet
 from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import SPECULATOR, KubernetesApi, Object
 from aurora_operator.metrics.speculator_figures import FIGURES
-from aurora_operator.observe.cluster_cache import ClusterCache
+from aurora_operator.observe.cluster_cache import ClusterCache, SpeculatorKey
 from aurora_operator.observe.observed import Observed
 from aurora_operator.observe.observed_time import ObservedTime
 from aurora_operator.observe.observer import Observer
@@ -37,6 +38,8 @@ from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import EventNote, Plan, plan
 from aurora_operator.plan.condition_builder import invalid_spec_status
 from aurora_operator.plan.upgrade.decision import UpgradeStage
+from aurora_operator.roll_traces.roll_spans import spans_of
+from aurora_operator.roll_traces.span_exporter import SpanExporter
 from aurora_protocol.agent_client import AgentClient
 
 log = logging.getLogger(__name__)
@@ -71,12 +74,12 @@ class Reconciler:
         config: OperatorConfig,
         fleet: Fleet,
         authority: Authority,
-        namespace: str,
-        name: str,
+        speculator: SpeculatorKey,
+        traces: SpanExporter | None = None,
     ) -> None:
         self._api, self._cache, self._config, self._fleet, self._authority = api, cache, config, fleet, authority
-        self._key = (namespace, name)
-        self._observer = Observer(api, cache, agents, config.stores, namespace, name)
+        self._key, self._traces = speculator, traces
+        self._observer = Observer(api, cache, agents, config.stores, *speculator)
         self._actor = Actor(api, agents, authority)
         self._deletion = DataDeletion(api, self._observer.store, authority.ensure_leading)
         self._events = EventRecorder(api)
@@ -161,7 +164,8 @@ class Reconciler:
             self._fleet.report_unusable(self._key)
         else:
             self._fleet.report(self._key, decided.upgrade)
-        self._last = await self._actor.act(decided, snapshot, self._observer.store)
+        trace = partial(self._trace, observed, decided.status, now)
+        self._last = await self._actor.act(decided, snapshot, self._observer.store, trace)
         FIGURES.count_decisions(*self._key, decided.decisions)
         if self._last.fencing_epoch:
             self._observer.store.read_everything_next()
@@ -171,6 +175,11 @@ class Reconciler:
         # The next reconcile reports in the status what this one could not apply.
         self._unreported = self._last.name_taken != before.name_taken
         return decided, observed
+
+    def _trace(self, observed: Observed, written: SpeculatorStatus | None, now: datetime) -> None:
+        """Offer the spans that end with the status ``written`` over that of ``observed``. Never waits."""
+        if self._traces is not None and written is not None:
+            self._traces.offer(spans_of(observed, written, now))
 
     def _delay_seconds(self, decided: Plan, observed: Observed) -> float:
         """How long to wait unless something changes."""

@@ -101,6 +101,7 @@ class SwapStatus(Model):
     pause_seconds: float | None = Field(
         default=None, description="How long the last swap paused generation, in seconds."
     )
+    started: Timestamp | None = Field(default=None, description="When the pod accepted the order for the last swap.")
     finished: Timestamp | None = Field(default=None, description="When the last swap ended.")
 
 

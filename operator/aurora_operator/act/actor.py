@@ -13,6 +13,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aurora_operator.act.agent_requests import AgentRequests
@@ -55,8 +56,17 @@ class Actor:
         self._agents = AgentRequests(agents)
         self._events = EventRecorder(api)
 
-    async def act(self, plan: Plan, snapshot: Snapshot, store: StoreAccess) -> ExecutionResult:
+    async def act(
+        self,
+        plan: Plan,
+        snapshot: Snapshot,
+        store: StoreAccess,
+        on_status_written: Callable[[], None] = lambda: None,
+    ) -> ExecutionResult:
         """Execute ``plan``, which was made from ``snapshot``.
+
+        Args:
+            on_status_written: called once the new status is stored, whatever becomes of the actions after it.
 
         Raises :class:`Conflict` (observe again), :class:`NotLeading`, :class:`KubernetesError`, :class:`StoreError`.
         """
@@ -79,6 +89,7 @@ class Actor:
                      plan.advance.active)  # fmt: skip
         if plan.status is not None:
             await call_api(write_status, self._api, owner, plan.status)
+            on_status_written()
         await self._children.delete_jobs(owner, plan.delete_jobs, snapshot.live_children)
         job = await self._children.create_job(owner, plan.job)
         self._authority.ensure_leading()

@@ -60,6 +60,12 @@ STORE_CALLS_ABANDONED = Counter(
 STORE_READ_SECONDS = Histogram(
     "aurora_store_read_seconds", "Duration of reading one speculator's records from its store, in seconds."
 )
+ROLL_TRACE_SPANS = Counter(
+    "aurora_roll_trace_spans",
+    "Spans of the traces of rolls, by outcome: sent, or dropped because the collector did not take them in time."
+    " No series without a collector.",
+    ("outcome",),
+)
 
 
 def record_observation(observed: Observed, seconds: float) -> None:

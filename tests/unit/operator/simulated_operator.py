@@ -39,7 +39,7 @@ class SimulatedOperator:
         self._refused: RefusedJob | None = None
         self._next_refused: RefusedJob | None = None
         self._seen: Observed | None = None
-        self._observed_version = 0
+        self.observed_version = 0
         self._actions: deque[Callable[[], None]] = deque()
 
     @property
@@ -57,7 +57,7 @@ class SimulatedOperator:
         user_requests = UserRequests(
             promote=self._cluster.annotations.get("promote"), abort=self._cluster.annotations.get("abort")
         )
-        self._observed_version = self._cluster.version
+        self.observed_version = self._cluster.version
         given, pods = spec(**self._cluster.spec), self._cluster.pods
         # Pods appear and disappear by themselves here, so the wanted number is always the existing one.
         given = given.model_copy(update={"serving": given.serving.model_copy(update={"replicas": len(pods)})})
@@ -110,7 +110,7 @@ class SimulatedOperator:
             steps.append(partial(self._store.advance, made.advance))
         if made.status is not None:
             text = made.status.model_dump_json(by_alias=True, exclude_none=True)
-            steps.append(partial(self._cluster.write_status, text, self._observed_version))
+            steps.append(partial(self._cluster.write_status, text, self.observed_version))
         steps += [partial(self._delete, name) for name in made.delete_jobs]
         if made.job is not None:
             metadata, channel = made.job["metadata"], seen.store.channel

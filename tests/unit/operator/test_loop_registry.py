@@ -28,7 +28,7 @@ class FakeReconciler:
     reconciles: list[str]
 
     def __init__(self, api: Any, cache: ClusterCache, agents: Any, config: Any, *rest: Any) -> None:
-        self._cache, self._key = cache, (rest[-2], rest[-1])
+        self._cache, self._key = cache, rest[-2]
         self.instances[self._key] = self.instances.get(self._key, 0) + 1
 
     def is_gone(self) -> bool:

@@ -21,6 +21,7 @@ def restored(world: World, roll: Roll) -> Roll:
         "epoch": _epoch(world, roll),
         "started": _not_ahead(roll.started, world.now),
         "progressed": _not_ahead(roll.progressed, world.now),
+        "phase_started": _not_ahead(roll.phase_started, world.now),
     }
     if world.observation_gap and roll.phase is not RolloutPhase.IDLE:
         update["progressed"] = world.now

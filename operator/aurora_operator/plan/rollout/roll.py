@@ -67,6 +67,8 @@ NO_CRASHES: Final[Mapping[str, Any]] = {
 class OperatorState(RewrittenModel):
     """The state, besides :class:`RolloutStatus`, from which a restarted operator resumes a roll."""
 
+    phase_started: Timestamp | None = None
+    """When the present phase began. Only the trace of the roll depends on it (``aurora_operator.roll_traces``)."""
     engine_boots: dict[str, str] = Field(default_factory=dict)
     """Pod -> engine start, for every pod that serves the version or was asked to. Another start means a crash."""
     engine_crashes: int = Field(default=0, ge=0)
@@ -99,6 +101,7 @@ class Roll(RolloutStatus, OperatorState):
             return rollout, {}
         state = _StoredState(
             version=self.version,
+            phase_started=self.phase_started,
             engine_boots=self.engine_boots,
             engine_crashes=self.engine_crashes,
             other_boots=self.other_boots,
@@ -122,6 +125,7 @@ def read_roll(status: SpeculatorStatus) -> Roll:
         return Roll(**shown, state_lost=True)
     return Roll(
         **shown,
+        phase_started=state.phase_started,
         engine_boots=state.engine_boots,
         engine_crashes=state.engine_crashes,
         other_boots=state.other_boots,

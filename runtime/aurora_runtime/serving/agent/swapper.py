@@ -134,9 +134,9 @@ class Swapper:
         self._staging_given_up.set()
         self._record_request(request)
         if version == request.version and current is not None and current.digest == request.digest:
-            self.status = SwapStatus(version=version, finished=self.status.finished)
+            self.status = SwapStatus(version=version, started=self.status.started, finished=self.status.finished)
             return
-        self.status = SwapStatus(phase=SwapPhase.STAGING, version=request.version)
+        self.status = SwapStatus(phase=SwapPhase.STAGING, version=request.version, started=datetime.now(UTC))
         former, self._staging_given_up = self._task, threading.Event()
         self._task = asyncio.create_task(self._swap(request, former, self._staging_given_up))
 
@@ -175,7 +175,7 @@ class Swapper:
             if given_up.is_set():  # no await from here to the phase, so that no order is accepted in between
                 log.info("the swap to version %d was given up for a newer order", request.version)
                 return
-            self.status = SwapStatus(phase=SwapPhase.SWAPPING, version=request.version)
+            self.status = SwapStatus(phase=SwapPhase.SWAPPING, version=request.version, started=self.status.started)
             pause_seconds = await self.draft_swap.load_or_restore(draft, previous)
             drafts.make_current(draft)
         except (RuntimeFault, StoreError, OSError) as error:
@@ -187,7 +187,12 @@ class Swapper:
             log.exception("swap to version %d failed", request.version)
             self._fail(request, type(error).__name__, transient=False)
         else:
-            self.status = SwapStatus(version=request.version, pause_seconds=pause_seconds, finished=datetime.now(UTC))
+            self.status = SwapStatus(
+                version=request.version,
+                pause_seconds=pause_seconds,
+                started=self.status.started,
+                finished=datetime.now(UTC),
+            )
             self._on_finished("success", pause_seconds)
             log.info("serving draft version %d after a pause of %.3f s", request.version, pause_seconds)
 
@@ -197,6 +202,7 @@ class Swapper:
             version=request.version,
             error=error[:1000],
             transient=transient,
+            started=self.status.started,
             finished=datetime.now(UTC),
         )
         self._on_finished("failure", None)

@@ -228,7 +228,7 @@ async def test_a_refused_job_is_reported_in_the_status_and_not_created_again() -
     journal = Journal(faults={"create Job": KubernetesError("exceeded quota: jobs", 403)})
     cache = ClusterCache(["AuroraSpeculator"])
     right = authority(journal)
-    reconciler = Reconciler(journal, cache, journal, CONFIG, Fleet(), right, "team", "chat")  # type: ignore[arg-type]
+    reconciler = Reconciler(journal, cache, journal, CONFIG, Fleet(), right, ("team", "chat"))  # type: ignore[arg-type]
     reconciler._observer = FakeObserver(journal)  # type: ignore[assignment]
     for _ in range(4):
         await reconciler.reconcile()
