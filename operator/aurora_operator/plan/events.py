@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus
@@ -31,6 +32,8 @@ _TEXTS = {
     "Resumed": "Resumed the roll of version {version}",
     "Vouched": "Stopped judging version {version}: {message}",
 }
+DECISIONS: Final = tuple(sorted(_TEXTS))
+"""The reasons of all events that tell a decision about a version."""
 _HISTORY_EVENTS = {
     "Promoted": "Promoted",
     "RolloutFailed": "RolledBack",
