@@ -29,12 +29,14 @@ ContentByType = Mapping[ConditionType, ConditionContent]
 _STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}
 SCALED_TO_ZERO = "ScaledToZero"
 """Reason of Available and ServingReady while no pods are wanted."""
+STARTING = "Starting"
+"""Reason of Available until a pod serves clients for the first time since the creation or a scale-up from zero."""
 TRAINER_SILENCE = timedelta(minutes=5)
 """A trainer rewrites its record every 15 s, and at rest the operator reads the record about once a minute."""
 LEAST_STEPS_PER_MINUTE = 10.0
 STARVED_SHARE = 0.25
 """A trainer starves below :data:`LEAST_STEPS_PER_MINUTE`, or below this share of its highest pace."""
-_NEEDS_MANUAL_ACTION = (ConditionType.INVALID_SPEC, ConditionType.NAME_TAKEN, ConditionType.DEGRADED)
+NEEDS_MANUAL_ACTION = (ConditionType.INVALID_SPEC, ConditionType.NAME_TAKEN, ConditionType.DEGRADED)
 
 
 def conditions(observed: Observed, status: SpeculatorStatus, up_to_date: int, now: datetime) -> Iterator[Condition]:
@@ -100,7 +102,7 @@ def _ready(contents: ContentByType, status: SpeculatorStatus) -> ConditionConten
     A trainer that does not run leaves Ready True, because serving goes on without it. Pods that are missing or not
     ready also leave Ready True while others serve, and reason and message then name the problem.
     """
-    for type_ in _NEEDS_MANUAL_ACTION:
+    for type_ in NEEDS_MANUAL_ACTION:
         content = contents.get(type_)
         if content is not None and content.status:
             return ConditionContent(False, content.reason, content.message)
@@ -119,9 +121,15 @@ def _available(observed: Observed) -> ConditionContent:
     message = f"{serving} of {wanted} pods serve clients"
     if serving:
         return ConditionContent(True, "PodsServe", message)
-    return ConditionContent(
-        False, "NoPodServes" if wanted else SCALED_TO_ZERO, message if wanted else "no pods are wanted"
-    )
+    if wanted == 0:
+        return ConditionContent(False, SCALED_TO_ZERO, "no pods are wanted")
+    return ConditionContent(False, STARTING if is_starting(observed.status) else "NoPodServes", message)
+
+
+def is_starting(status: SpeculatorStatus) -> bool:
+    """Whether no pod has served clients yet since the creation or a scale-up from zero, as far as ``status`` knows."""
+    available = next((c for c in status.conditions if c.type is ConditionType.AVAILABLE), None)
+    return available is None or available.reason in (SCALED_TO_ZERO, STARTING)
 
 
 def _storage(observed: Observed) -> ConditionContent:
