@@ -1,8 +1,11 @@
-"""Builds the Kubernetes Events and the history. Events tell decisions about versions, and faults. Pure."""
+"""Builds the Kubernetes Events and the history. Events tell decisions about versions, and faults. Pure.
+
+Invariant: a fault that a person must correct is a Warning from the first reconcile of a speculator on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -13,6 +16,7 @@ from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.candidate.validation import ValidationDecision
 from aurora_operator.plan.condition_builder import NEEDS_MANUAL_ACTION, is_starting
 from aurora_operator.plan.rollout.steps import Step
+from aurora_operator.plan.root_ownership import TAKING_OVER
 from aurora_operator.plan.tag_erasure import erasure_notes
 
 _TEXTS = {
@@ -107,12 +111,19 @@ def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[Version
     if ready is None or ready.reason in {fault.reason for fault in faults}:
         return
     known = before.get(ConditionType.READY)
-    starts = is_starting(old) or ready.status is ConditionStatus.TRUE
     if known is None or known.status is not ready.status:
         reason = "Ready" if ready.status is ConditionStatus.TRUE else ready.reason
-        yield EventNote(reason, ready.message, warning=not starts)
+        yield EventNote(reason, ready.message, warning=_needs_warning(ready, old, after))
     elif ready.status is ConditionStatus.FALSE and known.reason != ready.reason:
-        yield EventNote(ready.reason, ready.message, warning=not starts, once_per_reason=True)
+        yield EventNote(ready.reason, ready.message, warning=_needs_warning(ready, old, after), once_per_reason=True)
+
+
+def _needs_warning(ready: Condition, old: SpeculatorStatus, after: Mapping[str, Condition]) -> bool:
+    """False for a Ready that is True, for pods that start, and while a root is taken over: these need nobody."""
+    if ready.status is ConditionStatus.TRUE or ready.reason == f"Storage{TAKING_OVER}":
+        return False
+    serving = after.get(ConditionType.SERVING_READY)
+    return not (is_starting(old) and serving is not None and serving.reason == ready.reason)
 
 
 def _is_same(known: Condition | None, condition: Condition) -> bool:

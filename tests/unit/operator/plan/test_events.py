@@ -1,4 +1,4 @@
-"""Events tell every new fault once, and nothing twice."""
+"""Events tell every new fault once, as a Warning if a person must correct it, and nothing twice."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from aurora_operator.act.event_recorder import _event
 from aurora_operator.observe.observed import Observed, StoreView, WorkloadView
 from aurora_operator.plan import EventNote
+from aurora_operator.plan.root_ownership import TAKING_OVER
 from tests.unit.operator.worlds import NOW, OWNER, made, observed, pod, spec, status
 
 NO_PODS: dict[str, Any] = {"pods": (), "deployment": WorkloadView(current=False, replicas=2, ready=0)}
@@ -42,6 +43,13 @@ def told(world: Observed) -> list[tuple[str, bool]]:
 def later(before: Observed, **changes: Any) -> Observed:
     """The world after ``changes``, when the status of ``before`` was written."""
     return replace(before, status=status(before), **changes)
+
+
+@pytest.mark.parametrize("reason", FAULTS)
+def test_what_a_person_must_correct_is_one_warning_on_the_first_reconcile_already(reason: str) -> None:
+    world = observed(**NO_PODS | FAULTS[reason])
+    assert told(world) == [(reason, True)]
+    assert told(later(world)) == [], "it was told"
 
 
 @pytest.mark.parametrize("reason", FAULTS)
@@ -78,6 +86,11 @@ def test_pods_that_start_are_no_fault_and_pods_that_end_are() -> None:
     assert told(lost) == [("StorageUnreachable", True)]
     down = later(lost, **DOWN, store=serving.store)
     assert told(down) == [("PodsNotReady", True)]
+
+
+def test_a_takeover_of_a_root_is_no_fault() -> None:
+    taking = StoreView(reason=TAKING_OVER, error="the root is being taken over")
+    assert told(observed(**NO_PODS, store=taking)) == [(f"Storage{TAKING_OVER}", False)]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["PodsNotReady", "PodsPending", "Scaling"]), st.text(max_size=20))))
