@@ -6,13 +6,16 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env check static format test unit integration integration-operator integration-engine integration-data integration-replica integration-targets integration-sglang integration-release e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench gpu crd generated lock sbom audit images clean
+.PHONY: help env browser check static format test unit integration integration-operator integration-engine integration-data integration-replica integration-targets integration-sglang integration-release e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench gpu crd generated lock sbom audit images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 env: ## Install Python packages in the cache, and a thin .venv in this checkout
 	@tests/setup/python.sh
+
+browser: env ## Install a headless Chromium where apt-get may, for the tests of the report's page
+	@$(PY) -m tests.assets.chromium
 
 check: static unit ## Fast checks: format, lint, types, import rules, generated CRD, helm lint, unit tests
 
@@ -77,7 +80,8 @@ e2e-isolation: env ## Attack the operator from other resources, stores and relea
 e2e-attacks: env ## Attack one speculator as a client, bucket writer, author and container, on a real cluster (half an hour)
 	$(PY) -m pytest -q -s tests/attacks
 
-test: static ## All tests but integration-replica, integration-targets, integration-sglang, integration-release, e2e-faults, e2e-upgrade, e2e-isolation and e2e-attacks
+# The browser first: the targets below may use apt-get too.
+test: static browser ## All tests but integration-replica, integration-targets, integration-sglang, integration-release, e2e-faults, e2e-upgrade, e2e-isolation and e2e-attacks
 	@$(TWO_AT_A_TIME) unit $(INTEGRATION)
 	@$(MAKE) --no-print-directory e2e
 

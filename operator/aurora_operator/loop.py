@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 DEBOUNCE_SECONDS = 0.2
 """Changes come in bursts: one reconcile answers all changes that arrive within this time."""
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 60.0
+OUTCOMES = ("done", "conflict", "error")
+"""How a reconcile may end. The counter of each begins at 0."""
 MAX_RECONCILE_SECONDS = 600.0
 """A reconcile that takes longer is stuck. Each of its calls has a deadline, and together they take less."""
 
@@ -33,6 +35,8 @@ class SpeculatorLoop:
         self._reconciler, self._slots = reconciler, slots
         self._speculator = f"{namespace}/{name}"
         self._labels = (namespace, name)
+        for outcome in OUTCOMES:
+            metrics.RECONCILES.labels(*self._labels, outcome)
         self._wake = asyncio.Event()
         self._failures = 0
         self._finish_by_seconds = time.monotonic() + MAX_RECONCILE_SECONDS

@@ -130,6 +130,7 @@ class Reconciler:
             return _delay_after(claim)
         if ask_agents:
             self._asked_seconds = started_seconds
+        FIGURES.begin(*self._key)
         decided, observed = await self._decide_and_act(snapshot)
         metrics.record_observation(observed, time.monotonic() - started_seconds)
         FIGURES.record_observation(observed, datetime.now(UTC))

@@ -9,7 +9,6 @@ import asyncio
 import base64
 import itertools
 import os
-import shutil
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -19,7 +18,6 @@ from typing import Any, Final
 
 from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
 
-NAMES: Final = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 START_SECONDS: Final = 60.0
 CALL_SECONDS: Final = 60.0
 COMPLAINTS: Final = frozenset({"Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded"})
@@ -35,11 +33,6 @@ _FLAGS: Final = (
     "--remote-debugging-port=0",
     *_ROOT,
 )
-
-
-def browser_path() -> str | None:
-    """The Chromium of this machine, if there is one."""
-    return next((path for name in NAMES if (path := shutil.which(name)) is not None), None)
 
 
 @dataclass

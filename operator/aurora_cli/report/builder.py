@@ -20,6 +20,7 @@ from aurora_cli.speculator import Speculator
 def build(speculator: Speculator, records: StoredRecords, now: datetime) -> Report:
     """The report of one speculator at ``now``."""
     measurements = tuple(measurement(one) for one in records.evidence)
+    earlier = tuple(measurement(one) for one in records.earlier_evidence)
     served = timeline.served_spans(records.channel, now)
     decisions = timeline.decisions(records.channel, speculator.status.history)
     learned = traffic.learned_at(_times_of_learning(records))
@@ -40,6 +41,7 @@ def build(speculator: Speculator, records: StoredRecords, now: datetime) -> Repo
             Figure("Promotions", str(promoted) if decisions else "", f"and {rolled_back} rolled back"),
         ),
         measurements=measurements,
+        earlier=earlier,
         speeds=version_speeds(measurements),
         held_out=tuple(_held_out(records)),
         live=live,
@@ -48,7 +50,7 @@ def build(speculator: Speculator, records: StoredRecords, now: datetime) -> Repo
         decisions=decisions,
         served=served,
         versions=trained_versions(records, by_version, frozenset(span.version for span in served)),
-        training=tuple(training_figures(speculator, records, measurements)),
+        training=tuple(training_figures(speculator, records, (*measurements, *earlier))),
         coverage=_coverage(speculator, records),
         unknown=tuple(_unknown(speculator, records)),
     )

@@ -59,20 +59,20 @@ def version_speeds(measurements: Sequence[Measurement]) -> tuple[VersionSpeed, .
     A version that has no measurement of its own, such as the initial draft, has the figures of the first measurement
     in which it was the active version.
     """
-    found = {
-        one.version: VersionSpeed(one.version, _over_off(one, Arm.CANDIDATE), _outcome(one)) for one in measurements
-    }
+    found = {one.version: VersionSpeed(one.version, over_off(one, Arm.CANDIDATE), outcome(one)) for one in measurements}
     for one in measurements:
-        as_active = VersionSpeed(one.active_version, _over_off(one, Arm.ACTIVE), f"active beside {one.version}")
+        as_active = VersionSpeed(one.active_version, over_off(one, Arm.ACTIVE), f"active beside {one.version}")
         found.setdefault(one.active_version, as_active)
     return tuple(found[version] for version in sorted(found) if found[version].ratios)
 
 
-def _outcome(one: Measurement) -> str:
+def outcome(one: Measurement) -> str:
+    """The verdict in words, with the doubt about it."""
     return f"{one.verdict}, which its samples do not show" if one.doubt else one.verdict
 
 
-def _over_off(one: Measurement, arm: Arm) -> tuple[Ratio, ...]:
+def over_off(one: Measurement, arm: Arm) -> tuple[Ratio, ...]:
+    """The throughput of an arm over no speculation, one ratio for each concurrency."""
     return tuple(ratio for ratio in one.ratios if (ratio.numerator, ratio.denominator) == (arm, Arm.OFF))
 
 

@@ -74,7 +74,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Measurement:
-    """The last attempt at measuring one version."""
+    """One attempt at measuring one version."""
 
     version: int
     attempt: int
@@ -205,6 +205,9 @@ class Report:
     """The condition Ready in words."""
     figures: tuple[Figure, ...]
     measurements: tuple[Measurement, ...]
+    """The last attempt at each version."""
+    earlier: tuple[Measurement, ...]
+    """The attempts before the last one of each version."""
     speeds: tuple[VersionSpeed, ...]
     held_out: tuple[AcceptancePoint, ...]
     live: tuple[AcceptancePoint, ...]

@@ -16,6 +16,8 @@ from aurora_protocol.training_records import ShardManifest, TrainerStatus
 
 MAX_VERSIONS: Final = 60
 """Newest versions of which registration, manifest and evidence are read."""
+MAX_EARLIER_ATTEMPTS: Final = 60
+"""Newest attempts at measuring that are read besides the last one of each version."""
 MAX_DECISIONS: Final = 200
 """Newest records of the channel that are read."""
 MAX_SHARDS: Final = 240
@@ -39,6 +41,8 @@ class StoredRecords:
     shards: tuple[ShardManifest, ...] = ()
     """By the time at which they were written."""
     trainer: TrainerStatus | None = None
+    earlier_evidence: tuple[Evidence, ...] = ()
+    """The attempts before the last one of each version, by version and attempt."""
     left_out: tuple[str, ...] = ()
     """What was not read, and why: one sentence each."""
     was_read: bool = True

@@ -33,7 +33,11 @@ def trained_versions(
 def training_figures(
     speculator: Speculator, records: StoredRecords, measurements: Sequence[Measurement]
 ) -> Iterator[Figure]:
-    """The totals, each with what it counts."""
+    """The totals, each with what it counts.
+
+    Args:
+        measurements: all attempts.
+    """
     status, trainer = speculator.status.training, records.trainer
     step = max(status.step, trainer.step if trainer else 0)
     tokens = max(status.trained_tokens, trainer.trained_tokens if trainer else 0)
@@ -49,7 +53,7 @@ def training_figures(
         yield Figure("From first to last version", duration(seconds), "wall-clock time; includes idle time")
     if records.was_read:
         seconds = sum(one.seconds for one in measurements)
-        note = f"the last attempt at each of {len(measurements)} versions"
+        note = f"attempts: {len(measurements)}, at {len({one.version for one in measurements})} versions"
         yield Figure("Time of measuring", duration(seconds), note)
     yield from _worth_figures(status.worth)
 

@@ -13,7 +13,14 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
 from aurora_cli.errors import StoreFault
-from aurora_cli.report.stored_records import MAX_DECISIONS, MAX_LEFT_OUT, MAX_SHARDS, MAX_VERSIONS, StoredRecords
+from aurora_cli.report.stored_records import (
+    MAX_DECISIONS,
+    MAX_EARLIER_ATTEMPTS,
+    MAX_LEFT_OUT,
+    MAX_SHARDS,
+    MAX_VERSIONS,
+    StoredRecords,
+)
 from aurora_protocol.draft_records import Channel, CheckpointManifest, Registration
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.evidence_records import Evidence
@@ -26,6 +33,7 @@ from aurora_store.records.record_store import MAX_RECORDS_LISTED
 
 PARALLEL_READS: Final = 8
 R = TypeVar("R", bound=StoredRecord)
+T = TypeVar("T", int, str)
 
 
 def read_records(objects: ObjectStore) -> StoredRecords:
@@ -48,10 +56,12 @@ class _Reader:
     def read(self) -> StoredRecords:
         registrations = self._registrations()
         lineage = max((one.lineage for one in registrations), default=0)
+        evidence, earlier = self._evidence()
         found = StoredRecords(
             registrations=registrations,
             checkpoints=self._checkpoints(registrations),
-            evidence=self._evidence(),
+            evidence=evidence,
+            earlier_evidence=earlier,
             channel=self._channel(),
             shards=self._shards(lineage) if lineage else (),
             trainer=next(iter(self._records(TrainerStatus, [Keys.TRAINER_STATUS])), None),
@@ -70,7 +80,8 @@ class _Reader:
         found = self._read(CheckpointManifest, keys)
         return {one.version: one for key, one in found if self._fits(key, one.version, keys)}
 
-    def _evidence(self) -> tuple[Evidence, ...]:
+    def _evidence(self) -> tuple[tuple[Evidence, ...], tuple[Evidence, ...]]:
+        """The last attempt at each version, and the attempts before it."""
         attempts: dict[int, list[int]] = {}
         for key in self.objects.list(Keys.EVIDENCE, limit=MAX_RECORDS_LISTED):
             folder, _, name = key.removeprefix(Keys.EVIDENCE).partition("/")
@@ -78,9 +89,16 @@ class _Reader:
             if version is not None and attempt is not None:
                 attempts.setdefault(version, []).append(attempt)
         versions = self._newest("measured versions", in_sequence(attempts), MAX_VERSIONS)
-        last = {version: known[-1] for version in versions if (known := in_sequence(attempts[version]))}
-        keys = {Keys.evidence(version, attempt): version for version, attempt in last.items()}
-        return tuple(one for key, one in self._read(Evidence, keys) if self._fits(key, one.version, keys))
+        known = {version: found for version in versions if (found := in_sequence(attempts[version]))}
+        last = [Keys.evidence(version, found[-1]) for version, found in known.items()]
+        before = [Keys.evidence(version, attempt) for version, found in known.items() for attempt in found[:-1]]
+        before = list(self._newest("earlier attempts at a measurement", before, MAX_EARLIER_ATTEMPTS))
+        return self._attempts(last), self._attempts(before)
+
+    def _attempts(self, keys: Sequence[str]) -> tuple[Evidence, ...]:
+        own = {key: key for key in keys}
+        found = self._read(Evidence, keys)
+        return tuple(one for key, one in found if self._fits(key, Keys.evidence(one.version, one.attempt), own))
 
     def _channel(self) -> tuple[Channel, ...]:
         numbers = self._newest("records of the channel", self._numbers(Keys.CHANNEL), MAX_DECISIONS)
@@ -98,16 +116,16 @@ class _Reader:
         keys = self.objects.list(prefix, limit=MAX_RECORDS_LISTED)
         return in_sequence(number for key in keys if (number := record_number(key)) is not None)
 
-    def _newest(self, what: str, numbers: Sequence[int], limit: int) -> Sequence[int]:
+    def _newest(self, what: str, numbers: Sequence[T], limit: int) -> Sequence[T]:
         if len(numbers) > limit:
             self.left_out.append(f"The report read the newest {limit} of {len(numbers)} {what}.")
         return numbers[-limit:]
 
-    def _fits(self, key: str, number: int, numbers: Mapping[str, int]) -> bool:
-        """Whether a record's own number is that of its key."""
-        if number != numbers[key]:
+    def _fits(self, key: str, own: T, wanted: Mapping[str, T]) -> bool:
+        """Whether a record's own number, or its own key, is that of its key."""
+        if own != wanted[key]:
             self.left_out.append(f"{key} was left out: the record's own numbers belong to another key.")
-        return number == numbers[key]
+        return own == wanted[key]
 
     def _records(self, model: type[R], keys: Iterable[str]) -> Iterator[R]:
         return (record for _, record in self._read(model, keys))

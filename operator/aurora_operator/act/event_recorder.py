@@ -1,6 +1,7 @@
 """Posts Kubernetes Events on the custom resource.
 
-Invariant: the same Event is posted at most once an hour, so a state that flaps does not flood the namespace.
+Invariant: the same Event is posted at most once in each hour of the clock, so a state that flaps does not flood the
+namespace.
 """
 
 from __future__ import annotations
@@ -42,10 +43,14 @@ class EventRecorder:
 
 
 def _event(note: EventNote, owner: Owner, now: datetime) -> Object:
-    """The Event. Its name is a digest of its content and of the hour, so a repetition within the hour is a Conflict."""
+    """The Event. Its name is a digest of its content and of the hour, so a repetition within the hour is a Conflict.
+
+    The content of a note of :attr:`EventNote.once_per_reason` is its reason alone.
+    """
     timestamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     hour = timestamp[:13]
-    text = f"{owner.uid}/{owner.generation}/{note.reason}/{note.message}/{hour}"
+    content = note.reason if note.once_per_reason else f"{note.reason}/{note.message}"
+    text = f"{owner.uid}/{owner.generation}/{content}/{hour}"
     return {
         "apiVersion": "v1",
         "kind": "Event",

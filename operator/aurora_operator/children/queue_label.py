@@ -1,7 +1,9 @@
-"""Which workloads name a queue of Kueue. Pure.
+"""Which workloads name a queue of Kueue and a priority in it. Pure.
 
-Kueue reads its label on a Deployment or Job. It refuses to change the label on a Deployment with ready pods, and never
-lets one remove it. A refused label would refuse every other change of the Deployment with it.
+Kueue reads its labels on a Deployment or Job. It refuses to change the queue on a Deployment with ready pods, and never
+lets one remove it. It does the same with the priority class (pkg/controller/jobframework/validation.go). Since version
+0.15 Kueue accepts another class on a Deployment with ready pods, but no first one. The operator does not know the
+version, so it keeps to the stricter rule. A refused label would refuse every other change of the Deployment with it.
 
 Invariants:
 
@@ -11,6 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from aurora_operator.kubernetes_api import Object
@@ -18,6 +21,9 @@ from aurora_operator.kubernetes_api import Object
 KUEUE_PREFIX: Final = "kueue.x-k8s.io/"
 QUEUE_LABEL: Final = f"{KUEUE_PREFIX}queue-name"
 """Kueue holds the workload back until the named queue admits it."""
+PRIORITY_LABEL: Final = f"{KUEUE_PREFIX}priority-class"
+"""The workload's priority in its queue."""
+_GUARDED: Final = (QUEUE_LABEL, PRIORITY_LABEL)
 
 
 def without_queue(obj: Object) -> Object:
@@ -26,26 +32,37 @@ def without_queue(obj: Object) -> Object:
     return {**obj, "metadata": {**obj["metadata"], "labels": labels}}
 
 
-def with_accepted_queue(deployment: Object, stored_queue: str, ready: int) -> Object:
-    """``deployment`` with the wanted queue if Kueue accepts the change, else with the queue of the stored Deployment.
+def guarded_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+    """Those of ``labels`` whose change Kueue may refuse."""
+    return {label: labels[label] for label in _GUARDED if labels.get(label)}
 
-    A kept queue is kept in the pods' template too, because Kueue copies it there.
+
+def refused_changes(wanted: Mapping[str, str], stored: Mapping[str, str], ready: int) -> Mapping[str, str]:
+    """The labels that Kueue does not let change now, with the values that stay; empty for a label that is not there.
 
     Args:
-        stored_queue: value of the label on the stored Deployment; empty without one.
+        wanted: labels of the Deployment to apply.
+        stored: labels of the stored Deployment.
         ready: number of ready pods of the stored Deployment.
     """
-    wanted = deployment["metadata"]["labels"].get(QUEUE_LABEL, "")
-    if wanted == stored_queue or (wanted and ready == 0):
-        return deployment
-    kept = _labelled(deployment, stored_queue)
-    if not stored_queue:
-        return kept
-    template = _labelled(kept["spec"]["template"], stored_queue)
-    return {**kept, "spec": {**kept["spec"], "template": template}}
+    changed = [label for label in _GUARDED if wanted.get(label, "") != stored.get(label, "")]
+    return {label: stored.get(label, "") for label in changed if ready > 0 or not wanted.get(label)}
 
 
-def _labelled(obj: Object, queue: str) -> Object:
-    others = {key: value for key, value in obj["metadata"]["labels"].items() if key != QUEUE_LABEL}
-    labels = others | ({QUEUE_LABEL: queue} if queue else {})
+def with_accepted_labels(deployment: Object, stored: Mapping[str, str], ready: int) -> Object:
+    """``deployment`` with the wanted queue and priority where Kueue accepts the change, else with those of ``stored``.
+
+    A kept label is kept in the pods' template too. Kueue copies the queue there, and a new label ends the former pod.
+    """
+    for label, kept in refused_changes(deployment["metadata"]["labels"], stored, ready).items():
+        deployment = _labelled(deployment, label, kept)
+        if kept:
+            template = _labelled(deployment["spec"]["template"], label, kept)
+            deployment = {**deployment, "spec": {**deployment["spec"], "template": template}}
+    return deployment
+
+
+def _labelled(obj: Object, label: str, value: str) -> Object:
+    others = {key: each for key, each in obj["metadata"]["labels"].items() if key != label}
+    labels = others | ({label: value} if value else {})
     return {**obj, "metadata": {**obj["metadata"], "labels": labels}}

@@ -54,6 +54,8 @@ STORE_REQUESTS = Counter(
     "HTTP requests to S3 stores, by operation: get, list, create, delete, head. Retries are counted too.",
     ("operation",),
 )
+for _operation in ("get", "list", "create", "delete", "head"):
+    STORE_REQUESTS.labels(_operation)
 STORE_CALLS_ABANDONED = Counter(
     "aurora_store_calls_abandoned", "Calls of S3 stores that were not over at their deadline, and were abandoned."
 )

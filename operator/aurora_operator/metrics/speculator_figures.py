@@ -1,11 +1,11 @@
 """Prometheus metrics of each speculator, from its status and from the trainer's last record.
 
-Why a collector and not one object per series: a speculator has about thirty series, and an operator may have a thousand
+Why a collector and not one object per series: a speculator has about forty series, and an operator may have a thousand
 speculators. The collector keeps the few values of each and makes the series when Prometheus asks.
 
 Invariants: a value that is not known has no series. A figure in the status that cannot be parsed counts as not known,
-because a metric must never make a reconcile fail. The counters of decisions that alerts read exist from 0 on, because
-PromQL's ``increase`` does not see the first value of a new series.
+because a metric must never make a reconcile fail. A speculator's first scrape shows all counters of decisions at 0,
+because PromQL's ``increase`` does not see the first value of a new series.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from prometheus_client.registry import Collector
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
 from aurora_operator.observe.observed import Observed
+from aurora_operator.plan.events import DECISIONS
 from aurora_operator.plan.formatting import parse_ratio
 from aurora_protocol.training_records import TrainerStatus
 
-COUNTED_FROM_ZERO: Final = ("Inconclusive", "Promoted", "Rejected", "RolloutFailed", "Validated")
-"""Decisions with a series before the first of them."""
 _SPECULATOR: Final = ("namespace", "name")
 
 
@@ -147,7 +146,10 @@ class _Speculator:
     """What is known about one speculator."""
 
     values: _Values = field(default_factory=dict)
-    decisions: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(COUNTED_FROM_ZERO, 0)))
+    decisions: Counter[str] = field(default_factory=Counter)
+    scraped: bool = False
+    """Whether a scrape has shown the counters of decisions at 0. The first reconcile after a change of the leader often
+    decides something before the first scrape, so the counters wait for that scrape."""
 
 
 class SpeculatorFigures(Collector):
@@ -166,6 +168,10 @@ class SpeculatorFigures(Collector):
     def record_status(self, namespace: str, name: str, status: SpeculatorStatus, now: datetime) -> None:
         """Take the figures of a status alone: the spec cannot be used, so nothing else was observed at ``now``."""
         self._known(namespace, name).values = _status_values(status) | {_LAST_RECONCILE: (_Sample(now.timestamp()),)}
+
+    def begin(self, namespace: str, name: str) -> None:
+        """Show a speculator on which this process acts from now on, before anything is decided."""
+        self._known(namespace, name)
 
     def count_decisions(self, namespace: str, name: str, decisions: Iterable[str]) -> None:
         """Count decisions about versions, each by the reason of its event."""
@@ -189,8 +195,10 @@ class SpeculatorFigures(Collector):
             for figure, samples in speculator.values.items():
                 for sample in samples:
                     families[figure].add_metric(_labels(key, sample.label), sample.value)
-            for decision, count in sorted(speculator.decisions.copy().items()):
+            for decision in DECISIONS:
+                count = speculator.decisions[decision] if speculator.scraped else 0
                 families[_DECISIONS].add_metric(_labels(key, decision), count)
+            speculator.scraped = True
         return families.values()
 
 

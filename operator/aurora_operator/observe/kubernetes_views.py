@@ -8,7 +8,7 @@ from typing import Any
 
 from aurora_operator.children.applied_template import read_applied_template
 from aurora_operator.children.metadata import ATTEMPT_LABEL, VERSION_LABEL
-from aurora_operator.children.queue_label import QUEUE_LABEL
+from aurora_operator.children.queue_label import QUEUE_LABEL, guarded_labels
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import DeployedTemplate, JobView, PodView, WorkloadView
 from aurora_store.errors import bounded_text
@@ -73,7 +73,7 @@ def workload_view(workload: Object | None) -> WorkloadView | None:
         replicas=status.get("replicas", 0),
         ready=status.get("readyReplicas", 0),
         message=failure.get("message", "") if failure.get("status") == "True" else "",
-        queue=(workload["metadata"].get("labels") or {}).get(QUEUE_LABEL, ""),
+        kueue_labels=guarded_labels(workload["metadata"].get("labels") or {}),
     )
 
 

@@ -84,8 +84,8 @@ class WorkloadView:
     """Why pods cannot be created or do not run; empty when nothing is known to be wrong."""
     queued_behind: tuple[str, ...] = ()
     """Names of the scheduling gates that hold its pod back, for example while the pod waits in a queue."""
-    queue: str = ""
-    """The queue of Kueue that the Deployment names in its label; empty without one."""
+    kueue_labels: Mapping[str, str] = field(default_factory=dict)
+    """The Deployment's labels whose change Kueue may refuse: its queue, and its priority class."""
 
 
 @dataclass(frozen=True)

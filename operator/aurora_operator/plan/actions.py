@@ -39,6 +39,8 @@ class EventNote:
     reason: str
     message: str
     warning: bool = False
+    once_per_reason: bool = False
+    """Post at most one such Event of this reason an hour, even if the message changes."""
 
 
 @dataclass(frozen=True)

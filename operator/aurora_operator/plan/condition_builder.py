@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType, with_kept_transition_times
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
+from aurora_operator.children.metadata import trainer_name
+from aurora_operator.children.queue_label import refused_changes
 from aurora_operator.observe.observed import TAKEN_OVER, Observed, PodView, WorkloadView
 from aurora_operator.plan.lending import withdrawn_pods
 from aurora_operator.plan.rest import trainer_replicas, training_is_suspended
@@ -29,12 +31,14 @@ ContentByType = Mapping[ConditionType, ConditionContent]
 _STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}
 SCALED_TO_ZERO = "ScaledToZero"
 """Reason of Available and ServingReady while no pods are wanted."""
+STARTING = "Starting"
+"""Reason of Available until a pod serves clients for the first time since the creation or a scale-up from zero."""
 TRAINER_SILENCE = timedelta(minutes=5)
 """A trainer rewrites its record every 15 s, and at rest the operator reads the record about once a minute."""
 LEAST_STEPS_PER_MINUTE = 10.0
 STARVED_SHARE = 0.25
 """A trainer starves below :data:`LEAST_STEPS_PER_MINUTE`, or below this share of its highest pace."""
-_NEEDS_MANUAL_ACTION = (ConditionType.INVALID_SPEC, ConditionType.NAME_TAKEN, ConditionType.DEGRADED)
+NEEDS_MANUAL_ACTION = (ConditionType.INVALID_SPEC, ConditionType.NAME_TAKEN, ConditionType.DEGRADED)
 
 
 def conditions(observed: Observed, status: SpeculatorStatus, up_to_date: int, now: datetime) -> Iterator[Condition]:
@@ -100,7 +104,7 @@ def _ready(contents: ContentByType, status: SpeculatorStatus) -> ConditionConten
     A trainer that does not run leaves Ready True, because serving goes on without it. Pods that are missing or not
     ready also leave Ready True while others serve, and reason and message then name the problem.
     """
-    for type_ in _NEEDS_MANUAL_ACTION:
+    for type_ in NEEDS_MANUAL_ACTION:
         content = contents.get(type_)
         if content is not None and content.status:
             return ConditionContent(False, content.reason, content.message)
@@ -119,9 +123,15 @@ def _available(observed: Observed) -> ConditionContent:
     message = f"{serving} of {wanted} pods serve clients"
     if serving:
         return ConditionContent(True, "PodsServe", message)
-    return ConditionContent(
-        False, "NoPodServes" if wanted else SCALED_TO_ZERO, message if wanted else "no pods are wanted"
-    )
+    if wanted == 0:
+        return ConditionContent(False, SCALED_TO_ZERO, "no pods are wanted")
+    return ConditionContent(False, STARTING if is_starting(observed.status) else "NoPodServes", message)
+
+
+def is_starting(status: SpeculatorStatus) -> bool:
+    """Whether no pod has served clients yet since the creation or a scale-up from zero, as far as ``status`` knows."""
+    available = next((c for c in status.conditions if c.type is ConditionType.AVAILABLE), None)
+    return available is None or available.reason in (SCALED_TO_ZERO, STARTING)
 
 
 def _storage(observed: Observed) -> ConditionContent:
@@ -184,6 +194,25 @@ def _waiting_for_node(observed: Observed) -> str:
 
 
 def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> ConditionContent:
+    content = _trainer_state(observed, status, now)
+    kept = _kept_labels(observed)
+    return replace(content, message=f"{content.message}. {kept}") if kept else content
+
+
+def _kept_labels(observed: Observed) -> str:
+    """Which labels of the trainer's template do not reach its Deployment; empty if all do, or will by themselves."""
+    workload = observed.trainer
+    if workload is None:
+        return ""
+    refused = refused_changes(observed.spec.training.template.metadata.labels, workload.kueue_labels, workload.ready)
+    kept = ", ".join(f"{label}: {value}" for label, value in refused.items() if value)
+    if not kept:
+        return ""
+    name = trainer_name(observed.owner)
+    return f"The Deployment {name} keeps {kept}, because Kueue may refuse the change. Delete {name} to apply the change"
+
+
+def _trainer_state(observed: Observed, status: SpeculatorStatus, now: datetime) -> ConditionContent:
     if observed.store.reason == TAKEN_OVER:
         return ConditionContent(False, TAKEN_OVER, "the root belongs to another speculator, so the trainer is stopped")
     if trainer_replicas(observed) == 0:

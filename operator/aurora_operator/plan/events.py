@@ -1,17 +1,22 @@
-"""Builds the Kubernetes Events and the history, which tell decisions about versions. Pure."""
+"""Builds the Kubernetes Events and the history. Events tell decisions about versions, and faults. Pure.
+
+Invariant: a fault that a person must correct is a Warning from the first reconcile of a speculator on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
-from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
+from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus
 from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.candidate.validation import ValidationDecision
-from aurora_operator.plan.condition_builder import SCALED_TO_ZERO
+from aurora_operator.plan.condition_builder import NEEDS_MANUAL_ACTION, is_starting
 from aurora_operator.plan.rollout.steps import Step
+from aurora_operator.plan.root_ownership import TAKING_OVER
 from aurora_operator.plan.tag_erasure import erasure_notes
 
 _TEXTS = {
@@ -31,6 +36,8 @@ _TEXTS = {
     "Resumed": "Resumed the roll of version {version}",
     "Vouched": "Stopped judging version {version}: {message}",
 }
+DECISIONS: Final = tuple(sorted(_TEXTS))
+"""The reasons of all events that tell a decision about a version."""
 _HISTORY_EVENTS = {
     "Promoted": "Promoted",
     "RolloutFailed": "RolledBack",
@@ -87,22 +94,41 @@ def history_entries(old: SpeculatorStatus, events: Iterable[VersionEvent], now: 
 
 
 def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[VersionEvent]) -> Iterator[EventNote]:
-    """The Kubernetes Events: one for each decision, and one for each change of Ready and Degraded."""
+    """The Kubernetes Events: one for each decision, each new fault, and each change of Ready or of its reason."""
     for event in events:
         yield event.note
     yield from erasure_notes(old, new)
-    before = {condition.type: condition for condition in old.conditions}
-    available = before.get(ConditionType.AVAILABLE)
-    # A speculator that starts, or is scaled up from zero, is not ready yet. That is no fault.
-    starts = available is None or available.reason == SCALED_TO_ZERO
-    for condition in new.conditions:
-        known = before.get(condition.type)
-        if known is not None and (known.status, known.reason) == (condition.status, condition.reason):
-            continue
-        abnormal = condition.type in (ConditionType.DEGRADED, ConditionType.INVALID_SPEC)
-        if abnormal and condition.status is ConditionStatus.TRUE:
-            yield EventNote(condition.reason, condition.message, warning=True)
-        if condition.type is ConditionType.READY and (known is None or known.status is not condition.status):
-            ready = condition.status is ConditionStatus.TRUE
-            reason = "Ready" if ready else condition.reason
-            yield EventNote(reason, condition.message, warning=not ready and not starts)
+    before, after = _by_type(old), _by_type(new)
+    faults = [
+        EventNote(condition.reason, condition.message, warning=True)
+        for type_ in NEEDS_MANUAL_ACTION
+        if (condition := after.get(type_)) is not None
+        and condition.status is ConditionStatus.TRUE
+        and not _is_same(before.get(type_), condition)
+    ]
+    yield from faults
+    ready = after.get(ConditionType.READY)
+    if ready is None or ready.reason in {fault.reason for fault in faults}:
+        return
+    known = before.get(ConditionType.READY)
+    if known is None or known.status is not ready.status:
+        reason = "Ready" if ready.status is ConditionStatus.TRUE else ready.reason
+        yield EventNote(reason, ready.message, warning=_needs_warning(ready, old, after))
+    elif ready.status is ConditionStatus.FALSE and known.reason != ready.reason:
+        yield EventNote(ready.reason, ready.message, warning=_needs_warning(ready, old, after), once_per_reason=True)
+
+
+def _needs_warning(ready: Condition, old: SpeculatorStatus, after: Mapping[str, Condition]) -> bool:
+    """False for a Ready that is True, for pods that start, and while a root is taken over: these need nobody."""
+    if ready.status is ConditionStatus.TRUE or ready.reason == f"Storage{TAKING_OVER}":
+        return False
+    serving = after.get(ConditionType.SERVING_READY)
+    return not (is_starting(old) and serving is not None and serving.reason == ready.reason)
+
+
+def _is_same(known: Condition | None, condition: Condition) -> bool:
+    return known is not None and (known.status, known.reason) == (condition.status, condition.reason)
+
+
+def _by_type(status: SpeculatorStatus) -> dict[str, Condition]:
+    return {condition.type: condition for condition in status.conditions}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from aurora_operator.children.access import service_accounts
 from aurora_operator.children.inference_deployment import deployment
 from aurora_operator.children.network import disruption_budget, policies, services
-from aurora_operator.children.queue_label import with_accepted_queue
+from aurora_operator.children.queue_label import with_accepted_labels
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import JobView, Observed
@@ -33,7 +33,7 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
     trained = with_suspended_trainer(spec) if suspended else spec
     trainer = trainer_deployment(owner, trained, config, trainer_replicas(observed))
     if observed.trainer is not None:
-        trainer = with_accepted_queue(trainer, observed.trainer.queue, observed.trainer.ready)
+        trainer = with_accepted_labels(trainer, observed.trainer.kueue_labels, observed.trainer.ready)
     serving = deployment(owner, spec, upgrade.applied.template, upgrade.annotations)
     workloads = (trainer, serving)
     return (

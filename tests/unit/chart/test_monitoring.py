@@ -14,7 +14,7 @@ import yaml
 
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import RolloutPhase
-from aurora_operator.plan.events import _TEXTS
+from aurora_operator.plan.events import DECISIONS
 from tests.cluster.command import run
 from tests.generated import exported_metrics
 from tests.generated.generated_file import ROOT
@@ -36,7 +36,7 @@ LABELS = {series: frozenset(metric.labels) for metric in OURS for series in metr
 VALUES = {
     "type": {kind.value for kind in ConditionType},
     "phase": {phase.value for phase in RolloutPhase},
-    "decision": set(_TEXTS),
+    "decision": set(DECISIONS),
     "source": {"draft", "lookup"},
     "outcome": {"done", "conflict", "error"},
     "stage": {"waiting", "restarting", "failed"},

@@ -29,6 +29,8 @@ _OFF: Final = {1: 61.0, 4: 201.0, 16: 540.0}
 _NGRAM: Final = {1: 0.94, 4: 0.90, 16: 0.82}
 _REJECTED: Final = frozenset({3, 8})
 _ROLLED_BACK: Final = 6
+UNDECIDED: Final = 7
+"""The version whose first measurement did not decide."""
 VERSIONS: Final = 11
 _TOKENS_EACH: Final = 410_000
 HOURS_EACH: Final = 14
@@ -106,13 +108,17 @@ def measurements() -> Iterator[Evidence]:
     active = 0
     for version in range(1, VERSIONS):
         kind = VerdictKind.REJECT if version in _REJECTED else VerdictKind.PASS
-        yield _measured(version, active, kind)
+        yield _measured(version, active, kind, attempt=2 if version == UNDECIDED else 1)
         if kind is VerdictKind.PASS and version != _ROLLED_BACK:
             active = version
 
 
-def _measured(version: int, active: int, kind: VerdictKind) -> Evidence:
-    noise = random.Random(version)  # noqa: S311 - figures of an example
+def earlier_measurements() -> Iterator[Evidence]:
+    yield _measured(UNDECIDED, _ROLLED_BACK - 1, VerdictKind.INCONCLUSIVE, attempt=1)
+
+
+def _measured(version: int, active: int, kind: VerdictKind, *, attempt: int) -> Evidence:
+    noise = random.Random(-version if kind is VerdictKind.INCONCLUSIVE else version)  # noqa: S311 - an example's figures
 
     def batch(arm: Arm, number: int, concurrency: int) -> Sample:
         factor = {
@@ -132,11 +138,11 @@ def _measured(version: int, active: int, kind: VerdictKind) -> Evidence:
     ratios = tuple(ratio for ratio in found if ratio is not None)
     first = next(one for one in ratios if one.denominator is Arm.ACTIVE)
     figures = f"{first.estimate:.3f}x [{first.low:.3f}, {first.high:.3f}]"
-    started = _registered(version) + timedelta(minutes=25)
+    started = _registered(version) + timedelta(minutes=25 + 56 * (attempt - 1))
     bar = ">= 1.020" if kind is VerdictKind.PASS else "does not reach 1.020"
     return Evidence(
         version=version,
-        attempt=1,
+        attempt=attempt,
         lineage=1,
         candidate_digest=_digest(version),
         active_version=active,
@@ -204,7 +210,13 @@ def records() -> StoredRecords:
     )
     by_version = {one.version: one for one in checkpoints()}
     return StoredRecords(
-        tuple(registrations()), by_version, tuple(measurements()), tuple(channel()), tuple(shards()), trainer
+        tuple(registrations()),
+        by_version,
+        tuple(measurements()),
+        tuple(channel()),
+        tuple(shards()),
+        trainer,
+        tuple(earlier_measurements()),
     )
 
 
@@ -275,7 +287,7 @@ def put(objects: ObjectStore, found: StoredRecords) -> None:
         objects.put(Keys.registration(registration.version), registration.to_json())
     for manifest in found.checkpoints.values():
         objects.put(f"{Keys.checkpoint(manifest.version, manifest.digest)}manifest.json", manifest.to_json())
-    for one in found.evidence:
+    for one in (*found.evidence, *found.earlier_evidence):
         objects.put(Keys.evidence(one.version, one.attempt), one.to_json())
     for epoch in found.channel:
         objects.put(Keys.channel(epoch.epoch), epoch.to_json())

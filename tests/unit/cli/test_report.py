@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -19,7 +20,7 @@ from aurora_cli.report.builder import build
 from aurora_cli.report.measurements import measurement, version_speeds
 from aurora_cli.report.page.document import render
 from aurora_cli.report.report import DecisionKind
-from aurora_cli.report.stored_records import MAX_SHARDS, MAX_VERSIONS, StoredRecords
+from aurora_cli.report.stored_records import MAX_EARLIER_ATTEMPTS, MAX_SHARDS, MAX_VERSIONS, StoredRecords
 from aurora_cli.speculator import Speculator
 from aurora_cli.stored.report_reader import read_records
 from aurora_protocol.draft_records import ChannelReason
@@ -74,6 +75,31 @@ def test_a_ratio_that_cannot_be_one_is_not_drawn(value: float) -> None:
     odd = verdict.ratios[0].model_copy(update={"estimate": value})
     found = measurement(evidence(4, verdict=verdict.model_copy(update={"ratios": (odd, *verdict.ratios[1:])})))
     assert len(found.ratios) == len(verdict.ratios) - 1
+
+
+def test_earlier_attempts_are_in_a_table_with_time_verdict_and_interval() -> None:
+    (earlier,) = RECORDS.earlier_evidence
+    table = PAGE[PAGE.index("Earlier attempts: 1") :]
+    rows = re.findall(r"<tr>(.*?)</tr>", table[: table.index("</table>")])[1:]
+    over_off = [one for one in earlier.verdict.ratios if (one.numerator, one.denominator) == (Arm.CANDIDATE, Arm.OFF)]
+    assert len(rows) == len(over_off) == len(report_example.CONCURRENCIES)
+    for row, ratio in zip(rows, over_off, strict=True):
+        assert re.findall(r"<td>(.*?)</td>", row) == [
+            *("7", "1", f"{earlier.finished:%Y-%m-%d %H:%M}", "5", "Inconclusive", str(ratio.concurrency)),
+            *(f"{ratio.estimate:.3f}x", f"{ratio.low:.3f} to {ratio.high:.3f}"),
+        ]
+    last = next(one for one in REPORT.measurements if one.version == earlier.version)
+    assert last.attempt == 2
+    assert earlier.finished < last.started
+    nothing = earlier.model_copy(update={"verdict": earlier.verdict.model_copy(update={"ratios": ()})})
+    page = render(build(example(), replace(RECORDS, earlier_evidence=(nothing,)), END))
+    assert "Earlier attempts: 1" in page, "an attempt that measured nothing is an attempt too"
+    assert "Earlier attempts" not in render(build(example(), replace(RECORDS, earlier_evidence=()), END))
+
+
+def test_the_time_of_measuring_counts_every_attempt() -> None:
+    (figure,) = (one for one in REPORT.training if one.name == "Time of measuring")
+    assert figure.note == "attempts: 11, at 10 versions"
 
 
 def test_tokens_learned_are_interpolated_between_versions_and_unknown_before_the_first() -> None:
@@ -312,6 +338,24 @@ def test_a_damaged_or_foreign_record_is_named_and_hides_no_other(objects: Folder
     assert 4 not in {one.version for one in found.evidence}
     assert [text.split(" ")[0] for text in found.left_out] == [Keys.registration(3), Keys.evidence(4, 1)]
     assert "a secret" not in str(found.left_out)
+
+
+def test_an_attempt_under_the_key_of_another_attempt_is_named_and_left_out(objects: FolderObjects) -> None:
+    objects.put(Keys.evidence(report_example.UNDECIDED, 1), RECORDS.evidence[6].to_json())
+    found = read_records(objects)
+    assert found.evidence == RECORDS.evidence
+    assert found.earlier_evidence == ()
+    assert [text.split(" ")[0] for text in found.left_out] == [Keys.evidence(report_example.UNDECIDED, 1)]
+
+
+def test_of_many_attempts_the_newest_are_read_and_that_is_said(objects: FolderObjects) -> None:
+    for attempt in range(2, MAX_EARLIER_ATTEMPTS + 2):
+        record = evidence(10, attempt=attempt)
+        objects.put(Keys.evidence(10, attempt), record.to_json())
+    found = read_records(objects)
+    assert len(found.earlier_evidence) == MAX_EARLIER_ATTEMPTS
+    assert {one.version for one in found.earlier_evidence} == {10}, "the attempt at version 7 is the oldest"
+    assert f"newest {MAX_EARLIER_ATTEMPTS} of {MAX_EARLIER_ATTEMPTS + 1} earlier attempts" in "".join(found.left_out)
 
 
 def test_a_large_store_is_read_in_part_and_that_is_said(objects: FolderObjects) -> None:

@@ -1,6 +1,6 @@
 """The page in a real browser: at the width of a phone and of a desk, in light and in dark.
 
-Skipped where there is no Chromium (Debian's package chromium-headless-shell). The pictures are kept in build/report.
+Skipped where there is no Chromium, but not in CI (`tests.assets.chromium`). The pictures are kept in build/report.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import pytest
 
 from aurora_cli.report.builder import build
 from aurora_cli.report.page.document import render
-from tests.assets.browser import browser_page, browser_path
+from tests.assets.browser import browser_page
+from tests.assets.chromium import MISSING, browser_path, is_required
 from tests.unit.cli.report_example import END, example, records
 from tests.unit.docs.markdown import ROOT
 
-BROWSER: Final = browser_path()
 PICTURES: Final = ROOT / "build/report"
 SCREENS: Final = {"phone": (390, 844), "desk": (1080, 900)}
 TOP_PIXELS: Final = 1050
@@ -57,17 +57,27 @@ CLIPPED: Final = """[...document.querySelectorAll("svg.chart text")].filter(node
 LETTERS: Final = """Math.min(...[...document.querySelectorAll("svg.chart")].filter(one => one.clientWidth)
   .map(one => 12 * one.getBoundingClientRect().width / one.viewBox.baseVal.width))"""
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+
+@pytest.fixture(name="browser")
+def _browser() -> str:
+    """The browser's program."""
+    path = browser_path()
+    if path is not None:
+        return path
+    if is_required():
+        pytest.fail(MISSING)
+    pytest.skip(MISSING)
 
 
 @pytest.mark.parametrize("screen", SCREENS)
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-async def test_the_page_is_readable_on_any_screen_in_both_themes(screen: str, dark: bool, tmp_path: Path) -> None:
-    assert BROWSER is not None
+async def test_the_page_is_readable_on_any_screen_in_both_themes(
+    browser: str, screen: str, dark: bool, tmp_path: Path
+) -> None:
     file = tmp_path / "report.html"
     file.write_text(render(build(example(), records(), END)), encoding="utf-8")
     width, height = SCREENS[screen]
-    async with browser_page(BROWSER, tmp_path / "profile") as page:
+    async with browser_page(browser, tmp_path / "profile") as page:
         await page.open(file, width=width, height=height, dark=dark)
         name = f"{screen}-{'dark' if dark else 'light'}"
         await page.screenshot(PICTURES / f"{name}.png")
@@ -89,13 +99,12 @@ async def test_the_page_is_readable_on_any_screen_in_both_themes(screen: str, da
         assert {name: value for name, value in contrasts.items() if value < MIN_CONTRAST} == {}
 
 
-async def test_a_text_that_would_be_a_script_runs_nothing(tmp_path: Path) -> None:
+async def test_a_text_that_would_be_a_script_runs_nothing(browser: str, tmp_path: Path) -> None:
     """Even if an element of others came through, the page's policy would keep it from running."""
-    assert BROWSER is not None
     file = tmp_path / "report.html"
     page_text = render(build(example(), records(), END))
     file.write_text(page_text.replace("</main>", "<script>document.title = 'taken'</script></main>"), encoding="utf-8")
-    async with browser_page(BROWSER, tmp_path / "profile") as page:
+    async with browser_page(browser, tmp_path / "profile") as page:
         await page.open(file, width=800, height=600, dark=False)
         assert await page.value("document.title") == "Aurora report: chat in team"
         assert "Content Security Policy" in str(page.complaints)

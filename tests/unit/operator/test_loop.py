@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 import pytest
+from prometheus_client import generate_latest
 
 from aurora_operator import loop as loop_module
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
@@ -59,6 +60,13 @@ async def test_no_error_ends_the_loop_while_the_speculator_exists(error: Excepti
     async with asyncio.timeout(10):
         await loop_of(reconciler).run()
     assert len(reconciler.woken) == 4
+
+
+async def test_the_counters_of_all_outcomes_are_there_before_the_first_reconcile_ends() -> None:
+    loop_of(FakeReconciler())
+    scrape = generate_latest().decode()
+    for outcome in ("done", "conflict", "error"):
+        assert f'aurora_reconciles_total{{name="chat",namespace="team",outcome="{outcome}"}} ' in scrape
 
 
 async def test_the_loop_ends_with_its_speculator() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from dataclasses import replace
 from datetime import timedelta
@@ -23,8 +24,9 @@ from aurora_api.v1alpha1.status import (
     VersionStatus,
 )
 from aurora_api.v1alpha1.training import TrainingWorth
-from aurora_operator.metrics.speculator_figures import COUNTED_FROM_ZERO, FIGURES, SpeculatorFigures
-from aurora_operator.plan.events import _TEXTS
+from aurora_operator.errors import Conflict
+from aurora_operator.metrics.speculator_figures import FIGURES, SpeculatorFigures
+from aurora_operator.plan.events import DECISIONS
 from aurora_operator.plan.formatting import parse_ratio, ratio_text
 from aurora_protocol.evidence_records import Arm, RatioEstimate, VerdictKind
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
@@ -104,14 +106,32 @@ def test_a_value_that_is_not_known_any_more_has_no_series(shown: Shown) -> None:
     assert shown.value("rollout_phase", phase="Idle") == 1
 
 
-def test_alerts_see_the_first_decision_because_its_counter_began_at_0(shown: Shown) -> None:
-    assert set(COUNTED_FROM_ZERO) <= _TEXTS.keys()
+def counts(scrape: str) -> dict[str, float]:
+    """The counters of decisions in the text of one scrape."""
+    return {name: float(count) for name, count in re.findall(r'decisions_total\{decision="(\w+)".*\} (\S+)', scrape)}
+
+
+@pytest.mark.parametrize("first", DECISIONS)
+def test_increase_sees_the_first_decision_of_every_kind(shown: Shown, first: str) -> None:
+    zeros = dict.fromkeys(DECISIONS, 0.0)
+    shown.figures.begin(OWNER.namespace, OWNER.name)
+    assert counts(shown.text) == zeros
+    shown.figures.count_decisions(OWNER.namespace, OWNER.name, [first])
     shown.figures.record_observation(observed(), NOW)
-    assert {shown.value("decisions_total", decision=decision) for decision in COUNTED_FROM_ZERO} == {0}
-    shown.figures.count_decisions(OWNER.namespace, OWNER.name, ["RolloutFailed", "Paused", "RolloutFailed"])
+    assert counts(shown.text) == zeros | {first: 1}
+
+
+def test_a_decision_before_the_first_scrape_is_shown_from_the_second_on(shown: Shown) -> None:
+    """A new leader decides at once what became due while nobody led."""
+    zeros = dict.fromkeys(DECISIONS, 0.0)
+    shown.figures.count_decisions(OWNER.namespace, OWNER.name, ["Validated", "RolloutStarted"])
     shown.figures.record_observation(observed(), NOW)
-    assert shown.value("decisions_total", decision="RolloutFailed") == 2
-    assert shown.value("decisions_total", decision="Paused") == 1
+    assert counts(shown.text) == zeros
+    shown.figures.count_decisions(OWNER.namespace, OWNER.name, ["RolloutStarted"])
+    assert [counts(shown.text) for _ in range(2)] == [zeros | {"Validated": 1, "RolloutStarted": 2}] * 2
+    shown.figures.forget(OWNER.namespace, OWNER.name)
+    shown.figures.begin(OWNER.namespace, OWNER.name)
+    assert counts(shown.text) == zeros, "the process acts on the speculator again"
 
 
 def test_a_plan_names_the_decisions_that_it_posts() -> None:
@@ -166,10 +186,20 @@ def test_prometheus_may_ask_while_speculators_come_and_go(shown: Shown) -> None:
     while thread.is_alive():
         number += 1
         shown.figures.record_status("team", f"s{number % 50}", STATUS, NOW)
-        shown.figures.count_decisions("team", f"s{number % 50}", [f"D{number % 7}"])
+        shown.figures.count_decisions("team", f"s{number % 50}", [DECISIONS[number % 7]])
         shown.figures.forget("team", f"s{(number + 25) % 50}")
     thread.join()
     assert failures == []
+
+
+async def test_a_first_reconcile_that_fails_shows_the_counters_already() -> None:
+    reconciler = reconciler_at(FakeObserver(observed()), FakeActor(error=Conflict("somebody else", 409)))
+    FIGURES.forget(OWNER.namespace, OWNER.name)
+    with pytest.raises(Conflict):
+        await reconciler.reconcile()
+    registry = CollectorRegistry()
+    registry.register(FIGURES)
+    assert counts(generate_latest(registry).decode()) == dict.fromkeys(DECISIONS, 0.0)
 
 
 async def test_a_reconcile_records_and_one_that_yields_forgets() -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from aurora_cli.report.page import sections
 from aurora_cli.report.page.markup import Markup, element, joined, style_sheet
-from aurora_cli.report.page.tables import evidence
+from aurora_cli.report.page.tables import earlier_attempts, evidence
 from aurora_cli.report.report import Report
 
 STYLE: Final = (resources.files("aurora_cli.report.page") / "page.css").read_text(encoding="utf-8")
@@ -85,7 +85,7 @@ def _sections(report: Report) -> Markup:
             sections.coverage(report),
             sections.history(report),
             sections.cost(report),
-            sections.section("evidence", "What is the evidence?", lead, found),
+            sections.section("evidence", "What is the evidence?", lead, found, earlier_attempts(report.earlier)),
             sections.unknown(report),
         )
     )

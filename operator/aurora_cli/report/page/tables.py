@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from aurora_cli.report.measurements import outcome, over_off
 from aurora_cli.report.page.markup import Child, Markup, element, joined
 from aurora_cli.report.report import Measurement
 from aurora_cli.report.training import duration
 from aurora_cli.tables.plain_text import NONE
-from aurora_protocol.evidence_records import VerdictKind
+from aurora_protocol.evidence_records import Arm, VerdictKind
 
 _BADGES: Final = {VerdictKind.PASS: "promoted", VerdictKind.REJECT: "rolled_back", VerdictKind.INCONCLUSIVE: "rejected"}
 
@@ -36,6 +37,28 @@ def folded(summary: Child, *parts: Child, shown: bool = False) -> Markup:
 def evidence(measurements: Sequence[Measurement], active: int | None) -> Markup:
     """The evidence of each measured version, the newest first. That of the active version is unfolded."""
     return joined(_measurement(one, shown=one.version == active) for one in reversed(measurements))
+
+
+def earlier_attempts(measurements: Sequence[Measurement]) -> Markup | None:
+    """One row for each attempt before the last one of its version and each concurrency, the newest first."""
+    if not measurements:
+        return None
+    rows = [
+        (
+            str(one.version),
+            str(one.attempt),
+            f"{one.finished:%Y-%m-%d %H:%M}",
+            str(one.active_version),
+            outcome(one),
+            str(ratio.concurrency) if ratio else None,
+            f"{ratio.estimate:.3f}x" if ratio else None,
+            f"{ratio.low:.3f} to {ratio.high:.3f}" if ratio else None,
+        )
+        for one in reversed(measurements)
+        for ratio in over_off(one, Arm.CANDIDATE) or (None,)
+    ]
+    columns = ("Version", "Attempt", "Ended (UTC)", "Against", "Verdict", "Concurrency", "Speedup", "95 % interval")
+    return folded(f"Earlier attempts: {len(measurements)}, the newest version first", table(*columns, rows=rows))
 
 
 def _measurement(one: Measurement, *, shown: bool) -> Markup:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.inference_deployment import deployment, inference_template
 from aurora_operator.children.metadata import COMMON_LABELS, selector
+from aurora_operator.children.queue_label import PRIORITY_LABEL as PRIORITY
 from aurora_operator.children.queue_label import QUEUE_LABEL as QUEUE
-from aurora_operator.children.queue_label import with_accepted_queue
+from aurora_operator.children.queue_label import with_accepted_labels
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED, Replica
@@ -53,23 +54,27 @@ def test_the_labels_of_the_inference_deployment_are_none_that_kueue_would_refuse
 
 
 def kueue_accepts(former: str, wanted: str, ready: int) -> bool:
-    """The rule of Kueue's webhook for Deployments."""
+    """The rule of Kueue's webhook for a queue or a priority class of a Deployment, in its strictest version."""
     return former == wanted or (wanted != "" and ready == 0)
 
 
-NAMES = st.sampled_from(["", "research", "night"])
+LABELS = st.dictionaries(st.sampled_from([QUEUE, PRIORITY]), st.sampled_from(["research", "night"]))
 
 
-@given(NAMES, NAMES, st.integers(0, 1))
-def test_a_stored_trainer_is_only_applied_with_a_queue_that_kueue_accepts(former: str, wanted: str, ready: int) -> None:
-    made = trainer_deployment(OWNER, spec(training=queued(wanted)), CONFIG, 1)
-    applied = with_accepted_queue(made, former, ready)
-    label = applied["metadata"]["labels"].get(QUEUE, "")
-    assert kueue_accepts(former, label, ready)
-    assert label == wanted or not kueue_accepts(former, wanted, ready)
-    of_pods = applied["spec"]["template"]["metadata"]["labels"].get(QUEUE, "")
-    assert of_pods == (label or wanted), "Kueue copies the Deployment's queue, and without one the new pod is awaited"
-    assert with_accepted_queue(applied, former, ready) == applied
+@given(LABELS, LABELS, st.integers(0, 1))
+def test_a_stored_trainer_is_only_applied_with_labels_that_kueue_accepts(
+    stored: dict[str, str], wanted: dict[str, str], ready: int
+) -> None:
+    made = trainer_deployment(OWNER, spec(training={"template": {"metadata": {"labels": wanted}}}), CONFIG, 1)
+    applied = with_accepted_labels(made, stored, ready)
+    for key in (QUEUE, PRIORITY):
+        former, new = stored.get(key, ""), wanted.get(key, "")
+        label = applied["metadata"]["labels"].get(key, "")
+        assert kueue_accepts(former, label, ready)
+        assert label == new or not kueue_accepts(former, new, ready)
+        of_pods = applied["spec"]["template"]["metadata"]["labels"].get(key, "")
+        assert of_pods == (label or new), "pods have the Deployment's label, and without one the new pod is awaited"
+    assert with_accepted_labels(applied, stored, ready) == applied
 
 
 OUR_LABELS = [*selector(OWNER, "x"), *COMMON_LABELS, "aurora.dev/version"]

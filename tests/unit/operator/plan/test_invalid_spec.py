@@ -59,7 +59,7 @@ def test_the_fault_is_in_the_conditions_and_in_one_event() -> None:
     assert condition(world, ConditionType.READY).reason == "InvalidSpec"
     assert condition(world, ConditionType.AVAILABLE).status is ConditionStatus.TRUE
     plan = made(world)
-    assert [note.reason for note in plan.notes if FAULT in note.message] == ["InvalidSpec", "InvalidSpec"]
+    assert [note.reason for note in plan.notes if FAULT in note.message] == ["InvalidSpec"]
     assert plan.status is not None
     assert made(replace(world, status=plan.status)).notes == ()
 

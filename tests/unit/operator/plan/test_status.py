@@ -250,7 +250,9 @@ def test_available_counts_the_pods_that_clients_can_reach() -> None:
     reachable = condition(observed(pods=(pod("chat-a", 0), pod("chat-b", 0, ready=False))), ConditionType.AVAILABLE)
     assert (reachable.status.value, reachable.message) == ("True", "1 of 2 pods serve clients")
     down = observed(pods=(pod("chat-a", 0, ready=False), pod("chat-b", 0, ready=True, terminating=True)))
-    unreachable = condition(down, ConditionType.AVAILABLE)
+    starting = condition(down, ConditionType.AVAILABLE)
+    assert (starting.status.value, starting.reason) == ("False", "Starting"), "no pod has served yet"
+    unreachable = condition(replace(down, status=status(observed())), ConditionType.AVAILABLE)
     assert (unreachable.status.value, unreachable.reason) == ("False", "NoPodServes")
     assert ready(down)[0] == "False", "nothing serves"
 
