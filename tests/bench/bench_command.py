@@ -42,6 +42,16 @@ def add_lock_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def new_file(text: str) -> Path:
+    """The type of an option that names a file to write. Benches check it before they measure."""
+    file = Path(text)
+    if file.is_dir():
+        raise argparse.ArgumentTypeError(f"{file} is a directory, and a file is needed")
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"the directory {file.parent} does not exist")
+    return file
+
+
 @contextlib.contextmanager
 def hold_lock(lock: Path | None) -> Iterator[None]:
     """Hold an exclusive lock on the file ``lock``. None: no lock."""

@@ -33,7 +33,7 @@ from typing import Final
 from tests.assets.cache import cache_root
 from tests.assets.model import ensure_model
 from tests.assets.trained_draft import write_specialist
-from tests.bench.bench_command import add_lock_option, bench_parser, measuring
+from tests.bench.bench_command import add_lock_option, bench_parser, measuring, new_file
 from tests.bench.served.held_arms import Group, HeldArms, group_lineup, groups_of
 from tests.bench.served.held_arms_report import catch_up_table, plain_table
 from tests.bench.served.lineup import measure_lineup
@@ -114,11 +114,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4], help="requests in flight per batch")
     parser.add_argument("--per-worker", type=int, default=4, help="prompts per batch and unit of concurrency")
     parser.add_argument("--feed", type=int, default=40, help="requests that servers with lookup answer before")
-    parser.add_argument("--out", type=Path, help="file for all samples, as JSON")
+    parser.add_argument("--out", type=new_file, help="file for all samples, as JSON")
     add_lock_option(parser)
     options = parser.parse_args()
-    if options.out and not options.out.parent.is_dir():
-        parser.error(f"--out: the folder {options.out.parent} does not exist")
     try:
         options.turns = options.turns or HeldArms((f"lookup-{options.draft_steps}", f"draft-{options.draft_steps}"))
         groups_of(options.draft_steps, options.lookup_steps, options.turns)

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from tests.assets.cache import cache_root
 from tests.assets.model import ensure_model
 from tests.assets.trained_draft import write_specialist
-from tests.bench.bench_command import add_lock_option, bench_parser, measuring
+from tests.bench.bench_command import add_lock_option, bench_parser, measuring, new_file
 from tests.bench.markdown import markdown_table
 from tests.bench.served.lineup import chat_texts
 from tests.bench.served.messages import traffic
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=8, help="how often each event happens")
     parser.add_argument("--settle", type=int, default=16, help="JSON requests before each event")
     parser.add_argument("--concurrency", type=int, default=1, help="requests in flight")
-    parser.add_argument("--out", type=Path, help="file for all batches, as JSON")
+    parser.add_argument("--out", type=new_file, help="file for all batches, as JSON")
     add_lock_option(parser)
     options = parser.parse_args()
     with measuring("tests.bench.served.recovery", options.lock) as measurement:

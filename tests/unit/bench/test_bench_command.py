@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import os
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.bench.bench_command import measuring
+from tests.bench.bench_command import measuring, new_file
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +58,10 @@ def test_a_measurement_that_is_asked_to_stop_removes_its_folder() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
     assert stopped.value.code == 128 + signal.SIGTERM
     assert not measurement.folder.exists()
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    assert new_file(str(tmp_path / "rows.json")) == tmp_path / "rows.json"
+    for text, reason in ((str(tmp_path), "is a directory"), (str(tmp_path / "no" / "rows.json"), "does not exist")):
+        with pytest.raises(argparse.ArgumentTypeError, match=reason):
+            new_file(text)

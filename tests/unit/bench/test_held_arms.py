@@ -41,7 +41,7 @@ def test_what_is_no_arm_or_has_too_many_is_refused(text: str) -> None:
     [
         (["--turns", "off,draft-1,draft-2"], "argument --turns: off,draft-1,draft-2: beside off"),
         (["--draft-steps", "0"], "error: "),
-        (["--out", "no/such/folder/samples.json"], "the folder no/such/folder does not exist"),
+        (["--out", "no/such/folder/samples.json"], "the directory no/such/folder does not exist"),
     ],
 )
 def test_wrong_options_are_one_line_before_anything_is_measured(
