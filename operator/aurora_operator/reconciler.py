@@ -178,9 +178,13 @@ class Reconciler:
         return decided, observed
 
     def _trace(self, observed: Observed, written: SpeculatorStatus | None, now: datetime) -> None:
-        """Offer the spans that end with the status ``written`` over that of ``observed``. Never waits."""
-        if self._traces is not None and written is not None:
+        """Offer the spans that end with the status ``written`` over that of ``observed``. Never waits, never raises."""
+        if self._traces is None or written is None:
+            return
+        try:
             self._traces.offer(spans_of(observed, written, now))
+        except Exception:  # traces are only looked at: no fault in them may keep a reconcile from its actions
+            log.exception("the spans of %s/%s could not be made", *self._key)
 
     def _delay_seconds(self, decided: Plan, observed: Observed) -> float:
         """How long to wait unless something changes."""

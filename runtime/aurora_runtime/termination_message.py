@@ -1,8 +1,9 @@
 """Tells Kubernetes, and thereby the operator, why a program ended by an error.
 
 Invariants: the message is one line of at most :data:`MAX_MESSAGE_CHARACTERS`. It repeats the text of our own errors
-only. Any other error is named by its type and place, because its text may hold a client's tokens or a secret. The first
-message of a container stays, because the other processes of a trainer fail after the first one did.
+only, which hold no client's tokens and no secret, also where they quote an engine. Any other error is named by its type
+and place, because its text may hold either. The first message of a container stays, because the other processes of a
+trainer fail after the first one did. A message that cannot be written changes nothing else.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ MAX_MESSAGE_CHARACTERS: Final = 1000
 
 def write_termination_message(reason: str) -> None:
     """Write the first line of ``reason``, unless this container has written a message already."""
-    if TERMINATION_LOG.exists() and not TERMINATION_LOG.stat().st_size:
-        TERMINATION_LOG.write_text(bounded_text(reason.partition("\n")[0], MAX_MESSAGE_CHARACTERS))
+    with contextlib.suppress(OSError):  # a full disk is a reason to end, and must not hide itself
+        if TERMINATION_LOG.exists() and not TERMINATION_LOG.stat().st_size:
+            TERMINATION_LOG.write_text(bounded_text(reason.partition("\n")[0], MAX_MESSAGE_CHARACTERS))
 
 
 @contextlib.contextmanager

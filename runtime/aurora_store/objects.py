@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import boto3
 from boto3.s3.transfer import TransferConfig
@@ -40,6 +40,7 @@ from aurora_store.s3_calls.call_errors import deletion_error, is_access_refused,
 from aurora_store.s3_calls.call_limits import CallLimitReached, CallLimits, call_limits
 from aurora_store.s3_calls.encryption import encryption_arguments
 from aurora_store.s3_calls.s3_clients import SHARED_CLIENTS, ClientSettings, RedirectRefused
+from aurora_store.s3_calls.write_conflicts import repeat_after_conflict
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -201,11 +202,15 @@ class ObjectStore:
         bytes, because a retry after a lost answer must not look like a lost race.
         """
         try:
-            with self._call("create", key, object_bytes=len(data)):
-                self._s3.put_object(**self._target(key), **self._encryption, Body=data, IfNoneMatch="*")
+            repeat_after_conflict(lambda: self._put_new(key, len(data), lambda: io.BytesIO(data)))
         except ObjectExists:
             if not self._holds(key, data):
                 raise
+
+    def _put_new(self, key: str, size: int, open_body: Callable[[], BinaryIO]) -> None:
+        """Put an object of ``size`` bytes at a key that must be free. Raises :class:`ObjectExists`."""
+        with self._call("create", key, object_bytes=size), open_body() as body:
+            self._s3.put_object(**self._target(key), **self._encryption, Body=body, IfNoneMatch="*")
 
     def _holds(self, key: str, data: bytes) -> bool:
         try:
@@ -221,15 +226,11 @@ class ObjectStore:
     def create_file(self, key: str, path: Path) -> None:
         """Write a file at ``key`` once. Only a block of the file is in memory.
 
-        Raises :class:`ObjectExists` when the key holds an object, whatever its bytes are. Nothing is read, so the right
-        to write is enough. A file of more than :data:`MAX_SINGLE_PUT_BYTES` replaces an older object.
+        Raises :class:`ObjectExists`. Above :data:`MAX_SINGLE_PUT_BYTES`, the file replaces an older object.
         """
-        size = path.stat().st_size
-        if size > MAX_SINGLE_PUT_BYTES:
-            self.upload(key, path)
-            return
-        with self._call("create", key, object_bytes=size), path.open("rb") as file:
-            self._s3.put_object(**self._target(key), **self._encryption, Body=file, IfNoneMatch="*")
+        if (size := path.stat().st_size) > MAX_SINGLE_PUT_BYTES:
+            return self.upload(key, path)
+        return repeat_after_conflict(lambda: self._put_new(key, size, lambda: path.open("rb")))
 
     def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
         """The bytes at ``key``, verified when ``sha256`` is given.

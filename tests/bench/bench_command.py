@@ -74,7 +74,7 @@ class Measurement:
 
     Attributes:
         folder: for files that the measurement needs. It is removed afterwards.
-        code: the commit when the measurement began.
+        code: the commit when the bench started.
         load: the load before and after. Empty until the measurement has ended.
     """
 
@@ -93,15 +93,17 @@ class Measurement:
 def measuring(module: str, lock: Path | None = None, code: str | None = None) -> Iterator[Measurement]:
     """Measure for the bench ``module``, on one thread of torch, while no other bench holds ``lock``.
 
-    SIGTERM then ends the process only after every ``finally``. ``code``: the commit (default: the one of now).
+    SIGTERM then ends the process only after every ``finally``. ``code``: the commit (default: the one of now, before
+    the bench waits for the lock).
     """
+    code = code or commit()
     import torch  # here, because benches that need no torch import this module too
 
     torch.set_num_threads(1)
     exit_on_sigterm()
     prefix = module.removeprefix("tests.bench.")
     with tempfile.TemporaryDirectory(prefix=f"{prefix}-bench-") as folder, hold_lock(lock):
-        measurement, load_before = Measurement(module, Path(folder), code or commit()), load_average()
+        measurement, load_before = Measurement(module, Path(folder), code), load_average()
         yield measurement
         measurement.load = load_around(load_before)
 

@@ -36,6 +36,14 @@ def test_our_own_error_is_told_in_its_first_line(message: Path) -> None:
     assert message.read_text() == "lineage 1 was made for another target"
 
 
+def test_a_message_that_cannot_be_written_hides_nothing(message: Path) -> None:
+    message.unlink()
+    message.mkdir()
+    with pytest.raises(CheckpointFormatError):
+        fail_with(CheckpointFormatError("lineage 1 was made for another target"))
+    termination_message.write_termination_message("the disk is full")
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [

@@ -45,11 +45,12 @@ class EventRecorder:
 def _event(note: EventNote, owner: Owner, now: datetime) -> Object:
     """The Event. Its name is a digest of its content and of the hour, so a repetition within the hour is a Conflict.
 
-    The content of a note of :attr:`EventNote.once_per_reason` is its reason alone.
+    The content of a note of :attr:`EventNote.once_per_reason` is its reason and its type alone.
     """
     timestamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     hour = timestamp[:13]
-    content = note.reason if note.once_per_reason else f"{note.reason}/{note.message}"
+    type_ = "Warning" if note.warning else "Normal"
+    content = f"{note.reason}/{type_ if note.once_per_reason else note.message}"
     text = f"{owner.uid}/{owner.generation}/{content}/{hour}"
     return {
         "apiVersion": "v1",
@@ -65,7 +66,7 @@ def _event(note: EventNote, owner: Owner, now: datetime) -> Object:
             "namespace": owner.namespace,
             "uid": owner.uid,
         },
-        "type": "Warning" if note.warning else "Normal",
+        "type": type_,
         "reason": note.reason,
         "message": note.message[:MAX_MESSAGE_CHARACTERS],
         "source": {"component": OPERATOR_NAME},

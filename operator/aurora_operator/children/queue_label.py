@@ -2,7 +2,7 @@
 
 Kueue reads its labels on a Deployment or Job. It refuses to change the queue on a Deployment with ready pods, and never
 lets one remove it. It does the same with the priority class (pkg/controller/jobframework/validation.go). Since version
-0.15 Kueue accepts another class on a Deployment with ready pods, but no first one. The operator does not know the
+0.15 Kueue accepts a changed class on a Deployment with ready pods, but not an added one. The operator does not know the
 version, so it keeps to the stricter rule. A refused label would refuse every other change of the Deployment with it.
 
 Invariants:

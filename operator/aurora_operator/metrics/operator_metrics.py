@@ -64,8 +64,8 @@ STORE_READ_SECONDS = Histogram(
 )
 ROLL_TRACE_SPANS = Counter(
     "aurora_roll_trace_spans",
-    "Spans of the traces of rolls, by outcome: sent, or dropped because the collector did not take them in time."
-    " No series without a collector.",
+    "Spans of the traces of rolls, by outcome: sent, or dropped because the queue was full or the collector refused"
+    " them. No series without a collector.",
     ("outcome",),
 )
 

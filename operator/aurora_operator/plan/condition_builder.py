@@ -209,7 +209,10 @@ def _kept_labels(observed: Observed) -> str:
     if not kept:
         return ""
     name = trainer_name(observed.owner)
-    return f"The Deployment {name} keeps {kept}, because Kueue may refuse the change. Delete {name} to apply the change"
+    return (
+        f"The Deployment {name} keeps {kept}, because Kueue may refuse the change."
+        " Delete that Deployment to apply the change"
+    )
 
 
 def _trainer_state(observed: Observed, status: SpeculatorStatus, now: datetime) -> ConditionContent:

@@ -27,7 +27,7 @@ def rejected_spans(answer: bytes) -> int:
     """How many spans the collector rejected, by its ``answer`` with status 200. An answer of another form: none."""
     try:
         return int(json.loads(answer)["partialSuccess"]["rejectedSpans"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return 0
 
 

@@ -135,7 +135,7 @@ def _rounds(trace: VersionTrace, measurement_id: str, evidence: Evidence) -> Spa
             "aurora.gate.active_version": evidence.active_version,
             "aurora.gate.batches": len(evidence.samples),
             "aurora.gate.hardware": evidence.environment.hardware,
-            "aurora.reason": "; ".join(filter(None, (*evidence.verdict.reasons, evidence.end_message))),
+            "aurora.reason": "; ".join(evidence.verdict.reasons),
         },
         parent_id=measurement_id,
     )
@@ -234,7 +234,7 @@ def _swap(view: PodView, known: PodStatus, shown: PodStatus, roll: Roll, trace: 
             "aurora.swap.pause_seconds": pause_seconds if pause_seconds and math.isfinite(pause_seconds) else None,
         },
         parent_id=_phase_id(trace, roll),
-        error=(swap.error or "no reason given") if failed else "",
+        error=_SWAP_FAILED if failed else "",
     )
 
 

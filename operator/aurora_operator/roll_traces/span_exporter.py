@@ -1,7 +1,8 @@
 """Sends spans to an OpenTelemetry collector over OTLP/HTTP.
 
 Invariants: :meth:`SpanExporter.offer` never waits, and nothing else of the operator waits for the collector. What the
-queue cannot hold, and what the collector does not take within the retries, is dropped and counted.
+queue cannot hold, and what the collector does not take within the retries, is dropped and counted. A span or an answer
+that nobody thought of costs its batch and nothing else.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ STOP_SECONDS: Final = 2.0
 """How long a stopping operator goes on sending. The Lease is released before."""
 MAX_ANSWER_BYTES: Final = 65536
 _RETRYABLE: Final = frozenset({429, 502, 503, 504})
-"""Source: the OTLP specification, "Retryable Response Codes"."""
+"""Source: the OTLP specification, "Retryable Response Codes". Its header ``Retry-After`` is not read."""
 _SCOPE: Final = "aurora_operator.roll_traces"
 
 
@@ -73,6 +74,7 @@ class SpanExporter:
                 await self._queue.join()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        metrics.ROLL_TRACE_SPANS.labels("dropped").inc(self._queue.qsize())
 
     async def _run(self) -> None:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
@@ -81,9 +83,17 @@ class SpanExporter:
                 batch = [await self._queue.get()]
                 while len(batch) < MAX_BATCH_SPANS and not self._queue.empty():
                     batch.append(self._queue.get_nowait())
-                await self._send(session, batch)
-                for _ in batch:
-                    self._queue.task_done()
+                try:
+                    await self._send(session, batch)
+                except Exception:  # the task's outermost loop: without it, one bad span would end all traces
+                    metrics.ROLL_TRACE_SPANS.labels("dropped").inc(len(batch))
+                    log.exception("%d spans were not sent to the collector", len(batch))
+                except asyncio.CancelledError:
+                    metrics.ROLL_TRACE_SPANS.labels("dropped").inc(len(batch))
+                    raise
+                finally:
+                    for _ in batch:
+                        self._queue.task_done()
 
     async def _send(self, session: aiohttp.ClientSession, batch: list[Span]) -> None:
         """Send ``batch``, with retries, and count its spans as sent or dropped."""
@@ -108,13 +118,21 @@ class SpanExporter:
         try:
             async with session.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
                 if response.status == 200:
-                    rejected = rejected_spans(await response.content.read(MAX_ANSWER_BYTES))
+                    rejected = rejected_spans(await _beginning(response.content))
                     return min(max(rejected, 0), spans), "it rejected a part", False
                 return spans, f"HTTP status {response.status}", response.status in _RETRYABLE
         except TimeoutError:
             return spans, f"no answer in {TIMEOUT_SECONDS:.0f} s", True
         except aiohttp.ClientError as error:
             return spans, str(error) or type(error).__name__, True
+
+
+async def _beginning(body: aiohttp.StreamReader) -> bytes:
+    """The first :data:`MAX_ANSWER_BYTES` of a body."""
+    data = bytearray()
+    while len(data) < MAX_ANSWER_BYTES and (chunk := await body.read(MAX_ANSWER_BYTES - len(data))):
+        data += chunk
+    return bytes(data)
 
 
 def exporter_of(config: OperatorConfig) -> SpanExporter | None:
@@ -128,6 +146,8 @@ def exporter_of(config: OperatorConfig) -> SpanExporter | None:
         "k8s.namespace.name": config.operator_namespace,
     }
     present = {name: value for name, value in resource.items() if value}
+    for outcome in ("sent", "dropped"):
+        metrics.ROLL_TRACE_SPANS.labels(outcome)
     return SpanExporter(f"{config.tracing_endpoint}/v1/traces", present)
 
 

@@ -2,8 +2,8 @@
 
 A child process asks torch for the GPUs, because a long-lived parent must never load torch. Invariants: one machine
 always gets the same description, because measurements are compared only between equal descriptions. The child imports
-nothing from the working directory, where a draft's files may lie. The child never outlives the call, which ends within
-:data:`INTERRUPT_POLL_SECONDS` of an interruption.
+nothing from the working directory, where a draft's files may lie. The child never outlives the call. The call ends
+within :data:`INTERRUPT_POLL_SECONDS` of an interruption, unless the kernel cannot end the child (a hung GPU driver).
 """
 
 from __future__ import annotations
@@ -63,9 +63,14 @@ def _gpu_count_and_name(interrupted: Callable[[], bool]) -> tuple[int, str]:
         finally:
             query.kill()
     if query.returncode != 0:
-        raise EngineFault(f"torch did not report the GPUs of this machine: {errors.strip()[-300:]}")
+        raise EngineFault(f"torch did not report the GPUs of this machine: {_last_line(errors)}")
     count, name = json.loads(output.splitlines()[-1])
     return int(count), str(name)
+
+
+def _last_line(errors: str) -> str:
+    """The last line of a program's errors, where Python names the exception."""
+    return (errors.strip().splitlines() or ["no error was printed"])[-1][:300]
 
 
 def detect_machine(requested: Device, interrupted: Callable[[], bool] = _never) -> Machine:

@@ -1,8 +1,9 @@
 """Shards of traces: data and manifests, and the listings by which the trainer bounds them.
 
 Invariants: a shard's data is written before its manifest, and the manifest is deleted before the data. So a manifest
-never names missing data. Data without a manifest (an *orphan*) is an upload under way or one that never finished. Only
-the trainer replaces what is stored, when it erases a tag.
+names missing data for a moment at most: when the trainer deletes an *orphan*, data without a manifest, just while the
+upload is tried again. An orphan is an upload under way or one that never finished. Only the trainer replaces what is
+stored, when it erases a tag.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from aurora_store.records.record_store import RecordStore
 
 MAX_SHARD_BYTES = 4 << 30
 """Largest shard that is read. A shard has 16384 positions by default, about 400 MB for a target of 4096 dimensions."""
+REPLACE_TRIES = 3
+"""An agent waits for seconds before it tries an upload again, so one more try is nearly always enough."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,24 @@ class ShardStore(RecordStore):
         """Write a shard from the file ``data``, data first. Returns the manifest's key.
 
         Pod, boot and seq make the key unique. So an object that exists is from an attempt whose answer was lost, and
-        nothing is replaced: the trainer may have erased a tag from the shard since then.
+        nothing is replaced: the trainer may have erased a tag from the shard since then. The trainer may also delete
+        data as abandoned before their manifest is there, so data that existed are written again if they are gone.
         """
         stem = _stem(manifest)
-        with contextlib.suppress(ObjectExists):
-            self.objects.create_file(f"{stem}.safetensors", data)
+        is_new = self._create_file(f"{stem}.safetensors", data)
         with contextlib.suppress(ObjectExists):
             self.objects.create(f"{stem}.json", manifest.to_json())
+        if not is_new:
+            self._create_file(f"{stem}.safetensors", data)
         return f"{stem}.json"
+
+    def _create_file(self, key: str, data: Path) -> bool:
+        """Whether there was no object at ``key``, so that the file was written."""
+        try:
+            self.objects.create_file(key, data)
+        except ObjectExists:
+            return False
+        return True
 
     def shard(self, manifest_key: str) -> tuple[ShardManifest, bytes]:
         """A shard's manifest and its verified data.
@@ -75,11 +88,21 @@ class ShardStore(RecordStore):
     def replace_shard(self, manifest_key: str, manifest: ShardManifest, data: bytes) -> None:
         """Give a shard other data under the same key: no manifest, then the new data, then the new manifest.
 
-        So at no moment does a manifest name other data than its own. Safe to repeat from the start.
+        An agent that tries its upload again in between writes the former manifest, which names a digest that the data
+        do not have. That manifest is deleted. Safe to repeat from the start.
+
+        Raises :class:`ObjectExists` when this happens :data:`REPLACE_TRIES` times.
         """
-        self.objects.delete(manifest_key)
-        self.objects.put(shard_data_key(manifest_key), data)
-        self.objects.create(manifest_key, manifest.to_json())
+        for tries_left in reversed(range(REPLACE_TRIES)):
+            self.objects.delete(manifest_key)
+            self.objects.put(shard_data_key(manifest_key), data)
+            try:
+                self.objects.create(manifest_key, manifest.to_json())
+            except ObjectExists:
+                if not tries_left:
+                    raise
+            else:
+                return
 
     def shard_range(self, manifest_key: str, first: int, size: int) -> bytes:
         """``size`` bytes of a shard's data from byte ``first``, or what there is of them. Not verified.

@@ -23,6 +23,7 @@ from aurora_store.errors import (
     StoreError,
     StoreInterrupted,
     StoreOverdue,
+    WriteConflict,
     bounded_text,
 )
 from aurora_store.s3_calls.call_limits import INTERRUPTED, CallLimits
@@ -81,8 +82,8 @@ def _error_sent(error: ClientError, call: str) -> StoreError:
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if code in ("NoSuchKey", "404") or (status == 404 and code != "NoSuchBucket"):
         return ObjectMissing(bounded_text(f"{call}: no such object"))
-    if code == "ConditionalRequestConflict":  # whether that write succeeds is open, so the object may not exist
-        return StoreError(bounded_text(f"{call}: another write of the object was under way; try again"))
+    if code == "ConditionalRequestConflict":
+        return WriteConflict(bounded_text(f"{call}: another write of the object was under way; try again"))
     if status == 412 or code == "PreconditionFailed":
         return ObjectExists(bounded_text(f"{call}: another writer created the object first"))
     if is_access_refused(error):

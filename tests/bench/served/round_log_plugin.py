@@ -57,9 +57,11 @@ class LoggingEngineSpec(EngineSpec):
 
     @classmethod
     def of(cls, spec: EngineSpec, log_folder: Path) -> LoggingEngineSpec:
-        """``spec`` with a log. Creates the folder."""
+        """``spec`` with a log. Creates the folder, and deletes the logs of an earlier run from it."""
         package = log_folder / f"{PLUGIN}-0.dist-info"
         package.mkdir(parents=True, exist_ok=True)
+        for earlier in log_folder.glob("*.jsonl"):
+            earlier.unlink()
         (package / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PLUGIN}\nVersion: 0\n")
         (package / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{PLUGIN} = {__name__}:{install.__name__}\n")
         fields = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}

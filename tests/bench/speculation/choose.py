@@ -10,7 +10,8 @@ Each constant is varied alone, on simulated engines:
 - ``lookup_lead`` says how many more tokens lookup must promise to replace a request's draft.
 - ``off_times`` says how often off must be timed before another arm replaces it.
 
-By default traffic is generated, with seeds that no test and no other bench uses. ``--recorded FILE …`` takes the rounds
+By default traffic is generated. No test and no other bench uses the seeds that choose. The seeds that score are those
+of the regret tests. ``--recorded FILE …`` takes the rounds
 that tests.bench.speculation.record wrote instead. Half of the recorded requests choose, and the other half score. In
 some scenes the pod started beside a busy neighbour, so that its first times are too long.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,15 +37,23 @@ class KeptObjects:
     lost: str = ""
     losses: int = 0
     conflict: str | None = None
+    conflicts: int = 1000
+    before_write: Callable[[str], None] = lambda key: None
+    """Called with the key of each write that the store is about to carry out."""
 
     def __call__(self, request: Request) -> None:
         key = request.path.partition("?")[0].removeprefix("/bucket/root/")
         if request.command == "GET":
             known = key in self.objects
             request.reply(200 if known else 404, self.objects.get(key, error("NoSuchKey")))
-        elif self.conflict is not None and key.endswith(self.conflict):
+        elif request.command == "DELETE":
+            self.objects.pop(key, None)
+            request.reply(204)
+        elif self.conflicts and self.conflict is not None and key.endswith(self.conflict):
+            self.conflicts -= 1
             request.reply(409, error("ConditionalRequestConflict"))
         else:
+            self.before_write(key)
             refused = key in self.objects and request.headers.get("If-None-Match") == "*"
             if not refused:
                 self.objects[key] = request.body
@@ -141,3 +149,40 @@ def test_while_another_write_of_the_data_is_under_way_no_manifest_is_written(
     kept.conflict = None
     registry(store).put_shard(*shard)
     assert registry(store).shard(MANIFEST_KEY)[1] == DATA
+
+
+def test_a_conflict_with_a_write_that_ends_is_tried_again(
+    store: FaultyStore, kept: KeptObjects, shard: tuple[ShardManifest, Path]
+) -> None:
+    kept.conflict, kept.conflicts = ".safetensors", 2
+    registry(store).put_shard(*shard)
+    assert registry(store).shard(MANIFEST_KEY)[1] == DATA
+
+
+def test_data_that_the_trainer_deletes_while_an_upload_is_tried_again_are_written_again(
+    store: FaultyStore, kept: KeptObjects, shard: tuple[ShardManifest, Path]
+) -> None:
+    kept.objects[DATA_KEY] = DATA
+
+    def delete_abandoned(key: str) -> None:
+        if key == MANIFEST_KEY:
+            kept.objects.pop(DATA_KEY, None)
+
+    kept.before_write = delete_abandoned
+    registry(store).put_shard(*shard)
+    assert registry(store).shard(MANIFEST_KEY)[1] == DATA
+
+
+def test_a_former_manifest_that_returns_during_an_erasure_is_replaced(
+    store: FaultyStore, kept: KeptObjects, shard: tuple[ShardManifest, Path]
+) -> None:
+    registry(store).put_shard(*shard)
+    returns = [MANIFEST_KEY]
+
+    def upload_again(key: str) -> None:
+        if key == DATA_KEY and returns:
+            kept.objects[returns.pop()] = manifest_of(DATA).to_json()
+
+    kept.before_write = upload_again
+    registry(store).replace_shard(MANIFEST_KEY, manifest_of(REWRITTEN), REWRITTEN)
+    assert registry(store).shard(MANIFEST_KEY)[1] == REWRITTEN

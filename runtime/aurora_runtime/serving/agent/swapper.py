@@ -134,7 +134,8 @@ class Swapper:
         self._staging_given_up.set()
         self._record_request(request)
         if version == request.version and current is not None and current.digest == request.digest:
-            self.status = SwapStatus(version=version, started=self.status.started, finished=self.status.finished)
+            started = self.status.started if self.status.finished else None
+            self.status = SwapStatus(version=version, started=started, finished=self.status.finished)
             return
         self.status = SwapStatus(phase=SwapPhase.STAGING, version=request.version, started=datetime.now(UTC))
         former, self._staging_given_up = self._task, threading.Event()

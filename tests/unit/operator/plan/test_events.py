@@ -101,4 +101,6 @@ def test_a_ready_that_flaps_between_reasons_posts_one_event_of_each_in_an_hour(f
     }
     assert len(names) == len({reason for reason, _ in flaps})
     again = EventNote("Scaling", "", once_per_reason=True)
+    warning = EventNote("Scaling", "", warning=True, once_per_reason=True)
+    assert _event(again, OWNER, NOW)["metadata"] != _event(warning, OWNER, NOW)["metadata"], "a Warning is news"
     assert _event(again, OWNER, NOW)["metadata"] != _event(again, OWNER, NOW + timedelta(hours=1))["metadata"]

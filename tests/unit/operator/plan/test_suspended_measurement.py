@@ -170,7 +170,7 @@ def test_a_priority_that_kueue_does_not_let_change_is_kept_and_the_condition_say
     shown = condition(world, ConditionType.TRAINER_READY)
     assert shown.message.endswith(
         f"The Deployment chat-trainer keeps {PRIORITY_LABEL}: low, because Kueue may refuse the change."
-        " Delete chat-trainer to apply the change"
+        " Delete that Deployment to apply the change"
     )
     deleted = condition(replace(world, trainer=replace(runs, kueue_labels=wanted)), ConditionType.TRAINER_READY)
     assert "Kueue" not in deleted.message

@@ -145,3 +145,19 @@ async def test_the_receiver_refuses_what_is_not_otlp() -> None:
         exporter.offer([replace(SPAN, trace_id="ab")])
         await wait_until_sent(exporter)
         assert (receiver.requests, receiver.spans) == (1, [])
+
+
+async def test_a_span_that_cannot_be_written_costs_no_other_batch() -> None:
+    before = counted("dropped")
+    async with receiving() as receiver, exporting(receiver.url) as exporter:
+        exporter.offer([replace(SPAN, attributes={"aurora.swap.pause_seconds": float("nan")})])
+        await wait_until_sent(exporter)
+        exporter.offer([SPAN])
+        await wait_until_sent(exporter)
+        assert len(receiver.spans) == 1
+    assert counted("dropped") - before == 1
+
+
+@pytest.mark.parametrize("answer", [b'{"partialSuccess": {"rejectedSpans": 1e999}}', b"[" * 100_000, b"7"])
+def test_an_odd_answer_of_the_collector_rejects_nothing(answer: bytes) -> None:
+    assert rejected_spans(answer) == 0
