@@ -113,7 +113,8 @@ def plan_extend(
     """Plan `extend_seq_lens[i]` new queries of request i, whose own keys are the last of its `seq_lens[i]` slots.
 
     Requests are grouped by the power of two at or above their number of queries. Padding then at most doubles the work,
-    however unequal a prefill batch is.
+    however unequal a prefill batch is. A single new query of each request sees all of its keys, as in decoding, and the
+    mask says nothing else: this is a verify round without proposals.
 
     Args:
         req_to_token: [pool, pool_len] the slot of each position of each request.
@@ -130,6 +131,8 @@ def plan_extend(
         ValueError: the mask has neither of the two sizes.
     """
     lengths = extend_seq_lens.tolist()
+    if set(lengths) == {1}:
+        return plan_decode(req_to_token, req_pool_indices, seq_lens)
     buckets: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
         if length > 0:

@@ -201,6 +201,42 @@ def verify_tree_greedy_cpu(
         retrive_next_token, retrive_next_sibling: [B, n] links.
         target_predict: [B, n] the target's greedy token after each node.
     """
+    if _are_chains(retrive_next_token, retrive_next_sibling):
+        accepted = _accepted_in_chains(candidates, target_predict)
+    else:
+        accepted = _accepted_in_trees(candidates, retrive_next_token, retrive_next_sibling, target_predict)
+    rank = accepted.long().cumsum(1) - 1
+    depth = accept_index.shape[1]
+    accepted &= rank < depth
+    accept_token_num.copy_(accepted.sum(1) - 1)
+    request, node = accepted.nonzero(as_tuple=True)
+    flat = retrive_index[request, node]
+    accept_index[request, rank[request, node]] = flat.to(accept_index.dtype)
+    predicts[flat.long()] = target_predict[request, node].to(predicts.dtype)
+
+
+def _are_chains(next_token: torch.Tensor, next_sibling: torch.Tensor) -> bool:
+    """Whether each tree is a chain in the order of its nodes, or a root alone. A few operations find out."""
+    nodes = next_token.shape[1]
+    in_order = torch.arange(1, nodes + 1)
+    in_order[-1] = -1
+    return bool((next_token == in_order).all()) and bool((next_sibling == -1).all())
+
+
+def _accepted_in_chains(candidates: torch.Tensor, target_predict: torch.Tensor) -> torch.Tensor:
+    """[B, n] bool: the accepted nodes of chains. Arguments as in :func:`verify_tree_greedy_cpu`."""
+    accepted = torch.ones_like(candidates, dtype=torch.bool)
+    accepted[:, 1:] = (candidates[:, 1:] == target_predict[:, :-1]).long().cumprod(1).bool()
+    return accepted
+
+
+def _accepted_in_trees(
+    candidates: torch.Tensor,
+    retrive_next_token: torch.Tensor,
+    retrive_next_sibling: torch.Tensor,
+    target_predict: torch.Tensor,
+) -> torch.Tensor:
+    """[B, n] bool: the accepted nodes of any trees. Arguments as in :func:`verify_tree_greedy_cpu`."""
     nodes = candidates.shape[1]
     number = torch.arange(nodes)
     parent = _parents(retrive_next_token.long(), retrive_next_sibling.long())
@@ -215,11 +251,4 @@ def verify_tree_greedy_cpu(
     for _ in range(_doublings(nodes)):
         accepted = accepted & accepted.gather(1, above)
         above = above.gather(1, above)
-    rank = accepted.long().cumsum(1) - 1
-    depth = accept_index.shape[1]
-    accepted &= rank < depth
-    accept_token_num.copy_(accepted.sum(1) - 1)
-    request, node = accepted.nonzero(as_tuple=True)
-    flat = retrive_index[request, node]
-    accept_index[request, rank[request, node]] = flat.to(accept_index.dtype)
-    predicts[flat.long()] = target_predict[request, node].to(predicts.dtype)
+    return accepted
