@@ -1,7 +1,7 @@
 """Keeps one speculator reconciled until it is deleted: reconcile, then wait for a change or for time to pass.
 
-Invariant: only the speculator's deletion ends the loop. Its handler catches every exception of a
-reconcile. The handler logs the exception and retries with exponential, jittered backoff.
+Invariant: only the speculator's deletion ends the loop. Its handler catches every exception of a reconcile. The
+handler logs the exception and retries with exponential, jittered backoff.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Logs each round that the controller of a served pod decided: what it expected, and what came of it.
 
 The log is written by an SGLang plugin of its own (``round_log_plugin.py``), which wraps the controller in the engine's
-process. So the product has no switch for it. A file holds one JSON object a line: first the arms, then each round. On
-one rank a line costs the scheduler some tens of microseconds, so a logged run is no measurement of speed.
+process. So the product has no switch for it. A file holds one JSON object a line: first the arms, then each round. The
+scheduler writes each line itself, so a logged run is no measurement of speed.
 
 Invariant: a round's estimates are those of its own choice. A round whose choice is not known has none.
 """
@@ -50,7 +50,7 @@ class LoggedRequest:
 
 @dataclass(frozen=True)
 class Estimates:
-    """What the controller expected when it chose, for each arm of the log.
+    """The controller's estimates at its choice, for each arm of the log.
 
     Attributes:
         tokens: of the whole batch, bonus tokens included.
@@ -124,7 +124,7 @@ class RoundLog:
         self._choices: deque[tuple[Sequence[RequestOutlook], Estimates | None]] = deque(maxlen=CHOICES_KEPT)
 
     def hooks(self) -> tuple[Hook, ...]:
-        """What the plugin registers with SGLang."""
+        """The hooks that the plugin registers with SGLang."""
         return (
             Hook(f"{_CONTROLLER}.choose", self.around_choose, HookKind.AROUND),
             Hook(f"{_CONTROLLER}._best", self.around_best, HookKind.AROUND),

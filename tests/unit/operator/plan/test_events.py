@@ -32,7 +32,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "ApplyRefused": {"apply_errors": ("quota",)},
     "PinRefused": {"spec": spec(serving={"replicas": 2}, rollout={"pin": 7})},
 }
-"""What a person must correct: the reason of the Event, and what is observed."""
+"""Faults that a person must correct: the reason of the Event, and the observation that shows the fault."""
 
 
 def told(world: Observed) -> list[tuple[str, bool]]:
