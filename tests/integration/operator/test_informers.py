@@ -194,6 +194,20 @@ async def test_a_watch_that_is_left_ends_its_connection_although_the_api_server_
         await eventually(lambda: connections_to(path.port) == 0, 2)
 
 
+async def test_a_list_that_is_left_before_its_answer_ends_its_connection(server: ApiServer) -> None:
+    async with network(server) as path:
+        stream = ApiStream(configuration(server, path.port))
+        await stream.list_page(SERVICE_ACCOUNT, NAMESPACE, LABELS, "")
+        path.stall()  # the connection is kept for the next list
+        left = asyncio.create_task(stream.list_page(SERVICE_ACCOUNT, NAMESPACE, LABELS, ""))
+        await asyncio.sleep(0.2)
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
+        async with asyncio.timeout(2):
+            await stream.close()
+        await eventually(lambda: connections_to(path.port) == 0, 2)
+
+
 async def test_a_deletion_during_a_cut_is_found_although_the_api_server_lost_its_history(own_server: ApiServer) -> None:
     """A restarted API server has no history, answers a watch with HTTP 410, and the informer lists again."""
     async with network(own_server) as path, informing(own_server, port=path.port) as rig:
