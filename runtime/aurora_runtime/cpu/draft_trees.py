@@ -201,6 +201,11 @@ def verify_tree_greedy_cpu(
         retrive_next_token, retrive_next_sibling: [B, n] links.
         target_predict: [B, n] the target's greedy token after each node.
     """
+    if candidates.shape[1] == 1:  # roots alone, as in rounds without proposals
+        accept_token_num.zero_()
+        accept_index[:, :1] = retrive_index
+        predicts[retrive_index.flatten()] = target_predict.flatten().to(predicts.dtype)
+        return
     if _are_chains(retrive_next_token, retrive_next_sibling):
         accepted = _accepted_in_chains(candidates, target_predict)
     else:

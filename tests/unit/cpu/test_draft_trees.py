@@ -42,7 +42,8 @@ class Tree:
 
 @st.composite
 def forests(draw: st.DrawFn) -> list[Tree]:
-    size = draw(st.integers(2, 10))
+    """Trees of one size. A tree of one node is a root alone, as in a round without proposals."""
+    size = draw(st.integers(1, 10))
     batch = draw(st.integers(1, 3))
     return [Tree([0] + [draw(st.integers(0, node - 1)) for node in range(1, size)]) for _ in range(batch)]
 
