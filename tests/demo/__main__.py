@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from aurora_protocol.errors import ProtocolError
 from aurora_store.errors import StoreError
 from tests.cluster.cluster import Cluster
+from tests.demo import short_run
 from tests.demo.failure import EXPECTED_ERRORS, failure_lines, interruption_lines, save_cluster_logs
 from tests.demo.handover import Handover
 from tests.demo.jobs import Job, JobFailedError, JobRunner
@@ -45,8 +47,8 @@ NAME = "chat"
 BUDGET_SECONDS = float(os.environ.get("BUDGET_SECONDS", "2400"))
 LOOK_SECONDS = 10.0
 """Between two looks at the resource. Each look is a call of kubectl, which takes CPU from the cluster."""
-LAST_TRAFFIC_SECONDS = 15.0
-"""Traffic on the new draft before the demo ends."""
+LAST_TRAFFIC_SECONDS = 5.0
+"""Traffic on the new draft before the demo ends, beside that of the time in which the operator watched the draft."""
 
 DEMO_ERRORS = (*EXPECTED_ERRORS, StoreError, ProtocolError)
 """Failures that end the demo without a traceback."""
@@ -165,7 +167,7 @@ def run_demo(screen: Screen, cluster: Cluster, results: list[str]) -> None:
     with screen.stage("install"):
         aurora.install()
     with screen.stage("serve"):
-        file = aurora.apply(NAME)
+        file = aurora.apply(NAME, short_run.SPEC, short_run.CPU)
         screen.say(f"created the speculator: kubectl apply -f {file}")
         aurora.wait_until(
             NAME,
@@ -229,8 +231,10 @@ def collect_results(
         f"distinct 4-grams {traffic.distinct_4grams or 0:.2f}"
     )
     tools, store = aurora.cluster.access.tools, aurora.store()
-    results.append(write_report(NAME, aurora.namespace, LOGS / "report.html", tools, store.endpoint))
-    results.append(check_objects(aurora, NAME))
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        objects = beside.submit(check_objects, aurora, NAME)
+        results.append(write_report(NAME, aurora.namespace, LOGS / "report.html", tools, store.endpoint))
+        results.append(objects.result())
 
 
 if __name__ == "__main__":
