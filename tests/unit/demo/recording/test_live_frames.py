@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.live import Live
@@ -44,7 +44,8 @@ def screen(text: str) -> list[str]:
 
 def chunks_of(output: str, seconds_per_chunk: float, random_source: random.Random) -> list[Chunk]:
     """The output as a terminal gives it: with carriage returns, cut anywhere."""
-    data, chunks = output.replace("\n", "\r\n").encode(), []
+    data = output.replace("\n", "\r\n").encode()
+    chunks: list[Chunk] = []
     while data:
         size = random_source.randint(1, 60)
         chunks.append(Chunk(len(chunks) * seconds_per_chunk, data[:size]))
@@ -71,6 +72,7 @@ def live_output(steps: Sequence[int | str]) -> str:
 STEPS = st.lists(st.integers(1, 4) | st.sampled_from(["printed", "printed too"]), min_size=1, max_size=25)
 
 
+@settings(max_examples=40, deadline=None)
 @given(STEPS, st.sampled_from([0.0, 0.01, 0.3]), st.randoms(use_true_random=False))
 def test_the_screen_at_the_end_is_that_of_the_whole_output(
     steps: list[int | str], seconds_per_chunk: float, random_source: random.Random
