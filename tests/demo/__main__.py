@@ -47,8 +47,6 @@ NAME = "chat"
 BUDGET_SECONDS = float(os.environ.get("BUDGET_SECONDS", "2400"))
 LOOK_SECONDS = 10.0
 """Between two looks at the resource. Each look is a call of kubectl, which takes CPU from the cluster."""
-LAST_TRAFFIC_SECONDS = 5.0
-"""Traffic on the new draft before the demo ends, beside that of the time in which the operator watched the draft."""
 
 DEMO_ERRORS = (*EXPECTED_ERRORS, StoreError, ProtocolError)
 """Failures that end the demo without a traceback."""
@@ -195,7 +193,10 @@ def run_demo(screen: Screen, cluster: Cluster, results: list[str]) -> None:
 
 
 def watch(screen: Screen, aurora: Installation, driver: TrafficDriver, speed: SpeedOverTime) -> bool:
-    """Show the loop until a learned draft serves everywhere or the time is over. Returns whether one does."""
+    """Show the loop until a learned draft serves everywhere or the time is over. Returns whether one does.
+
+    The operator watches a promoted draft before its rollout ends, so there was traffic on the draft by then.
+    """
     deadline = time.monotonic() + BUDGET_SECONDS
     while True:
         resource, traffic = aurora.get(NAME), driver.summary()
@@ -203,7 +204,6 @@ def watch(screen: Screen, aurora: Installation, driver: TrafficDriver, speed: Sp
         screen.update(partial(_with_look, resource, traffic, succeeded))
         speed.add(resource, traffic)
         if succeeded:
-            time.sleep(LAST_TRAFFIC_SECONDS)
             return True
         if time.monotonic() > deadline:
             return False

@@ -122,7 +122,6 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     replaced = {
         "LOGS": tmp_path,
         "LOOK_SECONDS": 0.0,
-        "LAST_TRAFFIC_SECONDS": 0.0,
         "exit_on_stop_signals": lambda: None,
         "preparations": lambda local: [Job(name, ("true",)) for name in ("prerequisites", "kubernetes", "model")],
         "Cluster": SimpleNamespace(up=lambda name: cluster),
