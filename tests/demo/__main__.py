@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from aurora_protocol.errors import ProtocolError
 from aurora_store.errors import StoreError
 from tests.cluster.cluster import Cluster
+from tests.demo import short_run
 from tests.demo.failure import EXPECTED_ERRORS, failure_lines, interruption_lines, save_cluster_logs
 from tests.demo.handover import Handover
 from tests.demo.jobs import Job, JobFailedError, JobRunner
@@ -45,8 +47,6 @@ NAME = "chat"
 BUDGET_SECONDS = float(os.environ.get("BUDGET_SECONDS", "2400"))
 LOOK_SECONDS = 10.0
 """Between two looks at the resource. Each look is a call of kubectl, which takes CPU from the cluster."""
-LAST_TRAFFIC_SECONDS = 15.0
-"""Traffic on the new draft before the demo ends."""
 
 DEMO_ERRORS = (*EXPECTED_ERRORS, StoreError, ProtocolError)
 """Failures that end the demo without a traceback."""
@@ -165,7 +165,7 @@ def run_demo(screen: Screen, cluster: Cluster, results: list[str]) -> None:
     with screen.stage("install"):
         aurora.install()
     with screen.stage("serve"):
-        file = aurora.apply(NAME)
+        file = aurora.apply(NAME, short_run.SPEC, short_run.CPU)
         screen.say(f"created the speculator: kubectl apply -f {file}")
         aurora.wait_until(
             NAME,
@@ -193,7 +193,10 @@ def run_demo(screen: Screen, cluster: Cluster, results: list[str]) -> None:
 
 
 def watch(screen: Screen, aurora: Installation, driver: TrafficDriver, speed: SpeedOverTime) -> bool:
-    """Show the loop until a learned draft serves everywhere or the time is over. Returns whether one does."""
+    """Show the loop until a learned draft serves everywhere or the time is over. Returns whether one does.
+
+    The operator watches a promoted draft before its rollout ends, so there was traffic on the draft by then.
+    """
     deadline = time.monotonic() + BUDGET_SECONDS
     while True:
         resource, traffic = aurora.get(NAME), driver.summary()
@@ -201,7 +204,6 @@ def watch(screen: Screen, aurora: Installation, driver: TrafficDriver, speed: Sp
         screen.update(partial(_with_look, resource, traffic, succeeded))
         speed.add(resource, traffic)
         if succeeded:
-            time.sleep(LAST_TRAFFIC_SECONDS)
             return True
         if time.monotonic() > deadline:
             return False
@@ -229,8 +231,10 @@ def collect_results(
         f"distinct 4-grams {traffic.distinct_4grams or 0:.2f}"
     )
     tools, store = aurora.cluster.access.tools, aurora.store()
-    results.append(write_report(NAME, aurora.namespace, LOGS / "report.html", tools, store.endpoint))
-    results.append(check_objects(aurora, NAME))
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        objects = beside.submit(check_objects, aurora, NAME)
+        results.append(write_report(NAME, aurora.namespace, LOGS / "report.html", tools, store.endpoint))
+        results.append(objects.result())
 
 
 if __name__ == "__main__":

@@ -8,20 +8,41 @@ the host instead of being copied into an image.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.cluster.images.host_python import host_python_volumes
 
 MODEL_PATH = "/models/smollm2-135m-instruct"
-SERVING_CPU, TRAINING_CPU, VALIDATION_CPU = "300m", "50m", "1000m"
-"""CPU requests become CFS shares. Under contention a measurement gets the most CPU, serving less, training least."""
 
+
+@dataclass(frozen=True)
+class CpuShares:
+    """CPU requests in thousandths of a core, which become CFS shares.
+
+    Under contention a measurement gets the most CPU, serving less, training least. Two inference pods, trainer and
+    validator together with their agents, the operator and the store fill a node of two cores exactly, so what one part
+    gets more another has to get less.
+    """
+
+    serving: int = 300
+    training: int = 50
+    validation: int = 1000
+
+
+RIG_CPU = CpuShares()
 ONE_THREAD = [{"name": "OMP_NUM_THREADS", "value": "1"}]
 
 
 def small_speculator(
-    name: str, *, model: Path, python: Path, store: dict[str, Any], spec: dict[str, Any] | None = None
+    name: str,
+    *,
+    model: Path,
+    python: Path,
+    store: dict[str, Any],
+    spec: dict[str, Any] | None = None,
+    cpu: CpuShares = RIG_CPU,
 ) -> dict[str, Any]:
     """The custom resource.
 
@@ -30,6 +51,7 @@ def small_speculator(
         python: Virtual environment with torch and SGLang on this machine.
         store: The value of ``spec.store``.
         spec: Values that replace the rig's own, key by key.
+        cpu: What the containers of the three kinds of pods request.
     """
     base: dict[str, Any] = {
         "target": {"model": MODEL_PATH},
@@ -37,14 +59,14 @@ def small_speculator(
         "serving": {
             "replicas": 2,
             "extraArgs": ["--max-total-tokens", "16384", "--context-length", "2048"],
-            "template": _template(("sglang",), model, python, SERVING_CPU),
+            "template": _template(("sglang",), model, python, cpu.serving),
         },
         "capture": {"shardSeconds": 10, "shardTokens": 4096},
         "training": {
             "publishTokens": 10000,
             "publishSeconds": 240,
             "passes": 4,  # a short burst of training; afterwards both cores serve
-            "template": _template(("trainer",), model, python, TRAINING_CPU),
+            "template": _template(("trainer",), model, python, cpu.training),
         },
         "validation": {
             "concurrencies": [1, 2],  # four requests in flight on two pods
@@ -52,7 +74,7 @@ def small_speculator(
             "promptsPerRound": 2,
             "maxNewTokens": 64,
             "baselineMaxAgeSeconds": 0,  # no reuse: the speed of a shared machine changes by the minute
-            "template": _template(("validator",), model, python, VALIDATION_CPU),
+            "template": _template(("validator",), model, python, cpu.validation),
         },
         "rollout": {"analysis": {"settleSeconds": 10, "intervalSeconds": 5, "minRequests": 10, "watchSeconds": 30}},
     }
@@ -64,7 +86,7 @@ def small_speculator(
     }
 
 
-def _template(containers: tuple[str, ...], model: Path, python: Path, cpu: str) -> dict[str, Any]:
+def _template(containers: tuple[str, ...], model: Path, python: Path, millicores: int) -> dict[str, Any]:
     volumes, mounts = host_python_volumes(python)
     volumes = [*volumes, {"name": "model", "hostPath": {"path": str(model), "type": "Directory"}}]
     mounts = [*mounts, {"name": "model", "mountPath": MODEL_PATH, "readOnly": True}]
@@ -76,7 +98,7 @@ def _template(containers: tuple[str, ...], model: Path, python: Path, cpu: str) 
                 {
                     "name": container,
                     "env": [*ONE_THREAD, path],
-                    "resources": {"requests": {"cpu": cpu, "memory": "512Mi"}},
+                    "resources": {"requests": {"cpu": f"{millicores}m", "memory": "512Mi"}},
                     "volumeMounts": mounts,
                 }
                 for container in containers

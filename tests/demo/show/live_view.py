@@ -26,6 +26,7 @@ MARKS = {
     StageState.DONE: ("✓", "green"),
     StageState.FAILED: ("✗", "bold red"),
 }
+HEADING = "Aurora demo"
 LABEL_WIDTH = 18
 FIGURE_WIDTH = 26
 MEASURED_WIDTH = len("59 min 59 s when measured")
@@ -43,7 +44,7 @@ def live_view(state: ShowState, now: float, width: int) -> RenderableType:
 
 
 def _heading(state: ShowState, now: float, width: int) -> Text:
-    return _line(f"Aurora demo, {duration(state.elapsed_seconds(now))}", width, "bold")
+    return _line(f"{HEADING}, {duration(state.elapsed_seconds(now))}", width, "bold")
 
 
 def _stages(times: Sequence[StageTime], now: float, width: int) -> Table:

@@ -20,6 +20,7 @@ from tests.cluster.command import CommandError
 from tests.demo import __main__ as demo
 from tests.demo.jobs import Job
 from tests.rig.installation import StoreAccess
+from tests.rig.small_speculator import CpuShares
 from tests.traffic.report import Summary
 from tests.unit.demo.show.states import resource, traffic
 
@@ -74,7 +75,7 @@ class FakeInstallation:
         if self.error is not None:
             raise self.error
 
-    def apply(self, name: str) -> Path:
+    def apply(self, name: str, spec: dict[str, Any], cpu: CpuShares) -> Path:
         return Path("/tmp/speculator.json")  # noqa: S108
 
     def wait_until(self, name: str, description: str, condition: Any, timeout_seconds: float) -> None:
@@ -121,7 +122,6 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     replaced = {
         "LOGS": tmp_path,
         "LOOK_SECONDS": 0.0,
-        "LAST_TRAFFIC_SECONDS": 0.0,
         "exit_on_stop_signals": lambda: None,
         "preparations": lambda local: [Job(name, ("true",)) for name in ("prerequisites", "kubernetes", "model")],
         "Cluster": SimpleNamespace(up=lambda name: cluster),
