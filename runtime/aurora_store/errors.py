@@ -61,10 +61,6 @@ class ObjectExists(StoreError):
     """A create-once object exists already: another writer was first."""
 
 
-class WriteConflict(StoreError):
-    """Another write of the same object is under way. Nobody knows yet whether the object will exist."""
-
-
 class DigestMismatch(StoreError):
     """The bytes at a key differ from the digest in the record that names them."""
 

@@ -24,8 +24,6 @@ from botocore.parsers import ResponseParserError
 from botocore.response import StreamingBody
 from urllib3.exceptions import HTTPError
 
-from aurora_api.v1alpha1.store import Encryption
-from aurora_protocol.pod_settings import StoreSettings
 from aurora_store.errors import (
     AccessRefused,
     DigestMismatch,
@@ -35,12 +33,12 @@ from aurora_store.errors import (
     StoreError,
     StoreUnsupported,
 )
-from aurora_store.policy.address_policy import AddressPolicy
 from aurora_store.s3_calls.call_errors import deletion_error, is_access_refused, store_error
-from aurora_store.s3_calls.call_limits import CallLimitReached, CallLimits, call_limits
+from aurora_store.s3_calls.call_limits import CallLimitReached, CallLimits, call_limits, total_deadline
 from aurora_store.s3_calls.encryption import encryption_arguments
 from aurora_store.s3_calls.s3_clients import SHARED_CLIENTS, ClientSettings, RedirectRefused
 from aurora_store.s3_calls.write_conflicts import repeat_after_conflict
+from aurora_store.store_config import StoreConfig
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -77,38 +75,6 @@ _FAILURES = (
 )
 """Everything that botocore raises. HTTPError: while it reads the text of an error. ValueError: a number or a date in
 the answer's headers that does not parse."""
-
-
-@dataclass(frozen=True)
-class StoreConfig:
-    """The bucket and the root of one speculator.
-
-    Without ``access_key`` and ``secret_key``, boto3 looks for credentials itself. ``repr`` never shows them.
-    """
-
-    bucket: str
-    root: str
-    endpoint: str | None = None
-    region: str | None = None
-    access_key: str | None = None
-    secret_key: str | None = None
-    owner: str | None = None
-    """Owner id of the speculator that restored the root. None: the speculator that the root is named after."""
-    addresses: AddressPolicy | None = None
-    """Addresses that ``endpoint`` may lead to. None: any. Without ``endpoint`` it has no effect."""
-    encryption: Encryption | None = None
-    """Server-side encryption that every write asks for. None: the bucket's default."""
-
-    def __repr__(self) -> str:
-        return f"StoreConfig(bucket={self.bucket!r}, root={self.root!r}, endpoint={self.endpoint!r})"
-
-    @classmethod
-    def of(cls, settings: StoreSettings) -> StoreConfig:
-        """The store of a pod. boto3 finds the credentials itself (``AWS_*`` variables or workload identity).
-
-        Every setting is a field of the same name here.
-        """
-        return cls(**dict(settings))
 
 
 @dataclass(frozen=True)
@@ -177,13 +143,16 @@ class ObjectStore:
             operation: for metrics, and with ``subject`` for errors: "get", "registry/00000001.json".
             object_bytes: size of an object that is transferred. A large object has more time.
         """
-        call = f"{operation} {subject}"
-        seconds = self._call_seconds + max(0, object_bytes - MAX_RECORD_BYTES) / MIN_BYTES_PER_SECOND
+        call, seconds = f"{operation} {subject}", self._seconds_for(object_bytes)
         with call_limits(seconds, answer_bytes, lambda: self._on_request(operation)) as limits:
             try:
                 yield limits
             except _FAILURES as error:
                 raise store_error(error, call, limits, self.config.endpoint or "S3") from error
+
+    def _seconds_for(self, object_bytes: int) -> float:
+        """The total deadline of a call that transfers an object of ``object_bytes``."""
+        return self._call_seconds + max(0, object_bytes - MAX_RECORD_BYTES) / MIN_BYTES_PER_SECOND
 
     def put(self, key: str, data: bytes) -> None:
         """Write ``data`` at ``key``, replacing an older object. Above :data:`MAX_SINGLE_PUT_BYTES`, write in parts."""
@@ -199,18 +168,28 @@ class ObjectStore:
         """Write ``data`` at ``key`` once.
 
         Raises :class:`ObjectExists` when the key holds other bytes. The call succeeds when the key holds the same
-        bytes, because a retry after a lost answer must not look like a lost race.
+        bytes, because a retry after a lost answer must not look like a lost race. The write and the read that compares
+        share one deadline.
         """
-        try:
-            repeat_after_conflict(lambda: self._put_new(key, len(data), lambda: io.BytesIO(data)))
-        except ObjectExists:
-            if not self._holds(key, data):
-                raise
+        with total_deadline(self._seconds_for(len(data))):
+            try:
+                self._put_new(key, len(data), lambda: io.BytesIO(data))
+            except ObjectExists:
+                if not self._holds(key, data):
+                    raise
 
     def _put_new(self, key: str, size: int, open_body: Callable[[], BinaryIO]) -> None:
-        """Put an object of ``size`` bytes at a key that must be free. Raises :class:`ObjectExists`."""
-        with self._call("create", key, object_bytes=size), open_body() as body:
-            self._s3.put_object(**self._target(key), **self._encryption, Body=body, IfNoneMatch="*")
+        """Put an object of ``size`` bytes at a key that must be free. Raises :class:`ObjectExists`.
+
+        ``open_body`` is called for each try.
+        """
+
+        def put() -> None:
+            with open_body() as body:
+                self._s3.put_object(**self._target(key), **self._encryption, Body=body, IfNoneMatch="*")
+
+        with self._call("create", key, object_bytes=size) as limits:
+            repeat_after_conflict(put, limits)
 
     def _holds(self, key: str, data: bytes) -> bool:
         try:
@@ -230,7 +209,7 @@ class ObjectStore:
         """
         if (size := path.stat().st_size) > MAX_SINGLE_PUT_BYTES:
             return self.upload(key, path)
-        return repeat_after_conflict(lambda: self._put_new(key, size, lambda: path.open("rb")))
+        return self._put_new(key, size, lambda: path.open("rb"))
 
     def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
         """The bytes at ``key``, verified when ``sha256`` is given.

@@ -27,8 +27,9 @@ from aurora_protocol.draft_records import Channel
 from aurora_protocol.errors import InvalidRecord
 from aurora_store.errors import NotRootOwner, StoreError, bounded_text
 from aurora_store.keys import Keys, first_owner, in_sequence, record_number
-from aurora_store.objects import ObjectStore, StoreConfig
+from aurora_store.objects import ObjectStore
 from aurora_store.root.root_ownership import write_refusal
+from aurora_store.store_config import StoreConfig
 
 MAX_AGE_SECONDS: Final = 30.0
 DECIDING_PREFIXES: Final = (Keys.LINEAGE, Keys.REGISTRY, Keys.EVIDENCE, Keys.TRAINER_STATE)

@@ -23,7 +23,6 @@ from aurora_store.errors import (
     StoreError,
     StoreInterrupted,
     StoreOverdue,
-    WriteConflict,
     bounded_text,
 )
 from aurora_store.s3_calls.call_limits import INTERRUPTED, CallLimits
@@ -82,8 +81,8 @@ def _error_sent(error: ClientError, call: str) -> StoreError:
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if code in ("NoSuchKey", "404") or (status == 404 and code != "NoSuchBucket"):
         return ObjectMissing(bounded_text(f"{call}: no such object"))
-    if code == "ConditionalRequestConflict":
-        return WriteConflict(bounded_text(f"{call}: another write of the object was under way; try again"))
+    if is_write_conflict(error):
+        return StoreError(bounded_text(f"{call}: another write of the object was under way; try again"))
     if status == 412 or code == "PreconditionFailed":
         return ObjectExists(bounded_text(f"{call}: another writer created the object first"))
     if is_access_refused(error):
@@ -95,6 +94,11 @@ def _error_sent(error: ClientError, call: str) -> StoreError:
 def is_access_refused(error: ClientError) -> bool:
     """Whether the store refused a right."""
     return error.response.get("Error", {}).get("Code", "") in _ACCESS_CODES
+
+
+def is_write_conflict(error: ClientError) -> bool:
+    """Whether the store refused a conditional write because another write of the same object is under way."""
+    return error.response.get("Error", {}).get("Code", "") == "ConditionalRequestConflict"
 
 
 def access_hint(operation: str) -> str:

@@ -37,6 +37,8 @@ IO_TIMEOUT_SECONDS = 60.0
 """Longest wait for one read from a connection, or for sending one block of a body."""
 INTERRUPT_POLL_SECONDS = 0.5
 """How often a wait for bytes looks whether the call was interrupted."""
+PAUSE_POLL_SECONDS = 0.05
+"""How often a pause between two requests looks whether the call was interrupted."""
 MAX_ADDRESSES = 8
 """Most addresses of one host name that a connection tries."""
 MAX_HEADER_BYTES = 64 << 10
@@ -101,6 +103,16 @@ class CallLimits:
         self.raise_if_reached()
         return max(self._deadline_seconds - time.monotonic(), 0.001)
 
+    def pause(self, seconds: float) -> None:
+        """Wait ``seconds`` before the next request of the call.
+
+        Raises :class:`CallLimitReached` as soon as the call has reached a limit.
+        """
+        end_seconds = time.monotonic() + seconds
+        while (pause_left := end_seconds - time.monotonic()) > 0:
+            time.sleep(min(pause_left, PAUSE_POLL_SECONDS, self.seconds_left()))
+        self.raise_if_reached()
+
     def received(self, count: int) -> None:
         """Count bytes of the answer. Raises :class:`CallLimitReached` when the answer is too large."""
         self._received_bytes += count
@@ -148,8 +160,12 @@ def call_limits(seconds: float, max_bytes: int, on_request: Callable[[], None]) 
 
 @contextmanager
 def total_deadline(seconds: float) -> Iterator[None]:
-    """End all calls that this thread makes inside the context within ``seconds`` together."""
-    before, _thread.deadline_seconds = _thread.deadline_seconds, time.monotonic() + seconds
+    """End all calls that this thread makes inside the context within ``seconds`` together.
+
+    A total deadline around this one is kept, when it is earlier.
+    """
+    before, deadline_seconds = _thread.deadline_seconds, time.monotonic() + seconds
+    _thread.deadline_seconds = deadline_seconds if before is None else min(before, deadline_seconds)
     try:
         yield
     finally:
