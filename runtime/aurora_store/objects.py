@@ -2,7 +2,8 @@
 
 Invariants: a caller never sees botocore's exceptions. A caller that passes a digest never gets other bytes. The only
 conditional request is ``PutObject If-None-Match: *``, because many S3-compatible stores lack the others. Every call has
-a total deadline. No answer is read into memory beyond its limit.
+a total deadline that includes its retries; a listing makes one call for each page. No answer is read into memory beyond
+its limit.
 """
 
 from __future__ import annotations
@@ -46,23 +47,23 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 20
 MAX_RECORD_BYTES = 1 << 20
-"""Largest record. Larger objects hold data, and the record that names them has their size."""
+"""Largest record. Larger objects hold data, and their size is in the record that names them."""
 MAX_ANSWER_BYTES = 1 << 20
 """Largest answer that holds no object: an error, or an empty answer."""
 MAX_LISTING_PAGE_BYTES = 4 << 20
 """Largest page of a listing. A page has at most 1000 keys of at most 1024 bytes."""
 MAX_LISTED_OBJECTS = 4_000_000
-"""Most objects of one listing: two for each of the shards that 2Ti of traces may have."""
+"""Most objects of one listing: two for each shard that 2Ti of traces may hold."""
 MIN_KEYS_PER_PAGE = 100
-"""A listing has at most one page for so many of its objects. S3 sends 1000 on a page."""
+"""A listing of at most n objects may have n divided by this number of pages, and two more. S3 sends 1000 on a page."""
 CALL_SECONDS = 60.0
-"""Total deadline of a call, retries included, beside the time for a large object."""
+"""Total deadline of a call, retries included. A large object has more time."""
 MIN_BYTES_PER_SECOND = 64 << 10
-"""A large object has so many seconds more: its size divided by this rate."""
+"""Slowest transfer of a large object: each byte above a record's largest size adds to the deadline at this rate."""
 MAX_SINGLE_PUT_BYTES = 4 << 30
 """Largest object put in one request. S3 allows 5 GiB. An interrupted upload in parts may leave some parts behind."""
 TRANSFER = TransferConfig(multipart_threshold=1 << 26, multipart_chunksize=1 << 26, use_threads=False)
-"""How a file is uploaded. Its parts are sent one after the other by the calling thread, whose call has a deadline."""
+"""How a file is uploaded. The calling thread sends the parts one after the other, because the deadline is its own."""
 _FAILURES = (
     BotoCoreError,
     ClientError,
@@ -73,8 +74,8 @@ _FAILURES = (
     HTTPError,
     ValueError,
 )
-"""Everything that botocore raises. HTTPError: while it reads the text of an error. ValueError: a number or a date in
-the answer's headers that does not parse."""
+"""Everything that botocore raises. It raises HTTPError while it reads the text of an error, and ValueError when a
+number or a date in the answer's headers does not parse."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,7 @@ class ObjectStore:
         return data
 
     def get_range(self, key: str, first: int, size: int) -> bytes:
-        """``size`` bytes from byte ``first`` of the object at ``key``, or what there is of them. Not verified.
+        """``size`` bytes of the object at ``key`` from byte ``first``, fewer at the object's end. Not verified.
 
         Raises :class:`ObjectMissing`, and :class:`ObjectTooLarge` when the store ignores the range.
         """
@@ -262,7 +263,7 @@ class ObjectStore:
 
     @contextmanager
     def _open(self, key: str, max_bytes: int, limits: CallLimits, **options: Any) -> Iterator[StreamingBody]:
-        """An object's body, of which a reader gets little more than ``max_bytes``.
+        """The body of an object. A reader gets little more than ``max_bytes`` of it.
 
         Raises :class:`CallLimitReached` when the store announces a larger object, and :class:`ObjectMissing`.
         """

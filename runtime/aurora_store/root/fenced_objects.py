@@ -90,8 +90,8 @@ class FencedObjectStore(ObjectStore):
     def _look(self) -> None:
         """Read the newest channel record, unless it is known already.
 
-        The deletion of a root removes the newest record last. So where the known record is gone and an older one is
-        not, somebody removed the known record alone: perhaps a forged one. The older record holds again.
+        The deletion of a root removes the newest record last. So when the known record is gone and an older one is
+        left, somebody removed the known record alone, perhaps because it was forged. The older record then counts.
         """
         known = self._channel.epoch if self._channel is not None else 0
         epochs = self._epochs(known)  # begins with the known record

@@ -1,7 +1,7 @@
 """Turns the exceptions of a call into :class:`~aurora_store.errors.StoreError`, with what to do.
 
-Invariants: nothing that the store sent is repeated, except a code that S3 defines. A refused right is named by its S3
-action, so that an administrator can add it to the policy of the credentials.
+Invariants: a message contains nothing that the store sent, except a code that S3 defines. A refused right is named by
+its S3 action, so that an administrator can add the action to the policy of the credentials.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def store_error(error: Exception, call: str, limits: CallLimits, store: str) -> 
     if limits.too_large:
         return StoreError(bounded_text(f"{call}: {limits.too_large}; check that {store} is an S3 store"))
     if limits.address_refused:
-        text = f"{call}: {limits.address_refused}, where the operator may not connect to; ask the operator's"
+        text = f"{call}: {limits.address_refused}, to which the operator may not connect; ask the operator's"
         return AddressRefused(f"{text} administrator to add the host to stores.internalHosts of the chart")
     if limits.overdue:
         return StoreOverdue(bounded_text(f"{call}: {limits.overdue}; check that {store} answers"))

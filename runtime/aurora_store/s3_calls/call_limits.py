@@ -6,10 +6,13 @@ store that sends one byte a second never exceeds such a timeout, and a store tha
 Each thread has at most one call under way. Every read and write of a connection asks the limits of its thread's call.
 A thread without limits waits at most :data:`IO_TIMEOUT_SECONDS` for each read and write.
 
-Invariants: with limits, a call ends at most one connection attempt after its deadline. Only the resolution of a host
-name can hold a thread longer. A call that is interrupted ends within :data:`INTERRUPT_POLL_SECONDS` of its next wait
-for bytes. With an :class:`AddressPolicy`, no connection is opened to an address that it refuses. Through a proxy the
-client resolves no name, so there the proxy decides.
+Invariants:
+
+- With limits, a call ends at its deadline, or after the connection attempt or the pause of botocore before a retry that
+  the deadline interrupts. Only the resolution of a host name can hold a thread longer.
+- A call that is interrupted ends within :data:`INTERRUPT_POLL_SECONDS` of its next wait for bytes.
+- With an :class:`AddressPolicy`, no connection is opened to an address that the policy refuses. Through a proxy the
+  client resolves no name, so there the proxy decides.
 """
 
 from __future__ import annotations
@@ -193,8 +196,8 @@ def is_interrupted() -> bool:
 def limit_connections(client: Any, addresses: AddressPolicy | None) -> None:
     """Make the connections of a botocore client ask for limits, and connect to allowed addresses only.
 
-    botocore has no public way to the connections. Its session takes the classes of its connection pools from this
-    attribute, also for proxies.
+    botocore offers no public access to its connections. Its session takes the classes of its connection pools from this
+    private attribute, for proxies too.
     """
     session = client._endpoint.http_session
     session._pool_classes_by_scheme = {

@@ -114,10 +114,11 @@ def test_a_pause_ends_soon_when_nobody_waits_any_more(
 
 def test_the_read_that_compares_shares_the_deadline_of_the_create(store: FaultyStore) -> None:
     def answer(request: Request) -> None:
-        time.sleep(1.2)
         if request.command == "PUT":
+            time.sleep(1.0)
             request.reply(412, REFUSED)
         else:
+            time.sleep(1.5)
             request.reply(200, DATA)
 
     store.answer = answer
