@@ -19,8 +19,9 @@ from aurora_store.s3_calls.call_limits import PAUSE_POLL_SECONDS, interruptible,
 from tests.assets.faulty_store import Answer, FaultyStore, Request, faulty_store, hang
 
 CALL_SECONDS = 1.0
-MARGIN_SECONDS = 2.0
 LONG_PAUSE_SECONDS = 120.0
+MARGIN_SECONDS = 20.0
+"""Far below the shortest pause, which is half of the longest."""
 DATA = b"record"
 CONFLICT = b"<?xml version='1.0'?><Error><Code>ConditionalRequestConflict</Code></Error>"
 REFUSED = b"<?xml version='1.0'?><Error><Code>PreconditionFailed</Code></Error>"
