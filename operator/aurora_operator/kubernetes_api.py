@@ -58,7 +58,6 @@ class Resource:
 
 SPECULATOR = Resource(KIND, API_VERSION, PLURAL)
 DEPLOYMENT = Resource("Deployment", "apps/v1", "deployments")
-STATEFUL_SET = Resource("StatefulSet", "apps/v1", "statefulsets")
 JOB = Resource("Job", "batch/v1", "jobs")
 POD = Resource("Pod", "v1", "pods")
 SERVICE = Resource("Service", "v1", "services")

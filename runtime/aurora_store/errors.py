@@ -6,7 +6,7 @@ StoreError              the object store refused a call, or cannot be reached
 ├── DigestMismatch      the bytes differ from the digest in the record that names them
 │   └── ObjectTooLarge  the object is larger than that record says, or than any record may be
 ├── StoreOverdue        the answer was not complete at the deadline
-├── AddressRefused      the endpoint leads to an address that may not be connected to
+├── AddressRefused      the endpoint leads to an address to which no connection is allowed
 ├── AccessRefused       the credentials lack a right, which the message names
 ├── StoreInterrupted    nobody waits for the answer any more
 ├── NotRootOwner        the root belongs to another speculator, or is being deleted
@@ -16,7 +16,8 @@ StoreError              the object store refused a call, or cannot be reached
 from __future__ import annotations
 
 MAX_ERROR_CHARACTERS = 300
-"""Length of an error's text. A store may send any text as its error, and the operator repeats errors in the status."""
+"""Longest text of an error. A text may quote what others chose, such as a key, and the operator copies it into the
+status."""
 
 DEFAULT_HINT = "see the store's log"
 _CODES_WITHOUT_HINT = (
@@ -40,7 +41,7 @@ ERROR_HINTS = dict.fromkeys(_CODES_WITHOUT_HINT, DEFAULT_HINT) | {
     "InvalidAccessKeyId": "check the access key",
     "SignatureDoesNotMatch": "check the secret key",
 }
-"""The error codes that S3 and its copies define, with what to do. Any other code is a stranger's text."""
+"""The error codes that S3 and compatible stores define, each with what to do. Any other code is untrusted text."""
 
 
 def bounded_text(text: str, limit: int = MAX_ERROR_CHARACTERS) -> str:
@@ -61,10 +62,6 @@ class ObjectExists(StoreError):
     """A create-once object exists already: another writer was first."""
 
 
-class WriteConflict(StoreError):
-    """Another write of the same object is under way. Nobody knows yet whether the object will exist."""
-
-
 class DigestMismatch(StoreError):
     """The bytes at a key differ from the digest in the record that names them."""
 
@@ -74,7 +71,7 @@ class NotRootOwner(StoreError):
 
 
 class ObjectTooLarge(DigestMismatch):
-    """An object is larger than the record that names it says, or than any record may be. It was not read to its end."""
+    """The object is larger than the record that names it says, or than any record may be. Reading it was stopped."""
 
 
 class StoreOverdue(StoreError):
@@ -82,7 +79,7 @@ class StoreOverdue(StoreError):
 
 
 class AddressRefused(StoreError):
-    """The endpoint leads to an address of the node or of the cluster, which was not connected to."""
+    """The endpoint leads to an address of the node or of the cluster. No connection to it was opened."""
 
 
 class StoreUnsupported(StoreError):

@@ -14,7 +14,7 @@
       trainer/status.json                            overwritten in place
       trainer/state/<epoch>/state-<sha12>.safetensors, then trainer/state/<epoch>.json, create-once
 
-The digest in the name of a trainer state's data keeps the data of two trainers apart that save the same epoch.
+The name of a trainer state's data has a digest, so that two trainers that save the same epoch write different objects.
 
 Invariant: numbers are zero-padded, so the lexical order of a listing is the order of the numbers.
 """
@@ -76,12 +76,12 @@ def in_sequence(numbers: Iterable[int], known: int = 0) -> list[int]:
 
 
 def is_shard_key(key: str) -> bool:
-    """Whether ``key`` may be that of a shard's manifest: a path below the traces without hidden parts or ``..``."""
+    """Whether ``key`` can be the key of a shard's manifest: a path below the traces, without hidden parts or ``..``."""
     return _SHARD_KEY.fullmatch(key) is not None
 
 
 def shard_hour(key: str) -> datetime | None:
-    """The beginning of the hour in which a shard was written, as its key says. None when the key says none."""
+    """The beginning of the hour in which a shard was written, according to its key. None when the key names no hour."""
     found = _SHARD_HOUR.fullmatch(key)
     if found is None:
         return None

@@ -2,7 +2,8 @@
 
 Invariants: a caller never sees botocore's exceptions. A caller that passes a digest never gets other bytes. The only
 conditional request is ``PutObject If-None-Match: *``, because many S3-compatible stores lack the others. Every call has
-a total deadline. No answer is read into memory beyond its limit.
+a total deadline that includes its retries; a listing makes one call for each page. No answer is read into memory beyond
+its limit.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from botocore.parsers import ResponseParserError
 from botocore.response import StreamingBody
 from urllib3.exceptions import HTTPError
 
-from aurora_api.v1alpha1.store import Encryption
-from aurora_protocol.pod_settings import StoreSettings
 from aurora_store.errors import (
     AccessRefused,
     DigestMismatch,
@@ -35,12 +34,12 @@ from aurora_store.errors import (
     StoreError,
     StoreUnsupported,
 )
-from aurora_store.policy.address_policy import AddressPolicy
 from aurora_store.s3_calls.call_errors import deletion_error, is_access_refused, store_error
-from aurora_store.s3_calls.call_limits import CallLimitReached, CallLimits, call_limits
+from aurora_store.s3_calls.call_limits import CallLimitReached, CallLimits, call_limits, total_deadline
 from aurora_store.s3_calls.encryption import encryption_arguments
 from aurora_store.s3_calls.s3_clients import SHARED_CLIENTS, ClientSettings, RedirectRefused
 from aurora_store.s3_calls.write_conflicts import repeat_after_conflict
+from aurora_store.store_config import StoreConfig
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -48,23 +47,23 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 20
 MAX_RECORD_BYTES = 1 << 20
-"""Largest record. Larger objects hold data, and the record that names them has their size."""
+"""Largest record. Larger objects hold data, and their size is in the record that names them."""
 MAX_ANSWER_BYTES = 1 << 20
 """Largest answer that holds no object: an error, or an empty answer."""
 MAX_LISTING_PAGE_BYTES = 4 << 20
 """Largest page of a listing. A page has at most 1000 keys of at most 1024 bytes."""
 MAX_LISTED_OBJECTS = 4_000_000
-"""Most objects of one listing: two for each of the shards that 2Ti of traces may have."""
+"""Most objects of one listing: two for each shard that 2Ti of traces may hold."""
 MIN_KEYS_PER_PAGE = 100
-"""A listing has at most one page for so many of its objects. S3 sends 1000 on a page."""
+"""A listing of at most n objects may have n divided by this number of pages, and two more. S3 sends 1000 on a page."""
 CALL_SECONDS = 60.0
-"""Total deadline of a call, retries included, beside the time for a large object."""
+"""Total deadline of a call, retries included. A large object has more time."""
 MIN_BYTES_PER_SECOND = 64 << 10
-"""A large object has so many seconds more: its size divided by this rate."""
+"""Slowest transfer of a large object: each byte above a record's largest size adds to the deadline at this rate."""
 MAX_SINGLE_PUT_BYTES = 4 << 30
 """Largest object put in one request. S3 allows 5 GiB. An interrupted upload in parts may leave some parts behind."""
 TRANSFER = TransferConfig(multipart_threshold=1 << 26, multipart_chunksize=1 << 26, use_threads=False)
-"""How a file is uploaded. Its parts are sent one after the other by the calling thread, whose call has a deadline."""
+"""How a file is uploaded. The calling thread sends the parts one after the other, because the deadline is its own."""
 _FAILURES = (
     BotoCoreError,
     ClientError,
@@ -75,40 +74,8 @@ _FAILURES = (
     HTTPError,
     ValueError,
 )
-"""Everything that botocore raises. HTTPError: while it reads the text of an error. ValueError: a number or a date in
-the answer's headers that does not parse."""
-
-
-@dataclass(frozen=True)
-class StoreConfig:
-    """The bucket and the root of one speculator.
-
-    Without ``access_key`` and ``secret_key``, boto3 looks for credentials itself. ``repr`` never shows them.
-    """
-
-    bucket: str
-    root: str
-    endpoint: str | None = None
-    region: str | None = None
-    access_key: str | None = None
-    secret_key: str | None = None
-    owner: str | None = None
-    """Owner id of the speculator that restored the root. None: the speculator that the root is named after."""
-    addresses: AddressPolicy | None = None
-    """Addresses that ``endpoint`` may lead to. None: any. Without ``endpoint`` it has no effect."""
-    encryption: Encryption | None = None
-    """Server-side encryption that every write asks for. None: the bucket's default."""
-
-    def __repr__(self) -> str:
-        return f"StoreConfig(bucket={self.bucket!r}, root={self.root!r}, endpoint={self.endpoint!r})"
-
-    @classmethod
-    def of(cls, settings: StoreSettings) -> StoreConfig:
-        """The store of a pod. boto3 finds the credentials itself (``AWS_*`` variables or workload identity).
-
-        Every setting is a field of the same name here.
-        """
-        return cls(**dict(settings))
+"""Everything that botocore raises. It raises HTTPError while it reads the text of an error, and ValueError when a
+number or a date in the answer's headers does not parse."""
 
 
 @dataclass(frozen=True)
@@ -177,13 +144,16 @@ class ObjectStore:
             operation: for metrics, and with ``subject`` for errors: "get", "registry/00000001.json".
             object_bytes: size of an object that is transferred. A large object has more time.
         """
-        call = f"{operation} {subject}"
-        seconds = self._call_seconds + max(0, object_bytes - MAX_RECORD_BYTES) / MIN_BYTES_PER_SECOND
+        call, seconds = f"{operation} {subject}", self._seconds_for(object_bytes)
         with call_limits(seconds, answer_bytes, lambda: self._on_request(operation)) as limits:
             try:
                 yield limits
             except _FAILURES as error:
                 raise store_error(error, call, limits, self.config.endpoint or "S3") from error
+
+    def _seconds_for(self, object_bytes: int) -> float:
+        """The total deadline of a call that transfers an object of ``object_bytes``."""
+        return self._call_seconds + max(0, object_bytes - MAX_RECORD_BYTES) / MIN_BYTES_PER_SECOND
 
     def put(self, key: str, data: bytes) -> None:
         """Write ``data`` at ``key``, replacing an older object. Above :data:`MAX_SINGLE_PUT_BYTES`, write in parts."""
@@ -199,18 +169,28 @@ class ObjectStore:
         """Write ``data`` at ``key`` once.
 
         Raises :class:`ObjectExists` when the key holds other bytes. The call succeeds when the key holds the same
-        bytes, because a retry after a lost answer must not look like a lost race.
+        bytes, because a retry after a lost answer must not look like a lost race. The write and the read that compares
+        share one deadline.
         """
-        try:
-            repeat_after_conflict(lambda: self._put_new(key, len(data), lambda: io.BytesIO(data)))
-        except ObjectExists:
-            if not self._holds(key, data):
-                raise
+        with total_deadline(self._seconds_for(len(data))):
+            try:
+                self._put_new(key, len(data), lambda: io.BytesIO(data))
+            except ObjectExists:
+                if not self._holds(key, data):
+                    raise
 
     def _put_new(self, key: str, size: int, open_body: Callable[[], BinaryIO]) -> None:
-        """Put an object of ``size`` bytes at a key that must be free. Raises :class:`ObjectExists`."""
-        with self._call("create", key, object_bytes=size), open_body() as body:
-            self._s3.put_object(**self._target(key), **self._encryption, Body=body, IfNoneMatch="*")
+        """Put an object of ``size`` bytes at a key that must be free. Raises :class:`ObjectExists`.
+
+        ``open_body`` is called for each try.
+        """
+
+        def put() -> None:
+            with open_body() as body:
+                self._s3.put_object(**self._target(key), **self._encryption, Body=body, IfNoneMatch="*")
+
+        with self._call("create", key, object_bytes=size) as limits:
+            repeat_after_conflict(put, limits)
 
     def _holds(self, key: str, data: bytes) -> bool:
         try:
@@ -230,7 +210,7 @@ class ObjectStore:
         """
         if (size := path.stat().st_size) > MAX_SINGLE_PUT_BYTES:
             return self.upload(key, path)
-        return repeat_after_conflict(lambda: self._put_new(key, size, lambda: path.open("rb")))
+        return self._put_new(key, size, lambda: path.open("rb"))
 
     def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
         """The bytes at ``key``, verified when ``sha256`` is given.
@@ -245,7 +225,7 @@ class ObjectStore:
         return data
 
     def get_range(self, key: str, first: int, size: int) -> bytes:
-        """``size`` bytes from byte ``first`` of the object at ``key``, or what there is of them. Not verified.
+        """``size`` bytes of the object at ``key`` from byte ``first``, fewer at the object's end. Not verified.
 
         Raises :class:`ObjectMissing`, and :class:`ObjectTooLarge` when the store ignores the range.
         """
@@ -283,7 +263,7 @@ class ObjectStore:
 
     @contextmanager
     def _open(self, key: str, max_bytes: int, limits: CallLimits, **options: Any) -> Iterator[StreamingBody]:
-        """An object's body, of which a reader gets little more than ``max_bytes``.
+        """The body of an object. A reader gets little more than ``max_bytes`` of it.
 
         Raises :class:`CallLimitReached` when the store announces a larger object, and :class:`ObjectMissing`.
         """

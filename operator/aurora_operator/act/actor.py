@@ -21,10 +21,8 @@ from aurora_operator.act.authority import Authority
 from aurora_operator.act.child_writer import ChildWriter
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.finalizer import set_finalizer
-from aurora_operator.act.former_trainer import delete_former_trainer
 from aurora_operator.act.status_writer import write_status
 from aurora_operator.children.access import new_keys, new_signing_keys
-from aurora_operator.children.metadata import trainer_name
 from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.observe.observed import RefusedJob
@@ -74,8 +72,6 @@ class Actor:
         if plan.finalizer is not None:
             await call_api(set_finalizer, self._api, owner, wanted=plan.finalizer)
             return ExecutionResult()
-        if ("Deployment", trainer_name(owner)) not in snapshot.live_children:
-            await delete_former_trainer(self._api, owner)
         keys = [new_keys(owner)] if plan.create_keys else []
         if plan.trust_record is not None:
             keys.append(new_signing_keys(owner, plan.trust_record))

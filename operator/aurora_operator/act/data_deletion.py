@@ -19,7 +19,6 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.store import DeletionPolicy
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.finalizer import set_finalizer
-from aurora_operator.act.former_trainer import delete_former_trainer
 from aurora_operator.children.metadata import has_finalizer, selector_text
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import CallAbandoned, NotFound
@@ -101,7 +100,6 @@ class DataDeletion:
         return workloads, sum(pod.get("status", {}).get("phase") not in ("Succeeded", "Failed") for pod in pods)
 
     async def _stop(self, owner: Owner, workloads: Sequence[Object]) -> None:
-        await delete_former_trainer(self._api, owner)
         for obj in workloads:
             metadata = obj["metadata"]
             await call_api(self._api.delete, resource_of(obj), owner.namespace, metadata["name"], metadata["uid"])

@@ -1,1 +1,1 @@
-"""What an administrator decides about stores: who may use which, and where connections may lead to."""
+"""The administrator's rules: who may use which store, and to which addresses connections may lead."""

@@ -26,8 +26,8 @@ _PLATFORM_SERVICES: Final = (IPv4Network("168.63.129.16/32"), IPv4Network("192.0
 class AddressPolicy:
     """Public addresses are allowed. Others need an entry.
 
-    An entry for a host name covers private addresses, but no link-local or loopback address: only a network that lies
-    within such a range covers those.
+    An entry for a host name covers the host's private addresses. It covers no link-local or loopback address: these
+    need an entry for a network that lies within their range.
     """
 
     networks: tuple[Network, ...] = ()
@@ -48,7 +48,7 @@ class AddressPolicy:
         return cls(tuple(networks), frozenset(hosts))
 
     def allows(self, host: str, address: str) -> bool:
-        """Whether a connection to ``address`` is allowed, which ``host`` resolved to."""
+        """Whether a connection to ``address`` is allowed. ``host`` resolved to ``address``."""
         found = _embedded(ip_address(address.partition("%")[0]))
         entries = [network for network in self.networks if found in network]
         if found.is_link_local or found.is_loopback:

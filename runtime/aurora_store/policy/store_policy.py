@@ -5,7 +5,7 @@ own place in the network, sometimes with an identity of its own. The policy keep
 place and identity.
 
 Invariants: the operator never signs with its own identity for an endpoint that a speculator names. It connects to no
-address inside the cluster without an entry for it. With rules, every use of a store needs one. Pure.
+address inside the cluster without an entry for it. When there are rules, every use of a store must match one. Pure.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ class StorePolicy:
 
 
 def _rules(values: Any) -> Iterable[StoreRule]:
-    """Raises :class:`ValueError` for anything but rules."""
+    """The rules in parsed JSON. Raises :class:`ValueError` when ``values`` is no list of rules."""
     if not isinstance(values, list) or not all(_has_known_fields(value) for value in values):
-        raise ValueError(f"it is no list of rules with the fields {', '.join(sorted(_FIELDS))}")
+        raise ValueError(f"it is not a list of rules with the fields {', '.join(sorted(_FIELDS))}")
     for value in values:
         namespaces = value.get("namespaces") or []
         texts = [value.get(name) or "" for name in ("endpoint", "bucket", "prefix")]

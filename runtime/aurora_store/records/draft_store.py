@@ -1,9 +1,10 @@
 """Records about drafts: the lineage, checkpoints, registered versions and the channel.
 
 Invariants: of two writers that take one number (lineage, version, epoch), one succeeds and the other gets
-:class:`~aurora_store.errors.ObjectExists`. A draft is exactly the two files of :data:`DRAFT_FILES`, its weights have
-the digest of its registration, and nothing is downloaded before its manifest says so. Only :meth:`signed_channel` is
-verified, so only its version may be served. Other readers of the channel ask it whether they may still write.
+:class:`~aurora_store.errors.ObjectExists`. A draft is exactly the two files of :data:`DRAFT_FILES`, and its weights
+have the digest of its registration. Both are checked in the manifest before a file is downloaded. Only
+:meth:`signed_channel` is verified, so only its version may be served. Other readers use the channel only to learn
+whether they may still write.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from aurora_store.root.root_ownership import is_void
 MAX_CONFIG_BYTES = 64 << 10
 """Largest file of a draft beside its weights."""
 MAX_WEIGHTS_BYTES = 64 << 30
-"""Largest file of weights, where the reader knows no lower bound."""
+"""Largest file of weights, unless the reader sets a lower limit."""
 MAX_UNSIGNED_TRIED = 64
 """How many records of the channel are read at most to find a signed one."""
 
@@ -150,7 +151,8 @@ class DraftStore(RecordStore):
 
         Records after it are logged and left out.
 
-        Raises :class:`UnsignedRecord` with the newest record's key when none of the newest is signed.
+        Raises :class:`UnsignedRecord` with the newest record's key when none of the newest
+        :data:`MAX_UNSIGNED_TRIED` records is signed.
         """
         epochs = self._sequence(Keys.CHANNEL)
         newest: UnsignedRecord | None = None

@@ -1,6 +1,6 @@
 """Reports of erasures, and the step of one that is under way. Only the trainer writes them.
 
-Invariant: a record that cannot be read is logged and counts as none, so that a foreign one stops no trainer.
+Invariant: a record that cannot be read is logged and treated as missing, so that a foreign record stops no trainer.
 """
 
 from __future__ import annotations

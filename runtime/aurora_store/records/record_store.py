@@ -1,8 +1,9 @@
 """Base of the classes that read and write the records of one speculator: the one reader for what the store holds.
 
-Invariants: an object whose name is not a record's, or whose number is out of sequence, is logged and left out, so it
+Invariants: an object whose name is not a record's, or whose number is out of sequence, is logged and left out. So it
 stops nobody from reading the others. A record is returned only when its own numbers belong to its key. A record is
-signed with those of its keys that the writer holds. Without a key it is written unsigned, and nobody believes it.
+signed with those of its keys that the writer holds. A writer without a key writes the record unsigned, and then no
+reader that verifies signatures believes it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from aurora_store.objects import MAX_RECORD_BYTES, ObjectStore
 MAX_RECORDS_LISTED = 100_000
 """Most objects of one listing of records. A speculator makes one record for each version or decision."""
 MAX_FOREIGN_KEYS = 100
-"""Most objects that are logged because they are no records."""
+"""How many objects that are no records are logged at most."""
 R = TypeVar("R", bound=StoredRecord)
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ class RecordStore:
         """The numbers of :meth:`_numbers` up to the first that is out of sequence.
 
         Args:
-            from_start: whether the first records are still there. Else the sequence begins with the lowest number.
+            from_start: whether the sequence begins with the first number. False where old records are deleted: the
+                sequence then begins with the lowest number that is left.
         """
         numbers = self._numbers(prefix)
         sequence = in_sequence(numbers, 0 if from_start else min(numbers, default=0))
@@ -75,6 +77,7 @@ class RecordStore:
         self.objects.create(key, signed(data, self._place(key), keys) if keys else data)
 
     def _place(self, key: str) -> str:
+        """The place in the store that a signature covers."""
         return f"{self.objects.config.root}/{key}"
 
     def _verified(self, data: bytes, key: str, name: KeyName) -> bytes:

@@ -1,9 +1,10 @@
 """Shards of traces: data and manifests, and the listings by which the trainer bounds them.
 
+An *orphan* is data without a manifest: an upload that is under way, or one that never finished.
+
 Invariants: a shard's data is written before its manifest, and the manifest is deleted before the data. So a manifest
-names missing data for a moment at most: when the trainer deletes an *orphan*, data without a manifest, just while the
-upload is tried again. An orphan is an upload under way or one that never finished. Only the trainer replaces what is
-stored, when it erases a tag.
+names missing data for a moment at most, when the trainer deletes an orphan just while its upload is tried again. Only
+the trainer replaces what is stored, when it erases a tag.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class ShardListing:
     orphans: dict[str, datetime] = field(default_factory=dict)
     """When the data of each shard without a manifest was written."""
     written: dict[str, datetime] = field(default_factory=dict)
-    """When the store got the later one of the two objects of each shard."""
+    """When the store got the later of each shard's two objects."""
 
 
 class ShardStore(RecordStore):
@@ -45,9 +46,10 @@ class ShardStore(RecordStore):
     def put_shard(self, manifest: ShardManifest, data: Path) -> str:
         """Write a shard from the file ``data``, data first. Returns the manifest's key.
 
-        Pod, boot and seq make the key unique. So an object that exists is from an attempt whose answer was lost, and
-        nothing is replaced: the trainer may have erased a tag from the shard since then. The trainer may also delete
-        data as abandoned before their manifest is there, so data that existed are written again if they are gone.
+        Pod, boot and seq make the key unique, so an object that exists is from an attempt whose answer was lost. That
+        object is not replaced, because the trainer may have erased a tag from the shard since then. The trainer may
+        also delete the data as an orphan before the manifest is written. So data that existed are written again if they
+        are gone.
         """
         stem = _stem(manifest)
         is_new = self._create_file(f"{stem}.safetensors", data)
@@ -58,7 +60,7 @@ class ShardStore(RecordStore):
         return f"{stem}.json"
 
     def _create_file(self, key: str, data: Path) -> bool:
-        """Whether there was no object at ``key``, so that the file was written."""
+        """Write the file at ``key``, unless the key is taken. Returns whether the file was written."""
         try:
             self.objects.create_file(key, data)
         except ObjectExists:
@@ -105,7 +107,7 @@ class ShardStore(RecordStore):
                 return
 
     def shard_range(self, manifest_key: str, first: int, size: int) -> bytes:
-        """``size`` bytes of a shard's data from byte ``first``, or what there is of them. Not verified.
+        """``size`` bytes of a shard's data from byte ``first``, fewer at the end of the data. Not verified.
 
         Raises :class:`ObjectMissing`.
         """

@@ -74,7 +74,7 @@ class TrainerStore(RecordStore):
             max_bytes=MAX_STATE_RECORD_BYTES,
         )
         if not all(map(is_shard_key, (*state.consumed, *state.retired))):
-            raise InvalidRecord(f"{Keys.trainer_state(epoch)}: a shard's key is not one")
+            raise InvalidRecord(f"{Keys.trainer_state(epoch)}: names a shard by a key that is no shard's")
         return state
 
     def last_trainer_state_epoch(self) -> int:

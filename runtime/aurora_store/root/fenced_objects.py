@@ -27,8 +27,9 @@ from aurora_protocol.draft_records import Channel
 from aurora_protocol.errors import InvalidRecord
 from aurora_store.errors import NotRootOwner, StoreError, bounded_text
 from aurora_store.keys import Keys, first_owner, in_sequence, record_number
-from aurora_store.objects import ObjectStore, StoreConfig
+from aurora_store.objects import ObjectStore
 from aurora_store.root.root_ownership import write_refusal
+from aurora_store.store_config import StoreConfig
 
 MAX_AGE_SECONDS: Final = 30.0
 DECIDING_PREFIXES: Final = (Keys.LINEAGE, Keys.REGISTRY, Keys.EVIDENCE, Keys.TRAINER_STATE)
@@ -89,8 +90,8 @@ class FencedObjectStore(ObjectStore):
     def _look(self) -> None:
         """Read the newest channel record, unless it is known already.
 
-        The deletion of a root removes the newest record last. So where the known record is gone and an older one is
-        not, somebody removed the known record alone: perhaps a forged one. The older record holds again.
+        The deletion of a root removes the newest record last. So when the known record is gone and an older one is
+        left, somebody removed the known record alone, perhaps because it was forged. The older record then counts.
         """
         known = self._channel.epoch if self._channel is not None else 0
         epochs = self._epochs(known)  # begins with the known record

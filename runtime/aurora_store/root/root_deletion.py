@@ -100,7 +100,8 @@ class RootDeletion:
                 continue  # an operator decided something meanwhile, or took the root over
             self._closed = True
             return ""
-        raise StoreError(f"{self._objects.config.root} was not closed: somebody else writes the channel all the time")
+        text = f"{MAX_LOST_RACES} times, another writer took the next epoch of its channel first; find out who"
+        raise StoreError(f"the root {self._objects.config.root} was not closed: {text}")
 
     def _kept(self, channel: Channel | None) -> str:
         root = self._objects.config.root

@@ -5,8 +5,8 @@ A root belongs to the speculator that it is named after, until another speculato
 new owner.
 
 Why the channel: an operator decides by writing the next epoch. A former owner that has not seen the takeover loses this
-race, because the takeover holds the epoch. A former owner that has seen the takeover stops. So no time passes in which
-two owners advance the channel.
+race, because the takeover holds the epoch. A former owner that has seen the takeover stops. So two owners never advance
+the channel at the same time.
 
 Invariant: a speculator that lost a root never owns it again. Two speculators that restore the same root therefore do
 not take it from each other for ever.

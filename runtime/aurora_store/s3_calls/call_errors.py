@@ -1,7 +1,7 @@
 """Turns the exceptions of a call into :class:`~aurora_store.errors.StoreError`, with what to do.
 
-Invariants: nothing that the store sent is repeated, except a code that S3 defines. A refused right is named by its S3
-action, so that an administrator can add it to the policy of the credentials.
+Invariants: a message contains nothing that the store sent, except a code that S3 defines. A refused right is named by
+its S3 action, so that an administrator can add the action to the policy of the credentials.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from aurora_store.errors import (
     StoreError,
     StoreInterrupted,
     StoreOverdue,
-    WriteConflict,
     bounded_text,
 )
 from aurora_store.s3_calls.call_limits import INTERRUPTED, CallLimits
@@ -57,7 +56,7 @@ def store_error(error: Exception, call: str, limits: CallLimits, store: str) -> 
     if limits.too_large:
         return StoreError(bounded_text(f"{call}: {limits.too_large}; check that {store} is an S3 store"))
     if limits.address_refused:
-        text = f"{call}: {limits.address_refused}, where the operator may not connect to; ask the operator's"
+        text = f"{call}: {limits.address_refused}, to which the operator may not connect; ask the operator's"
         return AddressRefused(f"{text} administrator to add the host to stores.internalHosts of the chart")
     if limits.overdue:
         return StoreOverdue(bounded_text(f"{call}: {limits.overdue}; check that {store} answers"))
@@ -82,8 +81,8 @@ def _error_sent(error: ClientError, call: str) -> StoreError:
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if code in ("NoSuchKey", "404") or (status == 404 and code != "NoSuchBucket"):
         return ObjectMissing(bounded_text(f"{call}: no such object"))
-    if code == "ConditionalRequestConflict":
-        return WriteConflict(bounded_text(f"{call}: another write of the object was under way; try again"))
+    if is_write_conflict(error):
+        return StoreError(bounded_text(f"{call}: another write of the object was under way; try again"))
     if status == 412 or code == "PreconditionFailed":
         return ObjectExists(bounded_text(f"{call}: another writer created the object first"))
     if is_access_refused(error):
@@ -95,6 +94,11 @@ def _error_sent(error: ClientError, call: str) -> StoreError:
 def is_access_refused(error: ClientError) -> bool:
     """Whether the store refused a right."""
     return error.response.get("Error", {}).get("Code", "") in _ACCESS_CODES
+
+
+def is_write_conflict(error: ClientError) -> bool:
+    """Whether the store refused a conditional write because another write of the same object is under way."""
+    return error.response.get("Error", {}).get("Code", "") == "ConditionalRequestConflict"
 
 
 def access_hint(operation: str) -> str:

@@ -6,10 +6,13 @@ store that sends one byte a second never exceeds such a timeout, and a store tha
 Each thread has at most one call under way. Every read and write of a connection asks the limits of its thread's call.
 A thread without limits waits at most :data:`IO_TIMEOUT_SECONDS` for each read and write.
 
-Invariants: with limits, a call ends at most one connection attempt after its deadline. Only the resolution of a host
-name can hold a thread longer. A call that is interrupted ends within :data:`INTERRUPT_POLL_SECONDS` of its next wait
-for bytes. With an :class:`AddressPolicy`, no connection is opened to an address that it refuses. Through a proxy the
-client resolves no name, so there the proxy decides.
+Invariants:
+
+- With limits, a call ends at its deadline, or after the connection attempt or the pause of botocore before a retry that
+  the deadline interrupts. Only the resolution of a host name can hold a thread longer.
+- A call that is interrupted ends within :data:`INTERRUPT_POLL_SECONDS` of its next wait for bytes.
+- With an :class:`AddressPolicy`, no connection is opened to an address that the policy refuses. Through a proxy the
+  client resolves no name, so there the proxy decides.
 """
 
 from __future__ import annotations
@@ -37,6 +40,8 @@ IO_TIMEOUT_SECONDS = 60.0
 """Longest wait for one read from a connection, or for sending one block of a body."""
 INTERRUPT_POLL_SECONDS = 0.5
 """How often a wait for bytes looks whether the call was interrupted."""
+PAUSE_POLL_SECONDS = 0.05
+"""How often a pause between two requests looks whether the call was interrupted."""
 MAX_ADDRESSES = 8
 """Most addresses of one host name that a connection tries."""
 MAX_HEADER_BYTES = 64 << 10
@@ -101,6 +106,16 @@ class CallLimits:
         self.raise_if_reached()
         return max(self._deadline_seconds - time.monotonic(), 0.001)
 
+    def pause(self, seconds: float) -> None:
+        """Wait ``seconds`` before the next request of the call.
+
+        Raises :class:`CallLimitReached` as soon as the call has reached a limit.
+        """
+        end_seconds = time.monotonic() + seconds
+        while (pause_left := end_seconds - time.monotonic()) > 0:
+            time.sleep(min(pause_left, PAUSE_POLL_SECONDS, self.seconds_left()))
+        self.raise_if_reached()
+
     def received(self, count: int) -> None:
         """Count bytes of the answer. Raises :class:`CallLimitReached` when the answer is too large."""
         self._received_bytes += count
@@ -148,8 +163,12 @@ def call_limits(seconds: float, max_bytes: int, on_request: Callable[[], None]) 
 
 @contextmanager
 def total_deadline(seconds: float) -> Iterator[None]:
-    """End all calls that this thread makes inside the context within ``seconds`` together."""
-    before, _thread.deadline_seconds = _thread.deadline_seconds, time.monotonic() + seconds
+    """End all calls that this thread makes inside the context within ``seconds`` together.
+
+    A total deadline around this one is kept, when it is earlier.
+    """
+    before, deadline_seconds = _thread.deadline_seconds, time.monotonic() + seconds
+    _thread.deadline_seconds = deadline_seconds if before is None else min(before, deadline_seconds)
     try:
         yield
     finally:
@@ -177,8 +196,8 @@ def is_interrupted() -> bool:
 def limit_connections(client: Any, addresses: AddressPolicy | None) -> None:
     """Make the connections of a botocore client ask for limits, and connect to allowed addresses only.
 
-    botocore has no public way to the connections. Its session takes the classes of its connection pools from this
-    attribute, also for proxies.
+    botocore offers no public access to its connections. Its session takes the classes of its connection pools from this
+    private attribute, for proxies too.
     """
     session = client._endpoint.http_session
     session._pool_classes_by_scheme = {

@@ -1,6 +1,6 @@
 """Server-side encryption as arguments of a write: of ``PutObject``, and of an upload in parts.
 
-A read needs none: the store decrypts for everybody with the rights to read the object and to use its key.
+A read needs no argument: the store decrypts for everybody with the rights to read the object and to use its key.
 """
 
 from __future__ import annotations

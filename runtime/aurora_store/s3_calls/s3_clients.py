@@ -3,9 +3,9 @@
 Why: a boto3 session takes 13 MB and 0.1 s, and a client 0.4 MB. An operator of a thousand speculators that share one
 store needs one client.
 
-Invariants: two users with the same endpoint, region and credentials share one client; other settings never do. A client
-is freed with its last user. A redirect from an endpoint that a user named is an error, because following it would send
-signed requests to a host that nobody named.
+Invariants: users with equal settings share one client, and users with different settings never do. A client is freed
+with its last user. A redirect from an endpoint that a user named is an error, because following it would send signed
+requests to a host that nobody named.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ class _Session:
 def _refuse_redirect(response: tuple[Any, Any] | None = None, **_: Any) -> None:
     """Handler of botocore's event ``needs-retry``.
 
-    botocore would look for the bucket's region at the same endpoint, again and again while it answers with redirects.
+    Without it, botocore would ask the same endpoint for the bucket's region again and again, as long as the endpoint
+    answers with redirects.
     """
     if response is not None and response[0] is not None and 300 <= response[0].status_code < 400:
         raise RedirectRefused(f"HTTP {response[0].status_code}")

@@ -1,7 +1,7 @@
 """A stand-in for scheduler and kubelet: it makes every pod of the operator's workloads run and become ready.
 
 There are no nodes and no containers. A pod is an object on the API server, with an address at which the stand-in agent
-answers. kube-controller-manager makes the pods, so Deployments and StatefulSets are the real ones.
+answers. The Deployments are real: kube-controller-manager makes their pods.
 """
 
 from __future__ import annotations

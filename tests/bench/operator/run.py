@@ -28,7 +28,6 @@ from tests.rig.api_server import ApiServer, api_server, free_ports
 CONTROLLERS = (
     "deployment-controller",
     "replicaset-controller",
-    "statefulset-controller",
     "disruption-controller",
     "serviceaccount-controller",
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -14,10 +13,8 @@ from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator import kubernetes_api
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.finalizer import set_finalizer
-from aurora_operator.act.former_trainer import delete_former_trainer
 from aurora_operator.act.status_writer import write_status
 from aurora_operator.children.access import new_keys
-from aurora_operator.children.metadata import child, trainer_name
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
@@ -53,9 +50,6 @@ class Probe:
     def api(self) -> HttpKubernetesApi:
         return HttpKubernetesApi(self.client)
 
-    def as_admin(self) -> Probe:
-        return replace(self, client=self.admin._api)
-
     def child(self, resource: Resource) -> Object:
         """A child of this kind, as the operator makes it."""
         if resource == kubernetes_api.JOB:
@@ -65,18 +59,6 @@ class Probe:
         world = replace(observed(), owner=self.owner)
         made = children(world, CONFIG, decide_upgrade(world, CONFIG))
         return next(obj for obj in made if obj["kind"] == resource.kind)
-
-    def call(self, method: str, path: str, body: Object | None = None) -> str:
-        """A call that the operator's API client does not offer."""
-        headers = {"Accept": "application/json", "Content-Type": "application/json"}
-        request = self.client.param_serialize(
-            method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
-        )
-        response = self.client.call_api(*request, _request_timeout=30)
-        text: str = response.read().decode()
-        if response.status >= 300:
-            raise KubernetesError(json.loads(text)["message"], response.status)
-        return text
 
 
 def get(probe: Probe, resource: Resource) -> None:
@@ -139,18 +121,6 @@ def block_owner_deletion(probe: Probe) -> None:
 
 def hold_by_finalizer(probe: Probe) -> None:
     set_finalizer(probe.api, probe.owner, wanted=True)
-
-
-def replace_former_trainer(probe: Probe) -> None:
-    """Find and delete the StatefulSet of an earlier version."""
-    name, labels = trainer_name(probe.owner), {"app": "former"}
-    template = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "trainer", "image": "trainer:1"}]}}
-    body = {"selector": {"matchLabels": labels}, "serviceName": name, "template": template}
-    former = child(probe.owner, "apps/v1", "StatefulSet", name, spec=body)
-    probe.as_admin().call("POST", kubernetes_api.STATEFUL_SET.path(TEAM), former)
-    asyncio.run(delete_former_trainer(probe.api, probe.owner))
-    with pytest.raises(NotFound):
-        probe.admin.get(kubernetes_api.STATEFUL_SET, TEAM, name)
 
 
 def post_event(probe: Probe) -> None:
@@ -218,8 +188,6 @@ SPECIAL: dict[tuple[str, str], Callable[[Probe], None]] = {
     ("auroraspeculators/status", "patch"): write_own_status,
     ("auroraspeculators/finalizers", "update"): block_owner_deletion,
     ("auroraspeculators", "patch"): hold_by_finalizer,
-    ("statefulsets", "get"): replace_former_trainer,
-    ("statefulsets", "delete"): replace_former_trainer,
     ("events", "create"): post_event,
     ("leases", "create"): lambda probe: lead(probe, lease_exists=False),
     ("leases", "get"): lambda probe: lead(probe, lease_exists=True),

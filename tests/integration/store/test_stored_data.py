@@ -240,26 +240,3 @@ def test_the_finalizer_follows_the_policy_and_others_stay(rig: Rig) -> None:
     rig.api.kubectl("patch", RESOURCE, "policy", "-n", NAMESPACE, "--type", "merge", "-p", none)
     rig.delete("policy")
     rig.wait("its end", lambda: rig.resource("policy") is None)
-
-
-def test_the_statefulset_of_an_earlier_operator_is_deleted(rig: Rig) -> None:
-    rig.kill()
-    rig.create("upgraded")
-    resource = rig.resource("upgraded")
-    assert resource is not None
-    labels = {"app": "trainer"}
-    reference = {
-        "apiVersion": "aurora.dev/v1alpha1",
-        "kind": "AuroraSpeculator",
-        "name": "upgraded",
-        "uid": resource["metadata"]["uid"],
-        "controller": True,
-    }
-    pod = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "trainer", "image": "runtime:0"}]}}
-    for name, owners in (("upgraded-trainer", [reference]), ("another-trainer", [])):
-        metadata = {"name": name, "namespace": NAMESPACE, "ownerReferences": owners}
-        spec = {"serviceName": name, "selector": {"matchLabels": labels}, "template": pod}
-        rig.api.apply({"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": metadata, "spec": spec})
-    rig.start()
-    rig.wait("the Deployment", lambda: "upgraded-trainer" in names(rig, "deployments"))
-    assert names(rig, "statefulsets") == {"another-trainer"}
