@@ -36,7 +36,7 @@ from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.observe.stored_resource import owner_of, status_of
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import EventNote, Plan, plan
-from aurora_operator.plan.condition_builder import invalid_spec_status
+from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
 from aurora_operator.plan.upgrade.decision import UpgradeStage
 from aurora_operator.roll_traces.roll_spans import spans_of
 from aurora_operator.roll_traces.span_exporter import SpanExporter

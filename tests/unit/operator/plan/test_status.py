@@ -20,7 +20,7 @@ from aurora_operator.observe.observed import (
     WorkloadView,
 )
 from aurora_operator.plan import plan
-from aurora_operator.plan.condition_builder import invalid_spec_status
+from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
