@@ -55,7 +55,9 @@ def end_note(progress: DeletionProgress, place: str) -> EventNote:
     if progress.kept:
         return EventNote("DataKept", f"Deleted no object below {place}, because {progress.kept}")
     size = f"{progress.size_bytes / (1 << 20):.1f} MiB"
-    return EventNote("DataDeleted", f"Deleted {progress.objects} objects ({size}) below {place}. A listing is empty")
+    return EventNote(
+        "DataDeleted", f"Deleted {progress.objects} objects ({size}) below {place}, and a listing finds no object"
+    )
 
 
 def failure_note(error: str, place: str, namespace: str, name: str) -> EventNote:

@@ -315,7 +315,7 @@ def _name_taken(observed: Observed) -> ConditionContent:
     if not observed.name_taken:
         return ConditionContent(False, "AsExpected", "")
     objects, several = ", ".join(observed.name_taken), len(observed.name_taken) > 1
-    problem = f"{objects} {'exist and are' if several else 'exists and is'} not this speculator's"
-    them = "them" if several else "it"
-    remedy = f"Create the speculator under another name, or delete {them} if nobody needs {them}"
+    problem = f"{objects} {'belong' if several else 'belongs'} to somebody else"
+    other, them = ("these objects", "them") if several else (objects, "it")
+    remedy = f"Create the speculator under another name, or delete {other} if nobody needs {them}"
     return ConditionContent(True, "NameTaken", f"{problem}. {remedy}.")

@@ -55,7 +55,7 @@ def _reason_and_message(decision: UpgradeDecision, fleet: FleetView) -> tuple[st
         return "UpgradeFailed", f"the pods cannot take the upgraded operator's template: {decision.failure}"
     if stage is UpgradeStage.RESTARTING:
         return stage.value, "the pods restart with the upgraded operator's template"
-    kept = "the pods keep the template of the operator before its upgrade"
+    kept = "the pods keep their template from before the operator's upgrade"
     if stage is UpgradeStage.WITH_SPEC:
         return stage.value, f"{kept} until the serving settings change (serving.update.operatorUpgrade is WithSpec)"
     if fleet.failed:
