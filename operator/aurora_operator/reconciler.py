@@ -36,7 +36,8 @@ from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.observe.stored_resource import owner_of, status_of
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import EventNote, Plan, plan
-from aurora_operator.plan.condition_builder import invalid_spec_status
+from aurora_operator.plan.actions import CONDITION_PERIOD
+from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
 from aurora_operator.plan.upgrade.decision import UpgradeStage
 from aurora_operator.roll_traces.roll_spans import spans_of
 from aurora_operator.roll_traces.span_exporter import SpanExporter
@@ -224,7 +225,8 @@ class Reconciler:
         if status != error.status:
             log.warning("%s: the spec is invalid, nothing is changed until it is corrected: %s", owner.full_name, error)
             await call_api(write_status, self._api, owner, status)
-            await self._events.post(EventNote("InvalidSpec", str(error), warning=True), owner)
+            note = EventNote("InvalidSpec", str(error), warning=True, once_per_reason=CONDITION_PERIOD)
+            await self._events.post(note, owner)
 
     def is_gone(self) -> bool:
         """Whether the cache says that the speculator is gone, or is being deleted without our finalizer."""

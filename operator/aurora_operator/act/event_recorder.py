@@ -1,14 +1,15 @@
 """Posts Kubernetes Events on the custom resource.
 
-Invariant: the same Event is posted at most once in each hour of the clock, so a state that flaps does not flood the
-namespace.
+Invariant: a state that flaps does not flood the namespace. An Event with the same message is posted at most once in
+each hour of the clock. An Event whose message holds figures is posted at most once per reason and type in a period of
+its own (:attr:`EventNote.once_per_reason`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from aurora_api import API_VERSION, KIND
 from aurora_operator.children.owner import Owner
@@ -20,6 +21,7 @@ from aurora_operator.plan import EventNote
 
 log = logging.getLogger(__name__)
 
+MESSAGE_PERIOD = timedelta(hours=1)
 MAX_MESSAGE_CHARACTERS = 1024
 """The API server's limit for an Event's message."""
 
@@ -43,15 +45,15 @@ class EventRecorder:
 
 
 def _event(note: EventNote, owner: Owner, now: datetime) -> Object:
-    """The Event. Its name is a digest of its content and of the hour, so a repetition within the hour is a Conflict.
+    """The Event. Its name is a digest of its content and of the present period, so a repetition is a Conflict.
 
-    The content of a note of :attr:`EventNote.once_per_reason` is its reason and its type alone.
+    The generation belongs to the content, so after an edit of the spec each Event is posted anew.
     """
     timestamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
-    hour = timestamp[:13]
     type_ = "Warning" if note.warning else "Normal"
-    content = f"{note.reason}/{type_ if note.once_per_reason else note.message}"
-    text = f"{owner.uid}/{owner.generation}/{content}/{hour}"
+    content = note.message if note.once_per_reason is None else type_
+    period = now.timestamp() // (note.once_per_reason or MESSAGE_PERIOD).total_seconds()
+    text = f"{owner.uid}/{owner.generation}/{note.reason}/{content}/{period}"
     return {
         "apiVersion": "v1",
         "kind": "Event",

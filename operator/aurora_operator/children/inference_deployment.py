@@ -31,6 +31,7 @@ from aurora_operator.children.pod_template import (
 )
 from aurora_operator.children.queue_label import without_queue
 from aurora_operator.children.shutdown_timing import GRACE_PERIOD_SECONDS, PRE_STOP_SECONDS, agent_shutdown_arguments
+from aurora_operator.children.startup_timing import PROBE_FAILURES, PROBE_PERIOD_SECONDS, start_deadline
 from aurora_operator.children.template_merge import merge
 from aurora_operator.children.user_template import container_named
 from aurora_operator.kubernetes_api import Object
@@ -47,8 +48,6 @@ from aurora_protocol.pod_settings import (
 from aurora_protocol.signatures import KeyName
 
 AGENT_MODULE = "aurora_runtime.serving.agent"
-PROGRESS_DEADLINE_SECONDS = 3900
-"""A little more than the engine's startup probe allows (720 x 5 s) for loading the model."""
 AGENT_RESOURCES = {"requests": {"cpu": "100m", "memory": "128Mi"}}
 """Without a CPU request of its own the agent starves beside a busy engine, and its probes fail."""
 KEYS_MOUNT = {"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True}
@@ -107,7 +106,7 @@ def deployment(owner: Owner, spec: SpeculatorSpec, template: Object, annotations
         spec={
             "replicas": spec.serving.replicas,
             "selector": {"matchLabels": selector(owner, INFERENCE)},
-            "progressDeadlineSeconds": PROGRESS_DEADLINE_SECONDS,
+            "progressDeadlineSeconds": int(start_deadline(template).total_seconds()),
             "revisionHistoryLimit": 3,
             "strategy": {
                 "type": "RollingUpdate",
@@ -182,7 +181,12 @@ def _engine_container(spec: SpeculatorSpec, config: OperatorConfig, env: list[Ob
         env,
         ports=[{"name": "http", "containerPort": ENGINE_PORT, "protocol": "TCP"}],
         lifecycle=_LIFECYCLE,
-        startupProbe={"httpGet": health, "periodSeconds": 5, "timeoutSeconds": 5, "failureThreshold": 720},
+        startupProbe={
+            "httpGet": health,
+            "periodSeconds": PROBE_PERIOD_SECONDS,
+            "timeoutSeconds": 5,
+            "failureThreshold": PROBE_FAILURES,
+        },
         livenessProbe={"httpGet": health, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
         volumeMounts=[KEYS_MOUNT | {"name": _ENGINE_KEY}, SHM_MOUNT],
     )

@@ -10,10 +10,11 @@ from aurora_operator.children.applied_template import read_applied_template
 from aurora_operator.children.metadata import ATTEMPT_LABEL, VERSION_LABEL
 from aurora_operator.children.queue_label import QUEUE_LABEL, guarded_labels
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import DeployedTemplate, JobView, PodView, WorkloadView
+from aurora_operator.observe.observed import ContainerFailure, DeployedTemplate, JobView, PodView, WorkloadView
 from aurora_store.errors import bounded_text
 
 JOB_LABEL = "batch.kubernetes.io/job-name"
+TEMPLATE_HASH_LABEL = "pod-template-hash"
 BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
 """Reason of a Job that failed because its pod did."""
 NEVER_STARTED = "its Job was suspended before its pod could start"
@@ -24,6 +25,8 @@ SAME_START_TOLERANCE = timedelta(seconds=30)
 A node that comes back starts a pod's containers within this time. An engine that crashes alone takes longer than this
 to load its model before it can crash.
 """
+FAILING_RESTARTS = 3
+"""A container that was restarted this often and ended with an error fails until it has started, even while it loads."""
 MAX_SCHEDULER_MESSAGE_CHARACTERS = 300
 """Length of a scheduler's message that the status repeats. The message may name each kind of node."""
 MAX_TERMINATION_MESSAGE_CHARACTERS = 1000
@@ -56,6 +59,9 @@ def pod_view(pod: Object, explained: str = "") -> PodView:
         scheduler_message=unscheduled[:MAX_SCHEDULER_MESSAGE_CHARACTERS],
         scheduling_gates=tuple(gate["name"] for gate in pod.get("spec", {}).get("schedulingGates") or ()),
         started_together=_started_together(status.get("containerStatuses") or ()),
+        failure=next(filter(None, map(_failure, containers)), None),
+        created=_time(pod["metadata"].get("creationTimestamp")),
+        template_hash=(pod["metadata"].get("labels") or {}).get(TEMPLATE_HASH_LABEL, ""),
     )
 
 
@@ -68,11 +74,13 @@ def workload_view(workload: Object | None) -> WorkloadView | None:
     # The number of pods does not matter here: a scale-up that waits for room leaves the template current.
     updated = status.get("updatedReplicas", 0) >= status.get("replicas", 0)
     failure = _condition(workload, "ReplicaFailure")
+    refused = failure.get("status") == "True"
     return WorkloadView(
         current=seen and updated,
         replicas=status.get("replicas", 0),
         ready=status.get("readyReplicas", 0),
-        message=failure.get("message", "") if failure.get("status") == "True" else "",
+        message=failure.get("message", "") if refused else "",
+        refused_since=_time(failure.get("lastTransitionTime")) if refused else None,
         kueue_labels=guarded_labels(workload["metadata"].get("labels") or {}),
     )
 
@@ -163,6 +171,10 @@ def _condition(obj: Object, kind: str) -> dict[str, Any]:
     return next((c for c in conditions if c["type"] == kind), {})
 
 
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
 def _started_together(containers: Iterable[Object]) -> bool:
     started = [c.get("state", {}).get("running", {}).get("startedAt") for c in containers]
     times = [datetime.fromisoformat(at) for at in started if at]
@@ -181,14 +193,36 @@ def _waits_abnormally(container: Object) -> bool:
 
 def _crash(container: Object, explained: str) -> str:
     """How a container ended that now waits for its restart, else empty. Only ``explained`` adds its own text."""
-    ended = container.get("lastState", {}).get("terminated")
+    ended = _last_end(container)
     if not ended or not container.get("state", {}).get("waiting"):
         return ""
-    reason = ended.get("reason", "")
-    cause = "" if reason in ("", "Completed", "Error") else f", {reason}"
     message = ended.get("message", "").strip().partition("\n")[0] if container["name"] == explained else ""
     why = f": {bounded_text(message, MAX_TERMINATION_MESSAGE_CHARACTERS)}" if message else ""
-    return f"{container['name']} ended with exit code {ended.get('exitCode', 'unknown')}{cause}{why}"
+    return f"{container['name']} ended with {_ending(ended)}{why}"
+
+
+def _failure(container: Object) -> ContainerFailure | None:
+    """Why a container cannot start, or ends again and again; None when nothing is known to be wrong."""
+    ended, held_up = _last_end(container), _waits_abnormally(container)
+    crashes = container.get("restartCount", 0) >= FAILING_RESTARTS and ended.get("exitCode", 0) != 0
+    if not held_up and (container.get("started") or not crashes):
+        return None
+    return ContainerFailure(
+        container["name"], waiting=_waiting(container) if held_up else "", ending=_ending(ended) if ended else ""
+    )
+
+
+def _last_end(container: Object) -> Object:
+    """How the container ended before it was started again; empty for one that never ended."""
+    ended: Object = container.get("lastState", {}).get("terminated") or {}
+    return ended
+
+
+def _ending(ended: Object) -> str:
+    """``exit code 137, OOMKilled``."""
+    reason = ended.get("reason", "")
+    cause = "" if reason in ("", "Completed", "Error") else f", {reason}"
+    return f"exit code {ended.get('exitCode', 'unknown')}{cause}"
 
 
 def _waiting_reason(pod: Object) -> str:

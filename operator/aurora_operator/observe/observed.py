@@ -34,6 +34,26 @@ class UserRequests:
     """Version and attempt of a measurement that begins without the delay after a failure."""
 
 
+CRASH_LOOP = "CrashLoopBackOff"
+"""Kubernetes' reason why a container waits that ended again and again."""
+
+
+@dataclass(frozen=True)
+class ContainerFailure:
+    """A container that cannot start, or that ends again and again. It holds no text that the container wrote."""
+
+    container: str
+    waiting: str = ""
+    """Kubernetes' reason why the container waits, such as ``ImagePullBackOff``. Empty: it runs once more."""
+    ending: str = ""
+    """How the container ended last, such as ``exit code 137, OOMKilled``; empty for one that never ran."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the container runs, and ends. Otherwise it cannot start."""
+        return self.waiting in ("", CRASH_LOOP)
+
+
 @dataclass(frozen=True)
 class PodView:
     """One inference pod: its state in Kubernetes, and its agent's answer (None: the agent did not answer)."""
@@ -55,6 +75,11 @@ class PodView:
     """Names of the gates that keep the scheduler from the pod. A queue opens its own gate when it admits the pod."""
     started_together: bool = False
     """Whether all containers started together. If so, the previous engine did not crash alone: its agent ended too."""
+    failure: ContainerFailure | None = None
+    """The first container that fails; None while every container runs or is on its way."""
+    created: datetime | None = None
+    template_hash: str = ""
+    """Kubernetes' hash of the Deployment's template that the pod was made from."""
 
     @property
     def trouble(self) -> str:
@@ -82,6 +107,10 @@ class WorkloadView:
     ready: int
     message: str = ""
     """Why pods cannot be created or do not run; empty when nothing is known to be wrong."""
+    refused_since: datetime | None = None
+    """Since when the API server refuses to create a pod; None while it does not."""
+    failing_pod: PodView | None = None
+    """The trainer's pod, while a container of it fails."""
     queued_behind: tuple[str, ...] = ()
     """Names of the scheduling gates that hold its pod back, for example while the pod waits in a queue."""
     kueue_labels: Mapping[str, str] = field(default_factory=dict)

@@ -210,8 +210,11 @@ def _trainer(owner: Owner, live: Mapping[tuple[str, str], Object]) -> WorkloadVi
     """The trainer's Deployment, with the reason why its pod does not run."""
     workload = kubernetes_views.workload_view(live.get(("Deployment", trainer_name(owner))))
     pods = [kubernetes_views.pod_view(obj, TRAINER) for obj in live.values() if _is_trainer_pod(obj)]
+    if workload is None:
+        return None
+    workload = replace(workload, failing_pod=next((pod for pod in pods if pod.failure and not pod.terminating), None))
     held_up = next((pod for pod in pods if pod.waiting and not pod.terminating), None)
-    if workload is None or held_up is None:
+    if held_up is None:
         return workload
     message = f"the trainer's pod is not ready ({held_up.trouble})"
     return replace(workload, message=message, queued_behind=held_up.scheduling_gates)

@@ -6,6 +6,7 @@ Invariant: every part is idempotent. When the operator dies between any two part
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.kubernetes_api import Object
@@ -32,6 +33,10 @@ class LeaseRequest:
     request: MeasurementRequest
 
 
+CONDITION_PERIOD = timedelta(minutes=10)
+"""Period of the Events about a condition: long enough for one that flaps, short enough to tell the next outage."""
+
+
 @dataclass(frozen=True)
 class EventNote:
     """A Kubernetes Event to post on the custom resource."""
@@ -39,8 +44,11 @@ class EventNote:
     reason: str
     message: str
     warning: bool = False
-    once_per_reason: bool = False
-    """Post at most one such Event of this reason an hour, even if the message changes."""
+    once_per_reason: timedelta | None = None
+    """Post at most one Event of this reason and type in each such period of the clock, even if the message changes.
+
+    None: one Event of each message in an hour.
+    """
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Why the pods end first: an inference pod uploads its last traces when it ends.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import Enum
 
 from aurora_api.v1alpha1.store import DeletionPolicy
@@ -54,15 +55,18 @@ def end_note(progress: DeletionProgress, place: str) -> EventNote:
     if progress.kept:
         return EventNote("DataKept", f"Deleted no object below {place}, because {progress.kept}")
     size = f"{progress.size_bytes / (1 << 20):.1f} MiB"
-    return EventNote("DataDeleted", f"Deleted {progress.objects} objects ({size}) below {place}. A listing is empty")
+    return EventNote(
+        "DataDeleted", f"Deleted {progress.objects} objects ({size}) below {place}, and a listing finds no object"
+    )
 
 
 def failure_note(error: str, place: str, namespace: str, name: str) -> EventNote:
-    """The Event for a deletion that does not get on, with the way out."""
+    """The Event for a deletion that does not get on, with the way out. Made after each attempt, posted once an hour."""
     patch = '{"spec":{"store":{"deletionPolicy":"Retain"}}}'
     return EventNote(
         "DataNotDeleted",
         f"The objects below {place} are not deleted yet, and the operator tries again: {error[:300]}. To keep them and"
         f" let the speculator go: kubectl patch auroraspeculator {name} -n {namespace} --type merge -p '{patch}'",
         warning=True,
+        once_per_reason=timedelta(hours=1),
     )

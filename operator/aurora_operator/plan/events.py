@@ -1,6 +1,7 @@
 """Builds the Kubernetes Events and the history. Events tell decisions about versions, and faults. Pure.
 
-Invariant: a fault that a person must correct is a Warning from the first reconcile of a speculator on.
+Invariants: a fault that a person must correct is a Warning from the first reconcile of a speculator on. An Event about
+a condition follows from its status and its reason, never from its message alone.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Final
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus
-from aurora_operator.plan.actions import EventNote
+from aurora_operator.plan.actions import CONDITION_PERIOD, EventNote
 from aurora_operator.plan.candidate.validation import ValidationDecision
-from aurora_operator.plan.condition_builder import NEEDS_MANUAL_ACTION, is_starting
+from aurora_operator.plan.conditions.availability import is_starting
+from aurora_operator.plan.conditions.condition_builder import NEEDS_MANUAL_ACTION
 from aurora_operator.plan.rollout.steps import Step
 from aurora_operator.plan.root_ownership import TAKING_OVER
 from aurora_operator.plan.tag_erasure import erasure_notes
@@ -100,7 +102,7 @@ def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[Version
     yield from erasure_notes(old, new)
     before, after = _by_type(old), _by_type(new)
     faults = [
-        EventNote(condition.reason, condition.message, warning=True)
+        EventNote(condition.reason, condition.message, warning=True, once_per_reason=CONDITION_PERIOD)
         for type_ in NEEDS_MANUAL_ACTION
         if (condition := after.get(type_)) is not None
         and condition.status is ConditionStatus.TRUE
@@ -111,11 +113,10 @@ def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[Version
     if ready is None or ready.reason in {fault.reason for fault in faults}:
         return
     known = before.get(ConditionType.READY)
-    if known is None or known.status is not ready.status:
-        reason = "Ready" if ready.status is ConditionStatus.TRUE else ready.reason
-        yield EventNote(reason, ready.message, warning=_needs_warning(ready, old, after))
-    elif ready.status is ConditionStatus.FALSE and known.reason != ready.reason:
-        yield EventNote(ready.reason, ready.message, warning=_needs_warning(ready, old, after), once_per_reason=True)
+    is_true = ready.status is ConditionStatus.TRUE
+    if known is None or known.status is not ready.status or (known.reason != ready.reason and not is_true):
+        reason, warning = "Ready" if is_true else ready.reason, _needs_warning(ready, old, after)
+        yield EventNote(reason, ready.message, warning, once_per_reason=CONDITION_PERIOD)
 
 
 def _needs_warning(ready: Condition, old: SpeculatorStatus, after: Mapping[str, Condition]) -> bool:

@@ -167,7 +167,7 @@ def _refusal_reason(observed: Observed) -> str:
     if reason := _template_changing(observed):
         return reason
     if lent := sorted(withdrawn_pods(observed)):
-        return f"{', '.join(lent)} is not back yet"
+        return f"{', '.join(lent)} must return to the Service first"
     ready = [view for view in views if view.ready and view.ip and view.agent is not None and view.agent.engine_ready]
     if len(ready) < wanted or len(views) != wanted:
         return f"{len(ready)} of {wanted} pods are ready"

@@ -84,7 +84,7 @@ def _refusal(observed: Observed, root: str) -> str:
     channel, lineage = observed.store.channel, observed.store.lineage
     if channel is None or lineage is None:
         return (
-            f"below {root} there is nothing to restore. Create the speculator again with the former speculator's"
+            f"there is nothing to restore below {root}. Create the speculator again, and name the former speculator's"
             " status.storeRoot"
         )
     if channel.reason is ChannelReason.DELETING:
@@ -111,11 +111,15 @@ def _lineage_refusal(observed: Observed, lineage: Lineage, root: str) -> str:
         ("draft.vocabSize", lineage.draft_vocab_size, vocab_size),
         ("draft.initial.model", head.model if head else "unset", named.model if named else "unset"),
     )
-    wrong = [f"{field} is {stored} there and {wanted} here" for field, stored, wanted in parts if stored != wanted]
+    wrong = [
+        f"{field} is {stored} in the store and {wanted} in the spec"
+        for field, stored, wanted in parts
+        if stored != wanted
+    ]
     if not wrong:
         return ""
     differences = ", ".join(wrong)
-    return f"the drafts below {root} belong to another lineage: {differences}. Use the values that are there"
+    return f"the drafts below {root} belong to another lineage: {differences}. Use the values of the store"
 
 
 def _takeover(observed: Observed, former: Channel, root: str, now: datetime) -> Channel:

@@ -28,7 +28,7 @@ from aurora_api.v1alpha1.training import TrainingWorth
 from aurora_operator.children.metadata import INFERENCE, selector_text
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import Observed, PodView, StoreView
-from aurora_operator.plan.condition_builder import conditions
+from aurora_operator.plan.conditions.condition_builder import conditions
 from aurora_operator.plan.formatting import accept_text, ratio_text, source_text, speedup_text
 from aurora_operator.plan.kept_fields import with_kept_fields
 from aurora_operator.plan.rest import trainer_replicas

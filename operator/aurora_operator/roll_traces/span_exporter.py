@@ -10,7 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from typing import Final
 
@@ -27,12 +31,26 @@ MAX_WAITING_SPANS: Final = 2048
 MAX_BATCH_SPANS: Final = 256
 TIMEOUT_SECONDS: Final = 10.0
 RETRY_DELAYS_SECONDS: Final = (1.0, 5.0, 25.0)
+RETRY_SECONDS: Final = 60.0
+"""The last attempt to send a batch begins at most this long after the first, even if the collector asks for more."""
 STOP_SECONDS: Final = 2.0
 """How long a stopping operator goes on sending. The Lease is released before."""
 MAX_ANSWER_BYTES: Final = 65536
 _RETRYABLE: Final = frozenset({429, 502, 503, 504})
-"""Source: the OTLP specification, "Retryable Response Codes". Its header ``Retry-After`` is not read."""
+"""Source: the OTLP specification, "Retryable Response Codes"."""
 _SCOPE: Final = "aurora_operator.roll_traces"
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """How one attempt to send a batch ended."""
+
+    rejected: int
+    """Number of spans that the collector did not take."""
+    problem: str
+    """Why it did not."""
+    retry_after_seconds: float | None = None
+    """How long the collector asks to wait before the next attempt, at least 0. None: try no more."""
 
 
 class SpanExporter:
@@ -41,13 +59,19 @@ class SpanExporter:
     Args:
         url: the collector's path for traces, ending with ``/v1/traces``.
         resource: attributes of this process.
-        retry_delays_seconds: the waits between the attempts to send a batch.
+        retry_delays_seconds: the waits between the attempts to send a batch. A longer ``Retry-After`` is obeyed.
+        retry_seconds: the last attempt begins at most this long after the first.
     """
 
     def __init__(
-        self, url: str, resource: Mapping[str, str], retry_delays_seconds: tuple[float, ...] = RETRY_DELAYS_SECONDS
+        self,
+        url: str,
+        resource: Mapping[str, str],
+        retry_delays_seconds: tuple[float, ...] = RETRY_DELAYS_SECONDS,
+        retry_seconds: float = RETRY_SECONDS,
     ) -> None:
-        self._url, self._resource, self._retry_delays_seconds = url, resource, retry_delays_seconds
+        self._url, self._resource = url, resource
+        self._retry_delays_seconds, self._retry_seconds = retry_delays_seconds, retry_seconds
         self._queue: asyncio.Queue[Span] = asyncio.Queue(MAX_WAITING_SPANS)
         self._task: asyncio.Task[None] | None = None
         self._failing = False
@@ -98,33 +122,50 @@ class SpanExporter:
     async def _send(self, session: aiohttp.ClientSession, batch: list[Span]) -> None:
         """Send ``batch``, with retries, and count its spans as sent or dropped."""
         body = request_body(batch, self._resource, _SCOPE)
-        rejected, problem = len(batch), ""
-        for delay_seconds in (*self._retry_delays_seconds, None):
-            rejected, problem, may_retry = await self._post(session, body, len(batch))
-            if not may_retry or delay_seconds is None:
+        deadline = time.monotonic() + self._retry_seconds
+        attempt = await self._post(session, body, len(batch))
+        for delay_seconds in self._retry_delays_seconds:
+            left_seconds = deadline - time.monotonic()
+            if attempt.retry_after_seconds is None or left_seconds <= 0:
                 break
-            await asyncio.sleep(delay_seconds)
-        metrics.ROLL_TRACE_SPANS.labels("sent").inc(len(batch) - rejected)
-        metrics.ROLL_TRACE_SPANS.labels("dropped").inc(rejected)
-        if rejected and not self._failing:
-            log.warning("the collector at %s does not take spans, they are dropped: %s", self._url, problem)
-        elif self._failing and not rejected:
+            await asyncio.sleep(min(max(delay_seconds, attempt.retry_after_seconds), left_seconds))
+            attempt = await self._post(session, body, len(batch))
+        metrics.ROLL_TRACE_SPANS.labels("sent").inc(len(batch) - attempt.rejected)
+        metrics.ROLL_TRACE_SPANS.labels("dropped").inc(attempt.rejected)
+        if attempt.rejected and not self._failing:
+            log.warning("the collector at %s does not take spans, they are dropped: %s", self._url, attempt.problem)
+        elif self._failing and not attempt.rejected:
             log.info("the collector at %s takes spans again", self._url)
-        self._failing = rejected > 0
+        self._failing = attempt.rejected > 0
 
-    async def _post(self, session: aiohttp.ClientSession, body: bytes, spans: int) -> tuple[int, str, bool]:
-        """One attempt. Returns the number of spans that were not taken, why, and whether to try again."""
+    async def _post(self, session: aiohttp.ClientSession, body: bytes, spans: int) -> _Attempt:
+        """One attempt to send ``spans`` spans."""
         headers = {"Content-Type": CONTENT_TYPE}
         try:
             async with session.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
                 if response.status == 200:
                     rejected = rejected_spans(await _beginning(response.content))
-                    return min(max(rejected, 0), spans), "it rejected a part", False
-                return spans, f"HTTP status {response.status}", response.status in _RETRYABLE
+                    return _Attempt(min(max(rejected, 0), spans), "it rejected a part")
+                wait = retry_after_seconds(response.headers.get("Retry-After", ""), datetime.now(UTC))
+                may_retry = response.status in _RETRYABLE
+                return _Attempt(spans, f"HTTP status {response.status}", wait if may_retry else None)
         except TimeoutError:
-            return spans, f"no answer in {TIMEOUT_SECONDS:.0f} s", True
+            return _Attempt(spans, f"no answer in {TIMEOUT_SECONDS:.0f} s", 0.0)
         except aiohttp.ClientError as error:
-            return spans, str(error) or type(error).__name__, True
+            return _Attempt(spans, str(error) or type(error).__name__, 0.0)
+
+
+def retry_after_seconds(header: str, now: datetime) -> float:
+    """The seconds that a ``Retry-After`` header asks to wait: a number, or a date. 0 for one that is neither."""
+    text = header.strip()
+    if text.isascii() and text.isdecimal():
+        return float(text)
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return 0.0
+    # A date whose zone is "-0000" has none, and means UTC (RFC 5322).
+    return max((date if date.tzinfo else date.replace(tzinfo=UTC)) - now, timedelta(0)).total_seconds()
 
 
 async def _beginning(body: aiohttp.StreamReader) -> bytes:

@@ -188,7 +188,7 @@ def test_another_target_is_not_restored_and_no_pod_starts(rig: Rig) -> None:
     registry.advance_channel(channel(0))
     rig.create("other", restoreFrom=root)
     rig.wait("the refusal", lambda: rig.storage("other")[0] == "RestoreRefused")
-    assert "target.model is org/other there and org/model here" in rig.storage("other")[1]
+    assert "target.model is org/other in the store and org/model in the spec" in rig.storage("other")[1]
     assert not {"other", "other-trainer"} & names(rig, "deployments")
     rig.delete("other")
     rig.wait("its end", lambda: rig.resource("other") is None)
@@ -212,7 +212,7 @@ def test_a_deletion_deletes_all_objects_despite_a_killed_operator(rig: Rig) -> N
     rig.wait("the end", lambda: rig.resource("gone") is None)
     assert list(store.list("")) == []
     assert list(near.list("")) == ["traces/x"]
-    assert "A listing is empty" in rig.event("DataDeleted")
+    assert "a listing finds no object" in rig.event("DataDeleted")
 
 
 def test_a_store_that_is_away_does_not_hold_a_speculator_that_retains(rig: Rig) -> None:

@@ -20,7 +20,7 @@ from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.observe.observed import Observed, StoreView
 from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.observe.stored_resource import parse
-from aurora_operator.plan.condition_builder import invalid_spec_status
+from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
 from aurora_operator.reconciler import (
     AGENTS_AT_REST_SECONDS,
     BUSY_POLL_SECONDS,

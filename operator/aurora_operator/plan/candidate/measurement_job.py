@@ -17,8 +17,8 @@ from aurora_operator.observe.observed import JobView, RefusedJob
 POD_DOES_NOT_START: Final = "; its pod does not start: "
 JOB_IS_SUSPENDED: Final = "; its Job is suspended"
 _REPLICA_IS_BACK: Final = (
-    "its Job was suspended for longer than a replica may be away from the Service. Leave the Job to itself, or set"
-    " validation.measureOn to Job"
+    "its Job was suspended for longer than a replica may be away from the Service. Keep queues and people from"
+    " suspending the Job, or set validation.measureOn to Job"
 )
 
 

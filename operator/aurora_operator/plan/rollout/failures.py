@@ -56,7 +56,7 @@ def stop_reason(facts: RolloutFacts) -> Stop | None:
     """Why a roll under way must end without blame for its version, if it must."""
     world, version, state = facts.world, facts.version, facts.roll.analysis
     if version not in world.promotable:
-        return Stop(f"the evidence for version {version} does not hold against version {world.active}")
+        return Stop(f"no measurement shows that version {version} may replace version {world.active}")
     if facts.roll.state_lost:
         return Stop("status.operatorState was lost, so the version cannot be judged")
     if not world.pods:
@@ -65,9 +65,9 @@ def stop_reason(facts: RolloutFacts) -> Stop | None:
         return Stop(f"the roll made no progress for {_deadline_text(facts)}")
     settings_changed = state is not None and state.serving_digest != world.serving_digest
     if settings_changed and facts.phase is not RolloutPhase.ROLLING:
-        return Stop("the settings with which pods serve were changed")
+        return Stop("the serving settings were changed")
     if world.newer_version is not None and facts.starved:
-        return Stop(f"the traffic does not decide about version {version}, and version {world.newer_version} is newer")
+        return Stop(f"live traffic cannot decide about version {version}, and version {world.newer_version} is newer")
     return None
 
 

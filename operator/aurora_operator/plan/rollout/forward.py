@@ -89,7 +89,7 @@ def measure_baseline(facts: RolloutFacts, judgement: object) -> Step:
         max_duration=facts.deadline if no_peers_left else None,
         now=world.now,
     )
-    message = f"measuring version {world.active} on all pods before the first one gets version {facts.version}"
+    message = f"measuring live traffic with version {world.active}, before the first pod gets version {facts.version}"
     progressed = world.now if state.baseline else roll.progressed
     return Step(with_fields(roll, analysis=state, progressed=progressed, message=message))
 
@@ -115,7 +115,7 @@ def wait_for_judgement(facts: RolloutFacts, judgement: Wait) -> Step:
 def pass_canary(facts: RolloutFacts, judgement: Pass) -> Step:
     """The canary passed: ask the other pods for the version."""
     roll = with_analysis(_running(facts), canary_missing_since=None)
-    message = f"swapping the other pods to version {facts.version}; the canary: {judgement.reason}"
+    message = f"{judgement.reason}; the other pods follow"
     rolling = with_fields(roll, phase=RolloutPhase.ROLLING, progressed=facts.world.now, message=message)
     return _ask(facts, rolling, next_swaps(facts, len(facts.ready)), event="CanaryPassed")
 

@@ -31,6 +31,7 @@ from aurora_operator.plan.rollout.judgement_types import (
 )
 from aurora_operator.plan.rollout.world import World
 
+_NOT_JUDGED = "live traffic does not judge it"
 WAITING_PREFIX = "waiting "
 """An idle roll drops a message with this prefix once the wait is over."""
 
@@ -60,15 +61,15 @@ def _idle(facts: RolloutFacts) -> Judgement:
     world = facts.world
     if world.abort == world.active and world.previous is not None and not world.pin_set:
         return Reject(f"version {world.active} was aborted by a person")
-    passed = f"version {world.next_version} passed its measurement"
+    waiting = f"{WAITING_PREFIX}to roll out version {world.next_version}, which passed its measurement"
     if world.policy.paused and world.pinned_version is None:
         waits = world.next_version is not None
-        return Pause(f"{WAITING_PREFIX}for rolls to be resumed: {passed}" if waits else "")
+        return Pause(f"{waiting}: {_pause_reason(world)}" if waits else "")
     if world.next_version is None or world.pin_set:
         return Proceed()
     if facts.settled and not facts.too_many_not_ready:
         return Start(world.next_version)
-    return Wait(f"{WAITING_PREFIX}for pods to be ready and serve version {world.active}: {passed}")
+    return Wait(f"{waiting}: not every pod is ready and serves version {world.active}")
 
 
 def _under_way(facts: RolloutFacts) -> Judgement:
@@ -95,8 +96,8 @@ def _under_way(facts: RolloutFacts) -> Judgement:
 
 def _pause_reason(world: World) -> str:
     if world.spec_invalid:
-        return "paused: the spec cannot be used"
-    return "paused: a version is pinned" if world.pin_set else "paused: spec.rollout.paused is set"
+        return "the spec cannot be used"
+    return "a version is pinned" if world.pin_set else "spec.rollout.paused is true"
 
 
 def _bad_traffic(facts: RolloutFacts) -> Reject | None:
@@ -120,10 +121,11 @@ def _canary(facts: RolloutFacts) -> Judgement:
     if facts.vouched:
         return Pass("a person vouches for it")
     if state is None:
-        return Pass("not judged")
+        return Pass(_NOT_JUDGED)
     if state.good_windows >= rules.consecutive_success_limit:
-        return Pass(state.message or "not judged")
-    waits = f"judging version {facts.version}, which takes {rules.min_requests} requests on either side"
+        return Pass(state.message or _NOT_JUDGED)
+    versions = f"{rules.min_requests} requests with version {facts.version} and as many with version {world.active}"
+    waits = f"a judgement takes {versions}"
     return Wait(f"{state.message}; {waits}" if state.message else waits)
 
 
@@ -149,7 +151,7 @@ def _watching(facts: RolloutFacts) -> Judgement:
     if world.pin_set:
         return Stop("a version is pinned")
     if world.previous is None or state is None or state.serving_digest != world.serving_digest:
-        return Stop("nothing is left to compare the version with")
+        return Stop("live traffic can no longer be compared with traffic from before the roll")
     if crashed := failures.rejection_in_watch(facts):
         return crashed
     if facts.watch_over and not facts.missing_pod:

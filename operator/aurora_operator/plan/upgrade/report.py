@@ -10,7 +10,7 @@ from datetime import datetime
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType, with_kept_transition_times
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.observe.observed import FleetView, Observed
-from aurora_operator.plan.actions import EventNote
+from aurora_operator.plan.actions import CONDITION_PERIOD, EventNote
 from aurora_operator.plan.upgrade.decision import UpgradeDecision, UpgradeStage
 
 _EVENTS = {
@@ -55,7 +55,7 @@ def _reason_and_message(decision: UpgradeDecision, fleet: FleetView) -> tuple[st
         return "UpgradeFailed", f"the pods cannot take the upgraded operator's template: {decision.failure}"
     if stage is UpgradeStage.RESTARTING:
         return stage.value, "the pods restart with the upgraded operator's template"
-    kept = "the pods keep the template of the operator before its upgrade"
+    kept = "the pods keep their template from before the operator's upgrade"
     if stage is UpgradeStage.WITH_SPEC:
         return stage.value, f"{kept} until the serving settings change (serving.update.operatorUpgrade is WithSpec)"
     if fleet.failed:
@@ -69,7 +69,7 @@ def upgrade_notes(old: SpeculatorStatus, new: SpeculatorStatus) -> tuple[EventNo
     if after is None or after.status is not ConditionStatus.TRUE or (before and before.reason == after.reason):
         return ()
     return tuple(
-        EventNote(event, after.message, warning=event == "UpgradeFailed")
+        EventNote(event, after.message, warning=event == "UpgradeFailed", once_per_reason=CONDITION_PERIOD)
         for event, reason in _EVENTS.items()
         if reason == after.reason
     )

@@ -145,7 +145,7 @@ def _reason_to_resume(
 ) -> str:
     """Why training resumes; empty while it does not."""
     if not _holds(criteria, worth.suspended_for):
-        return "training.suspendWhen no longer names the reason of the suspension"
+        return "the criterion that suspended training was removed from training.suspendWhen"
     if now - _known(worth.since) >= timedelta(seconds=criteria.resume_after_seconds):
         return f"training was suspended for {criteria.resume_after_seconds} s"
     if None not in (facts.active, worth.suspended_version) and facts.active != worth.suspended_version:

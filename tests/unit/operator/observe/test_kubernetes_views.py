@@ -8,8 +8,9 @@ import pytest
 
 from aurora_operator.children.queue_label import PRIORITY_LABEL, QUEUE_LABEL
 from aurora_operator.observe import kubernetes_views
-from aurora_operator.observe.observed import PodView, WorkloadView
+from aurora_operator.observe.observed import ContainerFailure, PodView, WorkloadView
 from aurora_operator.observe.stored_objects import pack, unpack
+from tests.unit.operator.worlds import NOW
 
 
 def container(name: str, started: str | None) -> dict[str, Any]:
@@ -156,7 +157,7 @@ def of_job(status: dict[str, Any]) -> dict[str, Any]:
         (
             {
                 "conditions": [{"type": "PodScheduled", "status": "True"}],
-                "containerStatuses": [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}],
+                "containerStatuses": [{"name": "validator", "state": {"waiting": {"reason": "ImagePullBackOff"}}}],
             },
             "ImagePullBackOff",
         ),
@@ -237,3 +238,58 @@ def test_a_pod_behind_a_scheduling_gate_names_it() -> None:
     found = kubernetes_views.pod_view(unpack(pack(gated | {"kind": "Pod"})))
     assert (found.scheduling_gates, found.waiting) == (("kueue.x-k8s.io/admission",), "SchedulingGated")
     assert inference_pod().scheduling_gates == ()
+
+
+ENDED = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "message": "a prompt"}}
+
+
+@pytest.mark.parametrize(
+    ("container", "failure"),
+    [
+        ({"state": {"waiting": {"reason": "ErrImagePull", "message": "x"}}}, ContainerFailure("c", "ErrImagePull")),
+        (
+            {"state": {"waiting": {"reason": "CreateContainerConfigError"}}},
+            ContainerFailure("c", "CreateContainerConfigError"),
+        ),
+        (
+            {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ENDED, "restartCount": 1},
+            ContainerFailure("c", "CrashLoopBackOff", "exit code 137, OOMKilled"),
+        ),
+        ({"state": {"running": {}}, "lastState": ENDED, "restartCount": 2, "started": False}, None),
+        (
+            {"state": {"running": {}}, "lastState": ENDED, "restartCount": 3, "started": False},
+            ContainerFailure("c", "", "exit code 137, OOMKilled"),
+        ),
+        ({"state": {"running": {}}, "lastState": ENDED, "restartCount": 3, "started": True}, None),
+        (
+            {"state": {"waiting": {"reason": "ContainerCreating"}}, "lastState": ENDED, "restartCount": 3},
+            ContainerFailure("c", "", "exit code 137, OOMKilled"),
+        ),
+        ({"state": {"running": {}}, "lastState": {"terminated": {"exitCode": 0}}, "restartCount": 9}, None),
+        ({"state": {"waiting": {"reason": "PodInitializing"}}}, None),
+    ],
+)
+def test_a_container_fails_that_cannot_start_or_that_ended_often(
+    container: dict[str, Any], failure: ContainerFailure | None
+) -> None:
+    status = {
+        "initContainerStatuses": [{"name": "stage", "state": {}}],
+        "containerStatuses": [{"name": "c"} | container],
+    }
+    found = kubernetes_views.pod_view({"metadata": {"name": "p", "uid": "u"}, "status": status})
+    assert found.failure == failure
+    assert "a prompt" not in repr(found)
+
+
+def test_a_pod_knows_its_age_and_its_template() -> None:
+    metadata = {"name": "p", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    found = kubernetes_views.pod_view({"metadata": metadata | {"labels": {"pod-template-hash": "h"}}, "status": {}})
+    assert (found.created, found.template_hash) == (NOW, "h")
+
+
+def test_a_deployment_knows_since_when_its_pods_are_refused() -> None:
+    condition = {"type": "ReplicaFailure", "message": "quota", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    refused = workload(2, conditions=[condition | {"status": "True"}])
+    assert (refused.message, refused.refused_since) == ("quota", NOW)
+    accepted = workload(2, conditions=[condition | {"status": "False"}])
+    assert (accepted.message, accepted.refused_since) == ("", None)

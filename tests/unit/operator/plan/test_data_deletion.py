@@ -49,7 +49,7 @@ def test_the_finalizer_comes_before_anything_is_stored_and_goes_when_the_policy_
 
 def test_the_events_give_counts_and_the_way_out() -> None:
     done = end_note(DeletionProgress(12, 3 << 20, done=True), "s3://bucket/root")
-    assert done.message == "Deleted 12 objects (3.0 MiB) below s3://bucket/root. A listing is empty"
+    assert done.message == "Deleted 12 objects (3.0 MiB) below s3://bucket/root, and a listing finds no object"
     kept = end_note(DeletionProgress(kept="the root belongs to another"), "s3://bucket/root")
     assert (kept.reason, kept.warning) == ("DataKept", False)
     failed = failure_note("x" * 2000, "s3://bucket/root", "team", "chat")

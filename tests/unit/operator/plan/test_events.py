@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from aurora_operator.act.event_recorder import _event
 from aurora_operator.observe.observed import Observed, StoreView, WorkloadView
 from aurora_operator.plan import EventNote
+from aurora_operator.plan.data_deletion import failure_note
 from aurora_operator.plan.root_ownership import TAKING_OVER
-from tests.unit.operator.worlds import NOW, OWNER, made, observed, pod, spec, status
+from tests.unit.operator.worlds import NOW, OWNER, made, observed, pod, spec, status, waiting_pod
 
 NO_PODS: dict[str, Any] = {"pods": (), "deployment": WorkloadView(current=False, replicas=2, ready=0)}
 DOWN: dict[str, Any] = {"pods": (pod("chat-a", 0, ready=False), pod("chat-b", 0, ready=False))}
@@ -93,14 +95,63 @@ def test_a_takeover_of_a_root_is_no_fault() -> None:
     assert told(observed(**NO_PODS, store=taking)) == [(f"Storage{TAKING_OVER}", False)]
 
 
-@given(st.lists(st.tuples(st.sampled_from(["PodsNotReady", "PodsPending", "Scaling"]), st.text(max_size=20))))
-def test_a_ready_that_flaps_between_reasons_posts_one_event_of_each_in_an_hour(flaps: list[tuple[str, str]]) -> None:
-    names = {
-        _event(EventNote(reason, message, once_per_reason=True), OWNER, NOW + timedelta(seconds=at))["metadata"]["name"]
-        for at, (reason, message) in enumerate(flaps)
-    }
-    assert len(names) == len({reason for reason, _ in flaps})
-    again = EventNote("Scaling", "", once_per_reason=True)
-    warning = EventNote("Scaling", "", warning=True, once_per_reason=True)
-    assert _event(again, OWNER, NOW)["metadata"] != _event(warning, OWNER, NOW)["metadata"], "a Warning is news"
-    assert _event(again, OWNER, NOW)["metadata"] != _event(again, OWNER, NOW + timedelta(hours=1))["metadata"]
+def names(notes: Iterable[EventNote], at: datetime) -> set[str]:
+    """The names of the objects that the notes become. A second object of one name is a Conflict, and not posted."""
+    return {_event(note, OWNER, at)["metadata"]["name"] for note in notes}
+
+
+PERIOD = timedelta(minutes=10)
+FLAPS: dict[str, dict[str, Any]] = {
+    "serves": {},
+    "half of it serves": {"pods": (pod("chat-a", 0), pod("chat-b", 0, ready=False))},
+    "no pod serves": DOWN,
+    "no room": {"pods": (waiting_pod("chat-a"), waiting_pod("chat-b"))},
+    **FAULTS,
+}
+"""States between which a speculator may flap. Each message may hold a figure, which is another one each time."""
+
+
+def flap(state: str, figure: int) -> dict[str, Any]:
+    changes = dict(FLAPS[state])
+    if "store" in changes:
+        changes["store"] = replace(changes["store"], error=f"no answer within {figure} ms")
+    if "apply_errors" in changes:
+        changes["apply_errors"] = (f"exceeded quota, used {figure}",)
+    if "pods" in changes:
+        changes["deployment"] = WorkloadView(current=True, replicas=2, ready=figure % 2)
+    return changes
+
+
+@given(st.lists(st.tuples(st.sampled_from(sorted(FLAPS)), st.integers(0, 1000)), max_size=40))
+def test_conditions_that_flap_post_each_reason_once_in_ten_minutes_whatever_their_messages_say(
+    flaps: list[tuple[str, int]],
+) -> None:
+    world, posted, kinds = later(observed()), set[str](), set[tuple[str, bool]]()
+    for second, (state, figure) in enumerate(flaps):
+        world = replace(observed(), status=world.status, **flap(state, figure))
+        decided = made(world)
+        posted |= names(decided.notes, NOW + timedelta(seconds=second))
+        kinds |= {(note.reason, note.warning) for note in decided.notes}
+        world = replace(world, status=decided.status or world.status)
+    assert len(posted) == len(kinds)
+
+
+def test_a_state_that_comes_back_in_another_period_is_told_again_and_so_is_one_after_an_edit() -> None:
+    note = EventNote("PodsNotReady", "1 of 2 pods are ready", once_per_reason=PERIOD)
+    assert names([note], NOW) == names([replace(note, message="0 of 2 pods are ready")], NOW + PERIOD / 2)
+    assert names([note], NOW) != names([note], NOW + PERIOD)
+    assert names([note], NOW) != names([replace(note, warning=True)], NOW), "a Warning is news"
+    edited = _event(note, replace(OWNER, generation=2), NOW)["metadata"]["name"]
+    assert {edited} != names([note], NOW)
+
+
+def test_an_event_about_a_decision_repeats_after_an_hour_and_with_another_message() -> None:
+    note = EventNote("ValidationFailed", "too few prompts")
+    assert names([note], NOW) == names([note], NOW + timedelta(minutes=59))
+    assert names([note], NOW) != names([note], NOW + timedelta(hours=1))
+    assert names([note], NOW) != names([replace(note, message="no room")], NOW)
+
+
+def test_a_deletion_that_fails_with_another_error_each_time_is_told_once_an_hour() -> None:
+    notes = [failure_note(f"request {number} failed", "s3://bucket/root", "team", "chat") for number in range(9)]
+    assert len(names(notes, NOW)) == 1

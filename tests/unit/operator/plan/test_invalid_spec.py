@@ -47,7 +47,7 @@ def test_a_roll_pauses_and_goes_on_once_the_spec_is_corrected() -> None:
     paused = made(replace(world, spec_fault=FAULT))
     assert paused.status is not None
     assert (paused.status.rollout.phase, paused.swaps) == (RolloutPhase.PAUSED, ())
-    assert paused.status.rollout.message == "paused: the spec cannot be used"
+    assert paused.status.rollout.message == "the spec cannot be used"
     assert status(replace(world, status=paused.status)).rollout.phase is RolloutPhase.CANARY
 
 

@@ -92,7 +92,7 @@ def test_pods_that_run_are_still_applied_while_the_store_is_away() -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"target": {"model": "org/other"}}, "target.model is org/model there and org/other here"),
+        ({"target": {"model": "org/other"}}, "target.model is org/model in the store and org/other in the spec"),
         ({"draft": {"vocabSize": 256}}, ""),
     ],
 )
@@ -109,17 +109,17 @@ def test_another_target_is_refused_in_words(changed: dict[str, Any], words: str)
 def test_another_architecture_or_vocabulary_is_refused_in_words() -> None:
     other = lineage().model_copy(update={"architecture": "MEDUSA", "draft_vocab_size": 8})
     message = condition(restored(store=former_store(lineage=other)), ConditionType.STORAGE_READY).message
-    assert "draft.architecture is MEDUSA there and EAGLE3 here" in message
-    assert "draft.vocabSize is 8 there and 16 here" in message
+    assert "draft.architecture is MEDUSA in the store and EAGLE3 in the spec" in message
+    assert "draft.vocabSize is 8 in the store and 16 in the spec" in message
 
 
 @pytest.mark.parametrize(
     ("stored", "named", "words"),
     [
         ("org/head", "org/head", ""),
-        ("org/head", "org/other", "draft.initial.model is org/head there and org/other here"),
-        ("org/head", None, "draft.initial.model is org/head there and unset here"),
-        (None, "org/head", "draft.initial.model is unset there and org/head here"),
+        ("org/head", "org/other", "draft.initial.model is org/head in the store and org/other in the spec"),
+        ("org/head", None, "draft.initial.model is org/head in the store and unset in the spec"),
+        (None, "org/head", "draft.initial.model is unset in the store and org/head in the spec"),
     ],
 )
 def test_a_lineage_that_began_with_another_head_is_refused_in_words(

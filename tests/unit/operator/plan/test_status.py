@@ -20,7 +20,7 @@ from aurora_operator.observe.observed import (
     WorkloadView,
 )
 from aurora_operator.plan import plan
-from aurora_operator.plan.condition_builder import invalid_spec_status
+from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
@@ -262,13 +262,13 @@ def test_a_name_that_is_taken_needs_a_human() -> None:
     found = condition(taken, ConditionType.NAME_TAKEN)
     assert found.status.value == "True"
     assert found.message == (
-        "Service chat, ServiceAccount chat exist and are not this speculator's."
-        " Create the speculator under another name, or delete them if nobody needs them."
+        "Service chat, ServiceAccount chat belong to somebody else."
+        " Create the speculator under another name, or delete these objects if nobody needs them."
     )
     one = condition(observed(name_taken=("Service chat",)), ConditionType.NAME_TAKEN)
     assert one.message == (
-        "Service chat exists and is not this speculator's."
-        " Create the speculator under another name, or delete it if nobody needs it."
+        "Service chat belongs to somebody else."
+        " Create the speculator under another name, or delete Service chat if nobody needs it."
     )
     assert ready(taken) == ("False", "NameTaken")
     assert condition(observed(), ConditionType.NAME_TAKEN).status.value == "False"

@@ -6,7 +6,8 @@ A request of another form gets the status that the protocol demands, so that a t
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,9 +47,13 @@ class OtlpReceiver:
 
     url: str = ""
     statuses: list[int] = field(default_factory=list)
+    retry_after: Callable[[], str] | None = None
+    """Makes the header ``Retry-After`` of each answer with one of ``statuses``."""
     answer: Mapping[str, Any] = field(default_factory=dict)
     """The body of an answer with status 200."""
     requests: int = 0
+    arrivals: list[float] = field(default_factory=list)
+    """When each request arrived, in seconds of the monotonic clock."""
     bodies: list[bytes] = field(default_factory=list)
     """The accepted requests."""
     resource: Mapping[str, str | int | float] = field(default_factory=dict)
@@ -56,8 +61,10 @@ class OtlpReceiver:
 
     async def handle(self, request: web.Request) -> web.Response:
         self.requests += 1
+        self.arrivals.append(time.monotonic())
         if self.statuses:
-            return web.Response(status=self.statuses.pop(0))
+            headers = {} if self.retry_after is None else {"Retry-After": self.retry_after()}
+            return web.Response(status=self.statuses.pop(0), headers=headers)
         if request.content_type != "application/json":
             return web.Response(status=415)
         body = await request.read()

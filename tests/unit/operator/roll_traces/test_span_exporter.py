@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from aurora_operator.roll_traces import span_exporter
 from aurora_operator.roll_traces.otlp_json import rejected_spans
 from aurora_operator.roll_traces.span import Span, nanoseconds
-from aurora_operator.roll_traces.span_exporter import SpanExporter, exporter_of
+from aurora_operator.roll_traces.span_exporter import SpanExporter, exporter_of, retry_after_seconds
 from tests.unit.operator.roll_traces.otlp_receiver import receiving
 from tests.unit.operator.roll_traces.traced_life import life
 from tests.unit.operator.worlds import CONFIG, NOW
@@ -30,8 +33,8 @@ def counted(outcome: str) -> float:
 
 
 @asynccontextmanager
-async def exporting(url: str, *, retries: int = 0) -> AsyncIterator[SpanExporter]:
-    exporter = SpanExporter(f"{url}/v1/traces", {"service.name": "test"}, (0.01,) * retries)
+async def exporting(url: str, *, retries: int = 0, retry_seconds: float = 60.0) -> AsyncIterator[SpanExporter]:
+    exporter = SpanExporter(f"{url}/v1/traces", {"service.name": "test"}, (0.01,) * retries, retry_seconds)
     exporter.start()
     try:
         yield exporter
@@ -87,6 +90,74 @@ async def test_only_what_the_protocol_calls_retryable_is_sent_again(status: int,
         await wait_until_sent(exporter)
         assert receiver.requests == requests
     assert (counted("sent") - before[0], counted("dropped") - before[1]) == (sent, 1 - sent)
+
+
+def in_seconds(seconds: float) -> str:
+    """The HTTP date that many seconds from now, rounded down to a whole second as each such date is."""
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"),
+    [pytest.param(lambda: "1", 1.0, id="seconds"), pytest.param(lambda: in_seconds(2), 1.0, id="a date")],
+)
+async def test_the_next_attempt_waits_as_long_as_the_collector_asks(
+    status: int, retry_after: Callable[[], str], seconds: float
+) -> None:
+    async with receiving() as receiver, exporting(receiver.url, retries=1) as exporter:
+        receiver.statuses, receiver.retry_after = [status], retry_after
+        exporter.offer([SPAN])
+        await wait_until_sent(exporter)
+        first, second = receiver.arrivals
+        assert second - first >= seconds * 0.99
+        assert len(receiver.spans) == 1
+
+
+@pytest.mark.parametrize("retry_after", ["3600", "9" * 400, in_seconds(3600)])
+async def test_a_collector_that_asks_for_too_long_a_wait_gets_a_last_attempt_at_the_deadline(retry_after: str) -> None:
+    before = counted("dropped")
+    async with receiving() as receiver, exporting(receiver.url, retries=5, retry_seconds=0.2) as exporter:
+        receiver.statuses, receiver.retry_after = [503] * 9, lambda: retry_after
+        exporter.offer([SPAN])
+        await wait_until_sent(exporter)
+        assert receiver.requests == 2
+    assert counted("dropped") - before == 1
+
+
+@pytest.mark.parametrize("status", [400, 307])
+async def test_a_header_makes_no_refusal_retryable(status: int) -> None:
+    async with receiving() as receiver, exporting(receiver.url, retries=5) as exporter:
+        receiver.statuses, receiver.retry_after = [status], lambda: "0"
+        exporter.offer([SPAN])
+        await wait_until_sent(exporter)
+        assert receiver.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("120", 120.0),
+        (" 7 ", 7.0),
+        ("Thu, 01 Jan 2026 00:02:00 GMT", 120.0),
+        ("Thu, 01 Jan 2026 00:02:00 -0000", 120.0),
+        ("Thu, 01 Jan 2026 01:02:00 +0100", 120.0),
+        ("Wed, 31 Dec 2025 23:59:00 GMT", 0.0),
+        ("-5", 0.0),
+        ("1.5", 0.0),
+        ("\N{ARABIC-INDIC DIGIT SEVEN}", 0.0),
+        ("soon", 0.0),
+        ("Thu, 99 Foo 9999 99:99:99 GMT", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_a_retry_after_is_a_number_or_a_date(header: str, seconds: float) -> None:
+    assert retry_after_seconds(header, NOW) == seconds
+
+
+@given(st.text(max_size=40))
+def test_no_header_of_a_collector_is_an_error(header: str) -> None:
+    assert retry_after_seconds(header, NOW) >= 0.0
 
 
 async def test_spans_that_the_collector_rejects_are_counted_as_dropped() -> None:

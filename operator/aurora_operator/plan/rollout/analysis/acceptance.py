@@ -74,20 +74,20 @@ def compare_acceptance(new: LiveCounters, old: LiveCounters, policy: AnalysisSpe
     if new.draft is None and old.draft is None:
         return _compare(_round_length(new, steps), _round_length(old, steps), policy)
     if new.draft is None or old.draft is None:
-        return Acceptance("acceptance not compared: only one side counts what its draft proposed", undecided=True)
+        return Acceptance("acceptance not judged: only some pods count what their draft proposed", undecided=True)
     patient = min(new.requests, old.requests) < PATIENCE * policy.min_requests
     least = policy.min_requests if patient else min(policy.min_requests, MIN_DRAFTED_REQUESTS)
     positions = min(_positions(new.draft, least), _positions(old.draft, least))
     if positions:
         compared = _compare(_chain_length(new.draft, positions), _chain_length(old.draft, positions), policy)
-        adds = f"{_added_tokens(new):.2f} tokens of the draft a round against {_added_tokens(old):.2f}"
+        adds = f"{_added_tokens(new):.2f} accepted draft tokens a round against {_added_tokens(old):.2f}"
         text = f"{compared.text} over {positions} draft steps, {adds}"
         less = _added_tokens(new) < _added_tokens(old)
         return Acceptance(text, bad=compared.bad and less, undecided=compared.undecided and less)
     # Pods whose old draft hardly proposes lose nothing with a new one: there is nothing to compare the new one with.
     return Acceptance(
-        f"acceptance of the draft not judged: it proposed for {new.draft.requests} of {new.requests} requests"
-        f" against {old.draft.requests} of {old.requests}",
+        f"acceptance not judged: the new draft proposed tokens in {new.draft.requests} of {new.requests} requests,"
+        f" and the former draft in {old.draft.requests} of {old.requests}",
         undecided=patient or _positions(old.draft, least) > 0,
     )
 

@@ -41,7 +41,7 @@ def test_chains_of_another_length_are_compared_over_the_positions_that_both_have
     assert outcome(drafting(500, long), drafting(500, short)) is Outcome.GOOD
     assert outcome(drafting(500, steady(500, 0.4, steps=1)), drafting(500, long)) is Outcome.BAD
     text = compare_acceptance(drafting(500, short), drafting(500, long), POLICY, STEPS).text
-    assert text.startswith("acceptance length 1.70 against 1.70 over 1 draft steps, 0.17 tokens of the draft a round")
+    assert text.startswith("acceptance length 1.70 against 1.70 over 1 draft steps, 0.17 accepted draft tokens a round")
 
 
 def test_rare_long_chains_are_not_compared() -> None:

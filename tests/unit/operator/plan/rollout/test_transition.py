@@ -144,7 +144,7 @@ def canary_with_window() -> Roll:
 def test_a_canary_that_cannot_be_judged_stops_for_a_newer_version_without_blame() -> None:
     ended = step(waiting(DEADLINE + 1, 0), canary_with_window())
     assert (ended.rollout.phase, ended.advance, ended.event) == (RolloutPhase.ROLLING_BACK, None, "RolloutStopped")
-    assert "the traffic does not decide about version 1, and version 2 is newer" in ended.rollout.message
+    assert "live traffic cannot decide about version 1, and version 2 is newer" in ended.rollout.message
     dried_up = step(waiting(30 * DEADLINE, 40), canary_with_window())
     assert dried_up.rollout.phase is RolloutPhase.ROLLING_BACK, "a few requests, and then none any more"
     baseline = rolling(RolloutPhase.CANARY, analysis=AnalysisState(window_begins=NOW))
@@ -356,7 +356,7 @@ def test_the_message_says_that_a_version_waits_while_rolls_are_paused() -> None:
     held = step(world(pod(A), pod(B), next_version=1, policy={"paused": True}), Roll())
     assert (held.rollout.phase, held.rollout.message) == (
         RolloutPhase.IDLE,
-        "waiting for rolls to be resumed: version 1 passed its measurement",
+        "waiting to roll out version 1, which passed its measurement: spec.rollout.paused is true",
     )
     assert step(world(pod(A), pod(B), policy={"paused": True}), held.rollout).rollout.message == "", "it was superseded"
     assert step(world(pod(A), pod(B), next_version=1), held.rollout).rollout.phase is not RolloutPhase.IDLE

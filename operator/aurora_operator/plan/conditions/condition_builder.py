@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType, with_kept_transition_times
@@ -11,28 +11,16 @@ from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorS
 from aurora_operator.children.metadata import trainer_name
 from aurora_operator.children.queue_label import refused_changes
 from aurora_operator.observe.observed import TAKEN_OVER, Observed, PodView, WorkloadView
+from aurora_operator.plan.conditions.availability import START_FAULTS, available
+from aurora_operator.plan.conditions.content import SCALED_TO_ZERO, ConditionContent
 from aurora_operator.plan.lending import withdrawn_pods
 from aurora_operator.plan.rest import trainer_replicas, training_is_suspended
 from aurora_operator.plan.worth.policy import is_suspended
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 
-
-@dataclass(frozen=True)
-class ConditionContent:
-    """Status, reason and message of one condition. ``status`` None: unknown."""
-
-    status: bool | None
-    reason: str
-    message: str
-
-
 ContentByType = Mapping[ConditionType, ConditionContent]
 _STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}
-SCALED_TO_ZERO = "ScaledToZero"
-"""Reason of Available and ServingReady while no pods are wanted."""
-STARTING = "Starting"
-"""Reason of Available until a pod serves clients for the first time since the creation or a scale-up from zero."""
 TRAINER_SILENCE = timedelta(minutes=5)
 """A trainer rewrites its record every 15 s, and at rest the operator reads the record about once a minute."""
 LEAST_STEPS_PER_MINUTE = 10.0
@@ -47,10 +35,11 @@ def conditions(observed: Observed, status: SpeculatorStatus, up_to_date: int, no
     Args:
         up_to_date: number of ready pods that serve the version they should.
     """
+    serving = _serving(observed, status, up_to_date)
     contents = {
-        ConditionType.AVAILABLE: _available(observed),
+        ConditionType.AVAILABLE: available(observed, serving.message, now),
         ConditionType.STORAGE_READY: _storage(observed),
-        ConditionType.SERVING_READY: _serving(observed, status, up_to_date),
+        ConditionType.SERVING_READY: serving,
         ConditionType.TRAINER_READY: _trainer(observed, status, now),
         ConditionType.CANDIDATE_VALIDATED: _candidate(observed, status),
         ConditionType.ROLLOUT_PROGRESSING: _rollout(status),
@@ -111,27 +100,13 @@ def _ready(contents: ContentByType, status: SpeculatorStatus) -> ConditionConten
     storage, serving = contents[ConditionType.STORAGE_READY], contents[ConditionType.SERVING_READY]
     if not storage.status:
         return ConditionContent(False, f"Storage{storage.reason}", storage.message)
+    reached = contents[ConditionType.AVAILABLE]
+    if reached.reason in START_FAULTS:
+        return reached
     if not serving.status:
-        return ConditionContent(bool(contents[ConditionType.AVAILABLE].status), serving.reason, serving.message)
+        return ConditionContent(bool(reached.status), serving.reason, serving.message)
     rolling_out = status.rollout.phase is not RolloutPhase.IDLE
     return ConditionContent(True, status.rollout.phase.value if rolling_out else serving.reason, serving.message)
-
-
-def _available(observed: Observed) -> ConditionContent:
-    wanted = observed.spec.serving.replicas
-    serving = sum(view.ready and not view.terminating and view.measurement is None for view in observed.pods)
-    message = f"{serving} of {wanted} pods serve clients"
-    if serving:
-        return ConditionContent(True, "PodsServe", message)
-    if wanted == 0:
-        return ConditionContent(False, SCALED_TO_ZERO, "no pods are wanted")
-    return ConditionContent(False, STARTING if is_starting(observed.status) else "NoPodServes", message)
-
-
-def is_starting(status: SpeculatorStatus) -> bool:
-    """Whether no pod has served clients yet since the creation or a scale-up from zero, as far as ``status`` knows."""
-    available = next((c for c in status.conditions if c.type is ConditionType.AVAILABLE), None)
-    return available is None or available.reason in (SCALED_TO_ZERO, STARTING)
 
 
 def _storage(observed: Observed) -> ConditionContent:
@@ -340,7 +315,7 @@ def _name_taken(observed: Observed) -> ConditionContent:
     if not observed.name_taken:
         return ConditionContent(False, "AsExpected", "")
     objects, several = ", ".join(observed.name_taken), len(observed.name_taken) > 1
-    problem = f"{objects} {'exist and are' if several else 'exists and is'} not this speculator's"
-    them = "them" if several else "it"
-    remedy = f"Create the speculator under another name, or delete {them} if nobody needs {them}"
+    problem = f"{objects} {'belong' if several else 'belongs'} to somebody else"
+    other, them = ("these objects", "them") if several else (objects, "it")
+    remedy = f"Create the speculator under another name, or delete {other} if nobody needs {them}"
     return ConditionContent(True, "NameTaken", f"{problem}. {remedy}.")

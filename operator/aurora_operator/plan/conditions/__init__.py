@@ -1,0 +1,1 @@
+"""What the conditions of a speculator say: the messages, and which condition Ready repeats. Pure."""

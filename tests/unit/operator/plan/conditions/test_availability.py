@@ -1,0 +1,209 @@
+"""Available says how a start goes, and a start that goes wrong ends in a Warning."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
+from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_operator.children.startup_timing import MIN_START_SECONDS
+from aurora_operator.observe.observed import ContainerFailure, DeployedTemplate, Observed, PodView, WorkloadView
+from tests.unit.operator.worlds import NO_ROOM, NOW, made, observed, pod, spec, store
+
+CRASH = ContainerFailure("sglang", waiting="CrashLoopBackOff", ending="exit code 137, OOMKilled")
+NO_IMAGE = ContainerFailure("agent", waiting="ImagePullBackOff")
+LIMIT = timedelta(seconds=MIN_START_SECONDS)
+NEVER_SERVED = ("Starting", "StartFailed", "StartTimeout", "ScaledToZero")
+
+
+def starting(name: str = "chat-a", **more: Any) -> PodView:
+    """A pod that was created at ``NOW`` and loads its model."""
+    return pod(name, 0, **{"ready": False, "agent": None, "created": NOW, "template_hash": "new"} | more)
+
+
+def begun(*pods: PodView, **more: Any) -> Observed:
+    """A new speculator, none of whose pods is ready."""
+    workload = WorkloadView(current=True, replicas=len(pods), ready=0)
+    return observed(
+        **{"pods": pods, "deployment": workload, "spec": spec(serving={"replicas": max(len(pods), 1)})} | more
+    )
+
+
+def written(world: Observed, after: timedelta) -> SpeculatorStatus:
+    """The stored status after a reconcile at ``NOW + after``."""
+    return made(world, NOW + after).status or world.status
+
+
+def found(
+    world: Observed, after: timedelta = timedelta(0), type_: ConditionType = ConditionType.AVAILABLE
+) -> Condition:
+    return next(c for c in written(world, after).conditions if c.type is type_)
+
+
+def later(world: Observed, after: timedelta = timedelta(0), **changes: Any) -> Observed:
+    """The world after ``changes``, when the status of ``world`` was written."""
+    return replace(world, status=written(world, after), **changes)
+
+
+def told(world: Observed, after: timedelta = timedelta(0)) -> list[tuple[str, bool]]:
+    return [(note.reason, note.warning) for note in made(world, NOW + after).notes]
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        pytest.param(
+            CRASH,
+            "0 of 1 pods serve clients. Container sglang of pod chat-a ends again and again (CrashLoopBackOff, exit"
+            " code 137, OOMKilled). Its log says why: `kubectl -n team logs chat-a -c sglang --previous`",
+            id="it waits for its restart",
+        ),
+        pytest.param(
+            ContainerFailure("sglang", ending="exit code 1"),
+            "0 of 1 pods serve clients. Container sglang of pod chat-a ends again and again (exit code 1)."
+            " Its log says why: `kubectl -n team logs chat-a -c sglang --previous`",
+            id="it runs once more",
+        ),
+        pytest.param(
+            NO_IMAGE,
+            "0 of 1 pods serve clients. Container agent of pod chat-a cannot start (ImagePullBackOff)."
+            " Its events say why: `kubectl -n team describe pod chat-a`",
+            id="it never ran",
+        ),
+    ],
+)
+def test_a_container_that_fails_is_a_warning_at_once_which_names_it_and_the_next_command(
+    failure: ContainerFailure, message: str
+) -> None:
+    new = begun(starting())
+    assert (found(new).reason, told(new)) == ("Starting", [("PodsNotReady", False)])
+    failing = later(new, pods=(starting(failure=failure),))
+    for type_ in (ConditionType.AVAILABLE, ConditionType.READY):
+        condition = found(failing, type_=type_)
+        assert (condition.status, condition.reason, condition.message) == (
+            ConditionStatus.FALSE, "StartFailed", message)  # fmt: skip
+    assert told(failing) == [("StartFailed", True)]
+    assert told(later(failing)) == [], "it was told"
+
+
+def test_a_start_that_recovers_goes_on_and_ends_with_a_pod_that_serves() -> None:
+    failing = begun(starting(failure=CRASH))
+    recovered = later(failing, pods=(starting(),))
+    assert (found(recovered).reason, told(recovered)) == ("Starting", [("PodsNotReady", False)])
+    serving = later(recovered, pods=observed().pods, deployment=observed().deployment)
+    assert (found(serving).reason, told(serving)) == ("PodsServe", [("Ready", False)])
+    down = later(serving, pods=(starting(failure=CRASH),))
+    assert found(down).reason == "NoPodServes", "pods have served"
+
+
+def test_a_start_becomes_a_timeout_once_the_startup_probe_would_have_ended_the_engine() -> None:
+    new = begun(starting(), starting("chat-b"))
+    assert found(new, LIMIT).reason == "Starting"
+    late = later(new, LIMIT)
+    over = LIMIT + timedelta(seconds=1)
+    timeout = found(late, over)
+    assert (timeout.status, timeout.reason) == (ConditionStatus.FALSE, "StartTimeout")
+    assert timeout.message == "No pod became ready within 65 minutes: 0 of 2 pods are ready"
+    assert told(late, over) == [("StartTimeout", True)]
+    assert found(later(late, over, pods=(starting(failure=CRASH),)), over).reason == "StartFailed", "the cause is known"
+
+
+@pytest.mark.parametrize(
+    ("world", "why"),
+    [
+        pytest.param(
+            begun(starting(scheduled=False, waiting="Unschedulable", scheduler_message=NO_ROOM)),
+            f"1 waits for a node: {NO_ROOM}",
+            id="no node",
+        ),
+        pytest.param(
+            begun(deployment=WorkloadView(True, 0, 0, message="exceeded quota: gpus", refused_since=NOW)),
+            "exceeded quota: gpus",
+            id="a quota",
+        ),
+        pytest.param(
+            begun(starting(), store=replace(store(0), channel=None, registrations={})),
+            "the trainer has not registered the initial draft yet",
+            id="no draft",
+        ),
+    ],
+)
+def test_a_timeout_says_what_the_pods_wait_for(world: Observed, why: str) -> None:
+    timeout = found(world, LIMIT * 2)
+    assert timeout.reason == "StartTimeout"
+    assert why in timeout.message
+
+
+def test_a_longer_startup_probe_gives_a_start_more_time() -> None:
+    probe = {"periodSeconds": 10, "failureThreshold": 720}
+    template = {"spec": {"containers": [{"name": "sglang", "startupProbe": probe}]}}
+    slow = begun(starting(), deployed=DeployedTemplate(template, applied=None, whole=False))
+    assert found(slow, timedelta(hours=2)).reason == "Starting"
+    assert found(slow, timedelta(hours=2, minutes=6)).reason == "StartTimeout"
+
+
+def test_the_time_begins_with_a_scale_up_from_zero_and_with_a_corrected_template() -> None:
+    zero = observed(
+        spec=spec(serving={"replicas": 0}), pods=(), deployment=WorkloadView(current=True, replicas=0, ready=0)
+    )
+    assert found(zero, LIMIT * 9).reason == "ScaledToZero"
+    up = later(zero, LIMIT * 9, spec=spec(serving={"replicas": 2}), pods=(starting(created=NOW + LIMIT * 9),))
+    assert found(up, LIMIT * 10).reason == "Starting"
+    old = starting("chat-old", template_hash="old", failure=NO_IMAGE)
+    corrected = begun(old, starting(created=NOW + LIMIT))
+    assert found(corrected, LIMIT * 2).reason == "Starting", "a pod of the former template tells nothing of the new one"
+
+
+def test_a_trainer_that_fails_is_told_until_there_is_a_draft() -> None:
+    view = PodView("chat-trainer-a", uid="t", failure=ContainerFailure("trainer", "CrashLoopBackOff", "exit code 1"))
+    trainer = WorkloadView(current=True, replicas=1, ready=0, failing_pod=view)
+    without_draft = begun(starting(), trainer=trainer, store=replace(store(0), channel=None, registrations={}))
+    assert "Container trainer of pod chat-trainer-a ends again and again" in found(without_draft).message
+    assert found(replace(without_draft, store=store(0))).reason == "Starting", "pods start without the trainer"
+
+
+PODS = st.builds(
+    starting,
+    st.sampled_from(["chat-a", "chat-b"]),
+    ready=st.booleans(),
+    terminating=st.booleans(),
+    failure=st.sampled_from([None, CRASH, NO_IMAGE]),
+    created=st.integers(0, 3).map(lambda times: NOW + LIMIT * times),
+    template_hash=st.sampled_from(["old", "new"]),
+)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0, 2]), st.lists(PODS, max_size=2, unique_by=lambda view: view.name)),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_a_start_that_lasts_too_long_is_never_called_starting(changes: list[tuple[int, list[PodView]]]) -> None:
+    """Over any changes of the pods: the reason tells of a start only until a pod has served."""
+    world, served, after = observed(), False, LIMIT * 5
+    for replicas, pods in changes:
+        deployment = WorkloadView(current=True, replicas=replicas, ready=0)
+        world = replace(world, spec=spec(serving={"replicas": replicas}), pods=tuple(pods), deployment=deployment)
+        condition = found(world, after)
+        if any(view.ready and not view.terminating for view in pods):
+            served = True
+            assert condition.reason == "PodsServe"
+        elif replicas == 0:
+            served = False
+            assert condition.reason == "ScaledToZero"
+        elif served:
+            assert condition.reason == "NoPodServes"
+        elif any(not view.terminating for view in pods):
+            assert condition.reason in ("StartFailed", "StartTimeout"), "every pod is older than the limit"
+        else:
+            assert condition.reason == "Starting", "nothing exists yet"
+        assert served is (condition.reason not in NEVER_SERVED)
+        world = later(world, after)
