@@ -88,7 +88,6 @@ class Controller:
         self._budget = ExplorationBudget(settings.exploration)
         self._counters = RoundCounters()
         self._last = 0
-        self._explored_last = False
         self._off_tries = Counter[int]()
         self._draft_share = 0.0
 
@@ -102,15 +101,15 @@ class Controller:
         best = self._best(tokens, costs)
         self._last = best
         self._draft_share += self._settings.draft_share_gain * (self._arms[best].drafts - self._draft_share)
-        chosen, self._explored_last = best, False
+        chosen, explores = best, False
         if best and self._must_time_off(len(outlooks)):
-            chosen, self._explored_last = 0, True
+            chosen, explores = 0, True
         elif self._may_explore() and (found := self._explore(outlooks, tokens, costs, tokens[best] / costs[best])):
-            chosen, self._explored_last = found.arm, True
+            chosen, explores = found.arm, True
         arm = self._arms[chosen]
-        if self._explored_last and arm.drafts:  # a draft that is expected to be bad must propose, or nothing is learned
+        if explores and arm.drafts:  # a draft that is expected to be bad must propose, or nothing is learned
             draft = self._draft_curves(outlooks, self._settings.exploration.optimism)
-        return Decision(arm, self._sources(arm, lookup, draft), self._explored_last)
+        return Decision(arm, self._sources(arm, lookup, draft), explores)
 
     def observe(
         self,
@@ -244,10 +243,8 @@ class Controller:
         return True
 
     def _may_explore(self) -> bool:
-        """Whether to look for something to explore. After a round that explored, always: bursts catch up once."""
-        if self._budget.credit_milliseconds <= 0:
-            return False
-        return self._explored_last or self._random.random() < self._settings.exploration.consider
+        """Whether to look for something to explore: in a share of the rounds that have credit."""
+        return self._budget.credit_milliseconds > 0 and self._random.random() < self._settings.exploration.consider
 
     def _explore(
         self, outlooks: Sequence[RequestOutlook], tokens: Sequence[float], costs: Sequence[float], speed: float

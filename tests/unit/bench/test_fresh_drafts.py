@@ -1,0 +1,48 @@
+"""A draft counts as used from the first of 50 rounds on of which it runs in most, and is worth what its scene says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aurora_runtime.engine.arms import OFF, Arm
+from tests.bench.speculation import fresh_pods
+from tests.bench.speculation.fresh_drafts import FIRST_SEED, MOST_OF, PODS, SCENES, percentiles, rounds_until_used
+from tests.bench.speculation.scenarios import CHOOSING_SEEDS, SCORING_SEEDS
+from tests.bench.speculation.simulator import PlayedRound
+
+
+def played(drafting: list[bool]) -> list[PlayedRound]:
+    """Rounds of a millisecond each, with the draft or without."""
+    return [PlayedRound(Arm(1, drafts=True) if each else OFF, False, 1, 1.0, 1.0) for each in drafting]
+
+
+@given(st.integers(0, 200), st.integers(MOST_OF, 200))
+def test_a_draft_that_begins_to_run_is_used_from_half_a_window_earlier_on(unused: int, used: int) -> None:
+    rounds = played([False] * unused + [True] * used)
+    assert rounds_until_used(rounds) == max(0, unused - (MOST_OF - MOST_OF // 2 - 1))
+
+
+@given(st.lists(st.booleans(), max_size=150))
+def test_a_draft_that_runs_in_every_second_round_is_not_used(others: list[bool]) -> None:
+    rounds = played([each and i % 2 == 0 for i, each in enumerate(others)])
+    assert rounds_until_used(rounds) == math.inf
+
+
+def test_percentiles_are_values_that_occurred() -> None:
+    assert percentiles([math.inf, *map(float, range(20))], 0) == "10 [1, 19]"
+
+
+def test_pods_have_seeds_of_their_own() -> None:
+    others = {*CHOOSING_SEEDS, *SCORING_SEEDS, *range(fresh_pods.FIRST_SEED, fresh_pods.FIRST_SEED + fresh_pods.PODS)}
+    assert not others & {*range(FIRST_SEED, FIRST_SEED + PODS)}
+
+
+def test_a_good_draft_is_worth_what_its_scene_says() -> None:
+    good = [scene for scene in SCENES if scene.name.startswith("CPU, 1") and scene.name.endswith("x")]
+    assert len(good) == 4
+    for scene in good:
+        assert scene.best_speed(seed=FIRST_SEED)[1] == pytest.approx(float(scene.name.split()[-1][:-1]), abs=0.06)
