@@ -41,8 +41,9 @@ def test_pods_have_seeds_of_their_own() -> None:
     assert not others & {*range(FIRST_SEED, FIRST_SEED + PODS)}
 
 
-def test_a_good_draft_is_worth_what_its_scene_says() -> None:
+def test_a_good_draft_is_worth_about_what_its_scene_says() -> None:
+    """The requests of one seed differ by a few percent from all requests."""
     good = [scene for scene in SCENES if scene.name.startswith("CPU, 1") and scene.name.endswith("x")]
     assert len(good) == 4
     for scene in good:
-        assert scene.best_speed(seed=FIRST_SEED)[1] == pytest.approx(float(scene.name.split()[-1][:-1]), abs=0.06)
+        assert scene.best_speed(seed=FIRST_SEED)[1] == pytest.approx(float(scene.name.split()[-1][:-1]), rel=0.06)
