@@ -225,7 +225,7 @@ class Reconciler:
         if status != error.status:
             log.warning("%s: the spec is invalid, nothing is changed until it is corrected: %s", owner.full_name, error)
             await call_api(write_status, self._api, owner, status)
-            note = EventNote("InvalidSpec", str(error), warning=True, once_per_reason=CONDITION_PERIOD)
+            note = EventNote("InvalidSpec", str(error), warning=True, period_per_reason=CONDITION_PERIOD)
             await self._events.post(note, owner)
 
     def is_gone(self) -> bool:

@@ -2,7 +2,7 @@
 
 Invariant: a state that flaps does not flood the namespace. An Event with the same message is posted at most once in
 each hour of the clock. An Event whose message holds figures is posted at most once per reason and type in a period of
-its own (:attr:`EventNote.once_per_reason`).
+its own (:attr:`EventNote.period_per_reason`).
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def _event(note: EventNote, owner: Owner, now: datetime) -> Object:
     """
     timestamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     type_ = "Warning" if note.warning else "Normal"
-    content = note.message if note.once_per_reason is None else type_
-    period = now.timestamp() // (note.once_per_reason or MESSAGE_PERIOD).total_seconds()
+    content = note.message if note.period_per_reason is None else type_
+    period = now.timestamp() // (note.period_per_reason or MESSAGE_PERIOD).total_seconds()
     text = f"{owner.uid}/{owner.generation}/{note.reason}/{content}/{period}"
     return {
         "apiVersion": "v1",

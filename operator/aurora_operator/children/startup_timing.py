@@ -27,7 +27,7 @@ def start_deadline(template: Mapping[str, Any]) -> timedelta:
     """How long pods of ``template`` may take to become ready, from their creation on.
 
     A shorter probe does not shorten the deadline, because images and the draft may still take long to download. The
-    kubelet restarts an engine that fails its probe, and these restarts are reported long before the deadline.
+    kubelet restarts an engine that fails its probe, and repeated restarts are reported as a failed start.
     """
     pod = mapping(template.get("spec"))
     probe = mapping(container_named(pod, "sglang").get("startupProbe"))

@@ -26,7 +26,9 @@ A node that comes back starts a pod's containers within this time. An engine tha
 to load its model before it can crash.
 """
 FAILING_RESTARTS = 3
-"""A container that was restarted this often and ended with an error fails until it has started, even while it loads."""
+"""After this many restarts, a container counts as failing until it has started, even while it loads."""
+_NEVER_RAN = ("StartError", "ContainerCannotRun")
+"""Reasons of a container whose program the runtime could not run, so that there is no log."""
 MAX_SCHEDULER_MESSAGE_CHARACTERS = 300
 """Length of a scheduler's message that the status repeats. The message may name each kind of node."""
 MAX_TERMINATION_MESSAGE_CHARACTERS = 1000
@@ -202,13 +204,20 @@ def _crash(container: Object, explained: str) -> str:
 
 
 def _failure(container: Object) -> ContainerFailure | None:
-    """Why a container cannot start, or ends again and again; None when nothing is known to be wrong."""
+    """Why a container cannot start, or ends again and again; None when nothing is known to be wrong.
+
+    The exit code of an earlier run does not matter: an engine that its startup probe ends may exit with 0.
+    """
     ended, held_up = _last_end(container), _waits_abnormally(container)
-    crashes = container.get("restartCount", 0) >= FAILING_RESTARTS and ended.get("exitCode", 0) != 0
-    if not held_up and (container.get("started") or not crashes):
+    done = container.get("state", {}).get("terminated", {}).get("exitCode") == 0  # an init container, after all
+    restarts = bool(ended) and container.get("restartCount", 0) >= FAILING_RESTARTS
+    if not held_up and (done or container.get("started") or not restarts):
         return None
     return ContainerFailure(
-        container["name"], waiting=_waiting(container) if held_up else "", ending=_ending(ended) if ended else ""
+        container["name"],
+        waiting=_waiting(container) if held_up else "",
+        ending=_ending(ended) if ended else "",
+        ran=ended.get("reason", "") not in _NEVER_RAN,
     )
 
 

@@ -46,12 +46,14 @@ class ContainerFailure:
     waiting: str = ""
     """Kubernetes' reason why the container waits, such as ``ImagePullBackOff``. Empty: it runs once more."""
     ending: str = ""
-    """How the container ended last, such as ``exit code 137, OOMKilled``; empty for one that never ran."""
+    """How the container ended last, such as ``exit code 137, OOMKilled``; empty for one that was never started."""
+    ran: bool = True
+    """Whether the container's program ran when the container was started last. Otherwise it left no log."""
 
     @property
     def ended(self) -> bool:
         """Whether the container runs, and ends. Otherwise it cannot start."""
-        return self.waiting in ("", CRASH_LOOP)
+        return self.ran and self.waiting in ("", CRASH_LOOP)
 
 
 @dataclass(frozen=True)

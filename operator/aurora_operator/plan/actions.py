@@ -34,7 +34,7 @@ class LeaseRequest:
 
 
 CONDITION_PERIOD = timedelta(minutes=10)
-"""Period of the Events about a condition: long enough for one that flaps, short enough to tell the next outage."""
+"""Period of the Events about a condition. It limits a condition that flaps, and the next outage is still reported."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class EventNote:
     reason: str
     message: str
     warning: bool = False
-    once_per_reason: timedelta | None = None
+    period_per_reason: timedelta | None = None
     """Post at most one Event of this reason and type in each such period of the clock, even if the message changes.
 
     None: one Event of each message in an hour.

@@ -68,5 +68,5 @@ def failure_note(error: str, place: str, namespace: str, name: str) -> EventNote
         f"The objects below {place} are not deleted yet, and the operator tries again: {error[:300]}. To keep them and"
         f" let the speculator go: kubectl patch auroraspeculator {name} -n {namespace} --type merge -p '{patch}'",
         warning=True,
-        once_per_reason=timedelta(hours=1),
+        period_per_reason=timedelta(hours=1),
     )

@@ -96,13 +96,13 @@ def history_entries(old: SpeculatorStatus, events: Iterable[VersionEvent], now: 
 
 
 def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[VersionEvent]) -> Iterator[EventNote]:
-    """The Kubernetes Events: one for each decision, each new fault, and each change of Ready or of its reason."""
+    """The Kubernetes Events: for each decision, each new fault, when Ready turns True, and each new reason of False."""
     for event in events:
         yield event.note
     yield from erasure_notes(old, new)
     before, after = _by_type(old), _by_type(new)
     faults = [
-        EventNote(condition.reason, condition.message, warning=True, once_per_reason=CONDITION_PERIOD)
+        EventNote(condition.reason, condition.message, warning=True, period_per_reason=CONDITION_PERIOD)
         for type_ in NEEDS_MANUAL_ACTION
         if (condition := after.get(type_)) is not None
         and condition.status is ConditionStatus.TRUE
@@ -116,7 +116,7 @@ def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[Version
     is_true = ready.status is ConditionStatus.TRUE
     if known is None or known.status is not ready.status or (known.reason != ready.reason and not is_true):
         reason, warning = "Ready" if is_true else ready.reason, _needs_warning(ready, old, after)
-        yield EventNote(reason, ready.message, warning, once_per_reason=CONDITION_PERIOD)
+        yield EventNote(reason, ready.message, warning, period_per_reason=CONDITION_PERIOD)
 
 
 def _needs_warning(ready: Condition, old: SpeculatorStatus, after: Mapping[str, Condition]) -> bool:

@@ -15,7 +15,8 @@ The trace of a version::
 Invariants: spans follow from the former status, the new status and what was observed between them. A status is written
 only over the one that it was computed from, so each change is seen once and each phase ends once. A span is exported
 when its phase ends: a parent may therefore come after its children. The root ends first, because nobody can know
-whether a version that was stopped will be rolled out again.
+whether a version that was stopped will be rolled out again. A version that a pin put aside may be offered again. Then
+the root is exported again, with a later end.
 """
 
 from __future__ import annotations

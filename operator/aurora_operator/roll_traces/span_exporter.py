@@ -59,7 +59,8 @@ class SpanExporter:
     Args:
         url: the collector's path for traces, ending with ``/v1/traces``.
         resource: attributes of this process.
-        retry_delays_seconds: the waits between the attempts to send a batch. A longer ``Retry-After`` is obeyed.
+        retry_delays_seconds: the waits between the attempts to send a batch. A longer ``Retry-After`` is obeyed, until
+            ``retry_seconds`` are over.
         retry_seconds: the last attempt begins at most this long after the first.
     """
 

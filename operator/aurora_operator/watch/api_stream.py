@@ -4,7 +4,8 @@ The official client brings the address, the credentials and the TLS settings. It
 blocked thread cannot be cancelled, so lists and watches go over aiohttp.
 
 Invariants: a list ends within :data:`LIST_SECONDS`. A watch on which nothing arrives for ``read_seconds`` ends. The
-connection of a list or watch that is left ends at once. Every failure is a :class:`KubernetesError`.
+connection of a list or watch that is left ends at once, or within 30 s if the answer had not begun. Closing ends all
+connections. Every failure is a :class:`KubernetesError`.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class ApiStream:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 while self._open_sockets():  # noqa: ASYNC110 - no event tells
-                    await asyncio.sleep(0)
+                    await asyncio.sleep(0.01)
 
     def _new_socket(self, address: tuple[Any, ...]) -> socket.socket:
         family, kind, protocol, *_ = address

@@ -221,7 +221,7 @@ def verify_tree_greedy_cpu(
 
 
 def _are_chains(next_token: torch.Tensor, next_sibling: torch.Tensor) -> bool:
-    """Whether each tree is a chain in the order of its nodes, or a root alone. A few operations find out."""
+    """Whether each tree is a chain in the order of its nodes. A few operations find out."""
     nodes = next_token.shape[1]
     in_order = torch.arange(1, nodes + 1)
     in_order[-1] = -1

@@ -8,8 +8,8 @@ A thread without limits waits at most :data:`IO_TIMEOUT_SECONDS` for each read a
 
 Invariants:
 
-- With limits, a call ends at its deadline, or after the connection attempt or the pause of botocore before a retry that
-  the deadline interrupts. Only the resolution of a host name can hold a thread longer.
+- With limits, a call ends at its deadline. A connection attempt, or botocore's pause before a retry, that is under way
+  then still comes to its end. Only the resolution of a host name can hold a thread longer.
 - A call that is interrupted ends within :data:`INTERRUPT_POLL_SECONDS` of its next wait for bytes.
 - With an :class:`AddressPolicy`, no connection is opened to an address that the policy refuses. Through a proxy the
   client resolves no name, so there the proxy decides.
@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -55,12 +56,19 @@ class CallLimitReached(OSError):
 INTERRUPTED = "nobody waits for the answer any more"
 
 
+@dataclass(frozen=True)
+class _Deadline:
+    """When a call must be complete, in seconds of the monotonic clock, and how long that was from the beginning."""
+
+    end_seconds: float
+    allowed_seconds: float
+
+
 class CallLimits:
     """The limits of one call, retries included."""
 
-    def __init__(self, seconds: float, max_bytes: int, on_request: Callable[[], None]) -> None:
-        self._deadline_seconds = time.monotonic() + seconds
-        self._allowed_seconds = seconds
+    def __init__(self, deadline: _Deadline, max_bytes: int, on_request: Callable[[], None]) -> None:
+        self._deadline_seconds, self._allowed_seconds = deadline.end_seconds, deadline.allowed_seconds
         self._max_bytes = max_bytes
         self._received_bytes = 0
         self._on_request = on_request
@@ -134,7 +142,8 @@ def _never() -> bool:
 
 class _ThreadState(threading.local):
     limits: CallLimits | None = None
-    deadline_seconds: float | None = None
+    deadline: _Deadline | None = None
+    """The total deadline of several calls."""
     interrupted: Callable[[], bool] = staticmethod(_never)
 
 
@@ -152,9 +161,7 @@ def call_limits(seconds: float, max_bytes: int, on_request: Callable[[], None]) 
 
     A :func:`total_deadline` around the call shortens ``seconds``.
     """
-    if _thread.deadline_seconds is not None:
-        seconds = min(seconds, _thread.deadline_seconds - time.monotonic())
-    before, _thread.limits = _thread.limits, CallLimits(seconds, max_bytes, on_request)
+    before, _thread.limits = _thread.limits, CallLimits(_deadline_in(seconds), max_bytes, on_request)
     try:
         yield _thread.limits
     finally:
@@ -167,12 +174,18 @@ def total_deadline(seconds: float) -> Iterator[None]:
 
     A total deadline around this one is kept, when it is earlier.
     """
-    before, deadline_seconds = _thread.deadline_seconds, time.monotonic() + seconds
-    _thread.deadline_seconds = deadline_seconds if before is None else min(before, deadline_seconds)
+    before, _thread.deadline = _thread.deadline, _deadline_in(seconds)
     try:
         yield
     finally:
-        _thread.deadline_seconds = before
+        _thread.deadline = before
+
+
+def _deadline_in(seconds: float) -> _Deadline:
+    """The deadline ``seconds`` from now, or the total deadline around it if that is earlier."""
+    deadline = _Deadline(time.monotonic() + seconds, seconds)
+    total = _thread.deadline
+    return deadline if total is None else min(deadline, total, key=lambda one: one.end_seconds)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 Plays simulated pods from their first request on, for 1000 rounds each, on prose, where lookup finds nothing. A scene
 has a machine, a concurrency and a draft of a known value: the speed of its best fixed number of steps over off. Each
-scene has one pod per seed. By default no test and no other bench uses these seeds.
+scene has one pod per seed. By default no other bench uses these seeds.
 
 Prints, per scene, the best fixed arm's speed over off, the rounds until the draft runs in most rounds (the first of 50
 rounds of which more than half draft), how many pods never come so far, the speed of the first 100, 300 and 1000 rounds

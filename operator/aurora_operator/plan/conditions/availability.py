@@ -1,11 +1,12 @@
 """The condition Available: does a pod serve clients and, while none does, does the start go well? Pure.
 
-Invariant: a start comes to an end. While pods exist, or the API server refuses to create them, ``Starting`` becomes
-``PodsServe``, ``StartFailed`` or ``StartTimeout``. The time limit follows from the engine's startup probe
+Invariant: while a pod lives, or the API server refuses to create pods, ``Starting`` becomes ``PodsServe``,
+``StartFailed`` or ``StartTimeout``. The time limit follows from the engine's startup probe
 (``children.startup_timing``).
 
 A pod's age serves as the clock, because ``lastTransitionTime`` of Available does not change with a scale-up from zero.
-Only pods of the newest template count, so a corrected template gets the whole time again.
+Only pods of the newest template count, so a corrected template gets the whole time again. A pod that replaces an
+evicted one gets it again too.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def is_starting(status: SpeculatorStatus) -> bool:
 
 
 def _newest_pods(observed: Observed) -> Sequence[PodView]:
-    """The pods of the template that a pod was made from last."""
+    """The pods that share the newest pod's template."""
     pods = [view for view in observed.pods if not view.terminating]
     dated = [(view.created, view.template_hash) for view in pods if view.created is not None]
     newest = max(dated, default=(None, ""))[1]

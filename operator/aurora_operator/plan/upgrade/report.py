@@ -69,7 +69,7 @@ def upgrade_notes(old: SpeculatorStatus, new: SpeculatorStatus) -> tuple[EventNo
     if after is None or after.status is not ConditionStatus.TRUE or (before and before.reason == after.reason):
         return ()
     return tuple(
-        EventNote(event, after.message, warning=event == "UpgradeFailed", once_per_reason=CONDITION_PERIOD)
+        EventNote(event, after.message, warning=event == "UpgradeFailed", period_per_reason=CONDITION_PERIOD)
         for event, reason in _EVENTS.items()
         if reason == after.reason
     )

@@ -265,7 +265,19 @@ ENDED = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "message": "a pr
             {"state": {"waiting": {"reason": "ContainerCreating"}}, "lastState": ENDED, "restartCount": 3},
             ContainerFailure("c", "", "exit code 137, OOMKilled"),
         ),
-        ({"state": {"running": {}}, "lastState": {"terminated": {"exitCode": 0}}, "restartCount": 9}, None),
+        (
+            {"state": {"running": {}}, "lastState": {"terminated": {"exitCode": 0}}, "restartCount": 3},
+            ContainerFailure("c", "", "exit code 0"),  # its startup probe ended it
+        ),
+        ({"state": {"terminated": {"exitCode": 0}}, "lastState": ENDED, "restartCount": 3}, None),
+        (
+            {
+                "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                "lastState": {"terminated": {"exitCode": 128, "reason": "StartError"}},
+                "restartCount": 3,
+            },
+            ContainerFailure("c", "CrashLoopBackOff", "exit code 128, StartError", ran=False),
+        ),
         ({"state": {"waiting": {"reason": "PodInitializing"}}}, None),
     ],
 )

@@ -137,7 +137,7 @@ def test_conditions_that_flap_post_each_reason_once_in_ten_minutes_whatever_thei
 
 
 def test_a_state_that_comes_back_in_another_period_is_told_again_and_so_is_one_after_an_edit() -> None:
-    note = EventNote("PodsNotReady", "1 of 2 pods are ready", once_per_reason=PERIOD)
+    note = EventNote("PodsNotReady", "1 of 2 pods are ready", period_per_reason=PERIOD)
     assert names([note], NOW) == names([replace(note, message="0 of 2 pods are ready")], NOW + PERIOD / 2)
     assert names([note], NOW) != names([note], NOW + PERIOD)
     assert names([note], NOW) != names([replace(note, warning=True)], NOW), "a Warning is news"
