@@ -101,8 +101,10 @@ def _passing_signals_on(pid: int, terminal: int) -> Iterator[None]:
         os.write(terminal, CTRL_C)
 
     def stop(number: int, frame: FrameType | None) -> None:
+        # GNU make passes SIGTERM on to its programs, but not SIGHUP, which a closing terminal sends to all of them.
+        send = os.killpg if number == signal.SIGHUP else os.kill
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+            send(pid, number)
 
     handlers = dict.fromkeys(STOP_SIGNALS, stop) | {signal.SIGINT: interrupt}
     heard = {number for number in handlers if signal.getsignal(number) is not signal.SIG_IGN}
