@@ -87,3 +87,26 @@ def test_a_process_that_the_program_leaves_behind_does_not_hold_the_recording_up
     os.kill(int(text(chunks)), signal.SIGKILL)
     assert status == 0
     assert chunks[-1].seconds < 15
+
+
+def test_neither_output_nor_ctrl_c_after_the_end_of_the_program_holds_the_recording_up() -> None:
+    left_behind = """
+import os, sys, time
+while os.getppid() == int(sys.argv[1]):
+    time.sleep(0.01)
+for _ in range(3000):
+    print("line", flush=True)
+    time.sleep(0.01)
+"""
+    script = 'trap "" HUP INT; "$0" -c "$1" $$ & sleep 1'
+    shown: list[bytes] = []
+
+    def show(data: bytes) -> None:
+        shown.append(data)
+        if len(shown) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    status, chunks = run_in_terminal(("/bin/sh", "-c", script, sys.executable, left_behind), 80, 24, os.environ, show)
+    assert status == 0
+    assert text(chunks).count("line") < 3000
+    assert "^C" not in text(chunks), "a terminal shows the Ctrl-C that it gets"
