@@ -1,7 +1,7 @@
 """``python3 -m tests.demo.recording FILE.cast``: runs `make demo` in a terminal of its own and records it.
 
-The exit status is that of `make demo`. A demo that failed is recorded too. masking.py says which paths, names and
-secrets are masked, and which are not.
+The exit status is that of `make demo`. A demo that failed is recorded too, as FILE.failed.cast beside FILE.cast. So it
+never replaces a published recording. masking.py says which paths, names and secrets are masked, and which are not.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None, command: Sequence[str] = COMMAN
     mask = _mask_of_this_machine()
     recorded = int(time.time())
     status, chunks = run_in_terminal(command, WIDTH, HEIGHT, terminal_environment(os.environ), _show)
+    if status != 0:
+        file = file.with_name(f"{file.stem}.failed.cast")
     file.write_text(make_cast(chunks, recorded, mask).to_lines())
     print(f"recorded {chunks[-1].seconds if chunks else 0.0:.0f} s, exit status {status}: {file}")
     return status
