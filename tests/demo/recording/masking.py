@@ -3,8 +3,9 @@
 These are masked, whatever stands before them:
 
 - paths in the checkout, which become relative to it, and paths in the home and the folder for temporary files;
-- the names of the user and of the host, as whole words;
-- the values of variables whose names say that they are secret, and user and password in a URL.
+- the names of the user and of the host as whole words, unless they are common or shorter than three characters;
+- values of at least eight characters of variables whose names say that they are secret;
+- user and password in a URL.
 
 Another absolute path is masked where it begins a word, or follows a character that no path has, `://` or an option of
 one letter. A path outside the checkout becomes `…`, with its last part if that is a file's name. Paths that the project
@@ -106,6 +107,6 @@ class Mask:
         path = PurePosixPath(text)
         if path.is_relative_to(self.checkout):
             return str(path.relative_to(self.checkout))
-        if _PROJECT_PATH.fullmatch(text) and not any(path.is_relative_to(folder) for folder in self.folders):
+        if _PROJECT_PATH.fullmatch(text) and not any(str(folder) in text for folder in (self.checkout, *self.folders)):
             return text
         return f"…/{path.name}" if path.suffix and len(path.parts) > 2 else "…"

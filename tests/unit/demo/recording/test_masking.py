@@ -38,7 +38,7 @@ MASK = Mask.of_machine(
         ("see /srv/eve/x.log. Or /home/ada/aurora.", "see …/x.log. Or .."),
         ("8333/home/ada/aurora/x.log 8333/tmp/a/b", "8333x.log 8333…"),
         ("in '/mnt/my disk/a/b' and /srv//eve//x.log", "in '…' and …/x.log"),
-        ("/home/ada/v1/x", "…"),
+        ("/home/ada/v1/x and /v1/home/ada/x", "… and …"),
     ],
 )
 def test_what_tells_about_the_machine_is_masked(text: str, masked: str) -> None:
