@@ -28,7 +28,7 @@ READ_BYTES = 65536
 LEFT_BEHIND_SECONDS = 2.0
 """How long the output is read after the program's end. A process that the program left behind may write for ever."""
 _CHANGES_OUTPUT = ("CI", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
-"""Variables by which programs write otherwise than on a common terminal."""
+"""Variables that change what programs write to a terminal."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _become(command: Sequence[str], width: int, height: int, environment: Mappin
 
 @contextmanager
 def _passing_signals_on(pid: int, terminal: int) -> Iterator[None]:
-    """Let Ctrl-C reach every process of the terminal, and the stop signals the program."""
+    """Pass Ctrl-C and SIGHUP to every process of the terminal, and SIGTERM to the program."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         os.write(terminal, CTRL_C)
