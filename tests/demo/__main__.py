@@ -231,10 +231,13 @@ def collect_results(
         f"distinct 4-grams {traffic.distinct_4grams or 0:.2f}"
     )
     tools, store = aurora.cluster.access.tools, aurora.store()
-    with ThreadPoolExecutor(max_workers=1) as beside:
+    beside = ThreadPoolExecutor(max_workers=1)
+    try:
         objects = beside.submit(check_objects, aurora, NAME)
         results.append(write_report(NAME, aurora.namespace, LOGS / "report.html", tools, store.endpoint))
         results.append(objects.result())
+    finally:
+        beside.shutdown(wait=False, cancel_futures=True)  # Ctrl-C must not wait for the check of the store
 
 
 if __name__ == "__main__":

@@ -21,9 +21,8 @@ MODEL_PATH = "/models/smollm2-135m-instruct"
 class CpuShares:
     """CPU requests in thousandths of a core, which become CFS shares.
 
-    Under contention a measurement gets the most CPU, serving less, training least. Two inference pods, trainer and
-    validator together with their agents, the operator and the store fill a node of two cores exactly, so what one part
-    gets more another has to get less.
+    Under contention a measurement gets the most CPU, serving less, training least. The requests fill a node of two
+    cores. To give one part more, take it from another.
     """
 
     serving: int = 300

@@ -1,7 +1,7 @@
 """``python3 -m tests.demo.recording FILE.cast``: runs `make demo` in a terminal of its own and records it.
 
-The exit status is that of `make demo`. A demo that failed is recorded too. The file has no paths of this machine, no
-names of its user or host, and no secrets (masking.py).
+The exit status is that of `make demo`. A demo that failed is recorded too, as FILE.failed.cast beside FILE.cast. So it
+never replaces a published recording. masking.py says which paths, names and secrets are masked, and which are not.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import getpass
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from tests.demo.stages import ROOT
 COMMAND = ("make", "--no-print-directory", "demo")
 TITLE = "make demo"
 WIDTH, HEIGHT = 120, 36
-"""No line of the demo's view or log is wider, so that none is wrapped in the middle of a path."""
+"""No line of the live view is wider."""
 SECONDS_BETWEEN_REDRAWS = 5.0
 
 
@@ -43,12 +44,23 @@ def main(arguments: Sequence[str] | None = None, command: Sequence[str] = COMMAN
     parser.add_argument("file", type=new_file, help="the cast to write, for example docs/results/demo.cast")
     file: Path = parser.parse_args(arguments).file.absolute()
     os.chdir(ROOT)
+    mask = _mask_of_this_machine()
     recorded = int(time.time())
     status, chunks = run_in_terminal(command, WIDTH, HEIGHT, terminal_environment(os.environ), _show)
-    mask = Mask.of_machine(ROOT, getpass.getuser(), socket.gethostname(), os.environ)
+    if status != 0:
+        file = file.with_name(f"{file.stem}.failed.cast")
     file.write_text(make_cast(chunks, recorded, mask).to_lines())
     print(f"recorded {chunks[-1].seconds if chunks else 0.0:.0f} s, exit status {status}: {file}")
     return status
+
+
+def _mask_of_this_machine() -> Mask:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # containers run users that have a number and no name
+        user = ""
+    folders = (Path(os.path.expanduser("~")), Path(tempfile.gettempdir()))  # Path.home() may raise
+    return Mask.of_machine(ROOT, folders, user, socket.gethostname(), os.environ)
 
 
 def _show(data: bytes) -> None:

@@ -1,9 +1,9 @@
 """Finds the redraws of rich's live view in what the demo wrote, and leaves out those that no viewer would miss.
 
 The view is redrawn twice a second, and each redraw has some kilobytes. A redraw begins by erasing the lines of the
-redraw before it, and so tells their number. A redraw is left out only if it erased as many lines as it wrote, and the
-next one erases as many too: then the next redraw gives the same screen without it. A redraw that printed lines above
-the view, or changed its height, is kept.
+redraw before it. The erasures show how many lines the redraw before had. A redraw is left out only if it erased as many
+lines as it wrote, and the next one erases as many too: then the next redraw gives the same screen without it. A redraw
+that printed lines above the view, or changed its height, is kept.
 
 Only the standard library is imported, so that a demo on a bare machine can be recorded too.
 """

@@ -2,6 +2,7 @@
 
 Only the standard library is imported, so that a demo on a bare machine can be recorded too. Invariant: signals that
 ask this process to end reach the program as from a real terminal, and this process waits for the program's clean-up.
+After the program's end these signals are ignored, so that the recording is kept.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from tests.demo.stop_signals import STOP_SIGNALS
+from tests.demo.stop_signals import STOP_SIGNALS, undisturbed
 
 TERMINAL_NAME = "xterm-256color"
 CTRL_C = b"\x03"
 POLL_SECONDS = 0.2
 READ_BYTES = 65536
+LEFT_BEHIND_SECONDS = 2.0
+"""How long the output is read after the program's end. A process that the program left behind may write for ever."""
 _CHANGES_OUTPUT = ("CI", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
-"""Variables by which programs write otherwise than on a common terminal."""
+"""Variables that change what programs write to a terminal."""
 
 
 @dataclass(frozen=True)
@@ -60,26 +63,40 @@ def run_in_terminal(
     if pid == 0:
         _become(command, width, height, environment)
     chunks: list[Chunk] = []
-    status: int | None = None
+
+    def take() -> bytes | None:
+        data = _read(terminal)
+        if data:
+            chunks.append(Chunk(time.monotonic() - started, data))
+            show(data)
+        return data
+
     with _passing_signals_on(pid, terminal):
-        while True:
-            if not select.select([terminal], [], [], POLL_SECONDS)[0]:
-                if status is not None:
-                    break  # a process that the program left behind may hold the terminal
-            else:
-                try:
-                    data = os.read(terminal, READ_BYTES)
-                except OSError:  # Linux says so when no process has the terminal any more
-                    break
-                chunks.append(Chunk(time.monotonic() - started, data))
-                show(data)
-            if status is None:
-                ended, wait_status = os.waitpid(pid, os.WNOHANG)
-                status = os.waitstatus_to_exitcode(wait_status) if ended else None
-        if status is None:
-            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        while take() is not None and not _has_ended(pid):
+            pass
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with undisturbed():
+            ended = time.monotonic()
+            while time.monotonic() - ended < LEFT_BEHIND_SECONDS and take():
+                pass
     os.close(terminal)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     return (128 - status if status < 0 else status), chunks
+
+
+def _read(terminal: int) -> bytes | None:
+    """The next output. Empty: none came for a moment. None: no process has the terminal any more."""
+    if not select.select([terminal], [], [], POLL_SECONDS)[0]:
+        return b""
+    try:
+        return os.read(terminal, READ_BYTES)
+    except OSError:  # how Linux says that no process has the terminal
+        return None
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether the program ended. Its status is not fetched yet, so no other process can get the number `pid`."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
 
 
 def _become(command: Sequence[str], width: int, height: int, environment: Mapping[str, str]) -> None:
@@ -95,14 +112,16 @@ def _become(command: Sequence[str], width: int, height: int, environment: Mappin
 
 @contextmanager
 def _passing_signals_on(pid: int, terminal: int) -> Iterator[None]:
-    """Let Ctrl-C reach every process of the terminal, and the stop signals the program."""
+    """Pass Ctrl-C and SIGHUP to every process of the terminal, and SIGTERM to the program."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         os.write(terminal, CTRL_C)
 
     def stop(number: int, frame: FrameType | None) -> None:
+        # GNU make passes SIGTERM on to its programs, but not SIGHUP, which a closing terminal sends to all of them.
+        send = os.killpg if number == signal.SIGHUP else os.kill
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+            send(pid, number)
 
     handlers = dict.fromkeys(STOP_SIGNALS, stop) | {signal.SIGINT: interrupt}
     heard = {number for number in handlers if signal.getsignal(number) is not signal.SIG_IGN}

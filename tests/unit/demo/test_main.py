@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,6 +201,30 @@ def test_logs_that_cannot_be_saved_do_not_hide_the_failure(
     assert printed.err.splitlines()[1] == "  what happened: KeyError: 'status'"
     assert "the logs of the cluster were not saved" in printed.out
     assert world.cluster.calls[-1] == "down"
+
+
+def test_ctrl_c_during_the_results_does_not_wait_for_the_check_of_the_store(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed = threading.Event()
+
+    def check_objects(aurora: Any, name: str) -> str:
+        removed.wait(10)
+        world.cluster.calls.append("checked")
+        return "store: every object is valid"
+
+    def write_report(*_: Any) -> str:
+        raise KeyboardInterrupt
+
+    def down() -> None:
+        world.cluster.calls.append("down")
+        removed.set()
+
+    monkeypatch.setattr(demo, "check_objects", check_objects)
+    monkeypatch.setattr(demo, "write_report", write_report)
+    monkeypatch.setattr(world.cluster, "down", down)
+    assert demo.main() == 128 + signal.SIGINT
+    assert next(call for call in world.cluster.calls if call in {"checked", "down"}) == "down"
 
 
 def test_ctrl_c_does_not_interrupt_the_removal_of_the_cluster(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import io
 import json
 import subprocess
@@ -54,10 +55,10 @@ def live_chunks(*states: ShowState) -> list[Chunk]:
 def test_the_command_records_a_program_without_paths_of_the_machine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "demo.cast"
+    file = tmp_path / "demo.failed.cast"
     program = f"import os; print('report:', os.getcwd() + '/build/report.html', {str(Path.home() / 'x')!r}); exit(3)"
     began = int(time.time())
-    assert main([str(file)], command=(sys.executable, "-c", program)) == 3
+    assert main([str(tmp_path / "demo.cast")], command=(sys.executable, "-c", program)) == 3
     header, *events = [json.loads(line) for line in file.read_text().splitlines()]
     assert began <= header.pop("timestamp") <= time.time()
     assert header == {
@@ -72,6 +73,24 @@ def test_the_command_records_a_program_without_paths_of_the_machine(
     for private in (ROOT, Path.home(), tempfile.gettempdir()):
         assert str(private) not in file.read_text()
     assert "exit status 3" in capsys.readouterr().out
+
+
+def test_a_demo_that_failed_does_not_replace_the_recording_of_one_that_succeeded(tmp_path: Path) -> None:
+    file = tmp_path / "demo.cast"
+    assert main([str(file)], command=("/bin/sh", "-c", "echo good")) == 0
+    good = file.read_text()
+    assert main([str(file)], command=("/bin/sh", "-c", "echo bad; exit 1")) == 1
+    assert file.read_text() == good
+    assert "bad" in (tmp_path / "demo.failed.cast").read_text()
+
+
+def test_a_user_without_a_name_is_recorded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_name() -> str:
+        raise KeyError("getpwuid(): uid not found: 1234")
+
+    monkeypatch.setattr(getpass, "getuser", no_name)
+    assert main([str(tmp_path / "demo.cast")], command=("/bin/sh", "-c", "echo good")) == 0
+    assert "good" in (tmp_path / "demo.cast").read_text()
 
 
 @pytest.mark.parametrize("name", ["", "no/such/folder/demo.cast"])
