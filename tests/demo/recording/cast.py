@@ -20,7 +20,7 @@ SAME_TIME_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Cast:
-    """What a terminal of the given size showed.
+    """The output that a terminal of the given size showed.
 
     Attributes:
         recorded: when the recording began, in seconds since 1970.

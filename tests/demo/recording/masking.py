@@ -45,7 +45,7 @@ _CELL_END = re.compile(r"(?<=\S)(?=  )")
 
 @dataclass(frozen=True)
 class Mask:
-    """What is masked.
+    """The texts to mask.
 
     Attributes:
         checkout: the root of the checkout.

@@ -23,7 +23,7 @@ from tests.demo.stage_clock import StageState
 from tests.demo.stages import stage
 
 _CURSOR_SHOWN = "\x1b[?25h"
-"""What rich writes when the live view ends."""
+"""The control sequence with which rich ends a live view."""
 _FONT_FACE = re.compile(r"\s*@font-face \{.*?\}", re.DOTALL)
 """A font that rich's SVG would fetch from another server."""
 

@@ -33,7 +33,7 @@ _CHANGES_OUTPUT = ("CI", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_COM
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one read of the terminal gave."""
+    """The output of one read of the terminal."""
 
     seconds: float
     """Since the program started."""
