@@ -1,1 +1,1 @@
-"""What the conditions of a speculator say: the messages, and which condition Ready repeats. Pure."""
+"""The content of a speculator's conditions: their messages, and which condition Ready repeats. Pure."""

@@ -54,7 +54,7 @@ def chunks_of(output: str, seconds_per_chunk: float, random_source: random.Rando
 
 
 def live_output(steps: Sequence[int | str]) -> str:
-    """What rich writes. A number redraws a view of so many lines, and a text is printed above the view."""
+    """Output as rich writes it. A number redraws a view of so many lines, and a text is printed above the view."""
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=WIDTH, height=HEIGHT)
     print("before", file=stream)
