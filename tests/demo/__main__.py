@@ -20,12 +20,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from aurora_protocol.errors import ProtocolError
 from aurora_store.errors import StoreError
 from tests.cluster.cluster import Cluster
-from tests.demo import short_run
 from tests.demo.failure import EXPECTED_ERRORS, failure_lines, interruption_lines, save_cluster_logs
 from tests.demo.handover import Handover
 from tests.demo.jobs import Job, JobFailedError, JobRunner
@@ -44,6 +43,9 @@ from tests.traffic.driver import Load, RequestOptions, TrafficDriver
 from tests.traffic.report import Summary
 
 NAME = "chat"
+SPEC: Final[dict[str, Any]] = {"serving": {"device": "cpu"}}
+"""Without a device, each inference pod and the validator import torch to look for GPUs before an engine starts. The
+end-to-end tests do without, so that they cover the default."""
 BUDGET_SECONDS = float(os.environ.get("BUDGET_SECONDS", "2400"))
 LOOK_SECONDS = 10.0
 """Between two looks at the resource. Each look is a call of kubectl, which takes CPU from the cluster."""
@@ -165,7 +167,7 @@ def run_demo(screen: Screen, cluster: Cluster, results: list[str]) -> None:
     with screen.stage("install"):
         aurora.install()
     with screen.stage("serve"):
-        file = aurora.apply(NAME, short_run.SPEC, short_run.CPU)
+        file = aurora.apply(NAME, SPEC)
         screen.say(f"created the speculator: kubectl apply -f {file}")
         aurora.wait_until(
             NAME,

@@ -18,7 +18,7 @@ from tests.assets.model import ensure_model
 from tests.cluster.cluster import Cluster
 from tests.cluster.command import CommandError
 from tests.rig.local_image import ROOT, local_image
-from tests.rig.small_speculator import RIG_CPU, CpuShares, small_speculator
+from tests.rig.small_speculator import small_speculator
 
 SYSTEM_NAMESPACE = "aurora-system"
 RELEASE = "aurora"
@@ -129,7 +129,7 @@ class Installation:
             base64.b64decode(data["AWS_SECRET_ACCESS_KEY"]).decode(),
         )
 
-    def apply(self, name: str, spec: dict[str, Any] | None = None, cpu: CpuShares = RIG_CPU) -> Path:
+    def apply(self, name: str, spec: dict[str, Any] | None = None) -> Path:
         """``kubectl apply -f`` a speculator for SmolLM2, and return the file."""
         resource = small_speculator(
             name,
@@ -141,7 +141,6 @@ class Installation:
                 "credentials": {"secretRef": {"name": "aurora-store"}},
             },
             spec=spec,
-            cpu=cpu,
         )
         file = Path(tempfile.mkdtemp(prefix="aurora-")) / "speculator.json"
         file.write_text(json.dumps(resource, indent=1))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tests.cluster.images.host_python import host_python_volumes
 
@@ -19,18 +19,21 @@ MODEL_PATH = "/models/smollm2-135m-instruct"
 
 @dataclass(frozen=True)
 class CpuShares:
-    """CPU requests in thousandths of a core, which become CFS shares.
+    """CPU requests of one pod of each kind, in thousandths of a core, which become CFS shares.
 
-    Under contention a measurement gets the most CPU, serving less, training least. The requests fill a node of two
-    cores. To give one part more, take it from another.
+    Under contention a measurement gets the most CPU. The requests fill a node of two cores. To give one part more, take
+    it from another.
     """
 
-    serving: int = 300
-    training: int = 50
-    validation: int = 1000
+    serving: int
+    training: int
+    validation: int
 
 
-RIG_CPU = CpuShares()
+CPU: Final = CpuShares(serving=225, training=200, validation=1000)
+"""The trainer gets at least 23 % of the CPU while both pods serve. The first candidate needs about 40 s of CPU time
+(four passes over 10,000 positions, docs/results/costs.md). With 6 % the trainer fell behind the traffic, and everything
+waited for it."""
 ONE_THREAD = [{"name": "OMP_NUM_THREADS", "value": "1"}]
 
 
@@ -41,7 +44,6 @@ def small_speculator(
     python: Path,
     store: dict[str, Any],
     spec: dict[str, Any] | None = None,
-    cpu: CpuShares = RIG_CPU,
 ) -> dict[str, Any]:
     """The custom resource.
 
@@ -50,7 +52,6 @@ def small_speculator(
         python: Virtual environment with torch and SGLang on this machine.
         store: The value of ``spec.store``.
         spec: Values that replace the rig's own, key by key.
-        cpu: What the containers of the three kinds of pods request.
     """
     base: dict[str, Any] = {
         "target": {"model": MODEL_PATH},
@@ -58,14 +59,14 @@ def small_speculator(
         "serving": {
             "replicas": 2,
             "extraArgs": ["--max-total-tokens", "16384", "--context-length", "2048"],
-            "template": _template(("sglang",), model, python, cpu.serving),
+            "template": _template(("sglang",), model, python, CPU.serving),
         },
         "capture": {"shardSeconds": 10, "shardTokens": 4096},
         "training": {
             "publishTokens": 10000,
             "publishSeconds": 240,
             "passes": 4,  # a short burst of training; afterwards both cores serve
-            "template": _template(("trainer",), model, python, cpu.training),
+            "template": _template(("trainer",), model, python, CPU.training),
         },
         "validation": {
             "concurrencies": [1, 2],  # four requests in flight on two pods
@@ -73,7 +74,7 @@ def small_speculator(
             "promptsPerRound": 2,
             "maxNewTokens": 64,
             "baselineMaxAgeSeconds": 0,  # no reuse: the speed of a shared machine changes by the minute
-            "template": _template(("validator",), model, python, cpu.validation),
+            "template": _template(("validator",), model, python, CPU.validation),
         },
         "rollout": {"analysis": {"settleSeconds": 10, "intervalSeconds": 5, "minRequests": 10, "watchSeconds": 30}},
     }

@@ -21,7 +21,6 @@ from tests.cluster.command import CommandError
 from tests.demo import __main__ as demo
 from tests.demo.jobs import Job
 from tests.rig.installation import StoreAccess
-from tests.rig.small_speculator import CpuShares
 from tests.traffic.report import Summary
 from tests.unit.demo.show.states import resource, traffic
 
@@ -76,7 +75,7 @@ class FakeInstallation:
         if self.error is not None:
             raise self.error
 
-    def apply(self, name: str, spec: dict[str, Any], cpu: CpuShares) -> Path:
+    def apply(self, name: str, spec: dict[str, Any]) -> Path:
         return Path("/tmp/speculator.json")  # noqa: S108
 
     def wait_until(self, name: str, description: str, condition: Any, timeout_seconds: float) -> None:
