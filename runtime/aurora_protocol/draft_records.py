@@ -98,11 +98,8 @@ class Lineage(StoredRecord):
     draft_vocab_size: int = Field(gt=0, description="Number of tokens in the drafts' vocabulary.")
     aux_layers: tuple[int, ...] = Field(description="Target layers whose outputs feed the draft (SGLang's numbering).")
     tensors: dict[str, TensorSpec] = Field(description="Every tensor of model.safetensors, by name.")
-    draft_sizes: DraftSizes | None = Field(
-        default=None,
-        validation_alias="draft",
-        serialization_alias="draft",
-        description="Sizes of all drafts of this lineage. None in a lineage that an earlier version of Aurora created.",
+    draft_sizes: DraftSizes = Field(
+        validation_alias="draft", serialization_alias="draft", description="Sizes of all drafts of this lineage."
     )
     initial: InitialHead | None = Field(
         default=None, description="The published head that version 0 is. None: version 0 is made from the target."
