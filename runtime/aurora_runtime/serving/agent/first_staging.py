@@ -35,13 +35,12 @@ MIN_STORE_SECONDS: Final = 1.0
 
 
 def make_engine_key(path: Path) -> None:
-    """Write a new random key to ``path``, unless a former run of the init container has written a good one.
+    """Write a new random key to ``path``, unless a former run of the init container has written one.
 
     The key is hexadecimal. SGLang reads its configuration file as if it were a command line, and would take a key that
     begins with "-" for an option (sglang/srt/utils/server_args_config_parser.py:205): the engine would never start.
-    Earlier versions wrote such keys now and then.
     """
-    if not path.exists() or path.read_text().startswith("-"):
+    if not path.exists():
         _write_key(path, secrets.token_hex(32))
 
 
