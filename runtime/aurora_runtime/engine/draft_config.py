@@ -66,7 +66,7 @@ class DraftConfig:
 def config_json(config: DraftConfig) -> dict[str, Any]:
     """The content of ``config.json``. The rope is written under transformers' old and new field names.
 
-    A field that only some drafts have is absent elsewhere, so that drafts of earlier versions keep their config.
+    A field that only some drafts have is absent elsewhere.
     """
     share = config.rotary_dim / config.head_dim
     rotation = {} if share == 1 else {"partial_rotary_factor": share}

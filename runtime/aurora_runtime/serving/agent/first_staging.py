@@ -47,7 +47,7 @@ def make_engine_key(path: Path) -> None:
 def make_traffic_secret(speculator_key: Path, path: Path) -> None:
     """Derive the traffic secret from the speculator's key, and write it to ``path``.
 
-    Nobody can compute the speculator's key back. It is the admin key of pods of an earlier version.
+    Nobody can compute the speculator's key back.
     """
     derived = hmac.digest(speculator_key.read_bytes().strip(), b"aurora traffic of all pods", "sha256")
     _write_key(path, derived.hex())
