@@ -126,7 +126,7 @@ class DeployedTemplate:
     template: Object
     """As the API server stores it, with defaults."""
     applied: AppliedTemplate | None
-    """As the operator applied it; None when an older operator applied it."""
+    """As the operator applied it; None when the Deployment does not keep it in a form that can be read."""
     whole: bool
     """The controller has seen the template, and every wanted pod has it and is ready."""
     failure: str = ""
