@@ -23,7 +23,7 @@ from aurora_operator.plan.conditions.content import SCALED_TO_ZERO, ConditionCon
 STARTING = "Starting"
 """Reason until a pod serves clients for the first time since the creation or a scale-up from zero."""
 START_FAILED = "StartFailed"
-"""Reason of a start while a container cannot start, or ends again and again."""
+"""Reason of a start while a container cannot start, or has not recovered from a crash."""
 START_TIMEOUT = "StartTimeout"
 """Reason of a start that takes longer than the engine's startup probe allows."""
 START_FAULTS = (START_FAILED, START_TIMEOUT)
@@ -45,7 +45,7 @@ def available(observed: Observed, waits_for: str, now: datetime) -> ConditionCon
     if not is_starting(observed.status):
         return ConditionContent(False, "NoPodServes", message)
     pods = _newest_pods(observed)
-    if why := _why_start_fails(observed, pods):
+    if why := _why_start_fails(observed, pods, now):
         return ConditionContent(False, START_FAILED, f"{message}. {why}")
     limit = start_deadline(observed.deployed.template if observed.deployed else {})
     since = _starting_since(observed, pods)
@@ -69,7 +69,7 @@ def _newest_pods(observed: Observed) -> Sequence[PodView]:
     return [view for view in pods if view.template_hash == newest]
 
 
-def _why_start_fails(observed: Observed, pods: Sequence[PodView]) -> str:
+def _why_start_fails(observed: Observed, pods: Sequence[PodView], now: datetime) -> str:
     """Which container fails, why, and how to read more; empty when none is known to fail.
 
     The trainer's containers count until the trainer has registered the initial draft, because no pod starts without it.
@@ -77,7 +77,7 @@ def _why_start_fails(observed: Observed, pods: Sequence[PodView]) -> str:
     waits_for_draft = observed.store.ok and observed.store.channel is None
     trainer = observed.trainer.failing_pod if observed.trainer and waits_for_draft else None
     for view in (*pods, *(() if trainer is None else (trainer,))):
-        if view.failure is not None:
+        if view.failure is not None and not view.failure.is_over(now):
             return _failure_text(observed.owner.namespace, view.name, view.failure)
     return ""
 
@@ -87,7 +87,7 @@ def _failure_text(namespace: str, pod: str, failure: ContainerFailure) -> str:
     why = ", ".join(filter(None, (failure.waiting, failure.ending)))
     if failure.ended:
         log = f"`{ask} logs {pod} -c {failure.container} --previous`"
-        return f"{where} ends again and again ({why}). Its log says why: {log}"
+        return f"{where} ended before a pod served ({why}). Its log says why: {log}"
     return f"{where} cannot start ({why}). Its events say why: `{ask} describe pod {pod}`"
 
 

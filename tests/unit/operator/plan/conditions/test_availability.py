@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.startup_timing import MIN_START_SECONDS
-from aurora_operator.observe.observed import ContainerFailure, DeployedTemplate, Observed, PodView, WorkloadView
+from aurora_operator.observe.observed import (
+    RECOVERED_AFTER,
+    ContainerFailure,
+    DeployedTemplate,
+    Observed,
+    PodView,
+    WorkloadView,
+)
 from tests.unit.operator.worlds import NO_ROOM, NOW, made, observed, pod, spec, store
 
 CRASH = ContainerFailure("sglang", waiting="CrashLoopBackOff", ending="exit code 137, OOMKilled")
@@ -60,13 +67,13 @@ def told(world: Observed, after: timedelta = timedelta(0)) -> list[tuple[str, bo
     [
         pytest.param(
             CRASH,
-            "0 of 1 pods serve clients. Container sglang of pod chat-a ends again and again (CrashLoopBackOff, exit"
-            " code 137, OOMKilled). Its log says why: `kubectl -n team logs chat-a -c sglang --previous`",
+            "0 of 1 pods serve clients. Container sglang of pod chat-a ended before a pod served (CrashLoopBackOff,"
+            " exit code 137, OOMKilled). Its log says why: `kubectl -n team logs chat-a -c sglang --previous`",
             id="it waits for its restart",
         ),
         pytest.param(
             ContainerFailure("sglang", ending="exit code 1"),
-            "0 of 1 pods serve clients. Container sglang of pod chat-a ends again and again (exit code 1)."
+            "0 of 1 pods serve clients. Container sglang of pod chat-a ended before a pod served (exit code 1)."
             " Its log says why: `kubectl -n team logs chat-a -c sglang --previous`",
             id="it runs once more",
         ),
@@ -100,6 +107,25 @@ def test_a_start_that_recovers_goes_on_and_ends_with_a_pod_that_serves() -> None
     assert (found(serving).reason, told(serving)) == ("PodsServe", [("Ready", False)])
     down = later(serving, pods=(starting(failure=CRASH),))
     assert found(down).reason == "NoPodServes", "pods have served"
+
+
+def test_a_crash_stays_a_failed_start_while_the_container_is_restarted() -> None:
+    """A container without a startup probe has started as soon as it runs, and crashes again after a few seconds."""
+    waiting = ContainerFailure("agent", waiting="CrashLoopBackOff", ending="exit code 1")
+    world, after, reasons = begun(starting()), timedelta(0), []
+    for backoff in (10, 20, 40, 80, 160, 300, 300):
+        reasons += told(world, after)
+        running = ContainerFailure("agent", ending="exit code 1", running_since=NOW + after)
+        for failure, seconds in ((running, 5), (waiting, backoff)):
+            world = later(world, after, pods=(starting(failure=failure),))
+            after += timedelta(seconds=seconds)
+            assert found(world, after).reason == "StartFailed"
+    assert reasons == [("PodsNotReady", False)], "the first failure gives the only Warning"
+    recovered = later(world, after, pods=(starting(failure=replace(running, running_since=NOW + after)),))
+    assert found(recovered, after + RECOVERED_AFTER - timedelta(seconds=1)).reason == "StartFailed"
+    assert found(recovered, after + RECOVERED_AFTER).reason == "Starting", "the container runs, and another one loads"
+    serving = later(world, after, pods=observed().pods, deployment=observed().deployment)
+    assert found(serving, after).reason == "PodsServe"
 
 
 def test_a_start_becomes_a_timeout_once_the_startup_probe_would_have_ended_the_engine() -> None:
@@ -164,7 +190,7 @@ def test_a_trainer_that_fails_is_told_until_there_is_a_draft() -> None:
     view = PodView("chat-trainer-a", uid="t", failure=ContainerFailure("trainer", "CrashLoopBackOff", "exit code 1"))
     trainer = WorkloadView(current=True, replicas=1, ready=0, failing_pod=view)
     without_draft = begun(starting(), trainer=trainer, store=replace(store(0), channel=None, registrations={}))
-    assert "Container trainer of pod chat-trainer-a ends again and again" in found(without_draft).message
+    assert "Container trainer of pod chat-trainer-a ended before a pod served" in found(without_draft).message
     assert found(replace(without_draft, store=store(0))).reason == "Starting", "pods start without the trainer"
 
 
