@@ -41,7 +41,7 @@ def pod_view(pod: Object, explained: str = "") -> PodView:
     status = pod.get("status", {})
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
     held_up: Object = next((c for c in containers if waits_abnormally(c)), {})
-    waiting, scheduling = waiting_reason(held_up), _condition(pod, "PodScheduled")
+    waiting, scheduling = waiting_reason(held_up), condition(pod, "PodScheduled")
     if not waiting and scheduling.get("status") == "False":
         waiting = scheduling.get("reason", "")
     unscheduled = scheduling.get("message", "") if scheduling.get("status") == "False" else ""
@@ -49,7 +49,7 @@ def pod_view(pod: Object, explained: str = "") -> PodView:
         name=pod["metadata"]["name"],
         uid=pod["metadata"]["uid"],
         ip=status.get("podIP", ""),
-        ready=_condition(pod, "Ready").get("status") == "True",
+        ready=condition(pod, "Ready").get("status") == "True",
         terminating="deletionTimestamp" in pod["metadata"] or has_ended(pod),
         scheduled=scheduling.get("status") == "True",
         waiting=waiting,
@@ -71,7 +71,7 @@ def workload_view(workload: Object | None) -> WorkloadView | None:
     seen = status.get("observedGeneration", 0) >= workload["metadata"]["generation"]
     # The number of pods does not matter here: a scale-up that waits for room leaves the template current.
     updated = status.get("updatedReplicas", 0) >= status.get("replicas", 0)
-    failure = _condition(workload, "ReplicaFailure")
+    failure = condition(workload, "ReplicaFailure")
     refused = failure.get("status") == "True"
     return WorkloadView(
         current=seen and updated,
@@ -90,7 +90,7 @@ def deployed_template(deployment: Object | None) -> DeployedTemplate | None:
     status, wanted = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
     seen = status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
     counts = [status.get(count, 0) for count in ("replicas", "updatedReplicas", "readyReplicas")]
-    progress = _condition(deployment, "Progressing")
+    progress = condition(deployment, "Progressing")
     return DeployedTemplate(
         template=deployment["spec"].get("template", {}),
         applied=read_applied_template(deployment),
@@ -119,14 +119,14 @@ def job_view(job: Object, pods: Iterable[Object] = ()) -> JobView:
     """
     name = job["metadata"]["name"]
     labels = job["metadata"].get("labels", {})
-    failure = _condition(job, "Failed")
+    failure = condition(job, "Failed")
     failed = failure.get("status") == "True"
     message = f"the Job failed: {failure.get('reason', '')}: {failure.get('message', '')}" if failed else ""
     own_pods = _pods_of(job, pods)
     last_words = next((text for pod in own_pods for text in _termination_messages(pod)), "") if failed else ""
     suspend = job.get("spec", {}).get("suspend") is True
     never_started = suspend and not last_words and failure.get("reason") == BACKOFF_LIMIT_EXCEEDED
-    succeeded = _condition(job, "Complete").get("status") == "True"
+    succeeded = condition(job, "Complete").get("status") == "True"
     return JobView(
         name=name,
         version=_number(labels.get(VERSION_LABEL, "")),
@@ -164,7 +164,8 @@ def _number(text: str) -> int:
     return int(text) if text.isdecimal() else -1
 
 
-def _condition(obj: Object, kind: str) -> dict[str, Any]:
+def condition(obj: Object, kind: str) -> dict[str, Any]:
+    """The condition of type ``kind``; empty without one."""
     conditions = obj.get("status", {}).get("conditions") or ()
     return next((c for c in conditions if c["type"] == kind), {})
 
@@ -192,7 +193,7 @@ def _failure(pod: Object) -> ContainerFailure | None:
 
     A pod that Kubernetes takes away ends its containers without a fault of theirs.
     """
-    if _condition(pod, "DisruptionTarget").get("status") == "True":
+    if condition(pod, "DisruptionTarget").get("status") == "True":
         return None
     status = pod.get("status", {})
     initial = (container_failure(c, initial=True) for c in status.get("initContainerStatuses") or ())

@@ -111,6 +111,16 @@ class PodView:
 
 
 @dataclass(frozen=True)
+class ReplacedPod:
+    """An inference pod that ended, or is being deleted, while another pod has taken its place."""
+
+    name: str
+    created: datetime
+    cause: str
+    """Kubernetes' reason, such as ``Evicted: The node was low on resource: memory``. No text of a container."""
+
+
+@dataclass(frozen=True)
 class WorkloadView:
     """A Deployment."""
 
@@ -295,6 +305,8 @@ class Observed:
     status: SpeculatorStatus
     pods: tuple[PodView, ...] = ()
     jobs: tuple[JobView, ...] = ()
+    replaced_pod: ReplacedPod | None = None
+    """The newest pod that a pod of the same template has replaced."""
     deployment: WorkloadView | None = None
     deployed: DeployedTemplate | None = None
     """None while the inference Deployment does not exist."""
