@@ -169,6 +169,26 @@ class PodStatus(RewrittenModel):
     )
 
 
+class StartStatus(RewrittenModel):
+    """A start of the inference pods that goes on: no pod has served clients yet."""
+
+    since: Timestamp = Field(
+        description=(
+            "When the start began: with its first pod or, if the API server refuses pods, with the first refusal. A"
+            " changed pod template begins it anew, and a pod that replaces another one does not. The condition"
+            " Available has the reason StartTimeout once the start takes too long."
+        )
+    )
+    template: str = Field(default="", description="Digest of the pod template that the start is about.")
+    last_end: str = Field(
+        default="",
+        description=(
+            "The last pod of this start that was evicted, preempted or deleted, and Kubernetes' reason, for example"
+            " `chat-7d4b9 (Evicted: The node was low on resource: memory)`. Empty while the operator saw no such pod."
+        ),
+    )
+
+
 class TagErasureStatus(RewrittenModel):
     """The last report about one tag of `training.eraseTags`."""
 
@@ -323,6 +343,13 @@ class SpeculatorStatus(RewrittenModel):
         description=(
             "Versions newer than the active one that are never rolled out: their measurement, live traffic or a"
             " person rejected them."
+        ),
+    )
+    start: StartStatus | None = Field(
+        default=None,
+        description=(
+            "The start of the inference pods, from their first pod after the creation or a scale-up from zero until one"
+            " serves clients. Unset otherwise."
         ),
     )
     pods: list[PodStatus] = Field(
