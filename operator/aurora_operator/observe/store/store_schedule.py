@@ -132,8 +132,7 @@ class ReadSchedule:
         self._expecting_due = now + self._jitter(seconds / 2, seconds)
         if _TURNS[self._turn] in scope:
             self._turn = (self._turn + 1) % len(_TURNS)
-            learning = view.trainer is not None and view.trainer.phase is TrainerPhase.TRAINING
-            seconds = TRAINING_SECONDS if learning else REST_SECONDS
+            seconds = TRAINING_SECONDS if _learns(before, view) else REST_SECONDS
             self._rest_due = now + self._jitter(seconds, 1.2 * seconds)
 
     def seconds_until_due(self, now: float) -> float:
@@ -148,6 +147,14 @@ class ReadSchedule:
 
 def _has_evidence(view: StoreView, measurement: tuple[int, int] | None) -> bool:
     return any((evidence.version, evidence.attempt) == measurement for evidence in view.evidence)
+
+
+def _learns(before: StoreView | None, view: StoreView) -> bool:
+    """Whether the trainer learns or has learned since ``before``. It may wait for traces at the moment of each read."""
+    if view.trainer is None:
+        return False
+    former = before.trainer if before is not None else None
+    return view.trainer.phase is TrainerPhase.TRAINING or (former is not None and former.step != view.trainer.step)
 
 
 def _records(view: StoreView) -> Hashable:
