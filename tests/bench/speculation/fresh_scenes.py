@@ -1,0 +1,38 @@
+"""Scenes of fresh pods: the traffic, the load and the machine that a pod meets from its first request on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from tests.bench.speculation.cost_tables import CostTable, cpu_milliseconds, gpu_milliseconds
+from tests.bench.speculation.generated_rounds import TrafficKind, generate
+from tests.bench.speculation.recorded_rounds import RecordedRequest
+from tests.bench.speculation.regret import new_controller, new_noise
+from tests.bench.speculation.simulator import PlayedRound, play
+
+MACHINES: Final = {"CPU": cpu_milliseconds, "GPU": gpu_milliseconds}
+
+
+@dataclass(frozen=True)
+class FreshScene:
+    """What a fresh pod meets.
+
+    Attributes:
+        requests_per_place: how many requests each of the ``concurrency`` places gets, one after the other.
+    """
+
+    name: str
+    kind: TrafficKind
+    concurrency: int
+    costs: CostTable
+    requests_per_place: int
+
+    def requests(self, seed: int) -> list[RecordedRequest]:
+        """The requests of one pod. Equal seeds give equal requests."""
+        return generate(self.kind, self.requests_per_place * self.concurrency, seed)
+
+    def play(self, seed: int) -> Iterator[PlayedRound]:
+        """The rounds of one pod. Equal seeds give equal rounds."""
+        return play(new_controller(seed), self.requests(seed), self.concurrency, self.costs, new_noise(seed))
