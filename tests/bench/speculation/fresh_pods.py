@@ -1,9 +1,9 @@
 """How many fresh pods are slower than off over 200 rounds, on traffic that nothing can guess?
 
 Plays simulated pods from their first request on, in the scenes that come nearest to the bound of 0.98 of off: prose at
-concurrency 1, 4 and 16, with the costs of a CPU and of a GPU. On a CPU, docstrings with an untrained draft at
-concurrency 16, and prose with an untrained draft at concurrency 1. Each scene has one pod per seed. By default no test
-and no other bench uses these seeds.
+concurrency 1, 4 and 16, and with an untrained draft at concurrency 1, with the costs of a CPU and of a GPU, and
+docstrings with an untrained draft at concurrency 16 on a CPU. Each scene has one pod per seed. By default no test and
+no other bench uses these seeds.
 
 Prints, per scene, the speed of the whole run over off (mean over pods), the lowest speed in any 200 rounds, and how
 many pods and how many windows of 200 rounds are below the bound. A window begins at every round. Then prints each pod
@@ -33,19 +33,14 @@ PODS: Final = 60
 HEAD: Final = ("scene", "pods", "whole run / off", "lowest window / off", "pods below", "windows below")
 
 
-SCENES: Final = (
-    *(
-        FreshScene(f"prose, {concurrency}, {machine}", PROSE, concurrency, MACHINES[machine], REQUESTS_PER_PLACE)
-        for machine, concurrency in itertools.product(MACHINES, (1, 4, 16))
-    ),
-    FreshScene(
-        "docstrings, untrained draft, 16, CPU",
-        DOCSTRINGS.with_draft(UNTRAINED),
-        16,
-        MACHINES["CPU"],
-        REQUESTS_PER_PLACE,
-    ),
-    FreshScene("prose, untrained draft, 1, CPU", PROSE.with_draft(UNTRAINED), 1, MACHINES["CPU"], REQUESTS_PER_PLACE),
+_UNTRAINED: Final = PROSE.with_draft(UNTRAINED)
+SCENES: Final = tuple(
+    FreshScene(f"{name}, {concurrency}, {machine}", kind, concurrency, MACHINES[machine], REQUESTS_PER_PLACE)
+    for name, kind, concurrency, machine in (
+        *(("prose", PROSE, c, m) for m, c in itertools.product(MACHINES, (1, 4, 16))),
+        *(("prose, untrained draft", _UNTRAINED, 1, m) for m in MACHINES),
+        ("docstrings, untrained draft", DOCSTRINGS.with_draft(UNTRAINED), 16, "CPU"),
+    )
 )
 
 
