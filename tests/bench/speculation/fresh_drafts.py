@@ -20,7 +20,13 @@ from typing import Final
 
 from tests.bench.bench_command import bench_parser, commit, load_around, load_average, provenance
 from tests.bench.markdown import markdown_row, markdown_table
-from tests.bench.speculation.fresh_scenes import MACHINES, FreshScene
+from tests.bench.speculation.fresh_scenes import (
+    MACHINES,
+    FreshScene,
+    add_options,
+    chosen_scenes,
+    chosen_seeds,
+)
 from tests.bench.speculation.generated_rounds import PROSE, UNTRAINED
 from tests.bench.speculation.regret import WINDOW_ROUNDS, BestFixedArm, best_fixed_arm
 from tests.bench.speculation.simulator import PlayedRound, speed, worst_window
@@ -103,15 +109,13 @@ def cells(scene: FreshScene, pods: Sequence[Sequence[PlayedRound]], best_arms: S
 
 def main() -> None:
     parser = bench_parser("tests.bench.speculation.fresh_drafts", __doc__)
-    parser.add_argument("--pods", type=int, default=PODS, help="pods in each scene, one per seed")
-    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="seed of each scene's first pod")
+    add_options(parser, PODS, FIRST_SEED)
     options = parser.parse_args()
     load_before, code = load_average(), commit()
     print(markdown_table(HEAD, []))
-    for scene in SCENES:
-        seeds = range(options.first_seed, options.first_seed + options.pods)
-        pods = [list(itertools.islice(scene.play(seed), ROUNDS)) for seed in seeds]
-        print(markdown_row(cells(scene, pods, [best_arm(scene, seed) for seed in seeds])), flush=True)
+    for scene in chosen_scenes(options, SCENES):
+        pods = [list(itertools.islice(scene.play(seed), ROUNDS)) for seed in chosen_seeds(options)]
+        print(markdown_row(cells(scene, pods, [best_arm(scene, seed) for seed in chosen_seeds(options)])), flush=True)
     print(f"\n{provenance('tests.bench.speculation.fresh_drafts', load_around(load_before), code)}")
 
 

@@ -20,7 +20,13 @@ from typing import Final
 
 from tests.bench.bench_command import bench_parser, commit, load_around, load_average, provenance
 from tests.bench.markdown import markdown_row, markdown_table
-from tests.bench.speculation.fresh_scenes import MACHINES, FreshScene
+from tests.bench.speculation.fresh_scenes import (
+    MACHINES,
+    FreshScene,
+    add_options,
+    chosen_scenes,
+    chosen_seeds,
+)
 from tests.bench.speculation.generated_rounds import DOCSTRINGS, PROSE, UNTRAINED
 from tests.bench.speculation.regret import WINDOW_ROUNDS
 from tests.bench.speculation.simulator import PlayedRound, against_off, windows_against_off
@@ -85,15 +91,13 @@ def cells(name: str, pods: Sequence[FreshPod]) -> list[object]:
 
 def main() -> None:
     parser = bench_parser("tests.bench.speculation.fresh_pods", __doc__)
-    parser.add_argument("--pods", type=int, default=PODS, help="pods in each scene, one per seed")
-    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="seed of each scene's first pod")
+    add_options(parser, PODS, FIRST_SEED)
     options = parser.parse_args()
     load_before, code, every = load_average(), commit(), list[FreshPod]()
     slow = []
     print(markdown_table(HEAD, []))
-    for scene in SCENES:
-        seeds = range(options.first_seed, options.first_seed + options.pods)
-        pods = [FreshPod.of(seed, list(scene.play(seed))) for seed in seeds]
+    for scene in chosen_scenes(options, SCENES):
+        pods = [FreshPod.of(seed, list(scene.play(seed))) for seed in chosen_seeds(options)]
         every += pods
         slow += [f"- {scene.name}, seed {pod.seed}: {pod.lowest:.4f}" for pod in pods if pod.windows_below]
         print(markdown_row(cells(scene.name, pods)), flush=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,3 +37,20 @@ class FreshScene:
     def play(self, seed: int) -> Iterator[PlayedRound]:
         """The rounds of one pod. Equal seeds give equal rounds."""
         return play(new_controller(seed), self.requests(seed), self.concurrency, self.costs, new_noise(seed))
+
+
+def add_options(parser: argparse.ArgumentParser, pods: int, first_seed: int) -> None:
+    """The options of a bench that plays ``pods`` pods in each scene, one per seed from ``first_seed`` on."""
+    parser.add_argument("--pods", type=int, default=pods, help="pods in each scene, one per seed")
+    parser.add_argument("--first-seed", type=int, default=first_seed, help="seed of each scene's first pod")
+    parser.add_argument("--scenes", default="", metavar="TEXT", help="play only scenes whose name contains this text")
+
+
+def chosen_scenes(options: argparse.Namespace, scenes: Sequence[FreshScene]) -> list[FreshScene]:
+    """The scenes that the options name."""
+    return [scene for scene in scenes if options.scenes in scene.name]
+
+
+def chosen_seeds(options: argparse.Namespace) -> range:
+    """A seed for each pod."""
+    return range(options.first_seed, options.first_seed + options.pods)
