@@ -47,8 +47,11 @@ def add_options(parser: argparse.ArgumentParser, pods: int, first_seed: int) -> 
 
 
 def chosen_scenes(options: argparse.Namespace, scenes: Sequence[FreshScene]) -> list[FreshScene]:
-    """The scenes that the options name."""
-    return [scene for scene in scenes if options.scenes in scene.name]
+    """The scenes that the options name. Ends the bench if there is none."""
+    if found := [scene for scene in scenes if options.scenes in scene.name]:
+        return found
+    names = "; ".join(scene.name for scene in scenes)
+    raise SystemExit(f"--scenes {options.scenes}: no scene has a name with this text. The scenes are: {names}")
 
 
 def chosen_seeds(options: argparse.Namespace) -> range:
