@@ -17,7 +17,9 @@ from aurora_operator.children.owner import Owner
 AttributeValue = str | int | float
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-MAX_NANOSECONDS: Final = 2**63 - 1
+MIN_INTEGER: Final = -(2**63)
+MAX_INTEGER: Final = 2**63 - 1
+"""Limits of the protocol. A collector refuses the whole batch of a span with a larger number."""
 MAX_TEXT_CHARACTERS: Final = 1024
 """Limit of a text in a span. Reasons hold messages of agents and of Kubernetes."""
 
@@ -74,7 +76,8 @@ class VersionTrace:
 
         Args:
             start: None, or later than ``end`` because a clock was set: the span has no length.
-            attributes: those that are None or empty are left out.
+            attributes: those that are None or empty are left out. Long texts and large integers, which an agent or a
+                record may hold, are cut to the limits.
             parent_id: default: the root.
         """
         common: dict[str, AttributeValue] = {
@@ -97,7 +100,7 @@ class VersionTrace:
 
 def nanoseconds(time: datetime) -> int:
     """Nanoseconds since 1970, within the limits of the protocol. A foreign time may be of any year."""
-    return min(max((time - EPOCH) // timedelta(microseconds=1) * 1000, 0), MAX_NANOSECONDS)
+    return min(max((time - EPOCH) // timedelta(microseconds=1) * 1000, 0), MAX_INTEGER)
 
 
 def time_key(time: datetime | None) -> str:
@@ -106,7 +109,9 @@ def time_key(time: datetime | None) -> str:
 
 
 def _clipped(value: AttributeValue) -> AttributeValue:
-    return value[:MAX_TEXT_CHARACTERS] if isinstance(value, str) else value
+    if isinstance(value, str):
+        return value[:MAX_TEXT_CHARACTERS]
+    return min(max(value, MIN_INTEGER), MAX_INTEGER) if isinstance(value, int) else value
 
 
 def _digest(*parts: str | int) -> str:

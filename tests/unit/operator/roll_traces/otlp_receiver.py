@@ -136,6 +136,12 @@ def _uint64(text: Any) -> int:
     return int(text)
 
 
+def _int64(text: Any) -> int:
+    if not isinstance(text, str) or not -(2**63) <= int(text) < 2**63:
+        raise ValueError(f"{text!r} is not a signed 64-bit integer in JSON")  # as a number it would lose digits
+    return int(text)
+
+
 def _attributes(written: list[dict[str, Any]]) -> dict[str, str | int | float]:
     return {attribute["key"]: _value(**attribute["value"]) for attribute in written}
 
@@ -144,7 +150,7 @@ def _value(
     *, stringValue: str | None = None, intValue: str | None = None, doubleValue: float | None = None
 ) -> str | int | float:
     if intValue is not None:
-        return int(str.strip(intValue))  # a number is refused: it would lose digits
+        return _int64(intValue)
     if doubleValue is not None:
         return float(doubleValue)
     return str.strip(stringValue)  # type: ignore[arg-type]

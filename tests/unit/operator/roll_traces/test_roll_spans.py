@@ -11,7 +11,7 @@ import pytest
 from aurora_api.v1alpha1.status import PodStatus, RolloutPhase, RolloutStatus, SpeculatorStatus
 from aurora_operator.observe.observed import Observed
 from aurora_operator.roll_traces.roll_spans import spans_of
-from aurora_operator.roll_traces.span import MAX_NANOSECONDS, Span, nanoseconds
+from aurora_operator.roll_traces.span import MAX_INTEGER, MIN_INTEGER, Span, nanoseconds
 from aurora_protocol.agent_api import SwapPhase, SwapStatus
 from tests.unit.operator.roll_traces.traced_life import life, tree
 from tests.unit.operator.worlds import NOW, OWNER, agent, observed, pod
@@ -214,4 +214,12 @@ def test_nothing_that_an_agent_claims_breaks_a_reconcile_or_the_request(pause_se
         pause_seconds=pause_seconds,
     )
     (span,) = _swap_spans(swap, former=0, state="SwapFailed")
-    assert (nanoseconds(span.start), nanoseconds(span.end)) == (0, MAX_NANOSECONDS)
+    assert (nanoseconds(span.start), nanoseconds(span.end)) == (0, MAX_INTEGER)
+
+
+@pytest.mark.parametrize(("claimed", "told"), [(2**63, MAX_INTEGER), (-(2**70), MIN_INTEGER)])
+def test_a_version_that_an_agent_claims_is_cut_to_the_integers_of_the_protocol(claimed: int, told: int) -> None:
+    """A larger one would cost the spans of other speculators too, which are in the same request."""
+    swap = SwapStatus(phase=SwapPhase.FAILED, version=claimed, started=_later(1), finished=_later(3))
+    (span,) = _swap_spans(swap, former=0, state="SwapFailed")
+    assert span.attributes["aurora.swap.to_version"] == told
