@@ -4,8 +4,8 @@ Invariants:
 - A shard holds whole requests with prompt, answer and every verify round, so that a reader never joins shards.
 - The engine really computed every position with hidden states and every verify node.
 
-Versions: a shard has either ``hidden`` or ``hidden_float8`` and ``hidden_scale``. It has ``tag [Q]`` int64 only if a
-trace in it has a tag. A reader ignores tensors that it does not know, and refuses an unknown source.
+Optional tensors: a shard has either ``hidden`` or ``hidden_float8`` and ``hidden_scale``. It has ``tag [Q]`` int64 only
+if a trace in it has a tag. A reader ignores tensors that it does not know, and refuses an unknown source.
 
 ``H3`` is the width of the concatenated auxiliary hidden states (3H for EAGLE-3), ``K`` the number of the target's
 most likely tokens kept per node.

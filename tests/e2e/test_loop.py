@@ -72,7 +72,7 @@ def run(aurora: Installation, scraper: Prometheus) -> Iterator[Run]:
             _kill_next(aurora, outcome, resource)
             if learned_draft_serves_everywhere(resource) and len(outcome.killed) == 4:
                 break
-        time.sleep(10)
+        time.sleep(2.5 * SCRAPE_SECONDS)  # Prometheus sees the promotion
     finally:
         outcome.traffic = driver.stop()
     outcome.resource = aurora.get(NAME)

@@ -170,22 +170,31 @@ class PodStatus(RewrittenModel):
 
 
 class StartStatus(RewrittenModel):
-    """A start of the inference pods that goes on: no pod has served clients yet."""
+    """The start in progress of the inference pods: no pod has served clients yet."""
 
     since: Timestamp = Field(
         description=(
             "When the start began: with its first pod or, if the API server refuses pods, with the first refusal. A"
-            " changed pod template begins it anew, and a pod that replaces another one does not. The condition"
-            " Available has the reason StartTimeout once the start takes too long."
+            " changed pod template restarts the clock. A replacement pod does not."
         )
     )
-    template: str = Field(default="", description="Digest of the pod template that the start is about.")
+    deadline: Timestamp = Field(
+        description=(
+            "When the start takes too long. Then the condition Available has the reason StartTimeout, unless a"
+            " container fails."
+        )
+    )
+    template: str = Field(default="", description="Digest of the pod template that is starting.")
     last_end: str = Field(
         default="",
         description=(
-            "The last pod of this start that was evicted, preempted or deleted, and Kubernetes' reason, for example"
-            " `chat-7d4b9 (Evicted: The node was low on resource: memory)`. Empty while the operator saw no such pod."
+            "The newest pod of this start that was evicted, preempted or deleted, and Kubernetes' reason, for example"
+            " `chat-7d4b9 (Evicted: The node was low on resource: memory)`. Empty until the operator has seen such a"
+            " pod."
         ),
+    )
+    last_end_created: Timestamp | None = Field(
+        default=None, description="When the pod of `lastEnd` was created. An older pod does not take its place."
     )
 
 
@@ -348,8 +357,8 @@ class SpeculatorStatus(RewrittenModel):
     start: StartStatus | None = Field(
         default=None,
         description=(
-            "The start of the inference pods, from their first pod after the creation or a scale-up from zero until one"
-            " serves clients. Unset otherwise."
+            "The start of the inference pods, from the first pod (or the first refusal of one) after the creation or a"
+            " scale-up from zero until a pod serves clients. Unset otherwise."
         ),
     )
     pods: list[PodStatus] = Field(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import ContainerFailure
+from aurora_operator.observe.observed import CRASH_LOOP, RECOVERED_AFTER, ContainerFailure
 from aurora_store.errors import bounded_text
 
 MAX_TERMINATION_MESSAGE_CHARACTERS = 1000
@@ -17,7 +17,7 @@ MAX_TERMINATION_MESSAGE_CHARACTERS = 1000
 FAILING_RESTARTS = 2
 """A container that ended without a fault of its own counts as failing after this many restarts.
 
-A probe may end a container once. Kubernetes waits before the second restart, and calls that ``CrashLoopBackOff``.
+A probe may end a container once. Kubernetes delays the second restart (``CrashLoopBackOff``).
 """
 _REQUESTED_EXIT_CODES = (0, 143)
 """Exit codes of a program that was asked to end, for example by a probe. 143 says SIGTERM."""
@@ -39,7 +39,7 @@ def waits_abnormally(container: Object) -> bool:
 
 
 def crash_text(container: Object, explained: str) -> str:
-    """How a container ended that now waits for its restart, else empty. Only ``explained`` adds its own text."""
+    """How the container ended, while it waits for its restart; else empty. Only ``explained`` adds its own text."""
     ended = _previous_end(container)
     if not ended or not _state(container, "waiting"):
         return ""
@@ -55,12 +55,14 @@ def failure(container: Object, *, initial: bool = False) -> ContainerFailure | N
     may have recovered.
 
     Args:
-        initial: the container is an init container, which has done its work when it ends with 0.
+        initial: the container is an init container. It has done its work when it ends with 0, and has waited in vain
+            for something, such as the initial draft, when it ends after a long run.
     """
-    ended = _state(container, "terminated") or _previous_end(container)
+    ended, held_up = _state(container, "terminated") or _previous_end(container), waits_abnormally(container)
     if initial and _state(container, "terminated").get("exitCode") == 0:
         return None
-    held_up = waits_abnormally(container)
+    if initial and _ran_long(ended) and waiting_reason(container) in ("", CRASH_LOOP, *_NORMAL_WAITING_REASONS):
+        return None
     if not held_up and not _ended_by_fault(container, ended):
         return None
     running = _state(container, "running") if container.get("started") else {}
@@ -77,6 +79,14 @@ def _ended_by_fault(container: Object, ended: Object) -> bool:
     """Whether ``ended``, the container's last end, is a fault, or one of several ends."""
     requested = ended.get("exitCode") in _REQUESTED_EXIT_CODES or ended.get("reason") in _NODE_RESTARTED
     return bool(ended) and (not requested or container.get("restartCount", 0) >= FAILING_RESTARTS)
+
+
+def _ran_long(ended: Object) -> bool:
+    """Whether the container's last run took as long as a container runs that has recovered from a crash."""
+    if not ended.get("startedAt") or not ended.get("finishedAt"):
+        return False
+    started, finished = (datetime.fromisoformat(ended[at]) for at in ("startedAt", "finishedAt"))
+    return finished - started >= RECOVERED_AFTER
 
 
 def _state(container: Object, name: str) -> Object:

@@ -22,16 +22,20 @@ from aurora_store.errors import bounded_text
 
 
 def replaced_pod(pods: Iterable[Object]) -> ReplacedPod | None:
-    """The newest pod that is gone or going and has the template of the newest pod that stays; None without one.
+    """The newest pod that is gone or going, and is older than the newest pod that stays; None without one.
 
-    A pod of another template was not replaced, but updated.
+    A pod of another template was not replaced, but updated. A pod that is not older was taken away by a scale-down.
     """
     newest_first = sorted(pods, key=_created, reverse=True)
     staying = next((pod for pod in newest_first if not _is_going(pod)), None)
     if staying is None:
         return None
-    gone = (pod for pod in newest_first if _is_going(pod) and _template(pod) == _template(staying))
-    return next((_replaced(pod) for pod in gone if _created(pod)[0]), None)
+    replaced = (
+        _replaced(pod)
+        for pod in newest_first
+        if _is_going(pod) and _template(pod) == _template(staying) and "" < _created(pod)[0] < _created(staying)[0]
+    )
+    return next(replaced, None)
 
 
 def _is_going(pod: Object) -> bool:

@@ -107,7 +107,7 @@ def believed_channel(data: bytes, key: str, root: str, keys: RecordKeys | None) 
 def _without_digests(content: bytes) -> Channel:
     """An unsigned record of the channel, without the digests of weights, which are not believed.
 
-    The operator signs those of the registrations instead.
+    The operator signs the registrations' digests instead.
     """
     return Channel.from_json(content).model_copy(update={"active_digest": None, "previous_digest": None})
 

@@ -2,7 +2,7 @@
 
 Invariant: once a pod exists, or the API server refuses to create pods, ``Starting`` becomes ``PodsServe``,
 ``StartFailed`` or ``StartTimeout``, whatever happens to the pods. The time limit follows from the engine's startup
-probe (``children.startup_timing``). The time counts from the begin of the start (``plan.conditions.start``).
+probe (``children.startup_timing``), and counts from the beginning of the start (``plan.conditions.start``).
 
 Only pods of the newest template can fail a start, so a corrected template gets a new chance at once.
 """
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.status import StartStatus
-from aurora_operator.children.startup_timing import start_deadline
 from aurora_operator.observe.observed import ContainerFailure, Observed, PodView
 from aurora_operator.plan.conditions.content import SCALED_TO_ZERO, ConditionContent
 from aurora_operator.plan.conditions.start import (
@@ -30,7 +29,7 @@ def available(observed: Observed, start: StartStatus | None, waits_for: str, now
     """The condition's content.
 
     Args:
-        start: the start that goes on.
+        start: the start in progress.
         waits_for: the message of ServingReady, which says what the pods wait for.
     """
     wanted, serving = observed.spec.serving.replicas, serving_pods(observed)
@@ -44,9 +43,8 @@ def available(observed: Observed, start: StartStatus | None, waits_for: str, now
     if why := _why_start_fails(observed, newest_pods(observed), now):
         return ConditionContent(False, START_FAILED, f"{message}. {why}")
     last_end = f". The last pod that ended: {start.last_end}" if start is not None and start.last_end else ""
-    limit = start_deadline(observed.deployed.template if observed.deployed else {})
-    if start is not None and now - start.since > limit:
-        late = f"No pod became ready within {limit // timedelta(minutes=1)} minutes"
+    if start is not None and now > start.deadline:
+        late = f"No pod became ready within {(start.deadline - start.since) // timedelta(minutes=1)} minutes"
         return ConditionContent(False, START_TIMEOUT, f"{late}: {waits_for}{last_end}")
     return ConditionContent(False, STARTING, f"{message}{last_end}")
 
@@ -69,5 +67,5 @@ def _failure_text(namespace: str, pod: str, failure: ContainerFailure) -> str:
     why = ", ".join(filter(None, (failure.waiting, failure.ending)))
     if failure.ended:
         log = f"`{ask} logs {pod} -c {failure.container} --previous`"
-        return f"{where} ended before a pod served ({why}). Its log says why: {log}"
+        return f"{where} ended ({why}), and no pod has served clients yet. Its log says why: {log}"
     return f"{where} cannot start ({why}). Its events say why: `{ask} describe pod {pod}`"

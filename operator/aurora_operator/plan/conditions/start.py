@@ -1,14 +1,16 @@
-"""The start of the inference pods: does it go on, since when, and how did its last pod end? Pure.
+"""The start of the inference pods: is one in progress, since when, and how did its last pod end? Pure.
 
 A start begins with the first pod after the creation of the speculator or a scale-up from zero, and ends when a pod
-serves clients. A changed pod template begins it anew.
+serves clients. A changed pod template restarts its clock.
 
 Why it is stored in the status: a pod that is evicted, preempted, deleted or lost with its node is replaced by a new
 one. If the age of the pods were the clock, a start whose pods are replaced again and again would never take too long.
 ``lastTransitionTime`` of Available cannot be the clock, because neither a scale-up from zero nor a corrected template
 changes it.
 
-Invariants: no pod moves the begin of a start. The begin never lies in the future.
+The deadline is stored too, because a Deployment that is absent for a moment tells no startup probe.
+
+Invariants: no pod moves the beginning of a start. The beginning never lies in the future.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import SpeculatorStatus, StartStatus
+from aurora_operator.children.startup_timing import start_deadline
 from aurora_operator.observe.observed import Observed, PodView
 from aurora_operator.plan.conditions.content import SCALED_TO_ZERO
 
@@ -36,8 +39,12 @@ CLOCK_TOLERANCE = timedelta(minutes=1)
 
 def is_starting(status: SpeculatorStatus) -> bool:
     """Whether no pod has served clients yet since the creation or a scale-up from zero, as far as ``status`` knows."""
-    known = next((c for c in status.conditions if c.type is ConditionType.AVAILABLE), None)
-    return known is None or known.reason in (SCALED_TO_ZERO, STARTING, *START_FAULTS)
+    return _reason(status) in ("", SCALED_TO_ZERO, STARTING, *START_FAULTS)
+
+
+def _reason(status: SpeculatorStatus) -> str:
+    """The stored reason of Available; empty before the first."""
+    return next((c.reason for c in status.conditions if c.type is ConditionType.AVAILABLE), "")
 
 
 def serving_pods(observed: Observed) -> int:
@@ -54,27 +61,37 @@ def newest_pods(observed: Observed) -> Sequence[PodView]:
 
 
 def start_of(observed: Observed, now: datetime) -> StartStatus | None:
-    """The start that goes on after this observation; None when no pod starts, or none exists yet."""
+    """The start in progress after this observation; None when no pod starts, or none exists yet."""
     if serving_pods(observed) or observed.spec.serving.replicas == 0 or not is_starting(observed.status):
         return None
     template = _digest(observed)
     start = _begun(observed, template, now)
     if start is None:
         return None
-    update: dict[str, object] = {"since": min(start.since, now), "template": template or start.template}
+    update: dict[str, object] = {"template": template or start.template}
     end = observed.replaced_pod
-    if end is not None and end.created >= start.since - CLOCK_TOLERANCE:
-        update["last_end"] = f"{end.name} ({end.cause})"
+    if end is not None and end.created >= (start.last_end_created or start.since - CLOCK_TOLERANCE):
+        update |= {"last_end": f"{end.name} ({end.cause})", "last_end_created": end.created}
     return start.model_copy(update=update)
 
 
 def _begun(observed: Observed, template: str, now: datetime) -> StartStatus | None:
-    known = observed.status.start
+    """The start with its clock. After a scale-up from zero it begins now, because older pods may still be there."""
+    from_zero = _reason(observed.status) == SCALED_TO_ZERO
+    known = None if from_zero else observed.status.start
     if known is None:
-        since = _first_sign(observed)
-        return None if since is None else StartStatus(since=since, template=template)
+        first = _first_sign(observed)
+        return None if first is None else _timed(observed, now if from_zero else min(first, now), template)
     changed = template and known.template and template != known.template
-    return StartStatus(since=now, template=template) if changed else known
+    if changed or observed.deployed is not None:
+        timed = _timed(observed, now if changed else min(known.since, now), template)
+        return timed if changed else known.model_copy(update={"since": timed.since, "deadline": timed.deadline})
+    return known
+
+
+def _timed(observed: Observed, since: datetime, template: str) -> StartStatus:
+    limit = start_deadline(observed.deployed.template if observed.deployed else {})
+    return StartStatus(since=since, deadline=since + limit, template=template)
 
 
 def _first_sign(observed: Observed) -> datetime | None:

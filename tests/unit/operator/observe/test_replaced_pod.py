@@ -62,6 +62,7 @@ def test_the_newest_replaced_pod_of_the_newest_template_counts() -> None:
         assert found.name == "b"
     assert replaced_pod([first, pod("c", 2, "corrected")]) is None, "the pod was updated"
     assert replaced_pod([first, second]) is None, "no pod has taken their place yet"
+    assert replaced_pod([pod("a", 1), pod("b", 1, metadata=DELETED)]) is None, "the replicas were scaled down"
     assert replaced_pod([pod("c", 2)]) is None
     assert replaced_pod([]) is None
 

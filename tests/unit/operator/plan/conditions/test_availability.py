@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
@@ -69,14 +69,15 @@ def told(world: Observed, after: timedelta = timedelta(0)) -> list[tuple[str, bo
     [
         pytest.param(
             CRASH,
-            "0 of 1 pods serve clients. Container sglang of pod chat-a ended before a pod served (CrashLoopBackOff,"
-            " exit code 137, OOMKilled). Its log says why: `kubectl -n team logs chat-a -c sglang --previous`",
+            "0 of 1 pods serve clients. Container sglang of pod chat-a ended (CrashLoopBackOff, exit code 137,"
+            " OOMKilled), and no pod has served clients yet. Its log says why:"
+            " `kubectl -n team logs chat-a -c sglang --previous`",
             id="it waits for its restart",
         ),
         pytest.param(
             ContainerFailure("sglang", ending="exit code 1"),
-            "0 of 1 pods serve clients. Container sglang of pod chat-a ended before a pod served (exit code 1)."
-            " Its log says why: `kubectl -n team logs chat-a -c sglang --previous`",
+            "0 of 1 pods serve clients. Container sglang of pod chat-a ended (exit code 1), and no pod has served"
+            " clients yet. Its log says why: `kubectl -n team logs chat-a -c sglang --previous`",
             id="it runs once more",
         ),
         pytest.param(
@@ -184,6 +185,41 @@ def test_a_pod_that_ended_before_the_start_is_not_named() -> None:
     assert found(begun(starting(), replaced_pod=old)).message == "0 of 1 pods serve clients"
 
 
+def test_the_newest_pod_that_ended_stays_named_while_an_older_one_lasts() -> None:
+    """Kubernetes keeps an evicted pod for hours, and a preempted one only until its containers have ended."""
+    evicted = ReplacedPod("chat-0", NOW, "Evicted")
+    preempted = ReplacedPod("chat-1", NOW + timedelta(minutes=1), "PreemptionByScheduler")
+    world, ends = begun(starting()), []
+    for seen in (evicted, preempted, evicted, None):
+        world = later(world, replaced_pod=seen)
+        start = written(world, timedelta(0)).start
+        assert start is not None
+        ends.append(start.last_end)
+    assert ends == ["chat-0 (Evicted)", *["chat-1 (PreemptionByScheduler)"] * 3]
+
+
+def test_a_start_after_zero_replicas_begins_now_although_a_pod_of_before_is_still_there() -> None:
+    none, one = (spec(serving={"replicas": replicas}) for replicas in (0, 1))
+    stuck = later(begun(starting()), LIMIT * 2)
+    zero = later(stuck, LIMIT * 2, spec=none)
+    assert (written(zero, LIMIT * 2).start, found(zero, LIMIT * 2).reason) == (None, "ScaledToZero")
+    up = later(zero, LIMIT * 2, spec=one)
+    assert found(up, LIMIT * 2).reason == "Starting"
+    assert found(later(up, LIMIT * 2), LIMIT * 3).reason == "Starting"
+    kept = later(zero, LIMIT * 2, spec=one)
+    kept = replace(kept, status=kept.status.model_copy(update={"start": written(stuck, LIMIT).start}))
+    assert found(kept, LIMIT * 2).reason == "Starting", "an operator that does not know the field kept it"
+
+
+def test_a_start_keeps_its_deadline_while_its_deployment_is_absent() -> None:
+    probe = {"periodSeconds": 10, "failureThreshold": 720}
+    template = {"spec": {"containers": [{"name": "sglang", "startupProbe": probe}]}}
+    slow = begun(starting(), deployed=DeployedTemplate(template, applied=None, whole=False))
+    absent = later(slow, timedelta(0), deployed=None, deployment=None, pods=())
+    assert found(absent, timedelta(hours=2)).reason == "Starting"
+    assert found(absent, timedelta(hours=2, minutes=6)).reason == "StartTimeout"
+
+
 def test_a_start_never_begins_in_the_future() -> None:
     """The clock of the API server may be ahead of the operator's."""
     ahead = begun(starting(created=NOW + timedelta(hours=1)))
@@ -242,7 +278,9 @@ def test_a_trainer_that_fails_is_told_until_there_is_a_draft() -> None:
     view = PodView("chat-trainer-a", uid="t", failure=ContainerFailure("trainer", "CrashLoopBackOff", "exit code 1"))
     trainer = WorkloadView(current=True, replicas=1, ready=0, failing_pod=view)
     without_draft = begun(starting(), trainer=trainer, store=replace(store(0), channel=None, registrations={}))
-    assert "Container trainer of pod chat-trainer-a ended before a pod served" in found(without_draft).message
+    assert (
+        "Container trainer of pod chat-trainer-a ended (CrashLoopBackOff, exit code 1)" in found(without_draft).message
+    )
     assert found(replace(without_draft, store=store(0))).reason == "Starting", "pods start without the trainer"
 
 
@@ -266,8 +304,9 @@ PODS = st.builds(
 )
 def test_a_start_that_lasts_too_long_is_never_called_starting(changes: list[tuple[int, list[PodView]]]) -> None:
     """Over any changes of the pods: the reason tells of a start only until a pod has served."""
-    world, served, begun_before, after = observed(), False, False, LIMIT * 5
+    world, served, begun_before, from_zero, after = observed(), False, False, False, LIMIT * 5
     for replicas, pods in changes:
+        after += LIMIT + timedelta(seconds=1)
         deployment = WorkloadView(current=True, replicas=replicas, ready=0)
         world = replace(world, spec=spec(serving={"replicas": replicas}), pods=tuple(pods), deployment=deployment)
         condition = found(world, after)
@@ -281,10 +320,12 @@ def test_a_start_that_lasts_too_long_is_never_called_starting(changes: list[tupl
             assert condition.reason == "NoPodServes"
         elif any(not view.terminating for view in pods):
             begun_before = True
-            assert condition.reason in ("StartFailed", "StartTimeout"), "every pod is older than the limit"
+            late = "Starting" if from_zero else "StartTimeout"
+            assert condition.reason in ("StartFailed", late), "every pod is older than the limit"
         else:
             assert condition.reason == ("StartTimeout" if begun_before else "Starting"), "no pod exists now"
         assert served is (condition.reason not in NEVER_SERVED)
+        from_zero = condition.reason == "ScaledToZero"
         world = later(world, after)
 
 
@@ -299,8 +340,9 @@ REPLACEMENTS = st.lists(
 )
 
 
+@settings(max_examples=30)
 @given(REPLACEMENTS)
-def test_no_end_of_a_pod_moves_the_begin_of_a_start(changes: list[tuple[timedelta, str, str]]) -> None:
+def test_no_end_of_a_pod_moves_the_beginning_of_a_start(changes: list[tuple[timedelta, str, str]]) -> None:
     """Pods of the former template are replaced, too, while an update does not get on."""
     world, after = replace(begun(starting()), deployed=DEPLOYED), timedelta(0)
     world = later(world, after)
