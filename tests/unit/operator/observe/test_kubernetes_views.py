@@ -321,7 +321,8 @@ def test_a_container_that_was_asked_to_end_fails_only_when_that_happens_again(en
 def test_an_init_container_that_ended_after_a_long_run_has_waited_in_vain_and_does_not_fail() -> None:
     ran = {"exitCode": 1, "startedAt": "2026-01-01T00:00:00Z"}
     for finished, fails in (("2026-01-01T00:09:59Z", True), ("2026-01-01T01:00:00Z", False)):
-        for state in ({"running": {}}, {"waiting": {"reason": "CrashLoopBackOff"}}, {"terminated": {}}):
+        states: tuple[dict[str, Any], ...] = ({"running": {}}, {"waiting": {"reason": "CrashLoopBackOff"}})
+        for state in states:
             stage = {"name": "stage", "state": state, "lastState": {"terminated": ran | {"finishedAt": finished}}}
             assert (container_failure(stage, "initContainerStatuses") is not None) is fails
 
