@@ -95,10 +95,9 @@ class AgentClient:
                 if status >= 300:
                     raise _refusal(f"{method} {url}: HTTP {status}", status, await _read_start(response))
                 answer = await _read(response)
+            return status, AgentState.from_json(answer)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise AgentUnreachable(f"{method} {url}: {type(error).__name__}; check that the pod runs") from error
-        try:
-            return status, AgentState.from_json(answer)
         except InvalidRecord as error:
             raise InvalidAgentAnswer(f"{method} {url}: {error}; check that the agent's image fits") from error
 
@@ -129,14 +128,11 @@ class _Turns:
 
 
 def _refusal(call: str, status: int, body: str) -> AgentRefused:
-    """The error for an answer of HTTP ``status``. The body of a 409 names the epoch; an older agent's is plain text."""
+    """The error for HTTP ``status``. Raises :class:`InvalidRecord` when the body of a 409 is not a :class:`Refusal`."""
     if status != 409:
         reason = body[:MAX_REASON_CHARACTERS]
         return AgentRefused(f"{call}: {reason}", status, reason)
-    try:
-        refusal = Refusal.from_json(body)
-    except InvalidRecord:
-        refusal = Refusal(reason=body[:MAX_REASON_CHARACTERS])
+    refusal = Refusal.from_json(body)
     reason = refusal.reason[:MAX_REASON_CHARACTERS]
     return Fenced(f"{call}: {reason}", status, reason, refusal.epoch, refusal.version)
 

@@ -66,13 +66,13 @@ class DraftSizes(RewrittenModel):
         default=None,
         gt=0,
         le=1 << 16,
-        description="Rotated part of a head. None: the whole head, as in earlier versions.",
+        description="Rotated part of a head. None: the whole head.",
     )
     rms_norm_eps: float = Field(gt=0, le=0.1, description="Term that keeps the norms finite.")
     rope_theta: float = Field(gt=0, le=1e12, description="Base of the rotary position embedding.")
     rope_scaling: RopeScaling | None = Field(
         default=None,
-        description="Scaling of the rotary position embedding for long contexts. None: none, as in earlier versions.",
+        description="Scaling of the rotary position embedding for long contexts. None: no scaling.",
     )
     max_positions: int = Field(gt=0, le=1 << 30, description="Longest sequence in tokens.")
 
@@ -98,11 +98,8 @@ class Lineage(StoredRecord):
     draft_vocab_size: int = Field(gt=0, description="Number of tokens in the drafts' vocabulary.")
     aux_layers: tuple[int, ...] = Field(description="Target layers whose outputs feed the draft (SGLang's numbering).")
     tensors: dict[str, TensorSpec] = Field(description="Every tensor of model.safetensors, by name.")
-    draft_sizes: DraftSizes | None = Field(
-        default=None,
-        validation_alias="draft",
-        serialization_alias="draft",
-        description="Sizes of all drafts of this lineage. None in a lineage that an earlier version of Aurora created.",
+    draft_sizes: DraftSizes = Field(
+        validation_alias="draft", serialization_alias="draft", description="Sizes of all drafts of this lineage."
     )
     initial: InitialHead | None = Field(
         default=None, description="The published head that version 0 is. None: version 0 is made from the target."
@@ -190,10 +187,10 @@ class Channel(StoredRecord):
     active: RecordNumber = Field(description="The version that pods serve.")
     previous: RecordNumber | None = Field(default=None, description="The version to roll back to.")
     active_digest: Sha256 | None = Field(
-        default=None, description="Digest of the active version's weights. None in records of earlier versions."
+        default=None, description="Digest of the active version's weights. None: not known."
     )
     previous_digest: Sha256 | None = Field(
-        default=None, description="Digest of the previous version's weights. None in records of earlier versions."
+        default=None, description="Digest of the previous version's weights. None: not known."
     )
     reason: ChannelReason = Field(description="Why this epoch began.")
     evidence: str | None = Field(default=None, description="Key of the evidence behind a promotion.")

@@ -54,8 +54,7 @@ class AgentRefused(AgentError):
 class Fenced(AgentRefused):
     """The agent has seen a higher epoch than the one sent, or another order is under way (HTTP 409).
 
-    ``epoch`` and ``version`` are those of the last order that the agent accepted. They are None when the agent does not
-    name them, as agents of older versions do.
+    ``epoch`` and ``version`` are those of the last order that the agent accepted. They are None when there was none.
     """
 
     def __init__(

@@ -195,7 +195,7 @@ class Evidence(StoredRecord):
     prompts_sha256: Sha256 = Field(description="Digest of the prompts, equal for runs with equal prompts.")
     verdict: Verdict = Field(description="The gate's conclusion.")
     end: MeasurementEnd | None = Field(
-        default=None, description="Why the measurement ended. None in records of earlier versions."
+        default=None, description="Why the measurement ended. None in evidence that does not count."
     )
     end_message: str = Field(default="", description="Why the measurement ended undecided, in plain words.")
     started: Timestamp = Field(description="When the measurement began.")

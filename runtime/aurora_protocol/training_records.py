@@ -95,8 +95,8 @@ class TrainerStatus(StoredRecord):
     )
     comparisons_without_gain: Count | None = Field(
         default=None,
-        description="Comparisons in a row after which the trainer did not offer its draft, since it started. None in"
-        " records of earlier versions, and of a trainer that does not train.",
+        description="Comparisons in a row after which the trainer did not offer its draft, since it started. None for a"
+        " trainer that does not train.",
     )
     pending_shards: Count = Field(default=0, description="Shards of new traces that wait to be trained.")
     quarantined_shards: tuple[str, ...] = Field(

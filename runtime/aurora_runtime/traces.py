@@ -4,11 +4,8 @@ Invariants:
 - A shard holds whole requests with prompt, answer and every verify round, so that a reader never joins shards.
 - The engine really computed every position with hidden states and every verify node.
 
-Versions: a shard has either ``hidden`` or ``hidden_float8`` and ``hidden_scale``. A reader that does not know the
-latter skips the shard. A shard has ``tag [Q]`` int64 only if a trace in it has a tag, and older readers ignore it. A
-shard without ``source`` is older than the speculation controller. Its server drafted in every round of more than one
-node, so :func:`decode` accepts the shard and fills ``source`` in. A reader that is older than the controller ignores
-``source``, and takes a rejected lookup for one of the draft. An unknown source is refused.
+Optional tensors: a shard has either ``hidden`` or ``hidden_float8`` and ``hidden_scale``. It has ``tag [Q]`` int64 only
+if a trace in it has a tag. A reader ignores tensors that it does not know, and refuses an unknown source.
 
 ``H3`` is the width of the concatenated auxiliary hidden states (3H for EAGLE-3), ``K`` the number of the target's
 most likely tokens kept per node.
@@ -101,11 +98,6 @@ class RequestTrace:
         return is_held_out(self.request)
 
 
-def sources_without_controller(node_count: Tensor) -> Tensor:
-    """The sources of rounds ``[R]`` on a server that has only the draft: the draft wherever there is a proposal."""
-    return torch.where(node_count > 1, ProposalSource.DRAFT, ProposalSource.NONE).to(torch.uint8)
-
-
 _BY_ROUNDS: Final = ("root", "node_count", "accepted", "version", "source")
 _BY_NODES: Final = ("node_token", "node_parent", "node_accepted", "top_ids", "top_logprobs", "uncaptured_mass")
 _CONCATENATED: Final = ("tokens", "hidden", *_BY_ROUNDS, *_BY_NODES)
@@ -193,8 +185,6 @@ def decode(data: bytes) -> Iterator[RequestTrace]:
         tensors = load(data)
     except (SafetensorError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         raise TraceFormatError("not a safetensors file that this reader knows") from error
-    if "node_count" in tensors and tensors["node_count"].dim() == 1:
-        tensors.setdefault("source", sources_without_controller(tensors["node_count"]))
     if _PACKED in tensors and "hidden" not in tensors:
         tensors["hidden"] = _unpacked(tensors.pop(_PACKED), tensors.pop(_PACKED_SCALE, None))
     if missing := {"index", *_CONCATENATED} - tensors.keys():

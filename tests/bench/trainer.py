@@ -32,12 +32,13 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from tests.assets.traces.sources import sources_without_controller
 from tests.bench.bench_command import bench_parser, load_around, load_average
 from tests.bench.markdown import markdown_table, median_and_quartiles
 
 from aurora_runtime.engine.draft_config import DraftConfig
 from aurora_runtime.kernels.kernel_switch import Kernel, runs_fused
-from aurora_runtime.traces import RequestTrace, decode, encode, sources_without_controller
+from aurora_runtime.traces import RequestTrace, decode, encode
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.slot_batches import batch_by_slots
 from aurora_runtime.training.model.draft import DraftModel

@@ -1,4 +1,4 @@
-"""The whole loop on a real cluster while its parts are killed one at a time.
+"""The whole loop on a real cluster while its parts are killed one at a time, and a real Prometheus watches.
 
 The tests check promises 1 to 4 (docs/explanation/promises.md) from outside.
 
@@ -15,8 +15,11 @@ import pytest
 
 from aurora_protocol.evidence_records import VerdictKind
 from tests.demo.progress import learned_draft_serves_everywhere, progress_line
+from tests.e2e.conftest import SCRAPE_SECONDS
 from tests.rig.fault_injection import OPERATOR_SELECTOR, evict_pod, kill_container, kill_operator
 from tests.rig.installation import RESOURCE, SYSTEM_NAMESPACE, Installation
+from tests.rig.prometheus.dashboard_queries import dashboard_queries
+from tests.rig.prometheus.server import Prometheus
 from tests.rig.store_inspection import check_objects, registry
 from tests.traffic.driver import Load, RequestOptions, TrafficDriver
 from tests.traffic.report import Summary
@@ -24,6 +27,10 @@ from tests.traffic.report import Summary
 pytestmark = pytest.mark.timeout(3000)
 NAME = "loop"
 BUDGET_SECONDS = 2400.0
+RATE_INTERVAL = f"{4 * SCRAPE_SECONDS}s"
+"""What Grafana takes for ``$__rate_interval`` at this scrape interval."""
+MAY_BE_EMPTY = {"Losses by reason"}
+"""Panels without data in a run that goes well."""
 
 
 @dataclass
@@ -37,6 +44,9 @@ class Run:
     """The checksums that the pods reported for the initial draft."""
     killed: list[str] = field(default_factory=list)
     """The parts that were killed, in order."""
+    began: float = 0.0
+    ended: float = 0.0
+    """Unix times in seconds."""
 
 
 def _status(resource: dict[str, object]) -> dict[str, object]:
@@ -46,8 +56,8 @@ def _status(resource: dict[str, object]) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def run(aurora: Installation) -> Iterator[Run]:
-    outcome = Run()
+def run(aurora: Installation, scraper: Prometheus) -> Iterator[Run]:
+    outcome = Run(began=time.time())
     aurora.apply(NAME)
     ready = aurora.wait_until(NAME, "both pods serve", lambda cr: cr.get("status", {}).get("readyReplicas") == 2, 600)
     outcome.initial_checksums = {pod["checksum"] for pod in ready["status"]["pods"]}
@@ -62,10 +72,11 @@ def run(aurora: Installation) -> Iterator[Run]:
             _kill_next(aurora, outcome, resource)
             if learned_draft_serves_everywhere(resource) and len(outcome.killed) == 4:
                 break
-        time.sleep(10)
+        time.sleep(2.5 * SCRAPE_SECONDS)  # Prometheus sees the promotion
     finally:
         outcome.traffic = driver.stop()
     outcome.resource = aurora.get(NAME)
+    outcome.ended = time.time()
     yield outcome
     aurora.cluster.kubectl("delete", RESOURCE, NAME, "-n", aurora.namespace, "--timeout=120s")
 
@@ -124,6 +135,17 @@ def test_no_request_failed(run: Run) -> None:
 
 def test_every_object_of_the_store_is_valid(run: Run, aurora: Installation) -> None:
     print(check_objects(aurora, NAME))
+
+
+def test_every_panel_of_the_dashboard_has_data_of_the_run(run: Run, aurora: Installation, scraper: Prometheus) -> None:
+    empty = {
+        query.title
+        for query in dashboard_queries()
+        if not scraper.between(
+            query.filled_in(aurora.namespace, NAME, RATE_INTERVAL), run.began, run.ended, SCRAPE_SECONDS
+        )
+    }
+    assert empty - MAY_BE_EMPTY == set(), scraper.targets()
 
 
 def test_kubectl_get_shows_the_outcome(run: Run, aurora: Installation) -> None:

@@ -142,7 +142,7 @@ def publish_bytes(registry: Registry, folder: Path, version: int, data: bytes, *
     source = folder / f"source-{version}"
     source.mkdir(parents=True)
     (source / "model.safetensors").write_bytes(data)
-    (source / "config.json").write_text(json.dumps(config_json(lineage_config(lineage(), SIZES))))
+    (source / "config.json").write_text(json.dumps(config_json(lineage_config(lineage()))))
     return publish_draft(registry, source, version, lineage=of_lineage)
 
 

@@ -65,8 +65,7 @@ class CaptureSpec(Model):
         default=StateType.BFLOAT16,
         description=(
             "How a trace stores the target's hidden states, which are most of its bytes. `Float8` halves them, with a"
-            " scale for each position. Trainers of earlier versions cannot read such traces. Set `Float8` where traffic"
-            " to the store or the space there is short."
+            " scale for each position. Set `Float8` where traffic to the store or the space there is short."
         ),
     )
     limits: CaptureLimits = Field(default_factory=CaptureLimits)

@@ -169,6 +169,35 @@ class PodStatus(RewrittenModel):
     )
 
 
+class StartStatus(RewrittenModel):
+    """The start in progress of the inference pods: no pod has served clients yet."""
+
+    since: Timestamp = Field(
+        description=(
+            "When the start began: with its first pod or, if the API server refuses pods, with the first refusal. A"
+            " changed pod template restarts the clock. A replacement pod does not."
+        )
+    )
+    deadline: Timestamp = Field(
+        description=(
+            "When the start takes too long. Then the condition Available has the reason StartTimeout, unless a"
+            " container fails."
+        )
+    )
+    template: str = Field(default="", description="Digest of the pod template that is starting.")
+    last_end: str = Field(
+        default="",
+        description=(
+            "The newest pod of this start that was evicted, preempted or deleted, and Kubernetes' reason, for example"
+            " `chat-7d4b9 (Evicted: The node was low on resource: memory)`. Empty until the operator has seen such a"
+            " pod."
+        ),
+    )
+    last_end_created: Timestamp | None = Field(
+        default=None, description="When the pod of `lastEnd` was created. An older pod does not take its place."
+    )
+
+
 class TagErasureStatus(RewrittenModel):
     """The last report about one tag of `training.eraseTags`."""
 
@@ -323,6 +352,13 @@ class SpeculatorStatus(RewrittenModel):
         description=(
             "Versions newer than the active one that are never rolled out: their measurement, live traffic or a"
             " person rejected them."
+        ),
+    )
+    start: StartStatus | None = Field(
+        default=None,
+        description=(
+            "The start of the inference pods, from the first pod (or the first refusal of one) after the creation or a"
+            " scale-up from zero until a pod serves clients. Unset otherwise."
         ),
     )
     pods: list[PodStatus] = Field(

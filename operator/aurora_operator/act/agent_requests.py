@@ -66,11 +66,6 @@ class AgentRequests:
 
 
 def _fencing_epoch(error: AgentError, sent: int) -> int:
-    """The higher epoch than ``sent`` that the agent has seen; 0 when the agent refused for another reason, or failed.
-
-    An agent of an older version does not name its epoch. At least the next one is needed then.
-    """
-    if not isinstance(error, Fenced):
-        return 0
-    seen = sent + 1 if error.epoch is None else error.epoch
+    """The higher epoch than ``sent`` that the agent has seen. 0: the call failed for another reason."""
+    seen = (error.epoch or 0) if isinstance(error, Fenced) else 0
     return seen if seen > sent else 0

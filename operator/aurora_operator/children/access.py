@@ -33,8 +33,8 @@ def service_accounts(owner: Owner, spec: SpeculatorSpec) -> list[Object]:
 def new_keys(owner: Owner) -> Object:
     """A Secret with newly generated random keys; every call returns other keys.
 
-    The admin key is that of pods of an earlier version of the operator. The init containers of this version derive the
-    key of the draws over the traffic from it.
+    The init container of each pod derives the traffic secret from the Secret's admin key, and makes an admin key of its
+    own for the pod's engine.
     """
     data = {ADMIN_KEY: secrets.token_urlsafe(32), AGENT_TOKEN: secrets.token_urlsafe(32)}
     return child(owner, "v1", "Secret", keys_name(owner), type="Opaque", stringData=data)

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from aurora_operator.children.applied_template import read_applied_template
 from aurora_operator.children.metadata import ATTEMPT_LABEL, VERSION_LABEL
 from aurora_operator.children.queue_label import QUEUE_LABEL, guarded_labels
 from aurora_operator.kubernetes_api import Object
+from aurora_operator.observe.container_states import crash_text, waiting_reason, waits_abnormally
+from aurora_operator.observe.container_states import failure as container_failure
 from aurora_operator.observe.observed import ContainerFailure, DeployedTemplate, JobView, PodView, WorkloadView
-from aurora_store.errors import bounded_text
 
 JOB_LABEL = "batch.kubernetes.io/job-name"
 TEMPLATE_HASH_LABEL = "pod-template-hash"
 BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
 """Reason of a Job that failed because its pod did."""
 NEVER_STARTED = "its Job was suspended before its pod could start"
-_NORMAL_WAITING_REASONS = frozenset({"PodInitializing", "ContainerCreating"})
 SAME_START_TOLERANCE = timedelta(seconds=30)
 """Containers that start within this time started together.
 
 A node that comes back starts a pod's containers within this time. An engine that crashes alone takes longer than this
 to load its model before it can crash.
 """
-FAILING_RESTARTS = 3
-"""After this many restarts, a container counts as failing until it has started, even while it loads."""
-_NEVER_RAN = ("StartError", "ContainerCannotRun")
-"""Reasons of a container whose program the runtime could not run, so that there is no log."""
 MAX_SCHEDULER_MESSAGE_CHARACTERS = 300
 """Length of a scheduler's message that the status repeats. The message may name each kind of node."""
-MAX_TERMINATION_MESSAGE_CHARACTERS = 1000
-"""Length of a trainer's termination message that the status repeats."""
+_NOT_RUNNING = datetime.max.replace(tzinfo=UTC)
+"""Sorts a container that does not run after all others."""
 
 
 def pod_view(pod: Object, explained: str = "") -> PodView:
@@ -44,8 +40,8 @@ def pod_view(pod: Object, explained: str = "") -> PodView:
     """
     status = pod.get("status", {})
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-    held_up: Object = next((c for c in containers if _waits_abnormally(c)), {})
-    waiting, scheduling = _waiting(held_up), _condition(pod, "PodScheduled")
+    held_up: Object = next((c for c in containers if waits_abnormally(c)), {})
+    waiting, scheduling = waiting_reason(held_up), condition(pod, "PodScheduled")
     if not waiting and scheduling.get("status") == "False":
         waiting = scheduling.get("reason", "")
     unscheduled = scheduling.get("message", "") if scheduling.get("status") == "False" else ""
@@ -53,15 +49,15 @@ def pod_view(pod: Object, explained: str = "") -> PodView:
         name=pod["metadata"]["name"],
         uid=pod["metadata"]["uid"],
         ip=status.get("podIP", ""),
-        ready=_condition(pod, "Ready").get("status") == "True",
+        ready=condition(pod, "Ready").get("status") == "True",
         terminating="deletionTimestamp" in pod["metadata"] or has_ended(pod),
         scheduled=scheduling.get("status") == "True",
         waiting=waiting,
-        crash=_crash(held_up, explained),
+        crash=crash_text(held_up, explained),
         scheduler_message=unscheduled[:MAX_SCHEDULER_MESSAGE_CHARACTERS],
         scheduling_gates=tuple(gate["name"] for gate in pod.get("spec", {}).get("schedulingGates") or ()),
         started_together=_started_together(status.get("containerStatuses") or ()),
-        failure=next(filter(None, map(_failure, containers)), None),
+        failure=_failure(pod),
         created=_time(pod["metadata"].get("creationTimestamp")),
         template_hash=(pod["metadata"].get("labels") or {}).get(TEMPLATE_HASH_LABEL, ""),
     )
@@ -75,7 +71,7 @@ def workload_view(workload: Object | None) -> WorkloadView | None:
     seen = status.get("observedGeneration", 0) >= workload["metadata"]["generation"]
     # The number of pods does not matter here: a scale-up that waits for room leaves the template current.
     updated = status.get("updatedReplicas", 0) >= status.get("replicas", 0)
-    failure = _condition(workload, "ReplicaFailure")
+    failure = condition(workload, "ReplicaFailure")
     refused = failure.get("status") == "True"
     return WorkloadView(
         current=seen and updated,
@@ -94,7 +90,7 @@ def deployed_template(deployment: Object | None) -> DeployedTemplate | None:
     status, wanted = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
     seen = status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
     counts = [status.get(count, 0) for count in ("replicas", "updatedReplicas", "readyReplicas")]
-    progress = _condition(deployment, "Progressing")
+    progress = condition(deployment, "Progressing")
     return DeployedTemplate(
         template=deployment["spec"].get("template", {}),
         applied=read_applied_template(deployment),
@@ -123,14 +119,14 @@ def job_view(job: Object, pods: Iterable[Object] = ()) -> JobView:
     """
     name = job["metadata"]["name"]
     labels = job["metadata"].get("labels", {})
-    failure = _condition(job, "Failed")
+    failure = condition(job, "Failed")
     failed = failure.get("status") == "True"
     message = f"the Job failed: {failure.get('reason', '')}: {failure.get('message', '')}" if failed else ""
     own_pods = _pods_of(job, pods)
     last_words = next((text for pod in own_pods for text in _termination_messages(pod)), "") if failed else ""
     suspend = job.get("spec", {}).get("suspend") is True
     never_started = suspend and not last_words and failure.get("reason") == BACKOFF_LIMIT_EXCEEDED
-    succeeded = _condition(job, "Complete").get("status") == "True"
+    succeeded = condition(job, "Complete").get("status") == "True"
     return JobView(
         name=name,
         version=_number(labels.get(VERSION_LABEL, "")),
@@ -168,7 +164,8 @@ def _number(text: str) -> int:
     return int(text) if text.isdecimal() else -1
 
 
-def _condition(obj: Object, kind: str) -> dict[str, Any]:
+def condition(obj: Object, kind: str) -> dict[str, Any]:
+    """The condition of type ``kind``; empty without one."""
     conditions = obj.get("status", {}).get("conditions") or ()
     return next((c for c in conditions if c["type"] == kind), {})
 
@@ -183,63 +180,26 @@ def _started_together(containers: Iterable[Object]) -> bool:
     return bool(times) and len(times) == len(started) and max(times) - min(times) < SAME_START_TOLERANCE
 
 
-def _waiting(container: Object) -> str:
-    """Kubernetes' reason why a container waits; empty for one that does not."""
-    reason: str = container.get("state", {}).get("waiting", {}).get("reason", "")
-    return reason
-
-
-def _waits_abnormally(container: Object) -> bool:
-    return _waiting(container) not in {"", *_NORMAL_WAITING_REASONS}
-
-
-def _crash(container: Object, explained: str) -> str:
-    """How a container ended that now waits for its restart, else empty. Only ``explained`` adds its own text."""
-    ended = _last_end(container)
-    if not ended or not container.get("state", {}).get("waiting"):
-        return ""
-    message = ended.get("message", "").strip().partition("\n")[0] if container["name"] == explained else ""
-    why = f": {bounded_text(message, MAX_TERMINATION_MESSAGE_CHARACTERS)}" if message else ""
-    return f"{container['name']} ended with {_ending(ended)}{why}"
-
-
-def _failure(container: Object) -> ContainerFailure | None:
-    """Why a container cannot start, or ends again and again; None when nothing is known to be wrong.
-
-    The exit code of an earlier run does not matter: an engine that its startup probe ends may exit with 0.
-    """
-    ended, held_up = _last_end(container), _waits_abnormally(container)
-    done = container.get("state", {}).get("terminated", {}).get("exitCode") == 0  # an init container, after all
-    restarts = bool(ended) and container.get("restartCount", 0) >= FAILING_RESTARTS
-    if not held_up and (done or container.get("started") or not restarts):
-        return None
-    return ContainerFailure(
-        container["name"],
-        waiting=_waiting(container) if held_up else "",
-        ending=_ending(ended) if ended else "",
-        ran=ended.get("reason", "") not in _NEVER_RAN,
-    )
-
-
-def _last_end(container: Object) -> Object:
-    """How the container ended before it was started again; empty for one that never ended."""
-    ended: Object = container.get("lastState", {}).get("terminated") or {}
-    return ended
-
-
-def _ending(ended: Object) -> str:
-    """``exit code 137, OOMKilled``."""
-    reason = ended.get("reason", "")
-    cause = "" if reason in ("", "Completed", "Error") else f", {reason}"
-    return f"exit code {ended.get('exitCode', 'unknown')}{cause}"
-
-
 def _waiting_reason(pod: Object) -> str:
     """Why a pod does not start, with the scheduler's message if it has one; empty when nothing is wrong."""
     view = pod_view(pod)
     if not view.waiting or view.terminating:
         return ""
     return f"{view.waiting}: {view.scheduler_message}" if view.scheduler_message else view.trouble
+
+
+def _failure(pod: Object) -> ContainerFailure | None:
+    """The failing container of a pod: the first one that does not run, else the one that was started last.
+
+    A pod that Kubernetes takes away ends its containers without a fault of theirs.
+    """
+    if condition(pod, "DisruptionTarget").get("status") == "True":
+        return None
+    status = pod.get("status", {})
+    initial = (container_failure(c, initial=True) for c in status.get("initContainerStatuses") or ())
+    others = map(container_failure, status.get("containerStatuses") or ())
+    failing = [found for found in (*initial, *others) if found is not None]
+    return max(failing, key=lambda found: found.running_since or _NOT_RUNNING, default=None)
 
 
 def _termination_messages(pod: Object) -> Iterable[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import SpeculatorStatus
@@ -36,11 +36,13 @@ class UserRequests:
 
 CRASH_LOOP = "CrashLoopBackOff"
 """Kubernetes' reason why a container waits that ended again and again."""
+RECOVERED_AFTER = timedelta(minutes=10)
+"""A container that has run for this time has recovered from its crash. Kubernetes then forgets its backoff, too."""
 
 
 @dataclass(frozen=True)
 class ContainerFailure:
-    """A container that cannot start, or that ends again and again. It holds no text that the container wrote."""
+    """A container that cannot start, or that ended and is restarted. It holds no text that the container wrote."""
 
     container: str
     waiting: str = ""
@@ -49,11 +51,20 @@ class ContainerFailure:
     """How the container ended last, such as ``exit code 137, OOMKilled``; empty for one that was never started."""
     ran: bool = True
     """Whether the container's program ran when the container was started last. Otherwise it left no log."""
+    running_since: datetime | None = None
+    """When the container was started again. None while it does not run, or its startup probe has not passed."""
 
     @property
     def ended(self) -> bool:
-        """Whether the container runs, and ends. Otherwise it cannot start."""
+        """Whether the container's program ran, and ended. Otherwise the container cannot start."""
         return self.ran and self.waiting in ("", CRASH_LOOP)
+
+    def is_over(self, now: datetime) -> bool:
+        """Whether the container has run for so long that its crash tells nothing more.
+
+        A container without a startup probe has started as soon as it runs, and most crashes follow soon after.
+        """
+        return self.running_since is not None and now - self.running_since >= RECOVERED_AFTER
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ class PodView:
     started_together: bool = False
     """Whether all containers started together. If so, the previous engine did not crash alone: its agent ended too."""
     failure: ContainerFailure | None = None
-    """The first container that fails; None while every container runs or is on its way."""
+    """The container that fails; None while every container runs or is on its way."""
     created: datetime | None = None
     template_hash: str = ""
     """Kubernetes' hash of the Deployment's template that the pod was made from."""
@@ -97,6 +108,16 @@ class PodView:
     def measurement(self) -> MeasurementStatus | None:
         """The measurement that the pod is withdrawn for, if any."""
         return self.agent.measurement if self.agent else None
+
+
+@dataclass(frozen=True)
+class ReplacedPod:
+    """An inference pod that ended, or is being deleted, while another pod has taken its place."""
+
+    name: str
+    created: datetime
+    cause: str
+    """Kubernetes' reason, such as ``Evicted: The node was low on resource: memory``. No text of a container."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +147,7 @@ class DeployedTemplate:
     template: Object
     """As the API server stores it, with defaults."""
     applied: AppliedTemplate | None
-    """As the operator applied it; None when an older operator applied it."""
+    """As the operator applied it; None when the Deployment does not keep it in a form that can be read."""
     whole: bool
     """The controller has seen the template, and every wanted pod has it and is ready."""
     failure: str = ""
@@ -284,6 +305,8 @@ class Observed:
     status: SpeculatorStatus
     pods: tuple[PodView, ...] = ()
     jobs: tuple[JobView, ...] = ()
+    replaced_pod: ReplacedPod | None = None
+    """The newest pod that a pod of the same template has replaced."""
     deployment: WorkloadView | None = None
     deployed: DeployedTemplate | None = None
     """None while the inference Deployment does not exist."""

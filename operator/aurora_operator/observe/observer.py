@@ -35,8 +35,9 @@ from aurora_operator.observe import kubernetes_views
 from aurora_operator.observe.agent_states import AgentStates
 from aurora_operator.observe.annotations import user_requests
 from aurora_operator.observe.cluster_cache import ClusterCache
-from aurora_operator.observe.observed import JobView, Observed, PodView, WorkloadView
+from aurora_operator.observe.observed import JobView, Observed, PodView, ReplacedPod, WorkloadView
 from aurora_operator.observe.recent_counters import CounterHistory
+from aurora_operator.observe.replaced_pod import replaced_pod
 from aurora_operator.observe.secret_values import SecretReader, secret_value
 from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.observe.store.store_access import StoreAccess
@@ -55,6 +56,7 @@ class _Children:
     packed: PackedObjects
     """Only children that this speculator owns, and pods."""
     pods: Sequence[PodView]
+    replaced_pod: ReplacedPod | None
     jobs: tuple[JobView, ...]
     trainer: WorkloadView | None
 
@@ -114,6 +116,7 @@ class Observer:
             spec=spec,
             status=status,
             pods=pods,
+            replaced_pod=children.replaced_pod,
             jobs=children.jobs,
             deployment=kubernetes_views.workload_view(deployment),
             deployed=kubernetes_views.deployed_template(deployment),
@@ -151,8 +154,13 @@ class Observer:
         jobs = [obj for obj in live.values() if obj["kind"] == "Job"]
         late = await self._pods_of_finished_jobs(owner, jobs, pods)
         pods = [*{pod["metadata"]["name"]: pod for pod in (*pods, *late)}.values()]
+        inference = [pod for pod in pods if component_of(pod) == INFERENCE]
         return _Children(
-            packed.restricted(live.keys()), _inference_pods(pods), _jobs(jobs, pods), _trainer(owner, live)
+            packed.restricted(live.keys()),
+            _inference_pods(inference),
+            replaced_pod(inference),
+            _jobs(jobs, pods),
+            _trainer(owner, live),
         )
 
     async def _pods_of_finished_jobs(
@@ -197,7 +205,7 @@ def _inference_pods(pods: Iterable[Object]) -> list[PodView]:
 
     The kubelet leaves a pod that it evicted or refused behind, and the Deployment has replaced that pod.
     """
-    objects = [pod for pod in pods if component_of(pod) == INFERENCE and not kubernetes_views.has_ended(pod)]
+    objects = [pod for pod in pods if not kubernetes_views.has_ended(pod)]
     return sorted(map(kubernetes_views.pod_view, objects), key=lambda view: view.name)
 
 

@@ -15,8 +15,8 @@ from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, Condition
 from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus
 from aurora_operator.plan.actions import CONDITION_PERIOD, EventNote
 from aurora_operator.plan.candidate.validation import ValidationDecision
-from aurora_operator.plan.conditions.availability import is_starting
 from aurora_operator.plan.conditions.condition_builder import NEEDS_MANUAL_ACTION
+from aurora_operator.plan.conditions.start import is_starting
 from aurora_operator.plan.rollout.steps import Step
 from aurora_operator.plan.root_ownership import TAKING_OVER
 from aurora_operator.plan.tag_erasure import erasure_notes

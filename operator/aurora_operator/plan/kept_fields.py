@@ -25,6 +25,7 @@ def with_kept_fields(new: SpeculatorStatus, old: SpeculatorStatus) -> Speculator
         "previous": _kept(new.previous, old.previous, "version"),
         "candidate": _kept(new.candidate, old.candidate, "version"),
         "rollout": _kept(new.rollout, old.rollout, "version"),
+        "start": _kept(new.start, old.start, "since"),
         "training": with_unknown_fields(new.training, old.training),
         "pods": _kept_in_list(new.pods, old.pods, "name"),
         "conditions": [*_kept_in_list(new.conditions, old.conditions, "type"), *_foreign(old.conditions)],

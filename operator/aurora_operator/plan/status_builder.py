@@ -29,6 +29,7 @@ from aurora_operator.children.metadata import INFERENCE, selector_text
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import Observed, PodView, StoreView
 from aurora_operator.plan.conditions.condition_builder import conditions
+from aurora_operator.plan.conditions.start import start_of
 from aurora_operator.plan.formatting import accept_text, ratio_text, source_text, speedup_text
 from aurora_operator.plan.kept_fields import with_kept_fields
 from aurora_operator.plan.rest import trainer_replicas
@@ -197,6 +198,7 @@ def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges,
         traces=sum(view.agent.capture.answer_tokens for view in observed.pods if view.agent),
         rejected=sorted(changes.rejected),
         pods=_pod_statuses(observed, pods, accept_lengths),
+        start=start_of(observed, now),
         history=[*old.history, *changes.history][-MAX_HISTORY:],
         operator=old.operator,
         operator_state=changes.operator_state,

@@ -66,7 +66,7 @@ class DraftConfig:
 def config_json(config: DraftConfig) -> dict[str, Any]:
     """The content of ``config.json``. The rope is written under transformers' old and new field names.
 
-    A field that only some drafts have is absent elsewhere, so that drafts of earlier versions keep their config.
+    A field that only some drafts have is absent elsewhere.
     """
     share = config.rotary_dim / config.head_dim
     rotation = {} if share == 1 else {"partial_rotary_factor": share}
@@ -146,8 +146,9 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def lineage_config(lineage: Lineage, sizes: DraftSizes) -> DraftConfig:
+def lineage_config(lineage: Lineage) -> DraftConfig:
     """The configuration of all drafts of ``lineage``."""
+    sizes = lineage.draft_sizes
     return DraftConfig(
         hidden_size=lineage.target.hidden_size,
         vocab_size=lineage.target.vocab_size,
@@ -162,8 +163,7 @@ def lineage_config(lineage: Lineage, sizes: DraftSizes) -> DraftConfig:
 def check_draft_config(path: Path, lineage: Lineage) -> None:
     """Raise :class:`DraftRefused` unless ``path`` is the configuration of a draft of ``lineage``, field by field."""
     actual = read_config(path)
-    sizes = lineage.draft_sizes or _sizes_that_fit(actual, lineage)
-    expected = config_json(lineage_config(lineage, sizes))
+    expected = config_json(lineage_config(lineage))
     different = sorted(name for name in expected.keys() | actual.keys() if not _is_same(name, expected, actual))
     if different:
         names = ", ".join(name[:64] for name in different[:MAX_FIELDS_NAMED])
@@ -175,25 +175,3 @@ def _is_same(name: str, expected: dict[str, Any], actual: dict[str, Any]) -> boo
     if name not in expected or name not in actual:
         return False
     return json.dumps(expected[name], sort_keys=True) == json.dumps(actual[name], sort_keys=True)
-
-
-def _sizes_that_fit(config: dict[str, Any], lineage: Lineage) -> DraftSizes:
-    """The sizes that ``config`` names, for a lineage that is older than its field ``draft_sizes``.
-
-    Raises :class:`DraftRefused` unless the lineage's tensors have these sizes.
-    """
-    try:
-        sizes = config_from_json(config).sizes
-        rows = {name: spec.shape[0] for name, spec in lineage.tensors.items() if spec.shape}
-        fits = (
-            rows["midlayer.self_attn.q_proj.weight"] == sizes.heads * sizes.head_dim
-            and rows["midlayer.self_attn.k_proj.weight"] == sizes.kv_heads * sizes.head_dim
-            and rows["midlayer.mlp.gate_proj.weight"] == sizes.intermediate_size
-            and sizes.heads % sizes.kv_heads == 0
-            and sizes.rope_scaling is None
-        )
-    except (KeyError, ValidationError) as error:
-        raise DraftRefused(f"{CONFIG_FILE} has impossible sizes, or the lineage lacks tensors") from error
-    if not fits:
-        raise DraftRefused(f"{CONFIG_FILE} has other sizes than the tensors of lineage {lineage.number}")
-    return sizes

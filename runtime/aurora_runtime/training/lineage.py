@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,7 @@ from aurora_protocol.draft_records import (
     Registration,
 )
 from aurora_protocol.errors import InvalidRecord
-from aurora_runtime.engine.draft_config import DraftConfig, lineage_config
+from aurora_runtime.engine.draft_config import lineage_config
 from aurora_runtime.engine.draft_file_check import check_draft, max_weights_bytes
 from aurora_runtime.errors import CheckpointFormatError, DraftRefused, HeadRefused
 from aurora_runtime.training.heads.published_head import read_head
@@ -202,15 +202,8 @@ def fetch_draft(registry: Registry, number: int, target: TargetModel) -> tuple[D
         limit = max_weights_bytes(lineage)
         registry.fetch_checkpoint(registry.registration(number), Path(scratch), max_weights_bytes=limit)
         check_draft(Path(scratch), lineage)
-        draft, ids = checkpoint.load(Path(scratch), target.embedding, _expected_config(lineage, target))
+        draft, ids = checkpoint.load(Path(scratch), target.embedding, lineage_config(lineage))
     return draft, VocabularyMap.of(ids, target.identity.vocab_size)
-
-
-def _expected_config(lineage: Lineage, target: TargetModel) -> DraftConfig:
-    """The config of the lineage's drafts. Earlier versions of Aurora recorded no sizes, and scaled no rope."""
-    if lineage.draft_sizes is None:
-        return replace(initial_draft.draft_config(target, target.identity.vocab_size), rope_scaling=None)
-    return lineage_config(lineage, lineage.draft_sizes)
 
 
 def newest_draft(registry: Registry, target: TargetModel) -> tuple[Registration, tuple[DraftModel, VocabularyMap]]:

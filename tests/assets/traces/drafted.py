@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from aurora_api.v1alpha1.draft import DraftSpec
-from aurora_runtime.traces import RequestTrace, sources_without_controller
+from aurora_runtime.traces import RequestTrace
 from tests.assets.model import causal_model
 from tests.assets.traces.proposals import Tree, propose
 from tests.assets.traces.recorded import (
@@ -32,6 +32,7 @@ from tests.assets.traces.recorded import (
     json_messages,
     recorded,
 )
+from tests.assets.traces.sources import sources_without_controller
 from tests.assets.trained_draft import train_draft, untrained_draft
 from tests.traffic.prompts import Domain
 

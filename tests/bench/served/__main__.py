@@ -48,7 +48,7 @@ from tests.bench.served.round_log_plugin import log_file
 from tests.bench.served.round_shapes import SHAPE_METAVAR, describe_shape, parse_shape, unroll_steps
 from tests.bench.served.speed_report import Outcome, as_json, count_failures, section
 
-from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
 from aurora_api.v1alpha1.target import DType
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.rounds.answer_equality import near_tie_bound
@@ -72,7 +72,8 @@ def run_domain(domain: str, options: argparse.Namespace, folder: Path, code: str
     )
     lineup = lineup_of(training.checkpoints, options.ngram, options.shapes)
     if options.controller is not None:
-        lineup = with_controller(lineup, training.checkpoints, spec, folder, options.controller or CONTROLLED)
+        pods = options.controller or CONTROLLED
+        lineup = with_controller(lineup, training.checkpoints, spec, folder, pods, options.lookup)
     plan = MeasurementPlan(
         lineup.arms, tuple(options.concurrency), options.rounds, options.per_worker, near_tie_bound(DType.BFLOAT16)
     )
@@ -130,6 +131,15 @@ def _options() -> argparse.Namespace:
         choices=CONTROLLED,
         help="measure pods with the speculation controller too; without a name, one that is fresh and one with each "
         "draft",
+    )
+    parser.add_argument(
+        "--lookup",
+        nargs="+",
+        type=LookupScope,
+        choices=[LookupScope.REQUEST, LookupScope.SPECULATOR],
+        default=[LookupScope.SPECULATOR],
+        help="with --controller: where its lookup may look, in the request or in all of the speculator's "
+        "(default: Speculator, as NGRAM does; the default of a pod is Request)",
     )
     parser.add_argument(
         "--vocabulary", type=int, default=DraftSpec().vocab_size, help="entries of the drafts' vocabulary map"

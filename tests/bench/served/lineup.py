@@ -7,6 +7,7 @@ requests before.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -101,20 +102,26 @@ def with_controller(
     spec: DraftSpec,
     folder: Path,
     pods: Collection[str] = CONTROLLED,
+    scopes: Sequence[LookupScope] = (LookupScope.SPECULATOR,),
 ) -> Lineup:
     """``lineup`` and the controller with each draft, and with the untrained draft in a pod that is fresh.
 
     Args:
         folder: for what the servers write beside their logs.
         pods: which of :data:`CONTROLLED` to measure.
+        scopes: where the controller's lookup may look. Each pod is measured with each of them. The fresh pod has the
+            first.
     """
-    adaptive = spec.model_copy(update={"shape": Shape.ADAPTIVE, "lookup": LookupScope.SPECULATOR})
     untrained, *trained = checkpoints
-    drafts = [("controller, fresh pod", untrained.draft)] if FRESH in pods else []
+    drafts = [("controller, fresh pod", untrained.draft, scopes[0])] if FRESH in pods else []
     named = ([untrained] if UNTRAINED in pods else []) + (trained if TRAINED in pods else [])
-    drafts += [(f"controller, {one.name}", one.draft) for one in named]
+    drafts += [
+        (f"controller, {one.name}{_scope_suffix(scope, scopes)}", one.draft, scope)
+        for one, scope in itertools.product(named, scopes)
+    ]
     added, servers = list[Arm](), dict[str, Eagle3 | Ngram | None]()
-    for number, (name, draft) in enumerate(drafts):
+    for number, (name, draft, scope) in enumerate(drafts):
+        adaptive = spec.model_copy(update={"shape": Shape.ADAPTIVE, "lookup": scope})
         added.append(Arm(name, f"controlled-{number}", draft))
         state = folder / added[-1].server
         state.mkdir()
@@ -128,6 +135,11 @@ def with_controller(
         controlled=tuple(arm.name for arm in added),
         fresh=added[0].server if FRESH in pods else "",
     )
+
+
+def _scope_suffix(scope: LookupScope, scopes: Sequence[LookupScope]) -> str:
+    """What tells the arms of one draft apart when there are several scopes."""
+    return f", lookup {scope}" if len(scopes) > 1 else ""
 
 
 def chat_texts(tokenizer: Any, messages: Sequence[str]) -> list[str]:

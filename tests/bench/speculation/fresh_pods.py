@@ -1,8 +1,9 @@
 """How many fresh pods are slower than off over 200 rounds, on traffic that nothing can guess?
 
 Plays simulated pods from their first request on, in the scenes that come nearest to the bound of 0.98 of off: prose at
-concurrency 1, 4 and 16, with the costs of a CPU and of a GPU, and docstrings with an untrained draft at concurrency 16
-on a CPU. Each scene has one pod per seed. By default no test and no other bench uses these seeds.
+concurrency 1, 4 and 16, and with an untrained draft at concurrency 1, with the costs of a CPU and of a GPU, and
+docstrings with an untrained draft at concurrency 16 on a CPU. Each scene has one pod per seed. By default no test and
+no other bench uses these seeds.
 
 Prints, per scene, the speed of the whole run over off (mean over pods), the lowest speed in any 200 rounds, and how
 many pods and how many windows of 200 rounds are below the bound. A window begins at every round. Then prints each pod
@@ -19,10 +20,16 @@ from typing import Final
 
 from tests.bench.bench_command import bench_parser, commit, load_around, load_average, provenance
 from tests.bench.markdown import markdown_row, markdown_table
-from tests.bench.speculation.cost_tables import CostTable, cpu_milliseconds, gpu_milliseconds
-from tests.bench.speculation.generated_rounds import DOCSTRINGS, PROSE, UNTRAINED, TrafficKind, generate
-from tests.bench.speculation.regret import WINDOW_ROUNDS, new_controller, new_noise
-from tests.bench.speculation.simulator import PlayedRound, against_off, play, windows_against_off
+from tests.bench.speculation.fresh_scenes import (
+    MACHINES,
+    FreshScene,
+    add_options,
+    chosen_scenes,
+    chosen_seeds,
+)
+from tests.bench.speculation.generated_rounds import DOCSTRINGS, PROSE, UNTRAINED
+from tests.bench.speculation.regret import WINDOW_ROUNDS
+from tests.bench.speculation.simulator import PlayedRound, against_off, windows_against_off
 
 BOUND: Final = 0.98
 """Least speed over off in any window."""
@@ -32,25 +39,14 @@ PODS: Final = 60
 HEAD: Final = ("scene", "pods", "whole run / off", "lowest window / off", "pods below", "windows below")
 
 
-@dataclass(frozen=True)
-class Scene:
-    """The traffic, the load and the machine of fresh pods."""
-
-    name: str
-    kind: TrafficKind
-    concurrency: int
-    costs: CostTable
-
-    def play(self, seed: int) -> list[PlayedRound]:
-        """The rounds of a fresh pod. Equal seeds give equal rounds."""
-        traffic = generate(self.kind, REQUESTS_PER_PLACE * self.concurrency, seed)
-        return list(play(new_controller(seed), traffic, self.concurrency, self.costs, new_noise(seed)))
-
-
-MACHINES: Final = {"CPU": cpu_milliseconds, "GPU": gpu_milliseconds}
-SCENES: Final = (
-    *(Scene(f"prose, {c}, {m}", PROSE, c, MACHINES[m]) for m, c in itertools.product(MACHINES, (1, 4, 16))),
-    Scene("docstrings, untrained draft, 16, CPU", DOCSTRINGS.with_draft(UNTRAINED), 16, cpu_milliseconds),
+_UNTRAINED: Final = PROSE.with_draft(UNTRAINED)
+SCENES: Final = tuple(
+    FreshScene(f"{name}, {concurrency}, {machine}", kind, concurrency, MACHINES[machine], REQUESTS_PER_PLACE)
+    for name, kind, concurrency, machine in (
+        *(("prose", PROSE, c, m) for m, c in itertools.product(MACHINES, (1, 4, 16))),
+        *(("prose, untrained draft", _UNTRAINED, 1, m) for m in MACHINES),
+        ("docstrings, untrained draft", DOCSTRINGS.with_draft(UNTRAINED), 16, "CPU"),
+    )
 )
 
 
@@ -95,15 +91,13 @@ def cells(name: str, pods: Sequence[FreshPod]) -> list[object]:
 
 def main() -> None:
     parser = bench_parser("tests.bench.speculation.fresh_pods", __doc__)
-    parser.add_argument("--pods", type=int, default=PODS, help="pods in each scene, one per seed")
-    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="seed of each scene's first pod")
+    add_options(parser, PODS, FIRST_SEED)
     options = parser.parse_args()
     load_before, code, every = load_average(), commit(), list[FreshPod]()
     slow = []
     print(markdown_table(HEAD, []))
-    for scene in SCENES:
-        seeds = range(options.first_seed, options.first_seed + options.pods)
-        pods = [FreshPod.of(seed, scene.play(seed)) for seed in seeds]
+    for scene in chosen_scenes(options, SCENES):
+        pods = [FreshPod.of(seed, list(scene.play(seed))) for seed in chosen_seeds(options)]
         every += pods
         slow += [f"- {scene.name}, seed {pod.seed}: {pod.lowest:.4f}" for pod in pods if pod.windows_below]
         print(markdown_row(cells(scene.name, pods)), flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -44,12 +45,20 @@ class BestFixedArm:
     """The speed over off's."""
 
 
-def best_fixed_arm(traffic: Sequence[RecordedRequest], concurrency: int, costs: CostTable) -> BestFixedArm:
+def best_fixed_arm(
+    traffic: Sequence[RecordedRequest], concurrency: int, costs: CostTable, rounds: int | None = None
+) -> BestFixedArm:
     """The best of off, lookup with a fixed width, and the draft with a fixed number of steps.
 
     The best is chosen afterwards on the same requests, so it is a little better than anyone could have known.
+
+    Args:
+        rounds: each arm plays so many rounds. None: all.
     """
-    played = {arm: list(play(FixedArms([arm.name]), traffic, concurrency, costs, new_noise())) for arm in ARMS}
+    played = {
+        arm: list(itertools.islice(play(FixedArms([arm.name]), traffic, concurrency, costs, new_noise()), rounds))
+        for arm in ARMS
+    }
     best = max(played, key=lambda arm: speed(played[arm]))
     return BestFixedArm(best, speed(played[best]), against_off(played[best]))
 

@@ -14,8 +14,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from aurora_protocol.draft_records import CheckpointManifest, FileRef, Lineage, Registration, TargetIdentity
+from aurora_protocol.draft_records import (
+    CONFIG_FILE,
+    CheckpointManifest,
+    FileRef,
+    Lineage,
+    Registration,
+    TargetIdentity,
+)
 from aurora_protocol.training_records import ShardManifest
+from aurora_runtime.engine.draft_config import config_from_json, read_config
 from aurora_runtime.engine.draft_file_check import WEIGHTS, read_header
 from aurora_runtime.held_out_split import is_held_out, prompt_hash
 from aurora_runtime.traces import RequestTrace, encode
@@ -110,6 +118,7 @@ def put_lineage(registry: Registry, draft: Path) -> None:
             draft_vocab_size=tensors["d2t"].shape[0],
             aux_layers=aux_layers(30),
             tensors={name: entry.spec for name, entry in entries.items()},
+            draft_sizes=config_from_json(read_config(draft / CONFIG_FILE)).sizes,
             created=datetime.now(UTC),
         )
     )

@@ -123,7 +123,7 @@ def images(live: Object) -> set[str]:
 def test_a_deployment_keeps_its_pods_until_its_turn(
     server: ApiServer, api: HttpKubernetesApi, keeps_template: bool
 ) -> None:
-    """Without the annotation, as after an upgrade from a version that kept none, the stored template is taken."""
+    """Without an annotation that can be read, the stored template is taken."""
     install(server, crd())
     name = "kept" if keeps_template else "found"
     owner = parse(create(api, name))[0]

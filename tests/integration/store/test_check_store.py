@@ -14,6 +14,7 @@ from tests.assets.s3 import S3
 from tests.assets.trainer_output import put_trainer_state
 from tests.check_store import StoreCheck, check_store, object_ages
 from tests.integration.engine.validation_store import ZERO_DIGEST, put_traces, put_version, trace_of
+from tests.unit.fakes import SIZES
 from tests.unit.operator.worlds import evidence
 
 NONE = timedelta(0)
@@ -35,6 +36,7 @@ def registry(s3: S3, tmp_path: Path, request: pytest.FixtureRequest) -> Registry
             draft_vocab_size=8,
             aux_layers=(1, 2, 3),
             tensors={"fc.weight": TensorSpec(shape=(8, 24), dtype="BF16")},
+            draft_sizes=SIZES,
             created=now,
         )
     )

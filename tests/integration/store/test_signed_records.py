@@ -197,16 +197,15 @@ async def test_the_record_of_the_moment_in_which_the_keys_are_made_is_trusted_on
     assert (await later.look(60)).reason == "InvalidRecord", "nor another record with the number of the trusted one"
 
 
-async def test_digests_that_an_operator_of_an_earlier_version_copied_are_not_believed(s3: S3, owner: Owner) -> None:
-    """After a rollback the former operator writes what it does not know from its former record to the next one."""
+async def test_the_digests_of_an_unsigned_record_are_not_believed(s3: S3, owner: Owner) -> None:
     speculator = Speculator(s3, owner)
     registry = unsigned(speculator.registry(s3))
     registry.objects.ensure_bucket()
     registry.create_lineage(lineage())
     registry.register(registration(0))
     registry.register(registration(1))
-    copied = {"active_digest": digest(0), "previous_digest": digest(7)}
-    registry.advance_channel(channel(1, epoch=2, previous=0).model_copy(update=copied))
+    others = {"active_digest": digest(0), "previous_digest": digest(7)}
+    registry.advance_channel(channel(1, epoch=2, previous=0).model_copy(update=others))
     speculator.api.signing = None
     made = decided(speculator, await speculator.look())
     assert made.trust_record

@@ -18,6 +18,7 @@ from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, Sto
 from aurora_store.objects import TRANSFER
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.shards import put_shard_bytes
+from tests.unit.fakes import SIZES
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 ZERO = "0" * 64
@@ -47,6 +48,7 @@ def lineage(number: int) -> Lineage:
         draft_vocab_size=8,
         aux_layers=(1, 2, 3),
         tensors={"fc.weight": TensorSpec(shape=(8, 24), dtype="BF16")},
+        draft_sizes=SIZES,
         created=NOW,
     )
 

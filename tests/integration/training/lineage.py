@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aurora_protocol.draft_records import Lineage, TargetIdentity
+from aurora_protocol.draft_records import CONFIG_FILE, Lineage, TargetIdentity
+from aurora_runtime.engine.draft_config import config_from_json, read_config
 from aurora_runtime.engine.draft_file_check import read_header
 from aurora_store.objects import sha256_file
 from tests.assets.random_draft import aux_layers, write_random_draft
@@ -93,5 +94,6 @@ def lineage_of(draft: Path, target: Path) -> Lineage:
         draft_vocab_size=DRAFT_VOCABULARY,
         aux_layers=aux_layers(layers),
         tensors={name: entry.spec for name, entry in entries.items()},
+        draft_sizes=config_from_json(read_config(draft / CONFIG_FILE)).sizes,
         created=datetime.now(UTC),
     )

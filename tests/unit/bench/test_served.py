@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
 from aurora_protocol.evidence_records import AnswerEquality
 from aurora_protocol.evidence_records import Arm as GateArm
 from aurora_protocol.gate import paired_ratio
@@ -225,6 +225,15 @@ def test_only_the_chosen_pods_of_the_controller_are_measured(tmp_path: Path) -> 
     lineup = with_controller(LINEUP, CHECKPOINTS, DraftSpec(), tmp_path, (TRAINED,))
     assert (lineup.controlled, lineup.fresh) == (("controller, EAGLE-3 after 19.9k",), "")
     assert len(lineup.servers) == len(LINEUP.servers) + 1
+
+
+def test_each_pod_of_the_controller_is_measured_with_each_scope_of_lookup(tmp_path: Path) -> None:
+    scopes = (LookupScope.REQUEST, LookupScope.SPECULATOR)
+    lineup = with_controller(LINEUP, CHECKPOINTS, DraftSpec(), tmp_path, (TRAINED,), scopes)
+    names = [f"controller, EAGLE-3 after 19.9k, lookup {scope}" for scope in scopes]
+    methods = [lineup.servers[arm.server] for arm in lineup.arms if arm.name in lineup.controlled]
+    assert list(lineup.controlled) == names
+    assert [method.spec.lookup for method in methods if isinstance(method, Eagle3)] == list(scopes)
 
 
 def test_a_goal_is_met_only_where_the_whole_interval_says_so() -> None:

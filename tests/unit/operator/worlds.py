@@ -14,7 +14,7 @@ from aurora_operator.observe.observed import Observed, PodView, StoreView, Workl
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import Plan, plan
 from aurora_protocol.agent_api import AgentState, CaptureCounters, LiveCounters, SwapPhase, SwapStatus
-from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, Registration, TargetIdentity
+from aurora_protocol.draft_records import Channel, ChannelReason, DraftSizes, Lineage, Registration, TargetIdentity
 from aurora_protocol.evidence_records import (
     AnswerEquality,
     Arm,
@@ -54,6 +54,9 @@ def lineage() -> Lineage:
         draft_vocab_size=8,
         aux_layers=(1, 2, 3),
         tensors={},
+        draft_sizes=DraftSizes(
+            intermediate_size=16, heads=2, kv_heads=1, head_dim=4, rms_norm_eps=1e-5, rope_theta=1e4, max_positions=64
+        ),
         created=NOW,
     )
 

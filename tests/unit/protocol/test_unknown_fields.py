@@ -123,7 +123,7 @@ def places(model: BaseModel, node: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield node
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
-        below: Any = node.get(field.alias or name)
+        below: Any = node.get(field.serialization_alias or name)
         if isinstance(value, BaseModel):
             yield from places(value, below)
         elif isinstance(value, dict):

@@ -17,7 +17,6 @@ from aurora_runtime.training.model import initial_draft
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.state.orphan_cleanup import orphans
 from aurora_runtime.training.target.target_model import TargetModel, load_target
-from aurora_store import Keys
 from tests.unit.training import tiny
 from tests.unit.training.heads import published
 
@@ -98,13 +97,9 @@ def test_a_head_of_other_sizes_than_the_targets_layer_sizes_its_lineage(model: T
     assert lineage.fetch_draft(registry, 0, model)[0].config == config
 
 
-@pytest.mark.parametrize("records_sizes", [True, False])
-def test_a_lineage_keeps_the_rope_that_it_began_with(model: TargetModel, *, records_sizes: bool) -> None:
-    """Drafts of earlier versions had no scaling, whatever the target's rope."""
-    registry, objects = tiny.memory_registry()
-    made = lineage.open_lineage(registry, model, tiny.DRAFT_SPEC, lineage.utc_now)
-    if not records_sizes:
-        objects.data[Keys.lineage(1)] = made.model_copy(update={"draft_sizes": None}).to_json()
+def test_a_lineage_keeps_the_rope_that_it_began_with(model: TargetModel) -> None:
+    registry, _ = tiny.memory_registry()
+    lineage.open_lineage(registry, model, tiny.DRAFT_SPEC, lineage.utc_now)
     scaling = RopeScaling(rope_type="linear", factor=2.0)
     scaled = replace(model, config=replace(model.config, rope_scaling=scaling))
     tiny.open_lineage(registry, scaled, tiny.ticking_clock())

@@ -17,7 +17,7 @@ from aurora_api.v1alpha1.target import TargetSpec
 from aurora_protocol.draft_records import FileRef
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.held_out_split import prompt_hash
-from aurora_runtime.traces import RequestTrace, encode, sources_without_controller
+from aurora_runtime.traces import RequestTrace, encode
 from aurora_runtime.training import lineage
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.model import initial_draft
@@ -28,6 +28,7 @@ from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, ObjectTooLarge
 from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo
 from tests.assets.shards import put_shard_bytes
+from tests.assets.traces.sources import sources_without_controller
 
 HIDDEN, VOCAB, DRAFT_VOCAB, LAYERS, TOP_K = 32, 400, 300, 8, 8
 DRAFT_SPEC = DraftSpec(vocab_size=DRAFT_VOCAB)

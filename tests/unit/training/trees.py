@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from aurora_runtime.held_out_split import prompt_hash
-from aurora_runtime.traces import RequestTrace, sources_without_controller
+from aurora_runtime.traces import RequestTrace
+from tests.assets.traces.sources import sources_without_controller
 from tests.unit.training import tiny
 
 

@@ -3,8 +3,7 @@
 Invariants:
 
 - A record of the channel is believed when this speculator's operator signed it. One more record is believed: the newest
-  of the moment in which the keys were made (trust on first use). It was written by an earlier version, or signed with
-  keys that are lost.
+  of the moment in which the keys were made (trust on first use). It was signed with keys that are lost.
 - A record that names another speculator as the root's owner is passed on unsigned. Nothing but the ownership follows
   from it (``plan.root_ownership``), and no version.
 - Evidence that no validator signed shows nothing. It counts as a measurement without a result, so its candidate is
@@ -106,10 +105,9 @@ def believed_channel(data: bytes, key: str, root: str, keys: RecordKeys | None) 
 
 
 def _without_digests(content: bytes) -> Channel:
-    """An unsigned record of the channel, without the digests of weights.
+    """An unsigned record of the channel, without the digests of weights, which are not believed.
 
-    An operator of an earlier version copies fields that it does not know from its former record to the next one. So the
-    digests may be those of other versions.
+    The operator signs the registrations' digests instead.
     """
     return Channel.from_json(content).model_copy(update={"active_digest": None, "previous_digest": None})
 
@@ -124,7 +122,7 @@ def believed_evidence(data: bytes, key: str, root: str, keys: RecordKeys | None)
             covered = verified(data, f"{root}/{key}", KeyName.EVIDENCE, keys.of_name(KeyName.EVIDENCE))
             return Evidence.from_json(covered)
     unsigned = Evidence.from_json(unsigned_parts(data)[0])
-    reason = f"{key} does not count: no validator of this speculator signed it, or its image is too old to sign"
+    reason = f"{key} does not count: no validator of this speculator signed it"
     nothing = Verdict(kind=VerdictKind.INCONCLUSIVE, reasons=(reason,), ratios=())
     shown: dict[str, object] = {"samples": (), "equality": (), "baseline": None, "acceptance_length": {}}
     return unsigned.model_copy(update={**shown, "end": None, "end_message": "", "verdict": nothing})

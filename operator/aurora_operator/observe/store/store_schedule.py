@@ -13,6 +13,7 @@ Invariants: after a fault, reads are repeated with exponential backoff. A person
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -93,6 +94,8 @@ class ReadSchedule:
         self._turn = 0
         self._rest_due = self._expecting_due = self._retry_due = 0.0
         self._reads_in_vain = 0
+        self._step: int | None = None
+        self._stepped = -math.inf
 
     def reset(self) -> None:
         """Read everything next: the settings changed, or a write failed."""
@@ -132,9 +135,17 @@ class ReadSchedule:
         self._expecting_due = now + self._jitter(seconds / 2, seconds)
         if _TURNS[self._turn] in scope:
             self._turn = (self._turn + 1) % len(_TURNS)
-            learning = view.trainer is not None and view.trainer.phase is TrainerPhase.TRAINING
-            seconds = TRAINING_SECONDS if learning else REST_SECONDS
+            seconds = TRAINING_SECONDS if self._learns(now, view) else REST_SECONDS
             self._rest_due = now + self._jitter(seconds, 1.2 * seconds)
+
+    def _learns(self, now: float, view: StoreView) -> bool:
+        """Whether the trainer learns. It may wait for traces at the moment of each read, and step in between."""
+        if view.trainer is None:
+            return False
+        if self._step not in (None, view.trainer.step):
+            self._stepped = now
+        self._step = view.trainer.step
+        return view.trainer.phase is TrainerPhase.TRAINING or now - self._stepped < REST_SECONDS
 
     def seconds_until_due(self, now: float) -> float:
         """Seconds until a read is due although nothing else happens."""

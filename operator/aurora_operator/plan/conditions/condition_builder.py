@@ -11,8 +11,9 @@ from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorS
 from aurora_operator.children.metadata import trainer_name
 from aurora_operator.children.queue_label import refused_changes
 from aurora_operator.observe.observed import TAKEN_OVER, Observed, PodView, WorkloadView
-from aurora_operator.plan.conditions.availability import START_FAULTS, available
+from aurora_operator.plan.conditions.availability import available
 from aurora_operator.plan.conditions.content import SCALED_TO_ZERO, ConditionContent
+from aurora_operator.plan.conditions.start import START_FAULTS
 from aurora_operator.plan.lending import withdrawn_pods
 from aurora_operator.plan.rest import trainer_replicas, training_is_suspended
 from aurora_operator.plan.worth.policy import is_suspended
@@ -37,7 +38,7 @@ def conditions(observed: Observed, status: SpeculatorStatus, up_to_date: int, no
     """
     serving = _serving(observed, status, up_to_date)
     contents = {
-        ConditionType.AVAILABLE: available(observed, serving.message, now),
+        ConditionType.AVAILABLE: available(observed, status.start, serving.message, now),
         ConditionType.STORAGE_READY: _storage(observed),
         ConditionType.SERVING_READY: serving,
         ConditionType.TRAINER_READY: _trainer(observed, status, now),

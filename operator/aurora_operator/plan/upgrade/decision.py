@@ -66,7 +66,7 @@ def decide(observed: Observed, config: OperatorConfig) -> UpgradeDecision:
     deployed = observed.deployed
     if deployed is None or latest.annotations() is None:
         return _decision(latest, UpgradeStage.CURRENT)
-    # A Deployment of an older operator keeps no template: its pods keep the template that they have.
+    # Another version of the operator may keep its template in another form: the pods keep the one that they have.
     former = deployed.applied or AppliedTemplate(deployed.template, inputs.every)
     whole = deployed.whole or _only_unplaced_pods_are_missing(observed)
     former = replace(former, restarting=former.restarting and not whole)

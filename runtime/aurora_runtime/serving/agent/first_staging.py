@@ -35,20 +35,19 @@ MIN_STORE_SECONDS: Final = 1.0
 
 
 def make_engine_key(path: Path) -> None:
-    """Write a new random key to ``path``, unless a former run of the init container has written a good one.
+    """Write a new random key to ``path``, unless a former run of the init container has written one.
 
     The key is hexadecimal. SGLang reads its configuration file as if it were a command line, and would take a key that
     begins with "-" for an option (sglang/srt/utils/server_args_config_parser.py:205): the engine would never start.
-    Earlier versions wrote such keys now and then.
     """
-    if not path.exists() or path.read_text().startswith("-"):
+    if not path.exists():
         _write_key(path, secrets.token_hex(32))
 
 
 def make_traffic_secret(speculator_key: Path, path: Path) -> None:
     """Derive the traffic secret from the speculator's key, and write it to ``path``.
 
-    Nobody can compute the speculator's key back. It is the admin key of pods of an earlier version.
+    Nobody can compute the speculator's key back.
     """
     derived = hmac.digest(speculator_key.read_bytes().strip(), b"aurora traffic of all pods", "sha256")
     _write_key(path, derived.hex())

@@ -208,9 +208,21 @@ class Controller:
         later = self._draft_share * self._costs.catch_up_milliseconds(size, size)
         return [cost if drafts else cost + later for cost, (_, _, drafts) in zip(costs, self._shapes, strict=True)]
 
+    def _speeds(self, tokens: Sequence[float], costs: Sequence[float]) -> list[float]:
+        """Tokens per millisecond by arm. 0: the arm may only be explored.
+
+        A draft may only be explored until one of its tokens was accepted. Before, what it seems worth is its prior. A
+        time of off that is too long would then make a worthless draft the best arm, and chosen rounds cost no budget.
+        """
+        can_choose_draft = self._values.draft_has_accepted
+        return [
+            a / b if can_choose_draft or not drafts else 0.0
+            for a, b, (_, _, drafts) in zip(tokens, costs, self._shapes, strict=True)
+        ]
+
     def _best(self, tokens: Sequence[float], costs: Sequence[float]) -> int:
         """The arm with the most tokens per millisecond. The last one stays if it is about as good."""
-        speeds = [a / b for a, b in zip(tokens, costs, strict=True)]
+        speeds = self._speeds(tokens, costs)
         best = max(speeds)
         if speeds[0] * (1 + OFF_PREFERENCE) >= best:
             return 0
@@ -220,7 +232,7 @@ class Controller:
 
     def _best_speed(self, outlooks: Sequence[RequestOutlook]) -> float:
         tokens, costs = self._tokens(*self._curves(outlooks, 0.0)), self._milliseconds(outlooks)
-        return max(a / b for a, b in zip(tokens, costs, strict=True))
+        return max(self._speeds(tokens, costs))
 
     def _sources(self, arm: Arm, lookup: list[Curve], draft: list[Curve]) -> tuple[Source, ...]:
         """The source of each request: the draft, unless lookup promises ``lookup_lead`` more tokens in this arm."""

@@ -87,7 +87,7 @@ def _facts(version: PublishedVersion) -> Iterator[tuple[str, str]]:
         yield "acceptance length on held-out traces", f"{registration.held_out_acceptance_length:.2f} tokens a round"
     yield "tokens that it can propose", f"{lineage.draft_vocab_size:,} of {target.vocab_size:,}"
     yield "target layers whose outputs it reads", ", ".join(map(str, lineage.aux_layers))
-    if lineage.draft_sizes is not None and lineage.draft_sizes.rope_scaling is not None:
+    if lineage.draft_sizes.rope_scaling is not None:
         yield "scaling of its rotary position embedding", _rope(lineage.draft_sizes.rope_scaling)
     yield "created", f"{manifest.created:%Y-%m-%d}"
 

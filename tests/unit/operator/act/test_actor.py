@@ -257,10 +257,10 @@ async def test_a_silent_agent_does_not_delay_the_others_and_a_fence_is_reported(
     assert "withdraw d" in journal.calls
 
 
-async def test_an_agent_that_names_no_epoch_asks_for_the_next_one_and_one_that_is_busy_for_none() -> None:
-    older = Journal(faults={"swap a": Fenced("higher epoch")})
-    assert (await act(older, FULL)).fencing_epoch == swap("a").request.epoch + 1
-    busy = Journal(faults={"swap a": Fenced("a swap is running", epoch=swap("a").request.epoch)})
+@pytest.mark.parametrize("epoch", [None, 1, swap("a").request.epoch])
+async def test_a_refusal_without_a_higher_epoch_is_no_fence(epoch: int | None) -> None:
+    """The agent is busy, and its last accepted order, if any, was not a newer one."""
+    busy = Journal(faults={"swap a": Fenced("a swap is running", epoch=epoch)})
     assert (await act(busy, FULL)).fencing_epoch == 0
 
 

@@ -384,4 +384,4 @@ def test_a_restored_root_replaces_the_speculators_own_in_every_pod() -> None:
             text = variables(containers(made[name])[0])["AURORA_SETTINGS"]["value"]
             settings = kind.from_json(text).store
             assert (settings.root, settings.owner) == expected
-            assert ("owner" in text) is (expected[1] is not None), "an older image does not know the field"
+            assert ("owner" in text) is (expected[1] is not None), "no setting at its default"

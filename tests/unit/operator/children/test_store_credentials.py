@@ -87,7 +87,7 @@ def test_encryption_reaches_every_pod_and_unset_is_left_out() -> None:
             text = variables(containers(made[name])[0])["AURORA_SETTINGS"]["value"]
             found = kind.from_json(text).store.encryption
             assert (found and found.model_dump(mode="json", by_alias=True)) == expected
-            assert ("encryption" in text) is (expected is not None), "an older image does not know the field"
+            assert ("encryption" in text) is (expected is not None), "no setting at its default"
 
 
 @pytest.mark.parametrize(

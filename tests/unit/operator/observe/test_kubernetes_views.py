@@ -197,7 +197,9 @@ def test_a_job_that_failed_because_it_was_suspended_before_its_pod_started_says_
     never = of_job({"phase": "Failed"})
     seen = kubernetes_views.job_view(job, [never])
     assert (seen.never_started, seen.message) == (True, "its Job was suspended before its pod could start")
-    ran = of_job({"phase": "Failed", "containerStatuses": [{"state": {"terminated": {"message": "no prompts"}}}]})
+    ran = of_job(
+        {"phase": "Failed", "containerStatuses": [{"name": "v", "state": {"terminated": {"message": "no prompts"}}}]}
+    )
     assert not kubernetes_views.job_view(job, [ran]).never_started
     assert kubernetes_views.job_view(job, [ran]).message == "no prompts"
     assert not kubernetes_views.job_view(job | {"spec": {"suspend": False}}, [never]).never_started
@@ -218,7 +220,9 @@ def test_the_last_pod_of_a_job_says_why_the_job_failed() -> None:
     failed = {"metadata": {"name": "j"}, "status": {"conditions": [{"type": "Failed", "status": "True"}]}}
 
     def pod(created: str, message: str, phase: str = "Failed") -> dict[str, Any]:
-        made = of_job({"phase": phase, "containerStatuses": [{"state": {"terminated": {"message": message}}}]})
+        made = of_job(
+            {"phase": phase, "containerStatuses": [{"name": "v", "state": {"terminated": {"message": message}}}]}
+        )
         made["metadata"]["creationTimestamp"] = created
         return made
 
@@ -241,6 +245,18 @@ def test_a_pod_behind_a_scheduling_gate_names_it() -> None:
 
 
 ENDED = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "message": "a prompt"}}
+STARTED = "2026-01-01T00:00:00Z"
+RUNNING = {"running": {"startedAt": STARTED}}
+OOM = "exit code 137, OOMKilled"
+
+
+def container_failure(container: dict[str, Any], statuses: str = "containerStatuses", **status: Any) -> Any:
+    """The failure of a pod with one other container, which is on its way."""
+    other = {"initContainerStatuses": [{"name": "stage", "state": {}}]}
+    pod = {"metadata": {"name": "p", "uid": "u"}, "status": other | {statuses: [{"name": "c"} | container]} | status}
+    found = kubernetes_views.pod_view(pod)
+    assert "a prompt" not in repr(found)
+    return found.failure
 
 
 @pytest.mark.parametrize(
@@ -253,23 +269,21 @@ ENDED = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "message": "a pr
         ),
         (
             {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ENDED, "restartCount": 1},
-            ContainerFailure("c", "CrashLoopBackOff", "exit code 137, OOMKilled"),
-        ),
-        ({"state": {"running": {}}, "lastState": ENDED, "restartCount": 2, "started": False}, None),
-        (
-            {"state": {"running": {}}, "lastState": ENDED, "restartCount": 3, "started": False},
-            ContainerFailure("c", "", "exit code 137, OOMKilled"),
-        ),
-        ({"state": {"running": {}}, "lastState": ENDED, "restartCount": 3, "started": True}, None),
-        (
-            {"state": {"waiting": {"reason": "ContainerCreating"}}, "lastState": ENDED, "restartCount": 3},
-            ContainerFailure("c", "", "exit code 137, OOMKilled"),
+            ContainerFailure("c", "CrashLoopBackOff", OOM),
         ),
         (
-            {"state": {"running": {}}, "lastState": {"terminated": {"exitCode": 0}}, "restartCount": 3},
-            ContainerFailure("c", "", "exit code 0"),  # its startup probe ended it
+            {"state": RUNNING, "lastState": ENDED, "restartCount": 1, "started": False},
+            ContainerFailure("c", "", OOM),  # its startup probe has not passed
         ),
-        ({"state": {"terminated": {"exitCode": 0}}, "lastState": ENDED, "restartCount": 3}, None),
+        (
+            {"state": RUNNING, "lastState": ENDED, "restartCount": 1, "started": True},
+            ContainerFailure("c", "", OOM, running_since=NOW),
+        ),
+        ({"state": ENDED, "lastState": {}, "restartCount": 0}, ContainerFailure("c", "", OOM)),
+        (
+            {"state": {"waiting": {"reason": "ContainerCreating"}}, "lastState": ENDED, "restartCount": 1},
+            ContainerFailure("c", "", OOM),
+        ),
         (
             {
                 "state": {"waiting": {"reason": "CrashLoopBackOff"}},
@@ -279,18 +293,63 @@ ENDED = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "message": "a pr
             ContainerFailure("c", "CrashLoopBackOff", "exit code 128, StartError", ran=False),
         ),
         ({"state": {"waiting": {"reason": "PodInitializing"}}}, None),
+        ({"state": RUNNING, "restartCount": 0, "started": True}, None),
     ],
 )
-def test_a_container_fails_that_cannot_start_or_that_ended_often(
+def test_a_container_fails_that_cannot_start_or_that_crashed(
     container: dict[str, Any], failure: ContainerFailure | None
 ) -> None:
-    status = {
-        "initContainerStatuses": [{"name": "stage", "state": {}}],
-        "containerStatuses": [{"name": "c"} | container],
-    }
-    found = kubernetes_views.pod_view({"metadata": {"name": "p", "uid": "u"}, "status": status})
-    assert found.failure == failure
-    assert "a prompt" not in repr(found)
+    assert container_failure(container) == failure
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param({"exitCode": 0}, id="a probe ended it"),
+        pytest.param({"exitCode": 143, "reason": "Error"}, id="SIGTERM"),
+        pytest.param({"exitCode": 255, "reason": "Unknown"}, id="its node restarted"),
+    ],
+)
+def test_a_container_that_was_asked_to_end_fails_only_when_that_happens_again(end: dict[str, Any]) -> None:
+    once = {"state": RUNNING, "lastState": {"terminated": end}, "restartCount": 1, "started": False}
+    assert container_failure(once) is None
+    assert container_failure({"state": {"terminated": end}, "lastState": {}, "restartCount": 0}) is None
+    failure = container_failure(once | {"restartCount": 2})
+    assert (failure.container, failure.waiting) == ("c", "")
+
+
+def test_an_init_container_that_ended_after_a_long_run_has_waited_in_vain_and_does_not_fail() -> None:
+    ran = {"exitCode": 1, "startedAt": "2026-01-01T00:00:00Z"}
+    for finished, fails in (("2026-01-01T00:09:59Z", True), ("2026-01-01T01:00:00Z", False)):
+        states: tuple[dict[str, Any], ...] = ({"running": {}}, {"waiting": {"reason": "CrashLoopBackOff"}})
+        for state in states:
+            stage = {"name": "stage", "state": state, "lastState": {"terminated": ran | {"finishedAt": finished}}}
+            assert (container_failure(stage, "initContainerStatuses") is not None) is fails
+
+
+def test_an_init_container_that_has_done_its_work_does_not_fail() -> None:
+    done = {"state": {"terminated": {"exitCode": 0}}, "lastState": ENDED, "restartCount": 3}
+    assert container_failure(done, "initContainerStatuses") is None
+    assert container_failure(done) is not None, "a container that serves must not end"
+
+
+def test_the_containers_of_a_pod_that_kubernetes_takes_away_do_not_fail() -> None:
+    taken = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
+    crashed = {"state": ENDED, "lastState": ENDED, "restartCount": 3}
+    assert container_failure(crashed, conditions=[taken]) is None
+    assert container_failure(crashed, conditions=[taken | {"status": "False"}]) is not None
+
+
+def test_the_failure_of_a_pod_is_the_one_that_recovers_last() -> None:
+    crashed = {"lastState": ENDED, "restartCount": 1, "started": True}
+    early = {"name": "early", "state": {"running": {"startedAt": STARTED}}} | crashed
+    late = {"name": "late", "state": {"running": {"startedAt": "2026-01-01T00:01:00Z"}}} | crashed
+    held_up = {"name": "held up", "state": {"waiting": {"reason": "CrashLoopBackOff"}}} | crashed
+    for containers, chosen in (([early, late], "late"), ([late, early], "late"), ([early, held_up, late], "held up")):
+        pod = {"metadata": {"name": "p", "uid": "u"}, "status": {"containerStatuses": containers}}
+        failure = kubernetes_views.pod_view(pod).failure
+        assert failure is not None
+        assert failure.container == chosen
 
 
 def test_a_pod_knows_its_age_and_its_template() -> None:

@@ -22,13 +22,13 @@ from aurora_operator.errors import NotFound
 from aurora_operator.kubernetes_api import WATCHED, Object, Resource
 from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.observe.kubernetes_views import JOB_LABEL
-from aurora_operator.observe.observed import StoreView
+from aurora_operator.observe.observed import ReplacedPod, StoreView
 from aurora_operator.observe.observer import Observer
 from aurora_operator.observe.store.record_key_reader import RecordKeyReader
 from aurora_protocol.agent_api import AgentState
 from aurora_protocol.errors import AgentRefused, AgentUnreachable
 from aurora_store.policy.store_policy import StorePolicy
-from tests.unit.operator.worlds import MINIMAL, OWNER, agent
+from tests.unit.operator.worlds import MINIMAL, NOW, OWNER, agent
 
 OURS = [{"uid": OWNER.uid, "controller": True}]
 
@@ -117,9 +117,14 @@ class Rig:
 async def test_a_pod_that_the_kubelet_evicted_or_refused_is_no_pod_of_the_speculator() -> None:
     """The Deployment has replaced such a pod, and nobody deletes the rest of it for a long time."""
     evicted = obj("Pod", "chat-a", (), status={"phase": "Failed", "reason": "Evicted"})
+    evicted["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
     running = obj("Pod", "chat-b", (), status={"phase": "Running"})
-    observed = (await Rig(evicted, running).observer.observe()).observed
+    running["metadata"]["creationTimestamp"] = "2026-01-01T00:01:00Z"
+    trainer = obj("Pod", "chat-trainer-a", (), TRAINER, status={"phase": "Failed", "reason": "Evicted"})
+    trainer["metadata"]["creationTimestamp"] = "2026-01-01T00:02:00Z"
+    observed = (await Rig(evicted, running, trainer).observer.observe()).observed
     assert [pod.name for pod in observed.pods] == ["chat-b"]
+    assert observed.replaced_pod == ReplacedPod("chat-a", NOW, "Evicted")
 
 
 async def test_a_speculator_at_rest_costs_no_api_call() -> None:

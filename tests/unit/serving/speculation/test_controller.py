@@ -53,6 +53,18 @@ def test_a_draft_that_is_never_right_hardly_runs() -> None:
     assert all(d.explores for d in decisions if d.arm != OFF)
 
 
+def test_a_draft_without_an_accepted_token_is_never_chosen_although_off_seems_dear() -> None:
+    """The first times of off are three times too long, so that the draft seems to cost no more than off."""
+    c, drafting = controller(), 0
+    for i in range(100):
+        decision = c.choose([NO_MATCH])
+        took = milliseconds(decision.arm, 1) * (3 if decision.arm == OFF and i < 10 else 1)
+        c.observe(decision, [NO_MATCH], [0], took)
+        assert decision.explores or not decision.arm.drafts
+        drafting += decision.arm.drafts
+    assert drafting
+
+
 def test_a_lookup_that_is_always_right_is_preferred_to_an_equal_draft() -> None:
     last = play(controller(), MATCH, 300, lookup=7, draft=5)[-50:]
     assert {d.sources[0] for d in last} == {Source.LOOKUP}

@@ -23,6 +23,7 @@ from aurora_protocol.agent_api import (
     MeasurementPhase,
     MeasurementRequest,
     MeasurementStatus,
+    Refusal,
     TrialRequest,
     measurement_pass,
 )
@@ -75,7 +76,7 @@ class Scripted:
         assert (request_body.measurement, request_body.epoch, request_body.begin) == ("job", 3, False)
         self.leases.append(request_body.lease_seconds)
         if self.lost:
-            return web.Response(status=409, text="another")
+            return web.Response(status=409, body=Refusal(reason="another").to_json())
         return web.Response(status=202, body=agent("p", 0).to_json())
 
     async def _trial(self, request: web.Request) -> web.Response:

@@ -134,6 +134,8 @@ class _SourceRates:
 
     def __init__(self, positions: Sequence[int], prior: float) -> None:
         self._rates = SurvivalRates(positions, prior)
+        self.has_accepted = False
+        """Whether any token was ever accepted."""
         self._round = 0
         self._curves: dict[tuple[int, float], Curve] = {}
         self._by_z: dict[float, list[float]] = {}
@@ -149,6 +151,7 @@ class _SourceRates:
         for odds, accepted, proposed in proposals:
             odds.add(accepted, proposed, mean)
             self._rates.add(accepted, proposed)
+            self.has_accepted |= accepted > 0
         self._forget_curves()
 
     def serve(self, now: int) -> None:
@@ -216,6 +219,11 @@ class ValueModel:
     def draft_trials(self, position: int) -> float:
         """The weight of what is known about the draft's proposals at a position, counted from 0."""
         return self._draft.trials(position)
+
+    @property
+    def draft_has_accepted(self) -> bool:
+        """Whether any token of the serving draft was ever accepted."""
+        return self._draft.has_accepted
 
     def lookup_curve(self, outlook: RequestOutlook, z: float = 0.0) -> Curve:
         """Expected accepted tokens of a request's lookup, ``z`` standard errors above the estimate."""

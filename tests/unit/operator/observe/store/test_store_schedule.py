@@ -29,8 +29,8 @@ def shortest(low: float, high: float) -> float:
     return low
 
 
-def trainer(phase: TrainerPhase) -> TrainerStatus:
-    return TrainerStatus(phase=phase, step=1, shards=1, trained_tokens=1, updated=NOW)
+def trainer(phase: TrainerPhase, step: int = 1) -> TrainerStatus:
+    return TrainerStatus(phase=phase, step=step, shards=1, trained_tokens=1, updated=NOW)
 
 
 def read_once(schedule: ReadSchedule, now: float, needs: StoreNeeds, view: StoreView) -> ReadScope:
@@ -74,6 +74,15 @@ def test_while_the_trainer_learns_a_candidate_is_looked_for_more_often() -> None
     schedule = opened(view)
     scopes = [read_once(schedule, second, AT_REST, view) for second in range(1, 61)]
     assert sum(ReadScope.REGISTRY in scope for scope in scopes) == 3
+
+
+def test_a_trainer_that_waits_for_traces_at_each_read_but_made_steps_in_between_learns() -> None:
+    schedule = opened(store(0, trainer=trainer(TrainerPhase.WAITING_FOR_TRACES)))
+    reads = []
+    for second in range(1, 227):
+        view = store(0, trainer=trainer(TrainerPhase.WAITING_FOR_TRACES, step=min(second, 80)))
+        reads += [second] if read_once(schedule, second, AT_REST, view) else []
+    assert reads == [61, 76, 91, 106, 121, 136, 151, 166], "the read at 91 sees the last step"
 
 
 def test_everything_is_read_at_once_when_a_person_asks_for_something() -> None:

@@ -92,7 +92,7 @@ def test_a_speculator_that_restarts_with_its_spec_only_never_takes_a_turn() -> N
     assert waiting.agent_image == "agent:2"
 
 
-def test_pods_of_an_operator_that_kept_no_template_keep_the_template_that_they_have() -> None:
+def test_pods_whose_kept_template_cannot_be_read_keep_the_template_that_they_have() -> None:
     (speculator,) = running("a")
     assert speculator.live is not None
     speculator.live["metadata"]["annotations"] = {}

@@ -155,7 +155,9 @@ def test_the_trainers_comparisons_count_since_training_last_resumed() -> None:
     old = TrainingWorth(since=NOW, measured_without_gain=1)
     assert status(world(old=old, store=compared(2))).training.worth.without_gain == 3
     assert status(world(old=old, store=compared(2, hours=-1))).training.worth.without_gain == 1
-    assert status(world(old=old, store=compared(None))).training.worth.without_gain == 1, "an older trainer"
+    assert status(world(old=old, store=compared(None))).training.worth.without_gain == 1, (
+        "a trainer that does not train"
+    )
     assert status(world(old=old, store=compared(2**63 - 1))).training.worth.without_gain < 2**62
 
 

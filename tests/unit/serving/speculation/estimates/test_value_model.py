@@ -96,6 +96,19 @@ def test_a_replaced_draft_is_unknown_and_lookup_is_not() -> None:
     assert model.lookup_curve(outlook("a", match=8)) == known
 
 
+def test_each_draft_must_have_a_token_accepted_of_its_own() -> None:
+    model = ValueModel(7)
+    teach(model, Source.DRAFT, outlook("a"), 0)
+    teach(model, Source.LOOKUP, outlook("a", match=20), 7)
+    assert not model.draft_has_accepted
+    teach(model, Source.DRAFT, outlook("a"), 1, rounds=1)
+    assert model.draft_has_accepted
+    model.draft_serves("2")
+    assert not model.draft_has_accepted
+    model.draft_serves("")
+    assert model.draft_has_accepted
+
+
 def test_a_draft_that_serves_again_has_the_rates_that_it_had() -> None:
     """The gate's measurement swaps two drafts in turn, and a rollback brings the former draft back."""
     model = ValueModel(7)
