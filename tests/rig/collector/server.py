@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,7 @@ from tests.rig.go_tools import built_tool
 MODULE: Final = Path(__file__).parent
 FULL_MIB: Final = 1
 """A limit of memory that each collector is above from its start."""
+CHECK_SECONDS: Final = 0.1
 FLUSH_SECONDS: Final = 0.05
 START_TIMEOUT_SECONDS: Final = 60.0
 STOP_TIMEOUT_SECONDS: Final = 30.0
@@ -66,6 +68,8 @@ class Collector:
                 stderr=subprocess.STDOUT,
             )
         wait_until("the collector", self._listens, START_TIMEOUT_SECONDS, log.read_text)
+        if full:
+            time.sleep(10 * CHECK_SECONDS)  # it looks at its memory for the first time after CHECK_SECONDS
 
     def stop(self) -> None:
         """End the collector as Kubernetes does, and wait for its end."""
@@ -107,7 +111,7 @@ class Collector:
             service["extensions"] = ["bearertokenauth"]
         if full:
             pipeline["processors"] = ["memory_limiter"]
-            limits = {"check_interval": "100ms", "limit_mib": FULL_MIB}
+            limits = {"check_interval": f"{CHECK_SECONDS}s", "limit_mib": FULL_MIB}
             configuration["processors"] = {"memory_limiter": limits}
         return configuration
 
