@@ -6,7 +6,7 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env browser check static format test unit integration integration-operator integration-engine integration-data integration-replica integration-targets integration-sglang integration-release e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench gpu crd generated lock sbom audit images clean
+.PHONY: help env browser check static format test unit integration integration-operator integration-engine integration-data integration-replica integration-targets integration-sglang integration-release integration-collector e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench gpu crd generated lock sbom audit images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ integration-targets: env ## Serve tiny targets of several families, and publishe
 integration-release: env ## Sign the chart in a registry, and verify it, with cosign (6 minutes, mostly to build cosign)
 	$(PY) -m pytest -q tests/integration/release
 
+integration-collector: env ## Send traces of rolls to a real OpenTelemetry collector (5 minutes, mostly to build the collector)
+	$(PY) -m pytest -q tests/integration/collector
+
 # `make integration-sglang VERSION=0.5.22`: the tests that depend on SGLang's version (docs/reference/sglang-versions.md).
 SGLANG_TESTS = tests/unit/engine/test_installed_sglang.py tests/unit/serving/test_request_limits.py tests/integration/engine
 integration-sglang: env ## Test the engine with another supported SGLang: VERSION=0.5.22 (20 minutes)
@@ -81,7 +84,7 @@ e2e-attacks: env ## Attack one speculator as a client, bucket writer, author and
 	$(PY) -m pytest -q -s tests/attacks
 
 # The browser first: the targets below may use apt-get too.
-test: static browser ## All tests but integration-replica, integration-targets, integration-sglang, integration-release, e2e-faults, e2e-upgrade, e2e-isolation and e2e-attacks
+test: static browser ## All tests but integration-replica, integration-targets, integration-sglang, integration-release, integration-collector, e2e-faults, e2e-upgrade, e2e-isolation and e2e-attacks
 	@$(TWO_AT_A_TIME) unit $(INTEGRATION)
 	@$(MAKE) --no-print-directory e2e
 

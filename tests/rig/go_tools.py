@@ -1,6 +1,7 @@
 """Builds programs for tests from small Go modules of their own, once per machine.
 
-A module here names its programs with ``tool`` directives, and its go.sum pins everything that they are built from.
+A module here names its programs with ``tool`` directives, and its go.sum pins everything that they are built from. A
+program may be the module's own.
 Invariant: a program in the cache is complete, because it gets its name after it is linked.
 """
 
@@ -29,7 +30,8 @@ def built_tool(module: Path, name: str = "", tags: str = "") -> Path:
     Raises:
         CommandError: The programs could not be built. The message has the output of Go.
     """
-    sources = b"".join((module / file).read_bytes() for file in ("go.mod", "go.sum"))
+    files = [module / "go.mod", module / "go.sum", *sorted(module.glob("*.go"))]
+    sources = b"".join(file.read_bytes() for file in files)
     digest = hashlib.sha256(sources + tags.encode()).hexdigest()[:16]
     folder = cache_root() / "go-tools"
     folder.mkdir(parents=True, exist_ok=True)

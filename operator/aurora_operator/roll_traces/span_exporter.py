@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 import time
 from collections.abc import Iterable, Mapping
@@ -143,7 +144,10 @@ class SpanExporter:
         """One attempt to send ``spans`` spans."""
         headers = {"Content-Type": CONTENT_TYPE}
         try:
-            async with session.post(self._url, data=body, headers=headers, allow_redirects=False) as response:
+            # aiohttp writes a stream in pieces. A large body at once would hold up everything else of the event loop.
+            async with session.post(
+                self._url, data=io.BytesIO(body), headers=headers, allow_redirects=False
+            ) as response:
                 if response.status == 200:
                     rejected = rejected_spans(await _beginning(response.content))
                     return _Attempt(min(max(rejected, 0), spans), "it rejected a part")
