@@ -60,7 +60,7 @@ integration-targets: env ## Serve tiny targets of several families, and publishe
 integration-release: env ## Sign the chart in a registry, and verify it, with cosign (6 minutes, mostly to build cosign)
 	$(PY) -m pytest -q tests/integration/release
 
-integration-collector: env ## Send traces of rolls to a real OpenTelemetry collector (5 minutes, mostly to build the collector)
+integration-collector: env ## Send traces of rolls to a real OpenTelemetry collector (3 minutes, mostly to build the collector)
 	$(PY) -m pytest -q tests/integration/collector
 
 # `make integration-sglang VERSION=0.5.22`: the tests that depend on SGLang's version (docs/reference/sglang-versions.md).
