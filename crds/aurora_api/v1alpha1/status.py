@@ -175,21 +175,21 @@ class StartStatus(RewrittenModel):
     since: Timestamp = Field(
         description=(
             "When the start began: with its first pod or, if the API server refuses pods, with the first refusal. A"
-            " changed pod template restarts the clock. A replacement pod does not."
+            " changed pod template restarts the clock. A replacement pod does not restart it."
         )
     )
     deadline: Timestamp = Field(
         description=(
-            "When the start takes too long. Then the condition Available has the reason StartTimeout, unless a"
-            " container fails."
+            "When the start is too late, by default 3900 s after `since`. From then on the condition Available has the"
+            " reason StartTimeout, or StartFailed if a container fails."
         )
     )
     template: str = Field(default="", description="Digest of the pod template that is starting.")
     last_end: str = Field(
         default="",
         description=(
-            "The newest pod of this start that was evicted, preempted or deleted, and Kubernetes' reason, for example"
-            " `chat-7d4b9 (Evicted: The node was low on resource: memory)`. Empty until the operator has seen such a"
+            "Name of the newest pod of this start that was evicted, preempted or deleted, with Kubernetes' reason, as"
+            " in `chat-7d4b9 (Evicted: The node was low on resource: memory)`. Empty until the operator has seen such a"
             " pod."
         ),
     )
