@@ -24,7 +24,7 @@ _KUBERNETES_DEFAULTS: Final = {"initialDelaySeconds": 0, "periodSeconds": 10, "f
 
 
 def start_deadline(template: Mapping[str, Any]) -> timedelta:
-    """How long pods of ``template`` may take to become ready, from the creation of the first one on.
+    """How long pods of ``template`` may take to become ready, from the beginning of their start on.
 
     A shorter probe does not shorten the deadline, because images and the draft may still take long to download. The
     kubelet restarts an engine that fails its probe, and repeated restarts are reported as a failed start.

@@ -24,7 +24,8 @@ from aurora_store.errors import bounded_text
 def replaced_pod(pods: Iterable[Object]) -> ReplacedPod | None:
     """The newest pod that is gone or going, and is older than the newest pod that stays; None without one.
 
-    A pod of another template was not replaced, but updated. A pod that is not older was taken away by a scale-down.
+    A pod of another template was not replaced, but updated. A scale-down mostly takes the newest pods away, so a pod
+    that is not older counts as no replaced one.
     """
     newest_first = sorted(pods, key=_created, reverse=True)
     staying = next((pod for pod in newest_first if not _is_going(pod)), None)

@@ -73,7 +73,8 @@ def run_domain(domain: str, options: argparse.Namespace, folder: Path, code: str
     lineup = lineup_of(training.checkpoints, options.ngram, options.shapes)
     if options.controller is not None:
         pods = options.controller or CONTROLLED
-        lineup = with_controller(lineup, training.checkpoints, spec, folder, pods, options.lookup)
+        scopes = list(dict.fromkeys(options.lookup or [LookupScope.SPECULATOR]))
+        lineup = with_controller(lineup, training.checkpoints, spec, folder, pods, scopes)
     plan = MeasurementPlan(
         lineup.arms, tuple(options.concurrency), options.rounds, options.per_worker, near_tie_bound(DType.BFLOAT16)
     )
@@ -126,6 +127,23 @@ def _options() -> argparse.Namespace:
         f"(default: a chain of {DEFAULT_SHAPES[0].steps} steps)",
     )
     parser.add_argument(
+        "--vocabulary", type=int, default=DraftSpec().vocab_size, help="entries of the drafts' vocabulary map"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="directory for served-DOMAIN.md, served-DOMAIN.json and the drafts; another run at the same commit "
+        "measures these drafts again instead of training new ones",
+    )
+    _add_controller_options(parser)
+    add_lock_option(parser)
+    options = parser.parse_args()
+    _refuse_impossible(parser, options)
+    return options
+
+
+def _add_controller_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--controller",
         nargs="*",
         choices=CONTROLLED,
@@ -137,18 +155,8 @@ def _options() -> argparse.Namespace:
         nargs="+",
         type=LookupScope,
         choices=[LookupScope.REQUEST, LookupScope.SPECULATOR],
-        default=[LookupScope.SPECULATOR],
         help="with --controller: where its lookup may look, in the request or in all of the speculator's "
         "(default: Speculator, as NGRAM does; the default of a pod is Request)",
-    )
-    parser.add_argument(
-        "--vocabulary", type=int, default=DraftSpec().vocab_size, help="entries of the drafts' vocabulary map"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="directory for served-DOMAIN.md, served-DOMAIN.json and the drafts; another run at the same commit "
-        "measures these drafts again instead of training new ones",
     )
     parser.add_argument(
         "--log-rounds",
@@ -157,16 +165,14 @@ def _options() -> argparse.Namespace:
         help="with --controller: log every round that a controller decides, for tests.bench.served.round_log_report; "
         "rounds take a little longer",
     )
-    add_lock_option(parser)
-    options = parser.parse_args()
-    _refuse_impossible(parser, options)
-    return options
 
 
 def _refuse_impossible(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """End the process with an error when the options cannot be measured."""
     if options.log_rounds is not None and options.controller is None:
         parser.error("--log-rounds needs --controller")
+    if options.lookup is not None and options.controller is None:
+        parser.error("--lookup needs --controller")
     needed, available = options.rounds * options.per_worker * sum(options.concurrency), RESERVED_MESSAGES
     if short := [domain for domain in options.traffic if needed > available[domain]]:
         parser.error(

@@ -109,11 +109,12 @@ def with_controller(
     Args:
         folder: for what the servers write beside their logs.
         pods: which of :data:`CONTROLLED` to measure.
-        scopes: where the controller's lookup may look. Each pod is measured with each of them. The fresh pod has the
-            first.
+        scopes: where the controller's lookup may look, each once. The fresh pod is measured with the first of them,
+            and the other pods with each.
     """
     untrained, *trained = checkpoints
-    drafts = [("controller, fresh pod", untrained.draft, scopes[0])] if FRESH in pods else []
+    fresh = f"controller, fresh pod{_scope_suffix(scopes[0], scopes)}"
+    drafts = [(fresh, untrained.draft, scopes[0])] if FRESH in pods else []
     named = ([untrained] if UNTRAINED in pods else []) + (trained if TRAINED in pods else [])
     drafts += [
         (f"controller, {one.name}{_scope_suffix(scope, scopes)}", one.draft, scope)

@@ -20,11 +20,12 @@ from typing import Any, Final
 
 import yaml
 
-from tests.cluster.command import wait_until
+from tests.cluster.command import NotReadyError, wait_until
 from tests.rig.api_server import free_ports
 from tests.rig.go_tools import built_tool
 
 MODULE: Final = Path(__file__).parent
+LOG_FILE: Final = "collector.log"
 FULL_MIB: Final = 1
 """A limit of memory that each collector is above from its start."""
 CHECK_SECONDS: Final = 0.1
@@ -56,7 +57,7 @@ class Collector:
         Raises:
             NotReadyError: It did not listen within 60 s. The message has its log.
         """
-        configuration, log = self._folder / "collector.yaml", self._folder / "collector.log"
+        configuration, log = self._folder / "collector.yaml", self._folder / LOG_FILE
         configuration.write_text(yaml.safe_dump(self._configuration(full=full)))
         environment = {"PATH": os.environ["PATH"], "HOME": str(self._folder), "GOMAXPROCS": "2"}
         with log.open("ab") as sink:
@@ -76,8 +77,12 @@ class Collector:
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
             self._process.terminate()
-            self._process.wait(STOP_TIMEOUT_SECONDS)
-            self._process = None
+            try:
+                self._process.wait(STOP_TIMEOUT_SECONDS)
+            finally:
+                self._process.kill()
+                self._process.wait()
+                self._process = None
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
@@ -116,6 +121,8 @@ class Collector:
         return configuration
 
     def _listens(self) -> bool:
+        if self._process is not None and self._process.poll() is not None:
+            raise NotReadyError(f"the collector ended: {(self._folder / LOG_FILE).read_text()}")
         try:
             with socket.create_connection(("127.0.0.1", self._port), timeout=1):
                 return True

@@ -137,4 +137,8 @@ def prometheus(folder: Path, configuration: Mapping[str, Any]) -> Iterator[Prome
         yield Prometheus(url)
     finally:
         process.terminate()
-        process.wait(STOP_TIMEOUT_SECONDS)
+        try:
+            process.wait(STOP_TIMEOUT_SECONDS)
+        finally:
+            process.kill()
+            process.wait()

@@ -217,6 +217,8 @@ class WorkerHooks:
             if version != self._version:
                 self._policy.draft_serves(version)
                 self._version = version
+                if self._control is not None and self._control.behind is not None:
+                    self._control.behind.draft_changed()
             return self._policy.choose(outlooks)
         except Exception:  # a wrong choice costs time; an exception here would end the scheduler
             self._report.count_error()

@@ -100,7 +100,10 @@ class ControlledEngine:
     ) -> None:
         self.policy = Recording(arms)
         self.report = RoundReport(PodFolder(Path("/state")), "b", self.policy, longest=5)
-        self.hooks = WorkerHooks(SETTINGS, self.policy, self.report, refuse=pytest.fail, read_version=lambda: "1")
+        self.version = "1"
+        self.hooks = WorkerHooks(
+            SETTINGS, self.policy, self.report, refuse=pytest.fail, read_version=lambda: self.version
+        )
         overlaps, behind = schedule is not Schedule.IN_TURN, schedule is Schedule.BEHIND
         self.engine = FakeEngine(
             self.hooks,

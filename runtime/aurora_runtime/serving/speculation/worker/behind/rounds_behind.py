@@ -72,6 +72,7 @@ class _RoundUnderWay:
         packed: the results, [B, n + 4 + N].
         arrived: event after the copy of ``packed``.
         ended: stamp of its end; None while it is unknown, and where the time cannot be compared with others.
+        former_draft: another draft serves since the round was decided.
     """
 
     number: int
@@ -80,6 +81,7 @@ class _RoundUnderWay:
     arrived: Any | None
     began: Any
     ended: Any = None
+    former_draft: bool = False
 
     def read(self) -> _Results:
         if self.arrived is not None:
@@ -169,6 +171,11 @@ class RoundsBehind:
         self._forget(rid)
         self._ended.append(rid)
 
+    def draft_changed(self) -> None:
+        """Another draft serves from the next round on, of which the rounds under way tell nothing."""
+        for late in self._under_way:
+            late.former_draft = True
+
     def _forget(self, rid: str) -> None:
         self.texts.forget(rid)
         self._match_lengths.pop(rid, None)
@@ -207,10 +214,17 @@ class RoundsBehind:
         self._settled(current, accepted)
         milliseconds = None if late.ended is None else self._clock.milliseconds(late.began, late.ended)
         lookup = current.matching_lookup(committed)
-        self._policy.observe(current.decision, current.outlooks, accepted, milliseconds, lookup)
+        decision = without_draft(current.decision) if late.former_draft else current.decision
+        self._policy.observe(decision, current.outlooks, accepted, milliseconds, lookup)
         for req, match in zip(current.reqs, results.next_match_lengths, strict=True):
             if is_running(req):
                 self._match_lengths[req.rid] = max(match, SHORTEST_MATCH)
+
+
+def without_draft(decision: Decision) -> Decision:
+    """The decision as if nothing had been proposed where the draft was: its tokens were those of another draft."""
+    sources = (Source.NONE if source is Source.DRAFT else source for source in decision.sources)
+    return replace(decision, sources=tuple(sources))
 
 
 def launched(decision: Decision) -> Decision:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.engine.arms import Source
-from aurora_runtime.serving.speculation.outlook import Decision
+from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
 from aurora_runtime.serving.speculation.worker import engine_requirements
 from aurora_runtime.serving.speculation.worker.behind import device_texts
 from aurora_runtime.serving.speculation.worker.behind.device_texts import DeviceTexts
@@ -132,6 +132,22 @@ def test_an_error_of_the_device_lookup_costs_proposals_only(monkeypatch: pytest.
     assert len(req.output_ids) >= 30
     assert controlled.report.errors == 1, "lookup stays off after the first error"
     assert controlled.report.state().lookup.proposed == 0
+
+
+def test_a_round_of_the_former_draft_says_nothing_about_the_next_draft() -> None:
+    controlled = ControlledEngine(["draft-3"], Schedule.BEHIND)
+    choose, swapped_at = controlled.policy.choose, 5
+
+    def swap(outlooks: Sequence[RequestOutlook]) -> Decision:
+        if len(controlled.policy.decisions) == swapped_at - 1:
+            controlled.version = "2"  # read before the next decision
+        return choose(outlooks)
+
+    controlled.policy.choose = swap  # type: ignore[method-assign]
+    controlled.run([30])
+    drafted = [Source.DRAFT in decision.sources for decision, *_ in controlled.policy.observed]
+    assert controlled.policy.known[swapped_at] < swapped_at, "the round before the swap was under way"
+    assert [number for number, one in enumerate(drafted) if not one] == [swapped_at - 1]
 
 
 def test_a_request_that_outgrows_its_row_gets_no_more_proposals() -> None:
