@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from aurora_store import StoreConfig
+from tests.cluster.command import stop_process
 
 START_TIMEOUT_SECONDS = 90.0
 STOP_TIMEOUT_SECONDS = 15.0
@@ -150,7 +151,7 @@ def seaweedfs(
         process = subprocess.Popen(
             [_weed_program(), *arguments], stdout=log, stderr=subprocess.STDOUT, cwd=scratch, env=environment
         )
-        stack.callback(_stop, process)
+        stack.callback(stop_process, process, STOP_TIMEOUT_SECONDS)
         endpoint = f"http://127.0.0.1:{s3}"
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while not _answers(endpoint):
@@ -159,12 +160,3 @@ def seaweedfs(
                 raise TimeoutError(f"SeaweedFS did not answer at {endpoint} (exit {process.poll()}):\n{tail}")
             time.sleep(0.1)
         yield S3(endpoint, *_keys_of("test"), pid=process.pid)
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_TIMEOUT_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(STOP_TIMEOUT_SECONDS)

@@ -114,3 +114,13 @@ def wait_until(
 def print_progress(message: str) -> None:
     """Print to stderr, so that stdout holds only the command's result."""
     print(message, file=sys.stderr, flush=True)
+
+
+def stop_process(process: subprocess.Popen[bytes], timeout_seconds: float) -> None:
+    """Terminate a process and wait for its end. Kill it when it does not end within `timeout_seconds`."""
+    process.terminate()
+    try:
+        process.wait(timeout_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

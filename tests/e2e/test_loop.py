@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(3000)
 NAME = "loop"
 BUDGET_SECONDS = 2400.0
 RATE_INTERVAL = f"{4 * SCRAPE_SECONDS}s"
-"""What Grafana takes for ``$__rate_interval`` at this scrape interval."""
+"""Grafana's value of ``$__rate_interval`` at this scrape interval."""
 MAY_BE_EMPTY = {"Losses by reason"}
 """Panels without data in a run that goes well."""
 

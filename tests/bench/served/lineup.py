@@ -139,7 +139,7 @@ def with_controller(
 
 
 def _scope_suffix(scope: LookupScope, scopes: Sequence[LookupScope]) -> str:
-    """What tells the arms of one draft apart when there are several scopes."""
+    """The end of an arm's name that distinguishes the arms of one draft when there are several scopes."""
     return f", lookup {scope}" if len(scopes) > 1 else ""
 
 

@@ -18,7 +18,7 @@ MACHINES: Final = {"CPU": cpu_milliseconds, "GPU": gpu_milliseconds}
 
 @dataclass(frozen=True)
 class FreshScene:
-    """What a fresh pod meets.
+    """The traffic, the load and the machine of fresh pods.
 
     Attributes:
         requests_per_place: how many requests each of the ``concurrency`` places gets, one after the other.

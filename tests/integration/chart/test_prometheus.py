@@ -28,7 +28,7 @@ from tests.unit.chart.promql import named
 SECONDS = 2
 """Between two scrapes, and between two evaluations of the alerts."""
 RATE_INTERVAL = f"{4 * SECONDS}s"
-"""What Grafana takes for ``$__rate_interval`` at this scrape interval."""
+"""Grafana's value of ``$__rate_interval`` at this scrape interval."""
 VALUES = (
     f"--set=metrics.podMonitor.enabled=true,metrics.podMonitor.interval={SECONDS}s",
     f"--set=metrics.speculatorPodMonitor.enabled=true,metrics.speculatorPodMonitor.interval={SECONDS}s",

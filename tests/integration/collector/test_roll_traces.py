@@ -56,7 +56,7 @@ async def wait_until_sent(exporter: SpanExporter) -> None:
 
 
 def received(by: Collector, spans: int) -> list[ReceivedSpan]:
-    """What the collector wrote, once it wrote at least that many spans."""
+    """The spans that the collector wrote. Waits until there are at least ``spans``."""
 
     def found() -> list[ReceivedSpan]:
         return [_span(one) for request in by.requests() for one in _spans(request)]

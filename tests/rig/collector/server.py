@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import yaml
 
-from tests.cluster.command import NotReadyError, wait_until
+from tests.cluster.command import NotReadyError, stop_process, wait_until
 from tests.rig.api_server import free_ports
 from tests.rig.go_tools import built_tool
 
@@ -76,13 +76,8 @@ class Collector:
         """End the collector as Kubernetes does, and wait for its end."""
         if self._process is not None:
             self._process.send_signal(signal.SIGCONT)
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_TIMEOUT_SECONDS)
-            finally:
-                self._process.kill()
-                self._process.wait()
-                self._process = None
+            stop_process(self._process, STOP_TIMEOUT_SECONDS)
+            self._process = None
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:

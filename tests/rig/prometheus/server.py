@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import yaml
 
-from tests.cluster.command import url_answers, wait_until
+from tests.cluster.command import stop_process, url_answers, wait_until
 from tests.rig.api_server import free_ports
 from tests.rig.go_tools import built_tool
 
@@ -136,9 +136,4 @@ def prometheus(folder: Path, configuration: Mapping[str, Any]) -> Iterator[Prome
         wait_until("Prometheus", lambda: url_answers(f"{url}/-/ready"), START_TIMEOUT_SECONDS, log.read_text)
         yield Prometheus(url)
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_SECONDS)
-        finally:
-            process.kill()
-            process.wait()
+        stop_process(process, STOP_TIMEOUT_SECONDS)
