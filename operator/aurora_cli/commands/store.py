@@ -1,4 +1,7 @@
-"""``store ls``, ``store du`` and ``store verify``: commands that read a speculator's objects."""
+"""``store ls``, ``store du`` and ``store verify``: commands that read a speculator's objects.
+
+Nothing here deletes what an unfinished upload left. Only the trainer knows that none of its uploads is under way.
+"""
 
 from __future__ import annotations
 

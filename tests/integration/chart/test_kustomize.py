@@ -1,4 +1,4 @@
-"""The kustomize base is what the chart renders, and an overlay chooses the namespace and the images."""
+"""The kustomize base is what the chart renders, an overlay chooses the images, and a real API server takes it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from tests.cluster.command import run
 from tests.cluster.local.build import binaries
 from tests.generated.generated_file import ROOT
 from tests.generated.kustomize_base import BASE, IMAGES
-from tests.rig.chart.rendered_chart import OPERATOR, Object, operator_environment, operator_rights, render, select
+from tests.rig.api_server import api_server
+from tests.rig.chart.rendered_chart import (
+    NAMESPACE,
+    OPERATOR,
+    Object,
+    operator_environment,
+    operator_rights,
+    render,
+    select,
+)
 
 BASE_FOLDER = ROOT / "kustomize/base"
 
@@ -46,3 +55,12 @@ def test_an_overlay_sets_every_image(tmp_path: Path) -> None:
     found = [container["image"], environment["AURORA_AGENT_IMAGE"], environment["AURORA_RUNTIME_IMAGE"]]
     assert found == [f"registry.example.com/{part}:v2" for part in IMAGES]
     assert environment["AURORA_LEASE_NAME"] == OPERATOR, "no other value of the environment is taken for an image"
+
+
+def test_a_real_api_server_takes_every_object_of_the_base() -> None:
+    with api_server() as server:
+        server.kubectl("create", "namespace", NAMESPACE)  # a dry run creates none for the other objects
+        options = ("--server-side", "--dry-run=server", "--validate=strict")
+        answers = server.kubectl("apply", *options, "-k", BASE_FOLDER).splitlines()
+    assert len(answers) == len(_built(BASE_FOLDER))
+    assert all(answer.endswith("serverside-applied (server dry run)") for answer in answers), answers
