@@ -79,7 +79,7 @@ def read_once(folder: Path) -> dict[str, list[float]]:
     from aurora_runtime.training.target.target_model import load_target
 
     torch.set_num_threads(1)
-    memory, clocks = [peak_memory_bytes()], [(time.monotonic(), time.process_time())]
+    memory, clocks = [float(peak_memory_bytes())], [(time.monotonic(), time.process_time())]
     target = load_target(TargetSpec(model=str(folder)))
     memory.append(peak_memory_bytes())
     clocks.append((time.monotonic(), time.process_time()))
