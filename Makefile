@@ -107,6 +107,7 @@ bench: env ## Measure costs and speedups (see docs/results)
 	$(PY) -m tests.bench.coverage
 	$(PY) -m tests.bench.vocabulary
 	$(PY) -m tests.bench.targets
+	$(PY) -m tests.bench.large_target
 	$(PY) -m tests.bench.served
 	$(PY) -m tests.bench.served.shift
 	$(PY) -m tests.bench.served.recovery

@@ -23,6 +23,7 @@ __all__ = ["cluster"]
 SAMPLES = Path(__file__).parents[3] / "docs/samples"
 TARGET = {"model": "m"}
 KEYS = {"secretRef": {"name": "s3"}}
+HEAD = {"model": "org/head-EAGLE3"}
 STORE = {"bucket": "abc", "credentials": KEYS}
 
 
@@ -147,6 +148,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"draft": {"initial": {"model": "--evil"}}}, "a model is a Hugging Face id or a path"),
     ({"draft": {"initial": {"model": "org/head", "revision": "--evil"}}}, "a revision is a git branch, tag or commit"),
     ({"draft": {"branching": 2, "draftTokens": 8, "shape": "Adaptive"}}, "with branching above 1 leave shape unset"),
+    ({"draft": {"initial": HEAD, "shape": "Fixed"}}, "with initial, leave shape and branching"),
+    ({"draft": {"initial": HEAD, "branching": 2, "draftTokens": 8}}, "with initial, leave shape and branching"),
     ({"draft": {"lookup": "Cluster"}}, "spec.draft.lookup: Unsupported value"),
     ({"draft": {"topK": 2}}, "unknown field|field not declared"),
     ({"draft": {"pin": 2}}, "unknown field|field not declared"),
@@ -227,7 +230,8 @@ GOOD: list[dict[str, Any]] = [
     {},
     {"target": {"model": "Qwen/Qwen3-8B", "revision": "refs/pr/1", "dtype": "bfloat16"}},
     {"target": {"model": "/models/llama"}},
-    {"draft": {"initial": {"model": "org/head-EAGLE3", "revision": "0123456789abcdef"}}},
+    {"draft": {"initial": HEAD | {"revision": "0123456789abcdef"}}},
+    {"draft": {"initial": HEAD, "steps": 5, "draftTokens": 6, "branching": 1, "shape": "Adaptive"}},
     {"store": STORE | {"prefix": ""}},
     {"store": STORE | {"prefix": "team/a.b/"}},
     {"store": STORE | {"bucket": "my.bucket-1", "region": "eu-central-1"}},

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import math
 from pathlib import Path
 
 import httpx
 import pytest
-import torch
 from huggingface_hub.errors import RepositoryNotFoundError
-from safetensors.torch import save_file
 
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_runtime.errors import TargetUnavailable
 from aurora_runtime.training.target.target_model import load_target
+from tests.assets.sparse_target import SparseTarget, write_sparse_target
 
 
 def test_the_error_for_a_missing_target_file_names_the_file(tmp_path: Path) -> None:
@@ -31,65 +30,45 @@ def test_the_error_for_a_gated_model_names_hf_token(monkeypatch: pytest.MonkeyPa
         load_target(TargetSpec(model="meta/gated"))
 
 
-def write_part_of_a_large_target(folder: Path) -> tuple[TargetSpec, set[str]]:
-    """The files of a model of 229 billion parameters that a trainer needs, with few rows and columns.
-
-    The index names every tensor of the whole model. Returns the names of the tensors in the files that exist.
-    """
-    hidden, vocab, layers, experts = 64, 50, 62, 256
-    config = {
-        "architectures": ["MiniMaxM2ForCausalLM"],
-        "hidden_size": hidden,
-        "intermediate_size": 32,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "rotary_dim": 8,
-        "num_hidden_layers": layers,
-        "num_local_experts": experts,
-        "num_experts_per_tok": 8,
-    }
-    last = f"model.layers.{layers - 1}."
-    q_rows, kv_rows = 64, 32
-    shapes = {
-        "model.embed_tokens.weight": (vocab, hidden),
-        "lm_head.weight": (vocab, hidden),
-        "model.norm.weight": (hidden,),
-        f"{last}input_layernorm.weight": (hidden,),
-        f"{last}post_attention_layernorm.weight": (hidden,),
-        f"{last}self_attn.q_proj.weight": (q_rows, hidden),
-        f"{last}self_attn.k_proj.weight": (kv_rows, hidden),
-        f"{last}self_attn.v_proj.weight": (kv_rows, hidden),
-        f"{last}self_attn.o_proj.weight": (hidden, q_rows),
-        f"{last}self_attn.q_norm.weight": (q_rows,),
-        f"{last}self_attn.k_norm.weight": (kv_rows,),
-    }
-    index = {name: f"part-{number}.safetensors" for number, name in enumerate(shapes)}
-    for layer, expert, matrix in itertools.product(range(layers), range(experts), ("w1", "w2", "w3")):
-        for kind in ("weight", "weight_scale_inv"):
-            index[f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{matrix}.{kind}"] = "absent.safetensors"
-    for name, shape in shapes.items():
-        save_file({name: torch.rand(shape).to(torch.bfloat16)}, folder / index[name])
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer.json").write_text("{}")
-    return TargetSpec(model=str(folder)), set(shapes)
+SMALL = SparseTarget(
+    hidden=64,
+    expert_width=32,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    rotary_dim=8,
+    layers=2,
+    experts=4,
+    experts_per_token=2,
+    vocab=50,
+)
 
 
-def test_the_experts_of_a_large_target_are_never_read(tmp_path: Path) -> None:
-    spec, _ = write_part_of_a_large_target(tmp_path)  # the files of the experts do not exist
-    target = load_target(spec)
-    assert target.config.intermediate_size == 8 * 32
+def test_the_sparse_target_has_the_size_of_minimax() -> None:
+    tensors = list(SparseTarget().tensors())
+    weights = [tensor for tensor in tensors if not tensor.name.endswith("_scale_inv")]
+    assert len(tensors) == 96_103
+    assert sum(math.prod(tensor.shape) for tensor in weights) / 1e9 == pytest.approx(229, abs=0.5)
+
+
+def test_the_experts_of_a_target_are_never_read(tmp_path: Path) -> None:
+    index = write_sparse_target(SMALL, tmp_path, file_bytes=1)  # one tensor in each file
+    for name, file in index.items():
+        if ".experts." in name:
+            (tmp_path / file).unlink()
+    target = load_target(TargetSpec(model=str(tmp_path)))
+    assert target.config.intermediate_size == 2 * 32
     assert target.last_layer.feed_forward == "not copied, because no expert sees all tokens"
+    assert "self_attn.q_proj.weight" in target.last_layer.tensors
     assert not any("expert" in name for name in target.last_layer.tensors)
 
 
 @pytest.mark.parametrize("file", ["../other.safetensors", "/etc/other.safetensors", "model.bin", 7])
 def test_an_index_that_names_a_file_outside_the_model_is_refused(file: object, tmp_path: Path) -> None:
-    spec, names = write_part_of_a_large_target(tmp_path)
+    names = write_sparse_target(SMALL, tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, file)}))
     with pytest.raises(TargetUnavailable, match=r"weight_map of file names in the model's folder"):
-        load_target(spec)
+        load_target(TargetSpec(model=str(tmp_path)))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "[" * 100_000])
