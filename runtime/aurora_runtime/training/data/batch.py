@@ -7,9 +7,8 @@ Nodes of one depth are ordered: first one path node per root, at that root's ind
 ``outputs[depth][:, :root_count]`` are the outputs along the paths.
 
 Why the trainer collates in its loop and not in a thread: a GPU still updates the weights of the last step meanwhile,
-because neither :meth:`Batch.to` nor the forward pass waits for the GPU. docs/how-to/sizing.md has the arithmetic. A
-batch made in advance would also draw from the session's generator in advance, so that a saved state would no longer
-decide the next batch.
+because neither :meth:`Batch.to` nor the forward pass waits for the GPU (docs/how-to/sizing.md has the arithmetic). A
+batch made in advance would also be drawn in advance, so that a saved state would no longer decide the next batch.
 """
 
 from __future__ import annotations
