@@ -24,11 +24,11 @@ from tests.unit.training.trees import tree_trace
 ATEN = torch.ops.aten
 
 
-class HostWaits(TorchDispatchMode):
+class HostWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Lists the operators whose value or shape the host would have to fetch from a GPU."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operators = list[str]()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -46,7 +46,7 @@ def test_only_the_loss_waits_for_the_device(tmp_path: Path) -> None:
     with HostWaits() as forward:
         outputs = draft_outputs(draft, batch)
     with HostWaits() as loss:
-        loss_of_outputs(draft, outputs, batch, recipe, lambda own: own).backward()
+        loss_of_outputs(draft, outputs, batch, recipe, lambda own: own).backward()  # type: ignore[no-untyped-call]
     optimizer, ema = torch.optim.AdamW(draft.parameters(), fused=True), WeightEma(draft, 10)
     norm = torch.nn.utils.get_total_norm([p.grad for p in draft.parameters() if p.grad is not None], foreach=True)
     with HostWaits() as update:
