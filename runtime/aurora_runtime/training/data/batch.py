@@ -5,6 +5,10 @@ probability becomes 0.
 
 Nodes of one depth are ordered: first one path node per root, at that root's index, then rejected nodes. So
 ``outputs[depth][:, :root_count]`` are the outputs along the paths.
+
+Why the trainer collates in its loop and not in a thread: a GPU still updates the weights of the last step meanwhile,
+because neither :meth:`Batch.to` nor the forward pass waits for the GPU (docs/how-to/sizing.md has the arithmetic). A
+batch made in advance would also be drawn in advance, so that a saved state would no longer decide the next batch.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aurora_runtime.pinned_copy import copy_to_device
 from aurora_runtime.training.data.examples import Example
 from aurora_runtime.training.model.unroll import Level, Trunk
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
@@ -49,21 +54,21 @@ class Batch:
     positions: int  # slots without padding
 
     def to(self, device: torch.device) -> Batch:
-        """This batch on ``device``."""
+        """This batch on ``device``. The host does not wait for a GPU to copy it."""
 
-        def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: copy_to_device(tensor, device) for name, tensor in tensors.items()}
 
         if device.type == "cpu":
             return self
         return Batch(
-            trunk=Trunk(**moved(vars(self.trunk))),
-            levels=tuple(Level(**moved(vars(level))) for level in self.levels),
-            target_rows=tuple(rows.to(device, non_blocking=True) for rows in self.target_rows),
+            trunk=Trunk(**copied(vars(self.trunk))),
+            levels=tuple(Level(**copied(vars(level))) for level in self.levels),
+            target_rows=tuple(copy_to_device(rows, device) for rows in self.target_rows),
             root_count=self.root_count,
-            targets=TargetDistribution(**moved(vars(self.targets))),
-            weight=self.weight.to(device, non_blocking=True),
-            expected_ids=self.expected_ids.to(device, non_blocking=True),
+            targets=TargetDistribution(**copied(vars(self.targets))),
+            weight=copy_to_device(self.weight, device),
+            expected_ids=copy_to_device(self.expected_ids, device),
             positions=self.positions,
         )
 

@@ -7,14 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from aurora_runtime.pinned_copy import copy_to_device
+
 
 def to_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device | str) -> Tensor:
-    """The integers ``values`` as int64 on ``device``.
-
-    A copy from ordinary memory would first let the device finish all queued work. PyTorch keeps the pinned memory until
-    the copy is done.
-    """
-    tensor = torch.tensor(values)
-    if torch.device(device).type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
+    """The integers ``values`` as int64 on ``device``."""
+    return copy_to_device(torch.tensor(values), torch.device(device))

@@ -1,0 +1,96 @@
+"""How a batch reaches its device. torch cannot pin memory without CUDA, so a stand-in replaces the calls to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from aurora_runtime.serving.speculation.worker.device_copy import to_device
+from aurora_runtime.training.data.batch import Batch, collate
+from aurora_runtime.training.data.examples import examples_of
+from aurora_runtime.training.model.vocabulary_map import VocabularyMap
+from tests.unit.training import tiny
+from tests.unit.training.trees import tree_trace
+
+STEPS = 3
+CUDA = torch.device("cuda")
+
+
+class StandInForCuda(TorchFunctionMode):
+    """Stands in for a GPU: its pinned memory and its device memory are copies on the CPU.
+
+    Records of each copy to the device whether the source was pinned, and whether the caller asked not to wait.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pinned = list[Tensor]()
+        self.copies = list[tuple[bool, bool]]()  # pinned, non_blocking
+        self.on_device = list[Tensor]()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is Tensor.pin_memory:
+            self.pinned.append(args[0].clone())
+            return self.pinned[-1]
+        if function is Tensor.to and args[1:] == (CUDA,):
+            pinned = any(args[0] is tensor for tensor in self.pinned)
+            self.copies.append((pinned, kwargs.get("non_blocking", False)))
+            self.on_device.append(args[0].clone())
+            return self.on_device[-1]
+        return function(*args, **kwargs)
+
+
+def tensors_of(part: Any) -> Iterator[Tensor]:
+    """All tensors of a batch, whichever fields it has."""
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, tuple):
+        for each in part:
+            yield from tensors_of(each)
+    elif dataclasses.is_dataclass(part):
+        for field in dataclasses.fields(part):
+            yield from tensors_of(getattr(part, field.name))
+
+
+def small_batch() -> Batch:
+    """A batch of two requests with rejected nodes."""
+    examples = [e for seed in range(2) for e in examples_of(tree_trace(seed), tiny.VOCAB)]
+    vocabulary = VocabularyMap.of(torch.arange(tiny.DRAFT_VOCAB), tiny.VOCAB)
+    return collate(examples, STEPS, vocabulary, with_rejected=True)
+
+
+def test_every_tensor_of_a_batch_goes_to_a_gpu_from_pinned_memory_and_without_waiting() -> None:
+    batch = small_batch()
+    with StandInForCuda() as gpu:
+        moved = batch.to(CUDA)
+    expected, tensors = list(tensors_of(batch)), list(tensors_of(moved))
+    assert gpu.copies == [(True, True)] * len(expected)
+    assert {id(tensor) for tensor in tensors} == {id(tensor) for tensor in gpu.on_device}
+    assert all(torch.equal(one, other) for one, other in zip(tensors, expected, strict=True))
+    assert (moved.root_count, moved.positions) == (batch.root_count, batch.positions)
+
+
+def test_numbers_of_a_round_go_the_same_way() -> None:
+    with StandInForCuda() as gpu:
+        assert to_device([3, 1, 2], "cuda").tolist() == [3, 1, 2]
+    assert gpu.copies == [(True, True)]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_other_devices_take_no_pinned_memory(device: str) -> None:
+    with StandInForCuda() as gpu:
+        moved = small_batch().to(torch.device(device))
+    assert not gpu.pinned
+    assert {tensor.device.type for tensor in tensors_of(moved)} == {device}
+
+
+def test_on_a_cpu_a_batch_is_not_copied() -> None:
+    batch = small_batch()
+    assert batch.to(torch.device("cpu")) is batch
