@@ -6,7 +6,7 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env browser check static format test unit integration integration-operator integration-engine integration-data integration-replica integration-targets integration-sglang integration-release integration-collector e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench gpu crd generated lock sbom audit images clean
+.PHONY: help env browser check static format test unit integration integration-operator integration-engine integration-data integration-replica integration-targets integration-heads integration-sglang integration-release integration-collector e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench gpu crd generated lock sbom audit images clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -57,6 +57,9 @@ integration-replica: env ## Measure on a real replica, in every mode, with valid
 integration-targets: env ## Serve tiny targets of several families, and published heads, on a real engine (10 minutes)
 	$(PY) -m pytest -q -s tests/integration/targets
 
+integration-heads: env ## Import heads that speculators and SpecForge save, and load exported drafts in speculators (a minute)
+	site="$$(tests/setup/heads.sh)" && PYTHONPATH="$$site" $(PY) -m pytest -q tests/integration/heads
+
 integration-release: env ## Sign the chart in a registry, and verify it, with cosign (6 minutes, mostly to build cosign)
 	$(PY) -m pytest -q tests/integration/release
 
@@ -84,7 +87,7 @@ e2e-attacks: env ## Attack one speculator as a client, bucket writer, author and
 	$(PY) -m pytest -q -s tests/attacks
 
 # The browser first: the targets below may use apt-get too.
-test: static browser ## All tests but integration-replica, integration-targets, integration-sglang, integration-release, integration-collector, e2e-faults, e2e-upgrade, e2e-isolation and e2e-attacks
+test: static browser ## All tests but integration-replica, integration-targets, integration-heads, integration-sglang, integration-release, integration-collector, e2e-faults, e2e-upgrade, e2e-isolation and e2e-attacks
 	@$(TWO_AT_A_TIME) unit $(INTEGRATION)
 	@$(MAKE) --no-print-directory e2e
 

@@ -46,3 +46,17 @@ shared_environment() {
   fi
   printf '%s' "$target"
 }
+
+# folder_beside NAME LOCKFILE: prints a folder with the packages of LOCKFILE, for PYTHONPATH. It has none of their
+# dependencies, which are those of the locked environment. The folder is installed if the cache has none yet.
+folder_beside() {
+  local target
+  target="$cache/$1-$(sha256sum <"$2" | cut -c1-12)"
+  if [ ! -e "$target/.complete" ]; then
+    log "setup: installing the packages of $2 into the cache (once per machine)"
+    rm -rf "$target"
+    "$uv" pip install -q --no-deps --require-hashes --compile-bytecode --python "$interpreter" --target "$target" -r "$2"
+    touch "$target/.complete"
+  fi
+  printf '%s' "$target"
+}

@@ -7,6 +7,7 @@ uv="${AURORA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/aurora}/bootstrap/bin/uv"
 compile() { "$uv" pip compile -q --generate-hashes --no-header --no-annotate --python-version 3.11 "$@"; }
 compile requirements/bootstrap.in -o requirements/bootstrap.txt
 compile requirements/build.in -o requirements/build.txt
+compile requirements/heads.in --no-deps -o requirements/heads.txt
 compile --group supply-chain -o requirements/supply-chain.txt
 compile pyproject.toml --extra operator --extra agent -o requirements/light.txt
 compile pyproject.toml --extra operator -o requirements/operator.txt
