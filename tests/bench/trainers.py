@@ -159,7 +159,9 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=3, help="different batches, each stepped on once per round")
     parser.add_argument("--prompt-tokens", type=int, default=120, help="mean tokens of a prompt, give or take half")
     parser.add_argument("--answer-tokens", type=int, default=60, help="mean tokens of an answer, give or take half")
-    parser.add_argument("--depths", type=int, help="draft steps that every trainer unrolls (default: as many as its own)")
+    parser.add_argument(
+        "--depths", type=int, help="draft steps that every trainer unrolls (default: as many as its own)"
+    )
     parser.add_argument("--peak", choices=NAMES, help=argparse.SUPPRESS)
     add_lock_option(parser)
     options = parser.parse_args()

@@ -1,14 +1,14 @@
 """Which learning rate and which batch are best, and how does that depend on the width of the target?
 
-A target of another width is SmolLM2 with wider hidden states, which gives the same answers (tests/assets/wide_target.py).
-An untrained draft for it learns from the recorded traffic by the trainer's default recipe, but for the learning rate and
-the size of a batch. The vocabulary map holds the tokens that the traffic has most, and stays. The draft is evaluated on
-held-out requests, with chains of 3 draft tokens.
+A target of another width is SmolLM2 with wider hidden states, which gives the same answers
+(tests/assets/wide_target.py). An untrained draft for it learns from the recorded traffic by the trainer's default
+recipe, but for the learning rate, the size of a batch and --replay. The vocabulary map holds the tokens that the
+traffic has most, and stays. The draft is evaluated on held-out requests, with chains of 3 draft tokens.
 
 Prints a row per width, learning rate and batch size: the acceptance length untrained and after each quarter of the
 traffic. With --out FILE every run is saved at once, and a saved run is not repeated.
 
-A run takes about 10 CPU seconds at a width of 576, and 16 times as many at 2,304. Needs a CPU only.
+With --replay 1 a run takes about 30 CPU seconds at a width of 576, and 10 times as many at 2,304. Needs a CPU only.
 """
 
 from __future__ import annotations
@@ -45,7 +45,17 @@ from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.target.target_model import TargetModel
 
 QUARTERS: Final = 4
-HEAD: Final = ("Width", "Learning rate", "Batch, slots", "Untrained", "A quarter", "Half", "Three quarters", "All", "CPU s")
+HEAD: Final = (
+    "Width",
+    "Learning rate",
+    "Batch, slots",
+    "Untrained",
+    "A quarter",
+    "Half",
+    "Three quarters",
+    "All",
+    "CPU s",
+)
 
 
 @dataclass(frozen=True)
@@ -123,9 +133,11 @@ def _save(out: Path | None, runs: Sequence[Run]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = bench_parser("tests.bench.learning.widths", __doc__)
-    parser.add_argument("--traffic", choices=sorted(MESSAGES_BY_DOMAIN), default="json", help="domain to learn from")
+    parser.add_argument("--traffic", choices=sorted(MESSAGES_BY_DOMAIN), default="json", help="domain to learn")
     parser.add_argument("--requests", type=int, default=160, help="recorded requests, held-out ones included")
-    parser.add_argument("--factors", type=int, nargs="+", default=[1, 2, 4], help="widths, as multiples of SmolLM2's 576")
+    parser.add_argument(
+        "--factors", type=int, nargs="+", default=[1, 2, 4], help="widths, as multiples of SmolLM2's 576"
+    )
     parser.add_argument(
         "--rates", type=float, nargs="+", default=[1e-4, 3e-4, 1e-3, 3e-3], help="learning rates to compare"
     )
