@@ -11,6 +11,8 @@ wall-clock time with the device synchronised, and memory is the device's allocat
 ``AURORA_KERNELS`` turns fused kernels on, on CUDA only: tree-attention is part of forward and backward, bucket-logprobs
 of the loss, and adamw-average is the optimiser. The output names the kernels that were on.
 
+The time in which the loop takes a snapshot of the session's weights and moments for a save is measured too.
+
 Prints a row per part: medians [quartiles] over all steps, and the peak memory.
 
 Takes about five minutes on a CPU (estimated). Uses a CUDA GPU where there is one, and a CPU otherwise.
@@ -57,6 +59,8 @@ READ, BATCH, FORWARD, LOSS, BACKWARD, OPTIMISER = PARTS = (
     "optimiser",
 )
 WHOLE_STEP: Final = "Session.step"
+SNAPSHOT: Final = "snapshot for a save (once per save, not per step)"
+"""While the snapshot is taken the loop waits. The rest of a save runs beside the loop."""
 MEBIBYTE: Final = 1 << 20
 RETURN_FREED_MEMORY: Final = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 """Variables that make glibc return freed memory at once. They slow a process down, so they are never set where time is
@@ -202,6 +206,8 @@ def measure_step(session: Session, shard: bytes, meter: Meter) -> None:
     del batch, loss
     with meter.part(WHOLE_STEP):
         session.step(examples)
+    with meter.part(SNAPSHOT):
+        session.state()
 
 
 def measure(options: argparse.Namespace, device: torch.device, *, memory: bool) -> Meter:
@@ -235,12 +241,12 @@ def table(meter: Meter, peaks: dict[str, list[float]]) -> str:
     """A row per part, one for the sum of the parts, and one for the whole step. ``peaks`` are in MiB, by part."""
     sums = [sum(times) for times in zip(*(meter.samples[part] for part in PARTS[1:]), strict=True)]
     samples = {part: meter.samples[part] for part in PARTS}
-    samples |= {"sum without the first": sums, WHOLE_STEP: meter.samples[WHOLE_STEP]}
+    samples |= {"sum without the first": sums} | {name: meter.samples[name] for name in (WHOLE_STEP, SNAPSHOT)}
     whole = statistics.median(sums)
     rows = []
     for name, times in samples.items():
         rates = [1000 * positions / ms for positions, ms in zip(meter.positions, times, strict=True)]
-        share = "" if name == READ else f"{statistics.median(times) / whole:.0%}"
+        share = "" if name in (READ, SNAPSHOT) else f"{statistics.median(times) / whole:.0%}"
         peak = f"{statistics.median(peaks[name]):,.0f} (max {max(peaks[name]):,.0f})" if name in peaks else ""
         rows.append([name, median_and_quartiles(times, 1), share, median_and_quartiles(rates, 0), peak])
     return markdown_table(["part", "ms", "share of the sum", "positions/s", "peak MiB"], rows)

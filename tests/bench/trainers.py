@@ -11,7 +11,8 @@ it on replayed batches.
 
 Prints a row per trainer: positions per second of CPU time with quartiles over rounds, the peak of resident memory
 without what the process held before, and the ratio of our rate to theirs with its 95 % interval over rounds. Memory is
-measured separately, in a process for each trainer whose allocator returns freed memory at once.
+measured separately, in a process for each trainer whose allocator returns freed memory at once. With --depths all
+trainers unroll the draft equally deep.
 
 Needs a CPU only.
 """
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -55,17 +56,22 @@ CPU: Final = torch.device("cpu")
 HEAD: Final = ("Trainer", "positions/s", "peak MiB", "our rate divided by theirs [95 % interval]")
 
 
-def steps_of(name: str, shape: DraftConfig, batches: Sequence[Sequence[RequestTrace]]) -> list[Callable[[], object]]:
-    """A step of the trainer ``name`` on each batch."""
+def steps_of(
+    name: str, shape: DraftConfig, batches: Sequence[Sequence[RequestTrace]], depths: int | None = None
+) -> list[Callable[[], object]]:
+    """A step of the trainer ``name`` on each batch. ``depths``: how deep it unrolls, if not as deep as by itself."""
     generator = torch.Generator().manual_seed(0)
     # All trainers hold the target's head: ours for tokens that come into the vocabulary map.
     head = torch.randn(shape.vocab_size, shape.hidden_size, generator=generator).to(torch.bfloat16)
     if name == OURS:
         session = new_session(shape, CPU)
+        if depths is not None:
+            session.recipe = replace(session.recipe, unroll_steps=depths)
         session.draft.register_buffer("target_head", head, persistent=False)
         shares = [[e for trace in batch for e in examples_of(trace, shape.vocab_size)] for batch in batches]
         return [lambda share=share: session.step(share) for share in shares]  # type: ignore[misc]
     trainer = next(trainer for trainer in PUBLISHED_TRAINERS if trainer.name == name)
+    trainer = replace(trainer, depths=trainer.depths if depths is None else depths)
     torch.manual_seed(0)
     draft = DraftModel(shape, torch.randn(shape.vocab_size, shape.hidden_size).to(torch.bfloat16))
     published = PublishedSession(trainer, draft, head, torch.arange(DRAFT_VOCABULARY))
@@ -90,9 +96,11 @@ class Comparison:
         return math.exp(sum(logs) / len(logs)), Interval(math.exp(low), math.exp(high))
 
 
-def compare(shape: DraftConfig, batches: Sequence[Sequence[RequestTrace]], rounds: int) -> Comparison:
+def compare(
+    shape: DraftConfig, batches: Sequence[Sequence[RequestTrace]], rounds: int, depths: int | None = None
+) -> Comparison:
     """Measure all trainers in turn. One more round before the others warms up."""
-    steps = {name: steps_of(name, shape, batches) for name in NAMES}
+    steps = {name: steps_of(name, shape, batches, depths) for name in NAMES}
     seconds: dict[str, list[float]] = {name: [] for name in NAMES}
     for number in range(rounds + 1):
         turn = number % len(NAMES)
@@ -105,10 +113,12 @@ def compare(shape: DraftConfig, batches: Sequence[Sequence[RequestTrace]], round
     return Comparison(seconds, sum(trace.hidden.shape[0] for batch in batches for trace in batch))
 
 
-def peak_mebibytes(name: str, shape: DraftConfig, batches: Sequence[Sequence[RequestTrace]]) -> float:
+def peak_mebibytes(
+    name: str, shape: DraftConfig, batches: Sequence[Sequence[RequestTrace]], depths: int | None = None
+) -> float:
     """The peak of resident memory that the trainer ``name`` adds to this process in two rounds."""
     before = resident_mebibytes()
-    steps = steps_of(name, shape, batches)
+    steps = steps_of(name, shape, batches, depths)
     for step in (*steps, *steps):
         step()
     return peak_resident_mebibytes() - before
@@ -149,6 +159,9 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=3, help="different batches, each stepped on once per round")
     parser.add_argument("--prompt-tokens", type=int, default=120, help="mean tokens of a prompt, give or take half")
     parser.add_argument("--answer-tokens", type=int, default=60, help="mean tokens of an answer, give or take half")
+    parser.add_argument(
+        "--depths", type=int, help="draft steps that every trainer unrolls (default: as many as its own)"
+    )
     parser.add_argument("--peak", choices=NAMES, help=argparse.SUPPRESS)
     add_lock_option(parser)
     options = parser.parse_args()
@@ -157,10 +170,10 @@ def main() -> None:
     shards = one_batch_shards(shape, options.batches, options.prompt_tokens, options.answer_tokens)
     batches = [list(decode(shard)) for shard in shards]
     if options.peak:
-        print(peak_mebibytes(options.peak, shape, batches))
+        print(peak_mebibytes(options.peak, shape, batches, options.depths))
         return
     with hold_lock(options.lock):
-        comparison = compare(shape, batches, options.rounds)
+        comparison = compare(shape, batches, options.rounds, options.depths)
         peaks = {name: measured_peak(name) for name in NAMES}
     print(
         f"{options.shape}, commit {commit()}, {machine()}, 1 thread, CPU time, load {os.getloadavg()[0]:.1f};"

@@ -21,7 +21,7 @@ from aurora_runtime.training.data.shards import ShardReader
 from aurora_runtime.training.lineage import fetch_draft, newest_draft
 from aurora_runtime.training.loop import Stages, Trainer
 from aurora_runtime.training.optim.ranks import Ranks
-from aurora_runtime.training.optim.recipe import Recipe
+from aurora_runtime.training.optim.recipe import Recipe, usual_learning_rate
 from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.optim.shared_session import SharedSession
 from aurora_runtime.training.progress import Progress
@@ -55,12 +55,15 @@ class TrainingConfig:
     policy: TrainingPolicy = DEFAULT_POLICY
 
     @classmethod
-    def of(cls, settings: TrainerSettings, policy: TrainingPolicy | None = None) -> TrainingConfig:
-        """The config that the custom resource asks for. ``policy`` replaces the one with its sizes."""
+    def of(cls, settings: TrainerSettings, width: int, policy: TrainingPolicy | None = None) -> TrainingConfig:
+        """The config that the custom resource asks for, for a target whose hidden states have ``width`` elements.
+
+        ``policy`` replaces the one with the custom resource's sizes.
+        """
         spec, steps = settings.training, settings.draft.steps
         policy = policy or TrainingPolicy.of(spec.memory)
         recipe = Recipe(
-            learning_rate=float(spec.learning_rate),
+            learning_rate=usual_learning_rate(width) if spec.learning_rate is None else float(spec.learning_rate),
             unroll_steps=spec.unroll_steps or min(steps, MAX_UNROLL_STEPS),
             replay=spec.replay,
             passes=spec.passes,
@@ -115,6 +118,7 @@ def _session(
         "fetching a version", lambda: fetch_draft(context.registry, version, context.target)
     )
     recipe = config.recipe.warm_start() if context.lineage.initial else config.recipe
+    log.info("the learning rate is %.2g after %d steps", recipe.learning_rate, recipe.warmup_steps)
     if ranks:
         return SharedSession(draft, vocabulary, recipe, device, ranks)
     return Session(draft, vocabulary, recipe, device)

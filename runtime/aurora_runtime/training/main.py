@@ -58,7 +58,7 @@ def run(
     lineage = retrier.call(
         "opening the lineage", lambda: open_lineage(registry, target, settings.draft, utc_now), announce
     )
-    config = TrainingConfig.of(settings)
+    config = TrainingConfig.of(settings, target.identity.hidden_size)
     reports = erase_tags(registry, lineage.number, config.spec.erase_tags, retrier, announce)
     if settings.training.suspended:
         wait_suspended(config, registry, lineage, retrier, reports)

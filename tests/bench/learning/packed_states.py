@@ -4,14 +4,17 @@ Trains a draft on recorded requests of one domain, once on the states as capture
 (``capture.stateType: Float8``). The requests come in another order for every seed. Both drafts are then compared on
 the held-out requests with their states in 16 bits, because an engine packs nothing for the draft that it serves.
 
-Prints the acceptance lengths by seed, their difference, and the bytes of a traced position. Needs a CPU only.
+Prints the acceptance lengths by seed, their difference, the bytes of a traced position, and the CPU time in which a pod
+brings a position into a shard's form. Needs a CPU only.
 """
 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 
+import torch
 from tests.assets.traces.recorded import domain_traces
 from tests.assets.trained_draft import train_draft, untrained_draft
 from tests.bench.bench_command import bench_parser, commit, machine
@@ -19,7 +22,7 @@ from tests.bench.markdown import markdown_table
 from tests.traffic.prompts import Domain
 
 from aurora_api.v1alpha1.capture import StateType
-from aurora_runtime.traces import RequestTrace, decode, encode
+from aurora_runtime.traces import RequestTrace, decode, encode, shard_tensors
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.evaluation import evaluate
 
@@ -40,11 +43,22 @@ def bytes_per_unit(traces: Sequence[RequestTrace], state_type: StateType) -> flo
     return len(encode(traces, state_type)) / positions / (traces[0].hidden.shape[1] / 3)
 
 
+def microseconds(traces: Sequence[RequestTrace], state_type: StateType) -> float:
+    """CPU time of a traced position in the writer's thread, without the file, the least of three."""
+    seconds = []
+    for _ in range(3):
+        began = time.process_time()
+        shard_tensors(traces, state_type)
+        seconds.append(time.process_time() - began)
+    return 1e6 * min(seconds) / sum(trace.hidden.shape[0] for trace in traces)
+
+
 def main() -> None:
     parser = bench_parser("tests.bench.learning.packed_states", __doc__)
     parser.add_argument("--traffic", nargs="+", default=[Domain.EXTRACTION, Domain.SQL], type=Domain, help="domains")
     parser.add_argument("--seeds", nargs="+", default=[0, 1, 2], type=int, help="orders of the requests")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     rows = []
     for domain in options.traffic:
         traces = domain_traces(domain)
@@ -57,6 +71,8 @@ def main() -> None:
             rows.append((domain, seed, f"{whole:.3f}", f"{packed:.3f}", f"{packed - whole:+.3f}"))
         sizes = [f"{bytes_per_unit(traces, state_type):.2f}" for state_type in StateType]
         rows.append((domain, "bytes per position and hidden unit", *sizes, ""))
+        times = [f"{microseconds(traces, state_type):.1f}" for state_type in StateType]
+        rows.append((domain, "CPU microseconds per position", *times, ""))
     print(f"{machine()}, commit {commit()}\n")
     print(markdown_table(("Traffic", "Seed", "16 bits", "8 bits", "Difference"), rows))
 

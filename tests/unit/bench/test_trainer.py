@@ -10,6 +10,7 @@ from aurora_runtime.training.data.examples import examples_of
 from tests.bench.trainer import (
     DRAFT_VOCABULARY,
     PARTS,
+    SNAPSHOT,
     WHOLE_STEP,
     Meter,
     measure_step,
@@ -35,9 +36,9 @@ def test_the_parts_in_their_order_equal_one_step() -> None:
         whole.step(examples)
     for one, other in zip(by_parts.draft.parameters(), whole.draft.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert meter.samples.keys() == {*PARTS, WHOLE_STEP}
+    assert meter.samples.keys() == {*PARTS, WHOLE_STEP, SNAPSHOT}
     assert meter.positions == [sum(e.slots for e in examples)]
     twice = Meter(CPU, False, {name: 2 * times for name, times in meter.samples.items()}, 2 * meter.positions)
     lines = table(twice, {name: [1.0, 2.0] for name in meter.samples}).splitlines()
-    assert len(lines) == 2 + len(PARTS) + 2
+    assert len(lines) == 2 + len(PARTS) + 3
     assert {line.count("|") for line in lines} == {6}

@@ -11,7 +11,7 @@ from aurora_runtime.engine.draft_config import DraftConfig
 from aurora_runtime.training.model.draft import DraftModel
 from tests.bench.published_steps import PUBLISHED_TRAINERS, PublishedSession, PublishedTrainer, WholeSequences
 from tests.bench.trainer import DRAFT_VOCABULARY, random_request
-from tests.bench.trainers import NAMES, OURS, Comparison, compare, peak_mebibytes, table
+from tests.bench.trainers import NAMES, OURS, Comparison, compare, peak_mebibytes, steps_of, table
 from tests.unit.training.model.test_unroll import decoded
 
 SMALL = DraftConfig(32, 48, 4, 2, 8, 8, 100, 60, 1e-5, 1e4, 512, (1, 3, 4))
@@ -62,6 +62,21 @@ def test_all_trainers_pass_over_the_same_requests_in_turn() -> None:
     assert {name: len(seconds) for name, seconds in comparison.seconds.items()} == dict.fromkeys(NAMES, 2)
     assert all(peak_mebibytes(name, SHAPE, batches) > 0 for name in NAMES)
     assert table(comparison, dict.fromkeys(NAMES, 1.0)).count("\n") == 1 + len(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_trainer_unrolls_as_deep_as_asked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    depths, finish = 0, DraftModel.finish
+
+    def counting(draft: DraftModel, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        nonlocal depths
+        depths += 1
+        return finish(draft, hidden, attended)
+
+    monkeypatch.setattr(DraftModel, "finish", counting)
+    (step,) = steps_of(name, SHAPE, [[random_request(SHAPE, 0, 6, 30)]], depths=2)
+    step()
+    assert depths == 2
 
 
 def test_a_ratio_is_the_mean_over_rounds_with_its_interval() -> None:

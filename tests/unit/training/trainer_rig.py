@@ -81,7 +81,7 @@ class TrainerRig:
 
     @property
     def config(self) -> TrainingConfig:
-        config = TrainingConfig.of(self.settings, self.policy)
+        config = TrainingConfig.of(self.settings, self.target.identity.hidden_size, self.policy)
         return dataclasses.replace(config, limits=self.limits, recipe=self.recipe or config.recipe)
 
     def trainer(self, retrier: Retrier, deaths: ShardDeaths | None = None) -> Trainer:

@@ -17,12 +17,26 @@ optimum before the moments know the gradient. So the rate begins at a fiftieth o
 protect the head longer, but would delay learning where the traffic is not what the head was trained on.
 """
 
+MEASURED_RATE: Final = 1e-3
+MEASURED_WIDTH: Final = 576
+"""The learning rate that is best for drafts of this hidden size (tests/bench/learning/widths.py)."""
+
+
+def usual_learning_rate(width: int) -> float:
+    """The learning rate for a draft whose hidden states have ``width`` elements, where the user sets none.
+
+    Adam moves each weight by about the learning rate. A product sums ``width`` such moves, so with the same rate a
+    wider draft changes more in a step. The rate therefore falls in inverse proportion to the width (arXiv 2203.03466,
+    table 3), as the bench shows. Narrower drafts than the measured ones get no higher rate.
+    """
+    return MEASURED_RATE * min(1.0, MEASURED_WIDTH / width)
+
 
 @dataclass(frozen=True)
 class Recipe:
     """Hyperparameters. Measurements with tests/bench/learning chose the defaults (docs/results/learning.md)."""
 
-    learning_rate: float = 1e-3
+    learning_rate: float = MEASURED_RATE
     unroll_steps: int = 3
     replay: int = 3  # replayed batches beside a fresh one, as far as `passes` allows; 0: no replay at all
     passes: int = 16  # bounds `replay`: a position is trained at most this often on average, replays included

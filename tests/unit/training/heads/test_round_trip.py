@@ -75,7 +75,7 @@ def test_the_trainer_goes_on_from_a_head_at_a_rate_that_begins_low(tmp_path: Pat
         session = trainer.learning.session
         rate = session._optimizer.param_groups[0]["lr"]
         assert session.steps > 0
-        assert rate == pytest.approx(float(rig.settings.training.learning_rate) * session.steps / warmup)
+        assert rate == pytest.approx(Recipe().learning_rate * session.steps / warmup)
         assert not torch.equal(session.draft.fc.weight, version_0.fc.weight)
     resumed = started.trainer(Traffic(started.registry, 0)).learning.session
     assert resumed.recipe.warmup_steps == WARM_START_STEPS

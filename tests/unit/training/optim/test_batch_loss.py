@@ -72,21 +72,26 @@ def test_a_session_learns_the_distributions_after_rejected_nodes(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("draft", "training", "want"),
+    ("draft", "training", "width", "want"),
     [
-        (DraftSpec(steps=5), TrainingSpec(), Recipe(unroll_steps=5)),
-        (DraftSpec(steps=16), TrainingSpec(), Recipe(unroll_steps=8)),
-        (DraftSpec(steps=5), TrainingSpec(unroll_steps=2), Recipe(unroll_steps=2)),
-        (DraftSpec(), TrainingSpec(replay=1, passes=3), Recipe(replay=1, passes=3)),
-        (DraftSpec(), TrainingSpec(replay=0), Recipe(replay=0)),
+        (DraftSpec(steps=5), TrainingSpec(), 576, Recipe(unroll_steps=5)),
+        (DraftSpec(steps=16), TrainingSpec(), 576, Recipe(unroll_steps=8)),
+        (DraftSpec(steps=5), TrainingSpec(unroll_steps=2), 576, Recipe(unroll_steps=2)),
+        (DraftSpec(), TrainingSpec(replay=1, passes=3), 576, Recipe(replay=1, passes=3)),
+        (DraftSpec(), TrainingSpec(replay=0), 576, Recipe(replay=0)),
+        (DraftSpec(), TrainingSpec(), 64, Recipe()),
+        (DraftSpec(), TrainingSpec(), 2304, Recipe(learning_rate=0.25e-3)),
+        (DraftSpec(), TrainingSpec(learning_rate="0.002"), 2304, Recipe(learning_rate=2e-3)),
     ],
 )
-def test_the_recipe_follows_the_custom_resource(draft: DraftSpec, training: TrainingSpec, want: Recipe) -> None:
+def test_the_recipe_follows_the_custom_resource_and_the_width_of_the_target(
+    draft: DraftSpec, training: TrainingSpec, width: int, want: Recipe
+) -> None:
     store = StoreSettings(bucket="b", root="r")
     settings = TrainerSettings(
         namespace="n", name="s", target=TargetSpec(model="m"), draft=draft, training=training, store=store
     )
-    assert TrainingConfig.of(settings).recipe == want
+    assert TrainingConfig.of(settings, width).recipe == want
 
 
 def test_the_trainers_memory_follows_the_custom_resource() -> None:
@@ -99,7 +104,7 @@ def test_the_trainers_memory_follows_the_custom_resource() -> None:
         training=TrainingSpec(trace_storage_limit="4Gi", memory=memory),
         store=StoreSettings(bucket="b", root="r"),
     )
-    config = TrainingConfig.of(TrainerSettings.from_json(settings.to_variable()))
+    config = TrainingConfig.of(TrainerSettings.from_json(settings.to_variable()), width=576)
     policy = config.policy
     assert (policy.replay_bytes, policy.held_out_bytes) == (3 << 30, 5 << 30)
     assert (policy.prefix_bank_bytes, policy.prefetched_bytes) == (64 << 20, 700 * 10**6)
