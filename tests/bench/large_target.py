@@ -1,4 +1,4 @@
-"""How long does a trainer take to read a target of 229 billion parameters, and how much memory?
+"""How much time and memory does a trainer need to read a target of 229 billion parameters?
 
 Writes a repository in the layout of MiniMax-M2.1 (tests/assets/sparse_target.py): all names, types and sizes of its
 tensors, and zeros for weights, which take no room on the disk. A new process for each run then reads the target as a

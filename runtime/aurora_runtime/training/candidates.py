@@ -32,14 +32,14 @@ COMPARED_TOKENS: Final = 16_384
 """Most answer tokens on which two drafts are compared. A count, because a busy machine would judge by fewer requests if
 time were the bound.
 
-With so many tokens chance is smaller than ``training.minGain`` (0.02). On 24 JSON requests with 802 answer tokens, the
-standard error of the difference between two successive drafts was 0.033 (median of seven pairs; 0.019 to 0.045), by
-the measurement in docs/results/learning.md. If it falls with the square root of the tokens, it is 0.007 (0.004 to
-0.010) on 16,384. Halving it would take four times as many tokens.
+With 16,384 tokens the standard error is smaller than ``training.minGain`` (0.02). On 24 JSON requests with 802 answer
+tokens, the standard error of the difference between two successive drafts was 0.033 (median of seven pairs; 0.019 to
+0.045), by the measurement in docs/results/learning.md. If it falls with the square root of the tokens, it is 0.007
+(0.004 to 0.010) on 16,384. Halving the standard error would take four times as many tokens.
 
-Where answers have fewer than 341 tokens, the 48 requests of the held-out set hold fewer tokens than this bound. 48 of
-these JSON requests hold 1,604, where the standard error is 0.023. So chance may offer a candidate. The gate measures
-every candidate, so the mistake costs a measurement."""
+Where answers average 341 tokens or fewer, the 48 requests of the held-out set hold fewer tokens than this bound. 48 of
+these JSON requests hold 1,604, and the standard error on them is 0.023. So the trainer may register a candidate whose
+gain is only chance. The gate measures every candidate, so the mistake costs one measurement."""
 log = logging.getLogger(__name__)
 
 

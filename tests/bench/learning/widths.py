@@ -2,8 +2,8 @@
 
 A target of another width is SmolLM2 with wider hidden states, which gives the same answers
 (tests/assets/wide_target.py). An untrained draft for it learns from the recorded traffic by the trainer's default
-recipe, but for the learning rate, the size of a batch and --replay. The vocabulary map holds the tokens that the
-traffic has most, and stays. The draft is evaluated on held-out requests, with chains of 3 draft tokens.
+recipe, but for the learning rate, the size of a batch and --replay. The vocabulary map holds the most frequent
+answer tokens of the traffic, and does not change. The draft is evaluated on held-out requests, with chains of 3 draft tokens.
 
 Prints a row per width, learning rate and batch size: the acceptance length untrained and after each quarter of the
 traffic. With --out FILE every run is saved at once, and a saved run is not repeated.
