@@ -1,7 +1,8 @@
 """A repository of safetensors files in the layout of MiniMax-M2.1, without its weights: every weight is zero.
 
 The index and the headers of the files are complete: they name every tensor with its type and its size. The names and
-sizes are generated from the published sizes. The division of tensors into files is ours, so a file of the real repository may hold other layers. The weights are holes in the files, so that 229 billion of them need no disk.
+sizes are generated from the published sizes. The division of tensors into files is ours, so a file of the real
+repository may hold other layers. The weights are holes in the files, so that 229 billion of them need no disk.
 """
 
 from __future__ import annotations

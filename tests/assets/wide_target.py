@@ -53,8 +53,9 @@ class Widening:
 
     def states(self, states: Tensor) -> Tensor:
         """Hidden states ``[..., n * h]``, side by side, become ``[..., n * H]``."""
-        narrow = states.float().unflatten(-1, (-1, self.rotation.shape[1]))
-        return (narrow @ self.rotation.T).flatten(-2).to(states.dtype)
+        narrow = states.float().view(*states.shape[:-1], -1, self.rotation.shape[1])
+        wide: Tensor = narrow @ self.rotation.T
+        return wide.flatten(-2).to(states.dtype)
 
     def reader(self, weight: Tensor, norm: Tensor) -> Tensor:
         """A weight ``[rows, h]`` behind the norm with the factors ``norm`` ``[h]``, for wide states ``[rows, H]``."""

@@ -248,7 +248,8 @@ def table(meter: Meter, peaks: dict[str, list[float]]) -> str:
         rates = [1000 * positions / ms for positions, ms in zip(meter.positions, times, strict=True)]
         share = "" if name in (READ, SNAPSHOT) else f"{statistics.median(times) / whole:.0%}"
         peak = f"{statistics.median(peaks[name]):,.0f} (max {max(peaks[name]):,.0f})" if name in peaks else ""
-        rows.append([name, median_and_quartiles(times, 1), share, median_and_quartiles(rates, 0), peak])
+        rate = "" if name == SNAPSHOT else median_and_quartiles(rates, 0)
+        rows.append([name, median_and_quartiles(times, 1), share, rate, peak])
     return markdown_table(["part", "ms", "share of the sum", "positions/s", "peak MiB"], rows)
 
 

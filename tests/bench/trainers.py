@@ -177,7 +177,8 @@ def main() -> None:
         peaks = {name: measured_peak(name) for name in NAMES}
     print(
         f"{options.shape}, commit {commit()}, {machine()}, 1 thread, CPU time, load {os.getloadavg()[0]:.1f};"
-        f" {options.rounds} rounds of {options.batches} batches, {comparison.positions:,} positions\n"
+        f" depths {options.depths or 'of each trainer'}; {options.rounds} rounds of {options.batches} batches,"
+        f" {comparison.positions:,} positions\n"
     )
     print(table(comparison, peaks))
 

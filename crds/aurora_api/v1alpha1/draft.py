@@ -174,6 +174,7 @@ class DraftSpec(Model):
             raise ValueError(_CHAIN[1])
         if self.branching > 1 and self.shape is Shape.ADAPTIVE:
             raise ValueError(_TREE_IS_FIXED)
+        # _HEAD_IS_MEASURED is a rule of the API server only: this error would drop the whole draft, the head included.
         return self
 
     @property

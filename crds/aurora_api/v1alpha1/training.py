@@ -16,6 +16,8 @@ from aurora_api.v1alpha1.limits import TrainerMemory
 from aurora_api.v1alpha1.template import PodTemplate, template_field
 
 MAX_UNROLL_STEPS: Final = 8
+LEARNING_RATE_PATTERN: Final = r"^(0|[1-9][0-9]{0,3})(\.[0-9]{1,8})?$"
+"""Finer than a ratio: wide targets need a rate below 0.0001."""
 TAG_HASH_PATTERN: Final = r"^[0-7][0-9a-f]{15}$"
 NO_TAG_HASH: Final = "0" * 16
 """Stands for requests without a tag, so no tag has this hash."""
@@ -165,12 +167,12 @@ class TrainingSpec(Model):
             " training. Unset it to resume at once. `status.training.worth` shows the figures in any case."
         ),
     )
-    learning_rate: Ratio | None = Field(
+    learning_rate: Annotated[str, Field(pattern=LEARNING_RATE_PATTERN)] | None = Field(
         default=None,
         description=(
             "Step size of the optimizer (AdamW). It stays constant, because live traffic has no end. Unset: 0.001 for"
-            " targets whose hidden states have up to 576 elements, and less for wider ones in inverse proportion, so"
-            " 0.00014 at 4096. Lower it if held-out acceptance falls or jumps."
+            " targets with a hidden size of up to 576, and less for wider ones in inverse proportion: 0.00014 at 4096."
+            " Lower it if held-out acceptance falls or jumps."
         ),
     )
     replay: int = Field(

@@ -118,7 +118,7 @@ def _session(
         "fetching a version", lambda: fetch_draft(context.registry, version, context.target)
     )
     recipe = config.recipe.warm_start() if context.lineage.initial else config.recipe
-    log.info("the learning rate is %.2g after %d steps", recipe.learning_rate, recipe.warmup_steps)
+    log.info("the learning rate is %.4g after %d steps", recipe.learning_rate, recipe.warmup_steps)
     if ranks:
         return SharedSession(draft, vocabulary, recipe, device, ranks)
     return Session(draft, vocabulary, recipe, device)

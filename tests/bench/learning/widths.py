@@ -2,8 +2,8 @@
 
 A target of another width is SmolLM2 with wider hidden states, which gives the same answers
 (tests/assets/wide_target.py). An untrained draft for it learns from the recorded traffic by the trainer's default
-recipe, but for the learning rate, the size of a batch and --replay. The vocabulary map holds the most frequent
-answer tokens of the traffic, and does not change. The draft is evaluated on held-out requests, with chains of 3 draft tokens.
+recipe, but for the learning rate, the size of a batch and --replay. The vocabulary map holds the most frequent answer
+tokens of the traffic, and does not change. The draft is evaluated on held-out requests, with chains of 3 draft tokens.
 
 Prints a row per width, learning rate and batch size: the acceptance length untrained and after each quarter of the
 traffic. With --out FILE every run is saved at once, and a saved run is not repeated.
@@ -58,11 +58,21 @@ HEAD: Final = (
 )
 
 
+@dataclass(frozen=True, order=True)
+class Settings:
+    """What all runs of a table have in common."""
+
+    traffic: str
+    requests: int
+    replay: int
+    vocabulary: int
+
+
 @dataclass(frozen=True)
 class Run:
     """One draft that learned. ``lengths`` are its acceptance lengths, untrained and after each quarter."""
 
-    traffic: str
+    settings: Settings
     width: int
     rate: float
     slots: int
@@ -71,8 +81,8 @@ class Run:
     cpu_seconds: float
 
     @property
-    def key(self) -> tuple[str, int, float, int, int]:
-        return self.traffic, self.width, self.rate, self.slots, self.seed
+    def key(self) -> tuple[Settings, int, float, int, int]:
+        return self.settings, self.width, self.rate, self.slots, self.seed
 
 
 def vocabulary_of(traces: Iterable[RequestTrace], target: TargetModel, size: int) -> VocabularyMap:
@@ -121,7 +131,10 @@ def table(runs: Sequence[Run]) -> str:
 def _saved(out: Path | None) -> list[Run]:
     if out is None or not out.exists():
         return []
-    return [Run(**run | {"lengths": tuple(run["lengths"])}) for run in json.loads(out.read_text())]
+    return [
+        Run(**run | {"settings": Settings(**run["settings"]), "lengths": tuple(run["lengths"])})
+        for run in json.loads(out.read_text())
+    ]
 
 
 def _save(out: Path | None, runs: Sequence[Run]) -> None:
@@ -152,6 +165,7 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     options = _options()
     torch.set_num_threads(1)
+    settings = Settings(options.traffic, options.requests, options.replay, options.vocabulary)
     runs = _saved(options.out)
     done = {run.key for run in runs}
     narrow, recorded = load_small_target(), drafted_traces(options.traffic, options.requests, CHAINS)
@@ -161,7 +175,7 @@ def main() -> None:
         target = widened(narrow, widening)
         traces = [widening.trace(trace) for trace in recorded]
         for seed, rate, slots in itertools.product(options.seeds, options.rates, options.slots):
-            key = (options.traffic, target.config.hidden_size, rate, slots, seed)
+            key = (settings, target.config.hidden_size, rate, slots, seed)
             if key in done:
                 continue
             recipe = Recipe(learning_rate=rate, batch_slots=slots, replay=options.replay)
@@ -169,8 +183,8 @@ def main() -> None:
             runs.append(Run(*key, lengths, seconds))
             print(runs[-1], flush=True)
             _save(options.out, runs)
-    shown = sorted((run for run in runs if run.traffic == options.traffic), key=lambda run: run.key)
-    print(f"\n{options.traffic}, replay {options.replay}, {machine()}, commit {commit()}\n")
+    shown = sorted((run for run in runs if run.settings == settings), key=lambda run: run.key)
+    print(f"\n{settings}, {machine()}, commit {commit()}\n")
     print(table(shown))
 
 

@@ -274,6 +274,7 @@ GOOD: list[dict[str, Any]] = [
     {"serving": {"template": {"spec": {"nodeSelector": {"gpu": "a100"}}, "metadata": {"labels": {"team": "a"}}}}},
     {"capture": {"sampleRatio": "0"}},
     {"training": {"suspended": True, "traceStorageLimit": "500G", "learningRate": "0.0001"}},
+    {"training": {"learningRate": "0.00001234"}},
     {"training": {"traceStorageLimit": 68719476736}},
     {"training": {"suspended": True, "suspendWhen": {"savingBelowCost": True}}},
     {"training": {"suspendWhen": {"candidatesWithoutGain": 3, "resumeAfterSeconds": 3600}}},

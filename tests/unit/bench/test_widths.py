@@ -11,7 +11,7 @@ from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.initial_draft import draft_config, initial_draft, initial_vocabulary
 from aurora_runtime.training.target.target_model import TargetModel
 from tests.assets.wide_target import Widening, widened
-from tests.bench.learning.widths import Run, table
+from tests.bench.learning.widths import Run, Settings, table
 from tests.unit.training import tiny
 from tests.unit.training.model.test_unroll import decoded
 
@@ -45,6 +45,7 @@ def test_the_initial_draft_of_a_wide_target_proposes_what_that_of_the_narrow_one
 
 
 def test_a_row_is_the_mean_over_seeds() -> None:
-    runs = [Run("json", 576, 1e-3, 512, seed, (1.0, 2.0 + seed, 3.0, 3.0, 3.0), 10.0) for seed in (0, 1)]
+    settings = Settings("json", 160, 1, 2048)
+    runs = [Run(settings, 576, 1e-3, 512, seed, (1.0, 2.0 + seed, 3.0, 3.0, 3.0), 10.0) for seed in (0, 1)]
     row = table(runs).splitlines()[-1]
     assert [cell.strip() for cell in row.split("|")[1:6]] == ["576", "0.001", "512", "1.00 ± 0.00", "2.50 ± 0.71"]
