@@ -107,6 +107,7 @@ bench: env ## Measure costs and speedups (see docs/results)
 	$(PY) -m tests.bench.learning.served
 	$(PY) -m tests.bench.learning.shift
 	$(PY) -m tests.bench.learning.packed_states
+	$(PY) -m tests.bench.learning.widths --replay 1
 	$(PY) -m tests.bench.coverage
 	$(PY) -m tests.bench.vocabulary
 	$(PY) -m tests.bench.targets
