@@ -48,11 +48,9 @@ from aurora_runtime.training.target.target_model import TargetModel
 JSON, DOCSTRINGS = "json", "docstrings"
 HEAD_STEPS: Final = 128
 """Steps that train the published head."""
-EVALUATED_STEPS: Final = (8, 16, 32, 64, 128)
-"""Optimizer steps from the published head after which a run is evaluated."""
 
 Lengths = dict[str, list[float]]
-"""Held-out domain -> the acceptance length after each of :data:`EVALUATED_STEPS`."""
+"""Held-out domain -> the acceptance lengths of a run, in the order of the evaluations."""
 
 
 def training_batches(session: Session, examples: Sequence[Example]) -> Iterator[list[Example]]:
@@ -81,12 +79,14 @@ def session_from_head(folder: Path, target: TargetModel, warmup_steps: int, seed
     return session
 
 
-def go_on(session: Session, examples: Sequence[Example], held_out: Mapping[str, Sequence[Example]]) -> Lengths:
-    """Train on ``examples``, and evaluate the served weights after each of :data:`EVALUATED_STEPS`."""
+def go_on(
+    session: Session, examples: Sequence[Example], held_out: Mapping[str, Sequence[Example]], steps: Sequence[int]
+) -> Lengths:
+    """Train on ``examples``, and evaluate the weights that would be served after each of ``steps``."""
     lengths: Lengths = {domain: [] for domain in held_out}
-    for batch in itertools.islice(training_batches(session, examples), EVALUATED_STEPS[-1]):
+    for batch in itertools.islice(training_batches(session, examples), max(steps)):
         session.step(batch)
-        if session.steps in EVALUATED_STEPS:
+        if session.steps in steps:
             for domain, evaluated in held_out.items():
                 lengths[domain].append(acceptance_length(session, evaluated))
     return lengths
@@ -97,14 +97,17 @@ def acceptance_length(session: Session, held_out: Sequence[Example]) -> float:
     return evaluate(session.served, held_out, session.vocabulary, DRAFT_STEPS).acceptance_length
 
 
-def table(at_start: Mapping[str, float], runs: Mapping[tuple[str, int], Sequence[Lengths]]) -> str:
+def table(
+    at_start: Mapping[str, float], steps: Sequence[int], runs: Mapping[tuple[str, int], Sequence[Lengths]]
+) -> str:
     """One row per traffic, held-out domain and warm-up. The last column compares the means of all evaluations.
 
     Args:
         at_start: the head's acceptance length in each held-out domain.
+        steps: the optimizer steps after which the runs were evaluated.
         runs: a run for each seed, by traffic and steps of the warm-up.
     """
-    head = ["traffic", "held out", "warm-up steps", "head", *(f"after {n}" for n in EVALUATED_STEPS)]
+    head = ["traffic", "held out", "warm-up steps", "head", *(f"after {n}" for n in steps)]
     shortest = min(warmup for _, warmup in runs)
     rows = []
     for (traffic, warmup), seeds in runs.items():
@@ -121,6 +124,7 @@ def main() -> None:
     parser = bench_parser("tests.bench.learning.warm_start", __doc__)
     parser.add_argument("--traffic", nargs="+", choices=(JSON, DOCSTRINGS), default=[JSON, DOCSTRINGS], help="traffic")
     parser.add_argument("--warmups", nargs="+", type=int, default=[10, 25, 50, 100], help="steps of the warm-up")
+    parser.add_argument("--steps", nargs="+", type=int, default=[8, 16, 32, 64, 128], help="steps before evaluations")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="orders of the requests")
     options = parser.parse_args()
     target = load_small_target()
@@ -147,11 +151,11 @@ def main() -> None:
                 for warmup in options.warmups:
                     session = session_from_head(measurement.folder, target, warmup, seed)
                     evaluated = {domain: held_out[domain] for domain in dict.fromkeys((traffic, JSON))}
-                    lengths = go_on(session, fresh[traffic], evaluated)
+                    lengths = go_on(session, fresh[traffic], evaluated, options.steps)
                     runs.setdefault((traffic, warmup), []).append(lengths)
                     shown = {domain: [round(length, 3) for length in each] for domain, each in lengths.items()}
                     print(f"seed {seed}, {traffic}, warm-up {warmup}: {shown}", flush=True)
-    print(f"\n{table(at_start, runs)}\n\n{measurement.origin}")
+    print(f"\n{table(at_start, options.steps, runs)}\n\n{measurement.origin}")
 
 
 if __name__ == "__main__":
