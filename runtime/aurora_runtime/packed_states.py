@@ -18,19 +18,31 @@ from torch import Tensor
 PACKED_TYPE: Final = torch.float8_e4m3fn
 SCALE_TYPE: Final = torch.bfloat16
 _LARGEST: Final = 448.0
+_BLOCK_ELEMENTS: Final = 1 << 20
+"""Elements that are packed at a time: 4 MiB in float32. Much larger intermediate tensors would need new pages of memory
+at each use, which costs more time than the packing."""
 _SMALLEST_MAXIMUM: Final = 2.0**-100
 """Stands for the largest element of a row of zeros."""
 
 
 def pack(states: Tensor) -> tuple[Tensor, Tensor]:
     """States ``[S, H3]`` as fp8 ``[S, H3]``, and the factor of each row ``[S]``."""
-    values = states.float()
-    largest = values.abs().amax(-1).clamp(min=_SMALLEST_MAXIMUM)
+    codes = torch.empty(states.shape, dtype=PACKED_TYPE, device=states.device)
+    scale = torch.empty(states.shape[0], dtype=SCALE_TYPE, device=states.device)
+    rows = max(1, _BLOCK_ELEMENTS // max(1, states.shape[1]))
+    for part in range(0, states.shape[0], rows):
+        block = slice(part, part + rows)
+        codes[block], scale[block] = _pack_block(states[block])
+    return codes, scale
+
+
+def _pack_block(states: Tensor) -> tuple[Tensor, Tensor]:
+    largest = states.abs().amax(-1).float().clamp(min=_SMALLEST_MAXIMUM)
     scale = (largest / _LARGEST).log2().ceil().exp2()
     rounded = (largest / scale).to(PACKED_TYPE).float()
     scale = torch.where(rounded <= _LARGEST / 2, scale / 2, scale)  # rounding left the upper half
-    codes = (values / scale[:, None]).clamp(-_LARGEST, _LARGEST).to(PACKED_TYPE)
-    return codes, scale.to(SCALE_TYPE)
+    values = states.to(torch.float32, copy=True).div_(scale[:, None]).clamp_(-_LARGEST, _LARGEST)
+    return values.to(PACKED_TYPE), scale.to(SCALE_TYPE)
 
 
 def unpack(codes: Tensor, scale: Tensor) -> Tensor:

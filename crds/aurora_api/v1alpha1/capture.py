@@ -62,10 +62,11 @@ class CaptureSpec(Model):
         ),
     )
     state_type: StateType = Field(
-        default=StateType.BFLOAT16,
+        default=StateType.FLOAT8,
         description=(
-            "How a trace stores the target's hidden states, which are most of its bytes. `Float8` halves them, with a"
-            " scale for each position. Set `Float8` where traffic to the store or the space there is short."
+            "How a trace stores the target's hidden states, which are most of its bytes. `Float8` takes half of the"
+            " bytes of `BFloat16`, with a scale for each position, and drafts learned as well from it"
+            " (docs/results/costs.md). Set `BFloat16` to compare, or where held-out acceptance stays low."
         ),
     )
     limits: CaptureLimits = Field(default_factory=CaptureLimits)
