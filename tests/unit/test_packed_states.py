@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from aurora_runtime import packed_states
 from aurora_runtime.packed_states import pack, unpack
 
 
@@ -42,6 +44,21 @@ def test_packing_again_gives_the_same_bytes(original: Tensor) -> None:
     second = pack(unpack(*first))
     assert torch.equal(first[0].view(torch.uint8), second[0].view(torch.uint8))
     assert torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("elements", [1, 70, 150, 700])  # less than a row, one row, two rows, and a last part
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_blocks_give_the_bytes_of_one_block_and_leave_the_states_alone(
+    elements: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = states(1, 37, 70, 1.0, 1000.0).to(dtype)
+    before, whole = original.clone(), pack(original)
+    monkeypatch.setattr(packed_states, "_BLOCK_ELEMENTS", elements)
+    parts = pack(original)
+    assert torch.equal(whole[0].view(torch.uint8), parts[0].view(torch.uint8))
+    assert torch.equal(whole[1], parts[1])
+    assert torch.equal(original, before)
+    assert pack(original[:0])[0].shape == (0, 70)
 
 
 def test_rows_of_zeros_stay_zero_and_what_is_not_finite_stays_so() -> None:

@@ -65,8 +65,8 @@ class CaptureSpec(Model):
         default=StateType.FLOAT8,
         description=(
             "How a trace stores the target's hidden states, which are most of its bytes. `Float8` takes half of the"
-            " bytes of `BFloat16`, with a scale for each position, and drafts learned as well from it"
-            " (docs/results/costs.md). Set `BFloat16` to compare, or where held-out acceptance stays low."
+            " bytes of `BFloat16`, with a scale for each position. Drafts learned as well from it in our measurements"
+            " (docs/results/costs.md). Set `BFloat16` to compare the two."
         ),
     )
     limits: CaptureLimits = Field(default_factory=CaptureLimits)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_api.v1alpha1.capture import CaptureSpec
+from aurora_api.v1alpha1.capture import CaptureSpec, StateType
 from aurora_api.v1alpha1.draft import DraftSpec, Shape
 from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
@@ -83,7 +83,7 @@ def served(request: pytest.FixtureRequest, trained: Trained, tmp_path_factory: p
         name="served",
         target=TargetSpec(model=str(ensure_model()), dtype=DType.FLOAT32),
         draft=spec,
-        capture=CaptureSpec(shard_seconds=2),
+        capture=CaptureSpec(shard_seconds=2, state_type=StateType.BFLOAT16),
         store=StoreSettings(bucket="aurora-test", root="root", endpoint=trained.s3.endpoint, region="us-east-1"),
     )
     pod = PodProcesses(tmp_path_factory.mktemp("pod") / "pod", settings, trained.s3.environment())

@@ -33,7 +33,7 @@ class CaptureSettings(Record):
     tag_key: str = Field(default="", repr=False, description="Hexadecimal key that hashes the tags of requests.")
     sample_ratio: Ratio = Field(default="1", description="Share of the requests that are traced.")
     top_tokens: int = Field(default=32, ge=1, description="Most likely target tokens kept for each position.")
-    state_type: StateType = Field(default=StateType.BFLOAT16, description="How a shard stores hidden states.")
+    state_type: StateType = Field(default=StateType.FLOAT8, description="How a shard stores hidden states.")
     shard_seconds: float = Field(default=20, gt=0, description="Longest time that a shard stays open.")
     shard_tokens: int = Field(default=16384, ge=1, description="Positions at which a shard is written at once.")
     max_spool_shards: int = Field(default=64, ge=1, description="Shards that may wait before the oldest is dropped.")
