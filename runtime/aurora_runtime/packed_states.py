@@ -38,6 +38,7 @@ def pack(states: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pack_block(states: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`pack`, in one piece."""
     largest = states.abs().amax(-1).float().clamp(min=_SMALLEST_MAXIMUM)
     scale = (largest / _LARGEST).log2().ceil().exp2()
     rounded = (largest / scale).to(PACKED_TYPE).float()

@@ -115,6 +115,12 @@ def machine() -> str:
     return f"{os.cpu_count()} x {name}"
 
 
+def peak_resident_mebibytes() -> float:
+    """The peak of this process's resident memory."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
 def load_average() -> float:
     """How many processes wanted to run, on average over the last minute."""
     return os.getloadavg()[0]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 from unittest import mock
 
 from tests.assets.sparse_target import SparseTarget, write_sparse_target
-from tests.bench.bench_command import bench_parser, measuring
+from tests.bench.bench_command import bench_parser, measuring, peak_resident_mebibytes
 from tests.bench.markdown import markdown_table
 
 if TYPE_CHECKING:
@@ -72,15 +72,18 @@ class Run:
     Attributes:
         tensors: name -> bytes of each tensor that was read.
         seconds: of reading and its CPU time, of touching and its CPU time.
-        memory_bytes: the peak so far, before, after reading, and after touching.
+        memory_mebibytes: the peak of resident memory, mapped pages included: before, after reading, and after touching.
     """
 
     tensors: dict[str, int]
     seconds: list[float]
-    memory_bytes: list[int]
+    memory_mebibytes: list[float]
 
     def cells(self) -> list[str]:
-        return [*(f"{value:.2f}" for value in self.seconds), *(f"{value / 1e9:.2f}" for value in self.memory_bytes)]
+        return [
+            *(f"{value:.2f}" for value in self.seconds),
+            *(f"{value * 2**20 / 1e9:.2f}" for value in self.memory_mebibytes),
+        ]
 
 
 def run(folder: Path) -> Run:
@@ -107,14 +110,14 @@ def read_once(folder: Path) -> Run:
         tensors[name] = tensor.nbytes
         return tensor
 
-    memory, clocks = [peak_memory_bytes()], [(time.monotonic(), time.process_time())]
+    memory, clocks = [peak_resident_mebibytes()], [(time.monotonic(), time.process_time())]
     with mock.patch.object(ModelFiles, "tensor", counted):
         target = load_target(TargetSpec(model=str(folder)))
-    memory.append(peak_memory_bytes())
+    memory.append(peak_resident_mebibytes())
     clocks.append((time.monotonic(), time.process_time()))
     for tensor in kept_tensors(target):
         tensor.reshape(-1)[:: PAGE // tensor.element_size()].sum()
-    memory.append(peak_memory_bytes())
+    memory.append(peak_resident_mebibytes())
     clocks.append((time.monotonic(), time.process_time()))
     seconds = [
         after - before for earlier, later in pairwise(clocks) for before, after in zip(earlier, later, strict=True)
@@ -125,12 +128,6 @@ def read_once(folder: Path) -> Run:
 def kept_tensors(target: TargetModel) -> Iterator[Tensor]:
     yield from (target.embedding, target.head, target.norm)
     yield from target.last_layer.tensors.values()
-
-
-def peak_memory_bytes() -> int:
-    """The largest resident memory of this process so far, mapped pages of files included."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) * 1024
 
 
 def forget(file: Path) -> None:

@@ -35,7 +35,7 @@ from typing import Final
 
 import torch
 from tests.assets.traces.sources import sources_without_controller
-from tests.bench.bench_command import bench_parser, load_around, load_average
+from tests.bench.bench_command import bench_parser, load_around, load_average, peak_resident_mebibytes
 from tests.bench.markdown import markdown_table, median_and_quartiles
 
 from aurora_runtime.engine.draft_config import DraftConfig
@@ -178,12 +178,6 @@ class Meter:
                 torch.cuda.max_memory_allocated() / MEBIBYTE if self.memory else 1000 * (time.perf_counter() - before)
             )
         return peak_resident_mebibytes() if self.memory else 1000 * (time.process_time() - before)
-
-
-def peak_resident_mebibytes() -> float:
-    """The peak of this process's resident memory."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
 
 
 def measure_step(session: Session, shard: bytes, meter: Meter) -> None:

@@ -31,7 +31,14 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from tests.bench.bench_command import add_lock_option, bench_parser, commit, hold_lock, machine
+from tests.bench.bench_command import (
+    add_lock_option,
+    bench_parser,
+    commit,
+    hold_lock,
+    machine,
+    peak_resident_mebibytes,
+)
 from tests.bench.markdown import markdown_table, median_and_quartiles
 from tests.bench.published_steps import PUBLISHED_TRAINERS, PublishedSession, WholeSequences
 from tests.bench.trainer import (
@@ -41,7 +48,6 @@ from tests.bench.trainer import (
     TARGET_SHAPES,
     new_session,
     one_batch_shards,
-    peak_resident_mebibytes,
 )
 
 from aurora_protocol.gate.intervals import Interval, mean_interval

@@ -1,6 +1,6 @@
 """``store ls``, ``store du`` and ``store verify``: commands that read a speculator's objects.
 
-Nothing here deletes what an unfinished upload left. Only the trainer knows that none of its uploads is under way.
+No command deletes the remains of an unfinished upload: only the trainer knows whether one of its uploads is under way.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from aurora_runtime.training.data.shards import ShardReader
 from aurora_runtime.training.lineage import fetch_draft, newest_draft
 from aurora_runtime.training.loop import Stages, Trainer
 from aurora_runtime.training.optim.ranks import Ranks
-from aurora_runtime.training.optim.recipe import Recipe, usual_learning_rate
+from aurora_runtime.training.optim.recipe import Recipe, default_learning_rate
 from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.optim.shared_session import SharedSession
 from aurora_runtime.training.progress import Progress
@@ -63,7 +63,7 @@ class TrainingConfig:
         spec, steps = settings.training, settings.draft.steps
         policy = policy or TrainingPolicy.of(spec.memory)
         recipe = Recipe(
-            learning_rate=usual_learning_rate(width) if spec.learning_rate is None else float(spec.learning_rate),
+            learning_rate=default_learning_rate(width) if spec.learning_rate is None else float(spec.learning_rate),
             unroll_steps=spec.unroll_steps or min(steps, MAX_UNROLL_STEPS),
             replay=spec.replay,
             passes=spec.passes,

@@ -60,7 +60,7 @@ HEAD: Final = (
 
 @dataclass(frozen=True, order=True)
 class Settings:
-    """What all runs of a table have in common."""
+    """The settings that all runs of a table share."""
 
     traffic: str
     requests: int

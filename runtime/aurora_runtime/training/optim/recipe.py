@@ -25,7 +25,7 @@ MEASURED_WIDTH: Final = 576
 """The learning rate that is best for drafts of this hidden size (docs/results/learning.md)."""
 
 
-def usual_learning_rate(width: int) -> float:
+def default_learning_rate(width: int) -> float:
     """The learning rate for a draft whose hidden states have ``width`` elements, where the user sets none.
 
     Adam moves each weight by about the learning rate. A product sums ``width`` such moves, so with the same rate a
