@@ -45,7 +45,18 @@ def archive_name(of: Platform) -> str:
 
 def manifest(of: Platform, sha256: str) -> str:
     """The manifest of one platform's archive. Raises :class:`UnknownPlatform`."""
-    return yaml.safe_dump(_filled(of, sha256), sort_keys=False, width=120)
+    return yaml.dump(_filled(of, sha256), Dumper=_Dumper, sort_keys=False, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes a text of several lines as lines."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def _filled(of: Platform, sha256: str) -> Any:
