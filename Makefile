@@ -66,7 +66,7 @@ integration-release: env ## Sign the chart in a registry, and verify it, with co
 integration-collector: env ## Send traces of rolls to a real OpenTelemetry collector (3 minutes, mostly to build the collector)
 	$(PY) -m pytest -q tests/integration/collector
 
-integration-plugin: env plugin ## Install the built plugin with krew, and run it with kubectl (6 minutes, mostly to build both)
+integration-plugin: env plugin ## Install the built plugin with krew, and run it with kubectl (minutes, mostly to build both)
 	$(PY) -m pytest -q tests/integration/plugin
 
 # `make integration-sglang VERSION=0.5.22`: the tests that depend on SGLang's version (docs/reference/sglang-versions.md).

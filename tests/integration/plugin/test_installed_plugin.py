@@ -88,8 +88,9 @@ def test_without_a_cluster_the_program_says_so_in_one_line(krew: Krew) -> None:
 def test_an_api_server_that_does_not_answer_is_one_line(krew: Krew) -> None:
     (port,) = free_ports(1)
     cluster = {"name": "away", "cluster": {"server": f"https://127.0.0.1:{port}"}}
-    context = {"name": "away", "context": {"cluster": "away", "user": ""}}
-    away = {"current-context": "away", "clusters": [cluster], "contexts": [context], "users": []}
+    context = {"name": "away", "context": {"cluster": "away", "user": "nobody"}}
+    user = {"name": "nobody", "user": {}}
+    away = {"current-context": "away", "clusters": [cluster], "contexts": [context], "users": [user]}
     (krew.home / "away").write_text(json.dumps(away))
     assert "127.0.0.1" in error_of(krew.kubectl("aurora", "status", env={"KUBECONFIG": "away"}))
 
@@ -111,7 +112,7 @@ def test_the_report_has_its_style_and_the_records_of_the_store(krew: Krew, store
     done = krew.kubectl(*command, env=CONFIGURATION | store.environment())
     assert done.returncode == 0, done.stderr
     text = page.read_text(encoding="utf-8")
-    assert STYLE.splitlines()[-1] in text
+    assert STYLE in text
     assert "<svg" in text
 
 
