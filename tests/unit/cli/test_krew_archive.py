@@ -53,7 +53,8 @@ def test_equal_files_give_an_equal_archive_whatever_their_times_and_order(tmp_pa
     assert found == {"LICENSE": (0o644, 0, 0), "bin/program": (0o755, 0, 0)}
 
 
-def test_the_notices_hold_the_licences_of_packages_that_the_program_holds() -> None:
+def test_the_notices_hold_the_licences_of_python_and_of_packages() -> None:
     found = notices()
     assert "\npydantic 2." in found
     assert "Samuel Colvin" in found
+    assert "PYTHON SOFTWARE FOUNDATION LICENSE" in found
