@@ -27,7 +27,7 @@ FIXED: Final = {"PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": "0"}
 def build_program(packages: Path, folder: Path) -> Path:
     """Build the one file in ``folder/bin``. Raises ``CalledProcessError``."""
     places = ("--distpath", folder / "bin", "--workpath", folder / "work")
-    command = (sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level", "WARN", *places, SPEC)
+    command = (sys.executable, "-m", "PyInstaller", "--log-level", "WARN", *places, SPEC)
     subprocess.run(command, check=True, env=os.environ | FIXED | {"PYTHONPATH": str(packages.resolve())})
     return folder / "bin" / SPEC.stem
 
