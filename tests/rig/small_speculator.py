@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.cluster.images.host_python import host_python_volumes
+from tests.rig.local_image import PROGRAMS_IN_IMAGE
 
 MODEL_PATH = "/models/smollm2-135m-instruct"
 
@@ -90,7 +91,7 @@ def _template(containers: tuple[str, ...], model: Path, python: Path, millicores
     volumes, mounts = host_python_volumes(python)
     volumes = [*volumes, {"name": "model", "hostPath": {"path": str(model), "type": "Directory"}}]
     mounts = [*mounts, {"name": "model", "mountPath": MODEL_PATH, "readOnly": True}]
-    path = {"name": "PATH", "value": f"{python}/bin:/usr/local/bin:/usr/bin:/bin"}
+    path = {"name": "PATH", "value": f"{python}/bin:{PROGRAMS_IN_IMAGE}:/usr/local/bin:/usr/bin:/bin"}
     return {
         "spec": {
             "volumes": volumes,
