@@ -76,7 +76,17 @@ def small_speculator(
             "baselineMaxAgeSeconds": 0,  # no reuse: the speed of a shared machine changes by the minute
             "template": _template(("validator",), model, python, CPU.validation),
         },
-        "rollout": {"analysis": {"settleSeconds": 10, "intervalSeconds": 5, "minRequests": 10, "watchSeconds": 30}},
+        "rollout": {
+            "analysis": {
+                "settleSeconds": 10,
+                "intervalSeconds": 5,
+                "minRequests": 10,
+                # One judgement of a canary takes 10 requests of each pod, and 30 where the former draft hardly proposes:
+                # a minute and a half with four clients on the slowest machine.
+                "consecutiveSuccessLimit": 1,
+                "watchSeconds": 30,
+            }
+        },
     }
     return {
         "apiVersion": "aurora.dev/v1alpha1",

@@ -20,9 +20,9 @@ from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
 from aurora_runtime.validation.engines.engine_set import MEMORY_SHARE, EngineSet
+from aurora_runtime.validation.engines.engines_under_test import SWAP_WARM_UP_TOKENS, WARM_UP_TOKENS
 from aurora_runtime.validation.engines.load_client import BatchResult
 
-WARM_UP_TOKENS = 24
 _DRAFT_ENGINE = "draft"
 
 
@@ -49,7 +49,8 @@ class JobEngines:
     deadline: float
     _draft_swap: DraftSwap | None = field(default=None, init=False)
     _loaded: Arm = field(default=Arm.ACTIVE, init=False)
-    _warmed_up: set[Arm] = field(default_factory=set, init=False)
+    _warmed_up: dict[str, Arm] = field(default_factory=dict, init=False)
+    """The arm that each engine was warmed up with last."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -101,13 +102,13 @@ class JobEngines:
                 raise MeasurementError("the engines were not started: enter the context first")
             await self._draft_swap.load(self.drafts[arm])
             self._loaded = arm
-            self._warmed_up -= {Arm.ACTIVE, Arm.CANDIDATE}
         name = _engine_name(arm)
-        if arm not in self._warmed_up:
-            if await self.engines.client(name).answer(self.warm_up_prompt, WARM_UP_TOKENS) is None:
+        if self._warmed_up.get(name) is not arm:
+            tokens = SWAP_WARM_UP_TOKENS if name in self._warmed_up else WARM_UP_TOKENS
+            if await self.engines.client(name).answer(self.warm_up_prompt, tokens) is None:
                 self.engines.check(name)
                 raise EngineFault(f"the warm-up request failed on {arm}: see the log of engine {name}")
-            self._warmed_up.add(arm)
+            self._warmed_up[name] = arm
         await self.engines.admin(name).flush_prefix_cache()
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:

@@ -38,6 +38,7 @@ from aurora_protocol.evidence_records import Arm
 from aurora_protocol.pod_settings import Replica, ValidationSettings
 from aurora_runtime.engine.sglang_client import open_session
 from aurora_runtime.errors import EngineFault, MeasurementError
+from aurora_runtime.validation.engines.engines_under_test import SWAP_WARM_UP_TOKENS, WARM_UP_TOKENS
 from aurora_runtime.validation.engines.load_client import BatchResult, LoadClient
 
 LEASE_SECONDS: Final = 60
@@ -49,7 +50,6 @@ CALL_SECONDS: Final = 30.0
 """Time limit of a call to the agent."""
 REQUEST_SECONDS: Final = 300.0
 """Time limit of a request to the engine."""
-WARM_UP_TOKENS: Final = 24
 MODES: Final = {Arm.OFF: EngineMode.OFF, Arm.NGRAM: EngineMode.NGRAM}
 
 
@@ -219,7 +219,9 @@ class ReplicaEngine:
             if boot := await self._order_trial(arm):
                 if self._warmed_up == (arm, boot):
                     return
-                if await self._client().answer(self.warm_up_prompt, WARM_UP_TOKENS) is None:
+                was_swapped = self._warmed_up is not None and self._warmed_up[1] == boot
+                tokens = SWAP_WARM_UP_TOKENS if was_swapped else WARM_UP_TOKENS
+                if await self._client().answer(self.warm_up_prompt, tokens) is None:
                     raise EngineFault(
                         f"the warm-up request failed on {arm}: see the engine's log on {self.replica.pod}"
                     )

@@ -144,6 +144,7 @@ async def test_the_pod_is_drained_each_arm_is_warmed_up_and_the_pod_is_given_bac
         assert replica.machine == MACHINE
         await replica.prepare(Arm.OFF)
         await replica.prepare(Arm.OFF)
+        scripted.boot = "b2"
         await replica.prepare(Arm.CANDIDATE)
         result = await replica.run(Arm.CANDIDATE, [(1,), (2,)], 2)
     assert (result.tokens, result.failures) == (4, 0)
@@ -172,6 +173,13 @@ async def test_a_restarted_engine_is_warmed_up_again(scripted: Scripted) -> None
         await replica.prepare(Arm.ACTIVE)
         await replica.prepare(Arm.ACTIVE)
     assert scripted.calls == ["draft 0 200", "generate 24", "draft 0 200", "draft 0 200"]
+
+
+async def test_after_a_swap_the_warm_up_is_short(scripted: Scripted) -> None:
+    async with replica_engine(scripted) as replica:
+        for arm in (Arm.ACTIVE, Arm.CANDIDATE, Arm.ACTIVE):
+            await replica.prepare(arm)
+    assert [call for call in scripted.calls if "generate" in call] == ["generate 24", "generate 8", "generate 8"]
 
 
 async def test_a_crash_of_an_engine_that_has_restarted_already_is_no_verdict(scripted: Scripted) -> None:
