@@ -81,8 +81,8 @@ def small_speculator(
                 "settleSeconds": 10,
                 "intervalSeconds": 5,
                 "minRequests": 10,
-                # One judgement of a canary takes 10 requests of each pod, and 30 where the former draft hardly proposes:
-                # a minute and a half with four clients on the slowest machine.
+                # A judgement takes 10 requests of each pod, and 30 where the former draft hardly proposes. On a slow
+                # machine four clients send these in a minute and a half.
                 "consecutiveSuccessLimit": 1,
                 "watchSeconds": 30,
             }

@@ -6,16 +6,10 @@ Why: a Job's own engines and the engine of a lent replica are measured by the sa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 from aurora_protocol.evidence_records import Arm
 from aurora_runtime.validation.engines.load_client import BatchResult
-
-WARM_UP_TOKENS: Final = 24
-"""Length of the discarded answer after an engine's start."""
-SWAP_WARM_UP_TOKENS: Final = 8
-"""The same after a swap. The engine is warm, and only what it derives from the draft's weights is made again. A round
-has a swap or two, so a longer answer would take a noticeable part of the measurement."""
 
 
 class EnginesUnderTest(Protocol):
