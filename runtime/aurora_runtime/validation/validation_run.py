@@ -131,7 +131,7 @@ class ValidationRun:
         """What an engine answers before it is measured."""
         settings = self.settings
         texts = [prompt.tokens for prompt in prompts]
-        return WarmUp.of(texts, self.plan, settings.draft, settings.validation.max_new_tokens)
+        return WarmUp.of(texts, settings.draft, settings.validation.max_new_tokens)
 
     def find_baseline(self, environment: Environment) -> BaselineSamples | None:
         """A cached baseline that is usable in ``environment``.

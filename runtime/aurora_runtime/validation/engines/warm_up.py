@@ -1,10 +1,9 @@
 """The answers that an arm gives before it is measured, outside the clock. They are discarded.
 
-With an adaptive shape, the speculation controller does not propose from a draft before it has tried the draft, and how
-soon it tries is left to chance. A pod learns this once and then serves for hours. So the first batches of a draft that
-is new to an engine are not how it serves. In one measurement the first batch of a candidate ran at 0.81 of the active
-draft's speed, and the next four at 1.20 to 1.38. Such a first round widens the interval by more than the next rounds
-narrow it.
+With an adaptive shape, the speculation controller proposes from a source only once it has tried the source. How soon it
+tries is left to chance. A pod learns this once and then serves for hours, so a draft's first hundred rounds are not how
+it serves. A first batch that is measured in them widens the interval by more than the next ones narrow it
+(docs/explanation/gate-statistics.md).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Final, Self
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.evidence_records import Arm
 from aurora_runtime.validation.engines.load_client import LoadClient
-from aurora_runtime.validation.rounds.measurement_plan import DRAFT_ARMS, MeasurementPlan
+from aurora_runtime.validation.rounds.measurement_plan import DRAFT_ARMS
 
 ENGINE_TOKENS: Final = 24
 """Length of the answer that warms an engine up."""
@@ -25,40 +24,34 @@ SWAP_TOKENS: Final = 8
 """The same after a swap to a draft that the engine knows. Only what is derived from the draft's weights is made again.
 Short, because a round has two or three swaps."""
 DRAFT_TOKENS: Final = 256
-"""Most tokens of answers with which the controller gets to know a draft."""
+"""Tokens of the answers with which the controller gets to know a draft, if no answer ends early."""
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """The answers to discard.
-
-    Attributes:
-        prompts: those that a draft answers when it is new to an engine.
-        tokens: the length of such an answer.
-        concurrency: how many of them are answered at a time.
-    """
+    """The prompts that a draft answers when it is new to an engine, and the length of an answer."""
 
     prompts: tuple[tuple[int, ...], ...]
     tokens: int
-    concurrency: int
 
     @classmethod
-    def of(
-        cls, prompts: Sequence[tuple[int, ...]], plan: MeasurementPlan, draft: DraftSpec, max_new_tokens: int
-    ) -> Self:
-        """The warm-up of a measurement. ``prompts`` are the plan's, of which the last are the oldest."""
+    def of(cls, prompts: Sequence[tuple[int, ...]], draft: DraftSpec, max_new_tokens: int) -> Self:
+        """The warm-up of a measurement on ``prompts``, of which the last are the oldest."""
         if not draft.adaptive:
-            return cls((prompts[-1],), ENGINE_TOKENS, 1)
+            return cls((prompts[-1],), ENGINE_TOKENS)
         tokens = min(max_new_tokens, DRAFT_TOKENS)
-        oldest = tuple(prompts[-math.ceil(DRAFT_TOKENS / tokens) :])
-        return cls(oldest, tokens, min(len(oldest), max(plan.policy.concurrencies)))
+        return cls(tuple(prompts[-math.ceil(DRAFT_TOKENS / tokens) :]), tokens)
 
     async def answer(self, client: LoadClient, arm: Arm, *, is_known: bool) -> bool:
         """Warm the engine up for ``arm``. Returns whether every request was answered.
 
+        Answers follow each other, because the controller learns from rounds, and a round of several requests counts
+        once.
+
         Args:
             is_known: whether this start of the engine was warmed up for ``arm`` before.
         """
+        prompts, tokens = self.prompts[-1:], SWAP_TOKENS if is_known else ENGINE_TOKENS
         if arm in DRAFT_ARMS and not is_known:
-            return not (await client.batch(self.prompts, self.concurrency, self.tokens)).failures
-        return await client.answer(self.prompts[-1], SWAP_TOKENS if is_known else ENGINE_TOKENS) is not None
+            prompts, tokens = self.prompts, self.tokens
+        return not (await client.batch(prompts, 1, tokens)).failures

@@ -13,13 +13,11 @@ from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.draft import DraftSpec, Shape
 from aurora_protocol.evidence_records import Arm
-from aurora_protocol.gate import GatePolicy
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.validation.draft_fetch import FetchedDraft
 from aurora_runtime.validation.engines.job_engines import JobEngines
 from aurora_runtime.validation.engines.load_client import Answer, BatchResult
 from aurora_runtime.validation.engines.warm_up import DRAFT_TOKENS, ENGINE_TOKENS, WarmUp
-from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan
 
 
 @dataclass
@@ -36,12 +34,9 @@ class ScriptedEngines:
 
     admin = client
 
-    async def answer(self, prompt: Sequence[int], max_new_tokens: int) -> Answer | None:
-        self.calls.append(f"{self.name} answers {max_new_tokens}")
-        return None if self.broken else Answer((1,), 1)
-
     async def batch(self, prompts: Sequence[Sequence[int]], concurrency: int, max_new_tokens: int) -> BatchResult:
-        self.calls.append(f"{self.name} answers {len(prompts)} x {max_new_tokens} at {concurrency}")
+        assert concurrency == 1
+        self.calls.append(f"{self.name} answers {len(prompts)} x {max_new_tokens}")
         return BatchResult(tuple(None if self.broken else Answer((1,), 1) for _ in prompts), 1.0)
 
     async def flush_prefix_cache(self) -> None:
@@ -57,7 +52,7 @@ class ScriptedEngines:
 
 def job_engines(scripted: Any) -> JobEngines:
     drafts = {Arm.ACTIVE: FetchedDraft(Path("/a"), 0), Arm.CANDIDATE: FetchedDraft(Path("/c"), 1)}
-    warm_up = WarmUp(((1, 2), (3,)), 64, 2)
+    warm_up = WarmUp(((1, 2), (3,)), 64)
     engines = JobEngines(scripted, drafts, DraftSpec(), (Arm.OFF,), warm_up, max_new_tokens=64, deadline=0.0)
     engines._draft_swap = scripted
     return engines
@@ -69,11 +64,11 @@ async def test_a_draft_is_warmed_up_at_length_when_it_is_new_and_shortly_after_e
     for arm in (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE, Arm.CANDIDATE, Arm.ACTIVE, Arm.OFF):
         await engines.prepare(arm)
     assert scripted.calls == [
-        *("off answers 24", "off flushes"),
-        *("draft answers 2 x 64 at 2", "draft flushes"),
-        *("loads 1", "draft answers 2 x 64 at 2", "draft flushes"),
+        *("off answers 1 x 24", "off flushes"),
+        *("draft answers 2 x 64", "draft flushes"),
+        *("loads 1", "draft answers 2 x 64", "draft flushes"),
         "draft flushes",
-        *("loads 0", "draft answers 8", "draft flushes"),
+        *("loads 0", "draft answers 1 x 8", "draft flushes"),
         "off flushes",
     ]
 
@@ -84,22 +79,16 @@ async def test_a_failed_warm_up_is_repeated_in_full() -> None:
     for _ in range(2):
         with pytest.raises(EngineFault, match="warm-up request failed on active"):
             await engines.prepare(Arm.ACTIVE)
-    assert scripted.calls == ["draft answers 2 x 64 at 2"] * 2
+    assert scripted.calls == ["draft answers 2 x 64"] * 2
 
 
-def plan(*concurrencies: int) -> MeasurementPlan:
-    policy = GatePolicy(concurrencies=concurrencies, min_improvement=0.05, tolerance=0.05, min_rounds=5)
-    return MeasurementPlan(policy, (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE), 24, prompts_per_worker=2)
-
-
-@given(st.integers(1, 40), st.integers(1, 8192), st.sampled_from([(1,), (1, 2), (4, 1), (64,)]))
+@given(st.integers(1, 40), st.integers(1, 8192))
 def test_a_new_draft_answers_the_oldest_prompts_and_a_bounded_number_of_tokens(
-    prompts: int, max_new_tokens: int, concurrencies: tuple[int, ...]
+    prompts: int, max_new_tokens: int
 ) -> None:
     texts = [(number,) for number in range(prompts)]
-    warm_up = WarmUp.of(texts, plan(*concurrencies), DraftSpec(), max_new_tokens)
+    warm_up = WarmUp.of(texts, DraftSpec(), max_new_tokens)
     assert list(warm_up.prompts) == texts[-len(warm_up.prompts) :]
-    assert 1 <= warm_up.concurrency <= min(len(warm_up.prompts), max(concurrencies))
     assert warm_up.tokens <= max_new_tokens
     total = len(warm_up.prompts) * warm_up.tokens
     assert total < DRAFT_TOKENS + warm_up.tokens
@@ -107,5 +96,5 @@ def test_a_new_draft_answers_the_oldest_prompts_and_a_bounded_number_of_tokens(
 
 
 def test_a_draft_of_fixed_shape_has_no_controller_that_must_get_to_know_it() -> None:
-    warm_up = WarmUp.of([(1,), (2,)], plan(1, 2), DraftSpec(shape=Shape.FIXED), 64)
-    assert warm_up == WarmUp(((2,),), ENGINE_TOKENS, 1)
+    warm_up = WarmUp.of([(1,), (2,)], DraftSpec(shape=Shape.FIXED), 64)
+    assert warm_up == WarmUp(((2,),), ENGINE_TOKENS)

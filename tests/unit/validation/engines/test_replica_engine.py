@@ -136,7 +136,7 @@ def replica_engine(scripted: Scripted, *, seconds: float = 60) -> ReplicaEngine:
     )
     drafts = {Arm.ACTIVE: registration(0), Arm.CANDIDATE: registration(1)}
     deadline = time.monotonic() + seconds
-    return ReplicaEngine(replica, TOKEN, settings, drafts, warm_up=WarmUp(((1, 2), (3,)), 64, 2), deadline=deadline)
+    return ReplicaEngine(replica, TOKEN, settings, drafts, warm_up=WarmUp(((1, 2), (3,)), 64), deadline=deadline)
 
 
 async def test_the_pod_is_drained_each_arm_is_warmed_up_and_the_pod_is_given_back(scripted: Scripted) -> None:
