@@ -25,7 +25,8 @@ class ScriptedEngines:
     """Stands in for the engines, their clients and the draft's swap. Notes every call."""
 
     calls: list[str] = field(default_factory=list)
-    broken: bool = False
+    failures: int = 0
+    """How many requests of each batch fail."""
     name: str = ""
 
     def client(self, name: str) -> ScriptedEngines:
@@ -37,7 +38,7 @@ class ScriptedEngines:
     async def batch(self, prompts: Sequence[Sequence[int]], concurrency: int, max_new_tokens: int) -> BatchResult:
         assert concurrency == 1
         self.calls.append(f"{self.name} answers {len(prompts)} x {max_new_tokens}")
-        return BatchResult(tuple(None if self.broken else Answer((1,), 1) for _ in prompts), 1.0)
+        return BatchResult(tuple(None if at < self.failures else Answer((1,), 1) for at in range(len(prompts))), 1.0)
 
     async def flush_prefix_cache(self) -> None:
         self.calls.append(f"{self.name} flushes")
@@ -74,12 +75,18 @@ async def test_a_draft_is_warmed_up_at_length_when_it_is_new_and_shortly_after_e
 
 
 async def test_a_failed_warm_up_is_repeated_in_full() -> None:
-    scripted = ScriptedEngines(broken=True)
+    scripted = ScriptedEngines(failures=2)
     engines = job_engines(scripted)
     for _ in range(2):
         with pytest.raises(EngineFault, match="warm-up request failed on active"):
             await engines.prepare(Arm.ACTIVE)
     assert scripted.calls == ["draft answers 2 x 64"] * 2
+
+
+async def test_a_draft_on_which_some_requests_fail_is_left_to_the_rounds() -> None:
+    scripted = ScriptedEngines(failures=1)
+    await job_engines(scripted).prepare(Arm.ACTIVE)
+    assert scripted.calls == ["draft answers 2 x 64", "draft flushes"]
 
 
 @given(st.integers(1, 40), st.integers(1, 8192))
