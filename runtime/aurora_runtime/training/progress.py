@@ -118,6 +118,7 @@ class Progress:
                 trained_tokens=learning.trained_tokens,
                 loss=learning.session.loss,
                 held_out_acceptance_length=self._acceptance_length,
+                held_out_requests=learning.held_out.count,
                 vocabulary_coverage=self._coverage,
                 last_registered=last.version,
                 steps_per_minute=self._pace.steps_per_minute,
