@@ -4,8 +4,8 @@ Why: a trainer that restarts must neither lose a shard nor train on a shard twic
 weights that it holds.
 
 Invariants: every record is create-once except :class:`TrainerStatus`, which is overwritten in place and decides
-nothing about drafts. It can only delay a measurement. A later fact is a new record with a higher number. Data is written before the record that names
-it. Token ids live only in shards, never in a record.
+nothing about drafts: it can only delay a measurement. A later fact is a new record with a higher number. Data is
+written before the record that names it. Token ids live only in shards, never in a record.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The trainer's status, for people and for the custom resource: the one store record that is overwritten.
 
 Invariants: writing the status costs little and never stops the trainer. A write that fails is dropped, because the next
-one replaces it. No decision about drafts depends on the status, and it holds no user text.
+one replaces it. No decision about drafts depends on the status, except when a measurement begins. The status holds no
+user text.
 """
 
 from __future__ import annotations

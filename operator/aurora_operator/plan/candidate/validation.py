@@ -249,7 +249,7 @@ def _begin(inputs: ValidationInputs, version: int, former: CandidateStatus | Non
 def _begin_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
     """Measure ``candidate``, or let it wait."""
     if inputs.shortage:
-        return ValidationDecision(candidate.model_copy(update={"message": inputs.shortage}))
+        return ValidationDecision(candidate.model_copy(update={"message": inputs.shortage, "since": None}))
     return ValidationDecision(candidate, event="ValidationStarted")
 
 
@@ -275,7 +275,8 @@ def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Vali
     if inputs.shortage and job is None and candidate.pod is None:
         return _begin_attempt(inputs, candidate)
     if is_waiting(candidate):
-        return ValidationDecision(candidate.model_copy(update={"message": MEASURING}), event="ValidationStarted")
+        begun = candidate.model_copy(update={"message": MEASURING, "since": inputs.now})
+        return ValidationDecision(begun, event="ValidationStarted")
     return ValidationDecision(with_waiting_note(candidate, job))
 
 

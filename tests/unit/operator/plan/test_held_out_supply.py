@@ -60,6 +60,7 @@ def test_a_candidate_waits_and_is_measured_as_soon_as_enough_requests_are_held_o
         assert not {"ValidationStarted", "ValidationFailed"} & set(events(waits))
         shown = condition(after(world, waits), ConditionType.CANDIDATE_VALIDATED)
         assert (shown.status.value, shown.reason) == ("Unknown", "Validating")
+        assert status(after(world, waits)).candidate.since is None, "no alert counts the wait as a measurement"  # type: ignore[union-attr]
         assert f"waiting for held-out requests: {count} of {NEEDED} have come" in shown.message
         world = after(world, waits)
     begins = made(replace(world, store=with_held_out(NEEDED).store))
@@ -67,7 +68,7 @@ def test_a_candidate_waits_and_is_measured_as_soon_as_enough_requests_are_held_o
     assert "ValidationStarted" in events(begins)
     assert begins.status is not None
     assert begins.status.candidate is not None
-    assert begins.status.candidate.attempt == 1
+    assert (begins.status.candidate.attempt, begins.status.candidate.since) == (1, NOW)
     assert "measuring" in begins.status.candidate.message
 
 
