@@ -27,8 +27,8 @@ def shortage(record: TrainerStatus | None, spec: ValidationSpec, now: datetime) 
     if record.held_out_requests >= spec.prompts_needed:
         return ""
     return (
-        f"{_WAITING}: {record.held_out_requests} of {spec.prompts_needed} have come, one of each conversation. About one"
-        " conversation in eight is held out"
+        f"{_WAITING}: {record.held_out_requests} of {spec.prompts_needed} have come, one of each conversation. About"
+        " one conversation in eight is held out"
     )
 
 

@@ -1,4 +1,4 @@
-"""A candidate waits for held-out requests before its measurement, says so, and takes no Job and no replica meanwhile."""
+"""A candidate waits for held-out requests before its measurement. It says so, and takes neither Job nor replica."""
 
 from __future__ import annotations
 
@@ -15,12 +15,10 @@ from aurora_operator.plan import Plan
 from aurora_protocol.training_records import TrainerStatus
 from tests.unit.operator.worlds import (
     NOW,
-    condition,
     evidence,
     made,
     observed,
     spec,
-    status,
     store,
     trainer_record,
     validating,
@@ -46,6 +44,11 @@ def after(world: Observed, plan: Plan) -> Observed:
     return replace(world, status=plan.status or world.status)
 
 
+def candidate_of(world: Observed) -> CandidateStatus:
+    assert world.status.candidate is not None
+    return world.status.candidate
+
+
 def events(plan: Plan) -> list[str]:
     return [note.reason for note in plan.notes]
 
@@ -58,18 +61,17 @@ def test_a_candidate_waits_and_is_measured_as_soon_as_enough_requests_are_held_o
         waits = made(world)
         assert (waits.job, waits.leases, waits.moving) == (None, (), False)
         assert not {"ValidationStarted", "ValidationFailed"} & set(events(waits))
-        shown = condition(after(world, waits), ConditionType.CANDIDATE_VALIDATED)
-        assert (shown.status.value, shown.reason) == ("Unknown", "Validating")
-        assert status(after(world, waits)).candidate.since is None, "no alert counts the wait as a measurement"  # type: ignore[union-attr]
-        assert f"waiting for held-out requests: {count} of {NEEDED} have come" in shown.message
         world = after(world, waits)
+        shown = next(c for c in world.status.conditions if c.type is ConditionType.CANDIDATE_VALIDATED)
+        assert (shown.status.value, shown.reason) == ("Unknown", "Validating")
+        assert candidate_of(world).since is None, "no alert counts the wait as a measurement"
+        assert f"waiting for held-out requests: {count} of {NEEDED} have come" in shown.message
     begins = made(replace(world, store=with_held_out(NEEDED).store))
     assert begins.job is not None or begins.leases
     assert "ValidationStarted" in events(begins)
-    assert begins.status is not None
-    assert begins.status.candidate is not None
-    assert (begins.status.candidate.attempt, begins.status.candidate.since) == (1, NOW)
-    assert "measuring" in begins.status.candidate.message
+    begun = candidate_of(after(world, begins))
+    assert (begun.attempt, begun.since) == (1, NOW)
+    assert "measuring" in begun.message
 
 
 def test_a_wait_that_nothing_changes_writes_nothing() -> None:
@@ -100,10 +102,9 @@ def test_an_attempt_after_a_failed_one_waits_too() -> None:
     world = replace(with_held_out(0), status=SpeculatorStatus(candidate=failed))
     waits = made(world)
     assert waits.job is None
-    candidate = status(world).candidate
-    assert candidate is not None
-    assert (candidate.phase, candidate.attempt) == (CandidatePhase.VALIDATING, 3)
-    assert events(made(replace(after(world, waits), store=with_held_out(NEEDED).store))) == ["ValidationStarted"]
+    world = after(world, waits)
+    assert (candidate_of(world).phase, candidate_of(world).attempt) == (CandidatePhase.VALIDATING, 3)
+    assert "ValidationStarted" in events(made(replace(world, store=with_held_out(NEEDED).store)))
 
 
 def test_a_measurement_under_way_goes_on_when_the_trainer_starts_to_count_anew() -> None:
@@ -112,14 +113,14 @@ def test_a_measurement_under_way_goes_on_when_the_trainer_starts_to_count_anew()
     begun = after(with_held_out(NEEDED), made(with_held_out(NEEDED)))
     waits = after(with_held_out(0), made(with_held_out(0)))
     for world in (begun, waits):
-        goes_on = made(replace(world, store=with_held_out(0).store, jobs=(job,)))
+        short = replace(world, store=with_held_out(0).store, jobs=(job,))
+        goes_on = made(short)
         assert goes_on.delete_jobs == ()
-        assert "measuring" in status(replace(world, store=with_held_out(0).store, jobs=(job,))).candidate.message  # type: ignore[union-attr]
+        assert "measuring" in candidate_of(after(short, goes_on)).message
 
 
 def test_evidence_decides_without_a_wait() -> None:
     """After a lost status, the store may hold the verdict already."""
     proven = replace(with_held_out(0).store, evidence=(evidence(1),))
-    candidate = status(observed(store=proven)).candidate
-    assert candidate is not None
-    assert candidate.phase is CandidatePhase.VALIDATED
+    world = observed(store=proven)
+    assert candidate_of(after(world, made(world))).phase is CandidatePhase.VALIDATED
