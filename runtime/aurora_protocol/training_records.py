@@ -4,8 +4,8 @@ Why: a trainer that restarts must neither lose a shard nor train on a shard twic
 weights that it holds.
 
 Invariants: every record is create-once except :class:`TrainerStatus`, which is overwritten in place and decides
-nothing about drafts. A later fact is a new record with a higher number. Data is written before the record that names
-it. Token ids live only in shards, never in a record.
+nothing about drafts: it can only delay a measurement. A later fact is a new record with a higher number. Data is
+written before the record that names it. Token ids live only in shards, never in a record.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class TrainerPhase(StrEnum):
 class TrainerStatus(StoredRecord):
     """The trainer's progress, for people. Overwritten in place, so nothing about drafts is decided from this record.
 
-    ``training.suspendWhen`` may suspend the trainer by it, no longer than ``resumeAfterSeconds``.
+    ``training.suspendWhen`` may suspend the trainer by it, no longer than ``resumeAfterSeconds``. A measurement waits
+    while the record says that there are too few held-out requests.
     """
 
     schema_version: Literal[1] = 1
@@ -82,6 +83,11 @@ class TrainerStatus(StoredRecord):
     loss: float | None = Field(default=None, description="Recent training loss.")
     held_out_acceptance_length: float | None = Field(
         default=None, description="Acceptance length simulated on held-out traces, bonus token included."
+    )
+    held_out_requests: Count | None = Field(
+        default=None,
+        description="Held-out requests that a measurement could use, one of each conversation. None: not counted, or as"
+        " many as the trainer keeps or more.",
     )
     vocabulary_coverage: float | None = Field(
         default=None, ge=0, le=1, description="Share of held-out answer tokens that the draft's vocabulary map holds."

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_protocol.evidence_records import Arm, BaselineSamples, MeasurementEnd, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.gate.budget import Ending
@@ -26,6 +27,12 @@ ANSWER = tuple(range(10, 30))
 def plan(max_rounds: int = 12) -> MeasurementPlan:
     policy = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=4)
     return MeasurementPlan(policy, ARMS, max_rounds, prompts_per_worker=2)
+
+
+def test_the_operator_knows_how_many_prompts_a_measurement_needs() -> None:
+    spec = ValidationSpec(concurrencies=[2, 8, 4], prompts_per_round=3)
+    planned = MeasurementPlan(GatePolicy.of(spec), ARMS, spec.max_rounds, spec.prompts_per_round)
+    assert planned.prompts_needed == spec.prompts_needed == 24
 
 
 @dataclass
