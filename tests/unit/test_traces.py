@@ -147,7 +147,7 @@ def test_packed_states_without_their_scales_are_refused(changed: dict[str, torch
 
 def rounds_of(rounds: list[tuple[int, int, int]]) -> RequestTrace:
     """A trace with these rounds: the source, the nodes and the accepted tokens of each."""
-    source, nodes, accepted = (torch.tensor(column, dtype=torch.int32) for column in zip(*rounds, strict=True))
+    source, nodes, accepted = torch.tensor([[int(number) for number in one] for one in rounds], dtype=torch.int32).T
     trace, total = tiny.trace(1), int(nodes.sum())
     by_node = {
         name: getattr(trace, name)[:1].repeat(total, *[1] * (getattr(trace, name).dim() - 1))
@@ -165,7 +165,7 @@ ROUNDS = st.tuples(st.sampled_from(ProposalSource), st.integers(1, 9), st.intege
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(ROUNDS, min_size=1, max_size=12), max_size=4))
 def test_the_counts_by_shape_are_those_of_the_rounds(requests: list[list[tuple[ProposalSource, int, int]]]) -> None:
-    traces = [rounds_of([(int(source), nodes, right) for source, nodes, right in rounds]) for rounds in requests]
+    traces = [rounds_of(list(rounds)) for rounds in requests]
     rounds = [one for request in requests for one in request]
     counts, found = shard_counts(traces), shape_counts(traces)
     assert found is not None

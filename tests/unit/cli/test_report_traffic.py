@@ -65,19 +65,23 @@ def shares(found: Traffic) -> dict[str, float]:
 @given(
     st.lists(
         st.tuples(
-            st.floats(0, 1000), st.lists(COUNTS, max_size=5), st.integers(0, 9000), st.integers(0, 9000), st.booleans()
+            st.integers(0, 9999),
+            st.lists(COUNTS, max_size=5),
+            st.integers(0, 9000),
+            st.integers(0, 9000),
+            st.booleans(),
         ),
         max_size=40,
     )
 )
 def test_shares_add_up_and_stretches_are_in_order(
-    written: list[tuple[float, list[ShapeCounts], int, int, bool]],
+    written: list[tuple[int, list[ShapeCounts], int, int, bool]],
 ) -> None:
     found = traffic(
         sorted(
             (
-                shard(hours, *counts, answers=answers, accepted=accepted, rounds=7 if wrong else None)
-                for hours, counts, answers, accepted, wrong in written
+                shard(minutes / 60, *counts, answers=answers, accepted=accepted, rounds=7 if wrong else None)
+                for minutes, counts, answers, accepted, wrong in written
             ),
             key=lambda one: one.created,
         )

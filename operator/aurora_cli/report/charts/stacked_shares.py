@@ -23,12 +23,16 @@ class Stack:
     shares: tuple[float, ...]
 
 
-def stacked(axis: TimeAxis, stacks: Sequence[Stack], layers: Sequence[Layer], title: str) -> Iterator[Markup]:
-    """The axes, and a stack for each stretch of time."""
+def stacked(axis: TimeAxis, stacks: Sequence[Stack], layers: Sequence[Layer], span: str) -> Iterator[Markup]:
+    """The axes, and a stack for each stretch of time.
+
+    Args:
+        span: the time that the axis shows, in words.
+    """
     canvas = axis.canvas
     up = canvas.y_scale(0.0, 1.0)
     yield from canvas.y_axis(up, number_ticks(0.0, 1.0, 0.25, lambda value: f"{value:.0%}"))
-    yield from axis.draw(title)
+    yield from axis.draw(span)
     for stack in stacks:
         left, right = axis.stretch(stack.start, stack.end)
         gap = 1.0 if right - left > 6 else 0.0
@@ -37,10 +41,9 @@ def stacked(axis: TimeAxis, stacks: Sequence[Stack], layers: Sequence[Layer], ti
         bottom = 0.0
         for (_, classes), share in zip(layers, stack.shares, strict=True):
             if share > 0:
-                title_of_part = element("title", tooltip)
                 yield element(
                     "rect",
-                    title_of_part,
+                    element("title", tooltip),
                     x=left + gap,
                     y=up(bottom + share),
                     width=max(0.5, right - left - 2 * gap),

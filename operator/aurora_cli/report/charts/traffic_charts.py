@@ -16,7 +16,7 @@ from aurora_cli.report.page.markup import Markup, element, joined
 from aurora_cli.report.report import ShapeKind, ShapeSeries, Traffic, TrafficBin
 
 _SHADES = 6
-"""Shades of the draft's colour in the page's style, the strongest for the longest draft."""
+"""Shades of the draft's colour in the page's style. The longest draft has the strongest."""
 
 
 def shapes(traffic: Traffic) -> Markup | None:
