@@ -152,8 +152,8 @@ def round_shapes(report: Report) -> Markup:
     """Shapes of verify rounds over time."""
     lead = (
         "Shares of the verify rounds in stored shards, by who proposed and how many tokens. A round counts once for"
-        " each of its requests, and as lookup where lookup's tokens replaced the draft's. Nothing is drawn where no shard"
-        " says it."
+        " each of its requests, and as lookup where lookup's tokens replaced the draft's. Nothing is drawn where no"
+        " shard says it."
     )
     chart = shapes(report.traffic)
     why_none = "No shard that was read says which shapes its rounds had." if report.traffic.bins else _NO_SHARD
