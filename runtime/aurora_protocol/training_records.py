@@ -11,14 +11,39 @@ written before the record that names it. Token ids live only in shards, never in
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
-from aurora_api.base import Timestamp
+from aurora_api.base import RewrittenModel, Timestamp
 from aurora_protocol.draft_records import FileRef
 from aurora_protocol.erasure_records import ErasureCounts, ErasureReport
 from aurora_protocol.record import Count, FileName, RecordNumber, Sha256, StoredRecord
+
+MAX_SHAPES: Final = 32
+"""Most entries of ``ShardManifest.shapes``. An engine offers 15 arms at most (``aurora_runtime.engine.arms``)."""
+MAX_STEPS: Final = (1 << 15) - 2
+"""Most tokens of a round below its root. A trace stores a node's parent as a 16-bit number."""
+
+
+class ShapeCounts(RewrittenModel):
+    """Verify rounds of one shape and one source. A round counts once for each request that takes part."""
+
+    source: str = Field(
+        pattern=r"^[a-z]{1,16}$",
+        description="Who proposed for the request: none, lookup or draft. A reader leaves out counts with a source that"
+        " it does not know.",
+    )
+    steps: int = Field(
+        ge=0,
+        le=MAX_STEPS,
+        description="Tokens that the round verified for the request besides its last token. With the source none they"
+        " are fillers, because other requests of the batch had a proposal.",
+    )
+    rounds: Count = Field(description="Verify rounds.")
+    accepted: Count = Field(
+        description="Accepted tokens of these rounds, without the target's own. A filler may be right by chance."
+    )
 
 
 class ShardManifest(StoredRecord):
@@ -39,6 +64,13 @@ class ShardManifest(StoredRecord):
     dropped_records: Count = Field(description="Rounds and prompts dropped under load since the previous shard.")
     draft_versions: tuple[RecordNumber, ...] = Field(
         description="Versions of the draft that were served during the traces."
+    )
+    shapes: tuple[ShapeCounts, ...] | None = Field(
+        default=None,
+        max_length=MAX_SHAPES,
+        description="The rounds by shape and source. None if an older version wrote the manifest, or if the traces have"
+        " more shapes than a manifest holds. If the sum of these rounds is not `rounds`, an older version erased traces"
+        " since, and the counts are out of date.",
     )
     created: Timestamp = Field(description="When the shard was written.")
 
