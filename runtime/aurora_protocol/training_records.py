@@ -13,7 +13,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from aurora_api.base import RewrittenModel, Timestamp
 from aurora_protocol.draft_records import FileRef
@@ -29,11 +29,7 @@ MAX_STEPS: Final = (1 << 15) - 2
 class ShapeCounts(RewrittenModel):
     """Verify rounds of one shape and one source. A round counts once for each request that takes part."""
 
-    source: str = Field(
-        pattern=r"^[a-z]{1,16}$",
-        description="Who proposed for the request: none, lookup or draft. A reader leaves out counts with a source that"
-        " it does not know.",
-    )
+    source: str = Field(pattern=r"^[a-z]{1,16}$", description="Who proposed for the request: none, lookup or draft.")
     steps: int = Field(
         ge=0,
         le=MAX_STEPS,
@@ -70,9 +66,21 @@ class ShardManifest(StoredRecord):
         max_length=MAX_SHAPES,
         description="The rounds by shape and source. None if an older version wrote the manifest, or if the traces have"
         " more shapes than a manifest holds. If the sum of these rounds is not `rounds`, an older version erased traces"
-        " since, and the counts are out of date.",
+        " since, and the counts are out of date. A reader ignores all of them if it cannot read one.",
     )
     created: Timestamp = Field(description="When the shard was written.")
+
+    @field_validator("shapes", mode="wrap")
+    @classmethod
+    def _without_unreadable_shapes(
+        cls, value: object, read: ValidatorFunctionWrapHandler
+    ) -> tuple[ShapeCounts, ...] | None:
+        """Counts that only a newer version can read are no reason to refuse the shard: nobody trains on them."""
+        try:
+            shapes: tuple[ShapeCounts, ...] | None = read(value)
+        except ValidationError:
+            return None
+        return shapes
 
 
 class ErasureStep(ErasureCounts):

@@ -17,8 +17,8 @@ from aurora_protocol.training_records import ShapeCounts, ShardManifest
 NONE: Final = "none"
 LOOKUP: Final = "lookup"
 DRAFT: Final = "draft"
-MAX_DRAFT_SERIES: Final = 6
-"""Most numbers of steps that have a series of their own. The controller offers 6, and the longest draft."""
+MAX_DRAFT_SERIES: Final = 7
+"""Most series of the draft. The controller offers six numbers of steps, and the draft's most."""
 
 Shape = tuple[str, int]
 """Source and steps."""
@@ -35,7 +35,8 @@ def shape_series(shards: Sequence[ShardManifest]) -> tuple[ShapeSeries, ...]:
     """The series of a chart: each number of steps of the draft, lookup, no proposal, and off. Each has rounds."""
     rounds = _rounds(shards)
     steps = [steps for (source, steps), _ in rounds.most_common() if source == DRAFT]
-    own, others = sorted(steps[:MAX_DRAFT_SERIES], reverse=True), sorted(steps[MAX_DRAFT_SERIES:])
+    kept = len(steps) if len(steps) <= MAX_DRAFT_SERIES else MAX_DRAFT_SERIES - 1
+    own, others = sorted(steps[:kept], reverse=True), sorted(steps[kept:])
     found = [
         *(ShapeSeries(f"draft-{number}", ShapeKind.DRAFT, (number,)) for number in own),
         ShapeSeries("draft, other lengths", ShapeKind.DRAFT, tuple(others)),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aurora_cli.report.builder import build
+from aurora_cli.report.charts.traffic_charts import series_looks
 from aurora_cli.report.page.document import render
 from aurora_cli.report.report import ShapeKind, Traffic
 from aurora_cli.report.shapes import MAX_DRAFT_SERIES, shape_series
@@ -112,8 +113,23 @@ def test_shapes_have_the_names_of_the_metrics_and_rounds_without_a_proposal_are_
     assert shares(found) == {"draft-3": 0.60, "lookup": 0.25, "no proposal": 0.05, "off": 0.10}
 
 
+def test_a_pod_with_a_wrong_clock_does_not_stretch_the_time() -> None:
+    counts = [of("draft", 3, 10)]
+    found = traffic([shard(-40_000, *counts), *(shard(hour, *counts) for hour in range(150))])
+    assert len(found.bins) == MAX_BINS
+    assert found.bins[0].start > START - timedelta(hours=1)
+    assert found.shards == 151
+
+
+@pytest.mark.parametrize("lengths", range(1, MAX_DRAFT_SERIES + 3))
+def test_each_series_of_the_draft_has_a_shade_of_its_own(lengths: int) -> None:
+    counts = [of("draft", steps, 100 - steps) for steps in range(1, lengths + 1)]
+    looks = series_looks(shape_series([shard(0, *counts)]))
+    assert len(set(looks)) == len(looks) == min(lengths, MAX_DRAFT_SERIES)
+
+
 def test_the_rarest_lengths_of_the_draft_share_a_series() -> None:
-    counts = [of("draft", steps, 100 - steps) for steps in range(1, MAX_DRAFT_SERIES + 3)]
+    counts = [of("draft", steps, 100 - steps) for steps in range(1, MAX_DRAFT_SERIES + 2)]
     found = shape_series([shard(0, *counts)])
     assert [one.name for one in found] == ["draft-6", "draft-5", "draft-4", "draft-3", "draft-2", "draft-1",
                                            "draft, other lengths"]  # fmt: skip
@@ -171,7 +187,7 @@ def test_the_section_has_a_chart_a_description_and_a_row_for_each_stretch() -> N
     assert section.count("<tr>") == len(rows) + 1
     assert 'aria-label="Shapes of verify rounds over time; last: draft-5' in section
     assert re.findall(r"<th[^>]*>(.*?)</th>", section)[2:] == [
-        *("Draft-5", "Draft-3", "Draft-2", "Draft-1", "Lookup", "No proposal", "Off"),
+        *("draft-5", "draft-3", "draft-2", "draft-1", "lookup", "no proposal", "off"),
     ]
 
 

@@ -15,7 +15,7 @@ from aurora_cli.report.charts.time_axis import TimeAxis
 from aurora_cli.report.page.markup import Markup, element, joined
 from aurora_cli.report.report import ShapeKind, ShapeSeries, Traffic, TrafficBin
 
-_SHADES = 6
+_SHADES = 7
 """Shades of the draft's colour in the page's style. The longest draft has the strongest."""
 
 
@@ -24,7 +24,7 @@ def shapes(traffic: Traffic) -> Markup | None:
     known = [one for one in traffic.bins if one.shapes]
     if not known:
         return None
-    layers = list(zip((one.name for one in traffic.series), _classes(traffic.series), strict=True))
+    layers = list(zip((one.name for one in traffic.series), series_looks(traffic.series), strict=True))
     stacks = [Stack(one.start, one.end, one.shapes) for one in known]
     key = legend(
         *(("square", classes, _meaning(one)) for one, (_, classes) in zip(traffic.series, layers, strict=True))
@@ -36,7 +36,7 @@ def shapes(traffic: Traffic) -> Markup | None:
     )
 
 
-def _classes(series: Sequence[ShapeSeries]) -> list[str]:
+def series_looks(series: Sequence[ShapeSeries]) -> list[str]:
     """The look of each series. Neighbouring lengths of the draft have shades of one colour."""
     lengths = [one for one in series if one.kind is ShapeKind.DRAFT and len(one.steps) == 1]
     shades = {

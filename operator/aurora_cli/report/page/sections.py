@@ -157,7 +157,7 @@ def round_shapes(report: Report) -> Markup:
     )
     chart = shapes(report.traffic)
     why_none = "No shard that was read says which shapes its rounds had." if report.traffic.bins else _NO_SHARD
-    columns = ("From (UTC)", "To (UTC)", *(one.name.capitalize() for one in report.traffic.series))
+    columns = ("From (UTC)", "To (UTC)", *(one.name for one in report.traffic.series))
     rows = [(*_stretch(one), *(f"{share:.1%}" for share in one.shapes)) for one in report.traffic.bins if one.shapes]
     return section("shapes", "Which shapes do verify rounds have?", lead, *_chart(chart, why_none, columns, rows))
 
