@@ -102,7 +102,8 @@ class Lineage(StoredRecord):
         validation_alias="draft", serialization_alias="draft", description="Sizes of all drafts of this lineage."
     )
     initial: InitialHead | None = Field(
-        default=None, description="The published head that version 0 is. None: version 0 is made from the target."
+        default=None,
+        description="The published head that training began with. None: it began with the target's weights.",
     )
     created: Timestamp = Field(description="When the lineage was created.")
 

@@ -4,21 +4,42 @@ Why: a trainer that restarts must neither lose a shard nor train on a shard twic
 weights that it holds.
 
 Invariants: every record is create-once except :class:`TrainerStatus`, which is overwritten in place and decides
-nothing about drafts. A later fact is a new record with a higher number. Data is written before the record that names
-it. Token ids live only in shards, never in a record.
+nothing about drafts: it can only delay a measurement. A later fact is a new record with a higher number. Data is
+written before the record that names it. Token ids live only in shards, never in a record.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Final, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
-from aurora_api.base import Timestamp
+from aurora_api.base import RewrittenModel, Timestamp
 from aurora_protocol.draft_records import FileRef
 from aurora_protocol.erasure_records import ErasureCounts, ErasureReport
 from aurora_protocol.record import Count, FileName, RecordNumber, Sha256, StoredRecord
+
+MAX_SHAPES: Final = 32
+"""Most entries of ``ShardManifest.shapes``. An engine offers 15 arms at most (``aurora_runtime.engine.arms``)."""
+MAX_STEPS: Final = (1 << 15) - 2
+"""Most tokens of a round below its root. A trace stores a node's parent as a 16-bit number."""
+
+
+class ShapeCounts(RewrittenModel):
+    """Verify rounds of one shape and one source. A round counts once for each request that takes part."""
+
+    source: str = Field(pattern=r"^[a-z]{1,16}$", description="Who proposed for the request: none, lookup or draft.")
+    steps: int = Field(
+        ge=0,
+        le=MAX_STEPS,
+        description="Tokens that the round verified for the request besides its last token. With the source none they"
+        " are fillers, because other requests of the batch had a proposal.",
+    )
+    rounds: Count = Field(description="Verify rounds.")
+    accepted: Count = Field(
+        description="Accepted tokens of these rounds, without the target's own. A filler may be right by chance."
+    )
 
 
 class ShardManifest(StoredRecord):
@@ -40,7 +61,26 @@ class ShardManifest(StoredRecord):
     draft_versions: tuple[RecordNumber, ...] = Field(
         description="Versions of the draft that were served during the traces."
     )
+    shapes: tuple[ShapeCounts, ...] | None = Field(
+        default=None,
+        max_length=MAX_SHAPES,
+        description="The rounds by shape and source. None if an older version wrote the manifest, or if the traces have"
+        " more shapes than a manifest holds. If the sum of these rounds is not `rounds`, an older version erased traces"
+        " since, and the counts are out of date. A reader ignores all of them if it cannot read one.",
+    )
     created: Timestamp = Field(description="When the shard was written.")
+
+    @field_validator("shapes", mode="wrap")
+    @classmethod
+    def _without_unreadable_shapes(
+        cls, value: object, read: ValidatorFunctionWrapHandler
+    ) -> tuple[ShapeCounts, ...] | None:
+        """Counts that only a newer version can read are no reason to refuse the shard: nobody trains on them."""
+        try:
+            shapes: tuple[ShapeCounts, ...] | None = read(value)
+        except ValidationError:
+            return None
+        return shapes
 
 
 class ErasureStep(ErasureCounts):
@@ -68,7 +108,8 @@ class TrainerPhase(StrEnum):
 class TrainerStatus(StoredRecord):
     """The trainer's progress, for people. Overwritten in place, so nothing about drafts is decided from this record.
 
-    ``training.suspendWhen`` may suspend the trainer by it, no longer than ``resumeAfterSeconds``.
+    ``training.suspendWhen`` may suspend the trainer by it, no longer than ``resumeAfterSeconds``. A measurement waits
+    while the record says that there are too few held-out requests.
     """
 
     schema_version: Literal[1] = 1
@@ -82,6 +123,11 @@ class TrainerStatus(StoredRecord):
     loss: float | None = Field(default=None, description="Recent training loss.")
     held_out_acceptance_length: float | None = Field(
         default=None, description="Acceptance length simulated on held-out traces, bonus token included."
+    )
+    held_out_requests: Count | None = Field(
+        default=None,
+        description="Held-out requests that a measurement could use, one of each conversation. None: not counted, or as"
+        " many as the trainer keeps or more.",
     )
     vocabulary_coverage: float | None = Field(
         default=None, ge=0, le=1, description="Share of held-out answer tokens that the draft's vocabulary map holds."

@@ -7,19 +7,25 @@ All tests share one run, because a draft needs minutes on two cores until it pas
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from aurora_protocol.evidence_records import VerdictKind
+from tests.cluster.command import environment_without_proxies
 from tests.demo.progress import learned_draft_serves_everywhere, progress_line
 from tests.e2e.conftest import SCRAPE_SECONDS
 from tests.rig.fault_injection import OPERATOR_SELECTOR, evict_pod, kill_container, kill_operator
 from tests.rig.installation import RESOURCE, SYSTEM_NAMESPACE, Installation
 from tests.rig.prometheus.dashboard_queries import dashboard_queries
 from tests.rig.prometheus.server import Prometheus
+from tests.rig.small_speculator import MODEL_PATH
 from tests.rig.store_inspection import check_objects, registry
 from tests.traffic.driver import Load, RequestOptions, TrafficDriver
 from tests.traffic.report import Summary
@@ -154,6 +160,26 @@ def test_kubectl_get_shows_the_outcome(run: Run, aurora: Installation) -> None:
     assert header.split() == ["NAME", "READY", "REASON", "ACTIVE", "SPEEDUP", "ACCEPT-LEN", "UPDATED", "ROLLOUT", "AGE"]
     assert "True" in row.split()[1]
     assert "2/2" in row
+
+
+def test_the_plugin_publishes_the_active_draft_and_refuses_a_head_that_does_not_fit(
+    run: Run, aurora: Installation, tmp_path: Path
+) -> None:
+    tools = aurora.cluster.access.tools
+    context = ["--context", tools.context] if tools.context else []
+
+    def plugin(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "aurora_cli", "draft", *arguments, "--namespace", aurora.namespace, *context]
+        path = f"{tools.kubectl.parent}:{os.environ['PATH']}"
+        environment = environment_without_proxies({**tools.environment, "PATH": path})
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    exported = plugin("export", NAME, "--to", str(tmp_path / "head"))
+    assert exported.returncode == 0, exported.stderr
+    assert {"README.md", "config.json", "model.safetensors"} <= {file.name for file in (tmp_path / "head").iterdir()}
+    refused = plugin("check", NAME, MODEL_PATH)  # the target itself is no head
+    assert refused.returncode == 1
+    assert len(refused.stderr.splitlines()) == 1, refused.stderr
 
 
 def test_the_operator_logged_no_unexpected_error(run: Run, aurora: Installation) -> None:

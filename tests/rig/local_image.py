@@ -11,6 +11,7 @@ import hashlib
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 from tests.assets.cache import cache_root
@@ -18,6 +19,8 @@ from tests.cluster.images.image_build import python_image
 
 ROOT = Path(__file__).resolve().parents[2]
 SITE_IN_IMAGE = "/opt/aurora/site"
+PROGRAMS_IN_IMAGE = f"{SITE_IN_IMAGE}/bin"
+"""The console scripts of the packages, such as `aurora-draft`."""
 PACKAGE_ROOTS = ("crds", "operator", "runtime")
 
 
@@ -29,7 +32,8 @@ def _content_digest(light: Path, checkout: Path) -> str:
                 digest.update(str(file.relative_to(checkout)).encode())
                 digest.update(file.read_bytes())
     digest.update((checkout / "pyproject.toml").read_bytes())
-    digest.update((ROOT / "tests/cluster/images/image_build.py").read_bytes())
+    for builder in ("tests/cluster/images/image_build.py", "tests/rig/local_image.py"):
+        digest.update((ROOT / builder).read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -47,14 +51,33 @@ def local_image(checkout: Path = ROOT) -> tuple[str, Path]:
             uv = cache_root() / "bootstrap/bin/uv"
             options: list[str | Path] = ["-q", "--no-deps", "--compile-bytecode", "--python", sys.executable]
             subprocess.run([uv, "pip", "install", *options, "--target", site, checkout], check=True, timeout=300)
+            _write_programs(site / "bin", checkout)
             python_image(
                 archive,
                 tag,
                 light,
                 extra={"/usr/bin/weed": (ROOT / ".venv/bin/weed").resolve(), SITE_IN_IMAGE: site},
-                env={"PYTHONPATH": SITE_IN_IMAGE, "PATH": f"{light}/bin:/usr/local/bin:/usr/bin:/bin"},
+                env={
+                    "PYTHONPATH": SITE_IN_IMAGE,
+                    "PATH": f"{light}/bin:{PROGRAMS_IN_IMAGE}:/usr/local/bin:/usr/bin:/bin",
+                },
             )
     return tag, archive
+
+
+def _write_programs(folder: Path, checkout: Path) -> None:
+    """Write the console scripts of ``checkout`` so that the `python` of PATH runs them.
+
+    Those of the installer name an interpreter of this machine, which pods do not have.
+    """
+    programs: dict[str, str] = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]["scripts"]
+    for name, entry in programs.items():
+        module, _, function = entry.partition(":")
+        program = folder / name
+        program.write_text(
+            f"#!/usr/bin/env python\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n"
+        )
+        program.chmod(0o755)
 
 
 if __name__ == "__main__":

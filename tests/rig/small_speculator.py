@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.cluster.images.host_python import host_python_volumes
+from tests.rig.local_image import PROGRAMS_IN_IMAGE
 
 MODEL_PATH = "/models/smollm2-135m-instruct"
 
@@ -31,8 +32,8 @@ class CpuShares:
 
 
 CPU: Final = CpuShares(serving=225, training=200, validation=1000)
-"""The trainer gets at least 23 % of the CPU while both pods serve. The first candidate needs about 40 s of CPU time
-(four passes over 10,000 positions, docs/results/costs.md). With 6 % the trainer fell behind the traffic, and everything
+"""The trainer gets at least 23 % of the CPU while both pods serve. The first candidate needs about 24 s of CPU time
+(four passes over 6,000 positions, docs/results/costs.md). With 6 % the trainer fell behind the traffic, and everything
 waited for it."""
 ONE_THREAD = [{"name": "OMP_NUM_THREADS", "value": "1"}]
 
@@ -63,8 +64,10 @@ def small_speculator(
         },
         "capture": {"shardSeconds": 10, "shardTokens": 4096},
         "training": {
-            "publishTokens": 10000,
-            "publishSeconds": 240,
+            # Few, so that the first candidate comes soon. A second one that came before the first is measured, which
+            # takes seven minutes on a slow machine, would make an undecided measurement give way.
+            "publishTokens": 6000,
+            "publishSeconds": 480,
             "passes": 4,  # a short burst of training; afterwards both cores serve
             "template": _template(("trainer",), model, python, CPU.training),
         },
@@ -76,7 +79,17 @@ def small_speculator(
             "baselineMaxAgeSeconds": 0,  # no reuse: the speed of a shared machine changes by the minute
             "template": _template(("validator",), model, python, CPU.validation),
         },
-        "rollout": {"analysis": {"settleSeconds": 10, "intervalSeconds": 5, "minRequests": 10, "watchSeconds": 30}},
+        "rollout": {
+            "analysis": {
+                "settleSeconds": 10,
+                "intervalSeconds": 5,
+                "minRequests": 10,
+                # A judgement takes 10 requests of each pod, and 30 where the former draft hardly proposes. On a slow
+                # machine four clients send these in a minute and a half.
+                "consecutiveSuccessLimit": 1,
+                "watchSeconds": 30,
+            }
+        },
     }
     return {
         "apiVersion": "aurora.dev/v1alpha1",
@@ -90,7 +103,7 @@ def _template(containers: tuple[str, ...], model: Path, python: Path, millicores
     volumes, mounts = host_python_volumes(python)
     volumes = [*volumes, {"name": "model", "hostPath": {"path": str(model), "type": "Directory"}}]
     mounts = [*mounts, {"name": "model", "mountPath": MODEL_PATH, "readOnly": True}]
-    path = {"name": "PATH", "value": f"{python}/bin:/usr/local/bin:/usr/bin:/bin"}
+    path = {"name": "PATH", "value": f"{python}/bin:{PROGRAMS_IN_IMAGE}:/usr/local/bin:/usr/bin:/bin"}
     return {
         "spec": {
             "volumes": volumes,

@@ -6,13 +6,25 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save
 
 from aurora_api.v1alpha1.capture import StateType
+from aurora_protocol.training_records import MAX_SHAPES, MAX_STEPS
 from aurora_runtime.errors import TraceFormatError
 from aurora_runtime.packed_states import pack, unpack
 from aurora_runtime.request_privacy import NO_TAG
-from aurora_runtime.traces import ProposalSource, decode, encode, shard_tensors, state_type_of
+from aurora_runtime.traces import (
+    ProposalSource,
+    RequestTrace,
+    decode,
+    encode,
+    shape_counts,
+    shard_counts,
+    shard_tensors,
+    state_type_of,
+)
 from tests.unit.training import tiny
 
 
@@ -131,3 +143,51 @@ def test_packed_states_without_their_scales_are_refused(changed: dict[str, torch
     tensors = shard_tensors([tiny.trace(1)], StateType.FLOAT8) | changed
     with pytest.raises(TraceFormatError, match="the packed hidden states have another"):
         list(decode(save({name: tensor for name, tensor in tensors.items() if tensor is not None})))
+
+
+def rounds_of(rounds: list[tuple[int, int, int]]) -> RequestTrace:
+    """A trace with these rounds: the source, the nodes and the accepted tokens of each."""
+    source, nodes, accepted = torch.tensor([[int(number) for number in one] for one in rounds], dtype=torch.int32).T
+    trace, total = tiny.trace(1), int(nodes.sum())
+    by_node = {
+        name: getattr(trace, name)[:1].repeat(total, *[1] * (getattr(trace, name).dim() - 1))
+        for name in ("node_token", "node_parent", "node_accepted", "top_ids", "top_logprobs", "uncaptured_mass")
+    }
+    by_round = {"root": torch.zeros_like(nodes), "version": torch.zeros_like(nodes)}
+    return dataclasses.replace(
+        trace, source=source.to(torch.uint8), node_count=nodes, accepted=accepted, **by_round, **by_node
+    )
+
+
+ROUNDS = st.tuples(st.sampled_from(ProposalSource), st.integers(1, 9), st.integers(0, 9))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(ROUNDS, min_size=1, max_size=12), max_size=4))
+def test_the_counts_by_shape_are_those_of_the_rounds(requests: list[list[tuple[ProposalSource, int, int]]]) -> None:
+    traces = [rounds_of(list(rounds)) for rounds in requests]
+    rounds = [one for request in requests for one in request]
+    counts, found = shard_counts(traces), shape_counts(traces)
+    assert found is not None
+    assert counts["shapes"] == found
+    assert sum(one.rounds for one in found) == counts["rounds"] == len(rounds)
+    assert sum(one.accepted for one in found if one.source == "draft") == counts["accepted"]
+    assert sum(one.rounds * one.steps for one in found if one.source == "draft") == counts["proposed"]
+    assert len({(one.source, one.steps) for one in found}) == len(found)
+    for one in found:
+        own = [right for source, nodes, right in rounds if (source.name.lower(), nodes - 1) == (one.source, one.steps)]
+        assert (one.rounds, one.accepted) == (len(own), sum(own))
+
+
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        [(ProposalSource.DRAFT, nodes, 0) for nodes in range(1, MAX_SHAPES + 2)],
+        [(ProposalSource.DRAFT, MAX_STEPS + 2, 0)],
+        [(ProposalSource.DRAFT, 0, 0)],
+        [(ProposalSource.DRAFT, 2, -1)],
+    ],
+    ids=["too many shapes", "too many nodes", "no root", "less than nothing accepted"],
+)
+def test_rounds_that_a_manifest_cannot_hold_are_not_counted_by_shape(rounds: list[tuple[int, int, int]]) -> None:
+    assert shape_counts([rounds_of(rounds)]) is None

@@ -37,11 +37,6 @@ _CHAIN = ("draftTokens of a chain (branching 1) is steps + 1: leave draftTokens 
 _TREE_IS_FIXED = (
     "shape Adaptive proposes chains: with branching above 1 leave shape unset or set it to Fixed, or set branching to 1"
 )
-_HEAD_IS_MEASURED = (
-    "with initial, leave shape and branching unset, or set them to Adaptive and 1: each engine's controller then"
-    " measures the head against no speculation and uses it only where it is faster. A fixed shape would serve the head"
-    " unmeasured"
-)
 
 
 class PublishedHead(Model):
@@ -80,10 +75,6 @@ class DraftSpec(Model):
             ("self.branching == 1 || has(self.draftTokens)", _CHAIN[1]),
             ("self.branching == 1 || !has(self.shape) || self.shape == 'Fixed'", _TREE_IS_FIXED),
             (
-                "!has(self.initial) || (self.branching == 1 && (!has(self.shape) || self.shape == 'Adaptive'))",
-                _HEAD_IS_MEASURED,
-            ),
-            (
                 "!has(self.draftTokens) || self.draftTokens <= 1 + self.steps * self.branching * self.branching",
                 "draftTokens exceeds the nodes of the tree: 1 + steps * branching * branching",
             ),
@@ -104,13 +95,12 @@ class DraftSpec(Model):
     initial: PublishedHead | None = Field(
         default=None,
         description=(
-            "Published EAGLE-3 head that the lineage starts from, as version 0: of SpecForge, of SGLang"
-            " (`LlamaForCausalLMEagle3`), or of vLLM's speculators. Immutable. Unset: version 0 is made from the"
-            " target's own weights. The head must fit the target: the same hidden size, vocabulary and"
-            " embedding, and one layer that SGLang computes as Aurora trains it. The trainer refuses another one, and"
-            " `TrainerReady` says why. Each engine measures what the head gains against no speculation, and proposes"
-            " its tokens only where they pay. So `shape: Fixed` and `branching` above 1 are refused: they would serve"
-            " the head unmeasured. Training goes on from the head, at a learning rate that begins low."
+            "Published EAGLE-3 head that training starts from: of SpecForge, of SGLang (`LlamaForCausalLMEagle3`), or"
+            " of vLLM's speculators. Immutable. Unset: training starts from the target's own weights. The head must"
+            " fit the target: the same hidden size, vocabulary and embedding, and one layer that SGLang computes as"
+            " Aurora trains it. The trainer refuses another one, and `TrainerReady` says why. The head is version 1, a"
+            " candidate that the gate measures before pods serve it. Pods start with version 0, an untrained draft of"
+            " the same sizes. Training goes on from the head, at a learning rate that begins low."
         ),
     )
     steps: int = Field(
@@ -130,8 +120,8 @@ class DraftSpec(Model):
             "How a verify round gets its size. `Adaptive`: the engine measures what a round costs and what it gains."
             " It proposes as many tokens as pay at the present load, of the draft or of `lookup`, or none."
             " `Fixed`: each round proposes `steps` tokens of the draft, or the tree, at any load, even where that is"
-            " slower than no speculation; `lookup` has no effect. Use it only to compare. Not with `initial`. Unset:"
-            " Adaptive for a chain, Fixed for a tree (`branching` above 1). Pods restart one by one when it changes."
+            " slower than no speculation; `lookup` has no effect. Use it only to compare. Unset: Adaptive for a chain,"
+            " Fixed for a tree (`branching` above 1). Pods restart one by one when it changes."
         ),
     )
     lookup: LookupScope = Field(
@@ -151,8 +141,8 @@ class DraftSpec(Model):
         le=16,
         description=(
             "Alternatives per proposed token, as SGLang's --speculative-eagle-topk. 1 proposes a chain. More"
-            " propose a tree of a fixed shape, which accepts more and verifies more: set `draftTokens` too. Must be 1"
-            " with `initial`. Pods restart one by one when it changes."
+            " propose a tree of a fixed shape, which accepts more and verifies more: set `draftTokens` too. Pods"
+            " restart one by one when it changes."
         ),
     )
     draft_tokens: int | None = Field(
@@ -174,7 +164,6 @@ class DraftSpec(Model):
             raise ValueError(_CHAIN[1])
         if self.branching > 1 and self.shape is Shape.ADAPTIVE:
             raise ValueError(_TREE_IS_FIXED)
-        # _HEAD_IS_MEASURED is a rule of the API server only: this error would drop the whole draft, the head included.
         return self
 
     @property

@@ -56,7 +56,7 @@ class VersionStatus(RewrittenModel):
         default=None,
         description=(
             "When the active version became active, or when the candidate's present attempt began or failed."
-            " Unset for the previous version."
+            " Unset for the previous version, and while the candidate waits for held-out requests."
         ),
     )
 

@@ -198,6 +198,11 @@ class ValidationSpec(Model):
     template: PodTemplate = template_field("the validation pod", ["validator"])
 
     @property
+    def prompts_needed(self) -> int:
+        """Distinct held-out prompts without which nothing is measured: a batch would hold a prompt twice."""
+        return self.prompts_per_round * max(self.concurrencies)
+
+    @property
     def concurrencies_primary_first(self) -> tuple[int, ...]:
         """The declared concurrencies, the primary one first and the others in ascending order."""
         primary = min(self.concurrencies) if self.primary_concurrency is None else self.primary_concurrency

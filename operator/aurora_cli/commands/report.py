@@ -42,7 +42,7 @@ def report(
     endpoint: Endpoint = None,
     use_secret: UseSecret = False,
 ) -> None:
-    """Write an HTML report: speedups, acceptance, rolls, costs and evidence."""
+    """Write an HTML report: speedups, acceptance, shapes, rolls, costs and evidence."""
     _check(file, overwrite=overwrite)
     if status_only and (endpoint is not None or use_secret):
         raise Refused("--status-only reads no store; leave out --endpoint and --use-secret")

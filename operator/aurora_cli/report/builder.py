@@ -11,7 +11,7 @@ from datetime import datetime
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_cli.report import timeline, traffic
 from aurora_cli.report.measurements import measurement, version_speeds
-from aurora_cli.report.report import AcceptancePoint, Activation, DecisionKind, Figure, Report, utc
+from aurora_cli.report.report import AcceptancePoint, Activation, DecisionKind, Figure, Report, Traffic, utc
 from aurora_cli.report.stored_records import StoredRecords
 from aurora_cli.report.training import trained_versions, training_figures
 from aurora_cli.speculator import Speculator
@@ -27,6 +27,7 @@ def build(speculator: Speculator, records: StoredRecords, now: datetime) -> Repo
     active_since = ((version, learned(time)) for version, time in timeline.activations(records.channel))
     by_version = {one.version: one for one in measurements}
     live = traffic.live_acceptance(records.shards, learned)
+    found = traffic.traffic(records.shards)
     rolled_back = sum(one.kind is DecisionKind.ROLLED_BACK for one in decisions)
     promoted = sum(one.kind is DecisionKind.PROMOTED for one in decisions)
     return Report(
@@ -46,13 +47,13 @@ def build(speculator: Speculator, records: StoredRecords, now: datetime) -> Repo
         held_out=tuple(_held_out(records)),
         live=live,
         activations=tuple(Activation(version, tokens) for version, tokens in active_since if tokens is not None),
-        traffic=traffic.sources(records.shards),
+        traffic=found,
         decisions=decisions,
         served=served,
         versions=trained_versions(records, by_version, frozenset(span.version for span in served)),
         training=tuple(training_figures(speculator, records, (*measurements, *earlier))),
         coverage=_coverage(speculator, records),
-        unknown=tuple(_unknown(speculator, records)),
+        unknown=tuple(_unknown(speculator, records, found)),
     )
 
 
@@ -115,7 +116,7 @@ def _coverage(speculator: Speculator, records: StoredRecords) -> float | None:
     return value if 0 <= value <= 1 else None
 
 
-def _unknown(speculator: Speculator, records: StoredRecords) -> Iterator[str]:
+def _unknown(speculator: Speculator, records: StoredRecords, found: Traffic) -> Iterator[str]:
     if not records.was_read:
         yield "The store was not read, so this report has only what the status says: no charts of versions or traffic."
         yield "Decisions before the last 20 are missing, because the status keeps no more."
@@ -123,10 +124,15 @@ def _unknown(speculator: Speculator, records: StoredRecords) -> Iterator[str]:
     if not speculator.has_status:
         yield "No operator has written a status yet."
     yield (
-        "The shape of each verify round and the tokens of lookup are not stored. The store keeps, for each shard of"
-        " traces, what the draft proposed and what was accepted. The agents' metrics count rounds by arm and tokens by"
-        " source (aurora_agent_decode_rounds_total, aurora_agent_accepted_lookup_tokens_total)."
+        "The arm that all requests of a batch shared is not stored. A shard counts the rounds of each request, by who"
+        " proposed for it and how many tokens. The agents' metrics count a batch's rounds by arm"
+        " (aurora_agent_decode_rounds_total)."
     )
+    if found.without_shapes:
+        yield (
+            f"{found.without_shapes} of {found.shards} shards that were read do not say which shapes their rounds had:"
+            " an older version wrote or changed them. Charts of shapes leave them out."
+        )
     yield (
         "Live tokens per second are not stored. Speeds on this page are those of measurements, with the same prompts"
         " for each arm."

@@ -131,20 +131,56 @@ class Activation:
     learned_tokens: float
 
 
+class ShapeKind(StrEnum):
+    """How a series of shapes is drawn."""
+
+    DRAFT = "draft"
+    LOOKUP = "lookup"
+    NO_PROPOSAL = "no proposal"
+    OFF = "off"
+
+
+@dataclass(frozen=True)
+class ShapeSeries:
+    """Shapes of verify rounds that a chart shows as one."""
+
+    name: str
+    kind: ShapeKind
+    steps: tuple[int, ...]
+    """Tokens a round besides the request's last one."""
+
+
 @dataclass(frozen=True)
 class TrafficBin:
-    """Stored traces of one stretch of time."""
+    """Stored traces of one stretch of time in which shards were written."""
 
     start: datetime
     end: datetime
     from_draft: float
     """Share of the answer tokens that the draft proposed and the target accepted."""
+    from_lookup: float
+    """The same of lookup, in shards that tell its tokens apart."""
     from_target: float
-    """Share of the answer tokens that the target chose itself: one for each verify round."""
+    """Share of the answer tokens that the target chose itself."""
     rest: float
-    """Share of the answer tokens that no verify round of the draft explains: tokens of lookup, and first tokens."""
+    """Share of the answer tokens in older shards that are either tokens of lookup or first tokens of an answer."""
     proposed_per_round: float
     """Tokens that the draft proposed per verify round."""
+    shapes: tuple[float, ...]
+    """Share of the rounds that each series of :class:`Traffic` had. Empty: no shard of the stretch says it."""
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What the stored shards say about live traffic."""
+
+    bins: tuple[TrafficBin, ...] = ()
+    """Oldest first. All stretches are equally long. A stretch without a shard has none."""
+    series: tuple[ShapeSeries, ...] = ()
+    shards: int = 0
+    """Shards behind the figures."""
+    without_shapes: int = 0
+    """Those of them that do not say which shapes their rounds had."""
 
 
 class DecisionKind(StrEnum):
@@ -212,7 +248,7 @@ class Report:
     held_out: tuple[AcceptancePoint, ...]
     live: tuple[AcceptancePoint, ...]
     activations: tuple[Activation, ...]
-    traffic: tuple[TrafficBin, ...]
+    traffic: Traffic
     decisions: tuple[Decision, ...]
     served: tuple[ServedSpan, ...]
     versions: tuple[TrainedVersion, ...]

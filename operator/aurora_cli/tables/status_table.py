@@ -122,7 +122,8 @@ def _candidate(candidate: CandidateStatus, now: datetime) -> Text:
         plain(f"version {candidate.version}", "strong"),
         " ",
         plain(candidate.phase, _CANDIDATE_STYLES.get(candidate.phase, "")),
-        plain(f", attempt {candidate.attempt}, since {age(candidate.since, now)}"),
+        plain(f", attempt {candidate.attempt}"),
+        plain(f", since {age(candidate.since, now)}" if candidate.since else ""),
     )
     for given in (
         f"{candidate.gain} over the active version" if candidate.gain else "",

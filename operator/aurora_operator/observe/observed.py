@@ -205,6 +205,9 @@ SIGNING_KEYS_MISSING = "SigningKeysMissing"
 """Reason of a view while the keys that sign the records do not exist, or cannot be used."""
 TAKEN_OVER = "TakenOver"
 """Reason of a store whose root another speculator owns."""
+TRAINER_SILENCE = timedelta(minutes=5)
+"""Age at which the trainer's record tells nothing about the present. A trainer rewrites its record every 15 s, and at
+rest the operator reads the record about once a minute."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +232,7 @@ class StoreView:
     The operator makes the keys now, and trusts this record once.
     """
     trainer_error: str = ""
-    """Why the trainer's status could not be parsed. Nothing is decided from that record, so the view is good."""
+    """Why the trainer's status could not be parsed. No draft is judged by that record, so the view is good."""
 
     @property
     def ok(self) -> bool:

@@ -51,15 +51,15 @@ def withdrawn_pods(observed: Observed) -> frozenset[str]:
 
 
 def lend_replica(
-    observed: Observed, candidate: CandidateStatus | None, epoch: int, *, rollout_rests: bool
+    observed: Observed, candidate: CandidateStatus | None, epoch: int, *, may_lend: bool
 ) -> LendingDecision:
     """The next step of lending a replica to ``candidate``, whose state validation has just decided.
 
     Args:
         epoch: fences the requests to the agents.
-        rollout_rests: no roll goes on, begins or ends in this reconcile.
+        may_lend: no roll goes on, begins or ends in this reconcile, and the measurement may begin.
     """
-    measured = candidate if rollout_rests and _needs_replica(observed, candidate) else None
+    measured = candidate if may_lend and _needs_replica(observed, candidate) else None
     lent = _pod_withdrawn_for(observed, measured)
     returns = tuple(lease for view in observed.pods if view is not lent for lease in _take_back(view, epoch))
     if measured is None:

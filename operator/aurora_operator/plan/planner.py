@@ -21,6 +21,7 @@ from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import lending
 from aurora_operator.plan.actions import Plan, Swap
 from aurora_operator.plan.candidate import validation
+from aurora_operator.plan.candidate.held_out_supply import shortage
 from aurora_operator.plan.candidate.validation import ValidationInputs
 from aurora_operator.plan.channel_builder import first_channel, next_channel, signed_again, with_digests
 from aurora_operator.plan.events import history_entries, notes, version_events
@@ -101,7 +102,8 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
     # Roll out a validated candidate before measuring the next one. Measuring now would take a replica away from the
     # roll, and would compare against a version that is about to be replaced.
     rollout_rests = RolloutPhase.IDLE is old.rollout.phase is step.rollout.phase
-    lent = lending.lend_replica(observed, validated.candidate, _fencing_epoch(observed), rollout_rests=rollout_rests)
+    may_lend = rollout_rests and not validated.waits
+    lent = lending.lend_replica(observed, validated.candidate, _fencing_epoch(observed), may_lend=may_lend)
     candidate = with_rest_message(_candidate_after(lent.candidate, step), observed.spec)
     wanted_job = None if is_at_rest(observed.spec) else validated.job
     rejected = _with(rejected, step.advance.reject if step.advance else None)
@@ -159,6 +161,7 @@ def _validation_inputs(
         may_measure=any(pod.ready for pod in pods) and observed.spec.rollout.pin is None and not observed.spec_fault,
         abort=observed.user_requests.abort,
         measure=observed.user_requests.measure,
+        shortage=shortage(observed.store.trainer, observed.spec.validation, now),
         replica_is_back=(
             observed.spec.validation.measure_on is MeasureOn.REPLICA and not lending.withdrawn_pods(observed)
         ),

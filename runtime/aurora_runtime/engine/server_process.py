@@ -155,10 +155,10 @@ class EngineProcess:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
 
-    def stop(self) -> None:
+    def stop(self, patience_seconds: float = STOP_SECONDS) -> None:
         """End the server and the rest of its process group; harmless when the server is gone already.
 
-        A server that has not ended within :data:`STOP_SECONDS` is killed: no caller waits for an answer any more.
+        A server that has not ended within ``patience_seconds`` is killed: no caller waits for an answer any more.
         """
         process = self._process
         if process is None:
@@ -166,7 +166,7 @@ class EngineProcess:
         self.ask_to_stop()
         if process.poll() is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_SECONDS)
+                process.wait(patience_seconds)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

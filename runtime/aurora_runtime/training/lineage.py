@@ -1,10 +1,13 @@
-"""Creates the lineage with its initial draft, version 0, so that serving can start before any traffic.
+"""Creates the lineage with its first drafts, so that serving can start before any traffic.
 
-Version 0 is made from the target's weights, or is the published head that ``draft.initial`` names.
+Version 0 is made from the target's weights, and is served without a measurement. Where ``draft.initial`` names a
+published head, version 0 has the head's sizes and vocabulary map, and version 1 is the head: a candidate that the gate
+measures like any other. Training goes on from the newest version, so from the head.
 
-Invariant: wherever the lineage's record exists, version 0 exists too. The order is checkpoint, registration, lineage. A
-crash in between is repaired by running this again: the same target or head gives the same bytes, and a draft that is
-already registered is kept. A published head is read only until the lineage exists.
+Invariant: wherever the lineage's record exists, version 0 exists too, and so does the head. The order is version 0, the
+head, the lineage, and a checkpoint comes before its registration. A crash in between is repaired by running this again:
+the same target and head give the same bytes, and a draft that is already registered is kept. A published head is read
+only until the lineage exists.
 """
 
 from __future__ import annotations
@@ -30,10 +33,10 @@ from aurora_protocol.draft_records import (
     Registration,
 )
 from aurora_protocol.errors import InvalidRecord
-from aurora_runtime.engine.draft_config import lineage_config
+from aurora_runtime.engine.draft_config import DraftConfig, lineage_config
 from aurora_runtime.engine.draft_file_check import check_draft, max_weights_bytes
 from aurora_runtime.errors import CheckpointFormatError, DraftRefused, HeadRefused
-from aurora_runtime.training.heads.published_head import read_head
+from aurora_runtime.training.heads.published_head import ImportedHead, read_head
 from aurora_runtime.training.model import checkpoint, initial_draft
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
@@ -42,26 +45,28 @@ from aurora_runtime.training.target.target_model import TargetModel
 from aurora_store import Keys, Registry
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing
 
+HEAD_VERSION: Final = INITIAL_VERSION + 1
+"""Version of the published head that a lineage starts from."""
 HEAD_DIGEST: Final = "initial_sha256"
-"""Key in the provenance of version 0: the digest of the published head that it is."""
+"""Key in the provenance of the first drafts: the digest of the published head that the lineage starts from."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _InitialDraft:
-    """What version 0 is, or shall be."""
+class _Beginning:
+    """What a lineage begins with."""
 
-    draft: DraftModel
+    config: DraftConfig
     ids: torch.Tensor  # [draft_vocab]: the target ids of the draft's tokens
-    origin: InitialHead | None  # None: made from the target
+    head: ImportedHead | None
 
     @property
-    def provenance(self) -> dict[str, str]:
-        return provenance() | ({HEAD_DIGEST: self.origin.sha256} if self.origin else {})
+    def origin(self) -> InitialHead | None:
+        return self.head.origin if self.head else None
 
 
 def open_lineage(registry: Registry, target: TargetModel, spec: DraftSpec, now: Callable[[], datetime]) -> Lineage:
-    """The store's lineage, created with its version 0 when there is none. Safe to repeat after any failure.
+    """The store's lineage, created with its first drafts when there is none. Safe to repeat after any failure.
 
     Raises :class:`CheckpointFormatError` when the stored lineage belongs to another target, and
     :class:`~aurora_runtime.errors.TargetUnavailable` when no lineage can begin for a model of this family.
@@ -80,9 +85,12 @@ def open_lineage(registry: Registry, target: TargetModel, spec: DraftSpec, now: 
 
 def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Callable[[], datetime]) -> Lineage:
     require_family(target.family, target.config.architectures, target.identity.model)
+    beginning = _beginning(target, spec)
     with tempfile.TemporaryDirectory() as scratch:
-        initial, exported = _ensure_version_0(registry, target, spec, Path(scratch), now)
-    config = initial.draft.config
+        exported = _ensure_version_0(registry, target, beginning, Path(scratch), now)
+    if beginning.head is not None:
+        _ensure_head(registry, beginning.head, now)
+    config = beginning.config
     lineage = Lineage(
         number=LINEAGE_NUMBER,
         target=target.identity,
@@ -91,7 +99,7 @@ def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Calla
         aux_layers=config.aux_layers,
         tensors=exported.tensors,
         draft_sizes=config.sizes,
-        initial=initial.origin,
+        initial=beginning.origin,
         created=now(),
     )
     try:
@@ -105,56 +113,62 @@ def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Calla
     return lineage
 
 
-def _ensure_version_0(
-    registry: Registry, target: TargetModel, spec: DraftSpec, folder: Path, now: Callable[[], datetime]
-) -> tuple[_InitialDraft, checkpoint.ExportedCheckpoint]:
-    """Register the initial draft unless version 0 is registered; returns version 0 and its files."""
-    try:
-        stored = registry.fetch_checkpoint(registry.registration(INITIAL_VERSION), folder)
-    except ObjectMissing:
-        initial = _new_draft(target, spec)
-        exported = checkpoint.export(initial.draft, initial.ids, folder)
-        manifest = CheckpointManifest(
-            lineage=LINEAGE_NUMBER,
-            version=INITIAL_VERSION,
-            digest=exported.digest,
-            files=exported.files,
-            step=0,
-            trained_tokens=0,
-            provenance=initial.provenance,
-            created=now(),
-        )
-        publish(registry, folder, manifest)
-        return initial, exported
-    initial = _stored_draft(target, spec, folder, stored)
-    return initial, checkpoint.export(initial.draft, initial.ids, folder)
-
-
-def _new_draft(target: TargetModel, spec: DraftSpec) -> _InitialDraft:
-    """The initial draft."""
+def _beginning(target: TargetModel, spec: DraftSpec) -> _Beginning:
     if spec.initial is not None:
         head = read_head(spec.initial, target)
         log.info("the lineage starts from the head %s, sha256 %s", spec.initial.model, head.origin.sha256)
-        return _InitialDraft(head.draft, head.ids, head.origin)
+        return _Beginning(head.draft.config, head.ids, head)
     copied = target.last_layer
     log.info("of the target's last layer: attention %s; feed-forward layer %s", copied.attention, copied.feed_forward)
-    config = initial_draft.draft_config(target, spec.vocab_size)
     ids = initial_draft.initial_vocabulary(spec.vocab_size, target.identity.vocab_size, target.special_tokens)
-    return _InitialDraft(initial_draft.initial_draft(target, config, ids), ids, None)
+    return _Beginning(initial_draft.draft_config(target, spec.vocab_size), ids, None)
 
 
-def _stored_draft(target: TargetModel, spec: DraftSpec, folder: Path, manifest: CheckpointManifest) -> _InitialDraft:
-    """Version 0 in ``folder``, registered by a run that ended before it created the lineage."""
-    if spec.initial is None:
-        expected = initial_draft.draft_config(target, spec.vocab_size)
-        return _InitialDraft(*checkpoint.load(folder, target.embedding, expected), origin=None)
-    head = read_head(spec.initial, target)
-    if manifest.provenance.get(HEAD_DIGEST) != head.origin.sha256:
+def _ensure_version_0(
+    registry: Registry, target: TargetModel, beginning: _Beginning, folder: Path, now: Callable[[], datetime]
+) -> checkpoint.ExportedCheckpoint:
+    """Register the untrained draft unless version 0 is registered. Returns version 0's files, which are in ``folder``.
+
+    Raises :class:`HeadRefused` when version 0 was made for another head.
+    """
+    origin = beginning.origin
+    try:
+        stored = registry.fetch_checkpoint(registry.registration(INITIAL_VERSION), folder)
+    except ObjectMissing:
+        draft = initial_draft.initial_draft(target, beginning.config, beginning.ids)
+        exported = checkpoint.export(draft, beginning.ids, folder)
+        publish(registry, folder, _first_manifest(INITIAL_VERSION, exported, origin, now()))
+        return exported
+    if origin is not None and stored.provenance.get(HEAD_DIGEST) != origin.sha256:
         raise HeadRefused(
-            f"the head {spec.initial.model} changed after version 0 was made from it. Create another AuroraSpeculator"
+            f"the head {origin.model} changed after version 0 was made for it. Create another AuroraSpeculator"
             " whose draft.initial.revision names a commit"
         )
-    return _InitialDraft(*checkpoint.load(folder, target.embedding, head.draft.config), origin=head.origin)
+    return checkpoint.export(*checkpoint.load(folder, target.embedding, beginning.config), folder)
+
+
+def _ensure_head(registry: Registry, head: ImportedHead, now: Callable[[], datetime]) -> None:
+    """Register the head unless it is registered."""
+    with tempfile.TemporaryDirectory() as scratch:
+        exported = checkpoint.export(head.draft, head.ids, Path(scratch))
+        publish(registry, Path(scratch), _first_manifest(HEAD_VERSION, exported, head.origin, now()))
+    log.info("the head is draft version %d, which the gate measures", HEAD_VERSION)
+
+
+def _first_manifest(
+    version: int, exported: checkpoint.ExportedCheckpoint, origin: InitialHead | None, created: datetime
+) -> CheckpointManifest:
+    """The manifest of a draft that the lineage begins with."""
+    return CheckpointManifest(
+        lineage=LINEAGE_NUMBER,
+        version=version,
+        digest=exported.digest,
+        files=exported.files,
+        step=0,
+        trained_tokens=0,
+        provenance=provenance() | ({HEAD_DIGEST: origin.sha256} if origin else {}),
+        created=created,
+    )
 
 
 def publish(

@@ -80,8 +80,14 @@ def wait_suspended(
     retention = Retention(registry, ledger, config.limits, suspended=True)
     while not retrier.stopping:
         next_listing = time.monotonic() + config.policy.idle_status_interval_seconds
-        StatusWriter(registry).announce(TrainerPhase.SUSPENDED, lineage=lineage.number, erasures=erasures, message="")
-        retention.shards_to_train()
+        shards = retention.shards_to_train() or ledger.consumed
+        StatusWriter(registry).announce(
+            TrainerPhase.SUSPENDED,
+            lineage=lineage.number,
+            erasures=erasures,
+            message="",
+            held_out_requests=None if shards else 0,  # what a shard holds is not known without reading it
+        )
         deleted = 1
         while deleted and time.monotonic() < next_listing:
             deleted = retention.delete_some(lambda: retrier.stopping)

@@ -1,7 +1,8 @@
 """The trainer's status, for people and for the custom resource: the one store record that is overwritten.
 
 Invariants: writing the status costs little and never stops the trainer. A write that fails is dropped, because the next
-one replaces it. No decision about drafts depends on the status, and it holds no user text.
+one replaces it. No decision about drafts depends on the status, except when a measurement begins. The status holds no
+user text.
 """
 
 from __future__ import annotations
@@ -118,6 +119,7 @@ class Progress:
                 trained_tokens=learning.trained_tokens,
                 loss=learning.session.loss,
                 held_out_acceptance_length=self._acceptance_length,
+                held_out_requests=learning.held_out.count,
                 vocabulary_coverage=self._coverage,
                 last_registered=last.version,
                 steps_per_minute=self._pace.steps_per_minute,

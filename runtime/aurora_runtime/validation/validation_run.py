@@ -40,6 +40,7 @@ from aurora_runtime.validation.draft_fetch import FetchedDraft, fetch_draft
 from aurora_runtime.validation.engines.engine_set import EngineSet
 from aurora_runtime.validation.engines.job_engines import JobEngines
 from aurora_runtime.validation.engines.replica_engine import ReplicaEngine
+from aurora_runtime.validation.engines.warm_up import WarmUp
 from aurora_runtime.validation.evidence_builder import build_evidence, measurement_environment
 from aurora_runtime.validation.held_out_prompts import Prompt, held_out_prompts
 from aurora_runtime.validation.rounds.measure import Measurement, measure, measure_baseline, rejected_unmeasured
@@ -125,6 +126,12 @@ class ValidationRun:
                 wanted=self.plan.prompts_wanted,
                 needed=self.plan.prompts_needed,
             )
+
+    def warm_up(self, prompts: Sequence[Prompt]) -> WarmUp:
+        """What an engine answers before it is measured."""
+        settings = self.settings
+        texts = [prompt.tokens for prompt in prompts]
+        return WarmUp.of(texts, settings.draft, settings.validation.max_new_tokens)
 
     def find_baseline(self, environment: Environment) -> BaselineSamples | None:
         """A cached baseline that is usable in ``environment``.
@@ -223,7 +230,7 @@ async def _measure_on_job_engines(
         drafts={Arm.ACTIVE: active_draft, Arm.CANDIDATE: candidate},
         draft_spec=settings.draft,
         baseline_arms=() if baseline else plan.baseline_arms,
-        warm_up_prompt=prompts[-1].tokens,
+        warm_up=run.warm_up(prompts),
         max_new_tokens=settings.validation.max_new_tokens,
         deadline=run.deadline,
     )
@@ -243,7 +250,7 @@ async def _measure_on_replica(
         token=token,
         settings=run.settings,
         drafts=dict(run.attempt.drafts),
-        warm_up_prompt=prompts[-1].tokens,
+        warm_up=run.warm_up(prompts),
         deadline=run.deadline,
     )
     async with engine:

@@ -1,4 +1,4 @@
-"""A published head of each format, imported as version 0 and exported again, serves on the real engine.
+"""A published head of each format, imported as version 1 and exported again, serves on the real engine.
 
 The head is the repeating draft: on text that repeats one token, all its proposals are accepted, and with a wrong map, a
 wrong layer or wrong weights none is. Everything computes in fp32, so that answers can be compared for equality.
@@ -47,7 +47,7 @@ def plain_answer() -> list[int]:
 
 
 def imported_and_exported(name: str, target: TargetModel, folder: Path) -> Path:
-    """The repeating draft, published in a format of others, as version 0 of a lineage, and exported for SGLang."""
+    """The repeating draft, published in a format of others, as version 1 of a lineage, and exported for SGLang."""
     repeating = write_repeating_draft(folder / "repeating", ensure_model())
     draft, ids = checkpoint.load(repeating, target.embedding)
     config, tensors = published.FORMATS[name](draft, ids, target)
@@ -57,7 +57,7 @@ def imported_and_exported(name: str, target: TargetModel, folder: Path) -> Path:
     spec = DraftSpec(initial=published.write(folder / "published", (config, tensors)))
     registry, _ = tiny.memory_registry()
     lineage.open_lineage(registry, target, spec, lineage.utc_now)
-    export_head(registry, 0, folder / "exported", HeadFormat.SGLANG, STEPS)
+    export_head(registry, lineage.HEAD_VERSION, folder / "exported", HeadFormat.SGLANG, STEPS)
     return folder / "exported"
 
 

@@ -19,7 +19,7 @@ from aurora_cli.speculator import Speculator
 from aurora_protocol.draft_records import Channel, ChannelReason, CheckpointManifest, FileRef, Registration
 from aurora_protocol.evidence_records import AnswerEquality, Arm, Environment, Evidence, Sample, Verdict, VerdictKind
 from aurora_protocol.gate.throughput_ratios import paired_ratio
-from aurora_protocol.training_records import ShardManifest, TrainerPhase, TrainerStatus
+from aurora_protocol.training_records import ShapeCounts, ShardManifest, TrainerPhase, TrainerStatus
 from aurora_store import Keys, ObjectStore
 
 START: Final = datetime(2026, 11, 16, 8, 0, tzinfo=UTC)
@@ -167,10 +167,33 @@ def _measured(version: int, active: int, kind: VerdictKind, *, attempt: int) -> 
     )
 
 
+def _shapes(rounds: int, accepted: int, looked_up: int, number: int) -> tuple[ShapeCounts, ...]:
+    """Longer drafts as the draft learns, and none while 16 requests or more are answered at a time."""
+    learned = number / 160
+    shares = {
+        ("none", 0): 0.55 if 60 <= number < 70 else 0.08,
+        ("none", 3): 0.04,
+        ("lookup", 3): 0.05,
+        ("lookup", 7): 0.06,
+        ("draft", 1): 0.30 * (1 - learned),
+        ("draft", 2): 0.25 * (1 - learned),
+        ("draft", 3): 0.25,
+        ("draft", 5): 0.05 + 0.4 * learned,
+    }
+    counts = {shape: int(rounds * share / sum(shares.values())) for shape, share in shares.items()}
+    counts["draft", 3] += rounds - sum(counts.values())
+    tokens = {("draft", 3): accepted // 2, ("draft", 5): accepted - accepted // 2, ("lookup", 7): looked_up}
+    return tuple(
+        ShapeCounts(source=source, steps=steps, rounds=count, accepted=tokens.get((source, steps), 0))
+        for (source, steps), count in counts.items()
+    )
+
+
 def shards() -> Iterator[ShardManifest]:
+    """A shard an hour. Nobody asks anything for ten hours, and an older version wrote the first shards."""
     noise = random.Random(7)  # noqa: S311 - figures of an example
     changes = [(one.created, one.active) for one in channel()]
-    for number in range(160):
+    for number in (*range(80), *range(90, 160)):
         time = START + timedelta(hours=number * 168 / 160 + 0.3)
         version = next(active for since, active in reversed(changes) if since <= time)
         length = _held_out(version) - 0.18 - (0.35 if 96 <= number < 118 else 0.0) + noise.gauss(0, 0.06)
@@ -192,6 +215,7 @@ def shards() -> Iterator[ShardManifest]:
             accepted=accepted,
             dropped_records=0,
             draft_versions=(version,),
+            shapes=_shapes(rounds, accepted, lookup, number) if number >= 24 else None,
             created=time,
         )
 

@@ -87,6 +87,9 @@ async def test_the_page_is_readable_on_any_screen_in_both_themes(
         text = await page.value("document.body.innerText")
         for words in ("How much faster is each version?", "concurrency 16", "v10", "rolled back", "96.4%"):
             assert words in text
+        shapes = await page.value("document.getElementById('shapes').parentElement.innerText")
+        for words in ("Which shapes do verify rounds have?", "draft-5", "lookup, 3 to 7 tokens", "off", "23 Nov 2026"):
+            assert words in shapes
         assert await page.value("document.documentElement.scrollWidth") <= width
         assert await page.value(CLIPPED) == []
         assert await page.value(LETTERS) >= MIN_LETTER_PIXELS

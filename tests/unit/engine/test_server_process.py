@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aurora_api.v1alpha1.draft import DraftSpec
-from aurora_runtime.engine.server_process import EngineProcess, EngineSpec, error_in_log
+from aurora_runtime.engine.server_process import STOP_SECONDS, EngineProcess, EngineSpec, error_in_log
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault
 
@@ -110,3 +110,19 @@ def test_a_server_asked_to_stop_gets_sigterm_in_its_main_process_only(
     process.stop()
     process.stop()
     assert process.log_tail().splitlines() == ["up", "asked"]
+
+
+def test_a_server_that_gets_no_time_is_killed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    )
+    monkeypatch.setattr(EngineSpec, "arguments", lambda *_: [sys.executable, "-c", script])
+    process = EngineProcess("off", tmp_path / "log")
+    process.start(SPEC, None)
+    deadline = time.monotonic() + 20
+    while "up" not in process.log_tail() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    began = time.monotonic()
+    process.stop(0.0)
+    assert not process.is_alive()
+    assert time.monotonic() - began < STOP_SECONDS

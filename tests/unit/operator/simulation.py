@@ -27,7 +27,7 @@ from aurora_protocol.draft_records import INITIAL_VERSION, Channel, Registration
 from aurora_protocol.errors import AgentError, Fenced
 from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
 from aurora_store.errors import ObjectExists, StoreError
-from tests.unit.operator.worlds import digest, evidence, lineage, registration
+from tests.unit.operator.worlds import NOW, digest, evidence, lineage, registration, trainer_record
 
 REQUESTS_PER_TICK = 50
 LIES = ("version", "checksum", "swapped", "counters", "boot", "busy")
@@ -43,6 +43,8 @@ class SimulatedStore:
     channels: dict[int, Channel] = field(default_factory=dict)
     registrations: dict[int, Registration] = field(default_factory=dict)
     evidence: dict[tuple[int, int], Evidence] = field(default_factory=dict)
+    held_out: int | None = None
+    """Held-out requests that the trainer reports. The trainer is never silent."""
 
     @property
     def channel(self) -> Channel | None:
@@ -77,7 +79,8 @@ class SimulatedStore:
             wanted |= {channel.active} | (set() if channel.previous is None else {channel.previous})
         known = {version: self.registrations[version] for version in sorted(wanted) if version in self.registrations}
         found = tuple(proof for (version, _), proof in sorted(self.evidence.items()) if version in known)
-        return StoreView(lineage=lineage(), channel=channel, registrations=known, evidence=found)
+        trainer = trainer_record(held_out_requests=self.held_out, updated=NOW.replace(year=NOW.year + 100))
+        return StoreView(lineage=lineage(), channel=channel, registrations=known, evidence=found, trainer=trainer)
 
 
 @dataclass

@@ -25,6 +25,7 @@ from aurora_protocol.evidence_records import (
     Verdict,
     VerdictKind,
 )
+from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CONFIG = OperatorConfig(runtime_image="runtime:1", agent_image="agent:1", operator_namespace="aurora-system")
@@ -70,6 +71,14 @@ def registration(version: int) -> Registration:
         trained_tokens=version * 1000,
         created=NOW,
     )
+
+
+def trainer_record(**more: Any) -> TrainerStatus:
+    """The record of a trainer that waits for its first traces."""
+    base = TrainerStatus(
+        phase=TrainerPhase.WAITING_FOR_TRACES, step=0, shards=0, trained_tokens=0, held_out_requests=0, updated=NOW
+    )
+    return base.model_copy(update=more)
 
 
 def channel(active: int, epoch: int = 1, previous: int | None = None, rejected: tuple[int, ...] = ()) -> Channel:

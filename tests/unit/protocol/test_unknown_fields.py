@@ -20,7 +20,14 @@ from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.errors import InvalidRecord, NewerRecord
 from aurora_protocol.evidence_records import BaselineSamples, CachedBaseline
 from aurora_protocol.record import Record, StoredRecord
-from aurora_protocol.training_records import ErasureStep, ShardManifest, TrainerPhase, TrainerState, TrainerStatus
+from aurora_protocol.training_records import (
+    ErasureStep,
+    ShapeCounts,
+    ShardManifest,
+    TrainerPhase,
+    TrainerState,
+    TrainerStatus,
+)
 from tests.unit.operator.worlds import (
     NOW,
     agent,
@@ -39,6 +46,7 @@ EVIDENCE = evidence(2)
 SHARD = ShardManifest(
     lineage=1, pod="p", boot="b", seq=0, file=FILE, requests=1, tokens=2, answer_tokens=3, rounds=4, proposed=5,
     accepted=1, dropped_records=0, draft_versions=(0,), created=NOW,
+    shapes=(ShapeCounts(source="draft", steps=3, rounds=4, accepted=1),),
 )  # fmt: skip
 STORED: tuple[StoredRecord, ...] = (
     lineage().model_copy(update={"tensors": {"fc.weight": TensorSpec(shape=(2, 3), dtype="F32")}}),

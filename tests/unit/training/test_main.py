@@ -43,6 +43,22 @@ def test_a_tag_is_erased_and_reported_before_anything_else(
     assert "erasing" not in status.message
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_suspended_trainer_counts_no_held_out_requests_once_there_are_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, traced: bool
+) -> None:
+    rig = TrainerRig(tmp_path)
+    monkeypatch.setattr(main, "load_target", lambda _spec: rig.target)
+    if traced:
+        tiny.put_shard(rig.registry, 0, [tiny.trace(0)])
+    training = rig.settings.training.model_copy(update={"suspended": True})
+    settings = rig.settings.model_copy(update={"training": training})
+    main.run(settings, rig.registry, StopsAtItsFirstWait(), torch.device("cpu"), None)
+    status = rig.registry.trainer_status()
+    assert status is not None
+    assert status.held_out_requests == (None if traced else 0)
+
+
 class StopsAfterTwoWaits(Retrier):
     """Each wait of a retry ends at once. After the second the trainer is asked to stop."""
 

@@ -79,7 +79,8 @@ def time_ticks(start: datetime, end: datetime, count: int) -> Sequence[Tick]:
     since_midnight = (start - midnight).total_seconds()
     first = math.ceil(since_midnight / step) * step - since_midnight
     places = [first + number * step for number in range(count + 2) if first + number * step <= seconds]
-    return [Tick(place, _moment(start + timedelta(seconds=place), step, seconds)) for place in places]
+    moments = [end if place == seconds else start + timedelta(seconds=place) for place in places]
+    return [Tick(place, _moment(moment, step, seconds)) for place, moment in zip(places, moments, strict=True)]
 
 
 def _moment(moment: datetime, step: float, seconds: float) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Final
 
 from aurora_cli.report.charts.canvas import Canvas, legend, mark, responsive
-from aurora_cli.report.charts.scale import Scale, time_ticks
+from aurora_cli.report.charts.time_axis import TimeAxis
 from aurora_cli.report.page.markup import Markup, element, joined
 from aurora_cli.report.report import Decision, DecisionKind, Measurement, ServedSpan
 from aurora_protocol.evidence_records import VerdictKind
@@ -27,17 +25,6 @@ WIDE: Final = Canvas(920, 3 * _LANE + 62, narrow=False, left=84, top=10, bottom=
 NARROW: Final = Canvas(360, 3 * _LANE + 62, narrow=True, left=76, top=10, bottom=44)
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """The axis of time."""
-
-    start: datetime
-    scale: Scale
-
-    def __call__(self, moment: datetime) -> float:
-        return self.scale((moment - self.start).total_seconds())
-
-
 def timeline(
     served: Sequence[ServedSpan], measurements: Sequence[Measurement], decisions: Sequence[Decision]
 ) -> Markup | None:
@@ -50,12 +37,10 @@ def timeline(
     if not moments:
         return None
     start, end = min(moments), max(moments)
-    seconds = max(1.0, (end - start).total_seconds())
 
     def draw(canvas: Canvas) -> Iterator[Markup]:
-        at = _Axis(start, canvas.x_scale(0.0, seconds))
-        ticks = time_ticks(start, end, 4 if canvas.narrow else 9)
-        yield from canvas.x_axis(at.scale, ticks, f"{start:%d %b %Y} to {end:%d %b %Y} (UTC)")
+        at = TimeAxis(canvas, start, end)
+        yield from at.draw(f"{start:%d %b %Y} to {end:%d %b %Y} (UTC)")
         for number, lane in enumerate(_LANES):
             yield element(
                 "text", lane, x=canvas.left - 8, y=_middle(canvas, number) + 4, text_anchor="end", class_="tick"
@@ -91,7 +76,7 @@ def _middle(canvas: Canvas, lane: int) -> float:
     return canvas.top + _LANE * (lane + 0.5)
 
 
-def _span(canvas: Canvas, at: _Axis, span: ServedSpan, number: int) -> Iterator[Markup]:
+def _span(canvas: Canvas, at: TimeAxis, span: ServedSpan, number: int) -> Iterator[Markup]:
     left, right = at(span.start), at(span.end)
     tooltip = f"version {span.version} from {span.start:%Y-%m-%d %H:%M} to {span.end:%Y-%m-%d %H:%M}"
     width, top = max(1.0, right - left - 1), _middle(canvas, 0) - 13
@@ -103,7 +88,7 @@ def _span(canvas: Canvas, at: _Axis, span: ServedSpan, number: int) -> Iterator[
         yield element("text", label, x=left + width / 2, y=top + 17, text_anchor="middle", class_=on)
 
 
-def _measured(canvas: Canvas, at: _Axis, one: Measurement) -> Markup:
+def _measured(canvas: Canvas, at: TimeAxis, one: Measurement) -> Markup:
     left, right = at(one.started), at(one.finished)
     tooltip = f"version {one.version}, attempt {one.attempt}: {one.verdict}, {one.started:%Y-%m-%d %H:%M}"
     return element(

@@ -9,15 +9,16 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from aurora_cli.report.charts.acceptance_chart import acceptance
 from aurora_cli.report.charts.timeline_chart import timeline
-from aurora_cli.report.charts.traffic_charts import proposals, sources
+from aurora_cli.report.charts.traffic_charts import proposals, shapes, source_shares, sources
 from aurora_cli.report.charts.version_charts import MAX_CONCURRENCIES, speedups, throughputs
 from aurora_cli.report.page.markup import Child, Markup, element, joined, text
 from aurora_cli.report.page.tables import folded, table
-from aurora_cli.report.report import Decision, Figure, Report
+from aurora_cli.report.report import Decision, Figure, Report, TrafficBin
 from aurora_cli.report.training import duration
 from aurora_cli.tables.plain_text import count
 
 _TIME = "%Y-%m-%d %H:%M"
+_NO_SHARD = "No shard with rounds was read."
 
 
 def section(name: str, question: str, lead: str, *parts: Child) -> Markup:
@@ -132,26 +133,37 @@ def acceptance_length(report: Report) -> Markup:
 def traffic(report: Report) -> Markup:
     """Sources and sizes of proposals over time."""
     lead = (
-        "From the shards of traces that are still stored. The store does not know the shape of each verify round, nor"
-        " lookup's tokens apart from first tokens: the agents' metrics do."
+        "From the shards of traces that are still stored, by the time at which they were written. Nothing is drawn"
+        " where no shard was written."
     )
     charts = [one for one in (sources(report.traffic), proposals(report.traffic)) if one is not None]
     if not charts:
-        return section("traffic", "Where do answer tokens come from?", lead, nothing("No shard with rounds was read."))
+        return section("traffic", "Where do answer tokens come from?", lead, nothing(_NO_SHARD))
     rows = [
-        (
-            f"{one.start:{_TIME}}",
-            f"{one.end:{_TIME}}",
-            f"{one.from_draft:.1%}",
-            f"{one.from_target:.1%}",
-            f"{one.rest:.1%}",
-            f"{one.proposed_per_round:.2f}",
-        )
-        for one in report.traffic
+        (*_stretch(one), *(f"{share:.1%}" for share in source_shares(one)), f"{one.proposed_per_round:.2f}")
+        for one in report.traffic.bins
     ]
-    columns = ("From (UTC)", "To (UTC)", "Draft", "Target", "Rest", "Proposed a round")
+    columns = ("From (UTC)", "To (UTC)", "Draft", "Lookup", "Target", "Rest", "Proposed a round")
     parts = (element("div", *charts, class_="panels"), folded("Figures", table(*columns, rows=rows)))
     return section("traffic", "Where do answer tokens come from?", lead, *parts)
+
+
+def round_shapes(report: Report) -> Markup:
+    """Shapes of verify rounds over time."""
+    lead = (
+        "Shares of the verify rounds in stored shards, by who proposed and how many tokens. A round counts once for"
+        " each of its requests, and as lookup where lookup's tokens replaced the draft's. Nothing is drawn where no"
+        " shard says it."
+    )
+    chart = shapes(report.traffic)
+    why_none = "No shard that was read says which shapes its rounds had." if report.traffic.bins else _NO_SHARD
+    columns = ("From (UTC)", "To (UTC)", *(one.name for one in report.traffic.series))
+    rows = [(*_stretch(one), *(f"{share:.1%}" for share in one.shapes)) for one in report.traffic.bins if one.shapes]
+    return section("shapes", "Which shapes do verify rounds have?", lead, *_chart(chart, why_none, columns, rows))
+
+
+def _stretch(one: TrafficBin) -> tuple[str, str]:
+    return f"{one.start:{_TIME}}", f"{one.end:{_TIME}}"
 
 
 def coverage(report: Report) -> Markup:

@@ -26,6 +26,9 @@ that publishes faster than candidates are measured would keep every version from
 starts with the version that passed as soon as rolls may start, and does not wait for the next verdict. A version whose
 roll ended without blame can be rolled out again once the newer one is decided, or after :data:`MAX_RETRY_DELAY`.
 
+No measurement begins before enough held-out requests have come (``held_out_supply.py``). The candidate waits in
+Validating, without a Job, and a newer version may take its place.
+
 With ``validation.measureOn: Replica``, the Job of a candidate in Validating waits until a replica is lent
 (``plan/lending.py``).
 
@@ -45,6 +48,7 @@ from datetime import datetime, timedelta
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus
 from aurora_operator.children.metadata import job_name
 from aurora_operator.observe.observed import JobView, RefusedJob, StoreView
+from aurora_operator.plan.candidate.held_out_supply import is_waiting
 from aurora_operator.plan.candidate.measurement_job import failure, with_waiting_note
 from aurora_operator.plan.candidate.undecided_measurement import gave_way, reason_to_end
 from aurora_operator.plan.formatting import ratio_text, source_text
@@ -80,6 +84,8 @@ class ValidationInputs:
     """A person rejects this version."""
     measure: tuple[int, int] | None = None
     """(version, attempt): a person asks for this measurement without a delay."""
+    shortage: str = ""
+    """Why no measurement may begin yet; empty when one may."""
     replica_is_back: bool = False
     """Candidates are measured on a replica, and none is withdrawn now."""
 
@@ -104,9 +110,15 @@ class ValidationDecision:
     """The event's message, where the event is not about the candidate."""
 
     @property
+    def waits(self) -> bool:
+        """Whether the candidate's measurement may not begin yet."""
+        candidate = self.candidate
+        return candidate is not None and candidate.phase is CandidatePhase.VALIDATING and is_waiting(candidate)
+
+    @property
     def job(self) -> tuple[int, int] | None:
         """(version, attempt) of the Job that should exist now."""
-        if self.candidate is None or self.candidate.phase is not CandidatePhase.VALIDATING:
+        if self.waits or self.candidate is None or self.candidate.phase is not CandidatePhase.VALIDATING:
             return None
         return self.candidate.version, self.candidate.attempt
 
@@ -231,7 +243,14 @@ def _begin(inputs: ValidationInputs, version: int, former: CandidateStatus | Non
         took_over_from=_took_over_from(inputs, former) if former else None,
         message=MEASURING,
     )
-    return _after_attempt(inputs, candidate) if evidence else ValidationDecision(candidate, event="ValidationStarted")
+    return _after_attempt(inputs, candidate) if evidence else _begin_attempt(inputs, candidate)
+
+
+def _begin_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
+    """Measure ``candidate``, or let it wait."""
+    if inputs.shortage:
+        return ValidationDecision(candidate.model_copy(update={"message": inputs.shortage, "since": None}))
+    return ValidationDecision(candidate, event="ValidationStarted")
 
 
 def _took_over_from(inputs: ValidationInputs, former: CandidateStatus) -> int | None:
@@ -253,6 +272,11 @@ def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Vali
         return _next_attempt(inputs, candidate.model_copy(update={"message": f"measuring again: {job.message}"}))
     if reason := failure(candidate, job, inputs.refused_job, replica_is_back=inputs.replica_is_back):
         return _failed(inputs, candidate, reason)
+    if inputs.shortage and job is None and candidate.pod is None:
+        return _begin_attempt(inputs, candidate)
+    if is_waiting(candidate):
+        begun = candidate.model_copy(update={"message": MEASURING, "since": inputs.now})
+        return ValidationDecision(begun, event="ValidationStarted")
     return ValidationDecision(with_waiting_note(candidate, job))
 
 
@@ -302,7 +326,7 @@ def _next_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Valid
     attempt = candidate.attempt + 1
     job = job_name(inputs.name, candidate.version, attempt)
     update = {"phase": CandidatePhase.VALIDATING, "attempt": attempt, "job": job, "since": inputs.now}
-    return ValidationDecision(candidate.model_copy(update=update), event="ValidationStarted")
+    return _begin_attempt(inputs, candidate.model_copy(update=update))
 
 
 def _end(candidate: CandidateStatus, phase: CandidatePhase, event: str) -> ValidationDecision:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType, with_kept_transition_times
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
 from aurora_operator.children.metadata import trainer_name
 from aurora_operator.children.queue_label import refused_changes
-from aurora_operator.observe.observed import TAKEN_OVER, Observed, PodView, WorkloadView
+from aurora_operator.observe.observed import TAKEN_OVER, TRAINER_SILENCE, Observed, PodView, WorkloadView
 from aurora_operator.plan.conditions.availability import available
 from aurora_operator.plan.conditions.content import SCALED_TO_ZERO, ConditionContent
 from aurora_operator.plan.conditions.start import START_FAULTS
@@ -22,8 +22,6 @@ from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 
 ContentByType = Mapping[ConditionType, ConditionContent]
 _STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}
-TRAINER_SILENCE = timedelta(minutes=5)
-"""A trainer rewrites its record every 15 s, and at rest the operator reads the record about once a minute."""
 LEAST_STEPS_PER_MINUTE = 10.0
 STARVED_SHARE = 0.25
 """A trainer starves below :data:`LEAST_STEPS_PER_MINUTE`, or below this share of its highest pace."""

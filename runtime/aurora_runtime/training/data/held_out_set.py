@@ -19,10 +19,16 @@ class HeldOutSet:
     def __init__(self, limit: int, limit_bytes: int = DEFAULT_POLICY.held_out_bytes) -> None:
         self._limit, self._limit_bytes = limit, limit_bytes
         self.nbytes = 0
+        self._left_out = False
         self._requests: dict[int, tuple[str, tuple[Example, ...]]] = {}
 
     def __len__(self) -> int:
         return len(self._requests)
+
+    @property
+    def count(self) -> int | None:
+        """How many held-out requests were added. None once the set is full, because the rest is not counted."""
+        return None if self._left_out or len(self) >= self._limit else len(self)
 
     def add(self, request: int, examples: tuple[Example, ...], shard: str = "") -> None:
         """Keep ``request`` (the number of a trace) of ``shard``. A restart cannot restore a request without ``shard``.
@@ -31,12 +37,14 @@ class HeldOutSet:
         """
         size = sum(example.nbytes for example in examples)
         if not examples or size > self._limit_bytes:
+            self._left_out |= bool(examples)
             return
         self._remove(request)
         self._requests[request] = shard, examples
         self.nbytes += size
         while len(self._requests) > self._limit or self.nbytes > self._limit_bytes:
             self._remove(next(iter(self._requests)))
+            self._left_out = True
 
     def _remove(self, request: int) -> None:
         _, examples = self._requests.pop(request, ("", ()))

@@ -7,7 +7,8 @@ The layer starts as the target's last layer where it can (:mod:`~aurora_runtime.
 head as the target's head. ``fc`` passes the topmost auxiliary state through, so an untrained draft continues the
 target's own computation. The embedding half of the attention's inputs starts small and random, because the target's
 layer has no such half. A half of the layer that cannot be copied starts with an output projection of zeros: it adds
-nothing to its input until training moves it.
+nothing to its input until training moves it. The sizes may be those of a published head: then a half whose sizes, or
+whose rope, differ from the target's is not copied either.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from aurora_runtime.training.target.target_model import TargetModel
 SEED: Final = 20_260_206
 _INITIAL_STD: Final = 0.02
 _ATTENTION_INPUTS: Final = ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight")
-_OUTPUTS: Final = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+_DOWN: Final = "mlp.down_proj.weight"
+_OUTPUTS: Final = ("self_attn.o_proj.weight", _DOWN)
+_ATTENTION_FIELDS: Final = ("heads", "kv_heads", "head_dim", "rotary_dim", "rope_theta", "rope_scaling")
+"""Fields of a config that decide what the attention's weights compute."""
 _TOKENS_PER_SPECIAL_TOKEN: Final = 64
 """At most one draft token in this many is reserved for special tokens that are not among the first ids."""
 
@@ -82,7 +86,7 @@ def initial_draft(target: TargetModel, config: DraftConfig, ids: Tensor) -> Draf
     """The untrained draft of the vocabulary ``ids`` ``[draft_vocab]`` (target ids)."""
     generator = torch.Generator().manual_seed(SEED)
     draft = DraftModel(config, target.embedding)
-    copied = target.last_layer.tensors
+    copied = _copied(target, config)
     with torch.no_grad():
         for name, parameter in draft.named_parameters():
             if parameter.dim() == 2:
@@ -98,6 +102,18 @@ def initial_draft(target: TargetModel, config: DraftConfig, ids: Tensor) -> Draf
         draft.fc.weight.zero_()
         draft.fc.weight[:, -config.hidden_size :].copy_(torch.eye(config.hidden_size))
     return draft
+
+
+def _copied(target: TargetModel, config: DraftConfig) -> dict[str, Tensor]:
+    """What a draft with this ``config`` copies of the target's last layer."""
+    of_target = draft_config(target, config.draft_vocab_size)
+    tensors = target.last_layer.tensors
+    excluded: tuple[str, ...] = ()
+    if any(getattr(config, field) != getattr(of_target, field) for field in _ATTENTION_FIELDS):
+        excluded += ("self_attn.",)
+    if _DOWN in tensors and tensors[_DOWN].shape[1] > config.intermediate_size:
+        excluded += ("mlp.",)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(excluded)}
 
 
 def _start(name: str, parameter: Tensor, copied: dict[str, Tensor], hidden_size: int) -> None:

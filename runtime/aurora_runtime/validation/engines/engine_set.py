@@ -12,7 +12,7 @@ from pathlib import Path
 
 import aiohttp
 
-from aurora_runtime.engine.server_process import EngineProcess, EngineSpec
+from aurora_runtime.engine.server_process import STOP_SECONDS, EngineProcess, EngineSpec
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import MeasurementError
@@ -47,14 +47,18 @@ class EngineSet:
         await asyncio.to_thread(self._processes[name].wait_ready, deadline)
 
     async def close(self) -> None:
-        """Stop every engine. Safe to call twice."""
+        """Stop every engine. Safe to call twice.
+
+        An engine on a GPU gets time to release the device's memory. On a CPU there is nothing to release, and SGLang
+        looks only every 5 s whether it is asked to stop.
+        """
         if self._session is not None:
             await self._session.close()
             self._session = None
         for process in self._processes.values():
             process.ask_to_stop()
         for process in self._processes.values():
-            process.stop()
+            process.stop(0.0 if self.spec.device == "cpu" else STOP_SECONDS)
         self._processes.clear()
 
     def check(self, name: str) -> None:

@@ -21,8 +21,8 @@ from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
 from aurora_runtime.validation.engines.engine_set import MEMORY_SHARE, EngineSet
 from aurora_runtime.validation.engines.load_client import BatchResult
+from aurora_runtime.validation.engines.warm_up import WarmUp
 
-WARM_UP_TOKENS = 24
 _DRAFT_ENGINE = "draft"
 
 
@@ -44,12 +44,15 @@ class JobEngines:
     draft_spec: DraftSpec
     baseline_arms: tuple[Arm, ...]
     """The arms among off and NGRAM that need an engine."""
-    warm_up_prompt: tuple[int, ...]
+    warm_up: WarmUp
     max_new_tokens: int
     deadline: float
     _draft_swap: DraftSwap | None = field(default=None, init=False)
     _loaded: Arm = field(default=Arm.ACTIVE, init=False)
-    _warmed_up: set[Arm] = field(default_factory=set, init=False)
+    _warmed_up: dict[str, Arm] = field(default_factory=dict, init=False)
+    """The arm that each engine was warmed up for last."""
+    _known: set[Arm] = field(default_factory=set, init=False)
+    """The arms that were warmed up at all."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -95,19 +98,19 @@ class JobEngines:
         self._loaded = Arm.ACTIVE
 
     async def prepare(self, arm: Arm) -> None:
-        """Swap the draft if needed, answer one discarded prompt, and empty the prefix cache."""
+        """Swap the draft if needed, warm the engine up, and empty the prefix cache."""
         if arm in self.drafts and arm is not self._loaded:
             if self._draft_swap is None:
                 raise MeasurementError("the engines were not started: enter the context first")
             await self._draft_swap.load(self.drafts[arm])
             self._loaded = arm
-            self._warmed_up -= {Arm.ACTIVE, Arm.CANDIDATE}
         name = _engine_name(arm)
-        if arm not in self._warmed_up:
-            if await self.engines.client(name).answer(self.warm_up_prompt, WARM_UP_TOKENS) is None:
+        if self._warmed_up.get(name) is not arm:
+            if not await self.warm_up.answer(self.engines.client(name), arm, is_known=arm in self._known):
                 self.engines.check(name)
-                raise EngineFault(f"the warm-up request failed on {arm}: see the log of engine {name}")
-            self._warmed_up.add(arm)
+                raise EngineFault(f"a warm-up request failed on {arm}: see the log of engine {name}")
+            self._warmed_up[name] = arm
+            self._known.add(arm)
         await self.engines.admin(name).flush_prefix_cache()
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:

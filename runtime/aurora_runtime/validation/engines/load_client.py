@@ -68,13 +68,6 @@ class LoadClient:
     """Time limit of one request."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    async def answer(self, prompt: Sequence[int], max_new_tokens: int) -> Answer | None:
-        """The greedy answer to ``prompt``. None when the request failed."""
-        try:
-            return await self._answer(prompt, max_new_tokens)
-        except EngineUnreachable:
-            return None
-
     async def batch(self, prompts: Sequence[Sequence[int]], concurrency: int, max_new_tokens: int) -> BatchResult:
         """Answer all prompts with ``concurrency`` requests in flight at any time."""
         answers: list[Answer | None] = [None] * len(prompts)
@@ -112,7 +105,10 @@ class LoadClient:
             raise EngineFault(f"log-probabilities of two tokens from {self.url}: {type(error).__name__}") from error
 
     async def _answer(self, prompt: Sequence[int], max_new_tokens: int) -> Answer | None:
-        """As :meth:`answer`, but raises :class:`EngineUnreachable` when the connection failed."""
+        """The greedy answer to ``prompt``. None when the request failed.
+
+        Raises :class:`EngineUnreachable` when the connection failed.
+        """
         parameters = {"temperature": 0, "max_new_tokens": max_new_tokens, "ignore_eos": False}
         try:
             body = await self._generate({"input_ids": list(prompt), "sampling_params": parameters})

@@ -39,6 +39,7 @@ from aurora_protocol.pod_settings import Replica, ValidationSettings
 from aurora_runtime.engine.sglang_client import open_session
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.engines.load_client import BatchResult, LoadClient
+from aurora_runtime.validation.engines.warm_up import WarmUp
 
 LEASE_SECONDS: Final = 60
 """The pod returns by itself this long after the last renewal."""
@@ -49,7 +50,6 @@ CALL_SECONDS: Final = 30.0
 """Time limit of a call to the agent."""
 REQUEST_SECONDS: Final = 300.0
 """Time limit of a request to the engine."""
-WARM_UP_TOKENS: Final = 24
 MODES: Final = {Arm.OFF: EngineMode.OFF, Arm.NGRAM: EngineMode.NGRAM}
 
 
@@ -64,7 +64,7 @@ class ReplicaEngine:
     token: str = field(repr=False)
     settings: ValidationSettings
     drafts: dict[Arm, Registration]
-    warm_up_prompt: tuple[int, ...]
+    warm_up: WarmUp
     deadline: float
     _http: aiohttp.ClientSession | None = field(default=None, init=False)
     _renewal: asyncio.Task[None] | None = field(default=None, init=False)
@@ -73,6 +73,8 @@ class ReplicaEngine:
     """Why the lease was lost; empty while the lease is valid."""
     _warmed_up: tuple[Arm, str] | None = field(default=None, init=False)
     """The arm that was warmed up last, and the id of the engine start in which that happened."""
+    _known: set[tuple[Arm, str]] = field(default_factory=set, init=False)
+    """All arms that were warmed up, with the id of the engine start."""
 
     async def __aenter__(self) -> Self:
         self._http = open_session()
@@ -219,11 +221,10 @@ class ReplicaEngine:
             if boot := await self._order_trial(arm):
                 if self._warmed_up == (arm, boot):
                     return
-                if await self._client().answer(self.warm_up_prompt, WARM_UP_TOKENS) is None:
-                    raise EngineFault(
-                        f"the warm-up request failed on {arm}: see the engine's log on {self.replica.pod}"
-                    )
+                if not await self.warm_up.answer(self._client(), arm, is_known=(arm, boot) in self._known):
+                    raise EngineFault(f"a warm-up request failed on {arm}: see the engine's log on {self.replica.pod}")
                 self._warmed_up = (arm, boot)
+                self._known.add((arm, boot))
                 continue  # the warm-up filled the prefix cache: order the trial again, which empties it
             await self._wait_to_poll(f"the engine did not run {arm}")
 

@@ -1,16 +1,18 @@
 """The order of a measurement's batches. Pure, so that its fairness can be tested.
 
-Invariants: within a round and a concurrency, every arm answers the same prompts, one arm right after the other. The
-order rotates from round to round, so that no arm is always first after a pause or always last in a slow minute.
+Invariants: within a round and a concurrency, every arm answers the same prompts, one arm right after the other. At
+each concurrency the order rotates from round to round, so that no arm is always first after a pause or always last in a
+slow minute.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -23,29 +25,36 @@ class Batch(Generic[T]):
 
 
 def batches(
-    number: int, arms: Sequence[T], concurrencies: Sequence[int], *, prompts_per_worker: int, available: int
+    number: int,
+    arms: Mapping[int, Sequence[T]],
+    concurrencies: Sequence[int],
+    *,
+    prompts_per_worker: int,
+    available: int,
 ) -> list[Batch[T]]:
     """The batches of round ``number``, in order.
 
     Args:
+        arms: the arms to run, by concurrency. A concurrency without arms is left out.
+        concurrencies: all declared concurrencies. They decide which prompts a batch gets, whatever is left out.
         prompts_per_worker: prompts for each concurrent worker.
         available: number of distinct prompts, at least ``prompts_per_worker`` times the highest concurrency. Successive
             batches walk through the prompts in a circle, so that rounds share as few prompts as possible.
     """
-    prompts_by_concurrency: dict[int, tuple[int, ...]] = {}
+    turns: list[list[Batch[T]]] = []
     first = number * prompts_per_worker * sum(concurrencies)
-    for concurrency in concurrencies:
+    for position, concurrency in enumerate(concurrencies):
         count = prompts_per_worker * concurrency
-        prompts_by_concurrency[concurrency] = tuple((first + i) % available for i in range(count))
+        prompts = tuple((first + i) % available for i in range(count))
         first += count
-    return [
-        Batch(arm, concurrency, prompts_by_concurrency[concurrency])
-        for position, concurrency in enumerate(_rotated(concurrencies, number))
-        for arm in _rotated(arms, number + position)
-    ]
+        # Rounds and concurrencies count alike: with two drafts, the draft that ends a turn begins the next one, so that
+        # no swap lies between them.
+        order = _rotated(arms.get(concurrency, ()), number + position)
+        turns.append([Batch(arm, concurrency, prompts) for arm in order])
+    return [batch for turn in _rotated(turns, number) for batch in turn]
 
 
-def _rotated(items: Sequence[T], by: int) -> list[T]:
+def _rotated(items: Sequence[U], by: int) -> list[U]:
     """``items`` rotated to the left."""
-    by %= len(items)
+    by %= max(1, len(items))
     return [*items[by:], *items[:by]]

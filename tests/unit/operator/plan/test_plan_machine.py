@@ -139,6 +139,11 @@ class PlanMachine(PodRules):
         if proof.verdict.kind is not VerdictKind.PASS:
             self.blamed.add(proof.version)
 
+    @rule(count=st.sampled_from([None, 0, 15, 16]))
+    def trainer_counts_held_out_requests(self, *, count: int | None) -> None:
+        """A measurement needs 16. The trainer counts anew after its state was lost."""
+        self.store.held_out = count
+
     @rule(down=st.booleans())
     def store_changes(self, *, down: bool) -> None:
         self.store.down = down
@@ -316,6 +321,7 @@ class PlanMachine(PodRules):
         rules = UNJUDGED if self.end == "unjudged" else JUDGED
         self.edit(rollout=self.pinned() | {"analysis": rules, "progressDeadlineSeconds": DEADLINE})
         self.cluster.annotations, self.store.down, self.traffic, self.gate = {}, False, self.end != "quiet", "passes"
+        self.store.held_out = 16
         if not self.store.passed(self.pinned().get("pin", INITIAL_VERSION)):
             self.person_pins(pin=None)  # nothing is rolled out while a version that never passed is pinned
         self.cluster.edited()

@@ -1,9 +1,9 @@
-"""A comparison of drafts takes a fixed number of answer tokens."""
+"""A comparison of drafts takes a fixed number of answer tokens, and the set counts what a measurement may use."""
 
 from __future__ import annotations
 
 from aurora_runtime.training.data.examples import examples_of
-from aurora_runtime.training.data.held_out_set import newest_within
+from aurora_runtime.training.data.held_out_set import HeldOutSet, newest_within
 from tests.unit.training import tiny
 
 
@@ -20,3 +20,17 @@ def test_a_long_request_alone_is_compared_all_the_same() -> None:
     examples = examples_of(tiny.trace(1, answer=20), tiny.VOCAB)
     assert list(newest_within(examples, 1)) == examples[:1]
     assert list(newest_within([], 1)) == []
+
+
+def test_requests_are_counted_once_each_until_the_set_has_no_room() -> None:
+    examples = tuple(examples_of(tiny.trace(1, answer=20), tiny.VOCAB))
+    size = sum(example.nbytes for example in examples)
+    by_number, by_bytes, too_small = HeldOutSet(3), HeldOutSet(9, 2 * size), HeldOutSet(9, size - 1)
+    for request, (first, second) in enumerate([(1, 1), (2, 2), (None, None), (None, None)]):
+        for held_out, expected in ((by_number, first), (by_bytes, second)):
+            for _ in range(2):
+                held_out.add(request, examples)
+            assert held_out.count == expected
+    assert too_small.count == 0
+    too_small.add(1, examples)
+    assert too_small.count is None, "the request is there, although the trainer does not keep it"

@@ -47,9 +47,9 @@ def test_an_exported_draft_starts_another_lineage_as_it_was_and_goes_on_learning
     registry, _ = tiny.memory_registry()
     spec = DraftSpec(initial=PublishedHead(model=str(tmp_path / "head")))
     lineage.open_lineage(registry, model, spec, lineage.utc_now)
-    assert registry.registration(0).digest == trained.registration(1).digest
+    assert registry.registration(1).digest == trained.registration(1).digest
     (draft, vocabulary), (before, before_map) = (
-        lineage.fetch_draft(stored, version, model) for stored, version in ((registry, 0), (trained, 1))
+        lineage.fetch_draft(stored, 1, model) for stored in (registry, trained)
     )
     assert vocabulary.to_target.tolist() == before_map.to_target.tolist()
     traffic = examples(*range(6))
@@ -69,14 +69,14 @@ def test_the_trainer_goes_on_from_a_head_at_a_rate_that_begins_low(tmp_path: Pat
     started = TrainerRig(tmp_path / "a", DraftSpec(initial=PublishedHead(model=str(tmp_path / "head"))))
     usual = TrainerRig(tmp_path / "b")
     for rig, warmup in ((started, WARM_START_STEPS), (usual, Recipe().warmup_steps)):
-        version_0 = lineage.fetch_draft(rig.registry, 0, rig.target)[0]
+        beginning = lineage.newest_draft(rig.registry, rig.target)[1][0]
         trainer = rig.trainer(Traffic(rig.registry, 2))
         trainer.run()
         session = trainer.learning.session
         rate = session._optimizer.param_groups[0]["lr"]
         assert session.steps > 0
         assert rate == pytest.approx(Recipe().learning_rate * session.steps / warmup)
-        assert not torch.equal(session.draft.fc.weight, version_0.fc.weight)
+        assert not torch.equal(session.draft.fc.weight, beginning.fc.weight)
     resumed = started.trainer(Traffic(started.registry, 0)).learning.session
     assert resumed.recipe.warmup_steps == WARM_START_STEPS
     assert (

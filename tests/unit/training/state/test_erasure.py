@@ -70,6 +70,8 @@ def test_the_tags_traces_go_and_all_others_stay_under_the_same_keys() -> None:
     assert (report.shards_scanned, report.remaining_traces, report.versions) == (3, 0, ())
     manifests = [registry.shard_manifest(key) for key in after]
     assert [manifest.requests for manifest in manifests] == [2, 2, 0]
+    by_shape = [sum(shape.rounds for shape in one.shapes or ()) for one in manifests[1:]]
+    assert by_shape == [one.rounds for one in manifests[1:]], "the counts by shape are those of the traces that stay"
     assert registry.last_erasure_report(HASH) == report
     assert registry.erasure_step(HASH) is None
 

@@ -33,6 +33,7 @@ from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.engines import replica_engine as module
 from aurora_runtime.validation.engines.load_client import LoadClient
 from aurora_runtime.validation.engines.replica_engine import ReplicaEngine
+from aurora_runtime.validation.engines.warm_up import WarmUp
 from tests.unit.operator.worlds import agent, registration
 
 TOKEN = "the-agent-token"  # noqa: S105 - a test's
@@ -135,7 +136,7 @@ def replica_engine(scripted: Scripted, *, seconds: float = 60) -> ReplicaEngine:
     )
     drafts = {Arm.ACTIVE: registration(0), Arm.CANDIDATE: registration(1)}
     deadline = time.monotonic() + seconds
-    return ReplicaEngine(replica, TOKEN, settings, drafts, warm_up_prompt=(1, 2), deadline=deadline)
+    return ReplicaEngine(replica, TOKEN, settings, drafts, warm_up=WarmUp(((1, 2), (3,)), 64), deadline=deadline)
 
 
 async def test_the_pod_is_drained_each_arm_is_warmed_up_and_the_pod_is_given_back(scripted: Scripted) -> None:
@@ -150,7 +151,7 @@ async def test_the_pod_is_drained_each_arm_is_warmed_up_and_the_pod_is_given_bac
     assert scripted.calls == [
         *("off None 202", "off None 202", "off None 200", "generate 24", "off None 200"),
         "off None 200",
-        *("draft 1 200", "generate 24", "draft 1 200"),
+        *("draft 1 200", "generate 64", "generate 64", "draft 1 200"),
         *("generate 64", "generate 64"),
     ]
     assert (scripted.leases[0], scripted.leases[-1]) == (module.LEASE_SECONDS, 0)
@@ -171,7 +172,15 @@ async def test_a_restarted_engine_is_warmed_up_again(scripted: Scripted) -> None
         scripted.boot = "b2"
         await replica.prepare(Arm.ACTIVE)
         await replica.prepare(Arm.ACTIVE)
-    assert scripted.calls == ["draft 0 200", "generate 24", "draft 0 200", "draft 0 200"]
+    learns = ["generate 64", "generate 64"]
+    assert scripted.calls == ["draft 0 200", *learns, "draft 0 200", "draft 0 200"], "its controller knows no draft"
+
+
+async def test_after_a_swap_to_a_known_draft_the_warm_up_is_short(scripted: Scripted) -> None:
+    async with replica_engine(scripted) as replica:
+        for arm in (Arm.ACTIVE, Arm.CANDIDATE, Arm.ACTIVE, Arm.CANDIDATE):
+            await replica.prepare(arm)
+    assert [call for call in scripted.calls if "generate" in call] == ["generate 64"] * 4 + ["generate 8"] * 2
 
 
 async def test_a_crash_of_an_engine_that_has_restarted_already_is_no_verdict(scripted: Scripted) -> None:

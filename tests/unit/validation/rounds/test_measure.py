@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_protocol.evidence_records import Arm, BaselineSamples, MeasurementEnd, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.gate.budget import Ending
@@ -26,6 +27,12 @@ ANSWER = tuple(range(10, 30))
 def plan(max_rounds: int = 12) -> MeasurementPlan:
     policy = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=4)
     return MeasurementPlan(policy, ARMS, max_rounds, prompts_per_worker=2)
+
+
+def test_the_operator_knows_how_many_prompts_a_measurement_needs() -> None:
+    spec = ValidationSpec(concurrencies=[2, 8, 4], prompts_per_round=3)
+    planned = MeasurementPlan(GatePolicy.of(spec), ARMS, spec.max_rounds, spec.prompts_per_round)
+    assert planned.prompts_needed == spec.prompts_needed == 24
 
 
 @dataclass
@@ -135,6 +142,21 @@ async def test_rounds_leave_out_a_concurrency_where_all_is_decided() -> None:
     assert rounds[1] == 4
     assert rounds[4] > 4
     assert result.verdicts[-1].kind is VerdictKind.PASS
+
+
+async def test_rounds_leave_out_off_where_it_is_decided_and_never_a_draft() -> None:
+    """At concurrency 1 the candidate beats off at once. Its gain over the active draft takes more rounds to show."""
+    simulated = engines(20.3, under_load={Arm.OFF: 10.0, Arm.ACTIVE: 18.0, Arm.CANDIDATE: 30.0}, wobble=0.02)
+    simulated.speeds[Arm.OFF] = 10.0
+    result = await measure(runner(simulated))
+    rounds = {arm: len({s.round for s in result.samples if (s.arm, s.concurrency) == (arm, 1)}) for arm in ARMS}
+    assert rounds[Arm.OFF] == 4
+    assert rounds[Arm.ACTIVE] == rounds[Arm.CANDIDATE] == len(result.verdicts) > 4
+    assert result.verdicts[-1].kind is VerdictKind.PASS
+    assert {(r.denominator, r.rounds) for r in result.verdicts[-1].ratios if r.concurrency == 1} == {
+        (Arm.OFF, 4),
+        (Arm.ACTIVE, len(result.verdicts)),
+    }
 
 
 async def test_the_deadline_leaves_whole_rounds_only() -> None:
