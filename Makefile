@@ -6,7 +6,7 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env browser check static format test unit integration integration-operator integration-engine integration-data integration-replica integration-targets integration-heads integration-sglang integration-release integration-collector e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench gpu crd generated lock sbom audit images clean
+.PHONY: help env browser check static format test unit integration integration-operator integration-engine integration-data integration-replica integration-targets integration-heads integration-sglang integration-release integration-collector integration-plugin e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench gpu crd generated lock sbom audit images plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -66,6 +66,9 @@ integration-release: env ## Sign the chart in a registry, and verify it, with co
 integration-collector: env ## Send traces of rolls to a real OpenTelemetry collector (3 minutes, mostly to build the collector)
 	$(PY) -m pytest -q tests/integration/collector
 
+integration-plugin: env plugin ## Install the built plugin with krew, and run it with kubectl (minutes, mostly to build both)
+	$(PY) -m pytest -q tests/integration/plugin
+
 # `make integration-sglang VERSION=0.5.22`: the tests that depend on SGLang's version (docs/reference/sglang-versions.md).
 SGLANG_TESTS = tests/unit/engine/test_installed_sglang.py tests/unit/serving/test_request_limits.py tests/integration/engine
 integration-sglang: env ## Test the engine with another supported SGLang: VERSION=0.5.22 (20 minutes)
@@ -87,7 +90,7 @@ e2e-attacks: env ## Attack one speculator as a client, bucket writer, author and
 	$(PY) -m pytest -q -s tests/attacks
 
 # The browser first: the targets below may use apt-get too.
-test: static browser ## All tests but integration-replica, integration-targets, integration-heads, integration-sglang, integration-release, integration-collector, e2e-faults, e2e-upgrade, e2e-isolation and e2e-attacks
+test: static browser ## All tests but integration-replica, integration-targets, integration-heads, integration-sglang, integration-release, integration-collector, integration-plugin, e2e-faults, e2e-upgrade, e2e-isolation and e2e-attacks
 	@$(TWO_AT_A_TIME) unit $(INTEGRATION)
 	@$(MAKE) --no-print-directory e2e
 
@@ -146,6 +149,10 @@ audit: env ## Look for known vulnerabilities of the locked packages (asks the re
 
 images: env ## Build the operator and agent images with buildah, without a registry
 	$(PY) -m tests.rig.buildah
+
+# Not after env: the plugin is built in a small environment of its own.
+plugin: ## Build kubectl-aurora as one file, with an archive and a manifest for krew, in build/plugin
+	@tests/setup/plugin.sh
 
 clean: ## Remove .venv, build and tool caches of this checkout (the shared cache stays, see AURORA_CACHE)
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -25,7 +25,7 @@ from tests.supply_chain.licenses import Policy
 from tests.supply_chain.locks import REQUIREMENTS, ROOT, LockedPackage, locked_packages
 
 OUTPUT = ROOT / "build" / "sbom"
-AUDITED = ("bootstrap", "build", "operator", "agent", "runtime", "cpu", "supply-chain")
+AUDITED = ("bootstrap", "build", "operator", "agent", "runtime", "cpu", "plugin", "supply-chain")
 
 
 def metadata_of(packages: Iterable[LockedPackage], tools: Path) -> dict[str, Mapping[str, Any]]:

@@ -15,7 +15,7 @@ from tests.supply_chain.__main__ import AUDITED, checked_metadata, license_repor
 from tests.supply_chain.licenses import UNKNOWN, Policy
 from tests.supply_chain.locks import REQUIREMENTS, ROOT, LockedPackage, locked_packages
 
-LOCKS = ("agent", "bootstrap", "build", "cpu", "light", "operator", "runtime", "supply-chain")
+LOCKS = ("agent", "bootstrap", "build", "cpu", "light", "operator", "plugin", "runtime", "supply-chain")
 OTHER_SGLANG = tuple(path.stem for path in sorted(REQUIREMENTS.glob("sglang-*.txt")))
 """Installed only beside the tests' environment, for the tests of another SGLang, so these locks are not audited."""
 POLICY = Policy.read(REQUIREMENTS / "licenses.toml")

@@ -9,6 +9,7 @@ import tomllib
 
 import yaml
 
+from tests.supply_chain.locks import REQUIREMENTS, locked_packages
 from tests.unit.docs.markdown import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -35,3 +36,11 @@ def test_kubectl_and_krew_find_the_programs() -> None:
     manifest = yaml.safe_load((ROOT / "docs/samples/krew/aurora.yaml").read_text())
     assert manifest["metadata"]["name"] == "aurora"
     assert {platform["bin"] for platform in manifest["spec"]["platforms"]} == {"bin/kubectl-aurora"}
+
+
+def test_the_plugin_is_built_with_the_versions_that_the_tests_have() -> None:
+    tested = {package.name: package.version for package in locked_packages(REQUIREMENTS / "cpu.txt")}
+    built = {package.name: package.version for package in locked_packages(REQUIREMENTS / "plugin.txt")}
+    assert distributions("cli") - {"aurora-operator"} <= set(built)
+    assert [name for name in built if tested.get(name, built[name]) != built[name]] == []
+    assert "--build-constraints requirements/build.txt" in (ROOT / "tests/setup/plugin.sh").read_text()

@@ -1,0 +1,157 @@
+"""krew installs what `make plugin` built, and the one file does what the Python program does."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from pathlib import Path
+from typing import Final
+
+import pytest
+import yaml
+
+from aurora_cli.main import COMMANDS
+from aurora_cli.report.page.document import STYLE
+from tests.assets.s3 import S3
+from tests.integration.plugin.conftest import BUILT, NAME, Done, Krew, built_archive, new_krew
+from tests.plugin.krew_manifest import version
+from tests.rig.api_server import ApiServer, free_ports
+
+CONFIGURATION: Final = {"KUBECONFIG": "kubeconfig"}
+ROLE: Final = """\
+[default]
+region = us-east-1
+role_arn = arn:aws:iam::000000000000:role/reader
+source_profile = keys
+[profile keys]
+aws_access_key_id = only-for-tests
+aws_secret_access_key = only-for-tests
+"""
+"""Credentials that boto3 gets from the service sts."""
+
+
+def error_of(done: Done) -> str:
+    """The one line that a command that failed prints."""
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_krew_installs_the_executable_with_its_licences(krew: Krew) -> None:
+    receipt = yaml.safe_load((krew.home / "krew/receipts/aurora.yaml").read_text())
+    assert receipt["spec"]["version"] == version()
+    store = krew.home / "krew/store/aurora" / version()
+    files = {str(file.relative_to(store)): file for file in store.rglob("*") if file.is_file()}
+    assert set(files) == {"LICENSE", "THIRD_PARTY_NOTICES", "bin/kubectl-aurora"}
+    assert files["bin/kubectl-aurora"].stat().st_mode & stat.S_IXOTH
+    notices = files["THIRD_PARTY_NOTICES"].read_text(encoding="utf-8")
+    for package in ("boto3", "kubernetes", "pydantic", "pyinstaller", "rich", "typer"):
+        assert re.search(rf"^{package} \d", notices, re.MULTILINE | re.IGNORECASE)
+    assert str(krew.home / "krew/bin/kubectl-aurora") in krew.kubectl("plugin", "list").stdout
+
+
+def test_krew_refuses_another_archive_than_the_manifest_names(tmp_path: Path) -> None:
+    krew, other = new_krew(tmp_path / "home"), tmp_path / "other.tar.gz"
+    other.write_bytes(built_archive().read_bytes() + b"\0")
+    done = krew.install(other)
+    assert done.returncode != 0
+    assert "checksum does not match" in done.stderr
+    assert not (krew.home / "krew/bin/kubectl-aurora").exists()
+
+
+def test_the_digest_beside_the_archive_is_the_manifests() -> None:
+    archive = built_archive()
+    digest, name = archive.with_name(f"{archive.name}.sha256").read_text().split()
+    (entry,) = yaml.safe_load((BUILT / "aurora.yaml").read_text())["spec"]["platforms"]
+    assert (entry["sha256"], entry["uri"].rpartition("/")[2]) == (digest, name)
+
+
+def test_help_lists_every_command(krew: Krew) -> None:
+    done = krew.kubectl("aurora", "--help")
+    assert done.returncode == 0, done.stderr
+    for name in (*(command.__name__ for command in COMMANDS), "store", "draft"):
+        assert re.search(rf"^\W*{name}\W", done.stdout, re.MULTILINE), name
+
+
+def test_the_printed_program_completes_words_for_kubectl(krew: Krew) -> None:
+    script = krew.home / "bin/kubectl_complete-aurora"
+    script.write_text(krew.kubectl("aurora", "completion").stdout)
+    script.chmod(0o755)
+    assert "status" in krew.kubectl("__complete", "aurora", "sta").stdout.splitlines()
+
+
+def test_without_a_cluster_the_program_says_so_in_one_line(krew: Krew) -> None:
+    assert "kubeconfig" in error_of(krew.kubectl("aurora", "status", env={"KUBECONFIG": "missing"}))
+
+
+def test_an_api_server_that_does_not_answer_is_one_line(krew: Krew) -> None:
+    (port,) = free_ports(1)
+    cluster = {"name": "away", "cluster": {"server": f"https://127.0.0.1:{port}"}}
+    context = {"name": "away", "context": {"cluster": "away", "user": "nobody"}}
+    user = {"name": "nobody", "user": {}}
+    away = {"current-context": "away", "clusters": [cluster], "contexts": [context], "users": [user]}
+    (krew.home / "away").write_text(json.dumps(away))
+    assert "127.0.0.1" in error_of(krew.kubectl("aurora", "status", env={"KUBECONFIG": "away"}))
+
+
+@pytest.mark.usefixtures("server")
+def test_the_status_is_shown_in_every_format(krew: Krew) -> None:
+    table, *others = (
+        krew.kubectl("aurora", "status", NAME, "-o", form, env=CONFIGURATION) for form in ("table", "json", "yaml")
+    )
+    assert table.returncode == 0, table.stderr
+    assert table.stdout.startswith(NAME)
+    for done in others:
+        assert yaml.safe_load(done.stdout)["metadata"]["name"] == NAME
+
+
+def test_the_report_has_its_style_and_the_records_of_the_store(krew: Krew, store: S3) -> None:
+    page = krew.home / "report.html"
+    command = ("aurora", "report", NAME, "-o", page, f"--endpoint={store.endpoint}")
+    done = krew.kubectl(*command, env=CONFIGURATION | store.environment())
+    assert done.returncode == 0, done.stderr
+    text = page.read_text(encoding="utf-8")
+    assert STYLE in text
+    assert "<svg" in text
+
+
+@pytest.mark.usefixtures("server")
+def test_credentials_of_a_role_are_asked_of_sts(krew: Krew) -> None:
+    """Nothing listens where STS should be. A file without the service's description would fail in another way."""
+    (krew.home / "aws").write_text(ROLE)
+    (port,) = free_ports(1)
+    there = {"AWS_CONFIG_FILE": "aws", "AWS_ENDPOINT_URL_STS": f"http://127.0.0.1:{port}"}
+    done = krew.kubectl("aurora", "store", "ls", NAME, env=CONFIGURATION | there)
+    assert "EndpointConnectionError" in error_of(done)
+
+
+@pytest.mark.parametrize("path", [None, "/opt/of-the-user"])
+def test_programs_that_the_plugin_starts_have_the_users_libraries(
+    krew: Krew, server: ApiServer, path: str | None
+) -> None:
+    """A credential helper of a kubeconfig would not start with the libraries of the one file."""
+    configuration = json.loads(server.kubeconfig.read_text())
+    (user,) = configuration["users"]
+    seen, helper = krew.home / "seen", krew.home / "bin/credential-helper"
+    credential = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": {"token": user["user"]["token"]},
+    }
+    helper.write_text(f"#!/bin/sh\nenv > {seen}\necho '{json.dumps(credential)}'\n")
+    helper.chmod(0o755)
+    user["user"] = {
+        "exec": {
+            "apiVersion": credential["apiVersion"],
+            "command": str(helper),
+            "interactiveMode": "Never",
+            "provideClusterInfo": False,
+        }
+    }
+    (krew.home / "with-helper").write_text(json.dumps(configuration))
+    variables = {"KUBECONFIG": "with-helper"} | ({} if path is None else {"LD_LIBRARY_PATH": path})
+    done = krew.kubectl("aurora", "status", NAME, env=variables)
+    assert done.returncode == 0, done.stderr
+    environment = dict(line.split("=", 1) for line in seen.read_text().splitlines() if "=" in line)
+    assert environment.get("LD_LIBRARY_PATH") == path
