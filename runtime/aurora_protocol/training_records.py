@@ -106,10 +106,10 @@ class TrainerPhase(StrEnum):
 
 
 class TrainerStatus(StoredRecord):
-    """The trainer's progress, for people. Overwritten in place, so nothing about drafts is decided from this record.
+    """The trainer's progress, for people. It decides nothing about drafts. It can only delay a measurement.
 
-    ``training.suspendWhen`` may suspend the trainer by it, no longer than ``resumeAfterSeconds``. A measurement waits
-    while the record says that there are too few held-out requests.
+    The record is overwritten in place. ``training.suspendWhen`` may suspend the trainer by it, no longer than
+    ``resumeAfterSeconds``. A measurement waits while the record says that there are too few held-out requests.
     """
 
     schema_version: Literal[1] = 1

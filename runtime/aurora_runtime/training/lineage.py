@@ -2,12 +2,15 @@
 
 Version 0 is made from the target's weights, and is served without a measurement. Where ``draft.initial`` names a
 published head, version 0 has the head's sizes and vocabulary map, and version 1 is the head: a candidate that the gate
-measures like any other. Training goes on from the newest version, so from the head.
+measures like any other. Training continues from the newest version, which is then the head.
 
 Invariant: wherever the lineage's record exists, version 0 exists too, and so does the head. The order is version 0, the
 head, the lineage, and a checkpoint comes before its registration. A crash in between is repaired by running this again:
 the same target and head give the same bytes, and a draft that is already registered is kept. A published head is read
 only until the lineage exists.
+
+In a lineage that an earlier version of Aurora began with a head, version 0 is the head. It stays so, also where the
+earlier version ended before it created the lineage's record.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_config import DraftConfig, lineage_config
 from aurora_runtime.engine.draft_file_check import check_draft, max_weights_bytes
 from aurora_runtime.errors import CheckpointFormatError, DraftRefused, HeadRefused
-from aurora_runtime.training.heads.published_head import ImportedHead, read_head
+from aurora_runtime.training.heads.published_head import HEAD_DIGEST, MADE_FOR_HEAD_DIGEST, ImportedHead, read_head
 from aurora_runtime.training.model import checkpoint, initial_draft
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
@@ -47,8 +50,6 @@ from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing
 
 HEAD_VERSION: Final = INITIAL_VERSION + 1
 """Version of the published head that a lineage starts from."""
-HEAD_DIGEST: Final = "initial_sha256"
-"""Key in the provenance of the first drafts: the digest of the published head that the lineage starts from."""
 log = logging.getLogger(__name__)
 
 
@@ -87,8 +88,8 @@ def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Calla
     require_family(target.family, target.config.architectures, target.identity.model)
     beginning = _beginning(target, spec)
     with tempfile.TemporaryDirectory() as scratch:
-        exported = _ensure_version_0(registry, target, beginning, Path(scratch), now)
-    if beginning.head is not None:
+        manifest, exported = _ensure_version_0(registry, target, beginning, Path(scratch), now)
+    if beginning.head is not None and HEAD_DIGEST not in manifest.provenance:
         _ensure_head(registry, beginning.head, now)
     config = beginning.config
     lineage = Lineage(
@@ -126,10 +127,10 @@ def _beginning(target: TargetModel, spec: DraftSpec) -> _Beginning:
 
 def _ensure_version_0(
     registry: Registry, target: TargetModel, beginning: _Beginning, folder: Path, now: Callable[[], datetime]
-) -> checkpoint.ExportedCheckpoint:
-    """Register the untrained draft unless version 0 is registered. Returns version 0's files, which are in ``folder``.
+) -> tuple[CheckpointManifest, checkpoint.ExportedCheckpoint]:
+    """Register the untrained draft unless version 0 is registered. Returns version 0, whose files are in ``folder``.
 
-    Raises :class:`HeadRefused` when version 0 was made for another head.
+    Raises :class:`HeadRefused` when version 0 is another head, or was made for another head.
     """
     origin = beginning.origin
     try:
@@ -137,28 +138,32 @@ def _ensure_version_0(
     except ObjectMissing:
         draft = initial_draft.initial_draft(target, beginning.config, beginning.ids)
         exported = checkpoint.export(draft, beginning.ids, folder)
-        publish(registry, folder, _first_manifest(INITIAL_VERSION, exported, origin, now()))
-        return exported
-    if origin is not None and stored.provenance.get(HEAD_DIGEST) != origin.sha256:
+        of_head = {MADE_FOR_HEAD_DIGEST: origin.sha256} if origin else {}
+        manifest = _first_manifest(INITIAL_VERSION, exported, of_head, now())
+        publish(registry, folder, manifest)
+        return manifest, exported
+    heads = {stored.provenance.get(key) for key in (MADE_FOR_HEAD_DIGEST, HEAD_DIGEST)}
+    if origin is not None and origin.sha256 not in heads:
         raise HeadRefused(
             f"the head {origin.model} changed after version 0 was made for it. Create another AuroraSpeculator"
             " whose draft.initial.revision names a commit"
         )
-    return checkpoint.export(*checkpoint.load(folder, target.embedding, beginning.config), folder)
+    return stored, checkpoint.export(*checkpoint.load(folder, target.embedding, beginning.config), folder)
 
 
 def _ensure_head(registry: Registry, head: ImportedHead, now: Callable[[], datetime]) -> None:
     """Register the head unless it is registered."""
     with tempfile.TemporaryDirectory() as scratch:
         exported = checkpoint.export(head.draft, head.ids, Path(scratch))
-        publish(registry, Path(scratch), _first_manifest(HEAD_VERSION, exported, head.origin, now()))
+        of_head = {HEAD_DIGEST: head.origin.sha256}
+        publish(registry, Path(scratch), _first_manifest(HEAD_VERSION, exported, of_head, now()))
     log.info("the head is draft version %d, which the gate measures", HEAD_VERSION)
 
 
 def _first_manifest(
-    version: int, exported: checkpoint.ExportedCheckpoint, origin: InitialHead | None, created: datetime
+    version: int, exported: checkpoint.ExportedCheckpoint, of_head: dict[str, str], created: datetime
 ) -> CheckpointManifest:
-    """The manifest of a draft that the lineage begins with."""
+    """The manifest of a draft that the lineage begins with. ``of_head``: its provenance, if a head is given."""
     return CheckpointManifest(
         lineage=LINEAGE_NUMBER,
         version=version,
@@ -166,7 +171,7 @@ def _first_manifest(
         files=exported.files,
         step=0,
         trained_tokens=0,
-        provenance=provenance() | ({HEAD_DIGEST: origin.sha256} if origin else {}),
+        provenance=provenance() | of_head,
         created=created,
     )
 

@@ -1,8 +1,8 @@
 """The trainer's status, for people and for the custom resource: the one store record that is overwritten.
 
 Invariants: writing the status costs little and never stops the trainer. A write that fails is dropped, because the next
-one replaces it. No decision about drafts depends on the status, except when a measurement begins. The status holds no
-user text.
+one replaces it. The status decides nothing about drafts. It can only delay a measurement. The status holds no user
+text.
 """
 
 from __future__ import annotations
@@ -42,7 +42,13 @@ class StatusWriter:
             log.warning("status not written: %s", error)
 
     def announce(self, phase: TrainerPhase, **changed: Any) -> None:
-        """Write the phase of a trainer that does not train. Fields outside ``changed`` keep their values."""
+        """Write the phase of a trainer that does not train. Fields outside ``changed`` keep their values.
+
+        Two fields are reset, because only a trainer that trains knows them. A measurement waits while
+        ``held_out_requests`` is too low, so a count that nobody renews could delay it for ever. Without a count a
+        measurement may begin too early and fail, which is repeated. A trainer that starts without a failure announces
+        nothing, so a short restart keeps the count.
+        """
         try:
             previous = self._registry.trainer_status()
         except InvalidRecord:
@@ -51,7 +57,7 @@ class StatusWriter:
             log.warning("status not written: %s", error)
             return
         fields = previous.model_dump() if previous else {"step": 0, "shards": 0, "trained_tokens": 0}
-        fields |= {"comparisons_without_gain": None}
+        fields |= {"comparisons_without_gain": None, "held_out_requests": None}
         self.write(TrainerStatus.model_validate(fields | changed | {"phase": phase, "updated": utc_now()}))
 
 

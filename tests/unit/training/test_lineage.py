@@ -68,7 +68,10 @@ def test_a_lineage_that_starts_from_a_head_survives_a_kill_before_any_write(mode
         assert (made.draft_vocab_size, made.aux_layers) == (tiny.DRAFT_VOCAB, (1, 3, 4))
         assert made.initial is not None
         assert made.initial.model == head.model
-        assert registry.checkpoint(registry.registration(0)).provenance["initial_sha256"] == made.initial.sha256
+        for version, key in enumerate(["made_for_initial_sha256", "initial_sha256"]):
+            provenance = registry.checkpoint(registry.registration(version)).provenance
+            named = {key: digest for key, digest in provenance.items() if "initial" in key}
+            assert named == {key: made.initial.sha256}
     shutil.rmtree(tmp_path / "head")
     assert lineage.open_lineage(registry, model, spec, lineage.utc_now) == made, "the head is not needed any more"
     read, read_map = lineage.fetch_draft(registry, 1, model)
@@ -93,21 +96,34 @@ def test_version_0_of_a_head_is_untrained_and_an_engine_can_swap_between_the_two
     assert not torch.equal(untrained.fc.weight, imported.fc.weight)
 
 
-def test_a_lineage_whose_version_0_is_the_head_stays_as_it_is(model: TargetModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("crashed", [False, True], ids=["with the lineage's record", "before the lineage's record"])
+def test_a_version_0_that_is_the_head_stays_so_and_does_not_become_version_1(
+    model: TargetModel, tmp_path: Path, *, crashed: bool
+) -> None:
+    """As an earlier version of Aurora began a lineage."""
     draft, vocabulary = published.trained_draft(model)
-    head = published.write(tmp_path / "head", published.specforge(draft, vocabulary.to_target, model))
+    config, tensors = published.specforge(draft, vocabulary.to_target, model)
     whole, _ = tiny.memory_registry()
-    spec = DraftSpec(initial=head)
+    spec = DraftSpec(initial=published.write(tmp_path / "head", (config, tensors)))
     made = lineage.open_lineage(whole, model, spec, lineage.utc_now)
     registry, objects = tiny.memory_registry()
     stored = whole.checkpoint(whole.registration(1))
     whole.fetch_checkpoint(whole.registration(1), tmp_path / "version 0")
     lineage.publish(registry, tmp_path / "version 0", stored.model_copy(update={"version": 0}))
-    registry.create_lineage(made)
+    if crashed:
+        before = dict(objects.data)
+        changed = published.write(tmp_path / "changed", (config, tensors | {"norm.weight": tensors["norm.weight"] * 2}))
+        with pytest.raises(HeadRefused, match="changed after version 0 was made"):
+            lineage.open_lineage(registry, model, DraftSpec(initial=changed), lineage.utc_now)
+        assert objects.data == before
+    else:
+        registry.create_lineage(made)
     before = dict(objects.data)
-    assert lineage.open_lineage(registry, model, spec, lineage.utc_now) == made
-    assert objects.data == before
+    opened = lineage.open_lineage(registry, model, spec, lineage.utc_now)
+    assert opened.model_copy(update={"created": made.created}) == made
+    assert len(objects.data.keys() - before.keys()) == crashed, "at most the lineage's record is written"
     assert registry.last_version() == 0
+    assert registry.registration(0).digest == whole.registration(1).digest
 
 
 @pytest.mark.parametrize("writes", [4, 5, 8], ids=["version 0", "a part of the head", "both versions"])

@@ -18,7 +18,12 @@ def test_an_announced_phase_keeps_the_other_fields_of_the_status() -> None:
         "reading the target failed: set HF_TOKEN",
         0,
     )
-    reported = {"step": 7, "held_out_acceptance_length": 2.5, "comparisons_without_gain": 4}
+    reported = {
+        "step": 7,
+        "held_out_acceptance_length": 2.5,
+        "comparisons_without_gain": 4,
+        "held_out_requests": 3,
+    }
     registry.put_trainer_status(status.model_copy(update=reported))
     StatusWriter(registry).announce(TrainerPhase.SUSPENDED, lineage=1)
     status = registry.trainer_status()
@@ -30,6 +35,11 @@ def test_an_announced_phase_keeps_the_other_fields_of_the_status() -> None:
         1,
     )
     assert status.comparisons_without_gain is None, "the count of a trainer that trains"
+    assert status.held_out_requests is None, "a trainer that cannot start delays no measurement"
+    StatusWriter(registry).announce(TrainerPhase.SUSPENDED, held_out_requests=0)
+    status = registry.trainer_status()
+    assert status is not None
+    assert status.held_out_requests == 0
 
 
 def test_a_status_of_a_newer_trainer_is_replaced() -> None:

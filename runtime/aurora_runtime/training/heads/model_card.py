@@ -13,6 +13,7 @@ from typing import Final
 from aurora_protocol.draft_records import CheckpointManifest, Lineage, Registration
 from aurora_protocol.evidence_records import Evidence, RatioEstimate
 from aurora_protocol.rope_scaling import RopeScaling
+from aurora_runtime.training.heads.published_head import HEAD_DIGEST
 
 MAX_TEXT: Final = 200
 _MARKUP: Final = str.maketrans(dict.fromkeys("`|<>[]*#", " "))
@@ -80,6 +81,9 @@ def _facts(version: PublishedVersion) -> Iterator[tuple[str, str]]:
         f"{_source(initial.model, initial.revision)}, sha256 {initial.sha256}" if initial else "the target's weights"
     )
     yield "the lineage began with", began
+    if initial and manifest.step == 0:
+        is_head = HEAD_DIGEST in manifest.provenance
+        yield "weights", "the published head" if is_head else "the target's, with the head's sizes and vocabulary map"
     yield "weights, sha256", registration.digest
     yield "traced positions trained, in tokens", f"{registration.trained_tokens:,}"
     yield "optimizer steps", f"{manifest.step:,}"

@@ -33,6 +33,10 @@ from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.target.target_model import TargetModel
 from aurora_store.objects import sha256_file
 
+HEAD_DIGEST: Final = "initial_sha256"
+"""Key in the provenance of a draft that is a published head: the head's digest."""
+MADE_FOR_HEAD_DIGEST: Final = "made_for_initial_sha256"
+"""Key in the provenance of an untrained draft with a published head's sizes: the head's digest."""
 MAX_WEIGHTS_BYTES: Final = 64 << 30
 """What the weights of a head take at most, whatever its config.json says."""
 MAX_TENSORS_NAMED: Final = 5

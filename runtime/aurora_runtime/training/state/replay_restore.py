@@ -28,6 +28,8 @@ SPANS: Final = "replay.spans"
 EVICTED: Final = "replay.evicted"
 HELD_OUT: Final = "held_out.shards"
 """``[M]`` int64: indices among the consumed shards."""
+HELD_OUT_LEFT_OUT: Final = "held_out.left_out"
+"""``[]`` bool: :attr:`HeldOutSet.left_out`. Missing in states of earlier versions, which reads as False."""
 
 
 def spans_state(replay: ReplayBuffer, held_out: HeldOutSet, consumed: Sequence[str]) -> dict[str, Tensor]:
@@ -41,6 +43,7 @@ def spans_state(replay: ReplayBuffer, held_out: HeldOutSet, consumed: Sequence[s
         SPANS: torch.tensor(spans, dtype=torch.int64).view(-1, 4),
         EVICTED: torch.tensor(replay.evicted),
         HELD_OUT: torch.tensor(held_out_shards, dtype=torch.int64),
+        HELD_OUT_LEFT_OUT: torch.tensor(held_out.left_out),
     }
 
 
@@ -69,3 +72,4 @@ def restore(
             held_out.add(request, examples, shard.key)
         reader.finish()
     replay.evicted = int(tensors[EVICTED])
+    held_out.left_out |= bool(tensors.get(HELD_OUT_LEFT_OUT, False))

@@ -34,3 +34,22 @@ def test_requests_are_counted_once_each_until_the_set_has_no_room() -> None:
     assert too_small.count == 0
     too_small.add(1, examples)
     assert too_small.count is None, "the request is there, although the trainer does not keep it"
+
+
+def test_a_request_without_examples_is_counted_once_because_a_measurement_uses_its_prompt() -> None:
+    examples = tuple(examples_of(tiny.trace(1, answer=20), tiny.VOCAB))
+    held_out = HeldOutSet(3)
+    for request, shard in [(1, "a"), (1, "b"), (2, "b")]:
+        held_out.add(request, (), shard)
+    assert (held_out.count, len(held_out), held_out.shards()) == (2, 0, {"b"})
+    held_out.add(2, examples, "c")
+    assert (held_out.count, len(held_out), held_out.shards()) == (2, 1, {"b", "c"})
+    held_out.drop({"b"})
+    assert (held_out.count, held_out.shards()) == (1, {"c"})
+    for request in range(10, 13):
+        held_out.add(request, (), "d")
+    assert held_out.count is None
+    assert not held_out.left_out
+    held_out.add(13, (), "d")
+    assert held_out.left_out
+    assert held_out.shards() == {"c"}, "a restart need not read what it does not count"

@@ -7,16 +7,18 @@ import pytest
 from aurora_protocol.draft_records import CheckpointManifest, InitialHead
 from aurora_protocol.evidence_records import Evidence
 from aurora_runtime.training.heads.model_card import PublishedVersion, model_card
+from aurora_runtime.training.heads.published_head import HEAD_DIGEST, MADE_FOR_HEAD_DIGEST
 from tests.unit.operator.worlds import NOW, digest, evidence, lineage, registration
 
 SECRETS = ("registry.corp", "my-bucket", "s3.internal", "because")
 
 
-def card(measured: Evidence | None, initial: InitialHead | None = None) -> str:
+def card(measured: Evidence | None, initial: InitialHead | None = None, **of_manifest: object) -> str:
     registered = registration(3).model_copy(update={"held_out_acceptance_length": 2.345})
     manifest = CheckpointManifest(
         lineage=1, version=3, parent=2, digest=digest(3), files=(), step=1200, trained_tokens=3000, created=NOW
     )
+    manifest = manifest.model_copy(update=of_manifest)
     made = lineage().model_copy(update={"initial": initial})
     return model_card(PublishedVersion(made, registered, manifest, measured, steps=5))
 
@@ -46,6 +48,21 @@ def test_the_card_names_the_head_that_the_lineage_began_with() -> None:
     text = card(None, InitialHead(model="org/head", revision="abc", sha256=digest(7)))
     assert f"| the lineage began with | org/head, revision abc, sha256 {digest(7)} |" in text
     assert "No measurement of this version could be read." in text
+    assert "| weights |" not in text, "the weights of a trained version are its own"
+
+
+@pytest.mark.parametrize(
+    ("key", "weights"),
+    [
+        (HEAD_DIGEST, "the published head"),
+        (MADE_FOR_HEAD_DIGEST, "the target's, with the head's sizes and vocabulary map"),
+    ],
+)
+def test_the_card_of_an_untrained_version_says_whether_the_weights_are_the_heads(key: str, weights: str) -> None:
+    head = InitialHead(model="org/head", revision="abc", sha256=digest(7))
+    text = card(None, head, step=0, provenance={key: head.sha256})
+    assert f"| weights | {weights} |" in text
+    assert "| weights |" not in card(None, None, step=0)
 
 
 def test_a_measurement_of_other_weights_does_not_count() -> None:

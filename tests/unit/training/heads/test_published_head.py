@@ -128,18 +128,19 @@ def test_a_head_with_a_scaled_rope_is_trained_saved_and_published_with_it(
         assert (logits(read) - logits(draft)).abs().max() > 1e-4, "other frequencies"
     registry, _ = tiny.memory_registry()
     lineage.open_lineage(registry, model, DraftSpec(initial=head), lineage.utc_now)
-    stored, _ = lineage.fetch_draft(registry, 0, model)
+    stored, _ = lineage.fetch_draft(registry, lineage.HEAD_VERSION, model)
     assert stored.config == read.config
     assert all(torch.equal(stored.state_dict()[tensor], weight) for tensor, weight in draft.state_dict().items())
     for head_format in HeadFormat:
         folder = tmp_path / head_format.value
-        export_head(registry, 0, folder, head_format, 3)
+        export_head(registry, lineage.HEAD_VERSION, folder, head_format, 3)
         exported = PublishedHead(model=str(folder))
         again = read_head(exported, model).draft
         assert again.config == read.config
         other, _ = tiny.memory_registry()
         lineage.open_lineage(other, model, DraftSpec(initial=exported), lineage.utc_now)
-        assert other.registration(0).digest == registry.registration(0).digest, "the same bytes"
+        digests = [each.registration(lineage.HEAD_VERSION).digest for each in (other, registry)]
+        assert digests[0] == digests[1], "the same bytes"
         with torch.no_grad():
             assert torch.equal(logits(again), logits(read))
         assert described in (folder / "README.md").read_text()

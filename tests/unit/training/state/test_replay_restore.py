@@ -175,3 +175,36 @@ def test_only_the_examples_of_a_damaged_shard_are_lost(caplog: pytest.LogCapture
     assert "damaged" in caplog.text
     assert {span.shard for span in resumed.replay.spans()} <= {keys[0], *keys[2:]}
     assert len(resumed.replay) >= len(live.replay) - 2
+
+
+@pytest.mark.parametrize("limit_bytes", [SIZE, 1 << 30])
+def test_a_resumed_trainer_counts_the_same_held_out_requests(limit_bytes: int) -> None:
+    """Some are not kept, either because they have no examples or because the set has no room."""
+    registry, keys = stored([1] * 3)
+    live = HeldOutSet(9, limit_bytes)
+    read = {}
+    for number, key in enumerate(keys):
+        shard = reader_of(registry).read(key)
+        assert shard is not None
+        examples = tuple(examples_of(request(number), tiny.VOCAB))
+        read[key] = Shard(key, shard.train, ((number, examples if number < 2 else ()),))
+        live.add(number, read[key].held_out[0][1], key)
+    assert live.count == (3 if limit_bytes > SIZE else None)
+    replay = ReplayBuffer(1 << 30)
+    tensors = replay_restore.spans_state(replay, live, keys)
+    resumed = HeldOutSet(9, limit_bytes)
+    replay_restore.restore(tensors, keys, FixedReader(registry, read), replay, resumed)
+    assert resumed.count == live.count
+    earlier = {name: tensor for name, tensor in tensors.items() if name != replay_restore.HELD_OUT_LEFT_OUT}
+    replay_restore.restore(earlier, keys, FixedReader(registry, read), replay, HeldOutSet(9))
+
+
+class FixedReader(ShardReader):
+    """Reads given shards."""
+
+    def __init__(self, registry: Registry, shards: dict[str, Shard]) -> None:
+        super().__init__(registry, tiny.VOCAB, 3 * tiny.HIDDEN, Retrier())
+        self._shards = shards
+
+    def read(self, key: str) -> Shard | None:
+        return self._shards[key]
