@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -149,11 +150,11 @@ def rounds_of(rounds: list[tuple[int, int, int]]) -> RequestTrace:
     """A trace with these rounds: the source, the nodes and the accepted tokens of each."""
     source, nodes, accepted = torch.tensor([[int(number) for number in one] for one in rounds], dtype=torch.int32).T
     trace, total = tiny.trace(1), int(nodes.sum())
-    by_node = {
+    by_node: dict[str, Any] = {
         name: getattr(trace, name)[:1].repeat(total, *[1] * (getattr(trace, name).dim() - 1))
         for name in ("node_token", "node_parent", "node_accepted", "top_ids", "top_logprobs", "uncaptured_mass")
     }
-    by_round = {"root": torch.zeros_like(nodes), "version": torch.zeros_like(nodes)}
+    by_round: dict[str, Any] = {"root": torch.zeros_like(nodes), "version": torch.zeros_like(nodes)}
     return dataclasses.replace(
         trace, source=source.to(torch.uint8), node_count=nodes, accepted=accepted, **by_round, **by_node
     )
