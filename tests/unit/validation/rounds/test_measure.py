@@ -144,21 +144,6 @@ async def test_rounds_leave_out_a_concurrency_where_all_is_decided() -> None:
     assert result.verdicts[-1].kind is VerdictKind.PASS
 
 
-async def test_rounds_leave_out_off_where_it_is_decided_and_never_a_draft() -> None:
-    """At concurrency 1 the candidate beats off at once. Its gain over the active draft takes more rounds to show."""
-    simulated = engines(20.3, under_load={Arm.OFF: 10.0, Arm.ACTIVE: 18.0, Arm.CANDIDATE: 30.0}, wobble=0.02)
-    simulated.speeds[Arm.OFF] = 10.0
-    result = await measure(runner(simulated))
-    rounds = {arm: len({s.round for s in result.samples if (s.arm, s.concurrency) == (arm, 1)}) for arm in ARMS}
-    assert rounds[Arm.OFF] == 4
-    assert rounds[Arm.ACTIVE] == rounds[Arm.CANDIDATE] == len(result.verdicts) > 4
-    assert result.verdicts[-1].kind is VerdictKind.PASS
-    assert {(r.denominator, r.rounds) for r in result.verdicts[-1].ratios if r.concurrency == 1} == {
-        (Arm.OFF, 4),
-        (Arm.ACTIVE, len(result.verdicts)),
-    }
-
-
 async def test_the_deadline_leaves_whole_rounds_only() -> None:
     simulated = engines(40.0)
     result = await measure(runner(simulated, 130.0))
