@@ -107,7 +107,7 @@ async def measure(
     off_answers: Answers | None = None,
     newer_version: NewerVersion = no_newer_version,
 ) -> Measurement:
-    """Measure round by round.
+    """Measure round by round. No round's time holds the warm-up of a draft that is new to the engine.
 
     Args:
         baseline: off, and NGRAM where asked for, measured at another time. Then only the drafts are measured.
@@ -122,6 +122,7 @@ async def measure(
     arms = plan.arms if baseline is None else DRAFT_ARMS
     counters = {arm: EqualityCounter(arm, plan.near_tie_bound, reference) for arm in arms if arm is not reference}
     measurement = Measurement(equality=counters, arms=arms)
+    await runner.prepare_drafts()
     longest_round_seconds = 0.0
     concurrencies = plan.policy.concurrencies
     for number in range(plan.max_rounds):
