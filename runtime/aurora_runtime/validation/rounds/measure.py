@@ -107,7 +107,7 @@ async def measure(
     off_answers: Answers | None = None,
     newer_version: NewerVersion = no_newer_version,
 ) -> Measurement:
-    """Measure round by round. No round's time holds the warm-up of a draft that is new to the engine.
+    """Warm both drafts up, so that no round has to, and measure round by round.
 
     Args:
         baseline: off, and NGRAM where asked for, measured at another time. Then only the drafts are measured.
