@@ -1,4 +1,4 @@
-"""Decides after each round whether a measurement goes on, and for which bars. Pure.
+"""Decides after each round whether a measurement goes on, and at which concurrencies. Pure.
 
 A measurement ends when
 
@@ -131,18 +131,18 @@ def ending(progress: Progress) -> Ending | None:
     return None
 
 
-def open_bars(policy: GatePolicy, early: Verdict) -> tuple[Bar, ...]:
-    """The bars that the next round is for: those that are not decided at the early level.
+def open_concurrencies(policy: GatePolicy, early: Verdict) -> tuple[int, ...]:
+    """The concurrencies to measure at in the next round: those with a bar that is not decided at the early level.
 
-    All while there are too few rounds, or when only something else than a bar is open.
+    All while there are too few rounds, or when only something else than a bar is open. The order is the policy's.
     """
     ratios = {(r.numerator, r.denominator, r.concurrency): r for r in early.ratios}
-    open_ = []
+    open_ = set()
     for bar in bars(policy):
         ratio = ratios.get((bar.numerator, bar.denominator, bar.concurrency))
         if ratio is None or ratio.rounds < policy.min_rounds or _straddles(bar, ratio):
-            open_.append(bar)
-    return tuple(open_) or bars(policy)
+            open_.add(bar.concurrency)
+    return tuple(c for c in policy.concurrencies if c in open_) or policy.concurrencies
 
 
 def _straddles(bar: Bar, ratio: RatioEstimate) -> bool:

@@ -121,16 +121,10 @@ def baseline_to_cache(
     """The baseline to store for later candidates. None when it holds too few rounds of off to be useful.
 
     Args:
-        samples: the samples of off, and of the arms measured beside off. Those of rounds without off are left out,
-            because the machine's speed may have changed by then. An arm with failed requests is left out.
+        samples: the samples of off, and of the arms measured beside off. An arm with failed requests is left out.
     """
     failed_arms = {sample.arm for sample in samples if sample.failures}
-    beside_off = {(sample.round, sample.concurrency) for sample in samples if sample.arm is Arm.OFF}
-    usable = tuple(
-        sample
-        for sample in samples
-        if sample.arm not in failed_arms and (sample.round, sample.concurrency) in beside_off
-    )
+    usable = tuple(sample for sample in samples if sample.arm not in failed_arms)
     policy = attempt.plan.policy
     if any(_rounds(usable, Arm.OFF, concurrency) < policy.min_rounds for concurrency in policy.concurrencies):
         return None

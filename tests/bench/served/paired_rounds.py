@@ -64,7 +64,7 @@ class MeasurementPlan:
         """The batches of a round, in their order."""
         return batches(
             round_number,
-            dict.fromkeys(self.concurrencies, self.arms),
+            self.arms,
             self.concurrencies,
             prompts_per_worker=self.prompts_per_worker,
             available=self.prompts_needed,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aurora_protocol.evidence_records import Arm, MeasurementEnd, RatioEstimate, Verdict, VerdictKind
 from aurora_protocol.gate import GatePolicy
-from aurora_protocol.gate.budget import MAX_FORECAST_ROUNDS, Ending, Forecast, Progress, ending, open_bars
+from aurora_protocol.gate.budget import MAX_FORECAST_ROUNDS, Ending, Forecast, Progress, ending, open_concurrencies
 from aurora_protocol.gate.intervals import Confidence, t_quantile
 from aurora_protocol.gate.verdict import Bar, bars
 
@@ -126,21 +126,17 @@ def test_the_promises_of_the_budget_hold(
         assert POLICY.min_rounds <= rounds
     if newer is not None and rounds >= 2 * POLICY.min_rounds:
         assert found is not None, "while a newer version waits, an undecided one takes at most twice min_rounds"
-    assert set(open_bars(POLICY, state.early)) <= set(bars(POLICY))
-    assert open_bars(POLICY, state.early)
+    assert set(open_concurrencies(POLICY, state.early)) <= set(POLICY.concurrencies)
+    assert open_concurrencies(POLICY, state.early)
 
 
-def test_the_next_round_is_for_the_bars_that_are_open() -> None:
-    def open_after(state: Progress) -> list[tuple[Arm, int]]:
-        return [(bar.denominator, bar.concurrency) for bar in open_bars(POLICY, state.early)]
-
-    every_bar = [(bar.denominator, bar.concurrency) for bar in bars(POLICY)]
-    assert open_after(progress(NEAR)) == list(NEAR)
-    assert open_after(progress({(Arm.ACTIVE, 1): 0.0})) == [(Arm.ACTIVE, 1)]
-    assert open_after(progress({(Arm.ACTIVE, 1): 0.0} | NEAR)) == [(Arm.ACTIVE, 1), *NEAR]
-    assert open_after(progress(NEAR, rounds=4)) == every_bar, "too few rounds decide nothing"
+def test_the_next_round_measures_where_something_is_open() -> None:
+    assert open_concurrencies(POLICY, progress(NEAR).early) == (4,)
+    assert open_concurrencies(POLICY, progress({(Arm.ACTIVE, 1): 0.0}).early) == (1,)
+    assert open_concurrencies(POLICY, progress({(Arm.ACTIVE, 1): 0.0} | NEAR).early) == (1, 4)
+    assert open_concurrencies(POLICY, progress(NEAR, rounds=4).early) == (1, 4), "too few rounds decide nothing"
     nothing = Verdict(kind=VerdictKind.INCONCLUSIVE, reasons=(), ratios=())
-    assert open_bars(POLICY, nothing) == bars(POLICY)
+    assert open_concurrencies(POLICY, nothing) == (1, 4)
 
 
 @given(forecasts)

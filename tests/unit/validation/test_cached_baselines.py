@@ -204,16 +204,6 @@ def test_a_baseline_with_too_few_rounds_is_not_cached_and_an_arm_with_failures_i
     assert failed.draft_digests == {}
 
 
-def test_a_cached_baseline_holds_no_round_without_off() -> None:
-    """The drafts' further rounds were measured later than off, so they say nothing about the machine's speed then."""
-    measured = [*samples(Arm.OFF, rounds=5), *samples(Arm.ACTIVE, rounds=9), *samples(Arm.CANDIDATE, rounds=9)]
-    kept = cached(measured)
-    assert kept is not None
-    assert {(s.arm, s.round) for s in kept.samples} == {
-        (arm, number) for arm in (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE) for number in range(5)
-    }
-
-
 def test_a_baseline_of_another_shape_or_scope_of_lookup_is_not_used() -> None:
     """The active draft beside it, which shows a change of the machine's speed, was served in another way."""
     for changes in ({"draft_shape": Shape.ADAPTIVE}, {"lookup": LookupScope.REQUEST}):

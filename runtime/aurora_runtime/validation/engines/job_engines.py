@@ -7,6 +7,7 @@ stopped on exit.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -21,7 +22,8 @@ from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
 from aurora_runtime.validation.engines.engine_set import MEMORY_SHARE, EngineSet
 from aurora_runtime.validation.engines.load_client import BatchResult
-from aurora_runtime.validation.engines.warm_up import WarmUp
+from aurora_runtime.validation.engines.warm_up import ENGINE_TOKENS, SWAP_TOKENS, WarmUp
+from aurora_runtime.validation.rounds.measurement_plan import DRAFT_ARMS
 
 _DRAFT_ENGINE = "draft"
 
@@ -106,12 +108,22 @@ class JobEngines:
             self._loaded = arm
         name = _engine_name(arm)
         if self._warmed_up.get(name) is not arm:
-            if not await self.warm_up.answer(self.engines.client(name), arm, is_known=arm in self._known):
-                self.engines.check(name)
-                raise EngineFault(f"a warm-up request failed on {arm}: see the log of engine {name}")
-            self._warmed_up[name] = arm
-            self._known.add(arm)
+            await self._warm_up(name, arm)
         await self.engines.admin(name).flush_prefix_cache()
+
+    async def _warm_up(self, name: str, arm: Arm) -> None:
+        """Warm ``arm`` up. A draft on which some requests fail is left to the rounds, where the failures are judged."""
+        client = self.engines.client(name)
+        if arm in DRAFT_ARMS and arm not in self._known:
+            result = await self.warm_up.learn_draft(client, lambda: time.monotonic() <= self.deadline)
+        else:
+            result = await self.warm_up.answer_once(client, SWAP_TOKENS if arm in self._known else ENGINE_TOKENS)
+        if result.failures:
+            self.engines.check(name)
+        if result.failures and result.failures == len(result.answers):
+            raise EngineFault(f"a warm-up request failed on {arm}: see the log of engine {name}")
+        self._warmed_up[name] = arm
+        self._known.add(arm)
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:
         """Answer ``prompts``. Raises :class:`MeasurementError` when the engine died, which is no verdict."""

@@ -7,6 +7,7 @@ Invariants:
 - A lost lease, an engine that ended, or a request that did not reach the engine is a measurement that could not be
   made. It never becomes a verdict about the candidate.
 - Every engine start is warmed up before it is measured, whoever ordered the start.
+- A warm-up that fails is not repeated at length, so that a draft that crashes the engine crashes it once.
 - Every exit from the context asks the agent to give the pod back. If that call fails, the lease runs out.
 """
 
@@ -39,7 +40,8 @@ from aurora_protocol.pod_settings import Replica, ValidationSettings
 from aurora_runtime.engine.sglang_client import open_session
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.engines.load_client import BatchResult, LoadClient
-from aurora_runtime.validation.engines.warm_up import WarmUp
+from aurora_runtime.validation.engines.warm_up import ENGINE_TOKENS, SWAP_TOKENS, WarmUp
+from aurora_runtime.validation.rounds.measurement_plan import DRAFT_ARMS
 
 LEASE_SECONDS: Final = 60
 """The pod returns by itself this long after the last renewal."""
@@ -75,6 +77,8 @@ class ReplicaEngine:
     """The arm that was warmed up last, and the id of the engine start in which that happened."""
     _known: set[tuple[Arm, str]] = field(default_factory=set, init=False)
     """All arms that were warmed up, with the id of the engine start."""
+    _failed_warm_up: set[Arm] = field(default_factory=set, init=False)
+    """The drafts whose warm-up had a failure, or ended in another start of the engine. It is not repeated at length."""
 
     async def __aenter__(self) -> Self:
         self._http = open_session()
@@ -216,27 +220,54 @@ class ReplicaEngine:
 
         Between two drafts the agent swaps. Between a draft, NGRAM and off the agent restarts the engine.
         """
+        boot = await self._run_trial(arm)
+        if self._warmed_up == (arm, boot):
+            return
+        learns = arm in DRAFT_ARMS and (arm, boot) not in self._known and arm not in self._failed_warm_up
+        if learns:
+            self._failed_warm_up.add(arm)  # until it ended well
+            result = await self.warm_up.learn_draft(self._client(), self._may_continue)
+        else:
+            tokens = SWAP_TOKENS if (arm, boot) in self._known else ENGINE_TOKENS
+            result = await self.warm_up.answer_once(self._client(), tokens)
+        await self._check_engine(arm, boot, result)
+        if result.failures and result.failures == len(result.answers):
+            raise EngineFault(f"a warm-up request failed on {arm}: see the engine's log on {self.replica.pod}")
+        # The warm-up filled the prefix cache. The trial empties it.
+        if await self._run_trial(arm) != boot:
+            raise self._engine_ended(arm)
+        if learns and not result.failures:
+            self._failed_warm_up.remove(arm)
+        self._warmed_up = (arm, boot)
+        self._known.add((arm, boot))
+
+    async def _run_trial(self, arm: Arm) -> str:
+        """Wait until the engine runs ``arm`` with an empty prefix cache. Returns the id of the engine start."""
         while True:
             self._check_lease()
             if boot := await self._order_trial(arm):
-                if self._warmed_up == (arm, boot):
-                    return
-                if not await self.warm_up.answer(self._client(), arm, is_known=(arm, boot) in self._known):
-                    raise EngineFault(f"a warm-up request failed on {arm}: see the engine's log on {self.replica.pod}")
-                self._warmed_up = (arm, boot)
-                self._known.add((arm, boot))
-                continue  # the warm-up filled the prefix cache: order the trial again, which empties it
+                return boot
             await self._wait_to_poll(f"the engine did not run {arm}")
+
+    def _may_continue(self) -> bool:
+        return not self._lease_lost and time.monotonic() <= self.deadline
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:
         """Answer ``prompts``. Raises :class:`MeasurementError` when the lease, the engine or the network failed."""
         result = await self._client().batch(prompts, concurrency, self.settings.validation.max_new_tokens)
+        await self._check_engine(arm, self._warmed_up[1] if self._warmed_up else None, result)
+        return result
+
+    async def _check_engine(self, arm: Arm, boot: str | None, result: BatchResult) -> None:
+        """Raise :class:`MeasurementError` when the lease, the engine start ``boot`` or the network failed."""
         self._check_lease()
-        if result.failures and (arm, await self._order_trial(arm)) != self._warmed_up:
-            raise MeasurementError(f"the engine of {self.replica.pod} ended while it ran {arm}")
+        if result.failures and await self._order_trial(arm) != boot:
+            raise self._engine_ended(arm)
         if result.unreached:
             raise MeasurementError(f"{result.unreached} requests did not reach {self.replica.pod} while it ran {arm}")
-        return result
+
+    def _engine_ended(self, arm: Arm) -> MeasurementError:
+        return MeasurementError(f"the engine of {self.replica.pod} ended while it ran {arm}")
 
     async def confirm_lease(self) -> None:
         """Make sure that the lease held until now.

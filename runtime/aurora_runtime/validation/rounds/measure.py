@@ -1,8 +1,7 @@
 """Measures a candidate: interleaved rounds until the gate's budget ends the measurement.
 
-After each round :mod:`aurora_protocol.gate.budget` says whether another one follows, and which bars are still open. The
-next round leaves out a concurrency without an open bar. It also leaves out off (and NGRAM) where the bar against off is
-decided. So the open bars are decided sooner.
+After each round :mod:`aurora_protocol.gate.budget` says whether another one follows, and at which concurrencies: those
+where all is decided are left out, so that the others are decided sooner.
 
 Where several engines run side by side, off (and NGRAM) are measured in the same rounds as the drafts. With a single
 engine, :func:`measure_baseline` measures them first. With a cached baseline they are not measured.
@@ -13,7 +12,7 @@ Invariant: active and candidate are always measured in the same rounds.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -27,9 +26,8 @@ from aurora_protocol.evidence_records import (
     VerdictKind,
 )
 from aurora_protocol.gate import judge
-from aurora_protocol.gate.budget import Ending, Progress, ending, open_bars
+from aurora_protocol.gate.budget import Ending, Progress, ending, open_concurrencies
 from aurora_protocol.gate.intervals import Confidence
-from aurora_protocol.gate.verdict import Bar
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.rounds.answer_equality import EqualityCounter
 from aurora_runtime.validation.rounds.measurement_plan import DRAFT_ARMS
@@ -92,7 +90,7 @@ async def measure_baseline(runner: RoundRunner) -> tuple[list[Sample], Answers]:
     off_answers: Answers = {}
     for arm in (Arm.ACTIVE, *plan.baseline_arms):
         for number in range(plan.policy.min_rounds):
-            result = await runner.run(number, dict.fromkeys(plan.policy.concurrencies, (arm,)))
+            result = await runner.run(number, (arm,))
             if result is None:
                 raise MeasurementError(
                     f"the rounds of {arm} did not fit into the time: raise validation.timeoutSeconds"
@@ -109,7 +107,7 @@ async def measure(
     off_answers: Answers | None = None,
     newer_version: NewerVersion = no_newer_version,
 ) -> Measurement:
-    """Measure round by round.
+    """Warm both drafts up, so that no round has to, and measure round by round.
 
     Args:
         baseline: off, and NGRAM where asked for, measured at another time. Then only the drafts are measured.
@@ -124,19 +122,19 @@ async def measure(
     arms = plan.arms if baseline is None else DRAFT_ARMS
     counters = {arm: EqualityCounter(arm, plan.near_tie_bound, reference) for arm in arms if arm is not reference}
     measurement = Measurement(equality=counters, arms=arms)
+    await runner.prepare_drafts()
     longest_round_seconds = 0.0
-    reference_answers: Answers = dict(off_answers or {})
-    to_run = dict.fromkeys(plan.policy.concurrencies, arms)
+    concurrencies = plan.policy.concurrencies
     for number in range(plan.max_rounds):
         started = runner.clock()
         if number and started + longest_round_seconds > runner.deadline:
             log.info("measure: no time for another round")
             break
-        result = await runner.run(number, to_run)
+        result = await runner.run(number, arms, concurrencies)
         if result is None:
             break
         measurement.samples += result.samples
-        reference_answers |= result.answers_of(reference)
+        reference_answers = {**(off_answers or {}), **result.answers_of(reference)}
         await _compare_answers(runner, result, reference_answers, measurement)
         round_seconds = runner.clock() - started
         longest_round_seconds = max(longest_round_seconds, round_seconds)
@@ -151,17 +149,10 @@ async def measure(
         if end is not None:
             measurement.end = end
             break
-        to_run = _arms_for(open_bars(plan.policy, early), arms)
+        concurrencies = open_concurrencies(plan.policy, early)
     if not measurement.verdicts:
         raise MeasurementError("not one round could be finished in time: raise validation.timeoutSeconds")
     return measurement
-
-
-def _arms_for(open_: Sequence[Bar], arms: tuple[Arm, ...]) -> dict[int, tuple[Arm, ...]]:
-    """The arms of ``arms`` that a round for the bars ``open_`` needs, by concurrency. Both drafts always run."""
-    against_off = {bar.concurrency for bar in open_ if bar.denominator is Arm.OFF}
-    drafts = tuple(arm for arm in arms if arm in DRAFT_ARMS)
-    return {bar.concurrency: arms if bar.concurrency in against_off else drafts for bar in open_}
 
 
 async def _compare_answers(runner: RoundRunner, result: RoundResult, reference: Answers, into: Measurement) -> None:

@@ -1,4 +1,4 @@
-"""Runs one round of a measurement: at each concurrency, its arms answer the same prompts.
+"""Runs one round of a measurement: every arm answers the same prompts at every concurrency.
 
 Invariants: a sample is a whole batch, taken after the engine was prepared and warmed up outside the clock. A round
 that did not finish in time leaves no samples, so that no arm is measured more often than another.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from aurora_protocol.evidence_records import Arm, Sample
@@ -16,7 +16,7 @@ from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.engines.engines_under_test import EnginesUnderTest
 from aurora_runtime.validation.engines.load_client import Answer, BatchResult
 from aurora_runtime.validation.held_out_prompts import Prompt
-from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan
+from aurora_runtime.validation.rounds.measurement_plan import DRAFT_ARMS, MeasurementPlan
 from aurora_runtime.validation.rounds.round_schedule import Batch, batches
 
 log = logging.getLogger(__name__)
@@ -53,11 +53,22 @@ class RoundRunner:
     deadline: float
     clock: Callable[[], float] = time.monotonic
 
-    async def run(self, number: int, arms: Mapping[int, Sequence[Arm]]) -> RoundResult | None:
-        """Run round ``number``. None when time ran out before the round's end.
+    async def prepare_drafts(self) -> None:
+        """Warm both drafts up, so that the first round takes as long as the others. Stops when time is over.
+
+        The draft that is first in the first round is prepared last, which saves a swap.
+        """
+        for arm in reversed(DRAFT_ARMS):
+            if self.clock() <= self.deadline:
+                await self.engines.prepare(arm)
+
+    async def run(
+        self, number: int, arms: Sequence[Arm], concurrencies: Sequence[int] | None = None
+    ) -> RoundResult | None:
+        """Run round ``number`` with ``arms``. None when time ran out before the round's end.
 
         Args:
-            arms: the arms to run, by concurrency. A concurrency without arms is left out.
+            concurrencies: the declared concurrencies to measure at. None: all.
 
         Raises :class:`MeasurementError` when requests fail without speculation: then nothing can be said about a draft.
         """
@@ -69,7 +80,7 @@ class RoundRunner:
             prompts_per_worker=self.plan.prompts_per_worker,
             available=len(self.prompts),
         )
-        for batch in schedule:
+        for batch in (b for b in schedule if concurrencies is None or b.concurrency in concurrencies):
             if self.clock() > self.deadline:
                 log.info("measure: time ran out during round %d, which is left out", number)
                 return None

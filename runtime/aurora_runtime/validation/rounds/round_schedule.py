@@ -7,12 +7,11 @@ slow minute.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -25,18 +24,11 @@ class Batch(Generic[T]):
 
 
 def batches(
-    number: int,
-    arms: Mapping[int, Sequence[T]],
-    concurrencies: Sequence[int],
-    *,
-    prompts_per_worker: int,
-    available: int,
+    number: int, arms: Sequence[T], concurrencies: Sequence[int], *, prompts_per_worker: int, available: int
 ) -> list[Batch[T]]:
     """The batches of round ``number``, in order.
 
     Args:
-        arms: the arms to run, by concurrency. A concurrency without arms is left out.
-        concurrencies: all declared concurrencies. They decide which prompts a batch gets, whatever is left out.
         prompts_per_worker: prompts for each concurrent worker.
         available: number of distinct prompts, at least ``prompts_per_worker`` times the highest concurrency. Successive
             batches walk through the prompts in a circle, so that rounds share as few prompts as possible.
@@ -47,14 +39,13 @@ def batches(
         count = prompts_per_worker * concurrency
         prompts = tuple((first + i) % available for i in range(count))
         first += count
-        # Rounds and concurrencies count alike: with two drafts, the draft that ends a turn begins the next one, so that
-        # no swap lies between them.
-        order = _rotated(arms.get(concurrency, ()), number + position)
-        turns.append([Batch(arm, concurrency, prompts) for arm in order])
+        # Rounds and concurrencies count alike: with two drafts and two concurrencies, the draft that ends a turn begins
+        # the next one, so that no swap lies between them.
+        turns.append([Batch(arm, concurrency, prompts) for arm in _rotated(arms, number + position)])
     return [batch for turn in _rotated(turns, number) for batch in turn]
 
 
-def _rotated(items: Sequence[U], by: int) -> list[U]:
+def _rotated(items: Sequence[T], by: int) -> list[T]:
     """``items`` rotated to the left."""
-    by %= max(1, len(items))
+    by %= len(items)
     return [*items[by:], *items[:by]]

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from aurora_api.v1alpha1.draft import DraftSpec, Shape
+from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.evidence_records import Arm
-from aurora_runtime.errors import EngineFault
+from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
 from aurora_runtime.validation.engines.job_engines import JobEngines
 from aurora_runtime.validation.engines.load_client import Answer, BatchResult
-from aurora_runtime.validation.engines.warm_up import DRAFT_TOKENS, ENGINE_TOKENS, WarmUp
+from aurora_runtime.validation.engines.warm_up import WarmUp
 
 
 @dataclass
@@ -25,8 +24,11 @@ class ScriptedEngines:
     """Stands in for the engines, their clients and the draft's swap. Notes every call."""
 
     calls: list[str] = field(default_factory=list)
-    failures: int = 0
-    """How many requests of each batch fail."""
+    failing: tuple[int, ...] = ()
+    """The numbers of the requests that fail, from 1."""
+    dead: bool = False
+    """Whether a failed request means that the engine died."""
+    requests: int = 0
     name: str = ""
 
     def client(self, name: str) -> ScriptedEngines:
@@ -36,9 +38,11 @@ class ScriptedEngines:
     admin = client
 
     async def batch(self, prompts: Sequence[Sequence[int]], concurrency: int, max_new_tokens: int) -> BatchResult:
-        assert concurrency == 1
-        self.calls.append(f"{self.name} answers {len(prompts)} x {max_new_tokens}")
-        return BatchResult(tuple(None if at < self.failures else Answer((1,), 1) for at in range(len(prompts))), 1.0)
+        assert concurrency == len(prompts) == 1
+        self.requests += 1
+        self.calls.append(f"{self.name} answers {max_new_tokens}")
+        answer = None if self.requests in self.failing else Answer((1,) * max_new_tokens, 1)
+        return BatchResult((answer,), 1.0)
 
     async def flush_prefix_cache(self) -> None:
         self.calls.append(f"{self.name} flushes")
@@ -48,15 +52,20 @@ class ScriptedEngines:
         return 0.0
 
     def check(self, name: str) -> None:
-        """Every engine is alive."""
+        if self.dead:
+            raise MeasurementError(f"engine {name} died")
 
 
-def job_engines(scripted: Any) -> JobEngines:
+def job_engines(scripted: Any, *, seconds: float = 60.0) -> JobEngines:
     drafts = {Arm.ACTIVE: FetchedDraft(Path("/a"), 0), Arm.CANDIDATE: FetchedDraft(Path("/c"), 1)}
-    warm_up = WarmUp(((1, 2), (3,)), 64)
-    engines = JobEngines(scripted, drafts, DraftSpec(), (Arm.OFF,), warm_up, max_new_tokens=64, deadline=0.0)
+    warm_up = WarmUp(((1, 2), (3,), (4,)), 64, 100)
+    deadline = time.monotonic() + seconds
+    engines = JobEngines(scripted, drafts, DraftSpec(), (Arm.OFF,), warm_up, max_new_tokens=64, deadline=deadline)
     engines._draft_swap = scripted
     return engines
+
+
+LEARNS = ("draft answers 64", "draft answers 36")
 
 
 async def test_a_draft_is_warmed_up_at_length_when_it_is_new_and_shortly_after_each_further_swap() -> None:
@@ -65,43 +74,36 @@ async def test_a_draft_is_warmed_up_at_length_when_it_is_new_and_shortly_after_e
     for arm in (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE, Arm.CANDIDATE, Arm.ACTIVE, Arm.OFF):
         await engines.prepare(arm)
     assert scripted.calls == [
-        *("off answers 1 x 24", "off flushes"),
-        *("draft answers 2 x 64", "draft flushes"),
-        *("loads 1", "draft answers 2 x 64", "draft flushes"),
+        *("off answers 24", "off flushes"),
+        *(*LEARNS, "draft flushes"),
+        *("loads 1", *LEARNS, "draft flushes"),
         "draft flushes",
-        *("loads 0", "draft answers 1 x 8", "draft flushes"),
+        *("loads 0", "draft answers 8", "draft flushes"),
         "off flushes",
     ]
 
 
-async def test_a_failed_warm_up_is_repeated_in_full() -> None:
-    scripted = ScriptedEngines(failures=2)
+async def test_a_warm_up_without_an_answer_is_an_error_and_is_repeated() -> None:
+    scripted = ScriptedEngines(failing=(1, 2))
     engines = job_engines(scripted)
     for _ in range(2):
         with pytest.raises(EngineFault, match="warm-up request failed on active"):
             await engines.prepare(Arm.ACTIVE)
-    assert scripted.calls == ["draft answers 2 x 64"] * 2
+    assert scripted.calls == ["draft answers 64"] * 2, "each ends at the first failure"
 
 
 async def test_a_draft_on_which_some_requests_fail_is_left_to_the_rounds() -> None:
-    scripted = ScriptedEngines(failures=1)
+    scripted = ScriptedEngines(failing=(2,))
     await job_engines(scripted).prepare(Arm.ACTIVE)
-    assert scripted.calls == ["draft answers 2 x 64", "draft flushes"]
+    assert scripted.calls == [*LEARNS, "draft flushes"]
 
 
-@given(st.integers(1, 40), st.integers(1, 8192))
-def test_a_new_draft_answers_the_oldest_prompts_and_a_bounded_number_of_tokens(
-    prompts: int, max_new_tokens: int
-) -> None:
-    texts = [(number,) for number in range(prompts)]
-    warm_up = WarmUp.of(texts, DraftSpec(), max_new_tokens)
-    assert list(warm_up.prompts) == texts[-len(warm_up.prompts) :]
-    assert warm_up.tokens <= max_new_tokens
-    total = len(warm_up.prompts) * warm_up.tokens
-    assert total < DRAFT_TOKENS + warm_up.tokens
-    assert total >= DRAFT_TOKENS or len(warm_up.prompts) == prompts
+async def test_an_engine_that_dies_in_the_warm_up_is_no_verdict() -> None:
+    with pytest.raises(MeasurementError, match="draft died"):
+        await job_engines(ScriptedEngines(failing=(2,), dead=True)).prepare(Arm.ACTIVE)
 
 
-def test_a_draft_of_fixed_shape_has_no_controller_that_must_get_to_know_it() -> None:
-    warm_up = WarmUp.of([(1,), (2,)], DraftSpec(shape=Shape.FIXED), 64)
-    assert warm_up == WarmUp(((2,),), ENGINE_TOKENS)
+async def test_no_draft_is_warmed_up_after_the_deadline() -> None:
+    scripted = ScriptedEngines()
+    await job_engines(scripted, seconds=-1.0).prepare(Arm.ACTIVE)
+    assert scripted.calls == ["draft flushes"]

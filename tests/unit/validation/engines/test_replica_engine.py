@@ -31,7 +31,7 @@ from aurora_protocol.evidence_records import Arm
 from aurora_protocol.pod_settings import Replica, StoreSettings, ValidationSettings
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.engines import replica_engine as module
-from aurora_runtime.validation.engines.load_client import LoadClient
+from aurora_runtime.validation.engines.load_client import BatchResult, LoadClient
 from aurora_runtime.validation.engines.replica_engine import ReplicaEngine
 from aurora_runtime.validation.engines.warm_up import WarmUp
 from tests.unit.operator.worlds import agent, registration
@@ -51,6 +51,10 @@ class Scripted:
         self.lost = False  # the agent says that the lease is lost
         self.broken = self.cut = False  # the engine answers requests with an error, or closes the connection
         self.boot = "b1"
+        self.slow_seconds = 0.0  # how long the engine takes for an answer
+        self.crashes: set[int] = set()  # the requests, counted from 1, that end the engine: they fail, and it restarts
+        self.failing: set[int] = set()  # the requests that fail and do the engine no harm
+        self.requests = 0
         self.port = 0
 
     def app(self) -> web.Application:
@@ -100,7 +104,11 @@ class Scripted:
         if self.cut:
             assert request.transport is not None
             request.transport.abort()
-        if self.broken:
+        self.requests += 1
+        await asyncio.sleep(self.slow_seconds)
+        if self.requests in self.crashes:
+            self.boot += "x"
+        if self.broken or self.requests in self.crashes | self.failing:
             return web.Response(status=500)
         self.calls.append(f"generate {body['sampling_params']['max_new_tokens']}")
         return web.json_response({"output_ids": [7, 8], "meta_info": {"finish_reason": {"type": "length"}}})
@@ -136,7 +144,7 @@ def replica_engine(scripted: Scripted, *, seconds: float = 60) -> ReplicaEngine:
     )
     drafts = {Arm.ACTIVE: registration(0), Arm.CANDIDATE: registration(1)}
     deadline = time.monotonic() + seconds
-    return ReplicaEngine(replica, TOKEN, settings, drafts, warm_up=WarmUp(((1, 2), (3,)), 64), deadline=deadline)
+    return ReplicaEngine(replica, TOKEN, settings, drafts, warm_up=WarmUp(((1, 2), (3,)), 64, 256), deadline=deadline)
 
 
 async def test_the_pod_is_drained_each_arm_is_warmed_up_and_the_pod_is_given_back(scripted: Scripted) -> None:
@@ -181,6 +189,75 @@ async def test_after_a_swap_to_a_known_draft_the_warm_up_is_short(scripted: Scri
         for arm in (Arm.ACTIVE, Arm.CANDIDATE, Arm.ACTIVE, Arm.CANDIDATE):
             await replica.prepare(arm)
     assert [call for call in scripted.calls if "generate" in call] == ["generate 64"] * 4 + ["generate 8"] * 2
+
+
+async def test_a_draft_that_crashes_the_engine_in_its_warm_up_is_no_verdict_and_crashes_it_once(
+    scripted: Scripted,
+) -> None:
+    scripted.crashes = {2}
+    async with replica_engine(scripted) as replica:
+        with pytest.raises(MeasurementError, match="ended while it ran candidate"):
+            await replica.prepare(Arm.CANDIDATE)
+        assert scripted.requests == 2
+        await replica.prepare(Arm.CANDIDATE)
+    assert scripted.boot == "b1x"
+    assert scripted.calls[-3:] == ["draft 1 200", "generate 24", "draft 1 200"], "not at length on the next start"
+
+
+async def test_an_engine_that_ends_after_the_last_answer_of_a_warm_up_is_no_verdict(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn_draft = WarmUp.learn_draft
+
+    async def learn_and_end(*arguments: Any) -> BatchResult:
+        result = await learn_draft(*arguments)
+        scripted.boot = "b2"
+        return result
+
+    monkeypatch.setattr(WarmUp, "learn_draft", learn_and_end)
+    async with replica_engine(scripted) as replica:
+        with pytest.raises(MeasurementError, match="ended while it ran active"):
+            await replica.prepare(Arm.ACTIVE)
+        await replica.prepare(Arm.ACTIVE)
+    assert scripted.calls[-3:] == ["draft 0 200", "generate 24", "draft 0 200"]
+
+
+async def test_a_draft_whose_warm_up_had_a_failure_is_warmed_up_shortly_on_further_starts(scripted: Scripted) -> None:
+    scripted.failing = {2}
+    async with replica_engine(scripted) as replica:
+        await replica.prepare(Arm.ACTIVE)
+        assert scripted.calls == ["draft 0 200", "generate 64", "draft 0 200", "draft 0 200"]
+        scripted.boot = "b2"
+        await replica.prepare(Arm.ACTIVE)
+        await replica.prepare(Arm.CANDIDATE)
+    assert [call for call in scripted.calls if "generate" in call] == [
+        "generate 64",
+        "generate 24",
+        *["generate 64"] * 2,
+    ]
+
+
+async def test_a_request_of_a_warm_up_that_does_not_reach_the_engine_is_no_verdict(scripted: Scripted) -> None:
+    scripted.cut = True
+    async with replica_engine(scripted) as replica:
+        with pytest.raises(MeasurementError, match="1 requests did not reach p while it ran active"):
+            await replica.prepare(Arm.ACTIVE)
+
+
+async def test_a_lost_lease_ends_a_warm_up(scripted: Scripted) -> None:
+    async with replica_engine(scripted) as replica:
+        replica.warm_up = WarmUp(((1,),) * 16, 64, 256)
+        scripted.slow_seconds, scripted.lost = 0.1, True
+        with pytest.raises(MeasurementError, match="was given back"):
+            await replica.prepare(Arm.ACTIVE)
+    assert 1 <= scripted.requests < 16
+
+
+async def test_no_draft_is_warmed_up_after_the_deadline(scripted: Scripted) -> None:
+    async with replica_engine(scripted) as replica:
+        replica.deadline = time.monotonic() - 1
+        await replica.prepare(Arm.ACTIVE)
+    assert scripted.requests == 0
 
 
 async def test_a_crash_of_an_engine_that_has_restarted_already_is_no_verdict(scripted: Scripted) -> None:

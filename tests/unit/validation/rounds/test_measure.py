@@ -45,6 +45,10 @@ class SimulatedEngines:
     wobble: float = 0.01
     answers: dict[Arm, tuple[int, ...]] = field(default_factory=dict)
     gap: float = 0.0
+    warm_up_seconds: float = 0.0
+    """How much longer the first preparation of a draft takes."""
+    known: list[Arm] = field(default_factory=list)
+    """The arms in the order in which they were first prepared."""
     fail: Arm | None = None
     now: float = 0.0
     prepared: Arm | None = None
@@ -53,6 +57,9 @@ class SimulatedEngines:
     async def prepare(self, arm: Arm) -> None:
         self.prepared = arm
         self.now += 1.0
+        if arm not in self.known:
+            self.known.append(arm)
+            self.now += 0.0 if arm is Arm.OFF else self.warm_up_seconds
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:
         assert self.prepared is arm, "a batch ran on another arm's draft"
@@ -144,21 +151,6 @@ async def test_rounds_leave_out_a_concurrency_where_all_is_decided() -> None:
     assert result.verdicts[-1].kind is VerdictKind.PASS
 
 
-async def test_rounds_leave_out_off_where_it_is_decided_and_never_a_draft() -> None:
-    """At concurrency 1 the candidate beats off at once. Its gain over the active draft takes more rounds to show."""
-    simulated = engines(20.3, under_load={Arm.OFF: 10.0, Arm.ACTIVE: 18.0, Arm.CANDIDATE: 30.0}, wobble=0.02)
-    simulated.speeds[Arm.OFF] = 10.0
-    result = await measure(runner(simulated))
-    rounds = {arm: len({s.round for s in result.samples if (s.arm, s.concurrency) == (arm, 1)}) for arm in ARMS}
-    assert rounds[Arm.OFF] == 4
-    assert rounds[Arm.ACTIVE] == rounds[Arm.CANDIDATE] == len(result.verdicts) > 4
-    assert result.verdicts[-1].kind is VerdictKind.PASS
-    assert {(r.denominator, r.rounds) for r in result.verdicts[-1].ratios if r.concurrency == 1} == {
-        (Arm.OFF, 4),
-        (Arm.ACTIVE, len(result.verdicts)),
-    }
-
-
 async def test_the_deadline_leaves_whole_rounds_only() -> None:
     simulated = engines(40.0)
     result = await measure(runner(simulated, 130.0))
@@ -166,6 +158,34 @@ async def test_the_deadline_leaves_whole_rounds_only() -> None:
     per_round = len(ARMS) * 2
     assert len(result.samples) == per_round * len(result.verdicts) > 0
     assert result.verdicts[-1].kind is VerdictKind.INCONCLUSIVE
+
+
+@pytest.mark.parametrize("time_for_rounds", [100, 150, 200])
+@pytest.mark.parametrize("warm_up_seconds", [30.0, 1000.0])
+async def test_the_forecast_of_a_rounds_time_does_not_hold_the_warm_up(
+    warm_up_seconds: float, time_for_rounds: int
+) -> None:
+    async def rounds(seconds: float) -> int:
+        simulated = engines(40.0, warm_up_seconds=seconds, under_load={Arm.CANDIDATE: 20.1}, wobble=0.02)
+        return len((await measure(runner(simulated, time_for_rounds + 2 * seconds))).verdicts)
+
+    assert await rounds(warm_up_seconds) == await rounds(0.0) > 1
+
+
+async def test_both_drafts_are_warmed_up_before_the_first_round() -> None:
+    simulated = engines(40.0)
+    await measure(runner(simulated))
+    assert simulated.known == [Arm.CANDIDATE, Arm.ACTIVE, Arm.OFF]
+    on_one_engine = engines(40.0)
+    await measure(runner(on_one_engine), baseline=await measured_baseline(engines(40.0)))
+    assert on_one_engine.known == [Arm.CANDIDATE, Arm.ACTIVE]
+
+
+async def test_a_warm_up_that_takes_all_the_time_is_an_error_not_a_verdict() -> None:
+    simulated = engines(40.0, warm_up_seconds=100.0)
+    with pytest.raises(MeasurementError, match="timeoutSeconds"):
+        await measure(runner(simulated, 50.0))
+    assert simulated.known == [Arm.CANDIDATE]
 
 
 async def test_no_time_for_one_round_is_an_error_not_a_verdict() -> None:
