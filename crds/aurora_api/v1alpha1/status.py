@@ -56,7 +56,8 @@ class VersionStatus(RewrittenModel):
         default=None,
         description=(
             "When the active version became active, or when the candidate's present attempt began or failed."
-            " Unset for the previous version, and while the candidate waits for held-out requests."
+            " Unset for the previous version, and while the candidate waits before its measurement: for held-out"
+            " requests, a ready pod or the end of a pin."
         ),
     )
 

@@ -101,6 +101,18 @@ _STUCK = Remedy(
     ),
     Severity.WARNING,
 )
+_NOT_BEGUN = Remedy(
+    "the candidate's measurement has not begun",
+    "The message says what the candidate waits for. Held-out requests come from traced traffic: send requests, raise"
+    " capture.sampleRatio above 0, and resume training if it is suspended. If none come in spite of traffic, read the"
+    " agents' logs: agents count dropped traces in aurora_agent_dropped_records_total and aurora_agent_losses_total.",
+    (
+        "kubectl -n {ns} get auroraspeculator {name} -o jsonpath='{.spec.capture}'",
+        "kubectl -n {ns} logs deployment/{name} -c agent --tail=50",
+        TRAINER_LOG,
+    ),
+    Severity.WARNING,
+)
 _SUSPENDED_JOB = Remedy(
     "the candidate's measurement is suspended",
     "A queue or a person suspended its Job. A queue resumes the Job once it has room. Without a queue, resume the Job"
@@ -162,6 +174,8 @@ def candidate_not_measured(snapshot: Snapshot) -> Iterator[Finding]:
         yield _FAILED.finding(snapshot, evidence + ended)
     elif condition is not None and condition.reason == "MeasurementSuspended":
         yield _SUSPENDED_JOB.finding(snapshot, evidence)
+    elif candidate.phase is CandidatePhase.VALIDATING and candidate.since is None:
+        yield _NOT_BEGUN.finding(snapshot, evidence)
     elif candidate.phase is CandidatePhase.VALIDATING and candidate.since is not None:
         does_not_start = "its pod does not start" in candidate.message
         explained = any(pod.troubles or pod.unschedulable for pod in snapshot.pods_of(VALIDATOR))

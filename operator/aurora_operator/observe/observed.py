@@ -232,7 +232,8 @@ class StoreView:
     The operator makes the keys now, and trusts this record once.
     """
     trainer_error: str = ""
-    """Why the trainer's status could not be parsed. No draft is judged by that record, so the view is good."""
+    """Why the trainer's status could not be parsed. The view is good all the same: the record decides nothing about
+    drafts. It can only delay a measurement."""
 
     @property
     def ok(self) -> bool:

@@ -25,7 +25,7 @@ from aurora_operator.plan.candidate.held_out_supply import shortage
 from aurora_operator.plan.candidate.validation import ValidationInputs
 from aurora_operator.plan.channel_builder import first_channel, next_channel, signed_again, with_digests
 from aurora_operator.plan.events import history_entries, notes, version_events
-from aurora_operator.plan.rest import is_at_rest, with_rest_message
+from aurora_operator.plan.rest import is_at_rest, trainer_replicas, with_rest_message
 from aurora_operator.plan.rollout import transition
 from aurora_operator.plan.rollout.roll import read_roll
 from aurora_operator.plan.rollout.steps import Step
@@ -161,7 +161,9 @@ def _validation_inputs(
         may_measure=any(pod.ready for pod in pods) and observed.spec.rollout.pin is None and not observed.spec_fault,
         abort=observed.user_requests.abort,
         measure=observed.user_requests.measure,
-        shortage=shortage(observed.store.trainer, observed.spec.validation, now),
+        shortage=shortage(
+            observed.store.trainer, observed.spec.validation, now, trainer_stopped=trainer_replicas(observed) == 0
+        ),
         replica_is_back=(
             observed.spec.validation.measure_on is MeasureOn.REPLICA and not lending.withdrawn_pods(observed)
         ),

@@ -194,6 +194,16 @@ def test_a_candidate_that_is_being_measured_or_passed_needs_no_measurement(phase
     assert not measurement.measure(speculator(candidate(phase))).fields
 
 
+def test_a_measurement_that_has_not_begun_says_what_it_waits_for() -> None:
+    words = "waiting for held-out requests: 3 of 16"
+    waits = CandidateStatus(version=5, phase=CandidatePhase.VALIDATING, message=words)
+    change = measurement.measure(speculator(status().model_copy(update={"candidate": waits}), rollout={"pin": 4}))
+    assert change.effect == f"the measurement of version 5 has not begun (attempt 1): {words}"
+    assert [note.split(":")[0] for note in change.notes] == ["version 4 is pinned", "no pod is ready"]
+    begun = status().model_copy(update={"candidate": waits.model_copy(update={"since": NOW})})
+    assert "is being measured" in measurement.measure(speculator(begun)).effect
+
+
 def test_a_measurement_says_what_keeps_it_from_beginning() -> None:
     one = speculator(status(candidate=(5, CandidatePhase.FAILED)), rollout={"pin": 4})
     assert [note.split(":")[0] for note in measurement.measure(one).notes] == ["version 4 is pinned", "no pod is ready"]

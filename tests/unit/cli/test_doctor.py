@@ -195,6 +195,18 @@ def test_a_measurement_that_does_not_begin_or_end_is_found(message: str, minutes
     assert ("the candidate waits for its measurement" in titles) is expected
 
 
+@pytest.mark.parametrize("reason", ["WaitingForTraces", "Training"])
+def test_a_candidate_that_waits_before_its_measurement_is_found(reason: str) -> None:
+    words = "waiting for held-out requests: 0 of 16"
+    waits = CandidateStatus(version=1, phase=CandidatePhase.VALIDATING, job="chat-validate-v1-1", message=words)
+    status = with_condition("TrainerReady", ConditionStatus.TRUE, reason, "the message")
+    (finding,) = diagnose(snapshot(status.model_copy(update={"candidate": waits})))
+    assert finding.title == "the candidate's measurement has not begun"
+    assert finding.severity is Severity.WARNING
+    assert finding.evidence.endswith(words)
+    assert "capture.sampleRatio" in finding.advice
+
+
 def roll(phase: RolloutPhase, minutes: int) -> SpeculatorStatus:
     progressed = NOW - timedelta(minutes=minutes)
     made = RolloutStatus(phase=phase, version=5, updated=1, total=3, started=progressed, progressed=progressed)

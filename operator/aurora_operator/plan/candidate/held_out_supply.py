@@ -1,37 +1,35 @@
-"""Tells what a measurement waits for before it begins: held-out requests. Pure.
+"""Delays a measurement until enough held-out requests exist. Pure.
 
 Why: a validator that finds too few held-out prompts cannot measure. By then its pod has taken a machine, or a replica
 has left its Service. A published head is a candidate before the first request came.
 
-Invariant: a measurement waits only while a trainer reports that there are too few. Where nobody knows, the measurement
-begins, and its validator says what is missing.
+Invariant: a measurement waits only while a trainer reports that there are too few, or while the operator has stopped
+the trainer that last reported so: then the count cannot grow. Where nobody knows, the measurement begins, and its
+validator says what is missing.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final
 
-from aurora_api.v1alpha1.status import CandidateStatus
 from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_operator.observe.observed import TRAINER_SILENCE
 from aurora_protocol.training_records import TrainerStatus
 
-_WAITING: Final = "waiting for held-out requests"
 
+def shortage(record: TrainerStatus | None, spec: ValidationSpec, now: datetime, *, trainer_stopped: bool) -> str:
+    """Why no measurement may begin, by the trainer's ``record``; empty when one may.
 
-def shortage(record: TrainerStatus | None, spec: ValidationSpec, now: datetime) -> str:
-    """Why no measurement may begin, by the trainer's ``record``; empty when one may."""
-    if record is None or record.held_out_requests is None or now - record.updated > TRAINER_SILENCE:
+    Args:
+        trainer_stopped: the operator wants no trainer's pod, so an old record still tells the count.
+    """
+    if record is None or record.held_out_requests is None:
+        return ""
+    if now - record.updated > TRAINER_SILENCE and not trainer_stopped:
         return ""
     if record.held_out_requests >= spec.prompts_needed:
         return ""
     return (
-        f"{_WAITING}: {record.held_out_requests} of {spec.prompts_needed} have come, one of each conversation. About"
-        " one conversation in eight is held out"
+        f"waiting for held-out requests: {record.held_out_requests} of {spec.prompts_needed}. One request per"
+        " conversation counts, and one conversation in eight is held out"
     )
-
-
-def is_waiting(candidate: CandidateStatus) -> bool:
-    """Whether ``candidate`` waits because of a :func:`shortage`."""
-    return candidate.message.startswith(_WAITING)

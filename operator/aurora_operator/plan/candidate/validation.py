@@ -26,8 +26,9 @@ that publishes faster than candidates are measured would keep every version from
 starts with the version that passed as soon as rolls may start, and does not wait for the next verdict. A version whose
 roll ended without blame can be rolled out again once the newer one is decided, or after :data:`MAX_RETRY_DELAY`.
 
-No measurement begins before enough held-out requests have come (``held_out_supply.py``). The candidate waits in
-Validating, without a Job, and a newer version may take its place.
+No measurement begins before enough held-out requests have come (``held_out_supply.py``), nor while a version is pinned
+or no pod is ready. Until then the candidate waits in Validating, without a Job and without ``since``. A newer version
+may take its place.
 
 With ``validation.measureOn: Replica``, the Job of a candidate in Validating waits until a replica is lent
 (``plan/lending.py``).
@@ -48,7 +49,6 @@ from datetime import datetime, timedelta
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus
 from aurora_operator.children.metadata import job_name
 from aurora_operator.observe.observed import JobView, RefusedJob, StoreView
-from aurora_operator.plan.candidate.held_out_supply import is_waiting
 from aurora_operator.plan.candidate.measurement_job import failure, with_waiting_note
 from aurora_operator.plan.candidate.undecided_measurement import gave_way, reason_to_end
 from aurora_operator.plan.formatting import ratio_text, source_text
@@ -60,6 +60,7 @@ from aurora_store import Keys
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(seconds=30), timedelta(minutes=30)
 """Delay before a failed measurement is repeated: starts at the minimum and doubles up to the maximum."""
 DECIDED = frozenset({CandidatePhase.REJECTED, CandidatePhase.INCONCLUSIVE})
+NOT_NOW = "waiting: nothing is measured while a version is pinned, no pod is ready, or the spec is invalid"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class ValidationInputs:
     concurrency: int
     """The concurrency at which an improvement must show."""
     may_measure: bool = True
-    """At least one pod is ready, and no version is pinned."""
+    """At least one pod is ready, no version is pinned, and the spec can be used."""
     abort: int | None = None
     """A person rejects this version."""
     measure: tuple[int, int] | None = None
@@ -113,7 +114,7 @@ class ValidationDecision:
     def waits(self) -> bool:
         """Whether the candidate's measurement may not begin yet."""
         candidate = self.candidate
-        return candidate is not None and candidate.phase is CandidatePhase.VALIDATING and is_waiting(candidate)
+        return candidate is not None and candidate.phase is CandidatePhase.VALIDATING and candidate.since is None
 
     @property
     def job(self) -> tuple[int, int] | None:
@@ -248,9 +249,9 @@ def _begin(inputs: ValidationInputs, version: int, former: CandidateStatus | Non
 
 def _begin_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
     """Measure ``candidate``, or let it wait."""
-    if inputs.shortage:
-        return ValidationDecision(candidate.model_copy(update={"message": inputs.shortage, "since": None}))
-    return ValidationDecision(candidate, event="ValidationStarted")
+    if obstacle := inputs.shortage or ("" if inputs.may_measure else NOT_NOW):
+        return ValidationDecision(candidate.model_copy(update={"message": obstacle, "since": None}))
+    return ValidationDecision(candidate.model_copy(update={"since": inputs.now}), event="ValidationStarted")
 
 
 def _took_over_from(inputs: ValidationInputs, former: CandidateStatus) -> int | None:
@@ -272,11 +273,12 @@ def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Vali
         return _next_attempt(inputs, candidate.model_copy(update={"message": f"measuring again: {job.message}"}))
     if reason := failure(candidate, job, inputs.refused_job, replica_is_back=inputs.replica_is_back):
         return _failed(inputs, candidate, reason)
-    if inputs.shortage and job is None and candidate.pod is None:
-        return _begin_attempt(inputs, candidate)
-    if is_waiting(candidate):
+    has_place = job is not None or candidate.pod is not None
+    if candidate.since is None and has_place:  # the Job was created just before the status was written
         begun = candidate.model_copy(update={"message": MEASURING, "since": inputs.now})
         return ValidationDecision(begun, event="ValidationStarted")
+    if candidate.since is None or (inputs.shortage and not has_place):
+        return _begin_attempt(inputs, candidate.model_copy(update={"message": MEASURING}))
     return ValidationDecision(with_waiting_note(candidate, job))
 
 
@@ -325,7 +327,7 @@ def _next_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Valid
     """Measure ``candidate`` again, in another Job."""
     attempt = candidate.attempt + 1
     job = job_name(inputs.name, candidate.version, attempt)
-    update = {"phase": CandidatePhase.VALIDATING, "attempt": attempt, "job": job, "since": inputs.now}
+    update = {"phase": CandidatePhase.VALIDATING, "attempt": attempt, "job": job}
     return _begin_attempt(inputs, candidate.model_copy(update=update))
 
 

@@ -1,9 +1,13 @@
-"""A candidate waits for held-out requests before its measurement. It says so, and takes neither Job nor replica."""
+"""A candidate waits before its measurement: for held-out requests, a ready pod, or the end of a pin.
+
+The candidate says so, and takes neither Job nor replica.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -12,12 +16,16 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, SpeculatorStatus
 from aurora_operator.observe.observed import TRAINER_SILENCE, JobView, Observed
 from aurora_operator.plan import Plan
+from aurora_operator.plan.rest import AT_REST, MEASURING
+from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.training_records import TrainerStatus
+from tests.unit.operator.plan.test_rest import NO_PODS
 from tests.unit.operator.worlds import (
     NOW,
     evidence,
     made,
     observed,
+    pod,
     spec,
     store,
     trainer_record,
@@ -65,7 +73,7 @@ def test_a_candidate_waits_and_is_measured_as_soon_as_enough_requests_are_held_o
         shown = next(c for c in world.status.conditions if c.type is ConditionType.CANDIDATE_VALIDATED)
         assert (shown.status.value, shown.reason) == ("Unknown", "Validating")
         assert candidate_of(world).since is None, "no alert counts the wait as a measurement"
-        assert f"waiting for held-out requests: {count} of {NEEDED} have come" in shown.message
+        assert f"waiting for held-out requests: {count} of {NEEDED}. " in shown.message
     begins = made(replace(world, store=with_held_out(NEEDED).store))
     assert begins.job is not None or begins.leases
     assert "ValidationStarted" in events(begins)
@@ -87,6 +95,72 @@ def test_a_wait_that_nothing_changes_writes_nothing() -> None:
 )
 def test_a_measurement_begins_where_no_trainer_reports_a_count(unknown: TrainerStatus | None) -> None:
     begins = made(observed(store=replace(store(0, 1), trainer=unknown)))
+    assert begins.job is not None
+    assert "ValidationStarted" in events(begins)
+
+
+@pytest.mark.parametrize("age", [timedelta(0), TRAINER_SILENCE * 2, timedelta(days=9)], ids=str)
+def test_a_candidate_waits_while_the_operator_stops_the_trainer(age: timedelta) -> None:
+    """The count cannot grow, so a measurement could not succeed."""
+    stopped = spec(serving={"replicas": 2}, training={"suspended": True}, capture={"sampleRatio": "0"})
+    waits = made(observed(spec=stopped, store=replace(store(0, 1), trainer=record(0, age))))
+    assert waits.job is None
+    assert "ValidationStarted" not in events(waits)
+    begins = made(observed(spec=stopped, store=replace(store(0, 1), trainer=record(NEEDED, age))))
+    assert begins.job is not None
+
+
+PINNED: dict[str, Any] = {"spec": spec(serving={"replicas": 2}, rollout={"pin": 0})}
+NOT_READY = {"pods": (pod("chat-a", 0, ready=False), pod("chat-b", 0, ready=False))}
+FAULTY = {"spec_fault": "spec.training: wrong"}
+
+
+@pytest.mark.parametrize("hindrance", [PINNED, NOT_READY, FAULTY], ids=["pin", "no ready pod", "spec fault"])
+def test_a_candidate_that_waits_begins_only_once_measurements_may_begin(hindrance: dict[str, Any]) -> None:
+    world = with_held_out(0)
+    world = replace(after(world, made(world)), store=with_held_out(NEEDED).store)
+    hindered = replace(world, **hindrance)
+    for _ in range(2):
+        waits = made(hindered)
+        assert (waits.job, waits.leases) == (None, ())
+        assert "ValidationStarted" not in events(waits)
+        hindered = after(hindered, waits)
+        assert candidate_of(hindered).since is None
+        assert candidate_of(hindered).message.startswith("waiting: nothing is measured while")
+    begins = made(replace(world, status=hindered.status))
+    assert begins.job is not None
+    assert "ValidationStarted" in events(begins)
+
+
+def test_an_undecided_candidate_is_not_measured_again_while_a_version_is_pinned() -> None:
+    begun = after(with_held_out(NEEDED), made(with_held_out(NEEDED)))
+    undecided = evidence(1, VerdictKind.INCONCLUSIVE)
+    pinned = replace(begun, store=replace(begun.store, evidence=(undecided,)), **PINNED)
+    waits = made(pinned)
+    assert waits.job is None
+    assert (candidate_of(after(pinned, waits)).attempt, candidate_of(after(pinned, waits)).since) == (2, None)
+
+
+@pytest.mark.parametrize("message", ["", AT_REST, MEASURING])
+def test_a_wait_is_known_by_the_state_whatever_the_message_says(message: str) -> None:
+    world = with_held_out(0)
+    waiting = candidate_of(after(world, made(world))).model_copy(update={"message": message})
+    enough = replace(with_held_out(NEEDED), status=SpeculatorStatus(candidate=waiting))
+    begins = made(enough)
+    assert begins.job is not None
+    assert "ValidationStarted" in events(begins)
+    begun = candidate_of(after(enough, begins))
+    assert (begun.since, begun.message) == (NOW, MEASURING)
+
+
+def test_a_candidate_that_waits_through_a_rest_begins_with_an_event() -> None:
+    world = with_held_out(0)
+    waiting = after(world, made(world)).status
+    rest = spec(serving={"replicas": 0}, training={"suspended": True})
+    resting = observed(spec=rest, status=waiting, store=with_held_out(0).store, **NO_PODS)
+    rested = after(resting, made(resting))
+    assert candidate_of(rested).message == AT_REST
+    begins = made(replace(with_held_out(NEEDED), status=rested.status))
     assert begins.job is not None
     assert "ValidationStarted" in events(begins)
 
