@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from aurora_api.v1alpha1.draft import DraftSpec
-from aurora_runtime.engine.server_process import EngineSpec
+from aurora_runtime.engine.server_process import STOP_SECONDS, EngineSpec
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
@@ -95,7 +95,7 @@ class FakeProcess:
     def ask_to_stop(self) -> None:
         pass
 
-    def stop(self) -> None:
+    def stop(self, patience_seconds: float = STOP_SECONDS) -> None:
         self.stopped.append(self.name)
 
 
