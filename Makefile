@@ -54,7 +54,7 @@ integration-data: env
 integration-replica: env ## Measure on a real replica, in every mode, with validator and agent killed (10 minutes)
 	$(PY) -m pytest -q tests/integration/replica
 
-integration-targets: env ## Serve tiny targets of several families, and published heads, on a real engine (10 minutes)
+integration-targets: env ## Serve tiny targets of several families, and published heads, on a real engine (20 minutes)
 	$(PY) -m pytest -q -s tests/integration/targets
 
 integration-heads: env ## Import heads that speculators and SpecForge save, and load exported drafts in speculators (a minute)
