@@ -101,6 +101,11 @@ class CandidateStatus(VersionStatus):
     )
     message: str = Field(default="", description="The present activity, or why the measurement ended as it did.")
 
+    @property
+    def waits_to_begin(self) -> bool:
+        """Whether the measurement may not begin yet."""
+        return self.phase is CandidatePhase.VALIDATING and self.since is None
+
 
 class RolloutStatus(RewrittenModel):
     """The roll in progress, or the last one."""

@@ -20,7 +20,7 @@ def measure(speculator: Speculator) -> Change:
             f"{name} has no candidate: the trainer has registered no version that is newer than the active one"
         )
     version, attempt = candidate.version, candidate.attempt
-    if candidate.phase is CandidatePhase.VALIDATING and candidate.since is None:
+    if candidate.waits_to_begin:
         effect = f"the measurement of version {version} has not begun (attempt {attempt}): {candidate.message}"
         return Change((), effect, _hindrances(speculator))
     if candidate.phase is CandidatePhase.VALIDATING:

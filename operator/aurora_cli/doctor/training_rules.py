@@ -174,7 +174,7 @@ def candidate_not_measured(snapshot: Snapshot) -> Iterator[Finding]:
         yield _FAILED.finding(snapshot, evidence + ended)
     elif condition is not None and condition.reason == "MeasurementSuspended":
         yield _SUSPENDED_JOB.finding(snapshot, evidence)
-    elif candidate.phase is CandidatePhase.VALIDATING and candidate.since is None:
+    elif candidate.waits_to_begin:
         yield _NOT_BEGUN.finding(snapshot, evidence)
     elif candidate.phase is CandidatePhase.VALIDATING and candidate.since is not None:
         does_not_start = "its pod does not start" in candidate.message

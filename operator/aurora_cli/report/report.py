@@ -172,7 +172,7 @@ class TrafficBin:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What the stored shards say about live traffic."""
+    """Figures about live traffic, from the manifests of stored shards."""
 
     bins: tuple[TrafficBin, ...] = ()
     """Oldest first. All stretches are equally long. A stretch without a shard has none."""

@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Beginning:
-    """What a lineage begins with."""
+    """The sizes and the vocabulary of a new lineage, and the published head that it starts from, if any."""
 
     config: DraftConfig
     ids: torch.Tensor  # [draft_vocab]: the target ids of the draft's tokens

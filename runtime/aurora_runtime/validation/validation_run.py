@@ -128,7 +128,7 @@ class ValidationRun:
             )
 
     def warm_up(self, prompts: Sequence[Prompt]) -> WarmUp:
-        """What an engine answers before it is measured."""
+        """The warm-up of the engines on ``prompts``."""
         settings = self.settings
         texts = [prompt.tokens for prompt in prompts]
         return WarmUp.of(texts, settings.draft, settings.validation.max_new_tokens)

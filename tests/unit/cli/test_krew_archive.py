@@ -1,4 +1,4 @@
-"""What `make plugin` makes beside the program: the archive, the manifest and the licences."""
+"""The archive, the krew manifest and the licences that `make plugin` adds to the program."""
 
 from __future__ import annotations
 

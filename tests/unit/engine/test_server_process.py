@@ -92,6 +92,17 @@ def _gone(pid: int) -> bool:
     return state.startswith("Z") or not state.strip()
 
 
+def running(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> EngineProcess:
+    """A server whose program is ``script``, which has printed `up`."""
+    monkeypatch.setattr(EngineSpec, "arguments", lambda *_: [sys.executable, "-c", script])
+    process = EngineProcess("off", folder / "log")
+    process.start(SPEC, None)
+    deadline = time.monotonic() + 20
+    while "up" not in process.log_tail() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return process
+
+
 def test_a_server_asked_to_stop_gets_sigterm_in_its_main_process_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,12 +112,7 @@ def test_a_server_asked_to_stop_gets_sigterm_in_its_main_process_only(
         "print('up', flush=True)\n"
         "time.sleep(600)\n"
     )
-    monkeypatch.setattr(EngineSpec, "arguments", lambda *_: [sys.executable, "-c", script])
-    process = EngineProcess("off", tmp_path / "log")
-    process.start(SPEC, None)
-    deadline = time.monotonic() + 20
-    while "up" not in process.log_tail() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process = running(script, tmp_path, monkeypatch)
     process.stop()
     process.stop()
     assert process.log_tail().splitlines() == ["up", "asked"]
@@ -116,12 +122,7 @@ def test_a_server_that_gets_no_time_is_killed_at_once(tmp_path: Path, monkeypatc
     script = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
     )
-    monkeypatch.setattr(EngineSpec, "arguments", lambda *_: [sys.executable, "-c", script])
-    process = EngineProcess("off", tmp_path / "log")
-    process.start(SPEC, None)
-    deadline = time.monotonic() + 20
-    while "up" not in process.log_tail() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process = running(script, tmp_path, monkeypatch)
     began = time.monotonic()
     process.stop(0.0)
     assert not process.is_alive()

@@ -113,8 +113,7 @@ class ValidationDecision:
     @property
     def waits(self) -> bool:
         """Whether the candidate's measurement may not begin yet."""
-        candidate = self.candidate
-        return candidate is not None and candidate.phase is CandidatePhase.VALIDATING and candidate.since is None
+        return self.candidate is not None and self.candidate.waits_to_begin
 
     @property
     def job(self) -> tuple[int, int] | None:

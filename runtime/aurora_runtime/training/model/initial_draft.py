@@ -105,7 +105,7 @@ def initial_draft(target: TargetModel, config: DraftConfig, ids: Tensor) -> Draf
 
 
 def _copied(target: TargetModel, config: DraftConfig) -> dict[str, Tensor]:
-    """What a draft with this ``config`` copies of the target's last layer."""
+    """The tensors of the target's last layer that a draft with this ``config`` takes over, by name."""
     of_target = draft_config(target, config.draft_vocab_size)
     tensors = target.last_layer.tensors
     excluded: tuple[str, ...] = ()
