@@ -35,12 +35,12 @@ format: env ## Format the code
 unit: env ## Unit tests
 	$(PY) -m pytest -q tests/unit
 
-# Two targets at a time. The operator's tests mostly wait, and the engine's tests mostly compute.
-TWO_AT_A_TIME = $(MAKE) --no-print-directory --jobs 2 --output-sync=target
+# Three targets at a time on two cores, because the operator's tests mostly wait.
+THREE_AT_A_TIME = $(MAKE) --no-print-directory --jobs 3 --output-sync=target
 INTEGRATION = integration-engine integration-operator integration-data
 
 integration: env ## Tests against a real S3, SGLang on CPU and an API server
-	@$(TWO_AT_A_TIME) $(INTEGRATION)
+	@$(THREE_AT_A_TIME) $(INTEGRATION)
 
 integration-engine: env
 	$(PY) -m pytest -q tests/integration/engine
@@ -91,7 +91,7 @@ e2e-attacks: env ## Attack one speculator as a client, bucket writer, author and
 
 # The browser first: the targets below may use apt-get too.
 test: static browser ## All tests but integration-replica, integration-targets, integration-heads, integration-sglang, integration-release, integration-collector, integration-plugin, e2e-faults, e2e-upgrade, e2e-isolation and e2e-attacks
-	@$(TWO_AT_A_TIME) unit $(INTEGRATION)
+	@$(THREE_AT_A_TIME) unit $(INTEGRATION)
 	@$(MAKE) --no-print-directory e2e
 
 # Not after env: packages are installed while Kubernetes is built.

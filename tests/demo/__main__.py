@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from aurora_protocol.errors import ProtocolError
 from aurora_store.errors import StoreError
@@ -38,14 +38,12 @@ from tests.demo.stage_clock import with_outcomes
 from tests.demo.stages import LOGS, ROOT, is_local
 from tests.demo.stop_signals import exit_on_stop_signals, undisturbed
 from tests.rig.installation import RESOURCE, Installation
+from tests.rig.small_speculator import ON_CPU
 from tests.rig.store_inspection import check_objects, read_evidence
 from tests.traffic.driver import Load, RequestOptions, TrafficDriver
 from tests.traffic.report import Summary
 
 NAME = "chat"
-SPEC: Final[dict[str, Any]] = {"serving": {"device": "cpu"}}
-"""Without a device, each inference pod and the validator import torch to look for GPUs before an engine starts. The
-end-to-end tests do without, so that they cover the default."""
 BUDGET_SECONDS = float(os.environ.get("BUDGET_SECONDS", "2400"))
 LOOK_SECONDS = 10.0
 """Between two looks at the resource. Each look is a call of kubectl, which takes CPU from the cluster."""
@@ -167,7 +165,7 @@ def run_demo(screen: Screen, cluster: Cluster, results: list[str]) -> None:
     with screen.stage("install"):
         aurora.install()
     with screen.stage("serve"):
-        file = aurora.apply(NAME, SPEC)
+        file = aurora.apply(NAME, ON_CPU)
         screen.say(f"created the speculator: kubectl apply -f {file}")
         aurora.wait_until(
             NAME,

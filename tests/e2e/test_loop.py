@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
@@ -32,6 +33,8 @@ from tests.traffic.report import Summary
 
 pytestmark = pytest.mark.timeout(3000)
 NAME = "loop"
+ONE_CONCURRENCY: Final[dict[str, Any]] = {"validation": {"concurrencies": [1]}}
+"""Two take twice as long, and tests/integration/engine/test_validation.py measures at two."""
 BUDGET_SECONDS = 2400.0
 RATE_INTERVAL = f"{4 * SCRAPE_SECONDS}s"
 """Grafana's value of ``$__rate_interval`` at this scrape interval."""
@@ -64,7 +67,7 @@ def _status(resource: dict[str, object]) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def run(aurora: Installation, scraper: Prometheus) -> Iterator[Run]:
     outcome = Run(began=time.time())
-    aurora.apply(NAME)
+    aurora.apply(NAME, ONE_CONCURRENCY)
     ready = aurora.wait_until(NAME, "both pods serve", lambda cr: cr.get("status", {}).get("readyReplicas") == 2, 600)
     outcome.initial_checksums = {pod["checksum"] for pod in ready["status"]["pods"]}
     driver = TrafficDriver(Load(url=aurora.url(NAME), concurrency=4, options=RequestOptions(max_tokens=64)))

@@ -17,6 +17,10 @@ from tests.rig.local_image import PROGRAMS_IN_IMAGE
 
 MODEL_PATH = "/models/smollm2-135m-instruct"
 
+ON_CPU: Final[dict[str, Any]] = {"serving": {"device": "cpu"}}
+"""Spec of the demo. Without a device, each inference pod and the validator import torch to look for GPUs before an
+engine starts. The end-to-end tests do without, so that they cover the default."""
+
 
 @dataclass(frozen=True)
 class CpuShares:

@@ -10,9 +10,8 @@ import yaml
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.inference_deployment import AGENT_RESOURCES
-from tests.demo.__main__ import SPEC
 from tests.demo.stages import ROOT
-from tests.rig.small_speculator import CPU, small_speculator
+from tests.rig.small_speculator import CPU, ON_CPU, small_speculator
 
 STORE = {"bucket": "aurora", "endpoint": "http://store:8333", "credentials": {"secretRef": {"name": "aurora-store"}}}
 
@@ -28,7 +27,7 @@ def millicores(quantity: str) -> int:
 
 
 def test_the_demo_differs_from_the_end_to_end_tests_in_its_device_only() -> None:
-    tested, demo = spec(), spec(SPEC)
+    tested, demo = spec(), spec(ON_CPU)
     assert (tested["serving"].pop("device"), demo["serving"].pop("device")) == ("auto", "cpu")
     assert demo == tested
 
