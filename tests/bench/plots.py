@@ -245,7 +245,7 @@ def faults() -> Figure:
 def demo() -> Figure:
     """How much faster is the demo's draft, and how fast are the pods meanwhile?"""
     figure, (ratios, over_time) = _figure(2, height=2.9)
-    run = load("demo")["adaptive"]
+    run = load("demo")["warm_zen_3_3"]
     labels = {
         "active/off": "untrained draft / no speculation",
         "candidate/active": "trained / untrained draft",
