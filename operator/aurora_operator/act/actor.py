@@ -86,7 +86,7 @@ class Actor:
         if plan.status is not None:
             await call_api(write_status, self._api, owner, plan.status)
             on_status_written()
-        await self._children.delete_jobs(owner, plan.delete_jobs, snapshot.live_children)
+        undeleted = await self._children.delete_jobs(owner, plan.delete_jobs, snapshot.live_children)
         job = await self._children.create_job(owner, plan.job)
         self._authority.ensure_leading()
         fencing_epoch = await self._agents.swap(plan.swaps, snapshot)
@@ -95,7 +95,7 @@ class Actor:
             await self._events.post(note, owner)
         return ExecutionResult(
             fencing_epoch=fencing_epoch,
-            apply_errors=(*children.errors, *job.errors),
+            apply_errors=(*children.errors, *undeleted, *job.errors),
             refused_job=job.refused,
             name_taken=(*children.name_taken, *job.name_taken),
             wrote_status=plan.status is not None,

@@ -43,6 +43,8 @@ class Journal:
             raise self.faults[call]
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        if fault := self.faults.get(f"get {resource.kind} {name}"):
+            raise fault
         raise NotFound(f"{resource.kind} {namespace}/{name}", 404)
 
     def list(self, resource: Resource, namespace: str, labels: str = "") -> Sequence[Object]:
@@ -203,6 +205,32 @@ async def test_a_refused_job_is_reported_to_the_next_observation_and_delays_noth
         journal = Journal(faults={"create Job": error})
         assert (await act(journal, FULL)).refused_job is None, "the API server did not decide about the Job"
         assert "swap b" in journal.calls
+
+
+@pytest.mark.parametrize("error", [KubernetesError("denied", 403), KubernetesError("away", 503)])
+async def test_a_refused_deletion_of_a_job_is_reported_and_delays_nothing(error: KubernetesError) -> None:
+    journal = Journal(faults={"delete Job old u": error})
+    for name in ("old", "older"):
+        journal.store({"kind": "Job", "metadata": {"name": name}})
+    outcome = await act(journal, replace(FULL, delete_jobs=("old", "older")))
+    assert outcome.apply_errors == (f"Job old: {error}",)
+    assert journal.calls[journal.calls.index("delete Job old u") + 1 :] == [
+        "delete Job older u",
+        "create Job",
+        "swap a",
+        "swap b",
+        "return c",
+        "withdraw d",
+        "create Event",
+    ]
+
+
+async def test_a_job_whose_name_is_taken_by_an_object_that_cannot_be_read_delays_nothing() -> None:
+    faults: dict[str, Exception] = {"create Job": Conflict("exists", 409), "get Job j": KubernetesError("denied", 403)}
+    journal = Journal(faults=faults)
+    outcome = await act(journal, FULL)
+    assert outcome.apply_errors == ("Job j: denied",)
+    assert "swap b" in journal.calls
 
 
 @dataclass
