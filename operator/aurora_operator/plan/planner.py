@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase
+from aurora_api.v1alpha1.status import MAX_REJECTED, CandidatePhase, CandidateStatus, RolloutPhase
 from aurora_api.v1alpha1.store import DeletionPolicy
 from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.children.inference_deployment import served_image
@@ -135,10 +135,17 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
 
 
 def _known_rejected(observed: Observed) -> frozenset[int]:
-    """The rejected versions of status and channel that are newer than the active version."""
-    channel = observed.store.channel
+    """The rejected versions of status and channel that are newer than the active version.
+
+    Both lists are bounded. The newest registered version is the only one that may become a candidate. If it is older
+    than a full list, it may have left the list, and later registrations were deleted. So it counts as rejected.
+    """
+    channel, newest = observed.store.channel, observed.store.newest
     assert channel is not None, "called only while there is a channel"
-    return frozenset(v for v in (*observed.status.rejected, *channel.rejected) if v > channel.active)
+    listed = frozenset(v for v in (*observed.status.rejected, *channel.rejected) if v > channel.active)
+    if newest is None or newest in observed.status.versions() or len(listed) < MAX_REJECTED:
+        return listed
+    return listed | {newest} if newest < sorted(listed)[-MAX_REJECTED] else listed
 
 
 def _with(versions: frozenset[int], version: int | None) -> frozenset[int]:
