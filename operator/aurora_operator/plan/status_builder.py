@@ -132,7 +132,7 @@ def _training(observed: Observed) -> TrainingStatus:
         pending_shards=record.pending_shards,
         held_out_accept_length=None if held_out is None else f"{held_out:.2f}",
         vocabulary_coverage=None if coverage is None else f"{coverage:.3f}",
-        erasures=erasures(record),
+        erasures=erasures(record, observed.spec.training.erase_tags),
         worth=observed.status.training.worth,
     )
 
