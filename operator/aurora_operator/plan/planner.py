@@ -48,9 +48,11 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         since_written: age of the stored status. Figures that change all the time are written only after a while.
     """
     keeps_data = observed.spec.store.deletion_policy is DeletionPolicy.RETAIN
-    if observed.has_finalizer is keeps_data:
-        # Before anything is stored, and on its own: the finalizer changes the resourceVersion that a status needs.
-        return Plan(finalizer=not keeps_data, moving=True)
+    finalizer = None if observed.has_finalizer is not keeps_data else not keeps_data
+    if finalizer is not None and not (observed.finalizer_refused and observed.status.active is not None):
+        # Before anything is stored, and on its own: the finalizer changes the resourceVersion that a status needs. Only
+        # where the API server refuses the finalizer, the rest goes on, so that a served draft is still rolled back.
+        return Plan(finalizer=finalizer, moving=True)
     ownership = decide_ownership(observed, now)
     stored = observed.store
     observed = replace(observed, store=ownership.store)
@@ -66,6 +68,7 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     advance = ownership.takeover or made.advance or (signed_again(observed.store, now) if may_decide else None)
     return replace(
         made,
+        finalizer=finalizer,
         create_keys=not observed.keys_exist and upgrade is not None,
         trust_record=stored.unsigned_record,  # also with a spec that cannot be used: the keys shape no child
         children=() if upgrade is None else children(observed, config, upgrade),

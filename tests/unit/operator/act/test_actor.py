@@ -319,3 +319,14 @@ async def test_the_finalizer_is_written_alone_because_it_changes_the_resource_ve
         written = journal.objects["AuroraSpeculator", "chat"]["metadata"]
         assert written.get("finalizers") == finalizers
         assert not outcome.wrote_status
+
+
+async def test_a_refused_finalizer_is_reported_and_a_race_observes_again() -> None:
+    journal = Journal(faults={"apply AuroraSpeculator": KubernetesError("denied", 403)})
+    outcome = await act(journal, replace(FULL, finalizer=True))
+    assert outcome.finalizer_refused
+    assert outcome.apply_errors == ("the finalizer of store.deletionPolicy: denied",)
+    assert "swap b" in journal.calls
+    for error in (Conflict("moved on", 409), KubernetesError("away", 503)):
+        with pytest.raises(KubernetesError):
+            await act(Journal(faults={"apply AuroraSpeculator": error}), replace(FULL, finalizer=True))
