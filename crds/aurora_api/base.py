@@ -18,6 +18,10 @@ RATIO_PATTERN: Final = r"^(0|[1-9][0-9]{0,3})(\.[0-9]{1,4})?$"
 QUANTITY_PATTERN: Final = r"^[1-9][0-9]{0,17}(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$"
 MEMORY_SIZE_PATTERN: Final = r"^[1-9][0-9]{0,6}(Mi|Gi|M|G)$"
 COUNT_OR_PERCENT_PATTERN: Final = r"^(0|[1-9][0-9]{0,2})%?$"
+MAX_COUNT: Final = 999
+"""Highest number that :data:`COUNT_OR_PERCENT_PATTERN` allows. A rule of each model says so to the API server."""
+MAX_QUANTITY: Final = 10**18 - 1
+"""The same for :data:`QUANTITY_PATTERN`, without a unit."""
 _UNIT_BYTES: Final = {
     "": 1,
     "Ki": 1 << 10,

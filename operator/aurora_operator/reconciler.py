@@ -154,6 +154,7 @@ class Reconciler:
             snapshot.observed,
             observation_gap=self._observed_time.has_gap(now, monotonic_seconds),
             fencing_epoch=before.fencing_epoch,
+            finalizer_refused=before.finalizer_refused,
             apply_errors=before.apply_errors,
             refused_job=before.refused_job,
             name_taken=before.name_taken,

@@ -1,28 +1,45 @@
-"""The operator's reader of a store (:class:`StoreReader`), over the mutated store of :class:`FuzzedStore`.
+"""The operator's reader of a store (:class:`StoreReader`) and its plan, over the mutated store of :class:`FuzzedStore`.
 
 Invariants that :meth:`FuzzedOperator.attack` checks: a read returns a view and raises nothing. A view with an error
 shows no record, and its text is short. A view without one shows records of the right numbers only. The operator calls
-no evidence a pass whose samples the good evidence lacks. After the store is good again, the same reader sees it whole.
+no evidence a pass whose samples the good evidence lacks. A plan is made from every view, and the API server would take
+its status. After the store is good again, the same reader sees it whole.
 """
 
 from __future__ import annotations
 
+import json
 import random
 from collections import defaultdict
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.store.store_reader import StoreReader
 from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
+from aurora_operator.plan import plan
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_store import Registry, StoreConfig
 from aurora_store.errors import MAX_ERROR_CHARACTERS
-from tests.fuzz.fuzzed_store import FuzzedStore, RangedObjects
+from tests.fuzz.fuzzed_store import ERASED_TAG, FuzzedStore, RangedObjects
+from tests.unit.operator.worlds import CONFIG, observed, spec
 
+MAX_STATUS_BYTES = 100_000
+"""The API server takes a resource of 1.5 MB."""
 NEEDS = StoreNeeds(versions=frozenset({0, 1, 2}), measurement=(1, 2))
 _MAX_TEXT = 2 * MAX_ERROR_CHARACTERS
 """An error names its key beside its bounded text."""
+
+
+def numbers(value: Any) -> Iterator[float]:
+    """All numbers in a JSON value."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from numbers(part)
+    elif isinstance(value, int | float):
+        yield value
 
 
 class ListedObjects(RangedObjects):
@@ -73,7 +90,21 @@ class FuzzedOperator:
             except Exception as error:
                 raise AssertionError(f"{what}: the operator's reader raised {type(error).__name__}: {error}") from error
             self._check(what, view)
+            self._check_plan(what, view)
             assert again.ok, f"{what}: the good store is not readable afterwards: {again.error}"
+
+    def _check_plan(self, what: str, view: StoreView) -> None:
+        world = observed(spec=spec(training={"eraseTags": [ERASED_TAG]}), store=view)
+        try:
+            status = plan(world, CONFIG, datetime.now(UTC)).status
+            if status is None:
+                return
+            text = status.model_dump_json(by_alias=True, exclude_none=True)
+            SpeculatorStatus.model_validate_json(text)
+        except Exception as error:
+            raise AssertionError(f"{what}: the plan raised {type(error).__name__}: {error}") from error
+        assert len(text) <= MAX_STATUS_BYTES, f"{what}: a status of {len(text)} bytes"
+        assert max(numbers(json.loads(text))) < 1 << 63, f"{what}: a number beyond 64 bits"
 
     def _check(self, what: str, view: StoreView) -> None:
         assert max(len(view.error), len(view.trainer_error)) <= _MAX_TEXT, f"{what}: a long error"

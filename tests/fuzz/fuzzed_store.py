@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aurora_protocol.draft_records import DRAFT_FILES, Channel, ChannelReason
+from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.errors import ProtocolError
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_runtime.errors import RuntimeFault
@@ -48,7 +49,14 @@ FOREIGN_NAMES = (
     "a/b.json",
     "\u0661" * 8 + ".json",
 )
+ERASED_TAG = "0123456789abcdef"
 READERS_FOLDERS = ("pod", "fresh", "validator")
+
+
+def _erasure(now: datetime) -> ErasureReport:
+    return ErasureReport(
+        tag=ERASED_TAG, started=now, number=1, shards_scanned=1, remaining_traces=0, versions=(1,), completed=now
+    )
 
 
 class RangedObjects(tiny.MemoryObjects):
@@ -77,7 +85,16 @@ class FuzzedStore:
         put_trainer_state(self.registry, consumed=(self.shard,))
         self.registry.put_evidence(evidence(1))
         self.registry.put_trainer_status(
-            TrainerStatus(phase=TrainerPhase.TRAINING, step=1, shards=1, trained_tokens=1, updated=now)
+            TrainerStatus(
+                phase=TrainerPhase.STARTING,
+                step=1,
+                shards=1,
+                trained_tokens=1,
+                comparisons_without_gain=1,
+                erasures=(_erasure(now),),
+                message="the trainer starts",
+                updated=now,
+            )
         )
         self.good = dict(self.objects.data)
 

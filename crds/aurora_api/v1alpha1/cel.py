@@ -13,6 +13,14 @@ def rules(*pairs: tuple[str, str], **extra: Any) -> dict[str, Any]:
     return {"x-kubernetes-validations": [{"rule": rule, "message": message} for rule, message in pairs], **extra}
 
 
+def at_most(field: str, limit: int) -> str:
+    """A CEL rule: a ``field`` that holds a number or text is at most ``limit`` where it holds a number.
+
+    The pattern of such a field limits its text only.
+    """
+    return f"(type(self.{field}) != int || self.{field} <= {limit})"
+
+
 def matches(pattern: str, message: str) -> dict[str, Any]:
     """JSON-schema extras that make the API server refuse text that does not match ``pattern``, with ``message``."""
     return rules((f"self.matches(r'{pattern}')", message))

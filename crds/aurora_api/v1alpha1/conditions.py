@@ -30,11 +30,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from pydantic import Field
 
 from aurora_api.base import RewrittenModel, Timestamp
+
+MAX_MESSAGE_CHARACTERS: Final = 32768
+"""Longest message of a condition."""
 
 
 class ConditionType(StrEnum):
@@ -90,7 +93,9 @@ class Condition(RewrittenModel):
         description="Why the status is as it is, in one word for programs.",
     )
     message: str = Field(
-        default="", max_length=32768, description="Why the status is as it is, in a sentence for people."
+        default="",
+        max_length=MAX_MESSAGE_CHARACTERS,
+        description="Why the status is as it is, in a sentence for people.",
     )
     observed_generation: int = Field(
         default=0, ge=0, description="metadata.generation of the spec that this condition is about."

@@ -7,8 +7,8 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
-from aurora_api.base import CountOrPercent, Model
-from aurora_api.v1alpha1.cel import matches, no_flag, rules
+from aurora_api.base import MAX_COUNT, CountOrPercent, Model
+from aurora_api.v1alpha1.cel import at_most, matches, no_flag, rules
 from aurora_api.v1alpha1.limits import RequestLimits
 from aurora_api.v1alpha1.template import PodTemplate, template_field
 
@@ -62,6 +62,10 @@ class UpdateSpec(Model):
             (
                 "!string(self.maxSurge).startsWith('-') && !string(self.maxUnavailable).startsWith('-')",
                 "maxSurge and maxUnavailable must not be negative",
+            ),
+            (
+                f"{at_most('maxSurge', MAX_COUNT)} && {at_most('maxUnavailable', MAX_COUNT)}",
+                f"maxSurge and maxUnavailable are at most {MAX_COUNT}",
             ),
             (
                 "!string(self.maxUnavailable).endsWith('%') || int(string(self.maxUnavailable).split('%')[0]) <= 100",

@@ -17,6 +17,8 @@ from aurora_api.v1alpha1.training import TrainingWorth
 
 MAX_PODS_SHOWN = 64
 MAX_HISTORY = 20
+MAX_REJECTED = 64
+"""Most rejected versions that the channel lists. The status also lists those that its candidate and roll are about."""
 
 
 class RolloutPhase(StrEnum):
@@ -357,7 +359,8 @@ class SpeculatorStatus(RewrittenModel):
         default_factory=list,
         description=(
             "Versions newer than the active one that are never rolled out: their measurement, live traffic or a"
-            " person rejected them."
+            " person rejected them. The list holds the newest 64, and older ones while `candidate` or `rollout` is"
+            " about them. Versions that left the list are not offered again either."
         ),
     )
     start: StartStatus | None = Field(

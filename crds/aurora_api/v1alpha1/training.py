@@ -10,8 +10,8 @@ from typing import Annotated, Final
 
 from pydantic import Field, field_validator
 
-from aurora_api.base import Model, Quantity, Ratio, RewrittenModel, Timestamp, quantity_bytes
-from aurora_api.v1alpha1.cel import rules
+from aurora_api.base import MAX_QUANTITY, Model, Quantity, Ratio, RewrittenModel, Timestamp, quantity_bytes
+from aurora_api.v1alpha1.cel import at_most, rules
 from aurora_api.v1alpha1.limits import TrainerMemory
 from aurora_api.v1alpha1.template import PodTemplate, template_field
 
@@ -145,6 +145,10 @@ class TrainingSpec(Model):
             (
                 "quantity(string(self.traceStorageLimit)).compareTo(quantity('2Gi')) >= 0",
                 "traceStorageLimit is at least 2Gi",
+            ),
+            (
+                at_most("traceStorageLimit", MAX_QUANTITY),
+                "traceStorageLimit without a unit has at most 18 digits",
             ),
         )
     }

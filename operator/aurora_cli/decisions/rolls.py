@@ -19,7 +19,7 @@ def pause(speculator: Speculator) -> Change:
     if speculator.rolling is not None and status.phase in (RolloutPhase.CANARY, RolloutPhase.ROLLING):
         effect = (
             f"the roll of version {status.version} stops before its next pod ({status.updated} of {status.total} pods"
-            " serve it); a version that fails is still rolled back"
+            " serve it), and no candidate is measured until it ends; a version that fails is still rolled back"
         )
     return Change((FieldChange(PAUSED_FIELD, False, True),), effect)
 

@@ -18,11 +18,13 @@ from dataclasses import dataclass
 
 from aurora_operator.act.agent_requests import AgentRequests
 from aurora_operator.act.authority import Authority
-from aurora_operator.act.child_writer import ChildWriter
+from aurora_operator.act.child_writer import MAX_ERROR_CHARACTERS, UNAVAILABLE_STATUSES, ChildWriter
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.finalizer import set_finalizer
 from aurora_operator.act.status_writer import write_status
 from aurora_operator.children.access import new_keys, new_signing_keys
+from aurora_operator.children.owner import Owner
+from aurora_operator.errors import Conflict, KubernetesError
 from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.observe.observed import RefusedJob
@@ -39,6 +41,7 @@ class ExecutionResult:
     """Facts about one execution that the next reconcile needs. The fields are those of ``Observed``."""
 
     fencing_epoch: int = 0
+    finalizer_refused: bool = False
     apply_errors: tuple[str, ...] = ()
     refused_job: RefusedJob | None = None
     name_taken: tuple[str, ...] = ()
@@ -69,9 +72,11 @@ class Actor:
         Raises :class:`Conflict` (observe again), :class:`NotLeading`, :class:`KubernetesError`, :class:`StoreError`.
         """
         owner = snapshot.observed.owner
+        refusals: tuple[str, ...] = ()
         if plan.finalizer is not None:
-            await call_api(set_finalizer, self._api, owner, wanted=plan.finalizer)
-            return ExecutionResult()
+            refusals = await self._set_finalizer(owner, wanted=plan.finalizer)
+            if not refusals:
+                return ExecutionResult()
         keys = [new_keys(owner)] if plan.create_keys else []
         if plan.trust_record is not None:
             keys.append(new_signing_keys(owner, plan.trust_record))
@@ -86,7 +91,7 @@ class Actor:
         if plan.status is not None:
             await call_api(write_status, self._api, owner, plan.status)
             on_status_written()
-        await self._children.delete_jobs(owner, plan.delete_jobs, snapshot.live_children)
+        undeleted = await self._children.delete_jobs(owner, plan.delete_jobs, snapshot.live_children)
         job = await self._children.create_job(owner, plan.job)
         self._authority.ensure_leading()
         fencing_epoch = await self._agents.swap(plan.swaps, snapshot)
@@ -95,8 +100,21 @@ class Actor:
             await self._events.post(note, owner)
         return ExecutionResult(
             fencing_epoch=fencing_epoch,
-            apply_errors=(*children.errors, *job.errors),
+            finalizer_refused=bool(refusals),
+            apply_errors=(*refusals, *children.errors, *undeleted, *job.errors),
             refused_job=job.refused,
             name_taken=(*children.name_taken, *job.name_taken),
             wrote_status=plan.status is not None,
         )
+
+    async def _set_finalizer(self, owner: Owner, *, wanted: bool) -> tuple[str, ...]:
+        """Add or remove our finalizer. Returns the API server's refusal, if it refused."""
+        try:
+            await call_api(set_finalizer, self._api, owner, wanted=wanted)
+        except Conflict:
+            raise
+        except KubernetesError as error:
+            if error.status in UNAVAILABLE_STATUSES:
+                raise
+            return (f"the finalizer of store.deletionPolicy: {error}"[:MAX_ERROR_CHARACTERS],)
+        return ()

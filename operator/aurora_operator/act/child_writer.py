@@ -10,7 +10,6 @@ the API server refuses the write when the name belongs to another object by then
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -107,22 +106,42 @@ class ChildWriter:
         try:
             await call_api(self._api.create, job)
         except Conflict:
-            taken = await self._is_taken(owner, job)
-            return WriteResult(name_taken=(_title(job),) if taken else ())
+            return await self._job_exists(owner, job)
         except KubernetesError as error:
             if error.status in UNAVAILABLE_STATUSES:
                 return WriteResult(errors=(error_text(job, error),))
             return WriteResult(refused=RefusedJob(job["metadata"]["name"], str(error)[:MAX_ERROR_CHARACTERS]))
         return WriteResult()
 
-    async def delete_jobs(self, owner: Owner, names: Sequence[str], existing: Mapping[tuple[str, str], Object]) -> None:
-        """Delete Jobs. A Job that is gone, or whose name belongs to another object by now, is left alone."""
+    async def _job_exists(self, owner: Owner, job: Object) -> WriteResult:
+        """The result when the name of ``job`` is taken: by an earlier call of ours, or by another owner's object."""
+        try:
+            taken = await self._is_taken(owner, job)
+        except KubernetesError as error:
+            return WriteResult(errors=(error_text(job, error),))
+        return WriteResult(name_taken=(_title(job),) if taken else ())
+
+    async def delete_jobs(
+        self, owner: Owner, names: Sequence[str], existing: Mapping[tuple[str, str], Object]
+    ) -> tuple[str, ...]:
+        """Delete Jobs. A Job that is gone, or whose name belongs to another object by now, is left alone.
+
+        Returns the refusals, each with its Job. The next reconcile tries again, because a refusal must not keep the
+        rest of a plan from the pods.
+        """
+        errors = list[str]()
         for name in names:
             job = existing.get((JOB.kind, name))
             if job is None:
                 continue
-            with contextlib.suppress(Conflict):
+            try:
                 await call_api(self._api.delete, JOB, owner.namespace, name, job["metadata"]["uid"])
+            except Conflict:
+                continue
+            except KubernetesError as error:
+                log.warning("%s: a Job was not deleted: %s", owner.full_name, error_text(job, error))
+                errors.append(error_text(job, error))
+        return tuple(errors)
 
     async def _create_keys(self, owner: Owner, keys: Object) -> bool:
         """Create a Secret with generated keys. False when its name is taken. Raises :class:`KubernetesError`."""

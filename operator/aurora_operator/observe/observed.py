@@ -333,6 +333,8 @@ class Observed:
     user_requests: UserRequests = UserRequests()
     has_finalizer: bool = False
     """Whether our finalizer keeps the resource until its stored objects are deleted."""
+    finalizer_refused: bool = False
+    """The API server refused to add or remove our finalizer in the last reconcile."""
     apply_errors: tuple[str, ...] = ()
     """The children that the API server refused in the last reconcile, each with the API server's reason."""
     refused_job: RefusedJob | None = None

@@ -56,7 +56,10 @@ class Plan:
     """The parts in the order in which they are done."""
 
     finalizer: bool | None = None
-    """Add or remove our finalizer, and do nothing else. None: the finalizer is as it should be."""
+    """Add or remove our finalizer. Unless the API server refuses it, nothing else is done before the next observation.
+
+    None: the finalizer is as it should be.
+    """
     create_keys: bool = False
     trust_record: str | None = None
     """Make the keys that sign the store's records, and trust the channel's record with this digest without a signature.

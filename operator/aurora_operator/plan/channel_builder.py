@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from aurora_api.base import with_unknown_fields
+from aurora_api.v1alpha1.status import MAX_REJECTED
 from aurora_operator.observe.observed import Observed, StoreView
 from aurora_operator.plan.candidate.validation import ValidationDecision
 from aurora_operator.plan.rollout.steps import Advance, Step
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, ChannelReason
 from aurora_store import Keys
 
-MAX_REJECTED = 64
-"""Number of rejected versions that the channel remembers. Only the newest could be rolled out again."""
 MAX_MESSAGE_CHARACTERS = 1000
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase
+from aurora_api.v1alpha1.status import MAX_REJECTED, CandidatePhase, CandidateStatus, RolloutPhase
 from aurora_api.v1alpha1.store import DeletionPolicy
 from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.children.inference_deployment import served_image
@@ -48,9 +48,11 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         since_written: age of the stored status. Figures that change all the time are written only after a while.
     """
     keeps_data = observed.spec.store.deletion_policy is DeletionPolicy.RETAIN
-    if observed.has_finalizer is keeps_data:
-        # Before anything is stored, and on its own: the finalizer changes the resourceVersion that a status needs.
-        return Plan(finalizer=not keeps_data, moving=True)
+    finalizer = None if observed.has_finalizer is not keeps_data else not keeps_data
+    if finalizer is not None and not (observed.finalizer_refused and observed.status.active is not None):
+        # Before anything is stored, and on its own: the finalizer changes the resourceVersion that a status needs. Only
+        # where the API server refuses the finalizer, the rest goes on, so that a served draft is still rolled back.
+        return Plan(finalizer=finalizer, moving=True)
     ownership = decide_ownership(observed, now)
     stored = observed.store
     observed = replace(observed, store=ownership.store)
@@ -66,6 +68,7 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     advance = ownership.takeover or made.advance or (signed_again(observed.store, now) if may_decide else None)
     return replace(
         made,
+        finalizer=finalizer,
         create_keys=not observed.keys_exist and upgrade is not None,
         trust_record=stored.unsigned_record,  # also with a spec that cannot be used: the keys shape no child
         children=() if upgrade is None else children(observed, config, upgrade),
@@ -135,10 +138,17 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
 
 
 def _known_rejected(observed: Observed) -> frozenset[int]:
-    """The rejected versions of status and channel that are newer than the active version."""
-    channel = observed.store.channel
+    """The rejected versions of status and channel that are newer than the active version.
+
+    Both lists are bounded. The newest registered version is the only one that may become a candidate. If it is older
+    than a full list, it may have left the list, and later registrations were deleted. So it counts as rejected.
+    """
+    channel, newest = observed.store.channel, observed.store.newest
     assert channel is not None, "called only while there is a channel"
-    return frozenset(v for v in (*observed.status.rejected, *channel.rejected) if v > channel.active)
+    listed = frozenset(v for v in (*observed.status.rejected, *channel.rejected) if v > channel.active)
+    if newest is None or newest in observed.status.versions() or len(listed) < MAX_REJECTED:
+        return listed
+    return listed | {newest} if newest < sorted(listed)[-MAX_REJECTED] else listed
 
 
 def _with(versions: frozenset[int], version: int | None) -> frozenset[int]:

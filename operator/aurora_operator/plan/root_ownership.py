@@ -22,6 +22,7 @@ from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import TAKEN_OVER, Observed, StoreView
 from aurora_operator.plan.actions import EventNote
 from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, RootOwner
+from aurora_store.errors import bounded_text
 from aurora_store.keys import Keys, owner_id
 from aurora_store.root.root_ownership import current_owner, lost, lost_text, owned_text
 
@@ -112,7 +113,7 @@ def _lineage_refusal(observed: Observed, lineage: Lineage, root: str) -> str:
         ("draft.initial.model", head.model if head else "unset", named.model if named else "unset"),
     )
     wrong = [
-        f"{field} is {stored} in the store and {wanted} in the spec"
+        f"{field} is {bounded_text(str(stored))} in the store and {wanted} in the spec"
         for field, stored, wanted in parts
         if stored != wanted
     ]

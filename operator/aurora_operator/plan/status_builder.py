@@ -15,6 +15,7 @@ from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import (
     MAX_HISTORY,
     MAX_PODS_SHOWN,
+    MAX_REJECTED,
     CandidateStatus,
     HistoryEntry,
     PodStatus,
@@ -131,7 +132,7 @@ def _training(observed: Observed) -> TrainingStatus:
         pending_shards=record.pending_shards,
         held_out_accept_length=None if held_out is None else f"{held_out:.2f}",
         vocabulary_coverage=None if coverage is None else f"{coverage:.3f}",
-        erasures=erasures(record),
+        erasures=erasures(record, observed.spec.training.erase_tags),
         worth=observed.status.training.worth,
     )
 
@@ -173,6 +174,15 @@ def _pod_statuses(observed: Observed, pods: Iterable[Pod], accept_lengths: dict[
     ]
 
 
+def _listed_as_rejected(changes: StatusChanges) -> list[int]:
+    """The newest rejected versions, and those that the candidate and the roll are about."""
+    candidate, about = changes.candidate, {changes.rollout.version}
+    if candidate is not None:
+        about |= {candidate.version, candidate.waiting_version}
+    newest = sorted(changes.rejected)[-MAX_REJECTED:]
+    return sorted({*newest, *(changes.rejected & about)})
+
+
 def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges, now: datetime) -> SpeculatorStatus:
     """The new status."""
     old = observed.status
@@ -196,7 +206,7 @@ def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges,
         ready_replicas=sum(pod.ready for pod in pods),
         selector=selector_text(observed.owner, INFERENCE),
         traces=sum(view.agent.capture.answer_tokens for view in observed.pods if view.agent),
-        rejected=sorted(changes.rejected),
+        rejected=_listed_as_rejected(changes),
         pods=_pod_statuses(observed, pods, accept_lengths),
         start=start_of(observed, now),
         history=[*old.history, *changes.history][-MAX_HISTORY:],

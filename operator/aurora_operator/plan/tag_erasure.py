@@ -5,7 +5,7 @@ The trainer erases and reports. A tag is named by its hash only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
 from aurora_api.v1alpha1.status import SpeculatorStatus, TagErasureStatus
@@ -24,8 +24,12 @@ def waits_for_erasure(observed: Observed) -> bool:
     return not set(observed.spec.training.erase_tags) <= reported
 
 
-def erasures(record: TrainerStatus) -> list[TagErasureStatus]:
-    """The reports in the trainer's record, for the status."""
+def erasures(record: TrainerStatus, listed: Collection[str]) -> list[TagErasureStatus]:
+    """The last report about each of the ``listed`` tags in the trainer's record, for the status.
+
+    Nobody signs the record, so reports about other tags do not count. Each report becomes an Event.
+    """
+    reports = {report.tag: report for report in record.erasures if report.tag in listed}
     return [
         TagErasureStatus(
             tag=report.tag,
@@ -37,7 +41,7 @@ def erasures(record: TrainerStatus) -> list[TagErasureStatus]:
             versions=list(report.versions[-VERSIONS_NAMED:]),
             completed=report.completed,
         )
-        for report in record.erasures
+        for report in reports.values()
     ]
 
 

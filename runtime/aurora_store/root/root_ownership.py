@@ -15,7 +15,11 @@ not take it from each other for ever.
 from __future__ import annotations
 
 from aurora_protocol.draft_records import Channel, ChannelReason, Registration
+from aurora_store.errors import bounded_text
 from aurora_store.keys import first_owner
+
+MAX_NAME_CHARACTERS = 400
+"""Longest text that names a speculator. A namespace, a name and a part of a uid have 330 at most."""
 
 
 def current_owner(channel: Channel | None, root: str) -> str:
@@ -58,8 +62,8 @@ def owned_text(channel: Channel, root: str) -> str:
     new = channel.owner
     if new is None:
         return f"the root {root} belongs to the speculator with uid {first_owner(root)}…"
-    speculator = f"AuroraSpeculator {new.namespace}/{new.name} (uid {new.id}…)"
-    return f"the root {root} belongs to {speculator} since {new.since:%Y-%m-%d %H:%M} UTC"
+    speculator = bounded_text(f"{new.namespace}/{new.name} (uid {new.id}…)", MAX_NAME_CHARACTERS)
+    return f"the root {root} belongs to AuroraSpeculator {speculator} since {new.since:%Y-%m-%d %H:%M} UTC"
 
 
 def lost_text(channel: Channel, root: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -99,6 +100,20 @@ def test_rules_of_the_models_are_in_the_schema(schema: dict[str, Any]) -> None:
         "draftTokens",
     ):
         assert any(part in message for message in messages), part
+
+
+def test_a_rule_bounds_the_numbers_of_each_field_that_may_also_hold_text(schema: dict[str, Any]) -> None:
+    """A pattern limits text only. The API server would store a number that the models refuse."""
+    bounded = {}
+    for path, node in nodes(schema["properties"]["spec"]):
+        rules = " ".join(rule["rule"] for rule in node.get("x-kubernetes-validations", ()))
+        for name, child in node.get("properties", {}).items():
+            if child.get("x-kubernetes-int-or-string"):
+                (limit,) = re.findall(rf"\(type\(self\.{name}\) != int \|\| self\.{name} <= ([0-9]+)\)", rules)
+                assert re.fullmatch(child["pattern"], limit), f"{path}.{name}"
+                assert not re.fullmatch(child["pattern"], str(int(limit) + 1)), f"{path}.{name}"
+                bounded[name] = int(limit)
+    assert bounded == {"maxSurge": 999, "maxUnavailable": 999, "traceStorageLimit": 10**18 - 1}
 
 
 def test_no_rule_compares_replicas_with_another_field(schema: dict[str, Any]) -> None:

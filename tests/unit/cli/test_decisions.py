@@ -67,6 +67,13 @@ def test_a_promotion_says_what_delays_it() -> None:
     assert [note.split(":")[0] for note in change.notes] == ["version 3 is pinned", "rolls are paused"]
 
 
+def test_a_pause_says_what_it_holds_up() -> None:
+    assert "measured" not in rolls.pause(speculator(status())).effect
+    stopped = rolls.pause(speculator(CANARY)).effect
+    assert "the roll of version 5 stops before its next pod" in stopped
+    assert "no candidate is measured until it ends" in stopped
+
+
 def test_a_watch_ends_with_a_promotion() -> None:
     change = versions.promote(speculator(status(5, rollout=(5, RolloutPhase.WATCHING))))
     assert change.fields == (FieldChange(PROMOTE_ANNOTATION, None, "5"),)

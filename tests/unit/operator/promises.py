@@ -9,11 +9,10 @@ from __future__ import annotations
 from hypothesis import event
 from hypothesis.stateful import RuleBasedStateMachine, invariant
 
-from aurora_api.v1alpha1.status import MAX_HISTORY, RolloutPhase, SpeculatorStatus
+from aurora_api.v1alpha1.status import MAX_HISTORY, MAX_REJECTED, RolloutPhase, SpeculatorStatus
 from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.observe.observed import Observed
 from aurora_operator.plan import LeaseRequest, Plan, Swap
-from aurora_operator.plan.channel_builder import MAX_REJECTED
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, ChannelReason
 from aurora_protocol.evidence_records import VerdictKind
@@ -68,7 +67,7 @@ class Promises(RuleBasedStateMachine):
         assert after.epoch >= before.epoch, "the fencing number went back"
         if made.status is not None:
             assert len(made.status.history) <= MAX_HISTORY
-            assert len(made.status.rejected) <= 2 * MAX_REJECTED
+            assert len(made.status.rejected) <= MAX_REJECTED + 3
             for version in set(made.status.rejected) - set(seen.status.rejected):
                 self.check_rejection(version, after.message)
         if channel is None:

@@ -21,6 +21,7 @@ from typing import Final
 
 from pydantic import TypeAdapter
 
+from aurora_operator.observe.store.bounded_records import bounded_evidence
 from aurora_protocol.evidence_records import Evidence, RatioEstimate, Verdict, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.gate.recompute import least_policies, recomputed
@@ -130,4 +131,5 @@ def _shown_parts(evidence: Evidence, policy: GatePolicy) -> Evidence:
     kept = None if baseline is None else baseline.model_copy(update={"samples": ()})
     ratios = tuple(ratio for ratio in evidence.verdict.ratios if ratio.concurrency == policy.primary)
     verdict = evidence.verdict.model_copy(update={"ratios": ratios})
-    return evidence.model_copy(update={"samples": (), "equality": (), "baseline": kept, "verdict": verdict})
+    shown = {"samples": (), "equality": (), "baseline": kept, "verdict": verdict}
+    return bounded_evidence(evidence.model_copy(update=shown))

@@ -23,6 +23,7 @@ from typing import TypeVar
 
 from aurora_operator import metrics
 from aurora_operator.observe.observed import StoreView
+from aurora_operator.observe.store.bounded_records import bounded_trainer_status
 from aurora_operator.observe.store.evidence_check import (
     MAX_EXAMINED,
     NO_EXAMINATION,
@@ -209,7 +210,8 @@ class StoreReader:
 
     def _read_trainer(self) -> None:
         try:
-            self._trainer, self._trainer_error = self._registry.trainer_status(), ""
+            found = self._registry.trainer_status()
+            self._trainer, self._trainer_error = None if found is None else bounded_trainer_status(found), ""
         except (InvalidRecord, ObjectTooLarge) as error:
             self._trainer, self._trainer_error = None, bounded_text(f"{Keys.TRAINER_STATUS}: {error}")
 

@@ -6,7 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 
-from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType, with_kept_transition_times
+from aurora_api.v1alpha1.conditions import (
+    MAX_MESSAGE_CHARACTERS,
+    Condition,
+    ConditionStatus,
+    ConditionType,
+    with_kept_transition_times,
+)
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
 from aurora_operator.children.metadata import trainer_name
 from aurora_operator.children.queue_label import refused_changes
@@ -71,13 +77,16 @@ def invalid_spec_status(old: SpeculatorStatus, generation: int, message: str, no
 def _merged(
     *, status: SpeculatorStatus, contents: ContentByType, generation: int, now: datetime
 ) -> tuple[Condition, ...]:
-    """``contents`` as conditions. Transition times are kept where the status did not change."""
+    """``contents`` as conditions. Transition times are kept where the status did not change.
+
+    A message is cut to what a condition holds. A message may quote others, and no text of others may end a plan.
+    """
     made = [
         Condition(
             type=type_,
             status=_STATUS[content.status],
             reason=content.reason,
-            message=content.message,
+            message=content.message[:MAX_MESSAGE_CHARACTERS],
             observed_generation=generation,
             last_transition_time=now,
         )

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType, with_kept_transition_times
+from aurora_api.v1alpha1.conditions import (
+    MAX_MESSAGE_CHARACTERS,
+    Condition,
+    ConditionStatus,
+    ConditionType,
+    with_kept_transition_times,
+)
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.observe.observed import FleetView, Observed
 from aurora_operator.plan.actions import CONDITION_PERIOD, EventNote
@@ -39,7 +45,7 @@ def with_upgrade_condition(
         type=ConditionType.UPGRADE_PENDING,
         status=ConditionStatus.TRUE if pending else ConditionStatus.FALSE,
         reason=reason,
-        message=message,
+        message=message[:MAX_MESSAGE_CHARACTERS],
         observed_generation=observed.owner.generation,
         last_transition_time=now,
     )

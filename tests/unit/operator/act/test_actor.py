@@ -43,6 +43,8 @@ class Journal:
             raise self.faults[call]
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
+        if fault := self.faults.get(f"get {resource.kind} {name}"):
+            raise fault
         raise NotFound(f"{resource.kind} {namespace}/{name}", 404)
 
     def list(self, resource: Resource, namespace: str, labels: str = "") -> Sequence[Object]:
@@ -205,6 +207,32 @@ async def test_a_refused_job_is_reported_to_the_next_observation_and_delays_noth
         assert "swap b" in journal.calls
 
 
+@pytest.mark.parametrize("error", [KubernetesError("denied", 403), KubernetesError("away", 503)])
+async def test_a_refused_deletion_of_a_job_is_reported_and_delays_nothing(error: KubernetesError) -> None:
+    journal = Journal(faults={"delete Job old u": error})
+    for name in ("old", "older"):
+        journal.store({"kind": "Job", "metadata": {"name": name}})
+    outcome = await act(journal, replace(FULL, delete_jobs=("old", "older")))
+    assert outcome.apply_errors == (f"Job old: {error}",)
+    assert journal.calls[journal.calls.index("delete Job old u") + 1 :] == [
+        "delete Job older u",
+        "create Job",
+        "swap a",
+        "swap b",
+        "return c",
+        "withdraw d",
+        "create Event",
+    ]
+
+
+async def test_a_job_whose_name_is_taken_by_an_object_that_cannot_be_read_delays_nothing() -> None:
+    faults: dict[str, Exception] = {"create Job": Conflict("exists", 409), "get Job j": KubernetesError("denied", 403)}
+    journal = Journal(faults=faults)
+    outcome = await act(journal, FULL)
+    assert outcome.apply_errors == ("Job j: denied",)
+    assert "swap b" in journal.calls
+
+
 @dataclass
 class FakeObserver:
     """Observes the status that the journal stored, and a store with a candidate."""
@@ -291,3 +319,14 @@ async def test_the_finalizer_is_written_alone_because_it_changes_the_resource_ve
         written = journal.objects["AuroraSpeculator", "chat"]["metadata"]
         assert written.get("finalizers") == finalizers
         assert not outcome.wrote_status
+
+
+async def test_a_refused_finalizer_is_reported_and_a_race_observes_again() -> None:
+    journal = Journal(faults={"apply AuroraSpeculator": KubernetesError("denied", 403)})
+    outcome = await act(journal, replace(FULL, finalizer=True))
+    assert outcome.finalizer_refused
+    assert outcome.apply_errors == ("the finalizer of store.deletionPolicy: denied",)
+    assert "swap b" in journal.calls
+    for error in (Conflict("moved on", 409), KubernetesError("away", 503)):
+        with pytest.raises(KubernetesError):
+            await act(Journal(faults={"apply AuroraSpeculator": error}), replace(FULL, finalizer=True))

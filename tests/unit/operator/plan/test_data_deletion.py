@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from aurora_api.v1alpha1.conditions import ConditionType
+from aurora_api.v1alpha1.status import SpeculatorStatus, VersionStatus
 from aurora_api.v1alpha1.store import DeletionPolicy
 from aurora_operator.plan import Plan
 from aurora_operator.plan.data_deletion import (
@@ -15,9 +19,10 @@ from aurora_operator.plan.data_deletion import (
     next_step,
 )
 from aurora_store.root.root_deletion import DeletionProgress
-from tests.unit.operator.worlds import MINIMAL, made, observed, spec
+from tests.unit.operator.worlds import MINIMAL, condition, made, observed, spec
 
 DELETE, RETAIN = DeletionPolicy.DELETE, DeletionPolicy.RETAIN
+DELETING = spec(store=MINIMAL["store"] | {"deletionPolicy": "Delete"})
 
 
 @pytest.mark.parametrize(
@@ -40,11 +45,19 @@ def test_pods_end_before_objects_are_deleted_and_retain_ends_everything(
 
 
 def test_the_finalizer_comes_before_anything_is_stored_and_goes_when_the_policy_changes() -> None:
-    policy = spec(store=MINIMAL["store"] | {"deletionPolicy": "Delete"})
-    assert made(observed(spec=policy)) == Plan(finalizer=True, moving=True)
-    assert made(observed(spec=policy, has_finalizer=True)).finalizer is None
+    assert made(observed(spec=DELETING)) == Plan(finalizer=True, moving=True)
+    assert made(observed(spec=DELETING, has_finalizer=True)).finalizer is None
     assert made(observed(has_finalizer=True)) == Plan(finalizer=False, moving=True)
     assert made(observed()).finalizer is None
+
+
+def test_a_refused_finalizer_holds_back_nothing_but_the_first_draft() -> None:
+    new = observed(spec=DELETING, finalizer_refused=True, apply_errors=("the finalizer: denied",))
+    assert made(new) == Plan(finalizer=True, moving=True), "nothing is stored before the finalizer is there"
+    served = replace(new, status=SpeculatorStatus(active=VersionStatus(version=0)))
+    assert made(served).finalizer, "it is tried again, before the rest"
+    assert made(served).children
+    assert condition(served, ConditionType.DEGRADED).reason == "ApplyRefused"
 
 
 def test_the_events_give_counts_and_the_way_out() -> None:

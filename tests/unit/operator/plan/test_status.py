@@ -54,6 +54,13 @@ def test_the_status_shows_training_progress_and_vocabulary_coverage() -> None:
     assert (training.held_out_accept_length, training.vocabulary_coverage) == ("1.60", "0.846")
 
 
+@pytest.mark.parametrize("phase", [TrainerPhase.STARTING, TrainerPhase.TRAINING])
+def test_a_message_that_no_condition_holds_is_cut_and_ends_no_plan(phase: TrainerPhase) -> None:
+    record = TrainerStatus(phase=phase, step=7, shards=2, trained_tokens=900, message="x" * 40_000, updated=NOW)
+    found = condition(observed(store=store(0, trainer=record)), ConditionType.TRAINER_READY)
+    assert found.message == "x" * 32_768
+
+
 def test_an_endpoint_without_encryption_is_named_once_in_the_condition_of_the_store() -> None:
     for endpoint, named in (("http://minio.storage:9000", True), ("https://s3.example.org", False), (None, False)):
         place = {"bucket": "bucket", "endpoint": endpoint, "credentials": {"secretRef": {"name": "s3"}}}

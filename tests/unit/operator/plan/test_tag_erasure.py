@@ -56,15 +56,17 @@ def test_the_trainer_gets_the_hashes_and_the_engines_are_not_restarted() -> None
 
 
 def test_the_status_names_the_report_and_one_event_tells_it() -> None:
-    seen = world(report(versions=tuple(range(4, 40))), report(2).model_copy(update={"tag": "1" * 16}))
+    other = "1" * 16
+    reports = (report(versions=tuple(range(4, 40))), report(2).model_copy(update={"tag": other}))
+    seen = world(*reports, tags=(TAG, other))
     first, second = status(seen).training.erasures
     assert (first.tag, first.number, first.traces_removed, first.shards_rewritten) == (TAG, 1, 5, 3)
     assert (first.shards_scanned, first.remaining_traces, first.versions) == (120, 0, list(range(20, 40)))
-    assert (second.tag, second.number) == ("1" * 16, 2)
+    assert (second.tag, second.number) == (other, 2)
     notes = [note for note in made(seen).notes if note.reason == "TagErased"]
     assert [note.warning for note in notes] == [False, False]
     assert notes[1].message == (
-        f"Erased the tag {'1' * 16}: removed 5 traces from 3 shards; 0 remain in 120 scanned shards"
+        f"Erased the tag {other}: removed 5 traces from 3 shards; 0 remain in 120 scanned shards"
     )
     assert notes[0].message.startswith(f"Erased the tag {TAG}: removed 5 traces from 3 shards; 0 remain")
     assert "versions 20, 21" in notes[0].message
@@ -73,6 +75,17 @@ def test_the_status_names_the_report_and_one_event_tells_it() -> None:
     assert [note for note in made(told).notes if note.reason == "TagErased"] == []
     again = replace(world(report(2)), status=status(seen))
     assert [note.reason for note in made(again).notes if note.reason == "TagErased"] == ["TagErased"]
+
+
+def test_reports_about_other_tags_and_earlier_reports_are_left_out() -> None:
+    foreign = [report().model_copy(update={"tag": f"{number:016x}"}) for number in range(1, 1001)]
+    earlier = [report(number) for number in range(1, 1000)]
+    seen = world(*foreign)
+    assert status(seen).training.erasures == []
+    assert [note for note in made(seen).notes if note.reason == "TagErased"] == []
+    assert trainer_replicas(replace(seen, **NO_PODS)) == 1, "the listed tag still waits"
+    (last,) = status(world(*earlier, *foreign)).training.erasures
+    assert (last.tag, last.number) == (TAG, 999)
 
 
 def test_traces_that_remain_are_a_warning() -> None:

@@ -59,6 +59,17 @@ def test_the_newest_version_is_measured_while_a_version_that_passed_waits_for_it
     assert (resumed.rollout.phase, resumed.rollout.version) == (RolloutPhase.CANARY, 2)
 
 
+def test_a_roll_that_is_stopped_holds_up_measurements_and_a_pause_between_rolls_does_not() -> None:
+    """As the description of ``rollout.paused`` says."""
+    assert made(observed(spec=PAUSED, store=store(0, 1))).job is not None
+    rolling = observed(store=store(0, 1, evidence=(evidence(1),)))
+    stopped = replace(rolling, spec=PAUSED, status=status(rolling))
+    stopped = replace(stopped, status=status(stopped), store=proven())
+    assert stopped.status.rollout.phase is RolloutPhase.PAUSED
+    waiting = made(stopped)
+    assert (waiting.job, (waiting.status or stopped.status).candidate) == (None, stopped.status.candidate)
+
+
 @pytest.mark.parametrize("verdict", [None, VerdictKind.REJECT])
 def test_a_version_that_passed_is_rolled_out_although_a_newer_one_did_not_pass(verdict: VerdictKind | None) -> None:
     """A trainer that publishes faster than candidates are measured must not keep every version from the pods."""

@@ -1,0 +1,57 @@
+"""The list of rejected versions stays short, and a version that left the list is never offered again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from aurora_api.v1alpha1.conditions import ConditionType
+from aurora_api.v1alpha1.status import (
+    MAX_REJECTED,
+    CandidatePhase,
+    CandidateStatus,
+    RolloutPhase,
+    RolloutStatus,
+    SpeculatorStatus,
+)
+from aurora_operator.observe.observed import Observed, UserRequests
+from tests.unit.operator.worlds import condition, evidence, made, observed, status, store, validating
+
+REJECTED = list(range(1, 201))
+NEWEST = REJECTED[-MAX_REJECTED:]
+
+
+def passed_before(newest: int, before: SpeculatorStatus) -> Observed:
+    """The newest registered version passed its measurement. All versions up to 200 were rejected later."""
+    return observed(store=store(0, newest, evidence=(evidence(newest),)), status=before)
+
+
+def test_the_status_lists_the_newest_and_those_that_the_candidate_and_the_roll_are_about() -> None:
+    candidate = CandidateStatus(version=9, phase=CandidatePhase.REJECTED)
+    before = SpeculatorStatus(rejected=REJECTED, candidate=candidate, rollout=RolloutStatus(version=5))
+    world = passed_before(200, before)
+    after = status(world)
+    assert after.rejected == [5, 9, *NEWEST]
+    assert made(replace(world, status=after)).status is None, "the list stays as it is"
+    assert condition(world, ConditionType.ROLLOUT_PROGRESSING).reason == "RolledBack"
+    unread = replace(world, store=replace(world.store, channel=None))
+    assert status(unread).rejected == [5, 9, *NEWEST]
+
+
+@pytest.mark.parametrize("newest", [1, 100, 136, 137, 200])
+def test_no_rejected_version_is_offered_again_although_later_registrations_are_gone(newest: int) -> None:
+    world = passed_before(newest, SpeculatorStatus(rejected=REJECTED))
+    world = replace(world, user_requests=UserRequests(promote=newest, measure=(newest, 2)))
+    for _ in range(4):
+        plan = made(world)
+        world = replace(world, status=plan.status or world.status)
+        assert (plan.job, plan.swaps, plan.advance) == (None, (), None)
+        assert (world.status.candidate, world.status.rollout.phase) == (None, RolloutPhase.IDLE)
+        assert world.status.rejected == NEWEST
+
+
+def test_a_version_that_is_newer_than_all_rejected_ones_is_measured() -> None:
+    world = observed(store=store(0, 201), status=SpeculatorStatus(rejected=REJECTED))
+    assert validating(world) == 201
+    assert validating(replace(world, status=status(world))) == 201
