@@ -1,0 +1,37 @@
+"""``status`` of an AuroraSpeculator: observations and decisions of the operator, for people and for ``kubectl``."""
+
+from aurora_api.v1alpha1.status.pods import PodStatus, StartStatus
+from aurora_api.v1alpha1.status.speculator import (
+    MAX_HISTORY,
+    MAX_PODS_SHOWN,
+    MAX_REJECTED,
+    OperatorIdentity,
+    SpeculatorStatus,
+)
+from aurora_api.v1alpha1.status.trainer import TagErasureStatus, TrainingStatus
+from aurora_api.v1alpha1.status.versions import (
+    CandidatePhase,
+    CandidateStatus,
+    HistoryEntry,
+    RolloutPhase,
+    RolloutStatus,
+    VersionStatus,
+)
+
+__all__ = [
+    "MAX_HISTORY",
+    "MAX_PODS_SHOWN",
+    "MAX_REJECTED",
+    "CandidatePhase",
+    "CandidateStatus",
+    "HistoryEntry",
+    "OperatorIdentity",
+    "PodStatus",
+    "RolloutPhase",
+    "RolloutStatus",
+    "SpeculatorStatus",
+    "StartStatus",
+    "TagErasureStatus",
+    "TrainingStatus",
+    "VersionStatus",
+]

@@ -1,0 +1,67 @@
+"""The trainer's last report in ``status``."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from aurora_api.base import RewrittenModel, Timestamp
+from aurora_api.v1alpha1.training import TrainingWorth
+
+
+class TagErasureStatus(RewrittenModel):
+    """The last report about one tag of `training.eraseTags`."""
+
+    tag: str = Field(description="Hash of the tag.")
+    number: int = Field(description="Number of the report about this tag, from 1.")
+    traces_removed: int = Field(description="Traces with the tag that were removed.")
+    shards_rewritten: int = Field(description="Shards that were written again without them.")
+    shards_scanned: int = Field(description="Shards that the last scan read.")
+    remaining_traces: int = Field(
+        description="Traces with the tag that the last scan found: 0, unless a client goes on sending the tag."
+    )
+    versions: list[int] = Field(
+        default_factory=list,
+        description="The last 20 versions that may have learned from the removed traces. So may every later version of"
+        " their lineage.",
+    )
+    completed: Timestamp = Field(description="When the last scan ended.")
+
+
+class TrainingStatus(RewrittenModel):
+    """The trainer's last report. Refreshed at most every 30 s while it trains."""
+
+    phase: str = Field(
+        default="", description="Activity of the trainer: Starting, WaitingForTraces, Training or Suspended."
+    )
+    step: int = Field(default=0, description="Number of optimizer steps so far.")
+    trained_tokens: int = Field(
+        default=0, description=("Number of traced token positions trained on so far, each counted once.")
+    )
+    steps_per_minute: str | None = Field(
+        default=None,
+        description="Optimizer steps per minute over the last minute or more of training. Time in which the trainer"
+        " waits for traces does not count.",
+    )
+    pending_shards: int | None = Field(
+        default=None,
+        description="Shards of new traces that wait to be trained. A number that keeps growing says that the trainer"
+        " falls behind.",
+    )
+    held_out_accept_length: str | None = Field(
+        default=None,
+        description=(
+            "Answer tokens per verify round that the newest draft would reach on held-out requests, bonus token"
+            " included."
+        ),
+    )
+    vocabulary_coverage: str | None = Field(
+        default=None,
+        description="Share of held-out answer tokens that are in the draft's vocabulary, from 0 to 1. The draft can"
+        " propose no others.",
+    )
+    erasures: list[TagErasureStatus] = Field(
+        default_factory=list, description="The last report about each tag of `training.eraseTags`."
+    )
+    worth: TrainingWorth = Field(
+        default_factory=TrainingWorth, description="The cost of training and the saving of speculation."
+    )
