@@ -37,7 +37,7 @@ class ConcurrencyTolerance(Model):
 class Tolerance(Model):
     """Share of throughput that a candidate may lose against the active draft, except at the primary concurrency.
 
-    No tolerance lets a candidate pass that is slower than no speculation.
+    No tolerance lowers the bars against no speculation: 1 at the primary concurrency, and 0.98 at the others.
     """
 
     model_config = Model.model_config | {
@@ -55,7 +55,7 @@ class Tolerance(Model):
         description=(
             'Tolerance where `perConcurrency` names no other: "0.05" is 5 %. The whole 95 % interval must lie'
             " within the tolerance, so a draft whose true loss equals it nearly always fails. Lower it where no"
-            " concurrency may lose. Whatever it is, a candidate must reach 0.98 of the throughput without speculation."
+            " concurrency may lose."
         ),
     )
     per_concurrency: list[ConcurrencyTolerance] | None = Field(
@@ -111,9 +111,9 @@ class ValidationSpec(Model):
         ge=1,
         le=1024,
         description=(
-            "The one of `concurrencies` at which a candidate must gain `minImprovement`. At the others it must"
-            " stay within `tolerance`, and be no slower than no speculation. Unset: the lowest. Set it to the usual"
-            " load of a pod."
+            "The one of `concurrencies` at which a candidate must gain `minImprovement`, and be no slower than no"
+            " speculation. At the others it must stay within `tolerance`, and reach 0.98 of the throughput without"
+            " speculation. Unset: the lowest. Set it to the usual load of a pod."
         ),
     )
     min_improvement: Ratio = Field(

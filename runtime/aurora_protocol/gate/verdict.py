@@ -61,8 +61,8 @@ class GatePolicy:
     min_improvement: float
     """Share by which the candidate must be faster than the active draft at the primary concurrency."""
     tolerance: float
-    """Share by which the candidate may be slower than the active draft at the other concurrencies. However large it is,
-    the candidate must not be slower than no speculation."""
+    """Share by which the candidate may be slower than the active draft at the other concurrencies. It does not lower
+    the bars against no speculation."""
     min_rounds: int
     """Fewest rounds with which a ratio is decided."""
     tolerances: Mapping[int, float] = field(default_factory=dict)

@@ -1,25 +1,32 @@
-"""Names, accounts, users and additions of a release, and the pod of `helm test`."""
+"""Names, accounts, users and additions of a release, its notes, and the pod of `helm test`."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.cluster.command import CommandError
 from tests.rig.chart.rendered_chart import (
+    CHART,
     IMAGES,
     NAMESPACE,
     OPERATOR,
+    RELEASE,
     SAMPLES,
     Object,
+    built_helm,
     operator_environment,
     render,
     select,
 )
 
-EVERYTHING = SAMPLES / "everything-values.yaml"
+EVERYTHING, TENANT, SHARD = (SAMPLES / f"{name}-values.yaml" for name in ("everything", "tenant", "shard"))
 MONITORED = ("--set=metrics.podMonitor.enabled=true", "--set=metrics.dashboard.enabled=true")
 
 
@@ -92,6 +99,70 @@ def test_without_a_fixed_user_no_pod_asks_for_one() -> None:
             assert "runAsUser" not in container["securityContext"]
     told = [operator_environment(objects)["AURORA_FIXED_USER"] for objects in (fixed, free)]
     assert told == ["true", "false"]
+
+
+def test_releases_of_two_tenants_share_no_object_of_the_cluster() -> None:
+    """The policy of pod templates has no namespace, so the name of the release keeps two of them apart."""
+
+    def of_the_cluster(tenant: str) -> set[tuple[str, str]]:
+        objects = render(values=TENANT, release=f"aurora-{tenant}", namespace=f"aurora-{tenant}")
+        return {(obj["kind"], obj["metadata"]["name"]) for obj in objects if "namespace" not in obj["metadata"]}
+
+    first, second = of_the_cluster("tenant-a"), of_the_cluster("tenant-b")
+    assert {kind for kind, _ in first} == {"ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"}
+    assert not first & second
+
+
+def test_another_chart_may_depend_on_this_one_and_share_global_values(tmp_path: Path) -> None:
+    wrapper, values = tmp_path / "wrapper", tmp_path / "values.yaml"
+    shutil.copytree(CHART, wrapper / "charts/aurora-operator")
+    chart = {"apiVersion": "v2", "name": "wrapper", "version": "0.1.0"}
+    (wrapper / "Chart.yaml").write_text(
+        yaml.safe_dump(chart | {"dependencies": [{"name": "aurora-operator", "version": "*"}]})
+    )
+    own = yaml.safe_load(IMAGES.read_text())
+    values.write_text(json.dumps({"global": {"team": "inference"}, "aurora-operator": own}))
+    text = built_helm("template", RELEASE, wrapper, "-n", NAMESPACE, "-f", values)
+    made = [obj for obj in yaml.safe_load_all(text) if obj and obj["kind"] != "CustomResourceDefinition"]
+    assert made == render()
+
+
+def test_the_embedded_stores_pod_is_placed_by_values_of_its_own() -> None:
+    objects = render(values=EVERYTHING)
+    store = select(objects, "Deployment", "aurora-store")["spec"]["template"]["spec"]
+    operator = select(objects, "Deployment")["spec"]["template"]["spec"]
+    assert (store["nodeSelector"], operator["nodeSelector"]) == (
+        {"kubernetes.io/arch": "amd64"},
+        {"kubernetes.io/os": "linux"},
+    )
+    assert [store["tolerations"][0]["key"], operator["tolerations"][0]["key"]] == ["storage", "dedicated"]
+
+
+def _notes(values: Path) -> str:
+    """What Helm prints after an installation."""
+    printed = built_helm("install", RELEASE, CHART, "-n", NAMESPACE, "-f", values, "--dry-run=client")
+    return printed.partition("\nNOTES:\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("values", "namespace"),
+    [(IMAGES, "default"), (SHARD, "default"), (TENANT, "tenant-a")],
+    ids=lambda value: str(value),
+)
+def test_the_notes_name_a_namespace_that_the_operator_watches(values: Path, namespace: str) -> None:
+    notes = _notes(values)
+    commands = [line for line in notes.splitlines() if line.startswith("  kubectl") and " -n " in line]
+    assert len(commands) == 3
+    assert all(f" -n {namespace} " in command for command in commands)
+    labels = f"kubectl label namespace {namespace} aurora.dev/shard=blue" in notes
+    assert labels == (values == SHARD)
+
+
+def test_the_notes_name_the_secrets_and_the_store_that_a_tenants_speculator_may_use() -> None:
+    notes = _notes(TENANT)
+    assert "needs aurora-store, chat-keys and chat-signing-keys there" in notes
+    assert "`store.prefix` must lie in the entry's `prefix`" in notes
+    assert "secretNames" not in _notes(IMAGES)
 
 
 def test_extra_objects_are_part_of_the_release_and_may_use_its_name() -> None:

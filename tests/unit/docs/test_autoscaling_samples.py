@@ -98,6 +98,19 @@ def test_the_autoscaler_reads_the_metrics_that_the_adapter_offers() -> None:
     assert queried == offered
 
 
+def test_queries_read_only_the_series_of_one_pod_monitor() -> None:
+    """The chart's PodMonitor may scrape the same engines. A sum over both would count each request twice."""
+    (label,) = sample("pod-monitor.yaml")["spec"]["podTargetLabels"]
+    matcher = re.sub(r"\W", "_", label)
+    (rule,) = sample("prometheus-adapter.yaml")["rules"]["custom"]
+    assert f'{matcher}!=""' in rule["seriesQuery"]
+    assert f'{matcher}!=""' in rule["metricsQuery"]
+    for name in ("keda.yaml", "keda-schedule.yaml"):
+        queries = [trigger["metadata"].get("query") for trigger in sample(name)["spec"]["triggers"]]
+        assert all(f'{matcher}="chat"' in query for query in queries if query), name
+    assert "podTargetLabels" not in (ROOT / "charts/aurora-operator/templates/metrics.yaml").read_text()
+
+
 def test_only_a_trigger_outside_of_the_pods_brings_the_first_pod() -> None:
     """Without pods SGLang reports nothing, so a sample that scales to zero needs another trigger."""
     for name in ("keda.yaml", "keda-schedule.yaml"):

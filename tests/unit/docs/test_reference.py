@@ -40,6 +40,23 @@ def test_the_conditions_page_lists_all_types_and_no_invented_reason() -> None:
     assert {reason for reason in reasons if f'"{reason}"' not in source} == set()
 
 
+def test_the_command_line_page_lists_every_variable_that_the_operator_reads() -> None:
+    documented = _first_column("docs/reference/cli.md", "(AURORA|POD)_")
+    read = set(
+        re.findall(r'"((?:AURORA|POD)_[A-Z_]+)"', (ROOT / "operator/aurora_operator/operator_config.py").read_text())
+    )
+    assert len(read) > 10
+    assert documented == read
+
+
+def test_the_command_line_page_says_which_of_these_variables_the_chart_sets() -> None:
+    sentence = page("docs/reference/cli.md").path.read_text().partition("The chart sets all but")[2].partition(":\n")[0]
+    kept = set(re.findall(r"`(\w+)`", sentence))
+    template = (ROOT / "charts/aurora-operator/templates/deployment.yaml").read_text()
+    passed = set(re.findall(r"- name: ((?:AURORA|POD)_[A-Z_]+)", template))
+    assert passed == _first_column("docs/reference/cli.md", "(AURORA|POD)_") - kept
+
+
 def test_the_store_page_lists_every_kind_of_key() -> None:
     text = page("docs/reference/store-layout.md").path.read_text()
     prefixes = {value for name, value in vars(Keys).items() if name.isupper() and isinstance(value, str)}
