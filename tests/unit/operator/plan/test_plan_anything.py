@@ -172,6 +172,7 @@ def worlds(draw: st.DrawFn) -> Observed:
         jobs=tuple(draw(st.lists(jobs, max_size=2))),
         disruptions_allowed=draw(st.sampled_from([None, 0, 1])),
         observation_gap=draw(st.booleans()),
+        figures_gap=draw(st.booleans()),
         fencing_epoch=draw(st.integers(0, 20)),
     )
 
