@@ -318,15 +318,15 @@ def _failed(inputs: ValidationInputs, candidate: CandidateStatus, reason: str) -
     delay_seconds = int(_retry_delay(candidate.attempt).total_seconds())
     again = f"the next attempt begins in {delay_seconds} s at the earliest"
     message = f"attempt {candidate.attempt} failed: {reason}; {again}"
-    update = {"phase": CandidatePhase.FAILED, "since": inputs.now, "message": message}
+    update = {"phase": CandidatePhase.FAILED, "since": inputs.now, "message": message, "pod": None}
     return ValidationDecision(candidate.model_copy(update=update), event="ValidationFailed")
 
 
 def _next_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
-    """Measure ``candidate`` again, in another Job."""
+    """Measure ``candidate`` again, in another Job, and perhaps on another replica."""
     attempt = candidate.attempt + 1
     job = job_name(inputs.name, candidate.version, attempt)
-    update = {"phase": CandidatePhase.VALIDATING, "attempt": attempt, "job": job}
+    update = {"phase": CandidatePhase.VALIDATING, "attempt": attempt, "job": job, "pod": None}
     return _begin_attempt(inputs, candidate.model_copy(update=update))
 
 
