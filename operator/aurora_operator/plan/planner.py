@@ -148,6 +148,7 @@ def _with(versions: frozenset[int], version: int | None) -> frozenset[int]:
 def _validation_inputs(
     observed: Observed, pods: tuple[Pod, ...], rejected: frozenset[int], now: datetime
 ) -> ValidationInputs:
+    at_rest = is_at_rest(observed.spec)
     return ValidationInputs(
         now=now,
         name=observed.owner.name,
@@ -158,7 +159,12 @@ def _validation_inputs(
         jobs=observed.jobs,
         refused_job=observed.refused_job,
         concurrency=observed.spec.validation.concurrencies_primary_first[0],
-        may_measure=any(pod.ready for pod in pods) and observed.spec.rollout.pin is None and not observed.spec_fault,
+        may_measure=(
+            any(pod.ready for pod in pods)
+            and observed.spec.rollout.pin is None
+            and not (observed.spec_fault or at_rest)
+        ),
+        at_rest=at_rest,
         abort=observed.user_requests.abort,
         measure=observed.user_requests.measure,
         shortage=shortage(

@@ -80,7 +80,9 @@ class ValidationInputs:
     concurrency: int
     """The concurrency at which an improvement must show."""
     may_measure: bool = True
-    """At least one pod is ready, no version is pinned, and the spec can be used."""
+    """At least one pod is ready, no version is pinned, the spec can be used, and the speculator is not at rest."""
+    at_rest: bool = False
+    """The candidate's Job is being deleted (``plan/rest.py``)."""
     abort: int | None = None
     """A person rejects this version."""
     measure: tuple[int, int] | None = None
@@ -272,7 +274,7 @@ def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Vali
         return _next_attempt(inputs, candidate.model_copy(update={"message": f"measuring again: {job.message}"}))
     if reason := failure(candidate, job, inputs.refused_job, replica_is_back=inputs.replica_is_back):
         return _failed(inputs, candidate, reason)
-    has_place = job is not None or candidate.pod is not None
+    has_place = not inputs.at_rest and (job is not None or candidate.pod is not None)
     if candidate.since is None and has_place:  # the Job was created just before the status was written
         begun = candidate.model_copy(update={"message": MEASURING, "since": inputs.now})
         return ValidationDecision(begun, event="ValidationStarted")

@@ -166,7 +166,7 @@ def test_a_candidate_that_waits_through_a_rest_begins_with_an_event() -> None:
     rest = spec(serving={"replicas": 0}, training={"suspended": True})
     resting = observed(spec=rest, status=waiting, store=with_held_out(0).store, **NO_PODS)
     rested = after(resting, made(resting))
-    assert candidate_of(rested).message == AT_REST
+    assert (candidate_of(rested).message, candidate_of(rested).since) == (AT_REST, None)
     begins = made(replace(with_held_out(NEEDED), status=rested.status))
     assert begins.job is not None
     assert "ValidationStarted" in events(begins)
