@@ -148,7 +148,7 @@ def _with(versions: frozenset[int], version: int | None) -> frozenset[int]:
 def _validation_inputs(
     observed: Observed, pods: tuple[Pod, ...], rejected: frozenset[int], now: datetime
 ) -> ValidationInputs:
-    at_rest = is_at_rest(observed.spec)
+    at_rest, on_replica = is_at_rest(observed.spec), observed.spec.validation.measure_on is MeasureOn.REPLICA
     return ValidationInputs(
         now=now,
         name=observed.owner.name,
@@ -170,9 +170,8 @@ def _validation_inputs(
         shortage=shortage(
             observed.store.trainer, observed.spec.validation, now, trainer_stopped=trainer_replicas(observed) == 0
         ),
-        replica_is_back=(
-            observed.spec.validation.measure_on is MeasureOn.REPLICA and not lending.withdrawn_pods(observed)
-        ),
+        on_replica=on_replica,
+        replica_is_back=on_replica and not lending.withdrawn_pods(observed),
     )
 
 

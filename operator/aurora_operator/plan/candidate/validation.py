@@ -52,6 +52,7 @@ from aurora_operator.observe.observed import JobView, RefusedJob, StoreView
 from aurora_operator.plan.candidate.measurement_job import failure, with_waiting_note
 from aurora_operator.plan.candidate.undecided_measurement import gave_way, reason_to_end
 from aurora_operator.plan.formatting import ratio_text, source_text
+from aurora_operator.plan.lending import WAITING_FOR_REPLICA
 from aurora_operator.plan.rest import MEASURING
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.evidence_records import Evidence, VerdictKind
@@ -89,6 +90,8 @@ class ValidationInputs:
     """(version, attempt): a person asks for this measurement without a delay."""
     shortage: str = ""
     """Why no measurement may begin yet; empty when one may."""
+    on_replica: bool = False
+    """Candidates are measured on a replica."""
     replica_is_back: bool = False
     """Candidates are measured on a replica, and none is withdrawn now."""
 
@@ -142,10 +145,12 @@ def decide(inputs: ValidationInputs) -> ValidationDecision:
 
 
 def _restored(inputs: ValidationInputs) -> CandidateStatus | None:
-    """The stored candidate, corrected where the store or the rollout disagrees."""
+    """The stored candidate, corrected where the spec, the store or the rollout disagrees."""
     candidate = inputs.candidate
     if candidate is None or candidate.version <= inputs.channel.active:
         return None
+    if not inputs.on_replica:
+        candidate = _without_replica(candidate)
     waiting = candidate.waiting_version
     if waiting is not None and (waiting in inputs.rejected or not inputs.store.promotion_evidence(waiting)):
         candidate = candidate.model_copy(update={"waiting_version": None})
@@ -154,6 +159,14 @@ def _restored(inputs: ValidationInputs) -> CandidateStatus | None:
         update = {"phase": CandidatePhase.REJECTED, "message": inputs.rollout.message if rolled else "rejected before"}
         candidate = candidate.model_copy(update=update)
     return candidate
+
+
+def _without_replica(candidate: CandidateStatus) -> CandidateStatus:
+    """``candidate`` as one that needs no replica: ``validation.measureOn`` is Job, and may have been Replica before."""
+    names_replica = candidate.pod is not None or candidate.message.startswith(WAITING_FOR_REPLICA)
+    if candidate.phase is not CandidatePhase.VALIDATING or not names_replica:
+        return candidate
+    return candidate.model_copy(update={"pod": None, "message": MEASURING})
 
 
 def _waiting_version(inputs: ValidationInputs, candidate: CandidateStatus | None) -> int | None:
