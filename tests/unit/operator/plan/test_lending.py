@@ -161,12 +161,12 @@ def test_a_lent_pod_is_not_asked_to_swap_and_the_others_do_not_wait_for_it() -> 
     assert {swap.pod for swap in made(stray).swaps} == {"chat-a"}
 
 
-@pytest.mark.parametrize("end", ["passed", "failed", "rejected", "aborted", "rolling", "lost status"])
+@pytest.mark.parametrize("end", ["passed", "failed", "rejected", "undecided", "aborted", "rolling", "lost status"])
 def test_a_replica_is_taken_back_when_its_measurement_is_over(end: str) -> None:
     seen = lent()
-    if end in ("passed", "rejected"):
-        kind = VerdictKind.PASS if end == "passed" else VerdictKind.REJECT
-        seen = replace(seen, store=store(0, 1, evidence=(evidence(1, kind),)))
+    verdicts = {"passed": VerdictKind.PASS, "rejected": VerdictKind.REJECT, "undecided": VerdictKind.INCONCLUSIVE}
+    if end in verdicts:
+        seen = replace(seen, store=store(0, 1, evidence=(evidence(1, verdicts[end]),)))
     if end == "failed":
         seen = replace(seen, jobs=(JobView(JOB, 1, 1, failed=True, message="no prompts"),))
     if end == "aborted":
