@@ -103,8 +103,7 @@ def test_a_speculator_at_rest_has_no_validation_job_and_measures_its_candidate_l
     shown = next(c for c in rest.status.conditions if c.type is ConditionType.CANDIDATE_VALIDATED)
     assert shown.message == "version 1: not measured while training is suspended and serving.replicas is 0"
     assert (made(rest).job, made(rest).moving, made(rest).status) == (None, False, None)
-    for leftover in ({"jobs": (running,)}, {"pods": (pod("chat-a", 0),)}):
-        ending = made(replace(rest, **leftover))
+    for ending in (made(replace(rest, jobs=(running,))), made(replace(rest, pods=(pod("chat-a", 0),)))):
         assert ending.job is None
         assert "ValidationStarted" not in [note.reason for note in ending.notes], "its Job or a pod is being deleted"
     back = replace(busy, status=rest.status)
