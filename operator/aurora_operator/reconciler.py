@@ -52,9 +52,12 @@ WATCHFUL_POLL_SECONDS = 15.0
 """Time until the next reconcile while the operator waits for something that no watch shows: a paused roll whose draft
 live traffic still judges, a store or an agent that does not answer, a name that another object has, a turn to restart
 after an upgrade."""
-REST_POLL_SECONDS = 60.0
-"""Mean time until the next reconcile at rest, with a quarter of jitter. The reconcile repairs what a missed change
-would leave undone. It makes no API call. A read of the store that is due ends the rest earlier."""
+REST_POLL_SECONDS, REST_JITTER = 60.0, 0.25
+"""Mean time until the next reconcile at rest, and the share by which it varies. The reconcile repairs what a missed
+change would leave undone. It makes no API call. A read of the store that is due ends the rest earlier."""
+MAX_FIGURES_GAP = timedelta(seconds=2 * (1 + REST_JITTER) * REST_POLL_SECONDS)
+"""Time between two observations over which the figures of ``training.suspendWhen`` still count as known: two long
+rests. A reconcile may be late or fail once."""
 AGENTS_AT_REST_SECONDS = 100.0
 """Minimum age of the agents' answers at rest before a reconcile asks the agents again.
 
@@ -153,6 +156,7 @@ class Reconciler:
         observed = replace(
             snapshot.observed,
             observation_gap=self._observed_time.has_gap(now, monotonic_seconds),
+            figures_gap=self._observed_time.has_gap(now, monotonic_seconds, MAX_FIGURES_GAP),
             fencing_epoch=before.fencing_epoch,
             finalizer_refused=before.finalizer_refused,
             apply_errors=before.apply_errors,
@@ -241,4 +245,4 @@ def _delay_after(claim: Claim) -> float:
 
 
 def _rest_seconds() -> float:
-    return REST_POLL_SECONDS * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
+    return REST_POLL_SECONDS * random.uniform(1 - REST_JITTER, 1 + REST_JITTER)  # noqa: S311 - jitter

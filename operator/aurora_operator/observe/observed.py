@@ -328,6 +328,8 @@ class Observed:
     """By pod name. The samples feed only the figures in the status, and when suspended training resumes early."""
     observation_gap: bool = False
     """The operator did not observe for a while, or the clock was set (see ``observed_time``): deadlines restart now."""
+    figures_gap: bool = False
+    """The same, for longer than a speculator rests: the times of ``training.suspendWhen`` restart now."""
     fencing_epoch: int = 0
     """The highest epoch for which an agent refused our last requests; 0: no agent has seen a higher epoch than ours."""
     user_requests: UserRequests = UserRequests()

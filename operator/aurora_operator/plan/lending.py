@@ -15,6 +15,7 @@ measured or not: service comes before measurements.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus
 from aurora_api.v1alpha1.validation import MeasureOn
@@ -22,6 +23,7 @@ from aurora_operator.observe.observed import Observed, PodView
 from aurora_operator.plan.actions import LeaseRequest
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementRequest
 
+WAITING_FOR_REPLICA: Final = "waiting for a replica: "
 LEASE_SECONDS = 300
 """The first lease covers the start of the Job's pod. From then on the Job renews a shorter lease."""
 
@@ -99,7 +101,7 @@ def _withdraw(
 
 
 def _waiting(candidate: CandidateStatus, reason: str) -> CandidateStatus:
-    return candidate.model_copy(update={"pod": None, "message": f"waiting for a replica: {reason}"})
+    return candidate.model_copy(update={"pod": None, "message": f"{WAITING_FOR_REPLICA}{reason}"})
 
 
 def _measuring_on(view: PodView) -> dict[str, str]:

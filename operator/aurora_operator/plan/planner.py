@@ -158,6 +158,7 @@ def _with(versions: frozenset[int], version: int | None) -> frozenset[int]:
 def _validation_inputs(
     observed: Observed, pods: tuple[Pod, ...], rejected: frozenset[int], now: datetime
 ) -> ValidationInputs:
+    at_rest, on_replica = is_at_rest(observed.spec), observed.spec.validation.measure_on is MeasureOn.REPLICA
     return ValidationInputs(
         now=now,
         name=observed.owner.name,
@@ -168,15 +169,19 @@ def _validation_inputs(
         jobs=observed.jobs,
         refused_job=observed.refused_job,
         concurrency=observed.spec.validation.concurrencies_primary_first[0],
-        may_measure=any(pod.ready for pod in pods) and observed.spec.rollout.pin is None and not observed.spec_fault,
+        may_measure=(
+            any(pod.ready for pod in pods)
+            and observed.spec.rollout.pin is None
+            and not (observed.spec_fault or at_rest)
+        ),
+        at_rest=at_rest,
         abort=observed.user_requests.abort,
         measure=observed.user_requests.measure,
         shortage=shortage(
             observed.store.trainer, observed.spec.validation, now, trainer_stopped=trainer_replicas(observed) == 0
         ),
-        replica_is_back=(
-            observed.spec.validation.measure_on is MeasureOn.REPLICA and not lending.withdrawn_pods(observed)
-        ),
+        on_replica=on_replica,
+        replica_is_back=on_replica and not lending.withdrawn_pods(observed),
     )
 
 

@@ -42,11 +42,11 @@ def is_at_rest(spec: SpeculatorSpec) -> bool:
 
 
 def with_rest_message(candidate: CandidateStatus | None, spec: SpeculatorSpec) -> CandidateStatus | None:
-    """``candidate`` with a message that says that its measurement waits, or no longer waits, because of the rest."""
+    """``candidate`` as one that waits because of the rest, or with a message that says that it no longer does."""
     if candidate is None or candidate.phase is not CandidatePhase.VALIDATING:
         return candidate
     if is_at_rest(spec):
-        return candidate.model_copy(update={"message": AT_REST, "pod": None})
+        return candidate.model_copy(update={"message": AT_REST, "since": None, "pod": None})
     return candidate.model_copy(update={"message": MEASURING}) if candidate.message == AT_REST else candidate
 
 

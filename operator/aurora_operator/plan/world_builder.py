@@ -79,13 +79,14 @@ def world_of(
 def _newer_version(observed: Observed, validation: ValidationDecision, rejected: frozenset[int]) -> int | None:
     """The newest version, if the version being rolled out may have to make room for it.
 
-    A version whose measurement could not be made does not count.
+    A version whose measurement could not be made, or waits to begin, does not count. Nothing could be decided about it.
     """
     rolled, newest, candidate = observed.status.rollout.version, observed.store.newest, validation.candidate
     if rolled is None or newest is None or newest <= rolled or newest in rejected:
         return None
-    failed = candidate is not None and candidate.phase is CandidatePhase.FAILED and candidate.version == newest
-    return None if failed else newest
+    if candidate is None or candidate.version != newest:
+        return newest
+    return None if candidate.phase is CandidatePhase.FAILED or candidate.waits_to_begin else newest
 
 
 def serving_digest(observed: Observed) -> str:

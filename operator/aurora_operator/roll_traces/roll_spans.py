@@ -2,7 +2,7 @@
 
 The trace of a version::
 
-    offer                     registered, until its first measurement began (the root)
+    offer                     registered, until its first measurement began or it was given up before (the root)
     ├── measurement           one for each attempt, until the operator decided
     │   └── rounds            the measured rounds, from the evidence
     ├── rollout               from its start until the version was established, rejected or stopped
@@ -15,8 +15,8 @@ The trace of a version::
 Invariants: spans follow from the former status, the new status and what was observed between them. A status is written
 only over the one that it was computed from, so each change is seen once and each phase ends once. A span is exported
 when its phase ends: a parent may therefore come after its children. The root ends first, because nobody can know
-whether a version that was stopped will be rolled out again. A version that a pin put aside may be offered again. Then
-the root is exported again, with a later end.
+whether a version that was stopped will be rolled out again. A version that a pin put aside may be offered again, and
+the first measurement begins again after a rest. Then the root is exported again, with a later end.
 """
 
 from __future__ import annotations
@@ -71,14 +71,21 @@ def spans_of(observed: Observed, after: SpeculatorStatus, now: datetime) -> Iter
 
 def _candidate_spans(observed: Observed, candidate: CandidateStatus | None, now: datetime) -> Iterator[Span]:
     before = observed.status.candidate
-    if candidate is not None and (before is None or before.version != candidate.version):
+    after = candidate if before is not None and candidate is not None and candidate.version == before.version else None
+    if before is not None and _is_on_offer(before) and not _is_on_offer(after):
+        yield _offer(observed, after or before, now)
+    if candidate is not None and after is None and not _is_on_offer(candidate):
         yield _offer(observed, candidate, now)
-    if before is None or before.phase is not CandidatePhase.VALIDATING:
+    if before is None or before.phase is not CandidatePhase.VALIDATING or before.waits_to_begin:
         return
-    same = candidate is not None and candidate.version == before.version
-    if same and candidate is not None and candidate.phase is before.phase and candidate.attempt == before.attempt:
+    if after is not None and after.phase is before.phase and after.attempt == before.attempt:
         return
-    yield from _measurement(observed, before, candidate if same else None, now)
+    yield from _measurement(observed, before, after, now)
+
+
+def _is_on_offer(candidate: CandidateStatus | None) -> bool:
+    """Whether the candidate waits for its first measurement."""
+    return candidate is not None and candidate.waits_to_begin and candidate.attempt == 1
 
 
 def _offer(observed: Observed, candidate: CandidateStatus, now: datetime) -> Span:

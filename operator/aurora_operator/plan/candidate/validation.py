@@ -52,6 +52,7 @@ from aurora_operator.observe.observed import JobView, RefusedJob, StoreView
 from aurora_operator.plan.candidate.measurement_job import failure, with_waiting_note
 from aurora_operator.plan.candidate.undecided_measurement import gave_way, reason_to_end
 from aurora_operator.plan.formatting import ratio_text, source_text
+from aurora_operator.plan.lending import WAITING_FOR_REPLICA
 from aurora_operator.plan.rest import MEASURING
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.evidence_records import Evidence, VerdictKind
@@ -80,13 +81,17 @@ class ValidationInputs:
     concurrency: int
     """The concurrency at which an improvement must show."""
     may_measure: bool = True
-    """At least one pod is ready, no version is pinned, and the spec can be used."""
+    """At least one pod is ready, no version is pinned, the spec can be used, and the speculator is not at rest."""
+    at_rest: bool = False
+    """The candidate's Job is being deleted (``plan/rest.py``)."""
     abort: int | None = None
     """A person rejects this version."""
     measure: tuple[int, int] | None = None
     """(version, attempt): a person asks for this measurement without a delay."""
     shortage: str = ""
     """Why no measurement may begin yet; empty when one may."""
+    on_replica: bool = False
+    """Candidates are measured on a replica."""
     replica_is_back: bool = False
     """Candidates are measured on a replica, and none is withdrawn now."""
 
@@ -140,10 +145,12 @@ def decide(inputs: ValidationInputs) -> ValidationDecision:
 
 
 def _restored(inputs: ValidationInputs) -> CandidateStatus | None:
-    """The stored candidate, corrected where the store or the rollout disagrees."""
+    """The stored candidate, corrected where the spec, the store or the rollout disagrees."""
     candidate = inputs.candidate
     if candidate is None or candidate.version <= inputs.channel.active:
         return None
+    if not inputs.on_replica:
+        candidate = _without_replica(candidate)
     waiting = candidate.waiting_version
     if waiting is not None and (waiting in inputs.rejected or not inputs.store.promotion_evidence(waiting)):
         candidate = candidate.model_copy(update={"waiting_version": None})
@@ -152,6 +159,14 @@ def _restored(inputs: ValidationInputs) -> CandidateStatus | None:
         update = {"phase": CandidatePhase.REJECTED, "message": inputs.rollout.message if rolled else "rejected before"}
         candidate = candidate.model_copy(update=update)
     return candidate
+
+
+def _without_replica(candidate: CandidateStatus) -> CandidateStatus:
+    """``candidate`` as one that needs no replica: ``validation.measureOn`` is Job, and may have been Replica before."""
+    names_replica = candidate.pod is not None or candidate.message.startswith(WAITING_FOR_REPLICA)
+    if candidate.phase is not CandidatePhase.VALIDATING or not names_replica:
+        return candidate
+    return candidate.model_copy(update={"pod": None, "message": MEASURING})
 
 
 def _waiting_version(inputs: ValidationInputs, candidate: CandidateStatus | None) -> int | None:
@@ -272,7 +287,7 @@ def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Vali
         return _next_attempt(inputs, candidate.model_copy(update={"message": f"measuring again: {job.message}"}))
     if reason := failure(candidate, job, inputs.refused_job, replica_is_back=inputs.replica_is_back):
         return _failed(inputs, candidate, reason)
-    has_place = job is not None or candidate.pod is not None
+    has_place = not inputs.at_rest and (job is not None or candidate.pod is not None)
     if candidate.since is None and has_place:  # the Job was created just before the status was written
         begun = candidate.model_copy(update={"message": MEASURING, "since": inputs.now})
         return ValidationDecision(begun, event="ValidationStarted")
@@ -318,15 +333,15 @@ def _failed(inputs: ValidationInputs, candidate: CandidateStatus, reason: str) -
     delay_seconds = int(_retry_delay(candidate.attempt).total_seconds())
     again = f"the next attempt begins in {delay_seconds} s at the earliest"
     message = f"attempt {candidate.attempt} failed: {reason}; {again}"
-    update = {"phase": CandidatePhase.FAILED, "since": inputs.now, "message": message}
+    update = {"phase": CandidatePhase.FAILED, "since": inputs.now, "message": message, "pod": None}
     return ValidationDecision(candidate.model_copy(update=update), event="ValidationFailed")
 
 
 def _next_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
-    """Measure ``candidate`` again, in another Job."""
+    """Measure ``candidate`` again, in another Job, and perhaps on another replica."""
     attempt = candidate.attempt + 1
     job = job_name(inputs.name, candidate.version, attempt)
-    update = {"phase": CandidatePhase.VALIDATING, "attempt": attempt, "job": job}
+    update = {"phase": CandidatePhase.VALIDATING, "attempt": attempt, "job": job, "pod": None}
     return _begin_attempt(inputs, candidate.model_copy(update=update))
 
 

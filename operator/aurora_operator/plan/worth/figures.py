@@ -70,7 +70,7 @@ def worth_facts(observed: Observed, worth: TrainingWorth, status: SpeculatorStat
         gain_is_coming=_gain_is_coming(status),
         acceptance=_share(since_start, least=MIN_RECENT_TOKENS),
         recent_acceptance=_share(recent, least=MIN_RECENT_TOKENS),
-        observation_gap=observed.observation_gap,
+        figures_gap=observed.figures_gap,
     )
 
 

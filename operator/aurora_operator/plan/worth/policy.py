@@ -14,7 +14,8 @@ Invariants:
 
 - Without ``training.suspendWhen`` training is never suspended.
 - An unknown figure suspends nothing: it neither starts nor ends a wait.
-- Nobody knows the figures of a time in which the operator did not observe, so both waits begin anew after it.
+- Nobody knows the figures of a time in which the operator did not observe, so both waits begin anew after it. The
+  pauses of a speculator at rest are no such time: both waits go on through them.
 - Training that was resumed runs for at least :data:`MIN_TRAINING`, so it cannot flap.
 - A version that passed its measurement, or is being rolled out, is a gain: training is not suspended before it ended.
 """
@@ -63,8 +64,8 @@ class WorthFacts:
     """Share of the draft's first proposed tokens that were accepted, since the engines started."""
     recent_acceptance: float | None = None
     """The same in the last minute of traffic."""
-    observation_gap: bool = False
-    """The operator did not observe for a while, or the clock was set."""
+    figures_gap: bool = False
+    """The operator did not observe for longer than a speculator rests, or the clock was set."""
 
     @property
     def below_cost(self) -> bool | None:
@@ -108,7 +109,7 @@ def decide(
         return _runs(worth, now, "")
     # No stored time lies in the future, so a clock that was set back delays nothing.
     worth = worth.model_copy(update={"since": min(worth.since, now)})
-    if facts.observation_gap:
+    if facts.figures_gap:
         worth = worth.model_copy(update={"below_cost_since": None, "acceptance_fell_since": None})
     if worth.suspended_for is not None:
         return _while_suspended(criteria, worth, facts, now)

@@ -132,13 +132,20 @@ def test_a_candidate_that_waits_begins_only_once_measurements_may_begin(hindranc
     assert "ValidationStarted" in events(begins)
 
 
-def test_an_undecided_candidate_is_not_measured_again_while_a_version_is_pinned() -> None:
-    begun = after(with_held_out(NEEDED), made(with_held_out(NEEDED)))
+@pytest.mark.parametrize("where", [ON_JOB, ON_REPLICA], ids=["Job", "Replica"])
+def test_an_undecided_candidate_is_not_measured_again_while_a_version_is_pinned(where: SpeculatorSpec) -> None:
+    begun = after(with_held_out(NEEDED, spec=where), made(with_held_out(NEEDED, spec=where)))
+    assert candidate_of(begun).pod == (None if where is ON_JOB else "chat-b")
     undecided = evidence(1, VerdictKind.INCONCLUSIVE)
-    pinned = replace(begun, store=replace(begun.store, evidence=(undecided,)), **PINNED)
-    waits = made(pinned)
-    assert waits.job is None
-    assert (candidate_of(after(pinned, waits)).attempt, candidate_of(after(pinned, waits)).since) == (2, None)
+    pin = where.model_copy(update={"rollout": where.rollout.model_copy(update={"pin": 0})})
+    pinned = replace(begun, store=replace(begun.store, evidence=(undecided,)), spec=pin)
+    for _ in range(2):
+        waits = made(pinned)
+        assert (waits.job, waits.leases) == (None, ())
+        assert "ValidationStarted" not in events(waits)
+        pinned = after(pinned, waits)
+        waiting = candidate_of(pinned)
+        assert (waiting.attempt, waiting.since, waiting.pod) == (2, None, None)
 
 
 @pytest.mark.parametrize("message", ["", AT_REST, MEASURING])
@@ -159,7 +166,7 @@ def test_a_candidate_that_waits_through_a_rest_begins_with_an_event() -> None:
     rest = spec(serving={"replicas": 0}, training={"suspended": True})
     resting = observed(spec=rest, status=waiting, store=with_held_out(0).store, **NO_PODS)
     rested = after(resting, made(resting))
-    assert candidate_of(rested).message == AT_REST
+    assert (candidate_of(rested).message, candidate_of(rested).since) == (AT_REST, None)
     begins = made(replace(with_held_out(NEEDED), status=rested.status))
     assert begins.job is not None
     assert "ValidationStarted" in events(begins)
@@ -179,6 +186,26 @@ def test_an_attempt_after_a_failed_one_waits_too() -> None:
     world = after(world, waits)
     assert (candidate_of(world).phase, candidate_of(world).attempt) == (CandidatePhase.VALIDATING, 3)
     assert "ValidationStarted" in events(made(replace(world, store=with_held_out(NEEDED).store)))
+
+
+@pytest.mark.parametrize("phase", [CandidatePhase.FAILED, CandidatePhase.VALIDATING])
+def test_the_replica_of_an_attempt_that_failed_does_not_begin_the_next_one(phase: CandidatePhase) -> None:
+    """Otherwise the replica would leave its Service for every attempt, and each would find too few requests."""
+    name = "chat-validate-v1-1"
+    stored = CandidateStatus(version=1, phase=phase, job=name, pod="chat-b", since=NOW)
+    failed = (JobView(name, 1, 1, failed=True, message="too few prompts"),)
+    world = replace(with_held_out(0, spec=ON_REPLICA), status=SpeculatorStatus(candidate=stored), jobs=failed)
+    world, later = after(world, made(world)), NOW + timedelta(minutes=1)
+    for _ in range(3):
+        waits = made(world, later)
+        assert (waits.job, waits.leases) == (None, ())
+        assert "ValidationStarted" not in events(waits)
+        world = after(world, waits)
+        waiting = candidate_of(world)
+        assert (waiting.phase, waiting.attempt) == (CandidatePhase.VALIDATING, 2)
+        assert (waiting.since, waiting.pod) == (None, None)
+    (lease,) = made(replace(world, store=with_held_out(NEEDED).store), later).leases
+    assert (lease.pod, lease.request.begin) == ("chat-b", True)
 
 
 def test_a_measurement_under_way_goes_on_when_the_trainer_starts_to_count_anew() -> None:

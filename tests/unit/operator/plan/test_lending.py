@@ -12,6 +12,7 @@ from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, RolloutStatus, SpeculatorStatus
 from aurora_operator.observe.observed import DeployedTemplate, JobView, Observed, PodView, RefusedJob, WorkloadView
 from aurora_operator.plan import Plan, plan
+from aurora_operator.plan.rest import MEASURING
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementStatus
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.pod_settings import ValidationSettings
@@ -160,12 +161,12 @@ def test_a_lent_pod_is_not_asked_to_swap_and_the_others_do_not_wait_for_it() -> 
     assert {swap.pod for swap in made(stray).swaps} == {"chat-a"}
 
 
-@pytest.mark.parametrize("end", ["passed", "failed", "rejected", "aborted", "rolling", "lost status"])
+@pytest.mark.parametrize("end", ["passed", "failed", "rejected", "undecided", "aborted", "rolling", "lost status"])
 def test_a_replica_is_taken_back_when_its_measurement_is_over(end: str) -> None:
     seen = lent()
-    if end in ("passed", "rejected"):
-        kind = VerdictKind.PASS if end == "passed" else VerdictKind.REJECT
-        seen = replace(seen, store=store(0, 1, evidence=(evidence(1, kind),)))
+    verdicts = {"passed": VerdictKind.PASS, "rejected": VerdictKind.REJECT, "undecided": VerdictKind.INCONCLUSIVE}
+    if end in verdicts:
+        seen = replace(seen, store=store(0, 1, evidence=(evidence(1, verdicts[end]),)))
     if end == "failed":
         seen = replace(seen, jobs=(JobView(JOB, 1, 1, failed=True, message="no prompts"),))
     if end == "aborted":
@@ -292,6 +293,23 @@ def test_a_lent_pod_whose_agent_does_not_answer_counts_as_lent() -> None:
     assert ready.status.value == "True"
     assert shown.candidate is not None
     assert shown.candidate.phase is CandidatePhase.VALIDATING
+
+
+@pytest.mark.parametrize("before", ["it waits for a replica", "a replica was chosen", "a replica has left"])
+def test_a_candidate_that_is_measured_in_a_job_after_all_names_no_replica(before: str) -> None:
+    seen = world(disruptions_allowed=0) if before == "it waits for a replica" else world()
+    seen = replace(seen, status=status(seen), spec=spec(serving={"replicas": 2}))
+    if before == "a replica has left":
+        seen = replace(seen, pods=(pod("chat-a", 0), withdrawn("chat-b")))
+    changed = made(seen)
+    assert changed.job is not None
+    (container,) = changed.job["spec"]["template"]["spec"]["containers"]
+    values = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert ValidationSettings.from_json(values["AURORA_SETTINGS"]).replica is None
+    found = status(seen).candidate
+    assert found is not None
+    assert (found.pod, found.message) == (None, MEASURING)
+    assert [lease.pod for lease in changed.leases] == (["chat-b"] if before == "a replica has left" else [])
 
 
 def test_by_default_a_job_measures_in_its_own_pod() -> None:

@@ -11,6 +11,7 @@ import pytest
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import (
     CandidatePhase,
+    CandidateStatus,
     RolloutPhase,
     SpeculatorStatus,
     VersionStatus,
@@ -340,6 +341,27 @@ def test_a_canary_without_traffic_stops_so_that_the_newer_version_is_measured() 
     refused = idle.model_copy(update={"rejected": [2]})
     again = status(replace(world, status=refused))
     assert (again.rollout.phase, again.rollout.version) == (RolloutPhase.CANARY, 1), "nothing better is left to try"
+
+
+@pytest.mark.parametrize(
+    ("changes", "phase"),
+    [
+        ({}, RolloutPhase.ROLLING_BACK),
+        ({"phase": CandidatePhase.FAILED}, RolloutPhase.CANARY),
+        ({"since": None}, RolloutPhase.CANARY),
+    ],
+    ids=["is being measured", "could not be measured", "waits for held-out requests"],
+)
+def test_a_canary_without_traffic_goes_on_while_the_newer_version_cannot_be_measured(
+    changes: dict[str, Any], phase: RolloutPhase
+) -> None:
+    proven = store(0, 1, 2, evidence=(evidence(1),))
+    world = observed(store=replace(proven, registrations={v: registration(v) for v in (0, 1)}))
+    began = status(replace(world, status=status(world)))
+    newer = CandidateStatus(version=2, phase=CandidatePhase.VALIDATING, waiting_version=1, since=NOW)
+    stored = began.model_copy(update={"candidate": newer.model_copy(update=changes)})
+    later = NOW + timedelta(seconds=601)
+    assert status(replace(world, store=proven, status=stored), later).rollout.phase is phase
 
 
 def test_a_lost_status_is_rebuilt_from_the_store() -> None:

@@ -98,17 +98,23 @@ def test_a_speculator_at_rest_has_no_validation_job_and_measures_its_candidate_l
     rest = replace(resting, jobs=(), status=status(resting))
     assert rest.status.candidate is not None
     assert rest.status.candidate.phase is CandidatePhase.VALIDATING
+    assert (rest.status.candidate.since, rest.status.candidate.pod) == (None, None), "no alert counts a rest"
     assert rest.status.rejected == []
     shown = next(c for c in rest.status.conditions if c.type is ConditionType.CANDIDATE_VALIDATED)
     assert shown.message == "version 1: not measured while training is suspended and serving.replicas is 0"
     assert (made(rest).job, made(rest).moving, made(rest).status) == (None, False, None)
+    for ending in (made(replace(rest, jobs=(running,))), made(replace(rest, pods=(pod("chat-a", 0),)))):
+        assert ending.job is None
+        assert "ValidationStarted" not in [note.reason for note in ending.notes], "its Job or a pod is being deleted"
     back = replace(busy, status=rest.status)
     again = made(back)
+    assert "ValidationStarted" in [note.reason for note in again.notes]
     assert again.job is not None
     assert again.job["metadata"]["name"] == "chat-validate-v1-1"
     assert again.status is not None
     assert again.status.candidate is not None
     assert again.status.candidate.message == "measuring on the real engine"
+    assert again.status.candidate.since == NOW
 
 
 def test_a_job_that_ended_keeps_its_log_at_rest() -> None:

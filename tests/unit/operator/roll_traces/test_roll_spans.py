@@ -106,6 +106,31 @@ def test_a_version_replaced_while_it_is_measured_says_so() -> None:
     assert len({span.trace_id for span in version.spans}) == 2
 
 
+def test_an_offer_lasts_until_the_first_measurement_begins() -> None:
+    version = life()
+    version.trainer_counts_held_out_requests(count=0)
+    version.live(3)
+    assert version.spans == [], "the candidate waits for held-out requests"
+    waited_until = version.now
+    version.trainer_counts_held_out_requests(count=16)
+    version.live(10)
+    assert tree(version.spans)[:3] == MEASURED
+    phases = {span.name: span for span in version.spans}
+    assert phases["offer"].end == phases["measurement"].start >= waited_until
+
+
+def test_a_version_replaced_before_its_measurement_has_an_offer_alone() -> None:
+    version = life()
+    version.trainer_counts_held_out_requests(count=0)
+    version.live(2)
+    version.candidate_is_registered(kind="good")
+    version.live(2)
+    assert [(span.name, span.attributes["aurora.version"]) for span in version.spans] == [("offer", 1)]
+    version.trainer_counts_held_out_requests(count=16)
+    version.live(1)
+    assert [(span.name, span.attributes["aurora.version"]) for span in version.spans] == [("offer", 1), ("offer", 2)]
+
+
 def test_a_pause_is_a_phase_and_the_canary_after_it_is_another_one() -> None:
     version = life(rollout={"canary": 1})
     while version.status.rollout.phase is not RolloutPhase.CANARY:

@@ -1,6 +1,7 @@
 """Under everything that may happen to the plan, each phase ends once, in the trace of its version, under its parent.
 
-Only the root may end more than once: a version that a pin put aside is offered again.
+Only the root may end more than once: a version that a pin put aside is offered again, and a first measurement that had
+no Job yet begins again.
 
 The machine is that of ``test_plan_machine``: two operators, each of which may die between any two actions.
 """

@@ -89,12 +89,12 @@ def test_a_saving_above_the_cost_for_a_moment_begins_the_wait_anew() -> None:
 def test_both_waits_begin_anew_after_a_time_without_observations(seconds: int) -> None:
     """Nobody knows what the figures were meanwhile."""
     later = NOW + timedelta(seconds=seconds)
-    dear = decide(BOTH, decide(BOTH, running(), TOO_DEAR, NOW), replace(TOO_DEAR, observation_gap=True), later)
+    dear = decide(BOTH, decide(BOTH, running(), TOO_DEAR, NOW), replace(TOO_DEAR, figures_gap=True), later)
     assert (dear.suspended_for, dear.below_cost_since) == (None, later)
     low = replace(NO_GAIN, recent_acceptance=0.5)
     patient = BOTH.model_copy(update={"resume_after_seconds": 86400 * 60})
     fell = decide(patient, suspended(NO_GAIN, patient), low, NOW)
-    fell = decide(patient, fell, replace(low, observation_gap=True), later)
+    fell = decide(patient, fell, replace(low, figures_gap=True), later)
     assert (fell.suspended_for, fell.acceptance_fell_since) == (SuspensionReason.NO_GAIN, later)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -14,8 +15,11 @@ from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, Speculat
 from aurora_api.v1alpha1.training import SuspensionReason, TrainingWorth
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import AcceptedTokens, CounterSample, Observed, PodView, StoreView, UserRequests
+from aurora_operator.observe.observed_time import ObservedTime
 from aurora_operator.plan import plan
 from aurora_operator.plan.worth.policy import CRITERIA_UNSET, SUSPENDED_BY_PERSON
+from aurora_operator.plan.worth.report import with_worth
+from aurora_operator.reconciler import MAX_FIGURES_GAP, REST_JITTER, REST_POLL_SECONDS
 from aurora_protocol.agent_api import DraftCounters, LiveCounters, MeasurementPhase, MeasurementStatus, SavedTime
 from aurora_protocol.evidence_records import MeasurementEnd, VerdictKind
 from aurora_protocol.pod_settings import TrainerSettings
@@ -213,10 +217,11 @@ def test_a_changed_criterion_restarts_no_trainer() -> None:
     assert trainer(world()) == trainer(world(spec=gpu_spec()))
 
 
-def test_traffic_that_moved_away_resumes_training() -> None:
-    def live(proposed: int, accepted: int) -> LiveCounters:
-        return LiveCounters(draft=DraftCounters(requests=1, proposed_at=(proposed, 5), accepted_at=(accepted,)))
+def live(proposed: int, accepted: int) -> LiveCounters:
+    return LiveCounters(draft=DraftCounters(requests=1, proposed_at=(proposed, 5), accepted_at=(accepted,)))
 
+
+def test_traffic_that_moved_away_resumes_training() -> None:
     old = SUSPENDED.model_copy(update={"acceptance": "0.800", "acceptance_fell_since": NOW - HOUR})
     before = CounterSample("b1", NOW, 0, 0, AcceptedTokens(1000, 800))
     for accepted, resumed in ((875, False), (870, True)):
@@ -225,6 +230,38 @@ def test_traffic_that_moved_away_resumes_training() -> None:
         assert (status(seen).training.worth.suspended_for is None) is resumed
     few = world(saving("chat-a", 0.05, live=live(1099, 800)), old=old, recent_counters={"chat-a": before})
     assert status(few).training.worth.suspended_for is not None, "too little traffic to tell"
+
+
+RESTS = tuple(timedelta(seconds=REST_POLL_SECONDS * share) for share in (1 - REST_JITTER, 1 + REST_JITTER))
+"""The shortest and the longest pause of a speculator at rest."""
+
+
+def after_rests(seen: Observed, time: timedelta) -> TrainingWorth:
+    """The worth after ``seen`` was observed for ``time``, as seldom as a speculator at rest is."""
+    observed_time, pauses, status_, now = ObservedTime(), cycle(RESTS), seen.status, NOW
+    assert observed_time.has_gap(NOW, 0), "the operator has just started"
+    while now <= NOW + time:
+        seconds = (now - NOW).total_seconds()
+        gap = observed_time.has_gap(now, seconds, MAX_FIGURES_GAP)
+        status_ = with_worth(status_, replace(seen, status=status_, figures_gap=gap), (), now)
+        observed_time.record(now, seconds, decided=True)
+        now += next(pauses)
+    return status_.training.worth
+
+
+def test_a_saving_below_the_cost_for_a_day_suspends_training_while_the_speculator_rests() -> None:
+    low = world(saving("chat-a", 0.05), saving("chat-b", 0.05), old=TrainingWorth(since=NOW - HOUR))
+    assert not made(low).moving, "it rests"
+    assert after_rests(low, 23 * HOUR).suspended_for is None
+    assert after_rests(low, 24 * HOUR + RESTS[1]).suspended_for is SuspensionReason.SAVING_BELOW_COST
+
+
+def test_traffic_that_moved_away_for_an_hour_resumes_training_while_the_speculator_rests() -> None:
+    old = SUSPENDED.model_copy(update={"acceptance": "0.800"})
+    before = CounterSample("b1", NOW, 0, 0, AcceptedTokens(1000, 800))
+    moved = world(saving("chat-a", 0.05, live=live(1100, 860)), old=old, recent_counters={"chat-a": before})
+    assert after_rests(moved, HOUR / 2).suspended_for is not None
+    assert after_rests(moved, HOUR + RESTS[1]).suspended_for is None
 
 
 def test_nothing_is_decided_while_the_store_is_away() -> None:
