@@ -18,7 +18,7 @@ from typing import Any
 from aurora_runtime.engine.arms import OFF, Source
 from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
-from aurora_runtime.serving.speculation.worker.policy import Policy
+from aurora_runtime.serving.speculation.worker.policy import Learner
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def plain_decision(requests: int) -> Decision:
 class RoundObserver:
     """Tells the policy about each round once the next forward pass begins."""
 
-    def __init__(self, policy: Policy, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, policy: Learner, clock: Callable[[], float] = time.perf_counter) -> None:
         self._policy = policy
         self._clock = clock
         self._round: Round | None = None

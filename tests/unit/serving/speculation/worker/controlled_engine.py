@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,12 +114,17 @@ class ControlledEngine:
         )
         columns = CAPACITY + 6
         buffer = PendingTokens(BufferShape(ROWS, 6, 1, torch.float32, ROWS * columns * 12), "cpu")
-        self.texts = DeviceTexts(ROWS, row_tokens, 5, VOCABULARY, "cpu", self.report.count_error)
+
+        def device_texts(_: Any, longest: int, on_error: Callable[[], None]) -> DeviceTexts:
+            self.texts = DeviceTexts(ROWS, row_tokens, longest, VOCABULARY, "cpu", on_error)
+            return self.texts
+
+        device_texts(None, 5, pytest.fail)
         control: Any = SimpleNamespace(
             worker=None,
             draft_worker=SimpleNamespace(device="cpu"),
             ranks=RankAgreement(None, 0, decides=True),
-            progress=DraftProgress(buffer),
+            progress=DraftProgress(buffer, single_rank=True),
             texts=RequestTexts(LookupIndex(LookupScope.REQUEST, 1000)),
             overlaps=overlaps,
             can_run_behind=behind,
@@ -129,7 +134,7 @@ class ControlledEngine:
         )
         self.hooks._control = self.control = control
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(hooks, "device_texts", lambda *_: self.texts)
+            patch.setattr(hooks, "device_texts", device_texts)
             patch.setattr(hooks, "DeviceClock", lambda _: CountingClock())
             assert self.hooks.around_cpu_lengths(lambda _: False, ()) is not behind
 

@@ -30,6 +30,10 @@ class Failing(FixedArms):
         raise ZeroDivisionError
 
 
+def fail(*_: object) -> None:
+    raise ZeroDivisionError
+
+
 @given(
     arms=st.lists(st.sampled_from(ARMS), min_size=1, max_size=8),
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=ROWS),
@@ -77,6 +81,48 @@ def test_an_error_of_the_policy_costs_proposals_only() -> None:
     assert len(req.output_ids) == 6
     assert controlled.report.state().rounds_by_arm == {"off": 5}
     assert controlled.report.errors == 5
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+@pytest.mark.parametrize("broken", ["observe", "request_ended"])
+def test_an_error_of_the_policy_while_it_learns_costs_what_it_would_have_learned(
+    schedule: Schedule, broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    controlled = ControlledEngine(["draft-3", "lookup-2"], schedule)
+    monkeypatch.setattr(controlled.policy, broken, fail)
+    for req in controlled.run([6, 9]):
+        assert len(req.output_ids) >= req.max_tokens
+    assert controlled.report.errors > 0
+    assert len([record for record in caplog.records if record.exc_info]) == controlled.report.errors
+    assert controlled.control.progress._requests == {}
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+def test_an_error_while_a_round_is_counted_costs_the_count(schedule: Schedule, monkeypatch: pytest.MonkeyPatch) -> None:
+    controlled = ControlledEngine(["draft-3", "off"], schedule)
+    monkeypatch.setattr(controlled.report, "add", fail)
+    [req] = controlled.run([9])
+    assert len(req.output_ids) >= 9
+    assert controlled.report.errors > 0
+    assert controlled.policy.observed, "the policy learns all the same"
+
+
+@pytest.mark.parametrize("schedule", [Schedule.IN_TURN, Schedule.WAITS])
+def test_an_error_in_lookup_costs_proposals_of_a_single_rank_and_ends_one_of_several(
+    schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of several ranks would otherwise verify other tokens than the others."""
+    for is_single in (True, False):
+        controlled = ControlledEngine(["lookup-5"], schedule)
+        monkeypatch.setattr(controlled.control.texts, "proposals", fail)
+        if is_single:
+            [req] = controlled.run([9])
+            assert len(req.output_ids) == 9
+            assert controlled.report.errors == controlled.engine.rounds
+            continue
+        controlled.control.ranks = SimpleNamespace(decides=True, is_single=False)
+        with pytest.raises(ZeroDivisionError):
+            controlled.run([9])
 
 
 def test_without_control_every_round_is_sglangs_own() -> None:

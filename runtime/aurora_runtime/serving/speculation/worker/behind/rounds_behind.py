@@ -39,7 +39,7 @@ from aurora_runtime.serving.speculation.worker.behind.device_clock import Clock
 from aurora_runtime.serving.speculation.worker.behind.device_texts import DeviceTexts
 from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
 from aurora_runtime.serving.speculation.worker.early_results import copy_to_host
-from aurora_runtime.serving.speculation.worker.policy import Policy
+from aurora_runtime.serving.speculation.worker.policy import Learner
 from aurora_runtime.serving.speculation.worker.rounds import Round, is_running
 
 SHORTEST_MATCH: Final = 1
@@ -105,7 +105,7 @@ class RoundsBehind:
         self,
         texts: DeviceTexts,
         clock: Clock,
-        policy: Policy,
+        policy: Learner,
         progress: DraftProgress,
         longest: int,
         *,
