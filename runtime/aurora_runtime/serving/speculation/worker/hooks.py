@@ -38,7 +38,7 @@ from aurora_runtime.serving.speculation.worker.engine_requirements import (
     obstacle_to_control,
 )
 from aurora_runtime.serving.speculation.worker.guarded_learning import GuardedLearning
-from aurora_runtime.serving.speculation.worker.policy import Policy
+from aurora_runtime.serving.speculation.worker.policy import Learner, Policy
 from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_verify_input, with_lookup
 from aurora_runtime.serving.speculation.worker.round_report import RoundReport
 from aurora_runtime.serving.speculation.worker.rounds import Round, RoundObserver, plain_decision
@@ -72,7 +72,7 @@ class WorkerHooks:
         self._refuse = refuse
         self._read_version = read_version
         self._learning = GuardedLearning(policy, report)
-        self._observer = RoundObserver(self._learning)
+        self._observer = RoundObserver(self._learning)  # until the engine's start shows which clock is right
         self._control: EngineControl | None = None
         self._round: Round | None = None
         self._version: str | None = None
@@ -87,6 +87,7 @@ class WorkerHooks:
             return
         self._control = EngineControl(worker, self._settings)
         logging.getLogger(SWITCH_LOGGER).addFilter(is_no_switch)
+        self._observer = round_observer(self._learning, self._control.draft_worker.device, self._control.overlaps)
         if self._control.ranks.decides:
             self._report.start()
 
@@ -190,7 +191,7 @@ class WorkerHooks:
         self._observer.round_begins(current)
         return current
 
-    def _begin(self, control: EngineControl, batch: Any, recent: Mapping[str, Sequence[int]], began: float) -> Round:
+    def _begin(self, control: EngineControl, batch: Any, recent: Mapping[str, Sequence[int]], began: Any) -> Round:
         reqs = tuple(batch.reqs)
         rows = tuple(batch.req_pool_indices_cpu.tolist())
         lengths = tuple(batch.seq_lens_cpu.tolist())
@@ -221,6 +222,7 @@ class WorkerHooks:
         try:
             version = self._read_version()
             if version != self._version:
+                self._observer.tell_all()  # the rounds of the former draft, before it is forgotten
                 self._policy.draft_serves(version)
                 self._version = version
                 if self._control is not None and self._control.behind is not None:
@@ -305,6 +307,13 @@ class WorkerHooks:
             return
         self._control.progress.draft_left_out(current, batch_result)
         fill_draft_start(draft_worker, batch_result.next_draft_input, len(current.reqs))
+
+
+def round_observer(learning: Learner, device: torch.device | str, overlaps: bool) -> RoundObserver:
+    """Times rounds by the device where it works off a queue while the host goes on, and otherwise by the host."""
+    if overlaps and torch.device(device).type == "cuda":
+        return RoundObserver(learning, DeviceClock(device), rounds_late=1)
+    return RoundObserver(learning)
 
 
 def fill_draft_start(draft_worker: Any, draft_input: Any, requests: int) -> None:

@@ -115,11 +115,10 @@ class ControlledEngine:
         columns = CAPACITY + 6
         buffer = PendingTokens(BufferShape(ROWS, 6, 1, torch.float32, ROWS * columns * 12), "cpu")
 
-        def device_texts(_: Any, longest: int, on_error: Callable[[], None]) -> DeviceTexts:
-            self.texts = DeviceTexts(ROWS, row_tokens, longest, VOCABULARY, "cpu", on_error)
-            return self.texts
+        def texts(on_error: Callable[[], None]) -> DeviceTexts:
+            return DeviceTexts(ROWS, row_tokens, 5, VOCABULARY, "cpu", on_error)
 
-        device_texts(None, 5, pytest.fail)
+        self.texts = texts(pytest.fail)
         control: Any = SimpleNamespace(
             worker=None,
             draft_worker=SimpleNamespace(device="cpu"),
@@ -134,9 +133,11 @@ class ControlledEngine:
         )
         self.hooks._control = self.control = control
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(hooks, "device_texts", device_texts)
+            patch.setattr(hooks, "device_texts", lambda _, __, on_error: texts(on_error))
             patch.setattr(hooks, "DeviceClock", lambda _: CountingClock())
             assert self.hooks.around_cpu_lengths(lambda _: False, ()) is not behind
+        if control.behind is not None:
+            self.texts = control.behind.texts
 
     def run(self, lengths: list[int]) -> list[RunningRequest]:
         requests = []

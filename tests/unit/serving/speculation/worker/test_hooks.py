@@ -16,11 +16,14 @@ from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.serving.speculation.lookup_seed import encode_seed
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
 from aurora_runtime.serving.speculation.worker import engine_control
+from aurora_runtime.serving.speculation.worker.behind.device_clock import DeviceClock
 from aurora_runtime.serving.speculation.worker.engine_control import EngineControl
+from aurora_runtime.serving.speculation.worker.hooks import round_observer
 from aurora_runtime.serving.speculation.worker.policy import FixedArms
 from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
+from aurora_runtime.serving.speculation.worker.rounds import RoundObserver
 from tests.unit.serving.speculation.worker.controlled_engine import ARMS, ROWS, SETTINGS, ControlledEngine, Schedule
-from tests.unit.serving.speculation.worker.fake_engine import PROMPT_TOKENS
+from tests.unit.serving.speculation.worker.fake_engine import DRAFT, EXTEND, PROMPT_TOKENS, VERIFY
 
 
 class Failing(FixedArms):
@@ -123,6 +126,46 @@ def test_an_error_in_lookup_costs_proposals_of_a_single_rank_and_ends_one_of_sev
         controlled.control.ranks = SimpleNamespace(decides=True, is_single=False)
         with pytest.raises(ZeroDivisionError):
             controlled.run([9])
+
+
+def test_a_device_that_works_off_a_queue_charges_each_round_with_its_own_passes() -> None:
+    """SGLang publishes the lengths before the draft's pass over the round's tokens, and before that over the prompt."""
+    controlled = ControlledEngine(["draft-1", "off"], Schedule.WAITS)
+    device = controlled.engine.device
+    controlled.hooks._observer = RoundObserver(controlled.hooks._learning, device, rounds_late=1)
+    controlled.run([30, 30])
+    times: dict[str, set[float | None]] = {"draft-1": set(), "off": set()}
+    for decision, _, _, milliseconds, _ in controlled.policy.observed:
+        times[decision.arm.name].add(milliseconds)
+    assert times == {"draft-1": {DRAFT + VERIFY + EXTEND}, "off": {VERIFY}}
+    assert device.waits == 0
+
+
+def test_the_policy_hears_of_the_former_drafts_rounds_before_the_next_draft_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    controlled = ControlledEngine(["draft-3"], Schedule.WAITS)
+    policy, device = controlled.policy, controlled.engine.device
+    controlled.hooks._observer = RoundObserver(controlled.hooks._learning, device, rounds_late=1)
+    served: list[tuple[str, int]] = []
+    choose = policy.choose
+
+    def swap(outlooks: Sequence[RequestOutlook]) -> Decision:
+        if len(policy.decisions) == 4:
+            controlled.version = "2"  # read before the next decision
+        return choose(outlooks)
+
+    monkeypatch.setattr(policy, "choose", swap)
+    monkeypatch.setattr(policy, "draft_serves", lambda version: served.append((version, len(policy.observed))))
+    controlled.run([40])
+    assert served == [("1", 0), ("2", 5)]
+    assert device.waits == 1, "for the end of the former draft's last round"
+
+
+@pytest.mark.parametrize(("device", "overlaps", "late"), [("cuda", True, 1), ("cuda", False, 0), ("cpu", True, 0)])
+def test_the_device_times_rounds_where_it_works_off_a_queue(device: str, overlaps: bool, late: int) -> None:
+    observer = round_observer(FixedArms(["off"]), device, overlaps)
+    assert (observer._rounds_late, isinstance(observer._clock, DeviceClock)) == (late, late == 1)
 
 
 def test_without_control_every_round_is_sglangs_own() -> None:
