@@ -165,7 +165,7 @@ def test_without_memory_requests_go_on_without_the_draft(monkeypatch: pytest.Mon
     rig = Rig(monkeypatch, memory=False)
     req = FakeRequest("r")
     rig.run(a_round([req], OFF), [0])
-    rig.run(a_round([req], DRAFT), [0])
+    rig.run(a_round([req], DRAFT, lengths=[11]), [0])
     assert rig.progress.pending("r") == CANNOT_DRAFT
 
 
@@ -174,7 +174,7 @@ def test_one_of_several_ranks_that_lacks_memory_does_not_leave_the_pass_alone(mo
     req = FakeRequest("r")
     rig.run(a_round([req], OFF), [0])
     with pytest.raises(torch.OutOfMemoryError):
-        rig.run(a_round([req], DRAFT), [0])
+        rig.run(a_round([req], DRAFT, lengths=[11]), [0])
 
 
 def test_passes_are_bounded_and_keep_the_order() -> None:
