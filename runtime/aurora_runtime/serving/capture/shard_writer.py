@@ -215,19 +215,24 @@ class ShardWriter:
         )
 
     def limit_spool(self) -> None:
-        """Drop the oldest shards until the spool is within its limits. The newest shard always stays."""
-        spool = self._folder.spool
-        shards = sorted(spool.glob("*.safetensors"), key=shard_age_key)
-        sizes = [path.stat().st_size if path.exists() else 0 for path in shards]
-        excess = len(shards) - self.settings.max_spool_shards
-        total = sum(sizes)
-        for index, path in enumerate(shards[:-1]):
+        """Drop the oldest shards until the spool is within its limits. The newest shard always stays.
+
+        The agent deletes shards here at the same time. Those are uploaded, so they are no loss.
+        """
+        sizes: dict[Path, int] = {}
+        for path in sorted(self._folder.spool.glob("*.safetensors"), key=shard_age_key):
+            with contextlib.suppress(FileNotFoundError):
+                sizes[path] = path.stat().st_size
+        excess = len(sizes) - self.settings.max_spool_shards
+        total = sum(sizes.values())
+        for index, path in enumerate([*sizes][:-1]):
             if index >= excess and total <= self.settings.max_spool_bytes:
                 return
             path.with_suffix(".json").unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-            total -= sizes[index]
-            self._spool_dropped += 1
+            total -= sizes[path]
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+                self._spool_dropped += 1
 
     def remove_incomplete_shards(self) -> None:
         """Remove the unfinished shards of a dead engine: partial files, and data without a manifest."""

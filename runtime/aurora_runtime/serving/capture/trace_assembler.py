@@ -10,11 +10,15 @@ has no state, unless an end token cut the round short.
 Invariants: a trace holds only tokens that were committed to the client. A request with a missing or contradicting
 record is dropped completely and counted. Memory for unfinished requests is bounded. The module is pure: it uses neither
 clock nor files.
+
+Some requests get no last record: SGLang aborts them while they wait after a retraction, retracts them for good, or
+aborts them between two chunks of their prefill. No single place in SGLang tells their end after their last record. So
+the assembler knows them by their silence, and over the memory's limit drops them before a running request.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -26,10 +30,10 @@ from aurora_runtime.conversations import ConversationSplit
 from aurora_runtime.request_privacy import NO_TAG
 from aurora_runtime.traces import ProposalSource, RequestTrace
 
-STALE_AFTER_RECORDS: Final = 100_000
-"""A request is stale, because its last record was lost, when this many later records hold none of its own."""
-STALE_CHECK_RECORDS: Final = 1000
-"""Stale requests are dropped once per this many records."""
+STALE_AFTER_ROUNDS: Final = 100_000
+"""A request is stale, because it never gets a last record, when it took part in none of this many later rounds."""
+SILENT_AFTER_ROUNDS: Final = 2
+"""A request is silent when the open requests took part in more than this many rounds each, on average, without it."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class _Round:
 
 @dataclass
 class _OpenRequest:
-    """The records of one unfinished request. ``last_record`` is the number of its latest record."""
+    """The records of one unfinished request. ``last_round`` is how many rounds there were at its latest record."""
 
     prompt: list[int]
     tag: int
@@ -107,7 +111,7 @@ class _OpenRequest:
     states: list[tuple[int, Tensor]] = field(default_factory=list)
     rounds: list[_Round] = field(default_factory=list)
     state_bytes: int = 0
-    last_record: int = 0
+    last_round: int = 0
 
 
 class TraceAssembler:
@@ -116,7 +120,8 @@ class TraceAssembler:
     Args:
         top_tokens: width of ``top_ids``.
         max_tokens: limit of a trace. A longer request is cut: its trace ends here and its further records are ignored.
-        max_open_bytes: limit of the hidden states of all unfinished requests. A request that exceeds it is dropped.
+        max_open_bytes: limit of the hidden states of all unfinished requests. Above it silent requests are dropped, the
+            oldest first, and without one the request that exceeds it.
         traffic_key: decides with a conversation whether its requests are held out.
 
     ``dropped`` counts dropped requests by reason.
@@ -128,30 +133,29 @@ class TraceAssembler:
         self.max_open_bytes = max_open_bytes
         self._split = ConversationSplit(traffic_key)
         self.dropped: Counter[str] = Counter()
-        self._open: dict[str, _OpenRequest] = {}
+        self._open: OrderedDict[str, _OpenRequest] = OrderedDict()  # the one with the oldest last record first
         self._open_bytes = 0
-        self._events = 0
+        self._rounds = 0  # of open requests
 
     def __len__(self) -> int:
         return len(self._open)
 
     def add(self, event: PromptChunk | VerifyRound) -> RequestTrace | None:
         """Add one record. Returns the trace if this was the request's last record."""
-        self._events += 1
-        if self._events % STALE_CHECK_RECORDS == 0:
-            self._drop_stale()
         problem = self._add_prompt(event) if isinstance(event, PromptChunk) else self._add_round(event)
         request = self._open.get(event.rid)
         if request is None:
             return None
-        request.last_record = self._events
+        self._rounds += isinstance(event, VerifyRound)
+        request.last_round = self._rounds
+        self._open.move_to_end(event.rid)
+        self._drop_stale()
         if problem:
             self._drop(event.rid, problem)
             return None
         length = len(request.prompt) + len(request.answer)
         if not event.finished and length < self.max_tokens:
-            if self._open_bytes > self.max_open_bytes:
-                self._drop(event.rid, "memory")
+            self._make_room(event.rid)
             return None
         self._close(event.rid)
         if not request.rounds:
@@ -210,10 +214,22 @@ class TraceAssembler:
         self._close(rid)
         self.dropped[reason] += 1
 
+    def _make_room(self, rid: str) -> None:
+        """Drop requests until the states fit. ``rid`` has just got a record, so it is the last to go.
+
+        Running requests are not dropped for one another's sake. The one with the oldest last record is the first of the
+        batch, so the one that is nearest to its end. If each new request dropped it, none would ever end.
+        """
+        while self._open_bytes > self.max_open_bytes:
+            oldest, request = next(iter(self._open.items()))
+            silent = self._rounds - request.last_round > SILENT_AFTER_ROUNDS * len(self._open)
+            self._drop(oldest if silent else rid, "memory")
+
     def _drop_stale(self) -> None:
-        oldest = self._events - STALE_AFTER_RECORDS
-        for rid in [rid for rid, request in self._open.items() if request.last_record < oldest]:
-            self._drop(rid, "stale")
+        """Drop the request with the oldest last record if it is stale."""
+        oldest, request = next(iter(self._open.items()))
+        if self._rounds - request.last_round > STALE_AFTER_ROUNDS:
+            self._drop(oldest, "stale")
 
     def _build_trace(self, request: _OpenRequest) -> RequestTrace | None:
         tokens = request.prompt + request.answer

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from aurora_runtime.held_out_split import prompt_hash
+from aurora_runtime.serving.capture import trace_assembler
 from aurora_runtime.serving.capture.trace_assembler import Commit, PromptChunk, TraceAssembler, VerifyRound, parents_of
 from aurora_runtime.traces import ProposalSource, RequestTrace, decode, encode
 
@@ -274,6 +276,43 @@ def test_memory_for_unfinished_requests_is_bounded() -> None:
         feed(target, long_request(f"r{i}", prompt=10, answer=5)[:2])
     assert target.dropped["memory"] == 18
     assert len(target) == 2
+
+
+def test_requests_without_an_end_do_not_take_the_memory_of_running_ones() -> None:
+    """SGLang gives no last record to a request that it aborts while the request waits."""
+    state_bytes = states([0], 0, 1).nbytes
+    target = assembler(max_open_bytes=(2 * 20 + 10) * state_bytes)
+    for i in range(2):
+        assert feed(target, long_request(f"aborted{i}", prompt=20, answer=5)[:1]) == []
+    traces = [trace for i in range(10) for trace in feed(target, long_request(f"r{i}", prompt=3, answer=20))]
+    assert len(traces) == 10
+    assert target.dropped == {"memory": 1}, "as many as there was need for"
+
+
+def test_running_requests_beyond_the_memory_are_not_dropped_for_new_ones() -> None:
+    """A batch of 12 requests, each in another part of its answer, of which 4 fit."""
+    target = assembler(max_open_bytes=4 * 30 * states([0], 0, 1).nbytes)
+    running: list[list[PromptChunk | VerifyRound]] = []
+    traces = started = 0
+    for number in range(100):
+        if number % 2 == 0:
+            running.append(long_request(f"r{started}", prompt=6, answer=25))
+            started += 1
+        for events in running:
+            traces += target.add(events.pop(0)) is not None
+        running = [events for events in running if events]
+    assert traces > started / 4
+
+
+def test_a_request_without_an_end_is_stale_after_many_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace_assembler, "STALE_AFTER_ROUNDS", 10)
+    target = assembler()
+    feed(target, long_request("aborted", prompt=3, answer=5)[:2])
+    feed(target, long_request("r", prompt=3, answer=11))
+    assert not target.dropped
+    feed(target, long_request("s", prompt=3, answer=3))
+    assert target.dropped == {"stale": 1}
+    assert len(target) == 0
 
 
 def test_a_round_computed_after_the_end_of_a_request_is_ignored() -> None:

@@ -49,10 +49,15 @@ class _Progress:
 
 
 class DraftProgress:
-    """The progress of every running request."""
+    """The progress of every running request.
 
-    def __init__(self, buffer: PendingTokens) -> None:
+    Args:
+        single_rank: whether no other tensor-parallel rank runs the draft's passes too.
+    """
+
+    def __init__(self, buffer: PendingTokens, *, single_rank: bool) -> None:
         self._buffer = buffer
+        self._single_rank = single_rank
         self._requests: dict[str, _Progress] = {}
         self._rounds_unused = ROUNDS_IN_USE
 
@@ -165,11 +170,18 @@ class DraftProgress:
         ]
 
     def _process(self, draft_worker: Any, batch: Any, late: Sequence[LateRequest]) -> Any:
-        """Let the draft process pending tokens. None: the device has too little memory, and they CANNOT_DRAFT."""
+        """Let the draft process pending tokens. None: the device has too little memory, and they CANNOT_DRAFT.
+
+        Raises:
+            torch.OutOfMemoryError: one of several ranks has too little memory. The others wait for it inside the pass,
+                so it cannot go on alone.
+        """
         inputs = self._buffer.read([request.row for request in late], [request.pending for request in late])
         try:
             start = catch_up(draft_worker, batch, late, inputs)
         except torch.OutOfMemoryError:
+            if not self._single_rank:
+                raise
             log.warning("aurora speculation: no memory for the draft to catch up; %d requests go on without", len(late))
             start = None
         for request in late:

@@ -6,8 +6,10 @@ the draft where it is not needed, and let the draft catch up before it is needed
 
 Invariants:
 - Verification is SGLang's own, so answers do not depend on what is proposed.
-- An error in lookup or in a decision makes the round one without proposals. Any other error is raised, because SGLang's
-  state may then be half changed.
+- An error in lookup or in a decision makes the round one without proposals. After an error while learning from a round
+  the engine goes on. Any other error is raised, because SGLang's state may then be half changed.
+- One of several tensor-parallel ranks raises an error in lookup too, and a lack of memory for the draft. It would
+  otherwise propose other tokens than the other ranks, or leave them waiting in a pass.
 - A drafting round starts from a draft KV cache without gaps, for every request that the draft can serve.
 
 Under overlap scheduling a round is decided either with the last round's tokens, for which the host waits
@@ -35,7 +37,8 @@ from aurora_runtime.serving.speculation.worker.engine_requirements import (
     is_no_switch,
     obstacle_to_control,
 )
-from aurora_runtime.serving.speculation.worker.policy import Policy
+from aurora_runtime.serving.speculation.worker.guarded_learning import GuardedLearning
+from aurora_runtime.serving.speculation.worker.policy import Learner, Policy
 from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_verify_input, with_lookup
 from aurora_runtime.serving.speculation.worker.round_report import RoundReport
 from aurora_runtime.serving.speculation.worker.rounds import Round, RoundObserver, plain_decision
@@ -68,7 +71,8 @@ class WorkerHooks:
         self._report = report
         self._refuse = refuse
         self._read_version = read_version
-        self._observer = RoundObserver(policy)
+        self._learning = GuardedLearning(policy, report)
+        self._observer = RoundObserver(self._learning)  # until the engine's start shows which clock is right
         self._control: EngineControl | None = None
         self._round: Round | None = None
         self._version: str | None = None
@@ -83,6 +87,7 @@ class WorkerHooks:
             return
         self._control = EngineControl(worker, self._settings)
         logging.getLogger(SWITCH_LOGGER).addFilter(is_no_switch)
+        self._observer = round_observer(self._learning, self._control.draft_worker.device, self._control.overlaps)
         if self._control.ranks.decides:
             self._report.start()
 
@@ -174,7 +179,7 @@ class WorkerHooks:
 
     def _settled(self, ended: Round, accepted: Sequence[int]) -> None:
         assert self._control is not None
-        self._report.add(ended, accepted)
+        self._learning.count(ended, accepted)
         self._control.progress.committed(ended, accepted)
 
     def _next_round(self, control: EngineControl, batch: Any) -> Round:
@@ -186,7 +191,7 @@ class WorkerHooks:
         self._observer.round_begins(current)
         return current
 
-    def _begin(self, control: EngineControl, batch: Any, recent: Mapping[str, Sequence[int]], began: float) -> Round:
+    def _begin(self, control: EngineControl, batch: Any, recent: Mapping[str, Sequence[int]], began: Any) -> Round:
         reqs = tuple(batch.reqs)
         rows = tuple(batch.req_pool_indices_cpu.tolist())
         lengths = tuple(batch.seq_lens_cpu.tolist())
@@ -204,6 +209,8 @@ class WorkerHooks:
         try:
             return control.texts.proposals(reqs, lengths, recent, self._longest)
         except Exception:  # no proposal costs time; an exception here would end the scheduler
+            if not control.ranks.is_single:
+                raise
             self._report.count_error()
             log.exception("aurora speculation: a round was decided without lookup")
             return (Proposal(),) * len(reqs)
@@ -215,6 +222,7 @@ class WorkerHooks:
         try:
             version = self._read_version()
             if version != self._version:
+                self._observer.tell_all()  # the rounds of the former draft, before it is forgotten
                 self._policy.draft_serves(version)
                 self._version = version
                 if self._control is not None and self._control.behind is not None:
@@ -239,6 +247,8 @@ class WorkerHooks:
         try:
             self._run_behind(control)
         except Exception:  # the device may lack the memory; an exception here would end the engine's start
+            if not control.ranks.is_single:
+                raise
             self._report.count_error()
             log.exception("aurora speculation: rounds wait for the round before")
             return True
@@ -247,14 +257,19 @@ class WorkerHooks:
     def _run_behind(self, control: EngineControl) -> None:
         log.info("aurora speculation: rounds are decided without waiting for the round before")
         control.behind = RoundsBehind(
-            device_texts(control.worker, self._longest, self._report.count_error),
+            device_texts(control.worker, self._longest, lambda: self._device_lookup_failed(control)),
             DeviceClock(control.draft_worker.device),
-            self._policy,
+            self._learning,
             control.progress,
             self._longest,
             decide=lambda outlooks: self._agreed(control, outlooks),
             settled=self._settled,
         )
+
+    def _device_lookup_failed(self, control: EngineControl) -> None:
+        self._report.count_error()
+        if not control.ranks.is_single:
+            raise RuntimeError("lookup on the device failed on one of several ranks: the engine must start again")
 
     # the draft -------------------------------------------------------------------------------------------------------
 
@@ -292,6 +307,13 @@ class WorkerHooks:
             return
         self._control.progress.draft_left_out(current, batch_result)
         fill_draft_start(draft_worker, batch_result.next_draft_input, len(current.reqs))
+
+
+def round_observer(learning: Learner, device: torch.device | str, overlaps: bool) -> RoundObserver:
+    """Times rounds by the device where it works off a queue while the host goes on, and otherwise by the host."""
+    if overlaps and torch.device(device).type == "cuda":
+        return RoundObserver(learning, DeviceClock(device), rounds_late=1)
+    return RoundObserver(learning)
 
 
 def fill_draft_start(draft_worker: Any, draft_input: Any, requests: int) -> None:

@@ -15,10 +15,8 @@ UNION: Final = "union"
 EMPTY_REPORT: Final = ControllerReport(0, 0, {}, {}, {}, (), None)
 
 
-class Policy(Protocol):
-    """What the worker asks before a round and tells after it. The methods are those of the controller."""
-
-    def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision: ...
+class Learner(Protocol):
+    """What the worker tells after a round."""
 
     def observe(
         self,
@@ -29,9 +27,15 @@ class Policy(Protocol):
         unplayed_lookup: Sequence[int] = (),
     ) -> None: ...
 
-    def draft_serves(self, version: str) -> None: ...
-
     def request_ended(self, rid: str) -> None: ...
+
+
+class Policy(Learner, Protocol):
+    """What the worker asks before a round and tells after it. The methods are those of the controller."""
+
+    def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision: ...
+
+    def draft_serves(self, version: str) -> None: ...
 
     def report(self) -> ControllerReport: ...
 

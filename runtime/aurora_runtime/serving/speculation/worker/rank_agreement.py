@@ -4,7 +4,8 @@ The ranks measure different times, so each would soon decide differently, and ra
 each other for ever. Lookup needs no broadcast: all ranks begin with the same seed and commit the same tokens, and
 therefore propose the same ones.
 
-Invariant: every rank calls :meth:`RankAgreement.agree` once per decode round, in the same order, also after an error.
+Invariant: every rank calls :meth:`RankAgreement.agree` once per decode round, in the same order. A rank that an error
+keeps from the others' passes or proposals raises it. SGLang then ends the whole engine, and Kubernetes restarts it.
 """
 
 from __future__ import annotations
@@ -56,6 +57,11 @@ class RankAgreement:
         if group.world_size == 1:
             return cls(None, 0, decides=True)
         return cls(group.cpu_group, group.ranks[0], decides=group.rank_in_group == 0)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is no other rank."""
+        return self._group is None
 
     def share(self, data: bytes) -> bytes:
         """The bytes of rank 0. Every rank calls this in the same order; what other ranks pass is ignored."""

@@ -3,6 +3,10 @@
 A round's time is the time from its start to the start of the next forward pass. It contains everything that a round
 costs the engine, also the handling of its tokens. The time is unknown when the engine may have waited in between.
 
+On a GPU under overlap scheduling the host cannot tell this time. It begins the next round when the verification has
+ended, while the draft's extend is still queued, and would charge the extend to the next round. So stamps of the device
+time the rounds there. The host reads a stamp one round later, when the device has passed it, and does not wait.
+
 Invariants: the policy observes each round once and in order, or never if the engine lost its results. A request's end
 is reported after the last round that it took part in. This module imports neither torch nor SGLang.
 """
@@ -11,14 +15,37 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from aurora_runtime.engine.arms import OFF, Source
 from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
-from aurora_runtime.serving.speculation.worker.policy import Policy
+from aurora_runtime.serving.speculation.worker.policy import Learner
+
+
+class Clock(Protocol):
+    """Stamps of the host's time, or of a device's queue."""
+
+    def stamp(self) -> Any:
+        """A stamp of now, or one that the device takes once it has done all that was queued before."""
+        ...
+
+    def milliseconds(self, first: Any, last: Any) -> float:
+        """The time between two stamps. Waits for the second."""
+        ...
+
+
+class HostClock:
+    """The host's time."""
+
+    def stamp(self) -> float:
+        return time.perf_counter()
+
+    def milliseconds(self, first: float, last: float) -> float:
+        return (last - first) * 1000
 
 
 @dataclass(frozen=True)
@@ -30,6 +57,7 @@ class Round:
         reqs: SGLang's requests, in the batch's order.
         rows: rows of the request table.
         lengths: committed tokens of each request before the round. Empty while only the device knows them.
+        began: stamp of its start; None where it is kept elsewhere.
         on_device: the round as the device knows it, where the host launches rounds without waiting.
     """
 
@@ -39,7 +67,7 @@ class Round:
     reqs: tuple[Any, ...]
     rows: tuple[int, ...]
     lengths: tuple[int, ...]
-    began: float
+    began: Any
     on_device: Any = None
 
     @property
@@ -68,32 +96,70 @@ def plain_decision(requests: int) -> Decision:
     return Decision(OFF, (Source.NONE,) * requests, explores=False)
 
 
-class RoundObserver:
-    """Tells the policy about each round once the next forward pass begins."""
+@dataclass(frozen=True)
+class _EndedRound:
+    """A round that the policy has not observed.
 
-    def __init__(self, policy: Policy, clock: Callable[[], float] = time.perf_counter) -> None:
+    Attributes:
+        ended: stamp of its end; None where the time cannot be compared with others.
+    """
+
+    current: Round
+    accepted: tuple[int, ...]
+    matching_lookup: tuple[int, ...]
+    ended: Any
+
+
+class RoundObserver:
+    """Tells the policy about each round once the next forward pass begins.
+
+    Args:
+        rounds_late: tell so many rounds later. 1 for a device's clock, whose stamps the device has to reach first.
+    """
+
+    def __init__(self, policy: Learner, clock: Clock | None = None, *, rounds_late: int = 0) -> None:
         self._policy = policy
-        self._clock = clock
+        self._clock = clock or HostClock()
+        self._rounds_late = rounds_late
         self._round: Round | None = None
         self._accepted: tuple[int, ...] | None = None
         self._committed: Sequence[Sequence[int]] = ()
         self._comparable = True
         self._ended: list[str] = []
+        self._untold: deque[tuple[_EndedRound | None, list[str]]] = deque()  # each with the requests that then ended
 
-    def forward_begins(self) -> float:
-        """A forward pass of any kind begins now. Returns the time, in seconds."""
-        now = self._clock()
+    def forward_begins(self) -> Any:
+        """A forward pass of any kind begins now. Returns its stamp."""
+        now = self._clock.stamp()
+        self._untold.append((self._ended_round(now), self._ended))
+        self._ended = []
+        self._tell(self._rounds_late)
+        return now
+
+    def tell_all(self) -> None:
+        """Tell the policy about each round whose results are known. Waits for the device if rounds are told late."""
+        self._tell(0)
+
+    def _ended_round(self, now: Any) -> _EndedRound | None:
         last, accepted = self._round, self._accepted
         self._round = self._accepted = None
-        if last is not None and accepted is not None:
-            busy = self._comparable and any(not req.finished() for req in last.reqs)
-            milliseconds = (now - last.began) * 1000 if busy else None
-            committed = self._committed or _committed_by_requests(last, accepted)
-            self._policy.observe(last.decision, last.outlooks, accepted, milliseconds, last.matching_lookup(committed))
-        for rid in self._ended:
-            self._policy.request_ended(rid)
-        self._ended.clear()
-        return now
+        if last is None or accepted is None:
+            return None
+        busy = self._comparable and any(not req.finished() for req in last.reqs)
+        committed = self._committed or _committed_by_requests(last, accepted)
+        return _EndedRound(last, accepted, last.matching_lookup(committed), now if busy else None)
+
+    def _tell(self, keep: int) -> None:
+        while len(self._untold) > keep:
+            last, ended = self._untold.popleft()
+            if last is not None:
+                current = last.current
+                milliseconds = None if last.ended is None else self._clock.milliseconds(current.began, last.ended)
+                self._policy.observe(
+                    current.decision, current.outlooks, last.accepted, milliseconds, last.matching_lookup
+                )
+            for rid in ended:
+                self._policy.request_ended(rid)
 
     def round_begins(self, current: Round) -> None:
         self._round, self._comparable = current, True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,12 +114,16 @@ class ControlledEngine:
         )
         columns = CAPACITY + 6
         buffer = PendingTokens(BufferShape(ROWS, 6, 1, torch.float32, ROWS * columns * 12), "cpu")
-        self.texts = DeviceTexts(ROWS, row_tokens, 5, VOCABULARY, "cpu", self.report.count_error)
+
+        def texts(on_error: Callable[[], None]) -> DeviceTexts:
+            return DeviceTexts(ROWS, row_tokens, 5, VOCABULARY, "cpu", on_error)
+
+        self.texts = texts(pytest.fail)
         control: Any = SimpleNamespace(
             worker=None,
             draft_worker=SimpleNamespace(device="cpu"),
             ranks=RankAgreement(None, 0, decides=True),
-            progress=DraftProgress(buffer),
+            progress=DraftProgress(buffer, single_rank=True),
             texts=RequestTexts(LookupIndex(LookupScope.REQUEST, 1000)),
             overlaps=overlaps,
             can_run_behind=behind,
@@ -129,9 +133,11 @@ class ControlledEngine:
         )
         self.hooks._control = self.control = control
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(hooks, "device_texts", lambda *_: self.texts)
+            patch.setattr(hooks, "device_texts", lambda _, __, on_error: texts(on_error))
             patch.setattr(hooks, "DeviceClock", lambda _: CountingClock())
             assert self.hooks.around_cpu_lengths(lambda _: False, ()) is not behind
+        if control.behind is not None:
+            self.texts = control.behind.texts
 
     def run(self, lengths: list[int]) -> list[RunningRequest]:
         requests = []

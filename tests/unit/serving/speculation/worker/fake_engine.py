@@ -25,6 +25,42 @@ from tests.unit.serving.speculation.worker.fake_requests import FakeRequest
 
 PROMPT_TOKENS = 4
 VOCABULARY = 50
+PREFILL, DRAFT_PREFILL, DRAFT, VERIFY, EXTEND = 100.0, 40.0, 2.0, 16.0, 8.0
+"""Milliseconds of each pass on the device."""
+
+
+@dataclass
+class DeviceQueue:
+    """A device that works off a queue while the host goes on, and the clock of that queue.
+
+    Attributes:
+        host_time: the host's time, in milliseconds. Only waiting takes the host any.
+        queued_until: when the device has done all that is queued.
+        published: when the lengths of the last pass are known. The draft's pass over the tokens comes behind that.
+        waits: how often the host waited for a stamp.
+    """
+
+    host_time: float = 0.0
+    queued_until: float = 0.0
+    published: float = 0.0
+    waits: int = 0
+
+    def run(self, milliseconds: float) -> None:
+        self.queued_until = max(self.queued_until, self.host_time) + milliseconds
+
+    def publish(self) -> None:
+        self.published = self.queued_until
+
+    def wait_for_lengths(self) -> None:
+        self.host_time = max(self.host_time, self.published)
+
+    def stamp(self) -> float:
+        return max(self.queued_until, self.host_time)
+
+    def milliseconds(self, first: float, last: float) -> float:
+        self.waits += last > self.host_time
+        self.host_time = max(self.host_time, last)
+        return last - first
 
 
 @dataclass
@@ -64,6 +100,7 @@ class FakeEngine:
     running: list[RunningRequest] = field(default_factory=list)
     waiting: list[RunningRequest] = field(default_factory=list)
     queue: deque[Any] = field(default_factory=deque)
+    device: DeviceQueue = field(default_factory=DeviceQueue)
     steps: int = 0
     rounds: int = 0
     catch_ups: int = 0
@@ -102,13 +139,20 @@ class FakeEngine:
         req.is_retracted = False
         req.kv = SimpleNamespace(holds_kv=True, req_pool_idx=req.row)
         batch = SimpleNamespace(forward_mode=forward_mode(extend=True), is_extend_in_batch=True, reqs=[req])
-        self.hooks.around_forward(lambda *_: None, self.worker, batch)
+        self.hooks.around_forward(self._forward_prefill, self.worker, batch)
         req.length = req.drafted = len(req.origin_input_ids) + len(req.output_ids)
         self.running.append(req)
         return [req], [[req.token(req.length)]], None
 
+    def _forward_prefill(self, *_: Any) -> None:
+        self.device.run(PREFILL)
+        self.device.publish()
+        self.device.run(DRAFT_PREFILL)
+
     def _decode(self) -> Any:
         self.rounds += 1
+        if self.waits:
+            self.device.wait_for_lengths()
         reqs = list(self.running)
         empty = torch.zeros(len(reqs), 1)
         batch = SimpleNamespace(
@@ -132,6 +176,7 @@ class FakeEngine:
         else:
             batch.spec_info = self.hooks.around_draft(self._draft, None, batch)
         result = self.hooks.around_verify(self._verify, worker, batch)
+        self.device.publish()
         self.hooks.around_extend(self._extend, None, batch, result)
         committed = []
         for req, count in zip(batch.reqs, result.accept_lens.tolist(), strict=True):
@@ -147,6 +192,7 @@ class FakeEngine:
         current = self.hooks._round
         assert current is not None
         assert not with_topology
+        self.device.run(DRAFT)
         for req, source in zip(batch.reqs, current.decision.sources, strict=True):
             if source is Source.DRAFT:
                 assert req.drafted == req.length, f"the draft of {req.rid} starts from a cache with a gap"
@@ -162,6 +208,7 @@ class FakeEngine:
         return SimpleNamespace(draft_token=tokens.view(-1))
 
     def _verify(self, _: Any, batch: Any) -> Any:
+        self.device.run(VERIFY)
         nodes = batch.spec_info.draft_token.view(len(batch.reqs), self.steps + 1)
         assert nodes[:, 0].tolist() == self._roots(batch).flatten().tolist()
         tokens, lengths, states = torch.full(nodes.shape, -1, dtype=torch.int32), [], []
@@ -182,6 +229,7 @@ class FakeEngine:
         )
 
     def _extend(self, _: Any, batch: Any, result: Any) -> None:
+        self.device.run(EXTEND)
         for req, count in zip(batch.reqs, result.accept_lens.tolist(), strict=True):
             if req.drafted == req.length:
                 req.drafted += count

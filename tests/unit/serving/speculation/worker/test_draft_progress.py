@@ -27,8 +27,9 @@ CAPACITY = 8
 class Rig:
     """A progress whose passes of the draft are recorded instead of run."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, memory: bool = True) -> None:
-        self.progress = DraftProgress(PendingTokens(BufferShape(4, 4, 1, torch.float32, 4 * 12 * 12), "cpu"))
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, memory: bool = True, single_rank: bool = True) -> None:
+        buffer = PendingTokens(BufferShape(4, 4, 1, torch.float32, 4 * 12 * 12), "cpu")
+        self.progress = DraftProgress(buffer, single_rank=single_rank)
         self.passes: list[tuple[list[LateRequest], list[int]]] = []
         self.memory = memory
         monkeypatch.setattr(draft_progress, "catch_up", self._catch_up)
@@ -164,8 +165,16 @@ def test_without_memory_requests_go_on_without_the_draft(monkeypatch: pytest.Mon
     rig = Rig(monkeypatch, memory=False)
     req = FakeRequest("r")
     rig.run(a_round([req], OFF), [0])
-    rig.run(a_round([req], DRAFT), [0])
+    rig.run(a_round([req], DRAFT, lengths=[11]), [0])
     assert rig.progress.pending("r") == CANNOT_DRAFT
+
+
+def test_one_of_several_ranks_that_lacks_memory_does_not_leave_the_pass_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, memory=False, single_rank=False)
+    req = FakeRequest("r")
+    rig.run(a_round([req], OFF), [0])
+    with pytest.raises(torch.OutOfMemoryError):
+        rig.run(a_round([req], DRAFT, lengths=[11]), [0])
 
 
 def test_passes_are_bounded_and_keep_the_order() -> None:

@@ -16,11 +16,14 @@ from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.serving.speculation.lookup_seed import encode_seed
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
 from aurora_runtime.serving.speculation.worker import engine_control
+from aurora_runtime.serving.speculation.worker.behind.device_clock import DeviceClock
 from aurora_runtime.serving.speculation.worker.engine_control import EngineControl
+from aurora_runtime.serving.speculation.worker.hooks import round_observer
 from aurora_runtime.serving.speculation.worker.policy import FixedArms
 from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
+from aurora_runtime.serving.speculation.worker.rounds import RoundObserver
 from tests.unit.serving.speculation.worker.controlled_engine import ARMS, ROWS, SETTINGS, ControlledEngine, Schedule
-from tests.unit.serving.speculation.worker.fake_engine import PROMPT_TOKENS
+from tests.unit.serving.speculation.worker.fake_engine import DRAFT, EXTEND, PROMPT_TOKENS, VERIFY
 
 
 class Failing(FixedArms):
@@ -28,6 +31,10 @@ class Failing(FixedArms):
 
     def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision:
         raise ZeroDivisionError
+
+
+def fail(*_: object) -> None:
+    raise ZeroDivisionError
 
 
 @given(
@@ -77,6 +84,88 @@ def test_an_error_of_the_policy_costs_proposals_only() -> None:
     assert len(req.output_ids) == 6
     assert controlled.report.state().rounds_by_arm == {"off": 5}
     assert controlled.report.errors == 5
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+@pytest.mark.parametrize("broken", ["observe", "request_ended"])
+def test_an_error_of_the_policy_while_it_learns_costs_what_it_would_have_learned(
+    schedule: Schedule, broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    controlled = ControlledEngine(["draft-3", "lookup-2"], schedule)
+    monkeypatch.setattr(controlled.policy, broken, fail)
+    for req in controlled.run([6, 9]):
+        assert len(req.output_ids) >= req.max_tokens
+    assert controlled.report.errors > 0
+    assert len([record for record in caplog.records if record.exc_info]) == controlled.report.errors
+    assert controlled.control.progress._requests == {}
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+def test_an_error_while_a_round_is_counted_costs_the_count(schedule: Schedule, monkeypatch: pytest.MonkeyPatch) -> None:
+    controlled = ControlledEngine(["draft-3", "off"], schedule)
+    monkeypatch.setattr(controlled.report, "add", fail)
+    [req] = controlled.run([9])
+    assert len(req.output_ids) >= 9
+    assert controlled.report.errors > 0
+    assert controlled.policy.observed, "the policy learns all the same"
+
+
+@pytest.mark.parametrize("schedule", [Schedule.IN_TURN, Schedule.WAITS])
+def test_an_error_in_lookup_costs_proposals_of_a_single_rank_and_ends_one_of_several(
+    schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of several ranks would otherwise verify other tokens than the others."""
+    for is_single in (True, False):
+        controlled = ControlledEngine(["lookup-5"], schedule)
+        monkeypatch.setattr(controlled.control.texts, "proposals", fail)
+        if is_single:
+            [req] = controlled.run([9])
+            assert len(req.output_ids) == 9
+            assert controlled.report.errors == controlled.engine.rounds
+            continue
+        controlled.control.ranks = SimpleNamespace(decides=True, is_single=False)
+        with pytest.raises(ZeroDivisionError):
+            controlled.run([9])
+
+
+def test_a_device_that_works_off_a_queue_charges_each_round_with_its_own_passes() -> None:
+    """SGLang publishes the lengths before the draft's pass over the round's tokens, and before that over the prompt."""
+    controlled = ControlledEngine(["draft-1", "off"], Schedule.WAITS)
+    device = controlled.engine.device
+    controlled.hooks._observer = RoundObserver(controlled.hooks._learning, device, rounds_late=1)
+    controlled.run([30, 30])
+    times: dict[str, set[float | None]] = {"draft-1": set(), "off": set()}
+    for decision, _, _, milliseconds, _ in controlled.policy.observed:
+        times[decision.arm.name].add(milliseconds)
+    assert times == {"draft-1": {DRAFT + VERIFY + EXTEND}, "off": {VERIFY}}
+    assert device.waits == 0
+
+
+def test_the_policy_hears_of_the_former_drafts_rounds_before_the_next_draft_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    controlled = ControlledEngine(["draft-3"], Schedule.WAITS)
+    policy, device = controlled.policy, controlled.engine.device
+    controlled.hooks._observer = RoundObserver(controlled.hooks._learning, device, rounds_late=1)
+    served: list[tuple[str, int]] = []
+    choose = policy.choose
+
+    def swap(outlooks: Sequence[RequestOutlook]) -> Decision:
+        if len(policy.decisions) == 4:
+            controlled.version = "2"  # read before the next decision
+        return choose(outlooks)
+
+    monkeypatch.setattr(policy, "choose", swap)
+    monkeypatch.setattr(policy, "draft_serves", lambda version: served.append((version, len(policy.observed))))
+    controlled.run([40])
+    assert served == [("1", 0), ("2", 5)]
+    assert device.waits == 1, "for the end of the former draft's last round"
+
+
+@pytest.mark.parametrize(("device", "overlaps", "late"), [("cuda", True, 1), ("cuda", False, 0), ("cpu", True, 0)])
+def test_the_device_times_rounds_where_it_works_off_a_queue(device: str, overlaps: bool, late: int) -> None:
+    observer = round_observer(FixedArms(["off"]), device, overlaps)
+    assert (observer._rounds_late, isinstance(observer._clock, DeviceClock)) == (late, late == 1)
 
 
 def test_without_control_every_round_is_sglangs_own() -> None:

@@ -28,6 +28,7 @@ def test_a_decision_survives_its_encoding(steps: int, drafts: bool, explores: bo
 
 
 def test_a_single_rank_takes_its_own_decision() -> None:
+    assert RankAgreement(None, 0, decides=True).is_single
     assert RankAgreement(None, 0, decides=True).agree(DECISIONS[0], 3) == DECISIONS[0]
 
 
@@ -38,6 +39,7 @@ def test_a_single_rank_keeps_its_own_bytes() -> None:
 def _agree(rank: int, rendezvous: str, results: multiprocessing.Queue[tuple[int, tuple[list[object], ...]]]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     agreement = RankAgreement(dist.group.WORLD, 0, decides=rank == 0)
+    assert not agreement.is_single
     agreed: list[object] = [agreement.agree(d if rank == 0 else None, len(d.sources)) for d in DECISIONS]
     shared: list[object] = [agreement.share(data if rank == 0 else b"other") for data in SHARED]
     results.put((rank, (agreed, shared)))

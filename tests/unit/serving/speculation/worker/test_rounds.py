@@ -9,7 +9,7 @@ from aurora_runtime.engine.arms import OFF, Arm
 from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
 from aurora_runtime.serving.speculation.worker.policy import FixedArms
-from aurora_runtime.serving.speculation.worker.rounds import RoundObserver
+from aurora_runtime.serving.speculation.worker.rounds import HostClock, RoundObserver
 from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, a_round
 
 
@@ -36,10 +36,10 @@ class Listener(FixedArms):
         self.heard.append(rid)
 
 
-class Clock:
+class Clock(HostClock):
     now = 0.0
 
-    def __call__(self) -> float:
+    def stamp(self) -> float:
         return self.now
 
 
@@ -66,6 +66,22 @@ def test_the_time_is_unknown_when_the_engine_may_have_waited() -> None:
     observer.request_ended("r")
     observer.forward_begins()
     assert policy.heard == [(OFF, (0,), None), "r"], "the end of a request follows its last round"
+
+
+def test_a_round_is_told_late_where_its_end_is_not_known_yet_and_at_once_before_another_draft() -> None:
+    policy, clock = Listener(), Clock()
+    observer, req = RoundObserver(policy, clock, rounds_late=1), FakeRequest("r")
+    for number in range(3):
+        clock.now = number / 4
+        observer.round_begins(a_round([req], OFF, began=observer.forward_begins()))
+        observer.round_ended([0])
+        observer.request_ended(f"after {number}")
+        assert len(policy.heard) == 2 * max(0, number - 1)
+    clock.now = 1.0
+    observer.forward_begins()
+    assert policy.heard == [(OFF, (0,), 250.0), "after 0", (OFF, (0,), 250.0), "after 1"]
+    observer.tell_all()
+    assert policy.heard[4:] == [(OFF, (0,), 500.0), "after 2"]
 
 
 def test_a_round_whose_results_were_lost_is_not_observed() -> None:

@@ -1,26 +1,14 @@
-"""Times rounds on the device, because the host launches a round long before the device begins it."""
+"""Times rounds on the device, because the host launches a round before the device has ended the one before."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 
-class Clock(Protocol):
-    """Stamps of a device's queue."""
-
-    def stamp(self) -> Any:
-        """A stamp that is taken once the device has done all that was queued before."""
-        ...
-
-    def milliseconds(self, first: Any, last: Any) -> float:
-        """The time between two stamps. Waits for the second."""
-        ...
-
-
 class DeviceClock:
-    """Timed events on the current stream."""
+    """Timed events on the current stream, which is SGLang's forward stream while a hook runs around a forward pass."""
 
     def __init__(self, device: torch.device | str) -> None:
         self._module = torch.get_device_module(device)

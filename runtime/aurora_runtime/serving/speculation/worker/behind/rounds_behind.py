@@ -35,12 +35,11 @@ from torch import Tensor
 from aurora_runtime.engine.arms import Source
 from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, Decision, RequestOutlook
-from aurora_runtime.serving.speculation.worker.behind.device_clock import Clock
 from aurora_runtime.serving.speculation.worker.behind.device_texts import DeviceTexts
 from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
 from aurora_runtime.serving.speculation.worker.early_results import copy_to_host
-from aurora_runtime.serving.speculation.worker.policy import Policy
-from aurora_runtime.serving.speculation.worker.rounds import Round, is_running
+from aurora_runtime.serving.speculation.worker.policy import Learner
+from aurora_runtime.serving.speculation.worker.rounds import Clock, Round, is_running
 
 SHORTEST_MATCH: Final = 1
 """The match that is assumed where none is known: lookup may have something by the time of the round."""
@@ -105,7 +104,7 @@ class RoundsBehind:
         self,
         texts: DeviceTexts,
         clock: Clock,
-        policy: Policy,
+        policy: Learner,
         progress: DraftProgress,
         longest: int,
         *,
@@ -145,7 +144,7 @@ class RoundsBehind:
             lengths = tuple(on_device.lengths.tolist())
             outlooks = self._outlooks(reqs)
         nothing = (_NOTHING,) * len(reqs)
-        return Round(launched(decision), outlooks, nothing, reqs, rows, lengths, 0.0, on_device)
+        return Round(launched(decision), outlooks, nothing, reqs, rows, lengths, None, on_device)
 
     def verified(self, current: Round, batch_result: Any) -> None:
         """The round's verification is queued: queue what the host and the next round need of it."""

@@ -116,13 +116,15 @@ def test_another_rank_with_the_same_decisions_runs_the_same_passes(
         assert len(agreed.sources) == requests
         return agreed
 
-    second.control.ranks = SimpleNamespace(decides=False, agree=agree)
+    second.control.ranks = SimpleNamespace(decides=False, is_single=False, agree=agree)
     second.run(lengths)
     assert (second.engine.rounds, second.engine.catch_ups) == (first.engine.rounds, first.engine.catch_ups)
     assert next(decisions, None) is None
 
 
-def test_an_error_of_the_device_lookup_costs_proposals_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_device_lookup_costs_proposals_of_a_single_rank_and_ends_one_of_several(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("no such kernel")
 
@@ -132,6 +134,10 @@ def test_an_error_of_the_device_lookup_costs_proposals_only(monkeypatch: pytest.
     assert len(req.output_ids) >= 30
     assert controlled.report.errors == 1, "lookup stays off after the first error"
     assert controlled.report.state().lookup.proposed == 0
+    several = ControlledEngine(["lookup-5"], Schedule.BEHIND)
+    several.control.ranks = SimpleNamespace(decides=True, is_single=False, agree=lambda decision, _: decision)
+    with pytest.raises(RuntimeError, match="several ranks"):
+        several.run([30])
 
 
 def test_a_round_of_the_former_draft_says_nothing_about_the_next_draft() -> None:
