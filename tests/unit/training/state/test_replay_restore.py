@@ -204,15 +204,16 @@ def test_a_trainer_counts_again_when_the_requests_that_it_did_not_count_have_gon
     """A full set knows only that there are enough requests. All its shards expire, before a restart or after it."""
     registry, keys = stored([1] * 6)
     examples = tuple(examples_of(request(0), tiny.VOCAB))
+    size = sum(example.nbytes for example in examples)
     shards = {key: Shard(key, (), (HeldOutRequest(n, examples, measurable=True),)) for n, key in enumerate(keys)}
 
     def restarted(held_out: HeldOutSet, consumed: Sequence[str]) -> HeldOutSet:
-        replay, successor = ReplayBuffer(1 << 30), HeldOutSet(HELD_OUT, SIZE)
+        replay, successor = ReplayBuffer(1 << 30), HeldOutSet(HELD_OUT, size)
         tensors = replay_restore.spans_state(replay, held_out, consumed)
         replay_restore.restore(tensors, consumed, FixedReader(registry, shards), replay, successor)
         return successor
 
-    live = HeldOutSet(HELD_OUT, len(keys) * SIZE)
+    live = HeldOutSet(HELD_OUT)
     for number, key in enumerate(keys):
         live.add(number, examples, key)
     assert live.count is None, "more than HELD_OUT"
