@@ -120,7 +120,7 @@ class MeasurementEnd(StrEnum):
     HOPELESS = "Hopeless"
     """The rounds that were left would hardly have decided it."""
     GAVE_WAY = "GaveWay"
-    """A newer version waited, and the measurement was far from a decision."""
+    """A newer version waited, and the measurement was far from a decision or had had its share of rounds."""
 
 
 class RatioEstimate(RewrittenModel):

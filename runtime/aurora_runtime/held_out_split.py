@@ -22,6 +22,8 @@ from typing import Final
 
 PROMPTS_PER_HELD_OUT: Final = 8
 """One number in this many is held out."""
+MAX_MEASURED_PROMPT_TOKENS: Final = 4096
+"""Longer prompts are not measured with: the longest prompt of a measurement decides how large its KV caches are."""
 
 
 def traffic_key(secret: str, lineage: int) -> bytes:

@@ -26,7 +26,7 @@ from torch import Tensor
 from aurora_api.v1alpha1.capture import StateType
 from aurora_protocol.training_records import MAX_SHAPES, MAX_STEPS, ShapeCounts
 from aurora_runtime.errors import TraceFormatError
-from aurora_runtime.held_out_split import is_held_out
+from aurora_runtime.held_out_split import MAX_MEASURED_PROMPT_TOKENS, is_held_out
 from aurora_runtime.packed_states import PACKED_TYPE, SCALE_TYPE, pack, unpack
 from aurora_runtime.request_privacy import NO_TAG
 from aurora_runtime.shard_header import INDEX_COLUMNS
@@ -97,6 +97,11 @@ class RequestTrace:
     @property
     def held_out(self) -> bool:
         return is_held_out(self.request)
+
+    @property
+    def measurable(self) -> bool:
+        """Whether a candidate may be measured on the prompt: held out, not empty and not too long."""
+        return self.held_out and 0 < self.prompt_length <= MAX_MEASURED_PROMPT_TOKENS
 
 
 _BY_ROUNDS: Final = ("root", "node_count", "accepted", "version", "source")

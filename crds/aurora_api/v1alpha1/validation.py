@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
 from aurora_api.base import Model, Ratio
 from aurora_api.v1alpha1.cel import rules
 from aurora_api.v1alpha1.template import PodTemplate, template_field
+
+START_ALLOWANCE_SECONDS: Final = 600
+"""Time of a measurement's Job until its validator runs: for a place, perhaps on a new node, for the pull of the image
+and for the imports."""
+FINISH_RESERVE_SECONDS: Final = 420
+"""Time of the Job after the measurement: to stop three engines or to give a replica back, and for two writes to a slow
+store, each of which first looks who owns the root."""
 
 
 class Baseline(StrEnum):
@@ -191,11 +198,21 @@ class ValidationSpec(Model):
         ge=60,
         le=86400,
         description=(
-            "Seconds that a measurement may take. A measurement that takes longer is repeated later. Raise it for"
-            " targets that load slowly."
+            "Seconds that a measurement may take once its validator runs: to start the engines, and for its rounds."
+            " When they are over, the rounds that ended count. Without one the measurement is repeated later. Its Job"
+            f" has {START_ALLOWANCE_SECONDS + FINISH_RESERVE_SECONDS} seconds more, to start its pod and to store the"
+            " result. Raise it for targets that load slowly."
         ),
     )
     template: PodTemplate = template_field("the validation pod", ["validator"])
+
+    @property
+    def job_deadline_seconds(self) -> int:
+        """Seconds after its start at which Kubernetes ends the Job of a measurement.
+
+        The validator ends by itself before, because Kubernetes would lose all rounds.
+        """
+        return START_ALLOWANCE_SECONDS + self.timeout_seconds + FINISH_RESERVE_SECONDS
 
     @property
     def prompts_needed(self) -> int:

@@ -8,12 +8,12 @@ from typing import Final
 
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase
+from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_cli.doctor.facts import TRAINER, VALIDATOR, Snapshot
 from aurora_cli.doctor.finding import Finding, Remedy, Severity, abnormal, condition_text
+from aurora_cli.errors import Unreadable
 
 TRAINER_LOG: Final = "kubectl -n {ns} logs deployment/{name}-trainer --tail=50"
-LONG_MEASUREMENT: Final = timedelta(hours=1)
-"""The default of ``validation.timeoutSeconds``."""
 OFTEN: Final = 3
 """So many refused candidates in a row are worth a word."""
 _TRAINER: Final[Mapping[str, Remedy]] = {
@@ -179,8 +179,17 @@ def candidate_not_measured(snapshot: Snapshot) -> Iterator[Finding]:
     elif candidate.phase is CandidatePhase.VALIDATING and candidate.since is not None:
         does_not_start = "its pod does not start" in candidate.message
         explained = any(pod.troubles or pod.unschedulable for pod in snapshot.pods_of(VALIDATOR))
-        if (does_not_start and not explained) or snapshot.now - candidate.since > LONG_MEASUREMENT:
+        if (does_not_start and not explained) or snapshot.now - candidate.since > _longest_measurement(snapshot):
             yield _STUCK.finding(snapshot, evidence)
+
+
+def _longest_measurement(snapshot: Snapshot) -> timedelta:
+    """The time after which the Job of a measurement has ended, by the defaults if the spec cannot be read."""
+    try:
+        spec = snapshot.speculator.validation_spec()
+    except Unreadable:
+        spec = ValidationSpec()
+    return timedelta(seconds=spec.job_deadline_seconds)
 
 
 def candidates_never_pass(snapshot: Snapshot) -> Iterator[Finding]:

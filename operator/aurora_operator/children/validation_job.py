@@ -145,7 +145,7 @@ def job(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, attempt: Val
             "backoffLimit": 0,
             "completions": 1,
             "parallelism": 1,
-            "activeDeadlineSeconds": spec.validation.timeout_seconds,
+            "activeDeadlineSeconds": spec.validation.job_deadline_seconds,
             "ttlSecondsAfterFinished": FINISHED_JOB_TTL_SECONDS,
             "template": template,
         },

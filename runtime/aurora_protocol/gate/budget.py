@@ -4,15 +4,20 @@ A measurement ends when
 
 - it is decided: its verdict is final at the early confidence level;
 - it is hopeless: the rounds that are left would decide it with a probability below :data:`MIN_CHANCE`;
-- it gives way: a newer version waits, and the measurement would need more rounds than a new one needs to begin;
+- it gives way: a newer version waits, and the measurement would need more rounds than a new one needs to begin, or has
+  had twice as many;
 - its rounds or its time are used up.
+
+The final confidence level decides once, when the measurement ends for a reason that its ratios do not choose: its
+rounds or its time are used up, or it has had its share of rounds while a newer version waits. So a verdict that is
+final at that level neither ends a measurement earlier nor is taken for undecided at its end.
 
 The forecast assumes normal noise, as Student's t does. After n rounds with mean m and standard deviation s, the mean of
 N rounds is normal around m with the variance s^2 (1/n - 1/N), and the half-width of its interval is t s / sqrt(N). This
 is the predictive power of Spiegelhalter, Freedman and Blackburn (1986) with a flat prior.
 
-Invariants: a measurement that is decided never ends as undecided. One that gives way had at least the policy's fewest
-rounds. While a newer version waits, an undecided one takes at most twice as many.
+Invariants: a measurement whose stored verdict is final ends as decided, and no other does. One that gives way had at
+least the policy's fewest rounds. While a newer version waits, an undecided one takes at most twice as many.
 """
 
 from __future__ import annotations
@@ -114,21 +119,34 @@ def ending(progress: Progress) -> Ending | None:
     if progress.early.kind in FINAL_VERDICTS:
         return Ending(MeasurementEnd.DECIDED)
     if progress.rounds >= progress.rounds_allowed:
-        if progress.verdict.kind in FINAL_VERDICTS:
-            return Ending(MeasurementEnd.DECIDED)
-        return Ending(MeasurementEnd.BUDGET_USED, f"undecided after {progress.rounds} rounds")
+        return ending_of_last_round(progress.verdict, f"undecided after {progress.rounds} rounds")
     if progress.rounds < progress.policy.min_rounds:
         return None
+    if progress.verdict.kind in FINAL_VERDICTS:
+        return Ending(MeasurementEnd.DECIDED) if _has_had_its_share(progress) else None
     undecided = _undecided_forecasts(progress)
     if undecided is not None and not undecided:
         message = f"undecided after {progress.rounds} rounds, although every ratio is decided: no round changes that"
         return Ending(MeasurementEnd.HOPELESS, message)
     if undecided and _chance_of_a_decision(undecided, progress.rounds_allowed) < MIN_CHANCE:
         return Ending(MeasurementEnd.HOPELESS, _hopeless(undecided, progress))
-    if progress.newer_version is not None and _is_far_from_a_decision(undecided, progress):
+    waits = progress.newer_version is not None
+    if _has_had_its_share(progress) or (waits and _is_far_from_a_decision(undecided, progress)):
         message = f"undecided after {progress.rounds} rounds, gives way to version {progress.newer_version}"
         return Ending(MeasurementEnd.GAVE_WAY, message)
     return None
+
+
+def ending_of_last_round(verdict: Verdict, undecided: str) -> Ending:
+    """Why a measurement ends whose rounds or time are used up.
+
+    Args:
+        verdict: after the last whole round, at the final confidence level.
+        undecided: the message if that verdict is not final.
+    """
+    if verdict.kind in FINAL_VERDICTS:
+        return Ending(MeasurementEnd.DECIDED)
+    return Ending(MeasurementEnd.BUDGET_USED, undecided)
 
 
 def open_concurrencies(policy: GatePolicy, early: Verdict) -> tuple[int, ...]:
@@ -149,12 +167,14 @@ def _straddles(bar: Bar, ratio: RatioEstimate) -> bool:
     return ratio.low < bar.minimum_ratio <= ratio.high
 
 
+def _has_had_its_share(progress: Progress) -> bool:
+    """Whether a newer version waits, and the measurement has had all rounds that it may take meanwhile."""
+    return progress.newer_version is not None and progress.rounds >= 2 * progress.policy.min_rounds
+
+
 def _is_far_from_a_decision(undecided: Sequence[Forecast] | None, progress: Progress) -> bool:
-    """Whether the measurement has had its share of rounds, or needs more than a new measurement needs to begin."""
-    fewest = progress.policy.min_rounds
-    return progress.rounds >= 2 * fewest or (
-        bool(undecided) and _rounds_to_decide(undecided or ()) - progress.rounds > fewest
-    )
+    """Whether the measurement needs more rounds than a new measurement needs to begin."""
+    return bool(undecided) and _rounds_to_decide(undecided or ()) - progress.rounds > progress.policy.min_rounds
 
 
 def _undecided_forecasts(progress: Progress) -> tuple[Forecast, ...] | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import MeasurementError, TraceFormatError
+from aurora_runtime.held_out_split import MAX_MEASURED_PROMPT_TOKENS
 from aurora_runtime.traces import RequestTrace, decode
 from aurora_store import Registry
 from aurora_store.errors import DigestMismatch, ObjectMissing
@@ -22,8 +23,6 @@ log = logging.getLogger(__name__)
 
 MAX_SHARDS = 256
 """Bounds the download: at most about 256 x 16k positions of hidden states."""
-MAX_PROMPT_TOKENS = 4096
-"""Longer prompts are not measured with."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,13 @@ def held_out_prompts(
     """
     keys = registry.newest_shards(lineage, MAX_SHARDS)
     prompts: dict[int, Prompt] = {}
-    shards_read = damaged = 0
+    shards_read = damaged = too_long = 0
     for key in keys:
         if len(prompts) >= wanted:
             break
         try:
-            found = _held_out(decode(registry.shard(key)[1]), vocab_size)
+            traces = [trace for trace in decode(registry.shard(key)[1]) if trace.held_out]
+            found = _prompts(traces, vocab_size)
         except ObjectMissing:
             continue  # deleted since the listing, because the trainer bounds the store
         except (DigestMismatch, InvalidRecord, TraceFormatError) as error:
@@ -64,25 +64,38 @@ def held_out_prompts(
         for prompt in found:
             if len(prompts) < wanted:
                 prompts.setdefault(prompt.request, prompt)
+        too_long += sum(trace.prompt_length > MAX_MEASURED_PROMPT_TOKENS for trace in traces)
         shards_read += 1
     log.info("prompts: %d distinct held-out prompts in %d of %d shards", len(prompts), shards_read, len(keys))
     if len(prompts) < needed:
         raise MeasurementError(
             f"{len(prompts)} distinct held-out prompts, one of each conversation, in the newest {shards_read} shards; "
-            f"{needed} are needed: "
-            f"wait for traffic{f'. {damaged} more shards are damaged' if damaged else ''}"
+            f"{needed} are needed: wait for traffic{_notes(too_long, damaged)}"
         )
     return tuple(prompts.values())
 
 
-def _held_out(traces: Iterable[RequestTrace], vocab_size: int) -> list[Prompt]:
-    """The held-out prompts of ``traces`` that can be measured with, in their order.
+def _notes(too_long: int, damaged: int) -> str:
+    """What an error says besides: why there are not more prompts, and what to do."""
+    notes = ""
+    if too_long:
+        notes += (
+            f". {too_long} more held-out prompts are longer than {MAX_MEASURED_PROMPT_TOKENS} tokens, and no"
+            " measurement uses these: send requests with shorter prompts too"
+        )
+    if damaged:
+        notes += f". {damaged} more shards are damaged"
+    return notes
+
+
+def _prompts(traces: Iterable[RequestTrace], vocab_size: int) -> list[Prompt]:
+    """The prompts of ``traces`` that can be measured with, in their order.
 
     Raises :class:`TraceFormatError`. All of a shard's prompts are used, or none.
     """
     found = []
     for trace in traces:
-        if trace.held_out and 0 < trace.prompt_length <= MAX_PROMPT_TOKENS:
+        if trace.measurable:
             tokens = tuple(trace.tokens[: trace.prompt_length].tolist())
             if not 0 <= min(tokens) <= max(tokens) < vocab_size:
                 raise TraceFormatError("a prompt has tokens outside the target's vocabulary")

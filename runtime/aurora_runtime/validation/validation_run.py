@@ -52,8 +52,6 @@ from aurora_store.s3_calls.call_limits import is_interrupted, total_deadline
 
 log = logging.getLogger(__name__)
 
-FINISH_SECONDS = 30.0
-"""Part of the time limit that is reserved for stopping the engines and writing the evidence."""
 MIN_KV_CACHE_TOKENS = 8192
 DRAFT_ROOM_TOKENS = 64
 """Room for draft tokens in the KV cache of each request."""
@@ -184,12 +182,15 @@ class ValidationRun:
 async def validate(settings: ValidationSettings, registry: Registry, workspace: Workspace) -> ValidationResult:
     """Measure ``settings.candidate`` against ``settings.active``. Stores nothing.
 
+    The measurement ends by itself once ``validation.timeoutSeconds`` are over. Its Job ends later
+    (``job_deadline_seconds``), so the rounds until then are not lost.
+
     A candidate that no pod would load is rejected without a measurement. All calls of the store run in threads, so that
     a signal ends them, and so that the lease of a replica is renewed meanwhile.
 
     Raises :class:`RuntimeFault`, :class:`StoreError` or :class:`ProtocolError` when it could not measure.
     """
-    deadline = time.monotonic() + settings.validation.timeout_seconds - FINISH_SECONDS
+    deadline = time.monotonic() + settings.validation.timeout_seconds
     run = await call_in_thread(lambda: ValidationRun.open(settings, registry, deadline))
     folder = workspace.scratch / "candidate"
     try:

@@ -188,11 +188,21 @@ def test_a_measurement_that_failed_leads_to_its_log_and_to_why_its_job_ended() -
 
 @pytest.mark.parametrize(
     ("message", "minutes", "expected"),
-    [("measuring", 5, False), ("measuring", 70, True), ("measuring; its pod does not start: Unschedulable", 1, True)],
+    [("measuring", 75, False), ("measuring", 80, True), ("measuring; its pod does not start: Unschedulable", 1, True)],
 )
 def test_a_measurement_that_does_not_begin_or_end_is_found(message: str, minutes: int, expected: bool) -> None:
+    """A Job of the default time limit, an hour, ends after 77 minutes."""
     titles = found(snapshot(candidate(CandidatePhase.VALIDATING, message, minutes)))
     assert ("the candidate waits for its measurement" in titles) is expected
+
+
+def test_a_measurement_is_not_too_long_before_its_own_time_limit() -> None:
+    measured = snapshot(candidate(CandidatePhase.VALIDATING, "measuring", 100))
+    for limit, expected in ((3600, True), (7200, False), ("unreadable", True)):
+        raw = measured.speculator.raw
+        given = {**raw, "spec": {**raw.get("spec", {}), "validation": {"timeoutSeconds": limit}}}
+        titles = found(replace(measured, speculator=replace(measured.speculator, raw=given)))
+        assert ("the candidate waits for its measurement" in titles) is expected
 
 
 @pytest.mark.parametrize("reason", ["WaitingForTraces", "Training"])

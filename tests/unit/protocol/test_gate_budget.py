@@ -82,6 +82,10 @@ NEAR = {(Arm.OFF, 4): 0.004}
         (progress({(Arm.OFF, 4): 0.03}, rounds=5, newer=9), None),
         (progress({}, newer=9), MeasurementEnd.DECIDED),
         (progress({(Arm.ACTIVE, 1): 0.02}, rounds=10, newer=9), MeasurementEnd.GAVE_WAY),
+        (progress({(Arm.ACTIVE, 1): 0.025}, rounds=10, newer=9), MeasurementEnd.DECIDED),
+        (progress({(Arm.ACTIVE, 1): 0.025}, rounds=10), None),
+        (progress({(Arm.ACTIVE, 1): -0.025}, rounds=10, newer=9), MeasurementEnd.DECIDED),
+        (progress({(Arm.ACTIVE, 1): 0.03}, rounds=8, newer=9), None),
     ],
 )
 def test_a_measurement_ends_when_it_is_decided_hopeless_used_up_or_gives_way(
@@ -117,8 +121,12 @@ def test_the_promises_of_the_budget_hold(
 ) -> None:
     state = progress(leads, rounds=rounds, newer=newer, deviation=deviation)
     found = ending(state)
-    final = state.early.kind is not VerdictKind.INCONCLUSIVE
-    assert final == (found is not None and found.kind is MeasurementEnd.DECIDED) or rounds == 24
+    ends_for_another_reason = rounds == 24 or (newer is not None and rounds >= 2 * POLICY.min_rounds)
+    decides = state.verdict if ends_for_another_reason else state.early
+    decided = found is not None and found.kind is MeasurementEnd.DECIDED
+    assert decided == (decides.kind is not VerdictKind.INCONCLUSIVE)
+    if found is not None:
+        assert decided == (state.verdict.kind is not VerdictKind.INCONCLUSIVE), "what is stored and why agree"
     if rounds == 24:
         assert found is not None, "no measurement goes on for ever"
     if found is not None and found.kind is MeasurementEnd.GAVE_WAY:

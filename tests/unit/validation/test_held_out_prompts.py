@@ -134,6 +134,18 @@ def test_an_error_says_how_many_shards_are_damaged() -> None:
         held_out_prompts(registry(Shards({OLD: [trace(0)]}, b"")), 1, vocab_size=1000, wanted=50, needed=50)
 
 
+def test_an_error_says_how_many_prompts_are_too_long_and_what_to_do() -> None:
+    short = [trace(first) for first in range(100) if trace(first).held_out]
+    long = [dataclasses.replace(trace(first, 6000), request=8 * first) for first in range(3)]
+    shards = Shards({OLD: short, NEW: long})
+    assert len(held_out_prompts(registry(shards), 1, vocab_size=9000, wanted=100, needed=1)) == len(short)
+    needed = len(short) + 1
+    with pytest.raises(MeasurementError) as error:
+        held_out_prompts(registry(shards), 1, vocab_size=9000, wanted=100, needed=needed)
+    assert f"{needed} are needed: wait for traffic. 3 more held-out prompts are longer than 4096" in str(error.value)
+    assert str(error.value).endswith("send requests with shorter prompts too")
+
+
 def test_too_few_prompts_is_an_error() -> None:
     with pytest.raises(MeasurementError, match="wait for traffic"):
         held_out_prompts(registry(Shards({OLD: [trace(0)]})), 1, vocab_size=1000, wanted=50, needed=50)

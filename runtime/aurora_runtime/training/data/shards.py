@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from safetensors import SafetensorError
 
@@ -39,13 +39,21 @@ _DAMAGE_ERRORS: Final = (
 """Errors of a shard whose data or manifest is missing or wrong. The last three occur when tensors do not fit."""
 
 
+class HeldOutRequest(NamedTuple):
+    """A held-out request of a shard."""
+
+    request: int  # the number of the trace
+    examples: tuple[Example, ...]
+    measurable: bool  # whether a candidate may be measured on its prompt
+
+
 @dataclass(frozen=True)
 class Shard:
     """A shard's examples on both sides of the split."""
 
     key: str
     train: tuple[Example, ...]
-    held_out: tuple[tuple[int, tuple[Example, ...]], ...]  # by request hash
+    held_out: tuple[HeldOutRequest, ...]
 
 
 class ShardReader:
@@ -112,13 +120,13 @@ class ShardReader:
 
     def _split(self, key: str, traces: Iterable[RequestTrace]) -> Shard:
         train: list[Example] = []
-        held_out: list[tuple[int, tuple[Example, ...]]] = []
+        held_out: list[HeldOutRequest] = []
         for trace in traces:
             if trace.tag in self._erased_tags:
                 continue
             examples = self._examples(trace, key)
             if trace.held_out:
-                held_out.append((trace.request, tuple(examples)))
+                held_out.append(HeldOutRequest(trace.request, tuple(examples), trace.measurable))
             else:
                 train += examples
         return Shard(key, tuple(train), tuple(held_out))

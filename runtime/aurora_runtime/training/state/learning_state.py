@@ -36,8 +36,8 @@ class LearningState:
 
     def hold_out(self, shard: Shard) -> None:
         """Add the shard's held-out requests to the held-out set."""
-        for request, examples in shard.held_out:
-            self.held_out.add(request, examples, shard.key)
+        for request, examples, measurable in shard.held_out:
+            self.held_out.add(request, examples, shard.key, measurable=measurable)
 
     def drop(self, shards: Collection[str]) -> None:
         """Drop all examples of ``shards``, whose traces may not be kept. Positions that they trained still count."""

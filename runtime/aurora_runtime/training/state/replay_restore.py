@@ -28,8 +28,9 @@ SPANS: Final = "replay.spans"
 EVICTED: Final = "replay.evicted"
 HELD_OUT: Final = "held_out.shards"
 """``[M]`` int64: indices among the consumed shards."""
-HELD_OUT_LEFT_OUT: Final = "held_out.left_out"
-"""``[]`` bool: :attr:`HeldOutSet.left_out`. Missing in states of earlier versions, which reads as False."""
+HELD_OUT_NOT_COUNTED: Final = "held_out.not_counted"
+"""``[]`` int64: the index of :attr:`HeldOutSet.not_counted` among the consumed shards; -1 for none. Missing in states
+of earlier versions, which reads as none."""
 
 
 def spans_state(replay: ReplayBuffer, held_out: HeldOutSet, consumed: Sequence[str]) -> dict[str, Tensor]:
@@ -38,12 +39,13 @@ def spans_state(replay: ReplayBuffer, held_out: HeldOutSet, consumed: Sequence[s
     spans = [
         (index[span.shard], span.first, span.count, span.added_before) for span in replay.spans() if span.shard in index
     ]
-    held_out_shards = sorted(index[key] for key in held_out.shards() if key in index)
+    held_out_keys, not_counted = held_out.shards_to_restore()
+    held_out_shards = sorted(index[key] for key in held_out_keys if key in index)
     return {
         SPANS: torch.tensor(spans, dtype=torch.int64).view(-1, 4),
         EVICTED: torch.tensor(replay.evicted),
         HELD_OUT: torch.tensor(held_out_shards, dtype=torch.int64),
-        HELD_OUT_LEFT_OUT: torch.tensor(held_out.left_out),
+        HELD_OUT_NOT_COUNTED: torch.tensor(index.get(not_counted, -1)),
     }
 
 
@@ -68,8 +70,9 @@ def restore(
             continue
         for span in spans[index]:
             replay.restore(span, shard.train)
-        for request, examples in shard.held_out if index in held_out_shards else ():
-            held_out.add(request, examples, shard.key)
+        for request, examples, measurable in shard.held_out if index in held_out_shards else ():
+            held_out.add(request, examples, shard.key, measurable=measurable)
         reader.finish()
     replay.evicted = int(tensors[EVICTED])
-    held_out.left_out |= bool(tensors.get(HELD_OUT_LEFT_OUT, False))
+    not_counted = int(tensors.get(HELD_OUT_NOT_COUNTED, -1))
+    held_out.not_counted = consumed[not_counted] if not_counted >= 0 else ""

@@ -18,6 +18,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from types import TracebackType
 from typing import Final, Self
 
@@ -29,6 +30,7 @@ from aurora_protocol.agent_api import (
     Machine,
     MeasurementPhase,
     MeasurementRequest,
+    MeasurementStatus,
     TrialRequest,
     measurement_pass,
 )
@@ -163,14 +165,18 @@ class ReplicaEngine:
         if self._lease_lost:
             raise MeasurementError(self._lease_lost)
 
+    async def _status(self) -> MeasurementStatus | None:
+        """What the agent says of the measurement. Raises :class:`EngineFault` when the call fails."""
+        try:
+            return (await self._agent().state(self.replica.ip, self.token)).measurement
+        except AgentError as error:
+            raise EngineFault(f"the agent of {self.replica.pod}: {error}") from error
+
     async def _wait_until_drained(self) -> None:
         """Wait until the pod has left its Service and the requests of clients have ended."""
         while True:
             self._check_lease()
-            try:
-                measurement = (await self._agent().state(self.replica.ip, self.token)).measurement
-            except AgentError as error:
-                raise EngineFault(f"the agent of {self.replica.pod}: {error}") from error
+            measurement = await self._status()
             if (
                 measurement is not None
                 and measurement.phase is MeasurementPhase.MEASURING
@@ -186,10 +192,13 @@ class ReplicaEngine:
             raise MeasurementError(f"{unfinished} in time on {self.replica.pod}: raise validation.timeoutSeconds")
         await asyncio.sleep(POLL_SECONDS)
 
-    async def _order_trial(self, arm: Arm) -> str | None:
+    async def _order_trial(self, arm: Arm, *, may_be_faulty: bool = False) -> str | None:
         """Order the engine to run ``arm`` with an empty prefix cache.
 
         Returns the id of the engine start that runs ``arm``. None while the change is under way.
+
+        Args:
+            may_be_faulty: return None also when the agent answers 503, because it has trouble with the engine.
 
         Raises :class:`MeasurementError` when the agent refuses, and :class:`EngineFault` when the call fails otherwise.
         """
@@ -203,6 +212,8 @@ class ReplicaEngine:
         try:
             state = await self._agent().trial(self.replica.ip, self.token, request)
         except AgentRefused as error:
+            if may_be_faulty and error.status == HTTPStatus.SERVICE_UNAVAILABLE:
+                return None
             raise MeasurementError(f"{self.replica.pod} cannot run {arm}: {error.status} {error.reason}") from error
         except AgentError as error:
             raise EngineFault(f"the agent of {self.replica.pod}: {error}") from error
@@ -261,10 +272,26 @@ class ReplicaEngine:
     async def _check_engine(self, arm: Arm, boot: str | None, result: BatchResult) -> None:
         """Raise :class:`MeasurementError` when the lease, the engine start ``boot`` or the network failed."""
         self._check_lease()
-        if result.failures and await self._order_trial(arm) != boot:
-            raise self._engine_ended(arm)
+        if result.failures:
+            await self._require_same_start(arm, boot)
         if result.unreached:
             raise MeasurementError(f"{result.unreached} requests did not reach {self.replica.pod} while it ran {arm}")
+
+    async def _require_same_start(self, arm: Arm, boot: str | None) -> None:
+        """Wait until the engine is idle. Raises :class:`MeasurementError` unless it is still in its start ``boot``.
+
+        A request that took too long may run on for a while, and the agent cannot empty the prefix cache meanwhile. The
+        id is read before each order: on another start, the order would load the draft that may have ended the engine.
+        """
+        while True:
+            self._check_lease()
+            status = await self._status()
+            running = status.boot if status is not None else ""
+            if running and running != boot:
+                raise self._engine_ended(arm)
+            if running and await self._order_trial(arm, may_be_faulty=True) == boot:
+                return
+            await self._wait_to_poll(f"requests failed on {arm}, and the engine was not idle again")
 
     def _engine_ended(self, arm: Arm) -> MeasurementError:
         return MeasurementError(f"the engine of {self.replica.pod} ended while it ran {arm}")

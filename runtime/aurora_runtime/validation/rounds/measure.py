@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Final
 
 from aurora_protocol.evidence_records import (
     AnswerEquality,
@@ -26,7 +25,7 @@ from aurora_protocol.evidence_records import (
     VerdictKind,
 )
 from aurora_protocol.gate import judge
-from aurora_protocol.gate.budget import Ending, Progress, ending, open_concurrencies
+from aurora_protocol.gate.budget import Ending, Progress, ending, ending_of_last_round, open_concurrencies
 from aurora_protocol.gate.intervals import Confidence
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.rounds.answer_equality import EqualityCounter
@@ -37,7 +36,6 @@ log = logging.getLogger(__name__)
 
 NewerVersion = Callable[[], Awaitable[int | None]]
 """Asks the store for a newer version that waits to be measured."""
-_NO_TIME_LEFT: Final = Ending(MeasurementEnd.BUDGET_USED, "undecided: the time is used up")
 
 
 async def no_newer_version() -> int | None:
@@ -53,7 +51,8 @@ class Measurement:
     samples: list[Sample] = field(default_factory=list)
     equality: dict[Arm, EqualityCounter] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
-    end: Ending = _NO_TIME_LEFT
+    end: Ending = field(default_factory=lambda: Ending(MeasurementEnd.BUDGET_USED))
+    """Counts once the measurement has ended."""
 
     def equalities(self) -> tuple[AnswerEquality, ...]:
         """The comparison of greedy answers for each compared arm."""
@@ -123,7 +122,7 @@ async def measure(
     counters = {arm: EqualityCounter(arm, plan.near_tie_bound, reference) for arm in arms if arm is not reference}
     measurement = Measurement(equality=counters, arms=arms)
     await runner.prepare_drafts()
-    longest_round_seconds = 0.0
+    longest_round_seconds, end = 0.0, None
     concurrencies = plan.policy.concurrencies
     for number in range(plan.max_rounds):
         started = runner.clock()
@@ -147,11 +146,11 @@ async def measure(
         newer = await newer_version() if number + 1 >= plan.policy.min_rounds else None
         end = ending(Progress(plan.policy, verdict, early, number + 1, rounds_allowed, newer))
         if end is not None:
-            measurement.end = end
             break
         concurrencies = open_concurrencies(plan.policy, early)
     if not measurement.verdicts:
         raise MeasurementError("not one round could be finished in time: raise validation.timeoutSeconds")
+    measurement.end = end or ending_of_last_round(measurement.verdicts[-1], "undecided: the time is used up")
     return measurement
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.validation import FINISH_RESERVE_SECONDS, START_ALLOWANCE_SECONDS
 from aurora_operator.children.inference_deployment import deployment, inference_template
 from aurora_operator.children.metadata import COMMON_LABELS, selector
 from aurora_operator.children.queue_label import PRIORITY_LABEL as PRIORITY
@@ -97,6 +98,15 @@ def test_a_job_on_a_replica_is_not_queued() -> None:
     for made in (job(OWNER, spec(**{part: queue}), CONFIG, ON_REPLICA) for part in ("serving", "validation")):
         assert QUEUE not in made["metadata"]["labels"]
         assert QUEUE not in made["spec"]["template"]["metadata"]["labels"]
+
+
+@pytest.mark.parametrize("attempt", [ATTEMPT, ON_REPLICA])
+def test_a_job_ends_only_after_its_validator_could_start_measure_and_store(attempt: ValidationAttempt) -> None:
+    """Kubernetes counts from the Job's start, and loses all rounds of a Job that it ends."""
+    for seconds in (60, 3600, 86400):
+        made = job(OWNER, spec(validation={"timeoutSeconds": seconds}), CONFIG, attempt)
+        deadline = made["spec"]["activeDeadlineSeconds"]
+        assert deadline == START_ALLOWANCE_SECONDS + seconds + FINISH_RESERVE_SECONDS
 
 
 def test_a_job_survives_the_end_of_its_pod_where_another_pod_can_go_on() -> None:

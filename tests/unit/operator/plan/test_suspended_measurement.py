@@ -66,7 +66,7 @@ def test_the_status_says_that_the_measurement_is_suspended_until_it_goes_on(job:
 
 @pytest.mark.parametrize("waited", [timedelta(seconds=2), timedelta(hours=2), timedelta(days=30)])
 def test_a_suspended_job_waits_for_as_long_as_it_takes(waited: timedelta) -> None:
-    """``validation.timeoutSeconds`` is an hour. Kubernetes counts it while the Job is active. Nobody else does."""
+    """A Job's time is 77 minutes here. Kubernetes counts it while the Job is active. Nobody else does."""
     world = suspended()
     later = made(world, NOW + waited)
     assert (later.job, later.delete_jobs, later.moving) == (None, (), False)

@@ -22,18 +22,27 @@ def test_a_long_request_alone_is_compared_all_the_same() -> None:
     assert list(newest_within([], 1)) == []
 
 
-def test_requests_are_counted_once_each_until_the_set_has_no_room() -> None:
+def test_requests_are_counted_once_each_whether_they_are_kept_or_not() -> None:
     examples = tuple(examples_of(tiny.trace(1, answer=20), tiny.VOCAB))
     size = sum(example.nbytes for example in examples)
-    by_number, by_bytes, too_small = HeldOutSet(3), HeldOutSet(9, 2 * size), HeldOutSet(9, size - 1)
-    for request, (first, second) in enumerate([(1, 1), (2, 2), (None, None), (None, None)]):
-        for held_out, expected in ((by_number, first), (by_bytes, second)):
+    for limit_bytes in (1 << 30, 2 * size, size - 1):
+        held_out = HeldOutSet(3, limit_bytes)
+        assert held_out.count == 0
+        for request, expected in enumerate([1, 2, None, None]):
             for _ in range(2):
                 held_out.add(request, examples)
-            assert held_out.count == expected
-    assert too_small.count == 0
-    too_small.add(1, examples)
-    assert too_small.count is None, "the request is there, although the trainer does not keep it"
+            assert held_out.count == expected, "three are as many as are counted"
+
+
+def test_a_request_that_no_measurement_could_use_is_compared_and_not_counted() -> None:
+    examples = tuple(examples_of(tiny.trace(1, answer=20), tiny.VOCAB))
+    held_out = HeldOutSet(3)
+    held_out.add(1, examples, "a")
+    held_out.add(1, examples, "b", measurable=False)
+    held_out.add(2, examples, "b", measurable=False)
+    assert (held_out.count, len(held_out)) == (1, 2), "an earlier turn of a conversation was short enough"
+    held_out.drop({"a"})
+    assert (held_out.count, len(held_out)) == (0, 2)
 
 
 def test_a_request_without_examples_is_counted_once_because_a_measurement_uses_its_prompt() -> None:
@@ -41,15 +50,12 @@ def test_a_request_without_examples_is_counted_once_because_a_measurement_uses_i
     held_out = HeldOutSet(3)
     for request, shard in [(1, "a"), (1, "b"), (2, "b")]:
         held_out.add(request, (), shard)
-    assert (held_out.count, len(held_out), held_out.shards()) == (2, 0, {"b"})
+    assert (held_out.count, len(held_out), held_out.shards_to_restore()) == (2, 0, ({"b"}, ""))
     held_out.add(2, examples, "c")
-    assert (held_out.count, len(held_out), held_out.shards()) == (2, 1, {"b", "c"})
+    assert (held_out.count, len(held_out), held_out.shards_to_restore()) == (2, 1, ({"b", "c"}, ""))
     held_out.drop({"b"})
-    assert (held_out.count, held_out.shards()) == (1, {"c"})
+    assert (held_out.count, held_out.shards_to_restore()) == (1, ({"c"}, ""))
     for request in range(10, 13):
         held_out.add(request, (), "d")
     assert held_out.count is None
-    assert not held_out.left_out
-    held_out.add(13, (), "d")
-    assert held_out.left_out
-    assert held_out.shards() == {"c"}, "a restart need not read what it does not count"
+    assert held_out.shards_to_restore() == ({"c"}, "d"), "a restart need not read what it does not count"

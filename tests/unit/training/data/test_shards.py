@@ -12,6 +12,7 @@ from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.shards import ShardReader
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state.shard_ledger import ShardLedger
+from aurora_runtime.validation.held_out_prompts import held_out_prompts
 from aurora_store import Registry
 from tests.unit.training import tiny
 
@@ -30,7 +31,7 @@ def test_shards_are_split_by_request_and_consumed_once() -> None:
     for key in keys:
         shard = reader.read(key)
         assert shard is not None
-        held_out |= {request for request, _ in shard.held_out}
+        held_out |= {held.request for held in shard.held_out}
         trained += len(shard.train)
         ledger.consume(key)
     assert held_out == {t.request for t in traces if t.held_out}
@@ -38,6 +39,32 @@ def test_shards_are_split_by_request_and_consumed_once() -> None:
     assert held_out
     assert ledger.pending() == []
     assert ledger.total == 4
+
+
+def test_trainer_and_validator_agree_about_the_prompts_that_a_measurement_can_use() -> None:
+    """A prompt of 6,000 tokens is too long for a measurement, so it must not let one begin."""
+    registry, _ = tiny.memory_registry()
+    held_out = [trace for trace in (tiny.trace(seed) for seed in range(100)) if trace.held_out][:2]
+    shard = reader_of(registry).read(tiny.put_shard(registry, 0, [held_out[0], long_prompt(held_out[1])]))
+    assert shard is not None
+    assert {held.request: held.measurable for held in shard.held_out} == {
+        held_out[0].request: True,
+        held_out[1].request: False,
+    }
+    prompts = held_out_prompts(registry, 1, vocab_size=tiny.VOCAB, wanted=2, needed=1)
+    assert [prompt.request for prompt in prompts] == [held_out[0].request]
+
+
+def long_prompt(trace: RequestTrace) -> RequestTrace:
+    """``trace`` behind 6,000 more tokens of its prompt, of which no hidden states are stored."""
+    more = 6000
+    return dataclasses.replace(
+        trace,
+        prompt_length=trace.prompt_length + more,
+        hidden_start=trace.hidden_start + more,
+        tokens=torch.cat([torch.ones(more, dtype=torch.int32), trace.tokens]),
+        root=trace.root + more,
+    )
 
 
 def poison(trace: RequestTrace) -> RequestTrace:

@@ -17,7 +17,7 @@ from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.replay import ReplayBuffer
 from aurora_runtime.training.data.replay_sampling import ReplaySampling
-from aurora_runtime.training.data.shards import Shard, ShardReader
+from aurora_runtime.training.data.shards import HeldOutRequest, Shard, ShardReader
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state import replay_restore
 from aurora_store import Registry
@@ -46,8 +46,8 @@ class RestoredParts:
             shard = reader.read(key)
             assert shard is not None
             self.replay.add(shard.train, key)
-            for request, examples in shard.held_out:
-                self.held_out.add(request, examples, key)
+            for request, examples, measurable in shard.held_out:
+                self.held_out.add(request, examples, key, measurable=measurable)
             self.consumed.append(key)
 
     def restarted(self, limit: int, retired: int = 0) -> RestoredParts:
@@ -161,7 +161,7 @@ def test_a_restore_reads_only_needed_shards_one_at_a_time() -> None:
     replay = ReplayBuffer(8 * SIZE)
     replay_restore.restore(replay_restore.spans_state(live.replay, live.held_out, keys), keys, reader, replay, held_out)
     assert max(reader.alive) <= 1, "at most one former shard is in memory"
-    needed = {span.shard for span in live.replay.spans()} | live.held_out.shards()
+    needed = {span.shard for span in live.replay.spans()} | live.held_out.shards_to_restore()[0]
     assert reader.keys == [key for key in keys if key in needed]
     assert reader.keys != keys[-len(reader.keys) :], "older surviving shards are among them"
 
@@ -179,7 +179,7 @@ def test_only_the_examples_of_a_damaged_shard_are_lost(caplog: pytest.LogCapture
 
 @pytest.mark.parametrize("limit_bytes", [SIZE, 1 << 30])
 def test_a_resumed_trainer_counts_the_same_held_out_requests(limit_bytes: int) -> None:
-    """Some are not kept, either because they have no examples or because the set has no room."""
+    """Some are not kept, either because they have no examples or because the set has no room for their bytes."""
     registry, keys = stored([1] * 3)
     live = HeldOutSet(9, limit_bytes)
     read = {}
@@ -187,16 +187,46 @@ def test_a_resumed_trainer_counts_the_same_held_out_requests(limit_bytes: int) -
         shard = reader_of(registry).read(key)
         assert shard is not None
         examples = tuple(examples_of(request(number), tiny.VOCAB))
-        read[key] = Shard(key, shard.train, ((number, examples if number < 2 else ()),))
-        live.add(number, read[key].held_out[0][1], key)
-    assert live.count == (3 if limit_bytes > SIZE else None)
+        held_out = HeldOutRequest(number, examples if number < 2 else (), measurable=True)
+        read[key] = Shard(key, shard.train, (held_out,))
+        live.add(number, held_out.examples, key)
+    assert live.count == 3
     replay = ReplayBuffer(1 << 30)
     tensors = replay_restore.spans_state(replay, live, keys)
     resumed = HeldOutSet(9, limit_bytes)
     replay_restore.restore(tensors, keys, FixedReader(registry, read), replay, resumed)
     assert resumed.count == live.count
-    earlier = {name: tensor for name, tensor in tensors.items() if name != replay_restore.HELD_OUT_LEFT_OUT}
+    earlier = {name: tensor for name, tensor in tensors.items() if name != replay_restore.HELD_OUT_NOT_COUNTED}
     replay_restore.restore(earlier, keys, FixedReader(registry, read), replay, HeldOutSet(9))
+
+
+def test_a_trainer_counts_again_when_the_requests_that_it_did_not_count_have_gone() -> None:
+    """A full set knows only that there are enough requests. All its shards expire, before a restart or after it."""
+    registry, keys = stored([1] * 6)
+    examples = tuple(examples_of(request(0), tiny.VOCAB))
+    size = sum(example.nbytes for example in examples)
+    shards = {key: Shard(key, (), (HeldOutRequest(n, examples, measurable=True),)) for n, key in enumerate(keys)}
+
+    def restarted(held_out: HeldOutSet, consumed: Sequence[str]) -> HeldOutSet:
+        replay, successor = ReplayBuffer(1 << 30), HeldOutSet(HELD_OUT, size)
+        tensors = replay_restore.spans_state(replay, held_out, consumed)
+        replay_restore.restore(tensors, consumed, FixedReader(registry, shards), replay, successor)
+        return successor
+
+    live = HeldOutSet(HELD_OUT)
+    for number, key in enumerate(keys):
+        live.add(number, examples, key)
+    assert live.count is None, "more than HELD_OUT"
+    resumed = restarted(live, keys)
+    again = restarted(resumed, keys)
+    assert (len(again), again.count) == (1, None), "there is room for one, and more were counted"
+    again.drop(keys[:-1])
+    assert again.count == 1
+    for held_out in (live, resumed, again):
+        held_out.drop(keys)
+        assert held_out.count == restarted(held_out, ()).count == 0
+        held_out.add(9, examples, "later")
+        assert held_out.count == 1
 
 
 class FixedReader(ShardReader):

@@ -72,7 +72,7 @@ class Scripted:
         self._authorized(request)
         phase = MeasurementPhase.DRAINING if self.draining > 0 else MeasurementPhase.MEASURING
         self.draining -= 1
-        lent = MeasurementStatus(measurement="job", phase=phase, machine=MACHINE)
+        lent = MeasurementStatus(measurement="job", phase=phase, machine=MACHINE, boot=self.boot)
         return web.Response(body=agent("p", 0, measurement=lent).to_json())
 
     async def _lease(self, request: web.Request) -> web.Response:
@@ -321,13 +321,45 @@ async def test_the_agents_reason_for_a_refused_trial_is_in_the_error(scripted: S
             await replica.prepare(Arm.CANDIDATE)
 
 
-async def test_failed_requests_count_and_a_crashed_engine_is_no_verdict(scripted: Scripted) -> None:
+@pytest.mark.parametrize("answers", [[202], [503], [202, 503, 202]])
+async def test_a_failed_request_counts_although_the_engine_is_busy_with_it_for_a_while(
+    scripted: Scripted, answers: list[int]
+) -> None:
+    """A request that took too long for the validator still runs when the agent is asked about the engine."""
+    async with replica_engine(scripted) as replica:
+        await replica.prepare(Arm.CANDIDATE)
+        scripted.failing, scripted.trials = {scripted.requests + 1}, list(answers)
+        assert (await replica.run(Arm.CANDIDATE, [(1,), (2,)], 1)).failures == 1
+    assert scripted.trials == []
+
+
+async def test_an_engine_that_crashed_is_not_given_its_draft_again_while_it_starts(scripted: Scripted) -> None:
+    async with replica_engine(scripted) as replica:
+        await replica.prepare(Arm.CANDIDATE)
+        scripted.calls.clear()
+        scripted.broken, scripted.boot = True, ""
+        running = asyncio.create_task(replica.run(Arm.CANDIDATE, [(1,)], 1))
+        await asyncio.sleep(0.1)
+        assert not running.done()
+        scripted.boot = "b2"
+        with pytest.raises(MeasurementError, match="ended while it ran candidate"):
+            await running
+    assert scripted.calls == []
+
+
+async def test_an_engine_that_stays_busy_costs_the_time_limit_only(scripted: Scripted) -> None:
+    async with replica_engine(scripted) as replica:
+        await replica.prepare(Arm.CANDIDATE)
+        scripted.broken, scripted.trials = True, [202] * 1000
+        replica.deadline = time.monotonic() + 0.1
+        with pytest.raises(MeasurementError, match="the engine was not idle again in time on p"):
+            await replica.run(Arm.CANDIDATE, [(1,)], 1)
+
+
+async def test_failed_requests_count_and_a_warm_up_that_fails_is_no_verdict(scripted: Scripted) -> None:
     async with replica_engine(scripted) as replica:
         await replica.prepare(Arm.CANDIDATE)
         scripted.broken = True
         assert (await replica.run(Arm.CANDIDATE, [(1,)], 1)).failures == 1
-        scripted.trials = [202]
-        with pytest.raises(MeasurementError, match="ended"):
-            await replica.run(Arm.CANDIDATE, [(1,)], 1)
         with pytest.raises(EngineFault, match="warm-up"):
             await replica.prepare(Arm.ACTIVE)

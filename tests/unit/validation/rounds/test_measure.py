@@ -151,6 +151,23 @@ async def test_rounds_leave_out_a_concurrency_where_all_is_decided() -> None:
     assert result.verdicts[-1].kind is VerdictKind.PASS
 
 
+@pytest.mark.parametrize("late", ["between two rounds", "in a round"])
+async def test_a_measurement_whose_time_ends_unexpectedly_is_decided_by_its_last_whole_round(late: str) -> None:
+    """The last verdict is final at the final level and not at the early one, and another round seemed to fit."""
+    simulated = engines(40.0, wobble=0.12)
+
+    async def time_passes() -> None:
+        if late == "in a round":
+            simulated.speeds = {arm: speed / 1000 for arm, speed in simulated.speeds.items()}
+        else:
+            simulated.now += 1000.0
+
+    result = await measure(runner(simulated, 1000.0), newer_version=time_passes)
+    assert len(result.verdicts) == 4, "the store is asked for newer versions from min_rounds on"
+    assert result.verdicts[-1].kind is VerdictKind.PASS
+    assert result.end == Ending(MeasurementEnd.DECIDED)
+
+
 async def test_the_deadline_leaves_whole_rounds_only() -> None:
     simulated = engines(40.0)
     result = await measure(runner(simulated, 130.0))
@@ -158,6 +175,7 @@ async def test_the_deadline_leaves_whole_rounds_only() -> None:
     per_round = len(ARMS) * 2
     assert len(result.samples) == per_round * len(result.verdicts) > 0
     assert result.verdicts[-1].kind is VerdictKind.INCONCLUSIVE
+    assert result.end.kind is MeasurementEnd.BUDGET_USED
 
 
 @pytest.mark.parametrize("time_for_rounds", [100, 150, 200])
