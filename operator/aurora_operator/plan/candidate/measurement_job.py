@@ -1,7 +1,7 @@
 """Tells how the Job of a measurement fares: it failed, its pod does not start, or it is suspended. Pure.
 
 A Job is suspended (``spec.suspend``) by a queue such as Kueue, or by a person. Kubernetes then deletes the Job's pod
-and stops the clock of ``validation.timeoutSeconds``, which begins anew when the Job is resumed.
+and stops the clock of the Job's deadline, which begins anew when the Job is resumed.
 
 Invariant: a suspended Job has not failed, however long it waits. The one exception is a Job that measures on a replica:
 the replica returns to its Service when its lease is over, and the Job could not begin without it.
