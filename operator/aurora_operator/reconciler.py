@@ -173,7 +173,8 @@ class Reconciler:
             self._fleet.report(self._key, decided.upgrade)
         trace = partial(self._trace, observed, decided.status, now)
         self._last = await self._actor.act(decided, snapshot, self._observer.store, trace)
-        FIGURES.count_decisions(*self._key, decided.decisions)
+        if decided.finalizer is None or self._last.finalizer_refused:  # else the plan ended at the finalizer
+            FIGURES.count_decisions(*self._key, decided.decisions)
         if self._last.fencing_epoch:
             self._observer.store.read_everything_next()
         self._observed_time.record(now, monotonic_seconds, decided=observed.store.ok)

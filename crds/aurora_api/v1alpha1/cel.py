@@ -14,9 +14,9 @@ def rules(*pairs: tuple[str, str], **extra: Any) -> dict[str, Any]:
 
 
 def at_most(field: str, limit: int) -> str:
-    """A CEL rule: a ``field`` that holds a number or text is at most ``limit`` where it holds a number.
+    """A CEL rule for an int-or-string ``field``: an integer must not exceed ``limit``.
 
-    The pattern of such a field limits its text only.
+    The field's pattern checks text.
     """
     return f"(type(self.{field}) != int || self.{field} <= {limit})"
 

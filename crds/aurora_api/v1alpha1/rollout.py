@@ -103,7 +103,7 @@ class RolloutSpec(Model):
         default=False,
         description=(
             "Start no roll, and stop a roll in progress before its next pod: pods that swapped already keep the new"
-            " draft. Training goes on. Measurements go on while no roll is in progress: a stopped roll holds them up."
+            " draft. Training goes on. Measurements go on between rolls. They wait while a roll is stopped."
             " A version is still rolled back when live traffic rejects it, or when somebody sets the annotation"
             " `aurora.dev/abort`. `pin` works while rolls are paused."
         ),

@@ -199,9 +199,9 @@ class ValidationSpec(Model):
         le=86400,
         description=(
             "Seconds that a measurement may take once its validator runs: to start the engines, and for its rounds."
-            " When they are over, the rounds that ended count. Without one the measurement is repeated later. Its Job"
-            f" has {START_ALLOWANCE_SECONDS + FINISH_RESERVE_SECONDS} seconds more, to start its pod and to store the"
-            " result. Raise it for targets that load slowly."
+            " After that time the finished rounds decide. If no round finished, the measurement is repeated later. The"
+            f" Job may take {START_ALLOWANCE_SECONDS + FINISH_RESERVE_SECONDS} seconds longer, to start its pod and to"
+            " store the result. Raise it for targets that load slowly."
         ),
     )
     template: PodTemplate = template_field("the validation pod", ["validator"])
@@ -210,7 +210,8 @@ class ValidationSpec(Model):
     def job_deadline_seconds(self) -> int:
         """Seconds after its start at which Kubernetes ends the Job of a measurement.
 
-        The validator ends by itself before, because Kubernetes would lose all rounds.
+        The validator ends by itself before, if its pod runs within 600 s and is not replaced. Otherwise Kubernetes may
+        end the Job first, and its rounds are lost.
         """
         return START_ALLOWANCE_SECONDS + self.timeout_seconds + FINISH_RESERVE_SECONDS
 

@@ -74,7 +74,8 @@ class Actor:
         owner = snapshot.observed.owner
         refusals: tuple[str, ...] = ()
         if plan.finalizer is not None:
-            refusals = await self._set_finalizer(owner, wanted=plan.finalizer)
+            serves = snapshot.observed.status.active is not None
+            refusals = await self._set_finalizer(owner, wanted=plan.finalizer, serves=serves)
             if not refusals:
                 return ExecutionResult()
         keys = [new_keys(owner)] if plan.create_keys else []
@@ -91,30 +92,37 @@ class Actor:
         if plan.status is not None:
             await call_api(write_status, self._api, owner, plan.status)
             on_status_written()
-        undeleted = await self._children.delete_jobs(owner, plan.delete_jobs, snapshot.live_children)
-        job = await self._children.create_job(owner, plan.job)
+        job = await self._children.write_jobs(owner, plan.delete_jobs, plan.job, snapshot.live_children)
         self._authority.ensure_leading()
         fencing_epoch = await self._agents.swap(plan.swaps, snapshot)
-        fencing_epoch = max(fencing_epoch, await self._agents.request_leases(plan.leases, snapshot))
+        # No replica leaves its Service for a Job that cannot be created yet. Replicas still return.
+        leases = [lease for lease in plan.leases if not (job.job_waits and lease.request.begin)]
+        fencing_epoch = max(fencing_epoch, await self._agents.request_leases(leases, snapshot))
         for note in plan.notes:
             await self._events.post(note, owner)
         return ExecutionResult(
             fencing_epoch=fencing_epoch,
             finalizer_refused=bool(refusals),
-            apply_errors=(*refusals, *children.errors, *undeleted, *job.errors),
+            apply_errors=(*refusals, *children.errors, *job.errors),
             refused_job=job.refused,
             name_taken=(*children.name_taken, *job.name_taken),
             wrote_status=plan.status is not None,
         )
 
-    async def _set_finalizer(self, owner: Owner, *, wanted: bool) -> tuple[str, ...]:
-        """Add or remove our finalizer. Returns the API server's refusal, if it refused."""
+    async def _set_finalizer(self, owner: Owner, *, wanted: bool, serves: bool) -> tuple[str, ...]:
+        """Add or remove our finalizer. Returns the API server's refusal, if it refused.
+
+        Args:
+            serves: the speculator has an active version, so the rest of the plan goes on after a refusal. Otherwise the
+                finalizer is the whole plan, and the refusal is raised.
+        """
         try:
             await call_api(set_finalizer, self._api, owner, wanted=wanted)
         except Conflict:
             raise
         except KubernetesError as error:
-            if error.status in UNAVAILABLE_STATUSES:
+            if error.status in UNAVAILABLE_STATUSES or not serves:
                 raise
+            log.warning("%s: the finalizer of store.deletionPolicy was refused: %s", owner.full_name, error)
             return (f"the finalizer of store.deletionPolicy: {error}"[:MAX_ERROR_CHARACTERS],)
         return ()

@@ -43,6 +43,8 @@ class WriteResult:
     name_taken: tuple[str, ...] = ()
     """Objects whose name belongs to another owner's object, as ``<Kind> <name>``."""
     refused: RefusedJob | None = None
+    job_waits: bool = False
+    """No Job may be created, because an obsolete one is not deleted."""
 
 
 class _NameTakenError(Exception):
@@ -69,11 +71,14 @@ class ChildWriter:
     ) -> WriteResult:
         """Create each Secret of ``keys`` unless it exists, then write ``children``.
 
+        The result names the Secrets that could not be created and the children that the API server refused. The other
+        objects are written all the same.
+
         Args:
             existing: our children so far.
 
-        Raises :class:`Conflict` when somebody else wrote an object meanwhile, and :class:`KubernetesError` when the
-        API server is unavailable or refuses to read an object.
+        Raises :class:`Conflict` when somebody else wrote a child meanwhile, and :class:`KubernetesError` when the API
+        server is unavailable while a child is written.
         """
         errors, name_taken = list[str](), list[str]()
         for secret in keys:
@@ -96,20 +101,42 @@ class ChildWriter:
                 errors.append(error_text(child, error))
         return WriteResult(tuple(errors), tuple(name_taken))
 
-    async def create_job(self, owner: Owner, job: Object | None) -> WriteResult:
-        """Create a validation Job, if there is one to create.
+    async def write_jobs(
+        self, owner: Owner, obsolete: Sequence[str], job: Object | None, existing: Mapping[tuple[str, str], Object]
+    ) -> WriteResult:
+        """Delete the ``obsolete`` Jobs, then create the validation Job ``job``, if there is one to create.
 
-        A refusal concerns only the measurement: the candidate waits, and pods serve as before.
+        While an obsolete Job is not deleted, ``job`` is not created, because measurements run one at a time. The next
+        reconcile tries both again. A failure does not stop the rest of the plan.
+
+        Args:
+            existing: our children so far.
         """
-        if job is None:
-            return WriteResult()
+        job_waits, errors = False, list[str]()
+        for name in obsolete:
+            old = existing.get((JOB.kind, name))
+            if old is None:
+                continue
+            try:
+                await call_api(self._api.delete, JOB, owner.namespace, name, old["metadata"]["uid"])
+            except Conflict:  # the name belongs to another object by now
+                continue
+            except KubernetesError as error:
+                job_waits = True
+                errors += _job_errors(owner, old, error)
+        if job_waits:
+            return WriteResult(tuple(errors), job_waits=True)
+        return WriteResult() if job is None else await self._create_job(owner, job)
+
+    async def _create_job(self, owner: Owner, job: Object) -> WriteResult:
+        """Create ``job``. A refusal concerns only the measurement: the candidate waits, and pods serve as before."""
         try:
             await call_api(self._api.create, job)
         except Conflict:
             return await self._job_exists(owner, job)
         except KubernetesError as error:
             if error.status in UNAVAILABLE_STATUSES:
-                return WriteResult(errors=(error_text(job, error),))
+                return WriteResult(errors=_job_errors(owner, job, error))
             return WriteResult(refused=RefusedJob(job["metadata"]["name"], str(error)[:MAX_ERROR_CHARACTERS]))
         return WriteResult()
 
@@ -118,30 +145,8 @@ class ChildWriter:
         try:
             taken = await self._is_taken(owner, job)
         except KubernetesError as error:
-            return WriteResult(errors=(error_text(job, error),))
+            return WriteResult(errors=_job_errors(owner, job, error))
         return WriteResult(name_taken=(_title(job),) if taken else ())
-
-    async def delete_jobs(
-        self, owner: Owner, names: Sequence[str], existing: Mapping[tuple[str, str], Object]
-    ) -> tuple[str, ...]:
-        """Delete Jobs. A Job that is gone, or whose name belongs to another object by now, is left alone.
-
-        Returns the refusals, each with its Job. The next reconcile tries again, because a refusal must not keep the
-        rest of a plan from the pods.
-        """
-        errors = list[str]()
-        for name in names:
-            job = existing.get((JOB.kind, name))
-            if job is None:
-                continue
-            try:
-                await call_api(self._api.delete, JOB, owner.namespace, name, job["metadata"]["uid"])
-            except Conflict:
-                continue
-            except KubernetesError as error:
-                log.warning("%s: a Job was not deleted: %s", owner.full_name, error_text(job, error))
-                errors.append(error_text(job, error))
-        return tuple(errors)
 
     async def _create_keys(self, owner: Owner, keys: Object) -> bool:
         """Create a Secret with generated keys. False when its name is taken. Raises :class:`KubernetesError`."""
@@ -216,6 +221,16 @@ class ChildWriter:
 def error_text(obj: Object, error: KubernetesError) -> str:
     """The API server's refusal of ``obj``, with the object's kind and name."""
     return f"{_title(obj)}: {error}"[:MAX_ERROR_CHARACTERS]
+
+
+def _job_errors(owner: Owner, job: Object, error: KubernetesError) -> tuple[str, ...]:
+    """Log why ``job`` was not written. Returns the text for the status.
+
+    The status does not name an API server that is unavailable, because the next reconcile tries again.
+    """
+    text = error_text(job, error)
+    log.warning("%s: a Job could not be created or deleted: %s", owner.full_name, text)
+    return () if error.status in UNAVAILABLE_STATUSES else (text,)
 
 
 def _key(obj: Object) -> tuple[str, str]:

@@ -3,8 +3,8 @@
 A wall clock may be set forwards, the process may stand still, and the store may be out of reach. Time that passed in
 such a gap says nothing about the pods.
 
-Invariant: a deadline expires only after a series of observations that led to decisions, each at most the deadline's
-limit (:data:`MAX_GAP` for a roll) after the one before. Both the wall clock and a monotonic clock must agree on that.
+Invariant: a deadline expires only after a series of observations that led to decisions, with gaps no longer than the
+deadline allows (:data:`MAX_GAP` for a roll). Both the wall clock and a monotonic clock must agree on that.
 """
 
 from __future__ import annotations

@@ -56,7 +56,8 @@ class Plan:
     """The parts in the order in which they are done."""
 
     finalizer: bool | None = None
-    """Add or remove our finalizer. Unless the API server refuses it, nothing else is done before the next observation.
+    """Add or remove our finalizer. The actor does nothing else in this reconcile. If the API server refuses the
+    finalizer, the rest of the plan goes on.
 
     None: the finalizer is as it should be.
     """

@@ -50,8 +50,8 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     keeps_data = observed.spec.store.deletion_policy is DeletionPolicy.RETAIN
     finalizer = None if observed.has_finalizer is not keeps_data else not keeps_data
     if finalizer is not None and not (observed.finalizer_refused and observed.status.active is not None):
-        # Before anything is stored, and on its own: the finalizer changes the resourceVersion that a status needs. Only
-        # where the API server refuses the finalizer, the rest goes on, so that a served draft is still rolled back.
+        # Set the finalizer first and alone, because it changes the resourceVersion that a status write needs. If the
+        # API server refuses it, go on, so that a served draft can still be rolled back.
         return Plan(finalizer=finalizer, moving=True)
     ownership = decide_ownership(observed, now)
     stored = observed.store
@@ -140,8 +140,9 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
 def _known_rejected(observed: Observed) -> frozenset[int]:
     """The rejected versions of status and channel that are newer than the active version.
 
-    Both lists are bounded. The newest registered version is the only one that may become a candidate. If it is older
-    than a full list, it may have left the list, and later registrations were deleted. So it counts as rejected.
+    Both lists are bounded, and only the newest registered version may become a candidate. If the list is full and all
+    its versions are newer, the newest registered version may have been dropped from it. It then counts as rejected.
+    This happens only when later registrations were deleted.
     """
     channel, newest = observed.store.channel, observed.store.newest
     assert channel is not None, "called only while there is a channel"

@@ -42,7 +42,8 @@ def is_at_rest(spec: SpeculatorSpec) -> bool:
 
 
 def with_rest_message(candidate: CandidateStatus | None, spec: SpeculatorSpec) -> CandidateStatus | None:
-    """``candidate`` as one that waits because of the rest, or with a message that says that it no longer does."""
+    """At rest: ``candidate`` without its start and replica, and with a message that says so. Otherwise ``candidate``
+    without that message."""
     if candidate is None or candidate.phase is not CandidatePhase.VALIDATING:
         return candidate
     if is_at_rest(spec):

@@ -79,14 +79,16 @@ def world_of(
 def _newer_version(observed: Observed, validation: ValidationDecision, rejected: frozenset[int]) -> int | None:
     """The newest version, if the version being rolled out may have to make room for it.
 
-    A version whose measurement could not be made, or waits to begin, does not count. Nothing could be decided about it.
+    A version whose measurement could not be made, or may not begin now, does not count: nothing could be decided about
+    it. The stored candidate does not change during a roll, so the present obstacle counts.
     """
     rolled, newest, candidate = observed.status.rollout.version, observed.store.newest, validation.candidate
     if rolled is None or newest is None or newest <= rolled or newest in rejected:
         return None
     if candidate is None or candidate.version != newest:
         return newest
-    return None if candidate.phase is CandidatePhase.FAILED or candidate.waits_to_begin else newest
+    waits = candidate.waits_to_begin and not validation.may_begin
+    return None if candidate.phase is CandidatePhase.FAILED or waits else newest
 
 
 def serving_digest(observed: Observed) -> str:

@@ -138,9 +138,9 @@ def test_the_embedded_stores_pod_is_placed_by_values_of_its_own() -> None:
     assert [store["tolerations"][0]["key"], operator["tolerations"][0]["key"]] == ["storage", "dedicated"]
 
 
-def _notes(values: Path) -> str:
+def _notes(values: Path, *options: str) -> str:
     """What Helm prints after an installation."""
-    printed = built_helm("install", RELEASE, CHART, "-n", NAMESPACE, "-f", values, "--dry-run=client")
+    printed = built_helm("install", RELEASE, CHART, "-n", NAMESPACE, "-f", values, *options, "--dry-run=client")
     return printed.partition("\nNOTES:\n")[2]
 
 
@@ -156,6 +156,12 @@ def test_the_notes_name_a_namespace_that_the_operator_watches(values: Path, name
     assert all(f" -n {namespace} " in command for command in commands)
     labels = f"kubectl label namespace {namespace} aurora.dev/shard=blue" in notes
     assert labels == (values == SHARD)
+
+
+def test_the_notes_name_the_default_namespace_without_a_list_of_namespaces() -> None:
+    notes = _notes(IMAGES, "--set=watchNamespaces=null")
+    assert "watches all namespaces" in notes
+    assert " -n default " in notes
 
 
 def test_the_notes_name_the_secrets_and_the_store_that_a_tenants_speculator_may_use() -> None:

@@ -101,8 +101,8 @@ class SpeculatorStatus(RewrittenModel):
         default_factory=list,
         description=(
             "Versions newer than the active one that are never rolled out: their measurement, live traffic or a"
-            " person rejected them. The list holds the newest 64, and older ones while `candidate` or `rollout` is"
-            " about them. Versions that left the list are not offered again either."
+            " person rejected them. The list holds the newest 64, and older ones that `candidate` or `rollout`"
+            " names. Versions dropped from the list are still never offered again."
         ),
     )
     start: StartStatus | None = Field(

@@ -1,7 +1,8 @@
 """Cuts the texts and numbers of records to what a status can hold. Pure.
 
-Why: whoever writes to the bucket chooses them. The API server refuses a status that is too large or holds a number
-beyond 64 bits, and a plan goes on only after its status is written. A long text would then hold back a rollback.
+Why: anyone who can write to the bucket chooses these texts and numbers. The API server refuses a status that is too
+large or holds a number beyond 64 bits, and a plan goes on only after its status is written. A long text would then hold
+back a rollback.
 
 Invariant: a record is cut, never refused. So a longer record of another version stops nothing.
 """

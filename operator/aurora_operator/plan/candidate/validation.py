@@ -89,11 +89,16 @@ class ValidationInputs:
     measure: tuple[int, int] | None = None
     """(version, attempt): a person asks for this measurement without a delay."""
     shortage: str = ""
-    """Why no measurement may begin yet; empty when one may."""
+    """Why there are too few held-out requests to measure; empty when there are enough."""
     on_replica: bool = False
     """Candidates are measured on a replica."""
     replica_is_back: bool = False
     """Candidates are measured on a replica, and none is withdrawn now."""
+
+    @property
+    def obstacle(self) -> str:
+        """Why no measurement may begin now; empty when one may."""
+        return self.shortage or ("" if self.may_measure else NOT_NOW)
 
     @property
     def channel(self) -> Channel:
@@ -114,6 +119,8 @@ class ValidationDecision:
     """ValidationStarted, Validated, Rejected, Inconclusive or ValidationFailed; empty: nothing to report."""
     message: str = ""
     """The event's message, where the event is not about the candidate."""
+    may_begin: bool = True
+    """During a roll: whether the candidate's measurement could begin if no roll were under way."""
 
     @property
     def waits(self) -> bool:
@@ -132,7 +139,7 @@ def decide(inputs: ValidationInputs) -> ValidationDecision:
     """The candidate's next state, and the version that may be rolled out meanwhile."""
     candidate = _restored(inputs)
     if inputs.rollout.phase is not RolloutPhase.IDLE:
-        return ValidationDecision(candidate)
+        return ValidationDecision(candidate, may_begin=not inputs.obstacle)
     waiting = None if candidate is None else candidate.waiting_version
     if candidate is not None and waiting is not None and waiting == inputs.abort:
         alone = candidate.model_copy(update={"waiting_version": None})
@@ -162,7 +169,7 @@ def _restored(inputs: ValidationInputs) -> CandidateStatus | None:
 
 
 def _without_replica(candidate: CandidateStatus) -> CandidateStatus:
-    """``candidate`` as one that needs no replica: ``validation.measureOn`` is Job, and may have been Replica before."""
+    """Remove the replica's name and message. ``validation.measureOn`` may have changed from Replica to Job."""
     names_replica = candidate.pod is not None or candidate.message.startswith(WAITING_FOR_REPLICA)
     if candidate.phase is not CandidatePhase.VALIDATING or not names_replica:
         return candidate
@@ -263,8 +270,8 @@ def _begin(inputs: ValidationInputs, version: int, former: CandidateStatus | Non
 
 def _begin_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
     """Measure ``candidate``, or let it wait."""
-    if obstacle := inputs.shortage or ("" if inputs.may_measure else NOT_NOW):
-        return ValidationDecision(candidate.model_copy(update={"message": obstacle, "since": None}))
+    if inputs.obstacle:
+        return ValidationDecision(candidate.model_copy(update={"message": inputs.obstacle, "since": None}))
     return ValidationDecision(candidate.model_copy(update={"since": inputs.now}), event="ValidationStarted")
 
 

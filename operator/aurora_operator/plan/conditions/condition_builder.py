@@ -79,7 +79,8 @@ def _merged(
 ) -> tuple[Condition, ...]:
     """``contents`` as conditions. Transition times are kept where the status did not change.
 
-    A message is cut to what a condition holds. A message may quote others, and no text of others may end a plan.
+    A message is cut to what a condition holds. A message may quote a record or an API error. Its length must not make
+    the plan fail.
     """
     made = [
         Condition(

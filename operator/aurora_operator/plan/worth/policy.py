@@ -14,8 +14,8 @@ Invariants:
 
 - Without ``training.suspendWhen`` training is never suspended.
 - An unknown figure suspends nothing: it neither starts nor ends a wait.
-- Nobody knows the figures of a time in which the operator did not observe, so both waits begin anew after it. The
-  pauses of a speculator at rest are no such time: both waits go on through them.
+- Nobody knows the figures of a gap in which the operator did not observe, so both waits begin anew after it. Pauses at
+  rest do not count as such a gap, so both waits continue.
 - Training that was resumed runs for at least :data:`MIN_TRAINING`, so it cannot flap.
 - A version that passed its measurement, or is being rolled out, is a gain: training is not suspended before it ended.
 """

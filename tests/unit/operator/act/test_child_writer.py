@@ -209,6 +209,6 @@ async def test_our_own_keys_are_never_created_twice() -> None:
 async def test_a_foreign_job_is_reported_and_our_own_is_not() -> None:
     api = FakeApi()
     api.add_foreign("Job", "j")
-    assert await ChildWriter(api).create_job(OWNER, JOB) == WriteResult(name_taken=("Job j",))
+    assert await ChildWriter(api).write_jobs(OWNER, (), JOB, {}) == WriteResult(name_taken=("Job j",))
     api.add_foreign("Job", "j", {"uid": OWNER.uid, "controller": True})
-    assert await ChildWriter(api).create_job(OWNER, JOB) == WriteResult()
+    assert await ChildWriter(api).write_jobs(OWNER, (), JOB, {}) == WriteResult()

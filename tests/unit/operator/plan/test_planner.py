@@ -41,6 +41,7 @@ from tests.unit.operator.worlds import (
     spec,
     status,
     store,
+    trainer_record,
     validating,
 )
 
@@ -344,18 +345,21 @@ def test_a_canary_without_traffic_stops_so_that_the_newer_version_is_measured() 
 
 
 @pytest.mark.parametrize(
-    ("changes", "phase"),
+    ("changes", "held_out_requests", "phase"),
     [
-        ({}, RolloutPhase.ROLLING_BACK),
-        ({"phase": CandidatePhase.FAILED}, RolloutPhase.CANARY),
-        ({"since": None}, RolloutPhase.CANARY),
+        ({}, 0, RolloutPhase.ROLLING_BACK),
+        ({"phase": CandidatePhase.FAILED}, 1000, RolloutPhase.CANARY),
+        ({"since": None}, 0, RolloutPhase.CANARY),
+        ({"since": None}, 1000, RolloutPhase.ROLLING_BACK),
     ],
-    ids=["is being measured", "could not be measured", "waits for held-out requests"],
+    ids=["is being measured", "could not be measured", "waits for held-out requests", "has waited for them"],
 )
 def test_a_canary_without_traffic_goes_on_while_the_newer_version_cannot_be_measured(
-    changes: dict[str, Any], phase: RolloutPhase
+    changes: dict[str, Any], held_out_requests: int, phase: RolloutPhase
 ) -> None:
-    proven = store(0, 1, 2, evidence=(evidence(1),))
+    """The stored candidate waits during the whole roll, so the present number of held-out requests decides."""
+    trainer = trainer_record(held_out_requests=held_out_requests, updated=NOW + timedelta(seconds=600))
+    proven = replace(store(0, 1, 2, evidence=(evidence(1),)), trainer=trainer)
     world = observed(store=replace(proven, registrations={v: registration(v) for v in (0, 1)}))
     began = status(replace(world, status=status(world)))
     newer = CandidateStatus(version=2, phase=CandidatePhase.VALIDATING, waiting_version=1, since=NOW)
