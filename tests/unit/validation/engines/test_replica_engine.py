@@ -367,8 +367,7 @@ async def test_a_batch_is_cut_at_the_deadline(scripted: Scripted) -> None:
         scripted.slow_seconds, replica.deadline = 0.2, time.monotonic() + 0.3
         with pytest.raises(OutOfTime, match="a batch did not end in time"):
             await replica.run(Arm.CANDIDATE, [(1,)] * 8, 1)
-        assert time.monotonic() < replica.deadline + 5
-    assert 1 <= scripted.requests - before <= 2, "no request is sent after the deadline"
+    assert scripted.requests - before <= 2, "no request is sent after the deadline"
 
 
 async def test_a_swap_that_takes_all_the_time_ends_the_measurement_without_an_error_of_the_engine(
