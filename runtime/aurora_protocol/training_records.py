@@ -127,7 +127,7 @@ class TrainerStatus(StoredRecord):
     held_out_requests: Count | None = Field(
         default=None,
         description="Held-out requests that a measurement could use, one of each conversation. None: not counted, or as"
-        " many as the trainer keeps or more.",
+        " many as the trainer counts or more.",
     )
     vocabulary_coverage: float | None = Field(
         default=None, ge=0, le=1, description="Share of held-out answer tokens that the draft's vocabulary map holds."

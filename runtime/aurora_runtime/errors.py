@@ -13,6 +13,7 @@ RuntimeFault
 ├── HeadRefused             a published head does not fit the target, or cannot be trained or served
 ├── Interrupted             the process was asked to stop while it waited
 ├── MeasurementError        a validation could not measure
+│   └── OutOfTime               the measurement's time is over, and the rounds that ended count
 └── EngineMismatch          the installed SGLang is not the version that our plugins were written for
 """
 
@@ -75,6 +76,10 @@ class CheckpointFormatError(RuntimeFault):
 
 class MeasurementError(RuntimeFault):
     """A validation could not measure: no held-out prompts, no engine, or no time. The candidate is not at fault."""
+
+
+class OutOfTime(MeasurementError):
+    """The time of the measurement is over in the middle of a round. The rounds that ended still count."""
 
 
 class EngineMismatch(RuntimeFault):

@@ -4,13 +4,13 @@ A measurement ends when
 
 - it is decided: its verdict is final at the early confidence level;
 - it is hopeless: the rounds that are left would decide it with a probability below :data:`MIN_CHANCE`;
-- it gives way: a newer version waits, and the measurement would need more rounds than a new one needs to begin, or has
-  had twice as many;
+- it gives way: a newer version waits, and the measurement needs more than ``min_rounds`` further rounds, or has had
+  twice ``min_rounds``;
 - its rounds or its time are used up.
 
 The final confidence level decides once, when the measurement ends for a reason that its ratios do not choose: its
-rounds or its time are used up, or it has had its share of rounds while a newer version waits. So a verdict that is
-final at that level neither ends a measurement earlier nor is taken for undecided at its end.
+rounds or its time are used up, or it has had its share of rounds while a newer version waits. A verdict that is
+final only at that level does not end a measurement early. At the end it counts as decided.
 
 The forecast assumes normal noise, as Student's t does. After n rounds with mean m and standard deviation s, the mean of
 N rounds is normal around m with the variance s^2 (1/n - 1/N), and the half-width of its interval is t s / sqrt(N). This

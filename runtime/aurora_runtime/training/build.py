@@ -132,7 +132,9 @@ def _empty_learning_state(
         ledger=ledger,
         replay=ReplayBuffer(config.policy.replay_bytes),
         budget=ReplayBudget(replay=config.recipe.replay, passes=config.recipe.passes),
-        held_out=HeldOutSet(config.policy.held_out_requests, config.policy.held_out_bytes),
+        held_out=HeldOutSet(
+            config.policy.held_out_requests, config.policy.held_out_bytes, config.policy.counted_requests
+        ),
         coverage=VocabularyCoverage(target.identity.vocab_size, target.special_tokens),
         trained_tokens=trained_tokens,
     )

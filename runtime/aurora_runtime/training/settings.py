@@ -25,6 +25,10 @@ class TrainingPolicy:
     consumed shards in the store, because a restart fills the buffer from them."""
     held_out_requests: int = 48
     """Bound of the held-out set, which every comparison of two drafts evaluates."""
+    counted_requests: int = 4096
+    """Bound of the count of held-out requests that a measurement can use: what it needs at the highest concurrency that
+    the resource admits, with the default of ``promptsPerRound``. The set keeps 16 bytes of each such request in the
+    trainer's state."""
     held_out_bytes: int = quantity_bytes(_MEMORY.held_out_size)
     """Bound of the held-out set in host memory."""
     prefix_bank_bytes: int = quantity_bytes(_MEMORY.prefix_bank_size)

@@ -12,7 +12,7 @@ record is dropped completely and counted. Memory for unfinished requests is boun
 clock nor files.
 
 Some requests get no last record: SGLang aborts them while they wait after a retraction, retracts them for good, or
-aborts them between two chunks of their prefill. No single place in SGLang tells their end after their last record. So
+aborts them between two chunks of their prefill. SGLang has no single place that reports the end of such a request. So
 the assembler knows them by their silence, and over the memory's limit drops them before a running request.
 """
 
@@ -33,7 +33,7 @@ from aurora_runtime.traces import ProposalSource, RequestTrace
 STALE_AFTER_ROUNDS: Final = 100_000
 """A request is stale, because it never gets a last record, when it took part in none of this many later rounds."""
 SILENT_AFTER_ROUNDS: Final = 2
-"""A request is silent when the open requests took part in more than this many rounds each, on average, without it."""
+"""A request is silent after this many rounds per open request without a record of its own."""
 
 
 @dataclass(frozen=True)
@@ -217,8 +217,8 @@ class TraceAssembler:
     def _make_room(self, rid: str) -> None:
         """Drop requests until the states fit. ``rid`` has just got a record, so it is the last to go.
 
-        Running requests are not dropped for one another's sake. The one with the oldest last record is the first of the
-        batch, so the one that is nearest to its end. If each new request dropped it, none would ever end.
+        A running request is not dropped to make room for another. The request with the oldest record is nearest to its
+        end. If every new request dropped it, no request would ever end.
         """
         while self._open_bytes > self.max_open_bytes:
             oldest, request = next(iter(self._open.items()))

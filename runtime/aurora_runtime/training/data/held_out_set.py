@@ -20,22 +20,25 @@ class HeldOutSet:
     counts even if it has none, or if they are not kept.
     """
 
-    def __init__(self, limit: int, limit_bytes: int = DEFAULT_POLICY.held_out_bytes) -> None:
-        self._limit, self._limit_bytes = limit, limit_bytes
+    def __init__(
+        self,
+        limit: int,
+        limit_bytes: int = DEFAULT_POLICY.held_out_bytes,
+        limit_counted: int = DEFAULT_POLICY.counted_requests,
+    ) -> None:
+        self._limit, self._limit_bytes, self._limit_counted = limit, limit_bytes, limit_counted
         self.nbytes = 0
         self._requests: dict[int, tuple[str, tuple[Example, ...]]] = {}
-        self._measurable: dict[int, str] = {}
+        self.measurable: dict[int, str] = {}
         """The newest requests that a measurement can use, oldest first, each with its newest shard."""
-        self.not_counted = ""
-        """The newest shard with such requests that a restart did not read again. Empty: there is none."""
 
     def __len__(self) -> int:
         return len(self._requests)
 
     @property
     def count(self) -> int | None:
-        """How many requests a measurement could use. None: as many as the limit or more, or not known."""
-        return None if self.not_counted or len(self._measurable) >= self._limit else len(self._measurable)
+        """How many requests a measurement could use. None: as many as are counted, or more."""
+        return None if len(self.measurable) >= self._limit_counted else len(self.measurable)
 
     def add(self, request: int, examples: tuple[Example, ...], shard: str = "", *, measurable: bool = True) -> None:
         """Keep ``request`` (the number of a trace) of ``shard``. A restart cannot restore a request without ``shard``.
@@ -57,10 +60,10 @@ class HeldOutSet:
             self._remove(next(iter(self._requests)))
 
     def _count(self, request: int, shard: str) -> None:
-        self._measurable.pop(request, None)
-        self._measurable[request] = shard
-        if len(self._measurable) > self._limit:
-            del self._measurable[next(iter(self._measurable))]
+        self.measurable.pop(request, None)
+        self.measurable[request] = shard
+        if len(self.measurable) > self._limit_counted:
+            del self.measurable[next(iter(self.measurable))]
 
     def _remove(self, request: int) -> None:
         _, examples = self._requests.pop(request, ("", ()))
@@ -70,23 +73,15 @@ class HeldOutSet:
         """Remove the requests of ``shards``, whose traces may not be kept."""
         for request in [request for request, (shard, _) in self._requests.items() if shard in shards]:
             self._remove(request)
-        self._measurable = {request: shard for request, shard in self._measurable.items() if shard not in shards}
-        if self.not_counted in shards:  # the older ones have gone with it or before
-            self.not_counted = ""
+        self.measurable = {request: shard for request, shard in self.measurable.items() if shard not in shards}
 
     def newest_first(self) -> list[Example]:
         """All examples, those of the newest request first."""
         return [example for _, examples in reversed(self._requests.values()) for example in examples]
 
-    def shards_to_restore(self) -> tuple[set[str], str]:
-        """The shards that a restart has to read again, and :attr:`not_counted` afterwards.
-
-        A restart reads no shard just to count once there is no exact count.
-        """
-        kept, counted = {shard for shard, _ in self._requests.values()}, set(self._measurable.values())
-        if self.count is not None:
-            return kept | counted, ""
-        return kept, max(counted - kept | {self.not_counted})
+    def shards_to_restore(self) -> set[str]:
+        """The shards that a restart has to read again, because they hold the examples that are kept."""
+        return {shard for shard, _ in self._requests.values()}
 
 
 def newest_within(newest_first: Sequence[Example], answer_tokens: int) -> Sequence[Example]:

@@ -28,9 +28,10 @@ SPANS: Final = "replay.spans"
 EVICTED: Final = "replay.evicted"
 HELD_OUT: Final = "held_out.shards"
 """``[M]`` int64: indices among the consumed shards."""
-HELD_OUT_NOT_COUNTED: Final = "held_out.not_counted"
-"""``[]`` int64: the index of :attr:`HeldOutSet.not_counted` among the consumed shards; -1 for none. Missing in states
-of earlier versions, which reads as none."""
+MEASURABLE: Final = "held_out.measurable"
+"""``[K, 2]`` int64, oldest first: the requests of :attr:`HeldOutSet.measurable`, each with the index of its shard among
+the consumed ones. A restart need not read these shards to count. Missing in states of earlier versions: then the
+requests of the shards that are read count."""
 
 
 def spans_state(replay: ReplayBuffer, held_out: HeldOutSet, consumed: Sequence[str]) -> dict[str, Tensor]:
@@ -39,13 +40,13 @@ def spans_state(replay: ReplayBuffer, held_out: HeldOutSet, consumed: Sequence[s
     spans = [
         (index[span.shard], span.first, span.count, span.added_before) for span in replay.spans() if span.shard in index
     ]
-    held_out_keys, not_counted = held_out.shards_to_restore()
-    held_out_shards = sorted(index[key] for key in held_out_keys if key in index)
+    held_out_shards = sorted(index[key] for key in held_out.shards_to_restore() if key in index)
+    measurable = [(request, index[key]) for request, key in held_out.measurable.items() if key in index]
     return {
         SPANS: torch.tensor(spans, dtype=torch.int64).view(-1, 4),
         EVICTED: torch.tensor(replay.evicted),
         HELD_OUT: torch.tensor(held_out_shards, dtype=torch.int64),
-        HELD_OUT_NOT_COUNTED: torch.tensor(index.get(not_counted, -1)),
+        MEASURABLE: torch.tensor(measurable, dtype=torch.int64).view(-1, 2),
     }
 
 
@@ -74,5 +75,5 @@ def restore(
             held_out.add(request, examples, shard.key, measurable=measurable)
         reader.finish()
     replay.evicted = int(tensors[EVICTED])
-    not_counted = int(tensors.get(HELD_OUT_NOT_COUNTED, -1))
-    held_out.not_counted = consumed[not_counted] if not_counted >= 0 else ""
+    if MEASURABLE in tensors:
+        held_out.measurable = {request: consumed[index] for request, index in tensors[MEASURABLE].tolist()}

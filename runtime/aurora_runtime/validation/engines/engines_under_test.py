@@ -16,10 +16,16 @@ class EnginesUnderTest(Protocol):
     """One or more engines that together can run every arm."""
 
     async def prepare(self, arm: Arm) -> None:
-        """Load ``arm``'s draft, warm the engine up and empty its prefix cache."""
+        """Load ``arm``'s draft, warm the engine up and empty its prefix cache.
+
+        Raises :class:`OutOfTime` when the measurement's time is over.
+        """
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:
-        """Answer ``prompts`` (token ids) with ``arm``, with ``concurrency`` requests in flight."""
+        """Answer ``prompts`` (token ids) with ``arm``, with ``concurrency`` requests in flight.
+
+        Raises :class:`OutOfTime` when the measurement's time is over.
+        """
 
     async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
         """Gap between the target's log-probabilities of two next tokens after ``prefix``."""

@@ -113,7 +113,7 @@ class JobEngines:
 
     async def _warm_up(self, name: str, arm: Arm) -> None:
         """Warm ``arm`` up. A draft on which some requests fail is left to the rounds, where the failures are judged."""
-        client = self.engines.client(name)
+        client = self.engines.client(name, self.deadline)
         if arm in DRAFT_ARMS and arm not in self._known:
             result = await self.warm_up.learn_draft(client, lambda: time.monotonic() <= self.deadline)
         else:
@@ -126,9 +126,9 @@ class JobEngines:
         self._known.add(arm)
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:
-        """Answer ``prompts``. Raises :class:`MeasurementError` when the engine died, which is no verdict."""
+        """Answer ``prompts``. Raises :class:`MeasurementError` when the engine died or time is up: no verdict."""
         name = _engine_name(arm)
-        result = await self.engines.client(name).batch(prompts, concurrency, self.max_new_tokens)
+        result = await self.engines.client(name, self.deadline).batch(prompts, concurrency, self.max_new_tokens)
         self.engines.check(name)
         return result
 

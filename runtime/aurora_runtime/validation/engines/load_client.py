@@ -1,7 +1,7 @@
 """Closed-loop load on one engine: answers all prompts of a batch and measures what the batch cost.
 
-Invariants: every prompt of a batch ends as an answer or as a failure. No request is retried. Decoding is greedy and
-stops at the model's own end of text, as for served traffic.
+Invariants: every prompt of a batch ends as an answer or as a failure, unless the measurement's time ends the whole
+batch. No request is retried. Decoding is greedy and stops at the model's own end of text, as for served traffic.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import aiohttp
 
 from aurora_protocol.agent_api import MEASUREMENT_PREFIX
 from aurora_runtime.engine.sglang_client import SGLangClient
-from aurora_runtime.errors import EngineFault, EngineUnreachable
+from aurora_runtime.errors import EngineFault, EngineUnreachable, OutOfTime
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,15 @@ class LoadClient:
     request_seconds: float
     """Time limit of one request."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    deadline: float | None = None
+    """When every batch ends, on :func:`time.monotonic`, in seconds. None: never."""
 
     async def batch(self, prompts: Sequence[Sequence[int]], concurrency: int, max_new_tokens: int) -> BatchResult:
-        """Answer all prompts with ``concurrency`` requests in flight at any time."""
+        """Answer all prompts with ``concurrency`` requests in flight at any time.
+
+        Raises :class:`OutOfTime` at the deadline. The requests in flight are cut, because one may take
+        :attr:`request_seconds`, and the measurement's Job does not wait so long.
+        """
         answers: list[Answer | None] = [None] * len(prompts)
         waiting = iter(list(enumerate(prompts)))
         unreached = 0
@@ -83,7 +89,12 @@ class LoadClient:
                     unreached += 1
 
         started = time.perf_counter()
-        await asyncio.gather(*(worker() for _ in range(concurrency)))
+        time_left = None if self.deadline is None else self.deadline - time.monotonic()
+        try:
+            async with asyncio.timeout(time_left):
+                await asyncio.gather(*(worker() for _ in range(concurrency)))
+        except TimeoutError as error:
+            raise OutOfTime("a batch did not end in time: raise validation.timeoutSeconds") from error
         return BatchResult(tuple(answers), time.perf_counter() - started, unreached)
 
     async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:

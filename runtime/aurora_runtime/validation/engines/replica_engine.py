@@ -40,7 +40,7 @@ from aurora_protocol.errors import AgentError, AgentRefused, Fenced
 from aurora_protocol.evidence_records import Arm
 from aurora_protocol.pod_settings import Replica, ValidationSettings
 from aurora_runtime.engine.sglang_client import open_session
-from aurora_runtime.errors import EngineFault, MeasurementError
+from aurora_runtime.errors import EngineFault, MeasurementError, OutOfTime
 from aurora_runtime.validation.engines.load_client import BatchResult, LoadClient
 from aurora_runtime.validation.engines.warm_up import ENGINE_TOKENS, SWAP_TOKENS, WarmUp
 from aurora_runtime.validation.rounds.measurement_plan import DRAFT_ARMS
@@ -54,6 +54,8 @@ CALL_SECONDS: Final = 30.0
 """Time limit of a call to the agent."""
 REQUEST_SECONDS: Final = 300.0
 """Time limit of a request to the engine."""
+BUSY_SECONDS: Final = REQUEST_SECONDS + 30.0
+"""Time limit for an engine to be idle again after a failed request: about that of the longest request."""
 MODES: Final = {Arm.OFF: EngineMode.OFF, Arm.NGRAM: EngineMode.NGRAM}
 
 
@@ -187,9 +189,9 @@ class ReplicaEngine:
             await self._wait_to_poll("requests of clients did not end")
 
     async def _wait_to_poll(self, unfinished: str) -> None:
-        """Sleep before the next poll. Raises :class:`MeasurementError` with ``unfinished`` when time is up."""
+        """Sleep before the next poll. Raises :class:`OutOfTime` with ``unfinished`` when time is up."""
         if time.monotonic() > self.deadline:
-            raise MeasurementError(f"{unfinished} in time on {self.replica.pod}: raise validation.timeoutSeconds")
+            raise OutOfTime(f"{unfinished} in time on {self.replica.pod}: raise validation.timeoutSeconds")
         await asyncio.sleep(POLL_SECONDS)
 
     async def _order_trial(self, arm: Arm, *, may_be_faulty: bool = False) -> str | None:
@@ -224,7 +226,9 @@ class ReplicaEngine:
     def _client(self) -> LoadClient:
         host = f"[{self.replica.ip}]" if ":" in self.replica.ip else self.replica.ip
         headers = {PASS_HEADER: measurement_pass(self.token, self.replica.measurement)}
-        return LoadClient(self._session(), f"http://{host}:{self.replica.engine_port}", REQUEST_SECONDS, headers)
+        return LoadClient(
+            self._session(), f"http://{host}:{self.replica.engine_port}", REQUEST_SECONDS, headers, self.deadline
+        )
 
     async def prepare(self, arm: Arm) -> None:
         """Make the engine run ``arm``, warmed up and with an empty prefix cache.
@@ -281,17 +285,21 @@ class ReplicaEngine:
         """Wait until the engine is idle. Raises :class:`MeasurementError` unless it is still in its start ``boot``.
 
         A request that took too long may run on for a while, and the agent cannot empty the prefix cache meanwhile. The
-        id is read before each order: on another start, the order would load the draft that may have ended the engine.
+        id is read before each order: after a restart, an order would load the draft again that may have crashed the
+        engine. There is no id after the end of an engine, until its next start is ready.
         """
+        busy_until = time.monotonic() + BUSY_SECONDS
         while True:
             self._check_lease()
             status = await self._status()
-            running = status.boot if status is not None else ""
-            if running and running != boot:
+            if status is not None and status.boot != boot:
                 raise self._engine_ended(arm)
-            if running and await self._order_trial(arm, may_be_faulty=True) == boot:
+            if status is not None and await self._order_trial(arm, may_be_faulty=True) == boot:
                 return
-            await self._wait_to_poll(f"requests failed on {arm}, and the engine was not idle again")
+            failed = f"requests failed on {arm}, and the engine was not idle again"
+            if time.monotonic() > busy_until:
+                raise MeasurementError(f"{failed} within {BUSY_SECONDS:.0f} s: see its log on {self.replica.pod}")
+            await self._wait_to_poll(failed)
 
     def _engine_ended(self, arm: Arm) -> MeasurementError:
         return MeasurementError(f"the engine of {self.replica.pod} ended while it ran {arm}")

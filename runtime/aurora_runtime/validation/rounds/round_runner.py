@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from aurora_protocol.evidence_records import Arm, Sample
-from aurora_runtime.errors import MeasurementError
+from aurora_runtime.errors import MeasurementError, OutOfTime
 from aurora_runtime.validation.engines.engines_under_test import EnginesUnderTest
 from aurora_runtime.validation.engines.load_client import Answer, BatchResult
 from aurora_runtime.validation.held_out_prompts import Prompt
@@ -81,18 +81,25 @@ class RoundRunner:
             available=len(self.prompts),
         )
         for batch in (b for b in schedule if concurrencies is None or b.concurrency in concurrencies):
-            if self.clock() > self.deadline:
-                log.info("measure: time ran out during round %d, which is left out", number)
+            try:
+                result = await self._result_of(batch)
+            except OutOfTime as error:
+                log.info("measure: time ran out during round %d, which is left out: %s", number, error)
                 return None
-            await self.engines.prepare(batch.arm)
-            prompts = [self.prompts[index].tokens for index in batch.prompts]
-            result = await self.engines.run(batch.arm, prompts, batch.concurrency)
             if batch.arm is Arm.OFF and result.failures:
                 raise MeasurementError(
                     f"{result.failures} requests failed on the engine without speculation: see that engine's log"
                 )
             results[batch] = result
         return RoundResult(results, tuple(_sample(number, batch, result) for batch, result in results.items()))
+
+    async def _result_of(self, batch: Batch[Arm]) -> BatchResult:
+        """Prepare the engine and run ``batch``. Raises :class:`OutOfTime` when the time is over before its end."""
+        if self.clock() > self.deadline:
+            raise OutOfTime("the time is over between two batches")
+        await self.engines.prepare(batch.arm)
+        prompts = [self.prompts[index].tokens for index in batch.prompts]
+        return await self.engines.run(batch.arm, prompts, batch.concurrency)
 
 
 def _sample(number: int, batch: Batch[Arm], result: BatchResult) -> Sample:

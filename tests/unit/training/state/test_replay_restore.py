@@ -161,7 +161,7 @@ def test_a_restore_reads_only_needed_shards_one_at_a_time() -> None:
     replay = ReplayBuffer(8 * SIZE)
     replay_restore.restore(replay_restore.spans_state(live.replay, live.held_out, keys), keys, reader, replay, held_out)
     assert max(reader.alive) <= 1, "at most one former shard is in memory"
-    needed = {span.shard for span in live.replay.spans()} | live.held_out.shards_to_restore()[0]
+    needed = {span.shard for span in live.replay.spans()} | live.held_out.shards_to_restore()
     assert reader.keys == [key for key in keys if key in needed]
     assert reader.keys != keys[-len(reader.keys) :], "older surviving shards are among them"
 
@@ -196,37 +196,26 @@ def test_a_resumed_trainer_counts_the_same_held_out_requests(limit_bytes: int) -
     resumed = HeldOutSet(9, limit_bytes)
     replay_restore.restore(tensors, keys, FixedReader(registry, read), replay, resumed)
     assert resumed.count == live.count
-    earlier = {name: tensor for name, tensor in tensors.items() if name != replay_restore.HELD_OUT_NOT_COUNTED}
+    earlier = {name: tensor for name, tensor in tensors.items() if name != replay_restore.MEASURABLE}
     replay_restore.restore(earlier, keys, FixedReader(registry, read), replay, HeldOutSet(9))
 
 
-def test_a_trainer_counts_again_when_the_requests_that_it_did_not_count_have_gone() -> None:
-    """A full set knows only that there are enough requests. All its shards expire, before a restart or after it."""
+def test_a_restart_counts_requests_whose_shards_it_does_not_read() -> None:
+    """There is room for one request. The others count until their shards expire."""
     registry, keys = stored([1] * 6)
     examples = tuple(examples_of(request(0), tiny.VOCAB))
     size = sum(example.nbytes for example in examples)
-    shards = {key: Shard(key, (), (HeldOutRequest(n, examples, measurable=True),)) for n, key in enumerate(keys)}
-
-    def restarted(held_out: HeldOutSet, consumed: Sequence[str]) -> HeldOutSet:
-        replay, successor = ReplayBuffer(1 << 30), HeldOutSet(HELD_OUT, size)
-        tensors = replay_restore.spans_state(replay, held_out, consumed)
-        replay_restore.restore(tensors, consumed, FixedReader(registry, shards), replay, successor)
-        return successor
-
-    live = HeldOutSet(HELD_OUT)
+    live = HeldOutSet(HELD_OUT, size)
     for number, key in enumerate(keys):
         live.add(number, examples, key)
-    assert live.count is None, "more than HELD_OUT"
-    resumed = restarted(live, keys)
-    again = restarted(resumed, keys)
-    assert (len(again), again.count) == (1, None), "there is room for one, and more were counted"
-    again.drop(keys[:-1])
-    assert again.count == 1
-    for held_out in (live, resumed, again):
-        held_out.drop(keys)
-        assert held_out.count == restarted(held_out, ()).count == 0
-        held_out.add(9, examples, "later")
-        assert held_out.count == 1
+    tensors = replay_restore.spans_state(ReplayBuffer(1 << 30), live, keys[2:])
+    read = {keys[-1]: Shard(keys[-1], (), (HeldOutRequest(5, examples, measurable=True),))}
+    resumed = HeldOutSet(HELD_OUT, size)
+    replay_restore.restore(tensors, keys[2:], FixedReader(registry, read), ReplayBuffer(1 << 30), resumed)
+    assert (len(resumed), resumed.count) == (1, 4), "two shards are retired"
+    assert list(resumed.measurable.items()) == list(live.measurable.items())[2:]
+    resumed.drop(keys[:-1])
+    assert resumed.count == 1
 
 
 class FixedReader(ShardReader):

@@ -29,7 +29,7 @@ from aurora_protocol.agent_api import (
 )
 from aurora_protocol.evidence_records import Arm
 from aurora_protocol.pod_settings import Replica, StoreSettings, ValidationSettings
-from aurora_runtime.errors import EngineFault, MeasurementError
+from aurora_runtime.errors import EngineFault, MeasurementError, OutOfTime
 from aurora_runtime.validation.engines import replica_engine as module
 from aurora_runtime.validation.engines.load_client import BatchResult, LoadClient
 from aurora_runtime.validation.engines.replica_engine import ReplicaEngine
@@ -333,27 +333,51 @@ async def test_a_failed_request_counts_although_the_engine_is_busy_with_it_for_a
     assert scripted.trials == []
 
 
-async def test_an_engine_that_crashed_is_not_given_its_draft_again_while_it_starts(scripted: Scripted) -> None:
+async def test_an_engine_that_crashed_is_not_waited_for_and_not_given_its_draft_again(scripted: Scripted) -> None:
     async with replica_engine(scripted) as replica:
         await replica.prepare(Arm.CANDIDATE)
         scripted.calls.clear()
         scripted.broken, scripted.boot = True, ""
-        running = asyncio.create_task(replica.run(Arm.CANDIDATE, [(1,)], 1))
-        await asyncio.sleep(0.1)
-        assert not running.done()
-        scripted.boot = "b2"
         with pytest.raises(MeasurementError, match="ended while it ran candidate"):
-            await running
+            await replica.run(Arm.CANDIDATE, [(1,)], 1)
     assert scripted.calls == []
 
 
-async def test_an_engine_that_stays_busy_costs_the_time_limit_only(scripted: Scripted) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "error", "message"),
+    [(0.1, OutOfTime, "not idle again in time on p"), (60.0, MeasurementError, "not idle again within 0 s: see")],
+)
+async def test_an_engine_that_stays_busy_costs_about_a_request_and_the_time_limit_at_most(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch, seconds: float, error: type[MeasurementError], message: str
+) -> None:
+    monkeypatch.setattr(module, "BUSY_SECONDS", 0.2 if seconds > 1 else 60.0)
     async with replica_engine(scripted) as replica:
         await replica.prepare(Arm.CANDIDATE)
         scripted.broken, scripted.trials = True, [202] * 1000
-        replica.deadline = time.monotonic() + 0.1
-        with pytest.raises(MeasurementError, match="the engine was not idle again in time on p"):
+        replica.deadline = time.monotonic() + seconds
+        with pytest.raises(MeasurementError, match=message) as raised:
             await replica.run(Arm.CANDIDATE, [(1,)], 1)
+    assert raised.type is error
+
+
+async def test_a_batch_is_cut_at_the_deadline(scripted: Scripted) -> None:
+    async with replica_engine(scripted) as replica:
+        await replica.prepare(Arm.CANDIDATE)
+        before = scripted.requests
+        scripted.slow_seconds, replica.deadline = 0.2, time.monotonic() + 0.3
+        with pytest.raises(OutOfTime, match="a batch did not end in time"):
+            await replica.run(Arm.CANDIDATE, [(1,)] * 8, 1)
+    assert scripted.requests - before <= 2, "no request is sent after the deadline"
+
+
+async def test_a_swap_that_takes_all_the_time_ends_the_measurement_without_an_error_of_the_engine(
+    scripted: Scripted,
+) -> None:
+    async with replica_engine(scripted) as replica:
+        scripted.trials = [202] * 1000
+        replica.deadline = time.monotonic() + 0.1
+        with pytest.raises(OutOfTime, match="the engine did not run candidate in time on p"):
+            await replica.prepare(Arm.CANDIDATE)
 
 
 async def test_failed_requests_count_and_a_warm_up_that_fails_is_no_verdict(scripted: Scripted) -> None:

@@ -12,7 +12,7 @@ from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_protocol.evidence_records import Arm, BaselineSamples, MeasurementEnd, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.gate.budget import Ending
-from aurora_runtime.errors import MeasurementError
+from aurora_runtime.errors import MeasurementError, OutOfTime
 from aurora_runtime.validation.engines.load_client import Answer, BatchResult
 from aurora_runtime.validation.held_out_prompts import Prompt
 from aurora_runtime.validation.rounds.measure import measure, measure_baseline
@@ -50,11 +50,18 @@ class SimulatedEngines:
     known: list[Arm] = field(default_factory=list)
     """The arms in the order in which they were first prepared."""
     fail: Arm | None = None
+    time_ends_in: str = ""
+    """The call, "prepare" or "run", in the middle of which the time of the measurement ends."""
     now: float = 0.0
     prepared: Arm | None = None
     turns: int = 0
 
+    def _check_time(self, call: str) -> None:
+        if self.time_ends_in == call:
+            raise OutOfTime("the engine did not run it in time")
+
     async def prepare(self, arm: Arm) -> None:
+        self._check_time("prepare")
         self.prepared = arm
         self.now += 1.0
         if arm not in self.known:
@@ -63,6 +70,7 @@ class SimulatedEngines:
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:
         assert self.prepared is arm, "a batch ran on another arm's draft"
+        self._check_time("run")
         self.turns += 1
         tokens = self.answers.get(arm, ANSWER)
         # A deterministic wobble that differs between arms, so that intervals have a width.
@@ -166,6 +174,21 @@ async def test_a_measurement_whose_time_ends_unexpectedly_is_decided_by_its_last
     assert len(result.verdicts) == 4, "the store is asked for newer versions from min_rounds on"
     assert result.verdicts[-1].kind is VerdictKind.PASS
     assert result.end == Ending(MeasurementEnd.DECIDED)
+
+
+@pytest.mark.parametrize("call", ["prepare", "run"])
+async def test_the_rounds_that_ended_count_when_the_time_ends_in_a_swap_or_in_a_batch(call: str) -> None:
+    simulated = engines(40.0, wobble=0.12)
+
+    async def time_is_up_soon() -> None:
+        simulated.time_ends_in = call
+
+    result = await measure(runner(simulated), newer_version=time_is_up_soon)
+    assert len(result.verdicts) == 4
+    assert result.end == Ending(MeasurementEnd.DECIDED)
+    if call == "run":
+        with pytest.raises(MeasurementError, match="not one round could be finished"):
+            await measure(runner(engines(40.0, time_ends_in=call)))
 
 
 async def test_the_deadline_leaves_whole_rounds_only() -> None:

@@ -1,7 +1,7 @@
 """Lets the policy and the report learn from rounds without ending the scheduler.
 
-Invariant: no method raises. SGLang's state is not touched here, so after an error the engine goes on. The round is then
-not learned from.
+Invariant: no method raises. Nothing here changes SGLang's state. After an error the engine goes on, and the policy
+skips this round.
 """
 
 from __future__ import annotations

@@ -6,10 +6,11 @@ the draft where it is not needed, and let the draft catch up before it is needed
 
 Invariants:
 - Verification is SGLang's own, so answers do not depend on what is proposed.
-- An error in lookup or in a decision makes the round one without proposals. After an error while learning from a round
-  the engine goes on. Any other error is raised, because SGLang's state may then be half changed.
-- One of several tensor-parallel ranks raises an error in lookup too, and a lack of memory for the draft. It would
-  otherwise propose other tokens than the other ranks, or leave them waiting in a pass.
+- After an error in lookup the round goes on without lookup, and after one in a decision without proposals. After an
+  error of the policy or of the report while they learn from a round the engine goes on. Any other error is raised,
+  because SGLang's state may then be half changed.
+- With several tensor-parallel ranks, an error in lookup that not all of them have is raised, and so is a lack of memory
+  for the draft. Otherwise this rank would propose different tokens, or the other ranks would wait for it for ever.
 - A drafting round starts from a draft KV cache without gaps, for every request that the draft can serve.
 
 Under overlap scheduling a round is decided either with the last round's tokens, for which the host waits
@@ -195,28 +196,31 @@ class WorkerHooks:
         reqs = tuple(batch.reqs)
         rows = tuple(batch.req_pool_indices_cpu.tolist())
         lengths = tuple(batch.seq_lens_cpu.tolist())
-        proposals = self._look_up(control, reqs, lengths, [recent.get(req.rid, ()) for req in reqs])
+        found = self._look_up(control, reqs, lengths, [recent.get(req.rid, ()) for req in reqs])
+        proposals = found or (Proposal(),) * len(reqs)
         outlooks = tuple(
             RequestOutlook(req.rid, proposal.match_length, len(proposal.tokens), control.progress.pending(req.rid))
             for req, proposal in zip(reqs, proposals, strict=True)
         )
-        decision = self._agreed(control, outlooks)
+        decision = self._agreed(control, outlooks, lookup_failed=found is None)
         return Round(decision, outlooks, proposals, reqs, rows, lengths, began)
 
     def _look_up(
         self, control: EngineControl, reqs: Sequence[Any], lengths: Sequence[int], recent: Sequence[Sequence[int]]
-    ) -> tuple[Proposal, ...]:
+    ) -> tuple[Proposal, ...] | None:
+        """What lookup proposes for each request. None: it failed."""
         try:
             return control.texts.proposals(reqs, lengths, recent, self._longest)
         except Exception:  # no proposal costs time; an exception here would end the scheduler
-            if not control.ranks.is_single:
-                raise
             self._report.count_error()
             log.exception("aurora speculation: a round was decided without lookup")
-            return (Proposal(),) * len(reqs)
+            return None
 
-    def _agreed(self, control: EngineControl, outlooks: Sequence[RequestOutlook]) -> Decision:
-        return control.ranks.agree(self._decide(outlooks) if control.ranks.decides else None, len(outlooks))
+    def _agreed(
+        self, control: EngineControl, outlooks: Sequence[RequestOutlook], *, lookup_failed: bool = False
+    ) -> Decision:
+        decision = self._decide(outlooks) if control.ranks.decides else None
+        return control.ranks.agree(decision, len(outlooks), lookup_failed=lookup_failed)
 
     def _decide(self, outlooks: Sequence[RequestOutlook]) -> Decision:
         try:

@@ -1,11 +1,14 @@
-"""All tensor-parallel ranks run the same round: rank 0 decides and broadcasts its decision.
+"""All tensor-parallel ranks run the same round: rank 0 decides, and the others get its decision.
 
 The ranks measure different times, so each would soon decide differently, and ranks with different batch shapes block
 each other for ever. Lookup needs no broadcast: all ranks begin with the same seed and commit the same tokens, and
-therefore propose the same ones.
+therefore propose the same ones. An error in lookup that all ranks have, such as one about a request's text, leaves all
+of them without lookup in this round. An error that only some of them have ends the engine, because their texts differ
+from then on.
 
-Invariant: every rank calls :meth:`RankAgreement.agree` once per decode round, in the same order. A rank that an error
-keeps from the others' passes or proposals raises it. SGLang then ends the whole engine, and Kubernetes restarts it.
+Invariant: every rank calls :meth:`RankAgreement.agree` once per decode round, in the same order. If an error on one
+rank would make its passes or proposals differ from the others', that rank raises the error. SGLang then ends the whole
+engine, and Kubernetes restarts it.
 """
 
 from __future__ import annotations
@@ -77,11 +80,22 @@ class RankAgreement:
         torch.distributed.broadcast(values, self._first, group=self._group)
         return values.numpy().tobytes()
 
-    def agree(self, decision: Decision | None, requests: int) -> Decision:
-        """The decision of rank 0 for a batch of ``requests``. Other ranks pass None."""
+    def agree(self, decision: Decision | None, requests: int, *, lookup_failed: bool = False) -> Decision:
+        """The decision of rank 0 for a batch of ``requests``. Other ranks pass None.
+
+        One all-reduce over the CPU group carries both the decision, because the other ranks add zeros, and the number
+        of ranks where lookup failed. In a broadcast only rank 0 could tell of an error. A round has no further
+        collective for that. How much longer the all-reduce takes than a broadcast was not measured.
+
+        Raises RuntimeError on every rank when lookup failed on some and not on all.
+        """
         if self._group is None:
             assert decision is not None
             return decision
         values = torch.zeros(_HEADER + requests, dtype=torch.int64) if decision is None else encode(decision)
-        torch.distributed.broadcast(values, self._first, group=self._group)
-        return decode(values)
+        values = torch.cat([values, torch.tensor([int(lookup_failed)])])
+        torch.distributed.all_reduce(values, group=self._group)
+        failed, ranks = int(values[-1]), torch.distributed.get_world_size(self._group)
+        if failed not in (0, ranks):
+            raise RuntimeError(f"lookup failed on {failed} of {ranks} ranks: the engine must start again")
+        return decode(values[:-1])

@@ -3,9 +3,9 @@
 A round's time is the time from its start to the start of the next forward pass. It contains everything that a round
 costs the engine, also the handling of its tokens. The time is unknown when the engine may have waited in between.
 
-On a GPU under overlap scheduling the host cannot tell this time. It begins the next round when the verification has
-ended, while the draft's extend is still queued, and would charge the extend to the next round. So stamps of the device
-time the rounds there. The host reads a stamp one round later, when the device has passed it, and does not wait.
+On a GPU under overlap scheduling the host cannot tell this time. The host begins the next round while the draft's
+extend still runs, and would charge the extend to that round. So device events measure the rounds. The host reads an
+event one round later, when the device has passed it, and does not wait.
 
 Invariants: the policy observes each round once and in order, or never if the engine lost its results. A request's end
 is reported after the last round that it took part in. This module imports neither torch nor SGLang.

@@ -111,21 +111,26 @@ def test_an_error_while_a_round_is_counted_costs_the_count(schedule: Schedule, m
 
 
 @pytest.mark.parametrize("schedule", [Schedule.IN_TURN, Schedule.WAITS])
-def test_an_error_in_lookup_costs_proposals_of_a_single_rank_and_ends_one_of_several(
+def test_an_error_in_lookup_costs_proposals_and_the_other_ranks_hear_of_it(
     schedule: Schedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of several ranks would otherwise verify other tokens than the others."""
-    for is_single in (True, False):
-        controlled = ControlledEngine(["lookup-5"], schedule)
-        monkeypatch.setattr(controlled.control.texts, "proposals", fail)
-        if is_single:
-            [req] = controlled.run([9])
-            assert len(req.output_ids) == 9
-            assert controlled.report.errors == controlled.engine.rounds
-            continue
-        controlled.control.ranks = SimpleNamespace(decides=True, is_single=False)
-        with pytest.raises(ZeroDivisionError):
-            controlled.run([9])
+    controlled = ControlledEngine(["lookup-5"], schedule)
+    agree, told = controlled.control.ranks.agree, list[bool]()
+
+    def agreed(decision: Decision | None, requests: int, *, lookup_failed: bool) -> Decision:
+        told.append(lookup_failed)
+        return agree(decision, requests)
+
+    monkeypatch.setattr(controlled.control.ranks, "agree", agreed)
+    controlled.run([9])
+    assert not any(told)
+    told.clear()
+    rounds = controlled.engine.rounds
+    monkeypatch.setattr(controlled.control.texts, "proposals", fail)
+    [req] = controlled.run([9])
+    assert len(req.output_ids) == 9
+    assert controlled.report.errors == controlled.engine.rounds - rounds == len(told)
+    assert all(told)
 
 
 def test_a_device_that_works_off_a_queue_charges_each_round_with_its_own_passes() -> None:

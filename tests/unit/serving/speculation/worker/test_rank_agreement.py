@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from pathlib import Path
 
+import pytest
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,6 +42,10 @@ def _agree(rank: int, rendezvous: str, results: multiprocessing.Queue[tuple[int,
     agreement = RankAgreement(dist.group.WORLD, 0, decides=rank == 0)
     assert not agreement.is_single
     agreed: list[object] = [agreement.agree(d if rank == 0 else None, len(d.sources)) for d in DECISIONS]
+    all_failed = agreement.agree(DECISIONS[0] if rank == 0 else None, 3, lookup_failed=True)
+    assert all_failed == DECISIONS[0], "no rank has lookup's tokens"
+    with pytest.raises(RuntimeError, match="lookup failed on 1 of 2 ranks"):
+        agreement.agree(DECISIONS[0] if rank == 0 else None, 3, lookup_failed=rank == 1)
     shared: list[object] = [agreement.share(data if rank == 0 else b"other") for data in SHARED]
     results.put((rank, (agreed, shared)))
     dist.destroy_process_group()

@@ -110,7 +110,7 @@ def test_another_rank_with_the_same_decisions_runs_the_same_passes(
     second = ControlledEngine(["off"], Schedule.BEHIND, seed=seed, retract_share=retract_share)
     decisions = iter(first.policy.decisions)
 
-    def agree(decision: Decision | None, requests: int) -> Decision:
+    def agree(decision: Decision | None, requests: int, **_: bool) -> Decision:
         assert decision is None
         agreed = next(decisions)
         assert len(agreed.sources) == requests
@@ -135,7 +135,7 @@ def test_an_error_of_the_device_lookup_costs_proposals_of_a_single_rank_and_ends
     assert controlled.report.errors == 1, "lookup stays off after the first error"
     assert controlled.report.state().lookup.proposed == 0
     several = ControlledEngine(["lookup-5"], Schedule.BEHIND)
-    several.control.ranks = SimpleNamespace(decides=True, is_single=False, agree=lambda decision, _: decision)
+    several.control.ranks = SimpleNamespace(decides=True, is_single=False, agree=lambda decision, _, **__: decision)
     with pytest.raises(RuntimeError, match="several ranks"):
         several.run([30])
 
