@@ -70,7 +70,8 @@ class RoundRunner:
         Args:
             concurrencies: the declared concurrencies to measure at. None: all.
 
-        Raises :class:`MeasurementError` when requests fail without speculation: then nothing can be said about a draft.
+        Raises :class:`MeasurementError` when requests fail without speculation, or when the time ends while the
+        candidate answers. Then nothing can be said about a draft.
         """
         results: dict[Batch[Arm], BatchResult] = {}
         schedule = batches(
@@ -94,12 +95,21 @@ class RoundRunner:
         return RoundResult(results, tuple(_sample(number, batch, result) for batch, result in results.items()))
 
     async def _result_of(self, batch: Batch[Arm]) -> BatchResult:
-        """Prepare the engine and run ``batch``. Raises :class:`OutOfTime` when the time is over before its end."""
+        """Prepare the engine and run ``batch``. Raises :class:`OutOfTime` when the time is over before its end.
+
+        Raises :class:`MeasurementError` when the time ends while the candidate answers. The candidate may hang, and
+        must not pass by the rounds before.
+        """
         if self.clock() > self.deadline:
             raise OutOfTime("the time is over between two batches")
         await self.engines.prepare(batch.arm)
         prompts = [self.prompts[index].tokens for index in batch.prompts]
-        return await self.engines.run(batch.arm, prompts, batch.concurrency)
+        try:
+            return await self.engines.run(batch.arm, prompts, batch.concurrency)
+        except OutOfTime as error:
+            if batch.arm is Arm.CANDIDATE:
+                raise MeasurementError(f"the candidate did not answer in time: {error}") from error
+            raise
 
 
 def _sample(number: int, batch: Batch[Arm], result: BatchResult) -> Sample:

@@ -52,16 +52,18 @@ class SimulatedEngines:
     fail: Arm | None = None
     time_ends_in: str = ""
     """The call, "prepare" or "run", in the middle of which the time of the measurement ends."""
+    time_ends_with: Arm | None = None
+    """The arm of that call. None: any."""
     now: float = 0.0
     prepared: Arm | None = None
     turns: int = 0
 
-    def _check_time(self, call: str) -> None:
-        if self.time_ends_in == call:
+    def _check_time(self, call: str, arm: Arm) -> None:
+        if self.time_ends_in == call and self.time_ends_with in (None, arm):
             raise OutOfTime("the engine did not run it in time")
 
     async def prepare(self, arm: Arm) -> None:
-        self._check_time("prepare")
+        self._check_time("prepare", arm)
         self.prepared = arm
         self.now += 1.0
         if arm not in self.known:
@@ -70,7 +72,7 @@ class SimulatedEngines:
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:
         assert self.prepared is arm, "a batch ran on another arm's draft"
-        self._check_time("run")
+        self._check_time("run", arm)
         self.turns += 1
         tokens = self.answers.get(arm, ANSWER)
         # A deterministic wobble that differs between arms, so that intervals have a width.
@@ -176,9 +178,11 @@ async def test_a_measurement_whose_time_ends_unexpectedly_is_decided_by_its_last
     assert result.end == Ending(MeasurementEnd.DECIDED)
 
 
-@pytest.mark.parametrize("call", ["prepare", "run"])
-async def test_the_rounds_that_ended_count_when_the_time_ends_in_a_swap_or_in_a_batch(call: str) -> None:
-    simulated = engines(40.0, wobble=0.12)
+@pytest.mark.parametrize(
+    ("call", "arm"), [("prepare", Arm.CANDIDATE), ("prepare", Arm.ACTIVE), ("run", Arm.OFF), ("run", Arm.ACTIVE)]
+)
+async def test_the_rounds_that_ended_count_when_the_time_ends_in_a_swap_or_in_a_batch(call: str, arm: Arm) -> None:
+    simulated = engines(40.0, wobble=0.12, time_ends_with=arm)
 
     async def time_is_up_soon() -> None:
         simulated.time_ends_in = call
@@ -186,9 +190,21 @@ async def test_the_rounds_that_ended_count_when_the_time_ends_in_a_swap_or_in_a_
     result = await measure(runner(simulated), newer_version=time_is_up_soon)
     assert len(result.verdicts) == 4
     assert result.end == Ending(MeasurementEnd.DECIDED)
-    if call == "run":
-        with pytest.raises(MeasurementError, match="not one round could be finished"):
-            await measure(runner(engines(40.0, time_ends_in=call)))
+
+
+async def test_a_first_round_that_the_time_ends_is_an_error_not_a_verdict() -> None:
+    with pytest.raises(MeasurementError, match="not one round could be finished"):
+        await measure(runner(engines(40.0, time_ends_in="run", time_ends_with=Arm.OFF)))
+
+
+async def test_a_candidate_that_hangs_until_the_end_does_not_pass_by_the_rounds_before() -> None:
+    simulated = engines(40.0, wobble=0.12, time_ends_with=Arm.CANDIDATE)
+
+    async def candidate_hangs() -> None:
+        simulated.time_ends_in = "run"
+
+    with pytest.raises(MeasurementError, match="the candidate did not answer in time"):
+        await measure(runner(simulated), newer_version=candidate_hangs)
 
 
 async def test_the_deadline_leaves_whole_rounds_only() -> None:
