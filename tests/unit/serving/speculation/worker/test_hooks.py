@@ -115,13 +115,14 @@ def test_an_error_in_lookup_costs_proposals_and_the_other_ranks_hear_of_it(
     schedule: Schedule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     controlled = ControlledEngine(["lookup-5"], schedule)
-    agree, told = controlled.control.ranks.agree, list[bool]()
+    ranks: RankAgreement = controlled.control.ranks
+    agree, told = ranks.agree, list[bool]()
 
     def agreed(decision: Decision | None, requests: int, *, lookup_failed: bool) -> Decision:
         told.append(lookup_failed)
         return agree(decision, requests)
 
-    monkeypatch.setattr(controlled.control.ranks, "agree", agreed)
+    monkeypatch.setattr(ranks, "agree", agreed)
     controlled.run([9])
     assert not any(told)
     told.clear()
