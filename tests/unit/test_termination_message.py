@@ -99,6 +99,7 @@ def _trainer_ends_by(error: Exception, rig: TrainerRig, monkeypatch: pytest.Monk
     monkeypatch.setattr(main, "stop_on_signals", lambda *_: None)
     monkeypatch.setattr(main, "own_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(main, "run", run)
+    monkeypatch.setattr(main, "end_process", lambda: None)
     main.main()
 
 
