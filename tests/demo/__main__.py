@@ -47,9 +47,6 @@ NAME = "chat"
 BUDGET_SECONDS = float(os.environ.get("BUDGET_SECONDS", "2400"))
 LOOK_SECONDS = 10.0
 """Between two looks at the resource. Each look is a call of kubectl, which takes CPU from the cluster."""
-CLIENTS, CLIENTS_IN_A_MEASUREMENT = 4, 1
-"""Clients that send requests. Most of them rest while the gate measures: its engines share two cores with the pods, and
-with all clients a measurement takes half of the demo's time."""
 
 DEMO_ERRORS = (*EXPECTED_ERRORS, StoreError, ProtocolError)
 """Failures that end the demo without a traceback."""
@@ -176,7 +173,7 @@ def run_demo(screen: Screen, cluster: Cluster, results: list[str]) -> None:
             lambda cr: cr.get("status", {}).get("readyReplicas", 0) == cr["spec"]["serving"]["replicas"],
             timeout_seconds=600,
         )
-    driver = TrafficDriver(Load(url=aurora.url(NAME), concurrency=CLIENTS, options=RequestOptions(max_tokens=64)))
+    driver = TrafficDriver(Load(url=aurora.url(NAME), concurrency=4, options=RequestOptions(max_tokens=64)))
     driver.start()
     speed = SpeedOverTime()
     try:
@@ -204,7 +201,6 @@ def watch(screen: Screen, aurora: Installation, driver: TrafficDriver, speed: Sp
     while True:
         resource, traffic = aurora.get(NAME), driver.summary()
         succeeded = learned_draft_serves_everywhere(resource)
-        _let_clients_rest(screen, driver, measuring=observe(resource, traffic).stage == "measure")
         screen.update(partial(_with_look, resource, traffic, succeeded))
         speed.add(resource, traffic)
         if succeeded:
@@ -212,15 +208,6 @@ def watch(screen: Screen, aurora: Installation, driver: TrafficDriver, speed: Sp
         if time.monotonic() > deadline:
             return False
         time.sleep(LOOK_SECONDS)
-
-
-def _let_clients_rest(screen: Screen, driver: TrafficDriver, *, measuring: bool) -> None:
-    """Let one client send while the gate measures, and all clients at other times."""
-    clients = CLIENTS_IN_A_MEASUREMENT if measuring else CLIENTS
-    if clients == driver.active_workers:
-        return
-    driver.active_workers = clients
-    screen.say(f"clients that send: {clients} of {CLIENTS}" + (", while the gate measures" if measuring else ""))
 
 
 def _with_look(resource: dict[str, Any], traffic: Summary, succeeded: bool, state: ShowState, now: float) -> ShowState:

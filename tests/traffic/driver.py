@@ -27,8 +27,6 @@ from tests.traffic.prompts import Domain, prompts
 from tests.traffic.report import RequestCounts, Summary
 
 RETRY_INTERVAL_SECONDS = 0.2
-REST_POLL_SECONDS = 0.2
-"""How often a worker that rests looks whether it may send."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,6 @@ class TrafficDriver:
     progress_seconds: float = 10.0
     messages: Iterator[str] | None = None
     """User messages to send instead of the domain's prompts. The run ends after the last one."""
-    active_workers: int = field(init=False)
-    """How many workers of the closed loop send, from the next request on. The others rest. May be set at any time."""
     _counts: RequestCounts = field(default_factory=RequestCounts, init=False)
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
@@ -92,7 +88,6 @@ class TrafficDriver:
 
     def __post_init__(self) -> None:
         self._prompts = self.messages or prompts(self.load.domain, self.load.seed)
-        self.active_workers = self.load.concurrency
 
     def start(self) -> None:
         """Start to send, from a thread of this driver."""
@@ -140,7 +135,7 @@ class TrafficDriver:
             reporter = asyncio.create_task(self._print_progress_lines())
             try:
                 if self.load.requests_per_second is None:
-                    await asyncio.gather(*(self._worker(session, number) for number in range(self.load.concurrency)))
+                    await asyncio.gather(*(self._worker(session) for _ in range(self.load.concurrency)))
                 else:
                     await self._open_loop(session, self.load.requests_per_second)
             finally:
@@ -148,29 +143,19 @@ class TrafficDriver:
                 reporter.cancel()
         return self.summary()
 
-    def _is_over(self) -> bool:
-        """Whether the load is at its limit or was stopped."""
+    def _claim_request(self) -> bool:
+        """Count one more request as sent, and return True. Returns False if the load is at its limit or was stopped."""
         limit = self.load.limit
         out_of_time = limit.duration_seconds is not None and time.monotonic() - self._started >= limit.duration_seconds
         all_sent = limit.max_requests is not None and self._sent >= limit.max_requests
-        return self._stopping.is_set() or out_of_time or all_sent
-
-    def _claim_request(self) -> bool:
-        """Count one more request as sent, and return True. Returns False if the load is over."""
-        if self._is_over():
+        if self._stopping.is_set() or out_of_time or all_sent:
             return False
         self._sent += 1
         return True
 
-    async def _worker(self, session: aiohttp.ClientSession, number: int) -> None:
-        while await self._may_send(number) and (prompt := next(self._prompts, None)) is not None:
+    async def _worker(self, session: aiohttp.ClientSession) -> None:
+        while self._claim_request() and (prompt := next(self._prompts, None)) is not None:
             await self._send(session, prompt)
-
-    async def _may_send(self, number: int) -> bool:
-        """Wait while the worker ``number`` rests, and claim a request for it. Returns False if the load is over."""
-        while number >= self.active_workers and not self._is_over():  # noqa: ASYNC110 - another thread sets it
-            await asyncio.sleep(REST_POLL_SECONDS)
-        return self._claim_request()
 
     async def _open_loop(self, session: aiohttp.ClientSession, requests_per_second: float) -> None:
         async with asyncio.TaskGroup() as group:

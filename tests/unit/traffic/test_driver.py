@@ -147,21 +147,6 @@ async def test_stop_from_another_thread_lets_requests_finish() -> None:
     assert summary.requests == len(received)
 
 
-async def test_workers_rest_and_send_again() -> None:
-    async with scripted_server(["hang"]) as (url, received):
-        driver = TrafficDriver(Load(url, concurrency=3, options=RequestOptions(timeout_seconds=1.0)))
-        driver.active_workers = 1
-        driver.start()
-        await asyncio.sleep(0.5)
-        assert len(received) == 1
-        driver.active_workers = 3
-        while len(received) < 3:  # noqa: ASYNC110 - the driver lives in another thread
-            await asyncio.sleep(0.01)
-        driver.active_workers = 0
-        await asyncio.to_thread(driver.stop)  # resting workers end too
-    assert not driver.running
-
-
 @pytest.mark.parametrize("domain", list(Domain))
 def test_a_seed_always_gives_the_same_many_distinct_prompts(domain: Domain) -> None:
     one, again = (list(itertools.islice(prompts(domain, 4), 800)) for _ in range(2))
