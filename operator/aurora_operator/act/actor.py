@@ -123,6 +123,5 @@ class Actor:
         except KubernetesError as error:
             if error.status in UNAVAILABLE_STATUSES or not serves:
                 raise
-            log.warning("%s: the finalizer of store.deletionPolicy was refused: %s", owner.full_name, error)
             return (f"the finalizer of store.deletionPolicy: {error}"[:MAX_ERROR_CHARACTERS],)
         return ()

@@ -224,13 +224,16 @@ def error_text(obj: Object, error: KubernetesError) -> str:
 
 
 def _job_errors(owner: Owner, job: Object, error: KubernetesError) -> tuple[str, ...]:
-    """Log why ``job`` was not written. Returns the text for the status.
+    """The text for the status about ``job``, which was not written.
 
-    The status does not name an API server that is unavailable, because the next reconcile tries again.
+    The log names an API server that is unavailable, and the status does not, because the next reconcile tries again. A
+    refusal is only in the status, because it may stay and each reconcile would log it.
     """
     text = error_text(job, error)
+    if error.status not in UNAVAILABLE_STATUSES:
+        return (text,)
     log.warning("%s: a Job could not be created or deleted: %s", owner.full_name, text)
-    return () if error.status in UNAVAILABLE_STATUSES else (text,)
+    return ()
 
 
 def _key(obj: Object) -> tuple[str, str]:

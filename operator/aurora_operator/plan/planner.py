@@ -47,8 +47,8 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     Args:
         since_written: age of the stored status. Figures that change all the time are written only after a while.
     """
-    keeps_data = observed.spec.store.deletion_policy is DeletionPolicy.RETAIN
-    finalizer = None if observed.has_finalizer is not keeps_data else not keeps_data
+    wanted = observed.spec.store.deletion_policy is DeletionPolicy.DELETE
+    finalizer = None if observed.has_finalizer is wanted else wanted
     if finalizer is not None and not (observed.finalizer_refused and observed.status.active is not None):
         # Set the finalizer first and alone, because it changes the resourceVersion that a status write needs. If the
         # API server refuses it, go on, so that a served draft can still be rolled back.

@@ -168,7 +168,7 @@ class ReplicaEngine:
             raise MeasurementError(self._lease_lost)
 
     async def _status(self) -> MeasurementStatus | None:
-        """What the agent says of the measurement. Raises :class:`EngineFault` when the call fails."""
+        """The agent's report of the measurement. Raises :class:`EngineFault` when the call fails."""
         try:
             return (await self._agent().state(self.replica.ip, self.token)).measurement
         except AgentError as error:

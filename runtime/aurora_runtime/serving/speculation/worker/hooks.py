@@ -208,7 +208,7 @@ class WorkerHooks:
     def _look_up(
         self, control: EngineControl, reqs: Sequence[Any], lengths: Sequence[int], recent: Sequence[Sequence[int]]
     ) -> tuple[Proposal, ...] | None:
-        """What lookup proposes for each request. None: it failed."""
+        """Lookup's proposal for each request. Returns None when lookup failed."""
         try:
             return control.texts.proposals(reqs, lengths, recent, self._longest)
         except Exception:  # no proposal costs time; an exception here would end the scheduler

@@ -16,7 +16,7 @@ EMPTY_REPORT: Final = ControllerReport(0, 0, {}, {}, {}, (), None)
 
 
 class Learner(Protocol):
-    """What the worker tells after a round."""
+    """Learns from the rounds and the ends of requests that the worker reports."""
 
     def observe(
         self,
@@ -31,7 +31,7 @@ class Learner(Protocol):
 
 
 class Policy(Learner, Protocol):
-    """What the worker asks before a round and tells after it. The methods are those of the controller."""
+    """Chooses each round and learns from it. The methods are those of the controller."""
 
     def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision: ...
 
