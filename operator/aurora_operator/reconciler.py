@@ -89,6 +89,7 @@ class Reconciler:
         self._events = EventRecorder(api)
         self._observed_time = ObservedTime()
         self._last = ExecutionResult()
+        self._refusals_in_a_row = 0
         self._status_written_seconds = 0.0
         self._asked_seconds = -inf
         self._at_rest = False
@@ -173,6 +174,7 @@ class Reconciler:
             self._fleet.report(self._key, decided.upgrade)
         trace = partial(self._trace, observed, decided.status, now)
         self._last = await self._actor.act(decided, snapshot, self._observer.store, trace)
+        self._refusals_in_a_row = self._refusals_in_a_row + 1 if self._last.apply_errors else 0
         if decided.finalizer is None or self._last.finalizer_refused:  # else the plan ended at the finalizer
             FIGURES.count_decisions(*self._key, decided.decisions)
         if self._last.fencing_epoch:
@@ -195,7 +197,7 @@ class Reconciler:
 
     def _delay_seconds(self, decided: Plan, observed: Observed) -> float:
         """How long to wait unless something changes."""
-        if self._last.apply_errors or self._unreported or decided.finalizer is not None:
+        if self._unreported or (decided.finalizer is not None and not self._last.finalizer_refused):
             return BUSY_POLL_SECONDS
         if not observed.store.ok:
             # Nothing is decided about versions until the store answers, so nothing is under way.
@@ -208,7 +210,7 @@ class Reconciler:
         silent_agent = any(pod.ready and pod.agent is None for pod in observed.pods)
         waits_for_turn = decided.upgrade is not None and decided.upgrade.stage is UpgradeStage.WAITING
         watchful = waits_for_time or waits_for_turn or judged or silent_agent or bool(self._last.name_taken)
-        return WATCHFUL_POLL_SECONDS if watchful else _rest_seconds()
+        return min(WATCHFUL_POLL_SECONDS if watchful else _rest_seconds(), _backoff_seconds(self._refusals_in_a_row))
 
     async def _delete_data(self, stored: Object) -> float:
         """The next step for a resource that is being deleted. Raises :class:`NotFound` when we do not hold it."""
@@ -243,6 +245,14 @@ class Reconciler:
 def _delay_after(claim: Claim) -> float:
     """Seconds until the next reconcile when this one ends with the claim. A status that was written is read at once."""
     return 0.0 if claim is Claim.TAKE else _rest_seconds()
+
+
+def _backoff_seconds(refusals_in_a_row: int) -> float:
+    """Seconds until a write that the API server refused is tried again: twice as long after each refusal.
+
+    No watch shows that the operator got a right, or that an admission webhook changed its mind.
+    """
+    return BUSY_POLL_SECONDS * 2.0 ** min(refusals_in_a_row - 1, 10) if refusals_in_a_row else inf
 
 
 def _rest_seconds() -> float:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
-from aurora_api.v1alpha1.status import OperatorIdentity, RolloutPhase, RolloutStatus, SpeculatorStatus
+from aurora_api.v1alpha1.status import OperatorIdentity, RolloutPhase, RolloutStatus, SpeculatorStatus, VersionStatus
 from aurora_operator import reconciler as reconciler_module
 from aurora_operator.act.actor import ExecutionResult
 from aurora_operator.act.authority import Authority
@@ -33,7 +33,7 @@ from aurora_operator.reconciler import (
     Reconciler,
 )
 from aurora_operator.roll_traces.span import Span
-from tests.unit.operator.worlds import CONFIG, MINIMAL, NOW, OWNER, observed, status, store
+from tests.unit.operator.worlds import CONFIG, MINIMAL, NOW, OWNER, observed, spec, status, store
 
 OWNER_KEY = (OWNER.namespace, OWNER.name)
 READY = Condition(type=ConditionType.READY, status=ConditionStatus.TRUE, reason="Serving", last_transition_time=NOW)
@@ -224,6 +224,36 @@ async def test_the_agents_are_asked_in_every_reconcile_while_something_is_under_
     assert await reconciler.reconcile() == BUSY_POLL_SECONDS
     assert await reconciler.reconcile(woken=False) == BUSY_POLL_SECONDS
     assert observer.asked == [True, True]
+
+
+REFUSED = ExecutionResult(apply_errors=("Service chat: forbidden",))
+FINALIZER_REFUSED = ExecutionResult(finalizer_refused=True, apply_errors=("the finalizer of store.deletionPolicy: no",))
+DELETING = spec(serving={"replicas": 2}, store=MINIMAL["store"] | {"deletionPolicy": "Delete"})
+SERVED = SpeculatorStatus(active=VersionStatus(version=0))
+
+
+@pytest.mark.parametrize(
+    ("world", "refused"),
+    [(observed(), REFUSED), (observed(spec=DELETING, status=SERVED), FINALIZER_REFUSED)],
+    ids=["child", "finalizer"],
+)
+async def test_a_refused_write_is_tried_again_after_growing_delays(
+    monkeypatch: pytest.MonkeyPatch, world: Observed, refused: ExecutionResult
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda low, high: low)
+    actor = FakeActor(result=refused)
+    reconciler = reconciler_at(FakeObserver(world), actor)
+    assert [await reconciler.reconcile(woken=False) for _ in range(7)] == [2, 4, 8, 16, 32, 45, 45]
+
+
+async def test_the_delay_begins_anew_after_a_write_that_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = FakeActor(result=REFUSED)
+    reconciler = reconciler_at(FakeObserver(observed()), actor)
+    for result in (REFUSED, REFUSED, REFUSED, ExecutionResult()):
+        actor.result = result
+        await reconciler.reconcile(woken=False)
+    actor.result = REFUSED
+    assert await reconciler.reconcile(woken=False) == BUSY_POLL_SECONDS
 
 
 async def test_a_paused_roll_a_silent_agent_and_a_store_that_is_away_are_watched_closely() -> None:
