@@ -11,6 +11,7 @@ import hashlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import MeasurementError, TraceFormatError
@@ -21,8 +22,11 @@ from aurora_store.errors import DigestMismatch, ObjectMissing
 
 log = logging.getLogger(__name__)
 
-MAX_SHARDS = 256
-"""Bounds the download: at most about 256 x 16k positions of hidden states."""
+MAX_SHARDS: Final = 2048
+"""Bounds the calls to the store. With little traffic a shard holds one request, and few of them are held out."""
+LARGE_SHARDS: Final = 256
+LARGE_DOWNLOAD_BYTES: Final = 4 << 30
+"""The search ends after this many shards and bytes. Shards of large models have hundreds of megabytes."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,14 @@ def held_out_prompts(
     """
     keys = registry.newest_shards(lineage, MAX_SHARDS)
     prompts: dict[int, Prompt] = {}
-    shards_read = damaged = too_long = 0
+    shards_read = bytes_read = damaged = too_long = 0
     for key in keys:
-        if len(prompts) >= wanted:
+        if len(prompts) >= wanted or (shards_read >= LARGE_SHARDS and bytes_read >= LARGE_DOWNLOAD_BYTES):
             break
         try:
-            traces = [trace for trace in decode(registry.shard(key)[1]) if trace.held_out]
+            data = registry.shard(key)[1]
+            bytes_read += len(data)
+            traces = [trace for trace in decode(data) if trace.held_out]
             found = _prompts(traces, vocab_size)
         except ObjectMissing:
             continue  # deleted since the listing, because the trainer bounds the store
