@@ -67,7 +67,7 @@ def rotate_with_draft(folder: Path, scaling: dict[str, Any]) -> Tensor:
 
 @pytest.fixture(scope="module")
 def rotated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Rotated]:
-    """The queries of all scalings. One process of SGLang rotates them all, because its imports take most of the time."""
+    """The queries of all scalings. One process of SGLang rotates them all, because it imports for seconds."""
     base = tmp_path_factory.mktemp("rope")
     folders = {name: base / str(number) for number, name in enumerate(SCALINGS)}
     with torch.no_grad():
