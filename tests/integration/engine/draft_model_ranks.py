@@ -1,8 +1,8 @@
 """SGLang's own draft model on tensor-parallel ranks, without a server.
 
-The arguments are numbers of ranks, each followed by a folder. Each rank of each folder is a process. It loads the draft in ``FOLDER/draft`` as SGLang does at its start, and then
-every file ``FOLDER/*.safetensors`` with our loader, in order of names. Prints a JSON list for each folder, with a list
-for each rank, with one :class:`Load` for each file.
+The arguments are numbers of ranks, each followed by a folder. Each rank of each folder is a process. It loads the draft
+in ``FOLDER/draft`` as SGLang does at its start, and then every file ``FOLDER/*.safetensors`` with our loader, in order
+of names. Prints a JSON list for each folder, with a list for each rank, with one :class:`Load` for each file.
 
 The ranks are forked from a process that has imported SGLang, because the imports take longer than all else.
 """
