@@ -75,5 +75,5 @@ def token_answer(server: Server, prompt: list[int]) -> list[int]:
 
 def plain_answers() -> PlainAnswers:
     """The answers of a server without speculation, which has ended when this function returns."""
-    with sglang_server(ensure_model(), extra_args=FP32) as server:
+    with sglang_server(ensure_model(), extra_args=FP32, stop_seconds=0) as server:
         return PlainAnswers(chat_answers(server), [token_answer(server, prompt) for prompt in token_prompts()])

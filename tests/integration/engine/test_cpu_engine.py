@@ -59,7 +59,7 @@ def test_answers_without_speculation_are_sensible(plain: PlainAnswers) -> None:
 def test_eagle_gives_the_same_answers_before_and_after_a_swap(plain: PlainAnswers, tmp_path: Path) -> None:
     model = ensure_model()
     first = write_random_draft(tmp_path / "first", model, seed=1)
-    with sglang_server(model, first, extra_args=FP32) as server:
+    with sglang_server(model, first, extra_args=FP32, stop_seconds=0) as server:
         assert chat_answers(server) == plain.chat
         before, length_before = draft_checksums(server), acceptance_length(server)
         swap_while_serving(server, write_repeating_draft(tmp_path / "repeating", model), plain.chat[3])
@@ -97,7 +97,7 @@ def ngram(plain: PlainAnswers) -> Iterator[Server]:
     It starts after the server of `plain` has ended.
     """
     flags = [*Ngram(4).arguments(), "--custom-weight-loader", LOADER, "--weight-version", "0"]
-    with sglang_server(ensure_model(), extra_args=[*FP32, *flags]) as server:
+    with sglang_server(ensure_model(), extra_args=[*FP32, *flags], stop_seconds=0) as server:
         yield server
 
 

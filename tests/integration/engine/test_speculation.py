@@ -101,6 +101,7 @@ def controlled(plain: PlainAnswers, tmp_path_factory: pytest.TempPathFactory) ->
         env={**controller.environment(), CAPTURE_VARIABLE: capture.to_json().decode()},
         plugins="aurora_cpu,aurora_vocabulary,aurora_speculation,aurora_capture",
         log=folder / "log",
+        stop_seconds=0,
     ) as server:
         yield Controlled(server, folder, other)
 

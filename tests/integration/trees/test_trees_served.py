@@ -31,8 +31,9 @@ pytestmark = pytest.mark.timeout(1800)
 
 def test_a_tree_of_drafts_gives_the_same_answers(tmp_path: Path) -> None:
     model, plain = ensure_model(), plain_answers()
+    draft = write_random_draft(tmp_path / "draft", model)
     tree = ["--speculative-eagle-topk", "2", "--speculative-num-draft-tokens", "6"]
-    with sglang_server(model, write_random_draft(tmp_path / "draft", model), extra_args=[*FP32, *tree]) as server:
+    with sglang_server(model, draft, extra_args=[*FP32, *tree], stop_seconds=0) as server:
         assert chat_answers(server) == plain.chat
 
 
