@@ -6,7 +6,7 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env browser check static format test unit integration integration-operator integration-engine integration-data integration-replica integration-targets integration-heads integration-sglang integration-release integration-collector integration-plugin e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench gpu crd generated lock sbom audit images plugin clean
+.PHONY: help env browser check static format test unit integration integration-operator integration-engine integration-data integration-replica integration-targets integration-trees integration-heads integration-sglang integration-release integration-collector integration-plugin e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench gpu crd generated lock sbom audit images plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -57,6 +57,9 @@ integration-replica: env ## Measure on a real replica, in every mode, with valid
 integration-targets: env ## Serve tiny targets of several families, and published heads, on a real engine (20 minutes)
 	$(PY) -m pytest -q -s tests/integration/targets
 
+integration-trees: env ## Serve drafts that propose trees, and train on them, on a real engine (minutes)
+	$(PY) -m pytest -q tests/integration/trees
+
 integration-heads: env ## Import heads that speculators and SpecForge save, and load exported drafts in speculators (a minute)
 	site="$$(tests/setup/heads.sh)" && PYTHONPATH="$$site" $(PY) -m pytest -q tests/integration/heads
 
@@ -70,7 +73,8 @@ integration-plugin: env plugin ## Install the built plugin with krew, and run it
 	$(PY) -m pytest -q tests/integration/plugin
 
 # `make integration-sglang VERSION=0.5.22`: the tests that depend on SGLang's version (docs/reference/sglang-versions.md).
-SGLANG_TESTS = tests/unit/engine/test_installed_sglang.py tests/unit/serving/test_request_limits.py tests/integration/engine
+SGLANG_TESTS = tests/unit/engine/test_installed_sglang.py tests/unit/serving/test_request_limits.py \
+	tests/integration/engine tests/integration/trees/test_trees_served.py
 integration-sglang: env ## Test the engine with another supported SGLang: VERSION=0.5.22 (20 minutes)
 	site="$$(tests/setup/sglang.sh $(VERSION))" && PYTHONPATH="$$site" $(PY) -m pytest -q $(SGLANG_TESTS) tests/integration/targets
 
@@ -90,7 +94,7 @@ e2e-attacks: env ## Attack one speculator as a client, bucket writer, author and
 	$(PY) -m pytest -q -s tests/attacks
 
 # The browser first: the targets below may use apt-get too.
-test: static browser ## All tests but integration-replica, integration-targets, integration-heads, integration-sglang, integration-release, integration-collector, integration-plugin, e2e-faults, e2e-upgrade, e2e-isolation and e2e-attacks
+test: static browser ## All tests but integration-replica, integration-targets, integration-trees, integration-heads, integration-sglang, integration-release, integration-collector, integration-plugin, e2e-faults, e2e-upgrade, e2e-isolation and e2e-attacks
 	@$(THREE_AT_A_TIME) unit $(INTEGRATION)
 	@$(MAKE) --no-print-directory e2e
 

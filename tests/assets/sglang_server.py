@@ -85,6 +85,7 @@ def sglang_server(
     num_steps: int = DRAFT_STEPS,
     plugins: str = "aurora_cpu,aurora_vocabulary",
     engine_args: Sequence[str] | None = None,
+    stop_seconds: float = STOP_TIMEOUT_SECONDS,
 ) -> Iterator[Server]:
     """Start a server, wait until it is ready, and stop it when the context ends.
 
@@ -93,6 +94,8 @@ def sglang_server(
         env: Variables that are added to the CPU engine's.
         plugins: The SGLang plugins that may load (`SGLANG_PLUGINS`), separated by commas.
         engine_args: Replaces the CPU engine's flags.
+        stop_seconds: How long the server may take to end by itself, which SGLang begins only every 5 s. 0 where
+            nothing reads what the server does at its end.
 
     Raises:
         ServerFailed: The server did not become ready.
@@ -128,7 +131,7 @@ def sglang_server(
         _wait_ready(process, port, log_file)
         yield Server(url, port, process.pid, log_file, time.monotonic() - started)
     finally:
-        _stop(process)
+        _stop(process, stop_seconds)
 
 
 def _wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -155,12 +158,12 @@ def _tail(log: Path, lines: int = 40, width: int = 300) -> str:
     return "\n".join(line[:width] for line in log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], patience_seconds: float) -> None:
     """Terminate the main process, then kill the rest of its group."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_TIMEOUT_SECONDS)
+            process.wait(patience_seconds)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)

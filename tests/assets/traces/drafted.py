@@ -1,10 +1,10 @@
 """Recorded requests with the verify rounds that one of our drafts would have caused, rejected draft tokens included.
 
 Recorded traces contain only the rounds' roots, because no draft took part. Here a draft takes part. It proposes chains
-or trees greedily on its own states, as in the engine (tests/integration/training/test_trained_as_served.py shows that
-SGLang proposes the same). The recorded answer decides which nodes are accepted. The target gives its distribution at
-every node, rejected nodes included. As in service, the draft begins untrained, and later drafts learn from earlier
-requests.
+or trees greedily on its own states, as in the engine (tests/integration/training/test_trained_as_served.py and, for
+trees, tests/integration/trees show that SGLang proposes the same). The recorded answer decides which nodes are
+accepted. The target gives its distribution at every node, rejected nodes included. As in service, the draft begins
+untrained, and later drafts learn from earlier requests.
 
 Invariant: a rejected node's distribution is the target's distribution after the prefix that ends with this node.
 """

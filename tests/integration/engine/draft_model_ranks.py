@@ -1,14 +1,20 @@
-"""SGLang's own draft model on one tensor-parallel rank, without a server: ``python -m ... RANK RANKS PORT FOLDER``.
+"""SGLang's own draft model on tensor-parallel ranks, without a server.
 
-Loads the draft in ``FOLDER/draft`` as SGLang does at its start, and then every file ``FOLDER/*.safetensors`` with our
-loader, in order of names. Prints a JSON list with one :class:`Load` for each file.
+The arguments are numbers of ranks, each followed by a folder. Each rank of each folder is a process. It loads the draft
+in ``FOLDER/draft`` as SGLang does at its start, and then every file ``FOLDER/*.safetensors`` with our loader, in order
+of names. Prints a JSON list for each folder, with a list for each rank, with one :class:`Load` for each file.
+
+The ranks are forked from a process that has imported SGLang, because the imports take longer than all else.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +22,20 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.distributed import init_distributed_environment, initialize_model_parallel
+from sglang.srt.distributed.device_communicators import pynccl
+from sglang.srt.layers.dp_attention import initialize_dp_attention
+from sglang.srt.models.llama_eagle3 import LlamaForCausalLMEagle3
+from sglang.srt.runtime_context import SpawnRanks, publish
+from sglang.srt.server_args import prepare_server_args
 
+from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.cpu.launch_settings import server_args
 from aurora_runtime.engine import vocabulary_plugin
 from aurora_runtime.engine.draft_load import loaded_digest
 from aurora_runtime.engine.path_payload import DIGEST_TENSOR, PATH_TENSOR
+from aurora_runtime.engine.server_process import free_port
 from aurora_runtime.engine.speculation_flags import Eagle3
 from aurora_runtime.engine.weight_loader import load_draft
 from aurora_store.objects import sha256_file
@@ -45,16 +60,6 @@ class Load:
 
 def build_model(rank: int, ranks: int, port: int, folder: Path) -> Any:
     """The model of a draft worker, with the weights that SGLang reads at its start and with the shared map."""
-    from sglang.srt.configs.model_config import ModelConfig
-    from sglang.srt.distributed import init_distributed_environment, initialize_model_parallel
-    from sglang.srt.distributed.device_communicators import pynccl
-    from sglang.srt.layers.dp_attention import initialize_dp_attention
-    from sglang.srt.models.llama_eagle3 import LlamaForCausalLMEagle3
-    from sglang.srt.runtime_context import SpawnRanks, publish
-    from sglang.srt.server_args import prepare_server_args
-
-    from aurora_api.v1alpha1.draft import DraftSpec
-
     flags = ["--model-path", str(folder / "target"), *server_args(True), "--tp-size", str(ranks), "--dtype", "float32"]
     arguments = prepare_server_args([*flags, *Eagle3(folder / "draft", 0, DraftSpec()).arguments()])
     publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=rank))
@@ -105,12 +110,23 @@ def differ(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool
     return not all(same)
 
 
-def main() -> None:
-    rank, ranks, port, folder = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+def loads_of(rank: int, ranks: int, port: int, folder: Path) -> list[dict[str, Any]]:
+    """The loads of one rank. Runs in the rank's own process."""
     model = build_model(rank, ranks, port, folder)
-    loads = [load(model, file) for file in sorted(folder.glob("*.safetensors"))]
-    print(json.dumps([dataclasses.asdict(one) for one in loads]))
+    return [dataclasses.asdict(load(model, file)) for file in sorted(folder.glob("*.safetensors"))]
+
+
+def loads_of_ranks(ranks: int, folder: Path) -> list[list[dict[str, Any]]]:
+    """The loads of all ranks, which run at the same time."""
+    same = (itertools.repeat(one) for one in (ranks, free_port(), folder))
+    with ProcessPoolExecutor(ranks, multiprocessing.get_context("fork")) as processes:
+        return list(processes.map(loads_of, range(ranks), *same))
+
+
+def main(arguments: list[str]) -> None:
+    ranks, folders = map(int, arguments[::2]), map(Path, arguments[1::2])
+    print(json.dumps([loads_of_ranks(*one) for one in zip(ranks, folders, strict=True)]))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

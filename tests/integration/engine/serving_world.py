@@ -1,4 +1,4 @@
-"""One inference pod with a store that holds four drafts, and what its tests ask of it."""
+"""A store that holds four drafts, one inference pod with this store, and what its tests ask of it."""
 
 from __future__ import annotations
 
@@ -37,6 +37,15 @@ CHUNK_TOKENS = 24
 
 
 @dataclass(frozen=True)
+class Published:
+    """A store with four drafts, of which version 0 is active."""
+
+    registry: Registry
+    versions: dict[int, Registration]
+    target: Path
+
+
+@dataclass(frozen=True)
 class World:
     pod: PodProcesses
     engine: subprocess.Popen[bytes]
@@ -60,9 +69,8 @@ def pod_settings(s3: S3, target: Path, draft: DraftSpec, **capture: Any) -> Serv
     )
 
 
-@contextlib.contextmanager
-def serving_world(store: S3, base: Path) -> Iterator[World]:
-    """The pod, whose engine serves draft 0, with its agent."""
+def publish_drafts(store: S3, base: Path) -> Published:
+    """Create the lineage and the drafts, whose folders lie below ``base``."""
     target = ensure_model()
     objects = ObjectStore(store.config())
     objects.ensure_bucket()
@@ -80,10 +88,16 @@ def serving_world(store: S3, base: Path) -> Iterator[World]:
     registry.create_lineage(lineage_of(drafts[0], target))
     versions = {number: publish_draft(registry, folder, number) for number, folder in drafts.items()}
     registry.advance_channel(initial_channel())
+    return Published(registry, versions, target)
+
+
+@contextlib.contextmanager
+def serving_world(store: S3, base: Path) -> Iterator[World]:
+    """The pod, whose engine serves draft 0, with its agent."""
+    published = publish_drafts(store, base)
     draft = DraftSpec(vocab_size=DRAFT_VOCABULARY, steps=STEPS, shape=Shape.FIXED)
-    settings = pod_settings(store, target, draft)
-    pod = PodProcesses(base / "pod", settings, store.environment())
+    pod = PodProcesses(base / "pod", pod_settings(store, published.target, draft), store.environment())
     staged = pod.stage()
     assert staged.returncode == 0, staged.stderr.decode()
     with pod.engine() as engine, pod.agent():
-        yield World(pod, engine, registry, versions, target)
+        yield World(pod, engine, published.registry, published.versions, published.target)

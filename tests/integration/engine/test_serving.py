@@ -46,9 +46,7 @@ from tests.integration.training.captured_traces import (
     prompts_of,
     rendered,
 )
-from tests.integration.training.lineage import (
-    DRAFT_VOCABULARY,
-)
+from tests.integration.training.lineage import DRAFT_VOCABULARY
 
 pytestmark = pytest.mark.timeout(1800)  # an engine starts in half a minute alone, in many on a crowded machine
 
@@ -141,8 +139,8 @@ def test_keys_are_never_shown(world: World) -> None:
     assert AGENT_TOKEN not in http_body(f"{world.pod.agent_url}/metrics").decode()
 
 
-def _stream(url: str, prompt: list[int], tokens: int) -> list[int]:
-    body = {"input_ids": prompt, "stream": True, "sampling_params": {"temperature": 0, "max_new_tokens": tokens}}
+def _stream(url: str, prompt: list[int]) -> list[int]:
+    body = {"input_ids": prompt, "stream": True, "sampling_params": {"temperature": 0, "max_new_tokens": 48}}
     last: dict[str, Any] = {}
     for line in http_body(f"{url}/generate", body).decode().splitlines():
         if line.startswith("data: {"):
@@ -152,22 +150,27 @@ def _stream(url: str, prompt: list[int], tokens: int) -> list[int]:
     return ids
 
 
+def _stream_at_once(url: str, prompts: list[list[int]]) -> list[list[int]]:
+    with ThreadPoolExecutor(len(prompts)) as clients:
+        return list(clients.map(lambda prompt: _stream(url, prompt), prompts))
+
+
 def test_a_swap_under_load_changes_the_draft_and_no_answer(world: World) -> None:
     pod, url = world.pod, world.pod.engine_url
     prompts = [prompt + prompt[-1:] for prompt in prompts_of(world.target)]
-    before = [_stream(url, prompt, 48) for prompt in prompts]
+    before = [_stream(url, prompt) for prompt in prompts]
     assert reported(world).is_of_start
     old = pod.state()
     assert (old.version, old.engine_ready, old.lineage) == (0, True, 1)
     swap = SwapRequest(version=1, digest=world.versions[1].digest, epoch=2)
     with ThreadPoolExecutor(4) as clients:
-        running = [clients.submit(_stream, url, prompt, 48) for prompt in prompts]
+        running = [clients.submit(_stream, url, prompt) for prompt in prompts]
         time.sleep(0.5)
         assert pod.request_swap(swap) == 202
         new = pod.wait_until_swap_ends()
         during = [future.result() for future in running]
     assert during == before
-    assert [_stream(url, prompt, 48) for prompt in prompts] == before
+    assert _stream_at_once(url, prompts) == before
     assert (new.version, new.swap.phase, new.swap.error) == (1, SwapPhase.IDLE, "")
     assert new.checksum != old.checksum
     assert reported(world).is_of(world.versions[1].digest)
@@ -316,39 +319,11 @@ def test_a_retracted_request_is_traced_completely(world: World) -> None:
     check_states(trace, world.target)
 
 
-def test_requests_with_a_draft_tree_are_traced(store: S3, world: World, tmp_path: Path) -> None:
-    draft = DraftSpec(vocab_size=DRAFT_VOCABULARY, steps=STEPS, branching=3, draft_tokens=8)
-    settings = pod_settings(store, world.target, draft)
-    settings = settings.model_copy(update={"store": settings.store.model_copy(update={"root": "root"})})
-    pod = PodProcesses(tmp_path / "pod", settings, store.environment())
-    assert pod.stage().returncode == 0
-    with pod.engine() as process, pod.agent() as agent:
-        prompts = [prompt + prompt[-2:] for prompt in prompts_of(world.target)]
-        with ThreadPoolExecutor(4) as clients:
-            answers = list(clients.map(lambda prompt: generate(pod.engine_url, prompt), prompts))
-        traces = collect_traces(
-            world.registry, {tuple(p + a["output_ids"]) for p, a in zip(prompts, answers, strict=True)}
-        )
-        for prompt, answer in zip(prompts, answers, strict=True):
-            trace = traces[tuple(prompt + answer["output_ids"])]
-            check_trace(trace, prompt, answer, world.number(prompt))
-            assert set(trace.node_count.tolist()) == {8}
-        assert int(traces[tuple(prompts[0] + answers[0]["output_ids"])].accepted.sum()) > 5
-        check_states(traces[tuple(prompts[0] + answers[0]["output_ids"])], world.target)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0, "a launcher that is asked to stop exits with success"
-        assert pod.folder.stopping.exists(), "the file tells capture and the agent that the launcher stops"
-        assert http_status(f"{pod.agent_url}/readyz") == 503
-        agent.send_signal(signal.SIGTERM)
-        assert agent.wait(60) == 0
-        assert list(pod.folder.spool.glob("*.json")) == [], "nothing is left behind while the store answers"
-
-
 def test_a_pod_that_chooses_each_round_is_traced_and_swaps_under_load(store: S3, world: World, tmp_path: Path) -> None:
     draft = DraftSpec(vocab_size=DRAFT_VOCABULARY, steps=STEPS, lookup=LookupScope.SPECULATOR)
     pod = PodProcesses(tmp_path / "pod", pod_settings(store, world.target, draft), store.environment())
     assert pod.stage().returncode == 0
-    with pod.engine(), pod.agent():
+    with pod.engine() as engine, pod.agent() as agent:
         prompts = [prompt + prompt[-3:] for prompt in prompts_of(world.target)]
         with ThreadPoolExecutor(4) as clients:
             answers = list(clients.map(lambda prompt: generate(pod.engine_url, prompt), prompts))
@@ -361,16 +336,28 @@ def test_a_pod_that_chooses_each_round_is_traced_and_swaps_under_load(store: S3,
         assert widths > {1}, "rounds with and without proposals"
         check_states(traces[0], world.target)
 
-        before = [_stream(url := pod.engine_url, prompt, 48) for prompt in prompts]
-        assert before == [_stream(world.pod.engine_url, prompt, 48) for prompt in prompts]
+        before = _stream_at_once(pod.engine_url, prompts)
+        assert before == _stream_at_once(world.pod.engine_url, prompts)
         with ThreadPoolExecutor(4) as clients:
-            running = [clients.submit(_stream, url, prompt, 48) for prompt in prompts]
+            running = [clients.submit(_stream, pod.engine_url, prompt) for prompt in prompts]
             time.sleep(0.5)
             assert pod.request_swap(SwapRequest(version=1, digest=world.versions[1].digest, epoch=2)) == 202
             new = pod.wait_until_swap_ends()
             assert [future.result() for future in running] == before
         assert (new.version, new.swap.phase, new.swap.error) == (1, SwapPhase.IDLE, "")
-        assert [_stream(url, prompt, 48) for prompt in prompts] == before
+        assert _stream_at_once(pod.engine_url, prompts) == before
+        _check_the_end_of(pod, engine, agent)
+
+
+def _check_the_end_of(pod: PodProcesses, engine: subprocess.Popen[bytes], agent: subprocess.Popen[bytes]) -> None:
+    """Ask the launcher to stop, then the agent, as the kubelet does. Both succeed and leave nothing behind."""
+    engine.send_signal(signal.SIGTERM)
+    assert engine.wait(60) == 0, "a launcher that is asked to stop exits with success"
+    assert pod.folder.stopping.exists(), "the file tells capture and the agent that the launcher stops"
+    assert http_status(f"{pod.agent_url}/readyz") == 503
+    agent.send_signal(signal.SIGTERM)
+    assert agent.wait(60) == 0
+    assert list(pod.folder.spool.glob("*.json")) == [], "nothing is left behind while the store answers"
 
 
 def _schedulers_of(launcher: int) -> list[int]:

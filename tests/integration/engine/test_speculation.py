@@ -26,16 +26,15 @@ from aurora_runtime.serving.pod_records import SpeculationState
 from aurora_runtime.traces import ProposalSource, RequestTrace, decode
 from aurora_runtime.validation.draft_fetch import FetchedDraft
 from tests.assets.model import ensure_model
-from tests.assets.random_draft import REPEATING_TEXT, write_random_draft, write_repeating_draft
+from tests.assets.random_draft import write_random_draft, write_repeating_draft
 from tests.assets.sglang_server import Server, sglang_server
-from tests.integration.training.captured_traces import chat_prompt, load_tokenizer
+from tests.integration.engine.plain_answers import FIXED_TOKENS, FP32, PlainAnswers, token_answer, token_prompts
 
 pytestmark = pytest.mark.timeout(1500)
 
 STEPS = 3
-ANSWER_TOKENS = 24
-QUESTIONS = ("Count from one to ten.", "Give JSON with name and city for: Anna lives in Rome.")
-REFERENCE_ROUNDS = 2 + (len(QUESTIONS) + 1) * ANSWER_TOKENS
+REFERENCE_ROUNDS = 2 + 3 * FIXED_TOKENS
+"""Rounds in which the draft proposes: the probe and the first three answers take at most so many."""
 ALTERNATING = (
     "off",
     "off",
@@ -58,13 +57,9 @@ class Controlled:
     server: Server
     folder: Path
     other_draft: Path
-    prompts: list[list[int]]
 
     def ask(self, prompt: list[int]) -> list[int]:
-        sampling = {"temperature": 0, "max_new_tokens": ANSWER_TOKENS, "ignore_eos": True}
-        answer = self.server.post("/generate", {"input_ids": prompt, "sampling_params": sampling})
-        output: list[int] = answer["output_ids"]
-        return output
+        return token_answer(self.server, prompt)
 
     def state(self) -> SpeculationState:
         return SpeculationState.from_json((self.folder / "speculation.json").read_bytes())
@@ -84,24 +79,8 @@ class Controlled:
 
 
 @pytest.fixture(scope="module")
-def prompts() -> list[list[int]]:
-    target = ensure_model()
-    repeating = [int(token) for token in load_tokenizer(target).encode(REPEATING_TEXT, add_special_tokens=False)]
-    return [repeating, *(chat_prompt(target, question) for question in QUESTIONS)]
-
-
-@pytest.fixture(scope="module")
-def plain_answers(prompts: list[list[int]]) -> list[list[int]]:
-    """Answers of a server that does not speculate."""
-    with sglang_server(ensure_model(), extra_args=["--dtype", "float32"]) as server:
-        return [Controlled(server, Path(), Path(), prompts).ask(prompt) for prompt in prompts]
-
-
-@pytest.fixture(scope="module")
-def controlled(
-    prompts: list[list[int]], plain_answers: list[list[int]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Controlled]:
-    """The server starts after the one of `plain_answers` has ended, because two cores are too few for both."""
+def controlled(plain: PlainAnswers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controlled]:
+    """The server starts after the one of `plain` has ended."""
     folder, target = tmp_path_factory.mktemp("state"), ensure_model()
     draft = write_random_draft(folder / "draft", target, seed=3, scale=0.05)
     other = write_repeating_draft(folder / "other", target)
@@ -118,29 +97,28 @@ def controlled(
     flags = Eagle3(draft, 0, DraftSpec(steps=STEPS), controller).arguments()
     with sglang_server(
         target,
-        extra_args=["--dtype", "float32", "--skip-server-warmup", *flags],
+        extra_args=[*FP32, "--skip-server-warmup", *flags],
         env={**controller.environment(), CAPTURE_VARIABLE: capture.to_json().decode()},
         plugins="aurora_cpu,aurora_vocabulary,aurora_speculation,aurora_capture",
         log=folder / "log",
+        stop_seconds=0,
     ) as server:
-        yield Controlled(server, folder, other, prompts)
+        yield Controlled(server, folder, other)
 
 
-def test_answers_and_proposals_do_not_depend_on_the_rounds_before(
-    controlled: Controlled, plain_answers: list[list[int]]
-) -> None:
+def test_answers_and_proposals_do_not_depend_on_the_rounds_before(controlled: Controlled, plain: PlainAnswers) -> None:
     probe = {"text": "Hi", "rid": f"{PROBE_PREFIX}1", "sampling_params": {"max_new_tokens": 2, "ignore_eos": True}}
     controlled.server.post("/generate", probe)
-    reference = [controlled.ask(prompt) for prompt in controlled.prompts]
-    assert reference == plain_answers
-    alone = [controlled.ask(prompt) for prompt in controlled.prompts]
-    assert alone == plain_answers
+    reference = [controlled.ask(prompt) for prompt in token_prompts()]
+    assert reference == plain.tokens
+    alone = [controlled.ask(prompt) for prompt in token_prompts()]
+    assert alone == plain.tokens
     with ThreadPoolExecutor(4) as clients:
-        together = list(clients.map(controlled.ask, controlled.prompts))
-    assert together == plain_answers
+        together = list(clients.map(controlled.ask, token_prompts()))
+    assert together == plain.tokens
     traces = controlled.traces(reference + alone + together)
     compared, sources, widths = 0, set[int](), set[int]()
-    for prompt, answer in zip(controlled.prompts, plain_answers, strict=True):
+    for prompt, answer in zip(token_prompts(), plain.tokens, strict=True):
         first, *later = traces[tuple(prompt + answer)]
         assert len(later) == 2
         expected = proposals(first)
@@ -168,20 +146,18 @@ def proposals(trace: RequestTrace) -> dict[int, list[int]]:
     }
 
 
-def test_a_swap_while_rounds_alternate_changes_no_answer(
-    controlled: Controlled, plain_answers: list[list[int]]
-) -> None:
+def test_a_swap_while_rounds_alternate_changes_no_answer(controlled: Controlled, plain: PlainAnswers) -> None:
     async def swap() -> None:
         async with open_session() as session:
             await DraftSwap(SGLangClient(session, controlled.server.url)).load(FetchedDraft(controlled.other_draft, 1))
 
     with ThreadPoolExecutor(4) as clients:
-        running = [clients.submit(controlled.ask, prompt) for prompt in controlled.prompts]
+        running = [clients.submit(controlled.ask, prompt) for prompt in token_prompts()]
         time.sleep(0.3)
         asyncio.run(swap())
-        assert [answer.result() for answer in running] == plain_answers
+        assert [answer.result() for answer in running] == plain.tokens
     asyncio.run(flush_cache(controlled.server))  # the cached prompts were processed by the former draft
-    assert [controlled.ask(prompt) for prompt in controlled.prompts] == plain_answers
+    assert [controlled.ask(prompt) for prompt in token_prompts()] == plain.tokens
 
 
 async def flush_cache(server: Server) -> None:

@@ -31,6 +31,9 @@ from tests.assets.signing import KEYS, write_keys
 from tests.integration.engine.validation_store import held_out_traces, put_lineage, put_traces, put_version
 
 ROUNDS = 3
+PROMPTS = 6
+"""Answered in a circle by the rounds, and by each draft before the first round."""
+ANSWER_TOKENS = 12
 ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE, Arm.NGRAM)
 TIMEOUT_SECONDS = 1100
 MARK = f"aurora-test-{secrets.token_hex(8)}"
@@ -72,7 +75,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         registry = Registry(objects, KEYS)
         drafts = [write_random_draft(folder / str(seed), model, seed=seed) for seed in (0, 1)]
         put_lineage(registry, drafts[0])
-        put_traces(registry, held_out_traces(model, 12))
+        put_traces(registry, held_out_traces(model, PROMPTS))
         digests = [put_version(registry, version, draft) for version, draft in enumerate(drafts)]
         settings = ValidationSettings(
             namespace="ns",
@@ -84,7 +87,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
                 min_rounds=ROUNDS,
                 max_rounds=ROUNDS,
                 prompts_per_round=1,
-                max_new_tokens=24,
+                max_new_tokens=ANSWER_TOKENS,
                 baselines=[Baseline.NGRAM],
                 timeout_seconds=TIMEOUT_SECONDS,
             ),
@@ -167,7 +170,7 @@ def _samples_are_whole(evidence: Evidence) -> None:
     for sample in evidence.samples:
         assert sample.requests == sample.concurrency
         assert sample.failures == 0
-        assert 0 < sample.tokens <= 24 * sample.requests
+        assert 0 < sample.tokens <= ANSWER_TOKENS * sample.requests
         assert (sample.verify_rounds is None) == (sample.arm is Arm.OFF)
     for number in range(ROUNDS):
         for concurrency in (1, 2):

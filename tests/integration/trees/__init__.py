@@ -1,0 +1,1 @@
+"""Drafts that propose trees, which is not the default shape, on real SGLang."""
