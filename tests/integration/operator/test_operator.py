@@ -84,7 +84,7 @@ def test_keys_are_generated_once(rig: Rig) -> None:
     rig.kill()
     rig.start()
     rig.cluster.kubectl("delete", "service", NAME, "-n", rig.namespace)
-    wait_until("the Service again", lambda: NAME in {each["metadata"]["name"] for each in rig.list(SERVICE)}, 30)
+    wait_until("the Service again", lambda: NAME in {each["metadata"]["name"] for each in rig.list(SERVICE)}, 90)
     assert [rig.read(SECRET, name)["data"] for name in names] == before
 
 
