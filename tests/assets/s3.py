@@ -106,6 +106,15 @@ def _answers(endpoint: str) -> bool:
         return False
 
 
+def _stop(process: subprocess.Popen[bytes], *, keeps_data: bool) -> None:
+    """A clean end takes seconds, and only data that somebody reads again need it."""
+    if keeps_data:
+        stop_process(process, STOP_TIMEOUT_SECONDS)
+    else:
+        process.kill()
+        process.wait()
+
+
 @contextlib.contextmanager
 def seaweedfs(
     directory: Path | None = None, *, port: int | None = None, policies: Mapping[str, str] | None = None
@@ -151,7 +160,7 @@ def seaweedfs(
         process = subprocess.Popen(
             [_weed_program(), *arguments], stdout=log, stderr=subprocess.STDOUT, cwd=scratch, env=environment
         )
-        stack.callback(stop_process, process, STOP_TIMEOUT_SECONDS)
+        stack.callback(_stop, process, keeps_data=directory is not None)
         endpoint = f"http://127.0.0.1:{s3}"
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while not _answers(endpoint):

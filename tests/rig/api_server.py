@@ -15,15 +15,21 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.command import NotReadyError, run, run_or_none
+from kubernetes import client
+from kubernetes.config import new_client_from_config
+
+from tests.cluster.command import NotReadyError, run
 from tests.cluster.local.build import binaries
 
 START_TIMEOUT_SECONDS = 120.0
@@ -64,8 +70,12 @@ class ApiServer:
 
     def kubeconfig_of(self, namespace: str, service_account: str) -> Path:
         """A kubeconfig with a token of the ServiceAccount, as a pod would have it."""
-        token = self.kubectl("create", "token", service_account, "-n", namespace, "--duration=1h").strip()
-        return self._write_kubeconfig(f"{namespace}.{service_account}", token)
+        access = new_client_from_config(str(self.kubeconfig))
+        spec = client.V1TokenRequestSpec(audiences=[], expiration_seconds=3600)
+        request = client.AuthenticationV1TokenRequest(spec=spec)
+        answer = client.CoreV1Api(access).create_namespaced_service_account_token(service_account, namespace, request)
+        access.close()
+        return self._write_kubeconfig(f"{namespace}.{service_account}", answer.status.token)
 
     def _run(self, program: str, *arguments: str | Path, stdin: str | None = None) -> str:
         homes = {f"HELM_{kind}_HOME": str(self.directory / f"helm-{kind}") for kind in ("CACHE", "CONFIG", "DATA")}
@@ -189,12 +199,26 @@ def _wait_until_ready(server: ApiServer, process: subprocess.Popen[bytes]) -> No
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     certificate = server.directory / "pki/apiserver.crt"
     while True:
-        if certificate.exists() and certificate.stat().st_size:
+        if certificate.exists() and _answers_ok(f"{server.url}/readyz", certificate):
             server._write_kubeconfig(ADMIN, _ADMIN_TOKEN)
-            ready = (binaries() / "kubectl", "--kubeconfig", server.kubeconfig, "get", "--raw", "/readyz")
-            if run_or_none(*ready, timeout_seconds=10) == "ok":
-                return
+            return
         if process.poll() is not None or time.monotonic() > deadline:
             log = (server.directory / "kube-apiserver.log").read_text(errors="replace")[-2000:]
             raise NotReadyError(f"the API server is not ready (exit {process.poll()}):\n{log}")
         time.sleep(0.2)
+
+
+def _answers_ok(url: str, certificate: Path) -> bool:
+    """Whether the answer is "ok". Asked without kubectl, which would take the core that the server needs."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {_ADMIN_TOKEN}"})  # noqa: S310 - https
+    try:
+        context.load_verify_locations(certificate)
+        handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
+        with urllib.request.build_opener(*handlers).open(request, timeout=10) as answer:
+            return bool(answer.read() == b"ok")
+    except urllib.error.HTTPError as error:
+        error.close()
+    except OSError:
+        pass
+    return False

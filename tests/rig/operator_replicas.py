@@ -26,7 +26,7 @@ from kubernetes import client
 from kubernetes import config as kube_config
 
 from aurora_api import GROUP, PLURAL, VERSION
-from aurora_api.crd import FILE
+from aurora_api.crd import FILE, REPOSITORY
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.errors import NotFound
 from aurora_operator.kubernetes_api import DEPLOYMENT, SPECULATOR, HttpKubernetesApi, Object
@@ -53,6 +53,8 @@ class OperatorReplica:
     log: Path
     proxy: TcpProxy
     settings: Mapping[str, str]
+    module: str = "aurora_operator"
+    """What Python runs."""
     _process: subprocess.Popen[bytes] | None = field(default=None)
     metrics_port: int = 0
     """The port of its metrics. 0 before the first start."""
@@ -72,8 +74,15 @@ class OperatorReplica:
             **self.settings,
         }
         with self.log.open("ab") as log:
-            command = [sys.executable, "-m", "aurora_operator"]
-            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            command = [sys.executable, "-m", self.module]
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=REPOSITORY
+            )
+
+    @property
+    def runs(self) -> bool:
+        """Whether the process was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal. SIGSTOP freezes the process, SIGCONT lets it go on."""
@@ -136,10 +145,11 @@ class OperatorRig:
         self.server.apply({**kind, "metadata": {"name": name, "namespace": NAMESPACE}, "spec": SPEC})
 
     @contextlib.contextmanager
-    def replica(self, name: str, **settings: str) -> Iterator[OperatorReplica]:
+    def replica(self, name: str, module: str = "aurora_operator", **settings: str) -> Iterator[OperatorReplica]:
         """A replica that is not started yet, with a ServiceAccount and a network of its own. It ends with the context.
 
         Args:
+            module: what Python runs.
             settings: more environment variables.
         """
         account = {"apiVersion": "v1", "kind": "ServiceAccount"}
@@ -153,7 +163,7 @@ class OperatorRig:
         with tcp_proxy(port) as proxy:
             kubeconfig = self.folder / f"{name}.kubeconfig"
             kubeconfig.write_text(direct.read_text().replace(self.server.url, f"https://127.0.0.1:{proxy.port}"))
-            replica = OperatorReplica(name, kubeconfig, self.folder / f"{name}.log", proxy, settings)
+            replica = OperatorReplica(name, kubeconfig, self.folder / f"{name}.log", proxy, settings, module)
             try:
                 yield replica
             finally:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from aurora_operator.errors import KubernetesError
 from tests.cluster.command import CommandError, wait_until
 from tests.integration.chart.conftest import TEAM
 from tests.rig.api_server import ApiServer
 from tests.rig.chart.rendered_chart import OPERATOR, SAMPLES, render, select
+from tests.rig.dry_run import DryRun
 
 KIND, POLICY = "ValidatingAdmissionPolicy", f"{OPERATOR}-pod-templates"
 PRIVILEGED = "team-with-nodes"
@@ -79,46 +81,43 @@ GOOD: list[dict[str, Any]] = [
 ]
 
 
-def dry_run(server: ApiServer, resource: dict[str, Any], namespace: str = TEAM) -> str:
-    command = ("apply", "--server-side", "--dry-run=server", "-n", namespace, "-f", "-")
-    return server.kubectl(*command, stdin=json.dumps(resource))
-
-
 @pytest.fixture(scope="module", name="policed")
-def _policed(server: ApiServer) -> Iterator[ApiServer]:
+def _policed(server: ApiServer) -> Iterator[DryRun]:
     """The chart's server, once the policy is at work, with a namespace that may have privileged pods."""
     labels = {"pod-security.kubernetes.io/enforce": "privileged"}
     metadata = {"name": PRIVILEGED, "labels": labels}
     server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+    asked = DryRun(server.kubeconfig)
 
     def refuses() -> bool:
         try:
-            dry_run(server, speculator(pod={"hostNetwork": True}))
-        except CommandError:
+            asked.apply(speculator(pod={"hostNetwork": True}), TEAM)
+        except KubernetesError:
             return True
         return False
 
     wait_until("the policy is at work", refuses, 60)
-    yield server
+    yield asked
+    asked.close()
     server.kubectl("delete", "namespace", PRIVILEGED, "--wait=false")
 
 
 @pytest.mark.parametrize(("pod", "message"), NODE, ids=[json.dumps(pod)[:60] for pod, _ in NODE])
 def test_a_template_that_reaches_for_the_node_is_refused_in_plain_words(
-    policed: ApiServer, pod: dict[str, Any], message: str
+    policed: DryRun, pod: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(CommandError, match=f"a template must not {message}"):
-        dry_run(policed, speculator(pod=pod))
-    assert dry_run(policed, speculator(pod=pod), PRIVILEGED)
+    with pytest.raises(KubernetesError, match=f"a template must not {message}"):
+        policed.apply(speculator(pod=pod), TEAM)
+    assert policed.apply(speculator(pod=pod), PRIVILEGED)
 
 
 @pytest.mark.parametrize("pod", IDENTITY, ids=[json.dumps(pod)[:60] for pod in IDENTITY])
 @pytest.mark.parametrize("namespace", [TEAM, PRIVILEGED])
 def test_a_template_that_chooses_an_identity_is_refused_in_plain_words(
-    policed: ApiServer, pod: dict[str, Any], namespace: str
+    policed: DryRun, pod: dict[str, Any], namespace: str
 ) -> None:
-    with pytest.raises(CommandError, match="a template must not choose an identity"):
-        dry_run(policed, speculator(pod=pod), namespace)
+    with pytest.raises(KubernetesError, match="a template must not choose an identity"):
+        policed.apply(speculator(pod=pod), namespace)
 
 
 OTHER_CHANGES: list[dict[str, Any]] = [
@@ -135,49 +134,50 @@ TEMPLATE_CHANGES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.usefixtures("policed")
 def test_a_resource_from_before_the_policy_is_paused_pinned_and_deleted_but_a_new_template_must_fit(
-    policed: ApiServer,
+    server: ApiServer,
 ) -> None:
     resource = speculator(pod={"hostNetwork": True})
     resource["metadata"]["namespace"] = PRIVILEGED
-    policed.apply(resource)
+    server.apply(resource)
     label, name = "pod-security.kubernetes.io/enforce", ("auroraspeculator", "author", "-n", PRIVILEGED)
 
     def patch(change: dict[str, Any]) -> None:
-        policed.kubectl("patch", *name, "--type=merge", f"--patch={json.dumps({'spec': change})}")
+        server.kubectl("patch", *name, "--type=merge", f"--patch={json.dumps({'spec': change})}")
 
-    policed.kubectl("label", "namespace", PRIVILEGED, f"{label}-")
+    server.kubectl("label", "namespace", PRIVILEGED, f"{label}-")
     try:
-        policed.kubectl("annotate", *name, "aurora.dev/promote=1")
-        policed.kubectl("scale", *name, "--replicas=0")
+        server.kubectl("annotate", *name, "aurora.dev/promote=1")
+        server.kubectl("scale", *name, "--replicas=0")
         for change in OTHER_CHANGES:
             patch(change)
         for change in TEMPLATE_CHANGES:
             with pytest.raises(CommandError, match="share the node's network"):
                 patch(change)
         patch({"serving": {"template": {"spec": {"hostNetwork": None, "nodeSelector": {"gpu": "a100"}}}}})
-        policed.kubectl("delete", *name)
+        server.kubectl("delete", *name)
     finally:
-        policed.kubectl("label", "namespace", PRIVILEGED, f"{label}=privileged")
+        server.kubectl("label", "namespace", PRIVILEGED, f"{label}=privileged")
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_each_template_is_checked(policed: ApiServer, part: str) -> None:
-    with pytest.raises(CommandError, match="make a container privileged"):
-        dry_run(policed, speculator(part, container(PARTS[part], securityContext={"privileged": True})))
-    with pytest.raises(CommandError, match="mount a folder of the node"):
-        dry_run(policed, speculator(part, {"volumes": [{"name": "root", "hostPath": {"path": "/"}}]}))
+def test_each_template_is_checked(policed: DryRun, part: str) -> None:
+    with pytest.raises(KubernetesError, match="make a container privileged"):
+        policed.apply(speculator(part, container(PARTS[part], securityContext={"privileged": True})), TEAM)
+    with pytest.raises(KubernetesError, match="mount a folder of the node"):
+        policed.apply(speculator(part, {"volumes": [{"name": "root", "hostPath": {"path": "/"}}]}), TEAM)
 
 
-def test_an_annotation_cannot_turn_apparmor_off(policed: ApiServer) -> None:
+def test_an_annotation_cannot_turn_apparmor_off(policed: DryRun) -> None:
     annotation = {"container.apparmor.security.beta.kubernetes.io/sglang": "unconfined"}
-    with pytest.raises(CommandError, match="weaken the protection by the kernel"):
-        dry_run(policed, speculator(annotations=annotation))
+    with pytest.raises(KubernetesError, match="weaken the protection by the kernel"):
+        policed.apply(speculator(annotations=annotation), TEAM)
 
 
 @pytest.mark.parametrize("pod", GOOD, ids=[json.dumps(pod)[:60] for pod in GOOD])
-def test_a_usual_template_is_accepted(policed: ApiServer, pod: dict[str, Any]) -> None:
-    assert dry_run(policed, speculator(pod=pod))
+def test_a_usual_template_is_accepted(policed: DryRun, pod: dict[str, Any]) -> None:
+    assert policed.apply(speculator(pod=pod), TEAM)
 
 
 def test_a_cluster_wide_release_restricts_templates_and_one_for_namespaces_does_when_asked() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import subprocess
 import sys
@@ -87,6 +88,7 @@ def _admin(server: ApiServer) -> HttpKubernetesApi:
     return HttpKubernetesApi(client.ApiClient(_configuration(server)))
 
 
+@functools.cache
 def _configuration(server: ApiServer, service_account: str = "") -> client.Configuration:
     """Access as an administrator, or as a ServiceAccount in the operator's namespace."""
     file = server.kubeconfig_of(NAMESPACE, service_account) if service_account else server.kubeconfig

@@ -11,11 +11,13 @@ from aurora_operator.errors import NotFound
 from aurora_operator.kubernetes_api import DEPLOYMENT
 from tests.rig.api_server import api_server
 from tests.rig.operator_replicas import NAME, NAMESPACE, OperatorReplica, OperatorRig, seconds_until
+from tests.rig.quick_operator import LONGEST_REST_SECONDS
 
 OTHER_NAMESPACE = "other-system"
 FIRST_IMAGE, SECOND_IMAGE = "aurora.test/runtime:first", "aurora.test/runtime:second"
-QUIET_SECONDS = 20
-"""Longer than the time between two reconciles of a speculator at rest."""
+QUICK = "tests.rig.quick_operator"
+QUIET_SECONDS = LONGEST_REST_SECONDS + 2
+"""Longer than the time between two reconciles of either installation."""
 
 
 @pytest.fixture(scope="module", name="rig")
@@ -33,9 +35,9 @@ def _rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorRig]:
 def _installations(rig: OperatorRig) -> Iterator[tuple[OperatorReplica, OperatorReplica]]:
     """Two installations with different images. The second starts when the first one acts already."""
     with (
-        rig.replica("first", AURORA_RUNTIME_IMAGE=FIRST_IMAGE, AURORA_LEASE_SECONDS="3") as first,
+        rig.replica("first", QUICK, AURORA_RUNTIME_IMAGE=FIRST_IMAGE, AURORA_LEASE_SECONDS="3") as first,
         rig.replica(
-            "second", AURORA_RUNTIME_IMAGE=SECOND_IMAGE, AURORA_LEASE_SECONDS="3", POD_NAMESPACE=OTHER_NAMESPACE
+            "second", QUICK, AURORA_RUNTIME_IMAGE=SECOND_IMAGE, AURORA_LEASE_SECONDS="3", POD_NAMESPACE=OTHER_NAMESPACE
         ) as second,
     ):
         first.start()

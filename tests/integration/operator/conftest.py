@@ -1,4 +1,4 @@
-"""One speculator and its real S3 store, for the tests of what the operator reads."""
+"""What the tests of this folder share: one S3 store, and one cluster with one operator for the tests that need pods."""
 
 from __future__ import annotations
 
@@ -8,12 +8,20 @@ import pytest
 
 from aurora_operator.children.owner import Owner
 from tests.assets.s3 import S3, seaweedfs
+from tests.cluster.cluster import Cluster
+from tests.cluster.fixture import cluster
+from tests.cluster.images.image_build import python_image
+from tests.integration.operator.operator_rig import IMAGE, PYTHON, Rig, install_crd, namespace
 from tests.integration.operator.store_rig import Speculator, speculator_with_a_draft
 
+__all__ = ["cluster"]
 
-@pytest.fixture(scope="module")
+NAMESPACE = "operator-test"
+
+
+@pytest.fixture(scope="package")
 def s3() -> Iterator[S3]:
-    """A SeaweedFS for the tests of one module."""
+    """A SeaweedFS. Each test has a bucket or a root of its own in it."""
     with seaweedfs() as server:
         yield server
 
@@ -28,3 +36,31 @@ def owner(request: pytest.FixtureRequest) -> Owner:
 def speculator(s3: S3, owner: Owner) -> Speculator:
     """A speculator whose initial draft is active."""
     return speculator_with_a_draft(s3, owner)
+
+
+@pytest.fixture(scope="package")
+def crd(cluster: Cluster) -> Cluster:
+    """The cluster, with the resource's definition."""
+    install_crd(cluster)
+    return cluster
+
+
+@pytest.fixture(scope="package")
+def shared_rig(crd: Cluster, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """The operator, and a cluster that has the image of the stand-ins."""
+    folder = tmp_path_factory.mktemp("operator")
+    crd.load_image(python_image(folder / "image.tar", IMAGE, PYTHON))
+    with namespace(crd, NAMESPACE, s3):
+        rig = Rig(crd, NAMESPACE, s3, folder / "operator.log")
+        try:
+            yield rig
+        finally:
+            rig.kill()
+
+
+@pytest.fixture(scope="module")
+def operator(shared_rig: Rig) -> Rig:
+    """The running operator. Each module creates speculators under names of its own, and deletes them."""
+    if shared_rig.operator is None:
+        shared_rig.start()
+    return shared_rig

@@ -14,14 +14,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from aurora_api.crd import FILE
+from kubernetes.config import new_client_from_config
+
+from aurora_api import API_VERSION, KIND
+from aurora_api.crd import FILE, REPOSITORY
 from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_operator.kubernetes_api import EVENT, SECRET, SPECULATOR, HttpKubernetesApi, Object, Resource
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.keys import root
@@ -30,6 +34,7 @@ from tests.assets.signing import SecretKeys
 from tests.cluster.cluster import Cluster
 from tests.rig.api_server import free_ports
 from tests.rig.chart.rendered_chart import OPERATOR, render
+from tests.unit.operator.worlds import lineage, registration
 
 BUCKET = "operator-test"
 UNLOADABLE_VERSION, DEGRADED_VERSION = 3, 5
@@ -199,8 +204,9 @@ class Rig:
             "AURORA_RUNTIME_IMAGE": IMAGE,
         }
         with self.log.open("ab") as log:
+            command = [sys.executable, "-m", "tests.rig.quick_operator"]
             self.operator = subprocess.Popen(
-                [sys.executable, "-m", "aurora_operator"], env=environment, stdout=log, stderr=subprocess.STDOUT
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=REPOSITORY
             )
 
     @functools.cached_property
@@ -225,21 +231,53 @@ class Rig:
             self.operator.wait(10)
             self.operator = None
 
+    @functools.cached_property
+    def api(self) -> HttpKubernetesApi:
+        """A direct client, for waits. Polling with kubectl would take a core from the cluster."""
+        tools = self.cluster.access.tools
+        return HttpKubernetesApi(new_client_from_config(str(tools.kubeconfig), tools.context))
+
     def apply(self, name: str, body: dict[str, Any]) -> None:
-        kind = {"apiVersion": "aurora.dev/v1alpha1", "kind": "AuroraSpeculator"}
+        kind = {"apiVersion": API_VERSION, "kind": KIND}
         self.cluster.apply({**kind, "metadata": {"name": name, "namespace": self.namespace}, "spec": body})
 
     def get(self, *arguments: str) -> Any:
         """The parsed output of ``kubectl get`` with ``arguments`` in this namespace."""
         return self.cluster.get(*arguments, "-n", self.namespace)
 
+    def list(self, resource: Resource, labels: str = "") -> Sequence[Object]:
+        """The objects with these labels in this namespace."""
+        return self.api.list(resource, self.namespace, labels)
+
+    def read(self, resource: Resource, name: str) -> Object:
+        """One object in this namespace."""
+        return self.api.get(resource, self.namespace, name)
+
+    def events(self, name: str) -> Sequence[Object]:
+        """The Events about the speculator ``name``."""
+        about = {"kind": KIND, "name": name}
+        return [event for event in self.list(EVENT) if about.items() <= event["involvedObject"].items()]
+
+    @contextlib.contextmanager
+    def speculator_with_a_draft(self, name: str, body: dict[str, Any]) -> Iterator[None]:
+        """A speculator with an initial draft and a trainer that learns. It is deleted with the context."""
+        self.apply(name, body)
+        try:
+            registry = self.registry(name)
+            report_training(registry)
+            registry.create_lineage(lineage())
+            registry.register(registration(0))
+            yield
+        finally:
+            self.cluster.kubectl("delete", "auroraspeculator", name, "-n", self.namespace, "--ignore-not-found")
+
     def status(self, name: str) -> SpeculatorStatus:
-        return SpeculatorStatus.model_validate(self.get("auroraspeculator", name).get("status") or {})
+        return SpeculatorStatus.model_validate(self.read(SPECULATOR, name).get("status") or {})
 
     def wait(
         self, name: str, expected: str, holds: Callable[[SpeculatorStatus], bool], timeout: float = 180
     ) -> SpeculatorStatus:
-        """Wait until the status ``holds``. At rest, the operator finds a new record of the store within 75 s."""
+        """Wait until the status ``holds``."""
         deadline = time.monotonic() + timeout
         while True:
             status = self.status(name)
@@ -252,11 +290,11 @@ class Rig:
 
     def registry(self, name: str) -> Registry:
         """The speculator's registry in the store, as the trainer and the validator use it."""
-        uid = self.get("auroraspeculator", name)["metadata"]["uid"]
+        uid = self.read(SPECULATOR, name)["metadata"]["uid"]
         config = self.s3.config(bucket=BUCKET, root=root("aurora", self.namespace, name, uid))
         objects = ObjectStore(StoreConfig(**vars(config)))
         objects.ensure_bucket()
-        return Registry(objects, SecretKeys(lambda: self.get("secret", f"{name}-signing-keys")))
+        return Registry(objects, SecretKeys(lambda: self.read(SECRET, f"{name}-signing-keys")))
 
 
 def install_crd(cluster: Cluster) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,19 @@ import yaml
 
 from aurora_api.crd import FILE
 from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_operator.errors import KubernetesError
+from aurora_operator.kubernetes_api import Object
 from tests.assets.refused_arguments import REFUSED_ARGUMENTS
 from tests.cluster.cluster import Cluster
 from tests.cluster.command import CommandError
-from tests.cluster.fixture import cluster
-from tests.integration.operator.operator_rig import install_crd
-
-__all__ = ["cluster"]
+from tests.rig.dry_run import DryRun
 
 SAMPLES = Path(__file__).parents[3] / "docs/samples"
+Ask = Callable[[Object], Object]
 TARGET = {"model": "m"}
 KEYS = {"secretRef": {"name": "s3"}}
 HEAD = {"model": "org/head-EAGLE3"}
 STORE = {"bucket": "abc", "credentials": KEYS}
-
-
-@pytest.fixture(scope="module", name="crd")
-def _crd(cluster: Cluster) -> Cluster:
-    install_crd(cluster)
-    return cluster
 
 
 def speculator(name: str = "rules", **parts: Any) -> dict[str, Any]:
@@ -45,8 +40,13 @@ def speculator(name: str = "rules", **parts: Any) -> dict[str, Any]:
     return made
 
 
-def dry_run(cluster: Cluster, obj: dict[str, Any]) -> str:
-    return cluster.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", input=json.dumps(obj))
+@pytest.fixture(scope="module", name="dry_run")
+def _dry_run(crd: Cluster) -> Iterator[Ask]:
+    """Asks the API server about a resource, without storing it."""
+    tools = crd.access.tools
+    connection = DryRun(tools.kubeconfig, tools.context)
+    yield lambda resource: connection.apply(resource, "default")
+    connection.close()
 
 
 def arguments(*extra: str) -> dict[str, Any]:
@@ -296,30 +296,32 @@ def test_the_corpus_is_large_enough() -> None:
 
 
 @pytest.mark.parametrize(("parts", "message"), BAD, ids=[f"{json.dumps(p)[:70]}" for p, _ in BAD])
-def test_a_bad_resource_is_refused_in_plain_words(crd: Cluster, parts: dict[str, Any], message: str) -> None:
-    with pytest.raises(CommandError, match=message):
-        dry_run(crd, speculator(**parts))
+def test_a_bad_resource_is_refused_in_plain_words(dry_run: Ask, parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(KubernetesError, match=message):
+        dry_run(speculator(**parts))
 
 
 @pytest.mark.parametrize("parts", GOOD, ids=[f"{json.dumps(p)[:70]}" for p in GOOD])
-def test_a_good_resource_is_accepted(crd: Cluster, parts: dict[str, Any]) -> None:
-    assert "serverside-applied" in dry_run(crd, speculator(**parts))
+def test_a_good_resource_is_accepted(dry_run: Ask, parts: dict[str, Any]) -> None:
+    assert dry_run(speculator(**parts))
 
 
-def test_a_name_that_cannot_name_a_service_is_refused(crd: Cluster) -> None:
+def test_a_name_that_cannot_name_a_service_is_refused(dry_run: Ask) -> None:
     for name in ("a" * 41, "4chat", "chat.v1"):
-        with pytest.raises(CommandError, match=r"metadata\.name"):
-            dry_run(crd, speculator(name))
+        with pytest.raises(KubernetesError, match=r"metadata\.name"):
+            dry_run(speculator(name))
 
 
 @pytest.mark.parametrize("name", ["default", "kubernetes"])
-def test_a_name_that_kubernetes_needs_is_refused_in_plain_words(crd: Cluster, name: str) -> None:
-    with pytest.raises(CommandError, match="must not be 'default' or 'kubernetes': a speculator's ServiceAccount and"):
-        dry_run(crd, speculator(name))
-    assert dry_run(crd, speculator(f"{name}-chat"))
+def test_a_name_that_kubernetes_needs_is_refused_in_plain_words(dry_run: Ask, name: str) -> None:
+    with pytest.raises(
+        KubernetesError, match="must not be 'default' or 'kubernetes': a speculator's ServiceAccount and"
+    ):
+        dry_run(speculator(name))
+    assert dry_run(speculator(f"{name}-chat"))
 
 
-def test_target_store_and_lineage_fields_are_immutable(crd: Cluster) -> None:
+def test_target_store_and_lineage_fields_are_immutable(crd: Cluster, dry_run: Ask) -> None:
     crd.apply(speculator())
     try:
         for part, value, message in (
@@ -329,10 +331,10 @@ def test_target_store_and_lineage_fields_are_immutable(crd: Cluster) -> None:
             ("store", STORE | {"prefix": "other"}, "store.bucket and store.prefix are immutable"),
             ("store", STORE | {"restoreFrom": "aurora/default/chat-1a2b3c4d"}, "store.restoreFrom is immutable"),
         ):
-            with pytest.raises(CommandError, match=message):
-                dry_run(crd, speculator("rules", **{part: value}))
-        assert dry_run(crd, speculator(rollout={"paused": True}))
-        assert dry_run(crd, speculator(store=STORE | {"deletionPolicy": "Delete"}))
+            with pytest.raises(KubernetesError, match=message):
+                dry_run(speculator("rules", **{part: value}))
+        assert dry_run(speculator(rollout={"paused": True}))
+        assert dry_run(speculator(store=STORE | {"deletionPolicy": "Delete"}))
     finally:
         crd.kubectl("delete", "auroraspeculator", "rules", "-n", "default")
 

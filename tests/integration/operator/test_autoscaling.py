@@ -16,56 +16,27 @@ import pytest
 
 from aurora_api.v1alpha1.conditions import Condition
 from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
+from aurora_operator.kubernetes_api import POD, Object
 from aurora_protocol.evidence_records import VerdictKind
-from tests.assets.s3 import S3, seaweedfs
-from tests.cluster.cluster import Cluster
 from tests.cluster.command import wait_until
-from tests.cluster.fixture import cluster
-from tests.cluster.images.image_build import python_image
-from tests.integration.operator.operator_rig import IMAGE, PYTHON, Rig, install_crd, namespace, report_training, spec
-from tests.unit.operator.worlds import evidence, lineage, registration
+from tests.integration.operator.operator_rig import Rig, report_training, spec
+from tests.unit.operator.worlds import evidence, registration
 
-__all__ = ["cluster"]
-
-NAMESPACE, NAME = "autoscaling-test", "chat"
+NAME = "scaled"
 ROOM = "aurora.test/room"
 PODS = f"app.kubernetes.io/instance={NAME}"
 
 
-@pytest.fixture(scope="module", name="crd")
-def _crd(cluster: Cluster) -> Cluster:
-    install_crd(cluster)
-    return cluster
-
-
-@pytest.fixture(scope="module", name="s3")
-def _s3() -> Iterator[S3]:
-    with seaweedfs() as running:
-        yield running
-
-
 @pytest.fixture(scope="module", name="rig")
-def _rig(crd: Cluster, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+def _rig(operator: Rig) -> Iterator[Rig]:
     """A speculator with two pods that serve version 0, on a node that has room for two."""
-    folder = tmp_path_factory.mktemp("operator")
-    crd.load_image(python_image(folder / "image.tar", IMAGE, PYTHON))
-    with namespace(crd, NAMESPACE, s3):
-        rig = Rig(crd, NAMESPACE, s3, folder / "operator.log")
-        give_room(rig, 2)
-        rig.start()
-        try:
-            body = spec(s3)
-            engine, _ = body["serving"]["template"]["spec"]["containers"]
-            engine["resources"] = {"limits": {ROOM: "1"}}
-            rig.apply(NAME, body)
-            registry = rig.registry(NAME)
-            report_training(registry)
-            registry.create_lineage(lineage())
-            registry.register(registration(0))
-            rig.wait(NAME, "two pods", lambda s: s.updated == "2/2" and condition(s, "Ready").status == "True", 90)
-            yield rig
-        finally:
-            rig.kill()
+    give_room(operator, 2)
+    body = spec(operator.s3)
+    engine, _ = body["serving"]["template"]["spec"]["containers"]
+    engine["resources"] = {"limits": {ROOM: "1"}}
+    with operator.speculator_with_a_draft(NAME, body):
+        operator.wait(NAME, "two pods", lambda s: s.updated == "2/2" and condition(s, "Ready").status == "True", 90)
+        yield operator
 
 
 def give_room(rig: Rig, pods: int) -> None:
@@ -119,18 +90,16 @@ def apply_autoscaler(rig: Rig, low: int, high: int) -> None:
     )
 
 
-def pods_with_containers(rig: Rig) -> list[Any]:
+def pods_with_containers(rig: Rig) -> list[Object]:
     """The pods without those that the kubelet refused. The kubelet learns of the node's new room after the scheduler.
 
     Nobody deletes the rest of a refused pod, also not when the Deployment scales to zero.
     """
-    listed: list[Any] = rig.get("pods", "-l", PODS, "--field-selector=status.phase!=Failed")["items"]
-    return listed
+    return [pod for pod in rig.list(POD, PODS) if pod["status"].get("phase") != "Failed"]
 
 
 def warnings(rig: Rig) -> set[str]:
-    events = rig.get("events", "--field-selector=involvedObject.kind=AuroraSpeculator,type=Warning")["items"]
-    return {event["reason"] for event in events}
+    return {event["reason"] for event in rig.events(NAME) if event["type"] == "Warning"}
 
 
 def test_kubernetes_own_autoscaler_scales_up_without_room_and_no_client_is_worse_off(rig: Rig) -> None:

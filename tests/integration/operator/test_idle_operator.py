@@ -20,15 +20,15 @@ from typing import Any
 
 import pytest
 
-from aurora_api.crd import FILE
+from aurora_api.crd import FILE, REPOSITORY
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.metadata import COMMON_LABELS, INFERENCE
-from aurora_operator.reconciler import REST_POLL_SECONDS
 from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.keys import root
-from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE, seaweedfs
+from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE
 from tests.cluster.command import wait_until
 from tests.rig.api_server import ApiServer, api_server, free_ports
+from tests.rig.quick_operator import LONGEST_REST_SECONDS
 from tests.unit.operator.worlds import lineage, registration
 
 NAMESPACE, NAME = "idle-test", "chat"
@@ -106,12 +106,6 @@ def spec(s3: S3) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module", name="s3")
-def _s3() -> Iterator[S3]:
-    with seaweedfs() as running:
-        yield running
-
-
 @pytest.fixture(scope="module", name="rig")
 def _rig(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     folder = tmp_path_factory.mktemp("idle")
@@ -136,9 +130,8 @@ def _rig(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
             "AURORA_RUNTIME_IMAGE": "runtime:1",
         }
         agent = subprocess.Popen([sys.executable, "-c", AGENT])
-        operator = subprocess.Popen(
-            [sys.executable, "-m", "aurora_operator"], env=environment, stdout=output, stderr=subprocess.STDOUT
-        )
+        command = [sys.executable, "-m", "tests.rig.quick_operator"]
+        operator = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=REPOSITORY)
         try:
             yield Rig(server, audit, log, health_port)
         finally:
@@ -193,10 +186,10 @@ def test_a_speculator_becomes_ready(rig: Rig, s3: S3) -> None:
 
 
 def test_a_speculator_at_rest_costs_no_api_call(rig: Rig) -> None:
-    """The window holds at least one reconcile at rest. Only the end of a watch costs a call: another watch."""
+    """The window holds three reconciles at rest, of which one asks the agent. Only the end of a watch costs a call."""
     time.sleep(10)
     before = rig.audit.stat().st_size
-    time.sleep(1.25 * REST_POLL_SECONDS + 10)
+    time.sleep(3 * LONGEST_REST_SECONDS)
     calls = rig.calls(before)
     assert {call for call in calls if call[0] != "watch"} == set(), f"{calls}\n{rig.log.read_text()[-3000:]}"
 

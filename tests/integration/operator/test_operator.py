@@ -3,60 +3,42 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
+from aurora_operator.children.metadata import INSTANCE_LABEL
+from aurora_operator.kubernetes_api import (
+    CHILDREN,
+    DEPLOYMENT,
+    DISRUPTION_BUDGET,
+    JOB,
+    POD,
+    SECRET,
+    SERVICE,
+    SERVICE_ACCOUNT,
+    SPECULATOR,
+    Resource,
+)
 from aurora_protocol.evidence_records import VerdictKind
-from tests.assets.s3 import S3, seaweedfs
-from tests.cluster.cluster import Cluster
 from tests.cluster.command import wait_until
-from tests.cluster.fixture import cluster
-from tests.cluster.images.image_build import python_image
 from tests.integration.operator.operator_rig import (
     DEGRADED_VERSION,
-    IMAGE,
-    PYTHON,
     UNLOADABLE_VERSION,
     Rig,
-    install_crd,
-    namespace,
     report_training,
     spec,
 )
 from tests.unit.operator.worlds import evidence, lineage, registration
 
-__all__ = ["cluster"]
-
-NAMESPACE = "operator-test"
 NAME = "chat"
-
-
-@pytest.fixture(scope="module", name="crd")
-def _crd(cluster: Cluster) -> Cluster:
-    install_crd(cluster)
-    return cluster
-
-
-@pytest.fixture(scope="module", name="s3")
-def _s3() -> Iterator[S3]:
-    with seaweedfs() as running:
-        yield running
+ENDPOINT_SLICE = Resource("EndpointSlice", "discovery.k8s.io/v1", "endpointslices")
 
 
 @pytest.fixture(scope="module", name="rig")
-def _rig(crd: Cluster, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    folder = tmp_path_factory.mktemp("operator")
-    crd.load_image(python_image(folder / "image.tar", IMAGE, PYTHON))
-    with namespace(crd, NAMESPACE, s3):
-        rig = Rig(crd, NAMESPACE, s3, folder / "operator.log")
-        rig.start()
-        try:
-            yield rig
-        finally:
-            rig.kill()
+def _rig(operator: Rig) -> Rig:
+    return operator
 
 
 def ready(rig: Rig) -> None:
@@ -80,7 +62,7 @@ def offer(rig: Rig, version: int, verdict: VerdictKind, active: int) -> None:
 
 def test_children_exist_are_owned_and_become_ready(rig: Rig) -> None:
     ready(rig)
-    uid = rig.get("auroraspeculator", NAME)["metadata"]["uid"]
+    uid = rig.read(SPECULATOR, NAME)["metadata"]["uid"]
     kinds = "deployments,services,serviceaccounts,secrets,poddisruptionbudgets,networkpolicies"
     labels = f"app.kubernetes.io/instance={NAME},app.kubernetes.io/managed-by=aurora-operator"
     owned = rig.get(kinds, "-l", labels)["items"]
@@ -92,23 +74,18 @@ def test_children_exist_are_owned_and_become_ready(rig: Rig) -> None:
     assert (status.updated, status.ready_replicas) == ("2/2", 2)
     assert status.active is not None
     assert status.active.version == 0
-    events = [e["reason"] for e in rig.get("events")["items"] if e["involvedObject"]["kind"] == "AuroraSpeculator"]
-    assert "Ready" in events
+    assert "Ready" in {event["reason"] for event in rig.events(NAME)}
 
 
 def test_keys_are_generated_once(rig: Rig) -> None:
     ready(rig)
     names = (f"{NAME}-keys", f"{NAME}-signing-keys")
-    before = [rig.get("secret", name)["data"] for name in names]
+    before = [rig.read(SECRET, name)["data"] for name in names]
     rig.kill()
     rig.start()
     rig.cluster.kubectl("delete", "service", NAME, "-n", rig.namespace)
-    wait_until(
-        "the Service again",
-        lambda: bool(rig.get("services", "-l", "app.kubernetes.io/component=inference")["items"]),
-        30,
-    )
-    assert [rig.get("secret", name)["data"] for name in names] == before
+    wait_until("the Service again", lambda: NAME in {each["metadata"]["name"] for each in rig.list(SERVICE)}, 90)
+    assert [rig.read(SECRET, name)["data"] for name in names] == before
 
 
 def test_kubectl_get_shows_the_documented_columns(rig: Rig) -> None:
@@ -191,17 +168,6 @@ def test_a_draft_that_pods_cannot_load_is_rolled_back(rig: Rig) -> None:
     assert status.active.version == 1
 
 
-def test_a_failed_measurement_shows_its_termination_message_and_rejects_nothing(rig: Rig) -> None:
-    promoted(rig)
-    rig.registry(NAME).register(registration(UNLOADABLE_VERSION + 1))
-    status = rig.wait(
-        NAME, "a failed attempt", lambda s: s.candidate is not None and s.candidate.phase is CandidatePhase.FAILED
-    )
-    assert status.candidate is not None
-    assert "3 of 8 prompts: wait for traffic" in status.candidate.message
-    assert UNLOADABLE_VERSION + 1 not in status.rejected
-
-
 def test_a_draft_that_fails_on_live_traffic_is_rolled_back(rig: Rig) -> None:
     promoted(rig)
     offer(rig, DEGRADED_VERSION, VerdictKind.PASS, active=1)
@@ -215,28 +181,29 @@ def test_a_draft_that_fails_on_live_traffic_is_rolled_back(rig: Rig) -> None:
     assert (channel.active, channel.rejected[-1]) == (1, DEGRADED_VERSION)
 
 
+def patch_rollout(rig: Rig, **parts: Any) -> None:
+    patch = json.dumps({"spec": {"rollout": parts}})
+    rig.cluster.kubectl("patch", "aspec", NAME, "-n", rig.namespace, "--type=merge", "-p", patch)
+
+
 def test_a_user_pins_a_version_and_unpins_it(rig: Rig) -> None:
     promoted(rig)
-
-    def pin(version: int | None) -> None:
-        patch = json.dumps({"spec": {"rollout": {"pin": version}}})
-        rig.cluster.kubectl("patch", "aspec", NAME, "-n", rig.namespace, "--type=merge", "-p", patch)
-
     pods = {pod.name for pod in rig.status(NAME).pods}
-    pin(0)
+    patch_rollout(rig, pin=0)
     status = rig.wait(NAME, "version 0", lambda s: s.updated == "2/2" and {p.version for p in s.pods} == {0})
     assert {pod.name for pod in status.pods} == pods, "no pod was restarted"
     assert status.history[-1].event == "Pinned"
-    pin(77)
+    patch_rollout(rig, pin=77)
     rig.wait(NAME, "refusal", lambda s: any(c.type == "Ready" and c.reason == "PinRefused" for c in s.conditions))
-    pin(1)
+    patch_rollout(rig, pin=1)
     rig.wait(NAME, "version 1", lambda s: s.updated == "2/2" and {p.version for p in s.pods} == {1})
-    pin(None)
+    patch_rollout(rig, pin=None)
 
 
 def test_a_user_aborts_a_rollout(rig: Rig) -> None:
     promoted(rig)
     version = DEGRADED_VERSION + 1
+    patch_rollout(rig, analysis={"consecutiveSuccessLimit": 50})  # so that the canary outlasts the request
     offer(rig, version, VerdictKind.PASS, active=1)
     rig.wait(NAME, "the canary", lambda s: s.rollout.phase is RolloutPhase.CANARY and s.rollout.version == version)
     annotation = f"aurora.dev/abort={version}"
@@ -262,16 +229,15 @@ def start_measurement(rig: Rig, version: int) -> SpeculatorStatus:
         measured = status.candidate is not None and status.candidate.version == version
         return measured and bool(lent_pod(status)) and status.ready_replicas == 1
 
-    # The failed measurement of a former version may be repeated first.
     status = rig.wait(LENT, "a withdrawn replica", withdrawn)
     job = f"{LENT}-validate-v{version}-1"
-    wait_until("the Job", lambda: any(j["metadata"]["name"] == job for j in rig.get("jobs")["items"]), 30)
+    wait_until("the Job", lambda: any(j["metadata"]["name"] == job for j in rig.list(JOB)), 30)
     return status
 
 
 def endpoints(rig: Rig) -> dict[str, bool]:
     """The Service's pods by name, and whether they get requests."""
-    slices = rig.get("endpointslices", "-l", f"kubernetes.io/service-name={LENT}")["items"]
+    slices = rig.list(ENDPOINT_SLICE, f"kubernetes.io/service-name={LENT}")
     return {e["targetRef"]["name"]: e["conditions"]["ready"] for found in slices for e in found.get("endpoints") or ()}
 
 
@@ -286,12 +252,12 @@ def test_a_replica_is_lent_to_a_measurement_despite_a_killed_operator(rig: Rig) 
     pod = lent_pod(status)
     wait_until("the pod leaves the Service", lambda: endpoints(rig).get(pod) is False, 30)
     assert [ready for name, ready in endpoints(rig).items() if name != pod] == [True]
-    budget = rig.get("poddisruptionbudget", LENT)["status"]
+    budget = rig.read(DISRUPTION_BUDGET, LENT)["status"]
     assert budget["disruptionsAllowed"] == 0, "nothing else may be drained meanwhile"
-    job = rig.get("job", f"{LENT}-validate-v1-1")
+    job = rig.read(JOB, f"{LENT}-validate-v1-1")
     (container,) = job["spec"]["template"]["spec"]["containers"]
     settings = json.loads(next(v["value"] for v in container["env"] if v["name"] == "AURORA_SETTINGS"))
-    assert settings["replica"]["ip"] == rig.get("pod", pod)["status"]["podIP"]
+    assert settings["replica"]["ip"] == rig.read(POD, pod)["status"]["podIP"]
     assert (status.candidate and status.candidate.pod) == pod
     assert any(c.type == "Ready" and c.status == "True" and c.reason == "Measuring" for c in status.conditions)
     rig.kill()
@@ -303,21 +269,21 @@ def test_a_replica_is_lent_to_a_measurement_despite_a_killed_operator(rig: Rig) 
     assert {p.version for p in status.pods} == {1}
 
 
+def test_a_replica_returns_when_a_user_aborts_the_candidate_and_its_job_is_deleted(rig: Rig) -> None:
+    start_measurement(rig, 2)
+    rig.cluster.kubectl("annotate", "aspec", LENT, "aurora.dev/abort=2", "-n", rig.namespace)
+    status = rig.wait(LENT, "both pods", lambda s: s.updated == "2/2" and 2 in s.rejected)
+    assert not lent_pod(status)
+
+
 def test_a_replica_returns_when_its_measurement_fails(rig: Rig) -> None:
-    pod = lent_pod(start_measurement(rig, 2))
+    pod = lent_pod(start_measurement(rig, 3))
     status = rig.wait(LENT, "both pods", lambda s: s.updated == "2/2" and not lent_pod(s))
     assert pod in {p.name for p in status.pods}
     assert status.candidate is not None
     assert status.candidate.phase is CandidatePhase.FAILED
     assert "the stand-in measures nothing" in status.candidate.message
     wait_until("the pod is in the Service again", lambda: endpoints(rig).get(pod) is True, 30)
-
-
-def test_a_replica_returns_when_a_user_aborts_the_candidate_and_its_job_is_deleted(rig: Rig) -> None:
-    start_measurement(rig, 3)
-    rig.cluster.kubectl("annotate", "aspec", LENT, "aurora.dev/abort=3", "-n", rig.namespace)
-    status = rig.wait(LENT, "both pods", lambda s: s.updated == "2/2" and 3 in s.rejected)
-    assert not lent_pod(status)
     rig.cluster.kubectl("delete", "auroraspeculator", LENT, "-n", rig.namespace)
 
 
@@ -332,12 +298,12 @@ def test_a_template_that_the_api_server_refuses_is_reported(rig: Rig) -> None:
 
 
 TAKEN = "web"
-FOREIGN_KINDS = ("service", "serviceaccount")
+FOREIGN = (SERVICE, SERVICE_ACCOUNT)
 
 
 def foreign_versions(rig: Rig) -> dict[str, str]:
     """The resourceVersion of each object named ``web`` that is not the speculator's."""
-    return {kind: rig.get(kind, TAKEN)["metadata"]["resourceVersion"] for kind in FOREIGN_KINDS}
+    return {resource.kind: rig.read(resource, TAKEN)["metadata"]["resourceVersion"] for resource in FOREIGN}
 
 
 def name_taken(status: SpeculatorStatus) -> str:
@@ -351,8 +317,8 @@ def test_objects_of_other_owners_are_reported_and_never_changed(rig: Rig) -> Non
     def delete(kind: str) -> None:
         rig.cluster.kubectl("delete", kind, TAKEN, "-n", rig.namespace, "--timeout=30s")
 
-    def owners(kind: str) -> list[str]:
-        listed = rig.get(kind, "-l", f"app.kubernetes.io/instance={TAKEN}")["items"]
+    def owners(resource: Resource) -> list[str]:
+        listed = rig.list(resource, f"{INSTANCE_LABEL}={TAKEN}")
         return [reference["uid"] for obj in listed for reference in obj["metadata"].get("ownerReferences", [])]
 
     metadata = {"name": TAKEN, "namespace": rig.namespace}
@@ -365,31 +331,43 @@ def test_objects_of_other_owners_are_reported_and_never_changed(rig: Rig) -> Non
     message = name_taken(rig.wait(TAKEN, "NameTaken", lambda s: bool(name_taken(s))))
     assert f"Service {TAKEN}" in message
     assert f"ServiceAccount {TAKEN}" in message
-    assert owners("deployments"), "the other children exist"
+    assert owners(DEPLOYMENT), "the other children exist"
     assert foreign_versions(rig) == before
 
     delete("auroraspeculator")
-    wait_until("garbage collection", lambda: not owners("deployments"), 60)
+    wait_until("garbage collection", lambda: not owners(DEPLOYMENT), 60)
     assert foreign_versions(rig) == before
 
     rig.apply(TAKEN, spec(rig.s3, replicas=1))
     rig.wait(TAKEN, "NameTaken", lambda s: bool(name_taken(s)))
     assert foreign_versions(rig) == before
-    for kind in FOREIGN_KINDS:
-        delete(kind)
-    uid = rig.get("auroraspeculator", TAKEN)["metadata"]["uid"]
-    wait_until("our own children", lambda: uid in owners("services") and uid in owners("serviceaccounts"), 60)
+    for resource in FOREIGN:
+        delete(resource.kind)
+    uid = rig.read(SPECULATOR, TAKEN)["metadata"]["uid"]
+    wait_until("our own children", lambda: all(uid in owners(resource) for resource in FOREIGN), 60)
     rig.wait(TAKEN, "free names", lambda s: not name_taken(s))
     delete("auroraspeculator")
+
+
+def test_a_failed_measurement_shows_its_termination_message_and_rejects_nothing(rig: Rig) -> None:
+    """The last version, because the operator measures a failed version again and again until a newer one comes."""
+    promoted(rig)
+    version = DEGRADED_VERSION + 2
+    rig.registry(NAME).register(registration(version))
+    status = rig.wait(
+        NAME, "a failed attempt", lambda s: s.candidate is not None and s.candidate.phase is CandidatePhase.FAILED
+    )
+    assert status.candidate is not None
+    assert "3 of 8 prompts: wait for traffic" in status.candidate.message
+    assert version not in status.rejected
 
 
 def test_deleting_the_speculator_deletes_everything_even_without_an_operator(rig: Rig) -> None:
     ready(rig)
     rig.kill()
     rig.cluster.kubectl("delete", "auroraspeculator", NAME, "-n", rig.namespace, "--timeout=30s")
-    labels = f"app.kubernetes.io/instance={NAME}"
-    kinds = "deployments,jobs,services,serviceaccounts,secrets,poddisruptionbudgets,networkpolicies"
-    wait_until("garbage collection", lambda: not rig.get(kinds, "-l", labels)["items"], 60)
+    kinds, labels = (*CHILDREN, JOB, SECRET), f"{INSTANCE_LABEL}={NAME}"
+    wait_until("garbage collection", lambda: not any(rig.list(kind, labels) for kind in kinds), 60)
 
 
 def test_the_operator_logged_no_error(rig: Rig) -> None:

@@ -6,7 +6,7 @@ The Job controller of Kubernetes deletes the Job's pod. Neither it nor the opera
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -14,19 +14,15 @@ import pytest
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
 from aurora_operator.children.queue_label import QUEUE_LABEL
+from aurora_operator.kubernetes_api import JOB, POD, Object
 from aurora_operator.observe.kubernetes_views import JOB_LABEL
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED
-from tests.assets.s3 import S3, seaweedfs
-from tests.cluster.cluster import Cluster
+from tests.assets.s3 import S3
 from tests.cluster.command import wait_until
-from tests.cluster.fixture import cluster
-from tests.cluster.images.image_build import python_image
-from tests.integration.operator.operator_rig import IMAGE, PYTHON, Rig, install_crd, namespace, report_training, spec
-from tests.unit.operator.worlds import lineage, registration
+from tests.integration.operator.operator_rig import PYTHON, Rig, spec
+from tests.unit.operator.worlds import registration
 
-__all__ = ["cluster"]
-
-NAMESPACE, NAME, JOB = "suspended-test", "chat", "chat-validate-v1-1"
+NAME, JOB_NAME = "suspended", "suspended-validate-v1-1"
 LONG_VALIDATOR = f"""
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit({EXIT_INTERRUPTED}))
@@ -36,24 +32,11 @@ time.sleep(1e6)
 
 
 @pytest.fixture(scope="module", name="rig")
-def _rig(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+def _rig(operator: Rig) -> Iterator[Rig]:
     """A speculator with one pod that serves version 0, and a queue's label on its measurements."""
-    folder = tmp_path_factory.mktemp("operator")
-    install_crd(cluster)
-    cluster.load_image(python_image(folder / "image.tar", IMAGE, PYTHON))
-    with seaweedfs() as s3, namespace(cluster, NAMESPACE, s3):
-        rig = Rig(cluster, NAMESPACE, s3, folder / "operator.log")
-        rig.start()
-        try:
-            rig.apply(NAME, _body(s3))
-            registry = rig.registry(NAME)
-            report_training(registry)
-            registry.create_lineage(lineage())
-            registry.register(registration(0))
-            rig.wait(NAME, "a pod that serves", lambda status: status.updated == "1/1", 90)
-            yield rig
-        finally:
-            rig.kill()
+    with operator.speculator_with_a_draft(NAME, _body(operator.s3)):
+        operator.wait(NAME, "a pod that serves", lambda status: status.updated == "1/1", 90)
+        yield operator
 
 
 def _body(s3: S3) -> dict[str, Any]:
@@ -66,30 +49,33 @@ def _body(s3: S3) -> dict[str, Any]:
 
 def _suspend(rig: Rig, *, suspend: bool) -> None:
     patch = json.dumps({"spec": {"suspend": suspend}})
-    rig.cluster.kubectl("patch", "job", JOB, "-n", NAMESPACE, "--type=merge", "-p", patch)
+    rig.cluster.kubectl("patch", "job", JOB_NAME, "-n", rig.namespace, "--type=merge", "-p", patch)
 
 
 def _reason(status: SpeculatorStatus) -> str:
     return next((c.reason for c in status.conditions if c.type == ConditionType.CANDIDATE_VALIDATED), "")
 
 
+def _pods(rig: Rig) -> Sequence[Object]:
+    return rig.list(POD, f"{JOB_LABEL}={JOB_NAME}")
+
+
 def _pod_runs(rig: Rig) -> bool:
-    pods = rig.get("pods", "-l", f"{JOB_LABEL}={JOB}")["items"]
-    return any(pod["status"].get("phase") == "Running" for pod in pods)
+    return any(pod["status"].get("phase") == "Running" for pod in _pods(rig))
 
 
 def _job_is_idle(rig: Rig) -> bool:
     """The Job is suspended in the words of its controller, and its pod is gone."""
-    conditions = rig.get("job", JOB).get("status", {}).get("conditions") or ()
+    conditions = rig.read(JOB, JOB_NAME).get("status", {}).get("conditions") or ()
     suspended = any(one["type"] == "Suspended" and one["status"] == "True" for one in conditions)
-    return suspended and not rig.get("pods", "-l", f"{JOB_LABEL}={JOB}")["items"]
+    return suspended and not _pods(rig)
 
 
 def test_a_job_that_is_suspended_while_it_measures_goes_on_later_as_the_same_attempt(rig: Rig) -> None:
     rig.registry(NAME).register(registration(1))
     rig.wait(NAME, "version 1 is measured", lambda status: _reason(status) == "Validating")
     wait_until("the validator runs", lambda: _pod_runs(rig), 90)
-    assert rig.get("job", JOB)["metadata"]["labels"][QUEUE_LABEL] == "research"
+    assert rig.read(JOB, JOB_NAME)["metadata"]["labels"][QUEUE_LABEL] == "research"
 
     _suspend(rig, suspend=True)
     shown = rig.wait(NAME, "suspended", lambda status: _reason(status) == "MeasurementSuspended", 60)
@@ -102,5 +88,7 @@ def test_a_job_that_is_suspended_while_it_measures_goes_on_later_as_the_same_att
     wait_until("another validator runs", lambda: _pod_runs(rig), 90)
     assert goes_on.candidate is not None
     assert (goes_on.candidate.phase, goes_on.candidate.attempt) == (CandidatePhase.VALIDATING, 1)
-    failed = [one for one in rig.get("job", JOB)["status"].get("conditions") or () if one["type"].startswith("Fail")]
+    failed = [
+        one for one in rig.read(JOB, JOB_NAME)["status"].get("conditions") or () if one["type"].startswith("Fail")
+    ]
     assert failed == []

@@ -15,48 +15,23 @@ import pytest
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_api.v1alpha1.training import SuspensionReason
+from aurora_operator.kubernetes_api import DEPLOYMENT
 from aurora_protocol.pod_settings import TrainerSettings
-from tests.assets.s3 import S3, seaweedfs
-from tests.cluster.cluster import Cluster
 from tests.cluster.command import wait_until
-from tests.cluster.fixture import cluster
-from tests.cluster.images.image_build import python_image
-from tests.integration.operator.operator_rig import IMAGE, PYTHON, Rig, install_crd, namespace, report_training, spec
-from tests.unit.operator.worlds import lineage, registration
+from tests.integration.operator.operator_rig import Rig, spec
 
-__all__ = ["cluster"]
-
-NAMESPACE, NAME = "training-worth-test", "chat"
-
-
-@pytest.fixture(scope="module", name="s3")
-def _s3() -> Iterator[S3]:
-    with seaweedfs() as running:
-        yield running
+NAME = "worth"
 
 
 @pytest.fixture(scope="module", name="rig")
-def _rig(cluster: Cluster, s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+def _rig(operator: Rig) -> Iterator[Rig]:
     """A speculator whose pod serves version 0, and whose trainer has a hundredth of a core."""
-    install_crd(cluster)
-    folder = tmp_path_factory.mktemp("operator")
-    cluster.load_image(python_image(folder / "image.tar", IMAGE, PYTHON))
-    with namespace(cluster, NAMESPACE, s3):
-        rig = Rig(cluster, NAMESPACE, s3, folder / "operator.log")
-        rig.start()
-        try:
-            body = spec(s3, replicas=1)
-            (trainer,) = body["training"]["template"]["spec"]["containers"]
-            trainer["resources"] = {"requests": {"cpu": "10m"}}
-            rig.apply(NAME, body)
-            registry = rig.registry(NAME)
-            report_training(registry)
-            registry.create_lineage(lineage())
-            registry.register(registration(0))
-            rig.wait(NAME, "a pod", lambda s: s.updated == "1/1", 120)
-            yield rig
-        finally:
-            rig.kill()
+    body = spec(operator.s3, replicas=1)
+    (trainer,) = body["training"]["template"]["spec"]["containers"]
+    trainer["resources"] = {"requests": {"cpu": "10m"}}
+    with operator.speculator_with_a_draft(NAME, body):
+        operator.wait(NAME, "a pod", lambda s: s.updated == "1/1", 120)
+        yield operator
 
 
 def patch(rig: Rig, body: dict[str, Any], *options: str) -> None:
@@ -67,13 +42,13 @@ def patch(rig: Rig, body: dict[str, Any], *options: str) -> None:
 
 def trainer_is_suspended(rig: Rig) -> bool:
     """Whether the settings in the trainer's Deployment say that it waits."""
-    pod = rig.get("deployment", f"{NAME}-trainer")["spec"]["template"]["spec"]
+    pod = rig.read(DEPLOYMENT, f"{NAME}-trainer")["spec"]["template"]["spec"]
     (text,) = [v["value"] for v in pod["containers"][0]["env"] if v["name"] == "AURORA_SETTINGS"]
     return TrainerSettings.from_json(text).training.suspended
 
 
 def has_event(rig: Rig, reason: str) -> bool:
-    return bool(rig.get("events", f"--field-selector=reason={reason}")["items"])
+    return any(event["reason"] == reason for event in rig.events(NAME))
 
 
 def trainer_reason(status: SpeculatorStatus) -> str:

@@ -50,7 +50,9 @@ def render(
 ) -> list[Object]:
     """The chart's objects without the CRD. Raises ``CommandError`` when Helm refuses the values."""
     text = helm("template", release, CHART, "-n", namespace, "-f", values, *options)
-    return [obj for obj in yaml.safe_load_all(text) if obj and obj["kind"] != "CustomResourceDefinition"]
+    # The loader in C is seven times as fast, and the definition has two thousand lines.
+    objects = yaml.load_all(text, yaml.CSafeLoader)
+    return [obj for obj in objects if obj and obj["kind"] != "CustomResourceDefinition"]
 
 
 def select(objects: Iterable[Object], kind: str, name: str = OPERATOR) -> Object:

@@ -1,0 +1,32 @@
+"""``python -m tests.rig.quick_operator``: the operator with short pauses, for tests that would wait for its clocks.
+
+Only the pauses between two reconciles, and between two reads of the store, are shorter. The order of everything that
+the operator does is the same. The real pauses are tested with a virtual clock (``tests/unit/operator``), and run in
+``tests/integration/installations``, ``tests/integration/chart`` and the tests on a whole cluster.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aurora_operator import main, reconciler
+from aurora_operator.observe.store import store_schedule
+
+LONGEST_REST_SECONDS: Final = 10.0
+"""The longest time between two reconciles of a speculator at rest."""
+
+
+def shorten_pauses() -> None:
+    """Set the pauses in this process. A loaded machine still finishes one reconcile before the next is due."""
+    reconciler.BUSY_POLL_SECONDS = 1.0
+    reconciler.WATCHFUL_POLL_SECONDS = 3.0
+    reconciler.REST_POLL_SECONDS = LONGEST_REST_SECONDS / (1 + reconciler.REST_JITTER)
+    reconciler.AGENTS_AT_REST_SECONDS = 1.5 * LONGEST_REST_SECONDS
+    store_schedule.TRAINING_SECONDS = 2.0
+    store_schedule.REST_SECONDS = LONGEST_REST_SECONDS
+    store_schedule.MIN_EXPECTING_SECONDS, store_schedule.MAX_EXPECTING_SECONDS = 1.0, 2.0
+
+
+if __name__ == "__main__":
+    shorten_pauses()
+    main.main()
