@@ -6,7 +6,7 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env browser check static format test unit integration integration-operator integration-engine integration-data integration-replica integration-targets integration-heads integration-sglang integration-release integration-collector integration-plugin e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench gpu crd generated lock sbom audit images plugin clean
+.PHONY: help env browser check static format test unit unit-thorough integration integration-operator integration-engine integration-data integration-replica integration-targets integration-heads integration-sglang integration-release integration-collector integration-plugin e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench gpu crd generated lock sbom audit images plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ format: env ## Format the code
 
 unit: env ## Unit tests
 	$(PY) -m pytest -q tests/unit
+
+unit-thorough: env ## Unit tests with every example of the property tests (N minutes)
+	AURORA_ALL_EXAMPLES=1 $(PY) -m pytest -q tests/unit
 
 # Three targets at a time on two cores, because the operator's tests mostly wait.
 THREE_AT_A_TIME = $(MAKE) --no-print-directory --jobs 3 --output-sync=target
