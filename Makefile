@@ -6,7 +6,7 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env browser check static format test unit integration integration-operator integration-engine integration-data integration-replica integration-targets integration-trees integration-heads integration-sglang integration-release integration-collector integration-plugin e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench gpu crd generated lock sbom audit images plugin clean
+.PHONY: help env browser check static format test unit unit-thorough integration integration-operator integration-engine integration-data integration-replica integration-targets integration-trees integration-heads integration-sglang integration-release integration-collector integration-gpu integration-plugin e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench gpu crd generated lock sbom audit images plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -32,8 +32,14 @@ format: env ## Format the code
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-unit: env ## Unit tests
-	$(PY) -m pytest -q tests/unit
+# A file's tests stay together, because they share what is slow to set up.
+UNIT = -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile tests/unit
+
+unit: env ## Unit tests, with a quarter of the examples of the property tests
+	$(PY) $(UNIT)
+
+unit-thorough: env ## Unit tests with every example of the property tests (minutes)
+	AURORA_ALL_EXAMPLES=1 $(PY) $(UNIT)
 
 # Three targets at a time on two cores, because the operator's tests mostly wait.
 THREE_AT_A_TIME = $(MAKE) --no-print-directory --jobs 3 --output-sync=target
@@ -69,6 +75,9 @@ integration-release: env ## Sign the chart in a registry, and verify it, with co
 integration-collector: env ## Send traces of rolls to a real OpenTelemetry collector (3 minutes, mostly to build the collector)
 	$(PY) -m pytest -q tests/integration/collector
 
+integration-gpu: env ## Run the bench of `make gpu` on a CPU at toy sizes, kernels in Triton's interpreter (2 minutes)
+	$(PY) -m pytest -q tests/integration/gpu
+
 integration-plugin: env plugin ## Install the built plugin with krew, and run it with kubectl (minutes, mostly to build both)
 	$(PY) -m pytest -q tests/integration/plugin
 
@@ -94,7 +103,7 @@ e2e-attacks: env ## Attack one speculator as a client, bucket writer, author and
 	$(PY) -m pytest -q -s tests/attacks
 
 # The browser first: the targets below may use apt-get too.
-test: static browser ## All tests but integration-replica, integration-targets, integration-trees, integration-heads, integration-sglang, integration-release, integration-collector, integration-plugin, e2e-faults, e2e-upgrade, e2e-isolation and e2e-attacks
+test: static browser ## All tests but unit-thorough, integration-replica, integration-targets, integration-trees, integration-heads, integration-sglang, integration-release, integration-collector, integration-gpu, integration-plugin, e2e-faults, e2e-upgrade, e2e-isolation and e2e-attacks
 	@$(THREE_AT_A_TIME) unit $(INTEGRATION)
 	@$(MAKE) --no-print-directory e2e
 

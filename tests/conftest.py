@@ -9,11 +9,13 @@ import sys
 import hypothesis
 import pytest
 
+from tests.example_count import example_count
+
 # Two threads on tiny tensors wait for each other: ten times as long when another process uses one of two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No deadline: the time that an example takes depends on the machine, not on the code.
-hypothesis.settings.register_profile("aurora", deadline=None)
+hypothesis.settings.register_profile("aurora", deadline=None, max_examples=example_count(100))
 hypothesis.settings.load_profile("aurora")
 
 

@@ -13,8 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aurora_store import Keys
+from tests.example_count import example_count
 from tests.fuzz.fuzzed_operator import FuzzedOperator
 from tests.fuzz.fuzzed_store import FuzzedStore
+
+MUTATIONS = settings(
+    max_examples=example_count(150), derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +27,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FuzzedStore:
     return FuzzedStore(tmp_path_factory.mktemp("fuzz"))
 
 
-@settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@MUTATIONS
 @given(seed=st.integers(0, 1 << 32))
 def test_no_mutation_of_the_store_ends_a_reader(store: FuzzedStore, seed: int) -> None:
     store.attack(random.Random(seed))  # noqa: S311 - mutations, no secrets
@@ -40,7 +45,7 @@ def operator(store: FuzzedStore) -> FuzzedOperator:
     return FuzzedOperator(store)
 
 
-@settings(max_examples=150, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@MUTATIONS
 @given(seed=st.integers(0, 1 << 32))
 def test_no_mutation_of_the_store_ends_the_operators_reader(operator: FuzzedOperator, seed: int) -> None:
     operator.attack(random.Random(seed))  # noqa: S311 - mutations, no secrets

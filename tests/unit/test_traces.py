@@ -26,6 +26,7 @@ from aurora_runtime.traces import (
     shard_tensors,
     state_type_of,
 )
+from tests.example_count import example_count
 from tests.unit.training import tiny
 
 
@@ -163,7 +164,7 @@ def rounds_of(rounds: list[tuple[int, int, int]]) -> RequestTrace:
 ROUNDS = st.tuples(st.sampled_from(ProposalSource), st.integers(1, 9), st.integers(0, 9))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=example_count(60), deadline=None)
 @given(st.lists(st.lists(ROUNDS, min_size=1, max_size=12), max_size=4))
 def test_the_counts_by_shape_are_those_of_the_rounds(requests: list[list[tuple[ProposalSource, int, int]]]) -> None:
     traces = [rounds_of(list(rounds)) for rounds in requests]

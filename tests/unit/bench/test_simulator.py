@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
+import pytest
+
 from aurora_runtime.engine.arms import OFF, Arm, Source
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, Decision
-from tests.bench.speculation.generated_rounds import PROSE, generate
-from tests.bench.speculation.simulator import BACKLOG_TOKENS, _DraftBacklog, _Running
+from aurora_runtime.serving.speculation.worker.policy import FixedArms
+from tests.bench.speculation.cost_tables import CostTable, cpu_milliseconds, gpu_milliseconds
+from tests.bench.speculation.generated_rounds import DOCSTRINGS, JSON, PROSE, generate
+from tests.bench.speculation.regret import ARMS, best_fixed_arm, fixed_arm_speed, new_noise
+from tests.bench.speculation.simulator import BACKLOG_TOKENS, _DraftBacklog, _Running, against_off, play, speed
 
 DRAFT = Arm(2, drafts=True)
 
@@ -35,3 +42,17 @@ def test_a_full_buffer_is_processed_while_the_draft_is_in_use_and_given_up_other
     lost.accept(Source.NONE, OFF)
     kept.accept(Source.NONE, OFF)
     assert (kept.pending, lost.pending) == (1, CANNOT_DRAFT)
+
+
+@pytest.mark.parametrize("rounds", [None, 50])
+@pytest.mark.parametrize("costs", [cpu_milliseconds, gpu_milliseconds])
+@pytest.mark.parametrize("concurrency", [1, 5])
+def test_the_speed_of_a_fixed_arm_is_that_of_its_rounds(concurrency: int, costs: CostTable, rounds: int | None) -> None:
+    traffic = [request for kind in (JSON, DOCSTRINGS, PROSE) for request in generate(kind, 2 * concurrency)]
+    best = best_fixed_arm(traffic, concurrency, costs, rounds)
+    for arm in ARMS:
+        played = play(FixedArms([arm.name]), traffic, concurrency, costs, new_noise())
+        all_rounds = list(itertools.islice(played, rounds))
+        assert fixed_arm_speed(arm, traffic, concurrency, costs, rounds) == pytest.approx(speed(all_rounds))
+        if arm == best.arm:
+            assert best.speedup == pytest.approx(against_off(all_rounds))

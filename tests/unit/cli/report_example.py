@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Final
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
@@ -117,6 +118,7 @@ def earlier_measurements() -> Iterator[Evidence]:
     yield _measured(UNDECIDED, _ROLLED_BACK - 1, VerdictKind.INCONCLUSIVE, attempt=1)
 
 
+@cache
 def _measured(version: int, active: int, kind: VerdictKind, *, attempt: int) -> Evidence:
     noise = random.Random(-version if kind is VerdictKind.INCONCLUSIVE else version)  # noqa: S311 - an example's figures
 

@@ -27,6 +27,7 @@ from aurora_protocol.draft_records import ChannelReason
 from aurora_protocol.evidence_records import Arm, RatioEstimate, VerdictKind
 from aurora_protocol.training_records import ShapeCounts
 from aurora_store import Keys
+from tests.example_count import example_count
 from tests.unit.cli import report_example
 from tests.unit.cli.fake_cluster import speculator
 from tests.unit.cli.report_example import END, START, example, put, records
@@ -248,7 +249,7 @@ HOSTILE = st.one_of(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=example_count(60))
 @given(st.lists(HOSTILE, min_size=8, max_size=8))
 def test_texts_of_others_are_texts_of_the_page_and_nothing_else(texts: list[str]) -> None:
     page = render(build(hostile_speculator(texts), hostile_records(texts), NOW))
@@ -293,7 +294,7 @@ RATIOS = st.builds(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=example_count(60))
 @given(st.lists(RATIOS, max_size=4), st.floats(min_value=1e-300, max_value=1e300), st.integers(0, 1 << 62))
 def test_any_figures_make_a_page(ratios: list[RatioEstimate], seconds: float, count: int) -> None:
     found = evidence(4)

@@ -18,6 +18,7 @@ from aurora_cli.report.shapes import MAX_DRAFT_SERIES, shape_series
 from aurora_cli.report.traffic import MAX_BINS, traffic
 from aurora_protocol.draft_records import FileRef
 from aurora_protocol.training_records import ShapeCounts, ShardManifest
+from tests.example_count import example_count
 from tests.unit.cli.report_example import END, START, example, records, shards
 
 COUNTS = st.builds(
@@ -62,7 +63,7 @@ def shares(found: Traffic) -> dict[str, float]:
     return dict(zip((one.name for one in found.series), only.shapes, strict=True))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=example_count(80), deadline=None)
 @given(
     st.lists(
         st.tuples(

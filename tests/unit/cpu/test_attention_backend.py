@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aurora_runtime.cpu import attention_backend, attention_ops
+from tests.example_count import example_count
 
 POOL_SLOTS = 64
 POOL_LEN = 24
@@ -71,7 +72,7 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtyp
     torch.testing.assert_close(actual, expected, rtol=relative, atol=absolute)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=example_count(40), deadline=None)
 @given(cases, st.sampled_from([0.0, 5.0]))
 def test_decoding_equals_attention_of_each_query_over_its_own_slots(case: PagedRequests, logit_cap: float) -> None:
     batch = case.rows.shape[0]
@@ -86,7 +87,7 @@ def test_decoding_equals_attention_of_each_query_over_its_own_slots(case: PagedR
         assert_close(output[request].double(), expected, case.dtype)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=example_count(60), deadline=None)
 @given(cases, st.sampled_from(["causal", "open", "tree", "full tree"]), st.booleans())
 def test_extending_equals_attention_of_each_query_over_the_keys_it_may_see(
     case: PagedRequests, kind: str, uniform: bool
@@ -124,7 +125,7 @@ def test_extending_equals_attention_of_each_query_over_the_keys_it_may_see(
             assert_close(output[row].double(), expected, case.dtype)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=example_count(30), deadline=None)
 @given(cases)
 def test_verifying_tokens_agrees_with_decoding_them_one_by_one(case: PagedRequests) -> None:
     batch, new = case.rows.shape[0], 4
@@ -214,7 +215,7 @@ def test_the_registered_operations_store_and_attend() -> None:
     assert kept_alive is None or kept_alive.ns == "sgl_kernel"
 
 
-@settings(max_examples=20)
+@settings(max_examples=example_count(20))
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(1, 3))
 def test_latent_attention_prefills_with_the_keys_of_the_new_tokens(lengths: list[int], heads: int) -> None:
     """The cache holds latents of another shape, and is not read."""

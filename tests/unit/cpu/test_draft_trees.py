@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aurora_runtime.cpu import draft_trees
+from tests.example_count import example_count
 
 
 @dataclass
@@ -53,7 +54,7 @@ def links_of(forest: list[Tree]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor([pair[0] for pair in pairs]), torch.tensor([pair[1] for pair in pairs])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=example_count(60), deadline=None)
 @given(forests(), st.integers(0, 50))
 def test_a_tree_is_reconstructed_from_its_mask(forest: list[Tree], seed: int) -> None:
     batch, size = len(forest), len(forest[0].parents)
@@ -88,7 +89,7 @@ def eagle_choice(seed: int, batch: int, topk: int, steps: int, nodes: int) -> tu
     return (torch.cat(kept, 1) if kept else torch.empty(batch, 0, dtype=torch.long)), selected
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=example_count(60), deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(2, 8), st.booleans())
 def test_a_tree_is_built_from_the_drafts_choices(
     seed: int, batch: int, topk: int, steps: int, wanted: int, full: bool
@@ -137,7 +138,7 @@ def accepted_path(tree: Tree, tokens: list[int], target: list[int], max_nodes: i
     return path
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=example_count(150), deadline=None)
 @given(forests(), st.integers(0, 2**31), st.integers(2, 6))
 def test_verification_follows_the_targets_choices(forest: list[Tree], seed: int, depth: int) -> None:
     batch, size = len(forest), len(forest[0].parents)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aurora_runtime.cpu import kv_slots
+from tests.example_count import example_count
 
 POOL_ROWS, ROW_LENGTH = 6, 40
 
@@ -25,7 +26,7 @@ class Pool:
 pools = st.builds(Pool, seed=st.integers(0, 2**31), batch=st.integers(1, 5))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=example_count(40), deadline=None)
 @given(pools)
 def test_assigned_slots_are_read_back(pool: Pool) -> None:
     total = int((pool.end - pool.start).sum())
@@ -43,7 +44,7 @@ def test_assigned_slots_are_read_back(pool: Pool) -> None:
     assert torch.equal(back, fresh)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=example_count(40), deadline=None)
 @given(pools, st.integers(1, 3), st.integers(1, 4))
 def test_draft_slots_begin_behind_the_prefix(pool: Pool, topk: int, columns: int) -> None:
     out = torch.zeros(pool.rows.shape[0] * topk * columns, dtype=torch.int64)
@@ -56,7 +57,7 @@ def test_draft_slots_begin_behind_the_prefix(pool: Pool, topk: int, columns: int
     assert out.tolist() == expected
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=example_count(40), deadline=None)
 @given(pools, st.integers(1, 3), st.integers(2, 4))
 def test_each_draft_branch_sees_the_prefix_and_its_own_tokens(pool: Pool, topk: int, steps: int) -> None:
     table = kv_slots.build_draft_decode_metadata_cpu(pool.table, pool.rows, pool.start, topk, steps, ROW_LENGTH)
@@ -68,7 +69,7 @@ def test_each_draft_branch_sees_the_prefix_and_its_own_tokens(pool: Pool, topk: 
             assert table[index * topk + branch, : length + steps].tolist() == expected
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=example_count(40), deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 5))
 def test_bonus_tokens_and_accepted_slots_are_gathered_in_order(seed: int, batch: int, stride: int) -> None:
     random = torch.Generator().manual_seed(seed)
@@ -86,7 +87,7 @@ def test_bonus_tokens_and_accepted_slots_are_gathered_in_order(seed: int, batch:
     assert not out[len(expected) :].any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=example_count(40), deadline=None)
 @given(st.integers(0, 2**31), st.integers(0, 8))
 def test_copying_reads_all_sources_before_it_writes(seed: int, moves: int) -> None:
     random = torch.Generator().manual_seed(seed)

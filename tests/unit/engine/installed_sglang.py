@@ -18,6 +18,7 @@ import torch
 
 from aurora_runtime.cpu import cpu_plugin, wrappers
 from aurora_runtime.engine import vocabulary_plugin
+from aurora_runtime.engine.list_sglang_flags import installed_options
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.errors import EngineMismatch
 from aurora_runtime.serving import capture_plugin, speculation_plugin
@@ -118,6 +119,7 @@ def main() -> None:
         "checksums": checksums(),
         "contexts": enters_the_drafts_contexts(),
         "refusals": refusals(json.load(sys.stdin)),
+        "options": installed_options().model_dump(mode="json"),
     }
     print(json.dumps(answer))
 

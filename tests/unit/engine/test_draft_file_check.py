@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from aurora_runtime.engine.draft_file_check import check_draft_file, read_header
 from aurora_runtime.errors import DraftRefused
+from tests.example_count import example_count
 from tests.unit.fakes import draft_tensors, lineage, safetensors
 
 
@@ -74,7 +75,7 @@ def mapped(ids: list[int], reachable: list[int] | None = None) -> bytes:
     return safetensors(draft_tensors() | {"d2t": ("I64", [4], offsets), "t2d": ("BOOL", [8], held)})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=example_count(40), deadline=None)
 @given(ids=st.sets(st.integers(0, 7), min_size=4, max_size=4).map(sorted))
 def test_every_map_that_names_target_tokens_in_order_passes(
     tmp_path_factory: pytest.TempPathFactory, ids: list[int]
@@ -112,13 +113,13 @@ def test_overlapping_or_wrong_offsets_are_refused(tmp_path: Path) -> None:
     refuses(tmp_path, struct.pack("<Q", len(text)) + text + b"\0" * 8, "not where the header says")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=example_count(40), deadline=None)
 @given(data=st.binary(max_size=200))
 def test_random_bytes_raise_no_other_error(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     refuses(tmp_path_factory.mktemp("random"), data, "not a safetensors|header|bytes")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=example_count(40), deadline=None)
 @given(header=st.binary(max_size=80), body=st.binary(max_size=20))
 def test_random_headers_raise_no_other_error(
     tmp_path_factory: pytest.TempPathFactory, header: bytes, body: bytes

@@ -21,6 +21,7 @@ import yaml
 from aurora_api.v1alpha1.draft import DraftSpec, Shape
 from aurora_protocol.agent_api import EngineMode
 from aurora_protocol.pod_settings import ServingSettings
+from aurora_protocol.sglang_flags import OptionList, known_options
 from aurora_runtime.cpu import launch_settings as cpu
 from aurora_runtime.engine.speculation_flags import RoundController
 from aurora_runtime.serving.sglang_arguments import engine_arguments
@@ -118,6 +119,13 @@ def test_sglangs_parser_takes_our_command_lines_and_those_of_all_samples() -> No
     refused = {name: refusal for name, refusal in zip(lines, answer["refusals"], strict=True) if refusal}
     assert refused == {}
     assert any("minimax" in name for name in lines), "the samples are among the command lines"
+
+
+def test_the_operators_list_of_options_equals_that_of_the_locked_version() -> None:
+    found = OptionList.model_validate(installed()[0]["options"])
+    if found.sglang != known_options().sglang:
+        pytest.skip("the list is that of the locked version")
+    assert found == known_options()
 
 
 def _imported() -> Iterator[tuple[Path, str]]:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from aurora_runtime.engine.path_payload import LOADER, PATH_TENSOR, path_payload
 from aurora_runtime.engine.weight_loader import load_draft
+from tests.example_count import example_count
 
 
 class TensorsOnly(pickle.Unpickler):
@@ -32,7 +33,7 @@ def unpickled(path: Path, digest: str) -> list[tuple[str, torch.Tensor]]:
     return tensors
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=example_count(40), deadline=None)
 @given(
     text=st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=300),
     digest=st.binary(min_size=32, max_size=32),

@@ -21,6 +21,7 @@ from aurora_runtime.training.model.shadowed_linear import ShadowedLinear
 from aurora_runtime.training.optim import weight_update
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
+from tests.example_count import example_count
 from tests.unit.training import tiny
 
 BLOCK_WEIGHTS = 16
@@ -28,7 +29,7 @@ BLOCK_WEIGHTS = 16
 BETAS, EPS = (0.9, 0.95), 1e-8
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=example_count(60), deadline=None)
 @given(
     st.integers(1, 70),
     st.integers(1, 4),

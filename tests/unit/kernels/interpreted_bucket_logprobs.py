@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aurora_runtime.kernels import bucket_logprobs as fused
 from aurora_runtime.training.objective.target_distribution import TINY
+from tests.example_count import example_count
 
 BLOCK_TOKENS = 16
 """So small that a row has several blocks."""
@@ -35,7 +36,7 @@ def exact(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     return captured, scores.masked_fill(is_captured, -math.inf).logsumexp(-1)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=example_count(80), deadline=None)
 @given(
     st.integers(1, 5),
     st.integers(1, 50),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from aurora_runtime.kernels import capture_topk
 from aurora_runtime.serving.capture import top_tokens as capture
+from tests.example_count import example_count
 
 
 def kept(logits: torch.Tensor, k: int, *, fused: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -20,7 +21,7 @@ def kept(logits: torch.Tensor, k: int, *, fused: bool) -> tuple[torch.Tensor, to
         return capture.top_tokens(logits, k)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=example_count(60), deadline=None)
 @given(
     st.integers(1, 5),
     st.integers(1, 600),

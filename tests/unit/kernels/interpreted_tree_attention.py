@@ -14,6 +14,7 @@ from torch import Tensor
 
 from aurora_runtime.kernels import trunk_attention
 from aurora_runtime.training.model import tree_attention as model
+from tests.example_count import example_count
 
 
 def attended(inputs: list[Tensor], root_slot: Tensor, weight: Tensor, *, fused: bool) -> list[Tensor]:
@@ -26,7 +27,7 @@ def attended(inputs: list[Tensor], root_slot: Tensor, weight: Tensor, *, fused: 
     return [out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=example_count(60), deadline=None)
 @given(
     st.integers(1, 2),
     st.integers(1, 2),

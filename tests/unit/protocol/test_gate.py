@@ -16,6 +16,7 @@ from aurora_protocol.evidence_records import AnswerEquality, Arm, BaselineSample
 from aurora_protocol.gate import GatePolicy, judge, paired_ratio, unpaired_ratio
 from aurora_protocol.gate.intervals import Confidence
 from aurora_protocol.gate.verdict import Bar, bars
+from tests.example_count import example_count
 
 POLICY = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=5)
 SAME = (AnswerEquality(arm=Arm.CANDIDATE, prompts=8, identical=8, near_ties=0, different=0),)
@@ -179,14 +180,14 @@ def test_failed_requests_never_flatter_a_candidate(arm: Arm, expected: VerdictKi
 
 
 @given(noisy, st.floats(1.0, 20.0))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=example_count(40))
 def test_a_faster_candidate_never_fares_worse(samples: list[Sample], factor: float) -> None:
     order = [VerdictKind.REJECT, VerdictKind.INCONCLUSIVE, VerdictKind.PASS]
     assert order.index(kind(scaled(samples, Arm.CANDIDATE, factor))) >= order.index(kind(samples))
 
 
 @given(st.floats(0, 0.5), st.integers(0, 1000), st.integers(5, 12))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=example_count(40))
 def test_equal_arms_never_pass(noise: float, seed: int, rounds: int) -> None:
     one = measured({Arm.ACTIVE: 20.0}, noise=noise, seed=seed, rounds=rounds)
     samples = [s.model_copy(update={"arm": arm}) for s in one for arm in ARMS]
@@ -194,7 +195,7 @@ def test_equal_arms_never_pass(noise: float, seed: int, rounds: int) -> None:
 
 
 @given(noisy)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=example_count(40))
 def test_intervals_contain_their_estimate_and_verdicts_are_reproducible(samples: list[Sample]) -> None:
     verdict = judge(samples, SAME, POLICY)
     assert verdict == judge(list(reversed(samples)), SAME, POLICY)
@@ -205,7 +206,7 @@ def test_intervals_contain_their_estimate_and_verdicts_are_reproducible(samples:
 
 
 @given(noisy)
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=example_count(20))
 def test_a_verdict_that_is_final_early_is_final_with_the_same_samples_later(samples: list[Sample]) -> None:
     early = judge(samples, SAME, POLICY, confidence=Confidence.EARLY)
     if early.kind is not VerdictKind.INCONCLUSIVE:
@@ -216,7 +217,7 @@ def test_a_verdict_that_is_final_early_is_final_with_the_same_samples_later(samp
 
 
 @given(noisy, st.floats(0.05, 0.99), st.floats(0, 0.95))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=example_count(40))
 def test_no_tolerance_lets_a_draft_pass_that_is_slower_than_no_speculation(
     samples: list[Sample], slowdown: float, tolerance: float
 ) -> None:
@@ -229,7 +230,7 @@ def test_no_tolerance_lets_a_draft_pass_that_is_slower_than_no_speculation(
 
 
 @given(noisy)
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=example_count(20))
 def test_swapping_arms_inverts_the_ratio(samples: list[Sample]) -> None:
     ratio = paired_ratio(samples, Arm.CANDIDATE, Arm.ACTIVE, 1)
     inverse = paired_ratio(samples, Arm.ACTIVE, Arm.CANDIDATE, 1)
@@ -303,7 +304,7 @@ def test_a_baseline_never_replaces_the_active_draft_or_the_candidate() -> None:
 
 
 @given(noisy, st.integers(0, 1000), st.floats(0, 0.5), st.integers(1, 12))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=example_count(40))
 def test_an_unpaired_interval_contains_its_estimate_and_scales_with_the_ratio(
     samples: list[Sample], seed: int, noise: float, rounds: int
 ) -> None:
@@ -324,7 +325,7 @@ def test_an_unpaired_interval_contains_its_estimate_and_scales_with_the_ratio(
 
 
 @given(st.floats(0.25, 4.0), st.floats(0, 0.3), st.integers(0, 1000))
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=example_count(40))
 def test_a_change_of_the_machines_speed_never_lets_a_candidate_pass(faster: float, noise: float, seed: int) -> None:
     """The candidate is a tenth slower than off, and the machine's speed changed between their measurements."""
     now = measured({Arm.ACTIVE: 15.0 * faster, Arm.CANDIDATE: 20.0 * faster}, noise=noise, seed=seed)

@@ -15,6 +15,7 @@ from aurora_protocol.evidence_records import AnswerEquality, Arm, BaselineSample
 from aurora_protocol.gate import GatePolicy, judge, throughput_ratios
 from aurora_protocol.gate.intervals import Interval
 from aurora_protocol.gate.recompute import least_policies, recomputed
+from tests.example_count import example_count
 from tests.unit.operator.worlds import NOW, evidence, samples
 
 POLICY = GatePolicy.of(ValidationSpec())
@@ -137,7 +138,7 @@ anything = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=example_count(60), deadline=None)
 @given(
     found=st.lists(anything, max_size=12),
     cached=st.none() | st.lists(anything, max_size=12),

@@ -28,6 +28,7 @@ from aurora_protocol.training_records import (
     TrainerState,
     TrainerStatus,
 )
+from tests.example_count import example_count
 from tests.unit.operator.worlds import (
     NOW,
     agent,
@@ -154,7 +155,7 @@ def with_unknown_fields(draw: st.DrawFn, model: BaseModel) -> dict[str, Any]:
     return node
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=example_count(200), deadline=None)
 @given(st.data(), st.sampled_from(STORED))
 def test_a_stored_record_is_written_back_with_its_unknown_fields(data: st.DataObject, record: StoredRecord) -> None:
     newer = data.draw(with_unknown_fields(record))
@@ -162,7 +163,7 @@ def test_a_stored_record_is_written_back_with_its_unknown_fields(data: st.DataOb
     assert json.loads(read.to_json()) == newer
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=example_count(200), deadline=None)
 @given(st.data(), st.sampled_from(SENT))
 def test_a_sent_record_is_read_as_if_it_had_no_unknown_fields(data: st.DataObject, record: Record) -> None:
     newer = data.draw(with_unknown_fields(record))
@@ -178,7 +179,7 @@ def test_every_kind_of_record_is_among_the_examples() -> None:
     assert ours == {type(record) for record in (*STORED, *SENT)}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=example_count(100), deadline=None)
 @given(st.data())
 def test_a_status_that_an_older_operator_rewrites_keeps_its_unknown_fields(data: st.DataObject) -> None:
     first = made(observed()).status
@@ -196,7 +197,7 @@ def test_a_status_that_an_older_operator_rewrites_keeps_its_unknown_fields(data:
     assert written == newer
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=example_count(50), deadline=None)
 @given(with_unknown_fields(channel(1, epoch=2, previous=0)))
 def test_the_next_channel_record_keeps_the_unknown_fields_of_the_former(newer: dict[str, Any]) -> None:
     former = Channel.from_json(json.dumps(newer))

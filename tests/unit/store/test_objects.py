@@ -251,9 +251,9 @@ def test_a_range_is_asked_for_and_no_more_is_read(store: FaultyStore) -> None:
         request.reply(206, b"x" * 20)
 
     store.answer = answer
-    assert objects(store).get_range("traces/x", 100, 20) == b"x" * 20
+    assert objects(store, call_seconds=60).get_range("traces/x", 100, 20) == b"x" * 20
     with pytest.raises(ObjectTooLarge):
-        objects(store).get_range("traces/x", 0, 19)
+        objects(store, call_seconds=60).get_range("traces/x", 0, 19)
     assert asked == ["bytes=100-119", "bytes=0-18"]
 
 

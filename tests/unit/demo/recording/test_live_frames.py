@@ -16,6 +16,7 @@ from rich.text import Text
 
 from tests.demo.recording.live_frames import TimedText, redraws, thinned
 from tests.demo.recording.terminal import Chunk
+from tests.example_count import example_count
 
 WIDTH, HEIGHT = 40, 50
 _PART = re.compile(r"\x1b\[(\d*)([AKmhl])|\x1b\[\?25[hl]|\r|\n|[^\x1b\r\n]+")
@@ -72,7 +73,7 @@ def live_output(steps: Sequence[int | str]) -> str:
 STEPS = st.lists(st.integers(1, 4) | st.sampled_from(["printed", "printed too"]), min_size=1, max_size=25)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=example_count(40), deadline=None)
 @given(STEPS, st.sampled_from([0.0, 0.01, 0.3]), st.randoms(use_true_random=False))
 def test_the_screen_at_the_end_is_that_of_the_whole_output(
     steps: list[int | str], seconds_per_chunk: float, random_source: random.Random

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.lead.election import Election, LeaseTiming
+from tests.example_count import example_count
 
 TIMING = LeaseTiming(10)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -203,4 +204,4 @@ class Replicas(RuleBasedStateMachine):
 
 
 TestReplicas = Replicas.TestCase
-TestReplicas.settings = settings(max_examples=500, stateful_step_count=50, deadline=None)
+TestReplicas.settings = settings(max_examples=example_count(500), stateful_step_count=50, deadline=None)

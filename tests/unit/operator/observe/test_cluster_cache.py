@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from aurora_operator.children.metadata import INSTANCE_LABEL
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.cluster_cache import ClusterCache, ListUpdate, Scope, revision_of
+from tests.example_count import example_count
 
 PODS = Scope("Pod")
 NAMES = ("a", "b", "c")
@@ -155,7 +156,7 @@ class AnyInterleaving(RuleBasedStateMachine):
 
 
 TestAnyInterleaving = AnyInterleaving.TestCase
-TestAnyInterleaving.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestAnyInterleaving.settings = settings(max_examples=example_count(300), stateful_step_count=40, deadline=None)
 
 
 def test_a_late_answer_does_not_bring_a_deleted_object_back() -> None:

@@ -21,6 +21,7 @@ from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow, Roll
 from aurora_protocol.agent_api import LiveCounters, MeasurementPhase, MeasurementStatus, SwapPhase, SwapStatus
 from aurora_protocol.draft_records import ChannelReason
 from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
+from tests.example_count import example_count
 from tests.unit.operator.worlds import CONFIG, NOW, agent, channel, evidence, lineage, observed, pod, registration, spec
 
 VERSIONS = st.integers(0, 3)
@@ -177,7 +178,7 @@ def worlds(draw: st.DrawFn) -> Observed:
     )
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=example_count(400), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(worlds())
 def test_every_plan_is_sound(world: Observed) -> None:
     made = plan(world, CONFIG, NOW)
@@ -231,7 +232,7 @@ def test_every_plan_is_sound(world: Observed) -> None:
         assert SpeculatorStatus.model_validate_json(made.status.model_dump_json(by_alias=True)) == made.status
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=example_count(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(worlds())
 def test_planning_again_from_the_planned_status_comes_to_rest(world: Observed) -> None:
     """Only the channel changes outside. A watch ends and deadlines pass, and then the status stays the same."""

@@ -23,6 +23,7 @@ from hypothesis.stateful import initialize, precondition, rule
 from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_protocol.draft_records import INITIAL_VERSION
 from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
+from tests.example_count import example_count
 from tests.unit.operator.plan.pod_rules import PodRules
 from tests.unit.operator.simulated_operator import SimulatedOperator
 
@@ -368,6 +369,6 @@ class PlanMachine(PodRules):
 
 
 PlanMachine.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=example_count(80), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestPlan = PlanMachine.TestCase

@@ -17,6 +17,7 @@ from hypothesis.stateful import rule
 from aurora_operator.plan.rollout.roll import read_roll
 from aurora_operator.roll_traces.roll_spans import _phase_id, _rollout_id
 from aurora_operator.roll_traces.span import VersionTrace
+from tests.example_count import example_count
 from tests.unit.operator.roll_traces.traced_life import TracedMachine
 from tests.unit.operator.worlds import OWNER
 
@@ -67,6 +68,6 @@ class TraceMachine(TracedMachine):
 
 
 TraceMachine.TestCase.settings = settings(
-    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=example_count(25), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestTraces = TraceMachine.TestCase

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+from tests.example_count import example_count
 from tests.fuzz.fuzzed_agent import attack_agents
 
 
 async def test_no_mutated_request_is_obeyed_or_ends_an_agent() -> None:
     failures = list[str]()
-    await attack_agents(range(150), failures.append)
+    await attack_agents(range(example_count(150)), failures.append)
     assert failures == []

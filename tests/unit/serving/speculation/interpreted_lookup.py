@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from aurora_runtime.serving.speculation import lookup_kernel
 from aurora_runtime.serving.speculation.lookup_kernel import propose, search
 from aurora_runtime.serving.speculation.token_history import TokenHistory
+from tests.example_count import example_count
 
 MAX_TOKENS = 60
 BLOCK_POSITIONS = 16
@@ -30,7 +31,7 @@ def history_of(rows: list[list[int]], max_tokens: int = MAX_TOKENS) -> TokenHist
     return history
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=example_count(60), deadline=None)
 @given(histories, st.integers(1, 9), st.data())
 def compare(rows: list[list[int]], count: int, data: st.DataObject) -> None:
     batch = torch.tensor(data.draw(st.permutations(range(len(rows)))))[: data.draw(st.integers(1, len(rows)))]

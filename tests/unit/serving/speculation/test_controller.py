@@ -14,6 +14,7 @@ from aurora_runtime.serving.speculation.controller import (
     Decision,
     RequestOutlook,
 )
+from tests.example_count import example_count
 
 ARMS = arms_within(draft_steps=5, lookup_steps=7)
 NO_MATCH = RequestOutlook("a", lookup_match=0, lookup_length=0, pending=0)
@@ -131,7 +132,7 @@ outlooks = st.lists(
 )
 
 
-@settings(max_examples=50)
+@settings(max_examples=example_count(50))
 @given(st.lists(st.tuples(outlooks, st.floats(1, 100) | st.none()), max_size=30), st.integers(0, 5))
 def test_equal_seeds_and_equal_calls_decide_equally_and_sensibly(
     rounds: list[tuple[list[RequestOutlook], float | None]], right: int

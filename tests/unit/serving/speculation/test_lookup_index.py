@@ -15,6 +15,7 @@ from aurora_runtime.serving.speculation.lookup_index import (
     LookupIndex,
     Proposal,
 )
+from tests.example_count import example_count
 
 NOTHING = Proposal()
 texts = st.lists(st.integers(0, 3), max_size=60)
@@ -126,7 +127,7 @@ def continues(text: list[int], place: int, proposed: tuple[int, ...]) -> bool:
 
 
 TestSpeculatorScope = SpeculatorScope.TestCase
-TestSpeculatorScope.settings = settings(max_examples=40, stateful_step_count=20)
+TestSpeculatorScope.settings = settings(max_examples=example_count(40), stateful_step_count=20)
 
 
 @given(texts, texts, st.integers(1, 8))

@@ -11,6 +11,7 @@ from torch import Tensor
 from aurora_runtime.training.objective.head_loss import head_loss
 from aurora_runtime.training.objective.position_losses import LOSSES, cross_entropy, total_variation
 from aurora_runtime.training.objective.target_distribution import TargetDistribution
+from tests.example_count import example_count
 
 N, V, K = 5, 40, 6
 seeds = st.integers(0, 10_000)
@@ -69,7 +70,7 @@ def bucketed(name: str, logits: Tensor, target: TargetDistribution, n: int) -> T
 
 @every_loss
 @given(seed=seeds, outside=outsides, sharp=sharpness)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=example_count(25), deadline=None)
 def test_a_loss_and_its_gradient_are_those_of_the_formula(name: str, seed: int, outside: float, sharp: float) -> None:
     logits, target = case(seed, outside, sharp)
     if name == "total_variation":
@@ -86,7 +87,7 @@ def test_a_loss_and_its_gradient_are_those_of_the_formula(name: str, seed: int, 
 
 @every_loss
 @given(seed=seeds, sharp=sharpness)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=example_count(20), deadline=None)
 def test_with_all_tokens_captured_a_loss_is_the_full_one(name: str, seed: int, sharp: float) -> None:
     g = torch.Generator().manual_seed(seed)
     logits, probs = torch.randn(N, V, generator=g) * sharp, torch.randn(N, V, generator=g).softmax(-1)
@@ -98,7 +99,7 @@ def test_with_all_tokens_captured_a_loss_is_the_full_one(name: str, seed: int, s
 
 @every_loss
 @given(seed=seeds, k=st.integers(1, V), sharp=sharpness)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=example_count(20), deadline=None)
 def test_a_loss_is_never_negative_and_truncation_never_increases_it(name: str, seed: int, k: int, sharp: float) -> None:
     g = torch.Generator().manual_seed(seed)
     logits, probs = torch.randn(N, V, generator=g) * sharp, torch.randn(N, V, generator=g).softmax(-1)

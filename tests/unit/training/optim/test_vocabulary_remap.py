@@ -21,6 +21,7 @@ from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.optim.vocabulary_remap import remapped
 from aurora_runtime.training.optim.weight_update import MOMENTS
 from aurora_runtime.training.target.target_model import TargetModel, load_target
+from tests.example_count import example_count
 from tests.unit.training import tiny
 
 CPU = torch.device("cpu")
@@ -142,7 +143,7 @@ def test_under_a_constant_gradient_a_new_row_starts_slowly_and_then_overshoots()
 
 
 @given(gradients=st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=60))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=example_count(30), deadline=None)
 def test_no_step_of_a_new_row_exceeds_the_bound(gradients: list[float]) -> None:
     assert max(steps_after_fresh_moments(gradients)) < 1.1651
 

@@ -21,6 +21,7 @@ from aurora_runtime.training.data.shards import HeldOutRequest, Shard, ShardRead
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state import replay_restore
 from aurora_store import Registry
+from tests.example_count import example_count
 from tests.unit.training import tiny
 
 SIZE = examples_of(tiny.trace(0), tiny.VOCAB)[0].nbytes
@@ -80,7 +81,7 @@ def request(seed: int) -> RequestTrace:
     return tiny.trace(seed)
 
 
-@settings(max_examples=50)
+@settings(max_examples=example_count(50))
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=12),
     st.sampled_from([1, 5, 70, 300, 10_000]),

@@ -22,6 +22,7 @@ from aurora_operator.observe.observed import (
     ReplacedPod,
     WorkloadView,
 )
+from tests.example_count import example_count
 from tests.unit.operator.worlds import NO_ROOM, NOW, made, observed, pod, spec, store
 
 CRASH = ContainerFailure("sglang", waiting="CrashLoopBackOff", ending="exit code 137, OOMKilled")
@@ -340,7 +341,7 @@ REPLACEMENTS = st.lists(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=example_count(30))
 @given(REPLACEMENTS)
 def test_no_end_of_a_pod_moves_the_beginning_of_a_start(changes: list[tuple[timedelta, str, str]]) -> None:
     """Pods of the former template are replaced, too, while an update does not get on."""

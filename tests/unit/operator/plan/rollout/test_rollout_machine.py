@@ -24,6 +24,7 @@ from aurora_operator.plan.rollout.transition import step
 from aurora_operator.plan.rollout.world import World
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import ChannelReason
+from tests.example_count import example_count
 from tests.unit.operator.plan.rollout.simulated_pod import SimulatedPod
 
 TICK = timedelta(seconds=2)
@@ -364,6 +365,6 @@ class RolloutMachine(RuleBasedStateMachine):
 
 
 RolloutMachine.TestCase.settings = settings(
-    max_examples=300, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=example_count(300), stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestRollout = RolloutMachine.TestCase

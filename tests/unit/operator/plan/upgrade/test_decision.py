@@ -24,6 +24,7 @@ from aurora_operator.fleet import START_SECONDS
 from aurora_operator.observe.observed import FleetView, StoreView
 from aurora_operator.plan import plan
 from aurora_operator.plan.upgrade.decision import UpgradeStage, decide, may_restart
+from tests.example_count import example_count
 from tests.unit.operator.upgrades import MAX_UNKNOWN_SECONDS, Operator, Speculator, config, started
 from tests.unit.operator.worlds import NOW, OWNER, spec
 
@@ -329,4 +330,4 @@ class UpgradeMachine(RuleBasedStateMachine):
 
 
 TestUpgradeMachine = UpgradeMachine.TestCase
-TestUpgradeMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestUpgradeMachine.settings = settings(max_examples=example_count(150), stateful_step_count=40, deadline=None)

@@ -24,6 +24,7 @@ from aurora_protocol.agent_api import DraftCounters, LiveCounters, MeasurementPh
 from aurora_protocol.evidence_records import MeasurementEnd, VerdictKind
 from aurora_protocol.pod_settings import TrainerSettings
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
+from tests.example_count import example_count
 from tests.unit.operator.plan.test_plan_anything import worlds
 from tests.unit.operator.worlds import (
     CONFIG,
@@ -269,7 +270,7 @@ def test_nothing_is_decided_while_the_store_is_away() -> None:
     assert status(away).training.worth == SUSPENDED
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=example_count(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(worlds())
 def test_a_suspension_changes_nothing_but_training(seen: Observed) -> None:
     """No measurement, roll, rollback or child but the trainer depends on it."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from aurora_runtime.engine.arms import OFF, Arm, arms_within
 from aurora_runtime.serving.speculation.estimates.cost_model import CostModel, ascending, size_range
 from tests.bench.speculation.cost_tables import CostTable, Noise, cpu_milliseconds, gpu_milliseconds
+from tests.example_count import example_count
 
 ARMS = arms_within(draft_steps=7, lookup_steps=11)
 TABLES = pytest.mark.parametrize("table", [cpu_milliseconds, gpu_milliseconds])
@@ -19,7 +20,7 @@ def estimate(model: CostModel, arm: Arm, batch_size: int) -> float:
     return model.milliseconds(batch_size)[ARMS.index(arm)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=example_count(60), deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(ARMS), st.integers(1, 64), st.floats(1, 500)), max_size=40))
 def test_estimates_are_positive_and_never_fall_with_steps_or_with_the_draft(
     times: list[tuple[Arm, int, float]],
