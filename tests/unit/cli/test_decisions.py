@@ -142,6 +142,44 @@ def test_an_abort_keeps_the_promotion_of_another_version() -> None:
     assert versions.abort(one).patch(one)["metadata"]["annotations"] == {ABORT_ANNOTATION: "5"}
 
 
+WATCH = status(4, candidate=(5, CandidatePhase.VALIDATED), rollout=(4, RolloutPhase.WATCHING))
+
+
+@pytest.mark.parametrize(
+    ("found", "annotation", "waiting", "decision"),
+    [
+        (WATCH, ABORT_ANNOTATION, 5, lambda one: versions.abort(one, 4)),
+        (CANARY, ABORT_ANNOTATION, 4, versions.abort),
+        (WATCH, PROMOTE_ANNOTATION, 5, versions.promote),
+        (WATCH, PROMOTE_ANNOTATION, 4, lambda one: versions.promote(one, 5)),
+    ],
+)
+def test_a_decision_that_waits_for_its_effect_is_not_replaced_by_another(
+    found: SpeculatorStatus, annotation: str, waiting: int, decision: Callable[[Speculator], Change]
+) -> None:
+    with pytest.raises(Refused) as refused:
+        decision(speculator(found, annotations={annotation: str(waiting)}))
+    assert str(refused.value).startswith(f"{annotation} names version {waiting}, waits for its effect")
+    assert f"`kubectl -n team annotate auroraspeculator chat {annotation}-`" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("found", "annotation", "former", "decision"),
+    [
+        (status(candidate=(6, CandidatePhase.VALIDATING), rejected=(5,)), ABORT_ANNOTATION, 5, versions.abort),
+        (status(candidate=(6, CandidatePhase.VALIDATING)), ABORT_ANNOTATION, 2, versions.abort),
+        (status(previous=None, candidate=(6, CandidatePhase.VALIDATING)), ABORT_ANNOTATION, 4, versions.abort),
+        (status(candidate=(6, CandidatePhase.VALIDATING)), PROMOTE_ANNOTATION, 4, versions.promote),
+        (status(candidate=(6, CandidatePhase.VALIDATING)), PROMOTE_ANNOTATION, 3, versions.promote),
+    ],
+)
+def test_a_decision_that_has_had_its_effect_is_replaced(
+    found: SpeculatorStatus, annotation: str, former: int, decision: Callable[[Speculator, int], Change]
+) -> None:
+    one = speculator(found, annotations={annotation: str(former)})
+    assert tuple(decision(one, 6).fields) == (FieldChange(annotation, str(former), "6"),)
+
+
 @pytest.mark.parametrize(
     ("decision", "spec"),
     [
