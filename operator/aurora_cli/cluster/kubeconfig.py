@@ -4,7 +4,7 @@ Order: ``--kubeconfig``, else ``KUBECONFIG``, else ``~/.kube/config``. Where no 
 The context is ``--context``, else the ``current-context`` of the first file that has one. The namespace is
 ``--namespace``, else that of the context, else ``default``.
 
-Invariant: calls of the API server and programs in pods reach the same cluster, because kubectl gets the context by name.
+Invariant: the API server and `kubectl exec` are those of the same cluster, because kubectl gets the context by name.
 """
 
 from __future__ import annotations

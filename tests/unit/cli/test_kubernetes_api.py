@@ -158,7 +158,7 @@ def test_a_named_context_needs_no_current_one(tmp_path: Path, current: str) -> N
     connection = connect(Access(context="there", kubeconfig=file))
     assert connection.namespace == "elsewhere"
     assert connection.kubectl_flags == ("--context=there", f"--kubeconfig={file}")
-    with pytest.raises(ClusterError, match="choose one with --context|gone"):
+    with pytest.raises(ClusterError, match=r"choose one with --context|gone"):
         connect(Access(kubeconfig=file))
 
 
