@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION
 from aurora_api.v1alpha1.status import CandidatePhase, HistoryEntry, RolloutPhase, TrainingStatus
 from aurora_api.v1alpha1.training import SuspensionReason, TrainingWorth
 from aurora_cli.cluster.kubernetes_api import speculators_path
+from aurora_cli.commands import look
 from aurora_cli.errors import ClusterError, Conflict, Forbidden, NotInstalled
 from aurora_operator.plan import plan
 from tests.unit.cli.fake_cluster import FakeApiServer, resource
@@ -244,6 +247,28 @@ def test_a_watch_prints_what_changed_survives_an_outage_and_ends_with_ctrl_c(
     assert result.stdout.count("NAME ") == 3
     assert result.stdout.count("2.71") == 2
     assert "error: the API server is away; trying again" in result.stdout
+
+
+def test_a_watch_on_a_terminal_keeps_its_last_view_below_one_error(
+    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    def sleep(_: float) -> None:
+        nonlocal looks
+        looks += 1
+        server.error = ClusterError("the API server is away")
+        if looks == 20:
+            raise KeyboardInterrupt
+
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=200, height=40, color_system=None)
+    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr(look, "console", lambda: terminal)
+    result = server.run("status", "--watch")
+    assert result.exit_code == 0, result.output
+    assert screen.getvalue().count("error: the API server is away; trying again") == looks - 1
+    assert screen.getvalue().count("NAME ") >= looks
 
 
 def test_a_watch_that_cannot_begin_fails() -> None:
