@@ -46,5 +46,10 @@ def diagnose(snapshot: Snapshot) -> Sequence[Finding]:
 
 
 def is_well(findings: Sequence[Finding]) -> bool:
-    """Whether nothing requires manual action."""
+    """Whether nothing is wrong: no problem and no warning."""
     return all(found.severity is Severity.NOTE for found in findings)
+
+
+def requires_action(findings: Sequence[Finding]) -> bool:
+    """Whether there is a problem. A warning may pass by itself."""
+    return any(found.severity is Severity.PROBLEM for found in findings)

@@ -20,6 +20,7 @@ from aurora_api.v1alpha1.status import (
     SpeculatorStatus,
     VersionStatus,
 )
+from aurora_cli.cluster.kubernetes_api import FIELD_MANAGER
 from aurora_cli.decisions import measurement, rolls, versions
 from aurora_cli.decisions.change import Change, FieldChange, other_managers
 from aurora_cli.errors import Refused
@@ -204,15 +205,21 @@ def test_a_pin_of_a_version_that_may_not_have_passed_has_a_note() -> None:
         assert not rolls.pin(speculator(promoted), version).notes
 
 
-def test_a_controller_that_applies_the_field_is_named() -> None:
+def test_a_controller_that_sets_the_field_is_named() -> None:
     raw = resource(CANARY)
     raw["metadata"]["managedFields"] = [
         {"manager": "argocd", "operation": "Apply", "fieldsV1": {"f:spec": {"f:rollout": {"f:paused": {}}}}},
         {"manager": "flux", "operation": "Apply", "fieldsV1": {"f:spec": {"f:rollout": {"f:pin": {}}}}},
+        {
+            "manager": "argocd-controller",
+            "operation": "Update",
+            "fieldsV1": {"f:spec": {"f:rollout": {"f:paused": {}}}},
+        },
+        {"manager": FIELD_MANAGER, "operation": "Update", "fieldsV1": {"f:spec": {"f:rollout": {"f:paused": {}}}}},
         {"manager": "kubectl-edit", "operation": "Update", "fieldsV1": {"f:spec": {"f:rollout": {"f:paused": {}}}}},
     ]
     one = Speculator.of(raw)
-    assert other_managers(one, rolls.pause(one).fields) == ["argocd"]
+    assert other_managers(one, rolls.pause(one).fields) == ["argocd", "argocd-controller"]
     assert other_managers(one, versions.promote(one).fields) == []
 
 
@@ -252,6 +259,9 @@ def test_a_measurement_that_has_not_begun_says_what_it_waits_for() -> None:
 def test_a_measurement_says_what_keeps_it_from_beginning() -> None:
     one = speculator(status(candidate=(5, CandidatePhase.FAILED)), rollout={"pin": 4})
     assert [note.split(":")[0] for note in measurement.measure(one).notes] == ["version 4 is pinned", "no pod is ready"]
+    in_watch = status(candidate=(5, CandidatePhase.FAILED), rollout=(4, RolloutPhase.WATCHING))
+    notes = measurement.measure(speculator(in_watch.model_copy(update={"ready_replicas": 2}))).notes
+    assert notes == ("the roll of version 4 is Watching: nothing is measured before it ends",)
     with pytest.raises(Refused, match="no candidate"):
         measurement.measure(speculator(status()))
 

@@ -108,6 +108,13 @@ def test_the_command_reads_pods_jobs_and_events_and_can_tell_its_result_by_the_e
     assert healthy.run("doctor", "chat", "--exit-code").exit_code == 0
 
 
+@pytest.mark.parametrize(("reason", "severity", "code"), [("Silent", "problem", 1), ("Queued", "warning", 0)])
+def test_the_exit_code_is_about_problems_only(reason: str, severity: str, code: int) -> None:
+    server = FakeApiServer.of(resource(with_condition("TrainerReady", ConditionStatus.FALSE, reason)))
+    result = server.run("doctor", "chat", "--exit-code")
+    assert (result.exit_code, result.stdout.split(":")[0]) == (code, f"1. {severity}")
+
+
 def test_what_may_not_be_read_is_named_and_the_rest_is_shown() -> None:
     server = FakeApiServer.of(resource(with_condition("StorageReady", ConditionStatus.FALSE, "Unreachable")))
     server.errors = {"/pods": Forbidden("no"), "/jobs": Forbidden("no")}
