@@ -202,6 +202,15 @@ def test_a_cached_baseline_is_shown_as_measured_before() -> None:
     assert "baselines/1" in text
 
 
+@pytest.mark.parametrize("kind", [VerdictKind.PASS, VerdictKind.REJECT])
+def test_a_batch_with_absurdly_many_tokens_is_left_out(kind: VerdictKind) -> None:
+    absurd = samples()[0].model_copy(update={"tokens": 10**400})
+    rows = as_text(evidence_table.arms(evidence(4, kind, samples=samples()))).splitlines()
+    found = evidence(4, kind, samples=(absurd, *samples()))
+    text = as_text(evidence_table.detail(found, "key", POLICY, NOW))
+    assert all(row in text.splitlines() for row in rows)
+
+
 FLOATS = st.floats(allow_nan=False)
 RATIOS = st.builds(
     lambda arms, numbers: RatioEstimate(
