@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from aurora_cli.cluster.cluster import Cluster
 from aurora_cli.commands import look
 from aurora_cli.errors import CliError, Forbidden, StoreFault
+from aurora_cli.stored import store_access
 from aurora_cli.stored.evidence_reader import read_evidence
 from aurora_cli.stored.store_access import open_store
 from aurora_cli.tables import evidence_table
@@ -22,6 +23,7 @@ from aurora_cli.tables.printing import as_text
 from aurora_protocol.evidence_records import Arm, BaselineSamples, RatioEstimate, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_store import Keys
+from aurora_store.errors import CredentialsMissing
 from tests.unit.cli.fake_cluster import FakeApiServer, resource
 from tests.unit.cli.test_decisions import CANARY
 from tests.unit.fakes import FolderObjects
@@ -112,6 +114,23 @@ def test_a_secret_that_the_user_may_not_read_is_not_asked_for_by_other_ways() ->
     server.errors = {"/secrets/s3": Forbidden("no")}
     with pytest.raises(Forbidden, match="you may not read the Secret s3"):
         opened(server, use_secret=True)
+
+
+@pytest.mark.parametrize(
+    ("credentials", "offered"),
+    [({"secretRef": {"name": "s3"}}, True), ({"serviceAccountName": "irsa"}, False)],
+)
+def test_a_user_without_credentials_reads_what_a_person_can_do(
+    monkeypatch: pytest.MonkeyPatch, credentials: dict[str, Any], offered: bool
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise CredentialsMissing("no credentials were found; name a Secret, or give the pod a cloud identity")
+
+    monkeypatch.setattr(store_access, "ObjectStore", refuse)
+    with pytest.raises(StoreFault, match="you have no credentials for the store: log in") as error:
+        opened(server_with(credentials=credentials))
+    assert "the pod" not in str(error.value)
+    assert ("--use-secret" in str(error.value)) is offered
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:9000", "http://user:pw@host", "file:///etc/passwd", "http://h?x=1"])
