@@ -89,7 +89,15 @@ class Speculator:
 
     @property
     def created(self) -> datetime | None:
-        text = self.metadata.get("creationTimestamp")
+        return self._time("creationTimestamp")
+
+    @property
+    def deleted(self) -> datetime | None:
+        """When a person deleted the speculator. The operator deletes stored data before the object goes."""
+        return self._time("deletionTimestamp")
+
+    def _time(self, field: str) -> datetime | None:
+        text = self.metadata.get(field)
         return datetime.fromisoformat(text) if isinstance(text, str) else None
 
     # what a person decided -------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -49,6 +50,22 @@ def test_one_speculator_is_shown_with_pods_and_conditions() -> None:
         assert pod.name in result.stdout
     for condition in REAL.conditions:
         assert f"{condition.type} " in result.stdout
+
+
+def test_a_speculator_that_is_being_deleted_is_shown_as_such() -> None:
+    server = FakeApiServer.of(resource(REAL))
+    deleted = datetime.now(UTC) - timedelta(minutes=90)
+    server.change("chat", {"metadata": {"deletionTimestamp": deleted.isoformat(timespec="seconds")}})
+    assert "; being deleted for 1h30m" in server.run("status", "chat").stdout.splitlines()[0]
+    assert "being deleted" in server.run("status").stdout.splitlines()[1]
+    assert "being deleted" not in FakeApiServer.of(resource(REAL)).run("status", "chat").stdout
+
+
+def test_figures_of_traffic_are_called_the_last_ones() -> None:
+    shown = REAL.model_copy(update={"accept_length": "2.71", "estimated_speedup": "~1.9x"})
+    text = " ".join(FakeApiServer.of(resource(shown)).run("status", "chat").stdout.split())
+    assert "acceptance length 2.71 when there was traffic last" in text
+    assert "estimated speedup ~1.9x when there was traffic last" in text
 
 
 def test_the_worth_of_training_is_shown() -> None:
