@@ -120,7 +120,7 @@ def in_cluster(command: C) -> C:
         before = session.access
         access = Access(namespace or before.namespace, context or before.context, kubeconfig or before.kubeconfig)
         connection = session.connect(access)
-        command(Cluster(connection.api, connection.namespace, access.kubectl_flags()), **arguments)
+        command(Cluster(connection.api, connection.namespace, connection.kubectl_flags), **arguments)
 
     flags: dict[str, Any] = {"namespace": Namespace, "context": Context, "kubeconfig": Kubeconfig}
     keyword = inspect.Parameter.KEYWORD_ONLY

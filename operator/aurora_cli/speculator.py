@@ -8,10 +8,11 @@ Invariant: nothing here changes the object. ``raw`` is what ``-o json`` prints.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -24,6 +25,8 @@ from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_cli.errors import Unreadable
 
 M = TypeVar("M", bound=BaseModel)
+_INSTALLATION: Final = re.compile(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)/([a-z0-9][a-z0-9.-]{0,252})", re.ASCII)
+"""``status.operator.installation``: namespace and name of a Lease. The API server does not check it."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,15 @@ class Speculator:
 
     @property
     def created(self) -> datetime | None:
-        text = self.metadata.get("creationTimestamp")
+        return self._time("creationTimestamp")
+
+    @property
+    def deleted(self) -> datetime | None:
+        """When a person deleted the speculator. The operator deletes stored data before the object goes."""
+        return self._time("deletionTimestamp")
+
+    def _time(self, field: str) -> datetime | None:
+        text = self.metadata.get(field)
         return datetime.fromisoformat(text) if isinstance(text, str) else None
 
     # what a person decided -------------------------------------------------------------------------------------------
@@ -129,6 +140,13 @@ class Speculator:
     @property
     def active(self) -> int | None:
         return None if self.status.active is None else self.status.active.version
+
+    @property
+    def operator_lease(self) -> tuple[str, str] | None:
+        """Namespace and name of the Lease whose holder acts on the speculator, if the status names it."""
+        operator = self.status.operator
+        named = _INSTALLATION.fullmatch(operator.installation) if operator is not None else None
+        return (named[1], named[3]) if named else None
 
     def condition(self, type_: ConditionType) -> Condition | None:
         """The condition of this type, if the operator has set it."""

@@ -7,6 +7,7 @@ StoreError              the object store refused a call, or cannot be reached
 │   └── ObjectTooLarge  the object is larger than that record says, or than any record may be
 ├── StoreOverdue        the answer was not complete at the deadline
 ├── AddressRefused      the endpoint leads to an address to which no connection is allowed
+├── CredentialsMissing  this process has no credentials for the store
 ├── AccessRefused       the credentials lack a right, which the message names
 ├── StoreInterrupted    nobody waits for the answer any more
 ├── NotRootOwner        the root belongs to another speculator, or is being deleted
@@ -84,6 +85,10 @@ class AddressRefused(StoreError):
 
 class StoreUnsupported(StoreError):
     """The store ignores ``If-None-Match: *``, so two writers could overwrite each other."""
+
+
+class CredentialsMissing(StoreError):
+    """Neither the settings nor the environment hold credentials."""
 
 
 class AccessRefused(StoreError):

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from aurora_cli.cluster.kubernetes_api import KubernetesApi, Object, speculators_path
-from aurora_cli.doctor.facts import Snapshot, events_of, jobs_of, pods_of
+from aurora_cli.doctor.facts import LeaseFacts, Snapshot, events_of, jobs_of, lease_of, pods_of
 from aurora_cli.errors import ClusterError, Forbidden, NotFound
 from aurora_cli.speculator import Speculator
 
@@ -74,4 +74,20 @@ class Cluster:
         jobs_path = f"/apis/batch/v1/namespaces/{self.namespace}/jobs"
         jobs = tuple(jobs_of(items("jobs", jobs_path, {"labelSelector": label})))
         events = tuple(events_of(items("events", f"{core}/events", {"fieldSelector": about})))
-        return Snapshot(speculator, now or datetime.now(UTC), pods, jobs, events, tuple(unseen))
+        lease = self._lease(speculator, unseen)
+        return Snapshot(speculator, now or datetime.now(UTC), pods, jobs, events, tuple(unseen), lease)
+
+    def _lease(self, speculator: Speculator, unseen: list[str]) -> LeaseFacts | None:
+        """The Lease of the operator that acts on the speculator. It is in the operator's own namespace."""
+        if speculator.operator_lease is None:
+            return None
+        namespace, name = speculator.operator_lease
+        full_name = f"{namespace}/{name}"
+        try:
+            found = self.api.get(f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}")
+        except NotFound:
+            found = {}
+        except Forbidden:
+            unseen.append(f"the operator's Lease {full_name}")
+            return None
+        return lease_of(full_name, found)

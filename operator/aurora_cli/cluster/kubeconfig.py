@@ -1,18 +1,23 @@
 """Connects to the cluster that the user's kubeconfig names, as kubectl does.
 
 Order: ``--kubeconfig``, else ``KUBECONFIG``, else ``~/.kube/config``. Where no such file is, a pod's ServiceAccount.
-The namespace is ``--namespace``, else that of the context, else ``default``.
+The context is ``--context``, else the ``current-context`` of the first file that has one. The namespace is
+``--namespace``, else that of the context, else ``default``.
+
+Invariant: the API server and `kubectl exec` are those of the same cluster, because kubectl gets the context by name.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from kubernetes import client
 from kubernetes import config as kube_config
+from kubernetes.config.kube_config import KubeConfigMerger
 from urllib3.exceptions import LocationParseError
 from yaml import YAMLError
 
@@ -53,6 +58,8 @@ class Connection:
 
     api: KubernetesApi
     namespace: str
+    kubectl_flags: Sequence[str] = ()
+    """The flags with which kubectl reaches the same cluster."""
 
 
 def connect(access: Access) -> Connection:
@@ -64,15 +71,17 @@ def connect(access: Access) -> Connection:
             kube_config.load_incluster_config(client_configuration=configuration)
             namespace = POD_NAMESPACE_FILE.read_text().strip()
         else:
-            kube_config.load_kube_config(file, access.context, configuration, persist_config=False)
-            namespace = _namespace_of(file, access.context)
+            context, namespace = _context_of(file, access.context)
+            access = replace(access, context=context)
+            kube_config.load_kube_config(file, context, configuration, persist_config=False)
     except _UNUSABLE as error:
         text = bounded_text(" ".join(str(error).split()).rstrip("."), 300)
         raise ClusterError(f"the kubeconfig {file} cannot be used: {text}; name another with --kubeconfig") from error
     configuration.retries = 0
     api_client = client.ApiClient(configuration)
     api_client.user_agent = FIELD_MANAGER
-    return Connection(HttpKubernetesApi(api_client), access.namespace or namespace or "default")
+    namespace = access.namespace or namespace or "default"
+    return Connection(HttpKubernetesApi(api_client), namespace, access.kubectl_flags())
 
 
 def _exists(files: str) -> bool:
@@ -80,7 +89,16 @@ def _exists(files: str) -> bool:
     return any(Path(file).expanduser().exists() for file in files.split(os.pathsep) if file)
 
 
-def _namespace_of(file: str, context: str | None) -> str:
-    contexts, current = kube_config.list_kube_config_contexts(file)
-    chosen = next((found for found in contexts if found["name"] == context), current) if context else current
-    return str(chosen["context"].get("namespace") or "")
+def _context_of(files: str, named: str | None) -> tuple[str | None, str]:
+    """Name and namespace of the context ``named``, or of the current one. The first file that has a value wins.
+
+    The client itself takes ``current-context`` of the last file, which is another cluster than kubectl's.
+    """
+    kubeconfigs = KubeConfigMerger(files).config_files.values()
+    current = (one.get("current-context") for one in kubeconfigs)
+    name = named or next(filter(None, current), None)
+    if kubeconfigs and not name:
+        raise kube_config.ConfigException("it has no current-context; choose one with --context")
+    contexts = (context for one in kubeconfigs for context in one.get("contexts") or ())
+    chosen = next((context for context in contexts if context["name"] == name), None)
+    return name, str(chosen["context"].get("namespace") or "") if chosen else ""

@@ -31,7 +31,7 @@ def carry_out(
     """Make a decision and print it."""
     made = decide(cluster, name, decision, dry_run=dry_run)
     for manager in other_managers(made.before, made.change.fields):
-        warn(plain(f"note: {manager} applies this field too and may set it back; change it at its source", "warning"))
+        warn(plain(f"note: {manager} sets this field too and may set it back; change it at its source", "warning"))
     for note in made.change.notes:
         warn(plain(f"note: {note}", "warning"))
     if output is not Format.TABLE:

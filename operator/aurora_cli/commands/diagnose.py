@@ -8,7 +8,7 @@ import typer
 
 from aurora_cli.cluster.cluster import Cluster
 from aurora_cli.command_line import Name, Output, in_cluster
-from aurora_cli.doctor.diagnosis import diagnose, is_well
+from aurora_cli.doctor.diagnosis import diagnose, requires_action
 from aurora_cli.tables import findings_table
 from aurora_cli.tables.printing import Format, show, show_document
 
@@ -18,7 +18,7 @@ def doctor(
     cluster: Cluster,
     name: Name,
     exit_code: Annotated[
-        bool, typer.Option("--exit-code", help="Exit with 1 if something requires manual action.")
+        bool, typer.Option("--exit-code", help="Exit with 1 if there is a problem. Warnings and notes give 0.")
     ] = False,
     output: Output = Format.TABLE,
 ) -> None:
@@ -29,5 +29,5 @@ def doctor(
         show(findings_table.report(snapshot, findings))
     else:
         show_document(findings_table.as_document(snapshot, findings), output)
-    if exit_code and not is_well(findings):
+    if exit_code and requires_action(findings):
         raise typer.Exit(1)

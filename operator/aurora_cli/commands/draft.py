@@ -54,8 +54,7 @@ def export(
     with_embedding: Annotated[bool, typer.Option("--with-embedding", help="Store the target's embedding too.")] = False,
 ) -> None:
     """Copy a draft to this machine as a head that SGLang or vLLM loads."""
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise Refused(f"{to} exists and is not an empty folder; name another with --to")
+    _make_empty(to)
     trainer, folder = trainer_of(cluster, name), f"/tmp/head-{secrets.token_hex(8)}"  # noqa: S108 - the pod's own
     options = [f"--to={folder}", f"--format={head_format.value}"]
     options += [f"--version={version}"] if version is not None else []
@@ -71,6 +70,16 @@ def export(
             f"exported to {to}; read its README.md before you publish it: the draft learned from your users' requests"
         )
     )
+
+
+def _make_empty(folder: Path) -> None:
+    """Create the folder, unless it is there and empty. Raises :class:`Refused`, before anything runs in a pod."""
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise Refused(f"{folder} exists and is not an empty folder; name another with --to")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"{folder} cannot be written: {error.strerror}; name another folder with --to") from error
 
 
 @draft.command("check")

@@ -65,8 +65,12 @@ def status(
 
 
 def _watch(look: Callable[[], RenderableType], interval_seconds: float) -> None:
-    """Show what ``look`` returns until Ctrl-C. Only the first look may fail: later ones are tried again."""
-    terminal, shown = console(), look()
+    """Show what ``look`` returns until Ctrl-C. The first look must succeed. Later ones are tried again.
+
+    During an outage the last view stays, below the error.
+    """
+    terminal = console()
+    shown = last_view = look()
     try:
         if not terminal.is_terminal:
             _append_changes(shown, look, interval_seconds)
@@ -75,9 +79,9 @@ def _watch(look: Callable[[], RenderableType], interval_seconds: float) -> None:
                 live.update(shown, refresh=True)
                 time.sleep(interval_seconds)
                 try:
-                    shown = look()
+                    shown = last_view = look()
                 except ClusterError as error:
-                    shown = Group(plain(f"error: {error}; trying again", "bad"), shown)
+                    shown = Group(plain(f"error: {error}; trying again", "bad"), last_view)
     except KeyboardInterrupt:
         return
 

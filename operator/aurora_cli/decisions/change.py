@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from aurora_cli.speculator import Speculator
+
+_ONE_OFF: Final = frozenset({"kubectl-aurora", "kubectl-edit", "kubectl-patch"})
+"""Managers that stand for one change by a person, who does not repeat it."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,16 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Sequence
 
 
 def other_managers(speculator: Speculator, changes: Sequence[FieldChange]) -> Sequence[str]:
-    """Who else applies the changed fields of the spec and may set them back, such as a GitOps controller."""
+    """Who else set the changed fields of the spec and may set them back, such as a GitOps controller.
+
+    Argo CD and ``kubectl apply`` update objects by default, instead of applying them on the server.
+    """
     paths = [change.field.split(".") for change in changes if change.field.startswith("spec.")]
     entries = speculator.metadata.get("managedFields") or ()
     found = {
         str(entry.get("manager"))
         for entry in entries
-        if entry.get("operation") == "Apply" and any(_owns(entry.get("fieldsV1") or {}, path) for path in paths)
+        if entry.get("manager") not in _ONE_OFF and any(_owns(entry.get("fieldsV1") or {}, path) for path in paths)
     }
     return sorted(found)
 

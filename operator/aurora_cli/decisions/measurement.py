@@ -40,6 +40,9 @@ def measure(speculator: Speculator) -> Change:
 def _hindrances(speculator: Speculator) -> tuple[str, ...]:
     """What keeps every measurement from beginning."""
     found = []
+    if speculator.rolling is not None:
+        phase = speculator.status.rollout.phase
+        found.append(f"the roll of version {speculator.rolling} is {phase}: nothing is measured before it ends")
     if speculator.pin is not None:
         found.append(f"version {speculator.pin} is pinned: nothing is measured before `unpin {speculator.name}`")
     if speculator.status.ready_replicas == 0:

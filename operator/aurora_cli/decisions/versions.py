@@ -1,7 +1,8 @@
 """Decisions about one version: promote it without waiting for traffic, or reject it. Pure.
 
 Invariant: a decision that the operator would ignore is refused with the reason, instead of leaving an annotation that
-does nothing now and surprises somebody later.
+does nothing now and surprises somebody later. An annotation holds one version, so a decision that still waits for its
+effect is never replaced by one about another version.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from aurora_cli.errors import Refused
 from aurora_cli.speculator import Speculator
 
 _DECIDED = frozenset({CandidatePhase.REJECTED, CandidatePhase.INCONCLUSIVE})
+_DONE = {ABORT_ANNOTATION: "rejected", PROMOTE_ANNOTATION: "active"}
 
 
 def promote(speculator: Speculator, version: int | None = None) -> Change:
@@ -26,6 +28,7 @@ def promote(speculator: Speculator, version: int | None = None) -> Change:
         return Change((), f"version {version} is active, and its roll has ended")
     if speculator.promoted == version:
         return Change((), f"version {version} is promoted already")
+    _keep(speculator, PROMOTE_ANNOTATION, speculator.promoted)
     fields = (FieldChange(PROMOTE_ANNOTATION, speculator.annotations.get(PROMOTE_ANNOTATION), str(version)),)
     return Change(fields, _promotion_effect(speculator, version), tuple(_delays(speculator)))
 
@@ -60,6 +63,7 @@ def abort(speculator: Speculator, version: int | None = None) -> Change:
     if phase := _ended(speculator, version):
         return Change((), f"version {version} is {phase} already, and is never rolled out")
     effect = _abort_effect(speculator, version)
+    _keep(speculator, ABORT_ANNOTATION, speculator.aborted)
     fields = [FieldChange(ABORT_ANNOTATION, speculator.annotations.get(ABORT_ANNOTATION), str(version))]
     if speculator.promoted == version:
         fields.append(FieldChange(PROMOTE_ANNOTATION, speculator.annotations[PROMOTE_ANNOTATION], None))
@@ -80,6 +84,27 @@ def _abort_effect(speculator: Speculator, version: int) -> str:
     if version == speculator.rolling and status.rollout.phase is not RolloutPhase.ROLLING_BACK:
         return f"the roll of version {version} ends, and its pods return to version {speculator.active}"
     return f"version {version} is not rolled out"
+
+
+def _keep(speculator: Speculator, annotation: str, version: int | None) -> None:
+    """Raises :class:`Refused` when the annotation's ``version`` still waits for what a person decided about it."""
+    if version is None or not _waits(speculator, annotation, version):
+        return
+    name = speculator.name
+    raise Refused(
+        f"{annotation} names version {version}, waits for its effect, and holds one version only: decide again once"
+        f" `status {name}` shows that version {version} is {_DONE[annotation]}, or withdraw that decision with"
+        f" `kubectl -n {speculator.namespace} annotate auroraspeculator {name} {annotation}-`"
+    )
+
+
+def _waits(speculator: Speculator, annotation: str, version: int) -> bool:
+    status = speculator.status
+    if version not in speculator.open_versions() or version in status.rejected or _ended(speculator, version):
+        return False
+    if version != speculator.active:
+        return True
+    return status.previous is not None if annotation == ABORT_ANNOTATION else version == speculator.rolling
 
 
 def _meant(speculator: Speculator, version: int | None, verb: str, default: int | None) -> int:

@@ -15,6 +15,7 @@ from aurora_cli.doctor.finding import Finding, Rule, Severity
 
 RULES: Final[Sequence[Rule]] = (
     operator_rules.operator_absent,
+    operator_rules.operator_stopped,
     operator_rules.operator_displaced,
     operator_rules.spec_unusable,
     store_rules.store_unusable,
@@ -45,5 +46,10 @@ def diagnose(snapshot: Snapshot) -> Sequence[Finding]:
 
 
 def is_well(findings: Sequence[Finding]) -> bool:
-    """Whether nothing requires manual action."""
+    """Whether nothing is wrong: no problem and no warning."""
     return all(found.severity is Severity.NOTE for found in findings)
+
+
+def requires_action(findings: Sequence[Finding]) -> bool:
+    """Whether there is a problem. A warning may pass by itself."""
+    return any(found.severity is Severity.PROBLEM for found in findings)

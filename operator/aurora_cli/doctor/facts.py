@@ -14,6 +14,7 @@ from aurora_cli.speculator import Speculator
 
 INFERENCE, TRAINER, VALIDATOR = "inference", "trainer", "validator"
 COMPONENT_LABEL = "app.kubernetes.io/component"
+MAX_LEASE_SECONDS: Final = 86400
 _BENIGN_WAITS: Final = frozenset({"ContainerCreating", "PodInitializing"})
 
 
@@ -26,6 +27,8 @@ class ContainerTrouble:
     """Kubernetes' reason: ``ImagePullBackOff``, ``CrashLoopBackOff``, ``OOMKilled``."""
     message: str = ""
     restarts: int = 0
+    running_since: datetime | None = None
+    """When the container started again. None: it does not run."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ class PodFacts:
     """The scheduler's message, if it finds no node. A pod that a queue holds back has not asked for one."""
     troubles: Sequence[ContainerTrouble] = ()
     terminating: bool = False
+
+    @property
+    def cannot_run(self) -> bool:
+        """Whether the pod has no node, or one of its containers does not run. So it cannot be ready."""
+        return bool(self.unschedulable) or any(trouble.running_since is None for trouble in self.troubles)
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,17 @@ class EventFacts:
 
 
 @dataclass(frozen=True)
+class LeaseFacts:
+    """The Lease that the acting replica of the operator renews."""
+
+    name: str
+    """Namespace and name."""
+    renewed: datetime | None = None
+    """None: the Lease does not exist, or nobody has renewed it."""
+    duration_seconds: int = 0
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """All that the rules know."""
 
@@ -72,6 +91,8 @@ class Snapshot:
     events: Sequence[EventFacts] = ()
     unseen: Sequence[str] = ()
     """Kinds that the user may not read."""
+    lease: LeaseFacts | None = None
+    """None: the status names no Lease, or the user may not read it."""
 
     def pods_of(self, component: str) -> Iterator[PodFacts]:
         """The pods of one component that are not being deleted."""
@@ -113,7 +134,8 @@ def _troubles(status: Mapping[str, Any]) -> Iterator[ContainerTrouble]:
             message = str(ended.get("message") or "").strip() or str(waiting.get("message") or "")
             yield ContainerTrouble(name, reason, message, restarts)
         elif killed:
-            yield ContainerTrouble(name, "OOMKilled", "", restarts)
+            running = _mapping(_mapping(container, "state"), "running")
+            yield ContainerTrouble(name, "OOMKilled", "", restarts, _time(running.get("startedAt")))
 
 
 def jobs_of(items: Iterable[Mapping[str, Any]]) -> Iterator[JobFacts]:
@@ -144,6 +166,13 @@ def events_of(items: Iterable[Mapping[str, Any]]) -> Iterator[EventFacts]:
             warning=item.get("type") == "Warning",
             last=_time(item.get("lastTimestamp") or item.get("eventTime")),
         )
+
+
+def lease_of(name: str, item: Mapping[str, Any]) -> LeaseFacts:
+    """The facts of a Lease as the API server returns it. ``item`` is empty where there is none."""
+    spec = _mapping(item, "spec")
+    duration_seconds = min(_count(spec.get("leaseDurationSeconds")), MAX_LEASE_SECONDS)
+    return LeaseFacts(name, _time(spec.get("renewTime")), max(0, duration_seconds))
 
 
 def _mapping(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:

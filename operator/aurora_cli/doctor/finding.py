@@ -5,7 +5,6 @@ Invariant: a command holds names that the API server has validated, and never a 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -15,8 +14,6 @@ from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, Condition
 from aurora_cli.doctor.facts import Snapshot
 
 USUAL_OPERATOR_NAMESPACE: Final = "aurora-system"
-_INSTALLATION: Final = re.compile(r"([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)/.+", re.ASCII)
-"""``status.operator.installation``: namespace and name of a Lease. The API server does not check it."""
 
 
 class Severity(IntEnum):
@@ -87,9 +84,8 @@ def filled(text: str, snapshot: Snapshot) -> str:
 
 def operator_namespace(snapshot: Snapshot) -> str:
     """The namespace of the operator that acts on the speculator, or the usual one where the status names none."""
-    operator = snapshot.speculator.status.operator
-    named = _INSTALLATION.fullmatch(operator.installation) if operator is not None else None
-    return named[1] if named else USUAL_OPERATOR_NAMESPACE
+    lease = snapshot.speculator.operator_lease
+    return lease[0] if lease else USUAL_OPERATOR_NAMESPACE
 
 
 def condition_text(condition: Condition) -> str:

@@ -13,6 +13,8 @@ from aurora_cli.doctor.finding import Finding, Remedy, Severity, abnormal, condi
 OPERATOR_LOG: Final = "kubectl logs -n {operator_ns} -l app.kubernetes.io/name=aurora-operator --prefix --tail=100"
 NEW: Final = timedelta(seconds=30)
 """How long a speculator may be without a status."""
+TAKEOVER: Final = timedelta(minutes=1)
+"""How long after a Lease's end another replica of the operator may need to take the Lease."""
 RECENT: Final = timedelta(hours=24)
 
 _DELETED = Remedy(
@@ -27,6 +29,12 @@ _DELETED = Remedy(
 _NO_STATUS = Remedy(
     "no operator acts on the speculator",
     "The operator does not run, or does not watch this namespace (the chart's watchNamespaces, or a shard's label).",
+    ("kubectl get pods -A -l app.kubernetes.io/name=aurora-operator", OPERATOR_LOG),
+)
+_STOPPED = Remedy(
+    "the operator does not run, so the status is out of date",
+    "Its pods and its log say why. Inference pods go on serving meanwhile. If the operator does run, set the clock of"
+    " this machine: the Lease's time is compared with that clock.",
     ("kubectl get pods -A -l app.kubernetes.io/name=aurora-operator", OPERATOR_LOG),
 )
 _UNSEEN = Remedy(
@@ -109,6 +117,18 @@ def operator_absent(snapshot: Snapshot) -> Iterator[Finding]:
     new = one.created is not None and snapshot.now - one.created < NEW
     if not one.has_status and not new:
         yield _NO_STATUS.finding(snapshot, "the resource has no status")
+
+
+def operator_stopped(snapshot: Snapshot) -> Iterator[Finding]:
+    """No replica of the operator that acted on the speculator renews its Lease."""
+    lease = snapshot.lease
+    if lease is None:
+        return
+    if lease.renewed is None:
+        yield _STOPPED.finding(snapshot, f"the Lease {lease.name} does not exist, or was never renewed")
+    elif snapshot.now - lease.renewed > timedelta(seconds=lease.duration_seconds) + TAKEOVER:
+        renewed = lease.renewed.isoformat(timespec="seconds")
+        yield _STOPPED.finding(snapshot, f"the Lease {lease.name} was last renewed at {renewed}")
 
 
 def operator_displaced(snapshot: Snapshot) -> Iterator[Finding]:

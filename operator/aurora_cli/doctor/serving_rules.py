@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from typing import Final
 
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_cli.doctor.facts import INFERENCE, TRAINER, VALIDATOR, ContainerTrouble, PodFacts, Snapshot
 from aurora_cli.doctor.finding import Finding, Remedy, Severity, abnormal, condition_text
 
+RECOVERED: Final = timedelta(minutes=10)
+"""A container that has run for so long has recovered from its last end. Kubernetes then ends its backoff."""
 _WHAT: Final = {INFERENCE: "an inference pod", TRAINER: "the trainer's pod", VALIDATOR: "a measurement's pod"}
 _CONTAINER: Final[Mapping[str, Remedy]] = {
     "ImagePullBackOff": Remedy(
@@ -114,14 +117,16 @@ _ESTIMATE = re.compile(r"~?([0-9]+(?:\.[0-9]+)?)x")
 
 
 def pods_in_trouble(snapshot: Snapshot) -> Iterator[Finding]:
-    """Containers that do not run, one finding for each pod of a kind with the same trouble."""
+    """Containers that do not run or were killed lately, one finding for each pod of a kind with the same trouble."""
     seen = set[tuple[str, str, str]]()
     for pod in snapshot.pods:
         if pod.terminating:
             continue
         for trouble in pod.troubles:
             same = (pod.component, trouble.container, trouble.reason)
-            if same not in seen:
+            since = trouble.running_since
+            recovered = since is not None and snapshot.now - since >= RECOVERED
+            if same not in seen and not recovered:
                 seen.add(same)
                 yield _container_finding(snapshot, pod, trouble)
 
@@ -158,9 +163,9 @@ def _about_pod(found: Finding, pod: PodFacts, title: str, container: str) -> Fin
 def serving_not_ready(snapshot: Snapshot) -> Iterator[Finding]:
     """The condition ServingReady, unless the state of a pod explains it already."""
     condition = abnormal(snapshot, ConditionType.SERVING_READY, ConditionStatus.FALSE)
-    if condition is None or any(pod.troubles or pod.unschedulable for pod in snapshot.pods_of(INFERENCE)):
+    if condition is None or any(pod.cannot_run for pod in snapshot.pods_of(INFERENCE)):
         return
-    if condition.reason == "WaitingForDraft" and any(pod.troubles for pod in snapshot.pods_of(TRAINER)):
+    if condition.reason == "WaitingForDraft" and any(pod.cannot_run for pod in snapshot.pods_of(TRAINER)):
         return
     yield _SERVING.get(condition.reason, _OTHER).finding(snapshot, condition_text(condition))
 

@@ -135,7 +135,7 @@ _NEVER_PASS = Remedy(
 def trainer_not_ready(snapshot: Snapshot) -> Iterator[Finding]:
     """The condition TrainerReady, unless the state of its pod explains it already."""
     condition = abnormal(snapshot, ConditionType.TRAINER_READY, ConditionStatus.FALSE)
-    if condition is None or any(pod.troubles or pod.unschedulable for pod in snapshot.pods_of(TRAINER)):
+    if condition is None or any(pod.cannot_run for pod in snapshot.pods_of(TRAINER)):
         return
     yield _TRAINER.get(condition.reason, _OTHER_TRAINER).finding(snapshot, condition_text(condition))
 
@@ -178,7 +178,7 @@ def candidate_not_measured(snapshot: Snapshot) -> Iterator[Finding]:
         yield _NOT_BEGUN.finding(snapshot, evidence)
     elif candidate.phase is CandidatePhase.VALIDATING and candidate.since is not None:
         does_not_start = "its pod does not start" in candidate.message
-        explained = any(pod.troubles or pod.unschedulable for pod in snapshot.pods_of(VALIDATOR))
+        explained = any(pod.cannot_run for pod in snapshot.pods_of(VALIDATOR))
         if (does_not_start and not explained) or snapshot.now - candidate.since > _longest_measurement(snapshot):
             yield _STUCK.finding(snapshot, evidence)
 

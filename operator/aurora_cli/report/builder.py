@@ -71,8 +71,10 @@ def _speed_figures(speculator: Speculator) -> Iterator[Figure]:
         source = f"{source} on {active.speedup_source}"
     yield Figure("Speedup over off", (active.speedup if active else None) or "", source)
     yield Figure("Gain", (active.gain if active else None) or "", "over the version that was active before")
-    yield Figure("Estimated speedup now", status.estimated_speedup or "", "the engines' own estimate of live traffic")
-    yield Figure("Live acceptance", status.accept_length or "", "answer tokens per verify round, about the last minute")
+    estimate = "the engines' own estimate, about the last minute with traffic"
+    yield Figure("Estimated speedup", status.estimated_speedup or "", estimate)
+    acceptance = "answer tokens per verify round, about the last minute with traffic"
+    yield Figure("Live acceptance", status.accept_length or "", acceptance)
     held_out = status.training.held_out_accept_length or ""
     yield Figure("Held-out acceptance", held_out, "of the newest draft, simulated on held-out requests")
     yield Figure("Pods up to date", status.updated, "ready pods with the version they should serve")

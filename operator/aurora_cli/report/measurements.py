@@ -11,13 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from aurora_cli.report.report import Answers, Measurement, Ratio, Throughput, VersionSpeed, utc
+from aurora_cli.tables.evidence_table import MAX_TOKENS
 from aurora_protocol.evidence_records import Arm, Evidence, RatioEstimate, Sample, VerdictKind
 from aurora_protocol.gate.recompute import least_policies, recomputed
 
 MAX_ROWS: Final = 64
 """Most ratios, reasons and compared arms of one measurement. A validator writes fewer."""
-MAX_TOKENS: Final = 10**12
-"""A batch with more tokens is an error of the record."""
 _CREDIBLE_RATIO: Final = (1e-3, 1e3)
 _ARMS: Final = tuple(Arm)
 

@@ -17,12 +17,16 @@ from aurora_protocol.draft_records import Channel, ChannelReason
 
 SAME_DECISION: Final = timedelta(minutes=10)
 """A record of the channel and an entry of the history about the same version within this time are one decision."""
+ABORTED_CANDIDATE: Final = "aborted by a person"
+"""The operator's message in a record that refuses a version whose roll has not begun."""
+_TAKEN_AWAY: Final = frozenset({DecisionKind.ROLLED_BACK, DecisionKind.REJECTED})
+"""Kinds that a version has once only, whichever of the two a source calls it."""
 _EVENTS: Final = {
     ChannelReason.INITIAL: "Initial",
     ChannelReason.PROMOTED: "Promoted",
     ChannelReason.ROLLED_BACK: "RolledBack",
     ChannelReason.PINNED: "Pinned",
-    ChannelReason.REFUSED: "Rejected",
+    ChannelReason.REFUSED: "RolledBack",
     ChannelReason.RESTORED: "Restored",
     ChannelReason.DELETING: "Deleting",
 }
@@ -46,16 +50,22 @@ def decisions(channel: Sequence[Channel], history: Sequence[HistoryEntry]) -> tu
 
 
 def _of_channel(channel: Sequence[Channel]) -> Iterator[Decision]:
-    """Oldest first. A rollback and a refusal are about the version that was taken away, not about the active one."""
+    """Oldest first. A rollback and a refusal are about the version that was taken away, not about the active one.
+
+    A refusal ends a roll before its promotion, as the history's ``RolledBack`` does, or it rejects a candidate that a
+    person aborted. A verdict of a measurement writes no record.
+    """
     before: Channel | None = None
     for record in channel:
-        version = record.active
+        event, version = _EVENTS[record.reason], record.active
         if record.reason is ChannelReason.ROLLED_BACK and before is not None:
             version = before.active
         elif record.reason is ChannelReason.REFUSED:
             known = set(before.rejected) if before is not None else set[int]()
             version = max((one for one in record.rejected if one not in known), default=record.active)
-        yield _decision(record.created, _EVENTS[record.reason], version, record.message, "channel")
+            if record.message == ABORTED_CANDIDATE:
+                event = "Rejected"
+        yield _decision(record.created, event, version, record.message, "channel")
         before = record
 
 
@@ -64,8 +74,8 @@ def _decision(time: datetime, event: str, version: int, message: str, source: st
 
 
 def _is_same(one: Decision, other: Decision) -> bool:
-    alike = one.version == other.version and one.kind is other.kind
-    return alike and abs(one.time - other.time) <= SAME_DECISION
+    same_kind = one.kind is other.kind or {one.kind, other.kind} == _TAKEN_AWAY
+    return same_kind and one.version == other.version and abs(one.time - other.time) <= SAME_DECISION
 
 
 def served_spans(channel: Sequence[Channel], now: datetime) -> tuple[ServedSpan, ...]:

@@ -24,7 +24,7 @@ from aurora_cli.cluster.cluster import Cluster
 from aurora_cli.errors import Forbidden, NotFound, StoreFault
 from aurora_cli.speculator import Speculator
 from aurora_store import ObjectStore, StoreConfig
-from aurora_store.errors import StoreError
+from aurora_store.errors import CredentialsMissing, StoreError
 from aurora_store.keys import root
 
 CALL_SECONDS: Final = 20.0
@@ -51,9 +51,18 @@ def open_store(cluster: Cluster, speculator: Speculator, *, endpoint: str | None
     config = StoreConfig(store.bucket, place, endpoint or store.endpoint, store.region, *keys)
     try:
         return ObjectStore(config, attempts=ATTEMPTS, call_seconds=CALL_SECONDS)
+    except CredentialsMissing as error:
+        raise StoreFault(_no_credentials(store)) from error
     except StoreError as error:
-        hint = "" if use_secret else "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or add --use-secret"
-        raise StoreFault(f"{error}{hint}") from error
+        raise StoreFault(str(error)) from error
+
+
+def _no_credentials(store: StoreSpec) -> str:
+    secret = ", or add --use-secret" if store.credentials.secret_ref is not None else ""
+    return (
+        "you have no credentials for the store: log in as for the AWS command line, for example with AWS_PROFILE, or"
+        f" with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY{secret}"
+    )
 
 
 def _whose_endpoint(endpoint: str) -> str:

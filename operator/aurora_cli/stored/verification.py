@@ -1,7 +1,8 @@
-"""Checks a speculator's objects: every record can be read, and the data that a record names are there.
+"""Checks a speculator's objects: every record can be read and belongs to its key, and the data that it names are there.
 
 Why not more: signatures need the operator's key. Digests of drafts are checked on request, because drafts are large.
-Shards are checked by their names: a store may hold thousands, and the trainer skips a damaged one.
+Manifests of shards are not read, and their data are looked for by name: a store may hold thousands, and the trainer
+skips a damaged one.
 
 Invariants: nothing is written. An object that is deleted while the check runs is no fault.
 """
@@ -10,30 +11,38 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from aurora_cli.stored.usage import FOREIGN, kind_of
 from aurora_protocol.draft_records import Channel, Lineage, Registration
+from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.evidence_records import CachedBaseline, Evidence
 from aurora_protocol.record import StoredRecord
-from aurora_protocol.training_records import TrainerState, TrainerStatus
+from aurora_protocol.training_records import ErasureStep, TrainerState, TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry
 from aurora_store.errors import DigestMismatch, ObjectMissing
+from aurora_store.keys import in_sequence, record_number
 from aurora_store.objects import MAX_RECORD_BYTES
 from aurora_store.records.trainer_store import MAX_STATE_RECORD_BYTES
 
 R = TypeVar("R", bound=StoredRecord)
-_RECORDS: Final[Mapping[str, type[StoredRecord]]] = {
-    Keys.LINEAGE: Lineage,
-    Keys.EVIDENCE: Evidence,
-    Keys.BASELINES: CachedBaseline,
-    Keys.CHANNEL: Channel,
+KeyOf = Callable[[Any], str]
+"""The key to which a record's own numbers belong."""
+_RECORDS: Final[Mapping[str, tuple[type[StoredRecord], KeyOf]]] = {
+    Keys.LINEAGE: (Lineage, lambda one: Keys.lineage(one.number)),
+    Keys.EVIDENCE: (Evidence, lambda one: Keys.evidence(one.version, one.attempt)),
+    Keys.BASELINES: (CachedBaseline, lambda one: Keys.baseline(one.lineage, one.version, one.attempt)),
+    Keys.CHANNEL: (Channel, lambda one: Keys.channel(one.epoch)),
+    Keys.ERASURES: (ErasureReport, lambda one: Keys.erasure(one.tag, one.number)),
+    Keys.ERASING: (ErasureStep, lambda one: Keys.erasing(one.tag)),
 }
 """Records that name no data."""
+_SEQUENCES: Final = (Keys.LINEAGE, Keys.REGISTRY, Keys.CHANNEL)
+"""Records whose numbers begin with the first one. So do the attempts at measuring each version."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +72,19 @@ class Verification:
             self.checked[kind_of(key)] += 1
             if kind_of(key) == FOREIGN:
                 self._fault(key, "no part of Aurora writes such an object; delete it, and find out who wrote it")
-        for beginning, model in _RECORDS.items():
+        for beginning, (model, key_of) in _RECORDS.items():
             for key in self._records(beginning):
-                self._read(model, key)
+                self._read(model, key, key_of)
+        self._check_sequences()
         for key in self._records(Keys.REGISTRY):
             self._check_version(key)
         for key in self._records(Keys.TRAINER_STATE):
-            state = self._read(TrainerState, key, MAX_STATE_RECORD_BYTES)
+            state = self._read(TrainerState, key, lambda one: Keys.trainer_state(one.epoch), MAX_STATE_RECORD_BYTES)
             if state is not None:
                 folder = f"{key.removesuffix('.json')}/"
                 self._require(folder + state.file.name, state.file.size, key)
         if Keys.TRAINER_STATUS in self._sizes:
-            self._read(TrainerStatus, Keys.TRAINER_STATUS)
+            self._read(TrainerStatus, Keys.TRAINER_STATUS, lambda _: Keys.TRAINER_STATUS)
         for key in self._records(Keys.TRACES):
             if f"{key.removesuffix('.json')}.safetensors" not in self._sizes:
                 self._fault(key, "the shard that it names is missing")
@@ -82,8 +92,20 @@ class Verification:
     def _records(self, beginning: str) -> Iterator[str]:
         return (key for key in self._sizes if key.startswith(beginning) and key.endswith(".json"))
 
+    def _check_sequences(self) -> None:
+        """No number is so high that writers could take none after it. The operator refuses such a record."""
+        folders: dict[str, dict[int, str]] = {}
+        for beginning in (*_SEQUENCES, Keys.EVIDENCE):
+            for key in self._records(beginning):
+                number = record_number(key)
+                if number is not None:
+                    folders.setdefault(key.rpartition("/")[0], {})[number] = key
+        for keys in folders.values():
+            for number in sorted(keys.keys() - set(in_sequence(keys))):
+                self._fault(keys[number], "its number is out of sequence; find out who wrote it, and delete it")
+
     def _check_version(self, key: str) -> None:
-        registration = self._read(Registration, key)
+        registration = self._read(Registration, key, lambda one: Keys.registration(one.version))
         if registration is None:
             return
         registry = Registry(self.objects)
@@ -97,14 +119,19 @@ class Verification:
         except (InvalidRecord, DigestMismatch, ObjectMissing) as error:
             self._fault(key, f"its draft: {error}")
 
-    def _read(self, model: type[R], key: str, max_bytes: int = MAX_RECORD_BYTES) -> R | None:
+    def _read(self, model: type[R], key: str, key_of: KeyOf, max_bytes: int = MAX_RECORD_BYTES) -> R | None:
+        """The record at ``key``. None for a fault, and for a record that was deleted meanwhile."""
         try:
-            return model.from_json(self.objects.get(key, max_bytes=max_bytes))
+            record = model.from_json(self.objects.get(key, max_bytes=max_bytes))
         except ObjectMissing:
             return None
         except (InvalidRecord, DigestMismatch) as error:
             self._fault(key, str(error))
             return None
+        if key_of(record) != key:
+            self._fault(key, f"the record's own numbers belong to {key_of(record)}; find out who wrote it")
+            return None
+        return record
 
     def _require(self, key: str, size_bytes: int, record: str) -> None:
         found = self._sizes.get(key)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -20,6 +20,8 @@ from aurora_protocol.evidence_records import Arm, Evidence, RatioEstimate, Sampl
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.gate.recompute import recomputed
 
+MAX_TOKENS: Final = 10**12
+"""A batch with more tokens is an error of the record, and is left out."""
 _ARMS = tuple(Arm)
 _VERDICT_STYLES = {VerdictKind.PASS: "good", VerdictKind.REJECT: "bad", VerdictKind.INCONCLUSIVE: "warning"}
 
@@ -82,7 +84,7 @@ def _ratio_style(one: RatioEstimate) -> str:
 
 
 def arms(evidence: Evidence) -> RenderableType:
-    """What each arm did at each concurrency, over all its batches."""
+    """What each arm did at each concurrency, over all its credible batches."""
     cached = evidence.baseline.samples if evidence.baseline else ()
     return table(
         *("ARM", "CONCURRENCY", "TOKENS/S", "TOKENS", "SECONDS", "BATCHES", "FAILED", "ACCEPT-LEN", "MEASURED"),
@@ -92,6 +94,7 @@ def arms(evidence: Evidence) -> RenderableType:
 
 
 def _arm_rows(evidence: Evidence, samples: Sequence[Sample], when: str) -> Iterator[Sequence[Any]]:
+    samples = [one for one in samples if one.tokens <= MAX_TOKENS]
     groups = sorted({(sample.concurrency, _ARMS.index(sample.arm)) for sample in samples})
     for concurrency, number in groups:
         arm = _ARMS[number]

@@ -35,7 +35,7 @@ def _lines(snapshot: Snapshot, findings: Sequence[Finding]) -> Iterator[Renderab
         for command in found.commands:
             yield _whole_line(f"   $ {command}")
     if snapshot.unseen:
-        yield plain(f"note: you may not read {', '.join(snapshot.unseen)} here, so a cause may be missing", "warning")
+        yield plain(f"note: you may not read {', '.join(snapshot.unseen)}, so a cause may be missing", "warning")
 
 
 def _whole_line(command: str) -> Text:

@@ -51,9 +51,10 @@ def overview(speculators: Sequence[Speculator], now: datetime, *, everywhere: bo
 def _overview_row(speculator: Speculator) -> Sequence[Any]:
     status, ready = speculator.status, speculator.condition(ConditionType.READY)
     candidate = status.candidate
+    reason = ready.reason if ready else ("Unreadable" if speculator.fault else "NoStatus")
     return (
         plain(ready.status if ready else None, _style(ready) if ready else ""),
-        ready.reason if ready else ("Unreadable" if speculator.fault else "NoStatus"),
+        plain("being deleted", "warning") if speculator.is_being_deleted else reason,
         speculator.active,
         status.active.speedup if status.active else None,
         status.accept_length,
@@ -73,6 +74,7 @@ def detail(speculator: Speculator, now: datetime) -> RenderableType:
         plain(f"{'ready' if ready.status is ConditionStatus.TRUE else 'not ready'}, {ready.reason}", _style(ready))
         if ready
         else plain("no operator has written a status yet; run `kubectl aurora doctor`", "bad"),
+        plain(f"; being deleted for {age(speculator.deleted, now)}" if speculator.is_being_deleted else "", "warning"),
     )
     parts: list[RenderableType] = [heading, Text(""), table("", "", rows=list(_facts(speculator, now)))]
     if speculator.status.pods:
@@ -165,13 +167,14 @@ def _decisions(speculator: Speculator) -> Iterator[str]:
 
 
 def _traffic(speculator: Speculator) -> Iterator[str]:
+    """Acceptance and estimated speedup. Without traffic, the status keeps the last values."""
     status = speculator.status
     if status.accept_length:
-        yield f"acceptance length {status.accept_length} live"
+        yield f"acceptance length {status.accept_length} when there was traffic last"
     if status.training.held_out_accept_length:
         yield f"{status.training.held_out_accept_length} on held-out requests"
     if status.estimated_speedup:
-        yield f"estimated speedup {status.estimated_speedup}"
+        yield f"estimated speedup {status.estimated_speedup} when there was traffic last"
 
 
 def _shape(speculator: Speculator) -> str:

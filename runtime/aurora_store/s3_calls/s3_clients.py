@@ -20,7 +20,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError
 
-from aurora_store.errors import StoreError, bounded_text
+from aurora_store.errors import CredentialsMissing, StoreError, bounded_text
 from aurora_store.policy.address_policy import AddressPolicy
 from aurora_store.s3_calls import call_limits
 
@@ -90,7 +90,7 @@ class _Session:
         try:
             # A client keeps the credentials that it starts with, even none. So do not keep a client without any.
             if settings.access_key is None and self._session.get_credentials() is None:
-                raise StoreError("no credentials were found; name a Secret, or give the pod a cloud identity")
+                raise CredentialsMissing("no credentials were found; name a Secret, or give the pod a cloud identity")
             client: S3Client = self._session.client(
                 "s3",
                 endpoint_url=settings.endpoint,

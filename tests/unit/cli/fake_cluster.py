@@ -119,7 +119,7 @@ class FakeApiServer:
         """Run the program against this server, in the namespace of the tests' speculators."""
 
         def connect(access: Access) -> Connection:
-            return Connection(self, access.namespace or OWNER.namespace)
+            return Connection(self, access.namespace or OWNER.namespace, access.kubectl_flags())
 
         return CliRunner().invoke(app, list(arguments), obj=Session(connect=connect), env=env)
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION
 from aurora_api.v1alpha1.status import CandidatePhase, HistoryEntry, RolloutPhase, TrainingStatus
 from aurora_api.v1alpha1.training import SuspensionReason, TrainingWorth
 from aurora_cli.cluster.kubernetes_api import speculators_path
+from aurora_cli.commands import look
 from aurora_cli.errors import ClusterError, Conflict, Forbidden, NotInstalled
 from aurora_operator.plan import plan
 from tests.unit.cli.fake_cluster import FakeApiServer, resource
@@ -46,6 +50,22 @@ def test_one_speculator_is_shown_with_pods_and_conditions() -> None:
         assert pod.name in result.stdout
     for condition in REAL.conditions:
         assert f"{condition.type} " in result.stdout
+
+
+def test_a_speculator_that_is_being_deleted_is_shown_as_such() -> None:
+    server = FakeApiServer.of(resource(REAL))
+    deleted = datetime.now(UTC) - timedelta(minutes=90)
+    server.change("chat", {"metadata": {"deletionTimestamp": deleted.isoformat(timespec="seconds")}})
+    assert "; being deleted for 1h30m" in server.run("status", "chat").stdout.splitlines()[0]
+    assert "being deleted" in server.run("status").stdout.splitlines()[1]
+    assert "being deleted" not in FakeApiServer.of(resource(REAL)).run("status", "chat").stdout
+
+
+def test_figures_of_traffic_are_called_the_last_ones() -> None:
+    shown = REAL.model_copy(update={"accept_length": "2.71", "estimated_speedup": "~1.9x"})
+    text = " ".join(FakeApiServer.of(resource(shown)).run("status", "chat").stdout.split())
+    assert "acceptance length 2.71 when there was traffic last" in text
+    assert "estimated speedup ~1.9x when there was traffic last" in text
 
 
 def test_the_worth_of_training_is_shown() -> None:
@@ -244,6 +264,28 @@ def test_a_watch_prints_what_changed_survives_an_outage_and_ends_with_ctrl_c(
     assert result.stdout.count("NAME ") == 3
     assert result.stdout.count("2.71") == 2
     assert "error: the API server is away; trying again" in result.stdout
+
+
+def test_a_watch_on_a_terminal_keeps_its_last_view_below_one_error(
+    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    def sleep(_: float) -> None:
+        nonlocal looks
+        looks += 1
+        server.error = ClusterError("the API server is away")
+        if looks == 20:
+            raise KeyboardInterrupt
+
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=200, height=40, color_system=None)
+    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr(look, "console", lambda: terminal)
+    result = server.run("status", "--watch")
+    assert result.exit_code == 0, result.output
+    assert screen.getvalue().count("error: the API server is away; trying again") == looks - 1
+    assert screen.getvalue().count("NAME ") >= looks
 
 
 def test_a_watch_that_cannot_begin_fails() -> None:

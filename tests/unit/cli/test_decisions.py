@@ -20,6 +20,7 @@ from aurora_api.v1alpha1.status import (
     SpeculatorStatus,
     VersionStatus,
 )
+from aurora_cli.cluster.kubernetes_api import FIELD_MANAGER
 from aurora_cli.decisions import measurement, rolls, versions
 from aurora_cli.decisions.change import Change, FieldChange, other_managers
 from aurora_cli.errors import Refused
@@ -142,6 +143,44 @@ def test_an_abort_keeps_the_promotion_of_another_version() -> None:
     assert versions.abort(one).patch(one)["metadata"]["annotations"] == {ABORT_ANNOTATION: "5"}
 
 
+WATCH = status(4, candidate=(5, CandidatePhase.VALIDATED), rollout=(4, RolloutPhase.WATCHING))
+
+
+@pytest.mark.parametrize(
+    ("found", "annotation", "waiting", "decision"),
+    [
+        (WATCH, ABORT_ANNOTATION, 5, lambda one: versions.abort(one, 4)),
+        (CANARY, ABORT_ANNOTATION, 4, versions.abort),
+        (WATCH, PROMOTE_ANNOTATION, 5, versions.promote),
+        (WATCH, PROMOTE_ANNOTATION, 4, lambda one: versions.promote(one, 5)),
+    ],
+)
+def test_a_decision_that_waits_for_its_effect_is_not_replaced_by_another(
+    found: SpeculatorStatus, annotation: str, waiting: int, decision: Callable[[Speculator], Change]
+) -> None:
+    with pytest.raises(Refused) as refused:
+        decision(speculator(found, annotations={annotation: str(waiting)}))
+    assert str(refused.value).startswith(f"{annotation} names version {waiting}, waits for its effect")
+    assert f"`kubectl -n team annotate auroraspeculator chat {annotation}-`" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("found", "annotation", "former", "decision"),
+    [
+        (status(candidate=(6, CandidatePhase.VALIDATING), rejected=(5,)), ABORT_ANNOTATION, 5, versions.abort),
+        (status(candidate=(6, CandidatePhase.VALIDATING)), ABORT_ANNOTATION, 2, versions.abort),
+        (status(previous=None, candidate=(6, CandidatePhase.VALIDATING)), ABORT_ANNOTATION, 4, versions.abort),
+        (status(candidate=(6, CandidatePhase.VALIDATING)), PROMOTE_ANNOTATION, 4, versions.promote),
+        (status(candidate=(6, CandidatePhase.VALIDATING)), PROMOTE_ANNOTATION, 3, versions.promote),
+    ],
+)
+def test_a_decision_that_has_had_its_effect_is_replaced(
+    found: SpeculatorStatus, annotation: str, former: int, decision: Callable[[Speculator, int], Change]
+) -> None:
+    one = speculator(found, annotations={annotation: str(former)})
+    assert tuple(decision(one, 6).fields) == (FieldChange(annotation, str(former), "6"),)
+
+
 @pytest.mark.parametrize(
     ("decision", "spec"),
     [
@@ -166,15 +205,21 @@ def test_a_pin_of_a_version_that_may_not_have_passed_has_a_note() -> None:
         assert not rolls.pin(speculator(promoted), version).notes
 
 
-def test_a_controller_that_applies_the_field_is_named() -> None:
+def test_a_controller_that_sets_the_field_is_named() -> None:
     raw = resource(CANARY)
     raw["metadata"]["managedFields"] = [
         {"manager": "argocd", "operation": "Apply", "fieldsV1": {"f:spec": {"f:rollout": {"f:paused": {}}}}},
         {"manager": "flux", "operation": "Apply", "fieldsV1": {"f:spec": {"f:rollout": {"f:pin": {}}}}},
+        {
+            "manager": "argocd-controller",
+            "operation": "Update",
+            "fieldsV1": {"f:spec": {"f:rollout": {"f:paused": {}}}},
+        },
+        {"manager": FIELD_MANAGER, "operation": "Update", "fieldsV1": {"f:spec": {"f:rollout": {"f:paused": {}}}}},
         {"manager": "kubectl-edit", "operation": "Update", "fieldsV1": {"f:spec": {"f:rollout": {"f:paused": {}}}}},
     ]
     one = Speculator.of(raw)
-    assert other_managers(one, rolls.pause(one).fields) == ["argocd"]
+    assert other_managers(one, rolls.pause(one).fields) == ["argocd", "argocd-controller"]
     assert other_managers(one, versions.promote(one).fields) == []
 
 
@@ -214,6 +259,9 @@ def test_a_measurement_that_has_not_begun_says_what_it_waits_for() -> None:
 def test_a_measurement_says_what_keeps_it_from_beginning() -> None:
     one = speculator(status(candidate=(5, CandidatePhase.FAILED)), rollout={"pin": 4})
     assert [note.split(":")[0] for note in measurement.measure(one).notes] == ["version 4 is pinned", "no pod is ready"]
+    in_watch = status(candidate=(5, CandidatePhase.FAILED), rollout=(4, RolloutPhase.WATCHING))
+    notes = measurement.measure(speculator(in_watch.model_copy(update={"ready_replicas": 2}))).notes
+    assert notes == ("the roll of version 4 is Watching: nothing is measured before it ends",)
     with pytest.raises(Refused, match="no candidate"):
         measurement.measure(speculator(status()))
 

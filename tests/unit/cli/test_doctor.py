@@ -147,6 +147,30 @@ def test_the_state_of_a_pod_explains_why_serving_is_not_ready(reason: str, last:
     assert "{" not in " ".join(finding.commands)
 
 
+def killed(container: str, minutes_ago: int) -> dict[str, Any]:
+    """A container that ran out of memory and has run again since."""
+    running = {"running": {"startedAt": (NOW - timedelta(minutes=minutes_ago)).isoformat()}}
+    return {"name": container, "state": running, "lastState": {"terminated": {"reason": "OOMKilled"}}}
+
+
+@pytest.mark.parametrize(("minutes_ago", "expected"), [(9, True), (11, False)])
+def test_a_container_that_ran_out_of_memory_is_found_until_it_has_recovered(minutes_ago: int, expected: bool) -> None:
+    one = snapshot(pods=[pod(containerStatuses=[killed("sglang", minutes_ago)])])
+    assert any("more memory than its limit" in title for title in found(one)) is expected
+
+
+@pytest.mark.parametrize(
+    ("component", "type_", "title"),
+    [("inference", "ServingReady", "fewer pods are ready"), ("trainer", "TrainerReady", "the trainer's pod is not")],
+)
+def test_a_container_that_runs_again_hides_no_cause_of_today(component: str, type_: str, title: str) -> None:
+    reason = "PodsNotReady" if component == "inference" else "PodNotReady"
+    not_ready = with_condition(type_, ConditionStatus.FALSE, reason, "why")
+    titles = found(snapshot(not_ready, pods=[pod(component=component, containerStatuses=[killed("agent", 1)])]))
+    assert len(titles) == 2
+    assert any(one.startswith(title) for one in titles)
+
+
 def test_a_container_that_is_being_created_is_no_trouble() -> None:
     starts = pod(containerStatuses=[waiting("sglang", "ContainerCreating")], initContainerStatuses=[])
     assert found(snapshot(pods=[starts])) == []

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -15,13 +16,14 @@ from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, Condition
 from aurora_api.v1alpha1.status import (
     CandidatePhase,
     CandidateStatus,
+    OperatorIdentity,
     PodStatus,
     RolloutPhase,
     RolloutStatus,
     SpeculatorStatus,
 )
 from aurora_cli.doctor.diagnosis import diagnose
-from aurora_cli.doctor.facts import Snapshot, events_of, jobs_of, pods_of
+from aurora_cli.doctor.facts import Snapshot, events_of, jobs_of, lease_of, pods_of
 from aurora_cli.doctor.finding import Finding
 from aurora_cli.errors import Forbidden
 from aurora_cli.tables.findings_table import report
@@ -36,18 +38,24 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=6),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
         ["metadata", "status", "labels", "name", "conditions", "containerStatuses", "state", "waiting", "lastState",
-         "terminated", "reason", "message", "type", "restartCount", "lastTimestamp", "creationTimestamp"]
+         "terminated", "reason", "message", "type", "restartCount", "lastTimestamp", "creationTimestamp",
+         "renewTime", "leaseDurationSeconds", "running", "startedAt"]
     ), inner, max_size=4),
     max_leaves=12,
 )  # fmt: skip
-OBJECTS = st.lists(st.dictionaries(st.sampled_from(["metadata", "status", "reason", "type"]), JSON, max_size=4))
+OBJECTS = st.lists(st.dictionaries(st.sampled_from(["metadata", "status", "spec", "reason", "type"]), JSON, max_size=4))
 
 
 @example([{"status": {"conditions": [{"type": []}], "containerStatuses": [{"state": {"waiting": {"reason": []}}}]}}])
 @given(OBJECTS)
 def test_odd_objects_of_a_cluster_raise_nothing(objects: list[dict[str, Any]]) -> None:
     one = Snapshot(
-        speculator(HEALTHY), NOW, tuple(pods_of(objects)), tuple(jobs_of(objects)), tuple(events_of(objects))
+        speculator(HEALTHY),
+        NOW,
+        tuple(pods_of(objects)),
+        tuple(jobs_of(objects)),
+        tuple(events_of(objects)),
+        lease=lease_of("a/b", objects[0]) if objects else None,
     )
     as_text(report(one, diagnose(one)))
 
@@ -100,13 +108,47 @@ def test_the_command_reads_pods_jobs_and_events_and_can_tell_its_result_by_the_e
     assert healthy.run("doctor", "chat", "--exit-code").exit_code == 0
 
 
+@pytest.mark.parametrize(("reason", "severity", "code"), [("Silent", "problem", 1), ("Queued", "warning", 0)])
+def test_the_exit_code_is_about_problems_only(reason: str, severity: str, code: int) -> None:
+    server = FakeApiServer.of(resource(with_condition("TrainerReady", ConditionStatus.FALSE, reason)))
+    result = server.run("doctor", "chat", "--exit-code")
+    assert (result.exit_code, result.stdout.split(":")[0]) == (code, f"1. {severity}")
+
+
 def test_what_may_not_be_read_is_named_and_the_rest_is_shown() -> None:
     server = FakeApiServer.of(resource(with_condition("StorageReady", ConditionStatus.FALSE, "Unreachable")))
     server.errors = {"/pods": Forbidden("no"), "/jobs": Forbidden("no")}
     result = server.run("doctor", "chat")
     assert result.exit_code == 0, result.output
     assert "1. problem: the store" in result.stdout
-    assert "you may not read pods, jobs here" in result.stdout
+    assert "you may not read pods, jobs, so a cause may be missing" in result.stdout
+
+
+LEASE = "/apis/coordination.k8s.io/v1/namespaces/aurora-system/leases/aurora-operator"
+ACTED = HEALTHY.model_copy(update={"operator": OperatorIdentity(installation="aurora-system/aurora-operator")})
+
+
+@pytest.mark.parametrize(
+    ("age", "problem"),
+    [(timedelta(seconds=2), ""), (timedelta(seconds=69), ""), (timedelta(seconds=75), "last renewed"), (None, "Lease")],
+)
+def test_an_operator_that_renews_no_lease_is_a_problem(age: timedelta | None, problem: str) -> None:
+    server = FakeApiServer.of(resource(ACTED))
+    if age is not None:
+        renewed = (datetime.now(UTC) - age).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        server.objects[LEASE] = {"spec": {"renewTime": renewed, "leaseDurationSeconds": 10}}
+    result = server.run("doctor", "chat", "--exit-code")
+    assert result.exit_code == bool(problem), result.output
+    assert ("1. problem: the operator does not run" in result.stdout) is bool(problem)
+    assert problem in result.stdout
+
+
+def test_a_lease_that_may_not_be_read_is_named() -> None:
+    server = FakeApiServer.of(resource(ACTED))
+    server.errors = {"/leases/aurora-operator": Forbidden("no")}
+    result = server.run("doctor", "chat", "--exit-code")
+    assert result.exit_code == 0
+    assert "you may not read the operator's Lease aurora-system/aurora-operator, so" in result.stdout
 
 
 def test_a_command_is_one_line_on_a_narrow_terminal_so_that_it_can_be_copied() -> None:

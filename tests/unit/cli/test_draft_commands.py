@@ -11,16 +11,19 @@ from typing import Any
 
 import pytest
 
+from aurora_cli.cluster import pod_program
 from tests.unit.cli.fake_cluster import FakeApiServer, resource
 from tests.unit.cli.test_decisions import CANARY
 
 KUBECTL = """#!{python}
-import pathlib, sys
+import pathlib, sys, time
 log = pathlib.Path({folder!r})
 with (log / "calls").open("a") as calls:
     calls.write(" ".join(sys.argv[1:]) + "\\n")
 program, *arguments = sys.argv[sys.argv.index("--") + 1:]
-if program == "tar":
+if program == "tar" and (log / "hang").exists():
+    time.sleep(60)
+elif program == "tar":
     sys.stdout.buffer.write((log / "answer.tar").read_bytes())
 elif (log / "failure").exists() and program == "aurora-draft":
     sys.stderr.write((log / "failure").read_text())
@@ -105,6 +108,40 @@ def test_an_export_overwrites_nothing(server: FakeApiServer, machine: Path) -> N
     result = server.run("draft", "export", "chat", "--to", str(machine))
     assert result.exit_code == 1
     assert "is not an empty folder" in result.stderr
+    assert not (machine / "calls").exists()
+
+
+@pytest.mark.parametrize("received_bytes", [0, 600, 1024, 1200, 1540, 2048])
+def test_a_copy_that_breaks_off_leaves_no_file_so_that_it_can_be_tried_again(
+    server: FakeApiServer, machine: Path, received_bytes: int
+) -> None:
+    whole = (machine / "answer.tar").read_bytes()
+    (machine / "answer.tar").write_bytes(whole[:received_bytes])
+    to = machine / "head"
+    result = server.run("draft", "export", "chat", "--to", str(to))
+    assert result.exit_code == 1
+    assert "cannot be unpacked" in result.stderr
+    assert list(to.iterdir()) == []
+    (machine / "answer.tar").write_bytes(whole)
+    assert server.run("draft", "export", "chat", "--to", str(to)).exit_code == 0
+    assert sorted(file.name for file in to.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_copy_that_hangs_ends(server: FakeApiServer, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pod_program, "MAX_SECONDS", 3.0)
+    (machine / "hang").touch()
+    result = server.run("draft", "export", "chat", "--to", str(machine / "head"))
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "error: tar in the pod did not end within 3 s; check the connection to the cluster\n",
+    )
+    assert list((machine / "head").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_runs(server: FakeApiServer, machine: Path) -> None:
+    result = server.run("draft", "export", "chat", "--to", str(machine / "answer.tar" / "head"))
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {machine}/answer.tar/head cannot be written: ")
     assert not (machine / "calls").exists()
 
 

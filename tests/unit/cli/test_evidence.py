@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from aurora_cli.cluster.cluster import Cluster
 from aurora_cli.commands import look
 from aurora_cli.errors import CliError, Forbidden, StoreFault
+from aurora_cli.stored import store_access
 from aurora_cli.stored.evidence_reader import read_evidence
 from aurora_cli.stored.store_access import open_store
 from aurora_cli.tables import evidence_table
@@ -22,6 +23,7 @@ from aurora_cli.tables.printing import as_text
 from aurora_protocol.evidence_records import Arm, BaselineSamples, RatioEstimate, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_store import Keys
+from aurora_store.errors import CredentialsMissing
 from tests.unit.cli.fake_cluster import FakeApiServer, resource
 from tests.unit.cli.test_decisions import CANARY
 from tests.unit.fakes import FolderObjects
@@ -114,6 +116,23 @@ def test_a_secret_that_the_user_may_not_read_is_not_asked_for_by_other_ways() ->
         opened(server, use_secret=True)
 
 
+@pytest.mark.parametrize(
+    ("credentials", "offered"),
+    [({"secretRef": {"name": "s3"}}, True), ({"serviceAccountName": "irsa"}, False)],
+)
+def test_a_user_without_credentials_reads_what_a_person_can_do(
+    monkeypatch: pytest.MonkeyPatch, credentials: dict[str, Any], offered: bool
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise CredentialsMissing("no credentials were found; name a Secret, or give the pod a cloud identity")
+
+    monkeypatch.setattr(store_access, "ObjectStore", refuse)
+    with pytest.raises(StoreFault, match="you have no credentials for the store: log in") as error:
+        opened(server_with(credentials=credentials))
+    assert "the pod" not in str(error.value)
+    assert ("--use-secret" in str(error.value)) is offered
+
+
 @pytest.mark.parametrize("endpoint", ["localhost:9000", "http://user:pw@host", "file:///etc/passwd", "http://h?x=1"])
 def test_an_endpoint_that_is_no_url_is_refused(endpoint: str) -> None:
     with pytest.raises(StoreFault, match="--endpoint is a URL"):
@@ -200,6 +219,15 @@ def test_a_cached_baseline_is_shown_as_measured_before() -> None:
     text = as_text(evidence_table.detail(evidence(4, baseline=baseline), "key", POLICY, NOW))
     assert sum(line.endswith("before") for line in text.splitlines()) == 6
     assert "baselines/1" in text
+
+
+@pytest.mark.parametrize("kind", [VerdictKind.PASS, VerdictKind.REJECT])
+def test_a_batch_with_absurdly_many_tokens_is_left_out(kind: VerdictKind) -> None:
+    absurd = samples()[0].model_copy(update={"tokens": 10**400})
+    rows = as_text(evidence_table.arms(evidence(4, kind, samples=samples()))).splitlines()
+    found = evidence(4, kind, samples=(absurd, *samples()))
+    text = as_text(evidence_table.detail(found, "key", POLICY, NOW))
+    assert all(row in text.splitlines() for row in rows)
 
 
 FLOATS = st.floats(allow_nan=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -84,20 +85,23 @@ def _server() -> Iterator[ThreadingHTTPServer]:
         thread.join()
 
 
-def kubeconfig(tmp_path: Path, url: str, *, namespace: str = "") -> str:
-    context = {"cluster": "c", "user": "u"} | ({"namespace": namespace} if namespace else {})
+def kubeconfig(
+    tmp_path: Path, url: str, *, namespace: str = "", current: str = "here", context: str = "here", name: str = "config"
+) -> str:
+    """A kubeconfig with two contexts. Cluster and user of the first are named after it."""
+    own = {"cluster": context, "user": context} | ({"namespace": namespace} if namespace else {})
     config = {
         "apiVersion": "v1",
         "kind": "Config",
-        "current-context": "here",
-        "clusters": [{"name": "c", "cluster": {"server": url}}],
-        "users": [{"name": "u", "user": {"token": "secret-token"}}],
+        "current-context": current,
+        "clusters": [{"name": context, "cluster": {"server": url}}],
+        "users": [{"name": context, "user": {"token": "secret-token"}}],
         "contexts": [
-            {"name": "here", "context": context},
-            {"name": "there", "context": {"cluster": "c", "user": "u", "namespace": "elsewhere"}},
+            {"name": context, "context": own},
+            {"name": "there", "context": own | {"namespace": "elsewhere"}},
         ],
     }
-    path = tmp_path / "kubeconfig"
+    path = tmp_path / name
     path.write_text(yaml.safe_dump(config))
     return str(path)
 
@@ -130,6 +134,32 @@ def test_kubeconfig_of_the_environment_is_read_when_it_is_needed(
 ) -> None:
     monkeypatch.setenv("KUBECONFIG", kubeconfig(tmp_path, "http://127.0.0.1:1", namespace="team"))
     assert connect(Access()).namespace == "team"
+
+
+def test_of_several_kubeconfigs_the_first_current_context_wins_as_for_kubectl(
+    server: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [
+        kubeconfig(tmp_path, "http://127.0.0.1:1", context="unused", current="", name="first"),
+        kubeconfig(tmp_path, url_of(server), context="staging", current="staging", namespace="team", name="second"),
+        kubeconfig(tmp_path, "http://127.0.0.1:1", context="prod", current="prod", name="third"),
+    ]
+    monkeypatch.setenv("KUBECONFIG", os.pathsep.join(files))
+    connection = connect(Access())
+    connection.api.get(CHAT)
+    assert len(Handler.asked) == 1
+    assert connection.namespace == "team"
+    assert connection.kubectl_flags == ("--context=staging",)
+
+
+@pytest.mark.parametrize("current", ["", "gone"])
+def test_a_named_context_needs_no_current_one(tmp_path: Path, current: str) -> None:
+    file = kubeconfig(tmp_path, "http://127.0.0.1:1", current=current)
+    connection = connect(Access(context="there", kubeconfig=file))
+    assert connection.namespace == "elsewhere"
+    assert connection.kubectl_flags == ("--context=there", f"--kubeconfig={file}")
+    with pytest.raises(ClusterError, match=r"choose one with --context|gone"):
+        connect(Access(kubeconfig=file))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "a: b", "clusters: 3\ncurrent-context: x"])

@@ -19,11 +19,9 @@ from aurora_cli.report import timeline, traffic
 from aurora_cli.report.builder import build
 from aurora_cli.report.measurements import measurement, version_speeds
 from aurora_cli.report.page.document import render
-from aurora_cli.report.report import DecisionKind
 from aurora_cli.report.stored_records import MAX_EARLIER_ATTEMPTS, MAX_SHARDS, MAX_VERSIONS, StoredRecords
 from aurora_cli.speculator import Speculator
 from aurora_cli.stored.report_reader import read_records
-from aurora_protocol.draft_records import ChannelReason
 from aurora_protocol.evidence_records import Arm, RatioEstimate, VerdictKind
 from aurora_protocol.training_records import ShapeCounts
 from aurora_store import Keys
@@ -110,21 +108,6 @@ def test_tokens_learned_are_interpolated_between_versions_and_unknown_before_the
     assert at(START + timedelta(hours=1)) == 100
     assert at(START + timedelta(hours=9)) == 200
     assert traffic.learned_at([])(START) is None
-
-
-def test_a_rollback_is_about_the_version_that_was_taken_away() -> None:
-    found = timeline.decisions(RECORDS.channel, ())
-    assert [one.version for one in found if one.kind is DecisionKind.ROLLED_BACK] == [6]
-    refused = channel(2, epoch=3, rejected=(5,)).model_copy(update={"reason": ChannelReason.REFUSED})
-    assert [one.version for one in timeline.decisions([channel(2, epoch=2), refused], ())] == [2, 5]
-
-
-def test_a_decision_that_both_sources_know_is_told_once() -> None:
-    record = next(one for one in RECORDS.channel if one.reason is ChannelReason.PROMOTED)
-    entry = HistoryEntry(time=record.created + timedelta(minutes=1), event="Promoted", version=record.active)
-    later = entry.model_copy(update={"time": record.created + timedelta(hours=1)})
-    assert len(timeline.decisions([record], [entry])) == 1
-    assert len(timeline.decisions([record], [later])) == 2
 
 
 def test_served_versions_cover_the_time_without_gaps() -> None:

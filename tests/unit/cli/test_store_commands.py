@@ -68,6 +68,18 @@ def test_a_whole_store_has_no_faults(objects: FolderObjects) -> None:
         (lambda o: o.delete(f"{SHARD}.safetensors"), "the shard that it names is missing"),
         (lambda o: o.put("backup/old.tar", b"x"), "backup/old.tar: no part of Aurora writes such an object"),
         (lambda o: o.put(Keys.registration(1), b"x" * (1 << 20) + b"x"), Keys.registration(1)),
+        (lambda o: o.put(Keys.channel(2), channel(0).to_json()), "belong to channel/00000001.json"),
+        (lambda o: o.put(Keys.registration(2), o.get(Keys.registration(1))), "belong to registry/00000001.json"),
+        (lambda o: o.put(Keys.lineage(2), o.get(Keys.lineage(1))), "belong to lineage/00000001.json"),
+        (lambda o: o.put(Keys.evidence(1, 2), evidence(1).to_json()), "belong to evidence/00000001/00000001.json"),
+        (lambda o: o.put("channel/1.json", channel(0).to_json()), "channel/1.json: the record's own numbers belong"),
+        (lambda o: o.put(Keys.trainer_state(9), o.get(Keys.trainer_state(1))), "belong to trainer/state/00000001.json"),
+        (
+            lambda o: o.put(Keys.channel(5000), channel(0, epoch=5000).to_json()),
+            "channel/00005000.json: its number is out of sequence",
+        ),
+        (lambda o: o.put(Keys.erasure("0" * 16, 1), b"{}"), "ErasureReport: "),
+        (lambda o: o.put(Keys.erasing("0" * 16), b"{}"), "ErasureStep: "),
         (lambda o: o.put(Keys.TRAINER_STATUS, b"[]"), "trainer/status.json: TrainerStatus: "),
     ],
 )

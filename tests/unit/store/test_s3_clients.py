@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from aurora_store import ObjectStore, StoreConfig
-from aurora_store.errors import StoreError
+from aurora_store.errors import CredentialsMissing
 from aurora_store.s3_calls.s3_clients import ClientSettings, S3Clients
 
 SETTINGS = ClientSettings("http://127.0.0.1:1", "us-east-1", "access", "secret", 1)
@@ -67,7 +67,7 @@ def test_a_client_without_credentials_is_not_kept(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
     clients, ambient = S3Clients(), replace(SETTINGS, access_key=None, secret_key=None)
-    with pytest.raises(StoreError, match="no credentials were found"):
+    with pytest.raises(CredentialsMissing, match="no credentials were found"):
         clients.client(ambient)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "later")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "later")
