@@ -90,7 +90,8 @@ _SPEEDUP = _Figure(
 )
 _ACCEPT_LENGTH = _Figure(
     "aurora_speculator_accept_length",
-    "Answer tokens per verify round of live traffic over all pods and about the last minute, bonus token included.",
+    "Answer tokens per verify round of live traffic over all pods and about the last minute in which there was traffic,"
+    " bonus token included.",
 )
 _HELD_OUT = _Figure(
     "aurora_speculator_held_out_accept_length",
