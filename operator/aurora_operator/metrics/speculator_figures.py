@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
+from aurora_operator.metrics.trainer_counts import TrainerCounts
 from aurora_operator.observe.observed import Observed
 from aurora_operator.plan.events import DECISIONS
 from aurora_operator.plan.formatting import parse_ratio
@@ -102,9 +103,16 @@ _COVERAGE = _Figure(
     "Share of held-out answer tokens that are in the draft's vocabulary, from 0 to 1.",
 )
 _TRAINED_TOKENS = _Figure(
-    "aurora_speculator_trained_tokens", "Traced token positions that the trainer has seen.", counter=True
+    "aurora_speculator_trained_tokens",
+    "Traced token positions that the trainer has seen. A trainer that restarts goes on from its last saved state, and"
+    " counts further once it is past the former count.",
+    counter=True,
 )
-_STEPS = _Figure("aurora_speculator_trainer_steps", "Optimizer steps of the trainer.", counter=True)
+_STEPS = _Figure(
+    "aurora_speculator_trainer_steps",
+    "Optimizer steps of the trainer. After a restart they count as the trained tokens do.",
+    counter=True,
+)
 _PENDING_SHARDS = _Figure("aurora_speculator_pending_shards", "Shards of new traces that wait to be trained.")
 _LAG_TOKENS = _Figure(
     "aurora_speculator_training_lag_tokens",
@@ -147,6 +155,7 @@ class _Speculator:
     """What is known about one speculator."""
 
     values: _Values = field(default_factory=dict)
+    counts: TrainerCounts = TrainerCounts()
     decisions: Counter[str] = field(default_factory=Counter)
     scraped: bool = False
     """Whether a scrape has shown the counters of decisions at 0. The first reconcile after a change of the leader often
@@ -161,14 +170,23 @@ class SpeculatorFigures(Collector):
 
     def record_observation(self, observed: Observed, now: datetime) -> None:
         """Take the figures of an observation whose reconcile succeeded at ``now``."""
-        owner = observed.owner
-        self.record_status(owner.namespace, owner.name, observed.status, now)
-        known = self._known(owner.namespace, owner.name)
-        known.values = {**known.values, **_trainer_values(observed.store.trainer)}
+        owner, record = observed.owner, observed.store.trainer
+        values = {**_status_values(observed.status), **_lag(record)}
+        self._record((owner.namespace, owner.name), values, _counts(observed.status, record), now)
 
     def record_status(self, namespace: str, name: str, status: SpeculatorStatus, now: datetime) -> None:
         """Take the figures of a status alone: the spec cannot be used, so nothing else was observed at ``now``."""
-        self._known(namespace, name).values = _status_values(status) | {_LAST_RECONCILE: (_Sample(now.timestamp()),)}
+        self._record((namespace, name), _status_values(status), _counts(status), now)
+
+    def _record(self, key: tuple[str, str], values: _Values, counts: TrainerCounts, now: datetime) -> None:
+        known = self._known(*key)
+        known.counts = known.counts.highest(counts)
+        known.values = {
+            **values,
+            _LAST_RECONCILE: (_Sample(now.timestamp()),),
+            _TRAINED_TOKENS: (_Sample(known.counts.trained_tokens),),
+            _STEPS: (_Sample(known.counts.steps),),
+        }
 
     def begin(self, namespace: str, name: str) -> None:
         """Show a speculator on which this process acts from now on, before anything is decided."""
@@ -226,8 +244,6 @@ def _status_values(status: SpeculatorStatus) -> dict[_Figure, tuple[_Sample, ...
         _ACCEPT_LENGTH: _of_text(status.accept_length),
         _HELD_OUT: _of_text(training.held_out_accept_length),
         _COVERAGE: _of_text(training.vocabulary_coverage),
-        _TRAINED_TOKENS: (_Sample(training.trained_tokens),),
-        _STEPS: (_Sample(training.step),),
         _COST: _of_device(worth.cost_seconds_per_day, worth.cost_device),
         _SAVED: _of_device(worth.saved_seconds_per_day, worth.saved_device),
         _PENDING_SHARDS: () if training.pending_shards is None else (_Sample(training.pending_shards),),
@@ -241,7 +257,15 @@ def _speedup(status: SpeculatorStatus) -> Iterator[_Sample]:
             yield _Sample(value, bound)
 
 
-def _trainer_values(record: TrainerStatus | None) -> dict[_Figure, tuple[_Sample, ...]]:
+def _counts(status: SpeculatorStatus, record: TrainerStatus | None = None) -> TrainerCounts:
+    """The trainer's counts by its last record, or by what the status keeps of it."""
+    if record is None:
+        return TrainerCounts(status.lineage, status.training.step, status.training.trained_tokens)
+    lineage = status.lineage if record.lineage is None else record.lineage
+    return TrainerCounts(lineage, record.step, record.trained_tokens)
+
+
+def _lag(record: TrainerStatus | None) -> dict[_Figure, tuple[_Sample, ...]]:
     if record is None or not record.shards:
         return {}
     return {_LAG_TOKENS: (_Sample(record.pending_shards * record.trained_tokens / record.shards),)}
