@@ -21,6 +21,4 @@ class TrainerCounts:
         """``newer``, where each count is no lower than it was. Another lineage begins anew."""
         if newer.lineage != self.lineage:
             return newer
-        return TrainerCounts(
-            self.lineage, max(self.steps, newer.steps), max(self.trained_tokens, newer.trained_tokens)
-        )
+        return TrainerCounts(self.lineage, max(self.steps, newer.steps), max(self.trained_tokens, newer.trained_tokens))

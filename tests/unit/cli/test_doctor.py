@@ -260,9 +260,7 @@ def test_an_annotation_that_the_operator_ignores_is_found(annotation: str, value
         ({}, "0.92x (0.90-0.95)", False),
     ],
 )
-def test_a_fixed_shape_that_does_not_pay_is_found(
-    draft: dict[str, Any], measured: str | None, expected: bool
-) -> None:
+def test_a_fixed_shape_that_does_not_pay_is_found(draft: dict[str, Any], measured: str | None, expected: bool) -> None:
     active = VersionStatus(version=1, speedup=measured)
     status = HEALTHY.model_copy(update={"estimated_speedup": "~0.8x", "active": active})
     findings = diagnose(snapshot(status, draft=draft))
