@@ -25,6 +25,8 @@ from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
 from aurora_operator.metrics.trainer_counts import TrainerCounts
 from aurora_operator.observe.observed import Observed
+from aurora_operator.plan.conditions.content import QUEUED
+from aurora_operator.plan.conditions.start import only_starts
 from aurora_operator.plan.events import DECISIONS
 from aurora_operator.plan.formatting import parse_ratio
 from aurora_protocol.training_records import TrainerStatus
@@ -62,6 +64,15 @@ _CONDITION = _Figure(
     "1 while the condition of this type is True, otherwise 0. A condition that is not set has no series.",
     "type",
 )
+_STARTING = _Figure(
+    "aurora_speculator_starting",
+    "1 while Ready is False only because no pod has served clients yet since the creation or a scale-up from zero,"
+    " nothing has failed, and the time limit of the start is not over. Otherwise 0.",
+)
+_TRAINER_QUEUED = _Figure(
+    "aurora_speculator_trainer_queued",
+    "1 while the trainer's pod waits behind a scheduling gate, for example in a queue of Kueue. Otherwise 0.",
+)
 _PHASE = _Figure(
     "aurora_speculator_rollout_phase",
     "1 for the present phase of the rollout. The other phases have no series.",
@@ -78,7 +89,13 @@ _LAST_DECISION = _Figure(
     "Unix time of the last decision in status.history.",
 )
 _LAST_RECONCILE = _Figure(
-    "aurora_speculator_last_reconcile_timestamp_seconds", "Unix time of the last reconcile that succeeded."
+    "aurora_speculator_last_reconcile_timestamp_seconds",
+    "Unix time of the last reconcile that succeeded. Before the first one, when this process began to act.",
+)
+_DELETED_AT = _Figure(
+    "aurora_speculator_deletion_timestamp_seconds",
+    "Unix time at which somebody deleted the speculator. Only while its deletion waits for the stored objects, and then"
+    " the other figures are absent.",
 )
 _MEASURING_SINCE = _Figure(
     "aurora_speculator_measurement_started_timestamp_seconds",
@@ -130,10 +147,13 @@ _SAVED = _Figure(
 )
 _FIGURES: Final = (
     _CONDITION,
+    _STARTING,
+    _TRAINER_QUEUED,
     _PHASE,
     _DECISIONS,
     _LAST_DECISION,
     _LAST_RECONCILE,
+    _DELETED_AT,
     _MEASURING_SINCE,
     _SPEEDUP,
     _ACCEPT_LENGTH,
@@ -155,7 +175,7 @@ class _Speculator:
     """What is known about one speculator."""
 
     values: _Values = field(default_factory=dict)
-    counts: TrainerCounts = TrainerCounts()
+    counts: TrainerCounts = field(default_factory=TrainerCounts)
     decisions: Counter[str] = field(default_factory=Counter)
     scraped: bool = False
     """Whether a scrape has shown the counters of decisions at 0. The first reconcile after a change of the leader often
@@ -175,7 +195,7 @@ class SpeculatorFigures(Collector):
         self._record((owner.namespace, owner.name), values, _counts(observed.status, record), now)
 
     def record_status(self, namespace: str, name: str, status: SpeculatorStatus, now: datetime) -> None:
-        """Take the figures of a status alone: the spec cannot be used, so nothing else was observed at ``now``."""
+        """Take the figures of a status alone: nothing was observed yet, or the spec cannot be used, at ``now``."""
         self._record((namespace, name), _status_values(status), _counts(status), now)
 
     def _record(self, key: tuple[str, str], values: _Values, counts: TrainerCounts, now: datetime) -> None:
@@ -187,6 +207,10 @@ class SpeculatorFigures(Collector):
             _TRAINED_TOKENS: (_Sample(known.counts.trained_tokens),),
             _STEPS: (_Sample(known.counts.steps),),
         }
+
+    def record_deletion(self, namespace: str, name: str, deleted: datetime) -> None:
+        """Show only that a speculator is being deleted: its pods end, and nobody writes its status any more."""
+        self._known(namespace, name).values = {_DELETED_AT: _of_time(deleted)}
 
     def begin(self, namespace: str, name: str) -> None:
         """Show a speculator on which this process acts from now on, before anything is decided."""
@@ -234,9 +258,12 @@ def _status_values(status: SpeculatorStatus) -> dict[_Figure, tuple[_Sample, ...
     known = [c for c in status.conditions if isinstance(c.type, ConditionType)]
     candidate, training = status.candidate, status.training
     worth = training.worth
+    queued = any(c.type is ConditionType.TRAINER_READY and c.reason == QUEUED for c in known)
     measuring = candidate is not None and candidate.phase is CandidatePhase.VALIDATING
     return {
         _CONDITION: tuple(_Sample(float(c.status is ConditionStatus.TRUE), c.type) for c in known),
+        _STARTING: (_Sample(float(only_starts(status))),),
+        _TRAINER_QUEUED: (_Sample(float(queued)),),
         _PHASE: (_Sample(1, status.rollout.phase),),
         _LAST_DECISION: _of_time(status.history[-1].time if status.history else None),
         _MEASURING_SINCE: _of_time(candidate.since if measuring and candidate else None),
