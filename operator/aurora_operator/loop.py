@@ -39,6 +39,8 @@ class SpeculatorLoop:
             metrics.RECONCILES.labels(*self._labels, outcome)
         self._wake = asyncio.Event()
         self._failures = 0
+        self._shown = False
+        """Whether the metrics show the stored status. They do so before the first reconcile, which waits for a slot."""
         self._finish_by_seconds = time.monotonic() + MAX_RECONCILE_SECONDS
 
     def wake(self) -> None:
@@ -63,6 +65,9 @@ class SpeculatorLoop:
     async def _turn(self, *, woken: bool) -> float:
         """One reconcile. Returns the seconds to wait before the next one."""
         try:
+            if not self._shown:
+                self._shown = True
+                self._reconciler.show_stored_status()
             async with self._slots.slot():
                 delay_seconds = await self._reconciler.reconcile(woken=woken)
             outcome, self._failures = "done", 0

@@ -122,13 +122,12 @@ class Reconciler:
             snapshot = await self._observer.observe(ask_agents=ask_agents)
         except BeingDeleted as being_deleted:
             self._fleet.report_unusable(self._key)
-            FIGURES.forget(*self._key)
             return await self._delete_data(being_deleted.stored)
         except InvalidSpec as error:
             self._fleet.report_unusable(self._key)
             claim = await self._claim(error.owner, error.status)
             if claim is Claim.HOLD:
-                await self._report_invalid_spec(error)
+                self._show(await self._report_invalid_spec(error))
             return _delay_after(claim)
         claim = await self._claim(snapshot.observed.owner, snapshot.observed.status)
         if claim is not Claim.HOLD:
@@ -217,24 +216,52 @@ class Reconciler:
         claim = await self._claim(owner_of(stored), status_of(stored))
         if claim is not Claim.HOLD:
             return _delay_after(claim)
+        self._show_deletion(stored)
         try:
             return await self._deletion.advance(stored)
         except InvalidSpec as error:
             await self._report_invalid_spec(error)
             return _rest_seconds()
 
-    async def _report_invalid_spec(self, error: InvalidSpec) -> None:
-        """Write the fault to the conditions and post an Event, once. The children stay as they are until then."""
+    async def _report_invalid_spec(self, error: InvalidSpec) -> SpeculatorStatus:
+        """Write the fault to the conditions and post an Event, once. The children stay as they are until then.
+
+        Returns the status that names the fault.
+        """
         owner = error.owner
-        metrics.READY.labels(owner.namespace, owner.name).set(0)
-        now = datetime.now(UTC)
-        status = invalid_spec_status(error.status, owner.generation, str(error), now)
-        FIGURES.record_status(owner.namespace, owner.name, status, now)
+        status = invalid_spec_status(error.status, owner.generation, str(error), datetime.now(UTC))
         if status != error.status:
             log.warning("%s: the spec is invalid, nothing is changed until it is corrected: %s", owner.full_name, error)
             await call_api(write_status, self._api, owner, status)
             note = EventNote("InvalidSpec", str(error), warning=True, period_per_reason=CONDITION_PERIOD)
             await self._events.post(note, owner)
+        return status
+
+    def show_stored_status(self) -> None:
+        """Let the metrics say what the status says, before anything is observed.
+
+        Why: a restart of the operator must not end an alert that is still true, and the first reconcile may fail.
+        """
+        stored = self._cache.get(SPECULATOR.kind, *self._key)
+        if stored is None:
+            return
+        status = status_of(stored)
+        if status.operator is not None and status.operator.installation != self._config.installation:
+            return  # the installation that acts shows it
+        if "deletionTimestamp" in stored["metadata"]:
+            self._show_deletion(stored)
+        else:
+            self._show(status)
+
+    def _show(self, status: SpeculatorStatus) -> None:
+        """Take the metrics from a status alone."""
+        metrics.record_ready(*self._key, status)
+        FIGURES.record_status(*self._key, status, datetime.now(UTC))
+
+    def _show_deletion(self, stored: Object) -> None:
+        """Take away what was observed, and show since when the speculator is being deleted."""
+        metrics.forget_observations(*self._key)
+        FIGURES.record_deletion(*self._key, datetime.fromisoformat(stored["metadata"]["deletionTimestamp"]))
 
     def is_gone(self) -> bool:
         """Whether the cache says that the speculator is gone, or is being deleted without our finalizer."""

@@ -31,7 +31,7 @@ def render() -> str:
         "time": {"from": "now-6h", "to": "now"},
         "timezone": "browser",
         "templating": {"list": [_datasource(), _choice("namespace", ""), _choice("name", 'namespace="$namespace"')]},
-        "annotations": {"list": [_promotions()]},
+        "annotations": {"list": [_active_version_changes()]},
         "panels": list(_panels()),
     }
     return json.dumps(dashboard, indent=2) + "\n"
@@ -55,11 +55,11 @@ def _choice(label: str, selector: str) -> dict[str, Any]:
     }
 
 
-def _promotions() -> dict[str, Any]:
-    """Vertical lines where a version became active."""
+def _active_version_changes() -> dict[str, Any]:
+    """Vertical lines where another version became active: by a promotion, a rollback or a pin."""
     selector = 'namespace="$namespace",name="$name"'
     return {
-        "name": "Promotions",
+        "name": "Active version changed",
         "datasource": DATASOURCE,
         "enable": True,
         "iconColor": "green",

@@ -8,6 +8,8 @@ from typing import Final
 SPECULATOR: Final = 'namespace="$namespace",name="$name"'
 """Selects the series of the chosen speculator, whoever exports them."""
 DRAFT: Final = f'{SPECULATOR},source="draft"'
+TOTAL: Final = f'{SPECULATOR},priority=""'
+"""Selects SGLang's totals. With priority scheduling, engines report each priority beside them."""
 ALL: Final = ""
 """Selects all series of a metric."""
 
@@ -81,15 +83,16 @@ def _quantile(quantile: float, metric: str, selector: str = SPECULATOR, window: 
 
 
 _ANSWERS: Final = _rate("aurora_agent_answer_tokens_total")
+_ESTIMATE: Final = _series("aurora_agent_estimated_speedup")
 
 WORTH: Final = Row(
     "What the draft is worth",
     (
         _panel("Speed against no speculation",
             "Measured: the gate's last measurement of the active version, with its interval. Estimated: from the costs"
-            " of the engines' own rounds, over live traffic. Above 1 the draft pays.",
+            " of the engines' own rounds, over the live traffic of pods that estimate. Above 1 the draft pays.",
             ("measured, {{bound}}", _max("aurora_speculator_active_speedup", "bound")),
-            ("estimated, live", f"sum({_ANSWERS}) / sum({_ANSWERS} / {_series('aurora_agent_estimated_speedup')})")),
+            ("estimated, live", f"sum({_ANSWERS} and {_ESTIMATE}) / sum({_ANSWERS} / {_ESTIMATE})")),
         _panel("Acceptance length",
             "Answer tokens per verify round, bonus token included. The draft alone counts only rounds in which it"
             " proposed. Held-out is the newest draft, which may not serve yet.",
@@ -116,7 +119,7 @@ ROUNDS: Final = Row(
             "Rounds per second: off, or the source and the number of proposed tokens.",
             ("{{arm}}", _sum_rate("aurora_agent_decode_rounds_total", "arm")), unit="ops", stacked=True),
         _panel("Round time by shape",
-            "Measured time of a decode round, by arm and number of running requests, mean of the pods.",
+            "Measured time of a decode round, by arm and range of running requests, mean of the pods.",
             ("{{arm}}, {{requests}} running",
                 _of("avg", "arm, requests", _series("aurora_agent_decode_round_seconds"))), unit="s"),
         _panel("Share of rounds that explore",
@@ -132,8 +135,8 @@ TRAFFIC: Final = Row(
             ("{{pod}}", _sum_rate("aurora_agent_answer_tokens_total", "pod")), stacked=True),
         _panel("Requests in the engines",
             "Requests that run and requests that wait, over all pods that are ready.",
-            ("running", _of("sum", "", _series("sglang:num_running_reqs"))),
-            ("waiting", _of("sum", "", _series("sglang:num_queue_reqs")))),
+            ("running", _of("sum", "", _series("sglang:num_running_reqs", TOTAL))),
+            ("waiting", _of("sum", "", _series("sglang:num_queue_reqs", TOTAL)))),
         _panel("Time to first token",
             "As the engines measure it.",
             ("median", _quantile(0.5, "sglang:time_to_first_token_seconds")),
@@ -168,7 +171,8 @@ LEARNING: Final = Row(
             " trainer falls behind.",
             ("waiting", _max("aurora_speculator_training_lag_tokens"))),
         _panel("Tokens trained per second",
-            "New token positions that the trainer sees.",
+            "New token positions that the trainer sees. After a restart of the trainer 0, until it is past its former"
+            " count.",
             ("trained", _of("max", "", _rate("aurora_speculator_trained_tokens_total", window="10m")))),
         _panel("Vocabulary coverage",
             "Share of held-out answer tokens that the draft can propose at all.",
@@ -188,7 +192,8 @@ VERSIONS: Final = Row(
             "The present phase has the value 1.", ("{{phase}}", _max("aurora_speculator_rollout_phase", "phase")),
             kind="state-timeline"),
         _panel("Conditions",
-            "1 while the condition is True. Degraded, NameTaken and InvalidSpec are abnormal when 1.",
+            "1 while the condition is True. Degraded, NameTaken and InvalidSpec are abnormal when 1. UpgradePending is"
+            " 1 until the pods have restarted after an upgrade of the operator.",
             ("{{type}}", _max("aurora_speculator_condition", "type")), kind="state-timeline"),
         _panel("Swaps in the last hour",
             "Swaps of a pod's draft, by result.", ("{{result}}", _last_hour("aurora_agent_swaps_total", "result"))),

@@ -105,7 +105,7 @@ _UNREACHABLE = Remedy(
     ("kubectl -n {ns} get networkpolicies", "kubectl -n {ns} logs deployment/{name} -c agent --tail=50"),
 )
 _SLOW = Remedy(
-    "serving is slower than without speculation, by the engines' own estimate",
+    "serving is slower than without speculation, by the gate's measurement of the active version",
     "A fixed shape proposes tokens where they do not pay: let the engine choose.",
     (
         "kubectl -n {ns} patch auroraspeculator {name} --type=merge"
@@ -113,7 +113,7 @@ _SLOW = Remedy(
     ),
     Severity.WARNING,
 )
-_ESTIMATE = re.compile(r"~?([0-9]+(?:\.[0-9]+)?)x")
+_RATIO = re.compile(r"([0-9]+(?:\.[0-9]+)?)x")
 
 
 def pods_in_trouble(snapshot: Snapshot) -> Iterator[Finding]:
@@ -178,13 +178,10 @@ def agents_unreachable(snapshot: Snapshot) -> Iterator[Finding]:
 
 
 def slower_than_off(snapshot: Snapshot) -> Iterator[Finding]:
-    """A fixed shape whose estimated speedup is below 1."""
+    """A fixed shape whose measured speedup is below 1. Engines with a fixed shape estimate none."""
     status, draft = snapshot.speculator.status, snapshot.speculator.section("draft")
-    estimate = _ESTIMATE.fullmatch(status.estimated_speedup or "")
+    text = (status.active.speedup if status.active else None) or ""
+    measured = _RATIO.match(text)
     fixed = draft.get("shape") == "Fixed" or (draft.get("branching") or 1) != 1
-    measured = _ESTIMATE.match((status.active.speedup if status.active else None) or "")
-    slow = [found for found in (estimate, measured) if found is not None and float(found[1]) < 1.0]
-    if fixed and slow:
-        evidence = f"status.estimatedSpeedup {status.estimated_speedup or 'unset'}"
-        measured_text = f", measured {status.active.speedup}" if status.active and status.active.speedup else ""
-        yield _SLOW.finding(snapshot, evidence + measured_text)
+    if fixed and measured is not None and float(measured[1]) < 1.0:
+        yield _SLOW.finding(snapshot, f"status.active.speedup {text}")

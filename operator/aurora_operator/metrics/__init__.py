@@ -23,6 +23,7 @@ from aurora_operator.metrics.operator_metrics import (
     forget,
     forget_observations,
     record_observation,
+    record_ready,
 )
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "forget",
     "forget_observations",
     "record_observation",
+    "record_ready",
 ]

@@ -11,6 +11,7 @@ from functools import partial
 from prometheus_client import Counter, Gauge, Histogram
 
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
+from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.kubernetes_api import API_CALLS
 from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.observe.observed import Observed
@@ -74,9 +75,7 @@ def record_observation(observed: Observed, seconds: float) -> None:
     """Set the gauges from one observation, whose reconcile took ``seconds``."""
     labels = (observed.owner.namespace, observed.owner.name)
     RECONCILE_SECONDS.observe(seconds)
-    conditions = observed.status.conditions
-    ready = any(c.type is ConditionType.READY and c.status is ConditionStatus.TRUE for c in conditions)
-    READY.labels(*labels).set(int(ready))
+    record_ready(*labels, observed.status)
     if observed.store.channel is not None:
         ACTIVE_VERSION.labels(*labels).set(observed.store.channel.active)
     # A version that no pod serves any more must not keep its last count.
@@ -84,6 +83,12 @@ def record_observation(observed: Observed, seconds: float) -> None:
     for pod in observed.pods:
         version = pod.agent.version if pod.agent else None
         PODS.labels(*labels, "unknown" if version is None else str(version)).inc()
+
+
+def record_ready(namespace: str, name: str, status: SpeculatorStatus) -> None:
+    """Set the gauge of the condition Ready."""
+    ready = any(c.type is ConditionType.READY and c.status is ConditionStatus.TRUE for c in status.conditions)
+    READY.labels(namespace, name).set(int(ready))
 
 
 def count_cache_objects(cache: ClusterCache) -> None:
@@ -99,7 +104,7 @@ def forget(namespace: str, name: str) -> None:
 
 
 def forget_observations(namespace: str, name: str) -> None:
-    """Drop what was observed about a speculator on which another installation acts from now on."""
+    """Drop what was observed about a speculator that is being deleted, or on which another installation acts."""
     for metric in (READY, ACTIVE_VERSION, PODS):
         _remove(metric, namespace, name)
 

@@ -23,7 +23,10 @@ from prometheus_client.registry import Collector
 
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
+from aurora_operator.metrics.trainer_counts import TrainerCounts
 from aurora_operator.observe.observed import Observed
+from aurora_operator.plan.conditions.content import QUEUED
+from aurora_operator.plan.conditions.start import only_starts
 from aurora_operator.plan.events import DECISIONS
 from aurora_operator.plan.formatting import parse_ratio
 from aurora_protocol.training_records import TrainerStatus
@@ -61,6 +64,15 @@ _CONDITION = _Figure(
     "1 while the condition of this type is True, otherwise 0. A condition that is not set has no series.",
     "type",
 )
+_STARTING = _Figure(
+    "aurora_speculator_starting",
+    "1 while Ready is False only because no pod has served clients yet since the creation or a scale-up from zero,"
+    " nothing has failed, and the time limit of the start is not over. Otherwise 0.",
+)
+_TRAINER_QUEUED = _Figure(
+    "aurora_speculator_trainer_queued",
+    "1 while the trainer's pod waits behind a scheduling gate, for example in a queue of Kueue. Otherwise 0.",
+)
 _PHASE = _Figure(
     "aurora_speculator_rollout_phase",
     "1 for the present phase of the rollout. The other phases have no series.",
@@ -77,7 +89,13 @@ _LAST_DECISION = _Figure(
     "Unix time of the last decision in status.history.",
 )
 _LAST_RECONCILE = _Figure(
-    "aurora_speculator_last_reconcile_timestamp_seconds", "Unix time of the last reconcile that succeeded."
+    "aurora_speculator_last_reconcile_timestamp_seconds",
+    "Unix time of the last reconcile that succeeded. Before the first one, when this process began to act.",
+)
+_DELETED_AT = _Figure(
+    "aurora_speculator_deletion_timestamp_seconds",
+    "Unix time at which somebody deleted the speculator. Only while its deletion waits for the stored objects, and then"
+    " the other figures are absent.",
 )
 _MEASURING_SINCE = _Figure(
     "aurora_speculator_measurement_started_timestamp_seconds",
@@ -90,7 +108,8 @@ _SPEEDUP = _Figure(
 )
 _ACCEPT_LENGTH = _Figure(
     "aurora_speculator_accept_length",
-    "Answer tokens per verify round of live traffic over all pods and about the last minute, bonus token included.",
+    "Answer tokens per verify round of live traffic over all pods and about the last minute in which there was traffic,"
+    " bonus token included.",
 )
 _HELD_OUT = _Figure(
     "aurora_speculator_held_out_accept_length",
@@ -101,9 +120,16 @@ _COVERAGE = _Figure(
     "Share of held-out answer tokens that are in the draft's vocabulary, from 0 to 1.",
 )
 _TRAINED_TOKENS = _Figure(
-    "aurora_speculator_trained_tokens", "Traced token positions that the trainer has seen.", counter=True
+    "aurora_speculator_trained_tokens",
+    "Traced token positions that the trainer has seen. A trainer that restarts goes on from its last saved state, and"
+    " counts further once it is past the former count.",
+    counter=True,
 )
-_STEPS = _Figure("aurora_speculator_trainer_steps", "Optimizer steps of the trainer.", counter=True)
+_STEPS = _Figure(
+    "aurora_speculator_trainer_steps",
+    "Optimizer steps of the trainer. After a restart they count as the trained tokens do.",
+    counter=True,
+)
 _PENDING_SHARDS = _Figure("aurora_speculator_pending_shards", "Shards of new traces that wait to be trained.")
 _LAG_TOKENS = _Figure(
     "aurora_speculator_training_lag_tokens",
@@ -121,10 +147,13 @@ _SAVED = _Figure(
 )
 _FIGURES: Final = (
     _CONDITION,
+    _STARTING,
+    _TRAINER_QUEUED,
     _PHASE,
     _DECISIONS,
     _LAST_DECISION,
     _LAST_RECONCILE,
+    _DELETED_AT,
     _MEASURING_SINCE,
     _SPEEDUP,
     _ACCEPT_LENGTH,
@@ -146,6 +175,7 @@ class _Speculator:
     """What is known about one speculator."""
 
     values: _Values = field(default_factory=dict)
+    counts: TrainerCounts = field(default_factory=TrainerCounts)
     decisions: Counter[str] = field(default_factory=Counter)
     scraped: bool = False
     """Whether a scrape has shown the counters of decisions at 0. The first reconcile after a change of the leader often
@@ -160,14 +190,27 @@ class SpeculatorFigures(Collector):
 
     def record_observation(self, observed: Observed, now: datetime) -> None:
         """Take the figures of an observation whose reconcile succeeded at ``now``."""
-        owner = observed.owner
-        self.record_status(owner.namespace, owner.name, observed.status, now)
-        known = self._known(owner.namespace, owner.name)
-        known.values = {**known.values, **_trainer_values(observed.store.trainer)}
+        owner, record = observed.owner, observed.store.trainer
+        values = {**_status_values(observed.status), **_lag(record)}
+        self._record((owner.namespace, owner.name), values, _counts(observed.status, record), now)
 
     def record_status(self, namespace: str, name: str, status: SpeculatorStatus, now: datetime) -> None:
-        """Take the figures of a status alone: the spec cannot be used, so nothing else was observed at ``now``."""
-        self._known(namespace, name).values = _status_values(status) | {_LAST_RECONCILE: (_Sample(now.timestamp()),)}
+        """Take the figures of a status alone: nothing was observed yet, or the spec cannot be used, at ``now``."""
+        self._record((namespace, name), _status_values(status), _counts(status), now)
+
+    def _record(self, key: tuple[str, str], values: _Values, counts: TrainerCounts, now: datetime) -> None:
+        known = self._known(*key)
+        known.counts = known.counts.highest(counts)
+        known.values = {
+            **values,
+            _LAST_RECONCILE: (_Sample(now.timestamp()),),
+            _TRAINED_TOKENS: (_Sample(known.counts.trained_tokens),),
+            _STEPS: (_Sample(known.counts.steps),),
+        }
+
+    def record_deletion(self, namespace: str, name: str, deleted: datetime) -> None:
+        """Show only that a speculator is being deleted: its pods end, and nobody writes its status any more."""
+        self._known(namespace, name).values = {_DELETED_AT: _of_time(deleted)}
 
     def begin(self, namespace: str, name: str) -> None:
         """Show a speculator on which this process acts from now on, before anything is decided."""
@@ -215,9 +258,12 @@ def _status_values(status: SpeculatorStatus) -> dict[_Figure, tuple[_Sample, ...
     known = [c for c in status.conditions if isinstance(c.type, ConditionType)]
     candidate, training = status.candidate, status.training
     worth = training.worth
+    queued = any(c.type is ConditionType.TRAINER_READY and c.reason == QUEUED for c in known)
     measuring = candidate is not None and candidate.phase is CandidatePhase.VALIDATING
     return {
         _CONDITION: tuple(_Sample(float(c.status is ConditionStatus.TRUE), c.type) for c in known),
+        _STARTING: (_Sample(float(only_starts(status))),),
+        _TRAINER_QUEUED: (_Sample(float(queued)),),
         _PHASE: (_Sample(1, status.rollout.phase),),
         _LAST_DECISION: _of_time(status.history[-1].time if status.history else None),
         _MEASURING_SINCE: _of_time(candidate.since if measuring and candidate else None),
@@ -225,8 +271,6 @@ def _status_values(status: SpeculatorStatus) -> dict[_Figure, tuple[_Sample, ...
         _ACCEPT_LENGTH: _of_text(status.accept_length),
         _HELD_OUT: _of_text(training.held_out_accept_length),
         _COVERAGE: _of_text(training.vocabulary_coverage),
-        _TRAINED_TOKENS: (_Sample(training.trained_tokens),),
-        _STEPS: (_Sample(training.step),),
         _COST: _of_device(worth.cost_seconds_per_day, worth.cost_device),
         _SAVED: _of_device(worth.saved_seconds_per_day, worth.saved_device),
         _PENDING_SHARDS: () if training.pending_shards is None else (_Sample(training.pending_shards),),
@@ -240,7 +284,15 @@ def _speedup(status: SpeculatorStatus) -> Iterator[_Sample]:
             yield _Sample(value, bound)
 
 
-def _trainer_values(record: TrainerStatus | None) -> dict[_Figure, tuple[_Sample, ...]]:
+def _counts(status: SpeculatorStatus, record: TrainerStatus | None = None) -> TrainerCounts:
+    """The trainer's counts by its last record, or by what the status keeps of it."""
+    if record is None:
+        return TrainerCounts(status.lineage, status.training.step, status.training.trained_tokens)
+    lineage = status.lineage if record.lineage is None else record.lineage
+    return TrainerCounts(lineage, record.step, record.trained_tokens)
+
+
+def _lag(record: TrainerStatus | None) -> dict[_Figure, tuple[_Sample, ...]]:
     if record is None or not record.shards:
         return {}
     return {_LAG_TOKENS: (_Sample(record.pending_shards * record.trained_tokens / record.shards),)}

@@ -95,13 +95,16 @@ def _live_acceptance(observed: Observed, pods: Iterable[PodView]) -> tuple[str |
 
 
 def _estimated_speedup(observed: Observed) -> str | None:
-    """The pods' estimated speedups over no speculation as one, over the recent traffic."""
+    """The pods' estimated speedups over no speculation as one, over the recent traffic.
+
+    The last value stays while there is no traffic. Engines with a fixed shape estimate nothing, so it ends with them.
+    """
     traffic = []
     for pod in observed.pods:
         start, agent = observed.recent_counters.get(pod.name), pod.agent
         if agent is not None and agent.speedup_estimate is not None and start is not None and start.boot == agent.boot:
             traffic.append((agent.live.answer_tokens - start.answer_tokens, agent.speedup_estimate))
-    return speedup_text(traffic)
+    return speedup_text(traffic) or (observed.status.estimated_speedup if observed.spec.draft.adaptive else None)
 
 
 def _pod_state(view: PodView, pod: Pod | None) -> str:
@@ -200,7 +203,7 @@ def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges,
         rollout=changes.rollout,
         training=_training(observed),
         accept_length=accept_length or old.accept_length,
-        estimated_speedup=_estimated_speedup(observed) or old.estimated_speedup,
+        estimated_speedup=_estimated_speedup(observed),
         updated=f"{up_to_date}/{observed.spec.serving.replicas}",
         replicas=min(len(pods), observed.spec.serving.replicas),
         ready_replicas=sum(pod.ready for pod in pods),

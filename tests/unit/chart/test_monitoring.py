@@ -31,6 +31,8 @@ ALERTS: list[dict[str, Any]] = [
 ALERT_TESTS = ROOT / "tests/unit/chart/alerts_test.yaml"
 TARGET_LABELS = frozenset({"namespace", "name", "pod", "job", "le"})
 """Labels that Prometheus adds to every series of our PodMonitors, and that of a histogram's buckets."""
+ENGINE_LABELS = frozenset({"priority"})
+"""The labels of SGLang's metrics that expressions may name."""
 OURS = (*exported_metrics.operator(), *exported_metrics.agent())
 LABELS = {series: frozenset(metric.labels) for metric in OURS for series in metric.series}
 VALUES = {
@@ -41,6 +43,7 @@ VALUES = {
     "outcome": {"done", "conflict", "error"},
     "stage": {"waiting", "restarting", "failed"},
     "version": {"unknown"},
+    "priority": {""},
 }
 """The values of labels that expressions may ask for."""
 
@@ -71,7 +74,7 @@ def test_an_expression_names_only_series_and_labels_that_exist(name: str, expres
     assert series, "an expression without a metric shows nothing"
     known = {*LABELS, *exported_metrics.operator_process(), *exported_metrics.engine()}
     assert series <= known, f"{name} names series that nobody exports"
-    own = frozenset[str]().union(*(LABELS.get(one, frozenset()) for one in series))
+    own = frozenset[str]().union(*(LABELS.get(one, ENGINE_LABELS) for one in series))
     assert labels <= own | TARGET_LABELS, f"{name} names labels that the series do not have"
 
 
@@ -145,6 +148,33 @@ def test_every_panel_has_data_when_every_process_exports_what_it_can(tmp_path: P
     series = [{"series": one, "values": "1+1x60"} for one in _all_series()]
     test = {"interval": "1m", "input_series": series, "promql_expr_test": queries}
     file = tmp_path / "panels_test.yaml"
+    file.write_text(yaml.safe_dump({"tests": [test]}))
+    _promtool("test", "rules", file)
+
+
+def test_a_panel_counts_only_pods_that_estimate_and_each_request_once(tmp_path: Path) -> None:
+    """Pod b estimates nothing. Pod a schedules by priority: beside its total, SGLang reports each priority."""
+    pod = 'namespace="team",name="chat",pod='
+    series = {
+        f'aurora_agent_answer_tokens_total{{{pod}"a"}}': "0+60x60",
+        f'aurora_agent_answer_tokens_total{{{pod}"b"}}': "0+600x60",
+        f'aurora_agent_estimated_speedup{{{pod}"a"}}': "2x60",
+        f'sglang:num_running_reqs{{{pod}"a",priority=""}}': "3x60",
+        f'sglang:num_running_reqs{{{pod}"a",priority="1"}}': "2x60",
+        f'sglang:num_running_reqs{{{pod}"a",priority="2"}}': "1x60",
+        f'sglang:num_running_reqs{{{pod}"b"}}': "4x60",
+    }
+    expected = {"Speed against no speculation": 2, "Requests in the engines": 7}
+    asked = [(query, query.filled_in("team", "chat", rate_interval="5m")) for query in dashboard_queries()]
+    queries = [
+        {"expr": text, "eval_time": "50m", "exp_samples": [{"value": expected[query.title]}]}
+        for query, text in asked
+        if query.title in expected and named(text)[0] <= {one.partition("{")[0] for one in series}
+    ]
+    assert len(queries) == len(expected)
+    inputs = [{"series": one, "values": values} for one, values in series.items()]
+    file = tmp_path / "values_test.yaml"
+    test = {"interval": "1m", "input_series": inputs, "promql_expr_test": queries}
     file.write_text(yaml.safe_dump({"tests": [test]}))
     _promtool("test", "rules", file)
 

@@ -275,17 +275,21 @@ def test_an_annotation_that_the_operator_ignores_is_found(annotation: str, value
 
 
 @pytest.mark.parametrize(
-    ("draft", "estimate", "expected"),
+    ("draft", "measured", "expected"),
     [
-        ({"shape": "Fixed"}, "~0.9x", True),
-        ({"branching": 4, "draftTokens": 16}, "~0.9x", True),
-        ({"shape": "Fixed"}, "~1.1x", False),
-        ({}, "~0.9x", False),
+        ({"shape": "Fixed"}, "0.92x (0.90-0.95)", True),
+        ({"branching": 4, "draftTokens": 16}, "0.92x (0.90-0.95)", True),
+        ({"shape": "Fixed"}, "1.10x (1.05-1.15)", False),
+        ({"shape": "Fixed"}, None, False),
+        ({}, "0.92x (0.90-0.95)", False),
     ],
 )
-def test_a_fixed_shape_that_does_not_pay_is_found(draft: dict[str, Any], estimate: str, expected: bool) -> None:
-    status = HEALTHY.model_copy(update={"estimated_speedup": estimate, "active": VersionStatus(version=1)})
-    assert bool(found(snapshot(status, draft=draft))) is expected
+def test_a_fixed_shape_that_does_not_pay_is_found(draft: dict[str, Any], measured: str | None, expected: bool) -> None:
+    active = VersionStatus(version=1, speedup=measured)
+    status = HEALTHY.model_copy(update={"estimated_speedup": "~0.8x", "active": active})
+    findings = diagnose(snapshot(status, draft=draft))
+    words = "serving is slower than without speculation, by the gate's measurement of the active version"
+    assert [one.title for one in findings] == [words] * expected, "the estimate is about another shape"
 
 
 def history(*events: str) -> SpeculatorStatus:

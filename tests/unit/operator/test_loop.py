@@ -23,6 +23,11 @@ class FakeReconciler:
     gone_after: int = 1000
     rest_seconds: float = 0.0
     woken: list[bool] = field(default_factory=list)
+    shown_before: list[int] = field(default_factory=list)
+    """The number of reconciles before each time that the stored status was shown."""
+
+    def show_stored_status(self) -> None:
+        self.shown_before.append(len(self.woken))
 
     def is_gone(self) -> bool:
         return len(self.woken) >= self.gone_after
@@ -60,6 +65,7 @@ async def test_no_error_ends_the_loop_while_the_speculator_exists(error: Excepti
     async with asyncio.timeout(10):
         await loop_of(reconciler).run()
     assert len(reconciler.woken) == 4
+    assert reconciler.shown_before == [0], "until a reconcile succeeds, metrics show what the status says"
 
 
 async def test_the_counters_of_all_outcomes_are_there_before_the_first_reconcile_ends() -> None:

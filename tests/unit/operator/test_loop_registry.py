@@ -31,6 +31,9 @@ class FakeReconciler:
         self._cache, self._key = cache, rest[-2]
         self.instances[self._key] = self.instances.get(self._key, 0) + 1
 
+    def show_stored_status(self) -> None:
+        pass
+
     def is_gone(self) -> bool:
         return self._cache.get("AuroraSpeculator", *self._key) is None
 

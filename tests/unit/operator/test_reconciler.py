@@ -152,9 +152,13 @@ class FakeObserver:
     store: FakeStore = field(default_factory=FakeStore)
     asked: list[bool] = field(default_factory=list)
     refreshed: int = 0
+    error: Exception | None = None
+    """What each observation raises."""
 
     async def observe(self, *, ask_agents: bool = True) -> Snapshot:
         self.asked.append(ask_agents)
+        if self.error is not None:
+            raise self.error
         return Snapshot(self.observed, {}, "token")
 
     async def refresh(self) -> None:

@@ -6,17 +6,19 @@ import re
 import threading
 from dataclasses import replace
 from datetime import timedelta
+from importlib.metadata import version
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import (
     CandidatePhase,
     CandidateStatus,
     HistoryEntry,
+    OperatorIdentity,
     RolloutPhase,
     RolloutStatus,
     SpeculatorStatus,
@@ -24,14 +26,21 @@ from aurora_api.v1alpha1.status import (
     VersionStatus,
 )
 from aurora_api.v1alpha1.training import TrainingWorth
-from aurora_operator.errors import Conflict
+from aurora_operator import metrics
+from aurora_operator.children.metadata import FINALIZER
+from aurora_operator.errors import BeingDeleted, Conflict, InvalidSpec, KubernetesError
+from aurora_operator.kubernetes_api import Object
+from aurora_operator.loop import SpeculatorLoop
 from aurora_operator.metrics.speculator_figures import FIGURES, SpeculatorFigures
+from aurora_operator.observe.observed import StoreView, WorkloadView
+from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
 from aurora_operator.plan.events import DECISIONS
 from aurora_operator.plan.formatting import parse_ratio, ratio_text
+from aurora_operator.reconcile_slots import ReconcileSlots
 from aurora_protocol.evidence_records import Arm, RatioEstimate, VerdictKind
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
-from tests.unit.operator.test_reconciler import FakeActor, FakeObserver, reconciler_at
-from tests.unit.operator.worlds import NOW, OWNER, evidence, made, observed, store
+from tests.unit.operator.test_reconciler import FakeActor, FakeApi, FakeObserver, reconciler_at
+from tests.unit.operator.worlds import CONFIG, MINIMAL, NOW, OWNER, evidence, made, observed, pod, status, store
 
 KEY = {"namespace": OWNER.namespace, "name": OWNER.name}
 TRAINER = TrainerStatus(
@@ -97,6 +106,32 @@ def test_the_figures_of_a_status_and_of_the_trainers_record_are_shown(shown: Sho
     assert shown.value("measurement_started_timestamp_seconds") == NOW.timestamp()
 
 
+def test_a_start_in_progress_is_told_from_a_speculator_that_is_not_ready(shown: Shown) -> None:
+    loading = tuple(pod(name, 0, ready=False, agent=None, created=NOW) for name in ("chat-a", "chat-b"))
+    starting = status(observed(pods=loading))
+    unreachable = StoreView(reason="Unreachable", error="no answer")
+    late = NOW + timedelta(days=1)
+    for found, expected in (
+        (starting, 1),
+        (status(observed(pods=loading, status=starting, store=unreachable)), 0),
+        (status(observed(pods=loading, status=starting), late), 0),
+        (invalid_spec_status(starting, 2, "serving.image: no image", NOW), 0),
+        (status(observed(status=starting)), 0),
+        (status(observed(pods=loading, status=status(observed()))), 0),
+    ):
+        shown.figures.record_status(OWNER.namespace, OWNER.name, found, NOW)
+        reasons = [(condition.type, condition.status, condition.reason) for condition in found.conditions]
+        assert shown.value("starting") == expected, reasons
+
+
+def test_a_trainer_in_a_queue_is_told_from_one_that_does_not_run(shown: Shown) -> None:
+    queued = WorkloadView(current=True, replicas=1, ready=0, queued_behind=("kueue.x-k8s.io/admission",))
+    for trainer, expected in ((queued, 1), (replace(queued, queued_behind=()), 0)):
+        shown.figures.record_status(OWNER.namespace, OWNER.name, status(observed(trainer=trainer)), NOW)
+        assert shown.value("condition", type="TrainerReady") == 0
+        assert shown.value("trainer_queued") == expected
+
+
 def test_a_value_that_is_not_known_any_more_has_no_series(shown: Shown) -> None:
     shown.figures.record_observation(observed(status=STATUS, store=store(0, trainer=TRAINER)), NOW)
     shown.figures.record_observation(observed(), NOW)
@@ -104,6 +139,23 @@ def test_a_value_that_is_not_known_any_more_has_no_series(shown: Shown) -> None:
         assert shown.value(name) is None, name
     assert shown.value("rollout_phase", phase="Watching") is None
     assert shown.value("rollout_phase", phase="Idle") == 1
+
+
+def test_the_trainers_counts_do_not_fall_when_it_goes_on_from_its_last_saved_state(shown: Shown) -> None:
+    def trained(tokens: int, lineage: int | None = 1) -> tuple[float | None, float | None]:
+        record = TRAINER.model_copy(update={"lineage": lineage, "trained_tokens": tokens, "step": tokens // 10})
+        world = observed(status=SpeculatorStatus(lineage=1), store=store(0, trainer=record))
+        shown.figures.record_observation(world, NOW)
+        return shown.value("trained_tokens_total"), shown.value("trainer_steps_total")
+
+    assert trained(1000) == (1000, 100)
+    assert trained(400) == (1000, 100), "rate would count 400 tokens that were counted already"
+    assert trained(700, lineage=None) == (1000, 100)
+    away = SpeculatorStatus(lineage=1, training=TrainingStatus(step=40, trained_tokens=400))
+    shown.figures.record_observation(observed(status=away), NOW)
+    assert shown.value("trained_tokens_total") == 1000, "the store is away"
+    assert trained(1200) == (1200, 120)
+    assert trained(30, lineage=2) == (30, 3), "another lineage begins anew"
 
 
 def counts(scrape: str) -> dict[str, float]:
@@ -218,3 +270,81 @@ async def test_a_reconcile_records_and_one_that_yields_forgets() -> None:
     observer.observed = replace(observer.observed, status=other.model_copy(update={"operator": taken}))
     await reconciler.reconcile()
     assert registry.get_sample_value(name, KEY) is None, "another installation acts, and a stale time would alert"
+
+
+CONDITION, LAST_RECONCILE, DELETED_AT = (
+    f"aurora_speculator_{name}"
+    for name in ("condition", "last_reconcile_timestamp_seconds", "deletion_timestamp_seconds")
+)
+READY = {"type": "Ready"}
+
+
+def shown_now(metric: str, **labels: str) -> float | None:
+    """What the process' own metrics show of the speculator."""
+    registry = CollectorRegistry()
+    registry.register(FIGURES)
+    found = registry.get_sample_value(metric, KEY | labels)
+    return REGISTRY.get_sample_value(metric, KEY | labels) if found is None else found
+
+
+def just_started(installation: str = CONFIG.installation) -> FakeApi:
+    """A speculator on which ``installation`` acts, as the API server has it. The process has just started."""
+    FIGURES.forget(OWNER.namespace, OWNER.name)
+    metrics.forget(OWNER.namespace, OWNER.name)
+    identity = OperatorIdentity(installation=installation, version=version("aurora-operator"))
+    named = STATUS.model_copy(update={"operator": identity})
+    return FakeApi(MINIMAL, named.model_dump(mode="json", by_alias=True))
+
+
+async def test_a_restarted_operator_shows_the_stored_status_although_its_reconciles_fail() -> None:
+    """Otherwise the alert about a condition would end with each restart of an operator that cannot go on."""
+    reconciler = just_started().reconciler()
+    reconciler._observer = FakeObserver(observed(), error=KubernetesError("away", 503))  # type: ignore[assignment]
+    loop = SpeculatorLoop(reconciler, ReconcileSlots(), OWNER.namespace, OWNER.name)
+    await loop._turn(woken=True)
+    assert [shown_now(CONDITION, type=kind) for kind in ("Ready", "StorageReady")] == [1, 0]
+    assert shown_now("aurora_speculator_ready") == 1
+    began = shown_now(LAST_RECONCILE)
+    assert began is not None
+    await loop._turn(woken=True)
+    assert shown_now(LAST_RECONCILE) == began, "no reconcile has succeeded since"
+
+
+def test_the_status_of_a_speculator_on_which_another_installation_acts_is_not_shown() -> None:
+    just_started("elsewhere/aurora-operator").reconciler().show_stored_status()
+    assert shown_now(CONDITION, **READY) is None
+    assert shown_now(LAST_RECONCILE) is None
+
+
+class HangingDeletion:
+    """A deletion that does not get on."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self._error = error
+
+    async def advance(self, stored: Object) -> float:
+        if self._error is not None:
+            raise self._error
+        return 30.0
+
+
+@pytest.mark.parametrize("valid", [True, False])
+async def test_a_deletion_that_does_not_get_on_is_all_that_is_shown(*, valid: bool) -> None:
+    deleting = replace(just_started(), revision=78).stored
+    deleting["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [FINALIZER]}
+    reconciler = reconciler_at(FakeObserver(observed(status=STATUS)), FakeActor())
+    await reconciler.reconcile()
+    assert shown_now("aurora_speculator_pods", version="0") == 2
+    reconciler._observer = FakeObserver(observed(), error=BeingDeleted(deleting))  # type: ignore[assignment]
+    error = None if valid else InvalidSpec(OWNER, STATUS, "spec: no bucket", None)
+    reconciler._deletion = HangingDeletion(error)  # type: ignore[assignment]
+    await reconciler.reconcile()
+    assert shown_now(DELETED_AT) == NOW.timestamp()
+    others = ("aurora_speculator_ready", "aurora_speculator_active_version", LAST_RECONCILE)
+    assert [shown_now(name) for name in others] == [None, None, None]
+    assert shown_now("aurora_speculator_pods", version="0") is None
+    assert shown_now(CONDITION, **READY) is None
+    restarted = just_started().reconciler()
+    restarted._cache.put(deleting)
+    restarted.show_stored_status()
+    assert shown_now(DELETED_AT) == NOW.timestamp()

@@ -18,7 +18,7 @@ from aurora_operator.children.metadata import trainer_name
 from aurora_operator.children.queue_label import refused_changes
 from aurora_operator.observe.observed import TAKEN_OVER, TRAINER_SILENCE, Observed, PodView, WorkloadView
 from aurora_operator.plan.conditions.availability import available
-from aurora_operator.plan.conditions.content import SCALED_TO_ZERO, ConditionContent
+from aurora_operator.plan.conditions.content import QUEUED, SCALED_TO_ZERO, ConditionContent
 from aurora_operator.plan.conditions.start import START_FAULTS
 from aurora_operator.plan.lending import withdrawn_pods
 from aurora_operator.plan.rest import trainer_replicas, training_is_suspended
@@ -208,7 +208,7 @@ def _trainer_state(observed: Observed, status: SpeculatorStatus, now: datetime) 
     workload = observed.trainer
     if workload is None or workload.ready < 1:
         if waits := _waiting_in_queue(workload):
-            return ConditionContent(False, "Queued", waits)
+            return ConditionContent(False, QUEUED, waits)
         message = (workload.message if workload else "") or "the trainer's pod is not ready"
         return ConditionContent(False, "PodNotReady", message)
     if training_is_suspended(observed):

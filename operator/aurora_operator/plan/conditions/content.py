@@ -7,6 +7,9 @@ from dataclasses import dataclass
 SCALED_TO_ZERO = "ScaledToZero"
 """Reason of Available and ServingReady while no pods are wanted."""
 
+QUEUED = "Queued"
+"""Reason of TrainerReady while the trainer's pod waits behind a scheduling gate, for example of Kueue."""
+
 
 @dataclass(frozen=True)
 class ConditionContent:

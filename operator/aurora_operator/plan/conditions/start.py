@@ -42,9 +42,19 @@ def is_starting(status: SpeculatorStatus) -> bool:
     return _reason(status) in ("", SCALED_TO_ZERO, STARTING, *START_FAULTS)
 
 
-def _reason(status: SpeculatorStatus) -> str:
-    """The stored reason of Available; empty before the first."""
-    return next((c.reason for c in status.conditions if c.type is ConditionType.AVAILABLE), "")
+def only_starts(status: SpeculatorStatus) -> bool:
+    """Whether Ready is False only because a start is in progress: nothing failed, and its time is not over.
+
+    Ready has the reason of ServingReady unless the store, a failed start or something that requires manual action is
+    the cause.
+    """
+    starting = _reason(status) == STARTING
+    return starting and _reason(status, ConditionType.READY) == _reason(status, ConditionType.SERVING_READY)
+
+
+def _reason(status: SpeculatorStatus, type_: ConditionType = ConditionType.AVAILABLE) -> str:
+    """The stored reason of a condition; empty before the first."""
+    return next((c.reason for c in status.conditions if c.type is type_), "")
 
 
 def serving_pods(observed: Observed) -> int:

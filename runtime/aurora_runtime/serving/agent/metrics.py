@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from aurora_protocol.agent_api import MAX_POSITIONS, AgentState, CaptureCounters, LiveCounters
 from aurora_runtime.serving.agent.spool_state import SpoolState
 from aurora_runtime.serving.pod_records import SpeculationState
+from aurora_runtime.serving.speculation.estimates.size_ranges import range_text
 
 SWAP_RESULTS: Final = ("success", "failure")
 LOSS_REASONS: Final = (
@@ -127,10 +128,12 @@ def _speculation_metrics(speculation: SpeculationState) -> Iterable[Metric]:
         chains.add_metric([source], counters.rounds)
     yield chains
     yield from _position_metrics(speculation)
-    help_text = "Measured seconds of a decode round, by arm and number of running requests."
+    help_text = (
+        "Measured seconds of a decode round, by arm and range of running requests, for the last batch in the range."
+    )
     costs = GaugeMetricFamily("aurora_agent_decode_round_seconds", help_text, labels=["arm", "requests"])
     for cost in speculation.costs:
-        costs.add_metric([cost.arm, str(cost.batch_size)], cost.milliseconds / 1000)
+        costs.add_metric([cost.arm, range_text(cost.batch_size)], cost.milliseconds / 1000)
     yield costs
     help_text = "Share of the decode rounds that explored an arm, since the engine started."
     yield GaugeMetricFamily("aurora_agent_exploring_share", help_text, speculation.exploring_share)

@@ -24,7 +24,8 @@ from typing import Final
 from aurora_runtime.engine.arms import OFF, Arm, Source
 from aurora_runtime.serving.speculation.controller_report import ControllerReport, RoundCounters
 from aurora_runtime.serving.speculation.estimates.cost_cells import LookSettings
-from aurora_runtime.serving.speculation.estimates.cost_model import CostModel, size_range
+from aurora_runtime.serving.speculation.estimates.cost_model import CostModel
+from aurora_runtime.serving.speculation.estimates.size_ranges import size_range
 from aurora_runtime.serving.speculation.estimates.value_model import ODDS_WEIGHT, Curve, ValueModel
 from aurora_runtime.serving.speculation.exploration import (
     ExplorationBudget,

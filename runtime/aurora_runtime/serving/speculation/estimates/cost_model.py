@@ -31,6 +31,7 @@ from aurora_runtime.serving.speculation.estimates.cost_cells import (
     CellRange,
     LookSettings,
 )
+from aurora_runtime.serving.speculation.estimates.size_ranges import size_range
 
 PACE_VARIANCE_PER_ROUND: Final = 0.02**2
 """How fast the machine's speed wanders."""
@@ -224,11 +225,3 @@ def ascending(values: list[float], weights: list[float]) -> list[float]:
             count += its_count
         blocks.append((mean, total, count))
     return [mean for mean, _, count in blocks for _ in range(count)]
-
-
-def size_range(batch_size: int) -> int:
-    """The number of the range of batch sizes: 1, 2, 3, 4, 5-6, 7-8, 9-12, 13-16, 17-24, …"""
-    if batch_size <= 4:
-        return batch_size
-    bits = (batch_size - 1).bit_length() - 1
-    return 2 * bits + 1 + (batch_size > 3 << (bits - 1))

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aurora_runtime.engine.arms import OFF, Arm, arms_within
-from aurora_runtime.serving.speculation.estimates.cost_model import CostModel, ascending, size_range
+from aurora_runtime.serving.speculation.estimates.cost_model import CostModel, ascending
+from aurora_runtime.serving.speculation.estimates.size_ranges import range_text, size_range
 from tests.bench.speculation.cost_tables import CostTable, Noise, cpu_milliseconds, gpu_milliseconds
 from tests.example_count import example_count
 
@@ -206,3 +207,13 @@ def test_ranges_of_batch_sizes_have_no_gaps_and_grow_with_the_size() -> None:
     numbers = [size_range(size) for size in range(1, 65)]
     assert numbers[:8] == [1, 2, 3, 4, 5, 5, 6, 6]
     assert all(b - a in (0, 1) for a, b in itertools.pairwise(numbers))
+
+
+def test_the_name_of_a_range_holds_exactly_its_sizes() -> None:
+    texts = [range_text(size) for size in range(1, 65)]
+    assert [*dict.fromkeys(texts)] == [
+        *("1", "2", "3", "4", "5-6", "7-8", "9-12", "13-16", "17-24", "25-32", "33-48", "49-64"),
+    ]
+    named = {text: set(range(int(text.split("-")[0]), int(text.split("-")[-1]) + 1)) for text in texts}
+    assert all(size in named[range_text(size)] for size in range(1, 65))
+    assert len({(size_range(size), range_text(size)) for size in range(1, 65)}) == len(named)

@@ -1,0 +1,24 @@
+"""The trainer's counts as counters that do not fall while the lineage is the same. Pure.
+
+A trainer that restarts goes on from its last saved state, so the counts of its record fall. Prometheus takes a counter
+that falls for one that began at 0 again, and ``rate`` would count all that was ever trained once more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerCounts:
+    """Steps and tokens of one lineage."""
+
+    lineage: int | None = None
+    steps: int = 0
+    trained_tokens: int = 0
+
+    def highest(self, newer: TrainerCounts) -> TrainerCounts:
+        """``newer``, where each count is no lower than it was. Another lineage begins anew."""
+        if newer.lineage != self.lineage:
+            return newer
+        return TrainerCounts(self.lineage, max(self.steps, newer.steps), max(self.trained_tokens, newer.trained_tokens))
