@@ -52,7 +52,7 @@ class TrainerStore(RecordStore):
 
         Data may be left without their record, when an earlier deletion was interrupted.
         """
-        oldest_kept = self.trainer_state_epochs()[-KEPT_TRAINER_STATES:][0]
+        oldest_kept = min(self.trainer_state_epochs()[-KEPT_TRAINER_STATES:], default=0)
         listed = self.objects.list(Keys.TRAINER_STATE, limit=MAX_RECORDS_LISTED)
         epochs = {epoch for key in listed if (epoch := trainer_state_epoch(key)) is not None}
         for epoch in sorted(epoch for epoch in epochs if epoch < oldest_kept):
