@@ -35,6 +35,8 @@ MAX_NUMBER_GAP = 1000
 """Most numbers that a sequence of records may skip. Writers take the next number, or the one after a taken number."""
 _RECORD_NAME = re.compile(rf"[0-9]{{{NUMBER_WIDTH}}}\.json", re.ASCII)
 _SHARD_HOUR = re.compile(r"traces/[0-9]+/([0-9]{4}-[0-9]{2}-[0-9]{2})/([0-9]{2})/[^/]+", re.ASCII)
+_CHECKPOINT_FOLDER = re.compile(rf"checkpoints/([0-9]{{{NUMBER_WIDTH}}})-[^/]+/", re.ASCII)
+_STATE_KEY = re.compile(rf"trainer/state/([0-9]{{{NUMBER_WIDTH}}})(\.json|/.+)", re.ASCII)
 _SHARD_KEY = re.compile(r"traces(/[A-Za-z0-9][A-Za-z0-9._-]*)+\.json", re.ASCII)
 
 
@@ -59,6 +61,24 @@ def record_number(key: str) -> int | None:
         return number_of(key)
     except InvalidRecord:
         return None
+
+
+def record_numbers(keys: Iterable[str], prefix: str) -> list[int]:
+    """The numbers of those of ``keys`` that are records directly below ``prefix``. Foreign keys are left out."""
+    numbers = ((key, record_number(key)) for key in keys)
+    return [number for key, number in numbers if number is not None and key == f"{prefix}{_number(number)}.json"]
+
+
+def trainer_state_epoch(key: str) -> int | None:
+    """The epoch of the trainer state to whose record or data ``key`` belongs. None when the key is foreign."""
+    found = _STATE_KEY.fullmatch(key)
+    return int(found[1]) if found else None
+
+
+def checkpoint_version(folder: str) -> int | None:
+    """The version to which the folder of a checkpoint, with a closing slash, belongs. None when it is foreign."""
+    found = _CHECKPOINT_FOLDER.fullmatch(folder)
+    return int(found[1]) if found else None
 
 
 def in_sequence(numbers: Iterable[int], known: int = 0) -> list[int]:

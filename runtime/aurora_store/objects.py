@@ -34,7 +34,7 @@ from aurora_store.errors import (
     StoreError,
     StoreUnsupported,
 )
-from aurora_store.s3_calls.call_errors import deletion_error, is_access_refused, store_error
+from aurora_store.s3_calls.call_errors import deletion_error, is_access_refused, is_beyond_end, store_error
 from aurora_store.s3_calls.call_limits import CallLimitReached, CallLimits, call_limits, total_deadline
 from aurora_store.s3_calls.encryption import encryption_arguments
 from aurora_store.s3_calls.s3_clients import SHARED_CLIENTS, ClientSettings, RedirectRefused
@@ -225,17 +225,24 @@ class ObjectStore:
         return data
 
     def get_range(self, key: str, first: int, size: int) -> bytes:
-        """``size`` bytes of the object at ``key`` from byte ``first``, fewer at the object's end. Not verified.
+        """``size`` bytes of the object at ``key`` from byte ``first``, fewer or none at the object's end. Not verified.
+
+        S3 has no range of no bytes, so nothing is asked for when ``size`` is 0.
 
         Raises :class:`ObjectMissing`, and :class:`ObjectTooLarge` when the store ignores the range.
         """
+        if size == 0:
+            return b""
         byte_range = f"bytes={first}-{first + size - 1}"
-        with (
-            self._call("get", key, object_bytes=size) as limits,
-            self._open(key, size, limits, Range=byte_range) as body,
-        ):
-            data = body.read()
-            limits.require_bytes(len(data), size)
+        with self._call("get", key, object_bytes=size) as limits:
+            try:
+                with self._open(key, size, limits, Range=byte_range) as body:
+                    data = body.read()
+                    limits.require_bytes(len(data), size)
+            except ClientError as error:
+                if not is_beyond_end(error):
+                    raise
+                return b""
         return data
 
     def download(self, key: str, path: Path, sha256: str, *, max_bytes: int) -> None:

@@ -23,8 +23,9 @@ from aurora_operator.plan import plan
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_store import Registry, StoreConfig
 from aurora_store.errors import MAX_ERROR_CHARACTERS
-from tests.fuzz.fuzzed_store import ERASED_TAG, FuzzedStore, RangedObjects
+from tests.fuzz.fuzzed_store import ERASED_TAG, FuzzedStore
 from tests.unit.operator.worlds import CONFIG, observed, spec
+from tests.unit.training import tiny
 
 MAX_STATUS_BYTES = 100_000
 """The API server takes a resource of 1.5 MB."""
@@ -42,7 +43,7 @@ def numbers(value: Any) -> Iterator[float]:
         yield value
 
 
-class ListedObjects(RangedObjects):
+class ListedObjects(tiny.MemoryObjects):
     """The same objects, with the calls by which the operator opens a store."""
 
     def __init__(self, store: FuzzedStore) -> None:

@@ -59,18 +59,11 @@ def _erasure(now: datetime) -> ErasureReport:
     )
 
 
-class RangedObjects(tiny.MemoryObjects):
-    """Objects in a dictionary, which also gives ranges of them."""
-
-    def get_range(self, key: str, first: int, size: int) -> bytes:
-        return self.get(key, max_bytes=1 << 30)[first : first + size]
-
-
 class FuzzedStore:
     """The store. ``folder`` is empty at first."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.objects = folder, RangedObjects()
+        self.folder, self.objects = folder, tiny.MemoryObjects()
         self.registry = Registry(self.objects, KEYS)
         now = datetime.now(UTC)
         self.registry.create_lineage(lineage())
@@ -171,7 +164,7 @@ class FuzzedStore:
             "evidence": lambda: (registry.evidence(1), list(registry.evidence_of_all_attempts(1))),
             "baselines": lambda: list(registry.baselines(1)),
             "trainer's status": registry.trainer_status,
-            "trainer's state": lambda: trainer_state.read(registry, 1),
+            "trainer's state": lambda: trainer_state.read(registry, lineage()),
             "listing of shards": lambda: (registry.list_shards(1), registry.newest_shards(1, 10)),
             "agent's staging": lambda: DraftCache(pod, registry).stage(1, version.digest),
             "first staging": lambda: stage_active_draft(

@@ -27,6 +27,7 @@ from aurora_runtime.serving.pod_records import Withdrawal
 from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, ObjectTooLarge, StoreError
 from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo
+from tests.assets.range_client import answer_ranges
 from tests.assets.trainer_output import publish_draft
 
 KEY = "the-admin-key"
@@ -44,6 +45,7 @@ class FolderObjects(ObjectStore):
         self.config = StoreConfig("bucket", "aurora/team/chat-1a2b3c4d")
         self.down = False
         self.writes_to_refuse = 0
+        answer_ranges(self)
 
     def _file(self, key: str) -> Path:
         if self.down:
@@ -82,9 +84,6 @@ class FolderObjects(ObjectStore):
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
             raise DigestMismatch(key)
         return data
-
-    def get_range(self, key: str, first: int, size: int) -> bytes:
-        return self.get(key, max_bytes=1 << 30)[first : first + size]
 
     def download(self, key: str, path: Path, sha256: str, *, max_bytes: int) -> None:
         path.write_bytes(self.get(key, sha256, max_bytes=max_bytes))

@@ -92,7 +92,7 @@ def build_trainer(
 ) -> Trainer:
     """A trainer that continues from the stored state, or from the last version when there is none."""
     registry, retrier = context.registry, context.retrier
-    stored = retrier.call("reading the trainer's state", lambda: trainer_state.read(registry, context.lineage.number))
+    stored = retrier.call("reading the trainer's state", lambda: trainer_state.read(registry, context.lineage))
     record = stored.record if stored else None
     last, last_draft = retrier.call("fetching the last version", lambda: newest_draft(registry, context.target))
     ledger = ShardLedger(registry, context.lineage.number, retrier, record)

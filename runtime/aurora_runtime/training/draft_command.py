@@ -62,15 +62,15 @@ def check(settings: TrainerSettings, model: str, revision: str | None) -> str:
 
 def export(settings: TrainerSettings, registry: Registry, options: argparse.Namespace) -> str:
     """Write the version that ``options`` name, and return what was written where."""
-    version = options.version
+    channel, version = registry.channel(), options.version
     if version is None:
-        channel = registry.channel()
         version = channel.active if channel is not None else registry.last_version()
     if version is None:
         raise InvalidRecord("the store has no version yet")
+    digest = channel.digest_of(version) if channel is not None else None
     embedding = load_target(settings.target).embedding if options.with_embedding else None
     try:
-        export_head(registry, version, options.to, options.format, settings.draft.steps, embedding)
+        export_head(registry, version, options.to, options.format, settings.draft.steps, embedding, digest)
     except ObjectMissing as error:
         raise InvalidRecord(f"version {version} is not registered, or its files are gone") from error
     return f"version {version} is in {options.to}, in the format of {options.format.value}"

@@ -34,7 +34,7 @@ MIN_GAIN: Final = 0.01
 """Least gain in coverage. Less would be below the least gain in acceptance length that a candidate needs."""
 MIN_Z_SCORE: Final = 3.0
 """Standard errors that the gain must exceed, because a few held-out requests prove little."""
-_COUNTS, _TOKENS_UNTIL_CHANGE = "coverage.counts", "coverage.tokens_until_change"
+COUNTS, TOKENS_UNTIL_CHANGE = "coverage.counts", "coverage.tokens_until_change"
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,14 @@ class VocabularyCoverage:
     def state(self) -> dict[str, Tensor]:
         """The tensors that outlive the process."""
         return {
-            _COUNTS: self._counts.clone(),
-            _TOKENS_UNTIL_CHANGE: torch.tensor(self._tokens_until_change),
+            COUNTS: self._counts.clone(),
+            TOKENS_UNTIL_CHANGE: torch.tensor(self._tokens_until_change),
         }
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """The inverse of :meth:`state`."""
-        self._counts = tensors[_COUNTS].clone()
-        self._tokens_until_change = int(tensors[_TOKENS_UNTIL_CHANGE])
+        self._counts = tensors[COUNTS].clone()
+        self._tokens_until_change = int(tensors[TOKENS_UNTIL_CHANGE])
 
 
 def worthwhile_change(

@@ -3,8 +3,8 @@
 Invariants: of two writers that take one number (lineage, version, epoch), one succeeds and the other gets
 :class:`~aurora_store.errors.ObjectExists`. A draft is exactly the two files of :data:`DRAFT_FILES`, and its weights
 have the digest of its registration. Both are checked in the manifest before a file is downloaded. Only
-:meth:`signed_channel` is verified, so only its version may be served. Other readers use the channel only to learn
-whether they may still write.
+:meth:`signed_channel` is verified, so only its version may be served. Other readers use the channel to learn whether
+they may still write. The command that exports a draft also takes the active version and its digest from the channel.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ import logging
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerState, TrainerStatus
 from aurora_store.errors import ObjectMissing, StoreError
-from aurora_store.keys import Keys, is_shard_key
-from aurora_store.records.record_store import RecordStore
+from aurora_store.keys import Keys, is_shard_key, trainer_state_epoch
+from aurora_store.records.record_store import MAX_RECORDS_LISTED, RecordStore
 
 KEPT_TRAINER_STATES = 2
 MAX_STATE_RECORD_BYTES = 256 << 20
@@ -38,15 +38,25 @@ class TrainerStore(RecordStore):
         """Write a resumable state, data first, and delete all but the newest :data:`KEPT_TRAINER_STATES`.
 
         Raises :class:`ObjectExists` when another trainer saved this epoch first. A failure to delete old states is
-        only logged: the new state is stored, and the next call deletes the old ones again.
+        only logged: the new state is stored, and the next call deletes what is left of the old ones.
         """
         self.objects.put(Keys.trainer_state_folder(state.epoch) + state.file.name, data)
         self.objects.create(Keys.trainer_state(state.epoch), state.to_json())
         try:
-            for epoch in self.trainer_state_epochs()[:-KEPT_TRAINER_STATES]:
-                self._delete_trainer_state(epoch)
+            self._delete_old_states()
         except StoreError as error:
             log.warning("old trainer states were not deleted, so the shards that they name stay too: %s", error)
+
+    def _delete_old_states(self) -> None:
+        """Delete the records before the newest :data:`KEPT_TRAINER_STATES`, and all data of their epochs.
+
+        Data may be left without their record, when an earlier deletion was interrupted.
+        """
+        oldest_kept = min(self.trainer_state_epochs()[-KEPT_TRAINER_STATES:], default=0)
+        listed = self.objects.list(Keys.TRAINER_STATE, limit=MAX_RECORDS_LISTED)
+        epochs = {epoch for key in listed if (epoch := trainer_state_epoch(key)) is not None}
+        for epoch in sorted(epoch for epoch in epochs if epoch < oldest_kept):
+            self._delete_trainer_state(epoch)
 
     def _delete_trainer_state(self, epoch: int) -> None:
         """Delete a state's record, then its folder, with the data of trainers that lost the race for this epoch."""
@@ -57,10 +67,22 @@ class TrainerStore(RecordStore):
     def trainer_state(self, epoch: int | None = None) -> tuple[TrainerState, bytes] | None:
         """The state of ``epoch``, or the newest one, and its verified data. None when no state is stored."""
         state = self.trainer_state_record(epoch)
-        if state is None:
-            return None
+        return (state, self.trainer_state_data(state)) if state is not None else None
+
+    def trainer_state_data(self, state: TrainerState, *, max_bytes: int | None = None) -> bytes:
+        """The verified data of ``state``.
+
+        Args:
+            max_bytes: largest data that are read. None: whatever the record says.
+
+        Raises :class:`InvalidRecord` when the record names larger data, :class:`ObjectMissing` and
+        :class:`DigestMismatch`.
+        """
+        if max_bytes is not None and state.file.size > max_bytes:
+            key = Keys.trainer_state(state.epoch)
+            raise InvalidRecord(f"{key}: names {state.file.size} bytes; at most {max_bytes} are expected")
         key = Keys.trainer_state_folder(state.epoch) + state.file.name
-        return state, self.objects.get(key, state.file.sha256, max_bytes=state.file.size)
+        return self.objects.get(key, state.file.sha256, max_bytes=state.file.size)
 
     def trainer_state_record(self, epoch: int | None = None) -> TrainerState | None:
         """The record of the state of ``epoch``, or of the newest one, without its data."""

@@ -26,7 +26,7 @@ from typing import Final
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.errors import InvalidRecord
 from aurora_store.errors import NotRootOwner, StoreError, bounded_text
-from aurora_store.keys import Keys, first_owner, in_sequence, record_number
+from aurora_store.keys import Keys, first_owner, in_sequence, record_numbers
 from aurora_store.objects import ObjectStore
 from aurora_store.root.root_ownership import write_refusal
 from aurora_store.store_config import StoreConfig
@@ -109,4 +109,4 @@ class FencedObjectStore(ObjectStore):
     def _epochs(self, first: int) -> list[int]:
         """The epochs of the channel's records from ``first`` on, in ascending order."""
         listed = self.list(Keys.CHANNEL, after=Keys.channel(first - 1) if first else "")
-        return in_sequence((number for key in listed if (number := record_number(key)) is not None), first)
+        return in_sequence(record_numbers(listed, Keys.CHANNEL), first)

@@ -10,7 +10,8 @@ The order makes an interruption harmless, and keeps another speculator from rest
 3. The root is listed again. Only an empty listing ends the deletion.
 
 Invariants: only keys below ``<root>/`` are deleted. A root that belongs to another speculator is kept. Repeating a
-deletion is harmless.
+deletion is harmless. An object in the channel whose name is no record's, or whose number is out of sequence, decides
+nothing.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from itertools import islice
 from typing import Final
 
 from aurora_protocol.draft_records import Channel, ChannelReason
-from aurora_store.errors import ObjectExists, StoreError
-from aurora_store.keys import Keys, first_owner
+from aurora_protocol.errors import InvalidRecord
+from aurora_store.errors import ObjectExists, StoreError, bounded_text
+from aurora_store.keys import Keys, first_owner, in_sequence, record_numbers
 from aurora_store.objects import ObjectInfo, ObjectStore
 from aurora_store.root.root_ownership import current_owner, owned_text
 
@@ -65,10 +67,12 @@ class RootDeletion:
         data = (item for item in self._objects.list_objects("") if not item.key.startswith(Keys.CHANNEL))
         if not self._delete(data, deadline):
             return self._progress()
-        channel = sorted(self._objects.list_objects(Keys.CHANNEL), key=lambda item: item.key)
-        if not self._delete(iter(channel[:-1]), deadline):
+        epochs = self._epochs()
+        newest = Keys.channel(epochs[-1]) if epochs else ""
+        channel = list(self._objects.list_objects(Keys.CHANNEL))
+        if not self._delete((item for item in channel if item.key != newest), deadline):
             return self._progress()
-        self._delete(iter(channel[-1:]), deadline)
+        self._delete((item for item in channel if item.key == newest), deadline)
         return self._progress(done=self._is_empty())
 
     def _progress(self, *, done: bool = False) -> DeletionProgress:
@@ -112,8 +116,26 @@ class RootDeletion:
         return "" if current_owner(channel, root) == self._owner else owned_text(channel, root)
 
     def _newest_channel(self) -> Channel | None:
-        key = max((key for key in self._objects.list(Keys.CHANNEL) if key.endswith(".json")), default=None)
-        return Channel.from_json(self._objects.get(key)) if key else None
+        """The record with the highest epoch in sequence. Raises :class:`StoreError` when it cannot be read."""
+        epochs = self._epochs()
+        if not epochs:
+            return None
+        key = Keys.channel(epochs[-1])
+        try:
+            channel = Channel.from_json(self._objects.get(key))
+        except InvalidRecord as error:
+            raise StoreError(bounded_text(f"{key}: {error}; delete it, and find out who wrote it")) from error
+        if channel.epoch != epochs[-1]:
+            raise StoreError(f"{key} is a copy of another record; delete it, and find out who wrote it")
+        return channel
+
+    def _epochs(self) -> list[int]:
+        """The epochs of the channel's records in ascending order, without foreign ones.
+
+        They begin with the lowest that is left, because an interrupted deletion leaves only the newest.
+        """
+        numbers = record_numbers(self._objects.list(Keys.CHANNEL), Keys.CHANNEL)
+        return in_sequence(numbers, min(numbers, default=0))
 
     def _delete(self, items: Iterator[ObjectInfo], deadline: float) -> bool:
         """Delete ``items`` in batches. Returns whether all are deleted; False when the time is over."""

@@ -96,6 +96,11 @@ def is_access_refused(error: ClientError) -> bool:
     return error.response.get("Error", {}).get("Code", "") in _ACCESS_CODES
 
 
+def is_beyond_end(error: ClientError) -> bool:
+    """Whether the store refused a range because the object ends before the range begins."""
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 416
+
+
 def is_write_conflict(error: ClientError) -> bool:
     """Whether the store refused a conditional write because another write of the same object is under way."""
     return error.response.get("Error", {}).get("Code", "") == "ConditionalRequestConflict"

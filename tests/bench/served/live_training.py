@@ -315,7 +315,7 @@ class LiveService:
 
     def _record(self) -> TrainingRecord:
         lineage = self.registry.lineage()
-        state = trainer_state.read(self.registry, lineage.number) if lineage else None
+        state = trainer_state.read(self.registry, lineage) if lineage else None
         steps, positions = (int(n) for n in state.tensors["counters"]) if state else (0, 0)
         assert self._trainer is not None
         return TrainingRecord(

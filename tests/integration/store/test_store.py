@@ -150,6 +150,17 @@ def test_reading_a_missing_object_is_an_error_and_deleting_it_is_none(store: Obj
     store.delete("nowhere")
 
 
+def test_a_range_has_what_there_is_of_it(store: ObjectStore) -> None:
+    store.put("short", b"abc")
+    store.put("empty", b"")
+    found = [store.get_range("short", first, 5) for first in (0, 2, 3, 9)]
+    assert found == [b"abc", b"c", b"", b""]
+    assert store.get_range("short", 1, 0) == b""
+    assert store.get_range("empty", 0, 5) == b""
+    with pytest.raises(ObjectMissing):
+        store.get_range("missing", 9, 5)
+
+
 def test_the_probe_passes_and_leaves_nothing(store: ObjectStore) -> None:
     store.probe()
     assert list(store.list("")) == []

@@ -257,6 +257,22 @@ def test_a_range_is_asked_for_and_no_more_is_read(store: FaultyStore) -> None:
     assert asked == ["bytes=100-119", "bytes=0-18"]
 
 
+def test_a_range_beyond_the_objects_end_is_empty(store: FaultyStore) -> None:
+    """S3 refuses such a range. The object may be empty, or cut short."""
+    body = b"<Error><Code>InvalidRange</Code><Message>The requested range is not satisfiable</Message></Error>"
+    store.answer = whole(416, body)
+    assert objects(store).get_range("traces/x", 0, 20) == b""
+    store.answer = whole(500, body)
+    with pytest.raises(StoreError):
+        objects(store, attempts=1).get_range("traces/x", 0, 20)
+
+
+def test_a_range_of_no_bytes_is_not_asked_for(store: FaultyStore) -> None:
+    """S3 would ignore the range and send the whole object."""
+    assert objects(store).get_range("traces/x", 5, 0) == b""
+    assert store.requests == []
+
+
 @pytest.mark.parametrize(
     ("endpoint", "region"),
     [("http://minio_svc:9000", None), ("http://[::1", None), ("nonsense", None), ("http://127.0.0.1:1", "eu central")],

@@ -92,6 +92,25 @@ def test_a_trainer_state_out_of_sequence_leaves_room_for_the_next_epoch(registry
     assert put_trainer_state(registry).epoch == 4
 
 
+def test_data_of_old_trainer_states_are_deleted_again_when_it_failed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, objects = tiny.memory_registry()
+    refused, delete = [True], objects.delete
+
+    def refuse_once(key: str) -> None:
+        if key.endswith(".safetensors") and refused and refused.pop():
+            raise StoreError("SlowDown")
+        delete(key)
+
+    monkeypatch.setattr(objects, "delete", refuse_once)
+    for epoch in (3, 4, 5):
+        put_trainer_state(registry, epoch=epoch)
+    assert any(key.startswith(Keys.trainer_state_folder(3)) for key in objects.data)
+    objects.put("trainer/state/notes/x", b"foreign")
+    put_trainer_state(registry)
+    left = {key.split("/")[2].removesuffix(".json") for key in objects.data}
+    assert left == {"00000005", "00000006", "notes"}
+
+
 def test_a_record_under_the_key_of_another_is_refused(registry: Registry) -> None:
     for key in (Keys.registration(1), Keys.channel(1), Keys.lineage(1)):
         field = {Keys.registration(1): "version", Keys.channel(1): "epoch"}.get(key, "number")

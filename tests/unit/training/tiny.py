@@ -27,6 +27,7 @@ from aurora_runtime.training.target.target_model import TargetModel, load_target
 from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, ObjectTooLarge
 from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo
+from tests.assets.range_client import answer_ranges
 from tests.assets.shards import put_shard_bytes
 from tests.assets.traces.sources import sources_without_controller
 
@@ -150,6 +151,7 @@ class MemoryObjects(ObjectStore):
         self.written: dict[str, datetime] = {}
         self.fail_at: int | None = None
         self._probe = "probe/0"
+        answer_ranges(self)
 
     def _fail(self) -> None:
         if self.fail_at is not None:
@@ -188,9 +190,6 @@ class MemoryObjects(ObjectStore):
         if sha256 is not None and hashlib.sha256(self.data[key]).hexdigest() != sha256:
             raise DigestMismatch(key)
         return self.data[key]
-
-    def get_range(self, key: str, first: int, size: int) -> bytes:
-        return self.get(key, max_bytes=1 << 40)[first : first + size]
 
     def download(self, key: str, path: Path, sha256: str, *, max_bytes: int) -> None:
         path.write_bytes(self.get(key, sha256, max_bytes=max_bytes))

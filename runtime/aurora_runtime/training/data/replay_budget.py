@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-_BUDGET: Final = "replay.budget"
+BUDGET: Final = "replay.budget"
 
 
 class ReplayBudget:
@@ -46,10 +46,10 @@ class ReplayBudget:
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that outlive the process."""
-        return {_BUDGET: torch.tensor([self._credit, self._credit_beside_fresh])}
+        return {BUDGET: torch.tensor([self._credit, self._credit_beside_fresh])}
 
     def restore(self, tensors: Mapping[str, Tensor], buffered: int) -> None:
         """The inverse of :meth:`state`, as far as the present recipe and ``buffered`` positions allow."""
-        positions, beside = (int(x) for x in tensors[_BUDGET])
+        positions, beside = (int(x) for x in tensors[BUDGET])
         self._credit = min(positions, self._max_replays * buffered)
         self._credit_beside_fresh = min(beside, self._credit)

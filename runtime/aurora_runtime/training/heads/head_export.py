@@ -1,6 +1,7 @@
 """Writes a registered draft into a folder that stock SGLang, or vLLM's speculators, load.
 
-Invariants: only a draft that an engine of its lineage would load is published. The weights and the vocabulary map are
+Invariants: only a draft that an engine of its lineage would load is published. The command has no key, so it verifies
+neither the channel nor evidence, and the card says so of evidence. The weights and the vocabulary map are
 those of the stored version, bit for bit. Nothing of the store's place or of its credentials gets into the folder.
 """
 
@@ -25,7 +26,7 @@ from aurora_runtime.engine.draft_file_check import check_draft, max_weights_byte
 from aurora_runtime.errors import CheckpointFormatError
 from aurora_runtime.training.heads.head_config import LAYER_IDS, SPECULATORS_TYPE
 from aurora_runtime.training.heads.model_card import PublishedVersion, model_card
-from aurora_store import Registry
+from aurora_store import Keys, Registry
 from aurora_store.errors import StoreError
 
 CARD_FILE: Final = "README.md"
@@ -63,6 +64,7 @@ def export_head(
     head_format: HeadFormat,
     steps: int,
     embedding: Tensor | None = None,
+    digest: str | None = None,
 ) -> None:
     """Write ``version`` with its model card into the new or empty ``folder``.
 
@@ -70,8 +72,10 @@ def export_head(
         steps: tokens that the card and the config suggest to propose in a row.
         embedding: the target's ``[vocab, H]``, to be stored beside a speculators head. None: engines share the
             target's.
+        digest: the digest of the weights that the channel names. None: the channel names none.
 
-    Raises :class:`CheckpointFormatError` when the store has no lineage, :class:`FileExistsError` when the folder holds
+    Raises :class:`InvalidRecord` when ``version`` is registered with another ``digest``,
+    :class:`CheckpointFormatError` when the store has no lineage, :class:`FileExistsError` when the folder holds
     files, and what :meth:`Registry.fetch_checkpoint` and :func:`check_draft` raise.
     """
     lineage = registry.lineage()
@@ -81,6 +85,10 @@ def export_head(
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} holds files already; name a new folder")
     registration = registry.registration(version)
+    if digest not in (None, registration.digest):
+        raise InvalidRecord(
+            f"{Keys.registration(version)} names other weights than the channel does; find out who wrote it"
+        )
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         stored = Path(scratch)
         manifest = registry.fetch_checkpoint(registration, stored, max_weights_bytes=max_weights_bytes(lineage))

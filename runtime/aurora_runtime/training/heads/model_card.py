@@ -107,8 +107,9 @@ def _evidence(evidence: Evidence, registration: Registration) -> list[str]:
         return ["The stored measurement is of other weights, so it does not count."]
     environment = evidence.environment
     return [
-        f"Aurora's gate recorded this measurement of the version, on {_plain(environment.hardware)}, SGLang"
-        f" {_plain(environment.engine)}, {_plain(environment.dtype)}. Verdict: {evidence.verdict.kind.value}.",
+        f"The store holds this measurement of the version by Aurora's gate, on {_plain(environment.hardware)}, SGLang"
+        f" {_plain(environment.engine)}, {_plain(environment.dtype)}. Verdict: {evidence.verdict.kind.value}. The"
+        " measurement's signature was not verified when this card was written.",
         "",
         "| throughput of | divided by | requests in flight | ratio | 95 % interval | rounds |",
         "|---|---|---|---|---|---|",

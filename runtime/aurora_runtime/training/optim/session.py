@@ -31,6 +31,8 @@ VOCABULARY: Final = "vocabulary"
 """Key of the map in a state: the target ids of the draft's tokens ``[draft_vocab]``."""
 COUNTERS: Final = "counters"
 """Key in a state: optimizer steps, and trained positions with repetitions."""
+GENERATOR: Final = "generator"
+LOSS: Final = "loss"
 
 
 class Session:
@@ -126,18 +128,18 @@ class Session:
                 if live is not None:
                     tensors[f"{moment}.{name}"] = live.to(torch.bfloat16).cpu()
         tensors[VOCABULARY] = self.vocabulary.to_target.clone()
-        tensors["generator"] = self.generator.get_state()
+        tensors[GENERATOR] = self.generator.get_state()
         tensors[COUNTERS] = torch.tensor([self.steps, self.trained_positions])
-        tensors["loss"] = torch.tensor(float("nan") if self.loss is None else self.loss, dtype=torch.float64)
+        tensors[LOSS] = torch.tensor(float("nan") if self.loss is None else self.loss, dtype=torch.float64)
         return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of :meth:`state`."""
         self.vocabulary = VocabularyMap.of(tensors[VOCABULARY], self.draft.config.vocab_size)
         self.steps, self.trained_positions = (int(x) for x in tensors[COUNTERS])
-        loss = float(tensors["loss"])
+        loss = float(tensors[LOSS])
         self.loss = None if math.isnan(loss) else loss
-        self.generator.set_state(tensors["generator"])
+        self.generator.set_state(tensors[GENERATOR])
         self.draft.load_state_dict({n: tensors[f"weight.{n}"] for n, _ in self.draft.named_parameters()})
         if self._ema:
             self._ema.restore(tensors)

@@ -38,7 +38,8 @@ from aurora_store.errors import DigestMismatch, ObjectMissing
 MAX_SCANS: Final = 5
 """Scans until a client that goes on sending the tag is no longer waited for."""
 CLOCK_SLACK: Final = timedelta(hours=1)
-"""How far the store's clock may be from the trainer's, so that a scan of what came since misses nothing."""
+"""How far the clocks of the store and of inference pods may be from the trainer's. So a scan of what came since misses
+nothing, and no version that may have learned from a removed trace is left out."""
 UPLOAD_SECONDS: Final = 30.0
 """Time for an upload under way to become a shard. Data with the tag that stay without a manifest are deleted."""
 ANNOUNCEMENT_SECONDS: Final = 20.0
@@ -73,14 +74,14 @@ class TagErasure:
 
         Raises :class:`StoreError`, and :class:`Interrupted` when the trainer is asked to stop.
         """
-        registry, last = self._registry, self._registry.last_erasure_report(self._tag)
+        registry, last = self._registry, self._last_report()
         step = registry.erasure_step(self._tag)
         if step is not None and last is not None and step.started == last.started:
             step = None  # the report was written, and the step not yet deleted
             registry.delete_erasure_step(self._tag)
         if step is not None:
             self._finish(step)
-        since = last.completed - CLOCK_SLACK if last is not None and step is None else None
+        since = _with_slack(last.completed) if last is not None and step is None else None
         started = step.started if step else utc_now()
         for _ in range(MAX_SCANS):
             scan = self._scan(since)
@@ -96,6 +97,14 @@ class TagErasure:
             return last
         number = max(registry.erasure_report_numbers(self._tag), default=0) + 1
         return self._report(step, scan, number, started)
+
+    def _last_report(self) -> ErasureReport | None:
+        """The newest report, unless it says that it was completed in the future: then nobody knows what it covers."""
+        last = self._registry.last_erasure_report(self._tag)
+        if last is None or _with_slack(last.completed) <= utc_now():
+            return last
+        log.error("report %d about the tag %s is from the future, so all shards are scanned", last.number, self._tag)
+        return None
 
     def _go_on(self, what: str) -> None:
         """Say what goes on, but not too often. Raises :class:`Interrupted` when the trainer is asked to stop."""
@@ -229,7 +238,7 @@ class TagErasure:
                     for registration in (registry.registrations() if since else ())
                     if registration.version != INITIAL_VERSION
                     and registration.lineage in since
-                    and registration.created >= since[registration.lineage]
+                    and registration.created >= _with_slack(since[registration.lineage])
                 )
             ),
             completed=utc_now(),
@@ -238,6 +247,14 @@ class TagErasure:
         registry.delete_erasure_step(self._tag)
         log.info("erased the tag %s: %s", self._tag, report.model_dump_json(exclude={"tag"}))
         return report
+
+
+def _with_slack(moment: datetime) -> datetime:
+    """``moment`` in the past by :data:`CLOCK_SLACK`. Anybody may have written it, so it may be the first of all."""
+    try:
+        return moment - CLOCK_SLACK
+    except OverflowError:
+        return moment
 
 
 def _traces(raw: bytes) -> list[RequestTrace] | None:

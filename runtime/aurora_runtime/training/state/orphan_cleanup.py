@@ -1,32 +1,69 @@
-"""Deletes objects that no manifest names: uploads that a dead trainer left unfinished (promise 4, "Durable").
+"""Deletes what a dead trainer left: objects that no manifest names, and drafts that no registration names.
 
-Invariant: only the trainer writes checkpoints and trainer states, so an object without a manifest both at the first
-listing *and* after a grace period is nobody's unfinished work. Two listings are compared, so that the store's clock
-does not matter.
+Invariant: only the trainer writes checkpoints and trainer states, so an object without a manifest, or a draft without a
+registration, both at the first listing *and* after a grace period is nobody's unfinished work. Two listings are
+compared, so that the store's clock does not matter. A draft stays as long as anybody could have registered it: a
+version with a single draft is not looked into, and an unreadable registration keeps all drafts of its version.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Collection
 from typing import Final
 
+from aurora_protocol.errors import InvalidRecord
 from aurora_store import Keys, Registry
-from aurora_store.errors import StoreError
+from aurora_store.errors import ObjectMissing, ObjectTooLarge, StoreError
+from aurora_store.keys import checkpoint_version, record_numbers
 
 GRACE_SECONDS: Final = 120.0
 log = logging.getLogger(__name__)
 
 
 def orphans(registry: Registry) -> set[str]:
-    """Keys of checkpoint and trainer-state data that no manifest names."""
+    """Keys of checkpoint and trainer-state data that no manifest names, and of drafts that no registration names."""
     checkpoints = list(registry.objects.list(Keys.CHECKPOINTS))
-    complete = {key.rsplit("/", 1)[0] for key in checkpoints if key.endswith("/manifest.json")}
-    orphaned = {key for key in checkpoints if key.rsplit("/", 1)[0] not in complete}
+    complete = {_folder(key) for key in checkpoints if key.endswith("/manifest.json")}
+    kept = complete - _unregistered(registry, complete)
+    orphaned = {key for key in checkpoints if _folder(key) not in kept}
     states = list(registry.objects.list(Keys.TRAINER_STATE))
     saved = {key.removesuffix(".json") for key in states if key.endswith(".json")}
     return orphaned | {key for key in states if not key.endswith(".json") and key.rsplit("/", 1)[0] not in saved}
+
+
+def _folder(key: str) -> str:
+    return key.rsplit("/", 1)[0] + "/"
+
+
+def _unregistered(registry: Registry, folders: Collection[str]) -> set[str]:
+    """Those of the ``folders`` of whole drafts that no registration names.
+
+    Call this after the listing of the folders: a draft is registered after it is whole.
+    """
+    of_version = defaultdict[int, set[str]](set)
+    for folder in folders:
+        if (version := checkpoint_version(folder)) is not None:
+            of_version[version].add(folder)
+    registered = set(record_numbers(registry.objects.list(Keys.REGISTRY), Keys.REGISTRY))
+    found = set[str]()
+    for version, drafts in of_version.items():
+        if version not in registered:
+            found |= drafts
+        elif len(drafts) > 1:  # two trainers took the number, and one of them lost it
+            found |= drafts - _named(registry, version, drafts)
+    return found
+
+
+def _named(registry: Registry, version: int, drafts: set[str]) -> set[str]:
+    """Those of ``drafts`` that the registration of ``version`` may name."""
+    try:
+        named = registry.registration(version).checkpoint
+    except (InvalidRecord, ObjectMissing, ObjectTooLarge):
+        return drafts
+    return {named} if named in drafts else drafts
 
 
 class OrphanCleanup:
@@ -40,13 +77,15 @@ class OrphanCleanup:
     def delete_due(self, stopping: Callable[[], bool] = lambda: False) -> int:
         """Delete the orphans of the first listing when the grace period is over; returns how many.
 
+        Manifests go first, so that none names missing data.
         Call this between two pieces of work. Nothing more is deleted once ``stopping`` returns true.
         """
         if self._due is None or time.monotonic() < self._due:
             return 0
         self._due = None
         deleted = 0
-        for key in sorted(self._suspects & orphans(self._registry)):
+        due = self._suspects & orphans(self._registry)
+        for key in sorted(due, key=lambda key: (not key.endswith("/manifest.json"), key)):
             if stopping():
                 break
             try:
@@ -55,5 +94,5 @@ class OrphanCleanup:
             except StoreError as error:
                 log.warning("%s is an orphan and stays until the trainer's next start: %s", key, error)
         if deleted:
-            log.info("deleted %d objects that no manifest names", deleted)
+            log.info("deleted %d objects that no manifest or no registration names", deleted)
         return deleted

@@ -23,11 +23,12 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from aurora_api.base import with_unknown_fields
-from aurora_protocol.draft_records import FileRef, Registration
+from aurora_protocol.draft_records import FileRef, Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerState
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.state.learning_state import LearningState
+from aurora_runtime.training.state.state_check import check_state, max_state_bytes
 from aurora_store import Keys, Registry
 from aurora_store.errors import DigestMismatch, ObjectMissing
 
@@ -52,18 +53,23 @@ def read_record(registry: Registry, lineage: int) -> TrainerState | None:
     return record if record is not None and record.lineage == lineage else None
 
 
-def read(registry: Registry, lineage: int) -> StoredState | None:
+def read(registry: Registry, lineage: Lineage) -> StoredState | None:
     """The newest undamaged state, if it belongs to ``lineage``.
 
-    A damaged state is logged and skipped. Shards that only the damaged state lists as consumed are then trained again.
+    A damaged state is logged and skipped, and so is one that contradicts itself or the lineage
+    (:mod:`~aurora_runtime.training.state.state_check`). Shards that only such a state lists as consumed are then
+    trained again.
     """
 
     def stored(epoch: int) -> StoredState | None:
-        state = registry.trainer_state(epoch)
-        return StoredState(state[0], load(state[1])) if state else None
+        record = registry.trainer_state_record(epoch)
+        if record is None or record.lineage != lineage.number:
+            return None
+        tensors = load(registry.trainer_state_data(record, max_bytes=max_state_bytes(lineage)))
+        check_state(record, tensors, lineage)
+        return StoredState(record, tensors)
 
-    state = _newest(registry, stored)
-    return state if state is not None and state.record.lineage == lineage else None
+    return _newest(registry, stored)
 
 
 def _newest(registry: Registry, read: Callable[[int], T | None]) -> T | None:

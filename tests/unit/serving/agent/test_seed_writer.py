@@ -140,11 +140,12 @@ def test_a_seed_is_bounded_and_reads_no_more_shards_than_it_needs(
 
 
 def test_a_damaged_or_deleted_shard_costs_only_its_own_answers(registry: Registry, objects: FolderObjects) -> None:
-    damaged, nested, deleted, _ = put_shards(registry, [trace(prompt, [900]) for prompt in SHARED[:4]], 1)
+    damaged, nested, deleted, empty, _ = put_shards(registry, [trace(prompt, [900]) for prompt in SHARED[:5]], 1)
     (objects.path / damaged.replace(".json", ".safetensors")).write_bytes(b"\xff" * 100)
     (objects.path / nested.replace(".json", ".safetensors")).write_bytes(struct.pack("<Q", 60_000) + b"[" * 60_000)
     (objects.path / deleted.replace(".json", ".safetensors")).unlink()
-    assert answers(registry) == [[*SHARED[3], 900]]
+    (objects.path / empty.replace(".json", ".safetensors")).write_bytes(b"")
+    assert answers(registry) == [[*SHARED[4], 900]]
 
 
 def test_a_store_that_is_down_costs_only_the_seed(registry: Registry, objects: FolderObjects, tmp_path: Path) -> None:

@@ -30,9 +30,16 @@ def _rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerRig:
     return rig
 
 
-def activate(registry: Registry, version: int) -> None:
+def activate(registry: Registry, version: int, digest: str | None = None) -> None:
     registry.advance_channel(
-        Channel(epoch=1, lineage=1, active=version, reason=ChannelReason.INITIAL, created=lineage.utc_now())
+        Channel(
+            epoch=1,
+            lineage=1,
+            active=version,
+            active_digest=digest,
+            reason=ChannelReason.INITIAL,
+            created=lineage.utc_now(),
+        )
     )
 
 
@@ -48,6 +55,19 @@ def test_the_active_version_is_exported_unless_another_is_named(
     assert f"version 1 is in {tmp_path / 'named'}, in the format of speculators" in said
     assert draft_command.main(["check", str(tmp_path / "named")]) == 0
     assert "it can propose 300 of 400 tokens, and reads the outputs of layers 1, 3, 4." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["--version", "1"]])
+def test_other_weights_than_the_channel_names_are_not_exported(
+    rig: TrainerRig, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    """Somebody registered other weights under the number of the active version."""
+    activate(rig.registry, 1, rig.registry.registration(0).digest)
+    folder = tmp_path / "head"
+    assert draft_command.main(["export", "--to", str(folder), *arguments]) == 1
+    assert "registry/00000001.json names other weights than the channel does" in capsys.readouterr().err
+    assert not (folder / "model.safetensors").exists()
+    assert draft_command.main(["export", "--to", str(folder), "--version", "0"]) == 0
 
 
 def test_the_embedding_is_stored_where_it_is_asked_for(rig: TrainerRig, tmp_path: Path) -> None:

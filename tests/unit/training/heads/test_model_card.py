@@ -36,6 +36,7 @@ def test_the_card_names_lineage_traffic_and_evidence() -> None:
         "| acceptance length on held-out traces | 2.35 tokens a round |",
         "| candidate | off | 1 | 1.620 | 1.570 to 1.670 | 5 |",
         "Verdict: Pass.",
+        "signature was not verified",
         "Acceptance length of candidate: 2.00.",
         "--speculative-num-steps 5",
         "--speculative-num-draft-tokens 6",
@@ -80,7 +81,7 @@ def test_text_of_the_store_stays_on_one_line_without_markup(hardware: str) -> No
     (line,) = (
         line
         for line in card(measured.model_copy(update={"environment": environment})).splitlines()
-        if "recorded this measurement" in line
+        if "holds this measurement" in line
     )
     assert not set("`|<>[]#\u202e") & set(line)
     assert len(line) < 500

@@ -69,7 +69,7 @@ def test_a_trainer_resumes_from_the_state_before_a_damaged_one(
     assert again.learning.ledger.total == len(set(rig.registry.shard_keys(1))), (
         "the shard of the damaged state is trained again"
     )
-    assert trainer_state.read(rig.registry, 1) is not None
+    assert trainer_state.read(rig.registry, rig.lineage) is not None
 
 
 def test_the_next_state_keeps_the_fields_that_a_newer_trainer_added(rig: TrainerRig) -> None:
@@ -122,7 +122,7 @@ def test_two_trainers_that_save_one_epoch_leave_one_undamaged_state(rig: Trainer
     winner.run()
     with pytest.raises(ObjectExists):
         loser.run()
-    kept = trainer_state.read(rig.registry, 1)
+    kept = trainer_state.read(rig.registry, rig.lineage)
     assert kept is not None
     assert kept.record.epoch == winner.stages.saver.epoch
     for _ in range(2):

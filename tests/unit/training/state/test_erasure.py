@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,20 @@ def test_a_shard_that_nobody_can_read_is_emptied_and_counted() -> None:
     assert other.remaining_traces == 0
 
 
+@pytest.mark.parametrize("keeps_header", [False, True])
+def test_a_shard_of_which_the_store_lost_the_end_stops_no_erasure(*, keeps_header: bool) -> None:
+    """S3 refuses a range that begins at an object's end, or beyond it."""
+    registry, objects = tiny.memory_registry()
+    mixed_store(registry)
+    key = tiny.put_shard(registry, 3, [tiny.trace(8)])
+    data = key.replace(".json", ".safetensors")
+    (header_bytes,) = struct.unpack("<Q", objects.data[data][:8])
+    objects.data[data] = objects.data[data][: 8 + header_bytes if keeps_header else 0]
+    report = erase(registry)
+    assert (report.shards_unreadable, report.traces_removed, report.remaining_traces) == (1, 4, 0)
+    assert stored(registry)[key] == []
+
+
 @pytest.mark.parametrize("garbage", [b"", b"{", b"x" * (2 << 20), b'{"tag": "0", "schemaVersion": 9}'])
 def test_foreign_records_stop_no_erasure(garbage: bytes) -> None:
     registry, objects = tiny.memory_registry()
@@ -202,6 +217,26 @@ def test_foreign_records_stop_no_erasure(garbage: bytes) -> None:
     objects.put(Keys.erasure(HASH, 1), garbage)
     report = erase(registry)
     assert (report.number, report.traces_removed, report.remaining_traces) == (2, 4, 0)
+
+
+@pytest.mark.parametrize("hours", [2, -2])
+def test_a_report_from_the_future_hides_no_trace_and_is_no_proof(hours: int) -> None:
+    """The trainer's clock was wrong when it wrote the report, or somebody else wrote it."""
+    registry, objects = tiny.memory_registry()
+    first = erase(registry)
+    told = first.model_copy(update={"completed": first.completed + timedelta(hours=hours)})
+    objects.put(Keys.erasure(HASH, 1), told.to_json())
+    assert (erase(registry) == told) is (hours < 0)
+    mixed_store(registry)
+    assert (erase(registry).traces_removed, erase(registry).remaining_traces) == (4, 0)
+
+
+def test_a_report_from_the_first_of_all_times_stops_no_erasure() -> None:
+    registry, objects = tiny.memory_registry()
+    early = erase(registry).model_copy(update={"completed": datetime.min.replace(tzinfo=UTC)})
+    objects.put(Keys.erasure(HASH, 1), early.to_json())
+    mixed_store(registry)
+    assert erase(registry).traces_removed == 4
 
 
 def test_a_step_that_names_another_object_touches_nothing_of_it() -> None:
@@ -268,11 +303,13 @@ def test_versions_that_may_have_learned_from_a_removed_trace_are_named(monkeypat
             trained_tokens=0,
             created=now + timedelta(hours=hours),
         )
-        for version, lineage, hours in ((0, 1, 1), (1, 1, -1), (2, 1, 1), (3, 2, 1), (4, 1, 2))
+        for version, lineage, hours in ((0, 1, 1), (1, 1, -1.5), (2, 1, -0.5), (3, 2, 1), (4, 1, 2))
     ]
     monkeypatch.setattr(registry, "registrations", lambda: iter(reversed(registrations)))
     tiny.put_shard(registry, 0, [tagged(seed)])
-    assert erase(registry).versions == (2, 4), "neither the untrained draft, nor an older one, nor another lineage"
+    assert erase(registry).versions == (2, 4), (
+        "neither the untrained draft, nor an older one, nor another lineage; the pod's clock may be ahead by an hour"
+    )
     held_out = next(seed for seed in range(100) if tiny.trace(seed).held_out)
     tiny.put_shard(registry, 1, [tagged(held_out, OTHER)])
     assert erase(registry, tag=tag_hash(OTHER)).versions == (), "a held-out request is never trained on"

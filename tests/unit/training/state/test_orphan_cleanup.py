@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from aurora_runtime.training.state.orphan_cleanup import OrphanCleanup
 from aurora_runtime.training.target.target_model import TargetModel
-from aurora_store import Keys
+from aurora_store import Keys, Registry
 from aurora_store.errors import StoreError
+from tests.assets.trainer_output import publish_draft
 from tests.unit.training import tiny
 
 
@@ -25,6 +28,52 @@ def test_cleanup_deletes_only_objects_that_no_manifest_names(model: TargetModel)
     assert cleanup.delete_due() == 2
     kept = {"checkpoints/00000008-def/model.safetensors", "trainer/state/00000002/state.safetensors"}
     assert set(objects.data) == complete | kept | {Keys.trainer_state(2)}
+
+
+def put_draft(registry: Registry, folder: Path, version: int, seed: int, *, registered: bool = True) -> str:
+    """Upload a whole draft. Returns its folder's key."""
+    folder.mkdir()
+    (folder / "config.json").write_bytes(b"{}")
+    (folder / "model.safetensors").write_bytes(bytes([seed]))
+    key = publish_draft(registry, folder, version).checkpoint
+    if not registered:
+        registry.objects.delete(Keys.registration(version))
+    return key
+
+
+def test_whole_drafts_that_no_registration_names_are_deleted(tmp_path: Path) -> None:
+    """A trainer ended between the upload and the registration, or another one took the number."""
+    registry, objects = tiny.memory_registry()
+    ended = put_draft(registry, tmp_path / "a", 3, 1, registered=False)
+    lost = put_draft(registry, tmp_path / "b", 2, 2, registered=False)
+    for version in (0, 1, 2):
+        put_draft(registry, tmp_path / f"{version}", version, 3 + version)
+    objects.put("checkpoints/notes/manifest.json", b"foreign")
+    cleanup, before = OrphanCleanup(registry, grace_seconds=0), set(objects.data)
+    assert cleanup.delete_due() == 6
+    assert set(objects.data) == {key for key in before if not key.startswith((ended, lost))}
+
+
+def test_a_draft_that_may_be_registered_is_kept(tmp_path: Path) -> None:
+    registry, objects = tiny.memory_registry()
+    for seed in (1, 2):
+        put_draft(registry, tmp_path / f"{seed}", 1, seed, registered=seed == 2)
+    late = put_draft(registry, tmp_path / "late", 3, 3, registered=False)
+    objects.put(Keys.registration(1), b"{")
+    cleanup = OrphanCleanup(registry, grace_seconds=0)
+    publish_draft(registry, tmp_path / "late", 3)  # since the first listing
+    before = dict(objects.data)
+    assert cleanup.delete_due() == 0
+    assert objects.data == before
+    assert f"{late}manifest.json" in before
+
+
+def test_the_manifest_of_a_draft_is_deleted_first(tmp_path: Path) -> None:
+    registry, objects = tiny.memory_registry()
+    folder = put_draft(registry, tmp_path / "a", 3, 1, registered=False)
+    cleanup = OrphanCleanup(registry, grace_seconds=0)
+    cleanup.delete_due(stopping=lambda: f"{folder}manifest.json" not in objects.data)
+    assert set(objects.data) == {f"{folder}config.json", f"{folder}model.safetensors"}
 
 
 def test_an_orphan_that_cannot_be_deleted_does_not_block_the_others(
