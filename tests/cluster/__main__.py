@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.command import CommandError, NotReadyError, environment_without_proxies, print_progress
-from tests.cluster.local.build import BuildError, binaries
+from tests.cluster.command import environment_without_proxies, print_progress
+from tests.cluster.local.build import binaries
 from tests.cluster.local.cluster import LocalCluster
 from tests.cluster.local.layout import default_name
-from tests.cluster.local.prerequisites import MissingPrerequisitesError, ensure_prerequisites
+from tests.cluster.local.prerequisites import ensure_prerequisites
 
 FORWARDED_PROGRAMS = ("kubectl", "helm")
 
@@ -44,11 +46,11 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_args(words[:end]), words[end:]
 
 
-def run_forwarded(local: LocalCluster, program: str, arguments: list[str]) -> int:
-    """Run kubectl or helm and return its exit status. The cluster may be down, because `helm lint` needs no cluster."""
+def become(local: LocalCluster, program: str, arguments: list[str]) -> NoReturn:
+    """Become kubectl or helm. The cluster may be down, because `helm lint` needs no cluster."""
     tools = local.access(created=False).tools
-    command = [str(tools.kubectl.parent / program), *arguments]
-    return subprocess.run(command, env=environment_without_proxies(tools.environment), check=False).returncode
+    path = tools.kubectl.parent / program
+    os.execve(path, [program, *arguments], environment_without_proxies(tools.environment))  # noqa: S606 - no shell
 
 
 def main() -> int:
@@ -67,7 +69,7 @@ def main() -> int:
     elif arguments.command == "down":
         local.down(purge=arguments.purge)
     elif arguments.command in FORWARDED_PROGRAMS:
-        return run_forwarded(local, arguments.command, forwarded)
+        become(local, arguments.command, forwarded)
     elif problem := local.problem():
         print_progress(problem)
         return 1
@@ -83,6 +85,6 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except (BuildError, CommandError, MissingPrerequisitesError, NotReadyError) as error:
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
         print_progress(f"error: {error}")
         sys.exit(1)

@@ -38,14 +38,24 @@ def environment_without_proxies(extra: Mapping[str, str] | None = None) -> dict[
     return {**kept, **(extra or {})}
 
 
+def drop_proxies() -> None:
+    """Take the proxy variables out of this process's environment, once nothing is left to download."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        del os.environ[name]
+
+
 def run(
     *arguments: str | Path,
     env: Mapping[str, str] | None = None,
+    downloads: bool = False,
     input: str | None = None,  # noqa: A002  (the name that subprocess uses)
     timeout_seconds: float = 120,
     cwd: Path | None = None,
 ) -> str:
     """Run a command to its end and return its stdout.
+
+    Args:
+        downloads: The command needs other machines, so that it keeps the proxy variables.
 
     Raises:
         CommandError: The exit status is not 0.
@@ -53,7 +63,7 @@ def run(
     texts = [str(argument) for argument in arguments]
     completed = subprocess.run(
         texts,
-        env=environment_without_proxies(env),
+        env={**os.environ, **(env or {})} if downloads else environment_without_proxies(env),
         capture_output=True,
         text=True,
         timeout=timeout_seconds,

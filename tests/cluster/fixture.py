@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster.cluster import Cluster
+from tests.cluster.command import drop_proxies
 from tests.cluster.external_clusters import ClusterChoiceError
 from tests.cluster.local.prerequisites import MissingPrerequisitesError
 
@@ -32,6 +33,7 @@ def cluster() -> Iterator[Cluster]:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))
+    drop_proxies()  # what the tests talk to is on this machine
     try:
         yield running
     finally:

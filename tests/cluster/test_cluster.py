@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.cluster.command import CommandError, url_answers, wait_until
+from tests.cluster.command import CommandError, run, url_answers, wait_until
 from tests.cluster.images.host_python import host_python_volumes
 from tests.cluster.images.image_build import USER_ID, python_image, shell_image
 from tests.cluster.images.image_import import digests_by_tag
@@ -290,9 +290,13 @@ def test_a_second_cluster_runs_beside_the_first_and_leaves_nothing_behind(
         pid_namespace = os.readlink(f"/proc/{holder_pid}/ns/pid")
         assert len(_processes_in(pid_namespace)) > 8
         assert LocalCluster("beside").problem() is None
+        mounts = Path(f"/proc/{holder_pid}/mountinfo").read_text()
+        assert " /proc/sys/kernel/panic_on_oops " in mounts, "the kubelet would change the setting of this machine"
+        assert local.sandbox.run("cat", "/proc/sys/kernel/panic_on_oops").strip() == "1", "the kubelet has set its own"
     assert _processes_in(pid_namespace) == []
     assert host_resources.cgroup_directories(local.layout) == []
     assert not host_resources.link_exists(local.layout)
+    assert local.layout.cluster_cidr not in run("ip", "-4", "route")
     assert str(local.layout.directory) not in Path("/proc/mounts").read_text()
     assert not local.layout.kubeconfig.exists()
     assert LocalCluster("beside").problem() == "cluster beside is down"

@@ -5,7 +5,6 @@ begins with start.py, which installs what this module needs. Environment variabl
 
 - ``KEEP=1`` leaves the cluster running.
 - ``BUDGET_SECONDS`` limits the wait for a learned draft, which begins when both pods serve (default: 2400).
-- ``CLUSTER`` selects the kind of cluster (tests/cluster/README.md).
 - ``CI`` asks for plain lines where a terminal would get a live view.
 """
 
@@ -25,6 +24,7 @@ from typing import Any
 from aurora_protocol.errors import ProtocolError
 from aurora_store.errors import StoreError
 from tests.cluster.cluster import Cluster
+from tests.cluster.command import drop_proxies
 from tests.demo.failure import EXPECTED_ERRORS, failure_lines, interruption_lines, save_cluster_logs
 from tests.demo.handover import Handover
 from tests.demo.jobs import Job, JobFailedError, JobRunner
@@ -35,7 +35,7 @@ from tests.demo.show.screen import Screen, wants_live_view
 from tests.demo.show.show_state import ShowState, first_state, with_loop_done, with_observation
 from tests.demo.speed_over_time import SpeedOverTime
 from tests.demo.stage_clock import with_outcomes
-from tests.demo.stages import LOGS, ROOT, is_local
+from tests.demo.stages import CLUSTER, LOGS, ROOT, STOP_CLUSTER
 from tests.demo.stop_signals import exit_on_stop_signals, undisturbed
 from tests.rig.installation import RESOURCE, Installation
 from tests.rig.small_speculator import ON_CPU
@@ -62,9 +62,7 @@ def main() -> int:
     handover = Handover.from_json(parser.parse_args().handover)
     os.chdir(ROOT)
     exit_on_stop_signals()
-    screen = Screen(
-        first_state(handover, is_local(os.environ)), sys.stdout, live=wants_live_view(sys.stdout, os.environ)
-    )
+    screen = Screen(first_state(handover), sys.stdout, live=wants_live_view(sys.stdout, os.environ))
     results: list[str] = []
     ending, status = [], 0
     try:
@@ -83,16 +81,13 @@ def main() -> int:
     return status
 
 
-def preparations(local: bool) -> tuple[Job, ...]:
+def preparations() -> tuple[Job, ...]:
     """The programs that prepare the demo. The longest is first, because as many run at a time as there are cores."""
     python = (sys.executable, "-m")
-    model = Job("model", (*python, "tests.assets.model"))
-    if not local:
-        return model, Job("image", (*python, "tests.rig.local_image"))
     return (
         Job("prerequisites", (*python, "tests.cluster", "prerequisites")),
         Job("kubernetes", (*python, "tests.cluster", "build"), after=frozenset({"prerequisites"})),
-        model,
+        Job("model", (*python, "tests.assets.model")),
         Job("image", (*python, "tests.rig.local_image"), after=frozenset({"prerequisites"})),
     )
 
@@ -103,7 +98,7 @@ def prepare_and_run(screen: Screen, results: list[str]) -> None:
     Args:
         results: Gets what is to be printed after the view is gone.
     """
-    jobs = preparations(is_local(os.environ))
+    jobs = preparations()
     names = frozenset(job.name for job in jobs)
     with JobRunner(jobs, LOGS, directory=ROOT) as runner:
 
@@ -116,6 +111,7 @@ def prepare_and_run(screen: Screen, results: list[str]) -> None:
         wait_for(names & {"prerequisites", "kubernetes"})
         with running_cluster(screen) as cluster:
             wait_for(names)
+            drop_proxies()
             run_demo(screen, cluster, results)
 
 
@@ -123,7 +119,7 @@ def prepare_and_run(screen: Screen, results: list[str]) -> None:
 def running_cluster(screen: Screen) -> Iterator[Cluster]:
     """The demo's cluster, which ends with the block unless KEEP=1 is set or the cluster ran before."""
     with screen.stage("cluster"):
-        cluster = Cluster.up("demo")
+        cluster = Cluster.up(CLUSTER)
     try:
         yield cluster
     except Exception:
@@ -132,7 +128,7 @@ def running_cluster(screen: Screen) -> Iterator[Cluster]:
     finally:
         if os.environ.get("KEEP") == "1":
             screen.say(f"KEEP=1: the cluster keeps running; export KUBECONFIG={cluster.kubeconfig}")
-            screen.say("stop it with: .venv/bin/python -m tests.cluster --name demo down")
+            screen.say(f"stop it with: {STOP_CLUSTER}")
         elif cluster.access.created:
             _remove(screen, cluster)
 

@@ -7,7 +7,6 @@ Only the standard library is imported, because start.py runs before the packages
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LOGS = ROOT / "build" / "demo"
 """Output of the demo's programs, and what a failure left of the cluster's logs. `make clean` removes it."""
 PYTHON = ".venv/bin/python"
+CLUSTER = "demo"
+"""The name of the demo's cluster."""
+STOP_CLUSTER = f"{PYTHON} -m tests.cluster --name {CLUSTER} down"
 
 
 @dataclass(frozen=True)
@@ -144,13 +146,6 @@ STAGES: tuple[Stage, ...] = (
         MeasuredTime(19, _RESULTS, _WARM),
     ),
 )
-LOCAL_ONLY = frozenset({"prerequisites", "kubernetes"})
-"""Stages that only the local cluster needs."""
-
-
-def is_local(environment: Mapping[str, str]) -> bool:
-    """Whether the demo starts its own cluster, and not one of another kind (tests/cluster/README.md)."""
-    return (environment.get("CLUSTER") or "local") == "local"
 
 
 def stage(key: str) -> Stage:

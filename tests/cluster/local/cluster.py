@@ -103,6 +103,7 @@ class LocalCluster:
                 self._start(built)
             except BaseException:
                 self._stop_and_clean()
+                host_resources.unblock_addresses(self.layout)
                 raise
             self._stamp_file().write_text(self._stamp(built))
         return self.access(created=True)
@@ -111,17 +112,14 @@ class LocalCluster:
         """Stop the cluster. `purge` also removes imported images and all other files of the cluster."""
         with exclusive_lock(self._lock):
             self._stop_and_clean()
+            host_resources.unblock_addresses(self.layout)
             if purge:
-                host_resources.unblock_addresses(self.layout)
                 shutil.rmtree(self.layout.directory, ignore_errors=True)
 
     def _stop_and_clean(self) -> None:
-        existed = self.layout.directory.exists()
         self.sandbox.stop()
         host_resources.remove_link(self.layout)
         host_resources.remove_cgroups(self.layout)
-        if existed:
-            host_resources.block_addresses(self.layout)
         for path in self.layout.directory.glob("*"):
             if path.name not in _KEPT_BY_DOWN:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -129,7 +127,7 @@ class LocalCluster:
     def _start(self, built: Path) -> None:
         cluster = self.layout
         if route := host_resources.conflicting_route(cluster):
-            raise RuntimeError(
+            raise NotReadyError(
                 f"cluster {cluster.name} cannot use {cluster.cluster_cidr}, because this machine has the route "
                 f"'{route}': choose another name for the cluster"
             )

@@ -6,6 +6,7 @@ namespaces (see sandbox.py). It does not remove the resources in this module, so
 
 from __future__ import annotations
 
+import errno
 import time
 from pathlib import Path
 
@@ -31,10 +32,23 @@ def create_cgroups(cluster: Layout) -> None:
             enable_all = " ".join(f"+{name}" for name in controllers.read_text().split())
             for parent in (mount, directory):
                 if enable_all:
-                    (parent / "cgroup.subtree_control").write_text(enable_all)
+                    _enable_controllers(parent / "cgroup.subtree_control", enable_all)
         for name in ("cpuset.cpus", "cpuset.mems"):
             if kind == "cgroup" and (mount / name).exists():
                 (directory / name).write_text((mount / name).read_text())
+
+
+def _enable_controllers(control: Path, controllers: str) -> None:
+    try:
+        control.write_text(controllers)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        # Processes may only be in leaves (Linux, cgroup-v2.rst, "No Internal Process Constraint").
+        raise NotReadyError(
+            f"cannot write {control}, because processes are in that cgroup itself, as in a container: run on a machine "
+            "or in a virtual machine with an init system"
+        ) from None
 
 
 def cgroup_directories(cluster: Layout) -> list[Path]:
@@ -97,8 +111,8 @@ def create_routes(cluster: Layout) -> None:
 def block_addresses(cluster: Layout) -> None:
     """Make the cluster's /16 unreachable wherever no better route exists.
 
-    Otherwise a client that outlives its cluster would send packets for the node out of this machine, by the default
-    route.
+    Otherwise a client of a cluster that was killed would send packets for the node out of this machine, by the default
+    route. The route stays until `down`.
     """
     run("ip", "route", "replace", "unreachable", cluster.cluster_cidr, "metric", "4096")
 

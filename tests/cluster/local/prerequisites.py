@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.cluster.command import print_progress, run, run_or_none
@@ -17,6 +18,10 @@ from tests.cluster.command import print_progress, run, run_or_none
 CNI_DIRECTORIES = (Path("/usr/lib/cni"), Path("/opt/cni/bin"), Path("/usr/libexec/cni"))
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """The daemons' PATH. The PATH of a login shell may lack /usr/sbin, and with it nft, iptables and runc."""
+
+
+APT_LOCK_SECONDS = 300
+"""A fresh machine often installs updates in its first minutes, and apt-get refuses to run twice."""
 
 
 class MissingPrerequisitesError(RuntimeError):
@@ -88,9 +93,10 @@ def ensure_prerequisites() -> None:
     if missing and os.geteuid() == 0 and shutil.which("apt-get"):
         names = [package.name for package in missing]
         print_progress(f"installing {' '.join(names)}")
-        variables = {"DEBIAN_FRONTEND": "noninteractive"}
-        run("apt-get", "update", "-q", env=variables, timeout_seconds=300)
-        run("apt-get", "install", "-qy", "--no-install-recommends", *names, env=variables, timeout_seconds=600)
+        apt = ("apt-get", "-q", "-o", f"DPkg::Lock::Timeout={APT_LOCK_SECONDS}")
+        apt_get = partial(run, *apt, env={"DEBIAN_FRONTEND": "noninteractive"}, downloads=True)
+        apt_get("update", timeout_seconds=APT_LOCK_SECONDS + 300)
+        apt_get("install", "-y", "--no-install-recommends", *names, timeout_seconds=APT_LOCK_SECONDS + 600)
         missing = [package for package in PACKAGES if not package.is_present()]
     problems = _machine_problems() + [f"install {package.name} (apt-get install {package.name})" for package in missing]
     if problems:

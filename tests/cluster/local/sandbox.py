@@ -24,6 +24,17 @@ _BIND_MOUNTS = {
     "containers": "/var/log/containers",
 }
 """Subdirectory of the cluster's directory -> path inside the sandbox to which kubelet or CNI always writes."""
+_KERNEL_SETTINGS = (
+    "vm/overcommit_memory",
+    "vm/panic_on_oom",
+    "kernel/panic",
+    "kernel/panic_on_oops",
+    "kernel/keys/root_maxkeys",
+    "kernel/keys/root_maxbytes",
+)
+"""Settings of the whole machine that the kubelet writes at its start (Kubernetes 1.37,
+pkg/kubelet/cm/container_manager_linux.go:477). No namespace isolates these settings. So the sandbox has ordinary files
+in their places, and the machine keeps its own values."""
 
 
 def start_time_ticks(pid: int) -> str | None:
@@ -85,6 +96,10 @@ class Sandbox:
             source.mkdir(parents=True, exist_ok=True)
             Path(target).mkdir(parents=True, exist_ok=True)
             commands.append(f"mount --bind {shlex.quote(str(source))} {target}")
+        for setting in _KERNEL_SETTINGS:
+            copy = shlex.quote(str(self.cluster.directory / "kernel" / setting))
+            commands.append(f"mkdir -p $(dirname {copy}); cat /proc/sys/{setting} > {copy}")
+            commands.append(f"mount --bind {copy} /proc/sys/{setting}")
         commands += ["ip link set lo up", "echo 1 > /proc/sys/net/ipv4/ip_forward"]
         self.run("sh", "-ec", "\n".join(commands))
 

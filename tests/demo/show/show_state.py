@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from tests.demo.handover import Handover
 from tests.demo.show.observation import Observation
 from tests.demo.stage_clock import StageClock, StageState
-from tests.demo.stages import LOCAL_ONLY, STAGES
+from tests.demo.stages import STAGES
 
 SAMPLE_SECONDS = 15.0
 """The traffic of one sample. Shorter ones would show the noise of single answers."""
@@ -63,19 +63,15 @@ class ShowState:
         return replace(self, clock=clock)
 
 
-def first_state(handover: Handover, local: bool) -> ShowState:
-    """The state at the demo's beginning.
-
-    Args:
-        local: Whether the demo starts its own cluster.
-    """
-    keys = [stage.key for stage in STAGES if stage.key != "bootstrap" and (local or stage.key not in LOCAL_ONLY)]
+def first_state(handover: Handover) -> ShowState:
+    """The state at the demo's beginning."""
+    keys = [stage.key for stage in STAGES if stage.key != "bootstrap"]
     if handover.packages_seconds is None:
         keys.remove("packages")
     clock = StageClock.of(keys)
     if handover.packages_seconds is not None:
         clock = clock.start("packages", 0.0).finish("packages", handover.packages_seconds)
-    if handover.kubernetes_since is not None and "kubernetes" in clock:
+    if handover.kubernetes_since is not None:
         clock = clock.start("kubernetes", handover.kubernetes_since)
     return ShowState(clock, handover.started)
 

@@ -117,13 +117,12 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     cluster = FakeCluster()
     fakes = World(cluster, FakeInstallation(cluster, iter(LOOP)))
     monkeypatch.setattr(sys, "argv", ["tests.demo"])
-    for name in ("KEEP", "CLUSTER"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("KEEP", raising=False)
     replaced = {
         "LOGS": tmp_path,
         "LOOK_SECONDS": 0.0,
         "exit_on_stop_signals": lambda: None,
-        "preparations": lambda local: [Job(name, ("true",)) for name in ("prerequisites", "kubernetes", "model")],
+        "preparations": lambda: [Job(name, ("true",)) for name in ("prerequisites", "kubernetes", "model")],
         "Cluster": SimpleNamespace(up=lambda name: cluster),
         "Installation": lambda cluster: fakes.installation,
         "TrafficDriver": lambda load: fakes,
@@ -247,7 +246,7 @@ def test_a_preparation_that_fails_is_named_with_its_log_and_the_cluster_is_remov
 ) -> None:
     jobs = [Job("prerequisites", ("true",)), Job("kubernetes", ("true",))]
     late = Job("model", ("/bin/sh", "-c", "sleep 0.5; echo disk full; exit 1"))
-    monkeypatch.setattr(demo, "preparations", lambda local: [*jobs, late])
+    monkeypatch.setattr(demo, "preparations", lambda: [*jobs, late])
     assert demo.main() == 1
     printed = capsys.readouterr().err
     assert printed.startswith("failed: model SmolLM2-135M-Instruct\n")

@@ -32,25 +32,19 @@ def needed_before(jobs: tuple[Job, ...], name: str) -> set[str]:
 
 
 def test_two_calls_of_apt_get_never_run_side_by_side_and_the_builds_do() -> None:
-    jobs = start_jobs("python3", local=True)
+    jobs = start_jobs("python3")
     assert "bootstrap" in needed_before(jobs, "prerequisites")
     assert "kubernetes" not in needed_before(jobs, "packages")
     assert "packages" not in needed_before(jobs, "kubernetes")
-    jobs = preparations(local=True)
+    jobs = preparations()
     assert "prerequisites" in needed_before(jobs, "kubernetes")
     assert "prerequisites" in needed_before(jobs, "image"), "a bare machine has no busybox for the image"
     assert not needed_before(jobs, "model")
 
 
-def test_another_kind_of_cluster_needs_no_build_and_no_debian_packages() -> None:
-    for jobs in (start_jobs("python3", local=False), preparations(local=False)):
-        assert not {"kubernetes", "prerequisites"} & {job.name for job in jobs}
-
-
-@pytest.mark.parametrize("local", [True, False])
-def test_every_program_is_a_stage_of_the_show(local: bool) -> None:
+def test_every_program_is_a_stage_of_the_show() -> None:
     stages = {stage.key for stage in STAGES}
-    assert {job.name for job in (*start_jobs("python3", local), *preparations(local))} <= stages
+    assert {job.name for job in (*start_jobs("python3"), *preparations())} <= stages
 
 
 def test_the_show_counts_from_the_beginning_of_make_demo() -> None:
@@ -60,11 +54,10 @@ def test_the_show_counts_from_the_beginning_of_make_demo() -> None:
         "kubernetes": Outcome("kubernetes", log, JobState.RUNNING, started=110.0),
     }
     handover = Handover.from_json(Handover.of(100.0, outcomes).to_json())
-    state = first_state(handover, local=True)
+    state = first_state(handover)
     assert state.elapsed_seconds(200.0) == 100.0
     assert state.clock["packages"].elapsed_seconds(200.0) == 58.0
     assert state.clock["kubernetes"].elapsed_seconds(200.0) == 90.0
-    assert first_state(handover, local=False).clock.running == ()
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "nonsense", '{"started": 1.0, "other": 2}'])
@@ -78,12 +71,13 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
     """The scripts of the jobs that start.py runs, in place of installers and builds; none fails and none takes long."""
     scripts = {"packages": "true", "prerequisites": "true", "kubernetes": f"echo $$ >{tmp_path}/pid; exec sleep 60"}
 
-    def jobs(python: str, local: bool) -> tuple[Job, ...]:
+    def jobs(python: str) -> tuple[Job, ...]:
         return tuple(Job(name, ("/bin/sh", "-c", script)) for name, script in scripts.items())
 
     monkeypatch.setattr(start, "start_jobs", jobs)
     monkeypatch.setattr(start, "START_LOGS", tmp_path)
-    monkeypatch.delenv("CLUSTER", raising=False)
+    monkeypatch.setattr(start, "obstacles", lambda environment: [])
+    monkeypatch.setattr(start, "cache_root", lambda: tmp_path)
     monkeypatch.setattr(signal, "signal", lambda number, handler: signal.SIG_DFL)
     return scripts
 

@@ -24,9 +24,9 @@ def resource(**status: Any) -> dict[str, Any]:
     return {"spec": {"serving": {"replicas": 2}, "training": {"publishTokens": 10_000}}, "status": status}
 
 
-def state_after(*looks: tuple[dict[str, Any], Summary], local: bool = True) -> ShowState:
+def state_after(*looks: tuple[dict[str, Any], Summary]) -> ShowState:
     """The state after a look every minute, of a demo that began at 0 and installed packages in 62 s."""
-    state = first_state(Handover(0.0, packages_seconds=62.0), local)
+    state = first_state(Handover(0.0, packages_seconds=62.0))
     for minute, (status, summary) in enumerate(looks, start=1):
         state = with_observation(state, observe(status, summary), 60.0 * minute)
     return state

@@ -79,7 +79,7 @@ def test_the_view_shows_stages_progress_and_figures() -> None:
 
 
 def test_before_anything_is_known_the_view_names_measured_times_of_what_is_to_come() -> None:
-    lines = drawn(first_state(Handover(0.0), local=True), width=100)
+    lines = drawn(first_state(Handover(0.0)), width=100)
     (kubernetes,) = (line for line in lines if "Kubernetes from source" in line)
     assert "6 min 44 s when measured" in kubernetes
     assert not any("Python packages" in line for line in lines), "without start.py nobody installed packages"
@@ -87,15 +87,9 @@ def test_before_anything_is_known_the_view_names_measured_times_of_what_is_to_co
 
 @pytest.mark.parametrize("width", [60, 79, 80, 81])
 def test_the_titles_of_all_stages_are_whole(width: int) -> None:
-    text = "\n".join(drawn(first_state(Handover(0.0, packages_seconds=62.0), local=True), width))
+    text = "\n".join(drawn(first_state(Handover(0.0, packages_seconds=62.0)), width))
     assert all(one.title in text for one in STAGES if one.key != "bootstrap"), "start.py shows that stage"
     assert ("when measured" in text) == (width >= 80)
-
-
-def test_stages_of_the_local_cluster_are_left_out_for_another_kind() -> None:
-    text = "\n".join(drawn(first_state(Handover(0.0), local=False), width=100))
-    assert "Kubernetes from source" not in text
-    assert "cluster of one node" in text
 
 
 def test_a_rejected_candidate_sends_the_show_back_to_learning_and_the_bar_to_its_start() -> None:
@@ -103,7 +97,7 @@ def test_a_rejected_candidate_sends_the_show_back_to_learning_and_the_bar_to_its
         candidate = {"version": version, "phase": phase} if phase else None
         return resource(active={"version": 0}, training={"trainedTokens": trained}, candidate=candidate)
 
-    state = first_state(Handover(0.0), local=True)
+    state = first_state(Handover(0.0))
     shares, stages = [], []
     for minute, seen in enumerate(
         [look(5_000), look(10_500, "Validating"), look(12_000, "Rejected"), look(14_500, "Rejected")]

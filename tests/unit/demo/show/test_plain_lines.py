@@ -94,7 +94,7 @@ def test_a_line_is_short_and_has_no_control_characters() -> None:
 
 @given(RESOURCES)
 def test_every_partial_status_gives_short_printable_lines(seen: dict[str, Any]) -> None:
-    before = first_state(Handover(0.0), local=True)
+    before = first_state(Handover(0.0))
     after = with_observation(before, observe(seen, traffic(60, 10)), 60.0)
     for text in [*draft_events(before.observation, after.observation), *figures(before, 59.0, after, 60.0)]:
         line = timed_line(text, 60.0)

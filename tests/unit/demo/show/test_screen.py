@@ -23,7 +23,7 @@ class Terminal(io.StringIO):
 
 
 def screen(stream: io.StringIO, live: bool) -> Screen:
-    return Screen(first_state(Handover(0.0), local=True), stream, live)
+    return Screen(first_state(Handover(0.0)), stream, live)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_plain_lines_name_what_happens_to_drafts_without_control_characters() ->
 def test_plain_lines_reach_a_stream_that_cannot_encode_them() -> None:
     written = io.BytesIO()
     with io.TextIOWrapper(written, encoding="ascii") as stream:
-        with Screen(first_state(Handover(0.0), local=True), stream, live=False) as shown:
+        with Screen(first_state(Handover(0.0)), stream, live=False) as shown:
             shown.say("a long line " * 20)
         assert written.getvalue().rstrip().endswith(b"?")
 
