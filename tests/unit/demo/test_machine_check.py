@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.local.cluster import LocalCluster
 from tests.demo import machine_check, start
 from tests.demo.machine_check import GIB, LATER_RUN_GIB, MIN_MEMORY_GIB, obstacles
 
@@ -45,8 +46,8 @@ def test_too_little_disk_is_named_for_both_folders(machine: Path, monkeypatch: p
 
 
 def test_a_kept_cluster_is_named_with_the_command_that_stops_it(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_check.LocalCluster, "__init__", lambda self, name: None)
-    monkeypatch.setattr(machine_check.LocalCluster, "sandbox", _Running(), raising=False)
+    monkeypatch.setattr(LocalCluster, "__init__", lambda self, name: None)
+    monkeypatch.setattr(LocalCluster, "sandbox", _Running(), raising=False)
     assert ["--name demo down" in one for one in obstacles({})] == [True]
 
 
