@@ -17,7 +17,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, cast
 
 from aurora_cli.cluster.cluster import Cluster
 from aurora_cli.errors import ProgramFailed
@@ -76,7 +76,12 @@ class Container:
         ) as process:
             assert process.stdout is not None
             assert process.stderr is not None
-            timer = threading.Timer(MAX_SECONDS, lambda: (overdue.set(), process.kill()))
+
+            def give_up() -> None:
+                overdue.set()
+                process.kill()
+
+            timer = threading.Timer(MAX_SECONDS, give_up)
             timer.start()
             try:
                 _extract(process.stdout, to)
@@ -116,7 +121,7 @@ class _Remembering:
 def _extract(stream: IO[bytes], to: Path) -> None:
     """Unpack an archive. Raises :class:`tarfile.TarError`, also for one that ends early, which tarfile accepts."""
     source = _Remembering(stream)
-    with tarfile.open(fileobj=source, mode="r|") as archive:
+    with tarfile.open(fileobj=cast(IO[bytes], source), mode="r|") as archive:  # a stream is only read
         archive.extractall(to, filter="data")
     while source.read(1 << 16):
         pass
