@@ -133,7 +133,11 @@ class HttpKubernetesApi:
         before_write: Callable[[], None] | None = None,
         timeout_seconds: tuple[float, float] = TIMEOUT_SECONDS,
     ) -> HttpKubernetesApi:
-        """Connect with the pod's ServiceAccount, or outside of a cluster with the current kubeconfig."""
+        """Connect with the pod's ServiceAccount, or outside of a cluster with the current kubeconfig.
+
+        Never through a proxy, as lists and watches (:mod:`aurora_operator.watch.api_stream`). With ``HTTPS_PROXY``,
+        which is meant for the S3 store, a pod would otherwise have a full cache and never get the Lease.
+        """
         try:
             kube_config.load_incluster_config()
         except kube_config.ConfigException:
@@ -141,6 +145,7 @@ class HttpKubernetesApi:
         configuration = client.Configuration.get_default_copy()
         configuration.retries = 0  # a retry deep inside would happen after ``before_write`` has allowed the write
         configuration.connection_pool_maxsize = MAX_CONNECTIONS
+        configuration.proxy = None
         return cls(client.ApiClient(configuration), on_write, before_write, timeout_seconds)
 
     @property

@@ -1,13 +1,16 @@
-{{/* The name of the operator's objects: fullnameOverride, or the release's name with nameOverride or "operator". */}}
+{{/*
+The name of the operator's objects: fullnameOverride, or the release's name with nameOverride or "operator". Helm allows
+release names that Kubernetes refuses as the name of a Service: longer ones, and ones with a dot or a digit first.
+*/}}
 {{- define "aurora.fullname" -}}
-{{- $name := .Values.nameOverride | default "operator" -}}
-{{- if .Values.fullnameOverride -}}
-{{ .Values.fullnameOverride }}
-{{- else if contains $name .Release.Name -}}
-{{ .Release.Name }}
-{{- else -}}
-{{ .Release.Name }}-{{ $name }}
+{{- $word := .Values.nameOverride | default "operator" -}}
+{{- $own := ternary .Release.Name (printf "%s-%s" .Release.Name $word) (contains $word .Release.Name) -}}
+{{- $name := .Values.fullnameOverride | default $own -}}
+{{- if not (regexMatch "^[a-z][-a-z0-9]{0,54}$" $name) -}}
+{{- $text := "the release's objects would have the name %s: set fullnameOverride to a name that begins with a letter" -}}
+{{- fail (printf (print $text ", and has at most 40 letters, digits and dashes") $name) -}}
 {{- end -}}
+{{ $name }}
 {{- end }}
 
 {{/* The operator's ServiceAccount. */}}
@@ -22,6 +25,10 @@
 {{- end }}
 
 {{- define "aurora.storename" -}}
+{{- if not (regexMatch "^[a-z][-a-z0-9]*$" .Release.Name) -}}
+{{- $text := "the embedded store's Service cannot have the name %s-store: choose a release name that begins with a letter" -}}
+{{- fail (printf (print $text ", and has letters, digits and dashes only") .Release.Name) -}}
+{{- end -}}
 {{ .Release.Name }}-store
 {{- end }}
 
@@ -43,12 +50,12 @@ value changes it.
 */}}
 {{- define "aurora.selector" -}}
 app.kubernetes.io/name: aurora-operator
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "aurora.storeselector" -}}
 app.kubernetes.io/name: aurora-store
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "aurora.labels" -}}

@@ -36,11 +36,14 @@ class AddressPolicy:
 
     @classmethod
     def of(cls, entries: Iterable[str]) -> AddressPolicy:
-        """The policy for host names, addresses and networks (CIDR). Raises :class:`ValueError` for any other entry."""
+        """The policy for host names, addresses and networks (CIDR). Raises :class:`ValueError` for any other entry.
+
+        A network may be given by any of its addresses: 10.96.0.1/12 is 10.96.0.0/12.
+        """
         networks, hosts = list[Network](), set[str]()
         for entry in entries:
             if (entry[:1].isdigit() and entry.replace(".", "").replace("/", "").isdigit()) or ":" in entry:
-                networks.append(ip_network(entry))
+                networks.append(ip_network(entry, strict=False))
             elif "/" in entry or not entry:
                 raise ValueError(f"{entry!r} is neither a host name nor a network such as 10.96.0.0/12")
             else:

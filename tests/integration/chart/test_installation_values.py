@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from aurora_api.v1alpha1.spec import SpeculatorSpec
 from tests.cluster.command import CommandError
 from tests.rig.chart.rendered_chart import (
     CHART,
@@ -60,6 +63,54 @@ def test_all_objects_of_a_release_have_the_name_that_values_choose(option: str, 
     environment = operator_environment(objects, name)
     leader = select(objects, "Role", f"{name}-leader")
     assert leader["rules"][1]["resourceNames"] == [environment["AURORA_LEASE_NAME"]] == [name]
+
+
+@pytest.mark.parametrize("release", ["1-aurora", "aurora.blue", "a" * 47])
+def test_a_release_name_that_cannot_name_a_service_needs_a_full_name(release: str) -> None:
+    with pytest.raises(CommandError, match="set fullnameOverride to a name that begins with a letter"):
+        render(release=release)
+    assert select(render("--set=fullnameOverride=drafts", release=release), "Service", "drafts-metrics")
+
+
+def test_the_longest_name_of_the_releases_objects_fits_into_its_service() -> None:
+    services = _named(render(release="a" * 46), "Service")
+    assert {len(name) for name in services} == {63}
+
+
+def test_a_release_name_that_cannot_name_the_embedded_stores_service_is_refused() -> None:
+    with pytest.raises(CommandError, match="cannot have the name 1-aurora-store: choose a release name"):
+        render("--set=fullnameOverride=drafts,embeddedStore.enabled=true", release="1-aurora")
+
+
+def _texts(node: Any, within: str = "") -> Iterator[Any]:
+    """Every name, namespace and label in an object."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            texts = within == "labels" or key in ("name", "namespace", "serviceAccountName", "storageClassName")
+            if texts and not isinstance(value, dict):
+                yield value
+            yield from _texts(value, key)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _texts(value)
+
+
+@pytest.mark.parametrize(
+    ("release", "options"),
+    [
+        ("10042", ["--set=fullnameOverride=drafts", "--set-string=serviceAccount.name=10042"]),
+        ("aurora", [
+            "--set=embeddedStore.enabled=true,embeddedStore.persistence.enabled=true",
+            "--set-string=embeddedStore.persistence.storageClassName=10042",
+        ]),
+    ],
+)  # fmt: skip
+def test_a_name_of_digits_stays_a_text(release: str, options: list[str]) -> None:
+    """The API server refuses an object whose name, namespace or label is a number."""
+    places = ['--set-json=watchNamespaces=["10042"]', "--set-string=metrics.dashboard.namespace=10042"]
+    texts = list(_texts(render(*options, *places, *MONITORED, release=release, namespace="10042")))
+    assert "10042" in texts
+    assert [text for text in texts if not isinstance(text, str)] == []
 
 
 def test_speculators_policies_admit_the_operator_whatever_its_name() -> None:
@@ -138,6 +189,24 @@ def test_the_embedded_stores_pod_is_placed_by_values_of_its_own() -> None:
     assert [store["tolerations"][0]["key"], operator["tolerations"][0]["key"]] == ["storage", "dedicated"]
 
 
+def test_a_new_version_of_the_chart_leaves_the_embedded_stores_pod_alone(tmp_path: Path) -> None:
+    """Another pod would begin with an empty volume, and all traces and drafts would be lost."""
+    newer = tmp_path / CHART.name
+    shutil.copytree(CHART, newer)
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    (newer / "Chart.yaml").write_text(yaml.safe_dump(chart | {"version": "0.2.0", "appVersion": "0.2.0"}))
+    store = "--set=embeddedStore.enabled=true,embeddedStore.accessKey=a,embeddedStore.secretKey=b"
+
+    def templates(folder: Path) -> list[Object]:
+        text = built_helm("template", RELEASE, folder, "-n", NAMESPACE, "-f", IMAGES, store)
+        objects = [obj for obj in yaml.safe_load_all(text) if obj]
+        return [select(objects, "Deployment", name)["spec"]["template"] for name in ("aurora-store", OPERATOR)]
+
+    (store_before, operator_before), (store_after, operator_after) = templates(CHART), templates(newer)
+    assert store_before == store_after
+    assert operator_before != operator_after, "the operator's pods do restart"
+
+
 def _notes(values: Path, *options: str) -> str:
     """What Helm prints after an installation."""
     printed = built_helm("install", RELEASE, CHART, "-n", NAMESPACE, "-f", values, *options, "--dry-run=client")
@@ -151,7 +220,7 @@ def _notes(values: Path, *options: str) -> str:
 )
 def test_the_notes_name_a_namespace_that_the_operator_watches(values: Path, namespace: str) -> None:
     notes = _notes(values)
-    commands = [line for line in notes.splitlines() if line.startswith("  kubectl") and " -n " in line]
+    commands = [line for line in notes.splitlines() if line.strip().startswith("kubectl") and " -n " in line]
     assert len(commands) == 3
     assert all(f" -n {namespace} " in command for command in commands)
     labels = f"kubectl label namespace {namespace} aurora.dev/shard=blue" in notes
@@ -169,6 +238,22 @@ def test_the_notes_name_the_secrets_and_the_store_that_a_tenants_speculator_may_
     assert "needs aurora-store, chat-keys and chat-signing-keys there" in notes
     assert "`store.prefix` must lie in the entry's `prefix`" in notes
     assert "secretNames" not in _notes(IMAGES)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--set=embeddedStore.enabled=true",), ("--set=shard=blue",)],
+    ids=["own store", "embedded store", "shard"],
+)
+def test_the_printed_commands_can_be_pasted_into_a_shell(options: tuple[str, ...]) -> None:
+    paragraphs = _notes(IMAGES, *options).split("\n\n")
+    commands = [text for text in paragraphs if text.strip().startswith(("kubectl", "helm"))]
+    assert len(commands) >= 4
+    for command in commands:
+        parsed = subprocess.run(["bash", "-n"], input=command, capture_output=True, text=True, check=True)
+        assert parsed.stderr == "", "bash warns of a here-document without an end"
+    (manifest,) = [text.partition("<<END\n")[2].partition("\nEND")[0] for text in commands if "<<END" in text]
+    SpeculatorSpec.model_validate(yaml.safe_load(manifest)["spec"], extra="forbid")
 
 
 def test_extra_objects_are_part_of_the_release_and_may_use_its_name() -> None:

@@ -1,0 +1,111 @@
+"""The operator starts with every value that the chart's schema accepts.
+
+Otherwise Helm would report success, and the operator's pods would end with a configuration error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from typing import Any
+
+import pytest
+
+from aurora_operator.operator_config import OperatorConfig
+from aurora_store.policy.address_policy import AddressPolicy
+from tests.generated.chart_readme import CHART
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    schema: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())["properties"]
+    return schema
+
+
+def _is_accepted_as_host(entry: str) -> bool:
+    choices = _schema()["stores"]["properties"]["internalHosts"]["items"]["anyOf"]
+    return any(re.search(choice["pattern"], entry) for choice in choices)
+
+
+def _is_accepted_as_collector(url: str) -> bool:
+    return re.search(_schema()["tracing"]["properties"]["endpoint"]["pattern"], url) is not None
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "minio.storage",
+        "Minio",
+        "1st.store",
+        "10.96.0.1",
+        "10.96.0.1/12",
+        "0.0.0.0/0",
+        "10.0.0.0/32",
+        "::",
+        "::1",
+        "1::",
+        "fd00::/8",
+        "fd00:1:2::3/128",
+        "1:2:3:4:5:6:7:8",
+        "1::8/0",
+        "1:2:3:4:5:6:7::",
+        "::2:3:4:5:6:7:8",
+    ],
+)
+def test_the_operator_takes_each_host_that_the_schema_takes(entry: str) -> None:
+    assert _is_accepted_as_host(entry)
+    AddressPolicy.of([entry])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "",
+        "10.0.0.0/40",
+        "10.0.0.0/33",
+        "300.1.1.1",
+        "10.0.0",
+        "10",
+        "1.2.3.4.5",
+        "010.0.0.1",
+        "minio/12",
+        "a,b",
+        ":",
+        "::1/129",
+        "1:2:3",
+        "1::2::3",
+        "1:2:3:4:5:6:7:8:9",
+        "1:2:3:4:5:6:7:8::",
+        "12345::",
+        "http://minio",
+    ],
+)
+def test_the_schema_refuses_a_host_that_the_operator_cannot_use(entry: str) -> None:
+    assert not _is_accepted_as_host(entry)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "http://c", "http://c:4318", "https://c.example:65535/otlp/", "http://[fd00::1]:4318", "http://c:1"]
+)
+def test_the_operator_takes_each_collector_that_the_schema_takes(url: str) -> None:
+    assert _is_accepted_as_collector(url)
+    images = {f"AURORA_{part}_IMAGE": "registry.example.com/image" for part in ("RUNTIME", "AGENT")}
+    assert OperatorConfig.from_env(images | {"AURORA_TRACING_ENDPOINT": url}).tracing_endpoint == url.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "c:4318",
+        "http://c:99999",
+        "http://c:65536",
+        "http://c:0",
+        "http://c:port",
+        "http://:4318",
+        "http://a:b@c",
+        "ftp://c",
+    ],
+)
+def test_the_schema_refuses_a_collector_that_the_operator_cannot_use(url: str) -> None:
+    assert not _is_accepted_as_collector(url)
