@@ -9,7 +9,8 @@ RuntimeFault
 ├── SwapRefused             a swap, lease or trial request conflicts with the pod's state
 ├── CheckpointFormatError   a draft checkpoint does not have SGLang's format
 ├── TargetUnavailable       the target's files are missing, damaged or out of reach
-│   └── DamagedFile             a file of a published model is there, and is not what its name says
+│   ├── DamagedFile             a file of a published model is there, and is not what its name says
+│   └── UnreadableWeight        a weight is stored in a form that the trainer cannot read
 ├── HeadRefused             a published head does not fit the target, or cannot be trained or served
 ├── Interrupted             the process was asked to stop while it waited
 ├── MeasurementError        a validation could not measure
@@ -57,6 +58,10 @@ class TargetUnavailable(RuntimeFault):
 
 class DamagedFile(TargetUnavailable):
     """A file of a published model is there, and is not what its name says."""
+
+
+class UnreadableWeight(TargetUnavailable):
+    """A weight of a model is stored in a form that the trainer cannot read, such as packed 4-bit numbers."""
 
 
 class HeadRefused(RuntimeFault):
