@@ -9,6 +9,7 @@ RuntimeFault
 ├── SwapRefused             a swap, lease or trial request conflicts with the pod's state
 ├── CheckpointFormatError   a draft checkpoint does not have SGLang's format
 ├── TargetUnavailable       the target's files are missing, damaged or out of reach
+│   ├── MissingFile             a published model has no file of this name
 │   ├── DamagedFile             a file of a published model is there, and is not what its name says
 │   └── UnreadableWeight        a weight is stored in a form that the trainer cannot read
 ├── HeadRefused             a published head does not fit the target, or cannot be trained or served
@@ -54,6 +55,10 @@ class SwapRefused(RuntimeFault):
 
 class TargetUnavailable(RuntimeFault):
     """The target's files are missing, damaged or out of reach. The message names the file and its place."""
+
+
+class MissingFile(TargetUnavailable):
+    """A published model has no file of this name."""
 
 
 class DamagedFile(TargetUnavailable):
