@@ -2,6 +2,7 @@
 
 RuntimeFault
 ├── TraceFormatError        a shard's tensors contradict each other
+│   └── NewerTraceFormat        only a newer version of the reader can read the shard
 ├── EngineFault             SGLang did not start, or refused an admin call
 │   └── EngineGone          SGLang did not answer: it ended or hangs
 │       └── EngineUnreachable   the connection to SGLang failed
@@ -27,7 +28,11 @@ class RuntimeFault(Exception):
 
 
 class TraceFormatError(RuntimeFault):
-    """A shard's tensors contradict each other. The trainer skips the shard."""
+    """A shard's tensors contradict each other. The trainer skips the request, or the shard."""
+
+
+class NewerTraceFormat(TraceFormatError):
+    """A shard holds what only a newer version of the reader knows. The reader must be upgraded."""
 
 
 class EngineFault(RuntimeFault):
