@@ -2,6 +2,7 @@
 
 RuntimeFault
 ├── TraceFormatError        a shard's tensors contradict each other
+│   └── NewerTraceFormat        only a newer version of the reader can read the shard
 ├── EngineFault             SGLang did not start, or refused an admin call
 │   └── EngineGone          SGLang did not answer: it ended or hangs
 │       └── EngineUnreachable   the connection to SGLang failed
@@ -9,7 +10,9 @@ RuntimeFault
 ├── SwapRefused             a swap, lease or trial request conflicts with the pod's state
 ├── CheckpointFormatError   a draft checkpoint does not have SGLang's format
 ├── TargetUnavailable       the target's files are missing, damaged or out of reach
-│   └── DamagedFile             a file of a published model is there, and is not what its name says
+│   ├── MissingFile             a published model has no file of this name
+│   ├── DamagedFile             a file of a published model is there, and is not what its name says
+│   └── UnreadableWeight        a weight is stored in a form that the trainer cannot read
 ├── HeadRefused             a published head does not fit the target, or cannot be trained or served
 ├── Interrupted             the process was asked to stop while it waited
 ├── MeasurementError        a validation could not measure
@@ -25,7 +28,11 @@ class RuntimeFault(Exception):
 
 
 class TraceFormatError(RuntimeFault):
-    """A shard's tensors contradict each other. The trainer skips the shard."""
+    """A shard's tensors contradict each other. The trainer skips the request, or the shard."""
+
+
+class NewerTraceFormat(TraceFormatError):
+    """A shard holds what only a newer version of the reader knows. The reader must be upgraded."""
 
 
 class EngineFault(RuntimeFault):
@@ -55,8 +62,16 @@ class TargetUnavailable(RuntimeFault):
     """The target's files are missing, damaged or out of reach. The message names the file and its place."""
 
 
+class MissingFile(TargetUnavailable):
+    """A published model has no file of this name."""
+
+
 class DamagedFile(TargetUnavailable):
     """A file of a published model is there, and is not what its name says."""
+
+
+class UnreadableWeight(TargetUnavailable):
+    """A weight of a model is stored in a form that the trainer cannot read, such as packed 4-bit numbers."""
 
 
 class HeadRefused(RuntimeFault):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from aurora_api.v1alpha1.capture import StateType
 from aurora_protocol.training_records import MAX_SHAPES, MAX_STEPS, ShapeCounts
-from aurora_runtime.errors import TraceFormatError
+from aurora_runtime.errors import NewerTraceFormat, TraceFormatError
 from aurora_runtime.held_out_split import MAX_MEASURED_PROMPT_TOKENS, is_held_out
 from aurora_runtime.packed_states import PACKED_TYPE, SCALE_TYPE, pack, unpack
 from aurora_runtime.request_privacy import NO_TAG
@@ -80,10 +80,10 @@ class RequestTrace:
             problems.append("round tensors differ in length")
         if any(getattr(self, name).shape[0] != nodes for name in _BY_NODES) or nodes != int(self.node_count.sum()):
             problems.append("node tensors differ in length")
-        if rounds and not 0 <= int(self.source.min()) <= int(self.source.max()) <= max(ProposalSource):
-            problems.append("a source of proposals is unknown; upgrade the reader")
         if problems:
             raise TraceFormatError("; ".join(problems))
+        if rounds and not 0 <= int(self.source.min()) <= int(self.source.max()) <= max(ProposalSource):
+            raise NewerTraceFormat("a source of proposals is unknown; upgrade the reader")
 
     @property
     def answer_tokens(self) -> int:

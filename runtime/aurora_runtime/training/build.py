@@ -96,7 +96,8 @@ def build_trainer(
     record = stored.record if stored else None
     last, last_draft = retrier.call("fetching the last version", lambda: newest_draft(registry, context.target))
     ledger = ShardLedger(registry, context.lineage.number, retrier, record)
-    session = _session(config, context, last.version, device, ranks)
+    trained_without_moments = stored is None and last.trained_tokens > 0
+    session = _session(config, context, last.version, device, ranks, warm=trained_without_moments)
     trained_tokens = record.trained_tokens if record else last.trained_tokens
     learning = _empty_learning_state(config, context.target, session, ledger, trained_tokens)
     reader = _reader(config, context)
@@ -111,13 +112,19 @@ def build_trainer(
 
 
 def _session(
-    config: TrainingConfig, context: TrainerContext, version: int, device: torch.device, ranks: Ranks | None
+    config: TrainingConfig,
+    context: TrainerContext,
+    version: int,
+    device: torch.device,
+    ranks: Ranks | None,
+    *,
+    warm: bool,
 ) -> Session:
-    """A session that starts from the draft of ``version``."""
+    """A session that starts from the draft of ``version``. ``warm``: it was trained, and its moments are lost."""
     draft, vocabulary = context.retrier.call(
         "fetching a version", lambda: fetch_draft(context.registry, version, context.target)
     )
-    recipe = config.recipe.warm_start() if context.lineage.initial else config.recipe
+    recipe = config.recipe.warm_start() if warm or context.lineage.initial else config.recipe
     log.info("the learning rate is %.4g after %d steps", recipe.learning_rate, recipe.warmup_steps)
     if ranks:
         return SharedSession(draft, vocabulary, recipe, device, ranks)

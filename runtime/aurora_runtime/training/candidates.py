@@ -109,8 +109,12 @@ class Candidates:
             exported = checkpoint.export(session.served, session.vocabulary.to_target, folder)
             newest = self._registry.last_version()
             number = INITIAL_VERSION if newest is None else newest
-            if self._registry.registration(number).digest == exported.digest:
-                return self._registry.registration(number)  # registered by this trainer before a crash
+            draft, ids = checkpoint.load(folder, session.served.embedding)
+            own = draft, VocabularyMap.of(ids, draft.config.vocab_size)
+            stored = self._registry.registration(number)
+            if stored.digest == exported.digest:  # registered by this trainer before a crash, or before a lost answer
+                self._last_draft = own
+                return stored
             while True:
                 number += 1
                 manifest = CheckpointManifest(
@@ -129,6 +133,5 @@ class Candidates:
                 except ObjectExists:
                     log.warning("version %d was taken by another trainer; trying the next number", number)
                     continue
-                draft, ids = checkpoint.load(folder, session.served.embedding)
-                self._last_draft = draft, VocabularyMap.of(ids, draft.config.vocab_size)
+                self._last_draft = own
                 return registration

@@ -63,10 +63,8 @@ class Trainer:
 
     def _train_or_wait(self) -> None:
         """Train on pending shards if there are any, else replay if the budget allows, else wait."""
-        pending = self.stages.retention.shards_to_train()
-        if expired := self.stages.retention.take_expired():
-            self.learning.drop(expired)
-            self.stages.reader.drop(expired)
+        pending = [key for key in self.stages.retention.shards_to_train() if key not in self.stages.reader.newer]
+        self._drop_expired()
         if pending:
             self._train_on_shards(pending)
         elif self.stages.replay.possible_while_waiting():
@@ -78,15 +76,33 @@ class Trainer:
             self.run_due_stages(TrainerPhase.WAITING_FOR_TRACES)
             self.retrier.sleep(self.policy.poll_seconds)
 
+    def _drop_expired(self) -> frozenset[str]:
+        """Drop what is kept in memory of the shards that became too old; returns these shards."""
+        expired = self.stages.retention.take_expired()
+        if expired:
+            self.learning.drop(expired)
+            self.stages.reader.drop(expired)
+        return expired
+
     def _train_on_shards(self, pending: Sequence[str]) -> None:
-        for index, key in enumerate(pending[: self.policy.shards_per_listing]):
-            if self.retrier.stopping:
+        """Train on the first of ``pending``. A backlog takes long, so shards may become too old meanwhile."""
+        waiting = list(pending)
+        for _ in range(min(len(pending), self.policy.shards_per_listing)):
+            self.stages.retention.expire()
+            if expired := self._drop_expired():
+                waiting = [key for key in waiting if key not in expired]
+            if self.retrier.stopping or not waiting:
                 return
-            self.progress.record_work(trains=True, pending_shards=len(pending) - index)
-            self.stages.reader.prefetch(pending[index:], self.learning.ledger.size)
-            self.stages.fresh.train(key, self.stages.reader.read(key))
-            self.stages.reader.finish()
+            self.progress.record_work(trains=True, pending_shards=len(waiting))
+            self.stages.reader.prefetch(waiting, self.learning.ledger.size)
+            self._train_on(waiting.pop(0))
             self.run_due_stages(TrainerPhase.TRAINING)
+
+    def _train_on(self, key: str) -> None:
+        shard = self.stages.reader.read(key)
+        if key not in self.stages.reader.newer:
+            self.stages.fresh.train(key, shard)
+        self.stages.reader.finish()
 
     def run_due_stages(self, phase: TrainerPhase) -> None:
         """Evaluate and offer, review the vocabulary map, begin a save, clean up and report; each only when due.

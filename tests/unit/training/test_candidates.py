@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from aurora_api.v1alpha1.training import TrainingSpec
+from aurora_protocol.draft_records import Registration
 from aurora_runtime.training import lineage
 from aurora_runtime.training.candidates import Candidates
 from aurora_runtime.training.data.examples import examples_of
@@ -15,6 +17,7 @@ from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.optim.vocabulary_remap import remapped
 from aurora_runtime.training.target.target_model import TargetModel
 from aurora_store import Registry
+from aurora_store.errors import StoreError
 from tests.unit.training import tiny
 
 
@@ -84,6 +87,27 @@ def test_each_draft_is_evaluated_and_registered_with_its_own_map(model: TargetMo
     session.restore(remapped(session.state(), vocabulary.to_target, model.head))
     again = candidates.offer(session, held_out, 600)
     assert f"version 1 has {after.acceptance_length:.2f}" in again.message
+
+
+def test_after_a_lost_answer_drafts_are_compared_with_the_version_that_was_registered(model: TargetModel) -> None:
+    registry, _ = tiny.memory_registry()
+    session, candidates, held_out = session_with_gain(registry, model)
+    register = registry.register
+
+    def lose_the_answer(registration: Registration) -> None:
+        register(registration)
+        raise StoreError("no answer")
+
+    registry.register = lose_the_answer  # type: ignore[method-assign]
+    with pytest.raises(StoreError):
+        candidates.offer(session, held_out, 300)
+    del registry.register
+    again = candidates.offer(session, held_out, 300)
+    assert again.registration == registry.registration(1)
+    same = candidates.offer(session, held_out, 600)
+    assert again.held_out is not None
+    assert f"version 1 has {again.held_out.acceptance_length:.2f}" in same.message
+    assert (same.registration, registry.last_version()) == (None, 1)
 
 
 def test_a_taken_number_is_skipped_and_a_crash_registers_no_draft_twice(model: TargetModel) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -180,7 +181,9 @@ class _PaddedBatch:
         examples = [each.example for each in trees]
         b, slots, width = len(trees), max(e.slots for e in examples), examples[0].aux.shape[1]
         node_counts = [root_count + max(each.rejected_count(depth) for each in trees) for depth in range(steps)]
-        self.aux = torch.zeros(b, slots, width, dtype=examples[0].aux.dtype)  # [B, T, 3H]
+        # Examples of targets in fp16 and in bf16 may meet: a type that holds the numbers of both.
+        dtype = reduce(torch.promote_types, {e.aux.dtype for e in examples})
+        self.aux = torch.zeros(b, slots, width, dtype=dtype)  # [B, T, 3H]
         self.next_token = torch.zeros(b, slots, dtype=torch.int64)  # [B, T]
         self.root_slot = torch.zeros(b, root_count, dtype=torch.int64)  # [B, R]
         self.target_rows = [torch.full((b, n), -1, dtype=torch.int64) for n in node_counts]  # J x [B, N[d]]

@@ -36,7 +36,7 @@ class PrefixBank:
         if lender_number is not None:
             lender = self._traces[lender_number]
             self._traces.move_to_end(lender_number)
-            borrowed = lender.hidden[: trace.hidden_start - lender.hidden_start].to(trace.hidden.dtype)
+            borrowed = lender.hidden[: trace.hidden_start - lender.hidden_start]
             trace = dataclasses.replace(
                 trace, hidden_start=lender.hidden_start, hidden=torch.cat([borrowed, trace.hidden])
             )

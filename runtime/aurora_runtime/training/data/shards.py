@@ -1,7 +1,8 @@
 """Reads shards and splits their requests into training and held-out examples.
 
 Invariants: a damaged shard is counted, logged and skipped, because another attempt would read the same bytes. A shard
-that killed the trainer twice is skipped too. No held-out request reaches the training side.
+that killed the trainer twice is skipped too. Of a shard that can be read, a request that cannot be used costs only
+itself. A shard that only a newer reader knows is left to that reader. No held-out request reaches the training side.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Final, NamedTuple
 
 from safetensors import SafetensorError
 
-from aurora_protocol.errors import InvalidRecord
-from aurora_runtime.errors import TraceFormatError
+from aurora_protocol.errors import InvalidRecord, NewerRecord
+from aurora_runtime.errors import NewerTraceFormat, TraceFormatError
 from aurora_runtime.traces import RequestTrace, decode
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.prefetch import ShardPrefetcher
@@ -85,6 +86,11 @@ class ShardReader:
         self._prefetcher = ShardPrefetcher(self._fetch, policy.prefetched_shards, policy.prefetched_bytes)
         self.deaths = deaths or ShardDeaths()
         self.damaged = 0
+        """Shards that were skipped, since the start."""
+        self.refused_requests = 0
+        """Requests that were skipped of shards that could be read, since the start."""
+        self.newer = set[str]()
+        """Shards that only a newer reader knows. They stay untrained, for the trainer after an upgrade."""
 
     def _fetch(self, key: str) -> bytes:
         return self._retrier.call(f"reading {key}", lambda: self._registry.shard(key))[1]
@@ -94,7 +100,7 @@ class ShardReader:
         self._prefetcher.prefetch(() if self.deaths.suspects else keys, size_of)
 
     def read(self, key: str) -> Shard | None:
-        """The shard's examples, or None when the shard is damaged or quarantined.
+        """The shard's examples, or None when the shard is damaged or quarantined, or is one of :attr:`newer`.
 
         Call :meth:`finish` when the work on the shard is done.
         """
@@ -104,6 +110,11 @@ class ShardReader:
         self.deaths.begin(key)
         try:
             return self._split(key, decode(self._prefetcher.get(key)))
+        except (NewerRecord, NewerTraceFormat) as error:
+            self.finish()
+            self.newer.add(key)
+            log.error("shard %s waits until this trainer is upgraded: %s", key, error)  # noqa: TRY400
+            return None
         except _DAMAGE_ERRORS as error:
             self.finish()
             self.damaged += 1
@@ -121,14 +132,25 @@ class ShardReader:
     def _split(self, key: str, traces: Iterable[RequestTrace]) -> Shard:
         train: list[Example] = []
         held_out: list[HeldOutRequest] = []
+        used, refusals = 0, list[TraceFormatError]()
         for trace in traces:
             if trace.tag in self._erased_tags:
                 continue
-            examples = self._examples(trace, key)
+            try:
+                examples = self._examples(trace, key)
+            except TraceFormatError as error:
+                refusals.append(error)
+                continue
+            used += 1
             if trace.held_out:
                 held_out.append(HeldOutRequest(trace.request, tuple(examples), trace.measurable))
             else:
                 train += examples
+        if refusals and not used:
+            raise refusals[0]
+        if refusals:
+            self.refused_requests += len(refusals)
+            log.warning("%d requests of shard %s are skipped: %s", len(refusals), key, refusals[0])
         return Shard(key, tuple(train), tuple(held_out))
 
     def _examples(self, trace: RequestTrace, key: str) -> list[Example]:

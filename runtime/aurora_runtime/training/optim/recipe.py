@@ -10,7 +10,9 @@ from aurora_runtime.training.data.replay_sampling import ReplaySampling
 from aurora_runtime.training.objective.position_losses import LOSSES, Loss, forward_kl
 
 WARM_START_STEPS: Final = 50
-"""Optimizer steps over which the learning rate rises when training starts from a published head.
+"""Optimizer steps over which the learning rate rises when training starts from a published head, or from a trained
+draft without its optimizer's moments. Such a draft's trainer that restarts within these steps resumes with moments, and
+so at the full rate.
 
 Adam's first steps have the size of the learning rate whatever the gradient is, which can throw a trained head off its
 optimum before the moments know the gradient. So the rate begins at a fiftieth of its full value.

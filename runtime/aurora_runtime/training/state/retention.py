@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain, islice
@@ -130,7 +130,7 @@ class Retention:
         """
         ledger, limits = self._ledger, self._limits
         pending = ledger.pending()
-        self._expire(pending)
+        self.expire()
         new = tuple(key for key in pending if key not in self._deletable)
         reserved_bytes, max_new = limits.replay_bytes, limits.shards // 2
         if self._suspended:
@@ -146,14 +146,18 @@ class Retention:
         self._uploads.update(ledger.listing.orphans, ledger.listed_at)
         return list(new)
 
-    def _expire(self, pending: Sequence[str]) -> None:
-        """Give up the shards that are too old. Those that a state needs are retired, and go after two saves."""
+    def expire(self) -> None:
+        """Give up the shards that are too old. Those that a state needs are retired, and go after two saves.
+
+        Looks at the last listing, once in :data:`EXPIRY_SECONDS` however often it is called.
+        """
         if not self._age.is_set or self._clock() < self._next_expiry:
             return
         self._next_expiry = self._clock() + EXPIRY_SECONDS
-        ledger, untrained = self._ledger, frozenset(pending)
-        consumed = frozenset(ledger.consumed)
-        expired = self._age.expired(ledger.listing, [*consumed, *ledger.retired])
+        ledger = self._ledger
+        consumed, retired = frozenset(ledger.consumed), frozenset(ledger.retired)
+        expired = self._age.expired(ledger.listing, [*consumed, *retired])
+        untrained = frozenset(expired) - consumed - retired
         new = [key for key in expired if key not in self._expired and key not in self._deletable]
         for key in new:
             if key in consumed:

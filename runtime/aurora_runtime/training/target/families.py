@@ -1,7 +1,7 @@
 """The families of targets: whose states SGLang can capture for an EAGLE-3 draft, and how their norms store weights.
 
 A model outside this table is refused before its lineage begins, because its inference pods would crash. A lineage that
-exists goes on, whatever the table says. All other traits of a family show in its ``config.json``
+exists goes on, whatever the table says. Nearly all other traits of a family show in its ``config.json``
 (:mod:`~aurora_runtime.training.target.target_config`) and in the names of its tensors
 (:mod:`~aurora_runtime.training.target.last_layer`).
 """
@@ -21,11 +21,13 @@ class Family:
     Attributes:
         architectures: names in ``config.json`` for which SGLang 0.5.23 has ``set_eagle3_layers_to_capture``.
         norm_offset: what the model adds to the stored weight of a norm. Gemma's norm computes ``x * (1 + weight)``.
+        attention_obstacle: why a draft cannot have the attention, where neither names nor sizes of tensors show that.
     """
 
     name: str
     architectures: tuple[str, ...]
     norm_offset: float = 0.0
+    attention_obstacle: str | None = None
 
 
 FAMILIES: Final = (
@@ -36,7 +38,11 @@ FAMILIES: Final = (
             *("IQuestCoderForCausalLM", "TeleFLMForCausalLM", "Phi3ForCausalLM"),
         ),
     ),
-    Family("Llama 4", ("Llama4ForCausalLM", "Llama4ForConditionalGeneration")),
+    Family(
+        "Llama 4",
+        ("Llama4ForCausalLM", "Llama4ForConditionalGeneration"),
+        attention_obstacle="Llama 4 rotates queries and keys in another way, and in some layers not at all",
+    ),
     Family("Qwen2", ("Qwen2ForCausalLM", "Qwen2MoeForCausalLM", "Qwen2_5_VLForConditionalGeneration")),
     Family(
         "Qwen3",

@@ -16,7 +16,7 @@ from typing import Any, Final
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from aurora_runtime.errors import DamagedFile, TargetUnavailable
+from aurora_runtime.errors import DamagedFile, MissingFile, TargetUnavailable
 
 CONFIG_FILE, TOKENIZER_FILE, GENERATION_FILE = "config.json", "tokenizer.json", "generation_config.json"
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
@@ -32,7 +32,8 @@ class ModelFiles:
 
     def __init__(self, name: str, revision: str | None, *, cached_only: bool = False) -> None:
         """``cached_only``: of a model on the hub, use only files that were fetched before."""
-        self.name, self.revision, self.cached_only = name, revision, cached_only
+        self.name, self.revision = name, revision
+        self._cached_only = cached_only
         self.folder = Path(name) if Path(name).is_dir() else None
 
     def path(self, name: str) -> Path:
@@ -40,19 +41,32 @@ class ModelFiles:
         if self.folder is not None:
             path = self.folder / name
             if not path.is_file():
-                raise TargetUnavailable(f"{self.folder} has no {name}")
+                raise MissingFile(f"{self.folder} has no {name}")
             return path
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import constants, hf_hub_download
 
-        with hub_errors(self.name, self.revision, name):
-            return Path(hf_hub_download(self.name, name, revision=self.revision, local_files_only=self.cached_only))
+        cached_only = self._cached_only or constants.HF_HUB_OFFLINE
+        with hub_errors(self.name, self.revision, name, cached_only=cached_only):
+            return Path(hf_hub_download(self.name, name, revision=self.revision, local_files_only=cached_only))
 
     def has(self, name: str) -> bool:
+        """Whether the model has the file ``name``, and with ``cached_only`` whether the file was fetched before."""
         try:
             self.path(name)
-        except TargetUnavailable:
+        except MissingFile:
             return False
+        except TargetUnavailable:
+            if self._is_known_missing(name):
+                return False
+            raise
         return True
+
+    def _is_known_missing(self, name: str) -> bool:
+        """Whether the hub said before that there is no such file. So a cached model needs no hub."""
+        from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+        with hub_errors(self.name, self.revision, name):
+            return try_to_load_from_cache(self.name, name, revision=self.revision) is _CACHED_NO_EXIST
 
     def read(self, name: str) -> bytes:
         return self.path(name).read_bytes()
@@ -95,8 +109,11 @@ class ModelFiles:
 
 
 @contextmanager
-def hub_errors(model: str, revision: str | None, wanted: str) -> Iterator[None]:
-    """Turn errors of the hub into :class:`TargetUnavailable`. ``wanted`` names what is asked for."""
+def hub_errors(model: str, revision: str | None, wanted: str, *, cached_only: bool = False) -> Iterator[None]:
+    """Turn errors of the hub into :class:`TargetUnavailable`, and into :class:`MissingFile` where there is no file.
+
+    ``wanted`` names what is asked for. With ``cached_only`` a file that is not cached counts as missing.
+    """
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -109,13 +126,14 @@ def hub_errors(model: str, revision: str | None, wanted: str) -> Iterator[None]:
     try:
         yield
     except LocalEntryNotFoundError as error:
-        raise TargetUnavailable(f"{model}: the hub cannot be reached and {wanted} is not cached") from error
+        kind = MissingFile if cached_only else TargetUnavailable
+        raise kind(f"{model}: the hub cannot be reached and {wanted} is not cached") from error
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise TargetUnavailable(
             f"{model} does not exist or needs access: set HF_TOKEN in the templates of serving and training"
         ) from error
     except EntryNotFoundError as error:
-        raise TargetUnavailable(f"{model} has no {wanted} at revision {revision or 'main'}") from error
+        raise MissingFile(f"{model} has no {wanted} at revision {revision or 'main'}") from error
     except HFValidationError as error:
         raise TargetUnavailable(f"{model} is neither a directory in this container nor a Hugging Face id") from error
     except (HfHubHTTPError, OSError) as error:

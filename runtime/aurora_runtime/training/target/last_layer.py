@@ -8,23 +8,27 @@ biases and without norms of queries and keys, then a feed-forward layer with SiL
 - it differs otherwise: nothing is copied, and the draft's half starts as one that adds nothing to its input.
 
 Invariant: the names of the tensors decide, before any is read. So the target's experts are never loaded, and a layer
-with a part that this module does not know is not copied by mistake.
+with a part that this module does not know is not copied by mistake. A half whose weights cannot be read is not copied
+either, because a draft that starts without it is better than none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 from torch import Tensor
 
+from aurora_runtime.errors import UnreadableWeight
+from aurora_runtime.training.target.families import Family
 from aurora_runtime.training.target.quantised_weights import SCALE_SUFFIXES
 from aurora_runtime.training.target.target_config import TargetConfig
 
 INPUT_NORM, MIDDLE_NORM = "input_layernorm.weight", "post_attention_layernorm.weight"
 _PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")
 _HEAD_NORMS: Final = ("q_norm", "k_norm")
+_FEED_FORWARD: Final = ("gate_proj", "up_proj", "down_proj")
 _SHARED_EXPERTS: Final = ("mlp.shared_expert.", "mlp.shared_experts.")
 _SHARED_EXPERT_GATE: Final = "mlp.shared_expert_gate.weight"
 _MEAN_GATE: Final = 0.5
@@ -32,6 +36,8 @@ _MEAN_GATE: Final = 0.5
 _SILU: Final = ("silu", "swish")
 _IGNORED_SUFFIXES: Final = ("input_scale", "k_scale", "v_scale")
 """Scales of activations and of the KV cache, which a draft has no use for."""
+_MAX_NAMES: Final = 4
+"""Most names of tensors in an explanation."""
 
 
 @dataclass(frozen=True)
@@ -52,26 +58,35 @@ class CopiedLayer:
 
 
 def copy_last_layer(
-    names: Collection[str], read: Callable[[str], Tensor], config: TargetConfig, norm_offset: float
+    names: Collection[str], read: Callable[[str], Tensor], config: TargetConfig, family: Family
 ) -> CopiedLayer:
-    """What a draft may copy of the layer whose tensors have the ``names`` (within the layer). ``read`` reads one."""
+    """What a draft may copy of the layer whose tensors have the ``names`` (within the layer). ``read`` reads one.
+
+    Raises :class:`UnreadableWeight` when ``read`` does so for a norm.
+    """
     tensors: dict[str, Tensor] = {}
     for norm in (INPUT_NORM, MIDDLE_NORM):
         if norm in names:
-            tensors[norm] = read(norm).float() + norm_offset
+            tensors[norm] = read(norm).float() + family.norm_offset
     obstacle = _layer_obstacle(names)
-    attention = obstacle or _attention_obstacle(names, config)
-    if attention is None:
-        copied = _attention({n: read(n) for n in _attention_weights(names)}, config, tensors[INPUT_NORM], norm_offset)
-        if isinstance(copied, str):
-            attention = copied
-        else:
-            tensors |= copied
+
+    def copy(copied: Callable[[], dict[str, Tensor] | str]) -> str | None:
+        """Add the weights of a half to ``tensors``, or return why there are none."""
+        try:
+            weights = copied()
+        except UnreadableWeight as error:
+            return str(error)
+        if isinstance(weights, str):
+            return weights
+        tensors.update(weights)
+        return None
+
+    attention = obstacle or family.attention_obstacle or _attention_obstacle(names, config)
+    attention = attention or copy(lambda: _attention(names, read, config, tensors[INPUT_NORM], family.norm_offset))
     prefix, width_note = _feed_forward_place(names)
+    factor = _MEAN_GATE if _SHARED_EXPERT_GATE in names and prefix in _SHARED_EXPERTS else 1.0
     feed_forward = obstacle or _feed_forward_obstacle(names, prefix, config)
-    if feed_forward is None:
-        factor = _MEAN_GATE if _SHARED_EXPERT_GATE in names and prefix in _SHARED_EXPERTS else 1.0
-        tensors |= _feed_forward(prefix, read, factor)
+    feed_forward = feed_forward or copy(lambda: _feed_forward(prefix, read, config, factor))
     return CopiedLayer(
         tensors,
         attention=f"not copied, because {attention}" if attention else _attention_note(names, config),
@@ -89,18 +104,23 @@ def _layer_obstacle(names: Collection[str]) -> str | None:
 
 def _attention_obstacle(names: Collection[str], config: TargetConfig) -> str | None:
     """Why the attention cannot be copied."""
-    own = {n.removeprefix("self_attn.") for n in names if n.startswith("self_attn.")}
     if config.latent:
         return "the attention is latent (MLA)"
-    missing = sorted(p for p in _PROJECTIONS if f"{p}.weight" not in own)
+    missing = sorted(p for p in _PROJECTIONS if f"self_attn.{p}.weight" not in names)
     if missing:
         return f"the attention has no {', '.join(missing)}"
-    known = {f"{p}.weight{suffix}" for p in _PROJECTIONS for suffix in ("", *SCALE_SUFFIXES)}
-    known |= {f"{norm}.weight" for norm in _HEAD_NORMS}
+    unknown = _unknown_names(names, "self_attn.", _PROJECTIONS, {f"{norm}.weight" for norm in _HEAD_NORMS})
+    return f"a draft's attention has no {unknown}" if unknown else None
+
+
+def _unknown_names(
+    names: Collection[str], prefix: str, projections: Collection[str], others: Collection[str] = ()
+) -> str:
+    """The ``names`` with ``prefix`` that are neither weights and scales of the ``projections`` nor among ``others``."""
+    known = {f"{p}.weight{suffix}" for p in projections for suffix in ("", *SCALE_SUFFIXES)}.union(others)
+    own = {n.removeprefix(prefix) for n in names if n.startswith(prefix)}
     unknown = sorted(n for n in own - known if not n.endswith(_IGNORED_SUFFIXES))
-    if unknown:
-        return f"a draft's attention has no {', '.join(unknown)}"
-    return None
+    return ", ".join(unknown[:_MAX_NAMES]) + (", …" if len(unknown) > _MAX_NAMES else "")
 
 
 def _attention_weights(names: Collection[str]) -> list[str]:
@@ -113,9 +133,14 @@ def _is_gated(query_rows: int, config: TargetConfig) -> bool:
 
 
 def _attention(
-    weights: dict[str, Tensor], config: TargetConfig, input_norm: Tensor, norm_offset: float
+    names: Collection[str],
+    read: Callable[[str], Tensor],
+    config: TargetConfig,
+    input_norm: Tensor,
+    norm_offset: float,
 ) -> dict[str, Tensor] | str:
     """The attention's weights in the draft's form, or why they cannot be brought into this form."""
+    weights = {name: read(name) for name in _attention_weights(names)}
     query, key, value, output = (weights[f"self_attn.{p}.weight"].float() for p in _PROJECTIONS)
     if _is_gated(query.shape[0], config):
         query = query.view(config.heads, 2, config.head_dim, config.hidden_size)[:, 0].flatten(0, 1)
@@ -126,9 +151,8 @@ def _attention(
         "v_proj": (value, (config.kv_heads * config.head_dim, config.hidden_size)),
         "o_proj": (output, (config.hidden_size, config.heads * config.head_dim)),
     }
-    wrong = [name for name, (tensor, shape) in expected.items() if tensor.shape != shape]
-    if wrong:
-        return f"config.json states other sizes than {', '.join(wrong)} has"
+    if wrong := _wrong_sizes(expected):
+        return wrong
     copied = {f"self_attn.{name}.weight": tensor for name, (tensor, _) in expected.items()}
     for projection, norm in zip(("q_proj", "k_proj"), _HEAD_NORMS, strict=True):
         if f"self_attn.{norm}.weight" in weights:
@@ -136,6 +160,12 @@ def _attention(
             weight = weights[f"self_attn.{norm}.weight"].float() + norm_offset
             copied[name] = fold_head_norm(copied[name], weight, input_norm, config.rms_norm_eps)
     return copied
+
+
+def _wrong_sizes(expected: Mapping[str, tuple[Tensor, tuple[int, ...]]]) -> str | None:
+    """Which tensors have other shapes than those beside them."""
+    wrong = [name for name, (tensor, shape) in expected.items() if tensor.shape != shape]
+    return f"config.json states other sizes than {', '.join(wrong)} has" if wrong else None
 
 
 def fold_head_norm(projection: Tensor, norm: Tensor, input_norm: Tensor, eps: float) -> Tensor:
@@ -163,21 +193,26 @@ def _feed_forward_place(names: Collection[str]) -> tuple[str, str]:
 def _feed_forward_obstacle(names: Collection[str], prefix: str, config: TargetConfig) -> str | None:
     if config.activation not in _SILU:
         return f"its activation is {config.activation}, not SiLU"
-    parts = [f"{prefix}{part}_proj.weight" for part in ("gate", "up", "down")]
-    if not all(part in names for part in parts):
+    if not all(f"{prefix}{part}.weight" in names for part in _FEED_FORWARD):
         return (
             "no expert sees all tokens"
             if any(".experts." in n for n in names)
             else "its tensors have other names than Llama's"
         )
-    if any(part.replace(".weight", ".bias") in names for part in parts):
-        return "its projections have biases"
-    return None
+    unknown = _unknown_names(names, prefix, _FEED_FORWARD)
+    return f"a draft's feed-forward layer has no {unknown}" if unknown else None
 
 
-def _feed_forward(prefix: str, read: Callable[[str], Tensor], factor: float) -> dict[str, Tensor]:
-    copied = {f"mlp.{part}_proj.weight": read(f"{prefix}{part}_proj.weight") for part in ("gate", "up")}
-    return copied | {"mlp.down_proj.weight": read(f"{prefix}down_proj.weight").float() * factor}
+def _feed_forward(
+    prefix: str, read: Callable[[str], Tensor], config: TargetConfig, factor: float
+) -> dict[str, Tensor] | str:
+    """The weights of the feed-forward layer with their output times ``factor``, or why they do not fit a draft."""
+    gate, up, down = (read(f"{prefix}{part}.weight") for part in _FEED_FORWARD)
+    width, hidden = gate.shape[0], config.hidden_size
+    expected = {"gate_proj": (gate, (width, hidden)), "up_proj": (up, (width, hidden))}
+    if wrong := _wrong_sizes(expected | {"down_proj": (down, (hidden, width))}):
+        return wrong
+    return {"mlp.gate_proj.weight": gate, "mlp.up_proj.weight": up, "mlp.down_proj.weight": down.float() * factor}
 
 
 def _attention_note(names: Collection[str], config: TargetConfig) -> str:

@@ -43,8 +43,10 @@ def dequantised(weight: Tensor, scale: Tensor, block: tuple[int, int] | None) ->
     """``weight`` ``[out, in]`` times its scale, as bf16.
 
     ``scale`` is one number, one per row (``[out]`` or ``[out, 1]``), or one per block (``[out/rows, in/columns]``,
-    rounded up). Raises :class:`ValueError` for any other shape.
+    rounded up). Raises :class:`ValueError` for any other shape, and for scales that are integers (MXFP8's exponents).
     """
+    if not scale.is_floating_point():
+        raise ValueError(f"a scale of type {str(scale.dtype).removeprefix('torch.')}")
     factor = scale.float()
     rows, columns = weight.shape
     if factor.numel() == 1:

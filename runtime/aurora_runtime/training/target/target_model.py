@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_protocol.draft_records import TargetIdentity
-from aurora_runtime.errors import TargetUnavailable
+from aurora_runtime.errors import TargetUnavailable, UnreadableWeight
 from aurora_runtime.training.target.families import Family, family_of
 from aurora_runtime.training.target.files import CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILE, ModelFiles
 from aurora_runtime.training.target.last_layer import CopiedLayer, copy_last_layer
@@ -78,17 +78,20 @@ def load_target(target: TargetSpec) -> TargetModel:
             {name.removeprefix(layer) for name in names if name.startswith(layer)},
             lambda name: read(layer + name),
             config,
-            family.norm_offset,
+            family,
         ),
     )
 
 
 def _read(files: ModelFiles, block: tuple[int, int] | None, name: str) -> Tensor:
-    """The tensor ``name`` as the target computes with it: a quantised weight is multiplied by its scale."""
+    """The tensor ``name`` as the target computes with it: a quantised weight is multiplied by its scale.
+
+    Raises :class:`UnreadableWeight` for a form that is not known.
+    """
     try:
         return read_weight(name, files.tensor_files, files.tensor, block)
     except ValueError as error:
-        raise TargetUnavailable(f"{files.name}: {error}") from error
+        raise UnreadableWeight(f"{files.name}: {error}") from error
 
 
 def _special_tokens(config: dict[str, Any], files: ModelFiles, vocab_size: int) -> Iterator[int]:

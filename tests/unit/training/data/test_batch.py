@@ -77,6 +77,21 @@ def test_every_tensor_of_a_batch_goes_to_a_gpu_from_pinned_memory_and_without_wa
     assert (moved.root_count, moved.positions) == (batch.root_count, batch.positions)
 
 
+def test_states_of_different_types_keep_their_values_in_one_batch() -> None:
+    """A target in fp16 has finer states than one in bf16, which has larger ones."""
+    fine = tiny.trace(0)
+    fine = dataclasses.replace(fine, hidden=fine.hidden.to(torch.float16) + 2.0**-9)
+    large = dataclasses.replace(tiny.trace(1), hidden=torch.full_like(tiny.trace(1).hidden, 1e5))
+    vocabulary = VocabularyMap.of(torch.arange(tiny.DRAFT_VOCAB), tiny.VOCAB)
+    for traces in ([fine, large], [large, fine], [fine, fine], [large, large]):
+        examples = [e for trace in traces for e in examples_of(trace, tiny.VOCAB)]
+        aux = collate(examples, STEPS, vocabulary).trunk.aux
+        for row, example in zip(aux, examples, strict=True):
+            assert torch.equal(row[: example.slots].double(), example.aux.double())
+        if traces[0] is traces[1]:
+            assert aux.dtype == traces[0].hidden.dtype
+
+
 def test_numbers_of_a_round_go_the_same_way() -> None:
     with StandInForCuda() as gpu:
         assert to_device([3, 1, 2], "cuda").tolist() == [3, 1, 2]

@@ -82,7 +82,7 @@ def test_mapping_a_batch_gives_the_same_bits_as_mapping_each_trace(
 def test_captured_values_that_are_not_numbers_are_refused() -> None:
     trace = tiny.trace(5, prompt=8, answer=15)
     trace.uncaptured_mass[3] = float("nan")
-    with pytest.raises(TraceFormatError, match="not a number"):
+    with pytest.raises(TraceFormatError, match="not those of a distribution"):
         examples_of(trace, tiny.VOCAB)
 
 

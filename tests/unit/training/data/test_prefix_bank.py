@@ -36,6 +36,15 @@ def test_states_missing_after_a_prefix_cache_hit_are_borrowed() -> None:
     assert PrefixBank(1 << 28, 256).complete(cached(second, 8)).hidden_start == 8
 
 
+def test_borrowed_states_keep_their_values_where_the_types_differ() -> None:
+    whole = dataclasses.replace(tiny.trace(1), hidden=torch.full_like(tiny.trace(1).hidden, 1e5))  # too large for fp16
+    later = dataclasses.replace(cached(tiny.trace(1), 5), hidden=cached(tiny.trace(1), 5).hidden.to(torch.float16))
+    bank = PrefixBank(1 << 28, 256)
+    bank.complete(whole)
+    completed = bank.complete(later).hidden
+    assert torch.equal(completed.double(), torch.cat([whole.hidden[:5].double(), later.hidden.double()]))
+
+
 def test_borrowed_states_do_not_count_as_fresh() -> None:
     trace = tiny.trace(1, prompt=12)
     (example,) = examples_of(trace, tiny.VOCAB, counted_positions=7)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+from pathlib import Path
 
+import pytest
 import torch
+from safetensors.torch import save
 
-from aurora_runtime.traces import RequestTrace
+from aurora_runtime.traces import RequestTrace, shard_tensors
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.shards import ShardReader
@@ -15,6 +20,7 @@ from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
 from aurora_store import Registry
 from tests.unit.training import tiny
+from tests.unit.training.trainer_rig import Traffic, TrainerRig
 
 
 def reader_of(registry: Registry) -> ShardReader:
@@ -84,6 +90,49 @@ def test_a_damaged_shard_is_counted_and_skipped() -> None:
     reader = reader_of(registry)
     assert [reader.read(k) is None for k in keys] == [True, True, True, False, False, True, True]
     assert reader.damaged == 5
+
+
+def test_a_request_that_cannot_be_used_costs_only_itself() -> None:
+    registry, _ = tiny.memory_registry()
+    traces = [trace for trace in (tiny.trace(seed) for seed in range(9)) if not trace.held_out][:4]
+    alone = reader_of(registry).read(tiny.put_shard(registry, 0, traces[1:3]))
+    endless = dataclasses.replace(traces[0], uncaptured_mass=torch.full_like(traces[0].uncaptured_mass, torch.inf))
+    reader = reader_of(registry)
+    shard = reader.read(tiny.put_shard(registry, 1, [endless, *traces[1:3], poison(traces[3])]))
+    assert shard is not None
+    assert alone is not None
+    assert [e.tokens.tolist() for e in shard.train] == [e.tokens.tolist() for e in alone.train]
+    assert (reader.damaged, reader.refused_requests) == (0, 2)
+
+
+def put_newer(registry: Registry, objects: tiny.MemoryObjects, seq: int, *, by_manifest: bool) -> str:
+    """A shard of a newer agent, which its manifest or its sources show."""
+    trace = tiny.trace(seq)
+    key = tiny.put_shard(registry, seq, [trace])
+    if by_manifest:
+        objects.data[key] = json.dumps(json.loads(objects.data[key]) | {"schemaVersion": 99}).encode()
+        return key
+    data_key = key.replace(".json", ".safetensors")
+    tensors = shard_tensors([trace])
+    tensors["source"][0] = 3
+    data = objects.data[data_key] = save(tensors)
+    manifest = json.loads(objects.data[key])
+    manifest["file"] |= {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    objects.data[key] = json.dumps(manifest).encode()
+    return key
+
+
+@pytest.mark.parametrize("by_manifest", [True, False])
+def test_a_shard_of_a_newer_agent_waits_for_the_next_trainer(by_manifest: bool, tmp_path: Path) -> None:
+    rig = TrainerRig(tmp_path)
+    newer = put_newer(rig.registry, rig.objects, 0, by_manifest=by_manifest)
+    good = tiny.put_shard(rig.registry, 1, [tiny.trace(1)])
+    trainer = rig.trainer(Traffic(rig.registry, 1))
+    trainer.run()
+    assert good in trainer.learning.ledger.consumed
+    assert trainer.learning.ledger.pending() == [newer]
+    assert trainer.stages.reader.damaged == 0
+    assert newer in rig.objects.data
 
 
 def test_held_out_keeps_the_newest_request_of_each_number() -> None:

@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aurora_runtime.training.data.shards import Shard
 from aurora_runtime.training.state.retention import EXPIRY_SECONDS
 from aurora_runtime.training.state.trace_age import HOUR, AgeLimit, written_before
 from aurora_store import Keys
 from aurora_store.keys import shard_hour
 from aurora_store.records.shard_store import ShardListing
+from tests.unit.training import tiny
 from tests.unit.training.state.retention_rig import ROOM_FOR_SIX, RetentionRig
 from tests.unit.training.trainer_rig import Traffic, TrainerRig
 
@@ -144,6 +146,27 @@ def test_a_kill_at_any_write_deletes_old_traces_in_the_end_and_trains_none_twice
     assert writes > 5
     for kill in range(writes):
         run(kill)
+
+
+def test_a_shard_that_becomes_too_old_in_a_backlog_is_not_trained(tmp_path: Path) -> None:
+    rig = TrainerRig(tmp_path)
+    rig.limits = replace(rig.limits, total_bytes=1 << 40, replay_bytes=1 << 30, max_age=DAY)
+    shards = [tiny.put_shard(rig.registry, seq, [tiny.trace(seq)]) for seq in range(4)]
+    trainer = rig.trainer(Traffic(rig.registry, 0))
+    retention, train, trained = trainer.stages.retention, trainer.stages.fresh.train, list[str]()
+
+    def train_for_a_day(key: str, shard: Shard | None) -> None:
+        train(key, shard)
+        trained.append(key)
+        if len(trained) == 2:
+            retention._age = AgeLimit(DAY, lambda: datetime.now(UTC) + LATER)
+            retention._next_expiry = 0.0
+
+    trainer.stages.fresh.train = train_for_a_day  # type: ignore[method-assign]
+    trainer.run()
+    assert trained == shards[:2]
+    assert len(trainer.learning.replay) == 0
+    assert not set(shards[2:]) & set(rig.objects.data), "the untrained ones are deleted"
 
 
 def test_nothing_of_an_old_shard_stays_in_the_trainers_memory_also_after_a_restart(tmp_path: Path) -> None:

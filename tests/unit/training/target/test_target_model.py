@@ -8,12 +8,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub import _CACHED_NO_EXIST
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_runtime.errors import TargetUnavailable
 from aurora_runtime.training.target.target_model import load_target
 from tests.assets.sparse_target import SparseTarget, write_sparse_target
+from tests.unit.training import tiny
 
 
 def test_the_error_for_a_missing_target_file_names_the_file(tmp_path: Path) -> None:
@@ -28,6 +30,40 @@ def test_the_error_for_a_gated_model_names_hf_token(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
     with pytest.raises(TargetUnavailable, match="set HF_TOKEN"):
         load_target(TargetSpec(model="meta/gated"))
+
+
+def serve_from_hub(monkeypatch: pytest.MonkeyPatch, folder: Path, failure: Exception, failing: str) -> None:
+    """A hub with the files in ``folder``, that fails for the file ``failing``."""
+
+    def download(_model: str, name: str, **_: object) -> str:
+        if name == failing:
+            raise failure
+        if not (folder / name).is_file():
+            raise EntryNotFoundError("404")
+        return str(folder / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+
+@pytest.mark.parametrize("failure", [LocalEntryNotFoundError("no connection"), TimeoutError("slow")])
+@pytest.mark.parametrize("file", ["generation_config.json", "model.safetensors.index.json"])
+def test_a_file_that_a_network_error_hides_is_not_taken_for_missing(
+    file: str, failure: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write_target(tmp_path)
+    serve_from_hub(monkeypatch, tmp_path, failure, file)
+    with pytest.raises(TargetUnavailable, match=file):
+        load_target(TargetSpec(model="some/model"))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: _CACHED_NO_EXIST)
+    assert load_target(TargetSpec(model="some/model")).identity.vocab_size == tiny.VOCAB, "the hub said so before"
+
+
+def test_offline_a_file_that_was_not_fetched_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.write_target(tmp_path)
+    serve_from_hub(monkeypatch, tmp_path, LocalEntryNotFoundError("offline"), "generation_config.json")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert load_target(TargetSpec(model="some/model")).identity.vocab_size == tiny.VOCAB
 
 
 SMALL = SparseTarget(
