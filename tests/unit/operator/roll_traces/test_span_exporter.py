@@ -114,7 +114,7 @@ async def test_the_next_attempt_waits_as_long_as_the_collector_asks(
         assert len(receiver.spans) == 1
 
 
-@pytest.mark.parametrize("retry_after", ["3600", "9" * 400, in_seconds(3600)])
+@pytest.mark.parametrize("retry_after", ["3600", "9" * 400, in_seconds(3600)], ids=["seconds", "digits", "date"])
 async def test_a_collector_that_asks_for_too_long_a_wait_gets_a_last_attempt_at_the_deadline(retry_after: str) -> None:
     before = counted("dropped")
     async with receiving() as receiver, exporting(receiver.url, retries=5, retry_seconds=0.2) as exporter:
