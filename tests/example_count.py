@@ -1,4 +1,7 @@
-"""How many examples a property test tries: few in the fast checks, all in ``make unit-thorough``."""
+"""How many examples a property test tries: few in the fast checks, all in ``make unit-thorough``.
+
+Where ``CI`` is set, Hypothesis tries the same examples in each run, so that a change fails for its own reason only.
+"""
 
 from __future__ import annotations
 

@@ -201,15 +201,16 @@ class Reconciler:
         if not observed.store.ok:
             # Nothing is decided about versions until the store answers, so nothing is under way.
             return WATCHFUL_POLL_SECONDS
-        if decided.moving:
-            return BUSY_POLL_SECONDS
         status = decided.status or observed.status
+        rolls = status.rollout.phase is not RolloutPhase.IDLE
+        if decided.moving and (rolls or not self._refusals_in_a_row):
+            return BUSY_POLL_SECONDS
         waits_for_time = status.candidate is not None and status.candidate.phase is CandidatePhase.FAILED
-        judged = status.rollout.phase is not RolloutPhase.IDLE
         silent_agent = any(pod.ready and pod.agent is None for pod in observed.pods)
         waits_for_turn = decided.upgrade is not None and decided.upgrade.stage is UpgradeStage.WAITING
-        watchful = waits_for_time or waits_for_turn or judged or silent_agent or bool(self._last.name_taken)
-        return min(WATCHFUL_POLL_SECONDS if watchful else _rest_seconds(), _backoff_seconds(self._refusals_in_a_row))
+        waits = waits_for_time or waits_for_turn or silent_agent or bool(self._last.name_taken)
+        longest = WATCHFUL_POLL_SECONDS if waits or rolls or decided.moving else _rest_seconds()
+        return min(longest, _backoff_seconds(self._refusals_in_a_row))
 
     async def _delete_data(self, stored: Object) -> float:
         """The next step for a resource that is being deleted. Raises :class:`NotFound` when we do not hold it."""

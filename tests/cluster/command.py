@@ -38,10 +38,14 @@ def environment_without_proxies(extra: Mapping[str, str] | None = None) -> dict[
     return {**kept, **(extra or {})}
 
 
+_dropped_proxies: dict[str, str] = {}
+"""The proxy variables that this process began with, for its downloads."""
+
+
 def drop_proxies() -> None:
-    """Take the proxy variables out of this process's environment, once nothing is left to download."""
+    """Take the proxy variables out of this process's environment. Commands that download still get them."""
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-        del os.environ[name]
+        _dropped_proxies[name] = os.environ.pop(name)
 
 
 def run(
@@ -63,7 +67,7 @@ def run(
     texts = [str(argument) for argument in arguments]
     completed = subprocess.run(
         texts,
-        env={**os.environ, **(env or {})} if downloads else environment_without_proxies(env),
+        env={**os.environ, **_dropped_proxies, **(env or {})} if downloads else environment_without_proxies(env),
         capture_output=True,
         text=True,
         timeout=timeout_seconds,

@@ -35,7 +35,7 @@ from tests.demo.show.screen import Screen, wants_live_view
 from tests.demo.show.show_state import ShowState, first_state, with_loop_done, with_observation
 from tests.demo.speed_over_time import SpeedOverTime
 from tests.demo.stage_clock import with_outcomes
-from tests.demo.stages import CLUSTER, LOGS, ROOT, STOP_CLUSTER
+from tests.demo.stages import CLUSTER_NAME, LOGS, ROOT, STOP_CLUSTER
 from tests.demo.stop_signals import exit_on_stop_signals, undisturbed
 from tests.rig.installation import RESOURCE, Installation
 from tests.rig.small_speculator import ON_CPU
@@ -119,7 +119,7 @@ def prepare_and_run(screen: Screen, results: list[str]) -> None:
 def running_cluster(screen: Screen) -> Iterator[Cluster]:
     """The demo's cluster, which ends with the block unless KEEP=1 is set or the cluster ran before."""
     with screen.stage("cluster"):
-        cluster = Cluster.up(CLUSTER)
+        cluster = Cluster.up(CLUSTER_NAME)
     try:
         yield cluster
     except Exception:

@@ -1,4 +1,4 @@
-"""What keeps this machine from running the demo, found before anything is installed or built.
+"""Finds why the demo cannot run on this machine, before anything is installed or built.
 
 Only the standard library is imported, because start.py runs before the packages are installed.
 """
@@ -13,14 +13,15 @@ from pathlib import Path
 from tests.assets.cache import cache_root
 from tests.cluster.local.cluster import LocalCluster
 from tests.cluster.local.layout import state_root
-from tests.demo.stages import CLUSTER, STOP_CLUSTER
+from tests.demo.stages import CLUSTER_NAME, STOP_CLUSTER
 
 GIB = 1 << 30
 MIN_MEMORY_GIB = 15
 """Engines, trainer and validator take up to 17 GiB at a time (docs/results/demo.md), a part of which they share."""
-FIRST_RUN_GIB = 20
-"""Cache, images and sources of a first run, with room for the build's own files."""
-LATER_RUN_GIB = 6
+CACHE_GIB, IMAGES_GIB = 12, 6
+"""Free disk for a first run: packages, programs and the build's own files, and the cluster's images."""
+LATER_RUN_GIB = 2
+"""Free disk for each of the two folders once they are filled."""
 
 
 def obstacles(environment: Mapping[str, str]) -> list[str]:
@@ -30,16 +31,28 @@ def obstacles(environment: Mapping[str, str]) -> list[str]:
         found.append(
             "the demo runs on a cluster of its own only, because pods mount files of this machine: unset CLUSTER"
         )
-    if LocalCluster(CLUSTER).sandbox.holder_pid() is not None:
+    if LocalCluster(CLUSTER_NAME).sandbox.holder_pid() is not None:
         found.append(f"the cluster of an earlier demo runs, with a draft that has learned: stop it with {STOP_CLUSTER}")
     memory_gib = _memory_bytes() / GIB
     if memory_gib < MIN_MEMORY_GIB:
         found.append(f"the demo needs a machine with 24 GB of memory; this one has {memory_gib:.0f} GiB")
-    needed_gib = LATER_RUN_GIB if (state_root() / CLUSTER).exists() else FIRST_RUN_GIB
-    for folder in (cache_root(), state_root()):
-        free_gib = shutil.disk_usage(_existing(folder)).free / GIB
+    return found + _disk_obstacles()
+
+
+def _disk_obstacles() -> list[str]:
+    """Too little free disk, for each file system that the demo fills."""
+    cache, images = cache_root(), state_root() / CLUSTER_NAME
+    needed = {
+        cache: LATER_RUN_GIB if (cache / "cluster").exists() else CACHE_GIB,
+        images: LATER_RUN_GIB if (images / "containerd").exists() else IMAGES_GIB,
+    }
+    found = []
+    for device in {_existing(folder).stat().st_dev for folder in needed}:
+        folders = [folder for folder in needed if _existing(folder).stat().st_dev == device]
+        needed_gib, free_gib = sum(needed[one] for one in folders), shutil.disk_usage(_existing(folders[0])).free / GIB
         if free_gib < needed_gib:
-            found.append(f"the demo needs {needed_gib} GiB of free disk for {folder}; there are {free_gib:.0f} GiB")
+            places = " and ".join(map(str, folders))
+            found.append(f"the demo needs {needed_gib} GiB of free disk for {places}; there are {free_gib:.0f} GiB")
     return found
 
 

@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LOGS = ROOT / "build" / "demo"
 """Output of the demo's programs, and what a failure left of the cluster's logs. `make clean` removes it."""
 PYTHON = ".venv/bin/python"
-CLUSTER = "demo"
+CLUSTER_NAME = "demo"
 """The name of the demo's cluster."""
-STOP_CLUSTER = f"{PYTHON} -m tests.cluster --name {CLUSTER} down"
+STOP_CLUSTER = f"{PYTHON} -m tests.cluster --name {CLUSTER_NAME} down"
 
 
 @dataclass(frozen=True)

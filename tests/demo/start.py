@@ -71,13 +71,11 @@ def main() -> int:
     started = time.monotonic()
     os.chdir(ROOT)
     exit_on_stop_signals()
-    if found := obstacles(os.environ):
-        print("\n".join(f"error: {one}" for one in found), file=sys.stderr, flush=True)
-        return 1
     with lock_at_once(cache_root() / "demo.lock") as alone:
-        if alone:
+        found = obstacles(os.environ) if alone else ["another `make demo` runs on this machine: wait for its end"]
+        if not found:
             return prepare_and_show(started)
-    print("error: another `make demo` runs on this machine: wait for its end", file=sys.stderr, flush=True)
+    print("\n".join(f"error: {one}" for one in found), file=sys.stderr, flush=True)
     return 1
 
 

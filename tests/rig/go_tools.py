@@ -50,9 +50,10 @@ def _build(module: Path, folder: Path, digest: str, tags: str) -> None:
     variables = {
         "CGO_ENABLED": "0",
         "GOTOOLCHAIN": "local",
-        "GOFLAGS": "-mod=readonly",
+        "GOFLAGS": "-mod=readonly -modcacherw",
         "GOWORK": "off",
         "GOCACHE": str(go_cache),
+        "GOMODCACHE": str(cache_root() / "go-modules"),
     }
     flags = ("-trimpath", "-buildvcs=false", "-tags", tags, "-ldflags", "-s -w", "-o", f"{unfinished}/")
     run(

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import yaml
 
+from tests.assets.cache import cache_root
 from tests.cluster.command import run
 from tests.cluster.local.build import find_go
 
@@ -35,7 +36,12 @@ class GoModule:
         """The CustomResourceDefinitions. The module is downloaded once, into the cache of Go."""
         answer = run(
             *(find_go(), "mod", "download", "-json", f"{self.path}@{self.version}"),
-            env={"GOTOOLCHAIN": "local", "GOWORK": "off"},
+            env={
+                "GOTOOLCHAIN": "local",
+                "GOWORK": "off",
+                "GOFLAGS": "-modcacherw",
+                "GOMODCACHE": str(cache_root() / "go-modules"),
+            },
             cwd=Path("/"),
             timeout_seconds=DOWNLOAD_TIMEOUT_SECONDS,
             downloads=True,

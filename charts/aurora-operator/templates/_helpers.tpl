@@ -7,8 +7,8 @@ release names that Kubernetes refuses as the name of a Service: longer ones, and
 {{- $own := ternary .Release.Name (printf "%s-%s" .Release.Name $word) (contains $word .Release.Name) -}}
 {{- $name := .Values.fullnameOverride | default $own -}}
 {{- if not (regexMatch "^[a-z][-a-z0-9]{0,54}$" $name) -}}
-{{- $text := "the release's objects would have the name %s: set fullnameOverride to a name that begins with a letter" -}}
-{{- fail (printf (print $text ", and has at most 40 letters, digits and dashes") $name) -}}
+{{- $text := "the release's objects would have the name %s: set fullnameOverride to a name that begins" -}}
+{{- fail (printf (print $text " with a letter, and has at most 40 letters, digits and dashes") $name) -}}
 {{- end -}}
 {{ $name }}
 {{- end }}
@@ -26,8 +26,8 @@ release names that Kubernetes refuses as the name of a Service: longer ones, and
 
 {{- define "aurora.storename" -}}
 {{- if not (regexMatch "^[a-z][-a-z0-9]*$" .Release.Name) -}}
-{{- $text := "the embedded store's Service cannot have the name %s-store: choose a release name that begins with a letter" -}}
-{{- fail (printf (print $text ", and has letters, digits and dashes only") .Release.Name) -}}
+{{- $text := "the embedded store's Service cannot have the name %s-store: choose a release name that begins" -}}
+{{- fail (printf (print $text " with a letter, and has letters, digits and dashes only") .Release.Name) -}}
 {{- end -}}
 {{ .Release.Name }}-store
 {{- end }}

@@ -26,7 +26,7 @@ from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
 from aurora_operator.metrics.trainer_counts import TrainerCounts
 from aurora_operator.observe.observed import Observed
 from aurora_operator.plan.conditions.content import QUEUED
-from aurora_operator.plan.conditions.start import only_starts
+from aurora_operator.plan.conditions.start import waits_only_for_start
 from aurora_operator.plan.events import DECISIONS
 from aurora_operator.plan.formatting import parse_ratio
 from aurora_protocol.training_records import TrainerStatus
@@ -94,8 +94,8 @@ _LAST_RECONCILE = _Figure(
 )
 _DELETED_AT = _Figure(
     "aurora_speculator_deletion_timestamp_seconds",
-    "Unix time at which somebody deleted the speculator. Only while its deletion waits for the stored objects, and then"
-    " the other figures are absent.",
+    "Unix time at which somebody deleted the speculator. Only while its deletion waits for the stored objects. All that"
+    " was observed before is then absent.",
 )
 _MEASURING_SINCE = _Figure(
     "aurora_speculator_measurement_started_timestamp_seconds",
@@ -262,7 +262,7 @@ def _status_values(status: SpeculatorStatus) -> dict[_Figure, tuple[_Sample, ...
     measuring = candidate is not None and candidate.phase is CandidatePhase.VALIDATING
     return {
         _CONDITION: tuple(_Sample(float(c.status is ConditionStatus.TRUE), c.type) for c in known),
-        _STARTING: (_Sample(float(only_starts(status))),),
+        _STARTING: (_Sample(float(waits_only_for_start(status))),),
         _TRAINER_QUEUED: (_Sample(float(queued)),),
         _PHASE: (_Sample(1, status.rollout.phase),),
         _LAST_DECISION: _of_time(status.history[-1].time if status.history else None),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -26,7 +27,9 @@ MAX_SHARDS: Final = 2048
 """Bounds the calls to the store. With little traffic a shard holds one request, and few of them are held out."""
 LARGE_SHARDS: Final = 256
 LARGE_DOWNLOAD_BYTES: Final = 4 << 30
-"""The search ends after this many shards and bytes. Shards of large models have hundreds of megabytes."""
+LONG_SEARCH_SECONDS: Final = 60.0
+"""After this many shards the search ends with so many bytes, because shards of large models have hundreds of megabytes,
+or after so long. A lent replica waits meanwhile, and its first lease ends after 300 s."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,10 @@ def held_out_prompts(
     keys = registry.newest_shards(lineage, MAX_SHARDS)
     prompts: dict[int, Prompt] = {}
     shards_read = bytes_read = damaged = too_long = 0
+    began_seconds = time.monotonic()
     for key in keys:
-        if len(prompts) >= wanted or (shards_read >= LARGE_SHARDS and bytes_read >= LARGE_DOWNLOAD_BYTES):
+        long = bytes_read >= LARGE_DOWNLOAD_BYTES or time.monotonic() - began_seconds >= LONG_SEARCH_SECONDS
+        if len(prompts) >= wanted or (shards_read >= LARGE_SHARDS and long):
             break
         try:
             data = registry.shard(key)[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -29,7 +30,7 @@ def s3() -> Iterator[S3]:
 @pytest.fixture
 def owner(request: pytest.FixtureRequest) -> Owner:
     """An owner whose root no other test uses."""
-    return Owner("team", "chat", f"{abs(hash(request.node.name)):016x}", 1, "77")
+    return Owner("team", "chat", f"{abs(hash(request.node.nodeid)):016x}", 1, "77")
 
 
 @pytest.fixture
@@ -59,8 +60,17 @@ def shared_rig(crd: Cluster, s3: S3, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def operator(shared_rig: Rig) -> Rig:
-    """The running operator. Each module creates speculators under names of its own, and deletes them."""
-    if shared_rig.operator is None:
+def operator(shared_rig: Rig) -> Iterator[Rig]:
+    """The running operator. Each module creates speculators under names of its own.
+
+    At a module's end the operator has not ended by itself, and has logged no error, kills included.
+    """
+    if not shared_rig.runs:
         shared_rig.start()
-    return shared_rig
+    logged_before = shared_rig.log.stat().st_size
+    yield shared_rig
+    with shared_rig.log.open("rb") as log:
+        log.seek(logged_before)
+        lines = [json.loads(line) for line in log if line.startswith(b"{")]
+    assert shared_rig.operator is None or shared_rig.runs, "the operator ended by itself"
+    assert [line for line in lines if line["level"] == "ERROR"] == []

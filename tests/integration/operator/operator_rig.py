@@ -224,6 +224,11 @@ class Rig:
         path.write_text(json.dumps(config))
         return path
 
+    @property
+    def runs(self) -> bool:
+        """Whether the operator was started and has not ended."""
+        return self.operator is not None and self.operator.poll() is None
+
     def kill(self) -> None:
         """Kill the operator with SIGKILL, so it cannot finish anything."""
         if self.operator is not None:

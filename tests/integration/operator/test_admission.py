@@ -21,7 +21,7 @@ from tests.cluster.command import CommandError
 from tests.rig.dry_run import DryRun
 
 SAMPLES = Path(__file__).parents[3] / "docs/samples"
-Ask = Callable[[Object], Object]
+DryRunApply = Callable[[Object], Object]
 TARGET = {"model": "m"}
 KEYS = {"secretRef": {"name": "s3"}}
 HEAD = {"model": "org/head-EAGLE3"}
@@ -41,7 +41,7 @@ def speculator(name: str = "rules", **parts: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", name="dry_run")
-def _dry_run(crd: Cluster) -> Iterator[Ask]:
+def _dry_run(crd: Cluster) -> Iterator[DryRunApply]:
     """Asks the API server about a resource, without storing it."""
     tools = crd.access.tools
     connection = DryRun(tools.kubeconfig, tools.context)
@@ -296,24 +296,24 @@ def test_the_corpus_is_large_enough() -> None:
 
 
 @pytest.mark.parametrize(("parts", "message"), BAD, ids=[f"{json.dumps(p)[:70]}" for p, _ in BAD])
-def test_a_bad_resource_is_refused_in_plain_words(dry_run: Ask, parts: dict[str, Any], message: str) -> None:
+def test_a_bad_resource_is_refused_in_plain_words(dry_run: DryRunApply, parts: dict[str, Any], message: str) -> None:
     with pytest.raises(KubernetesError, match=message):
         dry_run(speculator(**parts))
 
 
 @pytest.mark.parametrize("parts", GOOD, ids=[f"{json.dumps(p)[:70]}" for p in GOOD])
-def test_a_good_resource_is_accepted(dry_run: Ask, parts: dict[str, Any]) -> None:
+def test_a_good_resource_is_accepted(dry_run: DryRunApply, parts: dict[str, Any]) -> None:
     assert dry_run(speculator(**parts))
 
 
-def test_a_name_that_cannot_name_a_service_is_refused(dry_run: Ask) -> None:
+def test_a_name_that_cannot_name_a_service_is_refused(dry_run: DryRunApply) -> None:
     for name in ("a" * 41, "4chat", "chat.v1"):
         with pytest.raises(KubernetesError, match=r"metadata\.name"):
             dry_run(speculator(name))
 
 
 @pytest.mark.parametrize("name", ["default", "kubernetes"])
-def test_a_name_that_kubernetes_needs_is_refused_in_plain_words(dry_run: Ask, name: str) -> None:
+def test_a_name_that_kubernetes_needs_is_refused_in_plain_words(dry_run: DryRunApply, name: str) -> None:
     with pytest.raises(
         KubernetesError, match="must not be 'default' or 'kubernetes': a speculator's ServiceAccount and"
     ):
@@ -321,7 +321,7 @@ def test_a_name_that_kubernetes_needs_is_refused_in_plain_words(dry_run: Ask, na
     assert dry_run(speculator(f"{name}-chat"))
 
 
-def test_target_store_and_lineage_fields_are_immutable(crd: Cluster, dry_run: Ask) -> None:
+def test_target_store_and_lineage_fields_are_immutable(crd: Cluster, dry_run: DryRunApply) -> None:
     crd.apply(speculator())
     try:
         for part, value, message in (

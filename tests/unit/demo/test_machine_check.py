@@ -10,14 +10,16 @@ import pytest
 
 from tests.cluster.local.cluster import LocalCluster
 from tests.demo import machine_check, start
-from tests.demo.machine_check import GIB, LATER_RUN_GIB, MIN_MEMORY_GIB, obstacles
+from tests.demo.machine_check import GIB, MIN_MEMORY_GIB, obstacles
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A machine with empty folders on this one's disk, and with enough memory. The paths are short, for sockets."""
     monkeypatch.setattr(machine_check, "_memory_bytes", lambda: 24 * GIB)
-    monkeypatch.setattr(machine_check, "FIRST_RUN_GIB", 0)
+    monkeypatch.setattr(machine_check, "CACHE_GIB", 0)
+    monkeypatch.setattr(machine_check, "IMAGES_GIB", 0)
+    monkeypatch.setattr(machine_check, "LATER_RUN_GIB", 0)
     with tempfile.TemporaryDirectory() as folder:
         monkeypatch.setenv("AURORA_CLUSTER_STATE", f"{folder}/clusters")
         monkeypatch.setenv("AURORA_CACHE", f"{folder}/cache")
@@ -37,12 +39,15 @@ def test_too_little_memory_is_named(machine: Path, monkeypatch: pytest.MonkeyPat
     assert ["24 GB of memory" in one for one in obstacles({})] == [True]
 
 
-def test_too_little_disk_is_named_for_both_folders(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_check, "FIRST_RUN_GIB", 1 << 30)
-    first = obstacles({})
-    assert [str(machine / name) in one for name, one in zip(("cache", "clusters"), first, strict=True)] == [True, True]
-    (machine / "clusters" / "demo").mkdir(parents=True)
-    assert all(f"needs {LATER_RUN_GIB} GiB" in one for one in obstacles({}))
+def test_too_little_disk_is_named_until_the_folders_are_filled(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_check, "CACHE_GIB", 1 << 30)
+    monkeypatch.setattr(machine_check, "IMAGES_GIB", 1 << 20)
+    (both,) = obstacles({})
+    assert f"needs {(1 << 30) + (1 << 20)} GiB of free disk for {machine}/cache and {machine}/clusters/demo" in both
+    (machine / "cache" / "cluster").mkdir(parents=True)
+    assert [f"needs {1 << 20} GiB" in one for one in obstacles({})] == [True]
+    (machine / "clusters" / "demo" / "containerd").mkdir(parents=True)
+    assert obstacles({}) == []
 
 
 def test_a_kept_cluster_is_named_with_the_command_that_stops_it(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +70,8 @@ def test_a_second_demo_beside_the_first_is_refused(
         inner.append(start.main())
         return 0
 
-    monkeypatch.setattr(start, "obstacles", lambda environment: [])
+    checks: list[list[str]] = [[], ["the cluster of an earlier demo runs"]]
+    monkeypatch.setattr(start, "obstacles", lambda environment: checks.pop(0))
     monkeypatch.setattr(start, "exit_on_stop_signals", lambda: None)
     monkeypatch.setattr(start, "prepare_and_show", show)
     assert start.main() == 0

@@ -250,6 +250,18 @@ async def test_a_refused_write_is_tried_again_after_growing_delays(
     assert [await reconciler.reconcile(woken=False) for _ in range(7)] == [2, 4, 8, 16, 32, 45, 45]
 
 
+async def test_a_refused_write_of_a_new_speculator_is_tried_again_after_growing_delays() -> None:
+    no_draft = observed(store=StoreView(), pods=(), status=SpeculatorStatus())
+    reconciler = reconciler_at(FakeObserver(no_draft), FakeActor(result=REFUSED))
+    assert [await reconciler.reconcile(woken=False) for _ in range(5)] == [2, 4, 8, 15, 15]
+
+
+async def test_a_refused_write_never_delays_a_roll() -> None:
+    rolls = observed(status=SpeculatorStatus(rollout=RolloutStatus(phase=RolloutPhase.CANARY, version=1, epoch=1)))
+    reconciler = reconciler_at(FakeObserver(rolls), FakeActor(result=REFUSED))
+    assert [await reconciler.reconcile(woken=False) for _ in range(4)] == [BUSY_POLL_SECONDS] * 4
+
+
 async def test_the_delay_begins_anew_after_a_write_that_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
     actor = FakeActor(result=REFUSED)
     reconciler = reconciler_at(FakeObserver(observed()), actor)

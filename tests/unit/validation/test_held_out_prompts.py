@@ -99,13 +99,16 @@ def test_older_shards_are_not_read_when_the_newest_suffice() -> None:
     assert shards.read == [NEW]
 
 
-def test_as_many_small_shards_are_read_as_are_needed_and_no_more_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", ["LARGE_DOWNLOAD_BYTES", "LONG_SEARCH_SECONDS"])
+def test_small_shards_are_read_until_there_are_enough_prompts_but_not_many_bytes_or_for_long(
+    monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
     traces = [trace(i) for i in range(1000)]
     assert sum(t.held_out for t in traces[-LARGE_SHARDS:]) < 50
     keys = [f"traces/00000001/2026-01-01/05/pod-b-xx-{number:08}.json" for number in range(len(traces))]
     shards = Shards({key: [one] for key, one in zip(keys, traces, strict=True)})
     assert len(held_out_prompts(registry(shards), 1, vocab_size=2000, wanted=50, needed=50)) == 50
-    monkeypatch.setattr(chooser, "LARGE_DOWNLOAD_BYTES", 1)
+    monkeypatch.setattr(chooser, limit, 0)
     shards.read.clear()
     with pytest.raises(MeasurementError, match="wait for traffic"):
         held_out_prompts(registry(shards), 1, vocab_size=2000, wanted=50, needed=50)

@@ -42,7 +42,7 @@ def is_starting(status: SpeculatorStatus) -> bool:
     return _reason(status) in ("", SCALED_TO_ZERO, STARTING, *START_FAULTS)
 
 
-def only_starts(status: SpeculatorStatus) -> bool:
+def waits_only_for_start(status: SpeculatorStatus) -> bool:
     """Whether Ready is False only because a start is in progress: nothing failed, and its time is not over.
 
     Ready has the reason of ServingReady unless the store, a failed start or something that requires manual action is
