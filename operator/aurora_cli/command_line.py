@@ -3,7 +3,8 @@
 A plugin of kubectl gets its flags after ``kubectl aurora``, before or after the command. So ``-n``, ``--context`` and
 ``--kubeconfig`` are options of the program and of each command; those of the command win.
 
-Invariant: an error that a command raises is printed as one line to stderr, and the exit code is 1.
+Invariant: an error that a command raises is printed as one line to stderr, and the exit code is 1. A command that mends
+it follows on a line of its own, so that it can be copied.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from typer.core import TyperGroup
 
 from aurora_cli.cluster.cluster import Cluster
 from aurora_cli.cluster.kubeconfig import Access, Connection, connect
-from aurora_cli.errors import CliError
+from aurora_cli.errors import CliError, Refused
 from aurora_cli.tables.printing import Format
 from aurora_store.errors import bounded_text
 
 PROGRAM: Final = "kubectl aurora"
 MAX_ERROR_CHARACTERS: Final = 1000
+MAX_COMMAND_CHARACTERS: Final = 8000
+"""A printed command may hold the path of a kubeconfig."""
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", re.ASCII)
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -41,13 +44,15 @@ class Session:
 
 
 class Commands(TyperGroup):
-    """A group of commands whose errors are one line on stderr."""
+    """A group of commands that prints errors to stderr."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except CliError as error:
             typer.echo(f"error: {bounded_text(str(error), MAX_ERROR_CHARACTERS)}", err=True)
+            if isinstance(error, Refused) and error.command:
+                typer.echo(f"   $ {bounded_text(error.command, MAX_COMMAND_CHARACTERS)}", err=True)
             raise typer.Exit(1) from None
 
 

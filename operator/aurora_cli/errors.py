@@ -1,5 +1,7 @@
 """Errors of ``kubectl aurora``. Each message is one line for the terminal: what happened, to what, and what to do.
 
+A refusal may also name a command to run, which is printed on a line of its own.
+
 CliError
 ├── ClusterError     the API server refused a call or could not be reached
 │   ├── NotFound     the object does not exist
@@ -45,6 +47,11 @@ class Unreadable(CliError):
 
 class Refused(CliError):
     """The decision could have no effect, or must not be made like this."""
+
+    def __init__(self, message: str, command: str = "") -> None:
+        super().__init__(message)
+        self.command = command
+        """The command that mends it, ready to be pasted. Empty: none."""
 
 
 class StoreFault(CliError):

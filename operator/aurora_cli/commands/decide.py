@@ -53,7 +53,9 @@ def promote(
     output: Output = Format.TABLE,
 ) -> None:
     """Roll out a version that passed, without a judgement by live traffic."""
-    carry_out(cluster, name, lambda one: versions.promote(one, version), dry_run=dry_run, output=output)
+    carry_out(
+        cluster, name, lambda one: versions.promote(one, version, cluster.kubectl_flags), dry_run=dry_run, output=output
+    )
 
 
 @in_cluster
@@ -65,7 +67,9 @@ def abort(
     output: Output = Format.TABLE,
 ) -> None:
     """Reject a version for good, and roll it back where it serves."""
-    carry_out(cluster, name, lambda one: versions.abort(one, version), dry_run=dry_run, output=output)
+    carry_out(
+        cluster, name, lambda one: versions.abort(one, version, cluster.kubectl_flags), dry_run=dry_run, output=output
+    )
 
 
 @in_cluster

@@ -24,7 +24,7 @@ def doctor(
 ) -> None:
     """Name the likely faults, the likeliest first, with the commands to run."""
     snapshot = cluster.snapshot(name)
-    findings = diagnose(snapshot)
+    findings = [found.in_cluster(cluster.kubectl_flags) for found in diagnose(snapshot)]
     if output is Format.TABLE:
         show(findings_table.report(snapshot, findings))
     else:

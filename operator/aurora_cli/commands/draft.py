@@ -9,7 +9,7 @@ import contextlib
 import secrets
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -20,6 +20,9 @@ from aurora_cli.doctor.facts import TRAINER
 from aurora_cli.errors import ProgramFailed, Refused
 from aurora_cli.tables.plain_text import plain
 from aurora_cli.tables.printing import show
+
+REMOVAL_SECONDS: Final = 30.0
+"""Longest time that the removal of the copy in the pod may take. The pod's /tmp ends with the pod."""
 
 draft = new_app(help="Publish a draft, or check whether a published head fits.")
 
@@ -54,8 +57,8 @@ def export(
     with_embedding: Annotated[bool, typer.Option("--with-embedding", help="Store the target's embedding too.")] = False,
 ) -> None:
     """Copy a draft to this machine as a head that SGLang or vLLM loads."""
-    _make_empty(to)
     trainer, folder = trainer_of(cluster, name), f"/tmp/head-{secrets.token_hex(8)}"  # noqa: S108 - the pod's own
+    _make_empty(to)  # after the trainer is found, so that a mistyped NAME leaves no folder
     options = [f"--to={folder}", f"--format={head_format.value}"]
     options += [f"--version={version}"] if version is not None else []
     options += ["--with-embedding"] if with_embedding else []
@@ -64,7 +67,7 @@ def export(
         trainer.copy_folder(folder, to)
     finally:
         with contextlib.suppress(ProgramFailed):  # the pod may be gone, and its /tmp with it
-            trainer.run("rm", "-rf", folder)
+            trainer.run("rm", "-rf", folder, timeout_seconds=REMOVAL_SECONDS)
     show(
         plain(
             f"exported to {to}; read its README.md before you publish it: the draft learned from your users' requests"

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from aurora_cli.speculator import Speculator
 
-_ONE_OFF: Final = frozenset({"kubectl-aurora", "kubectl-edit", "kubectl-patch"})
+_ONE_OFF: Final = frozenset({"kubectl-aurora", "kubectl-create", "kubectl-edit", "kubectl-patch", "kubectl-replace"})
 """Managers that stand for one change by a person, who does not repeat it."""
 
 
@@ -31,13 +31,13 @@ class FieldChange:
 
 @dataclass(frozen=True)
 class Change:
-    """What a decision changes, and what follows."""
+    """The fields that a decision changes, and the effect of the change."""
 
     fields: Sequence[FieldChange]
     effect: str
     """One sentence: what the operator does now. Without ``fields``: why nothing is to be changed."""
     notes: Sequence[str] = ()
-    """What a person should know, such as a pause that delays the effect."""
+    """Further facts for the person, such as a pause that delays the effect."""
 
     def patch(self, speculator: Speculator) -> dict[str, Any]:
         """The JSON merge patch (RFC 7386), which the API server refuses if the object changed since it was read."""
@@ -71,7 +71,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Sequence
 
 
 def other_managers(speculator: Speculator, changes: Sequence[FieldChange]) -> Sequence[str]:
-    """Who else set the changed fields of the spec and may set them back, such as a GitOps controller.
+    """The other managers that set the changed fields of the spec and may set them back, such as a GitOps controller.
 
     Argo CD and ``kubectl apply`` update objects by default, instead of applying them on the server.
     """

@@ -2,10 +2,14 @@
 
 Invariant: a decision that the operator would ignore is refused with the reason, instead of leaving an annotation that
 does nothing now and surprises somebody later. An annotation holds one version, so a decision that still waits for its
-effect is never replaced by one about another version.
+effect is not replaced by one about another version. The exception is an abort of the version that is being rolled out,
+because that version serves users: it replaces a waiting abort, and a note says how to repeat the other abort.
 """
 
 from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
 
 from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase
@@ -14,11 +18,15 @@ from aurora_cli.errors import Refused
 from aurora_cli.speculator import Speculator
 
 _DECIDED = frozenset({CandidatePhase.REJECTED, CandidatePhase.INCONCLUSIVE})
-_DONE = {ABORT_ANNOTATION: "rejected", PROMOTE_ANNOTATION: "active"}
+_DONE = {ABORT_ANNOTATION: "rejected", PROMOTE_ANNOTATION: "active or rejected"}
 
 
-def promote(speculator: Speculator, version: int | None = None) -> Change:
-    """Vouch for ``version``, or without it for the version of the roll under way. Raises :class:`Refused`."""
+def promote(speculator: Speculator, version: int | None = None, kubectl_flags: Sequence[str] = ()) -> Change:
+    """Vouch for ``version``, or without it for the version of the roll under way. Raises :class:`Refused`.
+
+    Args:
+        kubectl_flags: the flags with which kubectl reaches the speculator's cluster, for a command that is printed.
+    """
     version = _meant(speculator, version, "promote", speculator.rolling)
     if speculator.aborted == version or version in speculator.status.rejected:
         raise Refused(f"version {version} was rejected and is never offered again; promote a later version")
@@ -28,7 +36,8 @@ def promote(speculator: Speculator, version: int | None = None) -> Change:
         return Change((), f"version {version} is active, and its roll has ended")
     if speculator.promoted == version:
         return Change((), f"version {version} is promoted already")
-    _keep(speculator, PROMOTE_ANNOTATION, speculator.promoted)
+    if _waits(speculator, PROMOTE_ANNOTATION, speculator.promoted):
+        raise _kept(speculator, PROMOTE_ANNOTATION, kubectl_flags)
     fields = (FieldChange(PROMOTE_ANNOTATION, speculator.annotations.get(PROMOTE_ANNOTATION), str(version)),)
     return Change(fields, _promotion_effect(speculator, version), tuple(_delays(speculator)))
 
@@ -42,7 +51,7 @@ def _promotion_effect(speculator: Speculator, version: int) -> str:
 
 
 def _delays(speculator: Speculator) -> list[str]:
-    """What keeps a promotion from having an effect now."""
+    """The reasons why a promotion has no effect yet."""
     name, found = speculator.name, []
     if speculator.pin is not None:
         found.append(f"version {speculator.pin} is pinned: no other version is rolled out before `unpin {name}`")
@@ -51,10 +60,13 @@ def _delays(speculator: Speculator) -> list[str]:
     return found
 
 
-def abort(speculator: Speculator, version: int | None = None) -> Change:
+def abort(speculator: Speculator, version: int | None = None, kubectl_flags: Sequence[str] = ()) -> Change:
     """Reject ``version``, or without it the version of the roll under way. Raises :class:`Refused`.
 
     The active version is never meant without being named, because pods would leave it.
+
+    Args:
+        kubectl_flags: the flags with which kubectl reaches the speculator's cluster, for a command that is printed.
     """
     in_roll = speculator.rolling if speculator.rolling != speculator.active else None
     version = _meant(speculator, version, "abort", in_roll)
@@ -63,11 +75,19 @@ def abort(speculator: Speculator, version: int | None = None) -> Change:
     if phase := _ended(speculator, version):
         return Change((), f"version {version} is {phase} already, and is never rolled out")
     effect = _abort_effect(speculator, version)
-    _keep(speculator, ABORT_ANNOTATION, speculator.aborted)
+    notes = []
+    if _waits(speculator, ABORT_ANNOTATION, speculator.aborted):
+        if not _is_rolled_out(speculator, version):
+            raise _kept(speculator, ABORT_ANNOTATION, kubectl_flags)
+        notes.append(
+            f"this withdraws the abort of version {speculator.aborted}, which waits for its effect; repeat it with"
+            f" `abort {speculator.name} {speculator.aborted}` once `status {speculator.name}` shows that version"
+            f" {version} is rejected"
+        )
     fields = [FieldChange(ABORT_ANNOTATION, speculator.annotations.get(ABORT_ANNOTATION), str(version))]
     if speculator.promoted == version:
         fields.append(FieldChange(PROMOTE_ANNOTATION, speculator.annotations[PROMOTE_ANNOTATION], None))
-    return Change(fields, f"{effect}; version {version} is never offered again")
+    return Change(fields, f"{effect}; version {version} is never offered again", tuple(notes))
 
 
 def _abort_effect(speculator: Speculator, version: int) -> str:
@@ -81,25 +101,32 @@ def _abort_effect(speculator: Speculator, version: int) -> str:
         if status.previous is None:
             raise Refused(f"version {version} is active and there is no previous version to return to; pin another one")
         return f"pods return from version {version} to version {status.previous.version}"
-    if version == speculator.rolling and status.rollout.phase is not RolloutPhase.ROLLING_BACK:
+    if _is_rolled_out(speculator, version):
         return f"the roll of version {version} ends, and its pods return to version {speculator.active}"
     return f"version {version} is not rolled out"
 
 
-def _keep(speculator: Speculator, annotation: str, version: int | None) -> None:
-    """Raises :class:`Refused` when the annotation's ``version`` still waits for what a person decided about it."""
-    if version is None or not _waits(speculator, annotation, version):
-        return
-    name = speculator.name
-    raise Refused(
+def _is_rolled_out(speculator: Speculator, version: int) -> bool:
+    """Whether ``version`` serves, or is about to serve, because of a roll that has not turned back."""
+    return version == speculator.rolling and speculator.status.rollout.phase is not RolloutPhase.ROLLING_BACK
+
+
+def _kept(speculator: Speculator, annotation: str, kubectl_flags: Sequence[str]) -> Refused:
+    """The refusal to replace a decision that still waits for its effect."""
+    name, version = speculator.name, speculator.annotations[annotation]
+    change = ("annotate", "auroraspeculator", name, f"{annotation}-")
+    return Refused(
         f"{annotation} names version {version}, waits for its effect, and holds one version only: decide again once"
-        f" `status {name}` shows that version {version} is {_DONE[annotation]}, or withdraw that decision with"
-        f" `kubectl -n {speculator.namespace} annotate auroraspeculator {name} {annotation}-`"
+        f" `status {name}` shows that version {version} is {_DONE[annotation]}, or withdraw that decision:",
+        shlex.join(("kubectl", *kubectl_flags, "-n", speculator.namespace, *change)),
     )
 
 
-def _waits(speculator: Speculator, annotation: str, version: int) -> bool:
+def _waits(speculator: Speculator, annotation: str, version: int | None) -> bool:
+    """Whether the decision about the annotation's ``version`` still waits for its effect."""
     status = speculator.status
+    if version is None:
+        return False
     if version not in speculator.open_versions() or version in status.rejected or _ended(speculator, version):
         return False
     if version != speculator.active:

@@ -125,7 +125,10 @@ def _troubles(status: Mapping[str, Any]) -> Iterator[ContainerTrouble]:
     if status.get("reason") == "Evicted":
         yield ContainerTrouble("", "Evicted", str(status.get("message") or ""))
     for container in (*_mappings(status, "initContainerStatuses"), *_mappings(status, "containerStatuses")):
-        waiting = _mapping(_mapping(container, "state"), "waiting")
+        state = _mapping(container, "state")
+        waiting, running = _mapping(state, "waiting"), _mapping(state, "running")
+        if _mapping(state, "terminated").get("exitCode") == 0:
+            continue  # an init container that succeeded; an earlier attempt may have been killed
         ended = _mapping(_mapping(container, "lastState"), "terminated")
         name, restarts = str(container.get("name", "")), _count(container.get("restartCount"))
         killed = ended.get("reason") == "OOMKilled"
@@ -134,7 +137,6 @@ def _troubles(status: Mapping[str, Any]) -> Iterator[ContainerTrouble]:
             message = str(ended.get("message") or "").strip() or str(waiting.get("message") or "")
             yield ContainerTrouble(name, reason, message, restarts)
         elif killed:
-            running = _mapping(_mapping(container, "state"), "running")
             yield ContainerTrouble(name, "OOMKilled", "", restarts, _time(running.get("startedAt")))
 
 

@@ -1,12 +1,15 @@
-"""What a rule finds: what is wrong, how that is known, and the command that mends it. Pure.
+"""A finding: what is wrong, how that is known, and the command that mends it. Pure.
 
-Invariant: a command holds names that the API server has validated, and never a message. So a person can paste it.
+Invariant: a command holds names that the API server has validated and the user's own flags in quotes, and never a
+message. So a person can paste it.
 """
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
 
@@ -39,6 +42,20 @@ class Finding:
     """What to do, in words."""
     commands: Sequence[str] = ()
     """What to run: the command that mends it, or the one that shows the cause."""
+
+    def in_cluster(self, kubectl_flags: Sequence[str]) -> Finding:
+        """The same with commands that reach the cluster of these flags."""
+        return replace(self, commands=tuple(_in_cluster(command, kubectl_flags) for command in self.commands))
+
+
+def _in_cluster(command: str, kubectl_flags: Sequence[str]) -> str:
+    """``command`` with the flags after each program. kubectl accepts flags of a plugin only after the plugin's name."""
+
+    def with_flags(program: re.Match[str]) -> str:
+        flags = [re.sub("^--context=", "--kube-context=", one) if program[2] else one for one in kubectl_flags]
+        return " ".join((program[0], *map(shlex.quote, flags)))
+
+    return re.sub(r"(^|\| )(?:kubectl aurora|kubectl|(helm))(?= )", with_flags, command)
 
 
 Rule = Callable[[Snapshot], Iterator[Finding]]

@@ -20,7 +20,7 @@ SAME_DECISION: Final = timedelta(minutes=10)
 ABORTED_CANDIDATE: Final = "aborted by a person"
 """The operator's message in a record that refuses a version whose roll has not begun."""
 _TAKEN_AWAY: Final = frozenset({DecisionKind.ROLLED_BACK, DecisionKind.REJECTED})
-"""Kinds that a version has once only, whichever of the two a source calls it."""
+"""The history and the channel may name one removal of a version differently."""
 _EVENTS: Final = {
     ChannelReason.INITIAL: "Initial",
     ChannelReason.PROMOTED: "Promoted",

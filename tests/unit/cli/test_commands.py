@@ -144,6 +144,32 @@ def test_a_decision_twice_is_unchanged_and_no_failure(server: FakeApiServer) -> 
     assert len(server.patches) == 1
 
 
+def test_a_refusal_prints_the_command_that_mends_it_on_a_line_of_its_own_and_for_the_same_cluster() -> None:
+    waits = resource(CANARY, annotations={ABORT_ANNOTATION: "5"})
+    server = FakeApiServer.of(waits)
+    result = server.run("--kubeconfig", "my file", "abort", "chat", "4", "--context", "prod")
+    error, command = result.stderr.splitlines()
+    assert (result.exit_code, server.patches) == (1, [])
+    assert error.startswith(f"error: {ABORT_ANNOTATION} names version 5, waits for its effect")
+    flags = "--context=prod '--kubeconfig=my file'"
+    assert command == f"   $ kubectl {flags} -n team annotate auroraspeculator chat {ABORT_ANNOTATION}-"
+    moved = status(6, candidate=(5, CandidatePhase.VALIDATED), rollout=(6, RolloutPhase.WATCHING))
+    promoted = FakeApiServer.of(resource(moved, annotations={PROMOTE_ANNOTATION: "5"}))
+    assert promoted.run("promote", "chat", "--context", "prod").stderr.splitlines()[1] == (
+        f"   $ kubectl --context=prod -n team annotate auroraspeculator chat {PROMOTE_ANNOTATION}-"
+    )
+
+
+def test_a_bad_canary_is_aborted_while_an_abort_of_a_candidate_waits() -> None:
+    found = status(3, candidate=(5, CandidatePhase.VALIDATED), rollout=(4, RolloutPhase.CANARY))
+    server = FakeApiServer.of(resource(found, annotations={ABORT_ANNOTATION: "5"}))
+    result = server.run("abort", "chat")
+    assert result.exit_code == 0, result.output
+    assert server.objects[CHAT]["metadata"]["annotations"] == {ABORT_ANNOTATION: "4"}
+    assert result.stderr.startswith("note: this withdraws the abort of version 5, which waits for its effect; repeat")
+    assert "`abort chat 5` once" in result.stderr
+
+
 def test_a_new_status_of_the_operator_does_not_prevent_a_decision(server: FakeApiServer) -> None:
     server.meanwhile = [{"status": {"traces": number}} for number in (5, 6, 7)]
     result = server.run("pin", "chat", "3")

@@ -143,14 +143,15 @@ def test_an_abort_keeps_the_promotion_of_another_version() -> None:
     assert versions.abort(one).patch(one)["metadata"]["annotations"] == {ABORT_ANNOTATION: "5"}
 
 
+ROLLED_BACK = status(candidate=(5, CandidatePhase.VALIDATED), rollout=(5, RolloutPhase.ROLLING_BACK))
 WATCH = status(4, candidate=(5, CandidatePhase.VALIDATED), rollout=(4, RolloutPhase.WATCHING))
 
 
 @pytest.mark.parametrize(
     ("found", "annotation", "waiting", "decision"),
     [
-        (WATCH, ABORT_ANNOTATION, 5, lambda one: versions.abort(one, 4)),
-        (CANARY, ABORT_ANNOTATION, 4, versions.abort),
+        (WATCH, ABORT_ANNOTATION, 4, lambda one: versions.abort(one, 5)),
+        (ROLLED_BACK, ABORT_ANNOTATION, 4, lambda one: versions.abort(one, 5)),
         (WATCH, PROMOTE_ANNOTATION, 5, versions.promote),
         (WATCH, PROMOTE_ANNOTATION, 4, lambda one: versions.promote(one, 5)),
     ],
@@ -161,7 +162,29 @@ def test_a_decision_that_waits_for_its_effect_is_not_replaced_by_another(
     with pytest.raises(Refused) as refused:
         decision(speculator(found, annotations={annotation: str(waiting)}))
     assert str(refused.value).startswith(f"{annotation} names version {waiting}, waits for its effect")
-    assert f"`kubectl -n team annotate auroraspeculator chat {annotation}-`" in str(refused.value)
+    done = "rejected" if annotation == ABORT_ANNOTATION else "active or rejected"
+    assert f"once `status chat` shows that version {waiting} is {done}, or" in str(refused.value)
+    assert refused.value.command == f"kubectl -n team annotate auroraspeculator chat {annotation}-"
+
+
+@pytest.mark.parametrize(
+    ("found", "waiting", "bad"),
+    [
+        (status(candidate=(6, CandidatePhase.VALIDATED), rollout=(5, RolloutPhase.CANARY)), 6, 5),
+        (status(candidate=(6, CandidatePhase.VALIDATED), rollout=(5, RolloutPhase.ROLLING)), 6, 5),
+        (CANARY, 4, 5),
+        (WATCH, 5, 4),
+    ],
+)
+def test_an_abort_of_the_version_that_is_rolled_out_takes_the_place_of_one_that_waits(
+    found: SpeculatorStatus, waiting: int, bad: int
+) -> None:
+    change = versions.abort(speculator(found, annotations={ABORT_ANNOTATION: str(waiting)}), bad)
+    assert tuple(change.fields) == (FieldChange(ABORT_ANNOTATION, str(waiting), str(bad)),)
+    assert tuple(change.notes) == (
+        f"this withdraws the abort of version {waiting}, which waits for its effect; repeat it with"
+        f" `abort chat {waiting}` once `status chat` shows that version {bad} is rejected",
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,7 +239,14 @@ def test_a_controller_that_sets_the_field_is_named() -> None:
             "fieldsV1": {"f:spec": {"f:rollout": {"f:paused": {}}}},
         },
         {"manager": FIELD_MANAGER, "operation": "Update", "fieldsV1": {"f:spec": {"f:rollout": {"f:paused": {}}}}},
-        {"manager": "kubectl-edit", "operation": "Update", "fieldsV1": {"f:spec": {"f:rollout": {"f:paused": {}}}}},
+        *(
+            {
+                "manager": f"kubectl-{verb}",
+                "operation": "Update",
+                "fieldsV1": {"f:spec": {"f:rollout": {"f:paused": {}}}},
+            }
+            for verb in ("create", "edit", "patch", "replace")
+        ),
     ]
     one = Speculator.of(raw)
     assert other_managers(one, rolls.pause(one).fields) == ["argocd", "argocd-controller"]

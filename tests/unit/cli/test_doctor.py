@@ -159,6 +159,17 @@ def test_a_container_that_ran_out_of_memory_is_found_until_it_has_recovered(minu
     assert any("more memory than its limit" in title for title in found(one)) is expected
 
 
+def test_an_init_container_that_was_killed_and_then_succeeded_hides_no_cause_of_today() -> None:
+    killed_before = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
+    init = {"name": "fetch", "state": {"terminated": {"exitCode": 0}}, "lastState": killed_before, "restartCount": 1}
+    not_ready = with_condition("ServingReady", ConditionStatus.FALSE, "PodsNotReady", "1 of 2 pods are ready")
+    (title,) = found(snapshot(not_ready, pods=[pod(initContainerStatuses=[init])]))
+    assert title.startswith("fewer pods are ready")
+    again = init | {"state": killed_before}
+    (title,) = found(snapshot(not_ready, pods=[pod(initContainerStatuses=[again])]))
+    assert title.startswith("container fetch of an inference pod was killed")
+
+
 @pytest.mark.parametrize(
     ("component", "type_", "title"),
     [("inference", "ServingReady", "fewer pods are ready"), ("trainer", "TrainerReady", "the trainer's pod is not")],

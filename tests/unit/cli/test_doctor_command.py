@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,9 +23,10 @@ from aurora_api.v1alpha1.status import (
     RolloutStatus,
     SpeculatorStatus,
 )
+from aurora_cli.commands import diagnose as diagnose_command
 from aurora_cli.doctor.diagnosis import diagnose
 from aurora_cli.doctor.facts import Snapshot, events_of, jobs_of, lease_of, pods_of
-from aurora_cli.doctor.finding import Finding
+from aurora_cli.doctor.finding import Finding, Severity
 from aurora_cli.errors import Forbidden
 from aurora_cli.tables.findings_table import report
 from aurora_cli.tables.printing import as_text
@@ -122,6 +124,26 @@ def test_what_may_not_be_read_is_named_and_the_rest_is_shown() -> None:
     assert result.exit_code == 0, result.output
     assert "1. problem: the store" in result.stdout
     assert "you may not read pods, jobs, so a cause may be missing" in result.stdout
+
+
+def test_a_printed_command_reaches_the_same_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = [
+        "kubectl -n team create secret generic keys --dry-run=client -o yaml | kubectl apply -f -",
+        "kubectl aurora status my-kubectl -n team",
+        "helm list -A --filter aurora",
+    ]
+    monkeypatch.setattr(diagnose_command, "diagnose", lambda _: [Finding(Severity.NOTE, "title", commands=commands)])
+    server = FakeApiServer.of(resource(HEALTHY))
+    result = server.run("doctor", "chat", "--context", "prod", "--kubeconfig", "my file", "-o", "json")
+    flags = "=prod '--kubeconfig=my file'"
+    assert json.loads(result.stdout)["findings"][0]["commands"] == [
+        f"kubectl --context{flags} -n team create secret generic keys --dry-run=client -o yaml"
+        f" | kubectl --context{flags} apply -f -",
+        f"kubectl aurora --context{flags} status my-kubectl -n team",
+        f"helm --kube-context{flags} list -A --filter aurora",
+    ]
+    same = server.run("doctor", "chat", "-o", "json")
+    assert json.loads(same.stdout)["findings"][0]["commands"] == commands
 
 
 LEASE = "/apis/coordination.k8s.io/v1/namespaces/aurora-system/leases/aurora-operator"

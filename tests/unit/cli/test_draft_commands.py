@@ -6,25 +6,30 @@ import io
 import os
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aurora_cli.cluster import pod_program
+from aurora_cli.commands import draft
 from tests.unit.cli.fake_cluster import FakeApiServer, resource
 from tests.unit.cli.test_decisions import CANARY
 
+HANG_SECONDS = 60
 KUBECTL = """#!{python}
 import pathlib, sys, time
 log = pathlib.Path({folder!r})
 with (log / "calls").open("a") as calls:
     calls.write(" ".join(sys.argv[1:]) + "\\n")
 program, *arguments = sys.argv[sys.argv.index("--") + 1:]
-if program == "tar" and (log / "hang").exists():
-    time.sleep(60)
+if (log / f"hang-{{program}}").exists():
+    time.sleep({hang_seconds})
 elif program == "tar":
     sys.stdout.buffer.write((log / "answer.tar").read_bytes())
+    if (log / "broken").exists():
+        sys.exit((log / "broken").read_text())
 elif (log / "failure").exists() and program == "aurora-draft":
     sys.stderr.write((log / "failure").read_text())
     sys.exit(1)
@@ -38,7 +43,7 @@ def _machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the stand-in, its log and its answers."""
     program = tmp_path / "bin" / "kubectl"
     program.parent.mkdir()
-    program.write_text(KUBECTL.format(python=sys.executable, folder=str(tmp_path)))
+    program.write_text(KUBECTL.format(python=sys.executable, folder=str(tmp_path), hang_seconds=HANG_SECONDS))
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
     archive(tmp_path, {"./config.json": b"{}", "./model.safetensors": b"weights"})
@@ -129,13 +134,66 @@ def test_a_copy_that_breaks_off_leaves_no_file_so_that_it_can_be_tried_again(
 
 def test_a_copy_that_hangs_ends(server: FakeApiServer, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pod_program, "MAX_SECONDS", 3.0)
-    (machine / "hang").touch()
+    (machine / "hang-tar").touch()
     result = server.run("draft", "export", "chat", "--to", str(machine / "head"))
     assert (result.exit_code, result.stderr) == (
         1,
         "error: tar in the pod did not end within 3 s; check the connection to the cluster\n",
     )
     assert list((machine / "head").iterdir()) == []
+
+
+@pytest.mark.parametrize("received_bytes", [0, 600, 1540, 2048])
+def test_a_copy_that_breaks_off_gives_the_reason_of_kubectl(
+    server: FakeApiServer, machine: Path, received_bytes: int
+) -> None:
+    whole = (machine / "answer.tar").read_bytes()
+    (machine / "answer.tar").write_bytes(whole[:received_bytes])
+    (machine / "broken").write_text("error: lost connection to pod")
+    result = server.run("draft", "export", "chat", "--to", str(machine / "head"))
+    assert (result.exit_code, result.stderr) == (1, "error: lost connection to pod\n")
+    assert list((machine / "head").iterdir()) == []
+
+
+def test_a_file_that_cannot_be_moved_leaves_none(
+    server: FakeApiServer, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+    targets: list[Path] = []
+
+    def fail_at_the_second(file: Path, target: Path) -> Path:
+        targets.append(target)
+        if len(targets) == 2:
+            raise OSError(28, "No space left on device")
+        return rename(file, target)
+
+    monkeypatch.setattr(Path, "rename", fail_at_the_second)
+    to = machine / "head"
+    result = server.run("draft", "export", "chat", "--to", str(to))
+    assert result.exit_code == 1
+    assert result.stderr.endswith(f"cannot be copied to {to}: No space left on device\n")
+    assert targets[0].parent == to
+    assert list(to.iterdir()) == []
+
+
+def test_a_removal_that_hangs_does_not_hold_up_the_command(
+    server: FakeApiServer, machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert draft.REMOVAL_SECONDS <= 30
+    monkeypatch.setattr(draft, "REMOVAL_SECONDS", 0.5)
+    (machine / "hang-rm").touch()
+    began = time.monotonic()
+    result = server.run("draft", "export", "chat", "--to", str(machine / "head"))
+    assert result.exit_code == 0, result.output
+    assert time.monotonic() - began < HANG_SECONDS
+    assert (machine / "head" / "model.safetensors").exists()
+
+
+def test_a_name_that_does_not_exist_leaves_no_folder(server: FakeApiServer, machine: Path) -> None:
+    result = server.run("draft", "export", "chta", "--to", str(machine / "head"))
+    assert result.exit_code == 1
+    assert "no AuroraSpeculator chta" in result.stderr
+    assert not (machine / "head").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_refused_before_anything_runs(server: FakeApiServer, machine: Path) -> None:
