@@ -63,7 +63,7 @@ integration-replica: env ## Measure on a real replica, in every mode, with valid
 integration-targets: env ## Serve tiny targets of several families, and published heads, on a real engine (20 minutes)
 	$(PY) -m pytest -q -s tests/integration/targets
 
-integration-trees: env ## Serve drafts that propose trees, and train on them, on a real engine (minutes)
+integration-trees: env ## Serve drafts that propose trees, and train on them, on a real engine (6 minutes)
 	$(PY) -m pytest -q tests/integration/trees
 
 integration-heads: env ## Import heads that speculators and SpecForge save, and load exported drafts in speculators (a minute)
