@@ -65,18 +65,26 @@ def read(registry: Registry, lineage: Lineage) -> StoredState | None:
         record = registry.trainer_state_record(epoch)
         if record is None or record.lineage != lineage.number:
             return None
-        tensors = load(registry.trainer_state_data(record, max_bytes=max_state_bytes(lineage)))
+        tensors = _tensors(registry.trainer_state_data(record, max_bytes=max_state_bytes(lineage)))
         check_state(record, tensors, lineage)
         return StoredState(record, tensors)
 
     return _newest(registry, stored)
 
 
+def _tensors(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a state's data. Raises :class:`InvalidRecord`, whatever the bytes are."""
+    try:
+        return load(data)
+    except (SafetensorError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        raise InvalidRecord(f"the data are not a safetensors file that this trainer knows ({error})") from error
+
+
 def _newest(registry: Registry, read: Callable[[int], T | None]) -> T | None:
     for epoch in reversed(registry.trainer_state_epochs()):
         try:
             return read(epoch)
-        except (DigestMismatch, ObjectMissing, InvalidRecord, SafetensorError) as error:
+        except (DigestMismatch, ObjectMissing, InvalidRecord) as error:
             log.error("the trainer state of epoch %d is damaged; trying the one before: %s", epoch, error)  # noqa: TRY400
     return None
 
