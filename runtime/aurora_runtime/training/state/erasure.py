@@ -26,7 +26,7 @@ from aurora_protocol.draft_records import INITIAL_VERSION
 from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.errors import InvalidRecord, NewerRecord
 from aurora_protocol.training_records import ErasureStep, ShardManifest
-from aurora_runtime.errors import Interrupted, TraceFormatError
+from aurora_runtime.errors import Interrupted, NewerTraceFormat, TraceFormatError
 from aurora_runtime.request_privacy import number_of_hash
 from aurora_runtime.shard_header import ShardHeader
 from aurora_runtime.traces import RequestTrace, decode, empty_shard, encode, shard_counts, state_type_of
@@ -258,9 +258,14 @@ def _with_slack(moment: datetime) -> datetime:
 
 
 def _traces(raw: bytes) -> list[RequestTrace] | None:
-    """The traces of a shard. None when the bytes are no shard."""
+    """The traces of a shard. None when the bytes are no shard.
+
+    Raises :class:`NewerTraceFormat` for a shard that a newer trainer can read, and must erase the tag from.
+    """
     try:
         return list(decode(raw))
+    except NewerTraceFormat:
+        raise
     except TraceFormatError:
         return None
 

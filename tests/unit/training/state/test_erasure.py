@@ -14,8 +14,9 @@ import torch
 from aurora_api.v1alpha1.capture import StateType
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.erasure_records import ErasureReport
+from aurora_protocol.errors import NewerRecord
 from aurora_protocol.training_records import ErasureStep
-from aurora_runtime.errors import Interrupted
+from aurora_runtime.errors import Interrupted, NewerTraceFormat
 from aurora_runtime.request_privacy import tag_hash
 from aurora_runtime.traces import RequestTrace, decode, state_type_of
 from aurora_runtime.training.lineage import utc_now
@@ -193,6 +194,16 @@ def test_a_shard_that_nobody_can_read_is_emptied_and_counted() -> None:
     other = erase(registry, tag=tag_hash(OTHER))
     assert list(registry.shard_keys(1)) == keys[:2]
     assert other.remaining_traces == 0
+
+
+@pytest.mark.parametrize("by_manifest", [True, False])
+def test_a_shard_of_a_newer_agent_is_left_to_a_newer_trainer(*, by_manifest: bool) -> None:
+    registry, objects = tiny.memory_registry()
+    tiny.put_newer_shard(registry, objects, 0, [tagged(1), tiny.trace(2)], by_manifest=by_manifest)
+    before = dict(objects.data)
+    with pytest.raises(NewerRecord if by_manifest else NewerTraceFormat):
+        erase(registry)
+    assert objects.data == before
 
 
 @pytest.mark.parametrize("keeps_header", [False, True])
