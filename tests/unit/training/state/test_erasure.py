@@ -242,6 +242,30 @@ def test_a_report_from_the_future_hides_no_trace_and_is_no_proof(hours: int) -> 
     assert (erase(registry).traces_removed, erase(registry).remaining_traces) == (4, 0)
 
 
+def test_the_versions_of_a_report_from_the_future_stand_in_the_report_that_replaces_it() -> None:
+    registry, objects = tiny.memory_registry()
+    first = erase(registry)
+    ahead = {"completed": first.completed + timedelta(hours=2), "versions": (3, 5)}
+    objects.put(Keys.erasure(HASH, 1), first.model_copy(update=ahead).to_json())
+    second = erase(registry)
+    assert (second.number, second.versions, second.traces_removed) == (2, (3, 5), 0)
+    assert erase(registry) == second
+
+
+def test_the_step_of_a_report_from_the_future_is_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer was killed between the report and the end of the step, while its clock was ahead."""
+    registry, objects = tiny.memory_registry()
+    mixed_store(registry)
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "delete_erasure_step", lambda _: None)
+        first = erase(registry)
+    ahead = first.model_copy(update={"completed": first.completed + timedelta(hours=2)})
+    objects.put(Keys.erasure(HASH, 1), ahead.to_json())
+    second = erase(registry)
+    assert (first.traces_removed, second.traces_removed) == (4, 0)
+    assert registry.erasure_step(HASH) is None
+
+
 def test_a_report_from_the_first_of_all_times_stops_no_erasure() -> None:
     registry, objects = tiny.memory_registry()
     early = erase(registry).model_copy(update={"completed": datetime.min.replace(tzinfo=UTC)})
