@@ -27,6 +27,7 @@ from aurora_protocol.draft_records import FileRef, Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerState
 from aurora_runtime.training.lineage import utc_now
+from aurora_runtime.training.optim.weight_update import MOMENTS
 from aurora_runtime.training.state.learning_state import LearningState
 from aurora_runtime.training.state.state_check import check_state, max_state_bytes
 from aurora_store import Keys, Registry
@@ -42,6 +43,11 @@ class StoredState:
 
     record: TrainerState
     tensors: dict[str, Tensor]
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether it holds the optimizer's moments. A trainer that consumed a shard without a step stores none."""
+        return any(name.startswith(f"{MOMENTS[0]}.") for name in self.tensors)
 
 
 def read_record(registry: Registry, lineage: int) -> TrainerState | None:
