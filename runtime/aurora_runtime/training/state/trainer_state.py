@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -34,7 +32,6 @@ from aurora_store import Keys, Registry
 from aurora_store.errors import DigestMismatch, ObjectMissing
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,15 +47,6 @@ class StoredState:
         return any(name.startswith(f"{MOMENTS[0]}.") for name in self.tensors)
 
 
-def read_record(registry: Registry, lineage: int) -> TrainerState | None:
-    """The newest readable record, if it belongs to ``lineage``.
-
-    Its data is not checked. If the data is damaged, :func:`read` returns an older state.
-    """
-    record = _newest(registry, registry.trainer_state_record)
-    return record if record is not None and record.lineage == lineage else None
-
-
 def read(registry: Registry, lineage: Lineage) -> StoredState | None:
     """The newest undamaged state, if it belongs to ``lineage``.
 
@@ -67,15 +55,21 @@ def read(registry: Registry, lineage: Lineage) -> StoredState | None:
     trained again.
     """
 
-    def stored(epoch: int) -> StoredState | None:
-        record = registry.trainer_state_record(epoch)
-        if record is None or record.lineage != lineage.number:
-            return None
-        tensors = _tensors(registry.trainer_state_data(record, max_bytes=max_state_bytes(lineage)))
-        check_state(record, tensors, lineage)
-        return StoredState(record, tensors)
+    for epoch in reversed(registry.trainer_state_epochs()):
+        try:
+            return _read_epoch(registry, lineage, epoch)
+        except (DigestMismatch, ObjectMissing, InvalidRecord) as error:
+            log.error("the trainer state of epoch %d is damaged; trying the one before: %s", epoch, error)  # noqa: TRY400
+    return None
 
-    return _newest(registry, stored)
+
+def _read_epoch(registry: Registry, lineage: Lineage, epoch: int) -> StoredState | None:
+    record = registry.trainer_state_record(epoch)
+    if record is None or record.lineage != lineage.number:
+        return None
+    tensors = _tensors(registry.trainer_state_data(record, max_bytes=max_state_bytes(lineage)))
+    check_state(record, tensors, lineage)
+    return StoredState(record, tensors)
 
 
 def _tensors(data: bytes) -> dict[str, Tensor]:
@@ -84,15 +78,6 @@ def _tensors(data: bytes) -> dict[str, Tensor]:
         return load(data)
     except (SafetensorError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         raise InvalidRecord(f"the data are not a safetensors file that this trainer knows ({error})") from error
-
-
-def _newest(registry: Registry, read: Callable[[int], T | None]) -> T | None:
-    for epoch in reversed(registry.trainer_state_epochs()):
-        try:
-            return read(epoch)
-        except (DigestMismatch, ObjectMissing, InvalidRecord) as error:
-            log.error("the trainer state of epoch %d is damaged; trying the one before: %s", epoch, error)  # noqa: TRY400
-    return None
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 Invariant: only the files that are asked for are fetched. The names of files and tensors come from outside, so a name
 that leaves the model's folder is refused.
 
-An optional file is missing only if the hub says so, or said so before. A network error says nothing. One exception: a cluster
-without internet has a cache that ``snapshot_download`` filled, which keeps no note of missing files. So while the hub
-cannot be reached, an optional file is missing where all weights are cached. Readers therefore ask for optional files
-before weights: whoever fetches single files then knows about the optional ones before the weights are cached.
+An optional file is missing only if the hub says so, or said so before. A network error says nothing. One exception: a
+cluster without internet has a cache that ``snapshot_download`` filled, which keeps no note of missing files. So while
+the hub cannot be reached, an optional file is missing where all weights are cached. Readers therefore ask for optional
+files before weights: whoever fetches single files then knows about the optional ones before the weights are cached.
 """
 
 from __future__ import annotations
