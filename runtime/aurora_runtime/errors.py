@@ -10,6 +10,7 @@ RuntimeFault
 ├── SwapRefused             a swap, lease or trial request conflicts with the pod's state
 ├── CheckpointFormatError   a draft checkpoint does not have SGLang's format
 ├── TargetUnavailable       the target's files are missing, damaged or out of reach
+│   ├── HubUnreachable          the Hugging Face hub gives no answer, and the file is not cached
 │   ├── MissingFile             a published model has no file of this name
 │   ├── DamagedFile             a file of a published model is there, and is not what its name says
 │   └── UnreadableWeight        a weight is stored in a form that the trainer cannot read
@@ -60,6 +61,10 @@ class SwapRefused(RuntimeFault):
 
 class TargetUnavailable(RuntimeFault):
     """The target's files are missing, damaged or out of reach. The message names the file and its place."""
+
+
+class HubUnreachable(TargetUnavailable):
+    """The Hugging Face hub gives no answer, and the file was not fetched before."""
 
 
 class MissingFile(TargetUnavailable):

@@ -96,7 +96,7 @@ def build_trainer(
     record = stored.record if stored else None
     last, last_draft = retrier.call("fetching the last version", lambda: newest_draft(registry, context.target))
     ledger = ShardLedger(registry, context.lineage.number, retrier, record)
-    trained_without_moments = stored is None and last.trained_tokens > 0
+    trained_without_moments = last.trained_tokens > 0 and not (stored and stored.has_moments)
     session = _session(config, context, last.version, device, ranks, warm=trained_without_moments)
     trained_tokens = record.trained_tokens if record else last.trained_tokens
     learning = _empty_learning_state(config, context.target, session, ledger, trained_tokens)

@@ -75,8 +75,9 @@ def wait_suspended(
     erasures: tuple[ErasureReport, ...] = (),
 ) -> None:
     """Report that training is suspended until asked to stop. Traces still arrive, so retention still bounds them."""
-    state = retrier.call("reading the trainer's state", lambda: trainer_state.read_record(registry, lineage.number))
-    ledger = ShardLedger(registry, lineage.number, retrier, state)
+    # The data are checked too: the record of a damaged state may lack shards that the state before it still needs.
+    state = retrier.call("reading the trainer's state", lambda: trainer_state.read(registry, lineage))
+    ledger = ShardLedger(registry, lineage.number, retrier, state.record if state else None)
     retention = Retention(registry, ledger, config.limits, suspended=True)
     while not retrier.stopping:
         next_listing = time.monotonic() + config.policy.idle_status_interval_seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from aurora_runtime.errors import Interrupted
 from aurora_runtime.request_privacy import tag_hash
 from aurora_runtime.training import main, retry
 from aurora_runtime.training.retry import Retrier
+from aurora_store import Keys
 from tests.unit.training import tiny
 from tests.unit.training.heads import published
-from tests.unit.training.trainer_rig import TrainerRig
+from tests.unit.training.trainer_rig import Traffic, TrainerRig
 
 
 class StopsAtItsFirstWait(Retrier):
@@ -57,6 +59,17 @@ def test_a_suspended_trainer_counts_no_held_out_requests_once_there_are_shards(
     status = rig.registry.trainer_status()
     assert status is not None
     assert status.held_out_requests == (None if traced else 0)
+
+
+def test_a_suspended_trainer_deletes_no_shard_of_the_state_before_a_damaged_one(tmp_path: Path) -> None:
+    rig = TrainerRig(tmp_path)
+    rig.trainer(Traffic(rig.registry, 3)).run()
+    rig.limits = replace(rig.limits, shards=2)
+    shards = list(rig.registry.shard_keys(1))
+    newest = Keys.trainer_state(rig.registry.last_trainer_state_epoch())
+    rig.objects.put(newest, json.dumps(json.loads(rig.objects.get(newest)) | {"consumed": []}).encode())
+    main.wait_suspended(rig.config, rig.registry, rig.lineage, StopsAtItsFirstWait())
+    assert list(rig.registry.shard_keys(1)) == shards
 
 
 class StopsAfterTwoWaits(Retrier):

@@ -13,7 +13,6 @@ from aurora_runtime.training import vocabulary_coverage
 from aurora_runtime.training.loop import Trainer
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import TrainingPolicy
-from aurora_runtime.training.state import trainer_state
 from aurora_runtime.training.state.retention import RetentionLimits
 from tests.unit.training import tiny
 from tests.unit.training.trainer_rig import TrainerRig
@@ -119,7 +118,7 @@ def test_a_waiting_trainer_saves_more_often(rig: TrainerRig) -> None:
 
     class Watched(UncoveredTraffic):
         def sleep(self, seconds: float) -> None:
-            record = trainer_state.read_record(self.rig.registry, 1)
+            record = self.rig.registry.trainer_state_record()
             epochs.append((len(record.consumed) if record else 0, self.rig.registry.last_trainer_state_epoch()))
             if len(epochs) != 3:  # at the third wait no shard comes
                 super().sleep(seconds)

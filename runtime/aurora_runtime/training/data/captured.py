@@ -66,8 +66,9 @@ class CapturedDistributions:
 def captured_at(trace: RequestTrace, nodes: Tensor, vocab_size: int) -> CapturedDistributions:
     """The target's distributions at verify ``nodes`` ``[N]`` of ``trace``.
 
-    Raises :class:`TraceFormatError` for ids outside the target's vocabulary, and for a row that names a token twice or
-    is no distribution. One such row would spoil every batch with it.
+    Raises :class:`TraceFormatError` for ids outside the target's vocabulary, and for a row that names a token twice,
+    has a number that is no probability, or has more than 1 in all. One such row would spoil every batch with it. A row
+    with less than 1 in all is kept.
     """
     ids, mass = trace.top_ids[nodes], trace.uncaptured_mass[nodes].float()
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:

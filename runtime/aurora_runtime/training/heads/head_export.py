@@ -1,7 +1,7 @@
 """Writes a registered draft into a folder that stock SGLang, or vLLM's speculators, load.
 
 Invariants: only a draft that an engine of its lineage would load is published. The command has no key, so it verifies
-neither the channel nor evidence, and the card says so of evidence. The weights and the vocabulary map are
+neither the channel nor evidence. The card says that evidence is not verified. The weights and the vocabulary map are
 those of the stored version, bit for bit. Nothing of the store's place or of its credentials gets into the folder.
 """
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
@@ -26,7 +26,7 @@ from aurora_protocol.draft_records import INITIAL_VERSION
 from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.errors import InvalidRecord, NewerRecord
 from aurora_protocol.training_records import ErasureStep, ShardManifest
-from aurora_runtime.errors import Interrupted, TraceFormatError
+from aurora_runtime.errors import Interrupted, NewerTraceFormat, TraceFormatError
 from aurora_runtime.request_privacy import number_of_hash
 from aurora_runtime.shard_header import ShardHeader
 from aurora_runtime.traces import RequestTrace, decode, empty_shard, encode, shard_counts, state_type_of
@@ -74,14 +74,16 @@ class TagErasure:
 
         Raises :class:`StoreError`, and :class:`Interrupted` when the trainer is asked to stop.
         """
-        registry, last = self._registry, self._last_report()
+        registry, last = self._registry, self._registry.last_erasure_report(self._tag)
         step = registry.erasure_step(self._tag)
         if step is not None and last is not None and step.started == last.started:
             step = None  # the report was written, and the step not yet deleted
             registry.delete_erasure_step(self._tag)
         if step is not None:
             self._finish(step)
-        since = _with_slack(last.completed) if last is not None and step is None else None
+        distrusted = last if last is not None and self._is_from_the_future(last) else None
+        trusted = last if distrusted is None else None
+        since = _minus_clock_slack(trusted.completed) if trusted is not None and step is None else None
         started = step.started if step else utc_now()
         for _ in range(MAX_SCANS):
             scan = self._scan(since)
@@ -93,18 +95,17 @@ class TagErasure:
             self._delete_unfinished(scan.uploads)
         else:
             scan = self._scan(since)
-        if step is None and last is not None and not scan.traces:
-            return last
+        if step is None and trusted is not None and not scan.traces:
+            return trusted
         number = max(registry.erasure_report_numbers(self._tag), default=0) + 1
-        return self._report(step, scan, number, started)
+        return self._report(step, scan, number, started, distrusted.versions if distrusted else ())
 
-    def _last_report(self) -> ErasureReport | None:
-        """The newest report, unless it says that it was completed in the future: then nobody knows what it covers."""
-        last = self._registry.last_erasure_report(self._tag)
-        if last is None or _with_slack(last.completed) <= utc_now():
-            return last
-        log.error("report %d about the tag %s is from the future, so all shards are scanned", last.number, self._tag)
-        return None
+    def _is_from_the_future(self, report: ErasureReport) -> bool:
+        """Whether ``report`` says that it was completed in the future: then nobody knows which shards it covers."""
+        if _minus_clock_slack(report.completed) <= utc_now():
+            return False
+        log.error("report %d about the tag %s is from the future, so all shards are scanned", report.number, self._tag)
+        return True
 
     def _go_on(self, what: str) -> None:
         """Say what goes on, but not too often. Raises :class:`Interrupted` when the trainer is asked to stop."""
@@ -220,9 +221,17 @@ class TagErasure:
             if self._registry.orphan_written_at(key) == written:
                 self._registry.delete_shard(key)
 
-    def _report(self, step: ErasureStep | None, scan: _Scan, number: int, started: datetime) -> ErasureReport:
+    def _report(
+        self,
+        step: ErasureStep | None,
+        scan: _Scan,
+        number: int,
+        started: datetime,
+        versions_before: tuple[int, ...],
+    ) -> ErasureReport:
+        """Write the report. ``versions_before``: those of the report that this one replaces."""
         registry = self._registry
-        since = step.trained_since if step else {}
+        versions = {*versions_before, *self._versions_since(step.trained_since if step else {})}
         report = ErasureReport(
             tag=self._tag,
             number=number,
@@ -232,15 +241,7 @@ class TagErasure:
             traces_removed=step.traces_removed if step else 0,
             shards_scanned=scan.scanned,
             remaining_traces=scan.traces,
-            versions=tuple(
-                sorted(
-                    registration.version
-                    for registration in (registry.registrations() if since else ())
-                    if registration.version != INITIAL_VERSION
-                    and registration.lineage in since
-                    and registration.created >= _with_slack(since[registration.lineage])
-                )
-            ),
+            versions=tuple(sorted(versions)),
             completed=utc_now(),
         )
         registry.create_erasure_report(report)
@@ -248,8 +249,16 @@ class TagErasure:
         log.info("erased the tag %s: %s", self._tag, report.model_dump_json(exclude={"tag"}))
         return report
 
+    def _versions_since(self, since: Mapping[int, datetime]) -> Iterator[int]:
+        """The versions of each lineage that were registered after its time, and so may have learned since then."""
+        for registration in self._registry.registrations() if since else ():
+            if registration.version == INITIAL_VERSION or registration.lineage not in since:
+                continue
+            if registration.created >= _minus_clock_slack(since[registration.lineage]):
+                yield registration.version
 
-def _with_slack(moment: datetime) -> datetime:
+
+def _minus_clock_slack(moment: datetime) -> datetime:
     """``moment`` in the past by :data:`CLOCK_SLACK`. Anybody may have written it, so it may be the first of all."""
     try:
         return moment - CLOCK_SLACK
@@ -258,9 +267,14 @@ def _with_slack(moment: datetime) -> datetime:
 
 
 def _traces(raw: bytes) -> list[RequestTrace] | None:
-    """The traces of a shard. None when the bytes are no shard."""
+    """The traces of a shard. None when the bytes are no shard.
+
+    Raises :class:`NewerTraceFormat` for a shard that a newer trainer can read, and must erase the tag from.
+    """
     try:
         return list(decode(raw))
+    except NewerTraceFormat:
+        raise
     except TraceFormatError:
         return None
 

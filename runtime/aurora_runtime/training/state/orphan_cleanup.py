@@ -2,8 +2,12 @@
 
 Invariant: only the trainer writes checkpoints and trainer states, so an object without a manifest, or a draft without a
 registration, both at the first listing *and* after a grace period is nobody's unfinished work. Two listings are
-compared, so that the store's clock does not matter. A draft stays as long as anybody could have registered it: a
-version with a single draft is not looked into, and an unreadable registration keeps all drafts of its version.
+compared, so that the store's clock does not matter.
+
+A draft stays as long as anybody could have registered it: a version with a single draft is not looked into, and an
+unreadable registration keeps all drafts of its version. A draft also stays where its registration may have been lost:
+only drafts above the newest registered number, and those that lost their number to another draft, are deleted. A draft
+that the channel names as active or previous stays in any case.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from aurora_protocol.errors import InvalidRecord
@@ -39,7 +43,7 @@ def _folder(key: str) -> str:
 
 
 def _unregistered(registry: Registry, folders: Collection[str]) -> set[str]:
-    """Those of the ``folders`` of whole drafts that no registration names.
+    """Those of the ``folders`` of whole drafts that a dead trainer left without a registration.
 
     Call this after the listing of the folders: a draft is registered after it is whole.
     """
@@ -48,22 +52,39 @@ def _unregistered(registry: Registry, folders: Collection[str]) -> set[str]:
         if (version := checkpoint_version(folder)) is not None:
             of_version[version].add(folder)
     registered = set(record_numbers(registry.objects.list(Keys.REGISTRY), Keys.REGISTRY))
+    newest = max(registered, default=-1)
     found = set[str]()
     for version, drafts in of_version.items():
-        if version not in registered:
+        if version > newest:
             found |= drafts
-        elif len(drafts) > 1:  # two trainers took the number, and one of them lost it
-            found |= drafts - _named(registry, version, drafts)
-    return found
+        elif version in registered and len(drafts) > 1:  # two trainers took the number, and one of them lost it
+            found |= drafts - _possibly_registered(registry, version, drafts)
+    return found - _named_by_channel(registry, of_version) if found else found
 
 
-def _named(registry: Registry, version: int, drafts: set[str]) -> set[str]:
+def _possibly_registered(registry: Registry, version: int, drafts: set[str]) -> set[str]:
     """Those of ``drafts`` that the registration of ``version`` may name."""
     try:
         named = registry.registration(version).checkpoint
     except (InvalidRecord, ObjectMissing, ObjectTooLarge):
         return drafts
     return {named} if named in drafts else drafts
+
+
+def _named_by_channel(registry: Registry, of_version: Mapping[int, set[str]]) -> set[str]:
+    """The drafts that the channel may name as active or previous, of the drafts ``of_version``."""
+    try:
+        channel = registry.channel()
+    except (InvalidRecord, ObjectMissing, ObjectTooLarge):
+        return set[str]().union(*of_version.values())
+    if channel is None:
+        return set()
+    named = set[str]()
+    for version, drafts in of_version.items():
+        if version in (channel.active, channel.previous):
+            digest = channel.digest_of(version)
+            named |= {Keys.checkpoint(version, digest)} if digest else drafts
+    return named
 
 
 class OrphanCleanup:

@@ -35,7 +35,8 @@ from aurora_store.errors import StoreError
 from aurora_store.records.trainer_store import KEPT_TRAINER_STATES
 
 MIN_SHARD_LIMIT: Final = 4096
-"""At least this many shards may be kept, whatever their size. A measurement searches far fewer for its prompts."""
+"""At least this many shards may be kept, whatever their size. A measurement searches at most half as many for its
+prompts."""
 DELETIONS_PER_CALL: Final = 32
 RETRY_SECONDS: Final = 60.0
 """Pause after the store refused a deletion."""

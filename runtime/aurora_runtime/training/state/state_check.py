@@ -4,7 +4,8 @@ Why: a state's record is not signed, and a digest only says that the data are th
 contradicts itself would end every trainer that restores it, and one with weights that are not finite would let a
 trainer skip every batch.
 
-Invariant: a state that passes is restored without an error, and the next step on finite examples is finite.
+Invariant: a state that passes is restored without an error. Each of its numbers is finite in the type that the trainer
+computes with, except for a loss that is not known. Not checked: whether sums of these numbers are finite.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ MAX_REFERENCE_BYTES: Final = 256 << 20
 """Room for references to shards: as much as the record may have, which names these shards."""
 MAX_COUNT: Final = 1 << 48
 """Largest number in a state. Sums of two such numbers still fit the tensors of the next state."""
+WEIGHT_TYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+"""Types of weights, moments and averages. Each of their numbers has the same value in float32. Other types, such as
+those of 8 bits, lack operations that the check needs."""
 
 
 def max_state_bytes(lineage: Lineage) -> int:
@@ -62,13 +66,13 @@ def check_state(record: TrainerState, tensors: Mapping[str, Tensor], lineage: Li
 
 
 def _check_weight(state: _CheckedState, name: str, shape: tuple[int, ...]) -> None:
-    state.floats(f"weight.{name}", shape)
+    state.weights(f"weight.{name}", shape)
     first, second = (f"{moment}.{name}" for moment in MOMENTS)
     if first in state or second in state:
-        state.floats(first, shape)
-        state.floats(second, shape, lowest=0.0)
+        state.weights(first, shape)
+        state.weights(second, shape, lowest=0.0)
     if f"{EMA_OFFSET}.{name}" in state:
-        state.floats(f"{EMA_OFFSET}.{name}", shape)
+        state.weights(f"{EMA_OFFSET}.{name}", shape)
 
 
 def _check_session(state: _CheckedState, lineage: Lineage) -> None:
@@ -78,10 +82,10 @@ def _check_session(state: _CheckedState, lineage: Lineage) -> None:
     state.integers(COUNTERS, (2,))
     if EMA_STEPS in state:
         state.integers(EMA_STEPS, ())
-    if state.tensor(LOSS, ()).isinf():
+    if state.typed(LOSS, (), torch.float64).isinf():  # NaN stands for no loss
         raise InvalidRecord(f"{LOSS} is not finite")
     try:
-        torch.Generator().set_state(state.any(GENERATOR))
+        torch.Generator().set_state(state.tensor_of_any_shape(GENERATOR))
     except (RuntimeError, TypeError) as error:
         raise InvalidRecord(f"{GENERATOR} is no state of a generator") from error
 
@@ -90,7 +94,7 @@ def _check_references(state: _CheckedState, shards: int) -> None:
     spans = state.integers(SPANS, (None, 4))
     indices = [spans[:, 0], state.integers(HELD_OUT, (None,))]
     if MEASURABLE in state:  # a request's number may be any
-        indices.append(state.int64(MEASURABLE, (None, 2))[:, 1])
+        indices.append(state.typed(MEASURABLE, (None, 2), torch.int64)[:, 1])
     for each in indices:
         if each.numel() and not 0 <= int(each.min()) <= int(each.max()) < shards:
             raise InvalidRecord(f"the data refer to a shard that is not one of the record's {shards}")
@@ -98,7 +102,7 @@ def _check_references(state: _CheckedState, shards: int) -> None:
 
 
 def _check_counts(state: _CheckedState, vocab_size: int) -> None:
-    state.floats(COUNTS, (vocab_size,), lowest=0.0)
+    state.floats(COUNTS, (vocab_size,), torch.float64, lowest=0.0)
     state.integers(TOKENS_UNTIL_CHANGE, ())
     state.integers(BUDGET, (2,), lowest=-MAX_COUNT)
 
@@ -112,7 +116,7 @@ class _CheckedState:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
-    def any(self, name: str) -> Tensor:
+    def tensor_of_any_shape(self, name: str) -> Tensor:
         """The tensor ``name``, of any shape."""
         if name not in self._tensors:
             raise InvalidRecord(f"the data lack {name}")
@@ -120,33 +124,39 @@ class _CheckedState:
 
     def tensor(self, name: str, shape: tuple[int | None, ...]) -> Tensor:
         """The tensor ``name``. None in ``shape`` stands for any size."""
-        found = self.any(name)
+        found = self.tensor_of_any_shape(name)
         sizes = tuple(found.shape)
         if len(sizes) != len(shape) or any(b not in (None, a) for a, b in zip(sizes, shape, strict=True)):
             raise InvalidRecord(f"{name} has the shape {list(sizes)}")
         return found
 
-    def floats(self, name: str, shape: tuple[int | None, ...], *, lowest: float | None = None) -> Tensor:
-        """A tensor of finite numbers, none below ``lowest``."""
+    def typed(self, name: str, shape: tuple[int | None, ...], *types: torch.dtype) -> Tensor:
+        """A tensor of one of ``types``."""
         found = self.tensor(name, shape)
-        if not found.is_floating_point() or not bool(found.isfinite().all()):
+        if found.dtype not in types:
+            raise InvalidRecord(f"{name} has the number format {found.dtype}")
+        return found
+
+    def weights(self, name: str, shape: tuple[int | None, ...], *, lowest: float | None = None) -> Tensor:
+        """A tensor of finite numbers in one of :data:`WEIGHT_TYPES`, none below ``lowest``."""
+        return self.floats(name, shape, *WEIGHT_TYPES, lowest=lowest)
+
+    def floats(
+        self, name: str, shape: tuple[int | None, ...], *types: torch.dtype, lowest: float | None = None
+    ) -> Tensor:
+        """A tensor of finite numbers in one of ``types``, none below ``lowest``."""
+        found = self.typed(name, shape, *types)
+        if not bool(found.isfinite().all()):
             raise InvalidRecord(f"{name} has values that are not finite")
         if lowest is not None and bool((found < lowest).any()):
             raise InvalidRecord(f"{name} has values below {lowest:g}")
-        return found
-
-    def int64(self, name: str, shape: tuple[int | None, ...]) -> Tensor:
-        """A tensor of any integers."""
-        found = self.tensor(name, shape)
-        if found.dtype != torch.int64:
-            raise InvalidRecord(f"{name} has the number format {found.dtype}")
         return found
 
     def integers(
         self, name: str, shape: tuple[int | None, ...], *, lowest: int = 0, highest: int = MAX_COUNT
     ) -> Tensor:
         """A tensor of integers between ``lowest`` and ``highest``."""
-        found = self.int64(name, shape)
+        found = self.typed(name, shape, torch.int64)
         if bool(((found < lowest) | (found > highest)).any()):
             raise InvalidRecord(f"{name} has impossible values")
         return found

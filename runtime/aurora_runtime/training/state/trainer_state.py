@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -27,13 +25,13 @@ from aurora_protocol.draft_records import FileRef, Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerState
 from aurora_runtime.training.lineage import utc_now
+from aurora_runtime.training.optim.weight_update import MOMENTS
 from aurora_runtime.training.state.learning_state import LearningState
 from aurora_runtime.training.state.state_check import check_state, max_state_bytes
 from aurora_store import Keys, Registry
 from aurora_store.errors import DigestMismatch, ObjectMissing
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,14 +41,10 @@ class StoredState:
     record: TrainerState
     tensors: dict[str, Tensor]
 
-
-def read_record(registry: Registry, lineage: int) -> TrainerState | None:
-    """The newest readable record, if it belongs to ``lineage``.
-
-    Its data is not checked. If the data is damaged, :func:`read` returns an older state.
-    """
-    record = _newest(registry, registry.trainer_state_record)
-    return record if record is not None and record.lineage == lineage else None
+    @property
+    def has_moments(self) -> bool:
+        """Whether it holds the optimizer's moments. A trainer that consumed a shard without a step stores none."""
+        return any(name.startswith(f"{MOMENTS[0]}.") for name in self.tensors)
 
 
 def read(registry: Registry, lineage: Lineage) -> StoredState | None:
@@ -61,24 +55,29 @@ def read(registry: Registry, lineage: Lineage) -> StoredState | None:
     trained again.
     """
 
-    def stored(epoch: int) -> StoredState | None:
-        record = registry.trainer_state_record(epoch)
-        if record is None or record.lineage != lineage.number:
-            return None
-        tensors = load(registry.trainer_state_data(record, max_bytes=max_state_bytes(lineage)))
-        check_state(record, tensors, lineage)
-        return StoredState(record, tensors)
-
-    return _newest(registry, stored)
-
-
-def _newest(registry: Registry, read: Callable[[int], T | None]) -> T | None:
     for epoch in reversed(registry.trainer_state_epochs()):
         try:
-            return read(epoch)
-        except (DigestMismatch, ObjectMissing, InvalidRecord, SafetensorError) as error:
+            return _read_epoch(registry, lineage, epoch)
+        except (DigestMismatch, ObjectMissing, InvalidRecord) as error:
             log.error("the trainer state of epoch %d is damaged; trying the one before: %s", epoch, error)  # noqa: TRY400
     return None
+
+
+def _read_epoch(registry: Registry, lineage: Lineage, epoch: int) -> StoredState | None:
+    record = registry.trainer_state_record(epoch)
+    if record is None or record.lineage != lineage.number:
+        return None
+    tensors = _tensors(registry.trainer_state_data(record, max_bytes=max_state_bytes(lineage)))
+    check_state(record, tensors, lineage)
+    return StoredState(record, tensors)
+
+
+def _tensors(data: bytes) -> dict[str, Tensor]:
+    """The tensors of a state's data. Raises :class:`InvalidRecord`, whatever the bytes are."""
+    try:
+        return load(data)
+    except (SafetensorError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        raise InvalidRecord(f"the data are not a safetensors file that this trainer knows ({error})") from error
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,11 @@
 
 Invariant: only the files that are asked for are fetched. The names of files and tensors come from outside, so a name
 that leaves the model's folder is refused.
+
+An optional file is missing only if the hub says so, or said so before. A network error says nothing. One exception: a
+cluster without internet has a cache that ``snapshot_download`` filled, which keeps no note of missing files. So while
+the hub cannot be reached, an optional file is missing where all weights are cached. Readers therefore ask for optional
+files before weights: whoever fetches single files then knows about the optional ones before the weights are cached.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from typing import Any, Final
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from aurora_runtime.errors import DamagedFile, MissingFile, TargetUnavailable
+from aurora_runtime.errors import DamagedFile, HubUnreachable, MissingFile, TargetUnavailable
 
 CONFIG_FILE, TOKENIZER_FILE, GENERATION_FILE = "config.json", "tokenizer.json", "generation_config.json"
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
@@ -55,18 +60,33 @@ class ModelFiles:
             self.path(name)
         except MissingFile:
             return False
-        except TargetUnavailable:
-            if self._is_known_missing(name):
+        except TargetUnavailable as error:
+            if self._is_known_missing(name) or (isinstance(error, HubUnreachable) and self._has_cached_weights()):
                 return False
             raise
         return True
 
     def _is_known_missing(self, name: str) -> bool:
         """Whether the hub said before that there is no such file. So a cached model needs no hub."""
-        from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+        from huggingface_hub import _CACHED_NO_EXIST
+
+        return self._cache_entry(name) is _CACHED_NO_EXIST
+
+    def _has_cached_weights(self) -> bool:
+        """Whether all weights of the model were fetched before."""
+        if self._is_cached(SINGLE_FILE):
+            return True
+        return self._is_cached(INDEX_FILE) and all(map(self._is_cached, set(self.tensor_files.values())))
+
+    def _is_cached(self, name: str) -> bool:
+        return isinstance(self._cache_entry(name), str)
+
+    def _cache_entry(self, name: str) -> object:
+        """The path of a file that was fetched before, a mark of a file that the hub has not, or None."""
+        from huggingface_hub import try_to_load_from_cache
 
         with hub_errors(self.name, self.revision, name):
-            return try_to_load_from_cache(self.name, name, revision=self.revision) is _CACHED_NO_EXIST
+            return try_to_load_from_cache(self.name, name, revision=self.revision)
 
     def read(self, name: str) -> bytes:
         return self.path(name).read_bytes()
@@ -112,6 +132,8 @@ class ModelFiles:
 def hub_errors(model: str, revision: str | None, wanted: str, *, cached_only: bool = False) -> Iterator[None]:
     """Turn errors of the hub into :class:`TargetUnavailable`, and into :class:`MissingFile` where there is no file.
 
+    A hub that gives no answer is :class:`HubUnreachable`.
+
     ``wanted`` names what is asked for. With ``cached_only`` a file that is not cached counts as missing.
     """
     from huggingface_hub.errors import (
@@ -126,8 +148,11 @@ def hub_errors(model: str, revision: str | None, wanted: str, *, cached_only: bo
     try:
         yield
     except LocalEntryNotFoundError as error:
-        kind = MissingFile if cached_only else TargetUnavailable
-        raise kind(f"{model}: the hub cannot be reached and {wanted} is not cached") from error
+        fact = f"{model}: the hub cannot be reached and {wanted} is not cached"
+        if cached_only:
+            raise MissingFile(fact) from error
+        advice = "in a cluster without internet, fill the cache with all files of the model and set HF_HUB_OFFLINE=1"
+        raise HubUnreachable(f"{fact}; {advice}") from error
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise TargetUnavailable(
             f"{model} does not exist or needs access: set HF_TOKEN in the templates of serving and training"

@@ -20,6 +20,8 @@ FLOAT_TYPES: Final = (torch.bfloat16, torch.float16)
 _SCALED_TYPES: Final = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 SCALE_SUFFIXES: Final = ("_scale_inv", "_scale")
 """What follows a weight's name in the name of its scale."""
+ZERO_POINT_SUFFIX: Final = "_zero_point"
+"""What follows a weight's name in the name of its zero points, which a stored number is reduced by before its scale."""
 
 
 def weight_block(config: dict[str, Any]) -> tuple[int, int] | None:
@@ -66,7 +68,7 @@ def read_weight(
     """The tensor ``name`` in a float type, multiplied by its scale if the checkpoint stores one.
 
     ``names`` are the checkpoint's tensors, and ``read`` reads one. Raises :class:`ValueError` for a type that needs a
-    scale and has none, and for a type that is no number of its own (packed int4).
+    scale and has none, for a type that is no number of its own (packed int4), and for a weight with zero points.
     """
     weight = read(name)
     if weight.dtype in FLOAT_TYPES:
@@ -75,6 +77,8 @@ def read_weight(
         return weight.to(torch.bfloat16)
     scale_name = next((name + suffix for suffix in SCALE_SUFFIXES if name + suffix in names), None)
     kind = str(weight.dtype).removeprefix("torch.")
+    if name + ZERO_POINT_SUFFIX in names:
+        raise ValueError(f"the tensor {name} is stored as {kind} with zero points")
     if weight.dtype not in _SCALED_TYPES or scale_name is None or weight.dim() != 2:
         raise ValueError(f"the tensor {name} is stored as {kind}, which cannot be read without its scale")
     try:

@@ -51,6 +51,8 @@ def load_target(target: TargetSpec) -> TargetModel:
     raw = files.read_object(CONFIG_FILE)
     config = read_target_config(raw, target.model)
     family = family_of(config.architectures)
+    # Before the weights are fetched: see files.py.
+    generation = files.read_object(GENERATION_FILE) if files.has(GENERATION_FILE) else {}
     names = files.tensor_files
     prefix = next((p for p in _TENSOR_PREFIXES if p + _EMBEDDING in names), None)
     if prefix is None:
@@ -70,7 +72,7 @@ def load_target(target: TargetSpec) -> TargetModel:
         ),
         family=family,
         config=config,
-        special_tokens=tuple(_special_tokens(text_config(raw), files, embedding.shape[0])),
+        special_tokens=tuple(_special_tokens(text_config(raw), generation, files, embedding.shape[0])),
         embedding=embedding,
         head=embedding if head_name is None else read(head_name),
         norm=read(f"{prefix}norm.weight").float() + family.norm_offset,
@@ -94,8 +96,9 @@ def _read(files: ModelFiles, block: tuple[int, int] | None, name: str) -> Tensor
         raise UnreadableWeight(f"{files.name}: {error}") from error
 
 
-def _special_tokens(config: dict[str, Any], files: ModelFiles, vocab_size: int) -> Iterator[int]:
-    generation = files.read_object(GENERATION_FILE) if files.has(GENERATION_FILE) else {}
+def _special_tokens(
+    config: dict[str, Any], generation: dict[str, Any], files: ModelFiles, vocab_size: int
+) -> Iterator[int]:
     ends = [source.get(key) for source in (generation, config) for key in ("eos_token_id", "bos_token_id")]
     flat = [i for end in ends for i in (end if isinstance(end, list) else [end]) if isinstance(i, int)]
     added = files.read_object(TOKENIZER_FILE).get("added_tokens")

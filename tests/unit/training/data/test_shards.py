@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save
 
-from aurora_runtime.traces import RequestTrace, shard_tensors
+from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.shards import ShardReader
@@ -105,27 +102,10 @@ def test_a_request_that_cannot_be_used_costs_only_itself() -> None:
     assert (reader.damaged, reader.refused_requests) == (0, 2)
 
 
-def put_newer(registry: Registry, objects: tiny.MemoryObjects, seq: int, *, by_manifest: bool) -> str:
-    """A shard of a newer agent, which its manifest or its sources show."""
-    trace = tiny.trace(seq)
-    key = tiny.put_shard(registry, seq, [trace])
-    if by_manifest:
-        objects.data[key] = json.dumps(json.loads(objects.data[key]) | {"schemaVersion": 99}).encode()
-        return key
-    data_key = key.replace(".json", ".safetensors")
-    tensors = shard_tensors([trace])
-    tensors["source"][0] = 3
-    data = objects.data[data_key] = save(tensors)
-    manifest = json.loads(objects.data[key])
-    manifest["file"] |= {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-    objects.data[key] = json.dumps(manifest).encode()
-    return key
-
-
 @pytest.mark.parametrize("by_manifest", [True, False])
 def test_a_shard_of_a_newer_agent_waits_for_the_next_trainer(by_manifest: bool, tmp_path: Path) -> None:
     rig = TrainerRig(tmp_path)
-    newer = put_newer(rig.registry, rig.objects, 0, by_manifest=by_manifest)
+    newer = tiny.put_newer_shard(rig.registry, rig.objects, 0, [tiny.trace(0)], by_manifest=by_manifest)
     good = tiny.put_shard(rig.registry, 1, [tiny.trace(1)])
     trainer = rig.trainer(Traffic(rig.registry, 1))
     trainer.run()

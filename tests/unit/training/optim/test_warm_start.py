@@ -10,6 +10,7 @@ import pytest
 from aurora_runtime.training import lineage
 from aurora_runtime.training.model import checkpoint
 from aurora_runtime.training.optim.recipe import WARM_START_STEPS, Recipe
+from aurora_runtime.training.state import trainer_state
 from tests.unit.training.trainer_rig import Traffic, TrainerRig
 
 
@@ -36,3 +37,13 @@ def test_a_draft_is_trained_slowly_at_first_where_the_moments_of_its_training_ar
     trainer.run()
     restarted = rig.trainer(Traffic(rig.registry, 0))
     assert restarted.learning.session.recipe.warmup_steps == Recipe().warmup_steps, "its state holds the moments"
+
+
+def test_a_state_that_was_stored_before_the_first_step_does_not_end_the_slow_start(tmp_path: Path) -> None:
+    rig = TrainerRig(tmp_path)
+    register_trained(rig, 1000)
+    rig.trainer(Traffic(rig.registry, 1, damaged=True)).run()
+    stored = trainer_state.read(rig.registry, rig.lineage)
+    assert stored is not None
+    assert (stored.record.step, len(stored.record.consumed), stored.has_moments) == (0, 1, False)
+    assert rig.trainer(Traffic(rig.registry, 0)).learning.session.recipe.warmup_steps == WARM_START_STEPS

@@ -78,7 +78,7 @@ def test_the_next_state_keeps_the_fields_that_a_newer_trainer_added(rig: Trainer
     stored = json.loads(rig.objects.get(Keys.trainer_state(epoch)))
     rig.objects.put(Keys.trainer_state(epoch), json.dumps(stored | {"newInTrainer": {"a": 1}}).encode())
     rig.trainer(Traffic(rig.registry, 1)).run()
-    kept = trainer_state.read_record(rig.registry, 1)
+    kept = rig.registry.trainer_state_record()
     assert kept is not None
     assert kept.epoch > epoch
     assert kept.model_extra == {"newInTrainer": {"a": 1}}

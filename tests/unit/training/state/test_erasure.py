@@ -14,8 +14,9 @@ import torch
 from aurora_api.v1alpha1.capture import StateType
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.erasure_records import ErasureReport
+from aurora_protocol.errors import NewerRecord
 from aurora_protocol.training_records import ErasureStep
-from aurora_runtime.errors import Interrupted
+from aurora_runtime.errors import Interrupted, NewerTraceFormat
 from aurora_runtime.request_privacy import tag_hash
 from aurora_runtime.traces import RequestTrace, decode, state_type_of
 from aurora_runtime.training.lineage import utc_now
@@ -195,6 +196,16 @@ def test_a_shard_that_nobody_can_read_is_emptied_and_counted() -> None:
     assert other.remaining_traces == 0
 
 
+@pytest.mark.parametrize("by_manifest", [True, False])
+def test_a_shard_of_a_newer_agent_is_left_to_a_newer_trainer(*, by_manifest: bool) -> None:
+    registry, objects = tiny.memory_registry()
+    tiny.put_newer_shard(registry, objects, 0, [tagged(1), tiny.trace(2)], by_manifest=by_manifest)
+    before = dict(objects.data)
+    with pytest.raises(NewerRecord if by_manifest else NewerTraceFormat):
+        erase(registry)
+    assert objects.data == before
+
+
 @pytest.mark.parametrize("keeps_header", [False, True])
 def test_a_shard_of_which_the_store_lost_the_end_stops_no_erasure(*, keeps_header: bool) -> None:
     """S3 refuses a range that begins at an object's end, or beyond it."""
@@ -229,6 +240,30 @@ def test_a_report_from_the_future_hides_no_trace_and_is_no_proof(hours: int) -> 
     assert (erase(registry) == told) is (hours < 0)
     mixed_store(registry)
     assert (erase(registry).traces_removed, erase(registry).remaining_traces) == (4, 0)
+
+
+def test_the_versions_of_a_report_from_the_future_stand_in_the_report_that_replaces_it() -> None:
+    registry, objects = tiny.memory_registry()
+    first = erase(registry)
+    ahead = {"completed": first.completed + timedelta(hours=2), "versions": (3, 5)}
+    objects.put(Keys.erasure(HASH, 1), first.model_copy(update=ahead).to_json())
+    second = erase(registry)
+    assert (second.number, second.versions, second.traces_removed) == (2, (3, 5), 0)
+    assert erase(registry) == second
+
+
+def test_the_step_of_a_report_from_the_future_is_not_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer was killed between the report and the end of the step, while its clock was ahead."""
+    registry, objects = tiny.memory_registry()
+    mixed_store(registry)
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "delete_erasure_step", lambda _: None)
+        first = erase(registry)
+    ahead = first.model_copy(update={"completed": first.completed + timedelta(hours=2)})
+    objects.put(Keys.erasure(HASH, 1), ahead.to_json())
+    second = erase(registry)
+    assert (first.traces_removed, second.traces_removed) == (4, 0)
+    assert registry.erasure_step(HASH) is None
 
 
 def test_a_report_from_the_first_of_all_times_stops_no_erasure() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
+from aurora_protocol.draft_records import Channel, ChannelReason
+from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.state.orphan_cleanup import OrphanCleanup
 from aurora_runtime.training.target.target_model import TargetModel
 from aurora_store import Keys, Registry
@@ -67,6 +70,43 @@ def test_a_draft_that_may_be_registered_is_kept(tmp_path: Path) -> None:
     before = dict(objects.data)
     assert cleanup.delete_due() == 0
     assert objects.data == before
+
+
+def test_a_draft_whose_registration_is_lost_is_kept_below_the_newest_one(tmp_path: Path) -> None:
+    registry, objects = tiny.memory_registry()
+    for version in (0, 1, 2):
+        put_draft(registry, tmp_path / f"{version}", version, version, registered=version == 2)
+    before = dict(objects.data)
+    assert OrphanCleanup(registry, grace_seconds=0).delete_due() == 0
+    assert objects.data == before
+
+
+@pytest.mark.parametrize("with_digests", [True, False])
+def test_drafts_that_the_channel_names_are_kept_without_a_registration(with_digests: bool, tmp_path: Path) -> None:
+    registry, objects = tiny.memory_registry()
+    keys = [put_draft(registry, tmp_path / f"{version}", version, version, registered=False) for version in range(4)]
+    weights = [objects.data[f"{key}model.safetensors"] for key in keys]
+    active, previous = (hashlib.sha256(weights[version]).hexdigest() if with_digests else None for version in (2, 1))
+    channel = Channel(
+        epoch=1,
+        lineage=1,
+        active=2,
+        previous=1,
+        active_digest=active,
+        previous_digest=previous,
+        reason=ChannelReason.PROMOTED,
+        created=utc_now(),
+    )
+    objects.put(Keys.channel(1), channel.to_json())
+    assert OrphanCleanup(registry, grace_seconds=0).delete_due() == 6
+    assert {key.rsplit("/", 1)[0] + "/" for key in objects.data if key.startswith(Keys.CHECKPOINTS)} == set(keys[1:3])
+
+
+def test_no_whole_draft_is_deleted_while_the_channel_is_unreadable(tmp_path: Path) -> None:
+    registry, objects = tiny.memory_registry()
+    put_draft(registry, tmp_path / "a", 3, 1, registered=False)
+    objects.put(Keys.channel(1), b"{")
+    assert OrphanCleanup(registry, grace_seconds=0).delete_due() == 0
 
 
 def test_the_manifest_of_a_draft_is_deleted_first(tmp_path: Path) -> None:

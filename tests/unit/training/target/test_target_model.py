@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import httpx
@@ -64,6 +65,60 @@ def test_offline_a_file_that_was_not_fetched_counts_as_missing(tmp_path: Path, m
     serve_from_hub(monkeypatch, tmp_path, LocalEntryNotFoundError("offline"), "generation_config.json")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert load_target(TargetSpec(model="some/model")).identity.vocab_size == tiny.VOCAB
+
+
+def fill_cache(monkeypatch: pytest.MonkeyPatch, folder: Path, cache: Path, left_out: str = "") -> None:
+    """A cache as ``snapshot_download`` leaves it, and the real client with a hub that nobody can reach."""
+    commit = "0123456789" * 4
+    snapshot = cache / "models--some--model" / "snapshots" / commit
+    shutil.copytree(folder, snapshot, ignore=shutil.ignore_patterns(left_out))
+    refs = cache / "models--some--model" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(commit)
+    closed = "http://127.0.0.1:9"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", closed)
+    template = closed + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _seconds: None)  # between its retries
+
+
+@pytest.mark.parametrize("single_file", [True, False])
+def test_a_filled_cache_needs_no_hub(single_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "model"
+    if single_file:
+        tiny.write_target(folder)
+    else:
+        folder.mkdir()
+        write_sparse_target(SMALL, folder, file_bytes=1 << 16)
+    assert not (folder / "generation_config.json").exists()
+    fill_cache(monkeypatch, folder, tmp_path / "cache")
+    cached, stored = load_target(TargetSpec(model="some/model")), load_target(TargetSpec(model=str(folder)))
+    assert cached.identity.config_sha256 == stored.identity.config_sha256
+    assert cached.special_tokens == stored.special_tokens
+
+
+@pytest.mark.parametrize(
+    ("left_out", "named"),
+    [
+        ("model.safetensors", "generation_config.json"),
+        ("model-00001*", "generation_config.json"),
+        ("tokenizer.json", "tokenizer.json"),
+    ],
+)
+def test_without_a_hub_a_cache_that_lacks_a_file_is_refused(
+    left_out: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    if left_out.startswith("model-"):
+        folder.mkdir()
+        write_sparse_target(SMALL, folder, file_bytes=1 << 16)
+    else:
+        tiny.write_target(folder)
+    fill_cache(monkeypatch, folder, tmp_path / "cache", left_out)
+    with pytest.raises(TargetUnavailable, match=rf"{named} is not cached.*HF_HUB_OFFLINE=1"):
+        load_target(TargetSpec(model="some/model"))
 
 
 SMALL = SparseTarget(

@@ -117,6 +117,12 @@ def test_a_head_or_an_embedding_that_cannot_be_read_is_refused_by_its_name(name:
         load_target(change(tmp_path, lambda other: other == name, nvfp4))
 
 
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.embed_tokens.weight"])
+def test_a_head_or_an_embedding_with_zero_points_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(TargetUnavailable, match=f"tensor {name} is stored as int8 with zero points"):
+        load_target(change(tmp_path, lambda other: other == name, int8_with_zero_points))
+
+
 def test_the_attention_of_llama_4_is_not_copied_although_its_tensors_have_the_names_of_llamas(tmp_path: Path) -> None:
     spec = change(tmp_path, lambda _: False, biased, architectures=["Llama4ForCausalLM"])
     attention, feed_forward = notes(load_target(spec))
