@@ -51,7 +51,7 @@ A change in the cluster ends every wait early."""
 WATCHFUL_POLL_SECONDS = 15.0
 """Time until the next reconcile while the operator waits for something that no watch shows: a paused roll whose draft
 live traffic still judges, a store or an agent that does not answer, a name that another object has, a turn to restart
-after an upgrade."""
+after an upgrade, a first pod whose creation is refused."""
 REST_POLL_SECONDS, REST_JITTER = 60.0, 0.25
 """Mean time until the next reconcile at rest, and the share by which it varies. The reconcile repairs what a missed
 change would leave undone. It makes no API call. A read of the store that is due ends the rest earlier."""
@@ -202,14 +202,15 @@ class Reconciler:
             # Nothing is decided about versions until the store answers, so nothing is under way.
             return WATCHFUL_POLL_SECONDS
         status = decided.status or observed.status
-        rolls = status.rollout.phase is not RolloutPhase.IDLE
-        if decided.moving and (rolls or not self._refusals_in_a_row):
+        serves_nothing = observed.store.channel is None or not observed.pods
+        if decided.moving and not (serves_nothing and self._refusals_in_a_row):
             return BUSY_POLL_SECONDS
         waits_for_time = status.candidate is not None and status.candidate.phase is CandidatePhase.FAILED
         silent_agent = any(pod.ready and pod.agent is None for pod in observed.pods)
         waits_for_turn = decided.upgrade is not None and decided.upgrade.stage is UpgradeStage.WAITING
-        waits = waits_for_time or waits_for_turn or silent_agent or bool(self._last.name_taken)
-        longest = WATCHFUL_POLL_SECONDS if waits or rolls or decided.moving else _rest_seconds()
+        judged = status.rollout.phase is not RolloutPhase.IDLE
+        watchful = waits_for_time or waits_for_turn or judged or silent_agent or bool(self._last.name_taken)
+        longest = WATCHFUL_POLL_SECONDS if watchful or decided.moving else _rest_seconds()
         return min(longest, _backoff_seconds(self._refusals_in_a_row))
 
     async def _delete_data(self, stored: Object) -> float:

@@ -1,6 +1,6 @@
 """The project's cache: files that outlive a checkout and that several checkouts share.
 
-It holds Python environments, model weights, recorded traces, images and the binaries of the local cluster.
+It holds Python environments, model weights, recorded traces, images, Go modules and the local cluster's binaries.
 """
 
 from __future__ import annotations

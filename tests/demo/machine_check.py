@@ -43,7 +43,7 @@ def _disk_obstacles() -> list[str]:
     """Too little free disk, for each file system that the demo fills."""
     cache, images = cache_root(), state_root() / CLUSTER_NAME
     needed = {
-        cache: LATER_RUN_GIB if (cache / "cluster").exists() else CACHE_GIB,
+        cache: LATER_RUN_GIB if any(cache.glob("cluster/*/bin")) else CACHE_GIB,
         images: LATER_RUN_GIB if (images / "containerd").exists() else IMAGES_GIB,
     }
     found = []

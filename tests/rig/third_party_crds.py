@@ -33,7 +33,7 @@ class GoModule:
     """Below the module's folder."""
 
     def crds(self) -> Iterator[Any]:
-        """The CustomResourceDefinitions. The module is downloaded once, into the cache of Go."""
+        """The CustomResourceDefinitions. The module is downloaded once, into the cache."""
         answer = run(
             *(find_go(), "mod", "download", "-json", f"{self.path}@{self.version}"),
             env={

@@ -80,9 +80,9 @@ def abort(speculator: Speculator, version: int | None = None, kubectl_flags: Seq
         if not _is_rolled_out(speculator, version):
             raise _kept(speculator, ABORT_ANNOTATION, kubectl_flags)
         notes.append(
-            f"this withdraws the abort of version {speculator.aborted}, which waits for its effect; repeat it with"
-            f" `abort {speculator.name} {speculator.aborted}` once `status {speculator.name}` shows that version"
-            f" {version} is rejected"
+            f"this withdraws the abort of version {speculator.aborted}, which waits for its effect, so version"
+            f" {speculator.aborted} may be rolled out next; repeat its abort with `abort {speculator.name}"
+            f" {speculator.aborted}` as soon as `status {speculator.name}` shows that version {version} is rejected"
         )
     fields = [FieldChange(ABORT_ANNOTATION, speculator.annotations.get(ABORT_ANNOTATION), str(version))]
     if speculator.promoted == version:

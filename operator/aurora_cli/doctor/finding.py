@@ -1,7 +1,7 @@
 """A finding: what is wrong, how that is known, and the command that mends it. Pure.
 
-Invariant: a command holds names that the API server has validated and the user's own flags in quotes, and never a
-message. So a person can paste it.
+Invariant: a command holds names that the API server has validated, and in quotes the flags that choose the cluster. It
+never holds a message. So a person can paste it.
 """
 
 from __future__ import annotations

@@ -94,8 +94,8 @@ _LAST_RECONCILE = _Figure(
 )
 _DELETED_AT = _Figure(
     "aurora_speculator_deletion_timestamp_seconds",
-    "Unix time at which somebody deleted the speculator. Only while its deletion waits for the stored objects. All that"
-    " was observed before is then absent.",
+    "Unix time at which somebody deleted the speculator. Present only while its deletion waits for the stored objects."
+    " The observed metrics are absent then.",
 )
 _MEASURING_SINCE = _Figure(
     "aurora_speculator_measurement_started_timestamp_seconds",

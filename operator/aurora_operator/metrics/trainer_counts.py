@@ -1,4 +1,4 @@
-"""The trainer's counts as counters that do not fall while operator and lineage are the same. Pure.
+"""The trainer's counts as counters that do not fall until the operator restarts or the lineage changes. Pure.
 
 A trainer that restarts goes on from its last saved state, so the counts of its record fall. Prometheus takes a counter
 that falls for one that began at 0 again, and ``rate`` would count all that was ever trained once more.

@@ -19,7 +19,7 @@ import torch
 from aurora_protocol.draft_records import Lineage
 from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.pod_settings import STATE_FOLDER, TrainerSettings
-from aurora_protocol.training_records import TrainerPhase
+from aurora_protocol.training_records import TrainerPhase, TrainerState
 from aurora_runtime.errors import Interrupted
 from aurora_runtime.termination_message import errors_reported
 from aurora_runtime.training.build import TrainerContext, TrainingConfig, build_trainer
@@ -76,8 +76,8 @@ def wait_suspended(
 ) -> None:
     """Report that training is suspended until asked to stop. Traces still arrive, so retention still bounds them."""
     # The data are checked too: the record of a damaged state may lack shards that the state before it still needs.
-    state = retrier.call("reading the trainer's state", lambda: trainer_state.read(registry, lineage))
-    ledger = ShardLedger(registry, lineage.number, retrier, state.record if state else None)
+    record = retrier.call("reading the trainer's state", lambda: _record_of_state(registry, lineage))
+    ledger = ShardLedger(registry, lineage.number, retrier, record)
     retention = Retention(registry, ledger, config.limits, suspended=True)
     while not retrier.stopping:
         next_listing = time.monotonic() + config.policy.idle_status_interval_seconds
@@ -93,6 +93,12 @@ def wait_suspended(
         while deleted and time.monotonic() < next_listing:
             deleted = retention.delete_some(lambda: retrier.stopping)
         retrier.sleep(next_listing - time.monotonic())
+
+
+def _record_of_state(registry: Registry, lineage: Lineage) -> TrainerState | None:
+    """The record of the newest good state, without the data, which may have gigabytes."""
+    stored = trainer_state.read(registry, lineage)
+    return stored.record if stored else None
 
 
 def own_device() -> torch.device:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -25,11 +24,10 @@ log = logging.getLogger(__name__)
 
 MAX_SHARDS: Final = 2048
 """Bounds the calls to the store. With little traffic a shard holds one request, and few of them are held out."""
-LARGE_SHARDS: Final = 256
+FEW_SHARDS: Final = 256
+"""Bound where a lent replica waits for the prompts, because its first lease ends after 300 s."""
 LARGE_DOWNLOAD_BYTES: Final = 4 << 30
-LONG_SEARCH_SECONDS: Final = 60.0
-"""After this many shards the search ends with so many bytes, because shards of large models have hundreds of megabytes,
-or after so long. A lent replica waits meanwhile, and its first lease ends after 300 s."""
+"""The search ends with this many bytes of at least :data:`FEW_SHARDS` shards: those of large models are large."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Prompt:
 
 
 def held_out_prompts(
-    registry: Registry, lineage: int, *, vocab_size: int, wanted: int, needed: int
+    registry: Registry, lineage: int, *, vocab_size: int, wanted: int, needed: int, max_shards: int = MAX_SHARDS
 ) -> tuple[Prompt, ...]:
     """Up to ``wanted`` distinct prompts, one of each conversation, newest shards first.
 
@@ -49,17 +47,16 @@ def held_out_prompts(
 
     Args:
         vocab_size: size of the target's vocabulary. A token beyond it could end an engine.
+        max_shards: how many shards are read at most.
 
     Raises :class:`MeasurementError` when there are fewer than ``needed``. A small sample would pass or reject by
     chance, so the operator retries when there is more traffic.
     """
-    keys = registry.newest_shards(lineage, MAX_SHARDS)
+    keys = registry.newest_shards(lineage, max_shards)
     prompts: dict[int, Prompt] = {}
     shards_read = bytes_read = damaged = too_long = 0
-    began_seconds = time.monotonic()
     for key in keys:
-        long = bytes_read >= LARGE_DOWNLOAD_BYTES or time.monotonic() - began_seconds >= LONG_SEARCH_SECONDS
-        if len(prompts) >= wanted or (shards_read >= LARGE_SHARDS and long):
+        if len(prompts) >= wanted or (shards_read >= FEW_SHARDS and bytes_read >= LARGE_DOWNLOAD_BYTES):
             break
         try:
             data = registry.shard(key)[1]

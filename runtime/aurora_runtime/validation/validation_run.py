@@ -42,7 +42,7 @@ from aurora_runtime.validation.engines.job_engines import JobEngines
 from aurora_runtime.validation.engines.replica_engine import ReplicaEngine
 from aurora_runtime.validation.engines.warm_up import WarmUp
 from aurora_runtime.validation.evidence_builder import build_evidence, measurement_environment
-from aurora_runtime.validation.held_out_prompts import Prompt, held_out_prompts
+from aurora_runtime.validation.held_out_prompts import FEW_SHARDS, MAX_SHARDS, Prompt, held_out_prompts
 from aurora_runtime.validation.rounds.measure import Measurement, measure, measure_baseline, rejected_unmeasured
 from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan, measurement_plan
 from aurora_runtime.validation.rounds.round_runner import Answers, RoundRunner
@@ -123,6 +123,7 @@ class ValidationRun:
                 vocab_size=self.lineage.target.vocab_size,
                 wanted=self.plan.prompts_wanted,
                 needed=self.plan.prompts_needed,
+                max_shards=MAX_SHARDS if self.settings.replica is None else FEW_SHARDS,
             )
 
     def warm_up(self, prompts: Sequence[Prompt]) -> WarmUp:

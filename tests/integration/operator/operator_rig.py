@@ -185,6 +185,18 @@ class Rig:
     s3: S3
     log: Path
     operator: subprocess.Popen[bytes] | None = field(default=None)
+    _checked_bytes: int = 0
+    """The beginning of the log that :meth:`check_log` has read."""
+
+    def check_log(self) -> None:
+        """Assert that the operator has logged something since the last call, and no error."""
+        with self.log.open("rb") as log:
+            log.seek(self._checked_bytes)
+            whole, end, _ = log.read().rpartition(b"\n")  # the operator may be writing the last line
+        self._checked_bytes += len(whole + end)
+        lines = [json.loads(line) for line in whole.splitlines() if line.startswith(b"{")]
+        assert lines, "the operator logs nothing"
+        assert [line for line in lines if line["level"] == "ERROR"] == []
 
     def start(self) -> None:
         """Start the operator, which watches only this namespace and has no other rights than the chart gives."""

@@ -60,7 +60,8 @@ def test_all_trainers_pass_over_the_same_requests_in_turn() -> None:
     comparison = compare(SHAPE, batches, rounds=2)
     assert comparison.positions == sum(trace.hidden.shape[0] for batch in batches for trace in batch)
     assert {name: len(seconds) for name, seconds in comparison.seconds.items()} == dict.fromkeys(NAMES, 2)
-    assert all(peak_mebibytes(name, SHAPE, batches) >= 0 for name in NAMES), "tiny ones may fit in freed memory"
+    for name in NAMES:
+        peak_mebibytes(name, SHAPE, batches)
     assert table(comparison, dict.fromkeys(NAMES, 1.0)).count("\n") == 1 + len(NAMES)
 
 

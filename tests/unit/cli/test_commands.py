@@ -166,8 +166,8 @@ def test_a_bad_canary_is_aborted_while_an_abort_of_a_candidate_waits() -> None:
     result = server.run("abort", "chat")
     assert result.exit_code == 0, result.output
     assert server.objects[CHAT]["metadata"]["annotations"] == {ABORT_ANNOTATION: "4"}
-    assert result.stderr.startswith("note: this withdraws the abort of version 5, which waits for its effect; repeat")
-    assert "`abort chat 5` once" in result.stderr
+    assert result.stderr.startswith("note: this withdraws the abort of version 5, which waits for its effect, so")
+    assert "`abort chat 5` as soon as" in result.stderr
 
 
 def test_a_new_status_of_the_operator_does_not_prevent_a_decision(server: FakeApiServer) -> None:

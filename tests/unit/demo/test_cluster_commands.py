@@ -17,6 +17,8 @@ PRINT_PROXY = ("sh", "-c", "printf '%s' \"$HTTPS_PROXY\"")
 @pytest.fixture
 def proxy(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(command, "_dropped_proxies", {})
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:1")
     return "http://proxy:1"
 

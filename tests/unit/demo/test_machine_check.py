@@ -44,7 +44,7 @@ def test_too_little_disk_is_named_until_the_folders_are_filled(machine: Path, mo
     monkeypatch.setattr(machine_check, "IMAGES_GIB", 1 << 20)
     (both,) = obstacles({})
     assert f"needs {(1 << 30) + (1 << 20)} GiB of free disk for {machine}/cache and {machine}/clusters/demo" in both
-    (machine / "cache" / "cluster").mkdir(parents=True)
+    (machine / "cache" / "cluster" / "1a2b" / "bin").mkdir(parents=True)
     assert [f"needs {1 << 20} GiB" in one for one in obstacles({})] == [True]
     (machine / "clusters" / "demo" / "containerd").mkdir(parents=True)
     assert obstacles({}) == []

@@ -15,7 +15,7 @@ from aurora_runtime.errors import MeasurementError
 from aurora_runtime.held_out_split import prompt_hash
 from aurora_runtime.traces import RequestTrace, encode, shard_tensors
 from aurora_runtime.validation import held_out_prompts as chooser
-from aurora_runtime.validation.held_out_prompts import LARGE_SHARDS, Prompt, held_out_prompts, prompts_digest
+from aurora_runtime.validation.held_out_prompts import FEW_SHARDS, Prompt, held_out_prompts, prompts_digest
 from aurora_store import Registry
 from aurora_store.errors import DigestMismatch, ObjectMissing, ObjectTooLarge
 
@@ -99,20 +99,19 @@ def test_older_shards_are_not_read_when_the_newest_suffice() -> None:
     assert shards.read == [NEW]
 
 
-@pytest.mark.parametrize("limit", ["LARGE_DOWNLOAD_BYTES", "LONG_SEARCH_SECONDS"])
-def test_small_shards_are_read_until_there_are_enough_prompts_but_not_many_bytes_or_for_long(
-    monkeypatch: pytest.MonkeyPatch, limit: str
+def test_small_shards_are_read_until_there_are_enough_prompts_but_no_more_large_ones(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     traces = [trace(i) for i in range(1000)]
-    assert sum(t.held_out for t in traces[-LARGE_SHARDS:]) < 50
+    assert sum(t.held_out for t in traces[-FEW_SHARDS:]) < 50
     keys = [f"traces/00000001/2026-01-01/05/pod-b-xx-{number:08}.json" for number in range(len(traces))]
     shards = Shards({key: [one] for key, one in zip(keys, traces, strict=True)})
     assert len(held_out_prompts(registry(shards), 1, vocab_size=2000, wanted=50, needed=50)) == 50
-    monkeypatch.setattr(chooser, limit, 0)
+    monkeypatch.setattr(chooser, "LARGE_DOWNLOAD_BYTES", 1)
     shards.read.clear()
     with pytest.raises(MeasurementError, match="wait for traffic"):
         held_out_prompts(registry(shards), 1, vocab_size=2000, wanted=50, needed=50)
-    assert len(shards.read) == LARGE_SHARDS
+    assert len(shards.read) == FEW_SHARDS
 
 
 def test_a_shard_that_the_trainer_deletes_meanwhile_is_skipped() -> None:

@@ -66,9 +66,9 @@ class CapturedDistributions:
 def captured_at(trace: RequestTrace, nodes: Tensor, vocab_size: int) -> CapturedDistributions:
     """The target's distributions at verify ``nodes`` ``[N]`` of ``trace``.
 
-    Raises :class:`TraceFormatError` for ids outside the target's vocabulary, and for a row that names a token twice,
-    has a number that is no probability, or has more than 1 in all. One such row would spoil every batch with it. A row
-    with less than 1 in all is kept.
+    Raises :class:`TraceFormatError` for ids outside the target's vocabulary, and for a row that names a token twice, or
+    whose probabilities are invalid or sum to more than 1. One such row would spoil every batch with it. A row whose
+    probabilities sum to less than 1 is kept.
     """
     ids, mass = trace.top_ids[nodes], trace.uncaptured_mass[nodes].float()
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocab_size:

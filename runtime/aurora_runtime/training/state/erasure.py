@@ -162,7 +162,7 @@ class TagErasure:
             registry.delete_shard(key)
             return before
         digest = hashlib.sha256(raw).hexdigest()
-        traces = _traces(raw) if digest == manifest.file.sha256 else None
+        traces = self._traces(key, raw) if digest == manifest.file.sha256 else None
         kept, data = self._without_tag(traces, raw)
         removed = [trace for trace in traces or () if trace.tag == self._number]
         since = dict(before.trained_since) if before else {}
@@ -195,8 +195,20 @@ class TagErasure:
             return
         # Done twice this gives the same bytes, whether the data were replaced before the interruption or not.
         known = hashlib.sha256(raw).hexdigest() in (step.replaced, step.manifest.file.sha256)
-        kept, data = self._without_tag(_traces(raw) if known else None, raw)
+        kept, data = self._without_tag(self._traces(key, raw) if known else None, raw)
         registry.replace_shard(key, _manifest_of(step.manifest, kept, data), data)
+
+    def _traces(self, key: str, raw: bytes) -> list[RequestTrace] | None:
+        """The traces of the shard ``key``. None when the bytes are no shard.
+
+        Raises :class:`NewerTraceFormat` for a shard that a newer trainer can read, and must erase the tag from.
+        """
+        try:
+            return list(decode(raw))
+        except NewerTraceFormat as error:
+            raise NewerTraceFormat(f"{key}: {error}, and then erase the tag {self._tag}") from error
+        except TraceFormatError:
+            return None
 
     def _manifest_digest(self, key: str) -> str | None:
         """The digest that a shard's manifest names. None: there is no manifest that anybody can read."""
@@ -264,19 +276,6 @@ def _minus_clock_slack(moment: datetime) -> datetime:
         return moment - CLOCK_SLACK
     except OverflowError:
         return moment
-
-
-def _traces(raw: bytes) -> list[RequestTrace] | None:
-    """The traces of a shard. None when the bytes are no shard.
-
-    Raises :class:`NewerTraceFormat` for a shard that a newer trainer can read, and must erase the tag from.
-    """
-    try:
-        return list(decode(raw))
-    except NewerTraceFormat:
-        raise
-    except TraceFormatError:
-        return None
 
 
 def _manifest_of(manifest: ShardManifest, kept: list[RequestTrace], data: bytes) -> ShardManifest:

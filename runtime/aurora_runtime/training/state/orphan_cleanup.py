@@ -6,8 +6,8 @@ compared, so that the store's clock does not matter.
 
 A draft stays as long as anybody could have registered it: a version with a single draft is not looked into, and an
 unreadable registration keeps all drafts of its version. A draft also stays where its registration may have been lost:
-only drafts above the newest registered number, and those that lost their number to another draft, are deleted. A draft
-that the channel names as active or previous stays in any case.
+only drafts above the newest registered number, and those that lost their number to another draft, are deleted. A whole
+draft that the channel names as active or previous stays in any case.
 """
 
 from __future__ import annotations
