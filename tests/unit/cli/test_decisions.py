@@ -182,8 +182,9 @@ def test_an_abort_of_the_version_that_is_rolled_out_takes_the_place_of_one_that_
     change = versions.abort(speculator(found, annotations={ABORT_ANNOTATION: str(waiting)}), bad)
     assert tuple(change.fields) == (FieldChange(ABORT_ANNOTATION, str(waiting), str(bad)),)
     assert tuple(change.notes) == (
-        f"this withdraws the abort of version {waiting}, which waits for its effect; repeat it with"
-        f" `abort chat {waiting}` once `status chat` shows that version {bad} is rejected",
+        f"this withdraws the abort of version {waiting}, which waits for its effect, so version {waiting} may be rolled"
+        f" out next; repeat its abort with `abort chat {waiting}` as soon as `status chat` shows that version {bad} is"
+        " rejected",
     )
 
 
