@@ -35,7 +35,7 @@ START_LOGS = LOGS / "start"
 
 
 def start_jobs(python: str) -> tuple[Job, ...]:
-    """What can be prepared without packages, with ``python``, the interpreter that runs this module."""
+    """The preparations that need no packages. ``python`` is the interpreter that runs this module."""
     bootstrap = Job("bootstrap", ("bash", "-c", "set -euo pipefail; . tests/setup/environments.sh"))
     packages = Job("packages", ("tests/setup/python.sh",), after=frozenset({"bootstrap"}))
     # After bootstrap, because both may call apt-get, which refuses to run twice.

@@ -54,7 +54,7 @@ class OperatorReplica:
     proxy: TcpProxy
     settings: Mapping[str, str]
     module: str = "aurora_operator"
-    """What Python runs."""
+    """The module that Python runs."""
     _process: subprocess.Popen[bytes] | None = field(default=None)
     metrics_port: int = 0
     """The port of its metrics. 0 before the first start."""

@@ -144,17 +144,17 @@ def _extract_fault(source: _ArchiveStream, to: Path) -> Exception | None:
 
 def _move_all(folder: Path, to: Path) -> None:
     """Move what is in ``folder`` to ``to``: all of it, or nothing."""
-    moved: list[Path] = []
-    try:
+    with contextlib.ExitStack() as undo:
         for file in list(folder.iterdir()):
             target = to / file.name
             file.rename(target)
-            moved.append(target)
-    except BaseException:
-        for target in moved:
-            with contextlib.suppress(OSError):
-                target.rename(folder / target.name)
-        raise
+            undo.callback(_move_back, target, file)
+        undo.pop_all()
+
+
+def _move_back(moved: Path, to: Path) -> None:
+    with contextlib.suppress(OSError):
+        moved.rename(to)
 
 
 def _failure(program: str, error_text: str, code: int) -> str:

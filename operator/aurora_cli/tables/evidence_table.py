@@ -84,7 +84,7 @@ def _ratio_style(one: RatioEstimate) -> str:
 
 
 def arms(evidence: Evidence) -> RenderableType:
-    """What each arm did at each concurrency, over all its credible batches."""
+    """Speed and failures of each arm at each concurrency, over all its credible batches."""
     cached = evidence.baseline.samples if evidence.baseline else ()
     return table(
         *("ARM", "CONCURRENCY", "TOKENS/S", "TOKENS", "SECONDS", "BATCHES", "FAILED", "ACCEPT-LEN", "MEASURED"),

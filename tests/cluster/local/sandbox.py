@@ -97,9 +97,10 @@ class Sandbox:
             Path(target).mkdir(parents=True, exist_ok=True)
             commands.append(f"mount --bind {shlex.quote(str(source))} {target}")
         for setting in _KERNEL_SETTINGS:
-            copy = shlex.quote(str(self.cluster.directory / "kernel" / setting))
-            commands.append(f"mkdir -p $(dirname {copy}); cat /proc/sys/{setting} > {copy}")
-            commands.append(f"mount --bind {copy} /proc/sys/{setting}")
+            copy = self.cluster.directory / "kernel" / setting
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(Path("/proc/sys", setting).read_text())
+            commands.append(f"mount --bind {shlex.quote(str(copy))} /proc/sys/{setting}")
         commands += ["ip link set lo up", "echo 1 > /proc/sys/net/ipv4/ip_forward"]
         self.run("sh", "-ec", "\n".join(commands))
 

@@ -29,7 +29,7 @@ FIXED_TOKENS = 24
 
 @dataclass(frozen=True)
 class PlainAnswers:
-    """What a server answers without speculation."""
+    """Answers of a server without speculation."""
 
     chat: list[str]
     """To :data:`QUESTIONS`."""

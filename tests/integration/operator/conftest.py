@@ -1,4 +1,4 @@
-"""What the tests of this folder share: one S3 store, and one cluster with one operator for the tests that need pods."""
+"""One S3 store for the tests of this folder, and one cluster with one operator for the tests that need pods."""
 
 from __future__ import annotations
 

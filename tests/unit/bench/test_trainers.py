@@ -11,7 +11,7 @@ from aurora_runtime.engine.draft_config import DraftConfig
 from aurora_runtime.training.model.draft import DraftModel
 from tests.bench.published_steps import PUBLISHED_TRAINERS, PublishedSession, PublishedTrainer, WholeSequences
 from tests.bench.trainer import DRAFT_VOCABULARY, random_request
-from tests.bench.trainers import NAMES, OURS, Comparison, compare, peak_mebibytes, steps_of, table
+from tests.bench.trainers import NAMES, OURS, Comparison, compare, steps_of, table
 from tests.unit.training.model.test_unroll import decoded
 
 SMALL = DraftConfig(32, 48, 4, 2, 8, 8, 100, 60, 1e-5, 1e4, 512, (1, 3, 4))
@@ -60,8 +60,6 @@ def test_all_trainers_pass_over_the_same_requests_in_turn() -> None:
     comparison = compare(SHAPE, batches, rounds=2)
     assert comparison.positions == sum(trace.hidden.shape[0] for batch in batches for trace in batch)
     assert {name: len(seconds) for name, seconds in comparison.seconds.items()} == dict.fromkeys(NAMES, 2)
-    for name in NAMES:
-        peak_mebibytes(name, SHAPE, batches)
     assert table(comparison, dict.fromkeys(NAMES, 1.0)).count("\n") == 1 + len(NAMES)
 
 

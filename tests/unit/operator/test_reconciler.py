@@ -153,7 +153,7 @@ class FakeObserver:
     asked: list[bool] = field(default_factory=list)
     refreshed: int = 0
     error: Exception | None = None
-    """What each observation raises."""
+    """The error that each observation raises."""
 
     async def observe(self, *, ask_agents: bool = True) -> Snapshot:
         self.asked.append(ask_agents)

@@ -280,7 +280,7 @@ READY = {"type": "Ready"}
 
 
 def shown_now(metric: str, **labels: str) -> float | None:
-    """What the process' own metrics show of the speculator."""
+    """The speculator's value of a metric of this process."""
     registry = CollectorRegistry()
     registry.register(FIGURES)
     found = registry.get_sample_value(metric, KEY | labels)

@@ -87,8 +87,6 @@ class ShardReader:
         self.deaths = deaths or ShardDeaths()
         self.damaged = 0
         """Shards that were skipped, since the start."""
-        self.refused_requests = 0
-        """Requests that were skipped of shards that could be read, since the start."""
         self.newer = set[str]()
         """Shards that only a newer reader knows. They stay untrained, for the trainer after an upgrade."""
 
@@ -149,7 +147,6 @@ class ShardReader:
         if refusals and not used:
             raise refusals[0]
         if refusals:
-            self.refused_requests += len(refusals)
             log.warning("%d requests of shard %s are skipped: %s", len(refusals), key, refusals[0])
         return Shard(key, tuple(train), tuple(held_out))
 

@@ -6,9 +6,9 @@ after a crash.
 The layer starts as the target's last layer where it can (:mod:`~aurora_runtime.training.target.last_layer`), and the
 head as the target's head. ``fc`` passes the topmost auxiliary state through, so an untrained draft continues the
 target's own computation. The embedding half of the attention's inputs starts small and random, because the target's
-layer has no such half. A half of the layer that cannot be copied starts with an output projection of zeros: it adds
-nothing to its input until training moves it. The sizes may be those of a published head: then a half whose sizes, or
-whose rope, differ from the target's is not copied either.
+layer has no such half. A sublayer that cannot be copied starts with an output projection of zeros: it adds nothing to
+its input until training moves it. The sizes may be those of a published head: then a sublayer whose sizes, or whose
+rope, differ from the target's is not copied either.
 """
 
 from __future__ import annotations

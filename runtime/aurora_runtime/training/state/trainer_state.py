@@ -54,7 +54,6 @@ def read(registry: Registry, lineage: Lineage) -> StoredState | None:
     (:mod:`~aurora_runtime.training.state.state_check`). Shards that only such a state lists as consumed are then
     trained again.
     """
-
     for epoch in reversed(registry.trainer_state_epochs()):
         try:
             return _read_epoch(registry, lineage, epoch)

@@ -1,15 +1,16 @@
-"""What a draft's layer may copy of the target's last layer. Pure, but for the function that reads tensors.
+"""Copies of the target's last layer what fits a draft's layer. Pure, but for the function that reads tensors.
 
 A draft is one Llama layer, because that is what SGLang runs (sglang/srt/models/llama_eagle3.py): attention without
-biases and without norms of queries and keys, then a feed-forward layer with SiLU. So three cases exist for each half:
+biases and without norms of queries and keys, then a feed-forward layer with SiLU. So three cases exist for each of
+these two sublayers:
 
-- the target's half has this form: its weights are copied;
+- the target's sublayer has this form: its weights are copied;
 - it differs by a factor that can be moved into the weights in the mean: the weights are scaled, then copied;
-- it differs otherwise: nothing is copied, and the draft's half starts as one that adds nothing to its input.
+- it differs otherwise: nothing is copied, and the draft's sublayer starts as one that adds nothing to its input.
 
 Invariant: the names of the tensors decide, before any is read. So the target's experts are never loaded, and a layer
-with a part that this module does not know is not copied by mistake. A half whose weights cannot be read is not copied
-either, because a draft that starts without it is better than none.
+with a part that this module does not know is not copied by mistake. A sublayer whose weights cannot be read is not
+copied either, because a draft that starts without it is better than none.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class CopiedLayer:
 
     ``self_attn.{q,k,v}_proj.weight`` ``[rows, H]``, ``self_attn.o_proj.weight`` ``[H, heads * head_dim]``,
     ``mlp.{gate,up}_proj.weight`` ``[width, H]`` and ``mlp.down_proj.weight`` ``[H, width]``, where ``width`` may be
-    narrower than the draft's, and the two norms ``[H]``. A half that is not copied is absent.
+    narrower than the draft's, and the two norms ``[H]``. A sublayer that is not copied is absent.
 
     Attributes:
         attention, feed_forward: what was copied, or why nothing was; for the trainer's log.
@@ -60,7 +61,7 @@ class CopiedLayer:
 def copy_last_layer(
     names: Collection[str], read: Callable[[str], Tensor], config: TargetConfig, family: Family
 ) -> CopiedLayer:
-    """What a draft may copy of the layer whose tensors have the ``names`` (within the layer). ``read`` reads one.
+    """Copy what fits a draft of the layer whose tensors have the ``names`` (within the layer). ``read`` reads one.
 
     Raises :class:`UnreadableWeight` when ``read`` does so for a norm.
     """
@@ -71,7 +72,7 @@ def copy_last_layer(
     obstacle = _layer_obstacle(names)
 
     def copy(copied: Callable[[], dict[str, Tensor] | str]) -> str | None:
-        """Add the weights of a half to ``tensors``, or return why there are none."""
+        """Add the weights of a sublayer to ``tensors``, or return why there are none."""
         try:
             weights = copied()
         except UnreadableWeight as error:

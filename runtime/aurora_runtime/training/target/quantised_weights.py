@@ -21,7 +21,7 @@ _SCALED_TYPES: Final = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8)
 SCALE_SUFFIXES: Final = ("_scale_inv", "_scale")
 """What follows a weight's name in the name of its scale."""
 ZERO_POINT_SUFFIX: Final = "_zero_point"
-"""What follows a weight's name in the name of its zero points, which are subtracted from its numbers before scaling."""
+"""The end of the name of a weight's zero points, which are subtracted from the weight's numbers before scaling."""
 
 
 def weight_block(config: dict[str, Any]) -> tuple[int, int] | None:

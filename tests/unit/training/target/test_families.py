@@ -20,7 +20,7 @@ from tests.assets.tiny_targets import HIDDEN, TINY_TARGETS, TinyTarget, write_ti
 from tests.unit.training import tiny as tiny_trainer
 
 NOTHING: Final = 1.0
-"""The error of a half that adds nothing to its input."""
+"""The error of a sublayer that adds nothing to its input."""
 SAME: Final = 0.005
 """Rounding of weights to bf16, once they are multiplied by their scale."""
 LARGEST_ERRORS: Final = {

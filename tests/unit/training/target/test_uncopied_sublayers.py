@@ -1,4 +1,4 @@
-"""A half of the target's last layer that a draft cannot have is left out, and the target is read all the same."""
+"""A sublayer of the target's last layer that a draft cannot have is left out, and the target is read all the same."""
 
 from __future__ import annotations
 
@@ -92,22 +92,22 @@ def notes(target: TargetModel) -> tuple[str, str]:
     return target.last_layer.attention, target.last_layer.feed_forward
 
 
-@pytest.mark.parametrize("half", [ATTENTION, FEED_FORWARD])
+@pytest.mark.parametrize("sublayer", [ATTENTION, FEED_FORWARD])
 @pytest.mark.parametrize(
     "stored",
     [nvfp4, mxfp8, int8_groups, int8_with_zero_points, bitsandbytes, biased, narrower],
     ids=lambda f: f.__name__,
 )
-def test_a_half_in_another_form_is_not_copied_and_the_other_one_is(
-    stored: Callable[[str, Tensor], dict[str, Tensor]], half: str, tmp_path: Path
+def test_a_sublayer_in_another_form_is_not_copied_and_the_other_one_is(
+    stored: Callable[[str, Tensor], dict[str, Tensor]], sublayer: str, tmp_path: Path
 ) -> None:
     blocks = {"quantization_config": {"weight_block_size": [1, 8]}} if stored is mxfp8 else {}
-    target = load_target(change(tmp_path, lambda name: name.startswith(LAYER + half), stored, **blocks))
-    changed, kept = notes(target) if half == ATTENTION else notes(target)[::-1]
+    target = load_target(change(tmp_path, lambda name: name.startswith(LAYER + sublayer), stored, **blocks))
+    changed, kept = notes(target) if sublayer == ATTENTION else notes(target)[::-1]
     assert changed.startswith("not copied, because ")
     assert kept == "copied"
     assert target.last_layer.tensors
-    assert not any(name.startswith(half) for name in target.last_layer.tensors)
+    assert not any(name.startswith(sublayer) for name in target.last_layer.tensors)
     initial_draft(target, draft_config(target, tiny.DRAFT_VOCAB), torch.arange(tiny.DRAFT_VOCAB))
 
 
