@@ -70,10 +70,10 @@ class Installation:
             for part in ("operator", "agent", "runtime")
             for key, value in (("repository", repository), ("tag", version))
         }
-        embedded = {"embeddedStore.enabled": "true", "embeddedStore.bucket": BUCKET}
-        embedded |= {"embeddedStore.image.repository": store_repository, "embeddedStore.image.tag": store_version}
+        images |= {"embeddedStore.image.repository": store_repository, "embeddedStore.image.tag": store_version}
+        # helm reads a tag of digits only as a number, unless it is set as a string.
         settings = [f"--set-string={key}={value}" for key, value in images.items()]
-        settings += [f"--set={key}={value}" for key, value in embedded.items()]
+        settings += ["--set=embeddedStore.enabled=true", f"--set-string=embeddedStore.bucket={BUCKET}"]
         settings += self._exceptions(checkout)
         self.cluster.helm(
             *("upgrade", "--install", RELEASE, checkout / CHART, "--namespace", SYSTEM_NAMESPACE),
