@@ -9,7 +9,7 @@ import yaml
 
 from tests.integration.chart.conftest import TEAM
 from tests.rig.api_server import ApiServer
-from tests.rig.third_party_crds import INFERENCE_POOL, MODULES
+from tests.rig.third_party_crds import MODULES
 
 SAMPLES = Path(__file__).parents[3] / "docs/samples"
 FOR_OTHERS = (
@@ -24,7 +24,7 @@ FOR_OTHERS = (
 @pytest.fixture(scope="module", name="types")
 def _types(server: ApiServer) -> None:
     """The other projects' resource types. Tests of other modules do not look at them."""
-    crds = [INFERENCE_POOL, *(crd for module in MODULES for crd in module.crds())]
+    crds = [crd for module in MODULES for crd in module.crds()]
     server.apply(*crds)
     names = [f"crd/{crd['metadata']['name']}" for crd in crds]
     server.kubectl("wait", "--for=condition=Established", *names, "--timeout=60s")
