@@ -49,6 +49,7 @@ class Recording(FixedArms):
     Attributes:
         known: how many rounds were observed before each decision.
         events: request ids of each observed round, and of each end of a request.
+        made: the tokens that each answer took of each observed round.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -57,6 +58,7 @@ class Recording(FixedArms):
         self.known: list[int] = []
         self.observed: list[tuple[Decision, Sequence[RequestOutlook], Sequence[int], float | None, Sequence[int]]] = []
         self.events: list[tuple[str, ...]] = []
+        self.made: list[tuple[int, ...]] = []
 
     def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision:
         self.known.append(len(self.observed))
@@ -70,8 +72,10 @@ class Recording(FixedArms):
         accepted: Sequence[int],
         milliseconds: float | None,
         unplayed_lookup: Sequence[int] = (),
+        tokens_made: Sequence[int] = (),
     ) -> None:
         self.events.append(tuple(outlook.rid for outlook in outlooks))
+        self.made.append(tuple(tokens_made))
         self.observed.append((decision, outlooks, accepted, milliseconds, unplayed_lookup))
 
     def request_ended(self, rid: str) -> None:
