@@ -94,9 +94,8 @@ class DraftProgress:
         self._rounds_unused = 0 if chosen else self._rounds_unused + 1
         if current.drafts or not self.in_use:
             return False
-        passes = _passes(
-            self._late(current, [i for i, req in enumerate(current.reqs) if self.pending(req.rid) > self._buffer.share])
-        )
+        full = [i for i, req in enumerate(current.reqs) if self.pending(req.rid) > self._buffer.share]
+        passes = _passes(self._late(current, full))
         for passed in passes:
             with draft_contexts(draft_worker):
                 self._process(draft_worker, batch, passed)
