@@ -5,8 +5,8 @@ Invariants:
 - A template changes the operator's own containers and adds none, so a misspelt container name is refused by
   ``kubectl apply`` instead of starting a pod that nobody expects.
 - A template removes nothing without which the operator's containers cannot work. YAML reads a key whose items were
-  deleted as null, and null removes a field. The model refuses that, because no CEL rule of the definition can: a rule
-  sees a null field as absent. Where the chart restricts templates, its admission policy refuses it earlier.
+  deleted as null, and null removes a field. The model refuses that, because no CEL rule of the definition can: such a
+  rule sees a null field as absent. Where the chart restricts templates, its admission policy refuses it earlier.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from aurora_api.v1alpha1.cel import rules
 
 MAX_CONTAINERS: Final = 8
 NEEDED_FIELDS: Final = (
-    *("image", "command", "env", "volumeMounts", "ports", "lifecycle"),
+    *("image", "command", "env", "volumeMounts", "ports"),
     *("livenessProbe", "readinessProbe", "startupProbe"),
 )
-"""Fields of a container that the operator sets, and that a template may change but not remove."""
+"""Fields of a container that the operator sets, and that a template may change but not remove.
+
+A template may remove ``lifecycle``, ``resources`` and ``securityContext``: a pod works without them.
+"""
 _REPLACED_WHOLE: Final = ("image", "command")
 """Of these, the fields in which an empty value takes the place of the operator's."""
 

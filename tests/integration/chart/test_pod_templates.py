@@ -68,7 +68,7 @@ IDENTITY: list[dict[str, Any]] = [
     {"volumes": [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}]},
 ]
 REMOVED: list[dict[str, Any]] = [
-    *(container(**{field: None}) for field in NEEDED_FIELDS),
+    *({"containers": [{"name": "sglang", field: None}]} for field in NEEDED_FIELDS),
     *({"initContainers": [{"name": "stage", field: None}]} for field in NEEDED_FIELDS),
     container(image=""),
     container(command=[]),
@@ -78,11 +78,11 @@ GOOD: list[dict[str, Any]] = [
     {},
     {"nodeSelector": {"gpu": "a100"}, "tolerations": [{"operator": "Exists"}], "hostNetwork": False, "hostIPC": None},
     {"volumes": [{"name": "m", "persistentVolumeClaim": {"claimName": "models"}}, {"name": "c", "configMap": {}}]},
-    {"securityContext": None, "topologySpreadConstraints": None, "containers": None, "initContainers": None},
+    {"securityContext": None, "topologySpreadConstraints": None},
     {"volumes": [{"name": "p", "projected": {"sources": [{"secret": {"name": "s"}}]}}]},
     {"securityContext": {"runAsUser": 0, "seccompProfile": None, "windowsOptions": None}},
     container(resources={"limits": {"nvidia.com/gpu": 1}}, ports=[{"containerPort": 1}], env=[{"name": "A"}]),
-    container(securityContext=None, resources=None),
+    container(securityContext=None, resources=None, lifecycle=None),
     container(env=[], volumeMounts=[], ports=[], image="mine:1", command=["debug"]),
     secured(capabilities={"drop": ["ALL"]}, privileged=False, seccompProfile={"type": "RuntimeDefault"}),
     secured(capabilities=None, privileged=None),

@@ -41,7 +41,7 @@ def test_an_empty_image_or_command_takes_the_place_of_the_operators_and_every_re
     [
         {},
         {"nodeSelector": None, "topologySpreadConstraints": None, "securityContext": None, "imagePullSecrets": None},
-        container(securityContext=None, resources=None, workingDir=None),
+        container(securityContext=None, resources=None, lifecycle=None),
         container(env=[], volumeMounts=[], ports=[]),  # lists of named items, of which an empty one removes nothing
         container(livenessProbe={"httpGet": None, "tcpSocket": {"port": 1}}),
         container(image="mine:1", command=["debug"], env=[{"name": "HF_TOKEN", "value": "x"}]),

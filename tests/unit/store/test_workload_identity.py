@@ -16,9 +16,7 @@ from aurora_store.s3_calls.call_limits import call_limits
 from aurora_store.s3_calls.s3_clients import S3Clients
 from tests.assets.faulty_store import faulty_store, whole
 
-REFUSAL = (
-    "<ErrorResponse><Error><Code>{}</Code><Message>arn:secret</Message></Error></ErrorResponse>"
-)
+REFUSAL = "<ErrorResponse><Error><Code>{}</Code><Message>arn:secret</Message></Error></ErrorResponse>"
 
 
 @pytest.fixture(autouse=True)

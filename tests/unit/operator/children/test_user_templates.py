@@ -121,8 +121,8 @@ def test_a_job_survives_the_end_of_its_pod_where_another_pod_can_go_on() -> None
     assert "podFailurePolicy" not in job(OWNER, restarts, CONFIG, ATTEMPT)["spec"], "the API server would refuse it"
 
 
-MAY_BE_REMOVED = {"name", "imagePullPolicy", "resources", "securityContext"}
-"""Fields of our containers without which a container still does its work. An author removes the name in vain."""
+MAY_BE_REMOVED = {"name", "imagePullPolicy", "lifecycle", "resources", "securityContext"}
+"""Fields of our containers without which a container still does its work. The name is the key of the merge."""
 
 
 @pytest.mark.parametrize("attempt", [ATTEMPT, ON_REPLICA])
