@@ -57,6 +57,7 @@ def world_of(
         active=channel.active,
         previous=channel.previous,
         rejected=frozenset(channel.rejected),
+        channel_reason=channel.reason,
         channel_message=channel.message,
         epoch=channel.epoch,
         pods=tuple(pod for pod in pods if pod.name not in absent),

@@ -79,6 +79,7 @@ class Service:
         self.now, self.roll = NOW, Roll()
         self.active, self.epoch = 0, 1
         self.previous: int | None = None
+        self.channel_reason = ChannelReason.INITIAL
         self.rejected: set[int] = set()
         self.passed: int | None = 1
         """The version that passed its measurement."""
@@ -107,6 +108,7 @@ class Service:
             previous=self.previous,
             epoch=self.epoch,
             rejected=frozenset(self.rejected),
+            channel_reason=self.channel_reason,
             channel_message="the channel's message",
             pods=tuple(pod.view() for pod in self.pods if pod.scheduled),
             policy=self.policy,
@@ -168,7 +170,7 @@ class Service:
             returned = made.advance.reason is ChannelReason.ROLLED_BACK
             self.active, self.previous = made.advance.active, None if returned else self.active
         self.rejected |= set() if made.advance.reject is None else {made.advance.reject}
-        self.epoch += 1
+        self.epoch, self.channel_reason = self.epoch + 1, made.advance.reason
 
     def _swap(self, made: Step) -> None:
         for name, version in made.swaps.items():

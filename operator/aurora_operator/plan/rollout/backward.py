@@ -53,9 +53,13 @@ def end_return(facts: RolloutFacts, judgement: object) -> Step:
 
 def pin(facts: RolloutFacts, judgement: Pin) -> Step:
     """Make the pinned version active, in any phase. The next reconcile asks the pods to swap."""
-    version = judgement.version
-    pinned = Roll(epoch=facts.roll.epoch + 1, version=version, message=f"version {version} is pinned")
-    return Step(pinned, advance=Advance(version, ChannelReason.PINNED), event="Pinned")
+    advance = Advance(judgement.version, ChannelReason.PINNED)
+    return Step(_pinned(facts, judgement.version), advance=advance, event="Pinned")
+
+
+def record_pin(facts: RolloutFacts, judgement: object) -> Step:
+    """The channel has the pinned version active already: the operator died before it wrote the status."""
+    return Step(_pinned(facts, facts.world.active), event="Pinned")
 
 
 def return_before_pin(facts: RolloutFacts, judgement: PinLater) -> Step:
@@ -63,6 +67,10 @@ def return_before_pin(facts: RolloutFacts, judgement: PinLater) -> Step:
     returning = facts.phase is RolloutPhase.ROLLING_BACK
     roll = facts.roll if returning else _returning(facts, judgement.reason)
     return Step(roll, swaps=return_all(facts))
+
+
+def _pinned(facts: RolloutFacts, version: int) -> Roll:
+    return Roll(epoch=facts.roll.epoch + 1, version=version, message=f"version {version} is pinned")
 
 
 def _returning(facts: RolloutFacts, reason: str) -> Roll:

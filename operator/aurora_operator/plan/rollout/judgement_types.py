@@ -39,6 +39,11 @@ class AlreadyActive:
 
 
 @dataclass(frozen=True)
+class AlreadyPinned:
+    """The channel has a pinned version active already, but the status does not show that yet."""
+
+
+@dataclass(frozen=True)
 class Stop:
     """The roll, or the watch, must end without blame for the version."""
 
@@ -111,6 +116,7 @@ Judgement = (
     | Reject
     | AlreadyRejected
     | AlreadyActive
+    | AlreadyPinned
     | Stop
     | Pause
     | Resume

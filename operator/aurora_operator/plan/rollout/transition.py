@@ -21,6 +21,7 @@ from aurora_operator.plan.rollout.facts import RolloutFacts, facts_of
 from aurora_operator.plan.rollout.judgement import judgement_of
 from aurora_operator.plan.rollout.judgement_types import (
     AlreadyActive,
+    AlreadyPinned,
     AlreadyRejected,
     Hold,
     Judgement,
@@ -77,6 +78,7 @@ TRANSITIONS = (
     Transition((IDLE,), Proceed, forward.stay_idle, (IDLE,), "", "strays to the active version"),
     # Canary, Rolling, Paused
     Transition(BEFORE_PROMOTION, AlreadyActive, forward.record_promotion, (WATCHING, IDLE), "", "", "Promoted"),
+    Transition(BEFORE_PROMOTION, AlreadyPinned, backward.record_pin, (IDLE,), "", "", "Pinned"),
     Transition(BEFORE_PROMOTION, AlreadyRejected, backward.record_rejection, (ROLLING_BACK,), "", "", "RolloutFailed"),
     Transition(BEFORE_PROMOTION, Reject, backward.reject, (ROLLING_BACK,), "version rejected", "", "RolloutFailed"),
     Transition(BEFORE_PROMOTION, Stop, backward.stop, (ROLLING_BACK,), "", "", "RolloutStopped"),
@@ -93,6 +95,7 @@ TRANSITIONS = (
     Transition((ROLLING,), Proceed, forward.swap_next_pods, (ROLLING,), "", "next pods to the new version"),
     Transition((ROLLING,), Pass, forward.promote, (WATCHING, IDLE), "version active", "", "Promoted"),
     # Watching
+    Transition((WATCHING,), AlreadyPinned, backward.record_pin, (IDLE,), "", "", "Pinned"),
     Transition((WATCHING,), AlreadyRejected, backward.record_rejection, (ROLLING_BACK,), "", "", "RolloutFailed"),
     Transition((WATCHING,), Reject, backward.return_to_previous, (ROLLING_BACK,), "previous active; version rejected",
                "", "RolloutFailed"),

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from aurora_api.v1alpha1.rollout import RolloutSpec
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
+from aurora_protocol.draft_records import ChannelReason
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class World:
     """The channel's previous version."""
     rejected: frozenset[int] = frozenset()
     """Versions that the channel rejects, because of live traffic, failures or a person."""
+    channel_reason: ChannelReason | None = None
+    """What the channel's last record decided."""
     channel_message: str = ""
     """Why the channel's last record was written."""
     serving_digest: str = ""

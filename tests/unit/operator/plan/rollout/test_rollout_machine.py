@@ -39,6 +39,7 @@ class RolloutMachine(RuleBasedStateMachine):
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.status = Roll()
         self.channel, self.active = 1, 0
+        self.channel_reason = ChannelReason.INITIAL
         self.pods: list[SimulatedPod] = []
         self.policy = RolloutSpec(analysis=JUDGED, progress_deadline_seconds=60)
         self.rejected: set[int] = set()
@@ -229,6 +230,7 @@ class RolloutMachine(RuleBasedStateMachine):
             active=self.active,
             previous=self.previous,
             rejected=frozenset(self.rejected),
+            channel_reason=self.channel_reason,
             channel_message="rejected before",
             epoch=self.channel,
             pods=tuple(pod.view() for pod in self.pods),
@@ -290,6 +292,8 @@ class RolloutMachine(RuleBasedStateMachine):
         for version in made.swaps.values():
             assert version == world.active or (version in world.promotable and version == made.rollout.version)
         if made.advance is None:
+            known = made.event != "RolloutFailed" or made.rollout.version in world.rejected
+            assert known, "a rejection is told that the channel does not know"
             return
         active, reason = made.advance.active, made.advance.reason
         if reason is ChannelReason.PROMOTED:
@@ -305,7 +309,8 @@ class RolloutMachine(RuleBasedStateMachine):
     def advance(self, made: Step) -> None:
         if made.advance is None:
             return
-        back = made.advance.reason is ChannelReason.ROLLED_BACK
+        self.channel_reason = made.advance.reason
+        back = self.channel_reason is ChannelReason.ROLLED_BACK
         if made.advance.active != self.active:
             self.previous = None if back else self.active
         self.channel, self.active = self.channel + 1, made.advance.active
