@@ -82,6 +82,7 @@ def workload_view(workload: Object | None) -> WorkloadView | None:
         kueue_labels=guarded_labels(workload["metadata"].get("labels") or {}),
     )
 
+        paused=workload.get("spec", {}).get("paused") is True,
 
 def deployed_template(deployment: Object | None) -> DeployedTemplate | None:
     """The template of the inference Deployment."""
@@ -99,6 +100,7 @@ def deployed_template(deployment: Object | None) -> DeployedTemplate | None:
     )
 
 
+        progressed=_time(progress.get("lastUpdateTime")),
 def disruptions_allowed(budget: Object | None) -> int | None:
     """Number of healthy pods beyond those that the PodDisruptionBudget demands, negative when some are missing.
 

@@ -140,6 +140,8 @@ class WorkloadView:
     """The Deployment's labels whose change Kueue may refuse: its queue, and its priority class."""
 
 
+    paused: bool = False
+    """Somebody paused the Deployment (``kubectl rollout pause``), so its pods take no other template."""
 @dataclass(frozen=True)
 class DeployedTemplate:
     """The template of the inference Deployment, and the state of its pods."""
@@ -156,6 +158,8 @@ class DeployedTemplate:
 
 @dataclass(frozen=True)
 class FleetView:
+    progressed: datetime | None = None
+    """When the Deployment's controller last saw pods of the template appear or become ready."""
     """The other speculators' restarts because of an upgrade of the operator."""
 
     known: bool = True
