@@ -10,7 +10,7 @@ from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.rollout.facts import RolloutFacts
 from aurora_operator.plan.rollout.forward import at_rest, with_fields
 from aurora_operator.plan.rollout.judgement_types import AlreadyRejected, Pin, PinLater, Reject, Stop
-from aurora_operator.plan.rollout.roll import NO_CRASHES, Roll
+from aurora_operator.plan.rollout.roll import NO_ENGINES, Roll
 from aurora_operator.plan.rollout.steps import Advance, Step
 from aurora_operator.plan.rollout.swaps import return_all
 from aurora_protocol.draft_records import ChannelReason
@@ -80,6 +80,6 @@ def _returning(facts: RolloutFacts, reason: str) -> Roll:
         epoch=facts.roll.epoch + 1,
         progressed=facts.world.now,
         analysis=None,
-        **NO_CRASHES,
+        **NO_ENGINES,
         message=reason,
     )

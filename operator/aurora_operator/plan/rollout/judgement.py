@@ -156,9 +156,9 @@ def _watching(facts: RolloutFacts) -> Judgement:
         return Stop("a version is pinned")
     if world.previous is None or state is None or state.serving_digest != world.serving_digest:
         return Stop("live traffic can no longer be compared with traffic from before the roll")
-    if crashed := failures.rejection_in_watch(facts):
-        return crashed
-    if facts.watch_over and not facts.missing_pod:
+    if ended := failures.rejection_in_watch(facts) or failures.stop_in_watch(facts):
+        return ended
+    if facts.watch_over and not facts.awaits_return:
         return Pass()
     return _bad_traffic(facts) or Proceed()
 

@@ -64,7 +64,10 @@ class Resume:
 
 @dataclass(frozen=True)
 class Hold:
-    """More pods than rollout.maxNotReady are not ready: ask no pod. The progress deadline starts again afterwards."""
+    """More pods than rollout.maxNotReady are not ready: ask no pod.
+
+    Without too many pods of other versions among them, the deadlines run on. Else they start again afterwards.
+    """
 
     reason: str
 

@@ -250,7 +250,7 @@ def test_a_canary_that_does_not_come_back_rejects_the_version_after_the_deadline
     service = with_canary()
     service["a"].ready = False
     assert service.reconcile_until_idle() == sequence("""
-        5 x Proceed -> Canary
+        7 x Proceed -> Canary
         Reject -> RollingBack; active 0, reject 1; RolloutFailed
         Pass -> Idle; RolledBack
     """)
