@@ -66,7 +66,7 @@ class Resume:
 class Hold:
     """More pods than rollout.maxNotReady are not ready: ask no pod.
 
-    Without too many pods of other versions among them, the deadlines run on. Else they start again afterwards.
+    The progress deadline starts again afterwards if that many pods without the version are not ready.
     """
 
     reason: str
