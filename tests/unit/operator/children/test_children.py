@@ -17,7 +17,6 @@ from aurora_operator.children.network import policies
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.trainer_deployment import LOST_NODE_SECONDS, trainer_deployment
 from aurora_operator.children.validation_job import ValidationAttempt, engine_setup_digest, job
-from aurora_operator.observe.observed import WorkloadView
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.upgrade.decision import decide
 from aurora_operator.plan.wanted_children import children
@@ -344,16 +343,6 @@ def test_children_are_owned_and_named_after_the_speculator() -> None:
         assert child["metadata"]["name"].startswith("chat")
     workloads = [child["metadata"]["name"] for child in made if child["kind"] == "Deployment"]
     assert workloads == ["chat-trainer", "chat"], "pods wait for the draft that the trainer makes"
-
-
-@pytest.mark.parametrize("paused", [True, False])
-def test_a_deployment_that_somebody_paused_goes_on(paused: bool) -> None:
-    """The API server does not store False, so the field is only sent to end a pause."""
-    live = WorkloadView(current=not paused, replicas=2, ready=2, paused=paused)
-    world = observed(deployment=live, trainer=live)
-    made = children(world, CONFIG, decide(world, CONFIG, NOW))
-    fields = [child["spec"].get("paused") for child in made if child["kind"] == "Deployment"]
-    assert fields == ([False, False] if paused else [None, None])
 
 
 def tolerations(**template: Any) -> list[dict[str, Any]]:
