@@ -89,11 +89,12 @@ class Fleet:
             self._failed.add(key)
 
     def report_unusable(self, key: Key) -> None:
-        """The spec cannot be used, or the speculator is being deleted: it takes no turn, and keeps one it has."""
-        self._unknown.discard(key)
+        """The spec cannot be used, or the speculator is being deleted: it takes no turn, and gives back one it has.
+
+        Nobody can tell when such a turn would end. Once the spec can be used again, the loop reports the restart again.
+        """
+        self.forget(key)
         self._known.add(key)
-        self._waiting.discard(key)
-        self._waiting_and_whole.discard(key)
 
     def _leave_order(self, key: Key) -> None:
         for keys in (self._restarting, self._waiting, self._waiting_and_whole, self._failed):

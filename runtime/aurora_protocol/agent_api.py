@@ -94,6 +94,12 @@ class SwapStatus(Model):
 
     phase: SwapPhase = Field(default=SwapPhase.IDLE, description="Progress of the swap.")
     version: int | None = Field(default=None, description="The version that was ordered last.")
+    epoch: int | None = Field(
+        default=None,
+        ge=0,
+        lt=1 << 63,
+        description="Epoch of the last order for this version that the pod accepted. None: the agent reports none.",
+    )
     error: str = Field(default="", max_length=1000, description="Why the swap failed.")
     transient: bool = Field(
         default=False, description="Whether the failure has nothing to do with the draft, so that a retry may succeed."

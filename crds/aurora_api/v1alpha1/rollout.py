@@ -145,7 +145,8 @@ class RolloutSpec(Model):
         le=1000,
         description=(
             "Hold a roll while more pods than this are not ready, whatever the reason. A replica that is lent to"
-            " a measurement does not count, nor does a pod that waits for a node. Raise it for many replicas."
+            " a measurement does not count, nor does a pod that waits for a node. A pod that is missing with the new"
+            " draft keeps its deadline during a hold (`progressDeadlineSeconds`). Raise it for many replicas."
         ),
     )
     progress_deadline_seconds: int = Field(
@@ -154,7 +155,9 @@ class RolloutSpec(Model):
         le=86400,
         description=(
             "Roll back when no pod changed its version for this many seconds. The clock does not run while a roll"
-            " is paused or held, and while the canary waits for traffic. Raise it where pods download drafts"
-            " slowly."
+            " is paused or held, while the canary waits for traffic, and while a pod that had the new draft is missing."
+            " Such a pod may be missing for this many seconds, or for as long as its engine may take to start (its"
+            " startup probe, 3900 s by default) if that is longer. Then the draft is rejected. Raise it where pods"
+            " download drafts slowly."
         ),
     )

@@ -20,6 +20,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
@@ -33,6 +34,8 @@ TEMPLATE_ANNOTATION: Final = "aurora.dev/applied-template"
 """Base64 of compressed JSON: the template, and the part of the spec that it was made from."""
 RESTART_ANNOTATION: Final = "aurora.dev/upgrade-restart"
 """"true" from the restart because of an upgrade of the operator until all pods are ready again."""
+RESTART_SINCE_ANNOTATION: Final = "aurora.dev/upgrade-restart-since"
+"""When that restart began. An operator of an earlier version leaves the annotation out."""
 MAX_ANNOTATION_BYTES: Final = 128 * 1024
 MAX_TEMPLATE_BYTES: Final = 2 * 1024 * 1024
 """Limit of the JSON that the annotation decodes to. The API server stores no larger object."""
@@ -65,6 +68,8 @@ class AppliedTemplate:
     """:attr:`TemplateInputs.every` of the spec that the template was made from."""
     restarting: bool = False
     """The pods restart because of an upgrade of the operator, and were not all ready since."""
+    restarting_since: datetime | None = None
+    """When the restart with this template began. None: the pods do not restart, or the time is not known."""
 
     def annotations(self) -> dict[str, str] | None:
         """The annotations of the Deployment; None when the template is too large to keep."""
@@ -72,7 +77,13 @@ class AppliedTemplate:
         text = base64.b64encode(zlib.compress(data.encode(), 9)).decode()
         if len(text) > MAX_ANNOTATION_BYTES or len(data) > MAX_TEMPLATE_BYTES:
             return None
-        return {TEMPLATE_ANNOTATION: text} | ({RESTART_ANNOTATION: "true"} if self.restarting else {})
+        return {TEMPLATE_ANNOTATION: text} | self._restart_annotations()
+
+    def _restart_annotations(self) -> dict[str, str]:
+        if not self.restarting:
+            return {}
+        since = self.restarting_since
+        return {RESTART_ANNOTATION: "true"} | ({RESTART_SINCE_ANNOTATION: since.isoformat()} if since else {})
 
 
 def template_inputs(owner: Owner, spec: SpeculatorSpec) -> TemplateInputs:
@@ -99,9 +110,19 @@ def read_applied_template(deployment: Object) -> AppliedTemplate | None:
             template=dict(kept["template"]),
             inputs=dict(kept["inputs"]),
             restarting=annotations.get(RESTART_ANNOTATION) == "true",
+            restarting_since=_time(annotations.get(RESTART_SINCE_ANNOTATION, "")),
         )
     except (binascii.Error, zlib.error, ValueError, TypeError, KeyError):
         return None
+
+
+def _time(text: str) -> datetime | None:
+    """The time that ``text`` names; None when it names none, or none with a zone."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return time if time.tzinfo is not None else None
 
 
 def _differ(kept: Mapping[str, Any], every: Mapping[str, Any], chosen: Mapping[str, Any]) -> bool:

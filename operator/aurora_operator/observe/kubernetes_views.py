@@ -16,6 +16,7 @@ from aurora_operator.observe.observed import ContainerFailure, DeployedTemplate,
 
 JOB_LABEL = "batch.kubernetes.io/job-name"
 TEMPLATE_HASH_LABEL = "pod-template-hash"
+ENGINE_CONTAINER = "sglang"
 BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
 """Reason of a Job that failed because its pod did."""
 NEVER_STARTED = "its Job was suspended before its pod could start"
@@ -57,6 +58,8 @@ def pod_view(pod: Object, explained: str = "") -> PodView:
         scheduler_message=unscheduled[:MAX_SCHEDULER_MESSAGE_CHARACTERS],
         scheduling_gates=tuple(gate["name"] for gate in pod.get("spec", {}).get("schedulingGates") or ()),
         started_together=_started_together(status.get("containerStatuses") or ()),
+        engine_started=_engine_started(status.get("containerStatuses") or ()),
+        unreachable=_is_unreachable(pod),
         failure=_failure(pod),
         created=_time(pod["metadata"].get("creationTimestamp")),
         template_hash=(pod["metadata"].get("labels") or {}).get(TEMPLATE_HASH_LABEL, ""),
@@ -79,6 +82,7 @@ def workload_view(workload: Object | None) -> WorkloadView | None:
         ready=status.get("readyReplicas", 0),
         message=failure.get("message", "") if refused else "",
         refused_since=_time(failure.get("lastTransitionTime")) if refused else None,
+        paused=workload.get("spec", {}).get("paused") is True,
         kueue_labels=guarded_labels(workload["metadata"].get("labels") or {}),
     )
 
@@ -96,6 +100,7 @@ def deployed_template(deployment: Object | None) -> DeployedTemplate | None:
         applied=read_applied_template(deployment),
         whole=seen and counts == [wanted] * 3,
         failure=progress.get("message", "") if seen and progress.get("status") == "False" else "",
+        progressed=_time(progress.get("lastUpdateTime")),
     )
 
 
@@ -178,6 +183,21 @@ def _started_together(containers: Iterable[Object]) -> bool:
     started = [c.get("state", {}).get("running", {}).get("startedAt") for c in containers]
     times = [datetime.fromisoformat(at) for at in started if at]
     return bool(times) and len(times) == len(started) and max(times) - min(times) < SAME_START_TOLERANCE
+
+
+def _engine_started(containers: Iterable[Object]) -> datetime | None:
+    engine: Object = next((c for c in containers if c.get("name") == ENGINE_CONTAINER), {})
+    return _time(engine.get("state", {}).get("running", {}).get("startedAt"))
+
+
+def _is_unreachable(pod: Object) -> bool:
+    """Whether Kubernetes has lost the pod's node.
+
+    The controller of nodes then sets the pod's condition Ready to False. It leaves ContainersReady as the kubelet wrote
+    it last. A readiness gate that is not open looks alike, but then the pod's agent answers.
+    """
+    ready, containers_ready = (condition(pod, kind).get("status") for kind in ("Ready", "ContainersReady"))
+    return (ready, containers_ready) == ("False", "True")
 
 
 def _waiting_reason(pod: Object) -> str:

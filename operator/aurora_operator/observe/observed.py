@@ -88,6 +88,10 @@ class PodView:
     """Names of the gates that keep the scheduler from the pod. A queue opens its own gate when it admits the pod."""
     started_together: bool = False
     """Whether all containers started together. If so, the previous engine did not crash alone: its agent ended too."""
+    engine_started: datetime | None = None
+    """When the engine's container started, by the clock of its node. None while the container does not run."""
+    unreachable: bool = False
+    """Kubernetes calls the pod not ready although its containers are, because nothing was heard of its node."""
     failure: ContainerFailure | None = None
     """The container that fails; None while every container runs or is on its way."""
     created: datetime | None = None
@@ -136,6 +140,8 @@ class WorkloadView:
     """The trainer's pod, while a container of it fails."""
     queued_behind: tuple[str, ...] = ()
     """Names of the scheduling gates that hold its pod back, for example while the pod waits in a queue."""
+    paused: bool = False
+    """Somebody paused the Deployment (``kubectl rollout pause``), so its pods take no other template."""
     kueue_labels: Mapping[str, str] = field(default_factory=dict)
     """The Deployment's labels whose change Kueue may refuse: its queue, and its priority class."""
 
@@ -152,6 +158,8 @@ class DeployedTemplate:
     """The controller has seen the template, and every wanted pod has it and is ready."""
     failure: str = ""
     """Why the pods of the template do not become ready, once the progress deadline is over."""
+    progressed: datetime | None = None
+    """When the Deployment's controller last saw pods of the template appear or become ready."""
 
 
 @dataclass(frozen=True)

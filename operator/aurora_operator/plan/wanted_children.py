@@ -10,7 +10,7 @@ from aurora_operator.children.network import disruption_budget, policies, servic
 from aurora_operator.children.queue_label import with_accepted_labels
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import JobView, Observed
+from aurora_operator.observe.observed import JobView, Observed, WorkloadView
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.rest import trainer_replicas
 from aurora_operator.plan.root_ownership import holds_workloads
@@ -25,6 +25,8 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
     Only the inference pods wait for their turn after an upgrade of the operator. The trainer follows at once, because
     it resumes where it stopped and serves nobody.
 
+    A Deployment that somebody paused goes on, because it is the operator's own. Paused, it would take no template.
+
     Objects that others refer to come first. The trainer comes before the inference pods, which wait for its initial
     draft.
     """
@@ -35,7 +37,7 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
     if observed.trainer is not None:
         trainer = with_accepted_labels(trainer, observed.trainer.kueue_labels, observed.trainer.ready)
     serving = deployment(owner, spec, upgrade.applied.template, upgrade.annotations)
-    workloads = (trainer, serving)
+    workloads = (_unpaused(trainer, observed.trainer), _unpaused(serving, observed.deployment))
     return (
         *service_accounts(owner, spec),
         *services(owner),
@@ -43,6 +45,16 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
         disruption_budget(owner),
         *(() if holds_workloads(observed) else workloads),
     )
+
+
+def _unpaused(deployment: Object, live: WorkloadView | None) -> Object:
+    """``deployment`` with the field that ends the pause of ``live``.
+
+    Without a pause the field is left out: the API server does not store False, so the field would always look changed.
+    """
+    if live is None or not live.paused:
+        return deployment
+    return {**deployment, "spec": {**deployment["spec"], "paused": False}}
 
 
 def obsolete_jobs(

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from aurora_api.v1alpha1.status import CandidatePhase
+from aurora_operator.children.startup_timing import start_deadline
 from aurora_operator.observe.observed import Observed, PodView
 from aurora_operator.plan import lending
 from aurora_operator.plan.candidate.validation import ValidationDecision
@@ -32,6 +33,8 @@ def rollout_pod(view: PodView) -> Pod:
         swap=agent.swap if agent else SwapStatus(),
         boot=agent.boot if agent else "",
         started_together=view.started_together,
+        container_started=view.engine_started,
+        unreachable=view.unreachable and agent is None,
         counters=agent.live if agent else LiveCounters(),
     )
 
@@ -57,9 +60,11 @@ def world_of(
         active=channel.active,
         previous=channel.previous,
         rejected=frozenset(channel.rejected),
+        channel_reason=channel.reason,
         channel_message=channel.message,
         epoch=channel.epoch,
         pods=tuple(pod for pod in pods if pod.name not in absent),
+        start_limit=start_deadline(observed.deployed.template if observed.deployed else {}),
         serving_digest=serving_digest(observed),
         draft_steps=observed.spec.draft.steps,
         policy=observed.spec.rollout.model_copy(update={"paused": True}) if invalid else observed.spec.rollout,

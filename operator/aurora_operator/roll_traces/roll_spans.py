@@ -221,7 +221,7 @@ def _swap_spans(observed: Observed, after: SpeculatorStatus, roll: Roll, trace: 
 
 def _swap(view: PodView, known: PodStatus, shown: PodStatus, roll: Roll, trace: VersionTrace) -> Span | None:
     swap = view.agent.swap if view.agent is not None and view.measurement is None else None
-    if swap is None or swap.finished is None or roll.started is None or swap.finished < roll.started:
+    if swap is None or swap.finished is None or roll.started is None or not roll.ordered(swap):
         return None
     failed = shown.state == _SWAP_FAILED != known.state
     swapped = (

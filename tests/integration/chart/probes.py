@@ -26,7 +26,7 @@ from aurora_operator.plan.wanted_children import children
 from aurora_operator.watch.api_stream import ApiStream, Page
 from tests.integration.chart.conftest import TEAM
 from tests.rig.chart.rendered_chart import NAMESPACE, Right
-from tests.unit.operator.worlds import CONFIG, observed, spec
+from tests.unit.operator.worlds import CONFIG, NOW, observed, spec
 
 RESOURCES = (
     kubernetes_api.SPECULATOR,
@@ -57,7 +57,7 @@ class Probe:
         if resource == kubernetes_api.SECRET:
             return new_keys(self.owner)
         world = replace(observed(), owner=self.owner)
-        made = children(world, CONFIG, decide_upgrade(world, CONFIG))
+        made = children(world, CONFIG, decide_upgrade(world, CONFIG, NOW))
         return next(obj for obj in made if obj["kind"] == resource.kind)
 
 

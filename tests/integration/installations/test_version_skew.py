@@ -25,7 +25,7 @@ from aurora_operator.plan import plan
 from aurora_operator.plan.upgrade.decision import UpgradeStage, decide
 from tests.rig.api_server import ApiServer, api_server
 from tests.unit.operator.upgrades import config
-from tests.unit.operator.worlds import CONFIG, MINIMAL, observed
+from tests.unit.operator.worlds import CONFIG, MINIMAL, NOW, observed
 
 NAMESPACE = "team"
 CRD_NAME = "crd/auroraspeculators.aurora.dev"
@@ -110,7 +110,7 @@ def apply_decided(api: HttpKubernetesApi, owner: Owner, version: int, fleet: Fle
     """Look at the Deployment as the operator of ``version`` does, and apply what it decides."""
     live = api.get(DEPLOYMENT, NAMESPACE, owner.name)
     world = observed(owner=owner, deployed=deployed_template(live), fleet=fleet)
-    made = decide(world, config(version))
+    made = decide(world, config(version), NOW)
     api.apply(deployment(owner, world.spec, made.applied.template, made.annotations))
     return made.stage, api.get(DEPLOYMENT, NAMESPACE, owner.name)
 
@@ -128,7 +128,7 @@ def test_a_deployment_keeps_its_pods_until_its_turn(
     name = "kept" if keeps_template else "found"
     owner = parse(create(api, name))[0]
     world = observed(owner=owner)
-    made = decide(world, config(1))
+    made = decide(world, config(1), NOW)
     annotations = made.annotations if keeps_template else {}
     api.apply(deployment(owner, world.spec, inference_template(owner, world.spec, config(1)), annotations))
     before = copy.deepcopy(api.get(DEPLOYMENT, NAMESPACE, name))
@@ -151,7 +151,7 @@ def test_a_user_who_deletes_the_annotation_restarts_no_pod(server: ApiServer, ap
     install(server, crd())
     owner = parse(create(api, "edited"))[0]
     world = observed(owner=owner)
-    made = decide(world, config(1))
+    made = decide(world, config(1), NOW)
     applied = api.apply(deployment(owner, world.spec, made.applied.template, made.annotations))
     server.kubectl("annotate", "deployment", "edited", "-n", NAMESPACE, f"{TEMPLATE_ANNOTATION}-")
     stage, found = apply_decided(api, owner, 1, FleetView(restarting=1))

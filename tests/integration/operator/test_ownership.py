@@ -24,11 +24,12 @@ from aurora_operator.kubernetes_api import (
     HttpKubernetesApi,
     Object,
 )
+from aurora_operator.observe.kubernetes_views import workload_view
 from aurora_operator.plan.upgrade.decision import decide
 from aurora_operator.plan.wanted_children import children
 from tests.rig.api_server import api_server
 from tests.rig.operator_replicas import NAME, NAMESPACE, OperatorRig
-from tests.unit.operator.worlds import CONFIG, observed
+from tests.unit.operator.worlds import CONFIG, NOW, observed
 
 Existing = dict[tuple[str, str], Object]
 
@@ -54,7 +55,7 @@ def _owner(rig: OperatorRig) -> Iterator[Owner]:
 
 def wanted(owner: Owner) -> tuple[Object, ...]:
     world = observed(owner=owner)
-    return children(world, CONFIG, decide(world, CONFIG))
+    return children(world, CONFIG, decide(world, CONFIG, NOW))
 
 
 def existing(api: HttpKubernetesApi, owner: Owner) -> Existing:
@@ -158,6 +159,24 @@ async def test_the_change_of_field_ownership_restarts_nothing(rig: OperatorRig, 
     assert [(key, without_bookkeeping(obj)) for key, obj in after.items()] == [
         (key, without_bookkeeping(obj)) for key, obj in before.items()
     ]
+
+
+async def test_a_deployment_that_somebody_paused_goes_on_and_is_then_left_alone(rig: OperatorRig, owner: Owner) -> None:
+    writer = ChildWriter(rig.api)
+    assert await writer.write(owner, (), wanted(owner), {}) == WriteResult()
+    rig.server.kubectl("rollout", "pause", f"deployment/{NAME}", "-n", NAMESPACE)
+    paused = existing(rig.api, owner)
+    seen = observed(owner=owner, deployment=workload_view(paused["Deployment", NAME]))
+    assert seen.deployment is not None
+    assert seen.deployment.paused
+    going_on = children(seen, CONFIG, decide(seen, CONFIG, NOW))
+    assert await writer.write(owner, (), going_on, paused) == WriteResult()
+    continued = existing(rig.api, owner)
+    assert "paused" not in continued["Deployment", NAME]["spec"]
+    for _ in range(2):
+        assert await writer.write(owner, (), wanted(owner), existing(rig.api, owner)) == WriteResult()
+    after = existing(rig.api, owner)["Deployment", NAME]
+    assert after["metadata"]["generation"] == continued["Deployment", NAME]["metadata"]["generation"]
 
 
 async def test_an_object_that_carries_a_users_reference_to_the_speculator_is_not_ours(

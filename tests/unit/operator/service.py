@@ -45,6 +45,10 @@ class ServicePod:
     """The pod has a node. The world of a roll leaves out pods without one (``world_builder``)."""
     starts: bool = False
     """The pod is new, and ready at the reconcile after the next one."""
+    unreachable: bool = False
+    """Kubernetes cannot reach the pod's node."""
+    started_together: bool = False
+    """The engine started together with its agent."""
 
     def view(self) -> Pod:
         counters = LiveCounters(
@@ -52,8 +56,12 @@ class ServicePod:
             verify_rounds=self.requests * ROUNDS_PER_REQUEST,
             answer_tokens=self.answer_tokens,
         )
+        container: dict[str, Any] = {
+            "started_together": self.started_together,
+            "container_started": NOW + timedelta(seconds=self.boot),
+        }
         if not self.ready:
-            return Pod(self.name, ready=False, starting=True)
+            return Pod(self.name, ready=False, starting=True, unreachable=self.unreachable, **container)
         return Pod(
             self.name,
             ready=True,
@@ -63,11 +71,17 @@ class ServicePod:
             swap=self.swap,
             boot=str(self.boot),
             counters=counters,
+            **container,
         )
 
     def crash(self) -> None:
         """The engine ends, and the next one starts at once with the same version."""
         self.boot, self.requests, self.answer_tokens = self.boot + 1, 0, 0
+
+    def reload(self, *, with_agent: bool = False) -> None:
+        """The engine ends, and the next one loads its model."""
+        self.crash()
+        self.ready, self.started_together = False, with_agent
 
 
 class Service:
@@ -77,8 +91,11 @@ class Service:
         self.pods = [ServicePod(name) for name in "abcdefgh"[:pods]]
         self.policy = RolloutSpec.model_validate({"analysis": JUDGED, "progress_deadline_seconds": 60, **policy})
         self.now, self.roll = NOW, Roll()
+        self.start_limit = timedelta(0)
+        """How long an engine may take to load its model."""
         self.active, self.epoch = 0, 1
         self.previous: int | None = None
+        self.channel_reason = ChannelReason.INITIAL
         self.rejected: set[int] = set()
         self.passed: int | None = 1
         """The version that passed its measurement."""
@@ -107,9 +124,11 @@ class Service:
             previous=self.previous,
             epoch=self.epoch,
             rejected=frozenset(self.rejected),
+            channel_reason=self.channel_reason,
             channel_message="the channel's message",
             pods=tuple(pod.view() for pod in self.pods if pod.scheduled),
             policy=self.policy,
+            start_limit=self.start_limit,
             next_version=next_version,
             promotable=frozenset() if next_version is None else frozenset({next_version}),
             observation_gap=self.restarted,
@@ -168,7 +187,7 @@ class Service:
             returned = made.advance.reason is ChannelReason.ROLLED_BACK
             self.active, self.previous = made.advance.active, None if returned else self.active
         self.rejected |= set() if made.advance.reject is None else {made.advance.reject}
-        self.epoch += 1
+        self.epoch, self.channel_reason = self.epoch + 1, made.advance.reason
 
     def _swap(self, made: Step) -> None:
         for name, version in made.swaps.items():

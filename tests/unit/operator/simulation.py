@@ -96,6 +96,8 @@ class SimulatedPod:
     slow: bool = False
     """Swaps never end, and the engine never becomes ready."""
     silent: bool = False
+    lost: bool = False
+    """Kubernetes and the operator cannot reach the pod's node."""
     lie: str = ""
     salt: str = ""
     phase: SwapPhase = SwapPhase.IDLE
@@ -124,7 +126,7 @@ class SimulatedPod:
 
     @property
     def faulty(self) -> bool:
-        return bool(self.slow or self.silent or self.lie or self.salt)
+        return bool(self.slow or self.silent or self.lost or self.lie or self.salt)
 
     @property
     def _seen_epoch(self) -> int | None:
@@ -143,7 +145,7 @@ class SimulatedPod:
 
     def measure(self, request: MeasurementRequest) -> None:
         """Withdraw the pod, renew its lease, or end the lease. Raises the same errors as :meth:`request`."""
-        if self.silent:
+        if self.silent or self.lost:
             raise AgentError("no answer")
         if self.asked is not None and request.epoch < self.asked.epoch:
             raise Fenced("a higher epoch was seen", 409, "", self.asked.epoch, self.asked.version)
@@ -164,7 +166,7 @@ class SimulatedPod:
 
     def request(self, request: SwapRequest) -> None:
         """Start a swap. Raises :class:`Fenced` (HTTP 409) for an old epoch or during another swap."""
-        if self.silent:
+        if self.silent or self.lost:
             raise AgentError("no answer")
         if self.asked is not None and request.epoch < self.asked.epoch:
             raise Fenced("a higher epoch was seen", 409, "", self.asked.epoch, self.asked.version)
@@ -187,6 +189,8 @@ class SimulatedPod:
         self.views += 1
         if not self.scheduled:
             return PodView(self.name, uid=self.name, waiting="Unschedulable", scheduler_message="no node has room")
+        if self.lost:
+            return PodView(self.name, uid=self.name, ip="10.0.0.9", scheduled=True, unreachable=True)
         state = None if self.silent else self._state()
         return PodView(
             self.name, uid=self.name, ip=f"10.0.0.{self.name[-2:]}", ready=self.serves, scheduled=True, agent=state
@@ -195,7 +199,11 @@ class SimulatedPod:
     def _state(self) -> AgentState:
         reported: dict[str, Any] = {"version": self.version, "boot": str(self.boot), "requests": self.requests}
         swap = SwapStatus(
-            phase=self.phase, version=self.asked.version if self.asked else None, finished=self.finished, error="no"
+            phase=self.phase,
+            version=self.asked.version if self.asked else None,
+            epoch=self._seen_epoch,
+            finished=self.finished,
+            error="no",
         )
         if self.lie == "version":
             reported["version"] = 99

@@ -42,9 +42,11 @@ def test_a_speculator_that_is_gone_or_cannot_be_used_waits_no_more() -> None:
     fleet.forget(A)
     fleet.report_unusable(B)
     assert fleet.view(C) == FleetView()
-    fleet.report(B, decision(UpgradeStage.RESTARTING))
-    fleet.report_unusable(B)
-    assert fleet.view(C).restarting == 1, "its pods restart all the same"
+    for failure in ("", "timed out"):
+        fleet.report(B, decision(UpgradeStage.RESTARTING, failure=failure))
+        assert fleet.view(C) == FleetView(restarting=1, failed=bool(failure))
+        fleet.report_unusable(B)
+        assert fleet.view(C) == FleetView(), "nobody can tell when its turn would end"
 
 
 def test_the_fleet_is_known_once_every_loop_reported_or_was_given_up() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from typing import Any
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
@@ -16,9 +17,9 @@ from aurora_operator.observe.kubernetes_views import deployed_template
 from aurora_operator.observe.observed import Observed
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.upgrade.decision import UpgradeDecision, decide
-from tests.unit.operator.worlds import CONFIG, OWNER, observed, spec
+from tests.unit.operator.worlds import CONFIG, NOW, OWNER, observed, spec
 
-__all__ = ["MAX_UNKNOWN_SECONDS", "Operator", "Speculator", "config"]
+__all__ = ["MAX_UNKNOWN_SECONDS", "Operator", "Speculator", "config", "running", "started"]
 
 
 def config(version: int, max_concurrent: int = 1) -> OperatorConfig:
@@ -36,6 +37,10 @@ class Speculator:
     restarts: int = 0
     upgrading: bool = False
     """The pods restart because of an upgrade, and are not all ready yet."""
+    unusable: bool = False
+    """The spec cannot be used, or the speculator is being deleted."""
+    gave_back: bool = False
+    """The pods restart without a turn, because the speculator was unusable since the restart began."""
     spec_changed: bool = False
     """A user changed the spec since the Deployment was applied last."""
 
@@ -83,7 +88,7 @@ class Speculator:
             replicas = self.live["spec"]["replicas"]
             counts = dict.fromkeys(("replicas", "updatedReplicas", "readyReplicas"), replicas)
             self.live["status"] = {"observedGeneration": self.live["metadata"]["generation"], **counts}
-            self.upgrading = False
+            self.upgrading = self.gave_back = False
 
     def lose_a_pod(self) -> None:
         if self.live is not None:
@@ -95,21 +100,32 @@ class Speculator:
         timed_out = {"type": "Progressing", "status": "False", "message": "timed out progressing"}
         self.live["status"] = {"observedGeneration": self.live["metadata"]["generation"], "conditions": [timed_out]}
 
+    def be_paused(self) -> None:
+        """Somebody pauses the Deployment, whose controller then says nothing about progress."""
+        assert self.live is not None
+        paused = {"type": "Progressing", "status": "Unknown", "reason": "DeploymentPaused"}
+        self.live["status"] = {"observedGeneration": self.live["metadata"]["generation"], "conditions": [paused]}
+
 
 class Operator:
     """One process of the operator. ``clock`` returns seconds."""
 
     def __init__(self, settings: OperatorConfig, fleet: list[Speculator], clock: Callable[[], float]) -> None:
-        self.config, self._fleet = settings, Fleet(clock)
+        self.config, self._fleet, self._clock = settings, Fleet(clock), clock
         for speculator in fleet:
             self._fleet.expect(speculator.key)
 
     def decide(self, speculator: Speculator, **more: Any) -> UpgradeDecision:
         """Look at a speculator and decide, as the reconciler does."""
         seen = replace(speculator.observe(), fleet=self._fleet.view(speculator.key), **more)
-        made = decide(seen, self.config)
+        made = decide(seen, self.config, NOW + timedelta(seconds=self._clock()))
         self._fleet.report(speculator.key, made)
         return made
+
+    def find_unusable(self, speculator: Speculator) -> None:
+        """Look at a speculator whose spec cannot be used, or that is being deleted."""
+        speculator.unusable, speculator.gave_back = True, speculator.upgrading
+        self._fleet.report_unusable(speculator.key)
 
     def look(self, *speculators: Speculator) -> None:
         for speculator in speculators:
@@ -123,3 +139,13 @@ def started(settings: OperatorConfig, *fleet: Speculator) -> Operator:
     made.look(*fleet)
     now[0] = START_SECONDS
     return made
+
+
+def running(*names: str) -> list[Speculator]:
+    """Speculators whose pods were made by the operator of version 1, and are ready."""
+    fleet = [Speculator(name) for name in names]
+    operator = started(config(1), *fleet)
+    operator.look(*fleet)
+    for speculator in fleet:
+        speculator.become_whole()
+    return fleet

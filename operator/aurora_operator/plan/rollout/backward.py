@@ -10,7 +10,7 @@ from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.rollout.facts import RolloutFacts
 from aurora_operator.plan.rollout.forward import at_rest, with_fields
 from aurora_operator.plan.rollout.judgement_types import AlreadyRejected, Pin, PinLater, Reject, Stop
-from aurora_operator.plan.rollout.roll import NO_CRASHES, Roll
+from aurora_operator.plan.rollout.roll import NO_ENGINES, Roll
 from aurora_operator.plan.rollout.steps import Advance, Step
 from aurora_operator.plan.rollout.swaps import return_all
 from aurora_protocol.draft_records import ChannelReason
@@ -53,9 +53,13 @@ def end_return(facts: RolloutFacts, judgement: object) -> Step:
 
 def pin(facts: RolloutFacts, judgement: Pin) -> Step:
     """Make the pinned version active, in any phase. The next reconcile asks the pods to swap."""
-    version = judgement.version
-    pinned = Roll(epoch=facts.roll.epoch + 1, version=version, message=f"version {version} is pinned")
-    return Step(pinned, advance=Advance(version, ChannelReason.PINNED), event="Pinned")
+    advance = Advance(judgement.version, ChannelReason.PINNED)
+    return Step(_pinned(facts, judgement.version), advance=advance, event="Pinned")
+
+
+def record_pin(facts: RolloutFacts, judgement: object) -> Step:
+    """The channel has the pinned version active already: the operator died before it wrote the status."""
+    return Step(_pinned(facts, facts.world.active), event="Pinned")
 
 
 def return_before_pin(facts: RolloutFacts, judgement: PinLater) -> Step:
@@ -65,6 +69,10 @@ def return_before_pin(facts: RolloutFacts, judgement: PinLater) -> Step:
     return Step(roll, swaps=return_all(facts))
 
 
+def _pinned(facts: RolloutFacts, version: int) -> Roll:
+    return Roll(epoch=facts.roll.epoch + 1, version=version, message=f"version {version} is pinned")
+
+
 def _returning(facts: RolloutFacts, reason: str) -> Roll:
     return with_fields(
         facts.roll,
@@ -72,6 +80,6 @@ def _returning(facts: RolloutFacts, reason: str) -> Roll:
         epoch=facts.roll.epoch + 1,
         progressed=facts.world.now,
         analysis=None,
-        **NO_CRASHES,
+        **NO_ENGINES,
         message=reason,
     )

@@ -5,7 +5,7 @@ traffic, and evaluates pods and deadlines. ``judgement`` and ``transition`` read
 again.
 
 Invariants: deadlines do not run while a roll waits for traffic, for a person or for pods to become ready, and start
-again in full afterwards. A crash
+again in full afterwards. Only the clock of a pod that is away with the version may run on (``absences``). A crash
 counts against the version only when the operator was observing and the engine crashed alone. A crash together with the
 pod's agent, or with engines of another version, says more about the machine. Engines of other versions that crash
 during the roll are counted too, because whatever ends them, such as a client's request, may end any engine.
@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_operator.plan.rollout.absences import late_load, late_return, with_absences
 from aurora_operator.plan.rollout.analysis import live_analysis
 from aurora_operator.plan.rollout.analysis.live_analysis import PodCounters
 from aurora_operator.plan.rollout.restored_status import restored
 from aurora_operator.plan.rollout.roll import JUDGED_PHASES, AnalysisState, Roll
-from aurora_operator.plan.rollout.world import Pod, World, confirmed
-from aurora_protocol.agent_api import SwapPhase
+from aurora_operator.plan.rollout.world import Pod, World, confirmed, container_starts
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,22 @@ class RolloutFacts:
     """No pod is swapping, and no ready pod serves anything but the active version."""
     too_many_not_ready: bool
     """More pods than the policy allows are not ready, so the ready ones must not swap."""
+    too_many_others_not_ready: bool
+    """The same, not counting the pods that had the version or were asked to take it: something else ends pods."""
     weights_differ: bool
     """Pods hold different weights under the roll's version."""
-    loading_pod: str
-    """A pod whose engine is loading the roll's version, or empty."""
-    missing_pod: str
-    """A pod that had the version, or was asked to take the version, and is not up now; or empty."""
+    late_load: str
+    """A pod whose engine loads the roll's version for longer than the deadline, or empty."""
+    late_return: str
+    """A pod that had the version, or was asked to take it, and is missing for longer than allowed; or empty."""
+    awaits_return: bool
+    """A pod that had the version, or was asked to take it, is missing, and the version may be why."""
     no_progress: bool
-    """The roll made no progress for longer than the deadline."""
+    """The roll made no progress for longer than the deadline, and no pod is missing or loads the version."""
     starved: bool
     """The canary, or the baseline before it, waits for traffic that does not come."""
     watch_over: bool
     """The promoted version was watched for ``watchSeconds``."""
-    watch_overdue: bool
-    """The watch ended longer ago than the progress deadline."""
     vouched: bool
     """A person vouches for the roll's version."""
     peers: Mapping[str, PodCounters]
@@ -90,19 +92,22 @@ class RolloutFacts:
 
 def facts_of(world: World, stored: Roll) -> RolloutFacts:
     """The facts of this reconcile."""
-    roll = _with_crashes_counted(world, restored(world, stored))
+    roll = with_absences(world, _with_crashes_counted(world, restored(world, stored)))
     version, pods = roll.version, world.pods
     updated = confirmed(pods, version)
     live, peers = _live(world, version), _live(world, world.active) if version != world.active else {}
-    too_many_not_ready = sum(not pod.ready for pod in pods) > world.policy.max_not_ready
+    not_ready = [pod.name for pod in pods if not pod.ready]
+    too_many_not_ready = len(not_ready) > world.policy.max_not_ready
+    too_many_others = sum(name not in roll.engine_boots for name in not_ready) > world.policy.max_not_ready
+    stands_still = too_many_others or bool(roll.missing_since or roll.loading_since)
     vouched = version is not None and world.promote == version
     watched = timedelta.max if roll.progressed is None else world.now - roll.progressed
-    watch, deadline = timedelta(seconds=world.policy.analysis.watch_seconds), _deadline(world)
+    watch = timedelta(seconds=world.policy.analysis.watch_seconds)
     return RolloutFacts(
         world=world,
         roll=roll,
         phase=RolloutPhase.IDLE if version is None and roll.phase is not RolloutPhase.ROLLING_BACK else roll.phase,
-        deadline=deadline,
+        deadline=_deadline(world),
         ready=tuple(pod for pod in pods if pod.ready),
         updated=updated,
         third_version_pods=tuple(
@@ -113,15 +118,14 @@ def facts_of(world: World, stored: Roll) -> RolloutFacts:
         settled=_settled(world),
         returned=not any(pod.swapping or (pod.ready and pod.version != world.active) for pod in pods),
         too_many_not_ready=too_many_not_ready,
+        too_many_others_not_ready=too_many_others,
         weights_differ=len({pod.checksum for pod in updated}) > 1,
-        loading_pod=next(
-            (p.name for p in pods if p.swap.phase is SwapPhase.SWAPPING and p.swap.version == version), ""
-        ),
-        missing_pod=next((p.name for p in pods if p.name in roll.engine_boots and not p.ready and not p.up), ""),
-        no_progress=not too_many_not_ready and _no_progress(world, roll, vouched=vouched),
+        late_load=late_load(world, roll),
+        late_return=late_return(world, roll),
+        awaits_return=bool(roll.missing_since),
+        no_progress=not stands_still and _no_progress(world, roll, vouched=vouched),
         starved=not too_many_not_ready and not vouched and _starved(world, roll, live, peers),
         watch_over=watched >= watch,
-        watch_overdue=roll.progressed is not None and watched > watch + deadline,
         vouched=vouched,
         peers=peers,
         analysis=_analysis(world, roll, live, peers, vouched=vouched),
@@ -148,6 +152,7 @@ def _with_crashes_counted(world: World, roll: Roll) -> Roll:
     with_agent = {pod.name for pod in world.pods if pod.started_together}
     alone = set() if world.observation_gap else crashed - with_agent
     blamed = 0 if others_crashed else len(alone)
+    starts = {name: at for name, at in roll.container_starts.items() if name not in crashed}
     others = {name: boot for name, boot in boots.items() if boot and name not in kept | serving}
     known = {name: boot for name, boot in roll.other_boots.items() if name not in roll.engine_boots}
     also_crashed = {name for name, boot in known.items() if boots.get(name, boot) != boot} - with_agent
@@ -155,6 +160,7 @@ def _with_crashes_counted(world: World, roll: Roll) -> Roll:
     others_counted = 0 if world.observation_gap else max(0, len(also_crashed) - len(alone) + blamed)
     update = {
         "engine_boots": kept | serving,
+        "container_starts": starts | container_starts(confirmed(world.pods, roll.version)),
         "engine_crashes": roll.engine_crashes + blamed,
         "other_boots": {name: boot for name, boot in known.items() if name not in boots} | others,
         "other_crashes": roll.other_crashes + others_counted,

@@ -9,9 +9,10 @@ from aurora_operator.plan.rollout.analysis import live_analysis
 from aurora_operator.plan.rollout.facts import RolloutFacts
 from aurora_operator.plan.rollout.judgement import WAITING_PREFIX, canary_pods
 from aurora_operator.plan.rollout.judgement_types import Hold, Pass, Pause, Start, Wait
-from aurora_operator.plan.rollout.roll import NO_CRASHES, AnalysisState, Roll
+from aurora_operator.plan.rollout.roll import NO_ENGINES, AnalysisState, Roll
 from aurora_operator.plan.rollout.steps import Advance, Step
 from aurora_operator.plan.rollout.swaps import next_swaps, retry_note, return_rejected, return_strays
+from aurora_operator.plan.rollout.world import container_starts
 from aurora_protocol.draft_records import ChannelReason
 
 
@@ -25,8 +26,8 @@ def with_analysis(roll: Roll, **update: Any) -> Roll:
 
 
 def at_rest(roll: Roll, **update: Any) -> Roll:
-    """An idle roll. The state of the live analysis and the counts of engine crashes are dropped."""
-    return with_fields(roll, phase=RolloutPhase.IDLE, analysis=None, **NO_CRASHES, **update)
+    """An idle roll. The state of the live analysis and all that was noted about engines is dropped."""
+    return with_fields(roll, phase=RolloutPhase.IDLE, analysis=None, **NO_ENGINES, **update)
 
 
 # idle ----------------------------------------------------------------------------------------------------------------
@@ -40,6 +41,7 @@ def start_canary(facts: RolloutFacts, judgement: Start) -> Step:
     started = Roll(
         phase=RolloutPhase.CANARY,
         epoch=facts.roll.epoch + 1,
+        first_epoch=facts.roll.epoch + 1,
         version=judgement.version,
         total=total,
         started=world.now,
@@ -99,12 +101,17 @@ def swap_canary(facts: RolloutFacts, judgement: object) -> Step:
 
     A canary pod that no longer confirms the version is waited for, and not replaced at once.
     """
-    roll, state, wanted = _running(facts), facts.analysis, canary_pods(facts)
-    canary_is_missing = state is not None and state.window_begins is not None and state.canary_missing_since is None
-    if canary_is_missing:
-        roll = with_analysis(roll, canary_missing_since=facts.world.now)
+    roll, wanted = _without_whole_canary(facts), canary_pods(facts)
     message = f"swapping {wanted} of {len(facts.world.pods)} pods to version {facts.version}{retry_note(facts)}"
     return _ask(facts, with_fields(roll, message=message), next_swaps(facts, wanted - facts.uncertain_pods))
+
+
+def _without_whole_canary(facts: RolloutFacts) -> Roll:
+    """The roll, which remembers since when a canary that had its pods already is not whole any more."""
+    roll, state = _running(facts), facts.analysis
+    if state is None or state.window_begins is None or state.canary_missing_since is not None:
+        return roll
+    return with_analysis(roll, canary_missing_since=facts.world.now)
 
 
 def wait_for_judgement(facts: RolloutFacts, judgement: Wait) -> Step:
@@ -131,8 +138,10 @@ def _ask(facts: RolloutFacts, roll: Roll, swaps: dict[str, int], *, event: str =
 
     An engine that crashes before the next reconcile therefore counts as crashed.
     """
-    boots = {pod.name: pod.boot for pod in facts.world.pods if pod.name in swaps}
-    return Step(with_fields(roll, engine_boots=roll.engine_boots | boots), swaps=swaps, event=event)
+    asked = [pod for pod in facts.world.pods if pod.name in swaps]
+    boots, starts = {pod.name: pod.boot for pod in asked}, container_starts(asked)
+    known = with_fields(roll, engine_boots=roll.engine_boots | boots, container_starts=roll.container_starts | starts)
+    return Step(known, swaps=swaps, event=event)
 
 
 # the other pods ------------------------------------------------------------------------------------------------------
@@ -187,7 +196,13 @@ def resume(facts: RolloutFacts, judgement: object) -> Step:
 
 
 def hold(facts: RolloutFacts, judgement: Hold) -> Step:
-    """Ask no pod. The deadlines of the roll and of a missing canary start again in full when the hold ends."""
+    """Ask no pod. The deadlines of the roll and of a canary start again in full when the hold ends.
+
+    They run on when no more pods without the version are away than allowed. Else a version that keeps several engines
+    down would hold its own roll forever.
+    """
+    if not facts.too_many_others_not_ready:
+        return Step(with_fields(_without_whole_canary(facts), message=judgement.reason))
     roll = with_analysis(facts.analysed_roll, canary_missing_since=None)
     return Step(with_fields(roll, progressed=None, message=judgement.reason))
 

@@ -12,6 +12,7 @@ from aurora_operator.plan.rollout import failures
 from aurora_operator.plan.rollout.facts import RolloutFacts
 from aurora_operator.plan.rollout.judgement_types import (
     AlreadyActive,
+    AlreadyPinned,
     AlreadyRejected,
     Hold,
     Judgement,
@@ -30,6 +31,7 @@ from aurora_operator.plan.rollout.judgement_types import (
     Wait,
 )
 from aurora_operator.plan.rollout.world import World
+from aurora_protocol.draft_records import ChannelReason
 
 _NOT_JUDGED = "live traffic does not judge it"
 WAITING_PREFIX = "waiting "
@@ -76,8 +78,8 @@ def _under_way(facts: RolloutFacts) -> Judgement:
     """The judgement in the phases Canary, Rolling and Paused."""
     world, version = facts.world, facts.version
     if version == world.active:
-        # The operator died after it promoted the version in the channel, and before it wrote the status.
-        return AlreadyActive()
+        # The operator died after it made the version active in the channel, and before it wrote the status.
+        return AlreadyPinned() if world.channel_reason is ChannelReason.PINNED else AlreadyActive()
     if world.pinned_version is not None:
         return Stop(f"version {world.pinned_version} is pinned")
     if version in world.rejected:
@@ -141,8 +143,10 @@ def _rolling(facts: RolloutFacts) -> Judgement:
 def _watching(facts: RolloutFacts) -> Judgement:
     world, state, version = facts.world, facts.roll.analysis, facts.version
     if version != world.active:
-        # The operator died after it rejected the version in the channel and before it wrote the status, or somebody
-        # else changed the channel.
+        # The operator died after it changed the channel and before it wrote the status, or somebody else changed the
+        # channel. A pin rejects nothing.
+        if world.channel_reason is ChannelReason.PINNED and version not in world.rejected:
+            return AlreadyPinned()
         return AlreadyRejected(world.channel_message or f"version {world.active} was made active")
     if world.abort == version and world.previous is not None:
         return Reject(f"version {version} was aborted by a person")
@@ -152,9 +156,9 @@ def _watching(facts: RolloutFacts) -> Judgement:
         return Stop("a version is pinned")
     if world.previous is None or state is None or state.serving_digest != world.serving_digest:
         return Stop("live traffic can no longer be compared with traffic from before the roll")
-    if crashed := failures.rejection_in_watch(facts):
-        return crashed
-    if facts.watch_over and not facts.missing_pod:
+    if ended := failures.rejection_in_watch(facts) or failures.stop_in_watch(facts):
+        return ended
+    if facts.watch_over and not facts.awaits_return:
         return Pass()
     return _bad_traffic(facts) or Proceed()
 

@@ -39,6 +39,11 @@ class AlreadyActive:
 
 
 @dataclass(frozen=True)
+class AlreadyPinned:
+    """The channel has a pinned version active already, but the status does not show that yet."""
+
+
+@dataclass(frozen=True)
 class Stop:
     """The roll, or the watch, must end without blame for the version."""
 
@@ -59,7 +64,10 @@ class Resume:
 
 @dataclass(frozen=True)
 class Hold:
-    """More pods than rollout.maxNotReady are not ready: ask no pod. The progress deadline starts again afterwards."""
+    """More pods than rollout.maxNotReady are not ready: ask no pod.
+
+    The progress deadline starts again afterwards if that many pods without the version are not ready.
+    """
 
     reason: str
 
@@ -111,6 +119,7 @@ Judgement = (
     | Reject
     | AlreadyRejected
     | AlreadyActive
+    | AlreadyPinned
     | Stop
     | Pause
     | Resume

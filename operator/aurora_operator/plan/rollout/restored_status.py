@@ -17,8 +17,12 @@ from aurora_operator.plan.rollout.world import World
 
 def restored(world: World, roll: Roll) -> Roll:
     """``roll`` with its times, pods and epoch brought up to what the world says."""
+    epoch = _epoch(world, roll)
+    fenced = world.fencing_epoch > max(roll.epoch, world.epoch)
     update: dict[str, Any] = {
-        "epoch": _epoch(world, roll),
+        "epoch": epoch,
+        # Orders of the epochs in between are not ours.
+        "first_epoch": epoch if fenced and roll.first_epoch is not None else roll.first_epoch,
         "started": _not_ahead(roll.started, world.now),
         "progressed": _not_ahead(roll.progressed, world.now),
         "phase_started": _not_ahead(roll.phase_started, world.now),
@@ -26,8 +30,9 @@ def restored(world: World, roll: Roll) -> Roll:
     if world.observation_gap and roll.phase is not RolloutPhase.IDLE:
         update["progressed"] = world.now
     names = {pod.name for pod in world.pods}
-    for field in ("engine_boots", "other_boots"):
-        update[field] = {name: boot for name, boot in getattr(roll, field).items() if name in names}
+    for field in ("engine_boots", "container_starts", "other_boots"):
+        update[field] = {name: value for name, value in getattr(roll, field).items() if name in names}
+    update["retried"] = {n: min(at, world.now) for n, at in roll.retried.items() if n in names}
     if roll.analysis is not None:
         update["analysis"] = _analysis(world, roll.analysis, names)
     return roll.model_copy(update=update)

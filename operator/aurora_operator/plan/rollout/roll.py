@@ -4,7 +4,7 @@ Users read :class:`RolloutStatus` in ``status.rollout``. The rest is :class:`Ope
 which is opaque. :func:`read_roll` and :meth:`Roll.status_parts` translate between the status and a :class:`Roll`.
 
 Invariant: a roll whose operator state cannot be read is never judged. It is marked ``state_lost``, and stops without
-blame for its version.
+blame for its version. Every field is optional, so an operator of another version reads the state too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from aurora_api.base import RewrittenModel, Timestamp
 from aurora_api.v1alpha1.status import MAX_PODS_SHOWN, RolloutPhase, RolloutStatus, SpeculatorStatus
-from aurora_protocol.agent_api import LiveCounters
+from aurora_protocol.agent_api import LiveCounters, SwapStatus
 
 UNDER_WAY = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.PAUSED})
 """Phases in which pods may serve a version that is not active yet."""
@@ -55,13 +55,16 @@ class AnalysisState(RewrittenModel):
     """The last judgement."""
 
 
-NO_CRASHES: Final[Mapping[str, Any]] = {
+NO_ENGINES: Final[Mapping[str, Any]] = {
     "engine_boots": {},
+    "container_starts": {},
+    "missing_since": {},
+    "loading_since": {},
     "engine_crashes": 0,
     "other_boots": {},
     "other_crashes": 0,
 }
-"""The fields of a roll that counts engine crashes from zero."""
+"""The fields of a roll whose version no engine has, and that counts engine crashes from zero."""
 
 
 class OperatorState(RewrittenModel):
@@ -69,8 +72,16 @@ class OperatorState(RewrittenModel):
 
     phase_started: Timestamp | None = None
     """When the present phase began. Only the trace of the roll depends on it (``aurora_operator.roll_traces``)."""
+    first_epoch: int | None = None
+    """The epoch with which the roll started. An order of a lower epoch belongs to an earlier roll."""
     engine_boots: dict[str, str] = Field(default_factory=dict)
     """Pod -> engine start, for every pod that serves the version or was asked to. Another start means a crash."""
+    container_starts: dict[str, Timestamp] = Field(default_factory=dict)
+    """Pod -> when the container of that engine started, by the clock of its node. It is only compared for equality."""
+    missing_since: dict[str, Timestamp] = Field(default_factory=dict)
+    """Pod -> since when its clock runs because the pod had the version and is away (``rollout.absences``)."""
+    loading_since: dict[str, Timestamp] = Field(default_factory=dict)
+    """Pod -> since when its engine has been seen loading the version."""
     engine_crashes: int = Field(default=0, ge=0)
     """How many of these engines have crashed."""
     other_boots: dict[str, str] = Field(default_factory=dict)
@@ -78,6 +89,9 @@ class OperatorState(RewrittenModel):
     other_crashes: int = Field(default=0, ge=0)
     """How many of these engines have crashed. Whatever ended them may end engines with the version too."""
     analysis: AnalysisState | None = None
+    retried: dict[str, Timestamp] = Field(default_factory=dict)
+    """Pod -> when the pod was last asked again after a failed swap. By the operator's clock, unlike the agent's times.
+    It is stored in every phase."""
 
 
 class _StoredState(OperatorState):
@@ -97,39 +111,34 @@ class Roll(RolloutStatus, OperatorState):
     def status_parts(self) -> tuple[RolloutStatus, dict[str, Any]]:
         """``status.rollout`` and ``status.operatorState``."""
         rollout = RolloutStatus(**{name: getattr(self, name) for name in RolloutStatus.model_fields})
-        if self.phase not in JUDGED_PHASES:
-            return rollout, {}
-        state = _StoredState(
-            version=self.version,
-            phase_started=self.phase_started,
-            engine_boots=self.engine_boots,
-            engine_crashes=self.engine_crashes,
-            other_boots=self.other_boots,
-            other_crashes=self.other_crashes,
-            analysis=self.analysis,
-            **self.unknown_state,
-        )
+        if self.phase in JUDGED_PHASES:
+            fields = {name: getattr(self, name) for name in OperatorState.model_fields}
+            state = _StoredState(version=self.version, **fields, **self.unknown_state)
+        else:
+            state = _StoredState(retried=self.retried)
         return rollout, state.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+    def ordered(self, swap: SwapStatus) -> bool:
+        """Whether the pod accepted the order for its last ``swap`` in this roll.
+
+        The epochs say so. Only for an agent or a roll of a version that does not name its epoch, the clocks of pod and
+        operator are compared, which may differ.
+        """
+        if self.first_epoch is not None and swap.epoch is not None:
+            return self.first_epoch <= swap.epoch <= self.epoch
+        return self.started is None or swap.finished is None or swap.finished >= self.started
 
 
 def read_roll(status: SpeculatorStatus) -> Roll:
     """The roll that ``status`` stores."""
     shown = {name: getattr(status.rollout, name) for name in RolloutStatus.model_fields}
-    if status.rollout.phase not in JUDGED_PHASES:
-        return Roll(**shown)
     try:
         state = _StoredState.model_validate(status.operator_state)
     except ValidationError:
         state = _StoredState()
+    if status.rollout.phase not in JUDGED_PHASES:
+        return Roll(**shown, retried=state.retried)
     if state.version is None or state.version != status.rollout.version:
         return Roll(**shown, state_lost=True)
-    return Roll(
-        **shown,
-        phase_started=state.phase_started,
-        engine_boots=state.engine_boots,
-        engine_crashes=state.engine_crashes,
-        other_boots=state.other_boots,
-        other_crashes=state.other_crashes,
-        analysis=state.analysis,
-        unknown_state=state.model_extra or {},
-    )
+    fields = {name: getattr(state, name) for name in OperatorState.model_fields}
+    return Roll(**shown, **fields, unknown_state=state.model_extra or {})

@@ -2,12 +2,12 @@
 
 Invariants: a pod is only ever asked for the active version or for the one being rolled out. No pod is asked while it
 swaps, except to give up the download of another version, nor within :data:`RETRY_AFTER` of a failed swap to the same
-version. Pods that are not ready are not asked.
+version, nor of its repetition, whatever the pod's clock says. Pods that are not ready are not asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 from aurora_operator.plan.rollout.facts import RolloutFacts
@@ -34,7 +34,7 @@ def return_all(facts: RolloutFacts) -> dict[str, int]:
         pod.name
         for pod in world.pods
         if pod.ready
-        and not _failed_lately(pod, world.active, world.now)
+        and not _failed_lately(facts, pod, world.active)
         and (_stages_another(pod, world.active) or (pod.version != world.active and not pod.swapping))
     ]
     return dict.fromkeys(sorted(asked), world.active)
@@ -60,7 +60,7 @@ def next_swaps(facts: RolloutFacts, wanted: int) -> dict[str, int]:
     others = [
         pod
         for pod in facts.ready
-        if pod.version != version and not pod.swapping and not _failed_lately(pod, version, world.now)
+        if pod.version != version and not pod.swapping and not _failed_lately(facts, pod, version)
     ]
     room = min(world.policy.max_swapping - sum(pod.swapping for pod in world.pods), wanted - len(having))
     others.sort(key=lambda pod: (pod.version == world.active, pod.name))
@@ -78,13 +78,23 @@ def retry_note(facts: RolloutFacts) -> str:
 
 def _to_active(facts: RolloutFacts, stray: Iterable[Pod], limit: int) -> dict[str, int]:
     world = facts.world
-    asked = [p for p in stray if p.ready and not p.swapping and not _failed_lately(p, world.active, world.now)]
+    asked = [p for p in stray if p.ready and not p.swapping and not _failed_lately(facts, p, world.active)]
     room = limit - sum(pod.swapping for pod in world.pods)
     return dict.fromkeys(sorted(pod.name for pod in asked)[: max(room, 0)], world.active)
 
 
-def _failed_lately(pod: Pod, version: int, now: datetime) -> bool:
-    swap = pod.swap
-    if swap.phase is not SwapPhase.FAILED or swap.version != version or swap.finished is None:
-        return False
-    return abs(now - swap.finished) < RETRY_AFTER
+def retried(facts: RolloutFacts, swaps: Mapping[str, int]) -> dict[str, datetime]:
+    """When each pod was last asked again after a failed swap, ``swaps`` included."""
+    now, before = facts.world.now, facts.roll.retried
+    again = (pod.name for pod in facts.world.pods if pod.name in swaps and _failed(pod, swaps[pod.name]))
+    return {name: at for name, at in before.items() if now - at < RETRY_AFTER} | dict.fromkeys(again, now)
+
+
+def _failed(pod: Pod, version: int) -> bool:
+    return pod.swap.phase is SwapPhase.FAILED and pod.swap.version == version
+
+
+def _failed_lately(facts: RolloutFacts, pod: Pod, version: int) -> bool:
+    times = (pod.swap.finished, facts.roll.retried.get(pod.name))
+    lately = (at is not None and abs(facts.world.now - at) < RETRY_AFTER for at in times)
+    return _failed(pod, version) and any(lately)

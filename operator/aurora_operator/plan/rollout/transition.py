@@ -21,6 +21,7 @@ from aurora_operator.plan.rollout.facts import RolloutFacts, facts_of
 from aurora_operator.plan.rollout.judgement import judgement_of
 from aurora_operator.plan.rollout.judgement_types import (
     AlreadyActive,
+    AlreadyPinned,
     AlreadyRejected,
     Hold,
     Judgement,
@@ -40,6 +41,7 @@ from aurora_operator.plan.rollout.judgement_types import (
 )
 from aurora_operator.plan.rollout.roll import UNDER_WAY, Roll
 from aurora_operator.plan.rollout.steps import Step
+from aurora_operator.plan.rollout.swaps import retried
 from aurora_operator.plan.rollout.world import World
 
 Action = Callable[[RolloutFacts, Any], Step]
@@ -77,6 +79,7 @@ TRANSITIONS = (
     Transition((IDLE,), Proceed, forward.stay_idle, (IDLE,), "", "strays to the active version"),
     # Canary, Rolling, Paused
     Transition(BEFORE_PROMOTION, AlreadyActive, forward.record_promotion, (WATCHING, IDLE), "", "", "Promoted"),
+    Transition(BEFORE_PROMOTION, AlreadyPinned, backward.record_pin, (IDLE,), "", "", "Pinned"),
     Transition(BEFORE_PROMOTION, AlreadyRejected, backward.record_rejection, (ROLLING_BACK,), "", "", "RolloutFailed"),
     Transition(BEFORE_PROMOTION, Reject, backward.reject, (ROLLING_BACK,), "version rejected", "", "RolloutFailed"),
     Transition(BEFORE_PROMOTION, Stop, backward.stop, (ROLLING_BACK,), "", "", "RolloutStopped"),
@@ -93,6 +96,7 @@ TRANSITIONS = (
     Transition((ROLLING,), Proceed, forward.swap_next_pods, (ROLLING,), "", "next pods to the new version"),
     Transition((ROLLING,), Pass, forward.promote, (WATCHING, IDLE), "version active", "", "Promoted"),
     # Watching
+    Transition((WATCHING,), AlreadyPinned, backward.record_pin, (IDLE,), "", "", "Pinned"),
     Transition((WATCHING,), AlreadyRejected, backward.record_rejection, (ROLLING_BACK,), "", "", "RolloutFailed"),
     Transition((WATCHING,), Reject, backward.return_to_previous, (ROLLING_BACK,), "previous active; version rejected",
                "", "RolloutFailed"),
@@ -118,6 +122,7 @@ def step(world: World, stored: Roll) -> Step:
     assert made.rollout.phase in row.leads_to, f"the table does not know {facts.phase} -> {made.rollout.phase}"
     assert made.event == row.event, f"the table does not know the event {made.event}"
     rollout = _with_counts(facts, stored, _with_phase_start(facts, stored, made.rollout))
+    rollout = rollout.model_copy(update={"retried": retried(facts, made.swaps)})
     return Step(rollout, made.swaps, made.advance, made.event)
 
 

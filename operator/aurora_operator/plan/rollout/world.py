@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.rollout import RolloutSpec
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
+from aurora_protocol.draft_records import ChannelReason
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class Pod:
     """Random id of this engine start."""
     started_together: bool = False
     """The engine started together with its agent, so the engine before did not crash alone."""
+    container_started: datetime | None = None
+    """When the engine's container started, by the clock of its node."""
+    unreachable: bool = False
+    """Kubernetes, which cannot reach the pod's node, calls the pod not ready."""
     counters: LiveCounters = field(default_factory=LiveCounters)
 
     @property
@@ -50,10 +55,14 @@ class World:
     """The channel's epoch."""
     pods: tuple[Pod, ...]
     policy: RolloutSpec
+    start_limit: timedelta = timedelta(0)
+    """How long a pod may take to become ready, by the engine's startup probe."""
     previous: int | None = None
     """The channel's previous version."""
     rejected: frozenset[int] = frozenset()
     """Versions that the channel rejects, because of live traffic, failures or a person."""
+    channel_reason: ChannelReason | None = None
+    """What the channel's last record decided."""
     channel_message: str = ""
     """Why the channel's last record was written."""
     serving_digest: str = ""
@@ -80,6 +89,11 @@ class World:
     """The operator did not observe for a while, or the clock was set: deadlines restart now."""
     fencing_epoch: int = 0
     """The highest epoch for which a pod refused our last requests; 0: no pod has seen a higher epoch than ours."""
+
+
+def container_starts(pods: Iterable[Pod]) -> dict[str, datetime]:
+    """When the engine's container of each pod started, where that is known."""
+    return {pod.name: pod.container_started for pod in pods if pod.container_started is not None}
 
 
 def confirmed(pods: Iterable[Pod], version: int | None) -> tuple[Pod, ...]:

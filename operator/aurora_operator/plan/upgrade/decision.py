@@ -15,10 +15,11 @@ WITH_SPEC             The pods keep their template until a user changes the spec
 RESTARTING            The pods restart because of the upgrade, and are not all ready yet.
 ====================  ==================================================================================================
 
-Invariants: at most ``maxConcurrent`` speculators of the fleet are RESTARTING. The next turn is given only while no
-upgrade failed. A speculator that is RESTARTING takes any later template at once, so another upgrade, or its rollback,
-repairs a speculator whose upgrade failed. The stage follows from the Deployment, so a restarted operator goes on with
-the order.
+Invariants: at most ``maxConcurrent`` speculators of the fleet are RESTARTING, not counting those whose spec cannot be
+used or that are being deleted. The next turn is given only while no upgrade failed. No turn lasts forever: a restart
+fails when it makes no progress for the time that pods may take to start, whatever the Deployment says. A speculator
+that is RESTARTING takes any later template at once, so another upgrade, or its rollback, repairs a speculator whose
+upgrade failed. The stage follows from the Deployment, so a restarted operator goes on with the order.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from aurora_api.v1alpha1.serving import OperatorUpgrade
 from aurora_operator.children.applied_template import AppliedTemplate, TemplateInputs, template_inputs
 from aurora_operator.children.inference_deployment import inference_template
+from aurora_operator.children.startup_timing import start_deadline
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import FleetView, Observed
+from aurora_operator.observe.observed import DeployedTemplate, FleetView, Observed
 from aurora_operator.operator_config import OperatorConfig
 
 
@@ -58,7 +61,7 @@ class UpgradeDecision:
     """Why the upgrade cannot be finished; empty while nothing is known to be wrong."""
 
 
-def decide(observed: Observed, config: OperatorConfig) -> UpgradeDecision:
+def decide(observed: Observed, config: OperatorConfig, now: datetime) -> UpgradeDecision:
     """The template for the inference pods now."""
     wanted = _normal(inference_template(observed.owner, observed.spec, config))
     inputs = template_inputs(observed.owner, observed.spec)
@@ -71,7 +74,8 @@ def decide(observed: Observed, config: OperatorConfig) -> UpgradeDecision:
     whole = deployed.whole or _only_unplaced_pods_are_missing(observed)
     former = replace(former, restarting=former.restarting and not whole)
     made = _next(former, latest, inputs, observed, config.upgrade_max_concurrent, whole=whole)
-    failure = _refusal(observed) or (deployed.failure if made.restarting else "")
+    made = _timed(made, former, now)
+    failure = _refusal(observed) or (_restart_failure(made, deployed, now) if made.restarting else "")
     # One that waits for its store holds nobody up.
     return _decision(made, _stage(made, latest, observed), whole=whole and observed.store.ok, failure=failure)
 
@@ -119,6 +123,30 @@ def may_restart(fleet: FleetView, max_concurrent: int, *, whole: bool) -> bool:
 
 def _nothing_runs(observed: Observed) -> bool:
     return observed.spec.serving.replicas == 0 and not observed.pods
+
+
+def _timed(made: AppliedTemplate, former: AppliedTemplate, now: datetime) -> AppliedTemplate:
+    """``made`` with the time at which the restart with its template began."""
+    if not made.restarting:
+        return replace(made, restarting_since=None)
+    goes_on = former.restarting and made.template == former.template
+    since = former.restarting_since if goes_on else None
+    return replace(made, restarting_since=min(since or now, now))
+
+
+def _restart_failure(made: AppliedTemplate, deployed: DeployedTemplate, now: datetime) -> str:
+    """Why the restart does not end; empty while it may still go on.
+
+    The Deployment may stay silent, for example while it is paused. So the operator counts the time too, from the last
+    progress on.
+    """
+    if deployed.failure:
+        return deployed.failure
+    times = [at for at in (made.restarting_since, deployed.progressed) if at is not None]
+    limit = start_deadline(made.template)
+    if not times or now - max(times) <= limit:
+        return ""
+    return f"no further pod became ready for {limit // timedelta(minutes=1)} minutes"
 
 
 def _stage(made: AppliedTemplate, latest: AppliedTemplate, observed: Observed) -> UpgradeStage:

@@ -122,6 +122,7 @@ class Swapper:
         if self.is_swapping and last is not None and (request.version, request.digest) == (last.version, last.digest):
             if request.epoch > last.epoch:
                 self._record_request(request)  # the running swap obeys both orders, and the fence moves to the newer
+                self.status = self.status.model_copy(update={"epoch": request.epoch})
             return
         self._require_interruptible(request, last)
         if not self._recovered_boot:
@@ -135,9 +136,13 @@ class Swapper:
         self._record_request(request)
         if version == request.version and current is not None and current.digest == request.digest:
             started = self.status.started if self.status.finished else None
-            self.status = SwapStatus(version=version, started=started, finished=self.status.finished)
+            self.status = SwapStatus(
+                version=version, epoch=request.epoch, started=started, finished=self.status.finished
+            )
             return
-        self.status = SwapStatus(phase=SwapPhase.STAGING, version=request.version, started=datetime.now(UTC))
+        self.status = SwapStatus(
+            phase=SwapPhase.STAGING, version=request.version, epoch=request.epoch, started=datetime.now(UTC)
+        )
         former, self._staging_given_up = self._task, threading.Event()
         self._task = asyncio.create_task(self._swap(request, former, self._staging_given_up))
 
@@ -176,7 +181,7 @@ class Swapper:
             if given_up.is_set():  # no await from here to the phase, so that no order is accepted in between
                 log.info("the swap to version %d was given up for a newer order", request.version)
                 return
-            self.status = SwapStatus(phase=SwapPhase.SWAPPING, version=request.version, started=self.status.started)
+            self.status = self.status.model_copy(update={"phase": SwapPhase.SWAPPING})
             pause_seconds = await self.draft_swap.load_or_restore(draft, previous)
             drafts.make_current(draft)
         except (RuntimeFault, StoreError, OSError) as error:
@@ -190,6 +195,7 @@ class Swapper:
         else:
             self.status = SwapStatus(
                 version=request.version,
+                epoch=self.status.epoch,
                 pause_seconds=pause_seconds,
                 started=self.status.started,
                 finished=datetime.now(UTC),
@@ -201,6 +207,7 @@ class Swapper:
         self.status = SwapStatus(
             phase=SwapPhase.FAILED,
             version=request.version,
+            epoch=self.status.epoch,
             error=error[:1000],
             transient=transient,
             started=self.status.started,

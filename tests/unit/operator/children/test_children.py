@@ -21,7 +21,7 @@ from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.upgrade.decision import decide
 from aurora_operator.plan.wanted_children import children
 from aurora_protocol.pod_settings import Replica, ServingSettings, TrainerSettings, ValidationSettings
-from tests.unit.operator.worlds import CONFIG, OWNER, observed, spec
+from tests.unit.operator.worlds import CONFIG, NOW, OWNER, observed, spec
 
 
 def deployment(owner: Owner, given: SpeculatorSpec, config: OperatorConfig) -> dict[str, Any]:
@@ -336,7 +336,7 @@ def test_only_the_operator_reaches_agents_and_validators_too_where_replicas_are_
 
 
 def test_children_are_owned_and_named_after_the_speculator() -> None:
-    made = children(observed(), CONFIG, decide(observed(), CONFIG))
+    made = children(observed(), CONFIG, decide(observed(), CONFIG, NOW))
     assert len({(child["kind"], child["metadata"]["name"]) for child in made}) == len(made) == 7
     for child in made:
         assert child["metadata"]["ownerReferences"][0]["uid"] == OWNER.uid

@@ -49,7 +49,7 @@ class PodRules(Promises):
     @precondition(lambda self: any(pod.scheduled for pod in self.cluster.pods))
     @rule(
         which=st.integers(0, 4),
-        fault=st.sampled_from(["dies", "restarts", "restarts empty", "silent", "other weights", "slow", *LIES]),
+        fault=st.sampled_from(["dies", "restarts", "restarts empty", "silent", "lost", "other weights", "slow", *LIES]),
     )
     def pod_fails(self, *, which: int, fault: str) -> None:
         """``restarts``: with the version of before; ``restarts empty``: with the version that is active now."""
@@ -59,6 +59,8 @@ class PodRules(Promises):
             self.cluster.pods.remove(pod)
         elif fault == "silent":
             pod.silent = True
+        elif fault == "lost":
+            pod.lost = True
         elif fault == "slow":
             pod.slow = True
         elif fault == "other weights":
@@ -95,7 +97,7 @@ class PodRules(Promises):
     @rule()
     def faults_end(self) -> None:
         for pod in self.cluster.pods:
-            pod.slow, pod.silent, pod.lie = False, False, ""
+            pod.slow, pod.silent, pod.lost, pod.lie = False, False, False, ""
         self.all_go_on()
 
     def all_go_on(self) -> None:
@@ -116,4 +118,4 @@ class PodRules(Promises):
     def forgive_late(self) -> None:
         """Pods that are down or silent now may miss the next decision."""
         for pod in self.cluster.pods:
-            pod.late |= not pod.up or pod.silent
+            pod.late |= not pod.up or pod.silent or pod.lost

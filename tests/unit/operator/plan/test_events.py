@@ -11,12 +11,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
 from aurora_operator.act.event_recorder import _event
 from aurora_operator.observe.observed import Observed, StoreView, WorkloadView
 from aurora_operator.plan import EventNote
 from aurora_operator.plan.data_deletion import failure_note
+from aurora_operator.plan.rollout.roll import AnalysisState, Roll
 from aurora_operator.plan.root_ownership import TAKING_OVER
-from tests.unit.operator.worlds import NOW, OWNER, made, observed, pod, spec, status, waiting_pod
+from aurora_protocol.draft_records import ChannelReason
+from tests.unit.operator.worlds import (
+    NOW,
+    OWNER,
+    channel,
+    evidence,
+    made,
+    observed,
+    pod,
+    spec,
+    status,
+    store,
+    waiting_pod,
+)
 
 NO_PODS: dict[str, Any] = {"pods": (), "deployment": WorkloadView(current=False, replicas=2, ready=0)}
 DOWN: dict[str, Any] = {"pods": (pod("chat-a", 0, ready=False), pod("chat-b", 0, ready=False))}
@@ -155,3 +170,20 @@ def test_an_event_about_a_decision_repeats_after_an_hour_and_with_another_messag
 def test_a_deletion_that_fails_with_another_error_each_time_is_told_once_an_hour() -> None:
     notes = [failure_note(f"request {number} failed", "s3://bucket/root", "team", "chat") for number in range(9)]
     assert len(names(notes, NOW)) == 1
+
+
+@pytest.mark.parametrize(("phase", "pin"), [(RolloutPhase.WATCHING, 0), (RolloutPhase.CANARY, 1)])
+def test_a_pin_that_only_the_channel_records_is_told_as_a_pin(phase: RolloutPhase, pin: int) -> None:
+    """The operator died before it wrote the status. A rollback would also count towards ``training.suspendWhen``."""
+    rollout, state = Roll(phase=phase, version=1, epoch=2, progressed=NOW, analysis=AnalysisState()).status_parts()
+    record = channel(pin, epoch=3, previous=1 - pin).model_copy(update={"reason": ChannelReason.PINNED})
+    world = observed(
+        spec=spec(serving={"replicas": 2}, rollout={"pin": pin}),
+        store=store(0, 1, channel=record, evidence=(evidence(1),)),
+        status=SpeculatorStatus(rollout=rollout, operator_state=state),
+    )
+    planned = made(world)
+    assert planned.status is not None
+    assert [(entry.event, entry.version) for entry in planned.status.history] == [("Pinned", pin)]
+    assert [note.warning for note in planned.notes if note.reason in planned.decisions] == [False]
+    assert planned.advance is None

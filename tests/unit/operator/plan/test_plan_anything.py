@@ -30,6 +30,7 @@ SWAPS = st.builds(
     SwapStatus,
     phase=st.sampled_from(SwapPhase),
     version=st.none() | VERSIONS,
+    epoch=st.none() | st.integers(0, 9),
     finished=st.none() | TIMES,
     error=st.just("no"),
 )
@@ -61,6 +62,9 @@ ANALYSES = st.builds(
 )
 
 
+CLOCKS = st.dictionaries(st.sampled_from(["chat-a", "chat-b", "gone"]), TIMES)
+
+
 @st.composite
 def pods(draw: st.DrawFn, name: str) -> PodView:
     version = draw(VERSIONS)
@@ -80,6 +84,9 @@ def pods(draw: st.DrawFn, name: str) -> PodView:
         ready=draw(st.booleans()),
         terminating=draw(st.booleans()),
         ip=draw(st.sampled_from(["10.0.0.1", ""])),
+        unreachable=draw(st.booleans()),
+        started_together=draw(st.booleans()),
+        engine_started=draw(st.none() | TIMES),
     )
 
 
@@ -141,6 +148,8 @@ def statuses(draw: st.DrawFn) -> SpeculatorStatus:
             progressed=st.none() | TIMES,
             engine_boots=st.dictionaries(st.sampled_from(["chat-a", "chat-b"]), st.sampled_from(["b1", "b2"])),
             engine_crashes=st.integers(0, 2),
+            first_epoch=st.none() | st.integers(0, 9),
+            **dict.fromkeys(("container_starts", "missing_since", "loading_since", "retried"), CLOCKS),
             analysis=st.none() | ANALYSES,
         )
     )

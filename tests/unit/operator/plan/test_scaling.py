@@ -225,7 +225,7 @@ def test_a_scale_down_to_fewer_pods_than_the_canary_has_rolls_out_to_those_that_
 )  # fmt: skip
 def test_pods_without_room_do_not_hold_up_the_upgrade_of_a_fleet(changes: dict[str, Any], stage: UpgradeStage) -> None:
     seen = scaled_up(**changes)
-    latest = decide(replace(seen, deployed=None), CONFIG).applied
+    latest = decide(replace(seen, deployed=None), CONFIG, NOW).applied
     restarting = DeployedTemplate(latest.template, replace(latest, restarting=True), whole=False)
     seen = replace(seen, deployed=restarting)
-    assert decide(seen, CONFIG).stage is stage
+    assert decide(seen, CONFIG, NOW).stage is stage

@@ -133,7 +133,25 @@ async def test_a_request_for_the_served_draft_changes_nothing(rig: Rig) -> None:
     rig.engine.calls.clear()
     await rig.swap(1, epoch=4)
     assert rig.engine.calls == []
-    assert rig.swapper.status.phase is SwapPhase.IDLE
+    assert (rig.swapper.status.phase, rig.swapper.status.epoch) == (SwapPhase.IDLE, 4)
+
+
+async def test_the_state_names_the_epoch_of_the_order_in_every_phase_of_its_swap(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator tells by the epoch whether a failure belongs to its present roll. The pod's clock may be wrong."""
+    store = SlowStore(rig, monkeypatch)
+    await rig.swapper.request(rig.swap_request(1, 2))
+    await store.wait_until_begun()
+    assert (rig.swapper.status.phase, rig.swapper.status.epoch) == (SwapPhase.STAGING, 2)
+    await rig.swapper.request(rig.swap_request(1, 4))
+    store.released.set()
+    await asyncio.wait_for(rig.swapper.wait(), 10)
+    assert (rig.swapper.status.phase, rig.swapper.status.epoch) == (SwapPhase.IDLE, 4)
+    rig.engine.faults = dict.fromkeys(FakeEngine.ADMIN_ROUTES, "gone")
+    rig.engine.faults_persist = True
+    await rig.swap(2, epoch=5)
+    assert (rig.swapper.status.phase, rig.swapper.status.epoch) == (SwapPhase.FAILED, 5)
 
 
 async def test_an_older_epoch_is_refused_even_by_a_new_agent(rig: Rig) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from aurora_operator.plan.rollout.world import Pod
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
@@ -21,11 +22,20 @@ class SimulatedPod:
     reachable: bool = True
     phase: SwapPhase = SwapPhase.IDLE
     asked: int | None = None
+    asked_epoch: int | None = None
+    """Epoch of the order for ``asked``. None: the agent is of a version that does not report it."""
+    old_agent: bool = False
+    skew: timedelta = timedelta(0)
+    """How far the pod's clock is ahead of the operator's."""
     finished: datetime | None = None
     transient: bool = False
     epoch: int = 0
     salt: str = ""
     slow: bool = False
+    node_lost: bool = False
+    """Kubernetes and the operator cannot reach the pod, whatever its engine does."""
+    with_agent: bool = False
+    """The engine was restarted last together with its agent."""
     boot: int = 0
     requests: int = 0
     tokens: int = 0
@@ -38,8 +48,14 @@ class SimulatedPod:
             self.requests += REQUESTS_PER_TICK
             self.tokens += int(10 * REQUESTS_PER_TICK * acceptance_length)
 
-    def crash(self, version: int) -> None:
+    @property
+    def excused(self) -> bool:
+        """Whether the pod is away for a reason that says nothing about its version."""
+        return self.node_lost or self.with_agent
+
+    def crash(self, version: int, *, with_agent: bool = False) -> None:
         """The engine crashes. The next one starts with ``version``."""
+        self.with_agent = with_agent
         self.phase, self.ready, self.asked, self.version = SwapPhase.IDLE, False, None, version
         self.boot, self.requests, self.tokens = self.boot + 1, 0, 0
 
@@ -48,14 +64,22 @@ class SimulatedPod:
         if epoch < self.epoch:
             return False
         self.epoch = epoch
+        if version == self.asked:
+            self.asked_epoch = epoch
         if self.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING) or (version == self.version and self.ready):
             return True
-        self.phase, self.asked, self.late = SwapPhase.SWAPPING, version, False
+        self.phase, self.asked, self.asked_epoch, self.late = SwapPhase.SWAPPING, version, epoch, False
         return True
 
     def view(self) -> Pod:
+        container: dict[str, Any] = {
+            "started_together": self.with_agent,
+            "container_started": datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.boot),
+        }
+        if self.node_lost:
+            return Pod(self.name, ready=False, starting=True, unreachable=True, **container)
         if not self.reachable:
-            return Pod(self.name, ready=False, starting=True, up=self.ready)
+            return Pod(self.name, ready=False, starting=True, up=self.ready, **container)
         return Pod(
             self.name,
             ready=self.ready,
@@ -64,8 +88,14 @@ class SimulatedPod:
             version=self.version,
             checksum=f"{self.version}{self.salt}",
             swap=SwapStatus(
-                phase=self.phase, version=self.asked, finished=self.finished, error="no", transient=self.transient
+                phase=self.phase,
+                version=self.asked,
+                epoch=None if self.old_agent else self.asked_epoch,
+                finished=None if self.finished is None else self.finished + self.skew,
+                error="no",
+                transient=self.transient,
             ),
             boot=str(self.boot),
             counters=LiveCounters(requests=self.requests, verify_rounds=10 * self.requests, answer_tokens=self.tokens),
+            **container,
         )

@@ -41,7 +41,8 @@ def test_a_canary_out_of_sight_is_waited_for_and_not_replaced_by_another_pod() -
     assert back.analysis is not None
     assert back.analysis.canary_missing_since is None
     down = pod(A, None, checksum=None, ready=False, starting=True)
-    late = step(world(down, pod(B), now=NOW + timedelta(seconds=61), policy=policy), lost.rollout)
+    away = step(world(down, pod(B), now=NOW + timedelta(seconds=30), policy=policy), lost.rollout).rollout
+    late = step(world(down, pod(B), now=NOW + timedelta(seconds=91), policy=policy), away)
     assert late.advance == Advance(0, ChannelReason.REFUSED, reject=1), "a draft whose pod never came back is to blame"
     gone = step(world(pod(B), pod(C), policy=policy), canary())
     assert gone.swaps == {B: 1}, "a pod that was deleted is replaced"
@@ -85,9 +86,9 @@ def test_crashes_of_engines_that_never_had_the_version_do_not_count() -> None:
 def test_a_version_whose_pod_never_comes_back_is_rejected_even_without_live_analysis() -> None:
     for phase in (RolloutPhase.CANARY, RolloutPhase.ROLLING):
         asked = step(world(pod(A, boot="b"), pod(B)), rolling(phase)).rollout
-        down = [pod(A, None, ready=False, starting=True), pod(B, 1 if phase is RolloutPhase.ROLLING else 0)]
-        late = NOW + timedelta(seconds=601)
-        made = step(world(*down, now=late), asked)
+        down = [pod(A, None, ready=False, starting=True), pod(B)]
+        away = step(world(*down), asked).rollout
+        made = step(world(*down, now=NOW + timedelta(seconds=601)), away)
         assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
         reason = f"pod {A} did not come back with version 1 for 600 s (rollout.progressDeadlineSeconds)"
         assert made.rollout.message == reason
@@ -124,7 +125,7 @@ def test_a_watch_does_not_end_while_a_pod_with_the_version_is_missing() -> None:
     again = held.rollout.model_copy(update={"engine_crashes": 1})
     ended = step(world(*back, now=NOW + timedelta(seconds=90), **now), again)
     assert ended.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1), "the last crash counts too"
-    late = step(world(*away, now=NOW + timedelta(seconds=661), **now), held.rollout)
+    late = step(world(*away, now=NOW + timedelta(seconds=662), **now), held.rollout)
     assert late.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
     assert "did not come back" in late.rollout.message
 
@@ -215,7 +216,8 @@ def test_a_vouched_canary_has_a_deadline_too() -> None:
     late = NOW + timedelta(seconds=601)
     rollout = rolling(RolloutPhase.CANARY, analysis=AnalysisState(), engine_boots={A: "boot"})
     gone = pod(A, ready=False)
-    assert step(world(gone, pod(B), now=late, promote=1), rollout).rollout.phase is RolloutPhase.ROLLING_BACK
+    away = step(world(gone, pod(B), promote=1), rollout).rollout
+    assert step(world(gone, pod(B), now=late, promote=1), away).rollout.phase is RolloutPhase.ROLLING_BACK
 
 
 def test_a_roll_without_pods_stops_without_blame() -> None:
@@ -247,7 +249,8 @@ def test_a_draft_that_cannot_be_fetched_from_the_store_rejects_nothing() -> None
     fetching, loading = (pod(A, swap=SwapStatus(phase=p, version=1)) for p in (SwapPhase.STAGING, SwapPhase.SWAPPING))
     ended = step(world(fetching, pod(B), **late), rolling(engine_boots={A: "b"}))
     assert (ended.rollout.phase, ended.advance) == (RolloutPhase.ROLLING_BACK, None)
-    hangs = step(world(loading, pod(B), **late), rolling(engine_boots={A: "b"}))
+    begun = step(world(loading, pod(B)), rolling(engine_boots={A: "b"})).rollout
+    hangs = step(world(loading, pod(B), **late), begun)
     assert hangs.advance == Advance(0, ChannelReason.REFUSED, reject=1)
 
 

@@ -25,10 +25,12 @@ from aurora_operator.plan.rollout.world import World
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import ChannelReason
 from tests.example_count import example_count
+from tests.unit.operator.plan.rollout.absence_check import AbsenceCheck
 from tests.unit.operator.plan.rollout.simulated_pod import SimulatedPod
 
 TICK = timedelta(seconds=2)
 STEPS_TO_CONVERGE = 400
+START_LIMIT = timedelta(seconds=90)
 JUDGED = AnalysisSpec(settle_seconds=2, interval_seconds=4, min_requests=50, failure_limit=0, watch_seconds=20)
 UNJUDGED = AnalysisSpec(consecutive_success_limit=0, watch_seconds=0)
 
@@ -39,6 +41,7 @@ class RolloutMachine(RuleBasedStateMachine):
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.status = Roll()
         self.channel, self.active = 1, 0
+        self.channel_reason = ChannelReason.INITIAL
         self.pods: list[SimulatedPod] = []
         self.policy = RolloutSpec(analysis=JUDGED, progress_deadline_seconds=60)
         self.rejected: set[int] = set()
@@ -61,6 +64,7 @@ class RolloutMachine(RuleBasedStateMachine):
         self.observation_gap = True
         self.fencing_epoch = 0
         self.end = JUDGED
+        self.absences = AbsenceCheck()
 
     @initialize(count=st.integers(1, 4), end=st.sampled_from([JUDGED, JUDGED, UNJUDGED]))
     def pods_start(self, count: int, end: AnalysisSpec) -> None:
@@ -133,6 +137,17 @@ class RolloutMachine(RuleBasedStateMachine):
         else:  # also in the middle of a swap, with the draft that ``current`` points at
             pod.crash(pod.version)
 
+    @rule(before=st.integers(3, 20), ticks=st.sampled_from([1, 35, 50]), why=st.sampled_from(["", "node", "reboot"]))
+    def pod_stays_away(self, before: int, ticks: int, why: str) -> None:
+        """The engine of a pod with a new version loads for a while, or its node is lost or restarts."""
+        self.a_roll_comes_far(kind="good", ticks=before)
+        having = [pod for pod in self.pods if pod.version == self.status.version and pod.ready]
+        for pod in having[:1]:
+            self.blame()
+            pod.crash(pod.version, with_agent=why == "reboot")
+            pod.slow, pod.node_lost = True, why == "node"
+            self.time_goes_on(ticks)
+
     @rule(replicas=st.integers(0, 5), first=st.integers(0, 4), slow=st.booleans())
     def autoscaler_scales(self, replicas: int, first: int, *, slow: bool) -> None:
         """Kubernetes deletes pods that are not ready first. No version may be rejected for that, even at zero pods."""
@@ -158,16 +173,24 @@ class RolloutMachine(RuleBasedStateMachine):
         self.end_swap(pod, works=False)
         pod.transient = transient
 
+    @rule(which=st.integers(0, 4), minutes=st.sampled_from([-10, 0, 10]), old_agent=st.booleans())
+    def pod_has_a_wrong_clock(self, which: int, minutes: int, *, old_agent: bool) -> None:
+        """An older agent names no epoch, so a wrong clock makes the failure of an earlier roll look like a new one."""
+        for pod in self.pods[which : which + 1]:
+            pod.skew, pod.old_agent = timedelta(minutes=minutes), old_agent
+            if pod.phase is SwapPhase.FAILED and old_agent and minutes and pod.asked is not None:
+                self.blamed.add(pod.asked)
+
     @rule()
     def slow_pods_come_up(self) -> None:
         for pod in self.pods:
-            pod.slow = False
+            pod.slow = pod.node_lost = False
         self.all_go_on()
 
     def all_go_on(self) -> None:
         """Swaps end, engines come up and agents answer again, in all pods but the slow ones."""
         for pod in self.pods:
-            if pod.slow:
+            if pod.slow or pod.node_lost:
                 continue
             if pod.phase is SwapPhase.SWAPPING:
                 self.end_swap(pod, works=True)
@@ -229,10 +252,12 @@ class RolloutMachine(RuleBasedStateMachine):
             active=self.active,
             previous=self.previous,
             rejected=frozenset(self.rejected),
+            channel_reason=self.channel_reason,
             channel_message="rejected before",
             epoch=self.channel,
             pods=tuple(pod.view() for pod in self.pods),
             policy=self.policy,
+            start_limit=START_LIMIT,
             next_version=max(offers, default=None),
             newer_version=max(
                 (v for v in self.evidence if self.status.version is not None and v > self.status.version), default=None
@@ -266,7 +291,7 @@ class RolloutMachine(RuleBasedStateMachine):
         """Observe, plan and act. The process dies after ``dies_after`` actions, when there are more."""
         world = self.world()
         made = step(world, self.status)
-        faulty = any(pod.salt or pod.slow or not pod.reachable for pod in self.pods)
+        faulty = any(pod.salt or pod.slow or pod.node_lost or not pod.reachable for pod in self.pods)
         for version in (self.status.version, made.rollout.version):
             if version is None:
                 continue
@@ -275,6 +300,7 @@ class RolloutMachine(RuleBasedStateMachine):
             if faulty:
                 self.blamed.add(version)
         self.check_step(world, made)
+        self.absences.check(world, self.pods, made)
         event(f"{self.status.phase} -> {made.rollout.phase}")
         if made.event:
             event(made.event)
@@ -290,6 +316,8 @@ class RolloutMachine(RuleBasedStateMachine):
         for version in made.swaps.values():
             assert version == world.active or (version in world.promotable and version == made.rollout.version)
         if made.advance is None:
+            known = made.event != "RolloutFailed" or made.rollout.version in world.rejected
+            assert known, "a rejection is told that the channel does not know"
             return
         active, reason = made.advance.active, made.advance.reason
         if reason is ChannelReason.PROMOTED:
@@ -305,7 +333,8 @@ class RolloutMachine(RuleBasedStateMachine):
     def advance(self, made: Step) -> None:
         if made.advance is None:
             return
-        back = made.advance.reason is ChannelReason.ROLLED_BACK
+        self.channel_reason = made.advance.reason
+        back = self.channel_reason is ChannelReason.ROLLED_BACK
         if made.advance.active != self.active:
             self.previous = None if back else self.active
         self.channel, self.active = self.channel + 1, made.advance.active
@@ -320,7 +349,8 @@ class RolloutMachine(RuleBasedStateMachine):
     def swaps(self, made: Step) -> list[Callable[[], None]]:
         def ask(name: str, version: int) -> None:
             for pod in self.pods:
-                if pod.name == name and pod.reachable and pod.ready and not pod.swap(version, made.rollout.epoch):
+                reached = pod.reachable and pod.ready and not pod.node_lost
+                if pod.name == name and reached and not pod.swap(version, made.rollout.epoch):
                     self.fencing_epoch = max(self.fencing_epoch, pod.epoch)
 
         return [partial(ask, name, version) for name, version in made.swaps.items()]
@@ -346,7 +376,7 @@ class RolloutMachine(RuleBasedStateMachine):
         if not self.pods:
             self.join()
         for pod in self.pods:
-            pod.salt, pod.slow = "", False
+            pod.salt, pod.slow, pod.node_lost = "", False, False
         for _ in range(STEPS_TO_CONVERGE):
             self.tick()
             self.only_passed_versions_serve()

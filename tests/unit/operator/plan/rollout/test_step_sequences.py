@@ -250,7 +250,7 @@ def test_a_canary_that_does_not_come_back_rejects_the_version_after_the_deadline
     service = with_canary()
     service["a"].ready = False
     assert service.reconcile_until_idle() == sequence("""
-        5 x Proceed -> Canary
+        7 x Proceed -> Canary
         Reject -> RollingBack; active 0, reject 1; RolloutFailed
         Pass -> Idle; RolledBack
     """)
@@ -299,6 +299,23 @@ def test_an_operator_that_dies_after_the_channel_records_the_rejection_later() -
         Proceed -> RollingBack; a=0
         Pass -> Idle; RolledBack
     """)
+
+
+@pytest.mark.parametrize(("phase", "pin"), [("canary", 1), ("rolling", 1), ("watching", 0), ("watching", 2)])
+def test_an_operator_that_dies_after_the_channel_records_the_pin_tells_of_no_other_decision(
+    phase: str, pin: int
+) -> None:
+    """A pin rejects nothing, and promotes nothing that a watch would judge."""
+    service = with_promoted_version() if phase == "watching" else with_canary()
+    if phase == "rolling":
+        service.reconcile_times(4)
+    service.people = {"pinned_version": pin, "pin_set": True}
+    assert service.reconcile(dies_before="status") == f"Pin -> Idle; active {pin}; Pinned"
+    assert service.reconcile() == "AlreadyPinned -> Idle; Pinned"
+    assert service.roll.message == f"version {pin} is pinned"
+    service.reconcile_times(3)
+    assert {pod.version for pod in service.pods} == {pin}
+    assert (service.rejected, service.roll.phase) == (set(), RolloutPhase.IDLE)
 
 
 @pytest.mark.parametrize("dies_before", ["channel", "status", "swaps"])

@@ -25,20 +25,10 @@ from aurora_operator.observe.observed import FleetView, StoreView
 from aurora_operator.plan import plan
 from aurora_operator.plan.upgrade.decision import UpgradeStage, decide, may_restart
 from tests.example_count import example_count
-from tests.unit.operator.upgrades import MAX_UNKNOWN_SECONDS, Operator, Speculator, config, started
+from tests.unit.operator.upgrades import MAX_UNKNOWN_SECONDS, Operator, Speculator, config, running, started
 from tests.unit.operator.worlds import NOW, OWNER, spec
 
 OTHERS_RESTART = FleetView(restarting=1)
-
-
-def running(*names: str) -> list[Speculator]:
-    """Speculators whose pods were made by the operator of version 1, and are ready."""
-    fleet = [Speculator(name) for name in names]
-    operator = started(config(1), *fleet)
-    operator.look(*fleet)
-    for speculator in fleet:
-        speculator.become_whole()
-    return fleet
 
 
 def test_an_upgrade_restarts_one_speculator_after_the_other() -> None:
@@ -60,7 +50,7 @@ def test_an_upgrade_restarts_one_speculator_after_the_other() -> None:
 def test_a_change_of_the_spec_is_applied_at_once_with_the_new_operators_template() -> None:
     (speculator,) = running("a")
     speculator.change(extraArgs=["--tp", "2"])
-    made = decide(replace(speculator.observe(), fleet=OTHERS_RESTART), config(2))
+    made = decide(replace(speculator.observe(), fleet=OTHERS_RESTART), config(2), NOW)
     assert made.stage is UpgradeStage.CURRENT
     speculator.apply(made)
     assert speculator.agent_image == "agent:2"
@@ -73,7 +63,7 @@ def test_a_change_of_the_spec_is_applied_at_once_with_the_new_operators_template
 def test_a_change_that_concerns_no_pod_is_applied_while_the_template_is_kept(change: dict[str, Any]) -> None:
     (speculator,) = running("a")
     speculator.change(**change)
-    speculator.apply(decide(replace(speculator.observe(), fleet=OTHERS_RESTART), config(2)))
+    speculator.apply(decide(replace(speculator.observe(), fleet=OTHERS_RESTART), config(2), NOW))
     assert speculator.restarts == 0
     assert speculator.live is not None
     assert speculator.live["spec"]["replicas"] == speculator.spec.serving.replicas
@@ -98,12 +88,12 @@ def test_pods_whose_kept_template_cannot_be_read_keep_the_template_that_they_hav
     assert speculator.live is not None
     speculator.live["metadata"]["annotations"] = {}
     speculator.live["spec"]["template"]["spec"]["dnsPolicy"] = "ClusterFirst"  # a default of the API server
-    held = decide(replace(speculator.observe(), fleet=OTHERS_RESTART), config(2))
+    held = decide(replace(speculator.observe(), fleet=OTHERS_RESTART), config(2), NOW)
     assert held.stage is UpgradeStage.WAITING
     speculator.apply(held)
     assert (speculator.restarts, speculator.agent_image) == (0, "agent:1")
     speculator.change(extraArgs=["--tp", "2"])
-    assert decide(replace(speculator.observe(), fleet=OTHERS_RESTART), config(2)).stage is UpgradeStage.CURRENT
+    assert decide(replace(speculator.observe(), fleet=OTHERS_RESTART), config(2), NOW).stage is UpgradeStage.CURRENT
 
 
 @pytest.mark.parametrize("kept", ["", "no base64", "aGVsbG8=", "eJyrrgUAAXUA+Q=="])
@@ -153,16 +143,16 @@ def test_pods_serve_on_while_the_store_cannot_be_read_and_nobody_waits_for_them(
     """A pod that starts needs its draft from the store, and keys that the operator makes once it reads the channel."""
     (speculator,) = running("a")
     seen = replace(speculator.observe(), store=StoreView(reason="SecretForbidden", error="not in secretNames"))
-    decision = decide(seen, config(2))
+    decision = decide(seen, config(2), NOW)
     assert (decision.stage, decision.whole) == (UpgradeStage.WAITING, False)
-    assert decide(speculator.observe(), config(2)).stage is UpgradeStage.RESTARTING
+    assert decide(speculator.observe(), config(2), NOW).stage is UpgradeStage.RESTARTING
 
 
 def test_a_speculator_without_pods_waits_for_nobody() -> None:
     (speculator,) = running("a")
     speculator.change(replicas=0)
     seen = replace(speculator.observe(), pods=(), fleet=OTHERS_RESTART)
-    assert decide(seen, config(2)).stage is UpgradeStage.CURRENT
+    assert decide(seen, config(2), NOW).stage is UpgradeStage.CURRENT
 
 
 def test_no_turn_is_given_before_every_speculator_was_observed() -> None:
@@ -183,7 +173,7 @@ def test_a_template_that_is_too_large_to_keep_follows_the_operator_at_once() -> 
     large.change(template={"spec": {"containers": [{"name": "sglang", "env": [{"name": "NOISE", "value": noise}]}]}})
     operator = started(config(1), large)
     operator.look(large)
-    made = decide(replace(large.observe(), fleet=OTHERS_RESTART), config(2))
+    made = decide(replace(large.observe(), fleet=OTHERS_RESTART), config(2), NOW)
     assert (made.stage, dict(made.annotations)) == (UpgradeStage.CURRENT, {})
 
 
@@ -283,6 +273,9 @@ class UpgradeMachine(RuleBasedStateMachine):
     def look(self, which: int, applied: bool) -> None:
         """Without ``applied`` the write fails, and the next look decides again."""
         speculator = self.fleet[which % len(self.fleet)]
+        if speculator.unusable:
+            self.operator.find_unusable(speculator)
+            return
         if speculator.spec_changed:
             return
         made = self.operator.decide(speculator)
@@ -292,6 +285,15 @@ class UpgradeMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 4))
     def pods_become_ready(self, which: int) -> None:
         self.fleet[which % len(self.fleet)].become_whole()
+
+    @rule(which=st.integers(0, 4))
+    def a_speculator_becomes_unusable(self, which: int) -> None:
+        """Its user breaks the spec or deletes it while its store is away. Its pods may never become ready."""
+        self.operator.find_unusable(self.fleet[which % len(self.fleet)])
+
+    @rule(which=st.integers(0, 4))
+    def a_spec_is_corrected(self, which: int) -> None:
+        self.fleet[which % len(self.fleet)].unusable = False
 
     @rule(which=st.integers(0, 4))
     def a_pod_is_lost(self, which: int) -> None:
@@ -304,6 +306,8 @@ class UpgradeMachine(RuleBasedStateMachine):
         """A change by the user passes at once, whatever the order."""
         speculator = self.fleet[which % len(self.fleet)]
         before = speculator.spec
+        if speculator.unusable:
+            return
         speculator.change(extraArgs=["--tp", str(steps)])
         if speculator.spec != before:
             speculator.apply(self.operator.decide(speculator))
@@ -312,21 +316,26 @@ class UpgradeMachine(RuleBasedStateMachine):
     @invariant()
     def no_more_than_allowed_restart(self) -> None:
         if hasattr(self, "fleet"):
-            assert sum(speculator.upgrading for speculator in self.fleet) <= self.max_concurrent
+            turns = (speculator.upgrading and not speculator.gave_back for speculator in self.fleet)
+            assert sum(turns) <= self.max_concurrent
 
     def teardown(self) -> None:
-        """Once nothing else happens, every speculator gets through."""
+        """Once nothing else happens, every speculator gets through, but those that stay unusable: nobody waits."""
         if not hasattr(self, "fleet"):
             return
-        self.operator.look(*self.fleet)
+        usable = [speculator for speculator in self.fleet if not speculator.unusable]
+        for speculator in self.fleet:
+            if speculator.unusable:
+                self.operator.find_unusable(speculator)
+        self.operator.look(*usable)
         self.now += START_SECONDS
         for _ in range(2 * len(self.fleet) + 2):
-            self.operator.look(*self.fleet)
+            self.operator.look(*usable)
             self.no_more_than_allowed_restart()
-            for speculator in self.fleet:
+            for speculator in usable:
                 speculator.become_whole()
-        self.operator.look(*self.fleet)
-        assert {speculator.agent_image for speculator in self.fleet} == {f"agent:{self.version}"}
+        self.operator.look(*usable)
+        assert {speculator.agent_image for speculator in usable} <= {f"agent:{self.version}"}
 
 
 TestUpgradeMachine = UpgradeMachine.TestCase

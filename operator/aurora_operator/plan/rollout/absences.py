@@ -1,0 +1,87 @@
+"""Since when each pod with the rolled version is missing, or loads the version, and which one is late. Pure.
+
+A pod is *missing* while it had the version, or was asked to take the version, and is not up. Its engine may only load
+its model again after one crash, which takes as long as the startup probe allows. So each pod has a clock of its own. It
+also runs while the roll is held, because the missing pods may be what holds the roll.
+
+The clock of a pod does not run while something else than the version keeps the pod away: its node cannot be reached, or
+its engine was restarted together with its agent. Nor does it run during a pause. It starts again in full afterwards.
+
+Invariant: a pod is late only after the operator has seen it away without an interruption for the whole time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_operator.plan.rollout.roll import UNDER_WAY, Roll
+from aurora_operator.plan.rollout.world import Pod, World
+from aurora_protocol.agent_api import SwapPhase
+
+_RUNNING_CLOCKS = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.WATCHING})
+
+
+def with_absences(world: World, roll: Roll) -> Roll:
+    """``roll`` with the clocks of the pods that are missing or that load the version.
+
+    When a missing pod is back, the roll's own deadline begins again, because the roll could not go on meanwhile.
+    """
+    if roll.version is None or roll.phase not in _RUNNING_CLOCKS:
+        return roll.model_copy(update={"missing_since": {}, "loading_since": {}})
+    missing = [pod.name for pod in world.pods if _is_missing(roll, pod) and not _is_excused(roll, pod)]
+    loading = [pod.name for pod in world.pods if roll.phase in UNDER_WAY and _is_loading(roll, pod)]
+    update: dict[str, Any] = {
+        "missing_since": _clocks(roll.missing_since, missing, world),
+        "loading_since": _clocks(roll.loading_since, loading, world),
+    }
+    if roll.phase in UNDER_WAY and roll.missing_since.keys() - set(missing):
+        update |= {"progressed": None if roll.progressed is None else world.now}
+        if roll.analysis is not None:
+            update["analysis"] = roll.analysis.model_copy(update={"canary_missing_since": None})
+    return roll.model_copy(update=update)
+
+
+def _is_missing(roll: Roll, pod: Pod) -> bool:
+    """Whether the pod had the version, or was asked to take it, and is not up now."""
+    return pod.name in roll.engine_boots and not pod.ready and not pod.up
+
+
+def return_limit(world: World) -> timedelta:
+    """How long a pod with the version may be missing: never less than an engine may take to load its model."""
+    return max(timedelta(seconds=world.policy.progress_deadline_seconds), world.start_limit)
+
+
+def late_return(world: World, roll: Roll) -> str:
+    """A pod that is missing for longer than allowed, or empty."""
+    return _late(roll.missing_since, return_limit(world), world.now)
+
+
+def late_load(world: World, roll: Roll) -> str:
+    """A pod whose engine loads the version for longer than the progress deadline, or empty."""
+    return _late(roll.loading_since, timedelta(seconds=world.policy.progress_deadline_seconds), world.now)
+
+
+def _is_loading(roll: Roll, pod: Pod) -> bool:
+    return pod.swap.phase is SwapPhase.SWAPPING and pod.swap.version == roll.version
+
+
+def _is_excused(roll: Roll, pod: Pod) -> bool:
+    """Whether a missing pod is away for a reason that says nothing about the version.
+
+    The containers of a new pod start together too. So the engine's container must be another one than that which was
+    asked for the version.
+    """
+    restarted = pod.container_started != roll.container_starts.get(pod.name)
+    return pod.unreachable or (pod.started_together and restarted)
+
+
+def _clocks(former: Mapping[str, datetime], names: Iterable[str], world: World) -> dict[str, datetime]:
+    known = {} if world.observation_gap else former
+    return {name: min(known.get(name, world.now), world.now) for name in names}
+
+
+def _late(since: Mapping[str, datetime], limit: timedelta, now: datetime) -> str:
+    return next((name for name, at in sorted(since.items()) if now - at > limit), "")

@@ -1,0 +1,275 @@
+"""A pod that is away with the version: how long it is waited for, and when its absence blames nobody."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
+from aurora_operator.plan.rollout.roll import Roll, read_roll
+from aurora_operator.plan.rollout.steps import Advance
+from aurora_operator.plan.rollout.transition import step
+from aurora_operator.plan.rollout.world import Pod
+from aurora_protocol.agent_api import SwapPhase, SwapStatus
+from aurora_protocol.draft_records import ChannelReason
+from tests.unit.operator.rolls import JUDGED, NOW, UNJUDGED, A, B, C, pod, rolling, watching, world
+from tests.unit.operator.service import Service, sequence
+
+LOADS = 30
+"""Reconciles, of 10 s each, that an engine may take to load. The progress deadline is 60 s."""
+REJECTED = Advance(0, ChannelReason.REFUSED, reject=1)
+RETURNED = """
+    Reject -> RollingBack; active 0, reject 1; RolloutFailed
+"""
+
+
+def service_in(phase: str, pods: int = 2, **policy: Any) -> Service:
+    """A service whose roll of version 1 has just reached ``phase``. Pod a has the version."""
+    service = Service(pods, **policy)
+    service.start_limit = timedelta(seconds=10 * LOADS)
+    service.reconcile_times({"canary": 4, "rolling": 8, "watching": 9}[phase])
+    assert service.roll.phase.lower() == phase
+    return service
+
+
+def at(seconds: float, *pods: Pod, **more: Any) -> Any:
+    return world(*pods, now=NOW + timedelta(seconds=seconds), **more)
+
+
+def away(name: str, **more: Any) -> Pod:
+    return pod(name, None, **{"ready": False, "starting": True, "checksum": None, **more})
+
+
+# one slow restart ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", ["canary", "rolling", "watching"])
+def test_one_restart_of_an_engine_that_loads_slowly_is_tolerated(phase: str) -> None:
+    """``failureLimit`` is 1, and the engine takes longer to load than the progress deadline."""
+    service = service_in(phase)
+    service["a"].reload()
+    for line in service.reconcile_times(LOADS - 2):
+        assert line.startswith(("Proceed", "Pass -> Watching"))
+    service["a"].ready = True
+    service.reconcile()
+    assert service.roll.engine_crashes == 1 or service.roll.phase is RolloutPhase.IDLE
+    service.reconcile_until_idle()
+    assert (service.active, service.rejected) == (1, set())
+    assert {one.version for one in service.pods} == {1}
+
+
+@pytest.mark.parametrize("phase", ["canary", "watching"])
+def test_a_pod_that_does_not_come_back_in_the_time_of_a_start_rejects_the_version(phase: str) -> None:
+    service = service_in(phase)
+    service["a"].reload()
+    held = "Canary" if phase == "canary" else "Watching"
+    assert service.reconcile_times(LOADS + 2) == sequence(f"{LOADS + 1} x Proceed -> {held}{RETURNED}")
+    assert service.roll.message == "pod a did not come back with version 1 for 300 s (what its startup probe allows)"
+
+
+# something else keeps the pod away -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("why", ["node lost", "node restarted"])
+def test_a_roll_whose_pod_is_on_a_lost_node_stops_without_blame(why: str) -> None:
+    service = service_in("canary")
+    service["a"].reload(with_agent=why == "node restarted")
+    service["a"].unreachable = why == "node lost"
+    lines = service.reconcile_until_idle()
+    assert lines[-2:] == sequence("""
+        Stop -> RollingBack; RolloutStopped
+        Pass -> Idle; RolledBack
+    """)
+    assert len(lines) == 7, "after the progress deadline"
+    assert service.rejected == set()
+
+
+@pytest.mark.parametrize("why", ["node lost", "node restarted"])
+def test_a_watch_whose_pod_is_on_a_lost_node_ends_in_its_time(why: str) -> None:
+    service = service_in("watching")
+    service["a"].reload(with_agent=why == "node restarted")
+    service["a"].unreachable = why == "node lost"
+    assert service.reconcile_times(7) == sequence("""
+        5 x Proceed -> Watching
+        Pass -> Idle
+        Proceed -> Idle
+    """)
+    assert (service.active, service.rejected) == (1, set())
+
+
+def test_an_engine_that_hangs_since_its_pod_started_is_not_excused_by_that_start() -> None:
+    service = service_in("canary")
+    service["a"].ready, service["a"].started_together = False, True
+    assert service.reconcile_times(LOADS + 2) == sequence(f"{LOADS + 1} x Proceed -> Canary{RETURNED}")
+
+
+def test_the_clock_of_a_pod_begins_when_its_node_is_back() -> None:
+    service = service_in("watching")
+    service["a"].reload()
+    service["a"].unreachable = True
+    service.set_policy(analysis=service.policy.analysis.model_copy(update={"watch_seconds": 3600}))
+    assert service.reconcile_times(2 * LOADS) == sequence(f"{2 * LOADS} x Proceed -> Watching")
+    service["a"].unreachable = False
+    assert service.reconcile_times(LOADS + 2) == sequence(f"{LOADS + 1} x Proceed -> Watching{RETURNED}")
+
+
+# the pod's clock, not the roll's -------------------------------------------------------------------------------------
+
+
+def staging(name: str) -> Pod:
+    return pod(name, boot="b", swap=SwapStatus(phase=SwapPhase.STAGING, version=1))
+
+
+def test_an_engine_that_restarts_late_in_a_roll_has_its_own_deadline() -> None:
+    roll = rolling(engine_boots={A: "a", B: "b"}, updated=1)
+    for seconds in (0, 595):
+        roll = step(at(seconds, pod(A, 1, boot="a"), staging(B)), roll).rollout
+    for seconds in (598, 601, 640):
+        made = step(at(seconds, away(A), staging(B)), roll)
+        assert (made.advance, made.rollout.phase) == (None, RolloutPhase.ROLLING)
+        roll = made.rollout
+    for seconds in (650, 1250):
+        made = step(at(seconds, pod(A, 1, boot="a2"), staging(B)), roll)
+        assert (made.advance, made.rollout.phase) == (None, RolloutPhase.ROLLING), "the roll has its time again too"
+        roll = made.rollout
+    late = step(at(1251, pod(A, 1, boot="a2"), staging(B)), roll)
+    assert (late.advance, late.event) == (None, "RolloutStopped")
+
+
+def test_an_engine_that_begins_to_load_late_in_a_roll_has_its_own_deadline() -> None:
+    roll = rolling(engine_boots={B: "b"})
+    loading = pod(B, boot="b", swap=SwapStatus(phase=SwapPhase.SWAPPING, version=1))
+    roll = step(at(595, pod(A, 1), staging(B)), roll).rollout
+    for seconds in (598, 601, 1198):
+        made = step(at(seconds, pod(A, 1), loading), roll)
+        assert (made.advance, made.rollout.phase) == (None, RolloutPhase.ROLLING)
+        roll = made.rollout
+    hangs = step(at(1199, pod(A, 1), loading), roll)
+    assert hangs.advance == REJECTED
+    why = "pod pod-b did not finish loading version 1 within 600 s (rollout.progressDeadlineSeconds)"
+    assert hangs.rollout.message == why
+
+
+def test_loads_that_fail_again_and_again_are_no_progress() -> None:
+    roll = rolling(engine_boots={B: "b"}, updated=1)
+    for seconds in range(600):
+        phase = SwapPhase.SWAPPING if seconds % 2 else SwapPhase.FAILED
+        swap = SwapStatus(phase=phase, version=1, transient=True)
+        made = step(at(seconds, pod(A, 1), pod(B, boot="b", swap=swap)), roll)
+        assert (made.advance, made.rollout.phase) == (None, RolloutPhase.ROLLING)
+        roll = made.rollout
+    failed = pod(B, boot="b", swap=SwapStatus(phase=SwapPhase.FAILED, version=1, transient=True))
+    assert step(at(601, pod(A, 1), failed), roll).event == "RolloutStopped"
+
+
+def test_a_pod_that_goes_down_in_the_watch_shortly_before_its_end_has_its_own_deadline() -> None:
+    promoted: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
+    roll = watching().model_copy(update={"engine_boots": {A: "a", B: "b"}})
+    roll = step(at(59, pod(A, 1, boot="a"), pod(B, 1, boot="b"), **promoted), roll).rollout
+    for seconds in (60, 660):
+        made = step(at(seconds, pod(A, 1, boot="a"), away(B), **promoted), roll)
+        assert (made.advance, made.rollout.phase) == (None, RolloutPhase.WATCHING)
+        roll = made.rollout
+    late = step(at(661, pod(A, 1, boot="a"), away(B), **promoted), roll)
+    assert late.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
+
+
+# more pods are away than maxNotReady allows --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [{"canary": 2}, {"canary": 2, "max_swapping": 4, "analysis": UNJUDGED}])
+def test_a_version_that_keeps_several_engines_down_does_not_hold_its_own_roll(policy: dict[str, Any]) -> None:
+    service = Service(4, **policy)
+    service.start_limit = timedelta(seconds=10 * LOADS)
+    while service["b"].version == 0:
+        service.reconcile()
+    for name in "ab":
+        service[name].reload()
+    assert service.reconcile_times(LOADS + 2) == sequence(f"{LOADS + 1} x Hold -> Canary{RETURNED}")
+    assert service.rejected == {1}
+
+
+def test_a_promoted_version_that_keeps_several_engines_down_is_rolled_back() -> None:
+    service = Service(4)
+    while service.roll.phase is not RolloutPhase.WATCHING:
+        service.reconcile()
+    for name in "ab":
+        service[name].reload()
+    lines = service.reconcile_times(9)
+    assert lines[:8] == sequence("7 x Proceed -> Watching" + RETURNED)
+
+
+def test_a_roll_that_is_held_by_lost_nodes_of_its_own_pods_stops_without_blame() -> None:
+    service = Service(4, canary=2)
+    while service["b"].version == 0:
+        service.reconcile()
+    for name in "ab":
+        service[name].reload()
+        service[name].unreachable = True
+    lines = service.reconcile_until_idle()
+    assert set(lines[:-2]) == {"Hold -> Canary"}
+    assert lines[-2] == "Stop -> RollingBack; RolloutStopped"
+    assert len(lines) <= 9
+
+
+@pytest.mark.parametrize("phase", [RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.WATCHING])
+def test_a_pod_that_is_late_among_others_that_are_down_ends_the_roll_without_blame(phase: RolloutPhase) -> None:
+    """What keeps more pods down than allowed, without the version, may keep this pod down too."""
+    promoted = phase is RolloutPhase.WATCHING
+    more: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5} if promoted else {}
+    more["policy"] = {"analysis": JUDGED}
+    stored = watching() if promoted else rolling(phase)
+    roll = stored.model_copy(update={"engine_boots": {A: "a"}})
+    down = [away(name) for name in (A, B, C)]
+    for seconds in (0, 300, 600):
+        made = step(at(seconds, *down, pod("pod-d", int(promoted)), **more), roll)
+        assert (made.rollout.phase, made.advance) == (phase, None)
+        roll = made.rollout
+    late = step(at(601, *down, pod("pod-d", int(promoted)), **more), roll)
+    ended = RolloutPhase.IDLE if promoted else RolloutPhase.ROLLING_BACK
+    assert (late.rollout.phase, late.advance) == (ended, None)
+    others_back = step(at(601, away(A), pod(B, int(promoted)), pod(C, int(promoted)), **more), roll)
+    assert others_back.advance is not None, "the pod's clock went on during the hold"
+
+
+# the clocks ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_clocks_are_stored_and_hold_only_pods_that_exist() -> None:
+    roll = step(at(0, away(A), pod(B)), rolling(engine_boots={A: "a", C: "c"}, missing_since={C: NOW})).rollout
+    rollout, state = roll.status_parts()
+    again = read_roll(SpeculatorStatus(rollout=rollout, operator_state=state))
+    assert (again.missing_since, again.loading_since) == ({A: NOW}, {})
+    assert step(at(601, away(A), pod(B)), again).advance == REJECTED
+
+
+@pytest.mark.parametrize("interruption", ["gap", "pause", "clock"])
+def test_a_clock_begins_again_after_an_interruption(interruption: str) -> None:
+    roll = step(at(0, away(A), pod(B)), rolling(engine_boots={A: "a"})).rollout
+    seen = at(601, away(A), pod(B))
+    if interruption == "gap":
+        seen = replace(seen, observation_gap=True)
+    elif interruption == "pause":
+        seen = at(601, away(A), pod(B), policy={"paused": True})
+        roll = step(at(1, away(A), pod(B), policy={"paused": True}), roll).rollout
+    else:
+        seen = at(-3600, away(A), pod(B))
+    made = step(seen, roll)
+    assert made.advance is None
+    assert all(since == seen.now for since in made.rollout.missing_since.values())
+
+
+def test_the_state_of_an_earlier_operator_starts_the_clocks() -> None:
+    rollout, state = rolling(engine_boots={A: "a"}).status_parts()
+    assert not state.keys() & {"missingSince", "loadingSince", "containerStarts", "firstEpoch", "retried"}
+    read = read_roll(SpeculatorStatus(rollout=rollout, operator_state=state))
+    assert step(at(601, away(A), pod(B)), read).rollout.missing_since == {A: NOW + timedelta(seconds=601)}
+
+
+def test_no_clock_outlives_its_roll() -> None:
+    ended = step(at(0, away(A), pod(B), abort=1), rolling(engine_boots={A: "a"}, missing_since={A: NOW}))
+    assert (ended.rollout.missing_since, ended.rollout.container_starts) == ({}, {})
+    assert step(at(0, away(A), pod(B)), Roll(missing_since={A: NOW})).rollout.missing_since == {}

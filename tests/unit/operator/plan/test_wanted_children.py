@@ -1,0 +1,20 @@
+"""The children that follow from an observation, beyond those that follow from the spec alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from aurora_operator.observe.observed import WorkloadView
+from aurora_operator.plan.upgrade.decision import decide
+from aurora_operator.plan.wanted_children import children
+from tests.unit.operator.worlds import CONFIG, NOW, observed
+
+
+@pytest.mark.parametrize("paused", [True, False])
+def test_a_deployment_that_somebody_paused_goes_on(paused: bool) -> None:
+    """The API server does not store False, so the field is only sent to end a pause."""
+    live = WorkloadView(current=not paused, replicas=2, ready=2, paused=paused)
+    world = observed(deployment=live, trainer=live)
+    made = children(world, CONFIG, decide(world, CONFIG, NOW))
+    fields = [child["spec"].get("paused") for child in made if child["kind"] == "Deployment"]
+    assert fields == ([False, False] if paused else [None, None])
