@@ -8,7 +8,7 @@ from datetime import datetime
 
 from aurora_api.v1alpha1.status import CandidatePhase
 from aurora_operator.children.startup_timing import start_deadline
-from aurora_operator.observe.observed import Observed, PodView
+from aurora_operator.observe.observed import CRASH_LOOP, Observed, PodView
 from aurora_operator.plan import lending
 from aurora_operator.plan.candidate.validation import ValidationDecision
 from aurora_operator.plan.rollout.world import Pod, World
@@ -34,6 +34,7 @@ def rollout_pod(view: PodView) -> Pod:
         boot=agent.boot if agent else "",
         started_together=view.started_together,
         container_started=view.engine_started,
+        crash_loops=view.failure is not None and view.failure.waiting == CRASH_LOOP,
         unreachable=view.unreachable and agent is None,
         counters=agent.live if agent else LiveCounters(),
     )

@@ -49,6 +49,8 @@ class ServicePod:
     """Kubernetes cannot reach the pod's node."""
     started_together: bool = False
     """The engine started together with its agent."""
+    crash_loops: bool = False
+    """Kubernetes delays the next start, because the engine ended again and again."""
 
     def view(self) -> Pod:
         counters = LiveCounters(
@@ -61,7 +63,8 @@ class ServicePod:
             "container_started": NOW + timedelta(seconds=self.boot),
         }
         if not self.ready:
-            return Pod(self.name, ready=False, starting=True, unreachable=self.unreachable, **container)
+            away = {"crash_loops": self.crash_loops, "unreachable": self.unreachable}
+            return Pod(self.name, ready=False, starting=True, **away, **container)
         return Pod(
             self.name,
             ready=True,
@@ -77,6 +80,11 @@ class ServicePod:
     def crash(self) -> None:
         """The engine ends, and the next one starts at once with the same version."""
         self.boot, self.requests, self.answer_tokens = self.boot + 1, 0, 0
+
+    def crash_again_and_again(self) -> None:
+        """No engine comes up, and Kubernetes delays the next start."""
+        self.reload()
+        self.crash_loops = True
 
     def reload(self, *, with_agent: bool = False) -> None:
         """The engine ends, and the next one loads its model."""

@@ -12,7 +12,7 @@ Invariant: a pod is late only after the operator has seen it away without an int
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -49,19 +49,29 @@ def _is_missing(roll: Roll, pod: Pod) -> bool:
     return pod.name in roll.engine_boots and not pod.ready and not pod.up
 
 
-def return_limit(world: World) -> timedelta:
-    """How long a pod with the version may be missing: never less than an engine may take to load its model."""
-    return max(timedelta(seconds=world.policy.progress_deadline_seconds), world.start_limit)
+def return_limit(world: World, name: str) -> timedelta:
+    """How long the pod may be missing with the version.
+
+    An engine may take as long to load its model as its startup probe allows. One that ends again and again gets the
+    progress deadline only.
+    """
+    deadline = timedelta(seconds=world.policy.progress_deadline_seconds)
+    return deadline if _crash_loops(world, name) else max(deadline, world.start_limit)
 
 
 def late_return(world: World, roll: Roll) -> str:
     """A pod that is missing for longer than allowed, or empty."""
-    return _late(roll.missing_since, return_limit(world), world.now)
+    return _late(roll.missing_since, lambda name: return_limit(world, name), world.now)
 
 
 def late_load(world: World, roll: Roll) -> str:
     """A pod whose engine loads the version for longer than the progress deadline, or empty."""
-    return _late(roll.loading_since, timedelta(seconds=world.policy.progress_deadline_seconds), world.now)
+    deadline = timedelta(seconds=world.policy.progress_deadline_seconds)
+    return _late(roll.loading_since, lambda _: deadline, world.now)
+
+
+def _crash_loops(world: World, name: str) -> bool:
+    return any(pod.crash_loops for pod in world.pods if pod.name == name)
 
 
 def _is_loading(roll: Roll, pod: Pod) -> bool:
@@ -83,5 +93,5 @@ def _clocks(former: Mapping[str, datetime], names: Iterable[str], world: World) 
     return {name: min(known.get(name, world.now), world.now) for name in names}
 
 
-def _late(since: Mapping[str, datetime], limit: timedelta, now: datetime) -> str:
-    return next((name for name, at in sorted(since.items()) if now - at > limit), "")
+def _late(since: Mapping[str, datetime], limit_of: Callable[[str], timedelta], now: datetime) -> str:
+    return next((name for name, at in sorted(since.items()) if now - at > limit_of(name)), "")

@@ -106,7 +106,7 @@ def _late_text(facts: RolloutFacts) -> str:
         return f"pod {facts.late_load} did not finish loading version {version} within {_deadline_text(facts)}"
     if not facts.late_return:
         return ""
-    limit = return_limit(facts.world)
+    limit = return_limit(facts.world, facts.late_return)
     longer = f"{limit.total_seconds():.0f} s (what its startup probe allows)"
     allowed = longer if limit > facts.deadline else _deadline_text(facts)
     return f"pod {facts.late_return} did not come back with version {version} for {allowed}"

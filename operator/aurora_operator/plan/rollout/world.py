@@ -31,6 +31,8 @@ class Pod:
     """The engine started together with its agent, so the engine before did not crash alone."""
     container_started: datetime | None = None
     """When the engine's container started, by the clock of its node."""
+    crash_loops: bool = False
+    """A container ended several times, and Kubernetes delays its next start (``CrashLoopBackOff``)."""
     unreachable: bool = False
     """Kubernetes, which cannot reach the pod's node, calls the pod not ready."""
     counters: LiveCounters = field(default_factory=LiveCounters)

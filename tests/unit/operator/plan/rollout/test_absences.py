@@ -70,6 +70,15 @@ def test_a_pod_that_does_not_come_back_in_the_time_of_a_start_rejects_the_versio
     assert service.roll.message == "pod a did not come back with version 1 for 300 s (what its startup probe allows)"
 
 
+@pytest.mark.parametrize("phase", ["canary", "watching"])
+def test_an_engine_that_ends_again_and_again_gets_the_progress_deadline_only(phase: str) -> None:
+    service = service_in(phase)
+    service["a"].crash_again_and_again()
+    held = "Canary" if phase == "canary" else "Watching"
+    assert service.reconcile_times(8) == sequence(f"7 x Proceed -> {held}{RETURNED}")
+    assert service.roll.message == "pod a did not come back with version 1 for 60 s (rollout.progressDeadlineSeconds)"
+
+
 # something else keeps the pod away -----------------------------------------------------------------------------------
 
 
