@@ -23,7 +23,7 @@ from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.status_writer import write_status
 from aurora_operator.children.metadata import has_finalizer
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import BeingDeleted, Conflict, InvalidSpec
+from aurora_operator.errors import BeingDeleted, Conflict, InvalidSpec, NotFound
 from aurora_operator.fleet import Fleet
 from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import SPECULATOR, KubernetesApi, Object
@@ -83,6 +83,8 @@ class Reconciler:
     ) -> None:
         self._api, self._cache, self._config, self._fleet, self._authority = api, cache, config, fleet, authority
         self._key, self._traces = speculator, traces
+        stored = cache.get(SPECULATOR.kind, *speculator)
+        self._uid = "" if stored is None else stored["metadata"]["uid"]
         self._observer = Observer(api, cache, agents, config.stores, *speculator)
         self._actor = Actor(api, agents, authority)
         self._deletion = DataDeletion(api, self._observer.store, authority.ensure_leading)
@@ -116,6 +118,14 @@ class Reconciler:
 
     async def _reconcile(self, *, woken: bool) -> float:
         started_seconds = time.monotonic()
+        stored = self._stored()
+        if stored is None:
+            raise NotFound(f"{self._key[0]}/{self._key[1]} is gone", 404)
+        # The claim comes before the observation, which asks agents and writes to the store: another installation may
+        # act on this speculator.
+        claim = await self._claim(owner_of(stored), status_of(stored))
+        if claim is not Claim.HOLD:
+            return _delay_after(claim)
         ask_agents = woken or not self._at_rest or started_seconds - self._asked_seconds >= AGENTS_AT_REST_SECONDS
         self._at_rest = False
         try:
@@ -125,13 +135,8 @@ class Reconciler:
             return await self._delete_data(being_deleted.stored)
         except InvalidSpec as error:
             self._fleet.report_unusable(self._key)
-            claim = await self._claim(error.owner, error.status)
-            if claim is Claim.HOLD:
-                self._show(await self._report_invalid_spec(error))
-            return _delay_after(claim)
-        claim = await self._claim(snapshot.observed.owner, snapshot.observed.status)
-        if claim is not Claim.HOLD:
-            return _delay_after(claim)
+            self._show(await self._report_invalid_spec(error))
+            return _rest_seconds()
         if ask_agents:
             self._asked_seconds = started_seconds
         FIGURES.begin(*self._key)
@@ -215,9 +220,6 @@ class Reconciler:
 
     async def _delete_data(self, stored: Object) -> float:
         """The next step for a resource that is being deleted. Raises :class:`NotFound` when we do not hold it."""
-        claim = await self._claim(owner_of(stored), status_of(stored))
-        if claim is not Claim.HOLD:
-            return _delay_after(claim)
         self._show_deletion(stored)
         try:
             return await self._deletion.advance(stored)
@@ -244,7 +246,7 @@ class Reconciler:
 
         Why: a restart of the operator must not end an alert that is still true, and the first reconcile may fail.
         """
-        stored = self._cache.get(SPECULATOR.kind, *self._key)
+        stored = self._stored()
         if stored is None:
             return
         status = status_of(stored)
@@ -266,9 +268,18 @@ class Reconciler:
         FIGURES.record_deletion(*self._key, datetime.fromisoformat(stored["metadata"]["deletionTimestamp"]))
 
     def is_gone(self) -> bool:
-        """Whether the cache says that the speculator is gone, or is being deleted without our finalizer."""
-        stored = self._cache.get(SPECULATOR.kind, *self._key)
+        """Whether the cache says that the speculator is gone, or is being deleted without our finalizer.
+
+        A speculator that was created again under the same name is another one, with keys of its own. It gets another
+        reconciler.
+        """
+        stored = self._stored()
         return stored is None or ("deletionTimestamp" in stored["metadata"] and not has_finalizer(stored))
+
+    def _stored(self) -> Object | None:
+        """The custom resource in the cache, unless another speculator has its name by now."""
+        stored = self._cache.get(SPECULATOR.kind, *self._key)
+        return stored if stored is not None and stored["metadata"]["uid"] == self._uid else None
 
 
 def _delay_after(claim: Claim) -> float:
