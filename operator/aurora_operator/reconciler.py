@@ -38,6 +38,7 @@ from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import EventNote, Plan, plan
 from aurora_operator.plan.actions import CONDITION_PERIOD
 from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
+from aurora_operator.plan.status_builder import differs_in_decisions
 from aurora_operator.plan.upgrade.decision import UpgradeStage
 from aurora_operator.roll_traces.roll_spans import spans_of
 from aurora_operator.roll_traces.span_exporter import SpanExporter
@@ -46,12 +47,18 @@ from aurora_protocol.agent_client import AgentClient
 log = logging.getLogger(__name__)
 
 BUSY_POLL_SECONDS = 2.0
-"""Time until the next reconcile while something is under way. Only asking the agents and the store shows its progress.
-A change in the cluster ends every wait early."""
+"""Shortest time until the next reconcile while something is under way. A change in the cluster ends each wait early."""
+QUIET_SHARE = 0.1
+"""While something is under way, the next reconcile comes after this share of the time since the decided status changed.
+
+Why: what is under way may wait for days, for a GPU or for traffic. With a share, everything that only time or an agent
+tells is noticed late by at most a tenth of the time that it took.
+"""
 WATCHFUL_POLL_SECONDS = 15.0
 """Time until the next reconcile while the operator waits for something that no watch shows: a paused roll whose draft
 live traffic still judges, a store or an agent that does not answer, a name that another object has, a turn to restart
-after an upgrade, a first pod whose creation is refused."""
+after an upgrade, a first pod whose creation is refused. In a roll it is also the longest time, because its deadlines
+count only observed time (``observed_time.MAX_GAP``)."""
 REST_POLL_SECONDS, REST_JITTER = 60.0, 0.25
 """Mean time until the next reconcile at rest, and the share by which it varies. The reconcile repairs what a missed
 change would leave undone. It makes no API call. A read of the store that is due ends the rest earlier."""
@@ -94,6 +101,8 @@ class Reconciler:
         self._refusals_in_a_row = 0
         self._status_written_seconds = 0.0
         self._asked_seconds = -inf
+        self._changed_seconds = time.monotonic()
+        """When the decided status last changed in more than figures."""
         self._at_rest = False
         self._cache_is_behind = False
         self._unreported = False
@@ -171,6 +180,8 @@ class Reconciler:
         )
         status_age = timedelta(seconds=min(monotonic_seconds - self._status_written_seconds, 1e6))
         decided = plan(observed, self._config, now, status_age)
+        if decided.advance is not None or _decides(decided, observed):
+            self._changed_seconds = monotonic_seconds
         # No await since the fleet was viewed, so no other speculator has taken the same turn.
         if decided.upgrade is None:
             self._fleet.report_unusable(self._key)
@@ -208,14 +219,18 @@ class Reconciler:
             return WATCHFUL_POLL_SECONDS
         status = decided.status or observed.status
         serves_nothing = observed.store.channel is None or not observed.pods
-        if decided.moving and not (serves_nothing and self._refusals_in_a_row):
-            return BUSY_POLL_SECONDS
+        start_is_refused = serves_nothing and self._refusals_in_a_row > 0
         waits_for_time = status.candidate is not None and status.candidate.phase is CandidatePhase.FAILED
         silent_agent = any(pod.ready and pod.agent is None for pod in observed.pods)
         waits_for_turn = decided.upgrade is not None and decided.upgrade.stage is UpgradeStage.WAITING
         judged = status.rollout.phase is not RolloutPhase.IDLE
         watchful = waits_for_time or waits_for_turn or judged or silent_agent or bool(self._last.name_taken)
-        longest = WATCHFUL_POLL_SECONDS if watchful or decided.moving else _rest_seconds()
+        if decided.moving:
+            watchful = watchful or start_is_refused or _agents_are_asked(decided, observed)
+        longest = WATCHFUL_POLL_SECONDS if watchful else _rest_seconds()
+        if decided.moving and not start_is_refused:
+            quiet_seconds = time.monotonic() - self._changed_seconds
+            longest = min(longest, max(BUSY_POLL_SECONDS, QUIET_SHARE * quiet_seconds))
         return min(longest, _backoff_seconds(self._refusals_in_a_row))
 
     async def _delete_data(self, stored: Object) -> float:
@@ -285,6 +300,19 @@ class Reconciler:
 def _delay_after(claim: Claim) -> float:
     """Seconds until the next reconcile when this one ends with the claim. A status that was written is read at once."""
     return 0.0 if claim is Claim.TAKE else _rest_seconds()
+
+
+def _decides(decided: Plan, observed: Observed) -> bool:
+    """Whether the plan changes the status in more than figures."""
+    return decided.status is not None and differs_in_decisions(observed.status, decided.status)
+
+
+def _agents_are_asked(decided: Plan, observed: Observed) -> bool:
+    """Whether a pod swaps or is lent to a measurement. Only its agent tells how far it is."""
+    candidate = (decided.status or observed.status).candidate
+    lent = candidate is not None and candidate.pod is not None
+    busy = any(pod.swapping or pod.measurement is not None for pod in observed.pods)
+    return busy or lent or bool(decided.swaps or decided.leases)
 
 
 def _backoff_seconds(refusals_in_a_row: int) -> float:
