@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from aurora_api.v1alpha1.rollout import RolloutSpec
-from aurora_protocol.agent_api import LiveCounters, SwapStatus
+from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Pod:
 
     @property
     def swapping(self) -> bool:
-        return self.swap.under_way
+        return self.swap.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING)
 
     def confirms(self, version: int | None) -> bool:
         """Whether the pod is ready and its engine says that it serves ``version``, with a checksum to show for it."""
