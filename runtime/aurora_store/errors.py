@@ -22,16 +22,25 @@ status."""
 
 DEFAULT_HINT = "see the store's log"
 _CODES_WITHOUT_HINT = (
-    *("AccountProblem", "AllAccessDisabled", "AuthorizationHeaderMalformed", "BadDigest", "BucketAlreadyExists"),
-    *("BucketAlreadyOwnedByYou", "EntityTooLarge", "ExpiredToken", "IllegalLocationConstraintException"),
-    *("InternalError", "InvalidArgument", "InvalidBucketName", "InvalidBucketState", "InvalidObjectState"),
-    *("InvalidRange", "InvalidRequest", "InvalidSecurity", "InvalidToken", "KeyTooLongError", "MalformedXML"),
+    *("AccountProblem", "AllAccessDisabled", "BadDigest", "BucketAlreadyExists", "BucketAlreadyOwnedByYou"),
+    *("EntityTooLarge", "InternalError", "InvalidArgument", "InvalidBucketName", "InvalidBucketState"),
+    *("InvalidObjectState", "InvalidRange", "InvalidRequest", "InvalidSecurity", "KeyTooLongError", "MalformedXML"),
     *("MethodNotAllowed", "MissingContentLength", "NotImplemented", "NotSignedUp", "OperationAborted"),
-    *("PermanentRedirect", "QuotaExceeded", "RequestTimeTooSkewed", "RequestTimeout", "ServiceUnavailable"),
-    *("SlowDown", "TemporaryRedirect", "TokenRefreshRequired", "TooManyBuckets", "XMinioStorageFull"),
+    *("QuotaExceeded", "RequestTimeout", "ServiceUnavailable", "SlowDown", "TooManyBuckets", "XMinioStorageFull"),
 )
 _KMS_HINT = "check the key in store.encryption.kmsKeyId"
+_REGION_HINT = "set store.region to the bucket's region"
+_REGION_CODES = (
+    *("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"),
+    *("PermanentRedirect", "TemporaryRedirect"),
+)
+_EXPIRED_HINT = "the credentials have expired; keys in a Secret must be long-lived ones"
+_EXPIRED_CODES = ("ExpiredToken", "TokenRefreshRequired")
 ERROR_HINTS = dict.fromkeys(_CODES_WITHOUT_HINT, DEFAULT_HINT) | {
+    **dict.fromkeys(_REGION_CODES, _REGION_HINT),
+    **dict.fromkeys(_EXPIRED_CODES, _EXPIRED_HINT),
+    "InvalidToken": "check the credentials; keys in a Secret must be long-lived ones, because no session token is read",
+    "RequestTimeTooSkewed": "set the clock of the pod's node, which differs from the store's",
     "NoSuchBucket": "create the bucket",
     "AccessDenied": "check the credentials' rights on the bucket",
     "KMS.DisabledException": _KMS_HINT,
@@ -39,7 +48,7 @@ ERROR_HINTS = dict.fromkeys(_CODES_WITHOUT_HINT, DEFAULT_HINT) | {
     "KMS.KMSInvalidStateException": _KMS_HINT,
     "KMS.NotFoundException": _KMS_HINT,
     "403": "check the credentials and their rights on the bucket",
-    "InvalidAccessKeyId": "check the access key",
+    "InvalidAccessKeyId": "check the access key, which must be a long-lived one",
     "SignatureDoesNotMatch": "check the secret key",
 }
 """The error codes that S3 and compatible stores define, each with what to do. Any other code is untrusted text."""

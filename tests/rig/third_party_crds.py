@@ -64,5 +64,10 @@ MODULES: Final = (
         "v1.3.1",
         ("config/crd/bases/inference.networking.k8s.io_inferencepools.yaml",),
     ),
+    GoModule(
+        "github.com/envoyproxy/gateway",
+        "v1.7.0",
+        ("charts/gateway-helm/crds/generated/gateway.envoyproxy.io_securitypolicies.yaml",),
+    ),
     GoModule("github.com/kedacore/keda/v2", "v2.17.2", ("config/crd/bases/keda.sh_scaledobjects.yaml",)),
 )

@@ -54,7 +54,11 @@ class RoleCredentials(Model):
         )
     }
 
-    secret_ref: SecretRef | None = Field(default=None, description="Access keys from a Secret.")
+    secret_ref: SecretRef | None = Field(
+        default=None,
+        description="Long-lived access keys from a Secret, in its items AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. A"
+        " session token is not read.",
+    )
     service_account_name: _OBJECT_NAME | None = Field(
         default=None,
         description="Existing ServiceAccount whose pods obtain credentials from the cloud (workload identity)."

@@ -1,20 +1,35 @@
 """Pod templates of users: partial pods, merged over the operator's own.
 
-Invariant: a template changes the operator's own containers and adds none, so a misspelt container name is refused by
-``kubectl apply`` instead of starting a pod that nobody expects.
+Invariants:
+
+- A template changes the operator's own containers and adds none, so a misspelt container name is refused by
+  ``kubectl apply`` instead of starting a pod that nobody expects.
+- A template removes nothing without which the operator's containers cannot work. YAML reads a key whose items were
+  deleted as null, and null removes a field. The model refuses that, because no CEL rule of the definition can: such a
+  rule sees a null field as absent. Where the chart restricts templates, its admission policy refuses it earlier.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Final
 
-from pydantic import Field, WithJsonSchema
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from aurora_api.base import Model
 from aurora_api.v1alpha1.cel import rules
 
 MAX_CONTAINERS: Final = 8
+NEEDED_FIELDS: Final = (
+    *("image", "command", "env", "volumeMounts", "ports"),
+    *("livenessProbe", "readinessProbe", "startupProbe"),
+)
+"""Fields of a container that the operator sets, and that a template may change but not remove.
+
+A template may remove ``lifecycle``, ``resources`` and ``securityContext``: a pod works without them.
+"""
+_REPLACED_WHOLE: Final = ("image", "command")
+"""Of these, the fields in which an empty value takes the place of the operator's."""
 
 _CONTAINERS: Final = {
     "type": "array",
@@ -27,8 +42,38 @@ _CONTAINERS: Final = {
     },
 }
 
+
+def _removed_fields(pod: Mapping[str, Any]) -> Iterator[str]:
+    """What a partial pod removes although the operator's containers need it. Values may have any type."""
+    for field in ("volumes", "initContainers", "containers"):
+        if field in pod and pod[field] is None:
+            yield field
+    for field in ("initContainers", "containers"):
+        listed = pod.get(field)
+        for container in listed if isinstance(listed, list) else ():
+            if isinstance(container, Mapping):
+                yield from (f"{name} of {container.get('name')}" for name in NEEDED_FIELDS if _removes(container, name))
+
+
+def _removes(container: Mapping[str, Any], field: str) -> bool:
+    if field not in container:
+        return False
+    value = container[field]
+    return value is None or (field in _REPLACED_WHOLE and not value)
+
+
+def _removes_nothing_needed(pod: dict[str, Any]) -> dict[str, Any]:
+    if removed := list(_removed_fields(pod)):
+        raise ValueError(
+            f"a null or empty value would remove what the operator sets: {', '.join(removed)}; remove the key, or give"
+            " it a value"
+        )
+    return pod
+
+
 PartialPodSpec = Annotated[
     dict[str, Any],
+    AfterValidator(_removes_nothing_needed),
     WithJsonSchema(
         {
             "type": "object",
@@ -62,7 +107,9 @@ class PodTemplate(Model):
     spec: PartialPodSpec = Field(
         default_factory=dict,
         description="Part of a PodSpec: resources, nodeSelector, tolerations, volumes, env, … Lists of named items"
-        " merge by name, and null removes a field.",
+        " merge by name. Null removes a field, but not `volumes`, nor in a container "
+        + ", ".join(f"`{name}`" for name in NEEDED_FIELDS)
+        + ", which the operator's containers need.",
     )
 
 

@@ -1,7 +1,8 @@
 """Merges a user's partial pod template over ours. Pure.
 
 Lists merge as in Kubernetes' strategic merge patch, by the key that Kubernetes declares for the field. A list without
-such a key is replaced. ``null`` removes a key.
+such a key is replaced. ``null`` removes a key. :mod:`aurora_api.v1alpha1.template` refuses a template that removes
+what our containers need.
 
 Invariants: merging an empty template changes nothing. Merging twice gives the same as merging once. Our own items keep
 their order. Everything that the user does not name stays ours.

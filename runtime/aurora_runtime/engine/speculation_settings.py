@@ -19,6 +19,8 @@ from aurora_runtime.engine.speculation_flags import RoundController
 
 LOOKUP_STEPS: Final = 11
 """Tokens that lookup proposes at most. Long repetitions are worth wide rounds; wider ones pay only on large GPUs."""
+PENDING_TOKENS: Final = 256
+"""Tokens of a request that may wait for the draft at most."""
 
 
 class SpeculationSettings(Record):
@@ -38,10 +40,11 @@ class SpeculationSettings(Record):
         description="Whether requests may be answered from other requests at all. False in an engine that answers only"
         " the held-out prompts of a measurement.",
     )
-    pending_bytes: int = Field(
-        default=256 << 20,
+    pending_bytes: int | None = Field(
+        default=None,
         ge=1,
-        description="Device memory for the target's hidden states of tokens that the draft has not processed yet.",
+        description="Device memory for the target's hidden states of tokens that the draft has not processed yet. None:"
+        " enough for 256 tokens of every running request, and at most 2 GiB.",
     )
     fixed_arms: tuple[str, ...] = Field(
         default=(),

@@ -103,7 +103,7 @@ class ReadinessCheck:
                     return
                 raise EngineFault(
                     f"the speculation controller refused: {controller.error}. Remove what it names from"
-                    " serving.extraArgs, or set draft.shape to Fixed"
+                    " serving.extraArgs or serving.template, or set draft.shape to Fixed"
                 )
             await asyncio.sleep(PROBE_POLL_SECONDS)
         raise EngineFault("the speculation controller has not reported: is the plugin aurora_speculation loaded?")

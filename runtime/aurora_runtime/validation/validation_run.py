@@ -130,7 +130,8 @@ class ValidationRun:
         """The warm-up of the engines on ``prompts``."""
         settings = self.settings
         texts = [prompt.tokens for prompt in prompts]
-        return WarmUp.of(texts, settings.draft, settings.validation.max_new_tokens)
+        concurrencies = self.plan.policy.concurrencies
+        return WarmUp.of(texts, settings.draft, settings.validation.max_new_tokens, concurrencies)
 
     def find_baseline(self, environment: Environment) -> BaselineSamples | None:
         """A cached baseline that is usable in ``environment``.

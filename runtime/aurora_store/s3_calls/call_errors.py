@@ -1,15 +1,17 @@
 """Turns the exceptions of a call into :class:`~aurora_store.errors.StoreError`, with what to do.
 
-Invariants: a message contains nothing that the store sent, except a code that S3 defines. A refused right is named by
-its S3 action, so that an administrator can add the action to the policy of the credentials.
+Invariants: a message contains nothing that the store sent, except a code that S3 or AWS STS defines. A refused right is
+named by its S3 action, so that an administrator can add the action to the policy of the credentials. A failure of a
+workload identity, which boto3 fetches within a call of the store, is not reported as a failure of the store.
 """
 
 from __future__ import annotations
 
 from typing import Final
+from urllib.parse import urlsplit
 
 import boto3
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError
 from botocore.parsers import ResponseParserError
 
 from aurora_store.errors import (
@@ -42,6 +44,22 @@ _ACTIONS: Final = {
     "DeleteObjects": "s3:DeleteObject",
 }
 """The right that each operation of the S3 API needs."""
+_KMS_ACTIONS: Final = {
+    "s3:PutObject": "kms:GenerateDataKey and kms:Decrypt",
+    "s3:GetObject": "kms:Decrypt",
+}
+"""What else an action needs where a KMS key encrypts the bucket. The error does not say which right is missing."""
+_ASSUME_ROLE: Final = "AssumeRole"
+"""How the names of the operations of AWS STS begin that fetch a workload identity."""
+_IDENTITY_CODES: Final = (
+    *("AccessDenied", "ExpiredTokenException", "IDPCommunicationError", "IDPRejectedClaim", "InvalidIdentityToken"),
+    *("MalformedPolicyDocument", "RegionDisabledException", "ValidationError"),
+)
+"""The error codes that AWS STS defines for these operations."""
+_IDENTITY_HINT: Final = (
+    "check that the role exists, and that its trust policy names this cluster, and the namespace and ServiceAccount of"
+    " the pod"
+)
 
 
 def store_error(error: Exception, call: str, limits: CallLimits, store: str) -> StoreError:
@@ -58,8 +76,9 @@ def store_error(error: Exception, call: str, limits: CallLimits, store: str) -> 
     if limits.address_refused:
         text = f"{call}: {limits.address_refused}, to which the operator may not connect; ask the operator's"
         return AddressRefused(f"{text} administrator to add the host to stores.internalHosts of the chart")
+    silent = _identity_service(error) or store
     if limits.overdue:
-        return StoreOverdue(bounded_text(f"{call}: {limits.overdue}; check that {store} answers"))
+        return StoreOverdue(bounded_text(f"{call}: {limits.overdue}; check that {silent} answers"))
     if limits.interrupted():
         return StoreInterrupted(bounded_text(f"{call}: {INTERRUPTED}"))
     if isinstance(error, RedirectRefused):
@@ -72,13 +91,26 @@ def store_error(error: Exception, call: str, limits: CallLimits, store: str) -> 
         if isinstance(error.__context__, ClientError):  # an upload, which boto3 wraps
             return _error_sent(error.__context__, call)
         return StoreError(bounded_text(f"{call}: {type(error).__name__}; see the store's log"))
-    return StoreError(bounded_text(f"{call}: {type(error).__name__}; check that {store} can be reached"))
+    if isinstance(error, CredentialRetrievalError):
+        hint = "check the role that the cloud gives to the pod's ServiceAccount"
+        return StoreError(bounded_text(f"{call}: the workload identity gave no credentials; {hint}"))
+    return StoreError(bounded_text(f"{call}: {type(error).__name__}; check that {silent} can be reached"))
+
+
+def _identity_service(error: Exception) -> str:
+    """The service that fetches a workload identity, if the connection to it failed; otherwise an empty text."""
+    endpoint = error.kwargs.get("endpoint_url") if isinstance(error, BotoCoreError) else None
+    host = (urlsplit(endpoint).hostname or "") if isinstance(endpoint, str) else ""
+    return f"AWS STS ({host}), which fetches the workload identity," if host.startswith(("sts.", "sts-fips.")) else ""
 
 
 def _error_sent(error: ClientError, call: str) -> StoreError:
-    """The typed error for an error that the store sent."""
+    """The typed error for an error that the store, or AWS STS, sent."""
     code = str(error.response.get("Error", {}).get("Code", ""))
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    if error.operation_name.startswith(_ASSUME_ROLE):
+        shown = code if code in _IDENTITY_CODES else f"HTTP {status}"
+        return AccessRefused(bounded_text(f"{call}: {error.operation_name}: {shown}; {_IDENTITY_HINT}"))
     if code in ("NoSuchKey", "404") or (status == 404 and code != "NoSuchBucket"):
         return ObjectMissing(bounded_text(f"{call}: no such object"))
     if is_write_conflict(error):
@@ -109,7 +141,11 @@ def is_write_conflict(error: ClientError) -> bool:
 def access_hint(operation: str) -> str:
     """What to do when the store refuses an operation of the S3 API."""
     action = _ACTIONS.get(operation)
-    return f"allow {action} there for these credentials" if action else ERROR_HINTS["403"]
+    if action is None:
+        return ERROR_HINTS["403"]
+    kms = _KMS_ACTIONS.get(action)
+    key = f", and {kms} on the bucket's KMS key if it has one" if kms else ""
+    return f"allow {action} there for these credentials{key}"
 
 
 def deletion_error(subject: str, count: int, code: str) -> StoreError:

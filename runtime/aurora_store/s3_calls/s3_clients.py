@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, CredentialRetrievalError
 
 from aurora_store.errors import CredentialsMissing, StoreError, bounded_text
 from aurora_store.policy.address_policy import AddressPolicy
@@ -107,6 +107,9 @@ class _Session:
                     response_checksum_validation="when_required",
                 ),
             )
+        except CredentialRetrievalError as error:
+            hint = "check the role that the cloud gives to the pod's ServiceAccount"
+            raise CredentialsMissing(bounded_text(f"the workload identity gave no credentials; {hint}")) from error
         except (BotoCoreError, ValueError) as error:
             raise StoreError(bounded_text(f"the store's settings cannot be used: {error}")) from error
         call_limits.limit_connections(client, settings.addresses)

@@ -161,9 +161,10 @@ class RoundLog:
         accepted: Any,
         milliseconds: Any,
         unplayed_lookup: Any = (),
+        tokens_made: Any = (),
     ) -> None:
         """Around ``Controller.observe``: writes the round."""
-        original(controller, decision, outlooks, accepted, milliseconds, unplayed_lookup)
+        original(controller, decision, outlooks, accepted, milliseconds, unplayed_lookup, tokens_made)
         if self._sink is None or not outlooks:
             return
         estimates = next((found for chosen, found in self._choices if chosen is outlooks), None)

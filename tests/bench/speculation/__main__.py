@@ -5,9 +5,10 @@ a fixed number of steps. Costs come from a table that looks like this machine's 
 noisy times. Results use true ones.
 
 Prints, per cost table, traffic and concurrency, the best fixed arm, its speed over off, the controller's speed over the
-best arm's, its worst stretch of 200 rounds against off, and the share of exploring rounds. Then prints the
-microseconds of a decision (choose and observe together) by batch size, median [quartiles]. ``--decisions`` prints these
-only, within seconds.
+best arm's, its worst stretch of 200 rounds against off, and the share of exploring rounds. Then prints the microseconds
+of a decision (choose and observe together) by batch size, median [quartiles], and those of the lookup before it. Lookup
+indexes each request's last token and searches its text, on the host, with the scope Request. ``--decisions`` prints
+these only, within seconds.
 
 Generated rounds have the statistics of docs/results/served-speedup.md. ``--recorded FILE`` replays the rounds that
 tests.bench.speculation.record wrote. Takes about two minutes. Needs a CPU only.
@@ -21,6 +22,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 from tests.bench.bench_command import bench_parser, commit, machine
 from tests.bench.markdown import markdown_row, markdown_table, median_and_quartiles
@@ -29,13 +31,20 @@ from tests.bench.speculation.generated_rounds import traffics
 from tests.bench.speculation.recorded_rounds import RecordedRequest, RecordedRounds, repeated
 from tests.bench.speculation.regret import measure_regret, new_controller
 
+from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.engine.arms import Source
+from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS
 from aurora_runtime.serving.speculation.controller import RequestOutlook
+from aurora_runtime.serving.speculation.lookup_index import LookupIndex
+from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
 
 REQUESTS_AT_LEAST = 60
 REQUESTS_PER_PLACE = 24
 DECISIONS = 4000
 """Decisions that are timed for one request. Larger batches have as many requests in fewer decisions."""
+LEAST_ROUNDS = 60
+PROMPT_TOKENS = 500
+VOCABULARY = 32_000
 MACHINES = {"cpu": cpu_milliseconds, "gpu": gpu_milliseconds}
 
 
@@ -65,6 +74,29 @@ def decision_microseconds(batch_size: int, rounds: int) -> list[float]:
         controller.observe(decision, outlooks, right, took)
         times.append(1e6 * (time.perf_counter() - observing + chosen - begin))
     return times
+
+
+def lookup_microseconds(batch_size: int, rounds: int) -> list[float]:
+    """The times of lookup for a batch whose requests got a token each: words that come back, and few long matches."""
+    rng, times = random.Random(5), list[float]()  # noqa: S311 - no secret
+    texts = RequestTexts(LookupIndex(LookupScope.REQUEST, 1 << 20, vocabulary_size=VOCABULARY))
+    no_wish = SimpleNamespace(custom_params=None)
+    reqs = [
+        SimpleNamespace(rid=f"r{i}", origin_input_ids=words(rng, PROMPT_TOKENS), output_ids=[], sampling_params=no_wish)
+        for i in range(batch_size)
+    ]
+    for number in range(rounds):
+        for req in reqs:
+            req.output_ids += words(rng, 1)
+        begin = time.perf_counter()
+        texts.proposals(reqs, [PROMPT_TOKENS + number] * batch_size, [()] * batch_size, LOOKUP_STEPS)
+        times.append(1e6 * (time.perf_counter() - begin))
+    return times[1:]  # the first round indexes the prompts
+
+
+def words(rng: random.Random, count: int) -> list[int]:
+    """Tokens, the common ones more often, as in a text."""
+    return [min(VOCABULARY - 1, int(rng.paretovariate(0.7))) for _ in range(count)]
 
 
 def print_regret(options: argparse.Namespace) -> None:
@@ -97,11 +129,11 @@ def main() -> None:
     options = parser.parse_args()
     if not options.decisions:
         print_regret(options)
-    sizes = (1, 4, 16, 64)
-    print(markdown_table(["batch size", "microseconds a decision", "decisions"], []))
-    for size in sizes:
-        times = decision_microseconds(size, DECISIONS // size)
-        print(markdown_row([size, median_and_quartiles(times, 0), len(times)]))
+    print(markdown_table(["batch size", "microseconds a decision", "microseconds of lookup", "rounds"], []))
+    for size in (1, 4, 16, 64, 256):
+        rounds = max(LEAST_ROUNDS, DECISIONS // size)
+        decisions, lookups = decision_microseconds(size, rounds), lookup_microseconds(size, rounds)
+        print(markdown_row([size, median_and_quartiles(decisions, 0), median_and_quartiles(lookups, 0), rounds]))
     load = ", ".join(f"{one:.1f}" for one in os.getloadavg())
     print(f"\n{machine()}; commit {commit()}; load {load}")
 

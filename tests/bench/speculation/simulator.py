@@ -16,14 +16,12 @@ from tests.bench.speculation.cost_tables import CostTable, Noise
 from tests.bench.speculation.recorded_rounds import RecordedRequest
 
 from aurora_runtime.engine.arms import OFF, Arm, Source
-from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS
+from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS, PENDING_TOKENS
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, Decision, RequestOutlook
 from aurora_runtime.serving.speculation.worker.behind.rounds_behind import SHORTEST_MATCH, launched, played
 from aurora_runtime.serving.speculation.worker.draft_progress import ROUNDS_IN_USE
 from aurora_runtime.serving.speculation.worker.policy import Policy
 
-BACKLOG_TOKENS = 256
-"""Tokens of a request that may wait for the draft, as in the worker's buffer."""
 _SMALLEST_DRAFT = Arm(1, drafts=True)
 
 
@@ -81,7 +79,7 @@ class _DraftBacklog:
         """The tokens that the draft processes before a round. A full buffer of a draft out of use is given up."""
         drafts = decision.arm.drafts
         self._rounds_unused = 0 if drafts and not decision.explores else self._rounds_unused + 1
-        late = [r for r in running if r.pending > (0 if drafts else BACKLOG_TOKENS)]
+        late = [r for r in running if r.pending > (0 if drafts else PENDING_TOKENS)]
         if not drafts and self._rounds_unused >= ROUNDS_IN_USE:
             for r in late:
                 r.pending = CANNOT_DRAFT
@@ -148,7 +146,9 @@ def play(
         right = [r.request.lookup_right[r.place] for r in running]
         accepted = [r.accept(s, decision.arm) for r, s in zip(running, decision.sources, strict=True)]
         unplayed = [min(a, b + 1) for a, b in zip(right, accepted, strict=True)] if reports_unplayed_lookup else []
-        observe = partial(policy.observe, decision, outlooks, accepted, noise.measured(milliseconds), unplayed)
+        took = noise.measured(milliseconds)
+        told = None if late and not decision.arm.drafts else took  # a catch-up is not the work of such a round
+        observe = partial(policy.observe, decision, outlooks, accepted, told, unplayed)
         observations.add(observe, [r.rid for r in running if r.place >= r.request.places])
         tokens = size + sum(accepted)
         off = costs(OFF, size, 0) * tokens / size

@@ -16,6 +16,7 @@ FOR_OTHERS = (
     "kueue/queues.yaml",
     "inference-pool/pool.yaml",
     "resource-claims/gpu.yaml",
+    "gateway/route.yaml",
     "autoscaling/keda.yaml",
     "autoscaling/keda-schedule.yaml",
 )

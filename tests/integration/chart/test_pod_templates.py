@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from aurora_api.v1alpha1.template import NEEDED_FIELDS
 from aurora_operator.errors import KubernetesError
 from tests.cluster.command import CommandError, wait_until
 from tests.integration.chart.conftest import TEAM
@@ -66,15 +67,23 @@ IDENTITY: list[dict[str, Any]] = [
     {"automountServiceAccountToken": None},
     {"volumes": [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}]},
 ]
+REMOVED: list[dict[str, Any]] = [
+    *({"containers": [{"name": "sglang", field: None}]} for field in NEEDED_FIELDS),
+    *({"initContainers": [{"name": "stage", field: None}]} for field in NEEDED_FIELDS),
+    container(image=""),
+    container(command=[]),
+    {"volumes": None},
+]
 GOOD: list[dict[str, Any]] = [
     {},
     {"nodeSelector": {"gpu": "a100"}, "tolerations": [{"operator": "Exists"}], "hostNetwork": False, "hostIPC": None},
     {"volumes": [{"name": "m", "persistentVolumeClaim": {"claimName": "models"}}, {"name": "c", "configMap": {}}]},
-    {"volumes": None, "securityContext": None},
+    {"securityContext": None, "topologySpreadConstraints": None},
     {"volumes": [{"name": "p", "projected": {"sources": [{"secret": {"name": "s"}}]}}]},
     {"securityContext": {"runAsUser": 0, "seccompProfile": None, "windowsOptions": None}},
     container(resources={"limits": {"nvidia.com/gpu": 1}}, ports=[{"containerPort": 1}], env=[{"name": "A"}]),
-    container(securityContext=None, ports=None, lifecycle=None, livenessProbe=None),
+    container(securityContext=None, resources=None, lifecycle=None),
+    container(env=[], volumeMounts=[], ports=[], image="mine:1", command=["debug"]),
     secured(capabilities={"drop": ["ALL"]}, privileged=False, seccompProfile={"type": "RuntimeDefault"}),
     secured(capabilities=None, privileged=None),
     container(livenessProbe={"httpGet": {"path": "/health", "port": 1}}, lifecycle={"preStop": {"sleep": {}}}),
@@ -118,6 +127,15 @@ def test_a_template_that_chooses_an_identity_is_refused_in_plain_words(
 ) -> None:
     with pytest.raises(KubernetesError, match="a template must not choose an identity"):
         policed.apply(speculator(pod=pod), namespace)
+
+
+@pytest.mark.parametrize("pod", REMOVED, ids=[json.dumps(pod)[:60] for pod in REMOVED])
+def test_a_template_that_removes_what_our_containers_need_is_refused_in_plain_words(
+    policed: DryRun, pod: dict[str, Any]
+) -> None:
+    for namespace in (TEAM, PRIVILEGED):
+        with pytest.raises(KubernetesError, match="a template must not remove what the operator sets"):
+            policed.apply(speculator(pod=pod), namespace)
 
 
 OTHER_CHANGES: list[dict[str, Any]] = [

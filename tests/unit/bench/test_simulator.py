@@ -7,12 +7,13 @@ import itertools
 import pytest
 
 from aurora_runtime.engine.arms import OFF, Arm, Source
+from aurora_runtime.engine.speculation_settings import PENDING_TOKENS
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, Decision
 from aurora_runtime.serving.speculation.worker.policy import FixedArms
 from tests.bench.speculation.cost_tables import CostTable, cpu_milliseconds, gpu_milliseconds
 from tests.bench.speculation.generated_rounds import DOCSTRINGS, JSON, PROSE, generate
 from tests.bench.speculation.regret import ARMS, best_fixed_arm, fixed_arm_speed, new_noise
-from tests.bench.speculation.simulator import BACKLOG_TOKENS, _DraftBacklog, _Running, against_off, play, speed
+from tests.bench.speculation.simulator import _DraftBacklog, _Running, against_off, play, speed
 
 DRAFT = Arm(2, drafts=True)
 
@@ -32,7 +33,7 @@ def test_a_drafting_round_processes_everything_that_is_pending() -> None:
 
 
 def test_a_full_buffer_is_processed_while_the_draft_is_in_use_and_given_up_otherwise() -> None:
-    full, used, unused = BACKLOG_TOKENS + 1, _DraftBacklog(), _DraftBacklog()
+    full, used, unused = PENDING_TOKENS + 1, _DraftBacklog(), _DraftBacklog()
     used.catch_up(decision(DRAFT), [])
     unused.catch_up(decision(DRAFT, explores=True), [])
     kept, lost = running(full), running(full)

@@ -13,8 +13,11 @@ import pytest
 import yaml
 
 from aurora_api.base import quantity_bytes
+from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.inference_deployment import deployment, inference_template
+from aurora_operator.children.network import services
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.queue_label import QUEUE_LABEL
 from aurora_operator.children.trainer_deployment import trainer_deployment
@@ -59,6 +62,32 @@ def test_the_pool_selects_the_inference_pods_and_no_others() -> None:
     ((backend,),) = (rule["backendRefs"] for rule in route["spec"]["rules"])
     group, _ = pool["apiVersion"].split("/")
     assert backend == {"group": group, "kind": pool["kind"], "name": pool["metadata"]["name"]}
+
+
+def test_the_route_for_clients_leads_to_the_speculators_service_and_asks_for_keys() -> None:
+    route, policy = objects("gateway/route.yaml")
+    owner = Owner("default", "chat", "0123456789abcdef", 1, "77")
+    (service,) = services(owner)
+    (rule,) = route["spec"]["rules"]
+    (backend,), (match,) = rule["backendRefs"], rule["matches"]
+    assert backend == {"name": service["metadata"]["name"], "port": service["spec"]["ports"][0]["port"]}
+    assert match["path"] == {"type": "PathPrefix", "value": "/v1"}, "the engine's other paths are not for clients"
+    group, _ = route["apiVersion"].split("/")
+    assert policy["spec"]["targetRefs"] == [{"group": group, "kind": route["kind"], "name": route["metadata"]["name"]}]
+    (secret,) = policy["spec"]["apiKeyAuth"]["credentialRefs"]
+    assert f"secret generic {secret['name']} " in page("docs/how-to/clients.md").path.read_text()
+
+
+def test_the_health_checks_for_git_tools_name_conditions_and_fields_that_exist() -> None:
+    """No test runs Argo CD or Flux. A condition with another name would make a check wait for ever."""
+    lua, flux = page("docs/how-to/gitops.md").path.read_text().split("## Health in Flux")
+    for text in (lua, flux):
+        named = set(re.findall(r"""["'](Ready|Degraded|[A-Z][a-z]+[A-Z]\w+)["']""", text)) - {"AuroraSpeculator"}
+        assert named == {"Ready", "Degraded", "NameTaken", "InvalidSpec"}
+        assert named <= {kind.value for kind in ConditionType}
+        assert "observedGeneration" in text
+    fields = {field.alias or name for name, field in SpeculatorStatus.model_fields.items()}
+    assert set(re.findall(r"\bstatus\.(?!status)(\w+)", flux)) <= fields
 
 
 def test_the_endpoint_picker_is_told_metrics_that_the_installed_sglang_reports() -> None:

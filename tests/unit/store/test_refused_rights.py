@@ -90,3 +90,39 @@ def test_a_deletion_that_is_refused_for_single_objects_repeats_no_text_of_the_st
         with pytest.raises(StoreError, match=words) as error:
             objects(store).delete_many(["a", "b"])
         assert "tranger" not in str(error.value)
+
+
+KEY_RIGHTS = {
+    "put": "allow s3:PutObject there for these credentials, and kms:GenerateDataKey and kms:Decrypt on the bucket's",
+    "get": "allow s3:GetObject there for these credentials, and kms:Decrypt on the bucket's KMS key if it has one",
+    "delete": "allow s3:DeleteObject there for these credentials$",
+}
+"""AWS answers AccessDenied too when the rights on the key of an encrypted bucket are missing."""
+
+
+@pytest.mark.parametrize("operation", KEY_RIGHTS)
+def test_a_refused_right_may_be_one_on_the_key_that_encrypts_the_bucket(store: FaultyStore, operation: str) -> None:
+    calls: dict[str, Callable[[ObjectStore], object]] = {
+        "put": lambda objects: objects.put(KEY, b"1"),
+        "get": lambda objects: objects.get(KEY),
+        "delete": lambda objects: objects.delete(KEY),
+    }
+    with pytest.raises(AccessRefused, match=KEY_RIGHTS[operation]):
+        calls[operation](objects(store))
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        ("AuthorizationHeaderMalformed", "set store.region to the bucket's region"),
+        ("PermanentRedirect", "set store.region to the bucket's region"),
+        ("ExpiredToken", "the credentials have expired; keys in a Secret must be long-lived"),
+        ("InvalidToken", "keys in a Secret must be long-lived ones, because no session token is read"),
+        ("InvalidAccessKeyId", "check the access key, which must be a long-lived one"),
+        ("RequestTimeTooSkewed", "set the clock of the pod's node"),
+    ],
+)
+def test_an_error_of_the_installation_says_what_to_change(store: FaultyStore, code: str, hint: str) -> None:
+    store.answer = whole(400, f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>".encode())
+    with pytest.raises(StoreError, match=f"put {KEY}: {code}; .*{hint}"):
+        objects(store).put(KEY, b"1")

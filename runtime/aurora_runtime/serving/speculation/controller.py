@@ -119,6 +119,7 @@ class Controller:
         accepted: Sequence[int],
         milliseconds: float | None,
         unplayed_lookup: Sequence[int] = (),
+        tokens_made: Sequence[int] = (),
     ) -> None:
         """Learn from a round.
 
@@ -128,20 +129,27 @@ class Controller:
             unplayed_lookup: for each request, how many tokens of its lookup are the tokens that the round made, of a
                 lookup that was not the round's source. Lookup's value is then known before lookup was ever used. Empty:
                 not known.
+            tokens_made: for each request, how many of the round's tokens its answer took. Fewer than were accepted: the
+                answer ended within the round. 0: it had ended before, so the round says nothing about the request.
+                Empty: all of them.
         """
         if not outlooks:
             return
         self._values.begin_round()
         arm, steps = decision.arm, decision.arm.steps
         drafted, looked_up = [], []
+        made_by = tokens_made or [count + 1 for count in accepted]
         for i, (outlook, source, count) in enumerate(zip(outlooks, decision.sources, accepted, strict=True)):
+            if not (own := made_by[i]):
+                continue
+            right, most = min(count, own), steps if own > count else own  # nothing counts behind an answer's end
             if source is Source.DRAFT:
-                drafted.append((outlook, count, steps))
+                drafted.append((outlook, right, most))
             elif source is Source.LOOKUP:
-                looked_up.append((outlook, count, min(steps, outlook.lookup_length)))
+                looked_up.append((outlook, right, min(most, outlook.lookup_length)))
             if unplayed_lookup and source is not Source.LOOKUP:
-                looked_up.append((outlook, unplayed_lookup[i], min(count + 1, outlook.lookup_length)))
-        size, made = len(outlooks), len(outlooks) + sum(accepted)
+                looked_up.append((outlook, unplayed_lookup[i], min(own, outlook.lookup_length)))
+        size, made = len(outlooks), sum(made_by)
         self._counters.count(decision, outlooks, accepted)
         if drafted:
             self._values.learn(Source.DRAFT, drafted)

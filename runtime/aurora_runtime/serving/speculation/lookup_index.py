@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from aurora_api.v1alpha1.draft import LookupScope
-from aurora_runtime.serving.speculation.suffix_table import SuffixTable
+from aurora_runtime.serving.speculation.suffix_table import SuffixTable, Sums
 
 SUFFIX_LENGTHS: Final = (1, 2, 3, 5, 8)
 """The lengths of suffixes that are looked up, the longest first. More lengths gained less than 1%."""
@@ -49,11 +49,23 @@ _NOTHING: Final = Proposal()
 
 @dataclass(eq=False)
 class _Text:
-    """A request's prompt and answer. ``number`` is unique and never 0, so that a place is never 0."""
+    """A request's prompt and answer.
+
+    Attributes:
+        number: unique and never 0, so that a place is never 0.
+        shared: whether other requests may be answered from it.
+        salts: of the spaces of the table in which its suffixes are put.
+        salts_to_read: of the spaces from which the request may be answered.
+        sums: those of its end. None: not computed since it grew. The suffixes that are looked up before a token are
+            those that the token follows, so they are put without computing them again.
+    """
 
     number: int
     tokens: array[int]
-    shared: bool  # whether other requests may be answered from it
+    shared: bool
+    salts: tuple[int, ...]
+    salts_to_read: tuple[int, ...]
+    sums: Sums | None = None
 
     @property
     def first_place(self) -> int:
@@ -124,11 +136,12 @@ class LookupIndex:
         """Append tokens that the target committed."""
         if (text := self._running.get(rid)) is None:
             return
-        spaces = _spaces_of(text)
+        table, known, first_place = self._table, text.tokens, text.first_place
         for token in tokens:
-            end = len(text.tokens)
-            text.tokens.append(token)
-            self._table.put(text.tokens, end, spaces, text.first_place + end)
+            end = len(known)
+            table.put(text.sums or table.sums_of(known, end), text.salts, first_place + end)
+            known.append(token)
+            text.sums = None
         self._tokens += len(tokens)
 
     def end(self, rid: str) -> None:
@@ -148,20 +161,22 @@ class LookupIndex:
         """
         if (text := self._running.get(rid)) is None or count < 1:
             return _NOTHING
-        sums = self._table.sums_of(text.tokens, len(text.tokens))
-        spaces = (text.number, _SHARED) if self._scope is LookupScope.SPECULATOR else (text.number,)
-        for order, start, total in reversed(sums):
-            for space in spaces:
-                if found := self._occurrence(text, order, self._table.get(space, start, total)):
-                    return self._proposal(text, *found, order, count)
+        if text.sums is None:
+            text.sums = self._table.sums_of(text.tokens, len(text.tokens))
+        for order, place in self._table.find(text.sums, text.salts_to_read):
+            if found := self._occurrence(text, order, place):
+                return self._proposal(text, *found, order, count)
         return _NOTHING
 
     def _add(self, tokens: Sequence[int], *, shared: bool) -> _Text:
         self._last_number += 1
-        text = _Text(self._last_number, array("q", tokens), shared)
-        self._texts[text.number] = text
+        number = self._last_number
+        spaces = (number, _SHARED) if shared else (number,)
+        readable = (number, _SHARED) if self._scope is LookupScope.SPECULATOR else (number,)
+        salts, salts_to_read = self._table.salts_of(spaces), self._table.salts_of(readable)
+        text = self._texts[number] = _Text(number, array("q", tokens), shared, salts, salts_to_read)
         self._tokens += len(tokens)
-        self._table.put_range(text.tokens, 1, len(tokens), _spaces_of(text), text.first_place)
+        self._table.put_range(text.tokens, 1, len(tokens), spaces, text.first_place)
         return text
 
     def _occurrence(self, text: _Text, order: int, place: int) -> tuple[_Text, int] | None:
@@ -197,11 +212,6 @@ class LookupIndex:
     def _forget(self, text: _Text) -> None:
         del self._texts[text.number]
         self._tokens -= len(text.tokens)
-
-
-def _spaces_of(text: _Text) -> tuple[int, ...]:
-    """The spaces of the table in which the suffixes of a text are put."""
-    return (text.number, _SHARED) if text.shared else (text.number,)
 
 
 def _match_length(tokens: array[int], source: array[int], position: int, known: int) -> int:

@@ -11,11 +11,14 @@ sum (multiply-shift hashing, Dietzfelbinger). The sum for a longer suffix contin
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+Sums = list[tuple[int, int, int]]
+"""``(order, start, sum)`` of the suffixes of a text, the shortest first. ``start`` is the order's first slot."""
 
 _MASK: Final = (1 << 64) - 1
 _GOLDEN: Final = 0x9E3779B97F4A7C15
@@ -52,11 +55,8 @@ class SuffixTable:
         self._array: NDArray[np.int64] = np.zeros(len(orders) * slots, dtype=np.int64)
         self._view: Final = self._array.data
 
-    def sums_of(self, tokens: array[int], end: int) -> list[tuple[int, int, int]]:
-        """``(order, start, sum)`` of each suffix of ``tokens[:end]`` that the text is long enough for, shortest first.
-
-        ``start`` is the order's first slot. The sum does not depend on a space.
-        """
+    def sums_of(self, tokens: array[int], end: int) -> Sums:
+        """The sums of all suffixes of ``tokens[:end]`` that the text is long enough for. They depend on no space."""
         total, found = 0, []
         for order, multiplier, start in self._steps[:end]:
             total += multiplier * tokens[end - order]
@@ -64,19 +64,30 @@ class SuffixTable:
                 found.append((order, start, total))
         return found
 
-    def get(self, space: int, start: int, total: int) -> int:
-        """The latest place that was put into a suffix's slot in ``space``, 0 if none was."""
-        return self._view[start + (((total + space * self._space_multiplier) & _MASK) >> self._shift)]
+    def salts_of(self, spaces: Sequence[int]) -> tuple[int, ...]:
+        """What tells the suffixes of these spaces from those of others."""
+        return tuple(space * self._space_multiplier & _MASK for space in spaces)
 
-    def put(self, tokens: array[int], end: int, spaces: Sequence[int], place: int) -> None:
-        """Note in ``spaces`` that the suffixes of ``tokens[:end]`` occurred, and that ``place`` followed them."""
-        salts = [space * self._space_multiplier for space in spaces]
-        for _, start, total in self.sums_of(tokens, end):
+    def find(self, sums: Sums, salts: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """``(order, place)``: the latest place that was put into the slot of each suffix, if one was.
+
+        The longest suffix comes first, and of equally long ones the first salt's.
+        """
+        view, shift = self._view, self._shift
+        for order, start, total in reversed(sums):
             for salt in salts:
-                self._view[start + (((total + salt) & _MASK) >> self._shift)] = place
+                if place := view[start + (((total + salt) & _MASK) >> shift)]:
+                    yield order, place
+
+    def put(self, sums: Sums, salts: Sequence[int], place: int) -> None:
+        """Note that these suffixes occurred, and that ``place`` followed them."""
+        view, shift = self._view, self._shift
+        for _, start, total in sums:
+            for salt in salts:
+                view[start + (((total + salt) & _MASK) >> shift)] = place
 
     def put_range(self, tokens: array[int], first: int, last: int, spaces: Sequence[int], place: int) -> None:
-        """The same as ``put(tokens, end, spaces, place + end)`` for each ``end`` from ``first`` to ``last - 1``.
+        """The same as :meth:`put` of ``place + end`` for each ``end`` from ``first`` to ``last - 1``.
 
         Vectorised, for prompts.
         """

@@ -22,7 +22,7 @@ from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
 from aurora_runtime.validation.engines.engine_set import MEMORY_SHARE, EngineSet
 from aurora_runtime.validation.engines.load_client import BatchResult
-from aurora_runtime.validation.engines.warm_up import ENGINE_TOKENS, SWAP_TOKENS, WarmUp
+from aurora_runtime.validation.engines.warm_up import SWAP_TOKENS, WarmUp
 from aurora_runtime.validation.rounds.measurement_plan import DRAFT_ARMS
 
 _DRAFT_ENGINE = "draft"
@@ -114,10 +114,12 @@ class JobEngines:
     async def _warm_up(self, name: str, arm: Arm) -> None:
         """Warm ``arm`` up. A draft on which some requests fail is left to the rounds, where the failures are judged."""
         client = self.engines.client(name, self.deadline)
-        if arm in DRAFT_ARMS and arm not in self._known:
-            result = await self.warm_up.learn_draft(client, lambda: time.monotonic() <= self.deadline)
+        if arm in self._known:
+            result = await self.warm_up.answer_once(client, SWAP_TOKENS)
         else:
-            result = await self.warm_up.answer_once(client, SWAP_TOKENS if arm in self._known else ENGINE_TOKENS)
+            result = await self.warm_up.first_time(
+                client, drafts=arm in DRAFT_ARMS, may_continue=lambda: time.monotonic() <= self.deadline
+            )
         if result.failures:
             self.engines.check(name)
         if result.failures and result.failures == len(result.answers):

@@ -238,10 +238,12 @@ class ReplicaEngine:
         boot = await self._run_trial(arm)
         if self._warmed_up == (arm, boot):
             return
-        learns = arm in DRAFT_ARMS and (arm, boot) not in self._known and arm not in self._failed_warm_up
-        if learns:
-            self._failed_warm_up.add(arm)  # until it ended well
-            result = await self.warm_up.learn_draft(self._client(), self._may_continue)
+        drafts = arm in DRAFT_ARMS
+        is_new = (arm, boot) not in self._known and arm not in self._failed_warm_up
+        if is_new:
+            if drafts:
+                self._failed_warm_up.add(arm)  # until it ended well
+            result = await self.warm_up.first_time(self._client(), drafts=drafts, may_continue=self._may_continue)
         else:
             tokens = SWAP_TOKENS if (arm, boot) in self._known else ENGINE_TOKENS
             result = await self.warm_up.answer_once(self._client(), tokens)
@@ -251,8 +253,8 @@ class ReplicaEngine:
         # The warm-up filled the prefix cache. The trial empties it.
         if await self._run_trial(arm) != boot:
             raise self._engine_ended(arm)
-        if learns and not result.failures:
-            self._failed_warm_up.remove(arm)
+        if is_new and not result.failures:
+            self._failed_warm_up.discard(arm)
         self._warmed_up = (arm, boot)
         self._known.add((arm, boot))
 

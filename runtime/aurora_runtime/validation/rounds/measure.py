@@ -106,7 +106,7 @@ async def measure(
     off_answers: Answers | None = None,
     newer_version: NewerVersion = no_newer_version,
 ) -> Measurement:
-    """Warm both drafts up, so that no round has to, and measure round by round.
+    """Warm all arms up, so that no round has to, and measure round by round.
 
     Args:
         baseline: off, and NGRAM where asked for, measured at another time. Then only the drafts are measured.
@@ -121,7 +121,7 @@ async def measure(
     arms = plan.arms if baseline is None else DRAFT_ARMS
     counters = {arm: EqualityCounter(arm, plan.near_tie_bound, reference) for arm in arms if arm is not reference}
     measurement = Measurement(equality=counters, arms=arms)
-    await runner.prepare_drafts()
+    await runner.prepare(arms)
     longest_round_seconds, end = 0.0, None
     concurrencies = plan.policy.concurrencies
     for number in range(plan.max_rounds):

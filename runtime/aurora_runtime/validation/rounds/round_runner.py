@@ -53,12 +53,12 @@ class RoundRunner:
     deadline: float
     clock: Callable[[], float] = time.monotonic
 
-    async def prepare_drafts(self) -> None:
-        """Warm both drafts up, so that the first round takes as long as the others. Stops when time is over.
+    async def prepare(self, arms: Sequence[Arm]) -> None:
+        """Warm all arms up, so that the first round takes as long as the others. Stops when time is over.
 
-        The draft that is first in the first round is prepared last, which saves a swap.
+        Of the drafts, the one that is first in the first round is prepared last, which saves a swap.
         """
-        for arm in reversed(DRAFT_ARMS):
+        for arm in (*reversed(DRAFT_ARMS), *(arm for arm in arms if arm not in DRAFT_ARMS)):
             if self.clock() <= self.deadline:
                 await self.engines.prepare(arm)
 

@@ -81,7 +81,7 @@ def test_the_view_shows_stages_progress_and_figures() -> None:
 def test_before_anything_is_known_the_view_names_measured_times_of_what_is_to_come() -> None:
     lines = drawn(first_state(Handover(0.0)), width=100)
     (kubernetes,) = (line for line in lines if "Kubernetes from source" in line)
-    assert "6 min 44 s when measured" in kubernetes
+    assert "8 min 59 s when measured" in kubernetes
     assert not any("Python packages" in line for line in lines), "without start.py nobody installed packages"
 
 

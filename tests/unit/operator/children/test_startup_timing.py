@@ -26,7 +26,6 @@ def progress_deadline(probe: Any) -> int:
         pytest.param({"failureThreshold": 1440}, 7500, id="twice as many failures"),
         pytest.param({"periodSeconds": 10, "initialDelaySeconds": 60}, 7560, id="longer periods after a delay"),
         pytest.param({"failureThreshold": 6}, MIN_START_SECONDS, id="images may still take long"),
-        pytest.param(None, MIN_START_SECONDS, id="no probe"),
         pytest.param({"failureThreshold": 2**31 - 1}, MAX_START_SECONDS, id="without an end"),
     ],
 )

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.template import NEEDED_FIELDS
 from aurora_api.v1alpha1.validation import FINISH_RESERVE_SECONDS, START_ALLOWANCE_SECONDS
 from aurora_operator.children.inference_deployment import deployment, inference_template
 from aurora_operator.children.metadata import COMMON_LABELS, selector
@@ -118,6 +119,18 @@ def test_a_job_survives_the_end_of_its_pod_where_another_pod_can_go_on() -> None
     assert "podFailurePolicy" not in job(OWNER, spec(), CONFIG, ON_REPLICA)["spec"], "its replica is back in service"
     restarts = spec(validation={"template": {"spec": {"restartPolicy": "OnFailure"}}})
     assert "podFailurePolicy" not in job(OWNER, restarts, CONFIG, ATTEMPT)["spec"], "the API server would refuse it"
+
+
+MAY_BE_REMOVED = {"name", "imagePullPolicy", "lifecycle", "resources", "securityContext"}
+"""Fields of our containers without which a container still does its work. The name is the key of the merge."""
+
+
+@pytest.mark.parametrize("attempt", [ATTEMPT, ON_REPLICA])
+def test_every_field_that_our_containers_need_is_one_that_no_template_may_remove(attempt: ValidationAttempt) -> None:
+    made = workloads(spec()) | {"validation": job(OWNER, spec(), CONFIG, attempt)}
+    pods = [workload["spec"]["template"]["spec"] for workload in made.values()]
+    ours = [container for pod in pods for container in (*pod.get("initContainers", ()), *pod["containers"])]
+    assert set().union(*ours) - MAY_BE_REMOVED == set(NEEDED_FIELDS)
 
 
 CLAIM = {"name": "gpu", "resourceClaimTemplateName": "one-gpu"}

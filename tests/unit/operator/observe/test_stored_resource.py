@@ -45,6 +45,15 @@ def test_a_field_that_does_not_parse_is_named_without_its_value() -> None:
     assert "secret" not in str(error.value)
 
 
+def test_a_template_that_removes_what_our_containers_need_is_named_and_left_out() -> None:
+    removes = {"template": {"spec": {"containers": [{"name": "sglang", "env": None}]}}, "replicas": 3}
+    with pytest.raises(InvalidSpec, match=r"spec: serving\.template\.spec: .*env of sglang; remove the key") as error:
+        parse(stored(removes))
+    usable = error.value.usable_spec
+    assert usable is not None
+    assert (usable.serving.replicas, usable.serving.template.spec) == (3, {})
+
+
 def test_a_wrong_field_has_its_default_while_the_spec_waits_for_its_correction() -> None:
     with pytest.raises(InvalidSpec) as error:
         parse(stored({"replicas": "many", "extraArgs": ["--tp", 2]}))

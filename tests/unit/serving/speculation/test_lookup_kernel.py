@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ from aurora_runtime.serving.speculation import lookup_index, lookup_kernel
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex
 from aurora_runtime.serving.speculation.lookup_kernel import propose
 from aurora_runtime.serving.speculation.lookup_reference import POSITION_BITS
-from aurora_runtime.serving.speculation.suffix_table import SuffixTable
+from aurora_runtime.serving.speculation.suffix_table import SuffixTable, Sums
 from aurora_runtime.serving.speculation.token_history import TokenHistory
 from tests.unit.serving.speculation import interpreted_lookup
 from tests.unit.serving.speculation.interpreted_lookup import MAX_TOKENS, histories, history_of
@@ -38,16 +38,17 @@ class ExactTable(SuffixTable):
         super().__init__(orders, slots)
         self._places: dict[tuple[int, int, int], int] = {}
 
-    def get(self, space: int, start: int, total: int) -> int:
-        return self._places.get((space, start, total), 0)
+    def find(self, sums: Sums, salts: Sequence[int]) -> Iterator[tuple[int, int]]:
+        keys = [(order, (salt, start, total)) for order, start, total in reversed(sums) for salt in salts]
+        return ((order, self._places[key]) for order, key in keys if key in self._places)
 
-    def put(self, tokens: array[int], end: int, spaces: Sequence[int], place: int) -> None:
-        for _, start, total in self.sums_of(tokens, end):
-            self._places.update({(space, start, total): place for space in spaces})
+    def put(self, sums: Sums, salts: Sequence[int], place: int) -> None:
+        for _, start, total in sums:
+            self._places.update({(salt, start, total): place for salt in salts})
 
     def put_range(self, tokens: array[int], first: int, last: int, spaces: Sequence[int], place: int) -> None:
         for end in range(first, last):
-            self.put(tokens, end, spaces, place + end)
+            self.put(self.sums_of(tokens, end), self.salts_of(spaces), place + end)
 
 
 @given(rows=histories, count=st.integers(1, 9), prompt=st.integers(0, MAX_TOKENS))

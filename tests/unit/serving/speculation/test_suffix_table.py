@@ -13,7 +13,10 @@ token_lists = st.lists(st.integers(0, 2**40), min_size=2, max_size=40).map(lambd
 
 
 def latest(table: SuffixTable, tokens: array[int], end: int, space: int) -> list[int]:
-    return [table.get(space, start, total) for _, start, total in table.sums_of(tokens, end)]
+    """The latest place of each suffix, the shortest first. 0: none."""
+    sums = table.sums_of(tokens, end)
+    found = dict(table.find(sums, table.salts_of([space])))
+    return [found.get(order, 0) for order, *_ in sums]
 
 
 @given(token_lists, st.data())
@@ -22,7 +25,7 @@ def test_a_range_puts_what_single_puts_put(tokens: array[int], data: st.DataObje
     last = data.draw(st.integers(first, len(tokens)))
     one_by_one, at_once = SuffixTable(ORDERS, 1 << 12), SuffixTable(ORDERS, 1 << 12)
     for end in range(first, last):
-        one_by_one.put(tokens, end, (3, 4), 1000 + end)
+        one_by_one.put(one_by_one.sums_of(tokens, end), one_by_one.salts_of((3, 4)), 1000 + end)
     at_once.put_range(tokens, first, last, (3, 4), 1000)
     for end in range(1, len(tokens)):
         for space in (3, 4):

@@ -40,11 +40,12 @@ class ScriptedEngines:
         return self.admin(name)
 
     async def batch(self, prompts: Sequence[Sequence[int]], concurrency: int, max_new_tokens: int) -> BatchResult:
-        assert concurrency == len(prompts) == 1
+        assert concurrency == len(prompts)
         self.requests += 1
-        self.calls.append(f"{self.name} answers {max_new_tokens}")
+        at_a_time = f" {concurrency} times" if concurrency > 1 else ""
+        self.calls.append(f"{self.name} answers {max_new_tokens}{at_a_time}")
         answer = None if self.requests in self.failing else Answer((1,) * max_new_tokens, 1)
-        return BatchResult((answer,), 1.0)
+        return BatchResult((answer,) * concurrency, 1.0)
 
     async def flush_prefix_cache(self) -> None:
         self.calls.append(f"{self.name} flushes")
@@ -58,9 +59,9 @@ class ScriptedEngines:
             raise MeasurementError(f"engine {name} died")
 
 
-def job_engines(scripted: Any, *, seconds: float = 60.0) -> JobEngines:
+def job_engines(scripted: Any, *, seconds: float = 60.0, concurrencies: tuple[int, ...] = ()) -> JobEngines:
     drafts = {Arm.ACTIVE: FetchedDraft(Path("/a"), 0), Arm.CANDIDATE: FetchedDraft(Path("/c"), 1)}
-    warm_up = WarmUp(((1, 2), (3,), (4,)), 64, 100)
+    warm_up = WarmUp(((1, 2), (3,), (4,)), 64, 100, concurrencies)
     deadline = time.monotonic() + seconds
     engines = JobEngines(scripted, drafts, DraftSpec(), (Arm.OFF,), warm_up, max_new_tokens=64, deadline=deadline)
     engines._draft_swap = scripted
@@ -83,6 +84,27 @@ async def test_a_draft_is_warmed_up_at_length_when_it_is_new_and_shortly_after_e
         *("loads 0", "draft answers 8", "draft flushes"),
         "off flushes",
     ]
+
+
+async def test_every_arm_answers_a_batch_at_every_concurrency_before_it_is_measured() -> None:
+    """Otherwise the first draft would pay for what the controller has to learn about each batch size."""
+    scripted = ScriptedEngines()
+    engines = job_engines(scripted, concurrencies=(4, 8))
+    for arm in (Arm.OFF, Arm.CANDIDATE, Arm.ACTIVE, Arm.CANDIDATE):
+        await engines.prepare(arm)
+    batches = ("draft answers 24 4 times", "draft answers 24 8 times")
+    assert scripted.calls == [
+        *("off answers 24", "off answers 24 4 times", "off answers 24 8 times", "off flushes"),
+        *("loads 1", *LEARNS, *batches, "draft flushes"),
+        *("loads 0", *LEARNS, *batches, "draft flushes"),
+        *("loads 1", "draft answers 8", "draft flushes"),
+    ]
+
+
+async def test_a_draft_that_fails_a_batch_of_the_warm_up_is_left_to_the_rounds() -> None:
+    scripted = ScriptedEngines(failing=(3,))
+    await job_engines(scripted, concurrencies=(4, 8)).prepare(Arm.ACTIVE)
+    assert scripted.calls == [*LEARNS, "draft answers 24 4 times", "draft flushes"], "no batch follows a failed one"
 
 
 async def test_a_warm_up_without_an_answer_is_an_error_and_is_repeated() -> None:

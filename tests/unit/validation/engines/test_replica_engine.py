@@ -184,6 +184,16 @@ async def test_a_restarted_engine_is_warmed_up_again(scripted: Scripted) -> None
     assert scripted.calls == ["draft 0 200", *learns, "draft 0 200", "draft 0 200"], "its controller knows no draft"
 
 
+async def test_every_start_of_the_engine_is_warmed_up_at_every_concurrency(scripted: Scripted) -> None:
+    async with replica_engine(scripted) as replica:
+        replica.warm_up = WarmUp(((1, 2),), 64, 64, (2, 3))
+        for boot, arm in (("b1", Arm.OFF), ("b2", Arm.ACTIVE), ("b2", Arm.CANDIDATE), ("b2", Arm.ACTIVE)):
+            scripted.boot = boot
+            await replica.prepare(arm)
+    answers = [int(call.split()[1]) for call in scripted.calls if "generate" in call]
+    assert answers == [24, *[24] * 5, 64, *[24] * 5, 64, *[24] * 5, 8]
+
+
 async def test_after_a_swap_to_a_known_draft_the_warm_up_is_short(scripted: Scripted) -> None:
     async with replica_engine(scripted) as replica:
         for arm in (Arm.ACTIVE, Arm.CANDIDATE, Arm.ACTIVE, Arm.CANDIDATE):

@@ -78,3 +78,9 @@ async def test_a_draft_of_fixed_shape_has_no_controller_that_must_get_to_know_it
     client = Client()
     await learn(WarmUp.of([(1,), (2,)], DraftSpec(shape=Shape.FIXED), 64), client)
     assert client.asked == [((2,), ENGINE_TOKENS)]
+
+
+def test_the_declared_concurrencies_above_one_are_warmed_up() -> None:
+    for shape in (Shape.ADAPTIVE, Shape.FIXED):
+        warm_up = WarmUp.of([(1,), (2,)], DraftSpec(shape=shape), 64, (1, 4, 12))
+        assert warm_up.concurrencies == (4, 12), "an answer of its own warms concurrency 1 up"

@@ -94,18 +94,25 @@ def catch_up(draft_worker: Any, batch: Any, late: Sequence[LateRequest], pending
 
 
 def _extend_batch(draft_worker: Any, batch: Any, late: Sequence[LateRequest], pending: CatchUpInput) -> Any:
-    """A batch that prefills the pending tokens behind the draft's KV cache of each request."""
+    """A batch that prefills the pending tokens behind the draft's KV cache of each request.
+
+    Every field with a row per request is set to the late requests. ``sampling_info`` is a copy, because
+    ``ForwardBatch.init_new`` writes the grammars of the batch's requests into it
+    (sglang/srt/model_executor/forward_batch_info.py:1004).
+    """
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
     from sglang.srt.speculative.eagle_info import EagleDraftExtendInput
 
     device = pending.tokens.device
     table = draft_worker.req_to_token_pool.req_to_token
-    lengths = [request.length for request in late]
+    rows, lengths = [request.row for request in late], [request.length for request in late]
     extend = copy.copy(batch)
+    extend.sampling_info = copy.copy(batch.sampling_info)
     extend.reqs = [request.req for request in late]
     extend.forward_mode = ForwardMode.EXTEND
     extend.input_ids = pending.tokens
-    extend.req_pool_indices = to_device([request.row for request in late], device)
+    extend.req_pool_indices = to_device(rows, device)
+    extend.req_pool_indices_cpu = torch.tensor(rows)
     extend.seq_lens_cpu = torch.tensor(lengths)
     extend.seq_lens = to_device(lengths, device)
     extend.orig_seq_lens = extend.seq_lens.to(torch.int32)

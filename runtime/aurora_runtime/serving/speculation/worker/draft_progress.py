@@ -1,11 +1,18 @@
 """How far the draft has processed each request, and when it catches up.
 
 Catching up costs a small share of what the target paid for the same tokens, but at high load this share counts. So the
-draft catches up before it proposes, and otherwise only while it is in use: when a request's buffer is full, and when a
-request ends, so that the prefix cache offers a later request a draft KV cache without gaps. While the draft is not in
-use, requests end with gaps. Answers never depend on it; the draft's proposals behind such a prefix are worse.
+draft catches up before it proposes, and otherwise only while it is in use: when a request has its share of the buffer,
+and when a request ends, so that the prefix cache offers a later request a draft KV cache without gaps. While the draft
+is not in use, requests end with gaps, and one that outgrows the buffer cannot use the draft until it ends. Answers
+never depend on it; the draft's proposals behind such a prefix are worse.
 
-Invariant: a request's pending tokens are exactly the committed tokens behind its draft KV cache, or it CANNOT_DRAFT.
+Limit: under overlap scheduling, so on every GPU, requests end with gaps even while the draft is in use. When the host
+learns of an end, a round with the request is in flight, and the request's row is given to another request before the
+draft could use the row again. So in a chat the draft's proposals suffer from those parts of earlier answers that rounds
+without the draft made.
+
+Invariants: a request's pending tokens are exactly the committed tokens behind its draft KV cache, or it CANNOT_DRAFT.
+Only running requests hold pages of the buffer.
 """
 
 from __future__ import annotations
@@ -38,11 +45,13 @@ class _Progress:
     """One request.
 
     Attributes:
+        row: its row in the request table.
         length: committed tokens in the target's KV cache.
         pending: how many of them the draft has not processed.
         under_way: nodes of rounds whose results the host does not have. So many more tokens may be pending.
     """
 
+    row: int
     length: int = 0
     pending: int = 0
     under_way: int = 0
@@ -73,19 +82,24 @@ class DraftProgress:
     def will_catch_up(self, arm: Arm, reqs: Sequence[Any]) -> bool:
         """Whether a round may let the draft catch up, which needs the lengths and the results of all rounds before."""
         most = max((self.pending(req.rid) for req in reqs), default=0)
-        return most > 0 if arm.drafts else self.in_use and most > self._buffer.capacity
+        return most > 0 if arm.drafts else self.in_use and most > self._buffer.share
 
-    def round_begins(self, draft_worker: Any, batch: Any, current: Round) -> None:
-        """Before any round: note whether the draft is in use, and make room for the round's tokens."""
+    def round_begins(self, draft_worker: Any, batch: Any, current: Round) -> bool:
+        """Before any round: note whether the draft is in use, and make room for the round's tokens.
+
+        Returns whether the draft ran, which is not the work of a round without the draft.
+        """
         self._give_up_inconsistent(current)
         chosen = current.drafts and not current.decision.explores
         self._rounds_unused = 0 if chosen else self._rounds_unused + 1
         if current.drafts or not self.in_use:
-            return
-        full = [i for i, req in enumerate(current.reqs) if self.pending(req.rid) > self._buffer.capacity]
-        for passed in _passes(self._late(current, full)):
+            return False
+        full = [i for i, req in enumerate(current.reqs) if self.pending(req.rid) > self._buffer.share]
+        passes = _passes(self._late(current, full))
+        for passed in passes:
             with draft_contexts(draft_worker):
                 self._process(draft_worker, batch, passed)
+        return bool(passes)
 
     def before_draft(self, draft_worker: Any, batch: Any, current: Round) -> None:
         """Before the draft's chain: process the pending tokens of the batch. SGLang has entered the contexts."""
@@ -98,10 +112,7 @@ class DraftProgress:
 
     def draft_left_out(self, current: Round, batch_result: Any) -> None:
         """After a round's verification, instead of the draft's extend: keep what the draft would have processed."""
-        kept = [i for i, req in enumerate(current.reqs) if 0 <= self.pending(req.rid) <= self._buffer.capacity]
-        for i, req in enumerate(current.reqs):
-            if i not in kept:
-                self._requests[req.rid] = _Progress(pending=CANNOT_DRAFT)
+        kept = self._with_room(current)
         if not kept:
             return
         size = len(current.reqs)
@@ -112,17 +123,16 @@ class DraftProgress:
             tokens, hidden = tokens[index], hidden[index]
         self._buffer.append([current.rows[i] for i in kept], self._counts(current, kept), tokens, hidden)
         for i in kept:
-            if is_running(current.reqs[i]):
-                self._requests.setdefault(current.reqs[i].rid, _Progress()).under_way += tokens.shape[1]
+            self._of(current.reqs[i], current.rows[i]).under_way += tokens.shape[1]
 
     def committed(self, current: Round, accepted: Sequence[int]) -> None:
         """The accepted proposed tokens of a round without the draft are known."""
         if current.drafts:
             return
-        for req, length, count in zip(current.reqs, current.lengths, accepted, strict=True):
+        for req, row, length, count in zip(current.reqs, current.rows, current.lengths, accepted, strict=True):
             if not is_running(req):
                 continue
-            progress = self._requests.setdefault(req.rid, _Progress())
+            progress = self._of(req, row)
             if progress.pending != CANNOT_DRAFT:
                 progress.pending += count + 1
                 progress.length = length + count + 1
@@ -131,15 +141,42 @@ class DraftProgress:
     def prefilled(self, reqs: Sequence[Any]) -> None:
         """SGLang ran the draft over all tokens of these requests."""
         for req in reqs:
-            self._requests.pop(req.rid, None)
+            self._forget(req.rid)
 
-    def ends(self, draft_worker: Any, batch: Any, req: Any, row: int, *, cached: bool) -> None:
-        """A request leaves the engine. ``cached``: the prefix cache keeps its KV cache."""
+    def ends(self, draft_worker: Any, batch: Any, req: Any, row: int, *, cached: bool) -> bool:
+        """A request leaves the engine. Returns whether the draft ran. ``cached``: the prefix cache keeps its KV."""
         progress = self._requests.get(req.rid)
-        if progress is not None and progress.pending > 0 and cached and self.in_use:
+        runs = progress is not None and progress.pending > 0 and cached and self.in_use
+        if progress is not None and runs:
             with draft_contexts(draft_worker):
                 self._process(draft_worker, batch, [LateRequest(req, row, progress.length, progress.pending)])
-        self._requests.pop(req.rid, None)
+        self._forget(req.rid)
+        return runs
+
+    def _of(self, req: Any, row: int) -> _Progress:
+        return self._requests.setdefault(req.rid, _Progress(row))
+
+    def _forget(self, rid: str) -> None:
+        if (progress := self._requests.pop(rid, None)) is not None:
+            self._buffer.release(progress.row)
+
+    def _start_again(self, rid: str, row: int, *, pending: int) -> None:
+        """A request has no pending tokens any more, or CANNOT_DRAFT."""
+        self._buffer.release(row)
+        self._requests[rid] = _Progress(row, pending=pending)
+
+    def _with_room(self, current: Round) -> list[int]:
+        """The places of the running requests whose tokens of this round the buffer takes. Others CANNOT_DRAFT."""
+        running = [i for i, req in enumerate(current.reqs) if is_running(req) and self.pending(req.rid) >= 0]
+        rows = [current.rows[i] for i in running]
+        most = [self.pending(current.reqs[i].rid) + current.decision.arm.width for i in running]
+        kept = []
+        for i, granted in zip(running, self._buffer.reserve(rows, most), strict=True):
+            if granted:
+                kept.append(i)
+            else:
+                self._start_again(current.reqs[i].rid, current.rows[i], pending=CANNOT_DRAFT)
+        return kept
 
     def _give_up_inconsistent(self, current: Round) -> None:
         """Give up requests whose length is not the one that their rounds add up to: their pending tokens are others."""
@@ -150,7 +187,7 @@ class DraftProgress:
             if progress is None or progress.pending == CANNOT_DRAFT:
                 continue
             if progress.under_way > 0 or (progress.pending > 0 and progress.length != length):
-                self._requests[req.rid] = _Progress(pending=CANNOT_DRAFT)
+                self._start_again(req.rid, progress.row, pending=CANNOT_DRAFT)
 
     def _counts(self, current: Round, kept: Sequence[int]) -> Sequence[int] | Tensor:
         """The pending tokens of the requests in the places ``kept``, on the device if only the device knows them."""
@@ -185,7 +222,8 @@ class DraftProgress:
             log.warning("aurora speculation: no memory for the draft to catch up; %d requests go on without", len(late))
             start = None
         for request in late:
-            self._requests[request.req.rid] = _Progress(pending=0 if start is not None else CANNOT_DRAFT)
+            pending = 0 if start is not None else CANNOT_DRAFT
+            self._start_again(request.req.rid, request.row, pending=pending)
         return start
 
 

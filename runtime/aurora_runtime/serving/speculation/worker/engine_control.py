@@ -38,7 +38,7 @@ class EngineControl:
         self.worker = worker
         self.draft_worker = worker.draft_worker
         self.ranks = RankAgreement.of_engine()
-        buffer = pending_buffer(worker, settings.arms, settings.pending_bytes)
+        buffer = pending_buffer(worker, settings)
         self.progress = DraftProgress(buffer, single_rank=self.ranks.is_single)
         vocabulary = worker.target_worker.model_config.vocab_size
         traffic_key, marker = bytes.fromhex(settings.traffic_key), marker_of(worker)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
 
 from aurora_api.v1alpha1.draft import LookupScope
-from aurora_runtime.engine.arms import Arm
+from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.serving.speculation.worker.behind.device_texts import DeviceTexts
 from aurora_runtime.serving.speculation.worker.pending_tokens import BufferShape, PendingTokens
 
@@ -23,7 +23,10 @@ log = logging.getLogger(__name__)
 SWITCH_LOGGER: Final = "sglang.srt.speculative.eagle_worker_v2"
 BEHIND_VARIABLE: Final = "AURORA_DECIDE_BEHIND"
 """``1`` in the engine's environment: rounds may be decided behind. Not the default, because no GPU has run them yet."""
+SKIP_EXTEND_VARIABLE: Final = "SGLANG_SPEC_SKIP_ZERO_STEP_DRAFT_EXTEND"
+"""SGLang's variable to leave out the draft in rounds without steps. The hooks then would not see these rounds end."""
 _SWITCH_MESSAGE: Final = "Switch adaptive runtime state"
+_FALSE: Final = ("", "0", "false", "n", "no")
 
 
 def is_no_switch(record: logging.LogRecord) -> bool:
@@ -31,14 +34,14 @@ def is_no_switch(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(_SWITCH_MESSAGE)
 
 
-def obstacle_to_control(worker: Any, arms: Sequence[Arm]) -> str | None:
+def obstacle_to_control(worker: Any, settings: SpeculationSettings) -> str | None:
     """Why rounds of this EAGLE-3 worker cannot be controlled; None when they can."""
     from sglang.srt.runtime_context import get_parallel, get_schedule, get_spec
 
     schedule, spec, parallel = get_schedule(), get_spec(), get_parallel()
     if worker.adaptive_controller is None:
         return "SGLang has turned --speculative-adaptive off (its log says why)"
-    missing = sorted({arm.steps for arm in arms} - set(worker.adaptive_controller.candidate_steps))
+    missing = sorted({arm.steps for arm in settings.arms} - set(worker.adaptive_controller.candidate_steps))
     if missing:
         return f"--speculative-adaptive-config lacks the steps {', '.join(map(str, missing))}"
     if schedule.enable_mixed_chunk:
@@ -47,7 +50,9 @@ def obstacle_to_control(worker: Any, arms: Sequence[Arm]) -> str | None:
         return "--speculative-use-rejection-sampling needs the draft's probabilities, which lookup does not have"
     if parallel.pp_size > 1:
         return "with pipeline parallelism the last stage drafts ahead of the decision"
-    return None
+    if os.environ.get(SKIP_EXTEND_VARIABLE, "").strip().lower() not in _FALSE:
+        return f"{SKIP_EXTEND_VARIABLE} in the environment leaves gaps in the draft's KV cache that nobody fills"
+    return buffer_shape(worker, settings).obstacle
 
 
 def is_overlapping() -> bool:
@@ -74,18 +79,28 @@ def device_texts(worker: Any, longest: int, on_error: Callable[[], None]) -> Dev
     return DeviceTexts(rows, model.context_len, longest, model.vocab_size, draft_worker.device, on_error)
 
 
-def pending_buffer(worker: Any, arms: Sequence[Arm], budget_bytes: int) -> PendingTokens:
-    """The buffer for the pending tokens of this worker's draft."""
+def buffer_shape(worker: Any, settings: SpeculationSettings) -> BufferShape:
+    """The shape of the buffer for the pending tokens of this worker's draft."""
     from sglang.srt.speculative.eagle_utils import get_draft_input_from_target_hidden_dim
 
     draft_worker = worker.draft_worker
-    shape = BufferShape(
+    return BufferShape(
         rows=draft_worker.req_to_token_pool.req_to_token.shape[0],
-        widest=max(arm.width for arm in arms),
+        widest=max(arm.width for arm in settings.arms),
         width=get_draft_input_from_target_hidden_dim(draft_worker.draft_runner),
         dtype=draft_worker.draft_runner.model_config.dtype,
-        budget_bytes=budget_bytes,
+        budget_bytes=settings.pending_bytes,
     )
-    buffer = PendingTokens(shape, draft_worker.device)
-    log.info("aurora speculation: %d tokens a request may be pending, %d bytes", buffer.capacity, buffer.bytes)
+
+
+def pending_buffer(worker: Any, settings: SpeculationSettings) -> PendingTokens:
+    """The buffer for the pending tokens of this worker's draft."""
+    buffer = PendingTokens(buffer_shape(worker, settings), worker.draft_worker.device)
+    log.info(
+        "aurora speculation: %d tokens may wait for the draft in %.2f GB, %d of a request, or %d of every request",
+        buffer.slots,
+        buffer.bytes / 1e9,
+        buffer.capacity,
+        buffer.share,
+    )
     return buffer

@@ -32,8 +32,9 @@ class GuardedLearning:
         accepted: Sequence[int],
         milliseconds: float | None,
         unplayed_lookup: Sequence[int] = (),
+        tokens_made: Sequence[int] = (),
     ) -> None:
-        self._guarded(self._policy.observe, decision, outlooks, accepted, milliseconds, unplayed_lookup)
+        self._guarded(self._policy.observe, decision, outlooks, accepted, milliseconds, unplayed_lookup, tokens_made)
 
     def request_ended(self, rid: str) -> None:
         self._guarded(self._policy.request_ended, rid)

@@ -81,7 +81,7 @@ class WorkerHooks:
     def around_start(self, original: Original, worker: Any) -> None:
         """Around ``EAGLEWorkerV2.init_cuda_graphs``: takes control if the engine was started as the hooks need it."""
         original(worker)
-        obstacle = obstacle_to_control(worker, self._settings.arms)
+        obstacle = obstacle_to_control(worker, self._settings)
         if obstacle is not None:
             log.error("aurora speculation: rounds are not controlled, because %s", obstacle)
             self._refuse(obstacle)
@@ -109,7 +109,8 @@ class WorkerHooks:
             return result
         control.batch = batch
         self._round = current = self._next_round(control, batch)
-        control.progress.round_begins(control.draft_worker, batch, current)
+        if control.progress.round_begins(control.draft_worker, batch, current):
+            self._interrupted(control)
         worker.adaptive_controller._activate(current.decision.arm.steps)
         try:
             return original(worker, batch, *args, **kwargs)
@@ -141,7 +142,9 @@ class WorkerHooks:
             if req.kv.holds_kv:
                 # Under overlap scheduling a round with this request is in flight, so the draft cannot use its row.
                 cached = checkpoint and not req.skip_radix_cache_insert and not control.overlaps
-                control.progress.ends(control.draft_worker, control.batch, req, req.kv.req_pool_idx, cached=cached)
+                row = req.kv.req_pool_idx
+                if control.progress.ends(control.draft_worker, control.batch, req, row, cached=cached):
+                    self._interrupted(control)
             control.texts.ended(req)
             self._report.request_ended(req.rid)
             if control.behind is None:
@@ -149,6 +152,13 @@ class WorkerHooks:
             else:
                 control.behind.request_ended(req.rid)
         original(req, tree_cache, checkpoint=checkpoint)
+
+    def _interrupted(self, control: EngineControl) -> None:
+        """The draft catches up in the time of a round that is none of the draft's: the time is not the round's own."""
+        if control.behind is None:
+            self._observer.interrupted()
+        else:
+            control.behind.interrupted()
 
     def _prefill_begins(self, control: EngineControl, reqs: Sequence[Any]) -> None:
         """A prefill ends the time of the last round, unless the round may still be running."""

@@ -3,8 +3,12 @@
 A round that does not draft is cheap because the draft does not process the committed tokens either. The draft's KV
 cache then lacks them. This buffer keeps what the draft needs to catch up.
 
-Invariant: row ``r`` of the buffer holds, in order, the tokens that follow the draft's KV cache of the request in row
-``r`` of SGLang's request table. The caller keeps the counts, because the host knows them anyway.
+The buffer is a pool of pages that all requests share, so that short requests leave room for long ones. The host hands
+out the pages, because it knows how many tokens may be pending at most. The device knows the pages of each request.
+
+Invariants: the pages of row ``r`` hold, in order, the tokens that follow the draft's KV cache of the request in row
+``r`` of SGLang's request table. The caller keeps the counts, because the host knows them anyway. A page belongs to one
+row at a time. Pages depend on the calls alone, so all tensor-parallel ranks hand out the same.
 
 Letters in shapes: B requests, n nodes of a verify round (a chain), D the width of the target's captured states.
 """
@@ -18,7 +22,12 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from aurora_runtime.engine.speculation_settings import PENDING_TOKENS
 from aurora_runtime.serving.speculation.worker.device_copy import to_device
+
+PAGE_TOKENS: Final = 32
+MOST_DEFAULT_BYTES: Final = 2 << 30
+"""Device memory that no setting asks for. SGLang leaves a few GB beside its own caches."""
 
 
 @dataclass(frozen=True)
@@ -42,39 +51,85 @@ class BufferShape:
         rows: rows of the request table.
         widest: tokens of the widest verify round.
         width: D.
-        budget_bytes: device memory to use. The buffer takes more only if two rounds would not fit otherwise.
+        budget_bytes: device memory to use. None: enough for all rows, and at most :data:`MOST_DEFAULT_BYTES`.
+        request_tokens: tokens that one request may hold.
+        page_tokens: tokens of a page.
     """
 
     rows: int
     widest: int
     width: int
     dtype: torch.dtype
-    budget_bytes: int
+    budget_bytes: int | None = None
+    request_tokens: int = PENDING_TOKENS
+    page_tokens: int = PAGE_TOKENS
 
     @property
-    def columns(self) -> int:
-        token_bytes = self.width * self.dtype.itemsize + torch.int64.itemsize
-        return max(self.budget_bytes // (self.rows * token_bytes), 2 * self.widest)
+    def token_bytes(self) -> int:
+        return self.width * self.dtype.itemsize + torch.int64.itemsize
+
+    @property
+    def row_pages(self) -> int:
+        """Pages that one row may hold: at least two rounds fit."""
+        return self.pages_for(max(self.request_tokens, 2 * self.widest))
+
+    @property
+    def least_bytes(self) -> int:
+        """Memory in which each row has room for two rounds. With less, requests would often lose the draft."""
+        return self.rows * self.pages_for(2 * self.widest) * self.page_tokens * self.token_bytes
+
+    @property
+    def pages(self) -> int:
+        budget = max(MOST_DEFAULT_BYTES, self.least_bytes) if self.budget_bytes is None else self.budget_bytes
+        return min(self.rows * self.row_pages, budget // (self.page_tokens * self.token_bytes))
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why the budget is useless; None when it is not."""
+        if self.budget_bytes is None or self.budget_bytes >= self.least_bytes:
+            return None
+        return (
+            f"pending_bytes is {self.budget_bytes}, and {self.rows} requests with {self.token_bytes} bytes a token need"
+            f" at least {self.least_bytes}, to use the draft again after two rounds without it"
+        )
+
+    def pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.page_tokens)
 
 
 class PendingTokens:
     """One buffer for the whole request table.
 
     Attributes:
-        capacity: pending tokens that a request can have before a round.
+        capacity: pending tokens that a request may have, if there are pages.
+        share: pending tokens that all requests may have at once before a round of any width.
     """
 
     def __init__(self, shape: BufferShape, device: torch.device | str) -> None:
-        sizes = (shape.rows, shape.columns)
-        self._tokens = torch.zeros(sizes, dtype=torch.int64, device=device)
-        self._hidden = torch.zeros((*sizes, shape.width), dtype=shape.dtype, device=device)
+        slots = shape.pages * shape.page_tokens
+        self._tokens = torch.zeros(slots, dtype=torch.int64, device=device)
+        self._hidden = torch.zeros((slots, shape.width), dtype=shape.dtype, device=device)
         self._drafted = torch.zeros(shape.rows, dtype=torch.int64, device=device)
-        self.capacity: Final = shape.columns - shape.widest
+        self._table = torch.zeros((shape.rows, shape.row_pages), dtype=torch.int64, device=device)
+        self._free = list(range(shape.pages))
+        self._pages: dict[int, list[int]] = {}
+        self._shape = shape
+        self.capacity: Final = shape.row_pages * shape.page_tokens
+        self.share: Final = min(shape.pages // shape.rows, shape.row_pages) * shape.page_tokens - shape.widest
+
+    @property
+    def slots(self) -> int:
+        """Tokens that the whole buffer holds."""
+        return self._tokens.shape[0]
 
     @property
     def bytes(self) -> int:
         """Device memory of the buffer."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (self._tokens, self._hidden))
+
+    @property
+    def free_pages(self) -> int:
+        return len(self._free)
 
     def counts_on_device(self, rows: Tensor, lengths: Tensor, caught_up: Tensor) -> Tensor:
         """The pending tokens of each request, where the host does not know them.
@@ -86,29 +141,57 @@ class PendingTokens:
         self._drafted[rows] = drafted
         return lengths - drafted
 
+    def reserve(self, rows: Sequence[int], tokens: Sequence[int]) -> list[bool]:
+        """Make room for ``tokens[i]`` tokens in ``rows[i]``, those that the row has already included.
+
+        Returns whether each row has that room now. A row without loses its pages to the rows behind it.
+        """
+        granted, new = [], list[tuple[int, int, int]]()
+        for row, count in zip(rows, tokens, strict=True):
+            pages = self._pages.setdefault(row, [])
+            needed = self._shape.pages_for(count) - len(pages)
+            granted.append(len(pages) + needed <= self._shape.row_pages and needed <= len(self._free))
+            if not granted[-1]:
+                self.release(row)
+                continue
+            for _ in range(needed):
+                new.append((row, len(pages), self._free[-1]))
+                pages.append(self._free.pop())
+        if new:
+            row_index, place, page = to_device(list(zip(*new, strict=True)), self._table.device)
+            self._table[row_index, place] = page
+        return granted
+
+    def release(self, row: int) -> None:
+        """The pending tokens of ``row`` are not needed any more."""
+        self._free += reversed(self._pages.pop(row, []))
+
     def append(self, rows: Sequence[int], counts: Sequence[int] | Tensor, tokens: Tensor, hidden: Tensor) -> None:
         """Write all nodes of a verify round behind the pending tokens of each request.
 
         The nodes behind the accepted ones are written too. The next round overwrites them, as in the KV cache.
 
         Args:
-            rows: row in the request table of each request [B].
-            counts: pending tokens of each request before this round, at most :attr:`capacity` [B]. On the host or on
-                the device.
+            rows: row in the request table of each request [B], with room for the nodes (:meth:`reserve`).
+            counts: pending tokens of each request before this round [B]. On the host or on the device.
             tokens: [B, n] the target's token after each node.
             hidden: [B, n, D].
         """
         device = hidden.device
         row = to_device(rows, device).unsqueeze(1)
         first = counts if isinstance(counts, Tensor) else to_device(counts, device)
-        column = first.unsqueeze(1) + torch.arange(tokens.shape[1], device=device)
-        self._tokens[row, column] = tokens.to(self._tokens.dtype)
-        self._hidden[row, column] = hidden.to(self._hidden.dtype)
+        slots = self._slots_of(row, first.unsqueeze(1) + torch.arange(tokens.shape[1], device=device))
+        self._tokens[slots] = tokens.to(self._tokens.dtype)
+        self._hidden[slots] = hidden.to(self._hidden.dtype)
 
     def read(self, rows: Sequence[int], counts: Sequence[int]) -> CatchUpInput:
         """The first ``counts[i]`` pending tokens of each of the ``rows``."""
-        pairs = list(zip(rows, counts, strict=True))
-        return CatchUpInput(
-            torch.cat([self._tokens[row, :count] for row, count in pairs]),
-            torch.cat([self._hidden[row, :count] for row, count in pairs]),
-        )
+        row = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
+        column = [column for count in counts for column in range(count)]
+        slots = self._slots_of(*to_device([row, column], self._tokens.device))
+        return CatchUpInput(self._tokens[slots], self._hidden[slots])
+
+    def _slots_of(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Where the tokens in ``columns`` of ``rows`` lie in the pool."""
+        size = self._shape.page_tokens
+        return self._table[rows, columns // size] * size + columns % size

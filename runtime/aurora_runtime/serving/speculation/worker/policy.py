@@ -25,6 +25,7 @@ class Learner(Protocol):
         accepted: Sequence[int],
         milliseconds: float | None,
         unplayed_lookup: Sequence[int] = (),
+        tokens_made: Sequence[int] = (),
     ) -> None: ...
 
     def request_ended(self, rid: str) -> None: ...
@@ -87,6 +88,7 @@ class FixedArms:
         accepted: Sequence[int],
         milliseconds: float | None,
         unplayed_lookup: Sequence[int] = (),
+        tokens_made: Sequence[int] = (),
     ) -> None:
         return
 

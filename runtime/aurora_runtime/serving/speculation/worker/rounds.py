@@ -7,6 +7,9 @@ On a GPU under overlap scheduling the host cannot tell this time. The host begin
 extend still runs, and would charge the extend to that round. So device events measure the rounds. The host reads an
 event one round later, when the device has passed it, and does not wait.
 
+Under overlap scheduling a request also takes part in one round after its last one, because that round was launched
+before the request's end was known. The request makes no token in it. The time of the round counts all the same.
+
 Invariants: the policy observes each round once and in order, or never if the engine lost its results. A request's end
 is reported after the last round that it took part in. This module imports neither torch nor SGLang.
 """
@@ -91,6 +94,22 @@ def is_running(req: Any) -> bool:
     return not (req.finished() or req.is_retracted)
 
 
+def tokens_made(current: Round, accepted: Sequence[int]) -> tuple[int, ...]:
+    """How many of a round's tokens each answer has taken: all of them, unless the answer ended before or within.
+
+    ``accepted`` are the accepted proposed tokens of each request. A request whose end the engine has not processed yet
+    counts as running.
+    """
+    made = []
+    for req, length, count in zip(current.reqs, current.lengths, accepted, strict=True):
+        if is_running(req):
+            made.append(count + 1)
+        else:
+            end = len(req.output_ids) if req.finished_len is None else req.finished_len
+            made.append(max(0, min(count + 1, end - _answered(req, length))))
+    return tuple(made)
+
+
 def plain_decision(requests: int) -> Decision:
     """A round without proposals, which is always correct."""
     return Decision(OFF, (Source.NONE,) * requests, explores=False)
@@ -101,12 +120,13 @@ class _EndedRound:
     """A round that the policy has not observed.
 
     Attributes:
+        committed: the tokens that each request got.
         ended: stamp of its end; None where the time cannot be compared with others.
     """
 
     current: Round
     accepted: tuple[int, ...]
-    matching_lookup: tuple[int, ...]
+    committed: Sequence[Sequence[int]]
     ended: Any
 
 
@@ -147,19 +167,22 @@ class RoundObserver:
             return None
         busy = self._comparable and any(not req.finished() for req in last.reqs)
         committed = self._committed or _committed_by_requests(last, accepted)
-        return _EndedRound(last, accepted, last.matching_lookup(committed), now if busy else None)
+        return _EndedRound(last, accepted, committed, now if busy else None)
 
     def _tell(self, keep: int) -> None:
         while len(self._untold) > keep:
             last, ended = self._untold.popleft()
             if last is not None:
-                current = last.current
-                milliseconds = None if last.ended is None else self._clock.milliseconds(current.began, last.ended)
-                self._policy.observe(
-                    current.decision, current.outlooks, last.accepted, milliseconds, last.matching_lookup
-                )
+                self._observe(last)
             for rid in ended:
                 self._policy.request_ended(rid)
+
+    def _observe(self, last: _EndedRound) -> None:
+        current = last.current
+        milliseconds = None if last.ended is None else self._clock.milliseconds(current.began, last.ended)
+        made = tokens_made(current, last.accepted)
+        lookup = current.matching_lookup([tokens[:count] for tokens, count in zip(last.committed, made, strict=True)])
+        self._policy.observe(current.decision, current.outlooks, last.accepted, milliseconds, lookup, made)
 
     def round_begins(self, current: Round) -> None:
         self._round, self._comparable = current, True
@@ -180,7 +203,7 @@ class RoundObserver:
         return self._round is not None and any(req in self._round.reqs for req in reqs)
 
     def interrupted(self) -> None:
-        """Something other than the round takes time before the next forward pass."""
+        """Something other than the round's own work takes time before the next forward pass."""
         self._comparable = False
 
     def request_ended(self, rid: str) -> None:
@@ -191,6 +214,12 @@ def _committed_by_requests(current: Round, accepted: Sequence[int]) -> list[Sequ
     """The tokens that each request got in a round, read from the requests. A request that ended may have cut some."""
     committed = []
     for req, length, count in zip(current.reqs, current.lengths, accepted, strict=True):
-        start = length + 1 - len(req.origin_input_ids)  # the last committed token is not in the KV cache yet
+        start = _answered(req, length)
         committed.append(req.output_ids[start : start + count + 1])
     return committed
+
+
+def _answered(req: Any, length: int) -> int:
+    """The tokens of a request's answer before a round. The last committed token is not in the KV cache yet."""
+    answered: int = length + 1 - len(req.origin_input_ids)
+    return answered

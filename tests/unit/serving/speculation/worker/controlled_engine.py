@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +32,7 @@ from tests.unit.serving.speculation.worker.fake_engine import PROMPT_TOKENS, VOC
 
 SETTINGS = SpeculationSettings(state_folder="/state", boot="b", draft_steps=3, lookup_steps=5)
 ROWS = 4
-CAPACITY = 9
+BUFFER = BufferShape(ROWS, widest=6, width=1, dtype=torch.float32, request_tokens=15, page_tokens=3)
 ARMS = ["off", "lookup-2", "lookup-5", "draft-1", "draft-3", "union-3"]
 
 
@@ -49,6 +50,7 @@ class Recording(FixedArms):
     Attributes:
         known: how many rounds were observed before each decision.
         events: request ids of each observed round, and of each end of a request.
+        made: the tokens that each answer took of each observed round.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -57,6 +59,7 @@ class Recording(FixedArms):
         self.known: list[int] = []
         self.observed: list[tuple[Decision, Sequence[RequestOutlook], Sequence[int], float | None, Sequence[int]]] = []
         self.events: list[tuple[str, ...]] = []
+        self.made: list[tuple[int, ...]] = []
 
     def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision:
         self.known.append(len(self.observed))
@@ -70,8 +73,10 @@ class Recording(FixedArms):
         accepted: Sequence[int],
         milliseconds: float | None,
         unplayed_lookup: Sequence[int] = (),
+        tokens_made: Sequence[int] = (),
     ) -> None:
         self.events.append(tuple(outlook.rid for outlook in outlooks))
+        self.made.append(tuple(tokens_made))
         self.observed.append((decision, outlooks, accepted, milliseconds, unplayed_lookup))
 
     def request_ended(self, rid: str) -> None:
@@ -93,10 +98,17 @@ class CountingClock:
 
 
 class ControlledEngine:
-    """A miniature engine under hooks with fixed arms."""
+    """A miniature engine under hooks with fixed arms. ``pages``: the pages of the buffer of pending tokens."""
 
     def __init__(
-        self, arms: list[str], schedule: Schedule, *, seed: int = 0, retract_share: float = 0.0, row_tokens: int = 100
+        self,
+        arms: list[str],
+        schedule: Schedule,
+        *,
+        seed: int = 0,
+        retract_share: float = 0.0,
+        row_tokens: int = 100,
+        pages: int | None = None,
     ) -> None:
         self.policy = Recording(arms)
         self.report = RoundReport(PodFolder(Path("/state")), "b", self.policy, longest=5)
@@ -112,8 +124,8 @@ class ControlledEngine:
             retract_share,
             waits=not behind,
         )
-        columns = CAPACITY + 6
-        buffer = PendingTokens(BufferShape(ROWS, 6, 1, torch.float32, ROWS * columns * 12), "cpu")
+        budget = None if pages is None else pages * BUFFER.page_tokens * BUFFER.token_bytes
+        self.buffer = PendingTokens(replace(BUFFER, budget_bytes=budget), "cpu")
 
         def texts(on_error: Callable[[], None]) -> DeviceTexts:
             return DeviceTexts(ROWS, row_tokens, 5, VOCABULARY, "cpu", on_error)
@@ -123,7 +135,7 @@ class ControlledEngine:
             worker=None,
             draft_worker=SimpleNamespace(device="cpu"),
             ranks=RankAgreement(None, 0, decides=True),
-            progress=DraftProgress(buffer, single_rank=True),
+            progress=DraftProgress(self.buffer, single_rank=True),
             texts=RequestTexts(LookupIndex(LookupScope.REQUEST, 1000)),
             overlaps=overlaps,
             can_run_behind=behind,

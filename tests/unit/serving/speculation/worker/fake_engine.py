@@ -260,7 +260,7 @@ class FakeEngine:
                 continue
             req.output_ids += tokens
             if len(req.output_ids) >= req.max_tokens:
-                req.ended = True
+                req.ended, req.finished_len = True, req.max_tokens
                 self._release(req, checkpoint=True)
 
     def _release(self, req: RunningRequest, *, checkpoint: bool) -> None:

@@ -28,6 +28,7 @@ class FakeRequest:
     output_ids: list[int] = field(default_factory=list)
     ended: bool = False
     is_retracted: bool = False
+    finished_len: int | None = None  # tokens of the answer up to its stop, once that is known
     sampling_params: FakeSampling = field(default_factory=FakeSampling)
 
     def finished(self) -> bool:
@@ -41,6 +42,7 @@ def a_round(
     sources: Sequence[Source] | None = None,
     proposals: Sequence[Proposal] | None = None,
     lengths: Sequence[int] | None = None,
+    rows: Sequence[int] | None = None,
     explores: bool = False,
     began: float = 0.0,
 ) -> Round:
@@ -53,7 +55,7 @@ def a_round(
         outlooks,
         tuple(proposals or [Proposal()] * len(reqs)),
         tuple(reqs),
-        tuple(range(len(reqs))),
+        tuple(rows or range(len(reqs))),
         tuple(lengths or [10] * len(reqs)),
         began,
     )

@@ -21,15 +21,25 @@ from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, a_r
 
 DRAFT = Arm(3, drafts=True)
 LOOKUP = Arm(3, drafts=False)
-CAPACITY = 8
+MOST = 12
+CAPACITY = MOST - DRAFT.width
 
 
 class Rig:
     """A progress whose passes of the draft are recorded instead of run."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, memory: bool = True, single_rank: bool = True) -> None:
-        buffer = PendingTokens(BufferShape(4, 4, 1, torch.float32, 4 * 12 * 12), "cpu")
-        self.progress = DraftProgress(buffer, single_rank=single_rank)
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        memory: bool = True,
+        single_rank: bool = True,
+        pages: int | None = None,
+    ) -> None:
+        budget = None if pages is None else pages * 4 * 12
+        shape = BufferShape(4, 4, 1, torch.float32, budget, request_tokens=MOST, page_tokens=4)
+        self.buffer = PendingTokens(shape, "cpu")
+        self.progress = DraftProgress(self.buffer, single_rank=single_rank)
         self.passes: list[tuple[list[LateRequest], list[int]]] = []
         self.memory = memory
         monkeypatch.setattr(draft_progress, "catch_up", self._catch_up)
@@ -45,10 +55,9 @@ class Rig:
     def run(self, current: Round, accepted: Sequence[int], first_token: int = 100) -> Any:
         """One round, as the worker's hooks run it. Returns the batch's draft input."""
         size, width = len(current.reqs), current.decision.arm.width
-        zeros = torch.zeros(size, 1)
-        spec_info = SimpleNamespace(topk_p=zeros, topk_index=zeros.long(), hidden_states=zeros)
+        spec_info = draft_input(size)
         batch = SimpleNamespace(spec_info=spec_info)
-        self.progress.round_begins(None, batch, current)
+        self.ran_between = self.progress.round_begins(None, batch, current)
         if current.drafts:
             self.progress.before_draft(None, batch, current)
         else:
@@ -57,6 +66,11 @@ class Rig:
             self.progress.draft_left_out(current, SimpleNamespace(next_token_ids=tokens, logits_output=states))
         self.progress.committed(current, accepted)
         return spec_info
+
+
+def draft_input(size: int) -> Any:
+    zeros = torch.zeros(size, 1)
+    return SimpleNamespace(topk_p=zeros, topk_index=zeros.long(), hidden_states=zeros)
 
 
 @pytest.fixture
@@ -94,10 +108,10 @@ def test_a_prefill_processes_everything(rig: Rig) -> None:
 
 def test_a_draft_that_is_not_in_use_gives_up_a_request_with_a_full_buffer(rig: Rig) -> None:
     req = FakeRequest("r")
-    for length in range(CAPACITY + 1):
+    for length in range(MOST):
         rig.run(a_round([req], OFF, lengths=[10 + length]), [0])
-    assert rig.progress.pending("r") == CAPACITY + 1
-    rig.run(a_round([req], OFF, lengths=[11 + CAPACITY]), [0])
+    assert rig.progress.pending("r") == MOST
+    rig.run(a_round([req], OFF, lengths=[10 + MOST]), [0])
     assert rig.progress.pending("r") == CANNOT_DRAFT
     rig.run(a_round([req], DRAFT), [0])
     assert rig.passes == []
@@ -111,9 +125,47 @@ def test_a_draft_in_use_catches_up_when_a_buffer_is_full(rig: Rig) -> None:
     rig.run(a_round([req], DRAFT), [0])
     for length in range(CAPACITY + 2):
         rig.run(a_round([req], OFF, lengths=[11 + length]), [0])
+        assert rig.ran_between is (length == CAPACITY + 1), "the round's time would count for the wrong arm"
     [(late, _)] = rig.passes
     assert (late[0].length, late[0].pending) == (11 + CAPACITY + 1, CAPACITY + 1)
     assert rig.progress.pending("r") == 1
+
+
+def test_without_pages_a_request_of_an_unused_draft_is_given_up_and_its_pages_serve_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(monkeypatch, pages=5)
+    reqs = [FakeRequest(name) for name in "abc"]
+    for length in range(8):
+        rig.run(a_round(reqs[:2], OFF, lengths=[10 + length] * 2), [0, 0])
+    assert rig.buffer.free_pages == 1
+    rig.run(a_round(reqs, OFF, lengths=[18, 18, 10]), [0, 0, 0])
+    assert [rig.progress.pending(req.rid) for req in reqs] == [9, CANNOT_DRAFT, 1]
+    assert rig.buffer.free_pages == 1
+
+
+def test_requests_of_a_draft_in_use_catch_up_at_their_share_of_few_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch, pages=8)
+    reqs = [FakeRequest(name) for name in "abcd"]
+    rig.run(a_round(reqs, DRAFT), [0] * 4)
+    for length in range(30):
+        rig.run(a_round(reqs, LOOKUP, lengths=[11 + length] * 4), [0] * 4)
+        assert all(rig.progress.pending(req.rid) > 0 for req in reqs)
+    assert rig.passes
+
+
+def test_requests_that_left_hold_no_pages(rig: Rig) -> None:
+    every = rig.buffer.free_pages
+    reqs = [FakeRequest("ends"), FakeRequest("is prefilled again"), FakeRequest("catches up"), FakeRequest("ended")]
+    reqs[3].ended = True
+    rig.run(a_round(reqs, OFF), [0] * 4)
+    assert rig.buffer.free_pages == every - 3
+    rig.progress.ends(None, None, reqs[0], 0, cached=False)
+    rig.progress.prefilled([reqs[1]])
+    rig.progress.before_draft(
+        None, SimpleNamespace(spec_info=draft_input(1)), a_round([reqs[2]], DRAFT, lengths=[11], rows=[2])
+    )
+    assert rig.buffer.free_pages == every
 
 
 @pytest.mark.parametrize(("used", "cached", "passes"), [(True, True, 1), (True, False, 0), (False, True, 0)])
@@ -124,7 +176,7 @@ def test_a_request_that_ends_leaves_no_gap_in_the_prefix_cache_of_a_draft_in_use
     if used:
         rig.run(a_round([req], DRAFT), [0])
     rig.run(a_round([req], LOOKUP, lengths=[11]), [2])
-    rig.progress.ends(None, None, req, 0, cached=cached)
+    assert rig.progress.ends(None, None, req, 0, cached=cached) is (passes == 1)
     assert [(late[0].length, late[0].pending, tokens) for late, tokens in rig.passes] == [
         (14, 3, [100, 101, 102])
     ] * passes

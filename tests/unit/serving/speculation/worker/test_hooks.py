@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,7 +24,14 @@ from aurora_runtime.serving.speculation.worker.hooks import round_observer
 from aurora_runtime.serving.speculation.worker.policy import FixedArms
 from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
 from aurora_runtime.serving.speculation.worker.rounds import RoundObserver
-from tests.unit.serving.speculation.worker.controlled_engine import ARMS, ROWS, SETTINGS, ControlledEngine, Schedule
+from tests.unit.serving.speculation.worker.controlled_engine import (
+    ARMS,
+    BUFFER,
+    ROWS,
+    SETTINGS,
+    ControlledEngine,
+    Schedule,
+)
 from tests.unit.serving.speculation.worker.fake_engine import DRAFT, EXTEND, PROMPT_TOKENS, VERIFY
 
 
@@ -43,18 +52,20 @@ def fail(*_: object) -> None:
     schedule=st.sampled_from(Schedule),
     seed=st.integers(0, 99),
     retract_share=st.sampled_from([0.0, 0.1]),
+    pages=st.sampled_from([None, 16]),
 )
 def test_the_draft_misses_nothing_and_requests_leave_nothing(
-    arms: list[str], lengths: list[int], schedule: Schedule, seed: int, retract_share: float
+    arms: list[str], lengths: list[int], schedule: Schedule, seed: int, retract_share: float, pages: int | None
 ) -> None:
     """The engine itself checks each pass of the draft."""
-    controlled = ControlledEngine(arms, schedule, seed=seed, retract_share=retract_share)
+    controlled = ControlledEngine(arms, schedule, seed=seed, retract_share=retract_share, pages=pages)
     for req in controlled.run(lengths):
         start = PROMPT_TOKENS
         assert req.output_ids == [req.token(start + i) for i in range(len(req.output_ids))]
         assert len(req.output_ids) >= req.max_tokens
     assert len(controlled.control.texts) == len(controlled.texts) == 0
     assert controlled.control.progress._requests == {}
+    assert controlled.buffer.free_pages * BUFFER.page_tokens == controlled.buffer.slots
     assert controlled.report._seen == {}
     assert controlled.report.errors == 0
 
@@ -75,6 +86,51 @@ def test_a_draft_in_use_leaves_no_gap_in_the_prefix_cache(schedule: Schedule, at
     controlled = ControlledEngine(["draft-1", *["off"] * 40], schedule)
     controlled.run([8, 8])
     assert controlled.engine.catch_ups == at_the_end
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+def test_tokens_behind_an_answers_end_do_not_count(schedule: Schedule) -> None:
+    """Answers stop in the middle of a round. Under overlap scheduling each takes part in one more round."""
+    controlled = ControlledEngine(["draft-3"], schedule)
+    if schedule is Schedule.WAITS:  # as on a GPU, where each round is told after its results were processed
+        clock = controlled.engine.device
+        controlled.hooks._observer = RoundObserver(controlled.hooks._learning, clock, rounds_late=1)
+    requests = controlled.run([10, 17, 40])
+    made: Counter[str] = Counter()
+    garbage = 0
+    for (_, outlooks, accepted, milliseconds, _), tokens in zip(
+        controlled.policy.observed, controlled.policy.made, strict=True
+    ):
+        for outlook, own, count in zip(outlooks, tokens, accepted, strict=True):
+            assert own <= count + 1
+            made[outlook.rid] += own
+            garbage += own == 0
+            assert own or milliseconds is not None, "the time of such a round counts"
+    assert made["r0"] == requests[0].max_tokens - 1, "all but the token of the prefill"
+    assert made["r1"] == requests[1].max_tokens - 1
+    assert garbage == (0 if schedule is Schedule.IN_TURN else 2)
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+def test_a_round_in_whose_time_the_draft_catches_up_between_two_drafting_rounds_is_not_timed(
+    schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The draft is in use, so a request with a full buffer catches up in a round that is none of the draft's."""
+    controlled = ControlledEngine(["draft-1", *["off"] * 40], schedule)
+    ran: list[int] = []
+    catch_up = controlled.engine.catch_up
+
+    def noted(*args: Any) -> Any:
+        ran.append(controlled.engine.rounds)
+        return catch_up(*args)
+
+    monkeypatch.setattr(controlled.engine, "catch_up", noted)
+    controlled.run([36, 36])
+    times = [milliseconds for _, _, _, milliseconds, _ in controlled.policy.observed]
+    rounds = [number for number in dict.fromkeys(ran) if number <= len(times)]
+    assert rounds, "a buffer was full"
+    assert all(times[number - 1] is None for number in rounds)
+    assert sum(time is None for time in times) <= len(rounds) + 3, "beside those of prefills and of the last round"
 
 
 def test_an_error_of_the_policy_costs_proposals_only() -> None:

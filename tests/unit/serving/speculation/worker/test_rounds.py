@@ -20,6 +20,7 @@ class Listener(FixedArms):
         super().__init__(["off"])
         self.heard: list[Any] = []
         self.matching: tuple[int, ...] = ()
+        self.made: tuple[int, ...] = ()
 
     def observe(
         self,
@@ -28,9 +29,11 @@ class Listener(FixedArms):
         accepted: Sequence[int],
         milliseconds: float | None,
         unplayed_lookup: Sequence[int] = (),
+        tokens_made: Sequence[int] = (),
     ) -> None:
         self.heard.append((decision.arm, tuple(accepted), milliseconds))
         self.matching = tuple(unplayed_lookup)
+        self.made = tuple(tokens_made)
 
     def request_ended(self, rid: str) -> None:
         self.heard.append(rid)
@@ -110,3 +113,34 @@ def test_the_policy_hears_how_much_of_a_lookup_was_right_that_the_round_did_not_
                 req.output_ids += tokens
         observer.forward_begins()
         assert policy.matching == ((2, 0, 0) if arm != OFF else (1, 1, 0))
+
+
+def test_the_policy_hears_how_many_tokens_of_the_last_rounds_an_answer_took() -> None:
+    """The first answer stopped before the round, the second in its middle, the third goes on, the fourth was retracted.
+
+    Under overlap scheduling the round is told when the engine has processed its results.
+    """
+    policy = Listener()
+    observer = RoundObserver(policy, Clock(), rounds_late=1)
+    reqs = [FakeRequest(rid, output_ids=[7]) for rid in "abcd"]
+    observer.round_begins(a_round(reqs, Arm(3, drafts=True), lengths=[3] * 4, proposals=[Proposal((8, 9, 1), 4)] * 4))
+    observer.round_ended([2, 2, 2, 2], [[8, 9, 1]] * 4)
+    observer.forward_begins()
+    reqs[0].ended, reqs[0].finished_len = True, 1
+    reqs[1].ended, reqs[1].finished_len = True, 3
+    reqs[1].output_ids += [8, 9, 1]
+    reqs[2].output_ids += [8, 9, 1]
+    reqs[3].is_retracted = True
+    observer.forward_begins()
+    assert policy.made == (0, 2, 3, 0)
+    assert policy.matching == (0, 2, 3, 0)
+    assert policy.heard == [(Arm(3, drafts=True), (2, 2, 2, 2), 0.0)], "the time of the round counts all the same"
+
+
+def test_an_aborted_answer_took_what_the_engine_gave_it() -> None:
+    policy = Listener()
+    observer, req = RoundObserver(policy, Clock()), FakeRequest("r", output_ids=[7], ended=True)
+    observer.round_begins(a_round([req], OFF, lengths=[3]))
+    observer.round_ended([0])
+    observer.forward_begins()
+    assert policy.made == (0,)

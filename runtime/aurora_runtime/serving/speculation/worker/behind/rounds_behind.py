@@ -39,7 +39,7 @@ from aurora_runtime.serving.speculation.worker.behind.device_texts import Device
 from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
 from aurora_runtime.serving.speculation.worker.early_results import copy_to_host
 from aurora_runtime.serving.speculation.worker.policy import Learner
-from aurora_runtime.serving.speculation.worker.rounds import Clock, Round, is_running
+from aurora_runtime.serving.speculation.worker.rounds import Clock, Round, is_running, tokens_made
 
 SHORTEST_MATCH: Final = 1
 """The match that is assumed where none is known: lookup may have something by the time of the round."""
@@ -120,6 +120,7 @@ class RoundsBehind:
         self._settled = settled
         self._under_way: deque[_RoundUnderWay] = deque()
         self._timed: _RoundUnderWay | None = None  # the last round, while nothing else has begun since
+        self._interrupted = False
         self._began: Any = None
         self._passes = 0
         self._match_lengths: dict[str, int] = {}
@@ -128,6 +129,7 @@ class RoundsBehind:
     def begin(self, batch: Any) -> Round:
         """Decide the next round of ``batch``."""
         self._passes += 1
+        self._interrupted = False
         self._began = self._clock.stamp()
         if self._timed is not None and any(not req.finished() for req in self._timed.current.reqs):
             self._timed.ended = self._began
@@ -155,8 +157,13 @@ class RoundsBehind:
         columns = [counts, on_device.lengths, on_device.lookups.match_lengths, next_match_lengths]
         stacked = torch.stack([column.long() for column in columns], 1)
         [packed], arrived = copy_to_host([torch.cat([tokens.long(), stacked, on_device.lookups.tokens], 1)])
-        self._timed = _RoundUnderWay(self._passes, current, packed, arrived, self._began)
-        self._under_way.append(self._timed)
+        late = _RoundUnderWay(self._passes, current, packed, arrived, self._began)
+        self._timed = None if self._interrupted else late
+        self._under_way.append(late)
+
+    def interrupted(self) -> None:
+        """Something other than the round's own work takes time in the round that began."""
+        self._interrupted = True
 
     def prefill_begins(self, reqs: Sequence[Any]) -> None:
         self._passes += 1
@@ -212,9 +219,10 @@ class RoundsBehind:
         committed = [row[:count] for row, count in zip(results.tokens, results.counts, strict=True)]
         self._settled(current, accepted)
         milliseconds = None if late.ended is None else self._clock.milliseconds(late.began, late.ended)
-        lookup = current.matching_lookup(committed)
+        made = tokens_made(current, accepted)
+        lookup = current.matching_lookup([tokens[:count] for tokens, count in zip(committed, made, strict=True)])
         decision = without_draft(current.decision) if late.former_draft else current.decision
-        self._policy.observe(decision, current.outlooks, accepted, milliseconds, lookup)
+        self._policy.observe(decision, current.outlooks, accepted, milliseconds, lookup, made)
         for req, match in zip(current.reqs, results.next_match_lengths, strict=True):
             if is_running(req):
                 self._match_lengths[req.rid] = max(match, SHORTEST_MATCH)

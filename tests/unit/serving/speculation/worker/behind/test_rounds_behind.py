@@ -19,7 +19,7 @@ from aurora_runtime.serving.speculation.worker.behind import device_texts
 from aurora_runtime.serving.speculation.worker.behind.device_texts import DeviceTexts
 from aurora_runtime.serving.speculation.worker.behind.rounds_behind import SHORTEST_MATCH
 from aurora_runtime.serving.speculation.worker.engine_requirements import BEHIND_VARIABLE, can_run_behind
-from aurora_runtime.serving.speculation.worker.rounds import Round
+from aurora_runtime.serving.speculation.worker.rounds import Round, RoundObserver
 from tests.unit.serving.speculation.worker.controlled_engine import ARMS, ROWS, ControlledEngine, Schedule
 from tests.unit.serving.speculation.worker.fake_engine import VOCABULARY
 
@@ -42,6 +42,8 @@ def test_lookup_proposes_on_the_device_what_it_proposes_on_the_host(arms: list[s
     engines = []
     for schedule in (Schedule.WAITS, Schedule.BEHIND):
         controlled = ControlledEngine(arms, schedule)
+        # As on a GPU, where each round is told after its results were processed: both then know where answers ended.
+        controlled.hooks._observer = RoundObserver(controlled.hooks._learning, rounds_late=1)
         controlled.run(lengths)
         engines.append(controlled)
     waiting, behind = engines
@@ -70,16 +72,16 @@ def test_what_was_really_proposed_is_counted_and_every_round_is_observed_once(
     controlled.report.add = count  # type: ignore[method-assign]
     controlled.run(lengths)
     policy = controlled.policy
-    for decided, current, observed in zip(policy.decisions, counted, policy.observed, strict=False):
+    for decided, current, observed, made in zip(policy.decisions, counted, policy.observed, policy.made, strict=False):
         decision, _, accepted, milliseconds, unplayed = observed
         assert (decision.arm, decision) == (decided.arm, current.decision)
         assert milliseconds in (None, 1.0), "the time until the next round began"
-        for before, source, proposal, right, matching in zip(
-            decided.sources, decision.sources, current.proposals, accepted, unplayed, strict=True
+        for before, source, proposal, right, matching, own in zip(
+            decided.sources, decision.sources, current.proposals, accepted, unplayed, made, strict=True
         ):
             if proposal.tokens and decision.arm.steps and before is not Source.DRAFT:
                 assert source is Source.LOOKUP
-                assert right == min(matching, decision.arm.steps)
+                assert min(right, own) == min(matching, decision.arm.steps), "up to the answer's end"
             else:
                 assert source is Source.DRAFT if before is Source.DRAFT else source is not Source.LOOKUP
                 assert source is not Source.DRAFT or decision.arm.drafts
