@@ -1,7 +1,8 @@
 """Keeps one speculator reconciled until it is deleted: reconcile, then wait for a change or for time to pass.
 
 Invariant: only the speculator's deletion ends the loop. Its handler catches every exception of a reconcile. The
-handler logs the exception and retries with exponential, jittered backoff.
+handler logs the exception and retries with exponential, jittered backoff. After a conflict with another writer it
+retries at once, unless conflicts go on.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ log = logging.getLogger(__name__)
 DEBOUNCE_SECONDS = 0.2
 """Changes come in bursts: one reconcile answers all changes that arrive within this time."""
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 60.0
-OUTCOMES = ("done", "conflict", "error")
-"""How a reconcile may end. The counter of each begins at 0."""
+MAX_QUICK_RETRIES = 5
+"""Conflicts in a row that are retried at once. More conflicts have a cause that lasts, such as a store whose listings
+lag behind its writes."""
 MAX_RECONCILE_SECONDS = 600.0
 """A reconcile that takes longer is stuck. Each of its calls has a deadline, and together they take less."""
 
@@ -35,10 +37,11 @@ class SpeculatorLoop:
         self._reconciler, self._slots = reconciler, slots
         self._speculator = f"{namespace}/{name}"
         self._labels = (namespace, name)
-        for outcome in OUTCOMES:
+        for outcome in metrics.OUTCOMES:
             metrics.RECONCILES.labels(*self._labels, outcome)
         self._wake = asyncio.Event()
-        self._failures = 0
+        self._failures = self._conflicts = 0
+        """Failures and conflicts since a reconcile succeeded."""
         self._shown = False
         """Whether the metrics show the stored status. They do so before the first reconcile, which waits for a slot."""
         self._finish_by_seconds = time.monotonic() + MAX_RECONCILE_SECONDS
@@ -70,16 +73,24 @@ class SpeculatorLoop:
                 self._reconciler.show_stored_status()
             async with self._slots.slot():
                 delay_seconds = await self._reconciler.reconcile(woken=woken)
-            outcome, self._failures = "done", 0
+            outcome, self._failures, self._conflicts = "done", 0, 0
         except (Conflict, ObjectExists) as error:
-            log.info("%s: somebody else wrote first, retrying: %s", self._speculator, error)
-            delay_seconds, outcome = random.uniform(0.1, 0.5), "conflict"  # noqa: S311 - jitter
+            delay_seconds, outcome = self._retry_seconds(error), "conflict"
         except Exception as error:
             if isinstance(error, NotFound) and self._reconciler.is_gone():
                 return 0.0
             delay_seconds, outcome = self._backoff(error), "error"
         metrics.RECONCILES.labels(*self._labels, outcome).inc()
         return delay_seconds
+
+    def _retry_seconds(self, conflict: Exception) -> float:
+        """Log ``conflict``, and return the seconds to wait before the next attempt."""
+        self._conflicts += 1
+        if self._conflicts <= MAX_QUICK_RETRIES:
+            log.info("%s: somebody else wrote first, retrying: %s", self._speculator, conflict)
+            return random.uniform(0.1, 0.5)  # noqa: S311 - jitter
+        log.warning("%s: the conflict number %d in a row: %s", self._speculator, self._conflicts, conflict)
+        return _backoff_seconds(self._conflicts - MAX_QUICK_RETRIES)
 
     def _backoff(self, error: Exception) -> float:
         """Log ``error``, and return the seconds to wait before the next attempt."""
@@ -88,8 +99,7 @@ class SpeculatorLoop:
             log.warning("%s: reconcile failed: %s", self._speculator, error)
         else:
             log.error("%s: reconcile failed unexpectedly", self._speculator, exc_info=error)
-        limit = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2 ** min(self._failures - 1, 10))
-        return random.uniform(limit / 2, limit)  # noqa: S311 - jitter
+        return _backoff_seconds(self._failures)
 
     async def _pause(self, seconds: float) -> bool:
         """Wait, and return whether a change ended the wait."""
@@ -101,3 +111,9 @@ class SpeculatorLoop:
             return False
         await asyncio.sleep(DEBOUNCE_SECONDS)
         return True
+
+
+def _backoff_seconds(attempts: int) -> float:
+    """Seconds to wait after this many attempts in vain."""
+    limit = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2 ** min(attempts - 1, 10))
+    return random.uniform(limit / 2, limit)  # noqa: S311 - jitter

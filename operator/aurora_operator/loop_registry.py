@@ -90,9 +90,7 @@ class LoopRegistry:
 
     def _follow_shard(self, namespace: str) -> None:
         """Start the loops of a namespace that joined the shard. Stop those of a namespace that left."""
-        for key in self._cache.speculators():
-            if key[0] != namespace:
-                continue
+        for key in self._cache.speculators_in(namespace):
             known = self._loops.get(key)
             if not self._in_shard(namespace):
                 self._authority.forget(*key)  # another operator acts there from now on, and that is no displacement

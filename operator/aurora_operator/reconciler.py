@@ -23,7 +23,7 @@ from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.status_writer import write_status
 from aurora_operator.children.metadata import has_finalizer
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import BeingDeleted, Conflict, InvalidSpec
+from aurora_operator.errors import BeingDeleted, Conflict, InvalidSpec, NotFound
 from aurora_operator.fleet import Fleet
 from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import SPECULATOR, KubernetesApi, Object
@@ -38,6 +38,7 @@ from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import EventNote, Plan, plan
 from aurora_operator.plan.actions import CONDITION_PERIOD
 from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
+from aurora_operator.plan.status_builder import differs_in_decisions
 from aurora_operator.plan.upgrade.decision import UpgradeStage
 from aurora_operator.roll_traces.roll_spans import spans_of
 from aurora_operator.roll_traces.span_exporter import SpanExporter
@@ -46,12 +47,18 @@ from aurora_protocol.agent_client import AgentClient
 log = logging.getLogger(__name__)
 
 BUSY_POLL_SECONDS = 2.0
-"""Time until the next reconcile while something is under way. Only asking the agents and the store shows its progress.
-A change in the cluster ends every wait early."""
+"""Shortest time until the next reconcile while something is under way. A change in the cluster ends each wait early."""
+QUIET_SHARE = 0.1
+"""While something is under way, the next reconcile comes after this share of the time since the decided status changed.
+
+Why: what is under way may wait for days, for a GPU or for traffic. With a share, everything that only time or an agent
+tells is noticed late by at most a tenth of the time that it took.
+"""
 WATCHFUL_POLL_SECONDS = 15.0
 """Time until the next reconcile while the operator waits for something that no watch shows: a paused roll whose draft
 live traffic still judges, a store or an agent that does not answer, a name that another object has, a turn to restart
-after an upgrade, a first pod whose creation is refused."""
+after an upgrade, a first pod whose creation is refused. In a roll it is also the longest time, because its deadlines
+count only observed time (``observed_time.MAX_GAP``)."""
 REST_POLL_SECONDS, REST_JITTER = 60.0, 0.25
 """Mean time until the next reconcile at rest, and the share by which it varies. The reconcile repairs what a missed
 change would leave undone. It makes no API call. A read of the store that is due ends the rest earlier."""
@@ -83,6 +90,8 @@ class Reconciler:
     ) -> None:
         self._api, self._cache, self._config, self._fleet, self._authority = api, cache, config, fleet, authority
         self._key, self._traces = speculator, traces
+        stored = cache.get(SPECULATOR.kind, *speculator)
+        self._uid = "" if stored is None else stored["metadata"]["uid"]
         self._observer = Observer(api, cache, agents, config.stores, *speculator)
         self._actor = Actor(api, agents, authority)
         self._deletion = DataDeletion(api, self._observer.store, authority.ensure_leading)
@@ -92,6 +101,8 @@ class Reconciler:
         self._refusals_in_a_row = 0
         self._status_written_seconds = 0.0
         self._asked_seconds = -inf
+        self._changed_seconds = time.monotonic()
+        """When the decided status last changed in more than figures."""
         self._at_rest = False
         self._cache_is_behind = False
         self._unreported = False
@@ -116,6 +127,14 @@ class Reconciler:
 
     async def _reconcile(self, *, woken: bool) -> float:
         started_seconds = time.monotonic()
+        stored = self._stored()
+        if stored is None:
+            raise NotFound(f"{self._key[0]}/{self._key[1]} is gone", 404)
+        # The claim comes before the observation, which asks agents and writes to the store: another installation may
+        # act on this speculator.
+        claim = await self._claim(owner_of(stored), status_of(stored))
+        if claim is not Claim.HOLD:
+            return _delay_after(claim)
         ask_agents = woken or not self._at_rest or started_seconds - self._asked_seconds >= AGENTS_AT_REST_SECONDS
         self._at_rest = False
         try:
@@ -125,13 +144,8 @@ class Reconciler:
             return await self._delete_data(being_deleted.stored)
         except InvalidSpec as error:
             self._fleet.report_unusable(self._key)
-            claim = await self._claim(error.owner, error.status)
-            if claim is Claim.HOLD:
-                self._show(await self._report_invalid_spec(error))
-            return _delay_after(claim)
-        claim = await self._claim(snapshot.observed.owner, snapshot.observed.status)
-        if claim is not Claim.HOLD:
-            return _delay_after(claim)
+            self._show(await self._report_invalid_spec(error))
+            return _rest_seconds()
         if ask_agents:
             self._asked_seconds = started_seconds
         FIGURES.begin(*self._key)
@@ -166,6 +180,8 @@ class Reconciler:
         )
         status_age = timedelta(seconds=min(monotonic_seconds - self._status_written_seconds, 1e6))
         decided = plan(observed, self._config, now, status_age)
+        if decided.advance is not None or _decides(decided, observed):
+            self._changed_seconds = monotonic_seconds
         # No await since the fleet was viewed, so no other speculator has taken the same turn.
         if decided.upgrade is None:
             self._fleet.report_unusable(self._key)
@@ -203,21 +219,22 @@ class Reconciler:
             return WATCHFUL_POLL_SECONDS
         status = decided.status or observed.status
         serves_nothing = observed.store.channel is None or not observed.pods
-        if decided.moving and not (serves_nothing and self._refusals_in_a_row):
-            return BUSY_POLL_SECONDS
+        start_is_refused = serves_nothing and self._refusals_in_a_row > 0
         waits_for_time = status.candidate is not None and status.candidate.phase is CandidatePhase.FAILED
         silent_agent = any(pod.ready and pod.agent is None for pod in observed.pods)
         waits_for_turn = decided.upgrade is not None and decided.upgrade.stage is UpgradeStage.WAITING
         judged = status.rollout.phase is not RolloutPhase.IDLE
         watchful = waits_for_time or waits_for_turn or judged or silent_agent or bool(self._last.name_taken)
-        longest = WATCHFUL_POLL_SECONDS if watchful or decided.moving else _rest_seconds()
+        if decided.moving:
+            watchful = watchful or start_is_refused or _agents_are_asked(decided, observed)
+        longest = WATCHFUL_POLL_SECONDS if watchful else _rest_seconds()
+        if decided.moving and not start_is_refused:
+            quiet_seconds = time.monotonic() - self._changed_seconds
+            longest = min(longest, max(BUSY_POLL_SECONDS, QUIET_SHARE * quiet_seconds))
         return min(longest, _backoff_seconds(self._refusals_in_a_row))
 
     async def _delete_data(self, stored: Object) -> float:
         """The next step for a resource that is being deleted. Raises :class:`NotFound` when we do not hold it."""
-        claim = await self._claim(owner_of(stored), status_of(stored))
-        if claim is not Claim.HOLD:
-            return _delay_after(claim)
         self._show_deletion(stored)
         try:
             return await self._deletion.advance(stored)
@@ -244,7 +261,7 @@ class Reconciler:
 
         Why: a restart of the operator must not end an alert that is still true, and the first reconcile may fail.
         """
-        stored = self._cache.get(SPECULATOR.kind, *self._key)
+        stored = self._stored()
         if stored is None:
             return
         status = status_of(stored)
@@ -266,14 +283,36 @@ class Reconciler:
         FIGURES.record_deletion(*self._key, datetime.fromisoformat(stored["metadata"]["deletionTimestamp"]))
 
     def is_gone(self) -> bool:
-        """Whether the cache says that the speculator is gone, or is being deleted without our finalizer."""
-        stored = self._cache.get(SPECULATOR.kind, *self._key)
+        """Whether the cache says that the speculator is gone, or is being deleted without our finalizer.
+
+        A speculator that was created again under the same name is another one, with keys of its own. It gets another
+        reconciler.
+        """
+        stored = self._stored()
         return stored is None or ("deletionTimestamp" in stored["metadata"] and not has_finalizer(stored))
+
+    def _stored(self) -> Object | None:
+        """The custom resource in the cache, unless another speculator has its name by now."""
+        stored = self._cache.get(SPECULATOR.kind, *self._key)
+        return stored if stored is not None and stored["metadata"]["uid"] == self._uid else None
 
 
 def _delay_after(claim: Claim) -> float:
     """Seconds until the next reconcile when this one ends with the claim. A status that was written is read at once."""
     return 0.0 if claim is Claim.TAKE else _rest_seconds()
+
+
+def _decides(decided: Plan, observed: Observed) -> bool:
+    """Whether the plan changes the status in more than figures."""
+    return decided.status is not None and differs_in_decisions(observed.status, decided.status)
+
+
+def _agents_are_asked(decided: Plan, observed: Observed) -> bool:
+    """Whether a pod swaps or is lent to a measurement. Only its agent tells how far it is."""
+    candidate = (decided.status or observed.status).candidate
+    lent = candidate is not None and candidate.pod is not None
+    busy = any(pod.swapping or pod.measurement is not None for pod in observed.pods)
+    return busy or lent or bool(decided.swaps or decided.leases)
 
 
 def _backoff_seconds(refusals_in_a_row: int) -> float:

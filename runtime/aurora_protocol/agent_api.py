@@ -110,6 +110,11 @@ class SwapStatus(Model):
     started: Timestamp | None = Field(default=None, description="When the pod accepted the order for the last swap.")
     finished: Timestamp | None = Field(default=None, description="When the last swap ended.")
 
+    @property
+    def under_way(self) -> bool:
+        """Whether the pod downloads or loads a draft."""
+        return self.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING)
+
 
 class DraftCounters(Model):
     """Counts the draft's proposals since the engine started, where a controller chooses each round's source and shape.

@@ -18,6 +18,7 @@ MEASURE_ANNOTATION: Final = f"{GROUP}/measure"
 """``<version>-<attempt>``: this attempt at measuring the version does not wait for the delay after the failed one."""
 MAX_VERSION_DIGITS: Final = 8
 """The store's keys hold a version in eight digits. Python refuses to convert a text of more than 4,300 digits."""
+MAX_VERSION: Final = 10**MAX_VERSION_DIGITS - 1
 
 
 def annotated_version(text: str) -> int | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
-from aurora_api.base import Model, Ratio
+from aurora_api.base import Model, Ratio, capped
+from aurora_api.v1alpha1.annotations import MAX_VERSION
 from aurora_api.v1alpha1.cel import rules
 
 
@@ -108,9 +111,8 @@ class RolloutSpec(Model):
             " `aurora.dev/abort`. `pin` works while rolls are paused."
         ),
     )
-    pin: int | None = Field(
+    pin: Annotated[int, Field(ge=0, le=MAX_VERSION), capped(MAX_VERSION)] | None = Field(
         default=None,
-        ge=0,
         description=(
             "Serve this version until `pin` is unset. The pods swap to it without a canary, live traffic does not"
             " judge it, newer candidates wait, and training goes on. Allowed are 0, the initial draft, and every"

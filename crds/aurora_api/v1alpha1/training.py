@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, field_validator
 
-from aurora_api.base import MAX_QUANTITY, Model, Quantity, Ratio, RewrittenModel, Timestamp, quantity_bytes
+from aurora_api.base import MAX_QUANTITY, Model, Quantity, Ratio, RewrittenModel, Timestamp, capped, quantity_bytes
 from aurora_api.v1alpha1.cel import at_most, rules
 from aurora_api.v1alpha1.limits import TrainerMemory
 from aurora_api.v1alpha1.template import PodTemplate, template_field
@@ -18,6 +18,9 @@ from aurora_api.v1alpha1.template import PodTemplate, template_field
 MAX_UNROLL_STEPS: Final = 8
 LEARNING_RATE_PATTERN: Final = r"^(0|[1-9][0-9]{0,3})(\.[0-9]{1,8})?$"
 """Finer than a ratio: wide targets need a rate below 0.0001."""
+MAX_PUBLISH_TOKENS: Final = 1_000_000_000
+MAX_PUBLISH_SECONDS: Final = 365 * 86400
+MAX_TRACE_AGE_SECONDS: Final = 10 * 365 * 86400
 TAG_HASH_PATTERN: Final = r"^[0-7][0-9a-f]{15}$"
 NO_TAG_HASH: Final = "0" * 16
 """Stands for requests without a tag, so no tag has this hash."""
@@ -207,18 +210,20 @@ class TrainingSpec(Model):
         f" `draft.steps`, at most {MAX_UNROLL_STEPS}, which is best: a draft proposes worse tokens beyond the"
         " depth that it was trained for.",
     )
-    publish_tokens: int = Field(
+    publish_tokens: Annotated[int, capped(MAX_PUBLISH_TOKENS)] = Field(
         default=20000,
         ge=256,
+        le=MAX_PUBLISH_TOKENS,
         description=(
             "Number of new traced positions after which the trainer compares its draft with the last version that"
             " it offered. It offers the draft as a candidate if it is better by `minGain`. Lower it to follow the"
             " traffic faster, with more measurements."
         ),
     )
-    publish_seconds: int = Field(
+    publish_seconds: Annotated[int, capped(MAX_PUBLISH_SECONDS)] = Field(
         default=900,
         ge=10,
+        le=MAX_PUBLISH_SECONDS,
         description=(
             "Seconds since the last comparison after which the trainer compares its draft even if fewer than"
             " `publishTokens` positions came. Raise it for services with little traffic."
@@ -241,9 +246,10 @@ class TrainingSpec(Model):
             " past, lower it where the bucket fills."
         ),
     )
-    trace_max_age_seconds: int | None = Field(
+    trace_max_age_seconds: (
+        Annotated[int, Field(ge=3600, le=MAX_TRACE_AGE_SECONDS), capped(MAX_TRACE_AGE_SECONDS)] | None
+    ) = Field(
         default=None,
-        ge=3600,
         description=(
             "Age in seconds beyond which the trainer deletes traces, trained or not, and drops them from replay:"
             " 2592000 for 30 days. It deletes them little more than an hour after that."
@@ -260,6 +266,7 @@ class TrainingSpec(Model):
             " `status.training.erasures`. While a tag is listed, none of its traces is trained on, and those that come"
             " later are erased at the trainer's next start. See docs/how-to/erasing-data.md for a tag's hash."
         ),
+        json_schema_extra=rules((f"!('{NO_TAG_HASH}' in self)", f"{NO_TAG_HASH} is the hash of no tag: remove it")),
     )
     memory: TrainerMemory = Field(default_factory=TrainerMemory)
     template: PodTemplate = template_field("the trainer's pod", ["trainer"])
@@ -268,7 +275,7 @@ class TrainingSpec(Model):
     @classmethod
     def _hashes(cls, hashes: list[str]) -> list[str]:
         if NO_TAG_HASH in hashes:
-            raise ValueError(f"{NO_TAG_HASH} is the hash of no tag")
+            raise ValueError(f"{NO_TAG_HASH} is the hash of no tag: remove it")
         return hashes
 
     @property

@@ -6,6 +6,9 @@ Invariant: an object that this speculator does not control is never changed. Its
 is created once the name is free. No other writer can slip in between a look and a write: the first write of a child is
 a create call, which fails when the name is taken. Every later write names the uid of the object that was observed, and
 the API server refuses the write when the name belongs to another object by then.
+
+A conflict (HTTP 409) that no other writer explains is a refusal like any other: an admission webhook may deny with 409.
+It must not end the reconcile, which would neither roll back a version nor report the refusal.
 """
 
 from __future__ import annotations
@@ -132,34 +135,36 @@ class ChildWriter:
         """Create ``job``. A refusal concerns only the measurement: the candidate waits, and pods serve as before."""
         try:
             await call_api(self._api.create, job)
-        except Conflict:
-            return await self._job_exists(owner, job)
         except KubernetesError as error:
-            if error.status in UNAVAILABLE_STATUSES:
-                return WriteResult(errors=_job_errors(owner, job, error))
-            return WriteResult(refused=RefusedJob(job["metadata"]["name"], str(error)[:MAX_ERROR_CHARACTERS]))
+            return await self._job_not_created(owner, job, error)
         return WriteResult()
 
-    async def _job_exists(self, owner: Owner, job: Object) -> WriteResult:
-        """The result when the name of ``job`` is taken: by an earlier call of ours, or by another owner's object."""
+    async def _job_not_created(self, owner: Owner, job: Object, error: KubernetesError) -> WriteResult:
+        """The result after ``error``.
+
+        The API server refused ``job`` or is unavailable, or the name is taken: by an earlier call of ours, or by
+        another owner's object.
+        """
         try:
-            taken = await self._is_taken(owner, job)
-        except KubernetesError as error:
+            found = await self._find(job) if isinstance(error, Conflict) else None
+        except KubernetesError as unknown:
+            return WriteResult(errors=_job_errors(owner, job, unknown))
+        if found is not None:
+            return WriteResult(name_taken=() if owner.owns(found) else (_title(job),))
+        if error.status in UNAVAILABLE_STATUSES:
             return WriteResult(errors=_job_errors(owner, job, error))
-        return WriteResult(name_taken=(_title(job),) if taken else ())
+        return WriteResult(refused=RefusedJob(job["metadata"]["name"], str(error)[:MAX_ERROR_CHARACTERS]))
 
     async def _create_keys(self, owner: Owner, keys: Object) -> bool:
         """Create a Secret with generated keys. False when its name is taken. Raises :class:`KubernetesError`."""
         try:
             await call_api(self._api.create, keys)
         except Conflict:
-            return not await self._is_taken(owner, keys)
+            found = await self._find(keys)
+            if found is None:
+                raise
+            return owner.owns(found)
         return True
-
-    async def _is_taken(self, owner: Owner, child: Object) -> bool:
-        """Whether an object of another owner has the name of ``child``."""
-        found = await self._find(child)
-        return found is not None and not owner.owns(found)
 
     async def _find(self, child: Object) -> Object | None:
         metadata = child["metadata"]
@@ -180,7 +185,7 @@ class ChildWriter:
         if existing is None:
             written = await self._create(owner, child)
         else:
-            written = await self._apply(owner, child, existing["metadata"]["uid"])
+            written = await self._apply(owner, child, existing)
         self._written[key] = (digest, _revision(written, child))
 
     async def _create(self, owner: Owner, child: Object) -> Object:
@@ -188,18 +193,34 @@ class ChildWriter:
             return await call_api(self._api.create, child)
         except Conflict:
             found = await self._find(child)
-            if found is None:
-                raise
-            if not owner.owns(found):
-                raise _NameTakenError from None
+        if found is None:
+            return await self._create_again(child)
+        if not owner.owns(found):
+            raise _NameTakenError
         # The observation did not show our own child yet.
-        return await self._apply(owner, child, found["metadata"]["uid"])
+        return await self._apply(owner, child, found)
 
-    async def _apply(self, owner: Owner, child: Object, uid: str) -> Object:
-        """Apply ``child`` to the object ``uid``. Raises :class:`Conflict` when that object does not exist any more."""
+    async def _create_again(self, child: Object) -> Object:
+        """Create ``child`` after a conflict with an object that is gone.
+
+        A second conflict with nothing is a refusal. Raises :class:`KubernetesError`.
+        """
+        try:
+            return await call_api(self._api.create, child)
+        except Conflict as error:
+            if await self._find(child) is not None:
+                raise
+            raise _refusal(error) from error
+
+    async def _apply(self, owner: Owner, child: Object, existing: Object) -> Object:
+        """Apply ``child`` to the object ``existing``.
+
+        Raises :class:`Conflict` when that object does not exist any more, or changed since it was read.
+        """
+        uid = existing["metadata"]["uid"]
         body = {**child, "metadata": {**child["metadata"], "uid": uid}}
         try:
-            applied = await call_api(self._api.apply, body)
+            return await self._apply_own_fields(body)
         except KubernetesError as error:
             if error.status in UNAVAILABLE_STATUSES:
                 raise
@@ -209,13 +230,28 @@ class ChildWriter:
                 raise _NameTakenError from None
             if found is None or found["metadata"]["uid"] != uid:
                 raise Conflict(f"{_title(child)} was replaced while it was written", 409) from error
+            if isinstance(error, Conflict) and _resource_version(found) == _resource_version(existing):
+                raise _refusal(error) from error
             raise
+
+    async def _apply_own_fields(self, body: Object) -> Object:
+        """Apply ``body``, so that fields that ``body`` does not have any more are removed."""
+        applied = await call_api(self._api.apply, body)
         managed_fields = applied_managed_fields(applied["metadata"].get("managedFields") or ())
         if managed_fields is None:
             return applied
         # The first apply after a create call could not remove fields. See field_ownership.
         await call_api(self._api.set_managed_fields, applied, managed_fields)
         return await call_api(self._api.apply, body)
+
+
+def _refusal(conflict: Conflict) -> KubernetesError:
+    """``conflict`` as a refusal: no other writer explains it, so observing again would not help."""
+    return KubernetesError(str(conflict), conflict.status)
+
+
+def _resource_version(obj: Object) -> str:
+    return str(obj["metadata"].get("resourceVersion", ""))
 
 
 def error_text(obj: Object, error: KubernetesError) -> str:

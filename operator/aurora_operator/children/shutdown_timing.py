@@ -26,7 +26,10 @@ SIGTERM_SPREAD_SECONDS = 2
 """Containers get SIGTERM at about the same time, but not at the same instant."""
 RESERVED_SECONDS = 10
 """Kept back from the grace period, so that an agent ends by itself and can report what was lost."""
-_SLEEP_COMMAND = re.compile(r"\bsleep\s+(\d+)")
+MAX_SECONDS = 2**31 - 1
+"""The API server takes longer times, and the agent could not wait for them."""
+_SLEEP_COMMAND = re.compile(r"\bsleep\s+(\d{1,10})(?!\d)", re.ASCII)
+"""Python refuses to convert a text of more than 4,300 digits."""
 
 
 def pre_stop_seconds(pod: Mapping[str, Any], name: str) -> int:
@@ -39,16 +42,17 @@ def pre_stop_seconds(pod: Mapping[str, Any], name: str) -> int:
         return 0
     seconds = mapping(hook.get("sleep")).get("seconds")
     if isinstance(seconds, int):
-        return seconds
+        return min(seconds, MAX_SECONDS)
     command = mapping(hook.get("exec")).get("command")
     sleep = _SLEEP_COMMAND.search(" ".join(map(str, command if isinstance(command, list) else ())))
-    return int(sleep[1]) if sleep else PRE_STOP_SECONDS
+    return min(int(sleep[1]), MAX_SECONDS) if sleep else PRE_STOP_SECONDS
 
 
 def agent_shutdown_arguments(pod: Mapping[str, Any]) -> list[str]:
     """The agent's command-line arguments for its two deadlines. ``pod`` has the user's template merged over it."""
     grace = pod.get("terminationGracePeriodSeconds", KUBERNETES_GRACE_PERIOD_SECONDS)
     agent, engine = pre_stop_seconds(pod, "agent"), pre_stop_seconds(pod, "sglang")
-    shutdown_seconds = max(1, (grace if isinstance(grace, int) else GRACE_PERIOD_SECONDS) - agent - RESERVED_SECONDS)
+    grace_seconds = min(grace, MAX_SECONDS) if isinstance(grace, int) else GRACE_PERIOD_SECONDS
+    shutdown_seconds = max(1, grace_seconds - agent - RESERVED_SECONDS)
     signal_skew_seconds = max(0, engine - agent) + SIGTERM_SPREAD_SECONDS
     return ["--shutdown-seconds", str(shutdown_seconds), "--signal-skew-seconds", str(signal_skew_seconds)]

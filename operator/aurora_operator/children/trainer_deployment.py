@@ -17,6 +17,7 @@ A suspended trainer runs only while something needs it (``plan/rest.py``).
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
@@ -51,7 +52,7 @@ def gpu_count(template: PodTemplate) -> int:
     """How many GPUs of any vendor (``nvidia.com/gpu``, ``amd.com/gpu``) the trainer's container gets."""
     limits = mapping(mapping(container_named(template.spec, TRAINER).get("resources")).get("limits"))
     counts = [str(count) for name, count in limits.items() if str(name).endswith("/gpu")]
-    return sum(int(count) for count in counts if count.isdecimal())
+    return sum(int(count) for count in counts if re.fullmatch(r"[0-9]{1,4}", count))
 
 
 def program(gpus: int) -> list[str]:

@@ -6,6 +6,7 @@ user text other than the namespace and the name of the speculator.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -23,6 +24,8 @@ _SPECULATOR = ("namespace", "name")
 LEADING = Gauge(
     "aurora_operator_leading", "1 while this replica holds the Lease and acts, 0 while it waits as a standby."
 )
+OUTCOMES = ("done", "conflict", "error")
+"""How a reconcile may end. The counter of each begins at 0."""
 RECONCILES = Counter(
     "aurora_reconciles",
     "Reconciles of a speculator, by outcome: done, conflict (somebody else wrote first) or error.",
@@ -39,11 +42,6 @@ UPGRADES = Gauge(
     "Speculators whose pods have not restarted yet since an upgrade of the operator, by stage: waiting, restarting or"
     " failed (no further speculator restarts).",
     ("stage",),
-)
-PODS = Gauge(
-    "aurora_speculator_pods",
-    "Inference pods, by the draft version that their engine serves (unknown: the agent did not answer).",
-    (*_SPECULATOR, "version"),
 )
 
 API_CALLS_ABANDONED = Counter(
@@ -78,11 +76,6 @@ def record_observation(observed: Observed, seconds: float) -> None:
     record_ready(*labels, observed.status)
     if observed.store.channel is not None:
         ACTIVE_VERSION.labels(*labels).set(observed.store.channel.active)
-    # A version that no pod serves any more must not keep its last count.
-    _remove(PODS, *labels)
-    for pod in observed.pods:
-        version = pod.agent.version if pod.agent else None
-        PODS.labels(*labels, "unknown" if version is None else str(version)).inc()
 
 
 def record_ready(namespace: str, name: str, status: SpeculatorStatus) -> None:
@@ -99,15 +92,21 @@ def count_cache_objects(cache: ClusterCache) -> None:
 
 def forget(namespace: str, name: str) -> None:
     """Drop the series of a speculator that is gone."""
-    _remove(RECONCILES, namespace, name)
+    for outcome in OUTCOMES:
+        _remove(RECONCILES, namespace, name, outcome)
     forget_observations(namespace, name)
 
 
 def forget_observations(namespace: str, name: str) -> None:
     """Drop what was observed about a speculator that is being deleted, or on which another installation acts."""
-    for metric in (READY, ACTIVE_VERSION, PODS):
+    for metric in (READY, ACTIVE_VERSION):
         _remove(metric, namespace, name)
 
 
-def _remove(metric: Counter | Gauge, namespace: str, name: str) -> None:
-    metric.remove_by_labels({"namespace": namespace, "name": name})
+def _remove(metric: Counter | Gauge, *labels: str) -> None:
+    """Drop one series, if it exists.
+
+    Why not ``remove_by_labels``: it looks at the series of all speculators.
+    """
+    with suppress(KeyError):
+        metric.remove(*labels)

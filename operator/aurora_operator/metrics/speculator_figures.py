@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
 from aurora_operator.metrics.trainer_counts import TrainerCounts
-from aurora_operator.observe.observed import Observed
+from aurora_operator.observe.observed import Observed, PodView
 from aurora_operator.plan.conditions.content import QUEUED
 from aurora_operator.plan.conditions.start import waits_only_for_start
 from aurora_operator.plan.events import DECISIONS
@@ -145,6 +145,11 @@ _SAVED = _Figure(
     "Estimated device-seconds per day that speculation saves, averaged over about a day, by the kind of device.",
     "device",
 )
+_PODS = _Figure(
+    "aurora_speculator_pods",
+    "Inference pods, by the draft version that their engine serves (unknown: the agent did not answer).",
+    "version",
+)
 _FIGURES: Final = (
     _CONDITION,
     _STARTING,
@@ -165,6 +170,7 @@ _FIGURES: Final = (
     _LAG_TOKENS,
     _COST,
     _SAVED,
+    _PODS,
 )
 
 _Values = Mapping[_Figure, tuple[_Sample, ...]]
@@ -191,7 +197,7 @@ class SpeculatorFigures(Collector):
     def record_observation(self, observed: Observed, now: datetime) -> None:
         """Take the figures of an observation whose reconcile succeeded at ``now``."""
         owner, record = observed.owner, observed.store.trainer
-        values = {**_status_values(observed.status), **_lag(record)}
+        values = {**_status_values(observed.status), **_lag(record), _PODS: tuple(_pod_counts(observed.pods))}
         self._record((owner.namespace, owner.name), values, _counts(observed.status, record), now)
 
     def record_status(self, namespace: str, name: str, status: SpeculatorStatus, now: datetime) -> None:
@@ -296,6 +302,12 @@ def _lag(record: TrainerStatus | None) -> dict[_Figure, tuple[_Sample, ...]]:
     if record is None or not record.shards:
         return {}
     return {_LAG_TOKENS: (_Sample(record.pending_shards * record.trained_tokens / record.shards),)}
+
+
+def _pod_counts(pods: Iterable[PodView]) -> Iterator[_Sample]:
+    versions = (pod.agent.version if pod.agent else None for pod in pods)
+    for version, count in Counter("unknown" if v is None else str(v) for v in versions).items():
+        yield _Sample(count, version)
 
 
 def _of_device(seconds: int | None, device: str) -> tuple[_Sample, ...]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from aurora_api import KIND
 from aurora_operator.children.metadata import INSTANCE_LABEL
@@ -31,6 +32,10 @@ SpeculatorKey = tuple[str, str]
 """Namespace and name of a speculator."""
 ObjectKey = tuple[str, str, str]
 """Kind, namespace and name of an object."""
+
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class ClusterCache:
     def __init__(self, kinds: Iterable[str]) -> None:
         self._entries: dict[ObjectKey, _Entry] = {}
         self._by_speculator: dict[SpeculatorKey, set[ObjectKey]] = {}
+        self._speculators: dict[str, set[str]] = {}
+        """Names by namespace."""
         self._progress: dict[Scope, int] = {}
         self._counts = dict.fromkeys(kinds, 0)
 
@@ -82,7 +89,11 @@ class ClusterCache:
 
     def speculators(self) -> list[SpeculatorKey]:
         """All speculators, also those that are being deleted."""
-        return sorted((namespace, name) for kind, namespace, name in self._entries if kind == KIND)
+        return sorted((namespace, name) for namespace, names in self._speculators.items() for name in names)
+
+    def speculators_in(self, namespace: str) -> list[SpeculatorKey]:
+        """The speculators of one namespace. Does not look at the others."""
+        return [(namespace, name) for name in sorted(self._speculators.get(namespace, ()))]
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -152,6 +163,8 @@ class ClusterCache:
         entry = _Entry(revision, _speculator_of(obj), pack(obj))
         if before is None:
             self._counts[key[0]] += 1
+            if key[0] == KIND:
+                self._speculators.setdefault(key[1], set()).add(key[2])
         else:
             self._unindex(key, before.speculator)
         self._entries[key] = entry
@@ -162,13 +175,12 @@ class ClusterCache:
         entry = self._entries.pop(key)
         self._counts[key[0]] -= 1
         self._unindex(key, entry.speculator)
+        if key[0] == KIND:
+            _discard(self._speculators, key[1], key[2])
         return {entry.speculator}
 
     def _unindex(self, key: ObjectKey, speculator: SpeculatorKey) -> None:
-        keys = self._by_speculator[speculator]
-        keys.discard(key)
-        if not keys:
-            del self._by_speculator[speculator]
+        _discard(self._by_speculator, speculator, key)
 
 
 class ListUpdate:
@@ -200,6 +212,13 @@ class ListUpdate:
             if self._went_back or cache._entries[key].revision <= self._revision:
                 woken |= cache._remove(key)
         return woken
+
+
+def _discard(index: dict[K, set[V]], key: K, value: V) -> None:
+    """Remove ``value`` from the index, and ``key`` once it has no values."""
+    index[key].discard(value)
+    if not index[key]:
+        del index[key]
 
 
 def revision_of(obj: Object) -> int:

@@ -113,6 +113,11 @@ class PodView:
         """The measurement that the pod is withdrawn for, if any."""
         return self.agent.measurement if self.agent else None
 
+    @property
+    def swapping(self) -> bool:
+        """Whether the pod downloads or loads a draft."""
+        return self.agent is not None and self.agent.swap.under_way
+
 
 @dataclass(frozen=True)
 class ReplacedPod:

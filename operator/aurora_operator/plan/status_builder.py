@@ -248,8 +248,11 @@ def _decision(worth: TrainingWorth) -> TrainingWorth:
     )
 
 
+def differs_in_decisions(old: SpeculatorStatus, new: SpeculatorStatus) -> bool:
+    """Whether ``new`` differs in more than figures that change all the time."""
+    return _without_running_figures(old) != _without_running_figures(new)
+
+
 def worth_writing(old: SpeculatorStatus, new: SpeculatorStatus, since_written: timedelta) -> bool:
     """Whether to write ``new``: decisions at once, figures that change all the time after :data:`REFRESH`."""
-    if _without_running_figures(old) != _without_running_figures(new):
-        return True
-    return since_written >= REFRESH and old != new
+    return differs_in_decisions(old, new) or (since_written >= REFRESH and old != new)

@@ -14,6 +14,9 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 FORBIDDEN = {"$ref", "$defs", "allOf", "anyOf", "oneOf", "const", "title", "prefixItems", "exclusiveMinimumValue"}
 
 
+EXAMPLE = {"target": {"model": "m"}, "store": {"bucket": "bkt", "credentials": {"secretRef": {"name": "s3"}}}}
+
+
 def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     yield path, schema
     for name, child in schema.get("properties", {}).items():
@@ -114,6 +117,32 @@ def test_a_rule_bounds_the_numbers_of_each_field_that_may_also_hold_text(schema:
                 assert not re.fullmatch(child["pattern"], str(int(limit) + 1)), f"{path}.{name}"
                 bounded[name] = int(limit)
     assert bounded == {"maxSurge": 999, "maxUnavailable": 999, "traceStorageLimit": 10**18 - 1}
+
+
+def test_each_number_of_the_spec_has_a_maximum(schema: dict[str, Any]) -> None:
+    """The API server takes integers up to 2**63, which overflow a time, a Job's deadline or a key in the store."""
+    for path, node in nodes(schema["properties"]["spec"]):
+        if node.get("type") == "integer":
+            assert node["maximum"] <= 2**31 - 1, path
+
+
+@pytest.mark.parametrize(
+    ("spec", "path", "read"),
+    [
+        ({"training": {"traceMaxAgeSeconds": 99999999999}}, "training.trace_max_age_seconds", 315360000),
+        ({"training": {"publishTokens": 10**18}}, "training.publish_tokens", 10**9),
+        ({"training": {"publishSeconds": 10**18}}, "training.publish_seconds", 31536000),
+        ({"rollout": {"pin": 10**18}}, "rollout.pin", 99999999),
+    ],
+)
+def test_a_number_that_was_stored_before_its_maximum_is_read_as_the_maximum(
+    schema: dict[str, Any], spec: dict[str, Any], path: str, read: int
+) -> None:
+    part, field = path.split(".")
+    read_part = getattr(SpeculatorSpec.model_validate(EXAMPLE | spec), part)
+    assert getattr(read_part, field) == read
+    node = schema["properties"]["spec"]["properties"][part]["properties"][type(read_part).model_fields[field].alias]
+    assert node["maximum"] == read
 
 
 def test_no_rule_compares_replicas_with_another_field(schema: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from dataclasses import dataclass, field
 
@@ -11,8 +12,9 @@ from prometheus_client import generate_latest
 
 from aurora_operator import loop as loop_module
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
-from aurora_operator.loop import MAX_RECONCILE_SECONDS, SpeculatorLoop
+from aurora_operator.loop import MAX_QUICK_RETRIES, MAX_RECONCILE_SECONDS, SpeculatorLoop
 from aurora_operator.reconcile_slots import ReconcileSlots
+from aurora_store.errors import ObjectExists
 
 
 @dataclass
@@ -73,6 +75,21 @@ async def test_the_counters_of_all_outcomes_are_there_before_the_first_reconcile
     scrape = generate_latest().decode()
     for outcome in ("done", "conflict", "error"):
         assert f'aurora_reconciles_total{{name="chat",namespace="team",outcome="{outcome}"}} ' in scrape
+
+
+@pytest.mark.parametrize("error", [Conflict("denied by a webhook", 409), ObjectExists("channel/7.json")])
+async def test_conflicts_are_retried_at_once_and_after_five_in_a_row_with_a_backoff(error: Exception) -> None:
+    reconciler = FakeReconciler([error] * 14)
+    loop = loop_of(reconciler)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop_module, "MIN_BACKOFF_SECONDS", 1.0)
+        patched.setattr(random, "uniform", lambda low, high: high)
+        delays = [await loop._turn(woken=True) for _ in range(13)]
+        assert delays == [*[0.5] * MAX_QUICK_RETRIES, 1, 2, 4, 8, 16, 32, 60, 60]
+        reconciler.errors.clear()
+        await loop._turn(woken=True)
+        reconciler.errors.append(error)
+        assert await loop._turn(woken=True) == 0.5, "a reconcile succeeded in between"
 
 
 async def test_the_loop_ends_with_its_speculator() -> None:

@@ -16,28 +16,23 @@ from aurora_operator.kubernetes_api import Object
 from aurora_operator.loop_registry import LoopRegistry
 from aurora_operator.observe.cluster_cache import ClusterCache, Scope
 from aurora_operator.operator_config import OperatorConfig
+from aurora_operator.reconciler import Reconciler
 from tests.unit.operator.worlds import CONFIG
 
 SCOPE = Scope("AuroraSpeculator")
 
 
-class FakeReconciler:
+class FakeReconciler(Reconciler):
     """Counts its reconciles, and rests for an hour after each."""
 
     instances: dict[tuple[str, str], int]
     reconciles: list[str]
 
-    def __init__(self, api: Any, cache: ClusterCache, agents: Any, config: Any, *rest: Any) -> None:
-        self._cache, self._key = cache, rest[-2]
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
         self.instances[self._key] = self.instances.get(self._key, 0) + 1
 
-    def show_stored_status(self) -> None:
-        pass
-
-    def is_gone(self) -> bool:
-        return self._cache.get("AuroraSpeculator", *self._key) is None
-
-    async def reconcile(self, *, woken: bool) -> float:
+    async def reconcile(self, *, woken: bool = True) -> float:
         self.reconciles.append(self._key[1])
         metrics.READY.labels(*self._key).set(1)
         return 3600.0
@@ -129,6 +124,34 @@ async def test_a_speculator_that_is_created_again_gets_a_loop_of_its_own() -> No
     await settle()
     assert FakeReconciler.instances == {("team", "chat"): 2} or len(FakeReconciler.reconciles) == 2
     assert len(rig.loops) == 1
+    await rig.loops.stop()
+
+
+async def test_a_speculator_that_is_created_again_within_one_pause_gets_a_loop_of_its_own() -> None:
+    """``kubectl replace --force``: the former loop would sign the store's records with keys that are deleted."""
+    rig = Rig()
+    rig.loops.start()
+    rig.create("chat", 1)
+    await settle()
+    rig.delete("chat", 2)
+    rig.create("chat", 3)
+    await settle()
+    assert FakeReconciler.instances == {("team", "chat"): 2}
+    assert FakeReconciler.reconciles == ["chat", "chat"]
+    assert len(rig.loops) == 1
+    await rig.loops.stop()
+
+
+async def test_an_event_of_a_namespace_looks_at_the_speculators_of_that_namespace_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = Rig(replace(CONFIG, shard="eu"))
+    rig.create("chat", 1)
+    rig.loops.start()
+    monkeypatch.setattr(rig.cache, "speculators", None)
+    rig.label(2, joins=True)
+    await settle()
+    assert FakeReconciler.reconciles == ["chat"]
     await rig.loops.stop()
 
 

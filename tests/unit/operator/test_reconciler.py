@@ -12,7 +12,12 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
-from aurora_api.v1alpha1.status import OperatorIdentity, RolloutPhase, RolloutStatus, SpeculatorStatus, VersionStatus
+from aurora_api.v1alpha1.status import (
+    RolloutPhase,
+    RolloutStatus,
+    SpeculatorStatus,
+    VersionStatus,
+)
 from aurora_operator import reconciler as reconciler_module
 from aurora_operator.act.actor import ExecutionResult
 from aurora_operator.act.authority import Authority
@@ -178,11 +183,16 @@ class FakeActor:
         return self.result
 
 
+def written_by(installation: str) -> dict[str, Any]:
+    """A stored status on which ``installation`` acts."""
+    return {"operator": {"installation": installation, "version": version("aurora-operator")}}
+
+
 def reconciler_at(observer: FakeObserver, actor: FakeActor | None = None) -> Reconciler:
     """A reconciler that observes a speculator on which its own installation acts."""
-    made = FakeApi(MINIMAL, {}).reconciler()
-    own = OperatorIdentity(installation=CONFIG.installation, version=version("aurora-operator"))
+    made = FakeApi(MINIMAL, written_by(CONFIG.installation)).reconciler()
     world = observer.observed
+    own = SpeculatorStatus.model_validate(written_by(CONFIG.installation)).operator
     observer.observed = replace(world, status=world.status.model_copy(update={"operator": own}))
     made._observer = observer  # type: ignore[assignment]
     made._actor = actor or FakeActor()  # type: ignore[assignment]
@@ -221,15 +231,6 @@ async def test_the_longest_rest_makes_no_gap_in_the_figures_of_trainings_worth(m
     assert [(world.observation_gap, world.figures_gap) for world in seen] == [(True, True), (True, False)]
 
 
-async def test_the_agents_are_asked_in_every_reconcile_while_something_is_under_way() -> None:
-    swapping = observed(pods=[])
-    observer = FakeObserver(swapping)
-    reconciler = reconciler_at(observer)
-    assert await reconciler.reconcile() == BUSY_POLL_SECONDS
-    assert await reconciler.reconcile(woken=False) == BUSY_POLL_SECONDS
-    assert observer.asked == [True, True]
-
-
 REFUSED = ExecutionResult(apply_errors=("Service chat: forbidden",))
 FINALIZER_REFUSED = ExecutionResult(finalizer_refused=True, apply_errors=("the finalizer of store.deletionPolicy: no",))
 DELETING = spec(serving={"replicas": 2}, store=MINIMAL["store"] | {"deletionPolicy": "Delete"})
@@ -260,27 +261,6 @@ async def test_a_refused_write_never_delays_a_roll() -> None:
     rolls = observed(status=SpeculatorStatus(rollout=RolloutStatus(phase=RolloutPhase.CANARY, version=1, epoch=1)))
     reconciler = reconciler_at(FakeObserver(rolls), FakeActor(result=REFUSED))
     assert [await reconciler.reconcile(woken=False) for _ in range(4)] == [BUSY_POLL_SECONDS] * 4
-
-
-async def test_the_delay_begins_anew_after_a_write_that_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
-    actor = FakeActor(result=REFUSED)
-    reconciler = reconciler_at(FakeObserver(observed()), actor)
-    for result in (REFUSED, REFUSED, REFUSED, ExecutionResult()):
-        actor.result = result
-        await reconciler.reconcile(woken=False)
-    actor.result = REFUSED
-    assert await reconciler.reconcile(woken=False) == BUSY_POLL_SECONDS
-
-
-async def test_a_paused_roll_a_silent_agent_and_a_store_that_is_away_are_watched_closely() -> None:
-    paused = RolloutStatus(phase=RolloutPhase.PAUSED, version=1, epoch=1)
-    silent = replace(observed(), pods=tuple(replace(pod, agent=None) for pod in observed().pods))
-    for world in (
-        observed(status=SpeculatorStatus(rollout=paused)),
-        observed(store=StoreView(reason="Unreachable", error="no answer")),
-    ):
-        assert await reconciler_at(FakeObserver(world)).reconcile() <= WATCHFUL_POLL_SECONDS
-    assert await reconciler_at(FakeObserver(silent)).reconcile() <= WATCHFUL_POLL_SECONDS
 
 
 async def test_the_whole_store_is_read_again_after_an_agent_has_seen_a_higher_epoch() -> None:
@@ -323,11 +303,6 @@ async def test_a_phase_that_ended_is_traced_once_its_status_is_written_even_if_a
         assert [span.name for span in traces.spans] == expected
 
 
-async def test_a_secret_that_is_due_ends_the_rest_early() -> None:
-    assert await reconciler_at(FakeObserver(observed(), seconds_until_due=7.0)).reconcile() == 7.0
-    assert await reconciler_at(FakeObserver(observed(), seconds_until_due=0.0)).reconcile() == BUSY_POLL_SECONDS
-
-
 async def test_after_a_conflict_the_resource_is_read_from_the_api_server_once() -> None:
     observer, actor = FakeObserver(observed()), FakeActor(Conflict("moved on", 409))
     reconciler = reconciler_at(observer, actor)
@@ -348,3 +323,46 @@ def test_a_speculator_that_is_being_deleted_is_gone() -> None:
     deleting["metadata"] |= {"deletionTimestamp": "2026-11-26T00:00:00Z", "resourceVersion": "78"}
     api.cache.put(deleting)
     assert reconciler.is_gone()
+
+
+def test_a_speculator_that_was_created_again_under_the_same_name_is_another_one() -> None:
+    api = FakeApi(MINIMAL, {})
+    reconciler = api.reconciler()
+    again = api.stored
+    again["metadata"] |= {"uid": "another", "resourceVersion": "78"}
+    api.cache.put(again)
+    assert reconciler.is_gone()
+    reconciler.show_stored_status()
+
+
+async def test_a_reconcile_that_waited_for_its_slot_leaves_a_speculator_that_was_created_again_alone() -> None:
+    api = FakeApi(MINIMAL, {})
+    reconciler = api.reconciler()
+    again = api.stored
+    again["metadata"] |= {"uid": "another", "resourceVersion": "78"}
+    api.cache.put(again)
+    with pytest.raises(NotFound):
+        await reconciler.reconcile()
+    assert (api.applied, api.calls) == ([], [])
+
+
+async def test_an_operator_that_another_one_displaced_observes_nothing() -> None:
+    """An observation reads Secrets, asks all agents, and writes probes to the store."""
+    observer = FakeObserver(observed())
+    reconciler = reconciler_at(observer)
+    await reconciler.reconcile()
+    reconciler._cache.put(FakeApi(MINIMAL, written_by("elsewhere/aurora-operator"), revision=78).stored)
+    reconciler._authority._api = FakeApi(MINIMAL, {})  # type: ignore[assignment] # takes the Event
+    for _ in range(3):
+        assert await reconciler.reconcile(woken=False) > WATCHFUL_POLL_SECONDS
+    assert len(observer.asked) == 1
+
+
+async def test_a_speculator_is_claimed_before_it_is_observed() -> None:
+    api = FakeApi(MINIMAL, written_by("elsewhere/aurora-operator"))
+    reconciler = api.reconciler()
+    observer = FakeObserver(observed())
+    reconciler._observer = observer  # type: ignore[assignment]
+    assert await reconciler.reconcile() == 0, "observe at once"
+    assert observer.asked == []
+    assert api.status["operator"]["installation"] == CONFIG.installation

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from importlib.metadata import version
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -39,7 +41,7 @@ from aurora_operator.plan.formatting import parse_ratio, ratio_text
 from aurora_operator.reconcile_slots import ReconcileSlots
 from aurora_protocol.evidence_records import Arm, RatioEstimate, VerdictKind
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
-from tests.unit.operator.test_reconciler import FakeActor, FakeApi, FakeObserver, reconciler_at
+from tests.unit.operator.test_reconciler import FakeActor, FakeApi, FakeObserver, reconciler_at, written_by
 from tests.unit.operator.worlds import CONFIG, MINIMAL, NOW, OWNER, evidence, made, observed, pod, status, store
 
 KEY = {"namespace": OWNER.namespace, "name": OWNER.name}
@@ -255,8 +257,7 @@ async def test_a_first_reconcile_that_fails_shows_the_counters_already() -> None
 
 
 async def test_a_reconcile_records_and_one_that_yields_forgets() -> None:
-    observer = FakeObserver(observed())
-    reconciler = reconciler_at(observer, FakeActor())
+    reconciler = reconciler_at(FakeObserver(observed()), FakeActor())
     await reconciler.reconcile()
     registry = CollectorRegistry()
     registry.register(FIGURES)
@@ -264,10 +265,7 @@ async def test_a_reconcile_records_and_one_that_yields_forgets() -> None:
     recorded = registry.get_sample_value(name, KEY)
     assert recorded is not None
     assert timedelta(seconds=recorded) > timedelta(days=10_000)
-    other = STATUS.model_copy(update={"operator": observer.observed.status.operator})
-    assert other.operator is not None
-    taken = other.operator.model_copy(update={"installation": "elsewhere/aurora-operator"})
-    observer.observed = replace(observer.observed, status=other.model_copy(update={"operator": taken}))
+    reconciler._cache.put(FakeApi(MINIMAL, written_by("elsewhere/aurora-operator"), revision=78).stored)
     await reconciler.reconcile()
     assert registry.get_sample_value(name, KEY) is None, "another installation acts, and a stale time would alert"
 
@@ -348,3 +346,45 @@ async def test_a_deletion_that_does_not_get_on_is_all_that_is_shown(*, valid: bo
     restarted._cache.put(deleting)
     restarted.show_stored_status()
     assert shown_now(DELETED_AT) == NOW.timestamp()
+
+
+class CountedDict(dict[Any, Any]):
+    """Counts how often somebody goes through all entries."""
+
+    walks = 0
+
+    def _walked(self) -> None:
+        type(self).walks += 1
+
+    def __iter__(self) -> Iterator[Any]:
+        self._walked()
+        return super().__iter__()
+
+    def items(self) -> Any:
+        self._walked()
+        return super().items()
+
+    def values(self) -> Any:
+        self._walked()
+        return super().values()
+
+
+def test_neither_a_reconcile_nor_an_end_goes_through_the_series_of_all_speculators(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for series in (metrics.READY, metrics.ACTIVE_VERSION, metrics.RECONCILES):
+        monkeypatch.setattr(series, "_metrics", CountedDict(series._metrics))
+    metrics.record_observation(observed(store=store(0)), 0.1)
+    metrics.forget_observations(OWNER.namespace, OWNER.name)
+    metrics.forget(OWNER.namespace, OWNER.name)
+    metrics.forget(OWNER.namespace, OWNER.name)
+    assert CountedDict.walks == 0
+
+
+def test_pods_are_counted_by_their_version(shown: Shown) -> None:
+    pods = (pod("a", 0), pod("b", 1), pod("c", 1), pod("d", 0, agent=None))
+    labels = ("0", "1", "unknown")
+    shown.figures.record_observation(observed(pods=pods), NOW)
+    assert [shown.value("pods", version=label) for label in labels] == [1, 2, 1]
+    shown.figures.record_observation(observed(pods=pods[1:3]), NOW)
+    assert [shown.value("pods", version=label) for label in labels] == [None, 2, None]

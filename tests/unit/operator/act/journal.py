@@ -155,8 +155,27 @@ class FakeObserver:
         return Snapshot(world, self.journal.objects, "token")
 
 
+class JournalCache(ClusterCache):
+    """Has the speculator with the status that the journal stored."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(["AuroraSpeculator"])
+        self._journal = journal
+
+    def get(self, kind: str, namespace: str, name: str) -> Object | None:
+        status = self._journal.objects.get((kind, name), {}).get("status", {})
+        metadata = {
+            "namespace": namespace,
+            "name": name,
+            "uid": OWNER.uid,
+            "generation": OWNER.generation,
+            "resourceVersion": OWNER.resource_version,
+        }
+        return {"kind": kind, "metadata": metadata, "status": status}
+
+
 def reconciler_of(journal: Journal, observer: FakeObserver) -> Reconciler:
-    cache, right = ClusterCache(["AuroraSpeculator"]), authority(journal)
+    cache, right = JournalCache(journal), authority(journal)
     made = Reconciler(journal, cache, journal, CONFIG, Fleet(), right, ("team", "chat"))  # type: ignore[arg-type]
     made._observer = observer  # type: ignore[assignment]
     return made

@@ -13,6 +13,7 @@ from aurora_operator.children.access import new_keys
 from aurora_operator.children.network import disruption_budget, services
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import Object, Resource
+from aurora_operator.observe.observed import RefusedJob
 from tests.unit.operator.worlds import OWNER
 
 (SERVICE,) = services(OWNER)
@@ -29,6 +30,8 @@ class FakeApi:
     objects: dict[tuple[str, str], Object] = field(default_factory=dict)
     writes: list[str] = field(default_factory=list)
     revision: int = 0
+    denied: set[str] = field(default_factory=set)
+    """Calls, such as ``create Service``, that an admission webhook denies with HTTP 409."""
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
         try:
@@ -46,6 +49,7 @@ class FakeApi:
         current = self.objects.get((obj["kind"], obj["metadata"]["name"]))
         if current is None:
             raise Conflict("uid mismatch", 409)
+        self._admit("apply", obj)
         if current["metadata"]["uid"] != obj["metadata"]["uid"]:
             raise KubernetesError("metadata.uid: field is immutable", 422)
         records = current["metadata"]["managedFields"]
@@ -55,12 +59,18 @@ class FakeApi:
     def create(self, obj: Object) -> Object:
         if (obj["kind"], obj["metadata"]["name"]) in self.objects:
             raise Conflict("exists", 409)
+        self._admit("create", obj)
         record = {"manager": "aurora-operator", "operation": "Update", "fieldsV1": {}}
         uid = f"uid-{self.revision}"
         return self._store("create", {**obj, "metadata": {**obj["metadata"], "uid": uid}}, [record])
 
     def set_managed_fields(self, obj: Object, managed_fields: Sequence[Object]) -> Object:
+        self._admit("adopt fields", obj)
         return self._store("adopt fields", obj, managed_fields)
+
+    def _admit(self, call: str, obj: Object) -> None:
+        if f"{call} {obj['kind']}" in self.denied:
+            raise Conflict("denied by a webhook", 409)
 
     def _store(self, call: str, obj: Object, managed_fields: Sequence[Object]) -> Object:
         self.writes.append(f"{call} {obj['kind']} {obj['metadata']['name']}")
@@ -212,3 +222,45 @@ async def test_a_foreign_job_is_reported_and_our_own_is_not() -> None:
     assert await ChildWriter(api).write_jobs(OWNER, (), JOB, {}) == WriteResult(name_taken=("Job j",))
     api.add_foreign("Job", "j", {"uid": OWNER.uid, "controller": True})
     assert await ChildWriter(api).write_jobs(OWNER, (), JOB, {}) == WriteResult()
+
+
+async def test_a_child_that_a_webhook_denies_with_a_conflict_is_reported_and_the_others_are_written() -> None:
+    """A conflict would end the reconcile: no version would be rolled back, and no condition would tell why."""
+    api = FakeApi(denied={"create Service", "create Secret"})
+    denied = ("Secret chat-keys: denied by a webhook", "Service chat: denied by a webhook")
+    assert await write(api) == WriteResult(errors=denied)
+    assert api.writes == ["create PodDisruptionBudget chat"]
+    api.denied.clear()
+    assert await write(api) == WriteResult()
+
+
+async def test_a_change_that_a_webhook_denies_with_a_conflict_is_reported() -> None:
+    api = FakeApi()
+    await write(api)
+    api.denied = {"apply Service"}
+    result = await ChildWriter(api).write(OWNER, (), (CHANGED_SERVICE,), api.owned())
+    assert result == WriteResult(errors=("Service chat: denied by a webhook",))
+
+
+async def test_a_managed_field_record_that_a_webhook_denies_with_a_conflict_observes_the_applied_child_again() -> None:
+    api = FakeApi()
+    await write(api)
+    api.denied = {"adopt fields Service"}
+    with pytest.raises(Conflict):
+        await ChildWriter(api).write(OWNER, (), (CHANGED_SERVICE,), api.owned())
+
+
+async def test_a_child_that_changed_since_it_was_observed_is_observed_again() -> None:
+    api = FakeApi()
+    await write(api)
+    before = api.owned()
+    api.set_managed_fields(api.objects["Service", "chat"], api.objects["Service", "chat"]["metadata"]["managedFields"])
+    api.denied = {"apply Service"}
+    with pytest.raises(Conflict):
+        await ChildWriter(api).write(OWNER, (), (CHANGED_SERVICE,), before)
+
+
+async def test_a_job_that_a_webhook_denies_with_a_conflict_is_refused() -> None:
+    api = FakeApi(denied={"create Job"})
+    refused = WriteResult(refused=RefusedJob("j", "denied by a webhook"))
+    assert await ChildWriter(api).write_jobs(OWNER, (), JOB, {}) == refused

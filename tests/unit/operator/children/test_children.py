@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.template import PodTemplate
 from aurora_operator.children import inference_deployment
 from aurora_operator.children.access import new_keys, service_accounts
 from aurora_operator.children.inference_deployment import inference_template, serving_settings
 from aurora_operator.children.network import policies
 from aurora_operator.children.owner import Owner
-from aurora_operator.children.trainer_deployment import LOST_NODE_SECONDS, trainer_deployment
+from aurora_operator.children.trainer_deployment import LOST_NODE_SECONDS, gpu_count, trainer_deployment
 from aurora_operator.children.validation_job import ValidationAttempt, engine_setup_digest, job
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.upgrade.decision import decide
@@ -94,7 +95,7 @@ def test_the_engine_never_sees_the_credentials_of_the_store() -> None:
     assert seen == {"stage": True, "sglang": False, "agent": True}
 
 
-@pytest.mark.parametrize(("grace", "within"), [(None, "105"), (600, "585"), (10, "1")])
+@pytest.mark.parametrize(("grace", "within"), [(None, "105"), (600, "585"), (10, "1"), (2**62, "2147483632")])
 def test_an_agent_must_stop_within_the_rest_of_the_grace_period(grace: int | None, within: str) -> None:
     given = {} if grace is None else {"serving": {"template": {"spec": {"terminationGracePeriodSeconds": grace}}}}
     template = pods(spec(**given))["inference"]
@@ -115,6 +116,8 @@ def exec_hook(*command: str) -> dict[str, Any]:
         (None, None, "110", "2"),
         (exec_hook("sh", "-c", "sleep 20"), {}, "105", "17"),
         (exec_hook("/drain"), {"preStop": None}, "110", "7"),
+        (exec_hook("sh", "-c", "sleep 2147483647"), {}, "105", "2147483644"),
+        (exec_hook("sleep", "9" * 5000), {}, "105", "2"),
         ({"preStop": {"sleep": {"seconds": "soon"}}}, {"preStop": "no object"}, "110", "7"),
     ],
 )
@@ -385,3 +388,9 @@ def test_a_restored_root_replaces_the_speculators_own_in_every_pod() -> None:
             settings = kind.from_json(text).store
             assert (settings.root, settings.owner) == expected
             assert ("owner" in text) is (expected[1] is not None), "no setting at its default"
+
+
+@pytest.mark.parametrize(("given", "counted"), [(2, 2), ("4", 4), ("1k", 0), ("9" * 5000, 0)])
+def test_gpus_are_counted_only_where_the_template_gives_a_plain_number(given: Any, counted: int) -> None:
+    container = {"name": "trainer", "resources": {"limits": {"nvidia.com/gpu": given}}}
+    assert gpu_count(PodTemplate(spec={"containers": [container]})) == counted

@@ -25,6 +25,11 @@ def pod(name: str, revision: int, *, instance: str = "chat", **status: Any) -> O
     return {"kind": "Pod", "metadata": metadata, "status": status}
 
 
+def speculator(namespace: str, name: str, revision: int) -> Object:
+    metadata = {"namespace": namespace, "name": name, "resourceVersion": str(revision)}
+    return {"kind": "AuroraSpeculator", "metadata": metadata}
+
+
 @dataclass
 class ModelApiServer:
     """A model of the API server: objects, one counter of revisions, and a history of events in order."""
@@ -250,8 +255,7 @@ def test_an_object_whose_label_changes_moves_and_wakes_both_speculators() -> Non
 
 def test_a_speculator_is_not_its_own_child() -> None:
     cache = ClusterCache(["AuroraSpeculator"])
-    speculator = {**pod("chat", 3), "kind": "AuroraSpeculator"}
-    cache.put(speculator)
+    cache.put({**pod("chat", 3), "kind": "AuroraSpeculator"})
     assert cache.speculators() == [("team", "chat")]
     assert not cache.children("team", "chat")
 
@@ -266,3 +270,16 @@ def test_bookkeeping_of_field_managers_is_not_stored(kind: str) -> None:
     assert stored is not None
     assert "managedFields" not in stored["metadata"]
     assert stored["spec"] == ({"nodeName": "n"} if kind == "Pod" else obj["spec"])
+
+
+def test_speculators_are_found_by_namespace_without_a_look_at_the_others() -> None:
+    cache, scope = ClusterCache(["AuroraSpeculator", "Pod"]), Scope("AuroraSpeculator")
+    for revision, (namespace, name) in enumerate([("b", "two"), ("a", "one"), ("b", "one"), ("b", "three")], 1):
+        cache.put(speculator(namespace, name, revision))
+    cache.put(pod("a", 5))
+    assert cache.speculators_in("b") == [("b", "one"), ("b", "three"), ("b", "two")]
+    assert cache.speculators() == [("a", "one"), *cache.speculators_in("b")]
+    for name, revision in (("two", 6), ("one", 7), ("three", 8)):
+        cache.delete(scope, speculator("b", name, revision))
+    assert cache.speculators_in("b") == cache.speculators_in("c") == []
+    assert cache.speculators() == [("a", "one")]
