@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus
 from aurora_operator.observe.observed import TAKEN_OVER, Observed
@@ -24,10 +25,24 @@ AT_REST = "not measured while training is suspended and serving.replicas is 0"
 
 def trainer_replicas(observed: Observed) -> int:
     """How many trainer pods should run: 1 or 0. A trainer that may write nothing would hold its machine for nothing."""
-    if observed.store.reason == TAKEN_OVER:
+    if trainer_stop_reason(observed):
         return 0
     needed = not training_is_suspended(observed) or not _version_0_exists(observed) or _traces_may_arrive(observed)
     return int(needed or waits_for_erasure(observed))
+
+
+def trainer_stop_reason(observed: Observed) -> str:
+    """Why the trainer may write nothing to the store, as the reason of a condition; empty when it may.
+
+    While the store cannot be read, the last reading counts, which the stored conditions show. Otherwise each fault of
+    the store would start the trainer, and the next reading would stop it again.
+    """
+    if observed.store.ok:
+        return ""
+    if observed.store.reason == TAKEN_OVER:
+        return TAKEN_OVER
+    kept = (ConditionType.STORAGE_READY, ConditionType.TRAINER_READY)
+    return TAKEN_OVER if any(c.type in kept and c.reason == TAKEN_OVER for c in observed.status.conditions) else ""
 
 
 def training_is_suspended(observed: Observed) -> bool:

@@ -21,7 +21,7 @@ from aurora_operator.plan.conditions.availability import available
 from aurora_operator.plan.conditions.content import QUEUED, SCALED_TO_ZERO, ConditionContent
 from aurora_operator.plan.conditions.start import START_FAULTS
 from aurora_operator.plan.lending import withdrawn_pods
-from aurora_operator.plan.rest import trainer_replicas, training_is_suspended
+from aurora_operator.plan.rest import trainer_replicas, trainer_stop_reason, training_is_suspended
 from aurora_operator.plan.worth.policy import is_suspended
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
@@ -200,7 +200,7 @@ def _kept_labels(observed: Observed) -> str:
 
 
 def _trainer_state(observed: Observed, status: SpeculatorStatus, now: datetime) -> ConditionContent:
-    if observed.store.reason == TAKEN_OVER:
+    if trainer_stop_reason(observed) == TAKEN_OVER:
         return ConditionContent(False, TAKEN_OVER, "the root belongs to another speculator, so the trainer is stopped")
     if trainer_replicas(observed) == 0:
         message = "training is suspended and nothing else needs the trainer, so its pod is stopped"
