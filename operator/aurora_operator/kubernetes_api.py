@@ -103,6 +103,8 @@ class KubernetesApi(Protocol):
 
     def set_managed_fields(self, obj: Object, managed_fields: Sequence[Object]) -> Object: ...
 
+    def set_finalizers(self, obj: Object, finalizers: Sequence[str]) -> Object: ...
+
     def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None: ...
 
 
@@ -221,7 +223,17 @@ class HttpKubernetesApi:
 
         Raises :class:`Conflict` when the object's resourceVersion is no longer that of ``obj``.
         """
-        metadata = {"resourceVersion": obj["metadata"]["resourceVersion"], "managedFields": managed_fields}
+        return self._merge_metadata(obj, {"managedFields": managed_fields})
+
+    def set_finalizers(self, obj: Object, finalizers: Sequence[str]) -> Object:
+        """Replace ``metadata.finalizers`` and nothing else.
+
+        Raises :class:`Conflict` when the object's resourceVersion is no longer that of ``obj``.
+        """
+        return self._merge_metadata(obj, {"finalizers": finalizers})
+
+    def _merge_metadata(self, obj: Object, changed: Object) -> Object:
+        metadata = {"resourceVersion": obj["metadata"]["resourceVersion"], **changed}
         path = f"{_path_of(obj)}?{urlencode({'fieldManager': OPERATOR_NAME})}"
         return self._write("PATCH", path, {"metadata": metadata}, content=MERGE_CONTENT_TYPE)
 

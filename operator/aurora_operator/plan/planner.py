@@ -49,9 +49,11 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     """
     wanted = observed.spec.store.deletion_policy is DeletionPolicy.DELETE
     finalizer = None if observed.has_finalizer is wanted else wanted
-    if finalizer is not None and not (observed.finalizer_refused and observed.status.active is not None):
+    must_hold = wanted and observed.status.active is None
+    if finalizer is not None and (must_hold or not observed.finalizer_refused):
         # Set the finalizer first and alone, because it changes the resourceVersion that a status write needs. If the
-        # API server refuses it, go on, so that a served draft can still be rolled back.
+        # API server refuses it, go on, so that a served draft can still be rolled back. Nothing is stored for the first
+        # time before the finalizer is there.
         return Plan(finalizer=finalizer, moving=True)
     ownership = decide_ownership(observed, now)
     stored = observed.store

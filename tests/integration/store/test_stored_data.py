@@ -240,3 +240,21 @@ def test_the_finalizer_follows_the_policy_and_others_stay(rig: Rig) -> None:
     rig.api.kubectl("patch", RESOURCE, "policy", "-n", NAMESPACE, "--type", "merge", "-p", none)
     rig.delete("policy")
     rig.wait("its end", lambda: rig.resource("policy") is None)
+
+
+def test_a_finalizer_that_came_with_a_dump_is_removed_although_another_manager_owns_it(rig: Rig) -> None:
+    """``kubectl get -o yaml | kubectl create``, or Velero: server-side apply would leave their finalizer."""
+    rig.create("dumped")
+    rig.wait("a status", lambda: rig.root("dumped") != "")
+    dump = rig.resource("dumped")
+    assert dump is not None
+    rig.delete("dumped")
+    rig.wait("its end", lambda: rig.resource("dumped") is None)
+    metadata = {"name": "dumped", "namespace": NAMESPACE, "finalizers": [FINALIZER, "example.org/theirs"]}
+    rig.api.kubectl("create", "-f", "-", stdin=json.dumps({**dump, "metadata": metadata}))
+    rig.wait("the removal", lambda: rig.finalizers("dumped") == ["example.org/theirs"])
+    rig.wait("its workloads", lambda: {"dumped", "dumped-trainer"} <= names(rig, "deployments"))
+    ours = json.dumps({"metadata": {"finalizers": [FINALIZER]}, "spec": {"store": {"deletionPolicy": "Delete"}}})
+    rig.api.kubectl("patch", RESOURCE, "dumped", "-n", NAMESPACE, "--type", "merge", "-p", ours)
+    rig.delete("dumped")
+    rig.wait("its end", lambda: rig.resource("dumped") is None)

@@ -62,6 +62,9 @@ class FakeApi:
     def set_managed_fields(self, obj: Object, managed_fields: Sequence[Object]) -> Object:
         return self._store("adopt fields", obj, managed_fields)
 
+    def set_finalizers(self, obj: Object, finalizers: Sequence[str]) -> Object:
+        raise AssertionError("a child has no finalizer of ours")
+
     def _store(self, call: str, obj: Object, managed_fields: Sequence[Object]) -> Object:
         self.writes.append(f"{call} {obj['kind']} {obj['metadata']['name']}")
         self.revision += 1

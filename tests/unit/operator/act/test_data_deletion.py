@@ -19,7 +19,7 @@ from aurora_operator.act.data_deletion import BUSY_DELAY_SECONDS, RETRY_DELAY_SE
 from aurora_operator.children.metadata import FINALIZER
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import NotFound
-from aurora_operator.kubernetes_api import Object, Resource
+from aurora_operator.kubernetes_api import SPECULATOR, Object, Resource
 from aurora_operator.observe.observed import StoreView
 from aurora_store import StoreConfig
 from aurora_store.errors import StoreError
@@ -69,6 +69,8 @@ class FakeCluster:
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
         self._call(f"get {resource.kind}")
+        if resource is SPECULATOR:
+            return self.stored
         raise NotFound(name, 404)
 
     def list(self, resource: Resource, namespace: str, labels: str = "") -> Sequence[Object]:
@@ -87,11 +89,11 @@ class FakeCluster:
         self.events.append(obj)
         return obj
 
-    def apply(self, obj: Object, *, subresource: str = "") -> Object:
-        self._call("apply finalizers")
-        assert (obj["metadata"]["resourceVersion"], subresource) == ("77", "")
-        self.finalizers = obj["metadata"].get("finalizers", [])
-        return obj
+    def set_finalizers(self, obj: Object, finalizers: Sequence[str]) -> Object:
+        self._call("set finalizers")
+        assert obj["metadata"]["resourceVersion"] == "77"
+        self.finalizers = [*finalizers]
+        return self.stored
 
 
 @dataclass
@@ -167,7 +169,7 @@ async def test_the_order_is_workloads_pods_objects_event_finalizer(
         "delete objects",
         "delete objects",
         "event DataDeleted",
-        "apply finalizers",
+        "set finalizers",
     ]
     assert list(cluster.workloads) == [("Deployment", "another")], "only our own"
     assert cluster.events[0]["message"].startswith("Deleted 4 objects")

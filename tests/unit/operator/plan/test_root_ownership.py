@@ -184,7 +184,9 @@ def test_the_trainer_of_a_lost_root_stays_stopped_while_the_store_cannot_be_read
     away = replace(lost, store=StoreView(reason="Unreachable", error="no route"), status=status(lost))
     assert condition(away, ConditionType.TRAINER_READY).reason == "TakenOver"
     later = replace(away, status=status(away))
-    assert {c.reason for c in later.status.conditions} >= {"TakenOver", "Unreachable"}, "only TrainerReady tells that the root is lost"
+    assert {c.reason for c in later.status.conditions} >= {"TakenOver", "Unreachable"}, (
+        "only TrainerReady tells that the root is lost"
+    )
     assert (trainer_replicas(away), trainer_replicas(later), made(later).status) == (0, 0, None)
     assert trainer_replicas(replace(later, store=store(0, 1))) == 1, "a reading says otherwise"
     assert trainer_replicas(replace(later, status=SpeculatorStatus())) == 1, "nothing tells that this root is lost"
