@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 
-from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, MEASURE_ANNOTATION, PROMOTE_ANNOTATION
+from aurora_api.v1alpha1.annotations import (
+    ABORT_ANNOTATION,
+    MEASURE_ANNOTATION,
+    PROMOTE_ANNOTATION,
+    START_OVER_ANNOTATION,
+)
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import (
     CandidatePhase,
@@ -279,7 +284,9 @@ def test_a_pause_is_a_note_until_a_version_waits() -> None:
     assert warning.commands == ("kubectl aurora resume chat -n team",)
 
 
-@pytest.mark.parametrize(("annotation", "value"), [(PROMOTE_ANNOTATION, "v5"), (MEASURE_ANNOTATION, "5")])
+@pytest.mark.parametrize(
+    ("annotation", "value"), [(PROMOTE_ANNOTATION, "v5"), (MEASURE_ANNOTATION, "5"), (START_OVER_ANNOTATION, "yes")]
+)
 def test_an_annotation_that_the_operator_ignores_is_found(annotation: str, value: str) -> None:
     (finding,) = diagnose(snapshot(annotations={annotation: value, ABORT_ANNOTATION: "4"}))
     assert finding.commands == (f"kubectl -n team annotate auroraspeculator chat {annotation}-",)

@@ -156,6 +156,8 @@ def _restored(inputs: ValidationInputs) -> CandidateStatus | None:
     candidate = inputs.candidate
     if candidate is None or candidate.version <= inputs.channel.active:
         return None
+    if candidate.version not in inputs.store.registrations:
+        return None  # somebody deleted its registration, and would otherwise keep all lower versions from the gate
     if not inputs.on_replica:
         candidate = _without_replica(candidate)
     waiting = candidate.waiting_version

@@ -16,7 +16,14 @@ from aurora_api.v1alpha1.conditions import (
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
 from aurora_operator.children.metadata import trainer_name
 from aurora_operator.children.queue_label import refused_changes
-from aurora_operator.observe.observed import TAKEN_OVER, TRAINER_SILENCE, Observed, PodView, WorkloadView
+from aurora_operator.observe.observed import (
+    RECORDS_LOST,
+    TAKEN_OVER,
+    TRAINER_SILENCE,
+    Observed,
+    PodView,
+    WorkloadView,
+)
 from aurora_operator.plan.conditions.availability import available
 from aurora_operator.plan.conditions.content import QUEUED, SCALED_TO_ZERO, ConditionContent
 from aurora_operator.plan.conditions.start import START_FAULTS
@@ -31,6 +38,10 @@ _STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: Condi
 LEAST_STEPS_PER_MINUTE = 10.0
 STARVED_SHARE = 0.25
 """A trainer starves below :data:`LEAST_STEPS_PER_MINUTE`, or below this share of its highest pace."""
+_TRAINER_STOPS = {
+    TAKEN_OVER: "the root belongs to another speculator",
+    RECORDS_LOST: "the store has lost the records of the active version",
+}
 NEEDS_MANUAL_ACTION = (ConditionType.INVALID_SPEC, ConditionType.NAME_TAKEN, ConditionType.DEGRADED)
 
 
@@ -200,8 +211,8 @@ def _kept_labels(observed: Observed) -> str:
 
 
 def _trainer_state(observed: Observed, status: SpeculatorStatus, now: datetime) -> ConditionContent:
-    if trainer_stop_reason(observed) == TAKEN_OVER:
-        return ConditionContent(False, TAKEN_OVER, "the root belongs to another speculator, so the trainer is stopped")
+    if reason := trainer_stop_reason(observed):
+        return ConditionContent(False, reason, f"{_TRAINER_STOPS[reason]}, so the trainer is stopped")
     if trainer_replicas(observed) == 0:
         message = "training is suspended and nothing else needs the trainer, so its pod is stopped"
         return _suspended(observed, message)
