@@ -219,11 +219,7 @@ class Reconciler:
         if claim is not Claim.HOLD:
             return _delay_after(claim)
         self._show_deletion(stored)
-        try:
-            return await self._deletion.advance(stored)
-        except InvalidSpec as error:
-            await self._report_invalid_spec(error)
-            return _rest_seconds()
+        return await self._deletion.advance(stored)
 
     async def _report_invalid_spec(self, error: InvalidSpec) -> SpeculatorStatus:
         """Write the fault to the conditions and post an Event, once. The children stay as they are until then.

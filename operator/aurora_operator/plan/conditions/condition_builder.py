@@ -80,6 +80,24 @@ def invalid_spec_status(old: SpeculatorStatus, generation: int, message: str, no
         ConditionType.READY: ConditionContent(False, "InvalidSpec", text),
         ConditionType.INVALID_SPEC: ConditionContent(True, "InvalidSpec", text),
     }
+    return _with_some_conditions(old, generation, contents, now)
+
+
+def deleting_status(old: SpeculatorStatus, generation: int, message: str, now: datetime) -> SpeculatorStatus:
+    """``old`` while the speculator is being deleted, and its stored objects before it. Nothing else is observed then.
+
+    Args:
+        message: how far the deletion is, or why it does not get on.
+    """
+    content = ConditionContent(False, "Deleting", message)
+    contents = {ConditionType.READY: content, ConditionType.AVAILABLE: content}
+    return _with_some_conditions(old, generation, contents, now)
+
+
+def _with_some_conditions(
+    old: SpeculatorStatus, generation: int, contents: ContentByType, now: datetime
+) -> SpeculatorStatus:
+    """``old`` with these conditions and all its others."""
     changed = {c.type: c for c in _merged(status=old, contents=contents, generation=generation, now=now)}
     kept = [changed.pop(condition.type, condition) for condition in old.conditions]
     return old.model_copy(update={"observed_generation": generation, "conditions": [*kept, *changed.values()]})

@@ -16,6 +16,7 @@ from aurora_operator.plan.data_deletion import (
     DeletionStep,
     end_note,
     failure_note,
+    failure_text,
     next_step,
 )
 from aurora_store.root.root_deletion import DeletionProgress
@@ -69,7 +70,7 @@ def test_the_events_give_counts_and_the_way_out() -> None:
     assert done.message == "Deleted 12 objects (3.0 MiB) below s3://bucket/root, and a listing finds no object"
     kept = end_note(DeletionProgress(kept="the root belongs to another"), "s3://bucket/root")
     assert (kept.reason, kept.warning) == ("DataKept", False)
-    failed = failure_note("x" * 2000, "s3://bucket/root", "team", "chat")
+    failed = failure_note(failure_text("x" * 2000, "s3://bucket/root", "team", "chat"))
     assert failed.warning
     assert """kubectl patch auroraspeculator chat -n team --type merge -p '{"spec":{"store":{"deletionPolicy":""" in (
         failed.message

@@ -52,11 +52,12 @@ SERVED = SpeculatorStatus(
 def lost(seen: StoreView = EMPTY, **more: Any) -> Observed:
     """Both pods serve version 200, and the store has no channel."""
     pods = (pod("chat-a", 200), pod("chat-b", 200))
-    return observed(**({"store": seen, "status": SERVED, "pods": pods} | more))
+    parts: dict[str, Any] = {"store": seen, "status": SERVED, "pods": pods}
+    return observed(**(parts | more))
 
 
 def confirmed(version: int = 200, **more: Any) -> Observed:
-    return lost(**({"user_requests": UserRequests(start_over=version), "store": BEGUN_AGAIN} | more))
+    return lost(more.pop("store", BEGUN_AGAIN), user_requests=UserRequests(start_over=version), **more)
 
 
 @pytest.mark.parametrize("seen", [EMPTY, BEGUN_AGAIN, CHANNEL_LOST], ids=["empty", "begun again", "channel lost"])
