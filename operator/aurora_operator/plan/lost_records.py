@@ -9,6 +9,8 @@ Invariants:
 
 - Without a person's confirmation, the channel of a speculator with an active version gets no first record. The pods
   keep the drafts that they serve.
+- Records that somebody puts back count once the channel names the active version, and this version is registered. A
+  copy takes a while, and a part of the channel names an older version.
 - The confirmation names the active version, so an old one does not count for the loss of another version.
 - The status forgets the former versions before the first record is written.
 """
@@ -22,20 +24,37 @@ from aurora_api.v1alpha1.status import HistoryEntry, RolloutStatus, SpeculatorSt
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import RECORDS_LOST, Observed, StoreView
 from aurora_operator.plan.actions import EventNote
+from aurora_operator.plan.rest import stored_reasons
+from aurora_store import Keys
 
 
 def lost_records(observed: Observed) -> StoreView | None:
     """The view of a store that was read, and has lost the channel. None when nothing is lost."""
     active = observed.status.active
-    if not observed.store.ok or observed.store.channel is not None or active is None:
+    if not observed.store.ok or active is None:
+        return None
+    missing = _missing(observed, active.version)
+    if not missing:
         return None
     settings = store_settings(observed.owner, observed.spec)
     text = (
-        f"version {active.version} is active, but s3://{settings.bucket}/{settings.root} has no record of the channel."
-        " The records were deleted, or store.endpoint leads to another store. Pods keep the drafts that they serve, new"
-        " pods do not start, and training is stopped. Put the records back"
+        f"version {active.version} is active, but s3://{settings.bucket}/{settings.root} {missing}. The records were"
+        " deleted, or store.endpoint leads to another store. Pods keep the drafts that they serve, new pods do not"
+        " start, and training is stopped. Put the records back"
     )
     return StoreView(reason=RECORDS_LOST, error=f"{text}. {_way_to_start_over(observed, active.version)}")
+
+
+def _missing(observed: Observed, active: int) -> str:
+    """What the store lacks; empty when the records are there, or when nobody has missed them."""
+    store = observed.store
+    if store.channel is None:
+        return "has no record of the channel"
+    if RECORDS_LOST not in stored_reasons(observed.status):
+        return ""
+    if store.channel.active != active:
+        return f"has only older records of the channel, the newest for version {store.channel.active}"
+    return "" if active in store.registrations else f"lacks {Keys.registration(active)}"
 
 
 def start_over_is_confirmed(observed: Observed) -> bool:

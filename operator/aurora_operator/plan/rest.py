@@ -14,7 +14,7 @@ from decimal import Decimal
 
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus
+from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, SpeculatorStatus
 from aurora_operator.observe.observed import RECORDS_LOST, TAKEN_OVER, Observed
 from aurora_operator.plan.tag_erasure import waits_for_erasure
 from aurora_operator.plan.worth.policy import is_suspended
@@ -23,7 +23,7 @@ MEASURING = "measuring on the real engine"
 STOPS_TRAINER = (TAKEN_OVER, RECORDS_LOST)
 """Reasons of a store that the trainer may not write to. After a loss of the records it would begin another lineage, and
 the records that somebody puts back would be mixed with those of that lineage."""
-_TELL_OF_A_STOP = (ConditionType.STORAGE_READY, ConditionType.TRAINER_READY)
+_TELL_OF_THE_STORE = (ConditionType.STORAGE_READY, ConditionType.TRAINER_READY)
 AT_REST = "not measured while training is suspended and serving.replicas is 0"
 
 
@@ -45,8 +45,13 @@ def trainer_stop_reason(observed: Observed) -> str:
         return ""
     if observed.store.reason in STOPS_TRAINER:
         return observed.store.reason
-    told = {c.reason for c in observed.status.conditions if c.type in _TELL_OF_A_STOP}
+    told = stored_reasons(observed.status)
     return next((reason for reason in STOPS_TRAINER if reason in told), "")
+
+
+def stored_reasons(status: SpeculatorStatus) -> frozenset[str]:
+    """The reasons of the stored conditions that tell what the last reading of the store found."""
+    return frozenset(c.reason for c in status.conditions if c.type in _TELL_OF_THE_STORE)
 
 
 def training_is_suspended(observed: Observed) -> bool:

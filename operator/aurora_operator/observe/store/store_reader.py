@@ -9,6 +9,7 @@ Invariants:
 - The view's evidence holds the operator's own verdicts (``evidence_check``). A change of the bars reads it again.
   The owner of a reader keeps examined evidence, so a read that was abandoned costs no examination twice.
 - A record that skips more than 1000 numbers is a wrong one, as it is for pods (``in_sequence``).
+- A channel that vanishes or comes back makes every other record unknown, because the numbers may name other drafts now.
 - Nothing is written before a probe showed that the store keeps create-once. The probe runs once per process, and again
   after every fault. A root with a channel was probed by the process that wrote the channel, so a restarted operator
   probes such a root with its second read. In its first read it takes the trainer's word for the newest lineage and

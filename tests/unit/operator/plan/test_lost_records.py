@@ -93,6 +93,34 @@ def test_records_that_are_put_back_are_used_as_if_nothing_had_happened() -> None
     assert next(c for c in told.conditions if c.type is ConditionType.STORAGE_READY).reason == "Ready"
 
 
+def test_a_copy_of_the_records_counts_once_the_active_version_is_whole() -> None:
+    """A copy comes in the order of the keys: the channel from its first epoch on, the registry last."""
+    told = status(lost())
+    parts = [
+        (store(0, channel=channel(0)), "has only older records of the channel, the newest for version 0"),
+        (store(0, channel=channel(120, epoch=30)), "the newest for version 120"),
+        (store(0, channel=channel(200, epoch=57)), "lacks registry/00000200.json"),
+    ]
+    for part, missing in parts:
+        world = lost(part, status=told)
+        plan = made(world)
+        assert (plan.advance, plan.swaps, plan.job) == (None, (), None)
+        told = plan.status or told
+        shown = next(c for c in told.conditions if c.type is ConditionType.STORAGE_READY)
+        assert shown.reason == "RecordsLost"
+        assert missing in shown.message
+    whole = lost(store(0, 200, channel=channel(200, epoch=57)), status=told)
+    assert condition(whole, ConditionType.STORAGE_READY).reason == "Ready"
+
+
+def test_a_record_for_another_version_is_followed_when_nothing_was_lost() -> None:
+    """The operator died after it advanced the channel, and before it wrote the status."""
+    promoted = store(0, 200, 201, channel=channel(201, epoch=58, previous=200))
+    active = status(lost(promoted)).active
+    assert active is not None
+    assert active.version == 201
+
+
 @pytest.mark.parametrize(
     "world",
     [
