@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from aurora_operator.observe.observed import StoreView
+from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_operator.observe.observed import StoreView, UserRequests
 from aurora_operator.observe.store.signed_records import RecordKeys
 from aurora_operator.observe.store.store_reader import StoreReader
 from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
+from aurora_operator.plan import Plan
 from aurora_store import Registry, StoreConfig
 from aurora_store.errors import StoreError
 from aurora_store.keys import Keys, first_owner
-from tests.unit.operator.worlds import channel, digest, lineage, registration
+from tests.unit.operator.worlds import channel, digest, lineage, made, observed, pod, registration
 from tests.unit.training.tiny import MemoryObjects
 
 
@@ -111,3 +114,35 @@ def test_the_first_record_of_a_channel_makes_nothing_unknown(store: Store) -> No
     view = store.read()
     assert view.channel is not None
     assert store.reader._records == known
+
+
+def test_the_whole_way_from_a_loss_over_a_persons_confirmation_to_a_new_lineage(store: Store) -> None:
+    """The reader and the planner together, each plan made from the status of the former one."""
+
+    def reconcile(start_over: int | None = None) -> Plan:
+        nonlocal status
+        plan = made(
+            replace(serving, store=store.read(), status=status, user_requests=UserRequests(start_over=start_over))
+        )
+        if plan.advance is not None:
+            store.reader.advance(plan.advance)
+        status = plan.status or status
+        return plan
+
+    serving, status = observed(pods=(pod("chat-a", 1), pod("chat-b", 1))), SpeculatorStatus()
+    reconcile()
+    assert status.active is not None
+    assert status.active.version == 1
+    store.objects.data.clear()
+    store.write(0, digests=7)
+    for _ in range(3):
+        assert (reconcile().swaps, status.active.version) == ((), 1)
+    assert list(store.objects.list(Keys.CHANNEL)) == []
+    reconcile(start_over=1)
+    assert status.active is None
+    first = reconcile(start_over=1).advance
+    assert first is not None
+    assert (first.epoch, first.active, first.active_digest) == (1, 0, digest(7))
+    swaps = reconcile(start_over=1).swaps
+    assert {(swap.request.version, swap.request.digest) for swap in swaps} == {(0, digest(7))}
+    assert [entry.event for entry in status.history] == ["StartedOver"], "once"
