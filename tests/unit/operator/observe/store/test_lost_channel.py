@@ -118,6 +118,7 @@ def test_the_first_record_of_a_channel_makes_nothing_unknown(store: Store) -> No
 
 def test_the_whole_way_from_a_loss_over_a_persons_confirmation_to_a_new_lineage(store: Store) -> None:
     """The reader and the planner together, each plan made from the status of the former one."""
+    serving, status = observed(pods=(pod("chat-a", 1), pod("chat-b", 1))), SpeculatorStatus()
 
     def reconcile(start_over: int | None = None) -> Plan:
         nonlocal status
@@ -129,7 +130,6 @@ def test_the_whole_way_from_a_loss_over_a_persons_confirmation_to_a_new_lineage(
         status = plan.status or status
         return plan
 
-    serving, status = observed(pods=(pod("chat-a", 1), pod("chat-b", 1))), SpeculatorStatus()
     reconcile()
     assert status.active is not None
     assert status.active.version == 1
