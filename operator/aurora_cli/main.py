@@ -25,6 +25,7 @@ COMMANDS: Final[Sequence[Callable[..., None]]] = (
     decide.pause,
     decide.resume,
     decide.measure,
+    decide.start_over,
     shell.completion,
 )
 app = new_app(help="Look at Aurora's speculators, decide about their drafts, and find out what is wrong.")

@@ -2,6 +2,7 @@
 
 OperatorError
 ├── KubernetesError   the API server refused a call or could not be reached
+│   ├── NamespaceEnds nothing can be created in a namespace that is being deleted
 │   ├── NotFound      the object does not exist
 │   │   └── BeingDeleted  the speculator is being deleted
 │   ├── Conflict      somebody else wrote first: observe again
@@ -49,6 +50,10 @@ class BeingDeleted(NotFound):
 
 class Conflict(KubernetesError):
     """The object exists already, its resourceVersion changed, or another object has its name now."""
+
+
+class NamespaceEnds(KubernetesError):
+    """The namespace is being deleted, so the API server creates nothing in it (HTTP 403)."""
 
 
 class NotLeading(OperatorError):

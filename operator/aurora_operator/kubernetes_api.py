@@ -23,7 +23,7 @@ from prometheus_client import Counter
 from pydantic_core import from_json
 
 from aurora_api import API_VERSION, KIND, PLURAL
-from aurora_operator.errors import Conflict, Expired, KubernetesError, NotFound
+from aurora_operator.errors import Conflict, Expired, KubernetesError, NamespaceEnds, NotFound
 from aurora_operator.operator_config import OPERATOR_NAME
 
 Object = dict[str, Any]
@@ -38,6 +38,8 @@ API_CALLS = Counter(
     "Calls of the Kubernetes API, by verb (get, list, watch, create, apply, update or delete) and resource.",
     ("verb", "resource"),
 )
+NAMESPACE_TERMINATING = "NamespaceTerminating"
+"""The API server's reason why it creates nothing in a namespace that is being deleted."""
 _VERBS = {"POST": "create", "PATCH": "apply", "PUT": "update", "DELETE": "delete"}
 
 
@@ -102,6 +104,8 @@ class KubernetesApi(Protocol):
     def create(self, obj: Object) -> Object: ...
 
     def set_managed_fields(self, obj: Object, managed_fields: Sequence[Object]) -> Object: ...
+
+    def set_finalizers(self, obj: Object, finalizers: Sequence[str]) -> Object: ...
 
     def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None: ...
 
@@ -221,7 +225,17 @@ class HttpKubernetesApi:
 
         Raises :class:`Conflict` when the object's resourceVersion is no longer that of ``obj``.
         """
-        metadata = {"resourceVersion": obj["metadata"]["resourceVersion"], "managedFields": managed_fields}
+        return self._merge_metadata(obj, {"managedFields": managed_fields})
+
+    def set_finalizers(self, obj: Object, finalizers: Sequence[str]) -> Object:
+        """Replace ``metadata.finalizers`` and nothing else.
+
+        Raises :class:`Conflict` when the object's resourceVersion is no longer that of ``obj``.
+        """
+        return self._merge_metadata(obj, {"finalizers": finalizers})
+
+    def _merge_metadata(self, obj: Object, changed: Object) -> Object:
+        metadata = {"resourceVersion": obj["metadata"]["resourceVersion"], **changed}
         path = f"{_path_of(obj)}?{urlencode({'fieldManager': OPERATOR_NAME})}"
         return self._write("PATCH", path, {"metadata": metadata}, content=MERGE_CONTENT_TYPE)
 
@@ -244,11 +258,15 @@ class HttpKubernetesApi:
 
 def refusal(call: str, status: int, body: bytes) -> KubernetesError:
     """The error for an answer with an HTTP status of 300 or more. The message is the API server's, if it sent one."""
-    try:
-        message = str(json.loads(body).get("message", ""))
-    except (ValueError, AttributeError):
-        message = ""
     kind = {404: NotFound, 409: Conflict, 410: Expired}.get(status, KubernetesError)
+    try:
+        answer = json.loads(body)
+        message = str(answer.get("message", ""))
+        causes = (answer.get("details") or {}).get("causes") or ()
+        if any(cause.get("reason") == NAMESPACE_TERMINATING for cause in causes):
+            kind = NamespaceEnds
+    except (ValueError, AttributeError, TypeError):
+        message = ""
     return kind(message or f"{call}: HTTP {status}", status)
 
 

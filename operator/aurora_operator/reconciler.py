@@ -236,11 +236,7 @@ class Reconciler:
     async def _delete_data(self, stored: Object) -> float:
         """The next step for a resource that is being deleted. Raises :class:`NotFound` when we do not hold it."""
         self._show_deletion(stored)
-        try:
-            return await self._deletion.advance(stored)
-        except InvalidSpec as error:
-            await self._report_invalid_spec(error)
-            return _rest_seconds()
+        return await self._deletion.advance(stored)
 
     async def _report_invalid_spec(self, error: InvalidSpec) -> SpeculatorStatus:
         """Write the fault to the conditions and post an Event, once. The children stay as they are until then.

@@ -16,6 +16,8 @@ ABORT_ANNOTATION: Final = f"{GROUP}/abort"
 """This version is rejected, and rolled back where it serves."""
 MEASURE_ANNOTATION: Final = f"{GROUP}/measure"
 """``<version>-<attempt>``: this attempt at measuring the version does not wait for the delay after the failed one."""
+START_OVER_ANNOTATION: Final = f"{GROUP}/start-over"
+"""The records of this active version are lost, and the speculator may begin again at version 0."""
 MAX_VERSION_DIGITS: Final = 8
 """The store's keys hold a version in eight digits. Python refuses to convert a text of more than 4,300 digits."""
 MAX_VERSION: Final = 10**MAX_VERSION_DIGITS - 1

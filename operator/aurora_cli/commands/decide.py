@@ -1,4 +1,5 @@
-"""Commands that decide: ``promote``, ``abort``, ``pin``, ``unpin``, ``pause``, ``resume`` and ``measure``.
+"""Commands that decide: ``promote``, ``abort``, ``pin``, ``unpin``, ``pause``, ``resume``, ``measure`` and
+``start-over``.
 
 Each prints what it changed and what follows. ``--dry-run`` asks the API server to check the same patch.
 """
@@ -13,7 +14,7 @@ import typer
 from aurora_cli.cluster.changes import decide
 from aurora_cli.cluster.cluster import Cluster
 from aurora_cli.command_line import DryRun, Name, Output, Version, in_cluster
-from aurora_cli.decisions import measurement, rolls, versions
+from aurora_cli.decisions import lost_records, measurement, rolls, versions
 from aurora_cli.decisions.change import Change, other_managers
 from aurora_cli.speculator import Speculator
 from aurora_cli.tables.plain_text import plain
@@ -100,3 +101,9 @@ def resume(cluster: Cluster, name: Name, dry_run: DryRun = False, output: Output
 def measure(cluster: Cluster, name: Name, dry_run: DryRun = False, output: Output = Format.TABLE) -> None:
     """Measure a candidate again now, after an attempt that failed."""
     carry_out(cluster, name, measurement.measure, dry_run=dry_run, output=output)
+
+
+@in_cluster
+def start_over(cluster: Cluster, name: Name, dry_run: DryRun = False, output: Output = Format.TABLE) -> None:
+    """Begin again at version 0, after the store has lost the records."""
+    carry_out(cluster, name, lost_records.start_over, dry_run=dry_run, output=output)

@@ -163,10 +163,9 @@ def upgrade_pending(snapshot: Snapshot) -> Iterator[Finding]:
 def being_deleted(snapshot: Snapshot) -> Iterator[Finding]:
     """The resource waits for the deletion of its stored data."""
     if snapshot.speculator.is_being_deleted:
-        event = snapshot.last_event("DataNotDeleted")
-        yield _DELETED.finding(
-            snapshot, f"event DataNotDeleted: {event.message}" if event else "deletionTimestamp is set"
-        )
+        ready = abnormal(snapshot, ConditionType.READY, ConditionStatus.FALSE)
+        told = ready is not None and ready.reason == "Deleting"
+        yield _DELETED.finding(snapshot, condition_text(ready) if ready and told else "deletionTimestamp is set")
 
 
 def spec_unseen(snapshot: Snapshot) -> Iterator[Finding]:

@@ -11,7 +11,9 @@ from aurora_api.v1alpha1.annotations import (
     ABORT_ANNOTATION,
     MEASURE_ANNOTATION,
     PROMOTE_ANNOTATION,
+    START_OVER_ANNOTATION,
     annotated_attempt,
+    annotated_version,
 )
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase
 from aurora_cli.doctor.facts import Snapshot
@@ -93,7 +95,13 @@ def annotations_ignored(snapshot: Snapshot) -> Iterator[Finding]:
     """A decision that the operator does not see, because it names no version."""
     one = snapshot.speculator
     measured = annotated_attempt(one.annotations.get(MEASURE_ANNOTATION, ""))
-    read = {PROMOTE_ANNOTATION: one.promoted, ABORT_ANNOTATION: one.aborted, MEASURE_ANNOTATION: measured}
+    given_up = annotated_version(one.annotations.get(START_OVER_ANNOTATION, ""))
+    read: dict[str, object] = {
+        PROMOTE_ANNOTATION: one.promoted,
+        ABORT_ANNOTATION: one.aborted,
+        MEASURE_ANNOTATION: measured,
+        START_OVER_ANNOTATION: given_up,
+    }
     for annotation, named in read.items():
         if annotation in one.annotations and named is None:
             found = _IGNORED.finding(snapshot, f"{annotation} is {one.annotations[annotation]!r}")

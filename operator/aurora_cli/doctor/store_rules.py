@@ -75,6 +75,13 @@ STORAGE: Final[Mapping[str, Remedy]] = {
         "The message says why. The field is immutable, so create the speculator again.",
         ("kubectl -n {ns} get auroraspeculator {name} -o yaml",),
     ),
+    "RecordsLost": Remedy(
+        "the store can be read, and has lost the records of the active version",
+        "Find out who deleted them, or whether store.endpoint leads to another store. Put the records back from a"
+        " backup, at least lineage/, registry/, checkpoints/, evidence/ and channel/. If they are gone for good, begin"
+        " again at version 0.",
+        (_EDIT_STORE, "kubectl aurora store du {name} -n {ns}", "kubectl aurora start-over {name} -n {ns}"),
+    ),
     "TakenOver": Remedy(
         "another speculator restored this speculator's root",
         "Delete this speculator once its clients use the new one.",

@@ -50,6 +50,11 @@ _TRAINER: Final[Mapping[str, Remedy]] = {
         (TRAINER_LOG,),
         Severity.WARNING,
     ),
+    "RecordsLost": Remedy(
+        "the trainer is stopped, because the store has lost the records of the active version",
+        "Put the records back, or begin again at version 0. The condition StorageReady says more.",
+        ("kubectl aurora start-over {name} -n {ns}",),
+    ),
     "TakenOver": Remedy(
         "the trainer is stopped, because another speculator goes on with this root",
         "Delete this speculator once its clients use the new one.",

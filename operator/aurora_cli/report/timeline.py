@@ -37,6 +37,7 @@ _KINDS: Final = {
     "Inconclusive": DecisionKind.REJECTED,
     "Pinned": DecisionKind.PERSON,
     "Vouched": DecisionKind.PERSON,
+    "StartedOver": DecisionKind.PERSON,
     "Paused": DecisionKind.PERSON,
     "Resumed": DecisionKind.PERSON,
 }

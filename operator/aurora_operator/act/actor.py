@@ -74,8 +74,8 @@ class Actor:
         owner = snapshot.observed.owner
         refusals: tuple[str, ...] = ()
         if plan.finalizer is not None:
-            serves = snapshot.observed.status.active is not None
-            refusals = await self._set_finalizer(owner, wanted=plan.finalizer, serves=serves)
+            must_hold = plan.finalizer and snapshot.observed.status.active is None
+            refusals = await self._set_finalizer(owner, wanted=plan.finalizer, must_hold=must_hold)
             if not refusals:
                 return ExecutionResult()
         keys = [new_keys(owner)] if plan.create_keys else []
@@ -109,19 +109,19 @@ class Actor:
             wrote_status=plan.status is not None,
         )
 
-    async def _set_finalizer(self, owner: Owner, *, wanted: bool, serves: bool) -> tuple[str, ...]:
+    async def _set_finalizer(self, owner: Owner, *, wanted: bool, must_hold: bool) -> tuple[str, ...]:
         """Add or remove our finalizer. Returns the API server's refusal, if it refused.
 
         Args:
-            serves: the speculator has an active version, so the rest of the plan goes on after a refusal. Otherwise the
-                finalizer is the whole plan, and the refusal is raised.
+            must_hold: the finalizer must be there before anything is stored, so the refusal is raised. Otherwise the
+                rest of the plan goes on after a refusal.
         """
         try:
             await call_api(set_finalizer, self._api, owner, wanted=wanted)
         except Conflict:
             raise
         except KubernetesError as error:
-            if error.status in UNAVAILABLE_STATUSES or not serves:
+            if error.status in UNAVAILABLE_STATUSES or must_hold:
                 raise
             return (f"the finalizer of store.deletionPolicy: {error}"[:MAX_ERROR_CHARACTERS],)
         return ()

@@ -5,8 +5,10 @@ Invariants:
 - Only our finalizer holds the resource. It is removed when a listing of the root is empty, when the root belongs to
   another speculator, or as soon as the policy is Retain.
 - Each step is short and idempotent, so a restarted operator goes on.
-- A store that hangs holds up nobody else (``io_pools``). A failure is reported with the way out after
-  ``QUIET_SECONDS``.
+- A store that hangs holds up nobody else (``io_pools``). The condition Ready says that the speculator is being deleted.
+  It tells a failure with the way out at once, and an Event does so after ``QUIET_SECONDS``.
+- A namespace that is being deleted does not hang for ever. If its Secret with the store's keys is gone, nobody can
+  create the Secret again, so the objects are kept.
 """
 
 from __future__ import annotations
@@ -19,20 +21,24 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.store import DeletionPolicy
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.finalizer import set_finalizer
+from aurora_operator.act.status_writer import write_status
 from aurora_operator.children.metadata import has_finalizer, selector_text
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import CallAbandoned, NotFound
+from aurora_operator.errors import CallAbandoned, Conflict, InvalidSpec, KubernetesError, NotFound
 from aurora_operator.io_pools import call_api, pool_of
 from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, POD, KubernetesApi, Object, resource_of
 from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.store.store_access import StoreAccess
-from aurora_operator.observe.stored_resource import owner_of, parse_usable
+from aurora_operator.observe.stored_resource import owner_of, parse_usable, status_of
+from aurora_operator.plan.conditions.condition_builder import deleting_status
 from aurora_operator.plan.data_deletion import (
+    IN_PROGRESS,
     QUIET_SECONDS,
     DeletionFacts,
     DeletionStep,
     end_note,
     failure_note,
+    failure_text,
     next_step,
 )
 from aurora_protocol.errors import InvalidRecord
@@ -59,19 +65,24 @@ class DataDeletion:
         self._api, self._store, self._ensure_leading = api, store, ensure_leading
         self._events = EventRecorder(api)
         self._root: tuple[StoreConfig, RootDeletion] | None = None
+        self._config: StoreConfig | None = None
+        """How the store was reached last. The Secret may be deleted together with the speculator."""
+        self._failure = ""
+        """Why the last attempt failed, for the condition Ready."""
 
     async def advance(self, stored: Object) -> float:
         """Take the next step for a resource that is being deleted. Returns the seconds to wait before the next call.
 
-        Raises :class:`NotFound` when our finalizer does not hold the resource, :class:`InvalidSpec`,
-        :class:`KubernetesError`.
+        Raises :class:`NotFound` when our finalizer does not hold the resource, :class:`KubernetesError`.
         """
         if not has_finalizer(stored):
             raise NotFound(f"{stored['metadata']['namespace']}/{stored['metadata']['name']} is being deleted", 404)
-        owner = owner_of(stored)
+        owner, policy = owner_of(stored), _policy(stored)
+        if policy is DeletionPolicy.DELETE and await self._tell(stored):
+            return 0.0  # the status was written, so look at the resource again
         workloads, running_pods = await self._workloads_and_pods(owner)
         facts = DeletionFacts(
-            policy=_policy(stored),
+            policy=policy,
             workloads_exist=bool(workloads),
             running_pods=running_pods,
             seconds=_seconds_since(stored["metadata"]["deletionTimestamp"]),
@@ -84,8 +95,26 @@ class DataDeletion:
             case DeletionStep.WAIT_FOR_PODS:
                 log.info("%s: %d pods have not ended yet", owner.full_name, running_pods)
             case DeletionStep.DELETE_OBJECTS:
-                return await self._delete_objects(owner, parse_usable(stored)[1], facts.seconds)
+                return await self._delete_objects(owner, stored, facts.seconds)
         return BUSY_DELAY_SECONDS
+
+    async def _tell(self, stored: Object) -> bool:
+        """Let the condition Ready say how the deletion goes. Returns whether the status was written.
+
+        A refusal only delays the status. Raises :class:`Conflict` when the resource changed since it was read.
+        """
+        owner, before = owner_of(stored), status_of(stored)
+        told = deleting_status(before, owner.generation, self._failure or IN_PROGRESS, datetime.now(UTC))
+        if told == before:
+            return False
+        try:
+            await call_api(write_status, self._api, owner, told)
+        except Conflict:
+            raise
+        except KubernetesError as error:
+            log.warning("%s: the status of the deletion was not written: %s", owner.full_name, error)
+            return False
+        return True
 
     async def _workloads_and_pods(self, owner: Owner) -> tuple[list[Object], int]:
         """Our Deployments and Jobs, and the number of our pods that have not ended."""
@@ -109,26 +138,38 @@ class DataDeletion:
         await call_api(set_finalizer, self._api, owner, wanted=False)
         log.info("%s: removed the finalizer, so the API server deletes the speculator", owner.full_name)
 
-    async def _delete_objects(self, owner: Owner, spec: SpeculatorSpec, seconds: float) -> float:
-        config = await self._store.config(owner, spec)
-        if isinstance(config, StoreView) and self._store.reader is not None:
-            config = self._store.reader.config  # the Secret may have been deleted together with the speculator
+    async def _delete_objects(self, owner: Owner, stored: Object, seconds: float) -> float:
+        try:
+            spec = parse_usable(stored)[1]
+        except InvalidSpec as error:
+            return await self._failed(stored, "the place that spec.store names", str(error), seconds)
+        config = await self._find_config(owner, spec)
         if isinstance(config, StoreView):
-            place = f"s3://{spec.store.bucket}"
-            return await self._failed(owner, place, config.error, seconds)
+            gone = config.reason == "SecretMissing"
+            return await self._failed(stored, f"s3://{spec.store.bucket}", config.error, seconds, keys_are_gone=gone)
         place = f"s3://{config.bucket}/{config.root}"
         try:
             progress = await self._one_step(config, owner_id(owner.uid))
         except (StoreError, InvalidRecord) as error:
-            return await self._failed(owner, place, str(error), seconds)
+            return await self._failed(stored, place, str(error), seconds)
         if progress is None:
-            return await self._failed(owner, place, "the store gives no answer", seconds)
+            return await self._failed(stored, place, "the store gives no answer", seconds)
+        self._failure = ""
         if progress.done or progress.kept:
             await self._events.post(end_note(progress, place), owner)
             await self._release(owner)
         else:
             log.info("%s: deleted %d objects so far", owner.full_name, progress.objects)
         return BUSY_DELAY_SECONDS
+
+    async def _find_config(self, owner: Owner, spec: SpeculatorSpec) -> StoreConfig | StoreView:
+        """How to reach the store: as the Secret says, or as it said when it was there."""
+        config = await self._store.config(owner, spec)
+        if not isinstance(config, StoreView):
+            self._config = config
+            return config
+        reader = self._store.reader
+        return (reader.config if reader is not None else self._config) or config
 
     async def _one_step(self, config: StoreConfig, owner: str) -> DeletionProgress | None:
         """One step in a thread of the store's endpoint. None when the step was abandoned; the next call begins anew."""
@@ -149,10 +190,23 @@ class DataDeletion:
         with total_deadline(STEP_DEADLINE_SECONDS):
             return root.step(STEP_SECONDS)
 
-    async def _failed(self, owner: Owner, place: str, error: str, seconds: float) -> float:
+    async def _failed(
+        self, stored: Object, place: str, error: str, seconds: float, *, keys_are_gone: bool = False
+    ) -> float:
+        """Report the failure. Let the speculator go if its store's keys are gone and nobody can create them again."""
+        owner = owner_of(stored)
         log.warning("%s: the objects below %s are not deleted yet: %s", owner.full_name, place, error)
+        self._failure = failure_text(error, place, owner.namespace, owner.name)
         if seconds >= QUIET_SECONDS:
-            await self._events.post(failure_note(error, place, owner.namespace, owner.name), owner)
+            namespace_stays = await self._events.post(failure_note(self._failure), owner)
+            if keys_are_gone and not namespace_stays:
+                log.warning(
+                    "%s: the objects below %s are kept: the namespace is being deleted, and the Secret with the store's"
+                    " keys is gone. Delete the objects by hand", owner.full_name, place
+                )  # fmt: skip
+                await self._release(owner)
+                return BUSY_DELAY_SECONDS
+        await self._tell(stored)
         return RETRY_DELAY_SECONDS
 
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from aurora_api import API_VERSION, KIND
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import Conflict, KubernetesError
+from aurora_operator.errors import Conflict, KubernetesError, NamespaceEnds
 from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 from aurora_operator.operator_config import OPERATOR_NAME
@@ -32,16 +32,21 @@ class EventRecorder:
     def __init__(self, api: KubernetesApi) -> None:
         self._api = api
 
-    async def post(self, note: EventNote, owner: Owner) -> None:
-        """Log ``note`` and post it as an Event. A refused Event is logged and otherwise ignored."""
+    async def post(self, note: EventNote, owner: Owner) -> bool:
+        """Log ``note`` and post it as an Event. A refused Event is logged and otherwise ignored.
+
+        Returns False when the Event is refused because the namespace is being deleted.
+        """
         log.info("%s: %s: %s", owner.full_name, note.reason, note.message)
         event = _event(note, owner, datetime.now(UTC))
         try:
             await call_api(self._api.create, event)
         except Conflict:
-            return
+            return True
         except KubernetesError as error:
             log.warning("%s: the Event %s was not posted: %s", owner.full_name, note.reason, error)
+            return not isinstance(error, NamespaceEnds)
+        return True
 
 
 def _event(note: EventNote, owner: Owner, now: datetime) -> Object:

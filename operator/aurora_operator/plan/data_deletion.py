@@ -19,6 +19,10 @@ QUIET_SECONDS = 300.0
 """For this long a deletion may fail before an Event reports it."""
 
 
+IN_PROGRESS = "The speculator is being deleted: first its pods, then its stored objects (store.deletionPolicy: Delete)"
+"""What the condition Ready says while nothing goes wrong."""
+
+
 class DeletionStep(Enum):
     """What to do next for a speculator that is being deleted."""
 
@@ -60,13 +64,15 @@ def end_note(progress: DeletionProgress, place: str) -> EventNote:
     )
 
 
-def failure_note(error: str, place: str, namespace: str, name: str) -> EventNote:
-    """The Event for a deletion that does not get on, with the way out. Made after each attempt, posted once an hour."""
+def failure_text(error: str, place: str, namespace: str, name: str) -> str:
+    """Why a deletion does not get on, and the way out."""
     patch = '{"spec":{"store":{"deletionPolicy":"Retain"}}}'
-    return EventNote(
-        "DataNotDeleted",
+    return (
         f"The objects below {place} are not deleted yet, and the operator tries again: {error[:300]}. To keep them and"
-        f" let the speculator go: kubectl patch auroraspeculator {name} -n {namespace} --type merge -p '{patch}'",
-        warning=True,
-        period_per_reason=timedelta(hours=1),
+        f" let the speculator go: kubectl patch auroraspeculator {name} -n {namespace} --type merge -p '{patch}'"
     )
+
+
+def failure_note(text: str) -> EventNote:
+    """The Event with :func:`failure_text`. Made after each attempt, posted once an hour."""
+    return EventNote("DataNotDeleted", text, warning=True, period_per_reason=timedelta(hours=1))

@@ -25,12 +25,18 @@ from aurora_operator.plan.candidate.held_out_supply import shortage
 from aurora_operator.plan.candidate.validation import ValidationInputs
 from aurora_operator.plan.channel_builder import first_channel, next_channel, signed_again, with_digests
 from aurora_operator.plan.events import history_entries, notes, version_events
+from aurora_operator.plan.lost_records import (
+    lost_records,
+    start_over_is_confirmed,
+    start_over_note,
+    without_lost_versions,
+)
 from aurora_operator.plan.rest import is_at_rest, trainer_replicas, with_rest_message
 from aurora_operator.plan.rollout import transition
 from aurora_operator.plan.rollout.roll import read_roll
 from aurora_operator.plan.rollout.steps import Step
 from aurora_operator.plan.rollout.world import Pod
-from aurora_operator.plan.root_ownership import TAKING_OVER, decide_ownership
+from aurora_operator.plan.root_ownership import TAKING_OVER, OwnershipDecision, decide_ownership
 from aurora_operator.plan.status_builder import StatusChanges, status_of, worth_writing
 from aurora_operator.plan.upgrade.decision import decide as decide_upgrade
 from aurora_operator.plan.upgrade.report import upgrade_notes, with_upgrade_condition
@@ -49,16 +55,21 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     """
     wanted = observed.spec.store.deletion_policy is DeletionPolicy.DELETE
     finalizer = None if observed.has_finalizer is wanted else wanted
-    if finalizer is not None and not (observed.finalizer_refused and observed.status.active is not None):
+    must_hold = wanted and observed.status.active is None
+    if finalizer is not None and (must_hold or not observed.finalizer_refused):
         # Set the finalizer first and alone, because it changes the resourceVersion that a status write needs. If the
-        # API server refuses it, go on, so that a served draft can still be rolled back.
+        # API server refuses it, go on, so that a served draft can still be rolled back. Nothing is stored for the first
+        # time before the finalizer is there.
         return Plan(finalizer=finalizer, moving=True)
-    ownership = decide_ownership(observed, now)
-    stored = observed.store
+    stored, lost = observed.store, lost_records(observed)
+    ownership = decide_ownership(observed, now) if lost is None else OwnershipDecision(lost)
     observed = replace(observed, store=ownership.store)
     may_decide = observed.store.ok and observed.store.channel is not None
-    made = _plan_with_channel(observed, config, now) if may_decide else _plan_without_channel(observed, now)
-    assert made.status is not None, "both branches compute a status"
+    if lost is not None and start_over_is_confirmed(observed):
+        made = _plan_start_over(replace(observed, store=stored), now)
+    else:
+        made = _plan_with_channel(observed, config, now) if may_decide else _plan_without_channel(observed, now)
+    assert made.status is not None, "all branches compute a status"
     # A spec that cannot be used shapes no children. A version that fails is rolled back all the same.
     upgrade = None if observed.spec_fault else decide_upgrade(observed, config, now)
     status = with_upgrade_condition(made.status, upgrade, observed, now)
@@ -90,6 +101,21 @@ def _plan_without_channel(observed: Observed, now: datetime) -> Plan:
     # While the store cannot be read, nothing is under way. The schedule of store reads says when to look again.
     moving = observed.store.ok or observed.store.reason == TAKING_OVER
     return Plan(advance=advance, status=status, notes=tuple(notes(old, status, ())), moving=moving)
+
+
+def _plan_start_over(observed: Observed, now: datetime) -> Plan:
+    """The plan once a person has given the lost records up: the status forgets the former versions.
+
+    The next plan is that of a new speculator. If the channel's first record were written now, and the status were not,
+    the former versions would stand beside those of the new lineage.
+    """
+    old = observed.status
+    assert old.active is not None, "without an active version, nothing is lost"
+    forgotten = without_lost_versions(old, now)
+    changes = StatusChanges(forgotten.rollout, {}, None, frozenset())
+    status = status_of(replace(observed, status=forgotten), rollout_pods(observed), changes, now)
+    told = (start_over_note(old.active.version), *notes(old, status, ()))
+    return Plan(status=status, delete_jobs=obsolete_jobs(observed.jobs, None, None), notes=told, moving=True)
 
 
 def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime) -> Plan:

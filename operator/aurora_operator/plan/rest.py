@@ -12,22 +12,46 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus
-from aurora_operator.observe.observed import TAKEN_OVER, Observed
+from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, SpeculatorStatus
+from aurora_operator.observe.observed import RECORDS_LOST, TAKEN_OVER, Observed
 from aurora_operator.plan.tag_erasure import waits_for_erasure
 from aurora_operator.plan.worth.policy import is_suspended
 
 MEASURING = "measuring on the real engine"
+STOPS_TRAINER = (TAKEN_OVER, RECORDS_LOST)
+"""Reasons of a store that the trainer may not write to. After a loss of the records it would begin another lineage, and
+the records that somebody puts back would be mixed with those of that lineage."""
+_TELL_OF_THE_STORE = (ConditionType.STORAGE_READY, ConditionType.TRAINER_READY)
 AT_REST = "not measured while training is suspended and serving.replicas is 0"
 
 
 def trainer_replicas(observed: Observed) -> int:
     """How many trainer pods should run: 1 or 0. A trainer that may write nothing would hold its machine for nothing."""
-    if observed.store.reason == TAKEN_OVER:
+    if trainer_stop_reason(observed):
         return 0
     needed = not training_is_suspended(observed) or not _version_0_exists(observed) or _traces_may_arrive(observed)
     return int(needed or waits_for_erasure(observed))
+
+
+def trainer_stop_reason(observed: Observed) -> str:
+    """Why the trainer may write nothing to the store, as the reason of a condition; empty when it may.
+
+    While the store cannot be read, the last reading counts, which the stored conditions show. Otherwise each fault of
+    the store would start the trainer, and the next reading would stop it again.
+    """
+    if observed.store.ok:
+        return ""
+    if observed.store.reason in STOPS_TRAINER:
+        return observed.store.reason
+    told = stored_reasons(observed.status)
+    return next((reason for reason in STOPS_TRAINER if reason in told), "")
+
+
+def stored_reasons(status: SpeculatorStatus) -> frozenset[str]:
+    """The reasons of the stored conditions that tell what the last reading of the store found."""
+    return frozenset(c.reason for c in status.conditions if c.type in _TELL_OF_THE_STORE)
 
 
 def training_is_suspended(observed: Observed) -> bool:

@@ -83,16 +83,25 @@ class Rig:
     def finalizers(self, name: str) -> list[str]:
         return list(((self.resource(name) or {}).get("metadata") or {}).get("finalizers", []))
 
-    def storage(self, name: str) -> tuple[str, str]:
-        """Reason and message of the condition StorageReady."""
-        status = (self.resource(name) or {}).get("status") or {}
-        for condition in status.get("conditions", ()):
-            if condition["type"] == "StorageReady":
+    def status(self, name: str) -> dict[str, Any]:
+        return dict((self.resource(name) or {}).get("status") or {})
+
+    def condition(self, name: str, type_: str) -> tuple[str, str]:
+        """Reason and message of a condition."""
+        for condition in self.status(name).get("conditions", ()):
+            if condition["type"] == type_:
                 return condition["reason"], condition["message"]
         return "", ""
 
+    def storage(self, name: str) -> tuple[str, str]:
+        return self.condition(name, "StorageReady")
+
+    def active(self, name: str) -> int | None:
+        """The active version."""
+        return dict(self.status(name).get("active") or {}).get("version")
+
     def root(self, name: str) -> str:
-        return str(((self.resource(name) or {}).get("status") or {}).get("storeRoot", ""))
+        return str(self.status(name).get("storeRoot", ""))
 
     def event(self, reason: str) -> str:
         events = self.api.get("events", "-n", NAMESPACE)["items"]
@@ -219,8 +228,12 @@ def test_a_store_that_is_away_does_not_hold_a_speculator_that_retains(rig: Rig) 
     rig.create("away", endpoint="http://127.0.0.1:9", deletionPolicy="Delete")
     rig.wait("the finalizer", lambda: rig.finalizers("away") == [FINALIZER])
     rig.delete("away")
+    rig.wait("the condition", lambda: "deletionPolicy" in rig.condition("away", "Ready")[1])
     time.sleep(5)
     assert rig.finalizers("away") == [FINALIZER]
+    ready, message = rig.condition("away", "Ready")
+    assert ready == "Deleting"
+    assert "the operator tries again" in message
     retain = '{"spec":{"store":{"deletionPolicy":"Retain"}}}'
     rig.api.kubectl("patch", RESOURCE, "away", "-n", NAMESPACE, "--type", "merge", "-p", retain)
     rig.wait("the end", lambda: rig.resource("away") is None)
@@ -240,3 +253,57 @@ def test_the_finalizer_follows_the_policy_and_others_stay(rig: Rig) -> None:
     rig.api.kubectl("patch", RESOURCE, "policy", "-n", NAMESPACE, "--type", "merge", "-p", none)
     rig.delete("policy")
     rig.wait("its end", lambda: rig.resource("policy") is None)
+
+
+def test_a_finalizer_that_came_with_a_dump_is_removed_although_another_manager_owns_it(rig: Rig) -> None:
+    """``kubectl get -o yaml | kubectl create``, or Velero: server-side apply would leave their finalizer."""
+    rig.create("dumped")
+    rig.wait("a status", lambda: rig.root("dumped") != "")
+    dump = rig.resource("dumped")
+    assert dump is not None
+    rig.delete("dumped")
+    rig.wait("its end", lambda: rig.resource("dumped") is None)
+    metadata = {"name": "dumped", "namespace": NAMESPACE, "finalizers": [FINALIZER, "example.org/theirs"]}
+    rig.api.kubectl("create", "-f", "-", stdin=json.dumps({**dump, "metadata": metadata}))
+    rig.wait("the removal", lambda: rig.finalizers("dumped") == ["example.org/theirs"])
+    rig.wait("its workloads", lambda: {"dumped", "dumped-trainer"} <= names(rig, "deployments"))
+    ours = json.dumps({"metadata": {"finalizers": [FINALIZER]}, "spec": {"store": {"deletionPolicy": "Delete"}}})
+    rig.api.kubectl("patch", RESOURCE, "dumped", "-n", NAMESPACE, "--type", "merge", "-p", ours)
+    rig.delete("dumped")
+    rig.wait("its end", lambda: rig.resource("dumped") is None)
+
+
+def test_a_store_that_lost_its_records_is_told_and_a_person_may_begin_again(rig: Rig) -> None:
+    def annotate(version: int) -> None:
+        confirmed = f"aurora.dev/start-over={version}"
+        rig.api.kubectl("annotate", RESOURCE, "lost", "-n", NAMESPACE, "--overwrite", confirmed)
+
+    rig.create("lost")
+    rig.wait("a status", lambda: rig.root("lost") != "")
+    root = rig.root("lost")
+    rig.train(root)
+    rig.wait("the active version", lambda: rig.active("lost") == 1)
+    store = rig.store(root)
+    backup = {key: store.get(key) for key in store.list("")}
+    store.delete_many(list(backup))
+    annotate(7)  # names no active version; the operator reads the store at once
+    rig.wait("the loss", lambda: rig.storage("lost")[0] == "RecordsLost")
+    assert "aurora.dev/start-over=1" in rig.storage("lost")[1]
+    assert rig.active("lost") == 1
+    rig.wait("the trainer's end", lambda: rig.replicas("lost-trainer") == 0)
+    assert list(store.list("channel/")) == []
+
+    for key, data in backup.items():
+        store.create(key, data)
+    rig.wait("the records", lambda: rig.storage("lost")[0] == "Ready")
+    assert rig.active("lost") == 1
+
+    store.delete_many(list(backup))
+    annotate(1)
+    rig.wait("the event", lambda: "Gave up version 1" in rig.event("StartedOver"))
+    rig.wait("the trainer", lambda: rig.replicas("lost-trainer") == 1)
+    registry = Registry(store)
+    registry.create_lineage(lineage().model_copy(update={"draft_vocab_size": 16}))
+    registry.register(registration(0))
+    rig.wait("the initial version", lambda: rig.active("lost") == 0)
+    assert list(store.list("channel/")) == ["channel/00000001.json"]

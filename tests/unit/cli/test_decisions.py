@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION
+from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import (
     CandidatePhase,
@@ -21,7 +22,7 @@ from aurora_api.v1alpha1.status import (
     VersionStatus,
 )
 from aurora_cli.cluster.kubernetes_api import FIELD_MANAGER
-from aurora_cli.decisions import measurement, rolls, versions
+from aurora_cli.decisions import lost_records, measurement, rolls, versions
 from aurora_cli.decisions.change import Change, FieldChange, other_managers
 from aurora_cli.errors import Refused
 from aurora_cli.speculator import Speculator
@@ -335,3 +336,31 @@ def test_a_decision_that_was_carried_out_has_nothing_left_to_change(
     SpeculatorSpec.model_validate(decided["spec"], extra="forbid")
     again = Speculator.of(decided)
     assert not decision(again, version).fields
+
+
+def storage(reason: str) -> SpeculatorStatus:
+    ready = ConditionStatus.TRUE if reason == "Ready" else ConditionStatus.FALSE
+    told = Condition(type=ConditionType.STORAGE_READY, status=ready, reason=reason, last_transition_time=NOW)
+    return status(4).model_copy(update={"conditions": [told]})
+
+
+def test_lost_records_are_given_up_by_the_number_of_the_active_version() -> None:
+    one = speculator(storage("RecordsLost"), rollout={"pin": 3})
+    change = lost_records.start_over(one)
+    written = merged(dict(one.raw), change.patch(one))
+    assert user_requests(written).start_over == 4
+    assert "pods swap to version 0" in change.effect
+    assert change.notes == ("version 3 is pinned: nothing is rolled out before `unpin chat`",)
+    assert not lost_records.start_over(Speculator.of(written)).fields
+
+
+@pytest.mark.parametrize("reason", ["Ready", "Unreachable"])
+def test_records_that_are_not_lost_are_not_given_up(reason: str) -> None:
+    with pytest.raises(Refused, match="has lost no records"):
+        lost_records.start_over(speculator(storage(reason)))
+
+
+def test_a_root_that_was_taken_over_cannot_begin_again() -> None:
+    restored = {"bucket": "bucket", "restoreFrom": "aurora/team/old-99999999"}
+    with pytest.raises(Refused, match=r"without store\.restoreFrom"):
+        lost_records.start_over(speculator(storage("RecordsLost"), store=restored))

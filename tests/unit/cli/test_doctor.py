@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 
-from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, MEASURE_ANNOTATION, PROMOTE_ANNOTATION
+from aurora_api.v1alpha1.annotations import (
+    ABORT_ANNOTATION,
+    MEASURE_ANNOTATION,
+    PROMOTE_ANNOTATION,
+    START_OVER_ANNOTATION,
+)
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import (
     CandidatePhase,
@@ -26,6 +31,7 @@ from aurora_api.v1alpha1.status import (
 from aurora_cli.doctor.diagnosis import diagnose, is_well
 from aurora_cli.doctor.facts import EventFacts, Snapshot, jobs_of
 from aurora_cli.doctor.finding import Severity
+from aurora_cli.speculator import Speculator
 from aurora_cli.tables.findings_table import report
 from aurora_cli.tables.printing import as_text
 from tests.unit.cli.fake_cluster import speculator
@@ -102,6 +108,14 @@ def test_a_reason_of_a_newer_operator_is_found_too(type_: str) -> None:
 
 
 # Causes --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_deletion_that_does_not_get_on_is_found_with_its_error() -> None:
+    one = snapshot(with_condition("Ready", ConditionStatus.FALSE, "Deleting", "no route to the store"))
+    deleted = {**one.speculator.raw, "metadata": {**one.speculator.metadata, "deletionTimestamp": NOW.isoformat()}}
+    (finding,) = diagnose(replace(one, speculator=Speculator.of(deleted)))
+    assert finding.evidence == "Ready=False Deleting: no route to the store"
+    assert "deletionPolicy" in finding.commands[0]
 
 
 def test_without_a_status_no_operator_acts() -> None:
@@ -279,7 +293,9 @@ def test_a_pause_is_a_note_until_a_version_waits() -> None:
     assert warning.commands == ("kubectl aurora resume chat -n team",)
 
 
-@pytest.mark.parametrize(("annotation", "value"), [(PROMOTE_ANNOTATION, "v5"), (MEASURE_ANNOTATION, "5")])
+@pytest.mark.parametrize(
+    ("annotation", "value"), [(PROMOTE_ANNOTATION, "v5"), (MEASURE_ANNOTATION, "5"), (START_OVER_ANNOTATION, "yes")]
+)
 def test_an_annotation_that_the_operator_ignores_is_found(annotation: str, value: str) -> None:
     (finding,) = diagnose(snapshot(annotations={annotation: value, ABORT_ANNOTATION: "4"}))
     assert finding.commands == (f"kubectl -n team annotate auroraspeculator chat {annotation}-",)

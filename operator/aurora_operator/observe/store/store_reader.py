@@ -9,6 +9,7 @@ Invariants:
 - The view's evidence holds the operator's own verdicts (``evidence_check``). A change of the bars reads it again.
   The owner of a reader keeps examined evidence, so a read that was abandoned costs no examination twice.
 - A record that skips more than 1000 numbers is a wrong one, as it is for pods (``in_sequence``).
+- A channel that vanishes or comes back makes every other record unknown, because the numbers may name other drafts now.
 - Nothing is written before a probe showed that the store keeps create-once. The probe runs once per process, and again
   after every fault. A root with a channel was probed by the process that wrote the channel, so a restarted operator
   probes such a root with its second read. In its first read it takes the trainer's word for the newest lineage and
@@ -95,6 +96,8 @@ class StoreReader:
         self._registry = Registry(self._objects)
         self._channel: BelievedChannel | None = None
         """The newest record of the channel that was read."""
+        self._had_channel: bool | None = None
+        """Whether the channel had a record when everything was read last. None: nothing was read yet."""
         self._probed = False
         self._may_postpone_probe = True
         self._last_keys: dict[str, str] = {}
@@ -147,7 +150,7 @@ class StoreReader:
             self._probe_once()
             DraftStore(self._objects, self._keys.for_channel()).advance_channel(channel)
         self._last_keys[Keys.CHANNEL] = Keys.channel(channel.epoch)
-        self._channel = BelievedChannel(channel, signed=True)
+        self._channel, self._had_channel = BelievedChannel(channel, signed=True), True
 
     def _forget_state(self) -> None:
         """Probe and list everything again: after a fault, the store may be another one, or an earlier copy."""
@@ -158,6 +161,13 @@ class StoreReader:
         """List everything again: a person removes a damaged record, which would otherwise be missed for ever."""
         self._last_keys.clear()
         self._attempts.clear()
+
+    def _forget_records(self) -> None:
+        """Read everything again, create-once records included."""
+        self._forget_listings()
+        self._records.clear()
+        self._examined.clear()
+        self._absent = frozenset()
 
     def _prepare(self) -> ReadScope:
         """Probe, unless that may wait. Returns the kinds of records that were looked for on the way."""
@@ -189,6 +199,10 @@ class StoreReader:
         for kind, prefix in _PREFIXES.items():
             if kind in scope:
                 self._find_newer(prefix)
+        if self._had_channel not in (None, Keys.CHANNEL in self._last_keys):
+            self._forget_records()  # somebody deleted the records or put them back, so all may be others now
+            for prefix in _PREFIXES.values():
+                self._find_newer(prefix)
         lineage = self._newest(Keys.LINEAGE, Lineage, lambda record: Keys.lineage(record.number))
         channel = self._newest_channel()
         found = self._registrations(self._wanted(needs))
@@ -197,6 +211,7 @@ class StoreReader:
             require_signed_weights(channel, registrations)
         evidence = self._evidence(registrations, needs, None if channel is None else channel.active)
         self._forget_all_but(found, evidence)
+        self._had_channel = channel is not None
         return StoreView(
             lineage=lineage,
             channel=channel,
@@ -257,7 +272,13 @@ class StoreReader:
         if prefix == Keys.CHANNEL and self._channel is not None and self._channel.foreign:
             known, self._channel = "", None  # somebody may have deleted the record
             self._last_keys.pop(prefix, None)
-        keys = in_sequence_keys(self._objects.list(prefix, after=known, limit=MAX_RECORDS_LISTED), known)
+        # The channel's listing begins with the known record, and so shows that it is still there.
+        before = Keys.channel(number_of(known) - 1) if known and prefix == Keys.CHANNEL else known
+        listed = [*self._objects.list(prefix, after=before, limit=MAX_RECORDS_LISTED)]
+        if before != known and known not in listed and not any(self._objects.list(prefix, limit=MAX_RECORDS_LISTED)):
+            del self._last_keys[prefix]
+            return
+        keys = in_sequence_keys((key for key in listed if key != known), known)
         if keys:
             self._last_keys[prefix] = keys[-1]
 

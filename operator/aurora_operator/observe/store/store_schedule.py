@@ -110,7 +110,7 @@ class ReadSchedule:
             return ReadScope.ALL if now >= self._retry_due else ReadScope.NONE
         if needs.measured and not _has_evidence(view, needs.measurement):
             return ReadScope.ALL
-        if view.channel is None:
+        if not _is_whole(view):
             if now < self._expecting_due:
                 return ReadScope.NONE
             # The trainer writes the lineage last, so nothing else needs to be looked for before.
@@ -153,8 +153,13 @@ class ReadSchedule:
             return 0.0
         if self._failures:
             return max(0.0, self._retry_due - now)
-        due = self._rest_due if self._view.channel is not None else self._expecting_due
+        due = self._rest_due if _is_whole(self._view) else self._expecting_due
         return max(0.0, due - now)
+
+
+def _is_whole(view: StoreView) -> bool:
+    """Whether the first records are there. While somebody copies a root, the channel may come before the registry."""
+    return view.channel is not None and view.channel.active in view.registrations
 
 
 def _has_evidence(view: StoreView, measurement: tuple[int, int] | None) -> bool:

@@ -156,6 +156,8 @@ def _restored(inputs: ValidationInputs) -> CandidateStatus | None:
     candidate = inputs.candidate
     if candidate is None or candidate.version <= inputs.channel.active:
         return None
+    if candidate.phase not in DECIDED and candidate.version not in inputs.store.registrations:
+        return None  # its registration was deleted, so it can be neither measured nor rolled out
     if not inputs.on_replica:
         candidate = _without_replica(candidate)
     waiting = candidate.waiting_version

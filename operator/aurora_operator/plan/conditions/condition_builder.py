@@ -16,12 +16,19 @@ from aurora_api.v1alpha1.conditions import (
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
 from aurora_operator.children.metadata import trainer_name
 from aurora_operator.children.queue_label import refused_changes
-from aurora_operator.observe.observed import TAKEN_OVER, TRAINER_SILENCE, Observed, PodView, WorkloadView
+from aurora_operator.observe.observed import (
+    RECORDS_LOST,
+    TAKEN_OVER,
+    TRAINER_SILENCE,
+    Observed,
+    PodView,
+    WorkloadView,
+)
 from aurora_operator.plan.conditions.availability import available
 from aurora_operator.plan.conditions.content import QUEUED, SCALED_TO_ZERO, ConditionContent
 from aurora_operator.plan.conditions.start import START_FAULTS
 from aurora_operator.plan.lending import withdrawn_pods
-from aurora_operator.plan.rest import trainer_replicas, training_is_suspended
+from aurora_operator.plan.rest import trainer_replicas, trainer_stop_reason, training_is_suspended
 from aurora_operator.plan.worth.policy import is_suspended
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
@@ -31,6 +38,10 @@ _STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: Condi
 LEAST_STEPS_PER_MINUTE = 10.0
 STARVED_SHARE = 0.25
 """A trainer starves below :data:`LEAST_STEPS_PER_MINUTE`, or below this share of its highest pace."""
+_TRAINER_STOPS = {
+    TAKEN_OVER: "the root belongs to another speculator",
+    RECORDS_LOST: "the store has lost the records of the active version",
+}
 NEEDS_MANUAL_ACTION = (ConditionType.INVALID_SPEC, ConditionType.NAME_TAKEN, ConditionType.DEGRADED)
 
 
@@ -69,6 +80,24 @@ def invalid_spec_status(old: SpeculatorStatus, generation: int, message: str, no
         ConditionType.READY: ConditionContent(False, "InvalidSpec", text),
         ConditionType.INVALID_SPEC: ConditionContent(True, "InvalidSpec", text),
     }
+    return _with_some_conditions(old, generation, contents, now)
+
+
+def deleting_status(old: SpeculatorStatus, generation: int, message: str, now: datetime) -> SpeculatorStatus:
+    """``old`` while the speculator is being deleted, and its stored objects before it. Nothing else is observed then.
+
+    Args:
+        message: how far the deletion is, or why it does not get on.
+    """
+    content = ConditionContent(False, "Deleting", message)
+    contents = {ConditionType.READY: content, ConditionType.AVAILABLE: content}
+    return _with_some_conditions(old, generation, contents, now)
+
+
+def _with_some_conditions(
+    old: SpeculatorStatus, generation: int, contents: ContentByType, now: datetime
+) -> SpeculatorStatus:
+    """``old`` with these conditions and all its others."""
     changed = {c.type: c for c in _merged(status=old, contents=contents, generation=generation, now=now)}
     kept = [changed.pop(condition.type, condition) for condition in old.conditions]
     return old.model_copy(update={"observed_generation": generation, "conditions": [*kept, *changed.values()]})
@@ -200,8 +229,8 @@ def _kept_labels(observed: Observed) -> str:
 
 
 def _trainer_state(observed: Observed, status: SpeculatorStatus, now: datetime) -> ConditionContent:
-    if observed.store.reason == TAKEN_OVER:
-        return ConditionContent(False, TAKEN_OVER, "the root belongs to another speculator, so the trainer is stopped")
+    if reason := trainer_stop_reason(observed):
+        return ConditionContent(False, reason, f"{_TRAINER_STOPS[reason]}, so the trainer is stopped")
     if trainer_replicas(observed) == 0:
         message = "training is suspended and nothing else needs the trainer, so its pod is stopped"
         return _suspended(observed, message)

@@ -14,7 +14,7 @@ from aurora_operator.children.network import services
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.errors import NotFound
 from aurora_operator.fleet import Fleet
-from aurora_operator.kubernetes_api import Object, Resource
+from aurora_operator.kubernetes_api import SPECULATOR, Object, Resource
 from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.snapshot import Snapshot
@@ -43,6 +43,16 @@ class Journal:
     calls: list[str] = field(default_factory=list)
     faults: dict[str, Exception] = field(default_factory=dict)
     objects: dict[tuple[str, str], Object] = field(default_factory=dict)
+    finalizers: list[str] = field(default_factory=list)
+    """Those of the speculator, whoever applied them."""
+    set_by_a_webhook: list[str] = field(default_factory=list)
+
+    @property
+    def speculator(self) -> Object:
+        """The speculator as the API server has it, without its spec and status."""
+        metadata = {"namespace": OWNER.namespace, "name": OWNER.name, "uid": OWNER.uid}
+        versioned = {"resourceVersion": OWNER.resource_version, "finalizers": self.finalizers}
+        return {"kind": SPECULATOR.kind, "metadata": metadata | versioned}
 
     def record(self, call: str) -> None:
         self.calls.append(call)
@@ -52,6 +62,8 @@ class Journal:
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
         if fault := self.faults.get(f"get {resource.kind} {name}"):
             raise fault
+        if resource is SPECULATOR:
+            return self.speculator
         raise NotFound(f"{resource.kind} {namespace}/{name}", 404)
 
     def list(self, resource: Resource, namespace: str, labels: str = "") -> Sequence[Object]:
@@ -60,6 +72,12 @@ class Journal:
     def apply(self, obj: Object, *, subresource: str = "") -> Object:
         self.record("status" if subresource else f"apply {obj['kind']}")
         return self.store(obj)
+
+    def set_finalizers(self, obj: Object, finalizers: Sequence[str]) -> Object:
+        self.record(f"set finalizers {[*finalizers]}")
+        assert obj == self.speculator
+        self.finalizers = [*finalizers, *self.set_by_a_webhook]
+        return self.speculator
 
     def create(self, obj: Object) -> Object:
         self.record(f"create {obj['kind']}")

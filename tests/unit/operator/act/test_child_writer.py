@@ -72,6 +72,9 @@ class FakeApi:
         if f"{call} {obj['kind']}" in self.denied:
             raise Conflict("denied by a webhook", 409)
 
+    def set_finalizers(self, obj: Object, finalizers: Sequence[str]) -> Object:
+        raise AssertionError("a child has no finalizer of ours")
+
     def _store(self, call: str, obj: Object, managed_fields: Sequence[Object]) -> Object:
         self.writes.append(f"{call} {obj['kind']} {obj['metadata']['name']}")
         self.revision += 1

@@ -6,6 +6,7 @@ store's own behaviour is tested on a real S3 (``tests/integration/store/test_roo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,14 +14,17 @@ from typing import Any, cast
 
 import pytest
 
+from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.act import data_deletion
 from aurora_operator.act.data_deletion import BUSY_DELAY_SECONDS, RETRY_DELAY_SECONDS, DataDeletion
 from aurora_operator.children.metadata import FINALIZER
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import NotFound
-from aurora_operator.kubernetes_api import Object, Resource
+from aurora_operator.errors import Conflict, KubernetesError, NamespaceEnds, NotFound
+from aurora_operator.kubernetes_api import SPECULATOR, Object, Resource, refusal
 from aurora_operator.observe.observed import StoreView
+from aurora_operator.observe.stored_resource import status_of
+from aurora_operator.plan.data_deletion import IN_PROGRESS
 from aurora_store import StoreConfig
 from aurora_store.errors import StoreError
 from aurora_store.root.root_deletion import DeletionProgress
@@ -46,6 +50,10 @@ class FakeCluster:
     events: list[Object] = field(default_factory=list)
     kill_at: int | None = None
     serving: dict[str, Any] = field(default_factory=dict)
+    status: dict[str, Any] = field(default_factory=dict)
+    status_refused: Exception | None = None
+    ends: bool = False
+    """The namespace is being deleted, too."""
 
     @property
     def stored(self) -> Object:
@@ -59,7 +67,14 @@ class FakeCluster:
             "deletionTimestamp": (datetime.now(UTC) - self.age).isoformat(),
         }
         store = MINIMAL["store"] | {"deletionPolicy": self.policy}
-        return {"metadata": metadata, "spec": MINIMAL | {"store": store, "serving": self.serving}}
+        spec = MINIMAL | {"store": store, "serving": self.serving}
+        return {"metadata": metadata, "spec": spec, "status": self.status}
+
+    @property
+    def ready(self) -> Condition:
+        conditions = {condition.type: condition for condition in status_of(self.stored).conditions}
+        assert conditions[ConditionType.AVAILABLE].reason == conditions[ConditionType.READY].reason
+        return conditions[ConditionType.READY]
 
     def _call(self, text: str) -> None:
         if len(self.calls) == self.kill_at:
@@ -69,6 +84,8 @@ class FakeCluster:
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
         self._call(f"get {resource.kind}")
+        if resource is SPECULATOR:
+            return self.stored
         raise NotFound(name, 404)
 
     def list(self, resource: Resource, namespace: str, labels: str = "") -> Sequence[Object]:
@@ -84,14 +101,23 @@ class FakeCluster:
 
     def create(self, obj: Object) -> Object:
         self._call(f"event {obj['reason']}")
+        if self.ends:
+            raise NamespaceEnds("unable to create new content in namespace team because it is being terminated", 403)
         self.events.append(obj)
         return obj
 
     def apply(self, obj: Object, *, subresource: str = "") -> Object:
-        self._call("apply finalizers")
-        assert (obj["metadata"]["resourceVersion"], subresource) == ("77", "")
-        self.finalizers = obj["metadata"].get("finalizers", [])
-        return obj
+        self._call(f"apply {subresource}")
+        if self.status_refused is not None:
+            raise self.status_refused
+        self.status = obj["status"]
+        return self.stored
+
+    def set_finalizers(self, obj: Object, finalizers: Sequence[str]) -> Object:
+        self._call("set finalizers")
+        assert obj["metadata"]["resourceVersion"] == "77"
+        self.finalizers = [*finalizers]
+        return self.stored
 
 
 @dataclass
@@ -161,13 +187,14 @@ async def test_the_order_is_workloads_pods_objects_event_finalizer(
 ) -> None:
     await run(cluster, FakeStore(cluster), monkeypatch)
     assert [call for call in cluster.calls if not call.startswith(("list", "get"))] == [
+        "apply status",
         "delete Deployment chat",
         "delete Deployment chat-trainer",
         "delete Job chat-validate-v1-1",
         "delete objects",
         "delete objects",
         "event DataDeleted",
-        "apply finalizers",
+        "set finalizers",
     ]
     assert list(cluster.workloads) == [("Deployment", "another")], "only our own"
     assert cluster.events[0]["message"].startswith("Deleted 4 objects")
@@ -223,8 +250,13 @@ async def test_a_store_that_cannot_be_used_is_reported_with_the_way_out(
     store = FakeStore(cluster)
     setattr(store, fault, "the store is away")
     operator = deletion(cluster, store, monkeypatch)
+    assert await operator.advance(cluster.stored) == 0
+    assert (cluster.ready.status, cluster.ready.reason) == (ConditionStatus.FALSE, "Deleting")
+    assert cluster.ready.message == IN_PROGRESS
     assert await operator.advance(cluster.stored) == RETRY_DELAY_SECONDS
     assert cluster.events == [], "an outage of a few minutes is not worth a warning"
+    assert "the store is away" in cluster.ready.message
+    assert "kubectl patch auroraspeculator chat" in cluster.ready.message
     cluster.age = timedelta(minutes=6)
     await operator.advance(cluster.stored)
     (event,) = cluster.events
@@ -234,6 +266,9 @@ async def test_a_store_that_cannot_be_used_is_reported_with_the_way_out(
     assert cluster.finalizers == [FINALIZER]
     store.error = store.config_error = ""
     assert await operator.advance(cluster.stored) == BUSY_DELAY_SECONDS
+    assert await operator.advance(cluster.stored) == 0
+    assert cluster.ready.message == IN_PROGRESS
+    assert cluster.calls.count("apply status") == 3, "nothing is written while nothing changes"
 
 
 async def test_a_secret_that_is_deleted_with_the_speculator_does_not_stop_the_deletion(
@@ -249,11 +284,81 @@ async def test_a_secret_that_is_deleted_with_the_speculator_does_not_stop_the_de
     assert store.objects == 0
 
 
+async def test_a_namespace_that_ends_without_the_stores_keys_lets_the_speculator_go_and_keeps_the_objects(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = FakeCluster(ends=True, age=timedelta(minutes=6))
+    store = FakeStore(cluster, config_error="create the Secret s3")
+    await run(cluster, store, monkeypatch)
+    assert (cluster.finalizers, store.objects) == ([], 4)
+    assert "the objects below s3://bucket are kept: the namespace is being deleted" in caplog.text
+
+
+def test_the_api_servers_refusal_tells_that_the_namespace_ends() -> None:
+    """The answer of Kubernetes' admission plugin NamespaceLifecycle."""
+    cause = {"reason": "NamespaceTerminating", "message": "namespace team is being terminated"}
+    answer = {"message": "forbidden", "code": 403, "details": {"kind": "events", "causes": [cause]}}
+    assert isinstance(refusal("POST events", 403, json.dumps(answer).encode()), NamespaceEnds)
+    others: tuple[object, ...] = (
+        {"message": "no right", "details": {"kind": "events"}},
+        {"message": "x", "details": None},
+        [],
+    )
+    for other in others:
+        assert type(refusal("POST events", 403, json.dumps(other).encode())) is KubernetesError
+
+
+async def test_a_namespace_that_ends_waits_for_a_store_whose_keys_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = FakeCluster(ends=True, age=timedelta(minutes=6))
+    store = FakeStore(cluster, error="the store is away")
+    operator = deletion(cluster, store, monkeypatch)
+    await operator.advance(cluster.stored)
+    assert await operator.advance(cluster.stored) == RETRY_DELAY_SECONDS
+    store.error, store.config_error = "", "create the Secret s3"
+    assert cluster.finalizers == [FINALIZER]
+    for _ in range(9):
+        if cluster.finalizers:
+            await operator.advance(cluster.stored)
+    assert (cluster.finalizers, store.objects) == ([], 0), "the operator remembers the keys"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_missing_secret_in_a_namespace_that_stays_is_waited_for(
+    *, ends: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = FakeCluster(ends=ends, age=timedelta(minutes=6 if not ends else 1))
+    operator = deletion(cluster, FakeStore(cluster, config_error="create the Secret s3"), monkeypatch)
+    for _ in range(5):
+        await operator.advance(cluster.stored)
+    assert cluster.finalizers == [FINALIZER]
+
+
+async def test_a_refused_status_does_not_hold_up_the_deletion(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = FakeCluster(status_refused=KubernetesError("denied", 403))
+    store = FakeStore(cluster)
+    await run(cluster, store, monkeypatch)
+    assert (cluster.finalizers, store.objects) == ([], 0)
+    cluster = FakeCluster(status_refused=Conflict("moved on", 409))
+    with pytest.raises(Conflict):
+        await deletion(cluster, store, monkeypatch).advance(cluster.stored)
+
+
+async def test_a_spec_whose_store_cannot_be_read_is_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = FakeCluster()
+    stored = cluster.stored
+    stored["spec"]["store"] = {"deletionPolicy": "Delete", "bucket": 7}
+    operator = deletion(cluster, FakeStore(cluster), monkeypatch)
+    assert await operator.advance(stored) == 0
+    assert await operator.advance({**stored, "status": cluster.status}) == RETRY_DELAY_SECONDS
+    assert "store.bucket" in cluster.ready.message
+
+
 async def test_a_pod_on_a_lost_node_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = FakeCluster(pods=[{"metadata": {"name": "chat-a"}, "status": {"phase": "Running"}}])
     store = FakeStore(cluster)
     operator = deletion(cluster, store, monkeypatch)
-    await operator.advance(cluster.stored)
+    for _ in range(3):
+        await operator.advance(cluster.stored)
     assert store.objects == 4
     cluster.age = timedelta(minutes=11)
     monkeypatch.setattr(store, "step", lambda seconds: DeletionProgress(4, 10, done=True))

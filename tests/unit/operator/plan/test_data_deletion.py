@@ -16,6 +16,7 @@ from aurora_operator.plan.data_deletion import (
     DeletionStep,
     end_note,
     failure_note,
+    failure_text,
     next_step,
 )
 from aurora_store.root.root_deletion import DeletionProgress
@@ -58,6 +59,10 @@ def test_a_refused_finalizer_holds_back_nothing_but_the_first_draft() -> None:
     assert made(served).finalizer, "it is tried again, before the rest"
     assert made(served).children
     assert condition(served, ConditionType.DEGRADED).reason == "ApplyRefused"
+    stays = observed(has_finalizer=True, finalizer_refused=True, apply_errors=("the finalizer: stays",))
+    assert made(stays).finalizer is False
+    assert made(stays).children, "also a new speculator starts although its finalizer cannot be removed"
+    assert condition(stays, ConditionType.DEGRADED).reason == "ApplyRefused"
 
 
 def test_the_events_give_counts_and_the_way_out() -> None:
@@ -65,7 +70,7 @@ def test_the_events_give_counts_and_the_way_out() -> None:
     assert done.message == "Deleted 12 objects (3.0 MiB) below s3://bucket/root, and a listing finds no object"
     kept = end_note(DeletionProgress(kept="the root belongs to another"), "s3://bucket/root")
     assert (kept.reason, kept.warning) == ("DataKept", False)
-    failed = failure_note("x" * 2000, "s3://bucket/root", "team", "chat")
+    failed = failure_note(failure_text("x" * 2000, "s3://bucket/root", "team", "chat"))
     assert failed.warning
     assert """kubectl patch auroraspeculator chat -n team --type merge -p '{"spec":{"store":{"deletionPolicy":""" in (
         failed.message

@@ -168,7 +168,7 @@ def test_an_event_about_a_decision_repeats_after_an_hour_and_with_another_messag
 
 
 def test_a_deletion_that_fails_with_another_error_each_time_is_told_once_an_hour() -> None:
-    notes = [failure_note(f"request {number} failed", "s3://bucket/root", "team", "chat") for number in range(9)]
+    notes = [failure_note(f"request {number} failed") for number in range(9)]
     assert len(names(notes, NOW)) == 1
 
 

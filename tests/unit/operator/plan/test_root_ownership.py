@@ -10,6 +10,7 @@ import pytest
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import SpeculatorStatus, VersionStatus
 from aurora_operator.observe.observed import Observed, StoreView
+from aurora_operator.plan.rest import trainer_replicas
 from aurora_protocol.draft_records import Channel, ChannelReason, InitialHead, RootOwner
 from aurora_store.keys import owner_id
 from tests.unit.operator.worlds import (
@@ -176,6 +177,19 @@ def test_a_speculator_that_lost_its_root_decides_nothing_and_says_why() -> None:
         assert "AuroraSpeculator team/chat (uid 55555555…)" in shown.message
         assert condition(world, ConditionType.READY).reason == "StorageTakenOver"
         assert not plan.moving
+
+
+def test_the_trainer_of_a_lost_root_stays_stopped_while_the_store_cannot_be_read() -> None:
+    lost = observed(store=store(0, 1, channel=taken_over("55555555", OURS)))
+    away = replace(lost, store=StoreView(reason="Unreachable", error="no route"), status=status(lost))
+    assert condition(away, ConditionType.TRAINER_READY).reason == "TakenOver"
+    later = replace(away, status=status(away))
+    assert {c.reason for c in later.status.conditions} >= {"TakenOver", "Unreachable"}, (
+        "only TrainerReady tells that the root is lost"
+    )
+    assert (trainer_replicas(away), trainer_replicas(later), made(later).status) == (0, 0, None)
+    assert trainer_replicas(replace(later, store=store(0, 1))) == 1, "a reading says otherwise"
+    assert trainer_replicas(replace(later, status=SpeculatorStatus())) == 1, "nothing tells that this root is lost"
 
 
 def test_the_owner_of_a_restored_root_stays_the_owner_in_later_records() -> None:

@@ -123,6 +123,13 @@ def test_the_first_records_are_expected_with_a_growing_interval() -> None:
     assert schedule.scope(3604 + SELDOM_EXPECTING_SECONDS, AT_REST) is ReadScope.NONE
 
 
+def test_a_root_whose_registry_is_still_being_copied_is_expected() -> None:
+    copied = store(0, active=5)
+    schedule = opened(copied)
+    assert read_once(schedule, 2, AT_REST, copied) is ReadScope.ALL, "also versions that were missing are looked for"
+    assert schedule.seconds_until_due(2) <= MAX_EXPECTING_SECONDS
+
+
 def test_faults_are_retried_with_backoff_and_a_person_does_not_wait_for_it() -> None:
     schedule, now, retries = opened(store(0)), 100.0, list[float]()
     schedule.record(now, AT_REST, ReadScope.ALL, DOWN)

@@ -1,0 +1,36 @@
+"""Give up the records that a store has lost, and begin again at version 0. Pure.
+
+Invariant: the confirmation names the version that is lost, so it never gives up another one.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aurora_api.v1alpha1.annotations import START_OVER_ANNOTATION
+from aurora_api.v1alpha1.conditions import ConditionType
+from aurora_cli.decisions.change import Change, FieldChange
+from aurora_cli.errors import Refused
+from aurora_cli.speculator import Speculator
+
+RECORDS_LOST: Final = "RecordsLost"
+
+
+def start_over(speculator: Speculator) -> Change:
+    """Begin again at version 0. Raises :class:`Refused` unless the operator says that the records are lost."""
+    name, active = speculator.name, speculator.active
+    storage = speculator.condition(ConditionType.STORAGE_READY)
+    if active is None or storage is None or storage.reason != RECORDS_LOST:
+        raise Refused(f"{name} has lost no records: its condition StorageReady does not say {RECORDS_LOST}")
+    if speculator.section("store").get("restoreFrom"):
+        raise Refused(
+            f"{name} goes on with the root of another speculator (store.restoreFrom) and cannot begin again there:"
+            " delete it, and create it again without store.restoreFrom"
+        )
+    before, wanted = speculator.annotations.get(START_OVER_ANNOTATION), str(active)
+    if before == wanted:
+        return Change((), f"version {active} is given up already")
+    pin = speculator.pin
+    notes = () if pin is None else (f"version {pin} is pinned: nothing is rolled out before `unpin {name}`",)
+    effect = f"version {active} and all others are given up, and pods swap to version 0, which is untrained"
+    return Change((FieldChange(START_OVER_ANNOTATION, before, wanted),), effect, notes)

@@ -1,0 +1,104 @@
+"""Notices that a store lost the records of a speculator, and starts over if a person gives the records up. Pure.
+
+Why: an empty channel looks like that of a new speculator. With a first record for version 0, all pods would leave the
+draft that they serve for an untrained one. The status would still name a candidate and rejected versions with numbers
+that the new versions get again, so none of these would be measured. And the records may come back: from a backup, or
+because ``store.endpoint`` leads to another store.
+
+Invariants:
+
+- Without a person's confirmation, the channel of a speculator with an active version gets no first record. The pods
+  keep the drafts that they serve.
+- Records that somebody puts back count once the channel names the active version, and this version is registered. A
+  copy takes a while, and a part of the channel names an older version.
+- The confirmation names the active version, so an old one does not count for the loss of another version.
+- The status forgets the former versions before the first record is written.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from aurora_api.v1alpha1.annotations import START_OVER_ANNOTATION
+from aurora_api.v1alpha1.status import HistoryEntry, RolloutStatus, SpeculatorStatus, TrainingStatus
+from aurora_operator.children.pod_template import store_settings
+from aurora_operator.observe.observed import RECORDS_LOST, Observed, StoreView
+from aurora_operator.plan.actions import EventNote
+from aurora_operator.plan.rest import stored_reasons
+from aurora_store import Keys
+
+
+def lost_records(observed: Observed) -> StoreView | None:
+    """The view of a store that was read, and has lost the channel. None when nothing is lost."""
+    active = observed.status.active
+    if not observed.store.ok or active is None:
+        return None
+    missing = _missing(observed, active.version)
+    if not missing:
+        return None
+    settings = store_settings(observed.owner, observed.spec)
+    text = (
+        f"version {active.version} is active, but s3://{settings.bucket}/{settings.root} {missing}. The records were"
+        " deleted, or store.endpoint leads to another store. Pods keep the drafts that they serve, new pods do not"
+        " start, and training is stopped. Put the records back"
+    )
+    return StoreView(reason=RECORDS_LOST, error=f"{text}. {_way_to_start_over(observed, active.version)}")
+
+
+def _missing(observed: Observed, active: int) -> str:
+    """What the store lacks; empty when the records are there, or when nobody has missed them."""
+    store = observed.store
+    if store.channel is None:
+        return "has no record of the channel"
+    if RECORDS_LOST not in stored_reasons(observed.status):
+        return ""
+    if store.channel.active != active:
+        return f"has only older records of the channel, the newest for version {store.channel.active}"
+    return "" if active in store.registrations else f"lacks {Keys.registration(active)}"
+
+
+def start_over_is_confirmed(observed: Observed) -> bool:
+    """Whether a person gives the lost records up, and the speculator may begin again at version 0.
+
+    A root that was taken over from another speculator belongs to that one again once it is empty.
+    """
+    active = observed.status.active
+    named = active is not None and observed.user_requests.start_over == active.version
+    return named and observed.spec.store.restore_from is None
+
+
+def without_lost_versions(status: SpeculatorStatus, now: datetime) -> SpeculatorStatus:
+    """``status`` without everything about the versions whose records are lost.
+
+    The roll's epoch stays, because the agents refuse requests with a lower one.
+    """
+    assert status.active is not None, "without an active version, nothing is lost"
+    entry = HistoryEntry(time=now, event="StartedOver", version=status.active.version, message=_START_OVER_TEXT)
+    update: dict[str, object] = {
+        "active": None,
+        "previous": None,
+        "lineage": None,
+        "candidate": None,
+        "rollout": RolloutStatus(epoch=status.rollout.epoch),
+        "operator_state": {},
+        "rejected": [],
+        "training": TrainingStatus(),
+        "history": [*status.history, entry],
+    }
+    return status.model_copy(update=update)
+
+
+def start_over_note(lost_version: int) -> EventNote:
+    """The Event for a speculator that starts over."""
+    return EventNote("StartedOver", f"Gave up version {lost_version} and all others: {_START_OVER_TEXT}")
+
+
+_START_OVER_TEXT = "a person confirmed that their records are lost, and the speculator begins again at version 0"
+
+
+def _way_to_start_over(observed: Observed, version: int) -> str:
+    if observed.spec.store.restore_from is not None:
+        return "To give them up, delete the speculator, and create it again without store.restoreFrom"
+    owner = observed.owner
+    command = f"kubectl annotate auroraspeculator {owner.name} -n {owner.namespace} --overwrite"
+    return f"To give them up and begin again at version 0: {command} {START_OVER_ANNOTATION}={version}"

@@ -1,0 +1,199 @@
+"""A store that lost its records takes the draft from no pod, until a person gives the records up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from aurora_api.v1alpha1.conditions import ConditionType
+from aurora_api.v1alpha1.status import (
+    CandidatePhase,
+    CandidateStatus,
+    RolloutStatus,
+    SpeculatorStatus,
+    TrainingStatus,
+    VersionStatus,
+)
+from aurora_operator.observe.observed import JobView, Observed, StoreView, UserRequests
+from aurora_operator.plan import Plan
+from aurora_operator.plan.rest import trainer_replicas
+from tests.unit.operator.worlds import (
+    MINIMAL,
+    channel,
+    condition,
+    lineage,
+    made,
+    observed,
+    pod,
+    registration,
+    spec,
+    status,
+    store,
+    validating,
+)
+
+EMPTY = StoreView()
+BEGUN_AGAIN = store(0, channel=None)
+"""The trainer has made the lineage and version 0 again."""
+CHANNEL_LOST = store(0, 1, 200, 201, channel=None)
+SERVED = SpeculatorStatus(
+    active=VersionStatus(version=200),
+    previous=VersionStatus(version=198),
+    candidate=CandidateStatus(version=201, phase=CandidatePhase.VALIDATED, job="chat-validate-v201-1"),
+    rollout=RolloutStatus(version=200, epoch=57),
+    rejected=[1, 199],
+    training=TrainingStatus(step=9000),
+    lineage=1,
+)
+
+
+def lost(seen: StoreView = EMPTY, **more: Any) -> Observed:
+    """Both pods serve version 200, and the store has no channel."""
+    pods = (pod("chat-a", 200), pod("chat-b", 200))
+    parts: dict[str, Any] = {"store": seen, "status": SERVED, "pods": pods}
+    return observed(**(parts | more))
+
+
+def confirmed(version: int = 200, **more: Any) -> Observed:
+    return lost(more.pop("store", BEGUN_AGAIN), user_requests=UserRequests(start_over=version), **more)
+
+
+@pytest.mark.parametrize("seen", [EMPTY, BEGUN_AGAIN, CHANNEL_LOST], ids=["empty", "begun again", "channel lost"])
+def test_pods_keep_their_draft_and_a_person_is_told(seen: StoreView) -> None:
+    world = lost(seen)
+    plan = made(world)
+    assert (plan.advance, plan.swaps, plan.job, plan.leases, plan.moving) == (None, (), None, (), False)
+    told = status(world)
+    assert (told.active, told.candidate, told.rejected) == (SERVED.active, SERVED.candidate, SERVED.rejected)
+    shown = condition(world, ConditionType.STORAGE_READY)
+    assert shown.reason == "RecordsLost"
+    assert "version 200 is active, but s3://bucket/aurora/team/chat-01234567 has no record" in shown.message
+    assert "kubectl annotate auroraspeculator chat -n team --overwrite aurora.dev/start-over=200" in shown.message
+    assert condition(world, ConditionType.READY).reason == "StorageRecordsLost"
+    assert [(note.reason, note.warning) for note in plan.notes] == [("StorageRecordsLost", True)]
+    assert made(replace(world, status=told)).notes == (), "once"
+
+
+def test_the_trainer_begins_no_lineage_that_the_returning_records_would_be_mixed_with() -> None:
+    world = lost()
+    assert condition(world, ConditionType.TRAINER_READY).reason == "RecordsLost"
+    replicas = {c["metadata"]["name"]: c["spec"]["replicas"] for c in made(world).children if c["kind"] == "Deployment"}
+    assert replicas == {"chat": 2, "chat-trainer": 0}
+    away = replace(world, status=status(world), store=StoreView(reason="Unreachable", error="no route"))
+    assert trainer_replicas(away) == 0
+    assert condition(away, ConditionType.TRAINER_READY).reason == "RecordsLost"
+
+
+def test_records_that_are_put_back_are_used_as_if_nothing_had_happened() -> None:
+    back = store(0, 200, 201, channel=channel(200, epoch=57, previous=198))
+    told = status(replace(lost(), store=back, status=status(lost())))
+    assert (told.active and told.active.version, told.candidate and told.candidate.version) == (200, 201)
+    assert next(c for c in told.conditions if c.type is ConditionType.STORAGE_READY).reason == "Ready"
+
+
+def test_a_copy_of_the_records_counts_once_the_active_version_is_whole() -> None:
+    """A copy comes in the order of the keys: the channel from its first epoch on, the registry last."""
+    told = status(lost())
+    parts = [
+        (store(0, channel=channel(0)), "has only older records of the channel, the newest for version 0"),
+        (store(0, channel=channel(120, epoch=30)), "the newest for version 120"),
+        (store(0, channel=channel(200, epoch=57)), "lacks registry/00000200.json"),
+    ]
+    for part, missing in parts:
+        world = lost(part, status=told)
+        plan = made(world)
+        assert (plan.advance, plan.swaps, plan.job) == (None, (), None)
+        told = plan.status or told
+        shown = next(c for c in told.conditions if c.type is ConditionType.STORAGE_READY)
+        assert shown.reason == "RecordsLost"
+        assert missing in shown.message
+    whole = lost(store(0, 200, channel=channel(200, epoch=57)), status=told)
+    assert condition(whole, ConditionType.STORAGE_READY).reason == "Ready"
+
+
+def test_a_record_for_another_version_is_followed_when_nothing_was_lost() -> None:
+    """The operator died after it advanced the channel, and before it wrote the status."""
+    promoted = store(0, 200, 201, channel=channel(201, epoch=58, previous=200))
+    active = status(lost(promoted)).active
+    assert active is not None
+    assert active.version == 201
+
+
+@pytest.mark.parametrize(
+    "world",
+    [
+        pytest.param(observed(store=BEGUN_AGAIN, status=SpeculatorStatus(), pods=()), id="a new speculator"),
+        pytest.param(observed(store=BEGUN_AGAIN, status=SpeculatorStatus()), id="a status that was lost"),
+    ],
+)
+def test_without_an_active_version_nothing_is_lost(world: Observed) -> None:
+    first = made(world).advance
+    assert first is not None
+    assert (first.epoch, first.active) == (1, 0)
+
+
+@pytest.mark.parametrize("reason", ["Unreachable", "SecretMissing", "SigningKeysMissing", "InvalidRecord"])
+def test_a_store_that_cannot_be_read_has_lost_nothing(reason: str) -> None:
+    """As during an upgrade of the operator, which reads the store anew."""
+    assert condition(lost(StoreView(reason=reason, error="x")), ConditionType.STORAGE_READY).reason == reason
+
+
+def start_over(world: Observed) -> tuple[Plan, SpeculatorStatus]:
+    plan = made(world)
+    assert plan.status is not None
+    return plan, plan.status
+
+
+def test_after_a_confirmation_the_status_forgets_the_versions_before_the_first_record_is_written() -> None:
+    jobs = tuple(JobView(f"chat-validate-v{version}-1", version, 1, succeeded=True) for version in (1, 201))
+    plan, told = start_over(confirmed(jobs=jobs))
+    assert (plan.advance, plan.swaps) == (None, ())
+    assert (told.active, told.previous, told.candidate, told.rejected) == (None, None, None, [])
+    assert (told.rollout, told.training) == (RolloutStatus(epoch=57), TrainingStatus()), "agents know the epoch"
+    assert [(entry.event, entry.version) for entry in told.history] == [("StartedOver", 200)]
+    assert plan.delete_jobs == ("chat-validate-v1-1", "chat-validate-v201-1"), "the new versions have their names"
+    assert "StartedOver" in [note.reason for note in plan.notes]
+
+    world = replace(confirmed(), status=told)
+    first = made(world).advance
+    assert first is not None
+    assert (first.epoch, first.active) == (1, 0)
+    again = replace(world, store=store(0, 1))
+    swaps = made(again).swaps
+    assert {swap.request.version for swap in swaps} == {0}
+    assert all(swap.request.epoch >= 57 for swap in swaps)
+    at_rest = replace(again, pods=(pod("chat-a", 0), pod("chat-b", 0)), status=status(again))
+    assert validating(at_rest) == 1, "a number that was rejected before is measured"
+
+
+def test_a_confirmation_begins_a_lineage_although_training_was_not_worth_its_cost() -> None:
+    world = confirmed(store=EMPTY)
+    assert trainer_replicas(replace(world, status=start_over(world)[1])) == 1
+
+
+def test_a_confirmation_counts_only_for_the_active_version_and_a_lost_channel() -> None:
+    assert condition(confirmed(199), ConditionType.STORAGE_READY).reason == "RecordsLost"
+    kept = store(0, 200, channel=channel(200, epoch=57))
+    assert status(confirmed(store=kept)).active is not None
+    away = confirmed(store=StoreView(reason="Unreachable", error="no route"))
+    assert status(away).active == SERVED.active
+
+
+def test_a_root_that_was_taken_over_cannot_start_over() -> None:
+    """An empty root belongs to the speculator that it is named after, so this one's trainer could not write there."""
+    restored = spec(serving={"replicas": 2}, store=MINIMAL["store"] | {"restoreFrom": "aurora/team/old-99999999"})
+    world = confirmed(spec=restored)
+    shown = condition(world, ConditionType.STORAGE_READY)
+    assert shown.reason == "RecordsLost"
+    assert "delete the speculator, and create it again without store.restoreFrom" in shown.message
+    assert status(world).active == SERVED.active
+
+
+def test_a_candidate_without_a_registration_keeps_no_other_version_from_the_gate() -> None:
+    """An operator without this module has started over by itself, and kept the candidate of the lost lineage."""
+    stuck = SERVED.model_copy(update={"active": VersionStatus(version=0), "rollout": RolloutStatus(), "rejected": []})
+    known = {version: registration(version) for version in (0, 1)}
+    world = observed(status=stuck, store=StoreView(lineage=lineage(), channel=channel(0), registrations=known))
+    assert validating(world) == 1
