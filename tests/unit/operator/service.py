@@ -63,7 +63,7 @@ class ServicePod:
             "container_started": NOW + timedelta(seconds=self.boot),
         }
         if not self.ready:
-            away = {"crash_loops": self.crash_loops, "unreachable": self.unreachable}
+            away: dict[str, Any] = {"crash_loops": self.crash_loops, "unreachable": self.unreachable}
             return Pod(self.name, ready=False, starting=True, **away, **container)
         return Pod(
             self.name,
