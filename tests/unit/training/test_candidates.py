@@ -105,8 +105,10 @@ def test_after_a_lost_answer_drafts_are_compared_with_the_version_that_was_regis
     again = candidates.offer(session, held_out, 300)
     assert again.registration == registry.registration(1)
     same = candidates.offer(session, held_out, 600)
-    assert again.held_out is not None
-    assert f"version 1 has {again.held_out.acceptance_length:.2f}" in same.message
+    # A stored draft has weights in bfloat16, so it may guess otherwise than the session's.
+    stored, vocabulary = lineage.fetch_draft(registry, 1, model)
+    length = evaluate(stored, held_out.newest_first(), vocabulary, 3).acceptance_length
+    assert f"version 1 has {length:.2f}" in same.message
     assert (same.registration, registry.last_version()) == (None, 1)
 
 
