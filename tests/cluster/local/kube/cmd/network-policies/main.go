@@ -45,6 +45,7 @@ func judge(ctx context.Context, kubeconfig string, queue int) error {
 		networkpolicy.Config{
 			QueueID: queue,
 			// The controller would write rules for the pods of its node. It gets no node, because the rule exists already.
+			// So it writes rules that match nothing, once. A kernel without CONFIG_NFT_QUEUE refuses them, which it logs.
 			NodeName: "none",
 			// Pods' addresses come from the API server only: containerd has no NRI here, and the attempt to reach it is
 			// harmless. With NRIdisabled, v0.8.0 panics at the first packet from an address that no pod has.
