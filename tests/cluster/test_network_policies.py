@@ -13,7 +13,9 @@ import pytest
 from tests.cluster.cluster import Cluster
 from tests.cluster.connection_probe import ConnectionProbe, Outcome, start_probes
 from tests.cluster.images.image_build import python_image
+from tests.cluster.local import packet_queue
 from tests.cluster.local.cluster import LocalCluster
+from tests.cluster.local.prerequisites import MissingPrerequisitesError, ensure_prerequisites
 
 NAMESPACE = "policy-test"
 IMAGE = "aurora.test/python:1"
@@ -145,3 +147,12 @@ def test_no_pod_connects_to_another_while_nothing_judges_connections(cluster: Cl
     finally:
         local.start("network-policies")
     pods.friend.wait_until({pods.pod: Outcome.CONNECTED})
+
+
+@pytest.mark.usefixtures("cluster")  # a machine that lacks something else is skipped
+def test_a_kernel_that_cannot_queue_packets_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.environ.get("CLUSTER", "local") != "local":
+        pytest.skip("checks what the local cluster needs")
+    monkeypatch.setattr(packet_queue, "RULE", ("iptables", "--append", "FORWARD", "--jump", "ABSENT"))
+    with pytest.raises(MissingPrerequisitesError, match=r"run a kernel with .*_XT_TARGET_NFQUEUE .*NetworkPolicies"):
+        ensure_prerequisites()
