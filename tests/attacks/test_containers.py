@@ -35,6 +35,14 @@ try:
 except urllib.error.HTTPError as error:
     print(error.code)
 """
+CONNECT = """
+import socket
+try:
+    socket.create_connection(({host!r}, {port}), timeout=2)
+    print("connected")
+except TimeoutError:
+    print("no answer")
+"""
 
 
 def test_an_engine_has_neither_the_stores_keys_nor_a_token(rig: AttackRig) -> None:
@@ -56,11 +64,17 @@ def test_the_admin_key_of_one_engine_opens_no_other(rig: AttackRig) -> None:
 
 
 def test_an_agent_obeys_nobody_without_its_token(rig: AttackRig) -> None:
-    first, second = rig.inference_pods()
-    url = f"http://{second['status']['podIP']}:{AGENT_PORT}/v1/draft"
+    pod = rig.inference_pods()[0]
+    url = f"http://{pod['status']['podIP']}:{AGENT_PORT}/v1/draft"
     order = b'{"version": 0, "digest": "", "epoch": 1000}'
     for headers in ({}, {"Authorization": "Bearer guess"}):
-        assert _status(rig, first["metadata"]["name"], url, order, headers, "PUT") == "401"
+        assert _status(rig, pod["metadata"]["name"], url, order, headers, "PUT") == "401"
+
+
+def test_the_agent_of_another_pod_cannot_be_reached(rig: AttackRig) -> None:
+    first, second = rig.inference_pods()
+    connect = CONNECT.format(host=second["status"]["podIP"], port=AGENT_PORT)
+    assert rig.shell(first["metadata"]["name"], "sglang", connect).strip() == "no answer"
 
 
 def test_no_container_runs_a_module_that_another_planted(rig: AttackRig) -> None:

@@ -15,11 +15,13 @@ from tests.rig.prometheus.server import Prometheus, prometheus
 pytest_plugins = ["tests.cluster.fixture"]
 
 SCRAPE_SECONDS = 10
+SCRAPER_NAMESPACE = "monitoring"
+"""The chart's ``metrics.scraperNamespaces``. Prometheus itself runs on this machine."""
 
 
 @pytest.fixture(scope="session")
 def aurora(cluster: Cluster) -> Installation:
-    installation = Installation(cluster)
+    installation = Installation(cluster, scraper_namespaces=(SCRAPER_NAMESPACE,))
     installation.install()
     return installation
 

@@ -20,10 +20,13 @@ import pytest
 
 from aurora_protocol.evidence_records import VerdictKind
 from tests.cluster.command import environment_without_proxies
+from tests.cluster.connection_probe import ConnectionProbe, Outcome, start_probes
 from tests.demo.progress import learned_draft_serves_everywhere, progress_line
-from tests.e2e.conftest import SCRAPE_SECONDS
+from tests.e2e.conftest import SCRAPE_SECONDS, SCRAPER_NAMESPACE
+from tests.e2e.ports_of_pods import PortsOfPods
 from tests.rig.fault_injection import OPERATOR_SELECTOR, evict_pod, kill_container, kill_operator
 from tests.rig.installation import RESOURCE, SYSTEM_NAMESPACE, Installation
+from tests.rig.local_image import local_image
 from tests.rig.prometheus.dashboard_queries import dashboard_queries
 from tests.rig.prometheus.server import Prometheus
 from tests.rig.small_speculator import MODEL_PATH
@@ -40,6 +43,7 @@ RATE_INTERVAL = f"{4 * SCRAPE_SECONDS}s"
 """Grafana's value of ``$__rate_interval`` at this scrape interval."""
 MAY_BE_EMPTY = {"Losses by reason"}
 """Panels without data in a run that goes well."""
+STRANGER_NAMESPACE = "stranger"
 
 
 @dataclass
@@ -116,6 +120,18 @@ def _trainer_pod(aurora: Installation) -> str:
     return str(pod["metadata"]["name"])
 
 
+@pytest.fixture
+def probes(aurora: Installation) -> Iterator[tuple[ConnectionProbe, ConnectionProbe]]:
+    """A pod in a namespace of which nobody has heard, and one in a namespace that may scrape."""
+    namespaces, cluster = (STRANGER_NAMESPACE, SCRAPER_NAMESPACE), aurora.cluster
+    cluster.apply(*({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in namespaces))
+    stranger, scraper = (ConnectionProbe(cluster, name, "probe") for name in namespaces)
+    image, _ = local_image()
+    start_probes(image, stranger, scraper)
+    yield stranger, scraper
+    cluster.kubectl("delete", "namespace", *namespaces, "--wait=false")
+
+
 def test_every_part_was_killed(run: Run) -> None:
     assert sorted(run.killed) == ["agent", "operator", "pod", "trainer"]
 
@@ -155,6 +171,17 @@ def test_every_panel_of_the_dashboard_has_data_of_the_run(run: Run, aurora: Inst
         )
     }
     assert empty - MAY_BE_EMPTY == set(), scraper.targets()
+
+
+def test_policies_keep_strangers_out_and_let_clients_and_scrapers_in(
+    run: Run, aurora: Installation, probes: tuple[ConnectionProbe, ConnectionProbe]
+) -> None:
+    stranger, scraper = probes
+    ports = PortsOfPods.of(aurora, NAME)
+    stranger.wait_until(ports.outcomes(engines=Outcome.DROPPED, agents=Outcome.DROPPED))
+    aurora.cluster.kubectl("label", "namespace", STRANGER_NAMESPACE, "aurora.dev/client=true")
+    stranger.wait_until(ports.outcomes(engines=Outcome.CONNECTED, agents=Outcome.DROPPED))
+    scraper.wait_until(ports.outcomes(engines=Outcome.CONNECTED, agents=Outcome.CONNECTED))
 
 
 def test_kubectl_get_shows_the_outcome(run: Run, aurora: Installation) -> None:

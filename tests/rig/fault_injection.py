@@ -66,8 +66,8 @@ def drop_packets(aurora: Installation, pods: Sequence[dict[str, Any]], packets: 
     local = _local_cluster(aurora)
     rule = [packets.chain, "-p", "tcp", "--dport", str(packets.port)]
     if packets.chain == "INPUT":
-        bridge = next(ip_network(local.layout.pod_cidr).hosts())  # the source of the kubelet's probes
-        rule += ["!", "-s", f"{bridge}/32"]
+        gateway = next(ip_network(local.layout.pod_cidr).hosts())  # the source of the kubelet's probes
+        rule += ["!", "-s", f"{gateway}/32"]
     rule += ["-j", "DROP"]
     pids = [_process_id(local, pod) for pod in pods]
     for pid in pids:

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
 from tests.assets.model import ensure_model
 from tests.cluster.cluster import Cluster
 from tests.cluster.command import CommandError
@@ -46,14 +47,20 @@ class Installation:
 
     Args:
         internal_hosts: hosts and networks inside the cluster where a store may be, beside the embedded store.
+        scraper_namespaces: namespaces whose pods may scrape agents and engines.
     """
 
     def __init__(
-        self, cluster: Cluster, namespace: str = "default", internal_hosts: Sequence[str] = (HOSTILE_STORES,)
+        self,
+        cluster: Cluster,
+        namespace: str = "default",
+        internal_hosts: Sequence[str] = (HOSTILE_STORES,),
+        scraper_namespaces: Sequence[str] = (),
     ) -> None:
         self.cluster = cluster
         self.namespace = namespace
         self.internal_hosts = tuple(internal_hosts)
+        self.scraper_namespaces = tuple(scraper_namespaces)
 
     def install(self, checkout: Path = ROOT, store_checkout: Path | None = None) -> None:
         """Load the image and install or upgrade the chart. Returns when the operator and the store are ready.
@@ -90,6 +97,29 @@ class Installation:
                 "data": secret["data"],
             }
         )
+        if self.cluster.host_address:
+            self.cluster.apply(self._policy_for_this_machine(), namespace=self.namespace)
+
+    def _policy_for_this_machine(self) -> dict[str, Any]:
+        """Opens inference pods to this machine, from which tests send requests and scrape metrics.
+
+        To NetworkPolicies this machine is a client outside of the cluster, and the operator's policies admit none.
+        """
+        return {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": "machine-of-the-tests"},
+            "spec": {
+                "podSelector": {"matchLabels": {"app.kubernetes.io/component": "inference"}},
+                "policyTypes": ["Ingress"],
+                "ingress": [
+                    {
+                        "from": [{"ipBlock": {"cidr": f"{self.cluster.host_address}/32"}}],
+                        "ports": [{"port": port, "protocol": "TCP"} for port in (ENGINE_PORT, AGENT_PORT)],
+                    }
+                ],
+            },
+        }
 
     def _exceptions(self, checkout: Path) -> list[str]:
         """What the chart refuses and the tests need. The chart of a former version may not know a value."""
@@ -98,11 +128,12 @@ class Installation:
             "stores": ("internalHosts", self.internal_hosts),
             # The pods of a test mount Python packages and the model from the node (small_speculator.py).
             "podTemplates": ("exemptNamespaces", [self.namespace]),
+            "metrics": ("scraperNamespaces", self.scraper_namespaces),
         }
         return [
             f"--set-json={section}.{setting}={json.dumps(value)}"
             for section, (setting, value) in wanted.items()
-            if section in known
+            if setting in known.get(section, {})
         ]
 
     def rollback(self) -> None:

@@ -33,7 +33,7 @@ PROGRAMS_OF_KUBE = (
 )
 """The programs that the one binary `kube` contains (kube/cmd/kube). Each is a link to `kube`."""
 TAGS = "selinux,notest,grpcnotrace"
-_PACKAGES = ("./cmd/kube", "./cmd/coredns", "tool")
+_PACKAGES = ("./cmd/kube", "./cmd/coredns", "./cmd/network-policies", "tool")
 
 
 class BuildError(RuntimeError):
@@ -145,7 +145,8 @@ def _build(go: Path, home: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     target = unfinished / "bin"
     target.mkdir(parents=True)
-    print_progress("building Kubernetes, containerd, CoreDNS and helm: once per machine, 10 to 20 minutes on two cores")
+    programs = "Kubernetes, containerd, CoreDNS, kube-network-policies and helm"
+    print_progress(f"building {programs}: once per machine, 10 to 20 minutes on two cores")
     started = time.monotonic()
     variables = {
         "CGO_ENABLED": "0",

@@ -15,7 +15,7 @@ from tests.cluster.command import NotReadyError, run, url_answers, wait_until
 from tests.cluster.file_lock import exclusive_lock
 from tests.cluster.images.image_build import pause_image
 from tests.cluster.images.image_import import import_image
-from tests.cluster.local import daemons, host_resources, pki
+from tests.cluster.local import daemons, host_resources, packet_queue, pki
 from tests.cluster.local.build import binaries
 from tests.cluster.local.layout import Layout, claim_network, layout, state_root
 from tests.cluster.local.prerequisites import ensure_prerequisites
@@ -29,6 +29,8 @@ _SOURCES_OF_STAMP = (
     "daemons.py",
     "host_resources.py",
     "layout.py",
+    "network-policies-rbac.json",
+    "packet_queue.py",
     "pause.c",
     "pki.py",
     "sandbox.py",
@@ -144,16 +146,18 @@ class LocalCluster:
         self._wait("the API server", lambda: self._kubectl_or_none("get", "--raw", "/readyz") == "ok", "kube-apiserver")
         for name in ("kube-controller-manager", "kube-scheduler"):
             self._spawn(name, built)
-        self._kubectl("apply", "-f", str(Path(__file__).with_name("coredns-rbac.json")))
+        for name in ("coredns", "network-policies"):
+            self._kubectl("apply", "-f", str(Path(__file__).with_name(f"{name}-rbac.json")))
         self._wait_for_containerd()
         self._delete_old_containers()
         pause_image(cluster.directory / "pause.tar", daemons.PAUSE_IMAGE, init)
         self.load_image(cluster.directory / "pause.tar")
-        for name in ("coredns", "kubelet", "kube-proxy"):
+        for name in ("coredns", "network-policies", "kubelet", "kube-proxy"):
             self._spawn(name, built)
         self._wait("the node", self._node_is_ready, "kubelet")
         self._wait("the default service account", self._default_account_exists, "kube-controller-manager")
         self._wait("DNS", lambda: url_answers(f"http://{cluster.node_address}:8181/ready"), "coredns")
+        self._wait_for_network_policies()
 
     def _start_sandbox(self, init: Path) -> None:
         """The namespaces, and the resources on the host that connect and limit them."""
@@ -180,6 +184,8 @@ class LocalCluster:
         self._spawn(daemon, binaries())
         if daemon == "containerd":
             self._wait_for_containerd()
+        elif daemon == "network-policies":
+            self._wait_for_network_policies()
 
     def _spawn(self, name: str, built: Path) -> None:
         command = daemons.commands(self.layout, built)[name]
@@ -187,6 +193,15 @@ class LocalCluster:
 
     def _wait_for_containerd(self) -> None:
         self._wait("containerd", lambda: self._ctr_or_none("version") is not None, "containerd")
+
+    def _wait_for_network_policies(self) -> None:
+        """Wait until the daemon judges packets. Until then pods can't connect to each other."""
+
+        def reads_the_queue() -> bool:
+            lines = self.sandbox.run("cat", packet_queue.STATUS).splitlines()
+            return any(line.split()[0] == str(packet_queue.NUMBER) for line in lines)
+
+        self._wait("the enforcement of NetworkPolicies", reads_the_queue, "network-policies")
 
     def _wait(self, description: str, ready: Callable[[], bool], daemon: str) -> None:
         """Wait until `ready`. Fail at once, with the end of the log, when `daemon` ends before that."""

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.cluster.local import packet_queue
 from tests.cluster.local.layout import Layout
 from tests.cluster.local.pki import API_PORT, NODE
 from tests.cluster.local.prerequisites import SEARCH_PATH, cni_directory
@@ -27,6 +28,7 @@ NAMES = (
     "kube-controller-manager",
     "kube-scheduler",
     "coredns",
+    "network-policies",
     "kubelet",
     "kube-proxy",
 )
@@ -79,19 +81,20 @@ disabled_plugins = [
 
 
 def _cni_network(cluster: Layout) -> dict[str, Any]:
-    """A plain bridge without masquerade: pods keep their address on the way to the host and reach nothing beyond it."""
-    bridge = {
-        "type": "bridge",
-        "bridge": "cni0",
-        "isGateway": True,
+    """A link from each pod to the node, without masquerade.
+
+    Pods keep their address on the way to the host, and reach nothing beyond the host. The node routes the packets
+    between pods, and so can drop them. On a bridge, these packets would bypass the rules for forwarded packets.
+    """
+    link = {
+        "type": "ptp",
         "ipMasq": False,
-        "hairpinMode": True,  # a pod may reach itself through its Service
         "ipam": {"type": "host-local", "ranges": [[{"subnet": cluster.pod_cidr}]], "routes": [{"dst": "0.0.0.0/0"}]},
     }
     return {
         "cniVersion": "1.0.0",
         "name": "aurora",
-        "plugins": [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}],
+        "plugins": [link, {"type": "portmap", "capabilities": {"portMappings": True}}],
     }
 
 
@@ -262,6 +265,7 @@ def commands(cluster: Layout, binaries: Path) -> dict[str, list[str | Path]]:
         "kube-controller-manager": _controller_manager_flags(cluster),
         "kube-scheduler": _client_flags(cluster, "kube-scheduler"),
         "coredns": ["-conf", str(cluster.etc / "Corefile")],
+        "network-policies": _flags(kubeconfig=cluster.pki / "network-policies.kubeconfig", queue=packet_queue.NUMBER),
         "kubelet": _kubelet_flags(cluster),
         "kube-proxy": _flags(config=cluster.etc / "kube-proxy.json"),
     }

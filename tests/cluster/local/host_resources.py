@@ -7,10 +7,12 @@ namespaces (see sandbox.py). It does not remove the resources in this module, so
 from __future__ import annotations
 
 import errno
+import shlex
 import time
 from pathlib import Path
 
 from tests.cluster.command import NotReadyError, run, run_or_none
+from tests.cluster.local import packet_queue
 from tests.cluster.local.layout import Layout
 
 CGROUP_POLL_SECONDS = 0.05
@@ -86,12 +88,14 @@ def create_link(cluster: Layout, holder_pid: int) -> None:
 
 
 def inner_network_script(cluster: Layout) -> str:
-    """A shell script for the inside of the sandbox: the node's address, and a sink for packets to Services.
+    """A shell script for the inside of the sandbox: the node's address, a queue, and a sink for packets to Services.
 
     The sink takes packets to Services that kube-proxy has not programmed yet. The sink is a bridge without ports,
     because not every kernel has a dummy link. A packet into the sink is lost, and TCP's retry a second later succeeds,
     as in any cluster with a default route. Without the sink, the host and an API server that calls a webhook would get
     an error at once. No other network has a route.
+
+    The queue holds new connections for the daemon that enforces NetworkPolicies.
     """
     return f"""
 ip address add {cluster.node_address}/24 dev eth0
@@ -99,6 +103,7 @@ ip link set eth0 up
 ip link add services type bridge
 ip link set services arp off up
 ip route add {cluster.service_cidr} dev services src {cluster.node_address}
+{shlex.join(packet_queue.RULE)}
 """
 
 

@@ -37,6 +37,7 @@ IDENTITIES = (
     Identity("kube-proxy", "system:kube-proxy"),
     Identity("kubelet", f"system:node:{NODE}", "system:nodes"),
     Identity("coredns", "system:coredns"),
+    Identity("network-policies", "system:network-policies"),
 )
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-days", "3650")
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.cluster.command import print_progress, run, run_or_none
+from tests.cluster.local import packet_queue
 
 CNI_DIRECTORIES = (Path("/usr/lib/cni"), Path("/opt/cni/bin"), Path("/usr/libexec/cni"))
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -42,7 +43,7 @@ def _has_command(name: str) -> Callable[[], bool]:
 
 def cni_directory() -> Path | None:
     """Where this machine has the CNI plugins; None when they are not installed."""
-    return next((path for path in CNI_DIRECTORIES if (path / "bridge").exists()), None)
+    return next((path for path in CNI_DIRECTORIES if (path / "ptp").exists()), None)
 
 
 PACKAGES = (
@@ -70,12 +71,36 @@ def static_busybox() -> Path | None:
     return Path(path) if b"ld-linux" not in Path(path).read_bytes()[:4096] else None
 
 
+def _netfilter_problems() -> list[str]:
+    """What the kernel lacks for the cluster's rules. A missing program is reported as a missing package instead."""
+    problems = []
+    if not Path(packet_queue.STATUS).exists() and run_or_none("modprobe", "nfnetlink_queue") is None:
+        problems.append(
+            "load the kernel's module nfnetlink_queue, or run a kernel with CONFIG_NETFILTER_NETLINK_QUEUE (the "
+            "cluster enforces NetworkPolicies with it)"
+        )
+    in_own_network = partial(run_or_none, "unshare", "--net", env={"PATH": SEARCH_PATH})
+    if _has_command("iptables")() and in_own_network(*packet_queue.RULE) is None:
+        problems.append(
+            "load the kernel's modules xt_conntrack and xt_NFQUEUE, or run a kernel with "
+            "CONFIG_NETFILTER_XT_MATCH_CONNTRACK and CONFIG_NETFILTER_XT_TARGET_NFQUEUE (the cluster enforces "
+            "NetworkPolicies with them)"
+        )
+    if _has_command("nft")() and in_own_network("nft", "add table inet probe") is None:
+        problems.append(
+            "load the kernel's module nf_tables, or run a kernel with CONFIG_NF_TABLES_INET (kube-proxy needs it)"
+        )
+    return problems
+
+
 def _machine_problems() -> list[str]:
     problems = []
     if os.geteuid() != 0:
         problems.append("run as root (the cluster creates namespaces, mounts and network links)")
     elif run_or_none("unshare", "--net", "--mount", "--pid", "--fork", "true") is None:
         problems.append("allow this process to create namespaces (unshare --net --mount --pid fails)")
+    else:
+        problems += _netfilter_problems()
     if "overlay" not in Path("/proc/filesystems").read_text() and run_or_none("modprobe", "overlay") is None:
         problems.append("load the kernel's overlay file system (modprobe overlay)")
     if " cgroup" not in Path("/proc/mounts").read_text():
