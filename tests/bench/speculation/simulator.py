@@ -7,6 +7,7 @@ Invariant: an answer has the same tokens under every policy. A policy only decid
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -54,12 +55,12 @@ class _Running:
         match = 0 if self.last_place is None else self.request.lookup_match[self.last_place]
         return RequestOutlook(self.rid, max(match, SHORTEST_MATCH), LOOKUP_STEPS, self.pending)
 
-    def accept(self, source: Source, arm: Arm) -> int:
+    def accept(self, source: Source, arm: Arm, *, is_draft_trained: bool = True) -> int:
         """The accepted tokens of a round, and the step to the place after it."""
         right = 0
         if source is Source.LOOKUP:
             right = self.request.lookup_right[self.place]
-        elif source is Source.DRAFT:
+        elif source is Source.DRAFT and is_draft_trained:
             right = self.request.draft_right[self.place]
         accepted = min(right, arm.steps)
         self.last_place = self.place
@@ -119,17 +120,22 @@ def play(
     noise: Noise,
     reports_unplayed_lookup: bool = True,
     behind: bool = False,
+    untrained_rounds: int = 0,
 ) -> Iterator[PlayedRound]:
     """The rounds until the traffic ends and a place becomes free.
 
     Args:
         reports_unplayed_lookup: whether the worker compares lookups that it did not use with the tokens of the round.
         behind: whether rounds are decided without the results of the round before (``rounds_behind.py``).
+        untrained_rounds: rounds in which a draft serves that guesses nothing. Then the draft of the traffic is swapped
+            in, and the running requests go on.
     """
     waiting = enumerate(traffic)
     running = list[_Running]()
     backlog, observations = _DraftBacklog(), _Observations(policy, late=behind)
-    while True:
+    for number in itertools.count():
+        if number == untrained_rounds > 0:
+            policy.draft_serves("trained")
         while len(running) < concurrency:
             if (following := next(waiting, None)) is None:
                 observations.settle()
@@ -144,7 +150,11 @@ def play(
         catch_up = costs(_SMALLEST_DRAFT, size, late) - costs(_SMALLEST_DRAFT, size, 0)
         milliseconds = costs(decision.arm, size, 0) + catch_up
         right = [r.request.lookup_right[r.place] for r in running]
-        accepted = [r.accept(s, decision.arm) for r, s in zip(running, decision.sources, strict=True)]
+        is_trained = number >= untrained_rounds
+        accepted = [
+            r.accept(source, decision.arm, is_draft_trained=is_trained)
+            for r, source in zip(running, decision.sources, strict=True)
+        ]
         unplayed = [min(a, b + 1) for a, b in zip(right, accepted, strict=True)] if reports_unplayed_lookup else []
         took = noise.measured(milliseconds)
         told = None if late and not decision.arm.drafts else took  # a catch-up is not the work of such a round

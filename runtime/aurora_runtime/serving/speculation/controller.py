@@ -155,17 +155,19 @@ class Controller:
             self._values.learn(Source.DRAFT, drafted)
         if looked_up:
             self._values.learn(Source.LOOKUP, looked_up)
+        pending, index = _pending(outlooks) if arm.drafts else 0, self._index[arm]
         if milliseconds is None:
-            return
-        pending = _pending(outlooks) if arm.drafts else 0
-        self._costs.learn(arm, size, milliseconds, pending)
-        costs = self._costs.milliseconds(size)
-        took = costs[self._index[arm]] + self._costs.catch_up_milliseconds(pending, size)
-        pace = self._costs.pace  # seconds that passed, not seconds of a machine at pace 1
-        self._counters.compare_with_off(took * pace, costs[0] * made / size * pace)
+            took = self._costs.trial_milliseconds(size, pending, {})[index]
+        else:
+            self._costs.learn(arm, size, milliseconds, pending)
+            took = self._costs.milliseconds(size)[index] + self._costs.catch_up_milliseconds(pending, size)
         if decision.explores and arm != OFF:  # a round of off is not charged
             self._budget.spend(took - made / self._best_speed(outlooks))
-        self._budget.earn(costs[0] * made / size, costs[0])
+        if milliseconds is not None:
+            off_milliseconds = self._costs.milliseconds(size)[0]
+            pace = self._costs.pace  # seconds that passed, not seconds of a machine at pace 1
+            self._counters.compare_with_off(took * pace, off_milliseconds * made / size * pace)
+            self._budget.earn(off_milliseconds * made / size, off_milliseconds)
 
     def draft_serves(self, version: str) -> None:
         """The draft ``version`` serves from now on. Costs stay, because all drafts have one shape."""
@@ -280,11 +282,11 @@ class Controller:
         optimistic = self._tokens(*self._curves(outlooks, exploration.optimism))
         looks = self._costs.looks(size)
         least = self._costs.least_milliseconds(size, looks)
-        catch_up = self._costs.catch_up_milliseconds(_pending(outlooks), size)
-        steady, loan = self._costs.milliseconds(size), self._budget.loan_milliseconds(catch_up)
+        pending = _pending(outlooks)
+        trial = self._costs.trial_milliseconds(size, pending, looks)
+        loan = self._budget.loan_milliseconds(self._costs.least_catch_up_milliseconds(pending, size))
         prospects = [
-            Prospect(i, tokens[i], optimistic[i] / least[i], looks.get(i, steady[i]) + drafts * catch_up, drafts * loan)
-            for i, _, drafts in self._shapes
+            Prospect(i, tokens[i], optimistic[i] / least[i], trial[i], drafts * loan) for i, _, drafts in self._shapes
         ]
         if self._can_draft:
             trials = [self._values.draft_trials(d) for d in range(self._arms[-1].steps)]

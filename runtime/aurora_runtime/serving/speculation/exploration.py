@@ -6,11 +6,12 @@ most. A round that explores and wins pays its gain in.
 
 The draft's catch-up may be paid from the credit of later rounds, because many requests that are late together take
 longer to catch up than a full bucket pays for. Without the loan such a draft would never be tried, however good it is.
+A bucket lends as much as it holds at most, and a full one several times as much. A bucket in debt pays for nothing.
 
-Invariant: over any stretch of rounds of one batch size, exploration loses at most the share of the time that rounds
-without speculation would have taken, two full buckets, and the loss of one round. A bucket in debt pays for nothing.
-Rounds of off are not charged, because they lose nothing against off. :func:`is_off_due` and the controller bound how
-often they run.
+Invariant: over any stretch of rounds of one batch size, exploration is expected to lose at most the share of the time
+that rounds without speculation would have taken, and two full buckets, or the loss of the dearest round instead where
+that is more. A round may lose more than expected, above all the first one of its kind. Rounds of off are not charged,
+because they lose nothing against off. :func:`is_off_due` and the controller bound how often they run.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class ExplorationSettings:
     Attributes:
         share: share of the time that exploration may lose.
         burst_rounds: off rounds' worth of time that the bucket holds at most.
+        loan_buckets: full buckets that a full bucket lends for a catch-up. Otherwise the bucket lends one.
         consider: share of rounds in which exploring is considered at all.
         optimism: standard errors above the estimate with which an arm's value is considered.
         min_gain: an arm is explored if it could be better than the best arm by this share.
@@ -45,6 +47,7 @@ class ExplorationSettings:
 
     share: float = 0.005
     burst_rounds: float = 1.0
+    loan_buckets: float = 4.0
     consider: float = 0.25
     optimism: float = 1.5
     min_gain: float = 0.03
@@ -64,19 +67,19 @@ class ExplorationBudget:
         return self._credit or 0.0
 
     def loan_milliseconds(self, catch_up_milliseconds: float) -> float:
-        """How much of a catch-up the credit of later rounds may pay: at most a full bucket."""
-        return min(catch_up_milliseconds, self._limit)
+        """How much of a catch-up the credit of later rounds may pay."""
+        buckets = self._settings.loan_buckets if self.credit_milliseconds >= self._limit else 1.0
+        return min(catch_up_milliseconds, buckets * self._limit)
 
     def earn(self, worth_milliseconds: float, off_milliseconds: float) -> None:
         """A round made tokens for which rounds without speculation take ``worth_milliseconds``.
 
         One such round takes ``off_milliseconds``. The first round fills the bucket.
         """
-        self._limit = self._settings.burst_rounds * off_milliseconds
-        if self._credit is None:
-            self._credit = self._limit
-        # A loan of a larger batch would keep a smaller one from exploring for hundreds of rounds.
-        credit = max(self._credit, -self._limit)
+        before, self._limit = self._limit, self._settings.burst_rounds * off_milliseconds
+        credit = self._limit if self._credit is None else self._credit
+        if credit < 0 < before:  # a loan of a larger batch would keep a smaller one from exploring for long
+            credit = max(credit * self._limit / before, -self._settings.loan_buckets * self._limit)
         self._credit = min(self._limit, credit + self._settings.share * worth_milliseconds)
 
     def spend(self, milliseconds: float) -> None:

@@ -18,8 +18,8 @@ SETTINGS = ExplorationSettings()
 ARMS = (OFF, Arm(1, drafts=True), Arm(3, drafts=True), Arm(7, drafts=True))
 
 
-@given(st.lists(st.tuples(st.floats(0, 30), st.floats(0, 60)), max_size=300), st.integers(0, 200), st.integers(1, 100))
-def test_any_stretch_of_rounds_loses_at_most_its_share_and_two_buckets(
+@given(st.lists(st.tuples(st.floats(0, 30), st.floats(0, 99)), max_size=300), st.integers(0, 200), st.integers(1, 100))
+def test_any_stretch_of_rounds_loses_at_most_its_share_and_two_buckets_or_one_long_catch_up(
     losses: list[tuple[float, float]], start: int, length: int
 ) -> None:
     """Each round may explore an arm that is expected to lose this time, and to catch up for that long."""
@@ -32,9 +32,10 @@ def test_any_stretch_of_rounds_loses_at_most_its_share_and_two_buckets(
             budget.spend(lost)
         spent.append(lost)
         budget.earn(off, off)
-        assert budget.credit_milliseconds >= -SETTINGS.burst_rounds * off - 1e-6
+        assert budget.credit_milliseconds >= -SETTINGS.loan_buckets * SETTINGS.burst_rounds * off - 1e-6
     stretch = spent[start : start + length]
-    assert sum(stretch) <= SETTINGS.share * off * length + 2 * SETTINGS.burst_rounds * off + 1e-6
+    at_once = max(2 * SETTINGS.burst_rounds * off, *stretch, 0.0)
+    assert sum(stretch) <= SETTINGS.share * off * length + at_once + 1e-6
 
 
 def test_nothing_is_explored_before_the_first_round_was_timed() -> None:
@@ -67,13 +68,36 @@ def test_what_cannot_be_paid_or_cannot_win_is_not_explored() -> None:
 def test_a_catch_up_that_takes_longer_than_the_bucket_pays_for_is_paid_from_later_rounds() -> None:
     budget = ExplorationBudget(SETTINGS)
     budget.earn(20, 20)
+    bucket = SETTINGS.burst_rounds * 20
+    assert budget.loan_milliseconds(30) == 30
+    assert budget.loan_milliseconds(1000) == SETTINGS.loan_buckets * bucket
     late = prospect(1, 0.1, loss=35, loan=budget.loan_milliseconds(30))
     assert most_promising([late], 1 / 20, budget.credit_milliseconds, 0.03) == late
     budget.spend(35)
-    assert budget.credit_milliseconds == pytest.approx(SETTINGS.burst_rounds * 20 - 35)
+    assert budget.credit_milliseconds == pytest.approx(bucket - 35)
     assert most_promising([prospect(2, 0.1, loss=1)], 1 / 20, budget.credit_milliseconds, 0.03) is None
+    assert budget.loan_milliseconds(1000) == bucket, "only a full bucket lends more than it holds"
     too_dear = prospect(1, 0.1, loss=45, loan=budget.loan_milliseconds(40))
-    assert most_promising([too_dear], 1 / 20, SETTINGS.burst_rounds * 20, 0.03) is None
+    assert most_promising([too_dear], 1 / 20, bucket, 0.03) is None
+
+
+def test_a_loan_is_paid_back_in_rounds_whatever_their_batch_size() -> None:
+    budget = ExplorationBudget(SETTINGS)
+    budget.earn(70, 70)
+    budget.spend(70 + SETTINGS.burst_rounds * 70)
+    rounds = 0
+    while budget.credit_milliseconds <= 0:
+        budget.earn(20, 20)
+        rounds += 1
+    assert rounds == pytest.approx(1 / SETTINGS.share, abs=2)
+
+
+def test_no_loan_lasts_longer_than_a_full_bucket_lends() -> None:
+    budget = ExplorationBudget(SETTINGS)
+    budget.earn(20, 20)
+    budget.spend(10_000)
+    budget.earn(0, 20)
+    assert budget.credit_milliseconds == -SETTINGS.loan_buckets * SETTINGS.burst_rounds * 20
 
 
 @pytest.mark.parametrize(("known", "explored"), [(0, {1}), (1, {1, 2}), (3, {1, 2, 3})])

@@ -6,6 +6,8 @@ controller sees noisy times, the results use true ones.
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -30,7 +32,7 @@ from tests.bench.speculation.regret import (
     new_controller,
     new_noise,
 )
-from tests.bench.speculation.simulator import against_off, play, speed, worst_window
+from tests.bench.speculation.simulator import PlayedRound, against_off, play, speed, worst_window
 
 OF_BEST = 0.97
 """Least speed on stationary traffic, over the best fixed arm's: from the first request of a fresh pod to the last."""
@@ -41,6 +43,11 @@ OF_OFF = 0.98
 AFTER_SHIFT = 0.98
 """Least speed from 100 rounds after a change on, over the speed of the best fixed arm of what came."""
 ROUNDS_TO_ADAPT = 100
+OF_BEST_LATE = 0.93
+"""Least speed over the best fixed arm's, once a draft that was swapped in under load is in use."""
+ROUNDS_UNTIL_SWAP = 600
+ROUNDS_TO_FIND_A_DRAFT = 600
+"""Rounds within which a good draft is in use under load, although the budget may just have paid for a long catch-up."""
 BEHIND = 0.96
 """Least speed over the best fixed arm's, where each round is decided without the results of the round before."""
 
@@ -114,6 +121,31 @@ def test_after_a_change_the_best_speed_is_back_within_100_rounds(
     assert speed(rounds[ROUNDS_TO_ADAPT:]) >= AFTER_SHIFT * best.speed, best
 
 
+@pytest.mark.parametrize(
+    ("concurrency", "costs", "answer_tokens", "known"),
+    [
+        pytest.param(16, gpu_milliseconds, 64, 0.75, id="16 on a GPU"),
+        pytest.param(64, gpu_milliseconds, 64, 0.75, id="64 on a GPU"),
+        pytest.param(16, cpu_milliseconds, 64, 0.85, id="16 on a CPU"),
+        pytest.param(16, gpu_milliseconds, 300, 0.75, id="16 long answers on a GPU"),
+        pytest.param(16, gpu_milliseconds, 512, 0.75, id="16 very long answers on a GPU"),
+    ],
+)
+def test_a_better_draft_is_used_after_a_swap_under_steady_load(
+    concurrency: int, costs: CostTable, answer_tokens: int, known: float
+) -> None:
+    """Every running request is late, so the first trial of the draft has a long catch-up."""
+    kind, rounds_in_all = replace(PROSE, known=known, answer_tokens=answer_tokens), ROUNDS_UNTIL_SWAP + 1200
+    for seed in range(2):
+        traffic = generate(kind, concurrency * (5 + 3 * rounds_in_all // answer_tokens), seed)
+        best = best_fixed_arm(traffic[-20 * concurrency :], concurrency, costs)
+        controller, noise = new_controller(seed), new_noise(seed)
+        rounds = play(controller, traffic, concurrency, costs, noise, untrained_rounds=ROUNDS_UNTIL_SWAP)
+        after = list(itertools.islice(rounds, ROUNDS_UNTIL_SWAP, rounds_in_all))
+        assert best.arm.drafts
+        assert speed(after[ROUNDS_TO_FIND_A_DRAFT:]) >= OF_BEST_LATE * best.speed, seed
+
+
 @machines
 @pytest.mark.parametrize("concurrency", [1, 4])
 @pytest.mark.parametrize("kind", [JSON, DOCSTRINGS], ids=["json", "docstrings"])
@@ -152,11 +184,40 @@ def test_a_pod_that_starts_under_load_finds_out_that_proposals_cost_a_gpu_little
     assert regret.of_best >= 0.85
 
 
+@pytest.mark.parametrize("concurrency", [16, 32, 128])
+def test_a_pod_that_starts_under_load_finds_out_what_the_draft_is_worth_where_lookup_finds_nothing(
+    concurrency: int,
+) -> None:
+    """No round with lookup tells how little proposals cost, so the draft's own first trial must."""
+    kind = PROSE.with_draft(0.75)
+    for seed in range(2):
+        regret = measure_regret(generate(kind, 10 * concurrency, seed), concurrency, gpu_milliseconds, seed)
+        assert regret.best.speedup > 1.5
+        assert regret.of_best >= 0.85, seed
+
+
 @pytest.mark.parametrize("kind", [JSON, DOCSTRINGS, SQL], ids=["JSON", "docstrings", "SQL"])
 def test_a_pod_that_starts_under_load_is_never_slower_than_off_on_a_cpu(kind: TrafficKind) -> None:
     rounds = list(play(new_controller(), generate(kind, 12 * 64), 64, cpu_milliseconds, new_noise()))
     assert worst_window(rounds, WINDOW_ROUNDS) >= OF_OFF
     assert against_off(rounds) >= OF_OFF
+
+
+@machines
+@pytest.mark.parametrize("concurrency", [16, 64])
+def test_a_hopeless_draft_under_load_costs_at_most_one_percent_in_the_long_run(
+    concurrency: int, costs: CostTable
+) -> None:
+    """Long answers, so that a catch-up takes several rounds' time, and a new version every few hundred rounds."""
+    controller, kind = new_controller(), replace(PROSE, answer_tokens=300).with_draft(UNTRAINED)
+    traffic = generate(kind, 10 * concurrency)
+    rounds = list[PlayedRound]()
+    for r in play(controller, traffic, concurrency, costs, new_noise()):
+        rounds.append(r)
+        if len(rounds) % 300 == 0:
+            controller.draft_serves(str(len(rounds)))
+    assert any(r.arm.drafts for r in rounds)
+    assert against_off(rounds) >= 0.99
 
 
 def test_exploration_loses_at_most_two_percent_of_the_time() -> None:

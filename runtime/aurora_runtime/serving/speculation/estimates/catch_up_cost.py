@@ -3,6 +3,9 @@
 Rounds that alternate between lookup and the draft pay a catch-up each time the draft proposes again. Where nobody
 tells the catch-up's time from the draft arm's own, the arm seems dear, and is chosen less than it deserves.
 
+The rough estimate is that of a small CPU. A GPU may take a tenth of it. So exploration counts on the *least* time,
+which is far below the estimate until catch-ups were timed.
+
 Invariant: the time is a multiple of a rough estimate, and the multiple is positive and bounded.
 """
 
@@ -14,7 +17,10 @@ from typing import Final
 NOISE_VARIANCE: Final = 0.08**2
 """Variance of a round's time, relative to the time."""
 PRIOR_WEIGHT: Final = 4.0
-"""What the estimate before any measurement counts for, in measurements of its own size over the noise's."""
+"""What the estimate before any measurement counts for, in measurements of its own size over the noise's. So before any
+measurement the multiple's standard deviation is 0.5."""
+LEAST_DEVIATIONS: Final = 1.6
+"""Standard deviations by which a catch-up may be shorter than its estimate."""
 MEMORY: Final = 0.99
 """Share of what is known that stays with each measurement."""
 CLIP: Final = 2.5
@@ -33,8 +39,12 @@ class CatchUpCost:
 
     @property
     def multiple(self) -> float:
-        least, most = BOUNDS
-        return max(least, min(self._sum / self._weight, most))
+        return _bounded(self._sum / self._weight)
+
+    @property
+    def least_multiple(self) -> float:
+        """A multiple that is not unlikely, although the estimate is larger."""
+        return _bounded(self._sum / self._weight - LEAST_DEVIATIONS / sqrt(self._weight))
 
     def learn(self, rough: float, measured: float, round_milliseconds: float, more_variance: float) -> None:
         """Learn from one round.
@@ -48,7 +58,12 @@ class CatchUpCost:
         variance = NOISE_VARIANCE + more_variance
         bound = CLIP * sqrt(variance) * round_milliseconds
         expected = self.multiple * rough
-        measured = max(expected - bound, min(measured, expected + bound))
+        measured = min(measured, expected + bound)  # nothing makes a round faster than it is
         weight = (rough / round_milliseconds) ** 2 / variance
         self._weight = MEMORY * self._weight + weight
         self._sum = MEMORY * self._sum + weight * measured / rough
+
+
+def _bounded(multiple: float) -> float:
+    least, most = BOUNDS
+    return max(least, min(multiple, most))

@@ -45,10 +45,15 @@ class LookSettings:
 class Cell:
     """The time of one arm in one range of batch sizes, at pace 1, as a multiple of the formula's time."""
 
-    __slots__ = ("_settings", "_variance", "batch_size", "caught_up", "last", "level", "looks", "round", "samples")
+    __slots__ = (
+        *("_is_first_of_kind", "_settings", "_variance"),
+        *("batch_size", "caught_up", "last", "level", "looks", "round", "samples"),
+    )
 
-    def __init__(self, settings: LookSettings) -> None:
+    def __init__(self, settings: LookSettings, *, is_first_of_kind: bool = False) -> None:
+        """``is_first_of_kind``: before, no arm of lookup, or none of the draft, was timed in this range."""
         self._settings = settings
+        self._is_first_of_kind = is_first_of_kind
         self.level = 1.0
         self.samples = 0
         self.caught_up = 0
@@ -79,7 +84,8 @@ class Cell:
         if self.samples == 0 and deviation > self._settings.doubted_deviation:
             noise = deviation * deviation
         elif self.samples <= FEW_TIMES and deviation < -CLIP * sqrt(variance + pace_variance + noise):
-            variance = UNTIMED_VARIANCE
+            # Without any time of its kind, the formula is the prior of a small CPU, and a GPU is several times as fast.
+            variance = max(UNTIMED_VARIANCE, deviation * deviation * (self._is_first_of_kind and not self.samples))
         total = variance + pace_variance + noise
         bound = CLIP * sqrt(total)
         deviation = max(-bound, min(deviation, bound))
@@ -115,6 +121,11 @@ class CellRange:
             if cell is not None:
                 size = cell.batch_size
                 cell.level *= cost_line.milliseconds(before, arm, size) / cost_line.milliseconds(line, arm, size)
+
+    def is_known_caught_up(self, index: int) -> bool:
+        """Whether an arm was timed a few times without a catch-up, so that a longer round is due to its catch-up."""
+        cell = self.cells[index]
+        return cell is not None and cell.caught_up >= FEW_TIMES
 
     def look_milliseconds(self, index: int, batch_size: int, off_milliseconds: float) -> float | None:
         """The time that is expected of an arm whose cell is due for a look. None: the cell is not.

@@ -17,7 +17,7 @@ than the same steps without.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import exp, sqrt
 from typing import Final
 
@@ -25,7 +25,6 @@ from aurora_runtime.engine.arms import Arm
 from aurora_runtime.serving.speculation.estimates import cost_line
 from aurora_runtime.serving.speculation.estimates.cost_cells import (
     DEFAULT_MILLISECONDS,
-    FEW_TIMES,
     UNTIMED_VARIANCE,
     Cell,
     CellRange,
@@ -37,7 +36,9 @@ PACE_VARIANCE_PER_ROUND: Final = 0.02**2
 """How fast the machine's speed wanders."""
 UNTIMED_EXTRA: Final = 0.2
 """Share of an arm's estimated time beyond off's that the arm may take in fact, before any arm of its kind was timed.
-The estimate then says what a small CPU does. On a GPU a few proposed tokens cost nearly nothing."""
+The estimate then says what a small CPU does. On a GPU a few proposed tokens cost nearly nothing. Both the gain and the
+loss of a trial count on this share, the loss only for the arm with the fewest steps. Otherwise a pod that starts under
+load would never afford the first trial."""
 NEARNESS: Final = 1.5
 """Ranges of batch sizes within which a cell's weight in the formula falls to 1/e."""
 MAX_WEIGHT: Final = 9
@@ -47,6 +48,9 @@ CATCH_UP_SHARES: Final = (0.05, 0.08)
 A draft has one layer where the target has dozens."""
 CATCH_UP_DOUBT: Final = 0.5
 """How wrong this may be. A cell that was timed with a catch-up only is as doubtful as what was taken off."""
+FAR_LESS: Final = 0.5
+"""Below this share of what was expected of both, the arm and the catch-up share what a round took beyond off. Otherwise
+the first rounds of an arm only confirm the catch-up, because their noise is larger than most catch-ups."""
 DOUBTED_WEIGHT: Final = 0.01
 """A cell that is due for a look says next to nothing about arms with more steps, which cannot be faster."""
 _REFIT_SAMPLES: Final = frozenset({1, 2, 4, 8, 15, 60, 240})
@@ -81,8 +85,13 @@ class CostModel:
 
     def catch_up_milliseconds(self, pending: int, batch_size: int) -> float:
         """The time at pace 1 in which the draft processes a batch's ``pending`` tokens before it can propose."""
-        here = self._range(size_range(batch_size))
-        return here.catch_up.multiple * _rough_catch_up(here.line, pending, batch_size)
+        rough = self._rough_catch_up(pending, batch_size)
+        return rough * self._range(size_range(batch_size)).catch_up.multiple
+
+    def least_catch_up_milliseconds(self, pending: int, batch_size: int) -> float:
+        """A time of the catch-up that is not unlikely, although the estimate is longer."""
+        rough = self._rough_catch_up(pending, batch_size)
+        return rough * self._range(size_range(batch_size)).catch_up.least_multiple
 
     def deviations(self, batch_size: int) -> list[float]:
         """The standard deviation of the logarithm of each arm's estimate, pace apart."""
@@ -99,13 +108,31 @@ class CostModel:
         least = [ms / (1 + doubt) for ms, doubt in zip(estimates, doubts, strict=True)]
         for i, expected in looks.items():
             least[i] = min(least[i], expected / (1 + sqrt(UNTIMED_VARIANCE)))
-        cells, off = self._range(size_range(batch_size)).cells, estimates[0]
-        for kind in (self._plain, self._drafting):
-            untimed = [i for i in kind if self._arms[i].steps]
-            if all(cells[i] is None for i in untimed):
-                for i in untimed:
-                    least[i] = min(least[i], off + UNTIMED_EXTRA * (estimates[i] - off))
+        for kind in self._untimed_kinds(batch_size):
+            for i in kind:
+                least[i] = min(least[i], _hopeful(estimates, i))
         return least
+
+    def trial_milliseconds(self, batch_size: int, pending: int, looks: Mapping[int, float]) -> list[float]:
+        """The time at pace 1 that exploration expects of a trial of each arm, the draft's catch-up included.
+
+        ``looks`` are the arms that are due for a look, from :meth:`looks`.
+        """
+        estimates = self.milliseconds(batch_size)
+        milliseconds = [looks.get(i, estimate) for i, estimate in enumerate(estimates)]
+        for kind in self._untimed_kinds(batch_size):
+            milliseconds[kind[0]] = _hopeful(estimates, kind[0])  # the fewest steps lose least
+        catch_up = self.least_catch_up_milliseconds(pending, batch_size)
+        return [ms + arm.drafts * catch_up for ms, arm in zip(milliseconds, self._arms, strict=True)]
+
+    def _untimed_kinds(self, batch_size: int) -> list[list[int]]:
+        """The arms of lookup, and those of the draft, unless any of the same kind was timed at about this batch size.
+
+        By their numbers, and from few steps to many.
+        """
+        cells = self._range(size_range(batch_size)).cells
+        kinds = (self._plain[1:], self._drafting)
+        return [kind for kind in kinds if kind and all(cells[i] is None for i in kind)]
 
     def looks(self, batch_size: int) -> dict[int, float]:
         """The arms that are due for a look, by their number, with the time that is expected of them."""
@@ -123,19 +150,26 @@ class CostModel:
         here, index = self._range(size_range(batch_size)), self._index[arm]
         self._round += 1
         self._pace_variance += PACE_VARIANCE_PER_ROUND
-        expected = self.milliseconds(batch_size)[index]
-        catch_up = self.catch_up_milliseconds(pending, batch_size) if arm.drafts else 0.0
-        at_pace = milliseconds / self._pace
+        estimates = self.milliseconds(batch_size)
+        off, expected, at_pace = estimates[0], estimates[index], milliseconds / self._pace
+        rough = self._rough_catch_up(pending, batch_size) if arm.drafts else 0.0
+        catch_up = rough * here.catch_up.multiple
+        is_known = here.is_known_caught_up(index)
+        if rough and not is_known:
+            share = max(0.0, at_pace - off) / (catch_up + expected - off)
+            catch_up *= share if share < FAR_LESS else 1.0
         own = max(0.3 * at_pace, at_pace - catch_up)
+        if rough and not is_known:
+            here.catch_up.learn(rough, catch_up, own, self._pace_variance + CATCH_UP_DOUBT**2)
         ratio = own / here.formula_milliseconds(batch_size)[index]
-        if (looks_for := here.look_milliseconds(index, batch_size, self.milliseconds(batch_size)[0])) is not None:
+        if (looks_for := here.look_milliseconds(index, batch_size, off)) is not None:
             here.looked(index, own, looks_for)
         here.rounds += 1
         if (cell := here.cells[index]) is None:
-            cell = here.cells[index] = Cell(self._look_settings)
+            is_first = any(index in kind for kind in self._untimed_kinds(batch_size))
+            cell = here.cells[index] = Cell(self._look_settings, is_first_of_kind=is_first)
         cell.last = here.rounds
-        if catch_up and cell.caught_up >= FEW_TIMES:
-            rough = _rough_catch_up(here.line, pending, batch_size)
+        if rough and here.is_known_caught_up(index):
             here.catch_up.learn(rough, at_pace - expected, expected, self._pace_variance)
             return
         doubt = CATCH_UP_DOUBT * catch_up / own
@@ -154,6 +188,13 @@ class CostModel:
             for arm, cell in zip(self._arms, each.cells, strict=True):
                 if cell is not None:
                     yield arm, cell.batch_size, each.cell_milliseconds(arm, cell) * self._pace, cell.samples
+
+    def _rough_catch_up(self, pending: int, batch_size: int) -> float:
+        """The time of a catch-up before any measurement."""
+        if pending <= 0:
+            return 0.0
+        line, (fixed, per_token) = self._range(size_range(batch_size)).line, CATCH_UP_SHARES
+        return fixed * (line[0] + line[1] * batch_size) + per_token * line[2] * pending
 
     def _range(self, number: int) -> CellRange:
         """A range with its formula."""
@@ -205,12 +246,9 @@ class CostModel:
         return 1 / (cell.variance(self._round) if cell else UNTIMED_VARIANCE)
 
 
-def _rough_catch_up(line: cost_line.Coefficients, pending: int, batch_size: int) -> float:
-    """The time of a catch-up before any measurement."""
-    if pending <= 0:
-        return 0.0
-    fixed, per_token = CATCH_UP_SHARES
-    return fixed * (line[0] + line[1] * batch_size) + per_token * line[2] * pending
+def _hopeful(estimates: Sequence[float], index: int) -> float:
+    """The time that an arm may take although only the prior says anything about it."""
+    return estimates[0] + UNTIMED_EXTRA * (estimates[index] - estimates[0])
 
 
 def ascending(values: list[float], weights: list[float]) -> list[float]:

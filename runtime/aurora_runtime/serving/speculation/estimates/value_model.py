@@ -31,6 +31,9 @@ LOOKUP_GROUPS: Final = (0, 1, 2, 2, 3)
 DRAFT_PRIOR: Final = 0.1
 MEMORY_PROPOSALS: Final = 80.0
 """Proposals of a source after which earlier evidence counts for 1/e of its weight."""
+LEAST_MEMORY_ROUNDS: Final = 20.0
+"""Rounds with proposals after which earlier evidence counts for at least 1/e, however many requests propose at once. A
+few rounds of a large batch alone would leave every rate, and so the best of many arms, to chance."""
 MEMORY_ROUNDS: Final = 200.0
 """Rounds after which evidence counts for 1/e of its weight, even without a proposal."""
 AGING_ROUNDS: Final = 16
@@ -146,7 +149,8 @@ class _SourceRates:
     def learn(self, proposals: Sequence[tuple[_Odds, int, int]], now: int) -> None:
         """Learn from a round's proposals: the odds, the accepted and the proposed tokens of each."""
         mean = self.rates(0.0)
-        self._rates.fade((now - self._round) / MEMORY_ROUNDS + len(proposals) / MEMORY_PROPOSALS)
+        used = min(len(proposals) / MEMORY_PROPOSALS, 1 / LEAST_MEMORY_ROUNDS)
+        self._rates.fade((now - self._round) / MEMORY_ROUNDS + used)
         self._round = now
         for odds, accepted, proposed in proposals:
             odds.add(accepted, proposed, mean)

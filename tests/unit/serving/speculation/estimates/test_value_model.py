@@ -75,6 +75,25 @@ def test_the_low_odds_of_requests_that_ended_long_ago_are_forgotten() -> None:
     assert model.draft_curve(outlook("new"))[7] > 1.2 * recent
 
 
+@pytest.mark.parametrize("requests", [1, 16, 64, 256])
+def test_evidence_of_at_least_a_few_rounds_counts_however_many_requests_propose_at_once(requests: int) -> None:
+    model = ValueModel(7)
+    for _ in range(400):
+        model.begin_round()
+        model.learn(Source.DRAFT, [(outlook(f"r{i}"), 1, 7) for i in range(requests)])
+    rounds = model.draft_trials(0) / requests
+    assert 18 < rounds < 100
+
+
+def test_a_large_batch_shows_within_some_rounds_that_the_draft_became_worse() -> None:
+    model, batch = ValueModel(7), [outlook(f"r{i}") for i in range(64)]
+    for accepted, rounds in ((6, 400), (0, 60)):
+        for _ in range(rounds):
+            model.begin_round()
+            model.learn(Source.DRAFT, [(request, accepted, 7) for request in batch])
+    assert model.draft_curve(outlook("new"))[7] < 0.3
+
+
 def test_new_requests_begin_with_the_odds_that_the_last_ones_ended_with() -> None:
     model = ValueModel(7)
     teach(model, Source.DRAFT, outlook("first"), 6)
