@@ -159,6 +159,7 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
         leases=lent.leases,
         notes=(*notes(old, status, events), *worth_notes(observed.spec.training, old, status)),
         decisions=tuple(event.reason for event in events),
+        decides_versions=True,
         moving=_is_moving(observed, pods, step) or bool(swaps) or measuring or advance is not None or worth_changed,
     )
 
