@@ -1,6 +1,7 @@
 """Give up the records that a store has lost, and begin again at version 0. Pure.
 
-Invariant: the confirmation names the version that is lost, so it never gives up another one.
+Invariants: the confirmation names the version that is lost, so it never gives up another one. It is written only while
+the operator's message names the annotation. The operator leaves it out while the channel still has records.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ def start_over(speculator: Speculator) -> Change:
         raise Refused(
             f"{name} goes on with the root of another speculator (store.restoreFrom) and cannot begin again there:"
             " delete it, and create it again without store.restoreFrom"
+        )
+    if START_OVER_ANNOTATION not in storage.message:
+        raise Refused(
+            f"the store still has records of {name} that would be served instead of version 0: {storage.message}"
         )
     before, wanted = speculator.annotations.get(START_OVER_ANNOTATION), str(active)
     if before == wanted:

@@ -11,6 +11,7 @@ Invariants:
   keep the drafts that they serve.
 - Records that somebody puts back count once the channel names the active version, and this version is registered. A
   copy takes a while, and a part of the channel names an older version.
+- Nothing starts over while the channel has records, because their version would be served instead of version 0.
 - The confirmation names the active version, so an old one does not count for the loss of another version.
 - The status forgets the former versions before the first record is written.
 """
@@ -60,11 +61,12 @@ def _missing(observed: Observed, active: int) -> str:
 def start_over_is_confirmed(observed: Observed) -> bool:
     """Whether a person gives the lost records up, and the speculator may begin again at version 0.
 
-    A root that was taken over from another speculator belongs to that one again once it is empty.
+    A root that was taken over from another speculator belongs to that one again once it is empty. A channel that has
+    records would not begin at version 0: the next plan would serve the version of its newest record.
     """
     active = observed.status.active
     named = active is not None and observed.user_requests.start_over == active.version
-    return named and observed.spec.store.restore_from is None
+    return named and observed.spec.store.restore_from is None and observed.store.channel is None
 
 
 def without_lost_versions(status: SpeculatorStatus, now: datetime) -> SpeculatorStatus:
@@ -99,6 +101,9 @@ _START_OVER_TEXT = "a person confirmed that their records are lost, and the spec
 def _way_to_start_over(observed: Observed, version: int) -> str:
     if observed.spec.store.restore_from is not None:
         return "To give them up, delete the speculator, and create it again without store.restoreFrom"
+    if observed.store.channel is not None:
+        root = store_settings(observed.owner, observed.spec).root
+        return f"To give them up, delete what is left below {root}/{Keys.CHANNEL}; this message then names the command"
     owner = observed.owner
     command = f"kubectl annotate auroraspeculator {owner.name} -n {owner.namespace} --overwrite"
     return f"To give them up and begin again at version 0: {command} {START_OVER_ANNOTATION}={version}"

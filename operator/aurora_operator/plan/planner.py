@@ -62,10 +62,11 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         # time before the finalizer is there.
         return Plan(finalizer=finalizer, moving=True)
     stored, lost = observed.store, lost_records(observed)
+    starts_over = lost is not None and start_over_is_confirmed(observed)
     ownership = decide_ownership(observed, now) if lost is None else OwnershipDecision(lost)
     observed = replace(observed, store=ownership.store)
     may_decide = observed.store.ok and observed.store.channel is not None
-    if lost is not None and start_over_is_confirmed(observed):
+    if starts_over:
         made = _plan_start_over(replace(observed, store=stored), now)
     else:
         made = _plan_with_channel(observed, config, now) if may_decide else _plan_without_channel(observed, now)

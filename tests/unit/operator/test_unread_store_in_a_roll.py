@@ -1,4 +1,4 @@
-"""Time in which the store lacks the records counts for no deadline of a roll. The reconciler and the planner together."""
+"""Time in which the store lacks the records counts for no deadline of a roll. Tests reconciler and planner together."""
 
 from __future__ import annotations
 

@@ -113,6 +113,19 @@ def test_a_copy_of_the_records_counts_once_the_active_version_is_whole() -> None
     assert condition(whole, ConditionType.STORAGE_READY).reason == "Ready"
 
 
+@pytest.mark.parametrize("version", [0, 120])
+def test_nothing_starts_over_while_the_channel_has_records(version: int) -> None:
+    """The plan after it would follow their version, and would hide that the records of the active one are lost."""
+    world = lost(store(0, channel=channel(version, epoch=30)), status=status(lost()))
+    asked = replace(world, user_requests=UserRequests(start_over=200))
+    told = made(asked).status or asked.status
+    assert told.active == SERVED.active
+    (shown,) = (c for c in told.conditions if c.type is ConditionType.STORAGE_READY)
+    assert shown.reason == "RecordsLost"
+    assert "delete what is left below aurora/team/chat-01234567/channel/; this message then" in shown.message
+    assert "start-over" not in shown.message
+
+
 def test_a_record_for_another_version_is_followed_when_nothing_was_lost() -> None:
     """The operator died after it advanced the channel, and before it wrote the status."""
     promoted = store(0, 200, 201, channel=channel(201, epoch=58, previous=200))
