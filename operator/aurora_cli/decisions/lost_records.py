@@ -1,14 +1,14 @@
 """Give up the records that a store has lost, and begin again at version 0. Pure.
 
-Invariants: the confirmation names the version that is lost, so it never gives up another one. It is written only while
-the operator's message names the annotation. The operator leaves it out while the channel still has records.
+Invariants: the confirmation names the version that is lost and the roll's epoch, so it never gives up another loss. It
+is written only while the operator's message names the annotation, which it does not while the channel has records.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from aurora_api.v1alpha1.annotations import START_OVER_ANNOTATION
+from aurora_api.v1alpha1.annotations import START_OVER_ANNOTATION, loss_text
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_cli.decisions.change import Change, FieldChange
 from aurora_cli.errors import Refused
@@ -32,7 +32,8 @@ def start_over(speculator: Speculator) -> Change:
         raise Refused(
             f"the store still has records of {name} that would be served instead of version 0: {storage.message}"
         )
-    before, wanted = speculator.annotations.get(START_OVER_ANNOTATION), str(active)
+    epoch = speculator.status.rollout.epoch
+    before, wanted = speculator.annotations.get(START_OVER_ANNOTATION), loss_text(active, epoch)
     if before == wanted:
         return Change((), f"version {active} is given up already")
     pin = speculator.pin

@@ -30,8 +30,8 @@ class UserRequests:
 
     promote: int | None = None
     abort: int | None = None
-    start_over: int | None = None
-    """The active version whose records the person gives up."""
+    start_over: tuple[int, int] | None = None
+    """The active version whose records the person gives up, and the epoch of the status at the loss."""
     measure: tuple[int, int] | None = None
     """Version and attempt of a measurement that begins without the delay after a failure."""
 

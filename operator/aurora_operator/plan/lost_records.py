@@ -12,7 +12,8 @@ Invariants:
 - Records that somebody puts back count once the channel names the active version, and this version is registered. A
   copy takes a while, and a part of the channel names an older version.
 - Nothing starts over while the channel has records, because their version would be served instead of version 0.
-- The confirmation names the active version, so an old one does not count for the loss of another version.
+- The confirmation names the active version and the roll's epoch, which a start-over raises. So an old confirmation does
+  not count for the next loss, although the new versions have the numbers of the lost ones.
 - The status forgets the former versions before the first record is written.
 """
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from aurora_api.v1alpha1.annotations import START_OVER_ANNOTATION
+from aurora_api.v1alpha1.annotations import START_OVER_ANNOTATION, loss_text
 from aurora_api.v1alpha1.status import HistoryEntry, RolloutStatus, SpeculatorStatus, TrainingStatus
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import RECORDS_LOST, Observed, StoreView
@@ -65,14 +66,15 @@ def start_over_is_confirmed(observed: Observed) -> bool:
     records would not begin at version 0: the next plan would serve the version of its newest record.
     """
     active = observed.status.active
-    named = active is not None and observed.user_requests.start_over == active.version
+    epoch = observed.status.rollout.epoch
+    named = active is not None and observed.user_requests.start_over == (active.version, epoch)
     return named and observed.spec.store.restore_from is None and observed.store.channel is None
 
 
 def without_lost_versions(status: SpeculatorStatus, now: datetime) -> SpeculatorStatus:
     """``status`` without everything about the versions whose records are lost.
 
-    The roll's epoch stays, because the agents refuse requests with a lower one.
+    The roll's epoch grows: agents refuse requests with a lower one, and the confirmation of this loss counts no more.
     """
     assert status.active is not None, "without an active version, nothing is lost"
     entry = HistoryEntry(time=now, event="StartedOver", version=status.active.version, message=_START_OVER_TEXT)
@@ -81,7 +83,7 @@ def without_lost_versions(status: SpeculatorStatus, now: datetime) -> Speculator
         "previous": None,
         "lineage": None,
         "candidate": None,
-        "rollout": RolloutStatus(epoch=status.rollout.epoch),
+        "rollout": RolloutStatus(epoch=status.rollout.epoch + 1),
         "operator_state": {},
         "rejected": [],
         "training": TrainingStatus(),
@@ -104,6 +106,6 @@ def _way_to_start_over(observed: Observed, version: int) -> str:
     if observed.store.channel is not None:
         root = store_settings(observed.owner, observed.spec).root
         return f"To give them up, delete what is left below {root}/{Keys.CHANNEL}; this message then names the command"
-    owner = observed.owner
+    owner, confirmation = observed.owner, loss_text(version, observed.status.rollout.epoch)
     command = f"kubectl annotate auroraspeculator {owner.name} -n {owner.namespace} --overwrite"
-    return f"To give them up and begin again at version 0: {command} {START_OVER_ANNOTATION}={version}"
+    return f"To give them up and begin again at version 0: {command} {START_OVER_ANNOTATION}={confirmation}"

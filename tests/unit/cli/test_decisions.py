@@ -338,7 +338,7 @@ def test_a_decision_that_was_carried_out_has_nothing_left_to_change(
     assert not decision(again, version).fields
 
 
-def storage(reason: str, message: str = "kubectl annotate … aurora.dev/start-over=4") -> SpeculatorStatus:
+def storage(reason: str, message: str = "kubectl annotate … aurora.dev/start-over=4-0") -> SpeculatorStatus:
     ready = ConditionStatus.TRUE if reason == "Ready" else ConditionStatus.FALSE
     told = Condition(
         type=ConditionType.STORAGE_READY, status=ready, reason=reason, message=message, last_transition_time=NOW
@@ -350,7 +350,7 @@ def test_lost_records_are_given_up_by_the_number_of_the_active_version() -> None
     one = speculator(storage("RecordsLost"), rollout={"pin": 3})
     change = lost_records.start_over(one)
     written = merged(dict(one.raw), change.patch(one))
-    assert user_requests(written).start_over == 4
+    assert user_requests(written).start_over == (4, one.status.rollout.epoch)
     assert "pods swap to version 0" in change.effect
     assert change.notes == ("version 3 is pinned: nothing is rolled out before `unpin chat`",)
     assert not lost_records.start_over(Speculator.of(written)).fields

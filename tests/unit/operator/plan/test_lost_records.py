@@ -56,8 +56,8 @@ def lost(seen: StoreView = EMPTY, **more: Any) -> Observed:
     return observed(**(parts | more))
 
 
-def confirmed(version: int = 200, **more: Any) -> Observed:
-    return lost(more.pop("store", BEGUN_AGAIN), user_requests=UserRequests(start_over=version), **more)
+def confirmed(version: int = 200, epoch: int = 57, **more: Any) -> Observed:
+    return lost(more.pop("store", BEGUN_AGAIN), user_requests=UserRequests(start_over=(version, epoch)), **more)
 
 
 @pytest.mark.parametrize("seen", [EMPTY, BEGUN_AGAIN, CHANNEL_LOST], ids=["empty", "begun again", "channel lost"])
@@ -70,7 +70,7 @@ def test_pods_keep_their_draft_and_a_person_is_told(seen: StoreView) -> None:
     shown = condition(world, ConditionType.STORAGE_READY)
     assert shown.reason == "RecordsLost"
     assert "version 200 is active, but s3://bucket/aurora/team/chat-01234567 has no record" in shown.message
-    assert "kubectl annotate auroraspeculator chat -n team --overwrite aurora.dev/start-over=200" in shown.message
+    assert "kubectl annotate auroraspeculator chat -n team --overwrite aurora.dev/start-over=200-57" in shown.message
     assert condition(world, ConditionType.READY).reason == "StorageRecordsLost"
     assert [(note.reason, note.warning) for note in plan.notes] == [("StorageRecordsLost", True)]
     assert made(replace(world, status=told)).notes == (), "once"
@@ -117,7 +117,7 @@ def test_a_copy_of_the_records_counts_once_the_active_version_is_whole() -> None
 def test_nothing_starts_over_while_the_channel_has_records(version: int) -> None:
     """The plan after it would follow their version, and would hide that the records of the active one are lost."""
     world = lost(store(0, channel=channel(version, epoch=30)), status=status(lost()))
-    asked = replace(world, user_requests=UserRequests(start_over=200))
+    asked = replace(world, user_requests=UserRequests(start_over=(200, 57)))
     told = made(asked).status or asked.status
     assert told.active == SERVED.active
     (shown,) = (c for c in told.conditions if c.type is ConditionType.STORAGE_READY)
@@ -164,7 +164,7 @@ def test_after_a_confirmation_the_status_forgets_the_versions_before_the_first_r
     plan, told = start_over(confirmed(jobs=jobs))
     assert (plan.advance, plan.swaps) == (None, ())
     assert (told.active, told.previous, told.candidate, told.rejected) == (None, None, None, [])
-    assert (told.rollout, told.training) == (RolloutStatus(epoch=57), TrainingStatus()), "agents know the epoch"
+    assert (told.rollout, told.training) == (RolloutStatus(epoch=58), TrainingStatus()), "agents know epoch 57"
     assert [(entry.event, entry.version) for entry in told.history] == [("StartedOver", 200)]
     assert plan.delete_jobs == ("chat-validate-v1-1", "chat-validate-v201-1"), "the new versions have their names"
     assert "StartedOver" in [note.reason for note in plan.notes]
@@ -181,13 +181,24 @@ def test_after_a_confirmation_the_status_forgets_the_versions_before_the_first_r
     assert validating(at_rest) == 1, "a number that was rejected before is measured"
 
 
+def test_a_confirmation_does_not_count_for_the_next_loss_of_a_version_with_this_number() -> None:
+    """The annotation stays, and the new lineage counts from 0 again."""
+    forgotten = start_over(confirmed())[1]
+    again = status(replace(confirmed(), status=forgotten, store=store(0, 200, channel=channel(200, epoch=2))))
+    assert again.active is not None
+    world = replace(confirmed(), status=again)
+    assert condition(world, ConditionType.STORAGE_READY).reason == "RecordsLost"
+    assert status(world).active == again.active
+
+
 def test_a_confirmation_begins_a_lineage_although_training_was_not_worth_its_cost() -> None:
     world = confirmed(store=EMPTY)
     assert trainer_replicas(replace(world, status=start_over(world)[1])) == 1
 
 
 def test_a_confirmation_counts_only_for_the_active_version_and_a_lost_channel() -> None:
-    assert condition(confirmed(199), ConditionType.STORAGE_READY).reason == "RecordsLost"
+    for other in (confirmed(199), confirmed(epoch=56)):
+        assert condition(other, ConditionType.STORAGE_READY).reason == "RecordsLost"
     kept = store(0, 200, channel=channel(200, epoch=57))
     assert status(confirmed(store=kept)).active is not None
     away = confirmed(store=StoreView(reason="Unreachable", error="no route"))
