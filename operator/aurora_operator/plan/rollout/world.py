@@ -32,7 +32,7 @@ class Pod:
     container_started: datetime | None = None
     """When the engine's container started, by the clock of its node."""
     crash_loops: bool = False
-    """A container ended several times, and Kubernetes delays its next start (``CrashLoopBackOff``)."""
+    """The engine's container ended several times, and Kubernetes delays its next start (``CrashLoopBackOff``)."""
     unreachable: bool = False
     """Kubernetes, which cannot reach the pod's node, calls the pod not ready."""
     counters: LiveCounters = field(default_factory=LiveCounters)
