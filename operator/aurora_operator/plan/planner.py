@@ -62,7 +62,9 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         # time before the finalizer is there.
         return Plan(finalizer=finalizer, moving=True)
     stored, lost = observed.store, lost_records(observed)
-    starts_over = lost is not None and start_over_is_confirmed(observed)
+    # Not while a finalizer is refused that must be there before anything is stored for the first time. Nothing would go
+    # on afterwards, and nothing would say why.
+    starts_over = lost is not None and not finalizer and start_over_is_confirmed(observed)
     ownership = decide_ownership(observed, now) if lost is None else OwnershipDecision(lost)
     observed = replace(observed, store=ownership.store)
     may_decide = observed.store.ok and observed.store.channel is not None

@@ -205,6 +205,19 @@ def test_a_confirmation_counts_only_for_the_active_version_and_a_lost_channel() 
     assert status(away).active == SERVED.active
 
 
+def test_nothing_starts_over_while_the_finalizer_is_refused() -> None:
+    """Without an active version, the next plan would be the finalizer alone, and would fail each time."""
+    deletes = spec(serving={"replicas": 2}, store=MINIMAL["store"] | {"deletionPolicy": "Delete"})
+    refused = confirmed(spec=deletes, finalizer_refused=True, apply_errors=("the finalizer: denied",))
+    plan, told = start_over(refused)
+    assert plan.finalizer is True, "it is tried again"
+    assert told.active == SERVED.active
+    shown = {c.type: c.reason for c in told.conditions}
+    assert shown[ConditionType.STORAGE_READY] == "RecordsLost"
+    assert shown[ConditionType.DEGRADED] == "ApplyRefused"
+    assert start_over(replace(refused, has_finalizer=True))[1].active is None
+
+
 def test_a_root_that_was_taken_over_cannot_start_over() -> None:
     """An empty root belongs to the speculator that it is named after, so this one's trainer could not write there."""
     restored = spec(serving={"replicas": 2}, store=MINIMAL["store"] | {"restoreFrom": "aurora/team/old-99999999"})
