@@ -29,6 +29,7 @@ def rollout_pod(view: PodView) -> Pod:
         ready=ready,
         starting=view.scheduled and not ready,
         up=view.ready or (agent is not None and agent.engine_ready),
+        kubernetes_ready=view.ready,
         version=agent.version if agent else None,
         checksum=agent.checksum if agent else None,
         swap=agent.swap if agent else SwapStatus(),

@@ -22,6 +22,8 @@ class Pod:
     """Scheduled and not ready: the pod may come up with a version that it chose a while ago."""
     up: bool = False
     """Kubernetes or the agent calls the pod ready, though perhaps not both: it may be answering requests."""
+    kubernetes_ready: bool = False
+    """Kubernetes calls the pod ready, even if its agent gives no answer."""
     version: int | None = None
     checksum: str | None = None
     swap: SwapStatus = field(default_factory=SwapStatus)

@@ -79,7 +79,7 @@ class SimulatedPod:
         if self.node_lost:
             return Pod(self.name, ready=False, starting=True, unreachable=True, **container)
         if not self.reachable:
-            return Pod(self.name, ready=False, starting=True, up=self.ready, **container)
+            return Pod(self.name, ready=False, starting=True, up=self.ready, kubernetes_ready=self.ready, **container)
         return Pod(
             self.name,
             ready=self.ready,
