@@ -31,7 +31,10 @@ from aurora_store import Keys
 
 
 def lost_records(observed: Observed) -> StoreView | None:
-    """The view of a store that was read, and has lost the channel. None when nothing is lost."""
+    """The view of a store that was read, and lacks records of the active version. None when nothing is lost.
+
+    It lacks the channel, or after such a loss its newest record or the version's registration.
+    """
     active = observed.status.active
     if not observed.store.ok or active is None:
         return None
