@@ -79,7 +79,7 @@ class DataDeletion:
         if not has_finalizer(stored):
             raise NotFound(f"{stored['metadata']['namespace']}/{stored['metadata']['name']} is being deleted", 404)
         owner, policy = owner_of(stored), _policy(stored)
-        if policy is DeletionPolicy.DELETE and await self._tell(stored):
+        if policy is DeletionPolicy.DELETE and await self._report(stored):
             return 0.0  # the status was written, so look at the resource again
         workloads, running_pods = await self._workloads_and_pods(owner)
         facts = DeletionFacts(
@@ -99,17 +99,17 @@ class DataDeletion:
                 return await self._delete_objects(owner, stored, facts.seconds)
         return BUSY_DELAY_SECONDS
 
-    async def _tell(self, stored: Object) -> bool:
+    async def _report(self, stored: Object) -> bool:
         """Let the condition Ready say how the deletion goes. Returns whether the status was written.
 
         A refusal only delays the status. Raises :class:`Conflict` when the resource changed since it was read.
         """
         owner, before = owner_of(stored), status_of(stored)
-        told = deleting_status(before, owner.generation, self._failure or IN_PROGRESS, datetime.now(UTC))
-        if told == before:
+        reported = deleting_status(before, owner.generation, self._failure or IN_PROGRESS, datetime.now(UTC))
+        if reported == before:
             return False
         try:
-            await call_api(write_status, self._api, owner, told)
+            await call_api(write_status, self._api, owner, reported)
         except Conflict:
             raise
         except KubernetesError as error:
@@ -207,7 +207,7 @@ class DataDeletion:
                 )  # fmt: skip
                 await self._release(owner)
                 return BUSY_DELAY_SECONDS
-        await self._tell(stored)
+        await self._report(stored)
         return RETRY_DELAY_SECONDS
 
 
