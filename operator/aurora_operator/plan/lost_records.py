@@ -74,11 +74,15 @@ def start_over_is_confirmed(observed: Observed) -> bool:
     return named and observed.spec.store.restore_from is None and observed.store.channel is None
 
 
-def without_lost_versions(status: SpeculatorStatus, now: datetime) -> SpeculatorStatus:
-    """``status`` without everything about the versions whose records are lost.
+def without_lost_versions(observed: Observed, now: datetime) -> SpeculatorStatus:
+    """The status without everything about the versions whose records are lost.
+
+    A rejected version that is still registered stays rejected. If only the channel was lost, it would be measured and
+    rolled out again otherwise.
 
     The roll's epoch grows: agents refuse requests with a lower one, and the confirmation of this loss counts no more.
     """
+    status = observed.status
     assert status.active is not None, "without an active version, nothing is lost"
     entry = HistoryEntry(time=now, event="StartedOver", version=status.active.version, message=_START_OVER_TEXT)
     update: dict[str, object] = {
@@ -88,7 +92,7 @@ def without_lost_versions(status: SpeculatorStatus, now: datetime) -> Speculator
         "candidate": None,
         "rollout": RolloutStatus(epoch=status.rollout.epoch + 1),
         "operator_state": {},
-        "rejected": [],
+        "rejected": [version for version in status.rejected if version in observed.store.registrations],
         "training": TrainingStatus(),
         "history": [*status.history, entry],
     }

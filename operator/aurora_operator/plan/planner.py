@@ -114,8 +114,8 @@ def _plan_start_over(observed: Observed, now: datetime) -> Plan:
     """
     old = observed.status
     assert old.active is not None, "without an active version, nothing is lost"
-    forgotten = without_lost_versions(old, now)
-    changes = StatusChanges(forgotten.rollout, {}, None, frozenset())
+    forgotten = without_lost_versions(observed, now)
+    changes = StatusChanges(forgotten.rollout, {}, None, frozenset(forgotten.rejected))
     status = status_of(replace(observed, status=forgotten), rollout_pods(observed), changes, now)
     told = (start_over_note(old.active.version), *notes(old, status, ()))
     return Plan(status=status, delete_jobs=obsolete_jobs(observed.jobs, None, None), notes=told, moving=True)

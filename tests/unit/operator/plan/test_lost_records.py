@@ -181,6 +181,16 @@ def test_after_a_confirmation_the_status_forgets_the_versions_before_the_first_r
     assert validating(at_rest) == 1, "a number that was rejected before is measured"
 
 
+@pytest.mark.parametrize(("rejected", "measured"), [([1, 199], 201), ([199, 201], None)])
+def test_a_rejected_version_that_is_still_registered_stays_rejected(rejected: list[int], measured: int | None) -> None:
+    """Only the channel was lost, so the new channel begins at once with the old lineage and its version 0."""
+    before = SERVED.model_copy(update={"rejected": rejected})
+    told = start_over(confirmed(store=CHANNEL_LOST, status=before))[1]
+    assert told.rejected == [version for version in rejected if version != 199], "version 199 is not registered"
+    world = observed(store=replace(CHANNEL_LOST, channel=channel(0)), status=told)
+    assert validating(world) == measured
+
+
 def test_a_confirmation_does_not_count_for_the_next_loss_of_a_version_with_this_number() -> None:
     """The annotation stays, and the new lineage counts from 0 again."""
     forgotten = start_over(confirmed())[1]
