@@ -34,6 +34,8 @@ class SimulatedPod:
     slow: bool = False
     node_lost: bool = False
     """Kubernetes and the operator cannot reach the pod, whatever its engine does."""
+    crash_loops: bool = False
+    """The engine ends again and again until the pod is up again."""
     with_agent: bool = False
     """The engine was restarted last together with its agent."""
     boot: int = 0
@@ -79,11 +81,20 @@ class SimulatedPod:
         if self.node_lost:
             return Pod(self.name, ready=False, starting=True, unreachable=True, **container)
         if not self.reachable:
-            return Pod(self.name, ready=False, starting=True, up=self.ready, kubernetes_ready=self.ready, **container)
+            return Pod(
+                self.name,
+                ready=False,
+                starting=True,
+                crash_loops=self.crash_loops and not self.ready,
+                up=self.ready,
+                kubernetes_ready=self.ready,
+                **container,
+            )
         return Pod(
             self.name,
             ready=self.ready,
             starting=not self.ready,
+            crash_loops=self.crash_loops and not self.ready,
             up=self.ready,
             version=self.version,
             checksum=f"{self.version}{self.salt}",

@@ -137,15 +137,19 @@ class RolloutMachine(RuleBasedStateMachine):
         else:  # also in the middle of a swap, with the draft that ``current`` points at
             pod.crash(pod.version)
 
-    @rule(before=st.integers(3, 20), ticks=st.sampled_from([1, 35, 50]), why=st.sampled_from(["", "node", "reboot"]))
+    @rule(
+        before=st.integers(3, 20),
+        ticks=st.sampled_from([1, 35, 50]),
+        why=st.sampled_from(["", "loop", "node", "reboot"]),
+    )
     def pod_stays_away(self, before: int, ticks: int, why: str) -> None:
-        """The engine of a pod with a new version loads for a while, or its node is lost or restarts."""
+        """The engine of a pod with a new version loads or ends for a while, or its node is lost or restarts."""
         self.a_roll_comes_far(kind="good", ticks=before)
         having = [pod for pod in self.pods if pod.version == self.status.version and pod.ready]
         for pod in having[:1]:
             self.blame()
             pod.crash(pod.version, with_agent=why == "reboot")
-            pod.slow, pod.node_lost = True, why == "node"
+            pod.slow, pod.node_lost, pod.crash_loops = True, why == "node", why == "loop"
             self.time_goes_on(ticks)
 
     @rule(replicas=st.integers(0, 5), first=st.integers(0, 4), slow=st.booleans())
@@ -195,6 +199,7 @@ class RolloutMachine(RuleBasedStateMachine):
             if pod.phase is SwapPhase.SWAPPING:
                 self.end_swap(pod, works=True)
             pod.ready = pod.reachable = True
+            pod.crash_loops = False
 
     def end_swap(self, pod: SimulatedPod, *, works: bool) -> None:
         assert pod.asked is not None
