@@ -10,6 +10,8 @@ from aurora_operator.plan.rollout.world import Pod
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 
 REQUESTS_PER_TICK = 50
+REASONS_AWAY = ("", "loop", "node", "reboot")
+"""Why a pod stays away: its engine loads, or ends again and again, or its node is lost or restarts."""
 
 
 @dataclass
@@ -35,7 +37,7 @@ class SimulatedPod:
     node_lost: bool = False
     """Kubernetes and the operator cannot reach the pod, whatever its engine does."""
     crash_loops: bool = False
-    """The engine ends again and again until the pod is up again."""
+    """While the pod is not up, its engine ends again and again."""
     with_agent: bool = False
     """The engine was restarted last together with its agent."""
     boot: int = 0
@@ -57,7 +59,7 @@ class SimulatedPod:
 
     def crash(self, version: int, *, with_agent: bool = False) -> None:
         """The engine crashes. The next one starts with ``version``."""
-        self.with_agent = with_agent
+        self.with_agent, self.crash_loops = with_agent, False
         self.phase, self.ready, self.asked, self.version = SwapPhase.IDLE, False, None, version
         self.boot, self.requests, self.tokens = self.boot + 1, 0, 0
 

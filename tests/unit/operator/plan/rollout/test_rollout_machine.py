@@ -26,7 +26,7 @@ from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import ChannelReason
 from tests.example_count import example_count
 from tests.unit.operator.plan.rollout.absence_check import AbsenceCheck
-from tests.unit.operator.plan.rollout.simulated_pod import SimulatedPod
+from tests.unit.operator.plan.rollout.simulated_pod import REASONS_AWAY, SimulatedPod
 
 TICK = timedelta(seconds=2)
 STEPS_TO_CONVERGE = 400
@@ -137,11 +137,7 @@ class RolloutMachine(RuleBasedStateMachine):
         else:  # also in the middle of a swap, with the draft that ``current`` points at
             pod.crash(pod.version)
 
-    @rule(
-        before=st.integers(3, 20),
-        ticks=st.sampled_from([1, 35, 50]),
-        why=st.sampled_from(["", "loop", "node", "reboot"]),
-    )
+    @rule(before=st.integers(3, 20), ticks=st.sampled_from([1, 35, 50]), why=st.sampled_from(REASONS_AWAY))
     def pod_stays_away(self, before: int, ticks: int, why: str) -> None:
         """The engine of a pod with a new version loads or ends for a while, or its node is lost or restarts."""
         self.a_roll_comes_far(kind="good", ticks=before)
@@ -199,7 +195,6 @@ class RolloutMachine(RuleBasedStateMachine):
             if pod.phase is SwapPhase.SWAPPING:
                 self.end_swap(pod, works=True)
             pod.ready = pod.reachable = True
-            pod.crash_loops = False
 
     def end_swap(self, pod: SimulatedPod, *, works: bool) -> None:
         assert pod.asked is not None
