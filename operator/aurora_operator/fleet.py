@@ -55,7 +55,7 @@ class Fleet:
             self._unknown.add(key)
 
     def forget(self, key: Key) -> None:
-        """The speculator is gone."""
+        """Remove all that is known about the speculator."""
         self._unknown.discard(key)
         self._known.discard(key)
         self._leave_order(key)

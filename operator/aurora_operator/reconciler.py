@@ -194,7 +194,7 @@ class Reconciler:
             FIGURES.count_decisions(*self._key, decided.decisions)
         if self._last.fencing_epoch:
             self._observer.store.read_everything_next()
-        self._observed_time.record(now, monotonic_seconds, decided=observed.store.ok)
+        self._observed_time.record(now, monotonic_seconds, decided=decided.decides_versions)
         if self._last.wrote_status:
             self._status_written_seconds = time.monotonic()
         # The next reconcile reports in the status what this one could not apply.

@@ -159,7 +159,7 @@ class RolloutSpec(Model):
             "Roll back when no pod changed its version for this many seconds. The clock does not run while a roll"
             " is paused or held, while the canary waits for traffic, and while a pod that had the new draft is missing."
             " Such a pod may be missing for this many seconds, or for as long as its engine may take to start (its"
-            " startup probe, 3900 s by default) if that is longer and its containers do not end again and again."
+            " startup probe, 3900 s by default) if that is longer and its engine does not end again and again."
             " Then the draft is rejected. Raise it where pods download drafts slowly."
         ),
     )

@@ -1,13 +1,14 @@
 """Give up the records that a store has lost, and begin again at version 0. Pure.
 
-Invariant: the confirmation names the version that is lost, so it never gives up another one.
+Invariants: the confirmation names the version that is lost and the roll's epoch, so it never gives up another loss. It
+is written only while the operator's message names the annotation, which it does not while the channel has records.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from aurora_api.v1alpha1.annotations import START_OVER_ANNOTATION
+from aurora_api.v1alpha1.annotations import START_OVER_ANNOTATION, loss_text
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_cli.decisions.change import Change, FieldChange
 from aurora_cli.errors import Refused
@@ -27,7 +28,12 @@ def start_over(speculator: Speculator) -> Change:
             f"{name} goes on with the root of another speculator (store.restoreFrom) and cannot begin again there:"
             " delete it, and create it again without store.restoreFrom"
         )
-    before, wanted = speculator.annotations.get(START_OVER_ANNOTATION), str(active)
+    if START_OVER_ANNOTATION not in storage.message:
+        raise Refused(
+            f"the store still has records of {name} that would be served instead of version 0: {storage.message}"
+        )
+    epoch = speculator.status.rollout.epoch
+    before, wanted = speculator.annotations.get(START_OVER_ANNOTATION), loss_text(active, epoch)
     if before == wanted:
         return Change((), f"version {active} is given up already")
     pin = speculator.pin

@@ -164,8 +164,8 @@ def being_deleted(snapshot: Snapshot) -> Iterator[Finding]:
     """The resource waits for the deletion of its stored data."""
     if snapshot.speculator.is_being_deleted:
         ready = abnormal(snapshot, ConditionType.READY, ConditionStatus.FALSE)
-        told = ready is not None and ready.reason == "Deleting"
-        yield _DELETED.finding(snapshot, condition_text(ready) if ready and told else "deletionTimestamp is set")
+        has_reason = ready is not None and ready.reason == "Deleting"
+        yield _DELETED.finding(snapshot, condition_text(ready) if ready and has_reason else "deletionTimestamp is set")
 
 
 def spec_unseen(snapshot: Snapshot) -> Iterator[Finding]:

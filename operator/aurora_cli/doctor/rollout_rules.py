@@ -13,7 +13,7 @@ from aurora_api.v1alpha1.annotations import (
     PROMOTE_ANNOTATION,
     START_OVER_ANNOTATION,
     annotated_attempt,
-    annotated_version,
+    annotated_loss,
 )
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase
 from aurora_cli.doctor.facts import Snapshot
@@ -59,7 +59,7 @@ _ROLLED_BACK = Remedy(
 )
 _IGNORED = Remedy(
     "an annotation names no version, so it does nothing",
-    "Its value is a version number, and for a measurement also the attempt: 5-2.",
+    "Its value is a version number. That of measure also names the attempt, and that of start-over the epoch: 5-2.",
     ("kubectl -n {ns} annotate auroraspeculator {name} {annotation}-",),
     Severity.WARNING,
 )
@@ -95,7 +95,7 @@ def annotations_ignored(snapshot: Snapshot) -> Iterator[Finding]:
     """A decision that the operator does not see, because it names no version."""
     one = snapshot.speculator
     measured = annotated_attempt(one.annotations.get(MEASURE_ANNOTATION, ""))
-    given_up = annotated_version(one.annotations.get(START_OVER_ANNOTATION, ""))
+    given_up = annotated_loss(one.annotations.get(START_OVER_ANNOTATION, ""))
     read: dict[str, object] = {
         PROMOTE_ANNOTATION: one.promoted,
         ABORT_ANNOTATION: one.aborted,

@@ -7,8 +7,9 @@ Invariants:
 - Each step is short and idempotent, so a restarted operator goes on.
 - A store that hangs holds up nobody else (``io_pools``). The condition Ready says that the speculator is being deleted.
   It tells a failure with the way out at once, and an Event does so after ``QUIET_SECONDS``.
-- A namespace that is being deleted does not hang for ever. If its Secret with the store's keys is gone, nobody can
-  create the Secret again, so the objects are kept.
+- A namespace that is being deleted does not hang for ever while the operator keeps its rights there. If its Secret with
+  the store's keys is gone or may not be read, nobody can change that, so the objects are kept. With ``watchNamespaces``
+  the rights are Roles of the namespace and go with it. Only a person can then remove the finalizer.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class DataDeletion:
         if not has_finalizer(stored):
             raise NotFound(f"{stored['metadata']['namespace']}/{stored['metadata']['name']} is being deleted", 404)
         owner, policy = owner_of(stored), _policy(stored)
-        if policy is DeletionPolicy.DELETE and await self._tell(stored):
+        if policy is DeletionPolicy.DELETE and await self._report(stored):
             return 0.0  # the status was written, so look at the resource again
         workloads, running_pods = await self._workloads_and_pods(owner)
         facts = DeletionFacts(
@@ -98,17 +99,17 @@ class DataDeletion:
                 return await self._delete_objects(owner, stored, facts.seconds)
         return BUSY_DELAY_SECONDS
 
-    async def _tell(self, stored: Object) -> bool:
+    async def _report(self, stored: Object) -> bool:
         """Let the condition Ready say how the deletion goes. Returns whether the status was written.
 
         A refusal only delays the status. Raises :class:`Conflict` when the resource changed since it was read.
         """
         owner, before = owner_of(stored), status_of(stored)
-        told = deleting_status(before, owner.generation, self._failure or IN_PROGRESS, datetime.now(UTC))
-        if told == before:
+        reported = deleting_status(before, owner.generation, self._failure or IN_PROGRESS, datetime.now(UTC))
+        if reported == before:
             return False
         try:
-            await call_api(write_status, self._api, owner, told)
+            await call_api(write_status, self._api, owner, reported)
         except Conflict:
             raise
         except KubernetesError as error:
@@ -145,7 +146,7 @@ class DataDeletion:
             return await self._failed(stored, "the place that spec.store names", str(error), seconds)
         config = await self._find_config(owner, spec)
         if isinstance(config, StoreView):
-            gone = config.reason == "SecretMissing"
+            gone = config.reason in ("SecretMissing", "SecretForbidden")
             return await self._failed(stored, f"s3://{spec.store.bucket}", config.error, seconds, keys_are_gone=gone)
         place = f"s3://{config.bucket}/{config.root}"
         try:
@@ -193,7 +194,7 @@ class DataDeletion:
     async def _failed(
         self, stored: Object, place: str, error: str, seconds: float, *, keys_are_gone: bool = False
     ) -> float:
-        """Report the failure. Let the speculator go if its store's keys are gone and nobody can create them again."""
+        """Report the failure. Let the speculator go if its store's keys are gone for ever: its namespace ends, too."""
         owner = owner_of(stored)
         log.warning("%s: the objects below %s are not deleted yet: %s", owner.full_name, place, error)
         self._failure = failure_text(error, place, owner.namespace, owner.name)
@@ -206,7 +207,7 @@ class DataDeletion:
                 )  # fmt: skip
                 await self._release(owner)
                 return BUSY_DELAY_SECONDS
-        await self._tell(stored)
+        await self._report(stored)
         return RETRY_DELAY_SECONDS
 
 

@@ -30,8 +30,8 @@ class UserRequests:
 
     promote: int | None = None
     abort: int | None = None
-    start_over: int | None = None
-    """The active version whose records the person gives up."""
+    start_over: tuple[int, int] | None = None
+    """The active version whose records the person gives up, and the epoch of the status at the loss."""
     measure: tuple[int, int] | None = None
     """Version and attempt of a measurement that begins without the delay after a failure."""
 
@@ -221,7 +221,8 @@ SIGNING_KEYS_MISSING = "SigningKeysMissing"
 TAKEN_OVER = "TakenOver"
 """Reason of a store whose root another speculator owns."""
 RECORDS_LOST = "RecordsLost"
-"""Reason of a store that can be read and has no channel, although the speculator has an active version."""
+"""Reason of a store that can be read, and lacks records of the active version: the channel, or after such a loss its
+newest record or the version's registration."""
 TRAINER_SILENCE = timedelta(minutes=5)
 """Age at which the trainer's record tells nothing about the present. A trainer rewrites its record every 15 s, and at
 rest the operator reads the record about once a minute."""

@@ -1,7 +1,7 @@
 """Tells whether the operator observed the pods without a gap, so that deadlines count only observed time.
 
-A wall clock may be set forwards, the process may stand still, and the store may be out of reach. Time that passed in
-such a gap says nothing about the pods.
+A wall clock may be set forwards, the process may stand still, and the store may be out of reach or lack the records.
+Time that passed in such a gap says nothing about the pods.
 
 Invariant: a deadline expires only after a series of observations that led to decisions, with gaps no longer than the
 deadline allows (:data:`MAX_GAP` for a roll). Both the wall clock and a monotonic clock must agree on that.
@@ -35,6 +35,7 @@ class ObservedTime:
     def record(self, now: datetime, monotonic_seconds: float, *, decided: bool) -> None:
         """Remember an observation that was acted upon.
 
-        ``decided`` is False when the store was out of reach: then nothing was decided, and nobody waited for the pods.
+        ``decided`` is False when the store was out of reach, or had lost the records: then nothing was decided about
+        versions, and nobody waited for the pods.
         """
         self._last = (now, monotonic_seconds) if decided else None

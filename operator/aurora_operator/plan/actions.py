@@ -79,6 +79,8 @@ class Plan:
     notes: tuple[EventNote, ...] = field(default=())
     decisions: tuple[str, ...] = ()
     """The reasons of those notes that tell a decision about a version, for the metrics."""
+    decides_versions: bool = False
+    """The rollout's state machine took part, so time that passed counts for its deadlines."""
     moving: bool = False
     """Something is under way, so the next reconcile should come soon."""
     upgrade: UpgradeDecision | None = None

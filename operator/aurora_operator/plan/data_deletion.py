@@ -16,9 +16,7 @@ from aurora_store.root.root_deletion import DeletionProgress
 MAX_POD_WAIT_SECONDS = 600.0
 """A pod on a lost node stays in the API server until the node is removed. Its deletion is not waited for any longer."""
 QUIET_SECONDS = 300.0
-"""For this long a deletion may fail before an Event reports it."""
-
-
+"""Seconds for which a deletion may fail before an Event reports it."""
 IN_PROGRESS = "The speculator is being deleted: first its pods, then its stored objects (store.deletionPolicy: Delete)"
 """What the condition Ready says while nothing goes wrong."""
 

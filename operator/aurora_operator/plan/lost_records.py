@@ -11,7 +11,9 @@ Invariants:
   keep the drafts that they serve.
 - Records that somebody puts back count once the channel names the active version, and this version is registered. A
   copy takes a while, and a part of the channel names an older version.
-- The confirmation names the active version, so an old one does not count for the loss of another version.
+- Nothing starts over while the channel has records, because their version would be served instead of version 0.
+- The confirmation names the active version and the roll's epoch, which a start-over raises. So an old confirmation does
+  not count for the next loss, although the new versions have the numbers of the lost ones.
 - The status forgets the former versions before the first record is written.
 """
 
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from aurora_api.v1alpha1.annotations import START_OVER_ANNOTATION
+from aurora_api.v1alpha1.annotations import START_OVER_ANNOTATION, loss_text
 from aurora_api.v1alpha1.status import HistoryEntry, RolloutStatus, SpeculatorStatus, TrainingStatus
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import RECORDS_LOST, Observed, StoreView
@@ -29,7 +31,10 @@ from aurora_store import Keys
 
 
 def lost_records(observed: Observed) -> StoreView | None:
-    """The view of a store that was read, and has lost the channel. None when nothing is lost."""
+    """The view of a store that was read, and lacks records of the active version. None when nothing is lost.
+
+    It lacks the channel, or after such a loss its newest record or the version's registration.
+    """
     active = observed.status.active
     if not observed.store.ok or active is None:
         return None
@@ -60,18 +65,24 @@ def _missing(observed: Observed, active: int) -> str:
 def start_over_is_confirmed(observed: Observed) -> bool:
     """Whether a person gives the lost records up, and the speculator may begin again at version 0.
 
-    A root that was taken over from another speculator belongs to that one again once it is empty.
+    A root that was taken over from another speculator belongs to that one again once it is empty. A channel that has
+    records would not begin at version 0: the next plan would serve the version of its newest record.
     """
     active = observed.status.active
-    named = active is not None and observed.user_requests.start_over == active.version
-    return named and observed.spec.store.restore_from is None
+    epoch = observed.status.rollout.epoch
+    named = active is not None and observed.user_requests.start_over == (active.version, epoch)
+    return named and observed.spec.store.restore_from is None and observed.store.channel is None
 
 
-def without_lost_versions(status: SpeculatorStatus, now: datetime) -> SpeculatorStatus:
-    """``status`` without everything about the versions whose records are lost.
+def without_lost_versions(observed: Observed, now: datetime) -> SpeculatorStatus:
+    """The status without everything about the versions whose records are lost.
 
-    The roll's epoch stays, because the agents refuse requests with a lower one.
+    A rejected version that is still registered stays rejected. If only the channel was lost, it would be measured and
+    rolled out again otherwise.
+
+    The roll's epoch grows: agents refuse requests with a lower one, and the confirmation of this loss counts no more.
     """
+    status = observed.status
     assert status.active is not None, "without an active version, nothing is lost"
     entry = HistoryEntry(time=now, event="StartedOver", version=status.active.version, message=_START_OVER_TEXT)
     update: dict[str, object] = {
@@ -79,9 +90,9 @@ def without_lost_versions(status: SpeculatorStatus, now: datetime) -> Speculator
         "previous": None,
         "lineage": None,
         "candidate": None,
-        "rollout": RolloutStatus(epoch=status.rollout.epoch),
+        "rollout": RolloutStatus(epoch=status.rollout.epoch + 1),
         "operator_state": {},
-        "rejected": [],
+        "rejected": [version for version in status.rejected if version in observed.store.registrations],
         "training": TrainingStatus(),
         "history": [*status.history, entry],
     }
@@ -99,6 +110,9 @@ _START_OVER_TEXT = "a person confirmed that their records are lost, and the spec
 def _way_to_start_over(observed: Observed, version: int) -> str:
     if observed.spec.store.restore_from is not None:
         return "To give them up, delete the speculator, and create it again without store.restoreFrom"
-    owner = observed.owner
+    if observed.store.channel is not None:
+        root = store_settings(observed.owner, observed.spec).root
+        return f"To give them up, delete what is left below {root}/{Keys.CHANNEL}; this message then names the command"
+    owner, confirmation = observed.owner, loss_text(version, observed.status.rollout.epoch)
     command = f"kubectl annotate auroraspeculator {owner.name} -n {owner.namespace} --overwrite"
-    return f"To give them up and begin again at version 0: {command} {START_OVER_ANNOTATION}={version}"
+    return f"To give them up and begin again at version 0: {command} {START_OVER_ANNOTATION}={confirmation}"

@@ -62,10 +62,13 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         # time before the finalizer is there.
         return Plan(finalizer=finalizer, moving=True)
     stored, lost = observed.store, lost_records(observed)
+    # Not while a finalizer is refused that must be there before anything is stored for the first time. Nothing would go
+    # on afterwards, and nothing would say why.
+    starts_over = lost is not None and not finalizer and start_over_is_confirmed(observed)
     ownership = decide_ownership(observed, now) if lost is None else OwnershipDecision(lost)
     observed = replace(observed, store=ownership.store)
     may_decide = observed.store.ok and observed.store.channel is not None
-    if lost is not None and start_over_is_confirmed(observed):
+    if starts_over:
         made = _plan_start_over(replace(observed, store=stored), now)
     else:
         made = _plan_with_channel(observed, config, now) if may_decide else _plan_without_channel(observed, now)
@@ -111,8 +114,8 @@ def _plan_start_over(observed: Observed, now: datetime) -> Plan:
     """
     old = observed.status
     assert old.active is not None, "without an active version, nothing is lost"
-    forgotten = without_lost_versions(old, now)
-    changes = StatusChanges(forgotten.rollout, {}, None, frozenset())
+    forgotten = without_lost_versions(observed, now)
+    changes = StatusChanges(forgotten.rollout, {}, None, frozenset(forgotten.rejected))
     status = status_of(replace(observed, status=forgotten), rollout_pods(observed), changes, now)
     told = (start_over_note(old.active.version), *notes(old, status, ()))
     return Plan(status=status, delete_jobs=obsolete_jobs(observed.jobs, None, None), notes=told, moving=True)
@@ -159,6 +162,7 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
         leases=lent.leases,
         notes=(*notes(old, status, events), *worth_notes(observed.spec.training, old, status)),
         decisions=tuple(event.reason for event in events),
+        decides_versions=True,
         moving=_is_moving(observed, pods, step) or bool(swaps) or measuring or advance is not None or worth_changed,
     )
 

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from aurora_api.v1alpha1.status import CandidatePhase
 from aurora_operator.children.startup_timing import start_deadline
+from aurora_operator.observe.kubernetes_views import ENGINE_CONTAINER
 from aurora_operator.observe.observed import CRASH_LOOP, Observed, PodView
 from aurora_operator.plan import lending
 from aurora_operator.plan.candidate.validation import ValidationDecision
@@ -28,16 +29,23 @@ def rollout_pod(view: PodView) -> Pod:
         ready=ready,
         starting=view.scheduled and not ready,
         up=view.ready or (agent is not None and agent.engine_ready),
+        kubernetes_ready=view.ready,
         version=agent.version if agent else None,
         checksum=agent.checksum if agent else None,
         swap=agent.swap if agent else SwapStatus(),
         boot=agent.boot if agent else "",
         started_together=view.started_together,
         container_started=view.engine_started,
-        crash_loops=view.failure is not None and view.failure.waiting == CRASH_LOOP,
+        crash_loops=_engine_crash_loops(view),
         unreachable=view.unreachable and agent is None,
         counters=agent.live if agent else LiveCounters(),
     )
+
+
+def _engine_crash_loops(view: PodView) -> bool:
+    """Whether the engine ends again and again. The agent's container beside it says nothing about a draft."""
+    failure = view.failure
+    return failure is not None and failure.container == ENGINE_CONTAINER and failure.waiting == CRASH_LOOP
 
 
 def world_of(

@@ -274,8 +274,7 @@ def test_a_finalizer_that_came_with_a_dump_is_removed_although_another_manager_o
 
 
 def test_a_store_that_lost_its_records_is_told_and_a_person_may_begin_again(rig: Rig) -> None:
-    def annotate(version: int) -> None:
-        confirmed = f"aurora.dev/start-over={version}"
+    def annotate(confirmed: str) -> None:
         rig.api.kubectl("annotate", RESOURCE, "lost", "-n", NAMESPACE, "--overwrite", confirmed)
 
     rig.create("lost")
@@ -286,9 +285,10 @@ def test_a_store_that_lost_its_records_is_told_and_a_person_may_begin_again(rig:
     store = rig.store(root)
     backup = {key: store.get(key) for key in store.list("")}
     store.delete_many(list(backup))
-    annotate(7)  # names no active version; the operator reads the store at once
+    annotate("aurora.dev/start-over=7-0")  # names no active version; the operator reads the store at once
     rig.wait("the loss", lambda: rig.storage("lost")[0] == "RecordsLost")
-    assert "aurora.dev/start-over=1" in rig.storage("lost")[1]
+    confirmed = rig.storage("lost")[1].rpartition(" ")[2]
+    assert confirmed.startswith("aurora.dev/start-over=1-")
     assert rig.active("lost") == 1
     rig.wait("the trainer's end", lambda: rig.replicas("lost-trainer") == 0)
     assert list(store.list("channel/")) == []
@@ -299,7 +299,7 @@ def test_a_store_that_lost_its_records_is_told_and_a_person_may_begin_again(rig:
     assert rig.active("lost") == 1
 
     store.delete_many(list(backup))
-    annotate(1)
+    annotate(confirmed)
     rig.wait("the event", lambda: "Gave up version 1" in rig.event("StartedOver"))
     rig.wait("the trainer", lambda: rig.replicas("lost-trainer") == 1)
     registry = Registry(store)

@@ -338,9 +338,11 @@ def test_a_decision_that_was_carried_out_has_nothing_left_to_change(
     assert not decision(again, version).fields
 
 
-def storage(reason: str) -> SpeculatorStatus:
+def storage(reason: str, message: str = "kubectl annotate … aurora.dev/start-over=4-0") -> SpeculatorStatus:
     ready = ConditionStatus.TRUE if reason == "Ready" else ConditionStatus.FALSE
-    told = Condition(type=ConditionType.STORAGE_READY, status=ready, reason=reason, last_transition_time=NOW)
+    told = Condition(
+        type=ConditionType.STORAGE_READY, status=ready, reason=reason, message=message, last_transition_time=NOW
+    )
     return status(4).model_copy(update={"conditions": [told]})
 
 
@@ -348,7 +350,7 @@ def test_lost_records_are_given_up_by_the_number_of_the_active_version() -> None
     one = speculator(storage("RecordsLost"), rollout={"pin": 3})
     change = lost_records.start_over(one)
     written = merged(dict(one.raw), change.patch(one))
-    assert user_requests(written).start_over == 4
+    assert user_requests(written).start_over == (4, one.status.rollout.epoch)
     assert "pods swap to version 0" in change.effect
     assert change.notes == ("version 3 is pinned: nothing is rolled out before `unpin chat`",)
     assert not lost_records.start_over(Speculator.of(written)).fields
@@ -358,6 +360,12 @@ def test_lost_records_are_given_up_by_the_number_of_the_active_version() -> None
 def test_records_that_are_not_lost_are_not_given_up(reason: str) -> None:
     with pytest.raises(Refused, match="has lost no records"):
         lost_records.start_over(speculator(storage(reason)))
+
+
+def test_a_channel_that_has_records_is_not_given_up() -> None:
+    left = "To give them up, delete what is left below aurora/team/chat-1/channel/"
+    with pytest.raises(Refused, match="delete what is left below aurora/team/chat-1/channel/"):
+        lost_records.start_over(speculator(storage("RecordsLost", left)))
 
 
 def test_a_root_that_was_taken_over_cannot_begin_again() -> None:

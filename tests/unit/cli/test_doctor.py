@@ -294,7 +294,7 @@ def test_a_pause_is_a_note_until_a_version_waits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("annotation", "value"), [(PROMOTE_ANNOTATION, "v5"), (MEASURE_ANNOTATION, "5"), (START_OVER_ANNOTATION, "yes")]
+    ("annotation", "value"), [(PROMOTE_ANNOTATION, "v5"), (MEASURE_ANNOTATION, "5"), (START_OVER_ANNOTATION, "5")]
 )
 def test_an_annotation_that_the_operator_ignores_is_found(annotation: str, value: str) -> None:
     (finding,) = diagnose(snapshot(annotations={annotation: value, ABORT_ANNOTATION: "4"}))

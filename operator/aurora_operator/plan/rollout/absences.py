@@ -1,8 +1,9 @@
 """Since when each pod with the rolled version is missing, or loads the version, and which one is late. Pure.
 
-A pod is *missing* while it had the version, or was asked to take the version, and is not up. Its engine may only load
-its model again after one crash, which takes as long as the startup probe allows. So each pod has a clock of its own. It
-also runs while the roll is held, because the missing pods may be what holds the roll.
+A pod is *missing* once it had the version, or was asked to take the version, and is not up. It is missing until
+Kubernetes calls it ready. Its engine may only load its model again after one crash, which takes as long as the startup
+probe allows. So each pod has a clock of its own. It also runs while the roll is held, because the missing pods may be
+what holds the roll.
 
 The clock of a pod does not run while something else than the version keeps the pod away: its node cannot be reached, or
 its engine was restarted together with its agent. Nor does it run during a pause. It starts again in full afterwards.
@@ -27,7 +28,7 @@ _RUNNING_CLOCKS = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutP
 def with_absences(world: World, roll: Roll) -> Roll:
     """``roll`` with the clocks of the pods that are missing or that load the version.
 
-    When a missing pod is back, the roll's own deadline begins again, because the roll could not go on meanwhile.
+    When a missing pod is back or gone, the roll's own deadline begins again: the roll could not go on meanwhile.
     """
     if roll.version is None or roll.phase not in _RUNNING_CLOCKS:
         return roll.model_copy(update={"missing_since": {}, "loading_since": {}})
@@ -37,7 +38,8 @@ def with_absences(world: World, roll: Roll) -> Roll:
         "missing_since": _clocks(roll.missing_since, missing, world),
         "loading_since": _clocks(roll.loading_since, loading, world),
     }
-    if roll.phase in UNDER_WAY and roll.missing_since.keys() - set(missing):
+    still_away = {pod.name for pod in world.pods if not _is_back(pod)}
+    if roll.phase in UNDER_WAY and roll.missing_since.keys() - still_away:
         update |= {"progressed": None if roll.progressed is None else world.now}
         if roll.analysis is not None:
             update["analysis"] = roll.analysis.model_copy(update={"canary_missing_since": None})
@@ -45,8 +47,17 @@ def with_absences(world: World, roll: Roll) -> Roll:
 
 
 def _is_missing(roll: Roll, pod: Pod) -> bool:
-    """Whether the pod had the version, or was asked to take it, and is not up now."""
-    return pod.name in roll.engine_boots and not pod.ready and not pod.up
+    """Whether the pod had the version, or was asked to take it, and is not up now, or has not come back since.
+
+    An engine that its agent alone calls ready is not back: it may end before its readiness probe passes, each time.
+    """
+    if pod.name not in roll.engine_boots or _is_back(pod):
+        return False
+    return not pod.up or pod.name in roll.missing_since
+
+
+def _is_back(pod: Pod) -> bool:
+    return pod.ready or pod.kubernetes_ready
 
 
 def return_limit(world: World, name: str) -> timedelta:

@@ -22,6 +22,8 @@ class Pod:
     """Scheduled and not ready: the pod may come up with a version that it chose a while ago."""
     up: bool = False
     """Kubernetes or the agent calls the pod ready, though perhaps not both: it may be answering requests."""
+    kubernetes_ready: bool = False
+    """Kubernetes calls the pod ready, even if its agent gives no answer."""
     version: int | None = None
     checksum: str | None = None
     swap: SwapStatus = field(default_factory=SwapStatus)
@@ -32,7 +34,7 @@ class Pod:
     container_started: datetime | None = None
     """When the engine's container started, by the clock of its node."""
     crash_loops: bool = False
-    """A container ended several times, and Kubernetes delays its next start (``CrashLoopBackOff``)."""
+    """The engine's container ended several times, and Kubernetes delays its next start (``CrashLoopBackOff``)."""
     unreachable: bool = False
     """Kubernetes, which cannot reach the pod's node, calls the pod not ready."""
     counters: LiveCounters = field(default_factory=LiveCounters)

@@ -128,10 +128,11 @@ class FakeStore:
     objects: int = 4
     error: str = ""
     config_error: str = ""
+    config_reason: str = "SecretMissing"
     reader: Any = None
 
     async def config(self, owner: Owner, spec: SpeculatorSpec) -> StoreConfig | StoreView:
-        return StoreView(reason="SecretMissing", error=self.config_error) if self.config_error else CONFIG
+        return StoreView(reason=self.config_reason, error=self.config_error) if self.config_error else CONFIG
 
     def step(self, seconds: float) -> DeletionProgress:
         self.cluster._call("delete objects")
@@ -284,11 +285,12 @@ async def test_a_secret_that_is_deleted_with_the_speculator_does_not_stop_the_de
     assert store.objects == 0
 
 
+@pytest.mark.parametrize("reason", ["SecretMissing", "SecretForbidden"])
 async def test_a_namespace_that_ends_without_the_stores_keys_lets_the_speculator_go_and_keeps_the_objects(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cluster = FakeCluster(ends=True, age=timedelta(minutes=6))
-    store = FakeStore(cluster, config_error="create the Secret s3")
+    store = FakeStore(cluster, config_error="create the Secret s3", config_reason=reason)
     await run(cluster, store, monkeypatch)
     assert (cluster.finalizers, store.objects) == ([], 4)
     assert "the objects below s3://bucket are kept: the namespace is being deleted" in caplog.text
@@ -322,11 +324,14 @@ async def test_a_namespace_that_ends_waits_for_a_store_whose_keys_are_known(monk
     assert (cluster.finalizers, store.objects) == ([], 0), "the operator remembers the keys"
 
 
-@pytest.mark.parametrize("ends", [True, False])
-async def test_a_missing_secret_in_a_namespace_that_stays_is_waited_for(
-    *, ends: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("ends", "minutes"),
+    [pytest.param(False, 6, id="the namespace stays"), pytest.param(True, 1, id="the namespace has just begun to end")],
+)
+async def test_a_missing_secret_that_may_come_is_waited_for(
+    *, ends: bool, minutes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster = FakeCluster(ends=ends, age=timedelta(minutes=6 if not ends else 1))
+    cluster = FakeCluster(ends=ends, age=timedelta(minutes=minutes))
     operator = deletion(cluster, FakeStore(cluster, config_error="create the Secret s3"), monkeypatch)
     for _ in range(5):
         await operator.advance(cluster.stored)

@@ -56,8 +56,8 @@ def lost(seen: StoreView = EMPTY, **more: Any) -> Observed:
     return observed(**(parts | more))
 
 
-def confirmed(version: int = 200, **more: Any) -> Observed:
-    return lost(more.pop("store", BEGUN_AGAIN), user_requests=UserRequests(start_over=version), **more)
+def confirmed(version: int = 200, epoch: int = 57, **more: Any) -> Observed:
+    return lost(more.pop("store", BEGUN_AGAIN), user_requests=UserRequests(start_over=(version, epoch)), **more)
 
 
 @pytest.mark.parametrize("seen", [EMPTY, BEGUN_AGAIN, CHANNEL_LOST], ids=["empty", "begun again", "channel lost"])
@@ -70,7 +70,7 @@ def test_pods_keep_their_draft_and_a_person_is_told(seen: StoreView) -> None:
     shown = condition(world, ConditionType.STORAGE_READY)
     assert shown.reason == "RecordsLost"
     assert "version 200 is active, but s3://bucket/aurora/team/chat-01234567 has no record" in shown.message
-    assert "kubectl annotate auroraspeculator chat -n team --overwrite aurora.dev/start-over=200" in shown.message
+    assert "kubectl annotate auroraspeculator chat -n team --overwrite aurora.dev/start-over=200-57" in shown.message
     assert condition(world, ConditionType.READY).reason == "StorageRecordsLost"
     assert [(note.reason, note.warning) for note in plan.notes] == [("StorageRecordsLost", True)]
     assert made(replace(world, status=told)).notes == (), "once"
@@ -113,6 +113,19 @@ def test_a_copy_of_the_records_counts_once_the_active_version_is_whole() -> None
     assert condition(whole, ConditionType.STORAGE_READY).reason == "Ready"
 
 
+@pytest.mark.parametrize("version", [0, 120])
+def test_nothing_starts_over_while_the_channel_has_records(version: int) -> None:
+    """The plan after it would follow their version, and would hide that the records of the active one are lost."""
+    world = lost(store(0, channel=channel(version, epoch=30)), status=status(lost()))
+    asked = replace(world, user_requests=UserRequests(start_over=(200, 57)))
+    told = made(asked).status or asked.status
+    assert told.active == SERVED.active
+    (shown,) = (c for c in told.conditions if c.type is ConditionType.STORAGE_READY)
+    assert shown.reason == "RecordsLost"
+    assert "delete what is left below aurora/team/chat-01234567/channel/; this message then" in shown.message
+    assert "start-over" not in shown.message
+
+
 def test_a_record_for_another_version_is_followed_when_nothing_was_lost() -> None:
     """The operator died after it advanced the channel, and before it wrote the status."""
     promoted = store(0, 200, 201, channel=channel(201, epoch=58, previous=200))
@@ -151,7 +164,7 @@ def test_after_a_confirmation_the_status_forgets_the_versions_before_the_first_r
     plan, told = start_over(confirmed(jobs=jobs))
     assert (plan.advance, plan.swaps) == (None, ())
     assert (told.active, told.previous, told.candidate, told.rejected) == (None, None, None, [])
-    assert (told.rollout, told.training) == (RolloutStatus(epoch=57), TrainingStatus()), "agents know the epoch"
+    assert (told.rollout, told.training) == (RolloutStatus(epoch=58), TrainingStatus()), "agents know epoch 57"
     assert [(entry.event, entry.version) for entry in told.history] == [("StartedOver", 200)]
     assert plan.delete_jobs == ("chat-validate-v1-1", "chat-validate-v201-1"), "the new versions have their names"
     assert "StartedOver" in [note.reason for note in plan.notes]
@@ -168,17 +181,51 @@ def test_after_a_confirmation_the_status_forgets_the_versions_before_the_first_r
     assert validating(at_rest) == 1, "a number that was rejected before is measured"
 
 
+@pytest.mark.parametrize(("rejected", "measured"), [([1, 199], 201), ([199, 201], None)])
+def test_a_rejected_version_that_is_still_registered_stays_rejected(rejected: list[int], measured: int | None) -> None:
+    """Only the channel was lost, so the new channel begins at once with the old lineage and its version 0."""
+    before = SERVED.model_copy(update={"rejected": rejected})
+    told = start_over(confirmed(store=CHANNEL_LOST, status=before))[1]
+    assert told.rejected == [version for version in rejected if version != 199], "version 199 is not registered"
+    world = observed(store=replace(CHANNEL_LOST, channel=channel(0)), status=told)
+    assert validating(world) == measured
+
+
+def test_a_confirmation_does_not_count_for_the_next_loss_of_a_version_with_this_number() -> None:
+    """The annotation stays, and the new lineage counts from 0 again."""
+    forgotten = start_over(confirmed())[1]
+    again = status(replace(confirmed(), status=forgotten, store=store(0, 200, channel=channel(200, epoch=2))))
+    assert again.active is not None
+    world = replace(confirmed(), status=again)
+    assert condition(world, ConditionType.STORAGE_READY).reason == "RecordsLost"
+    assert status(world).active == again.active
+
+
 def test_a_confirmation_begins_a_lineage_although_training_was_not_worth_its_cost() -> None:
     world = confirmed(store=EMPTY)
     assert trainer_replicas(replace(world, status=start_over(world)[1])) == 1
 
 
 def test_a_confirmation_counts_only_for_the_active_version_and_a_lost_channel() -> None:
-    assert condition(confirmed(199), ConditionType.STORAGE_READY).reason == "RecordsLost"
+    for other in (confirmed(199), confirmed(epoch=56)):
+        assert condition(other, ConditionType.STORAGE_READY).reason == "RecordsLost"
     kept = store(0, 200, channel=channel(200, epoch=57))
     assert status(confirmed(store=kept)).active is not None
     away = confirmed(store=StoreView(reason="Unreachable", error="no route"))
     assert status(away).active == SERVED.active
+
+
+def test_nothing_starts_over_while_the_finalizer_is_refused() -> None:
+    """Without an active version, the next plan would be the finalizer alone, and would fail each time."""
+    deletes = spec(serving={"replicas": 2}, store=MINIMAL["store"] | {"deletionPolicy": "Delete"})
+    refused = confirmed(spec=deletes, finalizer_refused=True, apply_errors=("the finalizer: denied",))
+    plan, told = start_over(refused)
+    assert plan.finalizer is True, "it is tried again"
+    assert told.active == SERVED.active
+    shown = {c.type: c.reason for c in told.conditions}
+    assert shown[ConditionType.STORAGE_READY] == "RecordsLost"
+    assert shown[ConditionType.DEGRADED] == "ApplyRefused"
+    assert start_over(replace(refused, has_finalizer=True))[1].active is None
 
 
 def test_a_root_that_was_taken_over_cannot_start_over() -> None:

@@ -120,7 +120,7 @@ def test_the_whole_way_from_a_loss_over_a_persons_confirmation_to_a_new_lineage(
     """The reader and the planner together, each plan made from the status of the former one."""
     serving, status = observed(pods=(pod("chat-a", 1), pod("chat-b", 1))), SpeculatorStatus()
 
-    def reconcile(start_over: int | None = None) -> Plan:
+    def reconcile(start_over: tuple[int, int] | None = None) -> Plan:
         nonlocal status
         plan = made(
             replace(serving, store=store.read(), status=status, user_requests=UserRequests(start_over=start_over))
@@ -138,11 +138,12 @@ def test_the_whole_way_from_a_loss_over_a_persons_confirmation_to_a_new_lineage(
     for _ in range(3):
         assert (reconcile().swaps, status.active.version) == ((), 1)
     assert list(store.objects.list(Keys.CHANNEL)) == []
-    reconcile(start_over=1)
+    confirmed = (1, status.rollout.epoch)
+    reconcile(start_over=confirmed)
     assert status.active is None
-    first = reconcile(start_over=1).advance
+    first = reconcile(start_over=confirmed).advance
     assert first is not None
     assert (first.epoch, first.active, first.active_digest) == (1, 0, digest(7))
-    swaps = reconcile(start_over=1).swaps
+    swaps = reconcile(start_over=confirmed).swaps
     assert {(swap.request.version, swap.request.digest) for swap in swaps} == {(0, digest(7))}
     assert [entry.event for entry in status.history] == ["StartedOver"], "once"

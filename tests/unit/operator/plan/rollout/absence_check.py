@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 
+from aurora_operator.plan.rollout.absences import return_limit
 from aurora_operator.plan.rollout.steps import Step
 from aurora_operator.plan.rollout.world import World
 from tests.unit.operator.plan.rollout.simulated_pod import SimulatedPod
@@ -23,5 +24,4 @@ class AbsenceCheck:
             self._seen_up[pod.name] = min(known, world.now)
         name, _, rest = made.rollout.message.removeprefix("pod ").partition(" ")
         if made.advance is not None and rest.startswith("did not come back"):
-            limit = max(timedelta(seconds=world.policy.progress_deadline_seconds), world.start_limit)
-            assert world.now - self._seen_up[name] > limit, made.rollout.message
+            assert world.now - self._seen_up[name] > return_limit(world, name), made.rollout.message

@@ -10,6 +10,8 @@ from aurora_operator.plan.rollout.world import Pod
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 
 REQUESTS_PER_TICK = 50
+REASONS_AWAY = ("", "loop", "node", "reboot")
+"""Why a pod stays away: its engine loads, or ends again and again, or its node is lost or restarts."""
 
 
 @dataclass
@@ -34,6 +36,8 @@ class SimulatedPod:
     slow: bool = False
     node_lost: bool = False
     """Kubernetes and the operator cannot reach the pod, whatever its engine does."""
+    crash_loops: bool = False
+    """While the pod is not up, its engine ends again and again."""
     with_agent: bool = False
     """The engine was restarted last together with its agent."""
     boot: int = 0
@@ -55,7 +59,7 @@ class SimulatedPod:
 
     def crash(self, version: int, *, with_agent: bool = False) -> None:
         """The engine crashes. The next one starts with ``version``."""
-        self.with_agent = with_agent
+        self.with_agent, self.crash_loops = with_agent, False
         self.phase, self.ready, self.asked, self.version = SwapPhase.IDLE, False, None, version
         self.boot, self.requests, self.tokens = self.boot + 1, 0, 0
 
@@ -79,11 +83,20 @@ class SimulatedPod:
         if self.node_lost:
             return Pod(self.name, ready=False, starting=True, unreachable=True, **container)
         if not self.reachable:
-            return Pod(self.name, ready=False, starting=True, up=self.ready, **container)
+            return Pod(
+                self.name,
+                ready=False,
+                starting=True,
+                crash_loops=self.crash_loops and not self.ready,
+                up=self.ready,
+                kubernetes_ready=self.ready,
+                **container,
+            )
         return Pod(
             self.name,
             ready=self.ready,
             starting=not self.ready,
+            crash_loops=self.crash_loops and not self.ready,
             up=self.ready,
             version=self.version,
             checksum=f"{self.version}{self.salt}",

@@ -46,16 +46,19 @@ def away(name: str, **more: Any) -> Pod:
 # one slow restart ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("phase", ["canary", "rolling", "watching"])
-def test_one_restart_of_an_engine_that_loads_slowly_is_tolerated(phase: str) -> None:
+@pytest.mark.parametrize(
+    ("phase", "then"),
+    [("canary", RolloutPhase.CANARY), ("rolling", RolloutPhase.WATCHING), ("watching", RolloutPhase.WATCHING)],
+)
+def test_one_restart_of_an_engine_that_loads_slowly_is_tolerated(phase: str, then: RolloutPhase) -> None:
     """``failureLimit`` is 1, and the engine takes longer to load than the progress deadline."""
-    service = service_in(phase)
+    service = service_in(phase, analysis=JUDGED | {"watch_seconds": 400})
     service["a"].reload()
     for line in service.reconcile_times(LOADS - 2):
         assert line.startswith(("Proceed", "Pass -> Watching"))
     service["a"].ready = True
     service.reconcile()
-    assert service.roll.engine_crashes == 1 or service.roll.phase is RolloutPhase.IDLE
+    assert (service.roll.engine_crashes, service.roll.phase) == (1, then)
     service.reconcile_until_idle()
     assert (service.active, service.rejected) == (1, set())
     assert {one.version for one in service.pods} == {1}
@@ -184,6 +187,29 @@ def test_a_pod_that_goes_down_in_the_watch_shortly_before_its_end_has_its_own_de
         roll = made.rollout
     late = step(at(661, pod(A, 1, boot="a"), away(B), **promoted), roll)
     assert late.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
+
+
+def test_an_engine_that_its_agent_alone_calls_ready_is_not_back() -> None:
+    """It ends before its readiness probe passes, each time. No crash is counted, because the pod is never ready."""
+    roll = rolling(engine_boots={A: "a"}, progressed=NOW, updated=1)
+    roll = step(at(0, away(A), staging(B)), roll).rollout
+    for seconds in range(10, 601, 10):
+        made = step(at(seconds, away(A, up=seconds % 20 == 0), staging(B)), roll)
+        assert (made.advance, made.rollout.missing_since, made.rollout.progressed) == (None, {A: NOW}, NOW)
+        roll = made.rollout
+    assert step(at(601, away(A, up=True), staging(B)), roll).advance == REJECTED
+
+
+def test_a_pod_that_kubernetes_calls_ready_is_back_although_its_agent_is_silent() -> None:
+    roll = step(at(0, away(A), staging(B)), rolling(engine_boots={A: "a"}, updated=1)).rollout
+    made = step(at(599, away(A, up=True, kubernetes_ready=True), staging(B)), roll)
+    assert (made.rollout.missing_since, made.rollout.progressed) == ({}, NOW + timedelta(seconds=599))
+    assert step(at(700, away(A, up=True, kubernetes_ready=True), staging(B)), made.rollout).advance is None
+
+
+def test_a_pod_that_answers_its_agent_and_was_never_away_has_no_clock() -> None:
+    roll = rolling(engine_boots={A: "a"}, updated=1)
+    assert step(at(0, away(A, up=True), staging(B)), roll).rollout.missing_since == {}
 
 
 # more pods are away than maxNotReady allows --------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import ChannelReason
 from tests.example_count import example_count
 from tests.unit.operator.plan.rollout.absence_check import AbsenceCheck
-from tests.unit.operator.plan.rollout.simulated_pod import SimulatedPod
+from tests.unit.operator.plan.rollout.simulated_pod import REASONS_AWAY, SimulatedPod
 
 TICK = timedelta(seconds=2)
 STEPS_TO_CONVERGE = 400
@@ -137,15 +137,15 @@ class RolloutMachine(RuleBasedStateMachine):
         else:  # also in the middle of a swap, with the draft that ``current`` points at
             pod.crash(pod.version)
 
-    @rule(before=st.integers(3, 20), ticks=st.sampled_from([1, 35, 50]), why=st.sampled_from(["", "node", "reboot"]))
+    @rule(before=st.integers(3, 20), ticks=st.sampled_from([1, 35, 50]), why=st.sampled_from(REASONS_AWAY))
     def pod_stays_away(self, before: int, ticks: int, why: str) -> None:
-        """The engine of a pod with a new version loads for a while, or its node is lost or restarts."""
+        """The engine of a pod with a new version loads or ends for a while, or its node is lost or restarts."""
         self.a_roll_comes_far(kind="good", ticks=before)
         having = [pod for pod in self.pods if pod.version == self.status.version and pod.ready]
         for pod in having[:1]:
             self.blame()
             pod.crash(pod.version, with_agent=why == "reboot")
-            pod.slow, pod.node_lost = True, why == "node"
+            pod.slow, pod.node_lost, pod.crash_loops = True, why == "node", why == "loop"
             self.time_goes_on(ticks)
 
     @rule(replicas=st.integers(0, 5), first=st.integers(0, 4), slow=st.booleans())
