@@ -157,7 +157,7 @@ class Controller:
             self._values.learn(Source.LOOKUP, looked_up)
         pending, index = _pending(outlooks) if arm.drafts else 0, self._index[arm]
         if milliseconds is None:
-            took = self._costs.trial_milliseconds(size, pending, {})[index]
+            took = self._costs.trial_milliseconds(size, pending, self._costs.looks(size))[index]
         else:
             self._costs.learn(arm, size, milliseconds, pending)
             took = self._costs.milliseconds(size)[index] + self._costs.catch_up_milliseconds(pending, size)
