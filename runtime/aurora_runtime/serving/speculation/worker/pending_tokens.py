@@ -27,7 +27,8 @@ from aurora_runtime.serving.speculation.worker.device_copy import to_device
 
 PAGE_TOKENS: Final = 32
 MOST_DEFAULT_BYTES: Final = 2 << 30
-"""Device memory that no setting asks for. SGLang leaves a few GB beside its own caches."""
+"""Device memory that no setting asks for, unless every row needs more for two rounds (:attr:`BufferShape.least_bytes`).
+SGLang leaves a few GB beside its own caches."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class BufferShape:
         rows: rows of the request table.
         widest: tokens of the widest verify round.
         width: D.
-        budget_bytes: device memory to use. None: enough for all rows, and at most :data:`MOST_DEFAULT_BYTES`.
+        budget_bytes: device memory to use. None: enough for all rows, and at most :data:`MOST_DEFAULT_BYTES`, or
+            :attr:`least_bytes` where that is more.
         request_tokens: tokens that one request may hold.
         page_tokens: tokens of a page.
     """
@@ -82,6 +84,11 @@ class BufferShape:
     def pages(self) -> int:
         budget = max(MOST_DEFAULT_BYTES, self.least_bytes) if self.budget_bytes is None else self.budget_bytes
         return min(self.rows * self.row_pages, budget // (self.page_tokens * self.token_bytes))
+
+    @property
+    def bytes(self) -> int:
+        """Device memory of the buffer."""
+        return self.pages * self.page_tokens * self.token_bytes
 
     @property
     def obstacle(self) -> str | None:

@@ -86,11 +86,19 @@ def test_short_requests_leave_room_for_long_ones_until_the_pages_are_used_up() -
 def test_each_running_request_may_hold_256_tokens_by_default(hidden: int, requests: int, gigabytes: float) -> None:
     """The figures of docs/how-to/sizing.md. SGLang's request table has a row more than requests."""
     shape = BufferShape(requests + 1, 12, 3 * hidden, torch.bfloat16)
-    size = shape.pages * shape.page_tokens * shape.token_bytes
+    size = shape.bytes
     assert size / 1e9 == pytest.approx(gigabytes, abs=0.005)
     assert size <= MOST_DEFAULT_BYTES
     tokens = shape.pages * shape.page_tokens / shape.rows
     assert tokens == PENDING_TOKENS if size < 0.99 * MOST_DEFAULT_BYTES else 160 < tokens < PENDING_TOKENS
+
+
+@pytest.mark.parametrize(("hidden", "gigabytes"), [(4096, 3.2), (8192, 6.4)])
+def test_thousands_of_running_requests_get_a_page_each_by_default(hidden: int, gigabytes: float) -> None:
+    """With less, most of them could not draft again."""
+    shape = BufferShape(4096, 12, 3 * hidden, torch.bfloat16)
+    assert shape.pages == shape.rows
+    assert shape.bytes == shape.least_bytes == pytest.approx(gigabytes * 1e9, rel=0.02)
 
 
 def test_a_budget_for_less_than_two_rounds_of_each_request_is_an_obstacle() -> None:
