@@ -108,10 +108,11 @@ def pending_buffer(worker: Any, settings: SpeculationSettings) -> PendingTokens:
             "serving.extraArgs"
         ) from error
     log.info(
-        "aurora speculation: %d tokens may wait for the draft in %.2f GB, %d of a request, or %d of every request",
+        "aurora speculation: %d tokens may wait for the draft in %.2f GB, at most %d tokens of one request, or %d of"
+        " each when all wait",
         buffer.slots,
         buffer.bytes / 1e9,
-        buffer.capacity,
-        buffer.share,
+        shape.request_slots,
+        buffer.tokens_for_each_request,
     )
     return buffer
