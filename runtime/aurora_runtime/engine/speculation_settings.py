@@ -44,7 +44,8 @@ class SpeculationSettings(Record):
         default=None,
         ge=1,
         description="Device memory for the target's hidden states of tokens that the draft has not processed yet. None:"
-        " enough for 256 tokens of every running request, and at most 2 GiB.",
+        " enough for 256 tokens of every running request, and at most 2 GiB, or one page of 32 tokens for each running"
+        " request where that is more.",
     )
     fixed_arms: tuple[str, ...] = Field(
         default=(),

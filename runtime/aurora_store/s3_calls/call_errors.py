@@ -110,6 +110,12 @@ def _error_sent(error: ClientError, call: str) -> StoreError:
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     if error.operation_name.startswith(_ASSUME_ROLE):
         shown = code if code in _IDENTITY_CODES else f"HTTP {status}"
+        if code == "IDPCommunicationError" or "Throttl" in code or (status or 0) >= 500:
+            text = f"{error.operation_name}: {shown}; AWS STS does not answer at the moment"
+            return StoreError(bounded_text(f"{call}: {text}"))
+        if code == "ExpiredTokenException":
+            hint = "the pod's token has expired: check the node's clock"
+            return AccessRefused(bounded_text(f"{call}: {error.operation_name}: {shown}; {hint}"))
         return AccessRefused(bounded_text(f"{call}: {error.operation_name}: {shown}; {_IDENTITY_HINT}"))
     if code in ("NoSuchKey", "404") or (status == 404 and code != "NoSuchBucket"):
         return ObjectMissing(bounded_text(f"{call}: no such object"))

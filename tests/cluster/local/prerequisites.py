@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.cluster.command import print_progress, run, run_or_none
+from tests.cluster.command import CommandError, print_progress, run, run_or_none
 from tests.cluster.local import packet_queue
 
 CNI_DIRECTORIES = (Path("/usr/lib/cni"), Path("/opt/cni/bin"), Path("/usr/libexec/cni"))
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """The daemons' PATH. The PATH of a login shell may lack /usr/sbin, and with it nft, iptables and runc."""
-
+_IN_OWN_NETWORK = ("unshare", "--net")
+_ENVIRONMENT = {"PATH": SEARCH_PATH}
 
 APT_LOCK_SECONDS = 300
 """A fresh machine often installs updates in its first minutes, and apt-get refuses to run twice."""
@@ -79,18 +81,28 @@ def _netfilter_problems() -> list[str]:
             "load the kernel's module nfnetlink_queue, or run a kernel with CONFIG_NETFILTER_NETLINK_QUEUE (the "
             "cluster enforces NetworkPolicies with it)"
         )
-    in_own_network = partial(run_or_none, "unshare", "--net", env={"PATH": SEARCH_PATH})
-    if _has_command("iptables")() and in_own_network(*packet_queue.RULE) is None:
+    if _has_command("iptables")() and (refusal := _rule_refusal()) is not None:
         problems.append(
-            "load the kernel's modules xt_conntrack and xt_NFQUEUE, or run a kernel with "
-            "CONFIG_NETFILTER_XT_MATCH_CONNTRACK and CONFIG_NETFILTER_XT_TARGET_NFQUEUE (the cluster enforces "
-            "NetworkPolicies with them)"
+            "load the kernel's modules xt_conntrack, xt_NFQUEUE and nft_compat, or run a kernel with "
+            "CONFIG_NETFILTER_XT_MATCH_CONNTRACK, CONFIG_NETFILTER_XT_TARGET_NFQUEUE and CONFIG_NFT_COMPAT (the "
+            f"cluster enforces NetworkPolicies with them). iptables said: {refusal}"
         )
-    if _has_command("nft")() and in_own_network("nft", "add table inet probe") is None:
+    if _has_command("nft")() and run_or_none(*_IN_OWN_NETWORK, "nft", "add table inet probe", env=_ENVIRONMENT) is None:
         problems.append(
             "load the kernel's module nf_tables, or run a kernel with CONFIG_NF_TABLES_INET (kube-proxy needs it)"
         )
     return problems
+
+
+def _rule_refusal() -> str | None:
+    """What iptables says about the cluster's rule in a network of its own. None: it takes the rule."""
+    try:
+        run(*_IN_OWN_NETWORK, *packet_queue.RULE, env=_ENVIRONMENT)
+    except CommandError as error:
+        return " ".join(error.stderr.split())
+    except (subprocess.TimeoutExpired, FileNotFoundError) as error:
+        return str(error)
+    return None
 
 
 def _machine_problems() -> list[str]:

@@ -52,6 +52,32 @@ def test_a_refused_identity_names_the_trust_policy(monkeypatch: pytest.MonkeyPat
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "shown"),
+    [
+        (503, "Stranger", "HTTP 503"),
+        (400, "IDPCommunicationError", "IDPCommunicationError"),
+        (400, "Throttling", "HTTP 400"),
+    ],
+)
+def test_a_service_of_identities_that_fails_for_a_moment_is_no_refusal(
+    monkeypatch: pytest.MonkeyPatch, status: int, code: str, shown: str
+) -> None:
+    with faulty_store(whole(status, REFUSAL.format(code).encode())) as sts:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.endpoint)
+        with pytest.raises(StoreError) as error:
+            objects().put("key", b"1")
+    assert type(error.value) is StoreError
+    assert f"AssumeRoleWithWebIdentity: {shown}; AWS STS does not answer at the moment" in str(error.value)
+
+
+def test_an_expired_token_names_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    with faulty_store(whole(400, REFUSAL.format("ExpiredTokenException").encode())) as sts:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", sts.endpoint)
+        with pytest.raises(AccessRefused, match="ExpiredTokenException; the pod's token has expired: check the node's"):
+            objects().put("key", b"1")
+
+
 def test_a_service_of_identities_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "http://sts.aurora.invalid:1")
     with pytest.raises(StoreError, match=r"check that AWS STS \(sts\.aurora\.invalid\), which fetches the workload"):

@@ -149,7 +149,7 @@ class Controller:
                 looked_up.append((outlook, right, min(most, outlook.lookup_length)))
             if unplayed_lookup and source is not Source.LOOKUP:
                 looked_up.append((outlook, unplayed_lookup[i], min(own, outlook.lookup_length)))
-        size, made = len(outlooks), sum(made_by)
+        size, made, ended = len(outlooks), sum(made_by), sum(not own for own in made_by)
         self._counters.count(decision, outlooks, accepted)
         if drafted:
             self._values.learn(Source.DRAFT, drafted)
@@ -157,17 +157,19 @@ class Controller:
             self._values.learn(Source.LOOKUP, looked_up)
         pending, index = _pending(outlooks) if arm.drafts else 0, self._index[arm]
         if milliseconds is None:
-            took = self._costs.trial_milliseconds(size, pending, {})[index]
+            took = self._costs.trial_milliseconds(size, pending, self._costs.looks(size))[index]
         else:
             self._costs.learn(arm, size, milliseconds, pending)
             took = self._costs.milliseconds(size)[index] + self._costs.catch_up_milliseconds(pending, size)
-        if decision.explores and arm != OFF:  # a round of off is not charged
-            self._budget.spend(took - made / self._best_speed(outlooks))
+        if decision.explores and arm != OFF and ended < size:  # a round of off is not charged
+            made_if_none_had_ended = made * size / (size - ended)  # any arm would have run the ended requests
+            self._budget.spend(took - made_if_none_had_ended / self._best_speed(outlooks))
         if milliseconds is not None:
             off_milliseconds = self._costs.milliseconds(size)[0]
+            worth = off_milliseconds * (made + ended) / size  # off, too, runs a request once after its answer's end
             pace = self._costs.pace  # seconds that passed, not seconds of a machine at pace 1
-            self._counters.compare_with_off(took * pace, off_milliseconds * made / size * pace)
-            self._budget.earn(off_milliseconds * made / size, off_milliseconds)
+            self._counters.compare_with_off(took * pace, worth * pace)
+            self._budget.earn(worth, off_milliseconds)
 
     def draft_serves(self, version: str) -> None:
         """The draft ``version`` serves from now on. Costs stay, because all drafts have one shape."""

@@ -17,7 +17,7 @@ import aiohttp
 
 from aurora_protocol.agent_api import MEASUREMENT_PREFIX
 from aurora_runtime.engine.sglang_client import SGLangClient
-from aurora_runtime.errors import EngineFault, EngineUnreachable, OutOfTime
+from aurora_runtime.errors import AnswersOverdue, EngineFault, EngineUnreachable
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class LoadClient:
     async def batch(self, prompts: Sequence[Sequence[int]], concurrency: int, max_new_tokens: int) -> BatchResult:
         """Answer all prompts with ``concurrency`` requests in flight at any time.
 
-        Raises :class:`OutOfTime` at the deadline. The requests in flight are cut, because one may take
+        Raises :class:`AnswersOverdue` at the deadline. The requests in flight are cut, because one may take
         :attr:`request_seconds`, and the measurement's Job does not wait so long.
         """
         answers: list[Answer | None] = [None] * len(prompts)
@@ -94,7 +94,7 @@ class LoadClient:
             async with asyncio.timeout(time_left):
                 await asyncio.gather(*(worker() for _ in range(concurrency)))
         except TimeoutError as error:
-            raise OutOfTime("a batch did not end in time: raise validation.timeoutSeconds") from error
+            raise AnswersOverdue("a batch did not end in time: raise validation.timeoutSeconds") from error
         return BatchResult(tuple(answers), time.perf_counter() - started, unreached)
 
     async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:

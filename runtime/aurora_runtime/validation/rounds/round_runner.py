@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from aurora_protocol.evidence_records import Arm, Sample
-from aurora_runtime.errors import MeasurementError, OutOfTime
+from aurora_runtime.errors import AnswersOverdue, MeasurementError, OutOfTime
 from aurora_runtime.validation.engines.engines_under_test import EnginesUnderTest
 from aurora_runtime.validation.engines.load_client import Answer, BatchResult
 from aurora_runtime.validation.held_out_prompts import Prompt
@@ -56,7 +56,8 @@ class RoundRunner:
     async def prepare(self, arms: Sequence[Arm]) -> None:
         """Warm all arms up, so that the first round takes as long as the others. Stops when time is over.
 
-        Of the drafts, the one that is first in the first round is prepared last, which saves a swap.
+        Of the drafts, the one that is first in the first round is prepared last, which saves a swap. Raises
+        :class:`OutOfTime` when the time ends while one arm is prepared.
         """
         for arm in (*reversed(DRAFT_ARMS), *(arm for arm in arms if arm not in DRAFT_ARMS)):
             if self.clock() <= self.deadline:
@@ -71,7 +72,7 @@ class RoundRunner:
             concurrencies: the declared concurrencies to measure at. None: all.
 
         Raises :class:`MeasurementError` when requests fail without speculation, or when the time ends while the
-        candidate answers. Then nothing can be said about a draft.
+        candidate warms up or answers. Then nothing can be said about a draft.
         """
         results: dict[Batch[Arm], BatchResult] = {}
         schedule = batches(
@@ -97,17 +98,19 @@ class RoundRunner:
     async def _result_of(self, batch: Batch[Arm]) -> BatchResult:
         """Prepare the engine and run ``batch``. Raises :class:`OutOfTime` when the time is over before its end.
 
-        Raises :class:`MeasurementError` when the time ends while the candidate answers. The candidate may hang, and
-        must not pass by the rounds before.
+        Raises :class:`MeasurementError` when the time ends while the candidate warms up or answers. The candidate may
+        hang, and must not pass by the rounds before.
         """
         if self.clock() > self.deadline:
             raise OutOfTime("the time is over between two batches")
-        await self.engines.prepare(batch.arm)
-        prompts = [self.prompts[index].tokens for index in batch.prompts]
+        prompts, is_prepared = [self.prompts[index].tokens for index in batch.prompts], False
         try:
+            await self.engines.prepare(batch.arm)
+            is_prepared = True
             return await self.engines.run(batch.arm, prompts, batch.concurrency)
         except OutOfTime as error:
-            if batch.arm is Arm.CANDIDATE:
+            answered_late = is_prepared or isinstance(error, AnswersOverdue)  # a swap that is late is not the draft's
+            if batch.arm is Arm.CANDIDATE and answered_late:
                 raise MeasurementError(f"the candidate did not answer in time: {error}") from error
             raise
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -99,6 +100,21 @@ def test_lookup_replaces_the_draft_of_a_request_only_with_a_lead(lookup: int, so
         right = {Source.LOOKUP: lookup, Source.DRAFT: 3, Source.NONE: 0}[decision.sources[0]]
         c.observe(decision, [MATCH], [right], milliseconds(decision.arm, 1), unplayed_lookup=[min(lookup, right + 1)])
     assert decision.sources == (source,)
+
+
+def test_a_look_that_a_prefill_interrupts_costs_what_it_was_expected_to_cost() -> None:
+    """The arm's own time is what the look doubts, so it is no price."""
+    c, draft = controller(arms=(OFF, Arm(5, drafts=True))), Decision(Arm(5, drafts=True), (Source.DRAFT,), True)
+    off = Decision(OFF, (Source.NONE,), explores=False)
+    for _ in range(3):
+        c.observe(off, [NO_MATCH], [0], 20.0)
+        c.observe(replace(draft, explores=False), [NO_MATCH], [0], 200.0)
+    while not (due := c._costs.looks(1)):
+        c.observe(off, [NO_MATCH], [0], 20.0)
+    before = c._budget.credit_milliseconds
+    c.observe(draft, [NO_MATCH], [0], None)
+    lost = before - c._budget.credit_milliseconds
+    assert 0 < lost < due[1] < c._costs.milliseconds(1)[1] / 2
 
 
 def test_an_empty_batch_is_off() -> None:

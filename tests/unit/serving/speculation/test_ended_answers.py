@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import pytest
+
 from aurora_runtime.engine.arms import OFF, Arm, Source
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.serving.speculation.controller import Controller, ControllerSettings
@@ -63,10 +65,44 @@ def test_tokens_accepted_behind_an_answers_end_prove_nothing() -> None:
     assert curves(cut, "new", 8) == curves(short, "new", 8)
 
 
+def credit_after(policy: Controller, made: Sequence[int], milliseconds: float | None) -> float:
+    """What the bucket holds after a round that explored the draft, and in which each request made so much."""
+    outlooks = [RequestOutlook(f"r{i}", 0, 0, 0) for i in range(len(made))]
+    decision = Decision(DRAFT, (Source.DRAFT,) * len(made), explores=True)
+    policy.observe(decision, outlooks, [max(0, own - 1) for own in made], milliseconds, tokens_made=made)
+    return policy._budget.credit_milliseconds
+
+
+def test_a_trial_in_which_every_answer_had_ended_is_not_charged() -> None:
+    policy = controller()
+    before = policy._budget.credit_milliseconds
+    assert credit_after(policy, [0], None) == before
+    assert credit_after(policy, [0, 0], None) == before
+
+
+def test_a_trial_is_not_charged_for_the_requests_that_had_ended() -> None:
+    """All running requests make as much in both rounds, so that the draft is worth the same per request."""
+    none, one = controller(), controller()
+    before = none._budget.credit_milliseconds
+    full = before - credit_after(none, [1] * 16, None)
+    assert full > 0, "a draft that was wrong loses"
+    assert before - credit_after(one, [1] * 15 + [0], None) == pytest.approx(full, rel=0.1)
+
+
 def test_the_speedup_counts_the_tokens_of_answers_and_all_of_the_time() -> None:
+    """Off makes one token of each request that has not ended, and runs one that has ended once, too."""
     policy, plain = controller(), controller()
-    for number in range(400):
+    for number in range(2000):
         run(policy, [f"a{number}", f"b{number}"], DRAFT, [3, 3], made=[4, 0])
         run(plain, [f"a{number}", f"b{number}"], DRAFT, [3, 3])
     ratio = (policy.report().speedup_over_off or 0) / (plain.report().speedup_over_off or 1)
-    assert 0.49 < ratio < 0.6
+    assert ratio == pytest.approx(5 / 8, rel=0.02)
+
+
+def test_a_pod_that_runs_off_alone_is_as_fast_as_off_although_answers_end() -> None:
+    policy = Controller(SETTINGS.arms, ControllerSettings(), random.Random(1))  # noqa: S311 - no secret
+    for number in range(100):
+        run(policy, [f"a{number}", f"b{number}"], OFF, [0, 0], made=[1, number % 2])
+    report = policy.report()
+    assert report.speedup_over_off == pytest.approx(1.0)
+    assert report.saved_seconds == pytest.approx(0.0)

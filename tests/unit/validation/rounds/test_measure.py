@@ -12,7 +12,7 @@ from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_protocol.evidence_records import Arm, BaselineSamples, MeasurementEnd, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.gate.budget import Ending
-from aurora_runtime.errors import MeasurementError, OutOfTime
+from aurora_runtime.errors import AnswersOverdue, MeasurementError, OutOfTime
 from aurora_runtime.validation.engines.load_client import Answer, BatchResult
 from aurora_runtime.validation.held_out_prompts import Prompt
 from aurora_runtime.validation.rounds.measure import measure, measure_baseline
@@ -51,7 +51,7 @@ class SimulatedEngines:
     """The arms in the order in which they were first prepared."""
     fail: Arm | None = None
     time_ends_in: str = ""
-    """The call, "prepare" or "run", in the middle of which the time of the measurement ends."""
+    """The call in the middle of which the time of the measurement ends: "prepare", its part "warm-up", or "run"."""
     time_ends_with: Arm | None = None
     """The arm of that call. None: any."""
     now: float = 0.0
@@ -59,6 +59,8 @@ class SimulatedEngines:
     turns: int = 0
 
     def _check_time(self, call: str, arm: Arm) -> None:
+        if self.time_ends_in == "warm-up" and call == "prepare" and self.time_ends_with in (None, arm):
+            raise AnswersOverdue("a batch did not end in time")
         if self.time_ends_in == call and self.time_ends_with in (None, arm):
             raise OutOfTime("the engine did not run it in time")
 
@@ -179,7 +181,14 @@ async def test_a_measurement_whose_time_ends_unexpectedly_is_decided_by_its_last
 
 
 @pytest.mark.parametrize(
-    ("call", "arm"), [("prepare", Arm.CANDIDATE), ("prepare", Arm.ACTIVE), ("run", Arm.OFF), ("run", Arm.ACTIVE)]
+    ("call", "arm"),
+    [
+        ("prepare", Arm.CANDIDATE),
+        ("prepare", Arm.ACTIVE),
+        ("warm-up", Arm.ACTIVE),
+        ("run", Arm.OFF),
+        ("run", Arm.ACTIVE),
+    ],
 )
 async def test_the_rounds_that_ended_count_when_the_time_ends_in_a_swap_or_in_a_batch(call: str, arm: Arm) -> None:
     simulated = engines(40.0, wobble=0.12, time_ends_with=arm)
@@ -197,11 +206,12 @@ async def test_a_first_round_that_the_time_ends_is_an_error_not_a_verdict() -> N
         await measure(runner(engines(40.0, time_ends_in="run", time_ends_with=Arm.OFF)))
 
 
-async def test_a_candidate_that_hangs_until_the_end_does_not_pass_by_the_rounds_before() -> None:
+@pytest.mark.parametrize("call", ["warm-up", "run"])
+async def test_a_candidate_that_hangs_until_the_end_does_not_pass_by_the_rounds_before(call: str) -> None:
     simulated = engines(40.0, wobble=0.12, time_ends_with=Arm.CANDIDATE)
 
     async def candidate_hangs() -> None:
-        simulated.time_ends_in = "run"
+        simulated.time_ends_in = call
 
     with pytest.raises(MeasurementError, match="the candidate did not answer in time"):
         await measure(runner(simulated), newer_version=candidate_hangs)

@@ -72,14 +72,22 @@ class Cell:
         return min(UNTIMED_VARIANCE, self._variance + LEVEL_VARIANCE_PER_ROUND * max(0, now - self.round - 1))
 
     def add(
-        self, batch_size: int, ratio: float, now: int, pace_variance: float, doubt: float = 0.0
+        self,
+        batch_size: int,
+        ratio: float,
+        now: int,
+        pace_variance: float,
+        doubt: float = 0.0,
+        *,
+        caught_up: bool = True,
     ) -> tuple[float, float]:
         """Learn a time over the formula's time. Returns its logarithmic deviation and the deviation's variance.
 
-        ``doubt``: how wrong the time may be, relative to itself, because a catch-up was taken off. 0: there was none.
+        ``doubt``: how wrong the time may be, relative to itself, because a catch-up was taken off.
+        ``caught_up``: whether the round had no catch-up. One that seems to have taken no time has no doubt either.
         """
         variance, noise = self.variance(now), NOISE_VARIANCE + doubt * doubt
-        self.caught_up += doubt == 0.0
+        self.caught_up += caught_up
         deviation = log(ratio / self.level)
         if self.samples == 0 and deviation > self._settings.doubted_deviation:
             noise = deviation * deviation

@@ -173,7 +173,7 @@ class CostModel:
             here.catch_up.learn(rough, at_pace - expected, expected, self._pace_variance)
             return
         doubt = CATCH_UP_DOUBT * catch_up / own
-        deviation, variance = cell.add(batch_size, ratio, self._round, self._pace_variance, doubt)
+        deviation, variance = cell.add(batch_size, ratio, self._round, self._pace_variance, doubt, caught_up=not rough)
         gain = self._pace_variance / variance
         self._pace *= exp(gain * deviation)
         self._pace_variance *= 1 - gain

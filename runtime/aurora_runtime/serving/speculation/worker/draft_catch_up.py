@@ -96,8 +96,8 @@ def catch_up(draft_worker: Any, batch: Any, late: Sequence[LateRequest], pending
 def _extend_batch(draft_worker: Any, batch: Any, late: Sequence[LateRequest], pending: CatchUpInput) -> Any:
     """A batch that prefills the pending tokens behind the draft's KV cache of each request.
 
-    Every field with a row per request is set to the late requests. ``sampling_info`` is a copy, because
-    ``ForwardBatch.init_new`` writes the grammars of the batch's requests into it
+    Every field with a row per request that the draft reads is set to the late requests. ``sampling_info`` is a copy,
+    because ``ForwardBatch.init_new`` writes the grammars of the batch's requests into it
     (sglang/srt/model_executor/forward_batch_info.py:1004).
     """
     from sglang.srt.model_executor.forward_batch_info import ForwardMode

@@ -82,7 +82,7 @@ class DraftProgress:
     def will_catch_up(self, arm: Arm, reqs: Sequence[Any]) -> bool:
         """Whether a round may let the draft catch up, which needs the lengths and the results of all rounds before."""
         most = max((self.pending(req.rid) for req in reqs), default=0)
-        return most > 0 if arm.drafts else self.in_use and most > self._buffer.share
+        return most > 0 if arm.drafts else self.in_use and most > self._buffer.tokens_for_each_request
 
     def round_begins(self, draft_worker: Any, batch: Any, current: Round) -> bool:
         """Before any round: note whether the draft is in use, and make room for the round's tokens.
@@ -94,7 +94,7 @@ class DraftProgress:
         self._rounds_unused = 0 if chosen else self._rounds_unused + 1
         if current.drafts or not self.in_use:
             return False
-        full = [i for i, req in enumerate(current.reqs) if self.pending(req.rid) > self._buffer.share]
+        full = [i for i, req in enumerate(current.reqs) if self.pending(req.rid) > self._buffer.tokens_for_each_request]
         passes = _passes(self._late(current, full))
         for passed in passes:
             with draft_contexts(draft_worker):

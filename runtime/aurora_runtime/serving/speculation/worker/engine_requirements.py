@@ -94,13 +94,25 @@ def buffer_shape(worker: Any, settings: SpeculationSettings) -> BufferShape:
 
 
 def pending_buffer(worker: Any, settings: SpeculationSettings) -> PendingTokens:
-    """The buffer for the pending tokens of this worker's draft."""
-    buffer = PendingTokens(buffer_shape(worker, settings), worker.draft_worker.device)
+    """The buffer for the pending tokens of this worker's draft.
+
+    Raises :class:`RuntimeError` when the device has too little free memory.
+    """
+    shape = buffer_shape(worker, settings)
+    try:
+        buffer = PendingTokens(shape, worker.draft_worker.device)
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(
+            f"{shape.bytes / 1e9:.2f} GB for the tokens that wait for the draft are not free on the device. Lower "
+            "serving.maxRunningRequests, or SGLang's own share of the memory with --mem-fraction-static in "
+            "serving.extraArgs"
+        ) from error
     log.info(
-        "aurora speculation: %d tokens may wait for the draft in %.2f GB, %d of a request, or %d of every request",
+        "aurora speculation: %d tokens may wait for the draft in %.2f GB, at most %d tokens of one request, or %d of"
+        " each when all wait",
         buffer.slots,
         buffer.bytes / 1e9,
-        buffer.capacity,
-        buffer.share,
+        shape.request_slots,
+        buffer.tokens_for_each_request,
     )
     return buffer

@@ -27,7 +27,8 @@ from aurora_runtime.serving.speculation.worker.device_copy import to_device
 
 PAGE_TOKENS: Final = 32
 MOST_DEFAULT_BYTES: Final = 2 << 30
-"""Device memory that no setting asks for. SGLang leaves a few GB beside its own caches."""
+"""Device memory that no setting asks for, unless every row needs more for two rounds (:attr:`BufferShape.least_bytes`).
+SGLang leaves a few GB beside its own caches."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class BufferShape:
         rows: rows of the request table.
         widest: tokens of the widest verify round.
         width: D.
-        budget_bytes: device memory to use. None: enough for all rows, and at most :data:`MOST_DEFAULT_BYTES`.
+        budget_bytes: device memory to use. None: enough for all rows, and at most :data:`MOST_DEFAULT_BYTES`, or
+            :attr:`least_bytes` where that is more.
         request_tokens: tokens that one request may hold.
         page_tokens: tokens of a page.
     """
@@ -74,6 +76,11 @@ class BufferShape:
         return self.pages_for(max(self.request_tokens, 2 * self.widest))
 
     @property
+    def request_slots(self) -> int:
+        """Pending tokens that a request may have, if there are pages."""
+        return self.row_pages * self.page_tokens
+
+    @property
     def least_bytes(self) -> int:
         """Memory in which each row has room for two rounds. With less, requests would often lose the draft."""
         return self.rows * self.pages_for(2 * self.widest) * self.page_tokens * self.token_bytes
@@ -82,6 +89,11 @@ class BufferShape:
     def pages(self) -> int:
         budget = max(MOST_DEFAULT_BYTES, self.least_bytes) if self.budget_bytes is None else self.budget_bytes
         return min(self.rows * self.row_pages, budget // (self.page_tokens * self.token_bytes))
+
+    @property
+    def bytes(self) -> int:
+        """Device memory of the buffer."""
+        return self.pages * self.page_tokens * self.token_bytes
 
     @property
     def obstacle(self) -> str | None:
@@ -101,8 +113,7 @@ class PendingTokens:
     """One buffer for the whole request table.
 
     Attributes:
-        capacity: pending tokens that a request may have, if there are pages.
-        share: pending tokens that all requests may have at once before a round of any width.
+        tokens_for_each_request: pending tokens that all requests may have at once before a round of any width.
     """
 
     def __init__(self, shape: BufferShape, device: torch.device | str) -> None:
@@ -114,8 +125,8 @@ class PendingTokens:
         self._free = list(range(shape.pages))
         self._pages: dict[int, list[int]] = {}
         self._shape = shape
-        self.capacity: Final = shape.row_pages * shape.page_tokens
-        self.share: Final = min(shape.pages // shape.rows, shape.row_pages) * shape.page_tokens - shape.widest
+        pages_of_each = min(shape.pages // shape.rows, shape.row_pages)
+        self.tokens_for_each_request: Final = pages_of_each * shape.page_tokens - shape.widest
 
     @property
     def slots(self) -> int:
@@ -126,10 +137,6 @@ class PendingTokens:
     def bytes(self) -> int:
         """Device memory of the buffer."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (self._tokens, self._hidden))
-
-    @property
-    def free_pages(self) -> int:
-        return len(self._free)
 
     def counts_on_device(self, rows: Tensor, lengths: Tensor, caught_up: Tensor) -> Tensor:
         """The pending tokens of each request, where the host does not know them.

@@ -179,6 +179,19 @@ def test_the_catch_up_is_learned_and_does_not_make_the_arm_dear() -> None:
     assert model.catch_up_milliseconds(200, 1) == pytest.approx(4.5, rel=0.25)
 
 
+def test_a_round_that_caught_up_in_no_time_does_not_count_as_one_without_a_catch_up() -> None:
+    """A time of off that was too long hides the catch-up. A later one must not seem to be all of what it is longer."""
+    model, draft = CostModel(ARMS), Arm(2, drafts=True)
+    for _ in range(4):
+        model.learn(OFF, 1, 60.0)
+    for _ in range(4):
+        model.learn(draft, 1, 24.0, pending=4)
+    assert not model._range(size_range(1)).is_known_caught_up(ARMS.index(draft))
+    for _ in range(4):
+        model.learn(draft, 1, 24.0)
+    assert model._range(size_range(1)).is_known_caught_up(ARMS.index(draft))
+
+
 @pytest.mark.parametrize("catch_up", [1.0, 6.0])
 def test_an_arm_that_alternates_with_others_does_not_seem_dear_for_its_catch_ups(catch_up: float) -> None:
     """A short catch-up is a small part of a round, and every round that drafts has one."""

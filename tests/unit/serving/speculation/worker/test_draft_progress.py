@@ -138,10 +138,10 @@ def test_without_pages_a_request_of_an_unused_draft_is_given_up_and_its_pages_se
     reqs = [FakeRequest(name) for name in "abc"]
     for length in range(8):
         rig.run(a_round(reqs[:2], OFF, lengths=[10 + length] * 2), [0, 0])
-    assert rig.buffer.free_pages == 1
+    assert len(rig.buffer._free) == 1
     rig.run(a_round(reqs, OFF, lengths=[18, 18, 10]), [0, 0, 0])
     assert [rig.progress.pending(req.rid) for req in reqs] == [9, CANNOT_DRAFT, 1]
-    assert rig.buffer.free_pages == 1
+    assert len(rig.buffer._free) == 1
 
 
 def test_requests_of_a_draft_in_use_catch_up_at_their_share_of_few_pages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,17 +155,17 @@ def test_requests_of_a_draft_in_use_catch_up_at_their_share_of_few_pages(monkeyp
 
 
 def test_requests_that_left_hold_no_pages(rig: Rig) -> None:
-    every = rig.buffer.free_pages
+    every = len(rig.buffer._free)
     reqs = [FakeRequest("ends"), FakeRequest("is prefilled again"), FakeRequest("catches up"), FakeRequest("ended")]
     reqs[3].ended = True
     rig.run(a_round(reqs, OFF), [0] * 4)
-    assert rig.buffer.free_pages == every - 3
+    assert len(rig.buffer._free) == every - 3
     rig.progress.ends(None, None, reqs[0], 0, cached=False)
     rig.progress.prefilled([reqs[1]])
     rig.progress.before_draft(
         None, SimpleNamespace(spec_info=draft_input(1)), a_round([reqs[2]], DRAFT, lengths=[11], rows=[2])
     )
-    assert rig.buffer.free_pages == every
+    assert len(rig.buffer._free) == every
 
 
 @pytest.mark.parametrize(("used", "cached", "passes"), [(True, True, 1), (True, False, 0), (False, True, 0)])

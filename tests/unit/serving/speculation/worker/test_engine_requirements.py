@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
+from aurora_runtime.serving.speculation.worker import engine_requirements
 from aurora_runtime.serving.speculation.worker.engine_requirements import (
     SKIP_EXTEND_VARIABLE,
     obstacle_to_control,
@@ -79,6 +80,15 @@ def test_the_log_says_how_many_tokens_may_wait(caplog: pytest.LogCaptureFixture)
         buffer = pending_buffer(WORKER, SETTINGS)
     assert f"{buffer.slots} tokens may wait for the draft" in caplog.text
     assert buffer.slots == 5 * 256
+
+
+def test_a_device_without_memory_for_the_buffer_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine_requirements, "PendingTokens", no_memory)
+    with pytest.raises(RuntimeError, match=r"0.00 GB .* serving.maxRunningRequests, .* --mem-fraction-static"):
+        pending_buffer(WORKER, SETTINGS)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_the_draft_misses_nothing_and_requests_leave_nothing(
         assert len(req.output_ids) >= req.max_tokens
     assert len(controlled.control.texts) == len(controlled.texts) == 0
     assert controlled.control.progress._requests == {}
-    assert controlled.buffer.free_pages * BUFFER.page_tokens == controlled.buffer.slots
+    assert len(controlled.buffer._free) * BUFFER.page_tokens == controlled.buffer.slots
     assert controlled.report._seen == {}
     assert controlled.report.errors == 0
 

@@ -57,27 +57,27 @@ def test_rows_keep_their_accepted_tokens_in_order(data: st.DataObject) -> None:
         assert read.hidden[:, -1].tolist() == expected
     for row in range(4):
         buffer.release(row)
-    assert buffer.free_pages * PAGE == buffer.slots, "every page came back, and none twice"
-    assert len(set(buffer._free)) == buffer.free_pages
+    assert len(buffer._free) * PAGE == buffer.slots, "every page came back, and none twice"
+    assert len(set(buffer._free)) == len(buffer._free)
 
 
 def test_a_full_row_takes_the_widest_round() -> None:
-    buffer = PendingTokens(small_shape(), "cpu")
+    buffer, full = PendingTokens(small_shape(), "cpu"), small_shape().request_slots
     tokens = torch.arange(WIDEST).unsqueeze(0)
-    assert buffer.reserve([0], [buffer.capacity]) == [True]
-    buffer.append([0], [buffer.capacity - WIDEST], tokens, tokens.unsqueeze(-1).expand(-1, -1, WIDTH).float())
-    assert buffer.read([0], [buffer.capacity]).tokens[-WIDEST:].tolist() == tokens[0].tolist()
-    assert buffer.reserve([0], [buffer.capacity + 1]) == [False], "other requests need pages, too"
+    assert buffer.reserve([0], [full]) == [True]
+    buffer.append([0], [full - WIDEST], tokens, tokens.unsqueeze(-1).expand(-1, -1, WIDTH).float())
+    assert buffer.read([0], [full]).tokens[-WIDEST:].tolist() == tokens[0].tolist()
+    assert buffer.reserve([0], [full + 1]) == [False], "other requests need pages, too"
 
 
 def test_short_requests_leave_room_for_long_ones_until_the_pages_are_used_up() -> None:
     buffer = PendingTokens(small_shape(pages=12), "cpu")
-    assert (buffer.capacity, buffer.share) == (40, 12 - WIDEST)
+    assert (buffer._shape.request_slots, buffer.tokens_for_each_request) == (40, 12 - WIDEST)
     assert buffer.reserve([0, 1, 2], [4, 30, 12]) == [True, True, True], "8 of 12 pages are one request's"
-    assert buffer.free_pages == 0
+    assert len(buffer._free) == 0
     assert buffer.reserve([0, 3], [4, 1]) == [True, False]
     assert buffer.reserve([1, 3], [33, 1]) == [False, True], "a request that must be given up makes room"
-    assert buffer.free_pages == 7
+    assert len(buffer._free) == 7
 
 
 @pytest.mark.parametrize(
@@ -86,11 +86,19 @@ def test_short_requests_leave_room_for_long_ones_until_the_pages_are_used_up() -
 def test_each_running_request_may_hold_256_tokens_by_default(hidden: int, requests: int, gigabytes: float) -> None:
     """The figures of docs/how-to/sizing.md. SGLang's request table has a row more than requests."""
     shape = BufferShape(requests + 1, 12, 3 * hidden, torch.bfloat16)
-    size = shape.pages * shape.page_tokens * shape.token_bytes
+    size = shape.bytes
     assert size / 1e9 == pytest.approx(gigabytes, abs=0.005)
     assert size <= MOST_DEFAULT_BYTES
     tokens = shape.pages * shape.page_tokens / shape.rows
     assert tokens == PENDING_TOKENS if size < 0.99 * MOST_DEFAULT_BYTES else 160 < tokens < PENDING_TOKENS
+
+
+@pytest.mark.parametrize(("hidden", "gigabytes"), [(4096, 3.2), (8192, 6.4)])
+def test_thousands_of_running_requests_get_a_page_each_by_default(hidden: int, gigabytes: float) -> None:
+    """With less, most of them could not draft again."""
+    shape = BufferShape(4096, 12, 3 * hidden, torch.bfloat16)
+    assert shape.pages == shape.rows
+    assert shape.bytes == shape.least_bytes == pytest.approx(gigabytes * 1e9, rel=0.02)
 
 
 def test_a_budget_for_less_than_two_rounds_of_each_request_is_an_obstacle() -> None:
@@ -98,7 +106,7 @@ def test_a_budget_for_less_than_two_rounds_of_each_request_is_an_obstacle() -> N
     assert least == 4 * 3 * PAGE * TOKEN_BYTES, "ten tokens, in whole pages"
     enough = replace(small_shape(), budget_bytes=least)
     assert enough.obstacle is None
-    assert PendingTokens(enough, "cpu").share >= WIDEST
+    assert PendingTokens(enough, "cpu").tokens_for_each_request >= WIDEST
     obstacle = replace(enough, budget_bytes=least - 1).obstacle
     assert obstacle is not None
     assert f"at least {least}" in obstacle
