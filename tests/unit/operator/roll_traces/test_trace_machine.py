@@ -1,7 +1,8 @@
 """Under everything that may happen to the plan, each phase ends once, in the trace of its version, under its parent.
 
-Only the root may end more than once: a version that a pin put aside is offered again, and a first measurement that had
-no Job yet begins again.
+Two spans may end more than once. The root does if a version that a pin put aside is offered again, and if a first
+measurement that had no Job yet begins again. A swap does, with the same times, if its pod lost the version and has it
+again without another swap.
 
 The machine is that of ``test_plan_machine``: two operators, each of which may die between any two actions.
 """
@@ -45,7 +46,10 @@ class TraceMachine(TracedMachine):
 
     def check_spans(self) -> None:
         ids = [span.span_id for span in self.spans if span.name != "offer"]
-        assert len(set(ids)) == len(ids), "a phase ended twice"
+        swaps = {(span.span_id, span.start, span.end) for span in self.spans if span.name == "swap"}
+        phases = [span.span_id for span in self.spans if span.name not in ("offer", "swap")]
+        ended = [*phases, *(span_id for span_id, _, _ in swaps)]
+        assert len(set(ended)) == len(ended), "a phase ended twice"
         roll = read_roll(self.status)
         open_ids = set()
         if roll.version is not None:
