@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
 from tests.assets.model import ensure_model
 from tests.cluster.cluster import Cluster
 from tests.cluster.command import CommandError
 from tests.rig.local_image import ROOT, local_image
+from tests.rig.machine_policy import policy_for_this_machine
 from tests.rig.small_speculator import small_speculator
 
 SYSTEM_NAMESPACE = "aurora-system"
@@ -98,28 +98,7 @@ class Installation:
             }
         )
         if self.cluster.host_address:
-            self.cluster.apply(self._policy_for_this_machine(), namespace=self.namespace)
-
-    def _policy_for_this_machine(self) -> dict[str, Any]:
-        """Opens inference pods to this machine, from which tests send requests and scrape metrics.
-
-        To NetworkPolicies this machine is a client outside of the cluster, and the operator's policies admit none.
-        """
-        return {
-            "apiVersion": "networking.k8s.io/v1",
-            "kind": "NetworkPolicy",
-            "metadata": {"name": "machine-of-the-tests"},
-            "spec": {
-                "podSelector": {"matchLabels": {"app.kubernetes.io/component": "inference"}},
-                "policyTypes": ["Ingress"],
-                "ingress": [
-                    {
-                        "from": [{"ipBlock": {"cidr": f"{self.cluster.host_address}/32"}}],
-                        "ports": [{"port": port, "protocol": "TCP"} for port in (ENGINE_PORT, AGENT_PORT)],
-                    }
-                ],
-            },
-        }
+            self.cluster.apply(policy_for_this_machine(self.cluster.host_address), namespace=self.namespace)
 
     def _exceptions(self, checkout: Path) -> list[str]:
         """What the chart refuses and the tests need. The chart of a former version may not know a value."""

@@ -34,6 +34,7 @@ from tests.assets.signing import SecretKeys
 from tests.cluster.cluster import Cluster
 from tests.rig.api_server import free_ports
 from tests.rig.chart.rendered_chart import OPERATOR, render
+from tests.rig.machine_policy import policy_for_this_machine
 from tests.unit.operator.worlds import lineage, registration
 
 BUCKET = "operator-test"
@@ -322,11 +323,16 @@ def install_crd(cluster: Cluster) -> None:
 
 @contextlib.contextmanager
 def namespace(cluster: Cluster, name: str, s3: S3) -> Iterator[None]:
-    """A namespace with the store's Secret, which admits only pods that pass the ``restricted`` profile."""
+    """A namespace with the store's Secret, whose inference pods admit this machine.
+
+    It takes only pods that pass the ``restricted`` profile.
+    """
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3", "namespace": name}}
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     cluster.apply({**secret, "stringData": s3.environment()})
+    if cluster.host_address:
+        cluster.apply(policy_for_this_machine(cluster.host_address), namespace=name)  # the operator runs here
     try:
         yield
     finally:
