@@ -30,26 +30,15 @@ def annotated_version(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) <= MAX_VERSION_DIGITS else None
 
 
-def annotated_attempt(text: str) -> tuple[int, int] | None:
-    """Version and attempt that the value of :data:`MEASURE_ANNOTATION` names; None when it names none."""
-    return _two_numbers(text)
+def annotated_pair(text: str) -> tuple[int, int] | None:
+    """The numbers that the value of :data:`MEASURE_ANNOTATION` or :data:`START_OVER_ANNOTATION` names.
 
-
-def attempt_text(version: int, attempt: int) -> str:
-    """The value of :data:`MEASURE_ANNOTATION` for an attempt."""
-    return f"{version}-{attempt}"
-
-
-def annotated_loss(text: str) -> tuple[int, int] | None:
-    """Version and epoch that the value of :data:`START_OVER_ANNOTATION` names; None when it names none."""
-    return _two_numbers(text)
-
-
-def loss_text(version: int, epoch: int) -> str:
-    """The value of :data:`START_OVER_ANNOTATION` for the loss of ``version`` at the status' ``epoch``."""
-    return f"{version}-{epoch}"
-
-
-def _two_numbers(text: str) -> tuple[int, int] | None:
+    None when ``text`` names no two numbers.
+    """
     first, second = (annotated_version(part) for part in text.partition("-")[::2])
     return None if first is None or second is None else (first, second)
+
+
+def pair_text(version: int, number: int) -> str:
+    """The value that :func:`annotated_pair` reads."""
+    return f"{version}-{number}"

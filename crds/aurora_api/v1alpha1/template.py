@@ -29,7 +29,7 @@ NEEDED_FIELDS: Final = (
 A template may remove ``lifecycle``, ``resources`` and ``securityContext``: a pod works without them.
 """
 _REPLACED_WHOLE: Final = ("image", "command")
-"""Of these, the fields in which an empty value takes the place of the operator's."""
+"""An empty value of these fields takes the place of the operator's value."""
 
 _CONTAINERS: Final = {
     "type": "array",
@@ -44,7 +44,7 @@ _CONTAINERS: Final = {
 
 
 def _removed_fields(pod: Mapping[str, Any]) -> Iterator[str]:
-    """What a partial pod removes although the operator's containers need it. Values may have any type."""
+    """The needed fields that a partial pod removes, in words. Values may have any type."""
     for field in ("volumes", "initContainers", "containers"):
         if field in pod and pod[field] is None:
             yield field

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from aurora_api.v1alpha1.annotations import START_OVER_ANNOTATION, loss_text
+from aurora_api.v1alpha1.annotations import START_OVER_ANNOTATION, pair_text
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_cli.decisions.change import Change, FieldChange
 from aurora_cli.errors import Refused
@@ -33,7 +33,7 @@ def start_over(speculator: Speculator) -> Change:
             f"the store still has records of {name} that would be served instead of version 0: {storage.message}"
         )
     epoch = speculator.status.rollout.epoch
-    before, wanted = speculator.annotations.get(START_OVER_ANNOTATION), loss_text(active, epoch)
+    before, wanted = speculator.annotations.get(START_OVER_ANNOTATION), pair_text(active, epoch)
     if before == wanted:
         return Change((), f"version {active} is given up already")
     pin = speculator.pin

@@ -5,7 +5,7 @@ Invariant: the request names one attempt. So it asks for one measurement, even i
 
 from __future__ import annotations
 
-from aurora_api.v1alpha1.annotations import MEASURE_ANNOTATION, attempt_text
+from aurora_api.v1alpha1.annotations import MEASURE_ANNOTATION, pair_text
 from aurora_api.v1alpha1.status import CandidatePhase
 from aurora_cli.decisions.change import Change, FieldChange
 from aurora_cli.errors import Refused
@@ -29,7 +29,7 @@ def measure(speculator: Speculator) -> Change:
         return Change((), f"version {version} has passed")
     if candidate.phase is not CandidatePhase.FAILED:
         raise Refused(f"version {version} is {candidate.phase} and is not measured again; the next version will be")
-    wanted = attempt_text(version, attempt + 1)
+    wanted = pair_text(version, attempt + 1)
     before = speculator.annotations.get(MEASURE_ANNOTATION)
     if before == wanted:
         return Change((), f"attempt {attempt + 1} at version {version} is asked for already", _hindrances(speculator))

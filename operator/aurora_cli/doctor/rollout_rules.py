@@ -12,8 +12,7 @@ from aurora_api.v1alpha1.annotations import (
     MEASURE_ANNOTATION,
     PROMOTE_ANNOTATION,
     START_OVER_ANNOTATION,
-    annotated_attempt,
-    annotated_loss,
+    annotated_pair,
 )
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase
 from aurora_cli.doctor.facts import Snapshot
@@ -94,8 +93,8 @@ def people_decided(snapshot: Snapshot) -> Iterator[Finding]:
 def annotations_ignored(snapshot: Snapshot) -> Iterator[Finding]:
     """A decision that the operator does not see, because it names no version."""
     one = snapshot.speculator
-    measured = annotated_attempt(one.annotations.get(MEASURE_ANNOTATION, ""))
-    given_up = annotated_loss(one.annotations.get(START_OVER_ANNOTATION, ""))
+    measured = annotated_pair(one.annotations.get(MEASURE_ANNOTATION, ""))
+    given_up = annotated_pair(one.annotations.get(START_OVER_ANNOTATION, ""))
     read: dict[str, object] = {
         PROMOTE_ANNOTATION: one.promoted,
         ABORT_ANNOTATION: one.aborted,

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_operator.children.metadata import INFERENCE, child, keys_name, selector, signing_keys_name
+from aurora_operator.children.metadata import ENGINE_CONTAINER, INFERENCE, child, keys_name, selector, signing_keys_name
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import (
     container,
@@ -82,7 +82,7 @@ def engine_image(spec: SpeculatorSpec, config: OperatorConfig) -> str:
 
 def served_image(template: Object) -> str:
     """The engine's image in a pod template of the inference Deployment."""
-    return str(container_named(template.get("spec", {}), "sglang").get("image", ""))
+    return str(container_named(template.get("spec", {}), ENGINE_CONTAINER).get("image", ""))
 
 
 def inference_template(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> Object:
@@ -175,7 +175,7 @@ def _stage_container(config: OperatorConfig, env: list[Object]) -> Object:
 def _engine_container(spec: SpeculatorSpec, config: OperatorConfig, env: list[Object]) -> Object:
     health = {"path": "/health", "port": ENGINE_PORT}
     return container(
-        "sglang",
+        ENGINE_CONTAINER,
         engine_image(spec, config),
         ["aurora_runtime.serving.launcher"],
         env,

@@ -16,6 +16,8 @@ from aurora_operator.operator_config import OPERATOR_NAME
 
 INFERENCE, TRAINER, VALIDATOR = "inference", "trainer", "validator"
 """Values of the component label."""
+ENGINE_CONTAINER = "sglang"
+"""The container of an inference pod that runs the engine."""
 VERSION_LABEL, ATTEMPT_LABEL = "aurora.dev/version", "aurora.dev/attempt"
 FINALIZER = "aurora.dev/stored-data"
 """Keeps a speculator with ``store.deletionPolicy: Delete`` until its objects in the store are deleted."""

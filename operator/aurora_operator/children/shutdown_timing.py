@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from aurora_operator.children.metadata import ENGINE_CONTAINER
 from aurora_operator.children.user_template import container_named, mapping
 
 PRE_STOP_SECONDS = 5
@@ -51,7 +52,7 @@ def pre_stop_seconds(pod: Mapping[str, Any], name: str) -> int:
 def agent_shutdown_arguments(pod: Mapping[str, Any]) -> list[str]:
     """The agent's command-line arguments for its two deadlines. ``pod`` has the user's template merged over it."""
     grace = pod.get("terminationGracePeriodSeconds", KUBERNETES_GRACE_PERIOD_SECONDS)
-    agent, engine = pre_stop_seconds(pod, "agent"), pre_stop_seconds(pod, "sglang")
+    agent, engine = pre_stop_seconds(pod, "agent"), pre_stop_seconds(pod, ENGINE_CONTAINER)
     grace_seconds = min(grace, MAX_SECONDS) if isinstance(grace, int) else GRACE_PERIOD_SECONDS
     shutdown_seconds = max(1, grace_seconds - agent - RESERVED_SECONDS)
     signal_skew_seconds = max(0, engine - agent) + SIGTERM_SPREAD_SECONDS

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final
 
+from aurora_operator.children.metadata import ENGINE_CONTAINER
 from aurora_operator.children.user_template import container_named, mapping
 
 PROBE_PERIOD_SECONDS: Final = 5
@@ -30,7 +31,7 @@ def start_deadline(template: Mapping[str, Any]) -> timedelta:
     kubelet restarts an engine that fails its probe, and repeated restarts are reported as a failed start.
     """
     pod = mapping(template.get("spec"))
-    probe = mapping(container_named(pod, "sglang").get("startupProbe"))
+    probe = mapping(container_named(pod, ENGINE_CONTAINER).get("startupProbe"))
     delay, period, failures = (_number(probe, name) for name in _KUBERNETES_DEFAULTS)
     seconds = max(delay + period * failures + BEFORE_ENGINE_SECONDS, MIN_START_SECONDS)
     return timedelta(seconds=min(seconds, MAX_START_SECONDS))

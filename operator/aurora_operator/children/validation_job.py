@@ -26,7 +26,7 @@ from aurora_operator.children.inference_deployment import (
     engine_image,
     signing_volume,
 )
-from aurora_operator.children.metadata import ATTEMPT_LABEL, VALIDATOR, VERSION_LABEL, child, job_name
+from aurora_operator.children.metadata import ATTEMPT_LABEL, ENGINE_CONTAINER, VALIDATOR, VERSION_LABEL, child, job_name
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import (
     container,
@@ -83,7 +83,7 @@ def validator_template(serving: PodTemplate) -> PodTemplate:
     """The serving pods' template for a validator. The engine's container is renamed, others are left out."""
     spec: dict[str, Any] = {key: value for key, value in serving.spec.items() if key != "initContainers"}
     if "containers" in spec:
-        engines = [c for c in spec["containers"] if isinstance(c, dict) and c.get("name") == "sglang"]
+        engines = [c for c in spec["containers"] if isinstance(c, dict) and c.get("name") == ENGINE_CONTAINER]
         kept = [{key: value for key, value in c.items() if key not in _SERVING_ONLY} for c in engines]
         spec["containers"] = [c | {"name": VALIDATOR} for c in kept]
     return serving.model_copy(update={"spec": spec})

@@ -7,8 +7,7 @@ from aurora_api.v1alpha1.annotations import (
     MEASURE_ANNOTATION,
     PROMOTE_ANNOTATION,
     START_OVER_ANNOTATION,
-    annotated_attempt,
-    annotated_loss,
+    annotated_pair,
     annotated_version,
 )
 from aurora_operator.kubernetes_api import Object
@@ -25,6 +24,6 @@ def user_requests(speculator: Object) -> UserRequests:
     return UserRequests(
         promote=version(PROMOTE_ANNOTATION),
         abort=version(ABORT_ANNOTATION),
-        start_over=annotated_loss(annotations.get(START_OVER_ANNOTATION, "")),
-        measure=annotated_attempt(annotations.get(MEASURE_ANNOTATION, "")),
+        start_over=annotated_pair(annotations.get(START_OVER_ANNOTATION, "")),
+        measure=annotated_pair(annotations.get(MEASURE_ANNOTATION, "")),
     )

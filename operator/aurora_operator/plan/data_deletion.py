@@ -18,7 +18,7 @@ MAX_POD_WAIT_SECONDS = 600.0
 QUIET_SECONDS = 300.0
 """Seconds for which a deletion may fail before an Event reports it."""
 IN_PROGRESS = "The speculator is being deleted: first its pods, then its stored objects (store.deletionPolicy: Delete)"
-"""What the condition Ready says while nothing goes wrong."""
+"""The message of the condition Ready while the deletion gets on."""
 
 
 class DeletionStep(Enum):

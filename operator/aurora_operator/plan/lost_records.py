@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from aurora_api.v1alpha1.annotations import START_OVER_ANNOTATION, loss_text
+from aurora_api.v1alpha1.annotations import START_OVER_ANNOTATION, pair_text
 from aurora_api.v1alpha1.status import HistoryEntry, RolloutStatus, SpeculatorStatus, TrainingStatus
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import RECORDS_LOST, Observed, StoreView
@@ -51,7 +51,7 @@ def lost_records(observed: Observed) -> StoreView | None:
 
 
 def _missing(observed: Observed, active: int) -> str:
-    """What the store lacks; empty when the records are there, or when nobody has missed them."""
+    """The missing record, as the end of a sentence. Empty: no record is missing, or none was missed before."""
     store = observed.store
     if store.channel is None:
         return "has no record of the channel"
@@ -113,6 +113,6 @@ def _way_to_start_over(observed: Observed, version: int) -> str:
     if observed.store.channel is not None:
         root = store_settings(observed.owner, observed.spec).root
         return f"To give them up, delete what is left below {root}/{Keys.CHANNEL}; this message then names the command"
-    owner, confirmation = observed.owner, loss_text(version, observed.status.rollout.epoch)
+    owner, confirmation = observed.owner, pair_text(version, observed.status.rollout.epoch)
     command = f"kubectl annotate auroraspeculator {owner.name} -n {owner.namespace} --overwrite"
     return f"To give them up and begin again at version 0: {command} {START_OVER_ANNOTATION}={confirmation}"

@@ -66,7 +66,7 @@ class World:
     rejected: frozenset[int] = frozenset()
     """Versions that the channel rejects, because of live traffic, failures or a person."""
     channel_reason: ChannelReason | None = None
-    """What the channel's last record decided."""
+    """The reason in the channel's last record."""
     channel_message: str = ""
     """Why the channel's last record was written."""
     serving_digest: str = ""

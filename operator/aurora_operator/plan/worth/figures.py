@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
 from aurora_api.v1alpha1.training import TrainingWorth
-from aurora_operator.children.metadata import TRAINER
+from aurora_operator.children.metadata import ENGINE_CONTAINER, TRAINER
 from aurora_operator.observe.observed import AcceptedTokens, Observed, PodView
 from aurora_operator.observe.recent_counters import first_tokens_of
 from aurora_operator.plan.candidate.undecided_measurement import gave_way
@@ -21,7 +21,6 @@ from aurora_operator.plan.events import VersionEvent
 from aurora_operator.plan.worth.devices import Devices, devices_of
 from aurora_operator.plan.worth.policy import WorthFacts
 
-ENGINE: Final = "sglang"
 DAY_SECONDS: Final = 86400
 MIN_OBSERVED: Final = timedelta(minutes=10)
 """An engine's estimate counts once it covers so much time."""
@@ -37,7 +36,7 @@ def worth_figures(observed: Observed, events: Iterable[VersionEvent]) -> Trainin
     """The former worth with the figures of now, and the outcomes in ``events`` counted."""
     former = observed.status.training.worth
     training, serving = observed.spec.training, observed.spec.serving
-    trainer, engine = devices_of(training.template, TRAINER), devices_of(serving.template, ENGINE)
+    trainer, engine = devices_of(training.template, TRAINER), devices_of(serving.template, ENGINE_CONTAINER)
     measured = _measured_without_gain(observed, former.measured_without_gain, events)
     update: dict[str, Any] = {
         "cost_seconds_per_day": None if trainer is None else int(trainer.count * DAY_SECONDS),

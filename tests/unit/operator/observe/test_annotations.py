@@ -11,8 +11,7 @@ from aurora_api.v1alpha1.annotations import (
     MEASURE_ANNOTATION,
     PROMOTE_ANNOTATION,
     START_OVER_ANNOTATION,
-    attempt_text,
-    loss_text,
+    pair_text,
 )
 from aurora_operator.observe.annotations import user_requests
 from aurora_operator.observe.observed import UserRequests
@@ -42,12 +41,12 @@ def given_up(text: str) -> tuple[int, int] | None:
 
 @given(st.integers(0, 10**8 - 1), st.integers(0, 10**8 - 1))
 def test_a_measurement_names_a_version_and_an_attempt(version: int, attempt: int) -> None:
-    assert measured(attempt_text(version, attempt)) == (version, attempt)
+    assert measured(pair_text(version, attempt)) == (version, attempt)
 
 
 @given(st.integers(0, 10**8 - 1), st.integers(0, 10**8 - 1))
 def test_a_loss_names_a_version_and_an_epoch(version: int, epoch: int) -> None:
-    assert given_up(loss_text(version, epoch)) == (version, epoch)
+    assert given_up(pair_text(version, epoch)) == (version, epoch)
 
 
 @pytest.mark.parametrize("text", ["", "3", "3-", "-2", "3-2-1", "3-x", "3 -2", "3-" + "9" * 5000])

@@ -45,6 +45,8 @@ AFTER_SHIFT = 0.98
 ROUNDS_TO_ADAPT = 100
 OF_BEST_LATE = 0.93
 """Least speed over the best fixed arm's, once a draft that was swapped in under load is in use."""
+OF_BEST_WITHOUT_THE_DRAFT = 0.85
+"""The same where a pod may not use the draft yet, because it is worth too little there to show soon."""
 ROUNDS_UNTIL_SWAP = 600
 ROUNDS_TO_FIND_A_DRAFT = 600
 """Rounds within which a good draft is in use under load, although the budget may just have paid for a long catch-up."""
@@ -122,28 +124,28 @@ def test_after_a_change_the_best_speed_is_back_within_100_rounds(
 
 
 @pytest.mark.parametrize(
-    ("concurrency", "costs", "answer_tokens", "known"),
+    ("concurrency", "costs", "answer_tokens", "known", "least"),
     [
-        pytest.param(16, gpu_milliseconds, 64, 0.75, id="16 on a GPU"),
-        pytest.param(64, gpu_milliseconds, 64, 0.75, id="64 on a GPU"),
-        pytest.param(16, cpu_milliseconds, 64, 0.85, id="16 on a CPU"),
-        pytest.param(16, gpu_milliseconds, 300, 0.75, id="16 long answers on a GPU"),
-        pytest.param(16, gpu_milliseconds, 512, 0.75, id="16 very long answers on a GPU"),
+        pytest.param(16, gpu_milliseconds, 64, 0.75, OF_BEST_LATE, id="16 on a GPU"),
+        pytest.param(64, gpu_milliseconds, 64, 0.75, OF_BEST_LATE, id="64 on a GPU"),
+        pytest.param(16, cpu_milliseconds, 64, 0.85, OF_BEST_WITHOUT_THE_DRAFT, id="16 on a CPU"),
+        pytest.param(16, gpu_milliseconds, 300, 0.75, OF_BEST_LATE, id="16 long answers on a GPU"),
+        pytest.param(16, gpu_milliseconds, 512, 0.75, OF_BEST_LATE, id="16 very long answers on a GPU"),
     ],
 )
 def test_a_better_draft_is_used_after_a_swap_under_steady_load(
-    concurrency: int, costs: CostTable, answer_tokens: int, known: float
+    concurrency: int, costs: CostTable, answer_tokens: int, known: float, least: float
 ) -> None:
     """Every running request is late, so the first trial of the draft has a long catch-up."""
     kind, rounds_in_all = replace(PROSE, known=known, answer_tokens=answer_tokens), ROUNDS_UNTIL_SWAP + 1200
-    for seed in range(2):
+    for seed in range(4):
         traffic = generate(kind, concurrency * (5 + 3 * rounds_in_all // answer_tokens), seed)
         best = best_fixed_arm(traffic[-20 * concurrency :], concurrency, costs)
         controller, noise = new_controller(seed), new_noise(seed)
         rounds = play(controller, traffic, concurrency, costs, noise, untrained_rounds=ROUNDS_UNTIL_SWAP)
         after = list(itertools.islice(rounds, ROUNDS_UNTIL_SWAP, rounds_in_all))
         assert best.arm.drafts
-        assert speed(after[ROUNDS_TO_FIND_A_DRAFT:]) >= OF_BEST_LATE * best.speed, seed
+        assert speed(after[ROUNDS_TO_FIND_A_DRAFT:]) >= least * best.speed, seed
 
 
 @machines
