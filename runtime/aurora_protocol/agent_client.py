@@ -4,7 +4,8 @@ Why: both callers need the same limits and the same typed errors, so one client 
 
 Invariants: a call waits for its turn at most :data:`TURN_SECONDS`, and then ends within its deadline. Agents that did
 not answer last time take no turns from those that answer. A call returns a validated record or raises an
-:class:`~aurora_protocol.errors.AgentError`. The client never retries. The operator repeats its calls at its next
+:class:`~aurora_protocol.errors.AgentError`. A redirect is not followed, because a pod must not choose which address
+the operator calls. The client never retries. The operator repeats its calls at its next
 reconciliation, and the validator knows best which of its calls may be repeated.
 """
 
@@ -89,7 +90,9 @@ class AgentClient:
         try:
             async with (
                 self._turns.turn(ip),
-                self._session.request(method, url, headers=headers, data=body, timeout=timeout) as response,
+                self._session.request(
+                    method, url, headers=headers, data=body, timeout=timeout, allow_redirects=False
+                ) as response,
             ):
                 status = response.status
                 if status >= 300:

@@ -126,6 +126,23 @@ async def test_every_other_answer_is_an_agent_error(
         await agents.swap("127.0.0.1", "secret", REQUEST)
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed(serve: Serve, status: int) -> None:
+    called: list[str] = []
+
+    async def redirect(request: web.Request) -> web.Response:
+        called.append(request.host)
+        location = f"http://127.0.0.2:{request.url.port}/v1/state"
+        return web.Response(status=status, headers={"Location": location})
+
+    agents = await serve(redirect)
+    for call in (agents.state("127.0.0.1", "secret"), agents.swap("127.0.0.1", "secret", REQUEST)):
+        with pytest.raises(AgentRefused, match=f"HTTP {status}"):
+            await call
+    assert len(called) == 2
+    assert not any(host.startswith("127.0.0.2") for host in called)
+
+
 async def test_a_refusal_carries_the_status_and_the_agents_own_text(serve: Serve) -> None:
     async def answer(_: web.Request) -> web.Response:
         return web.Response(text="the engine is down\n" + "x" * 10_000, status=503)
