@@ -89,7 +89,7 @@ def example(kind: type[Record]) -> dict[str, Any]:
     return dumped
 
 
-def put(node: dict[str, Any], path: list[Any], value: str) -> None:
+def put(node: Any, path: list[Any], value: object) -> None:
     for part in path[:-1]:
         node = node[part]
     node[path[-1]] = value
