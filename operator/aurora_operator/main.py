@@ -134,9 +134,10 @@ class Operator:
 def agent_session() -> aiohttp.ClientSession:
     """The session for calls of agents. It keeps no connection: those to ten thousand pods would take 70 MB.
 
-    :class:`AgentClient` bounds the calls under way.
+    It keeps no cookie of an agent either. :class:`AgentClient` bounds the calls under way.
     """
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
 
 def _stop_process_on_error(election: asyncio.Task[None]) -> None:
