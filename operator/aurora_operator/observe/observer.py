@@ -153,13 +153,14 @@ class Observer:
         pods = [obj for obj in live.values() if obj["kind"] == "Pod"]
         jobs = [obj for obj in live.values() if obj["kind"] == "Job"]
         late = await self._pods_of_finished_jobs(owner, jobs, pods)
+        now = datetime.now(UTC)
         pods = [*{pod["metadata"]["name"]: pod for pod in (*pods, *late)}.values()]
         inference = [pod for pod in pods if component_of(pod) == INFERENCE]
         return _Children(
             packed.restricted(live.keys()),
             _inference_pods(inference),
             replaced_pod(inference),
-            _jobs(jobs, pods),
+            _jobs(jobs, pods, now),
             _trainer(owner, live),
         )
 
@@ -209,9 +210,9 @@ def _inference_pods(pods: Iterable[Object]) -> list[PodView]:
     return sorted(map(kubernetes_views.pod_view, objects), key=lambda view: view.name)
 
 
-def _jobs(jobs: Iterable[Object], pods: Iterable[Object]) -> tuple[JobView, ...]:
+def _jobs(jobs: Iterable[Object], pods: Iterable[Object], now: datetime) -> tuple[JobView, ...]:
     of_validators = [pod for pod in pods if component_of(pod) == VALIDATOR]
-    return tuple(kubernetes_views.job_view(job, of_validators) for job in jobs if component_of(job) == VALIDATOR)
+    return tuple(kubernetes_views.job_view(job, of_validators, now) for job in jobs if component_of(job) == VALIDATOR)
 
 
 def _trainer(owner: Owner, live: Mapping[tuple[str, str], Object]) -> WorkloadView | None:

@@ -200,6 +200,15 @@ async def test_a_finished_job_whose_pods_end_is_known_costs_no_call() -> None:
     assert not any(call.startswith("list") for call in rig.api.calls)
 
 
+async def test_a_job_whose_pod_hangs_on_a_lost_node_has_failed() -> None:
+    pod = validator_pod(phase="Running")
+    pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    rig = Rig(obj("Job", "chat-validate-v1-1", component=VALIDATOR), pod)
+    (view,) = (await rig.observer.observe()).observed.jobs
+    assert view.failed
+    assert not any(call.startswith("list") for call in rig.api.calls)
+
+
 def running_pod() -> Object:
     conditions = [{"type": kind, "status": "True"} for kind in ("Ready", "PodScheduled")]
     return obj("Pod", "chat-0", [], status={"podIP": "10.0.0.1", "conditions": conditions})
