@@ -213,6 +213,7 @@ def _validation_inputs(
         ),
         on_replica=on_replica,
         replica_is_back=on_replica and not lending.withdrawn_pods(observed),
+        recall_reason=lending.recall_reason(observed) if on_replica else "",
     )
 
 
