@@ -100,6 +100,10 @@ def test_the_operator_looks_rarely_while_pods_wait_for_a_node_or_cannot_start() 
     starting = scaled_up(2, pods=(pod("chat-a", 0), pod("chat-b", 0, ready=False, agent=None)))
     assert made(starting).moving
     assert made(scaled_up(3, pods=waits.pods[:2])).moving, "its pod is about to be created"
+    extra = WorkloadView(current=False, replicas=3, ready=2)
+    both = (pod("chat-a", 0), pod("chat-b", 0))
+    assert not made(scaled_up(2, pods=(*both, waiting_pod("chat-c")), deployment=extra)).moving, "an update has no room"
+    assert made(scaled_up(2, pods=(*both, pod("chat-c", 0)), deployment=extra)).moving, "one of them is about to end"
 
 
 def test_a_roll_goes_on_and_is_promoted_although_pods_wait_for_a_node() -> None:
