@@ -8,7 +8,7 @@ trainer to a node.
 Invariants:
 
 - A change of the template ends the former pod before the next one starts (strategy Recreate). The former trainer saves
-  its state, and the next one resumes from it. While a pod hangs on a lost node, Recreate would wait for it for ever. The
+  its state, and the next one resumes from it. While a pod hangs on a lost node, Recreate would wait for ever. The
   strategy is then RollingUpdate, and the next pod starts as soon as the former is being deleted.
 - Two trainers at once are possible, when a lost node still runs and reaches the store. Each saved state then takes the
   next epoch, create-once. The trainer that loses an epoch ends, and resumes from the other's state.
