@@ -31,8 +31,8 @@ or no pod is ready. Until then the candidate waits in Validating, without a Job 
 may take its place.
 
 With ``validation.measureOn: Replica``, the Job of a candidate in Validating waits until a replica is lent
-(``plan/lending.py``). When the pods' number changes or another pod fails, the operator needs the replica back. The
-attempt then ends, which is no failure, and the next one waits for a replica.
+(``plan/lending.py``). When the number of pods changes or another pod fails, the operator needs the replica back.
+The attempt then ends, which is no failure, and the next one waits for a replica.
 
 Invariants: one Job at a time. A candidate is measured against one active version at most ``MAX_MEASUREMENTS`` times
 (``undecided_measurement.py``). A measurement that could not be made says nothing about the candidate, even when the API
