@@ -153,14 +153,15 @@ class Observer:
         pods = [obj for obj in live.values() if obj["kind"] == "Pod"]
         jobs = [obj for obj in live.values() if obj["kind"] == "Job"]
         late = await self._pods_of_finished_jobs(owner, jobs, pods)
+        now = datetime.now(UTC)
         pods = [*{pod["metadata"]["name"]: pod for pod in (*pods, *late)}.values()]
         inference = [pod for pod in pods if component_of(pod) == INFERENCE]
         return _Children(
             packed.restricted(live.keys()),
             _inference_pods(inference),
             replaced_pod(inference),
-            _jobs(jobs, pods),
-            _trainer(owner, live),
+            _jobs(jobs, pods, now),
+            _trainer(owner, live, now),
         )
 
     async def _pods_of_finished_jobs(
@@ -209,18 +210,21 @@ def _inference_pods(pods: Iterable[Object]) -> list[PodView]:
     return sorted(map(kubernetes_views.pod_view, objects), key=lambda view: view.name)
 
 
-def _jobs(jobs: Iterable[Object], pods: Iterable[Object]) -> tuple[JobView, ...]:
+def _jobs(jobs: Iterable[Object], pods: Iterable[Object], now: datetime) -> tuple[JobView, ...]:
     of_validators = [pod for pod in pods if component_of(pod) == VALIDATOR]
-    return tuple(kubernetes_views.job_view(job, of_validators) for job in jobs if component_of(job) == VALIDATOR)
+    return tuple(kubernetes_views.job_view(job, of_validators, now) for job in jobs if component_of(job) == VALIDATOR)
 
 
-def _trainer(owner: Owner, live: Mapping[tuple[str, str], Object]) -> WorkloadView | None:
+def _trainer(owner: Owner, live: Mapping[tuple[str, str], Object], now: datetime) -> WorkloadView | None:
     """The trainer's Deployment, with the reason why its pod does not run."""
     workload = kubernetes_views.workload_view(live.get(("Deployment", trainer_name(owner))))
-    pods = [kubernetes_views.pod_view(obj, TRAINER) for obj in live.values() if _is_trainer_pod(obj)]
+    objects = [obj for obj in live.values() if _is_trainer_pod(obj)]
+    pods = [kubernetes_views.pod_view(obj, TRAINER) for obj in objects]
     if workload is None:
         return None
-    workload = replace(workload, failing_pod=next((pod for pod in pods if pod.failure and not pod.terminating), None))
+    failing = next((pod for pod in pods if pod.failure and not pod.terminating), None)
+    hung = any(kubernetes_views.has_hung(obj, now) for obj in objects)
+    workload = replace(workload, failing_pod=failing, has_hung_pod=hung)
     held_up = next((pod for pod in pods if pod.waiting and not pod.terminating), None)
     if held_up is None:
         return workload

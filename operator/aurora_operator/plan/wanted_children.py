@@ -33,7 +33,8 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
     owner, spec = observed.owner, observed.spec
     suspended = is_suspended(spec.training, observed.status.training.worth)
     trained = with_suspended_trainer(spec) if suspended else spec
-    trainer = trainer_deployment(owner, trained, config, trainer_replicas(observed))
+    hung = observed.trainer is not None and observed.trainer.has_hung_pod
+    trainer = trainer_deployment(owner, trained, config, trainer_replicas(observed), has_hung_pod=hung)
     if observed.trainer is not None:
         trainer = with_accepted_labels(trainer, observed.trainer.kueue_labels, observed.trainer.ready)
     serving = deployment(owner, spec, upgrade.applied.template, upgrade.annotations)

@@ -200,6 +200,15 @@ async def test_a_finished_job_whose_pods_end_is_known_costs_no_call() -> None:
     assert not any(call.startswith("list") for call in rig.api.calls)
 
 
+async def test_a_job_whose_pod_hangs_on_a_lost_node_has_failed() -> None:
+    pod = validator_pod(phase="Running")
+    pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    rig = Rig(obj("Job", "chat-validate-v1-1", component=VALIDATOR), pod)
+    (view,) = (await rig.observer.observe()).observed.jobs
+    assert view.failed
+    assert not any(call.startswith("list") for call in rig.api.calls)
+
+
 def running_pod() -> Object:
     conditions = [{"type": kind, "status": "True"} for kind in ("Ready", "PodScheduled")]
     return obj("Pod", "chat-0", [], status={"podIP": "10.0.0.1", "conditions": conditions})
@@ -288,6 +297,17 @@ async def test_a_trainers_pod_behind_a_scheduling_gate_is_queued() -> None:
     assert trainer is not None
     assert trainer.queued_behind == ("kueue.x-k8s.io/admission",)
     assert trainer.message == "the trainer's pod is not ready (SchedulingGated)"
+
+
+async def test_a_trainers_pod_that_hangs_on_a_lost_node_is_seen_although_another_one_runs() -> None:
+    workload = obj("Deployment", trainer_name(OWNER), component=TRAINER, spec={"replicas": 1}, status={"replicas": 1})
+    workload["metadata"]["generation"] = 1
+    runs, hangs = (obj("Pod", f"chat-trainer-{name}", (), TRAINER, status={"phase": "Running"}) for name in "ab")
+    hangs["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    for pods, hung in (([runs, hangs], True), ([runs], False)):
+        trainer = (await Rig(workload, *pods).observer.observe()).observed.trainer
+        assert trainer is not None
+        assert trainer.has_hung_pod is hung
 
 
 async def test_a_trainer_that_crashed_says_why_in_its_own_words() -> None:

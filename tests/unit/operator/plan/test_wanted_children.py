@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from aurora_operator.observe.observed import WorkloadView
@@ -18,3 +20,16 @@ def test_a_deployment_that_somebody_paused_goes_on(paused: bool) -> None:
     made = children(world, CONFIG, decide(world, CONFIG, NOW))
     fields = [child["spec"].get("paused") for child in made if child["kind"] == "Deployment"]
     assert fields == ([False, False] if paused else [None, None])
+
+
+def test_a_trainer_that_hangs_on_a_lost_node_does_not_hold_up_a_change_of_the_template() -> None:
+    def strategy(trainer: WorkloadView | None) -> str:
+        world = observed(trainer=trainer)
+        made = children(world, CONFIG, decide(world, CONFIG, NOW))
+        found = next(child for child in made if child["metadata"]["name"] == "chat-trainer")
+        return str(found["spec"]["strategy"]["type"])
+
+    view = WorkloadView(current=True, replicas=1, ready=1)
+    assert strategy(replace(view, has_hung_pod=True)) == "RollingUpdate"
+    assert strategy(view) == "Recreate"
+    assert strategy(None) == "Recreate", "it is created so, because a create call's fields are removed late"
