@@ -18,13 +18,13 @@ from dataclasses import dataclass
 
 from aurora_operator.act.agent_requests import AgentRequests
 from aurora_operator.act.authority import Authority
-from aurora_operator.act.child_writer import MAX_ERROR_CHARACTERS, UNAVAILABLE_STATUSES, ChildWriter
+from aurora_operator.act.child_writer import MAX_ERROR_CHARACTERS, ChildWriter
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.finalizer import set_finalizer
 from aurora_operator.act.status_writer import write_status
 from aurora_operator.children.access import new_keys, new_signing_keys
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import Conflict, KubernetesError
+from aurora_operator.errors import UNAVAILABLE_STATUSES, Conflict, KubernetesError
 from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.observe.observed import RefusedJob
@@ -92,11 +92,13 @@ class Actor:
         if plan.status is not None:
             await call_api(write_status, self._api, owner, plan.status)
             on_status_written()
-        job = await self._children.write_jobs(owner, plan.delete_jobs, plan.job, snapshot.live_children)
+        wanted_job = None if children.workloads_held else plan.job
+        job = await self._children.write_jobs(owner, plan.delete_jobs, wanted_job, snapshot.live_children)
         self._authority.ensure_leading()
         fencing_epoch = await self._agents.swap(plan.swaps, snapshot)
         # No replica leaves its Service for a Job that cannot be created yet. Replicas still return.
-        leases = [lease for lease in plan.leases if not (job.job_waits and lease.request.begin)]
+        no_job_yet = job.job_waits or children.workloads_held
+        leases = [lease for lease in plan.leases if not (no_job_yet and lease.request.begin)]
         fencing_epoch = max(fencing_epoch, await self._agents.request_leases(leases, snapshot))
         for note in plan.notes:
             await self._events.post(note, owner)
