@@ -206,7 +206,9 @@ async def test_an_apply_over_an_older_look_is_refused_but_a_newer_status_delays_
     assert await ChildWriter(rig.api).write(owner, (), wanted(owner), {}) == WriteResult()
     looked = existing(rig.api, owner)
     status = '{"status": {"observedGeneration": 1, "conditions": []}}'
-    rig.server.kubectl("patch", "deployment", NAME, "-n", NAMESPACE, "--subresource=status", "--type=merge", "-p", status)
+    rig.server.kubectl(
+        "patch", "deployment", NAME, "-n", NAMESPACE, "--subresource=status", "--type=merge", "-p", status
+    )
     wide = with_extra_field(wanted(owner), owner)
     assert await ChildWriter(rig.api).write(owner, (), wide, looked) == WriteResult()
     after = rig.api.get(DEPLOYMENT, NAMESPACE, NAME)
