@@ -26,6 +26,7 @@ from pydantic_core import from_json
 from aurora_api import API_VERSION, KIND, PLURAL
 from aurora_operator.errors import Conflict, Expired, KubernetesError, NamespaceEnds, NotFound
 from aurora_operator.operator_config import OPERATOR_NAME
+from aurora_store.errors import bounded_text
 
 Object = dict[str, Any]
 TIMEOUT_SECONDS = (5.0, 30.0)
@@ -261,11 +262,14 @@ class HttpKubernetesApi:
 
 
 def refusal(call: str, status: int, body: bytes) -> KubernetesError:
-    """The error for an answer with an HTTP status of 300 or more. The message is the API server's, if it sent one."""
+    """The error for an answer with an HTTP status of 300 or more. The message is the API server's, if it sent one.
+
+    It is bounded, because each retry logs it, and a webhook or a quota may answer with any text.
+    """
     kind = {404: NotFound, 409: Conflict, 410: Expired}.get(status, KubernetesError)
     try:
         answer = json.loads(body)
-        message = str(answer.get("message", ""))
+        message = bounded_text(str(answer.get("message", "")))
         causes = (answer.get("details") or {}).get("causes") or ()
         if any(cause.get("reason") == NAMESPACE_TERMINATING for cause in causes):
             kind = NamespaceEnds

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from aurora_operator.act.agent_requests import AgentRequests
 from aurora_operator.act.authority import Authority
-from aurora_operator.act.child_writer import MAX_ERROR_CHARACTERS, ChildWriter
+from aurora_operator.act.child_writer import ChildWriter
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.finalizer import set_finalizer
 from aurora_operator.act.status_writer import write_status
@@ -32,6 +32,7 @@ from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.plan import Plan
 from aurora_protocol.agent_client import AgentClient
+from aurora_store.errors import bounded_text
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +86,7 @@ class Actor:
         if plan.trust_record is not None:
             store.keys.made(owner)
         if plan.advance is not None:
-            self._authority.ensure_leading()
-            await store.advance(plan.advance)
+            await store.advance(plan.advance, self._authority.ensure_leading)
             log.info("%s: channel record %d: version %d is active", owner.full_name, plan.advance.epoch,
                      plan.advance.active)  # fmt: skip
         if plan.status is not None:
@@ -125,5 +125,5 @@ class Actor:
         except KubernetesError as error:
             if error.status in UNAVAILABLE_STATUSES or must_hold:
                 raise
-            return (f"the finalizer of store.deletionPolicy: {error}"[:MAX_ERROR_CHARACTERS],)
+            return (bounded_text(f"the finalizer of store.deletionPolicy: {error}"),)
         return ()

@@ -27,11 +27,9 @@ from aurora_operator.errors import UNAVAILABLE_STATUSES, Conflict, KubernetesErr
 from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, SERVICE_ACCOUNT, KubernetesApi, Object
 from aurora_operator.observe.observed import RefusedJob
+from aurora_store.errors import bounded_text
 
 log = logging.getLogger(__name__)
-
-MAX_ERROR_CHARACTERS = 1000
-"""Length of an error that the status repeats. A webhook may return more than a condition can hold."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ class ChildWriter:
             return WriteResult(name_taken=() if owner.owns(found) else (title(job),))
         if error.status in UNAVAILABLE_STATUSES:
             return WriteResult(errors=_job_errors(owner, job, error))
-        return WriteResult(refused=RefusedJob(job["metadata"]["name"], str(error)[:MAX_ERROR_CHARACTERS]))
+        return WriteResult(refused=RefusedJob(job["metadata"]["name"], bounded_text(str(error))))
 
     async def _create_keys(self, owner: Owner, keys: Object) -> bool:
         """Create a Secret with generated keys. False when its name is taken. Raises :class:`KubernetesError`."""
@@ -207,7 +205,7 @@ class ChildWriter:
 
 def error_text(obj: Object, error: KubernetesError) -> str:
     """The API server's refusal of ``obj``, with the object's kind and name."""
-    return f"{title(obj)}: {error}"[:MAX_ERROR_CHARACTERS]
+    return bounded_text(f"{title(obj)}: {error}")
 
 
 def _job_errors(owner: Owner, job: Object, error: KubernetesError) -> tuple[str, ...]:
