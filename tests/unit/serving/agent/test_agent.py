@@ -290,7 +290,12 @@ async def test_a_token_that_the_kubelet_replaced_is_accepted_without_a_restart(r
 def test_wrong_tokens_cost_one_read_of_the_file_a_second() -> None:
     reads: list[str] = []
     clock = [0.0]
-    token = AgentToken(lambda: reads.append("read") or TOKEN, lambda: clock[0])
+
+    def read() -> str:
+        reads.append(TOKEN)
+        return TOKEN
+
+    token = AgentToken(read, lambda: clock[0])
     for number in range(1, 4):
         assert not any(token.allows(b"Bearer wrong") for _ in range(100))
         assert len(reads) == number
