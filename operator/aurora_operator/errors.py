@@ -18,6 +18,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+UNAVAILABLE_STATUSES = frozenset({0, 401, 429, 502, 503, 504})
+"""HTTP statuses that mean "the API server cannot answer now" (0: no connection).
+
+500 is not among them: the API server answers 500 to a template that has a number where text belongs.
+"""
+
 if TYPE_CHECKING:
     from aurora_api.v1alpha1.spec import SpeculatorSpec
     from aurora_api.v1alpha1.status import SpeculatorStatus

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlencode
@@ -25,6 +26,7 @@ from pydantic_core import from_json
 from aurora_api import API_VERSION, KIND, PLURAL
 from aurora_operator.errors import Conflict, Expired, KubernetesError, NamespaceEnds, NotFound
 from aurora_operator.operator_config import OPERATOR_NAME
+from aurora_store.errors import bounded_text
 
 Object = dict[str, Any]
 TIMEOUT_SECONDS = (5.0, 30.0)
@@ -115,7 +117,8 @@ class HttpKubernetesApi:
 
     Args:
         on_write: gets the object that a write returned, in the thread of the call and before the call returns.
-        before_write: called in the thread of the call just before each write. Raises an error to prevent the write.
+        around_write: entered in the thread of the call just before each write, and left when the write has ended.
+            Raises an error to prevent the write.
         timeout_seconds: of connecting and of reading.
     """
 
@@ -123,10 +126,10 @@ class HttpKubernetesApi:
         self,
         api: client.ApiClient,
         on_write: Callable[[Object], None] | None = None,
-        before_write: Callable[[], None] | None = None,
+        around_write: Callable[[], AbstractContextManager[None]] | None = None,
         timeout_seconds: tuple[float, float] = TIMEOUT_SECONDS,
     ) -> None:
-        self._api, self._on_write, self._before_write = api, on_write, before_write
+        self._api, self._on_write, self._around_write = api, on_write, around_write or nullcontext
         self._timeout_seconds = timeout_seconds
         api.user_agent = OPERATOR_NAME  # not a header of each call: the client's own header would replace it
 
@@ -134,7 +137,7 @@ class HttpKubernetesApi:
     def connect(
         cls,
         on_write: Callable[[Object], None] | None = None,
-        before_write: Callable[[], None] | None = None,
+        around_write: Callable[[], AbstractContextManager[None]] | None = None,
         timeout_seconds: tuple[float, float] = TIMEOUT_SECONDS,
     ) -> HttpKubernetesApi:
         """Connect with the pod's ServiceAccount, or outside of a cluster with the current kubeconfig.
@@ -147,10 +150,10 @@ class HttpKubernetesApi:
         except kube_config.ConfigException:
             kube_config.load_kube_config()
         configuration = client.Configuration.get_default_copy()
-        configuration.retries = 0  # a retry deep inside would happen after ``before_write`` has allowed the write
+        configuration.retries = 0  # a retry deep inside would happen after ``around_write`` has allowed the write
         configuration.connection_pool_maxsize = MAX_CONNECTIONS
         configuration.proxy = None
-        return cls(client.ApiClient(configuration), on_write, before_write, timeout_seconds)
+        return cls(client.ApiClient(configuration), on_write, around_write, timeout_seconds)
 
     @property
     def configuration(self) -> client.Configuration:
@@ -169,10 +172,12 @@ class HttpKubernetesApi:
         request = self._api.param_serialize(
             method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
-        call = f"{method} {path.split('?')[0]}"
         _count(method, path)
-        if method != "GET" and self._before_write is not None:
-            self._before_write()
+        with nullcontext() if method == "GET" else self._around_write():
+            return self._send(f"{method} {path.split('?')[0]}", request)
+
+    def _send(self, call: str, request: Sequence[Any]) -> Any:
+        """Send a request and wait for its answer. Errors name the ``call``."""
         try:
             response = self._api.call_api(*request, _request_timeout=self._timeout_seconds)
             data = response.read()
@@ -257,11 +262,14 @@ class HttpKubernetesApi:
 
 
 def refusal(call: str, status: int, body: bytes) -> KubernetesError:
-    """The error for an answer with an HTTP status of 300 or more. The message is the API server's, if it sent one."""
+    """The error for an answer with an HTTP status of 300 or more. The message is the API server's, if it sent one.
+
+    It is bounded, because each retry logs it, and a webhook or a quota may answer with any text.
+    """
     kind = {404: NotFound, 409: Conflict, 410: Expired}.get(status, KubernetesError)
     try:
         answer = json.loads(body)
-        message = str(answer.get("message", ""))
+        message = bounded_text(str(answer.get("message", "")))
         causes = (answer.get("details") or {}).get("causes") or ()
         if any(cause.get("reason") == NAMESPACE_TERMINATING for cause in causes):
             kind = NamespaceEnds

@@ -77,9 +77,8 @@ class Operator:
         loop.set_default_executor(api_threads())
         self._session = agent_session()
         self._elector = LeaderElector(HttpKubernetesApi.connect(timeout_seconds=LEASE_TIMEOUT_SECONDS), self._config)
-        ensure_leading = self._elector.ensure_leading
-        api = HttpKubernetesApi.connect(on_write=self._put_from_any_thread(loop), before_write=ensure_leading)
-        authority = Authority(api, self._config, ensure_leading)
+        api = HttpKubernetesApi.connect(on_write=self._put_from_any_thread(loop), around_write=self._elector.acting)
+        authority = Authority(api, self._config, self._elector.ensure_leading)
         agents = AgentClient(self._session)
         self._loops = LoopRegistry(api, self._cache, agents, self._config, authority, self._traces)
         stream, namespaces = ApiStream(api.configuration), self._config.watch_namespaces

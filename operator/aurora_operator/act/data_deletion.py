@@ -28,7 +28,9 @@ from aurora_operator.children.owner import Owner
 from aurora_operator.errors import CallAbandoned, Conflict, InvalidSpec, KubernetesError, NotFound
 from aurora_operator.io_pools import call_api, pool_of
 from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, POD, KubernetesApi, Object, resource_of
+from aurora_operator.observe.kubernetes_views import has_ended
 from aurora_operator.observe.observed import StoreView
+from aurora_operator.observe.own_pods import is_own_pod
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.stored_resource import owner_of, parse_usable, status_of
 from aurora_operator.plan.conditions.condition_builder import deleting_status
@@ -127,7 +129,7 @@ class DataDeletion:
             if owner.owns(obj) and "deletionTimestamp" not in obj["metadata"]
         ]
         pods = await call_api(self._api.list, POD, owner.namespace, labels)
-        return workloads, sum(pod.get("status", {}).get("phase") not in ("Succeeded", "Failed") for pod in pods)
+        return workloads, sum(is_own_pod(owner, pod, {}) and not has_ended(pod) for pod in pods)
 
     async def _stop(self, owner: Owner, workloads: Sequence[Object]) -> None:
         for obj in workloads:

@@ -236,6 +236,8 @@ class StoreView:
 
     reason: str = "Ready"
     error: str = ""
+    name_taken: tuple[str, ...] = ()
+    """The Secret with the signing keys, as ``<Kind> <name>``, if it belongs to another owner."""
     lineage: Lineage | None = None
     channel: Channel | None = None
     channel_signed: bool = True

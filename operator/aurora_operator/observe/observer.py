@@ -36,6 +36,7 @@ from aurora_operator.observe.agent_states import AgentStates
 from aurora_operator.observe.annotations import user_requests
 from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.observe.observed import JobView, Observed, PodView, ReplacedPod, WorkloadView
+from aurora_operator.observe.own_pods import is_own_pod
 from aurora_operator.observe.recent_counters import CounterHistory
 from aurora_operator.observe.replaced_pod import replaced_pod
 from aurora_operator.observe.secret_values import SecretReader, secret_value
@@ -54,7 +55,7 @@ class _Children:
     """The children at one moment, unpacked no longer than it takes to read them."""
 
     packed: PackedObjects
-    """Only children that this speculator owns, and pods."""
+    """Only children that this speculator owns, and the pods of its workloads."""
     pods: Sequence[PodView]
     replaced_pod: ReplacedPod | None
     jobs: tuple[JobView, ...]
@@ -148,11 +149,11 @@ class Observer:
     async def _children(self, owner: Owner) -> _Children:
         """The objects with our labels, except those that belong to somebody else."""
         packed = self._cache.children(owner.namespace, owner.name)
-        # Workloads own the pods, not we.
-        live = {key: obj for key, obj in packed.items() if obj["kind"] == "Pod" or owner.owns(obj)}
+        labelled = dict(packed.items())
+        live = {key: obj for key, obj in labelled.items() if _is_ours(owner, obj, labelled)}
         pods = [obj for obj in live.values() if obj["kind"] == "Pod"]
         jobs = [obj for obj in live.values() if obj["kind"] == "Job"]
-        late = await self._pods_of_finished_jobs(owner, jobs, pods)
+        late = [pod for pod in await self._pods_of_finished_jobs(owner, jobs, pods) if is_own_pod(owner, pod, live)]
         now = datetime.now(UTC)
         pods = [*{pod["metadata"]["name"]: pod for pod in (*pods, *late)}.values()]
         inference = [pod for pod in pods if component_of(pod) == INFERENCE]
@@ -199,6 +200,11 @@ class Observer:
             self._secrets.doubt(keys_name(owner))
         if stuck or any(not (job.finished or job.suspended) for job in jobs):
             self.store.keys.doubt()
+
+
+def _is_ours(owner: Owner, obj: Object, labelled: Mapping[tuple[str, str], Object]) -> bool:
+    """Workloads own the pods, not we."""
+    return is_own_pod(owner, obj, labelled) if obj["kind"] == "Pod" else owner.owns(obj)
 
 
 def _inference_pods(pods: Iterable[Object]) -> list[PodView]:

@@ -18,7 +18,7 @@ from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, Condition
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.act import data_deletion
 from aurora_operator.act.data_deletion import BUSY_DELAY_SECONDS, RETRY_DELAY_SECONDS, DataDeletion
-from aurora_operator.children.metadata import FINALIZER
+from aurora_operator.children.metadata import FINALIZER, INFERENCE, selector
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import Conflict, KubernetesError, NamespaceEnds, NotFound
 from aurora_operator.kubernetes_api import SPECULATOR, Object, Resource, refusal
@@ -148,9 +148,16 @@ def workload(kind: str, name: str, uid: str = OWNER.uid) -> tuple[tuple[str, str
     return (kind, name), {"kind": kind, "metadata": metadata}
 
 
+def inference_pod(replica_set: str) -> Object:
+    """A pod with the labels of the speculator's inference pods."""
+    references = [{"kind": "ReplicaSet", "name": replica_set, "uid": replica_set, "controller": True}]
+    labels = selector(OWNER, INFERENCE) | {"pod-template-hash": "1a"}
+    return {"metadata": {"name": "a", "labels": labels, "ownerReferences": references}, "status": {"phase": "Running"}}
+
+
 @pytest.fixture(name="cluster")
 def _cluster() -> FakeCluster:
-    made = FakeCluster(pods=[{"metadata": {"name": "chat-a"}, "status": {"phase": "Running"}}])
+    made = FakeCluster(pods=[inference_pod("chat-1a")])
     made.workloads = dict(
         [
             workload("Deployment", "chat"),
@@ -358,8 +365,15 @@ async def test_a_spec_whose_store_cannot_be_read_is_told_with_the_way_out(monkey
     assert "store.bucket" in cluster.ready.message
 
 
+async def test_a_pod_that_only_carries_the_labels_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = FakeCluster(pods=[inference_pod("shop-1a")])
+    store = FakeStore(cluster)
+    monkeypatch.setattr(store, "step", lambda seconds: DeletionProgress(4, 10, done=True))
+    await run(cluster, store, monkeypatch)
+
+
 async def test_a_pod_on_a_lost_node_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = FakeCluster(pods=[{"metadata": {"name": "chat-a"}, "status": {"phase": "Running"}}])
+    cluster = FakeCluster(pods=[inference_pod("chat-1a")])
     store = FakeStore(cluster)
     operator = deletion(cluster, store, monkeypatch)
     for _ in range(3):

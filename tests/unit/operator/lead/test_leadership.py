@@ -176,6 +176,41 @@ async def test_a_renewal_whose_answer_is_lost_does_not_end_the_leadership() -> N
         assert replica.history == ["started"]
 
 
+async def test_a_clean_stop_releases_the_lease_only_after_the_write_under_way_has_ended() -> None:
+    """A cancelled task leaves its thread behind, and the next leader's writes must come after that thread's."""
+    api = FakeLeases()
+    answered = threading.Event()
+    held_at_end: list[bool] = []
+
+    def write(elector: LeaderElector) -> None:
+        with elector.acting():
+            answered.wait(10)
+            held_at_end.append(api.holder != "")
+
+    async with running(api) as replica:
+        await eventually(lambda: replica.elector.leading)
+        thread = threading.Thread(target=write, args=(replica.elector,))
+        thread.start()
+        asyncio.get_running_loop().call_later(0.3, answered.set)
+    thread.join()
+    assert held_at_end == [True]
+    assert api.holder == "", "released afterwards"
+    with pytest.raises(NotLeading), replica.elector.acting():
+        raise AssertionError("a write began after the stop")
+
+
+async def test_a_write_that_hangs_lets_the_lease_expire_instead_of_releasing_it() -> None:
+    api = FakeLeases()
+    async with running(api) as replica:
+        await eventually(lambda: replica.elector.leading)
+        hanging = replica.elector.acting()
+        hanging.__enter__()
+        stopped_at = boot_seconds()
+    assert boot_seconds() - stopped_at < SHORT.lease_seconds
+    assert api.holder != ""
+    hanging.__exit__(None, None, None)
+
+
 @pytest.mark.parametrize("lease", [None, "another replica"])
 async def test_a_leader_stops_when_its_lease_was_deleted_or_given_to_another_replica(lease: str | None) -> None:
     api = FakeLeases()
