@@ -2,7 +2,8 @@
 
 Invariants: a speculator has at most one loop. Loops run only between :meth:`LoopRegistry.start` and
 :meth:`LoopRegistry.stop`, which is while this process leads. A loop that ends leaves nothing behind. A task holds no
-state that matters, so it may end and start at any time. With a shard, loops run only in the shard's namespaces.
+state that matters, so it may end and start at any time. With a shard, loops run only in the shard's namespaces. No loop
+runs in a namespace whose objects the API server refuses to list, because a loop must not act on what it cannot see.
 """
 
 from __future__ import annotations
@@ -56,11 +57,11 @@ class LoopRegistry:
     def wake(self, namespace: str, name: str) -> None:
         """Wake a speculator's loop, because one of its objects changed. A new speculator gets a loop.
 
-        An empty ``name``: the namespace joined this operator's shard, or left it.
+        An empty ``name``: the namespace joined this operator's shard or left it, or its objects can be read again or no
+        longer.
         """
         if not name:
-            if self._config.shard:
-                self._follow_shard(namespace)
+            self._follow_namespace(namespace)
             return
         known = self._loops.get((namespace, name))
         if known is not None:
@@ -85,22 +86,26 @@ class LoopRegistry:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _acts_in(self, namespace: str) -> bool:
+        return self._cache.readable(namespace) and self._in_shard(namespace)
+
     def _in_shard(self, namespace: str) -> bool:
         return not self._config.shard or self._cache.get(NAMESPACE.kind, "", namespace) is not None
 
-    def _follow_shard(self, namespace: str) -> None:
-        """Start the loops of a namespace that joined the shard. Stop those of a namespace that left."""
+    def _follow_namespace(self, namespace: str) -> None:
+        """Start or stop the loops of a namespace in which this operator begins or ceases to act."""
         for key in self._cache.speculators_in(namespace):
             known = self._loops.get(key)
-            if not self._in_shard(namespace):
-                self._authority.forget(*key)  # another operator acts there from now on, and that is no displacement
+            if not self._acts_in(namespace):
+                if not self._in_shard(namespace):
+                    self._authority.forget(*key)  # another operator acts there from now on: that is no displacement
                 if known is not None:
                     known[1].cancel()
             elif known is None and self._started:
                 self._run(key)
 
     def _run(self, key: SpeculatorKey) -> None:
-        if not self._in_shard(key[0]):
+        if not self._acts_in(key[0]):
             return
         reconciler = Reconciler(
             self._api, self._cache, self._agents, self._config, self._fleet, self._authority, key, self._traces

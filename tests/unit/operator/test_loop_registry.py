@@ -142,6 +142,25 @@ async def test_a_speculator_that_is_created_again_within_one_pause_gets_a_loop_o
     await rig.loops.stop()
 
 
+async def test_no_loop_runs_in_a_namespace_that_the_api_server_refuses() -> None:
+    rig, pods = Rig(), Scope("Pod", "team")
+    rig.create("chat", 1)
+    rig.loops.start()
+    await settle()
+    rig.cache.refuse(pods)
+    rig.loops.wake("team", "")
+    await settle()
+    assert len(rig.loops) == 0
+    rig.create("code", 2)
+    await settle()
+    assert len(rig.loops) == 0
+    rig.cache.admit(pods)
+    rig.loops.wake("team", "")
+    await settle()
+    assert sorted(FakeReconciler.reconciles) == ["chat", "chat", "code"]
+    await rig.loops.stop()
+
+
 async def test_an_event_of_a_namespace_looks_at_the_speculators_of_that_namespace_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from aurora_operator.errors import Expired, KubernetesError
 from aurora_operator.kubernetes_api import POD, Object, Resource
+from aurora_operator.observe import cache_budget
 from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.watch import informer as module
 from aurora_operator.watch.api_stream import Page, WatchEvent
@@ -36,7 +37,7 @@ class FakeStream:
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a watch stays open."""
 
-    async def list_page(self, resource: Resource, namespace: str, labels: str, token: str) -> Page:
+    async def list_page(self, resource: Resource, namespace: str, labels: str, token: str, size: Any) -> Page:
         self.calls.append(f"list {token}".strip())
         pages = self.lists[0]
         if isinstance(pages, KubernetesError):
@@ -100,7 +101,7 @@ async def test_an_informer_holds_no_page_while_it_waits_for_the_next_one() -> No
     made: list[weakref.ref[Page]] = []
 
     class Stream(FakeStream):
-        async def list_page(self, resource: Resource, namespace: str, labels: str, token: str) -> Page:
+        async def list_page(self, resource: Resource, namespace: str, labels: str, token: str, size: Any) -> Page:
             await asyncio.sleep(0)
             assert all(each() is None for each in made), "pages of all informers would add up"
             number = len(made)
@@ -150,10 +151,10 @@ async def test_a_server_that_keeps_refusing_a_watch_leads_to_a_list() -> None:
 
 async def test_a_next_page_that_expired_starts_the_list_again() -> None:
     class Expiring(FakeStream):
-        async def list_page(self, resource: Resource, namespace: str, labels: str, token: str) -> Page:
+        async def list_page(self, resource: Resource, namespace: str, labels: str, token: str, size: Any) -> Page:
             if token and self.calls.count("list") == 1:
                 raise Expired("the provided continue parameter is too old", 410)
-            return await super().list_page(resource, namespace, labels, token)
+            return await super().list_page(resource, namespace, labels, token, size)
 
     stream = Expiring([[page(9, pod("a", 3), next_page="1"), page(9, pod("b", 4))]])
     cache, _ = await run(stream)
@@ -183,6 +184,55 @@ async def test_failures_are_retried_with_growing_bounded_pauses(monkeypatch: pyt
     limits = [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30, 30, 30]
     assert len(pauses) == len(limits)
     assert all(limit / 2 <= pause <= limit for pause, limit in zip(pauses, limits, strict=True))
+
+
+async def test_a_namespace_that_is_refused_for_long_is_marked_until_it_can_be_listed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "REFUSED_SECONDS", 0.0)
+    readable = list[bool]()
+
+    class Stream(FakeStream):
+        async def list_page(self, resource: Resource, namespace: str, labels: str, token: str, size: Any) -> Page:
+            readable.append(cache.readable("team"))
+            return await super().list_page(resource, namespace, labels, token, size)
+
+    forbidden = KubernetesError("pods is forbidden", 403)
+    stream = Stream([forbidden, forbidden, [page(9)]])
+    cache, woken = ClusterCache(["Pod"]), list[tuple[str, str]]()
+    api: Any = stream
+    informer = Informer(api, cache, POD, "team", "", lambda *key: woken.append(key))
+    task = asyncio.create_task(informer.run())
+    async with asyncio.timeout(10):
+        await stream.idle.wait()
+    task.cancel()
+    assert readable == [True, False, False]
+    assert cache.readable("team")
+    assert woken == [("team", ""), ("team", "")], "the namespace's loops stop once, and start once"
+
+
+@pytest.mark.parametrize(("namespace", "status"), [("", 403), ("team", 500), ("team", 0)])
+async def test_other_failures_mark_no_namespace(namespace: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REFUSED_SECONDS", 0.0)
+    cache, woken = ClusterCache(["Pod"]), list[tuple[str, str]]()
+    api: Any = FakeStream([KubernetesError("no", status), KubernetesError("no", status), [page(9)]])
+    task = asyncio.create_task(Informer(api, cache, POD, namespace, "", lambda *key: woken.append(key)).run())
+    async with asyncio.timeout(10):
+        await api.idle.wait()
+    task.cancel()
+    assert woken == []
+
+
+async def test_objects_that_did_not_fit_are_listed_again_at_the_end_of_the_watch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cache_budget, "NAMESPACE_BYTES", 1500)
+    many = [pod(f"p{number}", 3) for number in range(10)]
+    lists: list[list[Page] | KubernetesError] = [[page(9, *many)], [page(30, many[-1])], [page(31, many[-1])]]
+    stream = FakeStream(lists, [[bookmark(10)], [bookmark(30)]])
+    cache, _ = await run(stream)
+    assert stream.calls == ["list", "watch 9", "list", "watch 30", "list", "watch 31"]
+    assert cache.get("Pod", "team", "p9") is not None
 
 
 async def test_an_informer_that_hears_nothing_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
