@@ -29,7 +29,7 @@ from aurora_operator.operator_config import OPERATOR_NAME
 Object = dict[str, Any]
 TIMEOUT_SECONDS = (5.0, 30.0)
 """Timeouts of connecting and of reading."""
-MAX_CONNECTIONS = 32
+MAX_CONNECTIONS = 64
 """Connections that are kept for later calls. With fewer than threads, calls would make a new TLS connection each."""
 PAGE_SIZE = 100
 """Objects per page of a list: about 1 MB, and up to twenty times as much once they are parsed."""

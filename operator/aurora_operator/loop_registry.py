@@ -16,7 +16,7 @@ from aurora_operator import metrics
 from aurora_operator.act.authority import Authority
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import NAMESPACE, KubernetesApi
-from aurora_operator.loop import SpeculatorLoop
+from aurora_operator.loop import MAX_RECONCILE_SECONDS, SpeculatorLoop
 from aurora_operator.metrics.speculator_figures import FIGURES
 from aurora_operator.observe.cluster_cache import ClusterCache, SpeculatorKey
 from aurora_operator.operator_config import OperatorConfig
@@ -70,7 +70,9 @@ class LoopRegistry:
             self._run((namespace, name))
 
     def overdue(self) -> Iterator[str]:
-        """A sentence about each loop that has not finished a reconcile for too long."""
+        """A sentence about each loop that has not gone on for too long."""
+        if self._slots.stalled_seconds > MAX_RECONCILE_SECONDS:
+            yield f"no reconcile could begin for {self._slots.stalled_seconds:.0f} s"
         for (namespace, name), (loop, _) in self._loops.items():
             if loop.overdue_seconds > 0:
                 yield f"the loop of {namespace}/{name} is overdue by {loop.overdue_seconds:.0f} s"
