@@ -105,8 +105,8 @@ class Operator:
         await self._session.close()
 
     def problems(self) -> Sequence[str]:
-        """A sentence about each loop and informer that does not turn."""
-        return [*self._informers.silent(), *self._loops.overdue()]
+        """A sentence about each loop and informer that does not turn, and about the election."""
+        return [*self._informers.silent(), *self._loops.overdue(), *self._elector.silent()]
 
     def is_ready(self) -> bool:
         """Whether this replica could lead: its cache is complete."""
