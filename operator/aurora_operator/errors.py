@@ -7,6 +7,7 @@ OperatorError
 │   │   └── BeingDeleted  the speculator is being deleted
 │   ├── Conflict      somebody else wrote first: observe again
 │   ├── TooLarge      an answer exceeds its size limit
+│   ├── SilentWatch   nothing arrived on an open watch
 │   └── Expired       the API server no longer has the history to go on from: list again
 ├── CallAbandoned     a blocking call was not over at its deadline
 ├── NotLeading        another replica acts
@@ -59,6 +60,10 @@ class NamespaceEnds(KubernetesError):
 
 class TooLarge(KubernetesError):
     """An answer of the API server exceeds its size limit, and was not read to its end."""
+
+
+class SilentWatch(KubernetesError):
+    """The API server accepted a watch, and then sent nothing for too long, not even a bookmark."""
 
 
 class NotLeading(OperatorError):

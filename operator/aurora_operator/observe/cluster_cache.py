@@ -21,7 +21,7 @@ Not thread-safe: only the event loop's thread calls it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -79,6 +79,7 @@ class ClusterCache:
         self._counts = dict.fromkeys(kinds, 0)
         self.budget = CacheBudget()
         self._refused: set[Scope] = set()
+        self._doubted: set[Scope] = set()
         self._left_out: set[tuple[str, str]] = set()
         """Kinds and namespaces with objects that did not fit, since the last list."""
 
@@ -128,6 +129,25 @@ class ClusterCache:
         if revision > newest:
             self._store(key, revision, obj)
 
+    def compare(self, kind: str, namespace: str, name: str) -> Callable[[Object], None]:
+        """Call this before an object is read from the API server, and the result with the answer.
+
+        An answer that is older than what was known before the read shows that the API server's history went back
+        (etcd was restored from a backup). The informers' scopes are doubted then.
+        """
+        key = (kind, namespace, name)
+        known = self._entries.get(key)
+        progress = {scope: revision for scope, revision in self._progress.items() if scope.contains(key)}
+
+        def check(answer: Object) -> None:
+            revision, known_revision = revision_of(answer), 0 if known is None else known.revision
+            for scope, complete_until in progress.items():
+                missed = known_revision != revision <= complete_until
+                if revision < known_revision or missed:
+                    self._doubted.add(scope)
+
+        return check
+
     # what informers deliver ------------------------------------------------------------------------------------------
 
     def begin_list(self, scope: Scope, revision: int) -> ListUpdate:
@@ -169,6 +189,10 @@ class ClusterCache:
         was_refused = scope in self._refused
         self._refused.discard(scope)
         return was_refused
+
+    def is_doubted(self, scope: Scope) -> bool:
+        """Whether the API server contradicted what the cache holds of ``scope``, and no list has begun since."""
+        return scope in self._doubted
 
     def left_out(self, scope: Scope) -> bool:
         """Whether objects of ``scope`` did not fit since its last list, so that another list may find room."""
@@ -247,6 +271,7 @@ class ListUpdate:
         self._cache, self._scope, self._revision = cache, scope, revision
         self._went_back = revision < cache.progress(scope)
         self._present: set[ObjectKey] = set()
+        cache._doubted.discard(scope)
         cache._left_out = {pair for pair in cache._left_out if not scope.contains((*pair, ""))}
 
     def add(self, page: Iterable[Object]) -> set[SpeculatorKey]:

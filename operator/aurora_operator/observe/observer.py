@@ -140,8 +140,11 @@ class Observer:
 
         Raises :class:`KubernetesError`.
         """
-        get, kind = self._api.get, kubernetes_api.SPECULATOR
-        self._cache.put(await call_api(get, kind, self.namespace, self.name))
+        speculator = kubernetes_api.SPECULATOR
+        check = self._cache.compare(speculator.kind, self.namespace, self.name)
+        answer = await call_api(self._api.get, speculator, self.namespace, self.name)
+        check(answer)
+        self._cache.put(answer)
 
     def _trust_no_secret_of_another_spec(self, owner: Owner) -> None:
         """A changed spec may name other Secrets, and a user who corrects a Secret often touches the spec as well."""

@@ -24,7 +24,7 @@ import aiohttp
 from kubernetes import client
 from pydantic_core import from_json
 
-from aurora_operator.errors import Expired, KubernetesError, TooLarge
+from aurora_operator.errors import Expired, KubernetesError, SilentWatch, TooLarge
 from aurora_operator.kubernetes_api import API_CALLS, MAX_OBJECT_BYTES, Object, PageSize, Resource, refusal
 from aurora_operator.operator_config import OPERATOR_NAME
 
@@ -137,7 +137,8 @@ class ApiStream:
         """The changes after ``revision``, until the API server ends the watch after ``seconds``.
 
         Raises :class:`Expired` when the API server has no history since ``revision`` or reports another error in the
-        stream, and :class:`KubernetesError` when the API server refuses the watch or cannot be reached.
+        stream, :class:`SilentWatch` when nothing arrives, and :class:`KubernetesError` when the API server refuses the
+        watch or cannot be reached.
         """
         query = {
             "watch": "1",
@@ -156,6 +157,8 @@ class ApiStream:
                 try:
                     async for line in _lines(response.content, call):
                         yield _event(call, line, resource)
+                except aiohttp.SocketTimeoutError as error:
+                    raise SilentWatch(f"{call}: nothing arrived for {self._read_seconds:.0f} s") from error
                 finally:
                     _abort(response)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:

@@ -7,6 +7,7 @@ The API server here is a fake, for answers that a real one does not give on dema
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable
@@ -15,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from aurora_operator.errors import Expired, KubernetesError
+from aurora_operator.errors import Expired, KubernetesError, SilentWatch
 from aurora_operator.kubernetes_api import POD, Object, Resource
 from aurora_operator.observe import cache_budget
-from aurora_operator.observe.cluster_cache import ClusterCache
+from aurora_operator.observe.cluster_cache import ClusterCache, revision_of
 from aurora_operator.watch import informer as module
 from aurora_operator.watch.api_stream import Page, WatchEvent
 from aurora_operator.watch.informer import Informer
@@ -59,6 +60,8 @@ class FakeStream:
                 raise step
             if isinstance(step, WatchEvent):
                 yield step
+            else:
+                step()
 
 
 def page(revision: int, *pods: Object, next_page: str = "") -> Page:
@@ -73,6 +76,8 @@ def bookmark(revision: int) -> WatchEvent:
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MIN_BACKOFF_SECONDS", 0.001)
     monkeypatch.setattr(module, "MAX_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(module, "RECONNECT_SPREAD_SECONDS", 0.01)
+    monkeypatch.setattr(module, "RELIST_SPREAD_SECONDS", 0.01)
 
 
 async def run(stream: FakeStream) -> tuple[ClusterCache, list[str]]:
@@ -142,11 +147,62 @@ async def test_a_revision_that_is_gone_leads_to_a_list_which_finds_deletions(gon
 
 
 async def test_a_server_that_keeps_refusing_a_watch_leads_to_a_list() -> None:
-    refused: list[Step] = [KubernetesError("Too large resource version", 504)]
+    refused: list[Step] = [KubernetesError("the server is currently unable to handle the request", 503)]
     stream = FakeStream([[page(9)], [page(5)]], [list(refused) for _ in range(module.MAX_REFUSALS)])
     cache, _ = await run(stream)
     assert stream.calls == ["list", *["watch 9"] * module.MAX_REFUSALS, "list", "watch 5"]
     assert cache.progress(PODS) == 5
+
+
+SILENCE = SilentWatch("watch pods: nothing arrived for 90 s")
+
+
+async def test_two_silent_watches_in_a_row_lead_to_a_list() -> None:
+    """The API server sends nothing to a watch from a revision that is ahead of its restored history."""
+    stream = FakeStream([[page(9)], [page(5, pod("a", 4))]], [[SILENCE], [SILENCE]])
+    cache, _ = await run(stream)
+    assert stream.calls == ["list", "watch 9", "watch 9", "list", "watch 5"]
+    assert cache.progress(PODS) == 5
+
+
+async def test_dead_connections_with_bookmarks_in_between_need_no_list() -> None:
+    away = KubernetesError("watch pods: ClientConnectorError", 0)
+    stream = FakeStream([[page(9)]], [[SILENCE], [away], [bookmark(10), SILENCE], [bookmark(11), SILENCE]])
+    await run(stream)
+    assert stream.calls == ["list", "watch 9", "watch 9", "watch 9", "watch 10", "watch 11"]
+
+
+async def test_an_answer_that_contradicts_the_cache_leads_to_a_list() -> None:
+    stream = FakeStream([[page(9, pod("a", 8))], [page(5, pod("a", 4))]])
+    cache = ClusterCache(["Pod"])
+    api: Any = stream
+
+    def read_an_older_pod() -> None:
+        cache.compare("Pod", "team", "a")(pod("a", 4))
+
+    stream.watches = [[read_an_older_pod, bookmark(10)]]
+    task = asyncio.create_task(Informer(api, cache, POD, "", "", lambda *_: None).run())
+    async with asyncio.timeout(10):
+        await stream.idle.wait()
+    task.cancel()
+    assert stream.calls == ["list", "watch 9", "list", "watch 5"]
+    assert revision_of(cache.get("Pod", "team", "a") or {}) == 4
+
+
+async def test_reconnects_and_lists_after_a_cut_are_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses = list[float]()
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(module, "MIN_BACKOFF_SECONDS", -1.0)  # each watch counts as one that lasted
+    monkeypatch.setattr(module, "RECONNECT_SPREAD_SECONDS", 1.0)
+    monkeypatch.setattr(module, "RELIST_SPREAD_SECONDS", 3.0)
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    away = KubernetesError("watch pods: ServerDisconnectedError", 0)
+    await run(FakeStream([[page(9)], [page(20)]], [[bookmark(10), away], [bookmark(11)], [Expired("gone", 410)]]))
+    assert pauses[:2] == [1.0, 3.0], "a watch that the API server ends in time is followed at once"
 
 
 async def test_a_next_page_that_expired_starts_the_list_again() -> None:

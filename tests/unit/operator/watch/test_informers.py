@@ -47,6 +47,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MIN_BACKOFF_SECONDS", 0.001)
     monkeypatch.setattr(module, "MAX_BACKOFF_SECONDS", 0.01)
     monkeypatch.setattr(module, "REFUSED_SECONDS", 0.1)
+    monkeypatch.setattr(module, "RELIST_SPREAD_SECONDS", 0.01)
     monkeypatch.setattr(informers_module, "SYNC_POLL_SECONDS", 0.01)
 
 
