@@ -16,6 +16,11 @@ ACCOUNTS = Scope("ServiceAccount")
 NOISE = random.Random(0)  # noqa: S311 - only has to be incompressible
 
 
+@pytest.fixture(autouse=True)
+def _small_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_budget, "NAMESPACE_BYTES", 400_000)
+
+
 def account(name: str, revision: int, namespace: str = "team", **metadata: Any) -> Object:
     made = pod(name, revision)
     return {"kind": "ServiceAccount", "metadata": made["metadata"] | {"namespace": namespace} | metadata}
@@ -32,8 +37,8 @@ def stored_bytes(cache: ClusterCache) -> int:
 
 def test_annotations_of_others_take_no_memory_and_ours_are_kept() -> None:
     cache = ClusterCache(["ServiceAccount"])
-    for number in range(100):
-        annotations = {"note": noise(250_000), "aurora.dev/written": "d"}
+    for number in range(20):
+        annotations = {"note": noise(50_000), "aurora.dev/written": "d"}
         cache.update(ACCOUNTS, account(f"a{number}", number + 1, annotations=annotations))
     stored = cache.get("ServiceAccount", "team", "a7")
     assert stored is not None
@@ -44,7 +49,7 @@ def test_annotations_of_others_take_no_memory_and_ours_are_kept() -> None:
 def test_a_namespace_cannot_fill_the_cache_and_leaves_others_their_room(caplog: pytest.LogCaptureFixture) -> None:
     cache = ClusterCache(["ServiceAccount"])
     for number in range(300):
-        cache.update(ACCOUNTS, account(f"a{number}", number + 1, labels={"x": noise(100_000)}))
+        cache.update(ACCOUNTS, account(f"a{number}", number + 1, labels={"x": noise(10_000)}))
     assert stored_bytes(cache) <= cache_budget.NAMESPACE_BYTES
     assert cache.left_out(ACCOUNTS)
     assert cache.budget.crowded_namespaces == 1
@@ -56,7 +61,7 @@ def test_a_namespace_cannot_fill_the_cache_and_leaves_others_their_room(caplog: 
 def test_an_object_that_grows_beyond_the_room_counts_as_gone() -> None:
     cache = ClusterCache(["ServiceAccount"])
     cache.update(ACCOUNTS, account("a", 1))
-    woken = cache.update(ACCOUNTS, account("a", 2, labels={"x": noise(12 << 20)}))
+    woken = cache.update(ACCOUNTS, account("a", 2, labels={"x": noise(2 << 20)}))
     assert woken == {("team", "chat")}
     assert cache.get("ServiceAccount", "team", "a") is None
 
@@ -64,14 +69,14 @@ def test_an_object_that_grows_beyond_the_room_counts_as_gone() -> None:
 def test_a_list_finds_the_objects_for_which_there_is_room_again() -> None:
     cache = ClusterCache(["ServiceAccount"])
     for number in range(100):
-        cache.update(ACCOUNTS, account(f"a{number}", number + 1, labels={"x": noise(100_000)}))
-    cache.update(ACCOUNTS, account("late", 100, labels={"x": noise(100_000)}))
+        cache.update(ACCOUNTS, account(f"a{number}", number + 1, labels={"x": noise(10_000)}))
+    cache.update(ACCOUNTS, account("late", 100, labels={"x": noise(10_000)}))
     assert cache.get("ServiceAccount", "team", "late") is None
     listed = cache.begin_list(ACCOUNTS, 200)  # removes the others only at its end
-    listed.add([account("late", 100, labels={"x": noise(100_000)})])
+    listed.add([account("late", 100, labels={"x": noise(10_000)})])
     listed.finish()
     again = cache.begin_list(ACCOUNTS, 201)
-    again.add([account("late", 100, labels={"x": noise(100_000)})])
+    again.add([account("late", 100, labels={"x": noise(10_000)})])
     again.finish()
     assert not cache.left_out(ACCOUNTS)
     assert cache.get("ServiceAccount", "team", "late") is not None
@@ -79,18 +84,18 @@ def test_a_list_finds_the_objects_for_which_there_is_room_again() -> None:
 
 def test_each_speculator_makes_room_for_its_children() -> None:
     cache = ClusterCache(["AuroraSpeculator", "Pod"])
-    for number in range(200):
+    for number in range(50):
         cache.put(speculator("team", f"s{number}", number + 1))
-    for number in range(20_000):
-        cache.put(pod(f"p{number}", 1000 + number, instance=f"s{number % 200}", podIP="10.0.0.1", phase="Running"))
-    assert cache.counts["Pod"] == 20_000
+    for number in range(5_000):
+        cache.put(pod(f"p{number}", 1000 + number, instance=f"s{number % 50}", podIP="10.0.0.1", phase="Running"))
+    assert cache.counts["Pod"] == 5_000
     assert cache.budget.crowded_namespaces == 0
 
 
 def test_the_bytes_are_counted_back_when_objects_go() -> None:
     cache = ClusterCache(["ServiceAccount"])
     for number in range(300):
-        cache.update(ACCOUNTS, account(f"a{number}", number + 1, labels={"x": noise(100_000)}))
+        cache.update(ACCOUNTS, account(f"a{number}", number + 1, labels={"x": noise(10_000)}))
     for number in range(300):
         cache.delete(ACCOUNTS, account(f"a{number}", 1000 + number))
     assert cache.budget._used == {}
