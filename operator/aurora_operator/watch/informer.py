@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from aurora_operator.errors import Expired, KubernetesError, SilentWatch
-from aurora_operator.kubernetes_api import Resource
+from aurora_operator.kubernetes_api import SPECULATOR, WATCHED, Resource
 from aurora_operator.observe.cluster_cache import ClusterCache, ListUpdate, Scope, SpeculatorKey, revision_of
 from aurora_operator.watch.api_stream import ApiStream, Page, WatchEvent
 from aurora_operator.watch.paged_list import PagedList
@@ -181,6 +181,10 @@ class Informer:
             self._refused_since_seconds = now_seconds
         if now_seconds - self._refused_since_seconds < REFUSED_SECONDS or not self._cache.refuse(self.scope):
             return
+        if self._resource is SPECULATOR and not self.synced.is_set():
+            # No other kind was listed yet. Each of them is, before this namespace counts as readable.
+            for resource in WATCHED:
+                self._cache.refuse(Scope(resource.kind, self.scope.namespace))
         log.error(
             "%s: refused for %.0f s, so no speculator in this namespace is handled until it can be read; check that the"
             " namespace exists and that the chart's Role and RoleBinding are in it, or remove it from watchNamespaces",

@@ -81,6 +81,19 @@ async def test_a_deleted_namespace_does_not_hold_up_the_others_and_comes_back_by
     assert cache.refused_namespaces == 0
 
 
+async def test_a_namespace_that_comes_back_is_not_acted_in_before_every_kind_was_listed() -> None:
+    stream = FakeStream(everything_in("late"))
+    async with asyncio.timeout(10), informing(stream, "late", "team") as (informers, cache):
+        await informers.wait_until_synced()
+        for resource in WATCHED[:-1]:
+            stream.refused.discard(("late", resource.kind))
+            await asyncio.sleep(0.05)
+            assert not cache.readable("late"), f"{WATCHED[-1].kind} was not listed"
+        stream.refused.clear()
+        while not cache.readable("late"):  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.01)
+
+
 async def test_a_namespace_with_one_kind_that_is_refused_is_not_acted_in() -> None:
     stream = FakeStream({("half", "Pod")})
     async with asyncio.timeout(10), informing(stream, "half", "team") as (informers, cache):
