@@ -218,13 +218,14 @@ async def _lines(content: aiohttp.StreamReader, call: str) -> AsyncIterator[byte
     rest = bytearray()
     async for chunk in content.iter_any():
         rest += chunk
+        lines = list[bytearray]()
         if b"\n" in chunk:
             *lines, rest = rest.split(b"\n")
-            for line in lines:
-                if line:
-                    yield bytes(line)
-        if len(rest) > MAX_OBJECT_BYTES:
-            raise Expired(f"{call}: an event exceeds {MAX_OBJECT_BYTES} bytes", 410)
+        for line in (*lines, rest):
+            if len(line) > MAX_OBJECT_BYTES:
+                raise Expired(f"{call}: an event exceeds {MAX_OBJECT_BYTES} bytes", 410)
+        for line in filter(None, lines):
+            yield bytes(line)
 
 
 def _event(call: str, line: bytes, resource: Resource) -> WatchEvent:

@@ -12,8 +12,9 @@ import pytest
 from kubernetes import client
 
 from aurora_operator import kubernetes_api
-from aurora_operator.errors import TooLarge
+from aurora_operator.errors import Expired, SilentWatch, TooLarge
 from aurora_operator.kubernetes_api import POD, HttpKubernetesApi
+from aurora_operator.watch import api_stream
 from aurora_operator.watch.api_stream import ApiStream
 
 LIMIT = 10_000
@@ -31,12 +32,23 @@ class _Pods(BaseHTTPRequestHandler):
             self._send(_pod(0, sizes[0]))
             return
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        if "watch" in query:
+            self._send_events()
+            return
         first, limit = int(query.get("continue", 0)), int(query["limit"])
         self.server.limits.append(limit)  # type: ignore[attr-defined]
         last = min(first + limit, len(sizes))
         metadata = {"resourceVersion": "9"} | ({"continue": str(last)} if last < len(sizes) else {})
         items = [_pod(number, sizes[number]) for number in range(first, last)]
         self._send({"metadata": metadata, "items": items})
+
+    def _send_events(self) -> None:
+        """An event of each size, each in a line, and then nothing."""
+        self.send_response(200)
+        self.end_headers()
+        for number, size in enumerate(self.server.sizes):  # type: ignore[attr-defined]
+            self.wfile.write(json.dumps({"type": "ADDED", "object": _pod(number, size)}).encode() + b"\n")
+        self.server.ended.wait(10)  # type: ignore[attr-defined]
 
     def _send(self, body: object) -> None:
         data = json.dumps(body).encode()
@@ -58,12 +70,13 @@ def _server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     monkeypatch.setattr(kubernetes_api, "MAX_PAGE_BYTES", LIMIT)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Pods)
     server.daemon_threads = True
-    server.limits = []  # type: ignore[attr-defined]
+    server.limits, server.ended = [], threading.Event()  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     try:
         yield server
     finally:
+        server.ended.set()  # type: ignore[attr-defined]
         server.shutdown()
         thread.join()
         server.server_close()
@@ -111,4 +124,22 @@ async def test_a_page_of_an_informer_has_a_limit(server: ThreadingHTTPServer) ->
         await stream.list_page(POD, "team", "", "")
     server.sizes = [10] * 20  # type: ignore[attr-defined]
     assert len((await stream.list_page(POD, "team", "", "")).items) == 20
+    await stream.close()
+
+
+@pytest.mark.parametrize(("sizes", "error"), [([10, 10], SilentWatch), ([10, 2 * LIMIT], Expired)])
+async def test_a_watch_tells_silence_and_an_event_that_is_too_large_from_an_api_server_that_is_away(
+    server: ThreadingHTTPServer, sizes: list[int], error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_stream, "MAX_OBJECT_BYTES", LIMIT)
+    server.sizes = sizes  # type: ignore[attr-defined]
+    stream = ApiStream(configuration(server), read_seconds=0.5)
+
+    async def watch() -> None:
+        async for _ in stream.watch(POD, "team", "", 9, 300):
+            pass
+
+    with pytest.raises(error) as raised:
+        await watch()
+    assert type(raised.value) is error
     await stream.close()
