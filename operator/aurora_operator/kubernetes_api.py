@@ -3,15 +3,15 @@
 Objects are plain JSON. Server-side apply must send only the fields that we own, and typed models would send all other
 fields as null. The calls block, so async code runs them in threads.
 
-Invariants: every call has a timeout and is counted. Every failure is a :class:`KubernetesError`. No delete reaches an
-object other than the one that was observed, because it carries that object's uid. Whoever reads the operator's cache
-also reads the operator's own writes, because every write hands its answer to ``on_write``.
+Invariants: every call has a timeout and a size limit, and is counted. Every failure is a :class:`KubernetesError`. No
+delete reaches an object other than the one that was observed, because it carries that object's uid. Whoever reads the
+operator's cache also reads the operator's own writes, because every write hands its answer to ``on_write``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -24,15 +24,22 @@ from prometheus_client import Counter
 from pydantic_core import from_json
 
 from aurora_api import API_VERSION, KIND, PLURAL
-from aurora_operator.errors import Conflict, Expired, KubernetesError, NamespaceEnds, NotFound
+from aurora_operator.errors import Conflict, Expired, KubernetesError, NamespaceEnds, NotFound, TooLarge
 from aurora_operator.operator_config import OPERATOR_NAME
 from aurora_store.errors import bounded_text
 
 Object = dict[str, Any]
 TIMEOUT_SECONDS = (5.0, 30.0)
 """Timeouts of connecting and of reading."""
-MAX_CONNECTIONS = 32
+MAX_CONNECTIONS = 64
 """Connections that are kept for later calls. With fewer than threads, calls would make a new TLS connection each."""
+PAGE_SIZE = 100
+"""Objects per page of a list: about 1 MB, and up to twenty times as much once they are parsed."""
+MAX_PAGE_BYTES = 4 << 20
+"""A page that exceeds this is asked for again with fewer objects, so that large objects of others cannot fill the
+memory."""
+MAX_OBJECT_BYTES = 16 << 20
+"""More than one object can have. etcd stores 1.5 MiB of it, and JSON needs up to 6 bytes for one of them."""
 APPLY_CONTENT_TYPE = "application/apply-patch+yaml"
 MERGE_CONTENT_TYPE = "application/merge-patch+json"
 API_CALLS = Counter(
@@ -89,6 +96,28 @@ CHILDREN = (DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, DISRUPTION_BUDGET, NETWORK_POL
 _BY_KIND = {resource.kind: resource for resource in (*CHILDREN, JOB, SECRET, POD, EVENT, LEASE, SPECULATOR)}
 
 
+class PageSize:
+    """How many objects to ask for in the next page of a list."""
+
+    def __init__(self) -> None:
+        self.limit = PAGE_SIZE
+
+    @property
+    def max_bytes(self) -> int:
+        """The size limit of the next page. A page of one object cannot be made smaller."""
+        return MAX_PAGE_BYTES if self.limit > 1 else MAX_OBJECT_BYTES
+
+    def shrink(self) -> bool:
+        """The page was too large. False when it was a page of one object."""
+        shrinks = self.limit > 1
+        self.limit = max(1, self.limit // 4)
+        return shrinks
+
+    def grow(self) -> None:
+        """The page was small enough. Large objects are rare, so the next page may have more objects again."""
+        self.limit = min(PAGE_SIZE, self.limit * 2)
+
+
 def resource_of(obj: Mapping[str, Any]) -> Resource:
     """The resource of an object's kind."""
     return _BY_KIND[obj["kind"]]
@@ -99,7 +128,7 @@ class KubernetesApi(Protocol):
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object: ...
 
-    def list(self, resource: Resource, namespace: str, labels: str = "") -> Sequence[Object]: ...
+    def list(self, resource: Resource, namespace: str, labels: str = "") -> Iterable[Object]: ...
 
     def apply(self, obj: Object, *, subresource: str = "") -> Object: ...
 
@@ -167,20 +196,28 @@ class HttpKubernetesApi:
             self._on_write(written)
         return written
 
-    def _call(self, method: str, path: str, body: Object | None = None, *, content: str = "application/json") -> Any:
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Object | None = None,
+        *,
+        content: str = "application/json",
+        max_bytes: int = MAX_OBJECT_BYTES,
+    ) -> Any:
         headers = {"Accept": "application/json", "Content-Type": content}
         request = self._api.param_serialize(
             method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
         _count(method, path)
         with nullcontext() if method == "GET" else self._around_write():
-            return self._send(f"{method} {path.split('?')[0]}", request)
+            return self._send(f"{method} {path.split('?')[0]}", request, max_bytes)
 
-    def _send(self, call: str, request: Sequence[Any]) -> Any:
-        """Send a request and wait for its answer. Errors name the ``call``."""
+    def _send(self, call: str, request: Sequence[Any], max_bytes: int) -> Any:
+        """Send a request and wait for its answer of at most ``max_bytes``. Errors name the ``call``."""
         try:
             response = self._api.call_api(*request, _request_timeout=self._timeout_seconds)
-            data = response.read()
+            data = _read(call, response.response, max_bytes)
         except (urllib3.exceptions.HTTPError, client.ApiException, OSError) as error:
             raise KubernetesError(
                 f"{call}: {type(error).__name__}; check that the API server can be reached"
@@ -198,12 +235,27 @@ class HttpKubernetesApi:
         found: Object = self._call("GET", resource.path(namespace, name))
         return found
 
-    def list(self, resource: Resource, namespace: str, labels: str = "") -> Sequence[Object]:
-        path = resource.path(namespace) + (f"?{urlencode({'labelSelector': labels})}" if labels else "")
-        return [
-            {"apiVersion": resource.api_version, "kind": resource.kind, **item}
-            for item in self._call("GET", path)["items"]
-        ]
+    def list(self, resource: Resource, namespace: str, labels: str = "") -> Iterator[Object]:
+        """The objects, page by page. Iterating blocks and raises :class:`KubernetesError`.
+
+        Labels do not prove whose objects these are. Keep only what is needed, because others may have many large ones.
+        """
+        size, token = PageSize(), ""
+        while True:
+            query = {"labelSelector": labels, "limit": str(size.limit), "continue": token}
+            path = f"{resource.path(namespace)}?{urlencode({key: value for key, value in query.items() if value})}"
+            try:
+                page = self._call("GET", path, max_bytes=size.max_bytes)
+            except TooLarge:
+                if not size.shrink():
+                    raise
+                continue
+            for item in page["items"]:
+                yield {"apiVersion": resource.api_version, "kind": resource.kind, **item}
+            size.grow()
+            token = page["metadata"].get("continue") or ""
+            if not token:
+                return
 
     def apply(self, obj: Object, *, subresource: str = "") -> Object:
         """Server-side apply. Fields that others set and that ``obj`` does not contain are left alone.
@@ -259,6 +311,15 @@ class HttpKubernetesApi:
             self._call("DELETE", resource.path(namespace, name), options)
         except NotFound:
             return
+
+
+def _read(call: str, response: urllib3.BaseHTTPResponse, max_bytes: int) -> bytes:
+    """The body. Raises :class:`TooLarge`, and ends the connection, when it has more than ``max_bytes``."""
+    data = response.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        response.close()
+        raise TooLarge(f"{call}: the answer exceeds {max_bytes} bytes")
+    return data
 
 
 def refusal(call: str, status: int, body: bytes) -> KubernetesError:

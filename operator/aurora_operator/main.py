@@ -6,7 +6,8 @@ HTTP 410, does not tell which objects a list contains, and therefore never repor
 watch was down. The informers of :mod:`aurora_operator.watch` do, and fill the cache that the loops read.
 
 Invariants: no kopf handler writes. kopf keeps no progress, annotation or finalizer on our objects, so a speculator can
-be deleted while the operator is down. No loop runs before the cache is complete, nor while another replica leads.
+be deleted while the operator is down. No loop runs before the cache is complete in its namespace, nor while another
+replica leads.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ class Operator:
         await self._session.close()
 
     def problems(self) -> Sequence[str]:
-        """A sentence about each loop and informer that does not turn."""
-        return [*self._informers.silent(), *self._loops.overdue()]
+        """A sentence about each loop and informer that does not turn, and about the election."""
+        return [*self._informers.silent(), *self._loops.overdue(), *self._elector.silent()]
 
     def is_ready(self) -> bool:
         """Whether this replica could lead: its cache is complete."""

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 LEASE_TIMEOUT_SECONDS = (2.0, 3.0)
 """Timeouts of connecting and of reading, for the Lease's calls: a broken connection must fail before the Lease does."""
+MAX_SILENT_SECONDS = 300.0
+"""The election looks at the Lease much more often, and each look has a deadline."""
 _CALL_THREADS = 2
 """The second thread serves while a call in the first is overdue."""
 
@@ -74,11 +76,18 @@ class LeaderElector:
         self._writes = WritesUnderWay()
         self._failure = ""
         self._other_holder = ""
+        self._last_look_seconds: float | None = None
 
     @property
     def leading(self) -> bool:
         """Whether this replica may act at this moment."""
         return self._election.leads(self._clock())
+
+    def silent(self) -> Iterator[str]:
+        """A sentence when the election does not turn, for example because a loop does not end. Any thread may call."""
+        last_seconds = self._last_look_seconds
+        if last_seconds is not None and (silent_seconds := self._clock() - last_seconds) > MAX_SILENT_SECONDS:
+            yield f"the election has not looked at the Lease for {silent_seconds:.0f} s"
 
     def ensure_leading(self) -> None:
         """Raises :class:`NotLeading` unless this replica may act at this moment. Threads may call this."""
@@ -134,6 +143,7 @@ class LeaderElector:
     async def _attempt(self) -> None:
         """One attempt to take or to renew the Lease, within the time that is left."""
         timing, now_seconds = self._election.timing, self._clock()
+        self._last_look_seconds = now_seconds
         left_seconds = self._election.leads_until_seconds - now_seconds
         try:
             async with asyncio.timeout(left_seconds if left_seconds > 0 else timing.renew_deadline_seconds):

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice
 
 from aurora_operator import kubernetes_api
 from aurora_operator.children.metadata import (
@@ -43,11 +44,14 @@ from aurora_operator.observe.secret_values import SecretReader, secret_value
 from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.store.store_needs import store_needs
-from aurora_operator.observe.stored_objects import PackedObjects
+from aurora_operator.observe.stored_objects import PackedObjects, pack, unpack
 from aurora_operator.observe.stored_resource import parse_usable
 from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.pod_settings import AGENT_TOKEN
 from aurora_store.policy.store_policy import StorePolicy
+
+MAX_PODS_OF_A_JOB = 100
+"""A Job has one pod at a time. Others may have given its label to their pods."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +141,11 @@ class Observer:
 
         Raises :class:`KubernetesError`.
         """
-        get, kind = self._api.get, kubernetes_api.SPECULATOR
-        self._cache.put(await call_api(get, kind, self.namespace, self.name))
+        speculator = kubernetes_api.SPECULATOR
+        check = self._cache.compare(speculator.kind, self.namespace, self.name)
+        answer = await call_api(self._api.get, speculator, self.namespace, self.name)
+        check(answer)
+        self._cache.put(answer)
 
     def _trust_no_secret_of_another_spec(self, owner: Owner) -> None:
         """A changed spec may name other Secrets, and a user who corrects a Secret often touches the spec as well."""
@@ -177,12 +184,17 @@ class Observer:
             if uid not in finished - self._read_jobs or kubernetes_views.ended_pod(job, pods):
                 continue
             labels = f"{kubernetes_views.JOB_LABEL}={job['metadata']['name']}"
-            listed = await call_api(self._api.list, kubernetes_api.POD, owner.namespace, labels)
+            listed = await call_api(self._list_pods, labels)
             for pod in listed:
                 self._cache.put(pod)
             found += listed
             self._read_jobs |= {uid}
         return found
+
+    def _list_pods(self, labels: str) -> Sequence[Object]:
+        """The pods with these labels, as the cache would hold them. Blocks."""
+        listed = self._api.list(kubernetes_api.POD, self.namespace, labels)
+        return [unpack(pack(pod)) for pod in islice(listed, MAX_PODS_OF_A_JOB)]
 
     async def _agent_token(self, owner: Owner) -> str:
         name = keys_name(owner)

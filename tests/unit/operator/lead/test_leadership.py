@@ -15,7 +15,7 @@ import pytest
 
 from aurora_operator.errors import Conflict, KubernetesError, NotFound, NotLeading
 from aurora_operator.kubernetes_api import Object, Resource
-from aurora_operator.lead.leadership import LeaderElector, boot_seconds
+from aurora_operator.lead.leadership import MAX_SILENT_SECONDS, LeaderElector, boot_seconds
 from tests.unit.operator.worlds import CONFIG
 
 SHORT = replace(CONFIG, lease_seconds=2)
@@ -223,6 +223,19 @@ async def test_a_leader_stops_when_its_lease_was_deleted_or_given_to_another_rep
             None if lease is None else {"metadata": {**stored["metadata"], "resourceVersion": "x"}, "spec": spec}
         )
         await eventually(lambda: "lost" in replica.history, timeout_seconds=2)
+
+
+async def test_an_election_that_waits_for_a_loop_without_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    api, offset = FakeLeases(), 0.0
+    async with running(api, clock=lambda: boot_seconds() + offset) as replica:
+        await eventually(lambda: replica.history == ["started"])
+        assert list(replica.elector.silent()) == []
+        ended = asyncio.Event()
+        monkeypatch.setattr(replica, "lost", ended.wait)
+        offset += MAX_SILENT_SECONDS + 60
+        assert len(list(replica.elector.silent())) == 1
+        ended.set()
+        await eventually(lambda: not list(replica.elector.silent()))
 
 
 async def test_a_failure_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
