@@ -3,7 +3,7 @@
 Only the pauses between two reconciles, two attempts of a refused write, and two reads of the store are shorter, and so
 are the time that another installation has to answer, and the pauses between two such questions. The order of everything
 that the operator does is the same. The real pauses are tested with a virtual clock (``tests/unit/operator``). They run
-in most tests of ``tests/integration/installations``, in ``tests/integration/chart`` and in the tests on a whole cluster.
+in most tests of ``tests/integration/installations``, in ``tests/integration/chart`` and in those on a whole cluster.
 """
 
 from __future__ import annotations

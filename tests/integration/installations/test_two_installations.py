@@ -50,6 +50,7 @@ def _installations(rig: OperatorRig) -> Iterator[tuple[OperatorReplica, Operator
     ):
         first.start()
         seconds_until(lambda: image(rig) == FIRST_IMAGE, START_SECONDS, "the first installation acts")
+        seconds_until(lambda: rig.deployment() is not None, START_SECONDS, "the Deployment")
         yield first, second
 
 
@@ -89,6 +90,7 @@ def test_a_newcomer_asks_yields_and_rewrites_nothing(
     rig: OperatorRig, installations: tuple[OperatorReplica, OperatorReplica]
 ) -> None:
     first, second = installations
+    time.sleep(QUIET_SECONDS)
     settled = generations(rig)
     revision = rig.api.get(DEPLOYMENT, NAMESPACE, f"{NAME}-trainer")["metadata"]["resourceVersion"]
     second.start()

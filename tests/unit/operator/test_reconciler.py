@@ -383,8 +383,7 @@ async def test_a_challenge_is_answered_although_the_observation_does_not_end() -
     asks = {"installation": "elsewhere/aurora-operator", "nonce": "n"}
     api = FakeApi(MINIMAL, written_by(CONFIG.installation) | {"operatorChallenge": asks})
     reconciler = api.reconciler()
-    observer = HangingObserver(observed())
-    reconciler._observer = observer  # type: ignore[assignment]
+    reconciler._observer = HangingObserver(observed())  # type: ignore[assignment]
     task = asyncio.create_task(reconciler.reconcile())
     async with asyncio.timeout(5):
         while "operatorChallenge" in api.status:  # noqa: ASYNC110 - the answer is written in a thread
