@@ -138,6 +138,8 @@ class KubernetesApi(Protocol):
 
     def set_finalizers(self, obj: Object, finalizers: Sequence[str]) -> Object: ...
 
+    def merge_status(self, obj: Object, changes: Mapping[str, Any]) -> Object: ...
+
     def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None: ...
 
 
@@ -291,10 +293,20 @@ class HttpKubernetesApi:
         """
         return self._merge_metadata(obj, {"finalizers": finalizers})
 
+    def merge_status(self, obj: Object, changes: Mapping[str, Any]) -> Object:
+        """Set some fields of the status, or remove those that are None, whoever set them before.
+
+        Raises :class:`Conflict` when the object's resourceVersion is no longer that of ``obj``.
+        """
+        metadata = {"resourceVersion": obj["metadata"]["resourceVersion"]}
+        return self._merge(obj, {"metadata": metadata, "status": changes}, "/status")
+
     def _merge_metadata(self, obj: Object, changed: Object) -> Object:
-        metadata = {"resourceVersion": obj["metadata"]["resourceVersion"], **changed}
-        path = f"{_path_of(obj)}?{urlencode({'fieldManager': OPERATOR_NAME})}"
-        return self._write("PATCH", path, {"metadata": metadata}, content=MERGE_CONTENT_TYPE)
+        return self._merge(obj, {"metadata": {"resourceVersion": obj["metadata"]["resourceVersion"], **changed}})
+
+    def _merge(self, obj: Object, patch: Object, suffix: str = "") -> Object:
+        path = f"{_path_of(obj)}{suffix}?{urlencode({'fieldManager': OPERATOR_NAME})}"
+        return self._write("PATCH", path, patch, content=MERGE_CONTENT_TYPE)
 
     def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         """Delete the object ``uid`` in the background.

@@ -2,8 +2,9 @@
 
 Invariants: a speculator has at most one loop. Loops run only between :meth:`LoopRegistry.start` and
 :meth:`LoopRegistry.stop`, which is while this process leads. A loop that ends leaves nothing behind. A task holds no
-state that matters, so it may end and start at any time. With a shard, loops run only in the shard's namespaces. No loop
-runs in a namespace whose objects the API server refuses to list, because a loop must not act on what it cannot see.
+state that matters, so it may end and start at any time. With a shard, loops run only in the shard's namespaces, and a
+namespace that leaves the shard is given up at once. No loop runs in a namespace whose objects the API server refuses to
+list, because a loop must not act on what it cannot see. Another installation's challenge waits for no loop.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from aurora_operator import metrics
 from aurora_operator.act.authority import Authority
 from aurora_operator.fleet import Fleet
-from aurora_operator.kubernetes_api import NAMESPACE, KubernetesApi
+from aurora_operator.kubernetes_api import NAMESPACE, SPECULATOR, KubernetesApi
 from aurora_operator.loop import MAX_RECONCILE_SECONDS, SpeculatorLoop
 from aurora_operator.metrics.speculator_figures import FIGURES
 from aurora_operator.observe.cluster_cache import ClusterCache, SpeculatorKey
@@ -64,6 +65,8 @@ class LoopRegistry:
             self._follow_namespace(namespace)
             return
         known = self._loops.get((namespace, name))
+        if self._started:
+            self._answer((namespace, name))
         if known is not None:
             known[0].wake()
         elif self._started:
@@ -87,6 +90,13 @@ class LoopRegistry:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._authority.stop()
+
+    def _answer(self, key: SpeculatorKey) -> None:
+        """Let another installation know that this one acts on a speculator, or that it does not act there any more."""
+        stored = self._cache.get(SPECULATOR.kind, *key)
+        if stored is not None:
+            self._authority.answer(stored, acts=self._in_shard(key[0]))
 
     def _acts_in(self, namespace: str) -> bool:
         return self._cache.readable(namespace) and self._in_shard(namespace)
@@ -100,13 +110,16 @@ class LoopRegistry:
             known = self._loops.get(key)
             if not self._acts_in(namespace):
                 if not self._in_shard(namespace):
-                    self._authority.forget(*key)  # another operator acts there from now on: that is no displacement
+                    self._authority.forget(*key)
                 if known is not None:
                     known[1].cancel()
+                if self._started:
+                    self._answer(key)
             elif known is None and self._started:
                 self._run(key)
 
     def _run(self, key: SpeculatorKey) -> None:
+        self._answer(key)
         if not self._acts_in(key[0]):
             return
         reconciler = Reconciler(

@@ -17,7 +17,8 @@ from math import inf
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
 from aurora_operator import metrics
 from aurora_operator.act.actor import Actor, ExecutionResult
-from aurora_operator.act.authority import Authority, Claim
+from aurora_operator.act.authority import Authority
+from aurora_operator.act.contest import Claim
 from aurora_operator.act.data_deletion import DataDeletion
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.status_writer import write_status
@@ -133,8 +134,11 @@ class Reconciler:
         # The claim comes before the observation, which asks agents and writes to the store: another installation may
         # act on this speculator.
         claim = await self._claim(owner_of(stored), status_of(stored))
+        if claim is Claim.TAKE:
+            return 0.0  # the status was written, so read it first
         if claim is not Claim.HOLD:
-            return _delay_after(claim)
+            return self._authority.wait_seconds(*self._key)
+        self._authority.answer(stored, acts=True)
         ask_agents = woken or not self._at_rest or started_seconds - self._asked_seconds >= AGENTS_AT_REST_SECONDS
         self._at_rest = False
         try:
@@ -158,7 +162,7 @@ class Reconciler:
 
     async def _claim(self, owner: Owner, status: SpeculatorStatus) -> Claim:
         claim = await self._authority.claim(owner, status)
-        if claim is Claim.YIELD:
+        if claim in (Claim.WAIT, Claim.YIELD):
             self._fleet.report_unusable(self._key)
             metrics.forget_observations(*self._key)
             FIGURES.forget(*self._key)
@@ -292,11 +296,6 @@ class Reconciler:
         """The custom resource in the cache, unless another speculator has its name by now."""
         stored = self._cache.get(SPECULATOR.kind, *self._key)
         return stored if stored is not None and stored["metadata"]["uid"] == self._uid else None
-
-
-def _delay_after(claim: Claim) -> float:
-    """Seconds until the next reconcile when this one ends with the claim. A status that was written is read at once."""
-    return 0.0 if claim is Claim.TAKE else _rest_seconds()
 
 
 def _decides(decided: Plan, observed: Observed) -> bool:

@@ -41,7 +41,6 @@ SPEC = {
 }
 _POLL_SECONDS = 0.05
 _STOP_TIMEOUT_SECONDS = 30.0
-_LEADING = re.compile(r"^aurora_operator_leading (\S+)$", re.MULTILINE)
 
 
 @dataclass
@@ -63,6 +62,7 @@ class OperatorReplica:
         self.metrics_port, health_port = free_ports(2)
         environment = {
             "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
             "KUBECONFIG": str(self.kubeconfig),
             "AURORA_METRICS_PORT": str(self.metrics_port),
             "AURORA_HEALTH_PORT": str(health_port),
@@ -98,12 +98,19 @@ class OperatorReplica:
 
     def leads(self) -> bool:
         """What the replica's own metric says. False while the replica does not answer."""
+        return self._figure("aurora_operator_leading") == 1
+
+    def yielded(self) -> float:
+        """How many speculators the replica leaves to another installation. 0 while the replica does not answer."""
+        return self._figure("aurora_operator_yielded_speculators")
+
+    def _figure(self, metric: str) -> float:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=2) as response:
-                found = _LEADING.search(response.read().decode())
+                found = re.search(rf"^{metric} (\S+)$", response.read().decode(), re.MULTILINE)
         except OSError:
-            return False
-        return found is not None and float(found[1]) == 1
+            return 0.0
+        return float(found[1]) if found is not None else 0.0
 
     def starts(self) -> int:
         """How often a process of this replica has come to wait as a standby."""

@@ -16,7 +16,7 @@ from aurora_cli.doctor.finding import Finding, Rule, Severity
 RULES: Final[Sequence[Rule]] = (
     operator_rules.operator_absent,
     operator_rules.operator_stopped,
-    operator_rules.operator_displaced,
+    operator_rules.operator_yielded,
     operator_rules.spec_unusable,
     store_rules.store_unusable,
     operator_rules.degraded,

@@ -43,9 +43,9 @@ _UNSEEN = Remedy(
     ("kubectl get pods -A -l app.kubernetes.io/name=aurora-operator", OPERATOR_LOG),
     Severity.WARNING,
 )
-_DISPLACED = Remedy(
-    "two installations of the operator act on the speculator",
-    "Give each its own namespaces, or uninstall one of the two and restart the other.",
+_YIELDED = Remedy(
+    "two installations of the operator want to act on the speculator",
+    "Give each its own namespaces, or uninstall one of the two. The other one then acts within 13 minutes.",
     ("kubectl get leases -A", "helm list -A --filter aurora"),
 )
 _SPEC: Final[Mapping[str, Remedy]] = {
@@ -131,11 +131,11 @@ def operator_stopped(snapshot: Snapshot) -> Iterator[Finding]:
         yield _STOPPED.finding(snapshot, f"the Lease {lease.name} was last renewed at {renewed}")
 
 
-def operator_displaced(snapshot: Snapshot) -> Iterator[Finding]:
-    """Two installations acted on the speculator lately."""
-    event = snapshot.last_event("OperatorDisplaced")
+def operator_yielded(snapshot: Snapshot) -> Iterator[Finding]:
+    """Lately an installation left the speculator to another one."""
+    event = snapshot.last_event("OperatorYielded")
     if event is not None and event.last is not None and snapshot.now - event.last < RECENT:
-        yield _DISPLACED.finding(snapshot, f"event OperatorDisplaced: {event.message}")
+        yield _YIELDED.finding(snapshot, f"event OperatorYielded: {event.message}")
 
 
 def spec_unusable(snapshot: Snapshot) -> Iterator[Finding]:

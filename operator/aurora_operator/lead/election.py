@@ -53,9 +53,14 @@ class Sighting:
         """The identity that the Lease names; empty when the Lease is free."""
         return str(self.lease["spec"].get("holderIdentity") or "")
 
+    @property
+    def duration_seconds(self) -> float:
+        """How long the Lease lasts without a renewal."""
+        seconds: float = self.lease["spec"].get("leaseDurationSeconds") or 0
+        return seconds
+
     def seconds_until_expiry(self, now_seconds: float) -> float:
-        duration_seconds: float = self.lease["spec"].get("leaseDurationSeconds") or 0
-        return max(0.0, self.first_seen_seconds + duration_seconds - now_seconds)
+        return max(0.0, self.first_seen_seconds + self.duration_seconds - now_seconds)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class Election:
     sighting: Sighting | None = None
     """None: the Lease was not read yet, or does not exist."""
     leads_until_seconds: float = 0.0
+    vacant_from_seconds: float = 0.0
+    """A Lease that somebody deleted may be made anew from then on. Its holder may not know of the deletion yet."""
 
     def leads(self, now_seconds: float) -> bool:
         """Whether this replica may act at this moment."""
@@ -80,11 +87,9 @@ class Election:
     def may_take(self, now_seconds: float) -> bool:
         """Whether this replica may write itself into the Lease: the Lease is free, its own, or has expired."""
         sighting = self.sighting
-        return (
-            sighting is None
-            or sighting.holder in ("", self.identity)
-            or sighting.seconds_until_expiry(now_seconds) <= 0
-        )
+        if sighting is None:
+            return now_seconds >= self.vacant_from_seconds
+        return sighting.holder in ("", self.identity) or sighting.seconds_until_expiry(now_seconds) <= 0
 
     def pause_seconds(self, now_seconds: float) -> float:
         """Time until the next attempt. A standby looks again exactly when the Lease expires, to lose no time."""
@@ -92,16 +97,20 @@ class Election:
             return min(self.timing.retry_seconds, self.leads_until_seconds - now_seconds)
         if self.may_take(now_seconds):  # an attempt has just failed
             return self.timing.retry_seconds / 4
-        assert self.sighting is not None, "a Lease that was not seen may be taken"
-        return min(self.timing.retry_seconds, self.sighting.seconds_until_expiry(now_seconds))
+        sighting = self.sighting
+        if sighting is None:
+            return min(self.timing.retry_seconds, self.vacant_from_seconds - now_seconds)
+        return min(self.timing.retry_seconds, sighting.seconds_until_expiry(now_seconds))
 
     def after_look(self, lease: Object | None, now_seconds: float) -> Election:
         """The knowledge after reading the Lease (None: it does not exist) at ``now_seconds``.
 
-        Leadership ends when the Lease was deleted or names somebody else.
+        Leadership ends when the Lease was deleted or names somebody else. After a deletion the leader may make the
+        Lease anew at once. A standby that knew the Lease waits as long as for an expiry.
         """
         if lease is None:
-            return replace(self, sighting=None, leads_until_seconds=0.0)
+            vacant_from = self._vacant_from(now_seconds)
+            return replace(self, sighting=None, leads_until_seconds=0.0, vacant_from_seconds=vacant_from)
         old = self.sighting
         same = old is not None and _content(old.lease) == _content(lease)
         sighting = Sighting(lease, old.first_seen_seconds if old is not None and same else now_seconds)
@@ -112,6 +121,14 @@ class Election:
         """The knowledge after a write that the API server answered with ``lease``. It was sent at ``sent_seconds``."""
         until_seconds = sent_seconds + self.timing.renew_deadline_seconds
         return replace(self, sighting=Sighting(lease, now_seconds), leads_until_seconds=until_seconds)
+
+    def _vacant_from(self, now_seconds: float) -> float:
+        """From when on a Lease may be made that does not exist at ``now_seconds``."""
+        if self.sighting is None:
+            return self.vacant_from_seconds
+        if self.leads(now_seconds):
+            return now_seconds
+        return now_seconds + max(self.sighting.duration_seconds, self.timing.lease_seconds)
 
     def stopped(self) -> Election:
         """The knowledge after this replica gave up its leadership."""

@@ -155,7 +155,7 @@ class LeaderElector:
                     if self._election.holds_lease:
                         await self._take()
         except (KubernetesError, TimeoutError) as error:
-            self._report(f"cannot read or write the Lease: {error or 'the API server did not answer in time'}")
+            self._report(f"cannot read or write the Lease: {_text(error)}")
 
     async def _look(self) -> None:
         try:
@@ -200,7 +200,7 @@ class LeaderElector:
             async with asyncio.timeout(self._election.timing.retry_seconds):
                 await self._call(self._api.replace, lease)
         except (KubernetesError, TimeoutError) as error:
-            self._report(f"cannot release the Lease: {error or 'the API server did not answer in time'}")
+            self._report(f"cannot release the Lease: {_text(error)}")
 
     async def _call(self, call: Callable[..., Object], *arguments: Any) -> Object:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
@@ -210,3 +210,11 @@ class LeaderElector:
         if failure and failure != self._failure:
             log.warning("%s, Lease %s/%s: %s", self._election.identity, self._namespace, self._name, failure)
         self._failure = failure
+
+
+def _text(error: KubernetesError | TimeoutError) -> str:
+    """What the log says. A call that was not over in time was abandoned, and is counted."""
+    if isinstance(error, KubernetesError):
+        return str(error)
+    metrics.API_CALLS_ABANDONED.inc()
+    return "the API server did not answer in time"

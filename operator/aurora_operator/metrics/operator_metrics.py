@@ -24,6 +24,10 @@ _SPECULATOR = ("namespace", "name")
 LEADING = Gauge(
     "aurora_operator_leading", "1 while this replica holds the Lease and acts, 0 while it waits as a standby."
 )
+YIELDED = Gauge(
+    "aurora_operator_yielded_speculators",
+    "Speculators that this replica leaves to another installation of the operator, which has answered that it acts.",
+)
 OUTCOMES = ("done", "conflict", "error")
 """How a reconcile may end. The counter of each begins at 0."""
 RECONCILES = Counter(

@@ -17,7 +17,7 @@ from aurora_operator.kubernetes_api import Object
 
 _COMPRESSION_LEVEL = 1
 _SPECULATOR_METADATA = ("uid", "generation", "annotations", "finalizers", "deletionTimestamp")
-"""A change of these wakes the speculator's loop. So does another installation's name in the status."""
+"""A change of these wakes the speculator's loop. So does a change of the installations that the status names."""
 _COMMON_TEXT = (
     b'"containerStatuses":[{"name":"sglang","state":{"running":{"startedAt":"20"}},"lastState":{},"ready":true,'
     b'"restartCount":0,"image":"","imageID":"","containerID":"","started":true}],"qosClass":"Burstable","hostIP":"10.'
@@ -93,12 +93,14 @@ def wakes(old: Object | None, new: Object | None) -> bool:
         return old is not new
     if new["kind"] == KIND:
         changed = any(old["metadata"].get(key) != new["metadata"].get(key) for key in _SPECULATOR_METADATA)
-        return changed or _acting_installation(old) != _acting_installation(new)
+        return changed or _installations(old) != _installations(new)
     return _without_revision(old) != _without_revision(new)
 
 
-def _acting_installation(speculator: Object) -> Any:
-    return (speculator.get("status") or {}).get("operator")
+def _installations(speculator: Object) -> tuple[Any, Any]:
+    """The installation that acts, and the one that asks whether it still does."""
+    status = speculator.get("status") or {}
+    return status.get("operator"), status.get("operatorChallenge")
 
 
 def _without_revision(obj: Object) -> dict[str, Any]:

@@ -214,6 +214,7 @@ def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges,
         start=start_of(observed, now),
         history=[*old.history, *changes.history][-MAX_HISTORY:],
         operator=old.operator,
+        operator_challenge=old.operator_challenge,
         operator_state=changes.operator_state,
     )
     told = new.model_copy(update={"conditions": list(conditions(observed, new, up_to_date, now))})

@@ -46,4 +46,4 @@ def test_a_namespace_that_changes_its_shard_changes_its_operator_without_a_fight
             label(rig, operator.name)
             rig.scale(replicas)
             seconds_until(lambda: acts(rig, operator, replicas), TIMEOUT_SECONDS, operator.name)  # noqa: B023
-        assert rig.events("OperatorDisplaced") == []
+        assert rig.events("OperatorYielded") == []

@@ -128,9 +128,9 @@ def test_without_a_status_no_operator_acts() -> None:
 
 @pytest.mark.parametrize(("hours", "expected"), [(1, True), (30, False)])
 def test_a_second_installation_is_found_for_a_day(hours: int, expected: bool) -> None:
-    event = EventFacts("OperatorDisplaced", "a/b took it", True, NOW - timedelta(hours=hours))
+    event = EventFacts("OperatorYielded", "a/b acts", True, NOW - timedelta(hours=hours))
     one = replace(snapshot(), events=(event,))
-    assert ("two installations of the operator act on the speculator" in found(one)) is expected
+    assert ("two installations of the operator want to act on the speculator" in found(one)) is expected
 
 
 @pytest.mark.parametrize(

@@ -56,11 +56,23 @@ def ready_series(name: str) -> float | None:
     return REGISTRY.get_sample_value("aurora_speculator_ready", {"namespace": "team", "name": name})
 
 
+class RecordedAuthority(Authority):
+    """Records where the installation says that it acts, or that it does not act any more."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.said: list[tuple[str, bool]] = []
+
+    def answer(self, stored: Object, *, acts: bool) -> None:
+        self.said.append((stored["metadata"]["name"], acts))
+
+
 class Rig:
     def __init__(self, config: OperatorConfig = CONFIG) -> None:
         self.cache = ClusterCache(["AuroraSpeculator", "Namespace"])
         unused: Any = None
-        self.loops = LoopRegistry(unused, self.cache, unused, config, Authority(unused, config, lambda: None))
+        self.authority = RecordedAuthority(unused, config, lambda: None)
+        self.loops = LoopRegistry(unused, self.cache, unused, config, self.authority)
 
     def create(self, name: str, revision: int) -> None:
         for key in self.cache.update(SCOPE, speculator(name, revision)):
@@ -221,6 +233,45 @@ async def test_loops_run_only_in_the_namespaces_of_the_shard() -> None:
     await settle()
     assert len(rig.loops) == 2
     await rig.loops.stop()
+
+
+async def test_a_challenge_is_answered_while_this_process_leads_whatever_its_loops_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def hangs(*_: Any, **__: Any) -> float:
+        await asyncio.sleep(3600)
+        return 0.0
+
+    monkeypatch.setattr(FakeReconciler, "reconcile", hangs)
+    rig = Rig()
+    rig.create("chat", 1)
+    assert rig.authority.said == [], "a standby says nothing"
+    rig.loops.start()
+    assert rig.authority.said == [("chat", True)], "a challenge may stand since before the start"
+    await settle()
+    rig.loops.wake("team", "chat")
+    assert rig.authority.said == [("chat", True)] * 2
+    await rig.loops.stop()
+    rig.loops.wake("team", "chat")
+    assert len(rig.authority.said) == 2
+
+
+async def test_a_speculator_is_given_up_when_its_namespace_leaves_the_shard() -> None:
+    rig = Rig(replace(CONFIG, shard="eu"))
+    rig.create("chat", 1)
+    rig.loops.start()
+    assert rig.authority.said == [("chat", False)], "the namespace left while no replica led"
+    rig.label(2, joins=True)
+    await settle()
+    rig.authority.said.clear()
+    rig.label(3, joins=False)
+    await settle()
+    assert rig.authority.said
+    assert set(rig.authority.said) == {("chat", False)}
+    await rig.loops.stop()
+    rig.label(4, joins=True)
+    rig.label(5, joins=False)
+    assert set(rig.authority.said) == {("chat", False)}
 
 
 async def test_a_stuck_loop_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from aurora_api.v1alpha1.status.speculator import (
     MAX_HISTORY,
     MAX_PODS_SHOWN,
     MAX_REJECTED,
+    OperatorChallenge,
     OperatorIdentity,
     SpeculatorStatus,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "CandidatePhase",
     "CandidateStatus",
     "HistoryEntry",
+    "OperatorChallenge",
     "OperatorIdentity",
     "PodStatus",
     "RolloutPhase",

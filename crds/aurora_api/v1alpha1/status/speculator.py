@@ -34,6 +34,12 @@ class OperatorIdentity(RewrittenModel):
         return f"operator {self.installation} (version {self.version})"
 
 
+class OperatorChallenge(OperatorIdentity):
+    """A question of one installation, which asks whether another one still acts."""
+
+    nonce: str = Field(default="", description="Differs in each challenge.")
+
+
 class SpeculatorStatus(RewrittenModel):
     """Observed state."""
 
@@ -121,8 +127,17 @@ class SpeculatorStatus(RewrittenModel):
     operator: OperatorIdentity | None = Field(
         default=None,
         description=(
-            "The installation of the operator that acts on this speculator. Another installation that finds its own"
-            " name replaced here stops acting on the speculator, and says so in an event."
+            "The installation of the operator that acts on this speculator. Another installation that finds this name"
+            " does not act. It asks in `operatorChallenge` whether the named one still acts, and takes the speculator"
+            " over only if nobody answers."
+        ),
+    )
+    operator_challenge: OperatorChallenge | None = Field(
+        default=None,
+        description=(
+            "The installation that asks whether the one in `operator` still acts on this speculator. The acting"
+            " installation answers by removing this field, and the other one then does not act. If the field stands"
+            " for 150 seconds, the other one takes the speculator over."
         ),
     )
     operator_state: dict[str, Any] = Field(

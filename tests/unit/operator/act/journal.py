@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +78,11 @@ class Journal:
         assert obj == self.speculator
         self.finalizers = [*finalizers, *self.set_by_a_webhook]
         return self.speculator
+
+    def merge_status(self, obj: Object, changes: Mapping[str, Any]) -> Object:
+        self.record("status")
+        before = self.objects.get((obj["kind"], obj["metadata"]["name"]), {}).get("status", {})
+        return self.store({**obj, "status": {**before, **changes}})
 
     def create(self, obj: Object) -> Object:
         self.record(f"create {obj['kind']}")

@@ -51,6 +51,21 @@ def test_a_lease_that_was_deleted_and_created_again_with_the_same_content_is_a_n
     assert not replica().after_look(held_by("other"), 100).after_look(again, 109).may_take(110)
 
 
+def test_a_standby_waits_for_the_time_of_a_lease_after_somebody_deleted_it() -> None:
+    """The leader notices the deletion at its next renewal, and acts until then."""
+    for holder in ("other", "", "me"):
+        gone = replica().after_look(held_by(holder), 100).after_look(None, 105)
+        assert not gone.may_take(114.9)
+        assert gone.pause_seconds(114.5) == 0.5
+        assert gone.after_look(None, 110).may_take(115), "another look does not begin the wait anew"
+
+
+def test_a_leader_makes_its_deleted_lease_anew_at_once() -> None:
+    leader = replica().after_write(held_by("me"), sent_seconds=100, now_seconds=100)
+    assert leader.after_look(None, 102).may_take(102)
+    assert not leader.after_look(None, 107).may_take(107), "its time is over, so another one may lead"
+
+
 def test_a_leader_stops_before_a_standby_may_take_the_lease() -> None:
     leader = replica().after_write(held_by("me"), sent_seconds=100, now_seconds=103)
     assert leader.leads(106.9)
@@ -115,6 +130,7 @@ class Replicas(RuleBasedStateMachine):
         self.now_seconds = 1000.0
         self.lease: Object | None = None
         self.version = 0
+        self.deleted = False
         self.processes = [Process(replica(name), offset) for name, offset in (("a", 0.0), ("b", 500.0), ("c", -300.0))]
 
     def clock(self, process: Process) -> float:
@@ -158,6 +174,16 @@ class Replicas(RuleBasedStateMachine):
         lease = process.election.released_lease(self.wall_clock)
         if lease is not None:
             self.store(lease)
+
+    @precondition(lambda self: self.lease is not None and not self.deleted)
+    @rule()
+    def somebody_deletes_the_lease(self) -> None:
+        """Once, after every replica has seen the Lease. A replica that knows no Lease may make one at any time."""
+        for process in self.processes:
+            process.writes.clear()
+            if process.election.sighting is None:
+                process.election = process.election.after_look(copy.deepcopy(self.lease), self.clock(process))
+        self.lease, self.deleted = None, True
 
     @precondition(lambda self: any(process.writes for process in self.processes))
     @rule(index=REPLICAS)

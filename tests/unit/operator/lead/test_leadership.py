@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from aurora_operator.errors import Conflict, KubernetesError, NotFound, NotLeading
 from aurora_operator.kubernetes_api import Object, Resource
@@ -236,6 +237,31 @@ async def test_an_election_that_waits_for_a_loop_without_end_is_told(monkeypatch
         assert len(list(replica.elector.silent())) == 1
         ended.set()
         await eventually(lambda: not list(replica.elector.silent()))
+
+
+async def test_a_standby_does_not_lead_at_once_when_somebody_deletes_the_lease() -> None:
+    api = FakeLeases()
+    async with running(api) as first:
+        await eventually(lambda: first.elector.leading)
+        async with running(api) as second:
+            await asyncio.sleep(0.5)
+            api.lease = None
+            await eventually(lambda: api.lease is not None)
+            assert api.holder.endswith(first.elector._election.identity)
+            assert second.history == []
+
+
+async def test_a_call_that_is_abandoned_is_counted() -> None:
+    def abandoned() -> float:
+        return REGISTRY.get_sample_value("aurora_api_calls_abandoned_total") or 0.0
+
+    api, before = FakeLeases(), abandoned()
+    async with running(api) as replica:
+        await eventually(lambda: replica.elector.leading)
+        assert abandoned() == before
+        api.hangs = threading.Event()
+        await eventually(lambda: abandoned() > before)
+        api.hangs.set()
 
 
 async def test_a_failure_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

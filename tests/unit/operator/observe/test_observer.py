@@ -348,7 +348,7 @@ async def test_a_trainers_pod_behind_a_scheduling_gate_is_queued() -> None:
 async def test_a_trainers_pod_that_hangs_on_a_lost_node_is_seen_although_another_one_runs() -> None:
     workload = obj("Deployment", trainer_name(OWNER), component=TRAINER, spec={"replicas": 1}, status={"replicas": 1})
     workload["metadata"]["generation"] = 1
-    runs, hangs = (obj("Pod", f"chat-trainer-{name}", (), TRAINER, status={"phase": "Running"}) for name in "ab")
+    runs, hangs = (pod(f"chat-trainer-{name}", TRAINER, status={"phase": "Running"}) for name in "ab")
     hangs["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     for pods, hung in (([runs, hangs], True), ([runs], False)):
         trainer = (await Rig(workload, *pods).observer.observe()).observed.trainer

@@ -53,6 +53,7 @@ def test_a_status_that_we_wrote_wakes_nobody() -> None:
 def test_another_installation_in_the_status_wakes() -> None:
     other = {"installation": "laptop/aurora-operator", "version": "1"}
     assert wakes(SPECULATOR, changed(SPECULATOR, "status", "operator", to=other))
+    assert wakes(SPECULATOR, changed(SPECULATOR, "status", "operatorChallenge", to=other))
 
 
 def test_a_child_wakes_when_its_spec_or_status_changes_or_when_it_comes_or_goes() -> None:

@@ -1,0 +1,89 @@
+"""An acting installation answers challenges at once, whatever its reconciles wait for."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aurora_operator.act import challenge_answers
+from aurora_operator.errors import Conflict, KubernetesError, NotLeading
+from tests.unit.operator.act.status_server import Clock, Installation, StatusServer, installation, names
+
+ASKED = {"operator": names("one"), "operatorChallenge": names("two") | {"nonce": "n"}}
+
+
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(challenge_answers, "MIN_RETRY_SECONDS", 0.001)
+
+
+def asked(status: dict[str, dict[str, str]] | None = None) -> Installation:
+    """The installation ``one``, which acts on a speculator that ``two`` asks about."""
+    return installation(StatusServer({**(ASKED if status is None else status)}), Clock(), "one")
+
+
+async def test_a_challenge_is_removed_and_nothing_else_is_touched() -> None:
+    one = asked({**ASKED, "updated": {"kept": "as it is"}})
+    one.authority.answer(one.api.stored, acts=True)
+    await one.answered()
+    assert one.api.writes == ["remove operatorChallenge"]
+    assert one.api.status == {"operator": names("one"), "updated": {"kept": "as it is"}}
+
+
+async def test_nobody_else_is_answered_and_nothing_is_written_without_a_challenge() -> None:
+    for status in ({}, {"operator": names("one")}, {**ASKED, "operator": names("three")}):
+        one = asked(status)
+        one.authority.answer(one.api.stored, acts=True)
+        await one.answered()
+        assert one.api.writes == []
+
+
+async def test_an_answer_is_repeated_until_it_is_stored() -> None:
+    one = asked()
+    outdated = one.api.stored
+    one.api.change(updated="1/2")
+    one.api.faults += [Conflict("changed", 409), KubernetesError("away"), KubernetesError("away")]
+    one.authority.answer(outdated, acts=True)
+    await one.answered()
+    assert one.api.challenge == ""
+
+
+@pytest.mark.parametrize("course", ["displaced", "answered", "deleted", "created again", "not leading"])
+async def test_an_answer_ends_when_none_is_demanded_any_more(course: str) -> None:
+    one = asked()
+    outdated = one.api.stored
+    if course == "displaced":
+        one.api.change(operator=names("three"))
+    elif course == "answered":
+        one.api.change(operatorChallenge=None)
+    elif course == "not leading":
+        one.api.faults.append(NotLeading("another replica leads"))
+    else:
+        one.api.revision += 1
+        one.api.uid, one.api.exists = "another", course != "deleted"
+    one.authority.answer(outdated, acts=True)
+    await one.answered()
+    assert one.api.writes == []
+
+
+async def test_a_speculator_of_a_namespace_that_left_is_given_up() -> None:
+    one = asked()
+    one.authority.answer(one.api.stored, acts=False)
+    await one.answered()
+    assert one.api.status == {}
+    one = asked({"operator": names("one")})
+    one.authority.answer(one.api.stored, acts=False)
+    await one.answered()
+    assert one.api.status == {}, "nobody has to ask"
+
+
+async def test_a_process_that_stops_leading_cancels_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(challenge_answers, "MIN_RETRY_SECONDS", 60.0)
+    one = asked()
+    one.api.faults.append(KubernetesError("away"))
+    one.authority.answer(one.api.stored, acts=True)
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(5):
+        await one.authority.stop()
+    assert one.authority._answers._tasks == {}
