@@ -27,7 +27,7 @@ from aurora_operator.observe.store.evidence_check import ExaminedEvidence
 from aurora_operator.observe.store.record_key_reader import RecordKeyReader
 from aurora_operator.observe.store.signed_records import RecordKeys
 from aurora_operator.observe.store.store_reader import READ_SECONDS, StoreReader
-from aurora_operator.observe.store.store_schedule import ReadSchedule, ReadScope, StoreNeeds
+from aurora_operator.observe.store.store_schedule import MENDED_BY_A_PERSON, ReadSchedule, ReadScope, StoreNeeds
 from aurora_protocol.draft_records import Channel
 from aurora_store import StoreConfig
 from aurora_store.errors import StoreError
@@ -76,8 +76,8 @@ class StoreAccess:
             self._view = await self._read(settings, needs, scope)
             self._schedule.record(self._clock(), needs, scope, self._view)
             reference = spec.store.credentials.secret_ref
-            if not self._view.ok and reference is not None:
-                # A store that refuses rotated credentials says so in many ways, so any failure is a reason to look.
+            if not self._view.ok and self._view.reason not in MENDED_BY_A_PERSON and reference is not None:
+                # A store that refuses rotated credentials says so in many ways, so other failures are a reason to look.
                 self._secrets.doubt(reference.name)
         return self._view if settings[1] is not None or not self._view.ok else _without_keys(self._view)
 

@@ -191,8 +191,11 @@ class StoreReader:
         self._probed = True
 
     def _read(self, needs: StoreNeeds, scope: ReadScope, *, trust_trainer: bool) -> StoreView:
+        # Evidence is there before its Job ends, so after the read that follows the end, nobody needs to look again.
+        expected = needs.measurement if scope is ReadScope.ALL or not needs.measured else None
         if scope is ReadScope.ALL:
             self._absent = frozenset()
+            self._forget_foreign_record()
         if ReadScope.TRAINER in scope:
             self._read_trainer()
             scope = scope & ~self._named_by_trainer() if trust_trainer else scope | self._scope_of_trainer()
@@ -209,7 +212,7 @@ class StoreReader:
         registrations = {v: one for v, one in found.items() if channel is None or not is_void(one, channel)}
         if channel is not None:
             require_signed_weights(channel, registrations)
-        evidence = self._evidence(registrations, needs, None if channel is None else channel.active)
+        evidence = self._evidence(registrations, needs, None if channel is None else channel.active, expected)
         self._forget_all_but(found, evidence)
         self._had_channel = channel is not None
         return StoreView(
@@ -222,6 +225,12 @@ class StoreReader:
             trainer=self._trainer,
             trainer_error=self._trainer_error,
         )
+
+    def _forget_foreign_record(self) -> None:
+        """Read a record of the channel that names another owner again: somebody may have replaced it with ours."""
+        if self._channel is not None and self._channel.foreign:
+            self._channel = None
+            self._last_keys.pop(Keys.CHANNEL, None)
 
     def _read_trainer(self) -> None:
         try:
@@ -269,12 +278,13 @@ class StoreReader:
         Raises :class:`InvalidRecord` with the key of a record that is out of sequence.
         """
         known = self._last_keys.get(prefix, "")
-        if prefix == Keys.CHANNEL and self._channel is not None and self._channel.foreign:
-            known, self._channel = "", None  # somebody may have deleted the record
-            self._last_keys.pop(prefix, None)
         # The channel's listing begins with the known record, and so shows that it is still there.
         before = Keys.channel(number_of(known) - 1) if known and prefix == Keys.CHANNEL else known
         listed = [*self._objects.list(prefix, after=before, limit=MAX_RECORDS_LISTED)]
+        if before != known and known not in listed and self._channel is not None and self._channel.foreign:
+            self._forget_foreign_record()  # somebody deleted it, so an earlier record of ours counts again
+            known = before = ""
+            listed = [*self._objects.list(prefix, limit=MAX_RECORDS_LISTED)]
         if before != known and known not in listed and not any(self._objects.list(prefix, limit=MAX_RECORDS_LISTED)):
             del self._last_keys[prefix]
             return
@@ -328,9 +338,13 @@ class StoreReader:
         return found
 
     def _evidence(
-        self, registrations: dict[int, Registration], needs: StoreNeeds, active: int | None
+        self,
+        registrations: dict[int, Registration],
+        needs: StoreNeeds,
+        active: int | None,
+        expected: tuple[int, int] | None,
     ) -> tuple[Evidence, ...]:
-        """All evidence of the registered versions.
+        """All evidence of the registered versions. That of the measurement ``expected`` may have appeared.
 
         The attempts of a version are listed once. Evidence of the measurement under way is then looked for by its key.
         """
@@ -340,8 +354,8 @@ class StoreReader:
             if version not in self._attempts:
                 listed = self._objects.list(Keys.evidence_of(version), limit=MAX_ATTEMPTS_LISTED)
                 self._attempts[version] = in_sequence_keys(listed)
-            if needs.measurement is not None and needs.measurement[0] == version:
-                self._find_evidence(*needs.measurement, examination, needs.policy)
+            if expected is not None and expected[0] == version:
+                self._find_evidence(*expected, examination, needs.policy)
             left, newest_first = MAX_EXAMINED, list[Evidence]()
             for key in reversed(self._attempts[version]):
                 examined = self._evidence_at(key, examination if left > 0 else NO_EXAMINATION, needs.policy)
