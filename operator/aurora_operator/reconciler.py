@@ -56,8 +56,8 @@ tells is noticed late by at most a tenth of the time that it took.
 """
 WATCHFUL_POLL_SECONDS = 15.0
 """Time until the next reconcile while the operator waits for something that no watch shows: a paused roll whose draft
-live traffic still judges, a store or an agent that does not answer, a name that another object has, a turn to restart
-after an upgrade, a first pod whose creation is refused. In a roll it is also the longest time, because its deadlines
+live traffic still judges, a store or an agent that does not answer, a turn to restart after an upgrade, a first pod
+whose creation is refused. In a roll it is also the longest time, because its deadlines
 count only observed time (``observed_time.MAX_GAP``)."""
 REST_POLL_SECONDS, REST_JITTER = 60.0, 0.25
 """Mean time until the next reconcile at rest, and the share by which it varies. The reconcile repairs what a missed
@@ -94,7 +94,7 @@ class Reconciler:
         self._uid = "" if stored is None else stored["metadata"]["uid"]
         self._observer = Observer(api, cache, agents, config.stores, *speculator)
         self._actor = Actor(api, agents, authority)
-        self._deletion = DataDeletion(api, self._observer.store, authority.ensure_leading)
+        self._deletion = DataDeletion(api, cache, self._observer.store, authority.ensure_leading)
         self._events = EventRecorder(api)
         self._observed_time = ObservedTime()
         self._last = ExecutionResult()
@@ -146,6 +146,8 @@ class Reconciler:
             self._fleet.report_unusable(self._key)
             self._show(await self._report_invalid_spec(error))
             return _rest_seconds()
+        if woken:
+            self._actor.try_refused_writes_now()
         if ask_agents:
             self._asked_seconds = started_seconds
         FIGURES.begin(*self._key)
@@ -224,14 +226,14 @@ class Reconciler:
         silent_agent = any(pod.ready and pod.agent is None for pod in observed.pods)
         waits_for_turn = decided.upgrade is not None and decided.upgrade.stage is UpgradeStage.WAITING
         judged = status.rollout.phase is not RolloutPhase.IDLE
-        watchful = waits_for_time or waits_for_turn or judged or silent_agent or bool(self._last.name_taken)
+        watchful = waits_for_time or waits_for_turn or judged or silent_agent
         if decided.moving:
             watchful = watchful or start_is_refused or _agents_are_asked(decided, observed)
         longest = WATCHFUL_POLL_SECONDS if watchful else _rest_seconds()
         if decided.moving and not start_is_refused:
             quiet_seconds = time.monotonic() - self._changed_seconds
             longest = min(longest, max(BUSY_POLL_SECONDS, QUIET_SHARE * quiet_seconds))
-        return min(longest, _backoff_seconds(self._refusals_in_a_row))
+        return min(longest, _backoff_seconds(self._refusals_in_a_row), max(BUSY_POLL_SECONDS, self._last.retry_seconds))
 
     async def _delete_data(self, stored: Object) -> float:
         """The next step for a resource that is being deleted. Raises :class:`NotFound` when we do not hold it."""

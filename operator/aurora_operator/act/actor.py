@@ -15,12 +15,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 from aurora_operator.act.agent_requests import AgentRequests
 from aurora_operator.act.authority import Authority
-from aurora_operator.act.child_writer import MAX_ERROR_CHARACTERS, UNAVAILABLE_STATUSES, ChildWriter
+from aurora_operator.act.child_writer import MAX_ERROR_CHARACTERS, ChildWriter
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.finalizer import set_finalizer
+from aurora_operator.act.refused_writes import UNAVAILABLE_STATUSES
 from aurora_operator.act.status_writer import write_status
 from aurora_operator.children.access import new_keys, new_signing_keys
 from aurora_operator.children.owner import Owner
@@ -46,6 +48,8 @@ class ExecutionResult:
     refused_job: RefusedJob | None = None
     name_taken: tuple[str, ...] = ()
     wrote_status: bool = False
+    retry_seconds: float = inf
+    """Seconds until a refused child is to be written again."""
 
 
 class Actor:
@@ -56,6 +60,10 @@ class Actor:
         self._children = ChildWriter(api)
         self._agents = AgentRequests(agents)
         self._events = EventRecorder(api)
+
+    def try_refused_writes_now(self) -> None:
+        """Something changed in the cluster, perhaps what a write was refused for."""
+        self._children.refused.try_now()
 
     async def act(
         self,
@@ -107,6 +115,7 @@ class Actor:
             refused_job=job.refused,
             name_taken=(*children.name_taken, *job.name_taken),
             wrote_status=plan.status is not None,
+            retry_seconds=self._children.refused.seconds_until_retry(),
         )
 
     async def _set_finalizer(self, owner: Owner, *, wanted: bool, must_hold: bool) -> tuple[str, ...]:

@@ -16,9 +16,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from aurora_operator.act.field_ownership import applied_managed_fields
+from aurora_operator.act.refused_writes import UNAVAILABLE_STATUSES, NameTakenError, RefusedWrites
 from aurora_operator.act.unchanged_child import DIGEST_ANNOTATION, is_unchanged, with_digest
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
@@ -28,11 +30,6 @@ from aurora_operator.observe.observed import RefusedJob
 
 log = logging.getLogger(__name__)
 
-UNAVAILABLE_STATUSES = frozenset({0, 401, 429, 502, 503, 504})
-"""HTTP statuses that mean "the API server cannot answer now" (0: no connection).
-
-500 is not among them: the API server answers 500 to a template that has a number where text belongs.
-"""
 MAX_ERROR_CHARACTERS = 1000
 """Length of an error that the status repeats. A webhook may return more than a condition can hold."""
 
@@ -50,19 +47,16 @@ class WriteResult:
     """No Job may be created, because an obsolete one is not deleted."""
 
 
-class _NameTakenError(Exception):
-    """An object of another owner has the child's name."""
-
-
 class ChildWriter:
     """Writes the children of one speculator.
 
     The writer remembers each child as written, so an unchanged child costs no call. After a restart the child itself
-    shows that it is unchanged.
+    shows that it is unchanged. A refused child is tried again after growing delays.
     """
 
     def __init__(self, api: KubernetesApi) -> None:
         self._api = api
+        self.refused = RefusedWrites()
         self._written: dict[tuple[str, str], tuple[str, Any]] = {}
 
     async def write(
@@ -84,17 +78,19 @@ class ChildWriter:
         server is unavailable while a child is written.
         """
         errors, name_taken = list[str](), list[str]()
+        self.refused.keep_only({_key(child) for child in (*keys, *children)})
         for secret in keys:
             try:
-                if not await self._create_keys(owner, secret):
-                    name_taken.append(_title(secret))
+                await self.refused.attempt(_key(secret), None, partial(self._create_keys, owner, secret))
+            except NameTakenError:
+                name_taken.append(_title(secret))
             except KubernetesError as error:
                 log.warning("%s: a Secret with keys was not created: %s", owner.full_name, error_text(secret, error))
                 errors.append(error_text(secret, error))
         for child in children:
             try:
                 await self._write(owner, child, existing.get(_key(child)))
-            except _NameTakenError:
+            except NameTakenError:
                 name_taken.append(_title(child))
             except Conflict:
                 raise
@@ -155,16 +151,16 @@ class ChildWriter:
             return WriteResult(errors=_job_errors(owner, job, error))
         return WriteResult(refused=RefusedJob(job["metadata"]["name"], str(error)[:MAX_ERROR_CHARACTERS]))
 
-    async def _create_keys(self, owner: Owner, keys: Object) -> bool:
-        """Create a Secret with generated keys. False when its name is taken. Raises :class:`KubernetesError`."""
+    async def _create_keys(self, owner: Owner, keys: Object) -> None:
+        """Create a Secret with generated keys. Raises :class:`NameTakenError` and :class:`KubernetesError`."""
         try:
             await call_api(self._api.create, keys)
         except Conflict:
             found = await self._find(keys)
             if found is None:
                 raise
-            return owner.owns(found)
-        return True
+            if not owner.owns(found):
+                raise NameTakenError from None
 
     async def _find(self, child: Object) -> Object | None:
         metadata = child["metadata"]
@@ -183,9 +179,10 @@ class ChildWriter:
             if self._written.get(key) == (digest, _revision(existing, child)):
                 return
         if existing is None:
-            written = await self._create(owner, child)
+            identity, write = (digest, None), partial(self._create, owner, child)
         else:
-            written = await self._apply(owner, child, existing)
+            identity, write = (digest, _revision(existing, child)), partial(self._apply, owner, child, existing)
+        written = await self.refused.attempt(key, identity, write)
         self._written[key] = (digest, _revision(written, child))
 
     async def _create(self, owner: Owner, child: Object) -> Object:
@@ -196,7 +193,7 @@ class ChildWriter:
         if found is None:
             return await self._create_again(child)
         if not owner.owns(found):
-            raise _NameTakenError
+            raise NameTakenError
         # The observation did not show our own child yet.
         return await self._apply(owner, child, found)
 
@@ -227,7 +224,7 @@ class ChildWriter:
             # The API server refuses another uid as a conflict, or for some kinds as a change of an immutable field.
             found = await self._find(child)
             if found is not None and not owner.owns(found):
-                raise _NameTakenError from None
+                raise NameTakenError from None
             if found is None or found["metadata"]["uid"] != uid:
                 raise Conflict(f"{_title(child)} was replaced while it was written", 409) from error
             if isinstance(error, Conflict) and _resource_version(found) == _resource_version(existing):

@@ -194,8 +194,10 @@ class Observer:
         """Read a Secret again soon where something speaks against its value."""
         # A pod cannot start without the Secret with the keys, so a pod that does not come up may mean that it is gone.
         stuck = any(pod.scheduled and not pod.terminating and pod.agent is None for pod in pods)
-        if token and (stuck or self._agents.token_refused):
+        if token and self._agents.token_refused:
             self._secrets.doubt(keys_name(owner))
+        elif token and stuck:
+            self._secrets.suspect(keys_name(owner))
         if stuck or any(not (job.finished or job.suspended) for job in jobs):
             self.store.keys.doubt()
 

@@ -124,6 +124,21 @@ async def test_a_change_of_the_decided_status_makes_the_reconciles_frequent_agai
     assert await reconciler.reconcile() == BUSY_POLL_SECONDS
 
 
+async def test_a_refused_write_is_tried_at_once_after_a_change_in_the_cluster() -> None:
+    actor = FakeActor(result=REFUSED)
+    reconciler = reconciler_at(FakeObserver(observed()), actor)
+    for woken in (False, True, False):
+        await reconciler.reconcile(woken=woken)
+    assert actor.tried_now == 1
+
+
+async def test_a_taken_name_is_looked_at_again_when_its_next_write_is_due() -> None:
+    taken = ExecutionResult(name_taken=("Service chat",), retry_seconds=40)
+    reconciler = reconciler_at(FakeObserver(observed()), FakeActor(result=taken))
+    assert await reconciler.reconcile() == BUSY_POLL_SECONDS, "the status tells it"
+    assert await reconciler.reconcile(woken=False) == 40
+
+
 async def test_the_agents_are_asked_in_every_reconcile_while_something_is_under_way() -> None:
     swapping = observed(pods=[])
     observer = FakeObserver(swapping)

@@ -176,6 +176,11 @@ class FakeActor:
 
     error: Exception | None = None
     result: ExecutionResult = field(default_factory=ExecutionResult)
+    tried_now: int = 0
+    """How often refused writes were to be tried at once."""
+
+    def try_refused_writes_now(self) -> None:
+        self.tried_now += 1
 
     async def act(self, *_: Any) -> ExecutionResult:
         if self.error is not None:

@@ -138,6 +138,7 @@ async def test_a_child_is_created_once_its_name_is_free() -> None:
     await write(api, writer)
     del api.objects["Service", "chat"]
     api.writes.clear()
+    writer.refused.try_now()
     assert await write(api, writer) == WriteResult()
     assert api.writes == ["create Service chat"]
 

@@ -90,9 +90,10 @@ class FakeCluster:
 
     def list(self, resource: Resource, namespace: str, labels: str = "") -> Sequence[Object]:
         self._call(f"list {resource.kind}")
-        if resource.kind == "Pod":
-            return self.pods
-        return [obj for (kind, _), obj in self.workloads.items() if kind == resource.kind]
+        return [obj for (kind, _), obj in self.children().items() if kind == resource.kind]
+
+    def children(self) -> dict[tuple[str, str], Object]:
+        return self.workloads | {("Pod", pod["metadata"]["name"]): {"kind": "Pod", **pod} for pod in self.pods}
 
     def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         self._call(f"delete {resource.kind} {name}")
@@ -118,6 +119,17 @@ class FakeCluster:
         assert obj["metadata"]["resourceVersion"] == "77"
         self.finalizers = [*finalizers]
         return self.stored
+
+
+@dataclass
+class FakeCache:
+    """A cache that knows what the cluster has, unless it is ``behind``."""
+
+    cluster: FakeCluster
+    behind: bool = False
+
+    def children(self, namespace: str, name: str) -> dict[tuple[str, str], Object]:
+        return {} if self.behind else self.cluster.children()
 
 
 @dataclass
@@ -165,7 +177,7 @@ def _cluster() -> FakeCluster:
 def deletion(cluster: FakeCluster, store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> DataDeletion:
     monkeypatch.setattr(data_deletion, "RootDeletion", lambda objects, owner: store)
     monkeypatch.setattr(data_deletion, "ObjectStore", lambda config, **options: None)
-    return DataDeletion(cast(Any, cluster), cast(Any, store), lambda: None)
+    return DataDeletion(cast(Any, cluster), cast(Any, FakeCache(cluster)), cast(Any, store), lambda: None)
 
 
 async def run(cluster: FakeCluster, store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,6 +212,41 @@ async def test_the_order_is_workloads_pods_objects_event_finalizer(
     assert list(cluster.workloads) == [("Deployment", "another")], "only our own"
     assert cluster.events[0]["message"].startswith("Deleted 4 objects")
     assert cluster.finalizers == []
+
+
+async def test_a_deletion_that_waits_for_pods_or_for_the_store_costs_no_call_of_the_api_server(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FakeStore(cluster, error="the store is away")
+    operator = deletion(cluster, store, monkeypatch)
+    for _ in range(3):
+        await operator.advance(cluster.stored)
+    cluster.calls.clear()
+    for _ in range(10):
+        assert await operator.advance(cluster.stored) == BUSY_DELAY_SECONDS
+    assert cluster.calls == []
+    cluster.pods = []
+    await operator.advance(cluster.stored)
+    assert cluster.calls == ["list Deployment", "list Job", "list Pod", "delete objects", "apply status"]
+    cluster.calls.clear()
+    for _ in range(3):
+        await operator.advance(cluster.stored)
+    assert not [call for call in cluster.calls if call.startswith("list")]
+
+
+async def test_a_cache_that_is_behind_lets_no_object_be_deleted_while_a_pod_runs(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FakeStore(cluster)
+    operator = deletion(cluster, store, monkeypatch)
+    operator._cache = cast(Any, FakeCache(cluster, behind=True))
+    for _ in range(5):
+        await operator.advance(cluster.stored)
+    assert store.objects == 4
+    assert list(cluster.workloads) == [("Deployment", "another")], "the listing shows our workloads"
+    cluster.pods = []
+    await operator.advance(cluster.stored)
+    assert store.objects == 2
 
 
 async def test_a_fault_outside_of_the_store_does_not_hold_up_the_deletion(
