@@ -37,6 +37,7 @@ from aurora_operator.observe.stored_resource import owner_of, status_of
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import EventNote, Plan, plan
 from aurora_operator.plan.actions import CONDITION_PERIOD
+from aurora_operator.plan.candidate.validation import seconds_until_retry
 from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
 from aurora_operator.plan.status_builder import differs_in_decisions
 from aurora_operator.plan.upgrade.decision import UpgradeStage
@@ -222,14 +223,17 @@ class Reconciler:
         status = decided.status or observed.status
         serves_nothing = observed.store.channel is None or not observed.pods
         start_is_refused = serves_nothing and self._refusals_in_a_row > 0
-        waits_for_time = status.candidate is not None and status.candidate.phase is CandidatePhase.FAILED
         silent_agent = any(pod.ready and pod.agent is None for pod in observed.pods)
         waits_for_turn = decided.upgrade is not None and decided.upgrade.stage is UpgradeStage.WAITING
         judged = status.rollout.phase is not RolloutPhase.IDLE
-        watchful = waits_for_time or waits_for_turn or judged or silent_agent
+        watchful = waits_for_turn or judged or silent_agent
         if decided.moving:
             watchful = watchful or start_is_refused or _agents_are_asked(decided, observed)
         longest = WATCHFUL_POLL_SECONDS if watchful else _rest_seconds()
+        if status.candidate is not None and status.candidate.phase is CandidatePhase.FAILED:
+            retry_seconds = seconds_until_retry(status.candidate, datetime.now(UTC))
+            # A retry that is due and does not begin waits for something else, which wakes the loop.
+            longest = min(longest, max(BUSY_POLL_SECONDS, retry_seconds or inf))
         if decided.moving and not start_is_refused:
             quiet_seconds = time.monotonic() - self._changed_seconds
             longest = min(longest, max(BUSY_POLL_SECONDS, QUIET_SHARE * quiet_seconds))
@@ -253,6 +257,12 @@ class Reconciler:
             note = EventNote("InvalidSpec", str(error), warning=True, period_per_reason=CONDITION_PERIOD)
             await self._events.post(note, owner)
         return status
+
+    def end_outdated_wait(self) -> None:
+        """Stop waiting for a store whose settings were changed meanwhile. Called whenever something changed."""
+        stored = self._stored()
+        if stored is not None:
+            self._observer.end_outdated_wait(stored)
 
     def show_stored_status(self) -> None:
         """Let the metrics say what the status says, before anything is observed.

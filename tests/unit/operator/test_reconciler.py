@@ -169,6 +169,9 @@ class FakeObserver:
     async def refresh(self) -> None:
         self.refreshed += 1
 
+    def end_outdated_wait(self, stored: Object) -> None:
+        """It never waits for a store."""
+
 
 @dataclass
 class FakeActor:

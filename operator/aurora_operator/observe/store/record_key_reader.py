@@ -31,7 +31,16 @@ DOUBT_ENDS_SECONDS: Final = 180.0
 class RecordKeyReader:
     """The signing keys of one speculator."""
 
-    __slots__ = ("_clock", "_doubt_seconds", "_doubted_seconds", "_former", "_keys", "_read_seconds", "_secrets", "expected")
+    __slots__ = (
+        "_clock",
+        "_doubt_seconds",
+        "_doubted_seconds",
+        "_former",
+        "_keys",
+        "_read_seconds",
+        "_secrets",
+        "expected",
+    )
 
     def __init__(self, secrets: SecretReader, clock: Callable[[], float] = time.monotonic) -> None:
         """``clock`` returns monotonic seconds."""

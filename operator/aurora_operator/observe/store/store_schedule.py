@@ -29,8 +29,10 @@ from aurora_protocol.training_records import TrainerPhase
 REST_SECONDS = 61.0
 """Time between two reads at rest, each of two requests."""
 TRAINING_SECONDS = 15.0
-"""The same while the trainer learns, because a candidate may come at any time. A trainer whose record stays as it is for
-:data:`~aurora_operator.observe.observed.TRAINER_SILENCE` does not learn: it may be gone, and nobody corrects its record.
+"""The same while the trainer learns, because a candidate may come at any time.
+
+A trainer whose record stays as it is for ``TRAINER_SILENCE`` does not learn. It may be gone, and nobody corrects its
+record.
 """
 MIN_EXPECTING_SECONDS, MAX_EXPECTING_SECONDS = 2.0, 30.0
 """Time between two reads while the first records are expected. It doubles while nothing new comes."""

@@ -44,7 +44,9 @@ class Rig:
             self.now += 1
 
 
-@pytest.mark.parametrize(("error", "longest"), [(DENIED, MAX_RETRY_SECONDS), (NameTakenError(), MAX_NAME_TAKEN_SECONDS)])
+@pytest.mark.parametrize(
+    ("error", "longest"), [(DENIED, MAX_RETRY_SECONDS), (NameTakenError(), MAX_NAME_TAKEN_SECONDS)]
+)
 async def test_a_refusal_is_repeated_without_a_call_and_tried_after_growing_delays(
     error: Exception, longest: float
 ) -> None:
@@ -81,7 +83,9 @@ async def test_changes_in_the_cluster_do_not_end_the_growth_of_the_delays() -> N
     assert rig.refused.seconds_until_retry() == 512
 
 
-@pytest.mark.parametrize("error", [Conflict("moved on", 409), KubernetesError("no connection"), KubernetesError("", 503)])
+@pytest.mark.parametrize(
+    "error", [Conflict("moved on", 409), KubernetesError("no connection"), KubernetesError("", 503)]
+)
 async def test_another_writer_and_an_api_server_that_is_away_delay_nothing(error: KubernetesError) -> None:
     rig = Rig(error)
     await rig.write_for(5)

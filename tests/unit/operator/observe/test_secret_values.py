@@ -113,7 +113,7 @@ async def test_an_api_server_that_is_away_is_no_refusal() -> None:
     assert rig.reads == 2
 
 
-async def test_a_suspicion_that_lasts_for_days_reads_ever_more_rarely_and_a_refused_value_does_not_wait_for_it() -> None:
+async def test_a_suspicion_that_lasts_reads_ever_more_rarely_and_a_refused_value_does_not_wait_for_it() -> None:
     rig = Rig(secret("1"))
     for _ in range(4 * 3600):
         rig.reader.suspect("s3")

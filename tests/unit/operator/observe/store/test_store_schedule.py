@@ -22,7 +22,7 @@ from aurora_operator.observe.store.store_schedule import (
     Urgency,
 )
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
-from tests.unit.operator.worlds import NOW, evidence, lineage, store
+from tests.unit.operator.worlds import NOW, lineage, store
 
 LATER = NOW + timedelta(hours=1)
 AT_REST = StoreNeeds(intent=1)
@@ -126,7 +126,10 @@ def test_a_roll_looks_at_the_channel_at_each_step_and_ever_more_rarely_while_it_
     assert len(looked) <= 6 + 3600 / 180, "as at rest"
     stepped = replace(rolling, step=2)
     assert ReadScope.CHANNEL in read_once(schedule, 3600, stepped, view)
-    assert [ReadScope.CHANNEL in read_once(schedule, 3600 + second, stepped, view) for second in (1, 2)] == [False, True]
+    assert [ReadScope.CHANNEL in read_once(schedule, 3600 + second, stepped, view) for second in (1, 2)] == [
+        False,
+        True,
+    ]
 
 
 def test_a_trainer_whose_record_stays_as_it_is_does_not_learn() -> None:
