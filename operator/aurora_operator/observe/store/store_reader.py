@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from aurora_operator import metrics
@@ -67,11 +68,7 @@ REQUEST_ATTEMPTS = 2
 CALL_SECONDS = 10.0
 READ_SECONDS = 20.0
 """Total deadline of one read, or of one write to the channel."""
-_PREFIXES = {
-    ReadScope.LINEAGE: Keys.LINEAGE,
-    ReadScope.CHANNEL: Keys.CHANNEL,
-    ReadScope.REGISTRY: Keys.REGISTRY,
-}
+_PREFIXES = {ReadScope.LINEAGE: Keys.LINEAGE, ReadScope.CHANNEL: Keys.CHANNEL, ReadScope.REGISTRY: Keys.REGISTRY}
 MAX_ATTEMPTS_LISTED = 1000
 """Most measurements of one version."""
 
@@ -90,7 +87,10 @@ class StoreReader:
         """
         self.config = config
         self._objects = ObjectStore(
-            config, attempts=REQUEST_ATTEMPTS, call_seconds=CALL_SECONDS, on_request=_count_request
+            config,
+            attempts=REQUEST_ATTEMPTS,
+            call_seconds=CALL_SECONDS,
+            on_request=lambda call: metrics.STORE_REQUESTS.labels(call).inc(),
         )
         self._keys = keys
         self._registry = Registry(self._objects)
@@ -125,12 +125,10 @@ class StoreReader:
         except (InvalidRecord, ObjectTooLarge) as error:
             self._forget_listings()
             return StoreView(reason="InvalidRecord", error=bounded_text(f"a record in the store is not valid: {error}"))
-        except AddressRefused as error:
-            self._forget_state()
-            return StoreView(reason="AddressRefused", error=str(error))
         except StoreError as error:
             self._forget_state()
-            return StoreView(reason="Unreachable", error=str(error))
+            reason = "AddressRefused" if isinstance(error, AddressRefused) else "Unreachable"
+            return StoreView(reason=reason, error=str(error))
 
     def lacks(self, needs: StoreNeeds) -> bool:
         """Whether a needed registration was not looked for yet."""
@@ -191,11 +189,11 @@ class StoreReader:
         self._probed = True
 
     def _read(self, needs: StoreNeeds, scope: ReadScope, *, trust_trainer: bool) -> StoreView:
-        # Evidence is there before its Job ends, so after the read that follows the end, nobody needs to look again.
-        expected = needs.measurement if scope is ReadScope.ALL or not needs.measured else None
         if scope is ReadScope.ALL:
             self._absent = frozenset()
             self._forget_foreign_record()
+        elif needs.measured:  # evidence is there before its Job ends, and everything was read after the end
+            needs = replace(needs, measurement=None)
         if ReadScope.TRAINER in scope:
             self._read_trainer()
             scope = scope & ~self._named_by_trainer() if trust_trainer else scope | self._scope_of_trainer()
@@ -212,7 +210,7 @@ class StoreReader:
         registrations = {v: one for v, one in found.items() if channel is None or not is_void(one, channel)}
         if channel is not None:
             require_signed_weights(channel, registrations)
-        evidence = self._evidence(registrations, needs, None if channel is None else channel.active, expected)
+        evidence = self._evidence(registrations, needs, None if channel is None else channel.active)
         self._forget_all_but(found, evidence)
         self._had_channel = channel is not None
         return StoreView(
@@ -226,11 +224,12 @@ class StoreReader:
             trainer_error=self._trainer_error,
         )
 
-    def _forget_foreign_record(self) -> None:
-        """Read a record of the channel that names another owner again: somebody may have replaced it with ours."""
-        if self._channel is not None and self._channel.foreign:
-            self._channel = None
-            self._last_keys.pop(Keys.CHANNEL, None)
+    def _forget_foreign_record(self) -> bool:
+        """Forget a newest record of the channel that names another owner, because somebody may have removed it."""
+        if self._channel is None or not self._channel.foreign:
+            return False
+        self._channel = None
+        return self._last_keys.pop(Keys.CHANNEL, None) is not None
 
     def _read_trainer(self) -> None:
         try:
@@ -281,10 +280,8 @@ class StoreReader:
         # The channel's listing begins with the known record, and so shows that it is still there.
         before = Keys.channel(number_of(known) - 1) if known and prefix == Keys.CHANNEL else known
         listed = [*self._objects.list(prefix, after=before, limit=MAX_RECORDS_LISTED)]
-        if before != known and known not in listed and self._channel is not None and self._channel.foreign:
-            self._forget_foreign_record()  # somebody deleted it, so an earlier record of ours counts again
-            known = before = ""
-            listed = [*self._objects.list(prefix, limit=MAX_RECORDS_LISTED)]
+        if before != known and known not in listed and self._forget_foreign_record():
+            return self._find_newer(prefix)  # an earlier record of ours counts again
         if before != known and known not in listed and not any(self._objects.list(prefix, limit=MAX_RECORDS_LISTED)):
             del self._last_keys[prefix]
             return
@@ -338,13 +335,9 @@ class StoreReader:
         return found
 
     def _evidence(
-        self,
-        registrations: dict[int, Registration],
-        needs: StoreNeeds,
-        active: int | None,
-        expected: tuple[int, int] | None,
+        self, registrations: dict[int, Registration], needs: StoreNeeds, active: int | None
     ) -> tuple[Evidence, ...]:
-        """All evidence of the registered versions. That of the measurement ``expected`` may have appeared.
+        """All evidence of the registered versions.
 
         The attempts of a version are listed once. Evidence of the measurement under way is then looked for by its key.
         """
@@ -354,8 +347,8 @@ class StoreReader:
             if version not in self._attempts:
                 listed = self._objects.list(Keys.evidence_of(version), limit=MAX_ATTEMPTS_LISTED)
                 self._attempts[version] = in_sequence_keys(listed)
-            if expected is not None and expected[0] == version:
-                self._find_evidence(*expected, examination, needs.policy)
+            if needs.measurement is not None and needs.measurement[0] == version:
+                self._find_evidence(*needs.measurement, examination, needs.policy)
             left, newest_first = MAX_EXAMINED, list[Evidence]()
             for key in reversed(self._attempts[version]):
                 examined = self._evidence_at(key, examination if left > 0 else NO_EXAMINATION, needs.policy)
@@ -407,7 +400,3 @@ class StoreReader:
             if key not in kept:
                 self._examined.pop(key, None)
         self._attempts = {version: keys for version, keys in self._attempts.items() if version in registrations}
-
-
-def _count_request(operation: str) -> None:
-    metrics.STORE_REQUESTS.labels(operation).inc()
