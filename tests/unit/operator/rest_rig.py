@@ -374,7 +374,7 @@ class RestRig:
         observer.store._policy = StorePolicy()
         refused = self.reconciler._actor._children.refused
         for part in (observer._secrets, observer.store, observer.store.keys, refused):
-            part._clock = self.clock.monotonic  # type: ignore[attr-defined]
+            part._clock = self.clock.monotonic
 
 
 def secret(name: str, *keys: str) -> Object:

@@ -204,7 +204,8 @@ class StoreReader:
             self._forget_records()  # somebody deleted the records or put them back, so all may be others now
             for prefix in _PREFIXES.values():
                 self._find_newer(prefix)
-        lineage = self._newest(Keys.LINEAGE, Lineage, lambda record: Keys.lineage(record.number))
+        key = self._last_keys.get(Keys.LINEAGE)
+        lineage = None if key is None else self._record(Lineage, key, lambda record: Keys.lineage(record.number))
         channel = self._newest_channel()
         found = self._registrations(self._wanted(needs))
         registrations = {v: one for v, one in found.items() if channel is None or not is_void(one, channel)}
@@ -281,17 +282,14 @@ class StoreReader:
         before = Keys.channel(number_of(known) - 1) if known and prefix == Keys.CHANNEL else known
         listed = [*self._objects.list(prefix, after=before, limit=MAX_RECORDS_LISTED)]
         if before != known and known not in listed and self._forget_foreign_record():
-            return self._find_newer(prefix)  # an earlier record of ours counts again
+            self._find_newer(prefix)  # an earlier record of ours counts again
+            return
         if before != known and known not in listed and not any(self._objects.list(prefix, limit=MAX_RECORDS_LISTED)):
             del self._last_keys[prefix]
             return
         keys = in_sequence_keys((key for key in listed if key != known), known)
         if keys:
             self._last_keys[prefix] = keys[-1]
-
-    def _newest(self, prefix: str, model: type[R], key_of: Callable[[R], str]) -> R | None:
-        key = self._last_keys.get(prefix)
-        return None if key is None else self._record(model, key, key_of)
 
     def _newest_channel(self) -> Channel | None:
         """The channel's newest record. Raises :class:`InvalidRecord` with its key when it is not believed."""

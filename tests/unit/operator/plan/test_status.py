@@ -61,12 +61,12 @@ def test_the_status_shows_training_progress_and_vocabulary_coverage() -> None:
 
 def test_a_trainer_that_changes_between_training_and_waiting_changes_only_figures() -> None:
     """Light traffic makes it change every few seconds, for days."""
-    statuses = [status(observed(store=store(0, trainer=trainer_record(phase=phase)))) for phase in AT_WORK]
-    reasons = {c.reason for one in statuses for c in one.conditions if c.type is ConditionType.TRAINER_READY}
+    waits, trains = (status(observed(store=store(0, trainer=trainer_record(phase=phase)))) for phase in AT_WORK)
+    reasons = {c.reason for one in (waits, trains) for c in one.conditions if c.type is ConditionType.TRAINER_READY}
     assert reasons == {"WaitingForTraces", "Training"}
-    assert not differs_in_decisions(*statuses)
-    assert not worth_writing(*statuses, REFRESH / 2)
-    assert worth_writing(*statuses, REFRESH)
+    assert not differs_in_decisions(waits, trains)
+    assert not worth_writing(waits, trains, REFRESH / 2)
+    assert worth_writing(waits, trains, REFRESH)
 
 
 def test_a_trainer_that_is_suspended_or_fell_silent_is_no_figure() -> None:
