@@ -324,9 +324,9 @@ def _agents_are_asked(decided: Plan, observed: Observed) -> bool:
 
 
 def _backoff_seconds(refusals_in_a_row: int) -> float:
-    """Seconds until a write that the API server refused is tried again: twice as long after each refusal.
+    """Seconds until the next reconcile after a refused write: twice as long after each one with a refusal.
 
-    No watch shows that the operator got a right, or that an admission webhook changed its mind.
+    ``act.refused_writes`` says in which of these reconciles the write is tried again.
     """
     return BUSY_POLL_SECONDS * 2.0 ** min(refusals_in_a_row - 1, 10) if refusals_in_a_row else inf
 
