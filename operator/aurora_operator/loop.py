@@ -50,8 +50,9 @@ class SpeculatorLoop:
         self._finish_by_seconds = time.monotonic() + MAX_RECONCILE_SECONDS
 
     def wake(self) -> None:
-        """Reconcile soon, because something changed."""
+        """Reconcile soon, because something changed. A reconcile that waits for a former store ends."""
         self._wake.set()
+        self._reconciler.end_outdated_wait()
 
     @property
     def overdue_seconds(self) -> float:

@@ -38,6 +38,7 @@ from aurora_operator.observe.stored_resource import owner_of, status_of
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import EventNote, Plan, plan
 from aurora_operator.plan.actions import CONDITION_PERIOD
+from aurora_operator.plan.candidate.validation import seconds_until_retry
 from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
 from aurora_operator.plan.status_builder import differs_in_decisions
 from aurora_operator.plan.upgrade.decision import UpgradeStage
@@ -57,8 +58,8 @@ tells is noticed late by at most a tenth of the time that it took.
 """
 WATCHFUL_POLL_SECONDS = 15.0
 """Time until the next reconcile while the operator waits for something that no watch shows: a paused roll whose draft
-live traffic still judges, a store or an agent that does not answer, a name that another object has, a turn to restart
-after an upgrade, a first pod whose creation is refused. In a roll it is also the longest time, because its deadlines
+live traffic still judges, a store or an agent that does not answer, a turn to restart after an upgrade, a first pod
+whose creation is refused. In a roll it is also the longest time, because its deadlines
 count only observed time (``observed_time.MAX_GAP``)."""
 REST_POLL_SECONDS, REST_JITTER = 60.0, 0.25
 """Mean time until the next reconcile at rest, and the share by which it varies. The reconcile repairs what a missed
@@ -95,7 +96,7 @@ class Reconciler:
         self._uid = "" if stored is None else stored["metadata"]["uid"]
         self._observer = Observer(api, cache, agents, config.stores, *speculator)
         self._actor = Actor(api, agents, authority)
-        self._deletion = DataDeletion(api, self._observer.store, authority.ensure_leading)
+        self._deletion = DataDeletion(api, cache, self._observer.store, authority.ensure_leading)
         self._events = EventRecorder(api)
         self._observed_time = ObservedTime()
         self._last = ExecutionResult()
@@ -150,6 +151,8 @@ class Reconciler:
             self._fleet.report_unusable(self._key)
             self._show(await self._report_invalid_spec(error))
             return _rest_seconds()
+        if woken:
+            self._actor.try_refused_writes_now()
         if ask_agents:
             self._asked_seconds = started_seconds
         FIGURES.begin(*self._key)
@@ -225,18 +228,21 @@ class Reconciler:
         status = decided.status or observed.status
         serves_nothing = observed.store.channel is None or not observed.pods
         start_is_refused = serves_nothing and self._refusals_in_a_row > 0
-        waits_for_time = status.candidate is not None and status.candidate.phase is CandidatePhase.FAILED
         silent_agent = any(pod.ready and pod.agent is None for pod in observed.pods)
         waits_for_turn = decided.upgrade is not None and decided.upgrade.stage is UpgradeStage.WAITING
         judged = status.rollout.phase is not RolloutPhase.IDLE
-        watchful = waits_for_time or waits_for_turn or judged or silent_agent or bool(self._last.name_taken)
+        watchful = waits_for_turn or judged or silent_agent
         if decided.moving:
             watchful = watchful or start_is_refused or _agents_are_asked(decided, observed)
         longest = WATCHFUL_POLL_SECONDS if watchful else _rest_seconds()
+        if status.candidate is not None and status.candidate.phase is CandidatePhase.FAILED:
+            retry_seconds = seconds_until_retry(status.candidate, datetime.now(UTC))
+            # A retry that is due and does not begin waits for something else, which wakes the loop.
+            longest = min(longest, max(BUSY_POLL_SECONDS, retry_seconds or inf))
         if decided.moving and not start_is_refused:
             quiet_seconds = time.monotonic() - self._changed_seconds
             longest = min(longest, max(BUSY_POLL_SECONDS, QUIET_SHARE * quiet_seconds))
-        return min(longest, _backoff_seconds(self._refusals_in_a_row))
+        return min(longest, _backoff_seconds(self._refusals_in_a_row), max(BUSY_POLL_SECONDS, self._last.retry_seconds))
 
     async def _delete_data(self, stored: Object) -> float:
         """The next step for a resource that is being deleted. Raises :class:`NotFound` when we do not hold it."""
@@ -256,6 +262,12 @@ class Reconciler:
             note = EventNote("InvalidSpec", str(error), warning=True, period_per_reason=CONDITION_PERIOD)
             await self._events.post(note, owner)
         return status
+
+    def end_outdated_wait(self) -> None:
+        """Stop waiting for a store whose settings were changed meanwhile. Called whenever something changed."""
+        stored = self._stored()
+        if stored is not None:
+            self._observer.end_outdated_wait(stored)
 
     def show_stored_status(self) -> None:
         """Let the metrics say what the status says, before anything is observed.
@@ -312,9 +324,9 @@ def _agents_are_asked(decided: Plan, observed: Observed) -> bool:
 
 
 def _backoff_seconds(refusals_in_a_row: int) -> float:
-    """Seconds until a write that the API server refused is tried again: twice as long after each refusal.
+    """Seconds until the next reconcile after a refused write: twice as long after each one with a refusal.
 
-    No watch shows that the operator got a right, or that an admission webhook changed its mind.
+    ``act.refused_writes`` says in which of these reconciles the write is tried again.
     """
     return BUSY_POLL_SECONDS * 2.0 ** min(refusals_in_a_row - 1, 10) if refusals_in_a_row else inf
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 from aurora_operator.act.agent_requests import AgentRequests
 from aurora_operator.act.authority import Authority
@@ -47,6 +48,8 @@ class ExecutionResult:
     refused_job: RefusedJob | None = None
     name_taken: tuple[str, ...] = ()
     wrote_status: bool = False
+    retry_seconds: float = inf
+    """Seconds until a refused child is to be written again."""
 
 
 class Actor:
@@ -57,6 +60,10 @@ class Actor:
         self._children = ChildWriter(api)
         self._agents = AgentRequests(agents)
         self._events = EventRecorder(api)
+
+    def try_refused_writes_now(self) -> None:
+        """Something changed in the cluster, perhaps what a write was refused for."""
+        self._children.refused.try_now()
 
     async def act(
         self,
@@ -109,6 +116,7 @@ class Actor:
             refused_job=job.refused,
             name_taken=(*children.name_taken, *job.name_taken),
             wrote_status=plan.status is not None,
+            retry_seconds=self._children.refused.seconds_until_retry(),
         )
 
     async def _set_finalizer(self, owner: Owner, *, wanted: bool, must_hold: bool) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from aurora_operator.act.field_ownership import applied_managed_fields
+from aurora_operator.act.refused_writes import NameTakenError
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import UNAVAILABLE_STATUSES, Conflict, KubernetesError, NotFound
 from aurora_operator.io_pools import call_api
@@ -22,10 +23,6 @@ from aurora_operator.kubernetes_api import KubernetesApi, Object, resource_of
 
 MAX_ATTEMPTS: Final = 5
 """Applies in a row. During a roll a Deployment's status changes every few moments, which makes an apply vain."""
-
-
-class NameTakenError(Exception):
-    """An object of another owner has the child's name."""
 
 
 async def apply_over(api: KubernetesApi, owner: Owner, child: Object, existing: Object) -> Object:

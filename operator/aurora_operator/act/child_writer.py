@@ -18,9 +18,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from aurora_operator.act.child_apply import NameTakenError, apply_over, find, refused, revision_of_spec, title
+from aurora_operator.act.child_apply import apply_over, find, refused, revision_of_spec, title
+from aurora_operator.act.refused_writes import NameTakenError, RefusedWrites
 from aurora_operator.act.unchanged_child import DIGEST_ANNOTATION, is_unchanged, with_digest
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import UNAVAILABLE_STATUSES, Conflict, KubernetesError
@@ -51,11 +53,12 @@ class ChildWriter:
     """Writes the children of one speculator.
 
     The writer remembers each child as written, so an unchanged child costs no call. After a restart the child itself
-    shows that it is unchanged.
+    shows that it is unchanged. A refused child is tried again after growing delays.
     """
 
     def __init__(self, api: KubernetesApi) -> None:
         self._api = api
+        self.refused = RefusedWrites()
         self._written: dict[tuple[str, str], tuple[str, Any]] = {}
 
     async def write(
@@ -77,10 +80,12 @@ class ChildWriter:
         server is unavailable while a child is written.
         """
         errors, name_taken = list[str](), list[str]()
+        self.refused.keep_only({_key(child) for child in (*keys, *children)})
         for secret in keys:
             try:
-                if not await self._create_keys(owner, secret):
-                    name_taken.append(title(secret))
+                await self.refused.attempt(_key(secret), None, partial(self._create_keys, owner, secret))
+            except NameTakenError:
+                name_taken.append(title(secret))
             except KubernetesError as error:
                 log.warning("%s: a Secret with keys was not created: %s", owner.full_name, error_text(secret, error))
                 errors.append(error_text(secret, error))
@@ -152,16 +157,16 @@ class ChildWriter:
             return WriteResult(errors=_job_errors(owner, job, error))
         return WriteResult(refused=RefusedJob(job["metadata"]["name"], bounded_text(str(error))))
 
-    async def _create_keys(self, owner: Owner, keys: Object) -> bool:
-        """Create a Secret with generated keys. False when its name is taken. Raises :class:`KubernetesError`."""
+    async def _create_keys(self, owner: Owner, keys: Object) -> None:
+        """Create a Secret with generated keys. Raises :class:`NameTakenError` and :class:`KubernetesError`."""
         try:
             await call_api(self._api.create, keys)
         except Conflict:
             found = await find(self._api, keys)
             if found is None:
                 raise
-            return owner.owns(found)
-        return True
+            if not owner.owns(found):
+                raise NameTakenError from None
 
     async def _write(self, owner: Owner, child: Object, existing: Object | None) -> None:
         """Create or apply ``child`` unless nobody changed it since our last write."""
@@ -173,9 +178,11 @@ class ChildWriter:
             if self._written.get(key) == (digest, revision_of_spec(existing, child)):
                 return
         if existing is None:
-            written = await self._create(owner, child)
+            identity, write = (digest, None), partial(self._create, owner, child)
         else:
-            written = await apply_over(self._api, owner, child, existing)
+            identity = (digest, revision_of_spec(existing, child))
+            write = partial(apply_over, self._api, owner, child, existing)
+        written = await self.refused.attempt(key, identity, write)
         self._written[key] = (digest, revision_of_spec(written, child))
 
     async def _create(self, owner: Owner, child: Object) -> Object:

@@ -5,6 +5,8 @@ Invariants:
 - Only our finalizer holds the resource. It is removed when a listing of the root is empty, when the root belongs to
   another speculator, or as soon as the policy is Retain.
 - Each step is short and idempotent, so a restarted operator goes on.
+- The cache tells which workloads and pods are left. It may be behind, so the API server is asked once before the first
+  object is deleted. A wait for pods therefore costs no call.
 - A store that hangs holds up nobody else (``io_pools``). The condition Ready says that the speculator is being deleted.
   It tells a failure with the way out at once, and an Event does so after ``QUIET_SECONDS``.
 - A namespace that is being deleted does not hang for ever while the operator keeps its rights there. If its Secret with
@@ -27,7 +29,8 @@ from aurora_operator.children.metadata import has_finalizer, selector_text
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import CallAbandoned, Conflict, InvalidSpec, KubernetesError, NotFound
 from aurora_operator.io_pools import call_api, pool_of
-from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, POD, KubernetesApi, Object, Resource, resource_of
+from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, POD, KubernetesApi, Object, resource_of
+from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.observe.kubernetes_views import has_ended
 from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.own_pods import is_own_pod
@@ -58,14 +61,19 @@ STEP_DEADLINE_SECONDS = 20.0
 STEP_TIMEOUT_SECONDS = 22.0
 """A step ends at its deadline. A little later it is abandoned, for example while a host name is looked up."""
 BUSY_DELAY_SECONDS = 2.0
+BRIEF_METADATA = ("name", "uid", "labels", "ownerReferences", "deletionTimestamp")
 RETRY_DELAY_SECONDS = 30.0
 
 
 class DataDeletion:
     """Deletes the stored objects of one speculator."""
 
-    def __init__(self, api: KubernetesApi, store: StoreAccess, ensure_leading: Callable[[], None]) -> None:
-        self._api, self._store, self._ensure_leading = api, store, ensure_leading
+    def __init__(
+        self, api: KubernetesApi, cache: ClusterCache, store: StoreAccess, ensure_leading: Callable[[], None]
+    ) -> None:
+        self._api, self._cache, self._store, self._ensure_leading = api, cache, store, ensure_leading
+        self._nothing_writes = False
+        """The API server has said that no workload is left, and that no pod is left or is waited for any longer."""
         self._events = EventRecorder(api)
         self._root: tuple[StoreConfig, RootDeletion] | None = None
         self._config: StoreConfig | None = None
@@ -83,20 +91,20 @@ class DataDeletion:
         owner, policy = owner_of(stored), _policy(stored)
         if policy is DeletionPolicy.DELETE and await self._report(stored):
             return 0.0  # the status was written, so look at the resource again
-        workloads, running_pods = await self._workloads_and_pods(owner)
-        facts = DeletionFacts(
-            policy=policy,
-            workloads_exist=bool(workloads),
-            running_pods=running_pods,
-            seconds=_seconds_since(stored["metadata"]["deletionTimestamp"]),
-        )
-        match next_step(facts):
+        left = [*self._cache.children(owner.namespace, owner.name).values()]
+        facts = _facts(owner, stored, policy, left)
+        if next_step(facts) is DeletionStep.DELETE_OBJECTS and not self._nothing_writes:
+            left = await call_api(self._list_left, owner)
+            facts = _facts(owner, stored, policy, left)
+        step = next_step(facts)
+        self._nothing_writes = step is DeletionStep.DELETE_OBJECTS
+        match step:
             case DeletionStep.RELEASE:
                 await self._release(owner)
             case DeletionStep.STOP_WORKLOADS:
-                await self._stop(owner, workloads)
+                await self._stop(owner, _workloads(owner, left))
             case DeletionStep.WAIT_FOR_PODS:
-                log.info("%s: %d pods have not ended yet", owner.full_name, running_pods)
+                log.info("%s: %d pods have not ended yet", owner.full_name, facts.running_pods)
             case DeletionStep.DELETE_OBJECTS:
                 return await self._delete_objects(owner, stored, facts.seconds)
         return BUSY_DELAY_SECONDS
@@ -119,25 +127,14 @@ class DataDeletion:
             return False
         return True
 
-    async def _workloads_and_pods(self, owner: Owner) -> tuple[list[Object], int]:
-        """Our Deployments and Jobs, and the number of our pods that have not ended."""
+    def _list_left(self, owner: Owner) -> list[Object]:
+        """The Deployments, Jobs and pods with our labels, as the API server has them. Blocks.
+
+        Only what is needed is kept, because labels do not prove whose objects these are, and others may have large
+        ones.
+        """
         labels = selector_text(owner)
-        deployments = await call_api(self._own_workloads, DEPLOYMENT, owner, labels)
-        jobs = await call_api(self._own_workloads, JOB, owner, labels)
-        return [*deployments, *jobs], await call_api(self._count_running_pods, owner, labels)
-
-    def _own_workloads(self, resource: Resource, owner: Owner, labels: str) -> list[Object]:
-        """Kind, name and uid of our workloads. Blocks. Nothing else is kept, because labels do not prove whose objects
-        these are, and others may have large ones."""
-        return [
-            {"kind": resource.kind, "metadata": {key: obj["metadata"][key] for key in ("name", "uid")}}
-            for obj in self._api.list(resource, owner.namespace, labels)
-            if owner.owns(obj) and "deletionTimestamp" not in obj["metadata"]
-        ]
-
-    def _count_running_pods(self, owner: Owner, labels: str) -> int:
-        pods = self._api.list(POD, owner.namespace, labels)
-        return sum(is_own_pod(owner, pod, {}) and not has_ended(pod) for pod in pods)
+        return [_brief(obj) for kind in (DEPLOYMENT, JOB, POD) for obj in self._api.list(kind, owner.namespace, labels)]
 
     async def _stop(self, owner: Owner, workloads: Sequence[Object]) -> None:
         for obj in workloads:
@@ -219,6 +216,31 @@ class DataDeletion:
                 return BUSY_DELAY_SECONDS
         await self._report(stored)
         return RETRY_DELAY_SECONDS
+
+
+def _facts(owner: Owner, stored: Object, policy: DeletionPolicy, left: Sequence[Object]) -> DeletionFacts:
+    return DeletionFacts(
+        policy=policy,
+        workloads_exist=bool(_workloads(owner, left)),
+        running_pods=sum(_is_running_pod(owner, obj) for obj in left),
+        seconds=_seconds_since(stored["metadata"]["deletionTimestamp"]),
+    )
+
+
+def _is_running_pod(owner: Owner, obj: Object) -> bool:
+    return obj["kind"] == POD.kind and is_own_pod(owner, obj, {}) and not has_ended(obj)
+
+
+def _brief(obj: Object) -> Object:
+    metadata = {key: obj["metadata"][key] for key in BRIEF_METADATA if key in obj["metadata"]}
+    status = {"phase": (obj.get("status") or {}).get("phase")}
+    return {"apiVersion": obj["apiVersion"], "kind": obj["kind"], "metadata": metadata, "status": status}
+
+
+def _workloads(owner: Owner, objects: Sequence[Object]) -> list[Object]:
+    """Our Deployments and Jobs that are not being deleted yet."""
+    ours = [obj for obj in objects if obj["kind"] in (DEPLOYMENT.kind, JOB.kind) and owner.owns(obj)]
+    return [obj for obj in ours if "deletionTimestamp" not in obj["metadata"]]
 
 
 def _open_root(config: StoreConfig, owner: str) -> RootDeletion:

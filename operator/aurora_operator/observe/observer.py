@@ -13,6 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -29,7 +30,7 @@ from aurora_operator.children.metadata import (
     trainer_name,
 )
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import BeingDeleted, NotFound
+from aurora_operator.errors import BeingDeleted, InvalidSpec, NotFound
 from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 from aurora_operator.observe import kubernetes_views
@@ -99,7 +100,8 @@ class Observer:
         Args:
             ask_agents: False: take the agents' last answers. The caller knows that no pod changed since.
 
-        Raises :class:`NotFound`, :class:`BeingDeleted`, :class:`InvalidSpec` and :class:`KubernetesError`.
+        Raises :class:`NotFound`, :class:`BeingDeleted`, :class:`InvalidSpec` and :class:`KubernetesError`, which is a
+        :class:`Conflict` when the spec changed while the store was read.
         """
         stored = self._cache.get(kubernetes_api.SPECULATOR.kind, self.namespace, self.name)
         if stored is None:
@@ -135,6 +137,15 @@ class Observer:
             spec_fault=fault,
         )
         return Snapshot(observed, live, token)
+
+    def end_outdated_wait(self, stored: Object) -> None:
+        """Abandon a read of the store if ``stored``, the custom resource of now, names another store.
+
+        Other changes of the spec wait for the read. Otherwise an autoscaler would begin it anew again and again.
+        """
+        if self.store.reads and stored["metadata"]["generation"] != self._generation:
+            with contextlib.suppress(InvalidSpec):
+                self.store.abandon_read_of_another(parse_usable(stored)[1].store)
 
     async def refresh(self) -> None:
         """Read the custom resource from the API server, because the cache turned out to be behind.
@@ -208,8 +219,10 @@ class Observer:
         """Read a Secret again soon where something speaks against its value."""
         # A pod cannot start without the Secret with the keys, so a pod that does not come up may mean that it is gone.
         stuck = any(pod.scheduled and not pod.terminating and pod.agent is None for pod in pods)
-        if token and (stuck or self._agents.token_refused):
+        if token and self._agents.token_refused:
             self._secrets.doubt(keys_name(owner))
+        elif token and stuck:
+            self._secrets.suspect(keys_name(owner))
         if stuck or any(not (job.finished or job.suspended) for job in jobs):
             self.store.keys.doubt()
 

@@ -1,7 +1,8 @@
 """Reads Secrets by name and keeps them. The operator has no permission to list or watch them.
 
-Invariants: a Secret that works costs one read. A Secret that is missing, or whose value was refused, is read again
-after a delay that grows from :data:`MIN_DELAY_SECONDS` to :data:`MAX_DELAY_SECONDS`. Its value is never logged.
+Invariants: a Secret that works costs one read. A Secret that is missing or may not be read, or whose value was refused,
+is read again after a delay that grows from :data:`MIN_DELAY_SECONDS` to :data:`MAX_DELAY_SECONDS`. A mere suspicion
+grows the delay to :data:`MAX_SUSPICION_SECONDS`. Its value is never logged.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ import base64
 import binascii
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from http import HTTPStatus
 from math import inf
 
 from aurora_operator import kubernetes_api
-from aurora_operator.errors import NotFound
+from aurora_operator.errors import KubernetesError, NotFound
 from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 
 _READ_METADATA = frozenset({"name", "namespace", "uid", "resourceVersion", "ownerReferences"})
 MIN_DELAY_SECONDS, MAX_DELAY_SECONDS = 2.0, 60.0
+MAX_SUSPICION_SECONDS = 600.0
+"""A pod that crashes for days casts suspicion on its Secrets for days, and they are seldom the reason."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,12 @@ class _Reading:
     """How often the Secret was read in a row without a change."""
     next_seconds: float = inf
     """When to read the Secret again."""
+    refusal: KubernetesError | None = None
+    """Why the operator may not read the Secret."""
 
-    @property
-    def delay_seconds(self) -> float:
-        return min(MAX_DELAY_SECONDS, MIN_DELAY_SECONDS * (1 << min(self.reads - 1, 10)))
-
-    def doubted(self) -> _Reading:
-        return _Reading(self.secret, self.read_seconds, self.reads, self.read_seconds + self.delay_seconds)
+    def doubted(self, longest_seconds: float = MAX_DELAY_SECONDS) -> _Reading:
+        delay_seconds = min(longest_seconds, MIN_DELAY_SECONDS * (1 << min(self.reads - 1, 10)))
+        return replace(self, next_seconds=min(self.next_seconds, self.read_seconds + delay_seconds))
 
     @property
     def revision(self) -> str:
@@ -57,23 +60,39 @@ class SecretReader:
     async def find(self, name: str) -> Object | None:
         """The Secret, or None when it does not exist. Raises :class:`KubernetesError`."""
         known = self._readings.get(name)
-        if known is not None and self._clock() < known.next_seconds:
-            return known.secret
+        if known is None or self._clock() >= known.next_seconds:
+            known = self._readings[name] = await self._read(name, known)
+        if known.refusal is not None:
+            raise known.refusal.with_traceback(None)
+        return known.secret
+
+    async def _read(self, name: str, known: _Reading | None) -> _Reading:
+        secret, refusal = None, None
         try:
             secret = _read_parts(await call_api(self._api.get, kubernetes_api.SECRET, self._namespace, name))
         except NotFound:
-            secret = None
-        reading = _Reading(secret, self._clock(), reads=1)
+            pass
+        except KubernetesError as error:
+            if error.status != HTTPStatus.FORBIDDEN:
+                raise
+            refusal = error
+        reading = _Reading(secret, self._clock(), reads=1, refusal=refusal)
         if known is not None and known.revision == reading.revision:
-            reading = _Reading(secret, reading.read_seconds, known.reads + 1)
-        self._readings[name] = reading if secret is not None else reading.doubted()
-        return secret
+            reading = replace(reading, reads=known.reads + 1)
+        return reading if secret is not None else reading.doubted()
 
     def doubt(self, name: str) -> None:
         """The Secret's value was refused, so read the Secret again after its delay."""
+        self._doubt(name, MAX_DELAY_SECONDS)
+
+    def suspect(self, name: str) -> None:
+        """The Secret may be gone or another one, though nothing says so. Read it again after a delay, ever later."""
+        self._doubt(name, MAX_SUSPICION_SECONDS)
+
+    def _doubt(self, name: str, longest_seconds: float) -> None:
         known = self._readings.get(name)
-        if known is not None and known.next_seconds == inf:
-            self._readings[name] = known.doubted()
+        if known is not None:
+            self._readings[name] = known.doubted(longest_seconds)
 
     def drop(self, name: str) -> None:
         """Forget one Secret: its reader keeps what it needs, or the operator has just created the Secret."""

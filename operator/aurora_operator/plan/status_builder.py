@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from aurora_api.v1alpha1.conditions import ConditionType
+from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import (
     MAX_HISTORY,
     MAX_PODS_SHOWN,
@@ -29,7 +29,7 @@ from aurora_api.v1alpha1.training import TrainingWorth
 from aurora_operator.children.metadata import INFERENCE, selector_text
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import Observed, PodView, StoreView
-from aurora_operator.plan.conditions.condition_builder import conditions
+from aurora_operator.plan.conditions.condition_builder import STARVED, conditions
 from aurora_operator.plan.conditions.start import start_of
 from aurora_operator.plan.formatting import accept_text, ratio_text, source_text, speedup_text
 from aurora_operator.plan.kept_fields import with_kept_fields
@@ -44,6 +44,8 @@ from aurora_store import Keys
 
 REFRESH = timedelta(seconds=30)
 """Time between two writes of a status in which only figures changed."""
+_REASONS_AT_WORK = frozenset({*TrainerPhase, STARVED} - {TrainerPhase.SUSPENDED})
+"""Reasons of TrainerReady between which a trainer changes by itself, with the traffic. They count as figures."""
 
 
 @dataclass(frozen=True)
@@ -223,13 +225,8 @@ def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges,
 
 def _without_running_figures(status: SpeculatorStatus) -> SpeculatorStatus:
     pods = [pod.model_copy(update={"accept_length": None}) for pod in status.pods]
-    # The message of TrainerReady counts optimizer steps.
-    quiet_conditions = [
-        condition.model_copy(update={"message": ""}) if condition.type is ConditionType.TRAINER_READY else condition
-        for condition in status.conditions
-    ]
     update = {
-        "conditions": quiet_conditions,
+        "conditions": [_without_progress(condition) for condition in status.conditions],
         "accept_length": None,
         "estimated_speedup": None,
         "traces": 0,
@@ -237,6 +234,14 @@ def _without_running_figures(status: SpeculatorStatus) -> SpeculatorStatus:
         "pods": pods,
     }
     return status.model_copy(update=update)
+
+
+def _without_progress(condition: Condition) -> Condition:
+    """``condition`` without what a trainer at work changes all the time: its phase, and the steps in its message."""
+    if condition.type is not ConditionType.TRAINER_READY:
+        return condition
+    works = condition.status is ConditionStatus.TRUE and condition.reason in _REASONS_AT_WORK
+    return condition.model_copy(update={"message": "", "reason": "" if works else condition.reason})
 
 
 def _decision(worth: TrainingWorth) -> TrainingWorth:

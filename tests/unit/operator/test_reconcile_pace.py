@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -122,6 +123,36 @@ async def test_a_change_of_the_decided_status_makes_the_reconciles_frequent_agai
     assert await reconciler.reconcile(woken=False) > WATCHFUL_POLL_SECONDS
     observer.observed = replace(observer.observed, pods=observed().pods)
     assert await reconciler.reconcile() == BUSY_POLL_SECONDS
+
+
+async def test_a_failed_candidate_is_looked_at_when_its_retry_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    rest = (1 + REST_JITTER) * REST_POLL_SECONDS
+    for attempt, waited, expected in ((1, 10, 20), (7, 0, rest), (7, 1790, 10), (7, 3600, rest)):
+        since = datetime.now(UTC) - timedelta(seconds=waited)
+        failed = CandidateStatus(version=1, phase=CandidatePhase.FAILED, attempt=attempt, since=since, job="j")
+        pinned = observed(
+            spec=spec(serving={"replicas": 2}, rollout={"pin": 0}),
+            store=store(0, 1),
+            status=SpeculatorStatus(candidate=failed),
+        )
+        delay = await reconciler_at(FakeObserver(pinned)).reconcile(woken=False)
+        assert delay == pytest.approx(expected, abs=2)
+
+
+async def test_a_refused_write_is_tried_at_once_after_a_change_in_the_cluster() -> None:
+    actor = FakeActor(result=REFUSED)
+    reconciler = reconciler_at(FakeObserver(observed()), actor)
+    for woken in (False, True, False):
+        await reconciler.reconcile(woken=woken)
+    assert actor.tried_now == 1
+
+
+async def test_a_taken_name_is_looked_at_again_when_its_next_write_is_due() -> None:
+    taken = ExecutionResult(name_taken=("Service chat",), retry_seconds=40)
+    reconciler = reconciler_at(FakeObserver(observed()), FakeActor(result=taken))
+    assert await reconciler.reconcile() == BUSY_POLL_SECONDS, "the status tells it"
+    assert await reconciler.reconcile(woken=False) == 40
 
 
 async def test_the_agents_are_asked_in_every_reconcile_while_something_is_under_way() -> None:

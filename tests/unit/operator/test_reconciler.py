@@ -177,6 +177,9 @@ class FakeObserver:
     async def refresh(self) -> None:
         self.refreshed += 1
 
+    def end_outdated_wait(self, stored: Object) -> None:
+        """It never waits for a store."""
+
 
 @dataclass
 class FakeActor:
@@ -184,6 +187,11 @@ class FakeActor:
 
     error: Exception | None = None
     result: ExecutionResult = field(default_factory=ExecutionResult)
+    tried_now: int = 0
+    """How often refused writes were to be tried at once."""
+
+    def try_refused_writes_now(self) -> None:
+        self.tried_now += 1
 
     async def act(self, *_: Any) -> ExecutionResult:
         if self.error is not None:

@@ -10,6 +10,7 @@ view is not good: nothing is decided that could not be signed.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -17,9 +18,10 @@ from dataclasses import replace
 from http import HTTPStatus
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.store import StoreSpec
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import store_settings
-from aurora_operator.errors import CallAbandoned, KubernetesError
+from aurora_operator.errors import CallAbandoned, Conflict, KubernetesError
 from aurora_operator.io_pools import EndpointPool, StorePools, pool_of
 from aurora_operator.observe.observed import SIGNING_KEYS_MISSING, StoreView
 from aurora_operator.observe.secret_values import SecretReader, secret_value
@@ -27,7 +29,7 @@ from aurora_operator.observe.store.evidence_check import ExaminedEvidence
 from aurora_operator.observe.store.record_key_reader import RecordKeyReader
 from aurora_operator.observe.store.signed_records import RecordKeys
 from aurora_operator.observe.store.store_reader import READ_SECONDS, StoreReader
-from aurora_operator.observe.store.store_schedule import ReadSchedule, ReadScope, StoreNeeds
+from aurora_operator.observe.store.store_schedule import MENDED_BY_A_PERSON, ReadSchedule, ReadScope, StoreNeeds
 from aurora_protocol.draft_records import Channel
 from aurora_store import StoreConfig
 from aurora_store.errors import StoreError
@@ -35,7 +37,6 @@ from aurora_store.policy.store_policy import StorePolicy
 
 CALL_TIMEOUT_SECONDS = READ_SECONDS + 2.0
 """A read ends at its own deadline. A little later it is abandoned, for example while a host name is looked up."""
-
 
 _Settings = tuple[StoreConfig, RecordKeys | None]
 """How to reach a store, and the keys that sign its records. None: the keys do not exist yet."""
@@ -62,9 +63,27 @@ class StoreAccess:
         """The open store; None until credentials were found."""
         self._view = StoreView()
         self._schedule = ReadSchedule()
+        self._reading: asyncio.Task[tuple[StoreReader, StoreView]] | None = None
+        """The read that an observation waits for."""
+        self._wanted: StoreSpec | None = None
+        """The settings in the spec at the last observation."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether an observation waits for a read."""
+        return self._reading is not None
+
+    def abandon_read_of_another(self, wanted: StoreSpec) -> None:
+        """Let nobody wait any longer for a read that began with other settings than ``wanted``."""
+        if self._reading is not None and wanted != self._wanted:
+            self._reading.cancel()
 
     async def view(self, owner: Owner, spec: SpeculatorSpec, needs: StoreNeeds) -> StoreView:
-        """The records that are needed, read again where a read is due. Raises :class:`KubernetesError`."""
+        """The records that are needed, read again where a read is due.
+
+        Raises :class:`Conflict` when the read was abandoned meanwhile, and :class:`KubernetesError`.
+        """
+        self._wanted = spec.store
         settings = await self._find_settings(owner, spec)
         if isinstance(settings, StoreView):
             self._settings = None  # the store is opened anew once its settings are there
@@ -76,8 +95,8 @@ class StoreAccess:
             self._view = await self._read(settings, needs, scope)
             self._schedule.record(self._clock(), needs, scope, self._view)
             reference = spec.store.credentials.secret_ref
-            if not self._view.ok and reference is not None:
-                # A store that refuses rotated credentials says so in many ways, so any failure is a reason to look.
+            if not self._view.ok and self._view.reason not in MENDED_BY_A_PERSON and reference is not None:
+                # A store that refuses rotated credentials says so in many ways, so other failures are a reason to look.
                 self._secrets.doubt(reference.name)
         return self._view if settings[1] is not None or not self._view.ok else _without_keys(self._view)
 
@@ -148,13 +167,22 @@ class StoreAccess:
             reader = StoreReader(*settings, examined) if known is None else known
             return reader, reader.read(needs, scope)
 
+        self._reading = asyncio.create_task(self._pool.call(read, timeout_seconds=CALL_TIMEOUT_SECONDS))
         try:
-            self.reader, view = await self._pool.call(read, timeout_seconds=CALL_TIMEOUT_SECONDS)
+            self.reader, view = await self._reading
+        except asyncio.CancelledError:
+            self.reader = None  # the abandoned call still uses it
+            observation = asyncio.current_task()
+            if observation is None or observation.cancelling():
+                raise
+            raise Conflict("spec.store changed while the store was read", HTTPStatus.CONFLICT) from None
         except StoreError as error:
             return StoreView(reason="Unreachable", error=str(error))
         except CallAbandoned as error:
             self.reader = None  # the abandoned call still uses it
             return StoreView(reason="Unreachable", error=str(error))
+        finally:
+            self._reading = None
         return view
 
     async def config(self, owner: Owner, spec: SpeculatorSpec) -> StoreConfig | StoreView:

@@ -19,14 +19,19 @@ def store_needs(
     asked = {version for version in (spec.rollout.pin, requests.promote, requests.abort) if version is not None}
     candidate, measurement, measured = status.candidate, None, False
     if candidate is not None and candidate.phase is CandidatePhase.VALIDATING:
-        measurement = (candidate.version, candidate.attempt)
-        measured = any(job.finished and (job.version, job.attempt) == measurement for job in jobs)
-    rests = status.rollout.phase in (RolloutPhase.IDLE, RolloutPhase.PAUSED)
+        attempt = (candidate.version, candidate.attempt)
+        job = next((job for job in jobs if (job.version, job.attempt) == attempt), None)
+        # A Job whose pod does not run writes no evidence, and may wait for days.
+        if job is not None and (job.finished or not (job.suspended or job.waiting)):
+            measurement, measured = attempt, job.finished
+    rollout = status.rollout
+    rests = rollout.phase in (RolloutPhase.IDLE, RolloutPhase.PAUSED)
     return StoreNeeds(
         versions=status.versions() | asked,
         measurement=measurement,
         measured=measured,
         urgency=Urgency.REST if rests else Urgency.ROLLING,
+        step=(rollout.phase, rollout.version, rollout.updated, rollout.epoch),
         policy=GatePolicy.of(spec.validation),
         pin=spec.rollout.pin,
         intent=(owner.uid, owner.generation, requests),

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from aurora_operator import metrics
@@ -67,11 +68,7 @@ REQUEST_ATTEMPTS = 2
 CALL_SECONDS = 10.0
 READ_SECONDS = 20.0
 """Total deadline of one read, or of one write to the channel."""
-_PREFIXES = {
-    ReadScope.LINEAGE: Keys.LINEAGE,
-    ReadScope.CHANNEL: Keys.CHANNEL,
-    ReadScope.REGISTRY: Keys.REGISTRY,
-}
+_PREFIXES = {ReadScope.LINEAGE: Keys.LINEAGE, ReadScope.CHANNEL: Keys.CHANNEL, ReadScope.REGISTRY: Keys.REGISTRY}
 MAX_ATTEMPTS_LISTED = 1000
 """Most measurements of one version."""
 
@@ -90,7 +87,10 @@ class StoreReader:
         """
         self.config = config
         self._objects = ObjectStore(
-            config, attempts=REQUEST_ATTEMPTS, call_seconds=CALL_SECONDS, on_request=_count_request
+            config,
+            attempts=REQUEST_ATTEMPTS,
+            call_seconds=CALL_SECONDS,
+            on_request=lambda call: metrics.STORE_REQUESTS.labels(call).inc(),
         )
         self._keys = keys
         self._registry = Registry(self._objects)
@@ -125,12 +125,10 @@ class StoreReader:
         except (InvalidRecord, ObjectTooLarge) as error:
             self._forget_listings()
             return StoreView(reason="InvalidRecord", error=bounded_text(f"a record in the store is not valid: {error}"))
-        except AddressRefused as error:
-            self._forget_state()
-            return StoreView(reason="AddressRefused", error=str(error))
         except StoreError as error:
             self._forget_state()
-            return StoreView(reason="Unreachable", error=str(error))
+            reason = "AddressRefused" if isinstance(error, AddressRefused) else "Unreachable"
+            return StoreView(reason=reason, error=str(error))
 
     def lacks(self, needs: StoreNeeds) -> bool:
         """Whether a needed registration was not looked for yet."""
@@ -193,6 +191,9 @@ class StoreReader:
     def _read(self, needs: StoreNeeds, scope: ReadScope, *, trust_trainer: bool) -> StoreView:
         if scope is ReadScope.ALL:
             self._absent = frozenset()
+            self._forget_foreign_record()
+        elif needs.measured:  # evidence is there before its Job ends, and everything was read after the end
+            needs = replace(needs, measurement=None)
         if ReadScope.TRAINER in scope:
             self._read_trainer()
             scope = scope & ~self._named_by_trainer() if trust_trainer else scope | self._scope_of_trainer()
@@ -203,7 +204,8 @@ class StoreReader:
             self._forget_records()  # somebody deleted the records or put them back, so all may be others now
             for prefix in _PREFIXES.values():
                 self._find_newer(prefix)
-        lineage = self._newest(Keys.LINEAGE, Lineage, lambda record: Keys.lineage(record.number))
+        key = self._last_keys.get(Keys.LINEAGE)
+        lineage = None if key is None else self._record(Lineage, key, lambda record: Keys.lineage(record.number))
         channel = self._newest_channel()
         found = self._registrations(self._wanted(needs))
         registrations = {v: one for v, one in found.items() if channel is None or not is_void(one, channel)}
@@ -222,6 +224,13 @@ class StoreReader:
             trainer=self._trainer,
             trainer_error=self._trainer_error,
         )
+
+    def _forget_foreign_record(self) -> bool:
+        """Forget a newest record of the channel that names another owner, because somebody may have removed it."""
+        if self._channel is None or not self._channel.foreign:
+            return False
+        self._channel = None
+        return self._last_keys.pop(Keys.CHANNEL, None) is not None
 
     def _read_trainer(self) -> None:
         try:
@@ -269,22 +278,18 @@ class StoreReader:
         Raises :class:`InvalidRecord` with the key of a record that is out of sequence.
         """
         known = self._last_keys.get(prefix, "")
-        if prefix == Keys.CHANNEL and self._channel is not None and self._channel.foreign:
-            known, self._channel = "", None  # somebody may have deleted the record
-            self._last_keys.pop(prefix, None)
         # The channel's listing begins with the known record, and so shows that it is still there.
         before = Keys.channel(number_of(known) - 1) if known and prefix == Keys.CHANNEL else known
         listed = [*self._objects.list(prefix, after=before, limit=MAX_RECORDS_LISTED)]
+        if before != known and known not in listed and self._forget_foreign_record():
+            self._find_newer(prefix)  # an earlier record of ours counts again
+            return
         if before != known and known not in listed and not any(self._objects.list(prefix, limit=MAX_RECORDS_LISTED)):
             del self._last_keys[prefix]
             return
         keys = in_sequence_keys((key for key in listed if key != known), known)
         if keys:
             self._last_keys[prefix] = keys[-1]
-
-    def _newest(self, prefix: str, model: type[R], key_of: Callable[[R], str]) -> R | None:
-        key = self._last_keys.get(prefix)
-        return None if key is None else self._record(model, key, key_of)
 
     def _newest_channel(self) -> Channel | None:
         """The channel's newest record. Raises :class:`InvalidRecord` with its key when it is not believed."""
@@ -393,7 +398,3 @@ class StoreReader:
             if key not in kept:
                 self._examined.pop(key, None)
         self._attempts = {version: keys for version, keys in self._attempts.items() if version in registrations}
-
-
-def _count_request(operation: str) -> None:
-    metrics.STORE_REQUESTS.labels(operation).inc()

@@ -241,9 +241,15 @@ def _measurement_not_begun(inputs: ValidationInputs, candidate: CandidateStatus)
 def _retry_is_due(inputs: ValidationInputs, candidate: CandidateStatus) -> bool:
     if inputs.measure == (candidate.version, candidate.attempt + 1):
         return True
-    waited = None if candidate.since is None else inputs.now - candidate.since
+    return not seconds_until_retry(candidate, inputs.now)
+
+
+def seconds_until_retry(candidate: CandidateStatus, now: datetime) -> float:
+    """Seconds until ``candidate``, whose last attempt failed, may be measured again."""
+    delay = _retry_delay(candidate)
+    waited = delay if candidate.since is None else now - candidate.since
     # A time in the future was written before the clock was set back: the retry is due, because the wait is not known.
-    return waited is None or not timedelta(0) <= waited < _retry_delay(candidate)
+    return (delay - waited).total_seconds() if timedelta(0) <= waited < delay else 0.0
 
 
 def _retry_delay(candidate: CandidateStatus) -> timedelta:

@@ -38,6 +38,7 @@ _USED_BY_PODS = ("ServiceAccount ", "Secret ")
 """Kinds of children that pods use. While another owner has one, workloads are held (``act.child_writer``)."""
 _STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}
 LEAST_STEPS_PER_MINUTE = 10.0
+STARVED = "Starved"
 STARVED_SHARE = 0.25
 """A trainer starves below :data:`LEAST_STEPS_PER_MINUTE`, or below this share of its highest pace."""
 _TRAINER_STOPS = {
@@ -255,7 +256,7 @@ def _trainer_state(observed: Observed, status: SpeculatorStatus, now: datetime) 
         message = f"the trainer has reported nothing since {record.updated:%Y-%m-%d %H:%M:%S %Z}; read its pod's log"
         return ConditionContent(False, "Silent", message)
     if record is not None and (starvation := _starvation(record)):
-        return ConditionContent(True, "Starved", starvation)
+        return ConditionContent(True, STARVED, starvation)
     message = (record.message if record else "") or "the trainer runs"
     return ConditionContent(True, status.training.phase or "Starting", message)
 

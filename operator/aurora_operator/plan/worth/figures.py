@@ -30,6 +30,10 @@ MAX_COMPARISONS: Final = 10**6
 """The record may hold any number, and the API server refuses a status with a number beyond 64 bits."""
 SIGNIFICANT_DIGITS: Final = 2
 """Of the saving. More would be false precision, and would write a status for each reconcile."""
+MIN_CHANGE: Final = 0.1
+"""Share by which the saving must change before the status shows the new one."""
+MIN_CHANGE_SECONDS: Final = DAY_SECONDS // 100
+"""The same in device-seconds per day. An engine's average fades for days after its last request."""
 
 
 def worth_figures(observed: Observed, events: Iterable[VersionEvent]) -> TrainingWorth:
@@ -47,6 +51,19 @@ def worth_figures(observed: Observed, events: Iterable[VersionEvent]) -> Trainin
         "without_gain": measured + _compared_without_gain(observed, former),
     }
     return former.model_copy(update=update)
+
+
+def with_steady_saving(worth: TrainingWorth, former: TrainingWorth) -> TrainingWorth:
+    """``worth`` as the status shows it: with the former saving, unless the saving changed by more than a little.
+
+    Without traffic a saving fades for days, and each change would write a status. Decisions use the figure of now.
+    """
+    before, after = former.saved_seconds_per_day, worth.saved_seconds_per_day
+    if before is None or after is None or former.saved_device != worth.saved_device:
+        return worth
+    if abs(after - before) >= max(MIN_CHANGE * abs(before), MIN_CHANGE_SECONDS):
+        return worth
+    return worth.model_copy(update={"saved_seconds_per_day": before})
 
 
 def worth_facts(observed: Observed, worth: TrainingWorth, status: SpeculatorStatus) -> WorthFacts:

@@ -10,7 +10,7 @@ from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_operator.observe.observed import Observed
 from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.events import VersionEvent
-from aurora_operator.plan.worth.figures import worth_facts, worth_figures
+from aurora_operator.plan.worth.figures import with_steady_saving, worth_facts, worth_figures
 from aurora_operator.plan.worth.policy import SUSPENDED_BY_PERSON, decide
 
 
@@ -28,7 +28,8 @@ def with_worth(
         decided = decide(None, worth, facts, now, SUSPENDED_BY_PERSON)
     else:
         decided = decide(training.suspend_when, worth, facts, now)
-    return status.model_copy(update={"training": status.training.model_copy(update={"worth": decided})})
+    shown = with_steady_saving(decided, observed.status.training.worth)
+    return status.model_copy(update={"training": status.training.model_copy(update={"worth": shown})})
 
 
 def worth_notes(training: TrainingSpec, old: SpeculatorStatus, new: SpeculatorStatus) -> Iterator[EventNote]:

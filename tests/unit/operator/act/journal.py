@@ -171,6 +171,9 @@ class FakeObserver:
     def store(self) -> Journal:
         return self.journal
 
+    def end_outdated_wait(self, stored: Object) -> None:
+        """It never waits for a store."""
+
     async def observe(self, *, ask_agents: bool = True) -> Snapshot:
         stored = self.journal.objects.get(("AuroraSpeculator", "chat"), {}).get("status", {})
         known = {version: registration(version) for version in (0, 1)}

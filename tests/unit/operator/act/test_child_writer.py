@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,9 @@ class FakeApi:
         raise NotImplementedError
 
     def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        raise NotImplementedError
+
+    def merge_status(self, obj: Object, changes: Mapping[str, Any]) -> Object:
         raise NotImplementedError
 
     def apply(self, obj: Object, *, subresource: str = "") -> Object:
@@ -154,6 +157,7 @@ async def test_a_child_is_created_once_its_name_is_free() -> None:
     await write(api, writer)
     del api.objects["Service", "chat"]
     api.writes.clear()
+    writer.refused.try_now()
     assert await write(api, writer) == WriteResult()
     assert api.writes == ["create Service chat"]
 

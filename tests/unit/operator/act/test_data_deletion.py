@@ -90,9 +90,10 @@ class FakeCluster:
 
     def list(self, resource: Resource, namespace: str, labels: str = "") -> Sequence[Object]:
         self._call(f"list {resource.kind}")
-        if resource.kind == "Pod":
-            return self.pods
-        return [obj for (kind, _), obj in self.workloads.items() if kind == resource.kind]
+        return [obj for (kind, _), obj in self.children().items() if kind == resource.kind]
+
+    def children(self) -> dict[tuple[str, str], Object]:
+        return self.workloads | {("Pod", pod["metadata"]["name"]): {"kind": "Pod", **pod} for pod in self.pods}
 
     def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         self._call(f"delete {resource.kind} {name}")
@@ -118,6 +119,17 @@ class FakeCluster:
         assert obj["metadata"]["resourceVersion"] == "77"
         self.finalizers = [*finalizers]
         return self.stored
+
+
+@dataclass
+class FakeCache:
+    """A cache that knows what the cluster has, unless it is ``behind``."""
+
+    cluster: FakeCluster
+    behind: bool = False
+
+    def children(self, namespace: str, name: str) -> dict[tuple[str, str], Object]:
+        return {} if self.behind else self.cluster.children()
 
 
 @dataclass
@@ -172,7 +184,7 @@ def _cluster() -> FakeCluster:
 def deletion(cluster: FakeCluster, store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> DataDeletion:
     monkeypatch.setattr(data_deletion, "RootDeletion", lambda objects, owner: store)
     monkeypatch.setattr(data_deletion, "ObjectStore", lambda config, **options: None)
-    return DataDeletion(cast(Any, cluster), cast(Any, store), lambda: None)
+    return DataDeletion(cast(Any, cluster), cast(Any, FakeCache(cluster)), cast(Any, store), lambda: None)
 
 
 async def run(cluster: FakeCluster, store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:

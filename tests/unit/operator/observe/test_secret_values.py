@@ -6,13 +6,17 @@ import copy
 import itertools
 from typing import Any
 
-from aurora_operator.errors import NotFound
+import pytest
+
+from aurora_operator.errors import KubernetesError, NotFound
 from aurora_operator.kubernetes_api import Object, Resource
-from aurora_operator.observe.secret_values import MAX_DELAY_SECONDS, SecretReader, secret_value
+from aurora_operator.observe.secret_values import MAX_DELAY_SECONDS, MAX_SUSPICION_SECONDS, SecretReader, secret_value
 
 
 class Rig:
     """A fake API server and a clock that a test moves."""
+
+    refusal: KubernetesError | None = None
 
     def __init__(self, secret: Object | None) -> None:
         self.secret, self.reads, self.now = secret, 0, 1000.0
@@ -21,6 +25,8 @@ class Rig:
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
         self.reads += 1
+        if self.refusal is not None:
+            raise self.refusal
         if self.secret is None:
             raise NotFound(name, 404)
         return self.secret
@@ -83,6 +89,39 @@ async def test_a_refused_value_is_read_again_at_once_and_then_rarely() -> None:
     rig.now += MAX_DELAY_SECONDS
     rig.reader.doubt("s3")
     assert await rig.reader.find("s3") == rig.secret
+
+
+async def test_a_secret_that_may_not_be_read_is_asked_for_after_growing_delays() -> None:
+    rig = Rig(secret("1"))
+    rig.refusal = KubernetesError("forbidden", 403)
+    for _ in range(600):
+        with pytest.raises(KubernetesError, match="forbidden"):
+            await rig.reader.find("s3")
+        rig.now += 1
+    assert rig.reads <= 5 + 600 / MAX_DELAY_SECONDS + 1
+    rig.refusal = None
+    rig.now += MAX_DELAY_SECONDS
+    assert await rig.reader.find("s3") == rig.secret
+
+
+async def test_an_api_server_that_is_away_is_no_refusal() -> None:
+    rig = Rig(secret("1"))
+    rig.refusal = KubernetesError("no connection")
+    for _ in range(2):
+        with pytest.raises(KubernetesError):
+            await rig.reader.find("s3")
+    assert rig.reads == 2
+
+
+async def test_a_suspicion_that_lasts_reads_ever_more_rarely_and_a_refused_value_does_not_wait_for_it() -> None:
+    rig = Rig(secret("1"))
+    for _ in range(4 * 3600):
+        rig.reader.suspect("s3")
+        await rig.reader.find("s3")
+        rig.now += 1
+    assert rig.reads <= 10 + 4 * 3600 / MAX_SUSPICION_SECONDS
+    rig.reader.doubt("s3")
+    assert rig.reader.seconds_until_next_read <= MAX_DELAY_SECONDS
 
 
 async def test_a_changed_spec_reads_at_once() -> None:

@@ -21,6 +21,7 @@ from aurora_operator.observe.observed import (
 )
 from aurora_operator.plan import plan
 from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
+from aurora_operator.plan.status_builder import REFRESH, differs_in_decisions, worth_writing
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
@@ -36,7 +37,11 @@ from tests.unit.operator.worlds import (
     spec,
     status,
     store,
+    trainer_record,
 )
+
+AT_WORK = (TrainerPhase.WAITING_FOR_TRACES, TrainerPhase.TRAINING)
+SUSPENDED = {"suspended": True}
 
 
 def test_the_status_shows_training_progress_and_vocabulary_coverage() -> None:
@@ -52,6 +57,26 @@ def test_the_status_shows_training_progress_and_vocabulary_coverage() -> None:
     training = status(observed(store=store(0, trainer=record))).training
     assert (training.step, training.trained_tokens) == (7, 900)
     assert (training.held_out_accept_length, training.vocabulary_coverage) == ("1.60", "0.846")
+
+
+def test_a_trainer_that_changes_between_training_and_waiting_changes_only_figures() -> None:
+    """Light traffic makes it change every few seconds, for days."""
+    waits, trains = (status(observed(store=store(0, trainer=trainer_record(phase=phase)))) for phase in AT_WORK)
+    reasons = {c.reason for one in (waits, trains) for c in one.conditions if c.type is ConditionType.TRAINER_READY}
+    assert reasons == {"WaitingForTraces", "Training"}
+    assert not differs_in_decisions(waits, trains)
+    assert not worth_writing(waits, trains, REFRESH / 2)
+    assert worth_writing(waits, trains, REFRESH)
+
+
+def test_a_trainer_that_is_suspended_or_fell_silent_is_no_figure() -> None:
+    works = status(observed(store=store(0, trainer=trainer_record())))
+    others = (
+        observed(store=store(0, trainer=trainer_record()), spec=spec(serving={"replicas": 2}, training=SUSPENDED)),
+        observed(store=store(0, trainer=trainer_record(updated=NOW - timedelta(hours=1)))),
+    )
+    for other in others:
+        assert differs_in_decisions(works, status(other))
 
 
 @pytest.mark.parametrize("phase", [TrainerPhase.STARTING, TrainerPhase.TRAINING])

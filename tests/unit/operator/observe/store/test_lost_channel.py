@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +14,12 @@ from aurora_operator.observe.store.signed_records import RecordKeys
 from aurora_operator.observe.store.store_reader import StoreReader
 from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
 from aurora_operator.plan import Plan
+from aurora_protocol.draft_records import RootOwner
 from aurora_store import Registry, StoreConfig
 from aurora_store.errors import StoreError
 from aurora_store.keys import Keys, first_owner
-from tests.unit.operator.worlds import channel, digest, lineage, made, observed, pod, registration
+from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo
+from tests.unit.operator.worlds import NOW, channel, digest, lineage, made, observed, pod, registration
 from tests.unit.training.tiny import MemoryObjects
 
 
@@ -24,6 +27,18 @@ class Objects(MemoryObjects):
     """Objects in a dictionary, with the calls by which the operator opens a store."""
 
     away = False
+    asked: list[str] | None = None
+    """Reads since a test set it."""
+
+    def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
+        if self.asked is not None:
+            self.asked.append("get")
+        return super().get(key, sha256, max_bytes=max_bytes)
+
+    def list_objects(self, prefix: str, *, after: str = "", limit: int = MAX_LISTED_OBJECTS) -> Iterator[ObjectInfo]:
+        if self.asked is not None:
+            self.asked.append("list")
+        return super().list_objects(prefix, after=after, limit=limit)
 
     def probe(self) -> None:
         if self.away:
@@ -104,6 +119,25 @@ def test_a_newest_record_that_is_deleted_alone_stays_known(store: Store) -> None
     view = store.read()
     assert view.channel is not None
     assert view.channel.epoch == 2
+
+
+def test_a_record_of_another_owner_is_read_once_and_forgotten_once_it_is_deleted(store: Store) -> None:
+    store.read()
+    thief = RootOwner(id="99999999", namespace="x", name="y", since=NOW)
+    foreign = channel(1, epoch=3).model_copy(update={"owner": thief})
+    store.objects.put(Keys.channel(3), foreign.to_json())
+    for _ in range(3):
+        view = store.read(ReadScope.CHANNEL)
+        assert view.channel is not None
+        assert view.channel.owner == thief
+    asked: list[str] = []
+    store.objects.asked = asked
+    store.read(ReadScope.CHANNEL)
+    assert asked == ["list"], "it starts after the last known record, and reads nothing again"
+    del store.objects.data[Keys.channel(3)]
+    view = store.read(ReadScope.CHANNEL)
+    assert view.channel is not None
+    assert (view.channel.epoch, view.channel.owner) == (2, None)
 
 
 def test_the_first_record_of_a_channel_makes_nothing_unknown(store: Store) -> None:

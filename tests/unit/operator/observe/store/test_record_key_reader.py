@@ -9,7 +9,12 @@ from aurora_operator.children.metadata import signing_keys_name
 from aurora_operator.errors import KubernetesError, NotFound
 from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.secret_values import SecretReader
-from aurora_operator.observe.store.record_key_reader import DOUBT_SECONDS, RecordKeyReader
+from aurora_operator.observe.store.record_key_reader import (
+    DOUBT_ENDS_SECONDS,
+    DOUBT_SECONDS,
+    MAX_DOUBT_SECONDS,
+    RecordKeyReader,
+)
 from aurora_operator.observe.store.signed_records import RecordKeys
 from aurora_protocol.signatures import KeyName, all_keys
 from tests.assets.signing import KEYS, secret_data
@@ -68,6 +73,21 @@ async def test_a_lost_secret_is_noticed_after_a_doubt_and_read_at_once_after_it_
     assert isinstance(found, RecordKeys)
     assert found.trusted_record == "nine"
     assert not rig.reader.expected
+
+
+async def test_a_doubt_that_lasts_for_days_reads_ever_more_rarely_and_a_new_one_soon() -> None:
+    rig = Rig(secret_data())
+    for _ in range(4 * 240):
+        await rig.find()
+        rig.reader.doubt()
+        rig.now += 15
+    assert rig.reads <= 6 + 4 * 3600 / MAX_DOUBT_SECONDS
+    await rig.find()
+    rig.now += DOUBT_ENDS_SECONDS + 1
+    before = rig.reads
+    rig.reader.doubt()
+    await rig.find()
+    assert rig.reads == before + 1
 
 
 async def test_a_secret_that_is_not_what_the_operator_wrote_is_named_and_not_used() -> None:

@@ -43,6 +43,19 @@ def test_evidence_is_expected_once_the_job_of_the_present_attempt_ended() -> Non
     assert needs(SpeculatorStatus(), ended).measurement is None
 
 
+def test_a_job_whose_pod_does_not_run_writes_no_evidence() -> None:
+    for job in (JobView("j", 3, 2, suspended=True), JobView("j", 3, 2, waiting="Unschedulable")):
+        assert needs(measuring(2), job).measurement is None
+    assert needs(measuring(2)).measurement is None, "the candidate waits, and has no Job"
+    assert needs(measuring(2), JobView("j", 3, 2)).measurement == (3, 2)
+
+
+def test_each_step_of_a_roll_is_another_one() -> None:
+    rolling = RolloutStatus(phase=RolloutPhase.ROLLING, version=1, updated=1, epoch=3)
+    steps = [needs(SpeculatorStatus(rollout=rolling.model_copy(update={"updated": done}))).step for done in (1, 1, 2)]
+    assert steps[0] == steps[1] != steps[2]
+
+
 def test_a_roll_is_urgent_and_a_paused_one_is_not() -> None:
     for phase in RolloutPhase:
         urgency = needs(SpeculatorStatus(rollout=RolloutStatus(phase=phase))).urgency

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 from itertools import pairwise
 
 from hypothesis import given
@@ -12,6 +13,8 @@ from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.store.store_schedule import (
     MAX_EXPECTING_SECONDS,
     MAX_RETRY_SECONDS,
+    MAX_RETRY_SECONDS_UNTIL_MENDED,
+    MENDED_BY_A_PERSON,
     SELDOM_EXPECTING_SECONDS,
     ReadSchedule,
     ReadScope,
@@ -19,8 +22,9 @@ from aurora_operator.observe.store.store_schedule import (
     Urgency,
 )
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
-from tests.unit.operator.worlds import NOW, evidence, lineage, store
+from tests.unit.operator.worlds import NOW, lineage, store
 
+LATER = NOW + timedelta(hours=1)
 AT_REST = StoreNeeds(intent=1)
 DOWN = StoreView(reason="Unreachable", error="no route")
 
@@ -91,20 +95,74 @@ def test_everything_is_read_at_once_when_a_person_asks_for_something() -> None:
     assert schedule.scope(1, replace(AT_REST, intent=2)) is ReadScope.ALL
 
 
-def test_everything_is_read_at_once_when_a_measurement_ended_until_its_evidence_is_there() -> None:
+def test_everything_is_read_at_once_when_a_measurement_ended_and_only_once() -> None:
+    """Evidence is written before its Job ends. Without it the candidate fails, or waits for the end of a roll."""
     measuring = StoreNeeds(intent=1, measurement=(1, 1))
     schedule = opened(store(0, 1))
     assert schedule.scope(1, measuring) is ReadScope.NONE
     ended = replace(measuring, measured=True)
     assert read_once(schedule, 1, ended, store(0, 1)) is ReadScope.ALL
-    assert read_once(schedule, 1.1, ended, store(0, 1, evidence=(evidence(1),))) is ReadScope.ALL
-    assert read_once(schedule, 1.2, ended, store(0, 1, evidence=(evidence(1),))) is ReadScope.NONE
+    assert [read_once(schedule, second, ended, store(0, 1)) for second in (1.1, 15, 30)] == [ReadScope.NONE] * 3
+    again = replace(ended, measurement=(1, 2))
+    assert read_once(schedule, 31, again, store(0, 1)) is ReadScope.ALL
+    assert read_once(schedule, 32, replace(again, measurement=(1, 3), measured=False), store(0, 1)) is ReadScope.NONE
 
 
-def test_a_roll_looks_at_the_channel_before_each_step() -> None:
-    schedule = opened(store(0, 1))
-    rolling = replace(AT_REST, urgency=Urgency.ROLLING)
-    assert [read_once(schedule, second, rolling, store(0, 1)) for second in (2, 4, 6)] == [ReadScope.CHANNEL] * 3
+def test_everything_is_read_again_when_the_read_after_the_end_of_a_measurement_failed() -> None:
+    ended = StoreNeeds(intent=1, measurement=(1, 1), measured=True)
+    schedule = ReadSchedule(shortest)
+    schedule.record(0, AT_REST, ReadScope.ALL, store(0, 1))
+    assert read_once(schedule, 1, ended, DOWN) is ReadScope.ALL
+    assert read_once(schedule, 30, ended, store(0, 1)) is ReadScope.ALL
+    assert read_once(schedule, 31, ended, store(0, 1)) is ReadScope.NONE
+
+
+def test_a_roll_looks_at_the_channel_at_each_step_and_ever_more_rarely_while_it_waits() -> None:
+    view = store(0, 1)
+    schedule = opened(view)
+    rolling = replace(AT_REST, urgency=Urgency.ROLLING, step=1)
+    looked = [second for second in range(1, 3600) if ReadScope.CHANNEL in read_once(schedule, second, rolling, view)]
+    assert looked[:5] == [1, 3, 7, 15, 31]
+    assert len(looked) <= 6 + 3600 / 180, "as at rest"
+    stepped = replace(rolling, step=2)
+    assert ReadScope.CHANNEL in read_once(schedule, 3600, stepped, view)
+    assert [ReadScope.CHANNEL in read_once(schedule, 3600 + second, stepped, view) for second in (1, 2)] == [
+        False,
+        True,
+    ]
+
+
+def test_a_trainer_whose_record_stays_as_it_is_does_not_learn() -> None:
+    """It was killed, or its node is lost. Its record says Training for ever."""
+    view = store(0, trainer=trainer(TrainerPhase.TRAINING))
+    schedule = opened(view)
+    reads = [second for second in range(1, 3600) if read_once(schedule, second, AT_REST, view)]
+    assert len([second for second in reads if second <= 300]) == 20
+    assert len([second for second in reads if second > 400]) <= 3200 / 60
+    resumed = replace(view, trainer=trainer(TrainerPhase.TRAINING).model_copy(update={"updated": LATER}))
+    again = [second for second in range(3600, 3800) if read_once(schedule, second, AT_REST, resumed)]
+    assert again[2] - again[1] == 15
+
+
+def test_a_fault_that_a_person_must_mend_is_looked_at_every_few_minutes() -> None:
+    for reason in MENDED_BY_A_PERSON:
+        schedule, reads = opened(store(0)), list[int]()
+        view = StoreView(reason=reason, error="a record is wrong")
+        schedule.record(0, AT_REST, ReadScope.ALL, view)
+        reads = [second for second in range(1, 7200) if read_once(schedule, second, AT_REST, view)]
+        assert reads[0] == 1
+        assert min(later - earlier for earlier, later in pairwise(reads[-10:])) >= MAX_RETRY_SECONDS_UNTIL_MENDED / 2
+        assert schedule.scope(7200, replace(AT_REST, intent=2)) is ReadScope.ALL, "a person does not wait"
+
+
+def test_lost_records_that_nobody_puts_back_cost_two_requests_a_minute() -> None:
+    lost = StoreView(lineage=lineage())
+    schedule, scopes = opened(lost), dict[int, ReadScope]()
+    scopes = {second: read_once(schedule, second, AT_REST, lost) for second in range(1, 6 * 3600)}
+    late = [scope for second, scope in scopes.items() if second > 3600 and scope]
+    absent_registrations = 2 * late.count(ReadScope.ALL)
+    assert ReadScope.ALL in late, "a person may put records back in any order"
+    assert sum(map(len, late)) + absent_registrations <= 2 * 5 * 60 * 2, "with the shortest pauses; half with the mean"
 
 
 def test_the_first_records_are_expected_with_a_growing_interval() -> None:

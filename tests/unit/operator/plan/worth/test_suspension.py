@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import timedelta
 from itertools import cycle
@@ -17,6 +18,7 @@ from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import AcceptedTokens, CounterSample, Observed, PodView, StoreView, UserRequests
 from aurora_operator.observe.observed_time import ObservedTime
 from aurora_operator.plan import plan
+from aurora_operator.plan.worth.figures import MIN_CHANGE_SECONDS
 from aurora_operator.plan.worth.policy import CRITERIA_UNSET, SUSPENDED_BY_PERSON
 from aurora_operator.plan.worth.report import with_worth
 from aurora_operator.reconciler import MAX_FIGURES_GAP, REST_JITTER, REST_POLL_SECONDS
@@ -131,6 +133,26 @@ def test_an_idle_speculator_writes_no_status_for_an_average_that_fades() -> None
 
 
 # Drafts without a gain -----------------------------------------------------------------------------------------------
+
+
+def test_a_saving_that_fades_after_the_last_request_is_written_a_few_times_a_day() -> None:
+    shown, written = status(world(saving("chat-a", 0.5))).training.worth, list[int]()
+    for minute in range(0, 14 * 24 * 60, 10):
+        seen = world(saving("chat-a", 0.5 * math.exp(-minute / 1440)), old=shown)
+        if (now := status(seen).training.worth) != shown:
+            shown = now
+            written.append(minute)
+    assert len(written) < 45, "one in three hours, and none after a week"
+    assert written[-1] < 7 * 24 * 60
+    assert shown.saved_seconds_per_day is not None
+    assert shown.saved_seconds_per_day < MIN_CHANGE_SECONDS * 2
+
+
+def test_a_saving_that_changes_clearly_is_shown_at_once() -> None:
+    shown = status(world(saving("chat-a", 0.5))).training.worth
+    for share, expected in ((0.47, 43000), (0.44, 38000), (0.9, 78000), (0.0, 0)):
+        seen = world(saving("chat-a", share), old=shown)
+        assert status(seen).training.worth.saved_seconds_per_day == expected
 
 
 def measured(version: int, kind: VerdictKind, without_gain: int = 2, **more: Any) -> TrainingWorth:
