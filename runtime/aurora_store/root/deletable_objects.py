@@ -33,6 +33,8 @@ class ObjectVersion:
     key: str
     size_bytes: int
     version_id: str
+    is_marker: bool = False
+    """A delete marker, which hides the versions of its key."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,12 @@ class DeletableObjects(ObjectStore):
         Raises :class:`CallUnavailable`.
         """
         for page in self._pages("list_object_versions", prefix):
-            for item in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())):
-                key, version = item.get("Key", ""), item.get("VersionId")
-                if version is None:
-                    raise CallUnavailable(f"list versions of {prefix or 'the root'}: the store gives them no id")
-                yield ObjectVersion(key.removeprefix(self._full_key("")), item.get("Size", 0), version)
+            for entry in ("Versions", "DeleteMarkers"):
+                for item in page.get(entry, ()):
+                    key, version = item.get("Key", "").removeprefix(self._full_key("")), item.get("VersionId")
+                    if version is None:
+                        raise CallUnavailable("the store's list of versions gives no ids")
+                    yield ObjectVersion(key, item.get("Size", 0), version, is_marker=entry == "DeleteMarkers")
 
     def list_uploads(self) -> Iterator[UnfinishedUpload]:
         """All unfinished uploads below the root. Raises :class:`CallUnavailable`."""

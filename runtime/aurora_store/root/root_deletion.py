@@ -74,7 +74,7 @@ class RootDeletion:
         self._pass: DeletionPass | None = None
         """The pass over all objects that is under way."""
         self._objects_done = False
-        """The pass has ended, and older versions are deleted now. Meanwhile some may appear as objects again."""
+        """The pass has ended, and older versions are deleted now."""
         self._remains = RootRemains(objects, self._deleted)
 
     def step(self, seconds: float, *, expects_records: bool = False) -> DeletionProgress:
@@ -94,7 +94,7 @@ class RootDeletion:
         if not (self._delete_all_but(newest, deadline) and self._remains.delete(newest, deadline)):
             return self._progress()
         if any(key != newest for key in self._objects.list("")):
-            # A pod had not learned yet that the root is closed, or a deleted marker laid open an older version.
+            # A pod had not learned yet that the root is closed.
             self._objects_done, self._remains = False, RootRemains(self._objects, self._deleted)
             return self._progress()
         if expects_records:

@@ -3,7 +3,8 @@
 Why apart from the objects: not every store knows these calls, and a lock may keep a version for years. So what cannot
 be deleted is told and not waited for. Failures that may pass are raised, and the next step tries again.
 
-Invariant: the versions of the record that closed the root go last, together with the record.
+Invariants: the versions of the record that closed the root go last, together with the record. A delete marker is
+deleted only when all versions are gone, because without the marker a version that is locked appears as an object again.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class RootRemains:
         self._versions_done = self._uploads_done = False
         self._listing_unavailable = False
         self._newest_seen = False
+        self._markers = False
+        """Whether the versions are gone, and the delete markers follow."""
         self._versions_reason = self._uploads_reason = ""
 
     @property
@@ -64,10 +67,12 @@ class RootRemains:
         if self._listing_unavailable:
             return True
         try:
-            if newest:
-                last = DeletionPass(self._objects, self._objects.list_versions(newest), self._deleted)
-                last.run(time.monotonic())
-                self._note_refusals(last)
+            for markers in (False, True):
+                if newest and not self._versions_reason:
+                    items = [item for item in self._objects.list_versions(newest) if item.is_marker is markers]
+                    last = DeletionPass(self._objects, iter(items), self._deleted)
+                    last.run(time.monotonic())
+                    self._note_refusals(last)
             # Otherwise the next step makes another pass.
             self._versions_done = bool(self._versions_reason) or next(self._objects.list_versions(""), None) is None
         except CallUnavailable as error:
@@ -92,8 +97,11 @@ class RootRemains:
                 raise CallUnavailable(f"the store's list of versions lacks {newest}, which is stored")
             if not under_way.count:
                 self._note_refusals(under_way)
-                return True
-            self._passes_left -= 1
+                if self._markers or self._versions_reason:
+                    return True
+                self._markers = True
+            else:
+                self._passes_left -= 1
         self._versions_reason = f"the store still lists older versions after {MAX_PASSES} deletions"
         return True
 
@@ -101,7 +109,7 @@ class RootRemains:
         for version in self._objects.list_versions(""):
             if version.key == newest:
                 self._newest_seen = True
-            else:
+            elif version.is_marker is self._markers:
                 yield version
 
     def _note_refusals(self, ended: DeletionPass) -> None:
