@@ -57,6 +57,8 @@ from aurora_store.s3_calls.call_limits import total_deadline
 
 log = logging.getLogger(__name__)
 
+WORKLOADS = (DEPLOYMENT, JOB)
+"""Kinds whose pods write to the store. They are deleted before the objects."""
 STEP_SECONDS = 10.0
 STEP_DEADLINE_SECONDS = 20.0
 STEP_TIMEOUT_SECONDS = 22.0
@@ -138,7 +140,7 @@ class DataDeletion:
         labels = selector_text(owner)
         workloads = [
             obj
-            for kind in (DEPLOYMENT, JOB)
+            for kind in WORKLOADS
             for obj in await call_api(self._api.list, kind, owner.namespace, labels)
             if owner.owns(obj) and "deletionTimestamp" not in obj["metadata"]
         ]
