@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aurora_store import Keys, ObjectStore, Registry, StoreConfig
+from aurora_store import FencedObjectStore, Keys, ObjectStore, Registry, StoreConfig
 from aurora_store.errors import NotRootOwner, StoreError
 from aurora_store.keys import owner_id
 from aurora_store.root.deletable_objects import DeletableObjects
@@ -111,6 +111,17 @@ def test_pods_that_still_run_write_nothing_below_a_deleted_root(s3: S3, root: st
     assert finish(old.deletion).done
     with pytest.raises(NotRootOwner, match="was deleted"):
         tiny.put_shard(old.registry, 0, [tiny.trace(0)])
+    assert list(old.pods.list("")) == []
+
+
+def test_an_agent_that_restarts_on_a_cut_off_node_writes_nothing_below_a_deleted_root(s3: S3, root: str) -> None:
+    old = Speculator(s3, OLD, root)
+    agent = FencedObjectStore(s3.config(root=root), expects_channel=True)
+    agent.put("traces/0", b"1")
+    assert finish(old.deletion).done
+    restarted = FencedObjectStore(s3.config(root=root), expects_channel=True)
+    with pytest.raises(NotRootOwner, match="was deleted"):
+        restarted.put("traces/1", b"1")
     assert list(old.pods.list("")) == []
 
 
