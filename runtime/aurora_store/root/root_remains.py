@@ -67,17 +67,22 @@ class RootRemains:
         if self._listing_unavailable:
             return True
         try:
-            for markers in (False, True):
-                if newest and not self._versions_reason:
-                    items = [item for item in self._objects.list_versions(newest) if item.is_marker is markers]
-                    last = DeletionPass(self._objects, iter(items), self._deleted)
-                    last.run(time.monotonic())
-                    self._note_refusals(last)
+            if newest:
+                self._delete_versions_of(newest)
             # Otherwise the next step makes another pass.
             self._versions_done = bool(self._versions_reason) or next(self._objects.list_versions(""), None) is None
         except CallUnavailable as error:
             self._note_unavailable(error)
         return self._versions_done
+
+    def _delete_versions_of(self, key: str) -> None:
+        for markers in (False, True):
+            items = [item for item in self._objects.list_versions(key) if item.is_marker is markers]
+            last = DeletionPass(self._objects, iter(items), self._deleted)
+            last.run(time.monotonic())
+            self._note_refusals(last)
+            if last.refused:
+                return
 
     def _note_unavailable(self, error: CallUnavailable) -> None:
         self._versions_reason = f"older versions were not listed: {error}"

@@ -176,9 +176,7 @@ async def _lead_once(elector: LeaderElector, calls: LeaseCalls) -> None:
     await asyncio.gather(election, return_exceptions=True)
 
 
-def _of_kinds(
-    verb: str, use: Callable[[Probe, Resource], None], *kinds: Resource
-) -> dict[tuple[str, str], Callable[[Probe], None]]:
+def _of_kinds(verb: str, use: Callable[..., None], *kinds: Resource) -> dict[tuple[str, str], Callable[[Probe], None]]:
     return {(kind.plural, verb): partial(use, resource=kind) for kind in kinds}
 
 
