@@ -6,6 +6,8 @@ OperatorError
 │   ├── NotFound      the object does not exist
 │   │   └── BeingDeleted  the speculator is being deleted
 │   ├── Conflict      somebody else wrote first: observe again
+│   ├── TooLarge      an answer exceeds its size limit
+│   ├── SilentWatch   nothing arrived on an open watch
 │   └── Expired       the API server no longer has the history to go on from: list again
 ├── CallAbandoned     a blocking call was not over at its deadline
 ├── NotLeading        another replica acts
@@ -17,6 +19,12 @@ OperatorError
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+UNAVAILABLE_STATUSES = frozenset({0, 401, 429, 502, 503, 504})
+"""HTTP statuses that mean "the API server cannot answer now" (0: no connection).
+
+500 is not among them: the API server answers 500 to a template that has a number where text belongs.
+"""
 
 if TYPE_CHECKING:
     from aurora_api.v1alpha1.spec import SpeculatorSpec
@@ -54,6 +62,14 @@ class Conflict(KubernetesError):
 
 class NamespaceEnds(KubernetesError):
     """The namespace is being deleted, so the API server creates nothing in it (HTTP 403)."""
+
+
+class TooLarge(KubernetesError):
+    """An answer of the API server exceeds its size limit, and was not read to its end."""
+
+
+class SilentWatch(KubernetesError):
+    """The API server accepted a watch, and then sent nothing for too long, not even a bookmark."""
 
 
 class NotLeading(OperatorError):

@@ -1,8 +1,9 @@
 """Runs blocking calls in threads, so that a slow API server or store holds up nobody else.
 
-Each store endpoint has a bounded share of the threads for stores. The API server has threads of its own. A call has a
-total deadline, which includes the wait for a thread and the resolution of host names. An overdue call is abandoned: its
-caller goes on, and its thread counts until it really ends.
+Each store endpoint has a bounded share of the threads for stores. The API server has threads of its own, and each
+namespace a bounded share of them (``reconcile_slots``), because an admission webhook may delay the calls of one. A call
+has a total deadline, which includes the wait for a thread and the resolution of host names. An overdue call is
+abandoned: its caller goes on. The thread of a store's call counts until it really ends.
 
 An endpoint is *proven* when its last call took less than :data:`PROVEN_SECONDS`. All other endpoints together get at
 most :data:`UNPROVEN_THREADS`, so that any number of hanging stores leaves threads for the stores that answer.
@@ -24,12 +25,13 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from aurora_operator import metrics
 from aurora_operator.errors import CallAbandoned, KubernetesError
-from aurora_operator.reconcile_slots import outside
+from aurora_operator.reconcile_slots import api_turn, outside
 from aurora_store import StoreConfig
 
 P = ParamSpec("P")
 T = TypeVar("T")
-API_THREADS = 32
+API_THREADS = 64
+"""Enough for five namespaces whose calls hang. Threads start when they are needed, so few run usually."""
 API_CALL_SECONDS = 60.0
 """Total deadline of a call of the API server. The API server ends a request after 60 s itself (--request-timeout)."""
 STORE_THREADS = 256
@@ -54,9 +56,13 @@ async def call_api(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
     by then never begins. An abandoned write that has begun may still happen, like a write whose answer is lost. The
     next reconcile observes both.
     """
+    return await outside(_call_api(partial(work, *args, **kwargs)))
+
+
+async def _call_api(work: Callable[[], T]) -> T:
     try:
-        async with asyncio.timeout(API_CALL_SECONDS) as deadline:
-            return await asyncio.to_thread(work, *args, **kwargs)
+        async with asyncio.timeout(API_CALL_SECONDS) as deadline, api_turn():
+            return await asyncio.to_thread(work)
     except TimeoutError as error:
         if not deadline.expired():
             raise

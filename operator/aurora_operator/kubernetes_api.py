@@ -3,15 +3,16 @@
 Objects are plain JSON. Server-side apply must send only the fields that we own, and typed models would send all other
 fields as null. The calls block, so async code runs them in threads.
 
-Invariants: every call has a timeout and is counted. Every failure is a :class:`KubernetesError`. No delete reaches an
-object other than the one that was observed, because it carries that object's uid. Whoever reads the operator's cache
-also reads the operator's own writes, because every write hands its answer to ``on_write``.
+Invariants: every call has a timeout and a size limit, and is counted. Every failure is a :class:`KubernetesError`. No
+delete reaches an object other than the one that was observed, because it carries that object's uid. Whoever reads the
+operator's cache also reads the operator's own writes, because every write hands its answer to ``on_write``.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlencode
@@ -23,14 +24,22 @@ from prometheus_client import Counter
 from pydantic_core import from_json
 
 from aurora_api import API_VERSION, KIND, PLURAL
-from aurora_operator.errors import Conflict, Expired, KubernetesError, NamespaceEnds, NotFound
+from aurora_operator.errors import Conflict, Expired, KubernetesError, NamespaceEnds, NotFound, TooLarge
 from aurora_operator.operator_config import OPERATOR_NAME
+from aurora_store.errors import bounded_text
 
 Object = dict[str, Any]
 TIMEOUT_SECONDS = (5.0, 30.0)
 """Timeouts of connecting and of reading."""
-MAX_CONNECTIONS = 32
+MAX_CONNECTIONS = 64
 """Connections that are kept for later calls. With fewer than threads, calls would make a new TLS connection each."""
+PAGE_SIZE = 100
+"""Objects per page of a list: about 1 MB, and up to twenty times as much once they are parsed."""
+MAX_PAGE_BYTES = 4 << 20
+"""A page that exceeds this is asked for again with fewer objects, so that large objects of others cannot fill the
+memory."""
+MAX_OBJECT_BYTES = 16 << 20
+"""More than one object can have. etcd stores 1.5 MiB of it, and JSON needs up to 6 bytes for one of them."""
 APPLY_CONTENT_TYPE = "application/apply-patch+yaml"
 MERGE_CONTENT_TYPE = "application/merge-patch+json"
 API_CALLS = Counter(
@@ -87,6 +96,28 @@ CHILDREN = (DEPLOYMENT, SERVICE, SERVICE_ACCOUNT, DISRUPTION_BUDGET, NETWORK_POL
 _BY_KIND = {resource.kind: resource for resource in (*CHILDREN, JOB, SECRET, POD, EVENT, LEASE, SPECULATOR)}
 
 
+class PageSize:
+    """How many objects to ask for in the next page of a list."""
+
+    def __init__(self) -> None:
+        self.limit = PAGE_SIZE
+
+    @property
+    def max_bytes(self) -> int:
+        """The size limit of the next page. A page of one object cannot be made smaller."""
+        return MAX_PAGE_BYTES if self.limit > 1 else MAX_OBJECT_BYTES
+
+    def shrink(self) -> bool:
+        """The page was too large. False when it was a page of one object."""
+        shrinks = self.limit > 1
+        self.limit = max(1, self.limit // 4)
+        return shrinks
+
+    def grow(self) -> None:
+        """The page was small enough. Large objects are rare, so the next page may have more objects again."""
+        self.limit = min(PAGE_SIZE, self.limit * 2)
+
+
 def resource_of(obj: Mapping[str, Any]) -> Resource:
     """The resource of an object's kind."""
     return _BY_KIND[obj["kind"]]
@@ -97,7 +128,7 @@ class KubernetesApi(Protocol):
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object: ...
 
-    def list(self, resource: Resource, namespace: str, labels: str = "") -> Sequence[Object]: ...
+    def list(self, resource: Resource, namespace: str, labels: str = "") -> Iterable[Object]: ...
 
     def apply(self, obj: Object, *, subresource: str = "") -> Object: ...
 
@@ -115,7 +146,8 @@ class HttpKubernetesApi:
 
     Args:
         on_write: gets the object that a write returned, in the thread of the call and before the call returns.
-        before_write: called in the thread of the call just before each write. Raises an error to prevent the write.
+        around_write: entered in the thread of the call just before each write, and left when the write has ended.
+            Raises an error to prevent the write.
         timeout_seconds: of connecting and of reading.
     """
 
@@ -123,10 +155,10 @@ class HttpKubernetesApi:
         self,
         api: client.ApiClient,
         on_write: Callable[[Object], None] | None = None,
-        before_write: Callable[[], None] | None = None,
+        around_write: Callable[[], AbstractContextManager[None]] | None = None,
         timeout_seconds: tuple[float, float] = TIMEOUT_SECONDS,
     ) -> None:
-        self._api, self._on_write, self._before_write = api, on_write, before_write
+        self._api, self._on_write, self._around_write = api, on_write, around_write or nullcontext
         self._timeout_seconds = timeout_seconds
         api.user_agent = OPERATOR_NAME  # not a header of each call: the client's own header would replace it
 
@@ -134,7 +166,7 @@ class HttpKubernetesApi:
     def connect(
         cls,
         on_write: Callable[[Object], None] | None = None,
-        before_write: Callable[[], None] | None = None,
+        around_write: Callable[[], AbstractContextManager[None]] | None = None,
         timeout_seconds: tuple[float, float] = TIMEOUT_SECONDS,
     ) -> HttpKubernetesApi:
         """Connect with the pod's ServiceAccount, or outside of a cluster with the current kubeconfig.
@@ -147,10 +179,10 @@ class HttpKubernetesApi:
         except kube_config.ConfigException:
             kube_config.load_kube_config()
         configuration = client.Configuration.get_default_copy()
-        configuration.retries = 0  # a retry deep inside would happen after ``before_write`` has allowed the write
+        configuration.retries = 0  # a retry deep inside would happen after ``around_write`` has allowed the write
         configuration.connection_pool_maxsize = MAX_CONNECTIONS
         configuration.proxy = None
-        return cls(client.ApiClient(configuration), on_write, before_write, timeout_seconds)
+        return cls(client.ApiClient(configuration), on_write, around_write, timeout_seconds)
 
     @property
     def configuration(self) -> client.Configuration:
@@ -164,18 +196,28 @@ class HttpKubernetesApi:
             self._on_write(written)
         return written
 
-    def _call(self, method: str, path: str, body: Object | None = None, *, content: str = "application/json") -> Any:
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Object | None = None,
+        *,
+        content: str = "application/json",
+        max_bytes: int = MAX_OBJECT_BYTES,
+    ) -> Any:
         headers = {"Accept": "application/json", "Content-Type": content}
         request = self._api.param_serialize(
             method, path, header_params=headers, body=body, auth_settings=["BearerToken"]
         )
-        call = f"{method} {path.split('?')[0]}"
         _count(method, path)
-        if method != "GET" and self._before_write is not None:
-            self._before_write()
+        with nullcontext() if method == "GET" else self._around_write():
+            return self._send(f"{method} {path.split('?')[0]}", request, max_bytes)
+
+    def _send(self, call: str, request: Sequence[Any], max_bytes: int) -> Any:
+        """Send a request and wait for its answer of at most ``max_bytes``. Errors name the ``call``."""
         try:
             response = self._api.call_api(*request, _request_timeout=self._timeout_seconds)
-            data = response.read()
+            data = _read(call, response.response, max_bytes)
         except (urllib3.exceptions.HTTPError, client.ApiException, OSError) as error:
             raise KubernetesError(
                 f"{call}: {type(error).__name__}; check that the API server can be reached"
@@ -193,12 +235,27 @@ class HttpKubernetesApi:
         found: Object = self._call("GET", resource.path(namespace, name))
         return found
 
-    def list(self, resource: Resource, namespace: str, labels: str = "") -> Sequence[Object]:
-        path = resource.path(namespace) + (f"?{urlencode({'labelSelector': labels})}" if labels else "")
-        return [
-            {"apiVersion": resource.api_version, "kind": resource.kind, **item}
-            for item in self._call("GET", path)["items"]
-        ]
+    def list(self, resource: Resource, namespace: str, labels: str = "") -> Iterator[Object]:
+        """The objects, page by page. Iterating blocks and raises :class:`KubernetesError`.
+
+        Labels do not prove whose objects these are. Keep only what is needed, because others may have many large ones.
+        """
+        size, token = PageSize(), ""
+        while True:
+            query = {"labelSelector": labels, "limit": str(size.limit), "continue": token}
+            path = f"{resource.path(namespace)}?{urlencode({key: value for key, value in query.items() if value})}"
+            try:
+                page = self._call("GET", path, max_bytes=size.max_bytes)
+            except TooLarge:
+                if not size.shrink():
+                    raise
+                continue
+            for item in page["items"]:
+                yield {"apiVersion": resource.api_version, "kind": resource.kind, **item}
+            size.grow()
+            token = page["metadata"].get("continue") or ""
+            if not token:
+                return
 
     def apply(self, obj: Object, *, subresource: str = "") -> Object:
         """Server-side apply. Fields that others set and that ``obj`` does not contain are left alone.
@@ -256,12 +313,24 @@ class HttpKubernetesApi:
             return
 
 
+def _read(call: str, response: urllib3.BaseHTTPResponse, max_bytes: int) -> bytes:
+    """The body. Raises :class:`TooLarge`, and ends the connection, when it has more than ``max_bytes``."""
+    data = response.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        response.close()
+        raise TooLarge(f"{call}: the answer exceeds {max_bytes} bytes")
+    return data
+
+
 def refusal(call: str, status: int, body: bytes) -> KubernetesError:
-    """The error for an answer with an HTTP status of 300 or more. The message is the API server's, if it sent one."""
+    """The error for an answer with an HTTP status of 300 or more. The message is the API server's, if it sent one.
+
+    It is bounded, because each retry logs it, and a webhook or a quota may answer with any text.
+    """
     kind = {404: NotFound, 409: Conflict, 410: Expired}.get(status, KubernetesError)
     try:
         answer = json.loads(body)
-        message = str(answer.get("message", ""))
+        message = bounded_text(str(answer.get("message", "")))
         causes = (answer.get("details") or {}).get("causes") or ()
         if any(cause.get("reason") == NAMESPACE_TERMINATING for cause in causes):
             kind = NamespaceEnds

@@ -14,7 +14,7 @@ import time
 
 from aurora_operator import metrics
 from aurora_operator.errors import Conflict, NotFound, OperatorError
-from aurora_operator.reconcile_slots import ReconcileSlots
+from aurora_operator.reconcile_slots import ReconcileSlots, Slot
 from aurora_operator.reconciler import Reconciler
 from aurora_store.errors import ObjectExists, StoreError
 
@@ -27,7 +27,8 @@ MAX_QUICK_RETRIES = 5
 """Conflicts in a row that are retried at once. More conflicts have a cause that lasts, such as a store whose listings
 lag behind its writes."""
 MAX_RECONCILE_SECONDS = 600.0
-"""A reconcile that takes longer is stuck. Each of its calls has a deadline, and together they take less."""
+"""A reconcile that gets no answer for longer is stuck, because each of its calls has a shorter deadline. The wait for a
+slot does not count: it is long when many others wait for slow calls."""
 
 
 class SpeculatorLoop:
@@ -44,6 +45,8 @@ class SpeculatorLoop:
         """Failures and conflicts since a reconcile succeeded."""
         self._shown = False
         """Whether the metrics show the stored status. They do so before the first reconcile, which waits for a slot."""
+        self._slot: Slot | None = None
+        """The slot of the reconcile that runs, or that waits for its slot."""
         self._finish_by_seconds = time.monotonic() + MAX_RECONCILE_SECONDS
 
     def wake(self) -> None:
@@ -52,7 +55,9 @@ class SpeculatorLoop:
 
     @property
     def overdue_seconds(self) -> float:
-        """Seconds since the loop should have finished a reconcile; negative while the loop turns."""
+        """Seconds since the loop should have gone on; negative while the loop turns."""
+        if self._slot is not None:
+            return self._slot.silent_seconds - MAX_RECONCILE_SECONDS
         return time.monotonic() - self._finish_by_seconds
 
     async def run(self) -> None:
@@ -60,7 +65,6 @@ class SpeculatorLoop:
         woken = True
         while not self._reconciler.is_gone():
             self._wake.clear()
-            self._finish_by_seconds = time.monotonic() + MAX_RECONCILE_SECONDS
             delay_seconds = await self._turn(woken=woken)
             self._finish_by_seconds = time.monotonic() + delay_seconds + MAX_RECONCILE_SECONDS
             woken = await self._pause(delay_seconds)
@@ -71,7 +75,8 @@ class SpeculatorLoop:
             if not self._shown:
                 self._shown = True
                 self._reconciler.show_stored_status()
-            async with self._slots.slot():
+            self._slot = self._slots.slot(self._labels[0])
+            async with self._slot:
                 delay_seconds = await self._reconciler.reconcile(woken=woken)
             outcome, self._failures, self._conflicts = "done", 0, 0
         except (Conflict, ObjectExists) as error:
@@ -80,6 +85,8 @@ class SpeculatorLoop:
             if isinstance(error, NotFound) and self._reconciler.is_gone():
                 return 0.0
             delay_seconds, outcome = self._backoff(error), "error"
+        finally:
+            self._slot = None
         metrics.RECONCILES.labels(*self._labels, outcome).inc()
         return delay_seconds
 

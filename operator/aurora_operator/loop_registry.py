@@ -2,7 +2,8 @@
 
 Invariants: a speculator has at most one loop. Loops run only between :meth:`LoopRegistry.start` and
 :meth:`LoopRegistry.stop`, which is while this process leads. A loop that ends leaves nothing behind. A task holds no
-state that matters, so it may end and start at any time. With a shard, loops run only in the shard's namespaces.
+state that matters, so it may end and start at any time. With a shard, loops run only in the shard's namespaces. No loop
+runs in a namespace whose objects the API server refuses to list, because a loop must not act on what it cannot see.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from aurora_operator import metrics
 from aurora_operator.act.authority import Authority
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import NAMESPACE, KubernetesApi
-from aurora_operator.loop import SpeculatorLoop
+from aurora_operator.loop import MAX_RECONCILE_SECONDS, SpeculatorLoop
 from aurora_operator.metrics.speculator_figures import FIGURES
 from aurora_operator.observe.cluster_cache import ClusterCache, SpeculatorKey
 from aurora_operator.operator_config import OperatorConfig
@@ -56,11 +57,11 @@ class LoopRegistry:
     def wake(self, namespace: str, name: str) -> None:
         """Wake a speculator's loop, because one of its objects changed. A new speculator gets a loop.
 
-        An empty ``name``: the namespace joined this operator's shard, or left it.
+        An empty ``name``: the namespace joined this operator's shard or left it, or its objects can be read again or no
+        longer.
         """
         if not name:
-            if self._config.shard:
-                self._follow_shard(namespace)
+            self._follow_namespace(namespace)
             return
         known = self._loops.get((namespace, name))
         if known is not None:
@@ -69,7 +70,9 @@ class LoopRegistry:
             self._run((namespace, name))
 
     def overdue(self) -> Iterator[str]:
-        """A sentence about each loop that has not finished a reconcile for too long."""
+        """A sentence about each loop that has not gone on for too long."""
+        if self._slots.stalled_seconds > MAX_RECONCILE_SECONDS:
+            yield f"no reconcile could begin for {self._slots.stalled_seconds:.0f} s"
         for (namespace, name), (loop, _) in self._loops.items():
             if loop.overdue_seconds > 0:
                 yield f"the loop of {namespace}/{name} is overdue by {loop.overdue_seconds:.0f} s"
@@ -85,22 +88,26 @@ class LoopRegistry:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _acts_in(self, namespace: str) -> bool:
+        return self._cache.readable(namespace) and self._in_shard(namespace)
+
     def _in_shard(self, namespace: str) -> bool:
         return not self._config.shard or self._cache.get(NAMESPACE.kind, "", namespace) is not None
 
-    def _follow_shard(self, namespace: str) -> None:
-        """Start the loops of a namespace that joined the shard. Stop those of a namespace that left."""
+    def _follow_namespace(self, namespace: str) -> None:
+        """Start or stop the loops of a namespace in which this operator begins or ceases to act."""
         for key in self._cache.speculators_in(namespace):
             known = self._loops.get(key)
-            if not self._in_shard(namespace):
-                self._authority.forget(*key)  # another operator acts there from now on, and that is no displacement
+            if not self._acts_in(namespace):
+                if not self._in_shard(namespace):
+                    self._authority.forget(*key)  # another operator acts there from now on: that is no displacement
                 if known is not None:
                     known[1].cancel()
             elif known is None and self._started:
                 self._run(key)
 
     def _run(self, key: SpeculatorKey) -> None:
-        if not self._in_shard(key[0]):
+        if not self._acts_in(key[0]):
             return
         reconciler = Reconciler(
             self._api, self._cache, self._agents, self._config, self._fleet, self._authority, key, self._traces

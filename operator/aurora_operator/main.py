@@ -6,7 +6,8 @@ HTTP 410, does not tell which objects a list contains, and therefore never repor
 watch was down. The informers of :mod:`aurora_operator.watch` do, and fill the cache that the loops read.
 
 Invariants: no kopf handler writes. kopf keeps no progress, annotation or finalizer on our objects, so a speculator can
-be deleted while the operator is down. No loop runs before the cache is complete, nor while another replica leads.
+be deleted while the operator is down. No loop runs before the cache is complete in its namespace, nor while another
+replica leads.
 """
 
 from __future__ import annotations
@@ -77,9 +78,8 @@ class Operator:
         loop.set_default_executor(api_threads())
         self._session = agent_session()
         self._elector = LeaderElector(HttpKubernetesApi.connect(timeout_seconds=LEASE_TIMEOUT_SECONDS), self._config)
-        ensure_leading = self._elector.ensure_leading
-        api = HttpKubernetesApi.connect(on_write=self._put_from_any_thread(loop), before_write=ensure_leading)
-        authority = Authority(api, self._config, ensure_leading)
+        api = HttpKubernetesApi.connect(on_write=self._put_from_any_thread(loop), around_write=self._elector.acting)
+        authority = Authority(api, self._config, self._elector.ensure_leading)
         agents = AgentClient(self._session)
         self._loops = LoopRegistry(api, self._cache, agents, self._config, authority, self._traces)
         stream, namespaces = ApiStream(api.configuration), self._config.watch_namespaces
@@ -105,8 +105,8 @@ class Operator:
         await self._session.close()
 
     def problems(self) -> Sequence[str]:
-        """A sentence about each loop and informer that does not turn."""
-        return [*self._informers.silent(), *self._loops.overdue()]
+        """A sentence about each loop and informer that does not turn, and about the election."""
+        return [*self._informers.silent(), *self._loops.overdue(), *self._elector.silent()]
 
     def is_ready(self) -> bool:
         """Whether this replica could lead: its cache is complete."""
@@ -134,9 +134,10 @@ class Operator:
 def agent_session() -> aiohttp.ClientSession:
     """The session for calls of agents. It keeps no connection: those to ten thousand pods would take 70 MB.
 
-    :class:`AgentClient` bounds the calls under way.
+    It keeps no cookie of an agent either. :class:`AgentClient` bounds the calls under way.
     """
-    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True))
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
 
 
 def _stop_process_on_error(election: asyncio.Task[None]) -> None:

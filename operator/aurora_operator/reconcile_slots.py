@@ -3,24 +3,30 @@
 Why: after a start all speculators are reconciled. Without a limit, one turn of the event loop would compute for all of
 them, and each would hold its children in memory.
 
-Invariant: a reconcile that waits for a store or for agents holds up nobody. It gives its slot back after
-:data:`PATIENCE_SECONDS`, and goes on once it has a slot again. The API server is shared by all, so waiting for it keeps
-the slot.
+Invariants: a reconcile that waits for the API server, a store or agents holds up nobody. It gives its slot back after
+:data:`PATIENCE_SECONDS`, and goes on once it has a slot again. The reconciles of one namespace have at most
+:data:`API_CALLS_PER_NAMESPACE` calls of the API server under way, so that an admission webhook that hangs in one
+namespace leaves threads for the others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
-from contextvars import ContextVar
+import time
+from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar, Token
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 T = TypeVar("T")
 MAX_RECONCILES = 12
 """Slots. More take more memory and start a thousand speculators no sooner (``docs/results/operator-scale.md``)."""
+API_CALLS_PER_NAMESPACE = MAX_RECONCILES
+"""Quick calls keep their slots, so there are never more of them. Only slow ones wait for each other."""
 PATIENCE_SECONDS = 0.5
-"""A store nearby answers sooner."""
+"""The API server, and a store nearby, answer sooner."""
 
 
 class ReconcileSlots:
@@ -28,40 +34,91 @@ class ReconcileSlots:
 
     def __init__(self, slots: int = MAX_RECONCILES, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._free, self.patience_seconds = asyncio.Semaphore(slots), patience_seconds
+        self._api_turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._waiting = 0
+        self._last_grant_seconds = 0.0
 
-    @contextlib.asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Wait for a slot, and hold it for the block, except in :func:`outside`."""
-        slot = _Slot(self._free, self.patience_seconds)
-        await slot.acquire()
-        token = _current.set(slot)
-        try:
-            yield
-        finally:
-            _current.reset(token)
-            slot.release()
+    def slot(self, namespace: str) -> Slot:
+        """A slot for one reconcile in this namespace. ``async with`` waits for it and holds it, except in
+        :func:`outside`."""
+        turns = self._api_turns.get(namespace)
+        if turns is None:
+            turns = self._api_turns[namespace] = asyncio.Semaphore(API_CALLS_PER_NAMESPACE)
+        return Slot(self, turns)
 
-
-class _Slot:
-    def __init__(self, free: asyncio.Semaphore, patience_seconds: float) -> None:
-        self._free, self.patience_seconds = free, patience_seconds
-        self._held = False
+    @property
+    def stalled_seconds(self) -> float:
+        """Seconds since anybody got a slot, while somebody waits for one."""
+        return time.monotonic() - self._last_grant_seconds if self._waiting else 0.0
 
     async def acquire(self) -> None:
-        await self._free.acquire()
-        self._held = True
+        if not self._waiting:
+            self._last_grant_seconds = time.monotonic()
+        self._waiting += 1
+        try:
+            await self._free.acquire()
+            self._last_grant_seconds = time.monotonic()
+        finally:
+            self._waiting -= 1
+
+    def release(self) -> None:
+        self._free.release()
+
+
+class Slot:
+    """The slot of one reconcile. Made by :class:`ReconcileSlots`."""
+
+    def __init__(self, slots: ReconcileSlots, api_turns: asyncio.Semaphore) -> None:
+        self._slots, self.api_turns = slots, api_turns
+        self.patience_seconds = slots.patience_seconds
+        self._held = self._waiting = False
+        self._moved_seconds = time.monotonic()
+        self._token: Token[Slot | None]
+
+    @property
+    def silent_seconds(self) -> float:
+        """Seconds since the reconcile got its slot or an answer. Zero while it waits for a slot."""
+        return 0.0 if self._waiting else time.monotonic() - self._moved_seconds
+
+    async def __aenter__(self) -> Slot:
+        await self.acquire()
+        self._token = _current.set(self)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        _current.reset(self._token)
+        self.release()
+
+    async def acquire(self) -> None:
+        self._waiting = True
+        try:
+            await self._slots.acquire()
+            self._held = True
+        finally:
+            self._waiting = False
+            self.got_answer()
 
     def release(self) -> None:
         if self._held:
             self._held = False
-            self._free.release()
+            self._slots.release()
+
+    def got_answer(self) -> None:
+        """Something that the reconcile waited for is there."""
+        self._moved_seconds = time.monotonic()
 
 
-_current: ContextVar[_Slot | None] = ContextVar("slot", default=None)
+_current: ContextVar[Slot | None] = ContextVar("slot", default=None)
+
+
+def api_turn() -> AbstractAsyncContextManager[None]:
+    """Waits until this reconcile's namespace may have another call of the API server. Others wait for nothing."""
+    slot = _current.get()
+    return contextlib.nullcontext() if slot is None else slot.api_turns
 
 
 async def outside(work: Coroutine[Any, Any, T]) -> T:
-    """Wait for ``work``, which waits for a store or for agents, and lend this reconcile's slot to others meanwhile."""
+    """Wait for ``work``, which waits for others, and lend this reconcile's slot meanwhile if that takes long."""
     slot = _current.get()
     if slot is None:
         return await work
@@ -75,4 +132,5 @@ async def outside(work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         task.cancel()
         raise
+    slot.got_answer()
     return task.result()

@@ -175,7 +175,7 @@ class Reconciler:
             finalizer_refused=before.finalizer_refused,
             apply_errors=before.apply_errors,
             refused_job=before.refused_job,
-            name_taken=before.name_taken,
+            name_taken=tuple(dict.fromkeys((*snapshot.observed.store.name_taken, *before.name_taken))),
             fleet=self._fleet.view(self._key),
         )
         status_age = timedelta(seconds=min(monotonic_seconds - self._status_written_seconds, 1e6))
@@ -183,10 +183,11 @@ class Reconciler:
         if decided.advance is not None or _decides(decided, observed):
             self._changed_seconds = monotonic_seconds
         # No await since the fleet was viewed, so no other speculator has taken the same turn.
-        if decided.upgrade is None:
-            self._fleet.report_unusable(self._key)
-        else:
+        if decided.upgrade is not None:
             self._fleet.report(self._key, decided.upgrade)
+        elif observed.spec_fault:
+            self._fleet.report_unusable(self._key)
+        # A plan that only sets the finalizer decides nothing about the upgrade: the speculator keeps its turn.
         trace = partial(self._trace, observed, decided.status, now)
         self._last = await self._actor.act(decided, snapshot, self._observer.store, trace)
         self._refusals_in_a_row = self._refusals_in_a_row + 1 if self._last.apply_errors else 0

@@ -2,33 +2,25 @@
 
 Why: both callers need the same limits and the same typed errors, so one client serves both.
 
-Invariants: a call waits for its turn at most :data:`TURN_SECONDS`, and then ends within its deadline. Agents that did
-not answer last time take no turns from those that answer. A call returns a validated record or raises an
-:class:`~aurora_protocol.errors.AgentError`. The client never retries. The operator repeats its calls at its next
+Invariants: a call waits for its turn (:mod:`aurora_protocol.agent_turns`), and then ends within its deadline. A call
+returns a validated record or raises an
+:class:`~aurora_protocol.errors.AgentError`. A redirect is not followed, because a pod must not choose which address
+the operator calls. The client never retries. The operator repeats its calls at its next
 reconciliation, and the validator knows best which of its calls may be repeated.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator
-
 import aiohttp
 
 from aurora_protocol.agent_api import AGENT_PORT, AgentState, MeasurementRequest, Refusal, SwapRequest, TrialRequest
+from aurora_protocol.agent_turns import AgentTurns
 from aurora_protocol.errors import AgentRefused, AgentUnreachable, Fenced, InvalidAgentAnswer, InvalidRecord
 
 CALL_SECONDS = 3.0
 """Default deadline of a call, which an agent answers from memory."""
 TRIAL_SECONDS = 900.0
 """Deadline of a trial request: the agent answers after the draft is downloaded, checked and swapped in."""
-MAX_CALLS = 100
-"""Calls under way at a time. An operator that has just started calls ten thousand agents."""
-MAX_CALLS_TO_SILENT = 50
-"""The same for the agents that did not answer last time."""
-TURN_SECONDS = 30.0
-"""Longest wait for one's turn. It does not count as the agent's time."""
 MAX_BODY_BYTES = 1 << 20
 MAX_REFUSAL_BYTES = 8192
 MAX_REASON_CHARACTERS = 300
@@ -48,7 +40,7 @@ class AgentClient:
         self._session = session
         self._port = port
         self._call_seconds = call_seconds
-        self._turns = _Turns()
+        self._turns = AgentTurns()
 
     async def state(self, ip: str, token: str) -> AgentState:
         """The state of the pod at ``ip``."""
@@ -88,8 +80,10 @@ class AgentClient:
         timeout = aiohttp.ClientTimeout(total=seconds or self._call_seconds)
         try:
             async with (
-                self._turns.turn(ip),
-                self._session.request(method, url, headers=headers, data=body, timeout=timeout) as response,
+                self._turns.turn(token, ip),
+                self._session.request(
+                    method, url, headers=headers, data=body, timeout=timeout, allow_redirects=False
+                ) as response,
             ):
                 status = response.status
                 if status >= 300:
@@ -100,31 +94,6 @@ class AgentClient:
             raise AgentUnreachable(f"{method} {url}: {type(error).__name__}; check that the pod runs") from error
         except InvalidRecord as error:
             raise InvalidAgentAnswer(f"{method} {url}: {error}; check that the agent's image fits") from error
-
-
-class _Turns:
-    """Bounds the calls under way."""
-
-    def __init__(self) -> None:
-        self._answering, self._others = asyncio.Semaphore(MAX_CALLS), asyncio.Semaphore(MAX_CALLS_TO_SILENT)
-        self._silent: set[str] = set()
-        """Addresses that did not answer last time: at most as many as the cluster has for pods."""
-
-    @contextlib.asynccontextmanager
-    async def turn(self, ip: str) -> AsyncIterator[None]:
-        """Wait for a turn, and remember whether the agent answered. Raises :class:`TimeoutError`."""
-        turns = self._others if ip in self._silent else self._answering
-        async with asyncio.timeout(TURN_SECONDS):
-            await turns.acquire()
-        try:
-            yield
-        except (TimeoutError, aiohttp.ClientError, OSError):
-            self._silent.add(ip)
-            raise
-        else:
-            self._silent.discard(ip)
-        finally:
-            turns.release()
 
 
 def _refusal(call: str, status: int, body: str) -> AgentRefused:

@@ -11,12 +11,12 @@ defines a lineage is immutable in the resource.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from aurora_api.base import RewrittenModel, Timestamp
-from aurora_protocol.record import Count, FileName, RecordNumber, Sha256, StoredRecord
+from aurora_protocol.record import Count, FileName, RecordNumber, Sha256, StoredRecord, read_unknown_as
 from aurora_protocol.rope_scaling import RopeScaling
 
 LINEAGE_NUMBER: Final = 1
@@ -163,6 +163,8 @@ class ChannelReason(StrEnum):
     """Another speculator took the root over (``spec.store.restoreFrom``). The versions stay as they are."""
     DELETING = "Deleting"
     """The root's owner was deleted with ``deletionPolicy: Delete``. The objects are being deleted."""
+    UNKNOWN = "Unknown"
+    """A reason of a newer version, which is never written. It asks the reader for nothing: see ``api-versions.md``."""
 
 
 class RootOwner(RewrittenModel):
@@ -193,7 +195,9 @@ class Channel(StoredRecord):
     previous_digest: Sha256 | None = Field(
         default=None, description="Digest of the previous version's weights. None: not known."
     )
-    reason: ChannelReason = Field(description="Why this epoch began.")
+    reason: Annotated[ChannelReason, read_unknown_as(ChannelReason.UNKNOWN)] = Field(
+        description="Why this epoch began."
+    )
     evidence: str | None = Field(default=None, description="Key of the evidence behind a promotion.")
     rejected: tuple[RecordNumber, ...] = Field(
         default=(), description="Versions rejected by live traffic or by a person, whatever their evidence says."

@@ -23,7 +23,7 @@ class InvalidRecord(ProtocolError):
 
 
 class NewerRecord(InvalidRecord):
-    """The record's ``schemaVersion`` is higher than the reader knows. The reader must be upgraded."""
+    """The record has a higher ``schemaVersion`` or another value than the reader knows. The reader must be upgraded."""
 
 
 class UnsignedRecord(InvalidRecord):

@@ -10,13 +10,13 @@ higher attempt number. A baseline is written before the evidence that names it. 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from aurora_api.base import RewrittenModel, Timestamp
 from aurora_api.v1alpha1.draft import LookupScope, Shape
-from aurora_protocol.record import Sha256, StoredRecord
+from aurora_protocol.record import Sha256, StoredRecord, read_unknown_as
 
 
 class Arm(StrEnum):
@@ -121,6 +121,8 @@ class MeasurementEnd(StrEnum):
     """The rounds that were left would hardly have decided it."""
     GAVE_WAY = "GaveWay"
     """A newer version waited, and the measurement was far from a decision or had had its share of rounds."""
+    UNKNOWN = "Unknown"
+    """A reason of a newer version, which is never written. It keeps no candidate from another measurement."""
 
 
 class RatioEstimate(RewrittenModel):
@@ -194,7 +196,7 @@ class Evidence(StoredRecord):
     environment: Environment = Field(description="Where the candidate was measured.")
     prompts_sha256: Sha256 = Field(description="Digest of the prompts, equal for runs with equal prompts.")
     verdict: Verdict = Field(description="The gate's conclusion.")
-    end: MeasurementEnd | None = Field(
+    end: Annotated[MeasurementEnd | None, read_unknown_as(MeasurementEnd.UNKNOWN)] = Field(
         default=None, description="Why the measurement ended. None in evidence that does not count."
     )
     end_message: str = Field(default="", description="Why the measurement ended undecided, in plain words.")

@@ -10,14 +10,18 @@ Invariants:
   a folder.
 - A new optional field keeps a record's ``schemaVersion``: older readers ignore the field. A record whose meaning an
   older reader would get wrong has a higher ``schemaVersion``, and older readers refuse it (:class:`NewerRecord`).
+- An older reader takes a new value of an enumeration as the value that :func:`read_unknown_as` names, where nothing
+  depends on the value. Everywhere else the reader refuses the record (:class:`NewerRecord`).
 """
 
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from aurora_api.base import Model, RewrittenModel
 from aurora_protocol.errors import InvalidRecord, NewerRecord
@@ -50,6 +54,12 @@ Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 """A count, for example of tokens or bytes."""
 
 
+def read_unknown_as(value: StrEnum) -> BeforeValidator:
+    """Reads a text that is no value of this enumeration as ``value``."""
+    known = frozenset(type(value))
+    return BeforeValidator(lambda text: value if isinstance(text, str) and text not in known else text)
+
+
 class Record(Model):
     """A model stored or sent as one JSON object."""
 
@@ -69,7 +79,10 @@ class Record(Model):
             if _is_newer(error):
                 text = f"{cls.__name__}: its schemaVersion is newer than this version reads; upgrade the reader"
                 raise NewerRecord(text) from None
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+            if newer := _fields_with_newer_values(error):
+                text = f"{cls.__name__}: {newer}: a value that a newer version wrote; upgrade the reader"
+                raise NewerRecord(text) from None
+            wrong = "; ".join(f"{_field(e)}: {e['msg']}" for e in error.errors(include_input=False))
             raise InvalidRecord(f"{cls.__name__}: {wrong}") from None
 
 
@@ -85,3 +98,14 @@ def _is_newer(error: ValidationError) -> bool:
         details["loc"] == ("schemaVersion",) and isinstance(details["input"], int) and details["input"] > 1
         for details in error.errors()
     )
+
+
+def _fields_with_newer_values(error: ValidationError) -> str:
+    """The fields, when nothing is wrong but values of enumerations. Empty: something else is wrong too."""
+    wrong = error.errors()
+    newer = all(e["type"] == "enum" and isinstance(e["input"], str) for e in wrong)
+    return ", ".join(map(_field, wrong)) if newer else ""
+
+
+def _field(details: ErrorDetails) -> str:
+    return ".".join(map(str, details["loc"]))

@@ -11,14 +11,14 @@ written before the record that names it. Token ids live only in shards, never in
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from aurora_api.base import RewrittenModel, Timestamp
 from aurora_protocol.draft_records import FileRef
 from aurora_protocol.erasure_records import ErasureCounts, ErasureReport
-from aurora_protocol.record import Count, FileName, RecordNumber, Sha256, StoredRecord
+from aurora_protocol.record import Count, FileName, RecordNumber, Sha256, StoredRecord, read_unknown_as
 
 MAX_SHAPES: Final = 32
 """Most entries of ``ShardManifest.shapes``. An engine offers 15 arms at most (``aurora_runtime.engine.arms``)."""
@@ -103,6 +103,8 @@ class TrainerPhase(StrEnum):
     WAITING_FOR_TRACES = "WaitingForTraces"
     TRAINING = "Training"
     SUSPENDED = "Suspended"
+    UNKNOWN = "Unknown"
+    """An activity of a newer trainer."""
 
 
 class TrainerStatus(StoredRecord):
@@ -116,7 +118,9 @@ class TrainerStatus(StoredRecord):
     lineage: RecordNumber | None = Field(
         default=None, description="Number of the lineage. None before the lineage exists."
     )
-    phase: TrainerPhase = Field(description="The trainer's current activity.")
+    phase: Annotated[TrainerPhase, read_unknown_as(TrainerPhase.UNKNOWN)] = Field(
+        description="The trainer's current activity."
+    )
     step: Count = Field(description="Optimizer steps so far.")
     shards: Count = Field(description="Shards trained on so far.")
     trained_tokens: Count = Field(description="Traced positions that training saw for the first time, in tokens.")

@@ -12,7 +12,7 @@ from tests.isolation.idle_speculators import IdleSpeculators
 
 pytestmark = pytest.mark.timeout(1200)
 AWAY_SECONDS = 300.0
-RECOVERY_SECONDS = 120.0
+RECOVERY_SECONDS = 60.0
 """Bound of the time from the API server's return to an applied spec change. Backoff and a new lease are in it."""
 
 

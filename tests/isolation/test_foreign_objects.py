@@ -25,11 +25,33 @@ FOREIGN: tuple[dict[str, Any], ...] = (
         "metadata": {"name": NAME, "labels": {"owner": "somebody-else"}},
         "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "shop"}}},
     },
+    *(
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": f"{NAME}-{end}", "labels": {"owner": "somebody-else"}},
+            "stringData": {"password": "not-ours"},
+        }
+        for end in ("keys", "signing-keys")
+    ),
     {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": f"{NAME}-keys", "labels": {"owner": "somebody-else"}},
-        "stringData": {"password": "not-ours"},
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": NAME, "labels": {"owner": "somebody-else"}},
+        "spec": {"podSelector": {"matchLabels": {"app": "shop"}}, "policyTypes": ["Ingress"]},
+    },
+    {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": NAME, "labels": {"owner": "somebody-else"}},
+        "spec": {
+            "replicas": 0,
+            "selector": {"matchLabels": {"app": "shop"}},
+            "template": {
+                "metadata": {"labels": {"app": "shop"}},
+                "spec": {"containers": [{"name": "shop", "image": "registry.invalid/shop:1"}]},
+            },
+        },
     },
 )
 
@@ -40,7 +62,7 @@ def _content(speculators: IdleSpeculators) -> list[dict[str, Any]]:
     contents = []
     for obj in found:
         assert obj is not None, "a foreign object was deleted"
-        metadata = {key: obj["metadata"].get(key) for key in ("uid", "labels", "ownerReferences", "annotations")}
+        metadata = {key: obj["metadata"].get(key) for key in ("uid", "labels", "ownerReferences")}
         contents.append({"metadata": metadata, **{key: obj.get(key) for key in ("spec", "data", "secrets")}})
     return contents
 

@@ -10,17 +10,20 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.command import wait_until
+from tests.cluster.command import CommandError, wait_until
 from tests.isolation.hostile_stores import Behaviour, fake_store
-from tests.isolation.idle_speculators import GOOD_ENDPOINT, IdleSpeculators
+from tests.isolation.idle_speculators import GOOD_ENDPOINT, IdleSpeculators, manifest
 from tests.rig.fault_injection import OPERATOR_SELECTOR
 from tests.rig.installation import RESOURCE, SYSTEM_NAMESPACE, Installation
+from tests.rig.store_inspection import registry
 
 pytestmark = pytest.mark.timeout(900)
 HOSTILE = tuple(f"hostile-{number}" for number in range(64))
 APPLY_SECONDS = 30.0
 """Bound of the time from a spec change to the changed Deployment, beside 64 hostile stores on two cores."""
 MAX_GROWTH_BYTES = 100 << 20
+RECORD_SECONDS = 300.0
+"""The operator reads the records of a speculator at rest at least once in this time, also after a fault."""
 
 
 def _operator_pods(aurora: Installation) -> list[dict[str, Any]]:
@@ -121,6 +124,41 @@ def test_records_and_settings_that_do_not_parse_never_end_a_loop(speculators: Id
         "the corrected endpoint is used",
         lambda: speculators.condition("odd-host", "StorageReady").get("status") == "True",
         120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("store", "refusal"),
+    [
+        ({"endpoint": "http://minio_svc:9000"}, "an endpoint is a URL"),
+        ({"region": "eu central"}, "a region has lower-case letters"),
+    ],
+)
+def test_a_store_that_no_client_can_address_is_refused(
+    speculators: IdleSpeculators, store: dict[str, str], refusal: str
+) -> None:
+    refused = manifest("refused")
+    refused["spec"]["store"] |= store
+    with pytest.raises(CommandError, match=refusal):
+        speculators.aurora.cluster.apply(refused, namespace=speculators.aurora.namespace)
+
+
+def test_a_foreign_object_among_the_records_is_named_and_its_removal_is_enough(
+    speculators: IdleSpeculators, healthy: str
+) -> None:
+    objects = registry(speculators.aurora, healthy).objects
+    objects.put("registry/zzz.json", b"{}")
+    wait_until(
+        "the foreign object is named",
+        lambda: "registry/zzz.json" in speculators.condition(healthy, "StorageReady").get("message", ""),
+        RECORD_SECONDS,
+    )
+    speculators.seconds_until_applied(healthy, APPLY_SECONDS)
+    objects.delete("registry/zzz.json")
+    wait_until(
+        "the store is read again",
+        lambda: speculators.condition(healthy, "StorageReady").get("status") == "True",
+        RECORD_SECONDS,
     )
 
 

@@ -1,6 +1,7 @@
 """A fake network between a process and a server: a TCP proxy that can stop passing bytes on.
 
-Invariant: while the network is cut, neither side gets an error or a byte, as with packets that are dropped.
+Invariant: while the network is cut, neither side gets an error or a byte. Afterwards the proxy either forgets what was
+sent, as with packets that are dropped, or delivers it late.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ class TcpProxy:
     def mend(self) -> None:
         """Pass new connections on. The connections of the time of the cut are reset, as by a host that forgot them."""
         self._close_all()
+        self._passes.set()
+
+    def deliver(self) -> None:
+        """Pass on what was sent since the cut, however late, as a network does that only delayed its packets."""
         self._passes.set()
 
     def close(self) -> None:

@@ -29,6 +29,7 @@ _EVENTS: Final = {
     ChannelReason.REFUSED: "RolledBack",
     ChannelReason.RESTORED: "Restored",
     ChannelReason.DELETING: "Deleting",
+    ChannelReason.UNKNOWN: "Unknown",
 }
 _KINDS: Final = {
     "Promoted": DecisionKind.PROMOTED,

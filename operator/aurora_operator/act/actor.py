@@ -18,13 +18,13 @@ from dataclasses import dataclass
 
 from aurora_operator.act.agent_requests import AgentRequests
 from aurora_operator.act.authority import Authority
-from aurora_operator.act.child_writer import MAX_ERROR_CHARACTERS, UNAVAILABLE_STATUSES, ChildWriter
+from aurora_operator.act.child_writer import ChildWriter
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.finalizer import set_finalizer
 from aurora_operator.act.status_writer import write_status
 from aurora_operator.children.access import new_keys, new_signing_keys
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import Conflict, KubernetesError
+from aurora_operator.errors import UNAVAILABLE_STATUSES, Conflict, KubernetesError
 from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.observe.observed import RefusedJob
@@ -32,6 +32,7 @@ from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.plan import Plan
 from aurora_protocol.agent_client import AgentClient
+from aurora_store.errors import bounded_text
 
 log = logging.getLogger(__name__)
 
@@ -85,18 +86,19 @@ class Actor:
         if plan.trust_record is not None:
             store.keys.made(owner)
         if plan.advance is not None:
-            self._authority.ensure_leading()
-            await store.advance(plan.advance)
+            await store.advance(plan.advance, self._authority.ensure_leading)
             log.info("%s: channel record %d: version %d is active", owner.full_name, plan.advance.epoch,
                      plan.advance.active)  # fmt: skip
         if plan.status is not None:
             await call_api(write_status, self._api, owner, plan.status)
             on_status_written()
-        job = await self._children.write_jobs(owner, plan.delete_jobs, plan.job, snapshot.live_children)
+        wanted_job = None if children.workloads_held else plan.job
+        job = await self._children.write_jobs(owner, plan.delete_jobs, wanted_job, snapshot.live_children)
         self._authority.ensure_leading()
         fencing_epoch = await self._agents.swap(plan.swaps, snapshot)
         # No replica leaves its Service for a Job that cannot be created yet. Replicas still return.
-        leases = [lease for lease in plan.leases if not (job.job_waits and lease.request.begin)]
+        no_job_yet = job.job_waits or children.workloads_held
+        leases = [lease for lease in plan.leases if not (no_job_yet and lease.request.begin)]
         fencing_epoch = max(fencing_epoch, await self._agents.request_leases(leases, snapshot))
         for note in plan.notes:
             await self._events.post(note, owner)
@@ -123,5 +125,5 @@ class Actor:
         except KubernetesError as error:
             if error.status in UNAVAILABLE_STATUSES or must_hold:
                 raise
-            return (f"the finalizer of store.deletionPolicy: {error}"[:MAX_ERROR_CHARACTERS],)
+            return (bounded_text(f"the finalizer of store.deletionPolicy: {error}"),)
         return ()

@@ -4,11 +4,13 @@ This module decides whether to write. Field manager and options of server-side a
 
 Invariant: an object that this speculator does not control is never changed. Its name is reported instead, and the child
 is created once the name is free. No other writer can slip in between a look and a write: the first write of a child is
-a create call, which fails when the name is taken. Every later write names the uid of the object that was observed, and
-the API server refuses the write when the name belongs to another object by then.
+a create call, which fails when the name is taken. Every later write is fenced (``child_apply``).
 
 A conflict (HTTP 409) that no other writer explains is a refusal like any other: an admission webhook may deny with 409.
 It must not end the reconcile, which would neither roll back a version nor report the refusal.
+
+Workloads are held while a Secret with keys could not be created, or while the ServiceAccount is another owner's. Their
+pods would otherwise run with that owner's keys and identity.
 """
 
 from __future__ import annotations
@@ -18,23 +20,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aurora_operator.act.field_ownership import applied_managed_fields
+from aurora_operator.act.child_apply import NameTakenError, apply_over, find, refused, revision_of_spec, title
 from aurora_operator.act.unchanged_child import DIGEST_ANNOTATION, is_unchanged, with_digest
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import Conflict, KubernetesError, NotFound
+from aurora_operator.errors import UNAVAILABLE_STATUSES, Conflict, KubernetesError
 from aurora_operator.io_pools import call_api
-from aurora_operator.kubernetes_api import JOB, KubernetesApi, Object, resource_of
+from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, SERVICE_ACCOUNT, KubernetesApi, Object
 from aurora_operator.observe.observed import RefusedJob
+from aurora_store.errors import bounded_text
 
 log = logging.getLogger(__name__)
-
-UNAVAILABLE_STATUSES = frozenset({0, 401, 429, 502, 503, 504})
-"""HTTP statuses that mean "the API server cannot answer now" (0: no connection).
-
-500 is not among them: the API server answers 500 to a template that has a number where text belongs.
-"""
-MAX_ERROR_CHARACTERS = 1000
-"""Length of an error that the status repeats. A webhook may return more than a condition can hold."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +43,8 @@ class WriteResult:
     refused: RefusedJob | None = None
     job_waits: bool = False
     """No Job may be created, because an obsolete one is not deleted."""
-
-
-class _NameTakenError(Exception):
-    """An object of another owner has the child's name."""
+    workloads_held: bool = False
+    """No Deployment was written, and no Job may be: their pods would use what is not ours."""
 
 
 class ChildWriter:
@@ -75,7 +68,7 @@ class ChildWriter:
         """Create each Secret of ``keys`` unless it exists, then write ``children``.
 
         The result names the Secrets that could not be created and the children that the API server refused. The other
-        objects are written all the same.
+        objects are written all the same, except workloads that must be held.
 
         Args:
             existing: our children so far.
@@ -87,22 +80,26 @@ class ChildWriter:
         for secret in keys:
             try:
                 if not await self._create_keys(owner, secret):
-                    name_taken.append(_title(secret))
+                    name_taken.append(title(secret))
             except KubernetesError as error:
                 log.warning("%s: a Secret with keys was not created: %s", owner.full_name, error_text(secret, error))
                 errors.append(error_text(secret, error))
+        held = bool(errors or name_taken)
         for child in children:
+            if held and child["kind"] == DEPLOYMENT.kind:
+                continue
             try:
                 await self._write(owner, child, existing.get(_key(child)))
-            except _NameTakenError:
-                name_taken.append(_title(child))
+            except NameTakenError:
+                name_taken.append(title(child))
+                held = held or child["kind"] == SERVICE_ACCOUNT.kind  # comes before the workloads
             except Conflict:
                 raise
             except KubernetesError as error:
                 if error.status in UNAVAILABLE_STATUSES:
                     raise
                 errors.append(error_text(child, error))
-        return WriteResult(tuple(errors), tuple(name_taken))
+        return WriteResult(tuple(errors), tuple(name_taken), workloads_held=held)
 
     async def write_jobs(
         self, owner: Owner, obsolete: Sequence[str], job: Object | None, existing: Mapping[tuple[str, str], Object]
@@ -146,32 +143,25 @@ class ChildWriter:
         another owner's object.
         """
         try:
-            found = await self._find(job) if isinstance(error, Conflict) else None
+            found = await find(self._api, job) if isinstance(error, Conflict) else None
         except KubernetesError as unknown:
             return WriteResult(errors=_job_errors(owner, job, unknown))
         if found is not None:
-            return WriteResult(name_taken=() if owner.owns(found) else (_title(job),))
+            return WriteResult(name_taken=() if owner.owns(found) else (title(job),))
         if error.status in UNAVAILABLE_STATUSES:
             return WriteResult(errors=_job_errors(owner, job, error))
-        return WriteResult(refused=RefusedJob(job["metadata"]["name"], str(error)[:MAX_ERROR_CHARACTERS]))
+        return WriteResult(refused=RefusedJob(job["metadata"]["name"], bounded_text(str(error))))
 
     async def _create_keys(self, owner: Owner, keys: Object) -> bool:
         """Create a Secret with generated keys. False when its name is taken. Raises :class:`KubernetesError`."""
         try:
             await call_api(self._api.create, keys)
         except Conflict:
-            found = await self._find(keys)
+            found = await find(self._api, keys)
             if found is None:
                 raise
             return owner.owns(found)
         return True
-
-    async def _find(self, child: Object) -> Object | None:
-        metadata = child["metadata"]
-        try:
-            return await call_api(self._api.get, resource_of(child), metadata["namespace"], metadata["name"])
-        except NotFound:
-            return None
 
     async def _write(self, owner: Owner, child: Object, existing: Object | None) -> None:
         """Create or apply ``child`` unless nobody changed it since our last write."""
@@ -179,26 +169,26 @@ class ChildWriter:
         key, digest = _key(child), child["metadata"]["annotations"][DIGEST_ANNOTATION]
         if existing is not None:
             if key not in self._written and is_unchanged(child, existing):
-                self._written[key] = (digest, _revision(existing, child))
-            if self._written.get(key) == (digest, _revision(existing, child)):
+                self._written[key] = (digest, revision_of_spec(existing, child))
+            if self._written.get(key) == (digest, revision_of_spec(existing, child)):
                 return
         if existing is None:
             written = await self._create(owner, child)
         else:
-            written = await self._apply(owner, child, existing)
-        self._written[key] = (digest, _revision(written, child))
+            written = await apply_over(self._api, owner, child, existing)
+        self._written[key] = (digest, revision_of_spec(written, child))
 
     async def _create(self, owner: Owner, child: Object) -> Object:
         try:
             return await call_api(self._api.create, child)
         except Conflict:
-            found = await self._find(child)
+            found = await find(self._api, child)
         if found is None:
             return await self._create_again(child)
         if not owner.owns(found):
-            raise _NameTakenError
+            raise NameTakenError
         # The observation did not show our own child yet.
-        return await self._apply(owner, child, found)
+        return await apply_over(self._api, owner, child, found)
 
     async def _create_again(self, child: Object) -> Object:
         """Create ``child`` after a conflict with an object that is gone.
@@ -208,55 +198,14 @@ class ChildWriter:
         try:
             return await call_api(self._api.create, child)
         except Conflict as error:
-            if await self._find(child) is not None:
+            if await find(self._api, child) is not None:
                 raise
-            raise _refusal(error) from error
-
-    async def _apply(self, owner: Owner, child: Object, existing: Object) -> Object:
-        """Apply ``child`` to the object ``existing``.
-
-        Raises :class:`Conflict` when that object does not exist any more, or changed since it was read.
-        """
-        uid = existing["metadata"]["uid"]
-        body = {**child, "metadata": {**child["metadata"], "uid": uid}}
-        try:
-            return await self._apply_own_fields(body)
-        except KubernetesError as error:
-            if error.status in UNAVAILABLE_STATUSES:
-                raise
-            # The API server refuses another uid as a conflict, or for some kinds as a change of an immutable field.
-            found = await self._find(child)
-            if found is not None and not owner.owns(found):
-                raise _NameTakenError from None
-            if found is None or found["metadata"]["uid"] != uid:
-                raise Conflict(f"{_title(child)} was replaced while it was written", 409) from error
-            if isinstance(error, Conflict) and _resource_version(found) == _resource_version(existing):
-                raise _refusal(error) from error
-            raise
-
-    async def _apply_own_fields(self, body: Object) -> Object:
-        """Apply ``body``, so that fields that ``body`` does not have any more are removed."""
-        applied = await call_api(self._api.apply, body)
-        managed_fields = applied_managed_fields(applied["metadata"].get("managedFields") or ())
-        if managed_fields is None:
-            return applied
-        # The first apply after a create call could not remove fields. See field_ownership.
-        await call_api(self._api.set_managed_fields, applied, managed_fields)
-        return await call_api(self._api.apply, body)
-
-
-def _refusal(conflict: Conflict) -> KubernetesError:
-    """``conflict`` as a refusal: no other writer explains it, so observing again would not help."""
-    return KubernetesError(str(conflict), conflict.status)
-
-
-def _resource_version(obj: Object) -> str:
-    return str(obj["metadata"].get("resourceVersion", ""))
+            raise refused(error) from error
 
 
 def error_text(obj: Object, error: KubernetesError) -> str:
     """The API server's refusal of ``obj``, with the object's kind and name."""
-    return f"{_title(obj)}: {error}"[:MAX_ERROR_CHARACTERS]
+    return bounded_text(f"{title(obj)}: {error}")
 
 
 def _job_errors(owner: Owner, job: Object, error: KubernetesError) -> tuple[str, ...]:
@@ -274,19 +223,3 @@ def _job_errors(owner: Owner, job: Object, error: KubernetesError) -> tuple[str,
 
 def _key(obj: Object) -> tuple[str, str]:
     return obj["kind"], obj["metadata"]["name"]
-
-
-def _title(obj: Object) -> str:
-    return f"{obj['kind']} {obj['metadata']['name']}"
-
-
-def _revision(obj: Object, child: Object) -> Any:
-    """A value that changes when somebody changes the spec of ``obj``, or a label that ``child`` gave it.
-
-    For kinds without a generation the value changes with every field, because it has the resourceVersion. Other kinds
-    change their resourceVersion with each status.
-    """
-    metadata = obj["metadata"]
-    labels = metadata.get("labels") or {}
-    ours = tuple(labels.get(label) for label in sorted(child["metadata"].get("labels") or {}))
-    return metadata["uid"], metadata.get("generation") or metadata["resourceVersion"], ours

@@ -31,8 +31,10 @@ from aurora_operator.children.metadata import has_finalizer, selector_text
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import CallAbandoned, Conflict, InvalidSpec, KubernetesError, NotFound
 from aurora_operator.io_pools import call_api, pool_of
-from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, POD, KubernetesApi, Object, resource_of
+from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, POD, KubernetesApi, Object, Resource, resource_of
+from aurora_operator.observe.kubernetes_views import has_ended
 from aurora_operator.observe.observed import StoreView
+from aurora_operator.observe.own_pods import is_own_pod
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.stored_resource import owner_of, parse_usable, status_of
 from aurora_operator.plan.conditions.condition_builder import deleting_status
@@ -138,14 +140,21 @@ class DataDeletion:
     async def _workloads_and_pods(self, owner: Owner) -> tuple[list[Object], int]:
         """Our Deployments and Jobs, and the number of our pods that have not ended."""
         labels = selector_text(owner)
-        workloads = [
-            obj
-            for kind in WORKLOADS
-            for obj in await call_api(self._api.list, kind, owner.namespace, labels)
+        workloads = [obj for kind in WORKLOADS for obj in await call_api(self._own_workloads, kind, owner, labels)]
+        return workloads, await call_api(self._count_running_pods, owner, labels)
+
+    def _own_workloads(self, resource: Resource, owner: Owner, labels: str) -> list[Object]:
+        """Kind, name and uid of our workloads. Blocks. Nothing else is kept, because labels do not prove whose objects
+        these are, and others may have large ones."""
+        return [
+            {"kind": resource.kind, "metadata": {key: obj["metadata"][key] for key in ("name", "uid")}}
+            for obj in self._api.list(resource, owner.namespace, labels)
             if owner.owns(obj) and "deletionTimestamp" not in obj["metadata"]
         ]
-        pods = await call_api(self._api.list, POD, owner.namespace, labels)
-        return workloads, sum(pod.get("status", {}).get("phase") not in ("Succeeded", "Failed") for pod in pods)
+
+    def _count_running_pods(self, owner: Owner, labels: str) -> int:
+        pods = self._api.list(POD, owner.namespace, labels)
+        return sum(is_own_pod(owner, pod, {}) and not has_ended(pod) for pod in pods)
 
     async def _stop(self, owner: Owner, workloads: Sequence[Object]) -> None:
         for obj in workloads:

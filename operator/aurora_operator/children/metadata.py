@@ -71,7 +71,12 @@ def trainer_name(owner: Owner) -> str:
 
 def job_name(name: str, version: int, attempt: int) -> str:
     """The name of one attempt's validation Job: at most 63 characters, because a Job's name becomes a label."""
-    return f"{name}-validate-v{version}-{attempt}"
+    return f"{job_prefix(name)}{version}-{attempt}"
+
+
+def job_prefix(name: str) -> str:
+    """The beginning of the name of each validation Job."""
+    return f"{name}-validate-v"
 
 
 def child(owner: Owner, api_version: str, kind: str, name: str, component: str = "", **body: Any) -> Object:

@@ -8,7 +8,8 @@ trainer to a node.
 Invariants:
 
 - A change of the template ends the former pod before the next one starts (strategy Recreate). The former trainer saves
-  its state, and the next one resumes from it.
+  its state, and the next one resumes from it. While a pod hangs on a lost node, Recreate would wait for ever. The
+  strategy is then RollingUpdate, and the next pod starts as soon as the former is being deleted.
 - Two trainers at once are possible, when a lost node still runs and reaches the store. Each saved state then takes the
   next epoch, create-once. The trainer that loses an epoch ends, and resumes from the other's state.
 
@@ -46,6 +47,8 @@ LOST_NODE_SECONDS = 30
 Kubernetes notices a lost node after about 50 s (``node-monitor-grace-period``).
 """
 LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+_STRATEGY = {"type": "Recreate"}
+_STRATEGY_BESIDE_A_HUNG_POD = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
 
 
 def gpu_count(template: PodTemplate) -> int:
@@ -79,8 +82,14 @@ def trainer_settings(owner: Owner, spec: SpeculatorSpec) -> str:
     return value.to_variable()
 
 
-def trainer_deployment(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, replicas: int) -> Object:
-    """The Deployment of the trainer, with 1 or 0 pods."""
+def trainer_deployment(
+    owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, replicas: int, *, has_hung_pod: bool = False
+) -> Object:
+    """The Deployment of the trainer, with 1 or 0 pods.
+
+    Args:
+        has_hung_pod: a former pod hangs on a lost node.
+    """
     trainer = container(
         TRAINER,
         engine_image(spec, config),
@@ -103,7 +112,7 @@ def trainer_deployment(owner: Owner, spec: SpeculatorSpec, config: OperatorConfi
         TRAINER,
         spec={
             "replicas": replicas,
-            "strategy": {"type": "Recreate"},
+            "strategy": _STRATEGY_BESIDE_A_HUNG_POD if has_hung_pod else _STRATEGY,
             "revisionHistoryLimit": 3,
             "selector": {"matchLabels": selector(owner, TRAINER)},
             "template": template,

@@ -4,8 +4,10 @@ Invariants:
 
 - A leader stops acting before a standby may take the Lease. It checks the time before every act
   (:meth:`LeaderElector.ensure_leading`), so a leader that was frozen finds its leadership expired when it goes on.
-- A call that was under way when the leader froze may arrive late all the same. The fences refuse it: the status carries
-  its resourceVersion, a channel record is created once, and agents refuse an older epoch.
+- A call that was under way when the leader froze may arrive late all the same. The fences refuse it: a child and the
+  status carry their resourceVersion, a channel record is created once, and agents refuse an older epoch.
+- A clean stop releases the Lease only after the API server's writes have ended. A write that hangs lets the Lease
+  expire instead.
 - No call delays a renewal: the Lease's calls have threads and connections of their own, and a deadline.
 
 The client library's ``kubernetes.leaderelection`` keeps none of these invariants. It measures by the clock of the day,
@@ -15,11 +17,12 @@ its calls have no timeout, an unreachable API server ends it with an exception, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -28,12 +31,15 @@ from aurora_operator import metrics
 from aurora_operator.errors import Conflict, KubernetesError, NotFound, NotLeading
 from aurora_operator.kubernetes_api import LEASE, Object, Resource
 from aurora_operator.lead.election import Election, LeaseTiming
+from aurora_operator.lead.writes_under_way import WritesUnderWay
 from aurora_operator.operator_config import OperatorConfig
 
 log = logging.getLogger(__name__)
 
 LEASE_TIMEOUT_SECONDS = (2.0, 3.0)
 """Timeouts of connecting and of reading, for the Lease's calls: a broken connection must fail before the Lease does."""
+MAX_SILENT_SECONDS = 300.0
+"""The election looks at the Lease much more often, and each look has a deadline."""
 _CALL_THREADS = 2
 """The second thread serves while a call in the first is overdue."""
 
@@ -67,18 +73,33 @@ class LeaderElector:
         identity = f"{config.pod_name or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
         self._election = Election(identity, LeaseTiming(config.lease_seconds))
         self._threads = ThreadPoolExecutor(_CALL_THREADS, thread_name_prefix="lease")
+        self._writes = WritesUnderWay()
         self._failure = ""
         self._other_holder = ""
+        self._last_look_seconds: float | None = None
 
     @property
     def leading(self) -> bool:
         """Whether this replica may act at this moment."""
         return self._election.leads(self._clock())
 
+    def silent(self) -> Iterator[str]:
+        """A sentence when the election does not turn, for example because a loop does not end. Any thread may call."""
+        last_seconds = self._last_look_seconds
+        if last_seconds is not None and (silent_seconds := self._clock() - last_seconds) > MAX_SILENT_SECONDS:
+            yield f"the election has not looked at the Lease for {silent_seconds:.0f} s"
+
     def ensure_leading(self) -> None:
         """Raises :class:`NotLeading` unless this replica may act at this moment. Threads may call this."""
         if not self.leading:
             raise NotLeading(f"this replica does not hold the Lease {self._namespace}/{self._name}, so it does not act")
+
+    @contextlib.contextmanager
+    def acting(self) -> Iterator[None]:
+        """Around a write, in its thread. A release of the Lease waits for its end. Raises :class:`NotLeading`."""
+        with self._writes.one():
+            self.ensure_leading()
+            yield
 
     async def run(self, on_started: Callable[[], None], on_lost: Callable[[], Awaitable[None]]) -> None:
         """Compete for the Lease, and lead while it is held, until this task is cancelled. Then release the Lease.
@@ -122,6 +143,7 @@ class LeaderElector:
     async def _attempt(self) -> None:
         """One attempt to take or to renew the Lease, within the time that is left."""
         timing, now_seconds = self._election.timing, self._clock()
+        self._last_look_seconds = now_seconds
         left_seconds = self._election.leads_until_seconds - now_seconds
         try:
             async with asyncio.timeout(left_seconds if left_seconds > 0 else timing.renew_deadline_seconds):
@@ -161,10 +183,18 @@ class LeaderElector:
         return True
 
     async def _release(self) -> None:
-        """Give the Lease back, so that another replica leads at once. After a failure the Lease expires instead."""
-        self._election = self._election.stopped()
+        """Give the Lease back once no write is under way, so that another replica leads at once.
+
+        After a failure the Lease expires instead.
+        """
+        left_seconds = max(0.0, self._election.leads_until_seconds - self._clock())
+        self._election = self._election.stopped()  # no write begins from here on
         lease = self._election.released_lease(datetime.now(UTC))
         if lease is None:
+            return
+        loop = asyncio.get_running_loop()
+        if not await loop.run_in_executor(self._threads, self._writes.wait_until_none, left_seconds):
+            self._report("a write of this replica is still under way, so the Lease is left to expire")
             return
         try:
             async with asyncio.timeout(self._election.timing.retry_seconds):

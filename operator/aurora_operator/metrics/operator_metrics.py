@@ -35,6 +35,14 @@ RECONCILE_SECONDS = Histogram(
     "aurora_reconcile_seconds", "Duration of a successful reconcile (observe, plan, act) of any speculator, in seconds."
 )
 CACHE_OBJECTS = Gauge("aurora_cache_objects", "Objects in the operator's cache, by kind.", ("kind",))
+REFUSED_NAMESPACES = Gauge(
+    "aurora_refused_namespaces",
+    "Watched namespaces whose objects the API server refuses to list. The operator does nothing there.",
+)
+CROWDED_NAMESPACES = Gauge(
+    "aurora_crowded_namespaces",
+    "Namespaces with more labelled objects than the operator's cache takes. Some of the objects there are ignored.",
+)
 READY = Gauge("aurora_speculator_ready", "1 while the condition Ready is True, otherwise 0.", _SPECULATOR)
 ACTIVE_VERSION = Gauge("aurora_speculator_active_version", "The active version of the draft.", _SPECULATOR)
 UPGRADES = Gauge(
@@ -85,9 +93,11 @@ def record_ready(namespace: str, name: str, status: SpeculatorStatus) -> None:
 
 
 def count_cache_objects(cache: ClusterCache) -> None:
-    """Let the gauge show what ``cache`` holds whenever it is scraped."""
+    """Let the gauges show what ``cache`` holds whenever they are scraped."""
     for kind in cache.counts:
         CACHE_OBJECTS.labels(kind).set_function(partial(cache.counts.__getitem__, kind))
+    REFUSED_NAMESPACES.set_function(lambda: cache.refused_namespaces)
+    CROWDED_NAMESPACES.set_function(lambda: cache.budget.crowded_namespaces)
 
 
 def forget(namespace: str, name: str) -> None:

@@ -13,19 +13,22 @@ Invariants:
   never bring a deleted object back.
 - A list removes the objects that it does not contain, unless they are newer than the list.
 - When the API server's history went back (etcd was restored from a backup), the next list replaces everything.
+- The memory for one namespace is bounded (``cache_budget``). An object that does not fit counts as one that does not
+  exist. A later list takes it over once there is room.
 
 Not thread-safe: only the event loop's thread calls it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from aurora_api import KIND
 from aurora_operator.children.metadata import INSTANCE_LABEL
 from aurora_operator.kubernetes_api import Object
+from aurora_operator.observe.cache_budget import CacheBudget
 from aurora_operator.observe.stored_objects import PackedObjects, pack, unpack, wakes
 
 SpeculatorKey = tuple[str, str]
@@ -74,6 +77,11 @@ class ClusterCache:
         """Names by namespace."""
         self._progress: dict[Scope, int] = {}
         self._counts = dict.fromkeys(kinds, 0)
+        self.budget = CacheBudget()
+        self._refused: set[Scope] = set()
+        self._doubted: set[Scope] = set()
+        self._left_out: set[tuple[str, str]] = set()
+        """Kinds and namespaces with objects that did not fit, since the last list."""
 
     # reading ---------------------------------------------------------------------------------------------------------
 
@@ -100,6 +108,15 @@ class ClusterCache:
         """Number of stored objects by kind."""
         return self._counts
 
+    def readable(self, namespace: str) -> bool:
+        """False while the API server refuses objects of this namespace: the cache does not show what is there."""
+        return all(scope.namespace != namespace for scope in self._refused)
+
+    @property
+    def refused_namespaces(self) -> int:
+        """Number of namespaces that are not readable."""
+        return len({scope.namespace for scope in self._refused})
+
     # our own writes --------------------------------------------------------------------------------------------------
 
     def put(self, obj: Object) -> None:
@@ -111,6 +128,25 @@ class ClusterCache:
         newest = self._progress_at(key) if known is None else max(known.revision, self._progress_at(key))
         if revision > newest:
             self._store(key, revision, obj)
+
+    def compare(self, kind: str, namespace: str, name: str) -> Callable[[Object], None]:
+        """Call this before an object is read from the API server, and the result with the answer.
+
+        An answer that is older than what was known before the read shows that the API server's history went back
+        (etcd was restored from a backup). The informers' scopes are doubted then.
+        """
+        key = (kind, namespace, name)
+        known = self._entries.get(key)
+        progress = {scope: revision for scope, revision in self._progress.items() if scope.contains(key)}
+
+        def check(answer: Object) -> None:
+            revision, known_revision = revision_of(answer), 0 if known is None else known.revision
+            for scope, complete_until in progress.items():
+                missed = known_revision != revision <= complete_until
+                if revision < known_revision or missed:
+                    self._doubted.add(scope)
+
+        return check
 
     # what informers deliver ------------------------------------------------------------------------------------------
 
@@ -142,6 +178,26 @@ class ClusterCache:
         """The revision up to which ``scope`` is complete; 0 before its first list."""
         return self._progress.get(scope, 0)
 
+    def refuse(self, scope: Scope) -> bool:
+        """The API server does not let us read the scope, which is a namespace's. Returns whether that is new."""
+        is_new = scope not in self._refused
+        self._refused.add(scope)
+        return is_new
+
+    def admit(self, scope: Scope) -> bool:
+        """The API server let us read the scope. Returns whether it was refused before."""
+        was_refused = scope in self._refused
+        self._refused.discard(scope)
+        return was_refused
+
+    def is_doubted(self, scope: Scope) -> bool:
+        """Whether the API server contradicted what the cache holds of ``scope``, and no list has begun since."""
+        return scope in self._doubted
+
+    def left_out(self, scope: Scope) -> bool:
+        """Whether objects of ``scope`` did not fit since its last list, so that another list may find room."""
+        return any(scope.contains((kind, namespace, "")) for kind, namespace in self._left_out)
+
     # -----------------------------------------------------------------------------------------------------------------
 
     def _progress_at(self, key: ObjectKey) -> int:
@@ -153,14 +209,21 @@ class ClusterCache:
         if before is not None and revision <= before.revision and not force:
             return set()
         after = self._store(key, revision, obj)
+        if after is None:
+            return set() if before is None else self._remove(key)
         known = None if before is None else unpack(before.packed)
         if not wakes(known, unpack(after.packed)):
             return set()
         return {after.speculator} if before is None else {before.speculator, after.speculator}
 
-    def _store(self, key: ObjectKey, revision: int, obj: Object) -> _Entry:
+    def _store(self, key: ObjectKey, revision: int, obj: Object) -> _Entry | None:
+        """Store an object. None when it does not fit: then nothing changes."""
         before = self._entries.get(key)
         entry = _Entry(revision, _speculator_of(obj), pack(obj))
+        if not self._fits(key, entry, before):
+            self._left_out.add(key[:2])
+            return None
+        self._count_bytes(key, entry, before)
         if before is None:
             self._counts[key[0]] += 1
             if key[0] == KIND:
@@ -171,8 +234,23 @@ class ClusterCache:
         self._by_speculator.setdefault(entry.speculator, set()).add(key)
         return entry
 
+    def _fits(self, key: ObjectKey, entry: _Entry, before: _Entry | None) -> bool:
+        kind, namespace, name = key
+        if kind == KIND:
+            return self.budget.allows_speculator(namespace, name, entry.packed)
+        speculators = len(self._speculators.get(namespace, ()))
+        replaced = None if before is None else before.packed
+        return not namespace or self.budget.allows_child(namespace, entry.packed, replaced, speculators)
+
+    def _count_bytes(self, key: ObjectKey, after: _Entry | None, before: _Entry | None) -> None:
+        if key[0] != KIND:
+            self.budget.count(
+                key[1], None if after is None else after.packed, None if before is None else before.packed
+            )
+
     def _remove(self, key: ObjectKey) -> set[SpeculatorKey]:
         entry = self._entries.pop(key)
+        self._count_bytes(key, None, entry)
         self._counts[key[0]] -= 1
         self._unindex(key, entry.speculator)
         if key[0] == KIND:
@@ -193,6 +271,8 @@ class ListUpdate:
         self._cache, self._scope, self._revision = cache, scope, revision
         self._went_back = revision < cache.progress(scope)
         self._present: set[ObjectKey] = set()
+        cache._doubted.discard(scope)
+        cache._left_out = {pair for pair in cache._left_out if not scope.contains((*pair, ""))}
 
     def add(self, page: Iterable[Object]) -> set[SpeculatorKey]:
         """Store a page. Returns the speculators to wake."""

@@ -27,6 +27,9 @@ to load its model before it can crash.
 """
 MAX_SCHEDULER_MESSAGE_CHARACTERS = 300
 """Length of a scheduler's message that the status repeats. The message may name each kind of node."""
+HUNG_AFTER = timedelta(minutes=1)
+"""A deleted pod that exists for this long after its grace period has hung. The kubelet removes other pods in seconds,
+and the clocks of the operator and the API server may differ by less than this."""
 _NOT_RUNNING = datetime.max.replace(tzinfo=UTC)
 """Sorts a container that does not run after all others."""
 
@@ -116,10 +119,16 @@ def disruptions_allowed(budget: Object | None) -> int | None:
     return int(status.get("currentHealthy", 0)) - int(status.get("desiredHealthy", 0))
 
 
-def job_view(job: Object, pods: Iterable[Object] = ()) -> JobView:
+def job_view(job: Object, pods: Iterable[Object] = (), now: datetime | None = None) -> JobView:
     """A validation Job. ``pods`` are the validators' pods, of this Job and of others.
 
     The message of a failed Job is its container's termination message, or else the Job's own condition.
+
+    A Job whose pod has hung counts as failed. Kubernetes neither replaces such a pod nor calls its Job failed before
+    the pod ends, not even after the Job's deadline.
+
+    Args:
+        now: None: whether a pod has hung does not matter.
     """
     name = job["metadata"]["name"]
     labels = job["metadata"].get("labels", {})
@@ -131,6 +140,8 @@ def job_view(job: Object, pods: Iterable[Object] = ()) -> JobView:
     suspend = job.get("spec", {}).get("suspend") is True
     never_started = suspend and not last_words and failure.get("reason") == BACKOFF_LIMIT_EXCEEDED
     succeeded = condition(job, "Complete").get("status") == "True"
+    if now is not None and own_pods and not (failed or succeeded or suspend) and has_hung(own_pods[0], now):
+        failed, message = True, _hung_text(own_pods[0])
     return JobView(
         name=name,
         version=_number(labels.get(VERSION_LABEL, "")),
@@ -161,6 +172,17 @@ def _pods_of(job: Object, pods: Iterable[Object]) -> list[Object]:
 def has_ended(pod: Object) -> bool:
     """Whether none of the pod's containers runs, or will run again. An evicted pod has ended."""
     return pod.get("status", {}).get("phase") in ("Failed", "Succeeded")
+
+
+def has_hung(pod: Object, now: datetime) -> bool:
+    """Whether ``pod`` was deleted and does not end. Its node is lost, or cannot stop the pod's containers."""
+    end = _time(pod["metadata"].get("deletionTimestamp"))  # Kubernetes adds the grace period to it
+    return end is not None and not has_ended(pod) and now - end >= HUNG_AFTER
+
+
+def _hung_text(pod: Object) -> str:
+    node = pod.get("spec", {}).get("nodeName", "")
+    return f"its pod {pod['metadata']['name']} was deleted and does not end: its node {node} may be lost"
 
 
 def _number(text: str) -> int:

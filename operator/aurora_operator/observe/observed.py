@@ -149,6 +149,8 @@ class WorkloadView:
     """Names of the scheduling gates that hold its pod back, for example while the pod waits in a queue."""
     paused: bool = False
     """Somebody paused the Deployment (``kubectl rollout pause``), so its pods take no other template."""
+    has_hung_pod: bool = False
+    """A pod of the trainer was deleted and does not end, because its node is lost."""
     kueue_labels: Mapping[str, str] = field(default_factory=dict)
     """The Deployment's labels whose change Kueue may refuse: its queue, and its priority class."""
 
@@ -234,6 +236,8 @@ class StoreView:
 
     reason: str = "Ready"
     error: str = ""
+    name_taken: tuple[str, ...] = ()
+    """The Secret with the signing keys, as ``<Kind> <name>``, if it belongs to another owner."""
     lineage: Lineage | None = None
     channel: Channel | None = None
     channel_signed: bool = True

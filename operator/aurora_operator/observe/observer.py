@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import islice
 
 from aurora_operator import kubernetes_api
 from aurora_operator.children.metadata import (
@@ -36,17 +37,21 @@ from aurora_operator.observe.agent_states import AgentStates
 from aurora_operator.observe.annotations import user_requests
 from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.observe.observed import JobView, Observed, PodView, ReplacedPod, WorkloadView
+from aurora_operator.observe.own_pods import is_own_pod
 from aurora_operator.observe.recent_counters import CounterHistory
 from aurora_operator.observe.replaced_pod import replaced_pod
 from aurora_operator.observe.secret_values import SecretReader, secret_value
 from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.store.store_needs import store_needs
-from aurora_operator.observe.stored_objects import PackedObjects
+from aurora_operator.observe.stored_objects import PackedObjects, pack, unpack
 from aurora_operator.observe.stored_resource import parse_usable
 from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.pod_settings import AGENT_TOKEN
 from aurora_store.policy.store_policy import StorePolicy
+
+MAX_PODS_OF_A_JOB = 100
+"""A Job has one pod at a time. Others may have given its label to their pods."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class _Children:
     """The children at one moment, unpacked no longer than it takes to read them."""
 
     packed: PackedObjects
-    """Only children that this speculator owns, and pods."""
+    """Only children that this speculator owns, and the pods of its workloads."""
     pods: Sequence[PodView]
     replaced_pod: ReplacedPod | None
     jobs: tuple[JobView, ...]
@@ -136,8 +141,11 @@ class Observer:
 
         Raises :class:`KubernetesError`.
         """
-        get, kind = self._api.get, kubernetes_api.SPECULATOR
-        self._cache.put(await call_api(get, kind, self.namespace, self.name))
+        speculator = kubernetes_api.SPECULATOR
+        check = self._cache.compare(speculator.kind, self.namespace, self.name)
+        answer = await call_api(self._api.get, speculator, self.namespace, self.name)
+        check(answer)
+        self._cache.put(answer)
 
     def _trust_no_secret_of_another_spec(self, owner: Owner) -> None:
         """A changed spec may name other Secrets, and a user who corrects a Secret often touches the spec as well."""
@@ -148,19 +156,20 @@ class Observer:
     async def _children(self, owner: Owner) -> _Children:
         """The objects with our labels, except those that belong to somebody else."""
         packed = self._cache.children(owner.namespace, owner.name)
-        # Workloads own the pods, not we.
-        live = {key: obj for key, obj in packed.items() if obj["kind"] == "Pod" or owner.owns(obj)}
+        labelled = dict(packed.items())
+        live = {key: obj for key, obj in labelled.items() if _is_ours(owner, obj, labelled)}
         pods = [obj for obj in live.values() if obj["kind"] == "Pod"]
         jobs = [obj for obj in live.values() if obj["kind"] == "Job"]
-        late = await self._pods_of_finished_jobs(owner, jobs, pods)
+        late = [pod for pod in await self._pods_of_finished_jobs(owner, jobs, pods) if is_own_pod(owner, pod, live)]
+        now = datetime.now(UTC)
         pods = [*{pod["metadata"]["name"]: pod for pod in (*pods, *late)}.values()]
         inference = [pod for pod in pods if component_of(pod) == INFERENCE]
         return _Children(
             packed.restricted(live.keys()),
             _inference_pods(inference),
             replaced_pod(inference),
-            _jobs(jobs, pods),
-            _trainer(owner, live),
+            _jobs(jobs, pods, now),
+            _trainer(owner, live, now),
         )
 
     async def _pods_of_finished_jobs(
@@ -175,12 +184,17 @@ class Observer:
             if uid not in finished - self._read_jobs or kubernetes_views.ended_pod(job, pods):
                 continue
             labels = f"{kubernetes_views.JOB_LABEL}={job['metadata']['name']}"
-            listed = await call_api(self._api.list, kubernetes_api.POD, owner.namespace, labels)
+            listed = await call_api(self._list_pods, labels)
             for pod in listed:
                 self._cache.put(pod)
             found += listed
             self._read_jobs |= {uid}
         return found
+
+    def _list_pods(self, labels: str) -> Sequence[Object]:
+        """The pods with these labels, as the cache would hold them. Blocks."""
+        listed = self._api.list(kubernetes_api.POD, self.namespace, labels)
+        return [unpack(pack(pod)) for pod in islice(listed, MAX_PODS_OF_A_JOB)]
 
     async def _agent_token(self, owner: Owner) -> str:
         name = keys_name(owner)
@@ -200,6 +214,11 @@ class Observer:
             self.store.keys.doubt()
 
 
+def _is_ours(owner: Owner, obj: Object, labelled: Mapping[tuple[str, str], Object]) -> bool:
+    """Workloads own the pods, not we."""
+    return is_own_pod(owner, obj, labelled) if obj["kind"] == "Pod" else owner.owns(obj)
+
+
 def _inference_pods(pods: Iterable[Object]) -> list[PodView]:
     """The inference pods by name, without their agents' answers.
 
@@ -209,18 +228,21 @@ def _inference_pods(pods: Iterable[Object]) -> list[PodView]:
     return sorted(map(kubernetes_views.pod_view, objects), key=lambda view: view.name)
 
 
-def _jobs(jobs: Iterable[Object], pods: Iterable[Object]) -> tuple[JobView, ...]:
+def _jobs(jobs: Iterable[Object], pods: Iterable[Object], now: datetime) -> tuple[JobView, ...]:
     of_validators = [pod for pod in pods if component_of(pod) == VALIDATOR]
-    return tuple(kubernetes_views.job_view(job, of_validators) for job in jobs if component_of(job) == VALIDATOR)
+    return tuple(kubernetes_views.job_view(job, of_validators, now) for job in jobs if component_of(job) == VALIDATOR)
 
 
-def _trainer(owner: Owner, live: Mapping[tuple[str, str], Object]) -> WorkloadView | None:
+def _trainer(owner: Owner, live: Mapping[tuple[str, str], Object], now: datetime) -> WorkloadView | None:
     """The trainer's Deployment, with the reason why its pod does not run."""
     workload = kubernetes_views.workload_view(live.get(("Deployment", trainer_name(owner))))
-    pods = [kubernetes_views.pod_view(obj, TRAINER) for obj in live.values() if _is_trainer_pod(obj)]
+    objects = [obj for obj in live.values() if _is_trainer_pod(obj)]
+    pods = [kubernetes_views.pod_view(obj, TRAINER) for obj in objects]
     if workload is None:
         return None
-    workload = replace(workload, failing_pod=next((pod for pod in pods if pod.failure and not pod.terminating), None))
+    failing = next((pod for pod in pods if pod.failure and not pod.terminating), None)
+    hung = any(kubernetes_views.has_hung(obj, now) for obj in objects)
+    workload = replace(workload, failing_pod=failing, has_hung_pod=hung)
     held_up = next((pod for pod in pods if pod.waiting and not pod.terminating), None)
     if held_up is None:
         return workload

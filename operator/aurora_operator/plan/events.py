@@ -26,6 +26,7 @@ _TEXTS = {
     "Validated": "Version {version} passed its measurement: {message}",
     "Rejected": "Rejected version {version}: {message}",
     "Inconclusive": "The measurements of version {version} did not decide, so it is not rolled out: {message}",
+    "ReplicaRecalled": "Stopped measuring version {version} until a replica can be spared again: {message}",
     "ValidationFailed": "Version {version} could not be measured: {message}",
     "RolloutStarted": "Rolling out version {version}: {message}",
     "CanaryPassed": "The canary of version {version} passed: {message}",

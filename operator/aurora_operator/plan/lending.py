@@ -9,7 +9,9 @@ A pod for which the cluster has no room may wait forever, so it neither delays a
 Invariants: a pod is withdrawn only while nothing is rolled out, every wanted pod that has a place is ready and serves
 the active version, another pod is left, and the disruption budget allows one more disruption. At most one pod is
 withdrawn. When another pod that has a place is not ready, or no other pod serves, the withdrawn pod is taken back,
-measured or not: service comes before measurements.
+measured or not: service comes before measurements. It is taken back too when there are more pods than wanted, because
+Kubernetes deletes pods that are not ready first. A pod that is being deleted is not measured on anew. A measurement
+that runs on it goes on for as long as its engine does.
 """
 
 from __future__ import annotations
@@ -69,12 +71,18 @@ def lend_replica(
     if lent is not None and lent.name != measured.pod:
         measured = measured.model_copy(update=_measuring_on(lent))
     if any((job.version, job.attempt) == (measured.version, measured.attempt) for job in observed.jobs):
-        # The Job renews the lease, and fails when the lease is lost.
-        recalled = _take_back(lent, epoch) if _recall_reason(observed, lent) else ()
-        return LendingDecision(measured, (*returns, *recalled))
+        return LendingDecision(measured, returns)  # the Job renews the lease
     if lent is not None:
         return _withdrawn_without_job(observed, measured, lent, returns, epoch)
     return _withdraw(observed, measured, returns, epoch)
+
+
+def recall_reason(observed: Observed) -> str:
+    """Why the replica that the stored candidate is measured on has to serve again; empty when it can be spared."""
+    candidate = observed.status.candidate
+    if candidate is None or candidate.pod is None:
+        return ""
+    return _recall_reason(observed, _pod_withdrawn_for(observed, candidate))
 
 
 def _withdrawn_without_job(
@@ -112,7 +120,8 @@ def _pod_withdrawn_for(observed: Observed, candidate: CandidateStatus | None) ->
     """The pod that is withdrawn for ``candidate``: the pod that the status names, or any when the status was lost."""
     if candidate is None:
         return None
-    views = [v for v in observed.pods if v.measurement is not None and v.measurement.measurement == candidate.job]
+    alive = [view for view in observed.pods if view.measurement is not None and not view.terminating]
+    views = [v for v in alive if v.measurement is not None and v.measurement.measurement == candidate.job]
     return next((view for view in views if view.name == candidate.pod), views[0] if views else None)
 
 
@@ -129,15 +138,18 @@ def _lease_request(view: PodView, measurement: str, epoch: int, *, lease_seconds
 
 
 def _take_back(view: PodView | None, epoch: int) -> tuple[LeaseRequest, ...]:
-    """The request that takes ``view`` back, if the pod is withdrawn and not on its way back already."""
+    """The request that takes ``view`` back, if the pod is withdrawn and not on its way back, or being deleted."""
     measurement = view.measurement if view is not None else None
-    if view is None or measurement is None or measurement.phase is MeasurementPhase.RETURNING:
+    if view is None or measurement is None or view.terminating or measurement.phase is MeasurementPhase.RETURNING:
         return ()
     return (_lease_request(view, measurement.measurement, epoch, lease_seconds=0),)
 
 
 def _recall_reason(observed: Observed, lent: PodView | None) -> str:
     """Why the lent pod has to serve again; empty when it can be spared."""
+    placed, wanted = len(_pods_with_node(observed)), observed.spec.serving.replicas
+    if placed > wanted:
+        return f"{placed} pods run and {wanted} are wanted. Kubernetes deletes a pod that is not ready first"
     serving = sum(view.ready and not view.terminating for view in observed.pods if view is not lent)
     others = max(_placed_pods(observed) - 1, 1)
     return "" if serving >= others else f"{serving} of the {others} other pods are ready"

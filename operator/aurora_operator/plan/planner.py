@@ -213,6 +213,7 @@ def _validation_inputs(
         ),
         on_replica=on_replica,
         replica_is_back=on_replica and not lending.withdrawn_pods(observed),
+        recall_reason=lending.recall_reason(observed) if on_replica else "",
     )
 
 
@@ -265,11 +266,12 @@ def _job_to_create(
 def _is_moving(observed: Observed, pods: tuple[Pod, ...], step: Step) -> bool:
     """Whether pods or the rollout are under way, so that the next reconcile should come soon.
 
-    A pod that waits for a node, or whose container cannot start, may do so forever. Kubernetes reports its next change
-    as an event, so nobody needs to look.
+    A pod that waits for a node, or whose container cannot start, may do so forever, also when it is an update's extra
+    pod. Kubernetes reports its next change as an event, so nobody needs to look.
     """
     stuck = {view.name for view in observed.pods if view.waits_for_node or (view.waiting and not view.ready)}
     changing = any(pod.swapping or (not pod.ready and pod.name not in stuck) for pod in pods)
     refused = observed.deployment is not None and bool(observed.deployment.message)
-    counting = len(pods) != observed.spec.serving.replicas and not refused
+    wanted, able = observed.spec.serving.replicas, sum(pod.name not in stuck for pod in pods)
+    counting = (len(pods) < wanted or able > wanted) and not refused
     return changing or counting or step.rollout.phase not in (RolloutPhase.IDLE, RolloutPhase.PAUSED)

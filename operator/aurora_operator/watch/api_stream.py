@@ -3,9 +3,9 @@
 The official client brings the address, the credentials and the TLS settings. Its own calls block a thread, and a
 blocked thread cannot be cancelled, so lists and watches go over aiohttp.
 
-Invariants: a list ends within :data:`LIST_SECONDS`. A watch on which nothing arrives for ``read_seconds`` ends. The
-connection of a list or watch that is left ends at once, or within 30 s if the answer had not begun. Closing ends all
-connections. Every failure is a :class:`KubernetesError`.
+Invariants: a list ends within :data:`LIST_SECONDS`. No page and no event exceeds its size limit, whatever others store.
+A watch on which nothing arrives for ``read_seconds`` ends. The connection of a list or watch that is left ends at once,
+or within 30 s if the answer had not begun. Closing ends all connections. Every failure is a :class:`KubernetesError`.
 """
 
 from __future__ import annotations
@@ -24,18 +24,15 @@ import aiohttp
 from kubernetes import client
 from pydantic_core import from_json
 
-from aurora_operator.errors import Expired, KubernetesError
-from aurora_operator.kubernetes_api import API_CALLS, Object, Resource, refusal
+from aurora_operator.errors import Expired, KubernetesError, SilentWatch, TooLarge
+from aurora_operator.kubernetes_api import API_CALLS, MAX_OBJECT_BYTES, Object, PageSize, Resource, refusal
 from aurora_operator.operator_config import OPERATOR_NAME
 
 CONNECT_SECONDS = 5.0
 LIST_SECONDS = 60.0
 READ_SECONDS = 90.0
 """Silence after which a watch counts as dead. The API server sends a bookmark at least every 60 s (KEP-956)."""
-PAGE_SIZE = 100
-"""Objects per page of a list: about 1 MB, and ten times as much once they are parsed."""
-MAX_EVENT_BYTES = 8 << 20
-"""More than etcd stores in one object (1.5 MiB), with room for encoding."""
+METADATA_ONLY = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 MAX_ERROR_BYTES = 64 << 10
 CLOSE_SECONDS = 1.0
 """How long closing waits until the event loop has dropped its connections."""
@@ -96,17 +93,34 @@ class ApiStream:
     def _open_sockets(self) -> list[socket.socket]:
         return [each for each in self._sockets if each.fileno() >= 0]
 
-    async def list_page(self, resource: Resource, namespace: str, labels: str, token: str) -> Page:
-        """One page of a list. Raises :class:`Expired` when ``token`` is too old, :class:`KubernetesError`."""
-        query = {"labelSelector": labels, "limit": str(PAGE_SIZE), "continue": token}
+    async def list_page(
+        self,
+        resource: Resource,
+        namespace: str,
+        labels: str,
+        token: str,
+        size: PageSize | None = None,
+        *,
+        metadata_only: bool = False,
+    ) -> Page:
+        """One page of a list, by default of the usual size.
+
+        Raises :class:`Expired` when ``token`` is too old, :class:`TooLarge`, :class:`KubernetesError`.
+        """
+        size = size or PageSize()
+        query = {"labelSelector": labels, "limit": str(size.limit), "continue": token}
         API_CALLS.labels("list", resource.plural).inc()
         url, timeout = self._url(resource, namespace, query), aiohttp.ClientTimeout(total=LIST_SECONDS)
         call = f"list {resource.plural}"
+        # Not compressed: a small compressed answer may be a very large one.
+        headers = self._headers() | {"Accept-Encoding": "identity"}
+        if metadata_only:
+            headers["Accept"] = METADATA_ONLY
         try:
-            async with self._session.get(url, headers=self._headers(), timeout=timeout) as response:
+            async with self._session.get(url, headers=headers, timeout=timeout) as response:
                 await _raise_for_status(call, response)
                 try:
-                    text = await response.read()
+                    text = await _body(response.content, call, size.max_bytes)
                 finally:
                     _abort(response)
             # No other task runs between here and the caller's next wait, so only one parsed page exists at a time.
@@ -123,7 +137,8 @@ class ApiStream:
         """The changes after ``revision``, until the API server ends the watch after ``seconds``.
 
         Raises :class:`Expired` when the API server has no history since ``revision`` or reports another error in the
-        stream, and :class:`KubernetesError` when the API server refuses the watch or cannot be reached.
+        stream, :class:`SilentWatch` when nothing arrives, and :class:`KubernetesError` when the API server refuses the
+        watch or cannot be reached.
         """
         query = {
             "watch": "1",
@@ -142,6 +157,8 @@ class ApiStream:
                 try:
                     async for line in _lines(response.content, call):
                         yield _event(call, line, resource)
+                except aiohttp.SocketTimeoutError as error:
+                    raise SilentWatch(f"{call}: nothing arrived for {self._read_seconds:.0f} s") from error
                 finally:
                     _abort(response)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
@@ -183,18 +200,32 @@ def _abort(response: aiohttp.ClientResponse) -> None:
         response.connection.transport.abort()
 
 
+async def _body(content: aiohttp.StreamReader, call: str, max_bytes: int) -> bytearray:
+    text = bytearray()
+    async for chunk in content.iter_any():
+        text += chunk
+        if len(text) > max_bytes:
+            raise TooLarge(f"{call}: a page exceeds {max_bytes} bytes")
+    return text
+
+
 async def _lines(content: aiohttp.StreamReader, call: str) -> AsyncIterator[bytes]:
-    """The lines of a stream, each of at most :data:`MAX_EVENT_BYTES`."""
+    """The lines of a stream.
+
+    Raises :class:`Expired` when one exceeds :data:`MAX_OBJECT_BYTES`. The event would come again whenever the watch is
+    resumed, and only a list leads past it.
+    """
     rest = bytearray()
     async for chunk in content.iter_any():
         rest += chunk
-        *lines, last = rest.split(b"\n")
-        rest = last
-        if len(rest) > MAX_EVENT_BYTES:
-            raise KubernetesError(f"{call}: an event exceeds {MAX_EVENT_BYTES} bytes")
-        for line in lines:
-            if line:
-                yield bytes(line)
+        lines = list[bytearray]()
+        if b"\n" in chunk:
+            *lines, rest = rest.split(b"\n")
+        for line in (*lines, rest):
+            if len(line) > MAX_OBJECT_BYTES:
+                raise Expired(f"{call}: an event exceeds {MAX_OBJECT_BYTES} bytes", 410)
+        for line in filter(None, lines):
+            yield bytes(line)
 
 
 def _event(call: str, line: bytes, resource: Resource) -> WatchEvent:

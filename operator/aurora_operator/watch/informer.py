@@ -3,9 +3,13 @@
 The informer lists, and then watches from the list's revision on. A watch that ends is resumed from the last revision
 that was seen, so that a disconnect costs no list. The informer lists again when the API server has no history since
 that revision (HTTP 410), reports an error in the stream, or refuses the watch :data:`MAX_REFUSALS` times in a row. A
-list finds the objects that were deleted meanwhile.
+list finds the objects that were deleted meanwhile. The informer also lists again after :data:`MAX_SILENT_WATCHES`
+silent watches in a row: the API server accepts a watch from a revision that is ahead of it, for example after etcd was
+restored from a backup, and sends nothing until it has caught up. So does the end of a watch, or an event, when the
+cache lacked room or was contradicted.
 
-Invariant: the informer never gives up. It waits between attempts, longer after each failure in a row.
+Invariants: the informer never gives up. It waits between attempts, longer after each failure in a row. A namespace that
+the API server refuses for :data:`REFUSED_SECONDS` is marked in the cache until a list succeeds, and holds up no other.
 """
 
 from __future__ import annotations
@@ -16,27 +20,35 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Protocol
 
-from aurora_operator.errors import Expired, KubernetesError
-from aurora_operator.kubernetes_api import Resource
+from aurora_operator.errors import Expired, KubernetesError, SilentWatch
+from aurora_operator.kubernetes_api import SPECULATOR, WATCHED, Resource
 from aurora_operator.observe.cluster_cache import ClusterCache, ListUpdate, Scope, SpeculatorKey, revision_of
 from aurora_operator.watch.api_stream import ApiStream, Page, WatchEvent
+from aurora_operator.watch.paged_list import PagedList
 
 log = logging.getLogger(__name__)
 
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 30.0
+RECONNECT_SPREAD_SECONDS, RELIST_SPREAD_SECONDS = 1.0, 3.0
+"""After a cut or a restart of the API server, the informers of all operators reconnect and list spread over these
+times."""
 MIN_WATCH_SECONDS, MAX_WATCH_SECONDS = 300, 600
 """The API server ends a watch after a time between these, so that the watches of many operators do not end together."""
 RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 """HTTP statuses of a watch that the API server cannot serve now: it starts, or has too much to do."""
 MAX_REFUSALS = 5
 """Refusals in a row after which a list starts afresh, whatever their reason is."""
+MAX_SILENT_WATCHES = 2
+"""One may have been a dead connection."""
+REFUSED_STATUSES = frozenset({403, 404})
+"""A namespace that was deleted took our Role with it."""
+REFUSED_SECONDS = 30.0
 
 
 class Wake(Protocol):
-    """Wakes the loop of a speculator whose objects changed."""
+    """Wakes the loop of a speculator whose objects changed. An empty name: the namespace itself changed."""
 
     def __call__(self, namespace: str, name: str) -> None: ...
 
@@ -54,6 +66,8 @@ class Informer:
         """Set once the first list is in the cache."""
         self._last_turn = time.monotonic()
         self._failures = 0
+        self._silent_watches = 0
+        self._refused_since_seconds: float | None = None
 
     @property
     def silent_seconds(self) -> float:
@@ -69,8 +83,9 @@ class Informer:
             except Expired as error:
                 # Nothing is wrong: the history was compacted, or the API server restarted.
                 log.info("%s: %s; listing again", self.scope, error)
+                await _sleep_up_to(RELIST_SPREAD_SECONDS)
             except KubernetesError as error:
-                log.warning("%s: %s; trying again", self.scope, error)
+                self._follow_refusal(error)
             except Exception:
                 # Without this informer the operator would go blind. A list may still lead past the object at fault.
                 log.exception("%s: an answer of the API server was not understood; listing again", self.scope)
@@ -78,39 +93,49 @@ class Informer:
 
     async def _list(self) -> None:
         """Bring the cache to the API server's present state, page by page. No page outlives the wait for the next."""
-        list_page = partial(self._stream.list_page, self._resource, self.scope.namespace, self._labels)
-        update, token = self._take_page(await list_page(""), None)
-        while token:
-            update, token = self._take_page(await list_page(token), update)
+        pages = PagedList(self._stream, self._resource, self.scope.namespace, self._labels)
+        update = self._take_page(await pages.next_page(), None)
+        while pages.has_more:
+            update = self._take_page(await pages.next_page(), update)
         self._wake_all(update.finish())
         self.synced.set()
+        self._refused_since_seconds = None
+        if self._cache.admit(self.scope):
+            log.info("%s: can be read again", self.scope)
+            self._wake(self.scope.namespace, "")
 
-    def _take_page(self, page: Page, update: ListUpdate | None) -> tuple[ListUpdate, str]:
-        """Take over a page; ``update`` is None for the first one. Returns the update and the next page's token."""
+    def _take_page(self, page: Page, update: ListUpdate | None) -> ListUpdate:
+        """Take over a page; ``update`` is None for the first one."""
         self._heard()
         if update is None:
             update = self._cache.begin_list(self.scope, page.revision)
         self._wake_all(update.add(page.items))
-        return update, page.next_page
+        return update
 
     async def _watch(self) -> None:
         """Follow the changes. Raises :class:`KubernetesError` once a list is needed."""
-        refusals = 0
+        refusals = self._silent_watches = 0
         while True:
-            started, revision, refused = time.monotonic(), self._cache.progress(self.scope), False
+            started, revision, failed, refused = time.monotonic(), self._cache.progress(self.scope), False, False
             try:
                 await self._watch_once(revision)
             except KubernetesError as error:
-                refused = error.status != 0
+                self._count_silence(error)
+                failed, refused = True, error.status != 0
                 if refused and (error.status not in RETRIED_STATUSES or refusals + 1 >= MAX_REFUSALS):
                     raise
                 log.info("%s: %s; watching on from revision %d", self.scope, error, revision)
+            if self._cache.left_out(self.scope):
+                raise Expired("the cache had no room for some objects", 410)
+            self._check_doubts()
             refusals = refusals + 1 if refused else 0
             if time.monotonic() - started < MIN_BACKOFF_SECONDS:
                 await self._back_off()
-            else:
-                self._heard()
-                self._failures = 0
+                continue
+            self._heard()
+            self._failures = 0
+            if failed:
+                await _sleep_up_to(RECONNECT_SPREAD_SECONDS)
 
     async def _watch_once(self, revision: int) -> None:
         seconds = random.randint(MIN_WATCH_SECONDS, MAX_WATCH_SECONDS)  # noqa: S311 - jitter
@@ -119,7 +144,21 @@ class Informer:
         async with contextlib.aclosing(events):
             async for event in events:
                 self._heard()
+                self._silent_watches = 0
                 self._wake_all(self._take(event))
+                self._check_doubts()
+
+    def _count_silence(self, error: KubernetesError) -> None:
+        """Raises :class:`Expired` after too many silent watches in a row."""
+        if isinstance(error, SilentWatch):
+            self._silent_watches += 1
+        if self._silent_watches >= MAX_SILENT_WATCHES:
+            raise Expired(f"{self._silent_watches} watches in a row were silent", 410) from error
+
+    def _check_doubts(self) -> None:
+        """Raises :class:`Expired` when an answer of the API server contradicts the cache."""
+        if self._cache.is_doubted(self.scope):
+            raise Expired("the API server's history went back", 410)
 
     def _take(self, event: WatchEvent) -> set[SpeculatorKey]:
         """Take over one event. Returns the speculators to wake."""
@@ -128,6 +167,31 @@ class Informer:
             return set()
         take: Callable[..., set[SpeculatorKey]] = self._cache.delete if event.type == "DELETED" else self._cache.update
         return take(self.scope, event.object)
+
+    def _follow_refusal(self, error: KubernetesError) -> None:
+        """Log a failure. Mark the scope once the API server has refused it for long.
+
+        Refusals of a list in all namespaces are not marked, because nothing can be done without that list.
+        """
+        log.warning("%s: %s; trying again", self.scope, error)
+        if error.status not in REFUSED_STATUSES or not self.scope.namespace:
+            return
+        now_seconds = time.monotonic()
+        if self._refused_since_seconds is None:
+            self._refused_since_seconds = now_seconds
+        if now_seconds - self._refused_since_seconds < REFUSED_SECONDS or not self._cache.refuse(self.scope):
+            return
+        if self._resource is SPECULATOR and not self.synced.is_set():
+            # No other kind was listed yet. Each of them is, before this namespace counts as readable.
+            for resource in WATCHED:
+                self._cache.refuse(Scope(resource.kind, self.scope.namespace))
+        log.error(
+            "%s: refused for %.0f s, so no speculator in this namespace is handled until it can be read; check that the"
+            " namespace exists and that the chart's Role and RoleBinding are in it, or remove it from watchNamespaces",
+            self.scope,
+            now_seconds - self._refused_since_seconds,
+        )
+        self._wake(self.scope.namespace, "")
 
     def _wake_all(self, speculators: set[SpeculatorKey]) -> None:
         for namespace, name in speculators:
@@ -142,3 +206,7 @@ class Informer:
         limit = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2 ** min(self._failures, 10))
         self._failures += 1
         await asyncio.sleep(random.uniform(limit / 2, limit))  # noqa: S311 - jitter
+
+
+async def _sleep_up_to(seconds: float) -> None:
+    await asyncio.sleep(random.uniform(0, seconds))  # noqa: S311 - jitter

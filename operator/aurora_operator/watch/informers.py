@@ -1,4 +1,8 @@
-"""All informers of this process: one for each kind, in all namespaces or in each watched one."""
+"""All informers of this process: one for each kind, in all namespaces or in each watched one.
+
+Invariants: the children are listed after the speculators, because each speculator makes room in the cache for its
+children. A watched namespace that the API server refuses does not hold up the others.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from aurora_operator.watch.informer import Informer, Wake
 
 MAX_SILENT_SECONDS = 300.0
 """An informer hears something, or fails, at least every 120 s: a watch's silence and a pause each have a limit."""
+SYNC_POLL_SECONDS = 0.1
 
 
 class Informers:
@@ -34,25 +39,38 @@ class Informers:
         ]
         if shard:
             self._informers.append(Informer(stream, cache, NAMESPACE, "", f"{SHARD_LABEL}={shard}", wake))
-        self._stream = stream
+        self._stream, self._cache = stream, cache
+        self._speculators = {i.scope.namespace: i for i in self._informers if i.scope.kind == SPECULATOR.kind}
+        self._started: list[Informer] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(i.run(), name=f"informer of {i.scope}") for i in self._informers]
+        self._tasks = [asyncio.create_task(self._run(i), name=f"informer of {i.scope}") for i in self._informers]
+
+    async def _run(self, informer: Informer) -> None:
+        speculators = self._speculators[informer.scope.namespace]
+        if informer is not speculators:
+            await speculators.synced.wait()
+        self._started.append(informer)
+        await informer.run()
 
     async def wait_until_synced(self) -> None:
-        """Return once the cache holds every informer's first list."""
-        for informer in self._informers:
-            await informer.synced.wait()
+        """Return once :attr:`synced` is true."""
+        while not self.synced:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(SYNC_POLL_SECONDS)
 
     @property
     def synced(self) -> bool:
-        """Whether the cache holds every informer's first list."""
-        return all(informer.synced.is_set() for informer in self._informers)
+        """Whether the cache holds every informer's first list, except in namespaces that the API server refuses.
+
+        At least one namespace must be complete: without any, this replica could do nothing.
+        """
+        incomplete = {i.scope.namespace for i in self._informers if not i.synced.is_set()}
+        return len(incomplete) < len(self._speculators) and not any(map(self._cache.readable, incomplete))
 
     def silent(self) -> Iterator[str]:
         """A sentence about each informer that hears nothing, although even a dead connection would be noticed."""
-        for informer in self._informers:
+        for informer in self._started:
             if informer.silent_seconds > MAX_SILENT_SECONDS:
                 yield f"the informer of {informer.scope} is silent for {informer.silent_seconds:.0f} s"
 

@@ -265,7 +265,7 @@ class Rig:
 
     def list(self, resource: Resource, labels: str = "") -> Sequence[Object]:
         """The objects with these labels in this namespace."""
-        return self.api.list(resource, self.namespace, labels)
+        return [*self.api.list(resource, self.namespace, labels)]
 
     def read(self, resource: Resource, name: str) -> Object:
         """One object in this namespace."""

@@ -33,6 +33,8 @@ from tests.unit.operator.worlds import lineage, registration
 
 NAMESPACE, NAME = "idle-test", "chat"
 POD_IP = "::1"
+REPLICA_SET = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": f"{NAME}-1", "uid": "1", "controller": True}
+"""The owner of the pod. No controller runs here, so it need not exist."""
 """IPv6, so that a stand-in which another test binds to all IPv4 addresses is not in the way."""
 AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
@@ -157,13 +159,13 @@ def make_ready(rig: Rig, s3: S3) -> None:
     workload = {"observedGeneration": 1, "replicas": 1, "readyReplicas": 1, "updatedReplicas": 1}
     rig.patch_status("deployment", NAME, **workload)
     rig.patch_status("deployment", f"{NAME}-trainer", **workload)
-    labels = COMMON_LABELS | rig.get("deployment", NAME)["spec"]["selector"]["matchLabels"]
+    labels = COMMON_LABELS | rig.get("deployment", NAME)["spec"]["selector"]["matchLabels"] | {"pod-template-hash": "1"}
     assert labels["app.kubernetes.io/component"] == INFERENCE
     containers = [{"name": "sglang", "image": "runtime:1"}]
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": f"{NAME}-0", "namespace": NAMESPACE, "labels": labels},
+        "metadata": {"name": f"{NAME}-0", "namespace": NAMESPACE, "labels": labels, "ownerReferences": [REPLICA_SET]},
     }
     rig.server.apply(pod | {"spec": {"containers": containers}})
     conditions = [{"type": kind, "status": "True"} for kind in ("PodScheduled", "Ready")]

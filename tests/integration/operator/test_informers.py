@@ -14,11 +14,11 @@ from kubernetes import client
 from kubernetes import config as kube_config
 
 from aurora_api.crd import FILE
+from aurora_operator import kubernetes_api
 from aurora_operator.children.metadata import COMMON_LABELS, INSTANCE_LABEL
 from aurora_operator.errors import NotFound
 from aurora_operator.kubernetes_api import API_CALLS, SERVICE_ACCOUNT, WATCHED, HttpKubernetesApi, Object
 from aurora_operator.observe.cluster_cache import ClusterCache
-from aurora_operator.watch import api_stream
 from aurora_operator.watch.api_stream import ApiStream
 from aurora_operator.watch.informer import Informer
 from aurora_operator.watch.informers import Informers
@@ -145,7 +145,7 @@ async def test_changes_arrive_and_wake_the_speculator(server: ApiServer) -> None
 
 
 async def test_a_large_list_comes_in_pages(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api_stream, "PAGE_SIZE", 10)
+    monkeypatch.setattr(kubernetes_api, "PAGE_SIZE", 10)
     other = HttpKubernetesApi(client.ApiClient(configuration(server)))
     for number in range(25):
         other.create(account(f"page-{number}"))
@@ -274,13 +274,13 @@ async def test_without_the_definition_the_informers_wait_and_with_it_they_are_co
     informers = Informers(stream, cache, ["team-a", "team-b"], lambda namespace, name: None)
     informers.start()
     try:
-        await eventually(lambda: cache.counts["ServiceAccount"] == 2)
         synced = asyncio.create_task(informers.wait_until_synced())
         await asyncio.sleep(1)
         assert not synced.done(), "no loop may run on half of the objects"
         own_server.kubectl("apply", "--server-side", "-f", FILE)
         async with asyncio.timeout(60):
             await synced
+        assert cache.counts["ServiceAccount"] == 2
         assert list(informers.silent()) == []
         assert not cache.children("another", "chat")
     finally:

@@ -332,11 +332,12 @@ def test_objects_of_other_owners_are_reported_and_never_changed(rig: Rig) -> Non
     message = name_taken(rig.wait(TAKEN, "NameTaken", lambda s: bool(name_taken(s))))
     assert f"Service {TAKEN}" in message
     assert f"ServiceAccount {TAKEN}" in message
-    assert owners(DEPLOYMENT), "the other children exist"
+    assert owners(DISRUPTION_BUDGET), "the other children exist"
+    assert not owners(DEPLOYMENT), "no pod runs under the ServiceAccount of somebody else"
     assert foreign_versions(rig) == before
 
     delete("auroraspeculator")
-    wait_until("garbage collection", lambda: not owners(DEPLOYMENT), 60)
+    wait_until("garbage collection", lambda: not owners(DISRUPTION_BUDGET), 60)
     assert foreign_versions(rig) == before
 
     rig.apply(TAKEN, spec(rig.s3, replicas=1))

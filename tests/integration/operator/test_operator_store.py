@@ -96,7 +96,7 @@ async def test_a_new_root_is_probed_before_it_is_read(s3: S3, owner: Owner) -> N
 async def test_nothing_is_written_to_a_root_that_was_not_probed(speculator: Speculator) -> None:
     await speculator.look()
     before = requests()
-    await speculator.access.advance(channel(0, epoch=2))
+    await speculator.access.advance(channel(0, epoch=2), lambda: None)
     assert requests()["create"] >= before.get("create", 0) + 3, "two of the probe, and the record"
 
 
@@ -147,12 +147,12 @@ async def test_an_operator_that_decides_upon_an_outdated_view_loses_the_race_and
     for each in (speculator, other):
         assert (await each.look()).channel == channel(0)
     promoted = channel(1, epoch=2, previous=0)
-    await other.access.advance(promoted)
+    await other.access.advance(promoted, lambda: None)
     assert (await other.look()).channel == promoted, "our own write is known at once"
     assert (await speculator.look()).channel == channel(0), "outdated"
     pinned = channel(0, epoch=2).model_copy(update={"reason": ChannelReason.PINNED})
     with pytest.raises(ObjectExists):
-        await speculator.access.advance(pinned)
+        await speculator.access.advance(pinned, lambda: None)
     assert (await speculator.look()).channel == promoted
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.config import new_client_from_config
 
 from aurora_operator.act.child_writer import ChildWriter, WriteResult
 from aurora_operator.act.field_ownership import applied_managed_fields
@@ -17,6 +20,7 @@ from aurora_operator.children.owner import Owner
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import (
     CHILDREN,
+    DEPLOYMENT,
     SECRET,
     SERVICE,
     SERVICE_ACCOUNT,
@@ -28,6 +32,7 @@ from aurora_operator.observe.kubernetes_views import workload_view
 from aurora_operator.plan.upgrade.decision import decide
 from aurora_operator.plan.wanted_children import children
 from tests.rig.api_server import api_server
+from tests.rig.network_cut import tcp_proxy
 from tests.rig.operator_replicas import NAME, NAMESPACE, OperatorRig
 from tests.unit.operator.worlds import CONFIG, NOW, observed
 
@@ -191,6 +196,61 @@ async def test_an_object_that_carries_a_users_reference_to_the_speculator_is_not
     before = rig.api.get(SERVICE, NAMESPACE, NAME)
     result = await ChildWriter(rig.api).write(owner, (), wanted(owner), existing(rig.api, owner))
     assert result.name_taken == (f"Service {NAME}",)
+    assert rig.api.get(SERVICE, NAMESPACE, NAME) == before
+
+
+async def test_an_apply_over_an_older_look_is_refused_but_a_newer_status_delays_nothing(
+    rig: OperatorRig, owner: Owner
+) -> None:
+    """The fence of a write that a former leader sent, and that arrives after the next leader's."""
+    assert await ChildWriter(rig.api).write(owner, (), wanted(owner), {}) == WriteResult()
+    looked = existing(rig.api, owner)
+    status = '{"status": {"observedGeneration": 1, "conditions": []}}'
+    rig.server.kubectl(
+        "patch", "deployment", NAME, "-n", NAMESPACE, "--subresource=status", "--type=merge", "-p", status
+    )
+    wide = with_extra_field(wanted(owner), owner)
+    assert await ChildWriter(rig.api).write(owner, (), wide, looked) == WriteResult()
+    after = rig.api.get(DEPLOYMENT, NAMESPACE, NAME)
+    assert "priorityClassName" in after["spec"]["template"]["spec"]
+    with pytest.raises(Conflict):
+        await ChildWriter(rig.api).write(owner, (), wanted(owner), without_digests(looked))
+    assert rig.api.get(DEPLOYMENT, NAMESPACE, NAME) == after
+
+
+async def test_a_write_that_the_network_delivers_after_the_next_leaders_is_refused(
+    rig: OperatorRig, owner: Owner, tmp_path: Path
+) -> None:
+    """The former leader's request sat in the network for as long as the next leader needed to act."""
+    former, newer = wanted(owner), with_extra_field(wanted(owner), owner)
+    assert await ChildWriter(rig.api).write(owner, (), former, {}) == WriteResult()
+    looked = existing(rig.api, owner)
+    with tcp_proxy(int(rig.server.url.rpartition(":")[2])) as proxy:
+        kubeconfig = tmp_path / "kubeconfig"
+        text = rig.server.kubeconfig.read_text()
+        kubeconfig.write_text(text.replace(rig.server.url, f"https://127.0.0.1:{proxy.port}"))
+        slow = HttpKubernetesApi(new_client_from_config(str(kubeconfig)))
+        slow.get(DEPLOYMENT, NAMESPACE, NAME)  # the connection is there before the network is cut
+        proxy.cut()
+        late = asyncio.create_task(ChildWriter(slow).write(owner, (), former, without_digests(looked)))
+        await asyncio.sleep(1)
+        assert await ChildWriter(rig.api).write(owner, (), newer, looked) == WriteResult()
+        after = existing(rig.api, owner)
+        proxy.deliver()
+        with pytest.raises(Conflict):
+            await late
+    assert existing(rig.api, owner) == after
+
+
+async def test_a_child_that_gave_its_owner_up_since_the_look_is_not_adopted(rig: OperatorRig, owner: Owner) -> None:
+    (service,) = services(owner)
+    assert await ChildWriter(rig.api).write(owner, (), (service,), {}) == WriteResult()
+    looked = existing(rig.api, owner)
+    no_owner = '{"metadata": {"ownerReferences": null}}'
+    rig.server.kubectl("patch", "service", NAME, "-n", NAMESPACE, "--type=merge", "-p", no_owner)
+    before = rig.api.get(SERVICE, NAMESPACE, NAME)
+    result = await ChildWriter(rig.api).write(owner, (), (service,), without_digests(looked))
+    assert result == WriteResult(name_taken=(f"Service {NAME}",))
     assert rig.api.get(SERVICE, NAMESPACE, NAME) == before
 
 

@@ -182,7 +182,7 @@ async def test_the_record_of_the_moment_in_which_the_keys_are_made_is_trusted_on
     again = decided(speculator, view).advance
     assert again is not None
     assert (again.epoch, again.active, again.active_digest) == (2, 0, digest(0))
-    await speculator.access.advance(again)
+    await speculator.access.advance(again, lambda: None)
     assert decided(speculator, await speculator.look()).advance is None
     found = find_active_draft(speculator.registry(s3))
     assert not isinstance(found, str)

@@ -224,7 +224,10 @@ def _create_pods(
     ):
         account = one["spec"].get("serviceAccountName", "default")
         server.apply({**accounts, "metadata": {"name": account, "namespace": namespace}})
-        metadata = {"name": name, "namespace": namespace, "labels": one["metadata"]["labels"]}
+        labels = one["metadata"]["labels"] | {"pod-template-hash": "1"}
+        replica_set = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": f"{name[:-2]}-1", "uid": "1"}
+        owners = [replica_set | {"controller": True}]  # no controller runs here, so it need not exist
+        metadata = {"name": name, "namespace": namespace, "labels": labels, "ownerReferences": owners}
         spec = {**one["spec"], "containers": [_with_ports(c, ports) for c in one["spec"]["containers"]]}
         server.apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
         ready = [{"type": kind, "status": "True"} for kind in ("PodScheduled", "Ready")]

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from aurora_operator import io_pools, metrics
 from aurora_operator.errors import CallAbandoned, KubernetesError
 from aurora_operator.io_pools import StorePools, call_api
+from aurora_operator.reconcile_slots import ReconcileSlots
 
 HOSTILE = 64
 PROMPT_SECONDS = 1.0
@@ -141,6 +142,28 @@ async def test_a_call_of_the_api_server_is_abandoned_at_its_deadline_and_counted
     released.set()
     assert await call_api(lambda: 42) == 42
     assert began == [], "a call that nobody waits for must not begin"
+
+
+async def test_reconciles_that_wait_for_a_slow_webhook_hold_up_neither_slots_nor_threads_of_other_namespaces(
+    released: threading.Event,
+) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(io_pools.api_threads())
+    slots = ReconcileSlots(2, 0.02)
+
+    async def reconcile(namespace: str, work: Callable[[], object]) -> None:
+        async with slots.slot(namespace):
+            await call_api(work)
+
+    hanging = [asyncio.create_task(reconcile("slow", lambda: released.wait(30))) for _ in range(200)]
+    await asyncio.sleep(2.5)
+    began = time.monotonic()
+    for _ in range(10):
+        await reconcile("team", lambda: 42)
+    assert time.monotonic() - began < 5 * PROMPT_SECONDS
+    released.set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*hanging)
 
 
 async def test_a_timeout_inside_a_call_is_not_taken_for_the_deadline() -> None:

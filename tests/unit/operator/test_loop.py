@@ -13,7 +13,7 @@ from prometheus_client import generate_latest
 from aurora_operator import loop as loop_module
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.loop import MAX_QUICK_RETRIES, MAX_RECONCILE_SECONDS, SpeculatorLoop
-from aurora_operator.reconcile_slots import ReconcileSlots
+from aurora_operator.reconcile_slots import ReconcileSlots, outside
 from aurora_store.errors import ObjectExists
 
 
@@ -130,6 +130,34 @@ async def test_a_reconcile_that_hangs_makes_the_loop_overdue(monkeypatch: pytest
     assert loop.overdue_seconds < 0
     now += 2
     assert loop.overdue_seconds == pytest.approx(1)
+    task.cancel()
+
+
+async def test_a_loop_that_waits_for_its_turn_or_gets_answers_is_not_overdue(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [asyncio.Event() for _ in range(3)]
+
+    class Slow(FakeReconciler):
+        async def reconcile(self, *, woken: bool) -> float:
+            for answer in answers:
+                await outside(answer.wait())
+            return 0.0
+
+    clock, offset = time.monotonic, 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + offset)
+    slots = ReconcileSlots(1)
+    loop = SpeculatorLoop(Slow(), slots, "team", "chat")  # type: ignore[arg-type]
+    async with slots.slot("team"):
+        task = asyncio.create_task(loop.run())
+        await asyncio.sleep(0.01)
+        offset += 2 * MAX_RECONCILE_SECONDS
+        assert loop.overdue_seconds < 0
+        assert slots.stalled_seconds > 2 * MAX_RECONCILE_SECONDS, "nobody got a slot"
+    for answer in answers:
+        await asyncio.sleep(0.01)
+        assert slots.stalled_seconds == 0
+        offset += MAX_RECONCILE_SECONDS - 5
+        assert loop.overdue_seconds < 0
+        answer.set()
     task.cancel()
 
 

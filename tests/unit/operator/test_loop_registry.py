@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from aurora_operator.kubernetes_api import Object
 from aurora_operator.loop_registry import LoopRegistry
 from aurora_operator.observe.cluster_cache import ClusterCache, Scope
 from aurora_operator.operator_config import OperatorConfig
+from aurora_operator.reconcile_slots import MAX_RECONCILES
 from aurora_operator.reconciler import Reconciler
 from tests.unit.operator.worlds import CONFIG
 
@@ -139,6 +141,44 @@ async def test_a_speculator_that_is_created_again_within_one_pause_gets_a_loop_o
     assert FakeReconciler.instances == {("team", "chat"): 2}
     assert FakeReconciler.reconciles == ["chat", "chat"]
     assert len(rig.loops) == 1
+    await rig.loops.stop()
+
+
+async def test_it_is_a_problem_when_no_reconcile_can_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig()
+    rig.create("chat", 1)
+    held = [rig.loops._slots.slot("team") for _ in range(MAX_RECONCILES)]
+    for slot in held:
+        await slot.acquire()
+    rig.loops.start()
+    await settle()
+    assert list(rig.loops.overdue()) == []
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 601)
+    assert list(rig.loops.overdue()) == ["no reconcile could begin for 601 s"]
+    held[0].release()
+    await asyncio.sleep(0.05)
+    assert FakeReconciler.reconciles == ["chat"]
+    assert list(rig.loops.overdue()) == []
+    await rig.loops.stop()
+
+
+async def test_no_loop_runs_in_a_namespace_that_the_api_server_refuses() -> None:
+    rig, pods = Rig(), Scope("Pod", "team")
+    rig.create("chat", 1)
+    rig.loops.start()
+    await settle()
+    rig.cache.refuse(pods)
+    rig.loops.wake("team", "")
+    await settle()
+    assert len(rig.loops) == 0
+    rig.create("code", 2)
+    await settle()
+    assert len(rig.loops) == 0
+    rig.cache.admit(pods)
+    rig.loops.wake("team", "")
+    await settle()
+    assert sorted(FakeReconciler.reconciles) == ["chat", "chat", "code"]
     await rig.loops.stop()
 
 

@@ -26,7 +26,7 @@ class Parts:
 async def probed(informers: Parts, loops: Parts) -> AsyncIterator[str]:
     """The address of the probes of an operator with these parts."""
     operator = Operator(CONFIG)
-    operator._informers, operator._loops = cast(Any, informers), cast(Any, loops)
+    operator._informers, operator._loops, operator._elector = cast(Any, informers), cast(Any, loops), cast(Any, Parts())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])

@@ -14,7 +14,7 @@ async def test_few_reconciles_compute_at_a_time() -> None:
 
     async def reconcile() -> None:
         nonlocal running, most
-        async with slots.slot():
+        async with slots.slot("team"):
             running += 1
             most = max(most, running)
             await asyncio.sleep(0.001)
@@ -32,14 +32,14 @@ async def test_a_reconcile_that_waits_for_a_slow_store_lends_its_slot_and_takes_
         return "records"
 
     async def slow() -> None:
-        async with slots.slot():
+        async with slots.slot("team"):
             assert await outside(answer()) == "records"
             holding.append("slow")
             await asyncio.sleep(0.05)
             holding.remove("slow")
 
     async def prompt() -> None:
-        async with slots.slot():
+        async with slots.slot("team"):
             assert holding == []
             await asyncio.sleep(0)
 
@@ -59,7 +59,7 @@ async def test_a_reconcile_that_is_cancelled_while_it_waits_gives_back_one_slot(
 
     async def hang() -> None:
         nonlocal entered
-        async with slots.slot():
+        async with slots.slot("team"):
             entered += 1
             await outside(asyncio.sleep(60))
 
@@ -73,7 +73,7 @@ async def test_a_reconcile_that_is_cancelled_while_it_waits_gives_back_one_slot(
 
     async def hold() -> None:
         nonlocal holders
-        async with slots.slot():
+        async with slots.slot("team"):
             holders += 1
             await asyncio.sleep(60)
 
@@ -89,7 +89,7 @@ async def test_an_error_and_an_answer_reach_the_reconcile() -> None:
     async def fail() -> None:
         raise ValueError("no")
 
-    async with ReconcileSlots(1, 0.01).slot():
+    async with ReconcileSlots(1, 0.01).slot("team"):
         with pytest.raises(ValueError, match="no"):
             await outside(fail())
         assert await outside(asyncio.sleep(0.03, "late")) == "late"

@@ -21,6 +21,7 @@ from aurora_api.v1alpha1.status import (
 from aurora_operator import reconciler as reconciler_module
 from aurora_operator.act.actor import ExecutionResult
 from aurora_operator.act.authority import Authority
+from aurora_operator.children.applied_template import AppliedTemplate
 from aurora_operator.errors import Conflict, NotFound
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import Object, Resource
@@ -30,6 +31,7 @@ from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.observe.stored_resource import parse
 from aurora_operator.plan import Plan, plan
 from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
+from aurora_operator.plan.upgrade.decision import UpgradeDecision, UpgradeStage
 from aurora_operator.reconciler import (
     AGENTS_AT_REST_SECONDS,
     BUSY_POLL_SECONDS,
@@ -229,6 +231,29 @@ async def test_the_longest_rest_makes_no_gap_in_the_figures_of_trainings_worth(m
     reconciler._observed_time._last = wall - longest, monotonic_seconds - longest.total_seconds()
     await reconciler.reconcile(woken=False)
     assert [(world.observation_gap, world.figures_gap) for world in seen] == [(True, True), (True, False)]
+
+
+async def test_a_secret_with_signing_keys_of_somebody_else_is_a_taken_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Observed] = []
+
+    def recorded(world: Observed, *rest: Any) -> Plan:
+        seen.append(world)
+        return plan(world, *rest)
+
+    monkeypatch.setattr(reconciler_module, "plan", recorded)
+    foreign = StoreView(reason="SigningKeysMissing", error="no keys", name_taken=("Secret chat-signing-keys",))
+    reconciler = reconciler_at(FakeObserver(observed(store=foreign)))
+    assert await reconciler.reconcile() == WATCHFUL_POLL_SECONDS
+    assert seen[0].name_taken == ("Secret chat-signing-keys",)
+
+
+async def test_a_plan_that_only_sets_the_finalizer_keeps_the_turn_to_restart() -> None:
+    """Another speculator would take the turn, and more than ``maxConcurrent`` would restart at a time."""
+    reconciler = reconciler_at(FakeObserver(observed(spec=DELETING, status=SpeculatorStatus())))
+    restarting = UpgradeDecision(AppliedTemplate({}, {}), {}, UpgradeStage.RESTARTING)
+    reconciler._fleet.report(OWNER_KEY, restarting)
+    await reconciler.reconcile()
+    assert reconciler._fleet.view(("team", "another")).restarting == 1
 
 
 REFUSED = ExecutionResult(apply_errors=("Service chat: forbidden",))

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from aurora_protocol import agent_client as module
+from aurora_protocol import agent_turns
 from aurora_protocol.agent_api import (
     CaptureCounters,
     EngineMode,
@@ -126,6 +126,23 @@ async def test_every_other_answer_is_an_agent_error(
         await agents.swap("127.0.0.1", "secret", REQUEST)
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed(serve: Serve, status: int) -> None:
+    called: list[str] = []
+
+    async def redirect(request: web.Request) -> web.Response:
+        called.append(request.host)
+        location = f"http://127.0.0.2:{request.url.port}/v1/state"
+        return web.Response(status=status, headers={"Location": location})
+
+    agents = await serve(redirect)
+    for call in (agents.state("127.0.0.1", "secret"), agents.swap("127.0.0.1", "secret", REQUEST)):
+        with pytest.raises(AgentRefused, match=f"HTTP {status}"):
+            await call
+    assert len(called) == 2
+    assert not any(host.startswith("127.0.0.2") for host in called)
+
+
 async def test_a_refusal_carries_the_status_and_the_agents_own_text(serve: Serve) -> None:
     async def answer(_: web.Request) -> web.Response:
         return web.Response(text="the engine is down\n" + "x" * 10_000, status=503)
@@ -206,7 +223,7 @@ async def test_the_wait_for_a_turn_does_not_count_as_the_agents_time(
         under_way -= 1
         return web.Response(body=agent("p", 0).to_json())
 
-    monkeypatch.setattr(module, "MAX_CALLS", 2)
+    monkeypatch.setattr(agent_turns, "MAX_CALLS", 2)
     agents = await serve(answer, call_seconds=0.5)
     answers = await asyncio.gather(*(agents.state("127.0.0.1", "secret") for _ in range(16)))
     assert len(answers) == 16, "the last one waited longer than an agent may take"
@@ -223,8 +240,8 @@ async def test_agents_that_do_not_answer_hold_up_no_other_and_are_asked_again(
             await asyncio.sleep(5)
         return web.Response(body=agent("p", 0).to_json())
 
-    monkeypatch.setattr(module, "MAX_CALLS", 2)
-    monkeypatch.setattr(module, "MAX_CALLS_TO_SILENT", 1)
+    monkeypatch.setattr(agent_turns, "MAX_CALLS", 2)
+    monkeypatch.setattr(agent_turns, "MAX_CALLS_TO_SILENT", 1)
     agents = await serve(answer, call_seconds=0.5)
     with pytest.raises(AgentUnreachable):
         await agents.state("127.0.0.2", "secret")
@@ -238,13 +255,38 @@ async def test_agents_that_do_not_answer_hold_up_no_other_and_are_asked_again(
     assert (await agents.state("127.0.0.2", "secret")).version == 0
 
 
+async def test_many_agents_of_one_speculator_that_hang_take_no_turns_from_another_speculator(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    well = False
+
+    async def answer(request: web.Request) -> web.Response:
+        if not well or request.headers["Authorization"] == "Bearer hostile":
+            await asyncio.sleep(5)
+        return web.Response(body=agent("p", 0).to_json())
+
+    monkeypatch.setattr(agent_turns, "MAX_CALLS_TO_SILENT", 1)
+    agents = await serve(answer, call_seconds=0.2)
+    for ip, token in (("127.0.0.2", "hostile"), ("127.0.0.3", "secret")):
+        with pytest.raises(AgentUnreachable):
+            await agents.state(ip, token)
+    well = True
+    hostile = [asyncio.create_task(agents.state("127.0.0.2", "hostile")) for _ in range(10)]
+    await asyncio.sleep(0.05)
+    async with asyncio.timeout(1.0):  # ten calls take two seconds
+        assert (await agents.state("127.0.0.3", "secret")).version == 0
+    for task in hostile:
+        task.cancel()
+    await asyncio.gather(*hostile, return_exceptions=True)
+
+
 async def test_a_wait_for_a_turn_has_an_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     async def answer(request: web.Request) -> web.Response:
         await asyncio.sleep(1)
         return web.Response(body=agent("p", 0).to_json())
 
-    monkeypatch.setattr(module, "MAX_CALLS", 1)
-    monkeypatch.setattr(module, "TURN_SECONDS", 0.1)
+    monkeypatch.setattr(agent_turns, "MAX_CALLS", 1)
+    monkeypatch.setattr(agent_turns, "TURN_SECONDS", 0.1)
     agents = await serve(answer)
     first = asyncio.create_task(agents.state("127.0.0.1", "secret"))
     await asyncio.sleep(0.05)

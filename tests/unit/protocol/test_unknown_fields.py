@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,6 +50,9 @@ SHARD = ShardManifest(
     accepted=1, dropped_records=0, draft_versions=(0,), created=NOW,
     shapes=(ShapeCounts(source="draft", steps=3, rounds=4, accepted=1),),
 )  # fmt: skip
+ERASURE = ErasureReport(
+    tag="0123456789abcdef", number=1, started=NOW, shards_scanned=2, remaining_traces=0, versions=(1,), completed=NOW
+)
 STORED: tuple[StoredRecord, ...] = (
     lineage().model_copy(update={"tensors": {"fc.weight": TensorSpec(shape=(2, 3), dtype="F32")}}),
     registration(1),
@@ -76,10 +80,7 @@ STORED: tuple[StoredRecord, ...] = (
     ErasureStep(
         tag="0123456789abcdef", started=NOW, shard="a", replaced=digest(1), manifest=SHARD, trained_since={1: NOW}
     ),
-    ErasureReport(
-        tag="0123456789abcdef", number=1, started=NOW, shards_scanned=2, remaining_traces=0, versions=(1,),
-        completed=NOW,
-    ),
+    ERASURE,
     TrainerStatus(phase=TrainerPhase.TRAINING, step=1, shards=2, trained_tokens=3, updated=NOW),
     TrainerState(epoch=1, lineage=1, step=1, trained_tokens=2, consumed=("a",), file=FILE, created=NOW),
 )  # fmt: skip
@@ -182,14 +183,19 @@ def test_every_kind_of_record_is_among_the_examples() -> None:
 @settings(max_examples=example_count(100), deadline=None)
 @given(st.data())
 def test_a_status_that_an_older_operator_rewrites_keeps_its_unknown_fields(data: st.DataObject) -> None:
-    first = made(observed()).status
+    trainer = TrainerStatus(
+        phase=TrainerPhase.TRAINING, step=1, shards=2, trained_tokens=3, erasures=(ERASURE,), updated=NOW
+    )
+    world = observed(spec=spec(training={"eraseTags": [ERASURE.tag]}), store=replace(observed().store, trainer=trainer))
+    first = made(world).status
     assert first is not None
+    assert first.training.erasures
     newer = data.draw(with_unknown_fields(first))
     condition = {"type": "Enchanted", "status": "True", "reason": "Magic", "lastTransitionTime": "2026-01-01T00:00:00Z"}
     newer["conditions"].append(condition)
     stored = SpeculatorStatus.model_validate(copy.deepcopy(newer))
     # Another number of traces makes the operator write the status again.
-    rewritten = made(observed(status=stored.model_copy(update={"traces": 1}))).status
+    rewritten = made(replace(world, status=stored.model_copy(update={"traces": 1}))).status
     assert rewritten is not None
     written = json.loads(rewritten.model_dump_json(by_alias=True, exclude_none=True))
     written["conditions"][-1].pop("message")

@@ -73,6 +73,12 @@ class CandidateStatus(VersionStatus):
         " repeated later."
     )
     attempt: int = Field(default=1, ge=1, description="Number of the measurement of this version, counted from 1.")
+    recalled_attempts: int = Field(
+        default=0,
+        ge=0,
+        description="Number of measurements of this version that ended because their replica had to serve again. They"
+        " do not lengthen the delay after a failed measurement.",
+    )
     job: str | None = Field(default=None, description="Name of the Job that measures. Its log says more.")
     pod: str | None = Field(
         default=None, description=("The replica that the candidate is measured on. Unset with `measureOn: Job`.")

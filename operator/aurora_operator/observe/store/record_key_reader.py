@@ -54,7 +54,11 @@ class RecordKeyReader:
             return StoreView(reason="SecretForbidden", error=text)
         if secret is None:
             return None
-        keys = RecordKeys.of(owner, secret) if owner.owns(secret) else None
+        if not owner.owns(secret):
+            self._secrets.doubt(name)
+            text = f"the Secret {name} belongs to somebody else, so the operator has no signing keys"
+            return StoreView(reason=SIGNING_KEYS_MISSING, error=text, name_taken=(f"Secret {name}",))
+        keys = RecordKeys.of(owner, secret)
         if keys is None:
             self._secrets.doubt(name)
             text = f"the Secret {name} does not hold what the operator wrote: delete it, and the operator makes it anew"

@@ -81,8 +81,11 @@ class StoreAccess:
                 self._secrets.doubt(reference.name)
         return self._view if settings[1] is not None or not self._view.ok else _without_keys(self._view)
 
-    async def advance(self, channel: Channel) -> None:
+    async def advance(self, channel: Channel, ensure_leading: Callable[[], None]) -> None:
         """Write the channel's next record.
+
+        Args:
+            ensure_leading: called in the thread just before the write, because waiting for a thread may take long.
 
         Raises :class:`ObjectExists` when another operator wrote that record first, or another :class:`StoreError`.
         After an error the next view reads everything again, because the view that led to the record was outdated, or
@@ -91,8 +94,13 @@ class StoreAccess:
         reader = self.reader
         if reader is None:
             raise StoreError("the store is not open: it could not be read before")
+
+        def write() -> None:
+            ensure_leading()
+            reader.advance(channel)
+
         try:
-            await self._pool.call(lambda: reader.advance(channel), timeout_seconds=CALL_TIMEOUT_SECONDS)
+            await self._pool.call(write, timeout_seconds=CALL_TIMEOUT_SECONDS)
         except CallAbandoned as error:
             self._close()
             raise StoreError(str(error)) from error

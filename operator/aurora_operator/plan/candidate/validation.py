@@ -31,7 +31,8 @@ or no pod is ready. Until then the candidate waits in Validating, without a Job 
 may take its place.
 
 With ``validation.measureOn: Replica``, the Job of a candidate in Validating waits until a replica is lent
-(``plan/lending.py``).
+(``plan/lending.py``). When the number of pods changes or another pod fails, the operator needs the replica back.
+The attempt then ends, which is no failure, and the next one waits for a replica.
 
 Invariants: one Job at a time. A candidate is measured against one active version at most ``MAX_MEASUREMENTS`` times
 (``undecided_measurement.py``). A measurement that could not be made says nothing about the candidate, even when the API
@@ -94,6 +95,8 @@ class ValidationInputs:
     """Candidates are measured on a replica."""
     replica_is_back: bool = False
     """Candidates are measured on a replica, and none is withdrawn now."""
+    recall_reason: str = ""
+    """Why the replica that the candidate is measured on has to serve again; empty when it can be spared."""
 
     @property
     def obstacle(self) -> str:
@@ -116,7 +119,7 @@ class ValidationDecision:
     reject: int | None = None
     """Never roll out this version."""
     event: str = ""
-    """ValidationStarted, Validated, Rejected, Inconclusive or ValidationFailed; empty: nothing to report."""
+    """A reason of ``plan/events.py``; empty: nothing to report."""
     message: str = ""
     """The event's message, where the event is not about the candidate."""
     may_begin: bool = True
@@ -240,12 +243,13 @@ def _retry_is_due(inputs: ValidationInputs, candidate: CandidateStatus) -> bool:
         return True
     waited = None if candidate.since is None else inputs.now - candidate.since
     # A time in the future was written before the clock was set back: the retry is due, because the wait is not known.
-    return waited is None or not timedelta(0) <= waited < _retry_delay(candidate.attempt)
+    return waited is None or not timedelta(0) <= waited < _retry_delay(candidate)
 
 
-def _retry_delay(attempt: int) -> timedelta:
-    """How long to wait after a failed ``attempt``, counted from 1."""
-    return min(MAX_RETRY_DELAY, MIN_RETRY_DELAY * (1 << min(attempt - 1, 10)))
+def _retry_delay(candidate: CandidateStatus) -> timedelta:
+    """How long to wait after the present attempt, which failed. Attempts whose replica was recalled do not count."""
+    attempts = max(candidate.attempt - candidate.recalled_attempts, 1)
+    return min(MAX_RETRY_DELAY, MIN_RETRY_DELAY * (1 << min(attempts - 1, 10)))
 
 
 def _begin(inputs: ValidationInputs, version: int, former: CandidateStatus | None = None) -> ValidationDecision:
@@ -294,6 +298,8 @@ def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Vali
     job = next((j for j in inputs.jobs if (j.version, j.attempt) == (candidate.version, candidate.attempt)), None)
     if job is not None and job.never_started and candidate.pod is None:
         return _next_attempt(inputs, candidate.model_copy(update={"message": f"measuring again: {job.message}"}))
+    if inputs.recall_reason and job is not None and not (job.finished or inputs.at_rest):
+        return _recalled(inputs, candidate)
     if reason := failure(candidate, job, inputs.refused_job, replica_is_back=inputs.replica_is_back):
         return _failed(inputs, candidate, reason)
     has_place = not inputs.at_rest and (job is not None or candidate.pod is not None)
@@ -339,19 +345,30 @@ def _by_verdict(inputs: ValidationInputs, candidate: CandidateStatus, evidence: 
 
 
 def _failed(inputs: ValidationInputs, candidate: CandidateStatus, reason: str) -> ValidationDecision:
-    delay_seconds = int(_retry_delay(candidate.attempt).total_seconds())
+    delay_seconds = int(_retry_delay(candidate).total_seconds())
     again = f"the next attempt begins in {delay_seconds} s at the earliest"
     message = f"attempt {candidate.attempt} failed: {reason}; {again}"
     update = {"phase": CandidatePhase.FAILED, "since": inputs.now, "message": message, "pod": None}
     return ValidationDecision(candidate.model_copy(update=update), event="ValidationFailed")
 
 
+def _recalled(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
+    """Measure ``candidate`` again as soon as a replica can be spared. Nothing failed."""
+    update = {"since": inputs.now, "recalled_attempts": candidate.recalled_attempts + 1}
+    again = _with_next_attempt(inputs, candidate).model_copy(update=update)
+    return ValidationDecision(again, event="ReplicaRecalled", message=inputs.recall_reason)
+
+
 def _next_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
     """Measure ``candidate`` again, in another Job, and perhaps on another replica."""
+    return _begin_attempt(inputs, _with_next_attempt(inputs, candidate))
+
+
+def _with_next_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> CandidateStatus:
     attempt = candidate.attempt + 1
     job = job_name(inputs.name, candidate.version, attempt)
     update = {"phase": CandidatePhase.VALIDATING, "attempt": attempt, "job": job, "pod": None}
-    return _begin_attempt(inputs, candidate.model_copy(update=update))
+    return candidate.model_copy(update=update)
 
 
 def _end(candidate: CandidateStatus, phase: CandidatePhase, event: str) -> ValidationDecision:

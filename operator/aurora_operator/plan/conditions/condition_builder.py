@@ -34,6 +34,8 @@ from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 
 ContentByType = Mapping[ConditionType, ConditionContent]
+_USED_BY_PODS = ("ServiceAccount ", "Secret ")
+"""Kinds of children that pods use. While another owner has one, workloads are held (``act.child_writer``)."""
 _STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}
 LEAST_STEPS_PER_MINUTE = 10.0
 STARVED_SHARE = 0.25
@@ -356,4 +358,6 @@ def _name_taken(observed: Observed) -> ConditionContent:
     problem = f"{objects} {'belong' if several else 'belongs'} to somebody else"
     other, them = ("these objects", "them") if several else (objects, "it")
     remedy = f"Create the speculator under another name, or delete {other} if nobody needs {them}"
-    return ConditionContent(True, "NameTaken", f"{problem}. {remedy}.")
+    used = [title for title in observed.name_taken if title.startswith(_USED_BY_PODS)]
+    effect = f" Until then no Deployment and no Job is written: pods would use {' and '.join(used)}." if used else ""
+    return ConditionContent(True, "NameTaken", f"{problem}. {remedy}.{effect}")

@@ -62,7 +62,7 @@ def stop_reason(facts: RolloutFacts) -> Stop | None:
     if version not in world.promotable:
         return Stop(f"no measurement shows that version {version} may replace version {world.active}")
     if facts.roll.state_lost:
-        return Stop("status.operatorState was lost, so the version cannot be judged")
+        return Stop("status.operatorState was lost or lacks counters, so the version cannot be judged")
     if not world.pods:
         return Stop("no pod serves or starts any longer")
     if late := _late_among_others(facts):

@@ -4,7 +4,8 @@ Users read :class:`RolloutStatus` in ``status.rollout``. The rest is :class:`Ope
 which is opaque. :func:`read_roll` and :meth:`Roll.status_parts` translate between the status and a :class:`Roll`.
 
 Invariant: a roll whose operator state cannot be read is never judged. It is marked ``state_lost``, and stops without
-blame for its version. Every field is optional, so an operator of another version reads the state too.
+blame for its version. The same holds for windows that lack a counter of this version (:data:`COUNTERS`). Every field is
+optional, so an operator of another version reads the state too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,12 @@ from aurora_protocol.agent_api import LiveCounters, SwapStatus
 UNDER_WAY = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.PAUSED})
 """Phases in which pods may serve a version that is not active yet."""
 JUDGED_PHASES = UNDER_WAY | {RolloutPhase.WATCHING}
+COUNTERS: Final = 1
+"""Number of the set of counters in :class:`LiveCounters`. Each new counter raises it.
+
+An older operator does not store a counter that it does not know. A window that it wrote would show a new counter as
+zero, and so all traffic since the engine started as that of the window.
+"""
 
 
 class PodWindow(RewrittenModel):
@@ -98,6 +105,8 @@ class _StoredState(OperatorState):
     """The state as it is stored, with the version of the roll that it belongs to."""
 
     version: int | None = None
+    counters: int = 1
+    """Value of :data:`COUNTERS` in the operator that stored the windows."""
 
 
 class Roll(RolloutStatus, OperatorState):
@@ -106,14 +115,14 @@ class Roll(RolloutStatus, OperatorState):
     unknown_state: dict[str, Any] = Field(default_factory=dict)
     """The fields of the stored operator state that this version does not know."""
     state_lost: bool = False
-    """The stored operator state was missing, unreadable or of another roll."""
+    """The stored operator state was missing, unreadable or of another roll, or lacks counters of this version."""
 
     def status_parts(self) -> tuple[RolloutStatus, dict[str, Any]]:
         """``status.rollout`` and ``status.operatorState``."""
         rollout = RolloutStatus(**{name: getattr(self, name) for name in RolloutStatus.model_fields})
         if self.phase in JUDGED_PHASES:
             fields = {name: getattr(self, name) for name in OperatorState.model_fields}
-            state = _StoredState(version=self.version, **fields, **self.unknown_state)
+            state = _StoredState(version=self.version, counters=COUNTERS, **fields, **self.unknown_state)
         else:
             state = _StoredState(retried=self.retried)
         return rollout, state.model_dump(mode="json", by_alias=True, exclude_defaults=True)
@@ -138,7 +147,8 @@ def read_roll(status: SpeculatorStatus) -> Roll:
         state = _StoredState()
     if status.rollout.phase not in JUDGED_PHASES:
         return Roll(**shown, retried=state.retried)
-    if state.version is None or state.version != status.rollout.version:
+    lacks_counters = state.analysis is not None and state.counters < COUNTERS
+    if state.version is None or state.version != status.rollout.version or lacks_counters:
         return Roll(**shown, state_lost=True)
     fields = {name: getattr(state, name) for name in OperatorState.model_fields}
     return Roll(**shown, **fields, unknown_state=state.model_extra or {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hmac
 from collections.abc import Awaitable, Callable, Iterator
 
 from aiohttp import web
@@ -12,6 +11,7 @@ from aiohttp.typedefs import Middleware
 from aurora_protocol.agent_api import MeasurementRequest, Refusal, SwapRequest, TrialRequest
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import RuntimeFault, SwapRefused
+from aurora_runtime.serving.agent.agent_token import AgentToken
 from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod_observer import PodObserver
@@ -23,15 +23,14 @@ MAX_BODY_BYTES = 64 << 10
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def authorize(token: str) -> Middleware:
-    """Middleware that demands ``Bearer token`` except on the open routes, compared in constant time."""
-    expected = f"Bearer {token}".encode()
+def authorize(token: AgentToken) -> Middleware:
+    """Middleware that demands ``Bearer token`` except on the open routes."""
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         # The header may hold any bytes, which aiohttp gives as surrogates where they are no text.
         given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
-        if request.path not in OPEN_ROUTES and not hmac.compare_digest(given, expected):
+        if request.path not in OPEN_ROUTES and not token.allows(given):
             raise web.HTTPUnauthorized(text="this route needs the agent's bearer token\n")
         return await handler(request)
 
@@ -56,11 +55,9 @@ def _faults_as_statuses(swapper: Swapper) -> Iterator[None]:
 
 
 def application(
-    pod: PodObserver, swapper: Swapper, lease: MeasurementLease, metrics: Metrics, token: str
+    pod: PodObserver, swapper: Swapper, lease: MeasurementLease, metrics: Metrics, token: AgentToken
 ) -> web.Application:
-    """The application that serves the API. Raises :class:`ValueError` when ``token`` is empty."""
-    if not token:
-        raise ValueError("the agent's token is empty")
+    """The application that serves the API."""
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")

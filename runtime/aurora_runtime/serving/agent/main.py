@@ -19,6 +19,7 @@ from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN, TRAFFIC_SECRET,
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.errors import RuntimeFault
 from aurora_runtime.key_folder import KeyFolder
+from aurora_runtime.serving.agent.agent_token import AgentToken
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.first_staging import make_engine_key, make_traffic_secret, stage_active_draft
 from aurora_runtime.serving.agent.http_api import application
@@ -63,7 +64,7 @@ def build_agent(settings: ServingSettings, options: AgentOptions, session: aioht
     folder, registry = PodFolder(options.state), _open_registry(settings)
     metrics = Metrics(spool_limit_bytes=quantity_bytes(settings.capture.limits.spool_size))
     admin_key = options.engine_key.read_text().strip()
-    token = (options.keys / AGENT_TOKEN).read_text().strip()
+    token = AgentToken((options.keys / AGENT_TOKEN).read_text)
     pod = PodContext(
         name=os.environ.get("POD_NAME", "pod"),
         folder=folder,

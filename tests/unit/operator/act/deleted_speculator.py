@@ -13,7 +13,7 @@ from aurora_api.v1alpha1.conditions import Condition, ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.act import data_deletion
 from aurora_operator.act.data_deletion import DataDeletion
-from aurora_operator.children.metadata import FINALIZER
+from aurora_operator.children.metadata import FINALIZER, INFERENCE, selector
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import NamespaceEnds, NotFound
 from aurora_operator.kubernetes_api import SPECULATOR, Object, Resource
@@ -148,9 +148,16 @@ def workload(kind: str, name: str, uid: str = OWNER.uid) -> tuple[tuple[str, str
     return (kind, name), {"kind": kind, "metadata": metadata}
 
 
+def inference_pod(replica_set: str) -> Object:
+    """A pod with the labels of the speculator's inference pods."""
+    references = [{"kind": "ReplicaSet", "name": replica_set, "uid": replica_set, "controller": True}]
+    labels = selector(OWNER, INFERENCE) | {"pod-template-hash": "1a"}
+    return {"metadata": {"name": "a", "labels": labels, "ownerReferences": references}, "status": {"phase": "Running"}}
+
+
 @pytest.fixture
 def cluster() -> FakeCluster:
-    made = FakeCluster(pods=[{"metadata": {"name": "chat-a"}, "status": {"phase": "Running"}}])
+    made = FakeCluster(pods=[inference_pod("chat-1a")])
     made.workloads = dict(
         [
             workload("Deployment", "chat"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,7 +103,8 @@ class Journal:
     async def state(self, ip: str, token: str) -> AgentState:
         raise AgentError(ip)
 
-    async def advance(self, made: Channel) -> None:
+    async def advance(self, made: Channel, ensure_leading: Callable[[], None]) -> None:
+        ensure_leading()
         self.record("channel")
 
     def read_everything_next(self) -> None:

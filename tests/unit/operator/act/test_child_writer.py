@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import pytest
 
 from aurora_operator.act.child_writer import ChildWriter, WriteResult
-from aurora_operator.children.access import new_keys
+from aurora_operator.children.access import new_keys, service_accounts
 from aurora_operator.children.network import disruption_budget, services
+from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import Object, Resource
 from aurora_operator.observe.observed import RefusedJob
-from tests.unit.operator.worlds import OWNER
+from tests.unit.operator.worlds import CONFIG, OWNER, spec
 
 (SERVICE,) = services(OWNER)
 CHANGED_SERVICE: Object = {**SERVICE, "spec": {**SERVICE["spec"], "publishNotReadyAddresses": True}}
@@ -32,6 +34,8 @@ class FakeApi:
     revision: int = 0
     denied: set[str] = field(default_factory=set)
     """Calls, such as ``create Service``, that an admission webhook denies with HTTP 409."""
+    status_writes: int = 0
+    """How often a controller writes a status just before an apply."""
 
     def get(self, resource: Resource, namespace: str, name: str) -> Object:
         try:
@@ -52,6 +56,7 @@ class FakeApi:
         self._admit("apply", obj)
         if current["metadata"]["uid"] != obj["metadata"]["uid"]:
             raise KubernetesError("metadata.uid: field is immutable", 422)
+        self._check_revision(current, obj)
         records = current["metadata"]["managedFields"]
         applied = next((r for r in records if r["operation"] == "Apply"), {**records[0], "operation": "Apply"})
         return self._store("apply", obj, [*(r for r in records if r["operation"] != "Apply"), applied])
@@ -66,7 +71,18 @@ class FakeApi:
 
     def set_managed_fields(self, obj: Object, managed_fields: Sequence[Object]) -> Object:
         self._admit("adopt fields", obj)
+        self._check_revision(self.objects[obj["kind"], obj["metadata"]["name"]], obj)
         return self._store("adopt fields", obj, managed_fields)
+
+    def _check_revision(self, current: Object, obj: Object) -> None:
+        """A controller may write a status between any two calls."""
+        if self.status_writes:
+            self.status_writes -= 1
+            self.revision += 1
+            current = {**current, "metadata": {**current["metadata"], "resourceVersion": str(self.revision)}}
+            self.objects[obj["kind"], obj["metadata"]["name"]] = current
+        if obj["metadata"]["resourceVersion"] != current["metadata"]["resourceVersion"]:
+            raise Conflict("the object has been modified", 409)
 
     def _admit(self, call: str, obj: Object) -> None:
         if f"{call} {obj['kind']}" in self.denied:
@@ -207,7 +223,7 @@ async def test_a_foreign_secret_is_not_taken_for_the_keys() -> None:
     api = FakeApi()
     api.add_foreign("Secret", "chat-keys")
     result = await write(api)
-    assert result == WriteResult(name_taken=("Secret chat-keys",))
+    assert result == WriteResult(name_taken=("Secret chat-keys",), workloads_held=True)
     assert api.writes == ["create Service chat", "create PodDisruptionBudget chat"]
 
 
@@ -231,7 +247,7 @@ async def test_a_child_that_a_webhook_denies_with_a_conflict_is_reported_and_the
     """A conflict would end the reconcile: no version would be rolled back, and no condition would tell why."""
     api = FakeApi(denied={"create Service", "create Secret"})
     denied = ("Secret chat-keys: denied by a webhook", "Service chat: denied by a webhook")
-    assert await write(api) == WriteResult(errors=denied)
+    assert await write(api) == WriteResult(errors=denied, workloads_held=True)
     assert api.writes == ["create PodDisruptionBudget chat"]
     api.denied.clear()
     assert await write(api) == WriteResult()
@@ -245,12 +261,75 @@ async def test_a_change_that_a_webhook_denies_with_a_conflict_is_reported() -> N
     assert result == WriteResult(errors=("Service chat: denied by a webhook",))
 
 
-async def test_a_managed_field_record_that_a_webhook_denies_with_a_conflict_observes_the_applied_child_again() -> None:
+async def test_a_managed_field_record_that_a_webhook_denies_with_a_conflict_is_reported() -> None:
     api = FakeApi()
     await write(api)
     api.denied = {"adopt fields Service"}
+    result = await ChildWriter(api).write(OWNER, (), (CHANGED_SERVICE,), api.owned())
+    assert result == WriteResult(errors=("Service chat: denied by a webhook",))
+
+
+async def test_an_apply_that_arrives_after_another_leaders_is_refused() -> None:
+    """The fence of a write that sat in a slow webhook, or in the queue of a node that was cut off."""
+    api = FakeApi()
+    await write(api)
+    before = api.owned()
+    await ChildWriter(api).write(OWNER, (), (CHANGED_SERVICE,), api.owned())
+    newer = api.objects["Service", "chat"]
+    late = {**SERVICE, "metadata": before["Service", "chat"]["metadata"], "spec": {"ports": []}}
+    api.writes.clear()
     with pytest.raises(Conflict):
-        await ChildWriter(api).write(OWNER, (), (CHANGED_SERVICE,), api.owned())
+        await ChildWriter(api).write(OWNER, (), (late,), before)
+    assert api.writes == []
+    assert api.objects["Service", "chat"] is newer
+
+
+async def test_a_child_whose_owner_reference_was_removed_since_the_look_is_not_adopted() -> None:
+    api = FakeApi()
+    await write(api)
+    before = api.owned()
+    given_away = copy.deepcopy(api.objects["Service", "chat"])
+    given_away["metadata"] |= {"ownerReferences": [], "resourceVersion": "99"}
+    api.objects["Service", "chat"] = given_away
+    result = await ChildWriter(api).write(OWNER, (), (CHANGED_SERVICE,), before)
+    assert result == WriteResult(name_taken=("Service chat",))
+    assert api.objects["Service", "chat"] is given_away
+
+
+async def test_a_status_that_changes_meanwhile_delays_no_apply() -> None:
+    """During a roll a Deployment has another resourceVersion with each pod that becomes ready."""
+    api = FakeApi()
+    await write(api)
+    changed = {**BUDGET, "spec": {**BUDGET["spec"], "maxUnavailable": 2}}
+    api.status_writes = 3
+    assert await ChildWriter(api).write(OWNER, (), (changed,), api.owned()) == WriteResult()
+    assert api.objects["PodDisruptionBudget", "chat"]["spec"] == changed["spec"]
+
+
+async def test_a_status_that_never_rests_ends_as_a_conflict_that_is_tried_again_soon() -> None:
+    api = FakeApi()
+    await write(api)
+    changed = {**BUDGET, "spec": {**BUDGET["spec"], "maxUnavailable": 2}}
+    api.status_writes = 100
+    with pytest.raises(Conflict):
+        await ChildWriter(api).write(OWNER, (), (changed,), api.owned())
+
+
+@pytest.mark.parametrize("foreign", [("Secret", "chat-keys"), ("ServiceAccount", "chat")])
+async def test_workloads_wait_while_their_pods_would_use_the_keys_or_the_account_of_somebody_else(
+    foreign: tuple[str, str],
+) -> None:
+    """After ``kubectl replace --force`` the former speculator's Secret may outlive its Deployment."""
+    api = FakeApi()
+    writer = ChildWriter(api)
+    api.add_foreign(*foreign)
+    children = (*service_accounts(OWNER, spec()), SERVICE, trainer_deployment(OWNER, spec(), CONFIG, 1))
+    held = await writer.write(OWNER, (KEYS,), children, {})
+    assert held == WriteResult(name_taken=(" ".join(foreign),), workloads_held=True)
+    assert ("Deployment", "chat-trainer") not in api.objects
+    del api.objects[foreign]
+    assert await writer.write(OWNER, (KEYS,), children, api.owned()) == WriteResult()
+    assert ("Deployment", "chat-trainer") in api.objects
 
 
 async def test_a_child_that_changed_since_it_was_observed_is_observed_again() -> None:

@@ -24,6 +24,7 @@ from tests.unit.operator.act.deleted_speculator import (
     FakeStore,
     cluster,
     deletion,
+    inference_pod,
     run,
     workload,
 )
@@ -206,8 +207,15 @@ async def test_a_spec_whose_store_cannot_be_read_is_told_with_the_way_out(monkey
     assert "store.bucket" in cluster.ready.message
 
 
+async def test_a_pod_that_only_carries_the_labels_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = FakeCluster(pods=[inference_pod("shop-1a")])
+    store = FakeStore(cluster)
+    monkeypatch.setattr(store, "step", lambda seconds, **_: DeletionProgress(4, 10, done=True))
+    await run(cluster, store, monkeypatch)
+
+
 async def test_a_pod_on_a_lost_node_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = FakeCluster(pods=[{"metadata": {"name": "chat-a"}, "status": {"phase": "Running"}}])
+    cluster = FakeCluster(pods=[inference_pod("chat-1a")])
     store = FakeStore(cluster)
     operator = deletion(cluster, store, monkeypatch)
     for _ in range(3):

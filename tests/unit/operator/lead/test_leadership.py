@@ -15,7 +15,7 @@ import pytest
 
 from aurora_operator.errors import Conflict, KubernetesError, NotFound, NotLeading
 from aurora_operator.kubernetes_api import Object, Resource
-from aurora_operator.lead.leadership import LeaderElector, boot_seconds
+from aurora_operator.lead.leadership import MAX_SILENT_SECONDS, LeaderElector, boot_seconds
 from tests.unit.operator.worlds import CONFIG
 
 SHORT = replace(CONFIG, lease_seconds=2)
@@ -176,6 +176,41 @@ async def test_a_renewal_whose_answer_is_lost_does_not_end_the_leadership() -> N
         assert replica.history == ["started"]
 
 
+async def test_a_clean_stop_releases_the_lease_only_after_the_write_under_way_has_ended() -> None:
+    """A cancelled task leaves its thread behind, and the next leader's writes must come after that thread's."""
+    api = FakeLeases()
+    answered = threading.Event()
+    held_at_end: list[bool] = []
+
+    def write(elector: LeaderElector) -> None:
+        with elector.acting():
+            answered.wait(10)
+            held_at_end.append(api.holder != "")
+
+    async with running(api) as replica:
+        await eventually(lambda: replica.elector.leading)
+        thread = threading.Thread(target=write, args=(replica.elector,))
+        thread.start()
+        asyncio.get_running_loop().call_later(0.3, answered.set)
+    thread.join()
+    assert held_at_end == [True]
+    assert api.holder == "", "released afterwards"
+    with pytest.raises(NotLeading), replica.elector.acting():
+        raise AssertionError("a write began after the stop")
+
+
+async def test_a_write_that_hangs_lets_the_lease_expire_instead_of_releasing_it() -> None:
+    api = FakeLeases()
+    async with running(api) as replica:
+        await eventually(lambda: replica.elector.leading)
+        hanging = replica.elector.acting()
+        hanging.__enter__()
+        stopped_at = boot_seconds()
+    assert boot_seconds() - stopped_at < SHORT.lease_seconds
+    assert api.holder != ""
+    hanging.__exit__(None, None, None)
+
+
 @pytest.mark.parametrize("lease", [None, "another replica"])
 async def test_a_leader_stops_when_its_lease_was_deleted_or_given_to_another_replica(lease: str | None) -> None:
     api = FakeLeases()
@@ -188,6 +223,19 @@ async def test_a_leader_stops_when_its_lease_was_deleted_or_given_to_another_rep
             None if lease is None else {"metadata": {**stored["metadata"], "resourceVersion": "x"}, "spec": spec}
         )
         await eventually(lambda: "lost" in replica.history, timeout_seconds=2)
+
+
+async def test_an_election_that_waits_for_a_loop_without_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    api, offset = FakeLeases(), 0.0
+    async with running(api, clock=lambda: boot_seconds() + offset) as replica:
+        await eventually(lambda: replica.history == ["started"])
+        assert list(replica.elector.silent()) == []
+        ended = asyncio.Event()
+        monkeypatch.setattr(replica, "lost", ended.wait)
+        offset += MAX_SILENT_SECONDS + 60
+        assert len(list(replica.elector.silent())) == 1
+        ended.set()
+        await eventually(lambda: not list(replica.elector.silent()))
 
 
 async def test_a_failure_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

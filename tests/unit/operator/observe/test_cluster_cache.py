@@ -217,6 +217,30 @@ def test_a_history_that_went_back_replaces_everything() -> None:
     assert revision_of(cache.get("Pod", "team", "a") or {}) == 51
 
 
+@pytest.mark.parametrize(
+    ("answer", "doubted"),
+    [
+        (8, False),  # nothing changed since the informer delivered it
+        (12, False),  # a change that the informer has not delivered yet
+        (4, True),  # older than the cache
+        (9, True),  # not newer than the informer's progress, and not what the informer delivered
+    ],
+)
+def test_an_answer_that_only_another_history_explains_raises_doubts_until_the_next_list(
+    answer: int, *, doubted: bool
+) -> None:
+    cache = ClusterCache(["Pod"])
+    listed = cache.begin_list(PODS, 10)
+    listed.add([pod("a", 8)])
+    listed.finish()
+    check = cache.compare("Pod", "team", "a")
+    cache.update(PODS, pod("a", 15))  # delivered while the answer was under way
+    check(pod("a", answer))
+    assert cache.is_doubted(PODS) is doubted
+    cache.begin_list(PODS, 20)
+    assert not cache.is_doubted(PODS)
+
+
 def test_one_namespaces_list_removes_nothing_of_another() -> None:
     cache = ClusterCache(["Pod"])
     cache.put(pod("a", 3))

@@ -11,6 +11,7 @@ import pytest
 
 from aurora_operator.children.metadata import (
     COMMON_LABELS,
+    INFERENCE,
     INSTANCE_LABEL,
     TRAINER,
     VALIDATOR,
@@ -37,6 +38,20 @@ def obj(kind: str, name: str, owners: Any = OURS, component: str = "inference", 
     labels = selector(OWNER, component) | COMMON_LABELS
     metadata = {"name": name, "namespace": OWNER.namespace, "uid": f"uid of {name}", "resourceVersion": "5"}
     return {"kind": kind, "metadata": metadata | {"labels": labels, "ownerReferences": owners}, **body}
+
+
+def of_replica_set(deployment: str, template_hash: str = "1a") -> list[Object]:
+    """The owner references of a Deployment's pod."""
+    name = f"{deployment}-{template_hash}"
+    return [{"kind": "ReplicaSet", "name": name, "uid": f"uid of {name}", "controller": True}]
+
+
+def pod(name: str, component: str = INFERENCE, owners: Any = None, template_hash: str = "1a", **body: Any) -> Object:
+    """A pod of the inference Deployment or of the trainer's."""
+    deployment = trainer_name(OWNER) if component == TRAINER else OWNER.name
+    made = obj("Pod", name, of_replica_set(deployment) if owners is None else owners, component, **body)
+    made["metadata"]["labels"] |= {"pod-template-hash": template_hash}
+    return made
 
 
 def speculator(generation: int = 1, **metadata: Any) -> Object:
@@ -116,11 +131,11 @@ class Rig:
 
 async def test_a_pod_that_the_kubelet_evicted_or_refused_is_no_pod_of_the_speculator() -> None:
     """The Deployment has replaced such a pod, and nobody deletes the rest of it for a long time."""
-    evicted = obj("Pod", "chat-a", (), status={"phase": "Failed", "reason": "Evicted"})
+    evicted = pod("chat-a", status={"phase": "Failed", "reason": "Evicted"})
     evicted["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
-    running = obj("Pod", "chat-b", (), status={"phase": "Running"})
+    running = pod("chat-b", status={"phase": "Running"})
     running["metadata"]["creationTimestamp"] = "2026-01-01T00:01:00Z"
-    trainer = obj("Pod", "chat-trainer-a", (), TRAINER, status={"phase": "Failed", "reason": "Evicted"})
+    trainer = pod("chat-trainer-a", TRAINER, status={"phase": "Failed", "reason": "Evicted"})
     trainer["metadata"]["creationTimestamp"] = "2026-01-01T00:02:00Z"
     observed = (await Rig(evicted, running, trainer).observer.observe()).observed
     assert [pod.name for pod in observed.pods] == ["chat-b"]
@@ -146,10 +161,39 @@ async def test_a_deleted_speculator_is_not_found() -> None:
 async def test_only_owned_objects_count_as_children() -> None:
     others = {"other": [{"uid": "another", "controller": True}], "user": [{"uid": OWNER.uid}]}
     owners: dict[str, Any] = {"none": [], "ours": OURS} | others
-    rig = Rig(*(obj(kind, name, owner) for kind in ("Service", "Pod") for name, owner in owners.items()))
+    rig = Rig(*(obj("Service", name, owner) for name, owner in owners.items()))
     live = (await rig.observer.observe()).live_children
     assert {name for kind, name in live if kind == "Service"} == {"ours"}
-    assert {name for kind, name in live if kind == "Pod"} == {"none", "other", "user", "ours"}, "workloads own the pods"
+
+
+async def test_a_pod_with_our_labels_that_no_workload_of_ours_controls_is_not_ours() -> None:
+    """Such a pod would get the agents' token, be counted as a replica, and be asked to swap."""
+    ours, of_user = of_replica_set("chat"), [reference | {"controller": False} for reference in of_replica_set("chat")]
+    other = {
+        "no owner": [],
+        "the speculator itself": [OURS[0] | {"kind": "AuroraSpeculator", "name": OWNER.name}],
+        "another ReplicaSet": of_replica_set("shop"),
+        "another template": of_replica_set("chat", "2b"),
+        "a StatefulSet": [ours[0] | {"kind": "StatefulSet"}],
+        "a plain reference": of_user,
+    }
+    strangers = [pod(name, owners=references) for name, references in other.items()]
+    agents = Agents({"10.0.0.1": agent("chat-0", 0)})
+    rig = Rig(running_pod(), *strangers, api=CountingApi(secret=keys_secret("t")), agents=agents)
+    snapshot = await rig.observer.observe()
+    assert [view.name for view in snapshot.observed.pods] == ["chat-0"]
+    assert [name for kind, name in snapshot.live_children if kind == "Pod"] == ["chat-0"]
+    rig.cache.put(obj("Deployment", "chat", [{"uid": "a former speculator", "controller": True}]))
+    assert (await rig.observer.observe()).observed.pods == (), "its Deployment is not ours"
+
+
+async def test_a_validators_pod_belongs_to_the_job_of_its_uid() -> None:
+    """A speculator that was created again has a Job of the same name, and the former one's pod may still end."""
+    job = obj("Job", "chat-validate-v1-1", component=VALIDATOR, status=FAILED)
+    former = validator_pod(**ENDED)
+    former["metadata"]["ownerReferences"][0]["uid"] = "uid of the former Job"
+    (view,) = (await Rig(job, former).observer.observe()).observed.jobs
+    assert "3 of 8 prompts" not in view.message
 
 
 async def test_the_token_of_a_foreign_secret_is_not_used() -> None:
@@ -167,9 +211,11 @@ ENDED = {
 
 
 def validator_pod(**status: Any) -> Object:
-    pod = obj("Pod", "chat-validate-v1-1-x", [], VALIDATOR, status=status)
-    pod["metadata"]["labels"] |= {JOB_LABEL: "chat-validate-v1-1"}
-    return pod
+    name = "chat-validate-v1-1"
+    of_job = [{"kind": "Job", "name": name, "uid": f"uid of {name}", "controller": True}]
+    made = obj("Pod", f"{name}-x", of_job, VALIDATOR, status=status)
+    made["metadata"]["labels"] |= {JOB_LABEL: name}
+    return made
 
 
 async def test_a_finished_job_is_observed_with_its_message_although_its_pods_watch_is_behind() -> None:
@@ -200,9 +246,18 @@ async def test_a_finished_job_whose_pods_end_is_known_costs_no_call() -> None:
     assert not any(call.startswith("list") for call in rig.api.calls)
 
 
+async def test_a_job_whose_pod_hangs_on_a_lost_node_has_failed() -> None:
+    pod = validator_pod(phase="Running")
+    pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    rig = Rig(obj("Job", "chat-validate-v1-1", component=VALIDATOR), pod)
+    (view,) = (await rig.observer.observe()).observed.jobs
+    assert view.failed
+    assert not any(call.startswith("list") for call in rig.api.calls)
+
+
 def running_pod() -> Object:
     conditions = [{"type": kind, "status": "True"} for kind in ("Ready", "PodScheduled")]
-    return obj("Pod", "chat-0", [], status={"podIP": "10.0.0.1", "conditions": conditions})
+    return pod("chat-0", status={"podIP": "10.0.0.1", "conditions": conditions})
 
 
 async def test_a_refused_token_is_read_again_and_the_new_one_is_used() -> None:
@@ -240,8 +295,8 @@ async def test_agents_are_asked_only_when_the_caller_wants_it() -> None:
     assert again.pods == first.pods
     assert again.recent_counters == first.recent_counters
     agents.answers["10.0.0.1"] = AgentUnreachable("away")
-    (pod,) = (await rig.observer.observe()).observed.pods
-    assert pod.agent is None
+    (view,) = (await rig.observer.observe()).observed.pods
+    assert view.agent is None
 
 
 async def test_a_slow_agent_does_not_delay_the_others() -> None:
@@ -252,9 +307,9 @@ async def test_a_slow_agent_does_not_delay_the_others() -> None:
 
     pods = []
     for number in range(20):
-        pod = running_pod()
-        pod["metadata"] |= {"name": f"chat-{number}", "uid": f"uid {number}"}
-        pods.append(pod)
+        made = running_pod()
+        made["metadata"] |= {"name": f"chat-{number}", "uid": f"uid {number}"}
+        pods.append(made)
     rig = Rig(*pods, api=CountingApi(secret=keys_secret("t")), agents=SlowAgents({"10.0.0.1": agent("chat-0", 0)}))
     async with asyncio.timeout(2):
         observed = (await rig.observer.observe()).observed
@@ -282,12 +337,23 @@ async def test_a_trainers_pod_behind_a_scheduling_gate_is_queued() -> None:
     workload = obj("Deployment", trainer_name(OWNER), component=TRAINER, spec={"replicas": 1}, status={"replicas": 1})
     workload["metadata"]["generation"] = 1
     gated = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
-    pod = obj("Pod", "chat-trainer-a", (), TRAINER, status={"conditions": [gated]})
-    pod["spec"] = {"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]}
-    trainer = (await Rig(workload, pod).observer.observe()).observed.trainer
+    gate = {"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]}
+    queued = pod("chat-trainer-a", TRAINER, status={"conditions": [gated]}, spec=gate)
+    trainer = (await Rig(workload, queued).observer.observe()).observed.trainer
     assert trainer is not None
     assert trainer.queued_behind == ("kueue.x-k8s.io/admission",)
     assert trainer.message == "the trainer's pod is not ready (SchedulingGated)"
+
+
+async def test_a_trainers_pod_that_hangs_on_a_lost_node_is_seen_although_another_one_runs() -> None:
+    workload = obj("Deployment", trainer_name(OWNER), component=TRAINER, spec={"replicas": 1}, status={"replicas": 1})
+    workload["metadata"]["generation"] = 1
+    runs, hangs = (obj("Pod", f"chat-trainer-{name}", (), TRAINER, status={"phase": "Running"}) for name in "ab")
+    hangs["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    for pods, hung in (([runs, hangs], True), ([runs], False)):
+        trainer = (await Rig(workload, *pods).observer.observe()).observed.trainer
+        assert trainer is not None
+        assert trainer.has_hung_pod is hung
 
 
 async def test_a_trainer_that_crashed_says_why_in_its_own_words() -> None:
@@ -295,7 +361,7 @@ async def test_a_trainer_that_crashed_says_why_in_its_own_words() -> None:
     workload["metadata"]["generation"] = 1
     crashed = {"name": "trainer", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
     crashed["lastState"] = {"terminated": {"exitCode": 1, "reason": "Error", "message": "the store has no version"}}
-    pod = obj("Pod", "chat-trainer-a", (), TRAINER, status={"containerStatuses": [crashed]})
-    trainer = (await Rig(workload, pod).observer.observe()).observed.trainer
+    failing = pod("chat-trainer-a", TRAINER, status={"containerStatuses": [crashed]})
+    trainer = (await Rig(workload, failing).observer.observe()).observed.trainer
     assert trainer is not None
     assert "CrashLoopBackOff: trainer ended with exit code 1: the store has no version" in trainer.message

@@ -326,3 +326,20 @@ def test_lease_requests_carry_the_rolls_epoch() -> None:
     )
     (lease,) = made(seen).leases
     assert lease.request.epoch == 7
+
+
+def test_no_job_is_created_on_a_replica_that_is_being_deleted_and_another_one_is_lent() -> None:
+    """An autoscaler went from three pods to two while chat-b was drained, and pods that are not ready go first."""
+    ending = replace(withdrawn("chat-b"), terminating=True)
+    seen = replace(lent(), pods=(pod("chat-a", 0), ending, pod("chat-c", 0)), jobs=())
+    assert (made(seen).job, made(seen).leases) == (None, ())
+    waits = replace(seen, status=status(seen))
+    gone = replace(waits, pods=(pod("chat-a", 0), pod("chat-c", 0)), disruptions_allowed=1)
+    (lease,) = made(gone).leases
+    assert (lease.pod, lease.request.measurement) == ("chat-c", JOB)
+
+
+def test_a_measurement_goes_on_while_its_replica_that_is_being_deleted_still_runs() -> None:
+    ending = replace(withdrawn("chat-b", MeasurementPhase.MEASURING), terminating=True)
+    seen = replace(lent(), pods=(pod("chat-a", 0), ending, pod("chat-c", 0)))
+    assert (made(seen).leases, made(seen).delete_jobs) == ((), ())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.conditions import ConditionType
-from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase
 from aurora_operator.observe.observed import DeployedTemplate, JobView, Observed, PodView, WorkloadView
 from aurora_operator.plan import plan
 from aurora_operator.plan.upgrade.decision import UpgradeStage, decide
@@ -100,6 +100,10 @@ def test_the_operator_looks_rarely_while_pods_wait_for_a_node_or_cannot_start() 
     starting = scaled_up(2, pods=(pod("chat-a", 0), pod("chat-b", 0, ready=False, agent=None)))
     assert made(starting).moving
     assert made(scaled_up(3, pods=waits.pods[:2])).moving, "its pod is about to be created"
+    extra = WorkloadView(current=False, replicas=3, ready=2)
+    both = (pod("chat-a", 0), pod("chat-b", 0))
+    assert not made(scaled_up(2, pods=(*both, waiting_pod("chat-c")), deployment=extra)).moving, "an update has no room"
+    assert made(scaled_up(2, pods=(*both, pod("chat-c", 0)), deployment=extra)).moving, "one of them is about to end"
 
 
 def test_a_roll_goes_on_and_is_promoted_although_pods_wait_for_a_node() -> None:
@@ -172,7 +176,53 @@ def test_a_lent_pod_that_a_scale_down_leaves_alone_returns(replicas: int) -> Non
     assert leases(lent(replicas)) == [("chat-b", False)]
     ending = pod("chat-a", 0, terminating=True)
     assert leases(lent(replicas, ending)) == [("chat-b", False)]
-    assert leases(lent(1, pod("chat-a", 0))) == [], "another one serves"
+    assert leases(lent(2, pod("chat-a", 0), pod("chat-c", 0, terminating=True))) == [], "another one serves"
+
+
+ANOTHER_STARTS = lent(3, pod("chat-a", 0), pod("chat-c", 0, ready=False, agent=None))
+
+
+@pytest.mark.parametrize(
+    ("seen", "why"),
+    [
+        pytest.param(ANOTHER_STARTS, "1 of the 2 other pods are ready", id="scale-up"),
+        pytest.param(
+            lent(2, pod("chat-a", 0), pod("chat-c", 0)),
+            "3 pods run and 2 are wanted. Kubernetes deletes a pod that is not ready first",
+            id="scale-down",
+        ),
+    ],
+)
+def test_scaling_ends_a_measurement_on_a_replica_without_a_warning(seen: Observed, why: str) -> None:
+    recalled = made(seen)
+    assert (recalled.delete_jobs, recalled.job, leases(seen)) == ((JOB,), None, [("chat-b", False)])
+    (told,) = recalled.notes
+    assert (told.reason, told.warning) == ("ReplicaRecalled", False)
+    assert told.message == f"Stopped measuring version 1 until a replica can be spared again: {why}"
+    candidate = status(seen).candidate
+    assert candidate is not None
+    assert (candidate.phase, candidate.attempt, candidate.pod) == (CandidatePhase.VALIDATING, 2, None)
+    assert candidate.message == "waiting for a replica: chat-b must return to the Service first"
+    assert candidate.recalled_attempts == 1
+    names = ("chat-a", "chat-b", "chat-c")[: seen.spec.serving.replicas]
+    scaled = replace(seen, status=status(seen), jobs=(), pods=tuple(pod(name, 0) for name in names))
+    (lease,) = made(replace(scaled, disruptions_allowed=1)).leases
+    assert (lease.request.measurement, lease.request.begin) == ("chat-validate-v1-2", True)
+
+
+def test_a_recall_does_not_lengthen_the_delay_after_a_failure() -> None:
+    seen = ANOTHER_STARTS
+    for attempt in range(1, 5):
+        seen = replace(seen, jobs=(JobView(f"chat-validate-v1-{attempt}", 1, attempt),))
+        assert seen.status.candidate is not None
+        measuring = seen.status.candidate.model_copy(update={"pod": "chat-b"})
+        seen = replace(seen, status=seen.status.model_copy(update={"candidate": measuring}))
+        seen = replace(seen, status=status(seen))
+    failed = replace(seen, jobs=(JobView("chat-validate-v1-5", 1, 5, failed=True, message="no prompts"),))
+    candidate = status(failed).candidate
+    assert candidate is not None
+    assert candidate.phase is CandidatePhase.FAILED
+    assert "attempt 5 failed: no prompts; the next attempt begins in 30 s at the earliest" in candidate.message
 
 
 def test_the_replicas_for_autoscalers_leave_out_the_extra_pods_of_an_update() -> None:

@@ -278,6 +278,7 @@ def test_a_name_that_is_taken_needs_a_human() -> None:
     assert found.message == (
         "Service chat, ServiceAccount chat belong to somebody else."
         " Create the speculator under another name, or delete these objects if nobody needs them."
+        " Until then no Deployment and no Job is written: pods would use ServiceAccount chat."
     )
     one = condition(observed(name_taken=("Service chat",)), ConditionType.NAME_TAKEN)
     assert one.message == (

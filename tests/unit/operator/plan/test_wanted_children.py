@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from aurora_operator.children.metadata import signing_keys_name
 from aurora_operator.observe.observed import WorkloadView
 from aurora_operator.plan.upgrade.decision import decide
 from aurora_operator.plan.wanted_children import children
 from tests.unit.operator.worlds import CONFIG, NOW, observed
+
+
+def test_no_workload_is_wanted_while_the_signing_keys_belong_to_somebody_else() -> None:
+    """Its pods would mount them, and trust what their owner signs."""
+    world = observed(name_taken=(f"Secret {signing_keys_name(observed().owner)}",))
+    kinds = {child["kind"] for child in children(world, CONFIG, decide(world, CONFIG, NOW))}
+    assert "Service" in kinds
+    assert "Deployment" not in kinds
 
 
 @pytest.mark.parametrize("paused", [True, False])
@@ -18,3 +29,16 @@ def test_a_deployment_that_somebody_paused_goes_on(paused: bool) -> None:
     made = children(world, CONFIG, decide(world, CONFIG, NOW))
     fields = [child["spec"].get("paused") for child in made if child["kind"] == "Deployment"]
     assert fields == ([False, False] if paused else [None, None])
+
+
+def test_a_trainer_that_hangs_on_a_lost_node_does_not_hold_up_a_change_of_the_template() -> None:
+    def strategy(trainer: WorkloadView | None) -> str:
+        world = observed(trainer=trainer)
+        made = children(world, CONFIG, decide(world, CONFIG, NOW))
+        found = next(child for child in made if child["metadata"]["name"] == "chat-trainer")
+        return str(found["spec"]["strategy"]["type"])
+
+    view = WorkloadView(current=True, replicas=1, ready=1)
+    assert strategy(replace(view, has_hung_pod=True)) == "RollingUpdate"
+    assert strategy(view) == "Recreate"
+    assert strategy(None) == "Recreate", "it is created so, because a create call's fields are removed late"

@@ -7,6 +7,7 @@ The API server here is a fake, for answers that a real one does not give on dema
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable
@@ -15,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from aurora_operator.errors import Expired, KubernetesError
+from aurora_operator.errors import Expired, KubernetesError, SilentWatch
 from aurora_operator.kubernetes_api import POD, Object, Resource
-from aurora_operator.observe.cluster_cache import ClusterCache
+from aurora_operator.observe import cache_budget
+from aurora_operator.observe.cluster_cache import ClusterCache, revision_of
 from aurora_operator.watch import informer as module
 from aurora_operator.watch.api_stream import Page, WatchEvent
 from aurora_operator.watch.informer import Informer
@@ -36,7 +38,7 @@ class FakeStream:
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a watch stays open."""
 
-    async def list_page(self, resource: Resource, namespace: str, labels: str, token: str) -> Page:
+    async def list_page(self, resource: Resource, namespace: str, labels: str, token: str, size: Any) -> Page:
         self.calls.append(f"list {token}".strip())
         pages = self.lists[0]
         if isinstance(pages, KubernetesError):
@@ -58,6 +60,8 @@ class FakeStream:
                 raise step
             if isinstance(step, WatchEvent):
                 yield step
+            else:
+                step()
 
 
 def page(revision: int, *pods: Object, next_page: str = "") -> Page:
@@ -72,6 +76,8 @@ def bookmark(revision: int) -> WatchEvent:
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MIN_BACKOFF_SECONDS", 0.001)
     monkeypatch.setattr(module, "MAX_BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(module, "RECONNECT_SPREAD_SECONDS", 0.01)
+    monkeypatch.setattr(module, "RELIST_SPREAD_SECONDS", 0.01)
 
 
 async def run(stream: FakeStream) -> tuple[ClusterCache, list[str]]:
@@ -100,7 +106,7 @@ async def test_an_informer_holds_no_page_while_it_waits_for_the_next_one() -> No
     made: list[weakref.ref[Page]] = []
 
     class Stream(FakeStream):
-        async def list_page(self, resource: Resource, namespace: str, labels: str, token: str) -> Page:
+        async def list_page(self, resource: Resource, namespace: str, labels: str, token: str, size: Any) -> Page:
             await asyncio.sleep(0)
             assert all(each() is None for each in made), "pages of all informers would add up"
             number = len(made)
@@ -141,19 +147,70 @@ async def test_a_revision_that_is_gone_leads_to_a_list_which_finds_deletions(gon
 
 
 async def test_a_server_that_keeps_refusing_a_watch_leads_to_a_list() -> None:
-    refused: list[Step] = [KubernetesError("Too large resource version", 504)]
+    refused: list[Step] = [KubernetesError("the server is currently unable to handle the request", 503)]
     stream = FakeStream([[page(9)], [page(5)]], [list(refused) for _ in range(module.MAX_REFUSALS)])
     cache, _ = await run(stream)
     assert stream.calls == ["list", *["watch 9"] * module.MAX_REFUSALS, "list", "watch 5"]
     assert cache.progress(PODS) == 5
 
 
+SILENCE = SilentWatch("watch pods: nothing arrived for 90 s")
+
+
+async def test_two_silent_watches_in_a_row_lead_to_a_list() -> None:
+    """The API server sends nothing to a watch from a revision that is ahead of its restored history."""
+    stream = FakeStream([[page(9)], [page(5, pod("a", 4))]], [[SILENCE], [SILENCE]])
+    cache, _ = await run(stream)
+    assert stream.calls == ["list", "watch 9", "watch 9", "list", "watch 5"]
+    assert cache.progress(PODS) == 5
+
+
+async def test_dead_connections_with_bookmarks_in_between_need_no_list() -> None:
+    away = KubernetesError("watch pods: ClientConnectorError", 0)
+    stream = FakeStream([[page(9)]], [[SILENCE], [away], [bookmark(10), SILENCE], [bookmark(11), SILENCE]])
+    await run(stream)
+    assert stream.calls == ["list", "watch 9", "watch 9", "watch 9", "watch 10", "watch 11"]
+
+
+async def test_an_answer_that_contradicts_the_cache_leads_to_a_list() -> None:
+    stream = FakeStream([[page(9, pod("a", 8))], [page(5, pod("a", 4))]])
+    cache = ClusterCache(["Pod"])
+    api: Any = stream
+
+    def read_an_older_pod() -> None:
+        cache.compare("Pod", "team", "a")(pod("a", 4))
+
+    stream.watches = [[read_an_older_pod, bookmark(10)]]
+    task = asyncio.create_task(Informer(api, cache, POD, "", "", lambda *_: None).run())
+    async with asyncio.timeout(10):
+        await stream.idle.wait()
+    task.cancel()
+    assert stream.calls == ["list", "watch 9", "list", "watch 5"]
+    assert revision_of(cache.get("Pod", "team", "a") or {}) == 4
+
+
+async def test_reconnects_and_lists_after_a_cut_are_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses = list[float]()
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(module, "MIN_BACKOFF_SECONDS", -1.0)  # each watch counts as one that lasted
+    monkeypatch.setattr(module, "RECONNECT_SPREAD_SECONDS", 1.0)
+    monkeypatch.setattr(module, "RELIST_SPREAD_SECONDS", 3.0)
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    away = KubernetesError("watch pods: ServerDisconnectedError", 0)
+    await run(FakeStream([[page(9)], [page(20)]], [[bookmark(10), away], [bookmark(11)], [Expired("gone", 410)]]))
+    assert pauses[:2] == [1.0, 3.0], "a watch that the API server ends in time is followed at once"
+
+
 async def test_a_next_page_that_expired_starts_the_list_again() -> None:
     class Expiring(FakeStream):
-        async def list_page(self, resource: Resource, namespace: str, labels: str, token: str) -> Page:
+        async def list_page(self, resource: Resource, namespace: str, labels: str, token: str, size: Any) -> Page:
             if token and self.calls.count("list") == 1:
                 raise Expired("the provided continue parameter is too old", 410)
-            return await super().list_page(resource, namespace, labels, token)
+            return await super().list_page(resource, namespace, labels, token, size)
 
     stream = Expiring([[page(9, pod("a", 3), next_page="1"), page(9, pod("b", 4))]])
     cache, _ = await run(stream)
@@ -183,6 +240,55 @@ async def test_failures_are_retried_with_growing_bounded_pauses(monkeypatch: pyt
     limits = [0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30, 30, 30]
     assert len(pauses) == len(limits)
     assert all(limit / 2 <= pause <= limit for pause, limit in zip(pauses, limits, strict=True))
+
+
+async def test_a_namespace_that_is_refused_for_long_is_marked_until_it_can_be_listed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "REFUSED_SECONDS", 0.0)
+    readable = list[bool]()
+
+    class Stream(FakeStream):
+        async def list_page(self, resource: Resource, namespace: str, labels: str, token: str, size: Any) -> Page:
+            readable.append(cache.readable("team"))
+            return await super().list_page(resource, namespace, labels, token, size)
+
+    forbidden = KubernetesError("pods is forbidden", 403)
+    stream = Stream([forbidden, forbidden, [page(9)]])
+    cache, woken = ClusterCache(["Pod"]), list[tuple[str, str]]()
+    api: Any = stream
+    informer = Informer(api, cache, POD, "team", "", lambda *key: woken.append(key))
+    task = asyncio.create_task(informer.run())
+    async with asyncio.timeout(10):
+        await stream.idle.wait()
+    task.cancel()
+    assert readable == [True, False, False]
+    assert cache.readable("team")
+    assert woken == [("team", ""), ("team", "")], "the namespace's loops stop once, and start once"
+
+
+@pytest.mark.parametrize(("namespace", "status"), [("", 403), ("team", 500), ("team", 0)])
+async def test_other_failures_mark_no_namespace(namespace: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "REFUSED_SECONDS", 0.0)
+    cache, woken = ClusterCache(["Pod"]), list[tuple[str, str]]()
+    api: Any = FakeStream([KubernetesError("no", status), KubernetesError("no", status), [page(9)]])
+    task = asyncio.create_task(Informer(api, cache, POD, namespace, "", lambda *key: woken.append(key)).run())
+    async with asyncio.timeout(10):
+        await api.idle.wait()
+    task.cancel()
+    assert woken == []
+
+
+async def test_objects_that_did_not_fit_are_listed_again_at_the_end_of_the_watch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cache_budget, "NAMESPACE_BYTES", 1500)
+    many = [pod(f"p{number}", 3) for number in range(10)]
+    lists: list[list[Page] | KubernetesError] = [[page(9, *many)], [page(30, many[-1])], [page(31, many[-1])]]
+    stream = FakeStream(lists, [[bookmark(10)], [bookmark(30)]])
+    cache, _ = await run(stream)
+    assert stream.calls == ["list", "watch 9", "list", "watch 30", "list", "watch 31"]
+    assert cache.get("Pod", "team", "p9") is not None
 
 
 async def test_an_informer_that_hears_nothing_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:

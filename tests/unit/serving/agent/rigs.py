@@ -20,6 +20,7 @@ from aurora_protocol.agent_api import (
 )
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault
+from aurora_runtime.serving.agent.agent_token import AgentToken
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.lending.drain import ENDPOINT_REMOVAL_SECONDS, QUIET_SECONDS
 from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
@@ -35,6 +36,7 @@ from aurora_store.s3_calls.call_limits import is_interrupted
 from tests.unit.fakes import FakeEngine, FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 
 TOKEN = "the-agent-token"  # noqa: S105 - a test's
+AGENT_TOKEN = AgentToken(lambda: TOKEN)
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
 JOB = "chat-validate-v1-1"
 
@@ -114,7 +116,7 @@ class PodRig(Rig):
     def start_agent(self) -> None:
         self.swapper = self.new_swapper()
         pod = self.context()
-        self.lease = MeasurementLease(pod, self.swapper, token=TOKEN, clock=lambda: self.now)
+        self.lease = MeasurementLease(pod, self.swapper, token=AGENT_TOKEN, clock=lambda: self.now)
         self.pod = PodObserver(pod, self.swapper, Uploader(self.folder.spool, self.registry), self.lease)
 
     async def request_lease(

@@ -19,6 +19,7 @@ from typing import Final
 
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementRequest, MeasurementStatus, TrialRequest
 from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
+from aurora_runtime.serving.agent.agent_token import AgentToken
 from aurora_runtime.serving.agent.lending.drain import Drain
 from aurora_runtime.serving.agent.lending.withdrawn_engine import WithdrawnEngine
 from aurora_runtime.serving.agent.pod_context import PodContext
@@ -32,10 +33,10 @@ POLL_SECONDS: Final = 1.0
 
 
 class MeasurementLease:
-    """The lease of one pod. All methods run on one event loop. ``token`` is the agents' token."""
+    """The lease of one pod. All methods run on one event loop."""
 
     def __init__(
-        self, pod: PodContext, swapper: Swapper, *, token: str, clock: Callable[[], float] = time.monotonic
+        self, pod: PodContext, swapper: Swapper, *, token: AgentToken, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._pod, self._swapper = pod, swapper
         self._token, self._clock = token, clock
@@ -108,7 +109,7 @@ class MeasurementLease:
                 current_version=version,
                 current_digest=current.digest,
                 current_checksum=report.checksum,
-                pass_sha256=pass_digest(self._token, request.measurement),
+                pass_sha256=pass_digest(self._token.value, request.measurement),
             )
         )
         log.info("the pod is withdrawn for %s", request.measurement)

@@ -76,12 +76,23 @@ async def test_a_secret_that_is_not_what_the_operator_wrote_is_named_and_not_use
         Rig({}),
         Rig(changed),
         Rig({name: one for name, one in secret_data().items() if name != "trusted-record"}),
-        Rig(secret_data(), owner="x"),
     ):
         found = await rig.find()
         assert isinstance(found, StoreView)
         assert found.reason == "SigningKeysMissing"
         assert NAME in found.error
+
+
+async def test_the_secret_of_somebody_else_is_a_taken_name_and_nobody_is_told_to_delete_it() -> None:
+    rig = Rig(secret_data(), owner="x")
+    found = await rig.find()
+    assert isinstance(found, StoreView)
+    assert found.name_taken == (f"Secret {NAME}",)
+    assert found.reason == "SigningKeysMissing"
+    assert "delete" not in found.error
+    rig.data = None
+    rig.now += 3
+    assert await rig.find() is None, "once the name is free, the operator makes its own"
 
 
 async def test_a_secret_that_the_operator_may_not_read_is_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
@@ -10,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
-from aurora_operator.errors import NotFound
+from aurora_operator.errors import NotFound, NotLeading
 from aurora_operator.io_pools import StorePools
 from aurora_operator.observe.observed import StoreView, UserRequests
 from aurora_operator.observe.secret_values import SecretReader
@@ -19,7 +20,7 @@ from aurora_operator.observe.store.store_needs import store_needs
 from aurora_store.policy.store_policy import StorePolicy, StoreRule
 from tests.assets.faulty_store import FaultyStore, faulty_store, whole
 from tests.assets.s3 import STORES_ON_THIS_MACHINE
-from tests.unit.operator.worlds import OWNER, spec
+from tests.unit.operator.worlds import OWNER, channel, spec
 
 ON_THIS_MACHINE = StorePolicy.parse("", STORES_ON_THIS_MACHINE["AURORA_STORE_INTERNAL_HOSTS"])
 KEYS = {"secretRef": {"name": "s3"}}
@@ -46,6 +47,24 @@ async def view(policy: StorePolicy, **store: Any) -> StoreView:
     given = spec(store={"bucket": "bucket", "credentials": KEYS} | store)
     access = StoreAccess(SecretReader(cast(Any, FakeApi()), OWNER.namespace), policy, StorePools())
     return await access.view(OWNER, given, store_needs(OWNER, given, SpeculatorStatus(), (), UserRequests()))
+
+
+async def test_a_process_that_lost_the_lease_while_it_waited_for_a_thread_writes_no_record() -> None:
+    written: list[object] = []
+
+    class Reader:
+        advance = written.append
+
+    def ensure_leading() -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        raise NotLeading("no Lease")
+
+    pools = StorePools()
+    access = StoreAccess(SecretReader(cast(Any, FakeApi()), OWNER.namespace), ON_THIS_MACHINE, pools)
+    access.reader, access._pool = cast(Any, Reader), pools.of("store")
+    with pytest.raises(NotLeading):
+        await access.advance(channel(0), ensure_leading)
+    assert written == []
 
 
 async def test_an_allowed_store_is_asked(store: FaultyStore) -> None:
