@@ -9,6 +9,7 @@ StoreError              the object store refused a call, or cannot be reached
 ├── AddressRefused      the endpoint leads to an address to which no connection is allowed
 ├── CredentialsMissing  this process has no credentials for the store
 ├── AccessRefused       the credentials lack a right, which the message names
+├── CallUnavailable     the store does not know a call, or the credentials may not make it
 ├── StoreInterrupted    nobody waits for the answer any more
 ├── NotRootOwner        the root belongs to another speculator, or is being deleted
 └── StoreUnsupported    the store lacks conditional writes
@@ -102,6 +103,10 @@ class CredentialsMissing(StoreError):
 
 class AccessRefused(StoreError):
     """The credentials lack a right. The message names the right."""
+
+
+class CallUnavailable(StoreError):
+    """The store does not know a call that Aurora can do without, or the credentials may not make it."""
 
 
 class StoreInterrupted(StoreError):

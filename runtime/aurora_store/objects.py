@@ -34,7 +34,8 @@ from aurora_store.errors import (
     StoreError,
     StoreUnsupported,
 )
-from aurora_store.s3_calls.call_errors import deletion_error, is_access_refused, is_beyond_end, store_error
+from aurora_store.s3_calls.batch_deletion import RefusedDeletions, deletion_error, refused_deletions
+from aurora_store.s3_calls.call_errors import is_access_refused, is_beyond_end, store_error
 from aurora_store.s3_calls.call_limits import CallLimitReached, CallLimits, call_limits, total_deadline
 from aurora_store.s3_calls.encryption import encryption_arguments
 from aurora_store.s3_calls.s3_clients import SHARED_CLIENTS, ClientSettings, RedirectRefused
@@ -337,13 +338,22 @@ class ObjectStore:
             self._s3.delete_object(Bucket=self.config.bucket, Key=self._full_key(key))
 
     def delete_many(self, keys: Sequence[str]) -> None:
-        """Delete up to 1000 objects in one request. Missing objects are no error."""
-        objects: Any = [{"Key": self._full_key(key)} for key in keys]
-        subject = f"{len(keys)} objects"
-        with self._call("delete", subject):
-            answer = self._s3.delete_objects(Bucket=self.config.bucket, Delete={"Objects": objects, "Quiet": True})
-        if refused := answer.get("Errors"):
-            raise deletion_error(subject, len(refused), refused[0].get("Code", ""))
+        """Delete up to 1000 objects in one request. Missing objects are no error.
+
+        Raises :class:`StoreError` with the first key that the store refuses. The others are deleted.
+        """
+        refused = self._delete_many([{"Key": self._full_key(key)} for key in keys])
+        if refused is not None:
+            raise deletion_error("" if refused.first is None else keys[refused.first], refused.count, refused.code)
+
+    def _delete_many(self, objects: Sequence[dict[str, str]]) -> RefusedDeletions | None:
+        """Delete up to 1000 objects or versions in one request. Returns what the store refused."""
+        with self._call("delete", f"{len(objects)} objects"):
+            answer = self._s3.delete_objects(
+                Bucket=self.config.bucket,
+                Delete={"Objects": objects, "Quiet": True},  # type: ignore[typeddict-item]
+            )
+        return refused_deletions(objects, answer)
 
     def ensure_bucket(self) -> None:
         """Create the bucket when it is missing: an embedded store starts empty.

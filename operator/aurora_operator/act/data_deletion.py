@@ -4,6 +4,9 @@ Invariants:
 
 - Only our finalizer holds the resource. It is removed when a listing of the root is empty, when the root belongs to
   another speculator, or as soon as the policy is Retain.
+- An empty listing ends the deletion only if the root was seen before. ``status.active`` says that the root was in use.
+  It is removed when only the record that closed the root is left. Until then, a store without records of the root is
+  reported as a wrong store, and a person decides.
 - Each step is short and idempotent, so a restarted operator goes on.
 - The cache tells which workloads and pods are left. It may be behind, so the API server is asked once before the first
   object is deleted. A wait for pods therefore costs no call.
@@ -21,11 +24,13 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_api.v1alpha1.store import DeletionPolicy
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.finalizer import set_finalizer
 from aurora_operator.act.status_writer import write_status
 from aurora_operator.children.metadata import has_finalizer, selector_text
+from aurora_operator.children.own_pods import is_own_pod
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import CallAbandoned, Conflict, InvalidSpec, KubernetesError, NotFound
 from aurora_operator.io_pools import call_api, pool_of
@@ -33,7 +38,6 @@ from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, POD, KubernetesApi, 
 from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.observe.kubernetes_views import has_ended
 from aurora_operator.observe.observed import StoreView
-from aurora_operator.observe.own_pods import is_own_pod
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.stored_resource import owner_of, parse_usable, status_of
 from aurora_operator.plan.conditions.condition_builder import deleting_status
@@ -46,16 +50,20 @@ from aurora_operator.plan.data_deletion import (
     failure_note,
     failure_text,
     next_step,
+    no_records_text,
 )
 from aurora_protocol.errors import InvalidRecord
-from aurora_store import ObjectStore, StoreConfig
+from aurora_store import StoreConfig
 from aurora_store.errors import StoreError
 from aurora_store.keys import owner_id
+from aurora_store.root.deletable_objects import DeletableObjects
 from aurora_store.root.root_deletion import DeletionProgress, RootDeletion
 from aurora_store.s3_calls.call_limits import total_deadline
 
 log = logging.getLogger(__name__)
 
+WORKLOADS = (DEPLOYMENT, JOB)
+"""Kinds whose pods write to the store. They are deleted before the objects."""
 STEP_SECONDS = 10.0
 STEP_DEADLINE_SECONDS = 20.0
 STEP_TIMEOUT_SECONDS = 22.0
@@ -80,6 +88,8 @@ class DataDeletion:
         """How the store was reached last. The Secret may be deleted together with the speculator."""
         self._failure = ""
         """Why the last attempt failed, for the condition Ready."""
+        self._emptied: StoreConfig | None = None
+        """The store in which only the root's last record was left."""
 
     async def advance(self, stored: Object) -> float:
         """Take the next step for a resource that is being deleted. Returns the seconds to wait before the next call.
@@ -116,8 +126,16 @@ class DataDeletion:
         """
         owner, before = owner_of(stored), status_of(stored)
         reported = deleting_status(before, owner.generation, self._failure or IN_PROGRESS, datetime.now(UTC))
-        if reported == before:
-            return False
+        return reported != before and await self._write_status(owner, reported)
+
+    async def _note_emptied(self, stored: Object, config: StoreConfig) -> float:
+        """Note that only the record that closed the root is left, also for an operator that comes after this one."""
+        self._emptied = config
+        await self._write_status(owner_of(stored), status_of(stored).model_copy(update={"active": None}))
+        return 0.0
+
+    async def _write_status(self, owner: Owner, reported: SpeculatorStatus) -> bool:
+        """Returns whether the status was written. Raises :class:`Conflict` when the resource changed meanwhile."""
         try:
             await call_api(write_status, self._api, owner, reported)
         except Conflict:
@@ -134,7 +152,7 @@ class DataDeletion:
         ones.
         """
         labels = selector_text(owner)
-        return [_brief(obj) for kind in (DEPLOYMENT, JOB, POD) for obj in self._api.list(kind, owner.namespace, labels)]
+        return [_brief(obj) for kind in (*WORKLOADS, POD) for obj in self._api.list(kind, owner.namespace, labels)]
 
     async def _stop(self, owner: Owner, workloads: Sequence[Object]) -> None:
         for obj in workloads:
@@ -157,12 +175,17 @@ class DataDeletion:
             return await self._failed(stored, f"s3://{spec.store.bucket}", config.error, seconds, keys_are_gone=gone)
         place = f"s3://{config.bucket}/{config.root}"
         try:
-            progress = await self._one_step(config, owner_id(owner.uid))
+            active = status_of(stored).active if config != self._emptied else None
+            progress = await self._one_step(config, owner_id(owner.uid), expects_records=active is not None)
         except (StoreError, InvalidRecord) as error:
             return await self._failed(stored, place, str(error), seconds)
         if progress is None:
             return await self._failed(stored, place, "the store gives no answer", seconds)
+        if progress.no_records and active is not None:
+            return await self._failed(stored, place, no_records_text(active.version, config.endpoint), seconds)
         self._failure = ""
+        if progress.only_record_left:
+            return await self._note_emptied(stored, config)
         if progress.done or progress.kept:
             await self._events.post(end_note(progress, place), owner)
             await self._release(owner)
@@ -179,7 +202,7 @@ class DataDeletion:
         reader = self._store.reader
         return (reader.config if reader is not None else self._config) or config
 
-    async def _one_step(self, config: StoreConfig, owner: str) -> DeletionProgress | None:
+    async def _one_step(self, config: StoreConfig, owner: str, *, expects_records: bool) -> DeletionProgress | None:
         """One step in a thread of the store's endpoint. None when the step was abandoned; the next call begins anew."""
         pool = pool_of(config)
         try:
@@ -187,16 +210,18 @@ class DataDeletion:
                 opened = await pool.call(lambda: _open_root(config, owner), timeout_seconds=STEP_TIMEOUT_SECONDS)
                 self._root = (config, opened)
             root = self._root[1]
-            return await pool.call(lambda: self._bounded_step(root), timeout_seconds=STEP_TIMEOUT_SECONDS)
+            return await pool.call(
+                lambda: self._bounded_step(root, expects_records=expects_records), timeout_seconds=STEP_TIMEOUT_SECONDS
+            )
         except CallAbandoned:
             self._root = None  # the abandoned step still uses it
             return None
 
-    def _bounded_step(self, root: RootDeletion) -> DeletionProgress:
+    def _bounded_step(self, root: RootDeletion, *, expects_records: bool) -> DeletionProgress:
         """Blocks. The leadership is checked in the thread, because waiting for a thread may take long."""
         self._ensure_leading()
         with total_deadline(STEP_DEADLINE_SECONDS):
-            return root.step(STEP_SECONDS)
+            return root.step(STEP_SECONDS, expects_records=expects_records)
 
     async def _failed(
         self, stored: Object, place: str, error: str, seconds: float, *, keys_are_gone: bool = False
@@ -234,7 +259,7 @@ def _is_running_pod(owner: Owner, obj: Object) -> bool:
 def _brief(obj: Object) -> Object:
     metadata = {key: obj["metadata"][key] for key in BRIEF_METADATA if key in obj["metadata"]}
     status = {"phase": (obj.get("status") or {}).get("phase")}
-    return {"apiVersion": obj["apiVersion"], "kind": obj["kind"], "metadata": metadata, "status": status}
+    return {"kind": obj["kind"], "metadata": metadata, "status": status}
 
 
 def _workloads(owner: Owner, objects: Sequence[Object]) -> list[Object]:
@@ -244,7 +269,7 @@ def _workloads(owner: Owner, objects: Sequence[Object]) -> list[Object]:
 
 
 def _open_root(config: StoreConfig, owner: str) -> RootDeletion:
-    return RootDeletion(ObjectStore(config, attempts=2, call_seconds=STEP_SECONDS), owner)
+    return RootDeletion(DeletableObjects(config, attempts=2, call_seconds=STEP_SECONDS), owner)
 
 
 def _policy(stored: Object) -> DeletionPolicy:

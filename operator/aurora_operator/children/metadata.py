@@ -16,6 +16,8 @@ from aurora_operator.operator_config import OPERATOR_NAME
 
 INFERENCE, TRAINER, VALIDATOR = "inference", "trainer", "validator"
 """Values of the component label."""
+JOB_LABEL, TEMPLATE_HASH_LABEL = "batch.kubernetes.io/job-name", "pod-template-hash"
+"""Labels that Kubernetes gives the pods of a Job, and those of a Deployment."""
 ENGINE_CONTAINER = "sglang"
 """The container of an inference pod that runs the engine."""
 VERSION_LABEL, ATTEMPT_LABEL = "aurora.dev/version", "aurora.dev/attempt"

@@ -7,15 +7,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from aurora_operator.children.applied_template import read_applied_template
-from aurora_operator.children.metadata import ATTEMPT_LABEL, ENGINE_CONTAINER, VERSION_LABEL
+from aurora_operator.children.metadata import (
+    ATTEMPT_LABEL,
+    ENGINE_CONTAINER,
+    JOB_LABEL,
+    TEMPLATE_HASH_LABEL,
+    VERSION_LABEL,
+)
 from aurora_operator.children.queue_label import QUEUE_LABEL, guarded_labels
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.container_states import crash_text, waiting_reason, waits_abnormally
 from aurora_operator.observe.container_states import failure as container_failure
 from aurora_operator.observe.observed import ContainerFailure, DeployedTemplate, JobView, PodView, WorkloadView
 
-JOB_LABEL = "batch.kubernetes.io/job-name"
-TEMPLATE_HASH_LABEL = "pod-template-hash"
 BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
 """Reason of a Job that failed because its pod did."""
 NEVER_STARTED = "its Job was suspended before its pod could start"

@@ -22,6 +22,7 @@ from itertools import islice
 from aurora_operator import kubernetes_api
 from aurora_operator.children.metadata import (
     INFERENCE,
+    JOB_LABEL,
     TRAINER,
     VALIDATOR,
     component_of,
@@ -29,6 +30,7 @@ from aurora_operator.children.metadata import (
     keys_name,
     trainer_name,
 )
+from aurora_operator.children.own_pods import is_own_pod
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import BeingDeleted, InvalidSpec, NotFound
 from aurora_operator.io_pools import call_api
@@ -38,7 +40,6 @@ from aurora_operator.observe.agent_states import AgentStates
 from aurora_operator.observe.annotations import user_requests
 from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.observe.observed import JobView, Observed, PodView, ReplacedPod, WorkloadView
-from aurora_operator.observe.own_pods import is_own_pod
 from aurora_operator.observe.recent_counters import CounterHistory
 from aurora_operator.observe.replaced_pod import replaced_pod
 from aurora_operator.observe.secret_values import SecretReader, secret_value
@@ -194,7 +195,7 @@ class Observer:
             uid = job["metadata"]["uid"]
             if uid not in finished - self._read_jobs or kubernetes_views.ended_pod(job, pods):
                 continue
-            labels = f"{kubernetes_views.JOB_LABEL}={job['metadata']['name']}"
+            labels = f"{JOB_LABEL}={job['metadata']['name']}"
             listed = await call_api(self._list_pods, labels)
             for pod in listed:
                 self._cache.put(pod)

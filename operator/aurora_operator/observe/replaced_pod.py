@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
+from aurora_operator.children.metadata import TEMPLATE_HASH_LABEL
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.kubernetes_views import (
     MAX_SCHEDULER_MESSAGE_CHARACTERS,
-    TEMPLATE_HASH_LABEL,
     condition,
     has_ended,
 )

@@ -57,8 +57,23 @@ def end_note(progress: DeletionProgress, place: str) -> EventNote:
     if progress.kept:
         return EventNote("DataKept", f"Deleted no object below {place}, because {progress.kept}")
     size = f"{progress.size_bytes / (1 << 20):.1f} MiB"
+    versions = f" and {progress.versions} older versions and delete markers" if progress.versions else ""
+    text = f"Deleted {progress.objects} objects{versions} ({size}) below {place}, and a listing finds no object"
+    if not progress.remains:
+        return EventNote("DataDeleted", text)
     return EventNote(
-        "DataDeleted", f"Deleted {progress.objects} objects ({size}) below {place}, and a listing finds no object"
+        "DataMayRemain",
+        f"{text}. But users' data may remain there: {progress.remains[:500]}. Delete what remains by hand, or let a"
+        " lifecycle rule of the bucket do it (docs/how-to/erasing-data.md)",
+        warning=True,
+    )
+
+
+def no_records_text(version: int, endpoint: str | None) -> str:
+    """Why an empty root of a speculator that served ``version`` proves nothing."""
+    return (
+        f"version {version} was active, but the store {endpoint or 'AWS S3'} has no record of it. If store.endpoint was"
+        " changed, set it to the store that holds the objects"
     )
 
 

@@ -8,6 +8,8 @@ Invariants:
 - Before a write, the newest channel record is known, and names this speculator as the root's owner. The record is read
   right before a write that decides something (lineage, version, evidence, trainer state). Before other writes, the
   reading is at most :data:`MAX_AGE_SECONDS` old.
+- When the channel is gone, the root was deleted, and nothing is written. A process that may start before the channel's
+  first record notices this only if it has seen a record.
 - Reads are never refused. The pods of a former owner go on serving.
 
 A takeover may come between the look and the write. Such a late write harms nothing: a late version is void, a late
@@ -38,8 +40,17 @@ DECIDING_PREFIXES: Final = (Keys.LINEAGE, Keys.REGISTRY, Keys.EVIDENCE, Keys.TRA
 class FencedObjectStore(ObjectStore):
     """An :class:`ObjectStore` whose writes raise :class:`NotRootOwner` once the root has another owner."""
 
-    def __init__(self, config: StoreConfig, *, attempts: int = 5, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        config: StoreConfig,
+        *,
+        attempts: int = 5,
+        clock: Callable[[], float] = time.monotonic,
+        expects_channel: bool = False,
+    ) -> None:
+        """``expects_channel``: the process starts after the channel's first record, so an empty channel was deleted."""
         super().__init__(config, attempts=attempts)
+        self._expects_channel = expects_channel
         self.owner = config.owner
         self._clock, self._lock = clock, threading.Lock()
         self._channel: Channel | None = None
@@ -97,7 +108,7 @@ class FencedObjectStore(ObjectStore):
         epochs = self._epochs(known)  # begins with the known record
         if known and not epochs:
             known, epochs = 0, self._epochs(0)
-        self._channel_vanished = self._channel is not None and not epochs
+        self._channel_vanished = (self._expects_channel or self._channel is not None) and not epochs
         try:
             if epochs and epochs[-1] > known:
                 self._channel = Channel.from_json(self.get(Keys.channel(epochs[-1])))

@@ -32,6 +32,8 @@ from aurora_store.s3_calls.s3_clients import RedirectRefused
 
 _ACCESS_CODES: Final = ("AccessDenied", "403")
 """Codes of a refused right. The answer to a HEAD request has no body, so its code is the status."""
+_UNKNOWN_CALL_CODES: Final = ("InvalidArgument", "InvalidRequest", "MethodNotAllowed", "NotImplemented")
+"""Codes with which stores answer a call that they do not know."""
 _ACTIONS: Final = {
     "CreateBucket": "s3:CreateBucket",
     "CreateMultipartUpload": "s3:PutObject",
@@ -42,6 +44,9 @@ _ACTIONS: Final = {
     "ListObjectsV2": "s3:ListBucket",
     "DeleteObject": "s3:DeleteObject",
     "DeleteObjects": "s3:DeleteObject",
+    "ListObjectVersions": "s3:ListBucketVersions",
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
 }
 """The right that each operation of the S3 API needs."""
 _KMS_ACTIONS: Final = {
@@ -131,7 +136,19 @@ def _error_sent(error: ClientError, call: str) -> StoreError:
 
 def is_access_refused(error: ClientError) -> bool:
     """Whether the store refused a right."""
-    return error.response.get("Error", {}).get("Code", "") in _ACCESS_CODES
+    return is_access_code(error.response.get("Error", {}).get("Code", ""))
+
+
+def is_access_code(code: str) -> bool:
+    """Whether a code of the store says that a right is missing."""
+    return code in _ACCESS_CODES
+
+
+def is_unknown_call(error: ClientError) -> bool:
+    """Whether the store does not know the call, as many S3-compatible stores do not know some."""
+    if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (405, 501):
+        return True
+    return error.response.get("Error", {}).get("Code", "") in _UNKNOWN_CALL_CODES
 
 
 def is_beyond_end(error: ClientError) -> bool:
@@ -152,11 +169,3 @@ def access_hint(operation: str) -> str:
     kms = _KMS_ACTIONS.get(action)
     key = f", and {kms} on the bucket's KMS key if it has one" if kms else ""
     return f"allow {action} there for these credentials{key}"
-
-
-def deletion_error(subject: str, count: int, code: str) -> StoreError:
-    """The error for ``count`` objects of a request that the store did not delete, the first one with ``code``."""
-    if code in _ACCESS_CODES:
-        return AccessRefused(f"delete {subject}: {count} were refused: {code}; {access_hint('DeleteObjects')}")
-    shown = code if code in ERROR_HINTS else "an unknown error"
-    return StoreError(f"delete {subject}: {count} were refused: {shown}; {ERROR_HINTS.get(code, DEFAULT_HINT)}")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 from kubernetes import client
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator import kubernetes_api
+from aurora_operator.act.data_deletion import WORKLOADS
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.finalizer import set_finalizer
 from aurora_operator.act.status_writer import write_status
@@ -27,15 +29,6 @@ from aurora_operator.watch.api_stream import ApiStream, Page
 from tests.integration.chart.conftest import TEAM
 from tests.rig.chart.rendered_chart import NAMESPACE, Right
 from tests.unit.operator.worlds import CONFIG, NOW, observed, spec
-
-RESOURCES = (
-    kubernetes_api.SPECULATOR,
-    *kubernetes_api.CHILDREN,
-    kubernetes_api.JOB,
-    kubernetes_api.POD,
-    kubernetes_api.SECRET,
-    kubernetes_api.NAMESPACE,
-)
 
 
 @dataclass(frozen=True)
@@ -183,24 +176,34 @@ async def _lead_once(elector: LeaderElector, calls: LeaseCalls) -> None:
     await asyncio.gather(election, return_exceptions=True)
 
 
-BY_VERB = {"get": get, "list": list_all, "watch": watch, "create": create, "patch": patch, "delete": delete}
-SPECIAL: dict[tuple[str, str], Callable[[Probe], None]] = {
+def _of_kinds(verb: str, use: Callable[..., None], *kinds: Resource) -> dict[tuple[str, str], Callable[[Probe], None]]:
+    return {(kind.plural, verb): partial(use, resource=kind) for kind in kinds}
+
+
+PROBES: dict[tuple[str, str], Callable[[Probe], None]] = {
+    # The informers (watch.informers), with the namespaces of a shard.
+    **_of_kinds("list", list_all, *kubernetes_api.WATCHED, kubernetes_api.NAMESPACE),
+    **_of_kinds("watch", watch, *kubernetes_api.WATCHED, kubernetes_api.NAMESPACE),
+    # Observer reads the speculator again, SecretReader the Secrets, and ChildWriter the object that holds a name.
+    **_of_kinds("get", get, kubernetes_api.SPECULATOR, kubernetes_api.SECRET),
+    **_of_kinds("get", get, *kubernetes_api.CHILDREN, kubernetes_api.JOB),
+    # ChildWriter.
+    **_of_kinds("create", create, *kubernetes_api.CHILDREN, kubernetes_api.JOB, kubernetes_api.SECRET),
+    **_of_kinds("patch", patch, *kubernetes_api.CHILDREN),
+    # DataDeletion. ChildWriter also deletes Jobs.
+    **_of_kinds("delete", delete, *WORKLOADS),
     ("auroraspeculators/status", "patch"): write_own_status,
     ("auroraspeculators/finalizers", "update"): block_owner_deletion,
     ("auroraspeculators", "patch"): hold_by_finalizer,
     ("events", "create"): post_event,
-    ("leases", "create"): lambda probe: lead(probe, lease_exists=False),
-    ("leases", "get"): lambda probe: lead(probe, lease_exists=True),
-    ("leases", "update"): lambda probe: lead(probe, lease_exists=True),
+    ("leases", "create"): partial(lead, lease_exists=False),
+    ("leases", "get"): partial(lead, lease_exists=True),
+    ("leases", "update"): partial(lead, lease_exists=True),
 }
-"""Rights that no child's kind explains."""
+"""Each right that the operator's code uses: resource and verb. There is no other way to a probe, so a right that is
+granted and not used fails."""
 
 
 def run_probe(probe: Probe, right: Right) -> None:
     """Do what the operator does with this right. Raises :class:`KubernetesError` when the right is missing."""
-    special = SPECIAL.get((right.resource, right.verb))
-    if special is not None:
-        special(probe)
-    else:
-        (resource,) = (resource for resource in RESOURCES if resource.plural == right.resource)
-        BY_VERB[right.verb](probe, resource)
+    PROBES[right.resource, right.verb](probe)

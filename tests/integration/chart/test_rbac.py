@@ -22,7 +22,7 @@ from aurora_operator.kubernetes_api import HttpKubernetesApi, Object
 from tests.assets.s3 import STORES_ON_THIS_MACHINE, seaweedfs
 from tests.cluster.command import wait_until
 from tests.integration.chart.conftest import TEAM
-from tests.integration.chart.probes import Probe, run_probe
+from tests.integration.chart.probes import PROBES, Probe, run_probe
 from tests.rig.api_server import ApiServer, free_ports
 from tests.rig.chart.rendered_chart import NAMESPACE, OPERATOR, SAMPLES, Right, operator_rights, render
 from tests.unit.docs.markdown import page
@@ -52,6 +52,10 @@ def test_the_page_lists_exactly_the_operators_rights() -> None:
     assert len(rows) == len(set(rows)), "a right has one reason"
     chart = unnamed(operator_rights(render())) | unnamed(operator_rights(render(values=SAMPLES / "shard-values.yaml")))
     assert set(rows) == chart
+
+
+def test_the_operator_has_no_right_that_its_code_does_not_use() -> None:
+    assert {(right.resource, right.verb) for right in documented()} == set(PROBES)
 
 
 def test_a_tenants_operator_has_the_same_rights_in_one_namespace() -> None:

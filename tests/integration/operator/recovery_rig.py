@@ -18,6 +18,7 @@ from aurora_protocol.draft_records import Channel
 from aurora_protocol.signatures import KeyName, all_keys
 from aurora_store import FencedObjectStore, ObjectStore, Registry
 from aurora_store.keys import owner_id
+from aurora_store.root.deletable_objects import DeletableObjects
 from aurora_store.root.fenced_objects import MAX_AGE_SECONDS
 from aurora_store.root.root_deletion import RootDeletion
 from tests.assets.s3 import S3, seaweedfs
@@ -71,7 +72,7 @@ class Speculator:
         self.reader = StoreReader(config, record_keys(owner, keys=keys_of(owner)))
         self.pods = FencedObjectStore(replace(config, owner=own), clock=lambda: self.clock_seconds)
         self.registry = Registry(self.pods, keys_of(owner))
-        self.deletion = RootDeletion(ObjectStore(config), owner_id(owner.uid))
+        self.deletion = RootDeletion(DeletableObjects(config), owner_id(owner.uid))
 
     def view(self) -> StoreView:
         return self.reader.read(StoreNeeds(), ReadScope.ALL)

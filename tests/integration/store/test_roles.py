@@ -38,6 +38,7 @@ from aurora_store import ObjectStore, Registry
 from aurora_store import objects as objects_module
 from aurora_store.errors import AccessRefused
 from aurora_store.keys import owner_id
+from aurora_store.root.deletable_objects import DeletableObjects
 from aurora_store.root.root_deletion import RootDeletion
 from aurora_store.s3_calls import s3_clients
 from tests.assets.s3 import S3
@@ -252,10 +253,12 @@ def test_the_trainer_erases_a_tag_with_the_rights_of_its_role(s3: S3) -> None:
 
 def test_the_operator_deletes_a_root_only_with_the_right_to_delete(s3: S3) -> None:
     root = "aurora/default/chat-89abcdef"
-    admin, operator = store_of(s3, None, root), store_of(s3, "operator", root)
+    admin, operator = store_of(s3, None, root), DeletableObjects(config_of(s3, "operator", root), attempts=1)
     admin.put("traces/00000001/x.json", b"trace")
     deletion = RootDeletion(operator, owner_id("89abcdef-0000"))
-    with pytest.raises(AccessRefused, match="allow s3:DeleteObject there"):
+    with pytest.raises(
+        AccessRefused, match=r"delete traces/00000001/x.json: AccessDenied; allow s3:DeleteObject there"
+    ):
         deletion.step(10)
     assert admin.get("traces/00000001/x.json") == b"trace"
 

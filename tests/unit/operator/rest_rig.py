@@ -22,6 +22,7 @@ from aurora_operator.act.authority import Authority
 from aurora_operator.children.metadata import (
     COMMON_LABELS,
     INFERENCE,
+    JOB_LABEL,
     VALIDATOR,
     selector,
     signing_keys_name,
@@ -32,7 +33,6 @@ from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import JOB, SECRET, SPECULATOR, WATCHED, Object, Resource
 from aurora_operator.observe import observer as observer_module
 from aurora_operator.observe.cluster_cache import ClusterCache, Scope
-from aurora_operator.observe.kubernetes_views import JOB_LABEL
 from aurora_operator.observe.store import store_reader
 from aurora_operator.observe.store.signed_records import RecordKeys
 from aurora_operator.reconciler import Reconciler

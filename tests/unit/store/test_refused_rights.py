@@ -83,13 +83,26 @@ def test_a_bucket_that_may_not_be_looked_at_is_there_if_its_root_can_be_listed(s
     assert not any(request.startswith("PUT") for request in store.requests), "no bucket is created on a guess"
 
 
-def test_a_deletion_that_is_refused_for_single_objects_repeats_no_text_of_the_store(store: FaultyStore) -> None:
-    refused = "<Error><Key>stranger</Key><Code>{}</Code><Message>stranger</Message></Error>"
+REFUSED = "<Error><Key>{}</Key><Code>{}</Code><Message>stranger</Message></Error>"
+
+
+def test_a_deletion_that_is_refused_for_single_objects_names_the_first_and_repeats_no_text_of_the_store(
+    store: FaultyStore,
+) -> None:
     for code, words in (("AccessDenied", "allow s3:DeleteObject there"), ("Stranger", "see the store's log")):
-        store.answer = whole(200, f"<DeleteResult>{refused.format(code)}</DeleteResult>".encode())
-        with pytest.raises(StoreError, match=words) as error:
-            objects(store).delete_many(["a", "b"])
+        errors = REFUSED.format("root/c", "SlowDown") + REFUSED.format("root/b", code)
+        store.answer = whole(200, f"<DeleteResult>{errors}</DeleteResult>".encode())
+        with pytest.raises(StoreError, match=rf"^delete b: .*{words}.* \(2 objects were refused\)$") as error:
+            objects(store).delete_many(["a", "b", "c"])
         assert "tranger" not in str(error.value)
+
+
+def test_a_refused_deletion_of_an_object_that_nobody_asked_for_is_not_named(store: FaultyStore) -> None:
+    body = f"<DeleteResult>{REFUSED.format('stranger', 'AccessDenied')}</DeleteResult>"
+    store.answer = whole(200, body.encode())
+    with pytest.raises(AccessRefused, match=r"^delete objects: AccessDenied") as error:
+        objects(store).delete_many(["a", "b"])
+    assert "tranger" not in str(error.value)
 
 
 KEY_RIGHTS = {

@@ -55,7 +55,8 @@ class Agent:
 
 
 def _open_registry(settings: ServingSettings, keys: KeyFolder | None = None) -> Registry:
-    return Registry(FencedObjectStore(StoreConfig.of(settings.store)), keys)
+    # The init container waited for the channel's first record.
+    return Registry(FencedObjectStore(StoreConfig.of(settings.store), expects_channel=True), keys)
 
 
 def build_agent(settings: ServingSettings, options: AgentOptions, session: aiohttp.ClientSession) -> Agent:

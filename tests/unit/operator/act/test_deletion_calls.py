@@ -7,12 +7,19 @@ from typing import Any, cast
 import pytest
 
 from aurora_operator.act.data_deletion import BUSY_DELAY_SECONDS
-from tests.unit.operator.act.test_data_deletion import FakeCache, FakeCluster, FakeStore, deletion, workload
+from tests.unit.operator.act.deleted_speculator import (
+    FakeCache,
+    FakeCluster,
+    FakeStore,
+    deletion,
+    inference_pod,
+    workload,
+)
 
 
 @pytest.fixture(name="cluster")
 def _cluster() -> FakeCluster:
-    made = FakeCluster(pods=[{"metadata": {"name": "chat-a"}, "status": {"phase": "Running"}}])
+    made = FakeCluster(pods=[inference_pod("chat-1a")])
     made.workloads = dict([workload("Deployment", "chat"), workload("Deployment", "another", "uid-of-another")])
     return made
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus
-from aurora_operator.children.metadata import ATTEMPT_LABEL, VERSION_LABEL
+from aurora_operator.children.metadata import ATTEMPT_LABEL, JOB_LABEL, VERSION_LABEL
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.kubernetes_views import HUNG_AFTER, JOB_LABEL, has_hung, job_view
+from aurora_operator.observe.kubernetes_views import HUNG_AFTER, has_hung, job_view
 from aurora_operator.observe.observed import JobView, Observed
 from aurora_operator.observe.stored_objects import pack, unpack
 from aurora_protocol.evidence_records import VerdictKind

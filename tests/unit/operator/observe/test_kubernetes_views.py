@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from aurora_operator.children.metadata import JOB_LABEL
 from aurora_operator.children.queue_label import PRIORITY_LABEL, QUEUE_LABEL
 from aurora_operator.observe import kubernetes_views
 from aurora_operator.observe.observed import ContainerFailure, PodView, WorkloadView
@@ -167,7 +168,7 @@ def test_pods_that_a_budget_misses_count_negative() -> None:
 
 
 def of_job(status: dict[str, Any]) -> dict[str, Any]:
-    return {"metadata": {"name": "p", "uid": "u", "labels": {kubernetes_views.JOB_LABEL: "j"}}, "status": status}
+    return {"metadata": {"name": "p", "uid": "u", "labels": {JOB_LABEL: "j"}}, "status": status}
 
 
 @pytest.mark.parametrize(

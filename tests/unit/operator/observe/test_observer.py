@@ -13,6 +13,7 @@ from aurora_operator.children.metadata import (
     COMMON_LABELS,
     INFERENCE,
     INSTANCE_LABEL,
+    JOB_LABEL,
     TRAINER,
     VALIDATOR,
     keys_name,
@@ -22,7 +23,6 @@ from aurora_operator.children.metadata import (
 from aurora_operator.errors import NotFound
 from aurora_operator.kubernetes_api import WATCHED, Object, Resource
 from aurora_operator.observe.cluster_cache import ClusterCache
-from aurora_operator.observe.kubernetes_views import JOB_LABEL
 from aurora_operator.observe.observed import ReplacedPod, StoreView
 from aurora_operator.observe.observer import Observer
 from aurora_operator.observe.store.record_key_reader import RecordKeyReader

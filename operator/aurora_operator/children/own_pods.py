@@ -10,10 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from aurora_operator.children.metadata import INFERENCE, TRAINER, VALIDATOR, component_of, job_prefix, trainer_name
+from aurora_operator.children.metadata import (
+    INFERENCE,
+    JOB_LABEL,
+    TEMPLATE_HASH_LABEL,
+    TRAINER,
+    VALIDATOR,
+    component_of,
+    job_prefix,
+    trainer_name,
+)
 from aurora_operator.children.owner import Owner
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.kubernetes_views import JOB_LABEL, TEMPLATE_HASH_LABEL
 
 
 def is_own_pod(owner: Owner, pod: Object, known: Mapping[tuple[str, str], Object]) -> bool:
