@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
@@ -23,6 +23,7 @@ from aurora_operator.children.metadata import (
     COMMON_LABELS,
     INFERENCE,
     JOB_LABEL,
+    TEMPLATE_HASH_LABEL,
     VALIDATOR,
     selector,
     signing_keys_name,
@@ -165,6 +166,12 @@ class Cluster:
             return self.put({**stored, "status": obj["status"]})
         return self.put({**stored, **obj, "metadata": {**stored["metadata"], **obj["metadata"]}}, changed=True)
 
+    def merge_status(self, obj: Object, changes: Mapping[str, Any]) -> Object:
+        kind, name = obj["kind"], obj["metadata"]["name"]
+        self._count("apply", kind, name)
+        stored = self.objects[kind, name]
+        return self.put({**stored, "status": {**stored.get("status", {}), **changes}})
+
     def set_managed_fields(self, obj: Object, managed_fields: Sequence[Object]) -> Object:
         self._count("apply", obj["kind"], obj["metadata"]["name"])
         return obj
@@ -301,9 +308,12 @@ class RestRig:
         ip = f"10.0.0.{len(self.cluster.objects)}"
         up = [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}]
         serving = {"phase": "Running", "podIP": ip, "conditions": up}
-        made = selector(OWNER, component) | COMMON_LABELS | labels
+        made = selector(OWNER, component) | COMMON_LABELS | {TEMPLATE_HASH_LABEL: "1a"} | labels
+        kind, controller = ("Job", labels[JOB_LABEL]) if JOB_LABEL in labels else ("ReplicaSet", f"{OWNER.name}-1a")
+        uid = self.job()["metadata"]["uid"] if kind == "Job" else f"uid of {controller}"
+        owners = [{"kind": kind, "name": controller, "uid": uid, "controller": True}]
         created = {"creationTimestamp": self.clock.now.isoformat()}
-        metadata = {"name": name, "namespace": OWNER.namespace, "labels": made, **created}
+        metadata = {"name": name, "namespace": OWNER.namespace, "labels": made, "ownerReferences": owners, **created}
         self.cluster.put({"kind": "Pod", "metadata": metadata, "spec": {}, "status": status or serving})
         if status is None:
             self.answers[ip] = agent(name, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,6 @@ from aurora_api.v1alpha1.status import (
 from aurora_operator import reconciler as reconciler_module
 from aurora_operator.act.actor import ExecutionResult
 from aurora_operator.act.authority import Authority
-from aurora_operator.act.contest import CHALLENGE_SECONDS
 from aurora_operator.children.applied_template import AppliedTemplate
 from aurora_operator.errors import Conflict, NotFound
 from aurora_operator.fleet import Fleet
@@ -383,51 +381,3 @@ async def test_a_reconcile_that_waited_for_its_slot_leaves_a_speculator_that_was
     with pytest.raises(NotFound):
         await reconciler.reconcile()
     assert (api.applied, api.calls) == ([], [])
-
-
-async def test_an_operator_that_another_one_displaced_observes_nothing() -> None:
-    """An observation reads Secrets, asks all agents, and writes probes to the store."""
-    observer = FakeObserver(observed())
-    reconciler = reconciler_at(observer)
-    await reconciler.reconcile()
-    api = FakeApi(MINIMAL, written_by("elsewhere/aurora-operator"), revision=78, cache=reconciler._cache)
-    reconciler._authority._api = api  # type: ignore[assignment]
-    for _ in range(3):
-        assert await reconciler.reconcile(woken=False) == pytest.approx(CHALLENGE_SECONDS, abs=5)
-    assert api.status["operatorChallenge"]["installation"] == CONFIG.installation
-    assert len(api.applied) == 1, "it asks once"
-    api.merge_status(api.stored, {"operatorChallenge": None})
-    assert await reconciler.reconcile() > WATCHFUL_POLL_SECONDS
-    assert len(observer.asked) == 1
-
-
-async def test_a_speculator_is_claimed_before_it_is_observed() -> None:
-    api = FakeApi(MINIMAL, {})
-    reconciler = api.reconciler()
-    observer = FakeObserver(observed())
-    reconciler._observer = observer  # type: ignore[assignment]
-    assert await reconciler.reconcile() == 0, "observe at once"
-    assert observer.asked == []
-    assert api.status["operator"]["installation"] == CONFIG.installation
-
-
-async def test_a_challenge_is_answered_although_the_observation_does_not_end() -> None:
-    """A slow store holds up an observation for minutes."""
-    asks = {"installation": "elsewhere/aurora-operator", "nonce": "n"}
-    api = FakeApi(MINIMAL, written_by(CONFIG.installation) | {"operatorChallenge": asks})
-    reconciler = api.reconciler()
-    reconciler._observer = HangingObserver(observed())  # type: ignore[assignment]
-    task = asyncio.create_task(reconciler.reconcile())
-    async with asyncio.timeout(5):
-        while "operatorChallenge" in api.status:  # noqa: ASYNC110 - the answer is written in a thread
-            await asyncio.sleep(0.01)
-    assert not task.done()
-    task.cancel()
-
-
-class HangingObserver(FakeObserver):
-    """An observation that waits for its store."""
-
-    async def observe(self, *, ask_agents: bool = True) -> Snapshot:
-        await asyncio.sleep(600)
-        raise AssertionError("cancelled before")

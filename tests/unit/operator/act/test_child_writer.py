@@ -332,6 +332,7 @@ async def test_workloads_wait_while_their_pods_would_use_the_keys_or_the_account
     assert held == WriteResult(name_taken=(" ".join(foreign),), workloads_held=True)
     assert ("Deployment", "chat-trainer") not in api.objects
     del api.objects[foreign]
+    writer.refused.try_now()
     assert await writer.write(OWNER, (KEYS,), children, api.owned()) == WriteResult()
     assert ("Deployment", "chat-trainer") in api.objects
 
