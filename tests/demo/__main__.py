@@ -44,6 +44,8 @@ from tests.traffic.driver import Load, RequestOptions, TrafficDriver
 from tests.traffic.report import Summary
 
 NAME = "chat"
+SPEC = {**ON_CPU, "rollout": {"analysis": {"settleSeconds": 5, "watchSeconds": 15}}}
+"""What the demo changes in the small speculator. Its waits are short, so that somebody can watch all of it."""
 BUDGET_SECONDS = float(os.environ.get("BUDGET_SECONDS", "2400"))
 LOOK_SECONDS = 10.0
 """Between two looks at the resource. Each look is a call of kubectl, which takes CPU from the cluster."""
@@ -161,7 +163,7 @@ def run_demo(screen: Screen, cluster: Cluster, results: list[str]) -> None:
     with screen.stage("install"):
         aurora.install()
     with screen.stage("serve"):
-        file = aurora.apply(NAME, ON_CPU)
+        file = aurora.apply(NAME, SPEC)
         screen.say(f"created the speculator: kubectl apply -f {file}")
         aurora.wait_until(
             NAME,
