@@ -233,7 +233,8 @@ class StoreSpec(Model):
         default=DeletionPolicy.RETAIN,
         description="What happens to the objects in the bucket when the speculator is deleted. Retain: nothing, and"
         " another speculator can restore them. Delete: the operator stops the pods, deletes every object of this"
-        " speculator, and only then lets the resource go. Set Retain to end a deletion that cannot reach the store.",
+        " speculator, with older versions and unfinished uploads where the credentials may, and only then lets the"
+        " resource go. Set Retain to end a deletion that cannot reach the store.",
     )
     encryption: Encryption | None = Field(
         default=None,
