@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextvars import Context
 from typing import Any
 
 from aurora_operator.act.status_writer import patch_status
@@ -41,7 +42,9 @@ class ChallengeAnswers:
         uid = stored["metadata"]["uid"]
         if uid in self._tasks or not self._reply(stored, acts=acts):
             return
-        task = asyncio.create_task(self._answer(stored, acts=acts), name=f"answer {uid}")
+        # A reconcile may call this. In a context of its own the task does not lend the slot of that reconcile.
+        work = self._answer(stored, acts=acts)
+        task = asyncio.create_task(work, name=f"answer {uid}", context=Context())
         self._tasks[uid] = task
         task.add_done_callback(lambda _: self._tasks.pop(uid, None))
 

@@ -8,6 +8,7 @@ import pytest
 
 from aurora_operator.act import challenge_answers
 from aurora_operator.errors import Conflict, KubernetesError, NotLeading
+from aurora_operator.reconcile_slots import ReconcileSlots
 from tests.unit.operator.act.status_server import Clock, Installation, StatusServer, installation, names
 
 ASKED = {"operator": names("one"), "operatorChallenge": names("two") | {"nonce": "n"}}
@@ -87,3 +88,17 @@ async def test_a_process_that_stops_leading_cancels_its_answers(monkeypatch: pyt
     async with asyncio.timeout(5):
         await one.authority.stop()
     assert one.authority._answers._tasks == {}
+
+
+async def test_an_answer_that_a_reconcile_begins_neither_lends_nor_takes_the_slot_of_the_reconcile() -> None:
+    slots, one = ReconcileSlots(1, 0.01), asked()
+    one.api.open.clear()
+    async with slots.slot("team"):
+        one.authority.answer(one.api.stored, acts=True)
+        await asyncio.sleep(0.05)
+        assert slots._free.locked(), "the reconcile still computes"
+    one.api.open.set()
+    async with asyncio.timeout(5):
+        await one.answered()
+        async with slots.slot("team"):
+            pass
