@@ -126,9 +126,9 @@ class Installation:
 
     async def answered(self) -> None:
         """Wait until the answers that are under way are stored."""
-        while tasks := [*self.authority._answers._tasks.values()]:
-            for task in tasks:
-                await task
+        while under_way := [*self.authority._answers._under_way.values()]:
+            for answer in under_way:
+                await answer.task
 
     @property
     def wait_seconds(self) -> float:
