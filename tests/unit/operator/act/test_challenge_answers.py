@@ -141,7 +141,8 @@ async def test_answers_of_one_namespace_leave_threads_for_the_others() -> None:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(CALLS_PER_NAMESPACE + 1))
     await asyncio.sleep(0.1)
     try:
-        assert await call_api(lambda: 42) == 42
+        async with asyncio.timeout(10):
+            assert await call_api(lambda: 42) == 42
     finally:
         one.api.open.set()
         await one.authority.stop()
