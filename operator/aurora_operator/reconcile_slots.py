@@ -4,10 +4,9 @@ Why: after a start all speculators are reconciled. Without a limit, one turn of 
 them, and each would hold its children in memory.
 
 Invariants: a reconcile that waits for the API server, a store or agents holds up nobody. It gives its slot back after
-:data:`PATIENCE_SECONDS`, and goes on once it has a slot again. A reconcile that ended holds no slot, even if a task that
-it started goes on: such a task runs in a context of its own. The reconciles of one namespace have at most
-:data:`API_CALLS_PER_NAMESPACE` calls of the API server under way, so that an admission webhook that hangs in one
-namespace leaves threads for the others.
+:data:`PATIENCE_SECONDS`, and goes on once it has a slot again. A reconcile that ended holds no slot, even if a task
+that it started goes on. The reconciles of one namespace have at most :data:`API_CALLS_PER_NAMESPACE` calls of the API
+server under way, so that an admission webhook that hangs in one namespace leaves threads for the others.
 """
 
 from __future__ import annotations
