@@ -1,9 +1,9 @@
 """Runs blocking calls in threads, so that a slow API server or store holds up nobody else.
 
 Each store endpoint has a bounded share of the threads for stores. The API server has threads of its own, and each
-namespace a bounded share of them (``reconcile_slots``), because an admission webhook may delay the calls of one. A call
-has a total deadline, which includes the wait for a thread and the resolution of host names. An overdue call is
-abandoned: its caller goes on. The thread of a store's call counts until it really ends.
+namespace a bounded share of them (``reconcile_slots``, ``challenge_answers``), because an admission webhook may delay
+the calls of one. A call has a total deadline, which includes the wait for a thread and the resolution of host names. An
+overdue call is abandoned: its caller goes on. The thread of a store's call counts until it really ends.
 
 An endpoint is *proven* when its last call took less than :data:`PROVEN_SECONDS`. All other endpoints together get at
 most :data:`UNPROVEN_THREADS`, so that any number of hanging stores leaves threads for the stores that answer.
@@ -31,7 +31,8 @@ from aurora_store import StoreConfig
 P = ParamSpec("P")
 T = TypeVar("T")
 API_THREADS = 64
-"""Enough for five namespaces whose calls hang. Threads start when they are needed, so few run usually."""
+"""Enough for five namespaces whose calls hang, and for three if their speculators are challenged as well. Threads start
+when they are needed, so few run usually."""
 API_CALL_SECONDS = 60.0
 """Total deadline of a call of the API server. The API server ends a request after 60 s itself (--request-timeout)."""
 STORE_THREADS = 256

@@ -4,7 +4,8 @@ Invariants: a speculator has at most one loop. Loops run only between :meth:`Loo
 :meth:`LoopRegistry.stop`, which is while this process leads. A loop that ends leaves nothing behind. A task holds no
 state that matters, so it may end and start at any time. With a shard, loops run only in the shard's namespaces, and a
 namespace that leaves the shard is given up at once. No loop runs in a namespace whose objects the API server refuses to
-list, because a loop must not act on what it cannot see. Another installation's challenge waits for no loop.
+list, because a loop must not act on what it cannot see. Another installation's challenge waits for no loop. It gets no
+answer where no loop may run, so that the other installation takes over.
 """
 
 from __future__ import annotations
@@ -94,9 +95,13 @@ class LoopRegistry:
 
     def _answer(self, key: SpeculatorKey) -> None:
         """Let another installation know that this one acts on a speculator, or that it does not act there any more."""
-        stored = self._cache.get(SPECULATOR.kind, *key)
-        if stored is not None:
-            self._authority.answer(stored, acts=self._in_shard(key[0]))
+        stored, in_shard = self._cache.get(SPECULATOR.kind, *key), self._in_shard(key[0])
+        if stored is None:
+            return
+        if in_shard and not self._cache.readable(key[0]):
+            self._authority.leave_unanswered(stored)
+        else:
+            self._authority.answer(stored, acts=in_shard)
 
     def _acts_in(self, namespace: str) -> bool:
         return self._cache.readable(namespace) and self._in_shard(namespace)
@@ -109,8 +114,7 @@ class LoopRegistry:
         for key in self._cache.speculators_in(namespace):
             known = self._loops.get(key)
             if not self._acts_in(namespace):
-                if not self._in_shard(namespace):
-                    self._authority.forget(*key)
+                self._authority.forget(*key)
                 if known is not None:
                     known[1].cancel()
                 if self._started:

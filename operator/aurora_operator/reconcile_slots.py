@@ -4,9 +4,9 @@ Why: after a start all speculators are reconciled. Without a limit, one turn of 
 them, and each would hold its children in memory.
 
 Invariants: a reconcile that waits for the API server, a store or agents holds up nobody. It gives its slot back after
-:data:`PATIENCE_SECONDS`, and goes on once it has a slot again. The reconciles of one namespace have at most
-:data:`API_CALLS_PER_NAMESPACE` calls of the API server under way, so that an admission webhook that hangs in one
-namespace leaves threads for the others.
+:data:`PATIENCE_SECONDS`, and goes on once it has a slot again. A reconcile that ended holds no slot, even if a task
+that it started goes on. The reconciles of one namespace have at most :data:`API_CALLS_PER_NAMESPACE` calls of the API
+server under way, so that an admission webhook that hangs in one namespace leaves threads for the others.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Slot:
     def __init__(self, slots: ReconcileSlots, api_turns: asyncio.Semaphore) -> None:
         self._slots, self.api_turns = slots, api_turns
         self.patience_seconds = slots.patience_seconds
-        self._held = self._waiting = False
+        self._held = self._waiting = self._ended = False
         self._moved_seconds = time.monotonic()
         self._token: Token[Slot | None]
 
@@ -87,13 +87,20 @@ class Slot:
 
     async def __aexit__(self, *_: object) -> None:
         _current.reset(self._token)
+        self._ended = True
         self.release()
 
     async def acquire(self) -> None:
+        """Wait for the slot. Once the reconcile has ended it gets none, because nobody would give it back."""
+        if self._ended or self._held:
+            return
         self._waiting = True
         try:
             await self._slots.acquire()
-            self._held = True
+            if self._ended or self._held:
+                self._slots.release()
+            else:
+                self._held = True
         finally:
             self._waiting = False
             self.got_answer()

@@ -2,7 +2,8 @@
 
 The rules are in ``contest``. This module carries them out, and remembers what they need while this process leads. A
 process that leads without a break has reached the API server all the time, because it has renewed its Lease. So the
-time that a challenge stands is not the time of an outage.
+time that a challenge stands is not the time of an outage. Where only writes of speculators fail, for example by an
+admission webhook, the holder cannot answer. So the time begins anew after each attempt to take over that fails.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from aurora_operator.act.contest import Claim, Contest, decide, names
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.status_writer import patch_status
 from aurora_operator.children.owner import Owner
+from aurora_operator.errors import Conflict, KubernetesError
 from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 from aurora_operator.observe.stored_resource import status_of
@@ -103,8 +105,12 @@ class Authority:
         """
         self._answers.look(stored, acts=acts)
 
+    def leave_unanswered(self, stored: Object) -> None:
+        """Say nothing about a speculator that this process cannot see, so that others find out that nobody acts."""
+        self._answers.end(stored["metadata"]["uid"])
+
     def forget(self, namespace: str, name: str) -> None:
-        """Free what is remembered about a speculator that is gone."""
+        """Free what is remembered about a speculator that is gone, or in whose namespace this operator does not act."""
         self._contests.pop((namespace, name), None)
         self._unnamed.pop((namespace, name), None)
 
@@ -125,7 +131,14 @@ class Authority:
             return Claim.HOLD
         own = self._own.model_dump(mode="json", by_alias=True)
         changes = {"operator": own, "operatorChallenge": None}
-        written = status_of(await call_api(patch_status, self._api, owner, changes))
+        try:
+            written = status_of(await call_api(patch_status, self._api, owner, changes))
+        except Conflict:
+            raise
+        except KubernetesError:
+            if contest is not None:  # the holder could not write an answer either
+                self._contests[key] = contest.waiting(contest.nonce, self._clock())
+            raise
         if names(written.operator, self._own):
             self.forget(*key)
             if contest is not None:

@@ -60,14 +60,14 @@ class Contest:
     nonce: str = ""
     """The challenge whose answer is awaited. Empty: none."""
     since_seconds: float = 0.0
-    """When this process first saw that challenge stand."""
+    """When this process first saw that challenge stand, or last failed to take the speculator over."""
     answers: int = 0
     """How often the holder has answered."""
     quiet_until_seconds: float = 0.0
     """The end of the pause after the last answer."""
 
     def waiting(self, nonce: str, now_seconds: float) -> Contest:
-        """The contest after the challenge ``nonce`` was seen for the first time."""
+        """The contest after the challenge ``nonce`` was seen for the first time, or was seen while nobody can write."""
         return replace(self, nonce=nonce, since_seconds=now_seconds)
 
     def answered(self, now_seconds: float) -> Contest:

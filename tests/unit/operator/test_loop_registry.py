@@ -13,6 +13,7 @@ from prometheus_client import REGISTRY
 from aurora_operator import loop_registry as module
 from aurora_operator import metrics
 from aurora_operator.act.authority import Authority
+from aurora_operator.act.contest import Contest
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.loop_registry import LoopRegistry
 from aurora_operator.observe.cluster_cache import ClusterCache, Scope
@@ -62,9 +63,13 @@ class RecordedAuthority(Authority):
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         self.said: list[tuple[str, bool]] = []
+        self.silent: list[str] = []
 
     def answer(self, stored: Object, *, acts: bool) -> None:
         self.said.append((stored["metadata"]["name"], acts))
+
+    def leave_unanswered(self, stored: Object) -> None:
+        self.silent.append(stored["metadata"]["name"])
 
 
 class Rig:
@@ -191,6 +196,45 @@ async def test_no_loop_runs_in_a_namespace_that_the_api_server_refuses() -> None
     rig.loops.wake("team", "")
     await settle()
     assert sorted(FakeReconciler.reconciles) == ["chat", "chat", "code"]
+    await rig.loops.stop()
+
+
+async def test_no_challenge_is_answered_in_a_namespace_that_the_api_server_refuses() -> None:
+    """Another installation would yield for ever, and nobody would act."""
+    rig, pods = Rig(replace(CONFIG, shard="eu")), Scope("Pod", "team")
+    rig.label(1, joins=True)
+    rig.create("chat", 2)
+    rig.loops.start()
+    await settle()
+    rig.cache.refuse(pods)
+    rig.authority.said.clear()
+    rig.loops.wake("team", "")
+    rig.loops.wake("team", "chat")
+    await settle()
+    assert rig.authority.said == []
+    assert set(rig.authority.silent) == {"chat"}
+    rig.label(3, joins=False)
+    assert set(rig.authority.said) == {("chat", False)}, "it is given up even so"
+    rig.authority.said.clear()
+    rig.label(4, joins=True)
+    rig.cache.admit(pods)
+    rig.loops.wake("team", "")
+    assert set(rig.authority.said) == {("chat", True)}
+    await rig.loops.stop()
+
+
+async def test_a_namespace_that_the_api_server_refuses_keeps_no_contest() -> None:
+    """Its speculators may vanish unseen, and would count as yielded for ever."""
+    rig, pods = Rig(), Scope("Pod", "team")
+    rig.create("chat", 1)
+    rig.loops.start()
+    await settle()
+    rig.authority._contests["team", "chat"] = Contest("chat1", "another/aurora-operator", answers=1)
+    rig.cache.refuse(pods)
+    rig.loops.wake("team", "")
+    await settle()
+    rig.delete("chat", 2)
+    assert rig.authority._contests == {}
     await rig.loops.stop()
 
 

@@ -94,3 +94,30 @@ async def test_an_error_and_an_answer_reach_the_reconcile() -> None:
             await outside(fail())
         assert await outside(asyncio.sleep(0.03, "late")) == "late"
     assert await outside(asyncio.sleep(0, "without a slot")) == "without a slot"
+
+
+@pytest.mark.parametrize("work_seconds", [0.05, 0.2], ids=["waits for the slot", "still works"])
+async def test_a_task_that_outlives_its_reconcile_takes_no_slot(work_seconds: float) -> None:
+    """Nobody would give it back."""
+    slots = ReconcileSlots(1, 0.01)
+
+    async def another() -> None:
+        async with slots.slot("team"):
+            await asyncio.sleep(0.15)
+
+    async with slots.slot("team"):
+        left = asyncio.create_task(outside(asyncio.sleep(work_seconds)))
+        next_one = asyncio.create_task(another())
+        await asyncio.sleep(0.1)
+    async with asyncio.timeout(5):
+        await asyncio.gather(left, next_one)
+        async with slots.slot("team"):
+            pass
+
+
+async def test_two_tasks_of_a_reconcile_take_its_slot_back_once() -> None:
+    slots = ReconcileSlots(1, 0.01)
+    async with slots.slot("team"):
+        await asyncio.gather(outside(asyncio.sleep(0.03)), outside(asyncio.sleep(0.03)))
+    async with asyncio.timeout(5), slots.slot("team"):
+        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,8 +30,13 @@ class StatusServer:
     """Fields of the status that the definition does not know."""
     faults: list[Exception] = field(default_factory=list)
     """What the next calls raise."""
+    open: threading.Event = field(default_factory=threading.Event)
+    """Until it is set, writes hang."""
     writes: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.open.set()
 
     @property
     def stored(self) -> Object:
@@ -65,6 +71,7 @@ class StatusServer:
         return self.stored
 
     def merge_status(self, obj: Object, changes: Mapping[str, Any]) -> Object:
+        assert self.open.wait(30)
         self._fail()
         if not self.exists:
             raise NotFound(obj["metadata"]["name"], 404)
@@ -119,9 +126,9 @@ class Installation:
 
     async def answered(self) -> None:
         """Wait until the answers that are under way are stored."""
-        while tasks := [*self.authority._answers._tasks.values()]:
-            for task in tasks:
-                await task
+        while under_way := [*self.authority._answers._under_way.values()]:
+            for answer in under_way:
+                await answer.task
 
     @property
     def wait_seconds(self) -> float:

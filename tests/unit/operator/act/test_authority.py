@@ -124,6 +124,23 @@ async def test_of_two_newcomers_one_takes_over_and_the_other_yields(api: StatusS
     assert api.operator == "one/aurora-operator"
 
 
+async def test_an_installation_that_cannot_write_its_answers_keeps_its_speculator(
+    api: StatusServer, clock: Clock
+) -> None:
+    """An admission webhook that fails lets nobody write. The Lease is renewed meanwhile."""
+    first, second = await acting(api, clock), installation(api, clock, "two")
+    assert await second.look() is Claim.WAIT
+    for _ in range(3):
+        clock.seconds += CHALLENGE_SECONDS
+        api.faults.append(KubernetesError("the webhook does not answer", 503))
+        with pytest.raises(KubernetesError):
+            await second.look()
+    clock.seconds += CHALLENGE_SECONDS - 1
+    assert await second.look() is Claim.WAIT, "since the last failure the first one may have been able to answer"
+    assert await first.look() is Claim.HOLD
+    assert await second.look() is Claim.YIELD
+
+
 async def test_a_standby_that_takes_its_lease_begins_with_a_challenge(api: StatusServer, clock: Clock) -> None:
     first, second = await acting(api, clock), installation(api, clock, "two")
     await second.look()
