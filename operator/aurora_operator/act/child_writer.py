@@ -182,7 +182,7 @@ class ChildWriter:
         if existing is None:
             identity, write = (digest, None), partial(self._create, owner, child)
         else:
-            # The digest on the object says "written" from the first apply on, and a later one may be what removes fields.
+            # The digest on the object says "written" from the first apply on, but a later one may remove fields.
             self._written.setdefault(key, ("", None))
             identity = (digest, revision_of_spec(existing, child))
             write = partial(apply_over, self._api, owner, child, existing)

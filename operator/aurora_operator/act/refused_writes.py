@@ -31,7 +31,7 @@ class NameTakenError(Exception):
 
 @dataclass(frozen=True)
 class _Refusal:
-    """A refusal without its exception, whose traceback would keep all planned children in memory, and generated keys."""
+    """A refusal without its exception, whose traceback would keep all planned children and generated keys in memory."""
 
     identity: Any
     name_taken: bool

@@ -113,7 +113,7 @@ class FakeCluster:
         self._call("merge status")
         if self.status_refused is not None:
             raise self.status_refused
-        self.status = {key: value for key, value in (self.status | changes).items() if value is not None}
+        self.status = {key: value for key, value in {**self.status, **changes}.items() if value is not None}
         return self.stored
 
     def set_finalizers(self, obj: Object, finalizers: Sequence[str]) -> Object:
