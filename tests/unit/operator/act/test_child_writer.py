@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
 import pytest
 
-from aurora_operator.act.child_apply import MAX_ATTEMPTS
 from aurora_operator.act.child_writer import ChildWriter, WriteResult
 from aurora_operator.children.access import new_keys, service_accounts
 from aurora_operator.children.network import disruption_budget, services
@@ -335,40 +333,6 @@ async def test_a_status_that_never_rests_ends_as_a_conflict_that_is_tried_again_
     api.status_writes = 100
     with pytest.raises(Conflict):
         await ChildWriter(api).write(OWNER, (), (changed,), api.owned())
-
-
-@pytest.mark.parametrize("status_writes", range(MAX_ATTEMPTS + 1))
-async def test_the_apply_after_the_adoption_is_never_left_out(status_writes: int) -> None:
-    """Only that apply removes fields that the child does not have any more, and the digest says "written" before it."""
-    api = FakeApi()
-    await write(api)
-    api.writes.clear()
-    changed = {**BUDGET, "spec": {**BUDGET["spec"], "maxUnavailable": 2}}
-    api.status_writes, writer = status_writes, ChildWriter(api)
-    with suppress(Conflict):
-        await writer.write(OWNER, (), (changed,), api.owned())
-    api.status_writes = 0
-    assert await writer.write(OWNER, (), (changed,), api.owned()) == WriteResult()
-    adoption = api.writes.index("adopt fields PodDisruptionBudget chat")
-    assert "apply PodDisruptionBudget chat" in api.writes[adoption:]
-
-
-async def test_an_apply_that_fails_after_the_adoption_is_made_up_for() -> None:
-    api = FakeApi()
-    await write(api)
-    writer, adopt = ChildWriter(api), api.set_managed_fields
-
-    def adopt_and_lose_the_connection(obj: Object, managed_fields: Sequence[Object]) -> Object:
-        api.unavailable = True
-        return adopt(obj, managed_fields)
-
-    api.set_managed_fields = adopt_and_lose_the_connection  # type: ignore[method-assign]
-    with pytest.raises(KubernetesError):
-        await writer.write(OWNER, (), (CHANGED_SERVICE,), api.owned())
-    api.unavailable = False
-    api.writes.clear()
-    assert await writer.write(OWNER, (), (CHANGED_SERVICE,), api.owned()) == WriteResult()
-    assert api.writes == ["apply Service chat"]
 
 
 @pytest.mark.parametrize("foreign", [("Secret", "chat-keys"), ("ServiceAccount", "chat")])
