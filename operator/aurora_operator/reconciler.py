@@ -38,6 +38,7 @@ from aurora_operator.observe.stored_resource import owner_of, status_of
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import EventNote, Plan, plan
 from aurora_operator.plan.actions import CONDITION_PERIOD
+from aurora_operator.plan.candidate.recalled_replica import seconds_until_loan
 from aurora_operator.plan.candidate.validation import seconds_until_retry
 from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
 from aurora_operator.plan.status_builder import differs_in_decisions
@@ -239,6 +240,8 @@ class Reconciler:
             retry_seconds = seconds_until_retry(status.candidate, datetime.now(UTC))
             # A retry that is due and does not begin waits for something else, which wakes the loop.
             longest = min(longest, max(BUSY_POLL_SECONDS, retry_seconds or inf))
+        loan_seconds = seconds_until_loan(status.candidate, datetime.now(UTC))
+        longest = min(longest, max(BUSY_POLL_SECONDS, loan_seconds or inf))
         if decided.moving and not start_is_refused:
             quiet_seconds = time.monotonic() - self._changed_seconds
             longest = min(longest, max(BUSY_POLL_SECONDS, QUIET_SHARE * quiet_seconds))

@@ -90,7 +90,7 @@ class Actor:
         if plan.trust_record is not None:
             keys.append(new_signing_keys(owner, plan.trust_record))
         children = await self._children.write(owner, keys, plan.children, snapshot.live_children)
-        if plan.trust_record is not None:
+        if plan.trust_record is not None and not children.workloads_held:
             store.keys.made(owner)
         if plan.advance is not None:
             await store.advance(plan.advance, self._authority.ensure_leading)

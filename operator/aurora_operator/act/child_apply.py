@@ -22,7 +22,7 @@ from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi, Object, resource_of
 
 MAX_ATTEMPTS: Final = 5
-"""Applies in a row. During a roll a Deployment's status changes every few moments, which makes an apply vain."""
+"""Vain applies in a row. During a roll a Deployment's status changes every few moments, which makes an apply vain."""
 
 
 async def apply_over(api: KubernetesApi, owner: Owner, child: Object, existing: Object) -> Object:
@@ -32,7 +32,8 @@ async def apply_over(api: KubernetesApi, owner: Owner, child: Object, existing: 
     more or its specification changed since it was read, and :class:`KubernetesError` when the API server refuses.
     """
     adopted = False
-    for attempt in range(1, MAX_ATTEMPTS + 1):
+    attempts = 0
+    while True:
         try:
             existing = await call_api(api.apply, _over(child, existing))
             managed_fields = applied_managed_fields(existing["metadata"].get("managedFields") or ())
@@ -44,9 +45,9 @@ async def apply_over(api: KubernetesApi, owner: Owner, child: Object, existing: 
             adopted = True
         except KubernetesError as error:
             existing = await _with_newer_status(api, owner, child, existing, error)
-            if attempt == MAX_ATTEMPTS:
+            attempts += 1
+            if attempts == MAX_ATTEMPTS:
                 raise
-    return existing
 
 
 async def find(api: KubernetesApi, child: Object) -> Object | None:

@@ -92,6 +92,7 @@ class ChildWriter:
         held = bool(errors or name_taken)
         for child in children:
             if held and child["kind"] == DEPLOYMENT.kind:
+                self.refused.forget(_key(child))
                 continue
             try:
                 await self._write(owner, child, existing.get(_key(child)))
@@ -176,10 +177,13 @@ class ChildWriter:
             if key not in self._written and is_unchanged(child, existing):
                 self._written[key] = (digest, revision_of_spec(existing, child))
             if self._written.get(key) == (digest, revision_of_spec(existing, child)):
+                self.refused.forget(key)  # perhaps of a change that was undone since
                 return
         if existing is None:
             identity, write = (digest, None), partial(self._create, owner, child)
         else:
+            # The digest on the object says "written" from the first apply on, but a later one may remove fields.
+            self._written.setdefault(key, ("", None))
             identity = (digest, revision_of_spec(existing, child))
             write = partial(apply_over, self._api, owner, child, existing)
         written = await self.refused.attempt(key, identity, write)

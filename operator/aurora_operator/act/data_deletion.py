@@ -5,8 +5,8 @@ Invariants:
 - Only our finalizer holds the resource. It is removed when a listing of the root is empty, when the root belongs to
   another speculator, or as soon as the policy is Retain.
 - An empty listing ends the deletion only if the root was seen before. ``status.active`` says that the root was in use.
-  It is removed when only the record that closed the root is left. Until then, a store without records of the root is
-  reported as a wrong store, and a person decides.
+  It is removed when only the record that closed the root is left, and that record is deleted afterwards. Until then, a
+  store without records of the root is reported as a wrong store, and a person decides.
 - Each step is short and idempotent, so a restarted operator goes on.
 - The cache tells which workloads and pods are left. It may be behind, so the API server is asked once before the first
   object is deleted. A wait for pods therefore costs no call.
@@ -28,11 +28,18 @@ from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_api.v1alpha1.store import DeletionPolicy
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.finalizer import set_finalizer
-from aurora_operator.act.status_writer import write_status
+from aurora_operator.act.status_writer import patch_status, write_status
 from aurora_operator.children.metadata import has_finalizer, selector_text
 from aurora_operator.children.own_pods import is_own_pod
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import CallAbandoned, Conflict, InvalidSpec, KubernetesError, NotFound
+from aurora_operator.errors import (
+    UNAVAILABLE_STATUSES,
+    CallAbandoned,
+    Conflict,
+    InvalidSpec,
+    KubernetesError,
+    NotFound,
+)
 from aurora_operator.io_pools import call_api, pool_of
 from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, POD, KubernetesApi, Object, resource_of
 from aurora_operator.observe.cluster_cache import ClusterCache
@@ -71,6 +78,8 @@ STEP_TIMEOUT_SECONDS = 22.0
 BUSY_DELAY_SECONDS = 2.0
 BRIEF_METADATA = ("name", "uid", "labels", "ownerReferences", "deletionTimestamp")
 RETRY_DELAY_SECONDS = 30.0
+MAX_REFUSED_NOTES = 10
+"""After so many refusals, the API server will not take the status. The deletion does not wait for it any longer."""
 
 
 class DataDeletion:
@@ -89,7 +98,9 @@ class DataDeletion:
         self._failure = ""
         """Why the last attempt failed, for the condition Ready."""
         self._emptied: StoreConfig | None = None
-        """The store in which only the root's last record was left."""
+        """The store in which only the root's last record is left, although the status is refused that says so."""
+        self._refused_notes = 0
+        """How often the API server has refused that status."""
 
     async def advance(self, stored: Object) -> float:
         """Take the next step for a resource that is being deleted. Returns the seconds to wait before the next call.
@@ -129,9 +140,22 @@ class DataDeletion:
         return reported != before and await self._write_status(owner, reported)
 
     async def _note_emptied(self, stored: Object, config: StoreConfig) -> float:
-        """Note that only the record that closed the root is left, also for an operator that comes after this one."""
-        self._emptied = config
-        await self._write_status(owner_of(stored), status_of(stored).model_copy(update={"active": None}))
+        """Note in the status that only the record that closed the root is left.
+
+        The last record stays until the status says so. An operator that comes after this one would otherwise find an
+        empty root of an active version, which proves nothing. A refusal that lasts is the exception: this operator then
+        goes on from memory.
+        """
+        try:
+            await call_api(patch_status, self._api, owner_of(stored), {"active": None})
+        except Conflict:
+            raise
+        except KubernetesError as error:
+            log.warning("%s: the last record waits for the status: %s", owner_of(stored).full_name, error)
+            self._refused_notes += error.status not in UNAVAILABLE_STATUSES
+            if self._refused_notes < MAX_REFUSED_NOTES:
+                return RETRY_DELAY_SECONDS
+            self._emptied = config
         return 0.0
 
     async def _write_status(self, owner: Owner, reported: SpeculatorStatus) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Final, TypeVar
 
@@ -31,10 +31,19 @@ class NameTakenError(Exception):
 
 @dataclass(frozen=True)
 class _Refusal:
+    """A refusal without its exception, whose traceback would keep all planned children and generated keys in memory."""
+
     identity: Any
-    error: Exception
+    name_taken: bool
+    text: str
+    status: int
+    """HTTP status; 0 for a name that is taken."""
     delay_seconds: float
     next_seconds: float
+
+    def error(self) -> NameTakenError | KubernetesError:
+        """A new exception that says the same."""
+        return NameTakenError(self.text) if self.name_taken else KubernetesError(self.text, self.status)
 
 
 class RefusedWrites:
@@ -56,7 +65,7 @@ class RefusedWrites:
         """
         known = self._refusals.get(key)
         if known is not None and known.identity == identity and self._clock() < known.next_seconds:
-            raise known.error.with_traceback(None)
+            raise known.error()
         try:
             written = await write()
         except Conflict:
@@ -71,19 +80,26 @@ class RefusedWrites:
     def try_now(self) -> None:
         """Try each write at the next opportunity. The delays go on growing if they are refused again."""
         for key, known in self._refusals.items():
-            self._refusals[key] = _Refusal(known.identity, known.error, known.delay_seconds, -inf)
+            self._refusals[key] = replace(known, next_seconds=-inf)
+
+    def forget(self, key: ChildKey) -> None:
+        """Forget the refusal of a child that is not to be written now."""
+        self._refusals.pop(key, None)
 
     def keep_only(self, keys: set[ChildKey]) -> None:
         """Forget the children that are no longer wanted."""
         for key in self._refusals.keys() - keys:
             del self._refusals[key]
 
-    def _add(self, key: ChildKey, identity: Any, error: Exception) -> None:
+    def _add(self, key: ChildKey, identity: Any, error: NameTakenError | KubernetesError) -> None:
         known, delay_seconds = self._refusals.get(key), MIN_RETRY_SECONDS
         if known is not None and known.identity == identity:
             longest = MAX_NAME_TAKEN_SECONDS if isinstance(error, NameTakenError) else MAX_RETRY_SECONDS
             delay_seconds = min(longest, 2 * known.delay_seconds)
-        self._refusals[key] = _Refusal(identity, error, delay_seconds, self._clock() + delay_seconds)
+        name_taken = isinstance(error, NameTakenError)
+        status = 0 if isinstance(error, NameTakenError) else error.status
+        next_seconds = self._clock() + delay_seconds
+        self._refusals[key] = _Refusal(identity, name_taken, str(error), status, delay_seconds, next_seconds)
 
     def seconds_until_retry(self) -> float:
         """Seconds until a write is to be tried again; infinite while none was refused."""

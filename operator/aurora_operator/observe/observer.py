@@ -116,6 +116,7 @@ class Observer:
         pods = await self._agents.of(children.pods, token, ask=ask_agents)
         requests = user_requests(stored)
         store = await self.store.view(owner, spec, store_needs(owner, spec, status, children.jobs, requests))
+        self._secrets.drop_unasked()
         self._doubt_secrets(owner, pods, children.jobs, token)
         history, live = self._counter_history, children.packed
         deployment = live.get(("Deployment", owner.name))

@@ -56,14 +56,17 @@ class SecretReader:
     def __init__(self, api: KubernetesApi, namespace: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._api, self._namespace, self._clock = api, namespace, clock
         self._readings: dict[str, _Reading] = {}
+        self._asked = set[str]()
+        """Names that were asked for since :meth:`drop_unasked`."""
 
     async def find(self, name: str) -> Object | None:
         """The Secret, or None when it does not exist. Raises :class:`KubernetesError`."""
+        self._asked.add(name)
         known = self._readings.get(name)
         if known is None or self._clock() >= known.next_seconds:
             known = self._readings[name] = await self._read(name, known)
         if known.refusal is not None:
-            raise known.refusal.with_traceback(None)
+            raise _without_traceback(known.refusal)
         return known.secret
 
     async def _read(self, name: str, known: _Reading | None) -> _Reading:
@@ -75,7 +78,7 @@ class SecretReader:
         except KubernetesError as error:
             if error.status != HTTPStatus.FORBIDDEN:
                 raise
-            refusal = error
+            refusal = _without_traceback(error)
         reading = _Reading(secret, self._clock(), reads=1, refusal=refusal)
         if known is not None and known.revision == reading.revision:
             reading = replace(reading, reads=known.reads + 1)
@@ -98,6 +101,11 @@ class SecretReader:
         """Forget one Secret: its reader keeps what it needs, or the operator has just created the Secret."""
         self._readings.pop(name, None)
 
+    def drop_unasked(self) -> None:
+        """Forget each Secret that nobody asked for since the last call. It would stay due for ever: nobody reads it."""
+        self._readings = {name: reading for name, reading in self._readings.items() if name in self._asked}
+        self._asked.clear()
+
     def forget(self) -> None:
         """Read every Secret again at the next use, because the spec changed."""
         self._readings.clear()
@@ -107,6 +115,11 @@ class SecretReader:
         """Seconds until a Secret is to be read again; infinite while all are trusted."""
         due = min((reading.next_seconds for reading in self._readings.values()), default=inf)
         return max(0.0, due - self._clock())
+
+
+def _without_traceback(error: KubernetesError) -> KubernetesError:
+    """A new exception that says the same. A traceback would keep the frames of an observation in memory."""
+    return KubernetesError(str(error), error.status)
 
 
 def _read_parts(secret: Object) -> Object:

@@ -73,7 +73,8 @@ def no_records_text(version: int, endpoint: str | None) -> str:
     """Why an empty root of a speculator that served ``version`` proves nothing."""
     return (
         f"version {version} was active, but the store {endpoint or 'AWS S3'} has no record of it. If store.endpoint was"
-        " changed, set it to the store that holds the objects"
+        " changed, set it to the store that holds the objects. If the objects are gone, for example because an operator"
+        " deleted them and was updated just then, let the speculator go"
     )
 
 
@@ -81,7 +82,7 @@ def failure_text(error: str, place: str, namespace: str, name: str) -> str:
     """Why a deletion does not get on, and the way out."""
     patch = '{"spec":{"store":{"deletionPolicy":"Retain"}}}'
     return (
-        f"The objects below {place} are not deleted yet, and the operator tries again: {error[:300]}. To keep them and"
+        f"The objects below {place} are not deleted yet, and the operator tries again: {error[:400]}. To keep them and"
         f" let the speculator go: kubectl patch auroraspeculator {name} -n {namespace} --type merge -p '{patch}'"
     )
 

@@ -9,14 +9,14 @@ A pod for which the cluster has no room may wait forever, so it neither delays a
 Invariants: a pod is withdrawn only while nothing is rolled out, every wanted pod that has a place is ready and serves
 the active version, another pod is left, and the disruption budget allows one more disruption. At most one pod is
 withdrawn. When another pod that has a place is not ready, or no other pod serves, the withdrawn pod is taken back,
-measured or not: service comes before measurements. It is taken back too when there are more pods than wanted, because
-Kubernetes deletes pods that are not ready first. A pod that is being deleted is not measured on anew. A measurement
-that runs on it goes on for as long as its engine does.
+measured or not: service comes before measurements. The next loan then waits (``candidate/recalled_replica.py``). The
+pod is taken back too when there are more pods than wanted, because Kubernetes deletes pods that are not ready first. A
+pod that is being deleted is not measured on anew. A measurement that runs on it goes on for as long as its engine does.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus
@@ -40,6 +40,17 @@ class LendingDecision:
     """The withdrawn pod that the candidate's Job may measure on. None: no Job may be created on a replica now."""
 
 
+@dataclass(frozen=True)
+class Recall:
+    """Why a lent replica has to serve again."""
+
+    reason: str
+    pods_missing: bool
+    """Too few other pods are ready, perhaps because the loan overloads them. Otherwise there are more than wanted."""
+    withdrawn: bool = False
+    """A pod has left the Service for the measurement."""
+
+
 def withdrawn_pods(observed: Observed) -> frozenset[str]:
     """Names of the pods that are withdrawn, or that the status names as lent while their agent does not answer.
 
@@ -61,7 +72,8 @@ def lend_replica(
 
     Args:
         epoch: fences the requests to the agents.
-        may_lend: no roll goes on, begins or ends in this reconcile, and the measurement may begin.
+        may_lend: no roll goes on, begins or ends in this reconcile, the measurement may begin, and no delay after a
+            recall lasts.
     """
     measured = candidate if may_lend and _needs_replica(observed, candidate) else None
     lent = _pod_withdrawn_for(observed, measured)
@@ -77,19 +89,22 @@ def lend_replica(
     return _withdraw(observed, measured, returns, epoch)
 
 
-def recall_reason(observed: Observed) -> str:
-    """Why the replica that the stored candidate is measured on has to serve again; empty when it can be spared."""
+def recall(observed: Observed) -> Recall | None:
+    """Why the replica that the stored candidate is measured on has to serve again. None when it can be spared."""
     candidate = observed.status.candidate
     if candidate is None or candidate.pod is None:
-        return ""
-    return _recall_reason(observed, _pod_withdrawn_for(observed, candidate))
+        return None
+    lent = _pod_withdrawn_for(observed, candidate)
+    found = _recall(observed, lent)
+    return None if found is None else replace(found, withdrawn=lent is not None)
 
 
 def _withdrawn_without_job(
     observed: Observed, candidate: CandidateStatus, lent: PodView, returns: tuple[LeaseRequest, ...], epoch: int
 ) -> LendingDecision:
     """The pod is withdrawn and the Job does not exist yet: create the Job, or take the pod back."""
-    if reason := _recall_reason(observed, lent) or _template_changing(observed):
+    recalled = _recall(observed, lent)
+    if reason := recalled.reason if recalled is not None else _template_changing(observed):
         return LendingDecision(_waiting(candidate, reason), (*returns, *_take_back(lent, epoch)))
     returning = lent.measurement is not None and lent.measurement.phase is MeasurementPhase.RETURNING
     has_left_service = bool(lent.ip) and not lent.ready and not returning
@@ -145,14 +160,15 @@ def _take_back(view: PodView | None, epoch: int) -> tuple[LeaseRequest, ...]:
     return (_lease_request(view, measurement.measurement, epoch, lease_seconds=0),)
 
 
-def _recall_reason(observed: Observed, lent: PodView | None) -> str:
-    """Why the lent pod has to serve again; empty when it can be spared."""
+def _recall(observed: Observed, lent: PodView | None) -> Recall | None:
+    """Why the lent pod has to serve again. None when it can be spared."""
     placed, wanted = len(_pods_with_node(observed)), observed.spec.serving.replicas
     if placed > wanted:
-        return f"{placed} pods run and {wanted} are wanted. Kubernetes deletes a pod that is not ready first"
+        why = f"{placed} pods run and {wanted} are wanted. Kubernetes deletes a pod that is not ready first"
+        return Recall(why, pods_missing=False)
     serving = sum(view.ready and not view.terminating for view in observed.pods if view is not lent)
     others = max(_placed_pods(observed) - 1, 1)
-    return "" if serving >= others else f"{serving} of the {others} other pods are ready"
+    return None if serving >= others else Recall(f"{serving} of the {others} other pods are ready", pods_missing=True)
 
 
 def _pods_with_node(observed: Observed) -> tuple[PodView, ...]:

@@ -22,6 +22,7 @@ from aurora_operator.plan import lending
 from aurora_operator.plan.actions import Plan, Swap
 from aurora_operator.plan.candidate import validation
 from aurora_operator.plan.candidate.held_out_supply import shortage
+from aurora_operator.plan.candidate.recalled_replica import seconds_until_loan
 from aurora_operator.plan.candidate.validation import ValidationInputs
 from aurora_operator.plan.channel_builder import first_channel, next_channel, signed_again, with_digests
 from aurora_operator.plan.events import history_entries, notes, version_events
@@ -134,7 +135,7 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
     # Roll out a validated candidate before measuring the next one. Measuring now would take a replica away from the
     # roll, and would compare against a version that is about to be replaced.
     rollout_rests = RolloutPhase.IDLE is old.rollout.phase is step.rollout.phase
-    may_lend = rollout_rests and not validated.waits
+    may_lend = rollout_rests and not validated.waits and not seconds_until_loan(validated.candidate, now)
     lent = lending.lend_replica(observed, validated.candidate, _fencing_epoch(observed), may_lend=may_lend)
     candidate = with_rest_message(_candidate_after(lent.candidate, step), observed.spec)
     wanted_job = None if is_at_rest(observed.spec) else validated.job
@@ -213,7 +214,7 @@ def _validation_inputs(
         ),
         on_replica=on_replica,
         replica_is_back=on_replica and not lending.withdrawn_pods(observed),
-        recall_reason=lending.recall_reason(observed) if on_replica else "",
+        recall=lending.recall(observed) if on_replica else None,
     )
 
 

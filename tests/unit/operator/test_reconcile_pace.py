@@ -19,6 +19,7 @@ from aurora_api.v1alpha1.status import (
 from aurora_operator import reconciler as reconciler_module
 from aurora_operator.act.actor import ExecutionResult
 from aurora_operator.observe.observed import JobView, Observed, StoreView
+from aurora_operator.plan.candidate.recalled_replica import delayed_message
 from aurora_operator.reconciler import (
     BUSY_POLL_SECONDS,
     QUIET_SHARE,
@@ -138,6 +139,26 @@ async def test_a_failed_candidate_is_looked_at_when_its_retry_is_due(monkeypatch
         )
         delay = await reconciler_at(FakeObserver(pinned)).reconcile(woken=False)
         assert delay == pytest.approx(expected, abs=2)
+
+
+async def test_a_candidate_whose_replica_was_recalled_is_looked_at_when_the_next_may_be_lent() -> None:
+    recalled = CandidateStatus(
+        version=1,
+        phase=CandidatePhase.VALIDATING,
+        attempt=2,
+        recalled_attempts=1,
+        since=datetime.now(UTC) - timedelta(seconds=10),
+        job="j",
+    )
+    recalled = recalled.model_copy(update={"message": delayed_message(recalled, "0 of the 1 other pods are ready")})
+    waiting = observed(
+        spec=spec(serving={"replicas": 2}, validation={"measureOn": "Replica"}),
+        store=store(0, 1),
+        status=SpeculatorStatus(candidate=recalled),
+    )
+    reconciler = reconciler_at(FakeObserver(waiting))
+    reconciler._changed_seconds -= 3600
+    assert await reconciler.reconcile(woken=False) <= 21
 
 
 async def test_a_refused_write_is_tried_at_once_after_a_change_in_the_cluster() -> None:

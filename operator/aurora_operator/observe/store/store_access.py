@@ -144,6 +144,7 @@ class StoreAccess:
         """How to read the store, or a view with the error that prevents it. Raises :class:`KubernetesError`."""
         config = await self.config(owner, spec)
         if isinstance(config, StoreView):
+            self.keys.expected = False  # the store cannot be read anyhow
             return config
         keys = await self.keys.find(owner)
         return keys if isinstance(keys, StoreView) else (config, keys)

@@ -32,7 +32,7 @@ may take its place.
 
 With ``validation.measureOn: Replica``, the Job of a candidate in Validating waits until a replica is lent
 (``plan/lending.py``). When the number of pods changes or another pod fails, the operator needs the replica back.
-The attempt then ends, which is no failure, and the next one waits for a replica.
+The attempt then ends, which is no failure, and the next one waits for a replica (``recalled_replica.py``).
 
 Invariants: one Job at a time. A candidate is measured against one active version at most ``MAX_MEASUREMENTS`` times
 (``undecided_measurement.py``). A measurement that could not be made says nothing about the candidate, even when the API
@@ -51,9 +51,10 @@ from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutP
 from aurora_operator.children.metadata import job_name
 from aurora_operator.observe.observed import JobView, RefusedJob, StoreView
 from aurora_operator.plan.candidate.measurement_job import failure, with_waiting_note
+from aurora_operator.plan.candidate.recalled_replica import delayed_message
 from aurora_operator.plan.candidate.undecided_measurement import gave_way, reason_to_end
 from aurora_operator.plan.formatting import ratio_text, source_text
-from aurora_operator.plan.lending import WAITING_FOR_REPLICA
+from aurora_operator.plan.lending import WAITING_FOR_REPLICA, Recall
 from aurora_operator.plan.rest import MEASURING
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.evidence_records import Evidence, VerdictKind
@@ -95,8 +96,8 @@ class ValidationInputs:
     """Candidates are measured on a replica."""
     replica_is_back: bool = False
     """Candidates are measured on a replica, and none is withdrawn now."""
-    recall_reason: str = ""
-    """Why the replica that the candidate is measured on has to serve again; empty when it can be spared."""
+    recall: Recall | None = None
+    """Why the replica that the candidate is measured on has to serve again. None when it can be spared."""
 
     @property
     def obstacle(self) -> str:
@@ -304,8 +305,8 @@ def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Vali
     job = next((j for j in inputs.jobs if (j.version, j.attempt) == (candidate.version, candidate.attempt)), None)
     if job is not None and job.never_started and candidate.pod is None:
         return _next_attempt(inputs, candidate.model_copy(update={"message": f"measuring again: {job.message}"}))
-    if inputs.recall_reason and job is not None and not (job.finished or inputs.at_rest):
-        return _recalled(inputs, candidate)
+    if inputs.recall is not None and _is_under_way(inputs, inputs.recall, job):
+        return _recalled(inputs, candidate, inputs.recall)
     if reason := failure(candidate, job, inputs.refused_job, replica_is_back=inputs.replica_is_back):
         return _failed(inputs, candidate, reason)
     has_place = not inputs.at_rest and (job is not None or candidate.pod is not None)
@@ -315,6 +316,11 @@ def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Vali
     if candidate.since is None or (inputs.shortage and not has_place):
         return _begin_attempt(inputs, candidate.model_copy(update={"message": MEASURING}))
     return ValidationDecision(with_waiting_note(candidate, job))
+
+
+def _is_under_way(inputs: ValidationInputs, recall: Recall, job: JobView | None) -> bool:
+    """Whether the attempt has a Job that runs, or a replica that has left the Service for it."""
+    return not inputs.at_rest and (recall.withdrawn if job is None else not job.finished)
 
 
 def _with_figures(inputs: ValidationInputs, candidate: CandidateStatus, evidence: Evidence) -> CandidateStatus:
@@ -358,11 +364,13 @@ def _failed(inputs: ValidationInputs, candidate: CandidateStatus, reason: str) -
     return ValidationDecision(candidate.model_copy(update=update), event="ValidationFailed")
 
 
-def _recalled(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
-    """Measure ``candidate`` again as soon as a replica can be spared. Nothing failed."""
+def _recalled(inputs: ValidationInputs, candidate: CandidateStatus, recall: Recall) -> ValidationDecision:
+    """Measure ``candidate`` again once a replica can be spared, after a delay if pods are missing. Nothing failed."""
     update = {"since": inputs.now, "recalled_attempts": candidate.recalled_attempts + 1}
     again = _with_next_attempt(inputs, candidate).model_copy(update=update)
-    return ValidationDecision(again, event="ReplicaRecalled", message=inputs.recall_reason)
+    if recall.pods_missing:
+        again = again.model_copy(update={"message": delayed_message(again, recall.reason)})
+    return ValidationDecision(again, event="ReplicaRecalled", message=recall.reason)
 
 
 def _next_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -107,6 +107,13 @@ class FakeCluster:
         if self.status_refused is not None:
             raise self.status_refused
         self.status = obj["status"]
+        return self.stored
+
+    def merge_status(self, obj: Object, changes: Mapping[str, Any]) -> Object:
+        self._call("merge status")
+        if self.status_refused is not None:
+            raise self.status_refused
+        self.status = {key: value for key, value in {**self.status, **changes}.items() if value is not None}
         return self.stored
 
     def set_finalizers(self, obj: Object, finalizers: Sequence[str]) -> Object:

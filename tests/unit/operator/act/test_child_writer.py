@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ class FakeApi:
     objects: dict[tuple[str, str], Object] = field(default_factory=dict)
     writes: list[str] = field(default_factory=list)
     revision: int = 0
+    unavailable: bool = False
     denied: set[str] = field(default_factory=set)
     """Calls, such as ``create Service``, that an admission webhook denies with HTTP 409."""
     status_writes: int = 0
@@ -53,6 +55,8 @@ class FakeApi:
         raise NotImplementedError
 
     def apply(self, obj: Object, *, subresource: str = "") -> Object:
+        if self.unavailable:
+            raise KubernetesError("no connection")
         current = self.objects.get((obj["kind"], obj["metadata"]["name"]))
         if current is None:
             raise Conflict("uid mismatch", 409)
@@ -265,6 +269,18 @@ async def test_a_change_that_a_webhook_denies_with_a_conflict_is_reported() -> N
     assert result == WriteResult(errors=("Service chat: denied by a webhook",))
 
 
+async def test_a_change_that_is_undone_after_its_refusal_is_not_due_any_more() -> None:
+    """A refusal that stays due would bring a reconcile every two seconds for ever."""
+    api = FakeApi()
+    writer = ChildWriter(api)
+    await write(api, writer)
+    api.denied = {"apply Service"}
+    await writer.write(OWNER, (KEYS,), (CHANGED_SERVICE, BUDGET), api.owned())
+    assert writer.refused.seconds_until_retry() < inf
+    assert await write(api, writer) == WriteResult()
+    assert writer.refused.seconds_until_retry() == inf
+
+
 async def test_a_managed_field_record_that_a_webhook_denies_with_a_conflict_is_reported() -> None:
     api = FakeApi()
     await write(api)
@@ -335,6 +351,19 @@ async def test_workloads_wait_while_their_pods_would_use_the_keys_or_the_account
     writer.refused.try_now()
     assert await writer.write(OWNER, (KEYS,), children, api.owned()) == WriteResult()
     assert ("Deployment", "chat-trainer") in api.objects
+
+
+async def test_the_refusal_of_a_workload_that_is_held_is_not_due() -> None:
+    api = FakeApi(denied={"create Deployment"})
+    writer = ChildWriter(api)
+    children = (*service_accounts(OWNER, spec()), SERVICE, trainer_deployment(OWNER, spec(), CONFIG, 1))
+    refused = await writer.write(OWNER, (), children, {})
+    assert refused.errors == ("Deployment chat-trainer: denied by a webhook",)
+    api.add_foreign("Secret", "chat-keys")
+    writer.refused.try_now()
+    held = await writer.write(OWNER, (KEYS,), children, api.owned())
+    assert held.workloads_held
+    assert writer.refused.seconds_until_retry() > 0, "only the Secret is tried again, after its delay"
 
 
 async def test_a_child_that_changed_since_it_was_observed_is_observed_again() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -97,3 +99,29 @@ async def test_a_child_that_is_no_longer_wanted_is_forgotten() -> None:
     await rig.write()
     rig.refused.keep_only(set())
     assert rig.refused.seconds_until_retry() == float("inf")
+
+
+async def test_a_refusal_keeps_nothing_of_what_was_written() -> None:
+    """A traceback would keep the frames of the write, and so the generated keys, for as long as the refusal lasts."""
+
+    class Keys:
+        """Stands for the body of a Secret."""
+
+    written = list[weakref.ref[Keys]]()
+    refused = RefusedWrites(lambda: 1000.0)
+
+    async def deny() -> None:
+        raise KubernetesError("denied by a webhook", 422)
+
+    async def write() -> None:
+        keys = Keys()
+        written.append(weakref.ref(keys))
+        await refused.attempt(KEY, 1, deny)
+
+    for _ in range(2):
+        with pytest.raises(KubernetesError, match="denied by a webhook") as caught:
+            await write()
+        assert caught.value.status == 422
+        del caught
+        gc.collect()
+        assert written.pop()() is None

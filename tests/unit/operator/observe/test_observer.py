@@ -18,6 +18,7 @@ from aurora_operator.children.metadata import (
     VALIDATOR,
     keys_name,
     selector,
+    signing_keys_name,
     trainer_name,
 )
 from aurora_operator.errors import NotFound
@@ -25,7 +26,9 @@ from aurora_operator.kubernetes_api import WATCHED, Object, Resource
 from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.observe.observed import ReplacedPod, StoreView
 from aurora_operator.observe.observer import Observer
+from aurora_operator.observe.secret_values import MAX_DELAY_SECONDS
 from aurora_operator.observe.store.record_key_reader import RecordKeyReader
+from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_protocol.agent_api import AgentState
 from aurora_protocol.errors import AgentRefused, AgentUnreachable
 from aurora_store.policy.store_policy import StorePolicy
@@ -71,6 +74,8 @@ class CountingApi:
     """Fake API server that counts the calls."""
 
     secret: Object | None = None
+    others: dict[str, Object] = field(default_factory=dict)
+    """Secrets by name."""
     pods: list[Object] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
 
@@ -78,6 +83,8 @@ class CountingApi:
         self.calls.append(f"get {resource.kind} {name}")
         if resource.kind == "Secret" and name == keys_name(OWNER) and self.secret is not None:
             return self.secret
+        if resource.kind == "Secret" and name in self.others:
+            return self.others[name]
         raise NotFound(name, 404)
 
     def list(self, resource: Resource, namespace: str, labels: str) -> list[Object]:
@@ -284,6 +291,28 @@ async def test_a_changed_spec_reads_the_secrets_again() -> None:
     rig.cache.put(speculator(2))
     await rig.observer.observe()
     assert len(rig.api.calls) == 2
+
+
+async def test_a_secret_that_the_last_observation_did_not_read_is_not_due() -> None:
+    """The signing keys are another owner's, and then the Secret with the store's keys goes missing, too."""
+    clock = 1000.0
+    store_keys = {name: base64.b64encode(b"key").decode() for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    rig = Rig(api=CountingApi(secret=keys_secret("t")))
+    rig.observer.store = StoreAccess(rig.observer._secrets, StorePolicy())
+    rig.api.others = {
+        "s3": obj("Secret", "s3", data=store_keys),
+        signing_keys_name(OWNER): obj("Secret", signing_keys_name(OWNER), [{"uid": "another"}]),
+    }
+    rig.observer._secrets._clock = lambda: clock
+    assert (await rig.observer.observe()).observed.store.name_taken
+    rig.observer._secrets.doubt("s3")
+    del rig.api.others["s3"]
+    waits = list[float]()
+    for _ in range(20):
+        clock += 100
+        assert (await rig.observer.observe()).observed.store.reason == "SecretMissing"
+        waits.append(rig.observer.seconds_until_due)
+    assert waits[-5:] == [MAX_DELAY_SECONDS] * 5
 
 
 async def test_agents_are_asked_only_when_the_caller_wants_it() -> None:

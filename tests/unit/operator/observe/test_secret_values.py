@@ -10,7 +10,13 @@ import pytest
 
 from aurora_operator.errors import KubernetesError, NotFound
 from aurora_operator.kubernetes_api import Object, Resource
-from aurora_operator.observe.secret_values import MAX_DELAY_SECONDS, MAX_SUSPICION_SECONDS, SecretReader, secret_value
+from aurora_operator.observe.secret_values import (
+    MAX_DELAY_SECONDS,
+    MAX_SUSPICION_SECONDS,
+    MIN_DELAY_SECONDS,
+    SecretReader,
+    secret_value,
+)
 
 
 class Rig:
@@ -122,6 +128,18 @@ async def test_a_suspicion_that_lasts_reads_ever_more_rarely_and_a_refused_value
     assert rig.reads <= 10 + 4 * 3600 / MAX_SUSPICION_SECONDS
     rig.reader.doubt("s3")
     assert rig.reader.seconds_until_next_read <= MAX_DELAY_SECONDS
+
+
+async def test_a_missing_secret_that_nobody_asks_for_any_more_is_not_due() -> None:
+    """It would bring a reconcile every two seconds for ever, and none of them would read it."""
+    rig = Rig(None)
+    assert await rig.reader.find("signing-keys") is None
+    rig.reader.drop_unasked()
+    assert rig.reader.seconds_until_next_read == MIN_DELAY_SECONDS, "the last observation asked for it"
+    rig.now += 3600
+    assert await rig.reader.find("s3") is None
+    rig.reader.drop_unasked()
+    assert rig.reader.seconds_until_next_read == MIN_DELAY_SECONDS
 
 
 async def test_a_changed_spec_reads_at_once() -> None:

@@ -196,6 +196,28 @@ def test_a_replica_is_taken_back_when_another_pod_is_not_ready(
     assert made(replace(lent(), pods=returning, jobs=jobs)).leases == (), "it is on its way"
 
 
+@pytest.mark.parametrize("has_job", [True, False], ids=["while it is measured", "before its Job"])
+def test_a_loan_that_overloads_the_other_pod_is_repeated_after_growing_delays(*, has_job: bool) -> None:
+    """Otherwise lending, overload, recall and recovery would follow each other within seconds, for ever."""
+    seen, now, waits = chosen(), NOW, list[float]()
+    home: dict[str, Any] = {"pods": (pod("chat-a", 0), pod("chat-b", 0)), "disruptions_allowed": 1, "jobs": ()}
+    for attempt in range(1, 9):
+        name = f"chat-validate-v1-{attempt}"
+        overloaded = (pod("chat-a", 0, ready=False), withdrawn("chat-b", measurement=name))
+        jobs = (JobView(name, 1, attempt),) if has_job else ()
+        recalled = plan(replace(seen, pods=overloaded, disruptions_allowed=0, jobs=jobs), CONFIG, now)
+        assert [(lease.pod, lease.request.begin) for lease in recalled.leases] == [("chat-b", False)], "at once"
+        assert recalled.status is not None
+        seen, began = replace(seen, status=recalled.status, **home), now
+        while not (result := plan(seen, CONFIG, now)).leases:
+            assert result.status is None or result.status.candidate == recalled.status.candidate
+            now += timedelta(seconds=5)
+        assert result.status is not None
+        seen = replace(seen, status=result.status)
+        waits.append((now - began).total_seconds())
+    assert waits == [30, 60, 120, 240, 480, 960, 1800, 1800]
+
+
 def test_a_lost_status_finds_the_replica_again_while_its_job_runs() -> None:
     found = made(replace(lent(), status=SpeculatorStatus()))
     assert found.leases == ()

@@ -183,17 +183,28 @@ ANOTHER_STARTS = lent(3, pod("chat-a", 0), pod("chat-c", 0, ready=False, agent=N
 
 
 @pytest.mark.parametrize(
-    ("seen", "why"),
+    ("seen", "why", "waits_for", "delay_seconds"),
     [
-        pytest.param(ANOTHER_STARTS, "1 of the 2 other pods are ready", id="scale-up"),
+        pytest.param(
+            ANOTHER_STARTS,
+            "1 of the 2 other pods are ready",
+            "the last one was recalled, because 1 of the 2 other pods are ready; the next is lent in 30 s at the"
+            " earliest",
+            30,
+            id="scale-up",
+        ),
         pytest.param(
             lent(2, pod("chat-a", 0), pod("chat-c", 0)),
             "3 pods run and 2 are wanted. Kubernetes deletes a pod that is not ready first",
+            "chat-b must return to the Service first",
+            0,
             id="scale-down",
         ),
     ],
 )
-def test_scaling_ends_a_measurement_on_a_replica_without_a_warning(seen: Observed, why: str) -> None:
+def test_scaling_ends_a_measurement_on_a_replica_without_a_warning(
+    seen: Observed, why: str, waits_for: str, delay_seconds: float
+) -> None:
     recalled = made(seen)
     assert (recalled.delete_jobs, recalled.job, leases(seen)) == ((JOB,), None, [("chat-b", False)])
     (told,) = recalled.notes
@@ -202,11 +213,11 @@ def test_scaling_ends_a_measurement_on_a_replica_without_a_warning(seen: Observe
     candidate = status(seen).candidate
     assert candidate is not None
     assert (candidate.phase, candidate.attempt, candidate.pod) == (CandidatePhase.VALIDATING, 2, None)
-    assert candidate.message == "waiting for a replica: chat-b must return to the Service first"
+    assert candidate.message == f"waiting for a replica: {waits_for}"
     assert candidate.recalled_attempts == 1
     names = ("chat-a", "chat-b", "chat-c")[: seen.spec.serving.replicas]
     scaled = replace(seen, status=status(seen), jobs=(), pods=tuple(pod(name, 0) for name in names))
-    (lease,) = made(replace(scaled, disruptions_allowed=1)).leases
+    (lease,) = made(replace(scaled, disruptions_allowed=1), NOW + timedelta(seconds=delay_seconds)).leases
     assert (lease.request.measurement, lease.request.begin) == ("chat-validate-v1-2", True)
 
 
