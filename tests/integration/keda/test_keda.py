@@ -175,7 +175,7 @@ def test_a_prometheus_without_data_takes_no_pod_away(rig: Rig, scraper: Promethe
 
 def test_a_scale_by_keda_during_a_roll_rejects_nothing_and_the_roll_goes_on(rig: Rig, scraper: Prometheus) -> None:
     with applied(rig, sample("keda.yaml", scraper)):
-        rig.patch(NAME, rollout={"canary": 1, "analysis": {"consecutiveSuccessLimit": 500}})
+        rig.patch(NAME, rollout={"canary": 1, "analysis": {"consecutiveSuccessLimit": 100}})
         rig.offer(NAME, 1, against=0)
         rig.wait(NAME, "the canary", lambda s: s.rollout.phase is RolloutPhase.CANARY and s.rollout.updated == 1)
         set_load(rig, NAME, running=15)
@@ -217,9 +217,11 @@ def test_the_schedule_ends_with_no_pod_but_not_before_the_last_request_and_begin
         set_load(rig, NAME)
         status = rig.wait(NAME, "no pod", lambda s: condition(s, "Ready").reason == "ScaledToZero", SCALE_SECONDS)
         assert (status.replicas, condition(status, "Ready").status) == (0, "True")
-        set_hours(timedelta(minutes=1, seconds=20), hour)
+        wait_until("KEDA without data", lambda: keda_says(rig, "Ready") == "False", 60)  # as the how-to page says
+        set_hours(timedelta(minutes=1, seconds=40), hour)
         rig.cluster.apply(scaled)
         time.sleep(COOLDOWN_SECONDS)
         assert rig.status(NAME).replicas == 0, "it is not time yet"
         wait_for_pods(rig, 2)
+        wait_until("KEDA with data", lambda: keda_says(rig, "Ready") == "True", 60)
     assert rig.warnings(NAME) == set()
