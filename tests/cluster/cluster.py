@@ -79,6 +79,15 @@ class Cluster:
         manifest = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
         return self.kubectl("apply", "--server-side", "--force-conflicts", *namespace_option, "-f", "-", input=manifest)
 
+    def write_account_kubeconfig(self, namespace: str, account: str, path: Path) -> None:
+        """Write a kubeconfig with a token of the ServiceAccount, as a pod has it. The token is valid for two hours."""
+        token = self.kubectl("create", "token", account, "-n", namespace, "--duration=2h").strip()
+        config = json.loads(self.kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "json"))
+        for user in config["users"]:
+            user["user"] = {"token": token}
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(config))
+
     def load_image(self, tar: Path) -> None:
         """Make the images of a docker archive available to pods (imagePullPolicy IfNotPresent or Never)."""
         self.access.load_image(tar)

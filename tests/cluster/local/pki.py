@@ -47,17 +47,17 @@ def create_pki(cluster: Layout) -> None:
     directory = cluster.pki
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True, mode=0o700)
-    _create_authority(directory, "ca")
-    _create_authority(directory, "front-proxy-ca")
-    _create_certificate(directory, "front-proxy-ca", "front-proxy", "/CN=front-proxy-client")
+    create_authority(directory, "ca")
+    create_authority(directory, "front-proxy-ca")
+    create_certificate(directory, "front-proxy-ca", "front-proxy", "/CN=front-proxy-client")
     dns = ("localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", NODE)
     addresses = ("127.0.0.1", cluster.first_service_address, cluster.node_address)
     names = [f"DNS:{name}" for name in dns] + [f"IP:{address}" for address in addresses]
-    _create_certificate(directory, "ca", "kube-apiserver", "/CN=kube-apiserver", names)
+    create_certificate(directory, "ca", "kube-apiserver", "/CN=kube-apiserver", names)
     for identity in IDENTITIES:
         subject = (f"/O={identity.group}" if identity.group else "") + f"/CN={identity.user}"
         serving = [f"DNS:{NODE}", f"IP:{cluster.node_address}"] if identity.file == "kubelet" else []
-        _create_certificate(directory, "ca", identity.file, subject, serving)
+        create_certificate(directory, "ca", identity.file, subject, serving)
         _write_kubeconfig(cluster, identity.file)
     run("openssl", "genrsa", "-out", directory / "service-account.key", "2048")
     run(
@@ -65,7 +65,8 @@ def create_pki(cluster: Layout) -> None:
     )
 
 
-def _create_authority(directory: Path, name: str) -> None:
+def create_authority(directory: Path, name: str) -> None:
+    """A key and a certificate that can sign others: `<name>.key` and `<name>.crt`."""
     run(
         *("openssl", "req", "-x509", *_NEW_KEY, "-subj", f"/CN={name}"),
         *("-addext", "keyUsage=critical,digitalSignature,keyCertSign,cRLSign"),
@@ -73,7 +74,7 @@ def _create_authority(directory: Path, name: str) -> None:
     )
 
 
-def _create_certificate(directory: Path, authority: str, file: str, subject: str, names: Sequence[str] = ()) -> None:
+def create_certificate(directory: Path, authority: str, file: str, subject: str, names: Sequence[str] = ()) -> None:
     """A key and a certificate that `authority` signs. `names` are subject alternative names, as `DNS:x` or `IP:x`."""
     extensions = ["basicConstraints=critical,CA:FALSE", "extendedKeyUsage=clientAuth,serverAuth"]
     if names:

@@ -24,8 +24,10 @@ from kubernetes.config import new_client_from_config
 
 from aurora_api import API_VERSION, KIND
 from aurora_api.crd import FILE, REPOSITORY
+from aurora_api.v1alpha1.conditions import Condition
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.kubernetes_api import EVENT, SECRET, SPECULATOR, HttpKubernetesApi, Object, Resource
+from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.keys import root
@@ -35,7 +37,7 @@ from tests.cluster.cluster import Cluster
 from tests.rig.api_server import free_ports
 from tests.rig.chart.rendered_chart import OPERATOR, render
 from tests.rig.machine_policy import policy_for_this_machine
-from tests.unit.operator.worlds import lineage, registration
+from tests.unit.operator.worlds import evidence, lineage, registration
 
 BUCKET = "operator-test"
 UNLOADABLE_VERSION, DEGRADED_VERSION = 3, 5
@@ -228,13 +230,8 @@ class Rig:
         mode = f"--set=watchNamespaces={{{self.namespace}}}"
         objects = render(mode, namespace=self.namespace, helm=self.cluster.helm)
         self.cluster.apply(*(obj for obj in objects if obj["kind"] in ("ServiceAccount", "Role", "RoleBinding")))
-        token = self.cluster.kubectl("create", "token", OPERATOR, "-n", self.namespace, "--duration=2h").strip()
-        config = json.loads(self.cluster.kubectl("config", "view", "--raw", "--minify", "--flatten", "-o", "json"))
-        for user in config["users"]:
-            user["user"] = {"token": token}
         path = self.log.with_name("operator.kubeconfig")
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(config))
+        self.cluster.write_account_kubeconfig(self.namespace, OPERATOR, path)
         return path
 
     @property
@@ -259,6 +256,17 @@ class Rig:
         kind = {"apiVersion": API_VERSION, "kind": KIND}
         self.cluster.apply({**kind, "metadata": {"name": name, "namespace": self.namespace}, "spec": body})
 
+    def patch(self, name: str, **parts: Any) -> None:
+        """Change parts of the spec of the speculator ``name``."""
+        body = json.dumps({"spec": parts})
+        self.cluster.kubectl("patch", "auroraspeculator", name, "-n", self.namespace, "--type=merge", "-p", body)
+
+    def offer(self, name: str, version: int, against: int) -> None:
+        """Register a version with evidence that it is better than the version ``against``."""
+        registry = self.registry(name)
+        registry.put_evidence(evidence(version, VerdictKind.PASS, active=against))
+        registry.register(registration(version))
+
     def get(self, *arguments: str) -> Any:
         """The parsed output of ``kubectl get`` with ``arguments`` in this namespace."""
         return self.cluster.get(*arguments, "-n", self.namespace)
@@ -275,6 +283,10 @@ class Rig:
         """The Events about the speculator ``name``."""
         about = {"kind": KIND, "name": name}
         return [event for event in self.list(EVENT) if about.items() <= event["involvedObject"].items()]
+
+    def warnings(self, name: str) -> set[str]:
+        """The reasons of the Warnings about the speculator ``name``."""
+        return {event["reason"] for event in self.events(name) if event["type"] == "Warning"}
 
     @contextlib.contextmanager
     def speculator_with_a_draft(self, name: str, body: dict[str, Any]) -> Iterator[None]:
@@ -313,6 +325,17 @@ class Rig:
         objects = ObjectStore(StoreConfig(**vars(config)))
         objects.ensure_bucket()
         return Registry(objects, SecretKeys(lambda: self.read(SECRET, f"{name}-signing-keys")))
+
+
+def condition(status: SpeculatorStatus, kind: str) -> Condition:
+    """The condition of this type. Unknown until the status has one."""
+    unknown = {"type": kind, "status": "Unknown", "reason": "Unknown", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    return next((c for c in status.conditions if c.type == kind), Condition.model_validate(unknown))
+
+
+def active(status: SpeculatorStatus) -> int | None:
+    """The active version, or None."""
+    return None if status.active is None else status.active.version
 
 
 def install_crd(cluster: Cluster) -> None:

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from aurora_api.v1alpha1.conditions import Condition
-from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
+from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.kubernetes_api import POD, Object
-from aurora_protocol.evidence_records import VerdictKind
 from tests.cluster.command import wait_until
-from tests.integration.operator.operator_rig import Rig, report_training, spec
-from tests.unit.operator.worlds import evidence, registration
+from tests.integration.operator.operator_rig import Rig, active, condition, report_training, spec
+from tests.unit.operator.worlds import registration
 
 NAME = "scaled"
 ROOM = "aurora.test/room"
@@ -51,29 +48,6 @@ def scale(rig: Rig, replicas: int) -> None:
     rig.cluster.kubectl("scale", "auroraspeculator", NAME, f"--replicas={replicas}", "-n", rig.namespace)
 
 
-def patch(rig: Rig, **parts: Any) -> None:
-    rig.cluster.kubectl(
-        "patch", "auroraspeculator", NAME, "-n", rig.namespace, "--type=merge", "-p", json.dumps({"spec": parts})
-    )
-
-
-def condition(status: SpeculatorStatus, kind: str) -> Condition:
-    """The condition of this type. Unknown until the status has one."""
-    unknown = {"type": kind, "status": "Unknown", "reason": "Unknown", "lastTransitionTime": "2026-01-01T00:00:00Z"}
-    return next((c for c in status.conditions if c.type == kind), Condition.model_validate(unknown))
-
-
-def active(status: SpeculatorStatus) -> int | None:
-    return None if status.active is None else status.active.version
-
-
-def offer(rig: Rig, version: int, against: int) -> None:
-    """Register a version with evidence that it is better than the version ``against``."""
-    registry = rig.registry(NAME)
-    registry.put_evidence(evidence(version, VerdictKind.PASS, active=against))
-    registry.register(registration(version))
-
-
 def apply_autoscaler(rig: Rig, low: int, high: int) -> None:
     metric = {
         "type": "Resource",
@@ -98,10 +72,6 @@ def pods_with_containers(rig: Rig) -> list[Object]:
     return [pod for pod in rig.list(POD, PODS) if pod["status"].get("phase") != "Failed"]
 
 
-def warnings(rig: Rig) -> set[str]:
-    return {event["reason"] for event in rig.events(NAME) if event["type"] == "Warning"}
-
-
 def test_kubernetes_own_autoscaler_scales_up_without_room_and_no_client_is_worse_off(rig: Rig) -> None:
     apply_autoscaler(rig, low=3, high=5)
     status = rig.wait(NAME, "a pod without room", lambda s: condition(s, "Ready").reason == "PodsPending")
@@ -113,11 +83,11 @@ def test_kubernetes_own_autoscaler_scales_up_without_room_and_no_client_is_worse
     assert hpa["desiredReplicas"] == 3
     able = next(c for c in hpa["conditions"] if c["type"] == "AbleToScale")
     assert able["status"] == "True", "the controller found the speculator's scale subresource"
-    assert warnings(rig) == set()
+    assert rig.warnings(NAME) == set()
 
 
 def test_a_roll_is_promoted_although_a_replica_finds_no_room(rig: Rig) -> None:
-    offer(rig, 1, against=0)
+    rig.offer(NAME, 1, against=0)
     status = rig.wait(NAME, "version 1 active", lambda s: active(s) == 1 and s.rollout.phase is RolloutPhase.IDLE)
     assert [pod.version for pod in status.pods if pod.state == "Ready"] == [1, 1]
     assert (status.rollout.total, status.rejected) == (2, [])
@@ -127,28 +97,28 @@ def test_a_replica_is_lent_although_another_finds_no_room(rig: Rig) -> None:
     """The real disruption budget allows no disruption then, because it counts the waiting pod."""
     budget = rig.get("poddisruptionbudget", NAME)["status"]
     assert (budget["disruptionsAllowed"], budget["currentHealthy"], budget["desiredHealthy"]) == (0, 2, 2)
-    patch(rig, validation={"measureOn": "Replica"})
+    rig.patch(NAME, validation={"measureOn": "Replica"})
     rig.registry(NAME).register(registration(2))
     status = rig.wait(NAME, "a lent replica", lambda s: any(pod.state == "Measuring" for pod in s.pods))
     assert status.replicas == 3, "a lent pod comes back, so an autoscaler counts it"
     rig.cluster.kubectl("annotate", "aspec", NAME, "aurora.dev/abort=2", "-n", rig.namespace)
     rig.wait(NAME, "its return", lambda s: s.ready_replicas == 2 and 2 in s.rejected)
-    patch(rig, validation={"measureOn": "Job"})
+    rig.patch(NAME, validation={"measureOn": "Job"})
 
 
 def test_a_pod_that_finds_room_late_serves_the_active_version(rig: Rig) -> None:
     give_room(rig, 5)
     status = rig.wait(NAME, "the third pod", lambda s: s.updated == "3/3")
     assert {pod.version for pod in status.pods} == {1}
-    assert warnings(rig) <= {"Rejected"}
+    assert rig.warnings(NAME) <= {"Rejected"}
 
 
 def test_kubernetes_own_autoscaler_scales_down_below_the_canary(rig: Rig) -> None:
-    patch(rig, rollout={"canary": 3})
+    rig.patch(NAME, rollout={"canary": 3})
     apply_autoscaler(rig, low=1, high=1)
     status = rig.wait(NAME, "one pod", lambda s: s.updated == "1/1" and s.replicas == 1)
     assert condition(status, "InvalidSpec").status == "False"
-    offer(rig, 4, against=1)
+    rig.offer(NAME, 4, against=1)
     rig.wait(NAME, "version 4 active", lambda s: active(s) == 4 and s.rollout.phase is RolloutPhase.IDLE)
     rig.cluster.kubectl("delete", "hpa", NAME, "-n", rig.namespace)
 
@@ -156,8 +126,8 @@ def test_kubernetes_own_autoscaler_scales_down_below_the_canary(rig: Rig) -> Non
 def test_a_scale_to_zero_and_back_during_a_roll_rejects_nothing(rig: Rig) -> None:
     scale(rig, 2)
     rig.wait(NAME, "two pods", lambda s: s.updated == "2/2")
-    patch(rig, rollout={"canary": 1, "analysis": {"consecutiveSuccessLimit": 50}})
-    offer(rig, 6, against=4)
+    rig.patch(NAME, rollout={"canary": 1, "analysis": {"consecutiveSuccessLimit": 50}})
+    rig.offer(NAME, 6, against=4)
     rig.wait(NAME, "the canary", lambda s: s.rollout.phase is RolloutPhase.CANARY and s.rollout.updated == 1)
     scale(rig, 0)
     status = rig.wait(NAME, "rest", lambda s: s.rollout.phase is RolloutPhase.IDLE and s.replicas == 0)
@@ -165,7 +135,7 @@ def test_a_scale_to_zero_and_back_during_a_roll_rejects_nothing(rig: Rig) -> Non
     assert status.history[-1].event == "RolloutStopped"
     ready = condition(status, "Ready")
     assert (ready.status, ready.reason) == ("True", "ScaledToZero")
-    patch(rig, rollout={"analysis": {"consecutiveSuccessLimit": 1}})
+    rig.patch(NAME, rollout={"analysis": {"consecutiveSuccessLimit": 1}})
     scale(rig, 1)
     status = rig.wait(NAME, "version 6 active", lambda s: active(s) == 6 and s.rollout.phase is RolloutPhase.IDLE, 90)
     assert 6 not in status.rejected
@@ -173,7 +143,7 @@ def test_a_scale_to_zero_and_back_during_a_roll_rejects_nothing(rig: Rig) -> Non
 
 def test_a_speculator_at_rest_has_no_pod(rig: Rig) -> None:
     """The store keeps everything, and the speculator goes on from it."""
-    patch(rig, training={"suspended": True})
+    rig.patch(NAME, training={"suspended": True})
     rig.wait(NAME, "suspension", lambda s: condition(s, "TrainerReady").reason == "Suspended")
     assert rig.get("pods", "-l", f"{PODS},app.kubernetes.io/component=trainer")["items"], "it bounds the traces"
     scale(rig, 0)
@@ -184,7 +154,7 @@ def test_a_speculator_at_rest_has_no_pod(rig: Rig) -> None:
     assert registry.last_version() == 6
     assert registry.lineage() is not None
     report_training(registry)
-    patch(rig, training={"suspended": False})
+    rig.patch(NAME, training={"suspended": False})
     scale(rig, 1)
     status = rig.wait(
         NAME, "service", lambda s: s.updated == "1/1" and condition(s, "TrainerReady").status == "True", 90

@@ -7,12 +7,12 @@ Invariant: a field that is not translated here is refused, so that no test passe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 _POD: Final = "__meta_kubernetes_pod"
-_MONITOR_FIELDS: Final = frozenset({"namespaceSelector", "selector", "podMetricsEndpoints"})
+_MONITOR_FIELDS: Final = frozenset({"namespaceSelector", "selector", "podTargetLabels", "podMetricsEndpoints"})
 _ENDPOINT_FIELDS: Final = frozenset({"port", "path", "interval", "honorLabels", "relabelings"})
 _RELABELING_FIELDS: Final = {
     "action": "action",
@@ -56,6 +56,7 @@ def scrape_configs(monitor: Object, kubeconfig: Path) -> Iterator[dict[str, Any]
                 *_kept_pods(spec["selector"]["matchLabels"]),
                 _keep([f"{_POD}_container_port_name"], re.escape(endpoint["port"])),
                 *_target_labels(job, endpoint["port"]),
+                *_copied_labels(spec.get("podTargetLabels", ())),
                 *(_translated(relabeling) for relabeling in endpoint.get("relabelings", ())),
             ],
         }
@@ -70,8 +71,19 @@ def _namespaces(selector: Object, own: str) -> list[str]:
 def _kept_pods(labels: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     yield {"source_labels": [f"{_POD}_phase"], "regex": "(Failed|Succeeded)", "action": "drop"}
     for label, value in labels.items():
-        name = re.sub(r"[^a-zA-Z0-9_]", "_", label)
+        name = _label_name(label)
         yield _keep([f"{_POD}_label_{name}", f"{_POD}_labelpresent_{name}"], f"({re.escape(value)});true")
+
+
+def _copied_labels(labels: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Copy labels of the pod to its metrics. A pod that lacks a label gets no empty one."""
+    for name in map(_label_name, labels):
+        yield {"source_labels": [f"{_POD}_label_{name}"], "target_label": name, "regex": "(.+)"}
+
+
+def _label_name(label: str) -> str:
+    """What Prometheus calls a label of Kubernetes."""
+    return re.sub(r"[^a-zA-Z0-9_]", "_", label)
 
 
 def _target_labels(job: str, port: str) -> Iterator[dict[str, Any]]:
