@@ -26,7 +26,8 @@ LEADING = Gauge(
 )
 YIELDED = Gauge(
     "aurora_operator_yielded_speculators",
-    "Speculators that this replica leaves to another installation of the operator, which has answered that it acts or cannot be asked.",
+    "Speculators that this replica leaves to another installation of the operator, which has answered that it acts or"
+    " cannot be asked.",
 )
 OUTCOMES = ("done", "conflict", "error")
 """How a reconcile may end. The counter of each begins at 0."""
