@@ -103,8 +103,14 @@ def _is_newer(error: ValidationError) -> bool:
 def _fields_with_newer_values(error: ValidationError) -> str:
     """The fields, when nothing is wrong but values of enumerations. Empty: something else is wrong too."""
     wrong = error.errors()
-    newer = all(e["type"] == "enum" and isinstance(e["input"], str) for e in wrong)
+    newer = all(_is_unknown_name(e) for e in wrong)
     return ", ".join(map(_field, wrong)) if newer else ""
+
+
+def _is_unknown_name(details: ErrorDetails) -> bool:
+    """Whether a name is not among those of an enumeration or a ``Literal``."""
+    unknown = details["type"] in ("enum", "literal_error") and isinstance(details["input"], str)
+    return unknown and details["loc"] != ("schemaVersion",)
 
 
 def _field(details: ErrorDetails) -> str:

@@ -349,11 +349,11 @@ class ObjectStore:
     def _delete_many(self, objects: Sequence[dict[str, str]]) -> RefusedDeletions | None:
         """Delete up to 1000 objects or versions in one request. Returns what the store refused."""
         with self._call("delete", f"{len(objects)} objects"):
-            answer = self._s3.delete_objects(
-                Bucket=self.config.bucket,
-                Delete={"Objects": objects, "Quiet": True},  # type: ignore[typeddict-item]
-            )
-        return refused_deletions(objects, answer)
+            return self._request_deletion(objects)
+
+    def _request_deletion(self, objects: Sequence[dict[str, str]]) -> RefusedDeletions | None:
+        deletion: Any = {"Objects": objects, "Quiet": True}
+        return refused_deletions(objects, self._s3.delete_objects(Bucket=self.config.bucket, Delete=deletion))
 
     def ensure_bucket(self) -> None:
         """Create the bucket when it is missing: an embedded store starts empty.

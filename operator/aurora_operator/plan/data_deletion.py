@@ -57,7 +57,7 @@ def end_note(progress: DeletionProgress, place: str) -> EventNote:
     if progress.kept:
         return EventNote("DataKept", f"Deleted no object below {place}, because {progress.kept}")
     size = f"{progress.size_bytes / (1 << 20):.1f} MiB"
-    versions = f" and {progress.versions} older versions and delete markers" if progress.versions else ""
+    versions = f" and {progress.versions} stored versions and delete markers" if progress.versions else ""
     text = f"Deleted {progress.objects} objects{versions} ({size}) below {place}, and a listing finds no object"
     if not progress.remains:
         return EventNote("DataDeleted", text)

@@ -161,10 +161,13 @@ class DraftStore(RecordStore):
         try:
             return self._newest_signed(epochs)
         except UnsignedRecord:
+            before = self._before_takeover(epochs)
+            if len(before) == len(epochs):
+                raise  # without a takeover, the records were tried already
             with suppress(UnsignedRecord):
-                before = self._newest_signed(self._before_takeover(epochs))
-                if before is not None:
-                    return before
+                signed = self._newest_signed(before)
+                if signed is not None:
+                    return signed
             raise
 
     def _before_takeover(self, epochs: Sequence[int]) -> Sequence[int]:

@@ -12,18 +12,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Generic, Literal, TypeVar
 
 from botocore.exceptions import ClientError
 
 from aurora_store.errors import CallUnavailable, ObjectMissing, StoreError
 from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_LISTING_PAGE_BYTES, ObjectInfo, ObjectStore
 from aurora_store.s3_calls.batch_deletion import RefusedDeletions
-from aurora_store.s3_calls.call_errors import access_hint, is_access_refused, is_unknown_call
+from aurora_store.s3_calls.call_errors import DELETE_VERSIONS, access_hint, is_access_refused, is_unknown_call
 
 OBJECTS_PER_REQUEST: Final = 500
 MAX_PAGES: Final = 4 * MAX_LISTED_OBJECTS // OBJECTS_PER_REQUEST
 """Most pages of a listing of versions. An object of a bucket with versioning may have several."""
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """What one request of a listing returned, or a part of that. May be empty."""
+
+    items: Sequence[T]
+    is_last: bool
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,11 @@ class ObjectVersion:
     version_id: str
     is_marker: bool = False
     """A delete marker, which hides the versions of its key."""
+
+    @property
+    def is_versioned(self) -> bool:
+        """Whether the bucket had versioning when the version was written."""
+        return self.version_id != "null"
 
 
 @dataclass(frozen=True)
@@ -49,8 +65,15 @@ class DeletableObjects(ObjectStore):
     """An :class:`ObjectStore` that also deletes versions and aborts uploads."""
 
     def delete_batch(self, items: Sequence[ObjectInfo | ObjectVersion]) -> RefusedDeletions | None:
-        """Delete up to 1000 objects or versions in one request. Returns what the store refused."""
-        return self._delete_many([self._identifier(item) for item in items])
+        """Delete up to 1000 objects, or 1000 versions, in one request. Returns what the store refused.
+
+        Raises :class:`CallUnavailable` when the store refuses to delete versions at all.
+        """
+        identifiers = [self._identifier(item) for item in items]
+        if not isinstance(items[0], ObjectVersion):
+            return self._delete_many(identifiers)
+        with self._call("delete", f"{len(items)} versions"), _unavailable_calls(DELETE_VERSIONS):
+            return self._request_deletion(identifiers)
 
     def _identifier(self, item: ObjectInfo | ObjectVersion) -> dict[str, str]:
         version = {"VersionId": item.version_id} if isinstance(item, ObjectVersion) else {}
@@ -61,13 +84,21 @@ class DeletableObjects(ObjectStore):
 
         Raises :class:`CallUnavailable`.
         """
+        for page in self.version_pages(prefix):
+            yield from page.items
+
+    def version_pages(self, prefix: str) -> Iterator[Page[ObjectVersion]]:
+        """The pages of :meth:`list_versions`."""
         for page in self._pages("list_object_versions", prefix):
+            versions: list[ObjectVersion] = []
             for entry in ("Versions", "DeleteMarkers"):
                 for item in page.get(entry, ()):
                     key, version = item.get("Key", "").removeprefix(self._full_key("")), item.get("VersionId")
                     if version is None:
                         raise CallUnavailable("the store's list of versions gives no ids")
-                    yield ObjectVersion(key, item.get("Size", 0), version, is_marker=entry == "DeleteMarkers")
+                    size, is_marker = item.get("Size", 0), entry == "DeleteMarkers"
+                    versions.append(ObjectVersion(key, size, version, is_marker=is_marker))
+            yield Page(versions, is_last=not page.get("IsTruncated"))
 
     def list_uploads(self) -> Iterator[UnfinishedUpload]:
         """All unfinished uploads below the root. Raises :class:`CallUnavailable`."""
@@ -99,14 +130,17 @@ class DeletableObjects(ObjectStore):
 
 
 @contextmanager
-def _unavailable_calls() -> Iterator[None]:
-    """Raises :class:`CallUnavailable` for an answer that no repetition changes."""
+def _unavailable_calls(operation: str = "") -> Iterator[None]:
+    """Raises :class:`CallUnavailable` for an answer that no repetition changes.
+
+    ``operation``: whose right the message names. Empty: that of the operation that the store refused.
+    """
     try:
         yield
     except ClientError as error:
         if is_unknown_call(error):
             raise CallUnavailable(f"{error.operation_name}: the store does not know this call") from error
         if is_access_refused(error) and not error.operation_name.startswith("AssumeRole"):
-            hint = access_hint(error.operation_name)
+            hint = access_hint(operation or error.operation_name)
             raise CallUnavailable(f"{error.operation_name}: AccessDenied; {hint}") from error
         raise

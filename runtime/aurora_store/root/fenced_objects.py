@@ -8,8 +8,8 @@ Invariants:
 - Before a write, the newest channel record is known, and names this speculator as the root's owner. The record is read
   right before a write that decides something (lineage, version, evidence, trainer state). Before other writes, the
   reading is at most :data:`MAX_AGE_SECONDS` old.
-- When the channel is gone, the root was deleted, and nothing is written. A process that may start before the channel's
-  first record notices this only if it has seen a record.
+- When the channel is gone, the root was deleted or emptied, and nothing is written. A process that may start before the
+  channel's first record notices this only if it has seen a record.
 - Reads are never refused. The pods of a former owner go on serving.
 
 A takeover may come between the look and the write. Such a late write harms nothing: a late version is void, a late
@@ -95,7 +95,7 @@ class FencedObjectStore(ObjectStore):
     def _refusal(self) -> str:
         root = self.config.root
         if self._channel_vanished:
-            return f"the channel of the root {root} is gone, so the root was deleted"
+            return f"the channel of the root {root} has no record: the root was deleted or emptied"
         return write_refusal(self._channel, root, self.owner or first_owner(root))
 
     def _look(self) -> None:

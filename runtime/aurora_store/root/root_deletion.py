@@ -15,8 +15,8 @@ Why records are expected: a root that was in use has a channel. If the store sho
 another store than before, and an empty listing there proves nothing.
 
 Invariants: only keys below ``<root>/`` are deleted. A root that belongs to another speculator is kept. Repeating a
-deletion is harmless. An object that the store refuses to delete does not protect those behind it. An object in the
-channel whose name is no record's, or whose number is out of sequence, decides nothing.
+deletion is harmless. An object that the store refuses to delete protects neither those behind it nor older versions. An
+object in the channel whose name is no record's, or whose number is out of sequence, decides nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from aurora_store.errors import ObjectExists, StoreError, bounded_text
 from aurora_store.keys import Keys, first_owner, in_sequence, record_numbers
 from aurora_store.objects import ObjectInfo
 from aurora_store.root.deletable_objects import DeletableObjects
-from aurora_store.root.deletion_pass import Deleted, DeletionPass
+from aurora_store.root.deletion_pass import Deleted, DeletionPass, object_pages
 from aurora_store.root.root_ownership import current_owner, owned_text
 from aurora_store.root.root_remains import RootRemains
 from aurora_store.s3_calls.batch_deletion import deletion_error
@@ -52,7 +52,7 @@ class DeletionProgress:
     kept: str = ""
     """Why the root is kept; empty unless it belongs to another speculator."""
     versions: int = 0
-    """Older versions and delete markers of a bucket with versioning."""
+    """Stored versions and delete markers of a bucket with versioning."""
     only_record_left: bool = False
     """Only the record that closed the root is left. The next step may expect no records."""
     no_records: bool = False
@@ -75,6 +75,8 @@ class RootDeletion:
         """The pass over all objects that is under way."""
         self._objects_done = False
         """The pass has ended, and older versions are deleted now."""
+        self._refused: DeletionPass | None = None
+        """The pass that ended, if the store refused an object. It is reported when the versions are deleted, too."""
         self._remains = RootRemains(objects, self._deleted)
 
     def step(self, seconds: float, *, expects_records: bool = False) -> DeletionProgress:
@@ -94,8 +96,11 @@ class RootDeletion:
         if not (self._delete_all_but(newest, deadline) and self._remains.delete(newest, deadline)):
             return self._progress()
         if any(key != newest for key in self._objects.list("")):
-            # A pod had not learned yet that the root is closed.
+            # The store refused them, or a pod had not learned yet that the root is closed.
+            refused, self._refused = self._refused, None
             self._objects_done, self._remains = False, RootRemains(self._objects, self._deleted)
+            if refused is not None:
+                _raise_refusal(refused)
             return self._progress()
         if expects_records:
             return self._progress(only_record_left=bool(newest), no_records=not newest)
@@ -106,6 +111,7 @@ class RootDeletion:
         if expects_records:
             return self._progress(no_records=True)
         if not self._closed and self._owner != first_owner(self._objects.config.root):
+            self._remains.note_unclaimed()
             return self._progress(done=True)
         ended = self._remains.delete("", deadline) and self._remains.delete_versions_of("")
         return self._progress(done=ended and self._is_empty())
@@ -192,20 +198,16 @@ class RootDeletion:
         return in_sequence(numbers, min(numbers, default=0))
 
     def _delete_all_but(self, newest: str, deadline: float) -> bool:
-        """Delete all objects but ``newest``. Returns whether all are deleted; False when the time is over.
-
-        Raises :class:`StoreError` at the end of a pass in which the store refused an object.
-        """
+        """Delete all objects but ``newest``. Returns whether the pass has ended; False when the time is over."""
         if self._objects_done:
             return True
         if self._pass is None:
-            self._pass = DeletionPass(self._objects, self._all_but(newest), self._deleted)
+            self._pass = DeletionPass(self._objects, object_pages(self._all_but(newest)), self._deleted)
         under_way, self._pass = self._pass, None
         if not under_way.run(deadline):
             self._pass = under_way
             return False
-        _raise_refusal(under_way)
-        self._objects_done = True
+        self._objects_done, self._refused = True, under_way if under_way.refused else None
         return True
 
     def _all_but(self, newest: str) -> Iterator[ObjectInfo]:
@@ -222,7 +224,7 @@ class RootDeletion:
         if newest:
             # The prefix of a listing also matches longer keys.
             items = (item for item in self._objects.list_objects(newest) if item.key == newest)
-            last = DeletionPass(self._objects, items, self._deleted)
+            last = DeletionPass(self._objects, object_pages(items), self._deleted)
             last.run(time.monotonic())
             _raise_refusal(last)
         return self._remains.delete_versions_of(newest) and self._is_empty()

@@ -5,6 +5,7 @@ be deleted is told and not waited for. Failures that may pass are raised, and th
 
 Invariants: the versions of the record that closed the root go last, together with the record. A delete marker is
 deleted only when all versions are gone, because without the marker a version that is locked appears as an object again.
+The number of passes is bounded, whatever a store lists.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from aurora_store.errors import CallUnavailable
-from aurora_store.root.deletable_objects import DeletableObjects, ObjectVersion, UnfinishedUpload
+from aurora_store.root.deletable_objects import DeletableObjects, ObjectVersion, Page, UnfinishedUpload
 from aurora_store.root.deletion_pass import Deleted, DeletionPass
-from aurora_store.s3_calls.batch_deletion import shown_code
+from aurora_store.s3_calls.batch_deletion import deletion_error, shown_code
 
 MAX_PASSES: Final = 10
 """Passes over the versions of a root. A store's listing may leave out versions while others are deleted."""
@@ -31,7 +32,8 @@ class RootRemains:
         self._uploads: Iterator[UnfinishedUpload] | None = None
         self._passes_left = MAX_PASSES
         self._versions_done = self._uploads_done = False
-        self._listing_unavailable = False
+        self._versions_unavailable = False
+        """Whether the store lists or deletes no versions."""
         self._newest_seen = False
         self._markers = False
         """Whether the versions are gone, and the delete markers follow."""
@@ -64,33 +66,47 @@ class RootRemains:
 
     def delete_versions_of(self, newest: str) -> bool:
         """Delete the versions of the last record. Returns whether a listing shows no version, or cannot show any."""
-        if self._listing_unavailable:
+        if self._versions_unavailable:
             return True
         try:
             if newest:
                 self._delete_versions_of(newest)
-            # Otherwise the next step makes another pass.
             self._versions_done = bool(self._versions_reason) or next(self._objects.list_versions(""), None) is None
         except CallUnavailable as error:
             self._note_unavailable(error)
+        if not self._versions_done:
+            # The next step makes another pass, which begins with versions again.
+            self._passes_left, self._markers = self._passes_left - 1, False
         return self._versions_done
 
+    def note_unclaimed(self) -> None:
+        """Note whether versions are stored that nobody may delete, because no record says whose they are."""
+        try:
+            if next(self._objects.list_versions(""), None) is not None:
+                self._versions_reason = "older versions are stored there, and no record is left that names their owner"
+        except CallUnavailable as error:
+            self._note_unavailable(error)
+
     def _delete_versions_of(self, key: str) -> None:
+        """Delete one page of versions of ``key``, and its delete markers only when no more versions are left."""
         for markers in (False, True):
-            items = [item for item in self._objects.list_versions(key) if item.is_marker is markers]
-            last = DeletionPass(self._objects, iter(items), self._deleted)
-            last.run(time.monotonic())
+            last = DeletionPass(self._objects, self._pages_of(key, markers=markers), self._deleted)
+            is_over = last.run(time.monotonic())
             self._note_refusals(last)
-            if last.refused:
+            if last.refused or not is_over:
                 return
 
+    def _pages_of(self, key: str, *, markers: bool) -> Iterator[Page[ObjectVersion]]:
+        for page in self._objects.version_pages(key):
+            yield Page([item for item in page.items if item.is_marker is markers], page.is_last)
+
     def _note_unavailable(self, error: CallUnavailable) -> None:
-        self._versions_reason = f"older versions were not listed: {error}"
-        self._listing_unavailable = self._versions_done = True
+        self._versions_reason = f"older versions were not deleted: {error}"
+        self._versions_unavailable = self._versions_done = True
 
     def _delete_versions(self, newest: str, deadline: float) -> bool:
         """Make passes until one finds nothing that can be deleted. Returns False when the time is over."""
-        while self._passes_left:
+        while self._passes_left > 0:
             if self._pass is None:
                 self._newest_seen = False
                 self._pass = DeletionPass(self._objects, self._versions_but(newest), self._deleted)
@@ -100,6 +116,7 @@ class RootRemains:
                 return False
             if newest and not self._newest_seen:
                 raise CallUnavailable(f"the store's list of versions lacks {newest}, which is stored")
+            _raise_temporary_refusal(under_way)
             if not under_way.count:
                 self._note_refusals(under_way)
                 if self._markers or self._versions_reason:
@@ -110,14 +127,16 @@ class RootRemains:
         self._versions_reason = f"the store still lists older versions after {MAX_PASSES} deletions"
         return True
 
-    def _versions_but(self, newest: str) -> Iterator[ObjectVersion]:
-        for version in self._objects.list_versions(""):
-            if version.key == newest:
-                self._newest_seen = True
-            elif version.is_marker is self._markers:
-                yield version
+    def _versions_but(self, newest: str) -> Iterator[Page[ObjectVersion]]:
+        """The versions, or the delete markers, of all objects but ``newest``."""
+        for page in self._objects.version_pages(""):
+            others = [item for item in page.items if item.key != newest]
+            self._newest_seen = self._newest_seen or len(others) < len(page.items)
+            yield Page([item for item in others if item.is_marker is self._markers], page.is_last)
 
     def _note_refusals(self, ended: DeletionPass) -> None:
+        """Note what the store refused for good. Raises :class:`StoreError` for what it may delete later."""
+        _raise_temporary_refusal(ended)
         if ended.refused and not self._versions_reason:
             self._versions_reason = (
                 f"the store refused to delete {ended.refused} older versions, the first one of"
@@ -135,3 +154,8 @@ class RootRemains:
                 self._uploads = under_way
                 return False
         return True
+
+
+def _raise_temporary_refusal(ended: DeletionPass) -> None:
+    if ended.temporary_code:
+        raise deletion_error("older versions", ended.refused, ended.temporary_code)

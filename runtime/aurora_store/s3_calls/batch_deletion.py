@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aurora_store.errors import DEFAULT_HINT, ERROR_HINTS, AccessRefused, StoreError, bounded_text
-from aurora_store.s3_calls.call_errors import access_hint, is_access_code
+from aurora_store.s3_calls.call_errors import access_hint, is_access_code, is_unknown_call_code
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class RefusedDeletions:
     """Place of the first one. None: the store named objects that the request did not."""
     code: str
     """The store's code for the first one."""
+    temporary_code: str = ""
+    """The code of one that the store may delete later. Empty when it refused all for good."""
 
 
 def refused_deletions(asked: Sequence[Mapping[str, str]], answer: Mapping[str, Any]) -> RefusedDeletions | None:
@@ -36,7 +38,14 @@ def refused_deletions(asked: Sequence[Mapping[str, str]], answer: Mapping[str, A
     named = [_place(places, error.get("Key", ""), error.get("VersionId")) for error in errors]
     first = min((place for place in named if place is not None), default=None)
     code = errors[named.index(first)].get("Code", "")
-    return RefusedDeletions(len(errors), frozenset(place for place in named if place is not None), first, code)
+    indexes = frozenset(place for place in named if place is not None)
+    temporary = next((code for code in (error.get("Code", "") for error in errors) if not _is_final(code)), "")
+    return RefusedDeletions(len(errors), indexes, first, code, temporary)
+
+
+def _is_final(code: str) -> bool:
+    """Whether the store refuses for good. With such a code it also refuses to delete what a lock holds."""
+    return is_access_code(code) or is_unknown_call_code(code)
 
 
 def _place(places: Mapping[tuple[str, str | None], int], key: str, version_id: str | None) -> int | None:

@@ -34,6 +34,8 @@ _ACCESS_CODES: Final = ("AccessDenied", "403")
 """Codes of a refused right. The answer to a HEAD request has no body, so its code is the status."""
 _UNKNOWN_CALL_CODES: Final = ("InvalidArgument", "InvalidRequest", "MethodNotAllowed", "NotImplemented")
 """Codes with which stores answer a call that they do not know."""
+DELETE_VERSIONS: Final = "DeleteObjects by VersionId"
+"""DeleteObjects with the ids of versions. It needs another right than without them."""
 _ACTIONS: Final = {
     "CreateBucket": "s3:CreateBucket",
     "CreateMultipartUpload": "s3:PutObject",
@@ -44,6 +46,7 @@ _ACTIONS: Final = {
     "ListObjectsV2": "s3:ListBucket",
     "DeleteObject": "s3:DeleteObject",
     "DeleteObjects": "s3:DeleteObject",
+    DELETE_VERSIONS: "s3:DeleteObjectVersion",
     "ListObjectVersions": "s3:ListBucketVersions",
     "ListMultipartUploads": "s3:ListBucketMultipartUploads",
     "AbortMultipartUpload": "s3:AbortMultipartUpload",
@@ -148,7 +151,12 @@ def is_unknown_call(error: ClientError) -> bool:
     """Whether the store does not know the call, as many S3-compatible stores do not know some."""
     if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (405, 501):
         return True
-    return error.response.get("Error", {}).get("Code", "") in _UNKNOWN_CALL_CODES
+    return is_unknown_call_code(error.response.get("Error", {}).get("Code", ""))
+
+
+def is_unknown_call_code(code: str) -> bool:
+    """Whether a store answers with this code to a call that it does not know."""
+    return code in _UNKNOWN_CALL_CODES
 
 
 def is_beyond_end(error: ClientError) -> bool:

@@ -197,11 +197,14 @@ def test_a_bucket_with_versioning_keeps_no_version_and_no_unfinished_upload(
         deletion = RootDeletion(objects, owner_id(OLD.uid))
         while not (progress := deletion.step(0, expects_records=True)).only_record_left:
             assert progress == replace(progress, done=False, no_records=False)
-        assert {version.key for version in objects.list_versions("")} == {Keys.channel(3)}
+        last = list(objects.list_versions(""))
+        assert {version.key for version in last} == {Keys.channel(3)}
+        size_bytes = progress.size_bytes + sum(version.size_bytes for version in last)
         progress = finish(deletion)
         assert (progress.objects, progress.remains) == (2 + 3, "")
         # Two versions of each trace and two markers, one of each record, and the markers of this deletion.
         assert progress.versions == 6 + 1 + 3 + 5
+        assert progress.size_bytes == size_bytes, "each version counts once, although it was an object first"
         assert list(objects.list_versions("")) == []
         assert list(objects.list_uploads()) == []
         assert len(list(near.list_versions(""))) == 2, "another root keeps its versions"

@@ -130,7 +130,7 @@ def test_pods_write_again_once_a_forged_channel_record_is_removed_that_they_had_
     writer.delete(Keys.channel(2))
     registry.register(registry.registration(1).model_copy(update={"version": 3}))
     writer.delete(Keys.channel(1))
-    with pytest.raises(NotRootOwner, match="the root was deleted"):
+    with pytest.raises(NotRootOwner, match="has no record: the root was deleted or emptied"):
         registry.register(registry.registration(1).model_copy(update={"version": 4}))
 
 

@@ -228,3 +228,14 @@ def test_a_record_with_a_changed_meaning_is_refused_in_words(record: StoredRecor
         with pytest.raises(InvalidRecord) as raised:
             type(record).from_json(json.dumps(newer | {"schemaVersion": odd}))
         assert not isinstance(raised.value, NewerRecord)
+
+
+def test_a_new_name_in_a_literal_is_one_of_a_newer_version() -> None:
+    newer = json.loads(EVIDENCE.to_json())
+    newer["environment"]["device"] = "tpu"
+    with pytest.raises(NewerRecord, match=r"environment\.device: a value that a newer version wrote"):
+        type(EVIDENCE).from_json(json.dumps(newer))
+    newer["environment"]["device"] = 1
+    with pytest.raises(InvalidRecord) as raised:
+        type(EVIDENCE).from_json(json.dumps(newer))
+    assert not isinstance(raised.value, NewerRecord)

@@ -19,6 +19,11 @@ from tests.unit.store.test_root_deletion import NOW
 ROOT = "aurora/team/chat-1a2b3c4d"
 UNKNOWN = b"<?xml version='1.0'?><Error><Code>NotImplemented</Code></Error>"
 BUSY = b"<?xml version='1.0'?><Error><Code>SlowDown</Code></Error>"
+VERSIONS = (
+    b"<?xml version='1.0'?><ListVersionsResult>"
+    b"<Version><Key>%(root)s/traces/0</Key><VersionId>v1</VersionId><Size>1</Size></Version>"
+    b"<Version><Key>%(root)s/%(record)s</Key><VersionId>v2</VersionId><Size>1</Size></Version></ListVersionsResult>"
+) % {b"root": ROOT.encode(), b"record": Keys.channel(1).encode()}
 CLOSED = Channel(epoch=1, lineage=1, active=0, reason=ChannelReason.DELETING, created=NOW)
 
 
@@ -28,8 +33,10 @@ def store() -> Iterator[FaultyStore]:
         yield fake
 
 
-def answers(versions: tuple[int, bytes], uploads: tuple[int, bytes]) -> Callable[[Request], None]:
-    """A root with the record that closed it, until the record is deleted."""
+def answers(
+    versions: tuple[int, bytes], uploads: tuple[int, bytes], deletion: tuple[int, bytes] | None = None
+) -> Callable[[Request], None]:
+    """A root with the record that closed it, until the record is deleted. ``deletion`` answers those of versions."""
     left = [Keys.channel(1)]
 
     def answer(request: Request) -> None:
@@ -39,6 +46,8 @@ def answers(versions: tuple[int, bytes], uploads: tuple[int, bytes]) -> Callable
             request.reply(*uploads)
         elif "list-type=2" in request.path:
             request.reply(200, listing(*(f"{ROOT}/{key}" for key in left)))
+        elif request.command == "POST" and deletion is not None and b"VersionId" in request.body:
+            request.reply(*deletion)
         elif request.command == "POST":
             left.clear()
             request.reply(200, b"<DeleteResult></DeleteResult>")
@@ -68,11 +77,28 @@ def test_a_call_that_the_store_refuses_for_good_is_told(
     progress = finish(store)
     assert progress.done
     for text in (
-        "older versions were not listed: ListObjectVersions: " + words.format("s3:ListBucketVersions"),
+        "older versions were not deleted: ListObjectVersions: " + words.format("s3:ListBucketVersions"),
         "unfinished uploads were not aborted: ListMultipartUploads: " + words.format("s3:ListBucketMultipartUploads"),
     ):
         assert text in progress.remains
     assert "arn:secret" not in progress.remains
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (403, DENIED, "DeleteObjects: AccessDenied; allow s3:DeleteObjectVersion there"),
+        (501, UNKNOWN, "DeleteObjects: the store does not know this call"),
+    ],
+)
+def test_a_store_that_deletes_no_version_at_all_holds_no_deletion(
+    store: FaultyStore, status: int, body: bytes, words: str
+) -> None:
+    """As with MFA Delete."""
+    store.answer = answers((200, VERSIONS), (200, listing()), (status, body))
+    progress = finish(store)
+    assert progress.done
+    assert f"older versions were not deleted: {words}" in progress.remains
 
 
 def test_a_store_that_takes_the_call_for_another_listing_is_not_believed(store: FaultyStore) -> None:

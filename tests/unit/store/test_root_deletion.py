@@ -13,7 +13,7 @@ from aurora_store.errors import AccessRefused, StoreError
 from aurora_store.keys import first_owner
 from aurora_store.objects import ObjectInfo
 from aurora_store.root import deletion_pass
-from aurora_store.root.deletable_objects import DeletableObjects, ObjectVersion, UnfinishedUpload
+from aurora_store.root.deletable_objects import DeletableObjects, ObjectVersion, Page, UnfinishedUpload
 from aurora_store.root.root_deletion import DeletionProgress, RootDeletion
 from aurora_store.s3_calls.batch_deletion import RefusedDeletions
 from tests.unit.training import tiny
@@ -34,8 +34,9 @@ class DeletedObjects(tiny.MemoryObjects, DeletableObjects):
                 self.delete(item.key)
         return RefusedDeletions(len(refused), frozenset(refused), refused[0], "AccessDenied") if refused else None
 
-    def list_versions(self, prefix: str) -> Iterator[ObjectVersion]:
-        yield from [ObjectVersion(item.key, item.size_bytes, "null") for item in self.list_objects(prefix)]
+    def version_pages(self, prefix: str) -> Iterator[Page[ObjectVersion]]:
+        versions = [ObjectVersion(item.key, item.size_bytes, "null") for item in self.list_objects(prefix)]
+        yield Page(versions, is_last=True)
 
     def list_uploads(self) -> Iterator[UnfinishedUpload]:
         return iter(())
@@ -108,7 +109,7 @@ def steps(deletion: RootDeletion, *, expects_records: bool = False) -> DeletionP
     raise AssertionError("the deletion does not end")
 
 
-def deletion_of(objects: DeletedObjects) -> RootDeletion:
+def deletion_of(objects: DeletableObjects) -> RootDeletion:
     return RootDeletion(objects, first_owner(objects.config.root))
 
 
@@ -175,5 +176,7 @@ def test_versions_without_an_object_are_kept_if_the_root_had_another_owner(objec
     deleted: list[object] = []
     objects.list_versions = lambda prefix: iter([ObjectVersion("traces/0", 1, "v1")])  # type: ignore[method-assign]
     objects.delete_batch = deleted.append  # type: ignore[method-assign,assignment]
-    assert RootDeletion(objects, OTHER.id).step(0).done
+    progress = RootDeletion(objects, OTHER.id).step(0)
+    assert progress.done
+    assert "older versions are stored there, and no record is left that names their owner" in progress.remains
     assert deleted == []

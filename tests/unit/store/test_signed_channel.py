@@ -76,6 +76,7 @@ def test_a_root_in_which_nothing_is_signed_names_the_newest_record(objects: Coun
     write(objects, [None] * count)
     with pytest.raises(UnsignedRecord, match=Keys.channel(count)):
         Registry(objects, KEYS[OTHER.name]).signed_channel()
+    assert objects.reads <= MAX_UNSIGNED_TRIED + count.bit_length(), "without a takeover, no record is tried twice"
     write_after_takeover = [OTHER] * count
     objects.data.clear()
     write(objects, [None, *write_after_takeover])

@@ -69,7 +69,7 @@ def test_the_events_give_counts_and_the_way_out() -> None:
     done = end_note(DeletionProgress(12, 3 << 20, done=True), "s3://bucket/root")
     assert done.message == "Deleted 12 objects (3.0 MiB) below s3://bucket/root, and a listing finds no object"
     versioned = end_note(DeletionProgress(12, 3 << 20, done=True, versions=7), "s3://bucket/root")
-    assert versioned.message.startswith("Deleted 12 objects and 7 older versions and delete markers (3.0 MiB) below")
+    assert versioned.message.startswith("Deleted 12 objects and 7 stored versions and delete markers (3.0 MiB) below")
     remains = end_note(DeletionProgress(done=True, remains="x" * 2000), "s3://bucket/root")
     assert (remains.reason, remains.warning) == ("DataMayRemain", True)
     assert remains.message.endswith("(docs/how-to/erasing-data.md)")
