@@ -122,10 +122,11 @@ async def test_foreign_objects_are_left_alone_whenever_they_appear(rig: Operator
     assert rig.api.get(SERVICE, NAMESPACE, NAME) == before
     assert rig.api.get(SERVICE_ACCOUNT, NAMESPACE, NAME) == account_before
     assert "data" not in rig.api.get(SECRET, NAMESPACE, f"{NAME}-keys")
-    # The children exist as soon as the names are free.
+    # The children exist as soon as the names are free and it is time to try again.
     for kind in ("service", "serviceaccount"):
         rig.server.kubectl("delete", kind, NAME, "-n", NAMESPACE)
     rig.server.kubectl("delete", "secret", f"{NAME}-keys", "-n", NAMESPACE)
+    writer.refused.try_now()
     assert await writer.write(owner, (keys,), wanted(owner), existing(rig.api, owner)) == WriteResult()
     assert owner.owns(rig.api.get(SERVICE, NAMESPACE, NAME))
     assert owner.owns(rig.api.get(SECRET, NAMESPACE, f"{NAME}-keys"))
