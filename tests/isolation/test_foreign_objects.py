@@ -10,7 +10,8 @@ from tests.cluster.command import CommandError, wait_until
 from tests.isolation.idle_speculators import IdleSpeculators, manifest
 
 NAME = "web"
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 120.0
+"""A taken name is tried again at least once a minute."""
 FOREIGN: tuple[dict[str, Any], ...] = (
     {
         "apiVersion": "v1",
@@ -79,7 +80,8 @@ def test_objects_of_others_survive_a_speculator_of_their_name(speculators: IdleS
     )
     message = speculators.condition(NAME, "NameTaken")["message"]
     for obj in FOREIGN:
-        assert f"{obj['kind']} {obj['metadata']['name']}" in message, message
+        # The Deployment is not even tried: its pods would use the account and the keys of somebody else.
+        assert (f"{obj['kind']} {obj['metadata']['name']}" in message) == (obj["kind"] != "Deployment"), message
     assert _content(speculators) == before
     cluster.kubectl("delete", "service", NAME, "-n", namespace)
     wait_until("the Service is created once its name is free", lambda: _is_ours(speculators), TIMEOUT_SECONDS)

@@ -147,14 +147,14 @@ def test_a_foreign_object_among_the_records_is_named_and_its_removal_is_enough(
     speculators: IdleSpeculators, healthy: str
 ) -> None:
     objects = registry(speculators.aurora, healthy).objects
-    objects.put("registry/zzz.json", b"{}")
+    objects.put("lineage/zzz.json", b"{}")
     wait_until(
         "the foreign object is named",
-        lambda: "registry/zzz.json" in speculators.condition(healthy, "StorageReady").get("message", ""),
+        lambda: "lineage/zzz.json" in speculators.condition(healthy, "StorageReady").get("message", ""),
         RECORD_SECONDS,
     )
     speculators.seconds_until_applied(healthy, APPLY_SECONDS)
-    objects.delete("registry/zzz.json")
+    objects.delete("lineage/zzz.json")
     wait_until(
         "the store is read again",
         lambda: speculators.condition(healthy, "StorageReady").get("status") == "True",
