@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable
 from importlib.metadata import version
 
+from math import ceil
 from aurora_api import KIND
 from aurora_api.v1alpha1.status import OperatorChallenge, OperatorIdentity, SpeculatorStatus
 from aurora_operator import metrics
@@ -173,10 +174,10 @@ class Authority:
 
     async def _say_yielded(self, owner: Owner, contest: Contest, reason: str) -> None:
         """Say after each answer that another installation acts. An hour has at most one Event."""
-        minutes = (rules.MAX_PAUSE_SECONDS + rules.CHALLENGE_SECONDS) / 60
+        minutes = ceil((rules.MAX_PAUSE_SECONDS + rules.CHALLENGE_SECONDS) / 60)
         message = (
             f"{reason}. {self._own} does not act on it, and asks again from time to time. Run only one of the two here:"
-            f" uninstall one, or give each its own namespaces. The other one then acts within {minutes:.0f} minutes"
+            f" uninstall one, or give each its own namespaces. The other one then acts within {minutes} minutes"
         )
         if contest.answers == 1:
             log.warning("%s: %s", owner.full_name, message)
