@@ -13,8 +13,8 @@ import time
 import uuid
 from collections.abc import Callable
 from importlib.metadata import version
-
 from math import ceil
+
 from aurora_api import KIND
 from aurora_api.v1alpha1.status import OperatorChallenge, OperatorIdentity, SpeculatorStatus
 from aurora_operator import metrics
