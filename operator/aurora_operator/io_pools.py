@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from aurora_operator import metrics
 from aurora_operator.errors import CallAbandoned, KubernetesError
-from aurora_operator.reconcile_slots import api_turn, outside
+from aurora_operator.reconcile_slots import api_turn, outside, outside_api
 from aurora_store import StoreConfig
 
 P = ParamSpec("P")
@@ -57,7 +57,7 @@ async def call_api(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T
     by then never begins. An abandoned write that has begun may still happen, like a write whose answer is lost. The
     next reconcile observes both.
     """
-    return await outside(_call_api(partial(work, *args, **kwargs)))
+    return await outside_api(_call_api(partial(work, *args, **kwargs)))
 
 
 async def _call_api(work: Callable[[], T]) -> T:

@@ -3,10 +3,12 @@
 Why: after a start all speculators are reconciled. Without a limit, one turn of the event loop would compute for all of
 them, and each would hold its children in memory.
 
-Invariants: a reconcile that waits for the API server, a store or agents holds up nobody. It gives its slot back after
-:data:`PATIENCE_SECONDS`, and goes on once it has a slot again. A reconcile that ended holds no slot, even if a task
-that it started goes on. The reconciles of one namespace have at most :data:`API_CALLS_PER_NAMESPACE` calls of the API
-server under way, so that an admission webhook that hangs in one namespace leaves threads for the others.
+Invariants: a reconcile that waits for a store or agents holds up nobody. It gives its slot back after
+:data:`PATIENCE_SECONDS`, and goes on once it has a slot again. One that waits for the API server does so after
+:data:`API_PATIENCE_SECONDS`, and as soon as for a store while the namespace is *slow*: its last call took longer than
+that. A reconcile that ended holds no slot, even if a task that it started goes on. The reconciles of one namespace have
+at most :data:`API_CALLS_PER_NAMESPACE` calls of the API server under way, so that an admission webhook that hangs in
+one namespace leaves threads for the others.
 """
 
 from __future__ import annotations
@@ -26,14 +28,25 @@ MAX_RECONCILES = 12
 API_CALLS_PER_NAMESPACE = MAX_RECONCILES
 """Quick calls keep their slots, so there are never more of them. Only slow ones wait for each other."""
 PATIENCE_SECONDS = 0.5
-"""The API server, and a store nearby, answer sooner."""
+"""A store nearby answers sooner."""
+API_PATIENCE_SECONDS = 5.0
+"""A busy API server answers sooner. Each slot that is lent gives it more to do at a time, and makes its answers slower.
+An admission webhook that hangs takes 10 s or more."""
 
 
 class ReconcileSlots:
     """The slots that all loops of a process share."""
 
-    def __init__(self, slots: int = MAX_RECONCILES, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self,
+        slots: int = MAX_RECONCILES,
+        patience_seconds: float = PATIENCE_SECONDS,
+        api_patience_seconds: float = API_PATIENCE_SECONDS,
+    ) -> None:
         self._free, self.patience_seconds = asyncio.Semaphore(slots), patience_seconds
+        self.api_patience_seconds = api_patience_seconds
+        self.slow_namespaces = set[str]()
+        """Namespaces in which the last call of the API server took longer than the patience for such calls."""
         self._api_turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._waiting = 0
         self._last_grant_seconds = 0.0
@@ -44,7 +57,7 @@ class ReconcileSlots:
         turns = self._api_turns.get(namespace)
         if turns is None:
             turns = self._api_turns[namespace] = asyncio.Semaphore(API_CALLS_PER_NAMESPACE)
-        return Slot(self, turns)
+        return Slot(self, namespace, turns)
 
     @property
     def stalled_seconds(self) -> float:
@@ -68,8 +81,8 @@ class ReconcileSlots:
 class Slot:
     """The slot of one reconcile. Made by :class:`ReconcileSlots`."""
 
-    def __init__(self, slots: ReconcileSlots, api_turns: asyncio.Semaphore) -> None:
-        self._slots, self.api_turns = slots, api_turns
+    def __init__(self, slots: ReconcileSlots, namespace: str, api_turns: asyncio.Semaphore) -> None:
+        self._slots, self._namespace, self.api_turns = slots, namespace, api_turns
         self.patience_seconds = slots.patience_seconds
         self._held = self._waiting = self._ended = False
         self._moved_seconds = time.monotonic()
@@ -79,6 +92,19 @@ class Slot:
     def silent_seconds(self) -> float:
         """Seconds since the reconcile got its slot or an answer. Zero while it waits for a slot."""
         return 0.0 if self._waiting else time.monotonic() - self._moved_seconds
+
+    @property
+    def api_patience_seconds(self) -> float:
+        """How long a call of the API server may hold the slot."""
+        slow = self._namespace in self._slots.slow_namespaces
+        return self.patience_seconds if slow else self._slots.api_patience_seconds
+
+    def note_api_call(self, seconds: float) -> None:
+        """Remember whether the namespace is slow."""
+        if seconds > self._slots.api_patience_seconds:
+            self._slots.slow_namespaces.add(self._namespace)
+        else:
+            self._slots.slow_namespaces.discard(self._namespace)
 
     async def __aenter__(self) -> Slot:
         await self.acquire()
@@ -124,14 +150,34 @@ def api_turn() -> AbstractAsyncContextManager[None]:
     return contextlib.nullcontext() if slot is None else slot.api_turns
 
 
-async def outside(work: Coroutine[Any, Any, T]) -> T:
-    """Wait for ``work``, which waits for others, and lend this reconcile's slot meanwhile if that takes long."""
+async def outside_api(work: Coroutine[Any, Any, T]) -> T:
+    """:func:`outside` for a call of the API server."""
+    slot = _current.get()
+    if slot is None:
+        return await work
+
+    async def timed() -> T:
+        started_seconds = time.monotonic()
+        try:
+            return await work
+        finally:
+            slot.note_api_call(time.monotonic() - started_seconds)
+
+    return await outside(timed(), slot.api_patience_seconds)
+
+
+async def outside(work: Coroutine[Any, Any, T], patience_seconds: float | None = None) -> T:
+    """Wait for ``work``, which waits for others, and lend this reconcile's slot meanwhile if that takes long.
+
+    Args:
+        patience_seconds: after which the slot is lent. None: that of the slot.
+    """
     slot = _current.get()
     if slot is None:
         return await work
     task = asyncio.ensure_future(work)
     try:
-        await asyncio.wait({task}, timeout=slot.patience_seconds)
+        await asyncio.wait({task}, timeout=slot.patience_seconds if patience_seconds is None else patience_seconds)
         if not task.done():
             slot.release()
             await asyncio.wait({task})

@@ -149,7 +149,7 @@ async def test_reconciles_that_wait_for_a_slow_webhook_hold_up_neither_slots_nor
 ) -> None:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(io_pools.api_threads())
-    slots = ReconcileSlots(2, 0.02)
+    slots = ReconcileSlots(2, 0.02, 0.05)
 
     async def reconcile(namespace: str, work: Callable[[], object]) -> None:
         async with slots.slot(namespace):
@@ -164,6 +164,39 @@ async def test_reconciles_that_wait_for_a_slow_webhook_hold_up_neither_slots_nor
     released.set()
     async with asyncio.timeout(10):
         await asyncio.gather(*hanging)
+
+
+async def test_only_a_namespace_whose_calls_were_slow_lends_its_slots_early(released: threading.Event) -> None:
+    """More reconciles at a time would make each call of a busy API server slower."""
+    slots = ReconcileSlots(1, 0.01, 0.5)
+
+    async def lent_after(seconds: float) -> bool:
+        """Whether another reconcile gets the only slot within this time, while a call hangs."""
+        released.clear()
+        async with asyncio.TaskGroup() as tasks:
+            entered = asyncio.Event()
+
+            async def hang() -> None:
+                async with slots.slot("team"):
+                    entered.set()
+                    await call_api(released.wait, 30)
+
+            tasks.create_task(hang())
+            await entered.wait()
+            other = slots.slot("other")
+            waits = tasks.create_task(other.acquire())
+            done, _ = await asyncio.wait({waits}, timeout=seconds)
+            released.set()
+            await waits
+            other.release()
+        return bool(done)
+
+    assert not await lent_after(0.25)
+    assert slots.slow_namespaces == set()
+    assert await lent_after(5), "its patience ends"
+    assert slots.slow_namespaces == {"team"}
+    assert await lent_after(0.25), "the namespace is known to be slow"
+    assert slots.slow_namespaces == set(), "the last call was quick"
 
 
 async def test_a_timeout_inside_a_call_is_not_taken_for_the_deadline() -> None:
