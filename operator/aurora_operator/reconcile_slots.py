@@ -30,8 +30,9 @@ API_CALLS_PER_NAMESPACE = MAX_RECONCILES
 PATIENCE_SECONDS = 0.5
 """A store nearby answers sooner."""
 API_PATIENCE_SECONDS = 5.0
-"""A busy API server answers sooner. Each slot that is lent gives it more to do at a time, and makes its answers slower.
-An admission webhook that hangs takes 10 s or more."""
+"""More than a busy API server usually takes, and less than the 10 s after which Kubernetes gives a webhook up by
+default. A lent slot lets one more reconcile run, and more of them at a time made changes slower. The value itself was
+not measured."""
 
 
 class ReconcileSlots:

@@ -45,7 +45,7 @@ from tests.traffic.report import Summary
 
 NAME = "chat"
 SPEC = {**ON_CPU, "rollout": {"analysis": {"settleSeconds": 5, "watchSeconds": 15}}}
-"""What the demo changes in the small speculator. Its waits are short, so that somebody can watch all of it."""
+"""The demo's own settings of the small speculator. The waits are short, so that somebody can watch all of the demo."""
 BUDGET_SECONDS = float(os.environ.get("BUDGET_SECONDS", "2400"))
 LOOK_SECONDS = 10.0
 """Between two looks at the resource. Each look is a call of kubectl, which takes CPU from the cluster."""

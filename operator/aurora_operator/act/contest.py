@@ -40,7 +40,7 @@ PAUSE_JITTER = 0.25
 
 
 class Claim(Enum):
-    """What an installation does about a speculator."""
+    """How an installation treats a speculator."""
 
     HOLD = "its name is in the status: it acts"
     TAKE = "it writes its name into the status"
@@ -51,10 +51,10 @@ class Claim(Enum):
 
 @dataclass(frozen=True)
 class Contest:
-    """What a process remembers about a speculator that names another installation. Lost with the leadership."""
+    """How far one process has asked about a speculator that names another installation. Lost with the leadership."""
 
     uid: str
-    """The speculator's."""
+    """The uid of the speculator."""
     holder: str
     """The installation that the status names."""
     nonce: str = ""
@@ -93,7 +93,7 @@ def decide(
     """Decide for the installation ``own``.
 
     Args:
-        uid: the speculator's.
+        uid: of the speculator.
         contest: what this function returned for the speculator before.
         now_seconds: of a monotonic clock of this process.
 

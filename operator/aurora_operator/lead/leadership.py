@@ -213,7 +213,7 @@ class LeaderElector:
 
 
 def _text(error: KubernetesError | TimeoutError) -> str:
-    """What the log says. A call that was not over in time was abandoned, and is counted."""
+    """The error's text for the log. Counts a call that was abandoned at its deadline."""
     if isinstance(error, KubernetesError):
         return str(error)
     metrics.API_CALLS_ABANDONED.inc()

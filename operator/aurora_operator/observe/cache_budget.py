@@ -20,7 +20,7 @@ SPECULATOR_BYTES = 256 << 10
 MAX_SPECULATOR_BYTES = 256 << 10
 """For the custom resource itself, compressed. An ordinary one needs 2 kB."""
 ENTRY_BYTES = 500
-"""What an entry takes beside the packed object."""
+"""Bytes that an entry takes beside its packed object."""
 
 
 class CacheBudget:

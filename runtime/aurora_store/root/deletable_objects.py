@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Page(Generic[T]):
-    """What one request of a listing returned, or a part of that. May be empty."""
+    """The answer to one request of a listing, or a part of that answer. May be empty."""
 
     items: Sequence[T]
     is_last: bool

@@ -18,7 +18,7 @@ from aurora_store.root.deletable_objects import OBJECTS_PER_REQUEST, DeletableOb
 
 @dataclass
 class Deleted:
-    """What was deleted since this process began."""
+    """The objects that this process has deleted so far."""
 
     objects: int = 0
     object_bytes: int = 0

@@ -43,7 +43,7 @@ MAX_LOST_RACES: Final = 5
 
 @dataclass(frozen=True)
 class DeletionProgress:
-    """What was deleted since this process began, and how the deletion ended, if it did."""
+    """The objects that this process has deleted so far, and how the deletion ended, if it did."""
 
     objects: int = 0
     size_bytes: int = 0
@@ -107,7 +107,7 @@ class RootDeletion:
         return self._progress(done=self._delete_newest(newest))
 
     def _end_of_empty_root(self, deadline: float, *, expects_records: bool) -> DeletionProgress:
-        """What an empty listing means. Versions without an object may be those of another owner of the root."""
+        """Interpret an empty listing. Versions without an object may be those of another owner of the root."""
         if expects_records:
             return self._progress(no_records=True)
         if not self._closed and self._owner != first_owner(self._objects.config.root):

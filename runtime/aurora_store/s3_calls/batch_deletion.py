@@ -1,4 +1,4 @@
-"""What a store refused of one request that deletes many objects.
+"""Reads the refusals in the answer to one request that deletes many objects.
 
 Invariant: an error from the store is matched with an object that was asked for. Any other key in the answer is
 untrusted text, so it is counted and never repeated.
@@ -30,7 +30,7 @@ class RefusedDeletions:
 
 
 def refused_deletions(asked: Sequence[Mapping[str, str]], answer: Mapping[str, Any]) -> RefusedDeletions | None:
-    """What ``answer`` refuses of the objects in ``asked``. None: nothing."""
+    """The refusals that ``answer`` has for the objects in ``asked``. None: it has none."""
     errors: Sequence[Mapping[str, str]] = answer.get("Errors") or ()
     if not errors:
         return None
