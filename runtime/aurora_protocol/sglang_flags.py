@@ -12,7 +12,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any, Final, NoReturn
 
@@ -110,6 +110,11 @@ def _parser() -> _Parser:
 
 def argument_faults(arguments: Sequence[str]) -> list[str]:
     """What SGLang would say against ``arguments``; empty when it would take them."""
+    return list(_faults(tuple(arguments)))
+
+
+@lru_cache(maxsize=64)  # each reconcile asks several times, and a parse takes 0.4 ms
+def _faults(arguments: tuple[str, ...]) -> list[str]:
     options = {flag: option for option in known_options().options for flag in option.flags}
     flags = [argument.split("=", 1)[0] for argument in arguments if argument.startswith("--")]
     unknown = [flag for flag in flags if not any(known.startswith(flag) for known in options)]

@@ -6,7 +6,7 @@ Every apply names the uid and the resourceVersion of that object. So the API ser
 - the name belongs to another object by then, or
 - somebody took our owner reference away since: a forced apply would put it back, and so adopt the object.
 
-A status alone also changes the resourceVersion. Then the apply is tried again over the newer object, after a new check
+A status alone also changes the resourceVersion. Then the write is tried again over the newer object, after a new check
 that this process leads. When somebody changed the specification, the speculator is observed again instead.
 """
 
@@ -22,7 +22,7 @@ from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi, Object, resource_of
 
 MAX_ATTEMPTS: Final = 5
-"""Vain applies in a row. During a roll a Deployment's status changes every few moments, which makes an apply vain."""
+"""Vain writes of one child. During a roll a Deployment's status changes every few moments, which makes a write vain."""
 
 
 async def apply_over(api: KubernetesApi, owner: Owner, child: Object, existing: Object) -> Object:
@@ -31,18 +31,20 @@ async def apply_over(api: KubernetesApi, owner: Owner, child: Object, existing: 
     Raises :class:`NameTakenError` when the object is not ours any more, :class:`Conflict` when it does not exist any
     more or its specification changed since it was read, and :class:`KubernetesError` when the API server refuses.
     """
-    adopted = False
+    applied = adopted = False
     attempts = 0
     while True:
         try:
-            existing = await call_api(api.apply, _over(child, existing))
+            if not applied:
+                existing = await call_api(api.apply, _over(child, existing))
+                applied = True
             managed_fields = applied_managed_fields(existing["metadata"].get("managedFields") or ())
             if managed_fields is None or adopted:
                 return existing
             # The first apply after a create call could not remove fields that ``child`` does not have any more, and the
             # next one can. See field_ownership.
             existing = await call_api(api.set_managed_fields, existing, managed_fields)
-            adopted = True
+            applied, adopted = False, True
         except KubernetesError as error:
             existing = await _with_newer_status(api, owner, child, existing, error)
             attempts += 1
@@ -89,7 +91,7 @@ def _over(child: Object, existing: Object) -> Object:
 async def _with_newer_status(
     api: KubernetesApi, owner: Owner, child: Object, existing: Object, error: KubernetesError
 ) -> Object:
-    """The object to apply to next, after ``error``: ``existing`` with a newer status. Raises what anything else means.
+    """The object to write next, after ``error``: ``existing`` with a newer status. Raises what anything else means.
 
     The API server refuses another uid as a conflict, or for some kinds as a change of an immutable field.
     """

@@ -237,23 +237,31 @@ class SpeculatorFigures(Collector):
         """All metrics without samples."""
         return [figure.family() for figure in _FIGURES]
 
-    def collect(self) -> Iterable[Metric]:
-        families = {figure: figure.family() for figure in _FIGURES}
-        # A copy: Prometheus asks in another thread than the one that records.
-        for key, speculator in list(self._speculators.items()):
-            for figure, samples in speculator.values.items():
-                for sample in samples:
-                    families[figure].add_metric(_labels(key, sample.label), sample.value)
-            for decision in DECISIONS:
-                count = speculator.decisions[decision] if speculator.scraped else 0
-                families[_DECISIONS].add_metric(_labels(key, decision), count)
-            speculator.scraped = True
-        return families.values()
+    def collect(self) -> Iterator[Metric]:
+        # One metric after the other, because the samples of all metrics at a time would take 20 MB for a thousand
+        # speculators. A copy of the speculators, because Prometheus asks in another thread than the one that records.
+        speculators = list(self._speculators.items())
+        for figure in _FIGURES:
+            family = figure.family()
+            for key, speculator in speculators:
+                for sample in _samples(figure, speculator):
+                    family.add_metric(_labels(key, sample.label), sample.value)
+            yield family
+            if figure is _DECISIONS:
+                for _, speculator in speculators:
+                    speculator.scraped = True
 
 
 FIGURES: Final = SpeculatorFigures()
 """The figures that the operator's ``/metrics`` shows."""
 REGISTRY.register(FIGURES)
+
+
+def _samples(figure: _Figure, speculator: _Speculator) -> Iterable[_Sample]:
+    if figure is not _DECISIONS:
+        return speculator.values.get(figure, ())
+    decisions = speculator.decisions if speculator.scraped else Counter[str]()
+    return [_Sample(decisions[decision], decision) for decision in DECISIONS]
 
 
 def _labels(speculator: tuple[str, str], label: str) -> list[str]:

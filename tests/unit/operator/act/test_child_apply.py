@@ -47,3 +47,25 @@ async def test_an_apply_that_fails_after_the_adoption_is_made_up_for() -> None:
     api.writes.clear()
     assert await writer.write(OWNER, (), (CHANGED_SERVICE,), api.owned()) == WriteResult()
     assert api.writes == ["apply Service chat"]
+
+
+async def test_a_status_written_before_the_adoption_does_not_repeat_the_apply() -> None:
+    """A controller answers most applies with a status at once."""
+    api = FakeApi()
+    await write(api)
+    api.writes.clear()
+    apply = api.apply
+
+    def apply_and_answer(obj: Object) -> Object:
+        applied = apply(obj)
+        api.status_writes = int("adopt fields PodDisruptionBudget chat" not in api.writes)
+        return applied
+
+    api.apply = apply_and_answer  # type: ignore[method-assign]
+    changed = {**BUDGET, "spec": {**BUDGET["spec"], "maxUnavailable": 2}}
+    assert await ChildWriter(api).write(OWNER, (), (changed,), api.owned()) == WriteResult()
+    assert api.writes == [
+        "apply PodDisruptionBudget chat",
+        "adopt fields PodDisruptionBudget chat",
+        "apply PodDisruptionBudget chat",
+    ]
