@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 
+from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator import kubernetes_api
 from aurora_operator.children.metadata import (
     INFERENCE,
@@ -110,7 +111,7 @@ class Observer:
         if "deletionTimestamp" in stored["metadata"]:
             raise BeingDeleted(stored)
         owner, spec, status, fault = parse_usable(stored)
-        self._trust_no_secret_of_another_spec(owner)
+        await self._trust_no_secret_of_another_spec(owner, spec)
         children = await self._children(owner)
         token = await self._agent_token(owner)
         pods = await self._agents.of(children.pods, token, ask=ask_agents)
@@ -160,11 +161,12 @@ class Observer:
         check(answer)
         self._cache.put(answer)
 
-    def _trust_no_secret_of_another_spec(self, owner: Owner) -> None:
+    async def _trust_no_secret_of_another_spec(self, owner: Owner, spec: SpeculatorSpec) -> None:
         """A changed spec may name other Secrets, and a user who corrects a Secret often touches the spec as well."""
         if owner.generation != self._generation:
             self._secrets.forget()
             self._generation = owner.generation
+            await self._secrets.prefetch((keys_name(owner), *self.store.secret_names(owner, spec)))
 
     async def _children(self, owner: Owner) -> _Children:
         """The objects with our labels, except those that belong to somebody else."""
