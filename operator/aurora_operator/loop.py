@@ -21,7 +21,8 @@ from aurora_store.errors import ObjectExists, StoreError
 log = logging.getLogger(__name__)
 
 DEBOUNCE_SECONDS = 0.2
-"""Changes come in bursts: one reconcile answers all changes that arrive within this time."""
+"""Changes of children come in bursts: one reconcile answers all changes that arrive within this time. A person's change
+of the spec does not wait."""
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 60.0
 MAX_QUICK_RETRIES = 5
 """Conflicts in a row that are retried at once. More conflicts have a cause that lasts, such as a store whose listings
@@ -117,7 +118,8 @@ class SpeculatorLoop:
                 await self._wake.wait()
         except TimeoutError:
             return False
-        await asyncio.sleep(DEBOUNCE_SECONDS)
+        if not self._reconciler.has_new_spec():
+            await asyncio.sleep(DEBOUNCE_SECONDS)
         return True
 
 

@@ -109,6 +109,8 @@ class Reconciler:
         self._at_rest = False
         self._cache_is_behind = False
         self._unreported = False
+        self._seen_generation = 0
+        """The generation of the spec at the beginning of the last reconcile."""
 
     async def reconcile(self, *, woken: bool = True) -> float:
         """Reconcile once. Returns the seconds to wait before the next reconcile.
@@ -133,6 +135,7 @@ class Reconciler:
         stored = self._stored()
         if stored is None:
             raise NotFound(f"{self._key[0]}/{self._key[1]} is gone", 404)
+        self._seen_generation = stored["metadata"]["generation"]
         # The claim comes before the observation, which asks agents and writes to the store: another installation may
         # act on this speculator.
         claim = await self._claim(owner_of(stored), status_of(stored))
@@ -265,6 +268,11 @@ class Reconciler:
             note = EventNote("InvalidSpec", str(error), warning=True, period_per_reason=CONDITION_PERIOD)
             await self._events.post(note, owner)
         return status
+
+    def has_new_spec(self) -> bool:
+        """Whether somebody changed the spec, or asked for the deletion, since the last reconcile began."""
+        stored = self._stored()
+        return stored is not None and stored["metadata"]["generation"] != self._seen_generation
 
     def end_outdated_wait(self) -> None:
         """Stop waiting for a store whose settings were changed meanwhile. Called whenever something changed."""

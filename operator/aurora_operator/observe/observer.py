@@ -13,11 +13,13 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
+from typing import Any, TypeVar
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator import kubernetes_api
@@ -53,6 +55,8 @@ from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.pod_settings import AGENT_TOKEN
 from aurora_store.policy.store_policy import StorePolicy
 
+T = TypeVar("T")
+U = TypeVar("U")
 MAX_PODS_OF_A_JOB = 100
 """A Job has one pod at a time. Others may have given its label to their pods."""
 
@@ -114,9 +118,11 @@ class Observer:
         await self._trust_no_secret_of_another_spec(owner, spec)
         children = await self._children(owner)
         token = await self._agent_token(owner)
-        pods = await self._agents.of(children.pods, token, ask=ask_agents)
         requests = user_requests(stored)
-        store = await self.store.view(owner, spec, store_needs(owner, spec, status, children.jobs, requests))
+        pods, store = await _together(
+            self._agents.of(children.pods, token, ask=ask_agents),
+            self.store.view(owner, spec, store_needs(owner, spec, status, children.jobs, requests)),
+        )
         self._secrets.drop_unasked()
         self._doubt_secrets(owner, pods, children.jobs, token)
         history, live = self._counter_history, children.packed
@@ -229,6 +235,16 @@ class Observer:
             self._secrets.suspect(keys_name(owner))
         if stuck or any(not (job.finished or job.suspended) for job in jobs):
             self.store.keys.doubt()
+
+
+async def _together(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U]) -> tuple[T, U]:
+    """The results of both. When one raises, the other one ends, and the error goes on."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = group.create_task(first), group.create_task(second)
+    except ExceptionGroup as raised:
+        raise raised.exceptions[0] from None
+    return tasks[0].result(), tasks[1].result()
 
 
 def _is_ours(owner: Owner, obj: Object, labelled: Mapping[tuple[str, str], Object]) -> bool:

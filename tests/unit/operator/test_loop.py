@@ -29,6 +29,10 @@ class FakeReconciler:
     """The number of reconciles before each time that the stored status was shown."""
     changes: int = 0
     """How often a wait for a former store was to end."""
+    new_spec: bool = False
+
+    def has_new_spec(self) -> bool:
+        return self.new_spec
 
     def show_stored_status(self) -> None:
         self.shown_before.append(len(self.woken))
@@ -118,6 +122,23 @@ async def test_a_change_ends_the_rest_and_the_reconcile_knows_that() -> None:
     loop.wake()
     await asyncio.sleep(0.05)
     assert reconciler.woken[3] is False, "time alone passed"
+    task.cancel()
+
+
+async def test_a_changed_spec_does_not_wait_for_further_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module, "DEBOUNCE_SECONDS", 3600)
+    reconciler = FakeReconciler(rest_seconds=3600)
+    loop = loop_of(reconciler)
+    task = asyncio.create_task(loop.run())
+    await asyncio.sleep(0.05)
+    reconciler.new_spec = True
+    loop.wake()
+    await asyncio.sleep(0.05)
+    assert reconciler.woken == [True, True]
+    reconciler.new_spec = False
+    loop.wake()
+    await asyncio.sleep(0.05)
+    assert reconciler.woken == [True, True], "a change of a child waits for others"
     task.cancel()
 
 

@@ -56,8 +56,8 @@ async def test_a_status_written_before_the_adoption_does_not_repeat_the_apply() 
     api.writes.clear()
     apply = api.apply
 
-    def apply_and_answer(obj: Object) -> Object:
-        applied = apply(obj)
+    def apply_and_answer(obj: Object, *, subresource: str = "") -> Object:
+        applied = apply(obj, subresource=subresource)
         api.status_writes = int("adopt fields PodDisruptionBudget chat" not in api.writes)
         return applied
 
