@@ -8,7 +8,8 @@ Invariants: a reconcile that waits for a store or agents holds up nobody. It giv
 :data:`API_PATIENCE_SECONDS`, and as soon as for a store while the namespace is *slow*: its last call took longer than
 that. A reconcile that ended holds no slot, even if a task that it started goes on. The reconciles of one namespace have
 at most :data:`API_CALLS_PER_NAMESPACE` calls of the API server under way, so that an admission webhook that hangs in
-one namespace leaves threads for the others.
+one namespace leaves threads for the others. Parts of a reconcile may wait at the same time. They share its slot, which
+is lent until the last of them has its answer.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar, Token
 from typing import Any, TypeVar
@@ -86,6 +87,11 @@ class Slot:
         self._slots, self._namespace, self.api_turns = slots, namespace, api_turns
         self.patience_seconds = slots.patience_seconds
         self._held = self._waiting = self._ended = False
+        self._lenders = 0
+        """Parts of the reconcile that wait for others, and lend the slot meanwhile. Parts may run at the same time."""
+        self._acquiring = asyncio.Lock()
+        """Held by the part that waits for the slot. If two parts waited, one would wait while the other has the slot,
+        and reconciles that hold slots would wait for each other."""
         self._moved_seconds = time.monotonic()
         self._token: Token[Slot | None]
 
@@ -118,19 +124,33 @@ class Slot:
         self.release()
 
     async def acquire(self) -> None:
-        """Wait for the slot. Once the reconcile has ended it gets none, because nobody would give it back."""
-        if self._ended or self._held:
-            return
-        self._waiting = True
+        """Wait for the slot, unless a part of the reconcile still lends it: the last such part gets it.
+
+        Once the reconcile has ended it gets none, because nobody would give it back.
+        """
+        async with self._acquiring:
+            if self._ended or self._held or self._lenders:
+                return
+            self._waiting = True
+            try:
+                await self._slots.acquire()
+                if self._ended or self._lenders:
+                    self._slots.release()
+                else:
+                    self._held = True
+            finally:
+                self._waiting = False
+                self.got_answer()
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """Others may use the slot meanwhile. Call :meth:`acquire` afterwards."""
+        self._lenders += 1
+        self.release()
         try:
-            await self._slots.acquire()
-            if self._ended or self._held:
-                self._slots.release()
-            else:
-                self._held = True
+            yield
         finally:
-            self._waiting = False
-            self.got_answer()
+            self._lenders -= 1
 
     def release(self) -> None:
         if self._held:
@@ -180,8 +200,8 @@ async def outside(work: Coroutine[Any, Any, T], patience_seconds: float | None =
     try:
         await asyncio.wait({task}, timeout=slot.patience_seconds if patience_seconds is None else patience_seconds)
         if not task.done():
-            slot.release()
-            await asyncio.wait({task})
+            with slot.lent():
+                await asyncio.wait({task})
             await slot.acquire()
     except asyncio.CancelledError:
         task.cancel()

@@ -121,3 +121,71 @@ async def test_two_tasks_of_a_reconcile_take_its_slot_back_once() -> None:
         await asyncio.gather(outside(asyncio.sleep(0.03)), outside(asyncio.sleep(0.03)))
     async with asyncio.timeout(5), slots.slot("team"):
         pass
+
+
+async def test_reconciles_of_several_parts_that_wait_never_wait_for_each_other() -> None:
+    """Each part lends the slot and takes it back. A reconcile that took two would keep one from the next."""
+    slots = ReconcileSlots(2, 0.005)
+
+    async def reconcile() -> None:
+        async with slots.slot("team"):
+            for _ in range(3):
+                await asyncio.gather(*(outside(asyncio.sleep(seconds)) for seconds in (0.001, 0.02, 0.02, 0.03)))
+
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(reconcile() for _ in range(10)))
+    assert await _free(slots) == 2
+
+
+async def test_a_slot_is_lent_until_the_last_part_has_its_answer() -> None:
+    slots, answered = ReconcileSlots(1, 0.01), asyncio.Event()
+
+    async def reconcile() -> None:
+        async with slots.slot("team"):
+            await asyncio.gather(outside(asyncio.sleep(0.03)), outside(answered.wait()))
+            assert await _free(slots) == 0
+
+    waiting = asyncio.create_task(reconcile())
+    await asyncio.sleep(0.1)
+    assert await _free(slots) == 1, "the agents answered, and the store did not"
+    answered.set()
+    await waiting
+    assert await _free(slots) == 1
+
+
+async def test_a_part_that_ends_by_an_error_leaves_no_slot_behind() -> None:
+    slots = ReconcileSlots(1, 0.01)
+
+    async def fail() -> None:
+        await asyncio.sleep(0.03)
+        raise ValueError
+
+    async def reconcile() -> None:
+        async with slots.slot("team"), asyncio.TaskGroup() as parts:
+            parts.create_task(outside(fail()))
+            parts.create_task(outside(asyncio.sleep(60)))
+
+    with pytest.raises(ExceptionGroup):
+        await reconcile()
+    assert await _free(slots) == 1
+
+
+async def _free(slots: ReconcileSlots) -> int:
+    """How many reconciles could begin now."""
+    begun = 0
+
+    async def begin(until: asyncio.Event) -> None:
+        nonlocal begun
+        async with slots.slot("probe"):
+            begun += 1
+            await until.wait()
+
+    end = asyncio.Event()
+    probes = [asyncio.create_task(begin(end)) for _ in range(5)]
+    await asyncio.sleep(0.005)
+    end.set()
+    free = begun
+    for probe in probes:
+        probe.cancel()
+    await asyncio.gather(*probes, return_exceptions=True)
+    return free
