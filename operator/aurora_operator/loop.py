@@ -21,8 +21,8 @@ from aurora_store.errors import ObjectExists, StoreError
 log = logging.getLogger(__name__)
 
 DEBOUNCE_SECONDS = 0.2
-"""Changes of children come in bursts: one reconcile answers all changes that arrive within this time. A person's change
-of the spec does not wait."""
+"""Changes of children come in bursts: one reconcile answers all changes that arrive within this time. A change of the
+spec waits only until this time has passed since the last reconcile began."""
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 60.0
 MAX_QUICK_RETRIES = 5
 """Conflicts in a row that are retried at once. More conflicts have a cause that lasts, such as a store whose listings
@@ -48,7 +48,8 @@ class SpeculatorLoop:
         """Whether the metrics show the stored status. They do so before the first reconcile, which waits for a slot."""
         self._slot: Slot | None = None
         """The slot of the reconcile that runs, or that waits for its slot."""
-        self._finish_by_seconds = time.monotonic() + MAX_RECONCILE_SECONDS
+        self._began_seconds = time.monotonic()
+        self._finish_by_seconds = self._began_seconds + MAX_RECONCILE_SECONDS
 
     def wake(self) -> None:
         """Reconcile soon, because something changed. A reconcile that waits for a former store ends."""
@@ -67,6 +68,7 @@ class SpeculatorLoop:
         woken = True
         while not self._reconciler.is_gone():
             self._wake.clear()
+            self._began_seconds = time.monotonic()
             delay_seconds = await self._turn(woken=woken)
             self._finish_by_seconds = time.monotonic() + delay_seconds + MAX_RECONCILE_SECONDS
             woken = await self._pause(delay_seconds)
@@ -118,8 +120,8 @@ class SpeculatorLoop:
                 await self._wake.wait()
         except TimeoutError:
             return False
-        if not self._reconciler.has_new_spec():
-            await asyncio.sleep(DEBOUNCE_SECONDS)
+        passed_seconds = time.monotonic() - self._began_seconds if self._reconciler.has_new_spec() else 0.0
+        await asyncio.sleep(max(0.0, DEBOUNCE_SECONDS - passed_seconds))
         return True
 
 

@@ -27,7 +27,8 @@ T = TypeVar("T")
 MAX_RECONCILES = 12
 """Slots. More take more memory and start a thousand speculators no sooner (``docs/results/operator-scale.md``)."""
 API_CALLS_PER_NAMESPACE = MAX_RECONCILES
-"""Quick calls keep their slots, so there are never more of them. Only slow ones wait for each other."""
+"""Enough for one call of each reconcile that holds a slot. Reads of Secrets are made several at a time, and then even
+quick calls may wait briefly."""
 PATIENCE_SECONDS = 0.5
 """A store nearby answers sooner."""
 API_PATIENCE_SECONDS = 5.0
@@ -90,8 +91,8 @@ class Slot:
         self._lenders = 0
         """Parts of the reconcile that wait for others, and lend the slot meanwhile. Parts may run at the same time."""
         self._acquiring = asyncio.Lock()
-        """Held by the part that waits for the slot. If two parts waited, one would wait while the other has the slot,
-        and reconciles that hold slots would wait for each other."""
+        """Only one part at a time waits for a slot. If two did, one would get it, and the other would wait for a second
+        one. Reconciles that each hold a slot would then wait for each other for ever."""
         self._moved_seconds = time.monotonic()
         self._token: Token[Slot | None]
 
@@ -124,7 +125,7 @@ class Slot:
         self.release()
 
     async def acquire(self) -> None:
-        """Wait for the slot, unless a part of the reconcile still lends it: the last such part gets it.
+        """Wait for the slot. Return without it while another part lends it: the part that lends last waits for it.
 
         Once the reconcile has ended it gets none, because nobody would give it back.
         """

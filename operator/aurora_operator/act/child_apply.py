@@ -22,7 +22,8 @@ from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi, Object, resource_of
 
 MAX_ATTEMPTS: Final = 5
-"""Vain writes of one child. During a roll a Deployment's status changes every few moments, which makes a write vain."""
+"""After so many failed attempts to write one child, the last error is raised. During a roll a Deployment's status
+changes every few moments, and each change makes a write fail."""
 
 
 async def apply_over(api: KubernetesApi, owner: Owner, child: Object, existing: Object) -> Object:
@@ -91,9 +92,10 @@ def _over(child: Object, existing: Object) -> Object:
 async def _with_newer_status(
     api: KubernetesApi, owner: Owner, child: Object, existing: Object, error: KubernetesError
 ) -> Object:
-    """The object to write next, after ``error``: ``existing`` with a newer status. Raises what anything else means.
+    """The stored object to write over next, if only its status changed since ``existing``.
 
-    The API server refuses another uid as a conflict, or for some kinds as a change of an immutable field.
+    Raises the error that says what happened otherwise. The API server refuses another uid as a conflict, or for some
+    kinds as a change of an immutable field.
     """
     if error.status in UNAVAILABLE_STATUSES:
         raise error

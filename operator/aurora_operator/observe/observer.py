@@ -5,7 +5,7 @@ Invariants:
 - An observation of a speculator at rest costs no API call. Secrets are read by name once.
 - A finished Job is observed together with its pod's termination message and with its evidence. Jobs and pods come by
   separate watches, and a Job's end may arrive before its pod's. The pod is then read from the API server, which stored
-  the pod's end first. The store is read last, because a validator writes its evidence before it ends.
+  the pod's end first. The store is read after the Jobs, because a validator writes its evidence before it ends.
 - Only a failure of the API server ends an observation early.
 - The observer may lose everything that it keeps between observations (connections, Secrets, cached create-once records,
   the recent counters) without changing a decision about a version.
@@ -115,7 +115,7 @@ class Observer:
         if "deletionTimestamp" in stored["metadata"]:
             raise BeingDeleted(stored)
         owner, spec, status, fault = parse_usable(stored)
-        await self._trust_no_secret_of_another_spec(owner, spec)
+        await self._read_secrets_of_a_new_spec(owner, spec)
         children = await self._children(owner)
         token = await self._agent_token(owner)
         requests = user_requests(stored)
@@ -167,8 +167,11 @@ class Observer:
         check(answer)
         self._cache.put(answer)
 
-    async def _trust_no_secret_of_another_spec(self, owner: Owner, spec: SpeculatorSpec) -> None:
-        """A changed spec may name other Secrets, and a user who corrects a Secret often touches the spec as well."""
+    async def _read_secrets_of_a_new_spec(self, owner: Owner, spec: SpeculatorSpec) -> None:
+        """Read all Secrets after a change of the spec. Raises :class:`KubernetesError`.
+
+        A changed spec may name other Secrets, and a user who corrects a Secret often touches the spec as well.
+        """
         if owner.generation != self._generation:
             self._secrets.forget()
             self._generation = owner.generation
@@ -238,13 +241,28 @@ class Observer:
 
 
 async def _together(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U]) -> tuple[T, U]:
-    """The results of both. When one raises, the other one ends, and the error goes on."""
+    """Run both at the same time and return their results. When one raises, the other is cancelled.
+
+    Not asyncio.TaskGroup: it loses a cancellation that arrives together with an error, and the loop would go on.
+    """
+    tasks = asyncio.ensure_future(first), asyncio.ensure_future(second)
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = group.create_task(first), group.create_task(second)
-    except ExceptionGroup as raised:
-        raise raised.exceptions[0] from None
+        done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        if others:
+            _cancel(others)
+            await asyncio.wait(others)
+    except asyncio.CancelledError:
+        _cancel(tasks)
+        raise
+    for task in done:  # not the cancelled one, whose CancelledError would end the loop
+        task.result()
     return tasks[0].result(), tasks[1].result()
+
+
+def _cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
+    for task in tasks:
+        if not task.cancel() and not task.cancelled():
+            task.exception()  # retrieved, so that asyncio does not log it as forgotten
 
 
 def _is_ours(owner: Owner, obj: Object, labelled: Mapping[tuple[str, str], Object]) -> bool:

@@ -63,7 +63,7 @@ class SecretReader:
     async def prefetch(self, names: Iterable[str]) -> None:
         """Read several Secrets at the same time, each of which :meth:`find` returns afterwards.
 
-        Raises :class:`KubernetesError`, but not for a Secret that may not be read: :meth:`find` says so.
+        Raises :class:`KubernetesError`, except for HTTP 403, which :meth:`find` raises for that Secret.
         """
         for found in await asyncio.gather(*map(self.find, names), return_exceptions=True):
             forbidden = isinstance(found, KubernetesError) and found.status == HTTPStatus.FORBIDDEN

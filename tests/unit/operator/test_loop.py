@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from dataclasses import dataclass, field
+from math import inf
 
 import pytest
 from prometheus_client import generate_latest
@@ -131,6 +132,7 @@ async def test_a_changed_spec_does_not_wait_for_further_changes(monkeypatch: pyt
     loop = loop_of(reconciler)
     task = asyncio.create_task(loop.run())
     await asyncio.sleep(0.05)
+    loop._began_seconds = -inf  # the last reconcile was long ago
     reconciler.new_spec = True
     loop.wake()
     await asyncio.sleep(0.05)
@@ -139,6 +141,21 @@ async def test_a_changed_spec_does_not_wait_for_further_changes(monkeypatch: pyt
     loop.wake()
     await asyncio.sleep(0.05)
     assert reconciler.woken == [True, True], "a change of a child waits for others"
+    task.cancel()
+
+
+async def test_a_spec_that_changes_all_the_time_is_reconciled_no_more_often_than_children(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop_module, "DEBOUNCE_SECONDS", 0.1)
+    reconciler = FakeReconciler(rest_seconds=3600, new_spec=True)
+    loop = loop_of(reconciler)
+    task = asyncio.create_task(loop.run())
+    started = time.monotonic()
+    while (passed := time.monotonic() - started) < 0.5:
+        loop.wake()
+        await asyncio.sleep(0.001)
+    assert 2 <= len(reconciler.woken) <= 1 + passed / 0.1
     task.cancel()
 
 

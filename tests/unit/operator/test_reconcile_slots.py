@@ -124,7 +124,8 @@ async def test_two_tasks_of_a_reconcile_take_its_slot_back_once() -> None:
 
 
 async def test_reconciles_of_several_parts_that_wait_never_wait_for_each_other() -> None:
-    """Each part lends the slot and takes it back. A reconcile that took two would keep one from the next."""
+    """Each part lends the slot and takes it back. A reconcile that took two slots would hold one that another
+    reconcile waits for."""
     slots = ReconcileSlots(2, 0.005)
 
     async def reconcile() -> None:

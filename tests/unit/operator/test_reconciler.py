@@ -22,7 +22,7 @@ from aurora_operator import reconciler as reconciler_module
 from aurora_operator.act.actor import ExecutionResult
 from aurora_operator.act.authority import Authority
 from aurora_operator.children.applied_template import AppliedTemplate
-from aurora_operator.errors import Conflict, NotFound
+from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import Object, Resource
 from aurora_operator.observe.cluster_cache import ClusterCache
@@ -130,6 +130,21 @@ async def test_an_invalid_spec_is_written_to_the_conditions_once() -> None:
     (event,) = api.created
     assert (event["reason"], event["type"]) == ("InvalidSpec", "Warning")
     assert "target.model" in event["message"]
+
+
+async def test_a_spec_is_new_until_a_reconcile_began_with_it_however_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    api = FakeApi(MINIMAL | {"target": {"model": 7}}, {})
+    reconciler = api.reconciler()
+    assert reconciler.has_new_spec()
+    await reconciler.reconcile()
+    assert not reconciler.has_new_spec(), "the spec is not valid"
+    api.cache.put(api.stored | {"metadata": api.stored["metadata"] | {"generation": 3, "resourceVersion": "99"}})
+    assert reconciler.has_new_spec()
+    reconciler._cache_is_behind = True
+    monkeypatch.setattr(api, "get", lambda *_: (_ for _ in ()).throw(KubernetesError("too many requests", 429)))
+    with pytest.raises(KubernetesError):
+        await reconciler.reconcile()
+    assert not reconciler.has_new_spec()
 
 
 def test_a_status_that_does_not_parse_counts_as_empty() -> None:

@@ -55,7 +55,7 @@ class RecordKeyReader:
 
     @property
     def known(self) -> bool:
-        """Whether the keys were read and nobody doubts them."""
+        """Whether :meth:`find` answers without a read of the Secret."""
         return self._keys is not None
 
     async def find(self, owner: Owner) -> RecordKeys | StoreView | None:

@@ -188,7 +188,7 @@ class StoreAccess:
         return view
 
     def secret_names(self, owner: Owner, spec: SpeculatorSpec) -> Iterator[str]:
-        """The Secrets that the next view needs. None for a store that the policy refuses."""
+        """Names of the Secrets that the next view reads; no names for a store that the policy refuses."""
         if self._policy.refusal(owner.namespace, spec.store, store_settings(owner, spec).root) is not None:
             return
         reference = spec.store.credentials.secret_ref

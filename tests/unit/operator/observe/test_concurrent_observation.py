@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import pytest
 
 from aurora_operator.errors import Conflict
+from aurora_operator.observe import observer
 from aurora_operator.observe.observed import StoreView
 from aurora_protocol.agent_api import AgentState
 from tests.unit.operator.observe.test_observer import CountingApi, Rig, keys_secret, pod
@@ -59,3 +60,37 @@ async def test_a_store_whose_view_fails_ends_the_wait_for_the_agents() -> None:
         with pytest.raises(Conflict):
             await meeting_rig(meeting).observer.observe()
     assert meeting.ended
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_cancellation_that_comes_with_an_error_is_not_lost(turns: int) -> None:
+    """A loop that went on after it had lost the Lease would act beside the new leader."""
+    failing = asyncio.Event()
+
+    async def fail() -> NoReturn:
+        await failing.wait()
+        raise Conflict("spec.store changed while the store was read", 409)
+
+    async def end_slowly() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    async def reconcile() -> None:
+        try:
+            await observer._together(fail(), end_slowly())
+        except Conflict:
+            await asyncio.sleep(3600)
+
+    task = asyncio.create_task(reconcile())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    failing.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    async with asyncio.timeout(10):
+        await asyncio.wait({task})
+    assert task.cancelled()
