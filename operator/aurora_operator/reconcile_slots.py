@@ -8,8 +8,7 @@ Invariants: a reconcile that waits for a store or agents holds up nobody. It giv
 :data:`API_PATIENCE_SECONDS`, and as soon as for a store while the namespace is *slow*: its last call took longer than
 that. A reconcile that ended holds no slot, even if a task that it started goes on. The reconciles of one namespace have
 at most :data:`API_CALLS_PER_NAMESPACE` calls of the API server under way, so that an admission webhook that hangs in
-one namespace leaves threads for the others. Parts of a reconcile may wait at the same time. They share its slot, which
-is lent until the last of them has its answer.
+one namespace leaves threads for the others.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar, Token
 from typing import Any, TypeVar
@@ -27,8 +26,7 @@ T = TypeVar("T")
 MAX_RECONCILES = 12
 """Slots. More take more memory and start a thousand speculators no sooner (``docs/results/operator-scale.md``)."""
 API_CALLS_PER_NAMESPACE = MAX_RECONCILES
-"""Enough for one call of each reconcile that holds a slot. Reads of Secrets are made several at a time, and then even
-quick calls may wait briefly."""
+"""Quick calls keep their slots, so there are never more of them. Only slow ones wait for each other."""
 PATIENCE_SECONDS = 0.5
 """A store nearby answers sooner."""
 API_PATIENCE_SECONDS = 5.0
@@ -88,11 +86,6 @@ class Slot:
         self._slots, self._namespace, self.api_turns = slots, namespace, api_turns
         self.patience_seconds = slots.patience_seconds
         self._held = self._waiting = self._ended = False
-        self._lenders = 0
-        """Parts of the reconcile that wait for others, and lend the slot meanwhile. Parts may run at the same time."""
-        self._acquiring = asyncio.Lock()
-        """Only one part at a time waits for a slot. If two did, one would get it, and the other would wait for a second
-        one. Reconciles that each hold a slot would then wait for each other for ever."""
         self._moved_seconds = time.monotonic()
         self._token: Token[Slot | None]
 
@@ -125,33 +118,19 @@ class Slot:
         self.release()
 
     async def acquire(self) -> None:
-        """Wait for the slot. Return without it while another part lends it: the part that lends last waits for it.
-
-        Once the reconcile has ended it gets none, because nobody would give it back.
-        """
-        async with self._acquiring:
-            if self._ended or self._held or self._lenders:
-                return
-            self._waiting = True
-            try:
-                await self._slots.acquire()
-                if self._ended or self._lenders:
-                    self._slots.release()
-                else:
-                    self._held = True
-            finally:
-                self._waiting = False
-                self.got_answer()
-
-    @contextlib.contextmanager
-    def lent(self) -> Iterator[None]:
-        """Others may use the slot meanwhile. Call :meth:`acquire` afterwards."""
-        self._lenders += 1
-        self.release()
+        """Wait for the slot. Once the reconcile has ended it gets none, because nobody would give it back."""
+        if self._ended or self._held:
+            return
+        self._waiting = True
         try:
-            yield
+            await self._slots.acquire()
+            if self._ended or self._held:
+                self._slots.release()
+            else:
+                self._held = True
         finally:
-            self._lenders -= 1
+            self._waiting = False
+            self.got_answer()
 
     def release(self) -> None:
         if self._held:
@@ -201,8 +180,8 @@ async def outside(work: Coroutine[Any, Any, T], patience_seconds: float | None =
     try:
         await asyncio.wait({task}, timeout=slot.patience_seconds if patience_seconds is None else patience_seconds)
         if not task.done():
-            with slot.lent():
-                await asyncio.wait({task})
+            slot.release()
+            await asyncio.wait({task})
             await slot.acquire()
     except asyncio.CancelledError:
         task.cancel()

@@ -5,7 +5,7 @@ Invariants:
 - An observation of a speculator at rest costs no API call. Secrets are read by name once.
 - A finished Job is observed together with its pod's termination message and with its evidence. Jobs and pods come by
   separate watches, and a Job's end may arrive before its pod's. The pod is then read from the API server, which stored
-  the pod's end first. The store is read after the Jobs, because a validator writes its evidence before it ends.
+  the pod's end first. The store is read last, because a validator writes its evidence before it ends.
 - Only a failure of the API server ends an observation early.
 - The observer may lose everything that it keeps between observations (connections, Secrets, cached create-once records,
   the recent counters) without changing a decision about a version.
@@ -13,15 +13,12 @@ Invariants:
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, TypeVar
 
-from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator import kubernetes_api
 from aurora_operator.children.metadata import (
     INFERENCE,
@@ -55,8 +52,6 @@ from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.pod_settings import AGENT_TOKEN
 from aurora_store.policy.store_policy import StorePolicy
 
-T = TypeVar("T")
-U = TypeVar("U")
 MAX_PODS_OF_A_JOB = 100
 """A Job has one pod at a time. Others may have given its label to their pods."""
 
@@ -115,14 +110,12 @@ class Observer:
         if "deletionTimestamp" in stored["metadata"]:
             raise BeingDeleted(stored)
         owner, spec, status, fault = parse_usable(stored)
-        await self._read_secrets_of_a_new_spec(owner, spec)
+        self._trust_no_secret_of_another_spec(owner)
         children = await self._children(owner)
         token = await self._agent_token(owner)
+        pods = await self._agents.of(children.pods, token, ask=ask_agents)
         requests = user_requests(stored)
-        pods, store = await _together(
-            self._agents.of(children.pods, token, ask=ask_agents),
-            self.store.view(owner, spec, store_needs(owner, spec, status, children.jobs, requests)),
-        )
+        store = await self.store.view(owner, spec, store_needs(owner, spec, status, children.jobs, requests))
         self._secrets.drop_unasked()
         self._doubt_secrets(owner, pods, children.jobs, token)
         history, live = self._counter_history, children.packed
@@ -167,15 +160,11 @@ class Observer:
         check(answer)
         self._cache.put(answer)
 
-    async def _read_secrets_of_a_new_spec(self, owner: Owner, spec: SpeculatorSpec) -> None:
-        """Read all Secrets after a change of the spec. Raises :class:`KubernetesError`.
-
-        A changed spec may name other Secrets, and a user who corrects a Secret often touches the spec as well.
-        """
+    def _trust_no_secret_of_another_spec(self, owner: Owner) -> None:
+        """A changed spec may name other Secrets, and a user who corrects a Secret often touches the spec as well."""
         if owner.generation != self._generation:
             self._secrets.forget()
             self._generation = owner.generation
-            await self._secrets.prefetch((keys_name(owner), *self.store.secret_names(owner, spec)))
 
     async def _children(self, owner: Owner) -> _Children:
         """The objects with our labels, except those that belong to somebody else."""
@@ -238,31 +227,6 @@ class Observer:
             self._secrets.suspect(keys_name(owner))
         if stuck or any(not (job.finished or job.suspended) for job in jobs):
             self.store.keys.doubt()
-
-
-async def _together(first: Coroutine[Any, Any, T], second: Coroutine[Any, Any, U]) -> tuple[T, U]:
-    """Run both at the same time and return their results. When one raises, the other is cancelled.
-
-    Not asyncio.TaskGroup: it loses a cancellation that arrives together with an error, and the loop would go on.
-    """
-    tasks = asyncio.ensure_future(first), asyncio.ensure_future(second)
-    try:
-        done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        if others:
-            _cancel(others)
-            await asyncio.wait(others)
-    except asyncio.CancelledError:
-        _cancel(tasks)
-        raise
-    for task in done:  # not the cancelled one, whose CancelledError would end the loop
-        task.result()
-    return tasks[0].result(), tasks[1].result()
-
-
-def _cancel(tasks: Iterable[asyncio.Future[Any]]) -> None:
-    for task in tasks:
-        if not task.cancel() and not task.cancelled():
-            task.exception()  # retrieved, so that asyncio does not log it as forgotten
 
 
 def _is_ours(owner: Owner, obj: Object, labelled: Mapping[tuple[str, str], Object]) -> bool:

@@ -7,11 +7,10 @@ grows the delay to :data:`MAX_SUSPICION_SECONDS`. Its value is never logged.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from math import inf
@@ -59,16 +58,6 @@ class SecretReader:
         self._readings: dict[str, _Reading] = {}
         self._asked = set[str]()
         """Names that were asked for since :meth:`drop_unasked`."""
-
-    async def prefetch(self, names: Iterable[str]) -> None:
-        """Read several Secrets at the same time, each of which :meth:`find` returns afterwards.
-
-        Raises :class:`KubernetesError`, except for HTTP 403, which :meth:`find` raises for that Secret.
-        """
-        for found in await asyncio.gather(*map(self.find, names), return_exceptions=True):
-            forbidden = isinstance(found, KubernetesError) and found.status == HTTPStatus.FORBIDDEN
-            if isinstance(found, BaseException) and not forbidden:
-                raise found
 
     async def find(self, name: str) -> Object | None:
         """The Secret, or None when it does not exist. Raises :class:`KubernetesError`."""

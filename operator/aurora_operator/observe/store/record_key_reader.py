@@ -53,11 +53,6 @@ class RecordKeyReader:
         self.expected = False
         """The operator made the Secret since the last look."""
 
-    @property
-    def known(self) -> bool:
-        """Whether :meth:`find` answers without a read of the Secret."""
-        return self._keys is not None
-
     async def find(self, owner: Owner) -> RecordKeys | StoreView | None:
         """The keys of the Secret. None: the Secret does not exist. A view says why the Secret cannot be used.
 

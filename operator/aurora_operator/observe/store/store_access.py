@@ -13,13 +13,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.store import StoreSpec
-from aurora_operator.children.metadata import signing_keys_name
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.errors import CallAbandoned, Conflict, KubernetesError
@@ -186,16 +185,6 @@ class StoreAccess:
         finally:
             self._reading = None
         return view
-
-    def secret_names(self, owner: Owner, spec: SpeculatorSpec) -> Iterator[str]:
-        """Names of the Secrets that the next view reads; no names for a store that the policy refuses."""
-        if self._policy.refusal(owner.namespace, spec.store, store_settings(owner, spec).root) is not None:
-            return
-        reference = spec.store.credentials.secret_ref
-        if reference is not None:
-            yield reference.name
-        if not self.keys.known:
-            yield signing_keys_name(owner)
 
     async def config(self, owner: Owner, spec: SpeculatorSpec) -> StoreConfig | StoreView:
         """How to reach the store, or a view with the error that prevents it. Raises :class:`KubernetesError`."""

@@ -118,9 +118,6 @@ class ReadableStore:
     reader: None = None
     keys: RecordKeyReader = field(default_factory=lambda: RecordKeyReader(cast(Any, None)))
 
-    def secret_names(self, *_: Any) -> tuple[str, ...]:
-        return ()
-
     async def view(self, *_: Any) -> StoreView:
         return StoreView()
 

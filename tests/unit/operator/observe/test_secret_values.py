@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import threading
 from typing import Any
 
 import pytest
@@ -155,36 +154,3 @@ def test_a_value_that_is_no_text_counts_as_missing() -> None:
     assert secret_value({"data": {"key": "/w=="}}, "key") == ""
     assert secret_value({"data": {"key": "c2VjcmV0"}}, "key") == "secret"
     assert secret_value({"data": None}, "key") == ""
-
-
-async def test_a_prefetch_reads_all_secrets_at_the_same_time() -> None:
-    """A busy API server takes a tenth of a second for each, and a change of the spec waits for all of them."""
-    rig, together = Rig(secret("1")), threading.Barrier(3, timeout=10)
-    read = rig.get
-
-    def get(resource: Resource, namespace: str, name: str) -> Object:
-        together.wait()
-        return read(resource, namespace, name)
-
-    rig.get = get  # type: ignore[method-assign]
-    await rig.reader.prefetch(("s3", "keys", "signing-keys"))
-    assert [await rig.reader.find(name) for name in ("s3", "keys", "signing-keys")] == [rig.secret] * 3
-    assert rig.reads == 3
-
-
-@pytest.mark.parametrize("status", [403, 404, 500])
-async def test_a_prefetch_leaves_a_refused_or_missing_secret_to_its_reader(status: int) -> None:
-    rig = Rig(None)
-    if status != 404:
-        rig.refusal = KubernetesError("refused", status)
-    if status == 500:
-        with pytest.raises(KubernetesError):
-            await rig.reader.prefetch(("s3", "keys"))
-        return
-    await rig.reader.prefetch(("s3", "keys"))
-    if status == 403:
-        with pytest.raises(KubernetesError):
-            await rig.reader.find("s3")
-    else:
-        assert await rig.reader.find("s3") is None
-    assert rig.reads == 2

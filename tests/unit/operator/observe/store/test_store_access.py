@@ -11,7 +11,6 @@ from typing import Any, cast
 import pytest
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
-from aurora_operator.children.metadata import signing_keys_name
 from aurora_operator.errors import NotFound, NotLeading
 from aurora_operator.io_pools import StorePools
 from aurora_operator.observe.observed import StoreView, UserRequests
@@ -66,15 +65,6 @@ async def test_a_process_that_lost_the_lease_while_it_waited_for_a_thread_writes
     with pytest.raises(NotLeading):
         await access.advance(channel(0), ensure_leading)
     assert written == []
-
-
-def test_the_secrets_of_a_refused_store_are_not_read() -> None:
-    secrets = SecretReader(cast(Any, FakeApi()), OWNER.namespace)
-    given = spec(store={"bucket": "bucket", "credentials": KEYS, "endpoint": "http://127.0.0.1:1"})
-    rules = StorePolicy.parse('[{"bucket": "another"}]', "")
-    allowed, refused = (StoreAccess(secrets, policy, StorePools()) for policy in (ON_THIS_MACHINE, rules))
-    assert [*allowed.secret_names(OWNER, given)] == ["s3", signing_keys_name(OWNER)]
-    assert [*refused.secret_names(OWNER, given)] == []
 
 
 async def test_an_allowed_store_is_asked(store: FaultyStore) -> None:
