@@ -110,7 +110,7 @@ class Reconciler:
         self._cache_is_behind = False
         self._unreported = False
         self._seen_generation = 0
-        """The generation of the spec that the last reconcile handled, or began with if it failed."""
+        """The generation of the spec when the last reconcile began."""
 
     async def reconcile(self, *, woken: bool = True) -> float:
         """Reconcile once. Returns the seconds to wait before the next reconcile.
@@ -121,7 +121,9 @@ class Reconciler:
         Raises :class:`NotFound` when the speculator is gone, :class:`Conflict` or :class:`ObjectExists` when somebody
         else wrote first, :class:`OperatorError`, :class:`StoreError`.
         """
-        self._note_generation()
+        stored = self._stored()
+        if stored is not None:
+            self._seen_generation = stored["metadata"]["generation"]
         if self._cache_is_behind:
             await self._observer.refresh()
             self._cache_is_behind = False
@@ -136,7 +138,6 @@ class Reconciler:
         stored = self._stored()
         if stored is None:
             raise NotFound(f"{self._key[0]}/{self._key[1]} is gone", 404)
-        self._note_generation()
         # The claim comes before the observation, which asks agents and writes to the store: another installation may
         # act on this speculator.
         claim = await self._claim(owner_of(stored), status_of(stored))
@@ -269,11 +270,6 @@ class Reconciler:
             note = EventNote("InvalidSpec", str(error), warning=True, period_per_reason=CONDITION_PERIOD)
             await self._events.post(note, owner)
         return status
-
-    def _note_generation(self) -> None:
-        stored = self._stored()
-        if stored is not None:
-            self._seen_generation = stored["metadata"]["generation"]
 
     def has_new_spec(self) -> bool:
         """Whether somebody changed the spec, or asked for the deletion, since the last reconcile began."""

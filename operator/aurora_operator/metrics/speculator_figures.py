@@ -238,8 +238,8 @@ class SpeculatorFigures(Collector):
         return [figure.family() for figure in _FIGURES]
 
     def collect(self) -> Iterator[Metric]:
-        # One metric after the other, because the samples of all metrics at a time would take 20 MB for a thousand
-        # speculators. A copy of the speculators, because Prometheus asks in another thread than the one that records.
+        # Yields each metric before it makes the next, so that only one metric's samples are in memory. Copies the
+        # speculators, because Prometheus asks in another thread than the one that records.
         speculators = list(self._speculators.items())
         for figure in _FIGURES:
             family = figure.family()

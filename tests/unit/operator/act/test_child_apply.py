@@ -51,17 +51,16 @@ async def test_an_apply_that_fails_after_the_adoption_is_made_up_for() -> None:
 
 async def test_a_status_written_before_the_adoption_does_not_repeat_the_apply() -> None:
     """A controller answers most applies with a status at once."""
-    api = FakeApi()
+
+    class AnsweringApi(FakeApi):
+        def apply(self, obj: Object, *, subresource: str = "") -> Object:
+            applied = super().apply(obj, subresource=subresource)
+            self.status_writes = int("adopt fields PodDisruptionBudget chat" not in self.writes)
+            return applied
+
+    api = AnsweringApi()
     await write(api)
     api.writes.clear()
-    apply = api.apply
-
-    def apply_and_answer(obj: Object, *, subresource: str = "") -> Object:
-        applied = apply(obj, subresource=subresource)
-        api.status_writes = int("adopt fields PodDisruptionBudget chat" not in api.writes)
-        return applied
-
-    api.apply = apply_and_answer  # type: ignore[method-assign]
     changed = {**BUDGET, "spec": {**BUDGET["spec"], "maxUnavailable": 2}}
     assert await ChildWriter(api).write(OWNER, (), (changed,), api.owned()) == WriteResult()
     assert api.writes == [
