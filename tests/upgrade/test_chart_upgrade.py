@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from aurora_api.v1alpha1.training import MAX_PUBLISH_SECONDS
 from tests.cluster.cluster import Cluster
 from tests.rig.former_version import check_out_former_version
 from tests.rig.installation import RESOURCE, Installation
@@ -21,7 +22,7 @@ from tests.traffic.report import Summary
 
 pytestmark = pytest.mark.timeout(3600)
 NAMES = ("first", "second")
-SPEC = {"serving": {"replicas": 1}, "training": {"publishTokens": 1_000_000_000, "publishSeconds": 1_000_000_000}}
+SPEC = {"serving": {"replicas": 1}, "training": {"publishTokens": 1_000_000_000, "publishSeconds": MAX_PUBLISH_SECONDS}}
 """One replica each, and no candidates: both cores are left to the engines that restart."""
 RESTART_SECONDS = 900.0
 POLL_SECONDS = 1.0
