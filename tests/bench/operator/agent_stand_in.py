@@ -12,6 +12,8 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 
+from tests.bench.operator.trained_records import ACTIVE, EPOCH
+
 from aurora_protocol.agent_api import AGENT_PORT, AgentState, LiveCounters, SwapRequest, SwapStatus
 
 FIRST_NETWORK = 64
@@ -26,11 +28,11 @@ def address(index: int) -> str:
 
 @dataclass
 class _Agent:
-    """The state of one pod."""
+    """The state of one pod, which begins with the active version, as its init container stages it."""
 
     pod: str
-    version: int = 0
-    epoch: int = 0
+    version: int = ACTIVE
+    epoch: int = EPOCH
     answer: bytes = b""
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
-"""Makes speculators that are at rest: their stores hold all that a trained speculator has, and nothing is to be done.
+"""Makes speculators that are at rest: each was trained for some time, and nothing is to be done.
 
-The bench writes the store's records in place of the trainer and of an earlier operator. The trainer stand-in rewrites
-``trainer/status.json`` as a trainer that waits for traces does.
+The bench writes the store's records, and the keys that sign them, in place of the trainer, the validators and an
+earlier operator. The trainer stand-in rewrites ``trainer/status.json`` as a trainer that waits for traces does.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from botocore.config import Config
 from tests.assets.s3 import S3
 from tests.bench.operator.api_client import ApiClient, Object, in_parallel
 from tests.bench.operator.fleet import Fleet, Speculator
-from tests.unit.operator.worlds import channel, lineage, registration
+from tests.bench.operator.trained_records import trained_records
 
+from aurora_operator.children.access import new_signing_keys
+from aurora_operator.children.owner import Owner
+from aurora_protocol.signatures import KeyName, all_keys
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import Keys
 from aurora_store.keys import root
@@ -72,13 +75,13 @@ class Seeds:
         body: Object = {"apiVersion": "aurora.dev/v1alpha1", "kind": "AuroraSpeculator"}
         body |= {"metadata": {"name": each.name}, "spec": spec(endpoint, self._fleet.replicas)}
         created = await self._api.create(each.path.rpartition("/")[0], body)
-        folder = root(PREFIX, each.namespace, each.name, created["metadata"]["uid"])
-        records = {
-            Keys.lineage(1): lineage().to_json(),
-            Keys.registration(0): registration(0).to_json(),
-            Keys.channel(1): channel(0).to_json(),
-            Keys.TRAINER_STATUS: trainer_status(),
-        }
+        metadata = created["metadata"]
+        folder = root(PREFIX, each.namespace, each.name, metadata["uid"])
+        owner = Owner(each.namespace, each.name, metadata["uid"], metadata["generation"], metadata["resourceVersion"])
+        secret = new_signing_keys(owner, trusted_record="")
+        await self._api.create(f"/api/v1/namespaces/{each.namespace}/secrets", secret)
+        keys = all_keys(secret["stringData"][KeyName.OPERATOR].encode())
+        records = trained_records(folder, keys) | {Keys.TRAINER_STATUS: trainer_status()}
         for key, data in records.items():
             await _put(session, self._signed(f"{folder}/{key}"), data)
         self._heartbeats.append(self._signed(f"{folder}/{Keys.TRAINER_STATUS}"))
