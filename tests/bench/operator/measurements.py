@@ -24,8 +24,8 @@ from tests.bench.operator.store_proxy import StoreProxy
 CHANGE_TIMEOUT_SECONDS = 120.0
 WHOLE_TIMEOUT_SECONDS = 900.0
 CHANGES_DURING_OUTAGE = 10
-WORKERS = 4
-"""Changes under way at a time."""
+CHANGES_PER_SECOND = 2.0
+"""Mean rate at which changes begin."""
 MAX_PAUSE_SECONDS = 1.0
 POLL_SECONDS = 1.0
 """How often a restart is looked at, which bounds how exact the time of the last reconcile is."""
@@ -114,20 +114,22 @@ async def readiness_to_status(rig: Rig, samples: int) -> dict[str, Row]:
 async def _sample(
     members: Sequence[Speculator], samples: int, measure: Callable[[Speculator], Awaitable[float]]
 ) -> list[float]:
-    """``samples`` results of ``measure``, spread over ``members``. A speculator is measured once at a time."""
-    results: list[float] = []
-    wanted = iter(range(samples))
-    shuffled = random.sample(members, len(members))
-    workers = min(WORKERS, len(members))
+    """``samples`` results of ``measure``, spread over ``members``. A speculator is measured once at a time.
 
-    async def work(share: Sequence[Speculator]) -> None:
-        for _, key in zip(wanted, itertools.cycle(share), strict=False):
+    Measurements begin at random times, whether or not earlier ones ended: a slow operator gets as much work as a fast
+    one.
+    """
+    results: list[float] = []
+    turns = {key: asyncio.Lock() for key in members}
+
+    async def take(key: Speculator) -> None:
+        async with turns[key]:
             results.append(await measure(key))
-            await asyncio.sleep(random.uniform(0, MAX_PAUSE_SECONDS))  # noqa: S311 - not in step with the operator
 
     async with asyncio.TaskGroup() as group:
-        for number in range(workers):
-            group.create_task(work(shuffled[number::workers]))
+        for key in itertools.islice(itertools.cycle(random.sample(members, len(members))), samples):
+            group.create_task(take(key))
+            await asyncio.sleep(random.expovariate(CHANGES_PER_SECOND))
     return results
 
 
