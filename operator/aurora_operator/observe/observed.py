@@ -246,7 +246,10 @@ class StoreView:
     """The versions that may matter now: newest, active, previous, candidate, rolled out and pinned. Void ones are left
     out (``aurora_store.root.root_ownership``)."""
     evidence: tuple[Evidence, ...] = ()
-    """Its verdicts are the operator's own, computed from the samples with the bars of the spec."""
+    """That of the same versions, but for versions older than the active one that nobody asked for.
+
+    The verdicts are the operator's own, computed from the samples with the bars of the spec.
+    """
     trainer: TrainerStatus | None = None
     unsigned_record: str | None = None
     """Digest of the channel's newest record, while the keys do not exist. Empty: the channel is empty.

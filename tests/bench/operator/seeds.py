@@ -18,7 +18,7 @@ from botocore.config import Config
 from tests.assets.s3 import S3
 from tests.bench.operator.api_client import ApiClient, Object, in_parallel
 from tests.bench.operator.fleet import Fleet, Speculator
-from tests.bench.operator.trained_records import trained_records
+from tests.bench.operator.trained_records import REFUSED, trained_records
 
 from aurora_operator.children.access import new_signing_keys
 from aurora_operator.children.owner import Owner
@@ -112,6 +112,7 @@ def trainer_status() -> bytes:
         shards=40,
         trained_tokens=1_000_000,
         held_out_acceptance_length=2.5,
+        last_registered=REFUSED,
         updated=datetime.now(UTC),
     )
     return status.to_json()

@@ -6,7 +6,6 @@ Invariants:
   named by its key, and nothing is decided until a person removes it.
 - Create-once records are read once, and kept only while they are needed. Listings start after the last known key.
 - Records of the channel and evidence are verified when they are read (``signed_records``), and not again while kept.
-- The view's evidence holds the operator's own verdicts (``evidence_check``). A change of the bars reads it again.
   The owner of a reader keeps examined evidence, so a read that was abandoned costs no examination twice.
 - A record that skips more than 1000 numbers is a wrong one, as it is for pods (``in_sequence``).
 - A channel that vanishes or comes back makes every other record unknown, because the numbers may name other drafts now.
@@ -26,26 +25,18 @@ from typing import TypeVar
 from aurora_operator import metrics
 from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.store.bounded_records import bounded_trainer_status
-from aurora_operator.observe.store.evidence_check import (
-    MAX_EXAMINED,
-    NO_EXAMINATION,
-    Examination,
-    Examined,
-    ExaminedEvidence,
-)
+from aurora_operator.observe.store.evidence_check import ExaminedEvidence
+from aurora_operator.observe.store.evidence_reader import EvidenceReader
 from aurora_operator.observe.store.record_names import in_sequence_keys, naming, number_or_zero, require_own_key
 from aurora_operator.observe.store.signed_records import (
     BelievedChannel,
     RecordKeys,
     believed_channel,
-    believed_evidence,
     require_signed_weights,
 )
 from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
-from aurora_protocol.evidence_records import Evidence
-from aurora_protocol.gate import GatePolicy
 from aurora_protocol.record import MAX_NUMBER, Record
 from aurora_protocol.training_records import TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry, StoreConfig
@@ -69,8 +60,6 @@ CALL_SECONDS = 10.0
 READ_SECONDS = 20.0
 """Total deadline of one read, or of one write to the channel."""
 _PREFIXES = {ReadScope.LINEAGE: Keys.LINEAGE, ReadScope.CHANNEL: Keys.CHANNEL, ReadScope.REGISTRY: Keys.REGISTRY}
-MAX_ATTEMPTS_LISTED = 1000
-"""Most measurements of one version."""
 
 
 class StoreReader:
@@ -103,11 +92,8 @@ class StoreReader:
         self._last_keys: dict[str, str] = {}
         """Prefix -> the last known key below it."""
         self._records: dict[str, Record] = {}
-        """Key -> a create-once record that is needed. Evidence is in :attr:`_examined`."""
-        self._examined: ExaminedEvidence = {} if examined is None else examined
-        """An abandoned read may still add to it in another thread, so each change is one operation of the dict."""
-        self._attempts: dict[int, tuple[str, ...]] = {}
-        """Version -> the keys of its evidence."""
+        """Key -> a create-once record that is needed, but for evidence."""
+        self._evidence = EvidenceReader(self._objects, keys, examined)
         self._absent: frozenset[int] = frozenset()
         """Versions that are needed and not registered."""
         self._trainer: TrainerStatus | None = None
@@ -158,13 +144,13 @@ class StoreReader:
     def _forget_listings(self) -> None:
         """List everything again: a person removes a damaged record, which would otherwise be missed for ever."""
         self._last_keys.clear()
-        self._attempts.clear()
+        self._evidence.forget_listings()
 
     def _forget_records(self) -> None:
         """Read everything again, create-once records included."""
         self._forget_listings()
         self._records.clear()
-        self._examined.clear()
+        self._evidence.forget()
         self._absent = frozenset()
 
     def _prepare(self) -> ReadScope:
@@ -211,8 +197,8 @@ class StoreReader:
         registrations = {v: one for v, one in found.items() if channel is None or not is_void(one, channel)}
         if channel is not None:
             require_signed_weights(channel, registrations)
-        evidence = self._evidence(registrations, needs, None if channel is None else channel.active)
-        self._forget_all_but(found, evidence)
+        evidence = self._evidence.read(registrations, needs, None if channel is None else channel.active)
+        self._forget_all_but(found)
         self._had_channel = channel is not None
         return StoreView(
             lineage=lineage,
@@ -307,9 +293,12 @@ class StoreReader:
         return self._channel.record
 
     def _wanted(self, needs: StoreNeeds) -> frozenset[int]:
-        """The versions that are needed: those of ``needs``, the initial, the newest, the active and the previous."""
+        """The versions that are needed: those of ``needs``, the newest, the active and the previous.
+
+        Before the channel has a record, its first record needs the initial version.
+        """
         newest = self._last_keys.get(Keys.REGISTRY)
-        versions = {INITIAL_VERSION, *needs.versions}
+        versions = {*needs.versions} if self._channel is not None else {INITIAL_VERSION, *needs.versions}
         if newest is not None:
             versions.add(number_of(newest))
         if self._channel is not None:
@@ -332,51 +321,6 @@ class StoreReader:
             del self._last_keys[Keys.REGISTRY]  # somebody deleted it
         return found
 
-    def _evidence(
-        self, registrations: dict[int, Registration], needs: StoreNeeds, active: int | None
-    ) -> tuple[Evidence, ...]:
-        """All evidence of the registered versions.
-
-        The attempts of a version are listed once. Evidence of the measurement under way is then looked for by its key.
-        """
-        found: list[Evidence] = []
-        for version in (version for version in registrations if version != INITIAL_VERSION):
-            examination = Examination.of(version, needs.policy, active=active, pin=needs.pin)
-            if version not in self._attempts:
-                listed = self._objects.list(Keys.evidence_of(version), limit=MAX_ATTEMPTS_LISTED)
-                self._attempts[version] = in_sequence_keys(listed)
-            if needs.measurement is not None and needs.measurement[0] == version:
-                self._find_evidence(*needs.measurement, examination, needs.policy)
-            left, newest_first = MAX_EXAMINED, list[Evidence]()
-            for key in reversed(self._attempts[version]):
-                examined = self._evidence_at(key, examination if left > 0 else NO_EXAMINATION, needs.policy)
-                left -= examined.said_pass
-                newest_first.append(examined.evidence)
-            found += reversed(newest_first)
-        return tuple(found)
-
-    def _find_evidence(self, version: int, attempt: int, examination: Examination, policy: GatePolicy) -> None:
-        key = Keys.evidence(version, attempt)
-        if key in self._attempts[version]:
-            return
-        try:
-            self._evidence_at(key, examination, policy)
-        except ObjectMissing:
-            return
-        self._attempts[version] = tuple(sorted({*self._attempts[version], key}))
-
-    def _evidence_at(self, key: str, examination: Examination, policy: GatePolicy) -> Examined:
-        known = self._examined.get(key)
-        if known is not None and known.answers(examination, policy):
-            return known
-        data = self._objects.get(key)
-        with naming(key):
-            read = believed_evidence(data, key, self.config.root, self._keys)
-        require_own_key(key, Keys.evidence(read.version, read.attempt))
-        examined = Examined.of(read, examination, policy, known)
-        self._examined[key] = examined
-        return examined
-
     def _record(self, model: type[R], key: str, key_of: Callable[[R], str]) -> R:
         """The create-once record at ``key``. Raises :class:`ObjectMissing`, and :class:`InvalidRecord` with the key."""
         known = self._records.get(key)
@@ -389,12 +333,7 @@ class StoreReader:
         self._records[key] = record
         return record
 
-    def _forget_all_but(self, registrations: dict[int, Registration], evidence: tuple[Evidence, ...]) -> None:
+    def _forget_all_but(self, registrations: dict[int, Registration]) -> None:
         used = {Keys.registration(version) for version in registrations}
         used |= {key for prefix, key in self._last_keys.items() if prefix == Keys.LINEAGE}
         self._records = {key: record for key, record in self._records.items() if key in used}
-        kept = {Keys.evidence(one.version, one.attempt) for one in evidence}
-        for key in list(self._examined):
-            if key not in kept:
-                self._examined.pop(key, None)
-        self._attempts = {version: keys for version, keys in self._attempts.items() if version in registrations}
