@@ -89,6 +89,10 @@ class Environment(RewrittenModel):
     lookup: LookupScope = Field(
         default=LookupScope.OFF, description="The text in which the engine looked up tokens to propose."
     )
+    ngram_tokens: int = Field(
+        default=0,
+        description="Tokens of each request that NGRAM verifies in a round, where NGRAM is measured. 0: not recorded.",
+    )
     image: str = Field(default="", description="Container image of the engine.")
     pod_digest: str = Field(
         default="", description="Digest of all other settings that decide speed: engine arguments and pod resources."

@@ -21,6 +21,14 @@ write into quantized parameters. The flag changes nothing for other targets: the
 configuration names is never the draft's.
 """
 
+NGRAM_TOKENS: Final = 12
+"""Tokens that the baseline NGRAM verifies for each request in a round: as many as SGLang's NGRAM does by default
+(sglang/srt/arg_groups/speculative_hook.py:1314), and as the widest round of our lookup.
+
+The draft's number would be too small: where answers repeat their requests, NGRAM has more tokens accepted than a draft
+proposes.
+"""
+
 
 @dataclass(frozen=True)
 class RoundController:

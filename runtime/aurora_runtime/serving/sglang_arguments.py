@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aurora_protocol.agent_api import EngineMode
 from aurora_protocol.pod_settings import ServingSettings
-from aurora_runtime.engine.speculation_flags import Eagle3, Ngram, RoundController
+from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS, Eagle3, Ngram, RoundController
 
 
 def engine_arguments(
@@ -45,7 +45,7 @@ def engine_arguments(
     speculation = {
         EngineMode.DRAFT: Eagle3(draft, version, settings.draft, controller).arguments(),
         EngineMode.OFF: [],
-        EngineMode.NGRAM: Ngram(settings.draft.tokens_per_round).arguments(),
+        EngineMode.NGRAM: Ngram(NGRAM_TOKENS).arguments(),
     }
     arguments += [*device_args, *speculation[mode], "--enable-metrics"]
     return [*arguments, *settings.extra_args]

@@ -31,6 +31,7 @@ def measurement_environment(settings: ValidationSettings, machine: Machine) -> E
         draft_tokens=settings.draft.tokens_per_round,
         draft_shape=Shape.ADAPTIVE if settings.draft.adaptive else Shape.FIXED,
         lookup=settings.draft.lookup if settings.draft.adaptive else LookupScope.OFF,
+        ngram_tokens=machine.ngram_tokens,
         image=settings.image,
         pod_digest=settings.pod_digest,
         load_average=0.0 if settings.replica else round(os.getloadavg()[0], 2),

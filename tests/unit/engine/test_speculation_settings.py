@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
-from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE, Eagle3
-from aurora_runtime.engine.speculation_settings import SpeculationSettings, round_controller
+from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS, SPECULATION_VARIABLE, Eagle3
+from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS, SpeculationSettings, round_controller
 
 
 def settings(**changes: object) -> SpeculationSettings:
@@ -37,3 +37,7 @@ def test_a_controlled_engine_has_the_draft_of_the_spec_and_states_for_rounds(tmp
     assert arguments[arguments.index("--speculative-adaptive-config") + 1] == str(tmp_path / "adaptive.json")
     with pytest.raises(ValueError, match="branching"):
         Eagle3(Path("/draft"), 7, DraftSpec(steps=3, branching=2, draft_tokens=6), controller)
+
+
+def test_the_baseline_ngram_verifies_as_many_tokens_as_the_widest_round_of_lookup() -> None:
+    assert NGRAM_TOKENS == LOOKUP_STEPS + 1

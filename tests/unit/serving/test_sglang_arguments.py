@@ -59,4 +59,4 @@ def test_the_modes_of_a_measurement_differ_in_speculation_alone() -> None:
     assert off < draft
     assert "--max-running-requests" in off
     assert not any(argument.startswith("--speculative") for argument in off)
-    assert ngram - off == {"--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "8"}
+    assert ngram - off == {"--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "12"}

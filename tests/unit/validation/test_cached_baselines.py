@@ -88,6 +88,7 @@ def test_a_young_baseline_of_the_same_environment_is_usable_however_busy_the_mac
         ({"environment": elsewhere(image="other")}, "another machine"),
         ({"environment": elsewhere(dtype="bfloat16")}, "another machine"),
         ({"environment": elsewhere(pod_digest="more memory")}, "another machine"),
+        ({"environment": elsewhere(ngram_tokens=4)}, "another machine"),
         ({"max_new_tokens": 32}, "another size"),
         ({"prompts_per_worker": 1}, "another size"),
         ({"samples": tuple(samples(Arm.NGRAM))}, "few rounds of off"),

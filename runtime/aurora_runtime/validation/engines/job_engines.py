@@ -16,7 +16,7 @@ from typing import Self
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.evidence_records import Arm
 from aurora_runtime.engine.draft_swap import DraftSwap
-from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
+from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS, Eagle3, Ngram
 from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
@@ -80,7 +80,7 @@ class JobEngines:
         controller = controller_of(spec, self.engines.folder, "measurement", shares=False) if spec.adaptive else None
         speculation[_DRAFT_ENGINE] = Eagle3(active.folder, active.version, spec, controller)
         if Arm.NGRAM in self.baseline_arms:
-            speculation[_engine_name(Arm.NGRAM)] = Ngram(self.draft_spec.tokens_per_round)
+            speculation[_engine_name(Arm.NGRAM)] = Ngram(NGRAM_TOKENS)
         on_gpu = self.engines.spec.device != "cpu"
         for started, (name, method) in enumerate(speculation.items()):
             # Each engine takes its part of the memory that the earlier ones left free, so a GPU starts them in turn.

@@ -6,12 +6,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.evidence_records import Arm
+from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS, Eagle3, Ngram
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
 from aurora_runtime.validation.engines.job_engines import JobEngines
@@ -30,6 +32,14 @@ class ScriptedEngines:
     """Whether a failed request means that the engine died."""
     requests: int = 0
     name: str = ""
+    started: dict[str, Eagle3 | Ngram | None] = field(default_factory=dict)
+    spec: Any = field(default_factory=lambda: SimpleNamespace(device="cpu"))
+    folder: Path = Path("/nowhere")
+
+    def start(self, name: str, speculation: Eagle3 | Ngram | None, *, memory_share: float) -> None:
+        self.started[name] = speculation
+
+    async def wait_ready(self, name: str, deadline: float) -> None: ...
 
     def admin(self, name: str) -> ScriptedEngines:
         self.name = name
@@ -66,6 +76,19 @@ def job_engines(scripted: Any, *, seconds: float = 60.0, concurrencies: tuple[in
     engines = JobEngines(scripted, drafts, DraftSpec(), (Arm.OFF,), warm_up, max_new_tokens=64, deadline=deadline)
     engines._draft_swap = scripted
     return engines
+
+
+@pytest.mark.parametrize("steps", [3, 15])
+async def test_ngram_runs_as_wide_as_by_itself_however_many_tokens_the_draft_proposes(
+    steps: int, tmp_path: Path
+) -> None:
+    scripted = ScriptedEngines(folder=tmp_path)
+    engines = job_engines(scripted)
+    engines.draft_spec, engines.baseline_arms = DraftSpec(steps=steps), (Arm.OFF, Arm.NGRAM)
+    await engines._start()
+    assert scripted.started["ngram"] == Ngram(NGRAM_TOKENS)
+    assert scripted.started["off"] is None
+    assert isinstance(scripted.started["draft"], Eagle3)
 
 
 LEARNS = ("draft answers 64", "draft answers 36")
