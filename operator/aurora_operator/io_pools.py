@@ -6,7 +6,9 @@ the calls of one. A call has a total deadline, which includes the wait for a thr
 overdue call is abandoned: its caller goes on. The thread of a store's call counts until it really ends.
 
 An endpoint is *proven* when its last call took less than :data:`PROVEN_SECONDS`. All other endpoints together get at
-most :data:`UNPROVEN_THREADS`, so that any number of hanging stores leaves threads for the stores that answer.
+most :data:`UNPROVEN_THREADS`, so that any number of hanging stores leaves threads for the stores that answer. The
+namespaces have fair shares of all these threads, so that the hanging stores of one leave threads for a store of another
+that was never asked (:class:`FairThreads`).
 
 Invariant: an endpoint that answers waits only for calls of its own endpoint, and for other proven endpoints.
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -39,8 +42,10 @@ STORE_THREADS = 256
 """Threads for all stores together."""
 UNPROVEN_THREADS = 128
 """Threads for all stores together that did not answer in time, or were never asked."""
-ENDPOINT_THREADS = 8
-"""Threads for one endpoint. The S3 client keeps 10 connections."""
+ENDPOINT_THREADS = 10
+"""Threads for one endpoint, eight of them for a single namespace. The S3 client keeps 10 connections."""
+THREADS_PER_KEPT_ONE = 4
+"""One thread of so many is kept for namespaces that have none."""
 PROVEN_SECONDS = 5.0
 """A read of all records takes about 0.1 s from a store nearby."""
 
@@ -78,7 +83,7 @@ class StorePools:
     def __init__(
         self, *, threads: int = STORE_THREADS, unproven: int = UNPROVEN_THREADS, per_endpoint: int = ENDPOINT_THREADS
     ) -> None:
-        self.threads, self.unproven = asyncio.Semaphore(threads), asyncio.Semaphore(unproven)
+        self.threads, self.unproven = FairThreads(threads), FairThreads(unproven)
         self._per_endpoint = per_endpoint
         self._pools: WeakValueDictionary[str, EndpointPool] = WeakValueDictionary()
 
@@ -113,36 +118,39 @@ class EndpointPool:
     """The share of one store endpoint."""
 
     def __init__(self, pools: StorePools, threads: int) -> None:
-        self._pools, self._threads = pools, asyncio.Semaphore(threads)
+        self._pools, self._threads = pools, FairThreads(threads)
         self._proven = False
 
-    async def call(self, work: Callable[[], T], *, timeout_seconds: float) -> T:
+    async def call(self, work: Callable[[], T], *, namespace: str, timeout_seconds: float) -> T:
         """Run ``work`` in a thread. The wait for a free thread counts as well.
+
+        Args:
+            namespace: the speculator's, whose share of the threads the call takes.
 
         Raises :class:`CallAbandoned` at the deadline, and what ``work`` raises.
         """
-        return await outside(self._bounded(work, timeout_seconds))
+        return await outside(self._bounded(work, namespace, timeout_seconds))
 
-    async def _bounded(self, work: Callable[[], T], timeout_seconds: float) -> T:
+    async def _bounded(self, work: Callable[[], T], namespace: str, timeout_seconds: float) -> T:
         try:
             async with asyncio.timeout(timeout_seconds):
-                return await asyncio.shield(await self._start(work))
+                return await asyncio.shield(await self._start(work, namespace))
         except TimeoutError as error:
             self._proven = False
             metrics.STORE_CALLS_ABANDONED.inc()
             raise CallAbandoned(f"the store gave no complete answer within {timeout_seconds:.0f} s") from error
 
-    async def _start(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """Start a thread as soon as this endpoint may have one."""
-        held = await self._slots()
+    async def _start(self, work: Callable[[], T], namespace: str) -> asyncio.Future[T]:
+        """Start a thread as soon as this endpoint and this namespace may have one."""
+        held = await self._slots(namespace)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         began_seconds = time.monotonic()
 
         def finish(transfer: Callable[[], None]) -> None:
             self._proven = time.monotonic() - began_seconds < PROVEN_SECONDS
-            for slot in held:
-                slot.release()
+            for threads in held:
+                threads.release(namespace)
             if not future.cancelled():
                 transfer()
 
@@ -158,26 +166,92 @@ class EndpointPool:
             # A daemon thread: a call that hangs does not keep the process from ending.
             threading.Thread(target=run, name="store", daemon=True).start()
         except RuntimeError as error:
-            for slot in held:
-                slot.release()
+            for threads in held:
+                threads.release(namespace)
             raise CallAbandoned("this process cannot start another thread; raise its limit of processes") from error
         return future
 
-    async def _slots(self) -> list[asyncio.Semaphore]:
-        """The slots that a call needs, acquired. The call releases them when its thread ends."""
-        held: list[asyncio.Semaphore] = []
+    async def _slots(self, namespace: str) -> list[FairThreads]:
+        """The threads that a call needs, acquired. The call releases them when its thread ends."""
+        held: list[FairThreads] = []
         try:
-            await _acquire(self._threads, held)
+            await _acquire(self._threads, namespace, held)
             if not self._proven:
-                await _acquire(self._pools.unproven, held)
-            await _acquire(self._pools.threads, held)
+                await _acquire(self._pools.unproven, namespace, held)
+            await _acquire(self._pools.threads, namespace, held)
         except asyncio.CancelledError:
-            for slot in held:
-                slot.release()
+            for threads in held:
+                threads.release(namespace)
             raise
         return held
 
 
-async def _acquire(slot: asyncio.Semaphore, held: list[asyncio.Semaphore]) -> None:
-    await slot.acquire()
-    held.append(slot)
+async def _acquire(threads: FairThreads, namespace: str, held: list[FairThreads]) -> None:
+    await threads.acquire(namespace)
+    held.append(threads)
+
+
+class FairThreads:
+    """A bounded number of threads, with a fair share for each namespace. Must be used in one event loop only.
+
+    A quarter of the threads is kept for namespaces that have none. When threads are short, the waiting namespace that
+    has the fewest is next, and namespaces that have equally many are next in rotation.
+
+    Invariants: a namespace that has no thread waits only while at least as many others have one as threads are kept.
+    Nobody waits for a thread that he may have. A namespace without calls takes no memory.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._free, self._kept = threads, threads // THREADS_PER_KEPT_ONE
+        self._taken: Counter[str] = Counter()
+        """Threads of each namespace that has any."""
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        """By namespace, in rotation: the calls that wait, longest wait first."""
+
+    async def acquire(self, namespace: str) -> None:
+        """Wait for a thread. It must be given back with :meth:`release`."""
+        if self._may_take(namespace):
+            self._take(namespace)
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(namespace, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._give_up(namespace, turn)
+            else:  # the thread came at the same moment
+                self.release(namespace)
+            raise
+
+    def release(self, namespace: str) -> None:
+        """Give a thread back."""
+        self._free += 1
+        self._taken[namespace] -= 1
+        if not self._taken[namespace]:
+            del self._taken[namespace]
+        while self._waiting:
+            following = min(self._waiting, key=self._taken.__getitem__)
+            if not self._may_take(following):
+                return
+            queue = self._waiting.pop(following)
+            turn = queue.popleft()
+            if queue:
+                self._waiting[following] = queue  # the last in rotation
+            if not turn.done():
+                self._take(following)
+                turn.set_result(None)
+
+    def _may_take(self, namespace: str) -> bool:
+        return self._free > (self._kept if self._taken[namespace] else 0)
+
+    def _take(self, namespace: str) -> None:
+        self._free -= 1
+        self._taken[namespace] += 1
+
+    def _give_up(self, namespace: str, turn: asyncio.Future[None]) -> None:
+        queue = self._waiting.get(namespace, deque())
+        with suppress(ValueError):  # ``release`` has passed it over already
+            queue.remove(turn)
+        if not queue:
+            self._waiting.pop(namespace, None)

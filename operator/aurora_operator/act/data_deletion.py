@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import SpeculatorStatus
@@ -69,6 +70,7 @@ from aurora_store.s3_calls.call_limits import total_deadline
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 WORKLOADS = (DEPLOYMENT, JOB)
 """Kinds whose pods write to the store. They are deleted before the objects."""
 STEP_SECONDS = 10.0
@@ -200,7 +202,7 @@ class DataDeletion:
         place = f"s3://{config.bucket}/{config.root}"
         try:
             active = status_of(stored).active if config != self._emptied else None
-            progress = await self._one_step(config, owner_id(owner.uid), expects_records=active is not None)
+            progress = await self._one_step(config, owner, expects_records=active is not None)
         except (StoreError, InvalidRecord) as error:
             return await self._failed(stored, place, str(error), seconds)
         if progress is None:
@@ -226,17 +228,18 @@ class DataDeletion:
         reader = self._store.reader
         return (reader.config if reader is not None else self._config) or config
 
-    async def _one_step(self, config: StoreConfig, owner: str, *, expects_records: bool) -> DeletionProgress | None:
+    async def _one_step(self, config: StoreConfig, owner: Owner, *, expects_records: bool) -> DeletionProgress | None:
         """One step in a thread of the store's endpoint. None when the step was abandoned; the next call begins anew."""
         pool = pool_of(config)
+
+        async def call(work: Callable[[], T]) -> T:
+            return await pool.call(work, namespace=owner.namespace, timeout_seconds=STEP_TIMEOUT_SECONDS)
+
         try:
             if self._root is None or self._root[0] != config:
-                opened = await pool.call(lambda: _open_root(config, owner), timeout_seconds=STEP_TIMEOUT_SECONDS)
-                self._root = (config, opened)
+                self._root = (config, await call(lambda: _open_root(config, owner_id(owner.uid))))
             root = self._root[1]
-            return await pool.call(
-                lambda: self._bounded_step(root, expects_records=expects_records), timeout_seconds=STEP_TIMEOUT_SECONDS
-            )
+            return await call(lambda: self._bounded_step(root, expects_records=expects_records))
         except CallAbandoned:
             self._root = None  # the abandoned step still uses it
             return None

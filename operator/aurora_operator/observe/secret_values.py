@@ -54,7 +54,7 @@ class SecretReader:
     """
 
     def __init__(self, api: KubernetesApi, namespace: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._api, self._namespace, self._clock = api, namespace, clock
+        self._api, self.namespace, self._clock = api, namespace, clock
         self._readings: dict[str, _Reading] = {}
         self._asked = set[str]()
         """Names that were asked for since :meth:`drop_unasked`."""
@@ -72,7 +72,7 @@ class SecretReader:
     async def _read(self, name: str, known: _Reading | None) -> _Reading:
         secret, refusal = None, None
         try:
-            secret = _read_parts(await call_api(self._api.get, kubernetes_api.SECRET, self._namespace, name))
+            secret = _read_parts(await call_api(self._api.get, kubernetes_api.SECRET, self.namespace, name))
         except NotFound:
             pass
         except KubernetesError as error:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +15,7 @@ import pytest
 
 from aurora_operator import io_pools, metrics
 from aurora_operator.errors import CallAbandoned, KubernetesError
-from aurora_operator.io_pools import StorePools, call_api
+from aurora_operator.io_pools import FairThreads, StorePools, call_api
 from aurora_operator.reconcile_slots import ReconcileSlots
 
 HOSTILE = 64
@@ -28,16 +30,16 @@ def released() -> Iterator[threading.Event]:
     event.set()
 
 
-async def prompt_seconds(pools: StorePools, endpoint: str = "healthy") -> float:
+async def prompt_seconds(pools: StorePools, endpoint: str = "healthy", namespace: str = "team") -> float:
     """Seconds that a call of a healthy store takes."""
     began = time.monotonic()
-    assert await pools.of(endpoint).call(lambda: 42, timeout_seconds=5) == 42
+    assert await pools.of(endpoint).call(lambda: 42, namespace=namespace, timeout_seconds=5) == 42
     return time.monotonic() - began
 
 
 async def abandoned(pools: StorePools, endpoint: str, released: threading.Event, seconds: float = 0.2) -> None:
     with pytest.raises(CallAbandoned):
-        await pools.of(endpoint).call(lambda: released.wait(30), timeout_seconds=seconds)
+        await pools.of(endpoint).call(lambda: released.wait(30), namespace="team", timeout_seconds=seconds)
 
 
 async def test_a_hanging_call_is_abandoned_at_its_deadline_and_counted(released: threading.Event) -> None:
@@ -60,7 +62,8 @@ async def test_64_hanging_endpoints_do_not_delay_a_healthy_one(released: threadi
 async def test_one_endpoint_made_and_deleted_64_times_does_not_delay_a_healthy_one(released: threading.Event) -> None:
     pools = StorePools()
     for _ in range(HOSTILE):
-        task = asyncio.create_task(pools.of("slow").call(lambda: released.wait(30), timeout_seconds=30))
+        call = pools.of("slow").call(lambda: released.wait(30), namespace="team", timeout_seconds=30)
+        task = asyncio.create_task(call)
         await asyncio.sleep(0)
         task.cancel()
     assert await prompt_seconds(pools) < PROMPT_SECONDS
@@ -77,6 +80,35 @@ async def test_endpoints_that_hang_leave_threads_for_those_that_answer(released:
     assert known is pools.of("known")
 
 
+def hang(pools: StorePools, endpoint: str, released: threading.Event) -> asyncio.Task[bool]:
+    """A call of namespace ``team`` that hangs until the end of the test."""
+    call = pools.of(endpoint).call(lambda: released.wait(60), namespace="team", timeout_seconds=60)
+    return asyncio.create_task(call)
+
+
+async def test_more_hanging_endpoints_than_threads_do_not_delay_a_new_store_of_another_namespace(
+    released: threading.Event,
+) -> None:
+    pools = StorePools()
+    hanging = [hang(pools, f"slow-{number}", released) for number in range(3 * io_pools.UNPROVEN_THREADS)]
+    await asyncio.sleep(0.5)
+    await prompt_seconds(pools, "new", "other")  # a call that waits for hanging ones would be abandoned
+    await asyncio.gather(*(prompt_seconds(pools, f"new-{number}", "other") for number in range(30)))
+    assert not any(task.done() for task in hanging)
+    for task in hanging:
+        task.cancel()
+    await asyncio.sleep(0)
+    await prompt_seconds(pools, "last", "third")  # the abandoned threads still run
+
+
+async def test_a_namespace_whose_calls_hang_leaves_threads_of_a_shared_endpoint(released: threading.Event) -> None:
+    pools = StorePools()
+    hanging = [hang(pools, "shared", released) for _ in range(64)]
+    await asyncio.sleep(0.1)
+    await prompt_seconds(pools, "shared", "other")
+    assert not any(task.done() for task in hanging)
+
+
 async def test_an_endpoint_has_a_bounded_share(released: threading.Event) -> None:
     pools, running, most = StorePools(per_endpoint=3), list[int](), 0
 
@@ -87,7 +119,7 @@ async def test_an_endpoint_has_a_bounded_share(released: threading.Event) -> Non
         time.sleep(0.05)
         running.pop()
 
-    await asyncio.gather(*(pools.of("busy").call(work, timeout_seconds=10) for _ in range(12)))
+    await asyncio.gather(*(pools.of("busy").call(work, namespace="team", timeout_seconds=10) for _ in range(12)))
     assert most == 3
 
 
@@ -99,7 +131,7 @@ async def test_errors_reach_the_caller_and_slots_come_back(released: threading.E
 
     for _ in range(3):
         with pytest.raises(ValueError, match="no"):
-            await pools.of("a").call(fail, timeout_seconds=1)
+            await pools.of("a").call(fail, namespace="team", timeout_seconds=1)
         assert await prompt_seconds(pools, "b") < PROMPT_SECONDS
 
 
@@ -112,6 +144,89 @@ async def test_a_pool_is_freed_with_its_last_user(released: threading.Event) -> 
     gc.collect()
     assert len(pools) == 1
     assert pools.of("kept") is kept
+    for threads in (pools.threads, pools.unproven, kept._threads):
+        assert not threads._taken
+        assert not threads._waiting
+
+
+async def test_a_thread_that_ends_goes_to_the_namespace_with_the_fewest_in_rotation() -> None:
+    threads, order = FairThreads(3), list[str]()
+    for _ in range(3):
+        await threads.acquire("a")
+
+    async def call(name: str) -> None:
+        await threads.acquire(name[0])
+        order.append(name)
+
+    calls = [asyncio.create_task(call(name)) for name in ("a1", "a2", "b1", "c1", "b2", "c2")]
+    await asyncio.sleep(0)
+    for ended in "aaabca":
+        threads.release(ended)
+        await asyncio.sleep(0)
+    await asyncio.gather(*calls)
+    assert order == ["b1", "c1", "a1", "b2", "c2", "a2"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_no_thread_is_lost_whenever_a_wait_ends(seed: int) -> None:
+    chance, threads = random.Random(seed), FairThreads(4)  # noqa: S311 - not for a secret
+    under_way, most, done = Counter[str](), 0, 0
+
+    async def call(namespace: str) -> None:
+        nonlocal most, done
+        await threads.acquire(namespace)
+        under_way[namespace] += 1
+        most = max(most, under_way.total())
+        try:
+            for _ in range(chance.randrange(4)):
+                await asyncio.sleep(0)
+            done += 1
+        finally:
+            under_way[namespace] -= 1
+            threads.release(namespace)
+
+    calls = [asyncio.create_task(call(chance.choice("abc"))) for _ in range(60)]
+    for _ in range(40):
+        await asyncio.sleep(0)
+        if chance.random() < 0.7:
+            chance.choice(calls).cancel()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*calls, return_exceptions=True)
+    assert most in (3, 4)
+    assert done > 0
+    assert not threads._taken
+    assert not threads._waiting
+    async with asyncio.timeout(1):
+        for namespace in "aaab":
+            await threads.acquire(namespace)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await threads.acquire("c")
+
+
+async def test_a_part_of_the_threads_is_kept_for_namespaces_that_have_none() -> None:
+    threads = FairThreads(8)
+    async with asyncio.timeout(1):
+        for namespace in "aaaaaabc":
+            await threads.acquire(namespace)
+    assert threads._free == 0
+    threads.release("b")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await threads.acquire("a")
+    async with asyncio.timeout(1):
+        await threads.acquire("d")
+
+
+async def test_a_thread_that_comes_with_the_end_of_the_wait_goes_to_the_next() -> None:
+    threads = FairThreads(1)
+    await threads.acquire("a")
+    first, second = (asyncio.create_task(threads.acquire(namespace)) for namespace in "ab")
+    await asyncio.sleep(0)
+    threads.release("a")
+    first.cancel()
+    await asyncio.wait_for(second, 10)
+    assert first.cancelled()
 
 
 async def test_slots_come_back_when_no_thread_can_be_started(
@@ -125,7 +240,7 @@ async def test_slots_come_back_when_no_thread_can_be_started(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
         with pytest.raises(CallAbandoned, match="limit of processes"):
-            await pools.of("a").call(lambda: 1, timeout_seconds=1)
+            await pools.of("a").call(lambda: 1, namespace="team", timeout_seconds=1)
     assert await prompt_seconds(pools, "a") < PROMPT_SECONDS
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
+from typing import TypeVar
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.store import StoreSpec
@@ -35,6 +36,7 @@ from aurora_store import StoreConfig
 from aurora_store.errors import StoreError
 from aurora_store.policy.store_policy import StorePolicy
 
+T = TypeVar("T")
 CALL_TIMEOUT_SECONDS = READ_SECONDS + 2.0
 """A read ends at its own deadline. A little later it is abandoned, for example while a host name is looked up."""
 
@@ -119,7 +121,7 @@ class StoreAccess:
             reader.advance(channel)
 
         try:
-            await self._pool.call(write, timeout_seconds=CALL_TIMEOUT_SECONDS)
+            await self._call(write)
         except CallAbandoned as error:
             self._close()
             raise StoreError(str(error)) from error
@@ -168,7 +170,7 @@ class StoreAccess:
             reader = StoreReader(*settings, examined) if known is None else known
             return reader, reader.read(needs, scope)
 
-        self._reading = asyncio.create_task(self._pool.call(read, timeout_seconds=CALL_TIMEOUT_SECONDS))
+        self._reading = asyncio.create_task(self._call(read))
         try:
             self.reader, view = await self._reading
         except asyncio.CancelledError:
@@ -185,6 +187,11 @@ class StoreAccess:
         finally:
             self._reading = None
         return view
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        """Run ``work`` in a thread of the open store. Raises :class:`CallAbandoned`, and what ``work`` raises."""
+        namespace = self._secrets.namespace
+        return await self._pool.call(work, namespace=namespace, timeout_seconds=CALL_TIMEOUT_SECONDS)
 
     async def config(self, owner: Owner, spec: SpeculatorSpec) -> StoreConfig | StoreView:
         """How to reach the store, or a view with the error that prevents it. Raises :class:`KubernetesError`."""
