@@ -104,6 +104,12 @@ def test_panels_do_not_overlap_and_each_says_what_it_shows() -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_one_panel_compares_the_cost_of_training_with_the_saving() -> None:
+    asked = [named(query.expression)[0] for query in dashboard_queries() if query.title == "Cost of training and saving"]
+    figures = ("training_cost_seconds_per_day", "saved_seconds_per_day")
+    assert asked == [{f"aurora_speculator_{figure}"} for figure in figures]
+
+
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
 def test_an_alert_says_what_to_look_at_on_a_page_that_exists(alert: dict[str, Any]) -> None:
     assert alert["labels"]["severity"] in ("warning", "critical")
