@@ -115,6 +115,17 @@ def test_exactly_the_panels_that_ask_for_what_a_fixed_shape_lacks_say_so() -> No
     assert len(says) == 7
 
 
+def test_a_state_has_a_color_of_its_own_and_is_no_alarm() -> None:
+    """Some conditions are good while they are True, and others bad."""
+    states = [panel["fieldConfig"]["defaults"] for panel in DASHBOARD["panels"] if panel["type"] == "state-timeline"]
+    assert len(states) == 3
+    for defaults in states:
+        assert defaults["color"] == {"mode": "thresholds"}
+        off, on = defaults["thresholds"]["steps"]
+        assert (off["value"], on["value"]) == (None, 1)
+        assert len({off["color"], on["color"], "green", "red"}) == 4
+
+
 def test_one_panel_compares_the_cost_of_training_with_the_saving() -> None:
     panel = "Cost of training and saving"
     asked = [named(query.expression)[0] for query in dashboard_queries() if query.title == panel]
