@@ -41,8 +41,9 @@ ONE_CONCURRENCY: Final[dict[str, Any]] = {"validation": {"concurrencies": [1]}}
 BUDGET_SECONDS = 2400.0
 RATE_INTERVAL = f"{4 * SCRAPE_SECONDS}s"
 """Grafana's value of ``$__rate_interval`` at this scrape interval."""
-MAY_BE_EMPTY = {"Losses by reason"}
-"""Panels without data in a run that goes well."""
+MAY_BE_EMPTY = {"Losses by reason", "Cost of training and saving"}
+"""Panels without data in a run that goes well. A saving is known once the engine of each pod has run for ten
+minutes."""
 STRANGER_NAMESPACE = "stranger"
 
 

@@ -14,6 +14,9 @@ GRID_COLUMNS, WIDTH, HEIGHT = 24, 8, 8
 """Grafana's grid, and the size of a panel in it."""
 SCHEMA_VERSION: Final = 39
 """Of Grafana 10.4. Later versions of Grafana migrate it when they load the dashboard."""
+OFF_COLOR, ON_COLOR = "#8e8e8e", "blue"
+"""Of the values 0 and 1 in a timeline of states. By itself Grafana shades from green for 0 to red for 1, so Ready would
+be red."""
 
 
 def render() -> str:
@@ -94,9 +97,17 @@ def _panel(number: int, panel: Panel) -> dict[str, Any]:
              "legendFormat": query.legend}
             for index, query in enumerate(panel.queries)
         ],
-        "fieldConfig": {"defaults": {"unit": panel.unit, "custom": _style(panel)}, "overrides": []},
+        "fieldConfig": {"defaults": {"unit": panel.unit, **_colors(panel), "custom": _style(panel)}, "overrides": []},
         "options": _options(panel),
     }  # fmt: skip
+
+
+def _colors(panel: Panel) -> dict[str, Any]:
+    """Grafana's own choice, except for states."""
+    if panel.kind != "state-timeline":
+        return {}
+    steps = [{"color": OFF_COLOR, "value": None}, {"color": ON_COLOR, "value": 1}]
+    return {"color": {"mode": "thresholds"}, "thresholds": {"mode": "absolute", "steps": steps}}
 
 
 def _style(panel: Panel) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def _worth_figures(worth: TrainingWorth) -> Iterator[Figure]:
     cost = _device_seconds(worth.cost_seconds_per_day, worth.cost_device)
     yield Figure("Cost of training", cost, "devices that the trainer holds while it runs, busy or not")
     saved = _device_seconds(worth.saved_seconds_per_day, worth.saved_device)
-    yield Figure("Saved by speculation", saved, "the engines' estimate over about the last day, lookup included")
+    estimate = "the engines' estimate over about the last day, lookup included; the plugin's own cost is not deducted"
+    yield Figure("Saved by speculation", saved, estimate)
     if worth.suspended_for is not None:
         since = f"since {utc(worth.since):%Y-%m-%d %H:%M} UTC: " if worth.since else ""
         yield Figure("Training suspended for", worth.suspended_for, f"{since}{worth.message}")

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from aurora_protocol.agent_api import SwapRequest
+from aurora_protocol.agent_api import SavedTime, SwapRequest
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, ServingSettings
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
@@ -46,6 +46,8 @@ BUCKET: Final = "monitored"
 START_SECONDS: Final = 180.0
 TICK_SECONDS: Final = 0.5
 BOOT: Final = "00000000boot"
+ONE_CORE: Final = {"requests": {"cpu": "1"}}
+"""Of each engine and of the trainer. Without devices the operator knows neither the cost of training nor the saving."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,13 @@ def _create_speculator(server: ApiServer, store: S3) -> None:
     location = {"bucket": BUCKET, "endpoint": store.endpoint, "credentials": {"secretRef": {"name": "s3"}}}
     kind = {"apiVersion": "aurora.dev/v1alpha1", "kind": "AuroraSpeculator"}
     metadata = {"name": NAME, "namespace": NAMESPACE}
-    server.apply(secret, {**kind, "metadata": metadata, "spec": {**SPEC, "store": location}})
+    serving = {"replicas": 1, "template": _template("sglang")}
+    spec = {**SPEC, "store": location, "serving": serving, "training": {"template": _template("trainer")}}
+    server.apply(secret, {**kind, "metadata": metadata, "spec": spec})
+
+
+def _template(container: str) -> Object:
+    return {"spec": {"containers": [{"name": container, "resources": ONE_CORE}]}}
 
 
 def _pod(
@@ -198,6 +206,7 @@ def _write_records(pod: PodProcesses, ticks: int) -> None:
             RoundCost(arm="draft-3", batch_size=1, milliseconds=25),
         ),
         speedup_over_off=1.4,
+        saved_time=SavedTime(share=0.3, observed_seconds=3600),
         exploring_share=0.02,
         written_at=now,
     )

@@ -17,6 +17,7 @@ from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.events import DECISIONS
 from tests.cluster.command import run
 from tests.generated import exported_metrics
+from tests.generated.dashboard_panels import FIXED
 from tests.generated.generated_file import ROOT
 from tests.rig.prometheus.dashboard_queries import DASHBOARD, dashboard_queries
 from tests.rig.prometheus.server import promtool
@@ -102,6 +103,34 @@ def test_panels_do_not_overlap_and_each_says_what_it_shows() -> None:
         assert panel["type"] == "row" or panel["description"].endswith(".")
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(ids) == len(set(ids))
+
+
+def test_exactly_the_panels_that_ask_for_what_a_fixed_shape_lacks_say_so() -> None:
+    always = {series for metric in exported_metrics.agent(adaptive=False) for series in metric.series}
+    lacking = {series for metric in exported_metrics.agent() for series in metric.series} - always
+    lacking.add("aurora_speculator_saved_seconds_per_day")  # the operator sums the engines' estimates
+    asks = {query.title for query in dashboard_queries() if named(query.expression)[0] & lacking}
+    says = {panel["title"] for panel in DASHBOARD["panels"] if FIXED in panel.get("description", "")}
+    assert says == asks
+    assert len(says) == 7
+
+
+def test_a_state_has_a_color_of_its_own_and_is_no_alarm() -> None:
+    """Some conditions are good while they are True, and others bad."""
+    states = [panel["fieldConfig"]["defaults"] for panel in DASHBOARD["panels"] if panel["type"] == "state-timeline"]
+    assert len(states) == 3
+    for defaults in states:
+        assert defaults["color"] == {"mode": "thresholds"}
+        off, on = defaults["thresholds"]["steps"]
+        assert (off["value"], on["value"]) == (None, 1)
+        assert len({off["color"], on["color"], "green", "red"}) == 4
+
+
+def test_one_panel_compares_the_cost_of_training_with_the_saving() -> None:
+    panel = "Cost of training and saving"
+    asked = [named(query.expression)[0] for query in dashboard_queries() if query.title == panel]
+    figures = ("training_cost_seconds_per_day", "saved_seconds_per_day")
+    assert asked == [{f"aurora_speculator_{figure}"} for figure in figures]
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])

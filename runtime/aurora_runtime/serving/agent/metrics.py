@@ -138,7 +138,11 @@ def _speculation_metrics(speculation: SpeculationState) -> Iterable[Metric]:
     help_text = "Share of the decode rounds that explored an arm, since the engine started."
     yield GaugeMetricFamily("aurora_agent_exploring_share", help_text, speculation.exploring_share)
     if speculation.speedup_over_off is not None:
-        help_text = "Estimated throughput relative to no speculation."
+        help_text = (
+            "Estimated throughput relative to the engine's own rounds without proposals. A pod that hardly proposed was"
+            " 4 to 13 % slower than an engine without speculation (small model on a CPU), so a value near 1 may hide a"
+            " loss."
+        )
         yield GaugeMetricFamily("aurora_agent_estimated_speedup", help_text, speculation.speedup_over_off)
 
 

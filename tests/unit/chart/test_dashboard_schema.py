@@ -1,0 +1,99 @@
+"""The dashboard has only fields and values that Grafana knows, by the types of Grafana's Foundation SDK.
+
+No test runs Grafana, and Grafana shows a dashboard without the fields that it does not know.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Any, Final, get_type_hints
+
+import pytest
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from tests.rig.prometheus.dashboard_queries import DASHBOARD
+
+UNKNOWN_TO_THE_SDK: Final = {"dashboard.annotations.list[0].titleFormat"}
+"""Grafana's source of Prometheus data reads it, and the SDK does not describe annotations of single sources."""
+ANY_TYPE: Final = ConfigDict(arbitrary_types_allowed=True)
+
+
+def _problems(dashboard: dict[str, Any]) -> set[str]:
+    """Fields that the types lose or change, and values that they do not allow."""
+    register_default_plugins()
+    read = Dashboard.from_json(dashboard)
+    written = json.loads(JSONEncoder().encode(read))
+    return {*_lost(dashboard, written, "dashboard"), *_wrong_values(read, "dashboard")}
+
+
+def _lost(before: Any, after: Any, place: str) -> Iterator[str]:
+    """What of ``before`` is not in ``after``. The types add defaults, which are no loss."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key, value in before.items():
+            yield from _lost(value, after.get(key), f"{place}.{key}")
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for index, (one, other) in enumerate(zip(before, after, strict=True)):
+            yield from _lost(one, other, f"{place}[{index}]")
+    elif before != after:
+        yield place
+
+
+def _wrong_values(read: object, place: str) -> Iterator[str]:
+    """Attributes whose text or number is not of the type that they are declared with."""
+    if isinstance(read, list):
+        for index, one in enumerate(read):
+            yield from _wrong_values(one, f"{place}[{index}]")
+    elif type(read).__module__.startswith("grafana_foundation_sdk.") and not isinstance(read, Enum):
+        hints = get_type_hints(type(read))
+        for name, value in vars(read).items():
+            if not isinstance(value, str | int | float):
+                yield from _wrong_values(value, f"{place}.{name}")
+            elif not _is_allowed(value, hints[name]):
+                yield f"{place}.{name}"
+
+
+def _is_allowed(value: object, declared: Any) -> bool:
+    try:
+        TypeAdapter(declared, config=ANY_TYPE).validate_json(json.dumps(value), strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+def test_grafana_knows_every_field_and_every_value_of_the_dashboard() -> None:
+    assert _problems(DASHBOARD) == UNKNOWN_TO_THE_SDK
+
+
+def _series(dashboard: dict[str, Any]) -> dict[str, Any]:
+    """The first panel with lines."""
+    panel: dict[str, Any] = next(panel for panel in dashboard["panels"] if panel["type"] == "timeseries")
+    return panel
+
+
+@pytest.mark.parametrize(
+    ("spoil", "where"),
+    [
+        (lambda one: one.update(refreshEvery="30s"), ".refreshEvery"),
+        (lambda one: _series(one).update(unit="s"), ".unit"),
+        (lambda one: _series(one)["targets"][0].update(legend="x"), ".legend"),
+        (lambda one: _series(one)["fieldConfig"]["defaults"]["custom"].update(fillOpactiy=20), ".fillOpactiy"),
+        (lambda one: _series(one)["fieldConfig"]["defaults"]["custom"].update(showPoints="no"), ".show_points"),
+        (lambda one: _series(one)["fieldConfig"]["defaults"]["custom"].update(fillOpacity="20"), ".fill_opacity"),
+        (lambda one: _series(one)["options"]["legend"].update(placement="below"), ".placement"),
+        (lambda one: _series(one)["options"]["tooltip"].update(mode="all"), ".mode"),
+        (lambda one: one["templating"]["list"][0].update(type="source"), ".type_val"),
+    ],
+)
+def test_a_field_or_a_value_that_grafana_does_not_know_is_found(
+    spoil: Callable[[dict[str, Any]], None], where: str
+) -> None:
+    spoiled = copy.deepcopy(DASHBOARD)
+    spoil(spoiled)
+    (found,) = _problems(spoiled) - UNKNOWN_TO_THE_SDK
+    assert found.endswith(where)
