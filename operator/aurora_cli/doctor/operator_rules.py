@@ -8,7 +8,7 @@ from typing import Final
 
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_cli.doctor.facts import Snapshot
-from aurora_cli.doctor.finding import Finding, Remedy, Severity, abnormal, condition_text
+from aurora_cli.doctor.finding import LIST_RELEASES, Finding, Remedy, Severity, abnormal, condition_text
 
 OPERATOR_LOG: Final = "kubectl logs -n {operator_ns} -l app.kubernetes.io/name=aurora-operator --prefix --tail=100"
 NEW: Final = timedelta(seconds=30)
@@ -59,7 +59,7 @@ _UNSEEN = Remedy(
 _YIELDED = Remedy(
     "two installations of the operator want to act on the speculator",
     "Give each its own namespaces, or uninstall one of the two. The other one then acts within 13 minutes.",
-    ("kubectl get leases -A", "helm list -A --filter aurora"),
+    ("kubectl get leases -A", "helm list -A"),
 )
 _SPEC: Final[Mapping[str, Remedy]] = {
     "InvalidSpec": Remedy(
@@ -110,7 +110,11 @@ _UPGRADE: Final[Mapping[str, Remedy]] = {
     "UpgradeFailed": Remedy(
         "the pods do not come up with the upgraded operator's template",
         "Correct the cause, or roll the operator back.",
-        ("kubectl -n {ns} describe pods -l app.kubernetes.io/instance={name}", "helm history -n {operator_ns} aurora"),
+        (
+            "kubectl -n {ns} describe pods -l app.kubernetes.io/instance={name}",
+            LIST_RELEASES,
+            "helm history -n {operator_ns} RELEASE",
+        ),
     ),
     "OrderStopped": Remedy(
         "the upgrade waits, because the upgrade of another speculator failed",

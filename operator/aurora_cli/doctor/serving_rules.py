@@ -17,7 +17,8 @@ _WHAT: Final = {INFERENCE: "an inference pod", TRAINER: "the trainer's pod", VAL
 _CONTAINER: Final[Mapping[str, Remedy]] = {
     "ImagePullBackOff": Remedy(
         "cannot pull its image",
-        "Check the image's name, and the pull Secrets (imagePullSecrets of the chart, or the pod template).",
+        "Check the image's name, and the pull Secrets: images.speculatorPullSecrets of the chart, or imagePullSecrets"
+        " in the pod template.",
         ("kubectl -n {ns} describe pod {pod}",),
     ),
     "CreateContainerConfigError": Remedy(

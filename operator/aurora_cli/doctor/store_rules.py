@@ -7,7 +7,7 @@ from typing import Final
 
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_cli.doctor.facts import Snapshot
-from aurora_cli.doctor.finding import Finding, Remedy, Severity, abnormal, condition_text
+from aurora_cli.doctor.finding import LIST_RELEASES, Finding, Remedy, Severity, abnormal, condition_text
 
 _CREATE = (
     "kubectl -n {ns} create secret generic {secret} --from-env-file=FILE"
@@ -31,7 +31,7 @@ STORAGE: Final[Mapping[str, Remedy]] = {
     "SecretForbidden": Remedy(
         "the operator may not read a Secret of the speculator",
         "Ask the operator's administrator to add its name to secretNames of the chart, beside those that are there.",
-        ("helm get values -n {operator_ns} aurora   # secretNames",),
+        (LIST_RELEASES, "helm get values -n {operator_ns} RELEASE   # secretNames"),
     ),
     "SigningKeysMissing": Remedy(
         "the keys that sign the store's records are being made, or somebody changed them",
@@ -51,7 +51,7 @@ STORAGE: Final[Mapping[str, Remedy]] = {
     "AddressRefused": Remedy(
         "the operator refuses to connect to the address of store.endpoint",
         "Ask the operator's administrator to add the host to stores.internalHosts of the chart.",
-        ("helm get values -n {operator_ns} aurora   # stores.internalHosts",),
+        (LIST_RELEASES, "helm get values -n {operator_ns} RELEASE   # stores.internalHosts"),
     ),
     "KeysRequired": Remedy(
         "store.endpoint is set without a Secret with the store's keys",

@@ -385,4 +385,6 @@ def test_commands_name_the_namespace_of_the_operator_that_acts(installation: str
     forbidden = with_condition("StorageReady", ConditionStatus.FALSE, "SecretForbidden")
     operator = None if installation is None else OperatorIdentity(installation=installation)
     (finding,) = diagnose(snapshot(forbidden.model_copy(update={"operator": operator})))
-    assert finding.commands == (f"helm get values -n {namespace} aurora   # secretNames",)
+    listed, values = finding.commands
+    assert listed == f"helm list -n {namespace}"
+    assert values == f"helm get values -n {namespace} RELEASE   # secretNames"

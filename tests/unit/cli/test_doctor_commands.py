@@ -18,6 +18,7 @@ from aurora_cli.doctor.finding import Finding, Remedy, Severity
 from aurora_cli.speculator import Speculator
 from aurora_operator.plan.data_deletion import IN_PROGRESS, MAX_POD_WAIT_SECONDS, failure_text
 from tests.unit.cli.snapshots import found, snapshot, with_condition
+from tests.unit.docs.test_chart_values import DESCRIBED
 from tests.unit.operator.worlds import NOW
 
 RULES: Final = (operator_rules, rollout_rules, serving_rules, store_rules, training_rules)
@@ -48,6 +49,28 @@ def test_a_command_that_decides_something_comes_after_one_that_reads_and_says_wh
         comment = command.partition("   # only ")[2]
         assert not DECIDES.search(command) or comment, command
         assert re.fullmatch(r"[\w ]*", comment), "a shell that reads no comments must see plain words"
+
+
+CHART_VALUE: Final = re.compile(r"([\w.]+) of the chart|the chart's ([\w.]+)|^helm .*# ([\w.]+)")
+"""A value of the chart in a text or a command of a remedy."""
+
+
+def chart_values(remedy: Remedy) -> Iterator[str]:
+    for text in (remedy.title, remedy.advice, *remedy.commands):
+        for names in CHART_VALUE.findall(text):
+            yield from filter(None, names)
+
+
+def test_each_value_of_the_chart_that_is_named_is_in_its_schema() -> None:
+    named = {value for remedy in REMEDIES.values() for value in chart_values(remedy)}
+    assert {"images.speculatorPullSecrets", "secretNames", "stores.internalHosts", "watchNamespaces"} <= named
+    assert named <= DESCRIBED.keys()
+
+
+def test_no_command_assumes_the_name_of_a_helm_release() -> None:
+    helm = [c for remedy in REMEDIES.values() for c in remedy.commands if c.startswith("helm ")]
+    assert all("RELEASE" in command or command.startswith("helm list ") for command in helm)
+    assert any("RELEASE" in command for command in helm)
 
 
 def deletion(message: str, minutes: float) -> Finding:
