@@ -308,7 +308,8 @@ def test_a_fixed_shape_that_does_not_pay_is_found(draft: dict[str, Any], measure
     status = HEALTHY.model_copy(update={"estimated_speedup": "~0.8x", "active": active})
     findings = diagnose(snapshot(status, draft=draft))
     words = "serving is slower than without speculation, by the gate's measurement of the active version"
-    assert [one.title for one in findings] == [words] * expected, "the estimate is about another shape"
+    wrong = [one.title for one in findings if one.severity is not Severity.NOTE]
+    assert wrong == [words] * expected, "the estimate is about another shape"
 
 
 def history(*events: str) -> SpeculatorStatus:
