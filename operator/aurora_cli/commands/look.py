@@ -20,6 +20,7 @@ from aurora_cli.stored.store_access import open_store
 from aurora_cli.tables import evidence_table, status_table
 from aurora_cli.tables.plain_text import plain
 from aurora_cli.tables.printing import Format, as_text, console, document_of, list_of, show, show_document
+from aurora_cli.tables.screenful import Screenful
 from aurora_protocol.gate import GatePolicy
 
 MIN_INTERVAL_SECONDS: Final = 0.5
@@ -46,10 +47,12 @@ def status(
     if watch and output is not Format.TABLE:
         raise Refused("--watch shows a table; leave out -o")
 
+    detail = status_table.watched_detail if watch and console().is_terminal else status_table.detail
+
     def look() -> RenderableType:
         now = datetime.now(UTC)
         if name is not None:
-            return status_table.detail(cluster.speculator(name), now)
+            return detail(cluster.speculator(name), now)
         found = cluster.speculators(everywhere=everywhere)
         where = "in the cluster" if everywhere else f"in the namespace {cluster.namespace}"
         return status_table.overview(found, now, everywhere=everywhere) if found else plain(f"no speculators {where}")
@@ -74,9 +77,9 @@ def _watch(look: Callable[[], RenderableType], interval_seconds: float) -> None:
     try:
         if not terminal.is_terminal:
             _append_changes(shown, look, interval_seconds)
-        with Live(shown, console=terminal, auto_refresh=False, screen=True) as live:
+        with Live(Screenful(shown), console=terminal, auto_refresh=False, screen=True) as live:
             while True:
-                live.update(shown, refresh=True)
+                live.update(Screenful(shown), refresh=True)
                 time.sleep(interval_seconds)
                 try:
                     shown = last_view = look()

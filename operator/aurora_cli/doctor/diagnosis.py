@@ -37,6 +37,7 @@ RULES: Final[Sequence[Rule]] = (
     training_rules.candidates_never_pass,
     rollout_rules.people_decided,
     rollout_rules.rolled_back,
+    serving_rules.gains_little,
 )
 
 

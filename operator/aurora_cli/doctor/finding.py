@@ -17,6 +17,8 @@ from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, Condition
 from aurora_cli.doctor.facts import Snapshot
 
 USUAL_OPERATOR_NAMESPACE: Final = "aurora-system"
+LIST_RELEASES: Final = "helm list -n {operator_ns}"
+"""Shows the name of the operator's release, which a command with RELEASE needs."""
 
 
 class Severity(IntEnum):

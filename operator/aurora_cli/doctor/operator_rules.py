@@ -8,7 +8,7 @@ from typing import Final
 
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_cli.doctor.facts import Snapshot
-from aurora_cli.doctor.finding import Finding, Remedy, Severity, abnormal, condition_text
+from aurora_cli.doctor.finding import LIST_RELEASES, Finding, Remedy, Severity, abnormal, condition_text
 
 OPERATOR_LOG: Final = "kubectl logs -n {operator_ns} -l app.kubernetes.io/name=aurora-operator --prefix --tail=100"
 NEW: Final = timedelta(seconds=30)
@@ -16,13 +16,26 @@ NEW: Final = timedelta(seconds=30)
 TAKEOVER: Final = timedelta(minutes=1)
 """How long after a Lease's end another replica of the operator may need to take the Lease."""
 RECENT: Final = timedelta(hours=24)
+DELETION: Final = timedelta(minutes=15)
+"""How long a deletion usually takes at most. The operator waits 10 minutes for the pods, then deletes the objects."""
+_DELETION_FAILS: Final = "the operator tries again"
+"""In the message of Ready while the store prevents the deletion."""
 
 _DELETED = Remedy(
     "the speculator is being deleted, and the operator deletes its stored data first",
-    "If the store cannot be reached any more, keep the objects there: the operator then lets the resource go.",
+    "Wait. The operator waits up to 10 minutes for the pods to end, and then deletes the objects.",
+    severity=Severity.NOTE,
+)
+_DELETION_STUCK = Remedy(
+    "the deletion of the speculator does not get on",
+    "Read why, and mend the store. The operator then goes on. The last command ends the deletion, and the stored data"
+    " stay in the bucket, with the traces of users. Use it only if the data may stay, or if no store holds them any"
+    " more.",
     (
+        OPERATOR_LOG,
+        "kubectl aurora store du {name} -n {ns}",
         "kubectl -n {ns} patch auroraspeculator {name} --type=merge"
-        """ -p '{"spec":{"store":{"deletionPolicy":"Retain"}}}'""",
+        """ -p '{"spec":{"store":{"deletionPolicy":"Retain"}}}'   # only if the stored data may stay""",
     ),
     Severity.WARNING,
 )
@@ -46,7 +59,7 @@ _UNSEEN = Remedy(
 _YIELDED = Remedy(
     "two installations of the operator want to act on the speculator",
     "Give each its own namespaces, or uninstall one of the two. The other one then acts within 13 minutes.",
-    ("kubectl get leases -A", "helm list -A --filter aurora"),
+    ("kubectl get leases -A", "helm list -A"),
 )
 _SPEC: Final[Mapping[str, Remedy]] = {
     "InvalidSpec": Remedy(
@@ -78,14 +91,17 @@ _DEGRADED: Final[Mapping[str, Remedy]] = {
     "WeightsDiffer": Remedy(
         "pods that should serve the same draft hold different weights",
         "Delete the pod that differs, and report it.",
-        ("kubectl aurora status {name} -n {ns}", "kubectl -n {ns} delete pod POD"),
+        (
+            "kubectl aurora status {name} -n {ns}",
+            "kubectl -n {ns} delete pod POD   # only the pod whose column WEIGHTS differs",
+        ),
     ),
     "SwapFailed": Remedy(
         "a pod cannot return to the active version",
         "Read why, then delete the pod that the message names.",
         (
             "kubectl -n {ns} logs deployment/{name} -c agent --tail=100",
-            "kubectl -n {ns} delete pod POD",
+            "kubectl -n {ns} delete pod POD   # only the pod that the message names",
         ),
     ),
 }
@@ -94,7 +110,11 @@ _UPGRADE: Final[Mapping[str, Remedy]] = {
     "UpgradeFailed": Remedy(
         "the pods do not come up with the upgraded operator's template",
         "Correct the cause, or roll the operator back.",
-        ("kubectl -n {ns} describe pods -l app.kubernetes.io/instance={name}", "helm history -n {operator_ns} aurora"),
+        (
+            "kubectl -n {ns} describe pods -l app.kubernetes.io/instance={name}",
+            LIST_RELEASES,
+            "helm history -n {operator_ns} RELEASE",
+        ),
     ),
     "OrderStopped": Remedy(
         "the upgrade waits, because the upgrade of another speculator failed",
@@ -162,10 +182,14 @@ def upgrade_pending(snapshot: Snapshot) -> Iterator[Finding]:
 
 def being_deleted(snapshot: Snapshot) -> Iterator[Finding]:
     """The resource waits for the deletion of its stored data."""
-    if snapshot.speculator.is_being_deleted:
-        ready = abnormal(snapshot, ConditionType.READY, ConditionStatus.FALSE)
-        has_reason = ready is not None and ready.reason == "Deleting"
-        yield _DELETED.finding(snapshot, condition_text(ready) if ready and has_reason else "deletionTimestamp is set")
+    since = snapshot.speculator.deleted
+    if since is None:
+        return
+    ready = abnormal(snapshot, ConditionType.READY, ConditionStatus.FALSE)
+    reported = ready if ready is not None and ready.reason == "Deleting" else None
+    fails = reported is not None and _DELETION_FAILS in reported.message
+    remedy = _DELETION_STUCK if fails or snapshot.now - since > DELETION else _DELETED
+    yield remedy.finding(snapshot, condition_text(reported) if reported else f"metadata.deletionTimestamp is {since}")
 
 
 def spec_unseen(snapshot: Snapshot) -> Iterator[Finding]:

@@ -26,8 +26,9 @@ _CANARY = Remedy(
     "the canary has too little traffic to be judged by, or its judgement stays undecided",
     "Wait for traffic, promote or abort the version, or lower rollout.analysis.minRequests.",
     (
-        "kubectl aurora promote {name} {version} -n {ns}",
-        "kubectl aurora abort {name} {version} -n {ns}",
+        STATUS,
+        "kubectl aurora promote {name} {version} -n {ns}   # only if you vouch for the version",
+        "kubectl aurora abort {name} {version} -n {ns}   # only if you reject the version",
     ),
     Severity.WARNING,
 )

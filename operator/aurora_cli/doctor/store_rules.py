@@ -7,7 +7,7 @@ from typing import Final
 
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_cli.doctor.facts import Snapshot
-from aurora_cli.doctor.finding import Finding, Remedy, Severity, abnormal, condition_text
+from aurora_cli.doctor.finding import LIST_RELEASES, Finding, Remedy, Severity, abnormal, condition_text
 
 _CREATE = (
     "kubectl -n {ns} create secret generic {secret} --from-env-file=FILE"
@@ -17,6 +17,11 @@ _REPLACE = (
     "kubectl -n {ns} create secret generic {secret} --from-env-file=FILE --dry-run=client -o yaml | kubectl apply -f -"
 )
 _EDIT_STORE = "kubectl -n {ns} edit auroraspeculator {name}   # spec.store"
+USAGE: Final = "kubectl aurora store du {name} -n {ns}"
+RESTORE: Final = "aws s3 cp --recursive BACKUP s3://BUCKET/ROOT   # BACKUP has a copy of the root"
+START_OVER: Final = "kubectl aurora start-over {name} -n {ns}   # only if the records are gone for good"
+ALL_SPECULATORS: Final = "kubectl get auroraspeculators -A"
+DELETE: Final = "kubectl -n {ns} delete auroraspeculator {name}   # only if its clients use the new one"
 
 STORAGE: Final[Mapping[str, Remedy]] = {
     "SecretMissing": Remedy("the Secret with the store's keys does not exist", "Create it.", (_CREATE,)),
@@ -26,13 +31,16 @@ STORAGE: Final[Mapping[str, Remedy]] = {
     "SecretForbidden": Remedy(
         "the operator may not read a Secret of the speculator",
         "Ask the operator's administrator to add its name to secretNames of the chart, beside those that are there.",
-        ("helm get values -n {operator_ns} aurora   # secretNames",),
+        (LIST_RELEASES, "helm get values -n {operator_ns} RELEASE   # secretNames"),
     ),
     "SigningKeysMissing": Remedy(
         "the keys that sign the store's records are being made, or somebody changed them",
-        "Wait a minute. If it stays, delete the Secret: the operator makes a new one, and trusts the newest record"
-        " once.",
-        ("kubectl -n {ns} delete secret {name}-signing-keys",),
+        "Wait a minute. If the message then says to delete the Secret, delete it: the operator makes a new one, and"
+        " trusts the newest record once.",
+        (
+            "kubectl -n {ns} describe secret {name}-signing-keys",
+            "kubectl -n {ns} delete secret {name}-signing-keys   # only if the message says to delete it",
+        ),
         Severity.WARNING,
     ),
     "StoreNotAllowed": Remedy(
@@ -43,7 +51,7 @@ STORAGE: Final[Mapping[str, Remedy]] = {
     "AddressRefused": Remedy(
         "the operator refuses to connect to the address of store.endpoint",
         "Ask the operator's administrator to add the host to stores.internalHosts of the chart.",
-        ("helm get values -n {operator_ns} aurora   # stores.internalHosts",),
+        (LIST_RELEASES, "helm get values -n {operator_ns} RELEASE   # stores.internalHosts"),
     ),
     "KeysRequired": Remedy(
         "store.endpoint is set without a Secret with the store's keys",
@@ -65,7 +73,10 @@ STORAGE: Final[Mapping[str, Remedy]] = {
         "Find out who wrote the object that the message names. A newer operator: upgrade this one again. An operator"
         " whose signing keys are lost: see InvalidRecord in docs/reference/conditions.md. Anybody else: delete the"
         " object. Nothing is decided until then.",
-        ("aws s3 cp s3://BUCKET/ROOT/KEY -", "aws s3 rm s3://BUCKET/ROOT/KEY"),
+        (
+            "aws s3 cp s3://BUCKET/ROOT/KEY -",
+            "aws s3 rm s3://BUCKET/ROOT/KEY   # only if no operator wrote the object",
+        ),
     ),
     "TakingOver": Remedy(
         "the root of the former speculator is being taken over", "Wait for the next reconcile.", (), Severity.NOTE
@@ -80,12 +91,12 @@ STORAGE: Final[Mapping[str, Remedy]] = {
         "Find out who deleted them, or whether store.endpoint leads to another store. Put the records back from a"
         " backup, at least lineage/, registry/, checkpoints/, evidence/ and channel/. If they are gone for good, begin"
         " again at version 0.",
-        (_EDIT_STORE, "kubectl aurora store du {name} -n {ns}", "kubectl aurora start-over {name} -n {ns}"),
+        (USAGE, _EDIT_STORE, RESTORE, START_OVER),
     ),
     "TakenOver": Remedy(
         "another speculator restored this speculator's root",
-        "Delete this speculator once its clients use the new one.",
-        ("kubectl -n {ns} delete auroraspeculator {name}",),
+        "Delete this speculator once its clients use the new one, which the message names.",
+        (ALL_SPECULATORS, DELETE),
     ),
 }
 _OTHER = Remedy("the store cannot be used", "", (_EDIT_STORE,))

@@ -11,6 +11,7 @@ from aurora_api.v1alpha1.status import CandidatePhase
 from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_cli.doctor.facts import TRAINER, VALIDATOR, Snapshot
 from aurora_cli.doctor.finding import Finding, Remedy, Severity, abnormal, condition_text
+from aurora_cli.doctor.store_rules import ALL_SPECULATORS, DELETE, RESTORE, START_OVER, USAGE
 from aurora_cli.errors import Unreadable
 
 TRAINER_LOG: Final = "kubectl -n {ns} logs deployment/{name}-trainer --tail=50"
@@ -30,7 +31,10 @@ _TRAINER: Final[Mapping[str, Remedy]] = {
         "The queue opens the pod's scheduling gate once its quota has room, by priority. With Kueue, its Workloads say"
         " what is missing. To leave the queue or take another one, change the label in training.template, then delete"
         " the Deployment: the operator makes it again.",
-        ("kubectl -n {ns} get workloads.kueue.x-k8s.io", "kubectl -n {ns} delete deployment {name}-trainer"),
+        (
+            "kubectl -n {ns} get workloads.kueue.x-k8s.io",
+            "kubectl -n {ns} delete deployment {name}-trainer   # only after the label is changed",
+        ),
         Severity.WARNING,
     ),
     "Starting": Remedy(
@@ -42,7 +46,7 @@ _TRAINER: Final[Mapping[str, Remedy]] = {
     "Silent": Remedy(
         "the trainer's pod is ready, and the trainer has reported nothing for minutes",
         "Read its log. If the trainer hangs, restart it.",
-        (TRAINER_LOG, "kubectl -n {ns} rollout restart deployment/{name}-trainer"),
+        (TRAINER_LOG, "kubectl -n {ns} rollout restart deployment/{name}-trainer   # only if the trainer hangs"),
     ),
     "StatusUnreadable": Remedy(
         "the trainer's own record in the store cannot be read",
@@ -53,12 +57,12 @@ _TRAINER: Final[Mapping[str, Remedy]] = {
     "RecordsLost": Remedy(
         "the trainer is stopped, because the store has lost the records of the active version",
         "Put the records back, or begin again at version 0. The condition StorageReady says more.",
-        ("kubectl aurora start-over {name} -n {ns}",),
+        (USAGE, RESTORE, START_OVER),
     ),
     "TakenOver": Remedy(
         "the trainer is stopped, because another speculator goes on with this root",
-        "Delete this speculator once its clients use the new one.",
-        ("kubectl -n {ns} delete auroraspeculator {name}",),
+        "Delete this speculator once its clients use the new one, which StorageReady names.",
+        (ALL_SPECULATORS, DELETE),
     ),
 }
 _OTHER_TRAINER = Remedy("the trainer does not run", "", (TRAINER_LOG,))
@@ -124,7 +128,7 @@ _SUSPENDED_JOB = Remedy(
     " yourself.",
     (
         "kubectl -n {ns} get workloads.kueue.x-k8s.io",
-        'kubectl -n {ns} patch job {job} --type=merge -p \'{"spec":{"suspend":false}}\'',
+        'kubectl -n {ns} patch job {job} --type=merge -p \'{"spec":{"suspend":false}}\'   # only without a queue',
     ),
     Severity.WARNING,
 )

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
-from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase, VersionStatus
+from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, PodStatus, RolloutPhase, VersionStatus
 from aurora_api.v1alpha1.training import TrainingWorth
 from aurora_cli.errors import Unreadable
 from aurora_cli.speculator import Speculator
@@ -67,8 +67,31 @@ def _overview_row(speculator: Speculator) -> Sequence[Any]:
 
 def detail(speculator: Speculator, now: datetime) -> RenderableType:
     """Everything that the status says about one speculator."""
+    parts: list[RenderableType] = [_heading(speculator, now), Text(""), _facts_table(speculator, now)]
+    if speculator.status.pods:
+        parts += [Text(""), _pods(speculator.status.pods)]
+    if speculator.status.conditions:
+        parts += [Text(""), _conditions(speculator.status.conditions, now)]
+    return Group(*parts)
+
+
+def watched_detail(speculator: Speculator, now: datetime) -> RenderableType:
+    """The same for a screen that may cut off the end: what is wrong stands first, and what is well last."""
+    status = speculator.status
+    # Ready repeats the message of another condition, which comes after Ready and says more.
+    wrong = {one.message or one.type: one for one in status.conditions if _style(one) == "bad"}.values()
+    parts: list[RenderableType] = [_heading(speculator, now), *(_condition_line(one, now) for one in wrong)]
+    parts += [Text(""), _facts_table(speculator, now)]
+    if status.pods:
+        parts += [Text(""), _pods(sorted(status.pods, key=lambda pod: pod.state in _GOOD_POD_STATES))]
+    if others := [one for one in status.conditions if one not in wrong]:
+        parts += [Text(""), _conditions(others, now)]
+    return Group(*parts)
+
+
+def _heading(speculator: Speculator, now: datetime) -> Text:
     ready = speculator.condition(ConditionType.READY)
-    heading = Text.assemble(
+    return Text.assemble(
         plain(speculator.name, "strong"),
         f" in {speculator.namespace}: ",
         plain(f"{'ready' if ready.status is ConditionStatus.TRUE else 'not ready'}, {ready.reason}", _style(ready))
@@ -76,12 +99,10 @@ def detail(speculator: Speculator, now: datetime) -> RenderableType:
         else plain("no operator has written a status yet; run `kubectl aurora doctor`", "bad"),
         plain(f"; being deleted for {age(speculator.deleted, now)}" if speculator.is_being_deleted else "", "warning"),
     )
-    parts: list[RenderableType] = [heading, Text(""), table("", "", rows=list(_facts(speculator, now)))]
-    if speculator.status.pods:
-        parts += [Text(""), _pods(speculator)]
-    if speculator.status.conditions:
-        parts += [Text(""), _conditions(speculator, now)]
-    return Group(*parts)
+
+
+def _facts_table(speculator: Speculator, now: datetime) -> RenderableType:
+    return table("", "", rows=list(_facts(speculator, now)))
 
 
 def _facts(speculator: Speculator, now: datetime) -> Iterator[tuple[Any, Any]]:
@@ -220,7 +241,7 @@ def _device_seconds(seconds: int | None, device: str) -> str:
     )
 
 
-def _pods(speculator: Speculator) -> RenderableType:
+def _pods(pods: Sequence[PodStatus]) -> RenderableType:
     return table(
         *("POD", "VERSION", "STATE", "ACCEPT-LEN", "WEIGHTS"),
         rows=[
@@ -231,7 +252,7 @@ def _pods(speculator: Speculator) -> RenderableType:
                 pod.accept_length,
                 (pod.checksum or "")[:12],
             )
-            for pod in speculator.status.pods
+            for pod in pods
         ],
         last_wraps=False,
     )
@@ -243,12 +264,18 @@ def _pod_style(state: str) -> str:
     return "warning" if state in _BUSY_POD_STATES else "bad"
 
 
-def _conditions(speculator: Speculator, now: datetime) -> RenderableType:
+def _condition_line(condition: Condition, now: datetime) -> Text:
+    """A condition with its message over the whole width, which takes fewer lines than a column of a table."""
+    text = f"{condition.type}={condition.status} {condition.reason} for {age(condition.last_transition_time, now)}"
+    return plain(f"{text}: {condition.message}" if condition.message else text, "bad")
+
+
+def _conditions(conditions: Sequence[Condition], now: datetime) -> RenderableType:
     return table(
         *("CONDITION", "STATUS", "REASON", "SINCE", "MESSAGE"),
         rows=[
             (one.type, plain(one.status, _style(one)), one.reason, age(one.last_transition_time, now), one.message)
-            for one in speculator.status.conditions
+            for one in conditions
         ],
     )
 

@@ -1,0 +1,110 @@
+"""The commands that the doctor prints: those that destroy something come last, and say when to run them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import timedelta
+from types import ModuleType
+from typing import Final
+
+import pytest
+
+from aurora_api.v1alpha1.conditions import ConditionStatus
+from aurora_cli.doctor import operator_rules, rollout_rules, serving_rules, store_rules, training_rules
+from aurora_cli.doctor.diagnosis import diagnose, is_well
+from aurora_cli.doctor.finding import Finding, Remedy, Severity
+from aurora_cli.speculator import Speculator
+from aurora_operator.plan.data_deletion import IN_PROGRESS, MAX_POD_WAIT_SECONDS, failure_text
+from tests.unit.cli.snapshots import found, snapshot, with_condition
+from tests.unit.docs.test_chart_values import DESCRIBED
+from tests.unit.operator.worlds import NOW
+
+RULES: Final = (operator_rules, rollout_rules, serving_rules, store_rules, training_rules)
+DECIDES: Final = re.compile(r'\b(delete|rm|start-over|promote|abort|rollout restart)\b|deletionPolicy|"suspend":')
+"""In a command that destroys something, or that is right only under a condition."""
+
+
+def remedies(module: ModuleType) -> Iterator[Remedy]:
+    """All remedies of a module's rules."""
+    for value in vars(module).values():
+        for one in value.values() if isinstance(value, Mapping) else (value,):
+            if isinstance(one, Remedy):
+                yield one
+
+
+REMEDIES: Final = {one.title: one for module in RULES for one in remedies(module)}
+
+
+def test_many_commands_decide_something() -> None:
+    assert len([one for one in REMEDIES.values() if any(map(DECIDES.search, one.commands))]) > 10
+
+
+@pytest.mark.parametrize("title", REMEDIES)
+def test_a_command_that_decides_something_comes_after_one_that_reads_and_says_when_to_run_it(title: str) -> None:
+    commands = REMEDIES[title].commands
+    assert not commands or not DECIDES.search(commands[0]), "read first"
+    for command in commands:
+        comment = command.partition("   # only ")[2]
+        assert not DECIDES.search(command) or comment, command
+        assert re.fullmatch(r"[\w ]*", comment), "a shell that reads no comments must see plain words"
+
+
+CHART_VALUE: Final = re.compile(r"([\w.]+) of the chart|the chart's ([\w.]+)|^helm .*# ([\w.]+)")
+"""A value of the chart in a text or a command of a remedy."""
+
+
+def chart_values(remedy: Remedy) -> Iterator[str]:
+    for text in (remedy.title, remedy.advice, *remedy.commands):
+        for names in CHART_VALUE.findall(text):
+            yield from filter(None, names)
+
+
+def test_each_value_of_the_chart_that_is_named_is_in_its_schema() -> None:
+    named = {value for remedy in REMEDIES.values() for value in chart_values(remedy)}
+    assert {"images.speculatorPullSecrets", "secretNames", "stores.internalHosts", "watchNamespaces"} <= named
+    assert named <= DESCRIBED.keys()
+
+
+def test_no_command_assumes_the_name_of_a_helm_release() -> None:
+    helm = [c for remedy in REMEDIES.values() for c in remedy.commands if c.startswith("helm ")]
+    assert all("RELEASE" in command or command.startswith("helm list ") for command in helm)
+    assert any("RELEASE" in command for command in helm)
+
+
+def deletion(message: str, minutes: float) -> Finding:
+    """What is found of a speculator that has been deleted for so long."""
+    one = snapshot(with_condition("Ready", ConditionStatus.FALSE, "Deleting", message))
+    since = (NOW - timedelta(minutes=minutes)).isoformat()
+    deleted = {**one.speculator.raw, "metadata": {**one.speculator.metadata, "deletionTimestamp": since}}
+    (finding,) = diagnose(replace(one, speculator=Speculator.of(deleted)))
+    assert finding.evidence == f"Ready=False Deleting: {message}"
+    return finding
+
+
+@pytest.mark.parametrize("minutes", [0, MAX_POD_WAIT_SECONDS / 60 + 4])
+def test_a_deletion_that_gets_on_is_noted_without_a_command(minutes: float) -> None:
+    finding = deletion(IN_PROGRESS, minutes)
+    assert is_well([finding])
+    assert finding.commands == ()
+
+
+@pytest.mark.parametrize(
+    ("message", "minutes"),
+    [(IN_PROGRESS, 16), (failure_text("the store gives no answer", "s3://bucket/root", "team", "chat"), 1)],
+)
+def test_a_deletion_that_does_not_get_on_says_what_keeping_the_data_means(message: str, minutes: float) -> None:
+    finding = deletion(message, minutes)
+    assert finding.severity is Severity.WARNING
+    assert "deletionPolicy" in finding.commands[-1]
+    assert finding.commands[-1].endswith("# only if the stored data may stay")
+    assert "traces of users" in finding.advice
+
+
+def test_a_deletion_that_no_operator_has_reported_is_noted() -> None:
+    one = snapshot()
+    deleted = {**one.speculator.raw, "metadata": {**one.speculator.metadata, "deletionTimestamp": NOW.isoformat()}}
+    assert found(replace(one, speculator=Speculator.of(deleted))) == [
+        "the speculator is being deleted, and the operator deletes its stored data first"
+    ]
