@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.training import main, progress
 from aurora_runtime.training.data.shards import Shard
+from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.loop import Trainer
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import DEFAULT_POLICY
@@ -150,14 +152,14 @@ def test_the_first_shard_after_a_pause_is_trained_within_the_longest_wait_and_br
 def test_flowing_traffic_never_meets_a_longer_wait(idle: Idle) -> None:
     """An engine with little traffic closes three shards a minute."""
     trainer = idle.trainer()
-    idle.time.events = [(20.0 * number, lambda number=number: idle.put_shard(number)) for number in range(1, 30)]  # type: ignore[misc]
+    idle.time.events = [(20.0 * number, partial(idle.put_shard, number)) for number in range(1, 30)]
     trainer.run()
     assert {pause for at, pause in idle.time.pauses if at < 20.0 * 29} == {SHORTEST}
 
 
 def test_an_upload_without_its_manifest_brings_the_shortest_wait_back(idle: Idle) -> None:
     trainer = idle.trainer()
-    data = Keys.shard(1, "pod-0", "boot", 0, progress.utc_now()) + ".safetensors"
+    data = Keys.shard(1, "pod-0", "boot", 0, utc_now()) + ".safetensors"
     idle.time.events = [(AT_REST, lambda: idle.rig.objects.put(data, b"data"))]
     trainer.run()
     listed = idle.between(AT_REST, UNTIL, "list", Keys.traces(1))[0]
@@ -166,7 +168,7 @@ def test_an_upload_without_its_manifest_brings_the_shortest_wait_back(idle: Idle
 
 def test_deletions_do_not_take_longer_at_rest(idle: Idle) -> None:
     trainer = idle.trainer()
-    keys = [f"{Keys.shard(1, 'pod-0', 'boot', seq, progress.utc_now())}.json" for seq in range(5 * DELETIONS_PER_CALL)]
+    keys = [f"{Keys.shard(1, 'pod-0', 'boot', seq, utc_now())}.json" for seq in range(5 * DELETIONS_PER_CALL)]
     idle.time.events = [(AT_REST, lambda: trainer.stages.retention._deletable.update(dict.fromkeys(keys)))]
     trainer.run()
     turns = [pause for at, pause in idle.time.pauses if at > AT_REST]
