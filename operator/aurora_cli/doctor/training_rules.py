@@ -50,7 +50,7 @@ _TRAINER: Final[Mapping[str, Remedy]] = {
     ),
     "StatusUnreadable": Remedy(
         "the trainer's own record in the store cannot be read",
-        "The trainer writes the record again within seconds. If not, read its log. Rolls and rollbacks go on.",
+        "The trainer writes the record again within a minute. If not, read its log. Rolls and rollbacks go on.",
         (TRAINER_LOG,),
         Severity.WARNING,
     ),

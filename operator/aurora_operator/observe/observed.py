@@ -226,8 +226,9 @@ RECORDS_LOST = "RecordsLost"
 """Reason of a store that can be read, and lacks records of the active version: the channel, or after such a loss its
 newest record or the version's registration."""
 TRAINER_SILENCE = timedelta(minutes=5)
-"""Age at which the trainer's record tells nothing about the present. A trainer rewrites its record every 15 s, and at
-rest the operator reads the record about once a minute."""
+"""Age at which the trainer's record tells nothing about the present. A waiting trainer rewrites its record after 45 s
+at the latest. At rest the operator reads the record about once a minute. While records are missing for long, it reads
+the record every four minutes at the latest."""
 
 
 @dataclass(frozen=True)

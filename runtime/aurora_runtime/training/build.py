@@ -24,6 +24,7 @@ from aurora_runtime.training.optim.ranks import Ranks
 from aurora_runtime.training.optim.recipe import Recipe, default_learning_rate
 from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.optim.shared_session import SharedSession
+from aurora_runtime.training.poll_backoff import PollBackoff
 from aurora_runtime.training.progress import Progress
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import DEFAULT_POLICY, TrainingPolicy
@@ -108,7 +109,9 @@ def build_trainer(
     candidates = Candidates(registry, context.lineage.number, config.spec, config.draft_steps, last, last_draft)
     progress = Progress(registry, learning, candidates, config.policy, context.deaths, context.erasures)
     stages = _stages(config, context, learning, reader, candidates, progress)
-    return Trainer(learning, stages, progress, retrier, config.policy)
+    policy = config.policy
+    backoff = PollBackoff(policy.poll_seconds, policy.max_poll_seconds, policy.poll_hold_seconds)
+    return Trainer(learning, stages, progress, retrier, policy, backoff)
 
 
 def _session(

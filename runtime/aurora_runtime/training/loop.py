@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.errors import Interrupted
 from aurora_runtime.training.data.shards import ShardReader
+from aurora_runtime.training.poll_backoff import PollBackoff
 from aurora_runtime.training.progress import Progress
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import TrainingPolicy
@@ -51,6 +52,8 @@ class Trainer:
     progress: Progress
     retrier: Retrier
     policy: TrainingPolicy
+    backoff: PollBackoff
+    _seen_arrivals: int = field(default=0, init=False)
 
     def run(self) -> None:
         """Train until asked to stop, then save."""
@@ -66,15 +69,29 @@ class Trainer:
         pending = [key for key in self.stages.retention.shards_to_train() if key not in self.stages.reader.newer]
         self._drop_expired()
         if pending:
+            self.backoff.reset()
             self._train_on_shards(pending)
         elif self.stages.replay.possible_while_waiting():
+            self.backoff.reset()
             self.progress.record_work(trains=True, pending_shards=0)
             self.stages.replay.while_waiting(self.policy.poll_seconds)
             self.run_due_stages(TrainerPhase.TRAINING)
         else:
             self.progress.record_work(trains=False, pending_shards=0)
             self.run_due_stages(TrainerPhase.WAITING_FOR_TRACES)
-            self.retrier.sleep(self.policy.poll_seconds)
+            if self._expects_work():
+                self.backoff.reset()
+            self.retrier.sleep(self.backoff.next_pause())
+
+    def _expects_work(self) -> bool:
+        """Whether to look again soon: something arrived, or a save or deletions are not finished.
+
+        An upload without its manifest counts as an arrival, because the manifest follows. So does a shard that only a
+        newer trainer can read, because traffic flows.
+        """
+        arrivals, before = self.learning.ledger.arrivals, self._seen_arrivals
+        self._seen_arrivals = arrivals
+        return arrivals != before or self.stages.saver.unsaved or self.stages.retention.deletes
 
     def _drop_expired(self) -> frozenset[str]:
         """Drop what is kept in memory of the shards that became too old; returns these shards."""

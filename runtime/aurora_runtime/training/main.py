@@ -27,6 +27,7 @@ from aurora_runtime.training.data.shard_deaths import ShardDeaths
 from aurora_runtime.training.lineage import open_lineage, utc_now
 from aurora_runtime.training.optim.ranks import Ranks, world_size
 from aurora_runtime.training.optim.shared_session import run_follower
+from aurora_runtime.training.poll_backoff import PollBackoff
 from aurora_runtime.training.progress import StatusWriter
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import DEFAULT_POLICY
@@ -79,16 +80,25 @@ def wait_suspended(
     record = retrier.call("reading the trainer's state", lambda: _record_of_state(registry, lineage))
     ledger = ShardLedger(registry, lineage.number, retrier, record)
     retention = Retention(registry, ledger, config.limits, suspended=True)
+    policy, arrivals = config.policy, 0
+    backoff = PollBackoff(policy.suspended_poll_seconds, policy.max_poll_seconds, policy.poll_hold_seconds)
+    announced: tuple[int | None, float] | None = None  # the held-out requests, and when they are announced again
     while not retrier.stopping:
-        next_listing = time.monotonic() + config.policy.idle_status_interval_seconds
+        began = time.monotonic()
         shards = retention.shards_to_train() or ledger.consumed
-        StatusWriter(registry).announce(
-            TrainerPhase.SUSPENDED,
-            lineage=lineage.number,
-            erasures=erasures,
-            message="",
-            held_out_requests=None if shards else 0,  # what a shard holds is not known without reading it
-        )
+        if ledger.arrivals != arrivals:
+            backoff.reset()
+        arrivals, next_listing = ledger.arrivals, began + backoff.next_pause()
+        held_out = None if shards else 0  # what a shard holds is not known without reading it
+        if announced is None or held_out != announced[0] or began >= announced[1]:
+            StatusWriter(registry).announce(
+                TrainerPhase.SUSPENDED,
+                lineage=lineage.number,
+                erasures=erasures,
+                message="",
+                held_out_requests=held_out,
+            )
+            announced = held_out, began + policy.suspended_status_interval_seconds
         deleted = 1
         while deleted and time.monotonic() < next_listing:
             deleted = retention.delete_some(lambda: retrier.stopping)

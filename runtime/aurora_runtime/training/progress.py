@@ -77,7 +77,7 @@ class Progress:
         self._deaths = deaths or ShardDeaths()
         self._writer, self._learning, self._candidates = StatusWriter(registry), learning, candidates
         self._policy = policy
-        self._phase: TrainerPhase | None = None
+        self._reported: TrainerStatus | None = None
         self._next_write = 0.0
         self._acceptance_length: float | None = None
         self._coverage: float | None = None
@@ -112,33 +112,38 @@ class Progress:
         self._next_write = 0.0
 
     def report(self, phase: TrainerPhase) -> None:
-        """Write the status when it is due, or when the phase changed."""
-        if phase == self._phase and time.monotonic() < self._next_write:
+        """Write the status when it is due, or when the phase changed. While the trainer waits, every change counts."""
+        trains, reported, policy = phase is TrainerPhase.TRAINING, self._reported, self._policy
+        is_due = reported is None or phase != reported.phase or time.monotonic() >= self._next_write
+        if trains and not is_due:
             return
-        learning, last = self._learning, self._candidates.last
-        self._writer.write(
-            TrainerStatus(
-                lineage=last.lineage,
-                phase=phase,
-                step=learning.session.steps,
-                shards=learning.ledger.total,
-                trained_tokens=learning.trained_tokens,
-                loss=learning.session.loss,
-                held_out_acceptance_length=self._acceptance_length,
-                held_out_requests=learning.held_out.count,
-                vocabulary_coverage=self._coverage,
-                last_registered=last.version,
-                steps_per_minute=self._pace.steps_per_minute,
-                highest_steps_per_minute=self._pace.highest_steps_per_minute,
-                comparisons_without_gain=self._candidates.without_gain,
-                pending_shards=self._pace.pending_shards,
-                message="; ".join(part for part in (self._quarantine_note(), self._message) if part),
-                erasures=self._erasures,
-                quarantined_shards=self._deaths.quarantined[-SHARDS_NAMED:],
-                updated=utc_now(),
-            )
-        )
-        self._phase = phase
-        trains, policy = phase is TrainerPhase.TRAINING, self._policy
+        status = self._status(phase)
+        if reported is not None and not is_due and status == reported.model_copy(update={"updated": status.updated}):
+            return
+        self._writer.write(status)
+        self._reported = status
         interval = policy.status_interval_seconds if trains else policy.idle_status_interval_seconds
         self._next_write = time.monotonic() + interval
+
+    def _status(self, phase: TrainerPhase) -> TrainerStatus:
+        learning, last = self._learning, self._candidates.last
+        return TrainerStatus(
+            lineage=last.lineage,
+            phase=phase,
+            step=learning.session.steps,
+            shards=learning.ledger.total,
+            trained_tokens=learning.trained_tokens,
+            loss=learning.session.loss,
+            held_out_acceptance_length=self._acceptance_length,
+            held_out_requests=learning.held_out.count,
+            vocabulary_coverage=self._coverage,
+            last_registered=last.version,
+            steps_per_minute=self._pace.steps_per_minute,
+            highest_steps_per_minute=self._pace.highest_steps_per_minute,
+            comparisons_without_gain=self._candidates.without_gain,
+            pending_shards=self._pace.pending_shards,
+            message="; ".join(part for part in (self._quarantine_note(), self._message) if part),
+            erasures=self._erasures,
+            quarantined_shards=self._deaths.quarantined[-SHARDS_NAMED:],
+            updated=utc_now(),
+        )

@@ -41,7 +41,17 @@ class TrainingPolicy:
     prefetched_bytes: int = quantity_bytes(_MEMORY.prefetch_size)
     """Bound of the same shards in bytes. The next shard is always fetched."""
     poll_seconds: float = 2.0
-    """Wait between two listings of the store while there is nothing to train on."""
+    """Shortest wait between two listings of the store while there is nothing to train on."""
+    max_poll_seconds: float = 30.0
+    """Longest such wait. The wait doubles up to it while nothing new arrives. It is the longest time until the trainer
+    sees the first shard after a pause of the traffic, if a listing takes less than 1.5 s. It also delays the status:
+    see ``idle_status_interval_seconds``."""
+    poll_hold_seconds: float = 60.0
+    """The wait stays the shortest one until nothing new arrived for this long. An engine with little traffic closes
+    three shards a minute, so flowing traffic never meets a longer wait. If ``capture.shardSeconds`` is longer than
+    this, a shard may wait for ``max_poll_seconds``."""
+    suspended_poll_seconds: float = 15.0
+    """Shortest wait between two listings while training is suspended: shards then only have to be bounded."""
     shards_per_listing: int = 64
     """Shards trained between two listings. In a long backlog the trainer lists again in between, because only a
     listing lets retention delete the oldest untrained shards that the store has no room for."""
@@ -56,7 +66,11 @@ class TrainingPolicy:
     status_interval_seconds: float = 4.0
     """Time between two writes of the trainer's status while it trains."""
     idle_status_interval_seconds: float = 15.0
-    """The same while the trainer waits for traces or is suspended."""
+    """The same while the trainer waits for traces, checked after each wait, so a status is at most 45 s old. More would
+    be too much for an operator that misses records: it reads the status every four minutes only, and takes a trainer
+    for silent after five. A status with another content is written after the present wait."""
+    suspended_status_interval_seconds: float = 60.0
+    """The same while training is suspended. The operator does not take a suspended trainer for silent."""
     stop_seconds: float = 9.0
     """The process exits at the latest this long after SIGTERM. It saves its state if the store answers."""
 

@@ -64,6 +64,11 @@ class StateSaver:
         self._save_seconds = 0.0
         self._in_flight: _Save | None = None
 
+    @property
+    def unsaved(self) -> bool:
+        """Whether a save is in flight, or something changed since the last one."""
+        return self._in_flight is not None or self._learning.change_count != self._saved_change_count
+
     def save_first(self) -> None:
         """Save and wait for it, unless this process has stored a state already.
 

@@ -227,14 +227,19 @@ class Retention:
             record = None
         return frozenset(record.retired if record else ())
 
+    @property
+    def deletes(self) -> bool:
+        """Whether :meth:`delete_some` would delete something now."""
+        return bool(self._deletable or self._uploads.abandoned) and self._clock() >= self._wait_until
+
     def delete_some(self, stopping: Callable[[], bool] = lambda: False) -> int:
         """Delete a portion of the deletable shards; returns how many.
 
         Nothing more is deleted once ``stopping`` returns true, because the last save comes first.
         """
-        abandoned = self._uploads.abandoned
-        if not (self._deletable or abandoned) or self._clock() < self._wait_until:
+        if not self.deletes:
             return 0
+        abandoned = self._uploads.abandoned
         portion = list(islice(chain(self._deletable, abandoned), DELETIONS_PER_CALL))
         for number, key in enumerate(portion):
             if stopping():

@@ -49,6 +49,8 @@ class ShardLedger:
         """How often any saved part changed since the start."""
         self.listing = ShardListing()
         """The last listing."""
+        self.arrivals = 0
+        """How many listings showed a shard or an unfinished upload that the listing before lacked."""
         self.listed_at, self._next_listing, self._clock = 0.0, 0.0, clock
 
     @property
@@ -73,8 +75,9 @@ class ShardLedger:
         return [key for key in self.listing.data_bytes if key not in self._consumed and key not in self._retired]
 
     def _list(self) -> None:
-        began = self._clock()
+        began, known = self._clock(), self.listing.data_bytes.keys() | self.listing.orphans.keys()
         self.listing = self._retrier.call("listing shards", lambda: self._registry.list_shards(self.lineage))
+        self.arrivals += not known.issuperset(self.listing.data_bytes.keys() | self.listing.orphans.keys())
         self.listed_at = self._clock()
         seconds = self.listed_at - began
         pause = seconds / MAX_LISTING_TIME_SHARE if seconds > CHEAP_LISTING_SECONDS else 0.0

@@ -1,0 +1,234 @@
+"""A trainer without traffic asks the store seldom, and looks often again as soon as something arrives."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from aurora_protocol.training_records import TrainerPhase
+from aurora_runtime.training import main, progress
+from aurora_runtime.training.data.shards import Shard
+from aurora_runtime.training.lineage import utc_now
+from aurora_runtime.training.loop import Trainer
+from aurora_runtime.training.retry import Retrier
+from aurora_runtime.training.settings import DEFAULT_POLICY
+from aurora_runtime.training.state import shard_ledger
+from aurora_runtime.training.state.retention import DELETIONS_PER_CALL
+from aurora_store import Keys
+from aurora_store.objects import ObjectInfo
+from tests.unit.training import tiny
+from tests.unit.training.trainer_rig import TrainerRig
+
+MINUTE = 60.0
+AT_REST = 10 * MINUTE
+"""By then the pauses have their longest value."""
+UNTIL = 60 * MINUTE
+LONGEST, SHORTEST = DEFAULT_POLICY.max_poll_seconds, DEFAULT_POLICY.poll_seconds
+SECONDS = 30.0
+"""What a test waits at most for another thread."""
+
+
+class PassingTime(Retrier):
+    """Time passes only while the trainer waits. The trainer is asked to stop at :data:`UNTIL`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.pauses: list[tuple[float, float]] = []
+        """When each began, and how long it was."""
+        self.events: list[tuple[float, Callable[[], object]]] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append((self.now, seconds))
+        end = self.now + seconds
+        while self.events and self.events[0][0] <= end:
+            self.now, event = self.events.pop(0)
+            event()
+        self.now = end
+        if end >= UNTIL:
+            self.stop()
+
+
+@dataclass
+class Idle:
+    """A trainer with its store, whose calls are written down with their time."""
+
+    rig: TrainerRig
+    time: PassingTime = field(default_factory=PassingTime)
+    calls: list[tuple[float, str, str]] = field(default_factory=list)
+
+    def record_calls(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        objects = self.rig.objects
+        listed, got, put = objects.list_objects, objects.get, objects.put
+
+        def note(call: str, key: str) -> None:
+            self.calls.append((self.time.now, call, key))
+
+        def list_objects(prefix: str, **given: object) -> Iterator[ObjectInfo]:
+            note("list", prefix)
+            return listed(prefix, **given)  # type: ignore[arg-type]
+
+        def get(key: str, *given: object, **named: object) -> bytes:
+            note("get", key)
+            return got(key, *given, **named)  # type: ignore[arg-type]
+
+        def write(key: str, data: bytes) -> None:
+            note("put", key)
+            put(key, data)
+
+        monkeypatch.setattr(objects, "list_objects", list_objects)
+        monkeypatch.setattr(objects, "get", get)
+        monkeypatch.setattr(objects, "put", write)
+        monkeypatch.setattr(progress, "time", self.time)
+        monkeypatch.setattr(main, "time", self.time)
+        monkeypatch.setattr(shard_ledger, "CHEAP_LISTING_SECONDS", math.inf)
+
+    def trainer(self) -> Trainer:
+        return self.rig.trainer(self.time)
+
+    def between(self, begin: float, end: float, call: str, key: str) -> list[float]:
+        """The seconds of the calls of a kind."""
+        return [at for at, kind, name in self.calls if begin <= at < end and (kind, name) == (call, key)]
+
+    def put_shard(self, seq: int) -> str:
+        return tiny.put_shard(self.rig.registry, seq, [tiny.trace(seed) for seed in range(3)])
+
+
+@pytest.fixture(name="idle")
+def _idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Idle:
+    idle = Idle(TrainerRig(tmp_path))
+    idle.record_calls(monkeypatch)
+    return idle
+
+
+def test_a_minute_at_rest_costs_three_listings_and_three_writes_at_most(idle: Idle) -> None:
+    trainer = idle.trainer()
+    idle.calls.clear()
+    trainer.run()
+    assert {(call, key) for at, call, key in idle.calls if at > 0} == {
+        ("list", Keys.traces(1)),
+        ("put", Keys.TRAINER_STATUS),
+    }
+    for minute in range(int(AT_REST), int(UNTIL), int(MINUTE)):
+        listings = idle.between(minute, minute + MINUTE, "list", Keys.traces(1))
+        writes = idle.between(minute, minute + MINUTE, "put", Keys.TRAINER_STATUS)
+        assert 1 <= len(listings) <= 3
+        assert 1 <= len(writes) <= 3
+    writes = idle.between(0, UNTIL, "put", Keys.TRAINER_STATUS)
+    longest = DEFAULT_POLICY.idle_status_interval_seconds + LONGEST
+    assert max(later - earlier for earlier, later in pairwise(writes)) <= longest, "nobody takes it for silent"
+
+
+def test_the_first_shard_after_a_pause_is_trained_within_the_longest_wait_and_brings_the_shortest_back(
+    idle: Idle,
+) -> None:
+    trainer, trained = idle.trainer(), list[float]()
+    train, arrived = trainer.stages.fresh.train, AT_REST + 0.5
+    idle.time.events = [(arrived, lambda: idle.put_shard(0))]
+
+    def note(key: str, shard: Shard | None) -> None:
+        trained.append(idle.time.now)
+        train(key, shard)
+
+    trainer.stages.fresh.train = note  # type: ignore[method-assign]
+    trainer.run()
+    (seconds,) = trained
+    assert arrived <= seconds <= arrived + LONGEST
+    held = [pause for at, pause in idle.time.pauses if seconds <= at < seconds + DEFAULT_POLICY.poll_hold_seconds]
+    assert set(held) == {SHORTEST}
+    assert idle.time.pauses[-1][1] > SHORTEST, "and later it rests again"
+
+
+def test_flowing_traffic_never_meets_a_longer_wait(idle: Idle) -> None:
+    """An engine with little traffic closes three shards a minute."""
+    trainer = idle.trainer()
+    idle.time.events = [(20.0 * number, partial(idle.put_shard, number)) for number in range(1, 30)]
+    trainer.run()
+    assert {pause for at, pause in idle.time.pauses if at < 20.0 * 29} == {SHORTEST}
+
+
+def test_an_upload_without_its_manifest_brings_the_shortest_wait_back(idle: Idle) -> None:
+    trainer = idle.trainer()
+    data = Keys.shard(1, "pod-0", "boot", 0, utc_now()) + ".safetensors"
+    idle.time.events = [(AT_REST, lambda: idle.rig.objects.put(data, b"data"))]
+    trainer.run()
+    listed = idle.between(AT_REST, UNTIL, "list", Keys.traces(1))[0]
+    assert (listed, SHORTEST) in idle.time.pauses
+
+
+def test_deletions_do_not_take_longer_at_rest(idle: Idle) -> None:
+    trainer = idle.trainer()
+    keys = [f"{Keys.shard(1, 'pod-0', 'boot', seq, utc_now())}.json" for seq in range(5 * DELETIONS_PER_CALL)]
+    idle.time.events = [(AT_REST, lambda: trainer.stages.retention._deletable.update(dict.fromkeys(keys)))]
+    trainer.run()
+    turns = [pause for at, pause in idle.time.pauses if at > AT_REST]
+    assert turns[:4] == [SHORTEST] * 4
+
+
+def test_a_state_that_is_not_stored_yet_keeps_the_shortest_wait(idle: Idle, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = idle.trainer()
+    trainer.learning.ledger.touch()
+    monkeypatch.setattr(trainer.stages.saver, "save_if_due", lambda **_: None)
+    trainer.run()
+    assert {pause for _, pause in idle.time.pauses} == {SHORTEST}
+
+
+def test_an_idle_trainer_writes_a_changed_status_at_its_next_listing(idle: Idle) -> None:
+    trainer = idle.trainer()
+    changed = 4.5
+    idle.time.events = [(changed, lambda: trainer.progress._pace.observe(0.0, 0, trains=False, pending_shards=7))]
+    trainer.progress.record_work = lambda **_: None  # type: ignore[method-assign]
+    trainer.run()
+    assert idle.between(0, 15, "put", Keys.TRAINER_STATUS) == [0.0, 6.0]
+
+
+def test_a_trainer_in_a_long_wait_stops_at_once(idle: Idle) -> None:
+    idle.rig.policy = replace(idle.rig.policy, poll_seconds=600.0, max_poll_seconds=600.0)
+    retrier, waits = Retrier(), threading.Event()
+    sleep = retrier.sleep
+
+    def wait(seconds: float) -> None:
+        waits.set()
+        sleep(seconds)
+
+    retrier.sleep = wait  # type: ignore[method-assign]
+    thread = threading.Thread(target=idle.rig.trainer(retrier).run, daemon=True)
+    thread.start()
+    assert waits.wait(SECONDS)
+    retrier.stop()
+    thread.join(SECONDS)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("shards", [0, 2])
+def test_a_suspended_trainer_at_rest_lists_seldom_and_writes_once_a_minute(idle: Idle, shards: int) -> None:
+    for number in range(shards):
+        idle.put_shard(number)
+    idle.calls.clear()
+    main.wait_suspended(idle.rig.config, idle.rig.registry, idle.rig.lineage, idle.time)
+    for minute in range(int(AT_REST), int(UNTIL), int(MINUTE)):
+        assert 1 <= len(idle.between(minute, minute + MINUTE, "list", Keys.traces(1))) <= 3
+        assert len(idle.between(minute, minute + MINUTE, "put", Keys.TRAINER_STATUS)) <= 1
+    writes = idle.between(0, UNTIL, "put", Keys.TRAINER_STATUS)
+    assert max(later - earlier for earlier, later in pairwise(writes)) <= MINUTE + LONGEST
+    status = idle.rig.registry.trainer_status()
+    assert status is not None
+    assert (status.phase, status.held_out_requests) == (TrainerPhase.SUSPENDED, None if shards else 0)
+
+
+def test_a_suspended_trainer_says_at_its_next_listing_that_there_are_shards(idle: Idle) -> None:
+    idle.time.events = [(AT_REST, lambda: idle.put_shard(0))]
+    main.wait_suspended(idle.rig.config, idle.rig.registry, idle.rig.lineage, idle.time)
+    listed = idle.between(AT_REST, UNTIL, "list", Keys.traces(1))[0]
+    assert listed in idle.between(AT_REST, UNTIL, "put", Keys.TRAINER_STATUS)
+    assert (listed, DEFAULT_POLICY.suspended_poll_seconds) in idle.time.pauses
