@@ -4,6 +4,8 @@ Invariant: at most one replica leads at a time. A leader counts its time from th
 sent, and stops after ``renew_deadline_seconds``. A standby counts the longer lease duration from a moment *after* that
 renewal was stored. Both count seconds on their own machine, so no clock is compared with another machine's, and setting
 a clock changes nothing.
+
+A replica whose event loop hangs neither takes nor renews the Lease, so that another replica can act.
 """
 
 from __future__ import annotations
@@ -15,6 +17,13 @@ from typing import Any
 
 from aurora_operator.kubernetes_api import LEASE, Object
 
+MAX_HANG_SECONDS = 30.0
+"""How long the event loop may run no callback before its replica loses the Lease.
+
+A start with many speculators keeps the loop busy for seconds at a time, and must not cost the Lease. The liveness probe
+ends a process after 60 s without an answer. With a bound between the two, a standby acts before the process is ended.
+"""
+
 
 @dataclass(frozen=True)
 class LeaseTiming:
@@ -24,6 +33,8 @@ class LeaseTiming:
     """
 
     lease_seconds: int
+    max_hang_seconds: float = MAX_HANG_SECONDS
+    """How long the event loop of the reconciles may leave the election's question unanswered."""
 
     @property
     def renew_deadline_seconds(self) -> float:
@@ -39,6 +50,11 @@ class LeaseTiming:
     def failover_seconds(self) -> float:
         """The longest wait of a standby: until it sees the last renewal, and then until the Lease expires."""
         return self.retry_seconds + self.lease_seconds
+
+    @property
+    def hang_failover_seconds(self) -> float:
+        """The same after the leader's event loop hangs: the next question, its time, and then the failover."""
+        return self.retry_seconds + self.max_hang_seconds + self.failover_seconds
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,8 @@ class Election:
     leads_until_seconds: float = 0.0
     vacant_from_seconds: float = 0.0
     """A Lease that somebody deleted may be made anew from then on. Its holder may not know of the deletion yet."""
+    hangs: bool = False
+    """The event loop of this replica's reconciles runs no callback."""
 
     def leads(self, now_seconds: float) -> bool:
         """Whether this replica may act at this moment."""
@@ -85,7 +103,12 @@ class Election:
         return self.sighting is not None and self.sighting.holder == self.identity
 
     def may_take(self, now_seconds: float) -> bool:
-        """Whether this replica may write itself into the Lease: the Lease is free, its own, or has expired."""
+        """Whether this replica may write itself into the Lease: the Lease is free, its own, or has expired.
+
+        A replica that hangs may not, because it could not act.
+        """
+        if self.hangs:
+            return False
         sighting = self.sighting
         if sighting is None:
             return now_seconds >= self.vacant_from_seconds
@@ -95,12 +118,18 @@ class Election:
         """Time until the next attempt. A standby looks again exactly when the Lease expires, to lose no time."""
         if self.leads(now_seconds):
             return min(self.timing.retry_seconds, self.leads_until_seconds - now_seconds)
+        if self.hangs:
+            return self.timing.retry_seconds
         if self.may_take(now_seconds):  # an attempt has just failed
             return self.timing.retry_seconds / 4
         sighting = self.sighting
         if sighting is None:
             return min(self.timing.retry_seconds, self.vacant_from_seconds - now_seconds)
         return min(self.timing.retry_seconds, sighting.seconds_until_expiry(now_seconds))
+
+    def after_question(self, silent_seconds: float) -> Election:
+        """The knowledge after the event loop left the election's question unanswered for ``silent_seconds``."""
+        return replace(self, hangs=silent_seconds > self.timing.max_hang_seconds)
 
     def after_look(self, lease: Object | None, now_seconds: float) -> Election:
         """The knowledge after reading the Lease (None: it does not exist) at ``now_seconds``.

@@ -4,7 +4,8 @@ A start with many speculators keeps the event loop of the reconciles busy for se
 loop would renew the Lease too late, lose it, and stop the work that made it late.
 
 Invariants: the callbacks run on the caller's event loop, one after the other. The call ends only after the Lease was
-released. A process whose own event loop hangs keeps the Lease until its liveness probe fails, and then ends.
+released. The election asks the caller's event loop before each renewal whether it turns. So a process whose event loop
+hangs loses the Lease. When its loop goes on, the process stops acting as after any other loss.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from aurora_operator.lead.heartbeat import Heartbeat
+
 AsyncCallback = Callable[[], Awaitable[None]]
 
 
 class Elector(Protocol):
     """The part of :class:`~aurora_operator.lead.leadership.LeaderElector` that this module needs."""
 
-    async def run(self, on_started: Callable[[], None], on_lost: AsyncCallback) -> None: ...
+    async def run(
+        self, on_started: Callable[[], None], on_lost: AsyncCallback, silent_seconds: Callable[[], float]
+    ) -> None: ...
 
 
 async def run_election(elector: Elector, on_started: Callable[[], None], on_lost: AsyncCallback) -> None:
@@ -38,7 +43,9 @@ async def run_election(elector: Elector, on_started: Callable[[], None], on_lost
     async def lost() -> None:
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_awaited(on_lost), caller))
 
-    task = loop.create_task(elector.run(lambda: _call_soon(caller, on_started), lost), name="election")
+    heartbeat = Heartbeat(lambda answer: _call_soon(caller, answer))
+    election = elector.run(lambda: _call_soon(caller, on_started), lost, heartbeat.silent_seconds)
+    task = loop.create_task(election, name="election")
 
     def work() -> None:
         try:

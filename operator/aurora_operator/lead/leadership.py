@@ -8,6 +8,8 @@ Invariants:
   status carry their resourceVersion, a channel record is created once, and agents refuse an older epoch.
 - A clean stop releases the Lease only after the API server's writes have ended. A write that hangs lets the Lease
   expire instead.
+- A leader whose event loop hangs renews no more, so a standby takes over. The leader stops acting like one that was
+  frozen: it finds its leadership expired when its loop goes on.
 - No call delays a renewal: the Lease's calls have threads and connections of their own, and a deadline.
 
 The client library's ``kubernetes.leaderelection`` keeps none of these invariants. It measures by the clock of the day,
@@ -30,7 +32,7 @@ from typing import Any, Protocol
 from aurora_operator import metrics
 from aurora_operator.errors import Conflict, KubernetesError, NotFound, NotLeading
 from aurora_operator.kubernetes_api import LEASE, Object, Resource
-from aurora_operator.lead.election import Election, LeaseTiming
+from aurora_operator.lead.election import MAX_HANG_SECONDS, Election, LeaseTiming
 from aurora_operator.lead.writes_under_way import WritesUnderWay
 from aurora_operator.operator_config import OperatorConfig
 
@@ -49,6 +51,10 @@ def boot_seconds() -> float:
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
+def _never_silent() -> float:
+    return 0.0
+
+
 class LeaseApi(Protocol):
     """The calls that an election needs. All of them block."""
 
@@ -65,13 +71,21 @@ class LeaderElector:
     Args:
         api: a client of its own, with :data:`LEASE_TIMEOUT_SECONDS`.
         clock: seconds that go on while this process is frozen.
+        max_hang_seconds: how long the event loop of the reconciles may hang before this replica renews no more.
     """
 
-    def __init__(self, api: LeaseApi, config: OperatorConfig, clock: Callable[[], float] = boot_seconds) -> None:
+    def __init__(
+        self,
+        api: LeaseApi,
+        config: OperatorConfig,
+        clock: Callable[[], float] = boot_seconds,
+        max_hang_seconds: float = MAX_HANG_SECONDS,
+    ) -> None:
         self._api, self._clock = api, clock
         self._namespace, self._name = config.operator_namespace, config.lease_name
         identity = f"{config.pod_name or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
-        self._election = Election(identity, LeaseTiming(config.lease_seconds))
+        self._election = Election(identity, LeaseTiming(config.lease_seconds, max_hang_seconds))
+        self._silent_seconds = _never_silent
         self._threads = ThreadPoolExecutor(_CALL_THREADS, thread_name_prefix="lease")
         self._writes = WritesUnderWay()
         self._failure = ""
@@ -101,13 +115,20 @@ class LeaderElector:
             self.ensure_leading()
             yield
 
-    async def run(self, on_started: Callable[[], None], on_lost: Callable[[], Awaitable[None]]) -> None:
+    async def run(
+        self,
+        on_started: Callable[[], None],
+        on_lost: Callable[[], Awaitable[None]],
+        silent_seconds: Callable[[], float] = _never_silent,
+    ) -> None:
         """Compete for the Lease, and lead while it is held, until this task is cancelled. Then release the Lease.
 
         Args:
             on_started: called when this replica has become the leader. Must not block.
             on_lost: called when the leadership ends, also at a cancellation. The next ``on_started`` comes after it.
+            silent_seconds: how long the event loop of the reconciles has run no callback. Default: it always turns.
         """
+        self._silent_seconds = silent_seconds
         replica = f"{self._election.identity}, Lease {self._namespace}/{self._name}"
         try:
             while True:
@@ -145,6 +166,11 @@ class LeaderElector:
         timing, now_seconds = self._election.timing, self._clock()
         self._last_look_seconds = now_seconds
         left_seconds = self._election.leads_until_seconds - now_seconds
+        self._election = self._election.after_question(self._silent_seconds())
+        if self._election.hangs:
+            limit_seconds = timing.max_hang_seconds
+            self._report(f"the event loop has hung for {limit_seconds:g} s, so this replica neither takes nor renews")
+            return
         try:
             async with asyncio.timeout(left_seconds if left_seconds > 0 else timing.renew_deadline_seconds):
                 if left_seconds <= 0:

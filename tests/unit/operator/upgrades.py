@@ -40,7 +40,7 @@ class Speculator:
     unusable: bool = False
     """The spec cannot be used, or the speculator is being deleted."""
     gave_back: bool = False
-    """The pods restart without a turn, because the speculator was unusable since the restart began."""
+    """The pods restart without a turn: the speculator was unusable since the restart began, or its user gave it up."""
     spec_changed: bool = False
     """A user changed the spec since the Deployment was applied last."""
 
@@ -64,6 +64,12 @@ class Speculator:
         parts = before.model_dump(by_alias=True, exclude_defaults=True)
         self.spec = spec(serving=parts["serving"] | serving)
         self.spec_changed |= before.serving != self.spec.serving
+
+    def change_update(self, operator_upgrade: str) -> None:
+        """A user changes ``serving.update.operatorUpgrade``, which concerns no pod."""
+        changed = self.spec_changed
+        self.change(update={"operatorUpgrade": operator_upgrade})
+        self.spec_changed = changed
 
     def observe(self) -> Observed:
         return observed(owner=self.owner, spec=self.spec, deployed=deployed_template(copy.deepcopy(self.live)))

@@ -19,7 +19,9 @@ Invariants: at most ``maxConcurrent`` speculators of the fleet are RESTARTING, n
 used or that are being deleted. The next turn is given only while no upgrade failed. No turn lasts forever: a restart
 fails when it makes no progress for the time that pods may take to start, whatever the Deployment says. A speculator
 that is RESTARTING takes any later template at once, so another upgrade, or its rollback, repairs a speculator whose
-upgrade failed. The stage follows from the Deployment, so a restarted operator goes on with the order.
+upgrade failed. A speculator whose restart failed gives its turn back when its user chooses ``WithSpec``. The order goes
+on, and the speculator keeps the template that failed. The stage follows from the Deployment, so a restarted operator
+goes on with the order.
 """
 
 from __future__ import annotations
@@ -72,10 +74,11 @@ def decide(observed: Observed, config: OperatorConfig, now: datetime) -> Upgrade
     # Another version of the operator may keep its template in another form: the pods keep the one that they have.
     former = deployed.applied or AppliedTemplate(deployed.template, inputs.every)
     whole = deployed.whole or _only_unplaced_pods_are_missing(observed)
-    former = replace(former, restarting=former.restarting and not whole)
+    gives_up = not _is_staged(observed) and _failure(former, deployed, observed, now) != ""
+    former = replace(former, restarting=former.restarting and not whole and not gives_up)
     made = _next(former, latest, inputs, observed, config.upgrade_max_concurrent, whole=whole)
     made = _timed(made, former, now)
-    failure = _refusal(observed) or (_restart_failure(made, deployed, now) if made.restarting else "")
+    failure = _failure(made, deployed, observed, now)
     # One that waits for its store holds nobody up.
     return _decision(made, _stage(made, latest, observed), whole=whole and observed.store.ok, failure=failure)
 
@@ -104,9 +107,8 @@ def _next(
         return replace(latest, restarting=former.restarting)
     if former.restarting or _nothing_runs(observed):
         return replace(latest, restarting=former.restarting)
-    staged = observed.spec.serving.update.operator_upgrade is OperatorUpgrade.STAGED
     # A pod that starts needs the store. While the operator cannot read it, the pods of the former template serve on.
-    if staged and observed.store.ok and may_restart(observed.fleet, max_concurrent, whole=whole):
+    if _is_staged(observed) and observed.store.ok and may_restart(observed.fleet, max_concurrent, whole=whole):
         return replace(latest, restarting=True)
     return former
 
@@ -121,6 +123,10 @@ def may_restart(fleet: FleetView, max_concurrent: int, *, whole: bool) -> bool:
     return whole or not fleet.others_wait
 
 
+def _is_staged(observed: Observed) -> bool:
+    return observed.spec.serving.update.operator_upgrade is OperatorUpgrade.STAGED
+
+
 def _nothing_runs(observed: Observed) -> bool:
     return observed.spec.serving.replicas == 0 and not observed.pods
 
@@ -132,6 +138,11 @@ def _timed(made: AppliedTemplate, former: AppliedTemplate, now: datetime) -> App
     goes_on = former.restarting and made.template == former.template
     since = former.restarting_since if goes_on else None
     return replace(made, restarting_since=min(since or now, now))
+
+
+def _failure(made: AppliedTemplate, deployed: DeployedTemplate, observed: Observed, now: datetime) -> str:
+    """Why the pods do not take the template; empty while nothing is known to be wrong."""
+    return _refusal(observed) or (_restart_failure(made, deployed, now) if made.restarting else "")
 
 
 def _restart_failure(made: AppliedTemplate, deployed: DeployedTemplate, now: datetime) -> str:
@@ -154,8 +165,7 @@ def _stage(made: AppliedTemplate, latest: AppliedTemplate, observed: Observed) -
         return UpgradeStage.RESTARTING
     if made.template == latest.template:
         return UpgradeStage.CURRENT
-    with_spec = observed.spec.serving.update.operator_upgrade is OperatorUpgrade.WITH_SPEC
-    return UpgradeStage.WITH_SPEC if with_spec else UpgradeStage.WAITING
+    return UpgradeStage.WAITING if _is_staged(observed) else UpgradeStage.WITH_SPEC
 
 
 def _refusal(observed: Observed) -> str:

@@ -117,7 +117,7 @@ def test_a_contest_begins_anew_with_another_holder_and_with_a_speculator_that_wa
 
 
 def test_a_live_installation_has_time_to_answer() -> None:
-    failover_seconds = LeaseTiming(OperatorConfig("runtime", "agent").lease_seconds).failover_seconds + 2
+    failover_seconds = LeaseTiming(OperatorConfig("runtime", "agent").lease_seconds).hang_failover_seconds + 2
     whole_after_a_restart_seconds = 60
     assert failover_seconds + whole_after_a_restart_seconds < CHALLENGE_SECONDS
     assert READ_SECONDS + MAX_BACKOFF_SECONDS + 10 < CHALLENGE_SECONDS, "a broken connection of the informer"

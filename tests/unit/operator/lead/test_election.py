@@ -108,6 +108,16 @@ def test_only_the_holder_releases_the_lease() -> None:
     assert free["spec"]["holderIdentity"] == ""
 
 
+def test_a_leader_that_hangs_leads_until_its_time_is_over_and_takes_no_lease_until_it_turns_again() -> None:
+    leader = replica().after_write(held_by("me"), 100, 100)
+    assert leader.after_question(TIMING.max_hang_seconds).may_take(101), "a busy loop costs nothing"
+    hanging = leader.after_question(TIMING.max_hang_seconds + 0.1)
+    assert (hanging.may_take(101), hanging.leads(106.9), hanging.leads(107)) == (False, True, False)
+    assert not hanging.may_take(10_000)
+    assert hanging.pause_seconds(10_000) == TIMING.retry_seconds, "an expired Lease is no reason to hurry"
+    assert hanging.after_question(0).may_take(10_000)
+
+
 @dataclass
 class Process:
     """One replica with the calls that are under way. Its clock has an offset of its own."""
@@ -164,6 +174,11 @@ class Replicas(RuleBasedStateMachine):
         self.arrive(process, lost=late == "lost answer")
         if late == "no":
             self.receive(process)
+
+    @rule(index=REPLICAS, silent_seconds=st.sampled_from([0.0, TIMING.max_hang_seconds, 31.0]))
+    def loop_was_asked(self, index: int, silent_seconds: float) -> None:
+        process = self.processes[index]
+        process.election = process.election.after_question(silent_seconds)
 
     @rule(index=REPLICAS)
     def lease_is_released(self, index: int) -> None:

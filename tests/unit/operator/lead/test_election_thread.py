@@ -19,7 +19,12 @@ class Recorder:
         self.renewals, self._most, self._error = 0, renewals, error
         self.happened: list[str] = []
 
-    async def run(self, on_started: Callable[[], None], on_lost: Callable[[], Awaitable[None]]) -> None:
+    async def run(
+        self,
+        on_started: Callable[[], None],
+        on_lost: Callable[[], Awaitable[None]],
+        silent_seconds: Callable[[], float],
+    ) -> None:
         try:
             on_started()
             try:
@@ -81,7 +86,7 @@ async def test_an_election_that_is_cancelled_before_it_leads_releases_too() -> N
     class Waiting:
         released = False
 
-        async def run(self, on_started: Callable[[], None], on_lost: Callable[[], Awaitable[None]]) -> None:
+        async def run(self, *_: object) -> None:
             try:
                 await asyncio.sleep(60)
             finally:

@@ -296,6 +296,17 @@ class UpgradeMachine(RuleBasedStateMachine):
         self.fleet[which % len(self.fleet)].unusable = False
 
     @rule(which=st.integers(0, 4))
+    def a_failed_restart_is_given_up(self, which: int) -> None:
+        speculator = self.fleet[which % len(self.fleet)]
+        if speculator.upgrading and not speculator.unusable:
+            speculator.miss_deadline()
+            speculator.change_update("WithSpec")
+            made = self.operator.decide(speculator)
+            assert made.stage in (UpgradeStage.CURRENT, UpgradeStage.WITH_SPEC)
+            speculator.apply(made)
+            speculator.gave_back = True
+
+    @rule(which=st.integers(0, 4))
     def a_pod_is_lost(self, which: int) -> None:
         speculator = self.fleet[which % len(self.fleet)]
         if not speculator.upgrading:
@@ -325,6 +336,7 @@ class UpgradeMachine(RuleBasedStateMachine):
             return
         usable = [speculator for speculator in self.fleet if not speculator.unusable]
         for speculator in self.fleet:
+            speculator.change_update("Staged")
             if speculator.unusable:
                 self.operator.find_unusable(speculator)
         self.operator.look(*usable)
