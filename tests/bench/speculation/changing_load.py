@@ -8,7 +8,7 @@ Prints, per scene, the ranges of batch sizes that a pod met, the rounds between 
 off, the share of rounds that time off although another arm is faster, what this costs (how much less time the best
 fixed arm takes for the tokens of these rounds, over the time of all rounds), and the speed over that of the best fixed
 arm: mean over pods, and of the last figure the lowest pod too. The first half of a pod's rounds, in which it learns,
-does not count, except for the speeds. Takes about three minutes. Needs a CPU only.
+does not count, except for the speeds. Takes about two minutes. Needs a CPU only.
 """
 
 from __future__ import annotations
