@@ -140,6 +140,7 @@ bench: env ## Measure costs and speedups (see docs/results)
 	$(PY) -m tests.bench.speculation.choose
 	$(PY) -m tests.bench.speculation.fresh_pods
 	$(PY) -m tests.bench.speculation.fresh_drafts
+	$(PY) -m tests.bench.speculation.changing_load
 	$(PY) -m tests.bench.operator
 	$(PY) -m tests.bench.operator.failover
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 from tests.bench.speculation.cost_tables import CostTable, cpu_milliseconds, gpu_milliseconds
 from tests.bench.speculation.generated_rounds import TrafficKind, generate
@@ -14,6 +14,16 @@ from tests.bench.speculation.regret import new_controller, new_noise
 from tests.bench.speculation.simulator import PlayedRound, play
 
 MACHINES: Final = {"CPU": cpu_milliseconds, "GPU": gpu_milliseconds}
+
+
+class Named(Protocol):
+    """A scene."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Scene = TypeVar("Scene", bound=Named)
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser, pods: int, first_seed: int) -> 
     parser.add_argument("--scenes", default="", metavar="TEXT", help="play only scenes whose name contains this text")
 
 
-def chosen_scenes(options: argparse.Namespace, scenes: Sequence[FreshScene]) -> list[FreshScene]:
+def chosen_scenes(options: argparse.Namespace, scenes: Sequence[Scene]) -> list[Scene]:
     """The scenes that the options name. Ends the bench if there is none."""
     if found := [scene for scene in scenes if options.scenes in scene.name]:
         return found

@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 
 from tests.bench.speculation.cost_tables import CostTable, Noise
 from tests.bench.speculation.recorded_rounds import RecordedRequest
-from tests.bench.speculation.simulator import PlayedRound, against_off, play, speed, worst_window
+from tests.bench.speculation.simulator import (
+    Load,
+    PlayedRound,
+    against_off,
+    load_of,
+    play,
+    speed,
+    worst_window,
+)
 
 from aurora_runtime.engine.arms import OFF, Arm, arms_within
 from aurora_runtime.serving.speculation.controller import Controller, ControllerSettings
@@ -45,7 +53,7 @@ class BestFixedArm:
 
 
 def best_fixed_arm(
-    traffic: Sequence[RecordedRequest], concurrency: int, costs: CostTable, rounds: int | None = None
+    traffic: Sequence[RecordedRequest], concurrency: int | Load, costs: CostTable, rounds: int | None = None
 ) -> BestFixedArm:
     """The best of off, lookup with a fixed width, and the draft with a fixed number of steps.
 
@@ -56,23 +64,33 @@ def best_fixed_arm(
     """
     speeds = {arm: fixed_arm_speed(arm, traffic, concurrency, costs, rounds) for arm in ARMS}
     best = max(speeds, key=speeds.__getitem__)
-    off_milliseconds_per_token = costs(OFF, concurrency, 0) / concurrency
-    return BestFixedArm(best, speeds[best], speeds[best] * off_milliseconds_per_token)
+    return BestFixedArm(best, speeds[best], speeds[best] / speeds[OFF])
 
 
 def fixed_arm_speed(
-    arm: Arm, traffic: Sequence[RecordedRequest], concurrency: int, costs: CostTable, rounds: int | None = None
+    arm: Arm,
+    traffic: Sequence[RecordedRequest],
+    concurrency: int | Load,
+    costs: CostTable,
+    rounds: int | None = None,
 ) -> float:
     """Tokens per millisecond of :func:`play` with one arm, from whole requests instead of round by round.
 
-    The batch is always full, and the draft never has anything to catch up with. So all rounds take the same time.
+    The draft never has anything to catch up with. So all rounds between two ends of requests take the same time.
     """
+    load, most = load_of(concurrency), float("inf") if rounds is None else rounds
     answers = [_tokens_of_rounds(arm, request) for request in traffic]
-    ends = [0] * concurrency
-    starts = [heapq.heapreplace(ends, ends[0] + len(answer)) for answer in answers]
-    played = ends[0] if rounds is None else min(ends[0], rounds)
+    starts, ends, now, milliseconds = list[int](), list[int](), 0, 0.0
+    for begun in range(len(answers) + 1):
+        while len(ends) >= load(begun):
+            size, before, now = len(ends), now, heapq.heappop(ends)
+            milliseconds += max(0, min(now, most) - before) * costs(arm, size, 0)
+        if begun < len(answers):
+            starts.append(now)
+            heapq.heappush(ends, now + len(answers[begun]))
+    played = int(min(now, most))
     tokens = sum(sum(answer[: max(0, played - start)]) for start, answer in zip(starts, answers, strict=True))
-    return tokens / (played * costs(arm, concurrency, 0))
+    return tokens / milliseconds
 
 
 def _tokens_of_rounds(arm: Arm, request: RecordedRequest) -> list[int]:

@@ -1,7 +1,8 @@
 """Replays recorded rounds under a policy, with a cost table instead of an engine.
 
-A closed loop: ``concurrency`` requests run, and the next request of the traffic replaces each one that ends. Policies
-see noisy times; results use true times, so that a few hundred rounds suffice to tell policies apart.
+A closed loop: ``concurrency`` requests run, and the next request of the traffic replaces each one that ends. A load may
+change the concurrency with every request that begins. Policies see noisy times; results use true times, so that a few
+hundred rounds suffice to tell policies apart.
 Invariant: an answer has the same tokens under every policy. A policy only decides how many rounds the answer takes.
 """
 
@@ -23,7 +24,22 @@ from aurora_runtime.serving.speculation.worker.behind.rounds_behind import SHORT
 from aurora_runtime.serving.speculation.worker.draft_progress import ROUNDS_IN_USE
 from aurora_runtime.serving.speculation.worker.policy import Policy
 
+Load = Callable[[int], int]
+"""How many requests run at a time, by the number of requests that have begun. So it is the same for every policy."""
 _SMALLEST_DRAFT = Arm(1, drafts=True)
+
+
+def load_in_turn(concurrencies: Sequence[int], requests: int) -> Load:
+    """One concurrency after the other, over and over, each for so many requests.
+
+    Requests begin at once where the concurrency rises. Where it falls, no request begins until enough have ended.
+    """
+    return lambda begun: concurrencies[begun // requests % len(concurrencies)]
+
+
+def load_of(concurrency: int | Load) -> Load:
+    """``concurrency`` as a load. A number is always the same one."""
+    return concurrency if callable(concurrency) else load_in_turn([concurrency], 1)
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,8 @@ class PlayedRound:
     milliseconds: float
     off_milliseconds: float
     """The time in which rounds without speculation make as many tokens, at the same batch size."""
+    size: int = 1
+    """Requests in the batch."""
 
 
 @dataclass
@@ -115,7 +133,7 @@ class _Observations:
 def play(
     policy: Policy,
     traffic: Iterable[RecordedRequest],
-    concurrency: int,
+    concurrency: int | Load,
     costs: CostTable,
     noise: Noise,
     reports_unplayed_lookup: bool = True,
@@ -125,22 +143,24 @@ def play(
     """The rounds until the traffic ends and a place becomes free.
 
     Args:
+        concurrency: the requests that run at a time.
         reports_unplayed_lookup: whether the worker compares lookups that it did not use with the tokens of the round.
         behind: whether rounds are decided without the results of the round before (``rounds_behind.py``).
         untrained_rounds: rounds in which a draft serves that guesses nothing. Then the draft of the traffic is swapped
             in, and the running requests go on.
     """
-    waiting = enumerate(traffic)
-    running = list[_Running]()
+    waiting = iter(traffic)
+    load, running, begun = load_of(concurrency), list[_Running](), 0
     backlog, observations = _DraftBacklog(), _Observations(policy, late=behind)
     for number in itertools.count():
         if number == untrained_rounds > 0:
             policy.draft_serves("trained")
-        while len(running) < concurrency:
+        while len(running) < load(begun):
             if (following := next(waiting, None)) is None:
                 observations.settle()
                 return
-            running.append(_Running(f"r{following[0]}", following[1]))
+            running.append(_Running(f"r{begun}", following))
+            begun += 1
         outlooks = [r.late_outlook() if behind else r.outlook() for r in running]
         decision = policy.choose(outlooks)
         if behind:
@@ -162,7 +182,7 @@ def play(
         observations.add(observe, [r.rid for r in running if r.place >= r.request.places])
         tokens = size + sum(accepted)
         off = costs(OFF, size, 0) * tokens / size
-        yield PlayedRound(decision.arm, decision.explores, tokens, milliseconds, off)
+        yield PlayedRound(decision.arm, decision.explores, tokens, milliseconds, off, size)
         running = [r for r in running if r.place < r.request.places]
 
 

@@ -13,7 +13,7 @@ from aurora_runtime.serving.speculation.worker.policy import FixedArms
 from tests.bench.speculation.cost_tables import CostTable, cpu_milliseconds, gpu_milliseconds
 from tests.bench.speculation.generated_rounds import DOCSTRINGS, JSON, PROSE, generate
 from tests.bench.speculation.regret import ARMS, best_fixed_arm, fixed_arm_speed, new_noise
-from tests.bench.speculation.simulator import _DraftBacklog, _Running, against_off, play, speed
+from tests.bench.speculation.simulator import _DraftBacklog, _Running, against_off, load_in_turn, play, speed
 
 DRAFT = Arm(2, drafts=True)
 
@@ -57,3 +57,12 @@ def test_the_speed_of_a_fixed_arm_is_that_of_its_rounds(concurrency: int, costs:
         assert fixed_arm_speed(arm, traffic, concurrency, costs, rounds) == pytest.approx(speed(all_rounds))
         if arm == best.arm:
             assert best.speedup == pytest.approx(against_off(all_rounds))
+
+
+def test_a_load_changes_how_many_requests_run() -> None:
+    traffic, load = generate(DOCSTRINGS, 30), load_in_turn((2, 6, 1), 5)
+    rounds = list(play(FixedArms(["off"]), traffic, load, cpu_milliseconds, new_noise()))
+    assert [rounds[0].size, {r.size for r in rounds}] == [2, {1, 2, 3, 4, 5, 6}]
+    for arm in (OFF, DRAFT, Arm(11, drafts=False)):
+        played = list(play(FixedArms([arm.name]), traffic, load, cpu_milliseconds, new_noise()))
+        assert fixed_arm_speed(arm, traffic, load, cpu_milliseconds) == pytest.approx(speed(played))

@@ -25,7 +25,7 @@ from aurora_runtime.engine.arms import Arm
 PROVEN_TRIALS: Final = 4.0
 """Observations of the draft's position that allow an arm one rung deeper to be explored."""
 OFF_INTERVAL_ROUNDS: Final = 50
-"""Rounds after which off is timed again, times the speedup."""
+"""Rounds of a range of batch sizes after which off is timed there again, times the speedup."""
 OFF_INTERVAL_GROWTH: Final = 6
 """Rounds by which the interval grows with every time, until it has its full length."""
 LEAST_LOSS: Final = 0.02
@@ -131,7 +131,8 @@ def is_off_due(samples: int, age_rounds: int, speedup: float) -> bool:
     """Whether to time a round without speculation again, although another arm is faster.
 
     Off is what every other arm is compared with, for the promise and for the report. While speculation is ``speedup``
-    times as fast, nothing else would time off. A new cell is timed more often until it has a few times.
+    times as fast, nothing else would time off. A new cell is timed more often until it has a few times. ``age_rounds``
+    counts rounds of about this batch size only, or off would run more often the more batch sizes a load has.
     """
     return age_rounds >= speedup * min(OFF_INTERVAL_ROUNDS, OFF_INTERVAL_GROWTH * samples)
 

@@ -12,6 +12,7 @@ from statistics import fmean
 
 import pytest
 
+from tests.bench.speculation.changing_load import LOADS, ChangingScene
 from tests.bench.speculation.cost_tables import CostTable, cpu_milliseconds, gpu_milliseconds
 from tests.bench.speculation.generated_rounds import (
     DOCSTRINGS,
@@ -52,6 +53,10 @@ ROUNDS_TO_FIND_A_DRAFT = 600
 """Rounds within which a good draft is in use under load, although the budget may just have paid for a long catch-up."""
 BEHIND = 0.96
 """Least speed over the best fixed arm's, where each round is decided without the results of the round before."""
+OFF_TIMINGS = 0.02
+"""Largest share of rounds that time off although another arm is faster."""
+OFF_TIMINGS_LOSS = 0.01
+"""Largest share of the time that these rounds lose."""
 
 machines = pytest.mark.parametrize("costs", [cpu_milliseconds, gpu_milliseconds])
 UNTRAINED_JSON = JSON.with_draft(UNTRAINED)
@@ -176,6 +181,19 @@ def test_speculation_follows_the_load_up_and_down(costs: CostTable) -> None:
         best = best_fixed_arm(traffic, concurrency, costs)
         assert against_off(rounds) >= OF_OFF, concurrency
         assert speed(rounds[len(rounds) // 2 :]) >= 0.94 * best.speed, concurrency
+
+
+@machines
+def test_where_the_batch_size_changes_every_few_rounds_off_is_not_timed_more_often_for_it(costs: CostTable) -> None:
+    """The batch is in one of six ranges of batch sizes, and in another one every six rounds or so."""
+    scene = ChangingScene("4 to 32", JSON, LOADS["4 to 32"], costs)
+    for seed in range(2):
+        pod = scene.pod(seed)
+        assert pod.ranges >= 5
+        assert pod.rounds_between_changes < 10
+        assert pod.off_share <= OFF_TIMINGS, seed
+        assert pod.off_loss <= OFF_TIMINGS_LOSS, seed
+        assert pod.of_best >= OF_BEST, seed
 
 
 @pytest.mark.parametrize("kind", [DOCSTRINGS, UNTRAINED_DOCSTRINGS], ids=["trained draft", "untrained draft"])

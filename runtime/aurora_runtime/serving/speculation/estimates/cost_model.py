@@ -141,9 +141,10 @@ class CostModel:
         return {i: expected for i, expected in due.items() if expected is not None}
 
     def off_age(self, batch_size: int) -> tuple[int, int]:
-        """How often off was timed at about this batch size, and how many rounds ago it was timed last."""
-        cell = self._range(size_range(batch_size)).cells[0]
-        return (cell.samples, self._round - cell.round) if cell else (0, self._round)
+        """How often off was timed at about this batch size, and how many rounds of this size ago it was timed last."""
+        here = self._range(size_range(batch_size))
+        cell = here.cells[0]
+        return (cell.samples, here.rounds - cell.last) if cell else (0, here.rounds)
 
     def learn(self, arm: Arm, batch_size: int, milliseconds: float, pending: int = 0) -> None:
         """Learn the time of one round. ``pending`` is the draft's backlog over the whole batch."""

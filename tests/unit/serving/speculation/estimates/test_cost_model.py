@@ -156,6 +156,20 @@ def test_rounds_of_other_batch_sizes_do_not_age_a_cell() -> None:
     assert not look_at(model, dear, 4)
 
 
+def test_rounds_of_other_batch_sizes_do_not_make_the_times_of_off_old() -> None:
+    model = CostModel(ARMS)
+    assert model.off_age(4) == (0, 0)
+    for _ in range(5):
+        model.learn(OFF, 4, 24.0)
+    for _ in range(500):
+        model.learn(Arm(3, drafts=False), 1, 23.0)
+    assert model.off_age(4) == (5, 0)
+    for _ in range(7):
+        model.learn(Arm(3, drafts=False), 4, 30.0)
+    assert model.off_age(4) == (5, 7)
+    assert model.off_age(1) == (0, 500)
+
+
 def test_a_cell_that_is_due_for_a_look_does_not_make_deeper_arms_dear() -> None:
     """A chain of fewer steps cannot be slower, so its time is wrong."""
     model, short, deep = CostModel(ARMS), Arm(1, drafts=False), Arm(3, drafts=False)
