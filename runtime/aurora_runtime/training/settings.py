@@ -46,10 +46,10 @@ class TrainingPolicy:
     """Longest such wait. The wait doubles up to it while nothing new arrives. It is the longest time until the trainer
     sees the first shard after a pause of the traffic, if a listing takes less than 1.5 s. It also delays the status:
     see ``idle_status_interval_seconds``."""
-    poll_hold_seconds: float = 60.0
-    """The wait stays the shortest one until nothing new arrived for this long. An engine with little traffic closes
-    three shards a minute, so flowing traffic never meets a longer wait. If ``capture.shardSeconds`` is longer than
-    this, a shard may wait for ``max_poll_seconds``."""
+    poll_hold_seconds: float = 300.0
+    """The wait stays the shortest one until nothing new arrived for this long. A first start of pods and a short pause
+    of the traffic then delay no shard. If ``capture.shardSeconds`` is longer than this, a shard may wait for
+    ``max_poll_seconds``."""
     suspended_poll_seconds: float = 15.0
     """Shortest wait between two listings while training is suspended: shards then only have to be bounded."""
     shards_per_listing: int = 64

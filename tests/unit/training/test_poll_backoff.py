@@ -54,9 +54,9 @@ def test_the_default_pauses_are_the_shortest_while_shards_come_within_the_hold(s
 def test_after_an_hour_without_traffic_a_pause_is_at_most_thirty_seconds() -> None:
     policy = DEFAULT_POLICY
     backoff = PollBackoff(policy.poll_seconds, policy.max_poll_seconds, policy.poll_hold_seconds, max)
-    pauses = [backoff.next_pause() for _ in range(150)]
-    assert pauses[:30] == [2.0] * 30
-    assert pauses[30:] == [4.0, 8.0, 16.0, *[30.0] * 117]
+    pauses = [backoff.next_pause() for _ in range(270)]
+    assert pauses[:150] == [2.0] * 150, "for five minutes"
+    assert pauses[150:] == [4.0, 8.0, 16.0, *[30.0] * 117]
 
 
 @pytest.mark.parametrize(
