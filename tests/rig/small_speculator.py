@@ -35,10 +35,10 @@ class CpuShares:
     validation: int
 
 
-CPU: Final = CpuShares(serving=225, training=200, validation=1000)
-"""The trainer gets at least 23 % of the CPU while both pods serve. The first candidate needs about 24 s of CPU time
-(four passes over 6,000 positions, docs/results/costs.md). With 6 % the trainer fell behind the traffic, and everything
-waited for it."""
+CPU: Final = CpuShares(serving=175, training=300, validation=1000)
+"""The trainer gets at least a third of the CPU while both pods serve. The first candidate needs about 24 s of CPU time
+(four passes over 6,000 positions, docs/results/costs.md). With less, the trainer falls behind the traffic, and
+everything waits for the trainer."""
 ONE_THREAD = [{"name": "OMP_NUM_THREADS", "value": "1"}]
 
 
@@ -79,7 +79,7 @@ def small_speculator(
             "concurrencies": [1, 2],  # four requests in flight on two pods
             "tolerance": {"default": "0.1"},
             "promptsPerRound": 2,
-            "maxNewTokens": 64,
+            "maxNewTokens": 48,
             "baselineMaxAgeSeconds": 0,  # no reuse: the speed of a shared machine changes by the minute
             "template": _template(("validator",), model, python, CPU.validation),
         },
