@@ -91,7 +91,8 @@ class Environment(RewrittenModel):
     )
     ngram_tokens: int = Field(
         default=0,
-        description="Tokens of each request that NGRAM verifies in a round, where NGRAM is measured. 0: not recorded.",
+        description="Tokens of each request that NGRAM verifies in a round, where NGRAM is measured. 0: measured by an"
+        " older version, with as many tokens as the draft.",
     )
     image: str = Field(default="", description="Container image of the engine.")
     pod_digest: str = Field(

@@ -171,9 +171,9 @@ class ValidationSpec(Model):
         max_length=1,
         description=(
             "Kinds of speculation that need no draft model, measured beside the drafts for comparison only. NGRAM, the"
-            " only one, proposes tokens from earlier text. It verifies 12 tokens of each request in a round, which is"
-            " SGLang's default. A measurement underrates it for repetitive traffic, because each batch starts without"
-            " earlier answers, and under load, where fewer tokens can be faster. Unset: none."
+            " only one, proposes tokens from earlier answers. It verifies 12 tokens of each request in a round, which"
+            " is SGLang's default. Under load fewer tokens can be faster. A measurement underrates it for repetitive"
+            " traffic, because each batch starts without earlier answers. Unset: none."
         ),
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )

@@ -25,7 +25,7 @@ NGRAM_TOKENS: Final = 12
 """Tokens that the baseline NGRAM verifies for each request in a round: as many as SGLang's NGRAM does by default
 (sglang/srt/arg_groups/speculative_hook.py:1314), and as the widest round of our lookup.
 
-The draft's number would be too small: where answers repeat their requests, NGRAM has more tokens accepted than a draft
+The draft's number would be too small: where answers repeat earlier answers, NGRAM has more tokens accepted than a draft
 proposes.
 """
 

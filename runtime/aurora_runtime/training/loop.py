@@ -81,17 +81,28 @@ class Trainer:
             self.run_due_stages(TrainerPhase.WAITING_FOR_TRACES)
             if self._expects_work():
                 self.backoff.reset()
-            self.retrier.sleep(self.backoff.next_pause())
+            self.retrier.sleep(self._next_pause())
+
+    def _next_pause(self) -> float:
+        """The seconds to wait. A long pause does not end shortly before a listing is possible.
+
+        Otherwise the next look would reuse the last listing, and a shard would be seen a whole pause later.
+        """
+        pause, until_listing = self.backoff.next_pause(), self.learning.ledger.seconds_until_listing()
+        if self.policy.poll_seconds < pause < until_listing <= self.policy.max_poll_seconds:
+            return until_listing
+        return pause
 
     def _expects_work(self) -> bool:
-        """Whether to look again soon: something arrived, or a save or deletions are not finished.
+        """Whether to look again soon: something arrived, or a save, deletions or a status are not finished.
 
         An upload without its manifest counts as an arrival, because the manifest follows. So does a shard that only a
         newer trainer can read, because traffic flows.
         """
         arrivals, before = self.learning.ledger.arrivals, self._seen_arrivals
         self._seen_arrivals = arrivals
-        return arrivals != before or self.stages.saver.unsaved or self.stages.retention.deletes
+        unfinished = self.stages.saver.unsaved or self.stages.retention.deletes or self.progress.refused
+        return arrivals != before or unfinished
 
     def _drop_expired(self) -> frozenset[str]:
         """Drop what is kept in memory of the shards that became too old; returns these shards."""

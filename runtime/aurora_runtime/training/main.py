@@ -91,14 +91,14 @@ def wait_suspended(
         arrivals, next_listing = ledger.arrivals, began + backoff.next_pause()
         held_out = None if shards else 0  # what a shard holds is not known without reading it
         if announced is None or held_out != announced[0] or began >= announced[1]:
-            StatusWriter(registry).announce(
+            written = StatusWriter(registry).announce(
                 TrainerPhase.SUSPENDED,
                 lineage=lineage.number,
                 erasures=erasures,
                 message="",
                 held_out_requests=held_out,
             )
-            announced = held_out, began + policy.suspended_status_interval_seconds
+            announced = (held_out, began + policy.suspended_status_interval_seconds) if written else None
         deleted = 1
         while deleted and time.monotonic() < next_listing:
             deleted = retention.delete_some(lambda: retrier.stopping)

@@ -35,14 +35,19 @@ class StatusWriter:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
 
-    def write(self, status: TrainerStatus) -> None:
+    def write(self, status: TrainerStatus) -> bool:
+        """Write ``status``. False: the store refused it."""
         try:
             self._registry.put_trainer_status(status)
         except StoreError as error:
             log.warning("status not written: %s", error)
+            return False
+        return True
 
-    def announce(self, phase: TrainerPhase, **changed: Any) -> None:
+    def announce(self, phase: TrainerPhase, **changed: Any) -> bool:
         """Write the phase of a trainer that does not train. Fields outside ``changed`` keep their values.
+
+        Returns False when the store refused the status.
 
         Two fields are reset, because only a trainer that trains knows them. A measurement waits while
         ``held_out_requests`` is too low, so a count that nobody renews could delay it for ever. Without a count a
@@ -55,14 +60,14 @@ class StatusWriter:
             previous = None  # a newer trainer's record, or a damaged one; nothing is decided from the record
         except StoreError as error:
             log.warning("status not written: %s", error)
-            return
+            return False
         fields = previous.model_dump() if previous else {"step": 0, "shards": 0, "trained_tokens": 0}
         fields |= {"comparisons_without_gain": None, "held_out_requests": None}
-        self.write(TrainerStatus.model_validate(fields | changed | {"phase": phase, "updated": utc_now()}))
+        return self.write(TrainerStatus.model_validate(fields | changed | {"phase": phase, "updated": utc_now()}))
 
 
 class Progress:
-    """Writes the status of a trainer in training every few seconds."""
+    """Writes the status of a trainer whose training is on: every few seconds while it trains, less often at rest."""
 
     def __init__(
         self,
@@ -78,6 +83,8 @@ class Progress:
         self._writer, self._learning, self._candidates = StatusWriter(registry), learning, candidates
         self._policy = policy
         self._reported: TrainerStatus | None = None
+        self.refused = False
+        """Whether the store refused the last status."""
         self._next_write = 0.0
         self._acceptance_length: float | None = None
         self._coverage: float | None = None
@@ -112,7 +119,10 @@ class Progress:
         self._next_write = 0.0
 
     def report(self, phase: TrainerPhase) -> None:
-        """Write the status when it is due, or when the phase changed. While the trainer waits, every change counts."""
+        """Write the status when it is due, or when the phase changed. While the trainer waits, every change counts.
+
+        A status that the store refuses while the trainer waits is due again at once.
+        """
         trains, reported, policy = phase is TrainerPhase.TRAINING, self._reported, self._policy
         is_due = reported is None or phase != reported.phase or time.monotonic() >= self._next_write
         if trains and not is_due:
@@ -120,10 +130,10 @@ class Progress:
         status = self._status(phase)
         if reported is not None and not is_due and status == reported.model_copy(update={"updated": status.updated}):
             return
-        self._writer.write(status)
+        self.refused = not self._writer.write(status)
         self._reported = status
-        interval = policy.status_interval_seconds if trains else policy.idle_status_interval_seconds
-        self._next_write = time.monotonic() + interval
+        idle_interval = 0.0 if self.refused else policy.idle_status_interval_seconds
+        self._next_write = time.monotonic() + (policy.status_interval_seconds if trains else idle_interval)
 
     def _status(self, phase: TrainerPhase) -> TrainerStatus:
         learning, last = self._learning, self._candidates.last

@@ -47,9 +47,9 @@ class TrainingPolicy:
     sees the first shard after a pause of the traffic, if a listing takes less than 1.5 s. It also delays the status:
     see ``idle_status_interval_seconds``."""
     poll_hold_seconds: float = 300.0
-    """The wait stays the shortest one until nothing new arrived for this long. A first start of pods and a short pause
-    of the traffic then delay no shard. If ``capture.shardSeconds`` is longer than this, a shard may wait for
-    ``max_poll_seconds``."""
+    """The wait stays the shortest one until nothing new arrived for this long. A start of the pods within this time and
+    a short pause of the traffic then delay no shard. If ``capture.shardSeconds`` is longer than this, a shard may wait
+    for ``max_poll_seconds``."""
     suspended_poll_seconds: float = 15.0
     """Shortest wait between two listings while training is suspended: shards then only have to be bounded."""
     shards_per_listing: int = 64
@@ -66,9 +66,9 @@ class TrainingPolicy:
     status_interval_seconds: float = 4.0
     """Time between two writes of the trainer's status while it trains."""
     idle_status_interval_seconds: float = 15.0
-    """The same while the trainer waits for traces, checked after each wait, so a status is at most 45 s old. More would
-    be too much for an operator that misses records: it reads the status every four minutes only, and takes a trainer
-    for silent after five. A status with another content is written after the present wait."""
+    """The same while the trainer waits for traces, checked after each wait, so a status is at most 45 s old where a
+    listing is quick. More would be too much for an operator that misses records: it reads the status every four minutes
+    only, and takes a trainer for silent after five. A status with another content is written after the present wait."""
     suspended_status_interval_seconds: float = 60.0
     """The same while training is suspended. The operator does not take a suspended trainer for silent."""
     stop_seconds: float = 9.0

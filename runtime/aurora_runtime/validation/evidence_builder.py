@@ -30,12 +30,21 @@ def measurement_environment(settings: ValidationSettings, machine: Machine) -> E
         draft_branching=settings.draft.branching,
         draft_tokens=settings.draft.tokens_per_round,
         draft_shape=Shape.ADAPTIVE if settings.draft.adaptive else Shape.FIXED,
-        lookup=settings.draft.lookup if settings.draft.adaptive else LookupScope.OFF,
+        lookup=_measured_lookup(settings),
         ngram_tokens=machine.ngram_tokens,
         image=settings.image,
         pod_digest=settings.pod_digest,
         load_average=0.0 if settings.replica else round(os.getloadavg()[0], 2),
     )
+
+
+def _measured_lookup(settings: ValidationSettings) -> LookupScope:
+    """Where the measured engine looks. That of a Job never looks in other requests, as a candidate would find there
+    what the active draft answered."""
+    if not settings.draft.adaptive:
+        return LookupScope.OFF
+    looks_in_others = settings.draft.lookup is LookupScope.SPECULATOR
+    return LookupScope.REQUEST if looks_in_others and not settings.replica else settings.draft.lookup
 
 
 def build_evidence(

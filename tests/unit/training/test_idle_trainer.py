@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_protocol.training_records import TrainerPhase
+from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_runtime.training import main, progress
 from aurora_runtime.training.data.shards import Shard
 from aurora_runtime.training.lineage import utc_now
@@ -22,7 +22,9 @@ from aurora_runtime.training.settings import DEFAULT_POLICY
 from aurora_runtime.training.state import shard_ledger
 from aurora_runtime.training.state.retention import DELETIONS_PER_CALL
 from aurora_store import Keys
+from aurora_store.errors import StoreError
 from aurora_store.objects import ObjectInfo
+from aurora_store.records.shard_store import ShardListing
 from tests.unit.training import tiny
 from tests.unit.training.trainer_rig import TrainerRig
 
@@ -190,6 +192,57 @@ def test_an_idle_trainer_writes_a_changed_status_at_its_next_listing(idle: Idle)
     trainer.progress.record_work = lambda **_: None  # type: ignore[method-assign]
     trainer.run()
     assert idle.between(0, 15, "put", Keys.TRAINER_STATUS) == [0.0, 6.0]
+
+
+def test_a_wait_does_not_end_shortly_before_a_slow_listing_may_be_repeated(
+    idle: Idle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_seconds = 1.3  # repeated after 26 s at the earliest; a wait takes 24 to 30 s
+    monkeypatch.setattr(shard_ledger, "CHEAP_LISTING_SECONDS", 0.1)
+    trainer = idle.trainer()
+    ledger, list_shards = trainer.learning.ledger, idle.rig.registry.list_shards
+    ledger._clock, ledger._next_listing = idle.time.monotonic, 0.0
+
+    def slow(lineage: int) -> ShardListing:
+        idle.time.now += slow_seconds
+        return list_shards(lineage)
+
+    monkeypatch.setattr(idle.rig.registry, "list_shards", slow)
+    trainer.run()
+    listings = idle.between(0, UNTIL, "list", Keys.traces(1))
+    assert len(listings) > UNTIL / (LONGEST + slow_seconds) - 1
+    assert max(later - earlier for earlier, later in pairwise(listings)) <= LONGEST + slow_seconds
+
+
+def refuse_statuses(idle: Idle, monkeypatch: pytest.MonkeyPatch, begin: float, end: float) -> list[float]:
+    """Let the store refuse the trainer's status in a time. Returns when statuses were sent, refused ones included."""
+    sent, put = list[float](), idle.rig.registry.put_trainer_status
+
+    def put_or_refuse(status: TrainerStatus) -> None:
+        sent.append(idle.time.now)
+        if begin <= idle.time.now < end:
+            raise StoreError("no route")
+        put(status)
+
+    monkeypatch.setattr(idle.rig.registry, "put_trainer_status", put_or_refuse)
+    return sent
+
+
+def test_an_idle_trainer_repeats_a_status_that_the_store_refused_after_the_shortest_wait(
+    idle: Idle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = refuse_statuses(idle, monkeypatch, AT_REST, AT_REST + LONGEST)
+    idle.trainer().run()
+    refused = [seconds for seconds in sent if AT_REST <= seconds < AT_REST + LONGEST]
+    assert sent[sent.index(refused[-1]) + 1] == refused[-1] + SHORTEST
+
+
+def test_a_suspended_trainer_repeats_a_status_that_the_store_refused_at_its_next_listing(
+    idle: Idle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = refuse_statuses(idle, monkeypatch, 0.0, 1.0)
+    main.wait_suspended(idle.rig.config, idle.rig.registry, idle.rig.lineage, idle.time)
+    assert sent[:2] == [0.0, DEFAULT_POLICY.suspended_poll_seconds]
 
 
 def test_a_trainer_in_a_long_wait_stops_at_once(idle: Idle) -> None:

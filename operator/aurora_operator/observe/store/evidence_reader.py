@@ -5,7 +5,8 @@ Invariants:
 - Each record is verified when it is read (``signed_records``), and its verdict is the operator's own
   (``evidence_check``). A change of the bars reads the record again.
 - The attempts of a version are listed once. Evidence of the measurement under way is then looked for by its key.
-- Evidence of versions older than the active one decides nothing, so it is read only for a version that is asked for.
+- Evidence of a version older than the active one promotes nothing. It is read for the previous version, whose figures
+  the status shows, and for a version that is asked for.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from aurora_operator.observe.store.evidence_check import (
 from aurora_operator.observe.store.record_names import in_sequence_keys, naming, require_own_key
 from aurora_operator.observe.store.signed_records import RecordKeys, believed_evidence
 from aurora_operator.observe.store.store_schedule import StoreNeeds
-from aurora_protocol.draft_records import INITIAL_VERSION
+from aurora_protocol.draft_records import INITIAL_VERSION, Channel
 from aurora_protocol.evidence_records import Evidence
 from aurora_protocol.gate import GatePolicy
 from aurora_store import Keys, ObjectStore
@@ -54,16 +55,15 @@ class EvidenceReader:
         self._attempts.clear()
         self._examined.clear()
 
-    def read(self, registered: Iterable[int], needs: StoreNeeds, active: int | None) -> tuple[Evidence, ...]:
+    def read(self, registered: Iterable[int], needs: StoreNeeds, channel: Channel | None) -> tuple[Evidence, ...]:
         """The evidence of the versions among ``registered`` that may matter, and nothing else is kept.
-
-        Args:
-            active: the active version. None: no version is active yet.
 
         Raises :class:`InvalidRecord` and :class:`StoreError`.
         """
+        active = None if channel is None else channel.active
         least = INITIAL_VERSION if active is None else active
-        versions = sorted(v for v in registered if v != INITIAL_VERSION and (v >= least or v in needs.versions))
+        asked = needs.versions if channel is None else {*needs.versions, channel.previous}
+        versions = sorted(v for v in registered if v != INITIAL_VERSION and (v >= least or v in asked))
         self._attempts = {version: keys for version, keys in self._attempts.items() if version in versions}
         self._list_attempts([version for version in versions if version not in self._attempts])
         found: list[Evidence] = []

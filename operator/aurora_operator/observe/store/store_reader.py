@@ -197,7 +197,7 @@ class StoreReader:
         registrations = {v: one for v, one in found.items() if channel is None or not is_void(one, channel)}
         if channel is not None:
             require_signed_weights(channel, registrations)
-        evidence = self._evidence.read(registrations, needs, None if channel is None else channel.active)
+        evidence = self._evidence.read(registrations, needs, channel)
         self._forget_all_but(found)
         self._had_channel = channel is not None
         return StoreView(

@@ -25,7 +25,7 @@ from aurora_runtime.engine.arms import Arm
 PROVEN_TRIALS: Final = 4.0
 """Observations of the draft's position that allow an arm one rung deeper to be explored."""
 OFF_INTERVAL_ROUNDS: Final = 50
-"""Rounds of a range of batch sizes after which off is timed there again, times the speedup."""
+"""After so many rounds of a range of batch sizes, times the speedup, off is timed there again."""
 OFF_INTERVAL_GROWTH: Final = 6
 """Rounds by which the interval grows with every time, until it has its full length."""
 LEAST_LOSS: Final = 0.02

@@ -74,6 +74,10 @@ class ShardLedger:
             self._list()
         return [key for key in self.listing.data_bytes if key not in self._consumed and key not in self._retired]
 
+    def seconds_until_listing(self) -> float:
+        """How long :meth:`pending` will go on to reuse the last listing."""
+        return max(0.0, self._next_listing - self._clock())
+
     def _list(self) -> None:
         began, known = self._clock(), self.listing.data_bytes.keys() | self.listing.orphans.keys()
         self.listing = self._retrier.call("listing shards", lambda: self._registry.list_shards(self.lineage))

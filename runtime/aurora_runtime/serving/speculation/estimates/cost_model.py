@@ -141,7 +141,7 @@ class CostModel:
         return {i: expected for i, expected in due.items() if expected is not None}
 
     def off_age(self, batch_size: int) -> tuple[int, int]:
-        """How often off was timed at about this batch size, and how many rounds of this size ago it was timed last."""
+        """How often off was timed at about this batch size, and how many of its rounds ago it was timed last."""
         here = self._range(size_range(batch_size))
         cell = here.cells[0]
         return (cell.samples, here.rounds - cell.last) if cell else (0, here.rounds)

@@ -9,11 +9,12 @@ import pytest
 from aurora_operator.observe.store.evidence_reader import MAX_ATTEMPTS_LISTED, EvidenceReader
 from aurora_operator.observe.store.signed_records import RecordKeys
 from aurora_operator.observe.store.store_schedule import StoreNeeds
+from aurora_protocol.draft_records import Channel
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.signatures import all_keys
 from aurora_store import Keys, Registry
 from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo
-from tests.unit.operator.worlds import evidence
+from tests.unit.operator.worlds import channel, evidence
 from tests.unit.training.tiny import MemoryObjects
 
 KEYS = RecordKeys("owner", b"k" * 64, "")
@@ -52,8 +53,11 @@ def reader(objects: CountedObjects) -> EvidenceReader:
     return EvidenceReader(objects, KEYS, None)
 
 
-def attempts_read(objects: CountedObjects, needs: StoreNeeds, active: int | None = ACTIVE) -> list[tuple[int, int]]:
-    found = reader(objects).read([0, 1, ACTIVE, 3, 5], needs, active)
+SERVED = channel(ACTIVE, previous=0)
+
+
+def attempts_read(objects: CountedObjects, needs: StoreNeeds, served: Channel | None = SERVED) -> list[tuple[int, int]]:
+    found = reader(objects).read([0, 1, ACTIVE, 3, 5], needs, served)
     return [(one.version, one.attempt) for one in found]
 
 
@@ -67,15 +71,19 @@ def test_evidence_of_a_version_older_than_the_active_one_is_read_only_for_who_as
     assert (1, 1) in attempts_read(objects, StoreNeeds(versions=frozenset({1})))
 
 
+def test_evidence_of_the_previous_version_is_read_for_the_status(objects: CountedObjects) -> None:
+    assert (1, 1) in attempts_read(objects, StoreNeeds(), channel(ACTIVE, previous=1))
+
+
 def test_all_evidence_is_read_before_a_version_is_active(objects: CountedObjects) -> None:
-    assert attempts_read(objects, StoreNeeds(), active=None)[0] == (1, 1)
+    assert attempts_read(objects, StoreNeeds(), None)[0] == (1, 1)
 
 
 def test_what_is_known_is_neither_listed_nor_read_again(objects: CountedObjects) -> None:
     one = reader(objects)
-    first = one.read([ACTIVE, 3], StoreNeeds(), ACTIVE)
+    first = one.read([ACTIVE, 3], StoreNeeds(), channel(ACTIVE))
     objects.requests.clear()
-    assert one.read([ACTIVE, 3], StoreNeeds(), ACTIVE) == first
+    assert one.read([ACTIVE, 3], StoreNeeds(), channel(ACTIVE)) == first
     assert objects.requests == []
 
 
