@@ -21,7 +21,7 @@ from tests.unit.docs.markdown import ROOT
 PICTURES: Final = ROOT / "build/report"
 SCREENS: Final = {"phone": (390, 844), "desk": (1080, 900)}
 TOP_PIXELS: Final = 1050
-"""Height of the pictures of a page's beginning. docs/how-to/report.png is desk-light-top.png."""
+"""Height of the pictures of a page's beginning."""
 MIN_CONTRAST: Final = 4.5
 """WCAG 2.2, level AA, for text."""
 MIN_LETTER_PIXELS: Final = 9.0
