@@ -103,6 +103,24 @@ def test_a_restart_that_has_not_failed_keeps_its_turn_although_its_user_chooses_
     assert second.restarts == 0
 
 
+def test_a_restart_with_a_refused_write_keeps_its_turn_although_its_user_chooses_with_spec() -> None:
+    first, second = fleet = running("a", "b")
+    operator = started(config(2), *fleet)
+    operator.look(first)
+    first.change_update("WithSpec")
+    refused = ("Deployment a: failed calling webhook",)
+    made = operator.decide(first, apply_errors=refused)
+    assert (made.stage, made.failure) == (UpgradeStage.RESTARTING, refused[0])
+    first.apply(made)
+    operator.look(second)
+    assert second.restarts == 0
+    operator.look(first)
+    assert operator.decide(first).failure == "", "the write went through"
+    first.become_whole()
+    operator.look(first, second)
+    assert (first.restarts, second.restarts) == (1, 1)
+
+
 def test_one_whose_deployment_is_refused_keeps_its_pods_and_holds_up_nobody_with_its_spec_only() -> None:
     first, second = fleet = running("a", "b")
     operator = started(config(2), *fleet)
