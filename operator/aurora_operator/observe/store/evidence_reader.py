@@ -5,7 +5,9 @@ Invariants:
 - Each record is verified when it is read (``signed_records``), and its verdict is the operator's own
   (``evidence_check``). A change of the bars reads the record again.
 - The attempts of a version are listed once. Evidence of the measurement under way is then looked for by its key.
-- Evidence of versions older than the active one decides nothing, so it is read only for a version that is asked for.
+- Evidence of a version older than the active one is read only if the status, a pin or an annotation names the version.
+  After a lost status, the channel's previous version has no evidence in the view until the new status names it, and the
+  next read is due. That concerns only figures in the status, and saves requests to the store.
 """
 
 from __future__ import annotations
