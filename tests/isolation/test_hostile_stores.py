@@ -104,7 +104,7 @@ def test_64_hostile_stores_do_not_delay_a_healthy_speculator(
         seconds = [speculators.seconds_until_applied(healthy, APPLY_SECONDS) for _ in range(3)]
         growth_bytes = _peak_memory_bytes(aurora, leader) - peak_bytes
         message = speculators.condition(HOSTILE[-1], "StorageReady")["message"]
-        print(f"{behaviour}: applied after {seconds} s, the peak of memory grew by {growth_bytes / 1e6:.0f} MB; {message}")
+        print(f"{behaviour}: applied after {seconds} s, peak memory grew by {growth_bytes / 1e6:.0f} MB; {message}")
         # Settings that are corrected take effect while calls with the old settings still hang.
         began_seconds = time.monotonic()
         speculators.apply(HOSTILE[0], endpoint=GOOD_ENDPOINT)

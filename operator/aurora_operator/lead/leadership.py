@@ -126,7 +126,7 @@ class LeaderElector:
         Args:
             on_started: called when this replica has become the leader. Must not block.
             on_lost: called when the leadership ends, also at a cancellation. The next ``on_started`` comes after it.
-            silent_seconds: how long the event loop of the reconciles has not come to a callback. Default: it always does.
+            silent_seconds: how long the event loop of the reconciles has not come to a callback. Default: never.
         """
         self._silent_seconds = silent_seconds
         replica = f"{self._election.identity}, Lease {self._namespace}/{self._name}"
