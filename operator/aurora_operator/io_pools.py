@@ -5,12 +5,14 @@ namespace a bounded share of them (``reconcile_slots``, ``challenge_answers``), 
 the calls of one. A call has a total deadline, which includes the wait for a thread and the resolution of host names. An
 overdue call is abandoned: its caller goes on. The thread of a store's call counts until it really ends.
 
-An endpoint is *proven* when its last call took less than :data:`PROVEN_SECONDS`. All other endpoints together get at
-most :data:`UNPROVEN_THREADS`, so that any number of hanging stores leaves threads for the stores that answer. The
-namespaces have fair shares of all these threads, so that the hanging stores of one leave threads for a store of another
-that was never asked (:class:`FairThreads`).
+An endpoint is *proven* when its last call that had a thread took less than :data:`PROVEN_SECONDS`. All other endpoints
+together get at most :data:`UNPROVEN_THREADS`, so that any number of hanging stores leaves threads for the stores that
+answer. All these threads are shared fairly between namespaces (:class:`FairThreads`). So the hanging stores of one
+namespace leave threads for a new store of another namespace.
 
-Invariant: an endpoint that answers waits only for calls of its own endpoint, and for other proven endpoints.
+Invariant: an endpoint that answers waits only for calls of its own endpoint, and for other proven endpoints. A call
+that never had a thread says nothing about its endpoint. Calls that wait for the share of the unproven endpoints go on
+when another call proves their endpoint.
 """
 
 from __future__ import annotations
@@ -43,9 +45,9 @@ STORE_THREADS = 256
 UNPROVEN_THREADS = 128
 """Threads for all stores together that did not answer in time, or were never asked."""
 ENDPOINT_THREADS = 10
-"""Threads for one endpoint, eight of them for a single namespace. The S3 client keeps 10 connections."""
+"""Threads for one endpoint. The S3 client keeps 10 connections."""
 THREADS_PER_KEPT_ONE = 4
-"""One thread of so many is kept for namespaces that have none."""
+"""A quarter of the threads is kept for namespaces without a thread."""
 PROVEN_SECONDS = 5.0
 """A read of all records takes about 0.1 s from a store nearby."""
 
@@ -104,7 +106,7 @@ _SHARED: WeakKeyDictionary[asyncio.AbstractEventLoop, StorePools] = WeakKeyDicti
 def pool_of(store: StoreConfig, pools: StorePools | None = None) -> EndpointPool:
     """The pool for a speculator's store, by default among the pools that all speculators share.
 
-    The pools belong to one event loop, as semaphores do. A process of the operator has one.
+    The pools belong to one event loop. A process of the operator has one.
     """
     if pools is None:
         loop = asyncio.get_running_loop()
@@ -120,6 +122,8 @@ class EndpointPool:
     def __init__(self, pools: StorePools, threads: int) -> None:
         self._pools, self._threads = pools, FairThreads(threads)
         self._proven = False
+        self._unproven_waits: set[asyncio.Future[bool]] = set()
+        """The calls that wait for the share of the unproven endpoints."""
 
     async def call(self, work: Callable[[], T], *, namespace: str, timeout_seconds: float) -> T:
         """Run ``work`` in a thread. The wait for a free thread counts as well.
@@ -132,11 +136,17 @@ class EndpointPool:
         return await outside(self._bounded(work, namespace, timeout_seconds))
 
     async def _bounded(self, work: Callable[[], T], namespace: str, timeout_seconds: float) -> T:
+        started: asyncio.Future[T] | None = None
         try:
             async with asyncio.timeout(timeout_seconds):
-                return await asyncio.shield(await self._start(work, namespace))
+                started = await self._start(work, namespace)
+                return await asyncio.shield(started)
         except TimeoutError as error:
-            self._proven = False
+            if started is None:
+                metrics.STORE_WAITS_ABANDONED.inc()
+                text = f"the store was not asked within {timeout_seconds:.0f} s, because too many calls of stores hang"
+                raise CallAbandoned(text) from error
+            self._set_proven(False)
             metrics.STORE_CALLS_ABANDONED.inc()
             raise CallAbandoned(f"the store gave no complete answer within {timeout_seconds:.0f} s") from error
 
@@ -148,7 +158,7 @@ class EndpointPool:
         began_seconds = time.monotonic()
 
         def finish(transfer: Callable[[], None]) -> None:
-            self._proven = time.monotonic() - began_seconds < PROVEN_SECONDS
+            self._set_proven(time.monotonic() - began_seconds < PROVEN_SECONDS)
             for threads in held:
                 threads.release(namespace)
             if not future.cancelled():
@@ -175,20 +185,23 @@ class EndpointPool:
         """The threads that a call needs, acquired. The call releases them when its thread ends."""
         held: list[FairThreads] = []
         try:
-            await _acquire(self._threads, namespace, held)
-            if not self._proven:
-                await _acquire(self._pools.unproven, namespace, held)
-            await _acquire(self._pools.threads, namespace, held)
+            await self._threads.acquire(namespace)
+            held.append(self._threads)
+            if not self._proven and await self._pools.unproven.acquire(namespace, self._unproven_waits):
+                held.append(self._pools.unproven)
+            await self._pools.threads.acquire(namespace)
+            held.append(self._pools.threads)
         except asyncio.CancelledError:
             for threads in held:
                 threads.release(namespace)
             raise
         return held
 
-
-async def _acquire(threads: FairThreads, namespace: str, held: list[FairThreads]) -> None:
-    await threads.acquire(namespace)
-    held.append(threads)
+    def _set_proven(self, proven: bool) -> None:
+        self._proven = proven
+        for wait in self._unproven_waits if proven else ():
+            if not wait.done():
+                wait.set_result(False)
 
 
 class FairThreads:
@@ -198,31 +211,44 @@ class FairThreads:
     has the fewest is next, and namespaces that have equally many are next in rotation.
 
     Invariants: a namespace that has no thread waits only while at least as many others have one as threads are kept.
-    Nobody waits for a thread that he may have. A namespace without calls takes no memory.
+    No call waits while its namespace may take a thread. A namespace without calls takes no memory.
     """
 
     def __init__(self, threads: int) -> None:
         self._free, self._kept = threads, threads // THREADS_PER_KEPT_ONE
         self._taken: Counter[str] = Counter()
         """Threads of each namespace that has any."""
-        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._waiting: dict[str, deque[asyncio.Future[bool]]] = {}
         """By namespace, in rotation: the calls that wait, longest wait first."""
 
-    async def acquire(self, namespace: str) -> None:
-        """Wait for a thread. It must be given back with :meth:`release`."""
+    async def acquire(self, namespace: str, waits: set[asyncio.Future[bool]] | None = None) -> bool:
+        """Wait for a thread. It must be given back with :meth:`release`.
+
+        Args:
+            waits: contains the call while it waits. Setting its result to False ends the wait without a thread.
+
+        Returns whether the call has a thread now.
+        """
         if self._may_take(namespace):
             self._take(namespace)
-            return
-        turn = asyncio.get_running_loop().create_future()
+            return True
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(namespace, deque()).append(turn)
+        waits = set() if waits is None else waits
+        waits.add(turn)
         try:
-            await turn
+            taken = await turn
         except asyncio.CancelledError:
-            if turn.cancelled():
+            if turn.cancelled() or not turn.result():
                 self._give_up(namespace, turn)
             else:  # the thread came at the same moment
                 self.release(namespace)
             raise
+        finally:
+            waits.discard(turn)
+        if not taken:
+            self._give_up(namespace, turn)
+        return taken
 
     def release(self, namespace: str) -> None:
         """Give a thread back."""
@@ -240,7 +266,7 @@ class FairThreads:
                 self._waiting[following] = queue  # the last in rotation
             if not turn.done():
                 self._take(following)
-                turn.set_result(None)
+                turn.set_result(True)
 
     def _may_take(self, namespace: str) -> bool:
         return self._free > (self._kept if self._taken[namespace] else 0)
@@ -249,7 +275,7 @@ class FairThreads:
         self._free -= 1
         self._taken[namespace] += 1
 
-    def _give_up(self, namespace: str, turn: asyncio.Future[None]) -> None:
+    def _give_up(self, namespace: str, turn: asyncio.Future[bool]) -> None:
         queue = self._waiting.get(namespace, deque())
         with suppress(ValueError):  # ``release`` has passed it over already
             queue.remove(turn)

@@ -94,7 +94,8 @@ class UpdateSpec(Model):
             "When the pods restart after an upgrade of the operator. `Staged`: when it is this speculator's turn. The"
             " operator restarts one speculator after the other (chart value `upgrade.maxConcurrent`). `WithSpec`: with"
             " the next change of this speculator's own serving settings. A change of these settings always restarts the"
-            " pods at once."
+            " pods at once. If the restart of an upgrade fails, set `WithSpec` to let the other speculators go on: this"
+            " one gives its turn back, and keeps the template that failed."
         ),
     )
 

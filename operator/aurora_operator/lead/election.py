@@ -18,7 +18,7 @@ from typing import Any
 from aurora_operator.kubernetes_api import LEASE, Object
 
 MAX_HANG_SECONDS = 30.0
-"""How long the event loop may run no callback before its replica loses the Lease.
+"""How long a callback may wait in the event loop before the replica loses the Lease.
 
 A start with many speculators keeps the loop busy for seconds at a time, and must not cost the Lease. The liveness probe
 ends a process after 60 s without an answer. With a bound between the two, a standby acts before the process is ended.
@@ -91,7 +91,7 @@ class Election:
     vacant_from_seconds: float = 0.0
     """A Lease that somebody deleted may be made anew from then on. Its holder may not know of the deletion yet."""
     hangs: bool = False
-    """The event loop of this replica's reconciles runs no callback."""
+    """The event loop of this replica's reconciles has not come to the election's callback."""
 
     def leads(self, now_seconds: float) -> bool:
         """Whether this replica may act at this moment."""

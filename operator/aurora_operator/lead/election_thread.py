@@ -5,7 +5,7 @@ loop would renew the Lease too late, lose it, and stop the work that made it lat
 
 Invariants: the callbacks run on the caller's event loop, one after the other. The call ends only after the Lease was
 released. The election asks the caller's event loop before each renewal whether it turns. So a process whose event loop
-hangs loses the Lease. When its loop goes on, the process stops acting as after any other loss.
+hangs loses the Lease. It stops acting when its last renewal runs out. Its loops end when the event loop goes on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tells for how long an event loop has run no callback. Another thread asks.
+"""Tells for how long an event loop has not come to a callback. Another thread asks.
 
 A question is a callback that the loop runs. The time counts from the oldest question without an answer, so a pause
 between two questions is no silence.

@@ -126,7 +126,7 @@ class LeaderElector:
         Args:
             on_started: called when this replica has become the leader. Must not block.
             on_lost: called when the leadership ends, also at a cancellation. The next ``on_started`` comes after it.
-            silent_seconds: how long the event loop of the reconciles has run no callback. Default: it always turns.
+            silent_seconds: how long the event loop of the reconciles has not come to a callback. Default: never.
         """
         self._silent_seconds = silent_seconds
         replica = f"{self._election.identity}, Lease {self._namespace}/{self._name}"
@@ -166,11 +166,13 @@ class LeaderElector:
         timing, now_seconds = self._election.timing, self._clock()
         self._last_look_seconds = now_seconds
         left_seconds = self._election.leads_until_seconds - now_seconds
-        self._election = self._election.after_question(self._silent_seconds())
+        hung, self._election = self._election.hangs, self._election.after_question(self._silent_seconds())
         if self._election.hangs:
             limit_seconds = timing.max_hang_seconds
             self._report(f"the event loop has hung for {limit_seconds:g} s, so this replica neither takes nor renews")
             return
+        if hung:
+            log.info("%s: the event loop goes on", self._election.identity)
         try:
             async with asyncio.timeout(left_seconds if left_seconds > 0 else timing.renew_deadline_seconds):
                 if left_seconds <= 0:
@@ -182,6 +184,8 @@ class LeaderElector:
                         await self._take()
         except (KubernetesError, TimeoutError) as error:
             self._report(f"cannot read or write the Lease: {_text(error)}")
+        else:
+            self._report("")
 
     async def _look(self) -> None:
         try:
@@ -205,7 +209,6 @@ class LeaderElector:
         except (Conflict, NotFound):
             return False
         self._election = self._election.after_write(lease, sent_seconds, self._clock())
-        self._report("")
         return True
 
     async def _release(self) -> None:
@@ -232,7 +235,7 @@ class LeaderElector:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
 
     def _report(self, failure: str) -> None:
-        """Log a failure once, until a write succeeds or another failure comes."""
+        """Log a failure once, until an attempt succeeds (no ``failure``) or another failure comes."""
         if failure and failure != self._failure:
             log.warning("%s, Lease %s/%s: %s", self._election.identity, self._namespace, self._name, failure)
         self._failure = failure

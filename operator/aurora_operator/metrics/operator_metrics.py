@@ -71,6 +71,10 @@ for _operation in ("get", "list", "create", "delete", "head"):
 STORE_CALLS_ABANDONED = Counter(
     "aurora_store_calls_abandoned", "Calls of S3 stores that were not over at their deadline, and were abandoned."
 )
+STORE_WAITS_ABANDONED = Counter(
+    "aurora_store_waits_abandoned",
+    "Calls of S3 stores that never began, because calls that hang had all their threads until their deadline.",
+)
 STORE_READ_SECONDS = Histogram(
     "aurora_store_read_seconds", "Duration of reading one speculator's records from its store, in seconds."
 )

@@ -247,7 +247,7 @@ class StoreView:
     """The versions that may matter now: newest, active, previous, candidate, rolled out and pinned. Void ones are left
     out (``aurora_store.root.root_ownership``)."""
     evidence: tuple[Evidence, ...] = ()
-    """That of the same versions, but for versions older than the active one that nobody asked for.
+    """Evidence of the active version, of newer ones, and of older ones that the status, a pin or an annotation names.
 
     The verdicts are the operator's own, computed from the samples with the bars of the spec.
     """

@@ -141,7 +141,6 @@ def _rounds(trace: VersionTrace, measurement_id: str, evidence: Evidence) -> Spa
             "aurora.gate.verdict": evidence.verdict.kind.value,
             "aurora.gate.end": evidence.end.value if evidence.end else None,
             "aurora.gate.active_version": evidence.active_version,
-            "aurora.gate.batches": len(evidence.samples),
             "aurora.gate.hardware": evidence.environment.hardware,
             "aurora.reason": "; ".join(evidence.verdict.reasons),
         },

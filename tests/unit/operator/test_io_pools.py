@@ -101,6 +101,41 @@ async def test_more_hanging_endpoints_than_threads_do_not_delay_a_new_store_of_a
     await prompt_seconds(pools, "last", "third")  # the abandoned threads still run
 
 
+async def test_a_call_that_waits_for_hanging_calls_goes_on_when_another_call_proves_its_endpoint(
+    released: threading.Event,
+) -> None:
+    pools = StorePools()
+    hanging = [hang(pools, f"slow-{number}", released) for number in range(io_pools.UNPROVEN_THREADS)]
+    await asyncio.sleep(0.5)
+    shared = pools.of("shared")
+    waiting = [asyncio.create_task(prompt_seconds(pools, "shared", "team")) for _ in range(20)]
+    await asyncio.sleep(0.1)
+    assert not any(task.done() for task in waiting), "calls that hang have the namespace's threads"
+    await prompt_seconds(pools, "shared", "other")
+    async with asyncio.timeout(PROMPT_SECONDS):
+        await asyncio.gather(*waiting)
+    assert not shared._unproven_waits
+    assert pools.unproven._taken == Counter(team=96)
+    assert not any(task.done() for task in hanging)
+
+
+async def test_a_call_that_never_began_says_nothing_about_its_endpoint_and_is_counted_as_a_wait(
+    released: threading.Event,
+) -> None:
+    pools = StorePools(threads=8, unproven=4, per_endpoint=2)
+    known = pools.of("known")
+    await prompt_seconds(pools, "known")
+    busy = [hang(pools, "known", released) for _ in range(2)]
+    await asyncio.sleep(0.1)
+    calls, waits = metrics.STORE_CALLS_ABANDONED._value.get(), metrics.STORE_WAITS_ABANDONED._value.get()
+    with pytest.raises(CallAbandoned, match="was not asked within 0 s"):
+        await known.call(lambda: 42, namespace="team", timeout_seconds=0.1)
+    assert known._proven
+    assert metrics.STORE_CALLS_ABANDONED._value.get() == calls
+    assert metrics.STORE_WAITS_ABANDONED._value.get() == waits + 1
+    assert not any(task.done() for task in busy)
+
+
 async def test_a_namespace_whose_calls_hang_leaves_threads_of_a_shared_endpoint(released: threading.Event) -> None:
     pools = StorePools()
     hanging = [hang(pools, "shared", released) for _ in range(64)]
@@ -170,11 +205,12 @@ async def test_a_thread_that_ends_goes_to_the_namespace_with_the_fewest_in_rotat
 @pytest.mark.parametrize("seed", range(20))
 async def test_no_thread_is_lost_whenever_a_wait_ends(seed: int) -> None:
     chance, threads = random.Random(seed), FairThreads(4)  # noqa: S311 - not for a secret
-    under_way, most, done = Counter[str](), 0, 0
+    under_way, most, done, waits = Counter[str](), 0, 0, set[asyncio.Future[bool]]()
 
     async def call(namespace: str) -> None:
         nonlocal most, done
-        await threads.acquire(namespace)
+        if not await threads.acquire(namespace, waits):
+            return
         under_way[namespace] += 1
         most = max(most, under_way.total())
         try:
@@ -190,6 +226,9 @@ async def test_no_thread_is_lost_whenever_a_wait_ends(seed: int) -> None:
         await asyncio.sleep(0)
         if chance.random() < 0.7:
             chance.choice(calls).cancel()
+        ready = [wait for wait in waits if not wait.done()]
+        if ready and chance.random() < 0.3:
+            chance.choice(ready).set_result(False)  # it needs no thread any more
     async with asyncio.timeout(10):
         await asyncio.gather(*calls, return_exceptions=True)
     assert most in (3, 4)

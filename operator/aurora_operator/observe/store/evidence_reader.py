@@ -6,7 +6,7 @@ Invariants:
   (``evidence_check``). A change of the bars reads the record again.
 - The attempts of a version are listed once. Evidence of the measurement under way is then looked for by its key.
 - Evidence of a version older than the active one promotes nothing. It is read for the previous version, whose figures
-  the status shows, and for a version that is asked for.
+  the status shows, and for a version that the status, a pin or an annotation names.
 """
 
 from __future__ import annotations

@@ -86,7 +86,8 @@ class StoreNeeds:
     """The records that the next decision depends on."""
 
     versions: frozenset[int] = frozenset()
-    """Versions whose registrations and evidence are needed, beside the newest, the active and the previous one."""
+    """Versions that the status, a pin or an annotation names. Their registrations and evidence are needed, beside those
+    of the active version and of newer ones. Of the channel's previous version only the registration is."""
     measurement: tuple[int, int] | None = None
     """Version and attempt of the measurement under way, whose evidence may appear: its Job runs, or ended."""
     measured: bool = False

@@ -20,7 +20,8 @@ used or that are being deleted. The next turn is given only while no upgrade fai
 fails when it makes no progress for the time that pods may take to start, whatever the Deployment says. A speculator
 that is RESTARTING takes any later template at once, so another upgrade, or its rollback, repairs a speculator whose
 upgrade failed. A speculator whose restart failed gives its turn back when its user chooses ``WithSpec``. The order goes
-on, and the speculator keeps the template that failed. The stage follows from the Deployment, so a restarted operator
+on, and the speculator keeps the template that failed. A refused write of the Deployment gives no turn back, because the
+pods may go on restarting. The stage follows from the Deployment, so a restarted operator
 goes on with the order.
 """
 
@@ -61,6 +62,8 @@ class UpgradeDecision:
     """All wanted pods are ready and have the Deployment's template."""
     failure: str = ""
     """Why the upgrade cannot be finished; empty while nothing is known to be wrong."""
+    gives_up: bool = False
+    """The restart failed, and the speculator gives its turn back now."""
 
 
 def decide(observed: Observed, config: OperatorConfig, now: datetime) -> UpgradeDecision:
@@ -74,13 +77,15 @@ def decide(observed: Observed, config: OperatorConfig, now: datetime) -> Upgrade
     # Another version of the operator may keep its template in another form: the pods keep the one that they have.
     former = deployed.applied or AppliedTemplate(deployed.template, inputs.every)
     whole = deployed.whole or _only_unplaced_pods_are_missing(observed)
-    gives_up = not _is_staged(observed) and _failure(former, deployed, observed, now) != ""
-    former = replace(former, restarting=former.restarting and not whole and not gives_up)
+    restarting = former.restarting and not whole
+    gives_up = restarting and not _is_staged(observed) and _restart_failure(former, deployed, now) != ""
+    former = replace(former, restarting=restarting and not gives_up)
     made = _next(former, latest, inputs, observed, config.upgrade_max_concurrent, whole=whole)
     made = _timed(made, former, now)
     failure = _failure(made, deployed, observed, now)
     # One that waits for its store holds nobody up.
-    return _decision(made, _stage(made, latest, observed), whole=whole and observed.store.ok, failure=failure)
+    decision = _decision(made, _stage(made, latest, observed), whole=whole and observed.store.ok, failure=failure)
+    return replace(decision, gives_up=gives_up)
 
 
 def _only_unplaced_pods_are_missing(observed: Observed) -> bool:

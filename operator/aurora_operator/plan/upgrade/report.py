@@ -24,6 +24,10 @@ _EVENTS = {
     "UpgradeFailed": "UpgradeFailed",
 }
 """Event -> reason of the condition that posts it."""
+_GAVE_UP = (
+    "the restart of the pods failed; this speculator gave its turn back, because serving.update.operatorUpgrade is"
+    " WithSpec"
+)
 
 
 def with_upgrade_condition(
@@ -39,7 +43,7 @@ def with_upgrade_condition(
         return status.model_copy(update={"conditions": [*status.conditions, *kept]})
     if decision.stage is UpgradeStage.CURRENT and former is None:
         return status
-    reason, message = _reason_and_message(decision, observed.fleet)
+    reason, message = _reason_and_message(decision, observed.fleet, former)
     pending = decision.stage is not UpgradeStage.CURRENT
     condition = Condition(
         type=ConditionType.UPGRADE_PENDING,
@@ -53,10 +57,12 @@ def with_upgrade_condition(
     return status.model_copy(update={"conditions": conditions})
 
 
-def _reason_and_message(decision: UpgradeDecision, fleet: FleetView) -> tuple[str, str]:
+def _reason_and_message(decision: UpgradeDecision, fleet: FleetView, former: Condition | None) -> tuple[str, str]:
     stage = decision.stage
     if stage is UpgradeStage.CURRENT:
-        return stage.value, ""
+        # The condition remembers a turn that was given back until all pods are ready.
+        remembered = former is not None and former.message == _GAVE_UP and not decision.whole
+        return stage.value, _GAVE_UP if decision.gives_up or remembered else ""
     if decision.failure:
         return "UpgradeFailed", f"the pods cannot take the upgraded operator's template: {decision.failure}"
     if stage is UpgradeStage.RESTARTING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -192,6 +193,26 @@ async def test_a_standby_takes_over_from_a_leader_that_hangs_and_the_leader_acts
             standby.stop()
         await eventually(lambda: leader.history == ["started", "lost", "started"])
         await eventually(lambda: len(leader.acts) > acts)
+
+
+async def test_a_standby_that_hung_reads_the_lease_as_seldom_as_before_and_logs_the_next_hang(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    api, silent_seconds = FakeLeases(), 0.0
+    holder = Elsewhere(api)
+    assert holder.replica.leads.wait(5)
+    elector = LeaderElector(api, SHORT, max_hang_seconds=MAX_HANG_SECONDS)
+    elector._silent_seconds = lambda: silent_seconds
+    for _ in range(2):
+        silent_seconds = 2 * MAX_HANG_SECONDS
+        await elector._attempt()
+        await elector._attempt()
+        silent_seconds = 0.0
+        await elector._attempt()
+        assert elector._failure == "", "its pauses are those of a standby again"
+    assert len(caplog.records) == 2
+    holder.stop()
 
 
 async def test_a_standby_that_hangs_does_not_take_a_free_lease() -> None:

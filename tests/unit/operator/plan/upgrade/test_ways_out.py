@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
+from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_operator.children.applied_template import RESTART_ANNOTATION
+from aurora_operator.plan import plan
 from aurora_operator.plan.upgrade.decision import UpgradeStage
 from tests.unit.operator.upgrades import Operator, Speculator, config, running, started
+from tests.unit.operator.worlds import NOW
 
 
 def one_failed_of_two() -> tuple[Speculator, Speculator, Operator]:
@@ -101,6 +105,50 @@ def test_a_restart_that_has_not_failed_keeps_its_turn_although_its_user_chooses_
     operator.look(first, second)
     assert operator.decide(first).stage is UpgradeStage.RESTARTING
     assert second.restarts == 0
+
+
+def test_the_condition_tells_that_a_turn_was_given_back_until_all_pods_are_ready() -> None:
+    failed, _, operator = one_failed_of_two()
+    seen = failed.observe()
+
+    def look() -> tuple[str, str]:
+        """Observe, plan and apply. Returns the reason and the message of the condition."""
+        nonlocal seen
+        seen = replace(failed.observe(), status=seen.status)
+        made = plan(seen, operator.config, NOW)
+        assert made.upgrade is not None
+        failed.apply(made.upgrade)
+        if made.status is not None:
+            seen = replace(seen, status=made.status)
+        condition = next(c for c in seen.status.conditions if c.type is ConditionType.UPGRADE_PENDING)
+        return condition.reason, condition.message
+
+    assert look()[0] == "UpgradeFailed"
+    failed.change_update("WithSpec")
+    told = look()
+    assert told[0] == "UpToDate"
+    assert "gave its turn back" in told[1]
+    assert look() == told
+    failed.become_whole()
+    assert look() == ("UpToDate", "")
+
+
+def test_a_restart_with_a_refused_write_keeps_its_turn_although_its_user_chooses_with_spec() -> None:
+    first, second = fleet = running("a", "b")
+    operator = started(config(2), *fleet)
+    operator.look(first)
+    first.change_update("WithSpec")
+    refused = ("Deployment a: failed calling webhook",)
+    made = operator.decide(first, apply_errors=refused)
+    assert (made.stage, made.failure) == (UpgradeStage.RESTARTING, refused[0])
+    first.apply(made)
+    operator.look(second)
+    assert second.restarts == 0
+    operator.look(first)
+    assert operator.decide(first).failure == "", "the write went through"
+    first.become_whole()
+    operator.look(first, second)
+    assert (first.restarts, second.restarts) == (1, 1)
 
 
 def test_one_whose_deployment_is_refused_keeps_its_pods_and_holds_up_nobody_with_its_spec_only() -> None:
