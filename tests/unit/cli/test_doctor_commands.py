@@ -17,7 +17,7 @@ from aurora_cli.doctor.diagnosis import diagnose, is_well
 from aurora_cli.doctor.finding import Finding, Remedy, Severity
 from aurora_cli.speculator import Speculator
 from aurora_operator.plan.data_deletion import IN_PROGRESS, MAX_POD_WAIT_SECONDS, failure_text
-from tests.unit.cli.snapshots import found, snapshot, with_condition
+from tests.unit.cli.snapshots import snapshot, with_condition
 from tests.unit.docs.test_chart_values import DESCRIBED
 from tests.unit.operator.worlds import NOW
 
@@ -90,21 +90,35 @@ def test_a_deletion_that_gets_on_is_noted_without_a_command(minutes: float) -> N
     assert finding.commands == ()
 
 
-@pytest.mark.parametrize(
-    ("message", "minutes"),
-    [(IN_PROGRESS, 16), (failure_text("the store gives no answer", "s3://bucket/root", "team", "chat"), 1)],
-)
-def test_a_deletion_that_does_not_get_on_says_what_keeping_the_data_means(message: str, minutes: float) -> None:
-    finding = deletion(message, minutes)
+def test_a_long_deletion_that_gets_on_does_not_offer_to_keep_the_data() -> None:
+    finding = deletion(IN_PROGRESS, 16)
+    assert finding.severity is Severity.WARNING
+    assert finding.title == "the deletion of the speculator takes longer than usual"
+    assert "kubectl logs -n aurora-system" in finding.commands[0]
+    assert "Retain" not in " ".join((finding.advice, *finding.commands))
+
+
+@pytest.mark.parametrize("minutes", [1, 16])
+def test_a_deletion_that_does_not_get_on_says_what_keeping_the_data_means(minutes: float) -> None:
+    finding = deletion(failure_text("the store gives no answer", "s3://bucket/root", "team", "chat"), minutes)
+    assert finding.title == "the deletion of the speculator does not get on"
     assert finding.severity is Severity.WARNING
     assert "deletionPolicy" in finding.commands[-1]
     assert finding.commands[-1].endswith("# only if the stored data may stay")
     assert "traces of users" in finding.advice
 
 
-def test_a_deletion_that_no_operator_has_reported_is_noted() -> None:
+@pytest.mark.parametrize(
+    ("minutes", "title"),
+    [
+        (0, "the speculator is being deleted, and the operator deletes its stored data first"),
+        (16, "the deletion of the speculator takes longer than usual"),
+    ],
+)
+def test_a_deletion_that_no_operator_has_reported_is_found_by_its_time(minutes: float, title: str) -> None:
     one = snapshot()
-    deleted = {**one.speculator.raw, "metadata": {**one.speculator.metadata, "deletionTimestamp": NOW.isoformat()}}
-    assert found(replace(one, speculator=Speculator.of(deleted))) == [
-        "the speculator is being deleted, and the operator deletes its stored data first"
-    ]
+    since = (NOW - timedelta(minutes=minutes)).isoformat(timespec="seconds")
+    deleted = {**one.speculator.raw, "metadata": {**one.speculator.metadata, "deletionTimestamp": since}}
+    (finding,) = diagnose(replace(one, speculator=Speculator.of(deleted)))
+    assert finding.title == title
+    assert finding.evidence == f"metadata.deletionTimestamp is {since}"
