@@ -117,16 +117,21 @@ _OTHER_DEGRADED = Remedy("something requires manual action", "", ("kubectl -n {n
 _UPGRADE: Final[Mapping[str, Remedy]] = {
     "UpgradeFailed": Remedy(
         "the pods do not come up with the upgraded operator's template",
-        "Correct the cause, or roll the operator back.",
+        "Correct the cause, or roll the operator back. Other speculators wait for this one. To let them go on, set"
+        " serving.update.operatorUpgrade: WithSpec here: the pods then keep the template that failed"
+        " (docs/how-to/upgrading.md).",
         (
             "kubectl -n {ns} describe pods -l app.kubernetes.io/instance={name}",
             LIST_RELEASES,
             "helm history -n {operator_ns} RELEASE",
+            "kubectl -n {ns} patch auroraspeculator {name} --type=merge"
+            """ -p '{"spec":{"serving":{"update":{"operatorUpgrade":"WithSpec"}}}}'   # only to let the others go on""",
         ),
     ),
     "OrderStopped": Remedy(
         "the upgrade waits, because the upgrade of another speculator failed",
-        "The operator's log names that speculator.",
+        "The operator's log names that speculator. If its cause cannot be corrected soon, its owner can let the others"
+        " go on: serving.update.operatorUpgrade: WithSpec there (docs/how-to/upgrading.md).",
         (OPERATOR_LOG,),
         Severity.WARNING,
     ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -12,6 +14,7 @@ from typing import Final
 import pytest
 
 from aurora_api.v1alpha1.conditions import ConditionStatus
+from aurora_api.v1alpha1.serving import OperatorUpgrade
 from aurora_cli.doctor import operator_rules, rollout_rules, serving_rules, store_rules, training_rules
 from aurora_cli.doctor.diagnosis import diagnose, is_well
 from aurora_cli.doctor.finding import Finding, Remedy, Severity
@@ -19,10 +22,13 @@ from aurora_cli.speculator import Speculator
 from aurora_operator.plan.data_deletion import IN_PROGRESS, MAX_POD_WAIT_SECONDS, failure_text
 from tests.unit.cli.snapshots import snapshot, with_condition
 from tests.unit.docs.test_chart_values import DESCRIBED
+from tests.unit.operator import worlds
 from tests.unit.operator.worlds import NOW
 
 RULES: Final = (operator_rules, rollout_rules, serving_rules, store_rules, training_rules)
-DECIDES: Final = re.compile(r'\b(delete|rm|start-over|promote|abort|rollout restart)\b|deletionPolicy|"suspend":')
+DECIDES: Final = re.compile(
+    r'\b(delete|rm|start-over|promote|abort|rollout restart)\b|deletionPolicy|operatorUpgrade|"suspend":'
+)
 """In a command that destroys something, or that is right only under a condition."""
 
 
@@ -122,3 +128,17 @@ def test_a_deletion_that_no_operator_has_reported_is_found_by_its_time(minutes: 
     (finding,) = diagnose(replace(one, speculator=Speculator.of(deleted)))
     assert finding.title == title
     assert finding.evidence == f"metadata.deletionTimestamp is {since}"
+
+
+@pytest.mark.parametrize("reason", ["UpgradeFailed", "OrderStopped"])
+def test_a_failed_upgrade_names_the_way_out_for_the_other_speculators(reason: str) -> None:
+    (finding,) = diagnose(snapshot(with_condition("UpgradePending", ConditionStatus.TRUE, reason)))
+    assert "serving.update.operatorUpgrade: WithSpec" in finding.advice
+    assert "docs/how-to/upgrading.md" in finding.advice
+
+
+def test_the_command_for_the_way_out_of_a_failed_upgrade_is_a_patch_of_the_spec() -> None:
+    (finding,) = diagnose(snapshot(with_condition("UpgradePending", ConditionStatus.TRUE, "UpgradeFailed")))
+    patch = shlex.split(finding.commands[-1], comments=True)[-1]
+    patched = worlds.spec(**json.loads(patch)["spec"])
+    assert patched.serving.update.operator_upgrade is OperatorUpgrade.WITH_SPEC
