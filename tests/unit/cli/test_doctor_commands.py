@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -142,3 +142,57 @@ def test_the_command_for_the_way_out_of_a_failed_upgrade_is_a_patch_of_the_spec(
     patch = shlex.split(finding.commands[-1], comments=True)[-1]
     patched = worlds.spec(**json.loads(patch)["spec"])
     assert patched.serving.update.operator_upgrade is OperatorUpgrade.WITH_SPEC
+
+
+ROOT: Final = "aurora/team/chat-1a2b3c4d"
+
+
+def aws_commands(reason: str, root: str | None = ROOT, **store: Any) -> list[str]:
+    """The commands for the object store that are found with a reason of StorageReady."""
+    status = with_condition("StorageReady", ConditionStatus.FALSE, reason, "the message")
+    one = snapshot(status.model_copy(update={"store_root": root}), store={**worlds.MINIMAL["store"], **store})
+    (finding,) = diagnose(one)
+    return [command.partition("   # ")[0] for command in finding.commands if command.startswith("aws")]
+
+
+def test_commands_for_the_store_name_its_endpoint_bucket_and_root() -> None:
+    minio = "aws --endpoint-url http://minio.storage:9000 s3"
+    place = f"s3://bucket/{ROOT}"
+    assert aws_commands("RecordsLost", endpoint="http://minio.storage:9000") == [
+        f"{minio} cp --recursive BACKUP {place}"
+    ]
+    assert aws_commands("InvalidRecord", endpoint="http://minio.storage:9000") == [
+        f"{minio} cp {place}/KEY -",
+        f"{minio} rm {place}/KEY",
+    ]
+
+
+def test_commands_for_aws_name_no_endpoint() -> None:
+    assert aws_commands("RecordsLost") == [f"aws s3 cp --recursive BACKUP s3://bucket/{ROOT}"]
+
+
+def test_an_unknown_root_stays_a_placeholder_unless_the_spec_names_it() -> None:
+    assert aws_commands("RecordsLost", None) == ["aws s3 cp --recursive BACKUP s3://bucket/ROOT"]
+    assert aws_commands("RecordsLost", None, restoreFrom=ROOT) == [f"aws s3 cp --recursive BACKUP s3://bucket/{ROOT}"]
+
+
+@pytest.mark.parametrize("endpoint", ["http://user:password@minio:9000", "http://minio; rm -rf ~"])
+def test_an_endpoint_with_a_password_or_a_second_command_is_not_printed(endpoint: str) -> None:
+    (command,) = aws_commands("RecordsLost", endpoint=endpoint)
+    assert command == f"aws --endpoint-url ENDPOINT s3 cp --recursive BACKUP s3://bucket/{ROOT}"
+
+
+def test_a_root_with_a_second_command_is_not_printed() -> None:
+    assert aws_commands("RecordsLost", "a; rm -rf ~") == ["aws s3 cp --recursive BACKUP s3://bucket/ROOT"]
+
+
+def test_an_endpoint_with_an_address_of_ip_version_6_is_quoted() -> None:
+    (command,) = aws_commands("RecordsLost", endpoint="http://[fd00::1]:9000")
+    assert "--endpoint-url 'http://[fd00::1]:9000' s3" in command
+
+
+def test_the_trainers_finding_names_the_same_store() -> None:
+    status = with_condition("TrainerReady", ConditionStatus.FALSE, "RecordsLost")
+    store = {**worlds.MINIMAL["store"], "endpoint": "http://minio.storage:9000"}
+    (finding,) = diagnose(snapshot(status, store=store))
+    assert any(one.startswith("aws --endpoint-url http://minio.storage:9000 s3 cp") for one in finding.commands)
