@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
+from aurora_api.v1alpha1.store import ENDPOINT_PATTERN, ROOT_PATTERN
 from aurora_cli.doctor.facts import Snapshot
+from aurora_cli.speculator import Speculator
 
 USUAL_OPERATOR_NAMESPACE: Final = "aurora-system"
 LIST_RELEASES: Final = "helm list -n {operator_ns}"
@@ -84,7 +86,11 @@ class Remedy:
 
 
 def filled(text: str, snapshot: Snapshot) -> str:
-    """``text`` with namespaces ({ns}, {operator_ns}), name, Secret of the store ({secret}) and the candidate's Job."""
+    """``text`` with its fields filled in.
+
+    The fields are namespaces ({ns}, {operator_ns}), the speculator's name, the Secret of the store ({secret}), the
+    candidate's Job, and the store's place: see :func:`_store_place`.
+    """
     one = snapshot.speculator
     credentials = one.section("store").get("credentials") or {}
     reference = credentials.get("secretRef") or {}
@@ -95,10 +101,28 @@ def filled(text: str, snapshot: Snapshot) -> str:
         "{name}": one.name,
         "{secret}": str(reference.get("name") or "SECRET"),
         "{job}": (candidate.job if candidate else None) or "JOB",
+        **_store_place(one),
     }
     for field, value in values.items():
         text = text.replace(field, value)
     return text
+
+
+def _store_place(speculator: Speculator) -> Mapping[str, str]:
+    """Bucket, root and the option of ``aws`` for the endpoint, quoted for a shell. What is unknown stays a placeholder.
+
+    Why: without the option, ``aws`` would act on AWS, for example on a bucket of the same name that is somebody else's.
+    """
+    store = speculator.section("store")
+    endpoint = str(store.get("endpoint") or "")
+    if endpoint and not re.fullmatch(ENDPOINT_PATTERN, endpoint):
+        endpoint = "ENDPOINT"
+    root = speculator.status.store_root or str(store.get("restoreFrom") or "")
+    return {
+        "{bucket}": shlex.quote(str(store.get("bucket") or "BUCKET")),
+        "{root}": root if re.fullmatch(ROOT_PATTERN, root) else "ROOT",
+        "{at_endpoint}": f" --endpoint-url {shlex.quote(endpoint)}" if endpoint else "",
+    }
 
 
 def operator_namespace(snapshot: Snapshot) -> str:

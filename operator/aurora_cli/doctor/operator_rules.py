@@ -17,7 +17,8 @@ TAKEOVER: Final = timedelta(minutes=1)
 """How long after a Lease's end another replica of the operator may need to take the Lease."""
 RECENT: Final = timedelta(hours=24)
 DELETION: Final = timedelta(minutes=15)
-"""How long a deletion usually takes at most. The operator waits 10 minutes for the pods, then deletes the objects."""
+"""How long a deletion usually takes at most. The operator waits 10 minutes for the pods, then deletes the objects.
+Many objects or older versions take longer."""
 _DELETION_FAILS: Final = "the operator tries again"
 """In the message of Ready while the store prevents the deletion."""
 
@@ -28,15 +29,22 @@ _DELETED = Remedy(
 )
 _DELETION_STUCK = Remedy(
     "the deletion of the speculator does not get on",
-    "Read why, and mend the store. The operator then goes on. The last command ends the deletion, and the stored data"
-    " stay in the bucket, with the traces of users. Use it only if the data may stay, or if no store holds them any"
-    " more.",
+    "Read why, and mend the store. The operator then goes on. The last command tells the operator to end the deletion."
+    " The stored data then stay in the bucket, with the traces of users. Use it only if the data may stay, or if no"
+    " store holds them any more.",
     (
         OPERATOR_LOG,
         "kubectl aurora store du {name} -n {ns}",
         "kubectl -n {ns} patch auroraspeculator {name} --type=merge"
         """ -p '{"spec":{"store":{"deletionPolicy":"Retain"}}}'   # only if the stored data may stay""",
     ),
+    Severity.WARNING,
+)
+_DELETION_LONG = Remedy(
+    "the deletion of the speculator takes longer than usual",
+    "The operator has reported no failure. Many objects, or many older versions of objects, take their time. The"
+    " operator's log says how far the deletion is. If no operator runs, the deletion waits for one.",
+    (OPERATOR_LOG, "kubectl aurora store du {name} -n {ns}"),
     Severity.WARNING,
 )
 _NO_STATUS = Remedy(
@@ -109,16 +117,21 @@ _OTHER_DEGRADED = Remedy("something requires manual action", "", ("kubectl -n {n
 _UPGRADE: Final[Mapping[str, Remedy]] = {
     "UpgradeFailed": Remedy(
         "the pods do not come up with the upgraded operator's template",
-        "Correct the cause, or roll the operator back.",
+        "Correct the cause, or roll the operator back. Other speculators wait for this one. To let them go on, set"
+        " serving.update.operatorUpgrade: WithSpec here: the pods then keep the template that failed"
+        " (docs/how-to/upgrading.md).",
         (
             "kubectl -n {ns} describe pods -l app.kubernetes.io/instance={name}",
             LIST_RELEASES,
             "helm history -n {operator_ns} RELEASE",
+            "kubectl -n {ns} patch auroraspeculator {name} --type=merge"
+            """ -p '{"spec":{"serving":{"update":{"operatorUpgrade":"WithSpec"}}}}'   # only to let the others go on""",
         ),
     ),
     "OrderStopped": Remedy(
         "the upgrade waits, because the upgrade of another speculator failed",
-        "The operator's log names that speculator.",
+        "The operator's log names that speculator. If its cause cannot be corrected soon, its owner can let the others"
+        " go on: serving.update.operatorUpgrade: WithSpec there (docs/how-to/upgrading.md).",
         (OPERATOR_LOG,),
         Severity.WARNING,
     ),
@@ -188,8 +201,10 @@ def being_deleted(snapshot: Snapshot) -> Iterator[Finding]:
     ready = abnormal(snapshot, ConditionType.READY, ConditionStatus.FALSE)
     reported = ready if ready is not None and ready.reason == "Deleting" else None
     fails = reported is not None and _DELETION_FAILS in reported.message
-    remedy = _DELETION_STUCK if fails or snapshot.now - since > DELETION else _DELETED
-    yield remedy.finding(snapshot, condition_text(reported) if reported else f"metadata.deletionTimestamp is {since}")
+    late = snapshot.now - since > DELETION
+    remedy = _DELETION_STUCK if fails else _DELETION_LONG if late else _DELETED
+    requested = f"metadata.deletionTimestamp is {since.isoformat(timespec='seconds')}"
+    yield remedy.finding(snapshot, condition_text(reported) if reported else requested)
 
 
 def spec_unseen(snapshot: Snapshot) -> Iterator[Finding]:

@@ -14,7 +14,8 @@ from aurora_cli.doctor.finding import Finding, Remedy, Severity, abnormal, condi
 RECOVERED: Final = timedelta(minutes=10)
 """A container that has run for so long has recovered from its last end. Kubernetes then ends its backoff."""
 LITTLE_GAIN: Final = 1.1
-"""An estimated speedup below this may not make up for what the plugin costs (docs/explanation/never-slower.md)."""
+"""An estimated speedup up to this may not make up for what the plugin costs (docs/explanation/never-slower.md). The
+status rounds it to one decimal, so ``~1.1x`` is anything from 1.05 to 1.15."""
 SETTLED: Final = timedelta(hours=1)
 """A new speculator's draft has learned too little to say what speculation gains."""
 _WHAT: Final = {INFERENCE: "an inference pod", TRAINER: "the trainer's pod", VALIDATOR: "a measurement's pod"}
@@ -196,7 +197,8 @@ def slower_than_off(snapshot: Snapshot) -> Iterator[Finding]:
     """A fixed shape whose measured speedup is below 1. Engines with a fixed shape estimate none."""
     active = snapshot.speculator.status.active
     text = (active.speedup if active else None) or ""
-    if _has_fixed_shape(snapshot) and _is_below(text, 1.0):
+    ratio = _ratio(text)
+    if ratio is not None and ratio < 1.0 and _has_fixed_shape(snapshot):
         yield _SLOW.finding(snapshot, f"status.active.speedup {text}")
 
 
@@ -205,7 +207,8 @@ def gains_little(snapshot: Snapshot) -> Iterator[Finding]:
     one = snapshot.speculator
     text = one.status.estimated_speedup or ""
     settled = one.created is not None and snapshot.now - one.created >= SETTLED
-    if settled and not _has_fixed_shape(snapshot) and _is_below(text, LITTLE_GAIN):
+    ratio = _ratio(text)
+    if ratio is not None and ratio <= LITTLE_GAIN and settled and not _has_fixed_shape(snapshot):
         yield _GAINS_LITTLE.finding(snapshot, f"status.estimatedSpeedup {text}, of about the last minute with traffic")
 
 
@@ -214,7 +217,7 @@ def _has_fixed_shape(snapshot: Snapshot) -> bool:
     return draft.get("shape") == "Fixed" or (draft.get("branching") or 1) != 1
 
 
-def _is_below(speedup: str, bound: float) -> bool:
-    """Whether a speedup of the status, such as ``~1.0x`` or ``0.92x (0.90-0.95)``, is below the bound."""
-    ratio = _RATIO.match(speedup)
-    return ratio is not None and float(ratio[1]) < bound
+def _ratio(speedup: str) -> float | None:
+    """The number of a speedup of the status, such as ``~1.0x`` or ``0.92x (0.90-0.95)``. None for another text."""
+    found = _RATIO.match(speedup)
+    return None if found is None else float(found[1])

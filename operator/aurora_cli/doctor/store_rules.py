@@ -18,7 +18,7 @@ _REPLACE = (
 )
 _EDIT_STORE = "kubectl -n {ns} edit auroraspeculator {name}   # spec.store"
 USAGE: Final = "kubectl aurora store du {name} -n {ns}"
-RESTORE: Final = "aws s3 cp --recursive BACKUP s3://BUCKET/ROOT   # BACKUP has a copy of the root"
+RESTORE: Final = "aws{at_endpoint} s3 cp --recursive BACKUP s3://{bucket}/{root}   # BACKUP has a copy of the root"
 START_OVER: Final = "kubectl aurora start-over {name} -n {ns}   # only if the records are gone for good"
 ALL_SPECULATORS: Final = "kubectl get auroraspeculators -A"
 DELETE: Final = "kubectl -n {ns} delete auroraspeculator {name}   # only if its clients use the new one"
@@ -72,10 +72,10 @@ STORAGE: Final[Mapping[str, Remedy]] = {
         "the operator does not believe an object below the speculator's root",
         "Find out who wrote the object that the message names. A newer operator: upgrade this one again. An operator"
         " whose signing keys are lost: see InvalidRecord in docs/reference/conditions.md. Anybody else: delete the"
-        " object. Nothing is decided until then.",
+        " object. Nothing is decided until then. The aws commands need keys of the store.",
         (
-            "aws s3 cp s3://BUCKET/ROOT/KEY -",
-            "aws s3 rm s3://BUCKET/ROOT/KEY   # only if no operator wrote the object",
+            "aws{at_endpoint} s3 cp s3://{bucket}/{root}/KEY -",
+            "aws{at_endpoint} s3 rm s3://{bucket}/{root}/KEY   # only if no operator wrote the object",
         ),
     ),
     "TakingOver": Remedy(
@@ -89,7 +89,8 @@ STORAGE: Final[Mapping[str, Remedy]] = {
     "RecordsLost": Remedy(
         "the store can be read, and has lost the records of the active version",
         "Find out who deleted them, or whether store.endpoint leads to another store. Put the records back from a"
-        " backup, at least lineage/, registry/, checkpoints/, evidence/ and channel/. If they are gone for good, begin"
+        " backup, at least lineage/, registry/, checkpoints/, evidence/ and channel/. The aws command names the store"
+        " of the spec, so correct the spec first, and use keys of that store. If the records are gone for good, begin"
         " again at version 0.",
         (USAGE, _EDIT_STORE, RESTORE, START_OVER),
     ),

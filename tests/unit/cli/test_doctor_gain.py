@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from aurora_cli.doctor.diagnosis import diagnose, is_well
-from aurora_cli.doctor.serving_rules import SETTLED
+from aurora_cli.doctor.serving_rules import LITTLE_GAIN, SETTLED
+from aurora_operator.plan.formatting import speedup_text
 from tests.unit.cli.snapshots import HEALTHY, found, snapshot
+from tests.unit.docs.markdown import page
 
 TITLE = "speculation gains little here"
 
@@ -20,7 +22,8 @@ TITLE = "speculation gains little here"
     [
         ({}, "~1.0x", True),
         ({"shape": "Adaptive"}, "~0.9x", True),
-        ({}, "~1.1x", False),
+        ({}, "~1.1x", True),
+        ({}, "~1.2x", False),
         ({}, "~1.8x", False),
         ({}, None, False),
         ({}, "soon", False),
@@ -48,3 +51,15 @@ def test_the_note_says_with_what_the_estimate_compares_and_what_was_measured() -
     assert "~1.0x" in finding.evidence
     assert "compares with the pods' own rounds without proposals" in finding.advice
     assert "4 to 13 % slower than" in finding.advice
+
+
+@pytest.mark.parametrize(("measured", "expected"), [(1.04, True), (1.13, True), (1.16, False)])
+def test_a_gain_within_the_measured_costs_is_noted_although_the_status_rounds_it(
+    measured: float, expected: bool
+) -> None:
+    one = snapshot(HEALTHY.model_copy(update={"estimated_speedup": speedup_text([(1000, measured)])}))
+    assert found(one) == [TITLE] * expected
+
+
+def test_the_documentation_names_the_same_bound() -> None:
+    assert f"At `~{LITTLE_GAIN}x` or below" in page("docs/how-to/troubleshooting.md").path.read_text()
