@@ -143,6 +143,7 @@ bench: env ## Measure costs and speedups (see docs/results)
 	$(PY) -m tests.bench.speculation.changing_load
 	$(PY) -m tests.bench.operator
 	$(PY) -m tests.bench.operator.failover
+	$(PY) -m tests.bench.operator.cluster_failover
 
 # Kernels and training need torch only, so nothing is installed here. Serving follows where SGLang is installed.
 gpu: ## Measure kernels, training and serving on a GPU (see docs/how-to/gpu.md)
