@@ -21,7 +21,7 @@ from aurora_operator.observe.store.store_reader import StoreReader
 from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
 from aurora_operator.plan import plan
 from aurora_protocol.evidence_records import VerdictKind
-from aurora_store import Registry, StoreConfig
+from aurora_store import StoreConfig
 from aurora_store.errors import MAX_ERROR_CHARACTERS
 from tests.fuzz.fuzzed_store import ERASED_TAG, FuzzedStore
 from tests.unit.operator.worlds import CONFIG, observed, spec
@@ -68,10 +68,8 @@ class FuzzedOperator:
 
     def reader(self) -> StoreReader:
         """A reader that knows nothing yet."""
-        reader = StoreReader(StoreConfig("bucket", "root", None, "region", "access", "secret"))
-        replaced: Any = reader
-        replaced._objects, replaced._registry = self._objects, Registry(self._objects)
-        return reader
+        config = StoreConfig("bucket", "root", None, "region", "access", "secret")
+        return StoreReader(config, objects=self._objects)
 
     def view(self, reader: StoreReader, objects: dict[str, bytes]) -> StoreView:
         """What ``reader`` sees when the store holds ``objects``."""

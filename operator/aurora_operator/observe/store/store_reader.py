@@ -66,16 +66,21 @@ class StoreReader:
     """One speculator's store. Not thread-safe: only one call at a time."""
 
     def __init__(
-        self, config: StoreConfig, keys: RecordKeys | None = None, examined: ExaminedEvidence | None = None
+        self,
+        config: StoreConfig,
+        keys: RecordKeys | None = None,
+        examined: ExaminedEvidence | None = None,
+        objects: ObjectStore | None = None,
     ) -> None:
         """Raises :class:`StoreError` when the settings cannot be used.
 
         Args:
             keys: those that sign the records. None: they do not exist yet, so nothing may be decided.
             examined: what earlier readers of this store examined. The reader adds to it.
+            objects: the store. Default: that of ``config``.
         """
         self.config = config
-        self._objects = ObjectStore(
+        self._objects = objects or ObjectStore(
             config,
             attempts=REQUEST_ATTEMPTS,
             call_seconds=CALL_SECONDS,

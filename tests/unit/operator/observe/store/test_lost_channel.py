@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -54,10 +53,7 @@ class Store:
     def __init__(self) -> None:
         self.objects = Objects()
         config = StoreConfig("bucket", self.objects.config.root, None, "region", "access", "secret")
-        self.reader = StoreReader(config, RecordKeys(first_owner(config.root), b"k" * 64, ""))
-        replaced: Any = self.reader
-        replaced._objects = replaced._evidence._objects = self.objects
-        replaced._registry = Registry(self.objects)
+        self.reader = StoreReader(config, RecordKeys(first_owner(config.root), b"k" * 64, ""), objects=self.objects)
         self.write(0, 1)
         for epoch, active in ((1, 0), (2, 1)):
             self.reader.advance(channel(active, epoch=epoch))
