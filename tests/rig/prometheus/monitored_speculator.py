@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from aurora_protocol.agent_api import SavedTime, SwapRequest
+from aurora_protocol.agent_api import SwapRequest
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, ServingSettings
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
@@ -47,7 +47,7 @@ START_SECONDS: Final = 180.0
 TICK_SECONDS: Final = 0.5
 BOOT: Final = "00000000boot"
 ONE_CORE: Final = {"requests": {"cpu": "1"}}
-"""Of each engine and of the trainer. Without devices the operator knows neither the cost of training nor the saving."""
+"""Of each engine and of the trainer. Without devices the operator does not know the cost of training."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,6 @@ def _write_records(pod: PodProcesses, ticks: int) -> None:
             RoundCost(arm="draft-3", batch_size=1, milliseconds=25),
         ),
         speedup_over_off=1.4,
-        saved_time=SavedTime(share=0.3, observed_seconds=3600),
         exploring_share=0.02,
         written_at=now,
     )
