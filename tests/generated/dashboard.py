@@ -13,10 +13,10 @@ DATASOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
 GRID_COLUMNS, WIDTH, HEIGHT = 24, 8, 8
 """Grafana's grid, and the size of a panel in it."""
 SCHEMA_VERSION: Final = 39
-"""Of Grafana 10.4. Later versions of Grafana migrate it when they load the dashboard."""
+"""The schema of Grafana 10.4. Later versions of Grafana migrate it when they load the dashboard."""
 OFF_COLOR, ON_COLOR = "#8e8e8e", "blue"
-"""Of the values 0 and 1 in a timeline of states. By itself Grafana shades from green for 0 to red for 1, so Ready would
-be red."""
+"""Colours of the values 0 and 1 in a timeline of states. By itself Grafana shades from green for 0 to red for 1, so
+Ready would be red."""
 
 
 def render() -> str:

@@ -132,8 +132,8 @@ class Progress:
             return
         self.refused = not self._writer.write(status)
         self._reported = status
-        idle_interval = 0.0 if self.refused else policy.idle_status_interval_seconds
-        self._next_write = time.monotonic() + (policy.status_interval_seconds if trains else idle_interval)
+        interval = policy.status_interval_seconds if trains else policy.idle_status_interval_seconds
+        self._next_write = time.monotonic() + (0.0 if self.refused and not trains else interval)
 
     def _status(self, phase: TrainerPhase) -> TrainerStatus:
         learning, last = self._learning, self._candidates.last

@@ -47,7 +47,7 @@ START_SECONDS: Final = 180.0
 TICK_SECONDS: Final = 0.5
 BOOT: Final = "00000000boot"
 ONE_CORE: Final = {"requests": {"cpu": "1"}}
-"""Of each engine and of the trainer. Without devices the operator does not know the cost of training."""
+"""The resources of each engine and of the trainer. Without them the operator does not know the cost of training."""
 
 
 @dataclass(frozen=True)

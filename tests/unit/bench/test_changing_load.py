@@ -1,4 +1,4 @@
-"""What timing off costs under a changing load, and which pods are compared."""
+"""The bench states the cost of timing off under a changing load, and plays the pods that it compares."""
 
 from __future__ import annotations
 

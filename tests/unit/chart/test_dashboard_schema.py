@@ -33,7 +33,7 @@ def _problems(dashboard: dict[str, Any]) -> set[str]:
 
 
 def _lost(before: Any, after: Any, place: str) -> Iterator[str]:
-    """What of ``before`` is not in ``after``. The types add defaults, which are no loss."""
+    """The parts of ``before`` that ``after`` lacks. The types add defaults, which are no loss."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key, value in before.items():
             yield from _lost(value, after.get(key), f"{place}.{key}")

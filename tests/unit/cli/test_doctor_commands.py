@@ -80,7 +80,7 @@ def test_no_command_assumes_the_name_of_a_helm_release() -> None:
 
 
 def deletion(message: str, minutes: float) -> Finding:
-    """What is found of a speculator that has been deleted for so long."""
+    """The findings about a speculator whose deletion began so long ago."""
     one = snapshot(with_condition("Ready", ConditionStatus.FALSE, "Deleting", message))
     since = (NOW - timedelta(minutes=minutes)).isoformat()
     deleted = {**one.speculator.raw, "metadata": {**one.speculator.metadata, "deletionTimestamp": since}}

@@ -51,7 +51,7 @@ class Simulation:
             answer()
 
     def attempt(self, election: Election) -> Election:
-        """What :class:`LeaderElector` does in one attempt."""
+        """One attempt, as :class:`LeaderElector` makes it."""
         if not election.leads(self.now):
             election = election.after_look(self.lease, self.now)
         if not election.may_take(self.now):
