@@ -21,8 +21,7 @@ fails when it makes no progress for the time that pods may take to start, whatev
 that is RESTARTING takes any later template at once, so another upgrade, or its rollback, repairs a speculator whose
 upgrade failed. A speculator whose restart failed gives its turn back when its user chooses ``WithSpec``. The order goes
 on, and the speculator keeps the template that failed. A refused write of the Deployment gives no turn back, because the
-pods may go on restarting. The stage follows from the Deployment, so a restarted operator
-goes on with the order.
+pods may go on restarting. The stage follows from the Deployment, so a restarted operator goes on with the order.
 """
 
 from __future__ import annotations
