@@ -185,20 +185,29 @@ class PendingTokens:
             hidden: [B, n, D].
         """
         device = hidden.device
-        row = to_device(rows, device).unsqueeze(1)
-        first = counts if isinstance(counts, Tensor) else to_device(counts, device)
-        slots = self._slots_of(row, first.unsqueeze(1) + torch.arange(tokens.shape[1], device=device))
-        self._tokens[slots] = tokens.to(self._tokens.dtype)
-        self._hidden[slots] = hidden.to(self._hidden.dtype)
+        if isinstance(counts, Tensor):
+            columns = counts.unsqueeze(1) + torch.arange(tokens.shape[1], device=device)
+            slots = self._slots_of(to_device(rows, device).unsqueeze(1), columns).flatten()
+        else:
+            nodes = range(tokens.shape[1])
+            places = [(row, count + node) for row, count in zip(rows, counts, strict=True) for node in nodes]
+            slots = self._slots_at(places)
+        self._tokens.index_copy_(0, slots, tokens.flatten().to(self._tokens.dtype))
+        self._hidden.index_copy_(0, slots, hidden.flatten(0, 1).to(self._hidden.dtype))
 
     def read(self, rows: Sequence[int], counts: Sequence[int]) -> CatchUpInput:
         """The first ``counts[i]`` pending tokens of each of the ``rows``."""
-        row = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
-        column = [column for count in counts for column in range(count)]
-        slots = self._slots_of(*to_device([row, column], self._tokens.device))
+        places = [(row, column) for row, count in zip(rows, counts, strict=True) for column in range(count)]
+        slots = self._slots_at(places)
         return CatchUpInput(self._tokens[slots], self._hidden[slots])
 
+    def _slots_at(self, places: Sequence[tuple[int, int]]) -> Tensor:
+        """Where the tokens in these rows and columns lie in the pool, by the host's own list of pages."""
+        size = self._shape.page_tokens
+        slots = [self._pages[row][column // size] * size + column % size for row, column in places]
+        return to_device(slots, self._tokens.device)
+
     def _slots_of(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Where the tokens in ``columns`` of ``rows`` lie in the pool."""
+        """Where the tokens in ``columns`` of ``rows`` lie in the pool, by the table on the device."""
         size = self._shape.page_tokens
         return self._table[rows, columns // size] * size + columns % size

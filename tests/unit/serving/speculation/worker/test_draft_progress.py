@@ -95,8 +95,8 @@ def test_a_drafting_round_first_processes_what_other_rounds_committed(rig: Rig) 
 def test_requests_that_are_not_behind_keep_their_start(rig: Rig) -> None:
     behind, new = FakeRequest("behind"), FakeRequest("new")
     rig.run(a_round([behind], OFF), [0])
-    start = rig.run(a_round([new, behind], DRAFT, lengths=[5, 11]), [0, 0])
-    assert start.topk_index.tolist() == [[0], [11]]
+    start = rig.run(a_round([behind, new], DRAFT, lengths=[11, 5]), [0, 0])
+    assert start.topk_index.tolist() == [[11], [0]]
 
 
 def test_a_prefill_processes_everything(rig: Rig) -> None:
