@@ -13,7 +13,7 @@ drafts in the first of --shapes. Then these servers run side by side:
 In every round all arms answer the same fresh prompts in turn, at each concurrency.
 
 Nobody can guess much of ``prose``, so it shows what speculation costs where it gains little. It is measured with the
-untrained draft. ``mixed`` shuffles four kinds of requests.
+untrained draft. ``mixed`` shuffles four kinds of requests, and ``turns`` has them in turn.
 
 A shape is written as the steps of a chain (3), or as steps x branches x verified tokens of a tree (2x2x6).
 
@@ -53,7 +53,13 @@ from aurora_api.v1alpha1.target import DType
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.rounds.answer_equality import near_tie_bound
 
-CHECKPOINT_TOKENS: Final = {"json": (5_000, 20_000), "docstrings": (20_000, 80_000), "prose": (), "mixed": (20_000,)}
+CHECKPOINT_TOKENS: Final = {
+    "json": (5_000, 20_000),
+    "docstrings": (20_000, 80_000),
+    "prose": (),
+    "mixed": (20_000,),
+    "turns": (20_000,),
+}
 """Answer tokens of traffic after which a draft is measured, by domain. Without any, only the untrained draft is."""
 UNTRAINED_REQUESTS: Final = 100
 """Requests that servers with lookup answer before they are measured beside an untrained draft alone."""

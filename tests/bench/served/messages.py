@@ -15,10 +15,12 @@ from tests.traffic import prompts
 
 LEARNED: Final = ("json", "docstrings")
 """The domains that are measured by default: a draft learns each of them."""
-DOMAINS: Final = (*LEARNED, "prose", "mixed")
+DOMAINS: Final = (*LEARNED, "prose", "mixed", "turns")
 MIXED: Final = ("json", "docstrings", "sql", "prose")
-"""The kinds of requests that ``mixed`` shuffles, each as often as the others."""
-RESERVED_MESSAGES: Final = {"json": 640, "docstrings": 160, "prose": 640, "mixed": 320}
+"""The kinds of requests that ``mixed`` shuffles and ``turns`` has in turn, each as often as the others."""
+TURN_MESSAGES: Final = 20
+"""Messages of one kind that ``turns`` has in a row: those of one round at concurrency 1 and 4."""
+RESERVED_MESSAGES: Final = {"json": 640, "docstrings": 160, "prose": 640, "mixed": 320, "turns": 320}
 """Messages for measurements. The standard library has too few functions for more requests for docstrings."""
 MAX_MESSAGES: Final = 4000
 """A limit, because all domains but docstrings could generate messages without end."""
@@ -40,6 +42,8 @@ def _messages(domain: str) -> list[str]:
             return recorded.json_messages(MAX_MESSAGES)
         case "mixed":
             return _mixed()
+        case "turns":
+            return _in_turn()
         case _:
             return _distinct(prompts.Domain(domain))
 
@@ -50,6 +54,14 @@ def _mixed() -> list[str]:
     messages = list(itertools.chain.from_iterable(zip(*kinds, strict=False)))
     random.Random(recorded.DOMAIN_SEED).shuffle(messages)  # noqa: S311 - an order, not a secret
     return messages
+
+
+def _in_turn() -> list[str]:
+    """:data:`TURN_MESSAGES` of each kind in a row, as often as there are so many of the rarest."""
+    kinds = [_messages(kind) for kind in MIXED]
+    whole = min(map(len, kinds)) // TURN_MESSAGES * TURN_MESSAGES
+    firsts = range(0, whole, TURN_MESSAGES)
+    return [message for first in firsts for kind in kinds for message in kind[first : first + TURN_MESSAGES]]
 
 
 def _distinct(domain: prompts.Domain) -> list[str]:

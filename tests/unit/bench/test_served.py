@@ -92,20 +92,33 @@ def test_reserved_messages_are_never_traffic(domain: str) -> None:
     assert len({*traffic, *reserved}) == len(traffic) + len(reserved) > 1000
 
 
-def test_mixed_traffic_has_each_kind_equally_often_and_in_no_order() -> None:
-    traffic = messages.traffic("mixed")
+def kinds_of(texts: Sequence[str]) -> list[str]:
+    """The kind of each message of mixed traffic."""
     openings = {
         "Extract name": "json",
         "Write one SQL": "sql",
         "Write the docstring": "docstrings",
         "Write the first": "prose",
     }
-    kinds = [next(kind for opening, kind in openings.items() if text.startswith(opening)) for text in traffic]
+    return [next(kind for opening, kind in openings.items() if text.startswith(opening)) for text in texts]
+
+
+def test_mixed_traffic_has_each_kind_equally_often_and_in_no_order() -> None:
+    kinds = kinds_of(messages.traffic("mixed"))
     for start in range(0, len(kinds) - 400, 400):
         counts = Counter(kinds[start : start + 400])
         assert set(counts) == set(messages.MIXED)
         assert min(counts.values()) > 60, "each kind comes all the time"
     assert sum(one == next_one for one, next_one in itertools.pairwise(kinds)) > len(kinds) / 8, "not in turn"
+
+
+def test_traffic_in_turn_has_one_kind_in_each_measured_round() -> None:
+    kinds = kinds_of(messages.traffic("turns") + messages.reserved("turns"))
+    turns = [kinds[first : first + messages.TURN_MESSAGES] for first in range(0, len(kinds), messages.TURN_MESSAGES)]
+    assert [set(turn) for turn in turns] == [{kind} for kind in messages.MIXED] * (len(turns) // len(messages.MIXED))
+    per_round = PLAN.prompts_needed // PLAN.rounds
+    assert messages.RESERVED_MESSAGES["turns"] % messages.TURN_MESSAGES == 0
+    assert per_round <= messages.TURN_MESSAGES
 
 
 class FakeServers:
