@@ -34,9 +34,9 @@ class CaptureSink:
 
 
 def count_error(writer: ShardWriter) -> None:
-    """Count an exception inside a hook: one batch was not captured."""
-    writer.count_hook_error()
-    log.debug("aurora capture: a batch was not captured", exc_info=True)
+    """Count an exception inside a hook: one batch was not captured. The log has one such error a minute."""
+    if writer.count_hook_error():
+        log.warning("aurora capture: a batch was not captured", exc_info=True)
 
 
 def _commits_and_ends(
@@ -87,26 +87,31 @@ class VerifyOutput:
             count_error(self.sink.writer)
 
     def split(self, ends: Sequence[tuple[Commit | None, bool]]) -> list[PromptChunk | VerifyRound]:
-        """One record for each traced request. ``ends`` holds each request's commit and whether it has ended."""
+        """One record for each traced request. ``ends`` holds each request's commit and whether it has ended.
+
+        The small tensors become arrays: a thread that copies a row of an array does not give up the interpreter's lock,
+        and every change of the lock's owner costs the scheduler time.
+        """
         tensors = self.tensors
         if isinstance(tensors, VerifyTensors):
             tensors = tensors.reduced(self.batch_size, self.traced, self.top_tokens)
+        arrays = tensors.arrays()
         rounds: list[PromptChunk | VerifyRound] = []
-        lengths = tensors.path_length.tolist()
+        lengths = arrays["path_length"].tolist()
         for i, (request, (commit, finished)) in enumerate(zip(self.traced, ends, strict=True)):
             rounds.append(
                 VerifyRound(
                     rid=request.rid,
                     version=self.version,
                     source=self.sources[i],
-                    draft_tokens=tensors.draft_tokens[i].clone(),
-                    next_token=tensors.next_token[i].clone(),
-                    next_sibling=tensors.next_sibling[i].clone(),
-                    path=tensors.path[i, : lengths[i]].clone(),
+                    draft_tokens=arrays["draft_tokens"][i].copy(),
+                    next_token=arrays["next_token"][i].copy(),
+                    next_sibling=arrays["next_sibling"][i].copy(),
+                    path=arrays["path"][i, : lengths[i]].copy(),
                     hidden=tensors.states.rows(i, slice(lengths[i])),
-                    top_ids=tensors.top_ids[i].clone(),
-                    top_logprobs=tensors.top_logprobs[i].clone(),
-                    uncaptured_mass=tensors.uncaptured_mass[i].clone(),
+                    top_ids=arrays["top_ids"][i].copy(),
+                    top_logprobs=arrays["top_logprobs"][i].copy(),
+                    uncaptured_mass=arrays["uncaptured_mass"][i].copy(),
                     commit=commit,
                     finished=finished,
                 )

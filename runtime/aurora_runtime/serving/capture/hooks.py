@@ -63,8 +63,15 @@ class CaptureHooks:
         self._read_version = read_version
         key = bytes.fromhex(settings.traffic_key)
         tag_key = bytes.fromhex(settings.tag_key)
-        request_filter = RequestFilter(Decimal(settings.sample_ratio), key, tag_key)
-        self._sink = CaptureSink(ShardWriter(settings), request_filter)
+        writer = ShardWriter(settings)
+        request_filter = RequestFilter(
+            Decimal(settings.sample_ratio),
+            key,
+            tag_key,
+            max_tokens=settings.shard_tokens,
+            refused_prompt=writer.count_long_prompt,
+        )
+        self._sink = CaptureSink(writer, request_filter)
         self._started = False
         self._knows_marker = False
 

@@ -6,7 +6,7 @@ launcher's probe is captured, only the probe is traced, because no client sends 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -32,12 +32,21 @@ class RequestFilter:
     """Selects the requests to trace.
 
     ``ratio`` is the share of the requests that are sampled, ``key`` decides which. ``tag_key`` hashes their tags.
-    ``marker`` is what the chat template puts before each answer, once it is known.
+    ``marker`` is what the chat template puts before each answer, once it is known. A trace has less than ``max_tokens``
+    of the prompt, so a request with a longer one is not traced, and ``refused_prompt`` is called once for it.
     """
 
-    def __init__(self, ratio: Decimal, key: bytes = b"", tag_key: bytes = b"") -> None:
+    def __init__(
+        self,
+        ratio: Decimal,
+        key: bytes = b"",
+        tag_key: bytes = b"",
+        *,
+        max_tokens: int | None = None,
+        refused_prompt: Callable[[], None] = lambda: None,
+    ) -> None:
         self._tag_key = tag_key
-        self._sample = RequestSample(ratio, key)
+        self._sample = RequestSample(ratio, key, max_tokens=max_tokens, refused_prompt=refused_prompt)
         self.marker: tuple[int, ...] = ()
         self.probe_captured = False
 

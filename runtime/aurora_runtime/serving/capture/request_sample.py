@@ -11,7 +11,7 @@ traffic of one application would be traced, or none.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Final
 
@@ -35,10 +35,20 @@ class RequestSample:
     Args:
         ratio: the share of the requests that are sampled.
         key: the lineage's :func:`aurora_runtime.held_out_split.traffic_key`.
+        max_tokens: a prompt of so many tokens is never sampled.
+        refused_prompt: is called once for each request that would be sampled but for its prompt.
     """
 
-    def __init__(self, ratio: Decimal, key: bytes = b"") -> None:
+    def __init__(
+        self,
+        ratio: Decimal,
+        key: bytes = b"",
+        *,
+        max_tokens: int | None = None,
+        refused_prompt: Callable[[], None] = lambda: None,
+    ) -> None:
         self._ratio, self._key = ratio, key
+        self._max_tokens, self._refused_prompt = max_tokens, refused_prompt
         self._draws: OrderedDict[str, bool] = OrderedDict()
         self._requests: OrderedDict[int, int] = OrderedDict()
 
@@ -50,7 +60,11 @@ class RequestSample:
         """
         known = self._draws.get(rid)
         if known is None:
-            known = self._draws[rid] = self._draw(rid, prompt, marker)
+            known = self._draw(rid, prompt, marker)
+            if known and self._max_tokens is not None and len(prompt) >= self._max_tokens:
+                known = False
+                self._refused_prompt()
+            self._draws[rid] = known
             if len(self._draws) > REMEMBERED_REQUESTS:
                 self._draws.popitem(last=False)
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -30,6 +31,7 @@ from aurora_runtime.traces import RequestTrace, shard_counts, shard_tensors
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS: Final = 1.0
+ERROR_LOG_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.2
 STOPPING_SHARD_SECONDS: Final = 2.0
 """Longest time that a shard stays open while the engine stops. An open shard is lost with the engine, so this time is
@@ -75,7 +77,8 @@ class ShardWriter:
         self._lost = self._lost_before = 0
         self._offered_bytes = self._taken_bytes = 0  # each is written by one thread only
         self._written = self._spool_dropped = 0
-        self._hook_errors = 0
+        self._hook_errors = self._long_prompts = 0
+        self._next_logged_error = -math.inf
         self._next_heartbeat = 0.0
         self._engine_stops = False
         self._stop = threading.Event()
@@ -102,9 +105,18 @@ class ShardWriter:
         else:
             self._offered_bytes += batch.nbytes
 
-    def count_hook_error(self) -> None:
-        """Count an exception inside a hook."""
+    def count_hook_error(self) -> bool:
+        """Count an exception inside a hook. Returns whether to log it: the first one, and then one a minute."""
         self._hook_errors += 1
+        now = self._clock()
+        logs = now >= self._next_logged_error
+        if logs:
+            self._next_logged_error = now + ERROR_LOG_SECONDS
+        return logs
+
+    def count_long_prompt(self) -> None:
+        """Count a request whose prompt is too long for a trace."""
+        self._long_prompts += 1
 
     # the thread ----------------------------------------------------------------------------------------------------
 
@@ -244,9 +256,10 @@ class ShardWriter:
 
     def state(self) -> CaptureState:
         """Counters since the engine started."""
-        dropped = self._lost + self._assembler.dropped.total()
+        dropped = self._lost + self._long_prompts + self._assembler.dropped.total()
         losses = {"queue": self._lost, "hook": self._hook_errors, "spool": self._spool_dropped}
         losses |= {reason.replace(" ", "_"): count for reason, count in self._assembler.dropped.items()}
+        losses["long_prompt"] = losses.get("long_prompt", 0) + self._long_prompts
         return CaptureState(
             boot=self.settings.boot,
             ok=True,

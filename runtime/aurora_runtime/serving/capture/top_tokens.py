@@ -12,7 +12,7 @@ from aurora_runtime.kernels.kernel_switch import Kernel, runs_fused
 
 BLOCK_TOKENS: Final = 64
 ROWS_PER_CHUNK: Final = 4
-"""Rows that a CPU computes at a time: their temporary tensors fit into its cache, and cost no new pages."""
+"""Rows that a CPU scans at a time: their temporary tensors fit into its cache, and cost no new pages."""
 LOWEST_LOGPROB: Final = -1e4
 """Grammar masks make logits -inf. float16 can represent this value, and 0 times this value is 0."""
 
@@ -25,21 +25,22 @@ def top_tokens(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns: ids ``[N, k]``, log-probabilities ``[N, k]``, and the probability of all other tokens ``[N]``.
     """
-    if logits.device.type != "cpu" or logits.shape[0] <= ROWS_PER_CHUNK:
-        return _top_tokens(logits, k)
-    starts = range(0, logits.shape[0], ROWS_PER_CHUNK)
-    chunks = [_top_tokens(logits[start : start + ROWS_PER_CHUNK], k) for start in starts]
-    ids, logprobs, uncaptured_mass = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-    return ids, logprobs, uncaptured_mass
+    return select_tokens(logits, *_scan(logits), k)
 
 
-def _top_tokens(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def _scan(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The maximum of each block, and the log-sum-exp, of each row of ``logits`` as :func:`select_tokens` takes them."""
     if runs_fused(Kernel.CAPTURE_TOPK, logits.device):
         from aurora_runtime.kernels.capture_topk import scan_logits  # needs Triton
 
-        return select_tokens(logits, *scan_logits(logits, BLOCK_TOKENS), k)
-    scores = logits.float()
-    return select_tokens(scores, *_scan_scores(scores), k)
+        return scan_logits(logits, BLOCK_TOKENS)
+    if logits.device.type != "cpu" or logits.shape[0] <= ROWS_PER_CHUNK:
+        return _scan_scores(logits.float())
+    starts = range(0, logits.shape[0], ROWS_PER_CHUNK)
+    maxima, log_sums = zip(
+        *(_scan_scores(logits[start : start + ROWS_PER_CHUNK].float()) for start in starts), strict=True
+    )
+    return torch.cat(maxima), torch.cat(log_sums)
 
 
 def select_tokens(logits: Tensor, maxima: Tensor, log_sum: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,10 +20,12 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from aurora_runtime.conversations import ConversationSplit
@@ -34,6 +36,8 @@ STALE_AFTER_ROUNDS: Final = 100_000
 """A request is stale, because it never gets a last record, when it took part in none of this many later rounds."""
 SILENT_AFTER_ROUNDS: Final = 2
 """A request is silent after this many rounds per open request without a record of its own."""
+
+_NO_STATES: Final = torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,14 @@ class VerifyRound:
     rid: str
     version: int
     source: ProposalSource
-    draft_tokens: Tensor  # [n]
-    next_token: Tensor  # [n] first child of each node, -1 for none
-    next_sibling: Tensor  # [n] next child of the same parent, -1 for none
-    path: Tensor  # [a + 1] node indices, the root first
+    draft_tokens: NDArray[np.integer]  # [n]
+    next_token: NDArray[np.integer]  # [n] first child of each node, -1 for none
+    next_sibling: NDArray[np.integer]  # [n] next child of the same parent, -1 for none
+    path: NDArray[np.integer]  # [a + 1] node indices, the root first
     hidden: Tensor  # [a + 1, H3] of the path's nodes
-    top_ids: Tensor  # [n, K] the target's most likely tokens
-    top_logprobs: Tensor  # [n, K]
-    uncaptured_mass: Tensor  # [n] probability of all other tokens
+    top_ids: NDArray[np.int32]  # [n, K] the target's most likely tokens
+    top_logprobs: NDArray[np.float16]  # [n, K]
+    uncaptured_mass: NDArray[np.float16]  # [n] probability of all other tokens
     commit: Commit | None
     finished: bool
 
@@ -92,7 +96,7 @@ def parents_of(next_token: Sequence[int], next_sibling: Sequence[int]) -> list[i
 
 @dataclass
 class _Round:
-    """A verify round whose tokens are committed."""
+    """A verify round whose tokens are committed. The event's states are gone: they are a view of the whole batch's."""
 
     root: int
     accepted: int
@@ -190,7 +194,7 @@ class TraceAssembler:
         if drafts[0] != previous or any(drafts[path[i + 1]] != tokens[i] for i in range(accepted)):
             return "path"
         self._add_states(request, root, event.hidden[: accepted + 1])
-        request.rounds.append(_Round(root, accepted, path[: accepted + 1], event))
+        request.rounds.append(_Round(root, accepted, path[: accepted + 1], replace(event, hidden=_NO_STATES)))
         return ""
 
     def _add_commit(self, request: _OpenRequest, commit: Commit | None) -> str:
@@ -264,11 +268,15 @@ class TraceAssembler:
             accepted=torch.tensor([item.accepted for item in rounds], dtype=torch.int32),
             version=torch.tensor([item.event.version for item in rounds], dtype=torch.int32),
             source=torch.tensor([item.event.source for item in rounds], dtype=torch.uint8),
-            node_token=torch.cat([item.event.draft_tokens for item in rounds]).to(torch.int32),
+            node_token=_joined([item.event.draft_tokens for item in rounds], torch.int32),
             node_parent=torch.tensor(parents, dtype=torch.int16),
             node_accepted=torch.tensor(on_path, dtype=torch.bool),
-            top_ids=torch.cat([item.event.top_ids for item in rounds]).to(torch.int32),
-            top_logprobs=torch.cat([item.event.top_logprobs for item in rounds]).to(torch.float16),
-            uncaptured_mass=torch.cat([item.event.uncaptured_mass for item in rounds]).to(torch.float16),
+            top_ids=_joined([item.event.top_ids for item in rounds], torch.int32),
+            top_logprobs=_joined([item.event.top_logprobs for item in rounds], torch.float16),
+            uncaptured_mass=_joined([item.event.uncaptured_mass for item in rounds], torch.float16),
             tag=request.tag,
         )
+
+
+def _joined(parts: Sequence[NDArray[Any]], dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts)).to(dtype)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from aurora_runtime.serving.capture.request_filter import TracedRequest
@@ -51,6 +52,10 @@ class ReducedVerify:
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for tensor in vars(self).values())
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All tensors on the host but the states, by name. They share the tensors' memory."""
+        return {name: tensor.numpy() for name, tensor in vars(self).items() if isinstance(tensor, Tensor)}
 
     def copied(self, copy_tensor: Callable[[Tensor], Tensor]) -> ReducedVerify:
         copies: dict[str, Any] = {name: copy_tensor(t) for name, t in vars(self).items() if isinstance(t, Tensor)}

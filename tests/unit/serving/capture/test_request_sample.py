@@ -64,6 +64,21 @@ def test_whether_a_request_is_traced_says_nothing_about_whether_it_is_held_out()
     assert 0.09 < held_out / len(traced) < 0.16
 
 
+def test_a_prompt_that_is_too_long_for_a_trace_is_not_sampled_and_counts_once() -> None:
+    refused = list[str]()
+    sample = RequestSample(Decimal(1), max_tokens=4, refused_prompt=lambda: refused.append("one"))
+    rounds = [[sample.has(rid, range(tokens), ()) for _ in range(3)] for rid, tokens in (("short", 3), ("long", 4))]
+    assert rounds == [[True] * 3, [False] * 3]
+    assert len(refused) == 1
+
+
+def test_a_long_prompt_outside_the_sample_is_no_loss() -> None:
+    refused = list[str]()
+    sample = RequestSample(Decimal(0), max_tokens=4, refused_prompt=lambda: refused.append("one"))
+    assert not sample.has("long", range(10), ())
+    assert refused == []
+
+
 def test_the_memory_of_the_sample_is_bounded() -> None:
     sample = RequestSample(RATIO, b"key")
     for number in range(2 * REMEMBERED_REQUESTS):

@@ -257,6 +257,23 @@ def test_the_probe_is_counted_and_not_written(tmp_path: Path) -> None:
     assert (writer.state().probe_records, writer.state().captured_records) == (3, 0)
 
 
+def test_errors_of_hooks_are_counted_and_one_a_minute_is_logged(tmp_path: Path) -> None:
+    clock = Clock()
+    writer = make(tmp_path, clock)
+    logged = []
+    for second in (0, 1, 59, 60, 61):
+        clock.now = second
+        logged.append(writer.count_hook_error())
+    assert logged == [True, False, False, True, False]
+    assert writer.state().hook_errors == 5
+
+
+def test_a_prompt_that_is_too_long_is_a_loss(tmp_path: Path) -> None:
+    writer = make(tmp_path, Clock())
+    writer.count_long_prompt()
+    assert (writer.state().losses, writer.state().dropped_records) == ({"long_prompt": 1}, 1)
+
+
 def test_incomplete_shards_of_a_dead_engine_are_removed(tmp_path: Path) -> None:
     clock = Clock()
     writer = make(tmp_path, clock)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, replace
+from types import FunctionType, ModuleType
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -105,14 +108,14 @@ def simulated(draw: st.DrawFn, rid: str = "r") -> Simulated:
                 rid=rid,
                 version=3,
                 source=sources[-1],
-                draft_tokens=torch.tensor(tokens),
-                next_token=torch.tensor(first),
-                next_sibling=torch.tensor(sibling),
-                path=torch.tensor(path),
+                draft_tokens=np.array(tokens),
+                next_token=np.array(first),
+                next_sibling=np.array(sibling),
+                path=np.array(path),
                 hidden=torch.cat([known, torch.tensor(beyond, dtype=torch.bfloat16).reshape(-1, 2)]),
-                top_ids=torch.arange(TOP_TOKENS).expand(len(tokens), -1),
-                top_logprobs=torch.full((len(tokens), TOP_TOKENS), -1.0),
-                uncaptured_mass=torch.zeros(len(tokens)),
+                top_ids=np.tile(np.arange(TOP_TOKENS, dtype=np.int32), (len(tokens), 1)),
+                top_logprobs=np.full((len(tokens), TOP_TOKENS), -1.0, np.float16),
+                uncaptured_mass=np.zeros(len(tokens), np.float16),
                 commit=Commit(done - len(committed), tuple(committed)),
                 finished=done == len(answer),
             )
@@ -198,7 +201,7 @@ def test_contradicting_records_are_never_written(request: Simulated, data: st.Da
     at = data.draw(st.sampled_from(rounds))
     event = request.events[at]
     assert isinstance(event, VerifyRound)
-    wrong = event.draft_tokens.clone()
+    wrong = event.draft_tokens.copy()
     wrong[0] += 1
     target = assembler()
     events = [*request.events[:at], replace(event, draft_tokens=wrong), *request.events[at + 1 :]]
@@ -213,20 +216,20 @@ def long_request(rid: str, prompt: int, answer: int) -> list[PromptChunk | Verif
     ]
     for i in range(1, answer):
         root = prompt + i - 1
-        node = torch.tensor([tokens[root]])
+        node = np.array([tokens[root]])
         events.append(
             VerifyRound(
                 rid=rid,
                 version=0,
                 source=ProposalSource.NONE,
                 draft_tokens=node,
-                next_token=torch.tensor([-1]),
-                next_sibling=torch.tensor([-1]),
-                path=torch.tensor([0]),
+                next_token=np.array([-1]),
+                next_sibling=np.array([-1]),
+                path=np.array([0]),
                 hidden=states(tokens, root, root + 1),
-                top_ids=torch.zeros(1, TOP_TOKENS, dtype=torch.int32),
-                top_logprobs=torch.zeros(1, TOP_TOKENS),
-                uncaptured_mass=torch.zeros(1),
+                top_ids=np.zeros((1, TOP_TOKENS), np.int32),
+                top_logprobs=np.zeros((1, TOP_TOKENS), np.float16),
+                uncaptured_mass=np.zeros(1, np.float16),
                 commit=Commit(i, (tokens[root + 1],)),
                 finished=i == answer - 1,
             )
@@ -242,14 +245,14 @@ def drafted_request(rid: str, source: ProposalSource) -> list[PromptChunk | Veri
         rid=rid,
         version=0,
         source=source,
-        draft_tokens=torch.tensor([3, 4, 9]),
-        next_token=torch.tensor([1, 2, -1]),
-        next_sibling=torch.full((3,), -1),
-        path=torch.tensor([0, 1]),
+        draft_tokens=np.array([3, 4, 9]),
+        next_token=np.array([1, 2, -1]),
+        next_sibling=np.full(3, -1),
+        path=np.array([0, 1]),
         hidden=states(tokens, 3, 5),
-        top_ids=torch.zeros(3, TOP_TOKENS, dtype=torch.int32),
-        top_logprobs=torch.zeros(3, TOP_TOKENS),
-        uncaptured_mass=torch.zeros(3),
+        top_ids=np.zeros((3, TOP_TOKENS), np.int32),
+        top_logprobs=np.zeros((3, TOP_TOKENS), np.float16),
+        uncaptured_mass=np.zeros(3, np.float16),
         commit=Commit(1, (4, 5)),
         finished=True,
     )
@@ -276,6 +279,33 @@ def test_memory_for_unfinished_requests_is_bounded() -> None:
         feed(target, long_request(f"r{i}", prompt=10, answer=5)[:2])
     assert target.dropped["memory"] == 18
     assert len(target) == 2
+
+
+def test_an_open_request_keeps_its_own_states_and_not_those_of_the_whole_batch() -> None:
+    """The records' states are views of the batch's tensor, in which other requests have rows too."""
+    target = assembler()
+    for event in long_request("r", prompt=4, answer=20)[:-1]:
+        batch = torch.zeros(1000, 2, dtype=torch.bfloat16)
+        own = batch[: event.hidden.shape[0]]
+        own.copy_(event.hidden)
+        assert feed(target, [replace(event, hidden=own)]) == []
+    assert kept_bytes(target) == 22 * states([0], 0, 1).nbytes
+
+
+def kept_bytes(root: object) -> int:
+    """The memory of all tensors that ``root`` leads to."""
+    seen, storages, waiting = set[int](), dict[int, int](), [root]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or isinstance(one, type | ModuleType | FunctionType):
+            continue
+        seen.add(id(one))
+        if isinstance(one, Tensor):
+            storage = one.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        else:
+            waiting += gc.get_referents(one)
+    return sum(storages.values())
 
 
 def test_requests_without_an_end_do_not_take_the_memory_of_running_ones() -> None:
