@@ -49,7 +49,7 @@ CALLS: Final[tuple[Call | Name, ...]] = (
         names=("hidden_states", "num_tokens_per_req", "num_tokens_for_logprob_per_req"),
     ),
     Call("sglang.srt.speculative.adaptive_runtime_state.AdaptiveController._activate", ("self", None)),
-    *(Call(f"{_CONTEXT}.{name}") for name in ("get_parallel", "get_schedule", "get_serving", "get_spec")),
+    *(Call(f"{_CONTEXT}.get_{name}") for name in ("context", "parallel", "schedule", "serving", "spec")),
     Name(f"{_BATCH}.CaptureHiddenMode.LAST"),
     Name(f"{_BATCH}.ForwardMode.EXTEND"),
 )

@@ -182,8 +182,10 @@ class LookupIndex:
     def _occurrence(self, text: _Text, order: int, place: int) -> tuple[_Text, int] | None:
         """The text and position of ``place``, if the last ``order`` tokens of ``text`` really stand before it."""
         source = self._texts.get(place >> _POSITION_BITS)
-        if source is None or (source is not text and self._scope is LookupScope.REQUEST):
+        if source is None:
             return None
+        if source is not text and (self._scope is LookupScope.REQUEST or not source.shared):
+            return None  # two spaces of the table may meet in one slot
         position = place & _POSITION_MASK
         end = len(text.tokens)
         if source.tokens[position - order : position] != text.tokens[end - order : end]:

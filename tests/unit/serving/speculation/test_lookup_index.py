@@ -15,6 +15,7 @@ from aurora_runtime.serving.speculation.lookup_index import (
     LookupIndex,
     Proposal,
 )
+from aurora_runtime.serving.speculation.suffix_table import SuffixTable
 from tests.example_count import example_count
 
 NOTHING = Proposal()
@@ -221,6 +222,18 @@ def test_a_request_that_may_not_be_shared_helps_itself_only() -> None:
     assert index.propose("private", 1) == Proposal((4,), 2)
     index.end("private")
     assert index.tokens == 2
+
+
+def test_a_private_request_answers_no_other_even_where_their_suffixes_share_a_slot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(SuffixTable, "salts_of", lambda _, spaces: tuple(0 for _ in spaces))
+    index = LookupIndex(LookupScope.SPECULATOR, 1000, shares=lambda prompt: prompt[0] != 1)
+    index.begin("private", [1, 2, 3, 4])
+    index.begin("other", [9, 2, 3])
+    assert index.propose("other", 1) == NOTHING
+    index.begin("shared", [8, 2, 3, 5])
+    assert index.propose("other", 1) == Proposal((5,), 2)
 
 
 def test_a_seed_is_found_and_counts_as_an_ended_request() -> None:

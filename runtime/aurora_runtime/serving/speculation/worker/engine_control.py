@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from aurora_runtime.conversations import may_share
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
@@ -21,6 +21,9 @@ from aurora_runtime.serving.speculation.worker.engine_requirements import (
 )
 from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
 from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
+
+SWITCH_NOTE: Final = "adaptive_spec.restore"
+"""The source of SGLang's notes about switches (``EAGLEWorkerV2.apply_runtime_state``)."""
 
 
 class EngineControl:
@@ -56,3 +59,21 @@ class EngineControl:
         self.behind: RoundsBehind | None = None
         self.batch: Any = None
         self.results: EarlyResults | None = None
+
+    def activate(self, steps: int) -> None:
+        """Switch SGLang to its runtime state for ``steps``."""
+        from sglang.srt.runtime_context import get_context
+
+        self.worker.adaptive_controller._activate(steps)
+        keep_last_note(getattr(get_context(), "_overrides_log", []))
+
+
+def keep_last_note(notes: list[tuple[str, Any]]) -> None:
+    """Remove SGLang's note of the switch before the last one from its ``notes`` of overridden settings.
+
+    SGLang keeps a note of every switch for as long as the process runs (``RuntimeContext.override``), because its own
+    rule seldom switches. Here several notes a second would become a hundred megabytes a day. A later note overrides the
+    same settings as the one before.
+    """
+    if len(notes) > 1 and notes[-1][0] == notes[-2][0] == SWITCH_NOTE:
+        del notes[-2]

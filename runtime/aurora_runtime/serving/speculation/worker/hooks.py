@@ -5,7 +5,8 @@ chooses the state by acceptance alone. These hooks choose instead, put lookup's 
 the draft where it is not needed, and let the draft catch up before it is needed again.
 
 Invariants:
-- Verification is SGLang's own, so answers do not depend on what is proposed.
+- Verification is SGLang's own, so answers do not depend on what is proposed. Penalties and ``min_new_tokens`` are an
+  exception: SGLang counts only the last token of a round for them (``ScheduleBatch.cumulate_penalty_output_tokens``).
 - After an error in lookup the round goes on without lookup, and after one in a decision without proposals. After an
   error of the policy or of the report while they learn from a round the engine goes on. Any other error is raised,
   because SGLang's state may then be half changed.
@@ -111,7 +112,7 @@ class WorkerHooks:
         self._round = current = self._next_round(control, batch)
         if control.progress.round_begins(control.draft_worker, batch, current):
             self._interrupted(control)
-        worker.adaptive_controller._activate(current.decision.arm.steps)
+        control.activate(current.decision.arm.steps)
         try:
             return original(worker, batch, *args, **kwargs)
         finally:

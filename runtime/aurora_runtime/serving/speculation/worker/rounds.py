@@ -207,7 +207,15 @@ class RoundObserver:
         self._comparable = False
 
     def request_ended(self, rid: str) -> None:
-        self._ended.append(rid)
+        """A request left the engine. One of a round that is not told yet ends after that round.
+
+        Others end at once: only a decode round empties the list, and none may come for hours.
+        """
+        untold = [last.current for last, _ in self._untold if last is not None]
+        if any(req.rid == rid for current in filter(None, [self._round, *untold]) for req in current.reqs):
+            self._ended.append(rid)
+        else:
+            self._policy.request_ended(rid)
 
 
 def _committed_by_requests(current: Round, accepted: Sequence[int]) -> list[Sequence[int]]:

@@ -142,6 +142,7 @@ class ControlledEngine:
             behind=None,
             batch=None,
             results=None,
+            activate=self.engine.activate,
         )
         self.hooks._control = self.control = control
         with pytest.MonkeyPatch.context() as patch:

@@ -106,10 +106,9 @@ class FakeEngine:
     catch_ups: int = 0
 
     def __post_init__(self) -> None:
-        controller = SimpleNamespace(_activate=self._activate)
-        self.worker = SimpleNamespace(adaptive_controller=controller)
+        self.worker = SimpleNamespace()
 
-    def _activate(self, steps: int) -> None:
+    def activate(self, steps: int) -> None:
         self.steps = steps
 
     def run(self, requests: Sequence[RunningRequest]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_runtime.engine.speculation_settings import PENDING_TOKENS
+from aurora_runtime.serving.speculation.worker import pending_tokens
 from aurora_runtime.serving.speculation.worker.pending_tokens import MOST_DEFAULT_BYTES, BufferShape, PendingTokens
 
 WIDTH = 3
@@ -23,9 +25,15 @@ def small_shape(pages: int | None = None, rows: int = 4) -> BufferShape:
     return BufferShape(rows, WIDEST, WIDTH, torch.float32, budget, request_tokens=40, page_tokens=PAGE)
 
 
-@given(st.data())
-def test_rows_keep_their_accepted_tokens_in_order(data: st.DataObject) -> None:
+@pytest.mark.parametrize("most_host_slots", [0, pending_tokens.MOST_HOST_SLOTS])
+@given(data=st.data())
+def test_rows_keep_their_accepted_tokens_in_order(most_host_slots: int, data: st.DataObject) -> None:
     """Each round verifies n tokens of some requests and commits the first a of each. Some then catch up."""
+    with mock.patch.object(pending_tokens, "MOST_HOST_SLOTS", most_host_slots):
+        _check_order(data)
+
+
+def _check_order(data: st.DataObject) -> None:
     buffer = PendingTokens(small_shape(data.draw(st.sampled_from([None, 12]))), "cpu")
     committed: dict[int, list[float]] = {row: [] for row in range(4)}
     value = 0.0

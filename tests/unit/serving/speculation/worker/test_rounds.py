@@ -73,18 +73,29 @@ def test_the_time_is_unknown_when_the_engine_may_have_waited() -> None:
 
 def test_a_round_is_told_late_where_its_end_is_not_known_yet_and_at_once_before_another_draft() -> None:
     policy, clock = Listener(), Clock()
-    observer, req = RoundObserver(policy, clock, rounds_late=1), FakeRequest("r")
+    observer = RoundObserver(policy, clock, rounds_late=1)
     for number in range(3):
         clock.now = number / 4
-        observer.round_begins(a_round([req], OFF, began=observer.forward_begins()))
-        observer.round_ended([0])
+        reqs = [FakeRequest("r"), FakeRequest(f"after {number}")]
+        observer.round_begins(a_round(reqs, OFF, began=observer.forward_begins()))
+        observer.round_ended([0, 0])
         observer.request_ended(f"after {number}")
         assert len(policy.heard) == 2 * max(0, number - 1)
     clock.now = 1.0
     observer.forward_begins()
-    assert policy.heard == [(OFF, (0,), 250.0), "after 0", (OFF, (0,), 250.0), "after 1"]
+    assert policy.heard == [(OFF, (0, 0), 250.0), "after 0", (OFF, (0, 0), 250.0), "after 1"]
     observer.tell_all()
-    assert policy.heard[4:] == [(OFF, (0,), 500.0), "after 2"]
+    assert policy.heard[4:] == [(OFF, (0, 0), 500.0), "after 2"]
+
+
+def test_a_request_that_takes_part_in_no_round_ends_at_once() -> None:
+    """Requests for scores end with their prefill, and for hours no decode round may come."""
+    policy = Listener()
+    observer = RoundObserver(policy, Clock(), rounds_late=1)
+    observer.round_begins(a_round([FakeRequest("r")], OFF, began=observer.forward_begins()))
+    observer.request_ended("scored")
+    observer.request_ended("r")
+    assert policy.heard == ["scored"]
 
 
 def test_a_round_whose_results_were_lost_is_not_observed() -> None:

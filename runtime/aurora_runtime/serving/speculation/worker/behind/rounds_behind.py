@@ -175,7 +175,10 @@ class RoundsBehind:
 
     def request_ended(self, rid: str) -> None:
         self._forget(rid)
-        self._ended.append(rid)
+        if self._is_under_way(rid):
+            self._ended.append(rid)
+        else:  # only a decode round empties the list, and none may come for hours
+            self._policy.request_ended(rid)
 
     def draft_changed(self) -> None:
         """Another draft serves from the next round on, of which the rounds under way tell nothing."""
@@ -197,12 +200,15 @@ class RoundsBehind:
             for req in reqs
         )
 
+    def _is_under_way(self, rid: str) -> bool:
+        return any(rid == req.rid for late in self._under_way for req in late.current.reqs)
+
     def _settle(self, number: int) -> None:
         """Take in the results of all rounds up to the forward pass ``number``."""
         while self._under_way and self._under_way[0].number <= number:
             late = self._under_way.popleft()
             self._take(late, late.read())
-        waiting = [rid for rid in self._ended if any(rid == req.rid for u in self._under_way for req in u.current.reqs)]
+        waiting = [rid for rid in self._ended if self._is_under_way(rid)]
         for rid in self._ended:
             if rid not in waiting:
                 self._policy.request_ended(rid)
