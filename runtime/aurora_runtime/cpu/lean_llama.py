@@ -6,14 +6,17 @@ fifteen operations each. Only plain models qualify (see `is_plain`). Every other
 
 Invariant: the derived copies of a model's weights live in one object, which `forget` drops when weights change.
 
-Letters in shapes: T tokens, H hidden size, D head width, K inputs of the attention (H, or 2H in a draft).
+Few tokens are computed as more rows where that is faster (:mod:`aurora_runtime.cpu.row_counts`). Rows are added once,
+before the first layer, and left out of the attention.
+
+Letters in shapes: T tokens, R rows, H hidden size, D head width, K inputs of the attention (H, or 2H in a draft).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +25,8 @@ from aurora_runtime.cpu import packed_weights
 from aurora_runtime.cpu.packed_weights import PackedWeight
 
 _LEAN_ATTRIBUTE = "_aurora_lean"
+MEASURED_BYTES: Final = 256 << 20
+"""Weights with which the number of rows is measured, in bytes. A few milliseconds, and more than a cache holds."""
 _KNOWN_MODULES = ("sglang.srt.models.llama", "sglang.srt.models.llama_eagle3")
 
 
@@ -81,19 +86,20 @@ class Layer:
         )
 
     def __call__(
-        self, normed: torch.Tensor, residual: torch.Tensor, rotation: Rotation, forward_batch: Any
+        self, normed: torch.Tensor, residual: torch.Tensor, rotation: Rotation, forward_batch: Any, tokens: int
     ) -> torch.Tensor:
         """Attention and MLP with their residual additions.
 
         Args:
-            normed: [T, K] the normalised input of the attention.
-            residual: [T, H] the residual stream before the layer.
+            normed: [R, K] the normalised input of the attention.
+            residual: [R, H] the residual stream before the layer.
+            tokens: T. The rows from T to R are added ones, which the attention leaves out.
 
         Returns:
-            [T, H] the residual stream after the layer.
+            [R, H] the residual stream after the layer.
         """
-        tokens, heads = normed.shape[0], self.heads
-        qkv = packed_weights.linear(normed, self.qkv)
+        rows, heads = normed.shape[0], self.heads
+        qkv = packed_weights.linear(normed, self.qkv)[:tokens]
         rotated = (heads.query + heads.kv) * heads.width
         query_key = rotation(qkv[:, :rotated], heads.width)
         mixed = self.attention(
@@ -102,7 +108,8 @@ class Layer:
             qkv[:, rotated:].view(tokens, heads.kv, heads.width),
             forward_batch,
         )
-        residual = packed_weights.linear_add(mixed.view(tokens, heads.query * heads.width), self.out, residual)
+        mixed = packed_weights.with_rows(mixed.view(tokens, heads.query * heads.width), rows)
+        residual = packed_weights.linear_add(mixed, self.out, residual)
         gate_up = packed_weights.linear(self.mlp_norm(residual), self.gate_up)
         inner = gate_up.shape[1] // 2
         return packed_weights.linear_add(F.silu(gate_up[:, :inner]).mul_(gate_up[:, inner:]), self.down, residual)
@@ -138,6 +145,7 @@ class LeanTarget:
     @classmethod
     def of(cls, model: Any) -> LeanTarget:
         layers = tuple((Norm.of(module.input_layernorm), Layer.of(module)) for module in model.layers)
+        _choose_row_counts([layer.gate_up for _, layer in layers], model.norm.weight)
         return cls(layers, Norm.of(model.norm), model.layers[0].self_attn.rotary_emb)
 
     def __call__(
@@ -153,13 +161,15 @@ class LeanTarget:
         Returns:
             The normalised final states [T, H], and the states [T, H] that enter each captured layer.
         """
+        tokens = hidden.shape[0]
         rotation = Rotation.at(self.rotary.cos_sin_cache, positions, hidden.dtype)
+        hidden = packed_weights.with_rows(hidden, packed_weights.row_counts(tokens))
         captured = []
         for index, (norm, layer) in enumerate(self.layers):
             if index in capture:
-                captured.append(hidden)
-            hidden = layer(norm(hidden), hidden, rotation, forward_batch)
-        return self.final(hidden), captured
+                captured.append(hidden[:tokens])
+            hidden = layer(norm(hidden), hidden, rotation, forward_batch, tokens)
+        return self.final(hidden[:tokens]), captured
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,13 +216,32 @@ class LeanDraft:
         Returns:
             The states [T, H] for the head, and the states [T, H] that the next draft step receives.
         """
+        tokens = embeds.shape[0]
+        rows = packed_weights.row_counts(tokens)
+        rotation = Rotation.at(self.rotary.cos_sin_cache, positions, embeds.dtype)
+        embeds, hidden = packed_weights.with_rows(embeds, rows), packed_weights.with_rows(hidden, rows)
         if hidden.shape[-1] != embeds.shape[-1]:
             hidden = packed_weights.linear(hidden, self.fuse, self.fuse_bias)
-        rotation = Rotation.at(self.rotary.cos_sin_cache, positions, embeds.dtype)
         joined = torch.cat((self.embedding_norm(embeds), self.hidden_norm(hidden)), dim=-1)
-        state = self.layer(joined, hidden, rotation, forward_batch)
+        state = self.layer(joined, hidden, rotation, forward_batch, tokens)[:tokens]
         normed = self.final(state)
         return normed, [normed if self.norm_output else state]
+
+
+def _choose_row_counts(weights: Sequence[PackedWeight], like: torch.Tensor) -> None:
+    """Measure products with so many ``weights`` that no cache holds them, for inputs of the type of ``like``."""
+    chosen, size = list[PackedWeight](), 0
+    for weight in weights:
+        if size < MEASURED_BYTES:
+            chosen.append(weight)
+            size += weight.weight.nbytes
+
+    def compute(rows: int) -> None:
+        x = like.new_ones(rows, like.shape[0])
+        for weight in chosen:
+            packed_weights.linear(x, weight)
+
+    packed_weights.row_counts.measure(compute)
 
 
 def is_plain(model: Any) -> bool:

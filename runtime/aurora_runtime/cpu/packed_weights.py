@@ -17,11 +17,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from aurora_runtime.cpu.row_counts import RowCounts
 from aurora_runtime.precision import product_dtype
 
 _PACKED_ATTRIBUTE = "_aurora_packed"
 _SUPPORTED_DTYPES = (torch.bfloat16, torch.float32)
 _onednn: Any = torch.backends.mkldnn
+row_counts = RowCounts()
+"""How many rows the products of this process have where a pass has few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +68,31 @@ def packed_weight(module: torch.nn.Module) -> PackedWeight:
 def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x W^T + b: [M, K] -> [M, N]. A row's result does not depend on how many rows stand beside it.
 
-    A single row is computed as two. oneDNN sums a single row in another order, so that a near tie could fall one way
-    for a request alone, and the other way in a batch or in a verify round.
+    A single row is computed as several. oneDNN sums a single row in another order, so that a near tie could fall one
+    way for a request alone, and the other way in a batch or in a verify round.
     """
-    if x.shape[0] == 1:
-        return linear(x.repeat(2, 1), weight, bias)[:1]
-    dtype = weight.weight.dtype
+    rows, dtype = x.shape[0], weight.weight.dtype
+    if (count := row_counts(rows)) != rows:
+        return linear(with_rows(x, count), weight, bias)[:rows]
     bias = None if bias is None else bias.to(dtype)
     result: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x.to(dtype), weight.weight, bias, "none", [], "")
     return result.to(x.dtype)
 
 
 def linear_add(x: torch.Tensor, weight: PackedWeight, addend: torch.Tensor) -> torch.Tensor:
-    """x W^T + addend, rounded once: [M, K], [M, N] -> [M, N]. A single row is computed as two, as in :func:`linear`."""
-    if x.shape[0] == 1:
-        return linear_add(x.repeat(2, 1), weight, addend.repeat(2, 1))[:1]
-    dtype = weight.weight.dtype
+    """x W^T + addend, rounded once: [M, K], [M, N] -> [M, N]. Rows are added as in :func:`linear`."""
+    rows, dtype = x.shape[0], weight.weight.dtype
+    if (count := row_counts(rows)) != rows:
+        return linear_add(with_rows(x, count), weight, with_rows(addend, count))[:rows]
     result: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(
         x.to(dtype), addend.to(dtype), weight.weight, None, "add"
     )
     return result.to(x.dtype)
+
+
+def with_rows(x: torch.Tensor, rows: int) -> torch.Tensor:
+    """x with rows of zeros added: [M, K] -> [rows, K]."""
+    return x if x.shape[0] == rows else F.pad(x, (0, 0, 0, rows - x.shape[0]))
 
 
 def module_linear(module: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -77,6 +77,25 @@ def test_new_weights_take_effect_after_forget_or_replacement() -> None:
     assert torch.equal(packed_weights.module_linear(layer, x), 2 * x)
 
 
+@pytest.mark.usefixtures("product_dtype")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_added_rows_change_no_result(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight = packed_weights.pack(torch.randn(96, 576).to(dtype))
+    x, addend = torch.randn(3, 576).to(dtype), torch.randn(3, 96).to(dtype)
+    found = []
+    for counts in ((2, 2, 2, 3, 4), (4, 4, 4, 4, 4)):
+        monkeypatch.setattr(packed_weights, "row_counts", lambda rows, counts=counts: counts[rows])
+        parts = [x[:rows] for rows in (1, 2, 3)]
+        found.append(
+            torch.cat(
+                [packed_weights.linear(part, weight) for part in parts]
+                + [packed_weights.linear_add(part, weight, addend[: part.shape[0]]) for part in parts]
+            )
+        )
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
 def test_a_dtype_that_onednn_does_not_support_is_not_packed(dtype: torch.dtype) -> None:
     assert not packed_weights.is_supported(torch.zeros(4, 4, dtype=dtype))
