@@ -20,7 +20,6 @@ import argparse
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +27,7 @@ from tests.bench.bench_command import bench_parser, commit, machine
 from tests.bench.markdown import markdown_row, markdown_table, median_and_quartiles
 from tests.bench.speculation.cost_tables import cpu_milliseconds, gpu_milliseconds
 from tests.bench.speculation.generated_rounds import traffics
-from tests.bench.speculation.recorded_rounds import RecordedRequest, RecordedRounds, repeated
+from tests.bench.speculation.recorded_rounds import RecordedRounds
 from tests.bench.speculation.regret import measure_regret, new_controller
 
 from aurora_api.v1alpha1.draft import LookupScope
@@ -46,16 +45,6 @@ LEAST_ROUNDS = 60
 PROMPT_TOKENS = 500
 VOCABULARY = 32_000
 MACHINES = {"cpu": cpu_milliseconds, "gpu": gpu_milliseconds}
-
-
-def recorded_traffics(file: Path, requests: int) -> Mapping[str, Sequence[RecordedRequest]]:
-    """The recorded requests by domain, repeated until there are enough, and all domains in turn."""
-    recorded = RecordedRounds.read(file).requests
-    by_domain = dict[str, list[RecordedRequest]]()
-    for request in recorded:
-        by_domain.setdefault(request.domain, []).append(request)
-    mixed = [r for turn in zip(*by_domain.values(), strict=False) for r in turn]
-    return {name: repeated(own, requests) for name, own in {**by_domain, "mixed": mixed}.items()}
 
 
 def decision_microseconds(batch_size: int, rounds: int) -> list[float]:
@@ -107,7 +96,7 @@ def print_regret(options: argparse.Namespace) -> None:
         for concurrency in options.concurrency:
             count = max(REQUESTS_AT_LEAST, REQUESTS_PER_PLACE * concurrency)
             file = options.recorded
-            every = recorded_traffics(file, count) if file else traffics(count, options.seed)
+            every = RecordedRounds.read(file).traffics(count) if file else traffics(count, options.seed)
             for name, traffic in every.items():
                 regret = measure_regret(traffic, concurrency, MACHINES[table], options.seed, behind=options.behind)
                 figures = (regret.best.speedup, regret.of_best, regret.worst_window, regret.exploring_rounds)

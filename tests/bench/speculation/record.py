@@ -31,7 +31,7 @@ from tests.assets.trained_draft import load_small_target, train_draft, untrained
 from tests.bench.bench_command import bench_parser
 from tests.bench.served.live_training import TrainingRecord
 from tests.bench.served.messages import DOMAINS, traffic
-from tests.bench.speculation.recorded_rounds import RecordedRequest, RecordedRounds, matching_tokens
+from tests.bench.speculation.recorded_rounds import RECORDING, RecordedRequest, RecordedRounds, matching_tokens
 from tests.traffic.prompts import Domain
 
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
@@ -45,7 +45,6 @@ DRAFT_STEPS = 7
 LOOKUP_TOKENS = 11
 LOOKUP_MAX_TOKENS = 1 << 18
 LIMITS = f"{DRAFT_STEPS} steps; lookup of {LOOKUP_TOKENS} tokens in own text and earlier answers"
-DEFAULT_FILE = Path(__file__).with_name("recorded.json")
 
 
 def prose_messages(count: int) -> list[str]:
@@ -150,7 +149,7 @@ def main() -> None:
     parser.add_argument(
         "--draft", type=Path, metavar="FOLDER", help="record with this draft of tests.bench.served --out"
     )
-    parser.add_argument("--file", type=Path, default=DEFAULT_FILE, help="the file to write")
+    parser.add_argument("--file", type=Path, default=RECORDING, help="the file to write")
     options = parser.parse_args()
     if (options.draft is None) != (options.traffic is None):
         parser.error("--draft and --traffic belong together")

@@ -19,6 +19,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+RECORDING: Final = Path(__file__).with_name("recorded.json")
+"""The recording of the repository, which :mod:`tests.bench.speculation.record` made with its default options."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,17 @@ class RecordedRounds:
         if found := tuple(request for request in self.requests if request.domain == domain):
             return found
         raise KeyError(domain)
+
+    def traffics(self, count: int) -> dict[str, list[RecordedRequest]]:
+        """``count`` requests of each domain, and as many of all domains in turn under the name ``mixed``.
+
+        The requests begin again at their end.
+        """
+        by_domain = dict[str, list[RecordedRequest]]()
+        for request in self.requests:
+            by_domain.setdefault(request.domain, []).append(request)
+        mixed = [request for turn in zip(*by_domain.values(), strict=False) for request in turn]
+        return {name: repeated(own, count) for name, own in {**by_domain, "mixed": mixed}.items()}
 
     def write(self, file: Path) -> None:
         """Write one request a line, so that differences can be read."""
