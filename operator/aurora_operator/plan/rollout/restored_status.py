@@ -32,6 +32,7 @@ def restored(world: World, roll: Roll) -> Roll:
     names = {pod.name for pod in world.pods}
     for field in ("engine_boots", "container_starts", "other_boots"):
         update[field] = {name: value for name, value in getattr(roll, field).items() if name in names}
+    update["retries"] = {name: count for name, count in roll.retries.items() if name in names}
     update["retried"] = {n: min(at, world.now) for n, at in roll.retried.items() if n in names}
     if roll.analysis is not None:
         update["analysis"] = _analysis(world, roll.analysis, names)

@@ -11,7 +11,7 @@ optional, so an operator of another version reads the state too.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from pydantic import Field, ValidationError
 
@@ -99,6 +99,8 @@ class OperatorState(RewrittenModel):
     retried: dict[str, Timestamp] = Field(default_factory=dict)
     """Pod -> when the pod was last asked again after a failed swap. By the operator's clock, unlike the agent's times.
     It is stored in every phase."""
+    retries: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    """Pod -> how often in a row the pod was asked again after a failed swap. It is stored in every phase."""
 
 
 class _StoredState(OperatorState):
@@ -124,7 +126,7 @@ class Roll(RolloutStatus, OperatorState):
             fields = {name: getattr(self, name) for name in OperatorState.model_fields}
             state = _StoredState(version=self.version, counters=COUNTERS, **fields, **self.unknown_state)
         else:
-            state = _StoredState(retried=self.retried)
+            state = _StoredState(retried=self.retried, retries=self.retries)
         return rollout, state.model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
     def ordered(self, swap: SwapStatus) -> bool:
@@ -146,7 +148,7 @@ def read_roll(status: SpeculatorStatus) -> Roll:
     except ValidationError:
         state = _StoredState()
     if status.rollout.phase not in JUDGED_PHASES:
-        return Roll(**shown, retried=state.retried)
+        return Roll(**shown, retried=state.retried, retries=state.retries)
     lacks_counters = state.analysis is not None and state.counters < COUNTERS
     if state.version is None or state.version != status.rollout.version or lacks_counters:
         return Roll(**shown, state_lost=True)

@@ -1,8 +1,8 @@
 """Chooses the pods to ask for a version. A *stray* pod serves another version than the active one. Pure.
 
 Invariants: a pod is only ever asked for the active version or for the one being rolled out. No pod is asked while it
-swaps, except to give up the download of another version, nor within :data:`RETRY_AFTER` of a failed swap to the same
-version, nor of its repetition, whatever the pod's clock says. Pods that are not ready are not asked.
+swaps, except to give up the download of another version, nor soon after a failed swap to the same version or its
+repetition (:func:`_pause`), whatever the pod's clock says. Pods that are not ready are not asked.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from aurora_operator.plan.rollout.world import Pod
 from aurora_protocol.agent_api import SwapPhase
 
 RETRY_AFTER = timedelta(seconds=5)
-"""How long a pod is left alone after a failed swap."""
+"""How long a pod is left alone after its first failed swap. Each further one doubles the time."""
+MOST_RETRY_AFTER = timedelta(minutes=1)
+"""The longest such time. Each try may pause the engine's generation, and a swap may fail for good."""
 
 
 def return_strays(facts: RolloutFacts, limit: int) -> dict[str, int]:
@@ -83,11 +85,21 @@ def _to_active(facts: RolloutFacts, stray: Iterable[Pod], limit: int) -> dict[st
     return dict.fromkeys(sorted(pod.name for pod in asked)[: max(room, 0)], world.active)
 
 
-def retried(facts: RolloutFacts, swaps: Mapping[str, int]) -> dict[str, datetime]:
-    """When each pod was last asked again after a failed swap, ``swaps`` included."""
-    now, before = facts.world.now, facts.roll.retried
-    again = (pod.name for pod in facts.world.pods if pod.name in swaps and _failed(pod, swaps[pod.name]))
-    return {name: at for name, at in before.items() if now - at < RETRY_AFTER} | dict.fromkeys(again, now)
+def retry_state(facts: RolloutFacts, swaps: Mapping[str, int]) -> dict[str, dict[str, datetime] | dict[str, int]]:
+    """When each pod was last asked again after a failed swap, and how often in a row, ``swaps`` included."""
+    now, pods = facts.world.now, facts.world.pods
+    again = {pod.name for pod in pods if pod.name in swaps and _failed(pod, swaps[pod.name])}
+    other = swaps.keys() - again  # asked for the first time, or for another version
+    failing = {pod.name for pod in pods if pod.swapping or pod.swap.phase is SwapPhase.FAILED} - other
+    retries = {name: count for name, count in facts.roll.retries.items() if name in failing}
+    retries |= {name: retries.get(name, 0) + 1 for name in again}
+    times = {name: at for name, at in facts.roll.retried.items() if now - at < _pause(retries.get(name, 0))}
+    return {"retried": times | dict.fromkeys(again, now), "retries": retries}
+
+
+def _pause(retries: int) -> timedelta:
+    """How long a pod is left alone after a swap that failed once and ``retries`` times more."""
+    return min(RETRY_AFTER * 2 ** min(retries, 10), MOST_RETRY_AFTER)
 
 
 def _failed(pod: Pod, version: int) -> bool:
@@ -95,6 +107,6 @@ def _failed(pod: Pod, version: int) -> bool:
 
 
 def _failed_lately(facts: RolloutFacts, pod: Pod, version: int) -> bool:
-    times = (pod.swap.finished, facts.roll.retried.get(pod.name))
-    lately = (at is not None and abs(facts.world.now - at) < RETRY_AFTER for at in times)
+    times, pause = (pod.swap.finished, facts.roll.retried.get(pod.name)), _pause(facts.roll.retries.get(pod.name, 0))
+    lately = (at is not None and abs(facts.world.now - at) < pause for at in times)
     return _failed(pod, version) and any(lately)

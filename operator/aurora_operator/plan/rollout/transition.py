@@ -41,7 +41,7 @@ from aurora_operator.plan.rollout.judgement_types import (
 )
 from aurora_operator.plan.rollout.roll import UNDER_WAY, Roll
 from aurora_operator.plan.rollout.steps import Step
-from aurora_operator.plan.rollout.swaps import retried
+from aurora_operator.plan.rollout.swaps import retry_state
 from aurora_operator.plan.rollout.world import World
 
 Action = Callable[[RolloutFacts, Any], Step]
@@ -122,7 +122,7 @@ def step(world: World, stored: Roll) -> Step:
     assert made.rollout.phase in row.leads_to, f"the table does not know {facts.phase} -> {made.rollout.phase}"
     assert made.event == row.event, f"the table does not know the event {made.event}"
     rollout = _with_counts(facts, stored, _with_phase_start(facts, stored, made.rollout))
-    rollout = rollout.model_copy(update={"retried": retried(facts, made.swaps)})
+    rollout = rollout.model_copy(update=retry_state(facts, made.swaps))
     return Step(rollout, made.swaps, made.advance, made.event)
 
 

@@ -263,5 +263,5 @@ def test_planning_again_from_the_planned_status_comes_to_rest(world: Observed) -
 
 
 def _without_retries(status: SpeculatorStatus) -> SpeculatorStatus:
-    state = {name: value for name, value in status.operator_state.items() if name != "retried"}
+    state = {name: value for name, value in status.operator_state.items() if name not in ("retried", "retries")}
     return status.model_copy(update={"operator_state": state})

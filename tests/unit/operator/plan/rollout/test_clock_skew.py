@@ -73,12 +73,27 @@ def test_a_failed_swap_is_not_repeated_in_each_reconcile(skew: timedelta, phase:
     swap = SwapStatus(phase=SwapPhase.FAILED, version=version, transient=True, finished=NOW + skew)
     held = 0 if rolls else 2
     asked = []
-    for seconds in range(0, 12, 2):
+    for seconds in range(0, 240, 2):
         now = NOW + timedelta(seconds=seconds)
         made = step(world(pod(A, held, swap=swap), pod(B, version), now=now), roll)
-        asked.append(made.swaps == {A: version})
+        if made.swaps == {A: version}:
+            asked.append(seconds)
         roll = stored(made.rollout)
-    assert asked == [True, False, False, True, False, False]
+    assert asked == [0, 10, 30, 70, 130, 190], "twice as long each time, and at most a minute"
+
+
+@pytest.mark.parametrize("end", ["served", "another version", "gone"])
+def test_a_pod_that_no_longer_fails_is_asked_soon_after_its_next_failure(end: str) -> None:
+    failed = SwapStatus(phase=SwapPhase.FAILED, version=0, transient=True, finished=NOW - timedelta(hours=1))
+    roll = rolling(RolloutPhase.IDLE).model_copy(update={"retries": {A: 5}})
+    pods = {
+        "served": [pod(A, 0), pod(B, 0)],
+        "another version": [pod(A, 2, swap=failed.model_copy(update={"version": 2})), pod(B, 0)],
+        "gone": [pod(B, 0)],
+    }[end]
+    assert step(world(*pods), roll).rollout.retries == {}
+    still = step(world(pod(A, 2, swap=failed), pod(B, 0)), roll)
+    assert (still.swaps, still.rollout.retries) == ({A: 0}, {A: 6})
 
 
 def test_the_times_of_retries_are_forgotten() -> None:
