@@ -26,11 +26,12 @@ import tempfile
 import threading
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from aurora_protocol.agent_api import ENGINE_PORT
+from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.pod_settings import KEYS_FOLDER, STATE_FOLDER, ServingSettings
 from aurora_runtime.errors import EngineFault, EngineMismatch
 from aurora_runtime.serving.engine_readiness import ReadinessCheck
@@ -41,6 +42,8 @@ from aurora_runtime.sglang_version import require_sglang
 log = logging.getLogger(__name__)
 
 MODE_POLL_SECONDS: Final = 0.5
+REPORT_ATTEMPTS: Final = 30
+REPORT_PAUSE_SECONDS: Final = 2.0
 CRASH_GRACE_SECONDS: Final = 5.0
 """After a crash, SGLang's children get this long to end before the whole process group is killed."""
 MODE_CHANGE_STOP_SECONDS: Final = 60.0
@@ -61,7 +64,7 @@ class EngineSupervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle_signal)
         for watch in (self._check_readiness, self._watch_mode_orders):
-            threading.Thread(target=watch, daemon=True).start()
+            threading.Thread(target=self._run_watch, args=(watch,), daemon=True).start()
         code = self._process.wait()
         self._start.report(ready=False)
         time.sleep(0 if self._stop_requested.is_set() else CRASH_GRACE_SECONDS)
@@ -84,6 +87,14 @@ class EngineSupervisor:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
 
+    def _run_watch(self, watch: Callable[[], None]) -> None:
+        try:
+            watch()
+        except Exception as error:  # the thread's outermost loop: without the thread the pod would stay out of service
+            log.exception("the launcher cannot watch SGLang any more: stopping SGLang")
+            self._failure = EngineFault(f"the launcher could not watch SGLang any more ({type(error).__name__})")
+            self._terminate()
+
     def _check_readiness(self) -> None:
         """Report the engine ready, or end it and keep the reason."""
         try:
@@ -92,16 +103,27 @@ class EngineSupervisor:
             self._failure = error
             self._terminate()
             return
-        self._start.report(ready=True)
+        self._report_ready()
         if self._process.poll() is not None:
             self._start.report(ready=False)  # SGLang ended meanwhile, and the main thread may have reported that first
             return
         log.info("the engine is ready in mode %s (boot %s)", self._start.state.mode.value, self._start.state.boot)
 
+    def _report_ready(self) -> None:
+        """Report the engine ready. A disk that is full for a moment must not keep the pod out of service."""
+        for _ in range(REPORT_ATTEMPTS - 1):
+            try:
+                self._start.report(ready=True)
+            except OSError as error:
+                log.warning("the engine is ready, and the file that says so could not be written: %s", error)
+                time.sleep(REPORT_PAUSE_SECONDS)
+            else:
+                return
+        self._start.report(ready=True)
+
     def _watch_mode_orders(self) -> None:
         """End SGLang when the agent orders another start."""
-        folder, order_id = self._start.options.folder, self._start.state.order_id
-        while self._process.poll() is None and folder.read_mode_order().order_id == order_id:
+        while self._process.poll() is None and not self._is_another_start_ordered():
             time.sleep(MODE_POLL_SECONDS)
         if self._process.poll() is not None:
             return
@@ -112,6 +134,15 @@ class EngineSupervisor:
             self._process.wait(MODE_CHANGE_STOP_SECONDS)
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
+
+    def _is_another_start_ordered(self) -> bool:
+        try:
+            order = self._start.options.folder.read_mode_order()
+        except (OSError, InvalidRecord) as error:
+            log.warning("the agent's order of a mode could not be read, and is read again: %s", error)
+            time.sleep(REPORT_PAUSE_SECONDS)
+            return False
+        return order.order_id != self._start.state.order_id
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from aurora_protocol.agent_api import EngineMode
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving import launcher
 from aurora_runtime.serving.engine_readiness import ReadinessCheck
+from aurora_runtime.serving.engine_start import EngineStart
 from aurora_runtime.serving.launcher import EngineSupervisor
 from aurora_runtime.serving.pod_files import new_boot, write_atomically
 from aurora_runtime.serving.pod_records import ModeOrder
@@ -38,6 +39,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Short waits, and the signal handlers of this process restored."""
     monkeypatch.setattr(launcher, "CRASH_GRACE_SECONDS", 0.0)
     monkeypatch.setattr(launcher, "MODE_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(launcher, "REPORT_PAUSE_SECONDS", 0.05)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in handlers.items():
@@ -98,6 +100,51 @@ def test_a_failed_check_ends_the_engine_with_its_reason(tmp_path: Path, monkeypa
     monkeypatch.setattr(ReadinessCheck, "run", fail)
     with pytest.raises(EngineFault, match="redaction hook"):
         supervisor(tmp_path, "exec sleep 600").run()
+
+
+def test_a_disk_that_is_full_for_a_moment_does_not_keep_the_pod_out_of_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ReadinessCheck, "run", lambda _: None)
+    engine = supervisor(tmp_path, "exec sleep 600")
+    report, refused = EngineStart.report, list[bool]()
+
+    def full_at_first(start: EngineStart, *, ready: bool) -> None:
+        if ready and len(refused) < 3:
+            refused.append(True)
+            raise OSError(28, "No space left on device")
+        report(start, ready=ready)
+        if ready:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(EngineStart, "report", full_at_first)
+    assert engine.run() == 0
+    assert len(refused) == 3
+
+
+def test_a_watch_that_fails_ends_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the watch the pod would stay out of service, and nothing would restart it."""
+
+    def fail(_: ReadinessCheck) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(ReadinessCheck, "run", fail)
+    with pytest.raises(EngineFault, match="RuntimeError"):
+        supervisor(tmp_path, "exec sleep 600").run()
+
+
+def test_an_unreadable_mode_order_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ReadinessCheck, "run", lambda _: None)
+    engine = supervisor(tmp_path, "exec sleep 600")
+    folder = engine._start.options.folder
+    folder.mode.write_text("")
+
+    def order_later() -> None:
+        time.sleep(0.3)
+        write_atomically(folder.mode, ModeOrder(mode=EngineMode.OFF, order_id="1").to_json())
+
+    threading.Thread(target=order_later, daemon=True).start()
+    assert engine.run() == 0
 
 
 def test_a_launcher_that_is_asked_to_stop_ends_the_engine_and_succeeds(

@@ -23,6 +23,7 @@ from aurora_runtime.serving.protection.request_limits import (
     before_batch,
     before_validation,
     body_hook,
+    check_sampling,
 )
 
 VOCABULARY = 100
@@ -69,6 +70,48 @@ def test_placeholders_that_a_processor_of_images_inserts_pass() -> None:
 def test_more_top_tokens_than_the_vocabulary_has_are_refused(wanted: int) -> None:
     with pytest.raises(ValueError, match="top_logprobs_num"):
         validate([1], top_logprobs_num=wanted)
+
+
+@pytest.mark.parametrize(
+    ("params", "name"),
+    [
+        ({"top_k": 2**31}, "top_k"),
+        ({"top_k": float("inf")}, "top_k"),
+        ({"top_k": float("nan")}, "top_k"),
+        ({"top_k": "secret"}, "top_k"),
+        ({"min_new_tokens": 2**31}, "min_new_tokens"),
+        ({"stream_interval": "secret"}, "stream_interval"),
+        ({"stop_token_ids": [VOCABULARY]}, "stop_token_ids"),
+        ({"stop_token_ids": [1, -1], "min_new_tokens": 1}, "stop_token_ids"),
+        ({"stop_token_ids": [2**63]}, "stop_token_ids"),
+        ({"stop_token_ids": [float("inf")]}, "stop_token_ids"),
+        ({"stop_token_ids": ["secret"]}, "stop_token_ids"),
+        ({"stop_token_ids": "secret"}, "stop_token_ids"),
+        ({"logit_bias": {"5": "secret"}}, "logit_bias"),
+        ({"logit_bias": {"5": None}}, "logit_bias"),
+        ({"logit_bias": {"5": float("inf")}}, "logit_bias"),
+        ({"logit_bias": {"5": float("nan")}}, "logit_bias"),
+        ({"logit_bias": {"5": 1e39}}, "logit_bias"),
+        ({"logit_bias": ["secret"]}, "logit_bias"),
+    ],
+)
+def test_sampling_parameters_that_no_tensor_can_hold_are_refused(params: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}") as refused:
+        check_sampling(params, VOCABULARY)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        dict.fromkeys(("top_k", "min_new_tokens", "stream_interval", "stop_token_ids", "logit_bias")),
+        {"top_k": -1, "min_new_tokens": 5, "stream_interval": 1, "stop_token_ids": [0, None, VOCABULARY - 1]},
+        {"top_k": 2**30, "stop_token_ids": (), "logit_bias": {"5": -100, "6": 1e9}},
+    ],
+)
+def test_usual_sampling_parameters_pass(params: dict[str, Any]) -> None:
+    check_sampling(params, VOCABULARY)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def retry_state(facts: RolloutFacts, swaps: Mapping[str, int]) -> dict[str, dict
 
 def _pause(retries: int) -> timedelta:
     """How long a pod is left alone after a swap that failed once and ``retries`` times more."""
-    return min(RETRY_AFTER * 2 ** min(retries, 10), MOST_RETRY_AFTER)
+    return min(RETRY_AFTER * (1 << min(retries, 10)), MOST_RETRY_AFTER)
 
 
 def _failed(pod: Pod, version: int) -> bool:

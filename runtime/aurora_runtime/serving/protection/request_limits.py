@@ -1,9 +1,9 @@
 """Refuses requests that would end SGLang's scheduler, or whose wish about traces is unclear, before the scheduler.
 
 SGLang 0.5.23 checks the length of a prompt. It does not check whether the token ids of ``input_ids`` are in the
-vocabulary, whether as many top log-probabilities exist as a client asks for, how many answers ``n`` asks for, or how
-large a body is. Each of the first two ends the scheduler, and with it every request of the pod. Two such ends would
-also refuse a draft that is not to blame.
+vocabulary, whether as many top log-probabilities exist as a client asks for, whether its tensors can hold the sampling
+parameters, how many answers ``n`` asks for, or how large a body is. Each of the first three ends the scheduler, and
+with it every request of the pod. Two such ends would also refuse a draft that is not to blame.
 
 A request that asks not to be traced in a form that nobody understands must not be traced by mistake, so it is refused
 too.
@@ -14,7 +14,7 @@ unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from aurora_api.v1alpha1.limits import DEFAULT_MAX_ANSWERS
@@ -28,6 +28,11 @@ BATCH_FUNCTION: Final = "sglang.srt.managers.io_struct.GenerateReqInput._normali
 
 MAX_PROMPTS: Final = 65_536
 """Most prompts of a request."""
+MAX_TOP_K: Final = 1 << 30
+"""SGLang's number for the whole vocabulary. Its tensor has 32 bits."""
+MAX_INT32: Final = (1 << 31) - 1
+MAX_LOGIT_BIAS: Final = 1e30
+"""Sums with such a bias stay finite in float32."""
 _MAX_DIGITS: Final = 18
 """Digits of a content length that is worth parsing."""
 
@@ -45,7 +50,44 @@ def before_validation(manager: Any, obj: Any, input_ids: Sequence[int] | None) -
     if not 0 <= (getattr(obj, "top_logprobs_num", None) or 0) <= vocabulary:
         raise ValueError(f"top_logprobs_num must be between 0 and {vocabulary}")
     if isinstance(sampling_params := obj.sampling_params, dict):
+        check_sampling(sampling_params, vocabulary)
         trace_wish(sampling_params.get("custom_params"))
+
+
+def check_sampling(params: Mapping[str, Any], vocabulary: int) -> None:
+    """Raises ValueError for parameters that SGLang's scheduler cannot put into its tensors.
+
+    They fail in ``SamplingBatchInfo.from_schedule_batch`` (sglang/srt/sampling/sampling_batch_info.py),
+    ``penaltylib/min_new_tokens.py`` and ``output_streamer.py``. The ids of ``stop_token_ids`` fail as soon as any
+    request of the batch has ``min_new_tokens``.
+    """
+    for name, most in (("top_k", MAX_TOP_K), ("min_new_tokens", MAX_INT32), ("stream_interval", MAX_INT32)):
+        value = params.get(name)
+        if value is not None and not (isinstance(value, int | float) and value <= most):
+            raise ValueError(f"{name} must be a number of at most {most}")
+    if not all(_is_token(token, vocabulary) for token in _listed(params.get("stop_token_ids"), "stop_token_ids")):
+        raise ValueError(f"stop_token_ids: valid ids are 0 to {vocabulary - 1}")
+    bias = params.get("logit_bias")
+    if bias is not None and not isinstance(bias, dict):
+        raise ValueError("logit_bias must be an object of token ids and numbers")
+    if not all(isinstance(value, int | float) and abs(value) <= MAX_LOGIT_BIAS for value in (bias or {}).values()):
+        raise ValueError(f"logit_bias: a value must be a number between -{MAX_LOGIT_BIAS:g} and {MAX_LOGIT_BIAS:g}")
+
+
+def _listed(value: Any, name: str) -> Collection[Any]:
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple | set):
+        raise ValueError(f"{name} must be a list")  # noqa: TRY004 - SGLang answers a ValueError with status 400
+    return value
+
+
+def _is_token(value: Any, vocabulary: int) -> bool:
+    """Whether SGLang, which leaves out None and takes ``int`` of all others, gets an id of the vocabulary."""
+    try:
+        return value is None or 0 <= int(value) < vocabulary
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def before_batch(obj: Any, max_answers: int = DEFAULT_MAX_ANSWERS) -> None:

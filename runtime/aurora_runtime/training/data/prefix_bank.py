@@ -11,10 +11,25 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from aurora_runtime.traces import RequestTrace
+
+
+@dataclass(frozen=True)
+class _Lender:
+    """What the bank keeps of a trace: its tokens, and the states from position ``hidden_start`` on."""
+
+    hidden_start: int
+    tokens: Tensor
+    hidden: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.tokens.nbytes + self.hidden.nbytes
 
 
 class PrefixBank:
@@ -22,7 +37,7 @@ class PrefixBank:
 
     def __init__(self, limit_bytes: int, limit_traces: int) -> None:
         self._limit_bytes, self._limit_traces = limit_bytes, limit_traces
-        self._traces: OrderedDict[int, RequestTrace] = OrderedDict()
+        self._traces: OrderedDict[int, _Lender] = OrderedDict()
         self._shards: dict[int, str] = {}
         self._added = 0
         self._bytes = 0
@@ -46,7 +61,7 @@ class PrefixBank:
     def drop(self, shards: Collection[str]) -> None:
         """Forget the traces of ``shards``, which may not be kept."""
         for number in [number for number, shard in self._shards.items() if shard in shards]:
-            self._bytes -= _nbytes(self._traces.pop(number))
+            self._bytes -= self._traces.pop(number).nbytes
             del self._shards[number]
 
     def _find_lender(self, trace: RequestTrace) -> int | None:
@@ -67,17 +82,13 @@ class PrefixBank:
         return lender
 
     def _remember(self, trace: RequestTrace, shard: str) -> None:
-        """Copy the trace's tensors, so that the memory of its whole shard can be freed."""
-        own = dataclasses.replace(trace, tokens=trace.tokens.clone(), hidden=trace.hidden.clone())
+        """Copy what a later trace may borrow, so that the memory of the whole shard can be freed."""
+        own = _Lender(trace.hidden_start, trace.tokens.clone(), trace.hidden.clone())
         self._traces[self._added] = own
         self._shards[self._added] = shard
         self._added += 1
-        self._bytes += _nbytes(own)
+        self._bytes += own.nbytes
         while self._traces and (self._bytes > self._limit_bytes or len(self._traces) > self._limit_traces):
             number, dropped = self._traces.popitem(last=False)
             del self._shards[number]
-            self._bytes -= _nbytes(dropped)
-
-
-def _nbytes(trace: RequestTrace) -> int:
-    return trace.hidden.numel() * trace.hidden.element_size()
+            self._bytes -= dropped.nbytes

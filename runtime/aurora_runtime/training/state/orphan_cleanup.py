@@ -103,9 +103,9 @@ class OrphanCleanup:
         """
         if self._due is None or time.monotonic() < self._due:
             return 0
-        self._due = None
         deleted = 0
         due = self._suspects & orphans(self._registry)
+        self._due = None  # not before the listing: if the store fails, the caller tries again
         for key in sorted(due, key=lambda key: (not key.endswith("/manifest.json"), key)):
             if stopping():
                 break

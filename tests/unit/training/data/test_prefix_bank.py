@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 
 import torch
 
@@ -52,7 +53,7 @@ def test_borrowed_states_do_not_count_as_fresh() -> None:
 
 
 def test_the_prefix_bank_is_bounded() -> None:
-    size = tiny.trace(0).hidden.numel() * 2
+    size = tiny.trace(0).hidden.nbytes + tiny.trace(0).tokens.nbytes
     bank = PrefixBank(limit_bytes=3 * size, limit_traces=100)
     traces = [tiny.trace(seed) for seed in range(9)]
     for trace in traces:
@@ -60,6 +61,16 @@ def test_the_prefix_bank_is_bounded() -> None:
     found = [bank.complete(cached(t, 5)).hidden_start == 0 for t in reversed(traces)]
     assert found[:2] == [True, True]
     assert not any(found[3:])
+
+
+def test_the_prefix_bank_keeps_nothing_that_no_trace_can_borrow() -> None:
+    """The tensors of a trace may be views of those of its whole shard."""
+    bank, trace = PrefixBank(limit_bytes=1 << 20, limit_traces=100), tiny.trace(0)
+    kept = [weakref.ref(tensor) for tensor in (trace.hidden, trace.tokens, trace.top_ids, trace.node_token)]
+    bank.complete(trace)
+    del trace
+    assert [reference() for reference in kept] == [None] * len(kept)
+    assert bank.complete(cached(tiny.trace(0), 5)).hidden_start == 0
 
 
 def test_a_trace_that_alone_exceeds_the_prefix_bank_is_not_kept() -> None:
