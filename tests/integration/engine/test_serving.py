@@ -92,8 +92,11 @@ def test_traces_equal_the_served_requests(world: World) -> None:
         {"input_ids": [[1, 2], [1, 10**9]]},
         {"input_ids": [1, 2], "return_logprob": True, "top_logprobs_num": 10**7},
         {"text": "hello", "sampling_params": {"n": 10**8}},
+        {"text": "hello", "sampling_params": {"top_k": 2**31}},
+        {"text": "hello", "sampling_params": {"stop_token_ids": [10**7], "min_new_tokens": 1}},
+        {"text": "hello", "sampling_params": {"logit_bias": {"5": "x"}}},
     ],
-    ids=["beyond the vocabulary", "negative", "in a batch", "log-probabilities", "answers"],
+    ids=["beyond the vocabulary", "negative", "in a batch", "log-probabilities", "answers", "top k", "stop", "bias"],
 )
 def test_a_request_that_would_end_the_scheduler_is_refused_and_others_are_answered(
     world: World, body: dict[str, Any]
