@@ -4,6 +4,8 @@ A measurement ends when
 
 - it is decided: its verdict is final at the early confidence level;
 - it is hopeless: the rounds that are left would decide it with a probability below :data:`MIN_CHANCE`;
+- it is blocked: every ratio is decided, but the verdict stays open for a reason that no further round removes, such as
+  a failed request of the active draft;
 - it gives way: a newer version waits, and the measurement needs more than ``min_rounds`` further rounds, or has had
   twice ``min_rounds``;
 - its rounds or its time are used up.
@@ -127,7 +129,7 @@ def ending(progress: Progress) -> Ending | None:
     undecided = _undecided_forecasts(progress)
     if undecided is not None and not undecided:
         message = f"undecided after {progress.rounds} rounds, although every ratio is decided: no round changes that"
-        return Ending(MeasurementEnd.HOPELESS, message)
+        return Ending(MeasurementEnd.BLOCKED, message)
     if undecided and _chance_of_a_decision(undecided, progress.rounds_allowed) < MIN_CHANCE:
         return Ending(MeasurementEnd.HOPELESS, _hopeless(undecided, progress))
     waits = progress.newer_version is not None

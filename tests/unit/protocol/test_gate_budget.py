@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import statistics
@@ -93,6 +94,18 @@ def test_a_measurement_ends_when_it_is_decided_hopeless_used_up_or_gives_way(
 ) -> None:
     found = ending(state)
     assert (found.kind if found else None) is expected
+
+
+@pytest.mark.parametrize("newer", [None, 9])
+def test_a_failure_of_the_active_draft_blocks_a_measurement_but_does_not_make_it_hopeless(newer: int | None) -> None:
+    """Every bar is cleared by far. Only the failed request keeps the verdict open."""
+    clear = progress({}, newer=newer)
+    undecided = {"kind": VerdictKind.INCONCLUSIVE}
+    verdict, early = clear.verdict.model_copy(update=undecided), clear.early.model_copy(update=undecided)
+    found = ending(dataclasses.replace(clear, verdict=verdict, early=early))
+    assert found is not None
+    assert found.kind is MeasurementEnd.BLOCKED
+    assert found.message == "undecided after 6 rounds, although every ratio is decided: no round changes that"
 
 
 def test_the_endings_say_why_in_plain_words() -> None:

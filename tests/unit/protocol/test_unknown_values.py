@@ -41,7 +41,7 @@ VALUES: dict[str, set[Any]] = {
     "Environment.device": {"cpu", "cuda"},
     "LookupScope": {"Off", "Request", "Speculator"},
     "Machine.device": {"cpu", "cuda"},
-    "MeasurementEnd": {"Decided", "BudgetUsed", "Hopeless", "GaveWay", "Unknown"},
+    "MeasurementEnd": {"Decided", "BudgetUsed", "Hopeless", "Blocked", "GaveWay", "Unknown"},
     "MeasurementPhase": {"Draining", "Measuring", "Returning", "Unknown"},
     "Shape": {"Fixed", "Adaptive"},
     "SwapPhase": {"Idle", "Staging", "Swapping", "Failed", "Unknown"},

@@ -197,6 +197,16 @@ def test_a_hopeless_candidate_is_not_measured_again_unless_a_cached_baseline_mad
     assert candidate(alone).phase is CandidatePhase.INCONCLUSIVE
 
 
+def test_a_candidate_whose_measurement_the_active_draft_blocked_is_measured_once_more() -> None:
+    blocked = undecided(1, MeasurementEnd.BLOCKED)
+    again = measured(started(), blocked, newest=1)
+    assert (candidate(again).phase, candidate(again).attempt) == (CandidatePhase.VALIDATING, 2)
+    assert again.status.rejected == []
+    ended = measured(again, blocked, undecided(1, MeasurementEnd.BLOCKED, attempt=2), newest=1)
+    assert candidate(ended).phase is CandidatePhase.INCONCLUSIVE
+    assert candidate(ended).message.endswith("it was measured 2 times")
+
+
 def test_of_two_candidates_in_a_row_at_most_one_gives_way() -> None:
     gave_way = measured(started(), undecided(1, MeasurementEnd.GAVE_WAY), newest=2)
     begun = made(gave_way)

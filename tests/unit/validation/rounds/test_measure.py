@@ -131,6 +131,12 @@ def undecidable(wobble: float = 0.01) -> SimulatedEngines:
     return simulated
 
 
+async def test_a_failed_request_of_the_active_draft_blocks_a_clearly_better_candidate() -> None:
+    result = await measure(runner(engines(40.0, fail=Arm.ACTIVE)))
+    assert result.verdicts[-1].kind is VerdictKind.INCONCLUSIVE
+    assert result.end.kind is MeasurementEnd.BLOCKED, "the candidate is measured once more"
+
+
 async def test_a_measurement_that_its_rounds_cannot_decide_ends_early_and_says_how_many_it_would_need() -> None:
     result = await measure(runner(undecidable()))
     assert result.verdicts[-1].kind is VerdictKind.INCONCLUSIVE
