@@ -1,8 +1,8 @@
 """Chooses held-out prompts of recent traffic: a candidate is measured on them, and was never trained on them.
 
 Invariants: only held-out requests are chosen, those of the newest shards first. The same shards give the same prompts
-in the same order. One damaged shard stops no measurement. Prompts are token ids, and leave this process only as
-requests to the engines under test.
+in the same order. Only prompts are chosen that fit into the engine's context length on every arm. One damaged shard
+stops no measurement. Prompts are token ids, and leave this process only as requests to the engines under test.
 """
 
 from __future__ import annotations
@@ -39,7 +39,14 @@ class Prompt:
 
 
 def held_out_prompts(
-    registry: Registry, lineage: int, *, vocab_size: int, wanted: int, needed: int, max_shards: int = MAX_SHARDS
+    registry: Registry,
+    lineage: int,
+    *,
+    vocab_size: int,
+    wanted: int,
+    needed: int,
+    longest: int | None = None,
+    max_shards: int = MAX_SHARDS,
 ) -> tuple[Prompt, ...]:
     """Up to ``wanted`` distinct prompts, one of each conversation, newest shards first.
 
@@ -47,11 +54,13 @@ def held_out_prompts(
 
     Args:
         vocab_size: size of the target's vocabulary. A token beyond it could end an engine.
+        longest: most tokens of a prompt that every arm answers (``context_room.py``). None: not known.
         max_shards: how many shards are read at most.
 
     Raises :class:`MeasurementError` when there are fewer than ``needed``. A small sample would pass or reject by
     chance, so the operator retries when there is more traffic.
     """
+    most_tokens = MAX_MEASURED_PROMPT_TOKENS if longest is None else min(longest, MAX_MEASURED_PROMPT_TOKENS)
     keys = registry.newest_shards(lineage, max_shards)
     prompts: dict[int, Prompt] = {}
     shards_read = bytes_read = damaged = too_long = 0
@@ -62,7 +71,7 @@ def held_out_prompts(
             data = registry.shard(key)[1]
             bytes_read += len(data)
             traces = [trace for trace in decode(data) if trace.held_out]
-            found = _prompts(traces, vocab_size)
+            found = _prompts(traces, vocab_size, most_tokens)
         except ObjectMissing:
             continue  # deleted since the listing, because the trainer bounds the store
         except (DigestMismatch, InvalidRecord, TraceFormatError) as error:
@@ -72,38 +81,42 @@ def held_out_prompts(
         for prompt in found:
             if len(prompts) < wanted:
                 prompts.setdefault(prompt.request, prompt)
-        too_long += sum(trace.prompt_length > MAX_MEASURED_PROMPT_TOKENS for trace in traces)
+        too_long += sum(trace.prompt_length > most_tokens for trace in traces)
         shards_read += 1
     log.info("prompts: %d distinct held-out prompts in %d of %d shards", len(prompts), shards_read, len(keys))
     if len(prompts) < needed:
         raise MeasurementError(
             f"{len(prompts)} distinct held-out prompts, one of each conversation, in the newest {shards_read} shards; "
-            f"{needed} are needed: wait for traffic{_notes(too_long, damaged)}"
+            f"{needed} are needed: wait for traffic{_notes(too_long, most_tokens, damaged)}"
         )
     return tuple(prompts.values())
 
 
-def _notes(too_long: int, damaged: int) -> str:
+def _notes(too_long: int, most_tokens: int, damaged: int) -> str:
     """What an error says besides: why there are not more prompts, and what to do."""
     notes = ""
     if too_long:
-        notes += (
-            f". {too_long} more held-out prompts are longer than {MAX_MEASURED_PROMPT_TOKENS} tokens, and no"
-            " measurement uses these: send requests with shorter prompts too"
-        )
+        notes += f". {too_long} more held-out prompts are longer than {most_tokens} tokens, and "
+        if most_tokens < MAX_MEASURED_PROMPT_TOKENS:
+            notes += (
+                "do not fit into the engine's context length together with an answer of validation.maxNewTokens and"
+                " the draft's tokens: lower validation.maxNewTokens, or send requests with shorter prompts too"
+            )
+        else:
+            notes += "no measurement uses these: send requests with shorter prompts too"
     if damaged:
         notes += f". {damaged} more shards are damaged"
     return notes
 
 
-def _prompts(traces: Iterable[RequestTrace], vocab_size: int) -> list[Prompt]:
-    """The prompts of ``traces`` that can be measured with, in their order.
+def _prompts(traces: Iterable[RequestTrace], vocab_size: int, most_tokens: int) -> list[Prompt]:
+    """The prompts of ``traces`` that can be measured with and have at most ``most_tokens``, in their order.
 
     Raises :class:`TraceFormatError`. All of a shard's prompts are used, or none.
     """
     found = []
     for trace in traces:
-        if trace.measurable:
+        if trace.measurable and trace.prompt_length <= most_tokens:
             tokens = tuple(trace.tokens[: trace.prompt_length].tolist())
             if not 0 <= min(tokens) <= max(tokens) < vocab_size:
                 raise TraceFormatError("a prompt has tokens outside the target's vocabulary")

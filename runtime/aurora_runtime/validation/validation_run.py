@@ -36,6 +36,7 @@ from aurora_runtime.validation.cached_baselines import (
     find_baseline,
     fresh_baseline,
 )
+from aurora_runtime.validation.context_room import DRAFT_ROOM_TOKENS, longest_prompt
 from aurora_runtime.validation.draft_fetch import FetchedDraft, fetch_draft
 from aurora_runtime.validation.engines.engine_set import EngineSet
 from aurora_runtime.validation.engines.job_engines import JobEngines
@@ -53,8 +54,6 @@ from aurora_store.s3_calls.call_limits import is_interrupted, total_deadline
 log = logging.getLogger(__name__)
 
 MIN_KV_CACHE_TOKENS = 8192
-DRAFT_ROOM_TOKENS = 64
-"""Room for draft tokens in the KV cache of each request."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +115,10 @@ class ValidationRun:
 
     def choose_prompts(self) -> tuple[Prompt, ...]:
         """The held-out prompts of the plan, read before the deadline. Raises as :func:`held_out_prompts` does."""
+        settings = self.settings
+        longest = longest_prompt(
+            self.lineage.draft_sizes, settings.draft, settings.validation.max_new_tokens, settings.extra_args
+        )
         with total_deadline(self.deadline - time.monotonic()):
             return held_out_prompts(
                 self.registry,
@@ -123,7 +126,8 @@ class ValidationRun:
                 vocab_size=self.lineage.target.vocab_size,
                 wanted=self.plan.prompts_wanted,
                 needed=self.plan.prompts_needed,
-                max_shards=MAX_SHARDS if self.settings.replica is None else FEW_SHARDS,
+                longest=longest,
+                max_shards=MAX_SHARDS if settings.replica is None else FEW_SHARDS,
             )
 
     def warm_up(self, prompts: Sequence[Prompt]) -> WarmUp:

@@ -162,6 +162,26 @@ def test_an_error_says_how_many_prompts_are_too_long_and_what_to_do() -> None:
     assert str(error.value).endswith("send requests with shorter prompts too")
 
 
+def test_a_prompt_that_does_not_fit_into_the_context_on_every_arm_is_not_measured_with() -> None:
+    short = [trace(first) for first in range(100) if trace(first).held_out]
+    near_the_limit = [dataclasses.replace(trace(first, 200), request=8 * first) for first in range(3)]
+    shards = Shards({OLD: short, NEW: near_the_limit})
+
+    def lengths(longest: int | None) -> set[int]:
+        found = held_out_prompts(registry(shards), 1, vocab_size=9000, wanted=100, needed=1, longest=longest)
+        return {len(prompt.tokens) for prompt in found}
+
+    assert lengths(199) == {6}
+    assert lengths(200) == {6, 200}
+    assert lengths(None) == {6, 200}, "the context length is not known"
+    needed = len(short) + 1
+    with pytest.raises(MeasurementError) as error:
+        held_out_prompts(registry(shards), 1, vocab_size=9000, wanted=100, needed=needed, longest=199)
+    assert f"{needed} are needed: wait for traffic. 3 more held-out prompts are longer than 199" in str(error.value)
+    assert "do not fit into the engine's context length" in str(error.value)
+    assert "lower validation.maxNewTokens" in str(error.value)
+
+
 def test_too_few_prompts_is_an_error() -> None:
     with pytest.raises(MeasurementError, match="wait for traffic"):
         held_out_prompts(registry(Shards({OLD: [trace(0)]})), 1, vocab_size=1000, wanted=50, needed=50)

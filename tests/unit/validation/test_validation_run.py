@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.validation import FINISH_RESERVE_SECONDS, ValidationSpec
 from aurora_protocol.evidence_records import MeasurementEnd
 from aurora_protocol.pod_settings import ValidationSettings
 from aurora_runtime.engine.server_process import STOP_SECONDS
 from aurora_runtime.validation import validation_run
+from aurora_runtime.validation.attempt import Attempt
 from aurora_runtime.validation.engines import replica_engine
 from aurora_runtime.validation.rounds.measure import Measurement, measure
 from aurora_runtime.validation.rounds.round_runner import RoundRunner
 from aurora_runtime.validation.validation_run import ValidationRun, Workspace, validate
 from aurora_store import Registry
 from aurora_store.objects import CALL_SECONDS
+from tests.unit.fakes import SIZES, lineage
 from tests.unit.validation.rounds.test_measure import PROMPTS, engines, plan
 
 STORE_CALLS = 2 * 3
@@ -32,6 +36,22 @@ def test_the_reserve_covers_what_follows_the_last_round() -> None:
     store_seconds = STORE_CALLS * CALL_SECONDS
     assert store_seconds + ENGINES * STOP_SECONDS <= FINISH_RESERVE_SECONDS
     assert store_seconds + LEASE_CALLS * replica_engine.CALL_SECONDS <= FINISH_RESERVE_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"), [([], 4096 - 128 - 64), (["--context-length", "2048"], 2048 - 128 - 64)]
+)
+def test_prompts_are_chosen_that_fit_into_the_engines_context(
+    arguments: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(validation_run, "held_out_prompts", lambda *_, **options: asked.update(options) or ())
+    settings = SimpleNamespace(draft=DraftSpec(), validation=ValidationSpec(), extra_args=arguments, replica=None)
+    attempt = cast(Attempt, SimpleNamespace(settings=settings, plan=plan()))
+    sizes = SIZES.model_copy(update={"max_positions": 4096})
+    run = ValidationRun(attempt, cast(Registry, None), lineage().model_copy(update={"draft_sizes": sizes}), math.inf)
+    run.choose_prompts()
+    assert asked["longest"] == expected
 
 
 async def test_the_shortest_time_limit_leaves_room_for_a_round_and_its_result(
