@@ -54,11 +54,14 @@ from aurora_operator.plan.data_deletion import (
     QUIET_SECONDS,
     DeletionFacts,
     DeletionStep,
+    blocked_note,
     end_note,
     failure_note,
     failure_text,
+    finalizer_text,
     next_step,
     no_records_text,
+    workload_text,
 )
 from aurora_protocol.errors import InvalidRecord
 from aurora_store import StoreConfig
@@ -107,7 +110,9 @@ class DataDeletion:
     async def advance(self, stored: Object) -> float:
         """Take the next step for a resource that is being deleted. Returns the seconds to wait before the next call.
 
-        Raises :class:`NotFound` when our finalizer does not hold the resource, :class:`KubernetesError`.
+        A workload or finalizer that the API server does not remove is reported, and the call tried again later. Raises
+        :class:`NotFound` when our finalizer does not hold the resource, :class:`Conflict` when an object changed
+        meanwhile, :class:`KubernetesError` when what is left or the Secret cannot be read.
         """
         if not has_finalizer(stored):
             raise NotFound(f"{stored['metadata']['namespace']}/{stored['metadata']['name']} is being deleted", 404)
@@ -123,10 +128,11 @@ class DataDeletion:
         self._nothing_writes = step is DeletionStep.DELETE_OBJECTS
         match step:
             case DeletionStep.RELEASE:
-                await self._release(owner)
+                return await self._release(stored, facts.seconds)
             case DeletionStep.STOP_WORKLOADS:
-                await self._stop(owner, _workloads(owner, left))
+                return await self._stop(stored, _workloads(owner, left), facts.seconds)
             case DeletionStep.WAIT_FOR_PODS:
+                self._failure = ""  # a person may have deleted the workload that could not be deleted
                 log.info("%s: %d pods have not ended yet", owner.full_name, facts.running_pods)
             case DeletionStep.DELETE_OBJECTS:
                 return await self._delete_objects(owner, stored, facts.seconds)
@@ -180,15 +186,42 @@ class DataDeletion:
         labels = selector_text(owner)
         return [_brief(obj) for kind in (*WORKLOADS, POD) for obj in self._api.list(kind, owner.namespace, labels)]
 
-    async def _stop(self, owner: Owner, workloads: Sequence[Object]) -> None:
+    async def _stop(self, stored: Object, workloads: Sequence[Object], seconds: float) -> float:
+        owner = owner_of(stored)
         for obj in workloads:
             metadata = obj["metadata"]
-            await call_api(self._api.delete, resource_of(obj), owner.namespace, metadata["name"], metadata["uid"])
+            name, uid = metadata["name"], metadata["uid"]
+            try:
+                await call_api(self._api.delete, resource_of(obj), owner.namespace, name, uid)
+            except (Conflict, NotFound):
+                raise
+            except KubernetesError as error:
+                text = workload_text(f"{obj['kind']} {name}", str(error), owner.namespace, owner.name)
+                return await self._blocked(stored, text, seconds)
+        self._failure = ""
         log.info("%s: deleted %d workloads, so that nothing writes to the store", owner.full_name, len(workloads))
+        return BUSY_DELAY_SECONDS
 
-    async def _release(self, owner: Owner) -> None:
-        await call_api(set_finalizer, self._api, owner, wanted=False)
+    async def _release(self, stored: Object, seconds: float) -> float:
+        owner = owner_of(stored)
+        try:
+            await call_api(set_finalizer, self._api, owner, wanted=False)
+        except (Conflict, NotFound):
+            raise
+        except KubernetesError as error:
+            return await self._blocked(stored, finalizer_text(str(error), owner.namespace, owner.name), seconds)
         log.info("%s: removed the finalizer, so the API server deletes the speculator", owner.full_name)
+        return BUSY_DELAY_SECONDS
+
+    async def _blocked(self, stored: Object, text: str, seconds: float) -> float:
+        """Report that the API server does not delete a workload, or does not remove the finalizer."""
+        owner = owner_of(stored)
+        log.warning("%s: %s", owner.full_name, text)
+        self._failure = text
+        if seconds >= QUIET_SECONDS:
+            await self._events.post(blocked_note(text), owner)
+        await self._report(stored)
+        return RETRY_DELAY_SECONDS
 
     async def _delete_objects(self, owner: Owner, stored: Object, seconds: float) -> float:
         try:
@@ -214,9 +247,8 @@ class DataDeletion:
             return await self._note_emptied(stored, config)
         if progress.done or progress.kept:
             await self._events.post(end_note(progress, place), owner)
-            await self._release(owner)
-        else:
-            log.info("%s: deleted %d objects so far", owner.full_name, progress.objects)
+            return await self._release(stored, seconds)
+        log.info("%s: deleted %d objects so far", owner.full_name, progress.objects)
         return BUSY_DELAY_SECONDS
 
     async def _find_config(self, owner: Owner, spec: SpeculatorSpec) -> StoreConfig | StoreView:
@@ -264,8 +296,7 @@ class DataDeletion:
                     "%s: the objects below %s are kept: the namespace is being deleted, and the Secret with the store's"
                     " keys is gone. Delete the objects by hand", owner.full_name, place
                 )  # fmt: skip
-                await self._release(owner)
-                return BUSY_DELAY_SECONDS
+                return await self._release(stored, seconds)
         await self._report(stored)
         return RETRY_DELAY_SECONDS
 

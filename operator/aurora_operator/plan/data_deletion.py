@@ -10,6 +10,7 @@ from datetime import timedelta
 from enum import Enum
 
 from aurora_api.v1alpha1.store import DeletionPolicy
+from aurora_operator.children.metadata import FINALIZER
 from aurora_operator.plan.actions import EventNote
 from aurora_store.root.root_deletion import DeletionProgress
 
@@ -17,6 +18,8 @@ MAX_POD_WAIT_SECONDS = 600.0
 """A pod on a lost node stays in the API server until the node is removed. Its deletion is not waited for any longer."""
 QUIET_SECONDS = 300.0
 """Seconds for which a deletion may fail before an Event reports it."""
+MAX_ERROR_CHARACTERS = 400
+"""Length of an error's text in a condition or an Event. The way out behind it must fit into an Event, too."""
 IN_PROGRESS = "The speculator is being deleted: first its pods, then its stored objects (store.deletionPolicy: Delete)"
 """The message of the condition Ready while the deletion gets on."""
 
@@ -80,13 +83,40 @@ def no_records_text(version: int, endpoint: str | None) -> str:
 
 def failure_text(error: str, place: str, namespace: str, name: str) -> str:
     """Why a deletion does not get on, and the way out."""
-    patch = '{"spec":{"store":{"deletionPolicy":"Retain"}}}'
     return (
-        f"The objects below {place} are not deleted yet, and the operator tries again: {error[:400]}. To keep them and"
-        f" let the speculator go: kubectl patch auroraspeculator {name} -n {namespace} --type merge -p '{patch}'"
+        f"The objects below {place} are not deleted yet, and the operator tries again:"
+        f" {error[:MAX_ERROR_CHARACTERS]}. To keep them and let the speculator go: {_retain_command(namespace, name)}"
     )
 
 
 def failure_note(text: str) -> EventNote:
     """The Event with :func:`failure_text`. Made after each attempt, posted once an hour."""
     return EventNote("DataNotDeleted", text, warning=True, period_per_reason=timedelta(hours=1))
+
+
+def workload_text(workload: str, answer: str, namespace: str, name: str) -> str:
+    """Why a ``workload``, named with its kind, is not deleted, and the way out. ``answer`` is the API server's."""
+    return (
+        f"The {workload} in namespace {namespace} is not deleted yet, and the operator tries again:"
+        f" {answer[:MAX_ERROR_CHARACTERS]}. Let the operator delete it, or delete it by hand. To keep the stored"
+        f" objects and let the speculator go: {_retain_command(namespace, name)}"
+    )
+
+
+def finalizer_text(answer: str, namespace: str, name: str) -> str:
+    """Why our finalizer is not removed, and the way out. ``answer`` is the API server's."""
+    return (
+        f"The finalizer {FINALIZER} of AuroraSpeculator {name} is not removed yet, and the operator tries again:"
+        f" {answer[:MAX_ERROR_CHARACTERS]}. Let the operator remove it, or remove it from metadata.finalizers by hand:"
+        f" kubectl edit auroraspeculator {name} -n {namespace}"
+    )
+
+
+def blocked_note(text: str) -> EventNote:
+    """The Event with :func:`workload_text` or :func:`finalizer_text`. Made after each attempt, posted once an hour."""
+    return EventNote("DeletionBlocked", text, warning=True, period_per_reason=timedelta(hours=1))
+
+
+def _retain_command(namespace: str, name: str) -> str:
+    patch = '{"spec":{"store":{"deletionPolicy":"Retain"}}}'
+    return f"kubectl patch auroraspeculator {name} -n {namespace} --type merge -p '{patch}'"
