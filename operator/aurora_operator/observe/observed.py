@@ -226,9 +226,9 @@ RECORDS_LOST = "RecordsLost"
 """Reason of a store that can be read, and lacks records of the active version: the channel, or after such a loss its
 newest record or the version's registration."""
 TRAINER_SILENCE = timedelta(minutes=5)
-"""Age at which the trainer's record tells nothing about the present. A waiting trainer rewrites its record after 45 s
-at the latest. At rest the operator reads the record about once a minute. While records are missing for long, it reads
-the record every four minutes at the latest."""
+"""Time without a change after which the trainer's record tells nothing about the present. A waiting trainer rewrites
+its record after 45 s at the latest. At rest the operator reads the record about once a minute. While records are
+missing for long, it reads the record every four minutes at the latest."""
 
 
 @dataclass(frozen=True)
@@ -252,6 +252,9 @@ class StoreView:
     The verdicts are the operator's own, computed from the samples with the bars of the spec.
     """
     trainer: TrainerStatus | None = None
+    trainer_changed: datetime | None = None
+    """When the operator saw the time in the trainer's record change, by the operator's own clock. None: it has seen no
+    change yet, because it has just started or opened the store."""
     unsigned_record: str | None = None
     """Digest of the channel's newest record, while the keys do not exist. Empty: the channel is empty.
 
@@ -264,6 +267,15 @@ class StoreView:
     @property
     def ok(self) -> bool:
         return not self.error
+
+    def trainer_is_silent(self, now: datetime) -> bool:
+        """Whether the trainer's record has not changed for :data:`TRAINER_SILENCE`, by the operator's clock.
+
+        Until a change was seen, the record's own time counts. A time far before or after ``now`` counts as silence.
+        """
+        if self.trainer is None:
+            return False
+        return abs(now - (self.trainer_changed or self.trainer.updated)) > TRAINER_SILENCE
 
     @property
     def newest(self) -> int | None:

@@ -210,7 +210,7 @@ def _validation_inputs(
         abort=observed.user_requests.abort,
         measure=observed.user_requests.measure,
         shortage=shortage(
-            observed.store.trainer, observed.spec.validation, now, trainer_stopped=trainer_replicas(observed) == 0
+            observed.store, observed.spec.validation, now, trainer_stopped=trainer_replicas(observed) == 0
         ),
         on_replica=on_replica,
         replica_is_back=on_replica and not lending.withdrawn_pods(observed),

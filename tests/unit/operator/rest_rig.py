@@ -34,6 +34,7 @@ from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import JOB, SECRET, SPECULATOR, WATCHED, Object, Resource
 from aurora_operator.observe import observer as observer_module
 from aurora_operator.observe.cluster_cache import ClusterCache, Scope
+from aurora_operator.observe.store import store_access as store_access_module
 from aurora_operator.observe.store import store_reader
 from aurora_operator.observe.store.signed_records import RecordKeys
 from aurora_operator.reconciler import Reconciler
@@ -370,7 +371,7 @@ class RestRig:
 
     def _keep_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(reconciler_module, "time", self.clock)
-        for module in (reconciler_module, observer_module):
+        for module in (reconciler_module, observer_module, store_access_module):
             monkeypatch.setattr(module, "datetime", self.clock.datetime_type())
 
     def _start(self) -> None:

@@ -78,7 +78,7 @@ class SimulatedOperator:
         versions = status.versions() | (frozenset[int]() if pin is None else {pin})
         seen = replace(
             self._seen,
-            store=self._store.view(versions),
+            store=replace(self._store.view(versions), trainer_changed=now),
             observation_gap=self._observed_time.has_gap(now, steady),
             figures_gap=self._observed_time.has_gap(now, steady, MAX_FIGURES_GAP),
             fencing_epoch=self._fencing_epoch,

@@ -27,7 +27,7 @@ from aurora_protocol.draft_records import INITIAL_VERSION, Channel, Registration
 from aurora_protocol.errors import AgentError, Fenced
 from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
 from aurora_store.errors import ObjectExists, StoreError
-from tests.unit.operator.worlds import NOW, digest, evidence, lineage, registration, trainer_record
+from tests.unit.operator.worlds import digest, evidence, lineage, registration, trainer_record
 
 REQUESTS_PER_TICK = 50
 LIES = ("version", "checksum", "swapped", "counters", "boot", "busy")
@@ -79,7 +79,7 @@ class SimulatedStore:
             wanted |= {channel.active} | (set() if channel.previous is None else {channel.previous})
         known = {version: self.registrations[version] for version in sorted(wanted) if version in self.registrations}
         found = tuple(proof for (version, _), proof in sorted(self.evidence.items()) if version in known)
-        trainer = trainer_record(held_out_requests=self.held_out, updated=NOW.replace(year=NOW.year + 100))
+        trainer = trainer_record(held_out_requests=self.held_out)
         return StoreView(lineage=lineage(), channel=channel, registrations=known, evidence=found, trainer=trainer)
 
 

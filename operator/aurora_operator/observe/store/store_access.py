@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -31,6 +32,7 @@ from aurora_operator.observe.store.record_key_reader import RecordKeyReader
 from aurora_operator.observe.store.signed_records import RecordKeys
 from aurora_operator.observe.store.store_reader import READ_SECONDS, StoreReader
 from aurora_operator.observe.store.store_schedule import MENDED_BY_A_PERSON, ReadSchedule, ReadScope, StoreNeeds
+from aurora_operator.observe.store.trainer_changes import TrainerChanges
 from aurora_protocol.draft_records import Channel
 from aurora_store import StoreConfig
 from aurora_store.errors import StoreError
@@ -61,6 +63,8 @@ class StoreAccess:
         self._settings: _Settings | None = None
         self._examined: tuple[_Settings | None, ExaminedEvidence] = None, {}
         """Evidence that was examined, with the settings of its store. It outlives a reader that was abandoned."""
+        self._trainer_changes = TrainerChanges()
+        """Of the same store. It outlives a reader, too."""
         self.reader: StoreReader | None = None
         """The open store; None until credentials were found."""
         self._view = StoreView()
@@ -94,7 +98,9 @@ class StoreAccess:
             self._open(settings)
         scope = self._schedule.scope(self._clock(), needs)
         if scope is not ReadScope.NONE or (self._view.ok and self.reader is not None and self.reader.lacks(needs)):
-            self._view = await self._read(settings, needs, scope)
+            view = await self._read(settings, needs, scope)
+            changed = self._trainer_changes.last_change(view.trainer, datetime.now(UTC))
+            self._view = replace(view, trainer_changed=changed)
             self._schedule.record(self._clock(), needs, scope, self._view)
             reference = spec.store.credentials.secret_ref
             if not self._view.ok and self._view.reason not in MENDED_BY_A_PERSON and reference is not None:
@@ -156,6 +162,7 @@ class StoreAccess:
         self._settings = settings
         if settings != self._examined[0]:
             self._examined = settings, {}
+            self._trainer_changes = TrainerChanges()
         self._pool = pool_of(settings[0], self._pools)
 
     def _close(self) -> None:

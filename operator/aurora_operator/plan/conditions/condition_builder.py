@@ -19,7 +19,6 @@ from aurora_operator.children.queue_label import refused_changes
 from aurora_operator.observe.observed import (
     RECORDS_LOST,
     TAKEN_OVER,
-    TRAINER_SILENCE,
     Observed,
     PodView,
     WorkloadView,
@@ -252,8 +251,11 @@ def _trainer_state(observed: Observed, status: SpeculatorStatus, now: datetime) 
         return ConditionContent(False, "Starting", record.message)
     if record is not None and record.phase is TrainerPhase.SUSPENDED:
         return ConditionContent(True, "Starting", "the trainer starts again after the suspension")
-    if record is not None and now - record.updated > TRAINER_SILENCE:
-        message = f"the trainer has reported nothing since {record.updated:%Y-%m-%d %H:%M:%S %Z}; read its pod's log"
+    if record is not None and observed.store.trainer_is_silent(now):
+        message = (
+            f"the trainer has reported nothing since {record.updated:%Y-%m-%d %H:%M:%S %Z} by the trainer's clock;"
+            " read its pod's log"
+        )
         return ConditionContent(False, "Silent", message)
     if record is not None and (starvation := _starvation(record)):
         return ConditionContent(True, STARVED, starvation)
