@@ -39,6 +39,8 @@ class SpeculatorLoop:
         self._reconciler, self._slots = reconciler, slots
         self._speculator = f"{namespace}/{name}"
         self._labels = (namespace, name)
+        self._api_turns = slots.api_turns(namespace)
+        """Held between reconciles too, so that a slow namespace is remembered for as long as it has a loop."""
         for outcome in metrics.OUTCOMES:
             metrics.RECONCILES.labels(*self._labels, outcome)
         self._wake = asyncio.Event()

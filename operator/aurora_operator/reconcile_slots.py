@@ -35,6 +35,15 @@ default. A lent slot lets one more reconcile run, and more of them at a time mad
 not measured."""
 
 
+class ApiTurns(asyncio.Semaphore):
+    """The calls of the API server that one namespace may have under way."""
+
+    def __init__(self) -> None:
+        super().__init__(API_CALLS_PER_NAMESPACE)
+        self.slow = False
+        """Whether the namespace's last call took longer than the patience for such calls."""
+
+
 class ReconcileSlots:
     """The slots that all loops of a process share."""
 
@@ -46,19 +55,26 @@ class ReconcileSlots:
     ) -> None:
         self._free, self.patience_seconds = asyncio.Semaphore(slots), patience_seconds
         self.api_patience_seconds = api_patience_seconds
-        self.slow_namespaces = set[str]()
-        """Namespaces in which the last call of the API server took longer than the patience for such calls."""
-        self._api_turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._api_turns: WeakValueDictionary[str, ApiTurns] = WeakValueDictionary()
         self._waiting = 0
         self._last_grant_seconds = 0.0
 
     def slot(self, namespace: str) -> Slot:
         """A slot for one reconcile in this namespace. ``async with`` waits for it and holds it, except in
         :func:`outside`."""
+        return Slot(self, self.api_turns(namespace))
+
+    def api_turns(self, namespace: str) -> ApiTurns:
+        """The namespace's turns. Whether a namespace is slow is forgotten once nobody holds its turns any more."""
         turns = self._api_turns.get(namespace)
         if turns is None:
-            turns = self._api_turns[namespace] = asyncio.Semaphore(API_CALLS_PER_NAMESPACE)
-        return Slot(self, namespace, turns)
+            turns = self._api_turns[namespace] = ApiTurns()
+        return turns
+
+    @property
+    def slow_namespaces(self) -> set[str]:
+        """Namespaces in which the last call of the API server took longer than the patience for such calls."""
+        return {namespace for namespace, turns in self._api_turns.items() if turns.slow}
 
     @property
     def stalled_seconds(self) -> float:
@@ -82,8 +98,8 @@ class ReconcileSlots:
 class Slot:
     """The slot of one reconcile. Made by :class:`ReconcileSlots`."""
 
-    def __init__(self, slots: ReconcileSlots, namespace: str, api_turns: asyncio.Semaphore) -> None:
-        self._slots, self._namespace, self.api_turns = slots, namespace, api_turns
+    def __init__(self, slots: ReconcileSlots, api_turns: ApiTurns) -> None:
+        self._slots, self.api_turns = slots, api_turns
         self.patience_seconds = slots.patience_seconds
         self._held = self._waiting = self._ended = False
         self._moved_seconds = time.monotonic()
@@ -97,15 +113,11 @@ class Slot:
     @property
     def api_patience_seconds(self) -> float:
         """How long a call of the API server may hold the slot."""
-        slow = self._namespace in self._slots.slow_namespaces
-        return self.patience_seconds if slow else self._slots.api_patience_seconds
+        return self.patience_seconds if self.api_turns.slow else self._slots.api_patience_seconds
 
     def note_api_call(self, seconds: float) -> None:
         """Remember whether the namespace is slow."""
-        if seconds > self._slots.api_patience_seconds:
-            self._slots.slow_namespaces.add(self._namespace)
-        else:
-            self._slots.slow_namespaces.discard(self._namespace)
+        self.api_turns.slow = seconds > self._slots.api_patience_seconds
 
     async def __aenter__(self) -> Slot:
         await self.acquire()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import time
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from prometheus_client import generate_latest
 from aurora_operator import loop as loop_module
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.loop import MAX_QUICK_RETRIES, MAX_RECONCILE_SECONDS, SpeculatorLoop
-from aurora_operator.reconcile_slots import ReconcileSlots, outside
+from aurora_operator.reconcile_slots import ReconcileSlots, outside, outside_api
 from aurora_store.errors import ObjectExists
 
 
@@ -217,3 +218,24 @@ async def test_a_loop_at_rest_is_not_overdue(monkeypatch: pytest.MonkeyPatch) ->
     offset += 10
     assert loop.overdue_seconds > 0, "its wait did not end"
     task.cancel()
+
+
+async def test_a_slow_namespace_is_remembered_between_reconciles_and_forgotten_with_its_last_loop() -> None:
+    """Otherwise the names of deleted namespaces would add up."""
+    slots = ReconcileSlots(api_patience_seconds=0.001)
+
+    class Slow(FakeReconciler):
+        async def reconcile(self, *, woken: bool) -> float:
+            await outside_api(asyncio.sleep(0.01))
+            return await super().reconcile(woken=woken)
+
+    loops = [SpeculatorLoop(Slow(), slots, "team", name) for name in ("a", "b")]  # type: ignore[arg-type]
+    for loop in loops:
+        await loop._turn(woken=True)
+    assert slots.slow_namespaces == {"team"}
+    loop = loops.pop()
+    assert slots.slow_namespaces == {"team"}
+    del loop
+    loops.clear()
+    gc.collect()
+    assert slots.slow_namespaces == set()
