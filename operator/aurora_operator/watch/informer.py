@@ -8,8 +8,11 @@ silent watches in a row: the API server accepts a watch from a revision that is 
 restored from a backup, and sends nothing until it has caught up. So does the end of a watch, or an event, when the
 cache lacked room or was contradicted.
 
-Invariants: the informer never gives up. It waits between attempts, longer after each failure in a row. A namespace that
-the API server refuses for :data:`REFUSED_SECONDS` is marked in the cache until a list succeeds, and holds up no other.
+Invariants: the informer never gives up. It waits between attempts, longer after each failure in a row. A list that
+finished ends the failures before it, unless no watch lasted since the list before: an API server that refuses every
+watch is listed less and less often. A list because the cache lacked room follows a watch that lasted without a backoff,
+so a crowded namespace does not delay the changes of the others. A namespace that the API server refuses for
+:data:`REFUSED_SECONDS` is marked in the cache until a list succeeds, and holds up no other.
 """
 
 from __future__ import annotations
@@ -65,7 +68,8 @@ class Informer:
         self.synced = asyncio.Event()
         """Set once the first list is in the cache."""
         self._last_turn = time.monotonic()
-        self._failures = 0
+        self._failures = self._lists_in_vain = 0
+        """Failures in a row, and lists in a row after which no watch lasted."""
         self._silent_watches = 0
         self._refused_since_seconds: float | None = None
 
@@ -99,6 +103,7 @@ class Informer:
             update = self._take_page(await pages.next_page(), update)
         self._wake_all(update.finish())
         self.synced.set()
+        self._failures, self._lists_in_vain = self._lists_in_vain, self._lists_in_vain + 1
         self._refused_since_seconds = None
         if self._cache.admit(self.scope):
             log.info("%s: can be read again", self.scope)
@@ -125,6 +130,11 @@ class Informer:
                 if refused and (error.status not in RETRIED_STATUSES or refusals + 1 >= MAX_REFUSALS):
                     raise
                 log.info("%s: %s; watching on from revision %d", self.scope, error, revision)
+            finally:
+                # A shorter watch does not count before a list: one fault in the stream each second would mean a list
+                # each second.
+                if time.monotonic() - started >= MAX_BACKOFF_SECONDS:
+                    self._failures = self._lists_in_vain = 0
             if self._cache.left_out(self.scope):
                 raise Expired("the cache had no room for some objects", 410)
             self._check_doubts()
@@ -133,7 +143,7 @@ class Informer:
                 await self._back_off()
                 continue
             self._heard()
-            self._failures = 0
+            self._failures = self._lists_in_vain = 0
             if failed:
                 await _sleep_up_to(RECONNECT_SPREAD_SECONDS)
 

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -289,6 +290,52 @@ async def test_objects_that_did_not_fit_are_listed_again_at_the_end_of_the_watch
     cache, _ = await run(stream)
     assert stream.calls == ["list", "watch 9", "list", "watch 30", "list", "watch 31"]
     assert cache.get("Pod", "team", "p9") is not None
+
+
+@pytest.fixture(name="pauses")
+def _pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The longest pauses that the informer could have made, with the usual limits. No pause takes time."""
+    made = list[float]()
+
+    async def sleep(seconds: float) -> None:
+        made.append(seconds)
+
+    monkeypatch.setattr(module, "MIN_BACKOFF_SECONDS", 0.5)
+    monkeypatch.setattr(module, "MAX_BACKOFF_SECONDS", 30.0)
+    monkeypatch.setattr(module, "RELIST_SPREAD_SECONDS", 3.0)
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    return made
+
+
+async def test_a_crowded_namespace_does_not_make_the_pauses_longer(
+    pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All namespaces wait during a pause, because one informer watches them all."""
+    now_seconds = 0.0
+
+    def last() -> None:
+        nonlocal now_seconds
+        now_seconds += module.MIN_WATCH_SECONDS
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now_seconds))
+    monkeypatch.setattr(cache_budget, "NAMESPACE_BYTES", 1500)
+    many = [pod(f"p{number}", 3) for number in range(10)]
+    await run(FakeStream([[page(9, *many)]], [[last] for _ in range(8)]))
+    assert pauses == [3.0, 0.5] * 8, "a list each five minutes, and none without a pause"
+
+
+async def test_a_finished_list_ends_the_failures_before_it(pauses: list[float]) -> None:
+    away = [KubernetesError("list pods: ClientConnectorError", 0) for _ in range(4)]
+    starting: list[Step] = [KubernetesError("the server is currently unable to handle the request", 503)]
+    await run(FakeStream([*away, [page(9)]], [starting]))
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 0.5]
+
+
+async def test_an_api_server_that_refuses_every_watch_is_listed_less_and_less_often(pauses: list[float]) -> None:
+    refused: list[Step] = [KubernetesError("pods is forbidden", 403)]
+    await run(FakeStream([[page(9)]], [list(refused) for _ in range(8)]))
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
 
 
 async def test_an_informer_that_hears_nothing_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
