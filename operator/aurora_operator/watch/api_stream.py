@@ -6,12 +6,15 @@ blocked thread cannot be cancelled, so lists and watches go over aiohttp.
 Invariants: a list ends within :data:`LIST_SECONDS`. No page and no event exceeds its size limit, whatever others store.
 A watch on which nothing arrives for ``read_seconds`` ends. The connection of a list or watch that is left ends at once,
 or within 30 s if the answer had not begun. Closing ends all connections. Every failure is a :class:`KubernetesError`.
+After a failure of TLS the next call reads the certificate authority's file again, because a cluster may rotate its
+authority.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -27,6 +30,8 @@ from pydantic_core import from_json
 from aurora_operator.errors import Expired, KubernetesError, SilentWatch, TooLarge
 from aurora_operator.kubernetes_api import API_CALLS, MAX_OBJECT_BYTES, Object, PageSize, Resource, refusal
 from aurora_operator.operator_config import OPERATOR_NAME
+
+log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5.0
 LIST_SECONDS = 60.0
@@ -64,9 +69,10 @@ class ApiStream:
     def __init__(self, configuration: client.Configuration, *, read_seconds: float = READ_SECONDS) -> None:
         self._configuration = configuration
         self._read_seconds = read_seconds
+        self._tls = _tls(configuration)
         self._sockets: WeakSet[socket.socket] = WeakSet()
         # Without a limit: every informer occupies one connection for as long as it lives.
-        connector = aiohttp.TCPConnector(limit=0, ssl=_tls(configuration), socket_factory=self._new_socket)
+        connector = aiohttp.TCPConnector(limit=0, socket_factory=self._new_socket)
         self._session = aiohttp.ClientSession(connector=connector)
 
     async def close(self) -> None:
@@ -116,8 +122,9 @@ class ApiStream:
         headers = self._headers() | {"Accept-Encoding": "identity"}
         if metadata_only:
             headers["Accept"] = METADATA_ONLY
+        tls = self._tls
         try:
-            async with self._session.get(url, headers=headers, timeout=timeout) as response:
+            async with self._session.get(url, headers=headers, timeout=timeout, ssl=tls) as response:
                 await _raise_for_status(call, response)
                 try:
                     text = await _body(response.content, call, size.max_bytes)
@@ -126,7 +133,7 @@ class ApiStream:
             # No other task runs between here and the caller's next wait, so only one parsed page exists at a time.
             body = from_json(text)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise _unreachable(call, error) from error
+            raise self._unreachable(call, error, tls) from error
         metadata = body["metadata"]
         items = [{"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in body["items"]]
         return Page(items, int(metadata["resourceVersion"]), metadata.get("continue") or "")
@@ -150,9 +157,9 @@ class ApiStream:
         API_CALLS.labels("watch", resource.plural).inc()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=self._read_seconds)
         url, call = self._url(resource, namespace, query), f"watch {resource.plural}"
-        headers = self._headers() | {"Accept-Encoding": "identity"}
+        headers, tls = self._headers() | {"Accept-Encoding": "identity"}, self._tls
         try:
-            async with self._session.get(url, headers=headers, timeout=timeout) as response:
+            async with self._session.get(url, headers=headers, timeout=timeout, ssl=tls) as response:
                 await _raise_for_status(call, response)
                 try:
                     async for line in _lines(response.content, call):
@@ -162,7 +169,16 @@ class ApiStream:
                 finally:
                     _abort(response)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise _unreachable(call, error) from error
+            raise self._unreachable(call, error, tls) from error
+
+    def _unreachable(self, call: str, error: Exception, tls: ssl.SSLContext) -> KubernetesError:
+        """The error of a call over ``tls`` that failed. A failure of TLS replaces that context for later calls."""
+        if isinstance(error, (aiohttp.ClientSSLError, ssl.SSLError)) and tls is self._tls:
+            try:
+                self._tls = _tls(self._configuration)
+            except (OSError, ValueError) as unreadable:  # the file may be half written; the next failure reads it again
+                log.warning("cannot read the certificates for the API server: %s", unreadable)
+        return KubernetesError(f"{call}: {type(error).__name__}; check that the API server can be reached")
 
     def _url(self, resource: Resource, namespace: str, query: dict[str, str]) -> str:
         given = urlencode({key: value for key, value in query.items() if value})
@@ -234,7 +250,3 @@ def _event(call: str, line: bytes, resource: Resource) -> WatchEvent:
     if event["type"] == "ERROR":
         raise Expired(f"{call}: {event['object'].get('message', 'the API server ended the watch')}", 410)
     return WatchEvent(event["type"], {"apiVersion": resource.api_version, "kind": resource.kind, **event["object"]})
-
-
-def _unreachable(call: str, error: Exception) -> KubernetesError:
-    return KubernetesError(f"{call}: {type(error).__name__}; check that the API server can be reached")
