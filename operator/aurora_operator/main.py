@@ -106,7 +106,8 @@ class Operator:
 
     def problems(self) -> Sequence[str]:
         """A sentence about each loop and informer that does not turn, and about the election."""
-        return [*self._informers.silent(), *self._loops.overdue(), *self._elector.silent()]
+        informers = self._informers.silent(self._elector.answered_seconds)
+        return [*informers, *self._loops.overdue(), *self._elector.silent()]
 
     def is_ready(self) -> bool:
         """Whether this replica could lead: its cache is complete."""

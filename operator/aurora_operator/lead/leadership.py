@@ -91,11 +91,19 @@ class LeaderElector:
         self._failure = ""
         self._other_holder = ""
         self._last_look_seconds: float | None = None
+        self._answers_seconds: tuple[float, float] | None = None
+        """When the first and the last attempt of those ended that the API server has answered without a failure."""
 
     @property
     def leading(self) -> bool:
         """Whether this replica may act at this moment."""
         return self._election.leads(self._clock())
+
+    @property
+    def answered_seconds(self) -> float:
+        """For how long the API server has answered all calls of the Lease. Any thread may ask."""
+        answers_seconds = self._answers_seconds
+        return 0.0 if answers_seconds is None else answers_seconds[1] - answers_seconds[0]
 
     def silent(self) -> Iterator[str]:
         """A sentence when the election does not turn, for example because a loop does not end. Any thread may call."""
@@ -168,7 +176,7 @@ class LeaderElector:
         left_seconds = self._election.leads_until_seconds - now_seconds
         hung, self._election = self._election.hangs, self._election.after_question(self._silent_seconds())
         if self._election.hangs:
-            limit_seconds = timing.max_hang_seconds
+            limit_seconds, self._answers_seconds = timing.max_hang_seconds, None
             self._report(f"the event loop has hung for {limit_seconds:g} s, so this replica neither takes nor renews")
             return
         if hung:
@@ -184,8 +192,18 @@ class LeaderElector:
                         await self._take()
         except (KubernetesError, TimeoutError) as error:
             self._report(f"cannot read or write the Lease: {_text(error)}")
+            self._answers_seconds = None
         else:
             self._report("")
+            self._note_answer()
+
+    def _note_answer(self) -> None:
+        """An attempt was answered. A long pause before it, such as a frozen process, does not count as answered."""
+        now_seconds = self._clock()
+        first, last = self._answers_seconds or (now_seconds, now_seconds)
+        if now_seconds - last > self._election.timing.lease_seconds:
+            first = now_seconds
+        self._answers_seconds = (first, now_seconds)
 
     async def _look(self) -> None:
         try:

@@ -48,6 +48,8 @@ MAX_SILENT_WATCHES = 2
 REFUSED_STATUSES = frozenset({403, 404})
 """A namespace that was deleted took our Role with it."""
 REFUSED_SECONDS = 30.0
+UNANSWERED_STATUSES = frozenset({0, 401})
+"""No connection, or a token that the API server does not know: this process itself may be at fault."""
 
 
 class Wake(Protocol):
@@ -67,7 +69,7 @@ class Informer:
         self.scope = Scope(resource.kind, namespace)
         self.synced = asyncio.Event()
         """Set once the first list is in the cache."""
-        self._last_turn = time.monotonic()
+        self._last_turn = self._last_answer = time.monotonic()
         self._failures = self._lists_in_vain = 0
         """Failures in a row, and lists in a row after which no watch lasted."""
         self._silent_watches = 0
@@ -78,17 +80,29 @@ class Informer:
         """Seconds since the informer last heard from the API server, or last failed to."""
         return time.monotonic() - self._last_turn
 
+    @property
+    def unanswered_seconds(self) -> float:
+        """Seconds since a list finished, a watch brought an event or ended in time, or the API server sent an error.
+
+        An error is an answer too, because a new process would get the same one: the informer of a deleted namespace
+        gets nothing else. :data:`UNANSWERED_STATUSES` are no answers.
+        """
+        return time.monotonic() - self._last_answer
+
     async def run(self) -> None:
         """List and watch until cancelled."""
+        self._note_answer()  # the informer may have waited long for its turn to begin
         while True:
             try:
                 await self._list()
                 await self._watch()
             except Expired as error:
                 # Nothing is wrong: the history was compacted, or the API server restarted.
+                self._note_answer(error)
                 log.info("%s: %s; listing again", self.scope, error)
                 await _sleep_up_to(RELIST_SPREAD_SECONDS)
             except KubernetesError as error:
+                self._note_answer(error)
                 self._follow_refusal(error)
             except Exception:
                 # Without this informer the operator would go blind. A list may still lead past the object at fault.
@@ -102,6 +116,7 @@ class Informer:
         while pages.has_more:
             update = self._take_page(await pages.next_page(), update)
         self._wake_all(update.finish())
+        self._note_answer()
         self.synced.set()
         self._failures, self._lists_in_vain = self._lists_in_vain, self._lists_in_vain + 1
         self._refused_since_seconds = None
@@ -124,7 +139,9 @@ class Informer:
             started, revision, failed, refused = time.monotonic(), self._cache.progress(self.scope), False, False
             try:
                 await self._watch_once(revision)
+                self._note_answer()
             except KubernetesError as error:
+                self._note_answer(error)
                 self._count_silence(error)
                 failed, refused = True, error.status != 0
                 if refused and (error.status not in RETRIED_STATUSES or refusals + 1 >= MAX_REFUSALS):
@@ -154,6 +171,7 @@ class Informer:
         async with contextlib.aclosing(events):
             async for event in events:
                 self._heard()
+                self._note_answer()
                 self._silent_watches = 0
                 self._wake_all(self._take(event))
                 self._check_doubts()
@@ -209,6 +227,10 @@ class Informer:
 
     def _heard(self) -> None:
         self._last_turn = time.monotonic()
+
+    def _note_answer(self, error: KubernetesError | None = None) -> None:
+        if error is None or error.status not in UNANSWERED_STATUSES:
+            self._last_answer = time.monotonic()
 
     async def _back_off(self) -> None:
         """Wait before the next attempt: exponentially longer, up to the maximum, with jitter."""

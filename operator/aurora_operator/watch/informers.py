@@ -17,6 +17,9 @@ from aurora_operator.watch.informer import Informer, Wake
 
 MAX_SILENT_SECONDS = 300.0
 """An informer hears something, or fails, at least every 120 s: a watch's silence and a pause each have a limit."""
+MAX_UNANSWERED_SECONDS = 600.0
+"""A connected informer gets a bookmark every 60 s. It waits longest after two silent watches (180 s) and for the list
+that follows, which cannot take much more than the 5 min after which the API server lets its pages expire."""
 SYNC_POLL_SECONDS = 0.1
 
 
@@ -68,11 +71,27 @@ class Informers:
         incomplete = {i.scope.namespace for i in self._informers if not i.synced.is_set()}
         return len(incomplete) < len(self._speculators) and not any(map(self._cache.readable, incomplete))
 
-    def silent(self) -> Iterator[str]:
-        """A sentence about each informer that hears nothing, although even a dead connection would be noticed."""
+    def silent(self, lease_answered_seconds: float) -> Iterator[str]:
+        """A sentence about each informer that hears nothing, although even a dead connection would be noticed.
+
+        An informer whose every attempt fails counts too, but only while the API server answers the calls of the Lease.
+        Then this process is at fault, and a restart may help. While the API server is away, a restart would only
+        empty the cache. A new process does not compete for the Lease before its first lists, so it waits for them and
+        does not restart again.
+
+        Args:
+            lease_answered_seconds: for how long the API server has answered the calls of the Lease.
+        """
         for informer in self._started:
             if informer.silent_seconds > MAX_SILENT_SECONDS:
                 yield f"the informer of {informer.scope} is silent for {informer.silent_seconds:.0f} s"
+                continue
+            unanswered_seconds = min(informer.unanswered_seconds, lease_answered_seconds)
+            if unanswered_seconds > MAX_UNANSWERED_SECONDS:
+                yield (
+                    f"the informer of {informer.scope} got no answer for {unanswered_seconds:.0f} s, although the API"
+                    " server answers the calls of the Lease"
+                )
 
     async def stop(self) -> None:
         for task in self._tasks:

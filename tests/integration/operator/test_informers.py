@@ -281,7 +281,7 @@ async def test_without_the_definition_the_informers_wait_and_with_it_they_are_co
         async with asyncio.timeout(60):
             await synced
         assert cache.counts["ServiceAccount"] == 2
-        assert list(informers.silent()) == []
+        assert list(informers.silent(3600)) == []
         assert not cache.children("another", "chat")
     finally:
         async with asyncio.timeout(2):

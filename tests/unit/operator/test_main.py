@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -18,7 +18,9 @@ class Parts:
     """Stands in for the informers and for the loops. Reports the problems that a test sets."""
 
     def __init__(self, *problems: str, synced: bool = True) -> None:
-        self.silent = self.overdue = lambda: iter(problems)
+        self.silent: Callable[..., Iterator[str]] = lambda *_: iter(problems)
+        self.overdue: Callable[..., Iterator[str]] = self.silent
+        self.answered_seconds = 0.0
         self.synced = synced
 
 
@@ -55,6 +57,19 @@ async def test_a_stuck_loop_fails_the_liveness_probe_while_it_is_stuck() -> None
         assert await answer(f"{address}/healthz") == (500, "the loop of team/chat is overdue by 5 s")
         loops.overdue = lambda: iter(())
         assert (await answer(f"{address}/healthz"))[0] == 200
+
+
+async def test_an_informer_without_an_answer_is_asked_for_how_long_the_lease_has_had_answers() -> None:
+    operator = Operator(CONFIG)
+    elector, informers = Parts(), Parts()
+    elector.answered_seconds = 601.0
+    informers.silent = lambda lease_answered_seconds: iter([f"{lease_answered_seconds:.0f} s"])
+    operator._informers, operator._loops, operator._elector = (
+        cast(Any, informers),
+        cast(Any, Parts()),
+        cast(Any, elector),
+    )
+    assert operator.problems() == ["601 s"]
 
 
 async def test_many_problems_are_counted_and_not_all_listed() -> None:

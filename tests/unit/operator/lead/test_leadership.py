@@ -239,6 +239,22 @@ async def test_an_election_that_waits_for_a_loop_without_end_is_told(monkeypatch
         await eventually(lambda: not list(replica.elector.silent()))
 
 
+async def test_the_election_tells_for_how_long_the_api_server_has_answered() -> None:
+    api, offset = FakeLeases(), 0.0
+    async with running(api, clock=lambda: boot_seconds() + offset) as replica:
+        await eventually(lambda: replica.elector.answered_seconds > 0)
+        api.away = True
+        await eventually(lambda: replica.elector.answered_seconds == 0)
+        await asyncio.sleep(0.5)
+        assert replica.elector.answered_seconds == 0
+        api.away = False
+        await eventually(lambda: replica.elector.answered_seconds > 0)
+        offset += 3600
+        await eventually(lambda: replica.elector.answered_seconds == 0)
+        await eventually(lambda: replica.elector.answered_seconds > 0)
+        assert replica.elector.answered_seconds < 60, "nobody was asked while the process was frozen"
+
+
 async def test_a_standby_does_not_lead_at_once_when_somebody_deletes_the_lease() -> None:
     api = FakeLeases()
     async with running(api) as first:

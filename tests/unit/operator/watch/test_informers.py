@@ -130,4 +130,4 @@ async def test_an_informer_that_waits_for_the_speculators_is_not_silent(monkeypa
     async with informing(stream) as (informers, _):
         await asyncio.sleep(0.05)
         monkeypatch.setattr(informers_module, "MAX_SILENT_SECONDS", 0.04)
-        assert not any("Pod" in sentence for sentence in informers.silent())
+        assert not any("Pod" in sentence for sentence in informers.silent(0))
