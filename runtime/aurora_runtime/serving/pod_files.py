@@ -115,12 +115,29 @@ def shard_age_key(path: Path) -> list[str]:
     return path.name.rsplit("-", 2)[1:]
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace the file at ``path``. A reader sees either the old bytes or the new ones."""
+def write_atomically(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Replace the file at ``path``. A reader sees either the old bytes or the new ones.
+
+    ``durable``: this also holds after a node loses power, and the new bytes are on the disk when this returns. Without
+    it, the file may then be empty. It costs two syncs, so it is for orders, and not for reports of every second.
+    """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         part.write_bytes(data)
         part.chmod(0o644)
+        if durable:
+            _sync(part)
         os.replace(part, path)
+        if durable:
+            _sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

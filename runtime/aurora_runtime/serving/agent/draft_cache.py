@@ -79,6 +79,13 @@ class DraftCache:
                 return draft
         return self.stage(version, self._registry.registration(version).digest)
 
+    def channel_epoch(self) -> int:
+        """The epoch of the channel in the store. Raises :class:`StoreError` and :class:`InvalidRecord`."""
+        channel = self._registry.channel()
+        if channel is None:
+            raise ObjectMissing("the store has no channel record")
+        return channel.epoch
+
     def lineage(self) -> Lineage:
         """The lineage that this pod serves. Raises :class:`DraftRefused` when none was staged."""
         try:

@@ -137,7 +137,7 @@ def _stage_if_there(folder: PodFolder, registry: Registry, drafts: DraftCache) -
     if isinstance(found, str):
         return found
     lineage, registration = found
-    write_atomically(folder.lineage, lineage.to_json())
+    write_atomically(folder.lineage, lineage.to_json(), durable=True)
     draft = drafts.stage(registration.version, registration.digest)
     drafts.make_current(draft)
     return draft

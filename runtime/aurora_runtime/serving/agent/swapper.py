@@ -3,7 +3,8 @@
 Invariants: generation is never left paused. ``current`` moves only to a draft that the engine was confirmed to hold, by
 version and by digest. An order of a higher epoch ends a download, and the draft that was being downloaded is then not
 loaded. A failed swap leaves the engine with the previous draft, or reports that the previous draft could not be
-restored. A request with an older epoch than an accepted one is refused, even after a restart of the agent.
+restored. A request with an older epoch than an accepted one is refused, even after a restart of the agent. After
+``swap.json`` was damaged, an older epoch than the channel's is refused.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from aurora_protocol.agent_api import SwapPhase, SwapRequest, SwapStatus
+from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.errors import EngineFault, EngineGone, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.pod_context import PodContext
@@ -65,11 +67,43 @@ class Swapper:
         return self.draft_swap.paused
 
     def last_request(self) -> SwapRequest | None:
-        """The last accepted request. It is read from disk, because the fence must outlive the agent."""
+        """The last accepted request. It is read from disk, because the fence must outlive the agent.
+
+        None: there is none, or its file is damaged. Call :meth:`restore_fence` before an epoch is compared.
+        """
+        try:
+            return self._read_request()
+        except InvalidRecord:
+            return None
+
+    def _read_request(self) -> SwapRequest | None:
         try:
             return SwapRequest.from_json(self._pod.folder.swap_request.read_bytes())
         except FileNotFoundError:
             return None
+
+    async def restore_fence(self) -> None:
+        """Replace a damaged ``swap.json``, so that the pod takes orders again.
+
+        The lost epoch is not known, so the epoch of the channel takes its place. Orders from before the last promotion
+        or rejection stay refused. A late order of a former leader may be newer than that. The present leader's next
+        order has a higher epoch, and corrects it.
+
+        Raises :class:`StoreError` and :class:`InvalidRecord` while the channel cannot be read. The pod then takes no
+        order, because it cannot tell an old one from a new one.
+        """
+        try:
+            self._read_request()
+        except InvalidRecord as error:
+            current = self._pod.drafts.current()
+            if current is None:
+                raise EngineFault("swap.json is damaged, and the pod has no current draft") from error
+            epoch = await call_in_thread(self._pod.drafts.channel_epoch)
+            epoch = max(epoch, self.status.epoch or 1)
+            if self.last_request() is not None:
+                return  # an order was accepted meanwhile
+            log.error("swap.json is damaged; from now on orders before epoch %d are refused: %s", epoch, error)  # noqa: TRY400
+            self._record_request(SwapRequest(version=current.version, digest=current.digest, epoch=epoch))
 
     async def checksum(self, version: int) -> str:
         """The engine's checksum of the draft ``version`` that it holds. The engine computes the checksum only once."""
@@ -111,8 +145,10 @@ class Swapper:
         Raises:
             SwapRefused: the epoch is too old, or another swap is running.
             EngineFault: the engine is not up, or the pod is withdrawn.
+            StoreError: see :meth:`restore_fence`.
         """
         async with self._lock:
+            await self.restore_fence()
             await self._accept(request)
 
     async def _accept(self, request: SwapRequest) -> None:
@@ -148,7 +184,7 @@ class Swapper:
 
     def _record_request(self, request: SwapRequest) -> None:
         """Make ``request`` the last accepted one. From now on requests of older epochs are refused."""
-        write_atomically(self._pod.folder.swap_request, request.to_json())
+        write_atomically(self._pod.folder.swap_request, request.to_json(), durable=True)
 
     def _require_interruptible(self, request: SwapRequest, last: SwapRequest | None) -> None:
         """Raise :class:`SwapRefused` if a swap runs, unless it only downloads and ``request`` is of a higher epoch.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from aurora_protocol.agent_api import (
     TrialRequest,
     measurement_pass,
 )
+from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.http_api import application
 from aurora_runtime.serving.agent.metrics import Metrics
@@ -114,6 +116,17 @@ async def test_the_pass_is_never_shown(rig: PodRig) -> None:
     for text in (*shown, state.to_json(), Metrics().render(state)):
         assert secret.encode() not in text
         assert TOKEN.encode() not in text
+
+
+async def test_a_damaged_order_file_blocks_no_withdrawal(rig: PodRig) -> None:
+    rig.folder.swap_request.write_bytes(b"")
+    with pytest.raises(StoreError, match="no channel"):
+        await rig.withdraw()
+    rig.registry.advance_channel(
+        Channel(epoch=1, lineage=1, active=0, reason=ChannelReason.INITIAL, created=datetime.now(UTC))
+    )
+    await rig.withdraw()
+    assert rig.folder.read_withdrawal() is not None
 
 
 async def test_swaps_and_withdrawals_exclude_each_other(rig: PodRig) -> None:

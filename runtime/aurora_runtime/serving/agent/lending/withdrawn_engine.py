@@ -47,7 +47,7 @@ class WithdrawnEngine:
         self.write_withdrawal(withdrawal)
 
     def write_withdrawal(self, withdrawal: Withdrawal) -> None:
-        write_atomically(self._pod.folder.withdrawal, withdrawal.to_json())
+        write_atomically(self._pod.folder.withdrawal, withdrawal.to_json(), durable=True)
 
     def require_running(self) -> EngineState:
         """The state of the engine. Raises :class:`EngineFault` unless it is ready and follows the last mode order."""
@@ -59,7 +59,7 @@ class WithdrawnEngine:
     def order_restart(self, mode: EngineMode) -> None:
         """Order the launcher to start the engine again in ``mode``."""
         order = ModeOrder(mode=mode, order_id=secrets.token_hex(8))
-        write_atomically(self._pod.folder.mode, order.to_json())
+        write_atomically(self._pod.folder.mode, order.to_json(), durable=True)
         self._failed_restores = 0
 
     async def load_trial(
