@@ -44,7 +44,7 @@ class PodFolder:
 
     @property
     def lookup_seed(self) -> Path:
-        """Recent answers from the store, with which the engine's lookup begins."""
+        """Recent answers from the store, with which the engine's lookup begins. Removed once the engine is ready."""
         return self.path / "lookup-seed.safetensors"
 
     @property

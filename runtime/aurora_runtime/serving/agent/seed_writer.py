@@ -1,10 +1,12 @@
-"""Writes the seed of the engine's lookup: answers from the newest shards of the store, once when the agent starts.
+"""Writes the seed of the engine's lookup, for each start of the engine: answers from the newest shards of the store.
 
 The agent does this beside the engine's start. The engine reads the file once its weights are loaded, and starts without
 a seed if the file is not there. Only the token ids of a shard are read, by ranges: its hidden states are hundreds of
 times larger.
 
-Invariants: answers of held-out and of tagged requests are left out. The bytes that are read are bounded, whatever the
+Invariants: a seed holds only answers that the store had when the engine started, and is removed once the engine is
+ready. Otherwise a later engine would look up answers that the store deleted long ago. Answers of held-out and of tagged
+requests are left out. The bytes that are read are bounded, whatever the
 store holds. A store that fails or a shard that is no shard costs the seed, never the pod.
 """
 
@@ -33,6 +35,7 @@ from aurora_store.errors import ObjectMissing, StoreError
 
 log = logging.getLogger(__name__)
 
+POLL_SECONDS: Final = 1.0
 MAX_SHARDS: Final = 256
 MAX_SECONDS: Final = 60.0
 """Time after which no further shard is read."""
@@ -43,35 +46,80 @@ MAX_ANSWER_TOKENS: Final = 1 << 14
 
 
 def seeding_thread(pod: PodContext, registry: Registry, draft: DraftSpec) -> threading.Thread | None:
-    """A thread, not started, that writes the pod's seed. None where no lookup would use the seed.
+    """A thread, not started, that keeps the pod's seed (:class:`SeedKeeper`). None where no lookup would use the seed.
 
     The thread is a daemon, so that a store that hangs does not hold the agent's exit.
     """
     if not draft.adaptive or draft.lookup is not LookupScope.SPECULATOR:
         return None
+    keeper = SeedKeeper(pod, registry)
 
     def run() -> None:
-        try:
-            lineage = pod.drafts.lineage()
-        except (DraftRefused, InvalidRecord, OSError) as error:
-            log.warning("lookup gets no seed: %s", error)
-            return
-        write_seed(pod.folder, registry, lineage.number, lineage.target.vocab_size)
+        while True:
+            keeper.advance()
+            time.sleep(POLL_SECONDS)
 
     return threading.Thread(target=run, name="lookup-seed", daemon=True)
 
 
+class SeedKeeper:
+    """Writes the seed for an engine that starts, and removes the seed once the engine is ready."""
+
+    def __init__(self, pod: PodContext, registry: Registry) -> None:
+        self._pod, self._registry = pod, registry
+        self._seeded_boot: str | None = None
+        """The start for which a seed was written. Empty: for the next start. None: for no start yet."""
+
+    def advance(self) -> None:
+        """Compare the seed with the engine's state. The agent calls this often."""
+        try:
+            engine = self._pod.folder.read_engine_state()
+        except (InvalidRecord, OSError) as error:
+            log.warning("engine.json is not readable: %s", error)
+            return
+        if engine is not None and engine.ready:
+            self._seeded_boot = engine.boot
+            remove_seed(self._pod.folder)
+            return
+        boot = engine.boot if engine is not None else ""
+        if self._seeded_boot is None or self._seeded_boot not in ("", boot):
+            self._write()
+        self._seeded_boot = boot
+
+    def _write(self) -> None:
+        try:
+            lineage = self._pod.drafts.lineage()
+        except (DraftRefused, InvalidRecord, OSError) as error:
+            log.warning("lookup gets no seed: %s", error)
+            remove_seed(self._pod.folder)
+            return
+        write_seed(self._pod.folder, self._registry, lineage.number, lineage.target.vocab_size)
+
+
 def write_seed(folder: PodFolder, registry: Registry, lineage: int, vocabulary_size: int) -> int:
-    """Write the seed file and return the number of its answers, 0 when the store has none or fails."""
+    """Write the seed file and return the number of its answers, 0 when the store has none or fails.
+
+    With 0 answers there is no file, not even an older one.
+    """
     try:
         answers = recent_answers(registry, lineage, vocabulary_size)
         if answers:
             write_atomically(folder.lookup_seed, encode_seed(answers))
     except (StoreError, OSError) as error:
         log.warning("lookup gets no seed: %s", error)
-        return 0
+        answers = []
+    if not answers:
+        remove_seed(folder)
     log.info("lookup gets a seed of %d answers", len(answers))
     return len(answers)
+
+
+def remove_seed(folder: PodFolder) -> None:
+    """Remove the seed file, if there is one."""
+    try:
+        folder.lookup_seed.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("the seed of lookup was not removed: %s", error)
 
 
 def recent_answers(registry: Registry, lineage: int, vocabulary_size: int) -> list[NDArray[np.int32]]:

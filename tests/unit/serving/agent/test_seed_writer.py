@@ -6,6 +6,7 @@ import dataclasses
 import json
 import struct
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -17,12 +18,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, Shape
+from aurora_protocol.agent_api import EngineMode
 from aurora_runtime.held_out_split import is_held_out, prompt_hash
 from aurora_runtime.serving.agent import seed_writer
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.agent.seed_writer import (
     CONTEXT_TOKENS,
+    SeedKeeper,
     answers_of_shard,
     recent_answers,
     seeding_thread,
@@ -30,6 +33,7 @@ from aurora_runtime.serving.agent.seed_writer import (
 )
 from aurora_runtime.serving.capture.safetensors_writer import write_safetensors
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
+from aurora_runtime.serving.pod_records import EngineState
 from aurora_runtime.serving.speculation.lookup_seed import decode_seed
 from aurora_runtime.traces import RequestTrace, encode, shard_tensors
 from aurora_store import Registry
@@ -154,6 +158,62 @@ def test_a_store_that_is_down_costs_only_the_seed(registry: Registry, objects: F
     assert not PodFolder(tmp_path).lookup_seed.exists()
 
 
+@pytest.mark.parametrize("down", [True, False], ids=["the store fails", "no answers are left"])
+def test_an_old_seed_does_not_stay(registry: Registry, objects: FolderObjects, tmp_path: Path, down: bool) -> None:
+    folder = PodFolder(tmp_path)
+    (shard,) = put_shards(registry, [trace(SHARED[0], [900])], 1)
+    assert write_seed(folder, registry, 1, VOCABULARY) == 1
+    registry.delete_shard(shard)
+    objects.down = down
+    assert write_seed(folder, registry, 1, VOCABULARY) == 0
+    assert not folder.lookup_seed.exists()
+
+
+def pod_of(folder: PodFolder, registry: Registry) -> PodContext:
+    return cast(PodContext, SimpleNamespace(folder=folder, drafts=DraftCache(folder, registry)))
+
+
+def report_engine(folder: PodFolder, boot: str, *, ready: bool) -> None:
+    state = EngineState(boot=boot, ready=ready, started_at=datetime.now(UTC), mode=EngineMode.DRAFT, order_id="")
+    write_atomically(folder.engine, state.to_json())
+
+
+def test_each_engine_start_gets_a_new_seed_that_ends_when_the_engine_is_ready(
+    registry: Registry, tmp_path: Path
+) -> None:
+    """An engine that starts weeks later must not look up answers that the store deleted meanwhile."""
+    folder = PodFolder(tmp_path)
+    write_atomically(folder.lineage, lineage().to_json())
+    old, _ = put_shards(registry, [trace(SHARED[0], [0]), trace(SHARED[1], [1])], 1)
+    keeper = SeedKeeper(pod_of(folder, registry), registry)
+    keeper.advance()
+    first = folder.lookup_seed.read_bytes()
+    report_engine(folder, "boot-1", ready=False)
+    keeper.advance()
+    assert folder.lookup_seed.read_bytes() == first
+    report_engine(folder, "boot-1", ready=True)
+    keeper.advance()
+    assert not folder.lookup_seed.exists(), "the engine has read it"
+    registry.delete_shard(old)
+    for boot in ("boot-2", "boot-3"):  # the second one never became ready
+        report_engine(folder, boot, ready=False)
+        keeper.advance()
+        assert folder.lookup_seed.read_bytes() != first
+        folder.lookup_seed.write_bytes(first)
+        keeper.advance()
+        assert folder.lookup_seed.read_bytes() == first, "once for each start"
+
+
+def test_an_agent_that_starts_beside_a_ready_engine_removes_the_seed(registry: Registry, tmp_path: Path) -> None:
+    folder = PodFolder(tmp_path)
+    write_atomically(folder.lineage, lineage().to_json())
+    put_shards(registry, [trace(SHARED[0], [0])], 1)
+    folder.lookup_seed.write_bytes(b"old")
+    report_engine(folder, "boot-1", ready=True)
+    SeedKeeper(pod_of(folder, registry), registry).advance()
+    assert not folder.lookup_seed.exists()
+
+
 @pytest.mark.parametrize(
     ("fields", "seeded"),
     [
@@ -163,28 +223,18 @@ def test_a_store_that_is_down_costs_only_the_seed(registry: Registry, objects: F
         ({"lookup": LookupScope.OFF}, False),
     ],
 )
-def test_a_seed_is_written_where_lookup_uses_it(
+def test_a_seed_is_kept_where_lookup_uses_it(
     registry: Registry, tmp_path: Path, fields: dict[str, str], seeded: bool
 ) -> None:
     folder = PodFolder(tmp_path)
-    write_atomically(folder.lineage, lineage().to_json())
-    put_shards(registry, [trace(SHARED[0], [0])], 1)
-    pod = cast(PodContext, SimpleNamespace(folder=folder, drafts=DraftCache(folder, registry)))
-    thread = seeding_thread(pod, registry, DraftSpec.model_validate({"shape": Shape.ADAPTIVE} | fields))
-    assert (thread is not None) == seeded
-    if thread is not None:
-        thread.start()
-        thread.join()
-    assert folder.lookup_seed.exists() == seeded
+    draft = DraftSpec.model_validate({"shape": Shape.ADAPTIVE} | fields)
+    assert (seeding_thread(pod_of(folder, registry), registry, draft) is not None) == seeded
 
 
 def test_a_pod_without_a_lineage_gets_no_seed(registry: Registry, tmp_path: Path) -> None:
     folder = PodFolder(tmp_path)
-    pod = cast(PodContext, SimpleNamespace(folder=folder, drafts=DraftCache(folder, registry)))
-    thread = seeding_thread(pod, registry, DraftSpec(shape=Shape.ADAPTIVE, lookup=LookupScope.SPECULATOR))
-    assert thread is not None
-    thread.start()
-    thread.join()
+    folder.lookup_seed.write_bytes(b"old")
+    SeedKeeper(pod_of(folder, registry), registry).advance()
     assert not folder.lookup_seed.exists()
 
 
