@@ -3,6 +3,7 @@
 RuntimeFault
 ├── TraceFormatError        a shard's tensors contradict each other
 │   └── NewerTraceFormat        only a newer version of the reader can read the shard
+├── ShardRefused            the store refuses to read one shard, and can read others
 ├── EngineFault             SGLang did not start, or refused an admin call
 │   └── EngineGone          SGLang did not answer: it ended or hangs
 │       └── EngineUnreachable   the connection to SGLang failed
@@ -34,6 +35,10 @@ class TraceFormatError(RuntimeFault):
 
 class NewerTraceFormat(TraceFormatError):
     """A shard holds what only a newer version of the reader knows. The reader must be upgraded."""
+
+
+class ShardRefused(RuntimeFault):
+    """The store refuses to read a shard, although it reads others. The trainer skips the shard."""
 
 
 class EngineFault(RuntimeFault):

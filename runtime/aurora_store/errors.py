@@ -2,6 +2,7 @@
 
 StoreError              the object store refused a call, or cannot be reached
 ├── ObjectMissing       there is no object at the key
+├── ObjectArchived      the object lies in a storage class from which it cannot be read
 ├── ObjectExists        another writer created the object first
 ├── DigestMismatch      the bytes differ from the digest in the record that names them
 │   └── ObjectTooLarge  the object is larger than that record says, or than any record may be
@@ -25,7 +26,7 @@ DEFAULT_HINT = "see the store's log"
 _CODES_WITHOUT_HINT = (
     *("AccountProblem", "AllAccessDisabled", "BadDigest", "BucketAlreadyExists", "BucketAlreadyOwnedByYou"),
     *("EntityTooLarge", "InternalError", "InvalidArgument", "InvalidBucketName", "InvalidBucketState"),
-    *("InvalidObjectState", "InvalidRange", "InvalidRequest", "InvalidSecurity", "KeyTooLongError", "MalformedXML"),
+    *("InvalidRange", "InvalidRequest", "InvalidSecurity", "KeyTooLongError", "MalformedXML"),
     *("MethodNotAllowed", "MissingContentLength", "NotImplemented", "NotSignedUp", "OperationAborted"),
     *("QuotaExceeded", "RequestTimeout", "ServiceUnavailable", "SlowDown", "TooManyBuckets", "XMinioStorageFull"),
 )
@@ -43,6 +44,7 @@ ERROR_HINTS = dict.fromkeys(_CODES_WITHOUT_HINT, DEFAULT_HINT) | {
     "InvalidToken": "check the credentials; keys in a Secret must be long-lived ones, because no session token is read",
     "RequestTimeTooSkewed": "set the clock of the pod's node, which differs from the store's",
     "NoSuchBucket": "create the bucket",
+    "InvalidObjectState": "restore the object, and exempt the root from lifecycle rules that archive objects",
     "AccessDenied": "check the credentials' rights on the bucket",
     "KMS.DisabledException": _KMS_HINT,
     "KMS.InvalidKeyUsageException": _KMS_HINT,
@@ -67,6 +69,10 @@ class StoreError(Exception):
 
 class ObjectMissing(StoreError):
     """There is no object at this key."""
+
+
+class ObjectArchived(StoreError):
+    """The object lies in an archive class, from which nothing can be read before somebody restores it."""
 
 
 class ObjectExists(StoreError):

@@ -100,6 +100,11 @@ def is_shard_key(key: str) -> bool:
     return _SHARD_KEY.fullmatch(key) is not None
 
 
+def lineage_of_shard(key: str) -> int:
+    """The lineage that the key of a shard names. Raises ValueError when the key is none of an agent."""
+    return int(key.split("/")[1])
+
+
 def shard_hour(key: str) -> datetime | None:
     """The beginning of the hour in which a shard was written, according to its key. None when the key names no hour."""
     found = _SHARD_HOUR.fullmatch(key)

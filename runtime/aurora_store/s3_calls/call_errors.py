@@ -19,6 +19,7 @@ from aurora_store.errors import (
     ERROR_HINTS,
     AccessRefused,
     AddressRefused,
+    ObjectArchived,
     ObjectExists,
     ObjectMissing,
     ObjectTooLarge,
@@ -133,6 +134,8 @@ def _error_sent(error: ClientError, call: str) -> StoreError:
         return ObjectExists(bounded_text(f"{call}: another writer created the object first"))
     if is_access_refused(error):
         return AccessRefused(bounded_text(f"{call}: {code}; {access_hint(error.operation_name)}"))
+    if code == "InvalidObjectState":
+        return ObjectArchived(bounded_text(f"{call}: {code}; {ERROR_HINTS[code]}"))
     shown = code if code in ERROR_HINTS else f"HTTP {status}"
     return StoreError(bounded_text(f"{call}: {shown}; {ERROR_HINTS.get(code, DEFAULT_HINT)}"))
 

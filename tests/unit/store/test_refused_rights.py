@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aurora_store import ObjectStore, StoreConfig
-from aurora_store.errors import AccessRefused, ObjectMissing, StoreError
+from aurora_store.errors import AccessRefused, ObjectArchived, ObjectMissing, StoreError
 from tests.assets.faulty_store import FaultyStore, Request, faulty_store, whole
 
 KEY = "trainer/status.json"
@@ -60,6 +60,13 @@ def test_a_missing_object_is_missing_although_s3_says_access_denied(
 ) -> None:
     store.answer = answers(listing(f"root/{KEY}.old"))
     with pytest.raises(ObjectMissing):
+        READS[read](objects(store), tmp_path)
+
+
+@pytest.mark.parametrize("read", READS)
+def test_an_archived_object_is_told_from_a_store_that_is_away(store: FaultyStore, tmp_path: Path, read: str) -> None:
+    store.answer = whole(403, DENIED.replace(b"AccessDenied", b"InvalidObjectState"))
+    with pytest.raises(ObjectArchived, match="InvalidObjectState; restore the object"):
         READS[read](objects(store), tmp_path)
 
 

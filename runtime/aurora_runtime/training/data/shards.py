@@ -1,8 +1,9 @@
 """Reads shards and splits their requests into training and held-out examples.
 
 Invariants: a damaged shard is counted, logged and skipped, because another attempt would read the same bytes. A shard
-that killed the trainer twice is skipped too. Of a shard that can be read, a request that cannot be used costs only
-itself. A shard that only a newer reader knows is left to that reader. No held-out request reaches the training side.
+that killed the trainer twice is skipped too, and so is one that the store refuses while it gives others. Of a shard
+that can be read, a request that cannot be used costs only itself. A shard that only a newer reader knows is left to
+that reader. No held-out request reaches the training side.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import Final, NamedTuple
 from safetensors import SafetensorError
 
 from aurora_protocol.errors import InvalidRecord, NewerRecord
-from aurora_runtime.errors import NewerTraceFormat, TraceFormatError
+from aurora_runtime.errors import NewerTraceFormat, ShardRefused, TraceFormatError
 from aurora_runtime.traces import RequestTrace, decode
 from aurora_runtime.training.data.examples import Example, examples_of
+from aurora_runtime.training.data.patient_shard_reads import PatientShardReads
 from aurora_runtime.training.data.prefetch import ShardPrefetcher
 from aurora_runtime.training.data.prefix_bank import PrefixBank
 from aurora_runtime.training.data.shard_deaths import ShardDeaths
@@ -80,25 +82,22 @@ class ShardReader:
         Traces with one of ``erased_tags`` are left out: they came after the erasure, and the next one removes them.
         """
         self._erased_tags = erased_tags
-        self._registry, self._vocab_size = registry, vocab_size
-        self._aux_width, self._retrier, self._prompt_weight = aux_width, retrier, prompt_weight
+        self._vocab_size, self._aux_width, self._prompt_weight = vocab_size, aux_width, prompt_weight
         self._prefixes = PrefixBank(policy.prefix_bank_bytes, policy.prefix_bank_traces)
-        self._prefetcher = ShardPrefetcher(self._fetch, policy.prefetched_shards, policy.prefetched_bytes)
+        reads = PatientShardReads(registry, retrier)
+        self._prefetcher = ShardPrefetcher(reads.read, policy.prefetched_shards, policy.prefetched_bytes)
         self.deaths = deaths or ShardDeaths()
         self.damaged = 0
         """Shards that were skipped, since the start."""
         self.newer = set[str]()
         """Shards that only a newer reader knows. They stay untrained, for the trainer after an upgrade."""
 
-    def _fetch(self, key: str) -> bytes:
-        return self._retrier.call(f"reading {key}", lambda: self._registry.shard(key))[1]
-
     def prefetch(self, keys: Sequence[str], size_of: Callable[[str], int] = lambda _: 0) -> None:
         """Begin to fetch the first of ``keys``, which are read next and in this order. ``size_of``: their bytes."""
         self._prefetcher.prefetch(() if self.deaths.suspects else keys, size_of)
 
     def read(self, key: str) -> Shard | None:
-        """The shard's examples, or None when the shard is damaged or quarantined, or is one of :attr:`newer`.
+        """The shard's examples. None when the shard is damaged, refused or quarantined, or is one of :attr:`newer`.
 
         Call :meth:`finish` when the work on the shard is done.
         """
@@ -113,10 +112,11 @@ class ShardReader:
             self.newer.add(key)
             log.error("shard %s waits until this trainer is upgraded: %s", key, error)  # noqa: TRY400
             return None
-        except _DAMAGE_ERRORS as error:
+        except (ShardRefused, *_DAMAGE_ERRORS) as error:
             self.finish()
             self.damaged += 1
-            log.error("shard %s is damaged and skipped (%d so far): %s", key, self.damaged, error)  # noqa: TRY400
+            state = "cannot be read" if isinstance(error, ShardRefused) else "is damaged"
+            log.error("shard %s %s and is skipped (%d so far): %s", key, state, self.damaged, error)  # noqa: TRY400
             return None
 
     def drop(self, shards: Collection[str]) -> None:
