@@ -8,6 +8,7 @@ OperatorError
 │   ├── Conflict      somebody else wrote first: observe again
 │   ├── TooLarge      an answer exceeds its size limit
 │   ├── SilentWatch   nothing arrived on an open watch
+│   ├── Unconnected   no connection to the API server could be opened
 │   └── Expired       the API server no longer has the history to go on from: list again
 ├── CallAbandoned     a blocking call was not over at its deadline
 ├── NotLeading        another replica acts
@@ -70,6 +71,10 @@ class TooLarge(KubernetesError):
 
 class SilentWatch(KubernetesError):
     """The API server accepted a watch, and then sent nothing for too long, not even a bookmark."""
+
+
+class Unconnected(KubernetesError):
+    """No connection to the API server could be opened, or TLS failed on it."""
 
 
 class NotLeading(OperatorError):

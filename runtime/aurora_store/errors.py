@@ -3,6 +3,7 @@
 StoreError              the object store refused a call, or cannot be reached
 ├── ObjectMissing       there is no object at the key
 ├── ObjectArchived      the object lies in a storage class from which it cannot be read
+├── KeyUnusable         the KMS key of the object cannot be used
 ├── ObjectExists        another writer created the object first
 ├── DigestMismatch      the bytes differ from the digest in the record that names them
 │   └── ObjectTooLarge  the object is larger than that record says, or than any record may be
@@ -30,6 +31,8 @@ _CODES_WITHOUT_HINT = (
     *("MethodNotAllowed", "MissingContentLength", "NotImplemented", "NotSignedUp", "OperationAborted"),
     *("QuotaExceeded", "RequestTimeout", "ServiceUnavailable", "SlowDown", "TooManyBuckets", "XMinioStorageFull"),
 )
+KMS_CODES = ("KMS.DisabledException", "KMS.InvalidKeyUsageException", "KMS.KMSInvalidStateException",
+             "KMS.NotFoundException")  # fmt: skip
 _KMS_HINT = "check the key in store.encryption.kmsKeyId"
 _REGION_HINT = "set store.region to the bucket's region"
 _REGION_CODES = (
@@ -46,10 +49,7 @@ ERROR_HINTS = dict.fromkeys(_CODES_WITHOUT_HINT, DEFAULT_HINT) | {
     "NoSuchBucket": "create the bucket",
     "InvalidObjectState": "restore the object, and exempt the root from lifecycle rules that archive objects",
     "AccessDenied": "check the credentials' rights on the bucket",
-    "KMS.DisabledException": _KMS_HINT,
-    "KMS.InvalidKeyUsageException": _KMS_HINT,
-    "KMS.KMSInvalidStateException": _KMS_HINT,
-    "KMS.NotFoundException": _KMS_HINT,
+    **dict.fromkeys(KMS_CODES, _KMS_HINT),
     "403": "check the credentials and their rights on the bucket",
     "InvalidAccessKeyId": "check the access key, which must be a long-lived one",
     "SignatureDoesNotMatch": "check the secret key",
@@ -73,6 +73,10 @@ class ObjectMissing(StoreError):
 
 class ObjectArchived(StoreError):
     """The object lies in an archive class, from which nothing can be read before somebody restores it."""
+
+
+class KeyUnusable(StoreError):
+    """The KMS key with which the object is encrypted is disabled, deleted or of another kind."""
 
 
 class ObjectExists(StoreError):

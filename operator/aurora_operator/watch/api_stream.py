@@ -27,12 +27,13 @@ import aiohttp
 from kubernetes import client
 from pydantic_core import from_json
 
-from aurora_operator.errors import Expired, KubernetesError, SilentWatch, TooLarge
+from aurora_operator.errors import Expired, KubernetesError, SilentWatch, TooLarge, Unconnected
 from aurora_operator.kubernetes_api import API_CALLS, MAX_OBJECT_BYTES, Object, PageSize, Resource, refusal
 from aurora_operator.operator_config import OPERATOR_NAME
 
 log = logging.getLogger(__name__)
 
+_UNCONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientSSLError, ssl.SSLError)
 CONNECT_SECONDS = 5.0
 LIST_SECONDS = 60.0
 READ_SECONDS = 90.0
@@ -178,7 +179,8 @@ class ApiStream:
                 self._tls = _tls(self._configuration)
             except (OSError, ValueError) as unreadable:  # the file may be half written; the next failure reads it again
                 log.warning("cannot read the certificates for the API server: %s", unreadable)
-        return KubernetesError(f"{call}: {type(error).__name__}; check that the API server can be reached")
+        kind = Unconnected if isinstance(error, _UNCONNECTED) else KubernetesError
+        return kind(f"{call}: {type(error).__name__}; check that the API server can be reached")
 
     def _url(self, resource: Resource, namespace: str, query: dict[str, str]) -> str:
         given = urlencode({key: value for key, value in query.items() if value})

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from aurora_operator.errors import Expired, KubernetesError, SilentWatch
+from aurora_operator.errors import Expired, KubernetesError, SilentWatch, Unconnected
 from aurora_operator.kubernetes_api import SPECULATOR, WATCHED, Resource
 from aurora_operator.observe.cluster_cache import ClusterCache, ListUpdate, Scope, SpeculatorKey, revision_of
 from aurora_operator.watch.api_stream import ApiStream, Page, WatchEvent
@@ -48,8 +48,7 @@ MAX_SILENT_WATCHES = 2
 REFUSED_STATUSES = frozenset({403, 404})
 """A namespace that was deleted took our Role with it."""
 REFUSED_SECONDS = 30.0
-UNANSWERED_STATUSES = frozenset({0, 401})
-"""No connection, or a token that the API server does not know: this process itself may be at fault."""
+UNKNOWN_TOKEN_STATUS = 401
 
 
 class Wake(Protocol):
@@ -82,10 +81,12 @@ class Informer:
 
     @property
     def unanswered_seconds(self) -> float:
-        """Seconds since a list finished, a watch brought an event or ended in time, or the API server sent an error.
+        """Seconds since this process last reached the API server, whatever came of the call.
 
-        An error is an answer too, because a new process would get the same one: the informer of a deleted namespace
-        gets nothing else. :data:`UNANSWERED_STATUSES` are no answers.
+        A failed call is an answer too, because a new process would get the same one: the informer of a deleted
+        namespace gets nothing but refusals, and a proxy may cut every watch without changes. No answers are a
+        connection that cannot be opened, a failure of TLS, and a token that the API server does not know. Then this
+        process itself may be at fault.
         """
         return time.monotonic() - self._last_answer
 
@@ -105,6 +106,7 @@ class Informer:
                 self._note_answer(error)
                 self._follow_refusal(error)
             except Exception:
+                self._note_answer()
                 # Without this informer the operator would go blind. A list may still lead past the object at fault.
                 log.exception("%s: an answer of the API server was not understood; listing again", self.scope)
             await self._back_off()
@@ -229,7 +231,7 @@ class Informer:
         self._last_turn = time.monotonic()
 
     def _note_answer(self, error: KubernetesError | None = None) -> None:
-        if error is None or error.status not in UNANSWERED_STATUSES:
+        if not isinstance(error, Unconnected) and (error is None or error.status != UNKNOWN_TOKEN_STATUS):
             self._last_answer = time.monotonic()
 
     async def _back_off(self) -> None:

@@ -17,8 +17,10 @@ from botocore.parsers import ResponseParserError
 from aurora_store.errors import (
     DEFAULT_HINT,
     ERROR_HINTS,
+    KMS_CODES,
     AccessRefused,
     AddressRefused,
+    KeyUnusable,
     ObjectArchived,
     ObjectExists,
     ObjectMissing,
@@ -136,6 +138,8 @@ def _error_sent(error: ClientError, call: str) -> StoreError:
         return AccessRefused(bounded_text(f"{call}: {code}; {access_hint(error.operation_name)}"))
     if code == "InvalidObjectState":
         return ObjectArchived(bounded_text(f"{call}: {code}; {ERROR_HINTS[code]}"))
+    if code in KMS_CODES:
+        return KeyUnusable(bounded_text(f"{call}: {code}; {ERROR_HINTS[code]}"))
     shown = code if code in ERROR_HINTS else f"HTTP {status}"
     return StoreError(bounded_text(f"{call}: {shown}; {ERROR_HINTS.get(code, DEFAULT_HINT)}"))
 

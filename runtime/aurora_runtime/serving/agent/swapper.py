@@ -89,7 +89,7 @@ class Swapper:
         or rejection stay refused. A late order of a former leader may be newer than that. The present leader's next
         order has a higher epoch, and corrects it.
 
-        Raises :class:`StoreError` and :class:`InvalidRecord` while the channel cannot be read. The pod then takes no
+        Raises :class:`StoreError` and :class:`EngineFault` while the channel cannot be read. The pod then takes no
         order, because it cannot tell an old one from a new one.
         """
         try:
@@ -98,7 +98,10 @@ class Swapper:
             current = self._pod.drafts.current()
             if current is None:
                 raise EngineFault("swap.json is damaged, and the pod has no current draft") from error
-            epoch = await call_in_thread(self._pod.drafts.channel_epoch)
+            try:
+                epoch = await call_in_thread(self._pod.drafts.channel_epoch)
+            except InvalidRecord as unreadable:  # the store's record, so the order is not to blame
+                raise EngineFault(f"swap.json is damaged, and the channel's record too: {unreadable}") from unreadable
             epoch = max(epoch, self.status.epoch or 1)
             if self.last_request() is not None:
                 return  # an order was accepted meanwhile

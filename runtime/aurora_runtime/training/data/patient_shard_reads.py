@@ -3,8 +3,8 @@
 Why: a lifecycle rule of the bucket may archive an object, or a KMS key of older objects may be disabled. The trainer
 would wait for such a shard for ever.
 
-Invariant: a shard is given up only after it was refused for minutes in which the store gave another shard after each
-refusal. So an outage or a lost right costs no shard.
+Invariant: a shard is given up only for what the store says about it, and only after it was refused for minutes in which
+the store gave another shard after each refusal. So neither a slow store, nor an outage, nor a lost right costs a shard.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 from aurora_runtime.errors import ShardRefused
 from aurora_runtime.training.retry import Retrier
 from aurora_store import Registry
-from aurora_store.errors import DigestMismatch, ObjectArchived, ObjectMissing, StoreError
+from aurora_store.errors import AccessRefused, KeyUnusable, ObjectArchived, StoreError
 from aurora_store.keys import lineage_of_shard
 
 MAX_REFUSED_SECONDS: Final = 180.0
@@ -47,11 +47,9 @@ class PatientShardReads:
             nonlocal refused_since
             try:
                 data = self._registry.shard(key)[1]
-            except (ObjectMissing, DigestMismatch):
-                raise
             except ObjectArchived as error:
                 raise ShardRefused(str(error)) from error
-            except StoreError as error:
+            except (AccessRefused, KeyUnusable) as error:
                 if not self._can_read_another(key):
                     refused_since = None  # the time of an outage does not count
                     raise
@@ -62,6 +60,9 @@ class PatientShardReads:
                 self._patience = NEXT_REFUSED_SECONDS
                 text = f"the store refused it for {now - refused_since:.0f} s, and gives other shards"
                 raise ShardRefused(f"{text}: {error}") from error
+            except StoreError:
+                refused_since = None  # it says nothing about the shard
+                raise
             if refused_since is not None:
                 self._patience = MAX_REFUSED_SECONDS
             return data

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from kubernetes import client
 
-from aurora_operator.errors import KubernetesError
+from aurora_operator.errors import Unconnected
 from aurora_operator.kubernetes_api import POD
 from aurora_operator.watch.api_stream import ApiStream
 
@@ -98,10 +98,10 @@ async def test_the_file_of_the_authority_is_read_again_after_a_failure(
     stream = ApiStream(configuration)
     try:
         for text in ("half a file", present):
-            with pytest.raises(KubernetesError, match="ClientConnectorCertificateError"):
+            with pytest.raises(Unconnected, match="ClientConnectorCertificateError"):
                 await call(stream)
             replace(configuration, text)
-        with pytest.raises(KubernetesError, match="ClientConnectorCertificateError"):
+        with pytest.raises(Unconnected, match="ClientConnectorCertificateError"):
             await call(stream)
         assert await call(stream) == 9
     finally:

@@ -9,13 +9,14 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import pytest
+from kubernetes import client
 
-from aurora_operator.errors import KubernetesError
-from aurora_operator.kubernetes_api import WATCHED, Resource
+from aurora_operator.errors import KubernetesError, Unconnected
+from aurora_operator.kubernetes_api import POD, WATCHED, Resource
 from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.watch import informer as module
 from aurora_operator.watch import informers as informers_module
-from aurora_operator.watch.api_stream import Page, WatchEvent
+from aurora_operator.watch.api_stream import ApiStream, Page, WatchEvent
 from aurora_operator.watch.informers import Informers
 
 BOUND_SECONDS = 0.3
@@ -70,12 +71,11 @@ async def informing(stream: FakeStream) -> AsyncIterator[Informers]:
 @pytest.mark.parametrize(
     "error",
     [
-        KubernetesError("list pods: ClientConnectorCertificateError", 0),
+        Unconnected("list pods: ClientConnectorCertificateError"),
         KubernetesError("Unauthorized", 401),
-        KeyError("metadata"),
     ],
 )
-async def test_informers_that_fail_for_long_are_told_until_they_succeed(error: Exception) -> None:
+async def test_informers_that_fail_for_long_are_told_until_they_succeed(error: KubernetesError) -> None:
     stream = FakeStream()
     async with informing(stream) as informers:
         stream.error = error
@@ -93,20 +93,52 @@ async def test_informers_that_fail_for_long_are_told_until_they_succeed(error: E
 async def test_an_api_server_that_is_away_restarts_nobody_and_neither_does_its_return() -> None:
     stream = FakeStream()
     async with informing(stream) as informers:
-        stream.error = KubernetesError("list pods: ClientConnectorError", 0)
+        stream.error = Unconnected("list pods: ClientConnectorError")
         await asyncio.sleep(2 * BOUND_SECONDS)
         assert list(informers.silent(0.0)) == []
         assert list(informers.silent(BOUND_SECONDS)) == [], "the Lease was answered first"
 
 
-@pytest.mark.parametrize("status", [403, 404, 429, 500])
-async def test_an_api_server_that_answers_with_errors_restarts_nobody(status: int) -> None:
-    """A new process would get the same answer, for example in a namespace that was deleted."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(KubernetesError("no", status) for status in (403, 404, 429, 500)),
+        KubernetesError("watch pods: ClientPayloadError", 0),
+        KeyError("metadata"),
+    ],
+    ids=lambda error: f"{type(error).__name__} {getattr(error, 'status', '')}",
+)
+async def test_an_api_server_that_answers_with_errors_restarts_nobody(error: Exception) -> None:
+    """A new process would get the same, for example in a deleted namespace, or behind a proxy that cuts watches."""
     stream = FakeStream()
     async with informing(stream) as informers:
-        stream.error = KubernetesError("no", status)
+        stream.error = error
         await asyncio.sleep(2 * BOUND_SECONDS)
         assert list(informers.silent(LONG_SECONDS)) == []
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"], ids=["no answer", "cut"])
+async def test_a_call_that_reached_the_api_server_counts_as_connected(answer: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1")
+    configuration = client.Configuration()
+    configuration.host = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    stream = ApiStream(configuration)
+    try:
+        with pytest.raises(KubernetesError) as failed:
+            await stream.list_page(POD, "", "", "")
+        assert not isinstance(failed.value, Unconnected)
+        server.close()
+        await server.wait_closed()
+        with pytest.raises(Unconnected):
+            await stream.list_page(POD, "", "", "")
+    finally:
+        server.close()
+        await stream.close()
 
 
 async def test_an_informer_at_rest_is_not_told() -> None:
@@ -118,7 +150,7 @@ async def test_an_informer_at_rest_is_not_told() -> None:
 async def test_an_informer_that_began_late_has_its_whole_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a namespace that came back waited for the list of its speculators."""
     stream = FakeStream()
-    stream.error = KubernetesError("list pods: ClientConnectorError", 0)
+    stream.error = Unconnected("list pods: ClientConnectorError")
     api: Any = stream
     informers = Informers(api, ClusterCache(resource.kind for resource in WATCHED), ["team"], lambda *_: None)
     clock = time.monotonic

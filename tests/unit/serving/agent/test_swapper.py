@@ -15,6 +15,7 @@ from aiohttp import ClientSession
 
 from aurora_protocol.agent_api import SwapPhase, SwapRequest
 from aurora_protocol.draft_records import Channel, ChannelReason
+from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_swap import DraftFile
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault, SwapRefused
@@ -205,6 +206,18 @@ async def test_a_running_agent_never_lowers_the_fence_for_a_damaged_order_file(r
     advance_channel(rig, 4)
     with pytest.raises(SwapRefused, match="older than epoch 5"):
         await rig.swapper.request(rig.swap_request(2, 4))
+
+
+async def test_a_damaged_order_file_and_an_unreadable_channel_are_not_the_orders_fault(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable() -> int:
+        raise InvalidRecord("the channel's record is damaged")
+
+    rig.folder.swap_request.write_bytes(b"")
+    monkeypatch.setattr(rig.swapper._pod.drafts, "channel_epoch", unreadable)
+    with pytest.raises(EngineFault, match="channel"):
+        await rig.swapper.request(rig.swap_request(1, 5))
 
 
 async def test_an_order_is_on_the_disk_before_its_file_gets_its_name(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

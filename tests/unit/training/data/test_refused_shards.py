@@ -11,7 +11,7 @@ from aurora_runtime.errors import Interrupted, ShardRefused
 from aurora_runtime.training.data.patient_shard_reads import MAX_REFUSED_SECONDS, PatientShardReads
 from aurora_runtime.training.retry import Retrier
 from aurora_store import Registry
-from aurora_store.errors import AccessRefused, ObjectArchived, StoreError
+from aurora_store.errors import AccessRefused, KeyUnusable, ObjectArchived, StoreError
 from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo
 from tests.unit.training import tiny
 from tests.unit.training.trainer_rig import Traffic, TrainerRig
@@ -105,7 +105,14 @@ def test_a_shard_that_the_store_alone_refuses_is_given_up_after_minutes_and_the_
 def test_no_shard_is_given_up_when_the_store_refuses_all(objects: RefusingObjects, keys: list[str]) -> None:
     """A key of the bucket that is disabled refuses every shard, although the store lists them."""
     for key in keys:
-        objects.refuse(key, StoreError("KMS.DisabledException"))
+        objects.refuse(key, KeyUnusable("KMS.DisabledException"))
+    with pytest.raises(Interrupted):
+        reads_of(objects, Waits()).read(keys[0])
+
+
+def test_a_shard_that_a_slow_store_does_not_give_is_waited_for(objects: RefusingObjects, keys: list[str]) -> None:
+    """Small answers arrive, and whole shards do not."""
+    objects.refuse(keys[0], StoreError("get x: ReadTimeoutError"))
     with pytest.raises(Interrupted):
         reads_of(objects, Waits()).read(keys[0])
 
@@ -120,7 +127,7 @@ def test_the_time_of_an_outage_does_not_count(objects: RefusingObjects, keys: li
                 objects.refused.clear()
             return super()._wait(timeout)
 
-    objects.refuse(keys[0], StoreError("SlowDown"))
+    objects.refuse(keys[0], AccessRefused("AccessDenied"))
     objects.down = True
     retrier = Outage()
     assert reads_of(objects, retrier).read(keys[0])
