@@ -31,8 +31,11 @@ _CODES_WITHOUT_HINT = (
     *("MethodNotAllowed", "MissingContentLength", "NotImplemented", "NotSignedUp", "OperationAborted"),
     *("QuotaExceeded", "RequestTimeout", "ServiceUnavailable", "SlowDown", "TooManyBuckets", "XMinioStorageFull"),
 )
-KMS_CODES = ("KMS.DisabledException", "KMS.InvalidKeyUsageException", "KMS.KMSInvalidStateException",
-             "KMS.NotFoundException")  # fmt: skip
+KMS_CODES = (
+    *("KMS.DisabledException", "KMS.InvalidKeyUsageException"),
+    *("KMS.KMSInvalidStateException", "KMS.NotFoundException"),
+)
+"""Codes of a KMS key that cannot be used."""
 _KMS_HINT = "check the key in store.encryption.kmsKeyId"
 _REGION_HINT = "set store.region to the bucket's region"
 _REGION_CODES = (

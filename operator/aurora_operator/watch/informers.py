@@ -74,7 +74,7 @@ class Informers:
     def silent(self, lease_answered_seconds: float) -> Iterator[str]:
         """A sentence about each informer that hears nothing, although even a dead connection would be noticed.
 
-        An informer whose every attempt fails counts too, but only while the API server answers the calls of the Lease.
+        An informer that cannot connect counts too, but only while the API server answers the calls of the Lease.
         Then this process is at fault, and a restart may help. While the API server is away, a restart would only
         empty the cache. A new process does not compete for the Lease before its first lists, so it waits for them and
         does not restart again.

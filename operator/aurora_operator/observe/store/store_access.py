@@ -64,7 +64,7 @@ class StoreAccess:
         self._examined: tuple[_Settings | None, ExaminedEvidence] = None, {}
         """Evidence that was examined, with the settings of its store. It outlives a reader that was abandoned."""
         self._trainer_changes = TrainerChanges()
-        """Of the same store. It outlives a reader, too."""
+        """The changes of the trainer's record in the same store. They outlive a reader, too."""
         self.reader: StoreReader | None = None
         """The open store; None until credentials were found."""
         self._view = StoreView()

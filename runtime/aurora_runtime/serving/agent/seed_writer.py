@@ -6,8 +6,8 @@ times larger.
 
 Invariants: a seed holds only answers that the store had when the engine started, and is removed once the engine is
 ready. Otherwise a later engine would look up answers that the store deleted long ago. Answers of held-out and of tagged
-requests are left out. The bytes that are read are bounded, whatever the
-store holds. A store that fails or a shard that is no shard costs the seed, never the pod.
+requests are left out. The bytes that are read are bounded, whatever the store holds. A store that fails or a shard that
+is no shard costs the seed, never the pod.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from aurora_runtime.traces import RequestTrace
 
 @dataclass(frozen=True)
 class _Lender:
-    """What the bank keeps of a trace: its tokens, and the states from position ``hidden_start`` on."""
+    """The part of a trace that the bank keeps: tokens ``[L]``, and states ``[S, H3]`` from ``hidden_start`` on."""
 
     hidden_start: int
     tokens: Tensor

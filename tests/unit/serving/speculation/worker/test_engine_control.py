@@ -4,7 +4,7 @@ from aurora_runtime.serving.speculation.worker.engine_control import SWITCH_NOTE
 
 
 def test_of_switches_in_a_row_only_the_last_note_is_kept() -> None:
-    """What SGLang reads from its notes stays the same: a later note overrides the same settings."""
+    """SGLang reads the same settings from its notes as before, because a later note overrides them."""
     notes: list[tuple[str, object]] = [("start", {"dtype": "bf16"})]
     for steps in range(1000):
         notes.append((SWITCH_NOTE, {"speculative_num_steps": steps}))
