@@ -23,7 +23,15 @@ from aurora_runtime.validation.draft_fetch import FetchedDraft
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import REPEATING_TEXT, write_random_draft, write_repeating_draft
 from tests.assets.sglang_server import Server, sglang_server
-from tests.integration.engine.plain_answers import FP32, QUESTIONS, PlainAnswers, chat, chat_answers
+from tests.integration.engine.plain_answers import (
+    FIXED_TOKENS,
+    FP32,
+    QUESTIONS,
+    PlainAnswers,
+    chat,
+    chat_answers,
+    token_prompts,
+)
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -103,6 +111,25 @@ def ngram(plain: PlainAnswers) -> Iterator[Server]:
 
 def test_ngram_gives_the_same_answers(plain: PlainAnswers, ngram: Server) -> None:
     assert chat_answers(ngram) == plain.chat
+
+
+def test_every_token_is_sampled_as_the_request_asks(plain: PlainAnswers, ngram: Server) -> None:
+    """SGLang itself samples an answer's first token only on a CPU, and goes on with the most likely ones."""
+    prompt = token_prompts()[2]
+
+    def answers(**sampling: float) -> list[list[int]]:
+        wanted = {"max_new_tokens": FIXED_TOKENS, "ignore_eos": True, **sampling}
+        given = ngram.post("/generate", {"input_ids": prompt, "sampling_params": wanted})
+        return [each["output_ids"] for each in given] if isinstance(given, list) else [given["output_ids"]]
+
+    assert answers(temperature=1.0, top_k=1) == [plain.tokens[2]]
+    sampled = answers(temperature=1.5, n=8)
+    beginnings = [prompt + answer[:1] for answer in sampled]
+    greedy = {"temperature": 0, "max_new_tokens": FIXED_TOKENS - 1, "ignore_eos": True}
+    likely = ngram.post("/generate", {"input_ids": beginnings, "sampling_params": greedy})
+    followed = [answer[1:] == each["output_ids"] for answer, each in zip(sampled, likely, strict=True)]
+    assert not all(followed)
+    assert len({tuple(answer) for answer in sampled}) == len(sampled)
 
 
 def test_an_engine_without_a_draft_takes_no_draft_and_no_version(ngram: Server, tmp_path: Path) -> None:

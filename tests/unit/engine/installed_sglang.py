@@ -33,6 +33,7 @@ def uses() -> list[Hook | Call | Name]:
     """Everything that our plugins use of SGLang."""
     speculation = SpeculationSettings(state_folder="/nowhere", boot="b", draft_steps=3)
     return [
+        *cpu_plugin.CALLS,
         *cpu_plugin.engine_hooks(),
         *vocabulary_plugin.HOOKS,
         *capture_plugin.CALLS,
