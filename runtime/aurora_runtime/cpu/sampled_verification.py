@@ -90,7 +90,7 @@ def sampled_tokens(logits: torch.Tensor, sampling: Any, positions: torch.Tensor,
     probabilities = torch.softmax(logits.float() / of_nodes(sampling.temperatures), dim=-1)
     seeds = None if sampling.sampling_seed is None else of_nodes(sampling.sampling_seed)
     if sampling.need_top_k_sampling or sampling.need_top_p_sampling or sampling.need_min_p_sampling:
-        tokens = top_k_top_p_min_p_sampling_from_probs_torch(
+        tokens: torch.Tensor = top_k_top_p_min_p_sampling_from_probs_torch(
             probabilities,
             of_nodes(sampling.top_ks),
             of_nodes(sampling.top_ps),
