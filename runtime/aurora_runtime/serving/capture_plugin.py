@@ -74,6 +74,7 @@ def install() -> None:
     text = os.environ.get(CAPTURE_VARIABLE)
     if not text:
         return
+    log_redaction.hide_client_texts()
     settings = CaptureSettings.from_json(text)
     protection = request_hooks(settings)
     register(protection)
