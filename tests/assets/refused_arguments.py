@@ -15,6 +15,8 @@ REFUSED_ARGUMENTS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("--enable-multi-layer-eagle",), "extraArgs cannot choose another way to draft"),
     (("--max-running-requests", "64"), "set serving.maxRunningRequests instead"),
     (("--max-running=64",), "set serving.maxRunningRequests instead"),
+    (("--tokenizer-worker-num", "2"), "extraArgs cannot set --tokenizer-worker-num"),
+    (("--tokenizer-w=2",), "would check neither the admin key nor the limits of requests"),
     (("--dp", "2"), "raise replicas instead"),
     (("--pp-size=2",), "the states that a draft reads would lie on several stages"),
     (("--pipeline-parallel-size", "2"), "set --tp instead"),

@@ -21,6 +21,7 @@ DEADLY: dict[str, dict[str, Any]] = {
     "a negative token id": {"input_ids": [1, -5], "sampling_params": {"max_new_tokens": 4}},
     "a token id of 64 bits": {"input_ids": [1, 2**62], "sampling_params": {"max_new_tokens": 4}},
     "more log-probabilities than tokens": {"text": "a", "return_logprob": True, "top_logprobs_num": MANY},
+    "a session": {"text": "a", "session_params": {"id": []}},
     "a million answers": {"text": "a", "sampling_params": {"n": MANY, "max_new_tokens": 4}},
 }
 

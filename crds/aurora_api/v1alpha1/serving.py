@@ -178,6 +178,11 @@ class ServingSpec(Model):
                 "extraArgs cannot set --max-running-requests: set serving.maxRunningRequests instead",
             ),
             (
+                _refuse("--tokenizer-worker-num"),
+                "extraArgs cannot set --tokenizer-worker-num: SGLang's further HTTP processes would check neither the"
+                " admin key nor the limits of requests; raise replicas instead",
+            ),
+            (
                 _refuse("--dp-size", "--data-parallel-size"),
                 "extraArgs cannot set --dp-size: SGLang swaps no weights with it; raise replicas instead",
             ),

@@ -17,7 +17,7 @@ from aurora_runtime.errors import EngineMismatch
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import CaptureState
-from aurora_runtime.serving.protection import log_redaction, measurement_guard, request_limits
+from aurora_runtime.serving.protection import closed_routes, log_redaction, measurement_guard, request_limits
 from aurora_runtime.sglang_uses import Call, Hook, HookKind, check_all, register
 from aurora_runtime.sglang_version import require_sglang
 
@@ -39,6 +39,7 @@ def request_hooks(settings: CaptureSettings) -> tuple[Hook, ...]:
         Hook(request_limits.VALIDATE_FUNCTION, request_limits.before_validation, HookKind.BEFORE),
         Hook(request_limits.BATCH_FUNCTION, answers, HookKind.BEFORE),
         Hook(authentication, body, HookKind.AFTER),
+        Hook(authentication, closed_routes.after_authentication, HookKind.AFTER),
         Hook(authentication, guard, HookKind.AFTER),
         Hook(log_redaction.SECRETS_FUNCTION, log_redaction.after_secrets, HookKind.AFTER),
         Hook(log_redaction.COMMAND_LINE_FUNCTION, log_redaction.after_command_line, HookKind.AFTER),
@@ -73,6 +74,7 @@ def install() -> None:
     text = os.environ.get(CAPTURE_VARIABLE)
     if not text:
         return
+    log_redaction.hide_client_texts()
     settings = CaptureSettings.from_json(text)
     protection = request_hooks(settings)
     register(protection)

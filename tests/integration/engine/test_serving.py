@@ -33,6 +33,7 @@ from aurora_runtime.errors import EngineFault
 from aurora_runtime.request_privacy import NO_TAG, tag_key, tag_number
 from tests.assets.pod_processes import ADMIN_KEY, AGENT_TOKEN, PodProcesses, http_body, http_status
 from tests.assets.s3 import S3, seaweedfs
+from tests.integration.engine.refused_requests import REFUSED
 from tests.integration.engine.serving_world import World, pod_settings, serving_world
 from tests.integration.training.captured_traces import (
     STEPS,
@@ -84,24 +85,11 @@ def test_traces_equal_the_served_requests(world: World) -> None:
     assert sum(manifest.requests for manifest in manifests) == len(asked), "neither the warm-up nor the probe is traced"
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"input_ids": [1, 2**31 - 1]},
-        {"input_ids": [-1, 1]},
-        {"input_ids": [[1, 2], [1, 10**9]]},
-        {"input_ids": [1, 2], "return_logprob": True, "top_logprobs_num": 10**7},
-        {"text": "hello", "sampling_params": {"n": 10**8}},
-        {"text": "hello", "sampling_params": {"top_k": 2**31}},
-        {"text": "hello", "sampling_params": {"stop_token_ids": [10**7], "min_new_tokens": 1}},
-        {"text": "hello", "sampling_params": {"logit_bias": {"5": "x"}}},
-    ],
-    ids=["beyond the vocabulary", "negative", "in a batch", "log-probabilities", "answers", "top k", "stop", "bias"],
-)
-def test_a_request_that_would_end_the_scheduler_is_refused_and_others_are_answered(
-    world: World, body: dict[str, Any]
+@pytest.mark.parametrize(("route", "body", "status"), REFUSED.values(), ids=REFUSED)
+def test_a_request_that_would_harm_the_engine_is_refused_and_others_are_answered(
+    world: World, route: str, body: dict[str, Any], status: int
 ) -> None:
-    assert http_status(f"{world.pod.engine_url}/generate", body) == 400
+    assert http_status(f"{world.pod.engine_url}{route}", body) == status
     assert generate(world.pod.engine_url, prompts_of(world.target)[0], 4)["output_ids"]
 
 

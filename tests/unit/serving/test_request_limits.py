@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from aurora_api.v1alpha1.limits import DEFAULT_MAX_ANSWERS
 from aurora_runtime.serving.protection.request_limits import (
     BATCH_FUNCTION,
+    MAX_LOGPROBS,
+    MAX_PROMPT_LOGPROBS,
     MAX_PROMPTS,
     VALIDATE_FUNCTION,
     BodyLimit,
@@ -72,9 +74,47 @@ def test_more_top_tokens_than_the_vocabulary_has_are_refused(wanted: int) -> Non
         validate([1], top_logprobs_num=wanted)
 
 
+def ask(prompt_tokens: int = 1, **fields: Any) -> None:
+    manager = SimpleNamespace(model_config=SimpleNamespace(vocab_size=50_000), mm_processor=None)
+    before_validation(manager, SimpleNamespace(sampling_params={}, **fields), [1] * prompt_tokens)
+
+
+def test_log_probabilities_of_a_position_are_bounded() -> None:
+    ask(top_logprobs_num=MAX_LOGPROBS, token_ids_logprob=[5] * MAX_LOGPROBS)
+    for wanted in (MAX_LOGPROBS + 1, "5", [5]):
+        with pytest.raises(ValueError, match="between 0 and 256"):
+            ask(top_logprobs_num=wanted)
+    with pytest.raises(ValueError, match="token_ids_logprob may have at most 256 token ids"):
+        ask(token_ids_logprob=[5] * (MAX_LOGPROBS + 1))
+    with pytest.raises(ValueError, match="token_ids_logprob must be a list"):
+        ask(token_ids_logprob=5)
+
+
+def test_log_probabilities_of_a_prompt_are_bounded() -> None:
+    most = MAX_PROMPT_LOGPROBS // 200
+    for start in (None, -1, 1):
+        ask(most + 1, top_logprobs_num=200, logprob_start_len=start)
+    for fields in ({"top_logprobs_num": 200}, {"top_logprobs_num": 100, "token_ids_logprob": [5] * 100}):
+        ask(most, logprob_start_len=0, **fields)
+        for start in (0, -2):
+            with pytest.raises(ValueError, match="the prompt may have at most 4194304 log-probabilities"):
+                ask(most + 1, logprob_start_len=start, **fields)
+
+
+def test_a_session_is_refused() -> None:
+    refused: list[dict[str, Any]] = [{"id": []}, {"id": "a"}, {"rid": None}]
+    for session in refused:
+        with pytest.raises(ValueError, match="sessions are not served; send the whole conversation"):
+            ask(session_params=session)
+    ask(session_params=None)
+    ask(session_params={})
+
+
 @pytest.mark.parametrize(
     ("params", "name"),
     [
+        ({"stop_regex": "(secret+)+$"}, "stop_regex"),
+        ({"stop_regex": ["a", "secret"]}, "stop_regex"),
         ({"top_k": 2**31}, "top_k"),
         ({"top_k": float("inf")}, "top_k"),
         ({"top_k": float("nan")}, "top_k"),
@@ -105,7 +145,7 @@ def test_sampling_parameters_that_no_tensor_can_hold_are_refused(params: dict[st
     "params",
     [
         {},
-        dict.fromkeys(("top_k", "min_new_tokens", "stream_interval", "stop_token_ids", "logit_bias")),
+        dict.fromkeys(("stop_regex", "top_k", "min_new_tokens", "stream_interval", "stop_token_ids", "logit_bias")),
         {"top_k": -1, "min_new_tokens": 5, "stream_interval": 1, "stop_token_ids": [0, None, VOCABULARY - 1]},
         {"top_k": 2**30, "stop_token_ids": (), "logit_bias": {"5": -100, "6": 1e9}},
     ],

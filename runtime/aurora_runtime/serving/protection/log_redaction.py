@@ -1,13 +1,17 @@
-"""Keeps SGLang's keys out of its log and out of ``/server_info``.
+"""Keeps SGLang's keys out of its log and out of ``/server_info``, and clients' schemas out of its log.
 
 SGLang 0.5.23 logs its resolved arguments, and shows them on the open route ``/server_info``, admin key included
 (sglang/srt/entrypoints/engine.py:1185, http_server.py:863). Anybody who reaches the serving port could then call the
 admin API. Both texts pass through SGLang's own redaction of watermark secrets, so our hooks run after that redaction.
 The launcher checks ``/server_info`` before the pod is ready, and ends an engine that shows its key.
+
+SGLang also logs a schema, grammar or regular expression that it cannot compile, with the whole text. A client's text
+may be private, so a filter on the loggers of these messages cuts it off. The client still gets the full message.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any, Final
 
@@ -16,6 +20,23 @@ COMMAND_LINE_FUNCTION: Final = "sglang.srt.sampling.watermarking.core.redact_wat
 REPLACEMENT: Final = "<redacted>"
 SECRET_FIELDS: Final = frozenset({"admin_api_key", "api_key", "ssl_keyfile_password"})
 _SECRET_FLAG: Final = re.compile(rf"(--(?:{'|'.join(sorted(SECRET_FIELDS)).replace('_', '-')})[ =])\S+")
+_GRAMMAR_LOGGERS: Final = (
+    *(
+        f"sglang.srt.constrained.{module}"
+        for module in (
+            *("base_grammar_backend", "grammar_manager", "llguidance_backend", "outlines_backend"),
+            *("outlines_jump_forward", "xgrammar_backend"),
+        )
+    ),
+    "sglang.srt.managers.schedule_batch",
+    "sglang.srt.entrypoints.http_server",
+)
+_CLIENT_TEXT: Final = re.compile(
+    r"((?:key_string|serialized_grammar|grammar_key|regex)=|skip invalid regex: |invalid stop_regex |"
+    r"Grammar compilation (?:raised an exception|failed): |Failed to compile \w+ grammar: ).*",
+    re.DOTALL,
+)
+"""The beginning of a client's text in a message, and all that follows."""
 
 
 def redact(value: Any) -> Any:
@@ -23,6 +44,19 @@ def redact(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: REPLACEMENT if key in SECRET_FIELDS and item else redact(item) for key, item in value.items()}
     return _SECRET_FLAG.sub(rf"\1{REPLACEMENT}", value) if isinstance(value, str) else value
+
+
+def hide_client_texts() -> None:
+    """Cut clients' texts out of the messages of this process. A second call changes nothing."""
+    for name in _GRAMMAR_LOGGERS:
+        logging.getLogger(name).addFilter(_cut_client_text)
+
+
+def _cut_client_text(record: logging.LogRecord) -> bool:
+    text = record.getMessage()
+    if (cut := _CLIENT_TEXT.sub(rf"\1{REPLACEMENT}", text)) != text:
+        record.msg, record.args = cut, ()
+    return True
 
 
 # Hooks: SGLang passes the result of the original function first.

@@ -3,7 +3,8 @@
 SGLang 0.5.23 checks the length of a prompt. It does not check whether the token ids of ``input_ids`` are in the
 vocabulary, whether as many top log-probabilities exist as a client asks for, whether its tensors can hold the sampling
 parameters, how many answers ``n`` asks for, or how large a body is. Each of the first three ends the scheduler, and
-with it every request of the pod. Two such ends would also refuse a draft that is not to blame.
+with it every request of the pod. Two such ends would also refuse a draft that is not to blame. A session with a wrong
+id ends the scheduler too, and a regular expression may hang it.
 
 A request that asks not to be traced in a form that nobody understands must not be traced by mistake, so it is refused
 too.
@@ -28,6 +29,10 @@ BATCH_FUNCTION: Final = "sglang.srt.managers.io_struct.GenerateReqInput._normali
 
 MAX_PROMPTS: Final = 65_536
 """Most prompts of a request."""
+MAX_LOGPROBS: Final = 256
+"""Most log-probabilities of one position, among the likeliest tokens and among those that a client names."""
+MAX_PROMPT_LOGPROBS: Final = 1 << 22
+"""Most log-probabilities of a whole prompt. SGLang holds about 70 bytes for each."""
 MAX_TOP_K: Final = 1 << 30
 """SGLang's number for the whole vocabulary. Its tensor has 32 bits."""
 MAX_INT32: Final = (1 << 31) - 1
@@ -40,6 +45,9 @@ _MAX_DIGITS: Final = 18
 def before_validation(manager: Any, obj: Any, input_ids: Sequence[int] | None) -> None:
     """Runs before ``_validate_one_request``. Raises ValueError for a request that the scheduler would not survive,
     and for one whose wish about its traces is unclear.
+
+    A session would put the text of an earlier turn before a later one, whatever the earlier turn asked about its
+    traces. So sessions are refused.
     """
     vocabulary = int(manager.model_config.vocab_size)
     # A processor of images may insert ids of its own, so only the client's ids are checked beside images.
@@ -47,20 +55,43 @@ def before_validation(manager: Any, obj: Any, input_ids: Sequence[int] | None) -
     ids = obj.input_ids if has_images else input_ids
     if ids and not 0 <= min(ids) <= max(ids) < vocabulary:
         raise ValueError(f"input_ids: a token id is outside the vocabulary; valid ids are 0 to {vocabulary - 1}")
-    if not 0 <= (getattr(obj, "top_logprobs_num", None) or 0) <= vocabulary:
-        raise ValueError(f"top_logprobs_num must be between 0 and {vocabulary}")
+    if getattr(obj, "session_params", None):
+        raise ValueError("session_params: sessions are not served; send the whole conversation with each request")
+    _check_logprobs(obj, len(input_ids or ()), vocabulary)
     if isinstance(sampling_params := obj.sampling_params, dict):
         check_sampling(sampling_params, vocabulary)
         trace_wish(sampling_params.get("custom_params"))
 
 
-def check_sampling(params: Mapping[str, Any], vocabulary: int) -> None:
-    """Raises ValueError for parameters that SGLang's scheduler cannot put into its tensors.
+def _check_logprobs(obj: Any, prompt_tokens: int, vocabulary: int) -> None:
+    """Raises ValueError for more log-probabilities than exist, or than the memory of a pod should hold."""
+    top, most = getattr(obj, "top_logprobs_num", None) or 0, min(vocabulary, MAX_LOGPROBS)
+    if not (isinstance(top, int) and 0 <= top <= most):
+        raise ValueError(f"top_logprobs_num (logprobs, top_logprobs) must be between 0 and {most}")
+    named = len(_listed(getattr(obj, "token_ids_logprob", None), "token_ids_logprob"))
+    if named > MAX_LOGPROBS:
+        raise ValueError(f"token_ids_logprob may have at most {MAX_LOGPROBS} token ids")
+    start = getattr(obj, "logprob_start_len", None)
+    if not isinstance(start, int) or start == -1:
+        return  # no log-probabilities of the prompt
+    if (top + named) * (prompt_tokens - max(start, 0)) > MAX_PROMPT_LOGPROBS:
+        raise ValueError(
+            f"the prompt may have at most {MAX_PROMPT_LOGPROBS} log-probabilities: ask for fewer at each position, or"
+            " raise logprob_start_len"
+        )
 
-    They fail in ``SamplingBatchInfo.from_schedule_batch`` (sglang/srt/sampling/sampling_batch_info.py),
+
+def check_sampling(params: Mapping[str, Any], vocabulary: int) -> None:
+    """Raises ValueError for parameters that SGLang's scheduler cannot put into its tensors, or that may hang it.
+
+    A ``stop_regex`` is refused too: SGLang searches for it after each token in the scheduler, without a time limit.
+
+    The others fail in ``SamplingBatchInfo.from_schedule_batch`` (sglang/srt/sampling/sampling_batch_info.py),
     ``penaltylib/min_new_tokens.py`` and ``output_streamer.py``. The ids of ``stop_token_ids`` fail as soon as any
     request of the batch has ``min_new_tokens``.
     """
+    if params.get("stop_regex"):
+        raise ValueError("stop_regex is not served, because some patterns take for ever: use stop")
     for name, most in (("top_k", MAX_TOP_K), ("min_new_tokens", MAX_INT32), ("stream_interval", MAX_INT32)):
         value = params.get(name)
         if value is not None and not (isinstance(value, int | float) and value <= most):
