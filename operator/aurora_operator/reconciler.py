@@ -1,7 +1,7 @@
 """One reconcile of one speculator: observe, plan, act.
 
-Invariant: a reconciler may be lost at any time. Everything that the reconciler remembers between two
-reconciles is either observed again, or only makes the next decision more careful.
+Invariant: a reconciler may be lost at any time. Everything that the reconciler remembers between two reconciles is
+observed again, only makes the next decision more careful, or is an Event that is still to be posted.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from aurora_operator.act.contest import Claim
 from aurora_operator.act.data_deletion import DataDeletion
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.status_writer import write_status
+from aurora_operator.act.unposted_notes import UnpostedNotes
 from aurora_operator.children.metadata import has_finalizer
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import BeingDeleted, Conflict, InvalidSpec, NotFound
@@ -99,6 +100,9 @@ class Reconciler:
         self._actor = Actor(api, agents, authority)
         self._deletion = DataDeletion(api, cache, self._observer.store, authority.ensure_leading)
         self._events = EventRecorder(api)
+        self._unposted = UnpostedNotes()
+        self._fault_is_unposted = False
+        """Whether the fault of an invalid spec is, or may be, in the status without its Event."""
         self._observed_time = ObservedTime()
         self._last = ExecutionResult()
         self._refusals_in_a_row = 0
@@ -192,7 +196,7 @@ class Reconciler:
             fleet=self._fleet.view(self._key),
         )
         status_age = timedelta(seconds=min(monotonic_seconds - self._status_written_seconds, 1e6))
-        decided = plan(observed, self._config, now, status_age)
+        decided = self._unposted.complete(plan(observed, self._config, now, status_age), observed.status)
         if decided.advance is not None or _decides(decided, observed):
             self._changed_seconds = monotonic_seconds
         # No await since the fleet was viewed, so no other speculator has taken the same turn.
@@ -206,6 +210,7 @@ class Reconciler:
         self._refusals_in_a_row = self._refusals_in_a_row + 1 if self._last.apply_errors else 0
         if decided.finalizer is None or self._last.finalizer_refused:  # else the plan ended at the finalizer
             FIGURES.count_decisions(*self._key, decided.decisions)
+            self._unposted.clear(decided)
         if self._last.fencing_epoch:
             self._observer.store.read_everything_next()
         self._observed_time.record(now, monotonic_seconds, decided=decided.decides_versions)
@@ -266,9 +271,12 @@ class Reconciler:
         status = invalid_spec_status(error.status, owner.generation, str(error), datetime.now(UTC))
         if status != error.status:
             log.warning("%s: the spec is invalid, nothing is changed until it is corrected: %s", owner.full_name, error)
+            self._fault_is_unposted = True
             await call_api(write_status, self._api, owner, status)
+        if self._fault_is_unposted:
             note = EventNote("InvalidSpec", str(error), warning=True, period_per_reason=CONDITION_PERIOD)
             await self._events.post(note, owner)
+            self._fault_is_unposted = False
         return status
 
     def has_new_spec(self) -> bool:

@@ -15,6 +15,11 @@ from aurora_operator.children.owner import Owner
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 
 
+def stored_form(status: SpeculatorStatus) -> Object:
+    """``status`` as :func:`write_status` writes it."""
+    return status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"operator_challenge"})
+
+
 def write_status(api: KubernetesApi, owner: Owner, status: SpeculatorStatus) -> None:
     """Blocks. Raises :class:`Conflict` when the resource changed since ``owner`` was read, :class:`KubernetesError`."""
     api.apply(
@@ -27,7 +32,7 @@ def write_status(api: KubernetesApi, owner: Owner, status: SpeculatorStatus) -> 
                 "uid": owner.uid,
                 "resourceVersion": owner.resource_version,
             },
-            "status": status.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"operator_challenge"}),
+            "status": stored_form(status),
         },
         subresource="status",
     )

@@ -60,8 +60,9 @@ def with_upgrade_condition(
 def _reason_and_message(decision: UpgradeDecision, fleet: FleetView, former: Condition | None) -> tuple[str, str]:
     stage = decision.stage
     if stage is UpgradeStage.CURRENT:
-        # The condition remembers a turn that was given back until all pods are ready.
-        remembered = former is not None and former.message == _GAVE_UP and not decision.whole
+        # With a message, whatever its words, the condition remembers a turn that was given back, until all pods are
+        # ready.
+        remembered = former is not None and former.reason == stage.value and former.message != "" and not decision.whole
         return stage.value, _GAVE_UP if decision.gives_up or remembered else ""
     if decision.failure:
         return "UpgradeFailed", f"the pods cannot take the upgraded operator's template: {decision.failure}"

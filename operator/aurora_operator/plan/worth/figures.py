@@ -120,9 +120,16 @@ def _measured_without_gain(observed: Observed, before: int, events: Iterable[Ver
 
 
 def _compared_without_gain(observed: Observed, former: TrainingWorth) -> int:
-    """The drafts in a row that the trainer compared and did not offer, since training last resumed."""
+    """The drafts in a row that the trainer compared and did not offer, since training last resumed.
+
+    The operator's clock says when the record changed, because the trainer's may be wrong. A restarted operator has seen
+    no change, and takes the record's own time until it does.
+    """
     record = observed.store.trainer
-    if record is None or (former.since is not None and record.updated < former.since):
+    if record is None:
+        return 0
+    changed = observed.store.trainer_changed or record.updated
+    if former.since is not None and changed < former.since:
         return 0
     return min(record.comparisons_without_gain or 0, MAX_COMPARISONS)
 

@@ -3,64 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
-from aurora_operator.errors import KubernetesError
-from aurora_operator.kubernetes_api import WATCHED, Resource
-from aurora_operator.observe.cluster_cache import ClusterCache
-from aurora_operator.watch import informer as module
+from aurora_operator.kubernetes_api import WATCHED
 from aurora_operator.watch import informers as informers_module
-from aurora_operator.watch.api_stream import Page, WatchEvent
-from aurora_operator.watch.informers import Informers
-
-
-@dataclass
-class FakeStream:
-    """A fake API server that refuses some namespaces, or some kinds in them."""
-
-    refused: set[tuple[str, str]] = field(default_factory=set)
-    """Namespaces and kinds."""
-    status: int = 403
-    listed: list[str] = field(default_factory=list)
-
-    async def list_page(self, resource: Resource, namespace: str, labels: str, token: str, size: Any) -> Page:
-        if (namespace, resource.kind) in self.refused:
-            raise KubernetesError(f"{resource.plural} is forbidden", self.status)
-        self.listed.append(resource.kind)
-        return Page((), 9, "")
-
-    async def watch(self, *_: Any) -> AsyncGenerator[WatchEvent]:
-        await asyncio.Event().wait()
-        yield WatchEvent("BOOKMARK", {})
-
-    async def close(self) -> None:
-        """Nothing is open."""
+from tests.unit.operator.watch.informer_rig import FakeStream, informing, shorten_waits
 
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MIN_BACKOFF_SECONDS", 0.001)
-    monkeypatch.setattr(module, "MAX_BACKOFF_SECONDS", 0.01)
-    monkeypatch.setattr(module, "REFUSED_SECONDS", 0.1)
-    monkeypatch.setattr(module, "RELIST_SPREAD_SECONDS", 0.01)
-    monkeypatch.setattr(informers_module, "SYNC_POLL_SECONDS", 0.01)
-
-
-@contextlib.asynccontextmanager
-async def informing(stream: FakeStream, *namespaces: str) -> AsyncIterator[tuple[Informers, ClusterCache]]:
-    cache = ClusterCache(resource.kind for resource in WATCHED)
-    api: Any = stream
-    informers = Informers(api, cache, namespaces, lambda *_: None)
-    informers.start()
-    try:
-        yield informers, cache
-    finally:
-        await informers.stop()
+    shorten_waits(monkeypatch)
 
 
 def everything_in(namespace: str) -> set[tuple[str, str]]:

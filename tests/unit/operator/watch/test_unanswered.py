@@ -5,67 +5,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 from kubernetes import client
 
 from aurora_operator.errors import KubernetesError, Unconnected
-from aurora_operator.kubernetes_api import POD, WATCHED, Resource
-from aurora_operator.observe.cluster_cache import ClusterCache
-from aurora_operator.watch import informer as module
+from aurora_operator.kubernetes_api import POD, WATCHED
 from aurora_operator.watch import informers as informers_module
-from aurora_operator.watch.api_stream import ApiStream, Page, WatchEvent
+from aurora_operator.watch.api_stream import ApiStream
 from aurora_operator.watch.informers import Informers
+from tests.unit.operator.watch.informer_rig import FakeStream, informers_of, informing, shorten_waits
 
 BOUND_SECONDS = 0.3
 LONG_SECONDS = 3600.0
 """The API server has answered the calls of the Lease for this long."""
 
 
-class FakeStream:
-    """An API server whose lists are empty, and whose watches bring a bookmark now and then. ``error`` fails calls."""
-
-    def __init__(self) -> None:
-        self.error: Exception | None = None
-
-    async def list_page(self, resource: Resource, namespace: str, labels: str, token: str, size: Any) -> Page:
-        if self.error is not None:
-            raise self.error
-        return Page((), 9, "")
-
-    async def watch(self, resource: Resource, *_: Any) -> AsyncGenerator[WatchEvent]:
-        while True:
-            if self.error is not None:
-                raise self.error
-            yield WatchEvent("BOOKMARK", {"kind": resource.kind, "metadata": {"resourceVersion": "10"}})
-            await asyncio.sleep(BOUND_SECONDS / 10)
-
-    async def close(self) -> None:
-        """Nothing is open."""
-
-
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MIN_BACKOFF_SECONDS", 0.001)
-    monkeypatch.setattr(module, "MAX_BACKOFF_SECONDS", 0.01)
-    monkeypatch.setattr(module, "RELIST_SPREAD_SECONDS", 0.01)
-    monkeypatch.setattr(module, "RECONNECT_SPREAD_SECONDS", 0.01)
+    shorten_waits(monkeypatch)
     monkeypatch.setattr(informers_module, "MAX_UNANSWERED_SECONDS", BOUND_SECONDS)
 
 
 @contextlib.asynccontextmanager
-async def informing(stream: FakeStream) -> AsyncIterator[Informers]:
-    api: Any = stream
-    informers = Informers(api, ClusterCache(resource.kind for resource in WATCHED), ["team"], lambda *_: None)
-    informers.start()
-    try:
+async def synced(stream: FakeStream) -> AsyncIterator[Informers]:
+    """Informers that have listed every kind once."""
+    async with informing(stream, "team") as (informers, _):
         async with asyncio.timeout(10):
             await informers.wait_until_synced()
         yield informers
-    finally:
-        await informers.stop()
 
 
 @pytest.mark.parametrize(
@@ -77,7 +46,7 @@ async def informing(stream: FakeStream) -> AsyncIterator[Informers]:
 )
 async def test_informers_that_fail_for_long_are_told_until_they_succeed(error: KubernetesError) -> None:
     stream = FakeStream()
-    async with informing(stream) as informers:
+    async with synced(stream) as informers:
         stream.error = error
         assert list(informers.silent(LONG_SECONDS)) == []
         await asyncio.sleep(2 * BOUND_SECONDS)
@@ -92,7 +61,7 @@ async def test_informers_that_fail_for_long_are_told_until_they_succeed(error: K
 
 async def test_an_api_server_that_is_away_restarts_nobody_and_neither_does_its_return() -> None:
     stream = FakeStream()
-    async with informing(stream) as informers:
+    async with synced(stream) as informers:
         stream.error = Unconnected("list pods: ClientConnectorError")
         await asyncio.sleep(2 * BOUND_SECONDS)
         assert list(informers.silent(0.0)) == []
@@ -111,7 +80,7 @@ async def test_an_api_server_that_is_away_restarts_nobody_and_neither_does_its_r
 async def test_an_api_server_that_answers_with_errors_restarts_nobody(error: Exception) -> None:
     """A new process would get the same, for example in a deleted namespace, or behind a proxy that cuts watches."""
     stream = FakeStream()
-    async with informing(stream) as informers:
+    async with synced(stream) as informers:
         stream.error = error
         await asyncio.sleep(2 * BOUND_SECONDS)
         assert list(informers.silent(LONG_SECONDS)) == []
@@ -142,7 +111,7 @@ async def test_a_call_that_reached_the_api_server_counts_as_connected(answer: by
 
 
 async def test_an_informer_at_rest_is_not_told() -> None:
-    async with informing(FakeStream()) as informers:
+    async with synced(FakeStream()) as informers:
         await asyncio.sleep(2 * BOUND_SECONDS)
         assert list(informers.silent(LONG_SECONDS)) == []
 
@@ -151,8 +120,7 @@ async def test_an_informer_that_began_late_has_its_whole_time(monkeypatch: pytes
     """Those of a namespace that came back waited for the list of its speculators."""
     stream = FakeStream()
     stream.error = Unconnected("list pods: ClientConnectorError")
-    api: Any = stream
-    informers = Informers(api, ClusterCache(resource.kind for resource in WATCHED), ["team"], lambda *_: None)
+    informers, _ = informers_of(stream, "team")
     clock = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: clock() + 100)
     informers.start()

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from aurora_api.v1alpha1.conditions import ConditionType
+from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
+from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.applied_template import RESTART_ANNOTATION
 from aurora_operator.plan import plan
 from aurora_operator.plan.upgrade.decision import UpgradeStage
+from aurora_operator.plan.upgrade.report import with_upgrade_condition
 from tests.unit.operator.upgrades import Operator, Speculator, config, running, started
 from tests.unit.operator.worlds import NOW
 
@@ -131,6 +133,24 @@ def test_the_condition_tells_that_a_turn_was_given_back_until_all_pods_are_ready
     assert look() == told
     failed.become_whole()
     assert look() == ("UpToDate", "")
+
+
+def test_another_version_of_the_operator_remembers_a_turn_that_was_given_back() -> None:
+    failed, _, operator = one_failed_of_two()
+    update_with_spec(failed, operator)
+    condition = Condition(
+        type=ConditionType.UPGRADE_PENDING,
+        status=ConditionStatus.FALSE,
+        reason="UpToDate",
+        message="the turn was given back, in the words of another version",
+        last_transition_time=NOW,
+    )
+    seen = replace(failed.observe(), status=SpeculatorStatus(conditions=[condition]))
+    shown = with_upgrade_condition(SpeculatorStatus(), operator.decide(failed), seen, NOW).conditions
+    assert [(c.reason, c.message != "") for c in shown] == [("UpToDate", True)]
+    failed.become_whole()
+    whole = with_upgrade_condition(SpeculatorStatus(), operator.decide(failed), seen, NOW).conditions
+    assert [(c.reason, c.message) for c in whole] == [("UpToDate", "")]
 
 
 def test_a_restart_with_a_refused_write_keeps_its_turn_although_its_user_chooses_with_spec() -> None:

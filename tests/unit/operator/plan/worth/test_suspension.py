@@ -188,6 +188,14 @@ def test_the_trainers_comparisons_count_since_training_last_resumed() -> None:
     assert status(world(old=old, store=compared(2**63 - 1))).training.worth.without_gain < 2**62
 
 
+@pytest.mark.parametrize("hours_ahead", [-24, 24])
+def test_the_trainers_comparisons_count_by_the_operators_clock(hours_ahead: int) -> None:
+    old, record = TrainingWorth(since=NOW), compared(2, hours_ahead)
+    for changed, count in ((NOW - HOUR, 0), (NOW, 2)):
+        seen = world(old=old, store=replace(record, trainer_changed=changed))
+        assert status(seen).training.worth.without_gain == count
+
+
 # Suspension ----------------------------------------------------------------------------------------------------------
 
 
