@@ -126,6 +126,13 @@ def test_an_existing_account_is_used_and_not_created() -> None:
     assert {pod["serviceAccountName"] for pod in _pods(objects)} == {"cloud"}
 
 
+def test_pods_mount_the_token_of_their_account_exactly_where_they_speak_to_the_api_server() -> None:
+    """A pod's own word wins over its ServiceAccount, which may be one that mounts no token."""
+    objects = render("--set=embeddedStore.enabled=true")
+    mounted = {pod["containers"][0]["name"]: pod["automountServiceAccountToken"] for pod in _pods(objects)}
+    assert mounted == {"operator": True, "test": True, "weed": False}
+
+
 def test_an_account_may_have_a_name_of_its_own() -> None:
     objects = render("--set=serviceAccount.name=drafts")
     assert _named(objects, "ServiceAccount") == {"drafts"}
@@ -276,6 +283,28 @@ def test_helm_test_runs_a_check_that_exists_with_the_operators_image_and_reaches
     assert container["command"][-1] == f"--metrics={url}"
     selected = service["spec"]["selector"].items()
     assert not selected <= pod["metadata"]["labels"].items(), "the Service must not send scrapes to the test"
+
+
+def test_the_pod_of_helm_test_has_the_values_of_the_operators_pods() -> None:
+    """A quota that demands a CPU limit, or a policy that demands a label, holds for this pod too."""
+    node: dict[str, Any] = {
+        "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": []}]}
+    }
+    affinity = {"nodeAffinity": node, "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": []}}
+    options = (
+        "--set=priorityClassName=high,resources.limits.cpu=2,podLabels.cost=a,podAnnotations.mesh=b",
+        f"--set-json=affinity={json.dumps(affinity)}",
+    )
+    objects = render(*options)
+    pod, deployment = select(objects, "Pod", f"{OPERATOR}-test"), select(objects, "Deployment")["spec"]["template"]
+    (container,), (operator,) = pod["spec"]["containers"], deployment["spec"]["containers"]
+    assert container["resources"] == operator["resources"]
+    assert container["resources"]["limits"]["cpu"] == 2
+    assert pod["spec"]["priorityClassName"] == deployment["spec"]["priorityClassName"] == "high"
+    assert pod["spec"]["affinity"] == {"nodeAffinity": node}, "the operator's pods spread, and this pod does not"
+    assert pod["metadata"]["labels"]["cost"] == deployment["metadata"]["labels"]["cost"] == "a"
+    assert pod["metadata"]["annotations"]["mesh"] == deployment["metadata"]["annotations"]["mesh"] == "b"
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
 
 
 @pytest.mark.parametrize(
