@@ -171,18 +171,20 @@ def test_releases_of_two_tenants_share_no_object_of_the_cluster() -> None:
     assert not first & second
 
 
-def test_another_chart_may_depend_on_this_one_and_share_global_values(tmp_path: Path) -> None:
+@pytest.mark.parametrize("enabled", [True, False])
+def test_another_chart_may_depend_on_this_one_on_a_condition_and_share_global_values(
+    tmp_path: Path, enabled: bool
+) -> None:
     wrapper, values = tmp_path / "wrapper", tmp_path / "values.yaml"
     shutil.copytree(CHART, wrapper / "charts/aurora-operator")
     chart = {"apiVersion": "v2", "name": "wrapper", "version": "0.1.0"}
-    (wrapper / "Chart.yaml").write_text(
-        yaml.safe_dump(chart | {"dependencies": [{"name": "aurora-operator", "version": "*"}]})
-    )
-    own = yaml.safe_load(IMAGES.read_text())
+    dependency = {"name": "aurora-operator", "version": "*", "condition": "aurora-operator.enabled"}
+    (wrapper / "Chart.yaml").write_text(yaml.safe_dump(chart | {"dependencies": [dependency]}))
+    own = yaml.safe_load(IMAGES.read_text()) | {"enabled": enabled}
     values.write_text(json.dumps({"global": {"team": "inference"}, "aurora-operator": own}))
     text = built_helm("template", RELEASE, wrapper, "-n", NAMESPACE, "-f", values)
     made = [obj for obj in yaml.safe_load_all(text) if obj and obj["kind"] != "CustomResourceDefinition"]
-    assert made == render()
+    assert made == (render() if enabled else [])
 
 
 def test_the_embedded_stores_pod_is_placed_by_values_of_its_own() -> None:
