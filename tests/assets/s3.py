@@ -85,7 +85,7 @@ def _bindable(port: int) -> bool:
     return True
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     ports: list[int] = []
     candidates = random.sample(PORTS, k=len(PORTS))
     for port in candidates:
@@ -141,7 +141,7 @@ def seaweedfs(
         identities += [_identity(name, policyNames=[name]) for name in limited]
         documents = [{"name": name, "content": document} for name, document in limited.items()]
         config.write_text(json.dumps({"identities": identities, "policies": documents}))
-        s3, master, volume, filer, iceberg, lance, admin = _free_ports(7)
+        s3, master, volume, filer, iceberg, lance, admin = free_ports(7)
         s3 = port or s3
         arguments = [
             *("-v", "0", "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={s3}"),

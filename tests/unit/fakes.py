@@ -38,13 +38,17 @@ D2T = struct.pack("<4q", 0, 1, 2, 3)
 
 
 class FolderObjects(ObjectStore):
-    """Objects as files below a folder. ``down`` makes every call fail; the next ``writes_to_refuse`` writes fail."""
+    """Objects as files below a folder. ``down`` makes every call fail; the next ``writes_to_refuse`` writes fail.
+
+    ``refused``: the objects that cannot be read, each with its error.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = StoreConfig("bucket", "aurora/team/chat-1a2b3c4d")
         self.down = False
         self.writes_to_refuse = 0
+        self.refused: dict[str, StoreError] = {}
         answer_ranges(self)
 
     def _file(self, key: str) -> Path:
@@ -75,6 +79,8 @@ class FolderObjects(ObjectStore):
         self.put(key, path.read_bytes())
 
     def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
+        if key in self.refused:
+            raise self.refused[key]
         try:
             data = self._file(key).read_bytes()
         except FileNotFoundError as error:

@@ -1,8 +1,8 @@
 """Reads the records that a report is made of. Nothing is written, and no shard's data are read.
 
 Invariants: the number of requests is bounded (see ``aurora_cli.report.stored_records``). A record that is damaged or
-foreign is left out and named, so that it hides no other. A store that does not answer is an error: a page with half of
-the figures would look like the whole.
+foreign, or that the store alone refuses, is left out and named, so that it hides no other. A store that does not answer
+is an error: a page with half of the figures would look like the whole.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from aurora_protocol.evidence_records import Evidence
 from aurora_protocol.record import StoredRecord
 from aurora_protocol.training_records import ShardManifest, TrainerStatus
 from aurora_store import Keys, ObjectStore
-from aurora_store.errors import ObjectMissing, ObjectTooLarge, StoreError
+from aurora_store.errors import KeyUnusable, ObjectArchived, ObjectMissing, ObjectTooLarge, StoreError
 from aurora_store.keys import in_sequence, is_shard_key, record_number
 from aurora_store.records.record_store import MAX_RECORDS_LISTED
 
@@ -138,7 +138,7 @@ class _Reader:
                 return key, model.from_json(self.objects.get(key))
             except ObjectMissing:
                 return key, None
-            except (InvalidRecord, ObjectTooLarge) as error:
+            except (InvalidRecord, ObjectTooLarge, ObjectArchived, KeyUnusable) as error:
                 return key, f"{key} was left out: {error}."
 
         for key, found in self.pool.map(read, keys):

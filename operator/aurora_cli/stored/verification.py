@@ -24,7 +24,7 @@ from aurora_protocol.evidence_records import CachedBaseline, Evidence
 from aurora_protocol.record import StoredRecord
 from aurora_protocol.training_records import ErasureStep, TrainerState, TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry
-from aurora_store.errors import DigestMismatch, ObjectMissing
+from aurora_store.errors import DigestMismatch, KeyUnusable, ObjectArchived, ObjectMissing
 from aurora_store.keys import in_sequence, record_number
 from aurora_store.objects import MAX_RECORD_BYTES
 from aurora_store.records.trainer_store import MAX_STATE_RECORD_BYTES
@@ -43,11 +43,13 @@ _RECORDS: Final[Mapping[str, tuple[type[StoredRecord], KeyOf]]] = {
 """Records that name no data."""
 _SEQUENCES: Final = (Keys.LINEAGE, Keys.REGISTRY, Keys.CHANNEL)
 """Records whose numbers begin with the first one. So do the attempts at measuring each version."""
+_UNREADABLE: Final = (InvalidRecord, DigestMismatch, ObjectArchived, KeyUnusable)
+"""What is wrong with one object, and not with the store."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """An object that is damaged or missing."""
+    """An object that is damaged or missing, or that the store refuses to give."""
 
     key: str
     message: str
@@ -116,7 +118,7 @@ class Verification:
             if self.digests:
                 with tempfile.TemporaryDirectory() as folder:
                     registry.fetch_checkpoint(registration, Path(folder))
-        except (InvalidRecord, DigestMismatch, ObjectMissing) as error:
+        except (*_UNREADABLE, ObjectMissing) as error:
             self._fault(key, f"its draft: {error}")
 
     def _read(self, model: type[R], key: str, key_of: KeyOf, max_bytes: int = MAX_RECORD_BYTES) -> R | None:
@@ -125,7 +127,7 @@ class Verification:
             record = model.from_json(self.objects.get(key, max_bytes=max_bytes))
         except ObjectMissing:
             return None
-        except (InvalidRecord, DigestMismatch) as error:
+        except _UNREADABLE as error:
             self._fault(key, str(error))
             return None
         if key_of(record) != key:

@@ -126,6 +126,13 @@ def test_an_existing_account_is_used_and_not_created() -> None:
     assert {pod["serviceAccountName"] for pod in _pods(objects)} == {"cloud"}
 
 
+def test_pods_mount_the_token_of_their_account_exactly_where_they_speak_to_the_api_server() -> None:
+    """A pod's own word wins over its ServiceAccount, which may be one that mounts no token."""
+    objects = render("--set=embeddedStore.enabled=true")
+    mounted = {pod["containers"][0]["name"]: pod["automountServiceAccountToken"] for pod in _pods(objects)}
+    assert mounted == {"operator": True, "test": True, "weed": False}
+
+
 def test_an_account_may_have_a_name_of_its_own() -> None:
     objects = render("--set=serviceAccount.name=drafts")
     assert _named(objects, "ServiceAccount") == {"drafts"}
@@ -164,18 +171,20 @@ def test_releases_of_two_tenants_share_no_object_of_the_cluster() -> None:
     assert not first & second
 
 
-def test_another_chart_may_depend_on_this_one_and_share_global_values(tmp_path: Path) -> None:
+@pytest.mark.parametrize("enabled", [True, False])
+def test_another_chart_may_depend_on_this_one_on_a_condition_and_share_global_values(
+    tmp_path: Path, enabled: bool
+) -> None:
     wrapper, values = tmp_path / "wrapper", tmp_path / "values.yaml"
     shutil.copytree(CHART, wrapper / "charts/aurora-operator")
     chart = {"apiVersion": "v2", "name": "wrapper", "version": "0.1.0"}
-    (wrapper / "Chart.yaml").write_text(
-        yaml.safe_dump(chart | {"dependencies": [{"name": "aurora-operator", "version": "*"}]})
-    )
-    own = yaml.safe_load(IMAGES.read_text())
+    dependency = {"name": "aurora-operator", "version": "*", "condition": "aurora-operator.enabled"}
+    (wrapper / "Chart.yaml").write_text(yaml.safe_dump(chart | {"dependencies": [dependency]}))
+    own = yaml.safe_load(IMAGES.read_text()) | {"enabled": enabled}
     values.write_text(json.dumps({"global": {"team": "inference"}, "aurora-operator": own}))
     text = built_helm("template", RELEASE, wrapper, "-n", NAMESPACE, "-f", values)
     made = [obj for obj in yaml.safe_load_all(text) if obj and obj["kind"] != "CustomResourceDefinition"]
-    assert made == render()
+    assert made == (render() if enabled else [])
 
 
 def test_the_embedded_stores_pod_is_placed_by_values_of_its_own() -> None:
@@ -276,6 +285,28 @@ def test_helm_test_runs_a_check_that_exists_with_the_operators_image_and_reaches
     assert container["command"][-1] == f"--metrics={url}"
     selected = service["spec"]["selector"].items()
     assert not selected <= pod["metadata"]["labels"].items(), "the Service must not send scrapes to the test"
+
+
+def test_the_pod_of_helm_test_has_the_values_of_the_operators_pods() -> None:
+    """A quota that demands a CPU limit, or a policy that demands a label, holds for this pod too."""
+    node: dict[str, Any] = {
+        "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": []}]}
+    }
+    affinity = {"nodeAffinity": node, "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": []}}
+    options = (
+        "--set=priorityClassName=high,resources.limits.cpu=2,podLabels.cost=a,podAnnotations.mesh=b",
+        f"--set-json=affinity={json.dumps(affinity)}",
+    )
+    objects = render(*options)
+    pod, deployment = select(objects, "Pod", f"{OPERATOR}-test"), select(objects, "Deployment")["spec"]["template"]
+    (container,), (operator,) = pod["spec"]["containers"], deployment["spec"]["containers"]
+    assert container["resources"] == operator["resources"]
+    assert container["resources"]["limits"]["cpu"] == 2
+    assert pod["spec"]["priorityClassName"] == deployment["spec"]["priorityClassName"] == "high"
+    assert pod["spec"]["affinity"] == {"nodeAffinity": node}, "the operator's pods spread, and this pod does not"
+    assert pod["metadata"]["labels"]["cost"] == deployment["metadata"]["labels"]["cost"] == "a"
+    assert pod["metadata"]["annotations"]["mesh"] == deployment["metadata"]["annotations"]["mesh"] == "b"
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
 
 
 @pytest.mark.parametrize(

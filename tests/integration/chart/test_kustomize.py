@@ -35,7 +35,12 @@ def test_the_base_is_what_the_chart_renders() -> None:
 
 def test_the_base_builds_with_the_crd_and_the_rights_of_the_chart() -> None:
     objects = _built(BASE_FOLDER)
-    assert select(objects, "CustomResourceDefinition", crd()["metadata"]["name"])["spec"] == crd()["spec"]
+    definition = select(objects, "CustomResourceDefinition", crd()["metadata"]["name"])
+    assert definition["spec"] == crd()["spec"]
+    assert definition["metadata"]["annotations"] == {
+        "kustomize.toolkit.fluxcd.io/prune": "disabled",
+        "argocd.argoproj.io/sync-options": "Prune=false,Delete=false",
+    }, "the definition's end is the end of every speculator"
     assert operator_rights(objects) == operator_rights(render())
     assert not [obj for obj in objects if "helm" in str(obj["metadata"]).lower()]
 

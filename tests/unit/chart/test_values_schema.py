@@ -32,6 +32,11 @@ def _is_accepted_as_collector(url: str) -> bool:
     return re.search(_schema()["tracing"]["properties"]["endpoint"]["pattern"], url) is not None
 
 
+def test_the_schema_takes_the_condition_of_a_parent_charts_dependency() -> None:
+    """Helm hands `aurora-operator.enabled` of the parent chart to this chart, which takes no unknown value."""
+    assert _schema()["enabled"]["type"] == "boolean"
+
+
 @pytest.mark.parametrize(
     "entry",
     [

@@ -25,6 +25,7 @@ from aurora_cli.stored.report_reader import read_records
 from aurora_protocol.evidence_records import Arm, RatioEstimate, VerdictKind
 from aurora_protocol.training_records import ShapeCounts
 from aurora_store import Keys
+from aurora_store.errors import KeyUnusable, ObjectArchived, StoreError
 from tests.example_count import example_count
 from tests.unit.cli import report_example
 from tests.unit.cli.fake_cluster import speculator
@@ -317,6 +318,16 @@ def test_a_damaged_or_foreign_record_is_named_and_hides_no_other(objects: Folder
     assert 4 not in {one.version for one in found.evidence}
     assert [text.split(" ")[0] for text in found.left_out] == [Keys.registration(3), Keys.evidence(4, 1)]
     assert "a secret" not in str(found.left_out)
+
+
+@pytest.mark.parametrize("error", [ObjectArchived("InvalidObjectState"), KeyUnusable("KMS.DisabledException")])
+def test_a_record_that_the_store_alone_refuses_is_named_and_hides_no_other(
+    objects: FolderObjects, error: StoreError
+) -> None:
+    objects.refused[Keys.registration(3)] = error
+    found = read_records(objects)
+    assert [one.version for one in found.registrations] == [0, 1, 2, *range(4, report_example.VERSIONS)]
+    assert found.left_out == (f"{Keys.registration(3)} was left out: {error}.",)
 
 
 def test_an_attempt_under_the_key_of_another_attempt_is_named_and_left_out(objects: FolderObjects) -> None:

@@ -12,6 +12,7 @@ from aurora_cli.commands import store as store_commands
 from aurora_cli.stored.usage import KINDS
 from aurora_cli.stored.verification import Verification
 from aurora_store import Keys, Registry
+from aurora_store.errors import KeyUnusable, ObjectArchived, StoreError
 from tests.assets.trainer_output import put_trainer_state
 from tests.unit.cli.fake_cluster import FakeApiServer, resource
 from tests.unit.cli.test_decisions import CANARY
@@ -92,6 +93,21 @@ def test_changed_weights_of_the_same_size_are_found_by_their_digest(objects: Fol
     objects.put(weights_of(objects, 1), DRAFT[:-1] + b"\x07")
     assert faults_of(objects) == []
     assert any("digest" in fault or "model.safetensors" in fault for fault in faults_of(objects, digests=True))
+
+
+@pytest.mark.parametrize("error", [ObjectArchived("InvalidObjectState"), KeyUnusable("KMS.DisabledException")])
+def test_an_object_that_the_store_alone_refuses_is_a_fault_and_the_others_are_checked(
+    objects: FolderObjects, error: StoreError
+) -> None:
+    registration = Registry(objects).registration(1)
+    refused = (Keys.channel(1), f"{registration.checkpoint}manifest.json")
+    objects.refused = dict.fromkeys(refused, error)
+    objects.put("backup/old.tar", b"x")
+    found = faults_of(objects)
+    assert [fault.partition(":")[0] for fault in found] == ["backup/old.tar", Keys.channel(1), Keys.registration(1)]
+    assert found[1:] == [f"{Keys.channel(1)}: {error}", f"{Keys.registration(1)}: its draft: {error}"]
+    objects.refused = {weights_of(objects, 1): error}
+    assert f"{Keys.registration(1)}: its draft: {error}" in faults_of(objects, digests=True)
 
 
 def test_verify_exits_with_1_if_something_is_damaged(server: FakeApiServer, objects: FolderObjects) -> None:

@@ -49,7 +49,7 @@ def test_the_schema_has_every_value() -> None:
 
 def test_every_value_of_the_schema_has_a_default() -> None:
     own = {path for path, value in DESCRIBED.items() if not value.shared}
-    assert own - set(_paths(VALUES)) == {"global"}, "Helm passes the values of a parent chart as `global`"
+    assert own - set(_paths(VALUES)) == {"global", "enabled"}, "a parent chart sets these two"
 
 
 @pytest.mark.parametrize("path", sorted(DESCRIBED))
