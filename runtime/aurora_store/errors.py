@@ -71,7 +71,7 @@ class StoreError(Exception):
 
 
 class ObjectMissing(StoreError):
-    """There is no object at this key."""
+    """There is no object at this key. The store itself said so, with a code of S3."""
 
 
 class ObjectArchived(StoreError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
@@ -11,6 +13,7 @@ from aurora_api.v1alpha1.training import MAX_UNROLL_STEPS, TrainingSpec
 from aurora_protocol.draft_records import Lineage
 from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.pod_settings import TrainerSettings
+from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.request_privacy import number_of_hash
 from aurora_runtime.training.candidates import Candidates
 from aurora_runtime.training.data.held_out_set import HeldOutSet
@@ -25,7 +28,7 @@ from aurora_runtime.training.optim.recipe import Recipe, default_learning_rate
 from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.optim.shared_session import SharedSession
 from aurora_runtime.training.poll_backoff import PollBackoff
-from aurora_runtime.training.progress import Progress
+from aurora_runtime.training.progress import Progress, StatusWriter
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import DEFAULT_POLICY, TrainingPolicy
 from aurora_runtime.training.stages.fresh_training import FreshTraining
@@ -43,6 +46,7 @@ from aurora_runtime.training.vocabulary_coverage import VocabularyCoverage
 from aurora_store import Registry
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,15 +91,22 @@ class TrainerContext:
     deaths: ShardDeaths = field(default_factory=ShardDeaths)
     erasures: tuple[ErasureReport, ...] = ()
 
+    def call(self, action: str, function: Callable[[], T]) -> T:
+        """Call the store until it answers. Each failure is announced, because some end only when a person acts."""
+        return self.retrier.call(action, function, self._announce)
+
+    def _announce(self, message: str) -> None:
+        StatusWriter(self.registry).announce(TrainerPhase.STARTING, message=message)
+
 
 def build_trainer(
     config: TrainingConfig, context: TrainerContext, device: torch.device, ranks: Ranks | None = None
 ) -> Trainer:
     """A trainer that continues from the stored state, or from the last version when there is none."""
     registry, retrier = context.registry, context.retrier
-    stored = retrier.call("reading the trainer's state", lambda: trainer_state.read(registry, context.lineage))
+    stored = context.call("reading the trainer's state", lambda: trainer_state.read(registry, context.lineage))
     record = stored.record if stored else None
-    last, last_draft = retrier.call("fetching the last version", lambda: newest_draft(registry, context.target))
+    last, last_draft = context.call("fetching the last version", lambda: newest_draft(registry, context.target))
     ledger = ShardLedger(registry, context.lineage.number, retrier, record)
     trained_without_moments = last.trained_tokens > 0 and not (stored and stored.has_moments)
     session = _session(config, context, last.version, device, ranks, warm=trained_without_moments)
@@ -124,7 +135,7 @@ def _session(
     warm: bool,
 ) -> Session:
     """A session that starts from the draft of ``version``. ``warm``: it was trained, and its moments are lost."""
-    draft, vocabulary = context.retrier.call(
+    draft, vocabulary = context.call(
         "fetching a version", lambda: fetch_draft(context.registry, version, context.target)
     )
     recipe = config.recipe.warm_start() if warm or context.lineage.initial else config.recipe
@@ -175,7 +186,7 @@ def _stages(
     registry, retrier = context.registry, context.retrier
     retention = Retention(registry, learning.ledger, config.limits)
     replay = ReplayTraining(learning, progress, retrier)
-    epoch = retrier.call("reading the trainer's state", registry.last_trainer_state_epoch)
+    epoch = context.call("reading the trainer's state", registry.last_trainer_state_epoch)
     return Stages(
         retention=retention,
         reader=reader,
@@ -184,5 +195,5 @@ def _stages(
         offering=Offering(learning, candidates, progress, retrier),
         vocabulary=VocabularyReview(learning, context.target.head, progress),
         saver=StateSaver(registry, learning, candidates, retention, retrier, config.policy, epoch),
-        orphans=retrier.call("looking for orphans", lambda: OrphanCleanup(registry)),
+        orphans=context.call("looking for orphans", lambda: OrphanCleanup(registry)),
     )

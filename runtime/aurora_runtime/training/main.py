@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -19,7 +21,7 @@ import torch
 from aurora_protocol.draft_records import Lineage
 from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.pod_settings import STATE_FOLDER, TrainerSettings
-from aurora_protocol.training_records import TrainerPhase, TrainerState
+from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.errors import Interrupted
 from aurora_runtime.termination_message import errors_reported
 from aurora_runtime.training.build import TrainerContext, TrainingConfig, build_trainer
@@ -31,10 +33,10 @@ from aurora_runtime.training.poll_backoff import PollBackoff
 from aurora_runtime.training.progress import StatusWriter
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import DEFAULT_POLICY
-from aurora_runtime.training.state import trainer_state
 from aurora_runtime.training.state.erasure import erase_tags
 from aurora_runtime.training.state.retention import Retention
 from aurora_runtime.training.state.shard_ledger import ShardLedger
+from aurora_runtime.training.state.suspended_state import SuspendedState, read_suspended
 from aurora_runtime.training.target.target_model import load_target
 from aurora_store import FencedObjectStore, Registry, StoreConfig
 
@@ -76,15 +78,25 @@ def wait_suspended(
     erasures: tuple[ErasureReport, ...] = (),
 ) -> None:
     """Report that training is suspended until asked to stop. Traces still arrive, so retention still bounds them."""
-    # The data are checked too: the record of a damaged state may lack shards that the state before it still needs.
-    record = retrier.call("reading the trainer's state", lambda: _record_of_state(registry, lineage))
-    ledger = ShardLedger(registry, lineage.number, retrier, record)
-    retention = Retention(registry, ledger, config.limits, suspended=True)
+
+    def announce(message: str) -> None:
+        StatusWriter(registry).announce(TrainerPhase.SUSPENDED, message=message)
+
+    def read() -> SuspendedState:
+        return retrier.call("reading the trainer's state", lambda: read_suspended(registry, lineage), announce)
+
+    state = read()
+    if state.refusal:
+        announce(state.refusal)
+    ledger, retention = _suspended_retention(config, registry, lineage, retrier, state)
     policy, arrivals = config.policy, 0
     backoff = PollBackoff(policy.suspended_poll_seconds, policy.max_poll_seconds, policy.poll_hold_seconds)
     announced: tuple[int | None, float] | None = None  # the held-out requests, and when they are announced again
     while not retrier.stopping:
         began = time.monotonic()
+        if state.refusal and (state_now := read()) != state:
+            state, announced = state_now, None
+            ledger, retention = _suspended_retention(config, registry, lineage, retrier, state)
         shards = retention.shards_to_train() or ledger.consumed
         if ledger.arrivals != arrivals:
             backoff.reset()
@@ -95,7 +107,7 @@ def wait_suspended(
                 TrainerPhase.SUSPENDED,
                 lineage=lineage.number,
                 erasures=erasures,
-                message="",
+                message=state.refusal,
                 held_out_requests=held_out,
             )
             announced = (held_out, began + policy.suspended_status_interval_seconds) if written else None
@@ -105,10 +117,15 @@ def wait_suspended(
         retrier.sleep(next_listing - time.monotonic())
 
 
-def _record_of_state(registry: Registry, lineage: Lineage) -> TrainerState | None:
-    """The record of the newest good state, without the data, which may have gigabytes."""
-    stored = trainer_state.read(registry, lineage)
-    return stored.record if stored else None
+def _suspended_retention(
+    config: TrainingConfig, registry: Registry, lineage: Lineage, retrier: Retrier, state: SuspendedState
+) -> tuple[ShardLedger, Retention]:
+    """The ledger and the retention of a suspended trainer. Only age bounds the shards while the records are unknown."""
+    ledger = ShardLedger(registry, lineage.number, retrier, state.record)
+    limits = config.limits
+    if not state.knows_shards:
+        limits = replace(limits, total_bytes=sys.maxsize, shards=sys.maxsize)
+    return ledger, Retention(registry, ledger, limits, suspended=True)
 
 
 def own_device() -> torch.device:

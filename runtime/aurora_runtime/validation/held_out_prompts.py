@@ -11,12 +11,14 @@ import hashlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import MeasurementError, TraceFormatError
 from aurora_runtime.held_out_split import MAX_MEASURED_PROMPT_TOKENS
 from aurora_runtime.traces import RequestTrace, decode
+from aurora_runtime.validation.store_retry import repeat_while_away
 from aurora_store import Registry
 from aurora_store.errors import DigestMismatch, ObjectMissing
 
@@ -61,14 +63,14 @@ def held_out_prompts(
     chance, so the operator retries when there is more traffic.
     """
     most_tokens = MAX_MEASURED_PROMPT_TOKENS if longest is None else min(longest, MAX_MEASURED_PROMPT_TOKENS)
-    keys = registry.newest_shards(lineage, max_shards)
+    keys = repeat_while_away("listing shards", lambda: registry.newest_shards(lineage, max_shards))
     prompts: dict[int, Prompt] = {}
     shards_read = bytes_read = damaged = too_long = 0
     for key in keys:
         if len(prompts) >= wanted or (shards_read >= FEW_SHARDS and bytes_read >= LARGE_DOWNLOAD_BYTES):
             break
         try:
-            data = registry.shard(key)[1]
+            data = repeat_while_away(f"reading {key}", partial(registry.shard, key))[1]
             bytes_read += len(data)
             traces = [trace for trace in decode(data) if trace.held_out]
             found = _prompts(traces, vocab_size, most_tokens)

@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import signal
 import sys
 import tempfile
 from pathlib import Path
+from typing import Final
 
 from aurora_protocol.errors import ProtocolError
+from aurora_protocol.evidence_records import CachedBaseline, Evidence
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED, KEYS_FOLDER, SIGNING_FOLDER, ValidationSettings
 from aurora_protocol.signatures import KeyName
 from aurora_runtime.errors import MeasurementError, RuntimeFault
 from aurora_runtime.key_folder import KeyFolder
 from aurora_runtime.termination_message import write_termination_message
+from aurora_runtime.validation.store_retry import repeat_while_away
 from aurora_runtime.validation.validation_run import ValidationResult, Workspace, validate
-from aurora_store import FencedObjectStore, Registry, StoreConfig
+from aurora_store import FencedObjectStore, Keys, Registry, StoreConfig
 from aurora_store.errors import ObjectExists, StoreError
+from aurora_store.s3_calls.call_limits import total_deadline
 
 log = logging.getLogger(__name__)
+
+STORE_SECONDS: Final = 360.0
+"""Time to store the result, of the ``FINISH_RESERVE_SECONDS`` of the Job. The engines stop in the rest."""
 
 
 async def _validate_until_signal(
@@ -40,18 +46,41 @@ async def _validate_until_signal(
 
 
 def _store(registry: Registry, result: ValidationResult) -> None:
-    """Store the baseline first, so that the evidence never names a missing baseline."""
-    if result.baseline is not None:
-        with contextlib.suppress(ObjectExists):
-            log.info("baseline written to %s", registry.put_baseline(result.baseline))
-    try:
-        key = registry.put_evidence(result.evidence)
-    except ObjectExists:
-        log.warning("another pod of this Job has already written the evidence of this attempt, which is kept")
-        return
-    verdict = result.evidence.verdict
-    log.info("verdict %s: %s", verdict.kind, "; ".join(verdict.reasons))
+    """Store the baseline and then the evidence, for up to :data:`STORE_SECONDS` if the store is away.
+
+    Evidence never names a missing baseline. A baseline that the evidence does not name is tried only once: it saves
+    time later, and must not cost the evidence.
+    """
+    evidence = result.evidence
+    with total_deadline(STORE_SECONDS):
+        if result.baseline is not None:
+            _store_baseline(registry, result.baseline, named=_names(evidence, result.baseline))
+        try:
+            key = repeat_while_away("storing the evidence", lambda: registry.put_evidence(evidence), STORE_SECONDS)
+        except ObjectExists:
+            log.warning("another pod of this Job has already written the evidence of this attempt, which is kept")
+            return
+    log.info("verdict %s: %s", evidence.verdict.kind, "; ".join(evidence.verdict.reasons))
     log.info("evidence written to %s", key)
+
+
+def _names(evidence: Evidence, baseline: CachedBaseline) -> bool:
+    """Whether the evidence was decided with this baseline."""
+    key = Keys.baseline(baseline.lineage, baseline.version, baseline.attempt)
+    return evidence.baseline is not None and evidence.baseline.key == key
+
+
+def _store_baseline(registry: Registry, baseline: CachedBaseline, *, named: bool) -> None:
+    seconds = STORE_SECONDS if named else 0.0
+    try:
+        key = repeat_while_away("storing the baseline", lambda: registry.put_baseline(baseline), seconds)
+        log.info("baseline written to %s", key)
+    except ObjectExists:
+        return
+    except StoreError as error:
+        if named:
+            raise
+        log.warning("the baseline is not stored, so a later measurement measures its own: %s", error)
 
 
 def _open_registry(settings: ValidationSettings, signing: Path) -> Registry:

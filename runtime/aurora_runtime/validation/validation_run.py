@@ -47,6 +47,7 @@ from aurora_runtime.validation.held_out_prompts import FEW_SHARDS, MAX_SHARDS, P
 from aurora_runtime.validation.rounds.measure import Measurement, measure, measure_baseline, rejected_unmeasured
 from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan, measurement_plan
 from aurora_runtime.validation.rounds.round_runner import Answers, RoundRunner
+from aurora_runtime.validation.store_retry import repeat_while_away
 from aurora_store import Registry
 from aurora_store.errors import StoreError
 from aurora_store.s3_calls.call_limits import is_interrupted, total_deadline
@@ -111,7 +112,10 @@ class ValidationRun:
     def fetch_draft(self, registration: Registration, folder: Path) -> FetchedDraft:
         """Download a version into ``folder`` before the deadline. Raises as :func:`fetch_draft` does."""
         with total_deadline(self.deadline - time.monotonic()):
-            return fetch_draft(self.registry, registration, self.lineage, folder)
+            return repeat_while_away(
+                f"fetching version {registration.version}",
+                lambda: fetch_draft(self.registry, registration, self.lineage, folder),
+            )
 
     def choose_prompts(self) -> tuple[Prompt, ...]:
         """The held-out prompts of the plan, read before the deadline. Raises as :func:`held_out_prompts` does."""
@@ -138,11 +142,15 @@ class ValidationRun:
         return WarmUp.of(texts, settings.draft, settings.validation.max_new_tokens, concurrencies)
 
     def find_baseline(self, environment: Environment) -> BaselineSamples | None:
-        """A cached baseline that is usable in ``environment``.
+        """A cached baseline that is usable in ``environment``, read before the deadline.
 
         None for a candidate that a cached baseline left undecided before: off is then measured anew, because a ratio
         to a baseline of another time has a wider interval.
         """
+        with total_deadline(self.deadline - time.monotonic()):
+            return repeat_while_away("looking for a baseline", lambda: self._usable_baseline(environment))
+
+    def _usable_baseline(self, environment: Environment) -> BaselineSamples | None:
         candidate = self.attempt.candidate
         if any(
             evidence.verdict.kind is VerdictKind.INCONCLUSIVE and evidence.baseline is not None
@@ -197,7 +205,9 @@ async def validate(settings: ValidationSettings, registry: Registry, workspace: 
     Raises :class:`RuntimeFault`, :class:`StoreError` or :class:`ProtocolError` when it could not measure.
     """
     deadline = time.monotonic() + settings.validation.timeout_seconds
-    run = await call_in_thread(lambda: ValidationRun.open(settings, registry, deadline))
+    run = await call_in_thread(
+        lambda: repeat_while_away("reading the versions", lambda: ValidationRun.open(settings, registry, deadline))
+    )
     folder = workspace.scratch / "candidate"
     try:
         candidate = await call_in_thread(lambda: run.fetch_draft(run.attempt.candidate, folder))

@@ -1,7 +1,8 @@
 """Turns the exceptions of a call into :class:`~aurora_store.errors.StoreError`, with what to do.
 
 Invariants: a message contains nothing that the store sent, except a code that S3 or AWS STS defines. A refused right is
-named by its S3 action, so that an administrator can add the action to the policy of the credentials. A failure of a
+named by its S3 action, so that an administrator can add the action to the policy of the credentials. An object counts
+as missing only when S3 says so: nothing reads it again, and callers reject or delete what it belongs to. A failure of a
 workload identity, which boto3 fetches within a call of the store, is not reported as a failure of the store.
 """
 
@@ -35,6 +36,11 @@ from aurora_store.s3_calls.s3_clients import RedirectRefused
 
 _ACCESS_CODES: Final = ("AccessDenied", "403")
 """Codes of a refused right. The answer to a HEAD request has no body, so its code is the status."""
+_MISSING_CODES: Final = ("NoSuchKey", "NoSuchUpload", "NoSuchVersion")
+"""S3's codes of what does not exist. A gateway before the store answers 404 too while it has no route, without them."""
+_CALLS_WITHOUT_BODY: Final = ("HeadBucket", "HeadObject")
+"""The answers to these calls have no body, so that the status 404 is all that they say."""
+_GATEWAY_HINT: Final = "but no code of S3; check store.endpoint, and the gateway or ingress before the store"
 _UNKNOWN_CALL_CODES: Final = ("InvalidArgument", "InvalidRequest", "MethodNotAllowed", "NotImplemented")
 """Codes with which stores answer a call that they do not know."""
 DELETE_VERSIONS: Final = "DeleteObjects by VersionId"
@@ -128,7 +134,7 @@ def _error_sent(error: ClientError, call: str) -> StoreError:
             hint = "the pod's token has expired: check the node's clock"
             return AccessRefused(bounded_text(f"{call}: {error.operation_name}: {shown}; {hint}"))
         return AccessRefused(bounded_text(f"{call}: {error.operation_name}: {shown}; {_IDENTITY_HINT}"))
-    if code in ("NoSuchKey", "404") or (status == 404 and code != "NoSuchBucket"):
+    if code in _MISSING_CODES or (code == "404" and error.operation_name in _CALLS_WITHOUT_BODY):
         return ObjectMissing(bounded_text(f"{call}: no such object"))
     if is_write_conflict(error):
         return StoreError(bounded_text(f"{call}: another write of the object was under way; try again"))
@@ -140,6 +146,8 @@ def _error_sent(error: ClientError, call: str) -> StoreError:
         return ObjectArchived(bounded_text(f"{call}: {code}; {ERROR_HINTS[code]}"))
     if code in KMS_CODES:
         return KeyUnusable(bounded_text(f"{call}: {code}; {ERROR_HINTS[code]}"))
+    if status == 404 and code not in ERROR_HINTS:
+        return StoreError(bounded_text(f"{call}: HTTP 404, {_GATEWAY_HINT}"))
     shown = code if code in ERROR_HINTS else f"HTTP {status}"
     return StoreError(bounded_text(f"{call}: {shown}; {ERROR_HINTS.get(code, DEFAULT_HINT)}"))
 

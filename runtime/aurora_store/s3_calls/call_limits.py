@@ -17,6 +17,7 @@ Invariants:
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
 import threading
@@ -179,6 +180,11 @@ def total_deadline(seconds: float) -> Iterator[None]:
         yield
     finally:
         _thread.deadline = before
+
+
+def total_seconds_left() -> float:
+    """Seconds until the total deadline around the calls of this thread. Infinite without one."""
+    return math.inf if _thread.deadline is None else _thread.deadline.end_seconds - time.monotonic()
 
 
 def _deadline_in(seconds: float) -> _Deadline:

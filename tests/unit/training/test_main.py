@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from aurora_runtime.request_privacy import tag_hash
 from aurora_runtime.training import main, retry
 from aurora_runtime.training.retry import Retrier
 from aurora_store import Keys
+from aurora_store.errors import ObjectArchived
 from tests.unit.training import tiny
 from tests.unit.training.heads import published
 from tests.unit.training.trainer_rig import Traffic, TrainerRig
@@ -111,3 +114,86 @@ def test_a_head_that_does_not_fit_is_named_in_the_status_and_read_again(
     assert status.message == retrier.messages[0]
     assert f"the head {tmp_path / 'head'} cannot be used" in status.message
     assert "norm_output" in status.message
+
+
+@pytest.fixture
+def archived_rig(tmp_path: Path) -> TrainerRig:
+    """A trainer that learned from three shards, in a store with nine shards and room for six."""
+    rig = TrainerRig(tmp_path)
+    rig.trainer(Traffic(rig.registry, 3)).run()
+    for number in range(3, 9):
+        tiny.put_shard(rig.registry, number, [tiny.trace(seed) for seed in range(3)])
+    return rig
+
+
+def archive(rig: TrainerRig, monkeypatch: pytest.MonkeyPatch, *, records: bool = False) -> Callable[[], None]:
+    """Archive the data of the stored states, and also their ``records``. Returns what restores them."""
+    get = rig.objects.get
+
+    def archived(key: str, *arguments: Any, **options: Any) -> bytes:
+        if key.startswith(Keys.TRAINER_STATE) and (records or not key.endswith(".json")):
+            raise ObjectArchived("InvalidObjectState; restore the object")
+        return get(key, *arguments, **options)
+
+    monkeypatch.setattr(rig.objects, "get", archived)
+    return lambda: monkeypatch.setattr(rig.objects, "get", get)
+
+
+def test_a_suspended_trainer_bounds_the_traces_although_its_state_is_archived(
+    archived_rig: TrainerRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, shards = archived_rig, list(archived_rig.registry.shard_keys(1))
+    archive(rig, monkeypatch)
+    main.wait_suspended(rig.config, rig.registry, rig.lineage, StopsAtItsFirstWait())
+    assert list(rig.registry.shard_keys(1)) == shards[:3] + shards[6:], "the shards of the state stay"
+    status = rig.registry.trainer_status()
+    assert status is not None
+    assert status.phase is TrainerPhase.SUSPENDED
+    assert "InvalidObjectState; restore the object" in status.message
+
+
+@pytest.mark.parametrize("max_age", [None, timedelta(hours=-2)], ids=["kept", "too old"])
+def test_only_age_bounds_the_traces_while_the_records_of_the_states_are_archived(
+    archived_rig: TrainerRig, monkeypatch: pytest.MonkeyPatch, max_age: timedelta | None
+) -> None:
+    rig, shards = archived_rig, list(archived_rig.registry.shard_keys(1))
+    rig.limits = replace(rig.limits, max_age=max_age)
+    archive(rig, monkeypatch, records=True)
+    main.wait_suspended(rig.config, rig.registry, rig.lineage, StopsAtItsFirstWait())
+    assert list(rig.registry.shard_keys(1)) == ([] if max_age else shards)
+
+
+def test_a_suspended_trainer_reads_its_state_again_once_it_is_restored(
+    archived_rig: TrainerRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, waits = archived_rig, 0
+    restore = archive(rig, monkeypatch, records=True)
+
+    class RestoredMeanwhile(Retrier):
+        def sleep(self, seconds: float) -> None:
+            nonlocal waits
+            waits += 1
+            restore()
+            if waits == 2:
+                self.stop()
+
+    main.wait_suspended(rig.config, rig.registry, rig.lineage, RestoredMeanwhile())
+    assert len(list(rig.registry.shard_keys(1))) == 6
+    status = rig.registry.trainer_status()
+    assert status is not None
+    assert status.message == ""
+
+
+def test_a_trainer_whose_state_is_archived_says_so_while_it_waits(
+    archived_rig: TrainerRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, retrier = archived_rig, StopsAfterTwoWaits()
+    monkeypatch.setattr(main, "load_target", lambda _spec: rig.target)
+    monkeypatch.setattr(retry, "INITIAL_BACKOFF_SECONDS", 0.01)
+    archive(rig, monkeypatch)
+    with pytest.raises(Interrupted):
+        main.run(rig.settings, rig.registry, retrier, torch.device("cpu"), None)
+    status = rig.registry.trainer_status()
+    assert status is not None
+    assert status.phase is TrainerPhase.STARTING
+    assert status.message == "reading the trainer's state failed: InvalidObjectState; restore the object"

@@ -17,6 +17,7 @@ from aurora_runtime.engine.server_process import STOP_SECONDS
 from aurora_runtime.validation import validation_run
 from aurora_runtime.validation.attempt import Attempt
 from aurora_runtime.validation.engines import replica_engine
+from aurora_runtime.validation.main import STORE_SECONDS
 from aurora_runtime.validation.rounds.measure import Measurement, measure
 from aurora_runtime.validation.rounds.round_runner import RoundRunner
 from aurora_runtime.validation.validation_run import ValidationRun, Workspace, validate
@@ -33,9 +34,9 @@ ENGINES = 3
 
 
 def test_the_reserve_covers_what_follows_the_last_round() -> None:
-    store_seconds = STORE_CALLS * CALL_SECONDS
-    assert store_seconds + ENGINES * STOP_SECONDS <= FINISH_RESERVE_SECONDS
-    assert store_seconds + LEASE_CALLS * replica_engine.CALL_SECONDS <= FINISH_RESERVE_SECONDS
+    assert STORE_CALLS * CALL_SECONDS <= STORE_SECONDS
+    assert STORE_SECONDS + ENGINES * STOP_SECONDS <= FINISH_RESERVE_SECONDS
+    assert STORE_SECONDS + LEASE_CALLS * replica_engine.CALL_SECONDS <= FINISH_RESERVE_SECONDS
 
 
 @pytest.mark.parametrize(

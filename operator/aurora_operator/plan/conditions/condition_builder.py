@@ -242,11 +242,13 @@ def _trainer_state(observed: Observed, status: SpeculatorStatus, now: datetime) 
             return ConditionContent(False, QUEUED, waits)
         message = (workload.message if workload else "") or "the trainer's pod is not ready"
         return ConditionContent(False, "PodNotReady", message)
+    record = observed.store.trainer
     if training_is_suspended(observed):
-        return _suspended(observed, "training is suspended; serving goes on with the active draft")
+        is_current = record is not None and record.phase in (TrainerPhase.STARTING, TrainerPhase.SUSPENDED)
+        note = f"; {record.message}" if record is not None and is_current and record.message else ""
+        return _suspended(observed, f"training is suspended; serving goes on with the active draft{note}")
     if observed.store.trainer_error:
         return ConditionContent(False, "StatusUnreadable", observed.store.trainer_error)
-    record = observed.store.trainer
     if record is not None and record.phase is TrainerPhase.STARTING and record.message:
         return ConditionContent(False, "Starting", record.message)
     if record is not None and record.phase is TrainerPhase.SUSPENDED:

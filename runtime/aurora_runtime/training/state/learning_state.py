@@ -40,8 +40,12 @@ class LearningState:
             self.held_out.add(request, examples, shard.key, measurable=measurable)
 
     def drop(self, shards: Collection[str]) -> None:
-        """Drop all examples of ``shards``, whose traces may not be kept. Positions that they trained still count."""
+        """Drop all examples of ``shards``, whose traces may not be kept. Positions that they trained still count.
+
+        The replay budget shrinks to what the buffer still holds.
+        """
         self.replay.drop(shards)
+        self.budget.credit(0, self.replay.slots)
         self.held_out.drop(shards)
 
     @property

@@ -87,6 +87,18 @@ def test_a_suspended_trainer_that_is_needed_and_not_ready_is_reported() -> None:
     assert condition(waits, ConditionType.TRAINER_READY).reason == "PodNotReady"
 
 
+@pytest.mark.parametrize(
+    ("phase", "shown"),
+    [(TrainerPhase.SUSPENDED, True), (TrainerPhase.STARTING, True), (TrainerPhase.TRAINING, False)],
+)
+def test_a_suspended_trainer_that_cannot_read_its_state_says_so(phase: TrainerPhase, *, shown: bool) -> None:
+    why = "the trainer's state cannot be read: InvalidObjectState; restore the object"
+    record = TrainerStatus(phase=phase, step=7, shards=1, trained_tokens=9, message=why, updated=NOW)
+    trainer = condition(suspended(replicas=2, store=store(0, trainer=record)), ConditionType.TRAINER_READY)
+    assert (trainer.status.value, trainer.reason) == ("True", "Suspended")
+    assert (why in trainer.message) is shown
+
+
 @pytest.mark.parametrize("measure_on", ["Job", "Replica"])
 def test_a_speculator_at_rest_has_no_validation_job_and_measures_its_candidate_later(measure_on: str) -> None:
     busy = observed(spec=spec(serving={"replicas": 2}), store=store(0, 1))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_runtime.training.data.replay_budget import ReplayBudget
+from aurora_runtime.training.data.held_out_set import HeldOutSet
+from aurora_runtime.training.data.replay import ReplayBuffer
+from aurora_runtime.training.data.replay_budget import BUDGET, ReplayBudget
 from aurora_runtime.training.optim.recipe import Recipe
+from aurora_runtime.training.state.learning_state import LearningState
+from tests.unit.training.data.test_replay import example
 
 recipes = st.builds(Recipe, replay=st.integers(0, 8), passes=st.integers(1, 64))
 fresh_batches = st.lists(st.integers(1, 600), max_size=30)
@@ -45,6 +51,23 @@ def test_the_budget_is_bounded_by_what_the_buffer_holds(recipe: Recipe, backlog:
     budget = ReplayBudget(replay=recipe.replay, passes=recipe.passes)
     budget.credit(backlog, buffered)
     assert replayed(budget, 512, beside_fresh=False) < recipe.passes * buffered + 512
+
+
+@given(recipe=recipes, slots=st.lists(st.integers(1, 600), min_size=1, max_size=8), kept=st.integers(0, 8))
+def test_the_budget_is_bounded_by_what_the_buffer_still_holds_once_shards_expired(
+    recipe: Recipe, slots: list[int], kept: int
+) -> None:
+    """Otherwise all credit of the shards that are gone would go into the few examples that stay."""
+    budget, nothing = ReplayBudget(replay=recipe.replay, passes=recipe.passes), cast(Any, None)
+    learning = LearningState(nothing, nothing, ReplayBuffer(1 << 30), budget, HeldOutSet(1, 1, 1), nothing, 0)
+    for number, count in enumerate(slots):
+        learning.replay.add([example(slots=count)], f"shard {number}")
+        budget.credit(count, learning.replay.slots)
+    learning.drop([f"shard {number}" for number in range(kept, len(slots))])
+    assert learning.replay.slots == sum(slots[:kept])
+    most = (recipe.passes - 1) * learning.replay.slots if recipe.replay else 0
+    assert max(budget.state()[BUDGET].tolist()) <= most
+    assert replayed(budget, 512, beside_fresh=False) < most + 512
 
 
 @given(recipe=recipes, fresh=fresh_batches)

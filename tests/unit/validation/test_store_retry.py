@@ -1,0 +1,158 @@
+"""A store that is away for a moment costs no measurement, neither at its end nor while its prompts are read."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from aurora_protocol.evidence_records import BaselineSamples
+from aurora_protocol.signatures import KeyName
+from aurora_runtime.validation import main, store_retry, validation_run
+from aurora_runtime.validation.attempt import Attempt
+from aurora_runtime.validation.held_out_prompts import held_out_prompts
+from aurora_runtime.validation.store_retry import repeat_while_away
+from aurora_runtime.validation.validation_run import ValidationResult, ValidationRun
+from aurora_store import Keys, Registry
+from aurora_store.errors import AccessRefused, ObjectMissing, StoreError
+from aurora_store.s3_calls.call_limits import interruptible, total_deadline
+from tests.assets.signing import KEYS
+from tests.unit.fakes import FolderObjects, lineage
+from tests.unit.operator.worlds import evidence
+from tests.unit.validation.test_cached_baselines import baseline
+from tests.unit.validation.test_held_out_prompts import NEW, OLD, Shards, registry, trace
+
+EVIDENCE, BASELINE = Keys.evidence(1, 1), Keys.baseline(1, 3, 1)
+NAMING = evidence(1).model_copy(
+    update={"baseline": BaselineSamples(key=BASELINE, samples=baseline().samples, created=baseline().created)}
+)
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_retry, "INITIAL_BACKOFF_SECONDS", 0.001)
+
+
+class RefusingObjects(FolderObjects):
+    """A store that raises ``error`` for each write below ``prefix``."""
+
+    prefix, error = "nothing/", StoreError("HTTP 503")
+
+    def create(self, key: str, data: bytes) -> None:
+        if key.startswith(self.prefix):
+            raise self.error
+        super().create(key, data)
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> RefusingObjects:
+    (tmp_path / "store").mkdir()
+    return RefusingObjects(tmp_path / "store")
+
+
+def writer(objects: FolderObjects) -> Registry:
+    return Registry(objects, {KeyName.EVIDENCE: KEYS[KeyName.EVIDENCE]})
+
+
+def test_evidence_is_stored_once_the_store_is_back(objects: RefusingObjects) -> None:
+    objects.writes_to_refuse = 3
+    main._store(writer(objects), ValidationResult(evidence(1)))
+    assert list(objects.list("")) == [EVIDENCE]
+
+
+def test_a_baseline_that_cannot_be_stored_costs_no_evidence(objects: RefusingObjects) -> None:
+    objects.prefix = "baselines/"
+    main._store(writer(objects), ValidationResult(evidence(1), baseline()))
+    assert list(objects.list("")) == [EVIDENCE]
+
+
+def test_evidence_that_names_its_baseline_waits_for_it(objects: RefusingObjects) -> None:
+    objects.writes_to_refuse = 3
+    main._store(writer(objects), ValidationResult(NAMING, baseline()))
+    assert list(objects.list("")) == [BASELINE, EVIDENCE]
+
+
+def test_no_evidence_names_a_baseline_that_is_not_stored(
+    objects: RefusingObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "STORE_SECONDS", 0.05)
+    objects.prefix = "baselines/"
+    with pytest.raises(StoreError, match="HTTP 503"):
+        main._store(writer(objects), ValidationResult(NAMING, baseline()))
+    assert list(objects.list("")) == []
+
+
+def test_a_store_that_stays_away_ends_the_validator_in_bounded_time(
+    objects: RefusingObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main, "STORE_SECONDS", 0.05)
+    objects.down = True
+    with pytest.raises(StoreError, match="the store is down"):
+        main._store(writer(objects), ValidationResult(evidence(1)))
+
+
+def test_prompts_are_read_although_the_store_is_away_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    traces = [trace(number) for number in range(400)]
+    shards = Shards({OLD: traces[:200], NEW: traces[200:]})
+    wanted = held_out_prompts(registry(shards), 1, vocab_size=1000, wanted=1000, needed=1)
+    for name in ("newest_shards", "shard"):
+        monkeypatch.setattr(shards, name, every_second_call_fails(getattr(shards, name)))
+    assert held_out_prompts(registry(shards), 1, vocab_size=1000, wanted=1000, needed=1) == wanted
+
+
+def test_a_baseline_and_a_draft_are_found_although_the_store_is_away_for_a_moment(
+    objects: RefusingObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registration = SimpleNamespace(version=1)
+    attempt = cast(Attempt, SimpleNamespace(candidate=registration, active=registration))
+    run = ValidationRun(attempt, Registry(objects, KEYS), lineage(), math.inf)
+    monkeypatch.setattr(validation_run, "BaselineRequirements", SimpleNamespace(of=lambda *_: None))
+    for name in ("find_baseline", "fetch_draft"):
+        monkeypatch.setattr(validation_run, name, every_second_call_fails(lambda *_: "found"))
+    assert cast(Any, run.find_baseline(cast(Any, None))) == "found"
+    assert cast(Any, run.fetch_draft(cast(Any, registration), tmp_path)) == "found"
+
+
+def every_second_call_fails(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` of a store that is away for the first call, the third and so on."""
+    calls = 0
+
+    def flaky(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls % 2:
+            raise StoreError("HTTP 503")
+        return function(*arguments)
+
+    return flaky
+
+
+@pytest.mark.parametrize("error", [ObjectMissing("no such object"), AccessRefused("allow s3:PutObject")])
+def test_a_definite_answer_is_not_asked_for_again(error: StoreError) -> None:
+    calls = 0
+
+    def call() -> None:
+        nonlocal calls
+        calls += 1
+        raise error
+
+    with pytest.raises(type(error)):
+        repeat_while_away("testing", call)
+    assert calls == 1
+
+
+def test_a_call_that_nobody_waits_for_is_not_repeated() -> None:
+    def away() -> None:
+        raise StoreError("HTTP 503")
+
+    began = time.monotonic()
+    with interruptible(lambda: True), pytest.raises(StoreError):
+        repeat_while_away("testing", away)
+    with total_deadline(0.05), pytest.raises(StoreError):
+        repeat_while_away("testing", away)
+    assert time.monotonic() - began < store_retry.READ_SECONDS / 2
