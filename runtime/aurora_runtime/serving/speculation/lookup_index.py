@@ -221,7 +221,7 @@ class LookupIndex:
 def _match_length(tokens: array[int], source: array[int], position: int, known: int) -> int:
     """How many tokens before ``position`` equal the end of ``tokens``, at least ``known`` and at most LONGEST_MATCH."""
     end = len(tokens)
-    length = known
-    while length < min(position, end, LONGEST_MATCH) and source[position - 1 - length] == tokens[end - 1 - length]:
+    length, limit = known, min(position, end, LONGEST_MATCH)
+    while length < limit and source[position - 1 - length] == tokens[end - 1 - length]:
         length += 1
     return length
