@@ -16,17 +16,26 @@ import ctypes
 import torch
 
 
-def _range_cells(start: torch.Tensor, end: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows and the columns of the ranges [start[i], end[i]) of each row i, concatenated: [sum of lengths] each.
+def _range_cells(
+    req_pool_indices: torch.Tensor, start: torch.Tensor, end: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The table's rows and columns that hold the positions [start[i], end[i]) of each request i, in order.
+
+    In most rounds all ranges have one length, which takes half as many operations.
 
     Args:
-        start, end: [B].
+        req_pool_indices, start, end: [B].
+
+    Returns:
+        rows [B, 1] and columns [B, length], or [sum of lengths] each where the lengths differ.
     """
-    lengths = (end - start).long()
-    rows = torch.repeat_interleave(lengths)
+    lengths = end - start
+    on_host = lengths.tolist()
+    if on_host and on_host.count(on_host[0]) == len(on_host):
+        return req_pool_indices[:, None], start[:, None] + torch.arange(on_host[0])
+    requests = torch.repeat_interleave(lengths.long())
     before = lengths.cumsum(0) - lengths
-    columns = torch.arange(rows.shape[0]) + (start - before)[rows]
-    return rows, columns
+    return req_pool_indices[requests], torch.arange(requests.shape[0]) + (start - before)[requests]
 
 
 def assign_req_to_token_pool_cpu(
@@ -44,8 +53,9 @@ def assign_req_to_token_pool_cpu(
         req_to_token: [pool, pool_len], written in place.
         out_cache_loc: [sum of lengths].
     """
-    rows, columns = _range_cells(start_offset, end_offset)
-    req_to_token[req_pool_indices[rows], columns] = out_cache_loc[: rows.shape[0]].to(req_to_token.dtype)
+    rows, columns = _range_cells(req_pool_indices, start_offset, end_offset)
+    slots = out_cache_loc[: columns.numel()].view(columns.shape)
+    req_to_token[rows, columns] = slots.to(req_to_token.dtype)
 
 
 def assign_extend_cache_locs_cpu(
@@ -63,8 +73,9 @@ def assign_extend_cache_locs_cpu(
         req_to_token: [pool, pool_len].
         out_cache_loc: [at least the sum of lengths], written in place.
     """
-    rows, columns = _range_cells(start_offset, end_offset)
-    out_cache_loc[: rows.shape[0]] = req_to_token[req_pool_indices[rows], columns].to(out_cache_loc.dtype)
+    rows, columns = _range_cells(req_pool_indices, start_offset, end_offset)
+    slots = req_to_token[rows, columns].flatten()
+    out_cache_loc[: slots.shape[0]] = slots.to(out_cache_loc.dtype)
 
 
 def assign_draft_cache_locs_contiguous_cpu(

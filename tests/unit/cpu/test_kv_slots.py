@@ -13,17 +13,20 @@ POOL_ROWS, ROW_LENGTH = 6, 40
 
 
 class Pool:
-    """A table of distinct slots, with requests in random rows and a random range of positions for each."""
+    """A table of distinct slots, with requests in random rows and a random range of positions for each.
 
-    def __init__(self, seed: int, batch: int) -> None:
+    Where the ranges have one length, the code has a path of its own.
+    """
+
+    def __init__(self, seed: int, batch: int, *, one_length: bool) -> None:
         self.random = torch.Generator().manual_seed(seed)
         self.table = torch.randperm(POOL_ROWS * ROW_LENGTH, generator=self.random).view(POOL_ROWS, ROW_LENGTH).int()
         self.rows = torch.randperm(POOL_ROWS, generator=self.random)[:batch]
         self.start = torch.randint(0, 15, (batch,), generator=self.random)
-        self.end = self.start + torch.randint(0, 10, (batch,), generator=self.random)
+        self.end = self.start + torch.randint(0, 10, (1 if one_length else batch,), generator=self.random)
 
 
-pools = st.builds(Pool, seed=st.integers(0, 2**31), batch=st.integers(1, 5))
+pools = st.builds(Pool, seed=st.integers(0, 2**31), batch=st.integers(1, 5), one_length=st.booleans())
 
 
 @settings(max_examples=example_count(40), deadline=None)

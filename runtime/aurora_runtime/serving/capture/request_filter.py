@@ -6,6 +6,7 @@ launcher's probe is captured, only the probe is traced, because no client sends 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -26,6 +27,15 @@ class TracedRequest:
     index: int
     rid: str
     tag: int = NO_TAG
+
+
+@dataclass(frozen=True)
+class _Filtered:
+    """The traced requests of the last batch, none of which refused traces."""
+
+    reqs: tuple[Any, ...]
+    probe_captured: bool
+    traced: tuple[TracedRequest, ...]
 
 
 class RequestFilter:
@@ -49,18 +59,33 @@ class RequestFilter:
         self._sample = RequestSample(ratio, key, max_tokens=max_tokens, refused_prompt=refused_prompt)
         self.marker: tuple[int, ...] = ()
         self.probe_captured = False
+        self._last: _Filtered | None = None
 
     def traced(self, reqs: Sequence[Any]) -> tuple[TracedRequest, ...]:
-        """The traced requests among ``reqs``, SGLang's requests of one batch."""
-        return tuple(
+        """The traced requests among ``reqs``, SGLang's requests of one batch.
+
+        Most rounds have the requests of the round before, and get the same answer.
+        """
+        if (last := self._last_if_of(reqs)) is not None:
+            return last.traced
+        traced = tuple(
             TracedRequest(index, req.rid, tag_number(self._tag_key, wish_of(req).tag))
             for index, req in enumerate(reqs)
             if self._is_traced(req)
         )
+        self._last = None if self.some_refuse(reqs) else _Filtered(tuple(reqs), self.probe_captured, traced)
+        return traced
 
     def some_refuse(self, reqs: Sequence[Any]) -> bool:
         """Whether a request of ``reqs`` asks not to be traced. Then no tensor of the whole batch may be kept."""
-        return any(not wish_of(req).trace for req in reqs)
+        return self._last_if_of(reqs) is None and any(not wish_of(req).trace for req in reqs)
+
+    def _last_if_of(self, reqs: Sequence[Any]) -> _Filtered | None:
+        """What is known of the last batch, if ``reqs`` are its requests. Their ids may be those of other requests."""
+        last = self._last
+        if last is None or last.probe_captured != self.probe_captured or len(last.reqs) != len(reqs):
+            return None
+        return last if all(map(operator.is_, last.reqs, reqs)) else None
 
     def _is_traced(self, req: Any) -> bool:
         rid = req.rid

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -36,8 +36,6 @@ STALE_AFTER_ROUNDS: Final = 100_000
 """A request is stale, because it never gets a last record, when it took part in none of this many later rounds."""
 SILENT_AFTER_ROUNDS: Final = 2
 """A request is silent after this many rounds per open request without a record of its own."""
-
-_NO_STATES: Final = torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -94,14 +92,43 @@ def parents_of(next_token: Sequence[int], next_sibling: Sequence[int]) -> list[i
     return parents
 
 
-@dataclass
+@dataclass(slots=True)
 class _Round:
-    """A verify round whose tokens are committed. The event's states are gone: they are a view of the whole batch's."""
+    """A verify round whose tokens are committed, without its states, which are a view of the whole batch's.
+
+    Attributes:
+        root: the root's position.
+        accepted: accepted proposed tokens that were committed.
+        path: the nodes that the answer took, the root first.
+    """
 
     root: int
     accepted: int
     path: list[int]
-    event: VerifyRound
+    version: int
+    source: ProposalSource
+    draft_tokens: NDArray[np.integer]
+    next_token: NDArray[np.integer]
+    next_sibling: NDArray[np.integer]
+    top_ids: NDArray[np.int32]
+    top_logprobs: NDArray[np.float16]
+    uncaptured_mass: NDArray[np.float16]
+
+    @classmethod
+    def of(cls, event: VerifyRound, root: int, path: list[int]) -> _Round:
+        return cls(
+            root,
+            len(path) - 1,
+            path,
+            event.version,
+            event.source,
+            event.draft_tokens,
+            event.next_token,
+            event.next_sibling,
+            event.top_ids,
+            event.top_logprobs,
+            event.uncaptured_mass,
+        )
 
 
 @dataclass
@@ -194,7 +221,7 @@ class TraceAssembler:
         if drafts[0] != previous or any(drafts[path[i + 1]] != tokens[i] for i in range(accepted)):
             return "path"
         self._add_states(request, root, event.hidden[: accepted + 1])
-        request.rounds.append(_Round(root, accepted, path[: accepted + 1], replace(event, hidden=_NO_STATES)))
+        request.rounds.append(_Round.of(event, root, path[: accepted + 1]))
         return ""
 
     def _add_commit(self, request: _OpenRequest, commit: Commit | None) -> str:
@@ -252,8 +279,8 @@ class TraceAssembler:
         parents: list[int] = []
         on_path: list[bool] = []
         for item in rounds:
-            parents += parents_of(item.event.next_token.tolist(), item.event.next_sibling.tolist())
-            marks = [False] * item.event.draft_tokens.shape[0]
+            parents += parents_of(item.next_token.tolist(), item.next_sibling.tolist())
+            marks = [False] * item.draft_tokens.shape[0]
             for node in item.path:
                 marks[node] = True
             on_path += marks
@@ -264,16 +291,16 @@ class TraceAssembler:
             tokens=torch.tensor(tokens, dtype=torch.int32),
             hidden=hidden,
             root=torch.tensor([item.root for item in rounds], dtype=torch.int32),
-            node_count=torch.tensor([item.event.draft_tokens.shape[0] for item in rounds], dtype=torch.int32),
+            node_count=torch.tensor([item.draft_tokens.shape[0] for item in rounds], dtype=torch.int32),
             accepted=torch.tensor([item.accepted for item in rounds], dtype=torch.int32),
-            version=torch.tensor([item.event.version for item in rounds], dtype=torch.int32),
-            source=torch.tensor([item.event.source for item in rounds], dtype=torch.uint8),
-            node_token=_joined([item.event.draft_tokens for item in rounds], torch.int32),
+            version=torch.tensor([item.version for item in rounds], dtype=torch.int32),
+            source=torch.tensor([item.source for item in rounds], dtype=torch.uint8),
+            node_token=_joined([item.draft_tokens for item in rounds], torch.int32),
             node_parent=torch.tensor(parents, dtype=torch.int16),
             node_accepted=torch.tensor(on_path, dtype=torch.bool),
-            top_ids=_joined([item.event.top_ids for item in rounds], torch.int32),
-            top_logprobs=_joined([item.event.top_logprobs for item in rounds], torch.float16),
-            uncaptured_mass=_joined([item.event.uncaptured_mass for item in rounds], torch.float16),
+            top_ids=_joined([item.top_ids for item in rounds], torch.int32),
+            top_logprobs=_joined([item.top_logprobs for item in rounds], torch.float16),
+            uncaptured_mass=_joined([item.uncaptured_mass for item in rounds], torch.float16),
             tag=request.tag,
         )
 

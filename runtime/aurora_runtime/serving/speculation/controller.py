@@ -200,8 +200,7 @@ class Controller:
             without = list(map(sum, zip(*lookup, strict=True)))
             with_draft = without
             if self._can_draft:
-                better = [list(map(max, a, b)) for a, b in zip(lookup, draft, strict=True)]
-                with_draft = list(map(sum, zip(*better, strict=True)))
+                with_draft = list(map(sum, zip(*_better(lookup, draft), strict=True)))
         return [size + (with_draft[steps] if drafts else without[steps]) for _, steps, drafts in self._shapes]
 
     def _milliseconds(self, outlooks: Sequence[RequestOutlook]) -> Sequence[float]:
@@ -295,6 +294,18 @@ class Controller:
             prospects = with_draft_step_by_step(self._arms, prospects, trials)
         del prospects[self._last]
         return most_promising(prospects, speed, credit, exploration.min_gain)
+
+
+def _better(lookup: list[Curve], draft: list[Curve]) -> list[Curve]:
+    """Each request's better source by number of steps. Requests share curves, so most pairs are computed once."""
+    found = dict[tuple[int, int], Curve]()
+    better = []
+    for a, b in zip(lookup, draft, strict=True):
+        pair = (id(a), id(b))
+        if (curve := found.get(pair)) is None:
+            curve = found[pair] = tuple(map(max, a, b))
+        better.append(curve)
+    return better
 
 
 def _pending(outlooks: Sequence[RequestOutlook]) -> int:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from aurora_api.v1alpha1.draft import LookupScope
-from aurora_runtime.serving.speculation.suffix_table import SuffixTable, Sums
+from aurora_runtime.serving.speculation.suffix_table import Slots, SuffixTable
 
 SUFFIX_LENGTHS: Final = (1, 2, 3, 5, 8)
 """The lengths of suffixes that are looked up, the longest first. More lengths gained less than 1%."""
@@ -56,8 +56,9 @@ class _Text:
         shared: whether other requests may be answered from it.
         salts: of the spaces of the table in which its suffixes are put.
         salts_to_read: of the spaces from which the request may be answered.
-        sums: those of its end. None: not computed since it grew. The suffixes that are looked up before a token are
-            those that the token follows, so they are put without computing them again.
+        slots: where the suffixes of its end are looked up. None: not computed since it grew. The suffixes that are
+            looked up before a token are those that the token follows. So a request that is answered from the spaces in
+            which it is put needs no other slots.
     """
 
     number: int
@@ -65,7 +66,7 @@ class _Text:
     shared: bool
     salts: tuple[int, ...]
     salts_to_read: tuple[int, ...]
-    sums: Sums | None = None
+    slots: Slots | None = None
 
     @property
     def first_place(self) -> int:
@@ -139,9 +140,10 @@ class LookupIndex:
         table, known, first_place = self._table, text.tokens, text.first_place
         for token in tokens:
             end = len(known)
-            table.put(text.sums or table.sums_of(known, end), text.salts, first_place + end)
+            slots = text.slots if text.salts == text.salts_to_read else None
+            table.put(slots or table.slots_of(known, end, text.salts), first_place + end)
             known.append(token)
-            text.sums = None
+            text.slots = None
         self._tokens += len(tokens)
 
     def end(self, rid: str) -> None:
@@ -161,9 +163,9 @@ class LookupIndex:
         """
         if (text := self._running.get(rid)) is None or count < 1:
             return _NOTHING
-        if text.sums is None:
-            text.sums = self._table.sums_of(text.tokens, len(text.tokens))
-        for order, place in self._table.find(text.sums, text.salts_to_read):
+        if text.slots is None:
+            text.slots = self._table.slots_of(text.tokens, len(text.tokens), text.salts_to_read)
+        for order, place in self._table.find(text.slots):
             if found := self._occurrence(text, order, place):
                 return self._proposal(text, *found, order, count)
         return _NOTHING
@@ -219,7 +221,7 @@ class LookupIndex:
 def _match_length(tokens: array[int], source: array[int], position: int, known: int) -> int:
     """How many tokens before ``position`` equal the end of ``tokens``, at least ``known`` and at most LONGEST_MATCH."""
     end = len(tokens)
-    length = known
-    while length < min(position, end, LONGEST_MATCH) and source[position - 1 - length] == tokens[end - 1 - length]:
+    length, limit = known, min(position, end, LONGEST_MATCH)
+    while length < limit and source[position - 1 - length] == tokens[end - 1 - length]:
         length += 1
     return length

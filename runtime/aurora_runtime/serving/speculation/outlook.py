@@ -6,7 +6,7 @@ Both are plain values, so that a decision can be broadcast between the ranks of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from aurora_runtime.engine.arms import Arm, Source
 
@@ -14,8 +14,7 @@ CANNOT_DRAFT: Final = -1
 """The value of ``pending`` of a request that the draft cannot serve any more."""
 
 
-@dataclass(frozen=True)
-class RequestOutlook:
+class RequestOutlook(NamedTuple):
     """One running request before a round.
 
     Attributes:

@@ -17,8 +17,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-Sums = list[tuple[int, int, int]]
-"""``(order, start, sum)`` of the suffixes of a text, the shortest first. ``start`` is the order's first slot."""
+Slots = list[tuple[int, int]]
+"""``(order, slot)`` of the suffixes of a text. The longest suffix comes first, and its slot for the first salt."""
 
 _MASK: Final = (1 << 64) - 1
 _GOLDEN: Final = 0x9E3779B97F4A7C15
@@ -55,36 +55,34 @@ class SuffixTable:
         self._array: NDArray[np.int64] = np.zeros(len(orders) * slots, dtype=np.int64)
         self._view: Final = self._array.data
 
-    def sums_of(self, tokens: array[int], end: int) -> Sums:
-        """The sums of all suffixes of ``tokens[:end]`` that the text is long enough for. They depend on no space."""
-        total, found = 0, []
+    def slots_of(self, tokens: array[int], end: int, salts: Sequence[int]) -> Slots:
+        """The slots of all suffixes of ``tokens[:end]`` that the text is long enough for, one for each salt."""
+        total, found, shift, last_salt_first = 0, [], self._shift, salts[::-1]
         for order, multiplier, start in self._steps[:end]:
             total += multiplier * tokens[end - order]
             if start is not None:
-                found.append((order, start, total))
+                for salt in last_salt_first:
+                    slot = start + (((total + salt) & _MASK) >> shift)
+                    found.append((order, slot))
+        found.reverse()
         return found
 
     def salts_of(self, spaces: Sequence[int]) -> tuple[int, ...]:
         """What tells the suffixes of these spaces from those of others."""
         return tuple(space * self._space_multiplier & _MASK for space in spaces)
 
-    def find(self, sums: Sums, salts: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """``(order, place)``: the latest place that was put into the slot of each suffix, if one was.
+    def find(self, slots: Slots) -> Iterator[tuple[int, int]]:
+        """``(order, place)``: the latest place that was put into each slot, if one was, in the order of the slots."""
+        view = self._view
+        for order, slot in slots:
+            if place := view[slot]:
+                yield order, place
 
-        The longest suffix comes first, and of equally long ones the first salt's.
-        """
-        view, shift = self._view, self._shift
-        for order, start, total in reversed(sums):
-            for salt in salts:
-                if place := view[start + (((total + salt) & _MASK) >> shift)]:
-                    yield order, place
-
-    def put(self, sums: Sums, salts: Sequence[int], place: int) -> None:
-        """Note that these suffixes occurred, and that ``place`` followed them."""
-        view, shift = self._view, self._shift
-        for _, start, total in sums:
-            for salt in salts:
-                view[start + (((total + salt) & _MASK) >> shift)] = place
+    def put(self, slots: Slots, place: int) -> None:
+        """Note that the suffixes of these slots occurred, and that ``place`` followed them."""
+        view = self._view
+        for _, slot in slots:
+            view[slot] = place
 
     def put_range(self, tokens: array[int], first: int, last: int, spaces: Sequence[int], place: int) -> None:
         """The same as :meth:`put` of ``place + end`` for each ``end`` from ``first`` to ``last - 1``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from aurora_runtime.request_privacy import tag_key, tag_number
 from aurora_runtime.serving.capture.batch_outputs import PromptOutput, VerifyOutput
 from aurora_runtime.serving.capture.hooks import CaptureHooks
+from aurora_runtime.serving.capture.request_filter import RequestFilter
 from aurora_runtime.serving.capture.settings import CaptureSettings
 from aurora_runtime.serving.capture.verify_tensors import ReducedVerify, VerifyTensors
 from aurora_runtime.traces import decode
@@ -82,6 +84,18 @@ def test_a_refusing_request_alone_is_not_even_looked_at(
     assert prefill(hooks, refusing, [1.0]) is None
     assert decode_round(hooks, refusing) is None
     assert (len(recorder.batches), recorder.errors) == (1, 0)
+
+
+def test_a_refusing_request_with_the_id_of_an_ended_one_is_not_traced() -> None:
+    request_filter, ended = RequestFilter(Decimal(1)), [request("a")]
+    assert request_filter.traced(ended) == ()
+    request_filter.probe_captured = True
+    assert [traced.rid for traced in request_filter.traced(ended)] == ["a"]
+    assert request_filter.traced(list(ended)) is request_filter.traced(ended), "the rounds of one batch share it"
+    assert not request_filter.some_refuse(ended)
+    refusing = [request("a", custom_params=REFUSING)]
+    assert request_filter.traced(refusing) == ()
+    assert request_filter.some_refuse(refusing)
 
 
 def test_the_spool_holds_the_hash_of_a_tag_and_nothing_of_a_refusing_request(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from aurora_runtime.serving.speculation import lookup_index, lookup_kernel
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex
 from aurora_runtime.serving.speculation.lookup_kernel import propose
 from aurora_runtime.serving.speculation.lookup_reference import POSITION_BITS
-from aurora_runtime.serving.speculation.suffix_table import SuffixTable, Sums
+from aurora_runtime.serving.speculation.suffix_table import Slots, SuffixTable
 from aurora_runtime.serving.speculation.token_history import TokenHistory
 from tests.unit.serving.speculation import interpreted_lookup
 from tests.unit.serving.speculation.interpreted_lookup import MAX_TOKENS, histories, history_of
@@ -36,19 +36,24 @@ class ExactTable(SuffixTable):
 
     def __init__(self, orders: Sequence[int], slots: int) -> None:
         super().__init__(orders, slots)
-        self._places: dict[tuple[int, int, int], int] = {}
+        self._orders = orders
+        self._slots: dict[tuple[int, ...], int] = {}
+        self._places: dict[int, int] = {}
 
-    def find(self, sums: Sums, salts: Sequence[int]) -> Iterator[tuple[int, int]]:
-        keys = [(order, (salt, start, total)) for order, start, total in reversed(sums) for salt in salts]
-        return ((order, self._places[key]) for order, key in keys if key in self._places)
+    def slots_of(self, tokens: array[int], end: int, salts: Sequence[int]) -> Slots:
+        orders = [order for order in reversed(self._orders) if order <= end]
+        suffixes = [(order, (salt, *tokens[end - order : end])) for order in orders for salt in salts]
+        return [(order, self._slots.setdefault(suffix, len(self._slots))) for order, suffix in suffixes]
 
-    def put(self, sums: Sums, salts: Sequence[int], place: int) -> None:
-        for _, start, total in sums:
-            self._places.update({(salt, start, total): place for salt in salts})
+    def find(self, slots: Slots) -> Iterator[tuple[int, int]]:
+        return ((order, self._places[slot]) for order, slot in slots if slot in self._places)
+
+    def put(self, slots: Slots, place: int) -> None:
+        self._places.update({slot: place for _, slot in slots})
 
     def put_range(self, tokens: array[int], first: int, last: int, spaces: Sequence[int], place: int) -> None:
         for end in range(first, last):
-            self.put(self.sums_of(tokens, end), self.salts_of(spaces), place + end)
+            self.put(self.slots_of(tokens, end, self.salts_of(spaces)), place + end)
 
 
 @given(rows=histories, count=st.integers(1, 9), prompt=st.integers(0, MAX_TOKENS))

@@ -14,9 +14,9 @@ token_lists = st.lists(st.integers(0, 2**40), min_size=2, max_size=40).map(lambd
 
 def latest(table: SuffixTable, tokens: array[int], end: int, space: int) -> list[int]:
     """The latest place of each suffix, the shortest first. 0: none."""
-    sums = table.sums_of(tokens, end)
-    found = dict(table.find(sums, table.salts_of([space])))
-    return [found.get(order, 0) for order, *_ in sums]
+    slots = table.slots_of(tokens, end, table.salts_of([space]))
+    found = dict(table.find(slots))
+    return [found.get(order, 0) for order, _ in reversed(slots)]
 
 
 @given(token_lists, st.data())
@@ -25,7 +25,7 @@ def test_a_range_puts_what_single_puts_put(tokens: array[int], data: st.DataObje
     last = data.draw(st.integers(first, len(tokens)))
     one_by_one, at_once = SuffixTable(ORDERS, 1 << 12), SuffixTable(ORDERS, 1 << 12)
     for end in range(first, last):
-        one_by_one.put(one_by_one.sums_of(tokens, end), one_by_one.salts_of((3, 4)), 1000 + end)
+        one_by_one.put(one_by_one.slots_of(tokens, end, one_by_one.salts_of((3, 4))), 1000 + end)
     at_once.put_range(tokens, first, last, (3, 4), 1000)
     for end in range(1, len(tokens)):
         for space in (3, 4):
@@ -48,7 +48,15 @@ def test_spaces_do_not_see_each_other() -> None:
 
 
 def test_suffixes_longer_than_the_text_have_no_slot() -> None:
-    assert [order for order, _, _ in SuffixTable(ORDERS, 4).sums_of(array("q", [1, 2, 3]), 3)] == [1, 2]
+    assert [order for order, _ in SuffixTable(ORDERS, 4).slots_of(array("q", [1, 2, 3]), 3, (0,))] == [2, 1]
+
+
+def test_the_longest_suffix_is_found_first_and_of_equal_ones_the_first_salts() -> None:
+    table, text = SuffixTable(ORDERS, 1 << 12), array("q", range(5))
+    for place, space in enumerate((3, 4), start=1):
+        table.put(table.slots_of(text, 5, table.salts_of([space])), place)
+    found = list(table.find(table.slots_of(text, 5, table.salts_of((4, 3)))))
+    assert found == [(5, 2), (5, 1), (2, 2), (2, 1), (1, 2), (1, 1)]
 
 
 def test_few_suffixes_share_a_slot() -> None:

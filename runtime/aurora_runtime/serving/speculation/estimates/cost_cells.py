@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import exp, log, sqrt
 from typing import Final
 
-from aurora_runtime.engine.arms import OFF, Arm
+from aurora_runtime.engine.arms import Arm
 from aurora_runtime.serving.speculation.estimates import cost_line
 from aurora_runtime.serving.speculation.estimates.catch_up_cost import CLIP, NOISE_VARIANCE, CatchUpCost
 
@@ -119,6 +119,7 @@ class CellRange:
         self.catch_up = CatchUpCost()
         self.formula: dict[int, list[float]] = {}
         self.tables: dict[int, tuple[float, ...]] = {}
+        self._priors: dict[int, list[float]] = {}
 
     def refer_to(self, line: cost_line.Coefficients) -> None:
         """Take a new formula. Cells keep their milliseconds."""
@@ -144,8 +145,9 @@ class CellRange:
         cell = self.cells[index]
         if not index or cell is None or self.rounds - cell.last < self._settings.after_rounds << cell.looks:
             return None
-        arm, formula = self._arms[index], self.formula_milliseconds(batch_size)[index]
-        usual = off_milliseconds * _prior_milliseconds(arm, batch_size) / _prior_milliseconds(OFF, batch_size)
+        formula = self.formula_milliseconds(batch_size)[index]
+        prior = self._prior_milliseconds(batch_size)
+        usual = off_milliseconds * prior[index] / prior[0]
         expected = min(formula, usual)
         return expected if log(formula * cell.level / expected) > self._settings.doubted_deviation else None
 
@@ -170,7 +172,9 @@ class CellRange:
             found = self.formula[batch_size] = [cost_line.milliseconds(line, arm, batch_size) for arm in self._arms]
         return found
 
-
-def _prior_milliseconds(arm: Arm, batch_size: int) -> float:
-    """The time of a round before any measurement, where an off round of one request takes a millisecond."""
-    return cost_line.milliseconds(cost_line.prior_line(1.0), arm, batch_size)
+    def _prior_milliseconds(self, batch_size: int) -> list[float]:
+        """Each arm's time before any measurement, where an off round of one request takes a millisecond."""
+        if (found := self._priors.get(batch_size)) is None:
+            line = cost_line.prior_line(1.0)
+            found = self._priors[batch_size] = [cost_line.milliseconds(line, arm, batch_size) for arm in self._arms]
+        return found

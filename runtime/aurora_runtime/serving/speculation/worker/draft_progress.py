@@ -117,18 +117,20 @@ class DraftProgress:
             return
         size = len(current.reqs)
         tokens = batch_result.next_token_ids.view(size, -1)
-        hidden = batch_result.logits_output.hidden_states.view(size, tokens.shape[1], -1)
+        width = tokens.shape[1]
+        hidden = batch_result.logits_output.hidden_states.view(size, width, -1)
         if len(kept) < size:
             index = to_device(kept, tokens.device)
             tokens, hidden = tokens[index], hidden[index]
         self._buffer.append([current.rows[i] for i in kept], self._counts(current, kept), tokens, hidden)
         for i in kept:
-            self._of(current.reqs[i], current.rows[i]).under_way += tokens.shape[1]
+            self._of(current.reqs[i], current.rows[i]).under_way += width
 
     def committed(self, current: Round, accepted: Sequence[int]) -> None:
         """The accepted proposed tokens of a round without the draft are known."""
         if current.drafts:
             return
+        width = current.decision.arm.width
         for req, row, length, count in zip(current.reqs, current.rows, current.lengths, accepted, strict=True):
             if not is_running(req):
                 continue
@@ -136,7 +138,7 @@ class DraftProgress:
             if progress.pending != CANNOT_DRAFT:
                 progress.pending += count + 1
                 progress.length = length + count + 1
-                progress.under_way = max(0, progress.under_way - current.decision.arm.width)
+                progress.under_way = max(0, progress.under_way - width)
 
     def prefilled(self, reqs: Sequence[Any]) -> None:
         """SGLang ran the draft over all tokens of these requests."""
@@ -154,7 +156,9 @@ class DraftProgress:
         return runs
 
     def _of(self, req: Any, row: int) -> _Progress:
-        return self._requests.setdefault(req.rid, _Progress(row))
+        if (progress := self._requests.get(req.rid)) is None:
+            progress = self._requests[req.rid] = _Progress(row)
+        return progress
 
     def _forget(self, rid: str) -> None:
         if (progress := self._requests.pop(rid, None)) is not None:
@@ -169,7 +173,8 @@ class DraftProgress:
         """The places of the running requests whose tokens of this round the buffer takes. Others CANNOT_DRAFT."""
         running = [i for i, req in enumerate(current.reqs) if is_running(req) and self.pending(req.rid) >= 0]
         rows = [current.rows[i] for i in running]
-        most = [self.pending(current.reqs[i].rid) + current.decision.arm.width for i in running]
+        width = current.decision.arm.width
+        most = [self.pending(current.reqs[i].rid) + width for i in running]
         kept = []
         for i, granted in zip(running, self._buffer.reserve(rows, most), strict=True):
             if granted:

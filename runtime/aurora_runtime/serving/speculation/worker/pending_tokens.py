@@ -156,8 +156,12 @@ class PendingTokens:
         Returns whether each row has that room now. A row without loses its pages to the rows behind it.
         """
         granted, new = [], list[tuple[int, int, int]]()
+        page_tokens = self._shape.page_tokens
         for row, count in zip(rows, tokens, strict=True):
             pages = self._pages.setdefault(row, [])
+            if count <= len(pages) * page_tokens:
+                granted.append(True)
+                continue
             needed = self._shape.pages_for(count) - len(pages)
             granted.append(len(pages) + needed <= self._shape.row_pages and needed <= len(self._free))
             if not granted[-1]:

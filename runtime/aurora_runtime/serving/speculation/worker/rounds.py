@@ -16,7 +16,6 @@ is reported after the last round that it took part in. This module imports neith
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -81,8 +80,12 @@ class Round:
         """How many tokens of each request's lookup are the tokens that the round committed."""
         counts = []
         for proposal, tokens in zip(self.proposals, committed, strict=True):
-            pairs = zip(proposal.tokens, tokens, strict=False)
-            counts.append(sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+            count = 0
+            for proposed, token in zip(proposal.tokens, tokens, strict=False):
+                if proposed != token:
+                    break
+                count += 1
+            counts.append(count)
         return tuple(counts)
 
 
