@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -176,6 +177,21 @@ class SlowStore:
             download(key, path, sha256, max_bytes=max_bytes)
 
         monkeypatch.setattr(rig.objects, "download", slowly)
+
+    async def wait_until_begun(self) -> None:
+        assert await asyncio.to_thread(self.began.wait, 10)
+
+
+class BusyDisk:
+    """Holds each sync of a file until the disk is released."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.began, self.released = threading.Event(), threading.Event()
+        monkeypatch.setattr(os, "fsync", self._sync)
+
+    def _sync(self, _: int) -> None:
+        self.began.set()
+        self.released.wait(3)
 
     async def wait_until_begun(self) -> None:
         assert await asyncio.to_thread(self.began.wait, 10)

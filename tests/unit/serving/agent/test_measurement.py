@@ -24,7 +24,7 @@ from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.http_api import application
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_store.errors import StoreError
-from tests.unit.serving.agent.rigs import AGENT_TOKEN, AUTH, JOB, TOKEN, PodRig, SlowStore
+from tests.unit.serving.agent.rigs import AGENT_TOKEN, AUTH, JOB, TOKEN, BusyDisk, PodRig, SlowStore
 
 
 @pytest.fixture
@@ -144,6 +144,30 @@ async def test_swaps_and_withdrawals_exclude_each_other(rig: PodRig) -> None:
         await rig.request_lease(begin=True, epoch=8)
     await rig.request_lease(begin=True, epoch=9)
     assert rig.lease.withdrawn
+
+
+@pytest.mark.parametrize("first", ["swap", "withdrawal"])
+async def test_of_a_swap_and_a_withdrawal_at_once_only_the_first_begins(
+    rig: PodRig, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    disk = BusyDisk(monkeypatch)
+    calls = {
+        "swap": lambda: rig.swapper.request(rig.swap_request(1, 2)),
+        "withdrawal": lambda: rig.request_lease(begin=True),
+    }
+    begun = asyncio.create_task(calls.pop(first)())
+    await disk.wait_until_begun()
+    ((_, call),) = calls.items()
+    late = asyncio.create_task(call())
+    await asyncio.sleep(0.2)
+    assert not late.done()
+    disk.released.set()
+    await begun
+    with pytest.raises(RuntimeFault):
+        await late
+    await rig.swapper.wait()
+    assert rig.lease.withdrawn is (first == "withdrawal")
+    assert rig.serves(1 if first == "swap" else 0)
 
 
 async def test_only_the_holder_renews_a_lease_and_only_the_operator_begins_one(rig: PodRig) -> None:

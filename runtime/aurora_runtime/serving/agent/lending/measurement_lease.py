@@ -82,7 +82,6 @@ class MeasurementLease:
             async with self._lock:
                 if not self.withdrawn:
                     await self._withdraw(request)
-                    self._expires_at = self._clock() + request.lease_seconds
                     return
         # Without the lock: a trial may hold it for as long as a download takes, and the lease must not end meanwhile.
         withdrawal = self._pod.folder.read_withdrawal()
@@ -99,21 +98,25 @@ class MeasurementLease:
         version, report = await self._pod.engine.draft_version(), await self._pod.engine.draft_report()
         if current is None or version != current.version or not (report.is_of_start or report.is_of(current.digest)):
             raise EngineFault(f"the engine holds version {version} ({report}), which is not the pod's current draft")
-        # No await from here on, so that no swap starts in between: the swapper checks for the file before it starts.
-        changed = self._withdrawn_engine.require_running() != engine or self._pod.drafts.current() != current
-        if self._swapper.is_swapping or changed:
-            raise SwapRefused("a swap is running")
-        self._drain = Drain(self._clock)
-        self._withdrawn_engine.begin(
-            Withdrawal(
-                measurement=request.measurement,
-                boot=engine.boot,
-                current_version=version,
-                current_digest=current.digest,
-                current_checksum=report.checksum,
-                pass_sha256=pass_digest(self._token.value, request.measurement),
-            )
-        )
+        async with self._swapper.no_swap():
+            if self._withdrawn_engine.require_running() != engine or self._pod.drafts.current() != current:
+                raise SwapRefused("a swap ran, or the engine was started again, meanwhile")
+            self._drain = Drain(self._clock)
+            self._expires_at = self._clock() + request.lease_seconds
+            try:
+                await self._withdrawn_engine.begin(
+                    Withdrawal(
+                        measurement=request.measurement,
+                        boot=engine.boot,
+                        current_version=version,
+                        current_digest=current.digest,
+                        current_checksum=report.checksum,
+                        pass_sha256=pass_digest(self._token.value, request.measurement),
+                    )
+                )
+            except OSError:
+                self._expires_at = None
+                raise
         log.info("the pod is withdrawn for %s", request.measurement)
 
     async def request_trial(self, request: TrialRequest) -> bool:
@@ -132,7 +135,7 @@ class MeasurementLease:
             if not withdrawal.drained:
                 return False
             if self._pod.folder.read_mode_order().mode is not request.mode:
-                self._withdrawn_engine.order_restart(request.mode)
+                await self._withdrawn_engine.order_restart(request.mode)
                 return False
             try:
                 boot = self._withdrawn_engine.require_running().boot
@@ -167,7 +170,7 @@ class MeasurementLease:
                 if await self._withdrawn_engine.restore_or_restart(withdrawal):
                     log.info("returned from %s with version %d", withdrawal.measurement, withdrawal.current_version)
             elif not withdrawal.drained and await self._clients_are_gone():
-                self._withdrawn_engine.write_withdrawal(withdrawal.model_copy(update={"drained": True}))
+                await self._withdrawn_engine.write_withdrawal(withdrawal.model_copy(update={"drained": True}))
                 log.info("the pod is drained: measuring for %s", withdrawal.measurement)
 
     async def _clients_are_gone(self) -> bool:
