@@ -146,6 +146,37 @@ async def test_swaps_and_withdrawals_exclude_each_other(rig: PodRig) -> None:
     assert rig.lease.withdrawn
 
 
+@pytest.mark.parametrize("damaged", [b"", b'{"measurement": "chat'])
+async def test_a_damaged_withdrawal_ends_the_measurement_and_the_pod_returns_with_a_new_engine_start(
+    rig: PodRig, caplog: pytest.LogCaptureFixture, damaged: bytes
+) -> None:
+    """The checksum of the current draft is lost, so the engine that may hold a trial draft is not trusted."""
+    await rig.withdraw()
+    await rig.trial(1)
+    rig.folder.withdrawal.write_bytes(damaged)
+    assert rig.phase() is MeasurementPhase.RETURNING
+    assert not await rig.pod.ready()
+    for call in (rig.request_lease(), rig.trial(1)):
+        with pytest.raises(SwapRefused):
+            await call
+    agent = asyncio.create_task(rig.lease.run())
+    await asyncio.sleep(0.2)
+    assert not agent.done()
+    agent.cancel()
+    assert "withdrawal.json is damaged: the measurement ends" in caplog.text
+    withdrawal = rig.folder.read_withdrawal()
+    assert withdrawal is not None
+    assert withdrawal.trial_boot == "b1", "the guard refuses clients until the engine is started again"
+    await rig.lease.advance()
+    assert rig.phase() is MeasurementPhase.RETURNING
+    await rig.return_to_service()
+    assert rig.serves(0)
+    assert await rig.pod.ready()
+    state = rig.folder.read_engine_state()
+    assert state is not None
+    assert state.boot != "b1"
+
+
 @pytest.mark.parametrize("first", ["swap", "withdrawal"])
 async def test_of_a_swap_and_a_withdrawal_at_once_only_the_first_begins(
     rig: PodRig, monkeypatch: pytest.MonkeyPatch, first: str

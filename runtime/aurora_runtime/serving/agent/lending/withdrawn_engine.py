@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from aurora_protocol.agent_api import EngineMode
+from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving.agent.draft_cache import StagedDraft
@@ -25,6 +26,8 @@ from aurora_runtime.store_thread import call_in_thread, finish_in_thread
 
 log = logging.getLogger(__name__)
 
+LOST_MEASUREMENT: Final = "unknown"
+"""Stands for the measurement whose ``withdrawal.json`` was damaged."""
 GUARD_TO_SCHEDULER_SECONDS: Final = 0.2
 """A request that the guard has let in reaches the scheduler within this time."""
 MAX_RESTORE_ATTEMPTS: Final = 3
@@ -49,6 +52,31 @@ class WithdrawnEngine:
     async def write_withdrawal(self, withdrawal: Withdrawal) -> None:
         path, data = self._pod.folder.withdrawal, withdrawal.to_json()
         await finish_in_thread(lambda: write_atomically(path, data, durable=True))
+
+    async def replace_damaged_withdrawal(self) -> None:
+        """Begin the pod's return when ``withdrawal.json`` is damaged.
+
+        The checksum of ``current`` is lost, so nothing shows what the engine holds, and the engine is started again.
+        Until then the guard refuses clients, because the engine may hold a trial draft.
+
+        Raises :class:`EngineFault` when the pod has no current draft.
+        """
+        current, engine = self._pod.drafts.current(), self._pod.folder.read_engine_state()
+        if current is None:
+            raise EngineFault("withdrawal.json is damaged, and the pod has no current draft: delete the pod")
+        self._reset()
+        await self.order_restart(EngineMode.DRAFT)  # first, so that a running engine never counts as started again
+        await self.write_withdrawal(
+            Withdrawal(
+                measurement=LOST_MEASUREMENT,
+                boot="",
+                current_version=current.version,
+                current_digest=current.digest,
+                current_checksum="",
+                trial_boot=engine.boot if engine is not None else "",
+                pass_sha256="0" * 64,
+            )
+        )
 
     def require_running(self) -> EngineState:
         """The state of the engine. Raises :class:`EngineFault` unless it is ready and follows the last mode order."""
@@ -114,7 +142,7 @@ class WithdrawnEngine:
         Raises :class:`EngineFault` when an attempt failed: call again. After :data:`MAX_RESTORE_ATTEMPTS` failures the
         engine is started again.
         """
-        if self._pod.folder.read_mode_order().mode is not EngineMode.DRAFT:
+        if not self._is_draft_ordered():
             await self.order_restart(EngineMode.DRAFT)
         try:
             engine = self.require_running()
@@ -134,6 +162,13 @@ class WithdrawnEngine:
         self._reset()
         self._pod.folder.withdrawal.unlink()
         return True
+
+    def _is_draft_ordered(self) -> bool:
+        """Whether the last mode order is to run with the draft. False for a damaged order, which is then given again."""
+        try:
+            return self._pod.folder.read_mode_order().mode is EngineMode.DRAFT
+        except InvalidRecord:
+            return False
 
     async def _restore(self, withdrawal: Withdrawal, boot: str) -> None:
         """Make sure that the engine holds ``current`` and generates. Raises :class:`EngineFault` when it does not."""
