@@ -177,7 +177,8 @@ class Swapper:
             raise SwapRefused(f"epoch {request.epoch} is older than epoch {last.epoch}, which this pod has accepted")
         if self.is_swapping and last is not None and (request.version, request.digest) == (last.version, last.digest):
             if request.epoch > last.epoch:
-                await self._record_request(request)  # the running swap obeys both orders, and the fence moves to the newer
+                # The running swap obeys both orders, and the fence moves to the newer.
+                await self._record_request(request)
                 self.status = self.status.model_copy(update={"epoch": request.epoch})
             return
         self._require_interruptible(request, last)

@@ -194,7 +194,7 @@ class MeasurementLease:
 
     async def _end_damaged(self, error: InvalidRecord) -> None:
         """End the measurement whose ``withdrawal.json`` is damaged. The operator repeats the measurement."""
-        text = "withdrawal.json is damaged: the measurement ends, and the engine is started again with the current draft"
+        text = "withdrawal.json is damaged: the measurement ends, and the engine starts again with the current draft"
         log.error("%s; check the node's disk if this comes again: %s", text, error)
         self._expires_at = None
         await self._withdrawn_engine.replace_damaged_withdrawal()
