@@ -2,9 +2,10 @@
 
 Invariants: generation is never left paused. ``current`` moves only to a draft that the engine was confirmed to hold, by
 version and by digest. An order of a higher epoch ends a download, and the draft that was being downloaded is then not
-loaded. A failed swap leaves the engine with the previous draft, or reports that the previous draft could not be
-restored. A request with an older epoch than an accepted one is refused, even after a restart of the agent. After
-``swap.json`` was damaged, an older epoch than the channel's is refused.
+loaded. A draft is loaded only in an engine start whose own draft is known. A failed swap leaves the engine with the
+previous draft, or reports that the previous draft could not be restored. A request with an older epoch than an accepted
+one is refused, even after a restart of the agent. After ``swap.json`` was damaged, an older epoch than the channel's is
+refused.
 """
 
 from __future__ import annotations
@@ -182,7 +183,8 @@ class Swapper:
                 self.status = self.status.model_copy(update={"epoch": request.epoch})
             return
         self._require_interruptible(request, last)
-        if not self._recovered_boot:
+        boot = self._pod.folder.ready_boot()
+        if not self.is_swapping and (not boot or boot != self._recovered_boot):
             raise EngineFault("the engine is not up yet")
         version = await self._pod.engine.draft_version()
         current = self._pod.drafts.current()
@@ -232,6 +234,7 @@ class Swapper:
         drafts = self._pod.drafts
         draft_may_be_at_fault = False
         try:
+            await self._recover_new_start()
             previous_version = await self._pod.engine.draft_version()
             previous = await call_in_thread(lambda: drafts.find_or_stage(previous_version), given_up.is_set)
             await self.draft_swap.remember_checksum(previous)
@@ -242,6 +245,8 @@ class Swapper:
             if given_up.is_set():  # no await from here to the phase, so that no order is accepted in between
                 log.info("the swap to version %d was given up for a newer order", request.version)
                 return
+            if self._pod.folder.ready_boot() != self._recovered_boot:
+                raise EngineGone("the engine was started again during the download")
             self.status = self.status.model_copy(update={"phase": SwapPhase.SWAPPING})
             pause_seconds = await self.draft_swap.load_or_restore(draft, previous)
             drafts.make_current(draft)
@@ -263,6 +268,14 @@ class Swapper:
             )
             self._on_finished("success", pause_seconds)
             log.info("serving draft version %d after a pause of %.3f s", request.version, pause_seconds)
+
+    async def _recover_new_start(self) -> None:
+        """Recover an engine start that began while the former swap ran: :meth:`recover` waits for the end of swaps."""
+        boot = self._pod.folder.ready_boot()
+        if boot and boot != self._recovered_boot:
+            async with self._lock:
+                await self._recover()
+                self._recovered_boot = boot
 
     def _fail(self, request: SwapRequest, error: str, *, transient: bool) -> None:
         self.status = SwapStatus(

@@ -74,6 +74,14 @@ class Rig:
     def swap_request(self, version: int, epoch: int) -> SwapRequest:
         return SwapRequest(version=version, digest=self.digests[version], epoch=epoch)
 
+    def report_engine(self, boot: str, order_id: str = "", mode: EngineMode = EngineMode.DRAFT) -> None:
+        """Report an engine start ready, as the launcher does."""
+        machine = Machine(hardware="two cores", device="cpu", engine="0.5.23", torch="2")
+        state = EngineState(
+            boot=boot, ready=True, started_at=datetime.now(UTC), mode=mode, order_id=order_id, machine=machine
+        )
+        write_atomically(self.folder.engine, state.to_json())
+
     async def swap(self, version: int, epoch: int = 2) -> None:
         await self.swapper.request(self.swap_request(version, epoch))
         await self.swapper.wait()
@@ -103,16 +111,7 @@ class PodRig(Rig):
         self.engine.start(
             current.weights.read_bytes() if with_draft else b"", str(current.version) if with_draft else "default"
         )
-        machine = Machine(hardware="two cores", device="cpu", engine="0.5.23", torch="2")
-        state = EngineState(
-            boot=boot,
-            ready=True,
-            started_at=datetime.now(UTC),
-            mode=order.mode,
-            order_id=order.order_id,
-            machine=machine,
-        )
-        write_atomically(self.folder.engine, state.to_json())
+        self.report_engine(boot, order.order_id, order.mode)
 
     def start_agent(self) -> None:
         self.swapper = self.new_swapper()
