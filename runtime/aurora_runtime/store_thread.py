@@ -1,7 +1,7 @@
 """Makes slow calls, mostly of the store, in a thread, so that signals, leases and probes do not wait.
 
-Invariant: a thread that calls the store ends soon after nobody wants its answer any more. asyncio joins its threads when
-the program ends, so a slow store would otherwise hold the exit.
+Invariant: a thread that calls the store ends soon after nobody wants its answer any more. asyncio joins its threads
+when the program ends, so a slow store would otherwise hold the exit.
 """
 
 from __future__ import annotations

@@ -245,8 +245,7 @@ class Swapper:
             if given_up.is_set():  # no await from here to the phase, so that no order is accepted in between
                 log.info("the swap to version %d was given up for a newer order", request.version)
                 return
-            if self._pod.folder.ready_boot() != self._recovered_boot:
-                raise EngineGone("the engine was started again during the download")
+            self._require_recovered_start()
             self.status = self.status.model_copy(update={"phase": SwapPhase.SWAPPING})
             pause_seconds = await self.draft_swap.load_or_restore(draft, previous)
             drafts.make_current(draft)
@@ -276,6 +275,11 @@ class Swapper:
             async with self._lock:
                 await self._recover()
                 self._recovered_boot = boot
+
+    def _require_recovered_start(self) -> None:
+        """Raise :class:`EngineGone` when the engine has ended since its draft became known."""
+        if self._pod.folder.ready_boot() != self._recovered_boot:
+            raise EngineGone("the engine was started again during the download")
 
     def _fail(self, request: SwapRequest, error: str, *, transient: bool) -> None:
         self.status = SwapStatus(

@@ -164,7 +164,7 @@ class WithdrawnEngine:
         return True
 
     def _is_draft_ordered(self) -> bool:
-        """Whether the last mode order is to run with the draft. False for a damaged order, which is then given again."""
+        """Whether the last mode order is to run with the draft. False for a damaged order: it is given again."""
         try:
             return self._pod.folder.read_mode_order().mode is EngineMode.DRAFT
         except InvalidRecord:
