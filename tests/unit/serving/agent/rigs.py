@@ -190,7 +190,7 @@ class BusyDisk:
 
     def _sync(self, _: int) -> None:
         self.began.set()
-        self.released.wait(3)
+        self.released.wait(10)
 
     async def wait_until_begun(self) -> None:
         assert await asyncio.to_thread(self.began.wait, 10)

@@ -160,9 +160,13 @@ async def test_a_damaged_withdrawal_ends_the_measurement_and_the_pod_returns_wit
         with pytest.raises(SwapRefused):
             await call
     agent = asyncio.create_task(rig.lease.run())
-    await asyncio.sleep(0.2)
+    for _ in range(500):
+        if agent.done() or rig.folder.withdrawal.read_bytes() != damaged:
+            break
+        await asyncio.sleep(0.02)
     assert not agent.done()
     agent.cancel()
+    await asyncio.wait([agent])
     assert "withdrawal.json is damaged: the measurement ends" in caplog.text
     withdrawal = rig.folder.read_withdrawal()
     assert withdrawal is not None
