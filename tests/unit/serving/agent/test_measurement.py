@@ -186,14 +186,11 @@ async def test_of_a_swap_and_a_withdrawal_at_once_only_the_first_begins(
     rig: PodRig, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
     disk = BusyDisk(monkeypatch)
-    calls = {
-        "swap": lambda: rig.swapper.request(rig.swap_request(1, 2)),
-        "withdrawal": lambda: rig.request_lease(begin=True),
-    }
-    begun = asyncio.create_task(calls.pop(first)())
+    swap, withdrawal = rig.swapper.request(rig.swap_request(1, 2)), rig.request_lease(begin=True)
+    earlier, later = (swap, withdrawal) if first == "swap" else (withdrawal, swap)
+    begun = asyncio.create_task(earlier)
     await disk.wait_until_begun()
-    ((_, call),) = calls.items()
-    late = asyncio.create_task(call())
+    late = asyncio.create_task(later)
     await asyncio.sleep(0.2)
     assert not late.done()
     disk.released.set()
