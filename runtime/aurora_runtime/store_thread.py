@@ -1,7 +1,7 @@
 """Makes slow calls, mostly of the store, in a thread, so that signals, leases and probes do not wait.
 
-Invariant: a thread whose answer nobody wants any more ends soon. asyncio joins its threads when the program ends, so a
-slow store would otherwise hold the exit.
+Invariant: a thread that calls the store ends soon after nobody wants its answer any more. asyncio joins its threads
+when the program ends, so a slow store would otherwise hold the exit.
 """
 
 from __future__ import annotations
@@ -37,4 +37,18 @@ async def call_in_thread(function: Callable[[], T], given_up: Callable[[], bool]
         return await asyncio.to_thread(run)
     except asyncio.CancelledError:
         cancelled.set()
+        raise
+
+
+async def finish_in_thread(function: Callable[[], T]) -> T:
+    """Call ``function`` in a thread to its end, and return its result or raise its error.
+
+    A cancelled caller waits for the end too. So a caller that holds a lock keeps it until a write to the disk is over,
+    and the next writer comes second.
+    """
+    call = asyncio.ensure_future(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        await asyncio.wait([call])
         raise

@@ -124,3 +124,7 @@ class CallUnavailable(StoreError):
 
 class StoreInterrupted(StoreError):
     """The call was given up, because nobody waits for its answer any more."""
+
+
+OBJECT_REFUSALS = (ObjectArchived, KeyUnusable, AccessRefused)
+"""Errors that may be about one object alone, while the store gives others."""

@@ -60,6 +60,7 @@ class SparseTarget:
             "head_dim": self.head_dim,
             "rotary_dim": self.rotary_dim,
             "num_hidden_layers": self.layers,
+            "max_position_embeddings": 196_608,
             "num_local_experts": self.experts,
             "num_experts_per_tok": self.experts_per_token,
             "vocab_size": self.vocab,

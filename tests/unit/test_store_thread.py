@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from aurora_runtime.store_thread import call_in_thread
+from aurora_runtime.store_thread import call_in_thread, finish_in_thread
 from aurora_store.errors import StoreError, StoreInterrupted
 from aurora_store.s3_calls.call_limits import is_interrupted
 
@@ -53,3 +53,21 @@ async def test_a_call_that_is_given_up_raises_what_the_store_raises() -> None:
     slow = SlowCall()
     with pytest.raises(StoreInterrupted):
         await call_in_thread(slow, slow.began.is_set)
+
+
+async def test_a_cancelled_caller_waits_for_the_end_of_a_call_that_must_finish() -> None:
+    """Otherwise a caller would release its lock while its write goes on, and a later write might be overwritten."""
+    began, go_on = threading.Event(), threading.Event()
+
+    def write() -> None:
+        began.set()
+        assert go_on.wait(10)
+
+    call = asyncio.create_task(finish_in_thread(write))
+    assert await asyncio.to_thread(began.wait, 10)
+    call.cancel()
+    await asyncio.sleep(0.1)
+    assert not call.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await call

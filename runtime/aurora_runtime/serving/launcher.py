@@ -123,8 +123,14 @@ class EngineSupervisor:
 
     def _watch_mode_orders(self) -> None:
         """End SGLang when the agent orders another start."""
-        while self._process.poll() is None and not self._is_another_start_ordered():
-            time.sleep(MODE_POLL_SECONDS)
+        while self._process.poll() is None:
+            try:
+                if self._is_another_start_ordered():
+                    break
+                time.sleep(MODE_POLL_SECONDS)
+            except (OSError, InvalidRecord) as error:
+                log.warning("the agent's order of a mode could not be read, and is read again: %s", error)
+                time.sleep(REPORT_PAUSE_SECONDS)
         if self._process.poll() is not None:
             return
         log.info("the agent ordered another start: stopping SGLang")
@@ -136,13 +142,8 @@ class EngineSupervisor:
             self._process.kill()
 
     def _is_another_start_ordered(self) -> bool:
-        try:
-            order = self._start.options.folder.read_mode_order()
-        except (OSError, InvalidRecord) as error:
-            log.warning("the agent's order of a mode could not be read, and is read again: %s", error)
-            time.sleep(REPORT_PAUSE_SECONDS)
-            return False
-        return order.order_id != self._start.state.order_id
+        """Raises OSError and :class:`InvalidRecord` when the order cannot be read."""
+        return self._start.options.folder.read_mode_order().order_id != self._start.state.order_id
 
 
 @contextlib.contextmanager

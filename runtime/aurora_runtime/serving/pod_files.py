@@ -91,6 +91,11 @@ class PodFolder:
     def read_engine_state(self) -> EngineState | None:
         return _read(self.engine, EngineState)
 
+    def ready_boot(self) -> str:
+        """The id of the engine start that the launcher reported ready. Empty when there is none."""
+        state = self.read_engine_state()
+        return state.boot if state is not None and state.ready else ""
+
     def read_capture_state(self) -> CaptureState | None:
         return _read(self.capture, CaptureState)
 

@@ -1,15 +1,16 @@
 """Chooses held-out prompts of recent traffic: a candidate is measured on them, and was never trained on them.
 
 Invariants: only held-out requests are chosen, those of the newest shards first. The same shards give the same prompts
-in the same order. Only prompts are chosen that fit into the engine's context length on every arm. One damaged shard
-stops no measurement. Prompts are token ids, and leave this process only as requests to the engines under test.
+in the same order. Only prompts are chosen that fit into the engine's context length on every arm. One shard that is
+damaged, or that the store alone refuses, stops no measurement. Prompts are token ids, and leave this process only as
+requests to the engines under test.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -20,7 +21,7 @@ from aurora_runtime.held_out_split import MAX_MEASURED_PROMPT_TOKENS
 from aurora_runtime.traces import RequestTrace, decode
 from aurora_runtime.validation.store_retry import repeat_while_away
 from aurora_store import Registry
-from aurora_store.errors import DigestMismatch, ObjectMissing
+from aurora_store.errors import OBJECT_REFUSALS, DigestMismatch, ObjectMissing, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ FEW_SHARDS: Final = 256
 """Bound where a lent replica waits for the prompts, because its first lease ends after 300 s."""
 LARGE_DOWNLOAD_BYTES: Final = 4 << 30
 """The search ends with this many bytes of at least :data:`FEW_SHARDS` shards: those of large models are large."""
+REFUSED_AT_FIRST: Final = 16
+"""With so many refused shards before the first that can be read, the store refuses all of them: a right is lost."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def held_out_prompts(
 ) -> tuple[Prompt, ...]:
     """Up to ``wanted`` distinct prompts, one of each conversation, newest shards first.
 
-    A damaged shard is logged and skipped.
+    A shard that is damaged, or that the store refuses, is logged and skipped.
 
     Args:
         vocab_size: size of the target's vocabulary. A token beyond it could end an engine.
@@ -60,12 +63,14 @@ def held_out_prompts(
         max_shards: how many shards are read at most.
 
     Raises :class:`MeasurementError` when there are fewer than ``needed``. A small sample would pass or reject by
-    chance, so the operator retries when there is more traffic.
+    chance, so the operator retries when there is more traffic. Raises :class:`StoreError` when the store fails, or
+    refuses the first shards all alike (:data:`REFUSED_AT_FIRST`).
     """
     most_tokens = MAX_MEASURED_PROMPT_TOKENS if longest is None else min(longest, MAX_MEASURED_PROMPT_TOKENS)
     keys = repeat_while_away("listing shards", lambda: registry.newest_shards(lineage, max_shards))
     prompts: dict[int, Prompt] = {}
     shards_read = bytes_read = damaged = too_long = 0
+    refusals: list[StoreError] = []
     for key in keys:
         if len(prompts) >= wanted or (shards_read >= FEW_SHARDS and bytes_read >= LARGE_DOWNLOAD_BYTES):
             break
@@ -76,6 +81,12 @@ def held_out_prompts(
             found = _prompts(traces, vocab_size, most_tokens)
         except ObjectMissing:
             continue  # deleted since the listing, because the trainer bounds the store
+        except OBJECT_REFUSALS as error:
+            refusals.append(error)
+            if not shards_read and len(refusals) == REFUSED_AT_FIRST:
+                raise
+            log.warning("shard %s cannot be read and is skipped: %s", key, error)
+            continue
         except (DigestMismatch, InvalidRecord, TraceFormatError) as error:
             damaged += 1
             log.warning("shard %s is damaged and skipped: %s", key, error)
@@ -89,12 +100,12 @@ def held_out_prompts(
     if len(prompts) < needed:
         raise MeasurementError(
             f"{len(prompts)} distinct held-out prompts, one of each conversation, in the newest {shards_read} shards; "
-            f"{needed} are needed: wait for traffic{_notes(too_long, most_tokens, damaged)}"
+            f"{needed} are needed: wait for traffic{_notes(too_long, most_tokens, damaged, refusals)}"
         )
     return tuple(prompts.values())
 
 
-def _notes(too_long: int, most_tokens: int, damaged: int) -> str:
+def _notes(too_long: int, most_tokens: int, damaged: int, refusals: Sequence[StoreError]) -> str:
     """What an error says besides: why there are not more prompts, and what to do."""
     notes = ""
     if too_long:
@@ -108,6 +119,8 @@ def _notes(too_long: int, most_tokens: int, damaged: int) -> str:
             notes += "no measurement uses these: send requests with shorter prompts too"
     if damaged:
         notes += f". {damaged} more shards are damaged"
+    if refusals:
+        notes += f". The store refuses {len(refusals)} more shards: {refusals[0]}"
     return notes
 
 

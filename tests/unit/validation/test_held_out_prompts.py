@@ -15,9 +15,23 @@ from aurora_runtime.errors import MeasurementError
 from aurora_runtime.held_out_split import prompt_hash
 from aurora_runtime.traces import RequestTrace, encode, shard_tensors
 from aurora_runtime.validation import held_out_prompts as chooser
-from aurora_runtime.validation.held_out_prompts import FEW_SHARDS, Prompt, held_out_prompts, prompts_digest
+from aurora_runtime.validation.held_out_prompts import (
+    FEW_SHARDS,
+    REFUSED_AT_FIRST,
+    Prompt,
+    held_out_prompts,
+    prompts_digest,
+)
 from aurora_store import Registry
-from aurora_store.errors import DigestMismatch, ObjectMissing, ObjectTooLarge
+from aurora_store.errors import (
+    AccessRefused,
+    DigestMismatch,
+    KeyUnusable,
+    ObjectArchived,
+    ObjectMissing,
+    ObjectTooLarge,
+    StoreError,
+)
 
 
 def trace(first: int, length: int = 6) -> RequestTrace:
@@ -126,6 +140,9 @@ def test_a_shard_that_the_trainer_deletes_meanwhile_is_skipped() -> None:
 DAMAGE: dict[str, bytes | Exception] = {
     "another digest": DigestMismatch("the digest differs"),
     "too large": ObjectTooLarge("more than 1 byte"),
+    "archived": ObjectArchived("InvalidObjectState: restore the object"),
+    "its key is disabled": KeyUnusable("KMS.DisabledException"),
+    "denied by a policy": AccessRefused("AccessDenied"),
     "no manifest": InvalidRecord("ShardManifest: lineage: Field required"),
     "no safetensors": b"x" * 100,
     "empty": b"",
@@ -137,7 +154,7 @@ DAMAGE: dict[str, bytes | Exception] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_one_damaged_shard_stops_no_measurement(damage: bytes | Exception) -> None:
+def test_one_damaged_or_refused_shard_stops_no_measurement(damage: bytes | Exception) -> None:
     traces = [trace(i) for i in range(100)]
     shards = Shards({OLD: traces, NEW: traces}, damage)
     found = held_out_prompts(registry(shards), 1, vocab_size=1000, wanted=1000, needed=1)
@@ -148,6 +165,25 @@ def test_one_damaged_shard_stops_no_measurement(damage: bytes | Exception) -> No
 def test_an_error_says_how_many_shards_are_damaged() -> None:
     with pytest.raises(MeasurementError, match="1 more shards are damaged"):
         held_out_prompts(registry(Shards({OLD: [trace(0)]}, b"")), 1, vocab_size=1000, wanted=50, needed=50)
+
+
+def test_an_error_says_how_many_shards_the_store_refuses_and_why() -> None:
+    shards = Shards({OLD: [trace(0)]}, ObjectArchived("restore the object"))
+    with pytest.raises(MeasurementError, match="The store refuses 1 more shards: restore the object"):
+        held_out_prompts(registry(shards), 1, vocab_size=1000, wanted=50, needed=50)
+
+
+def test_a_store_that_refuses_every_shard_ends_the_search_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(key: str) -> tuple[ShardManifest | None, bytes]:
+        shards.read.append(key)
+        raise AccessRefused("the credentials lack s3:GetObject")
+
+    keys = [f"traces/00000001/2026-01-01/05/pod-b-xx-{number:08}.json" for number in range(2 * REFUSED_AT_FIRST)]
+    shards = Shards({key: [trace(0)] for key in keys})
+    monkeypatch.setattr(shards, "shard", refuse)
+    with pytest.raises(StoreError, match="lack s3:GetObject"):
+        held_out_prompts(registry(shards), 1, vocab_size=1000, wanted=50, needed=50)
+    assert len(shards.read) == REFUSED_AT_FIRST
 
 
 def test_an_error_says_how_many_prompts_are_too_long_and_what_to_do() -> None:

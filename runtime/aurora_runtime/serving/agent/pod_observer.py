@@ -43,8 +43,7 @@ class PodObserver:
 
     def boot(self) -> str:
         """The id of the engine start that the launcher reported ready. Empty when there is none."""
-        state = self._pod.folder.read_engine_state()
-        return state.boot if state is not None and state.ready else NO_BOOT
+        return self._pod.folder.ready_boot()
 
     async def recover(self) -> bool:
         """Once per engine start, close an update that a dead agent left open (:meth:`Swapper.recover`).

@@ -6,8 +6,8 @@ times larger.
 
 Invariants: a seed holds only answers that the store had when the engine started, and is removed once the engine is
 ready. Otherwise a later engine would look up answers that the store deleted long ago. Answers of held-out and of tagged
-requests are left out. The bytes that are read are bounded, whatever the store holds. A store that fails or a shard that
-is no shard costs the seed, never the pod.
+requests are left out. The bytes that are read are bounded, whatever the store holds. A store that fails
+costs the seed, and a shard that cannot be read costs its own answers. Neither costs the pod.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.speculation.lookup_seed import MAX_SEED_TOKENS, encode_seed
 from aurora_runtime.shard_header import Read, ShardHeader
 from aurora_store import Registry
-from aurora_store.errors import ObjectMissing, StoreError
+from aurora_store.errors import OBJECT_REFUSALS, ObjectMissing, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +151,9 @@ def _answers(registry: Registry, key: str) -> list[NDArray[np.int32]]:
         return list(answers_of_shard(lambda first, size: registry.shard_range(key, first, size)))
     except ObjectMissing:
         return []  # deleted since the listing, because the trainer bounds the store
+    except OBJECT_REFUSALS as error:  # the store may give other shards: a lifecycle rule may have archived this one
+        log.warning("shard %s cannot be read, and gives lookup nothing: %s", key, error)
+        return []
     except (ValueError, RecursionError) as error:  # RecursionError: a header of brackets
         log.warning("shard %s gives lookup nothing: %s", key, error)
         return []

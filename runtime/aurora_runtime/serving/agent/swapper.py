@@ -2,17 +2,19 @@
 
 Invariants: generation is never left paused. ``current`` moves only to a draft that the engine was confirmed to hold, by
 version and by digest. An order of a higher epoch ends a download, and the draft that was being downloaded is then not
-loaded. A failed swap leaves the engine with the previous draft, or reports that the previous draft could not be
-restored. A request with an older epoch than an accepted one is refused, even after a restart of the agent. After
-``swap.json`` was damaged, an older epoch than the channel's is refused.
+loaded. A draft is loaded only in an engine start whose own draft is known. A failed swap leaves the engine with the
+previous draft, or reports that the previous draft could not be restored. A request with an older epoch than an accepted
+one is refused, even after a restart of the agent. After ``swap.json`` was damaged, an older epoch than the channel's is
+refused.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 
 from aurora_protocol.agent_api import SwapPhase, SwapRequest, SwapStatus
@@ -21,7 +23,7 @@ from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.errors import EngineFault, EngineGone, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.pod_files import write_atomically
-from aurora_runtime.store_thread import call_in_thread
+from aurora_runtime.store_thread import call_in_thread, finish_in_thread
 from aurora_store.errors import DigestMismatch, ObjectMissing, StoreError
 
 log = logging.getLogger(__name__)
@@ -94,6 +96,14 @@ class Swapper:
         """
         try:
             self._read_request()
+        except InvalidRecord:
+            async with self._lock:
+                await self._restore_fence()
+
+    async def _restore_fence(self) -> None:
+        """See :meth:`restore_fence`. The caller holds the lock."""
+        try:
+            self._read_request()
         except InvalidRecord as error:
             current = self._pod.drafts.current()
             if current is None:
@@ -103,10 +113,16 @@ class Swapper:
             except InvalidRecord as unreadable:  # the store's record, so the order is not to blame
                 raise EngineFault(f"swap.json is damaged, and the channel's record too: {unreadable}") from unreadable
             epoch = max(epoch, self.status.epoch or 1)
-            if self.last_request() is not None:
-                return  # an order was accepted meanwhile
             log.error("swap.json is damaged; from now on orders before epoch %d are refused: %s", epoch, error)  # noqa: TRY400
-            self._record_request(SwapRequest(version=current.version, digest=current.digest, epoch=epoch))
+            await self._record_request(SwapRequest(version=current.version, digest=current.digest, epoch=epoch))
+
+    @contextlib.asynccontextmanager
+    async def no_swap(self) -> AsyncIterator[None]:
+        """Hold off new swaps. Raises :class:`SwapRefused` when a swap is running."""
+        async with self._lock:
+            if self.is_swapping:
+                raise SwapRefused("a swap is running")
+            yield
 
     async def checksum(self, version: int) -> str:
         """The engine's checksum of the draft ``version`` that it holds. The engine computes the checksum only once."""
@@ -118,6 +134,8 @@ class Swapper:
         When the engine took a version over without its draft, ``current`` is loaded again. Raises :class:`EngineFault`
         while the engine does not answer.
         """
+        if boot == self._recovered_boot:
+            return  # without the lock, so that no probe waits for an order that is being written to the disk
         async with self._lock:
             # The engine of a withdrawn pod may hold a trial draft, which `current` must never follow.
             if boot != self._recovered_boot and not self.is_swapping and not self._pod.folder.withdrawal.exists():
@@ -151,7 +169,7 @@ class Swapper:
             StoreError: see :meth:`restore_fence`.
         """
         async with self._lock:
-            await self.restore_fence()
+            await self._restore_fence()
             await self._accept(request)
 
     async def _accept(self, request: SwapRequest) -> None:
@@ -160,11 +178,13 @@ class Swapper:
             raise SwapRefused(f"epoch {request.epoch} is older than epoch {last.epoch}, which this pod has accepted")
         if self.is_swapping and last is not None and (request.version, request.digest) == (last.version, last.digest):
             if request.epoch > last.epoch:
-                self._record_request(request)  # the running swap obeys both orders, and the fence moves to the newer
+                # The running swap obeys both orders, and the fence moves to the newer.
+                await self._record_request(request)
                 self.status = self.status.model_copy(update={"epoch": request.epoch})
             return
         self._require_interruptible(request, last)
-        if not self._recovered_boot:
+        boot = self._pod.folder.ready_boot()
+        if not self.is_swapping and (not boot or boot != self._recovered_boot):
             raise EngineFault("the engine is not up yet")
         version = await self._pod.engine.draft_version()
         current = self._pod.drafts.current()
@@ -172,7 +192,7 @@ class Swapper:
             raise EngineFault("the pod is withdrawn for a measurement")
         self._require_interruptible(request, last)  # a running swap may have got further meanwhile
         self._staging_given_up.set()
-        self._record_request(request)
+        await self._record_request(request)
         if version == request.version and current is not None and current.digest == request.digest:
             started = self.status.started if self.status.finished else None
             self.status = SwapStatus(
@@ -185,9 +205,13 @@ class Swapper:
         former, self._staging_given_up = self._task, threading.Event()
         self._task = asyncio.create_task(self._swap(request, former, self._staging_given_up))
 
-    def _record_request(self, request: SwapRequest) -> None:
-        """Make ``request`` the last accepted one. From now on requests of older epochs are refused."""
-        write_atomically(self._pod.folder.swap_request, request.to_json(), durable=True)
+    async def _record_request(self, request: SwapRequest) -> None:
+        """Make ``request`` the last accepted one. From now on requests of older epochs are refused.
+
+        The caller holds the lock, so that records are written in the order of their checks.
+        """
+        path, data = self._pod.folder.swap_request, request.to_json()
+        await finish_in_thread(lambda: write_atomically(path, data, durable=True))
 
     def _require_interruptible(self, request: SwapRequest, last: SwapRequest | None) -> None:
         """Raise :class:`SwapRefused` if a swap runs, unless it only downloads and ``request`` is of a higher epoch.
@@ -210,6 +234,7 @@ class Swapper:
         drafts = self._pod.drafts
         draft_may_be_at_fault = False
         try:
+            await self._recover_new_start()
             previous_version = await self._pod.engine.draft_version()
             previous = await call_in_thread(lambda: drafts.find_or_stage(previous_version), given_up.is_set)
             await self.draft_swap.remember_checksum(previous)
@@ -220,6 +245,7 @@ class Swapper:
             if given_up.is_set():  # no await from here to the phase, so that no order is accepted in between
                 log.info("the swap to version %d was given up for a newer order", request.version)
                 return
+            self._require_recovered_start()
             self.status = self.status.model_copy(update={"phase": SwapPhase.SWAPPING})
             pause_seconds = await self.draft_swap.load_or_restore(draft, previous)
             drafts.make_current(draft)
@@ -241,6 +267,19 @@ class Swapper:
             )
             self._on_finished("success", pause_seconds)
             log.info("serving draft version %d after a pause of %.3f s", request.version, pause_seconds)
+
+    async def _recover_new_start(self) -> None:
+        """Recover an engine start that began while the former swap ran: :meth:`recover` waits for the end of swaps."""
+        boot = self._pod.folder.ready_boot()
+        if boot and boot != self._recovered_boot:
+            async with self._lock:
+                await self._recover()
+                self._recovered_boot = boot
+
+    def _require_recovered_start(self) -> None:
+        """Raise :class:`EngineGone` when the engine has ended since its draft became known."""
+        if self._pod.folder.ready_boot() != self._recovered_boot:
+            raise EngineGone("the engine was started again during the download")
 
     def _fail(self, request: SwapRequest, error: str, *, transient: bool) -> None:
         self.status = SwapStatus(

@@ -16,6 +16,8 @@ _MAX_SIZE: Final = 1 << 30
 _MAX_NUMBER: Final = 1e12
 _EXPERT_COUNTS: Final = ("num_experts", "num_local_experts", "n_routed_experts")
 _EXPERTS_PER_TOKEN: Final = ("num_experts_per_tok", "experts_per_token", "num_experts_per_token")
+_LENGTHS: Final = ("max_sequence_length", "seq_length", "max_seq_len", "model_max_length", "max_position_embeddings")
+"""The fields for the longest sequence, in SGLang's order (sglang/srt/utils/hf_transformers/common.py:668)."""
 LATENT_HEAD_DIM: Final = 128
 """Width of a draft's heads where the target's attention is latent (MLA), because its own widths fit no such draft."""
 LATENT_KV_HEADS: Final = 8
@@ -30,6 +32,7 @@ class TargetConfig:
         intermediate_size: width of the feed-forward layer that one token passes: of the dense layer, or of all experts
             that a token is sent to.
         rotary_dim: how much of each head is rotated.
+        max_positions: longest sequence in tokens, as SGLang finds it.
         rope_scaling: how the rope is scaled for long contexts. None: it is not, or in a way that no draft can have.
         latent: keys and values are projected through a narrow latent (DeepSeek's MLA). The head sizes are then those
             of a draft beside such a target.
@@ -71,7 +74,7 @@ def read_target_config(raw: dict[str, Any], model: str) -> TargetConfig:
         rotary_dim = _rotary_dim(config, field, head_dim)
     architectures = raw.get("architectures")
     rope_theta = field.number("rope_theta", _rope_entry(config, "rope_theta") or 10_000.0)
-    max_positions = field.size("max_position_embeddings") if config.get("max_position_embeddings") else 4096
+    max_positions = _max_positions(config, field)
     return TargetConfig(
         architectures=tuple(a for a in architectures if isinstance(a, str)) if isinstance(architectures, list) else (),
         hidden_size=hidden,
@@ -113,6 +116,25 @@ class _Fields:
 
     def refusal(self, name: str) -> TargetUnavailable:
         return TargetUnavailable(f"{self._model}: config.json has no usable {name}")
+
+
+def _max_positions(config: dict[str, Any], field: _Fields) -> int:
+    """See :class:`TargetConfig`. SGLang starts no engine whose draft has a shorter sequence than its target.
+
+    A config that names none, such as that of Gemma 3 27B, has the default of its model type in transformers.
+    """
+    if name := next((name for name in _LENGTHS if config.get(name) is not None), None):
+        return field.size(name)
+    from transformers import AutoConfig
+
+    name = "max_position_embeddings"
+    try:
+        default = getattr(AutoConfig.for_model(str(config.get("model_type"))), name, None)
+    except ValueError:  # a type that transformers does not know
+        default = None
+    if not isinstance(default, int):
+        raise field.refusal(name)
+    return default
 
 
 def _intermediate_size(config: dict[str, Any], field: _Fields) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,6 +74,14 @@ class Rig:
     def swap_request(self, version: int, epoch: int) -> SwapRequest:
         return SwapRequest(version=version, digest=self.digests[version], epoch=epoch)
 
+    def report_engine(self, boot: str, order_id: str = "", mode: EngineMode = EngineMode.DRAFT) -> None:
+        """Report an engine start ready, as the launcher does."""
+        machine = Machine(hardware="two cores", device="cpu", engine="0.5.23", torch="2")
+        state = EngineState(
+            boot=boot, ready=True, started_at=datetime.now(UTC), mode=mode, order_id=order_id, machine=machine
+        )
+        write_atomically(self.folder.engine, state.to_json())
+
     async def swap(self, version: int, epoch: int = 2) -> None:
         await self.swapper.request(self.swap_request(version, epoch))
         await self.swapper.wait()
@@ -102,16 +111,7 @@ class PodRig(Rig):
         self.engine.start(
             current.weights.read_bytes() if with_draft else b"", str(current.version) if with_draft else "default"
         )
-        machine = Machine(hardware="two cores", device="cpu", engine="0.5.23", torch="2")
-        state = EngineState(
-            boot=boot,
-            ready=True,
-            started_at=datetime.now(UTC),
-            mode=order.mode,
-            order_id=order.order_id,
-            machine=machine,
-        )
-        write_atomically(self.folder.engine, state.to_json())
+        self.report_engine(boot, order.order_id, order.mode)
 
     def start_agent(self) -> None:
         self.swapper = self.new_swapper()
@@ -176,6 +176,21 @@ class SlowStore:
             download(key, path, sha256, max_bytes=max_bytes)
 
         monkeypatch.setattr(rig.objects, "download", slowly)
+
+    async def wait_until_begun(self) -> None:
+        assert await asyncio.to_thread(self.began.wait, 10)
+
+
+class BusyDisk:
+    """Holds each sync of a file until the disk is released."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.began, self.released = threading.Event(), threading.Event()
+        monkeypatch.setattr(os, "fsync", self._sync)
+
+    def _sync(self, _: int) -> None:
+        self.began.set()
+        self.released.wait(10)
 
     async def wait_until_begun(self) -> None:
         assert await asyncio.to_thread(self.began.wait, 10)

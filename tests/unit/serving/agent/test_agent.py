@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
@@ -15,7 +16,7 @@ import pytest_asyncio
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient, TestServer
 
-from aurora_protocol.agent_api import AgentState, DraftCounters, Refusal, SavedTime
+from aurora_protocol.agent_api import AgentState, DraftCounters, MeasurementRequest, Refusal, SavedTime
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.serving.agent.agent_token import READ_SECONDS, AgentToken
 from aurora_runtime.serving.agent.http_api import application
@@ -27,7 +28,7 @@ from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import write_atomically
 from aurora_runtime.serving.pod_records import CaptureState, EngineState, RoundCost, SourceCounters, SpeculationState
 from tests.unit.fakes import KEY
-from tests.unit.serving.agent.rigs import AUTH, TOKEN, Rig
+from tests.unit.serving.agent.rigs import AUTH, JOB, TOKEN, BusyDisk, Rig
 from tests.unit.serving.agent.test_uploader import shard
 
 
@@ -318,3 +319,27 @@ async def test_the_metric_of_dropped_shards_counts_lost_shards(rig: AgentRig) ->
     shard(rig.folder.spool, 0)
     await rig.uploader.finish(0, signal_skew_seconds=0.1, engine_is_up=lambda: False, launcher_is_stopping=lambda: True)
     assert "aurora_agent_dropped_shards_total 1.0" in await (await rig.http.get("/metrics")).text()
+
+
+@pytest.mark.parametrize("order", ["draft", "measurement"])
+async def test_probes_are_answered_while_an_order_is_written_to_a_busy_disk(
+    rig: AgentRig, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    """Nothing follows from the order before it is on the disk."""
+    rig.engine_is(ready=True)
+    assert (await rig.http.get("/readyz")).status == 200
+    disk = BusyDisk(monkeypatch)
+    body = {
+        "draft": rig.swap_request(1, 2),
+        "measurement": MeasurementRequest(measurement=JOB, epoch=2, lease_seconds=60, begin=True),
+    }[order].to_json()
+    answer = asyncio.create_task(rig.http.put(f"/v1/{order}", data=body, headers=AUTH))
+    await disk.wait_until_begun()
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert (await rig.http.get(path)).status == 200
+    assert (rig.swapper.last_request(), rig.swapper.is_swapping, rig.lease.withdrawn) == (None, False, False)
+    disk.released.set()
+    assert (await answer).status == 202
+    assert rig.lease.withdrawn is (order == "measurement")
+    await rig.swapper.wait()
+    assert rig.serves(1 if order == "draft" else 0)

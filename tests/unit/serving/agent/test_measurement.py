@@ -24,7 +24,7 @@ from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.http_api import application
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_store.errors import StoreError
-from tests.unit.serving.agent.rigs import AGENT_TOKEN, AUTH, JOB, TOKEN, PodRig, SlowStore
+from tests.unit.serving.agent.rigs import AGENT_TOKEN, AUTH, JOB, TOKEN, BusyDisk, PodRig, SlowStore
 
 
 @pytest.fixture
@@ -144,6 +144,62 @@ async def test_swaps_and_withdrawals_exclude_each_other(rig: PodRig) -> None:
         await rig.request_lease(begin=True, epoch=8)
     await rig.request_lease(begin=True, epoch=9)
     assert rig.lease.withdrawn
+
+
+@pytest.mark.parametrize("damaged", [b"", b'{"measurement": "chat'])
+async def test_a_damaged_withdrawal_ends_the_measurement_and_the_pod_returns_with_a_new_engine_start(
+    rig: PodRig, caplog: pytest.LogCaptureFixture, damaged: bytes
+) -> None:
+    """The checksum of the current draft is lost, so the engine that may hold a trial draft is not trusted."""
+    await rig.withdraw()
+    await rig.trial(1)
+    rig.folder.withdrawal.write_bytes(damaged)
+    assert rig.phase() is MeasurementPhase.RETURNING
+    assert not await rig.pod.ready()
+    for call in (rig.request_lease(), rig.trial(1)):
+        with pytest.raises(SwapRefused):
+            await call
+    agent = asyncio.create_task(rig.lease.run())
+    for _ in range(500):
+        if agent.done() or rig.folder.withdrawal.read_bytes() != damaged:
+            break
+        await asyncio.sleep(0.02)
+    assert not agent.done()
+    agent.cancel()
+    await asyncio.wait([agent])
+    assert "withdrawal.json is damaged: the measurement ends" in caplog.text
+    withdrawal = rig.folder.read_withdrawal()
+    assert withdrawal is not None
+    assert withdrawal.trial_boot == "b1", "the guard refuses clients until the engine is started again"
+    await rig.lease.advance()
+    assert rig.phase() is MeasurementPhase.RETURNING
+    await rig.return_to_service()
+    assert rig.serves(0)
+    assert await rig.pod.ready()
+    state = rig.folder.read_engine_state()
+    assert state is not None
+    assert state.boot != "b1"
+
+
+@pytest.mark.parametrize("first", ["swap", "withdrawal"])
+async def test_of_a_swap_and_a_withdrawal_at_once_only_the_first_begins(
+    rig: PodRig, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    disk = BusyDisk(monkeypatch)
+    swap, withdrawal = rig.swapper.request(rig.swap_request(1, 2)), rig.request_lease(begin=True)
+    earlier, later = (swap, withdrawal) if first == "swap" else (withdrawal, swap)
+    begun = asyncio.create_task(earlier)
+    await disk.wait_until_begun()
+    late = asyncio.create_task(later)
+    await asyncio.sleep(0.2)
+    assert not late.done()
+    disk.released.set()
+    await begun
+    with pytest.raises(RuntimeFault):
+        await late
+    await rig.swapper.wait()
+    assert rig.lease.withdrawn is (first == "withdrawal")
+    assert rig.serves(1 if first == "swap" else 0)
 
 
 async def test_only_the_holder_renews_a_lease_and_only_the_operator_begins_one(rig: PodRig) -> None:

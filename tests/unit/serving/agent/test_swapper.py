@@ -32,6 +32,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
         url = await stack.enter_async_context(rig.engine.running())
         rig.client = SGLangClient(await stack.enter_async_context(ClientSession()), url, KEY)
         rig.swapper = rig.new_swapper()
+        rig.report_engine("boot")
         await rig.swapper.recover("boot")
         rig.engine.calls.clear()
         yield rig

@@ -139,6 +139,16 @@ async def test_a_pod_in_another_mode_returns_once_its_engine_is_started_again(ri
     assert await rig.pod.ready()
 
 
+async def test_a_damaged_mode_order_is_given_again(rig: PodRig) -> None:
+    await rig.withdraw()
+    rig.folder.mode.write_bytes(b"")
+    await rig.request_lease(0)
+    await rig.lease.advance()
+    assert rig.folder.read_mode_order().order_id
+    await rig.return_to_service()
+    assert rig.serves(0)
+
+
 async def test_an_engine_that_crashes_in_a_trial_starts_with_the_current_draft(rig: PodRig) -> None:
     await rig.withdraw()
     await rig.trial(1)

@@ -13,6 +13,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], tuple[int, int, int, int, int]]] = {
     "Qwen3-8B": (
         {
             "hidden_size": 4096,
+            "max_position_embeddings": 40960,
             "intermediate_size": 12288,
             "num_attention_heads": 32,
             "num_key_value_heads": 8,
@@ -24,6 +25,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], tuple[int, int, int, int, int]]] = {
     "MiniMax-M2": (
         {
             "hidden_size": 3072,
+            "max_position_embeddings": 40960,
             "intermediate_size": 1536,
             "num_attention_heads": 48,
             "num_key_value_heads": 8,
@@ -38,6 +40,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], tuple[int, int, int, int, int]]] = {
     "Qwen3-Next-80B": (
         {
             "hidden_size": 2048,
+            "max_position_embeddings": 40960,
             "intermediate_size": 5120,
             "moe_intermediate_size": 512,
             "num_attention_heads": 16,
@@ -53,6 +56,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], tuple[int, int, int, int, int]]] = {
     "DeepSeek V3": (
         {
             "hidden_size": 7168,
+            "max_position_embeddings": 40960,
             "intermediate_size": 18432,
             "moe_intermediate_size": 2048,
             "num_attention_heads": 128,
@@ -67,6 +71,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], tuple[int, int, int, int, int]]] = {
     "gpt-oss-120b": (
         {
             "hidden_size": 2880,
+            "max_position_embeddings": 40960,
             "intermediate_size": 2880,
             "num_attention_heads": 64,
             "num_key_value_heads": 8,
@@ -115,6 +120,29 @@ def test_the_rope_of_full_attention_counts_where_layers_differ() -> None:
 def test_an_unusable_number_is_refused(field: str, value: object) -> None:
     with pytest.raises(TargetUnavailable, match=r"some/model: config\.json has no usable"):
         read_target_config(PUBLISHED["Qwen3-8B"][0] | {field: value}, "some/model")
+
+
+GEMMA_3_27B = {"model_type": "gemma3_text", "max_position_embeddings": None}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, 40_960),
+        ({"seq_length": 8192}, 8192),
+        ({"max_position_embeddings": None, "model_max_length": 16_384}, 16_384),
+        ({"model_max_length": 16_384, "max_sequence_length": 2048}, 2048),
+        (GEMMA_3_27B, 131_072),
+    ],
+)
+def test_the_longest_sequence_is_the_one_that_sglang_finds(fields: dict[str, Any], expected: int) -> None:
+    assert read_target_config(PUBLISHED["Qwen3-8B"][0] | fields, "x").max_positions == expected
+
+
+@pytest.mark.parametrize("fields", [{}, {"model_type": "of-nobody"}, {"seq_length": "long"}])
+def test_a_config_without_a_longest_sequence_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(TargetUnavailable, match=r"no usable (max_position_embeddings|seq_length)"):
+        read_target_config(PUBLISHED["Qwen3-8B"][0] | {"max_position_embeddings": None} | fields, "some/model")
 
 
 LLAMA_31 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}

@@ -18,10 +18,11 @@ from collections.abc import Callable
 from typing import Final
 
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementRequest, MeasurementStatus, TrialRequest
+from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.agent_token import AgentToken
 from aurora_runtime.serving.agent.lending.drain import Drain
-from aurora_runtime.serving.agent.lending.withdrawn_engine import WithdrawnEngine
+from aurora_runtime.serving.agent.lending.withdrawn_engine import LOST_MEASUREMENT, WithdrawnEngine
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.pod_records import Withdrawal, pass_digest
@@ -51,7 +52,11 @@ class MeasurementLease:
 
     def status(self) -> MeasurementStatus | None:
         """The withdrawal's progress for the agent API. None while the pod serves."""
-        withdrawal, engine = self._pod.folder.read_withdrawal(), self._pod.folder.read_engine_state()
+        engine = self._pod.folder.read_engine_state()
+        try:
+            withdrawal = self._pod.folder.read_withdrawal()
+        except InvalidRecord:
+            return MeasurementStatus(measurement=LOST_MEASUREMENT, phase=MeasurementPhase.RETURNING)
         if withdrawal is None:
             return None
         phase = MeasurementPhase.MEASURING if withdrawal.drained else MeasurementPhase.DRAINING
@@ -61,6 +66,13 @@ class MeasurementLease:
             machine=engine.machine if engine else None,
             boot=engine.boot if engine and engine.ready else "",
         )
+
+    def _readable_withdrawal(self) -> Withdrawal | None:
+        """The withdrawal. None: there is none, or :meth:`advance` has to replace it because it is damaged."""
+        try:
+            return self._pod.folder.read_withdrawal()
+        except InvalidRecord:
+            return None
 
     def _is_valid(self) -> bool:
         return self._expires_at is not None and self._clock() < self._expires_at
@@ -82,10 +94,9 @@ class MeasurementLease:
             async with self._lock:
                 if not self.withdrawn:
                     await self._withdraw(request)
-                    self._expires_at = self._clock() + request.lease_seconds
                     return
         # Without the lock: a trial may hold it for as long as a download takes, and the lease must not end meanwhile.
-        withdrawal = self._pod.folder.read_withdrawal()
+        withdrawal = self._readable_withdrawal()
         is_holder = withdrawal is not None and withdrawal.measurement == request.measurement
         if request.lease_seconds == 0:
             self._expires_at = None if is_holder else self._expires_at
@@ -99,21 +110,25 @@ class MeasurementLease:
         version, report = await self._pod.engine.draft_version(), await self._pod.engine.draft_report()
         if current is None or version != current.version or not (report.is_of_start or report.is_of(current.digest)):
             raise EngineFault(f"the engine holds version {version} ({report}), which is not the pod's current draft")
-        # No await from here on, so that no swap starts in between: the swapper checks for the file before it starts.
-        changed = self._withdrawn_engine.require_running() != engine or self._pod.drafts.current() != current
-        if self._swapper.is_swapping or changed:
-            raise SwapRefused("a swap is running")
-        self._drain = Drain(self._clock)
-        self._withdrawn_engine.begin(
-            Withdrawal(
-                measurement=request.measurement,
-                boot=engine.boot,
-                current_version=version,
-                current_digest=current.digest,
-                current_checksum=report.checksum,
-                pass_sha256=pass_digest(self._token.value, request.measurement),
-            )
-        )
+        async with self._swapper.no_swap():
+            if self._withdrawn_engine.require_running() != engine or self._pod.drafts.current() != current:
+                raise SwapRefused("a swap ran, or the engine was started again, meanwhile")
+            self._drain = Drain(self._clock)
+            self._expires_at = self._clock() + request.lease_seconds
+            try:
+                await self._withdrawn_engine.begin(
+                    Withdrawal(
+                        measurement=request.measurement,
+                        boot=engine.boot,
+                        current_version=version,
+                        current_digest=current.digest,
+                        current_checksum=report.checksum,
+                        pass_sha256=pass_digest(self._token.value, request.measurement),
+                    )
+                )
+            except OSError:
+                self._expires_at = None
+                raise
         log.info("the pod is withdrawn for %s", request.measurement)
 
     async def request_trial(self, request: TrialRequest) -> bool:
@@ -126,13 +141,13 @@ class MeasurementLease:
             RuntimeFault, StoreError: the trial is not possible. The pod can still return.
         """
         async with self._lock:
-            withdrawal = self._pod.folder.read_withdrawal()
+            withdrawal = self._readable_withdrawal()
             if withdrawal is None or withdrawal.measurement != request.measurement or not self._is_valid():
                 raise SwapRefused(f"the pod is not withdrawn for {request.measurement}, or its lease is over")
             if not withdrawal.drained:
                 return False
             if self._pod.folder.read_mode_order().mode is not request.mode:
-                self._withdrawn_engine.order_restart(request.mode)
+                await self._withdrawn_engine.order_restart(request.mode)
                 return False
             try:
                 boot = self._withdrawn_engine.require_running().boot
@@ -152,14 +167,21 @@ class MeasurementLease:
             if self.withdrawn:
                 try:
                     await self.advance()
-                except (RuntimeFault, StoreError, OSError) as error:
+                except (RuntimeFault, StoreError, InvalidRecord, OSError) as error:
                     log.warning("the withdrawn pod could not take its next step and will retry: %s", error)
             await asyncio.sleep(POLL_SECONDS)
 
     async def advance(self) -> None:
-        """Take the next step of a withdrawal. After an :class:`EngineFault` the next call tries the step again."""
+        """Take the next step of a withdrawal. After an :class:`EngineFault` the next call tries the step again.
+
+        A damaged ``withdrawal.json`` is replaced, and the pod then returns.
+        """
         async with self._lock:
-            withdrawal = self._pod.folder.read_withdrawal()
+            try:
+                withdrawal = self._pod.folder.read_withdrawal()
+            except InvalidRecord as error:
+                await self._end_damaged(error)
+                return
             if withdrawal is None:
                 return
             if not self._is_valid():
@@ -167,8 +189,15 @@ class MeasurementLease:
                 if await self._withdrawn_engine.restore_or_restart(withdrawal):
                     log.info("returned from %s with version %d", withdrawal.measurement, withdrawal.current_version)
             elif not withdrawal.drained and await self._clients_are_gone():
-                self._withdrawn_engine.write_withdrawal(withdrawal.model_copy(update={"drained": True}))
+                await self._withdrawn_engine.write_withdrawal(withdrawal.model_copy(update={"drained": True}))
                 log.info("the pod is drained: measuring for %s", withdrawal.measurement)
+
+    async def _end_damaged(self, error: InvalidRecord) -> None:
+        """End the measurement whose ``withdrawal.json`` is damaged. The operator repeats the measurement."""
+        text = "withdrawal.json is damaged: the measurement ends, and the engine starts again with the current draft"
+        log.error("%s; check the node's disk if this comes again: %s", text, error)
+        self._expires_at = None
+        await self._withdrawn_engine.replace_damaged_withdrawal()
 
     async def _clients_are_gone(self) -> bool:
         counters = await self._pod.engine.live_counters(self._pod.draft_tokens)

@@ -15,16 +15,19 @@ from collections.abc import Callable
 from typing import Final
 
 from aurora_protocol.agent_api import EngineMode
+from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving.agent.draft_cache import StagedDraft
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.pod_files import write_atomically
 from aurora_runtime.serving.pod_records import EngineState, ModeOrder, Withdrawal
-from aurora_runtime.store_thread import call_in_thread
+from aurora_runtime.store_thread import call_in_thread, finish_in_thread
 
 log = logging.getLogger(__name__)
 
+LOST_MEASUREMENT: Final = "unknown"
+"""Stands for the measurement whose ``withdrawal.json`` was damaged."""
 GUARD_TO_SCHEDULER_SECONDS: Final = 0.2
 """A request that the guard has let in reaches the scheduler within this time."""
 MAX_RESTORE_ATTEMPTS: Final = 3
@@ -41,13 +44,39 @@ class WithdrawnEngine:
         self._last_trial: StagedDraft | None = None  # stays staged, because the two measured drafts take turns
         self._failed_restores = 0
 
-    def begin(self, withdrawal: Withdrawal) -> None:
+    async def begin(self, withdrawal: Withdrawal) -> None:
         """Withdraw the pod. From now on the pod is not ready."""
         self._reset()
-        self.write_withdrawal(withdrawal)
+        await self.write_withdrawal(withdrawal)
 
-    def write_withdrawal(self, withdrawal: Withdrawal) -> None:
-        write_atomically(self._pod.folder.withdrawal, withdrawal.to_json(), durable=True)
+    async def write_withdrawal(self, withdrawal: Withdrawal) -> None:
+        path, data = self._pod.folder.withdrawal, withdrawal.to_json()
+        await finish_in_thread(lambda: write_atomically(path, data, durable=True))
+
+    async def replace_damaged_withdrawal(self) -> None:
+        """Begin the pod's return when ``withdrawal.json`` is damaged.
+
+        The checksum of ``current`` is lost, so nothing shows what the engine holds, and the engine is started again.
+        Until then the guard refuses clients, because the engine may hold a trial draft.
+
+        Raises :class:`EngineFault` when the pod has no current draft.
+        """
+        current, engine = self._pod.drafts.current(), self._pod.folder.read_engine_state()
+        if current is None:
+            raise EngineFault("withdrawal.json is damaged, and the pod has no current draft: delete the pod")
+        self._reset()
+        await self.order_restart(EngineMode.DRAFT)  # first, so that a running engine never counts as started again
+        await self.write_withdrawal(
+            Withdrawal(
+                measurement=LOST_MEASUREMENT,
+                boot="",
+                current_version=current.version,
+                current_digest=current.digest,
+                current_checksum="",
+                trial_boot=engine.boot if engine is not None else "",
+                pass_sha256="0" * 64,
+            )
+        )
 
     def require_running(self) -> EngineState:
         """The state of the engine. Raises :class:`EngineFault` unless it is ready and follows the last mode order."""
@@ -56,10 +85,10 @@ class WithdrawnEngine:
             raise EngineFault("the engine is not up")
         return state
 
-    def order_restart(self, mode: EngineMode) -> None:
+    async def order_restart(self, mode: EngineMode) -> None:
         """Order the launcher to start the engine again in ``mode``."""
-        order = ModeOrder(mode=mode, order_id=secrets.token_hex(8))
-        write_atomically(self._pod.folder.mode, order.to_json(), durable=True)
+        path, data = self._pod.folder.mode, ModeOrder(mode=mode, order_id=secrets.token_hex(8)).to_json()
+        await finish_in_thread(lambda: write_atomically(path, data, durable=True))
         self._failed_restores = 0
 
     async def load_trial(
@@ -87,7 +116,7 @@ class WithdrawnEngine:
         if await self._pod.engine.guarding_measurement() != withdrawal.measurement:
             raise EngineFault("the engine's guard is not in place: no trial draft is loaded")
         if withdrawal.trial_boot != boot:
-            self.write_withdrawal(withdrawal.model_copy(update={"trial_boot": boot}))
+            await self.write_withdrawal(withdrawal.model_copy(update={"trial_boot": boot}))
             await asyncio.sleep(GUARD_TO_SCHEDULER_SECONDS)
         if not await self._pod.engine.flush_if_idle():
             return False  # a client's request, let in before the guard closed
@@ -113,8 +142,8 @@ class WithdrawnEngine:
         Raises :class:`EngineFault` when an attempt failed: call again. After :data:`MAX_RESTORE_ATTEMPTS` failures the
         engine is started again.
         """
-        if self._pod.folder.read_mode_order().mode is not EngineMode.DRAFT:
-            self.order_restart(EngineMode.DRAFT)
+        if not self._is_draft_ordered():
+            await self.order_restart(EngineMode.DRAFT)
         try:
             engine = self.require_running()
         except EngineFault:
@@ -128,11 +157,18 @@ class WithdrawnEngine:
             if self._pod.folder.read_engine_state() == engine:
                 text = "the engine did not restore version %d and is started again: %s"
                 log.error(text, withdrawal.current_version, error)  # noqa: TRY400 - the message is the whole story
-                self.order_restart(EngineMode.DRAFT)
+                await self.order_restart(EngineMode.DRAFT)
             return False
         self._reset()
         self._pod.folder.withdrawal.unlink()
         return True
+
+    def _is_draft_ordered(self) -> bool:
+        """Whether the last mode order is to run with the draft. False for a damaged order: it is given again."""
+        try:
+            return self._pod.folder.read_mode_order().mode is EngineMode.DRAFT
+        except InvalidRecord:
+            return False
 
     async def _restore(self, withdrawal: Withdrawal, boot: str) -> None:
         """Make sure that the engine holds ``current`` and generates. Raises :class:`EngineFault` when it does not."""
@@ -150,7 +186,7 @@ class WithdrawnEngine:
             raise EngineFault(f"the engine started with version {version}, not with {withdrawal.current_version}")
         checksum = await self._pod.engine.draft_checksum()
         recorded = withdrawal.model_copy(update={"boot": boot, "current_checksum": checksum})
-        self.write_withdrawal(recorded)
+        await self.write_withdrawal(recorded)
         return recorded
 
     def _current_draft(self, withdrawal: Withdrawal) -> StagedDraft:
