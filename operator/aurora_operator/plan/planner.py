@@ -16,7 +16,7 @@ from aurora_operator.children.inference_deployment import served_image
 from aurora_operator.children.metadata import job_name
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import Observed
+from aurora_operator.observe.observed import Observed, StoreView
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import lending
 from aurora_operator.plan.actions import Plan, Swap
@@ -238,10 +238,21 @@ def _fencing_epoch(observed: Observed) -> int:
 def _swap_requests(observed: Observed, step: Step) -> Iterator[Swap]:
     addresses = {view.name: view.ip for view in observed.pods}
     for pod, version in step.swaps.items():
-        registration = observed.store.registrations.get(version)
-        if registration is not None and addresses[pod]:
-            request = SwapRequest(version=version, digest=registration.digest, epoch=max(step.rollout.epoch, 1))
+        digest = _digest_of(observed.store, version)
+        if digest is not None and addresses[pod]:
+            request = SwapRequest(version=version, digest=digest, epoch=max(step.rollout.epoch, 1))
             yield Swap(pod, addresses[pod], request)
+
+
+def _digest_of(store: StoreView, version: int) -> str | None:
+    """The digest of the weights of ``version``, where its registration or the channel names it.
+
+    A pod on its way back still has the former draft on its disk, so it returns although the registration is gone.
+    """
+    registration = store.registrations.get(version)
+    if registration is not None:
+        return registration.digest
+    return None if store.channel is None else store.channel.digest_of(version)
 
 
 def _job_to_create(
