@@ -11,6 +11,8 @@ Invariants:
   keep the drafts that they serve.
 - Records that somebody puts back count once the channel names the active version, and this version is registered. A
   copy takes a while, and a part of the channel names an older version.
+- A channel that comes back with an older record is not followed to another version, which live traffic may have
+  rejected since. So the status keeps the epoch of the record that it follows.
 - Nothing starts over while the channel has records, because their version would be served instead of version 0.
 - The confirmation names the active version and the roll's epoch, which a start-over raises. So an old confirmation does
   not count for the next loss, although the new versions have the numbers of the lost ones.
@@ -19,7 +21,9 @@ Invariants:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any, Final
 
 from aurora_api.v1alpha1.annotations import START_OVER_ANNOTATION, pair_text
 from aurora_api.v1alpha1.status import HistoryEntry, RolloutStatus, SpeculatorStatus, TrainingStatus
@@ -27,13 +31,17 @@ from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import RECORDS_LOST, Observed, StoreView
 from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.rest import stored_reasons
+from aurora_protocol.draft_records import Channel
 from aurora_store import Keys
+
+_CHANNEL_EPOCH: Final = "channelEpoch"
+"""Name in ``status.operatorState``."""
 
 
 def lost_records(observed: Observed) -> StoreView | None:
     """The view of a store that was read, and lacks records of the active version. None when nothing is lost.
 
-    It lacks the channel, or after such a loss its newest record or the version's registration.
+    It lacks the channel or its newest records, or after such a loss the version's registration.
     """
     active = observed.status.active
     if not observed.store.ok or active is None:
@@ -52,14 +60,23 @@ def lost_records(observed: Observed) -> StoreView | None:
 
 def _missing(observed: Observed, active: int) -> str:
     """The missing record, as the end of a sentence. Empty: no record is missing, or none was missed before."""
-    store = observed.store
+    store, missed_before = observed.store, RECORDS_LOST in stored_reasons(observed.status)
     if store.channel is None:
         return "has no record of the channel"
-    if RECORDS_LOST not in stored_reasons(observed.status):
-        return ""
-    if store.channel.active != active:
+    if store.channel.active != active and (missed_before or _is_older(store.channel, observed.status)):
         return f"has only older records of the channel, the newest for version {store.channel.active}"
-    return "" if active in store.registrations else f"lacks {Keys.registration(active)}"
+    return f"lacks {Keys.registration(active)}" if missed_before and active not in store.registrations else ""
+
+
+def _is_older(channel: Channel, status: SpeculatorStatus) -> bool:
+    """Whether the record comes before the one that the status follows. An older operator does not store its epoch."""
+    followed = status.operator_state.get(_CHANNEL_EPOCH)
+    return isinstance(followed, int) and channel.epoch < followed
+
+
+def with_channel_epoch(operator_state: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """``operator_state`` with the epoch of ``channel``, the record that the status follows."""
+    return {**operator_state, _CHANNEL_EPOCH: channel.epoch}
 
 
 def start_over_is_confirmed(observed: Observed) -> bool:

@@ -30,6 +30,7 @@ from aurora_operator.plan.lost_records import (
     lost_records,
     start_over_is_confirmed,
     start_over_note,
+    with_channel_epoch,
     without_lost_versions,
 )
 from aurora_operator.plan.rest import is_at_rest, trainer_replicas, with_rest_message
@@ -144,7 +145,9 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
     advance = next_channel(observed, step, validated, now)
     # The channel is written before the status, so the status already speaks of the new record.
     after = observed if advance is None else replace(observed, store=replace(observed.store, channel=advance))
-    rollout, operator_state = step.rollout.status_parts()
+    rollout, rolled = step.rollout.status_parts()
+    assert after.store.channel is not None, "called only while there is a channel"
+    operator_state = with_channel_epoch(rolled, after.store.channel)
     changes = StatusChanges(rollout, operator_state, candidate, rejected, history_entries(old, events, now))
     status = with_worth(status_of(after, pods, changes, now), after, events, now)
     swaps = tuple(_swap_requests(observed, step))

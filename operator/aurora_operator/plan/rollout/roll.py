@@ -109,6 +109,8 @@ class _StoredState(OperatorState):
     version: int | None = None
     counters: int = 1
     """Value of :data:`COUNTERS` in the operator that stored the windows."""
+    channel_epoch: int | None = None
+    """Epoch of the channel's record that the status follows. It is no part of the roll (``plan.lost_records``)."""
 
 
 class Roll(RolloutStatus, OperatorState):
