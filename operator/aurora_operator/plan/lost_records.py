@@ -17,11 +17,14 @@ Invariants:
 - The confirmation names the active version and the roll's epoch, which a start-over raises. So an old confirmation does
   not count for the next loss, although the new versions have the numbers of the lost ones.
 - The status forgets the former versions before the first record is written.
+- Annotations that were there at the start-over decide nothing about new versions with the same numbers. They count
+  again once their values change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -35,7 +38,8 @@ from aurora_protocol.draft_records import Channel
 from aurora_store import Keys
 
 _CHANNEL_EPOCH: Final = "channelEpoch"
-"""Name in ``status.operatorState``."""
+_OLD_REQUESTS: Final = "oldRequests"
+"""Names in ``status.operatorState``."""
 
 
 def lost_records(observed: Observed) -> StoreView | None:
@@ -74,9 +78,37 @@ def _is_older(channel: Channel, status: SpeculatorStatus) -> bool:
     return isinstance(followed, int) and channel.epoch < followed
 
 
-def with_channel_epoch(operator_state: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """``operator_state`` with the epoch of ``channel``, the record that the status follows."""
-    return {**operator_state, _CHANNEL_EPOCH: channel.epoch}
+def old_requests(observed: Observed) -> dict[str, str]:
+    """The requests about versions that were there at the last start-over, and have not changed since.
+
+    By the name of their field.
+    """
+    noted = observed.status.operator_state.get(_OLD_REQUESTS)
+    if not isinstance(noted, Mapping):
+        return {}
+    return {name: value for name, value in _requests(observed).items() if noted.get(name) == value}
+
+
+def _requests(observed: Observed) -> dict[str, str]:
+    """All requests about versions, by the name of their field."""
+    asked = {name: getattr(observed.user_requests, name) for name in ("promote", "abort", "measure")}
+    return {name: str(value) for name, value in asked.items() if value is not None}
+
+
+def without_requests(observed: Observed, names: Iterable[str]) -> Observed:
+    """``observed`` as if nobody had made the requests ``names``."""
+    return replace(observed, user_requests=replace(observed.user_requests, **dict.fromkeys(names)))
+
+
+def with_kept_state(operator_state: Mapping[str, Any], channel: Channel, old: Mapping[str, str]) -> dict[str, Any]:
+    """``operator_state`` with what this module needs later.
+
+    Args:
+        channel: the record that the status follows.
+        old: the :func:`old_requests`.
+    """
+    noted = {_OLD_REQUESTS: dict(old)} if old else {}
+    return {**operator_state, _CHANNEL_EPOCH: channel.epoch, **noted}
 
 
 def start_over_is_confirmed(observed: Observed) -> bool:
@@ -108,7 +140,7 @@ def without_lost_versions(observed: Observed, now: datetime) -> SpeculatorStatus
         "lineage": None,
         "candidate": None,
         "rollout": RolloutStatus(epoch=status.rollout.epoch + 1),
-        "operator_state": {},
+        "operator_state": {_OLD_REQUESTS: old} if (old := _requests(observed)) else {},
         "rejected": [version for version in status.rejected if version in observed.store.registrations],
         "training": TrainingStatus(),
         "history": [*status.history, entry],

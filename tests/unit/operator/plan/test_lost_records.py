@@ -224,6 +224,20 @@ def test_a_rejected_version_that_is_still_registered_stays_rejected(rejected: li
     assert validating(world) == measured
 
 
+def test_decisions_from_before_do_not_count_for_new_versions_with_their_numbers() -> None:
+    before = UserRequests(start_over=(200, 57), promote=1, abort=1, measure=(1, 2))
+    forgotten = start_over(lost(BEGUN_AGAIN, user_requests=before))[1]
+    first = replace(lost(BEGUN_AGAIN, user_requests=before), status=forgotten)
+    assert made(first).advance is not None
+    world = observed(store=store(0, 1), status=forgotten, user_requests=before)
+    for _ in range(3):
+        world = replace(world, status=made(world).status or world.status)
+        assert (validating(world), world.status.rejected) == (1, [])
+    world = replace(world, user_requests=UserRequests())
+    again = replace(world, user_requests=UserRequests(abort=1), status=status(world))
+    assert status(again).rejected == [1], "the decision was withdrawn, and made anew"
+
+
 def test_a_confirmation_does_not_count_for_the_next_loss_of_a_version_with_this_number() -> None:
     """The annotation stays, and the new lineage counts from 0 again."""
     forgotten = start_over(confirmed())[1]
