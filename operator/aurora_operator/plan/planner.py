@@ -78,7 +78,7 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         made = _plan_with_channel(observed, config, now) if may_decide else _plan_without_channel(observed, now)
     assert made.status is not None, "all branches compute a status"
     # A spec that cannot be used shapes no children. A version that fails is rolled back all the same.
-    upgrade = None if observed.spec_fault else decide_upgrade(observed, config, now)
+    upgrade = None if observed.spec_fault else decide_upgrade(replace(observed, status=made.status), config, now)
     status = with_upgrade_condition(made.status, upgrade, observed, now)
     # The keys are there with the next reconcile, unless the last one could not make them. Nobody needs to know.
     makes_keys = stored.unsigned_record is not None and not observed.name_taken and not observed.apply_errors
