@@ -33,6 +33,9 @@ NUMBER_WIDTH = len(str(MAX_NUMBER))
 OWNER_ID_CHARACTERS = 8
 MAX_NUMBER_GAP = 1000
 """Most numbers that a sequence of records may skip. Writers take the next number, or the one after a taken number."""
+MAX_ATTEMPT_GAP = MAX_NUMBER
+"""The same for the attempts at measuring one version. An attempt that could not be made takes a number and leaves no
+evidence, and may be repeated for weeks."""
 _RECORD_NAME = re.compile(rf"[0-9]{{{NUMBER_WIDTH}}}\.json", re.ASCII)
 _SHARD_HOUR = re.compile(r"traces/[0-9]+/([0-9]{4}-[0-9]{2}-[0-9]{2})/([0-9]{2})/[^/]+", re.ASCII)
 _CHECKPOINT_FOLDER = re.compile(rf"checkpoints/([0-9]{{{NUMBER_WIDTH}}})-[^/]+/", re.ASCII)
@@ -81,15 +84,15 @@ def checkpoint_version(folder: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def in_sequence(numbers: Iterable[int], known: int = 0) -> list[int]:
-    """``numbers`` in ascending order, up to the first that skips more than :data:`MAX_NUMBER_GAP` after ``known``.
+def in_sequence(numbers: Iterable[int], known: int = 0, *, max_gap: int = MAX_NUMBER_GAP) -> list[int]:
+    """``numbers`` in ascending order, up to the first that skips more than ``max_gap`` after ``known``.
 
     Why: the highest number wins, so one foreign record with the last possible number would win for ever, and no writer
     could take a number after it. The last :data:`MAX_NUMBER_GAP` numbers are never in sequence.
     """
     kept: list[int] = []
     for number in sorted(numbers):
-        if number - (kept[-1] if kept else known) > MAX_NUMBER_GAP or number > MAX_NUMBER - MAX_NUMBER_GAP:
+        if number - (kept[-1] if kept else known) > max_gap or number > MAX_NUMBER - MAX_NUMBER_GAP:
             break
         kept.append(number)
     return kept

@@ -96,6 +96,11 @@ _DEGRADED: Final[Mapping[str, Remedy]] = {
         "Unset the pin, or pin a version that passed.",
         ("kubectl aurora unpin {name} -n {ns}", "kubectl aurora history {name} -n {ns}"),
     ),
+    "RegistrationMissing": Remedy(
+        "the store lost the registration of a version that pods may have to take",
+        "Put the record that the message names back, from a backup of the bucket. Or pin a version that is registered.",
+        ("kubectl aurora store verify {name} -n {ns}", "kubectl aurora pin {name} VERSION -n {ns}"),
+    ),
     "WeightsDiffer": Remedy(
         "pods that should serve the same draft hold different weights",
         "Delete the pod that differs, and report it.",

@@ -12,7 +12,7 @@ from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.evidence_records import Evidence
 from aurora_store import Keys, ObjectStore
 from aurora_store.errors import ObjectMissing, StoreError
-from aurora_store.keys import in_sequence, record_number
+from aurora_store.keys import MAX_ATTEMPT_GAP, in_sequence, record_number
 from aurora_store.records.record_store import MAX_RECORDS_LISTED
 
 
@@ -49,7 +49,8 @@ def read_evidence(objects: ObjectStore, name: str, version: int, attempt: int | 
 
 def _attempts(objects: ObjectStore, version: int) -> list[int]:
     keys = objects.list(Keys.evidence_of(version), limit=MAX_RECORDS_LISTED)
-    return in_sequence(number for key in keys if (number := record_number(key)) is not None)
+    attempts = (number for key in keys if (number := record_number(key)) is not None)
+    return in_sequence(attempts, max_gap=MAX_ATTEMPT_GAP)
 
 
 def _why_none(version: int) -> str:

@@ -28,7 +28,7 @@ from aurora_protocol.record import StoredRecord
 from aurora_protocol.training_records import ShardManifest, TrainerStatus
 from aurora_store import Keys, ObjectStore
 from aurora_store.errors import KeyUnusable, ObjectArchived, ObjectMissing, ObjectTooLarge, StoreError
-from aurora_store.keys import in_sequence, is_shard_key, record_number
+from aurora_store.keys import MAX_ATTEMPT_GAP, in_sequence, is_shard_key, record_number
 from aurora_store.records.record_store import MAX_RECORDS_LISTED
 
 PARALLEL_READS: Final = 8
@@ -89,7 +89,8 @@ class _Reader:
             if version is not None and attempt is not None:
                 attempts.setdefault(version, []).append(attempt)
         versions = self._newest("measured versions", in_sequence(attempts), MAX_VERSIONS)
-        known = {version: found for version in versions if (found := in_sequence(attempts[version]))}
+        listed = {version: in_sequence(attempts[version], max_gap=MAX_ATTEMPT_GAP) for version in versions}
+        known = {version: found for version, found in listed.items() if found}
         last = [Keys.evidence(version, found[-1]) for version, found in known.items()]
         before = [Keys.evidence(version, attempt) for version, found in known.items() for attempt in found[:-1]]
         before = list(self._newest("earlier attempts at a measurement", before, MAX_EARLIER_ATTEMPTS))

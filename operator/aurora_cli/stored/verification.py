@@ -25,7 +25,7 @@ from aurora_protocol.record import StoredRecord
 from aurora_protocol.training_records import ErasureStep, TrainerState, TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry
 from aurora_store.errors import DigestMismatch, KeyUnusable, ObjectArchived, ObjectMissing
-from aurora_store.keys import in_sequence, record_number
+from aurora_store.keys import MAX_ATTEMPT_GAP, MAX_NUMBER_GAP, in_sequence, record_number
 from aurora_store.objects import MAX_RECORD_BYTES
 from aurora_store.records.trainer_store import MAX_STATE_RECORD_BYTES
 
@@ -102,8 +102,9 @@ class Verification:
                 number = record_number(key)
                 if number is not None:
                     folders.setdefault(key.rpartition("/")[0], {})[number] = key
-        for keys in folders.values():
-            for number in sorted(keys.keys() - set(in_sequence(keys))):
+        for folder, keys in folders.items():
+            max_gap = MAX_ATTEMPT_GAP if folder.startswith(Keys.EVIDENCE) else MAX_NUMBER_GAP
+            for number in sorted(keys.keys() - set(in_sequence(keys, max_gap=max_gap))):
                 self._fault(keys[number], "its number is out of sequence; find out who wrote it, and delete it")
 
     def _check_version(self, key: str) -> None:

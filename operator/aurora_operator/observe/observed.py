@@ -223,8 +223,8 @@ SIGNING_KEYS_MISSING = "SigningKeysMissing"
 TAKEN_OVER = "TakenOver"
 """Reason of a store whose root another speculator owns."""
 RECORDS_LOST = "RecordsLost"
-"""Reason of a store that can be read, and lacks records of the active version: the channel, or after such a loss its
-newest record or the version's registration."""
+"""Reason of a store that can be read, and lacks records of the active version: the channel or its newest records, or
+after such a loss the version's registration."""
 TRAINER_SILENCE = timedelta(minutes=5)
 """Time without a change after which the trainer's record tells nothing about the present. A waiting trainer rewrites
 its record after 45 s at the latest. At rest the operator reads the record about once a minute. While records are

@@ -11,15 +11,22 @@ Invariants:
   keep the drafts that they serve.
 - Records that somebody puts back count once the channel names the active version, and this version is registered. A
   copy takes a while, and a part of the channel names an older version.
+- A channel that comes back with an older record is not followed to another version, which live traffic may have
+  rejected since. So the status keeps the epoch of the record that it follows.
 - Nothing starts over while the channel has records, because their version would be served instead of version 0.
 - The confirmation names the active version and the roll's epoch, which a start-over raises. So an old confirmation does
   not count for the next loss, although the new versions have the numbers of the lost ones.
 - The status forgets the former versions before the first record is written.
+- Annotations that were there at the start-over decide nothing about new versions with the same numbers. They count
+  again once their values change.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
+from typing import Any, Final
 
 from aurora_api.v1alpha1.annotations import START_OVER_ANNOTATION, pair_text
 from aurora_api.v1alpha1.status import HistoryEntry, RolloutStatus, SpeculatorStatus, TrainingStatus
@@ -27,13 +34,18 @@ from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import RECORDS_LOST, Observed, StoreView
 from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.rest import stored_reasons
+from aurora_protocol.draft_records import Channel
 from aurora_store import Keys
+
+_CHANNEL_EPOCH: Final = "channelEpoch"
+_OLD_REQUESTS: Final = "oldRequests"
+"""Names in ``status.operatorState``."""
 
 
 def lost_records(observed: Observed) -> StoreView | None:
     """The view of a store that was read, and lacks records of the active version. None when nothing is lost.
 
-    It lacks the channel, or after such a loss its newest record or the version's registration.
+    It lacks the channel or its newest records, or after such a loss the version's registration.
     """
     active = observed.status.active
     if not observed.store.ok or active is None:
@@ -52,14 +64,51 @@ def lost_records(observed: Observed) -> StoreView | None:
 
 def _missing(observed: Observed, active: int) -> str:
     """The missing record, as the end of a sentence. Empty: no record is missing, or none was missed before."""
-    store = observed.store
+    store, missed_before = observed.store, RECORDS_LOST in stored_reasons(observed.status)
     if store.channel is None:
         return "has no record of the channel"
-    if RECORDS_LOST not in stored_reasons(observed.status):
-        return ""
-    if store.channel.active != active:
+    if store.channel.active != active and (missed_before or _is_older(store.channel, observed.status)):
         return f"has only older records of the channel, the newest for version {store.channel.active}"
-    return "" if active in store.registrations else f"lacks {Keys.registration(active)}"
+    return f"lacks {Keys.registration(active)}" if missed_before and active not in store.registrations else ""
+
+
+def _is_older(channel: Channel, status: SpeculatorStatus) -> bool:
+    """Whether the record comes before the one that the status follows. An older operator does not store its epoch."""
+    followed = status.operator_state.get(_CHANNEL_EPOCH)
+    return isinstance(followed, int) and channel.epoch < followed
+
+
+def old_requests(observed: Observed) -> dict[str, str]:
+    """The requests about versions that were there at the last start-over, and have not changed since.
+
+    By the name of their field.
+    """
+    noted = observed.status.operator_state.get(_OLD_REQUESTS)
+    if not isinstance(noted, Mapping):
+        return {}
+    return {name: value for name, value in _requests(observed).items() if noted.get(name) == value}
+
+
+def _requests(observed: Observed) -> dict[str, str]:
+    """All requests about versions, by the name of their field."""
+    asked = {name: getattr(observed.user_requests, name) for name in ("promote", "abort", "measure")}
+    return {name: str(value) for name, value in asked.items() if value is not None}
+
+
+def without_requests(observed: Observed, names: Iterable[str]) -> Observed:
+    """``observed`` as if nobody had made the requests ``names``."""
+    return replace(observed, user_requests=replace(observed.user_requests, **dict.fromkeys(names)))
+
+
+def with_kept_state(operator_state: Mapping[str, Any], channel: Channel, old: Mapping[str, str]) -> dict[str, Any]:
+    """``operator_state`` with what this module needs later.
+
+    Args:
+        channel: the record that the status follows.
+        old: the :func:`old_requests`.
+    """
+    noted = {_OLD_REQUESTS: dict(old)} if old else {}
+    return {**operator_state, _CHANNEL_EPOCH: channel.epoch, **noted}
 
 
 def start_over_is_confirmed(observed: Observed) -> bool:
@@ -91,7 +140,7 @@ def without_lost_versions(observed: Observed, now: datetime) -> SpeculatorStatus
         "lineage": None,
         "candidate": None,
         "rollout": RolloutStatus(epoch=status.rollout.epoch + 1),
-        "operator_state": {},
+        "operator_state": {_OLD_REQUESTS: old} if (old := _requests(observed)) else {},
         "rejected": [version for version in status.rejected if version in observed.store.registrations],
         "training": TrainingStatus(),
         "history": [*status.history, entry],

@@ -16,7 +16,7 @@ from aurora_operator.children.inference_deployment import served_image
 from aurora_operator.children.metadata import job_name
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import Observed
+from aurora_operator.observe.observed import Observed, StoreView
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import lending
 from aurora_operator.plan.actions import Plan, Swap
@@ -28,9 +28,12 @@ from aurora_operator.plan.channel_builder import first_channel, next_channel, si
 from aurora_operator.plan.events import history_entries, notes, version_events
 from aurora_operator.plan.lost_records import (
     lost_records,
+    old_requests,
     start_over_is_confirmed,
     start_over_note,
+    with_kept_state,
     without_lost_versions,
+    without_requests,
 )
 from aurora_operator.plan.rest import is_at_rest, trainer_replicas, with_rest_message
 from aurora_operator.plan.rollout import transition
@@ -75,7 +78,7 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         made = _plan_with_channel(observed, config, now) if may_decide else _plan_without_channel(observed, now)
     assert made.status is not None, "all branches compute a status"
     # A spec that cannot be used shapes no children. A version that fails is rolled back all the same.
-    upgrade = None if observed.spec_fault else decide_upgrade(observed, config, now)
+    upgrade = None if observed.spec_fault else decide_upgrade(replace(observed, status=made.status), config, now)
     status = with_upgrade_condition(made.status, upgrade, observed, now)
     # The keys are there with the next reconcile, unless the last one could not make them. Nobody needs to know.
     makes_keys = stored.unsigned_record is not None and not observed.name_taken and not observed.apply_errors
@@ -116,7 +119,7 @@ def _plan_start_over(observed: Observed, now: datetime) -> Plan:
     old = observed.status
     assert old.active is not None, "without an active version, nothing is lost"
     forgotten = without_lost_versions(observed, now)
-    changes = StatusChanges(forgotten.rollout, {}, None, frozenset(forgotten.rejected))
+    changes = StatusChanges(forgotten.rollout, forgotten.operator_state, None, frozenset(forgotten.rejected))
     status = status_of(replace(observed, status=forgotten), rollout_pods(observed), changes, now)
     told = (start_over_note(old.active.version), *notes(old, status, ()))
     return Plan(status=status, delete_jobs=obsolete_jobs(observed.jobs, None, None), notes=told, moving=True)
@@ -127,6 +130,8 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
 
     The candidate comes first, because the rollout may start with a version that passes now.
     """
+    ignored = old_requests(observed)
+    observed = without_requests(observed, ignored)
     old, pods = observed.status, rollout_pods(observed)
     known_rejected = _known_rejected(observed)
     validated = validation.decide(_validation_inputs(observed, pods, known_rejected, now))
@@ -144,7 +149,9 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
     advance = next_channel(observed, step, validated, now)
     # The channel is written before the status, so the status already speaks of the new record.
     after = observed if advance is None else replace(observed, store=replace(observed.store, channel=advance))
-    rollout, operator_state = step.rollout.status_parts()
+    rollout, rolled = step.rollout.status_parts()
+    assert after.store.channel is not None, "called only while there is a channel"
+    operator_state = with_kept_state(rolled, after.store.channel, ignored)
     changes = StatusChanges(rollout, operator_state, candidate, rejected, history_entries(old, events, now))
     status = with_worth(status_of(after, pods, changes, now), after, events, now)
     swaps = tuple(_swap_requests(observed, step))
@@ -238,10 +245,21 @@ def _fencing_epoch(observed: Observed) -> int:
 def _swap_requests(observed: Observed, step: Step) -> Iterator[Swap]:
     addresses = {view.name: view.ip for view in observed.pods}
     for pod, version in step.swaps.items():
-        registration = observed.store.registrations.get(version)
-        if registration is not None and addresses[pod]:
-            request = SwapRequest(version=version, digest=registration.digest, epoch=max(step.rollout.epoch, 1))
+        digest = _digest_of(observed.store, version)
+        if digest is not None and addresses[pod]:
+            request = SwapRequest(version=version, digest=digest, epoch=max(step.rollout.epoch, 1))
             yield Swap(pod, addresses[pod], request)
+
+
+def _digest_of(store: StoreView, version: int) -> str | None:
+    """The digest of the weights of ``version``, where its registration or the channel names it.
+
+    A pod on its way back still has the former draft on its disk, so it returns although the registration is gone.
+    """
+    registration = store.registrations.get(version)
+    if registration is not None:
+        return registration.digest
+    return None if store.channel is None else store.channel.digest_of(version)
 
 
 def _job_to_create(

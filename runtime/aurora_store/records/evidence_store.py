@@ -12,7 +12,7 @@ from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.evidence_records import CachedBaseline, Evidence
 from aurora_protocol.signatures import EVIDENCE_KEYS, KeyName
 from aurora_store.errors import ObjectTooLarge
-from aurora_store.keys import Keys
+from aurora_store.keys import MAX_ATTEMPT_GAP, Keys
 from aurora_store.records.record_store import RecordStore
 
 MAX_BASELINES_TRIED = 64
@@ -30,12 +30,12 @@ class EvidenceStore(RecordStore):
 
     def evidence(self, version: int) -> Evidence | None:
         """The evidence of the last attempt at measuring ``version``, to be shown to people. It is not verified."""
-        attempts = self._sequence(Keys.evidence_of(version))
+        attempts = self._sequence(Keys.evidence_of(version), max_gap=MAX_ATTEMPT_GAP)
         return self._evidence(version, attempts[-1], signed_with=None) if attempts else None
 
     def evidence_of_all_attempts(self, version: int) -> Iterator[Evidence]:
         """The readable evidence of every attempt at measuring ``version``, first attempt first."""
-        for attempt in self._sequence(Keys.evidence_of(version)):
+        for attempt in self._sequence(Keys.evidence_of(version), max_gap=MAX_ATTEMPT_GAP):
             try:
                 yield self._evidence(version, attempt)
             except (InvalidRecord, ObjectTooLarge) as error:

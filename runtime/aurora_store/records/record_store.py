@@ -16,7 +16,7 @@ from aurora_protocol.errors import InvalidRecord, UnsignedRecord
 from aurora_protocol.record import StoredRecord
 from aurora_protocol.signatures import KeyName, SigningKeys, signed, verified
 from aurora_store.errors import bounded_text
-from aurora_store.keys import in_sequence, number_of
+from aurora_store.keys import MAX_NUMBER_GAP, in_sequence, number_of
 from aurora_store.objects import MAX_RECORD_BYTES, ObjectStore
 
 MAX_RECORDS_LISTED = 100_000
@@ -46,15 +46,16 @@ class RecordStore:
                 self._leave_out(key, str(error))
         return numbers
 
-    def _sequence(self, prefix: str, *, from_start: bool = True) -> list[int]:
+    def _sequence(self, prefix: str, *, from_start: bool = True, max_gap: int = MAX_NUMBER_GAP) -> list[int]:
         """The numbers of :meth:`_numbers` up to the first that is out of sequence.
 
         Args:
             from_start: whether the sequence begins with the first number. False where old records are deleted: the
                 sequence then begins with the lowest number that is left.
+            max_gap: most numbers that the sequence may skip.
         """
         numbers = self._numbers(prefix)
-        sequence = in_sequence(numbers, 0 if from_start else min(numbers, default=0))
+        sequence = in_sequence(numbers, 0 if from_start else min(numbers, default=0), max_gap=max_gap)
         if len(sequence) < len(numbers):
             text = f"{prefix}{numbers[len(sequence)]:08d}.json is out of sequence; delete it, and find out who wrote it"
             self._leave_out(text, text)

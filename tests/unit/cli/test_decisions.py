@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION
+from aurora_api.v1alpha1.annotations import (
+    ABORT_ANNOTATION,
+    MEASURE_ANNOTATION,
+    PROMOTE_ANNOTATION,
+    START_OVER_ANNOTATION,
+)
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import (
@@ -354,6 +359,14 @@ def test_lost_records_are_given_up_by_the_number_of_the_active_version() -> None
     assert "pods swap to version 0" in change.effect
     assert change.notes == ("version 3 is pinned: nothing is rolled out before `unpin chat`",)
     assert not lost_records.start_over(Speculator.of(written)).fields
+
+
+def test_decisions_about_versions_that_are_given_up_are_removed() -> None:
+    """New versions get the same numbers."""
+    old = {ABORT_ANNOTATION: "3", MEASURE_ANNOTATION: "5-2", PROMOTE_ANNOTATION: "5", "team": "a"}
+    one = speculator(storage("RecordsLost"), annotations=old)
+    written = merged(dict(one.raw), lost_records.start_over(one).patch(one))
+    assert written["metadata"]["annotations"] == {"team": "a", START_OVER_ANNOTATION: "4-0"}
 
 
 @pytest.mark.parametrize("reason", ["Ready", "Unreachable"])

@@ -89,6 +89,11 @@ def test_each_damage_is_named(objects: FolderObjects, damage: Callable[[FolderOb
     assert any(expected in fault for fault in faults_of(objects)), faults_of(objects)
 
 
+def test_evidence_after_many_attempts_that_could_not_be_made_is_no_damage(objects: FolderObjects) -> None:
+    objects.put(Keys.evidence(1, 1500), evidence(1, attempt=1500).to_json())
+    assert faults_of(objects) == []
+
+
 def test_changed_weights_of_the_same_size_are_found_by_their_digest(objects: FolderObjects) -> None:
     objects.put(weights_of(objects, 1), DRAFT[:-1] + b"\x07")
     assert faults_of(objects) == []

@@ -15,7 +15,7 @@ from aurora_protocol.record import MAX_NUMBER
 from aurora_protocol.training_records import ShardManifest, TrainerState
 from aurora_store import Keys, Registry
 from aurora_store.errors import StoreError
-from aurora_store.keys import MAX_NUMBER_GAP, in_sequence
+from aurora_store.keys import MAX_ATTEMPT_GAP, MAX_NUMBER_GAP, in_sequence
 from tests.assets.trainer_output import put_trainer_state
 from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 from tests.unit.training import tiny
@@ -82,6 +82,7 @@ def test_a_sequence_ends_before_the_first_large_gap() -> None:
     assert in_sequence([1 + MAX_NUMBER_GAP]) == []
     assert in_sequence([LAST], known=LAST) == []
     assert in_sequence([]) == []
+    assert in_sequence([1, 2 + MAX_NUMBER_GAP, LAST], max_gap=MAX_ATTEMPT_GAP) == [1, 2 + MAX_NUMBER_GAP]
 
 
 def test_a_trainer_state_out_of_sequence_leaves_room_for_the_next_epoch(registry: Registry) -> None:

@@ -30,6 +30,7 @@ from aurora_protocol.evidence_records import Evidence
 from aurora_protocol.gate import GatePolicy
 from aurora_store import Keys, ObjectStore
 from aurora_store.errors import ObjectMissing
+from aurora_store.keys import MAX_ATTEMPT_GAP
 
 MAX_ATTEMPTS_LISTED: Final = 1000
 """Most measurements of one version. A page of a listing has as many keys."""
@@ -93,11 +94,11 @@ class EvidenceReader:
             if len(keys) < MAX_ATTEMPTS_LISTED:
                 for version in versions:
                     own = (key for key in keys if key.startswith(Keys.evidence_of(version)))
-                    self._attempts[version] = in_sequence_keys(own)
+                    self._attempts[version] = in_sequence_keys(own, max_gap=MAX_ATTEMPT_GAP)
                 return
         for version in versions:
             listed = self._objects.list(Keys.evidence_of(version), limit=MAX_ATTEMPTS_LISTED)
-            self._attempts[version] = in_sequence_keys(listed)
+            self._attempts[version] = in_sequence_keys(listed, max_gap=MAX_ATTEMPT_GAP)
 
     def _find(self, version: int, attempt: int, examination: Examination, policy: GatePolicy) -> None:
         key = Keys.evidence(version, attempt)

@@ -7,19 +7,20 @@ from collections.abc import Iterable, Iterator
 
 from aurora_protocol.errors import InvalidRecord
 from aurora_store.errors import bounded_text
-from aurora_store.keys import in_sequence, number_of
+from aurora_store.keys import MAX_NUMBER_GAP, in_sequence, number_of
 
 
-def in_sequence_keys(listed: Iterable[str], known: str = "") -> tuple[str, ...]:
+def in_sequence_keys(listed: Iterable[str], known: str = "", *, max_gap: int = MAX_NUMBER_GAP) -> tuple[str, ...]:
     """The keys of records among ``listed``, in order of their numbers.
 
     Args:
         known: the key of the last known record; empty without one.
+        max_gap: most numbers that the sequence may skip.
 
     Raises :class:`InvalidRecord` for a record that has no number, or a number that is out of sequence after ``known``.
     """
     keys = sorted((key for key in listed if key.endswith(".json")), key=number_of)
-    sequence = in_sequence(map(number_of, keys), number_or_zero(known))
+    sequence = in_sequence(map(number_of, keys), number_or_zero(known), max_gap=max_gap)
     if len(sequence) < len(keys):
         raise InvalidRecord(f"{keys[len(sequence)]} is out of sequence; find out who wrote it, and delete it")
     return tuple(keys)

@@ -21,6 +21,7 @@ from aurora_operator.observe.observed import (
     TAKEN_OVER,
     Observed,
     PodView,
+    StoreView,
     WorkloadView,
 )
 from aurora_operator.plan.conditions.availability import available
@@ -31,6 +32,7 @@ from aurora_operator.plan.rest import trainer_replicas, trainer_stop_reason, tra
 from aurora_operator.plan.worth.policy import is_suspended
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
+from aurora_store import Keys
 
 ContentByType = Mapping[ConditionType, ConditionContent]
 _USED_BY_PODS = ("ServiceAccount ", "Secret ")
@@ -329,6 +331,8 @@ def _degraded(observed: Observed, status: SpeculatorStatus) -> ConditionContent:
     if pin is not None and store.ok and store.channel and not store.may_be_pinned(pin):
         message = f"rollout.pin: version {pin} never passed its measurement. Nothing is rolled out until pin is unset"
         return ConditionContent(True, "PinRefused", f"{message} or names a version that passed")
+    if missing := _missing_registration(store, status):
+        return ConditionContent(True, "RegistrationMissing", missing)
     if status.rollout.phase is RolloutPhase.IDLE:
         checksums = {pod.checksum for pod in status.pods if status.active and pod.version == status.active.version}
         if len(checksums - {None}) > 1:
@@ -337,6 +341,25 @@ def _degraded(observed: Observed, status: SpeculatorStatus) -> ConditionContent:
         if reason := _cannot_return(view, status):
             return ConditionContent(True, "SwapFailed", reason)
     return ConditionContent(False, "AsExpected", "")
+
+
+def _missing_registration(store: StoreView, status: SpeculatorStatus) -> str:
+    """Which version that pods may have to take lost its registration; empty when none did."""
+    channel = store.channel
+    if channel is None:
+        return ""
+    named = {"active": channel.active}
+    if channel.previous is not None and status.rollout.phase is RolloutPhase.WATCHING:
+        named["previous"] = channel.previous  # the watch may return to it
+    keys = [
+        f"{Keys.registration(version)} of the {role} version"
+        for role, version in named.items()
+        if version not in store.registrations
+    ]
+    if not keys:
+        return ""
+    effect = "A pod that does not have the draft on its disk cannot take it"
+    return f"the store lacks {' and '.join(keys)}. {effect}. Put the record back"
 
 
 def _cannot_return(view: PodView, status: SpeculatorStatus) -> str:

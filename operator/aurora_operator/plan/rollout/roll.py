@@ -109,6 +109,10 @@ class _StoredState(OperatorState):
     version: int | None = None
     counters: int = 1
     """Value of :data:`COUNTERS` in the operator that stored the windows."""
+    channel_epoch: int | None = None
+    """Epoch of the channel's record that the status follows. It is no part of the roll (``plan.lost_records``)."""
+    old_requests: dict[str, str] = Field(default_factory=dict)
+    """Requests from before a start-over, which count no more. They are no part of the roll either."""
 
 
 class Roll(RolloutStatus, OperatorState):

@@ -22,6 +22,8 @@ that is RESTARTING takes any later template at once, so another upgrade, or its 
 upgrade failed. A speculator whose restart failed gives its turn back when its user chooses ``WithSpec``. The order goes
 on, and the speculator keeps the template that failed. A refused write of the Deployment gives no turn back, because the
 pods may go on restarting. The stage follows from the Deployment, so a restarted operator goes on with the order.
+A speculator takes no turn while a version is rolled out or watched, because live traffic would compare pods of two
+runtime images. A roll delays the turn for at most as long as its judgement and its watch may take.
 """
 
 from __future__ import annotations
@@ -33,12 +35,17 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from aurora_api.v1alpha1.serving import OperatorUpgrade
+from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.children.applied_template import AppliedTemplate, TemplateInputs, template_inputs
 from aurora_operator.children.inference_deployment import inference_template
 from aurora_operator.children.startup_timing import start_deadline
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import DeployedTemplate, FleetView, Observed
 from aurora_operator.operator_config import OperatorConfig
+from aurora_operator.plan.rollout.analysis.live_analysis import MAX_JUDGEMENT_DEADLINES
+
+_JUDGED = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.ROLLING_BACK, RolloutPhase.WATCHING})
+"""Phases in which a speculator takes no turn. A pause may last for as long as a person likes."""
 
 
 class UpgradeStage(StrEnum):
@@ -79,11 +86,15 @@ def decide(observed: Observed, config: OperatorConfig, now: datetime) -> Upgrade
     restarting = former.restarting and not whole
     gives_up = restarting and not _is_staged(observed) and _restart_failure(former, deployed, now) != ""
     former = replace(former, restarting=restarting and not gives_up)
-    made = _next(former, latest, inputs, observed, config.upgrade_max_concurrent, whole=whole)
+    may_take_turn = observed.store.ok and not _roll_is_judged(observed, now)
+    made = _next(
+        former, latest, inputs, observed, config.upgrade_max_concurrent, whole=whole, may_take_turn=may_take_turn
+    )
     made = _timed(made, former, now)
-    failure = _failure(made, deployed, observed, now)
-    # One that waits for its store holds nobody up.
-    decision = _decision(made, _stage(made, latest, observed), whole=whole and observed.store.ok, failure=failure)
+    failure, stage = _failure(made, deployed, observed, now), _stage(made, latest, observed)
+    # One that waits for its store or its roll holds nobody up.
+    holds_up = observed.store.ok if stage is not UpgradeStage.WAITING else may_take_turn
+    decision = _decision(made, stage, whole=whole and holds_up, failure=failure)
     return replace(decision, gives_up=gives_up)
 
 
@@ -98,6 +109,18 @@ def _only_unplaced_pods_are_missing(observed: Observed) -> bool:
     return 0 < observed.spec.serving.replicas - unplaced <= workload.ready
 
 
+def _roll_is_judged(observed: Observed, now: datetime) -> bool:
+    """Whether a roll or a watch is under way that may still be judged.
+
+    A canary without traffic may wait forever. So a roll counts only for as long as judgement and watch may take.
+    """
+    roll, policy = observed.status.rollout, observed.spec.rollout
+    if roll.phase not in _JUDGED or roll.started is None:
+        return False
+    seconds = MAX_JUDGEMENT_DEADLINES * policy.progress_deadline_seconds + policy.analysis.watch_seconds
+    return timedelta(0) <= now - roll.started < timedelta(seconds=seconds)
+
+
 def _next(
     former: AppliedTemplate,
     latest: AppliedTemplate,
@@ -106,13 +129,14 @@ def _next(
     max_concurrent: int,
     *,
     whole: bool,
+    may_take_turn: bool,
 ) -> AppliedTemplate:
     if latest.template == former.template or inputs.differ_from(former.inputs):
         return replace(latest, restarting=former.restarting)
     if former.restarting or _nothing_runs(observed):
         return replace(latest, restarting=former.restarting)
     # A pod that starts needs the store. While the operator cannot read it, the pods of the former template serve on.
-    if _is_staged(observed) and observed.store.ok and may_restart(observed.fleet, max_concurrent, whole=whole):
+    if _is_staged(observed) and may_take_turn and may_restart(observed.fleet, max_concurrent, whole=whole):
         return replace(latest, restarting=True)
     return former
 

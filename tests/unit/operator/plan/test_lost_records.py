@@ -126,6 +126,39 @@ def test_nothing_starts_over_while_the_channel_has_records(version: int) -> None
     assert "start-over" not in shown.message
 
 
+def test_an_older_channel_is_not_followed_to_another_version() -> None:
+    """A backup comes from before live traffic rejected version 2. The store was never seen without its records."""
+    pods, newest = (pod("chat-a", 1), pod("chat-b", 1)), channel(1, epoch=9, previous=0, rejected=(2,))
+    followed = status(observed(store=store(0, 1, 2, channel=newest), pods=pods))
+    backup = store(0, 1, 2, channel=channel(2, epoch=8, previous=1))
+    world = observed(store=backup, pods=pods, status=followed)
+    plan = made(world)
+    assert (plan.advance, plan.swaps, plan.job) == (None, (), None)
+    assert status(world).active == followed.active
+    shown = condition(world, ConditionType.STORAGE_READY)
+    assert shown.reason == "RecordsLost"
+    assert "has only older records of the channel, the newest for version 2" in shown.message
+    assert "delete what is left below aurora/team/chat-01234567/channel/" in shown.message
+    whole = replace(world, store=store(0, 1, 2, channel=newest), status=status(world))
+    assert condition(whole, ConditionType.STORAGE_READY).reason == "Ready"
+
+
+def test_an_older_channel_that_names_the_active_version_is_followed_on() -> None:
+    pods = (pod("chat-a", 1), pod("chat-b", 1))
+    followed = status(observed(store=store(0, 1, channel=channel(1, epoch=9)), pods=pods))
+    world = observed(store=store(0, 1, channel=channel(1, epoch=7)), pods=pods, status=followed)
+    again = status(world)
+    assert condition(world, ConditionType.STORAGE_READY).reason == "Ready"
+    promoted = replace(world, store=store(0, 1, 2, channel=channel(2, epoch=8, previous=1)), status=again)
+    assert condition(promoted, ConditionType.STORAGE_READY).reason == "Ready", "a record after the one that it follows"
+
+
+def test_the_status_of_an_older_operator_names_no_epoch_and_is_followed() -> None:
+    older = SERVED.model_copy(update={"operator_state": {}})
+    world = lost(store(0, 199, channel=channel(199, epoch=3)), status=older)
+    assert condition(world, ConditionType.STORAGE_READY).reason == "Ready"
+
+
 def test_a_record_for_another_version_is_followed_when_nothing_was_lost() -> None:
     """The operator died after it advanced the channel, and before it wrote the status."""
     promoted = store(0, 200, 201, channel=channel(201, epoch=58, previous=200))
@@ -189,6 +222,20 @@ def test_a_rejected_version_that_is_still_registered_stays_rejected(rejected: li
     assert told.rejected == [version for version in rejected if version != 199], "version 199 is not registered"
     world = observed(store=replace(CHANNEL_LOST, channel=channel(0)), status=told)
     assert validating(world) == measured
+
+
+def test_decisions_from_before_do_not_count_for_new_versions_with_their_numbers() -> None:
+    before = UserRequests(start_over=(200, 57), promote=1, abort=1, measure=(1, 2))
+    forgotten = start_over(lost(BEGUN_AGAIN, user_requests=before))[1]
+    first = replace(lost(BEGUN_AGAIN, user_requests=before), status=forgotten)
+    assert made(first).advance is not None
+    world = observed(store=store(0, 1), status=forgotten, user_requests=before)
+    for _ in range(3):
+        world = replace(world, status=made(world).status or world.status)
+        assert (validating(world), world.status.rejected) == (1, [])
+    world = replace(world, user_requests=UserRequests())
+    again = replace(world, user_requests=UserRequests(abort=1), status=status(world))
+    assert status(again).rejected == [1], "the decision was withdrawn, and made anew"
 
 
 def test_a_confirmation_does_not_count_for_the_next_loss_of_a_version_with_this_number() -> None:

@@ -52,11 +52,18 @@ CountersByPod = Mapping[str, PodCounters]
 
 
 def with_windows_for(analysis: AnalysisState, pods: CountersByPod, version: int) -> AnalysisState:
-    """Add windows for pods not seen before. Where there is no room for all, those of ``version`` come first."""
+    """Add windows for pods not seen before.
+
+    Where there is no room for all, ``version`` and the other versions share it: each gets at least half, if it has as
+    many pods. A comparison needs both sides.
+    """
     kept = {w.name: w for w in analysis.windows if w.name not in pods or _is_same_engine(w, pods[w.name])}
     fresh = {name: _window(name, live) for name, live in pods.items() if name not in kept}
-    judged_first = sorted((kept | fresh).values(), key=lambda window: window.version != version)
-    windows = sorted(judged_first[:MAX_PODS_SHOWN], key=lambda window: window.name)
+    judged = [window for window in (kept | fresh).values() if window.version == version]
+    others = [window for window in (kept | fresh).values() if window.version != version]
+    half = MAX_PODS_SHOWN // 2
+    shared = judged[: max(half, MAX_PODS_SHOWN - len(others))] + others[: max(half, MAX_PODS_SHOWN - len(judged))]
+    windows = sorted(shared, key=lambda window: window.name)
     return analysis if windows == analysis.windows else analysis.model_copy(update={"windows": windows})
 
 

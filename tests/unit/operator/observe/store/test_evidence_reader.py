@@ -66,6 +66,18 @@ def test_one_request_lists_the_evidence_of_every_version(objects: CountedObjects
     assert [each for each in objects.requests if each.startswith("list")] == [f"list {Keys.EVIDENCE}"]
 
 
+@pytest.mark.parametrize("versions", [[3], [ACTIVE, 3]], ids=["listed alone", "listed with others"])
+def test_evidence_after_a_thousand_attempts_that_could_not_be_made_counts(
+    objects: CountedObjects, versions: list[int]
+) -> None:
+    Registry(objects, all_keys(KEYS.operator)).put_evidence(evidence(3, attempt=1500))
+    found = reader(objects).read(versions, StoreNeeds(), SERVED)
+    assert (3, 1500) in [(one.version, one.attempt) for one in found]
+    objects.put(Keys.evidence(3, 99_999_999), b"{}")
+    with pytest.raises(InvalidRecord, match="out of sequence"):
+        reader(objects).read(versions, StoreNeeds(), SERVED)
+
+
 def test_evidence_of_a_version_older_than_the_active_one_is_read_only_for_who_asks(objects: CountedObjects) -> None:
     assert (1, 1) not in attempts_read(objects, StoreNeeds())
     assert (1, 1) in attempts_read(objects, StoreNeeds(versions=frozenset({1})))

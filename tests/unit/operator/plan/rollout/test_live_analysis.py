@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from aurora_api.v1alpha1.rollout import AnalysisSpec
+from aurora_api.v1alpha1.status import MAX_PODS_SHOWN
 from aurora_operator.plan.rollout.analysis.live_analysis import PodCounters, judge, measure_baseline, starved
 from aurora_operator.plan.rollout.roll import AnalysisState
 from aurora_protocol.agent_api import LiveCounters
@@ -94,6 +95,22 @@ def test_counters_of_an_earlier_engine_start_are_not_compared() -> None:
 def test_a_pod_out_of_sight_keeps_its_window() -> None:
     state = judge(begun(), {}, {}, 1, POLICY, steps=STEPS, now=at(8))
     assert judged(state, 20, live(20, 2.6), live(20, 2.5, version=0)).good_windows == 1
+
+
+@pytest.mark.parametrize(("canaries", "peers"), [(1, 99), (63, 37), (64, 36), (100, 1), (20, 20)])
+def test_any_number_of_pods_is_compared_with_its_peers(canaries: int, peers: int) -> None:
+    """The state has room for the windows of 64 pods. Without windows of both sides, nothing is ever judged."""
+
+    def fleet(seconds: float, length: float) -> AnalysisState:
+        canary = {f"a{n}": live(seconds, length) for n in range(canaries)}
+        others = {f"b{n}": live(seconds, 2.5, version=0) for n in range(peers)}
+        return judge(state, canary, others, 1, POLICY, steps=STEPS, now=at(seconds))
+
+    state = AnalysisState(baseline=counters(1000, 2.0), window_begins=NOW, settling=True)
+    state = fleet(0, 2.5)
+    assert len(state.windows) == min(canaries + peers, MAX_PODS_SHOWN)
+    assert fleet(20, 2.6).good_windows == 1
+    assert fleet(20, 1.3).bad_windows == 1
 
 
 def test_the_first_window_begins_when_requests_of_the_former_draft_have_ended() -> None:

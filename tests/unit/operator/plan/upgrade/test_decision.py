@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
+from aurora_api.v1alpha1.status import RolloutPhase, RolloutStatus, SpeculatorStatus
 from aurora_operator.children.applied_template import (
     MAX_ANNOTATION_BYTES,
     RESTART_ANNOTATION,
@@ -23,10 +25,11 @@ from aurora_operator.children.applied_template import (
 from aurora_operator.fleet import START_SECONDS
 from aurora_operator.observe.observed import FleetView, StoreView
 from aurora_operator.plan import plan
+from aurora_operator.plan.rollout.analysis.live_analysis import MAX_JUDGEMENT_DEADLINES
 from aurora_operator.plan.upgrade.decision import UpgradeStage, decide, may_restart
 from tests.example_count import example_count
 from tests.unit.operator.upgrades import MAX_UNKNOWN_SECONDS, Operator, Speculator, config, running, started
-from tests.unit.operator.worlds import NOW, OWNER, spec
+from tests.unit.operator.worlds import NOW, OWNER, evidence, spec, store
 
 OTHERS_RESTART = FleetView(restarting=1)
 
@@ -146,6 +149,30 @@ def test_pods_serve_on_while_the_store_cannot_be_read_and_nobody_waits_for_them(
     decision = decide(seen, config(2), NOW)
     assert (decision.stage, decision.whole) == (UpgradeStage.WAITING, False)
     assert decide(speculator.observe(), config(2), NOW).stage is UpgradeStage.RESTARTING
+
+
+@pytest.mark.parametrize("phase", RolloutPhase)
+def test_no_turn_comes_while_a_version_is_judged_but_no_roll_delays_it_forever(phase: RolloutPhase) -> None:
+    """Live traffic would compare pods of two runtime images. A canary without traffic may wait forever."""
+    (speculator,) = running("a")
+    roll = RolloutStatus(phase=phase, version=1, started=NOW)
+    seen = replace(speculator.observe(), status=SpeculatorStatus(rollout=roll))
+    longest = MAX_JUDGEMENT_DEADLINES * 600 + 300
+    for seconds in (0, longest - 1):
+        made = decide(seen, config(2), NOW + timedelta(seconds=seconds))
+        free = phase in (RolloutPhase.IDLE, RolloutPhase.PAUSED)
+        assert made.stage is (UpgradeStage.RESTARTING if free else UpgradeStage.WAITING)
+        assert made.whole is free, "one that waits for its roll holds nobody up"
+    assert decide(seen, config(2), NOW + timedelta(seconds=longest)).stage is UpgradeStage.RESTARTING
+
+
+@pytest.mark.parametrize(("passed", "stage"), [(True, UpgradeStage.WAITING), (False, UpgradeStage.RESTARTING)])
+def test_a_roll_that_begins_now_comes_before_the_turn(*, passed: bool, stage: UpgradeStage) -> None:
+    (speculator,) = running("a")
+    seen = replace(speculator.observe(), store=store(0, 1, evidence=(evidence(1),) if passed else ()))
+    made = plan(seen, config(2), NOW)
+    assert made.upgrade is not None
+    assert made.upgrade.stage is stage
 
 
 def test_a_speculator_without_pods_waits_for_nobody() -> None:
