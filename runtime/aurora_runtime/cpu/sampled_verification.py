@@ -17,9 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
+
+LARGE: Final = 1e30
+"""Stands for an infinite logit. SGLang has the same number (sglang/srt/utils/async_probe.py)."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,9 @@ def sampled_tokens(logits: torch.Tensor, sampling: Any, positions: torch.Tensor,
     def of_nodes(values: torch.Tensor) -> torch.Tensor:
         return values.repeat_interleave(nodes, dim=0)
 
-    probabilities = torch.softmax(logits.float() / of_nodes(sampling.temperatures), dim=-1)
+    # A penalty or a grammar may leave a row without any token, and SGLang's sampler then raises.
+    finite = logits.float().nan_to_num(nan=-LARGE, posinf=LARGE, neginf=-LARGE)
+    probabilities = torch.softmax(finite / of_nodes(sampling.temperatures), dim=-1)
     seeds = None if sampling.sampling_seed is None else of_nodes(sampling.sampling_seed)
     if sampling.need_top_k_sampling or sampling.need_top_p_sampling or sampling.need_min_p_sampling:
         tokens: torch.Tensor = top_k_top_p_min_p_sampling_from_probs_torch(

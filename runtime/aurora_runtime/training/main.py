@@ -85,7 +85,7 @@ def wait_suspended(
     def read() -> SuspendedState:
         return retrier.call("reading the trainer's state", lambda: read_suspended(registry, lineage), announce)
 
-    state = read()
+    state, read_again = read(), time.monotonic() + config.policy.suspended_status_interval_seconds
     if state.refusal:
         announce(state.refusal)
     ledger, retention = _suspended_retention(config, registry, lineage, retrier, state)
@@ -94,9 +94,11 @@ def wait_suspended(
     announced: tuple[int | None, float] | None = None  # the held-out requests, and when they are announced again
     while not retrier.stopping:
         began = time.monotonic()
-        if state.refusal and (state_now := read()) != state:
-            state, announced = state_now, None
-            ledger, retention = _suspended_retention(config, registry, lineage, retrier, state)
+        if state.refusal and began >= read_again:  # not at each poll, because records may have many megabytes
+            former, state, read_again = state, read(), began + policy.suspended_status_interval_seconds
+            if state != former:
+                announced = None
+                ledger, retention = _suspended_retention(config, registry, lineage, retrier, state)
         shards = retention.shards_to_train() or ledger.consumed
         if ledger.arrivals != arrivals:
             backoff.reset()

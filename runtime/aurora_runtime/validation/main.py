@@ -21,6 +21,7 @@ from aurora_protocol.pod_settings import EXIT_INTERRUPTED, KEYS_FOLDER, SIGNING_
 from aurora_protocol.signatures import KeyName
 from aurora_runtime.errors import MeasurementError, RuntimeFault
 from aurora_runtime.key_folder import KeyFolder
+from aurora_runtime.store_thread import call_in_thread
 from aurora_runtime.termination_message import write_termination_message
 from aurora_runtime.validation.store_retry import repeat_while_away
 from aurora_runtime.validation.validation_run import ValidationResult, Workspace, validate
@@ -34,15 +35,21 @@ STORE_SECONDS: Final = 360.0
 """Time to store the result, of the ``FINISH_RESERVE_SECONDS`` of the Job. The engines stop in the rest."""
 
 
-async def _validate_until_signal(
-    settings: ValidationSettings, registry: Registry, workspace: Workspace
-) -> ValidationResult:
-    """:func:`validate`, cancelled by SIGTERM and SIGINT, so that its engines stop and a replica is given back."""
-    task = asyncio.ensure_future(validate(settings, registry, workspace))
+async def _validate_until_signal(settings: ValidationSettings, registry: Registry, workspace: Workspace) -> None:
+    """Measure, and store the result. SIGTERM and SIGINT cancel both.
+
+    So the engines stop, a replica is given back, and no pod that is being deleted waits for a store that is away.
+    """
+
+    async def measure_and_store() -> None:
+        result = await validate(settings, registry, workspace)
+        await call_in_thread(lambda: _store(registry, result))
+
+    task = asyncio.ensure_future(measure_and_store())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
-    return await task
+    await task
 
 
 def _store(registry: Registry, result: ValidationResult) -> None:
@@ -105,8 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
         registry = _open_registry(settings, options.signing)
         with tempfile.TemporaryDirectory(prefix="aurora-validation-") as scratch:
             workspace = Workspace(Path(scratch), options.keys)
-            result = asyncio.run(_validate_until_signal(settings, registry, workspace))
-        _store(registry, result)
+            asyncio.run(_validate_until_signal(settings, registry, workspace))
     except (RuntimeFault, StoreError, ProtocolError) as error:
         log.error("could not measure: %s: %s", type(error).__name__, error)  # noqa: TRY400 - the message says it all
         write_termination_message(str(error))

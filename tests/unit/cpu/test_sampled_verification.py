@@ -77,7 +77,7 @@ def verify(sampling: SimpleNamespace, logits: torch.Tensor, idle: bool = False) 
         target_predict=flat.argmax(-1).view(batch, nodes),
         topk=1,
     )
-    assert torch.equal(flat, before), "logits are read again for log probabilities"
+    assert torch.equal(flat.nan_to_num(7.0), before.nan_to_num(7.0)), "logits are read again for log probabilities"
     return [
         predicts[accepted[: count + 1].long()].tolist() for accepted, count in zip(accept_index, counts, strict=True)
     ]
@@ -146,3 +146,11 @@ def test_greedy_and_idle_rounds_are_left_to_sglang(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sampled_verification, "sampled_tokens", None)
     answers = verify(sampling_info(2, is_all_greedy=not idle), chains(2), idle=idle)
     assert answers == [[0, 3, 0]] * 2
+
+
+@pytest.mark.parametrize("row", [[float("-inf")] * 4, [float("inf"), 0.0, 0.0, 0.0], [float("nan")] * 4])
+def test_a_row_without_a_possible_token_ends_no_scheduler(row: list[float]) -> None:
+    """As after the end of a grammar, where ``min_new_tokens`` forbids the end of the text."""
+    sampling = sampling_info(2, top_ps=torch.tensor([0.9, 0.9]), need_top_p_sampling=True)
+    logits = torch.stack([torch.tensor(row), PROBABILITIES[0].log()]).unsqueeze(1)
+    assert {len(answer) for answer in verify(sampling, logits)} == {1}

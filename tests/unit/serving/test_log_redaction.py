@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import pytest
 
 from aurora_runtime.serving.protection import log_redaction
+
+
+@pytest.fixture
+def own_records() -> Iterator[None]:
+    former = logging.getLogRecordFactory()
+    yield
+    logging.setLogRecordFactory(former)
 
 
 def test_keys_are_hidden_wherever_sglang_shows_its_arguments() -> None:
@@ -57,8 +65,21 @@ def test_keys_are_hidden_wherever_sglang_shows_its_arguments() -> None:
             (),
             "Failed to compile json grammar: <redacted>",
         ),
+        (
+            "managers.scheduler_components.batch_result_processor",
+            "Grammar accept_token failed for req 1 with token 2: Tokens not accepted: 2\nKey string: secret",
+            (),
+            "Grammar accept_token failed<redacted>",
+        ),
+        (
+            "entrypoints.anthropic.serving",
+            "request rejected: %s",
+            ("Token not accepted during retokenization: 3\nKey string: secret",),
+            "Token not accepted<redacted>",
+        ),
     ],
 )
+@pytest.mark.usefixtures("own_records")
 def test_the_log_shows_no_schema_of_a_client(
     caplog: pytest.LogCaptureFixture, module: str, message: str, args: tuple[str, ...], shown: str
 ) -> None:
@@ -69,7 +90,24 @@ def test_the_log_shows_no_schema_of_a_client(
     assert "secret" not in caplog.text
 
 
-def test_other_messages_of_these_loggers_are_shown_whole(caplog: pytest.LogCaptureFixture) -> None:
+def refuse(reason: str) -> None:
+    raise ValueError(reason)
+
+
+@pytest.mark.usefixtures("own_records")
+def test_a_traceback_shows_no_schema_of_a_client(caplog: pytest.LogCaptureFixture) -> None:
+    log_redaction.hide_client_texts()
+    try:
+        refuse(f"Tokens not accepted: {2}\nKey string: {'se'}cret")
+    except ValueError:
+        logging.getLogger("sglang.srt.managers.scheduler").exception("a step failed")
+    assert "Tokens not accepted<redacted>" in caplog.text
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.usefixtures("own_records")
+def test_other_messages_are_shown_whole(caplog: pytest.LogCaptureFixture) -> None:
     log_redaction.hide_client_texts()
     logging.getLogger("sglang.srt.managers.schedule_batch").error("out of %s", "memory")
-    assert caplog.messages == ["out of memory"]
+    logging.getLogger("aurora").error("regex=%s", "ours")
+    assert caplog.messages == ["out of memory", "regex=ours"]

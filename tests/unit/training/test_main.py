@@ -177,7 +177,8 @@ def test_a_suspended_trainer_reads_its_state_again_once_it_is_restored(
             if waits == 2:
                 self.stop()
 
-    main.wait_suspended(rig.config, rig.registry, rig.lineage, RestoredMeanwhile())
+    policy = replace(rig.config.policy, suspended_status_interval_seconds=0.0)
+    main.wait_suspended(replace(rig.config, policy=policy), rig.registry, rig.lineage, RestoredMeanwhile())
     assert len(list(rig.registry.shard_keys(1))) == 6
     status = rig.registry.trainer_status()
     assert status is not None

@@ -18,9 +18,10 @@ from aurora_runtime import termination_message
 from aurora_runtime.engine import machine
 from aurora_runtime.errors import DraftRefused, MeasurementError
 from aurora_runtime.validation import main
-from aurora_runtime.validation.validation_run import ValidationRun
-from aurora_store.errors import StoreInterrupted
+from aurora_runtime.validation.validation_run import ValidationResult, ValidationRun
+from aurora_store.errors import StoreError, StoreInterrupted
 from aurora_store.s3_calls.call_limits import is_interrupted
+from tests.unit.operator.worlds import evidence
 
 
 @pytest.fixture(name="message")
@@ -65,6 +66,26 @@ def test_a_signal_ends_a_call_of_the_store(message: Path, monkeypatch: pytest.Mo
         main.main([])
     assert ended.value.code == EXIT_INTERRUPTED
     assert message.read_text() == "interrupted before it could finish"
+
+
+def test_a_signal_ends_the_wait_for_a_store_that_takes_no_result(
+    message: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AbsentStore:
+        def put_evidence(self, _: Any) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise StoreError("away")
+
+    async def measure(*_: Any) -> ValidationResult:
+        return ValidationResult(evidence(1))
+
+    monkeypatch.setattr(main, "_open_registry", lambda *_: AbsentStore())
+    monkeypatch.setattr(main, "validate", measure)
+    began = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        main.main([])
+    assert ended.value.code == EXIT_INTERRUPTED
+    assert time.monotonic() - began < main.STORE_SECONDS / 2
 
 
 def test_a_signal_ends_the_wait_for_the_gpus(message: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def read_target_config(raw: dict[str, Any], model: str) -> TargetConfig:
         rotary_dim = _rotary_dim(config, field, head_dim)
     architectures = raw.get("architectures")
     rope_theta = field.number("rope_theta", _rope_entry(config, "rope_theta") or 10_000.0)
-    max_positions = _max_positions(config, field)
+    named_positions = _max_positions(config, field)
     return TargetConfig(
         architectures=tuple(a for a in architectures if isinstance(a, str)) if isinstance(architectures, list) else (),
         hidden_size=hidden,
@@ -85,9 +85,9 @@ def read_target_config(raw: dict[str, Any], model: str) -> TargetConfig:
         head_dim=head_dim,
         rotary_dim=rotary_dim,
         rope_theta=rope_theta,
-        rope_scaling=_rope_scaling(config, rope_theta, max_positions),
+        rope_scaling=_rope_scaling(config, rope_theta, named_positions),
         rms_norm_eps=field.number("rms_norm_eps", config.get("rms_norm_eps") or 1e-6),
-        max_positions=max_positions,
+        max_positions=_scaled(named_positions, config),
         activation=str(config.get("hidden_act") or config.get("hidden_activation") or "silu"),
         latent=latent,
     )
@@ -135,6 +135,19 @@ def _max_positions(config: dict[str, Any], field: _Fields) -> int:
     if not isinstance(default, int):
         raise field.refusal(name)
     return default
+
+
+def _scaled(positions: int, config: dict[str, Any]) -> int:
+    """``positions`` times the factor of a ``dynamic`` rope scaling, as SGLang finds them. No draft has such a scaling.
+
+    transformers notes the original length beside the other scalings, and SGLang then takes the length as it is.
+    """
+    rope = config.get("rope_scaling") or config.get("rope_parameters")
+    rope = rope if isinstance(rope, dict) else {}
+    factor, kind = rope.get("factor", 1), rope.get("rope_type", rope.get("type"))
+    if kind != "dynamic" or "original_max_position_embeddings" in rope or not isinstance(factor, int | float):
+        return positions
+    return max(1, min(int(positions * factor), _MAX_SIZE))
 
 
 def _intermediate_size(config: dict[str, Any], field: _Fields) -> int:

@@ -175,3 +175,19 @@ def test_the_scaling_of_the_rope_is_read(fields: dict[str, Any]) -> None:
 )
 def test_a_scaling_that_no_draft_can_have_is_left_out(scaling: object) -> None:
     assert read_target_config(PUBLISHED["Qwen3-8B"][0] | {"rope_scaling": scaling}, "x").rope_scaling is None
+
+
+@pytest.mark.parametrize(
+    ("scaling", "factor"),
+    [
+        ({"rope_type": "dynamic", "factor": 6.0}, 6),
+        ({"type": "dynamic", "factor": 2}, 2),
+        ({"type": "dynamic", "factor": 2, "original_max_position_embeddings": 4096}, 1),
+        ({"type": "linear", "factor": 2.0}, 1),
+        ({"type": "dynamic", "factor": "2"}, 1),
+    ],
+)
+def test_a_draft_is_as_long_as_sglang_makes_its_target(scaling: dict[str, Any], factor: int) -> None:
+    plain = PUBLISHED["Qwen3-8B"][0]
+    longest = read_target_config(plain, "x").max_positions
+    assert read_target_config(plain | {"rope_scaling": scaling}, "x").max_positions == longest * factor
