@@ -36,6 +36,8 @@ from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.rest import stored_reasons
 from aurora_protocol.draft_records import Channel
 from aurora_store import Keys
+from aurora_store.keys import owner_id
+from aurora_store.root.root_ownership import lost
 
 _CHANNEL_EPOCH: Final = "channelEpoch"
 _OLD_REQUESTS: Final = "oldRequests"
@@ -45,15 +47,17 @@ _OLD_REQUESTS: Final = "oldRequests"
 def lost_records(observed: Observed) -> StoreView | None:
     """The view of a store that was read, and lacks records of the active version. None when nothing is lost.
 
-    It lacks the channel or its newest records, or after such a loss the version's registration.
+    It lacks the channel or its newest records, or after such a loss the version's registration. A root that another
+    speculator took over lacks nothing: its records belong to the new owner.
     """
-    active = observed.status.active
+    active, settings = observed.status.active, store_settings(observed.owner, observed.spec)
     if not observed.store.ok or active is None:
+        return None
+    if lost(observed.store.channel, settings.root, owner_id(observed.owner.uid)):
         return None
     missing = _missing(observed, active.version)
     if not missing:
         return None
-    settings = store_settings(observed.owner, observed.spec)
     text = (
         f"version {active.version} is active, but s3://{settings.bucket}/{settings.root} {missing}. The records were"
         " deleted, or store.endpoint leads to another store. Pods keep the drafts that they serve, new pods do not"

@@ -19,8 +19,10 @@ from aurora_api.v1alpha1.status import (
 from aurora_operator.observe.observed import JobView, Observed, StoreView, UserRequests
 from aurora_operator.plan import Plan
 from aurora_operator.plan.rest import trainer_replicas
+from aurora_protocol.draft_records import RootOwner
 from tests.unit.operator.worlds import (
     MINIMAL,
+    NOW,
     channel,
     condition,
     lineage,
@@ -141,6 +143,19 @@ def test_an_older_channel_is_not_followed_to_another_version() -> None:
     assert "delete what is left below aurora/team/chat-01234567/channel/" in shown.message
     whole = replace(world, store=store(0, 1, 2, channel=newest), status=status(world))
     assert condition(whole, ConditionType.STORAGE_READY).reason == "Ready"
+
+
+def test_an_older_channel_of_a_new_owner_is_no_loss_and_nobody_is_told_to_delete_it() -> None:
+    """The new owner promoted another version, and its store came back from a backup."""
+    pods = (pod("chat-a", 1), pod("chat-b", 1))
+    followed = status(observed(store=store(0, 1, channel=channel(1, epoch=9, previous=0)), pods=pods))
+    new_owner = RootOwner(id="99999999", namespace="team", name="other", since=NOW)
+    theirs = channel(2, epoch=8, previous=1).model_copy(update={"owner": new_owner})
+    world = observed(store=store(0, 1, 2, channel=theirs), pods=pods, status=followed)
+    shown = condition(world, ConditionType.STORAGE_READY)
+    assert shown.reason == "TakenOver"
+    assert "channel/;" not in shown.message
+    assert (made(world).advance, made(world).swaps) == (None, ())
 
 
 def test_an_older_channel_that_names_the_active_version_is_followed_on() -> None:
