@@ -43,9 +43,10 @@ from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import DeployedTemplate, FleetView, Observed
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.rollout.analysis.live_analysis import MAX_JUDGEMENT_DEADLINES
+from aurora_operator.plan.rollout.roll import JUDGED_PHASES
 
-_JUDGED = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.ROLLING_BACK, RolloutPhase.WATCHING})
-"""Phases in which a speculator takes no turn. A pause may last for as long as a person likes."""
+_JUDGED = JUDGED_PHASES | {RolloutPhase.ROLLING_BACK}
+"""Phases in which a speculator takes no turn. A version on a part of the pods is judged during a pause too."""
 
 
 class UpgradeStage(StrEnum):
@@ -112,7 +113,8 @@ def _only_unplaced_pods_are_missing(observed: Observed) -> bool:
 def _roll_is_judged(observed: Observed, now: datetime) -> bool:
     """Whether a roll or a watch is under way that may still be judged.
 
-    A canary without traffic may wait forever. So a roll counts only for as long as judgement and watch may take.
+    A canary without traffic, or a pause, may last forever. So a roll counts only for as long as judgement and watch may
+    take.
     """
     roll, policy = observed.status.rollout, observed.spec.rollout
     if roll.phase not in _JUDGED or roll.started is None:

@@ -153,14 +153,14 @@ def test_pods_serve_on_while_the_store_cannot_be_read_and_nobody_waits_for_them(
 
 @pytest.mark.parametrize("phase", RolloutPhase)
 def test_no_turn_comes_while_a_version_is_judged_but_no_roll_delays_it_forever(phase: RolloutPhase) -> None:
-    """Live traffic would compare pods of two runtime images. A canary without traffic may wait forever."""
+    """Live traffic would compare pods of two runtime images. A canary without traffic, or a pause, may last forever."""
     (speculator,) = running("a")
     roll = RolloutStatus(phase=phase, version=1, started=NOW)
     seen = replace(speculator.observe(), status=SpeculatorStatus(rollout=roll))
     longest = MAX_JUDGEMENT_DEADLINES * 600 + 300
     for seconds in (0, longest - 1):
         made = decide(seen, config(2), NOW + timedelta(seconds=seconds))
-        free = phase in (RolloutPhase.IDLE, RolloutPhase.PAUSED)
+        free = phase is RolloutPhase.IDLE
         assert made.stage is (UpgradeStage.RESTARTING if free else UpgradeStage.WAITING)
         assert made.whole is free, "one that waits for its roll holds nobody up"
     assert decide(seen, config(2), NOW + timedelta(seconds=longest)).stage is UpgradeStage.RESTARTING
