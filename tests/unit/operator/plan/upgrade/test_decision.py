@@ -175,6 +175,20 @@ def test_a_roll_that_begins_now_comes_before_the_turn(*, passed: bool, stage: Up
     assert made.upgrade.stage is stage
 
 
+def test_no_roll_begins_before_all_pods_have_restarted_with_the_upgraded_template() -> None:
+    (speculator,) = running("a")
+    started(config(2), speculator).look(speculator)
+    passed = store(0, 1, evidence=(evidence(1),))
+    made = plan(replace(speculator.observe(), store=passed), config(2), NOW)
+    assert made.status is not None
+    assert made.status.rollout.phase is RolloutPhase.IDLE
+    assert "the pods restart with the upgraded" in made.status.rollout.message
+    speculator.become_whole()
+    after = plan(replace(speculator.observe(), store=passed, status=made.status), config(2), NOW).status
+    assert after is not None
+    assert after.rollout.phase is RolloutPhase.CANARY
+
+
 def test_a_speculator_without_pods_waits_for_nobody() -> None:
     (speculator,) = running("a")
     speculator.change(replicas=0)
