@@ -17,18 +17,23 @@ Invariants:
 - The confirmation names the active version and the roll's epoch, which a start-over raises. So an old confirmation does
   not count for the next loss, although the new versions have the numbers of the lost ones.
 - The status forgets the former versions before the first record is written.
-- Annotations that were there at the start-over decide nothing about new versions with the same numbers. They count
-  again once their values change.
+- Nothing starts over while an annotation names a version to promote, reject or measure. It would decide about a new
+  version with the same number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from aurora_api.v1alpha1.annotations import START_OVER_ANNOTATION, pair_text
+from aurora_api.v1alpha1.annotations import (
+    ABORT_ANNOTATION,
+    MEASURE_ANNOTATION,
+    PROMOTE_ANNOTATION,
+    START_OVER_ANNOTATION,
+    pair_text,
+)
 from aurora_api.v1alpha1.status import HistoryEntry, RolloutStatus, SpeculatorStatus, TrainingStatus
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import RECORDS_LOST, Observed, StoreView
@@ -40,8 +45,9 @@ from aurora_store.keys import owner_id
 from aurora_store.root.root_ownership import lost
 
 _CHANNEL_EPOCH: Final = "channelEpoch"
-_OLD_REQUESTS: Final = "oldRequests"
-"""Names in ``status.operatorState``."""
+"""Name in ``status.operatorState``."""
+_ABOUT_VERSIONS: Final = {"promote": PROMOTE_ANNOTATION, "abort": ABORT_ANNOTATION, "measure": MEASURE_ANNOTATION}
+"""Field of the requests -> annotation, for requests that name a version."""
 
 
 def lost_records(observed: Observed) -> StoreView | None:
@@ -82,37 +88,9 @@ def _is_older(channel: Channel, status: SpeculatorStatus) -> bool:
     return isinstance(followed, int) and channel.epoch < followed
 
 
-def old_requests(observed: Observed) -> dict[str, str]:
-    """The requests about versions that were there at the last start-over, and have not changed since.
-
-    By the name of their field.
-    """
-    noted = observed.status.operator_state.get(_OLD_REQUESTS)
-    if not isinstance(noted, Mapping):
-        return {}
-    return {name: value for name, value in _requests(observed).items() if noted.get(name) == value}
-
-
-def _requests(observed: Observed) -> dict[str, str]:
-    """All requests about versions, by the name of their field."""
-    asked = {name: getattr(observed.user_requests, name) for name in ("promote", "abort", "measure")}
-    return {name: str(value) for name, value in asked.items() if value is not None}
-
-
-def without_requests(observed: Observed, names: Iterable[str]) -> Observed:
-    """``observed`` as if nobody had made the requests ``names``."""
-    return replace(observed, user_requests=replace(observed.user_requests, **dict.fromkeys(names)))
-
-
-def with_kept_state(operator_state: Mapping[str, Any], channel: Channel, old: Mapping[str, str]) -> dict[str, Any]:
-    """``operator_state`` with what this module needs later.
-
-    Args:
-        channel: the record that the status follows.
-        old: the :func:`old_requests`.
-    """
-    noted = {_OLD_REQUESTS: dict(old)} if old else {}
-    return {**operator_state, _CHANNEL_EPOCH: channel.epoch, **noted}
+def with_followed_epoch(operator_state: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """``operator_state`` with the epoch of the record that the status follows."""
+    return {**operator_state, _CHANNEL_EPOCH: channel.epoch}
 
 
 def start_over_is_confirmed(observed: Observed) -> bool:
@@ -124,7 +102,15 @@ def start_over_is_confirmed(observed: Observed) -> bool:
     active = observed.status.active
     epoch = observed.status.rollout.epoch
     named = active is not None and observed.user_requests.start_over == (active.version, epoch)
-    return named and observed.spec.store.restore_from is None and observed.store.channel is None
+    if not named or _decisions_left(observed):
+        return False
+    return observed.spec.store.restore_from is None and observed.store.channel is None
+
+
+def _decisions_left(observed: Observed) -> list[str]:
+    """The annotations that would decide about new versions with the numbers of the lost ones."""
+    requests = observed.user_requests
+    return [key for name, key in _ABOUT_VERSIONS.items() if getattr(requests, name) is not None]
 
 
 def without_lost_versions(observed: Observed, now: datetime) -> SpeculatorStatus:
@@ -144,7 +130,7 @@ def without_lost_versions(observed: Observed, now: datetime) -> SpeculatorStatus
         "lineage": None,
         "candidate": None,
         "rollout": RolloutStatus(epoch=status.rollout.epoch + 1),
-        "operator_state": {_OLD_REQUESTS: old} if (old := _requests(observed)) else {},
+        "operator_state": {},
         "rejected": [version for version in status.rejected if version in observed.store.registrations],
         "training": TrainingStatus(),
         "history": [*status.history, entry],
@@ -167,5 +153,8 @@ def _way_to_start_over(observed: Observed, version: int) -> str:
         root = store_settings(observed.owner, observed.spec).root
         return f"To give them up, delete what is left below {root}/{Keys.CHANNEL}; this message then names the command"
     owner, confirmation = observed.owner, pair_text(version, observed.status.rollout.epoch)
-    command = f"kubectl annotate auroraspeculator {owner.name} -n {owner.namespace} --overwrite"
-    return f"To give them up and begin again at version 0: {command} {START_OVER_ANNOTATION}={confirmation}"
+    removals = " ".join(f"{key}-" for key in _ABOUT_VERSIONS.values())
+    command = f"kubectl annotate auroraspeculator {owner.name} -n {owner.namespace} --overwrite {removals}"
+    way = f"To give them up and begin again at version 0: {command} {START_OVER_ANNOTATION}={confirmation}"
+    left = ", ".join(_decisions_left(observed))
+    return f"Nothing begins again while {left} would decide about new versions with old numbers. {way}" if left else way

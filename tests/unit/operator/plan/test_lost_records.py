@@ -40,6 +40,10 @@ EMPTY = StoreView()
 BEGUN_AGAIN = store(0, channel=None)
 """The trainer has made the lineage and version 0 again."""
 CHANNEL_LOST = store(0, 1, 200, 201, channel=None)
+_COMMAND = (
+    "kubectl annotate auroraspeculator chat -n team --overwrite aurora.dev/promote- aurora.dev/abort-"
+    " aurora.dev/measure- aurora.dev/start-over=200-57"
+)
 SERVED = SpeculatorStatus(
     active=VersionStatus(version=200),
     previous=VersionStatus(version=198),
@@ -72,7 +76,7 @@ def test_pods_keep_their_draft_and_a_person_is_told(seen: StoreView) -> None:
     shown = condition(world, ConditionType.STORAGE_READY)
     assert shown.reason == "RecordsLost"
     assert "version 200 is active, but s3://bucket/aurora/team/chat-01234567 has no record" in shown.message
-    assert "kubectl annotate auroraspeculator chat -n team --overwrite aurora.dev/start-over=200-57" in shown.message
+    assert _COMMAND in shown.message
     assert condition(world, ConditionType.READY).reason == "StorageRecordsLost"
     assert [(note.reason, note.warning) for note in plan.notes] == [("StorageRecordsLost", True)]
     assert made(replace(world, status=told)).notes == (), "once"
@@ -239,18 +243,14 @@ def test_a_rejected_version_that_is_still_registered_stays_rejected(rejected: li
     assert validating(world) == measured
 
 
-def test_decisions_from_before_do_not_count_for_new_versions_with_their_numbers() -> None:
-    before = UserRequests(start_over=(200, 57), promote=1, abort=1, measure=(1, 2))
-    forgotten = start_over(lost(BEGUN_AGAIN, user_requests=before))[1]
-    first = replace(lost(BEGUN_AGAIN, user_requests=before), status=forgotten)
-    assert made(first).advance is not None
-    world = observed(store=store(0, 1), status=forgotten, user_requests=before)
-    for _ in range(3):
-        world = replace(world, status=made(world).status or world.status)
-        assert (validating(world), world.status.rejected) == (1, [])
-    world = replace(world, user_requests=UserRequests())
-    again = replace(world, user_requests=UserRequests(abort=1), status=status(world))
-    assert status(again).rejected == [1], "the decision was withdrawn, and made anew"
+@pytest.mark.parametrize("left", ["promote", "abort", "measure"])
+def test_nothing_starts_over_while_a_decision_would_count_for_a_new_version_with_its_number(left: str) -> None:
+    asked: dict[str, Any] = {left: (1, 2) if left == "measure" else 1}
+    world = lost(BEGUN_AGAIN, user_requests=UserRequests(start_over=(200, 57), **asked))
+    assert status(world).active == SERVED.active
+    message = condition(world, ConditionType.STORAGE_READY).message
+    assert f"Nothing begins again while aurora.dev/{left} would decide about new versions" in message
+    assert start_over(replace(world, user_requests=UserRequests(start_over=(200, 57))))[1].active is None
 
 
 def test_a_confirmation_does_not_count_for_the_next_loss_of_a_version_with_this_number() -> None:
