@@ -8,7 +8,7 @@ because ``store.endpoint`` leads to another store.
 Invariants:
 
 - Without a person's confirmation, the channel of a speculator with an active version gets no first record. The pods
-  keep the drafts that they serve.
+  keep the drafts that they serve. Only a pod that starts takes the version of an older record, if there is one.
 - Records that somebody puts back count once the channel names the active version, and this version is registered. A
   copy takes a while, and a part of the channel names an older version.
 - A channel that comes back with an older record is not followed to another version, which live traffic may have
@@ -66,8 +66,8 @@ def lost_records(observed: Observed) -> StoreView | None:
         return None
     text = (
         f"version {active.version} is active, but s3://{settings.bucket}/{settings.root} {missing}. The records were"
-        " deleted, or store.endpoint leads to another store. Pods keep the drafts that they serve, new pods do not"
-        " start, and training is stopped. Put the records back"
+        " deleted, or store.endpoint leads to another store. Pods that serve keep their drafts."
+        f" {_fate_of_new_pods(observed, active.version)}. Training is stopped. Put the records back"
     )
     return StoreView(reason=RECORDS_LOST, error=f"{text}. {_way_to_start_over(observed, active.version)}")
 
@@ -80,6 +80,14 @@ def _missing(observed: Observed, active: int) -> str:
     if store.channel.active != active and (missed_before or _is_older(store.channel, observed.status)):
         return f"has only older records of the channel, the newest for version {store.channel.active}"
     return f"lacks {Keys.registration(active)}" if missed_before and active not in store.registrations else ""
+
+
+def _fate_of_new_pods(observed: Observed, active: int) -> str:
+    """What becomes of a pod that starts now. It takes the version of the newest record, and waits without one."""
+    channel = observed.store.channel
+    if channel is None or channel.active == active:
+        return "New pods do not start"
+    return f"A pod that starts takes version {channel.active}, which the old record names"
 
 
 def _is_older(channel: Channel, status: SpeculatorStatus) -> bool:

@@ -76,6 +76,7 @@ def test_pods_keep_their_draft_and_a_person_is_told(seen: StoreView) -> None:
     shown = condition(world, ConditionType.STORAGE_READY)
     assert shown.reason == "RecordsLost"
     assert "version 200 is active, but s3://bucket/aurora/team/chat-01234567 has no record" in shown.message
+    assert "New pods do not start" in shown.message
     assert _COMMAND in shown.message
     assert condition(world, ConditionType.READY).reason == "StorageRecordsLost"
     assert [(note.reason, note.warning) for note in plan.notes] == [("StorageRecordsLost", True)]
@@ -144,6 +145,7 @@ def test_an_older_channel_is_not_followed_to_another_version() -> None:
     shown = condition(world, ConditionType.STORAGE_READY)
     assert shown.reason == "RecordsLost"
     assert "has only older records of the channel, the newest for version 2" in shown.message
+    assert "A pod that starts takes version 2, which the old record names" in shown.message
     assert "delete what is left below aurora/team/chat-01234567/channel/" in shown.message
     whole = replace(world, store=store(0, 1, 2, channel=newest), status=status(world))
     assert condition(whole, ConditionType.STORAGE_READY).reason == "Ready"
