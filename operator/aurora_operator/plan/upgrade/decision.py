@@ -71,6 +71,8 @@ class UpgradeDecision:
     """Why the upgrade cannot be finished; empty while nothing is known to be wrong."""
     gives_up: bool = False
     """The restart failed, and the speculator gives its turn back now."""
+    roll_is_judged: bool = False
+    """A version is rolled out or watched, so no turn comes now."""
 
 
 def decide(observed: Observed, config: OperatorConfig, now: datetime) -> UpgradeDecision:
@@ -87,7 +89,8 @@ def decide(observed: Observed, config: OperatorConfig, now: datetime) -> Upgrade
     restarting = former.restarting and not whole
     gives_up = restarting and not _is_staged(observed) and _restart_failure(former, deployed, now) != ""
     former = replace(former, restarting=restarting and not gives_up)
-    may_take_turn = observed.store.ok and not _roll_is_judged(observed, now)
+    roll_is_judged = _roll_is_judged(observed, now)
+    may_take_turn = observed.store.ok and not roll_is_judged
     made = _next(
         former, latest, inputs, observed, config.upgrade_max_concurrent, whole=whole, may_take_turn=may_take_turn
     )
@@ -96,7 +99,7 @@ def decide(observed: Observed, config: OperatorConfig, now: datetime) -> Upgrade
     # One that waits for its store or its roll holds nobody up.
     holds_up = observed.store.ok if stage is not UpgradeStage.WAITING else may_take_turn
     decision = _decision(made, stage, whole=whole and holds_up, failure=failure)
-    return replace(decision, gives_up=gives_up)
+    return replace(decision, gives_up=gives_up, roll_is_judged=roll_is_judged)
 
 
 def _only_unplaced_pods_are_missing(observed: Observed) -> bool:

@@ -173,6 +173,8 @@ def test_a_roll_that_begins_now_comes_before_the_turn(*, passed: bool, stage: Up
     made = plan(seen, config(2), NOW)
     assert made.upgrade is not None
     assert made.upgrade.stage is stage
+    waits = _pending(made).message.endswith("until the roll of version 1 and its watch have ended")
+    assert waits is passed
 
 
 def test_no_roll_begins_before_all_pods_have_restarted_with_the_upgraded_template() -> None:
