@@ -43,11 +43,12 @@ def start_over(speculator: Speculator) -> Change:
     epoch = speculator.status.rollout.epoch
     annotations = speculator.annotations
     before, wanted = annotations.get(START_OVER_ANNOTATION), pair_text(active, epoch)
-    if before == wanted:
+    about_versions = (PROMOTE_ANNOTATION, ABORT_ANNOTATION, MEASURE_ANNOTATION)
+    removed = [FieldChange(key, annotations[key], None) for key in about_versions if key in annotations]
+    confirmed = [] if before == wanted else [FieldChange(START_OVER_ANNOTATION, before, wanted)]
+    if not (confirmed or removed):
         return Change((), f"version {active} is given up already")
     pin = speculator.pin
     notes = () if pin is None else (f"version {pin} is pinned: nothing is rolled out before `unpin {name}`",)
     effect = f"version {active} and all others are given up, and pods swap to version 0, which is untrained"
-    about_versions = (PROMOTE_ANNOTATION, ABORT_ANNOTATION, MEASURE_ANNOTATION)
-    removed = (FieldChange(key, annotations[key], None) for key in about_versions if key in annotations)
-    return Change((FieldChange(START_OVER_ANNOTATION, before, wanted), *removed), effect, notes)
+    return Change((*confirmed, *removed), effect, notes)

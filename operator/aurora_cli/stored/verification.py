@@ -1,5 +1,7 @@
 """Checks a speculator's objects: every record can be read and belongs to its key, and the data that it names are there.
 
+The versions that the channel's newest record names as the active and the previous one are registered.
+
 Why not more: signatures need the operator's key. Digests of drafts are checked on request, because drafts are large.
 Manifests of shards are not read, and their data are looked for by name: a store may hold thousands, and the trainer
 skips a damaged one.
@@ -74,9 +76,14 @@ class Verification:
             self.checked[kind_of(key)] += 1
             if kind_of(key) == FOREIGN:
                 self._fault(key, "no part of Aurora writes such an object; delete it, and find out who wrote it")
+        channel: Channel | None = None
         for beginning, (model, key_of) in _RECORDS.items():
             for key in self._records(beginning):
-                self._read(model, key, key_of)
+                record = self._read(model, key, key_of)
+                if isinstance(record, Channel) and (channel is None or record.epoch > channel.epoch):
+                    channel = record
+        if channel is not None:
+            self._check_named_versions(channel)
         self._check_sequences()
         for key in self._records(Keys.REGISTRY):
             self._check_version(key)
@@ -106,6 +113,13 @@ class Verification:
             max_gap = MAX_ATTEMPT_GAP if folder.startswith(Keys.EVIDENCE) else MAX_NUMBER_GAP
             for number in sorted(keys.keys() - set(in_sequence(keys, max_gap=max_gap))):
                 self._fault(keys[number], "its number is out of sequence; find out who wrote it, and delete it")
+
+    def _check_named_versions(self, channel: Channel) -> None:
+        """The versions to which pods may have to return are registered."""
+        for name, version in (("active", channel.active), ("previous", channel.previous)):
+            if version is not None and Keys.registration(version) not in self._sizes:
+                named = f"{Keys.channel(channel.epoch)} names it as the {name} version"
+                self._fault(Keys.registration(version), f"it is missing, and {named}; put it back from a backup")
 
     def _check_version(self, key: str) -> None:
         registration = self._read(Registration, key, lambda one: Keys.registration(one.version))

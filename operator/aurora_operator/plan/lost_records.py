@@ -8,7 +8,7 @@ because ``store.endpoint`` leads to another store.
 Invariants:
 
 - Without a person's confirmation, the channel of a speculator with an active version gets no first record. The pods
-  keep the drafts that they serve.
+  keep the drafts that they serve. Only a pod that starts takes the version of an older record, if there is one.
 - Records that somebody puts back count once the channel names the active version, and this version is registered. A
   copy takes a while, and a part of the channel names an older version.
 - A channel that comes back with an older record is not followed to another version, which live traffic may have
@@ -17,18 +17,23 @@ Invariants:
 - The confirmation names the active version and the roll's epoch, which a start-over raises. So an old confirmation does
   not count for the next loss, although the new versions have the numbers of the lost ones.
 - The status forgets the former versions before the first record is written.
-- Annotations that were there at the start-over decide nothing about new versions with the same numbers. They count
-  again once their values change.
+- Nothing starts over while an annotation names a version to promote, reject or measure. It would decide about a new
+  version with the same number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from aurora_api.v1alpha1.annotations import START_OVER_ANNOTATION, pair_text
+from aurora_api.v1alpha1.annotations import (
+    ABORT_ANNOTATION,
+    MEASURE_ANNOTATION,
+    PROMOTE_ANNOTATION,
+    START_OVER_ANNOTATION,
+    pair_text,
+)
 from aurora_api.v1alpha1.status import HistoryEntry, RolloutStatus, SpeculatorStatus, TrainingStatus
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import RECORDS_LOST, Observed, StoreView
@@ -36,28 +41,33 @@ from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.rest import stored_reasons
 from aurora_protocol.draft_records import Channel
 from aurora_store import Keys
+from aurora_store.keys import owner_id
+from aurora_store.root.root_ownership import lost
 
 _CHANNEL_EPOCH: Final = "channelEpoch"
-_OLD_REQUESTS: Final = "oldRequests"
-"""Names in ``status.operatorState``."""
+"""Name in ``status.operatorState``."""
+_ABOUT_VERSIONS: Final = {"promote": PROMOTE_ANNOTATION, "abort": ABORT_ANNOTATION, "measure": MEASURE_ANNOTATION}
+"""Field of the requests -> annotation, for requests that name a version."""
 
 
 def lost_records(observed: Observed) -> StoreView | None:
     """The view of a store that was read, and lacks records of the active version. None when nothing is lost.
 
-    It lacks the channel or its newest records, or after such a loss the version's registration.
+    It lacks the channel or its newest records, or after such a loss the version's registration. A root that another
+    speculator took over lacks nothing: its records belong to the new owner.
     """
-    active = observed.status.active
+    active, settings = observed.status.active, store_settings(observed.owner, observed.spec)
     if not observed.store.ok or active is None:
+        return None
+    if lost(observed.store.channel, settings.root, owner_id(observed.owner.uid)):
         return None
     missing = _missing(observed, active.version)
     if not missing:
         return None
-    settings = store_settings(observed.owner, observed.spec)
     text = (
         f"version {active.version} is active, but s3://{settings.bucket}/{settings.root} {missing}. The records were"
-        " deleted, or store.endpoint leads to another store. Pods keep the drafts that they serve, new pods do not"
-        " start, and training is stopped. Put the records back"
+        " deleted, or store.endpoint leads to another store. Pods that serve keep their drafts."
+        f" {_fate_of_new_pods(observed, active.version)}. Training is stopped. Put the records back"
     )
     return StoreView(reason=RECORDS_LOST, error=f"{text}. {_way_to_start_over(observed, active.version)}")
 
@@ -72,43 +82,23 @@ def _missing(observed: Observed, active: int) -> str:
     return f"lacks {Keys.registration(active)}" if missed_before and active not in store.registrations else ""
 
 
+def _fate_of_new_pods(observed: Observed, active: int) -> str:
+    """What becomes of a pod that starts now. It takes the version of the newest record, and waits without one."""
+    channel = observed.store.channel
+    if channel is None or channel.active == active:
+        return "New pods do not start"
+    return f"A pod that starts takes version {channel.active}, which the old record names"
+
+
 def _is_older(channel: Channel, status: SpeculatorStatus) -> bool:
     """Whether the record comes before the one that the status follows. An older operator does not store its epoch."""
     followed = status.operator_state.get(_CHANNEL_EPOCH)
     return isinstance(followed, int) and channel.epoch < followed
 
 
-def old_requests(observed: Observed) -> dict[str, str]:
-    """The requests about versions that were there at the last start-over, and have not changed since.
-
-    By the name of their field.
-    """
-    noted = observed.status.operator_state.get(_OLD_REQUESTS)
-    if not isinstance(noted, Mapping):
-        return {}
-    return {name: value for name, value in _requests(observed).items() if noted.get(name) == value}
-
-
-def _requests(observed: Observed) -> dict[str, str]:
-    """All requests about versions, by the name of their field."""
-    asked = {name: getattr(observed.user_requests, name) for name in ("promote", "abort", "measure")}
-    return {name: str(value) for name, value in asked.items() if value is not None}
-
-
-def without_requests(observed: Observed, names: Iterable[str]) -> Observed:
-    """``observed`` as if nobody had made the requests ``names``."""
-    return replace(observed, user_requests=replace(observed.user_requests, **dict.fromkeys(names)))
-
-
-def with_kept_state(operator_state: Mapping[str, Any], channel: Channel, old: Mapping[str, str]) -> dict[str, Any]:
-    """``operator_state`` with what this module needs later.
-
-    Args:
-        channel: the record that the status follows.
-        old: the :func:`old_requests`.
-    """
-    noted = {_OLD_REQUESTS: dict(old)} if old else {}
-    return {**operator_state, _CHANNEL_EPOCH: channel.epoch, **noted}
+def with_followed_epoch(operator_state: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """``operator_state`` with the epoch of the record that the status follows."""
+    return {**operator_state, _CHANNEL_EPOCH: channel.epoch}
 
 
 def start_over_is_confirmed(observed: Observed) -> bool:
@@ -120,7 +110,15 @@ def start_over_is_confirmed(observed: Observed) -> bool:
     active = observed.status.active
     epoch = observed.status.rollout.epoch
     named = active is not None and observed.user_requests.start_over == (active.version, epoch)
-    return named and observed.spec.store.restore_from is None and observed.store.channel is None
+    if not named or _decisions_left(observed):
+        return False
+    return observed.spec.store.restore_from is None and observed.store.channel is None
+
+
+def _decisions_left(observed: Observed) -> list[str]:
+    """The annotations that would decide about new versions with the numbers of the lost ones."""
+    requests = observed.user_requests
+    return [key for name, key in _ABOUT_VERSIONS.items() if getattr(requests, name) is not None]
 
 
 def without_lost_versions(observed: Observed, now: datetime) -> SpeculatorStatus:
@@ -140,7 +138,7 @@ def without_lost_versions(observed: Observed, now: datetime) -> SpeculatorStatus
         "lineage": None,
         "candidate": None,
         "rollout": RolloutStatus(epoch=status.rollout.epoch + 1),
-        "operator_state": {_OLD_REQUESTS: old} if (old := _requests(observed)) else {},
+        "operator_state": {},
         "rejected": [version for version in status.rejected if version in observed.store.registrations],
         "training": TrainingStatus(),
         "history": [*status.history, entry],
@@ -163,5 +161,8 @@ def _way_to_start_over(observed: Observed, version: int) -> str:
         root = store_settings(observed.owner, observed.spec).root
         return f"To give them up, delete what is left below {root}/{Keys.CHANNEL}; this message then names the command"
     owner, confirmation = observed.owner, pair_text(version, observed.status.rollout.epoch)
-    command = f"kubectl annotate auroraspeculator {owner.name} -n {owner.namespace} --overwrite"
-    return f"To give them up and begin again at version 0: {command} {START_OVER_ANNOTATION}={confirmation}"
+    removals = " ".join(f"{key}-" for key in _ABOUT_VERSIONS.values())
+    command = f"kubectl annotate auroraspeculator {owner.name} -n {owner.namespace} --overwrite {removals}"
+    way = f"To give them up and begin again at version 0: {command} {START_OVER_ANNOTATION}={confirmation}"
+    left = ", ".join(_decisions_left(observed))
+    return f"Nothing begins again while {left} would decide about new versions with old numbers. {way}" if left else way

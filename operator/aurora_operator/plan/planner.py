@@ -28,12 +28,10 @@ from aurora_operator.plan.channel_builder import first_channel, next_channel, si
 from aurora_operator.plan.events import history_entries, notes, version_events
 from aurora_operator.plan.lost_records import (
     lost_records,
-    old_requests,
     start_over_is_confirmed,
     start_over_note,
-    with_kept_state,
+    with_followed_epoch,
     without_lost_versions,
-    without_requests,
 )
 from aurora_operator.plan.rest import is_at_rest, trainer_replicas, with_rest_message
 from aurora_operator.plan.rollout import transition
@@ -130,8 +128,6 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
 
     The candidate comes first, because the rollout may start with a version that passes now.
     """
-    ignored = old_requests(observed)
-    observed = without_requests(observed, ignored)
     old, pods = observed.status, rollout_pods(observed)
     known_rejected = _known_rejected(observed)
     validated = validation.decide(_validation_inputs(observed, pods, known_rejected, now))
@@ -151,7 +147,7 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
     after = observed if advance is None else replace(observed, store=replace(observed.store, channel=advance))
     rollout, rolled = step.rollout.status_parts()
     assert after.store.channel is not None, "called only while there is a channel"
-    operator_state = with_kept_state(rolled, after.store.channel, ignored)
+    operator_state = with_followed_epoch(rolled, after.store.channel)
     changes = StatusChanges(rollout, operator_state, candidate, rejected, history_entries(old, events, now))
     status = with_worth(status_of(after, pods, changes, now), after, events, now)
     swaps = tuple(_swap_requests(observed, step))

@@ -79,6 +79,7 @@ def world_of(
         policy=observed.spec.rollout.model_copy(update={"paused": True}) if invalid else observed.spec.rollout,
         spec_invalid=invalid,
         next_version=next_version if next_version not in rejected and not away and not invalid else None,
+        restarting=_is_restarting(observed),
         newer_version=_newer_version(observed, validation, rejected),
         promotable=frozenset(v for v in store.registrations if v not in rejected and store.promotion_evidence(v)),
         pinned_version=pin if pin is not None and store.may_be_pinned(pin) else None,
@@ -88,6 +89,12 @@ def world_of(
         observation_gap=observed.observation_gap,
         fencing_epoch=observed.fencing_epoch,
     )
+
+
+def _is_restarting(observed: Observed) -> bool:
+    """Whether pods of two templates serve because of an upgrade of the operator."""
+    deployed = observed.deployed
+    return deployed is not None and deployed.applied is not None and deployed.applied.restarting and not deployed.whole
 
 
 def _newer_version(observed: Observed, validation: ValidationDecision, rejected: frozenset[int]) -> int | None:

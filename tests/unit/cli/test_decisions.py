@@ -361,9 +361,10 @@ def test_lost_records_are_given_up_by_the_number_of_the_active_version() -> None
     assert not lost_records.start_over(Speculator.of(written)).fields
 
 
-def test_decisions_about_versions_that_are_given_up_are_removed() -> None:
+@pytest.mark.parametrize("confirmed", [{}, {START_OVER_ANNOTATION: "4-0"}], ids=["new", "confirmed already"])
+def test_decisions_about_versions_that_are_given_up_are_removed(confirmed: dict[str, str]) -> None:
     """New versions get the same numbers."""
-    old = {ABORT_ANNOTATION: "3", MEASURE_ANNOTATION: "5-2", PROMOTE_ANNOTATION: "5", "team": "a"}
+    old = {ABORT_ANNOTATION: "3", MEASURE_ANNOTATION: "5-2", PROMOTE_ANNOTATION: "5", "team": "a", **confirmed}
     one = speculator(storage("RecordsLost"), annotations=old)
     written = merged(dict(one.raw), lost_records.start_over(one).patch(one))
     assert written["metadata"]["annotations"] == {"team": "a", START_OVER_ANNOTATION: "4-0"}

@@ -67,6 +67,11 @@ def test_a_whole_store_has_no_faults(objects: FolderObjects) -> None:
         (lambda o: o.put(Keys.evidence(1, 1), b"{}"), "evidence/00000001/00000001.json: Evidence: "),
         (lambda o: o.put(Keys.channel(2), b"nonsense"), "channel/00000002.json: Channel: "),
         (lambda o: o.delete(f"{SHARD}.safetensors"), "the shard that it names is missing"),
+        (lambda o: o.delete(Keys.registration(0)), "registry/00000000.json: it is missing, and channel/00000001.json"),
+        (
+            lambda o: (o.put(Keys.channel(2), channel(1, 2, 0).to_json()), o.delete(Keys.registration(0))),
+            "channel/00000002.json names it as the previous version",
+        ),
         (lambda o: o.put("backup/old.tar", b"x"), "backup/old.tar: no part of Aurora writes such an object"),
         (lambda o: o.put(Keys.registration(1), b"x" * (1 << 20) + b"x"), Keys.registration(1)),
         (lambda o: o.put(Keys.channel(2), channel(0).to_json()), "belong to channel/00000001.json"),

@@ -185,6 +185,8 @@ class StoreReader:
             self._forget_foreign_record()
         elif needs.measured:  # evidence is there before its Job ends, and everything was read after the end
             needs = replace(needs, measurement=None)
+        if ReadScope.CHANNEL in scope and self._channel is not None:  # a person may have put them back
+            self._absent -= {self._channel.record.active, self._channel.record.previous}
         if ReadScope.TRAINER in scope:
             self._read_trainer()
             scope = scope & ~self._named_by_trainer() if trust_trainer else scope | self._scope_of_trainer()

@@ -9,7 +9,8 @@ that decides upon an outdated view asks for an epoch that is taken, gets :class:
 before it decides again. Agents refuse requests with an outdated epoch in the same way.
 
 Invariants: after a fault, reads are repeated with exponential backoff. A person's request never waits for a backoff.
-Without a change, no state in which the store answers makes more than two requests a minute for ever.
+Without a change, no state in which the store answers makes more than two requests a minute for ever. Only a missing
+registration of the active or the previous version costs one more with each look at the channel.
 """
 
 from __future__ import annotations

@@ -69,6 +69,8 @@ def _idle(facts: RolloutFacts) -> Judgement:
         return Pause(f"{waiting}: {_pause_reason(world)}" if waits else "")
     if world.next_version is None or world.pin_set:
         return Proceed()
+    if world.restarting:
+        return Wait(f"{waiting}: the pods restart with the upgraded operator's template")
     if facts.settled and not facts.too_many_not_ready:
         return Start(world.next_version)
     return Wait(f"{waiting}: not every pod is ready and serves version {world.active}")

@@ -111,8 +111,6 @@ class _StoredState(OperatorState):
     """Value of :data:`COUNTERS` in the operator that stored the windows."""
     channel_epoch: int | None = None
     """Epoch of the channel's record that the status follows. It is no part of the roll (``plan.lost_records``)."""
-    old_requests: dict[str, str] = Field(default_factory=dict)
-    """Requests from before a start-over, which count no more. They are no part of the roll either."""
 
 
 class Roll(RolloutStatus, OperatorState):

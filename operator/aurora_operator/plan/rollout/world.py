@@ -75,6 +75,8 @@ class World:
     """Draft steps per verify round."""
     next_version: int | None = None
     """The version to roll out next: it passed the gate against ``active`` and is not rejected."""
+    restarting: bool = False
+    """The pods restart because of an upgrade of the operator, so live traffic would compare pods of two images."""
     newer_version: int | None = None
     """A version registered after the one being rolled out, and not rejected."""
     promotable: frozenset[int] = frozenset()

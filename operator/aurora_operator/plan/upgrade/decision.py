@@ -43,9 +43,10 @@ from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import DeployedTemplate, FleetView, Observed
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.rollout.analysis.live_analysis import MAX_JUDGEMENT_DEADLINES
+from aurora_operator.plan.rollout.roll import JUDGED_PHASES
 
-_JUDGED = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING, RolloutPhase.ROLLING_BACK, RolloutPhase.WATCHING})
-"""Phases in which a speculator takes no turn. A pause may last for as long as a person likes."""
+_JUDGED = JUDGED_PHASES | {RolloutPhase.ROLLING_BACK}
+"""Phases in which a speculator takes no turn. A version on a part of the pods is judged during a pause too."""
 
 
 class UpgradeStage(StrEnum):
@@ -70,6 +71,8 @@ class UpgradeDecision:
     """Why the upgrade cannot be finished; empty while nothing is known to be wrong."""
     gives_up: bool = False
     """The restart failed, and the speculator gives its turn back now."""
+    roll_is_judged: bool = False
+    """A version is rolled out or watched, so no turn comes now."""
 
 
 def decide(observed: Observed, config: OperatorConfig, now: datetime) -> UpgradeDecision:
@@ -86,7 +89,8 @@ def decide(observed: Observed, config: OperatorConfig, now: datetime) -> Upgrade
     restarting = former.restarting and not whole
     gives_up = restarting and not _is_staged(observed) and _restart_failure(former, deployed, now) != ""
     former = replace(former, restarting=restarting and not gives_up)
-    may_take_turn = observed.store.ok and not _roll_is_judged(observed, now)
+    roll_is_judged = _roll_is_judged(observed, now)
+    may_take_turn = observed.store.ok and not roll_is_judged
     made = _next(
         former, latest, inputs, observed, config.upgrade_max_concurrent, whole=whole, may_take_turn=may_take_turn
     )
@@ -95,7 +99,7 @@ def decide(observed: Observed, config: OperatorConfig, now: datetime) -> Upgrade
     # One that waits for its store or its roll holds nobody up.
     holds_up = observed.store.ok if stage is not UpgradeStage.WAITING else may_take_turn
     decision = _decision(made, stage, whole=whole and holds_up, failure=failure)
-    return replace(decision, gives_up=gives_up)
+    return replace(decision, gives_up=gives_up, roll_is_judged=roll_is_judged)
 
 
 def _only_unplaced_pods_are_missing(observed: Observed) -> bool:
@@ -112,7 +116,8 @@ def _only_unplaced_pods_are_missing(observed: Observed) -> bool:
 def _roll_is_judged(observed: Observed, now: datetime) -> bool:
     """Whether a roll or a watch is under way that may still be judged.
 
-    A canary without traffic may wait forever. So a roll counts only for as long as judgement and watch may take.
+    A canary without traffic, or a pause, may last forever. So a roll counts only for as long as judgement and watch may
+    take.
     """
     roll, policy = observed.status.rollout, observed.spec.rollout
     if roll.phase not in _JUDGED or roll.started is None:

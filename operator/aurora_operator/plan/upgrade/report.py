@@ -43,7 +43,7 @@ def with_upgrade_condition(
         return status.model_copy(update={"conditions": [*status.conditions, *kept]})
     if decision.stage is UpgradeStage.CURRENT and former is None:
         return status
-    reason, message = _reason_and_message(decision, observed.fleet, former)
+    reason, message = _reason_and_message(decision, observed.fleet, former, status.rollout.version)
     pending = decision.stage is not UpgradeStage.CURRENT
     condition = Condition(
         type=ConditionType.UPGRADE_PENDING,
@@ -57,7 +57,9 @@ def with_upgrade_condition(
     return status.model_copy(update={"conditions": conditions})
 
 
-def _reason_and_message(decision: UpgradeDecision, fleet: FleetView, former: Condition | None) -> tuple[str, str]:
+def _reason_and_message(
+    decision: UpgradeDecision, fleet: FleetView, former: Condition | None, rolled_version: int | None
+) -> tuple[str, str]:
     stage = decision.stage
     if stage is UpgradeStage.CURRENT:
         # With a message, whatever its words, the condition remembers a turn that was given back, until all pods are
@@ -73,6 +75,8 @@ def _reason_and_message(decision: UpgradeDecision, fleet: FleetView, former: Con
         return stage.value, f"{kept} until the serving settings change (serving.update.operatorUpgrade is WithSpec)"
     if fleet.failed:
         return "OrderStopped", f"{kept}, because the upgrade of another speculator failed"
+    if decision.roll_is_judged:
+        return stage.value, f"{kept} until the roll of version {rolled_version} and its watch have ended"
     return stage.value, f"{kept} until it is this speculator's turn"
 
 

@@ -19,8 +19,10 @@ from aurora_api.v1alpha1.status import (
 from aurora_operator.observe.observed import JobView, Observed, StoreView, UserRequests
 from aurora_operator.plan import Plan
 from aurora_operator.plan.rest import trainer_replicas
+from aurora_protocol.draft_records import RootOwner
 from tests.unit.operator.worlds import (
     MINIMAL,
+    NOW,
     channel,
     condition,
     lineage,
@@ -38,6 +40,10 @@ EMPTY = StoreView()
 BEGUN_AGAIN = store(0, channel=None)
 """The trainer has made the lineage and version 0 again."""
 CHANNEL_LOST = store(0, 1, 200, 201, channel=None)
+_COMMAND = (
+    "kubectl annotate auroraspeculator chat -n team --overwrite aurora.dev/promote- aurora.dev/abort-"
+    " aurora.dev/measure- aurora.dev/start-over=200-57"
+)
 SERVED = SpeculatorStatus(
     active=VersionStatus(version=200),
     previous=VersionStatus(version=198),
@@ -70,7 +76,8 @@ def test_pods_keep_their_draft_and_a_person_is_told(seen: StoreView) -> None:
     shown = condition(world, ConditionType.STORAGE_READY)
     assert shown.reason == "RecordsLost"
     assert "version 200 is active, but s3://bucket/aurora/team/chat-01234567 has no record" in shown.message
-    assert "kubectl annotate auroraspeculator chat -n team --overwrite aurora.dev/start-over=200-57" in shown.message
+    assert "New pods do not start" in shown.message
+    assert _COMMAND in shown.message
     assert condition(world, ConditionType.READY).reason == "StorageRecordsLost"
     assert [(note.reason, note.warning) for note in plan.notes] == [("StorageRecordsLost", True)]
     assert made(replace(world, status=told)).notes == (), "once"
@@ -138,9 +145,23 @@ def test_an_older_channel_is_not_followed_to_another_version() -> None:
     shown = condition(world, ConditionType.STORAGE_READY)
     assert shown.reason == "RecordsLost"
     assert "has only older records of the channel, the newest for version 2" in shown.message
+    assert "A pod that starts takes version 2, which the old record names" in shown.message
     assert "delete what is left below aurora/team/chat-01234567/channel/" in shown.message
     whole = replace(world, store=store(0, 1, 2, channel=newest), status=status(world))
     assert condition(whole, ConditionType.STORAGE_READY).reason == "Ready"
+
+
+def test_an_older_channel_of_a_new_owner_is_no_loss_and_nobody_is_told_to_delete_it() -> None:
+    """The new owner promoted another version, and its store came back from a backup."""
+    pods = (pod("chat-a", 1), pod("chat-b", 1))
+    followed = status(observed(store=store(0, 1, channel=channel(1, epoch=9, previous=0)), pods=pods))
+    new_owner = RootOwner(id="99999999", namespace="team", name="other", since=NOW)
+    theirs = channel(2, epoch=8, previous=1).model_copy(update={"owner": new_owner})
+    world = observed(store=store(0, 1, 2, channel=theirs), pods=pods, status=followed)
+    shown = condition(world, ConditionType.STORAGE_READY)
+    assert shown.reason == "TakenOver"
+    assert "channel/;" not in shown.message
+    assert (made(world).advance, made(world).swaps) == (None, ())
 
 
 def test_an_older_channel_that_names_the_active_version_is_followed_on() -> None:
@@ -224,18 +245,14 @@ def test_a_rejected_version_that_is_still_registered_stays_rejected(rejected: li
     assert validating(world) == measured
 
 
-def test_decisions_from_before_do_not_count_for_new_versions_with_their_numbers() -> None:
-    before = UserRequests(start_over=(200, 57), promote=1, abort=1, measure=(1, 2))
-    forgotten = start_over(lost(BEGUN_AGAIN, user_requests=before))[1]
-    first = replace(lost(BEGUN_AGAIN, user_requests=before), status=forgotten)
-    assert made(first).advance is not None
-    world = observed(store=store(0, 1), status=forgotten, user_requests=before)
-    for _ in range(3):
-        world = replace(world, status=made(world).status or world.status)
-        assert (validating(world), world.status.rejected) == (1, [])
-    world = replace(world, user_requests=UserRequests())
-    again = replace(world, user_requests=UserRequests(abort=1), status=status(world))
-    assert status(again).rejected == [1], "the decision was withdrawn, and made anew"
+@pytest.mark.parametrize("left", ["promote", "abort", "measure"])
+def test_nothing_starts_over_while_a_decision_would_count_for_a_new_version_with_its_number(left: str) -> None:
+    asked: dict[str, Any] = {left: (1, 2) if left == "measure" else 1}
+    world = lost(BEGUN_AGAIN, user_requests=UserRequests(start_over=(200, 57), **asked))
+    assert status(world).active == SERVED.active
+    message = condition(world, ConditionType.STORAGE_READY).message
+    assert f"Nothing begins again while aurora.dev/{left} would decide about new versions" in message
+    assert start_over(replace(world, user_requests=UserRequests(start_over=(200, 57))))[1].active is None
 
 
 def test_a_confirmation_does_not_count_for_the_next_loss_of_a_version_with_this_number() -> None:

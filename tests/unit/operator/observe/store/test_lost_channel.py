@@ -118,6 +118,20 @@ def test_a_newest_record_that_is_deleted_alone_stays_known(store: Store) -> None
     assert view.channel.epoch == 2
 
 
+@pytest.mark.parametrize("version", [0, 1])
+def test_a_registration_that_the_channel_names_is_missed_until_it_comes_back(store: Store, version: int) -> None:
+    store.reader.advance(channel(1, epoch=3, previous=0))
+    key = Keys.registration(version)
+    missing = store.objects.data.pop(key)
+    assert version not in store.read().registrations
+    asked = store.objects.asked = []
+    store.read(ReadScope.TRAINER)
+    assert key not in store.reader._records
+    assert asked == ["get"], "only the trainer's record"
+    store.objects.data[key] = missing
+    assert version in store.read(ReadScope.CHANNEL).registrations
+
+
 def test_a_record_of_another_owner_is_read_once_and_forgotten_once_it_is_deleted(store: Store) -> None:
     store.read()
     thief = RootOwner(id="99999999", namespace="x", name="y", since=NOW)

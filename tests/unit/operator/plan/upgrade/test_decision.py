@@ -153,14 +153,14 @@ def test_pods_serve_on_while_the_store_cannot_be_read_and_nobody_waits_for_them(
 
 @pytest.mark.parametrize("phase", RolloutPhase)
 def test_no_turn_comes_while_a_version_is_judged_but_no_roll_delays_it_forever(phase: RolloutPhase) -> None:
-    """Live traffic would compare pods of two runtime images. A canary without traffic may wait forever."""
+    """Live traffic would compare pods of two runtime images. A canary without traffic, or a pause, may last forever."""
     (speculator,) = running("a")
     roll = RolloutStatus(phase=phase, version=1, started=NOW)
     seen = replace(speculator.observe(), status=SpeculatorStatus(rollout=roll))
     longest = MAX_JUDGEMENT_DEADLINES * 600 + 300
     for seconds in (0, longest - 1):
         made = decide(seen, config(2), NOW + timedelta(seconds=seconds))
-        free = phase in (RolloutPhase.IDLE, RolloutPhase.PAUSED)
+        free = phase is RolloutPhase.IDLE
         assert made.stage is (UpgradeStage.RESTARTING if free else UpgradeStage.WAITING)
         assert made.whole is free, "one that waits for its roll holds nobody up"
     assert decide(seen, config(2), NOW + timedelta(seconds=longest)).stage is UpgradeStage.RESTARTING
@@ -173,6 +173,22 @@ def test_a_roll_that_begins_now_comes_before_the_turn(*, passed: bool, stage: Up
     made = plan(seen, config(2), NOW)
     assert made.upgrade is not None
     assert made.upgrade.stage is stage
+    waits = _pending(made).message.endswith("until the roll of version 1 and its watch have ended")
+    assert waits is passed
+
+
+def test_no_roll_begins_before_all_pods_have_restarted_with_the_upgraded_template() -> None:
+    (speculator,) = running("a")
+    started(config(2), speculator).look(speculator)
+    passed = store(0, 1, evidence=(evidence(1),))
+    made = plan(replace(speculator.observe(), store=passed), config(2), NOW)
+    assert made.status is not None
+    assert made.status.rollout.phase is RolloutPhase.IDLE
+    assert "the pods restart with the upgraded" in made.status.rollout.message
+    speculator.become_whole()
+    after = plan(replace(speculator.observe(), store=passed, status=made.status), config(2), NOW).status
+    assert after is not None
+    assert after.rollout.phase is RolloutPhase.CANARY
 
 
 def test_a_speculator_without_pods_waits_for_nobody() -> None:
