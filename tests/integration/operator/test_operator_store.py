@@ -170,11 +170,11 @@ async def test_an_operator_that_decides_upon_an_outdated_view_loses_the_race_and
         ("channel/99999999.json", channel(0, epoch=99_999_999).to_json()),
         ("channel/00001002.json", channel(0, epoch=1002).to_json()),
         ("registry/00001004.json", registration(1004).to_json()),
-        ("evidence/00000003/00001001.json", evidence(3).model_copy(update={"attempt": 1001}).to_json()),
+        ("evidence/00000003/99999999.json", evidence(3).model_copy(update={"attempt": 99_999_999}).to_json()),
     ],
     ids=[
         *("name", "digits", "version", "epoch", "json", "fields", "2 MiB", "evidence"),
-        *("last epoch", "epoch out of sequence", "version out of sequence", "attempt out of sequence"),
+        *("last epoch", "epoch out of sequence", "version out of sequence", "last attempt"),
     ],
 )
 async def test_a_foreign_record_is_named_and_its_removal_is_enough(
