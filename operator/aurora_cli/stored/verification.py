@@ -46,7 +46,7 @@ _RECORDS: Final[Mapping[str, tuple[type[StoredRecord], KeyOf]]] = {
 _SEQUENCES: Final = (Keys.LINEAGE, Keys.REGISTRY, Keys.CHANNEL)
 """Records whose numbers begin with the first one. So do the attempts at measuring each version."""
 _UNREADABLE: Final = (InvalidRecord, DigestMismatch, ObjectArchived, KeyUnusable)
-"""What is wrong with one object, and not with the store."""
+"""Errors about one object, not about the whole store."""
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _missing(observed: Observed, active: int) -> str:
 
 
 def _fate_of_new_pods(observed: Observed, active: int) -> str:
-    """What becomes of a pod that starts now. It takes the version of the newest record, and waits without one."""
+    """Says which version a pod that starts now takes: that of the newest record. Without a record the pod waits."""
     channel = observed.store.channel
     if channel is None or channel.active == active:
         return "New pods do not start"

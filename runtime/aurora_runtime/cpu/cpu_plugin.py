@@ -32,7 +32,7 @@ CALLS: Final = (
         ("max_top_k",),
     ),
 )
-"""What ``sampled_verification`` calls."""
+"""Functions of SGLang that ``sampled_verification`` calls."""
 
 
 def engine_hooks() -> tuple[Hook, ...]:

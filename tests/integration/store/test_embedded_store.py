@@ -25,7 +25,7 @@ from tests.rig.chart.rendered_chart import Object, render, select
 KEYS = ("an-access-key", "a-secret-key")
 START_SECONDS, STOP_SECONDS = 90.0, 15.0
 LISTENING, LOOPBACK = "0A", "0100007F"
-"""Of the kernel's table of sockets."""
+"""Values in /proc/PID/net/tcp: the state of a listening socket, and the address 127.0.0.1."""
 
 
 @pytest.fixture(scope="module", name="objects")

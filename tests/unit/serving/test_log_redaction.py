@@ -106,6 +106,15 @@ def test_a_traceback_shows_no_schema_of_a_client(caplog: pytest.LogCaptureFixtur
 
 
 @pytest.mark.usefixtures("own_records")
+def test_arguments_that_do_not_fit_their_message_raise_nothing_and_are_not_shown(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log_redaction.hide_client_texts()
+    logging.getLogger("sglang.srt.managers.scheduler").error("took %d s", "secret")
+    assert caplog.messages == ["took %d s"]
+
+
+@pytest.mark.usefixtures("own_records")
 def test_other_messages_are_shown_whole(caplog: pytest.LogCaptureFixture) -> None:
     log_redaction.hide_client_texts()
     logging.getLogger("sglang.srt.managers.schedule_batch").error("out of %s", "memory")

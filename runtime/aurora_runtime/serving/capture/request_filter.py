@@ -81,7 +81,7 @@ class RequestFilter:
         return self._last_if_of(reqs) is None and any(not wish_of(req).trace for req in reqs)
 
     def _last_if_of(self, reqs: Sequence[Any]) -> _Filtered | None:
-        """What is known of the last batch, if ``reqs`` are its requests. Their ids may be those of other requests."""
+        """The last batch's result, if ``reqs`` are the same objects. Ids do not tell: a later request may reuse one."""
         last = self._last
         if last is None or last.probe_captured != self.probe_captured or len(last.reqs) != len(reqs):
             return None

@@ -50,7 +50,11 @@ class _CuttingFactory:
         if record.name.startswith("sglang"):
             if record.exc_info:
                 record.exc_text = _without_client_text(_FORMATTER.formatException(record.exc_info))
-            if (cut := _without_client_text(text := record.getMessage())) != text:
+            try:
+                text = record.getMessage()
+            except (TypeError, ValueError, KeyError):  # the arguments do not fit, and a handler would show them
+                text, record.args = str(record.msg), ()
+            if (cut := _without_client_text(text)) != text:
                 record.msg, record.args = cut, ()
         return record
 

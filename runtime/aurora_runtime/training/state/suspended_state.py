@@ -1,4 +1,4 @@
-"""What a suspended trainer must know of the stored states: the shards that it may not delete.
+"""Reads from the stored states which shards a suspended trainer may not delete.
 
 Why: a lifecycle rule may archive the data of a state while training is suspended for long, or the KMS key of the data
 may be disabled. Traces still arrive, and their limits still hold.
