@@ -16,6 +16,7 @@ How a CPU server comes to run, in reading order:
      `attention_ops` registers it under SGLang's operation names as well.
    - `draft_trees`: builds a draft tree from the draft's choices, and verifies it.
    - `kv_slots`: bookkeeping of which KV slot belongs to which position.
+   - `kv_locality`: keeps the slots of a request beside each other.
    - `packed_weights`: matrix products on weights in oneDNN's own layout.
    - `lean_llama`: the forward pass of Llama-shaped models, with little overhead around those products.
 
