@@ -12,7 +12,7 @@ import pytest
 @pytest.fixture(scope="module")
 def found() -> dict[str, object]:
     command = [sys.executable, "-m", "tests.unit.cpu.slots_after_requests"]
-    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
     result: dict[str, object] = json.loads(output.splitlines()[-1])
     return result
 
