@@ -5,8 +5,9 @@ the slots that one of them leaves behind are scattered, and the next requests sc
 token lies behind the token before it (tests/unit/cpu/test_kv_locality.py). A CPU then prefetches nothing: an engine
 becomes slower with the requests that it answered.
 
-Two changes keep most of the order. Free slots are sorted before they are handed out, as SGLang does where prefill and decode
-servers are apart. And the prefix cache gives up an eighth of all slots at once, because a few slots have no order.
+Two changes keep most of the order. Free slots are sorted before they are handed out, as SGLang does where prefill and
+decode servers are apart. And the prefix cache gives up an eighth of all slots at once, because a few slots have no
+order.
 
 Invariant: the slots in use, the free slots and the evictable slots are the same sets as without this module, apart from
 entries of the prefix cache that are evicted earlier.
