@@ -42,7 +42,8 @@ OF_BEST_OF_ONE_BUSY_START = 0.95
 OF_OFF = 0.98
 """Least speed in any 200 rounds of a fresh pod, over that of no speculation."""
 AFTER_SHIFT = 0.98
-"""Least speed from 100 rounds after a change on, over the speed of the best fixed arm of what came."""
+"""Least speed from 100 rounds after a change on, over the speed of the best fixed arm of what came: mean over pods."""
+PODS_AFTER_SHIFT = 3
 ROUNDS_TO_ADAPT = 100
 OF_BEST_LATE = 0.93
 """Least speed over the best fixed arm's, once a draft that was swapped in under load is in use."""
@@ -117,15 +118,17 @@ def test_a_fresh_pod_is_never_slower_than_off_over_200_rounds(
 def test_after_a_change_the_best_speed_is_back_within_100_rounds(
     before: TrafficKind, after: TrafficKind, replaced: bool, concurrency: int
 ) -> None:
-    controller, noise = new_controller(), new_noise()
-    count = requests_for(concurrency) // 2
-    assert list(play(controller, generate(before, count), concurrency, cpu_milliseconds, noise))
-    if replaced:
-        controller.draft_serves("2")
-    traffic = generate(after, count, seed=1)
-    rounds = list(play(controller, traffic, concurrency, cpu_milliseconds, noise))
-    best = best_fixed_arm(traffic, concurrency, cpu_milliseconds)
-    assert speed(rounds[ROUNDS_TO_ADAPT:]) >= AFTER_SHIFT * best.speed, best
+    of_best, count = list[float](), requests_for(concurrency) // 2
+    for seed in range(PODS_AFTER_SHIFT):
+        controller, noise = new_controller(seed), new_noise(seed)
+        assert list(play(controller, generate(before, count, seed), concurrency, cpu_milliseconds, noise))
+        if replaced:
+            controller.draft_serves("2")
+        traffic = generate(after, count, seed + PODS_AFTER_SHIFT)
+        rounds = list(play(controller, traffic, concurrency, cpu_milliseconds, noise))
+        best = best_fixed_arm(traffic, concurrency, cpu_milliseconds)
+        of_best.append(speed(rounds[ROUNDS_TO_ADAPT:]) / best.speed)
+    assert fmean(of_best) >= AFTER_SHIFT, of_best
 
 
 @pytest.mark.parametrize(

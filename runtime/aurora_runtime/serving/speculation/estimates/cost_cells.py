@@ -69,7 +69,7 @@ class Cell:
 
     def variance(self, now: int) -> float:
         """Variance of the level's logarithm in round ``now``. It grows while the arm is not timed."""
-        return min(UNTIMED_VARIANCE, self._variance + LEVEL_VARIANCE_PER_ROUND * max(0, now - self.round - 1))
+        return min(UNTIMED_VARIANCE, self._variance + self._wandered(now))
 
     def add(
         self,
@@ -103,6 +103,23 @@ class Cell:
         self.samples += 1
         self.batch_size = batch_size
         return deviation, total
+
+    def follow(self, ratio: float, now: int, pace_variance: float, doubt: float) -> None:
+        """Learn from a round with a catch-up, but only as much as the level may have wandered since the arm ran last.
+
+        An arm that is only explored always has a catch-up. Nothing else would correct its level. Apart from wandering,
+        a deviation says more about the catch-up, which is learned apart. The arguments are those of :meth:`add`.
+        """
+        wandered = self._wandered(now)
+        total = wandered + pace_variance + NOISE_VARIANCE + doubt * doubt
+        bound, gain = CLIP * sqrt(total), wandered / total
+        self.level *= exp(gain * max(-bound, min(log(ratio / self.level), bound)))
+        self._variance = min(UNTIMED_VARIANCE, self._variance + wandered * (1 - gain))
+        self.round = now
+
+    def _wandered(self, now: int) -> float:
+        """The variance of the level's logarithm that the rounds without the arm have added."""
+        return LEVEL_VARIANCE_PER_ROUND * max(0, now - self.round - 1)
 
 
 class CellRange:

@@ -170,10 +170,12 @@ class CostModel:
             is_first = any(index in kind for kind in self._untimed_kinds(batch_size))
             cell = here.cells[index] = Cell(self._look_settings, is_first_of_kind=is_first)
         cell.last = here.rounds
+        doubt = CATCH_UP_DOUBT * catch_up / own
         if rough and here.is_known_caught_up(index):
             here.catch_up.learn(rough, at_pace - expected, expected, self._pace_variance)
+            cell.follow(ratio, self._round, self._pace_variance, doubt)
+            here.tables.clear()
             return
-        doubt = CATCH_UP_DOUBT * catch_up / own
         deviation, variance = cell.add(batch_size, ratio, self._round, self._pace_variance, doubt, caught_up=not rough)
         gain = self._pace_variance / variance
         self._pace *= exp(gain * deviation)

@@ -31,6 +31,7 @@ class SurvivalRates:
         self._positions = tuple(positions)
         groups = max(self._positions) + 1
         self._prior = prior
+        self._own_priors: list[float | None] = [None] * groups
         self._successes = [0.0] * groups
         self._trials = [0.0] * groups
         # New observations count for ever more, which is cheaper than to reduce all old ones each time.
@@ -48,6 +49,22 @@ class SurvivalRates:
             self._trials = [value / self._scale for value in self._trials]
             self._scale = 1.0
 
+    def forget(self, by: float) -> None:
+        """Reduce the weight of all observations so far as :meth:`fade` does, but change no rate.
+
+        Otherwise each rate would return to its prior, which is low. A good source that is seldom used would seem bad.
+        """
+        left, prior, scale = exp(-by), self._prior, self._scale
+        for group, (successes, trials) in enumerate(zip(self._successes, self._trials, strict=True)):
+            if (own := self._own_priors[group]) is not None:
+                prior = own
+            weight = trials / scale + PRIOR_WEIGHT
+            rate = (successes / scale + PRIOR_WEIGHT * prior) / weight
+            if trials:
+                self._own_priors[group] = rate + left * (prior * trials - successes) / scale / weight
+            prior = rate
+        self.fade(by)
+
     def add(self, accepted: int, proposed: int) -> None:
         """Learn from one proposal."""
         positions, successes, trials, one = self._positions, self._successes, self._trials, self._scale
@@ -62,7 +79,8 @@ class SurvivalRates:
         """The rate by position. ``z`` standard errors above the estimate, or below where ``z`` is negative."""
         by_group = list[float]()
         prior, scale = self._prior, self._scale
-        for successes, trials in zip(self._successes, self._trials, strict=True):
+        for successes, trials, own in zip(self._successes, self._trials, self._own_priors, strict=True):
+            prior = prior if own is None else own
             weight = trials / scale + PRIOR_WEIGHT
             prior = (successes / scale + PRIOR_WEIGHT * prior) / weight
             by_group.append(wilson_bound(prior, trials / scale + UNKNOWN_WEIGHT, z) if z else prior)

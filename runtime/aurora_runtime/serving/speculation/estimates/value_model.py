@@ -140,6 +140,7 @@ class _SourceRates:
         self.has_accepted = False
         """Whether any token was ever accepted."""
         self._round = 0
+        self._proposals = 0
         self._curves: dict[tuple[int, float], Curve] = {}
         self._by_z: dict[float, list[float]] = {}
 
@@ -150,8 +151,10 @@ class _SourceRates:
         """Learn from a round's proposals: the odds, the accepted and the proposed tokens of each."""
         mean = self.rates(0.0)
         used = min(len(proposals) / MEMORY_PROPOSALS, 1 / LEAST_MEMORY_ROUNDS)
-        self._rates.fade((now - self._round) / MEMORY_ROUNDS + used)
+        self._forget(max(0, now - self._round - 1))
+        self._rates.fade(1 / MEMORY_ROUNDS + used)
         self._round = now
+        self._proposals += len(proposals)
         for odds, accepted, proposed in proposals:
             odds.add(accepted, proposed, mean)
             self._rates.add(accepted, proposed)
@@ -165,9 +168,17 @@ class _SourceRates:
     def age(self, now: int) -> None:
         """Reduce the weight of evidence for the rounds that went by without a proposal."""
         if now - self._round >= AGING_ROUNDS:
-            self._rates.fade((now - self._round) / MEMORY_ROUNDS)
+            self._forget(now - self._round)
             self._round = now
             self._forget_curves()
+
+    def _forget(self, rounds: int) -> None:
+        """Reduce the weight of evidence for rounds without a proposal.
+
+        The rates stay once enough was seen. Before, they return to the prior, or luck would last for long.
+        """
+        reduce = self._rates.fade if self._proposals < MEMORY_PROPOSALS else self._rates.forget
+        reduce(rounds / MEMORY_ROUNDS)
 
     def _forget_curves(self) -> None:
         self._curves.clear()

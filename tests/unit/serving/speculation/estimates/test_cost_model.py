@@ -146,6 +146,23 @@ def test_an_arm_that_always_catches_up_is_no_arm_out_of_use(others: int) -> None
         assert not look_at(model, draft, 1)
 
 
+def test_an_arm_that_seems_dear_is_corrected_although_each_of_its_rounds_has_a_catch_up() -> None:
+    """A neighbour slowed the draft more than lookup, and went. Now lookup serves, and the draft is only explored."""
+    model, lookup, draft = CostModel(ARMS), Arm(2, drafts=False), Arm(2, drafts=True)
+    noise = Noise(random.Random(5))  # noqa: S311 - no secret
+    for _ in range(300):
+        model.learn(OFF, 4, noise.measured(50.0))
+        model.learn(lookup, 4, noise.measured(65.0))
+        model.learn(draft, 4, noise.measured(85.0))
+        model.learn(draft, 4, noise.measured(91.0), pending=8)
+    assert estimate(model, draft, 4) / estimate(model, lookup, 4) == pytest.approx(1.31, rel=0.04)
+    for _ in range(25):
+        for _ in range(30):
+            model.learn(lookup, 4, noise.measured(53.0))
+        model.learn(draft, 4, noise.measured(67.0), pending=8)
+    assert estimate(model, draft, 4) / estimate(model, lookup, 4) == pytest.approx(61 / 53, rel=0.08)
+
+
 def test_rounds_of_other_batch_sizes_do_not_age_a_cell() -> None:
     model, dear = CostModel(ARMS), Arm(3, drafts=False)
     for _ in range(20):

@@ -70,6 +70,26 @@ def test_fading_for_ever_overflows_nothing() -> None:
     assert rates.rates()[0] == pytest.approx((1 + PRIOR_WEIGHT * 0.1) / (1 + PRIOR_WEIGHT), abs=0.01)
 
 
+@given(proposals, st.lists(st.floats(0.01, 3.0), min_size=1, max_size=5), st.floats(0.01, 0.99))
+def test_forgetting_changes_no_rate_and_narrows_no_bound(
+    history: list[tuple[int, int]], forgotten: list[float], prior: float
+) -> None:
+    rates = learned(history, prior)
+    before, high = rates.rates(), rates.rates(1.5)
+    for by in forgotten:
+        rates.forget(by)
+    assert rates.rates() == pytest.approx(before)
+    assert all(now >= then - 1e-9 for now, then in zip(rates.rates(1.5), high, strict=True))
+
+
+def test_what_was_forgotten_counts_for_little_beside_new_proposals() -> None:
+    rates = learned([(5, 5)] * 200)
+    rates.forget(10.0)
+    for _ in range(20):
+        rates.add(0, 5)
+    assert rates.rates()[0] < 0.1
+
+
 def test_the_bound_of_an_unknown_rate_is_nearly_one() -> None:
     assert learned([]).rates(1.5)[0] > 0.85
 

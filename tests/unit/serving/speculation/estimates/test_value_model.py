@@ -64,6 +64,18 @@ def test_a_source_that_nobody_tries_any_more_becomes_uncertain_again(source: Sou
     assert curve(outlook("new", match=8), 1.5)[7] > 2 * certain
 
 
+def test_a_good_draft_that_is_seldom_used_does_not_seem_bad() -> None:
+    model = ValueModel(7)
+    for i in range(80):
+        teach(model, Source.DRAFT, outlook(f"good {i}"), 4, rounds=1)
+    before = model.draft_curve(outlook("new"))[4]
+    for i in range(10):
+        for _ in range(100):
+            model.begin_round()
+        teach(model, Source.DRAFT, outlook(f"seldom {i}"), 4, rounds=1)
+    assert model.draft_curve(outlook("new"))[4] > 0.95 * before
+
+
 def test_the_low_odds_of_requests_that_ended_long_ago_are_forgotten() -> None:
     model = ValueModel(7)
     for i in range(4):
