@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -76,11 +77,13 @@ def run_domain(domain: str, options: argparse.Namespace, folder: Path, code: str
     training = train_on_live_traffic(
         parts, (options.out or folder) / run.replace(" ", ""), spec, unroll, MAX_ANSWER_TOKENS
     )
-    lineup = lineup_of(training.checkpoints, options.ngram, options.shapes)
+    drafts = training.checkpoints[-1:] if options.same_history else training.checkpoints
+    lineup = lineup_of(drafts, options.ngram, options.shapes)
     if options.controller is not None:
         pods = options.controller or CONTROLLED
         scopes = list(dict.fromkeys(options.lookup or [LookupScope.SPECULATOR]))
         lineup = with_controller(lineup, training.checkpoints, spec, folder, pods, scopes)
+    lineup = dataclasses.replace(lineup, same_history=options.same_history)
     plan = MeasurementPlan(
         lineup.arms, tuple(options.concurrency), options.rounds, options.per_worker, near_tie_bound(DType.BFLOAT16)
     )
@@ -142,6 +145,12 @@ def _options() -> argparse.Namespace:
         "measures these drafts again instead of training new ones",
     )
     _add_controller_options(parser)
+    parser.add_argument(
+        "--same-history",
+        action="store_true",
+        help="servers without lookup answer the traffic, too, before they are measured; of the drafts only the last "
+        "one is measured, because a swap empties the cache of its server",
+    )
     add_lock_option(parser)
     options = parser.parse_args()
     _refuse_impossible(parser, options)

@@ -1,7 +1,8 @@
 """The arms of the comparison and the servers behind them: no speculation, NGRAM, the drafts, and the controller.
 
 Invariant: servers that look up in earlier answers share none, and all but the fresh pod's have answered the same
-requests before.
+requests before. With ``same_history`` the servers without lookup have, too: an engine may become slower with its
+requests.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Lineup:
         trained: names of the arms with the last draft, which learned from the most traffic, one per shape.
         controlled: names of the arms whose rounds the controller decides, one per draft, and one for a fresh pod.
         fresh: the server of a pod that has answered nothing before. Empty: there is none.
+        same_history: whether servers without lookup answer the traffic, too, before they are measured.
     """
 
     arms: tuple[Arm, ...]
@@ -58,6 +60,7 @@ class Lineup:
     trained: tuple[str, ...]
     controlled: tuple[str, ...] = ()
     fresh: str = ""
+    same_history: bool = False
 
     @property
     def off(self) -> str:
@@ -65,13 +68,18 @@ class Lineup:
         return self.arms[0].name
 
     @property
-    def with_corpus(self) -> tuple[str, ...]:
-        """The servers that look up in earlier answers, without the fresh pod's."""
+    def experienced(self) -> tuple[str, ...]:
+        """The servers that answer the traffic before they are measured."""
         return tuple(
             name
             for name, method in self.servers.items()
-            if isinstance(method, Ngram) or (isinstance(method, Eagle3) and method.controller and name != self.fresh)
+            if name != self.fresh and (self.same_history or _looks_up(method))
         )
+
+
+def _looks_up(method: Eagle3 | Ngram | None) -> bool:
+    """Whether a server proposes tokens of earlier answers."""
+    return isinstance(method, Ngram) or (isinstance(method, Eagle3) and method.controller is not None)
 
 
 def lineup_of(
@@ -162,8 +170,8 @@ async def measure_lineup(
     """Start the servers, measure, and stop the servers.
 
     Args:
-        learned_from: the messages that the drafts learned from. Servers that look up in earlier answers answer these
-            messages before they are measured.
+        learned_from: the messages that the drafts learned from. :attr:`Lineup.experienced` answer these messages before
+            they are measured.
         folder: for the servers' logs.
         log_rounds: for a file per controller with all its rounds. None: rounds are not logged.
     """
@@ -185,10 +193,10 @@ async def measure_lineup(
         spec = LoggingEngineSpec.of(spec, log_rounds)
     async with Servers(EngineSet(spec, folder), lineup.servers, warmup, MAX_ANSWER_TOKENS) as servers:
         await servers.learn_checksums(lineup.arms)
-        if lineup.with_corpus:
+        if lineup.experienced:
             began = time.monotonic()
-            await servers.feed(lineup.with_corpus, learned_prompts)
+            await servers.feed(lineup.experienced, learned_prompts)
             seconds = time.monotonic() - began
-            names = ", ".join(lineup.with_corpus)
+            names = ", ".join(lineup.experienced)
             print(f"{domain}: {names} answered {len(learned_from)} requests in {seconds:.0f} s", flush=True)
         return await measure(servers, plan, fresh_prompts, tokenizer.decode)

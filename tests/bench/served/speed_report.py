@@ -44,7 +44,7 @@ class Outcome:
     """The measurement of one kind of traffic.
 
     Attributes:
-        answered_before: requests that servers with lookup answered before they were measured, except the fresh pod's.
+        answered_before: requests that the experienced servers of the lineup answered before they were measured.
     """
 
     traffic: str
@@ -190,8 +190,8 @@ def caption(outcome: Outcome) -> str:
         f"{last.requests} live requests ({last.tokens} answer tokens, held-out ones included) in {last.steps} steps, "
         f"{last.positions / 1000:.0f}k positions and {last.cpu_seconds:.0f} CPU seconds. Learning ended "
         f"{last.settled_seconds:.0f} s after the last request. Training unrolled {training.unroll_steps} steps, with a "
-        f"vocabulary map of {training.spec.vocab_size:,} tokens. NGRAM had answered the first "
-        f"{outcome.answered_before} live requests, and so had the controller, except for the fresh pod's. No server "
+        f"vocabulary map of {training.spec.vocab_size:,} tokens. Servers that had answered the first "
+        f"{outcome.answered_before} live requests: {', '.join(outcome.lineup.experienced) or 'none'}. No server "
         "captures traces while it is measured. Tokens per second include the prefill. The cost of a round is the "
         "median over streams, between their first and their last output."
     )

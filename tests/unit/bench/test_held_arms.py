@@ -97,7 +97,7 @@ def test_held_servers_run_beside_the_plain_servers_of_the_same_rounds(tmp_path: 
     assert isinstance(plain, Eagle3)
     assert (plain.spec.steps, plain.spec.tokens_per_round, plain.controller) == (2, 3, None)
     assert lineups[1].servers["plain-lookup-3"] == Ngram(4)
-    assert lineups[1].with_corpus == ("plain-lookup-3", "held-lookup-3")
+    assert lineups[1].experienced == ("plain-lookup-3", "held-lookup-3")
 
 
 def test_a_held_server_takes_its_arms_in_turn_and_is_built_like_a_pod(tmp_path: Path) -> None:

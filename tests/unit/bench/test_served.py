@@ -52,6 +52,14 @@ def test_the_draft_server_starts_untrained_and_is_shared() -> None:
     assert {arm.server for arm in LINEUP.arms[3:]} == {"draft"}
 
 
+def test_with_the_same_history_all_servers_but_the_fresh_pod_s_answer_the_traffic_first(tmp_path: Path) -> None:
+    lineup = with_controller(lineup_of(CHECKPOINTS[-1:], (4,)), CHECKPOINTS, DraftSpec(), tmp_path)
+    assert lineup.experienced == ("ngram-4", "controlled-1", "controlled-2")
+    same = dataclasses.replace(lineup, same_history=True)
+    assert same.experienced == ("off", "ngram-4", "draft", "controlled-1", "controlled-2")
+    assert [arm.name for arm in same.arms if arm.server == "draft"] == ["EAGLE-3 after 19.9k"], "so it never swaps"
+
+
 def test_further_shapes_have_servers_of_their_own_and_the_last_draft() -> None:
     lineup = lineup_of(CHECKPOINTS, (4,), [parse_shape(text) for text in ("3", "5", "2x3x8")])
     assert [arm.name for arm in lineup.arms[-3:]] == [

@@ -129,7 +129,7 @@ async def test_every_arm_is_asked_the_same_prompts_and_each_draft_under_its_own_
     learned = [[100 + number] for number in range(10)]
     async with Servers(EngineSet(SPEC, tmp_path), lineup.servers, WARM, 8) as running:
         await running.learn_checksums(lineup.arms)
-        await running.feed(lineup.with_corpus, learned)
+        await running.feed(lineup.experienced, learned)
         measured = await measure(running, plan, prompts, lambda tokens: " ".join(map(str, tokens)))
     assert FakeProcess.started == dict(lineup.servers)
     assert sorted(FakeProcess.stopped) == sorted(engines)
