@@ -31,6 +31,7 @@ class SurvivalRates:
         self._positions = tuple(positions)
         groups = max(self._positions) + 1
         self._prior = prior
+        # Each group's prior since observations of the group were first forgotten.
         self._own_priors: list[float | None] = [None] * groups
         self._successes = [0.0] * groups
         self._trials = [0.0] * groups
