@@ -55,15 +55,10 @@ class SurvivalRates:
 
         Otherwise each rate would return to its prior, which is low. A good source that is seldom used would seem bad.
         """
-        left, prior, scale = exp(-by), self._prior, self._scale
-        for group, (successes, trials) in enumerate(zip(self._successes, self._trials, strict=True)):
-            if (own := self._own_priors[group]) is not None:
-                prior = own
-            weight = trials / scale + PRIOR_WEIGHT
-            rate = (successes / scale + PRIOR_WEIGHT * prior) / weight
+        left = exp(-by)
+        for group, (prior, rate, trials) in enumerate(self._by_group()):
             if trials:
-                self._own_priors[group] = rate + left * (prior * trials - successes) / scale / weight
-            prior = rate
+                self._own_priors[group] = rate + left * (prior - rate)
         self.fade(by)
 
     def add(self, accepted: int, proposed: int) -> None:
@@ -78,14 +73,20 @@ class SurvivalRates:
 
     def rates(self, z: float = 0.0) -> list[float]:
         """The rate by position. ``z`` standard errors above the estimate, or below where ``z`` is negative."""
-        by_group = list[float]()
-        prior, scale = self._prior, self._scale
+        by_group = [
+            wilson_bound(rate, trials + UNKNOWN_WEIGHT, z) if z else rate for _, rate, trials in self._by_group()
+        ]
+        return [by_group[group] for group in self._positions]
+
+    def _by_group(self) -> list[tuple[float, float, float]]:
+        """Prior, rate and weight of the observations of each group."""
+        found, prior, scale = list[tuple[float, float, float]](), self._prior, self._scale
         for successes, trials, own in zip(self._successes, self._trials, self._own_priors, strict=True):
             prior = prior if own is None else own
-            weight = trials / scale + PRIOR_WEIGHT
-            prior = (successes / scale + PRIOR_WEIGHT * prior) / weight
-            by_group.append(wilson_bound(prior, trials / scale + UNKNOWN_WEIGHT, z) if z else prior)
-        return [by_group[group] for group in self._positions]
+            rate = (successes / scale + PRIOR_WEIGHT * prior) / (trials / scale + PRIOR_WEIGHT)
+            found.append((prior, rate, trials / scale))
+            prior = rate
+        return found
 
 
 def wilson_bound(rate: float, weight: float, z: float) -> float:

@@ -6,7 +6,7 @@ of its own per source, because one request copies its prompt while another one b
 Invariants:
 - The model knows rounds, not time. Evidence fades with the proposals that were seen since, and more slowly with the
   rounds that went by without any. So a source that nobody tries any more becomes uncertain again, and is tried again.
-  Its rates stay, because a good source that is seldom tried must not seem bad.
+  Once it was tried often enough, its rates stay, because a good source that is seldom tried must not seem bad.
 - A request begins with the odds that recent requests ended with. A few proposals move the odds little.
 - A draft is judged by its own proposals only. A version that serves again, after a rollback or in a measurement's next
   round, has the rates that it had.
@@ -142,6 +142,7 @@ class _SourceRates:
         """Whether any token was ever accepted."""
         self._round = 0
         self._proposals = 0
+        """Proposals seen so far."""
         self._curves: dict[tuple[int, float], Curve] = {}
         self._by_z: dict[float, list[float]] = {}
 
@@ -152,7 +153,7 @@ class _SourceRates:
         """Learn from a round's proposals: the odds, the accepted and the proposed tokens of each."""
         mean = self.rates(0.0)
         used = min(len(proposals) / MEMORY_PROPOSALS, 1 / LEAST_MEMORY_ROUNDS)
-        self._rest(max(0, now - self._round - 1))
+        self._discount_idle(max(0, now - self._round - 1))
         self._rates.fade(1 / MEMORY_ROUNDS + used)
         self._round = now
         self._proposals += len(proposals)
@@ -169,11 +170,11 @@ class _SourceRates:
     def age(self, now: int) -> None:
         """Reduce the weight of evidence for the rounds that went by without a proposal."""
         if now - self._round >= AGING_ROUNDS:
-            self._rest(now - self._round)
+            self._discount_idle(now - self._round)
             self._round = now
             self._forget_curves()
 
-    def _rest(self, rounds: int) -> None:
+    def _discount_idle(self, rounds: int) -> None:
         """Reduce the weight of evidence for rounds without a proposal.
 
         The rates stay once enough was seen. Before, they return to the prior, or luck would last for long.
