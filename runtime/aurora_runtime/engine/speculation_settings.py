@@ -13,6 +13,7 @@ from typing import Final
 from pydantic import Field
 
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
+from aurora_protocol.draft_records import INITIAL_VERSION
 from aurora_protocol.record import Record
 from aurora_runtime.engine.arms import Arm, arms_within
 from aurora_runtime.engine.speculation_flags import RoundController
@@ -46,6 +47,10 @@ class SpeculationSettings(Record):
         description="Device memory for the target's hidden states of tokens that the draft has not processed yet. None:"
         " enough for 256 tokens of every running request, and at most 2 GiB, or one page of 32 tokens for each running"
         " request where that is more.",
+    )
+    untrained_version: int | None = Field(
+        default=None,
+        description="The version whose draft guesses nothing, so that rounds and prefills leave it out. None: none.",
     )
     fixed_arms: tuple[str, ...] = Field(
         default=(),
@@ -89,5 +94,7 @@ def controller_of(
         lookup=draft.lookup,
         traffic_key=traffic_key.hex(),
         shares=shares,
+        # A lineage that a published head began may have the head as its first version.
+        untrained_version=INITIAL_VERSION if draft.initial is None else None,
     )
     return round_controller(settings, folder / "adaptive-steps.json")

@@ -48,6 +48,10 @@ CALLS: Final[tuple[Call | Name, ...]] = (
         "sglang.srt.speculative.eagle_info.EagleDraftExtendInput",
         names=("hidden_states", "num_tokens_per_req", "num_tokens_for_logprob_per_req"),
     ),
+    Call(
+        "sglang.srt.speculative.eagle_info.EagleDraftInput",
+        names=("bonus_tokens", "num_tokens_per_req", "num_tokens_for_logprob_per_req"),
+    ),
     Call("sglang.srt.speculative.adaptive_runtime_state.AdaptiveController._activate", ("self", None)),
     *(Call(f"{_CONTEXT}.get_{name}") for name in ("context", "parallel", "schedule", "serving", "spec")),
     Name(f"{_BATCH}.CaptureHiddenMode.LAST"),
@@ -104,6 +108,7 @@ def worker_hooks(settings: SpeculationSettings) -> tuple[Hook, ...]:
         RoundReport(PodFolder(Path(settings.state_folder)), settings.boot, policy, longest),
         refuse=lambda reason: refuse(settings, reason),
         read_version=lambda: str(get_serving().weight_version),
+        runs_draft=lambda version: settings.untrained_version is None or version != str(settings.untrained_version),
     )
     around = HookKind.AROUND
     return (
@@ -113,6 +118,7 @@ def worker_hooks(settings: SpeculationSettings) -> tuple[Hook, ...]:
         Hook(f"{_WORKER}.on_verify_complete_cpu", hooks.around_verify_complete, around),
         Hook(f"{_WORKER}.verify", hooks.around_verify, around),
         Hook(f"{_DRAFT_WORKER}.draft", hooks.around_draft, around),
+        Hook(f"{_DRAFT_WORKER}._draft_extend_for_prefill", hooks.around_prefill_extend, around),
         Hook(f"{_DRAFT_WORKER}._draft_extend_for_decode", hooks.around_extend, around),
         Hook("sglang.srt.mem_cache.common.release_kv_cache", hooks.around_release, around),
         Hook("sglang.srt.managers.overlap_utils.decide_needs_cpu_seq_lens", hooks.around_cpu_lengths, around),

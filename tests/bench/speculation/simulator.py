@@ -139,6 +139,7 @@ def play(
     reports_unplayed_lookup: bool = True,
     behind: bool = False,
     untrained_rounds: int = 0,
+    runs_untrained: bool = True,
 ) -> Iterator[PlayedRound]:
     """The rounds until the traffic ends and a place becomes free.
 
@@ -148,6 +149,8 @@ def play(
         behind: whether rounds are decided without the results of the round before (``rounds_behind.py``).
         untrained_rounds: rounds in which a draft serves that guesses nothing. Then the draft of the traffic is swapped
             in, and the running requests go on.
+        runs_untrained: whether the former draft processes prompts. If not, the requests of that time go without any
+            draft.
     """
     waiting = iter(traffic)
     load, running, begun = load_of(concurrency), list[_Running](), 0
@@ -159,7 +162,8 @@ def play(
             if (following := next(waiting, None)) is None:
                 observations.settle()
                 return
-            running.append(_Running(f"r{begun}", following))
+            drafts = runs_untrained or number >= untrained_rounds
+            running.append(_Running(f"r{begun}", following, pending=0 if drafts else CANNOT_DRAFT))
             begun += 1
         outlooks = [r.late_outlook() if behind else r.outlook() for r in running]
         decision = policy.choose(outlooks)

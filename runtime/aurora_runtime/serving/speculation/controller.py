@@ -191,17 +191,20 @@ class Controller:
         return [self._values.draft_curve(o, z) for o in outlooks]
 
     def _tokens(self, lookup: list[Curve], draft: list[Curve]) -> list[float]:
-        """Expected tokens of a round by arm, bonus tokens included."""
-        size = len(lookup)
+        """Expected tokens of a round by arm, bonus tokens included. 0 for the draft's arms if no request can draft."""
+        size, can_draft = len(lookup), self._can_draft and any(curve[-1] > 0.0 for curve in draft)
         if size == 1:
             without: Sequence[float] = lookup[0]
-            with_draft: Sequence[float] = list(map(max, lookup[0], draft[0])) if self._can_draft else without
+            with_draft: Sequence[float] = list(map(max, lookup[0], draft[0])) if can_draft else without
         else:
             without = list(map(sum, zip(*lookup, strict=True)))
             with_draft = without
-            if self._can_draft:
+            if can_draft:
                 with_draft = list(map(sum, zip(*_better(lookup, draft), strict=True)))
-        return [size + (with_draft[steps] if drafts else without[steps]) for _, steps, drafts in self._shapes]
+        return [
+            size + (with_draft[steps] if drafts else without[steps]) if can_draft or not drafts else 0.0
+            for _, steps, drafts in self._shapes
+        ]
 
     def _milliseconds(self, outlooks: Sequence[RequestOutlook]) -> Sequence[float]:
         """Expected time of a round by arm. The draft's catch-up is written off over several rounds.

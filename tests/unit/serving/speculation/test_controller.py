@@ -85,6 +85,14 @@ def test_a_request_that_the_draft_cannot_serve_gets_no_chain() -> None:
     assert decision.sources == (Source.DRAFT, Source.NONE)
 
 
+@pytest.mark.parametrize("before", [0, 200], ids=["a fresh pod", "a draft that was always right"])
+@pytest.mark.parametrize(("match", "lookup"), [(0, 0), (8, 7)], ids=["no lookup", "lookup that is always right"])
+def test_no_round_drafts_while_no_request_can(before: int, match: int, lookup: int) -> None:
+    c, outlook = controller(), RequestOutlook("b", match, 7 if match else 0, CANNOT_DRAFT)
+    play(c, NO_MATCH, before, draft=5)
+    assert not any(d.arm.drafts for d in play(c, outlook, 400, lookup=lookup))
+
+
 def test_a_round_that_explores_the_draft_lets_it_propose_although_lookup_is_expected_to_be_better() -> None:
     short_match = RequestOutlook("a", lookup_match=2, lookup_length=7, pending=0)
     explored = next(d for d in play(controller(), short_match, 200, lookup=1) if d.explores and d.arm.drafts)

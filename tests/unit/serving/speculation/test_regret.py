@@ -141,16 +141,28 @@ def test_after_a_change_the_best_speed_is_back_within_100_rounds(
         pytest.param(16, gpu_milliseconds, 512, 0.75, OF_BEST_LATE, id="16 very long answers on a GPU"),
     ],
 )
+@pytest.mark.parametrize("runs_former", [True, False], ids=["after a draft that guesses nothing", "after none"])
 def test_a_better_draft_is_used_after_a_swap_under_steady_load(
-    concurrency: int, costs: CostTable, answer_tokens: int, known: float, least: float
+    concurrency: int, costs: CostTable, answer_tokens: int, known: float, least: float, runs_former: bool
 ) -> None:
-    """Every running request is late, so the first trial of the draft has a long catch-up."""
+    """Every running request is late, so the first trial of the draft has a long catch-up.
+
+    If no draft was run before, no running request can draft.
+    """
     kind, rounds_in_all = replace(PROSE, known=known, answer_tokens=answer_tokens), ROUNDS_UNTIL_SWAP + 1200
     for seed in range(4):
         traffic = generate(kind, concurrency * (5 + 3 * rounds_in_all // answer_tokens), seed)
         best = best_fixed_arm(traffic[-20 * concurrency :], concurrency, costs)
         controller, noise = new_controller(seed), new_noise(seed)
-        rounds = play(controller, traffic, concurrency, costs, noise, untrained_rounds=ROUNDS_UNTIL_SWAP)
+        rounds = play(
+            controller,
+            traffic,
+            concurrency,
+            costs,
+            noise,
+            untrained_rounds=ROUNDS_UNTIL_SWAP,
+            runs_untrained=runs_former,
+        )
         after = list(itertools.islice(rounds, ROUNDS_UNTIL_SWAP, rounds_in_all))
         assert best.arm.drafts
         assert speed(after[ROUNDS_TO_FIND_A_DRAFT:]) >= least * best.speed, seed

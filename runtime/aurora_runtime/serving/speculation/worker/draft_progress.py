@@ -140,10 +140,16 @@ class DraftProgress:
                 progress.length = length + count + 1
                 progress.under_way = max(0, progress.under_way - width)
 
-    def prefilled(self, reqs: Sequence[Any]) -> None:
-        """SGLang ran the draft over all tokens of these requests."""
+    def prefilled(self, reqs: Sequence[Any], *, drafted: bool) -> None:
+        """SGLang prefilled these requests or a chunk of them. ``drafted``: the draft processed the tokens, too.
+
+        A request with an earlier chunk that the draft did not process goes without the draft, also after this chunk.
+        """
         for req in reqs:
-            self._forget(req.rid)
+            if not drafted:
+                self._start_again(req.rid, req.kv.req_pool_idx, pending=CANNOT_DRAFT)
+            elif self.pending(req.rid) != CANNOT_DRAFT:
+                self._forget(req.rid)
 
     def ends(self, draft_worker: Any, batch: Any, req: Any, row: int, *, cached: bool) -> bool:
         """A request leaves the engine. Returns whether the draft ran. ``cached``: the prefix cache keeps its KV."""

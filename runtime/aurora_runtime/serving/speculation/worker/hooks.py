@@ -13,6 +13,7 @@ Invariants:
 - With several tensor-parallel ranks, an error in lookup that not all of them have is raised, and so is a lack of memory
   for the draft. Otherwise this rank would propose different tokens, or the other ranks would wait for it for ever.
 - A drafting round starts from a draft KV cache without gaps, for every request that the draft can serve.
+- An untrained draft processes no prompt. So the requests of these prompts go without the draft, also after a swap.
 
 Under overlap scheduling a round is decided either with the last round's tokens, for which the host waits
 (``early_results.py``), or without them (``behind/rounds_behind.py``). The second was never run on a GPU.
@@ -55,7 +56,8 @@ class WorkerHooks:
 
     Args:
         refuse: is told why the engine cannot be controlled. The hooks then leave every round to SGLang.
-        read_version: returns the draft's version.
+        read_version: returns the draft's version. All tensor-parallel ranks have the same one in each forward pass.
+        runs_draft: whether the draft of this version is worth running.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class WorkerHooks:
         *,
         refuse: Callable[[str], None],
         read_version: Callable[[], str],
+        runs_draft: Callable[[str], bool],
     ) -> None:
         self._settings = settings
         self._longest = max(arm.steps for arm in settings.arms)
@@ -73,6 +76,7 @@ class WorkerHooks:
         self._report = report
         self._refuse = refuse
         self._read_version = read_version
+        self._runs_draft = runs_draft
         self._learning = GuardedLearning(policy, report)
         self._observer = RoundObserver(self._learning)  # until the engine's start shows which clock is right
         self._control: EngineControl | None = None
@@ -106,7 +110,7 @@ class WorkerHooks:
             else:
                 control.behind.prefill_begins(batch.reqs)
             result = original(worker, batch, *args, **kwargs)
-            control.progress.prefilled(batch.reqs)
+            control.progress.prefilled(batch.reqs, drafted=self._runs_draft(self._read_version()))
             return result
         control.batch = batch
         self._round = current = self._next_round(control, batch)
@@ -288,6 +292,22 @@ class WorkerHooks:
 
     # the draft -------------------------------------------------------------------------------------------------------
 
+    def around_prefill_extend(
+        self,
+        original: Original,
+        draft_worker: Any,
+        batch: Any,
+        target_hidden_states: Any,
+        next_token_ids: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Around ``EagleDraftWorker._draft_extend_for_prefill``: leaves out a draft that is not worth running."""
+        idle = batch.forward_mode.is_idle()
+        if self._control is None or idle or self._runs_draft(self._read_version()):
+            return original(draft_worker, batch, target_hidden_states, next_token_ids, *args, **kwargs)
+        return draft_input_without_draft(draft_worker, next_token_ids)
+
     def around_draft(self, original: Original, draft_worker: Any, batch: Any, *, with_topology: bool = False) -> Any:
         """Around ``EagleDraftWorker.draft``: proposes from the decided sources."""
         current = self._round
@@ -329,6 +349,15 @@ def round_observer(learning: Learner, device: torch.device | str, overlaps: bool
     if overlaps and torch.device(device).type == "cuda":
         return RoundObserver(learning, DeviceClock(device), rounds_late=1)
     return RoundObserver(learning)
+
+
+def draft_input_without_draft(draft_worker: Any, next_token_ids: torch.Tensor) -> Any:
+    """The next draft input of B prompts that the draft did not process. next_token_ids: [B]."""
+    from sglang.srt.speculative.eagle_info import EagleDraftInput
+
+    draft_input = EagleDraftInput(bonus_tokens=next_token_ids, num_tokens_per_req=1, num_tokens_for_logprob_per_req=1)
+    fill_draft_start(draft_worker, draft_input, len(next_token_ids))
+    return draft_input
 
 
 def fill_draft_start(draft_worker: Any, draft_input: Any, requests: int) -> None:

@@ -33,6 +33,8 @@ from tests.unit.serving.speculation.worker.fake_engine import PROMPT_TOKENS, VOC
 SETTINGS = SpeculationSettings(state_folder="/state", boot="b", draft_steps=3, lookup_steps=5)
 ROWS = 4
 BUFFER = BufferShape(ROWS, widest=6, width=1, dtype=torch.float32, request_tokens=15, page_tokens=3)
+UNTRAINED = "0"
+"""The version of the draft that is not run."""
 ARMS = ["off", "lookup-2", "lookup-5", "draft-1", "draft-3", "union-3"]
 
 
@@ -114,7 +116,12 @@ class ControlledEngine:
         self.report = RoundReport(PodFolder(Path("/state")), "b", self.policy, longest=5)
         self.version = "1"
         self.hooks = WorkerHooks(
-            SETTINGS, self.policy, self.report, refuse=pytest.fail, read_version=lambda: self.version
+            SETTINGS,
+            self.policy,
+            self.report,
+            refuse=pytest.fail,
+            read_version=lambda: self.version,
+            runs_draft=lambda version: version != UNTRAINED,
         )
         overlaps, behind = schedule is not Schedule.IN_TURN, schedule is Schedule.BEHIND
         self.engine = FakeEngine(
@@ -163,5 +170,6 @@ class ControlledEngine:
             patch.setattr(draft_progress, "draft_contexts", lambda _: contextlib.nullcontext())
             patch.setattr(hooks, "lookup_verify_input", self.engine.lookup_verify_input)
             patch.setattr(hooks, "fill_draft_start", lambda *_: None)
+            patch.setattr(hooks, "draft_input_without_draft", lambda *_: None)
             self.engine.run(requests)
         return requests

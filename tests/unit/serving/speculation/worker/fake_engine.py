@@ -70,8 +70,7 @@ class RunningRequest(FakeRequest):
     row: int = 0
     max_tokens: int = 12
     length: int = 0  # committed tokens in the target's KV cache
-    drafted: int = 0  # positions that the draft has processed, without a gap
-    kv: Any = None
+    drafted: int = 0  # positions that the draft has processed, without a gap. -1: it did not process the prompt
     skip_radix_cache_insert: bool = False
 
     def token(self, position: int) -> int:
@@ -104,6 +103,7 @@ class FakeEngine:
     steps: int = 0
     rounds: int = 0
     catch_ups: int = 0
+    draft_prefills: int = 0
 
     def __post_init__(self) -> None:
         self.worker = SimpleNamespace()
@@ -138,15 +138,21 @@ class FakeEngine:
         req.is_retracted = False
         req.kv = SimpleNamespace(holds_kv=True, req_pool_idx=req.row)
         batch = SimpleNamespace(forward_mode=forward_mode(extend=True), is_extend_in_batch=True, reqs=[req])
+        req.length, req.drafted = len(req.origin_input_ids) + len(req.output_ids), -1
         self.hooks.around_forward(self._forward_prefill, self.worker, batch)
-        req.length = req.drafted = len(req.origin_input_ids) + len(req.output_ids)
         self.running.append(req)
         return [req], [[req.token(req.length)]], None
 
-    def _forward_prefill(self, *_: Any) -> None:
+    def _forward_prefill(self, _: Any, batch: Any) -> None:
         self.device.run(PREFILL)
         self.device.publish()
+        self.hooks.around_prefill_extend(self._draft_prefill, None, batch, None, None)
+
+    def _draft_prefill(self, _: Any, batch: Any, *__: Any) -> None:
         self.device.run(DRAFT_PREFILL)
+        self.draft_prefills += len(batch.reqs)
+        for req in batch.reqs:
+            req.drafted = req.length
 
     def _decode(self) -> Any:
         self.rounds += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from aurora_runtime.engine.arms import Arm, Source
@@ -30,6 +31,7 @@ class FakeRequest:
     is_retracted: bool = False
     finished_len: int | None = None  # tokens of the answer up to its stop, once that is known
     sampling_params: FakeSampling = field(default_factory=FakeSampling)
+    kv: Any = field(default_factory=lambda: SimpleNamespace(holds_kv=True, req_pool_idx=0))
 
     def finished(self) -> bool:
         return self.ended

@@ -102,8 +102,28 @@ def test_requests_that_are_not_behind_keep_their_start(rig: Rig) -> None:
 def test_a_prefill_processes_everything(rig: Rig) -> None:
     req = FakeRequest("r")
     rig.run(a_round([req], OFF), [0])
-    rig.progress.prefilled([req])
+    rig.progress.prefilled([req], drafted=True)
     assert rig.progress.pending("r") == 0
+
+
+def test_a_prompt_that_the_draft_did_not_process_goes_without_the_draft_to_its_end(rig: Rig) -> None:
+    every, req = len(rig.buffer._free), FakeRequest("r")
+    rig.progress.prefilled([req], drafted=False)
+    rig.run(a_round([req], OFF), [0])
+    rig.run(a_round([req], DRAFT, lengths=[11]), [0])
+    assert rig.passes == []
+    assert len(rig.buffer._free) == every, "nothing is kept for it"
+    assert rig.progress.pending("r") == CANNOT_DRAFT
+    rig.progress.ends(None, None, req, 0, cached=True)
+    rig.progress.prefilled([req], drafted=True)
+    assert rig.progress.pending("r") == 0, "it was retracted, and the draft processed all of it"
+
+
+def test_a_prompt_of_which_the_draft_lacks_a_chunk_goes_without_the_draft(rig: Rig) -> None:
+    req = FakeRequest("r")
+    rig.progress.prefilled([req], drafted=False)
+    rig.progress.prefilled([req], drafted=True)
+    assert rig.progress.pending("r") == CANNOT_DRAFT
 
 
 def test_a_draft_that_is_not_in_use_gives_up_a_request_with_a_full_buffer(rig: Rig) -> None:
@@ -116,7 +136,8 @@ def test_a_draft_that_is_not_in_use_gives_up_a_request_with_a_full_buffer(rig: R
     rig.run(a_round([req], DRAFT), [0])
     assert rig.passes == []
     assert rig.progress.pending("r") == CANNOT_DRAFT, "its draft KV cache keeps a gap"
-    rig.progress.prefilled([req])
+    rig.progress.ends(None, None, req, 0, cached=False)
+    rig.progress.prefilled([req], drafted=True)
     assert rig.progress.pending("r") == 0, "a retracted request is prefilled again"
 
 
@@ -161,7 +182,7 @@ def test_requests_that_left_hold_no_pages(rig: Rig) -> None:
     rig.run(a_round(reqs, OFF), [0] * 4)
     assert len(rig.buffer._free) == every - 3
     rig.progress.ends(None, None, reqs[0], 0, cached=False)
-    rig.progress.prefilled([reqs[1]])
+    rig.progress.prefilled([reqs[1]], drafted=True)
     rig.progress.before_draft(
         None, SimpleNamespace(spec_info=draft_input(1)), a_round([reqs[2]], DRAFT, lengths=[11], rows=[2])
     )

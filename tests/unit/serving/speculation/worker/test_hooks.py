@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.draft import LookupScope
+from aurora_runtime.engine.arms import Source
 from aurora_runtime.held_out_split import is_held_out, prompt_hash
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.serving.speculation.lookup_seed import encode_seed
@@ -29,6 +30,7 @@ from tests.unit.serving.speculation.worker.controlled_engine import (
     BUFFER,
     ROWS,
     SETTINGS,
+    UNTRAINED,
     ControlledEngine,
     Schedule,
 )
@@ -224,6 +226,39 @@ def test_the_policy_hears_of_the_former_drafts_rounds_before_the_next_draft_serv
     assert device.waits == 1, "for the end of the former draft's last round"
 
 
+@given(
+    arms=st.lists(st.sampled_from(ARMS), min_size=1, max_size=8),
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=ROWS),
+    schedule=st.sampled_from(Schedule),
+    seed=st.integers(0, 99),
+    rounds_until_swap=st.sampled_from([0, 1, 3, 10, 1000]),
+)
+def test_an_untrained_draft_is_not_run_and_requests_that_it_did_not_process_go_without_a_draft(
+    arms: list[str], lengths: list[int], schedule: Schedule, seed: int, rounds_until_swap: int
+) -> None:
+    """The engine itself checks that no draft starts from a prompt that it has not processed."""
+    controlled = ControlledEngine(arms, schedule, seed=seed, retract_share=0.1)
+    controlled.version, policy, choose = UNTRAINED, controlled.policy, controlled.policy.choose
+    prefills_before = list[int]()
+
+    def swap(outlooks: Sequence[RequestOutlook]) -> Decision:
+        if len(policy.decisions) == rounds_until_swap:
+            prefills_before.append(controlled.engine.draft_prefills)
+            controlled.version = "1"
+        return choose(outlooks)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy, "choose", swap)
+        controlled.run(lengths)
+    assert prefills_before in ([0], []), "no prompt was processed before the swap"
+    if not prefills_before:
+        assert controlled.engine.draft_prefills == 0
+        assert all(Source.DRAFT not in decision.sources for decision in policy.decisions)
+    assert controlled.control.progress._requests == {}
+    assert len(controlled.buffer._free) * BUFFER.page_tokens == controlled.buffer.slots
+    assert controlled.report.errors == 0
+
+
 @pytest.mark.parametrize(("device", "overlaps", "late"), [("cuda", True, 1), ("cuda", False, 0), ("cpu", True, 0)])
 def test_the_device_times_rounds_where_it_works_off_a_queue(device: str, overlaps: bool, late: int) -> None:
     observer = round_observer(FixedArms(["off"]), device, overlaps)
@@ -240,10 +275,12 @@ def test_without_control_every_round_is_sglangs_own() -> None:
     worker_hooks.around_verify_complete(lambda *_, **__: calls.append("complete"), None, [1])
     worker_hooks.around_draft(lambda *_, **__: calls.append("draft"), None, None)
     worker_hooks.around_verify(lambda *_: calls.append("verify"), None, None)
+    prefill = SimpleNamespace(forward_mode=SimpleNamespace(is_idle=lambda: False))
+    worker_hooks.around_prefill_extend(lambda *_: calls.append("prefill"), None, prefill, None, None)
     worker_hooks.around_extend(lambda *_: calls.append("extend"), None, None, None)
     worker_hooks.around_release(lambda *_, **__: calls.append("release"), None, None, checkpoint=True)
     assert worker_hooks.around_cpu_lengths(lambda _: False, ()) is False
-    assert calls == ["forward", "activate", "complete", "draft", "verify", "extend", "release"]
+    assert calls == ["forward", "activate", "complete", "draft", "verify", "prefill", "extend", "release"]
 
 
 @pytest.mark.parametrize("key", [b"", b"the key of the traces"])
