@@ -1,12 +1,14 @@
 """The speculation worker in a real server: no decision changes an answer, and the draft misses nothing.
 
 Everything computes in fp32, so that answers and proposals can be compared for equality. The server takes fixed arms in
-turn. First every round drafts, which gives the reference. Then off, lookup and draft alternate.
+turn. First every round drafts, which gives the reference. Then off, lookup and draft alternate. A second server begins
+with a draft that it does not run.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -81,7 +83,17 @@ class Controlled:
 @pytest.fixture(scope="module")
 def controlled(plain: PlainAnswers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controlled]:
     """The server starts after the one of `plain` has ended."""
-    folder, target = tmp_path_factory.mktemp("state"), ensure_model()
+    arms = ("draft-3",) * REFERENCE_ROUNDS + ALTERNATING * 200
+    with controlled_server(tmp_path_factory.mktemp("state"), arms) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def controlled_server(
+    folder: Path, arms: tuple[str, ...], *, untrained_version: int | None = None
+) -> Iterator[Controlled]:
+    """A server with version 0 of a draft."""
+    target = ensure_model()
     draft = write_random_draft(folder / "draft", target, seed=3, scale=0.05)
     other = write_repeating_draft(folder / "other", target)
     settings = SpeculationSettings(
@@ -90,7 +102,8 @@ def controlled(plain: PlainAnswers, tmp_path_factory: pytest.TempPathFactory) ->
         draft_steps=STEPS,
         lookup_steps=5,
         lookup=LookupScope.REQUEST,
-        fixed_arms=("draft-3",) * REFERENCE_ROUNDS + ALTERNATING * 200,
+        untrained_version=untrained_version,
+        fixed_arms=arms,
     )
     capture = CaptureSettings(state_folder=str(folder), lineage=1, pod="pod", boot="boot", shard_seconds=0.2)
     controller = round_controller(settings, folder / "adaptive.json")
@@ -147,17 +160,18 @@ def proposals(trace: RequestTrace) -> dict[int, list[int]]:
 
 
 def test_a_swap_while_rounds_alternate_changes_no_answer(controlled: Controlled, plain: PlainAnswers) -> None:
-    async def swap() -> None:
-        async with open_session() as session:
-            await DraftSwap(SGLangClient(session, controlled.server.url)).load(FetchedDraft(controlled.other_draft, 1))
-
     with ThreadPoolExecutor(4) as clients:
         running = [clients.submit(controlled.ask, prompt) for prompt in token_prompts()]
         time.sleep(0.3)
-        asyncio.run(swap())
+        asyncio.run(swap(controlled))
         assert [answer.result() for answer in running] == plain.tokens
     asyncio.run(flush_cache(controlled.server))  # the cached prompts were processed by the former draft
     assert [controlled.ask(prompt) for prompt in token_prompts()] == plain.tokens
+
+
+async def swap(controlled: Controlled) -> None:
+    async with open_session() as session:
+        await DraftSwap(SGLangClient(session, controlled.server.url)).load(FetchedDraft(controlled.other_draft, 1))
 
 
 async def flush_cache(server: Server) -> None:
@@ -178,3 +192,26 @@ def test_the_report_counts_rounds_by_arm_and_tokens_by_source(controlled: Contro
     log = (controlled.folder / "log").read_text(errors="replace")
     assert "Switch adaptive runtime state: steps 0" not in log
     assert json.loads((controlled.folder / "capture.json").read_text())["hookErrors"] == 0
+
+
+def test_a_draft_that_has_not_learned_is_not_run_until_another_is_swapped_in(
+    plain: PlainAnswers, tmp_path: Path
+) -> None:
+    with controlled_server(tmp_path, ("draft-3", "lookup-5", "off"), untrained_version=0) as controlled:
+        with ThreadPoolExecutor(4) as clients:
+            before = list(clients.map(controlled.ask, token_prompts()))
+            assert before == plain.tokens
+            time.sleep(1.5)
+            state = controlled.state()
+            assert state.rounds_by_arm["draft-3"] > 5
+            assert state.draft.proposed == 0
+            assert state.lookup.proposed > 0
+            running = [clients.submit(controlled.ask, prompt) for prompt in token_prompts()]
+            time.sleep(0.3)
+            asyncio.run(swap(controlled))
+            assert [answer.result() for answer in running] == plain.tokens
+            asyncio.run(flush_cache(controlled.server))
+            assert list(clients.map(controlled.ask, token_prompts())) == plain.tokens
+        time.sleep(1.5)
+        assert controlled.state().draft.accepted > 5, "the draft after the swap repeats tokens"
+        assert controlled.state().errors == 0
