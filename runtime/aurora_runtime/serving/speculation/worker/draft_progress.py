@@ -1,15 +1,12 @@
 """How far the draft has processed each request, and when it catches up.
 
 Catching up costs a small share of what the target paid for the same tokens, but at high load this share counts. So the
-draft catches up before it proposes, and otherwise only while it is in use: when a request has its share of the buffer,
-and when a request ends, so that the prefix cache offers a later request a draft KV cache without gaps. While the draft
-is not in use, requests end with gaps, and one that outgrows the buffer cannot use the draft until it ends. Answers
-never depend on it; the draft's proposals behind such a prefix are worse.
+draft catches up before it proposes, and otherwise only while it is in use and a request has its share of the buffer.
+While the draft is not in use, a request that outgrows the buffer cannot use the draft until it ends. Answers never
+depend on it.
 
-Limit: under overlap scheduling, so on every GPU, requests end with gaps even while the draft is in use. When the host
-learns of an end, a round with the request is in flight, and the request's row is given to another request before the
-draft could use the row again. So in a chat the draft's proposals suffer from those parts of earlier answers that rounds
-without the draft made.
+Limit: requests end with gaps, which the prefix cache keeps. So in a chat the draft's proposals suffer from those parts
+of earlier answers that rounds without the draft made.
 
 Invariants: a request's pending tokens are exactly the committed tokens behind its draft KV cache, or it CANNOT_DRAFT.
 Only running requests hold pages of the buffer.
@@ -149,26 +146,17 @@ class DraftProgress:
             if not drafted:
                 self._start_again(req.rid, req.kv.req_pool_idx, pending=CANNOT_DRAFT)
             elif self.pending(req.rid) != CANNOT_DRAFT:
-                self._forget(req.rid)
+                self.ended(req.rid)
 
-    def ends(self, draft_worker: Any, batch: Any, req: Any, row: int, *, cached: bool) -> bool:
-        """A request leaves the engine. Returns whether the draft ran. ``cached``: the prefix cache keeps its KV."""
-        progress = self._requests.get(req.rid)
-        runs = progress is not None and progress.pending > 0 and cached and self.in_use
-        if progress is not None and runs:
-            with draft_contexts(draft_worker):
-                self._process(draft_worker, batch, [LateRequest(req, row, progress.length, progress.pending)])
-        self._forget(req.rid)
-        return runs
+    def ended(self, rid: str) -> None:
+        """A request leaves the engine. The prefix cache may keep its KV, and the draft's with gaps."""
+        if (progress := self._requests.pop(rid, None)) is not None:
+            self._buffer.release(progress.row)
 
     def _of(self, req: Any, row: int) -> _Progress:
         if (progress := self._requests.get(req.rid)) is None:
             progress = self._requests[req.rid] = _Progress(row)
         return progress
-
-    def _forget(self, rid: str) -> None:
-        if (progress := self._requests.pop(rid, None)) is not None:
-            self._buffer.release(progress.row)
 
     def _start_again(self, rid: str, row: int, *, pending: int) -> None:
         """A request has no pending tokens any more, or CANNOT_DRAFT."""

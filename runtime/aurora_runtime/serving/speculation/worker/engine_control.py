@@ -33,7 +33,6 @@ class EngineControl:
         overlaps: whether a round is launched before the scheduler has processed the one before.
         can_run_behind: whether a round may also be decided without the results of the one before.
         behind: decides rounds in that way; None where SGLang waits for the results anyway.
-        batch: the last batch, which lends its common parts to passes of the draft between rounds.
         results: the last round's tokens, under overlap scheduling.
     """
 
@@ -57,7 +56,6 @@ class EngineControl:
         self.overlaps = is_overlapping()
         self.can_run_behind = can_run_behind(worker, settings.lookup)
         self.behind: RoundsBehind | None = None
-        self.batch: Any = None
         self.results: EarlyResults | None = None
 
     def activate(self, steps: int) -> None:

@@ -112,7 +112,6 @@ class WorkerHooks:
             result = original(worker, batch, *args, **kwargs)
             control.progress.prefilled(batch.reqs, drafted=self._runs_draft(self._read_version()))
             return result
-        control.batch = batch
         self._round = current = self._next_round(control, batch)
         if control.progress.round_begins(control.draft_worker, batch, current):
             self._interrupted(control)
@@ -144,12 +143,7 @@ class WorkerHooks:
         """Around ``release_kv_cache``: a request leaves the engine, for good or to be prefilled again."""
         control = self._control
         if control is not None:
-            if req.kv.holds_kv:
-                # Under overlap scheduling a round with this request is in flight, so the draft cannot use its row.
-                cached = checkpoint and not req.skip_radix_cache_insert and not control.overlaps
-                row = req.kv.req_pool_idx
-                if control.progress.ends(control.draft_worker, control.batch, req, row, cached=cached):
-                    self._interrupted(control)
+            control.progress.ended(req.rid)
             control.texts.ended(req)
             self._report.request_ended(req.rid)
             if control.behind is None:

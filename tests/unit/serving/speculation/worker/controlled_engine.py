@@ -147,7 +147,6 @@ class ControlledEngine:
             overlaps=overlaps,
             can_run_behind=behind,
             behind=None,
-            batch=None,
             results=None,
             activate=self.engine.activate,
         )

@@ -114,7 +114,7 @@ def test_a_prompt_that_the_draft_did_not_process_goes_without_the_draft_to_its_e
     assert rig.passes == []
     assert len(rig.buffer._free) == every, "nothing is kept for it"
     assert rig.progress.pending("r") == CANNOT_DRAFT
-    rig.progress.ends(None, None, req, 0, cached=True)
+    rig.progress.ended(req.rid)
     rig.progress.prefilled([req], drafted=True)
     assert rig.progress.pending("r") == 0, "it was retracted, and the draft processed all of it"
 
@@ -136,7 +136,7 @@ def test_a_draft_that_is_not_in_use_gives_up_a_request_with_a_full_buffer(rig: R
     rig.run(a_round([req], DRAFT), [0])
     assert rig.passes == []
     assert rig.progress.pending("r") == CANNOT_DRAFT, "its draft KV cache keeps a gap"
-    rig.progress.ends(None, None, req, 0, cached=False)
+    rig.progress.ended(req.rid)
     rig.progress.prefilled([req], drafted=True)
     assert rig.progress.pending("r") == 0, "a retracted request is prefilled again"
 
@@ -181,27 +181,12 @@ def test_requests_that_left_hold_no_pages(rig: Rig) -> None:
     reqs[3].ended = True
     rig.run(a_round(reqs, OFF), [0] * 4)
     assert len(rig.buffer._free) == every - 3
-    rig.progress.ends(None, None, reqs[0], 0, cached=False)
+    rig.progress.ended(reqs[0].rid)
     rig.progress.prefilled([reqs[1]], drafted=True)
     rig.progress.before_draft(
         None, SimpleNamespace(spec_info=draft_input(1)), a_round([reqs[2]], DRAFT, lengths=[11], rows=[2])
     )
     assert len(rig.buffer._free) == every
-
-
-@pytest.mark.parametrize(("used", "cached", "passes"), [(True, True, 1), (True, False, 0), (False, True, 0)])
-def test_a_request_that_ends_leaves_no_gap_in_the_prefix_cache_of_a_draft_in_use(
-    rig: Rig, used: bool, cached: bool, passes: int
-) -> None:
-    req = FakeRequest("r")
-    if used:
-        rig.run(a_round([req], DRAFT), [0])
-    rig.run(a_round([req], LOOKUP, lengths=[11]), [2])
-    assert rig.progress.ends(None, None, req, 0, cached=cached) is (passes == 1)
-    assert [(late[0].length, late[0].pending, tokens) for late, tokens in rig.passes] == [
-        (14, 3, [100, 101, 102])
-    ] * passes
-    assert rig.progress.pending("r") == 0
 
 
 def test_a_request_whose_length_is_not_what_its_rounds_add_up_to_is_given_up(rig: Rig) -> None:
@@ -216,7 +201,7 @@ def test_a_round_after_a_requests_last_one_is_ignored(rig: Rig) -> None:
     """Under overlap scheduling it was launched before the request's end was known."""
     req = FakeRequest("r")
     rig.run(a_round([req], OFF, lengths=[10]), [0])
-    rig.progress.ends(None, None, req, 0, cached=False)
+    rig.progress.ended(req.rid)
     req.ended = True
     rig.run(a_round([req], OFF, lengths=[11]), [0])
     assert rig.progress.pending("r") == 0
