@@ -101,14 +101,14 @@ def worker_hooks(settings: SpeculationSettings) -> tuple[Hook, ...]:
         policy = FixedArms(settings.fixed_arms)
     else:
         policy = Controller(settings.arms, ControllerSettings(), random.Random(settings.boot))  # noqa: S311 - no secret
-    longest = max(arm.steps for arm in settings.arms)
+    longest, untrained = max(arm.steps for arm in settings.arms), settings.untrained_version
     hooks = WorkerHooks(
         settings,
         policy,
         RoundReport(PodFolder(Path(settings.state_folder)), settings.boot, policy, longest),
         refuse=lambda reason: refuse(settings, reason),
         read_version=lambda: str(get_serving().weight_version),
-        runs_draft=lambda version: settings.untrained_version is None or version != str(settings.untrained_version),
+        runs_draft=None if untrained is None else lambda version: version != str(untrained),
     )
     around = HookKind.AROUND
     return (

@@ -194,7 +194,7 @@ def test_the_report_counts_rounds_by_arm_and_tokens_by_source(controlled: Contro
     assert json.loads((controlled.folder / "capture.json").read_text())["hookErrors"] == 0
 
 
-def test_a_draft_that_has_not_learned_is_not_run_until_another_is_swapped_in(
+def test_a_draft_that_has_not_learned_proposes_nothing_until_another_is_swapped_in(
     plain: PlainAnswers, tmp_path: Path
 ) -> None:
     with controlled_server(tmp_path, ("draft-3", "lookup-5", "off"), untrained_version=0) as controlled:

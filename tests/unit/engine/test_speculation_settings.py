@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, PublishedHead
 from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS, SPECULATION_VARIABLE, Eagle3
-from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS, SpeculationSettings, round_controller
+from aurora_runtime.engine.speculation_settings import (
+    LOOKUP_STEPS,
+    SpeculationSettings,
+    controller_of,
+    round_controller,
+)
 
 
 def settings(**changes: object) -> SpeculationSettings:
@@ -41,3 +46,11 @@ def test_a_controlled_engine_has_the_draft_of_the_spec_and_states_for_rounds(tmp
 
 def test_the_baseline_ngram_verifies_as_many_tokens_as_the_widest_round_of_lookup() -> None:
     assert NGRAM_TOKENS == LOOKUP_STEPS + 1
+
+
+@pytest.mark.parametrize(("head", "untrained"), [(None, 0), (PublishedHead(model="somebody/head"), None)])
+def test_the_first_version_is_not_run_unless_it_may_be_a_published_head(
+    tmp_path: Path, head: PublishedHead | None, untrained: int | None
+) -> None:
+    variables = controller_of(DraftSpec(initial=head), tmp_path, "b").environment()
+    assert SpeculationSettings.from_json(variables[SPECULATION_VARIABLE]).untrained_version == untrained

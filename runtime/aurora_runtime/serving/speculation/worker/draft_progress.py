@@ -8,8 +8,8 @@ depend on it.
 Limit: requests end with gaps, which the prefix cache keeps. So in a chat the draft's proposals suffer from those parts
 of earlier answers that rounds without the draft made.
 
-Invariants: a request's pending tokens are exactly the committed tokens behind its draft KV cache, or it CANNOT_DRAFT.
-Only running requests hold pages of the buffer.
+Invariants: a request's pending tokens are exactly the committed tokens that the draft lacks behind what the prefix
+cache held, or the request CANNOT_DRAFT. Only running requests hold pages of the buffer.
 """
 
 from __future__ import annotations

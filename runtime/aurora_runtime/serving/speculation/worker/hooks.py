@@ -12,8 +12,10 @@ Invariants:
   because SGLang's state may then be half changed.
 - With several tensor-parallel ranks, an error in lookup that not all of them have is raised, and so is a lack of memory
   for the draft. Otherwise this rank would propose different tokens, or the other ranks would wait for it for ever.
-- A drafting round starts from a draft KV cache without gaps, for every request that the draft can serve.
-- An untrained draft processes no prompt. So the requests of these prompts go without the draft, also after a swap.
+- A drafting round starts from a draft KV cache without gaps behind what the prefix cache held, for every request that
+  the draft can serve.
+- An untrained draft processes no prompt and proposes nothing. The requests of these prompts go without a draft to their
+  end, also after a swap.
 
 Under overlap scheduling a round is decided either with the last round's tokens, for which the host waits
 (``early_results.py``), or without them (``behind/rounds_behind.py``). The second was never run on a GPU.
@@ -29,7 +31,7 @@ import torch
 
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.serving.speculation.lookup_index import Proposal
-from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
+from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, Decision, RequestOutlook
 from aurora_runtime.serving.speculation.worker.behind.device_clock import DeviceClock
 from aurora_runtime.serving.speculation.worker.behind.rounds_behind import RoundsBehind
 from aurora_runtime.serving.speculation.worker.early_results import start_copy
@@ -56,8 +58,8 @@ class WorkerHooks:
 
     Args:
         refuse: is told why the engine cannot be controlled. The hooks then leave every round to SGLang.
-        read_version: returns the draft's version. All tensor-parallel ranks have the same one in each forward pass.
-        runs_draft: whether the draft of this version is worth running.
+        read_version: returns the draft's version. After a load that failed on some ranks the ranks have different ones.
+        runs_draft: whether the draft of this version is worth running. None: every draft is.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class WorkerHooks:
         *,
         refuse: Callable[[str], None],
         read_version: Callable[[], str],
-        runs_draft: Callable[[str], bool],
+        runs_draft: Callable[[str], bool] | None = None,
     ) -> None:
         self._settings = settings
         self._longest = max(arm.steps for arm in settings.arms)
@@ -77,6 +79,7 @@ class WorkerHooks:
         self._refuse = refuse
         self._read_version = read_version
         self._runs_draft = runs_draft
+        self._prefill_drafts = True
         self._learning = GuardedLearning(policy, report)
         self._observer = RoundObserver(self._learning)  # until the engine's start shows which clock is right
         self._control: EngineControl | None = None
@@ -109,8 +112,9 @@ class WorkerHooks:
                 self._prefill_begins(control, batch.reqs)
             else:
                 control.behind.prefill_begins(batch.reqs)
+            self._prefill_drafts = self._agreed_to_draft(control)
             result = original(worker, batch, *args, **kwargs)
-            control.progress.prefilled(batch.reqs, drafted=self._runs_draft(self._read_version()))
+            control.progress.prefilled(batch.reqs, drafted=self._prefill_drafts)
             return result
         self._round = current = self._next_round(control, batch)
         if control.progress.round_begins(control.draft_worker, batch, current):
@@ -231,6 +235,12 @@ class WorkerHooks:
         decision = self._decide(outlooks) if control.ranks.decides else None
         return control.ranks.agree(decision, len(outlooks), lookup_failed=lookup_failed)
 
+    def _agreed_to_draft(self, control: EngineControl) -> bool:
+        """Whether the draft processes the prompts of a prefill, which is a pass of all ranks: rank 0 says so."""
+        if self._runs_draft is None:
+            return True
+        return bool(control.ranks.share(b"1" if self._runs_draft(self._read_version()) else b""))
+
     def _decide(self, outlooks: Sequence[RequestOutlook]) -> Decision:
         try:
             version = self._read_version()
@@ -240,6 +250,8 @@ class WorkerHooks:
                 self._version = version
                 if self._control is not None and self._control.behind is not None:
                     self._control.behind.draft_changed()
+            if self._runs_draft is not None and not self._runs_draft(version):  # requests of a former draft go on
+                outlooks = [outlook._replace(pending=CANNOT_DRAFT) for outlook in outlooks]
             return self._policy.choose(outlooks)
         except Exception:  # a wrong choice costs time; an exception here would end the scheduler
             self._report.count_error()
@@ -297,8 +309,7 @@ class WorkerHooks:
         **kwargs: Any,
     ) -> Any:
         """Around ``EagleDraftWorker._draft_extend_for_prefill``: leaves out a draft that is not worth running."""
-        idle = batch.forward_mode.is_idle()
-        if self._control is None or idle or self._runs_draft(self._read_version()):
+        if self._control is None or self._prefill_drafts or batch.forward_mode.is_idle():
             return original(draft_worker, batch, target_hidden_states, next_token_ids, *args, **kwargs)
         return draft_input_without_draft(draft_worker, next_token_ids)
 

@@ -116,7 +116,7 @@ def test_a_prompt_that_the_draft_did_not_process_goes_without_the_draft_to_its_e
     assert rig.progress.pending("r") == CANNOT_DRAFT
     rig.progress.ended(req.rid)
     rig.progress.prefilled([req], drafted=True)
-    assert rig.progress.pending("r") == 0, "it was retracted, and the draft processed all of it"
+    assert rig.progress.pending("r") == 0, "it was retracted and is prefilled again"
 
 
 def test_a_prompt_of_which_the_draft_lacks_a_chunk_goes_without_the_draft(rig: Rig) -> None:

@@ -258,6 +258,37 @@ def test_an_untrained_draft_is_not_run_and_requests_that_it_did_not_process_go_w
     assert controlled.report.errors == 0
 
 
+@pytest.mark.parametrize("schedule", Schedule)
+def test_after_a_roll_back_to_the_untrained_draft_no_round_drafts(schedule: Schedule) -> None:
+    controlled = ControlledEngine(["draft-3"], schedule)
+    policy, choose = controlled.policy, controlled.policy.choose
+
+    def roll_back(outlooks: Sequence[RequestOutlook]) -> Decision:
+        if len(policy.decisions) == 4:
+            controlled.version = UNTRAINED  # read before the next decision
+        return choose(outlooks)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy, "choose", roll_back)
+        controlled.run([40, 40])
+    drafted = [Source.DRAFT in decision.sources for decision in policy.decisions]
+    assert drafted == [True] * 5 + [False] * (len(drafted) - 5)
+    assert len(drafted) > 10
+
+
+@pytest.mark.parametrize("version", [UNTRAINED, "1"])
+@pytest.mark.parametrize("of_rank_0", [b"", b"1"])
+def test_rank_0_says_whether_the_draft_processes_a_prompt(
+    version: str, of_rank_0: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load may fail on one rank only. A rank alone in the draft's pass would wait for the others for ever."""
+    controlled = ControlledEngine(["off"], Schedule.IN_TURN)
+    controlled.version = version
+    monkeypatch.setattr(controlled.control.ranks, "share", lambda _: of_rank_0)
+    controlled.run([3])
+    assert controlled.engine.draft_prefills == len(of_rank_0)
+
+
 @pytest.mark.parametrize(("device", "overlaps", "late"), [("cuda", True, 1), ("cuda", False, 0), ("cpu", True, 0)])
 def test_the_device_times_rounds_where_it_works_off_a_queue(device: str, overlaps: bool, late: int) -> None:
     observer = round_observer(FixedArms(["off"]), device, overlaps)

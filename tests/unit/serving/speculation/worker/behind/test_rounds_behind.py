@@ -118,7 +118,7 @@ def test_another_rank_with_the_same_decisions_runs_the_same_passes(
         assert len(agreed.sources) == requests
         return agreed
 
-    second.control.ranks = SimpleNamespace(decides=False, is_single=False, agree=agree)
+    second.control.ranks = SimpleNamespace(decides=False, is_single=False, agree=agree, share=lambda _: b"1")
     second.run(lengths)
     assert (second.engine.rounds, second.engine.catch_ups) == (first.engine.rounds, first.engine.catch_ups)
     assert next(decisions, None) is None
@@ -137,7 +137,9 @@ def test_an_error_of_the_device_lookup_costs_proposals_of_a_single_rank_and_ends
     assert controlled.report.errors == 1, "lookup stays off after the first error"
     assert controlled.report.state().lookup.proposed == 0
     several = ControlledEngine(["lookup-5"], Schedule.BEHIND)
-    several.control.ranks = SimpleNamespace(decides=True, is_single=False, agree=lambda decision, _, **__: decision)
+    several.control.ranks = SimpleNamespace(
+        decides=True, is_single=False, agree=lambda decision, _, **__: decision, share=bytes
+    )
     with pytest.raises(RuntimeError, match="several ranks"):
         several.run([30])
 
