@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,15 @@ class Controlled:
 
     def state(self) -> SpeculationState:
         return SpeculationState.from_json((self.folder / "speculation.json").read_bytes())
+
+    def state_once(self, holds: Callable[[SpeculationState], bool]) -> SpeculationState:
+        """The engine's report, which it writes every second, once ``holds`` holds of it."""
+        deadline = time.monotonic() + 60
+        while not holds(state := self.state()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the report stayed {state}")
+            time.sleep(0.1)
+        return state
 
     def traces(self, answers: list[list[int]]) -> dict[tuple[int, ...], list[RequestTrace]]:
         """All traces by their tokens, once there are as many as ``answers``."""
@@ -201,17 +210,12 @@ def test_a_draft_that_has_not_learned_proposes_nothing_until_another_is_swapped_
         with ThreadPoolExecutor(4) as clients:
             before = list(clients.map(controlled.ask, token_prompts()))
             assert before == plain.tokens
-            time.sleep(1.5)
-            state = controlled.state()
-            assert state.rounds_by_arm["draft-3"] > 5
+            state = controlled.state_once(lambda s: s.rounds_by_arm.get("draft-3", 0) > 5 and s.lookup.proposed > 0)
             assert state.draft.proposed == 0
-            assert state.lookup.proposed > 0
             running = [clients.submit(controlled.ask, prompt) for prompt in token_prompts()]
             time.sleep(0.3)
             asyncio.run(swap(controlled))
             assert [answer.result() for answer in running] == plain.tokens
             asyncio.run(flush_cache(controlled.server))
             assert list(clients.map(controlled.ask, token_prompts())) == plain.tokens
-        time.sleep(1.5)
-        assert controlled.state().draft.accepted > 5, "the draft after the swap repeats tokens"
-        assert controlled.state().errors == 0
+        assert controlled.state_once(lambda s: s.draft.accepted > 5).errors == 0  # its draft repeats tokens
