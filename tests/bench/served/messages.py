@@ -20,9 +20,9 @@ MIXED: Final = ("json", "docstrings", "sql", "prose")
 """The kinds of requests that ``mixed`` shuffles and ``turns`` has in turn, each as often as the others."""
 TURN_MESSAGES: Final = 20
 """Messages of one kind that ``turns`` has in a row: those of one round at concurrency 1 and 4."""
-RESERVED_MESSAGES: Final = {"json": 640, "docstrings": 160, "prose": 640, "mixed": 320, "turns": 320}
+RESERVED_MESSAGES: Final = {"json": 2880, "docstrings": 160, "prose": 640, "mixed": 1280, "turns": 1280}
 """Messages for measurements. The standard library has too few functions for more requests for docstrings."""
-MAX_MESSAGES: Final = 4000
+MAX_MESSAGES: Final = 6000
 """A limit, because all domains but docstrings could generate messages without end."""
 
 
