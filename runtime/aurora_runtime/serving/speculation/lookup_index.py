@@ -4,7 +4,9 @@ Text that is copied or repeated needs no draft model: the best guess for the nex
 tokens the last time. This module neither imports torch nor reads a clock.
 
 Invariants:
-- A proposal is a verbatim continuation: its first token followed the matched suffix in some text that is kept.
+- A proposal is a verbatim continuation: its first token followed the matched suffix in some text that is kept. Where
+  that text ends because its request is running, the proposal goes on with the lookup of that request, if as many
+  tokens match there.
 - With the scope Request no proposal ever depends on the tokens of another request, with the scope Off there is none.
 - No proposal comes from a request that may not be shared, except for this request itself.
 - The same calls give the same proposals in every process, because tensor-parallel ranks each have an index.
@@ -59,6 +61,7 @@ class _Text:
         slots: where the suffixes of its end are looked up. None: not computed since it grew. The suffixes that are
             looked up before a token are those that the token follows. So a request that is answered from the spaces in
             which it is put needs no other slots.
+        ended: whether its request left the engine.
     """
 
     number: int
@@ -67,6 +70,7 @@ class _Text:
     salts: tuple[int, ...]
     salts_to_read: tuple[int, ...]
     slots: Slots | None = None
+    ended: bool = False
 
     @property
     def first_place(self) -> int:
@@ -150,6 +154,7 @@ class LookupIndex:
         """Stop a request. A text that is shared remains for other requests."""
         if (text := self._running.pop(rid, None)) is None:
             return
+        text.ended = True
         if text.shared:
             self._ended.append(text)
             self._evict()
@@ -161,14 +166,18 @@ class LookupIndex:
 
         The latest occurrence is taken. Of equally long matches the request's own text goes before the others'.
         """
-        if (text := self._running.get(rid)) is None or count < 1:
+        if (text := self._running.get(rid)) is None or count < 1 or (match := self._latest(text)) is None:
             return _NOTHING
-        if text.slots is None:
-            text.slots = self._table.slots_of(text.tokens, len(text.tokens), text.salts_to_read)
-        for order, place in self._table.find(text.slots):
-            if found := self._occurrence(text, order, place):
-                return self._proposal(text, *found, order, count)
-        return _NOTHING
+        source, position, order = match
+        tokens = self._continuation(text, *match, count)
+        if self._vocabulary_size is not None:
+            for index, token in enumerate(tokens):
+                if not 0 <= token < self._vocabulary_size:
+                    del tokens[index:]
+                    break
+        if not tokens:
+            return _NOTHING
+        return Proposal(tuple(tokens), _match_length(text.tokens, source.tokens, position, order))
 
     def _add(self, tokens: Sequence[int], *, shared: bool) -> _Text:
         self._last_number += 1
@@ -180,6 +189,15 @@ class LookupIndex:
         self._tokens += len(tokens)
         self._table.put_range(text.tokens, 1, len(tokens), spaces, text.first_place)
         return text
+
+    def _latest(self, text: _Text) -> tuple[_Text, int, int] | None:
+        """Text, position and length of the latest occurrence of the longest suffix of ``text`` that occurred before."""
+        if text.slots is None:
+            text.slots = self._table.slots_of(text.tokens, len(text.tokens), text.salts_to_read)
+        for order, place in self._table.find(text.slots):
+            if found := self._occurrence(text, order, place):
+                return *found, order
+        return None
 
     def _occurrence(self, text: _Text, order: int, place: int) -> tuple[_Text, int] | None:
         """The text and position of ``place``, if the last ``order`` tokens of ``text`` really stand before it."""
@@ -194,20 +212,24 @@ class LookupIndex:
             return None
         return source, position
 
-    def _proposal(self, text: _Text, source: _Text, position: int, order: int, count: int) -> Proposal:
-        tokens = list(source.tokens[position : position + count])
-        if source is text:  # a repetition: what follows the end of the text is the proposal itself
-            period = len(tokens)
-            while len(tokens) < count:
-                tokens.append(tokens[-period])
-        if self._vocabulary_size is not None:
-            for index, token in enumerate(tokens):
-                if not 0 <= token < self._vocabulary_size:
-                    del tokens[index:]
-                    break
-        if not tokens:
-            return _NOTHING
-        return Proposal(tuple(tokens), _match_length(text.tokens, source.tokens, position, order))
+    def _continuation(self, text: _Text, source: _Text, position: int, order: int, count: int) -> list[int]:
+        """At most ``count`` tokens, of which the first stands at ``position`` of ``source``, behind ``order`` matches.
+
+        Requests that resemble each other and run together are a few tokens apart. So the latest occurrence is often the
+        end of another request, which has few tokens to offer. The tokens that lookup proposes to that request come
+        next. Fewer matching tokens than ``order`` would propose worse tokens than the match promises.
+        """
+        tokens = source.tokens[position : position + count].tolist()
+        while len(tokens) < count:
+            if source is text:  # a repetition: what follows the end of the text is the proposal itself
+                period = len(text.tokens) - position
+                tokens += [tokens[i % period - period] for i in range(count - len(tokens))]
+            elif source.ended or (match := self._latest(source)) is None or match[2] < order:
+                break
+            else:
+                text, (source, position, _) = source, match
+                tokens += source.tokens[position : position + count - len(tokens)]
+        return tokens
 
     def _evict(self) -> None:
         while self._tokens > self._max_tokens and self._ended:

@@ -105,26 +105,29 @@ class SpeculatorScope(RuleBasedStateMachine):
 
     @invariant()
     def a_proposal_continues_a_kept_text(self) -> None:
-        sources = [*self.naive.ended, *self.naive.running.values()]
         for rid, own in self.naive.running.items():
             proposal = self.index.propose(rid, 5)
             if proposal == NOTHING:
                 continue
             assert len(proposal.tokens) <= 5
             assert all(0 <= token < 3 for token in proposal.tokens)
-            matched = own[len(own) - proposal.match_length :]
-            assert any(
-                text[place : place + proposal.match_length] == matched
-                and continues(text, place + proposal.match_length, proposal.tokens)
-                for text in sources
-                for place in range(len(text) - proposal.match_length)
-            )
+            assert self.follows(own, proposal.match_length, list(proposal.tokens))
 
+    def follows(self, own: list[int], matching: int, proposed: list[int]) -> bool:
+        """Whether ``proposed`` followed the last ``matching`` tokens of ``own`` in a text.
 
-def continues(text: list[int], place: int, proposed: tuple[int, ...]) -> bool:
-    """Whether ``proposed`` stands at ``place``, where the end of ``text`` is continued by the proposal."""
-    longer = text[place:] + list(proposed)
-    return longer[: len(proposed)] == list(proposed)
+        Behind the end of a running text, the rest must have followed the last tokens of that text.
+        """
+        matched, ended = own[len(own) - matching :], len(self.naive.ended)
+        for number, text in enumerate([*self.naive.ended, *self.naive.running.values()]):
+            for place in range(matching, len(text)):
+                if text[place - matching : place] != matched:
+                    continue
+                offered = (text[place:] + proposed if text is own else text[place:])[: len(proposed)]
+                rest = proposed[len(offered) :]
+                if offered == proposed[: len(offered)] and (not rest or (number >= ended and self.follows(text, 1, rest))):
+                    return True
+        return False
 
 
 TestSpeculatorScope = SpeculatorScope.TestCase
@@ -166,6 +169,39 @@ def test_a_running_answer_is_found_by_others() -> None:
     index.extend("a", range(100, 110))
     index.begin("b", [105, 106])
     assert index.propose("b", 2) == Proposal((107, 108), 2)
+
+
+def test_where_a_running_answer_ends_the_proposal_goes_on_with_the_lookup_of_that_answer() -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 1000)
+    index.begin("earlier", range(100, 110))
+    index.end("earlier")
+    for rid, known in (("ahead", 4), ("one ahead", 3), ("behind", 2)):
+        index.begin(rid, range(100, 100 + known))
+    assert index.propose("behind", 1) == Proposal((102,), 2), "the latest occurrence, one token before its end"
+    assert index.propose("behind", 20) == Proposal(tuple(range(102, 110)), 2)
+
+
+def test_a_proposal_ends_with_the_answer_that_ended() -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 1000)
+    index.begin("earlier", [1, 2, 3, 4])
+    index.begin("later", [7, 2, 3])
+    index.end("later")
+    index.begin("asks", [7, 2])
+    assert index.propose("asks", 9) == Proposal((3,), 2)
+
+
+def test_a_running_answer_that_repeats_itself_lends_its_repetition() -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 1000)
+    index.begin("repeats", [7, 1, 2, 3, 1, 2, 3])
+    index.begin("behind", [2, 3, 1, 2])
+    assert index.propose("behind", 7) == Proposal((3, 1, 2, 3, 1, 2, 3), 4)
+
+
+def test_two_running_answers_that_end_alike_propose_what_they_have() -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 1000)
+    index.begin("a", [5, 1, 2, 8, 1, 2])
+    index.begin("b", [6, 1, 2])
+    assert index.propose("b", 6) == Proposal((8, 1, 2, 8, 1, 2), 2)
 
 
 def test_of_equal_matches_the_own_text_is_taken_and_a_longer_one_goes_first() -> None:
