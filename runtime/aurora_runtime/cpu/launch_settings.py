@@ -16,21 +16,31 @@ STANDIN = Path(__file__).resolve().parent / "standin"
 """The folder whose `sgl_kernel` package stands in for SGLang's unpublished CPU kernels."""
 DEFAULT_KV_TOKENS = 16384
 PREFILL_CHUNK_TOKENS = 2048
+ALLOCATOR_VARIABLE = "GLIBC_TUNABLES"
+ALLOCATOR = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368:glibc.malloc.hugetlb=1"
+"""Lets the engine keep the memory that it freed, in huge pages where the kernel has some.
+
+A round allocates the logits of all its tokens, 38 MB for 192 tokens of a vocabulary of 49,152. By default glibc returns
+so much to the kernel at once, and the kernel fills it with zeros again in the next round.
+"""
 
 
 def environment(base: Mapping[str, str] | None = None, *, threads: int = 1) -> dict[str, str]:
     """The variables to add to a server's environment, for every one of its processes.
 
     Args:
-        base: the environment that will be extended (default: the environment of this process). Its PYTHONPATH is kept.
+        base: the environment that will be extended (default: the environment of this process). Its PYTHONPATH is kept,
+            and so are its settings of the allocator.
         threads: OpenMP threads per process. More than one pays only when cores are otherwise idle.
     """
-    inherited = (os.environ if base is None else base).get("PYTHONPATH", "")
+    base = os.environ if base is None else base
+    inherited = base.get("PYTHONPATH", "")
     entries = [str(STANDIN), *(entry for entry in inherited.split(os.pathsep) if entry and entry != str(STANDIN))]
     return {
         ENGINE_SWITCH: "1",
         "PYTHONPATH": os.pathsep.join(entries),
         "OMP_NUM_THREADS": str(threads),
+        ALLOCATOR_VARIABLE: base.get(ALLOCATOR_VARIABLE, ALLOCATOR),
         # Otherwise SGLang compiles a few tiny functions. Every pod would need a C++ compiler, and half a minute more to
         # start.
         "TORCHDYNAMO_DISABLE": "1",

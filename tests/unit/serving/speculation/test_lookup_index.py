@@ -125,7 +125,9 @@ class SpeculatorScope(RuleBasedStateMachine):
                     continue
                 offered = (text[place:] + proposed if text is own else text[place:])[: len(proposed)]
                 rest = proposed[len(offered) :]
-                if offered == proposed[: len(offered)] and (not rest or (number >= ended and self.follows(text, 1, rest))):
+                if offered == proposed[: len(offered)] and (
+                    not rest or (number >= ended and self.follows(text, 1, rest))
+                ):
                     return True
         return False
 
