@@ -75,13 +75,13 @@ def load_sweep() -> Figure:
     """How fast are pods against no speculation, by requests in flight?"""
     figure, (panel,) = _figure(1, height=3.6)
     rows = [row for row in load("served-speedup")["load"]["rows"] if "against_off" in row]
-    colours = {"NGRAM": RED, "EAGLE-3 untrained": GREY, "EAGLE-3 after": AMBER, "controller": BLUE}
+    colours = {"NGRAM": RED, "EAGLE-3": AMBER, "controller": BLUE}
     for arm in dict.fromkeys(row["arm"] for row in rows):
         colour = next(colour for start, colour in colours.items() if arm.startswith(start))
         chosen = [row for row in rows if row["arm"] == arm]
         at = [row["concurrency"] for row in chosen]
         low, middle, high = ([row["against_off"][key] for row in chosen] for key in ("low", "estimate", "high"))
-        style = ":" if "fresh" in arm else "-"
+        style = ":" if arm == "NGRAM, 12 tokens" else "-"
         panel.plot(at, middle, style, color=colour, marker="o", markersize=4, label=arm.replace("EAGLE-3", "draft"))
         panel.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
     panel.axhline(1, color=GREY, linestyle=":")

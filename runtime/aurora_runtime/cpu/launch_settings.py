@@ -18,10 +18,11 @@ DEFAULT_KV_TOKENS = 16384
 PREFILL_CHUNK_TOKENS = 2048
 ALLOCATOR_VARIABLE = "GLIBC_TUNABLES"
 ALLOCATOR = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368:glibc.malloc.hugetlb=1"
-"""Lets the engine keep the memory that it freed, in huge pages where the kernel has some.
+"""Lets the main thread keep the memory that it freed, and asks for transparent huge pages.
 
-A round allocates the logits of all its tokens, 38 MB for 192 tokens of a vocabulary of 49,152. By default glibc returns
-so much to the kernel at once, and the kernel fills it with zeros again in the next round.
+A round allocates the logits of all its tokens: 38 MB for 192 tokens of a vocabulary of 49,152. By default glibc maps a
+block of more than 32 MiB anew each time, and the kernel fills its pages with zeros in each round. The price: a process
+keeps the most memory that it ever had.
 """
 
 
@@ -30,17 +31,18 @@ def environment(base: Mapping[str, str] | None = None, *, threads: int = 1) -> d
 
     Args:
         base: the environment that will be extended (default: the environment of this process). Its PYTHONPATH is kept,
-            and so are its settings of the allocator.
+            and its GLIBC_TUNABLES go before ours.
         threads: OpenMP threads per process. More than one pays only when cores are otherwise idle.
     """
     base = os.environ if base is None else base
-    inherited = base.get("PYTHONPATH", "")
+    inherited, tunables = base.get("PYTHONPATH", ""), base.get(ALLOCATOR_VARIABLE, "")
     entries = [str(STANDIN), *(entry for entry in inherited.split(os.pathsep) if entry and entry != str(STANDIN))]
     return {
         ENGINE_SWITCH: "1",
         "PYTHONPATH": os.pathsep.join(entries),
         "OMP_NUM_THREADS": str(threads),
-        ALLOCATOR_VARIABLE: base.get(ALLOCATOR_VARIABLE, ALLOCATOR),
+        # glibc takes the last of two values.
+        ALLOCATOR_VARIABLE: tunables if ALLOCATOR in tunables else ":".join(filter(None, (ALLOCATOR, tunables))),
         # Otherwise SGLang compiles a few tiny functions. Every pod would need a C++ compiler, and half a minute more to
         # start.
         "TORCHDYNAMO_DISABLE": "1",

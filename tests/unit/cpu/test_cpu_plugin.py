@@ -28,10 +28,13 @@ def test_the_standin_comes_first_on_pythonpath_and_the_rest_is_kept() -> None:
     assert variables["OMP_NUM_THREADS"] == "2"
 
 
-def test_the_allocator_keeps_its_memory_unless_the_user_has_set_it() -> None:
-    name = launch_settings.ALLOCATOR_VARIABLE
-    assert launch_settings.environment({})[name] == launch_settings.ALLOCATOR
-    assert launch_settings.environment({name: "glibc.malloc.check=1"})[name] == "glibc.malloc.check=1"
+def test_the_allocator_keeps_its_memory_unless_the_user_says_otherwise() -> None:
+    name, ours = launch_settings.ALLOCATOR_VARIABLE, launch_settings.ALLOCATOR
+    variables = launch_settings.environment({})
+    assert variables[name] == ours
+    assert launch_settings.environment(variables)[name] == ours
+    users = {name: "glibc.malloc.mmap_max=9"}
+    assert launch_settings.environment(users)[name] == f"{ours}:glibc.malloc.mmap_max=9", "glibc takes the last value"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")

@@ -4,9 +4,9 @@ Text that is copied or repeated needs no draft model: the best guess for the nex
 tokens the last time. This module neither imports torch nor reads a clock.
 
 Invariants:
-- A proposal is a verbatim continuation: its first token followed the matched suffix in some text that is kept. Where
-  that text ends because its request is running, the proposal goes on with the lookup of that request, if as many
-  tokens match there.
+- The first tokens of a proposal followed the matched suffix in a text that is kept. A running request's text may end
+  before the proposal is full. The proposal then goes on with that request's own lookup, if a suffix at least as long
+  was found there. A proposal ends with the text of a request that ended.
 - With the scope Request no proposal ever depends on the tokens of another request, with the scope Off there is none.
 - No proposal comes from a request that may not be shared, except for this request itself.
 - The same calls give the same proposals in every process, because tensor-parallel ranks each have an index.
@@ -134,8 +134,7 @@ class LookupIndex:
     def seed(self, tokens: Sequence[int]) -> None:
         """Add a text of earlier requests, as if a request had ended. Only the scope Speculator keeps it."""
         if self._scope is LookupScope.SPECULATOR:
-            self._ended.append(self._add(tokens, shared=True))
-            self._evict()
+            self._keep(self._add(tokens, shared=True))
 
     def extend(self, rid: str, tokens: Sequence[int]) -> None:
         """Append tokens that the target committed."""
@@ -154,15 +153,13 @@ class LookupIndex:
         """Stop a request. A text that is shared remains for other requests."""
         if (text := self._running.pop(rid, None)) is None:
             return
-        text.ended = True
         if text.shared:
-            self._ended.append(text)
-            self._evict()
+            self._keep(text)
         else:
             self._forget(text)
 
     def propose(self, rid: str, count: int) -> Proposal:
-        """At most ``count`` tokens that followed the longest suffix of the request that occurred before.
+        """At most ``count`` tokens. The first of them followed the longest suffix of the request that occurred before.
 
         The latest occurrence is taken. Of equally long matches the request's own text goes before the others'.
         """
@@ -213,23 +210,29 @@ class LookupIndex:
         return source, position
 
     def _continuation(self, text: _Text, source: _Text, position: int, order: int, count: int) -> list[int]:
-        """At most ``count`` tokens, of which the first stands at ``position`` of ``source``, behind ``order`` matches.
+        """At most ``count`` tokens from ``position`` of ``source`` on, and then what lookup proposes to ``source``.
 
-        Requests that resemble each other and run together are a few tokens apart. So the latest occurrence is often the
-        end of another request, which has few tokens to offer. The tokens that lookup proposes to that request come
-        next. Fewer matching tokens than ``order`` would propose worse tokens than the match promises.
+        The ``order`` tokens before ``position`` equal the end of ``text``. Similar requests that run together are a few
+        tokens apart, so the latest occurrence is often near the end of another request. A suffix shorter than ``order``
+        ends the proposal, because its tokens are less likely to be right.
         """
-        tokens = source.tokens[position : position + count].tolist()
+        reader, tokens = text, source.tokens[position : position + count].tolist()
         while len(tokens) < count:
-            if source is text:  # a repetition: what follows the end of the text is the proposal itself
-                period = len(text.tokens) - position
+            if source is reader:  # a repetition: what follows the end of the text is the proposal itself
+                period = len(reader.tokens) - position
                 tokens += [tokens[i % period - period] for i in range(count - len(tokens))]
             elif source.ended or (match := self._latest(source)) is None or match[2] < order:
                 break
             else:
-                text, (source, position, _) = source, match
+                reader, (source, position, _) = source, match
                 tokens += source.tokens[position : position + count - len(tokens)]
         return tokens
+
+    def _keep(self, text: _Text) -> None:
+        """Keep a text that will not grow any more."""
+        text.ended = True
+        self._ended.append(text)
+        self._evict()
 
     def _evict(self) -> None:
         while self._tokens > self._max_tokens and self._ended:

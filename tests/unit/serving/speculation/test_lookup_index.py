@@ -92,6 +92,12 @@ class SpeculatorScope(RuleBasedStateMachine):
         if rid in self.naive.running:
             self.naive.running[rid] += tokens
 
+    @rule(tokens=texts)
+    def seed(self, tokens: list[int]) -> None:
+        self.index.seed(tokens)
+        self.naive.ended.append(list(tokens))
+        self.evict()
+
     @rule(rid=st.sampled_from("abc"))
     def end(self, rid: str) -> None:
         self.index.end(rid)
@@ -188,8 +194,29 @@ def test_a_proposal_ends_with_the_answer_that_ended() -> None:
     index.begin("earlier", [1, 2, 3, 4])
     index.begin("later", [7, 2, 3])
     index.end("later")
+    index.seed([8, 2, 3])
     index.begin("asks", [7, 2])
     assert index.propose("asks", 9) == Proposal((3,), 2)
+    index.begin("asks the seed", [8, 2])
+    assert index.propose("asks the seed", 9) == Proposal((3,), 2)
+
+
+def test_a_proposal_does_not_go_on_where_fewer_tokens_match() -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 1000)
+    index.begin("earlier", [9, 3, 4])
+    index.end("earlier")
+    index.begin("ahead", [1, 2, 3])
+    index.begin("behind", [1, 2])
+    assert index.propose("ahead", 9) == Proposal((4,), 1)
+    assert index.propose("behind", 9) == Proposal((3,), 2)
+
+
+def test_a_proposal_does_not_go_on_with_a_private_request() -> None:
+    index = LookupIndex(LookupScope.SPECULATOR, 1000)
+    index.begin("private", [1, 2, 3, 4], may_share=False)
+    index.begin("ahead", [1, 2, 3])
+    index.begin("behind", [1, 2])
+    assert index.propose("behind", 9) == Proposal((3,), 2)
 
 
 def test_a_running_answer_that_repeats_itself_lends_its_repetition() -> None:
