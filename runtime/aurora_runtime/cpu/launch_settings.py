@@ -31,7 +31,7 @@ def environment(base: Mapping[str, str] | None = None, *, threads: int = 1) -> d
 
     Args:
         base: the environment that will be extended (default: the environment of this process). Its PYTHONPATH is kept,
-            and its GLIBC_TUNABLES go before ours.
+            and its GLIBC_TUNABLES overrule ours.
         threads: OpenMP threads per process. More than one pays only when cores are otherwise idle.
     """
     base = os.environ if base is None else base
