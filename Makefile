@@ -52,7 +52,7 @@ integration-engine: env
 	$(PY) -m pytest -q tests/integration/engine
 
 integration-operator: env
-	$(PY) -m pytest -q tests/integration/operator tests/integration/installations tests/integration/chart tests/cluster
+	$(PY) -m pytest -q tests/integration/operator tests/integration/installations tests/integration/chart
 
 integration-data: env
 	$(PY) -m pytest -q tests/integration/training tests/integration/store

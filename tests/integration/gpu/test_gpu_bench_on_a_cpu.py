@@ -13,7 +13,8 @@ from aurora_runtime.kernels.kernel_switch import Kernel
 from tests.bench.gpu import CHECKOUT
 from tests.bench.gpu.parts import environment, parts_of
 from tests.bench.gpu.report import NO_GPU, NO_GPU_HERE
-from tests.unit.bench.test_gpu import NOT_INSTALLED
+
+NOT_INSTALLED = ("pydantic", "safetensors", "sglang", "boto3", "aiohttp", "transformers", "hypothesis")
 
 
 def test_on_a_cpu_kernels_compute_what_torch_computes_and_each_row_says_that_no_gpu_ran_it(tmp_path: Path) -> None:
