@@ -2,8 +2,8 @@
 
 Why: both callers need the same limits and the same typed errors, so one client serves both.
 
-Invariants: a call waits for its turn (:mod:`aurora_protocol.agent_turns`), and then ends within its deadline. A call
-returns a validated record or raises an
+Invariants: at most :data:`MAX_CALLS` calls are under way at a time. A call that has begun ends within its deadline. A
+call returns a validated record or raises an
 :class:`~aurora_protocol.errors.AgentError`. A redirect is not followed, because a pod must not choose which address
 the operator calls. The client never retries. The operator repeats its calls at its next
 reconciliation, and the validator knows best which of its calls may be repeated.
@@ -11,16 +11,23 @@ reconciliation, and the validator knows best which of its calls may be repeated.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
 import aiohttp
 
 from aurora_protocol.agent_api import AGENT_PORT, AgentState, MeasurementRequest, Refusal, SwapRequest, TrialRequest
-from aurora_protocol.agent_turns import AgentTurns
 from aurora_protocol.errors import AgentRefused, AgentUnreachable, Fenced, InvalidAgentAnswer, InvalidRecord
 
 CALL_SECONDS = 3.0
 """Default deadline of a call, which an agent answers from memory."""
 TRIAL_SECONDS = 900.0
 """Deadline of a trial request: the agent answers after the draft is downloaded, checked and swapped in."""
+MAX_CALLS = 100
+"""Calls under way at a time. An operator that has just started calls the agents of all speculators."""
+TURN_SECONDS = 30.0
+"""Longest wait until one of these calls ends. The wait does not count as the agent's time."""
 MAX_BODY_BYTES = 1 << 20
 MAX_REFUSAL_BYTES = 8192
 MAX_REASON_CHARACTERS = 300
@@ -40,7 +47,7 @@ class AgentClient:
         self._session = session
         self._port = port
         self._call_seconds = call_seconds
-        self._turns = AgentTurns()
+        self._calls = asyncio.Semaphore(MAX_CALLS)
 
     async def state(self, ip: str, token: str) -> AgentState:
         """The state of the pod at ``ip``."""
@@ -70,6 +77,16 @@ class AgentClient:
         )
         return state if status == 200 else None
 
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait until another call may begin. Raises :class:`TimeoutError`."""
+        async with asyncio.timeout(TURN_SECONDS):
+            await self._calls.acquire()
+        try:
+            yield
+        finally:
+            self._calls.release()
+
     async def _call(
         self, method: str, ip: str, path: str, token: str, body: bytes | None = None, *, seconds: float | None = None
     ) -> tuple[int, AgentState]:
@@ -80,7 +97,7 @@ class AgentClient:
         timeout = aiohttp.ClientTimeout(total=seconds or self._call_seconds)
         try:
             async with (
-                self._turns.turn(token, ip),
+                self._turn(),
                 self._session.request(
                     method, url, headers=headers, data=body, timeout=timeout, allow_redirects=False
                 ) as response,

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from aurora_protocol import agent_turns
+from aurora_protocol import agent_client
 from aurora_protocol.agent_api import (
     CaptureCounters,
     EngineMode,
@@ -223,61 +223,11 @@ async def test_the_wait_for_a_turn_does_not_count_as_the_agents_time(
         under_way -= 1
         return web.Response(body=agent("p", 0).to_json())
 
-    monkeypatch.setattr(agent_turns, "MAX_CALLS", 2)
+    monkeypatch.setattr(agent_client, "MAX_CALLS", 2)
     agents = await serve(answer, call_seconds=0.5)
     answers = await asyncio.gather(*(agents.state("127.0.0.1", "secret") for _ in range(16)))
     assert len(answers) == 16, "the last one waited longer than an agent may take"
     assert most == 2
-
-
-async def test_agents_that_do_not_answer_hold_up_no_other_and_are_asked_again(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hangs = True
-
-    async def answer(request: web.Request) -> web.Response:
-        if hangs and request.host.startswith("127.0.0.2"):
-            await asyncio.sleep(5)
-        return web.Response(body=agent("p", 0).to_json())
-
-    monkeypatch.setattr(agent_turns, "MAX_CALLS", 2)
-    monkeypatch.setattr(agent_turns, "MAX_CALLS_TO_SILENT", 1)
-    agents = await serve(answer, call_seconds=0.5)
-    with pytest.raises(AgentUnreachable):
-        await agents.state("127.0.0.2", "secret")
-    silent = [asyncio.create_task(agents.state("127.0.0.2", "secret")) for _ in range(4)]
-    await asyncio.sleep(0.1)
-    async with asyncio.timeout(0.3):
-        await agents.state("127.0.0.1", "secret")
-    outcomes = await asyncio.gather(*silent, return_exceptions=True)
-    assert all(isinstance(outcome, AgentUnreachable) for outcome in outcomes)
-    hangs = False
-    assert (await agents.state("127.0.0.2", "secret")).version == 0
-
-
-async def test_many_agents_of_one_speculator_that_hang_take_no_turns_from_another_speculator(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    well = False
-
-    async def answer(request: web.Request) -> web.Response:
-        if not well or request.headers["Authorization"] == "Bearer hostile":
-            await asyncio.sleep(5)
-        return web.Response(body=agent("p", 0).to_json())
-
-    monkeypatch.setattr(agent_turns, "MAX_CALLS_TO_SILENT", 1)
-    agents = await serve(answer, call_seconds=0.2)
-    for ip, token in (("127.0.0.2", "hostile"), ("127.0.0.3", "secret")):
-        with pytest.raises(AgentUnreachable):
-            await agents.state(ip, token)
-    well = True
-    hostile = [asyncio.create_task(agents.state("127.0.0.2", "hostile")) for _ in range(10)]
-    await asyncio.sleep(0.05)
-    async with asyncio.timeout(1.0):  # ten calls take two seconds
-        assert (await agents.state("127.0.0.3", "secret")).version == 0
-    for task in hostile:
-        task.cancel()
-    await asyncio.gather(*hostile, return_exceptions=True)
 
 
 async def test_a_wait_for_a_turn_has_an_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,8 +235,8 @@ async def test_a_wait_for_a_turn_has_an_end(serve: Serve, monkeypatch: pytest.Mo
         await asyncio.sleep(1)
         return web.Response(body=agent("p", 0).to_json())
 
-    monkeypatch.setattr(agent_turns, "MAX_CALLS", 1)
-    monkeypatch.setattr(agent_turns, "TURN_SECONDS", 0.1)
+    monkeypatch.setattr(agent_client, "MAX_CALLS", 1)
+    monkeypatch.setattr(agent_client, "TURN_SECONDS", 0.1)
     agents = await serve(answer)
     first = asyncio.create_task(agents.state("127.0.0.1", "secret"))
     await asyncio.sleep(0.05)
