@@ -1,4 +1,4 @@
-"""The chart's values and their schema fit each other: every value has a default, a description and a check."""
+"""The chart's values and their schema fit each other: every value has a default and a check."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import pytest
 import yaml
 
 from tests.unit.docs.markdown import ROOT
@@ -50,11 +49,6 @@ def test_the_schema_has_every_value() -> None:
 def test_every_value_of_the_schema_has_a_default() -> None:
     own = {path for path, value in DESCRIBED.items() if not value.shared}
     assert own - set(_paths(VALUES)) == {"global", "enabled"}, "a parent chart sets these two"
-
-
-@pytest.mark.parametrize("path", sorted(DESCRIBED))
-def test_every_value_has_a_description_that_ends_with_a_full_stop(path: str) -> None:
-    assert DESCRIBED[path].schema.get("description", "").endswith("."), path
 
 
 def test_no_section_accepts_an_unknown_value() -> None:

@@ -97,25 +97,3 @@ def test_samples_are_valid(sample: Any) -> None:
     for spec in specs:
         arguments = SpeculatorSpec.model_validate(spec, extra="forbid").serving.extra_args
         assert not argument_faults(arguments)
-
-
-@pytest.mark.parametrize("sample", sorted((ROOT / "docs/samples").rglob("*.yaml")), ids=lambda path: path.name)
-def test_a_sample_has_no_anchor_that_an_edit_could_leave_empty(sample: Any) -> None:
-    """A reader deletes lines. An anchor without its items is null, and so is every alias of it."""
-    tokens = yaml.scan(sample.read_text())
-    assert not any(isinstance(token, yaml.AnchorToken | yaml.AliasToken) for token in tokens)
-
-
-def _has_gpu(container: dict[str, Any]) -> bool:
-    resources = container.get("resources", {})
-    return "nvidia.com/gpu" in resources.get("limits", {}) or "claims" in resources
-
-
-@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.name)
-def test_a_sample_for_gpus_traces_few_requests_and_asks_for_the_disk_that_a_model_needs(sample: Any) -> None:
-    for spec in _resources(sample.read_text()):
-        templates = [spec[part]["template"] for part in ("serving", "training") if "template" in spec.get(part, {})]
-        containers = [c for template in templates for c in template["spec"]["containers"] if _has_gpu(c)]
-        assert all("ephemeral-storage" in c["resources"]["requests"] for c in containers)
-        if containers:
-            assert float(spec["capture"]["sampleRatio"]) <= 0.05

@@ -70,16 +70,6 @@ def test_named_environment_variables_exist(document: Page) -> None:
         assert not {variable for variable in named if variable not in source}, document.name
 
 
-def test_every_failure_mode_names_a_test_that_exists() -> None:
-    rows = [row for row in page("docs/reference/failure-modes.md").table_rows if row[0] != "Failure"]
-    assert len(rows) > 40
-    for row in rows:
-        named = REPOSITORY_PATH.findall(row[-1])
-        assert named, f"no test is named: {row[0]}"
-        for file, name in named:
-            assert f"def {name}(" in (ROOT / file).read_text() if name else (ROOT / file).exists(), f"{file}::{name}"
-
-
 def test_the_command_line_page_lists_every_program_with_options_that_it_has() -> None:
     scripts: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     rows = [row for row in page("docs/reference/cli.md").table_rows if row[0].startswith("`aurora-")]
