@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.generated.registry import FILES
+from tests.generated import dashboard, metrics_page
+from tests.generated.generated_file import GeneratedFile
+
+FILES = (
+    GeneratedFile(metrics_page.PAGE, metrics_page.render_page),
+    GeneratedFile(dashboard.FILE, dashboard.render),
+)
 
 
 def main() -> int:

@@ -61,12 +61,8 @@ def operator_process() -> frozenset[str]:
     }
 
 
-def agent(*, adaptive: bool = True) -> tuple[Exported, ...]:
-    """The agent's metrics, from a state in which every one of them has a value.
-
-    Args:
-        adaptive: whether the engine chooses the shape of its rounds. Otherwise there are fewer metrics.
-    """
+def agent() -> tuple[Exported, ...]:
+    """The agent's metrics, from a state in which every one of them has a value."""
     made = Metrics(spool_limit_bytes=1)
     made.record_swap("success", 0.1)
     counters = SourceCounters(requests=1, proposed_at=(2,), accepted_at=(1,))
@@ -81,7 +77,7 @@ def agent(*, adaptive: bool = True) -> tuple[Exported, ...]:
     )
     state = AgentState(pod="p", boot="b", engine_ready=True, version=1)
     figures = CaptureFigures(losses={"queue": 1}, spool=SpoolState((1,), 1.0, 1))
-    return tuple(_parsed(made.render(state, speculation if adaptive else None, figures).decode()))
+    return tuple(_parsed(made.render(state, speculation, figures).decode()))
 
 
 def _parsed(text: str) -> Iterator[Exported]:

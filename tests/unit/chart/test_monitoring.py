@@ -17,9 +17,8 @@ from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.events import DECISIONS
 from tests.cluster.command import run
 from tests.generated import exported_metrics
-from tests.generated.dashboard_panels import FIXED
 from tests.generated.generated_file import ROOT
-from tests.rig.prometheus.dashboard_queries import DASHBOARD, dashboard_queries
+from tests.rig.prometheus.dashboard_queries import dashboard_queries
 from tests.rig.prometheus.server import promtool
 from tests.unit.chart.promql import named
 
@@ -53,22 +52,6 @@ EXPRESSIONS = [*dashboard_queries(), *((alert["alert"], alert["expr"]) for alert
 IDS = [name for name, _ in EXPRESSIONS]
 
 
-@pytest.mark.parametrize(
-    ("expression", "series", "labels"),
-    [
-        ("absent(up)", {"up"}, set()),
-        ('sum by (a, b) (rate(x_total{c="d",e=~"f|g"}[5m])) > 2.5', {"x_total"}, {"a", "b", "c", "e"}),
-        ("time() - max by (a) (x_seconds) > 9e2", {"x_seconds"}, {"a"}),
-        ("x:y and on (job, pod) z unless w offset 5m", {"x:y", "z", "w"}, {"job", "pod"}),
-        ('histogram_quantile(0.9, sum by (le) (rate(x_bucket{n="$n"}[$__rate_interval])))', {"x_bucket"}, {"le", "n"}),
-    ],
-)
-def test_the_reader_of_expressions_finds_series_and_labels(expression: str, series: set[str], labels: set[str]) -> None:
-    found_series, found_labels = named(expression)
-    assert found_series == series
-    assert found_labels == labels
-
-
 @pytest.mark.parametrize(("name", "expression"), EXPRESSIONS, ids=IDS)
 def test_an_expression_names_only_series_and_labels_that_exist(name: str, expression: str) -> None:
     series, labels = named(expression)
@@ -88,60 +71,13 @@ def test_an_expression_asks_only_for_values_that_labels_take(name: str, expressi
             assert set(text.split("|")) <= VALUES[label], f"{name}: {label}"
 
 
-def test_panels_do_not_overlap_and_each_says_what_it_shows() -> None:
-    taken: set[tuple[int, int]] = set()
-    for panel in DASHBOARD["panels"]:
-        place = panel["gridPos"]
-        cells = {
-            (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
-        }
-        assert not taken & cells, panel["title"]
-        assert place["x"] + place["w"] <= 24
-        taken |= cells
-        assert panel["type"] == "row" or panel["description"].endswith(".")
-    ids = [panel["id"] for panel in DASHBOARD["panels"]]
-    assert len(ids) == len(set(ids))
-
-
-def test_exactly_the_panels_that_ask_for_what_a_fixed_shape_lacks_say_so() -> None:
-    always = {series for metric in exported_metrics.agent(adaptive=False) for series in metric.series}
-    lacking = {series for metric in exported_metrics.agent() for series in metric.series} - always
-    lacking.add("aurora_speculator_saved_seconds_per_day")  # the operator sums the engines' estimates
-    asks = {query.title for query in dashboard_queries() if named(query.expression)[0] & lacking}
-    says = {panel["title"] for panel in DASHBOARD["panels"] if FIXED in panel.get("description", "")}
-    assert says == asks
-    assert len(says) == 7
-
-
-def test_a_state_has_a_color_of_its_own_and_is_no_alarm() -> None:
-    """Some conditions are good while they are True, and others bad."""
-    states = [panel["fieldConfig"]["defaults"] for panel in DASHBOARD["panels"] if panel["type"] == "state-timeline"]
-    assert len(states) == 3
-    for defaults in states:
-        assert defaults["color"] == {"mode": "thresholds"}
-        off, on = defaults["thresholds"]["steps"]
-        assert (off["value"], on["value"]) == (None, 1)
-        assert len({off["color"], on["color"], "green", "red"}) == 4
-
-
-def test_one_panel_compares_the_cost_of_training_with_the_saving() -> None:
-    panel = "Cost of training and saving"
-    asked = [named(query.expression)[0] for query in dashboard_queries() if query.title == panel]
-    figures = ("training_cost_seconds_per_day", "saved_seconds_per_day")
-    assert asked == [{f"aurora_speculator_{figure}"} for figure in figures]
-
-
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
 def test_an_alert_says_what_to_look_at_on_a_page_that_exists(alert: dict[str, Any]) -> None:
     assert alert["labels"]["severity"] in ("warning", "critical")
     notes = alert["annotations"]
-    assert set(notes) == {"summary", "description", "runbook"}
     pages = re.findall(r"docs/[\w/-]+\.md", notes["runbook"])
     assert pages
     assert all((ROOT / page).is_file() for page in pages)
-    assert notes["runbook"].startswith(("Look at", "Raise", "Lower"))
     _, grouped = named(alert["expr"])
     for text in notes.values():
         assert set(re.findall(r"\$labels\.(\w+)", text)) <= grouped, "a label that the alert does not have is empty"

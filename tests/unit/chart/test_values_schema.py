@@ -14,7 +14,9 @@ import pytest
 
 from aurora_operator.operator_config import OperatorConfig
 from aurora_store.policy.address_policy import AddressPolicy
-from tests.generated.chart_readme import CHART
+from tests.generated.generated_file import ROOT
+
+CHART = ROOT / "charts/aurora-operator"
 
 
 @cache

@@ -97,3 +97,9 @@ def test_samples_are_valid(sample: Any) -> None:
     for spec in specs:
         arguments = SpeculatorSpec.model_validate(spec, extra="forbid").serving.extra_args
         assert not argument_faults(arguments)
+
+
+def test_the_example_for_artifact_hub_is_valid() -> None:
+    notes = yaml.safe_load((ROOT / "charts/aurora-operator/Chart.yaml").read_text())["annotations"]
+    (example,) = yaml.safe_load(notes["artifacthub.io/crdsExamples"])
+    SpeculatorSpec.model_validate(example["spec"], extra="forbid")
