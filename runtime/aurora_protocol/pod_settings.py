@@ -10,13 +10,13 @@ admin API and the agent's token come as files.
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from typing import Self
 
 from pydantic import Field
 
-from aurora_api.v1alpha1.capture import CaptureSpec
+from aurora_api.base import Model, Ratio
 from aurora_api.v1alpha1.draft import DraftSpec
-from aurora_api.v1alpha1.limits import RequestLimits
 from aurora_api.v1alpha1.serving import DEFAULT_MAX_RUNNING_REQUESTS, Device
 from aurora_api.v1alpha1.store import Encryption
 from aurora_api.v1alpha1.target import TargetSpec
@@ -81,6 +81,21 @@ class _PodSettings(Record):
         return self.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
 
 
+class StateType(StrEnum):
+    """How a trace stores the target's hidden states. ``Float8`` takes half of the bytes of ``BFloat16``."""
+
+    BFLOAT16 = "BFloat16"
+    FLOAT8 = "Float8"
+
+
+class CaptureOptions(Model):
+    """How a pod traces requests. The resource sets ``sample_ratio``; tests and benches set the rest."""
+
+    sample_ratio: Ratio = Field(default="1", description="Share of the requests that are traced.")
+    shard_seconds: float = Field(default=20, gt=0, description="Longest time that a shard stays open, in seconds.")
+    state_type: StateType = StateType.FLOAT8
+
+
 class ServingSettings(_PodSettings):
     """Settings of the containers ``stage``, ``sglang`` and ``agent`` of an inference pod.
 
@@ -91,13 +106,10 @@ class ServingSettings(_PodSettings):
     name: str
     target: TargetSpec
     draft: DraftSpec
-    capture: CaptureSpec
+    capture: CaptureOptions = Field(default_factory=CaptureOptions)
     device: Device = Device.AUTO
     max_running_requests: int = Field(
         default=DEFAULT_MAX_RUNNING_REQUESTS, ge=1, description="Most requests that the engine answers at a time."
-    )
-    request_limits: RequestLimits = Field(
-        default_factory=RequestLimits, description="What one request may ask of the engine."
     )
     extra_args: list[str] = Field(default_factory=list, description="Further arguments of SGLang.")
     store: StoreSettings

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from aurora_api.v1alpha1.capture import StateType
+from aurora_protocol.pod_settings import StateType
 from aurora_protocol.training_records import MAX_SHAPES, MAX_STEPS, ShapeCounts
 from aurora_runtime.errors import NewerTraceFormat, TraceFormatError
 from aurora_runtime.held_out_split import MAX_MEASURED_PROMPT_TOKENS, is_held_out
@@ -117,7 +117,7 @@ _PACKED, _PACKED_SCALE = "hidden_float8", "hidden_scale"
 MAX_TRACE_ROWS: Final = 1 << 24
 """Most tokens, rounds or nodes of one request."""
 MAX_TOP_TOKENS: Final = 256
-"""Most likely tokens per node, as ``capture.topTokens`` allows."""
+"""Most likely tokens per node, the most that a shard may hold."""
 
 
 def shard_tensors(traces: Sequence[RequestTrace], state_type: StateType = StateType.BFLOAT16) -> dict[str, Tensor]:

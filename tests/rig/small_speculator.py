@@ -66,7 +66,6 @@ def small_speculator(
             "extraArgs": ["--max-total-tokens", "16384", "--context-length", "2048"],
             "template": _template(("sglang",), model, python, CPU.serving),
         },
-        "capture": {"shardSeconds": 10, "shardTokens": 4096},
         "training": {
             # Few, so that the first candidate comes soon. A second one that came before the first is measured, which
             # takes seven minutes on a slow machine, would make an undecided measurement give way.

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from aurora_api.v1alpha1.capture import StateType
+from aurora_protocol.pod_settings import StateType
 from aurora_protocol.training_records import MAX_SHAPES, MAX_STEPS
 from aurora_runtime.errors import TraceFormatError
 from aurora_runtime.packed_states import pack, unpack

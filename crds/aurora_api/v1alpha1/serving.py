@@ -9,7 +9,6 @@ from pydantic import Field
 
 from aurora_api.base import MAX_COUNT, CountOrPercent, Model
 from aurora_api.v1alpha1.cel import at_most, matches, no_flag, rules
-from aurora_api.v1alpha1.limits import RequestLimits
 from aurora_api.v1alpha1.template import PodTemplate, template_field
 
 
@@ -140,7 +139,6 @@ class ServingSpec(Model):
             " between the tokens of an answer. Pods restart one by one when it changes."
         ),
     )
-    request_limits: RequestLimits = Field(default_factory=RequestLimits)
     extra_args: list[Annotated[str, Field(max_length=512)]] = Field(
         default_factory=list,
         max_length=64,

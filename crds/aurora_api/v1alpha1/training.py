@@ -12,7 +12,6 @@ from pydantic import Field, field_validator
 
 from aurora_api.base import MAX_QUANTITY, Model, Quantity, Ratio, RewrittenModel, Timestamp, capped, quantity_bytes
 from aurora_api.v1alpha1.cel import at_most, rules
-from aurora_api.v1alpha1.limits import TrainerMemory
 from aurora_api.v1alpha1.template import PodTemplate, template_field
 
 MAX_UNROLL_STEPS: Final = 8
@@ -271,7 +270,6 @@ class TrainingSpec(Model):
         ),
         json_schema_extra=rules((f"!('{NO_TAG_HASH}' in self)", f"{NO_TAG_HASH} is the hash of no tag: remove it")),
     )
-    memory: TrainerMemory = Field(default_factory=TrainerMemory)
     template: PodTemplate = template_field("the trainer's pod", ["trainer"])
 
     @field_validator("erase_tags")

@@ -43,6 +43,7 @@ from aurora_protocol.pod_settings import (
     ENGINE_KEY_FOLDER,
     KEYS_FOLDER,
     SIGNING_FOLDER,
+    CaptureOptions,
     ServingSettings,
 )
 from aurora_protocol.signatures import KeyName
@@ -66,10 +67,9 @@ def serving_settings(owner: Owner, spec: SpeculatorSpec) -> ServingSettings:
         name=owner.name,
         target=spec.target,
         draft=spec.draft,
-        capture=spec.capture,
+        capture=CaptureOptions(sample_ratio=spec.capture.sample_ratio),
         device=spec.serving.device,
         max_running_requests=spec.serving.max_running_requests,
-        request_limits=spec.serving.request_limits,
         extra_args=spec.serving.extra_args,
         store=store_settings(owner, spec),
     )

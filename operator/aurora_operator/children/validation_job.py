@@ -97,7 +97,7 @@ def pull_secrets_only(serving: PodTemplate) -> PodTemplate:
 def engine_setup_digest(spec: SpeculatorSpec) -> str:
     """Digest of all settings, besides the draft and the target, on which the measured speed depends."""
     parts = [
-        spec.serving.model_copy(update={"replicas": 0}).model_dump_json(exclude={"update", "request_limits"}),
+        spec.serving.model_copy(update={"replicas": 0}).model_dump_json(exclude={"update"}),
         spec.validation.measure_on.value,
     ]
     if spec.validation.measure_on is MeasureOn.JOB:

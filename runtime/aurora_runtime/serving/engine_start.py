@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-from aurora_api.base import quantity_bytes
 from aurora_protocol.agent_api import EngineMode
 from aurora_protocol.draft_records import CheckpointManifest, Lineage
 from aurora_protocol.pod_settings import ADMIN_KEY, TRAFFIC_SECRET, ServingSettings
@@ -123,7 +122,7 @@ class EngineStart:
         return environment
 
     def _capture_settings(self) -> CaptureSettings:
-        capture, requests = self.settings.capture, self.settings.request_limits
+        capture = self.settings.capture
         return CaptureSettings(
             state_folder=str(self.options.folder.path),
             lineage=self.files.lineage,
@@ -132,15 +131,8 @@ class EngineStart:
             traffic_key=self.files.traffic_key.hex(),
             tag_key=self.files.tag_key.hex(),
             sample_ratio=capture.sample_ratio,
-            top_tokens=capture.top_tokens,
             state_type=capture.state_type,
             shard_seconds=capture.shard_seconds,
-            shard_tokens=capture.shard_tokens,
-            max_spool_bytes=quantity_bytes(capture.limits.spool_size),
-            max_queued_bytes=quantity_bytes(capture.limits.queue_size),
-            max_open_bytes=quantity_bytes(capture.limits.open_size),
-            max_body_bytes=quantity_bytes(requests.body_size),
-            max_answers=requests.answers,
             trace=self.state.mode is EngineMode.DRAFT,
         )
 

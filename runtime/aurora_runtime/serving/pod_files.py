@@ -11,10 +11,13 @@ import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from aurora_protocol.record import Record
 from aurora_runtime.serving.pod_records import CaptureState, EngineState, ModeOrder, SpeculationState, Withdrawal
+
+MAX_SPOOL_BYTES: Final = 4 << 30
+"""Bytes of shards that wait for their upload in the pod's folder, before the oldest shard is dropped."""
 
 R = TypeVar("R", bound=Record)
 

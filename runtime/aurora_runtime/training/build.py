@@ -63,10 +63,10 @@ class TrainingConfig:
     def of(cls, settings: TrainerSettings, width: int, policy: TrainingPolicy | None = None) -> TrainingConfig:
         """The config that the custom resource asks for, for a target whose hidden states have ``width`` elements.
 
-        ``policy`` replaces the one with the custom resource's sizes.
+        ``policy`` replaces the one for this width.
         """
         spec, steps = settings.training, settings.draft.steps
-        policy = policy or TrainingPolicy.of(spec.memory)
+        policy = policy or TrainingPolicy.of(width)
         recipe = Recipe(
             learning_rate=default_learning_rate(width) if spec.learning_rate is None else float(spec.learning_rate),
             unroll_steps=spec.unroll_steps or min(steps, MAX_UNROLL_STEPS),

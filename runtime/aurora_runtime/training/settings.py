@@ -1,7 +1,6 @@
 """The trainer's policy: its bounds and intervals.
 
-The sizes in bytes come from ``spec.training.memory`` of the custom resource, whose defaults are the defaults here.
-Nobody has had a reason to change the other values. Constants that belong to one algorithm, such as the half-life of a
+The size of the replay buffer follows the target. Constants that belong to one algorithm, such as the half-life of a
 replay weight, are in that algorithm's module.
 """
 
@@ -10,17 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Self
 
-from aurora_api.base import quantity_bytes
-from aurora_api.v1alpha1.limits import TrainerMemory
-
-_MEMORY: Final = TrainerMemory()
+REPLAY_BYTES: Final = 1 << 30
+REPLAY_BYTES_PER_WIDTH: Final = 1 << 20
+"""Bytes of the replay buffer for each element of the target's hidden states: 4 GiB at 4096, about 300,000 positions.
+A target with less than 1024 gets :data:`REPLAY_BYTES`."""
 
 
 @dataclass(frozen=True)
 class TrainingPolicy:
     """Bounds of the trainer's memory, and how often the trainer polls and saves."""
 
-    replay_bytes: int = quantity_bytes(_MEMORY.replay_size)
+    replay_bytes: int = REPLAY_BYTES
     """Bytes of examples that the replay buffer holds in host memory. Retention keeps at least this many bytes of
     consumed shards in the store, because a restart fills the buffer from them."""
     held_out_requests: int = 48
@@ -29,16 +28,16 @@ class TrainingPolicy:
     """Bound of the count of held-out requests that a measurement can use: what it needs at the highest concurrency that
     the resource admits, with the default of ``promptsPerRound``. The set keeps 16 bytes of each such request in the
     trainer's state."""
-    held_out_bytes: int = quantity_bytes(_MEMORY.held_out_size)
+    held_out_bytes: int = 2 << 30
     """Bound of the held-out set in host memory."""
-    prefix_bank_bytes: int = quantity_bytes(_MEMORY.prefix_bank_size)
+    prefix_bank_bytes: int = 256 << 20
     """Bound of the prefix bank: the hidden states that are kept to complete later traces."""
     prefix_bank_traces: int = 256
     """Bound of the number of traces in the prefix bank; each new trace is compared with all of them."""
     prefetched_shards: int = 3
     """Bound of the shards fetched in advance: the next shard and the two after it. More would only take memory, because
     training on a shard takes longer than fetching one."""
-    prefetched_bytes: int = quantity_bytes(_MEMORY.prefetch_size)
+    prefetched_bytes: int = 2 << 30
     """Bound of the same shards in bytes. The next shard is always fetched."""
     poll_seconds: float = 2.0
     """Shortest wait between two listings of the store while there is nothing to train on."""
@@ -48,8 +47,7 @@ class TrainingPolicy:
     see ``idle_status_interval_seconds``."""
     poll_hold_seconds: float = 300.0
     """The wait stays the shortest one until nothing new arrived for this long. A start of the pods within this time and
-    a short pause of the traffic then delay no shard. If ``capture.shardSeconds`` is longer than this, a shard may wait
-    for ``max_poll_seconds``."""
+    a short pause of the traffic then delay no shard. Pods close a shard after 20 s, which is shorter."""
     suspended_poll_seconds: float = 15.0
     """Shortest wait between two listings while training is suspended: shards then only have to be bounded."""
     shards_per_listing: int = 64
@@ -75,14 +73,9 @@ class TrainingPolicy:
     """The process exits at the latest this long after SIGTERM. It saves its state if the store answers."""
 
     @classmethod
-    def of(cls, memory: TrainerMemory) -> Self:
-        """The policy with the sizes that the custom resource asks for."""
-        return cls(
-            replay_bytes=quantity_bytes(memory.replay_size),
-            held_out_bytes=quantity_bytes(memory.held_out_size),
-            prefix_bank_bytes=quantity_bytes(memory.prefix_bank_size),
-            prefetched_bytes=quantity_bytes(memory.prefetch_size),
-        )
+    def of(cls, width: int) -> Self:
+        """The policy for a target whose hidden states have ``width`` elements."""
+        return cls(replay_bytes=max(REPLAY_BYTES, width * REPLAY_BYTES_PER_WIDTH))
 
 
 DEFAULT_POLICY: Final = TrainingPolicy()

@@ -1,8 +1,8 @@
 """Does a draft learn as well from hidden states in 8 bits as from those in 16?
 
-Trains a draft on recorded requests of one domain, once on the states as captured and once after packing them
-(``capture.stateType: Float8``). The requests come in another order for every seed. Both drafts are then compared on
-the held-out requests with their states in 16 bits, because an engine packs nothing for the draft that it serves.
+Trains a draft on recorded requests of one domain, once on the states as captured and once after packing
+them. The requests come in another order for every seed. Both drafts are then compared on the held-out requests with
+their states in 16 bits, because an engine packs nothing for the draft that it serves.
 
 Prints the acceptance lengths by seed, their difference, the bytes of a traced position, and the CPU time in which a pod
 writes a position to a shard, without the disk. Needs a CPU only.
@@ -23,7 +23,7 @@ from tests.bench.bench_command import bench_parser, commit, machine
 from tests.bench.markdown import markdown_table
 from tests.traffic.prompts import Domain
 
-from aurora_api.v1alpha1.capture import StateType
+from aurora_protocol.pod_settings import StateType
 from aurora_runtime.serving.capture.safetensors_writer import write_safetensors
 from aurora_runtime.traces import RequestTrace, decode, encode, shard_tensors
 from aurora_runtime.training.data.examples import examples_of

@@ -31,11 +31,10 @@ from tests.assets.trainer_process import running_trainer, trainer_settings, wait
 from tests.bench.served.messages import traffic
 from tests.traffic.driver import Load, RequestOptions, TrafficDriver
 
-from aurora_api.v1alpha1.capture import CaptureSpec
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapRequest
-from aurora_protocol.pod_settings import ServingSettings, TrainerSettings
+from aurora_protocol.pod_settings import CaptureOptions, ServingSettings, TrainerSettings
 from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.training.state import trainer_state
@@ -191,7 +190,7 @@ class LiveService:
             name=training.name,
             target=training.target,
             draft=spec,
-            capture=CaptureSpec(shard_seconds=SHARD_SECONDS),
+            capture=CaptureOptions(shard_seconds=SHARD_SECONDS),
             store=training.store,
         )
         pod = PodProcesses(work / "pod", settings, s3.environment())

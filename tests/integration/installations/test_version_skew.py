@@ -65,9 +65,9 @@ def test_the_fault_of_a_spec_that_an_older_definition_admitted_reaches_the_statu
     server: ApiServer, api: HttpKubernetesApi
 ) -> None:
     older = crd()
-    schema_of(older, "spec")["capture"]["properties"]["shardSeconds"] = {"type": "integer"}
+    schema_of(older, "spec")["training"]["properties"]["publishTokens"] = {"type": "integer"}
     install(server, older)
-    create(api, "older", capture={"shardSeconds": -5})
+    create(api, "older", training={"publishTokens": -5})
     install(server, crd())
     with pytest.raises(InvalidSpec) as raised:
         parse(api.get(SPECULATOR, NAMESPACE, "older"))
@@ -79,7 +79,7 @@ def test_the_fault_of_a_spec_that_an_older_definition_admitted_reaches_the_statu
     write_status(api, fault.owner, made.status)
     conditions = {c["type"]: c for c in api.get(SPECULATOR, NAMESPACE, "older")["status"]["conditions"]}
     assert conditions["InvalidSpec"]["status"] == "True"
-    assert "capture.shardSeconds" in conditions["InvalidSpec"]["message"]
+    assert "training.publishTokens" in conditions["InvalidSpec"]["message"]
 
 
 def test_a_newer_operators_status_survives_a_rewrite_by_this_one(server: ApiServer, api: HttpKubernetesApi) -> None:

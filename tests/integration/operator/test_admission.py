@@ -189,7 +189,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"capture": {"sampleRatio": "1.5"}}, "sampleRatio is a share"),
     ({"capture": {"sampleRatio": "1,5"}}, "spec.capture.sampleRatio"),
     ({"capture": {"sampleRatio": 0.5}}, "spec.capture.sampleRatio"),
-    ({"capture": {"topTokens": 0}}, "spec.capture.topTokens"),
     ({"training": {"learningRate": "0"}}, "learningRate is above 0 and at most 0.1"),
     ({"training": {"learningRate": "100"}}, "learningRate is above 0 and at most 0.1"),
     ({"training": {"traceStorageLimit": "1Gi"}}, "traceStorageLimit is at least 2Gi"),

@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 
-from aurora_api.v1alpha1.capture import CaptureSpec
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.serving import Device
 from aurora_api.v1alpha1.target import DType, TargetSpec
@@ -28,7 +27,14 @@ from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, AgentStat
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.evidence_records import Arm
 from aurora_protocol.gate import judge
-from aurora_protocol.pod_settings import SETTINGS_VARIABLE, Replica, ServingSettings, StoreSettings, ValidationSettings
+from aurora_protocol.pod_settings import (
+    SETTINGS_VARIABLE,
+    CaptureOptions,
+    Replica,
+    ServingSettings,
+    StoreSettings,
+    ValidationSettings,
+)
 from aurora_runtime.traces import decode
 from aurora_runtime.validation.rounds.measurement_plan import measurement_plan
 from aurora_store import ObjectStore, Registry
@@ -143,7 +149,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         store = StoreSettings(bucket=config.bucket, root=config.root, endpoint=s3.endpoint, region="us-east-1")
         target = TargetSpec(model=str(model), dtype=DType.FLOAT32)
         serving = ServingSettings(
-            namespace="test", name="spec", target=target, draft=DRAFT, capture=CaptureSpec(shard_seconds=2), store=store
+            namespace="test",
+            name="spec",
+            target=target,
+            draft=DRAFT,
+            capture=CaptureOptions(shard_seconds=2),
+            store=store,
         )
         validation = ValidationSettings(
             namespace="test",

@@ -14,11 +14,10 @@ from typing import Final
 import pytest
 import torch
 
-from aurora_api.v1alpha1.capture import CaptureSpec, StateType
 from aurora_api.v1alpha1.draft import DraftSpec, Shape
 from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_protocol.draft_records import Channel, ChannelReason
-from aurora_protocol.pod_settings import ServingSettings, StoreSettings
+from aurora_protocol.pod_settings import CaptureOptions, ServingSettings, StateType, StoreSettings
 from aurora_runtime.training import lineage
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.target.target_model import load_target
@@ -69,7 +68,7 @@ def test_the_training_pass_proposes_the_same_tokens_as_the_engine(tiny: TinyTarg
         name="targets",
         target=target_spec,
         draft=SPEC,
-        capture=CaptureSpec(shard_seconds=2, state_type=StateType.BFLOAT16),
+        capture=CaptureOptions(shard_seconds=2, state_type=StateType.BFLOAT16),
         store=StoreSettings(bucket="aurora-test", root=root, endpoint=s3.endpoint, region="us-east-1"),
     )
     pod = PodProcesses(tmp_path / "pod", settings, s3.environment())

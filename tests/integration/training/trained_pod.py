@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from aurora_api.v1alpha1.capture import CaptureSpec, StateType
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.draft_records import Channel, ChannelReason
-from aurora_protocol.pod_settings import ServingSettings, StoreSettings
+from aurora_protocol.pod_settings import CaptureOptions, ServingSettings, StateType, StoreSettings
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training import lineage
 from aurora_runtime.training.candidates import Candidates
@@ -105,7 +104,7 @@ def serving_engine(s3: S3, spec: DraftSpec, folder: Path) -> Iterator[PodProcess
         name="served",
         target=TargetSpec(model=str(ensure_model()), dtype=DType.FLOAT32),
         draft=spec,
-        capture=CaptureSpec(shard_seconds=2, state_type=StateType.BFLOAT16),
+        capture=CaptureOptions(shard_seconds=2, state_type=StateType.BFLOAT16),
         store=StoreSettings(bucket="aurora-test", root="root", endpoint=s3.endpoint, region="us-east-1"),
     )
     pod = PodProcesses(folder, settings, s3.environment())

@@ -106,7 +106,7 @@ SENT: tuple[Record, ...] = (
             )
         }
     ),
-    pod_settings.ServingSettings(**SETTINGS, capture=spec().capture),
+    pod_settings.ServingSettings(**SETTINGS),
     pod_settings.TrainerSettings(**SETTINGS, training=spec().training),
     pod_settings.ValidationSettings(
         **SETTINGS,

@@ -7,11 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aurora_api.v1alpha1.capture import CaptureSpec
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, Shape
-from aurora_api.v1alpha1.limits import CaptureLimits, RequestLimits
 from aurora_protocol.agent_api import EngineMode
-from aurora_protocol.pod_settings import ServingSettings
 from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.held_out_split import traffic_key
@@ -66,14 +63,3 @@ def test_the_limits_of_requests_and_of_capture_reach_the_plugin(tmp_path: Path) 
     assert (defaults.max_body_bytes, defaults.max_answers) == (64 << 20, 4096)
     assert (defaults.max_queued_bytes, defaults.max_open_bytes) == (512 << 20, 2 << 30)
     assert defaults.max_spool_bytes == 4 << 30
-    limits = CaptureLimits(queue_size="1Gi", open_size="3Gi", spool_size="10G")
-    changed = made.settings.model_copy(
-        update={
-            "capture": CaptureSpec(limits=limits),
-            "request_limits": RequestLimits(body_size="256Mi", answers=10_000),
-        }
-    )
-    made = replace(made, settings=ServingSettings.from_json(changed.to_variable()))
-    sent = CaptureSettings.from_json(made.environment()[CAPTURE_VARIABLE])
-    assert (sent.max_body_bytes, sent.max_answers) == (256 << 20, 10_000)
-    assert (sent.max_queued_bytes, sent.max_open_bytes, sent.max_spool_bytes) == (1 << 30, 3 << 30, 10 * 10**9)

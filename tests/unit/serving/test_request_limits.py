@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_api.v1alpha1.limits import DEFAULT_MAX_ANSWERS
+from aurora_runtime.serving.capture.settings import MAX_ANSWERS
 from aurora_runtime.serving.protection.request_limits import (
     BATCH_FUNCTION,
     MAX_LOGPROBS,
@@ -198,8 +198,8 @@ def test_a_clear_wish_and_no_wish_pass(sampling_params: Any) -> None:
 
 
 def test_a_request_for_too_many_answers_is_refused_before_it_is_expanded() -> None:
-    before_batch(SimpleNamespace(batch_size=4, parallel_sample_num=DEFAULT_MAX_ANSWERS // 4))
-    for batch, answers in ((1, 10**8), (DEFAULT_MAX_ANSWERS, 2), (DEFAULT_MAX_ANSWERS // 2 + 1, 2)):
+    before_batch(SimpleNamespace(batch_size=4, parallel_sample_num=MAX_ANSWERS // 4))
+    for batch, answers in ((1, 10**8), (MAX_ANSWERS, 2), (MAX_ANSWERS // 2 + 1, 2)):
         with pytest.raises(ValueError, match="at most 4096 answers"):
             before_batch(SimpleNamespace(batch_size=batch, parallel_sample_num=answers))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aurora_api.v1alpha1.capture import CaptureSpec
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_protocol.agent_api import EngineMode
@@ -18,7 +17,6 @@ def settings(**options: object) -> ServingSettings:
         name="s",
         target=TargetSpec(model="org/model", revision="abc"),
         draft=DraftSpec(steps=2, branching=4, draft_tokens=8),
-        capture=CaptureSpec(),
         store=StoreSettings(bucket="bucket", root="root"),
         **options,  # type: ignore[arg-type]
     )

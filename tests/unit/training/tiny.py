@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save, save_file
 
-from aurora_api.v1alpha1.capture import StateType
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_protocol.draft_records import FileRef
+from aurora_protocol.pod_settings import StateType
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.held_out_split import prompt_hash
 from aurora_runtime.traces import RequestTrace, encode, shard_tensors

@@ -14,7 +14,6 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 
-from aurora_api.base import quantity_bytes
 from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN, TRAFFIC_SECRET, ServingSettings
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.errors import RuntimeFault
@@ -31,7 +30,7 @@ from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.seed_writer import seeding_thread
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
-from aurora_runtime.serving.pod_files import PodFolder
+from aurora_runtime.serving.pod_files import MAX_SPOOL_BYTES, PodFolder
 from aurora_store import FencedObjectStore, Registry, StoreConfig
 from aurora_store.errors import StoreError
 
@@ -62,7 +61,7 @@ def _open_registry(settings: ServingSettings, keys: KeyFolder | None = None) -> 
 def build_agent(settings: ServingSettings, options: AgentOptions, session: aiohttp.ClientSession) -> Agent:
     """The agent of one pod. The agent calls the engine over ``session``."""
     folder, registry = PodFolder(options.state), _open_registry(settings)
-    metrics = Metrics(spool_limit_bytes=quantity_bytes(settings.capture.limits.spool_size))
+    metrics = Metrics(spool_limit_bytes=MAX_SPOOL_BYTES)
     admin_key = options.engine_key.read_text().strip()
     token = AgentToken((options.keys / AGENT_TOKEN).read_text)
     pod = PodContext(

@@ -6,18 +6,17 @@ from typing import Final
 
 from pydantic import Field
 
-from aurora_api.base import Ratio, quantity_bytes
-from aurora_api.v1alpha1.capture import StateType
-from aurora_api.v1alpha1.limits import DEFAULT_MAX_ANSWERS, CaptureLimits, RequestLimits
+from aurora_api.base import Ratio
+from aurora_protocol.pod_settings import StateType
 from aurora_protocol.record import Record
+from aurora_runtime.serving.pod_files import MAX_SPOOL_BYTES
 
 CAPTURE_VARIABLE: Final = "AURORA_CAPTURE"
 PROBE_PREFIX: Final = "aurora-probe-"
 """Prefix of the ids of the launcher's probe requests. A probe proves that capture works. No shard holds a probe."""
 
-
-_REQUESTS: Final = RequestLimits()
-_LIMITS: Final = CaptureLimits()
+MAX_ANSWERS: Final = 4096
+"""Most answers of a request with ``n`` above 1: its prompts times ``n``."""
 
 
 class CaptureSettings(Record):
@@ -38,17 +37,11 @@ class CaptureSettings(Record):
     shard_tokens: int = Field(default=16384, ge=1, description="Positions at which a shard is written at once.")
     max_spool_shards: int = Field(default=64, ge=1, description="Shards that may wait before the oldest is dropped.")
     max_spool_bytes: int = Field(
-        default=quantity_bytes(_LIMITS.spool_size), ge=1, description="Bytes that may wait before a shard is dropped."
+        default=MAX_SPOOL_BYTES, ge=1, description="Bytes that may wait before a shard is dropped."
     )
     max_queued_batches: int = Field(default=2048, ge=1, description="Batches between the scheduler and the writer.")
-    max_queued_bytes: int = Field(
-        default=quantity_bytes(_LIMITS.queue_size), ge=1, description="Bytes of the batches that wait there."
-    )
-    max_open_bytes: int = Field(
-        default=quantity_bytes(_LIMITS.open_size), ge=1, description="Bytes of hidden states of unfinished requests."
-    )
-    max_body_bytes: int = Field(
-        default=quantity_bytes(_REQUESTS.body_size), ge=1, description="Largest body of a client's request."
-    )
-    max_answers: int = Field(default=DEFAULT_MAX_ANSWERS, ge=1, description="Most answers of a client's request.")
+    max_queued_bytes: int = Field(default=512 << 20, ge=1, description="Bytes of the batches that wait there.")
+    max_open_bytes: int = Field(default=2 << 30, ge=1, description="Bytes of hidden states of unfinished requests.")
+    max_body_bytes: int = Field(default=64 << 20, ge=1, description="Largest body of a client's request.")
+    max_answers: int = Field(default=MAX_ANSWERS, ge=1, description="Most answers of a client's request.")
     trace: bool = Field(default=True, description="Whether to capture traces. False in an engine without a draft.")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aurora_api.v1alpha1.capture import StateType
+from aurora_protocol.pod_settings import StateType
 from aurora_runtime.kernels.kernel_switch import Kernel, runs_fused
 from aurora_runtime.packed_states import unpack
 

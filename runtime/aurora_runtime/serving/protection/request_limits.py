@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
-from aurora_api.v1alpha1.limits import DEFAULT_MAX_ANSWERS
 from aurora_runtime.request_privacy import trace_wish
+from aurora_runtime.serving.capture.settings import MAX_ANSWERS
 from aurora_runtime.serving.protection.asgi import Application, Message, Receive, Scope, Send, send_text
 
 VALIDATE_FUNCTION: Final = "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request"
@@ -121,7 +121,7 @@ def _is_token(value: Any, vocabulary: int) -> bool:
         return False
 
 
-def before_batch(obj: Any, max_answers: int = DEFAULT_MAX_ANSWERS) -> None:
+def before_batch(obj: Any, max_answers: int = MAX_ANSWERS) -> None:
     """Runs before ``_normalize_batch_inputs``. Raises ValueError for a request of too many prompts or answers.
 
     ``max_answers`` bounds a request with ``n`` above 1: prompts times ``n``.

@@ -229,7 +229,7 @@ def _expected_ids(trees: Sequence[_ExampleTrees], shape: torch.Size, steps: int,
 def _draft_distributions(examples: Sequence[Example], vocabulary: VocabularyMap) -> TargetDistribution:
     """The distributions ``[M, K]`` of all ``examples``. Each example gives its positions, then its rejected nodes.
 
-    ``K`` is the largest of the examples. Shards with a smaller ``capture.topTokens`` are padded with ids of -1.
+    ``K`` is the largest of the examples. Shards with fewer tokens a node are padded with ids of -1.
     """
     captured = [part for e in examples for part in (e.targets, e.rejected.targets)]
     k = max(part.target_ids.shape[-1] for part in captured)

@@ -289,15 +289,9 @@ def test_pods_get_the_scope_of_lookup_the_shape_and_the_limit_of_requests() -> N
     assert (sent.draft.lookup, sent.draft.adaptive, sent.max_running_requests) == ("Speculator", True, 64)
 
 
-def test_limits_reach_only_the_pods_that_they_bound() -> None:
-    before = pods(spec())
-    for change, role in (
-        ({"serving": {"requestLimits": {"bodySize": "256Mi"}}}, "inference"),
-        ({"capture": {"limits": {"spoolSize": "8Gi"}}}, "inference"),
-        ({"training": {"memory": {"replaySize": "4Gi"}}}, "trainer"),
-    ):
-        after = pods(spec(**change))
-        assert {role for role in before if before[role] != after[role]} == {role}
+def test_the_share_of_traced_requests_reaches_only_inference_pods() -> None:
+    before, after = pods(spec()), pods(spec(capture={"sampleRatio": "0.5"}))
+    assert {role for role in before if before[role] != after[role]} == {"inference"}
 
 
 def test_building_children_does_not_change_the_spec() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_api.v1alpha1.capture import StateType
+from aurora_protocol.pod_settings import StateType
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.serving.capture import shard_writer
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings

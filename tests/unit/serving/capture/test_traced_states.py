@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aurora_api.v1alpha1.capture import StateType
+from aurora_protocol.pod_settings import StateType
 from aurora_runtime.kernels import path_states_float8
 from aurora_runtime.packed_states import pack
 from aurora_runtime.serving.capture import hooks as hooks_module

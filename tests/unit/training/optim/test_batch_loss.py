@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from aurora_api.v1alpha1.draft import DraftSpec
-from aurora_api.v1alpha1.limits import TrainerMemory
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.pod_settings import StoreSettings, TrainerSettings
@@ -20,6 +19,7 @@ from aurora_runtime.training.objective.position_losses import forward_kl
 from aurora_runtime.training.optim.batch_loss import batch_loss
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
+from aurora_runtime.training.settings import TrainingPolicy
 from tests.unit.training import tiny
 from tests.unit.training.trees import tree_trace
 
@@ -94,18 +94,5 @@ def test_the_recipe_follows_the_custom_resource_and_the_width_of_the_target(
     assert TrainingConfig.of(settings, width).recipe == want
 
 
-def test_the_trainers_memory_follows_the_custom_resource() -> None:
-    memory = TrainerMemory(replay_size="3Gi", held_out_size="5Gi", prefix_bank_size="64Mi", prefetch_size="700M")
-    settings = TrainerSettings(
-        namespace="n",
-        name="s",
-        target=TargetSpec(model="m"),
-        draft=DraftSpec(),
-        training=TrainingSpec(trace_storage_limit="4Gi", memory=memory),
-        store=StoreSettings(bucket="b", root="r"),
-    )
-    config = TrainingConfig.of(TrainerSettings.from_json(settings.to_variable()), width=576)
-    policy = config.policy
-    assert (policy.replay_bytes, policy.held_out_bytes) == (3 << 30, 5 << 30)
-    assert (policy.prefix_bank_bytes, policy.prefetched_bytes) == (64 << 20, 700 * 10**6)
-    assert config.limits.replay_bytes == 2 << 30, "new shards keep half of the store's room"
+def test_the_replay_buffer_grows_with_the_width_of_the_target() -> None:
+    assert [TrainingPolicy.of(width).replay_bytes >> 30 for width in (576, 1024, 4096)] == [1, 1, 4]

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from aurora_api.v1alpha1.capture import StateType
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.errors import NewerRecord
+from aurora_protocol.pod_settings import StateType
 from aurora_protocol.training_records import ErasureStep
 from aurora_runtime.errors import Interrupted, NewerTraceFormat
 from aurora_runtime.request_privacy import tag_hash
