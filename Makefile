@@ -6,7 +6,7 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env browser check static format test unit unit-thorough integration integration-operator integration-engine integration-data integration-replica integration-targets integration-trees integration-heads integration-sglang integration-release integration-collector integration-keda integration-gpu integration-plugin e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench gpu crd generated lock sbom audit images plugin clean
+.PHONY: help env browser check static format test unit unit-thorough integration integration-operator integration-engine integration-data integration-replica integration-targets integration-trees integration-heads integration-sglang integration-release integration-keda integration-gpu integration-plugin e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench gpu crd generated lock sbom audit images plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -72,9 +72,6 @@ integration-heads: env ## Import heads that speculators and SpecForge save, and 
 integration-release: env ## Sign the chart in a registry, and verify it, with cosign (6 minutes, mostly to build cosign)
 	$(PY) -m pytest -q tests/integration/release
 
-integration-collector: env ## Send traces of rolls to a real OpenTelemetry collector (3 minutes, mostly to build the collector)
-	$(PY) -m pytest -q tests/integration/collector
-
 integration-keda: env ## Let a real KEDA scale a speculator on a real cluster, with a real Prometheus (10 minutes, half of them to build KEDA)
 	$(PY) -m pytest -q tests/integration/keda
 
@@ -106,7 +103,7 @@ e2e-attacks: env ## Attack one speculator as a client, bucket writer, author and
 	$(PY) -m pytest -q -s tests/attacks
 
 # The browser first: the targets below may use apt-get too.
-test: static browser ## All tests but unit-thorough, integration-replica, integration-targets, integration-trees, integration-heads, integration-sglang, integration-release, integration-collector, integration-keda, integration-gpu, integration-plugin, e2e-faults, e2e-upgrade, e2e-isolation and e2e-attacks
+test: static browser ## All tests but unit-thorough, integration-replica, integration-targets, integration-trees, integration-heads, integration-sglang, integration-release, integration-keda, integration-gpu, integration-plugin, e2e-faults, e2e-upgrade, e2e-isolation and e2e-attacks
 	@$(THREE_AT_A_TIME) unit $(INTEGRATION)
 	@$(MAKE) --no-print-directory e2e
 

@@ -24,7 +24,6 @@ from aurora_operator.observe.cluster_cache import ClusterCache, SpeculatorKey
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.reconcile_slots import ReconcileSlots
 from aurora_operator.reconciler import Reconciler
-from aurora_operator.roll_traces.span_exporter import SpanExporter
 from aurora_protocol.agent_client import AgentClient
 
 log = logging.getLogger(__name__)
@@ -40,10 +39,8 @@ class LoopRegistry:
         agents: AgentClient,
         config: OperatorConfig,
         authority: Authority,
-        traces: SpanExporter | None = None,
     ) -> None:
         self._api, self._cache, self._agents, self._config, self._authority = api, cache, agents, config, authority
-        self._traces = traces
         self._loops: dict[SpeculatorKey, tuple[SpeculatorLoop, asyncio.Task[None]]] = {}
         self._fleet = Fleet()
         self._slots = ReconcileSlots()
@@ -126,9 +123,7 @@ class LoopRegistry:
         self._answer(key)
         if not self._acts_in(key[0]):
             return
-        reconciler = Reconciler(
-            self._api, self._cache, self._agents, self._config, self._fleet, self._authority, key, self._traces
-        )
+        reconciler = Reconciler(self._api, self._cache, self._agents, self._config, self._fleet, self._authority, key)
         if reconciler.is_gone():
             return
         self._fleet.expect(key)

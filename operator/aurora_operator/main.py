@@ -37,7 +37,6 @@ from aurora_operator.loop_registry import LoopRegistry
 from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.process_memory import keep_memory_small
-from aurora_operator.roll_traces.span_exporter import exporter_of
 from aurora_operator.watch.api_stream import ApiStream
 from aurora_operator.watch.informers import Informers
 from aurora_protocol.agent_client import AgentClient
@@ -67,7 +66,6 @@ class Operator:
         self._elector: LeaderElector
         self._health = HealthServer(self.problems, self.is_ready)
         self._lead_task: asyncio.Task[None]
-        self._traces = exporter_of(config)
 
     async def start(self, settings: kopf.OperatorSettings, **_: Any) -> None:
         """Start the informers, and the loops once the cache is complete. Does not wait for the API server."""
@@ -81,12 +79,10 @@ class Operator:
         api = HttpKubernetesApi.connect(on_write=self._put_from_any_thread(loop), around_write=self._elector.acting)
         authority = Authority(api, self._config, self._elector.ensure_leading)
         agents = AgentClient(self._session)
-        self._loops = LoopRegistry(api, self._cache, agents, self._config, authority, self._traces)
+        self._loops = LoopRegistry(api, self._cache, agents, self._config, authority)
         stream, namespaces = ApiStream(api.configuration), self._config.watch_namespaces
         self._informers = Informers(stream, self._cache, namespaces, self._loops.wake, self._config.shard)
         metrics.count_cache_objects(self._cache)
-        if self._traces is not None:
-            self._traces.start()
         self._informers.start()
         await self._health.start(self._config.health_port)
         self._lead_task = asyncio.create_task(self._lead(), name="lead")
@@ -100,8 +96,6 @@ class Operator:
         await asyncio.gather(self._lead_task, return_exceptions=True)
         await self._health.stop()
         await self._informers.stop()
-        if self._traces is not None:
-            await self._traces.stop()
         await self._session.close()
 
     def problems(self) -> Sequence[str]:

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from aurora_operator.errors import ConfigError
 from aurora_store.policy.store_policy import StorePolicy
@@ -51,8 +50,6 @@ class OperatorConfig:
     """Namespaces whose pods may read the metrics of agents."""
     stores: StorePolicy = field(default_factory=StorePolicy)
     """Which stores speculators may use."""
-    tracing_endpoint: str = ""
-    """Base URL of the OpenTelemetry collector that gets the traces of rolls, without ``/v1/traces``. Empty: none."""
     metrics_port: int = 8080
     health_port: int = 8081
     log_level: str = "INFO"
@@ -84,7 +81,6 @@ class OperatorConfig:
             upgrade_max_concurrent=_number(env, "AURORA_UPGRADE_MAX_CONCURRENT", default=1),
             scraper_namespaces=_names(env.get("AURORA_SCRAPER_NAMESPACES", "")),
             stores=_stores(env),
-            tracing_endpoint=_endpoint(env, "AURORA_TRACING_ENDPOINT"),
             metrics_port=_number(env, "AURORA_METRICS_PORT", default=8080),
             health_port=_number(env, "AURORA_HEALTH_PORT", default=8081),
             log_level=env.get("AURORA_LOG_LEVEL", "INFO"),
@@ -108,22 +104,6 @@ def _stores(env: Mapping[str, str]) -> StorePolicy:
         return StorePolicy.parse(env.get(rules, ""), env.get(hosts, ""))
     except ValueError as error:
         raise ConfigError(f"the environment variables {rules} and {hosts} cannot be used: {error}") from error
-
-
-def _endpoint(env: Mapping[str, str], variable: str) -> str:
-    """A base URL without its last ``/``, or empty. Credentials in it would reach the log."""
-    url = env.get(variable, "").rstrip("/")
-    try:
-        parts = urlsplit(url)
-        plain = parts.port != 0 and not (parts.username or parts.password or parts.query or parts.fragment)
-    except ValueError:
-        plain = False
-    if url and not (plain and parts.scheme in ("http", "https") and parts.hostname):
-        raise ConfigError(
-            f"the environment variable {variable} cannot be used; set it to a URL such as http://collector:4318, "
-            "without credentials, query or fragment"
-        )
-    return url
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ import random
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from math import inf
 
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
@@ -44,8 +43,6 @@ from aurora_operator.plan.candidate.validation import seconds_until_retry
 from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
 from aurora_operator.plan.status_builder import differs_in_decisions
 from aurora_operator.plan.upgrade.decision import UpgradeStage
-from aurora_operator.roll_traces.roll_spans import spans_of
-from aurora_operator.roll_traces.span_exporter import SpanExporter
 from aurora_protocol.agent_client import AgentClient
 
 log = logging.getLogger(__name__)
@@ -90,10 +87,9 @@ class Reconciler:
         fleet: Fleet,
         authority: Authority,
         speculator: SpeculatorKey,
-        traces: SpanExporter | None = None,
     ) -> None:
         self._api, self._cache, self._config, self._fleet, self._authority = api, cache, config, fleet, authority
-        self._key, self._traces = speculator, traces
+        self._key = speculator
         stored = cache.get(SPECULATOR.kind, *speculator)
         self._uid = "" if stored is None else stored["metadata"]["uid"]
         self._observer = Observer(api, cache, agents, config.stores, *speculator)
@@ -205,8 +201,7 @@ class Reconciler:
         elif observed.spec_fault:
             self._fleet.report_unusable(self._key)
         # A plan that only sets the finalizer decides nothing about the upgrade: the speculator keeps its turn.
-        trace = partial(self._trace, observed, decided.status, now)
-        self._last = await self._actor.act(decided, snapshot, self._observer.store, trace)
+        self._last = await self._actor.act(decided, snapshot, self._observer.store)
         self._refusals_in_a_row = self._refusals_in_a_row + 1 if self._last.apply_errors else 0
         if decided.finalizer is None or self._last.finalizer_refused:  # else the plan ended at the finalizer
             FIGURES.count_decisions(*self._key, decided.decisions)
@@ -219,15 +214,6 @@ class Reconciler:
         # The next reconcile reports in the status what this one could not apply.
         self._unreported = self._last.name_taken != before.name_taken
         return decided, observed
-
-    def _trace(self, observed: Observed, written: SpeculatorStatus | None, now: datetime) -> None:
-        """Offer the spans that end with the status ``written`` over that of ``observed``. Never waits, never raises."""
-        if self._traces is None or written is None:
-            return
-        try:
-            self._traces.offer(spans_of(observed, written, now))
-        except Exception:  # traces are only looked at: no fault in them may keep a reconcile from its actions
-            log.exception("the spans of %s/%s could not be made", *self._key)
 
     def _delay_seconds(self, decided: Plan, observed: Observed) -> float:
         """How long to wait unless something changes."""

@@ -13,7 +13,6 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
@@ -70,12 +69,8 @@ class Actor:
         plan: Plan,
         snapshot: Snapshot,
         store: StoreAccess,
-        on_status_written: Callable[[], None] = lambda: None,
     ) -> ExecutionResult:
         """Execute ``plan``, which was made from ``snapshot``.
-
-        Args:
-            on_status_written: called once the new status is stored, whatever becomes of the actions after it.
 
         Raises :class:`Conflict` (observe again), :class:`NotLeading`, :class:`KubernetesError`, :class:`StoreError`.
         """
@@ -98,7 +93,6 @@ class Actor:
                      plan.advance.active)  # fmt: skip
         if plan.status is not None:
             await call_api(write_status, self._api, owner, plan.status)
-            on_status_written()
         wanted_job = None if children.workloads_held else plan.job
         job = await self._children.write_jobs(owner, plan.delete_jobs, wanted_job, snapshot.live_children)
         self._authority.ensure_leading()

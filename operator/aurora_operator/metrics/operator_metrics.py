@@ -78,12 +78,6 @@ STORE_WAITS_ABANDONED = Counter(
 STORE_READ_SECONDS = Histogram(
     "aurora_store_read_seconds", "Duration of reading one speculator's records from its store, in seconds."
 )
-ROLL_TRACE_SPANS = Counter(
-    "aurora_roll_trace_spans",
-    "Spans of the traces of rolls, by outcome: sent, or dropped because the queue was full or the collector refused"
-    " them. No series without a collector.",
-    ("outcome",),
-)
 
 
 def record_observation(observed: Observed, seconds: float) -> None:

@@ -158,14 +158,6 @@ def test_the_operator_is_told_who_may_scrape_agents() -> None:
     assert operator_environment(render())["AURORA_SCRAPER_NAMESPACES"] == ""
 
 
-def test_the_operator_sends_traces_only_where_the_administrator_says() -> None:
-    environment = operator_environment(render(values=SAMPLES / "everything-values.yaml"))
-    assert environment["AURORA_TRACING_ENDPOINT"] == "http://otel-collector.monitoring:4318"
-    assert "AURORA_TRACING_ENDPOINT" not in operator_environment(render())
-    with pytest.raises(CommandError, match="/tracing/endpoint"):
-        render("--set", "tracing.endpoint=https://user:secret@collector.example")
-
-
 def test_by_default_any_store_at_a_public_address_may_be_used() -> None:
     environment = operator_environment(render())
     policy = StorePolicy.parse(environment["AURORA_STORE_RULES"], environment["AURORA_STORE_INTERNAL_HOSTS"])

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from aurora_operator.operator_config import OperatorConfig
 from aurora_store.policy.address_policy import AddressPolicy
 from tests.generated.generated_file import ROOT
 
@@ -28,10 +27,6 @@ def _schema() -> dict[str, Any]:
 def _is_accepted_as_host(entry: str) -> bool:
     choices = _schema()["stores"]["properties"]["internalHosts"]["items"]["anyOf"]
     return any(re.search(choice["pattern"], entry) for choice in choices)
-
-
-def _is_accepted_as_collector(url: str) -> bool:
-    return re.search(_schema()["tracing"]["properties"]["endpoint"]["pattern"], url) is not None
 
 
 def test_the_schema_takes_the_condition_of_a_parent_charts_dependency() -> None:
@@ -90,29 +85,3 @@ def test_the_operator_takes_each_host_that_the_schema_takes(entry: str) -> None:
 )
 def test_the_schema_refuses_a_host_that_the_operator_cannot_use(entry: str) -> None:
     assert not _is_accepted_as_host(entry)
-
-
-@pytest.mark.parametrize(
-    "url", ["", "http://c", "http://c:4318", "https://c.example:65535/otlp/", "http://[fd00::1]:4318", "http://c:1"]
-)
-def test_the_operator_takes_each_collector_that_the_schema_takes(url: str) -> None:
-    assert _is_accepted_as_collector(url)
-    images = {f"AURORA_{part}_IMAGE": "registry.example.com/image" for part in ("RUNTIME", "AGENT")}
-    assert OperatorConfig.from_env(images | {"AURORA_TRACING_ENDPOINT": url}).tracing_endpoint == url.rstrip("/")
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "c:4318",
-        "http://c:99999",
-        "http://c:65536",
-        "http://c:0",
-        "http://c:port",
-        "http://:4318",
-        "http://a:b@c",
-        "ftp://c",
-    ],
-)
-def test_the_schema_refuses_a_collector_that_the_operator_cannot_use(url: str) -> None:
-    assert not _is_accepted_as_collector(url)

@@ -36,12 +36,6 @@ def test_an_installation_is_named_by_its_lease() -> None:
     assert OperatorConfig.from_env(IMAGES).installation == "default/aurora-operator"
 
 
-def test_a_collectors_url_may_have_a_path_and_a_last_slash() -> None:
-    config = OperatorConfig.from_env(IMAGES | {"AURORA_TRACING_ENDPOINT": "https://collector.example/otlp/"})
-    assert config.tracing_endpoint == "https://collector.example/otlp"
-    assert OperatorConfig.from_env(IMAGES).tracing_endpoint == ""
-
-
 def test_a_shard_has_a_lease_of_its_own() -> None:
     config = OperatorConfig.from_env(IMAGES | {"AURORA_LEASE_NAME": "prod", "AURORA_SHARD": "eu"})
     assert (config.shard, config.lease_name, config.installation) == ("eu", "prod-eu", "default/prod-eu")
@@ -56,11 +50,6 @@ def test_a_shard_has_a_lease_of_its_own() -> None:
         ({"AURORA_LEASE_SECONDS": "2"}, "AURORA_LEASE_SECONDS is '2'; set it to a whole number from 3 up"),
         ({"AURORA_LEASE_SECONDS": "soon"}, "AURORA_LEASE_SECONDS is 'soon'"),
         ({"AURORA_METRICS_PORT": "-1"}, "AURORA_METRICS_PORT is '-1'"),
-        ({"AURORA_TRACING_ENDPOINT": "collector:4318"}, "AURORA_TRACING_ENDPOINT cannot be used; set it to a URL"),
-        ({"AURORA_TRACING_ENDPOINT": "grpc://collector:4317"}, "AURORA_TRACING_ENDPOINT cannot be used"),
-        ({"AURORA_TRACING_ENDPOINT": "http://collector:port"}, "AURORA_TRACING_ENDPOINT cannot be used"),
-        ({"AURORA_TRACING_ENDPOINT": "http://[::1"}, "AURORA_TRACING_ENDPOINT cannot be used"),
-        ({"AURORA_TRACING_ENDPOINT": "https://user:secret@collector"}, "^(?!.*secret).*without credentials"),
         ({"AURORA_FIXED_USER": "no"}, "AURORA_FIXED_USER is 'no'; set it to true or false"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from importlib.metadata import version
@@ -39,8 +39,7 @@ from aurora_operator.reconciler import (
     WATCHFUL_POLL_SECONDS,
     Reconciler,
 )
-from aurora_operator.roll_traces.span import Span
-from tests.unit.operator.worlds import CONFIG, MINIMAL, NOW, OWNER, observed, spec, status, store
+from tests.unit.operator.worlds import CONFIG, MINIMAL, NOW, OWNER, observed, spec, status
 
 OWNER_KEY = (OWNER.namespace, OWNER.name)
 READY = Condition(type=ConditionType.READY, status=ConditionStatus.TRUE, reason="Serving", last_transition_time=NOW)
@@ -321,38 +320,6 @@ async def test_the_whole_store_is_read_again_after_an_agent_has_seen_a_higher_ep
     assert observer.store.resets == 0
     await reconciler_at(observer, FakeActor(result=ExecutionResult(fencing_epoch=7))).reconcile()
     assert observer.store.resets == 1
-
-
-class FakeTraces:
-    """Keeps the spans that the collector would get."""
-
-    def __init__(self) -> None:
-        self.spans: list[Span] = []
-
-    def offer(self, spans: Iterable[Span]) -> None:
-        self.spans += spans
-
-
-@dataclass
-class WritingActor(FakeActor):
-    """Writes the status, if ``written``, and fails afterwards where a test sets an error."""
-
-    written: bool = True
-
-    async def act(self, *parts: Any) -> ExecutionResult:
-        if self.written:
-            parts[-1]()
-        return await super().act()
-
-
-async def test_a_phase_that_ended_is_traced_once_its_status_is_written_even_if_a_later_action_fails() -> None:
-    offered = observed(store=store(0, 1))
-    for written, expected in ((True, ["offer"]), (False, [])):
-        reconciler = reconciler_at(FakeObserver(offered), WritingActor(Conflict("moved on", 409), written=written))
-        reconciler._traces = traces = FakeTraces()  # type: ignore[assignment]
-        with pytest.raises(Conflict):
-            await reconciler.reconcile()
-        assert [span.name for span in traces.spans] == expected
 
 
 async def test_after_a_conflict_the_resource_is_read_from_the_api_server_once() -> None:

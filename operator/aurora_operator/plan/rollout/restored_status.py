@@ -25,7 +25,6 @@ def restored(world: World, roll: Roll) -> Roll:
         "first_epoch": epoch if fenced and roll.first_epoch is not None else roll.first_epoch,
         "started": _not_ahead(roll.started, world.now),
         "progressed": _not_ahead(roll.progressed, world.now),
-        "phase_started": _not_ahead(roll.phase_started, world.now),
     }
     if world.observation_gap and roll.phase is not RolloutPhase.IDLE:
         update["progressed"] = world.now

@@ -77,8 +77,6 @@ NO_ENGINES: Final[Mapping[str, Any]] = {
 class OperatorState(RewrittenModel):
     """The state, besides :class:`RolloutStatus`, from which a restarted operator resumes a roll."""
 
-    phase_started: Timestamp | None = None
-    """When the present phase began. Only the trace of the roll depends on it (``aurora_operator.roll_traces``)."""
     first_epoch: int | None = None
     """The epoch with which the roll started. An order of a lower epoch belongs to an earlier roll."""
     engine_boots: dict[str, str] = Field(default_factory=dict)

@@ -121,14 +121,9 @@ def step(world: World, stored: Roll) -> Step:
     made = row.action(facts, judgement)
     assert made.rollout.phase in row.leads_to, f"the table does not know {facts.phase} -> {made.rollout.phase}"
     assert made.event == row.event, f"the table does not know the event {made.event}"
-    rollout = _with_counts(facts, stored, _with_phase_start(facts, stored, made.rollout))
+    rollout = _with_counts(facts, stored, made.rollout)
     rollout = rollout.model_copy(update=retry_state(facts, made.swaps))
     return Step(rollout, made.swaps, made.advance, made.event)
-
-
-def _with_phase_start(facts: RolloutFacts, stored: Roll, roll: Roll) -> Roll:
-    """``roll`` with the time at which its phase began, if it begins now."""
-    return roll if roll.phase is stored.phase else roll.model_copy(update={"phase_started": facts.world.now})
 
 
 def _with_counts(facts: RolloutFacts, stored: Roll, roll: Roll) -> Roll:
