@@ -63,9 +63,6 @@ count only observed time (``observed_time.MAX_GAP``)."""
 REST_POLL_SECONDS, REST_JITTER = 60.0, 0.25
 """Mean time until the next reconcile at rest, and the share by which it varies. The reconcile repairs what a missed
 change would leave undone. It makes no API call. A read of the store that is due ends the rest earlier."""
-MAX_FIGURES_GAP = timedelta(seconds=2 * (1 + REST_JITTER) * REST_POLL_SECONDS)
-"""Time between two observations over which the figures of ``training.suspendWhen`` still count as known: two long
-rests. A reconcile may be late or fail once."""
 AGENTS_AT_REST_SECONDS = 100.0
 """Minimum age of the agents' answers at rest before a reconcile asks the agents again.
 
@@ -183,7 +180,6 @@ class Reconciler:
         observed = replace(
             snapshot.observed,
             observation_gap=self._observed_time.has_gap(now, monotonic_seconds),
-            figures_gap=self._observed_time.has_gap(now, monotonic_seconds, MAX_FIGURES_GAP),
             fencing_epoch=before.fencing_epoch,
             finalizer_refused=before.finalizer_refused,
             apply_errors=before.apply_errors,

@@ -110,8 +110,7 @@ class TrainerPhase(StrEnum):
 class TrainerStatus(StoredRecord):
     """The trainer's progress, for people. It decides nothing about drafts. It can only delay a measurement.
 
-    The record is overwritten in place. ``training.suspendWhen`` may suspend the trainer by it, no longer than
-    ``resumeAfterSeconds``. A measurement waits while the record says that there are too few held-out requests.
+    The record is overwritten in place. A measurement waits while it says that there are too few held-out requests.
     """
 
     schema_version: Literal[1] = 1
@@ -142,11 +141,6 @@ class TrainerStatus(StoredRecord):
     )
     highest_steps_per_minute: float | None = Field(
         default=None, ge=0, description="Highest steps_per_minute since the trainer's process started."
-    )
-    comparisons_without_gain: Count | None = Field(
-        default=None,
-        description="Comparisons in a row after which the trainer did not offer its draft, since it started. None for a"
-        " trainer that does not train.",
     )
     pending_shards: Count = Field(default=0, description="Shards of new traces that wait to be trained.")
     quarantined_shards: tuple[str, ...] = Field(

@@ -83,7 +83,6 @@ class FuzzedStore:
                 step=1,
                 shards=1,
                 trained_tokens=1,
-                comparisons_without_gain=1,
                 erasures=(_erasure(now),),
                 message="the trainer starts",
                 updated=now,

@@ -117,12 +117,12 @@ WORTH: Final = Row(
             ("draft", _sum_rate("aurora_agent_accepted_draft_tokens_total")),
             ("lookup", _sum_rate("aurora_agent_accepted_lookup_tokens_total")), stacked=True),
         _panel("Cost of training and saving",
-            "Device time per day, by the kind of device: 1 day is one device, or one CPU core, for the whole day. Cost:"
-            " what the trainer holds while it runs. Saving: the engines' estimate over about a day, lookup included."
+            "Devices by kind: GPUs, or CPU cores. Cost: what the trainer holds while training is not suspended."
+            " Saving: the engines' estimate over about a day, lookup included."
             " What the plugin itself costs is not deducted. A line is missing while its figure is not known, as the"
             f" saving is {FIXED}.",
-            ("training costs, {{device}}", _max("aurora_speculator_training_cost_seconds_per_day", "device")),
-            ("speculation saves, {{device}}", _max("aurora_speculator_saved_seconds_per_day", "device")), unit="s"),
+            ("training costs, {{device}}", _max("aurora_speculator_training_devices", "device")),
+            ("speculation saves, {{device}}", _max("aurora_speculator_saved_devices", "device"))),
     ),
 )  # fmt: skip
 ROUNDS: Final = Row(

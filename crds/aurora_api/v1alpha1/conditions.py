@@ -8,9 +8,8 @@ Always set:
 ``Available``        True while at least one pod that clients can reach serves. The message says n of m.
 ``StorageReady``     The store can be read and written, and honours create-once.
 ``ServingReady``     Every wanted inference pod has the current template, is ready and serves the version it should.
-``TrainerReady``     The trainer runs. Also True while training is suspended, with reason Suspended or, by
-                     ``training.suspendWhen``, NotWorthItsCost. The trainer's pod is then stopped unless something needs
-                     it.
+``TrainerReady``     The trainer runs. Also True while training is suspended, with reason Suspended.
+                     The trainer's pod is then stopped unless something needs it.
 ``Degraded``         Abnormal when True: something requires manual action. Reason and message name the problem.
 ``NameTaken``        Abnormal when True: an object of another owner has a name that this speculator needs.
 ``InvalidSpec``      Abnormal when True: the operator cannot use the spec. The message names the fields.

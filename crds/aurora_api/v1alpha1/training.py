@@ -1,16 +1,12 @@
-"""``spec.training``: how the trainer learns, when it offers a candidate, and how many traces it keeps.
-
-Its worth, ``status.training.worth``, is here too, because ``training.suspendWhen`` is about it.
-"""
+"""``spec.training``: how the trainer learns, when it offers a candidate, and how many traces it keeps."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Final
 
 from pydantic import Field, field_validator
 
-from aurora_api.base import MAX_QUANTITY, Model, Quantity, Ratio, RewrittenModel, Timestamp, capped, quantity_bytes
+from aurora_api.base import MAX_QUANTITY, Model, Quantity, Ratio, capped, quantity_bytes
 from aurora_api.v1alpha1.cel import at_most, rules
 from aurora_api.v1alpha1.template import PodTemplate, template_field
 
@@ -23,119 +19,6 @@ MAX_TRACE_AGE_SECONDS: Final = 10 * 365 * 86400
 TAG_HASH_PATTERN: Final = r"^[0-7][0-9a-f]{15}$"
 NO_TAG_HASH: Final = "0" * 16
 """Stands for requests without a tag, so no tag has this hash."""
-
-
-class SuspendWhen(Model):
-    """When the operator suspends training because it is not worth its cost. Pods go on serving the active draft.
-
-    The operator resumes training by itself: after `resumeAfterSeconds`, when another version became active, when live
-    traffic accepts clearly fewer of the draft's tokens for an hour, or when the saving exceeds the cost again.
-    """
-
-    model_config = Model.model_config | {
-        "json_schema_extra": rules(
-            (
-                "has(self.candidatesWithoutGain) || self.savingBelowCost",
-                "suspendWhen needs a reason to suspend: set candidatesWithoutGain, or savingBelowCost to true",
-            ),
-        )
-    }
-
-    candidates_without_gain: int | None = Field(
-        default=None,
-        ge=3,
-        le=10000,
-        description=(
-            "Suspend training when `status.training.worth.withoutGain` reaches this number. It counts the trainer's"
-            " comparisons in a row without an offer, and the candidates in a row that were measured or rolled out and"
-            " did not become active. A draft that is offered ends the trainer's count. A measurement that gave way to a"
-            " newer version does not count. Unset: drafts without a gain never suspend training."
-        ),
-    )
-    saving_below_cost: bool = Field(
-        default=False,
-        description=(
-            "Suspend training when `status.training.worth.savedSecondsPerDay` has been below"
-            " `status.training.worth.costSecondsPerDay` for a day. It has no effect while one of the two is not known,"
-            " or while the devices of trainer and inference pods do not have the same resource name. Do not set it"
-            " where the trainer's GPU model differs from the engines'. The saving does not deduct what the plugin"
-            " itself costs, so training may be suspended too late or not at all."
-        ),
-    )
-    resume_after_seconds: int = Field(
-        default=604800,
-        ge=3600,
-        le=7776000,
-        description=(
-            "Longest suspension in seconds. Training then resumes, and is suspended again only for new reasons. The"
-            " default is a week."
-        ),
-    )
-
-
-class SuspensionReason(StrEnum):
-    NO_GAIN = "NoGain"
-    SAVING_BELOW_COST = "SavingBelowCost"
-
-
-class TrainingWorth(RewrittenModel):
-    """The cost of training, the saving of speculation, and the operator's decision to suspend training."""
-
-    cost_seconds_per_day: int | None = Field(
-        default=None,
-        description="Device-seconds per day that the trainer holds while it runs: its devices times 86400."
-        " Measurements of candidates are not included. Unset: not known, because the trainer's template requests no"
-        " devices, or names them by claims or another extended resource.",
-    )
-    saved_seconds_per_day: int | None = Field(
-        default=None,
-        description="Device-seconds per day that inference pods save by speculation, averaged over about the last day"
-        " and rounded to two digits. The engines estimate it from the costs of their own verify rounds, lookup"
-        " included, and compare with their own rounds without proposals. A pod that hardly proposed was 4 to 13 %"
-        " slower than an engine without speculation (small model on a CPU), and this cost is not deducted. Unset: not"
-        " known. A ready pod may have no estimate: its engine started less than 10 minutes ago, its rounds have a Fixed"
-        " shape or a tree, or its agent is silent. Or the template requests no devices, or names them by claims or"
-        " another extended resource.",
-    )
-    cost_device: str = Field(
-        default="", description="The trainer's kind of device: a GPU's resource name, or cpu for a core."
-    )
-    saved_device: str = Field(default="", description="The inference pods' kind of device.")
-    without_gain: int = Field(
-        default=0,
-        ge=0,
-        description="Drafts without a gain: the trainer's comparisons in a row since its last offer or start, and the"
-        " candidates in a row that failed since a version last became active.",
-    )
-    measured_without_gain: int = Field(
-        default=0, ge=0, description="Those of `withoutGain` that were candidates: offered by the trainer."
-    )
-    suspended_for: SuspensionReason | None = Field(
-        default=None,
-        description="Why `training.suspendWhen` suspends training: NoGain or SavingBelowCost. Unset: it does not.",
-    )
-    since: Timestamp | None = Field(
-        default=None,
-        description="Since when `training.suspendWhen` suspends training, or lets it run.",
-    )
-    message: str = Field(default="", description="Why training was suspended or resumed, with the figures of then.")
-    below_cost_since: Timestamp | None = Field(
-        default=None,
-        description="Start of the time in which the saving was below the cost. While a figure is unknown, the time"
-        " neither starts nor ends. A restart of the operator begins the time anew.",
-    )
-    suspended_version: int | None = Field(
-        default=None, ge=0, description="The version that was active when training was suspended."
-    )
-    acceptance: str | None = Field(
-        default=None,
-        description="Share of the draft's first proposed tokens that the target accepted when training was suspended,"
-        " from 0 to 1, since the engines started, earlier drafts included."
-        " Training resumes when recent traffic falls clearly below it.",
-    )
-    acceptance_fell_since: Timestamp | None = Field(
-        default=None, description="Since when recent traffic is clearly below `acceptance`."
-    )
 
 
 class TrainingSpec(Model):
@@ -167,13 +50,6 @@ class TrainingSpec(Model):
             ' when `serving.replicas` is 0 or `capture.sampleRatio` is "0". A candidate that was offered before is'
             " still measured and rolled out while `serving.replicas` is above 0: set `rollout.paused` to prevent the"
             " roll."
-        ),
-    )
-    suspend_when: SuspendWhen | None = Field(
-        default=None,
-        description=(
-            "Let the operator suspend training while it is not worth its cost. Unset: only `suspended` suspends"
-            " training. Unset it to resume at once. `status.training.worth` shows the figures in any case."
         ),
     )
     learning_rate: Annotated[str, Field(pattern=LEARNING_RATE_PATTERN)] | None = Field(

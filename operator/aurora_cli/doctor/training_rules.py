@@ -88,12 +88,6 @@ _SUSPENDED = Remedy(
     ('kubectl -n {ns} patch auroraspeculator {name} --type=merge -p \'{"spec":{"training":{"suspended":false}}}\'',),
     Severity.NOTE,
 )
-_NOT_WORTH_ITS_COST = Remedy(
-    "training.suspendWhen suspends training, so no new candidates come",
-    "Training resumes by itself. `kubectl aurora status` shows the figures. The command resumes training now.",
-    ('kubectl -n {ns} patch auroraspeculator {name} --type=merge -p \'{"spec":{"training":{"suspendWhen":null}}}\'',),
-    Severity.NOTE,
-)
 _FAILED = Remedy(
     "the candidate could not be measured",
     "The operator repeats the measurement after a growing delay. The Job's log says more. Once the cause is gone,"
@@ -164,8 +158,6 @@ def no_candidates(snapshot: Snapshot) -> Iterator[Finding]:
         return
     if condition.reason == "Suspended":
         yield _SUSPENDED.finding(snapshot, condition_text(condition))
-    elif condition.reason == "NotWorthItsCost":
-        yield _NOT_WORTH_ITS_COST.finding(snapshot, condition_text(condition))
     elif condition.reason == "WaitingForTraces" and status.candidate is None:
         yield _NO_TRACES.finding(snapshot, f"{condition_text(condition)}; {status.traces} tokens traced")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from aurora_api.v1alpha1.training import TrainingWorth
 from aurora_cli.report.report import Figure, Measurement, TrainedVersion, utc
 from aurora_cli.report.stored_records import StoredRecords
 from aurora_cli.speculator import Speculator
@@ -55,23 +54,11 @@ def training_figures(
         seconds = sum(one.seconds for one in measurements)
         note = f"attempts: {len(measurements)}, at {len({one.version for one in measurements})} versions"
         yield Figure("Time of measuring", duration(seconds), note)
-    yield from _worth_figures(status.worth)
-
-
-def _worth_figures(worth: TrainingWorth) -> Iterator[Figure]:
-    """What the operator compares to decide whether training is worth its cost: device-seconds a day."""
-    cost = _device_seconds(worth.cost_seconds_per_day, worth.cost_device)
-    yield Figure("Cost of training", cost, "devices that the trainer holds while it runs, busy or not")
-    saved = _device_seconds(worth.saved_seconds_per_day, worth.saved_device)
+    yield Figure(
+        "Held by the trainer", status.devices or "", "devices that the trainer holds while it runs, busy or not"
+    )
     estimate = "the engines' estimate over about the last day, lookup included; the plugin's own cost is not deducted"
-    yield Figure("Saved by speculation", saved, estimate)
-    if worth.suspended_for is not None:
-        since = f"since {utc(worth.since):%Y-%m-%d %H:%M} UTC: " if worth.since else ""
-        yield Figure("Training suspended for", worth.suspended_for, f"{since}{worth.message}")
-
-
-def _device_seconds(seconds: int | None, device: str) -> str:
-    return "" if seconds is None else f"{count(seconds)} {device}-seconds a day"
+    yield Figure("Saved by speculation", status.saved_devices or "", estimate)
 
 
 def duration(seconds: float) -> str:

@@ -11,8 +11,14 @@ from rich.text import Text
 
 from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
-from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, PodStatus, RolloutPhase, VersionStatus
-from aurora_api.v1alpha1.training import TrainingWorth
+from aurora_api.v1alpha1.status import (
+    CandidatePhase,
+    CandidateStatus,
+    PodStatus,
+    RolloutPhase,
+    TrainingStatus,
+    VersionStatus,
+)
 from aurora_cli.errors import Unreadable
 from aurora_cli.speculator import Speculator
 from aurora_cli.tables.plain_text import NONE, age, count, plain, table
@@ -124,7 +130,7 @@ def _facts(speculator: Speculator, now: datetime) -> Iterator[tuple[Any, Any]]:
         yield plain("shape", "strong"), shape
     if speculator.has_status:
         yield plain("training", "strong"), ", ".join(_training(speculator))
-        yield plain("worth", "strong"), _worth(speculator.status.training.worth, now)
+        yield plain("worth", "strong"), _worth(speculator.status.training)
     if status.store_root:
         yield plain("store", "strong"), f"s3://{speculator.section('store').get('bucket', '')}/{status.store_root}"
 
@@ -225,20 +231,10 @@ def _training(speculator: Speculator) -> Iterator[str]:
     yield f"{count(speculator.status.traces)} tokens traced by the present pods"
 
 
-def _worth(worth: TrainingWorth, now: datetime) -> Text:
-    """The cost of training, the saving of speculation, and the operator's decision to suspend training."""
-    text = Text.assemble(plain(f"speculation saves {_device_seconds(worth.saved_seconds_per_day, worth.saved_device)}"))
-    text.append(plain(f", training costs {_device_seconds(worth.cost_seconds_per_day, worth.cost_device)}"))
-    text.append(plain(f", {worth.without_gain} drafts in a row without a gain"))
-    if worth.suspended_for is not None:
-        text.append(", ").append(plain(f"suspended for {age(worth.since, now)}: {worth.message}", "warning"))
-    return text
-
-
-def _device_seconds(seconds: int | None, device: str) -> str:
-    return (
-        "an unknown number of device-seconds a day" if seconds is None else f"{count(seconds)} {device}-seconds a day"
-    )
+def _worth(training: TrainingStatus) -> Text:
+    """What speculation saves, and what training holds for it."""
+    saved, held = training.saved_devices or "not known", training.devices or "not known, or suspended"
+    return plain(f"saved by speculation: {saved}, held by the trainer: {held}")
 
 
 def _pods(pods: Sequence[PodStatus]) -> RenderableType:

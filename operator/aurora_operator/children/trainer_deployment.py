@@ -70,7 +70,7 @@ def program(gpus: int) -> list[str]:
 
 def trainer_settings(owner: Owner, spec: SpeculatorSpec) -> str:
     """``AURORA_SETTINGS`` of the trainer, without what only the operator needs."""
-    without = {"template": type(spec.training.template)(), "suspend_when": None}
+    without = {"template": type(spec.training.template)()}
     value = TrainerSettings(
         namespace=owner.namespace,
         name=owner.name,

@@ -136,13 +136,13 @@ _LAG_TOKENS = _Figure(
     "Estimated token positions that wait to be trained: waiting shards times the mean size of a trained shard.",
 )
 _COST = _Figure(
-    "aurora_speculator_training_cost_seconds_per_day",
-    "Device-seconds per day that the trainer takes while it runs, by the kind of device.",
+    "aurora_speculator_training_devices",
+    "Devices that the trainer holds while training is not suspended, by the kind of device.",
     "device",
 )
 _SAVED = _Figure(
-    "aurora_speculator_saved_seconds_per_day",
-    "Estimated device-seconds per day that speculation saves, averaged over about a day, by the kind of device."
+    "aurora_speculator_saved_devices",
+    "Estimated devices that speculation saves, averaged over about a day, by the kind of device."
     " Compared with the engines' own rounds without proposals, so what the plugin itself costs is not deducted.",
     "device",
 )
@@ -272,7 +272,6 @@ def _labels(speculator: tuple[str, str], label: str) -> list[str]:
 def _status_values(status: SpeculatorStatus) -> dict[_Figure, tuple[_Sample, ...]]:
     known = [c for c in status.conditions if isinstance(c.type, ConditionType)]
     candidate, training = status.candidate, status.training
-    worth = training.worth
     queued = any(c.type is ConditionType.TRAINER_READY and c.reason == QUEUED for c in known)
     measuring = candidate is not None and candidate.phase is CandidatePhase.VALIDATING
     return {
@@ -286,8 +285,8 @@ def _status_values(status: SpeculatorStatus) -> dict[_Figure, tuple[_Sample, ...
         _ACCEPT_LENGTH: _of_text(status.accept_length),
         _HELD_OUT: _of_text(training.held_out_accept_length),
         _COVERAGE: _of_text(training.vocabulary_coverage),
-        _COST: _of_device(worth.cost_seconds_per_day, worth.cost_device),
-        _SAVED: _of_device(worth.saved_seconds_per_day, worth.saved_device),
+        _COST: _of_devices(training.devices),
+        _SAVED: _of_devices(training.saved_devices),
         _PENDING_SHARDS: () if training.pending_shards is None else (_Sample(training.pending_shards),),
     }
 
@@ -319,8 +318,10 @@ def _pod_counts(pods: Iterable[PodView]) -> Iterator[_Sample]:
         yield _Sample(count, version)
 
 
-def _of_device(seconds: int | None, device: str) -> tuple[_Sample, ...]:
-    return () if seconds is None else (_Sample(seconds, device),)
+def _of_devices(text: str | None) -> tuple[_Sample, ...]:
+    """``0.35 nvidia.com/gpu`` as a number with the kind of device."""
+    number, _, device = (text or "").partition(" ")
+    return tuple(_Sample(sample.value, device) for sample in _of_text(number))
 
 
 def _of_time(time: datetime | None) -> tuple[_Sample, ...]:

@@ -319,14 +319,6 @@ class StoreView:
 
 
 @dataclass(frozen=True, slots=True)
-class AcceptedTokens:
-    """Proposed tokens, and how many of them the target accepted."""
-
-    proposed: int = 0
-    accepted: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class CounterSample:
     """Engine counters of one pod at ``time``."""
 
@@ -334,8 +326,6 @@ class CounterSample:
     time: datetime
     answer_tokens: int
     verify_rounds: int
-    first_tokens: AcceptedTokens = AcceptedTokens()
-    """The first tokens that the draft proposed in its chains."""
 
 
 @dataclass(frozen=True)
@@ -363,11 +353,9 @@ class Observed:
     None while that is unknown. The budget demands the wanted pods, and so counts pods that wait for a node as missing.
     """
     recent_counters: Mapping[str, CounterSample] = field(default_factory=dict)
-    """By pod name. The samples feed only the figures in the status, and when suspended training resumes early."""
+    """By pod name. The samples feed only the figures in the status."""
     observation_gap: bool = False
     """The operator did not observe for a while, or the clock was set (see ``observed_time``): deadlines restart now."""
-    figures_gap: bool = False
-    """The same, for longer than a speculator rests: the times of ``training.suspendWhen`` restart now."""
     fencing_epoch: int = 0
     """The highest epoch for which an agent refused our last requests; 0: no agent has seen a higher epoch than ours."""
     user_requests: UserRequests = UserRequests()

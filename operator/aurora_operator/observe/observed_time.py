@@ -3,8 +3,8 @@
 A wall clock may be set forwards, the process may stand still, and the store may be out of reach or lack the records.
 Time that passed in such a gap says nothing about the pods.
 
-Invariant: a deadline expires only after a series of observations that led to decisions, with gaps no longer than the
-deadline allows (:data:`MAX_GAP` for a roll). Both the wall clock and a monotonic clock must agree on that.
+Invariant: a deadline expires only after a series of observations that led to decisions, with gaps no longer than
+:data:`MAX_GAP`. Both the wall clock and a monotonic clock must agree on that.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ MAX_GAP = timedelta(seconds=60)
 """Longer than one reconcile and the pause after it while a deadline runs. Shorter than any deadline that a user sets.
 
 A speculator at rest pauses for longer. No deadline of a roll runs then, and one that begins afterwards begins in full.
-The two times of ``training.suspendWhen`` also run at rest, so they have a limit of their own.
 """
 
 
@@ -25,12 +24,12 @@ class ObservedTime:
     def __init__(self) -> None:
         self._last: tuple[datetime, float] | None = None
 
-    def has_gap(self, now: datetime, monotonic_seconds: float, max_gap: timedelta = MAX_GAP) -> bool:
-        """Whether more than ``max_gap`` passed since the last observation, or the clock was set: deadlines restart."""
+    def has_gap(self, now: datetime, monotonic_seconds: float) -> bool:
+        """Whether deadlines restart: the last observation is longer ago than :data:`MAX_GAP`, or the clock was set."""
         if self._last is None:
             return True
         wall, monotonic = now - self._last[0], timedelta(seconds=monotonic_seconds - self._last[1])
-        return max(abs(wall), monotonic) > max_gap
+        return max(abs(wall), monotonic) > MAX_GAP
 
     def record(self, now: datetime, monotonic_seconds: float, *, decided: bool) -> None:
         """Remember an observation that was acted upon.

@@ -9,23 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from aurora_operator.observe.observed import AcceptedTokens, CounterSample, PodView
-from aurora_protocol.agent_api import LiveCounters
+from aurora_operator.observe.observed import CounterSample, PodView
 
 WINDOW = timedelta(seconds=60)
 """The live acceptance length is computed over this time, or since the sample before when that is longer ago."""
-
-
-def first_tokens_of(live: LiveCounters) -> AcceptedTokens:
-    """The first tokens of the draft's chains, where the counters tell positions apart; else none.
-
-    The share of first tokens that is accepted depends on the draft and on the text only. The acceptance length also
-    depends on the steps that the engine chooses, and so on the load.
-    """
-    draft = live.draft
-    if draft is None or not draft.proposed_at:
-        return AcceptedTokens()
-    return AcceptedTokens(draft.proposed_at[0], draft.accepted_at[0] if draft.accepted_at else 0)
 
 
 class CounterHistory:
@@ -45,8 +32,7 @@ class CounterHistory:
             if pod.agent is None:
                 continue
             live = pod.agent.live
-            first_tokens = first_tokens_of(live)
-            sample = CounterSample(pod.agent.boot, now, live.answer_tokens, live.verify_rounds, first_tokens)
+            sample = CounterSample(pod.agent.boot, now, live.answer_tokens, live.verify_rounds)
             past = [s for s in self._samples.get(pod.name, []) if s.boot == sample.boot]
             recent = [s for s in past if now - s.time <= WINDOW] or past[-1:]
             kept[pod.name] = [*recent, sample]

@@ -44,7 +44,6 @@ from aurora_operator.plan.upgrade.decision import decide as decide_upgrade
 from aurora_operator.plan.upgrade.report import upgrade_notes, with_upgrade_condition
 from aurora_operator.plan.wanted_children import children, obsolete_jobs
 from aurora_operator.plan.world_builder import rollout_pods, world_of
-from aurora_operator.plan.worth.report import with_worth, worth_notes
 from aurora_protocol.agent_api import SwapRequest
 from aurora_protocol.pod_settings import Replica
 
@@ -149,14 +148,13 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
     assert after.store.channel is not None, "called only while there is a channel"
     operator_state = with_followed_epoch(rolled, after.store.channel)
     changes = StatusChanges(rollout, operator_state, candidate, rejected, history_entries(old, events, now))
-    status = with_worth(status_of(after, pods, changes, now), after, events, now)
+    status = status_of(after, pods, changes, now)
     swaps = tuple(_swap_requests(observed, step))
     # Kubernetes reports as an event that a suspended Job was resumed.
     job_runs = any((view.version, view.attempt) == wanted_job and not view.suspended for view in observed.jobs)
     new_job = _job_to_create(observed, config, wanted_job, lent) if rollout_rests and not observed.spec_fault else None
     # A candidate that waits for a replica waits for pods and the disruption budget, whose changes are events.
     measuring = job_runs or new_job is not None or bool(lent.leases)
-    worth_changed = old.training.worth.suspended_for is not status.training.worth.suspended_for  # the trainer follows
     return Plan(
         advance=advance,
         status=status,
@@ -164,10 +162,10 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
         delete_jobs=obsolete_jobs(observed.jobs, wanted_job, candidate.job if candidate else None),
         swaps=swaps,
         leases=lent.leases,
-        notes=(*notes(old, status, events), *worth_notes(observed.spec.training, old, status)),
+        notes=tuple(notes(old, status, events)),
         decisions=tuple(event.reason for event in events),
         decides_versions=True,
-        moving=_is_moving(observed, pods, step) or bool(swaps) or measuring or advance is not None or worth_changed,
+        moving=_is_moving(observed, pods, step) or bool(swaps) or measuring or advance is not None,
     )
 
 

@@ -17,7 +17,6 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, SpeculatorStatus
 from aurora_operator.observe.observed import RECORDS_LOST, TAKEN_OVER, Observed
 from aurora_operator.plan.tag_erasure import waits_for_erasure
-from aurora_operator.plan.worth.policy import is_suspended
 
 MEASURING = "measuring on the real engine"
 STOPS_TRAINER = (TAKEN_OVER, RECORDS_LOST)
@@ -31,7 +30,7 @@ def trainer_replicas(observed: Observed) -> int:
     """How many trainer pods should run: 1 or 0. A trainer that may write nothing would hold its machine for nothing."""
     if trainer_stop_reason(observed):
         return 0
-    needed = not training_is_suspended(observed) or not _version_0_exists(observed) or _traces_may_arrive(observed)
+    needed = not observed.spec.training.suspended or not _version_0_exists(observed) or _traces_may_arrive(observed)
     return int(needed or waits_for_erasure(observed))
 
 
@@ -52,12 +51,6 @@ def trainer_stop_reason(observed: Observed) -> str:
 def stored_reasons(status: SpeculatorStatus) -> frozenset[str]:
     """The reasons of the stored conditions that tell what the last reading of the store found."""
     return frozenset(c.reason for c in status.conditions if c.type in _TELL_OF_THE_STORE)
-
-
-def training_is_suspended(observed: Observed) -> bool:
-    """Whether a person or the stored decision of ``training.suspendWhen`` suspends training."""
-    training = observed.spec.training
-    return training.suspended or is_suspended(training, observed.status.training.worth)
 
 
 def is_at_rest(spec: SpeculatorSpec) -> bool:

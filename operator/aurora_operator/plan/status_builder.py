@@ -25,7 +25,6 @@ from aurora_api.v1alpha1.status import (
     TrainingStatus,
     VersionStatus,
 )
-from aurora_api.v1alpha1.training import TrainingWorth
 from aurora_operator.children.metadata import INFERENCE, selector_text
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import Observed, PodView, StoreView
@@ -36,6 +35,7 @@ from aurora_operator.plan.kept_fields import with_kept_fields
 from aurora_operator.plan.rest import trainer_replicas
 from aurora_operator.plan.rollout.world import Pod
 from aurora_operator.plan.tag_erasure import erasures
+from aurora_operator.plan.training_cost import held_devices, saved_devices
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.evidence_records import Arm, Evidence
@@ -125,8 +125,9 @@ def _pod_state(view: PodView, pod: Pod | None) -> str:
 
 def _training(observed: Observed) -> TrainingStatus:
     record = observed.store.trainer
+    figures = {"devices": held_devices(observed), "saved_devices": saved_devices(observed)}
     if record is None:
-        return observed.status.training
+        return observed.status.training.model_copy(update=figures)
     held_out, coverage = record.held_out_acceptance_length, record.vocabulary_coverage
     stopped = trainer_replicas(observed) == 0
     return TrainingStatus(
@@ -138,7 +139,7 @@ def _training(observed: Observed) -> TrainingStatus:
         held_out_accept_length=None if held_out is None else f"{held_out:.2f}",
         vocabulary_coverage=None if coverage is None else f"{coverage:.3f}",
         erasures=erasures(record, observed.spec.training.erase_tags),
-        worth=observed.status.training.worth,
+        **figures,
     )
 
 
@@ -230,7 +231,7 @@ def _without_running_figures(status: SpeculatorStatus) -> SpeculatorStatus:
         "accept_length": None,
         "estimated_speedup": None,
         "traces": 0,
-        "training": TrainingStatus(worth=_decision(status.training.worth)),
+        "training": TrainingStatus(),
         "pods": pods,
     }
     return status.model_copy(update=update)
@@ -242,16 +243,6 @@ def _without_progress(condition: Condition) -> Condition:
         return condition
     works = condition.status is ConditionStatus.TRUE and condition.reason in _REASONS_AT_WORK
     return condition.model_copy(update={"message": "", "reason": "" if works else condition.reason})
-
-
-def _decision(worth: TrainingWorth) -> TrainingWorth:
-    """The parts of ``worth`` that change only when something is decided."""
-    return TrainingWorth(
-        suspended_for=worth.suspended_for,
-        since=worth.since,
-        message=worth.message,
-        measured_without_gain=worth.measured_without_gain,
-    )
 
 
 def differs_in_decisions(old: SpeculatorStatus, new: SpeculatorStatus) -> bool:

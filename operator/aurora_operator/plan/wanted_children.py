@@ -16,8 +16,6 @@ from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.rest import trainer_replicas
 from aurora_operator.plan.root_ownership import holds_workloads
 from aurora_operator.plan.upgrade.decision import UpgradeDecision
-from aurora_operator.plan.worth.policy import is_suspended
-from aurora_operator.plan.worth.suspended_trainer import with_suspended_trainer
 
 
 def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecision) -> tuple[Object, ...]:
@@ -32,10 +30,8 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
     draft.
     """
     owner, spec = observed.owner, observed.spec
-    suspended = is_suspended(spec.training, observed.status.training.worth)
-    trained = with_suspended_trainer(spec) if suspended else spec
     hung = observed.trainer is not None and observed.trainer.has_hung_pod
-    trainer = trainer_deployment(owner, trained, config, trainer_replicas(observed), has_hung_pod=hung)
+    trainer = trainer_deployment(owner, spec, config, trainer_replicas(observed), has_hung_pod=hung)
     if observed.trainer is not None:
         trainer = with_accepted_labels(trainer, observed.trainer.kueue_labels, observed.trainer.ready)
     serving = deployment(owner, spec, upgrade.applied.template, upgrade.annotations)

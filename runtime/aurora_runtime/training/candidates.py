@@ -69,8 +69,6 @@ class Candidates:
         self._draft_steps, self.last, self._last_draft = draft_steps, last, last_draft
         self._compared_tokens, self._compared_step = last.trained_tokens, 0
         self._compared_at = time.monotonic()
-        self.without_gain = 0
-        """Comparisons in a row after which the draft was not offered."""
 
     def due(self, trained_tokens: int, step: int) -> bool:
         """Whether the draft took a step since the last comparison, and enough positions or time have passed."""
@@ -95,9 +93,7 @@ class Candidates:
         lengths = f"held-out acceptance length {new_length:.2f}, version {self.last.version} has {old_length:.2f}"
         log.info("%s (%d answer tokens)", lengths, new.tokens)
         if new_length - old_length < float(Decimal(self._spec.min_gain)):
-            self.without_gain += 1
             return Comparison(new, None, f"{lengths}: no candidate")
-        self.without_gain = 0
         self.last = self._register(session, new_length, trained_tokens)
         log.info("registered version %d", self.last.version)
         return Comparison(new, self.last, f"{lengths}: registered version {self.last.version}")

@@ -49,10 +49,10 @@ class StatusWriter:
 
         Returns False when the store refused the status.
 
-        Two fields are reset, because only a trainer that trains knows them. A measurement waits while
-        ``held_out_requests`` is too low, so a count that nobody renews could delay it for ever. Without a count a
-        measurement may begin too early and fail, which is repeated. A trainer that starts without a failure announces
-        nothing, so a short restart keeps the count.
+        ``held_out_requests`` is reset, because only a trainer that trains knows it. A measurement waits while the count
+        is too low, so a count that nobody renews could delay it for ever. Without a count a measurement may begin too
+        early and fail, which is repeated. A trainer that starts without a failure announces nothing, so a short restart
+        keeps the count.
         """
         try:
             previous = self._registry.trainer_status()
@@ -62,7 +62,7 @@ class StatusWriter:
             log.warning("status not written: %s", error)
             return False
         fields = previous.model_dump() if previous else {"step": 0, "shards": 0, "trained_tokens": 0}
-        fields |= {"comparisons_without_gain": None, "held_out_requests": None}
+        fields |= {"held_out_requests": None}
         return self.write(TrainerStatus.model_validate(fields | changed | {"phase": phase, "updated": utc_now()}))
 
 
@@ -150,7 +150,6 @@ class Progress:
             last_registered=last.version,
             steps_per_minute=self._pace.steps_per_minute,
             highest_steps_per_minute=self._pace.highest_steps_per_minute,
-            comparisons_without_gain=self._candidates.without_gain,
             pending_shards=self._pace.pending_shards,
             message="; ".join(part for part in (self._quarantine_note(), self._message) if part),
             erasures=self._erasures,

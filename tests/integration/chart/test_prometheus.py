@@ -41,7 +41,7 @@ NEED_A_PROMOTION = {
     "aurora_speculator_decisions_total",
 }
 """Metrics whose queries show something once a draft was measured on a real engine and promoted."""
-NEED_AN_ESTIMATE = {"aurora_speculator_saved_seconds_per_day"}
+NEED_AN_ESTIMATE = {"aurora_speculator_saved_devices"}
 """The same once the operator got an engine's estimate from its agent. This agent has another port than agents have."""
 
 

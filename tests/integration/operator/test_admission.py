@@ -199,13 +199,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"training": {"eraseTags": ["1" * 16, "0" * 16]}}, "0000000000000000 is the hash of no tag: remove it"),
     ({"training": {"eraseTags": ["8" * 16]}}, "spec.training.eraseTags"),
     ({"rollout": {"pin": 10**8}}, "spec.rollout.pin"),
-    ({"training": {"suspendWhen": {}}}, "suspendWhen needs a reason to suspend: set candidatesWithoutGain"),
-    ({"training": {"suspendWhen": {"resumeAfterSeconds": 3600}}}, "or savingBelowCost to true"),
-    ({"training": {"suspendWhen": {"candidatesWithoutGain": 2}}}, "spec.training.suspendWhen.candidatesWithoutGain"),
-    (
-        {"training": {"suspendWhen": {"savingBelowCost": True, "resumeAfterSeconds": 60}}},
-        "spec.training.suspendWhen.resumeAfterSeconds",
-    ),
     ({"training": {"unrollSteps": 9}}, "spec.training.unrollSteps"),
     # validation
     ({"validation": {"concurrencies": [1, 1]}}, "duplicate entries|Duplicate value"),
@@ -283,8 +276,6 @@ GOOD: list[dict[str, Any]] = [
     {"training": {"suspended": True, "traceStorageLimit": "500G", "learningRate": "0.0001"}},
     {"training": {"learningRate": "0.00001234"}},
     {"training": {"traceStorageLimit": 68719476736}},
-    {"training": {"suspended": True, "suspendWhen": {"savingBelowCost": True}}},
-    {"training": {"suspendWhen": {"candidatesWithoutGain": 3, "resumeAfterSeconds": 3600}}},
     {"validation": {"concurrencies": [4, 1], "primaryConcurrency": 4} | tolerances((1, "0.1"))},
     {"validation": {"concurrencies": [1, 4, 16]} | tolerances((4, "0.1"), (16, "0"))},
     {"validation": {"measureOn": "Replica", "baselines": ["NGRAM"]}},

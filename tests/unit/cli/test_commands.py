@@ -14,7 +14,6 @@ from rich.console import Console
 
 from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION
 from aurora_api.v1alpha1.status import CandidatePhase, HistoryEntry, RolloutPhase, TrainingStatus
-from aurora_api.v1alpha1.training import SuspensionReason, TrainingWorth
 from aurora_cli.cluster.kubernetes_api import speculators_path
 from aurora_cli.commands import look
 from aurora_cli.errors import ClusterError, Conflict, Forbidden, NotInstalled
@@ -45,7 +44,7 @@ def test_one_speculator_is_shown_with_pods_and_conditions() -> None:
     assert result.exit_code == 0, result.output
     assert "version 0, 1.35x (1.30-1.40) over no speculation" in result.stdout
     text = " ".join(result.stdout.split())
-    assert "speculation saves an unknown number of device-seconds a day, training costs an unknown" in text
+    assert "saved by speculation: not known" in text
     for pod in REAL.pods:
         assert pod.name in result.stdout
     for condition in REAL.conditions:
@@ -69,19 +68,10 @@ def test_figures_of_traffic_are_called_the_last_ones() -> None:
 
 
 def test_the_worth_of_training_is_shown() -> None:
-    worth = TrainingWorth(
-        cost_seconds_per_day=86400,
-        cost_device="nvidia.com/gpu",
-        saved_seconds_per_day=4300,
-        saved_device="nvidia.com/gpu",
-        suspended_for=SuspensionReason.SAVING_BELOW_COST,
-        message="too dear",
-    )
-    shown = REAL.model_copy(update={"training": TrainingStatus(worth=worth)})
+    training = TrainingStatus(devices="1 nvidia.com/gpu", saved_devices="0.05 nvidia.com/gpu")
+    shown = REAL.model_copy(update={"training": training})
     text = " ".join(FakeApiServer.of(resource(shown)).run("status", "chat").stdout.split())
-    assert "speculation saves 4300 nvidia.com/gpu-seconds a day, training costs 86.4k nvidia.com/gpu-seconds" in text
-    assert "suspended for" in text
-    assert "too dear" in text
+    assert "saved by speculation: 0.05 nvidia.com/gpu, held by the trainer: 1 nvidia.com/gpu" in text
 
 
 def test_all_speculators_are_a_table_with_one_line_each() -> None:

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus, TrainingStatus
-from aurora_api.v1alpha1.training import SuspensionReason, TrainingWorth
 from aurora_cli.report import timeline, traffic
 from aurora_cli.report.builder import build
 from aurora_cli.report.measurements import measurement, version_speeds
@@ -119,24 +118,12 @@ def test_served_versions_cover_the_time_without_gaps() -> None:
 
 
 def test_the_cost_of_training_and_what_speculation_saves_are_shown() -> None:
-    worth = TrainingWorth(
-        cost_seconds_per_day=86400,
-        cost_device="nvidia.com/gpu",
-        saved_seconds_per_day=4300,
-        saved_device="nvidia.com/gpu",
-        suspended_for=SuspensionReason.SAVING_BELOW_COST,
-        since=START,
-        message="saves less than it costs",
-    )
-    status = SpeculatorStatus(training=TrainingStatus(worth=worth))
-    found = {one.name: one for one in build(speculator(status), StoredRecords(), NOW).training}
-    assert found["Cost of training"].value == "86.4k nvidia.com/gpu-seconds a day"
-    assert found["Saved by speculation"].value == "4300 nvidia.com/gpu-seconds a day"
-    assert found["Training suspended for"].value == "SavingBelowCost"
-    assert found["Training suspended for"].note == "since 2026-11-16 08:00 UTC: saves less than it costs"
+    training = TrainingStatus(devices="1 nvidia.com/gpu", saved_devices="0.05 nvidia.com/gpu")
+    status = SpeculatorStatus(training=training)
+    found = {one.name: one.value for one in build(speculator(status), StoredRecords(), NOW).training}
+    assert (found["Held by the trainer"], found["Saved by speculation"]) == ("1 nvidia.com/gpu", "0.05 nvidia.com/gpu")
     unknown = {one.name: one.value for one in REPORT.training}
-    assert (unknown["Cost of training"], unknown["Saved by speculation"]) == ("", "")
-    assert "Training suspended for" not in unknown
+    assert (unknown["Held by the trainer"], unknown["Saved by speculation"]) == ("", "")
 
 
 def test_a_speculator_without_status_and_records_says_that_it_knows_nothing() -> None:

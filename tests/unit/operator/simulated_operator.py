@@ -16,7 +16,6 @@ from aurora_operator.errors import Conflict
 from aurora_operator.observe.observed import Observed, RefusedJob, UserRequests
 from aurora_operator.observe.observed_time import ObservedTime
 from aurora_operator.plan import LeaseRequest, Plan, Swap, plan
-from aurora_operator.reconciler import MAX_FIGURES_GAP
 from aurora_protocol.errors import AgentError, Fenced
 from aurora_protocol.pod_settings import ValidationSettings
 from aurora_store.errors import ObjectExists, StoreError
@@ -80,7 +79,6 @@ class SimulatedOperator:
             self._seen,
             store=replace(self._store.view(versions), trainer_changed=now),
             observation_gap=self._observed_time.has_gap(now, steady),
-            figures_gap=self._observed_time.has_gap(now, steady, MAX_FIGURES_GAP),
             fencing_epoch=self._fencing_epoch,
             refused_job=self._refused,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
 
@@ -35,7 +34,6 @@ from aurora_operator.plan.upgrade.decision import UpgradeDecision, UpgradeStage
 from aurora_operator.reconciler import (
     AGENTS_AT_REST_SECONDS,
     BUSY_POLL_SECONDS,
-    MAX_FIGURES_GAP,
     WATCHFUL_POLL_SECONDS,
     Reconciler,
 )
@@ -238,25 +236,6 @@ async def test_a_speculator_at_rest_is_looked_at_about_every_minute_and_its_agen
     await reconciler.reconcile(woken=False)
     await reconciler.reconcile(woken=True)
     assert observer.asked == [True, False, True, True], "a change in the cluster asks the agents at once"
-
-
-async def test_the_longest_rest_makes_no_gap_in_the_figures_of_trainings_worth(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Observed] = []
-
-    def recorded(world: Observed, *rest: Any) -> Plan:
-        seen.append(world)
-        return plan(world, *rest)
-
-    monkeypatch.setattr(reconciler_module, "plan", recorded)
-    monkeypatch.setattr(random, "uniform", lambda low, high: high)
-    reconciler = reconciler_at(FakeObserver(observed()))
-    longest = timedelta(seconds=await reconciler.reconcile())
-    assert longest <= MAX_FIGURES_GAP / 2, "one reconcile may be lost"
-    assert reconciler._observed_time._last is not None
-    wall, monotonic_seconds = reconciler._observed_time._last
-    reconciler._observed_time._last = wall - longest, monotonic_seconds - longest.total_seconds()
-    await reconciler.reconcile(woken=False)
-    assert [(world.observation_gap, world.figures_gap) for world in seen] == [(True, True), (True, False)]
 
 
 async def test_a_secret_with_signing_keys_of_somebody_else_is_a_taken_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,6 @@ from aurora_api.v1alpha1.status import (
     TrainingStatus,
     VersionStatus,
 )
-from aurora_api.v1alpha1.training import TrainingWorth
 from aurora_operator import metrics
 from aurora_operator.children.metadata import FINALIZER
 from aurora_operator.errors import BeingDeleted, Conflict, KubernetesError
@@ -48,7 +47,6 @@ KEY = {"namespace": OWNER.namespace, "name": OWNER.name}
 TRAINER = TrainerStatus(
     phase=TrainerPhase.TRAINING, step=40, shards=4, trained_tokens=1000, pending_shards=3, updated=NOW
 )
-WORTH = TrainingWorth(cost_seconds_per_day=86400, cost_device="nvidia.com/gpu", saved_device="cpu")
 STATUS = SpeculatorStatus(
     conditions=[
         Condition(type=kind, status=status, reason="Because", last_transition_time=NOW)
@@ -62,7 +60,14 @@ STATUS = SpeculatorStatus(
     active=VersionStatus(version=3, speedup="1.52x (1.45-1.60)"),
     candidate=CandidateStatus(version=4, phase=CandidatePhase.VALIDATING, since=NOW),
     rollout=RolloutStatus(phase=RolloutPhase.WATCHING),
-    training=TrainingStatus(step=40, trained_tokens=1000, pending_shards=3, held_out_accept_length="2.10", worth=WORTH),
+    training=TrainingStatus(
+        step=40,
+        trained_tokens=1000,
+        pending_shards=3,
+        held_out_accept_length="2.10",
+        devices="1 nvidia.com/gpu",
+        saved_devices="0.35 nvidia.com/gpu",
+    ),
     accept_length="2.34",
     history=[HistoryEntry(time=NOW, event="Promoted", version=3)],
 )
@@ -100,8 +105,8 @@ def test_the_figures_of_a_status_and_of_the_trainers_record_are_shown(shown: Sho
     assert (shown.value("trained_tokens_total"), shown.value("trainer_steps_total")) == (1000, 40)
     assert shown.value("pending_shards") == 3
     assert shown.value("training_lag_tokens") == 750, "3 shards of 250 tokens each"
-    assert shown.value("training_cost_seconds_per_day", device="nvidia.com/gpu") == 86400
-    assert shown.value("saved_seconds_per_day", device="cpu") is None, "not known"
+    assert shown.value("training_devices", device="nvidia.com/gpu") == 1
+    assert shown.value("saved_devices", device="nvidia.com/gpu") == 0.35
     assert shown.value("rollout_phase", phase="Watching") == 1
     times = [shown.value(f"{name}_timestamp_seconds") for name in ("last_decision", "last_reconcile")]
     assert times == [NOW.timestamp()] * 2

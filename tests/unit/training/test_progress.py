@@ -21,7 +21,6 @@ def test_an_announced_phase_keeps_the_other_fields_of_the_status() -> None:
     reported = {
         "step": 7,
         "held_out_acceptance_length": 2.5,
-        "comparisons_without_gain": 4,
         "held_out_requests": 3,
     }
     registry.put_trainer_status(status.model_copy(update=reported))
@@ -34,7 +33,6 @@ def test_an_announced_phase_keeps_the_other_fields_of_the_status() -> None:
         2.5,
         1,
     )
-    assert status.comparisons_without_gain is None, "the count of a trainer that trains"
     assert status.held_out_requests is None, "a trainer that cannot start delays no measurement"
     StatusWriter(registry).announce(TrainerPhase.SUSPENDED, held_out_requests=0)
     status = registry.trainer_status()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pydantic import Field
 
 from aurora_api.base import RewrittenModel, Timestamp
-from aurora_api.v1alpha1.training import TrainingWorth
 
 
 class TagErasureStatus(RewrittenModel):
@@ -62,6 +61,17 @@ class TrainingStatus(RewrittenModel):
     erasures: list[TagErasureStatus] = Field(
         default_factory=list, description="The last report about each tag of `training.eraseTags`."
     )
-    worth: TrainingWorth = Field(
-        default_factory=TrainingWorth, description="The cost of training and the saving of speculation."
+    devices: str | None = Field(
+        default=None,
+        description="Devices that the trainer holds, with their kind: `1 nvidia.com/gpu`, or `4 cpu` for cores. Unset"
+        " while training is suspended, or where `training.template` requests no devices, or names them by claims or"
+        " another extended resource.",
+    )
+    saved_devices: str | None = Field(
+        default=None,
+        description="Devices that inference pods would need more without speculation, with their kind:"
+        " `0.35 nvidia.com/gpu`. The engines estimate it over about the last day, lookup included. What the plugin"
+        " itself costs is not deducted, so the true saving is smaller. Unset: not known, because a ready pod has no"
+        " estimate. Its engine started less than 10 minutes ago, its rounds have a Fixed shape or a tree, or its agent"
+        " is silent. Also unset where `serving.template` requests no devices.",
     )

@@ -18,19 +18,11 @@ from aurora_store.errors import bounded_text
 MAX_MESSAGE_CHARACTERS: Final = 1000
 MAX_REASONS: Final = 32
 """Most reasons of a verdict that are kept. The gate gives one for each bar, and a few more."""
-MAX_COMPARISONS: Final = 10**9
-"""Highest number of the trainer's comparisons. The operator adds its own count."""
 
 
 def bounded_trainer_status(record: TrainerStatus) -> TrainerStatus:
-    """``record`` with a message and a count that a status can hold."""
-    comparisons = record.comparisons_without_gain
-    return record.model_copy(
-        update={
-            "message": bounded_text(record.message, MAX_MESSAGE_CHARACTERS),
-            "comparisons_without_gain": None if comparisons is None else min(comparisons, MAX_COMPARISONS),
-        }
-    )
+    """``record`` with a message that a status can hold."""
+    return record.model_copy(update={"message": bounded_text(record.message, MAX_MESSAGE_CHARACTERS)})
 
 
 def bounded_evidence(record: Evidence) -> Evidence:

@@ -28,8 +28,7 @@ from aurora_operator.plan.conditions.availability import available
 from aurora_operator.plan.conditions.content import QUEUED, SCALED_TO_ZERO, ConditionContent
 from aurora_operator.plan.conditions.start import START_FAULTS
 from aurora_operator.plan.lending import withdrawn_pods
-from aurora_operator.plan.rest import trainer_replicas, trainer_stop_reason, training_is_suspended
-from aurora_operator.plan.worth.policy import is_suspended
+from aurora_operator.plan.rest import trainer_replicas, trainer_stop_reason
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import Keys
@@ -237,7 +236,7 @@ def _trainer_state(observed: Observed, status: SpeculatorStatus, now: datetime) 
         return ConditionContent(False, reason, f"{_TRAINER_STOPS[reason]}, so the trainer is stopped")
     if trainer_replicas(observed) == 0:
         message = "training is suspended and nothing else needs the trainer, so its pod is stopped"
-        return _suspended(observed, message)
+        return ConditionContent(True, "Suspended", message)
     workload = observed.trainer
     if workload is None or workload.ready < 1:
         if waits := _waiting_in_queue(workload):
@@ -245,10 +244,11 @@ def _trainer_state(observed: Observed, status: SpeculatorStatus, now: datetime) 
         message = (workload.message if workload else "") or "the trainer's pod is not ready"
         return ConditionContent(False, "PodNotReady", message)
     record = observed.store.trainer
-    if training_is_suspended(observed):
+    if observed.spec.training.suspended:
         is_current = record is not None and record.phase in (TrainerPhase.STARTING, TrainerPhase.SUSPENDED)
         note = f"; {record.message}" if record is not None and is_current and record.message else ""
-        return _suspended(observed, f"training is suspended; serving goes on with the active draft{note}")
+        message = f"training is suspended; serving goes on with the active draft{note}"
+        return ConditionContent(True, "Suspended", message)
     if observed.store.trainer_error:
         return ConditionContent(False, "StatusUnreadable", observed.store.trainer_error)
     if record is not None and record.phase is TrainerPhase.STARTING and record.message:
@@ -275,15 +275,6 @@ def _waiting_in_queue(trainer: WorkloadView | None) -> str:
         f"the trainer's pod waits behind the scheduling gate {', '.join(trainer.queued_behind)} until its queue has"
         " room; `kubectl get workloads.kueue.x-k8s.io` says what the queue lacks"
     )
-
-
-def _suspended(observed: Observed, message: str) -> ConditionContent:
-    """A suspension by a person, or by ``training.suspendWhen``, whose reason the message then names."""
-    worth = observed.status.training.worth
-    if is_suspended(observed.spec.training, worth):
-        why = f"Suspended by training.suspendWhen: {worth.message}"
-        return ConditionContent(True, "NotWorthItsCost", f"{message}. {why}")
-    return ConditionContent(True, "Suspended", message)
 
 
 def _starvation(record: TrainerStatus) -> str:

@@ -30,15 +30,6 @@ def test_a_clock_that_was_set_or_a_process_that_stood_still_makes_a_gap(wall: fl
     assert after(wall, monotonic)
 
 
-def test_a_deadline_may_bear_longer_gaps_than_another() -> None:
-    observed_time = ObservedTime()
-    observed_time.record(NOW, 100.0, decided=True)
-    later, limit = NOW + timedelta(seconds=75), timedelta(seconds=150)
-    assert observed_time.has_gap(later, 175.0)
-    assert not observed_time.has_gap(later, 175.0, limit)
-    assert observed_time.has_gap(later, 251.0, limit)
-
-
 def test_a_restart_or_an_outage_of_the_store_makes_a_gap() -> None:
     assert ObservedTime().has_gap(NOW, 0.0)
     assert after(2, 2, decided=False)

@@ -174,7 +174,7 @@ def test_a_deletion_that_fails_with_another_error_each_time_is_told_once_an_hour
 
 @pytest.mark.parametrize(("phase", "pin"), [(RolloutPhase.WATCHING, 0), (RolloutPhase.CANARY, 1)])
 def test_a_pin_that_only_the_channel_records_is_told_as_a_pin(phase: RolloutPhase, pin: int) -> None:
-    """The operator died before it wrote the status. A rollback would also count towards ``training.suspendWhen``."""
+    """The operator died before it wrote the status."""
     rollout, state = Roll(phase=phase, version=1, epoch=2, progressed=NOW, analysis=AnalysisState()).status_parts()
     record = channel(pin, epoch=3, previous=1 - pin).model_copy(update={"reason": ChannelReason.PINNED})
     world = observed(

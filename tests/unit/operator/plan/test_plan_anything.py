@@ -182,7 +182,6 @@ def worlds(draw: st.DrawFn) -> Observed:
         jobs=tuple(draw(st.lists(jobs, max_size=2))),
         disruptions_allowed=draw(st.sampled_from([None, 0, 1])),
         observation_gap=draw(st.booleans()),
-        figures_gap=draw(st.booleans()),
         fencing_epoch=draw(st.integers(0, 20)),
     )
 
@@ -251,9 +250,7 @@ def test_planning_again_from_the_planned_status_comes_to_rest(world: Observed) -
     now, status = NOW, world.status
     for _ in range(30):
         now += timedelta(seconds=400)
-        made = plan(
-            replace(world, status=status, observation_gap=False, figures_gap=False, fencing_epoch=0), CONFIG, now
-        )
+        made = plan(replace(world, status=status, observation_gap=False, fencing_epoch=0), CONFIG, now)
         if made.status is None or (made.swaps and _without_retries(made.status) == _without_retries(status)):
             return
         status = made.status

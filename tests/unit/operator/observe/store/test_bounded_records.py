@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aurora_api.v1alpha1.validation import ValidationSpec
-from aurora_operator.observe.store.bounded_records import MAX_COMPARISONS, MAX_REASONS, bounded_trainer_status
+from aurora_operator.observe.store.bounded_records import MAX_REASONS, bounded_trainer_status
 from aurora_operator.observe.store.evidence_check import NO_EXAMINATION, Examined
 from aurora_protocol.evidence_records import Evidence, VerdictKind
 from aurora_protocol.gate import GatePolicy
@@ -18,9 +18,9 @@ def read(record: Evidence) -> Evidence:
 
 
 def test_a_message_of_the_trainer_is_one_short_line() -> None:
-    found = bounded_trainer_status(trainer_record(message=LONG, comparisons_without_gain=(1 << 63) - 1))
-    assert (len(found.message), found.message[:5], found.comparisons_without_gain) == (1000, "a a a", MAX_COMPARISONS)
-    usual = trainer_record(message="the draft gained 0.03", comparisons_without_gain=2)
+    found = bounded_trainer_status(trainer_record(message=LONG))
+    assert (len(found.message), found.message[:5]) == (1000, "a a a")
+    usual = trainer_record(message="the draft gained 0.03")
     assert bounded_trainer_status(usual) == usual
 
 

@@ -1,1 +1,0 @@
-"""Compares the cost of training with the saving of the draft, and decides whether ``training.suspendWhen`` applies."""
