@@ -6,7 +6,7 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env browser check static format test unit unit-thorough integration integration-operator integration-engine integration-data integration-replica integration-targets integration-trees integration-heads integration-sglang integration-release integration-keda integration-gpu integration-plugin e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo bench gpu crd generated lock sbom audit images plugin clean
+.PHONY: help env browser check static format test unit unit-thorough integration integration-operator integration-engine integration-data integration-replica integration-targets integration-trees integration-heads integration-sglang integration-release integration-keda integration-gpu integration-plugin e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo gpu crd generated lock sbom audit images plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -110,37 +110,6 @@ test: static browser ## All tests but unit-thorough, integration-replica, integr
 # Not after env: packages are installed while Kubernetes is built.
 demo: ## Run the whole loop on a real cluster: serve, trace, train, measure, swap
 	@$(or $(PYTHON),python3) -m tests.demo.start
-
-bench: env ## Measure costs and speedups (see docs/results)
-	$(PY) -m tests.bench.engine
-	$(PY) -m tests.bench.capture
-	$(PY) -m tests.bench.versions
-	$(PY) -m tests.bench.equality
-	$(PY) -m tests.bench.trainer
-	$(PY) -m tests.bench.trainers
-	$(PY) -m tests.bench.kills
-	$(PY) -m tests.bench.learning
-	$(PY) -m tests.bench.learning.served
-	$(PY) -m tests.bench.learning.shift
-	$(PY) -m tests.bench.learning.packed_states
-	$(PY) -m tests.bench.learning.widths --replay 1
-	$(PY) -m tests.bench.coverage
-	$(PY) -m tests.bench.vocabulary
-	$(PY) -m tests.bench.targets
-	$(PY) -m tests.bench.large_target
-	$(PY) -m tests.bench.served
-	$(PY) -m tests.bench.served.shift
-	$(PY) -m tests.bench.served.recovery
-	$(PY) -m tests.bench.served.arms
-	$(PY) -m tests.bench.shift_to_swap
-	$(PY) -m tests.bench.speculation
-	$(PY) -m tests.bench.speculation.choose
-	$(PY) -m tests.bench.speculation.fresh_pods
-	$(PY) -m tests.bench.speculation.fresh_drafts
-	$(PY) -m tests.bench.speculation.changing_load
-	$(PY) -m tests.bench.operator
-	$(PY) -m tests.bench.operator.failover
-	$(PY) -m tests.bench.operator.cluster_failover
 
 # Kernels and training need torch only, so nothing is installed here. Serving follows where SGLang is installed.
 gpu: ## Measure kernels, training and serving on a GPU (see docs/how-to/gpu.md)

@@ -5,7 +5,6 @@ The draft's layer sees the input of the target's last layer, and no embedding. T
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,41 +98,3 @@ def _attended(draft: DraftModel, inputs: Tensor) -> Tensor:
 
 def _share(actual: Tensor, expected: Tensor) -> float:
     return float((actual - expected).norm() / expected.norm())
-
-
-@torch.no_grad()
-def expected_acceptance(model: transformers.PreTrainedModel, draft: DraftModel, seed: int) -> float:
-    """The chance that the target accepts the draft's first proposal when both sample, averaged over random texts.
-
-    This is the overlap of the two distributions: the sum of the smaller probabilities (Leviathan et al. 2023).
-    """
-    states: dict[int, Tensor] = {}
-
-    def record(index: int) -> Any:
-        def hook(_: Any, __: Any, output: Any) -> None:
-            states[index] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    layers = draft.config.aux_layers
-    hooks = [model.model.layers[index].register_forward_hook(record(index)) for index in layers]
-    tokens = torch.randint(0, VOCAB, (4, 2 * TOKENS), generator=torch.Generator().manual_seed(seed))
-    target = model(tokens).logits.softmax(-1)
-    for hook in hooks:
-        hook.remove()
-    hidden = draft.fuse(torch.cat([states[index] for index in layers], -1)[:, :-1])
-    out = draft.finish(hidden, _attended(draft, draft.inputs(hidden, tokens[:, 1:])))
-    proposed = draft.logits(out).softmax(-1)
-    return float(torch.minimum(proposed, target[:, 1:]).sum(-1).mean())
-
-
-@torch.no_grad()
-def with_random_layer(draft: DraftModel) -> DraftModel:
-    """A copy of ``draft`` whose layer is random, with norms of one. Its head and final norm stay the target's."""
-    other, generator = copy.deepcopy(draft), torch.Generator().manual_seed(3)
-    for parameter in other.midlayer.parameters():
-        if parameter.dim() == 2:
-            parameter.normal_(0, 0.02, generator=generator)
-        else:
-            parameter.fill_(1)
-    return other

@@ -11,12 +11,8 @@ import http
 import http.client
 import json
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-
-from tests.assets.sglang_server import Server
 
 from aurora_runtime.errors import EngineFault
 
@@ -72,29 +68,3 @@ def time_stream(port: int, prompt: str, tokens: int, request_id: str | None = No
     if not steps:
         raise EngineFault(f"/generate on port {port} sent the whole answer at once, so there is nothing to time")
     return StepTiming(1000 * (last_time - first_time) / steps)
-
-
-def time_in_turn(
-    servers: Sequence[tuple[str, Server]], rounds: int, tokens: int
-) -> dict[tuple[str, int], list[StepTiming]]:
-    """Time requests to every server in turn, ``rounds`` times at each concurrency. One more round before them warms up.
-
-    Args:
-        servers: names and servers.
-        tokens: length of every answer.
-
-    Returns:
-        The timings of all requests, by the server's name and the concurrency.
-    """
-    timings: dict[tuple[str, int], list[StepTiming]] = {}
-    with ThreadPoolExecutor(max(CONCURRENCIES)) as pool:
-        for number in range(rounds + 1):
-            for concurrency in CONCURRENCIES:
-                prompts = [PROMPTS[(number + offset) % len(PROMPTS)] for offset in range(concurrency)]
-                for name, server in servers:
-                    measured = list(
-                        pool.map(lambda prompt, port=server.port: time_stream(port, prompt, tokens), prompts)
-                    )
-                    if number > 0:
-                        timings.setdefault((name, concurrency), []).extend(measured)
-    return timings

@@ -10,7 +10,6 @@ Invariant: either way, all recipes see the same fresh requests between two evalu
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Final
@@ -34,17 +33,6 @@ class Match(StrEnum):
 
     STEPS = "steps"
     TRAFFIC = "traffic"
-
-
-def add_match_option(parser: argparse.ArgumentParser) -> None:
-    """``--match``: the quantity of a bench that compares by one."""
-    parser.add_argument(
-        "--match",
-        type=Match,
-        choices=list(Match),
-        default=Match.TRAFFIC,
-        help="quantity that is equal for all configurations: optimizer steps, or traffic",
-    )
 
 
 def batches(

@@ -37,7 +37,6 @@ from tests.bench.served.lineup import (
     CONTROLLED,
     DEFAULT_SHAPES,
     MAX_ANSWER_TOKENS,
-    Lineup,
     lineup_of,
     measure_lineup,
     with_controller,
@@ -45,13 +44,11 @@ from tests.bench.served.lineup import (
 from tests.bench.served.live_training import TrafficPart, train_on_live_traffic
 from tests.bench.served.messages import DOMAINS, LEARNED, RESERVED_MESSAGES, traffic
 from tests.bench.served.paired_rounds import MeasurementPlan
-from tests.bench.served.round_log_plugin import log_file
 from tests.bench.served.round_shapes import SHAPE_METAVAR, describe_shape, parse_shape, unroll_steps
 from tests.bench.served.speed_report import Outcome, as_json, count_failures, section
 
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
 from aurora_api.v1alpha1.target import DType
-from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.rounds.answer_equality import near_tie_bound
 
 CHECKPOINT_TOKENS: Final = {
@@ -88,23 +85,8 @@ def run_domain(domain: str, options: argparse.Namespace, folder: Path, code: str
         lineup.arms, tuple(options.concurrency), options.rounds, options.per_worker, near_tie_bound(DType.BFLOAT16)
     )
     learned_from = traffic(domain)[: training.checkpoints[-1].record.requests or UNTRAINED_REQUESTS]
-    rounds = options.log_rounds and options.log_rounds / domain
-    measured = asyncio.run(measure_lineup(domain, lineup, plan, learned_from, folder, rounds))
-    if rounds is not None:
-        require_round_logs(lineup, rounds)
+    measured = asyncio.run(measure_lineup(domain, lineup, plan, learned_from, folder))
     return Outcome(domain, plan, measured, lineup, training, answered_before=len(learned_from))
-
-
-def require_round_logs(lineup: Lineup, folder: Path) -> None:
-    """Name the file of each controlled arm. Raises :class:`MeasurementError` for an arm whose rounds were not logged.
-
-    SGLang goes on serving when a plugin fails, and only logs the error.
-    """
-    for arm in lineup.arms:
-        if arm.name in lineup.controlled:
-            if not (file := log_file(folder, arm.server)).exists():
-                raise MeasurementError(f"{arm.name}: no round was logged in {file}")
-            print(f"rounds of {arm.name}: {file}", flush=True)
 
 
 def _options() -> argparse.Namespace:
@@ -173,19 +155,10 @@ def _add_controller_options(parser: argparse.ArgumentParser) -> None:
         help="with --controller: where its lookup may look, in the request or in all of the speculator's "
         "(default: Speculator, as NGRAM does; the default of a pod is Request)",
     )
-    parser.add_argument(
-        "--log-rounds",
-        type=Path,
-        metavar="FOLDER",
-        help="with --controller: log every round that a controller decides, for tests.bench.served.round_log_report; "
-        "rounds take a little longer",
-    )
 
 
 def _refuse_impossible(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """End the process with an error when the options cannot be measured."""
-    if options.log_rounds is not None and options.controller is None:
-        parser.error("--log-rounds needs --controller")
     if options.lookup is not None and options.controller is None:
         parser.error("--lookup needs --controller")
     needed, available = options.rounds * options.per_worker * sum(options.concurrency), RESERVED_MESSAGES

@@ -20,7 +20,6 @@ from tests.assets.model import ensure_model
 from tests.bench.served.live_training import Checkpoint
 from tests.bench.served.messages import reserved, traffic
 from tests.bench.served.paired_rounds import Measured, MeasurementPlan, measure
-from tests.bench.served.round_log_plugin import LoggingEngineSpec
 from tests.bench.served.round_shapes import describe_shape
 from tests.bench.served.servers import DRAFT, OFF, Arm, Servers
 
@@ -165,7 +164,6 @@ async def measure_lineup(
     plan: MeasurementPlan,
     learned_from: Sequence[str],
     folder: Path,
-    log_rounds: Path | None = None,
 ) -> Measured:
     """Start the servers, measure, and stop the servers.
 
@@ -173,7 +171,6 @@ async def measure_lineup(
         learned_from: the messages that the drafts learned from. :attr:`Lineup.experienced` answer these messages before
             they are measured.
         folder: for the servers' logs.
-        log_rounds: for a file per controller with all its rounds. None: rounds are not logged.
     """
     from transformers import AutoTokenizer
 
@@ -189,8 +186,6 @@ async def measure_lineup(
     longest = max(map(len, fresh_prompts + learned_prompts)) + MAX_ANSWER_TOKENS + SPARE_TOKENS
     kv_tokens = max(DEFAULT_KV_TOKENS, longest * max(plan.concurrencies))
     spec = EngineSpec(str(model), engine_device(), kv_tokens, DType.BFLOAT16.value, extra_args=engine_arguments())
-    if log_rounds is not None:
-        spec = LoggingEngineSpec.of(spec, log_rounds)
     async with Servers(EngineSet(spec, folder), lineup.servers, warmup, MAX_ANSWER_TOKENS) as servers:
         await servers.learn_checksums(lineup.arms)
         if lineup.experienced:

@@ -10,8 +10,8 @@ of a decision (choose and observe together) by batch size, median [quartiles], a
 indexes each request's last token and searches its text, on the host, with the scope Request. ``--decisions`` prints
 these only, within seconds.
 
-Generated rounds have the statistics of docs/results/served-speedup.md. ``--recorded FILE`` replays the rounds that
-tests.bench.speculation.record wrote. Takes about two minutes. Needs a CPU only.
+Generated rounds have the statistics of docs/results/served-speedup.md. ``--recorded FILE`` replays recorded rounds, as
+those of recorded.json. Takes about two minutes. Needs a CPU only.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 The CPU's figures fit docs/results/served-speedup.md: at concurrency 1, 20.8 ms off and 28.7 ms for 12 tokens; at
 concurrency 4, 21.7 ms and 63.9 ms; and 1.4 to 1.8 ms per draft step. A catch-up of one or two tokens took 2.9 ms for
-one request and 5.9 ms for four (EPYC, commit 1f70f74; tests.bench.served.arms measures it). Higher concurrencies
-continue the line. The GPU's figures are arithmetic for an 8B model, not a measurement: weights read in 8 ms, about 300
-tokens until the products cost more than the reads, a draft of one layer.
+one request and 5.9 ms for four (EPYC, commit 1f70f74). Higher concurrencies continue the line. The GPU's figures are
+arithmetic for an 8B model, not a measurement: weights read in 8 ms, about 300 tokens until the products cost more than
+the reads, a draft of one layer.
 """
 
 from __future__ import annotations

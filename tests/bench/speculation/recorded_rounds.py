@@ -14,7 +14,6 @@ a draft whose KV cache is complete.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 RECORDING: Final = Path(__file__).with_name("recorded.json")
-"""The recording of the repository, which :mod:`tests.bench.speculation.record` made with its default options."""
+"""The recording of the repository. ``tests.bench.speculation.record`` of commit cea65515 made it."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,6 @@ class RecordedRounds:
     description: str
     requests: tuple[RecordedRequest, ...]
 
-    def of_domain(self, domain: str) -> tuple[RecordedRequest, ...]:
-        """The requests of one domain. Raises :class:`KeyError` where there are none."""
-        if found := tuple(request for request in self.requests if request.domain == domain):
-            return found
-        raise KeyError(domain)
-
     def traffics(self, count: int) -> dict[str, list[RecordedRequest]]:
         """``count`` requests of each domain, and as many of all domains in turn under the name ``mixed``.
 
@@ -69,11 +62,6 @@ class RecordedRounds:
             by_domain.setdefault(request.domain, []).append(request)
         mixed = [request for turn in zip(*by_domain.values(), strict=False) for request in turn]
         return {name: repeated(own, count) for name, own in {**by_domain, "mixed": mixed}.items()}
-
-    def write(self, file: Path) -> None:
-        """Write one request a line, so that differences can be read."""
-        lines = ",\n".join(json.dumps(dataclasses.asdict(request), separators=(",", ":")) for request in self.requests)
-        file.write_text(f'{{"description": {json.dumps(self.description)}, "requests": [\n{lines}\n]}}\n')
 
     @classmethod
     def read(cls, file: Path) -> RecordedRounds:
@@ -88,11 +76,3 @@ def _request(entry: dict[str, object]) -> RecordedRequest:
 def repeated(requests: Sequence[RecordedRequest], count: int) -> list[RecordedRequest]:
     """``count`` requests: ``requests``, from the start again until there are enough."""
     return [requests[i % len(requests)] for i in range(count)]
-
-
-def matching_tokens(proposed: Sequence[int], answer: Sequence[int]) -> int:
-    """How many tokens of ``proposed`` are the next tokens of ``answer``."""
-    for count, (guess, token) in enumerate(zip(proposed, answer, strict=False)):
-        if guess != token:
-            return count
-    return min(len(proposed), len(answer))

@@ -44,13 +44,6 @@ def pause_image(out: Path, tag: str, program: Path) -> Path:
     return write_image(out, tag, layer, entrypoint=["/pause"], user="65535")
 
 
-def shell_image(out: Path, tag: str, *, entrypoint: Sequence[str] = (), command: Sequence[str] = ("/bin/sh",)) -> Path:
-    """An image with busybox only: for a shell, or for programs that a pod mounts from the host."""
-    layer = Layer()
-    _add_base(layer, mirror_links=False)
-    return write_image(out, tag, layer, entrypoint=entrypoint, command=command, user=f"{USER_ID}:{USER_ID}")
-
-
 def python_image(
     out: Path,
     tag: str,
@@ -75,7 +68,7 @@ def python_image(
     """
     environment = inspect_environment(python)
     layer = Layer()
-    _add_base(layer, mirror_links=True)
+    _add_base(layer)
     site_dirs = [directory.absolute() for directory in site_dirs]
     _compile(environment, site_dirs)
     _add_python(layer, environment)
@@ -110,16 +103,15 @@ def python_image(
     )
 
 
-def _add_base(layer: Layer, mirror_links: bool) -> None:
+def _add_base(layer: Layer) -> None:
     """Add what programs expect of a system: a shell, users, certificates and a /tmp.
 
-    With `mirror_links`, directories such as /bin and /lib are links into /usr if they are links on this machine. Then
-    libraries keep their paths.
+    Directories such as /bin and /lib are links into /usr if they are links on this machine, so libraries keep their
+    paths.
     """
-    if mirror_links:
-        for name in ("bin", "sbin", "lib", "lib32", "lib64"):
-            if Path("/", name).is_symlink():
-                layer.add_link(f"/{name}", os.readlink(Path("/", name)))
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        if Path("/", name).is_symlink():
+            layer.add_link(f"/{name}", os.readlink(Path("/", name)))
     busybox = static_busybox()
     if busybox is None:
         raise FileNotFoundError("install busybox-static: images use its shell")

@@ -7,8 +7,8 @@ twice, about a former active version or never. Agents are silent or lie. The sto
 clock is set forwards and backwards. An autoscaler scales, also to zero, and new pods wait for a node, some forever.
 People edit, pin, promote and abort.
 
-``promises`` says what must hold all the while. ``tests.bench.states`` runs the machine longer. Not modelled: operators
-that share one process, and a Kubernetes that loses what it acknowledged.
+``promises`` says what must hold all the while. Not modelled: operators that share one process, and a Kubernetes that
+loses what it acknowledged.
 """
 
 from __future__ import annotations

@@ -204,8 +204,6 @@ def test_where_the_batch_size_changes_every_few_rounds_off_is_not_timed_more_oft
     scene = ChangingScene("4 to 32", JSON, LOADS["4 to 32"], costs)
     for seed in range(2):
         pod = scene.pod(seed)
-        assert pod.ranges >= 5
-        assert pod.rounds_between_changes < 10
         assert pod.off_share <= OFF_TIMINGS, seed
         assert pod.off_loss <= OFF_TIMINGS_LOSS, seed
         assert pod.of_best >= OF_BEST, seed
