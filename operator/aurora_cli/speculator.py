@@ -17,8 +17,7 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION, annotated_version
-from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
-from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.conditions import Condition, ConditionType
 from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
 from aurora_api.v1alpha1.store import StoreSpec
 from aurora_api.v1alpha1.validation import ValidationSpec
@@ -84,10 +83,6 @@ class Speculator:
         return bool(self.raw.get("status"))
 
     @property
-    def is_being_deleted(self) -> bool:
-        return "deletionTimestamp" in self.metadata
-
-    @property
     def created(self) -> datetime | None:
         return self._time("creationTimestamp")
 
@@ -104,11 +99,11 @@ class Speculator:
 
     @property
     def paused(self) -> bool:
-        return bool(self._rollout_spec.get("paused", False))
+        return bool(self.section("rollout").get("paused", False))
 
     @property
     def pin(self) -> int | None:
-        pin = self._rollout_spec.get("pin")
+        pin = self.section("rollout").get("pin")
         return pin if isinstance(pin, int) else None
 
     @property
@@ -120,10 +115,6 @@ class Speculator:
     def aborted(self) -> int | None:
         """The version that a person rejects."""
         return annotated_version(self.annotations.get(ABORT_ANNOTATION, ""))
-
-    @property
-    def _rollout_spec(self) -> Mapping[str, Any]:
-        return self.section("rollout")
 
     def section(self, name: str) -> Mapping[str, Any]:
         """A section of the spec; empty when it is not set."""
@@ -152,10 +143,6 @@ class Speculator:
         """The condition of this type, if the operator has set it."""
         return next((condition for condition in self.status.conditions if condition.type == type_), None)
 
-    def is_true(self, type_: ConditionType) -> bool:
-        condition = self.condition(type_)
-        return condition is not None and condition.status is ConditionStatus.TRUE
-
     def open_versions(self) -> Iterator[int]:
         """Versions that a decision can still be about: the active one, the candidates, and the one being rolled out."""
         candidate = self.status.candidate
@@ -169,10 +156,6 @@ class Speculator:
             yield self.rolling
 
     # sections that need a model --------------------------------------------------------------------------------------
-
-    def draft_spec(self) -> DraftSpec:
-        """``spec.draft`` with its defaults. Raises :class:`Unreadable`."""
-        return _parsed(DraftSpec, self.section("draft"), f"{_full_name(self.raw)}: spec.draft")
 
     def store_spec(self) -> StoreSpec:
         """``spec.store`` with its defaults. Raises :class:`Unreadable`."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.generated import dashboard, metrics_page
+from tests.generated import conditions_page, dashboard, metrics_page
 from tests.generated.generated_file import GeneratedFile
 
 FILES = (
+    GeneratedFile(conditions_page.PAGE, conditions_page.render_page),
     GeneratedFile(metrics_page.PAGE, metrics_page.render_page),
     GeneratedFile(dashboard.FILE, dashboard.render),
 )

@@ -1,28 +1,39 @@
 """``draft export`` and ``draft check``: run ``aurora-draft`` in the trainer's pod.
 
-A published head enters only when a speculator is created (``spec.draft.initial``), so there is no import.
+Why kubectl: it brings the protocols of exec and the user's authentication, and whoever uses a plugin has it. ``kubectl
+cp`` unpacks only regular files, and none outside the folder that it is given.
+
+Invariants: program and arguments are passed as a list, so no shell reads them. Every run has a time limit. A copy that
+breaks off leaves no file. A published head enters only when a speculator is created (``spec.draft.initial``), so there
+is no import.
 """
 
 from __future__ import annotations
 
 import contextlib
 import secrets
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
-from aurora_cli.cluster.cluster import Cluster
-from aurora_cli.cluster.pod_program import Container
+from aurora_cli.cluster import Cluster
 from aurora_cli.command_line import Name, in_cluster, new_app
-from aurora_cli.doctor.facts import TRAINER
 from aurora_cli.errors import ProgramFailed, Refused
 from aurora_cli.tables.plain_text import plain
 from aurora_cli.tables.printing import show
+from aurora_store.errors import bounded_text
 
+MAX_SECONDS: Final = 1800.0
+"""Longest run of a program. A draft of some GB takes minutes on a slow line."""
 REMOVAL_SECONDS: Final = 30.0
 """Longest time that the removal of the copy in the pod may take. The pod's /tmp ends with the pod."""
+CONTAINER: Final = "trainer"
 
 draft = new_app(help="Publish a draft, or check whether a published head fits.")
 
@@ -34,14 +45,48 @@ class HeadFormat(StrEnum):
     SPECULATORS = "speculators"
 
 
-def trainer_of(cluster: Cluster, name: str) -> Container:
-    """The container of the trainer. Raises :class:`ProgramFailed` when no trainer runs."""
-    snapshot = cluster.snapshot(name)
-    pod = next((pod.name for pod in snapshot.pods_of(TRAINER) if pod.ready), None)
-    if pod is None:
-        why = "you may not read pods there" if "pods" in snapshot.unseen else "its pod is stopped or not ready"
-        raise ProgramFailed(f"the trainer of {name} cannot be used: {why}; run `kubectl aurora doctor {name}`")
-    return Container(cluster, pod, "trainer")
+@dataclass(frozen=True)
+class Trainer:
+    """The pod of a trainer."""
+
+    cluster: Cluster
+    pod: str
+
+    @classmethod
+    def of(cls, cluster: Cluster, name: str) -> Trainer:
+        """Raises :class:`ProgramFailed` when no trainer runs."""
+        cluster.speculator(name)  # a mistyped name is the clearer error
+        pod = cluster.ready_pod(name, "trainer")
+        if pod is None:
+            raise ProgramFailed(f"the trainer of {name} is stopped or not ready; run `kubectl aurora doctor {name}`")
+        return cls(cluster, pod)
+
+    def run(self, *program: str, seconds: float = MAX_SECONDS) -> str:
+        """Run a program to its end, and return what it prints. Raises :class:`ProgramFailed`."""
+        return self._kubectl("exec", self.pod, f"--container={CONTAINER}", "--", *program, seconds=seconds)
+
+    def copy(self, folder: str, to: Path) -> None:
+        """Copy ``folder`` of the pod to ``to``, which does not exist. Raises :class:`ProgramFailed`."""
+        self._kubectl("cp", f"--container={CONTAINER}", f"{self.pod}:{folder}", str(to), seconds=MAX_SECONDS)
+
+    def _kubectl(self, *arguments: str, seconds: float) -> str:
+        kubectl = shutil.which("kubectl")
+        if kubectl is None:
+            raise ProgramFailed("kubectl is not on PATH, and this command runs a program in a pod with it")
+        command = (kubectl, *self.cluster.kubectl_flags, f"--namespace={self.cluster.namespace}", *arguments)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise ProgramFailed(f"kubectl {arguments[0]} did not end within {seconds:g} s") from None
+        if done.returncode:
+            raise ProgramFailed(_last_line(done.stderr) or f"kubectl {arguments[0]} failed")
+        return done.stdout
+
+
+def _last_line(errors: str) -> str:
+    """The last line that the program or kubectl wrote, without kubectl's own note about the exit code."""
+    lines = [line for line in errors.splitlines() if line.strip() and "terminated with exit code" not in line]
+    return bounded_text(lines[-1].strip().removeprefix("error: "), 800) if lines else ""
 
 
 @draft.command("export")
@@ -49,7 +94,7 @@ def trainer_of(cluster: Cluster, name: str) -> Container:
 def export(
     cluster: Cluster,
     name: Name,
-    to: Annotated[Path, typer.Option("--to", help="New or empty folder on this machine.")],
+    to: Annotated[Path, typer.Option("--to", help="New folder on this machine.")],
     version: Annotated[int | None, typer.Option(min=0, help="Version of the draft. Unset: the active one.")] = None,
     head_format: Annotated[
         HeadFormat, typer.Option("--format", help="Engine that will load the head; speculators is for vLLM.")
@@ -57,32 +102,23 @@ def export(
     with_embedding: Annotated[bool, typer.Option("--with-embedding", help="Store the target's embedding too.")] = False,
 ) -> None:
     """Copy a draft to this machine as a head that SGLang or vLLM loads."""
-    trainer, folder = trainer_of(cluster, name), f"/tmp/head-{secrets.token_hex(8)}"  # noqa: S108 - the pod's own
-    _make_empty(to)  # after the trainer is found, so that a mistyped NAME leaves no folder
+    if to.exists() or not to.absolute().parent.is_dir():
+        raise Refused(f"{to} exists, or its parent folder does not; name a new folder with --to")
+    trainer, folder = Trainer.of(cluster, name), f"/tmp/head-{secrets.token_hex(8)}"  # noqa: S108 - the pod's own
     options = [f"--to={folder}", f"--format={head_format.value}"]
     options += [f"--version={version}"] if version is not None else []
     options += ["--with-embedding"] if with_embedding else []
     try:
         trainer.run("aurora-draft", "export", *options)
-        trainer.copy_folder(folder, to)
+        with tempfile.TemporaryDirectory(dir=to.absolute().parent, prefix=".aurora-") as part:
+            trainer.copy(folder, Path(part, "head"))
+            Path(part, "head").rename(to)
+    except OSError as error:
+        raise Refused(f"{to} cannot be written: {error.strerror}; name another folder with --to") from error
     finally:
         with contextlib.suppress(ProgramFailed):  # the pod may be gone, and its /tmp with it
-            trainer.run("rm", "-rf", folder, timeout_seconds=REMOVAL_SECONDS)
-    show(
-        plain(
-            f"exported to {to}; read its README.md before you publish it: the draft learned from your users' requests"
-        )
-    )
-
-
-def _make_empty(folder: Path) -> None:
-    """Create the folder, unless it is there and empty. Raises :class:`Refused`, before anything runs in a pod."""
-    try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise Refused(f"{folder} exists and is not an empty folder; name another with --to")
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refused(f"{folder} cannot be written: {error.strerror}; name another folder with --to") from error
+            trainer.run("rm", "-rf", folder, seconds=REMOVAL_SECONDS)
+    show(plain(f"exported to {to}; before you publish it, read its README.md: the draft learned from your users"))
 
 
 @draft.command("check")
@@ -99,4 +135,4 @@ def check(
     if model.startswith("-"):
         raise Refused("MODEL is a Hugging Face id such as my-org/my-head, or a path in the trainer's container")
     options = [] if revision is None else [f"--revision={revision}"]
-    show(plain(trainer_of(cluster, name).run("aurora-draft", "check", model, *options).strip()))
+    show(plain(Trainer.of(cluster, name).run("aurora-draft", "check", model, *options).strip()))

@@ -15,15 +15,15 @@ from typing import Annotated, Final
 
 import typer
 
-from aurora_cli.cluster.cluster import Cluster
+from aurora_cli.cluster import Cluster
 from aurora_cli.command_line import Endpoint, Name, UseSecret, in_cluster
 from aurora_cli.errors import Refused
 from aurora_cli.report.builder import build
 from aurora_cli.report.page.document import render
 from aurora_cli.report.stored_records import StoredRecords
-from aurora_cli.stored.report_reader import read_records
-from aurora_cli.stored.store_access import open_store
-from aurora_cli.tables.plain_text import plain, size
+from aurora_cli.report_reader import read_records
+from aurora_cli.store_access import open_store
+from aurora_cli.tables.plain_text import plain
 from aurora_cli.tables.printing import show
 
 _NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -56,7 +56,7 @@ def report(
     _write(file, page, overwrite=overwrite)
     show(
         plain(
-            f"wrote {file}, {size(len(page))}; it names the model and the hardware, "
+            f"wrote {file}, {len(page) >> 10} KiB; it names the model and the hardware, "
             "and holds no request and no credential"
         )
     )

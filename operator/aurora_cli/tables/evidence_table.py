@@ -7,7 +7,6 @@ it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -15,7 +14,7 @@ from typing import Any, Final
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from aurora_cli.tables.plain_text import NONE, age, plain, table
+from aurora_cli.tables.plain_text import age, plain, table
 from aurora_protocol.evidence_records import Arm, Evidence, RatioEstimate, Sample, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.gate.recompute import recomputed
@@ -43,8 +42,7 @@ def detail(evidence: Evidence, key: str, policy: GatePolicy, now: datetime) -> R
         parts.append(plain(doubt, "bad"))
     parts += [plain(f"  {reason}") for reason in verdict.reasons]
     if evidence.end is not None:
-        ended = f"ended: {evidence.end}" + (f", {evidence.end_message}" if evidence.end_message else "")
-        parts.append(plain(f"  {ended}"))
+        parts.append(plain(f"  ended: {evidence.end}{f', {evidence.end_message}' if evidence.end_message else ''}"))
     parts += [Text(""), ratios(verdict.ratios), Text(""), arms(evidence), Text(""), _answers(evidence)]
     return Group(*parts, Text(""), table("", "", rows=list(_environment(evidence))))
 
@@ -59,22 +57,18 @@ def _doubt(evidence: Evidence, policy: GatePolicy) -> str:
 
 def ratios(estimates: Sequence[RatioEstimate]) -> RenderableType:
     """The throughput ratios with their 95 % intervals."""
-    return table(
-        *("RATIO", "CONCURRENCY", "ESTIMATE", "LOW", "HIGH", "ROUNDS", "PAIRED"),
-        rows=[
-            (
-                f"{one.numerator}/{one.denominator}",
-                one.concurrency,
-                plain(f"{one.estimate:.3f}x", _ratio_style(one)),
-                f"{one.low:.3f}",
-                f"{one.high:.3f}",
-                one.rounds,
-                "yes" if one.paired else "no, cached",
-            )
-            for one in estimates
-        ],
-        last_wraps=False,
-    )
+    rows = [
+        (
+            f"{one.numerator}/{one.denominator}",
+            one.concurrency,
+            plain(f"{one.estimate:.3f}x", _ratio_style(one)),
+            f"{one.low:.3f}-{one.high:.3f}",
+            one.rounds,
+            "yes" if one.paired else "no, cached",
+        )
+        for one in estimates
+    ]
+    return table("RATIO", "CONCURRENCY", "ESTIMATE", "INTERVAL", "ROUNDS", "PAIRED", rows=rows, last_wraps=False)
 
 
 def _ratio_style(one: RatioEstimate) -> str:
@@ -87,49 +81,45 @@ def arms(evidence: Evidence) -> RenderableType:
     """Speed and failures of each arm at each concurrency, over all its credible batches."""
     cached = evidence.baseline.samples if evidence.baseline else ()
     return table(
-        *("ARM", "CONCURRENCY", "TOKENS/S", "TOKENS", "SECONDS", "BATCHES", "FAILED", "ACCEPT-LEN", "MEASURED"),
+        *("ARM", "CONCURRENCY", "TOKENS/S", "BATCHES", "FAILED", "ACCEPT-LEN", "MEASURED"),
         rows=[*_arm_rows(evidence, evidence.samples, ""), *_arm_rows(evidence, cached, "before")],
         last_wraps=False,
     )
 
 
 def _arm_rows(evidence: Evidence, samples: Sequence[Sample], when: str) -> Iterator[Sequence[Any]]:
-    samples = [one for one in samples if one.tokens <= MAX_TOKENS]
-    groups = sorted({(sample.concurrency, _ARMS.index(sample.arm)) for sample in samples})
-    for concurrency, number in groups:
-        arm = _ARMS[number]
-        own = [one for one in samples if (one.arm, one.concurrency) == (arm, concurrency)]
-        tokens, seconds = sum(one.tokens for one in own), sum(one.seconds for one in own)
+    groups: dict[tuple[int, Arm], list[Sample]] = {}
+    for sample in samples:
+        if sample.tokens <= MAX_TOKENS:
+            groups.setdefault((sample.concurrency, sample.arm), []).append(sample)
+    for (concurrency, arm), own in sorted(groups.items(), key=lambda group: (group[0][0], _ARMS.index(group[0][1]))):
+        speed = sum(one.tokens for one in own) / sum(one.seconds for one in own)
         length = evidence.acceptance_length.get(arm)
         yield (
             arm,
             concurrency,
-            f"{tokens / seconds:.1f}",
-            tokens,
-            f"{seconds:.1f}" if math.isfinite(seconds) else NONE,
+            f"{speed:.1f}",
             len(own),
             sum(one.failures for one in own),
             f"{length:.2f}" if length is not None and not when else None,
-            when or "with the candidate",
+            when or "now",
         )
 
 
 def _answers(evidence: Evidence) -> RenderableType:
-    return table(
-        *("ANSWERS OF", "COMPARED WITH", "PROMPTS", "IDENTICAL", "NEAR TIES", "DIFFERENT"),
-        rows=[
-            (
-                one.arm,
-                one.reference,
-                one.prompts,
-                one.identical,
-                one.near_ties,
-                plain(one.different, "bad" if one.different else ""),
-            )
-            for one in evidence.equality
-        ],
-        last_wraps=False,
-    )
+    rows = [
+        (
+            one.arm,
+            one.reference,
+            one.prompts,
+            one.identical,
+            one.near_ties,
+            plain(one.different, "bad" if one.different else ""),
+        )
+        for one in evidence.equality
+    ]
+    columns = ("ANSWERS OF", "COMPARED WITH", "PROMPTS", "IDENTICAL", "NEAR TIES", "DIFFERENT")
+    return table(*columns, rows=rows, last_wraps=False)
 
 
 def _environment(evidence: Evidence) -> Iterator[tuple[Any, Any]]:

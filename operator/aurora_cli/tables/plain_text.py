@@ -21,18 +21,17 @@ NONE: Final = "-"
 _STYLES: Final = {"good": "green", "warning": "yellow", "bad": "red", "quiet": "dim", "strong": "bold"}
 
 
-def plain(value: Any, style: str = "") -> Text:
-    """``value`` on one line, without control characters and without markup; a dash for nothing.
+def plain(value: object, style: str = "") -> Text:
+    """``value`` on one line, without control characters and without markup.
 
     Args:
         style: good, warning, bad, quiet or strong.
     """
-    text = NONE if value is None or value == "" else bounded_text(str(value), MAX_TEXT_CHARACTERS)
-    return Text(text, style=_STYLES.get(style, ""))
+    return Text(bounded_text(str(value), MAX_TEXT_CHARACTERS), style=_STYLES.get(style, ""))
 
 
 def table(*columns: str, rows: Sequence[Sequence[Any]] = (), last_wraps: bool = True) -> Table:
-    """A table without lines, as kubectl prints them.
+    """A table without lines, as kubectl prints them. A cell without a value is a dash.
 
     Args:
         columns: their headings. No heading is shown if all are empty.
@@ -43,18 +42,21 @@ def table(*columns: str, rows: Sequence[Sequence[Any]] = (), last_wraps: bool = 
         wraps = last_wraps and number == len(columns) - 1
         made.add_column(column, no_wrap=not wraps, overflow="fold" if wraps else "ellipsis")
     for row in rows:
-        made.add_row(*(cell if isinstance(cell, Text) else plain(cell) for cell in row))
+        made.add_row(*(cell if isinstance(cell, Text) else plain(NONE if cell in (None, "") else cell) for cell in row))
     return made
 
 
 def age(then: datetime | None, now: datetime) -> str:
     """How long ago, in the two largest units at most: ``45s``, ``12m``, ``3h20m``, ``5d2h``."""
-    if then is None:
-        return NONE
-    seconds = max(0, int((now - then).total_seconds()))
-    if seconds < 120:
-        return f"{seconds}s"
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
+    return NONE if then is None else duration((now - then).total_seconds())
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its two largest units at most."""
+    whole = max(0, int(seconds))
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if whole < 120:
+        return f"{whole}s"
     if minutes < 60:
         return f"{minutes}m"
     if hours < 24:
@@ -68,13 +70,3 @@ def count(number: int) -> str:
         if number >= limit:
             return f"{number / (1000 if unit == 'k' else limit):.1f}{unit}"
     return str(number)
-
-
-def size(number: int) -> str:
-    """A number of bytes for people: ``512 B``, ``1.5 KiB``, ``3.2 GiB``."""
-    value, units = float(number), ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-    for unit in units:
-        if value < 1024 or unit == units[-1]:
-            return f"{number} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    raise AssertionError("the last unit always fits")

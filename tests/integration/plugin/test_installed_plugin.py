@@ -74,13 +74,6 @@ def test_help_lists_every_command(krew: Krew) -> None:
         assert re.search(rf"^\W*{name}\W", done.stdout, re.MULTILINE), name
 
 
-def test_the_printed_program_completes_words_for_kubectl(krew: Krew) -> None:
-    script = krew.home / "bin/kubectl_complete-aurora"
-    script.write_text(krew.kubectl("aurora", "completion").stdout)
-    script.chmod(0o755)
-    assert "status" in krew.kubectl("__complete", "aurora", "sta").stdout.splitlines()
-
-
 def test_without_a_cluster_the_program_says_so_in_one_line(krew: Krew) -> None:
     assert "kubeconfig" in error_of(krew.kubectl("aurora", "status", env={"KUBECONFIG": "missing"}))
 
@@ -96,14 +89,11 @@ def test_an_api_server_that_does_not_answer_is_one_line(krew: Krew) -> None:
 
 
 @pytest.mark.usefixtures("server")
-def test_the_status_is_shown_in_every_format(krew: Krew) -> None:
-    table, *others = (
-        krew.kubectl("aurora", "status", NAME, "-o", form, env=CONFIGURATION) for form in ("table", "json", "yaml")
-    )
-    assert table.returncode == 0, table.stderr
-    assert table.stdout.startswith(NAME)
-    for done in others:
-        assert yaml.safe_load(done.stdout)["metadata"]["name"] == NAME
+def test_status_and_doctor_are_shown(krew: Krew) -> None:
+    """The doctor's table is a file beside the code."""
+    shown, found = (krew.kubectl("aurora", *words, NAME, env=CONFIGURATION) for words in (["status"], ["doctor"]))
+    assert shown.stdout.startswith(NAME), shown.stderr
+    assert found.returncode == 0, found.stderr
 
 
 def test_the_report_has_its_style_and_the_records_of_the_store(krew: Krew, store: S3) -> None:
@@ -122,7 +112,7 @@ def test_credentials_of_a_role_are_asked_of_sts(krew: Krew) -> None:
     (krew.home / "aws").write_text(ROLE)
     (port,) = free_ports(1)
     there = {"AWS_CONFIG_FILE": "aws", "AWS_ENDPOINT_URL_STS": f"http://127.0.0.1:{port}"}
-    done = krew.kubectl("aurora", "store", "ls", NAME, env=CONFIGURATION | there)
+    done = krew.kubectl("aurora", "store", "verify", NAME, env=CONFIGURATION | there)
     assert "EndpointConnectionError" in error_of(done)
 
 

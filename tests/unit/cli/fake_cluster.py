@@ -1,29 +1,33 @@
-"""A stand-in for the API server with speculators as a real operator's planner writes them.
+"""A stand-in for the API server, which the program reaches over HTTP with a kubeconfig of its own.
 
-The fake keeps objects, honours resourceVersion, merges patches (RFC 7386), and fails where a test asks for it. It
-checks neither admission nor RBAC: the integration tests do that with the real API server.
+The fake keeps objects, merges patches (RFC 7386), and refuses where a test asks for it. It checks neither admission nor
+RBAC: the integration tests do that with the real API server.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
+import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from aurora_api import API_VERSION, KIND
 from aurora_api.v1alpha1.status import SpeculatorStatus
-from aurora_cli.cluster.kubeconfig import Access, Connection
-from aurora_cli.cluster.kubernetes_api import Object, speculators_path
-from aurora_cli.command_line import Session
-from aurora_cli.errors import ClusterError, Conflict, NotFound
 from aurora_cli.main import app
 from aurora_cli.speculator import Speculator
 from tests.unit.operator.worlds import MINIMAL, OWNER
 
-LISTED = ("auroraspeculators", "pods", "jobs", "events")
+Object = dict[str, Any]
 CREATED = "2025-12-31T22:00:00Z"
 
 
@@ -32,20 +36,21 @@ def resource(
     *,
     name: str = OWNER.name,
     annotations: Mapping[str, str] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     **spec: Any,
 ) -> Object:
     """A speculator as the API server returns it. Without ``status``, no operator has acted on it."""
-    metadata: Object = {
+    own: Object = {
         "name": name,
         "namespace": OWNER.namespace,
         "uid": OWNER.uid,
         "generation": OWNER.generation,
-        "resourceVersion": "10",
         "creationTimestamp": CREATED,
+        **(metadata or {}),
     }
     if annotations:
-        metadata["annotations"] = dict(annotations)
-    found: Object = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": {**MINIMAL, **spec}}
+        own["annotations"] = dict(annotations)
+    found: Object = {"apiVersion": API_VERSION, "kind": KIND, "metadata": own, "spec": {**MINIMAL, **spec}}
     if status is not None:
         found["status"] = status.model_dump(mode="json", by_alias=True, exclude_none=True)
     return found
@@ -56,72 +61,100 @@ def speculator(status: SpeculatorStatus | None = None, **more: Any) -> Speculato
     return Speculator.of(resource(status, **more))
 
 
+def speculators_path(namespace: str, name: str) -> str:
+    return f"/apis/{API_VERSION}/namespaces/{namespace}/auroraspeculators/{name}"
+
+
 @dataclass
 class FakeApiServer:
-    """Objects by path. ``error`` fails every call."""
+    """Objects by path, at ``url``."""
 
+    url: str = ""
+    kubeconfig: str = ""
     objects: dict[str, Object] = field(default_factory=dict)
-    error: ClusterError | None = None
-    errors: dict[str, ClusterError] = field(default_factory=dict)
-    """By the end of a path."""
-    meanwhile: list[Object] = field(default_factory=list)
-    """What somebody else writes to the speculator ``chat`` between a read and a write: one patch before each write."""
-    patches: list[tuple[str, Object, bool]] = field(default_factory=list)
-    """Path, patch and whether it was a dry run."""
-    calls: list[str] = field(default_factory=list)
+    refusals: dict[str, int] = field(default_factory=dict)
+    """HTTP status by a part of the path."""
+    calls: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
+    """Method, path and query, in their order."""
 
-    @classmethod
-    def of(cls, *resources: Object) -> FakeApiServer:
-        """A server with these speculators."""
-        paths = {speculators_path(one["metadata"]["namespace"], one["metadata"]["name"]): one for one in resources}
-        return cls(dict(paths))
+    def add(self, *resources: Object) -> FakeApiServer:
+        """Keep these speculators."""
+        for one in resources:
+            self.objects[speculators_path(one["metadata"]["namespace"], one["metadata"]["name"])] = one
+        return self
 
-    def get(self, path: str, query: Mapping[str, str] | None = None) -> Object:
-        self._call(path)
+    def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Object]:
+        self.calls.append((method, path, query))
+        for part, status in self.refusals.items():
+            if part in path:
+                return status, {"kind": "Status", "message": f"refused {path}"}
+        if path in self.objects:
+            found = copy.deepcopy(self.objects[path])
+            if method == "PATCH":
+                found = merged(found, body)
+                if "dryRun" not in query:
+                    self.objects[path] = found
+            return 200, found
         place, _, plural = path.rpartition("/")
-        if plural in LISTED:
-            everywhere = "/namespaces/" not in path
-            inside = f"{place}/namespaces/" if everywhere else f"{path}/"
-            found = [one for key, one in self.objects.items() if key.startswith(inside) and f"/{plural}/" in key]
-            return {"items": copy.deepcopy(found)}
-        if path not in self.objects:
-            raise NotFound(f"{path} not found")
-        return copy.deepcopy(self.objects[path])
-
-    def merge_patch(self, path: str, patch: Object, *, dry_run: bool) -> Object:
-        if self.meanwhile:
-            self.change("chat", self.meanwhile.pop(0))
-        self._call(path)
-        stored = self.objects[path]
-        if patch["metadata"]["resourceVersion"] != stored["metadata"]["resourceVersion"]:
-            raise Conflict("the object has been modified; please apply your changes to the latest version")
-        self.patches.append((path, patch, dry_run))
-        patched: Object = merged(copy.deepcopy(stored), patch)
-        patched["metadata"]["resourceVersion"] = str(int(stored["metadata"]["resourceVersion"]) + 1)
-        if not dry_run:
-            self.objects[path] = patched
-        return patched
-
-    def _call(self, path: str) -> None:
-        self.calls.append(path)
-        failure = next((error for end, error in self.errors.items() if path.endswith(end)), self.error)
-        if failure is not None:
-            raise failure
-
-    def change(self, name: str, patch: Object) -> None:
-        """Somebody else changes a speculator."""
-        stored = self.objects[speculators_path(OWNER.namespace, name)]
-        version = int(stored["metadata"]["resourceVersion"]) + 1
-        merged(stored, patch)
-        stored["metadata"]["resourceVersion"] = str(version)
+        kept = (one for key, one in self.objects.items() if f"/{plural}/" in key and key.startswith(place))
+        if plural in ("auroraspeculators", "pods"):
+            return 200, {"items": copy.deepcopy(list(kept))}
+        return 404, {"kind": "Status", "message": f"{path} not found", "details": {"name": path}}
 
     def run(self, *arguments: str, env: Mapping[str, str] | None = None) -> Result:
         """Run the program against this server, in the namespace of the tests' speculators."""
+        return CliRunner().invoke(app, list(arguments), env={"KUBECONFIG": self.kubeconfig, **(env or {})})
 
-        def connect(access: Access) -> Connection:
-            return Connection(self, access.namespace or OWNER.namespace, access.kubectl_flags())
 
-        return CliRunner().invoke(app, list(arguments), obj=Session(connect=connect), env=env)
+@contextmanager
+def fake_api_server(folder: Path) -> Iterator[FakeApiServer]:
+    """A server that runs, and a kubeconfig for it in ``folder``."""
+    fake = FakeApiServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            address = urlsplit(self.path)
+            query = {key: values[0] for key, values in parse_qs(address.query).items()}
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, answer = fake.answer(self.command, address.path, query, json.loads(body or "null"))
+            data = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(data)
+
+        def do_PATCH(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        fake.url = f"http://127.0.0.1:{server.server_address[1]}"
+        fake.kubeconfig = kubeconfig(folder, fake.url, namespace=OWNER.namespace)
+        yield fake
+        server.shutdown()
+        thread.join()
+
+
+def kubeconfig(folder: Path, url: str, *, namespace: str = "", current: str = "here", name: str = "kubeconfig") -> str:
+    """Write a kubeconfig with the contexts ``here`` and ``there``."""
+    own = {"cluster": "one", "user": "one"} | ({"namespace": namespace} if namespace else {})
+    config = {
+        "current-context": current,
+        "clusters": [{"name": "one", "cluster": {"server": url}}],
+        "users": [{"name": "one", "user": {"token": "secret-token"}}],
+        "contexts": [
+            {"name": "here", "context": own},
+            {"name": "there", "context": own | {"namespace": "elsewhere"}},
+        ],
+    }
+    path = folder / name
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
 
 
 def merged(target: Any, patch: Any) -> Any:
@@ -135,3 +168,10 @@ def merged(target: Any, patch: Any) -> Any:
         else:
             found[key] = merged(found.get(key), value)
     return found
+
+
+@pytest.fixture(name="server")
+def api_server_fixture(tmp_path: Path) -> Iterator[FakeApiServer]:
+    """An API server without objects."""
+    with fake_api_server(tmp_path) as server:
+        yield server

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_cli.cluster.cluster import Cluster
+from aurora_cli import store_access
+from aurora_cli.cluster import Access, connect
 from aurora_cli.commands import look
+from aurora_cli.commands.look import read_evidence
 from aurora_cli.errors import CliError, Forbidden, StoreFault
-from aurora_cli.stored import store_access
-from aurora_cli.stored.evidence_reader import read_evidence
-from aurora_cli.stored.store_access import open_store
+from aurora_cli.store_access import open_store
 from aurora_cli.tables import evidence_table
 from aurora_cli.tables.printing import as_text
 from aurora_protocol.evidence_records import Arm, BaselineSamples, RatioEstimate, VerdictKind
@@ -25,7 +24,6 @@ from aurora_protocol.gate import GatePolicy
 from aurora_store import Keys
 from aurora_store.errors import CredentialsMissing
 from tests.unit.cli.fake_cluster import FakeApiServer, resource
-from tests.unit.cli.test_decisions import CANARY
 from tests.unit.fakes import FolderObjects
 from tests.unit.operator.worlds import MINIMAL, NOW, evidence, samples, spec
 
@@ -48,49 +46,49 @@ def _own_keys(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def server_with(stored: dict[str, Any] | None = None, **store: Any) -> FakeApiServer:
-    server = FakeApiServer.of(resource(CANARY, store=MINIMAL["store"] | store))
-    if stored is not None:
-        server.objects[SECRET_PATH] = stored
+def stored_with(server: FakeApiServer, secret_: dict[str, Any] | None = None, **store: Any) -> FakeApiServer:
+    server.add(resource(store=MINIMAL["store"] | store))
+    if secret_ is not None:
+        server.objects[SECRET_PATH] = secret_
     return server
 
 
 def opened(server: FakeApiServer, *, endpoint: str | None = None, use_secret: bool = False) -> Any:
-    cluster = Cluster(server, "team")
+    cluster = connect(Access(kubeconfig=server.kubeconfig))
     return open_store(cluster, cluster.speculator("chat"), endpoint=endpoint, use_secret=use_secret).config
 
 
 # Credentials ----------------------------------------------------------------------------------------------------------
 
 
-def test_without_options_the_users_own_keys_go_to_s3_and_no_secret_is_read() -> None:
-    server = server_with(THEIRS)
+def test_without_options_the_users_own_keys_go_to_s3_and_no_secret_is_read(server: FakeApiServer) -> None:
+    stored_with(server, THEIRS)
     config = opened(server)
     assert (config.endpoint, config.access_key) == (None, None)
     assert config.root == "aurora/team/chat-01234567"
-    assert SECRET_PATH not in server.calls
+    assert SECRET_PATH not in [path for _, path, _ in server.calls]
 
 
-def test_the_users_own_keys_go_to_no_endpoint_that_the_author_chose() -> None:
-    server = server_with(THEIRS, endpoint=ENDPOINT)
+def test_the_users_own_keys_go_to_no_endpoint_that_the_author_chose(server: FakeApiServer) -> None:
+    stored_with(server, THEIRS, endpoint=ENDPOINT)
     with pytest.raises(StoreFault, match=f"{ENDPOINT}: add --endpoint URL .* or --use-secret"):
         opened(server)
-    assert SECRET_PATH not in server.calls
+    assert SECRET_PATH not in [path for _, path, _ in server.calls]
 
 
-def test_the_users_own_keys_go_to_an_endpoint_that_the_user_names() -> None:
-    config = opened(server_with(THEIRS, endpoint=ENDPOINT), endpoint="http://localhost:9000")
+def test_the_users_own_keys_go_to_an_endpoint_that_the_user_names(server: FakeApiServer) -> None:
+    config = opened(stored_with(server, THEIRS, endpoint=ENDPOINT), endpoint="http://localhost:9000")
     assert (config.endpoint, config.access_key) == ("http://localhost:9000", None)
 
 
 @pytest.mark.parametrize("endpoint", [None, "http://localhost:9000"])
-def test_the_keys_of_the_secret_are_used_when_the_user_says_so(endpoint: str | None) -> None:
-    config = opened(server_with(THEIRS, endpoint=ENDPOINT), endpoint=endpoint, use_secret=True)
+def test_the_keys_of_the_secret_are_used_when_the_user_says_so(server: FakeApiServer, endpoint: str | None) -> None:
+    config = opened(stored_with(server, THEIRS, endpoint=ENDPOINT), endpoint=endpoint, use_secret=True)
     assert (config.endpoint, config.access_key, config.secret_key) == (endpoint or ENDPOINT, "their-id", "their-key")
 
 
-def test_a_restored_speculator_reads_the_root_that_it_took_over() -> None:
-    assert opened(server_with(restoreFrom="aurora/team/old-89abcdef")).root == "aurora/team/old-89abcdef"
+def test_a_restored_speculator_reads_the_root_that_it_took_over(server: FakeApiServer) -> None:
+    assert opened(stored_with(server, restoreFrom="aurora/team/old-89abcdef")).root == "aurora/team/old-89abcdef"
 
 
 @pytest.mark.parametrize(
@@ -103,15 +101,15 @@ def test_a_restored_speculator_reads_the_root_that_it_took_over() -> None:
     ],
 )
 def test_a_secret_that_cannot_be_used_is_a_clear_error(
-    stored: dict[str, Any] | None, store: dict[str, Any], message: str
+    server: FakeApiServer, stored: dict[str, Any] | None, store: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(StoreFault, match=message):
-        opened(server_with(stored, **store), use_secret=True)
+        opened(stored_with(server, stored, **store), use_secret=True)
 
 
-def test_a_secret_that_the_user_may_not_read_is_not_asked_for_by_other_ways() -> None:
-    server = server_with(THEIRS)
-    server.errors = {"/secrets/s3": Forbidden("no")}
+def test_a_secret_that_the_user_may_not_read_is_not_asked_for_by_other_ways(server: FakeApiServer) -> None:
+    stored_with(server, THEIRS)
+    server.refusals = {"/secrets/s3": 403}
     with pytest.raises(Forbidden, match="you may not read the Secret s3"):
         opened(server, use_secret=True)
 
@@ -121,22 +119,22 @@ def test_a_secret_that_the_user_may_not_read_is_not_asked_for_by_other_ways() ->
     [({"secretRef": {"name": "s3"}}, True), ({"serviceAccountName": "irsa"}, False)],
 )
 def test_a_user_without_credentials_reads_what_a_person_can_do(
-    monkeypatch: pytest.MonkeyPatch, credentials: dict[str, Any], offered: bool
+    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch, credentials: dict[str, Any], offered: bool
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise CredentialsMissing("no credentials were found; name a Secret, or give the pod a cloud identity")
 
     monkeypatch.setattr(store_access, "ObjectStore", refuse)
     with pytest.raises(StoreFault, match="you have no credentials for the store: log in") as error:
-        opened(server_with(credentials=credentials))
+        opened(stored_with(server, credentials=credentials))
     assert "the pod" not in str(error.value)
     assert ("--use-secret" in str(error.value)) is offered
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:9000", "http://user:pw@host", "file:///etc/passwd", "http://h?x=1"])
-def test_an_endpoint_that_is_no_url_is_refused(endpoint: str) -> None:
+def test_an_endpoint_that_is_no_url_is_refused(server: FakeApiServer, endpoint: str) -> None:
     with pytest.raises(StoreFault, match="--endpoint is a URL"):
-        opened(server_with(), endpoint=endpoint)
+        opened(stored_with(server), endpoint=endpoint)
 
 
 # Reading --------------------------------------------------------------------------------------------------------------
@@ -151,61 +149,56 @@ def _objects(tmp_path: Path) -> FolderObjects:
 
 
 def test_the_last_attempt_is_read_unless_another_is_named(objects: FolderObjects) -> None:
-    assert read_evidence(objects, "chat", 4, None).record.attempt == 2
-    assert read_evidence(objects, "chat", 4, 1).record.attempt == 1
+    assert read_evidence(objects, 4, None)[0] == Keys.evidence(4, 2)
+    assert read_evidence(objects, 4, 1)[0] == Keys.evidence(4, 1)
 
 
 def test_a_foreign_object_beside_the_evidence_is_left_out(objects: FolderObjects) -> None:
     objects.put(f"{Keys.evidence_of(4)}99999999.json", b"{}")
     objects.put(f"{Keys.evidence_of(4)}notes.txt", b"")
-    assert read_evidence(objects, "chat", 4, None).record.attempt == 2
+    assert read_evidence(objects, 4, None)[0] == Keys.evidence(4, 2)
 
 
-def down(objects: FolderObjects) -> None:
+def test_evidence_that_is_not_there_is_a_clear_error(objects: FolderObjects) -> None:
+    for version, attempt, message in ((7, None, "no evidence of version 7"), (4, 3, "for attempt 1, 2")):
+        with pytest.raises(CliError, match=message):
+            read_evidence(objects, version, attempt)
     objects.down = True
-
-
-def damaged(objects: FolderObjects) -> None:
-    objects.put(Keys.evidence(4, 2), b'{"version": "secret text"}')
-
-
-@pytest.mark.parametrize(
-    ("version", "attempt", "fault", "message"),
-    [
-        (0, None, None, "has no evidence of version 0: the initial draft is not measured"),
-        (7, None, None, "has no evidence of version 7: it was not measured yet"),
-        (4, 3, None, "has evidence of version 4 for attempt 1, 2"),
-        (4, None, down, "the store is down"),
-        (4, None, damaged, "evidence/00000004/"),
-    ],
-)
-def test_evidence_that_cannot_be_read_is_a_clear_error(
-    objects: FolderObjects,
-    version: int,
-    attempt: int | None,
-    fault: Callable[[FolderObjects], None] | None,
-    message: str,
-) -> None:
-    if fault is not None:
-        fault(objects)
-    with pytest.raises(CliError, match=message) as error:
-        read_evidence(objects, "chat", version, attempt)
-    assert "secret text" not in str(error.value)
+    with pytest.raises(CliError, match="the store is down"):
+        read_evidence(objects, 4, None)
 
 
 def test_the_command_prints_tables_or_the_stored_record(
-    objects: FolderObjects, monkeypatch: pytest.MonkeyPatch
+    server: FakeApiServer, objects: FolderObjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(look, "open_store", lambda *_, **__: objects)
-    shown = server_with().run("evidence", "chat", "4").stdout
-    assert "version 4, attempt 2: Pass against version 0" in shown
-    assert "candidate/active  1            1.200x    1.150  1.250  5       yes" in shown
-    document = json.loads(server_with().run("evidence", "chat", "4", "--attempt", "1", "-o", "json").stdout)
+    stored_with(server)
+    assert "version 4, attempt 2: Pass against version 0" in server.run("evidence", "chat", "4").stdout
+    document = json.loads(server.run("evidence", "chat", "4", "--attempt", "1", "-o", "json").stdout)
     assert document == json.loads(objects.get(Keys.evidence(4, 1)))
-    assert len(document["samples"]) == len(samples())
+    objects.put(Keys.evidence(4, 2), b'{"version": "secret text"}')
+    result = server.run("evidence", "chat", "4")
+    assert (result.exit_code, "secret text" in result.output) == (1, False)
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------
+
+
+GOLDEN = """\
+RATIO             CONCURRENCY  ESTIMATE  INTERVAL     ROUNDS  PAIRED
+candidate/off     1            1.620x    1.570-1.670  5       yes
+candidate/active  1            1.200x    1.150-1.250  5       yes
+active/off        1            1.350x    1.300-1.400  5       yes
+
+ARM        CONCURRENCY  TOKENS/S  BATCHES  FAILED  ACCEPT-LEN  MEASURED
+off        1            100.0     5        0       -           now
+"""
+
+
+def test_the_tables_are_readable_in_80_columns() -> None:
+    found = evidence(4)
+    text = as_text(evidence_table.detail(found, "evidence/1", POLICY, NOW), width=80)
+    assert GOLDEN in text
 
 
 def test_a_pass_that_the_samples_do_not_show_is_named() -> None:

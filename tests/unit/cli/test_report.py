@@ -19,8 +19,8 @@ from aurora_cli.report.builder import build
 from aurora_cli.report.measurements import measurement, version_speeds
 from aurora_cli.report.page.document import render
 from aurora_cli.report.stored_records import MAX_EARLIER_ATTEMPTS, MAX_SHARDS, MAX_VERSIONS, StoredRecords
+from aurora_cli.report_reader import read_records
 from aurora_cli.speculator import Speculator
-from aurora_cli.stored.report_reader import read_records
 from aurora_protocol.evidence_records import Arm, RatioEstimate, VerdictKind
 from aurora_protocol.training_records import ShapeCounts
 from aurora_store import Keys

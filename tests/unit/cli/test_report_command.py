@@ -25,10 +25,10 @@ def _objects(tmp_path: Path) -> FolderObjects:
     return objects
 
 
-@pytest.fixture(name="server")
-def _server(objects: FolderObjects, monkeypatch: pytest.MonkeyPatch) -> FakeApiServer:
+@pytest.fixture(name="_prepared", autouse=True)
+def _prepare(server: FakeApiServer, objects: FolderObjects, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report_command, "open_store", lambda *_, **__: objects)
-    return FakeApiServer.of(resource(report_example.status()))
+    server.add(resource(report_example.status()))
 
 
 def test_the_command_writes_the_page_and_says_where(server: FakeApiServer, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_file_that_appears_while_the_report_is_made_is_kept(
     result = server.run("report", "chat", "-o", str(file))
     assert (result.exit_code, "exists; name another file" in result.stderr) == (1, True)
     assert file.read_text() == "theirs"
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["report.html", "store"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["kubeconfig", "report.html", "store"]
 
 
 def test_a_file_system_without_hard_links_is_explained(
@@ -118,7 +118,7 @@ def test_a_store_that_does_not_answer_leaves_no_file(
     objects.down = True
     result = server.run("report", "chat", "-o", str(tmp_path / "report.html"))
     assert (result.exit_code, result.stderr) == (1, "error: the store is down\n")
-    assert [one.name for one in tmp_path.iterdir()] == ["store"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["kubeconfig", "store"]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--overwrite"]])
@@ -132,12 +132,13 @@ def test_a_write_that_fails_leaves_no_part(
     monkeypatch.setattr(os, "link", full)
     result = server.run("report", "chat", "-o", str(tmp_path / "report.html"), *arguments)
     assert (result.exit_code, "No space left on device" in result.stderr) == (1, True)
-    assert [one.name for one in tmp_path.iterdir()] == ["store"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["kubeconfig", "store"]
 
 
-def test_a_report_of_the_status_alone_asks_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_of_the_status_alone_asks_no_store(
+    server: FakeApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(report_command, "open_store", None)
-    server = FakeApiServer.of(resource(report_example.status()))
     file = tmp_path / "report.html"
     assert server.run("report", "chat", "-o", str(file), "--status-only").exit_code == 0
     page = file.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""``store`` lists, sums up and checks the objects of a speculator, and names each that is damaged or missing."""
+"""``store verify`` names each object of a speculator that is damaged or missing."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 
 from aurora_cli.commands import store as store_commands
-from aurora_cli.stored.usage import KINDS
-from aurora_cli.stored.verification import Verification
+from aurora_cli.verification import Verification
 from aurora_store import Keys, Registry
 from aurora_store.errors import KeyUnusable, ObjectArchived, StoreError
 from tests.assets.trainer_output import put_trainer_state
 from tests.unit.cli.fake_cluster import FakeApiServer, resource
-from tests.unit.cli.test_decisions import CANARY
 from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 from tests.unit.operator.worlds import NOW, channel, evidence
 
@@ -37,12 +35,6 @@ def _objects(tmp_path: Path) -> FolderObjects:
     objects.put(f"{SHARD}.json", b"{}")
     put_trainer_state(registry)
     return objects
-
-
-@pytest.fixture(name="server")
-def _server(objects: FolderObjects, monkeypatch: pytest.MonkeyPatch) -> FakeApiServer:
-    monkeypatch.setattr(store_commands, "open_store", lambda *_, **__: objects)
-    return FakeApiServer.of(resource(CANARY))
 
 
 def faults_of(objects: FolderObjects, *, digests: bool = False) -> list[str]:
@@ -120,36 +112,18 @@ def test_an_object_that_the_store_alone_refuses_is_a_fault_and_the_others_are_ch
     assert f"{Keys.registration(1)}: its draft: {error}" in faults_of(objects, digests=True)
 
 
-def test_verify_exits_with_1_if_something_is_damaged(server: FakeApiServer, objects: FolderObjects) -> None:
+def test_verify_exits_with_1_if_something_is_damaged_or_the_store_does_not_answer(
+    server: FakeApiServer, objects: FolderObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_commands, "open_store", lambda *_, **__: objects)
+    server.add(resource())
     result = server.run("store", "verify", "chat")
-    assert (result.exit_code, result.stdout[:6]) == (0, "whole:")
+    assert (result.exit_code, result.stdout[:7]) == (0, "whole: ")
     objects.delete(weights_of(objects, 0))
+    assert "1 faults in " in server.run("store", "verify", "chat").stdout
     result = server.run("store", "verify", "chat", "-o", "json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["faults"][0]["key"] == Keys.registration(0)
-
-
-def test_du_counts_every_object_once(server: FakeApiServer, objects: FolderObjects) -> None:
-    kinds = json.loads(server.run("store", "du", "chat", "-o", "json").stdout)
-    assert sum(one["objects"] for one in kinds) == len(list(objects.list("")))
-    assert {one["kind"] for one in kinds} <= set(KINDS.values())
-    assert server.run("store", "du", "chat").stdout.splitlines()[-1].startswith("all")
-
-
-def test_ls_says_when_it_leaves_objects_out(server: FakeApiServer) -> None:
-    result = server.run("store", "ls", "chat", "registry/", "--limit", "1")
-    assert [line.split()[0] for line in result.stdout.splitlines()] == ["KEY", Keys.registration(0)]
-    assert "only the first 1 objects" in result.stderr
-    assert server.run("store", "ls", "chat", "registry/").stderr == ""
-
-
-@pytest.mark.parametrize("command", ["ls", "du", "verify"])
-def test_a_store_that_does_not_answer_is_one_line(server: FakeApiServer, objects: FolderObjects, command: str) -> None:
     objects.down = True
-    result = server.run("store", command, "chat")
+    result = server.run("store", "verify", "chat")
     assert (result.exit_code, result.stderr) == (1, "error: the store is down\n")
-
-
-def test_every_kind_of_key_has_a_name() -> None:
-    prefixes = {value for name, value in vars(Keys).items() if name.isupper() and isinstance(value, str)}
-    assert set(KINDS) == prefixes

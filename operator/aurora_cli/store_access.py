@@ -17,10 +17,10 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from aurora_api.v1alpha1.store import ENDPOINT_PATTERN, StoreSpec
-from aurora_cli.cluster.cluster import Cluster
+from aurora_cli.cluster import Cluster
 from aurora_cli.errors import Forbidden, NotFound, StoreFault
 from aurora_cli.speculator import Speculator
 from aurora_store import ObjectStore, StoreConfig
@@ -93,9 +93,9 @@ def _keys_of_secret(cluster: Cluster, speculator: Speculator, store: StoreSpec) 
     return access, secret
 
 
-def _value(secret: Mapping[str, Any], key: str) -> str:
+def _value(secret: Mapping[str, str], key: str) -> str:
     """The text of a Secret's key; empty when it has none."""
     try:
-        return base64.b64decode((secret.get("data") or {}).get(key) or "", validate=True).decode().strip()
+        return base64.b64decode(secret.get(key) or "", validate=True).decode().strip()
     except (binascii.Error, UnicodeDecodeError):
         return ""

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from aurora_cli.stored.usage import FOREIGN, kind_of
 from aurora_protocol.draft_records import Channel, Lineage, Registration
 from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.errors import InvalidRecord
@@ -45,6 +44,8 @@ _RECORDS: Final[Mapping[str, tuple[type[StoredRecord], KeyOf]]] = {
 """Records that name no data."""
 _SEQUENCES: Final = (Keys.LINEAGE, Keys.REGISTRY, Keys.CHANNEL)
 """Records whose numbers begin with the first one. So do the attempts at measuring each version."""
+KNOWN: Final = tuple(value for name, value in vars(Keys).items() if name.isupper() and isinstance(value, str))
+"""Beginnings of all keys that parts of Aurora write."""
 _UNREADABLE: Final = (InvalidRecord, DigestMismatch, ObjectArchived, KeyUnusable)
 """Errors about one object, not about the whole store."""
 
@@ -65,7 +66,7 @@ class Verification:
     digests: bool = False
     """Whether to download every draft and compare its digests."""
     checked: Counter[str] = field(default_factory=Counter, init=False)
-    """Objects by kind."""
+    """Objects by the first part of their key."""
     faults: list[Fault] = field(default_factory=list, init=False)
     _sizes: dict[str, int] = field(default_factory=dict, init=False)
 
@@ -73,8 +74,8 @@ class Verification:
         """Check all objects. Raises :class:`StoreError` when the store does not answer."""
         self._sizes = {one.key: one.size_bytes for one in self.objects.list_objects("")}
         for key in self._sizes:
-            self.checked[kind_of(key)] += 1
-            if kind_of(key) == FOREIGN:
+            self.checked[key.partition("/")[0]] += 1
+            if not key.startswith(KNOWN):
                 self._fault(key, "no part of Aurora writes such an object; delete it, and find out who wrote it")
         channel: Channel | None = None
         for beginning, (model, key_of) in _RECORDS.items():

@@ -1,1 +1,0 @@
-"""Reads objects from the API server, and sends changes there."""
