@@ -54,9 +54,8 @@ class SpeculatorLoop:
         self._finish_by_seconds = self._began_seconds + MAX_RECONCILE_SECONDS
 
     def wake(self) -> None:
-        """Reconcile soon, because something changed. A reconcile that waits for a former store ends."""
+        """Reconcile soon, because something changed."""
         self._wake.set()
-        self._reconciler.end_outdated_wait()
 
     @property
     def overdue_seconds(self) -> float:

@@ -184,7 +184,7 @@ class Reconciler:
             finalizer_refused=before.finalizer_refused,
             apply_errors=before.apply_errors,
             refused_job=before.refused_job,
-            name_taken=tuple(dict.fromkeys((*snapshot.observed.store.name_taken, *before.name_taken))),
+            name_taken=before.name_taken,
             fleet=self._fleet.view(self._key),
         )
         status_age = timedelta(seconds=min(monotonic_seconds - self._status_written_seconds, 1e6))
@@ -265,12 +265,6 @@ class Reconciler:
         """Whether somebody changed the spec, or asked for the deletion, since the last reconcile began."""
         stored = self._stored()
         return stored is not None and stored["metadata"]["generation"] != self._seen_generation
-
-    def end_outdated_wait(self) -> None:
-        """Stop waiting for a store whose settings were changed meanwhile. Called whenever something changed."""
-        stored = self._stored()
-        if stored is not None:
-            self._observer.end_outdated_wait(stored)
 
     def show_stored_status(self) -> None:
         """Let the metrics say what the status says, before anything is observed.

@@ -1,9 +1,5 @@
 """Signatures of records in the store: message authentication codes (HMAC-SHA256) with keys that no bucket writer has.
 
-Why codes and not public keys: the images of the operator and of the agent hold no library with public keys. So each
-reader has a key of its own, and the writer signs a record once for each reader. Whoever takes the key from a reader can
-deceive readers of this kind only.
-
 Invariants:
 
 - A signature covers the place of the record (the speculator's root and the key below it) and its whole content. A
@@ -19,75 +15,65 @@ import hmac
 import json
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final
 
 from aurora_protocol.errors import InvalidRecord, UnsignedRecord
 
-SIGNATURES: Final = "signatures"
-"""Field of a stored record: the name of a key -> the signature with this key, in hexadecimal."""
+SIGNATURE: Final = "signature"
+"""Field of a stored record: its signature, in hexadecimal."""
 
 
 class KeyName(StrEnum):
-    """The keys of one speculator, named after who verifies with them. Also the items of the Secret with the keys."""
+    """The keys of one speculator, named after what they sign. Also the items of the Secret with the keys."""
 
-    OPERATOR = "operator-key"
-    """For records of the channel, as the operator reads them. No pod has this key. The others are derived from it."""
-    STAGING = "staging-key"
-    """For records of the channel, as the init container of an inference pod reads them."""
+    CHANNEL = "channel-key"
+    """For records of the channel. The operator signs, and the init containers of inference pods verify."""
     EVIDENCE = "evidence-key"
-    """For evidence and cached baselines. Validators sign with this key, and the operator verifies."""
+    """For evidence and cached baselines. Validators sign, and the operator verifies."""
 
 
-CHANNEL_KEYS: Final = frozenset({KeyName.OPERATOR, KeyName.STAGING})
-EVIDENCE_KEYS: Final = frozenset({KeyName.EVIDENCE})
 SigningKeys = Mapping[KeyName, bytes]
 
 
-def all_keys(operator_key: bytes) -> dict[KeyName, bytes]:
-    """Every key of a speculator. Nobody can compute the operator's key back from another one."""
-    derived = {
-        name: hmac.digest(operator_key, f"aurora key 1\n{name.value}".encode(), "sha256").hex().encode()
-        for name in (KeyName.STAGING, KeyName.EVIDENCE)
-    }
-    return {KeyName.OPERATOR: operator_key, **derived}
+def keys_in(folder: Path) -> dict[KeyName, bytes]:
+    """The keys whose files the kubelet mounted in ``folder``."""
+    return {name: (folder / name.value).read_bytes().strip() for name in KeyName if (folder / name.value).is_file()}
 
 
-def signed(record: bytes, place: str, keys: SigningKeys) -> bytes:
-    """``record`` with a signature for each of ``keys``.
+def signed(record: bytes, place: str, key: bytes) -> bytes:
+    """``record``, a JSON object, with its signature.
 
     Args:
-        record: a JSON object.
         place: the root and the key of the record.
     """
     content = _content(record)
-    covered = _canonical(content)
-    signatures = {name.value: _signature(covered, place, name, key).hex() for name, key in keys.items()}
-    return json.dumps({**content, SIGNATURES: signatures}, indent=1, ensure_ascii=False).encode()
+    content.pop(SIGNATURE, None)
+    signature = _signature(_canonical(content), place, key)
+    return json.dumps({**content, SIGNATURE: signature}, indent=1, ensure_ascii=False).encode()
 
 
-def verified(data: bytes, place: str, name: KeyName, key: bytes) -> bytes:
-    """The record in ``data`` without its signatures.
+def verified(data: bytes, place: str, key: bytes) -> bytes:
+    """The record in ``data`` without its signature.
 
     Raises :class:`UnsignedRecord` unless ``data`` was signed at ``place`` with ``key``, and :class:`InvalidRecord` when
     ``data`` is no JSON object.
     """
-    covered, signatures = unsigned_parts(data)
-    given = signatures.get(name.value)
+    content = _content(data)
+    given = content.pop(SIGNATURE, None)
+    covered = _canonical(content)
     if not isinstance(given, str) or not given.isascii():
         raise UnsignedRecord("it is not signed")
-    if not hmac.compare_digest(given, _signature(covered, place, name, key).hex()):
+    if not hmac.compare_digest(given, _signature(covered, place, key)):
         raise UnsignedRecord("its signature is not of this speculator, of this place, or of this content")
     return covered
 
 
-def unsigned_parts(data: bytes) -> tuple[bytes, Mapping[str, Any]]:
-    """The record in ``data`` without its signatures, and the signatures. Nothing is verified.
-
-    Raises :class:`InvalidRecord` when ``data`` is no JSON object.
-    """
+def without_signature(data: bytes) -> bytes:
+    """The record in ``data`` without its signature. Nothing is verified. Raises :class:`InvalidRecord`."""
     content = _content(data)
-    signatures = content.pop(SIGNATURES, None)
-    return _canonical(content), signatures if isinstance(signatures, dict) else {}
+    content.pop(SIGNATURE, None)
+    return _canonical(content)
 
 
 def _content(data: bytes) -> dict[str, Any]:
@@ -107,5 +93,5 @@ def _canonical(content: Mapping[str, Any]) -> bytes:
         raise InvalidRecord("it is not valid JSON") from None
 
 
-def _signature(covered: bytes, place: str, name: KeyName, key: bytes) -> bytes:
-    return hmac.digest(key, f"aurora record 1\n{name.value}\n{place}\n".encode() + covered, "sha256")
+def _signature(covered: bytes, place: str, key: bytes) -> str:
+    return hmac.digest(key, f"aurora record 2\n{place}\n".encode() + covered, "sha256").hex()

@@ -7,24 +7,22 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aurora_operator.children.access import TRUSTED_RECORD
 from aurora_operator.children.owner import Owner
 from aurora_operator.observe.store.signed_records import RecordKeys
-from aurora_protocol.signatures import KeyName, all_keys
+from aurora_protocol.signatures import KeyName
 from aurora_store.keys import owner_id
 
-KEYS = all_keys(b"the operator's key of the tests")
+KEYS = {name: f"the {name.value} of the tests".encode() for name in KeyName}
 
 
-def record_keys(owner: Owner, trusted_record: str = "", keys: Mapping[KeyName, bytes] = KEYS) -> RecordKeys:
+def record_keys(owner: Owner, keys: Mapping[KeyName, bytes] = KEYS) -> RecordKeys:
     """``keys`` as the operator of ``owner`` holds them."""
-    return RecordKeys(owner_id(owner.uid), keys[KeyName.OPERATOR], trusted_record)
+    return RecordKeys(owner_id(owner.uid), keys[KeyName.CHANNEL], keys[KeyName.EVIDENCE])
 
 
-def secret_data(trusted_record: str = "", keys: Mapping[KeyName, bytes] = KEYS) -> dict[str, str]:
+def secret_data(keys: Mapping[KeyName, bytes] = KEYS) -> dict[str, str]:
     """The data of the Secret with ``keys``, as the API server returns them."""
-    plain = {name.value: key for name, key in keys.items()} | {TRUSTED_RECORD: trusted_record.encode()}
-    return {name: base64.b64encode(value).decode() for name, value in plain.items()}
+    return {name.value: base64.b64encode(key).decode() for name, key in keys.items()}
 
 
 def write_keys(folder: Path) -> None:

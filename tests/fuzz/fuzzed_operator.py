@@ -17,19 +17,22 @@ from typing import Any
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.observe.observed import StoreView
-from aurora_operator.observe.store.store_reader import StoreReader
-from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
+from aurora_operator.observe.store.signed_records import RecordKeys
+from aurora_operator.observe.store.store_reader import StoreNeeds, StoreReader
 from aurora_operator.plan import plan
 from aurora_protocol.evidence_records import VerdictKind
+from aurora_protocol.signatures import KeyName
 from aurora_store import StoreConfig
 from aurora_store.errors import MAX_ERROR_CHARACTERS
+from tests.assets.signing import KEYS
 from tests.fuzz.fuzzed_store import ERASED_TAG, FuzzedStore
 from tests.unit.operator.worlds import CONFIG, observed, spec
 from tests.unit.training import tiny
 
 MAX_STATUS_BYTES = 100_000
 """The API server takes a resource of 1.5 MB."""
-NEEDS = StoreNeeds(versions=frozenset({0, 1, 2}), measurement=(1, 2))
+RECORD_KEYS = RecordKeys("1a2b3c4d", KEYS[KeyName.CHANNEL], KEYS[KeyName.EVIDENCE])
+NEEDS = StoreNeeds(versions=frozenset({0, 1, 2}))
 _MAX_TEXT = 2 * MAX_ERROR_CHARACTERS
 """An error names its key beside its bounded text."""
 
@@ -69,12 +72,12 @@ class FuzzedOperator:
     def reader(self) -> StoreReader:
         """A reader that knows nothing yet."""
         config = StoreConfig("bucket", "root", None, "region", "access", "secret")
-        return StoreReader(config, objects=self._objects)
+        return StoreReader(config, RECORD_KEYS, objects=self._objects)
 
     def view(self, reader: StoreReader, objects: dict[str, bytes]) -> StoreView:
         """What ``reader`` sees when the store holds ``objects``."""
         self._objects.data = objects
-        return reader.read(NEEDS, ReadScope.ALL)
+        return reader.read(NEEDS)
 
     def attack(self, random_: random.Random) -> None:
         """One mutation, read by a new reader and by one that knows the good store. Raises AssertionError."""

@@ -30,7 +30,7 @@ FOREIGN: tuple[dict[str, Any], ...] = (
         {
             "apiVersion": "v1",
             "kind": "Secret",
-            "metadata": {"name": f"{NAME}-{end}", "labels": {"owner": "somebody-else"}},
+            "metadata": {"name": f"{NAME}-keys", "labels": {"owner": "somebody-else"}},
             "stringData": {"password": "not-ours"},
         }
         for end in ("keys", "signing-keys")

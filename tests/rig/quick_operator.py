@@ -12,7 +12,7 @@ from typing import Final
 
 from aurora_operator import main, reconciler
 from aurora_operator.act import contest
-from aurora_operator.observe.store import store_schedule
+from aurora_operator.observe.store import store_access
 
 LONGEST_REST_SECONDS: Final = 10.0
 """The longest time between two reconciles of a speculator at rest."""
@@ -30,9 +30,8 @@ def shorten_pauses() -> None:
     reconciler.AGENTS_AT_REST_SECONDS = 1.5 * LONGEST_REST_SECONDS
     contest.CHALLENGE_SECONDS = CHALLENGE_SECONDS
     contest.MIN_PAUSE_SECONDS, contest.MAX_PAUSE_SECONDS = 2.0, LONGEST_PAUSE_SECONDS
-    store_schedule.TRAINING_SECONDS = 2.0
-    store_schedule.REST_SECONDS = LONGEST_REST_SECONDS
-    store_schedule.MIN_EXPECTING_SECONDS, store_schedule.MAX_EXPECTING_SECONDS = 1.0, 2.0
+    store_access.MIN_PAUSE_SECONDS = 1.0
+    store_access.TRAINING_SECONDS = store_access.REST_SECONDS = 2.0
 
 
 if __name__ == "__main__":

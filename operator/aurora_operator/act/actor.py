@@ -22,7 +22,7 @@ from aurora_operator.act.child_writer import ChildWriter
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.act.finalizer import set_finalizer
 from aurora_operator.act.status_writer import write_status
-from aurora_operator.children.access import new_keys, new_signing_keys
+from aurora_operator.children.access import new_keys
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import UNAVAILABLE_STATUSES, Conflict, KubernetesError
 from aurora_operator.io_pools import call_api
@@ -82,11 +82,9 @@ class Actor:
             if not refusals:
                 return ExecutionResult()
         keys = [new_keys(owner)] if plan.create_keys else []
-        if plan.trust_record is not None:
-            keys.append(new_signing_keys(owner, plan.trust_record))
         children = await self._children.write(owner, keys, plan.children, snapshot.live_children)
-        if plan.trust_record is not None and not children.workloads_held:
-            store.keys.made(owner)
+        if plan.create_keys and not children.workloads_held:
+            store.keys_made(owner)
         if plan.advance is not None:
             await store.advance(plan.advance, self._authority.ensure_leading)
             log.info("%s: channel record %d: version %d is active", owner.full_name, plan.advance.epoch,

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_operator.children.metadata import ENGINE_CONTAINER, INFERENCE, child, keys_name, selector, signing_keys_name
+from aurora_operator.children.metadata import ENGINE_CONTAINER, INFERENCE, child, keys_name, selector
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import (
     container,
@@ -132,7 +132,7 @@ def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> dict[str
         "volumes": [
             agent_token_volume(owner),
             _secret_volume(_SPECULATOR_KEY, keys_name(owner), ADMIN_KEY),
-            signing_volume(owner, KeyName.STAGING, optional=True),
+            signing_volume(owner, KeyName.CHANNEL),
             {"name": _ENGINE_KEY, "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
             SHM_VOLUME,
         ],
@@ -142,20 +142,13 @@ def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> dict[str
 
 
 def agent_token_volume(owner: Owner) -> Object:
-    """The agent token of the speculator's Secret, without the Secret's other key."""
+    """The agent token of the speculator's Secret, without the Secret's other keys."""
     return _secret_volume("keys", keys_name(owner), AGENT_TOKEN)
 
 
-def signing_volume(owner: Owner, key: KeyName, *, optional: bool) -> Object:
-    """One key of the Secret that signs the store's records, without the others.
-
-    Args:
-        optional: whether a pod may start before the Secret exists.
-    """
-    volume = _secret_volume(SIGNING_MOUNT["name"], signing_keys_name(owner), key.value)
-    if optional:
-        volume["secret"]["optional"] = True
-    return volume
+def signing_volume(owner: Owner, key: KeyName) -> Object:
+    """One key of the speculator's Secret that signs records of the store, without the Secret's other keys."""
+    return _secret_volume(SIGNING_MOUNT["name"], keys_name(owner), key.value)
 
 
 def _secret_volume(name: str, secret: str, key: str) -> Object:

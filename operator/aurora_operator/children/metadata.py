@@ -57,13 +57,8 @@ def has_finalizer(stored: Mapping[str, Any]) -> bool:
 
 
 def keys_name(owner: Owner) -> str:
-    """The name of the Secret with the generated admin key and agent token."""
+    """The name of the Secret with the generated keys: admin key, agent token and the keys that sign stored records."""
     return f"{owner.name}-keys"
-
-
-def signing_keys_name(owner: Owner) -> str:
-    """The name of the Secret with the keys that sign the store's records."""
-    return f"{owner.name}-signing-keys"
 
 
 def trainer_name(owner: Owner) -> str:

@@ -172,6 +172,6 @@ def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, attempt: Va
         "containers": [validator],
         "volumes": [
             agent_token_volume(owner) if attempt.replica else SHM_VOLUME,
-            signing_volume(owner, KeyName.EVIDENCE, optional=False),
+            signing_volume(owner, KeyName.EVIDENCE),
         ],
     }

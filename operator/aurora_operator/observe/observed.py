@@ -227,8 +227,8 @@ RECORDS_LOST = "RecordsLost"
 after such a loss the version's registration."""
 TRAINER_SILENCE = timedelta(minutes=5)
 """Time without a change after which the trainer's record tells nothing about the present. A waiting trainer rewrites
-its record after 45 s at the latest. At rest the operator reads the record about once a minute. While records are
-missing for long, it reads the record every four minutes at the latest."""
+its record after 45 s at the latest. At rest the operator reads the record about once a minute, and while a record
+is not valid, every six minutes at the latest."""
 
 
 @dataclass(frozen=True)
@@ -237,12 +237,8 @@ class StoreView:
 
     reason: str = "Ready"
     error: str = ""
-    name_taken: tuple[str, ...] = ()
-    """The Secret with the signing keys, as ``<Kind> <name>``, if it belongs to another owner."""
     lineage: Lineage | None = None
     channel: Channel | None = None
-    channel_signed: bool = True
-    """False: the record was trusted once without a signature. The operator writes it again, signed."""
     registrations: Mapping[int, Registration] = field(default_factory=dict)
     """The versions that may matter now: newest, active, previous, candidate, rolled out and pinned. Void ones are left
     out (``aurora_store.root.root_ownership``)."""
@@ -255,11 +251,6 @@ class StoreView:
     trainer_changed: datetime | None = None
     """When the operator saw the time in the trainer's record change, by the operator's own clock. None: it has seen no
     change yet, because it has just started or opened the store."""
-    unsigned_record: str | None = None
-    """Digest of the channel's newest record, while the keys do not exist. Empty: the channel is empty.
-
-    The operator makes the keys now, and trusts this record once.
-    """
     trainer_error: str = ""
     """Why the trainer's status could not be parsed. The view is good all the same: the record decides nothing about
     drafts. It can only delay a measurement."""

@@ -13,7 +13,6 @@ Invariants:
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -32,7 +31,7 @@ from aurora_operator.children.metadata import (
 )
 from aurora_operator.children.own_pods import is_own_pod
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import BeingDeleted, InvalidSpec, NotFound
+from aurora_operator.errors import BeingDeleted, NotFound
 from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 from aurora_operator.observe import kubernetes_views
@@ -101,8 +100,7 @@ class Observer:
         Args:
             ask_agents: False: take the agents' last answers. The caller knows that no pod changed since.
 
-        Raises :class:`NotFound`, :class:`BeingDeleted`, :class:`InvalidSpec` and :class:`KubernetesError`, which is a
-        :class:`Conflict` when the spec changed while the store was read.
+        Raises :class:`NotFound`, :class:`BeingDeleted`, :class:`InvalidSpec` and :class:`KubernetesError`.
         """
         stored = self._cache.get(kubernetes_api.SPECULATOR.kind, self.namespace, self.name)
         if stored is None:
@@ -139,15 +137,6 @@ class Observer:
             spec_fault=fault,
         )
         return Snapshot(observed, live, token)
-
-    def end_outdated_wait(self, stored: Object) -> None:
-        """Abandon a read of the store if ``stored``, the custom resource of now, names another store.
-
-        Other changes of the spec wait for the read. Otherwise an autoscaler would begin it anew again and again.
-        """
-        if self.store.reads and stored["metadata"]["generation"] != self._generation:
-            with contextlib.suppress(InvalidSpec):
-                self.store.abandon_read_of_another(parse_usable(stored)[1].store)
 
     async def refresh(self) -> None:
         """Read the custom resource from the API server, because the cache turned out to be behind.
@@ -223,10 +212,8 @@ class Observer:
         stuck = any(pod.scheduled and not pod.terminating and pod.agent is None for pod in pods)
         if token and self._agents.token_refused:
             self._secrets.doubt(keys_name(owner))
-        elif token and stuck:
+        elif token and (stuck or any(not (job.finished or job.suspended) for job in jobs)):
             self._secrets.suspect(keys_name(owner))
-        if stuck or any(not (job.finished or job.suspended) for job in jobs):
-            self.store.keys.doubt()
 
 
 def _is_ours(owner: Owner, obj: Object, labelled: Mapping[tuple[str, str], Object]) -> bool:

@@ -62,11 +62,6 @@ class Plan:
     None: the finalizer is as it should be.
     """
     create_keys: bool = False
-    trust_record: str | None = None
-    """Make the keys that sign the store's records, and trust the channel's record with this digest without a signature.
-
-    None: the keys exist, or the store cannot be read. Empty: the channel is empty.
-    """
     children: tuple[Object, ...] = ()
     advance: Channel | None = None
     status: SpeculatorStatus | None = None

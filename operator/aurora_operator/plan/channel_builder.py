@@ -63,16 +63,6 @@ def next_channel(observed: Observed, step: Step, validation: ValidationDecision,
     return with_unknown_fields(made, former)
 
 
-def signed_again(store: StoreView, now: datetime) -> Channel | None:
-    """The channel's record once more, to be signed. None: it is signed.
-
-    So only one record is ever trusted without a signature, and pods trust none.
-    """
-    if store.channel is None or store.channel_signed:
-        return None
-    return store.channel.model_copy(update={"epoch": store.channel.epoch + 1, "created": now})
-
-
 def with_digests(made: Channel, store: StoreView) -> Channel:
     """``made`` with the digests of its versions' weights: those of the former record, or of the registrations."""
 

@@ -16,7 +16,7 @@ from aurora_operator.children.inference_deployment import served_image
 from aurora_operator.children.metadata import job_name
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import Observed, StoreView
+from aurora_operator.observe.observed import SIGNING_KEYS_MISSING, Observed, StoreView
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import lending
 from aurora_operator.plan.actions import Plan, Swap
@@ -24,7 +24,7 @@ from aurora_operator.plan.candidate import validation
 from aurora_operator.plan.candidate.held_out_supply import shortage
 from aurora_operator.plan.candidate.recalled_replica import seconds_until_loan
 from aurora_operator.plan.candidate.validation import ValidationInputs
-from aurora_operator.plan.channel_builder import first_channel, next_channel, signed_again, with_digests
+from aurora_operator.plan.channel_builder import first_channel, next_channel, with_digests
 from aurora_operator.plan.events import history_entries, notes, version_events
 from aurora_operator.plan.lost_records import (
     lost_records,
@@ -78,14 +78,15 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     upgrade = None if observed.spec_fault else decide_upgrade(replace(observed, status=made.status), config, now)
     status = with_upgrade_condition(made.status, upgrade, observed, now)
     # The keys are there with the next reconcile, unless the last one could not make them. Nobody needs to know.
-    makes_keys = stored.unsigned_record is not None and not observed.name_taken and not observed.apply_errors
+    makes_keys = stored.reason == SIGNING_KEYS_MISSING and not (
+        observed.keys_exist or observed.name_taken or observed.apply_errors
+    )
     writes_status = not makes_keys and worth_writing(observed.status, status, since_written)
-    advance = ownership.takeover or made.advance or (signed_again(observed.store, now) if may_decide else None)
+    advance = ownership.takeover or made.advance
     return replace(
         made,
         finalizer=finalizer,
-        create_keys=not observed.keys_exist and upgrade is not None,
-        trust_record=stored.unsigned_record,  # also with a spec that cannot be used: the keys shape no child
+        create_keys=not observed.keys_exist,  # also with a spec that cannot be used: the keys shape no child
         children=() if upgrade is None else children(observed, config, upgrade),
         advance=None if advance is None else with_digests(advance, stored),
         status=status if writes_status else None,

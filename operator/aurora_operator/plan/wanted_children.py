@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from aurora_operator.children.access import service_accounts
 from aurora_operator.children.inference_deployment import deployment
-from aurora_operator.children.metadata import signing_keys_name
 from aurora_operator.children.network import disruption_budget, policies, services
 from aurora_operator.children.queue_label import with_accepted_labels
 from aurora_operator.children.trainer_deployment import trainer_deployment
@@ -41,13 +40,8 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
         *services(owner),
         *policies(owner, spec, config),
         disruption_budget(owner),
-        *(() if holds_workloads(observed) or _signing_keys_are_foreign(observed) else workloads),
+        *(() if holds_workloads(observed) else workloads),
     )
-
-
-def _signing_keys_are_foreign(observed: Observed) -> bool:
-    """Whether pods would mount the signing keys of another owner. They would trust what that owner signs."""
-    return f"Secret {signing_keys_name(observed.owner)}" in observed.name_taken
 
 
 def _unpaused(deployment: Object, live: WorkloadView | None) -> Object:

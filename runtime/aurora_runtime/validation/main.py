@@ -18,9 +18,8 @@ from typing import Final
 from aurora_protocol.errors import ProtocolError
 from aurora_protocol.evidence_records import CachedBaseline, Evidence
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED, KEYS_FOLDER, SIGNING_FOLDER, ValidationSettings
-from aurora_protocol.signatures import KeyName
+from aurora_protocol.signatures import KeyName, keys_in
 from aurora_runtime.errors import MeasurementError, RuntimeFault
-from aurora_runtime.key_folder import KeyFolder
 from aurora_runtime.store_thread import call_in_thread
 from aurora_runtime.termination_message import write_termination_message
 from aurora_runtime.validation.store_retry import repeat_while_away
@@ -92,7 +91,7 @@ def _store_baseline(registry: Registry, baseline: CachedBaseline, *, named: bool
 
 def _open_registry(settings: ValidationSettings, signing: Path) -> Registry:
     """The store, with the key that signs evidence. Raises :class:`MeasurementError` when the key is missing."""
-    keys = KeyFolder(signing)
+    keys = keys_in(signing)
     if KeyName.EVIDENCE not in keys:
         raise MeasurementError(f"{signing} has no {KeyName.EVIDENCE.value}, and unsigned evidence would not count")
     return Registry(FencedObjectStore(StoreConfig.of(settings.store)), keys)

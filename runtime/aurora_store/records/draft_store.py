@@ -9,9 +9,7 @@ they may still write. The command that exports a draft also takes the active ver
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 from aurora_protocol.draft_records import (
@@ -23,18 +21,18 @@ from aurora_protocol.draft_records import (
     Registration,
 )
 from aurora_protocol.errors import InvalidRecord, UnsignedRecord
-from aurora_protocol.signatures import CHANNEL_KEYS, KeyName
+from aurora_protocol.signatures import KeyName
 from aurora_store.errors import ObjectMissing, ObjectTooLarge, StoreError
-from aurora_store.keys import Keys, first_owner
+from aurora_store.keys import Keys
 from aurora_store.records.record_store import RecordStore
-from aurora_store.root.root_ownership import is_void, lost
+from aurora_store.root.root_ownership import is_void
 
 MAX_CONFIG_BYTES = 64 << 10
 """Largest file of a draft beside its weights."""
 MAX_WEIGHTS_BYTES = 64 << 30
 """Largest file of weights, unless the reader sets a lower limit."""
 MAX_UNSIGNED_TRIED = 64
-"""How many records of the channel are tried at most to find a signed one, and as many before a takeover."""
+"""How many records of the channel are tried at most to find a signed one."""
 
 
 class DraftStore(RecordStore):
@@ -141,7 +139,7 @@ class DraftStore(RecordStore):
 
         Raises :class:`ObjectExists` when another operator took this epoch: read the channel again before a retry.
         """
-        self._create_signed(Keys.channel(channel.epoch), channel, CHANNEL_KEYS)
+        self._create_signed(Keys.channel(channel.epoch), channel, KeyName.CHANNEL)
 
     def channel(self) -> Channel | None:
         """The channel's record with the highest epoch. It is not verified."""
@@ -149,49 +147,17 @@ class DraftStore(RecordStore):
         return self._channel(epochs[-1]) if epochs else None
 
     def signed_channel(self) -> Channel | None:
-        """The channel's newest record that the operator signed for the init containers. None: the channel is empty.
+        """The channel's newest record that the operator signed. None: the channel is empty.
 
-        Records after it are logged and left out. Once another speculator took the root over, this is the newest signed
-        record before the takeover.
+        Records after it are logged and left out.
 
         Raises :class:`UnsignedRecord` with the newest record's key when none of the newest
-        :data:`MAX_UNSIGNED_TRIED` records is signed, and none of the newest before a takeover.
+        :data:`MAX_UNSIGNED_TRIED` records is signed.
         """
-        epochs = self._sequence(Keys.CHANNEL)
-        try:
-            return self._newest_signed(epochs)
-        except UnsignedRecord:
-            before = self._before_takeover(epochs)
-            if len(before) == len(epochs):
-                raise  # without a takeover, the records were tried already
-            with suppress(UnsignedRecord):
-                signed = self._newest_signed(before)
-                if signed is not None:
-                    return signed
-            raise
-
-    def _before_takeover(self, epochs: Sequence[int]) -> Sequence[int]:
-        """``epochs`` up to the takeover that took the root from this speculator. All of them without a takeover.
-
-        Searched by halves, because a new owner may have written any number of records. The records are not verified,
-        so whoever writes to the bucket can lead the search to an older signed record, as by deleting newer ones.
-        """
-        root = self.objects.config.root
-        owner = self.objects.owner or first_owner(root)
-        return epochs[: bisect_left(epochs, True, key=lambda epoch: lost(self._readable_channel(epoch), root, owner))]
-
-    def _readable_channel(self, epoch: int) -> Channel | None:
-        try:
-            return self._channel(epoch)
-        except (InvalidRecord, ObjectTooLarge):
-            return None
-
-    def _newest_signed(self, epochs: Sequence[int]) -> Channel | None:
-        """The newest signed record of ``epochs``. None without epochs. Raises :class:`UnsignedRecord`."""
         newest: UnsignedRecord | None = None
-        for epoch in epochs[: -MAX_UNSIGNED_TRIED - 1 : -1]:
+        for epoch in self._sequence(Keys.CHANNEL)[: -MAX_UNSIGNED_TRIED - 1 : -1]:
             try:
-                return self._channel(epoch, signed_with=KeyName.STAGING)
+                return self._channel(epoch, signed_with=KeyName.CHANNEL)
             except UnsignedRecord as error:
                 newest = newest or error
             except (InvalidRecord, ObjectTooLarge) as error:

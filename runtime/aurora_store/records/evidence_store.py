@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.evidence_records import CachedBaseline, Evidence
-from aurora_protocol.signatures import EVIDENCE_KEYS, KeyName
+from aurora_protocol.signatures import KeyName
 from aurora_store.errors import ObjectTooLarge
 from aurora_store.keys import MAX_ATTEMPT_GAP, Keys
 from aurora_store.records.record_store import RecordStore
@@ -25,7 +25,7 @@ class EvidenceStore(RecordStore):
     def put_evidence(self, evidence: Evidence) -> str:
         """Write the evidence of one attempt. Returns its key. Raises :class:`ObjectExists` when the attempt has one."""
         key = Keys.evidence(evidence.version, evidence.attempt)
-        self._create_signed(key, evidence, EVIDENCE_KEYS)
+        self._create_signed(key, evidence, KeyName.EVIDENCE)
         return key
 
     def evidence(self, version: int) -> Evidence | None:
@@ -48,7 +48,7 @@ class EvidenceStore(RecordStore):
     def put_baseline(self, baseline: CachedBaseline) -> str:
         """Write a baseline. Returns its key. Raises :class:`ObjectExists` when the attempt left one already."""
         key = Keys.baseline(baseline.lineage, baseline.version, baseline.attempt)
-        self._create_signed(key, baseline, EVIDENCE_KEYS)
+        self._create_signed(key, baseline, KeyName.EVIDENCE)
         return key
 
     def _baseline(self, key: str) -> CachedBaseline:

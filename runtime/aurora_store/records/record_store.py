@@ -1,15 +1,14 @@
 """Base of the classes that read and write the records of one speculator: the one reader for what the store holds.
 
 Invariants: an object whose name is not a record's, or whose number is out of sequence, is logged and left out. So it
-stops nobody from reading the others. A record is returned only when its own numbers belong to its key. A record is
-signed with those of its keys that the writer holds. A writer without a key writes the record unsigned, and then no
-reader that verifies signatures believes it.
+stops nobody from reading the others. A record is returned only when its own numbers belong to its key. A writer without
+the key of a record writes it unsigned, and then no reader that verifies signatures believes it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from typing import TypeVar
 
 from aurora_protocol.errors import InvalidRecord, UnsignedRecord
@@ -71,11 +70,10 @@ class RecordStore:
             self._foreign_keys.add(key)
             log.warning("left out: %s", reason)
 
-    def _create_signed(self, key: str, record: StoredRecord, names: Set[KeyName]) -> None:
-        """Write ``record`` at ``key``, signed with those of the keys ``names`` that this process holds."""
-        keys = {name: secret for name, secret in self._signing_keys.items() if name in names}
-        data = record.to_json()
-        self.objects.create(key, signed(data, self._place(key), keys) if keys else data)
+    def _create_signed(self, key: str, record: StoredRecord, name: KeyName) -> None:
+        """Write ``record`` at ``key``, signed with the key ``name`` if this process holds it."""
+        secret, data = self._signing_keys.get(name), record.to_json()
+        self.objects.create(key, data if secret is None else signed(data, self._place(key), secret))
 
     def _place(self, key: str) -> str:
         """The place in the store that a signature covers."""
@@ -86,7 +84,7 @@ class RecordStore:
         secret = self._signing_keys.get(name)
         if secret is None:
             raise UnsignedRecord(f"this process has no {name.value} to verify it with")
-        return verified(data, self._place(key), name, secret)
+        return verified(data, self._place(key), secret)
 
     def _read(
         self,

@@ -20,9 +20,9 @@ from tests.bench.operator.api_client import ApiClient, Object, in_parallel
 from tests.bench.operator.fleet import Fleet, Speculator
 from tests.bench.operator.trained_records import REFUSED, trained_records
 
-from aurora_operator.children.access import new_signing_keys
+from aurora_operator.children.access import new_keys
 from aurora_operator.children.owner import Owner
-from aurora_protocol.signatures import KeyName, all_keys
+from aurora_protocol.signatures import KeyName
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import Keys
 from aurora_store.keys import root
@@ -78,9 +78,9 @@ class Seeds:
         metadata = created["metadata"]
         folder = root(PREFIX, each.namespace, each.name, metadata["uid"])
         owner = Owner(each.namespace, each.name, metadata["uid"], metadata["generation"], metadata["resourceVersion"])
-        secret = new_signing_keys(owner, trusted_record="")
+        secret = new_keys(owner)
         await self._api.create(f"/api/v1/namespaces/{each.namespace}/secrets", secret)
-        keys = all_keys(secret["stringData"][KeyName.OPERATOR].encode())
+        keys = {name: secret["stringData"][name.value].encode() for name in KeyName}
         records = trained_records(folder, keys) | {Keys.TRAINER_STATUS: trainer_status()}
         for key, data in records.items():
             await _put(session, self._signed(f"{folder}/{key}"), data)

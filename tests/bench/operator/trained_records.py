@@ -12,7 +12,7 @@ from typing import Final
 from tests.unit.operator.worlds import channel, evidence, lineage, registration, samples
 
 from aurora_protocol.evidence_records import Arm, MeasurementEnd, VerdictKind
-from aurora_protocol.signatures import CHANNEL_KEYS, EVIDENCE_KEYS, KeyName, SigningKeys, signed
+from aurora_protocol.signatures import KeyName, SigningKeys, signed
 from aurora_store import Keys
 
 PREVIOUS, ACTIVE, REFUSED = 1, 2, 3
@@ -45,16 +45,14 @@ def trained_records(root: str, keys: SigningKeys) -> dict[str, bytes]:
     )
     return {
         **plain,
-        **_signed(root, {key: record.to_json() for key, record in channels.items()}, keys, CHANNEL_KEYS),
+        **_signed(root, {key: record.to_json() for key, record in channels.items()}, keys[KeyName.CHANNEL]),
         **_signed(
             root,
             {Keys.evidence(each.version, each.attempt): each.to_json() for each in measured},
-            keys,
-            EVIDENCE_KEYS,
+            keys[KeyName.EVIDENCE],
         ),
     }
 
 
-def _signed(root: str, records: Mapping[str, bytes], keys: SigningKeys, names: frozenset[KeyName]) -> dict[str, bytes]:
-    chosen = {name: key for name, key in keys.items() if name in names}
-    return {key: signed(data, f"{root}/{key}", chosen) for key, data in records.items()}
+def _signed(root: str, records: Mapping[str, bytes], secret: bytes) -> dict[str, bytes]:
+    return {key: signed(data, f"{root}/{key}", secret) for key, data in records.items()}

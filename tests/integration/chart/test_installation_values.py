@@ -244,7 +244,7 @@ def test_the_notes_name_the_default_namespace_without_a_list_of_namespaces() -> 
 
 def test_the_notes_name_the_secrets_and_the_store_that_a_tenants_speculator_may_use() -> None:
     notes = _notes(TENANT)
-    assert "needs my-s3-credentials, first-try-keys and first-try-signing-keys there" in notes
+    assert "needs my-s3-credentials and first-try-keys there" in notes
     assert "`store.prefix` must lie in the entry's `prefix`" in notes
     assert "secretNames" not in _notes(IMAGES)
 

@@ -162,7 +162,7 @@ def _kinds_of_children(server: ApiServer, name: str) -> set[str]:
 
 
 def test_a_tenants_operator_says_which_secret_it_may_not_read(server: ApiServer, tmp_path: Path) -> None:
-    """The tenant's values name the Secrets ``my-s3-credentials``, ``chat-keys`` and ``chat-signing-keys``."""
+    """The tenant's values name the Secrets ``my-s3-credentials`` and ``chat-keys``."""
     system, tenant = "aurora-tenant-a", "tenant-a"
     for namespace in (system, tenant):
         server.kubectl("create", "namespace", namespace)

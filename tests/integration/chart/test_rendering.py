@@ -186,7 +186,7 @@ def test_a_tenants_operator_reads_only_the_secrets_that_are_named() -> None:
     secrets = {right for right in operator_rights(render(values=TENANT)) if right.resource == "secrets"}
     assert {(right.verb, right.names) for right in secrets} == {
         ("create", ()),
-        ("get", ("my-s3-credentials", "chat-keys", "chat-signing-keys")),
+        ("get", ("my-s3-credentials", "chat-keys")),
     }
 
 

@@ -324,7 +324,7 @@ class Rig:
         config = self.s3.config(bucket=BUCKET, root=root("aurora", self.namespace, name, uid))
         objects = ObjectStore(StoreConfig(**vars(config)))
         objects.ensure_bucket()
-        return Registry(objects, SecretKeys(lambda: self.read(SECRET, f"{name}-signing-keys")))
+        return Registry(objects, SecretKeys(lambda: self.read(SECRET, f"{name}-keys")))
 
 
 def condition(status: SpeculatorStatus, kind: str) -> Condition:

@@ -11,11 +11,10 @@ import pytest
 
 from aurora_operator.children.owner import Owner
 from aurora_operator.observe.observed import StoreView
-from aurora_operator.observe.store.store_reader import StoreReader
-from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
+from aurora_operator.observe.store.store_reader import StoreNeeds, StoreReader
 from aurora_operator.plan import Plan, plan
 from aurora_protocol.draft_records import Channel
-from aurora_protocol.signatures import KeyName, all_keys
+from aurora_protocol.signatures import KeyName
 from aurora_store import FencedObjectStore, ObjectStore, Registry
 from aurora_store.keys import owner_id
 from aurora_store.root.deletable_objects import DeletableObjects
@@ -32,7 +31,7 @@ THIRD = Owner("red", "chat", "33330000-0000", 1, "1")
 
 def keys_of(owner: Owner) -> dict[KeyName, bytes]:
     """The signing keys of a speculator. Each has others."""
-    return all_keys(f"the key of {owner.namespace}".encode())
+    return {name: f"the {name.value} of {owner.namespace}".encode() for name in KeyName}
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +74,7 @@ class Speculator:
         self.deletion = RootDeletion(DeletableObjects(config), owner_id(owner.uid))
 
     def view(self) -> StoreView:
-        return self.reader.read(StoreNeeds(), ReadScope.ALL)
+        return self.reader.read(StoreNeeds())
 
     def plan(self, **parts: Any) -> Plan:
         store: dict[str, Any] = MINIMAL["store"] | {"prefix": self.root.split("/")[0]}

@@ -7,11 +7,10 @@ from typing import Any, cast
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import SpeculatorStatus
-from aurora_operator.children.metadata import signing_keys_name
+from aurora_operator.children.metadata import keys_name
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.errors import NotFound
-from aurora_operator.io_pools import StorePools
 from aurora_operator.observe.observed import JobView, StoreView, UserRequests
 from aurora_operator.observe.secret_values import SecretReader
 from aurora_operator.observe.store.store_access import StoreAccess
@@ -37,7 +36,7 @@ class FakeApi:
         """The data of the Secret with the signing keys. None: there is none."""
 
     def get(self, _kind: object, _namespace: str, name: str) -> dict[str, Any]:
-        if name == signing_keys_name(self.owner):
+        if name == keys_name(self.owner):
             if self.signing is None:
                 raise NotFound(name, 404)
             metadata = {"resourceVersion": "1", "ownerReferences": [{"uid": self.owner.uid, "controller": True}]}
@@ -60,11 +59,11 @@ class Clock:
 class Speculator:
     """One speculator's way to its store, at a time that a test advances."""
 
-    def __init__(self, s3: S3, owner: Owner, *, endpoint: str | None = None, pools: StorePools | None = None) -> None:
+    def __init__(self, s3: S3, owner: Owner, *, endpoint: str | None = None) -> None:
         self.owner, self.clock = owner, Clock()
         self.api = FakeApi(owner, s3.access_key, s3.secret_key)
         self.secrets = SecretReader(cast(Any, self.api), owner.namespace, self.clock)
-        self.access = StoreAccess(self.secrets, ON_THIS_MACHINE, pools, self.clock)
+        self.access = StoreAccess(self.secrets, ON_THIS_MACHINE, self.clock)
         self.spec, self.status = self.spec_at(endpoint or s3.endpoint), SpeculatorStatus()
         self.jobs: tuple[JobView, ...] = ()
         self.requests = UserRequests()

@@ -79,13 +79,12 @@ def test_children_exist_are_owned_and_become_ready(rig: Rig) -> None:
 
 def test_keys_are_generated_once(rig: Rig) -> None:
     ready(rig)
-    names = (f"{NAME}-keys", f"{NAME}-signing-keys")
-    before = [rig.read(SECRET, name)["data"] for name in names]
+    before = rig.read(SECRET, f"{NAME}-keys")["data"]
     rig.kill()
     rig.start()
     rig.cluster.kubectl("delete", "service", NAME, "-n", rig.namespace)
     wait_until("the Service again", lambda: NAME in {each["metadata"]["name"] for each in rig.list(SERVICE)}, 90)
-    assert [rig.read(SECRET, name)["data"] for name in names] == before
+    assert rig.read(SECRET, f"{NAME}-keys")["data"] == before
 
 
 def test_kubectl_get_shows_the_documented_columns(rig: Rig) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from aurora_operator.errors import CallAbandoned
-from aurora_operator.io_pools import EndpointPool
 from aurora_operator.observe.store import evidence_check
 from aurora_protocol.evidence_records import Evidence, VerdictKind
 from aurora_protocol.gate import recompute
@@ -79,21 +75,3 @@ async def test_of_any_number_of_attempts_that_say_pass_the_two_newest_are_judged
     assert [one.attempt for one in judged] == [5, 4]
     assert [one.attempt for one in view.evidence] == [1, 2, 3, 4, 5, 6]
     assert view.promotion_evidence(1) is None or pin == 1
-
-
-async def test_evidence_that_was_judged_before_its_read_was_abandoned_is_not_judged_again(
-    s3: S3, speculator: Speculator, judged: list[Evidence], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    registry = speculator.registry(s3)
-    registry.register(registration(1))
-    registry.put_evidence(evidence(1))
-
-    async def abandoned(_: EndpointPool, work: Callable[[], object], **__: object) -> object:
-        await asyncio.to_thread(work)
-        raise CallAbandoned("too late")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(EndpointPool, "call", abandoned)
-        assert (await speculator.look()).reason == "Unreachable"
-    assert (await speculator.look(60)).promotion_evidence(1) is not None
-    assert len(judged) == 1

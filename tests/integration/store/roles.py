@@ -19,7 +19,7 @@ ROLES = ("operator", "serving", "training", "validation")
 DOCUMENTED_BUCKET = "my-aurora-bucket"
 ROOT = "aurora/default/chat-01234567"
 """A root that the documented policies are for."""
-SIGNING_KEYS = {"serving": KeyName.STAGING, "validation": KeyName.EVIDENCE}
+SIGNING_KEYS = {"serving": KeyName.CHANNEL, "validation": KeyName.EVIDENCE}
 """The key that the pods of a role hold."""
 
 
@@ -54,4 +54,4 @@ def registry_of(s3: S3, role: str, root: str = ROOT) -> Registry:
 
 def operators_reader(config: StoreConfig) -> StoreReader:
     """The operator's reader of a root, with the keys that the operator made for the root's first owner."""
-    return StoreReader(config, RecordKeys(first_owner(config.root), KEYS[KeyName.OPERATOR], ""))
+    return StoreReader(config, RecordKeys(first_owner(config.root), KEYS[KeyName.CHANNEL], KEYS[KeyName.EVIDENCE]))

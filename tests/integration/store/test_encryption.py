@@ -16,7 +16,7 @@ from boto3.s3.transfer import TransferConfig
 from aurora_api.v1alpha1.store import Encryption
 from aurora_operator.observe.secret_values import SecretReader
 from aurora_operator.observe.store.store_access import StoreAccess
-from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
+from aurora_operator.observe.store.store_reader import StoreNeeds
 from aurora_protocol.pod_settings import StoreSettings
 from aurora_store import ObjectStore, StoreConfig
 from aurora_store import objects as objects_module
@@ -80,7 +80,7 @@ def test_what_a_pod_writes_is_encrypted_by_a_real_server_and_reads_as_before(s3:
 
 def test_what_the_operator_writes_is_encrypted_by_a_real_server(s3: S3) -> None:
     reader = operators_reader(encrypted(s3.config(root="aurora/default/chat-01234567"), SSE_S3))
-    assert reader.read(StoreNeeds(), ReadScope.ALL).ok
+    assert reader.read(StoreNeeds()).ok
     reader.advance(channel(0))
     assert algorithm(ObjectStore(s3.config(root="aurora/default/chat-01234567")), "channel/00000001.json") == "AES256"
 

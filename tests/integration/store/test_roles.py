@@ -17,7 +17,7 @@ from boto3.s3.transfer import TransferConfig
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.validation import ValidationSpec
-from aurora_operator.observe.store.store_schedule import ReadScope, StoreNeeds
+from aurora_operator.observe.store.store_reader import StoreNeeds
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, StoreSettings, ValidationSettings
@@ -108,13 +108,13 @@ def measure(s3: S3, candidate: Registration, folder: Path) -> None:
 
 def test_every_part_does_its_whole_work_with_the_rights_of_its_role(s3: S3, tmp_path: Path) -> None:
     reader = operators_reader(config_of(s3, "operator"))
-    empty = reader.read(EVERYTHING, ReadScope.ALL)
+    empty = reader.read(EVERYTHING)
     assert empty.ok, empty.error
     candidate = train(s3, tmp_path)
     reader.advance(channel(0))
     serve(s3, tmp_path)
     measure(s3, candidate, tmp_path)
-    seen = reader.read(EVERYTHING, ReadScope.ALL)
+    seen = reader.read(EVERYTHING)
     assert seen.ok, seen.error
     assert seen.trainer is not None
     assert set(seen.registrations) == {0, 1}
@@ -307,7 +307,7 @@ def test_an_operator_with_the_keys_of_another_role_names_the_missing_right_and_d
     s3: S3, role: str
 ) -> None:
     reader = operators_reader(config_of(s3, role, "aurora/default/chat-0b0b0b0b"))
-    view = reader.read(EVERYTHING, ReadScope.ALL)
+    view = reader.read(EVERYTHING)
     assert not view.ok
     assert "allow s3:ListBucket there for these credentials" in view.error
     with pytest.raises(AccessRefused):

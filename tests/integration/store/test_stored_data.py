@@ -118,8 +118,8 @@ class Rig:
 
     def train(self, root: str) -> None:
         """Write what the trainer and the first roll leave in the store: version 1 is active."""
-        name = f"{root.rpartition('/')[2][:-9]}-signing-keys"
-        self.wait("the signing keys", lambda: name in names(self, "secrets"))
+        name = f"{root.rpartition('/')[2][:-9]}-keys"
+        self.wait("the keys", lambda: name in names(self, "secrets"))
         registry = Registry(self.store(root), SecretKeys(lambda: self.api.get("secret", name, "-n", NAMESPACE)))
         registry.create_lineage(lineage().model_copy(update={"draft_vocab_size": 16}))
         registry.put_evidence(evidence(1))

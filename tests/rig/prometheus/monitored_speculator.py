@@ -116,7 +116,7 @@ def _pod(
     containers = deployment["spec"]["template"]["spec"]["containers"]
     variables = {entry["name"]: entry.get("value", "") for container in containers for entry in container["env"]}
     settings = ServingSettings.from_json(variables[SETTINGS_VARIABLE])
-    keys = SecretKeys(lambda: server.get("secret", f"{NAME}-signing-keys", "-n", NAMESPACE))
+    keys = SecretKeys(lambda: server.get("secret", f"{NAME}-keys", "-n", NAMESPACE))
     objects = ObjectStore(store.config(bucket=BUCKET, root=settings.store.root))
     objects.ensure_bucket()
     registry = Registry(objects, keys)

@@ -25,8 +25,8 @@ from aurora_operator.children.metadata import (
     JOB_LABEL,
     TEMPLATE_HASH_LABEL,
     VALIDATOR,
+    keys_name,
     selector,
-    signing_keys_name,
 )
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
@@ -41,7 +41,7 @@ from aurora_operator.reconciler import Reconciler
 from aurora_protocol.agent_api import AgentState
 from aurora_protocol.errors import AgentUnreachable
 from aurora_protocol.evidence_records import Evidence
-from aurora_protocol.signatures import all_keys
+from aurora_protocol.signatures import KeyName
 from aurora_protocol.training_records import TrainerStatus
 from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.errors import ObjectExists, ObjectMissing, StoreUnsupported
@@ -285,10 +285,10 @@ class RestRig:
 
     def pass_measurement(self, evidence: Evidence) -> None:
         """Write evidence with the signature of this speculator's validator."""
-        keys = RecordKeys.of(OWNER, self.cluster.objects["Secret", signing_keys_name(OWNER)])
+        keys = RecordKeys.of(OWNER, self.cluster.objects["Secret", keys_name(OWNER)])
         assert keys is not None
         with self.uncounted():
-            Registry(self.bucket, all_keys(keys.operator)).put_evidence(evidence)
+            Registry(self.bucket, {KeyName.EVIDENCE: keys.evidence}).put_evidence(evidence)
 
     def change_spec(self, **spec: Any) -> None:
         self.spec |= spec
@@ -384,7 +384,7 @@ class RestRig:
         observer = self.reconciler._observer
         observer.store._policy = StorePolicy()
         refused = self.reconciler._actor._children.refused
-        for part in (observer._secrets, observer.store, observer.store.keys, refused):
+        for part in (observer._secrets, observer.store, refused):
             part._clock = self.clock.monotonic
 
 

@@ -29,8 +29,6 @@ class FakeReconciler:
     woken: list[bool] = field(default_factory=list)
     shown_before: list[int] = field(default_factory=list)
     """The number of reconciles before each time that the stored status was shown."""
-    changes: int = 0
-    """How often a wait for a former store was to end."""
     new_spec: bool = False
 
     def has_new_spec(self) -> bool:
@@ -38,9 +36,6 @@ class FakeReconciler:
 
     def show_stored_status(self) -> None:
         self.shown_before.append(len(self.woken))
-
-    def end_outdated_wait(self) -> None:
-        self.changes += 1
 
     def is_gone(self) -> bool:
         return len(self.woken) >= self.gone_after
@@ -117,7 +112,6 @@ async def test_a_change_ends_the_rest_and_the_reconcile_knows_that() -> None:
     await asyncio.sleep(0.05)
     assert reconciler.woken == [True]
     loop.wake()
-    assert reconciler.changes == 1
     await asyncio.sleep(0.05)
     assert reconciler.woken == [True, True]
     reconciler.rest_seconds = 0.01

@@ -17,7 +17,6 @@ from aurora_api.v1alpha1.status import (
     SpeculatorStatus,
     VersionStatus,
 )
-from aurora_operator import reconciler as reconciler_module
 from aurora_operator.act.actor import ExecutionResult
 from aurora_operator.act.authority import Authority
 from aurora_operator.children.applied_template import AppliedTemplate
@@ -28,7 +27,6 @@ from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.observe.observed import Observed, StoreView
 from aurora_operator.observe.snapshot import Snapshot
 from aurora_operator.observe.stored_resource import parse
-from aurora_operator.plan import Plan, plan
 from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
 from aurora_operator.plan.upgrade.decision import UpgradeDecision, UpgradeStage
 from aurora_operator.reconciler import (
@@ -187,9 +185,6 @@ class FakeObserver:
     async def refresh(self) -> None:
         self.refreshed += 1
 
-    def end_outdated_wait(self, stored: Object) -> None:
-        """It never waits for a store."""
-
 
 @dataclass
 class FakeActor:
@@ -236,20 +231,6 @@ async def test_a_speculator_at_rest_is_looked_at_about_every_minute_and_its_agen
     await reconciler.reconcile(woken=False)
     await reconciler.reconcile(woken=True)
     assert observer.asked == [True, False, True, True], "a change in the cluster asks the agents at once"
-
-
-async def test_a_secret_with_signing_keys_of_somebody_else_is_a_taken_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Observed] = []
-
-    def recorded(world: Observed, *rest: Any) -> Plan:
-        seen.append(world)
-        return plan(world, *rest)
-
-    monkeypatch.setattr(reconciler_module, "plan", recorded)
-    foreign = StoreView(reason="SigningKeysMissing", error="no keys", name_taken=("Secret chat-signing-keys",))
-    reconciler = reconciler_at(FakeObserver(observed(store=foreign)))
-    assert await reconciler.reconcile() == WATCHFUL_POLL_SECONDS
-    assert seen[0].name_taken == ("Secret chat-signing-keys",)
 
 
 async def test_a_plan_that_only_sets_the_finalizer_keeps_the_turn_to_restart() -> None:

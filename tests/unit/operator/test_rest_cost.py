@@ -167,7 +167,7 @@ class State:
     each: Callable[[RestRig], None] = heartbeat
     """What goes on before each look."""
     api: float = 0.0
-    store: float = 2.0
+    store: float = 4.0
     looks: float = 2.0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_protocol.signatures import KeyName, all_keys
+from aurora_protocol.signatures import KeyName
 from aurora_runtime.validation import main
 from aurora_runtime.validation.cached_baselines import find_baseline
 from aurora_store import Registry
@@ -29,8 +29,8 @@ def objects(tmp_path: Path) -> FolderObjects:
     [
         (lambda objects: Registry(objects, KEYS), True),
         (Registry, False),
-        (lambda objects: Registry(objects, all_keys(b"another")), False),
-        (lambda objects: Registry(objects, {KeyName.EVIDENCE: KEYS[KeyName.STAGING]}), False),
+        (lambda objects: Registry(objects, {KeyName.EVIDENCE: b"another"}), False),
+        (lambda objects: Registry(objects, {KeyName.EVIDENCE: KEYS[KeyName.CHANNEL]}), False),
     ],
     ids=["a validator", "no key", "another key", "the key of the init containers"],
 )

@@ -1,1 +1,1 @@
-"""Reads one speculator's records from its store, seldom while nothing is under way."""
+"""Reads one speculator's records from its store into a :class:`~aurora_operator.observe.observed.StoreView`."""

@@ -7,76 +7,53 @@ Invariants:
 
 - No evidence passes unless its own samples clear the bars. Evidence that was not examined never passes.
 - Only evidence that may matter is examined: that of versions newer than the active one, and of the pinned version.
-- At most the :data:`MAX_EXAMINED` newest attempts of a version that say Pass are examined, and each ratio of a
-  record is estimated once, however often the bars change. A resource needs at most 10 versions. An examination takes
-  at most 1450 ms of one core (:mod:`aurora_protocol.gate.recompute`), so all evidence takes at most 29 s. A read ends
-  at its deadline after the examination under way. The next one goes on, because examined evidence is kept.
+- At most the :data:`MAX_EXAMINED` newest attempts of a version that say Pass are examined. An examination takes at most
+  1450 ms of one core, and usually 25 ms.
+- The texts of evidence are cut to what a status can hold, and no record is refused for its length.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import Final
 
-from pydantic import TypeAdapter
-
-from aurora_operator.observe.store.bounded_records import bounded_evidence
-from aurora_protocol.evidence_records import Evidence, RatioEstimate, Verdict, VerdictKind
+from aurora_protocol.evidence_records import Evidence, Verdict, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.gate.recompute import least_policies, recomputed
-from aurora_protocol.gate.verdict import Ratios
+from aurora_store.errors import bounded_text
 
-_RATIOS = TypeAdapter(tuple[RatioEstimate, ...])
 MAX_EXAMINED: Final = 2
 """Attempts of one version. A version that passed is measured again only after another one became active."""
-
-
-class Demand(Enum):
-    """The bars that evidence of a version must clear."""
-
-    SPEC = auto()
-    """Those of the spec as it is now: the version may be rolled out."""
-    LEAST = auto()
-    """Those that no setting lowers: a person pinned the version, which may have passed with other settings."""
-    NOTHING_COUNTS = auto()
-    """The version is not newer than the active one, so no promotion depends on its evidence."""
+MAX_MESSAGE_CHARACTERS: Final = 1000
+MAX_REASONS: Final = 32
+"""Most reasons of a verdict that are kept. The gate gives one for each bar, and a few more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """How the evidence of one version is examined."""
+    """How the evidence of one version is examined, while the spec has the bars ``policy``."""
 
-    demand: Demand
-    policy: GatePolicy | None = None
-    """The bars of the spec, where the demand is these."""
+    policy: GatePolicy
+    examines: bool = True
+    """False: no promotion depends on the version, because it is not newer than the active one."""
+    pinned: bool = False
+    """A person pinned the version, which may have passed with other bars. Only those that no setting lowers count."""
 
     @classmethod
     def of(cls, version: int, policy: GatePolicy, *, active: int | None, pin: int | None) -> Examination:
         """The examination of ``version`` while ``active`` is active. None: no version is active yet."""
-        if version == pin:
-            return cls(Demand.LEAST)
-        return cls(Demand.SPEC, policy) if active is None or version > active else NO_EXAMINATION
+        pinned = version == pin
+        return cls(policy, examines=pinned or active is None or version > active, pinned=pinned)
 
-    def is_met_by(self, known: Examination) -> bool:
-        """Whether evidence with the verdict of ``known`` need not be examined again."""
-        return self == known or self.demand is Demand.NOTHING_COUNTS
-
-    def verdict_of(self, evidence: Evidence, ratios: Ratios | None = None) -> Evidence:
-        """``evidence`` with the operator's own verdict. Unexamined evidence keeps its ratios for the status.
-
-        Args:
-            ratios: those of an earlier examination. Those estimated now are added.
-        """
+    def verdict_of(self, evidence: Evidence) -> Evidence:
+        """``evidence`` with the operator's own verdict. Unexamined evidence keeps its ratios for the status."""
         if evidence.verdict.kind is not VerdictKind.PASS:
             return evidence
-        if self.demand is Demand.NOTHING_COUNTS:
-            return evidence.model_copy(update={"verdict": _unexamined(evidence.verdict)})
-        policies = least_policies(evidence) if self.policy is None else (self.policy,)
-        return recomputed(evidence, policies, ratios)
-
-
-NO_EXAMINATION: Final = Examination(Demand.NOTHING_COUNTS)
+        if not self.examines:
+            reasons = ("the operator did not examine it",)
+            unexamined = Verdict(kind=VerdictKind.INCONCLUSIVE, reasons=reasons, ratios=evidence.verdict.ratios)
+            return evidence.model_copy(update={"verdict": unexamined})
+        return recomputed(evidence, least_policies(evidence) if self.pinned else (self.policy,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,52 +61,32 @@ class Examined:
     """One record of evidence after its examination."""
 
     examination: Examination
-    policy: GatePolicy
-    """The bars of the spec at that time."""
     evidence: Evidence
-    """With the operator's own verdict."""
+    """With the operator's own verdict, and without the raw samples, which take up to 50 times as much memory."""
     said_pass: bool
     """Whether the record says Pass, so that an examination takes time."""
-    ratios: bytes
-    """All ratios that its examinations estimated, as JSON, which takes a quarter of the memory of the objects.
-
-    The record never changes, so they hold for the next bars too.
-    """
 
     @classmethod
-    def of(cls, record: Evidence, examination: Examination, policy: GatePolicy, former: Examined | None) -> Examined:
-        """The outcome of ``examination``, while the spec has the bars ``policy``.
-
-        Args:
-            former: the former outcome for this record, if any.
-        """
-        known = () if former is None else _RATIOS.validate_json(former.ratios)
-        ratios: Ratios = {(ratio.numerator, ratio.denominator, ratio.concurrency): ratio for ratio in known}
-        shown = _shown_parts(examination.verdict_of(record, ratios), policy)
-        kept = _RATIOS.dump_json(tuple(ratio for ratio in ratios.values() if ratio is not None))
-        return cls(examination, policy, shown, record.verdict.kind is VerdictKind.PASS, kept)
-
-    def answers(self, examination: Examination, policy: GatePolicy) -> bool:
-        """Whether ``examination`` is not needed any more, while the spec has the bars ``policy``."""
-        return self.policy == policy and examination.is_met_by(self.examination)
-
-
-ExaminedEvidence = dict[str, Examined]
-"""Key -> evidence that was examined."""
-
-
-def _unexamined(verdict: Verdict) -> Verdict:
-    return Verdict(kind=VerdictKind.INCONCLUSIVE, reasons=("the operator did not examine it",), ratios=verdict.ratios)
+    def of(cls, record: Evidence, examination: Examination) -> Examined:
+        """The outcome of ``examination``."""
+        shown = _shown_parts(examination.verdict_of(record), examination.policy)
+        return cls(examination, shown, record.verdict.kind is VerdictKind.PASS)
 
 
 def _shown_parts(evidence: Evidence, policy: GatePolicy) -> Evidence:
-    """The parts of evidence that the operator keeps. The raw samples take up to 50 times as much memory.
-
-    The status shows the ratios at the primary concurrency only.
-    """
-    baseline = evidence.baseline
+    """The parts of evidence that the operator keeps. The status shows the ratios at the primary concurrency only."""
+    baseline, environment = evidence.baseline, evidence.environment
     kept = None if baseline is None else baseline.model_copy(update={"samples": ()})
+    reasons = tuple(bounded_text(reason) for reason in evidence.verdict.reasons[:MAX_REASONS])
     ratios = tuple(ratio for ratio in evidence.verdict.ratios if ratio.concurrency == policy.primary)
-    verdict = evidence.verdict.model_copy(update={"ratios": ratios})
-    shown = {"samples": (), "equality": (), "baseline": kept, "verdict": verdict}
-    return bounded_evidence(evidence.model_copy(update=shown))
+    names = {name: bounded_text(getattr(environment, name)) for name in ("hardware", "dtype")}
+    return evidence.model_copy(
+        update={
+            "samples": (),
+            "equality": (),
+            "baseline": kept,
+            "environment": environment.model_copy(update=names),
+            "verdict": evidence.verdict.model_copy(update={"reasons": reasons, "ratios": ratios}),
+            "end_message": bounded_text(evidence.end_message, MAX_MESSAGE_CHARACTERS),
+        }
+    )

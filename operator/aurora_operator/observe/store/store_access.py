@@ -1,112 +1,118 @@
 """Opens a speculator's store with the credentials that its spec names, and reads the store when a read is due.
 
-Between two reads the last view is used again (``store_schedule`` says when, and why that is safe).
+Between two reads the last view is used again. Why that is safe: records are create-once and a decision is a new record
+of the channel. An operator that decides upon an outdated view asks for an epoch that is taken, gets
+:class:`ObjectExists`, and reads the store before it decides again. Agents refuse requests with an outdated epoch in the
+same way.
 
-Invariants: a store that does not answer delays an observation by at most :data:`CALL_TIMEOUT_SECONDS`, because pods and
-their status must not wait for it. Corrected settings open the store anew at once; nothing waits for a call with former
-settings. A store that the administrator's policy refuses is never called. Without the keys that sign the records, the
-view is not good: nothing is decided that could not be signed.
+Invariants: a store that does not answer delays an observation by at most :data:`CALL_SECONDS`, because pods and their
+status must not wait for it. Corrected settings open the store anew. A store that the administrator's policy refuses is
+never called. Without the keys that sign the records, nothing is read and nothing is decided.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
+import random
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import TypeVar
+from math import inf
+from typing import Final, TypeVar
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_api.v1alpha1.store import StoreSpec
+from aurora_operator.children.metadata import keys_name
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import store_settings
-from aurora_operator.errors import CallAbandoned, Conflict, KubernetesError
-from aurora_operator.io_pools import EndpointPool, StorePools, pool_of
+from aurora_operator.errors import KubernetesError
 from aurora_operator.observe.observed import SIGNING_KEYS_MISSING, StoreView
 from aurora_operator.observe.secret_values import SecretReader, secret_value
-from aurora_operator.observe.store.evidence_check import ExaminedEvidence
-from aurora_operator.observe.store.record_key_reader import RecordKeyReader
 from aurora_operator.observe.store.signed_records import RecordKeys
-from aurora_operator.observe.store.store_reader import READ_SECONDS, StoreReader
-from aurora_operator.observe.store.store_schedule import MENDED_BY_A_PERSON, ReadSchedule, ReadScope, StoreNeeds
-from aurora_operator.observe.store.trainer_changes import TrainerChanges
+from aurora_operator.observe.store.store_reader import StoreNeeds, StoreReader
 from aurora_protocol.draft_records import Channel
+from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import StoreConfig
 from aurora_store.errors import StoreError
 from aurora_store.policy.store_policy import StorePolicy
 
 T = TypeVar("T")
-CALL_TIMEOUT_SECONDS = READ_SECONDS + 2.0
-"""A read ends at its own deadline. A little later it is abandoned, for example while a host name is looked up."""
+MAX_CALLS: Final = 32
+"""Reads and writes of stores under way at a time. The others wait."""
+CALL_SECONDS: Final = 20.0
+"""Deadline of one read or write, the wait for its turn included."""
+MIN_PAUSE_SECONDS, REST_SECONDS = 2.0, 60.0
+"""Seconds between two reads. They double from the first to the second while nothing changes."""
+TRAINING_SECONDS = 15.0
+"""The longest such pause while the trainer learns, because a candidate may come at any time."""
+MENDED_SECONDS = 300.0
+"""The longest pause after a fault of :data:`MENDED_BY_A_PERSON`."""
+MENDED_BY_A_PERSON: Final = frozenset({"InvalidRecord", "ConditionalWritesUnsupported"})
+"""Reasons of faults that last until a person removes an object or chooses another store."""
+_THREADS: Final = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="store")
 
-_Settings = tuple[StoreConfig, RecordKeys | None]
-"""How to reach a store, and the keys that sign its records. None: the keys do not exist yet."""
+_Settings = tuple[StoreConfig, RecordKeys]
+
+
+async def store_call(work: Callable[[], T], seconds: float = CALL_SECONDS) -> T:
+    """Run ``work``, which calls a store, in a thread. Raises what ``work`` raises.
+
+    Raises :class:`StoreError` after ``seconds``. The thread then ends on its own, soon after the timeouts of boto3.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await asyncio.get_running_loop().run_in_executor(_THREADS, work)
+    except TimeoutError as error:
+        raise StoreError(f"no complete answer within {seconds:.0f} s; check that the store answers") from error
 
 
 class StoreAccess:
     """The store of one speculator."""
 
-    def __init__(
-        self,
-        secrets: SecretReader,
-        policy: StorePolicy,
-        pools: StorePools | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, secrets: SecretReader, policy: StorePolicy, clock: Callable[[], float] = time.monotonic) -> None:
         """``clock`` returns monotonic seconds."""
-        self._secrets, self._policy, self._pools, self._clock = secrets, policy, pools, clock
-        self._pool: EndpointPool
-        self.keys = RecordKeyReader(secrets, clock)
+        self._secrets, self._policy, self._clock = secrets, policy, clock
         self._settings: _Settings | None = None
-        self._examined: tuple[_Settings | None, ExaminedEvidence] = None, {}
-        """Evidence that was examined, with the settings of its store. It outlives a reader that was abandoned."""
-        self._trainer_changes = TrainerChanges()
-        """The changes of the trainer's record in the same store. They outlive a reader, too."""
+        self._config: StoreConfig | None = None
         self.reader: StoreReader | None = None
-        """The open store; None until credentials were found."""
-        self._view = StoreView()
-        self._schedule = ReadSchedule()
-        self._reading: asyncio.Task[tuple[StoreReader, StoreView]] | None = None
-        """The read that an observation waits for."""
-        self._wanted: StoreSpec | None = None
-        """The settings in the spec at the last observation."""
-
-    @property
-    def reads(self) -> bool:
-        """Whether an observation waits for a read."""
-        return self._reading is not None
-
-    def abandon_read_of_another(self, wanted: StoreSpec) -> None:
-        """Let nobody wait any longer for a read that began with other settings than ``wanted``."""
-        if self._reading is not None and wanted != self._wanted:
-            self._reading.cancel()
+        """The open store; None until its settings were found, and after a call that was abandoned."""
+        self._view: StoreView | None = None
+        """The last view. None: read the store now."""
+        self._needs: StoreNeeds | None = None
+        """What the last view was read for."""
+        self._pause_seconds = MIN_PAUSE_SECONDS
+        self._due_seconds = inf
+        self._expects_keys = False
+        """The operator made the Secret with the keys since the last view."""
+        self._trainer: TrainerStatus | None = None
+        """The trainer's record that was read last."""
+        self._trainer_changed: datetime | None = None
+        """When the time in that record changed last, by the operator's own clock. The trainer's may be another one."""
 
     async def view(self, owner: Owner, spec: SpeculatorSpec, needs: StoreNeeds) -> StoreView:
-        """The records that are needed, read again where a read is due.
-
-        Raises :class:`Conflict` when the read was abandoned meanwhile, and :class:`KubernetesError`.
-        """
-        self._wanted = spec.store
+        """The records that are needed, read again where a read is due. Raises :class:`KubernetesError`."""
+        self._expects_keys = False
         settings = await self._find_settings(owner, spec)
         if isinstance(settings, StoreView):
-            self._settings = None  # the store is opened anew once its settings are there
+            self._settings, self._due_seconds = None, inf
             return settings
         if settings != self._settings:
-            self._open(settings)
-        scope = self._schedule.scope(self._clock(), needs)
-        if scope is not ReadScope.NONE or (self._view.ok and self.reader is not None and self.reader.lacks(needs)):
-            view = await self._read(settings, needs, scope)
-            changed = self._trainer_changes.last_change(view.trainer, datetime.now(UTC))
-            self._view = replace(view, trainer_changed=changed)
-            self._schedule.record(self._clock(), needs, scope, self._view)
+            self._settings, self.reader, self._view = settings, None, None
+            self._trainer = self._trainer_changed = None
+        is_new = needs != self._needs
+        if self._view is None or is_new or self._clock() >= self._due_seconds:
+            former, read = self._view, await self._read(settings, needs)
+            learns = self._note_trainer(read.trainer)
+            self._view, self._needs = replace(read, trainer_changed=self._trainer_changed), needs
+            is_new = is_new or former is None or _records(former) != _records(read)
+            self._plan_next_read(read, is_new=is_new, learns=learns)
             reference = spec.store.credentials.secret_ref
             if not self._view.ok and self._view.reason not in MENDED_BY_A_PERSON and reference is not None:
                 # A store that refuses rotated credentials says so in many ways, so other failures are a reason to look.
                 self._secrets.doubt(reference.name)
-        return self._view if settings[1] is not None or not self._view.ok else _without_keys(self._view)
+        return self._view
 
     async def advance(self, channel: Channel, ensure_leading: Callable[[], None]) -> None:
         """Write the channel's next record.
@@ -115,8 +121,7 @@ class StoreAccess:
             ensure_leading: called in the thread just before the write, because waiting for a thread may take long.
 
         Raises :class:`ObjectExists` when another operator wrote that record first, or another :class:`StoreError`.
-        After an error the next view reads everything again, because the view that led to the record was outdated, or
-        because it is not known whether the record was written.
+        The next view reads the store again, also after an error: it is then not known whether the record was written.
         """
         reader = self.reader
         if reader is None:
@@ -126,79 +131,81 @@ class StoreAccess:
             ensure_leading()
             reader.advance(channel)
 
-        try:
-            await self._call(write)
-        except CallAbandoned as error:
-            self._close()
-            raise StoreError(str(error)) from error
-        except StoreError:
-            self._schedule.reset()
-            raise
-        self._view = replace(self._view, channel=channel, channel_signed=True)
+        view, self._view, self.reader = self._view, None, None
+        await store_call(write)
+        self.reader = reader
+        if view is not None:
+            self._view = replace(view, channel=channel)
 
     def read_everything_next(self) -> None:
-        """Read all records for the next view: an agent has seen a decision that this operator does not know."""
-        self._schedule.reset()
+        """Read the store for the next view: an agent has seen a decision that this operator does not know."""
+        self._view = None
+
+    def keys_made(self, owner: Owner) -> None:
+        """The operator made the Secret with the keys just now."""
+        self._secrets.drop(keys_name(owner))
+        self._expects_keys = True
 
     def seconds_until_due(self) -> float:
         """Seconds until a read is due although nothing else happens."""
-        if self.keys.expected:
+        if self._expects_keys or (self._settings is not None and self._view is None):
             return 0.0
-        if self._settings is None:
-            return math.inf
-        return self._schedule.seconds_until_due(self._clock())
+        return max(0.0, self._due_seconds - self._clock())
+
+    def _note_trainer(self, record: TrainerStatus | None) -> bool:
+        """Note whether the time in the trainer's record changed since the last read. Returns whether it learns.
+
+        The first record of a store is no change: nobody knows how long it has been there.
+        """
+        former = self._trainer
+        if record is None:
+            return False
+        self._trainer = record
+        if former is None or record.updated == former.updated:
+            return False
+        self._trainer_changed = datetime.now(UTC)
+        return record.phase is TrainerPhase.TRAINING or record.step != former.step
+
+    def _plan_next_read(self, view: StoreView, *, is_new: bool, learns: bool) -> None:
+        if is_new:
+            self._pause_seconds = MIN_PAUSE_SECONDS
+        longest = TRAINING_SECONDS if learns else REST_SECONDS
+        longest = MENDED_SECONDS if view.reason in MENDED_BY_A_PERSON else longest
+        pause = min(self._pause_seconds, longest)
+        self._due_seconds = self._clock() + pause * random.uniform(1.0, 1.2)  # noqa: S311 - jitter
+        self._pause_seconds = min(2 * self._pause_seconds, MENDED_SECONDS)
+
+    async def _read(self, settings: _Settings, needs: StoreNeeds) -> StoreView:
+        known, self.reader = self.reader, None  # an abandoned call still uses it
+
+        def read() -> tuple[StoreReader, StoreView]:
+            reader = known or StoreReader(*settings)
+            return reader, reader.read(needs)
+
+        try:
+            self.reader, view = await store_call(read)
+        except StoreError as error:
+            return StoreView(reason="Unreachable", error=str(error))
+        return view
 
     async def _find_settings(self, owner: Owner, spec: SpeculatorSpec) -> _Settings | StoreView:
         """How to read the store, or a view with the error that prevents it. Raises :class:`KubernetesError`."""
         config = await self.config(owner, spec)
         if isinstance(config, StoreView):
-            self.keys.expected = False  # the store cannot be read anyhow
             return config
-        keys = await self.keys.find(owner)
-        return keys if isinstance(keys, StoreView) else (config, keys)
-
-    def _open(self, settings: _Settings) -> None:
-        self._close()
-        self._settings = settings
-        if settings != self._examined[0]:
-            self._examined = settings, {}
-            self._trainer_changes = TrainerChanges()
-        self._pool = pool_of(settings[0], self._pools)
-
-    def _close(self) -> None:
-        """Forget the open store. A call that still runs keeps its own reader, and nobody waits for it."""
-        self._settings = self.reader = None
-        self._schedule = ReadSchedule()
-
-    async def _read(self, settings: _Settings, needs: StoreNeeds, scope: ReadScope) -> StoreView:
-        known, examined = self.reader, self._examined[1]
-
-        def read() -> tuple[StoreReader, StoreView]:
-            reader = StoreReader(*settings, examined) if known is None else known
-            return reader, reader.read(needs, scope)
-
-        self._reading = asyncio.create_task(self._call(read))
+        name = keys_name(owner)
         try:
-            self.reader, view = await self._reading
-        except asyncio.CancelledError:
-            self.reader = None  # the abandoned call still uses it
-            observation = asyncio.current_task()
-            if observation is None or observation.cancelling():
-                raise
-            raise Conflict("spec.store changed while the store was read", HTTPStatus.CONFLICT) from None
-        except StoreError as error:
-            return StoreView(reason="Unreachable", error=str(error))
-        except CallAbandoned as error:
-            self.reader = None  # the abandoned call still uses it
-            return StoreView(reason="Unreachable", error=str(error))
-        finally:
-            self._reading = None
-        return view
-
-    async def _call(self, work: Callable[[], T]) -> T:
-        """Run ``work`` in a thread of the open store. Raises :class:`CallAbandoned`, and what ``work`` raises."""
-        namespace = self._secrets.namespace
-        return await self._pool.call(work, namespace=namespace, timeout_seconds=CALL_TIMEOUT_SECONDS)
+            secret = await self._secrets.find(name)
+        except KubernetesError as error:
+            return _forbidden(name, error)
+        if secret is None:
+            return StoreView(reason=SIGNING_KEYS_MISSING, error=f"the operator is making the Secret {name}")
+        keys = RecordKeys.of(owner, secret) if owner.owns(secret) else None
+        if keys is None:
+            self._secrets.doubt(name)
+            text = f"the Secret {name} is not the one that the operator made: restore it, or delete it"
+            return StoreView(reason=SIGNING_KEYS_MISSING, error=text)
+        return config, keys
 
     async def config(self, owner: Owner, spec: SpeculatorSpec) -> StoreConfig | StoreView:
         """How to reach the store, or a view with the error that prevents it. Raises :class:`KubernetesError`."""
@@ -212,10 +219,7 @@ class StoreAccess:
             try:
                 found = await self._secrets.find(reference.name)
             except KubernetesError as error:
-                if error.status != HTTPStatus.FORBIDDEN:
-                    raise
-                text = f"the operator may not read the Secret {reference.name}: add it to secretNames of the Helm chart"
-                return StoreView(reason="SecretForbidden", error=text)
+                return _forbidden(reference.name, error)
             if found is None:
                 text = f"create the Secret {reference.name} with the store's keys"
                 return StoreView(reason="SecretMissing", error=text)
@@ -236,10 +240,15 @@ class StoreAccess:
         )
 
 
-def _without_keys(view: StoreView) -> StoreView:
-    """``view`` while the signing keys do not exist: the operator makes them, and trusts the newest record once."""
-    return StoreView(
-        reason=SIGNING_KEYS_MISSING,
-        error="the operator is making the keys that sign the records of the store",
-        unsigned_record=view.unsigned_record,
-    )
+def _forbidden(secret: str, error: KubernetesError) -> StoreView:
+    """The view while the operator may not read ``secret``. Raises ``error`` when it says anything else."""
+    if error.status != HTTPStatus.FORBIDDEN:
+        raise error
+    text = f"the operator may not read the Secret {secret}: add it to secretNames of the Helm chart"
+    return StoreView(reason="SecretForbidden", error=text)
+
+
+def _records(view: StoreView) -> tuple[object, ...]:
+    """The create-once records of a view, and its fault. The trainer's status changes all the time."""
+    epoch = view.channel.epoch if view.channel else None
+    return view.reason, view.lineage is None, epoch, frozenset(view.registrations), len(view.evidence)

@@ -15,9 +15,9 @@ import aiohttp
 from aiohttp import web
 
 from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN, TRAFFIC_SECRET, ServingSettings
+from aurora_protocol.signatures import SigningKeys, keys_in
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.errors import RuntimeFault
-from aurora_runtime.key_folder import KeyFolder
 from aurora_runtime.serving.agent.agent_token import AgentToken
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.first_staging import make_engine_key, make_traffic_secret, stage_active_draft
@@ -53,7 +53,7 @@ class Agent:
     seeding: threading.Thread | None = None
 
 
-def _open_registry(settings: ServingSettings, keys: KeyFolder | None = None) -> Registry:
+def _open_registry(settings: ServingSettings, keys: SigningKeys | None = None) -> Registry:
     # The init container waited for the channel's first record.
     return Registry(FencedObjectStore(StoreConfig.of(settings.store), expects_channel=True), keys)
 
@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
             signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
             make_engine_key(options.engine_key)
             make_traffic_secret(options.keys / ADMIN_KEY, options.engine_key.with_name(TRAFFIC_SECRET))
-            registry = _open_registry(settings, KeyFolder(options.signing))
+            registry = _open_registry(settings, keys_in(options.signing))
             stage_active_draft(PodFolder(options.state), registry, timeout_seconds=options.stage_timeout_seconds)
         else:
             asyncio.run(serve(settings, options))

@@ -11,6 +11,7 @@ from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.act.actor import Actor
 from aurora_operator.act.authority import Authority
 from aurora_operator.children.network import services
+from aurora_operator.children.owner import Owner
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.errors import NotFound
 from aurora_operator.fleet import Fleet
@@ -112,6 +113,9 @@ class Journal:
         ensure_leading()
         self.record("channel")
 
+    def keys_made(self, owner: Owner) -> None:
+        self.record("keys made")
+
     def read_everything_next(self) -> None:
         self.record("read the store")
 
@@ -170,9 +174,6 @@ class FakeObserver:
     @property
     def store(self) -> Journal:
         return self.journal
-
-    def end_outdated_wait(self, stored: Object) -> None:
-        """It never waits for a store."""
 
     async def observe(self, *, ask_agents: bool = True) -> Snapshot:
         stored = self.journal.objects.get(("AuroraSpeculator", "chat"), {}).get("status", {})

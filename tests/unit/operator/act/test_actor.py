@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
 from aurora_api.v1alpha1.status import CandidatePhase
-from aurora_operator.children.owner import Owner
 from aurora_operator.errors import Conflict, KubernetesError, NotLeading
 from aurora_operator.observe.observed import RefusedJob
 from aurora_operator.plan import Plan
 from aurora_protocol.errors import AgentError, Fenced
 from aurora_store.errors import ObjectExists
 from tests.unit.operator.act.journal import FULL, FakeObserver, Journal, act, new_actor, reconciler_of, swap
-from tests.unit.operator.worlds import OWNER
 
 
 async def test_the_order_is_children_channel_status_jobs_swaps_leases_events() -> None:
@@ -26,6 +23,7 @@ async def test_the_order_is_children_channel_status_jobs_swaps_leases_events() -
         "create Secret",
         "create Service",
         "create Deployment",
+        "keys made",
         "channel",
         "status",
         "delete Job old u",
@@ -87,12 +85,11 @@ async def test_a_refused_child_does_not_delay_the_other_actions() -> None:
 
 
 @pytest.mark.parametrize("fault", [KubernetesError("denied", 403), None])
-async def test_signing_keys_that_were_refused_are_not_looked_for_at_once(fault: KubernetesError | None) -> None:
+async def test_keys_that_were_refused_are_not_looked_for_at_once(fault: KubernetesError | None) -> None:
     """Each reconcile would read the missing Secret, and ask for the next one within two seconds."""
-    journal, made = Journal(faults={} if fault is None else {"create Secret": fault}), list[Owner]()
-    journal.keys = SimpleNamespace(made=made.append)  # type: ignore[attr-defined]
-    await act(journal, Plan(trust_record=""))
-    assert made == ([OWNER] if fault is None else [])
+    journal = Journal(faults={} if fault is None else {"create Secret": fault})
+    await act(journal, Plan(create_keys=True))
+    assert ("keys made" in journal.calls) is (fault is None)
 
 
 async def test_a_refused_job_is_reported_to_the_next_observation_and_delays_nothing() -> None:

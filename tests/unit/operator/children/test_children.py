@@ -303,7 +303,7 @@ def test_building_children_does_not_change_the_spec() -> None:
 
 def test_keys_are_random_and_long() -> None:
     first, second = new_keys(OWNER)["stringData"], new_keys(OWNER)["stringData"]
-    assert first.keys() == {"admin-key", "agent-token"}
+    assert first.keys() == {"admin-key", "agent-token", "channel-key", "evidence-key"}
     assert set(first.values()).isdisjoint(second.values())
     assert all(len(value) >= 40 for value in first.values())
 

@@ -33,7 +33,7 @@ def test_the_engine_gets_no_token_of_the_agent_and_each_pod_makes_its_own_engine
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     secrets = {name: volume["secret"]["items"] for name, volume in volumes.items() if "secret" in volume}
     keys = {name: [item["key"] for item in items] for name, items in secrets.items()}
-    assert keys == {"keys": ["agent-token"], "speculator-key": ["admin-key"], "signing": ["staging-key"]}
+    assert keys == {"keys": ["agent-token"], "speculator-key": ["admin-key"], "signing": ["channel-key"]}
     mounts = {
         container["name"]: {mount["name"]: mount for mount in container["volumeMounts"]}
         for container in (*pod["initContainers"], *pod["containers"])
@@ -48,15 +48,18 @@ def test_the_engine_gets_no_token_of_the_agent_and_each_pod_makes_its_own_engine
     assert mounts["sglang"]["engine-key"]["mountPath"] == "/etc/aurora/keys", "where the launcher looks for its key"
 
 
-def test_no_pod_has_the_key_that_the_operator_verifies_the_channel_with() -> None:
+def test_only_init_containers_have_the_channels_key_and_only_validators_that_of_evidence() -> None:
     found = {
-        (name, item["key"], volume["secret"].get("optional", False))
+        (name, item["key"])
         for name, pod in pods(spec()).items()
         for volume in pod["spec"]["volumes"]
-        if volume.get("secret", {}).get("secretName") == f"{OWNER.name}-signing-keys"
+        if volume.get("secret", {}).get("secretName") == f"{OWNER.name}-keys"
         for item in volume["secret"]["items"]
     }
-    assert found == {("inference", "staging-key", True), ("validator", "evidence-key", False)}
+    assert {key for key in found if key[1].endswith(("channel-key", "evidence-key"))} == {
+        ("inference", "channel-key"),
+        ("validator", "evidence-key"),
+    }
 
 
 def test_a_scraper_that_the_administrator_names_reaches_the_metrics_of_agents_and_engines() -> None:

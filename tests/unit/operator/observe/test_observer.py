@@ -18,7 +18,6 @@ from aurora_operator.children.metadata import (
     VALIDATOR,
     keys_name,
     selector,
-    signing_keys_name,
     trainer_name,
 )
 from aurora_operator.errors import NotFound
@@ -27,7 +26,6 @@ from aurora_operator.observe.cluster_cache import ClusterCache
 from aurora_operator.observe.observed import ReplacedPod, StoreView
 from aurora_operator.observe.observer import Observer
 from aurora_operator.observe.secret_values import MAX_DELAY_SECONDS
-from aurora_operator.observe.store.record_key_reader import RecordKeyReader
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_protocol.agent_api import AgentState
 from aurora_protocol.errors import AgentRefused, AgentUnreachable
@@ -116,7 +114,6 @@ class ReadableStore:
     """Fake store that can always be read, and does nothing."""
 
     reader: None = None
-    keys: RecordKeyReader = field(default_factory=lambda: RecordKeyReader(cast(Any, None)))
 
     async def view(self, *_: Any) -> StoreView:
         return StoreView()
@@ -294,17 +291,14 @@ async def test_a_changed_spec_reads_the_secrets_again() -> None:
 
 
 async def test_a_secret_that_the_last_observation_did_not_read_is_not_due() -> None:
-    """The signing keys are another owner's, and then the Secret with the store's keys goes missing, too."""
+    """The Secret with the store's keys goes missing after it was doubted."""
     clock = 1000.0
     store_keys = {name: base64.b64encode(b"key").decode() for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
     rig = Rig(api=CountingApi(secret=keys_secret("t")))
     rig.observer.store = StoreAccess(rig.observer._secrets, StorePolicy())
-    rig.api.others = {
-        "s3": obj("Secret", "s3", data=store_keys),
-        signing_keys_name(OWNER): obj("Secret", signing_keys_name(OWNER), [{"uid": "another"}]),
-    }
+    rig.api.others = {"s3": obj("Secret", "s3", data=store_keys)}
     rig.observer._secrets._clock = lambda: clock
-    assert (await rig.observer.observe()).observed.store.name_taken
+    assert (await rig.observer.observe()).observed.store.reason == "SigningKeysMissing"
     rig.observer._secrets.doubt("s3")
     del rig.api.others["s3"]
     waits = list[float]()

@@ -208,30 +208,20 @@ def test_a_speculator_that_took_its_root_over_follows_no_later_record_of_a_stran
         update={"owner": RootOwner(id="99999999", namespace="x", name="y", since=NOW), "former_owners": ()}
     )
     once = SpeculatorStatus(active=VersionStatus(version=1))
-    world = restored(store=former_store(channel=forged, channel_signed=False), status=once)
+    world = restored(store=former_store(channel=forged), status=once)
     assert made(world).advance is None
     told = condition(world, ConditionType.STORAGE_READY)
     assert told.reason == "InvalidRecord"
     assert "channel/00000007.json" in told.message
 
 
-def test_a_record_that_was_trusted_without_a_signature_is_written_again_with_the_weights() -> None:
-    unsigned = store(0, 1, channel=channel(1, epoch=4, previous=0), channel_signed=False)
-    world = observed(store=unsigned)
-    again = made(world).advance
-    assert again is not None
-    assert (again.epoch, again.active, again.previous) == (5, 1, 0)
-    assert (again.active_digest, again.previous_digest) == (registration(1).digest, registration(0).digest)
-    assert made(replace(world, store=replace(unsigned, channel=again, channel_signed=True))).advance is None
-
-
 def test_without_keys_the_operator_makes_them_and_decides_nothing() -> None:
-    world = observed(store=StoreView(reason="SigningKeysMissing", error="no keys", unsigned_record="digest"))
+    world = observed(store=StoreView(reason="SigningKeysMissing", error="no keys"), keys_exist=False)
     plan = made(world)
-    assert (plan.trust_record, plan.advance, plan.job, plan.swaps) == ("digest", None, None, ())
+    assert (plan.create_keys, plan.advance, plan.job, plan.swaps) == (True, None, None, ())
     assert (plan.status, plan.notes) == (None, ()), "it takes one reconcile, and nobody needs to know"
-    assert made(replace(world, spec_fault="no such flag")).trust_record == "digest", "keys shape no child"
-    refused = made(replace(world, apply_errors=("Secret chat-signing-keys: quota",)))
+    assert made(replace(world, spec_fault="no such flag")).create_keys, "keys shape no child"
+    refused = made(replace(world, apply_errors=("Secret chat-keys: quota",)))
     assert refused.status is not None
     storage = next(c for c in refused.status.conditions if c.type is ConditionType.STORAGE_READY)
     assert storage.reason == "SigningKeysMissing"

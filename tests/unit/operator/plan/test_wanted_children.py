@@ -6,19 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from aurora_operator.children.metadata import signing_keys_name
 from aurora_operator.observe.observed import WorkloadView
 from aurora_operator.plan.upgrade.decision import decide
 from aurora_operator.plan.wanted_children import children
 from tests.unit.operator.worlds import CONFIG, NOW, observed
-
-
-def test_no_workload_is_wanted_while_the_signing_keys_belong_to_somebody_else() -> None:
-    """Its pods would mount them, and trust what their owner signs."""
-    world = observed(name_taken=(f"Secret {signing_keys_name(observed().owner)}",))
-    kinds = {child["kind"] for child in children(world, CONFIG, decide(world, CONFIG, NOW))}
-    assert "Service" in kinds
-    assert "Deployment" not in kinds
 
 
 @pytest.mark.parametrize("paused", [True, False])

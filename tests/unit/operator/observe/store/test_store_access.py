@@ -1,4 +1,4 @@
-"""The operator sends no request to a store that its administrator's policy refuses, and says why in words."""
+"""How the operator opens a store, when it reads, and which stores its administrator's policy keeps it from."""
 
 from __future__ import annotations
 
@@ -6,38 +6,46 @@ import base64
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_operator.children.metadata import keys_name
 from aurora_operator.errors import NotFound, NotLeading
-from aurora_operator.io_pools import StorePools
 from aurora_operator.observe.observed import StoreView, UserRequests
 from aurora_operator.observe.secret_values import SecretReader
+from aurora_operator.observe.store import store_access
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.store.store_needs import store_needs
+from aurora_operator.observe.store.store_reader import StoreNeeds
+from aurora_store.errors import StoreError
 from aurora_store.policy.store_policy import StorePolicy, StoreRule
 from tests.assets.faulty_store import FaultyStore, faulty_store, whole
 from tests.assets.s3 import STORES_ON_THIS_MACHINE
-from tests.unit.operator.worlds import OWNER, channel, spec
+from tests.assets.signing import secret_data
+from tests.unit.operator.worlds import NOW, OWNER, channel, spec, store, trainer_record
 
 ON_THIS_MACHINE = StorePolicy.parse("", STORES_ON_THIS_MACHINE["AURORA_STORE_INTERNAL_HOSTS"])
 KEYS = {"secretRef": {"name": "s3"}}
 
 
 class FakeApi:
-    """Fake API server that has the Secret with the store's keys, and nothing else."""
+    """Fake API server that has the Secrets with the keys of the store and of the speculator, and nothing else."""
 
     def get(self, _kind: object, _namespace: str, name: str) -> dict[str, Any]:
+        if name == keys_name(OWNER):
+            metadata = {"resourceVersion": "1", "ownerReferences": [{"uid": OWNER.uid, "controller": True}]}
+            return {"kind": "Secret", "metadata": metadata, "data": secret_data()}
         if name != "s3":
             raise NotFound(name, 404)
         data = {name: base64.b64encode(b"key") for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
         return {"kind": "Secret", "metadata": {"resourceVersion": "1"}, "data": data}
 
 
-@pytest.fixture(name="store")
-def _store() -> Iterator[FaultyStore]:
+@pytest.fixture(name="server")
+def _server() -> Iterator[FaultyStore]:
     with faulty_store(whole(403)) as fake:
         yield fake
 
@@ -45,7 +53,7 @@ def _store() -> Iterator[FaultyStore]:
 async def view(policy: StorePolicy, **store: Any) -> StoreView:
     """What the operator sees of a store whose spec an author chose."""
     given = spec(store={"bucket": "bucket", "credentials": KEYS} | store)
-    access = StoreAccess(SecretReader(cast(Any, FakeApi()), OWNER.namespace), policy, StorePools())
+    access = StoreAccess(SecretReader(cast(Any, FakeApi()), OWNER.namespace), policy)
     return await access.view(OWNER, given, store_needs(OWNER, given, SpeculatorStatus(), (), UserRequests()))
 
 
@@ -59,40 +67,144 @@ async def test_a_process_that_lost_the_lease_while_it_waited_for_a_thread_writes
         assert threading.current_thread() is not threading.main_thread()
         raise NotLeading("no Lease")
 
-    pools = StorePools()
-    access = StoreAccess(SecretReader(cast(Any, FakeApi()), OWNER.namespace), ON_THIS_MACHINE, pools)
-    access.reader, access._pool = cast(Any, Reader), pools.of("store")
+    access = StoreAccess(SecretReader(cast(Any, FakeApi()), OWNER.namespace), ON_THIS_MACHINE)
+    access.reader = cast(Any, Reader)
     with pytest.raises(NotLeading):
         await access.advance(channel(0), ensure_leading)
     assert written == []
 
 
-async def test_an_allowed_store_is_asked(store: FaultyStore) -> None:
-    assert (await view(ON_THIS_MACHINE, endpoint=store.endpoint)).reason == "Unreachable"
-    assert store.requests
+async def test_an_allowed_store_is_asked(server: FaultyStore) -> None:
+    assert (await view(ON_THIS_MACHINE, endpoint=server.endpoint)).reason == "Unreachable"
+    assert server.requests
 
 
-async def test_an_endpoint_inside_the_cluster_is_not_asked_without_an_entry(store: FaultyStore) -> None:
-    seen = await view(StorePolicy(), endpoint=store.endpoint)
+async def test_an_endpoint_inside_the_cluster_is_not_asked_without_an_entry(server: FaultyStore) -> None:
+    seen = await view(StorePolicy(), endpoint=server.endpoint)
     assert seen.reason == "AddressRefused"
     assert "stores.internalHosts" in seen.error
-    assert store.requests == []
+    assert server.requests == []
 
 
 async def test_the_operator_never_signs_with_its_own_identity_for_an_authors_endpoint(
-    store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+    server: FaultyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "operator")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "operator")
-    seen = await view(ON_THIS_MACHINE, endpoint=store.endpoint, credentials={"serviceAccountName": "cloud"})
+    seen = await view(ON_THIS_MACHINE, endpoint=server.endpoint, credentials={"serviceAccountName": "cloud"})
     assert seen.reason == "KeysRequired"
     assert "sign with its own identity" in seen.error
-    assert store.requests == []
+    assert server.requests == []
 
 
-async def test_a_store_that_no_rule_allows_is_not_asked(store: FaultyStore) -> None:
-    rule = StoreRule((OWNER.namespace,), store.endpoint, "another-bucket")
-    seen = await view(replace(ON_THIS_MACHINE, rules=(rule,)), endpoint=store.endpoint)
+async def test_a_store_that_no_rule_allows_is_not_asked(server: FaultyStore) -> None:
+    rule = StoreRule((OWNER.namespace,), server.endpoint, "another-bucket")
+    seen = await view(replace(ON_THIS_MACHINE, rules=(rule,)), endpoint=server.endpoint)
     assert seen.reason == "StoreNotAllowed"
     assert "stores.allowed" in seen.error
-    assert store.requests == []
+    assert server.requests == []
+
+
+class Reader:
+    """Counts reads of a store that a test fills."""
+
+    def __init__(self, *_: object) -> None:
+        self.view, self.reads = StoreView(), 0
+
+    def read(self, _: StoreNeeds) -> StoreView:
+        self.reads += 1
+        return self.view
+
+
+class Schedule:
+    """A store at a time that a test advances."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reader, self.seconds, self.needs = Reader(), 1000.0, StoreNeeds()
+        monkeypatch.setattr(store_access, "StoreReader", lambda *_: self.reader)
+        monkeypatch.setattr("random.uniform", lambda low, _: low)
+        secrets = SecretReader(cast(Any, FakeApi()), OWNER.namespace, lambda: self.seconds)
+        self.access = StoreAccess(secrets, StorePolicy(), lambda: self.seconds)
+        self.spec = spec(store={"bucket": "bucket", "credentials": KEYS})
+
+    async def read_at(self, seconds: int) -> list[int]:
+        """The seconds of the next ``seconds`` at which the store is read."""
+        found = list[int]()
+        for second in range(1, seconds + 1):
+            self.seconds += 1
+            before = self.reader.reads
+            await self.access.view(OWNER, self.spec, self.needs)
+            found += [second] if self.reader.reads > before else []
+        return found
+
+
+@pytest.fixture(name="schedule")
+def _schedule(monkeypatch: pytest.MonkeyPatch) -> Schedule:
+    return Schedule(monkeypatch)
+
+
+async def test_the_pauses_between_reads_double_until_rest_and_a_change_begins_anew(schedule: Schedule) -> None:
+    schedule.reader.view = store(0)
+    assert await schedule.read_at(300) == [1, 3, 7, 15, 31, 63, 123, 183, 243]
+    schedule.needs = replace(schedule.needs, moment=("another generation",))
+    assert await schedule.read_at(10) == [1, 3, 7]
+    schedule.reader.view = store(0, 1)
+    assert (await schedule.read_at(100))[:3] == [5, 7, 11], "the read at 5 finds a new version"
+
+
+async def test_a_candidate_is_looked_for_more_often_while_the_trainer_learns(schedule: Schedule) -> None:
+    schedule.reader.view = store(0)
+    await schedule.read_at(300)
+    reads = list[int]()
+    for minute in range(5):
+        updated = NOW + timedelta(minutes=minute)
+        schedule.reader.view = store(0, trainer=trainer_record(updated=updated, step=minute))
+        reads += await schedule.read_at(60)
+    assert 5 <= len(reads) <= 15
+
+
+async def test_faults_are_read_again_with_backoff_and_a_person_does_not_wait_for_it(schedule: Schedule) -> None:
+    schedule.reader.view = StoreView(reason="InvalidRecord", error="a record is wrong")
+    assert (await schedule.read_at(1500))[-2:] == [1111, 1411]
+    schedule.reader.view = StoreView(reason="Unreachable", error="no route")
+    await schedule.read_at(600)
+    assert len(await schedule.read_at(600)) == 10
+    schedule.needs = replace(schedule.needs, pin=1)
+    assert (await schedule.read_at(1)) == [1]
+
+
+async def test_a_write_and_a_fence_are_a_reason_to_read(schedule: Schedule) -> None:
+    schedule.reader.view = store(0)
+    await schedule.read_at(300)
+    schedule.access.read_everything_next()
+    assert schedule.access.seconds_until_due() == 0
+    assert await schedule.read_at(1) == [1]
+
+
+async def test_the_change_of_the_trainers_record_is_noted_by_the_operators_clock(schedule: Schedule) -> None:
+    async def changed(updated: datetime | None) -> datetime | None:
+        trainer = None if updated is None else trainer_record(updated=updated)
+        schedule.reader.view = store(0, trainer=trainer)
+        schedule.access.read_everything_next()
+        return (await schedule.access.view(OWNER, schedule.spec, schedule.needs)).trainer_changed
+
+    far = NOW + timedelta(days=1)
+    assert await changed(None) is None
+    assert await changed(far) is None, "nobody knows how long it has been there"
+    first = await changed(far - timedelta(seconds=9))
+    assert first is not None
+    assert abs(datetime.now(UTC) - first) < timedelta(minutes=1)
+    assert await changed(None) == first, "no record is no change"
+    assert await changed(far - timedelta(seconds=9)) == first
+
+
+async def test_a_store_that_hangs_delays_an_observation_until_the_deadline_only() -> None:
+    ended = threading.Event()
+    with pytest.raises(StoreError, match="no complete answer"):
+        await store_access.store_call(lambda: ended.wait(10), seconds=0.1)
+    ended.set()
+
+
+async def test_a_secret_of_another_owner_holds_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OWNER.__class__, "owns", lambda *_: False)
+    assert (await view(StorePolicy())).reason == "SigningKeysMissing"

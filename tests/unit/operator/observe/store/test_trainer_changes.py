@@ -7,33 +7,11 @@ from datetime import timedelta
 import pytest
 
 from aurora_operator.kubernetes_api import JOB
-from aurora_operator.observe.store.trainer_changes import TrainerChanges
 from tests.unit.operator.rest_rig import RestRig
-from tests.unit.operator.worlds import NOW, trainer_record
-
-SECOND = timedelta(seconds=1)
 
 
 def jobs(rig: RestRig) -> list[str]:
     return [name for kind, name in rig.cluster.objects if kind == JOB.kind]
-
-
-@pytest.mark.parametrize("skew", [timedelta(minutes=-6), timedelta(0), timedelta(days=1)], ids=str)
-def test_a_change_is_noted_by_the_operators_clock(skew: timedelta) -> None:
-    changes = TrainerChanges()
-    first, second = (trainer_record(updated=NOW + skew + seconds * SECOND) for seconds in (0, 45))
-    assert changes.last_change(None, NOW) is None
-    assert changes.last_change(first, NOW + 1 * SECOND) is None, "nobody knows how long it has been there"
-    assert changes.last_change(first, NOW + 60 * SECOND) is None
-    assert changes.last_change(second, NOW + 120 * SECOND) == NOW + 120 * SECOND
-    assert changes.last_change(None, NOW + 150 * SECOND) is None, "the store cannot be read"
-    assert changes.last_change(second, NOW + 180 * SECOND) == NOW + 120 * SECOND
-
-
-def test_a_clock_that_is_set_back_changes_the_record_too() -> None:
-    changes = TrainerChanges()
-    changes.last_change(trainer_record(updated=NOW), NOW)
-    assert changes.last_change(trainer_record(updated=NOW - 9 * SECOND), NOW + SECOND) == NOW + SECOND
 
 
 @pytest.mark.parametrize("skew", [timedelta(minutes=-6), timedelta(days=1)], ids=str)
