@@ -26,15 +26,12 @@ FOREIGN: tuple[dict[str, Any], ...] = (
         "metadata": {"name": NAME, "labels": {"owner": "somebody-else"}},
         "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "shop"}}},
     },
-    *(
-        {
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": f"{NAME}-keys", "labels": {"owner": "somebody-else"}},
-            "stringData": {"password": "not-ours"},
-        }
-        for end in ("keys", "signing-keys")
-    ),
+    {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": f"{NAME}-keys", "labels": {"owner": "somebody-else"}},
+        "stringData": {"password": "not-ours"},
+    },
     {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",

@@ -133,7 +133,7 @@ async def test_a_suspicion_that_lasts_reads_ever_more_rarely_and_a_refused_value
 async def test_a_missing_secret_that_nobody_asks_for_any_more_is_not_due() -> None:
     """It would bring a reconcile every two seconds for ever, and none of them would read it."""
     rig = Rig(None)
-    assert await rig.reader.find("signing-keys") is None
+    assert await rig.reader.find("another") is None
     rig.reader.drop_unasked()
     assert rig.reader.seconds_until_next_read == MIN_DELAY_SECONDS, "the last observation asked for it"
     rig.now += 3600
