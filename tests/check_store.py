@@ -34,11 +34,10 @@ from aurora_protocol.draft_records import (
     Lineage,
     Registration,
 )
-from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.evidence_records import Arm, CachedBaseline, Evidence, VerdictKind
 from aurora_protocol.record import Record
-from aurora_protocol.training_records import ErasureStep, ShardManifest, TrainerState, TrainerStatus
+from aurora_protocol.training_records import ShardManifest, TrainerState, TrainerStatus
 from aurora_store import Keys, ObjectStore, StoreConfig
 from aurora_store.errors import ObjectMissing, ObjectTooLarge
 from aurora_store.keys import number_of
@@ -84,8 +83,6 @@ class StoreCheck:
         by_version = {r.version: r for r in versions.values()}
         checkpoints = self._check_checkpoints(lineage_numbers)
         self._check_trainer()
-        self._records("erasure", Keys.ERASURES, ErasureReport, lambda r: Keys.erasure(r.tag, r.number))
-        self._records("erasure step", Keys.ERASING, ErasureStep, lambda r: Keys.erasing(r.tag))
         self._check_shards(lineage_numbers)
         self._check_registrations(versions, checkpoints)
         self._check_evidence(evidence, by_version, baselines)

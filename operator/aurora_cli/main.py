@@ -9,6 +9,7 @@ from aurora_cli.command_line import new_app
 from aurora_cli.commands import decide, look
 from aurora_cli.commands.doctor import doctor
 from aurora_cli.commands.draft import draft
+from aurora_cli.commands.erase import erase
 from aurora_cli.commands.report import report
 from aurora_cli.commands.store import store
 
@@ -24,6 +25,7 @@ COMMANDS: Final[Sequence[Callable[..., None]]] = (
     decide.pause,
     decide.resume,
     decide.measure,
+    erase,
 )
 app = new_app(
     help="Look at Aurora's speculators, decide about their drafts, and find out what is wrong.", add_completion=True

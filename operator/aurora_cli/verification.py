@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from aurora_protocol.draft_records import Channel, Lineage, Registration
-from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.evidence_records import CachedBaseline, Evidence
 from aurora_protocol.record import StoredRecord
-from aurora_protocol.training_records import ErasureStep, TrainerState, TrainerStatus
+from aurora_protocol.training_records import TrainerState, TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry
 from aurora_store.errors import DigestMismatch, KeyUnusable, ObjectArchived, ObjectMissing
 from aurora_store.keys import MAX_ATTEMPT_GAP, MAX_NUMBER_GAP, in_sequence, record_number
@@ -38,8 +37,6 @@ _RECORDS: Final[Mapping[str, tuple[type[StoredRecord], KeyOf]]] = {
     Keys.EVIDENCE: (Evidence, lambda one: Keys.evidence(one.version, one.attempt)),
     Keys.BASELINES: (CachedBaseline, lambda one: Keys.baseline(one.lineage, one.version, one.attempt)),
     Keys.CHANNEL: (Channel, lambda one: Keys.channel(one.epoch)),
-    Keys.ERASURES: (ErasureReport, lambda one: Keys.erasure(one.tag, one.number)),
-    Keys.ERASING: (ErasureStep, lambda one: Keys.erasing(one.tag)),
 }
 """Records that name no data."""
 _SEQUENCES: Final = (Keys.LINEAGE, Keys.REGISTRY, Keys.CHANNEL)

@@ -17,8 +17,7 @@ from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field
 
 from aurora_api.base import RewrittenModel, Timestamp
 from aurora_protocol.draft_records import FileRef
-from aurora_protocol.erasure_records import ErasureCounts, ErasureReport
-from aurora_protocol.record import Count, FileName, RecordNumber, Sha256, StoredRecord, read_unknown_as
+from aurora_protocol.record import Count, FileName, RecordNumber, StoredRecord, read_unknown_as
 
 MAX_SHAPES: Final = 32
 """Most entries of ``ShardManifest.shapes``. An engine offers 15 arms at most (``aurora_runtime.engine.arms``)."""
@@ -65,8 +64,7 @@ class ShardManifest(StoredRecord):
         default=None,
         max_length=MAX_SHAPES,
         description="The rounds by shape and source. None if an older version wrote the manifest, or if the traces have"
-        " more shapes than a manifest holds. If the sum of these rounds is not `rounds`, an older version erased traces"
-        " since, and the counts are out of date. A reader ignores all of them if it cannot read one.",
+        " more shapes than a manifest holds. A reader ignores all of them if it cannot read one.",
     )
     created: Timestamp = Field(description="When the shard was written.")
 
@@ -81,19 +79,6 @@ class ShardManifest(StoredRecord):
         except ValidationError:
             return None
         return shapes
-
-
-class ErasureStep(ErasureCounts):
-    """An erasure under way. Overwritten in place: before each shard with what the shard becomes."""
-
-    schema_version: Literal[1] = 1
-    shard: str = Field(description="Manifest key of the shard that is being rewritten.")
-    replaced: Sha256 = Field(description="Digest of the shard's data before that.")
-    manifest: ShardManifest = Field(description="The shard's manifest after that. The counts include this shard.")
-    trained_since: dict[int, Timestamp] = Field(
-        default_factory=dict,
-        description="By lineage: when the first shard was written that held a removed trace that may be trained on.",
-    )
 
 
 class TrainerPhase(StrEnum):
@@ -146,9 +131,6 @@ class TrainerStatus(StoredRecord):
     quarantined_shards: tuple[str, ...] = Field(
         default=(),
         description="Manifest keys of the last shards that killed the trainer twice and are not read any more.",
-    )
-    erasures: tuple[ErasureReport, ...] = Field(
-        default=(), description="The last report about each tag of training.eraseTags."
     )
     message: str = Field(default="", description="Details in plain words.")
     updated: Timestamp = Field(description="When this record was written.")

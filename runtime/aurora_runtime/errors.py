@@ -16,6 +16,7 @@ RuntimeFault
 │   ├── DamagedFile             a file of a published model is there, and is not what its name says
 │   └── UnreadableWeight        a weight is stored in a form that the trainer cannot read
 ├── HeadRefused             a published head does not fit the target, or cannot be trained or served
+├── ErasureUnfinished       traces of an erased tag go on arriving
 ├── Interrupted             the process was asked to stop while it waited
 ├── MeasurementError        a validation could not measure
 │   └── OutOfTime               the measurement's time is over, and the rounds that ended count
@@ -89,6 +90,10 @@ class HeadRefused(RuntimeFault):
 
     The message names the head, what is wrong, and what to do.
     """
+
+
+class ErasureUnfinished(RuntimeFault):
+    """Traces of an erased tag go on arriving. Nothing else is left of it."""
 
 
 class Interrupted(RuntimeFault):

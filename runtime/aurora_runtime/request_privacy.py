@@ -6,27 +6,20 @@ unchanged to its scheduler::
     {"custom_params": {"aurora": {"trace": false}}}
     {"custom_params": {"aurora": {"tag": "tenant-7"}}}
 
-Invariants: a tag leaves the engine only as a hash, under a key that the store does not have. A wish that cannot be
+Invariants: a tag leaves the engine only as a hash (:mod:`aurora_protocol.tag_hash`). A wish that cannot be
 read is refused before the scheduler. A wish that reaches the scheduler unreadable all the same means "no trace". This
 module imports neither torch nor SGLang.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
 PARAMETER: Final = "aurora"
 """The key of ``custom_params`` that holds the wish."""
 MAX_TAG_CHARACTERS: Final = 128
-REMEMBERED_TAGS: Final = 4096
-NO_TAG: Final = 0
-TAG_HASH: Final = re.compile(r"[0-9a-f]{16}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -88,29 +81,3 @@ def wish_of(req: Any) -> TraceWish:
         return trace_wish(custom_params)
     except ValueError:
         return NO_TRACE
-
-
-def tag_key(secret: str) -> bytes:
-    """The key of all tags of a speculator. ``secret`` is one that all its pods have."""
-    return hmac.digest(secret.encode(), b"aurora tags", "sha256")
-
-
-@lru_cache(REMEMBERED_TAGS)
-def tag_number(key: bytes, tag: str) -> int:
-    """The 63-bit number that stands for ``tag`` in a shard, never :data:`NO_TAG`. No tag has :data:`NO_TAG`."""
-    if not tag:
-        return NO_TAG
-    digest = hmac.digest(key, tag.encode(), hashlib.sha256)
-    return (int.from_bytes(digest[:8], "big") >> 1) or 1
-
-
-def tag_hash(number: int) -> str:
-    """A tag's number as people and records write it: 16 hexadecimal digits."""
-    return f"{number:016x}"
-
-
-def number_of_hash(text: str) -> int:
-    """The number of a :func:`tag_hash`. Raises ValueError when the text is none."""
-    if TAG_HASH.fullmatch(text) is None or not 0 < (number := int(text, 16)) < 1 << 63:
-        raise ValueError("a tag's hash has 16 hexadecimal digits, the first one 0 to 7")
-    return number

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from aurora_runtime.request_privacy import NO_TAG
+from aurora_protocol.tag_hash import NO_TAG
 
 FIRST_READ_BYTES: Final = 1 << 16
 """Covers the header, and in small shards all token ids."""

@@ -24,11 +24,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from aurora_protocol.pod_settings import StateType
+from aurora_protocol.tag_hash import NO_TAG
 from aurora_protocol.training_records import MAX_SHAPES, MAX_STEPS, ShapeCounts
 from aurora_runtime.errors import NewerTraceFormat, TraceFormatError
 from aurora_runtime.held_out_split import MAX_MEASURED_PROMPT_TOKENS, is_held_out
 from aurora_runtime.packed_states import PACKED_TYPE, SCALE_TYPE, pack, unpack
-from aurora_runtime.request_privacy import NO_TAG
 from aurora_runtime.shard_header import INDEX_COLUMNS
 
 ATTENDED_POSITIONS: Final = 4096

@@ -10,7 +10,6 @@
       evidence/<version>/<attempt>.json              create-once
       baselines/<lineage>/<version>-<attempt>.json   create-once, named after the measurement that wrote it
       channel/<epoch>.json                           create-once; the highest epoch wins
-      erasures/<tag>/<n>.json                        create-once; erasing/<tag>.json while the erasure goes on
       trainer/status.json                            overwritten in place
       trainer/state/<epoch>/state-<sha12>.safetensors, then trainer/state/<epoch>.json, create-once
 
@@ -156,8 +155,6 @@ class Keys:
     CHANNEL = "channel/"
     TRAINER_STATE = "trainer/state/"
     TRAINER_STATUS = "trainer/status.json"
-    ERASURES = "erasures/"
-    ERASING = "erasing/"
     PROBE = "probe/"
 
     @staticmethod
@@ -201,18 +198,6 @@ class Keys:
     @staticmethod
     def channel(epoch: int) -> str:
         return f"channel/{_number(epoch)}.json"
-
-    @staticmethod
-    def erasures(tag: str) -> str:
-        return f"erasures/{tag}/"
-
-    @staticmethod
-    def erasure(tag: str, number: int) -> str:
-        return f"erasures/{tag}/{_number(number)}.json"
-
-    @staticmethod
-    def erasing(tag: str) -> str:
-        return f"erasing/{tag}.json"
 
     @staticmethod
     def trainer_state(epoch: int) -> str:

@@ -9,11 +9,10 @@ writes only its own records.
 from __future__ import annotations
 
 from aurora_store.records.draft_store import DraftStore
-from aurora_store.records.erasure_store import ErasureStore
 from aurora_store.records.evidence_store import EvidenceStore
 from aurora_store.records.shard_store import ShardStore
 from aurora_store.records.trainer_store import TrainerStore
 
 
-class Registry(DraftStore, ShardStore, EvidenceStore, TrainerStore, ErasureStore):
+class Registry(DraftStore, ShardStore, EvidenceStore, TrainerStore):
     """Reads and writes the records of one speculator."""

@@ -25,8 +25,8 @@ from aurora_protocol.signatures import KeyName
 from aurora_store import StoreConfig
 from aurora_store.errors import MAX_ERROR_CHARACTERS
 from tests.assets.signing import KEYS
-from tests.fuzz.fuzzed_store import ERASED_TAG, FuzzedStore
-from tests.unit.operator.worlds import CONFIG, observed, spec
+from tests.fuzz.fuzzed_store import FuzzedStore
+from tests.unit.operator.worlds import CONFIG, observed
 from tests.unit.training import tiny
 
 MAX_STATUS_BYTES = 100_000
@@ -96,7 +96,7 @@ class FuzzedOperator:
             assert again.ok, f"{what}: the good store is not readable afterwards: {again.error}"
 
     def _check_plan(self, what: str, view: StoreView) -> None:
-        world = observed(spec=spec(training={"eraseTags": [ERASED_TAG]}), store=view)
+        world = observed(store=view)
         try:
             status = plan(world, CONFIG, datetime.now(UTC)).status
             if status is None:

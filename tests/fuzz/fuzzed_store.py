@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aurora_protocol.draft_records import DRAFT_FILES, Channel, ChannelReason
-from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.errors import ProtocolError
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_runtime.errors import RuntimeFault
@@ -49,14 +48,7 @@ FOREIGN_NAMES = (
     "a/b.json",
     "\u0661" * 8 + ".json",
 )
-ERASED_TAG = "0123456789abcdef"
 READERS_FOLDERS = ("pod", "fresh", "validator")
-
-
-def _erasure(now: datetime) -> ErasureReport:
-    return ErasureReport(
-        tag=ERASED_TAG, started=now, number=1, shards_scanned=1, remaining_traces=0, versions=(1,), completed=now
-    )
 
 
 class FuzzedStore:
@@ -83,7 +75,6 @@ class FuzzedStore:
                 step=1,
                 shards=1,
                 trained_tokens=1,
-                erasures=(_erasure(now),),
                 message="the trainer starts",
                 updated=now,
             )

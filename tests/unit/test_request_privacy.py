@@ -9,19 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_runtime.request_privacy import (
-    DEFAULT,
-    MAX_TAG_CHARACTERS,
-    NO_TAG,
-    NO_TRACE,
-    TraceWish,
-    number_of_hash,
-    tag_hash,
-    tag_key,
-    tag_number,
-    trace_wish,
-    wish_of,
-)
+from aurora_protocol.tag_hash import NO_TAG, number_of_hash, tag_hash, tag_key, tag_number
+from aurora_runtime.request_privacy import DEFAULT, MAX_TAG_CHARACTERS, NO_TRACE, TraceWish, trace_wish, wish_of
 
 KEY = tag_key("secret")
 SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=5)

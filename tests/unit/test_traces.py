@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from aurora_protocol.pod_settings import StateType
+from aurora_protocol.tag_hash import NO_TAG
 from aurora_protocol.training_records import MAX_SHAPES, MAX_STEPS
 from aurora_runtime.errors import TraceFormatError
 from aurora_runtime.packed_states import pack, unpack
-from aurora_runtime.request_privacy import NO_TAG
 from aurora_runtime.traces import (
     ProposalSource,
     RequestTrace,

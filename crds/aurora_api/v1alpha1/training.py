@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from aurora_api.base import MAX_QUANTITY, Model, Quantity, Ratio, capped, quantity_bytes
 from aurora_api.v1alpha1.cel import at_most, rules
@@ -16,8 +16,6 @@ LEARNING_RATE_PATTERN: Final = r"^(0|[1-9][0-9]{0,3})(\.[0-9]{1,8})?$"
 MAX_PUBLISH_TOKENS: Final = 1_000_000_000
 MAX_PUBLISH_SECONDS: Final = 365 * 86400
 MAX_TRACE_AGE_SECONDS: Final = 10 * 365 * 86400
-TAG_HASH_PATTERN: Final = r"^[0-7][0-9a-f]{15}$"
-NO_TAG_HASH: Final = "0" * 16
 """Stands for requests without a tag, so no tag has this hash."""
 
 
@@ -135,25 +133,7 @@ class TrainingSpec(Model):
             ' runs: training is suspended, and `serving.replicas` is 0 or `capture.sampleRatio` is "0".'
         ),
     )
-    erase_tags: list[Annotated[str, Field(pattern=TAG_HASH_PATTERN)]] = Field(
-        default_factory=list,
-        max_length=64,
-        description=(
-            "Hashes of tags whose traces are erased, 16 hexadecimal digits each. A change restarts the trainer, which"
-            " first removes these traces from the stored shards, and reports the result in"
-            " `status.training.erasures`. While a tag is listed, none of its traces is trained on, and those that come"
-            " later are erased at the trainer's next start. See docs/how-to/erasing-data.md for a tag's hash."
-        ),
-        json_schema_extra=rules((f"!('{NO_TAG_HASH}' in self)", f"{NO_TAG_HASH} is the hash of no tag: remove it")),
-    )
     template: PodTemplate = template_field("the trainer's pod", ["trainer"])
-
-    @field_validator("erase_tags")
-    @classmethod
-    def _hashes(cls, hashes: list[str]) -> list[str]:
-        if NO_TAG_HASH in hashes:
-            raise ValueError(f"{NO_TAG_HASH} is the hash of no tag: remove it")
-        return hashes
 
     @property
     def trace_storage_bytes(self) -> int:

@@ -1,19 +1,15 @@
 """``draft export`` and ``draft check``: run ``aurora-draft`` in the trainer's pod.
 
-Why kubectl: it brings the protocols of exec and the user's authentication, and whoever uses a plugin has it. ``kubectl
-cp`` unpacks only regular files, and none outside the folder that it is given.
+``kubectl cp`` unpacks only regular files, and none outside the folder that it is given.
 
-Invariants: program and arguments are passed as a list, so no shell reads them. Every run has a time limit. A copy that
-breaks off leaves no file. A published head enters only when a speculator is created (``spec.draft.initial``), so there
-is no import.
+Invariants: a copy that breaks off leaves no file. A published head enters only when a speculator is created
+(``spec.draft.initial``), so there is no import.
 """
 
 from __future__ import annotations
 
 import contextlib
 import secrets
-import shutil
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,9 +21,9 @@ import typer
 from aurora_cli.cluster import Cluster
 from aurora_cli.command_line import Name, in_cluster, new_app
 from aurora_cli.errors import ProgramFailed, Refused
+from aurora_cli.kubectl import kubectl
 from aurora_cli.tables.plain_text import plain
 from aurora_cli.tables.printing import show
-from aurora_store.errors import bounded_text
 
 MAX_SECONDS: Final = 1800.0
 """Longest run of a program. A draft of some GB takes minutes on a slow line."""
@@ -63,30 +59,12 @@ class Trainer:
 
     def run(self, *program: str, seconds: float = MAX_SECONDS) -> str:
         """Run a program to its end, and return what it prints. Raises :class:`ProgramFailed`."""
-        return self._kubectl("exec", self.pod, f"--container={CONTAINER}", "--", *program, seconds=seconds)
+        return kubectl(self.cluster, "exec", self.pod, f"--container={CONTAINER}", "--", *program, seconds=seconds)
 
     def copy(self, folder: str, to: Path) -> None:
         """Copy ``folder`` of the pod to ``to``, which does not exist. Raises :class:`ProgramFailed`."""
-        self._kubectl("cp", f"--container={CONTAINER}", f"{self.pod}:{folder}", str(to), seconds=MAX_SECONDS)
-
-    def _kubectl(self, *arguments: str, seconds: float) -> str:
-        kubectl = shutil.which("kubectl")
-        if kubectl is None:
-            raise ProgramFailed("kubectl is not on PATH, and this command runs a program in a pod with it")
-        command = (kubectl, *self.cluster.kubectl_flags, f"--namespace={self.cluster.namespace}", *arguments)
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=seconds)
-        except subprocess.TimeoutExpired:
-            raise ProgramFailed(f"kubectl {arguments[0]} did not end within {seconds:g} s") from None
-        if done.returncode:
-            raise ProgramFailed(_last_line(done.stderr) or f"kubectl {arguments[0]} failed")
-        return done.stdout
-
-
-def _last_line(errors: str) -> str:
-    """The last line that the program or kubectl wrote, without kubectl's own note about the exit code."""
-    lines = [line for line in errors.splitlines() if line.strip() and "terminated with exit code" not in line]
-    return bounded_text(lines[-1].strip().removeprefix("error: "), 800) if lines else ""
+        place = f"{self.pod}:{folder}"
+        kubectl(self.cluster, "cp", f"--container={CONTAINER}", place, str(to), seconds=MAX_SECONDS)
 
 
 @draft.command("export")

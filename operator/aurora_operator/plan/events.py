@@ -19,7 +19,6 @@ from aurora_operator.plan.conditions.condition_builder import NEEDS_MANUAL_ACTIO
 from aurora_operator.plan.conditions.start import is_starting
 from aurora_operator.plan.rollout.steps import Step
 from aurora_operator.plan.root_ownership import TAKING_OVER
-from aurora_operator.plan.tag_erasure import erasure_notes
 
 _TEXTS = {
     "ValidationStarted": "Measuring version {version}",
@@ -100,7 +99,6 @@ def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[Version
     """The Kubernetes Events: for each decision, each new fault, when Ready turns True, and each new reason of False."""
     for event in events:
         yield event.note
-    yield from erasure_notes(old, new)
     before, after = _by_type(old), _by_type(new)
     faults = [
         EventNote(condition.reason, condition.message, warning=True, period_per_reason=CONDITION_PERIOD)

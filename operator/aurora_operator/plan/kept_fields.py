@@ -3,7 +3,7 @@
 Why: during an upgrade, and after a rollback of one, an older operator rewrites a status that a newer one built.
 
 Invariant: a field or a condition that this version does not know survives a rewrite, as long as its part of the status
-is about the same thing: the same version, the same pod, the same type of condition, the same erasure.
+is about the same thing: the same version, the same pod, the same type of condition.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from aurora_api.base import Model, with_unknown_fields
 from aurora_api.v1alpha1.conditions import Condition, ConditionType
-from aurora_api.v1alpha1.status import SpeculatorStatus, TrainingStatus
+from aurora_api.v1alpha1.status import SpeculatorStatus
 
 P = TypeVar("P", bound=Model)
 
@@ -27,16 +27,11 @@ def with_kept_fields(new: SpeculatorStatus, old: SpeculatorStatus) -> Speculator
         "candidate": _kept(new.candidate, old.candidate, "version"),
         "rollout": _kept(new.rollout, old.rollout, "version"),
         "start": _kept(new.start, old.start, "since"),
-        "training": _training(new.training, old.training),
+        "training": with_unknown_fields(new.training, old.training),
         "pods": _kept_in_list(new.pods, old.pods, "name"),
         "conditions": [*_kept_in_list(new.conditions, old.conditions, "type"), *_foreign(old.conditions)],
     }
     return with_unknown_fields(new.model_copy(update=update), old)
-
-
-def _training(new: TrainingStatus, old: TrainingStatus) -> TrainingStatus:
-    erasures = _kept_in_list(new.erasures, old.erasures, "tag", "number")
-    return with_unknown_fields(new.model_copy(update={"erasures": erasures}), old)
 
 
 def _kept(new: P | None, old: Model | None, identity: str) -> P | None:

@@ -2,8 +2,7 @@
 
 A suspended trainer has two tasks left: to create version 0, without which no pod starts, and to delete traces beyond
 ``training.traceStorageLimit``. Only inference pods write traces. So the trainer's pod runs while training goes on,
-until version 0 exists, while traces may arrive, and until each tag of ``training.eraseTags`` is erased. Otherwise it
-would hold its machine for nothing.
+until version 0 exists, and while traces may arrive. Otherwise it would hold its machine for nothing.
 
 Invariant: the store stays bounded. Whenever traces may arrive, a trainer runs that deletes old ones.
 """
@@ -16,7 +15,6 @@ from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, SpeculatorStatus
 from aurora_operator.observe.observed import RECORDS_LOST, TAKEN_OVER, Observed
-from aurora_operator.plan.tag_erasure import waits_for_erasure
 
 MEASURING = "measuring on the real engine"
 STOPS_TRAINER = (TAKEN_OVER, RECORDS_LOST)
@@ -31,7 +29,7 @@ def trainer_replicas(observed: Observed) -> int:
     if trainer_stop_reason(observed):
         return 0
     needed = not observed.spec.training.suspended or not _version_0_exists(observed) or _traces_may_arrive(observed)
-    return int(needed or waits_for_erasure(observed))
+    return int(needed)
 
 
 def trainer_stop_reason(observed: Observed) -> str:

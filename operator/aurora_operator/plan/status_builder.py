@@ -34,7 +34,6 @@ from aurora_operator.plan.formatting import accept_text, ratio_text, source_text
 from aurora_operator.plan.kept_fields import with_kept_fields
 from aurora_operator.plan.rest import trainer_replicas
 from aurora_operator.plan.rollout.world import Pod
-from aurora_operator.plan.tag_erasure import erasures
 from aurora_operator.plan.training_cost import held_devices, saved_devices
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import Channel
@@ -138,7 +137,6 @@ def _training(observed: Observed) -> TrainingStatus:
         pending_shards=record.pending_shards,
         held_out_accept_length=None if held_out is None else f"{held_out:.2f}",
         vocabulary_coverage=None if coverage is None else f"{coverage:.3f}",
-        erasures=erasures(record, observed.spec.training.erase_tags),
         **figures,
     )
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from aurora_protocol.agent_api import EngineMode
 from aurora_protocol.draft_records import CheckpointManifest, Lineage
 from aurora_protocol.pod_settings import ADMIN_KEY, TRAFFIC_SECRET, ServingSettings
+from aurora_protocol.tag_hash import tag_key
 from aurora_runtime.cpu import launch_settings as cpu
 from aurora_runtime.engine.machine import ISOLATED_PYTHON, detect_machine
 from aurora_runtime.engine.speculation_flags import SPECULATION_PLUGIN, RoundController
 from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.held_out_split import traffic_key
-from aurora_runtime.request_privacy import tag_key
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
 from aurora_runtime.serving.pod_files import PodFolder, new_boot, write_atomically
 from aurora_runtime.serving.pod_records import EngineState

@@ -11,10 +11,8 @@ import torch
 
 from aurora_api.v1alpha1.training import MAX_UNROLL_STEPS, TrainingSpec
 from aurora_protocol.draft_records import Lineage
-from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.pod_settings import TrainerSettings
 from aurora_protocol.training_records import TrainerPhase
-from aurora_runtime.request_privacy import number_of_hash
 from aurora_runtime.training.candidates import Candidates
 from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.replay import ReplayBuffer
@@ -79,17 +77,13 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class TrainerContext:
-    """The store, the target and the lineage that a trainer works on.
-
-    Also the deaths of earlier trainers in its pod, and the reports about the tags that were erased before it began.
-    """
+    """The store, the target and the lineage that a trainer works on, and the deaths of earlier trainers in its pod."""
 
     registry: Registry
     target: TargetModel
     lineage: Lineage
     retrier: Retrier
     deaths: ShardDeaths = field(default_factory=ShardDeaths)
-    erasures: tuple[ErasureReport, ...] = ()
 
     def call(self, action: str, function: Callable[[], T]) -> T:
         """Call the store until it answers. Each failure is announced, because some end only when a person acts."""
@@ -118,7 +112,7 @@ def build_trainer(
         learning.restore(stored.tensors, reader)
         log.info("resumed at step %d, %d positions", session.steps, learning.trained_tokens)
     candidates = Candidates(registry, context.lineage.number, config.spec, config.draft_steps, last, last_draft)
-    progress = Progress(registry, learning, candidates, config.policy, context.deaths, context.erasures)
+    progress = Progress(registry, learning, candidates, config.policy, context.deaths)
     stages = _stages(config, context, learning, reader, candidates, progress)
     policy = config.policy
     backoff = PollBackoff(policy.poll_seconds, policy.max_poll_seconds, policy.poll_hold_seconds)
@@ -171,7 +165,6 @@ def _reader(config: TrainingConfig, context: TrainerContext) -> ShardReader:
         policy=config.policy,
         prompt_weight=config.recipe.prompt_weight,
         deaths=context.deaths,
-        erased_tags=frozenset(map(number_of_hash, config.spec.erase_tags)),
     )
 
 

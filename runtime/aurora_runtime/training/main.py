@@ -19,7 +19,6 @@ from types import FrameType
 import torch
 
 from aurora_protocol.draft_records import Lineage
-from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.pod_settings import STATE_FOLDER, TrainerSettings
 from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.errors import Interrupted
@@ -33,7 +32,6 @@ from aurora_runtime.training.poll_backoff import PollBackoff
 from aurora_runtime.training.progress import StatusWriter
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import DEFAULT_POLICY
-from aurora_runtime.training.state.erasure import erase_tags
 from aurora_runtime.training.state.retention import Retention
 from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_runtime.training.state.suspended_state import SuspendedState, read_suspended
@@ -62,21 +60,14 @@ def run(
         "opening the lineage", lambda: open_lineage(registry, target, settings.draft, utc_now), announce
     )
     config = TrainingConfig.of(settings, target.identity.hidden_size)
-    reports = erase_tags(registry, lineage.number, config.spec.erase_tags, retrier, announce)
     if settings.training.suspended:
-        wait_suspended(config, registry, lineage, retrier, reports)
+        wait_suspended(config, registry, lineage, retrier)
         return
-    context = TrainerContext(registry, target, lineage, retrier, deaths or ShardDeaths(), reports)
+    context = TrainerContext(registry, target, lineage, retrier, deaths or ShardDeaths())
     build_trainer(config, context, device, ranks).run()
 
 
-def wait_suspended(
-    config: TrainingConfig,
-    registry: Registry,
-    lineage: Lineage,
-    retrier: Retrier,
-    erasures: tuple[ErasureReport, ...] = (),
-) -> None:
+def wait_suspended(config: TrainingConfig, registry: Registry, lineage: Lineage, retrier: Retrier) -> None:
     """Report that training is suspended until asked to stop. Traces still arrive, so retention still bounds them."""
 
     def announce(message: str) -> None:
@@ -108,7 +99,6 @@ def wait_suspended(
             written = StatusWriter(registry).announce(
                 TrainerPhase.SUSPENDED,
                 lineage=lineage.number,
-                erasures=erasures,
                 message=state.refusal,
                 held_out_requests=held_out,
             )

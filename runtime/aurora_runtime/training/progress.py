@@ -11,7 +11,6 @@ import logging
 import time
 from typing import Any, Final
 
-from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_runtime.training.candidates import Candidates, Comparison
@@ -76,9 +75,7 @@ class Progress:
         candidates: Candidates,
         policy: TrainingPolicy = DEFAULT_POLICY,
         deaths: ShardDeaths | None = None,
-        erasures: tuple[ErasureReport, ...] = (),
     ) -> None:
-        self._erasures = erasures
         self._deaths = deaths or ShardDeaths()
         self._writer, self._learning, self._candidates = StatusWriter(registry), learning, candidates
         self._policy = policy
@@ -152,7 +149,6 @@ class Progress:
             highest_steps_per_minute=self._pace.highest_steps_per_minute,
             pending_shards=self._pace.pending_shards,
             message="; ".join(part for part in (self._quarantine_note(), self._message) if part),
-            erasures=self._erasures,
             quarantined_shards=self._deaths.quarantined[-SHARDS_NAMED:],
             updated=utc_now(),
         )

@@ -4,7 +4,7 @@ An *orphan* is data without a manifest: an upload that is under way, or one that
 
 Invariants: a shard's data is written before its manifest, and the manifest is deleted before the data. So a manifest
 names missing data for a moment at most, when the trainer deletes an orphan just while its upload is tried again. Only
-the trainer replaces what is stored, when it erases a tag.
+the erasure of a tag replaces what is stored.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class ShardStore(RecordStore):
         """Write a shard from the file ``data``, data first. Returns the manifest's key.
 
         Pod, boot and seq make the key unique, so an object that exists is from an attempt whose answer was lost. That
-        object is not replaced, because the trainer may have erased a tag from the shard since then. The trainer may
+        object is not replaced, because a tag may have been erased from the shard since then. The trainer may
         also delete the data as an orphan before the manifest is written. So data that existed are written again if they
         are gone.
         """

@@ -25,12 +25,12 @@ from safetensors.torch import load_file, save_file
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
 from aurora_protocol.agent_api import SwapPhase, SwapRequest
 from aurora_protocol.pod_settings import TRAFFIC_SECRET
+from aurora_protocol.tag_hash import NO_TAG, tag_key, tag_number
 from aurora_runtime.engine.draft_load.draft_report import DraftReport
 from aurora_runtime.engine.draft_swap import load_in_pause
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS
 from aurora_runtime.errors import EngineFault
-from aurora_runtime.request_privacy import NO_TAG, tag_key, tag_number
 from tests.assets.pod_processes import ADMIN_KEY, AGENT_TOKEN, PodProcesses, http_body, http_status
 from tests.assets.s3 import S3, seaweedfs
 from tests.integration.engine.refused_requests import REFUSED

@@ -196,8 +196,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"training": {"replay": 9}}, "spec.training.replay"),
     ({"training": {"traceMaxAgeSeconds": 315360001}}, "spec.training.traceMaxAgeSeconds"),
     ({"training": {"publishTokens": 10**10}}, "spec.training.publishTokens"),
-    ({"training": {"eraseTags": ["1" * 16, "0" * 16]}}, "0000000000000000 is the hash of no tag: remove it"),
-    ({"training": {"eraseTags": ["8" * 16]}}, "spec.training.eraseTags"),
     ({"rollout": {"pin": 10**8}}, "spec.rollout.pin"),
     ({"training": {"unrollSteps": 9}}, "spec.training.unrollSteps"),
     # validation

@@ -22,14 +22,13 @@ from aurora_protocol.draft_records import Registration
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, StoreSettings, ValidationSettings
 from aurora_runtime import termination_message
-from aurora_runtime.request_privacy import tag_hash
 from aurora_runtime.serving.agent.first_staging import stage_active_draft
 from aurora_runtime.serving.agent.seed_writer import recent_answers
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import PodFolder
+from aurora_runtime.tag_erasure import TagErasure
 from aurora_runtime.training.lineage import open_lineage, utc_now
 from aurora_runtime.training.retry import Retrier
-from aurora_runtime.training.state.erasure import TagErasure
 from aurora_runtime.validation import main as validation_main
 from aurora_runtime.validation.draft_fetch import fetch_draft
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
@@ -243,12 +242,12 @@ def test_a_trainer_without_the_right_to_write_waits_until_it_gets_the_right(s3: 
     assert "allow s3:PutObject there" in said[0]
 
 
-def test_the_trainer_erases_a_tag_with_the_rights_of_its_role(s3: S3) -> None:
+def test_a_tag_is_erased_with_the_rights_of_the_trainer(s3: S3) -> None:
     root, tag = "aurora/default/chat-00e4a5e0", 5
     serving, own = (registry_of(s3, role, root) for role in ("serving", "training"))
     tiny.put_shard(serving, 0, [replace(tiny.trace(1), tag=tag), tiny.trace(2)])
-    report = TagErasure(own, 1, tag_hash(tag), Retrier(), lambda _: None).run()
-    assert (report.shards_rewritten, report.traces_removed, report.remaining_traces) == (1, 1, 0)
+    erased = TagErasure(own, [tag]).run()
+    assert (erased.shards, erased.requests) == (1, 1)
 
 
 def test_the_operator_deletes_a_root_only_with_the_right_to_delete(s3: S3) -> None:

@@ -1,4 +1,4 @@
-"""One tag is erased from a real S3. The trainer is killed before each of its calls, and the store stays sound."""
+"""One tag is erased from a real S3, also by a program that is killed before each of its writes."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from aurora_runtime.request_privacy import tag_hash
+from aurora_protocol.pod_settings import SETTINGS_VARIABLE, StoreSettings
+from aurora_protocol.tag_hash import tag_hash
+from aurora_runtime import tag_erasure
+from aurora_runtime.tag_erasure import Erased, TagErasure
 from aurora_runtime.traces import RequestTrace, decode
 from aurora_runtime.training.lineage import open_lineage, utc_now
-from aurora_runtime.training.retry import Retrier
-from aurora_runtime.training.state.erasure import TagErasure
 from aurora_store import Keys, ObjectStore, Registry, StoreConfig
-from aurora_store.objects import ObjectInfo
 from tests.assets.s3 import S3, seaweedfs
 from tests.check_store import check_store
+from tests.unit.operator.worlds import channel
 from tests.unit.training import tiny
+from tests.unit.training.trainer_rig import Traffic, TrainerRig
 
 TAG = 5
+MAX_WRITES = 12
 
 
 class KilledStore(ObjectStore):
@@ -60,10 +62,6 @@ def tagged(seed: int) -> RequestTrace:
     return replace(tiny.trace(seed), tag=TAG)
 
 
-def erasure(objects: ObjectStore) -> Any:
-    return TagErasure(Registry(objects), 1, tag_hash(TAG), Retrier(), lambda message: None)
-
-
 def others(registry: Registry) -> dict[str, list[int]]:
     """The traces without the tag, by shard. Every shard that has a manifest has its data."""
     return {
@@ -72,9 +70,62 @@ def others(registry: Registry) -> dict[str, list[int]]:
     }
 
 
-def test_a_kill_before_any_call_loses_no_other_trace_and_the_report_proves_the_erasure(s3: S3, tmp_path: Path) -> None:
+def holders(registry: Registry, text: bytes) -> list[str]:
+    """The keys of the objects that hold ``text``."""
+    found = registry.objects.list("")
+    return [key for key in found if text in registry.objects.get(key, max_bytes=1 << 30)]
+
+
+def run_program(s3: S3, config: StoreConfig, monkeypatch: pytest.MonkeyPatch, rig: TrainerRig) -> None:
+    """Run ``aurora-erase`` as the Job does."""
+    place = StoreSettings(bucket=config.bucket, root=config.root, endpoint=config.endpoint, region=config.region)
+    monkeypatch.setenv(SETTINGS_VARIABLE, rig.settings.model_copy(update={"store": place}).to_variable())
+    for name, value in s3.environment().items():
+        monkeypatch.setenv(name, value)
+    tag_erasure.main([tag_hash(TAG)])
+
+
+def test_nothing_of_the_tag_is_left_in_the_store_or_in_the_trainer_that_resumes(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = s3.config(root="aurora/default/chat-00e4a5e0")
+    registry = Registry(ObjectStore(config))
+    rig = TrainerRig(tmp_path)
+    rig.limits = replace(rig.limits, total_bytes=1 << 40, replay_bytes=1 << 30)
+    rig.registry, rig.lineage = registry, open_lineage(registry, rig.target, tiny.DRAFT_SPEC, utc_now)
+    registry.objects.create(Keys.channel(1), channel(0).to_json())
+    trained = [seed for seed in range(40) if not tiny.trace(seed).held_out][:4]
+    held_out = [seed for seed in range(40) if tiny.trace(seed).held_out][:2]
+    gone, stays = (trained[0], trained[1], held_out[0]), (trained[2], trained[3], held_out[1])
+    tiny.put_shard(registry, 0, [tagged(gone[0]), tiny.trace(stays[0]), tagged(gone[2])])
+    tiny.put_shard(registry, 1, [tiny.trace(stays[1]), tagged(gone[1]), tiny.trace(stays[2])])
+    former = rig.trainer(Traffic(registry, 0))
+    former.run()
+    assert registry.trainer_state_record() is not None
+    before = others(registry)
+    text_of = {seed: tiny.trace(seed).tokens.numpy().tobytes() for seed in (*gone, *stays)}
+    assert all(len(holders(registry, text)) == 1 for text in text_of.values())
+
+    run_program(s3, config, monkeypatch, rig)
+    assert "erased 3 requests from 2 shards; none is left in 2 shards" in capsys.readouterr().out
+    assert all(holders(registry, text_of[seed]) == [] for seed in gone)
+    assert all(len(holders(registry, text_of[seed])) == 1 for seed in stays)
+    assert others(registry) == before
+    assert check_store(config, timedelta(0)).violations == []
+    run_program(s3, config, monkeypatch, rig)
+    assert "erased 0 requests from 0 shards; none is left in 2 shards" in capsys.readouterr().out
+
+    again = rig.trainer(Traffic(registry, 0))
+    kept = [tiny.trace(seed).tokens.tolist() for seed in stays]
+    remembered = [*again.learning.replay.examples(), *again.learning.held_out.newest_first()]
+    assert len(again.learning.replay) * 2 == len(former.learning.replay)
+    for example in remembered:
+        assert any(str(example.tokens.tolist())[1:-1] in str(tokens) for tokens in kept)
+
+
+def test_a_kill_before_any_write_loses_no_other_trace_and_the_next_run_converges(s3: S3, tmp_path: Path) -> None:
     target = tiny.target(tmp_path / "target")
-    for kill in range(12):
+    for kill in range(MAX_WRITES):
         config = s3.config(root=f"aurora/erasure-{kill}")
         registry = Registry(ObjectStore(config))
         open_lineage(registry, target, tiny.DRAFT_SPEC, utc_now)
@@ -84,39 +135,17 @@ def test_a_kill_before_any_call_loses_no_other_trace_and_the_report_proves_the_e
         before = others(registry)
         killed = False
         try:
-            erasure(KilledStore(config, kill)).run()
+            TagErasure(Registry(KilledStore(config, kill)), [TAG]).run()
         except KeyboardInterrupt:
             killed = True
             assert others(registry).items() <= before.items()
             assert check_store(config, timedelta(minutes=2)).violations == []
-        report = erasure(ObjectStore(config)).run()
-        assert (report.number, report.traces_removed, report.shards_rewritten) == (1, 3, 2)
-        assert (report.shards_scanned, report.remaining_traces) == (3, 0)
+        TagErasure(registry, [TAG]).run()
         assert others(registry) == before
         assert all(trace.tag != TAG for key in before for trace in decode(registry.shard(key)[1]))
-        assert registry.last_erasure_report(tag_hash(TAG)) == report
-        assert list(registry.objects.list(Keys.ERASING)) == []
+        assert TagErasure(registry, [TAG]).run() == Erased(scanned=3)
         assert check_store(config, timedelta(0)).violations == []
         if not killed:
             break
     assert not killed, "the last run was not interrupted"
-    assert kill == 10, "the step and three writes for each of two shards, the report, and the end of the step"
-
-
-def test_no_object_of_the_store_holds_the_tokens_of_the_erased_requests(s3: S3, tmp_path: Path) -> None:
-    config = s3.config(root="aurora/tokens")
-    registry = Registry(ObjectStore(config))
-    open_lineage(registry, tiny.target(tmp_path / "target"), tiny.DRAFT_SPEC, utc_now)
-    text = tagged(1).tokens.numpy().tobytes()
-
-    def holders() -> list[ObjectInfo]:
-        return [
-            item
-            for item in registry.objects.list_objects("")
-            if text in registry.objects.get(item.key, max_bytes=1 << 30)
-        ]
-
-    tiny.put_shard(registry, 0, [tiny.trace(0), tagged(1), tiny.trace(2)])
-    assert len(holders()) == 1
-    erasure(registry.objects).run()
-    assert holders() == []
+    assert kill == 6, "three writes for each of two shards"

@@ -101,9 +101,10 @@ class FakeApiServer:
             return 200, {"items": copy.deepcopy(list(kept))}
         return 404, {"kind": "Status", "message": f"{path} not found", "details": {"name": path}}
 
-    def run(self, *arguments: str, env: Mapping[str, str] | None = None) -> Result:
+    def run(self, *arguments: str, env: Mapping[str, str] | None = None, stdin: str | None = None) -> Result:
         """Run the program against this server, in the namespace of the tests' speculators."""
-        return CliRunner().invoke(app, list(arguments), env={"KUBECONFIG": self.kubeconfig, **(env or {})})
+        environment = {"KUBECONFIG": self.kubeconfig, **(env or {})}
+        return CliRunner().invoke(app, list(arguments), env=environment, input=stdin)
 
 
 @contextmanager

@@ -76,8 +76,6 @@ def test_a_whole_store_has_no_faults(objects: FolderObjects) -> None:
             lambda o: o.put(Keys.channel(5000), channel(0, epoch=5000).to_json()),
             "channel/00005000.json: its number is out of sequence",
         ),
-        (lambda o: o.put(Keys.erasure("0" * 16, 1), b"{}"), "ErasureReport: "),
-        (lambda o: o.put(Keys.erasing("0" * 16), b"{}"), "ErasureStep: "),
         (lambda o: o.put(Keys.TRAINER_STATUS, b"[]"), "trainer/status.json: TrainerStatus: "),
     ],
 )

@@ -17,12 +17,10 @@ from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_protocol import agent_api, pod_settings
 from aurora_protocol.agent_api import AgentState, Machine, MeasurementPhase, MeasurementStatus
 from aurora_protocol.draft_records import Channel, CheckpointManifest, FileRef, TensorSpec
-from aurora_protocol.erasure_records import ErasureReport
 from aurora_protocol.errors import InvalidRecord, NewerRecord
 from aurora_protocol.evidence_records import BaselineSamples, CachedBaseline
 from aurora_protocol.record import Record, StoredRecord
 from aurora_protocol.training_records import (
-    ErasureStep,
     ShapeCounts,
     ShardManifest,
     TrainerPhase,
@@ -50,9 +48,6 @@ SHARD = ShardManifest(
     accepted=1, dropped_records=0, draft_versions=(0,), created=NOW,
     shapes=(ShapeCounts(source="draft", steps=3, rounds=4, accepted=1),),
 )  # fmt: skip
-ERASURE = ErasureReport(
-    tag="0123456789abcdef", number=1, started=NOW, shards_scanned=2, remaining_traces=0, versions=(1,), completed=NOW
-)
 STORED: tuple[StoredRecord, ...] = (
     lineage().model_copy(update={"tensors": {"fc.weight": TensorSpec(shape=(2, 3), dtype="F32")}}),
     registration(1),
@@ -77,10 +72,6 @@ STORED: tuple[StoredRecord, ...] = (
         created=NOW,
     ),
     SHARD,
-    ErasureStep(
-        tag="0123456789abcdef", started=NOW, shard="a", replaced=digest(1), manifest=SHARD, trained_since={1: NOW}
-    ),
-    ERASURE,
     TrainerStatus(phase=TrainerPhase.TRAINING, step=1, shards=2, trained_tokens=3, updated=NOW),
     TrainerState(epoch=1, lineage=1, step=1, trained_tokens=2, consumed=("a",), file=FILE, created=NOW),
 )  # fmt: skip
@@ -183,13 +174,10 @@ def test_every_kind_of_record_is_among_the_examples() -> None:
 @settings(max_examples=example_count(100), deadline=None)
 @given(st.data())
 def test_a_status_that_an_older_operator_rewrites_keeps_its_unknown_fields(data: st.DataObject) -> None:
-    trainer = TrainerStatus(
-        phase=TrainerPhase.TRAINING, step=1, shards=2, trained_tokens=3, erasures=(ERASURE,), updated=NOW
-    )
-    world = observed(spec=spec(training={"eraseTags": [ERASURE.tag]}), store=replace(observed().store, trainer=trainer))
+    trainer = TrainerStatus(phase=TrainerPhase.TRAINING, step=1, shards=2, trained_tokens=3, updated=NOW)
+    world = observed(store=replace(observed().store, trainer=trainer))
     first = made(world).status
     assert first is not None
-    assert first.training.erasures
     newer = data.draw(with_unknown_fields(first))
     condition = {"type": "Enchanted", "status": "True", "reason": "Magic", "lastTransitionTime": "2026-01-01T00:00:00Z"}
     newer["conditions"].append(condition)

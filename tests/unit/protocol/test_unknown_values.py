@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from pydantic import BaseModel
 
-from aurora_protocol import agent_api, draft_records, erasure_records, evidence_records, training_records
+from aurora_protocol import agent_api, draft_records, evidence_records, training_records
 from aurora_protocol.agent_api import AgentState, MeasurementPhase, SwapPhase
 from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_protocol.errors import InvalidRecord, NewerRecord
@@ -30,7 +30,7 @@ from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from tests.unit.operator.worlds import channel, made, observed, registration, spec
 from tests.unit.protocol.test_unknown_fields import SENT, STORED
 
-MODULES = (agent_api, draft_records, erasure_records, evidence_records, training_records)
+MODULES = (agent_api, draft_records, evidence_records, training_records)
 NEWER = "OfANewerVersion"
 VALUES: dict[str, set[Any]] = {
     "Arm": {"off", "active", "candidate", "ngram"},

@@ -9,10 +9,10 @@ import pytest
 
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, Shape
 from aurora_protocol.agent_api import EngineMode
+from aurora_protocol.tag_hash import tag_key
 from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.held_out_split import traffic_key
-from aurora_runtime.request_privacy import tag_key
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
 from aurora_runtime.serving.engine_start import EngineStart
 from tests.unit.serving.engine_starts import ADMIN_KEY, TRAFFIC_SECRET, engine_start

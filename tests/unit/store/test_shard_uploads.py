@@ -101,7 +101,7 @@ def registry(store: FaultyStore) -> Registry:
 
 
 def erase(kept: KeptObjects) -> None:
-    """Rewrite the shard, as the trainer does when it erases a tag."""
+    """Rewrite the shard, as an erasure does."""
     kept.objects |= {DATA_KEY: REWRITTEN, MANIFEST_KEY: manifest_of(REWRITTEN).to_json()}
 
 

@@ -9,7 +9,7 @@ from aurora_api.v1alpha1.status.speculator import (
     OperatorIdentity,
     SpeculatorStatus,
 )
-from aurora_api.v1alpha1.status.trainer import TagErasureStatus, TrainingStatus
+from aurora_api.v1alpha1.status.trainer import TrainingStatus
 from aurora_api.v1alpha1.status.versions import (
     CandidatePhase,
     CandidateStatus,
@@ -33,7 +33,6 @@ __all__ = [
     "RolloutStatus",
     "SpeculatorStatus",
     "StartStatus",
-    "TagErasureStatus",
     "TrainingStatus",
     "VersionStatus",
 ]

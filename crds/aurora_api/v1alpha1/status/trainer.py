@@ -4,26 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from aurora_api.base import RewrittenModel, Timestamp
-
-
-class TagErasureStatus(RewrittenModel):
-    """The last report about one tag of `training.eraseTags`."""
-
-    tag: str = Field(description="Hash of the tag.")
-    number: int = Field(description="Number of the report about this tag, from 1.")
-    traces_removed: int = Field(description="Traces with the tag that were removed.")
-    shards_rewritten: int = Field(description="Shards that were written again without them.")
-    shards_scanned: int = Field(description="Shards that the last scan read.")
-    remaining_traces: int = Field(
-        description="Traces with the tag that the last scan found: 0, unless a client goes on sending the tag."
-    )
-    versions: list[int] = Field(
-        default_factory=list,
-        description="The last 20 versions that may have learned from the removed traces. So may every later version of"
-        " their lineage.",
-    )
-    completed: Timestamp = Field(description="When the last scan ended.")
+from aurora_api.base import RewrittenModel
 
 
 class TrainingStatus(RewrittenModel):
@@ -57,9 +38,6 @@ class TrainingStatus(RewrittenModel):
         default=None,
         description="Share of held-out answer tokens that are in the draft's vocabulary, from 0 to 1. The draft can"
         " propose no others.",
-    )
-    erasures: list[TagErasureStatus] = Field(
-        default_factory=list, description="The last report about each tag of `training.eraseTags`."
     )
     devices: str | None = Field(
         default=None,

@@ -9,7 +9,6 @@ secret, so they hold out the same prompts.
 
 from __future__ import annotations
 
-import hmac
 import logging
 import secrets
 import time
@@ -18,6 +17,7 @@ from typing import Final
 
 from aurora_protocol.draft_records import Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
+from aurora_protocol.tag_hash import traffic_secret
 from aurora_runtime.errors import DraftRefused
 from aurora_runtime.serving.agent.draft_cache import DraftCache, StagedDraft
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
@@ -45,12 +45,8 @@ def make_engine_key(path: Path) -> None:
 
 
 def make_traffic_secret(speculator_key: Path, path: Path) -> None:
-    """Derive the traffic secret from the speculator's key, and write it to ``path``.
-
-    Nobody can compute the speculator's key back.
-    """
-    derived = hmac.digest(speculator_key.read_bytes().strip(), b"aurora traffic of all pods", "sha256")
-    _write_key(path, derived.hex())
+    """Derive the traffic secret from the speculator's key, and write it to ``path``."""
+    _write_key(path, traffic_secret(speculator_key.read_bytes()))
 
 
 def _write_key(path: Path, text: str) -> None:

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
 from aurora_protocol.errors import InvalidRecord
+from aurora_protocol.tag_hash import NO_TAG
 from aurora_runtime.errors import DraftRefused
 from aurora_runtime.held_out_split import is_held_out
-from aurora_runtime.request_privacy import NO_TAG
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.speculation.lookup_seed import MAX_SEED_TOKENS, encode_seed

@@ -13,7 +13,8 @@ from decimal import Decimal
 from typing import Any, Final
 
 from aurora_protocol.agent_api import MEASUREMENT_PREFIX
-from aurora_runtime.request_privacy import NO_TAG, tag_number, wish_of
+from aurora_protocol.tag_hash import NO_TAG, tag_number
+from aurora_runtime.request_privacy import wish_of
 from aurora_runtime.serving.capture.request_sample import RequestSample
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX
 

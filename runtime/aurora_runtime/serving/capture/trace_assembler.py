@@ -28,8 +28,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from aurora_protocol.tag_hash import NO_TAG
 from aurora_runtime.conversations import ConversationSplit
-from aurora_runtime.request_privacy import NO_TAG
 from aurora_runtime.traces import ProposalSource, RequestTrace
 
 STALE_AFTER_ROUNDS: Final = 100_000

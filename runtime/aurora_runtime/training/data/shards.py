@@ -75,13 +75,8 @@ class ShardReader:
         policy: TrainingPolicy = DEFAULT_POLICY,
         prompt_weight: float = 0.0,
         deaths: ShardDeaths | None = None,
-        erased_tags: frozenset[int] = frozenset(),
     ) -> None:
-        """``deaths`` remembers what kills the trainer. None: nothing is remembered.
-
-        Traces with one of ``erased_tags`` are left out: they came after the erasure, and the next one removes them.
-        """
-        self._erased_tags = erased_tags
+        """``deaths`` remembers what kills the trainer. None: nothing is remembered."""
         self._vocab_size, self._aux_width, self._prompt_weight = vocab_size, aux_width, prompt_weight
         self._prefixes = PrefixBank(policy.prefix_bank_bytes, policy.prefix_bank_traces)
         reads = PatientShardReads(registry, retrier)
@@ -132,8 +127,6 @@ class ShardReader:
         held_out: list[HeldOutRequest] = []
         used, refusals = 0, list[TraceFormatError]()
         for trace in traces:
-            if trace.tag in self._erased_tags:
-                continue
             try:
                 examples = self._examples(trace, key)
             except TraceFormatError as error:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from aurora_runtime.request_privacy import tag_key, tag_number
+from aurora_protocol.tag_hash import tag_key, tag_number
 from aurora_runtime.serving.capture.batch_outputs import PromptOutput, VerifyOutput
 from aurora_runtime.serving.capture.hooks import CaptureHooks
 from aurora_runtime.serving.capture.request_filter import RequestFilter
