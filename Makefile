@@ -6,7 +6,7 @@ export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env browser check static format test unit unit-thorough integration integration-operator integration-engine integration-data integration-replica integration-targets integration-trees integration-heads integration-sglang integration-release integration-keda integration-gpu integration-plugin e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo gpu crd generated lock sbom audit images plugin clean
+.PHONY: help env browser check static format test unit unit-thorough integration integration-operator integration-engine integration-data integration-replica integration-targets integration-trees integration-heads integration-sglang integration-release integration-keda integration-gpu integration-plugin e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo kubernetes model gpu crd generated lock sbom audit images plugin clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -107,9 +107,19 @@ test: static browser ## All tests but unit-thorough, integration-replica, integr
 	@$(THREE_AT_A_TIME) unit $(INTEGRATION)
 	@$(MAKE) --no-print-directory e2e
 
-# Not after env: packages are installed while Kubernetes is built.
+# Kubernetes is built from source while the packages and the model are installed. Both are cached.
 demo: ## Run the whole loop on a real cluster: serve, trace, train, measure, swap
-	@$(or $(PYTHON),python3) -m tests.demo.start
+	@$(or $(PYTHON),python3) -m tests.demo.machine_check
+	@$(or $(PYTHON),python3) -m tests.cluster prerequisites
+	@$(MAKE) --no-print-directory --jobs 2 kubernetes model
+	@$(PY) -m tests.demo
+
+kubernetes:
+	@mkdir -p build/demo && echo "Kubernetes: from source the first time, in 8 to 20 minutes (build/demo/kubernetes.log)"
+	@$(or $(PYTHON),python3) -m tests.cluster build >build/demo/kubernetes.log 2>&1 || { tail -5 build/demo/kubernetes.log; false; }
+
+model: env
+	@$(PY) -m tests.assets.model
 
 # Kernels and training need torch only, so nothing is installed here. Serving follows where SGLang is installed.
 gpu: ## Measure kernels, training and serving on a GPU (see docs/how-to/gpu.md)

@@ -1,20 +1,22 @@
-"""Finds why the demo cannot run on this machine, before anything is installed or built.
+"""``python3 -m tests.demo.machine_check``: says why the demo cannot run here, before anything is installed or built.
 
-Only the standard library is imported, because start.py runs before the packages are installed.
+Only the standard library is imported, because `make demo` runs this before the packages are installed.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from tests.assets.cache import cache_root
 from tests.cluster.local.cluster import LocalCluster
 from tests.cluster.local.layout import state_root
-from tests.demo.stages import CLUSTER_NAME, STOP_CLUSTER
 
+CLUSTER_NAME = os.environ.get("CLUSTER_NAME") or "demo"
+STOP_CLUSTER = f".venv/bin/python -m tests.cluster --name {CLUSTER_NAME} down"
 GIB = 1 << 30
 MIN_MEMORY_GIB = 15
 """Engines, trainer and validator take up to 17 GiB at a time (docs/results/demo.md), a part of which they share."""
@@ -32,8 +34,8 @@ def obstacles(environment: Mapping[str, str]) -> list[str]:
             "the demo runs on a cluster of its own only, because pods mount files of this machine: unset CLUSTER"
         )
     if LocalCluster(CLUSTER_NAME).sandbox.holder_pid() is not None:
-        found.append(f"the cluster of an earlier demo runs, with a draft that has learned: stop it with {STOP_CLUSTER}")
-    memory_gib = _memory_bytes() / GIB
+        found.append(f"the cluster of another demo runs: wait for its end, or stop it with {STOP_CLUSTER}")
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     if memory_gib < MIN_MEMORY_GIB:
         found.append(f"the demo needs a machine with 24 GB of memory; this one has {memory_gib:.0f} GiB")
     return found + _disk_obstacles()
@@ -56,10 +58,16 @@ def _disk_obstacles() -> list[str]:
     return found
 
 
-def _memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def _existing(folder: Path) -> Path:
     """The folder, or its nearest parent that exists."""
     return next(one for one in (folder, *folder.parents) if one.exists())
+
+
+def main() -> int:
+    found = obstacles(os.environ)
+    print("\n".join(f"error: {one}" for one in found), end="\n" if found else "", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

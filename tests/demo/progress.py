@@ -1,49 +1,89 @@
-"""A line of progress from the custom resource, when the loop has reached its end, and the evidence of a speedup."""
+"""What happens to the drafts, in lines: from the custom resource, the clients' counts and the evidence.
+
+The operator fills the status bit by bit. Invariant: a field that is missing or null is no error.
+"""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from aurora_protocol.evidence_records import Evidence
-from tests.demo.lines import shorten
-from tests.demo.show.draft_lines import activity
-from tests.demo.show.observation import Observation, observe
 from tests.traffic.report import Summary
 
 MAX_MESSAGE_CHARACTERS = 80
+FIGURES_SECONDS = 60.0
 
 
 def learned_draft_serves_everywhere(resource: dict[str, Any]) -> bool:
     """Whether a learned draft (version 1 or later) is active, every replica serves it, and no rollout is going on."""
     status = resource.get("status") or {}
-    version = (status.get("active") or {}).get("version") or 0
+    version = _part(resource, "active").get("version") or 0
     pods = status.get("pods") or []
     return (
         version >= 1
         and len(pods) == resource["spec"]["serving"]["replicas"]
         and all(pod.get("version") == version for pod in pods)
-        and (status.get("rollout") or {}).get("phase") == "Idle"
+        and _part(resource, "rollout").get("phase") == "Idle"
     )
 
 
 def progress_line(resource: dict[str, Any], traffic: Summary) -> str:
-    """One line for tests and benches: the current activity, the version that serves, and the clients' counts."""
-    seen = observe(resource, traffic)
-    serving = f"serving version {'-' if seen.version is None else seen.version}"
-    if seen.acceptance is not None:
-        serving += f", acceptance length {seen.acceptance:.2f}"
-    if seen.against_off is not None:
-        serving += f", estimated at ~{seen.against_off:.1f}x of no speculation"
-    return f"{_activity(seen)} | {serving} | {seen.traffic.requests} requests, {seen.traffic.failed} failed"
+    """One line: what happens to the most advanced draft, the version that serves, and the clients' counts."""
+    status = resource.get("status") or {}
+    serving = f"serving version {_part(resource, 'active').get('version', '-')}"
+    if status.get("acceptLength"):
+        serving += f", acceptance length {status['acceptLength']}"
+    if status.get("estimatedSpeedup"):
+        serving += f", estimated at {status['estimatedSpeedup']} of no speculation"
+    clients = f"{traffic.requests} requests, {traffic.failed} failed, {traffic.tokens_per_second:.1f} tok/s"
+    return f"{_activity(resource)} | {serving} | {clients}"
 
 
-def _activity(seen: Observation) -> str:
-    """The activity, and how the last candidate ended while the next one is trained."""
-    candidate = seen.candidate
-    if seen.stage != "learn" or candidate is None:
-        return activity(seen)
-    message = shorten(candidate.message, MAX_MESSAGE_CHARACTERS)
-    return f"{activity(seen)} | version {candidate.version} {candidate.phase}{f': {message}' if message else ''}"
+def _part(resource: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = (resource.get("status") or {}).get(name) or {}
+    return found
+
+
+def _activity(resource: dict[str, Any]) -> str:
+    rollout, candidate, training = (_part(resource, name) for name in ("rollout", "candidate", "training"))
+    if rollout.get("phase", "Idle") != "Idle":
+        return _rollout_line(rollout)
+    if candidate.get("phase") == "Validating":
+        return f"measuring version {candidate.get('version')}"
+    length = training.get("heldOutAcceptLength")
+    return f"training: step {training.get('step', 0)}" + (f", held-out acceptance length {length}" if length else "")
+
+
+def _rollout_line(rollout: dict[str, Any]) -> str:
+    pods = f"{rollout.get('updated', 0)} of {rollout.get('total', 0)} pods"
+    return f"rollout of version {rollout.get('version', '-')}: {rollout.get('phase')}, {pods}"
+
+
+class News:
+    """Finds what is new since the last look at the resource, and has the figures once a minute."""
+
+    def __init__(self) -> None:
+        self._told = dict[str, object]()
+        self._figures_at = float("-inf")
+
+    def lines(self, resource: dict[str, Any], traffic: Summary) -> list[str]:
+        """The lines to print after this look."""
+        active, candidate, rollout = (_part(resource, name) for name in ("active", "candidate", "rollout"))
+        phase, message = candidate.get("phase"), str(candidate.get("message") or "")[:MAX_MESSAGE_CHARACTERS]
+        ending = f": {message}" if message and phase != "Validating" else ""
+        facts = {
+            "active": f"version {active.get('version')} is the active draft" if "version" in active else "",
+            "candidate": f"version {candidate.get('version')} is {phase}{ending}" if phase else "",
+            "rollout": _rollout_line(rollout) if rollout.get("phase", "Idle") != "Idle" else "",
+            "failures": f"requests failed: {traffic.failed} of {traffic.requests}" if traffic.failed else "",
+        }
+        news = [text for name, text in facts.items() if text and text != self._told.get(name)]
+        self._told.update(facts)
+        if time.monotonic() - self._figures_at >= FIGURES_SECONDS:
+            self._figures_at = time.monotonic()
+            news.append(progress_line(resource, traffic))
+        return news
 
 
 def evidence_table(evidence: Evidence) -> str:
