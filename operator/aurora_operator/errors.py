@@ -4,12 +4,8 @@ OperatorError
 ├── KubernetesError   the API server refused a call or could not be reached
 │   ├── NamespaceEnds nothing can be created in a namespace that is being deleted
 │   ├── NotFound      the object does not exist
-│   │   └── BeingDeleted  the speculator is being deleted
-│   ├── Conflict      somebody else wrote first: observe again
-│   ├── TooLarge      an answer exceeds its size limit
-│   ├── SilentWatch   nothing arrived on an open watch
-│   ├── Unconnected   no connection to the API server could be opened
-│   └── Expired       the API server no longer has the history to go on from: list again
+│   └── Conflict      somebody else wrote first: observe again
+├── Gone              the speculator does not exist any more
 ├── CallAbandoned     a blocking call was not over at its deadline
 ├── NotLeading        another replica acts
 ├── ConfigError       the operator's own settings are incomplete
@@ -19,7 +15,7 @@ OperatorError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 UNAVAILABLE_STATUSES = frozenset({0, 401, 429, 502, 503, 504})
 """HTTP statuses that mean "the API server cannot answer now" (0: no connection).
@@ -49,14 +45,6 @@ class NotFound(KubernetesError):
     """The object does not exist."""
 
 
-class BeingDeleted(NotFound):
-    """The speculator is being deleted. ``stored``: the custom resource."""
-
-    def __init__(self, stored: dict[str, Any]) -> None:
-        super().__init__(f"{stored['metadata']['namespace']}/{stored['metadata']['name']} is being deleted", 404)
-        self.stored = stored
-
-
 class Conflict(KubernetesError):
     """The object exists already, its resourceVersion changed, or another object has its name now."""
 
@@ -65,27 +53,12 @@ class NamespaceEnds(KubernetesError):
     """The namespace is being deleted, so the API server creates nothing in it (HTTP 403)."""
 
 
-class TooLarge(KubernetesError):
-    """An answer of the API server exceeds its size limit, and was not read to its end."""
-
-
-class SilentWatch(KubernetesError):
-    """The API server accepted a watch, and then sent nothing for too long, not even a bookmark."""
-
-
-class Unconnected(KubernetesError):
-    """No connection to the API server could be opened, or TLS failed on it."""
+class Gone(OperatorError):
+    """The speculator does not exist any more, or is being deleted without our finalizer."""
 
 
 class NotLeading(OperatorError):
-    """This replica does not hold the installation's Lease, so it must not act."""
-
-
-class Expired(KubernetesError):
-    """The API server no longer has the history since a resourceVersion, or a list's next page (HTTP 410).
-
-    Errors that the API server reports within a watch have this type too, because only a list helps then.
-    """
+    """This replica lost the installation's Lease, so it must end."""
 
 
 class CallAbandoned(OperatorError):

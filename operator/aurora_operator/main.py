@@ -1,13 +1,11 @@
-"""Connects kopf, the informers and the loops.
+"""Connects kopf, the tasks and the Lease.
 
-kopf is the operator's frame: it logs in, starts and stops us, reacts to signals, and ends the process when a part of it
-fails. kopf does not watch. Its watch ends the whole operator on an error that is not
-HTTP 410, does not tell which objects a list contains, and therefore never reports a deletion that happened while the
-watch was down. The informers of :mod:`aurora_operator.watch` do, and fill the cache that the loops read.
+kopf is the engine: it watches, wakes, starts and stops us, reacts to signals, answers the liveness probe and posts
+Events. Leading *is* running kopf. So a standby watches nothing, and a lost Lease ends the process.
 
-Invariants: no kopf handler writes. kopf keeps no progress, annotation or finalizer on our objects, so a speculator can
-be deleted while the operator is down. No loop runs before the cache is complete in its namespace, nor while another
-replica leads.
+Invariants: no kopf handler writes, and kopf keeps no progress, annotation or finalizer on our objects. So a speculator
+can be deleted while the operator is down. kopf ends the process on an error in a watch other than HTTP 410. Kubernetes
+restarts the process, and pods serve meanwhile.
 """
 
 from __future__ import annotations
@@ -17,129 +15,165 @@ import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import aiohttp
 import kopf
+from aiohttp import web
+from kubernetes.aio.client import ApiClient
 from prometheus_client import disable_created_metrics, start_http_server
 
-from aurora_operator import metrics
-from aurora_operator.act.authority import Authority
-from aurora_operator.errors import ConfigError
-from aurora_operator.health import HealthServer
-from aurora_operator.io_pools import api_threads
-from aurora_operator.kubernetes_api import NAMESPACE, WATCHED, HttpKubernetesApi, Object
-from aurora_operator.lead.election_thread import run_election
-from aurora_operator.lead.leadership import LEASE_TIMEOUT_SECONDS, LeaderElector
-from aurora_operator.logs import configure_logs
-from aurora_operator.loop_registry import LoopRegistry
-from aurora_operator.observe.cluster_cache import ClusterCache
-from aurora_operator.operator_config import OperatorConfig
-from aurora_operator.process_memory import keep_memory_small
-from aurora_operator.watch.api_stream import ApiStream
-from aurora_operator.watch.informers import Informers
+from aurora_operator.children.metadata import COMMON_LABELS, INSTANCE_LABEL
+from aurora_operator.errors import ConfigError, KubernetesError, NotLeading
+from aurora_operator.fleet import Fleet
+from aurora_operator.kubernetes_api import CHILDREN, SPECULATOR, KubernetesApi, Resource, connect
+from aurora_operator.leadership import run_while_leading
+from aurora_operator.operator_config import OPERATOR_NAME, OperatorConfig
+from aurora_operator.reconciler import Reconciler
+from aurora_operator.speculator_tasks import SpeculatorTasks
 from aurora_protocol.agent_client import AgentClient
 
 log = logging.getLogger(__name__)
 
+STORE_THREADS = 64
+"""Threads for calls of stores, which block."""
+HEALTH_PATH = "/healthz"
+_CHATTY = ("kopf", "urllib3", "botocore", "boto3", "aiohttp")
 
-def handler_registry(config: OperatorConfig) -> kopf.OperatorRegistry:
-    """kopf's registry with our handlers."""
+
+def handler_registry(tasks: SpeculatorTasks) -> kopf.OperatorRegistry:
+    """kopf's handlers: each event of a speculator or of a child wakes the speculator's task."""
+
+    async def stop(**_: Any) -> None:
+        await tasks.stop()
+
+    async def count(**_: Any) -> int:
+        return len(tasks)
+
+    async def speculator_changed(namespace: str, name: str, **_: Any) -> None:
+        tasks.wake(namespace, name)
+
+    async def child_changed(namespace: str, labels: Mapping[str, str], **_: Any) -> None:
+        if INSTANCE_LABEL in labels:
+            tasks.wake(namespace, labels[INSTANCE_LABEL])
+
     registry = kopf.OperatorRegistry()
-    operator = Operator(config)
     kopf.on.login(registry=registry)(kopf.login_via_client)
-    kopf.on.startup(registry=registry)(operator.start)
-    kopf.on.cleanup(registry=registry)(operator.stop)
+    kopf.on.startup(registry=registry)(_configure)
+    kopf.on.cleanup(registry=registry)(stop)
+    kopf.on.probe(id="speculators", registry=registry)(count)
+    kopf.on.event(*_selector(SPECULATOR), registry=registry)(speculator_changed)
+    for resource in CHILDREN:
+        kopf.on.event(*_selector(resource), id=resource.plural, registry=registry)(child_changed)
     return registry
 
 
-class Operator:
-    """The parts of this process between :meth:`start` and :meth:`stop`, which kopf calls."""
-
-    def __init__(self, config: OperatorConfig) -> None:
-        self._config = config
-        self._cache = ClusterCache(resource.kind for resource in (*WATCHED, NAMESPACE))
-        self._session: aiohttp.ClientSession
-        self._informers: Informers
-        self._loops: LoopRegistry
-        self._elector: LeaderElector
-        self._health = HealthServer(self.problems, self.is_ready)
-        self._lead_task: asyncio.Task[None]
-
-    async def start(self, settings: kopf.OperatorSettings, **_: Any) -> None:
-        """Start the informers, and the loops once the cache is complete. Does not wait for the API server."""
-        settings.posting.enabled = False
-        settings.scanning.disabled = True
-        settings.networking.request_timeout = 30
-        loop = asyncio.get_running_loop()
-        loop.set_default_executor(api_threads())
-        self._session = agent_session()
-        self._elector = LeaderElector(HttpKubernetesApi.connect(timeout_seconds=LEASE_TIMEOUT_SECONDS), self._config)
-        api = HttpKubernetesApi.connect(on_write=self._put_from_any_thread(loop), around_write=self._elector.acting)
-        authority = Authority(api, self._config, self._elector.ensure_leading)
-        agents = AgentClient(self._session)
-        self._loops = LoopRegistry(api, self._cache, agents, self._config, authority)
-        stream, namespaces = ApiStream(api.configuration), self._config.watch_namespaces
-        self._informers = Informers(stream, self._cache, namespaces, self._loops.wake, self._config.shard)
-        metrics.count_cache_objects(self._cache)
-        self._informers.start()
-        await self._health.start(self._config.health_port)
-        self._lead_task = asyncio.create_task(self._lead(), name="lead")
-        self._lead_task.add_done_callback(_stop_process_on_error)
-        everywhere = f"the namespaces of shard {self._config.shard}" if self._config.shard else "all namespaces"
-        log.info("started, watching %s", ", ".join(namespaces) or everywhere)
-
-    async def stop(self, **_: Any) -> None:
-        """Stop the loops, then release the Lease, so that another replica leads at once."""
-        self._lead_task.cancel()
-        await asyncio.gather(self._lead_task, return_exceptions=True)
-        await self._health.stop()
-        await self._informers.stop()
-        await self._session.close()
-
-    def problems(self) -> Sequence[str]:
-        """A sentence about each loop and informer that does not turn, and about the election."""
-        informers = self._informers.silent(self._elector.answered_seconds)
-        return [*informers, *self._loops.overdue(), *self._elector.silent()]
-
-    def is_ready(self) -> bool:
-        """Whether this replica could lead: its cache is complete."""
-        return self._informers.synced
-
-    async def _lead(self) -> None:
-        """Compete for the Lease once the cache is complete, and run the loops while this replica leads."""
-        await self._informers.wait_until_synced()
-        await run_election(self._elector, self._loops.start, self._loops.stop)
-
-    def _put_from_any_thread(self, loop: asyncio.AbstractEventLoop) -> Callable[[Object], None]:
-        """Writes run in threads, and the cache belongs to the event loop.
-
-        The loop runs its callbacks in order. A write's answer is therefore in the cache before the writer goes on.
-        """
-
-        def put(obj: Object) -> None:
-            # The loop is closed already when a write outlives the operator.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._cache.put, obj)
-
-        return put
+async def _configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+    settings.scanning.disabled = True
+    settings.posting.reporting_component = OPERATOR_NAME
+    settings.posting.event_name_prefix = "aurora-"
+    settings.networking.request_timeout = 30
+    settings.watching.chunk_size = 250
+    for resource in CHILDREN:
+        labels = ",".join(f"{key}={value}" for key, value in COMMON_LABELS.items())
+        settings.watching.label_selectors[_selector(resource)] = labels
 
 
-def agent_session() -> aiohttp.ClientSession:
-    """The session for calls of agents. It keeps no connection: those to ten thousand pods would take 70 MB.
+def _selector(resource: Resource) -> tuple[str, str, str]:
+    """Group, version and plural, as kopf names a resource. The core group is empty."""
+    group, _, version = resource.api_version.rpartition("/")
+    return group, version, resource.plural
 
-    It keeps no cookie of an agent either. :class:`AgentClient` bounds the calls under way.
+
+async def run(config: OperatorConfig) -> None:
+    """Wait for the Lease as a standby, then reconcile until the process is asked to stop.
+
+    Raises :class:`NotLeading` when the Lease was lost.
     """
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store"))
+    running = asyncio.current_task()
+    assert running is not None, "a coroutine that runs has a task"
+    loop.add_signal_handler(signal.SIGTERM, running.cancel)  # kopf replaces it while this replica leads
+    standby = await _answer_probes(config.health_port)
+
+    async def lead() -> None:
+        await standby.cleanup()  # kopf answers the probes on the same port from now on
+        await _reconcile_all(config, api)
+
+    log.info("this replica is a standby until it gets the Lease")
+    async with await connect() as api:
+        with contextlib.suppress(asyncio.CancelledError):
+            await run_while_leading(
+                lead,
+                api,
+                namespace=config.operator_namespace,
+                name=config.lease_name,
+                identity=config.replica,
+                lease_seconds=config.lease_seconds,
+            )
 
 
-def _stop_process_on_error(election: asyncio.Task[None]) -> None:
-    """End the process when the election ended by an error: without an election this replica would wait for ever."""
-    if not election.cancelled() and (error := election.exception()) is not None:
-        log.error("the election failed unexpectedly, the process ends", exc_info=error)
-        signal.raise_signal(signal.SIGTERM)
+async def _reconcile_all(config: OperatorConfig, client: ApiClient) -> None:
+    """Run kopf until it stops."""
+    api, fleet = KubernetesApi(client), Fleet()
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)  # thousands of pods are called, each now and then
+    async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
+        agents = AgentClient(session)
+        tasks = SpeculatorTasks(lambda namespace, name: Reconciler(api, agents, config, fleet, namespace, name))
+        namespaces = await _readable(api, config.watch_namespaces)
+        log.info("watching %s", ", ".join(namespaces) or "all namespaces")
+        await kopf.operator(
+            registry=handler_registry(tasks),
+            standalone=True,
+            clusterwide=not config.watch_namespaces,
+            namespaces=namespaces,
+            liveness_endpoint=f"http://0.0.0.0:{config.health_port}{HEALTH_PATH}",
+        )
+
+
+async def _readable(api: KubernetesApi, namespaces: tuple[str, ...]) -> tuple[str, ...]:
+    """The ``namespaces`` in which the API server lets us list speculators.
+
+    One namespace that was deleted together with our Role would otherwise end kopf, and so stop the others. Raises
+    :class:`ConfigError` when none can be read.
+    """
+    readable = list[str]()
+    for namespace in namespaces:
+        try:
+            await api.list(SPECULATOR, namespace)
+        except KubernetesError as error:
+            log.warning("the namespace %s is left out until the operator is restarted: %s", namespace, error)
+        else:
+            readable.append(namespace)
+    if namespaces and not readable:
+        text = f"the API server refuses to list speculators in {', '.join(namespaces)}; check the Roles there"
+        raise ConfigError(text)
+    return tuple(readable)
+
+
+async def _answer_probes(port: int) -> web.AppRunner:
+    """Answer Kubernetes' probes while this replica is a standby."""
+
+    async def standby(_: web.Request) -> web.Response:
+        return web.json_response({"standby": True})
+
+    application = web.Application()
+    application.add_routes([web.get(HEALTH_PATH, standby)])
+    runner = web.AppRunner(application, access_log=None, handle_signals=False)
+    await runner.setup()
+    await web.TCPSite(runner, "0.0.0.0", port).start()  # noqa: S104 - the kubelet calls the pod's address
+    return runner
+
+
+def configure_logs(level: str) -> None:
+    """Log JSON lines at ``level`` and above. Libraries that log much log at WARNING and above only."""
+    kopf.configure(log_format=kopf.LogFormat.JSON)
+    logging.getLogger().setLevel(level)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def main() -> None:
@@ -149,16 +183,14 @@ def main() -> None:
     except ConfigError as error:
         sys.exit(f"aurora-operator: {error}")
     configure_logs(config.log_level)
-    keep_memory_small()
     # prometheus_client adds a series ``_created`` to each counter: three more of each speculator, which nobody reads.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     start_http_server(config.metrics_port)
-    kopf.run(
-        registry=handler_registry(config),
-        standalone=True,
-        clusterwide=not config.watch_namespaces,
-        namespaces=config.watch_namespaces,
-    )
+    try:
+        asyncio.run(run(config))
+    except (NotLeading, ConfigError) as error:
+        log.warning("the process ends, and Kubernetes starts it again: %s", error)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from socket import gethostname
 
+from aurora_api.v1alpha1.status import OperatorIdentity
 from aurora_operator.errors import ConfigError
 from aurora_store.policy.store_policy import StorePolicy
 
@@ -37,7 +41,7 @@ class OperatorConfig:
     """Act only in namespaces whose label ``aurora.dev/shard`` has this value. Empty: in all watched namespaces."""
     lease_name: str = OPERATOR_NAME
     """The Lease in ``operator_namespace`` that the replicas of this installation compete for."""
-    lease_seconds: int = 10
+    lease_seconds: int = 15
     """How long a leader's Lease lasts without a renewal."""
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()
@@ -59,6 +63,16 @@ class OperatorConfig:
         """``namespace/lease``: two operators with the same installation never act at the same time."""
         return f"{self.operator_namespace}/{self.lease_name}"
 
+    @property
+    def identity(self) -> OperatorIdentity:
+        """This installation, as a speculator's status names it."""
+        return OperatorIdentity(installation=self.installation, version=version(OPERATOR_NAME))
+
+    @property
+    def replica(self) -> str:
+        """This process, as the Lease names it. A process that was restarted in the same pod is another one."""
+        return f"{self.pod_name or gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> OperatorConfig:
         """Raises :class:`ConfigError` when an image is not set, or when a setting cannot be used."""
@@ -74,7 +88,7 @@ class OperatorConfig:
             watch_namespaces=watch_namespaces,
             shard=shard,
             lease_name=f"{lease_name}-{shard}" if shard else lease_name,
-            lease_seconds=_number(env, "AURORA_LEASE_SECONDS", default=10, minimum=MIN_LEASE_SECONDS),
+            lease_seconds=_number(env, "AURORA_LEASE_SECONDS", default=15, minimum=MIN_LEASE_SECONDS),
             pull_policy=env.get("AURORA_PULL_POLICY", "IfNotPresent"),
             pull_secrets=_names(env.get("AURORA_PULL_SECRETS", "")),
             fixed_user=_flag(env, "AURORA_FIXED_USER", default=True),

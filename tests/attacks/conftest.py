@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from kubernetes.config import new_client_from_config
 
-from aurora_operator.kubernetes_api import HttpKubernetesApi
 from tests.assets.cache import cache_root
 from tests.assets.model import ensure_model
 from tests.assets.trained_draft import write_specialist
 from tests.attacks.attack_rig import NAME, SPEC, AttackRig
 from tests.cluster.cluster import Cluster
 from tests.rig.installation import RESOURCE, Installation
+from tests.rig.sync_api import SyncApi
 from tests.traffic.prompts import Domain
 
 pytest_plugins = ["tests.cluster.fixture"]
@@ -35,7 +35,7 @@ def rig(aurora: Installation) -> Iterator[AttackRig]:
     aurora.wait_until(NAME, "both pods serve", lambda cr: cr.get("status", {}).get("readyReplicas") == 2, 600)
     cluster = aurora.cluster
     with new_client_from_config(str(cluster.kubeconfig), context=cluster.access.tools.context) as connection:
-        yield AttackRig(aurora, HttpKubernetesApi(connection), NAME, specialist)
+        yield AttackRig(aurora, SyncApi(connection), NAME, specialist)
     aurora.cluster.kubectl("delete", RESOURCE, NAME, "-n", aurora.namespace, "--timeout=120s")
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from kubernetes.config import new_client_from_config
 
-from aurora_operator.kubernetes_api import HttpKubernetesApi
 from tests.assets.cache import cache_root
 from tests.assets.model import ensure_model
 from tests.assets.trained_draft import write_specialist
@@ -16,6 +15,7 @@ from tests.cluster.cluster import Cluster
 from tests.faults.fault_rig import NAME, SPEC, FaultRig
 from tests.faults.results_table import markdown_table
 from tests.rig.installation import RESOURCE, Installation
+from tests.rig.sync_api import SyncApi
 from tests.traffic.driver import Load, RequestOptions, TrafficDriver
 from tests.traffic.prompts import Domain
 
@@ -36,7 +36,7 @@ def rig(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     aurora.wait_until(NAME, "both pods serve", lambda cr: cr.get("status", {}).get("readyReplicas") == 2, 600)
     load = Load(url=aurora.url(NAME), concurrency=4, options=RequestOptions(max_tokens=16, retry_seconds=300.0))
     connection = new_client_from_config(str(cluster.kubeconfig), context=cluster.access.tools.context)
-    api, scratch = HttpKubernetesApi(connection), tmp_path_factory.mktemp("drafts")
+    api, scratch = SyncApi(connection), tmp_path_factory.mktemp("drafts")
     rig = FaultRig(aurora, api, NAME, TrafficDriver(load), specialists, scratch)
     rig.driver.start()
     try:

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from kubernetes.config import new_client_from_config
 from pydantic_core import from_json
 
-from aurora_operator.kubernetes_api import APPLY_CONTENT_TYPE, Object, refusal, resource_of
+from aurora_operator.kubernetes_api import APPLY, Object, refusal, resource_of
 
 _QUERY = urlencode({"fieldManager": "kubectl", "dryRun": "All", "fieldValidation": "Strict"})
 
@@ -31,7 +31,7 @@ class DryRun:
             KubernetesError: The API server refuses the object, in these words.
         """
         path = resource_of(obj).path(namespace, obj["metadata"]["name"])
-        headers = {"Accept": "application/json", "Content-Type": APPLY_CONTENT_TYPE}
+        headers = {"Accept": "application/json", "Content-Type": APPLY}
         request = self._client.param_serialize(
             "PATCH", f"{path}?{_QUERY}", header_params=headers, body=obj, auth_settings=["BearerToken"]
         )

@@ -29,9 +29,10 @@ from aurora_api import GROUP, PLURAL, VERSION
 from aurora_api.crd import FILE, REPOSITORY
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.errors import NotFound
-from aurora_operator.kubernetes_api import DEPLOYMENT, SPECULATOR, HttpKubernetesApi, Object
+from aurora_operator.kubernetes_api import DEPLOYMENT, SPECULATOR, Object
 from tests.rig.api_server import ApiServer, free_ports
 from tests.rig.network_cut import TcpProxy, tcp_proxy
+from tests.rig.sync_api import SyncApi
 
 NAMESPACE, SYSTEM_NAMESPACE, NAME = "team", "aurora-system", "chat"
 SPEC = {
@@ -114,7 +115,7 @@ class OperatorReplica:
 
     def starts(self) -> int:
         """How often a process of this replica has come to wait as a standby."""
-        return sum("this replica is a standby" in line for line in self.log_lines("INFO"))
+        return sum("this replica is a standby" in line for line in self.log_lines("info"))
 
     def start_as_standby(self, timeout_seconds: float) -> None:
         """Start beside a leader, and wait until the process is ready to take over."""
@@ -125,7 +126,7 @@ class OperatorReplica:
     def log_lines(self, level: str) -> list[str]:
         """The messages of one level in the log."""
         lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-        return [line["message"] for line in lines if line["level"] == level]
+        return [line["message"] for line in lines if line["severity"] == level]
 
 
 @dataclass
@@ -137,7 +138,7 @@ class OperatorRig:
 
     def __post_init__(self) -> None:
         access = kube_config.new_client_from_config(str(self.server.kubeconfig))
-        self.api = HttpKubernetesApi(access)
+        self.api = SyncApi(access)
         self._objects = client.CustomObjectsApi(access)
 
     def prepare(self) -> None:

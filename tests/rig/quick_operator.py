@@ -1,9 +1,8 @@
 """``python -m tests.rig.quick_operator``: the operator with short pauses, for tests that would wait for its clocks.
 
-Only the pauses between two reconciles, two attempts of a refused write, and two reads of the store are shorter, and so
-are the time that another installation has to answer, and the pauses between two such questions. The order of everything
-that the operator does is the same. The real pauses are tested with a virtual clock (``tests/unit/operator``). They run
-in most tests of ``tests/integration/installations``, in ``tests/integration/chart`` and in those on a whole cluster.
+Only the pauses between two reconciles, and between two reads of the store, are shorter. The order of everything that
+the operator does is the same. The real pauses run in ``tests/integration/installations``, in
+``tests/integration/chart`` and in the tests on a whole cluster.
 """
 
 from __future__ import annotations
@@ -11,15 +10,10 @@ from __future__ import annotations
 from typing import Final
 
 from aurora_operator import main, reconciler
-from aurora_operator.act import contest
 from aurora_operator.observe.store import store_access
 
 LONGEST_REST_SECONDS: Final = 10.0
 """The longest time between two reconciles of a speculator at rest."""
-CHALLENGE_SECONDS: Final = 10.0
-"""How long another installation has to answer."""
-LONGEST_PAUSE_SECONDS: Final = 4.0
-"""The longest time from an answer until the next question."""
 
 
 def shorten_pauses() -> None:
@@ -27,9 +21,6 @@ def shorten_pauses() -> None:
     reconciler.BUSY_POLL_SECONDS = 1.0
     reconciler.WATCHFUL_POLL_SECONDS = 3.0
     reconciler.REST_POLL_SECONDS = LONGEST_REST_SECONDS / (1 + reconciler.REST_JITTER)
-    reconciler.AGENTS_AT_REST_SECONDS = 1.5 * LONGEST_REST_SECONDS
-    contest.CHALLENGE_SECONDS = CHALLENGE_SECONDS
-    contest.MIN_PAUSE_SECONDS, contest.MAX_PAUSE_SECONDS = 2.0, LONGEST_PAUSE_SECONDS
     store_access.MIN_PAUSE_SECONDS = 1.0
     store_access.TRAINING_SECONDS = store_access.REST_SECONDS = 2.0
 

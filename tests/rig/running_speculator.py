@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from aurora_operator.kubernetes_api import POD, SPECULATOR, HttpKubernetesApi
+from aurora_operator.kubernetes_api import POD, SPECULATOR
 from aurora_protocol.draft_records import CheckpointManifest, FileRef, Registration
 from aurora_store import Registry
 from aurora_store.objects import sha256_file
 from tests.rig.fault_injection import OPERATOR_SELECTOR
 from tests.rig.installation import RESOURCE, SYSTEM_NAMESPACE, Installation
 from tests.rig.store_inspection import registry
+from tests.rig.sync_api import SyncApi
 
 POLL_SECONDS = 0.05
 STEP_TIMEOUT_SECONDS = 900.0
@@ -32,7 +33,7 @@ class RunningSpeculator:
     """A speculator with two inference pods."""
 
     aurora: Installation
-    kube: HttpKubernetesApi
+    kube: SyncApi
     """A direct client, for polling twenty times a second. Polling with kubectl would take CPU from the cluster."""
     name: str
 

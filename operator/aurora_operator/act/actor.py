@@ -6,29 +6,24 @@ Invariants:
 - The status is written only over the version of the custom resource that was observed. When two operators write, or an
   operator and a user, the second write fails, and that operator observes again.
 - No agent is asked for anything before the decision behind the request is in the status.
-- Every action is preceded by a check that this process still leads. For the API server's writes,
-  :class:`HttpKubernetesApi` checks.
+- Every write is fenced (uid, resourceVersion, the channel's epoch), so a replica that lost the Lease does no harm.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from math import inf
 
 from aurora_operator.act.agent_requests import AgentRequests
-from aurora_operator.act.authority import Authority
 from aurora_operator.act.child_writer import ChildWriter
+from aurora_operator.act.custom_resource import set_finalizer, write_status
 from aurora_operator.act.event_recorder import EventRecorder
-from aurora_operator.act.finalizer import set_finalizer
-from aurora_operator.act.status_writer import write_status
 from aurora_operator.children.access import new_keys
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import UNAVAILABLE_STATUSES, Conflict, KubernetesError
-from aurora_operator.io_pools import call_api
 from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.observe.observed import RefusedJob
-from aurora_operator.observe.snapshot import Snapshot
+from aurora_operator.observe.observer import Snapshot
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.plan import Plan
 from aurora_protocol.agent_client import AgentClient
@@ -47,22 +42,15 @@ class ExecutionResult:
     refused_job: RefusedJob | None = None
     name_taken: tuple[str, ...] = ()
     wrote_status: bool = False
-    retry_seconds: float = inf
-    """Seconds until a refused child is to be written again."""
 
 
 class Actor:
     """Executes the plans of one speculator."""
 
-    def __init__(self, api: KubernetesApi, agents: AgentClient, authority: Authority) -> None:
-        self._api, self._authority = api, authority
+    def __init__(self, api: KubernetesApi, agents: AgentClient, events: EventRecorder) -> None:
+        self._api, self._events = api, events
         self._children = ChildWriter(api)
         self._agents = AgentRequests(agents)
-        self._events = EventRecorder(api)
-
-    def try_refused_writes_now(self) -> None:
-        """Something changed in the cluster, perhaps what a write was refused for."""
-        self._children.refused.try_now()
 
     async def act(
         self,
@@ -72,7 +60,7 @@ class Actor:
     ) -> ExecutionResult:
         """Execute ``plan``, which was made from ``snapshot``.
 
-        Raises :class:`Conflict` (observe again), :class:`NotLeading`, :class:`KubernetesError`, :class:`StoreError`.
+        Raises :class:`Conflict` (observe again), :class:`KubernetesError`, :class:`StoreError`.
         """
         owner = snapshot.observed.owner
         refusals: tuple[str, ...] = ()
@@ -86,21 +74,20 @@ class Actor:
         if plan.create_keys and not children.workloads_held:
             store.keys_made(owner)
         if plan.advance is not None:
-            await store.advance(plan.advance, self._authority.ensure_leading)
+            await store.advance(plan.advance)
             log.info("%s: channel record %d: version %d is active", owner.full_name, plan.advance.epoch,
                      plan.advance.active)  # fmt: skip
         if plan.status is not None:
-            await call_api(write_status, self._api, owner, plan.status)
+            await write_status(self._api, owner, plan.status)
         wanted_job = None if children.workloads_held else plan.job
         job = await self._children.write_jobs(owner, plan.delete_jobs, wanted_job, snapshot.live_children)
-        self._authority.ensure_leading()
         fencing_epoch = await self._agents.swap(plan.swaps, snapshot)
         # No replica leaves its Service for a Job that cannot be created yet. Replicas still return.
         no_job_yet = job.job_waits or children.workloads_held
         leases = [lease for lease in plan.leases if not (no_job_yet and lease.request.begin)]
         fencing_epoch = max(fencing_epoch, await self._agents.request_leases(leases, snapshot))
         for note in plan.notes:
-            await self._events.post(note, owner)
+            self._events.post(note, owner)
         return ExecutionResult(
             fencing_epoch=fencing_epoch,
             finalizer_refused=bool(refusals),
@@ -108,7 +95,6 @@ class Actor:
             refused_job=job.refused,
             name_taken=(*children.name_taken, *job.name_taken),
             wrote_status=plan.status is not None,
-            retry_seconds=self._children.refused.seconds_until_retry(),
         )
 
     async def _set_finalizer(self, owner: Owner, *, wanted: bool, must_hold: bool) -> tuple[str, ...]:
@@ -119,7 +105,7 @@ class Actor:
                 rest of the plan goes on after a refusal.
         """
         try:
-            await call_api(set_finalizer, self._api, owner, wanted=wanted)
+            await set_finalizer(self._api, owner, wanted=wanted)
         except Conflict:
             raise
         except KubernetesError as error:

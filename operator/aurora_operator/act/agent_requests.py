@@ -9,9 +9,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from aurora_operator.observe.snapshot import Snapshot
+from aurora_operator.observe.observer import Snapshot
 from aurora_operator.plan import LeaseRequest, Swap
-from aurora_operator.reconcile_slots import outside
 from aurora_protocol.agent_api import AgentState
 from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.errors import AgentError, Fenced
@@ -27,7 +26,7 @@ class AgentRequests:
 
     async def swap(self, swaps: Sequence[Swap], snapshot: Snapshot) -> int:
         """Ask all pods at once to swap. Returns the highest epoch that an agent refused a request for; 0: none did."""
-        answers = await outside(self._answers(swaps, snapshot.agent_token))
+        answers = await self._answers(swaps, snapshot.agent_token)
         speculator = snapshot.observed.owner.full_name
         fencing_epoch = 0
         for swap, answer in zip(swaps, answers, strict=True):
@@ -56,7 +55,7 @@ class AgentRequests:
             action = "withdraw" if lease.request.begin else "return"
             measurement = lease.request.measurement
             try:
-                await outside(self._agents.lease(lease.ip, snapshot.agent_token, lease.request))
+                await self._agents.lease(lease.ip, snapshot.agent_token, lease.request)
             except AgentError as error:
                 fencing_epoch = max(fencing_epoch, _fencing_epoch(error, lease.request.epoch))
                 log.warning("%s: could not %s pod %s for %s: %s", speculator, action, lease.pod, measurement, error)

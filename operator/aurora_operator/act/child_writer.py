@@ -1,47 +1,58 @@
-"""Creates and applies the children, creates the keys and the Jobs, and leaves other owners' objects alone.
+"""Creates and applies a speculator's children. Never raises for one child that the API server refuses.
 
-This module decides whether to write. Field manager and options of server-side apply are in ``kubernetes_api``.
+Invariants:
 
-Invariant: an object that this speculator does not control is never changed. Its name is reported instead, and the child
-is created once the name is free. No other writer can slip in between a look and a write: the first write of a child is
-a create call, which fails when the name is taken. Every later write is fenced (``child_apply``).
+- Only our own objects are written. An object of another owner that has a child's name is left alone and named. Every
+  apply carries the uid and the resourceVersion of the object that was observed. So the API server refuses an apply that
+  arrives late, or that would reach an object which is not ours any more. Then the speculator is observed again.
+- A child is written only when something differs. A restarted operator therefore writes nothing at rest.
+- Secrets and Jobs are created once and never changed.
+- While a Secret with keys or a ServiceAccount is not ours, no Deployment is written: its pods would use what is not
+  ours.
 
-A conflict (HTTP 409) that no other writer explains is a refusal like any other: an admission webhook may deny with 409.
-It must not end the reconcile, which would neither roll back a version nor report the refusal.
-
-Workloads are held while a Secret with keys could not be created, or while the ServiceAccount is another owner's. Their
-pods would otherwise run with that owner's keys and identity.
+Known limit: a foreign object that appears with a child's name in the milliseconds between the look and the first apply
+is adopted.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from decimal import Decimal
+from typing import Any, Final
 
-from aurora_operator.act.child_apply import apply_over, find, refused, revision_of_spec, title
-from aurora_operator.act.refused_writes import NameTakenError, RefusedWrites
-from aurora_operator.act.unchanged_child import DIGEST_ANNOTATION, is_unchanged, with_digest
+from kubernetes.utils.quantity import parse_quantity
+
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import UNAVAILABLE_STATUSES, Conflict, KubernetesError
-from aurora_operator.io_pools import call_api
-from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, SERVICE_ACCOUNT, KubernetesApi, Object
+from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, SERVICE_ACCOUNT, KubernetesApi, Object, resource_of
 from aurora_operator.observe.observed import RefusedJob
 from aurora_store.errors import bounded_text
 
 log = logging.getLogger(__name__)
 
+ChildKey = tuple[str, str]
+"""Kind and name."""
+DIGEST_ANNOTATION: Final = "aurora.dev/written"
+"""Annotation of a child: the digest of the object that we wrote last."""
+_QUANTITIES = ("limits", "requests")
+"""Fields whose values Kubernetes may spell in another way: 1 as "1", "1000m" as "1"."""
+
+
+class NameTakenError(Exception):
+    """An object of another owner has the child's name."""
+
 
 @dataclass(frozen=True)
 class WriteResult:
-    """The objects that could not be written."""
+    """What could not be written."""
 
     errors: tuple[str, ...] = ()
-    """Objects that the API server refused, each with its reason."""
     name_taken: tuple[str, ...] = ()
-    """Objects whose name belongs to another owner's object, as ``<Kind> <name>``."""
+    """Children whose name an object of another owner has, as ``<Kind> <name>``."""
     refused: RefusedJob | None = None
     job_waits: bool = False
     """No Job may be created, because an obsolete one is not deleted."""
@@ -50,187 +61,157 @@ class WriteResult:
 
 
 class ChildWriter:
-    """Writes the children of one speculator.
-
-    The writer remembers each child as written, so an unchanged child costs no call. After a restart the child itself
-    shows that it is unchanged. A refused child is tried again after growing delays.
-    """
+    """Writes the children of one speculator."""
 
     def __init__(self, api: KubernetesApi) -> None:
         self._api = api
-        self.refused = RefusedWrites()
-        self._written: dict[tuple[str, str], tuple[str, Any]] = {}
 
     async def write(
-        self,
-        owner: Owner,
-        keys: Sequence[Object],
-        children: Sequence[Object],
-        existing: Mapping[tuple[str, str], Object],
+        self, owner: Owner, keys: Sequence[Object], children: Sequence[Object], existing: Mapping[ChildKey, Object]
     ) -> WriteResult:
         """Create each Secret of ``keys`` unless it exists, then write ``children``.
-
-        The result names the Secrets that could not be created and the children that the API server refused. The other
-        objects are written all the same, except workloads that must be held.
 
         Args:
             existing: our children so far.
 
         Raises :class:`Conflict` when somebody else wrote a child meanwhile, and :class:`KubernetesError` when the API
-        server is unavailable while a child is written.
+        server is unavailable. A refusal is in the result, and the other children are written all the same.
         """
-        errors, name_taken = list[str](), list[str]()
-        self.refused.keep_only({_key(child) for child in (*keys, *children)})
-        for secret in keys:
-            try:
-                await self.refused.attempt(_key(secret), None, partial(self._create_keys, owner, secret))
-            except NameTakenError:
-                name_taken.append(title(secret))
-            except KubernetesError as error:
-                log.warning("%s: a Secret with keys was not created: %s", owner.full_name, error_text(secret, error))
-                errors.append(error_text(secret, error))
-        held = bool(errors or name_taken)
-        for child in children:
+        errors, name_taken, held = list[str](), list[str](), False
+        for child in (*keys, *children):
             if held and child["kind"] == DEPLOYMENT.kind:
-                self.refused.forget(_key(child))
                 continue
+            # The Secrets and the ServiceAccount come before the workloads that use them.
+            is_used = child in keys or child["kind"] == SERVICE_ACCOUNT.kind
             try:
-                await self._write(owner, child, existing.get(_key(child)))
+                if child in keys:
+                    await self._create_once(owner, child)
+                else:
+                    await self._apply(owner, child, existing.get(_key(child)))
             except NameTakenError:
                 name_taken.append(title(child))
-                held = held or child["kind"] == SERVICE_ACCOUNT.kind  # comes before the workloads
-            except Conflict:
-                raise
+                held = held or is_used
             except KubernetesError as error:
-                if error.status in UNAVAILABLE_STATUSES:
+                if isinstance(error, Conflict) or error.status in UNAVAILABLE_STATUSES:
                     raise
-                errors.append(error_text(child, error))
+                errors.append(_error_text(child, error))
+                held = held or child in keys
         return WriteResult(tuple(errors), tuple(name_taken), workloads_held=held)
 
     async def write_jobs(
-        self, owner: Owner, obsolete: Sequence[str], job: Object | None, existing: Mapping[tuple[str, str], Object]
+        self, owner: Owner, obsolete: Sequence[str], job: Object | None, existing: Mapping[ChildKey, Object]
     ) -> WriteResult:
         """Delete the ``obsolete`` Jobs, then create the validation Job ``job``, if there is one to create.
 
-        While an obsolete Job is not deleted, ``job`` is not created, because measurements run one at a time. The next
-        reconcile tries both again. A failure does not stop the rest of the plan.
+        While an obsolete Job is not deleted, ``job`` is not created, because measurements run one at a time. A refusal
+        concerns only the measurement: the candidate waits, and pods serve as before.
 
-        Args:
-            existing: our children so far.
+        Raises :class:`KubernetesError` when the API server is unavailable.
         """
-        job_waits, errors = False, list[str]()
-        for name in obsolete:
-            old = existing.get((JOB.kind, name))
-            if old is None:
-                continue
+        errors = list[str]()
+        for old in filter(None, (existing.get((JOB.kind, name)) for name in obsolete)):
             try:
-                await call_api(self._api.delete, JOB, owner.namespace, name, old["metadata"]["uid"])
+                await self._api.delete(old)
             except Conflict:  # the name belongs to another object by now
                 continue
             except KubernetesError as error:
-                job_waits = True
-                errors += _job_errors(owner, old, error)
-        if job_waits:
+                if error.status in UNAVAILABLE_STATUSES:
+                    raise
+                errors.append(_error_text(old, error))
+        if errors:
             return WriteResult(tuple(errors), job_waits=True)
         return WriteResult() if job is None else await self._create_job(owner, job)
 
     async def _create_job(self, owner: Owner, job: Object) -> WriteResult:
-        """Create ``job``. A refusal concerns only the measurement: the candidate waits, and pods serve as before."""
         try:
-            await call_api(self._api.create, job)
+            await self._create_once(owner, job)
+        except NameTakenError:
+            return WriteResult(name_taken=(title(job),))
         except KubernetesError as error:
-            return await self._job_not_created(owner, job, error)
+            if isinstance(error, Conflict) or error.status in UNAVAILABLE_STATUSES:
+                raise
+            return WriteResult(refused=RefusedJob(job["metadata"]["name"], bounded_text(str(error))))
         return WriteResult()
 
-    async def _job_not_created(self, owner: Owner, job: Object, error: KubernetesError) -> WriteResult:
-        """The result after ``error``.
-
-        The API server refused ``job`` or is unavailable, or the name is taken: by an earlier call of ours, or by
-        another owner's object.
-        """
+    async def _create_once(self, owner: Owner, obj: Object) -> None:
+        """Create ``obj`` unless it exists. Raises :class:`NameTakenError` and :class:`KubernetesError`."""
         try:
-            found = await find(self._api, job) if isinstance(error, Conflict) else None
-        except KubernetesError as unknown:
-            return WriteResult(errors=_job_errors(owner, job, unknown))
-        if found is not None:
-            return WriteResult(name_taken=() if owner.owns(found) else (title(job),))
-        if error.status in UNAVAILABLE_STATUSES:
-            return WriteResult(errors=_job_errors(owner, job, error))
-        return WriteResult(refused=RefusedJob(job["metadata"]["name"], bounded_text(str(error))))
-
-    async def _create_keys(self, owner: Owner, keys: Object) -> None:
-        """Create a Secret with generated keys. Raises :class:`NameTakenError` and :class:`KubernetesError`."""
-        try:
-            await call_api(self._api.create, keys)
+            await self._api.create(obj)
         except Conflict:
-            found = await find(self._api, keys)
+            found = await self._find(obj)
             if found is None:
                 raise
             if not owner.owns(found):
                 raise NameTakenError from None
 
-    async def _write(self, owner: Owner, child: Object, existing: Object | None) -> None:
-        """Create or apply ``child`` unless nobody changed it since our last write."""
+    async def _apply(self, owner: Owner, child: Object, live: Object | None) -> None:
+        """Create or change ``child``. Raises :class:`NameTakenError` and :class:`KubernetesError`."""
         child = with_digest(child)
-        key, digest = _key(child), child["metadata"]["annotations"][DIGEST_ANNOTATION]
-        if existing is not None:
-            if key not in self._written and is_unchanged(child, existing):
-                self._written[key] = (digest, revision_of_spec(existing, child))
-            if self._written.get(key) == (digest, revision_of_spec(existing, child)):
-                self.refused.forget(key)  # perhaps of a change that was undone since
-                return
-        if existing is None:
-            identity, write = (digest, None), partial(self._create, owner, child)
-        else:
-            # The digest on the object says "written" from the first apply on, but a later one may remove fields.
-            self._written.setdefault(key, ("", None))
-            identity = (digest, revision_of_spec(existing, child))
-            write = partial(apply_over, self._api, owner, child, existing)
-        written = await self.refused.attempt(key, identity, write)
-        self._written[key] = (digest, revision_of_spec(written, child))
-
-    async def _create(self, owner: Owner, child: Object) -> Object:
-        try:
-            return await call_api(self._api.create, child)
-        except Conflict:
-            found = await find(self._api, child)
-        if found is None:
-            return await self._create_again(child)
-        if not owner.owns(found):
+        # The observation finds objects by our labels, which a foreign object, or one that a user changed, may lack.
+        live = live or await self._find(child)
+        if live is None:
+            await self._api.apply(child)
+        elif not owner.owns(live):
             raise NameTakenError
-        # The observation did not show our own child yet.
-        return await apply_over(self._api, owner, child, found)
+        elif not is_unchanged(child, live):
+            fence = {key: live["metadata"][key] for key in ("uid", "resourceVersion")}
+            await self._api.apply({**child, "metadata": {**child["metadata"], **fence}})
 
-    async def _create_again(self, child: Object) -> Object:
-        """Create ``child`` after a conflict with an object that is gone.
-
-        A second conflict with nothing is a refusal. Raises :class:`KubernetesError`.
-        """
-        try:
-            return await call_api(self._api.create, child)
-        except Conflict as error:
-            if await find(self._api, child) is not None:
-                raise
-            raise refused(error) from error
+    async def _find(self, obj: Object) -> Object | None:
+        return await self._api.find(resource_of(obj), obj["metadata"]["namespace"], obj["metadata"]["name"])
 
 
-def error_text(obj: Object, error: KubernetesError) -> str:
+def with_digest(child: Object) -> Object:
+    """``child`` with the digest of its content."""
+    digest = hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()[:16]
+    annotations = {**(child["metadata"].get("annotations") or {}), DIGEST_ANNOTATION: digest}
+    return {**child, "metadata": {**child["metadata"], "annotations": annotations}}
+
+
+def is_unchanged(child: Object, live: Object) -> bool:
+    """Whether ``live`` is what the API server made of ``child``, which has its digest.
+
+    The digest shows that we left out no field that we wrote before. The fields show that nobody changed a value.
+    """
+    return _contains(live, child)
+
+
+def _contains(live: Any, wanted: Any) -> bool:
+    """Whether ``live`` has every field of ``wanted``. The API server adds defaults to objects, and none to lists."""
+    if isinstance(wanted, dict):
+        return isinstance(live, dict) and all(
+            key in live and (_same_quantities if key in _QUANTITIES else _contains)(live[key], value)
+            for key, value in wanted.items()
+        )
+    if isinstance(wanted, list):
+        same_length = isinstance(live, list) and len(live) == len(wanted)
+        return same_length and all(map(_contains, live, wanted))
+    return bool(live == wanted)
+
+
+def _same_quantities(live: Any, wanted: Any) -> bool:
+    """Whether two maps from resource to quantity mean the same: ``{"nvidia.com/gpu": 1}`` and ``"1"``."""
+    if not isinstance(live, dict) or not isinstance(wanted, dict):
+        return _contains(live, wanted)
+    return live.keys() == wanted.keys() and all(_quantity(live[name]) == _quantity(wanted[name]) for name in wanted)
+
+
+def _quantity(value: object) -> Decimal | str:
+    try:
+        return Decimal(parse_quantity(str(value)))
+    except ValueError:
+        return str(value)
+
+
+def title(obj: Object) -> str:
+    """``<Kind> <name>``, as the status names an object."""
+    return f"{obj['kind']} {obj['metadata']['name']}"
+
+
+def _error_text(obj: Object, error: KubernetesError) -> str:
     """The API server's refusal of ``obj``, with the object's kind and name."""
     return bounded_text(f"{title(obj)}: {error}")
 
 
-def _job_errors(owner: Owner, job: Object, error: KubernetesError) -> tuple[str, ...]:
-    """The text for the status about ``job``, which was not written.
-
-    The log names an API server that is unavailable, and the status does not, because the next reconcile tries again. A
-    refusal is only in the status, because it may stay and each reconcile would log it.
-    """
-    text = error_text(job, error)
-    if error.status not in UNAVAILABLE_STATUSES:
-        return (text,)
-    log.warning("%s: a Job could not be created or deleted: %s", owner.full_name, text)
-    return ()
-
-
-def _key(obj: Object) -> tuple[str, str]:
+def _key(obj: Object) -> ChildKey:
     return obj["kind"], obj["metadata"]["name"]

@@ -8,10 +8,8 @@ Invariants:
   It is removed when only the record that closed the root is left, and that record is deleted afterwards. Until then, a
   store without records of the root is reported as a wrong store, and a person decides.
 - Each step is short and idempotent, so a restarted operator goes on.
-- The cache tells which workloads and pods are left. It may be behind, so the API server is asked once before the first
-  object is deleted. A wait for pods therefore costs no call.
-- A store that hangs holds up nobody else (``io_pools``). The condition Ready says that the speculator is being deleted.
-  It tells a failure with the way out at once, and an Event does so after ``QUIET_SECONDS``.
+- The condition Ready says that the speculator is being deleted. It tells a failure with the way out at once, and an
+  Event does so after ``QUIET_SECONDS``.
 - A namespace that is being deleted does not hang for ever while the operator keeps its rights there. If its Secret with
   the store's keys is gone or may not be read, nobody can change that, so the objects are kept. With ``watchNamespaces``
   the rights are Roles of the namespace and go with it. Only a person can then remove the finalizer.
@@ -19,34 +17,29 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TypeVar
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_api.v1alpha1.store import DeletionPolicy
+from aurora_operator.act.custom_resource import set_finalizer, write_status
 from aurora_operator.act.event_recorder import EventRecorder
-from aurora_operator.act.finalizer import set_finalizer
-from aurora_operator.act.status_writer import patch_status, write_status
-from aurora_operator.children.metadata import has_finalizer, selector_text
 from aurora_operator.children.own_pods import is_own_pod
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import (
     UNAVAILABLE_STATUSES,
-    CallAbandoned,
     Conflict,
     InvalidSpec,
     KubernetesError,
     NotFound,
 )
-from aurora_operator.io_pools import call_api, pool_of
-from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, POD, KubernetesApi, Object, resource_of
-from aurora_operator.observe.cluster_cache import ClusterCache
+from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, POD, SPECULATOR, KubernetesApi, Object
 from aurora_operator.observe.kubernetes_views import has_ended
 from aurora_operator.observe.observed import StoreView
-from aurora_operator.observe.store.store_access import StoreAccess
+from aurora_operator.observe.observer import Observer
 from aurora_operator.observe.stored_resource import owner_of, parse_usable, status_of
 from aurora_operator.plan.conditions.condition_builder import deleting_status
 from aurora_operator.plan.data_deletion import (
@@ -73,15 +66,11 @@ from aurora_store.s3_calls.call_limits import total_deadline
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-WORKLOADS = (DEPLOYMENT, JOB)
-"""Kinds whose pods write to the store. They are deleted before the objects."""
 STEP_SECONDS = 10.0
 STEP_DEADLINE_SECONDS = 20.0
 STEP_TIMEOUT_SECONDS = 22.0
 """A step ends at its deadline. A little later it is abandoned, for example while a host name is looked up."""
 BUSY_DELAY_SECONDS = 2.0
-BRIEF_METADATA = ("name", "uid", "labels", "ownerReferences", "deletionTimestamp")
 RETRY_DELAY_SECONDS = 30.0
 MAX_REFUSED_NOTES = 10
 """After so many refusals, the API server will not take the status. The deletion does not wait for it any longer."""
@@ -90,13 +79,9 @@ MAX_REFUSED_NOTES = 10
 class DataDeletion:
     """Deletes the stored objects of one speculator."""
 
-    def __init__(
-        self, api: KubernetesApi, cache: ClusterCache, store: StoreAccess, ensure_leading: Callable[[], None]
-    ) -> None:
-        self._api, self._cache, self._store, self._ensure_leading = api, cache, store, ensure_leading
-        self._nothing_writes = False
-        """The API server has said that no workload is left, and that no pod is left or is waited for any longer."""
-        self._events = EventRecorder(api)
+    def __init__(self, api: KubernetesApi, observer: Observer, events: EventRecorder) -> None:
+        self._api, self._observer, self._events = api, observer, events
+        self._store = observer.store
         self._root: tuple[StoreConfig, RootDeletion] | None = None
         self._config: StoreConfig | None = None
         """How the store was reached last. The Secret may be deleted together with the speculator."""
@@ -114,19 +99,12 @@ class DataDeletion:
         :class:`NotFound` when our finalizer does not hold the resource, :class:`Conflict` when an object changed
         meanwhile, :class:`KubernetesError` when what is left or the Secret cannot be read.
         """
-        if not has_finalizer(stored):
-            raise NotFound(f"{stored['metadata']['namespace']}/{stored['metadata']['name']} is being deleted", 404)
         owner, policy = owner_of(stored), _policy(stored)
         if policy is DeletionPolicy.DELETE and await self._report(stored):
             return 0.0  # the status was written, so look at the resource again
-        left = [*self._cache.children(owner.namespace, owner.name).values()]
+        left = [*(await self._observer.children(owner)).values()]
         facts = _facts(owner, stored, policy, left)
-        if next_step(facts) is DeletionStep.DELETE_OBJECTS and not self._nothing_writes:
-            left = await call_api(self._list_left, owner)
-            facts = _facts(owner, stored, policy, left)
-        step = next_step(facts)
-        self._nothing_writes = step is DeletionStep.DELETE_OBJECTS
-        match step:
+        match next_step(facts):
             case DeletionStep.RELEASE:
                 return await self._release(stored, facts.seconds)
             case DeletionStep.STOP_WORKLOADS:
@@ -155,7 +133,9 @@ class DataDeletion:
         goes on from memory.
         """
         try:
-            await call_api(patch_status, self._api, owner_of(stored), {"active": None})
+            await self._api.patch(
+                {"kind": SPECULATOR.kind, **stored}, {"status": {"active": None}}, subresource="status"
+            )
         except Conflict:
             raise
         except KubernetesError as error:
@@ -169,7 +149,7 @@ class DataDeletion:
     async def _write_status(self, owner: Owner, reported: SpeculatorStatus) -> bool:
         """Returns whether the status was written. Raises :class:`Conflict` when the resource changed meanwhile."""
         try:
-            await call_api(write_status, self._api, owner, reported)
+            await write_status(self._api, owner, reported)
         except Conflict:
             raise
         except KubernetesError as error:
@@ -177,26 +157,17 @@ class DataDeletion:
             return False
         return True
 
-    def _list_left(self, owner: Owner) -> list[Object]:
-        """The Deployments, Jobs and pods with our labels, as the API server has them. Blocks.
-
-        Only what is needed is kept, because labels do not prove whose objects these are, and others may have large
-        ones.
-        """
-        labels = selector_text(owner)
-        return [_brief(obj) for kind in (*WORKLOADS, POD) for obj in self._api.list(kind, owner.namespace, labels)]
-
     async def _stop(self, stored: Object, workloads: Sequence[Object], seconds: float) -> float:
         owner = owner_of(stored)
         for obj in workloads:
-            metadata = obj["metadata"]
-            name, uid = metadata["name"], metadata["uid"]
             try:
-                await call_api(self._api.delete, resource_of(obj), owner.namespace, name, uid)
+                await self._api.delete(obj)
             except (Conflict, NotFound):
                 raise
             except KubernetesError as error:
-                text = workload_text(f"{obj['kind']} {name}", str(error), owner.namespace, owner.name)
+                text = workload_text(
+                    f"{obj['kind']} {obj['metadata']['name']}", str(error), owner.namespace, owner.name
+                )
                 return await self._blocked(stored, text, seconds)
         self._failure = ""
         log.info("%s: deleted %d workloads, so that nothing writes to the store", owner.full_name, len(workloads))
@@ -205,7 +176,7 @@ class DataDeletion:
     async def _release(self, stored: Object, seconds: float) -> float:
         owner = owner_of(stored)
         try:
-            await call_api(set_finalizer, self._api, owner, wanted=False)
+            await set_finalizer(self._api, owner, wanted=False)
         except (Conflict, NotFound):
             raise
         except KubernetesError as error:
@@ -219,7 +190,7 @@ class DataDeletion:
         log.warning("%s: %s", owner.full_name, text)
         self._failure = text
         if seconds >= QUIET_SECONDS:
-            await self._events.post(blocked_note(text), owner)
+            self._events.post(blocked_note(text), owner)
         await self._report(stored)
         return RETRY_DELAY_SECONDS
 
@@ -246,7 +217,7 @@ class DataDeletion:
         if progress.only_record_left:
             return await self._note_emptied(stored, config)
         if progress.done or progress.kept:
-            await self._events.post(end_note(progress, place), owner)
+            self._events.post(end_note(progress, place), owner)
             return await self._release(stored, seconds)
         log.info("%s: deleted %d objects so far", owner.full_name, progress.objects)
         return BUSY_DELAY_SECONDS
@@ -261,26 +232,15 @@ class DataDeletion:
         return (reader.config if reader is not None else self._config) or config
 
     async def _one_step(self, config: StoreConfig, owner: Owner, *, expects_records: bool) -> DeletionProgress | None:
-        """One step in a thread of the store's endpoint. None when the step was abandoned; the next call begins anew."""
-        pool = pool_of(config)
-
-        async def call(work: Callable[[], T]) -> T:
-            return await pool.call(work, namespace=owner.namespace, timeout_seconds=STEP_TIMEOUT_SECONDS)
-
+        """One step in a thread. None when the step was abandoned; the next call begins anew."""
         try:
-            if self._root is None or self._root[0] != config:
-                self._root = (config, await call(lambda: _open_root(config, owner_id(owner.uid))))
-            root = self._root[1]
-            return await call(lambda: self._bounded_step(root, expects_records=expects_records))
-        except CallAbandoned:
+            async with asyncio.timeout(STEP_TIMEOUT_SECONDS):
+                if self._root is None or self._root[0] != config:
+                    self._root = (config, await asyncio.to_thread(_open_root, config, owner_id(owner.uid)))
+                return await asyncio.to_thread(_bounded_step, self._root[1], expects_records=expects_records)
+        except TimeoutError:
             self._root = None  # the abandoned step still uses it
             return None
-
-    def _bounded_step(self, root: RootDeletion, *, expects_records: bool) -> DeletionProgress:
-        """Blocks. The leadership is checked in the thread, because waiting for a thread may take long."""
-        self._ensure_leading()
-        with total_deadline(STEP_DEADLINE_SECONDS):
-            return root.step(STEP_SECONDS, expects_records=expects_records)
 
     async def _failed(
         self, stored: Object, place: str, error: str, seconds: float, *, keys_are_gone: bool = False
@@ -290,8 +250,8 @@ class DataDeletion:
         log.warning("%s: the objects below %s are not deleted yet: %s", owner.full_name, place, error)
         self._failure = failure_text(error, place, owner.namespace, owner.name)
         if seconds >= QUIET_SECONDS:
-            namespace_stays = await self._events.post(failure_note(self._failure), owner)
-            if keys_are_gone and not namespace_stays:
+            self._events.post(failure_note(self._failure), owner)
+            if keys_are_gone:
                 log.warning(
                     "%s: the objects below %s are kept: the namespace is being deleted, and the Secret with the store's"
                     " keys is gone. Delete the objects by hand", owner.full_name, place
@@ -299,6 +259,12 @@ class DataDeletion:
                 return await self._release(stored, seconds)
         await self._report(stored)
         return RETRY_DELAY_SECONDS
+
+
+def _bounded_step(root: RootDeletion, *, expects_records: bool) -> DeletionProgress:
+    """Blocks."""
+    with total_deadline(STEP_DEADLINE_SECONDS):
+        return root.step(STEP_SECONDS, expects_records=expects_records)
 
 
 def _facts(owner: Owner, stored: Object, policy: DeletionPolicy, left: Sequence[Object]) -> DeletionFacts:
@@ -312,12 +278,6 @@ def _facts(owner: Owner, stored: Object, policy: DeletionPolicy, left: Sequence[
 
 def _is_running_pod(owner: Owner, obj: Object) -> bool:
     return obj["kind"] == POD.kind and is_own_pod(owner, obj, {}) and not has_ended(obj)
-
-
-def _brief(obj: Object) -> Object:
-    metadata = {key: obj["metadata"][key] for key in BRIEF_METADATA if key in obj["metadata"]}
-    status = {"phase": (obj.get("status") or {}).get("phase")}
-    return {"kind": obj["kind"], "metadata": metadata, "status": status}
 
 
 def _workloads(owner: Owner, objects: Sequence[Object]) -> list[Object]:

@@ -6,21 +6,15 @@ Invariant: an agent that does not answer never delays the others, and is data: i
 from __future__ import annotations
 
 import asyncio
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 
-from pydantic import TypeAdapter
-
 from aurora_operator.observe.observed import PodView
-from aurora_operator.reconcile_slots import outside
 from aurora_protocol.agent_api import AgentState
 from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.errors import AgentError, AgentRefused
 
 _WRONG_TOKEN = frozenset({401, 403})
-_ANSWERS = TypeAdapter(dict[str, AgentState])
-"""Pod uid -> the last answer of its agent."""
 
 
 class AgentStates:
@@ -28,28 +22,15 @@ class AgentStates:
 
     def __init__(self, agents: AgentClient) -> None:
         self._agents = agents
-        self._answers = _pack({})
         self.token_refused = False
         """Whether an agent refused the token when it was last asked."""
 
-    async def of(self, views: Iterable[PodView], token: str, *, ask: bool) -> tuple[PodView, ...]:
-        """``views`` with the agents' states.
-
-        Args:
-            ask: False: take the last answers. The caller knows that no pod changed since.
-        """
+    async def of(self, views: Iterable[PodView], token: str) -> tuple[PodView, ...]:
+        """``views`` with the agents' states."""
         pods = tuple(views)
-        if ask:
-            self.token_refused = False
-            states = await outside(self._states(pods, token))
-            answers = {pod.uid: state for pod, state in zip(pods, states, strict=True) if state is not None}
-            self._answers = _pack(answers)
-        else:
-            answers = _unpack(self._answers)
-        return tuple(replace(pod, agent=answers.get(pod.uid)) for pod in pods)
-
-    async def _states(self, pods: Iterable[PodView], token: str) -> list[AgentState | None]:
-        return await asyncio.gather(*(self._state(pod, token) for pod in pods))
+        self.token_refused = False
+        states = await asyncio.gather(*(self._state(pod, token) for pod in pods))
+        return tuple(replace(pod, agent=state) for pod, state in zip(pods, states, strict=True))
 
     async def _state(self, pod: PodView, token: str) -> AgentState | None:
         if not pod.ip or not token or pod.terminating:
@@ -61,12 +42,3 @@ class AgentStates:
             return None
         except AgentError:
             return None
-
-
-def _pack(answers: Mapping[str, AgentState]) -> bytes:
-    """The answers of one speculator as compressed JSON: they are alike, so they take little memory."""
-    return zlib.compress(_ANSWERS.dump_json(dict(answers), by_alias=True, exclude_none=True), level=1)
-
-
-def _unpack(packed: bytes) -> dict[str, AgentState]:
-    return _ANSWERS.validate_json(zlib.decompress(packed))

@@ -12,18 +12,19 @@ from kubernetes.config import new_client_from_config
 
 from aurora_api import API_VERSION, KIND
 from aurora_api.crd import crd
-from aurora_operator.act.status_writer import write_status
+from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.applied_template import TEMPLATE_ANNOTATION
 from aurora_operator.children.inference_deployment import deployment, inference_template
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import InvalidSpec
-from aurora_operator.kubernetes_api import DEPLOYMENT, SPECULATOR, HttpKubernetesApi, Object
+from aurora_operator.kubernetes_api import DEPLOYMENT, SPECULATOR, Object
 from aurora_operator.observe.kubernetes_views import deployed_template
 from aurora_operator.observe.observed import FleetView
 from aurora_operator.observe.stored_resource import parse
 from aurora_operator.plan import plan
 from aurora_operator.plan.upgrade.decision import UpgradeStage, decide
 from tests.rig.api_server import ApiServer, api_server
+from tests.rig.sync_api import SyncApi
 from tests.unit.operator.upgrades import config
 from tests.unit.operator.worlds import CONFIG, MINIMAL, NOW, observed
 
@@ -39,9 +40,9 @@ def _server() -> Iterator[ApiServer]:
 
 
 @pytest.fixture(name="api")
-def _api(server: ApiServer) -> Iterator[HttpKubernetesApi]:
+def _api(server: ApiServer) -> Iterator[SyncApi]:
     connection = new_client_from_config(str(server.kubeconfig))
-    yield HttpKubernetesApi(connection)
+    yield SyncApi(connection)
     connection.close()
 
 
@@ -50,9 +51,16 @@ def install(server: ApiServer, definition: dict[str, Any]) -> None:
     server.kubectl("wait", "--for=condition=Established", CRD_NAME, "--timeout=30s")
 
 
-def create(api: HttpKubernetesApi, name: str, **parts: Any) -> Object:
+def create(api: SyncApi, name: str, **parts: Any) -> Object:
     metadata = {"name": name, "namespace": NAMESPACE}
     return api.create({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": MINIMAL | parts})
+
+
+def write_status(api: SyncApi, owner: Owner, status: SpeculatorStatus) -> None:
+    """Write ``status`` as the operator does."""
+    metadata = {"name": owner.name, "namespace": owner.namespace, "resourceVersion": owner.resource_version}
+    body = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    api.apply({"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": body}, subresource="status")
 
 
 def schema_of(definition: dict[str, Any], part: str) -> dict[str, Any]:
@@ -62,7 +70,7 @@ def schema_of(definition: dict[str, Any], part: str) -> dict[str, Any]:
 
 
 def test_the_fault_of_a_spec_that_an_older_definition_admitted_reaches_the_status(
-    server: ApiServer, api: HttpKubernetesApi
+    server: ApiServer, api: SyncApi
 ) -> None:
     older = crd()
     schema_of(older, "spec")["training"]["properties"]["publishTokens"] = {"type": "integer"}
@@ -82,7 +90,7 @@ def test_the_fault_of_a_spec_that_an_older_definition_admitted_reaches_the_statu
     assert "training.publishTokens" in conditions["InvalidSpec"]["message"]
 
 
-def test_a_newer_operators_status_survives_a_rewrite_by_this_one(server: ApiServer, api: HttpKubernetesApi) -> None:
+def test_a_newer_operators_status_survives_a_rewrite_by_this_one(server: ApiServer, api: SyncApi) -> None:
     newer = crd()
     status = schema_of(newer, "status")
     status["mood"] = status["rollout"]["properties"]["mood"] = {"type": "string"}
@@ -106,7 +114,7 @@ def test_a_newer_operators_status_survives_a_rewrite_by_this_one(server: ApiServ
     assert kept["traces"] == rewritten.traces
 
 
-def apply_decided(api: HttpKubernetesApi, owner: Owner, version: int, fleet: FleetView) -> tuple[UpgradeStage, Object]:
+def apply_decided(api: SyncApi, owner: Owner, version: int, fleet: FleetView) -> tuple[UpgradeStage, Object]:
     """Look at the Deployment as the operator of ``version`` does, and apply what it decides."""
     live = api.get(DEPLOYMENT, NAMESPACE, owner.name)
     world = observed(owner=owner, deployed=deployed_template(live), fleet=fleet)
@@ -120,9 +128,7 @@ def images(live: Object) -> set[str]:
 
 
 @pytest.mark.parametrize("keeps_template", [True, False])
-def test_a_deployment_keeps_its_pods_until_its_turn(
-    server: ApiServer, api: HttpKubernetesApi, keeps_template: bool
-) -> None:
+def test_a_deployment_keeps_its_pods_until_its_turn(server: ApiServer, api: SyncApi, keeps_template: bool) -> None:
     """Without an annotation that can be read, the stored template is taken."""
     install(server, crd())
     name = "kept" if keeps_template else "found"
@@ -147,7 +153,7 @@ def test_a_deployment_keeps_its_pods_until_its_turn(
     assert rolled_back["spec"] == before["spec"], "nothing of the held template is left"
 
 
-def test_a_user_who_deletes_the_annotation_restarts_no_pod(server: ApiServer, api: HttpKubernetesApi) -> None:
+def test_a_user_who_deletes_the_annotation_restarts_no_pod(server: ApiServer, api: SyncApi) -> None:
     install(server, crd())
     owner = parse(create(api, "edited"))[0]
     world = observed(owner=owner)

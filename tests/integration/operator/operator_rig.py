@@ -26,7 +26,7 @@ from aurora_api import API_VERSION, KIND
 from aurora_api.crd import FILE, REPOSITORY
 from aurora_api.v1alpha1.conditions import Condition
 from aurora_api.v1alpha1.status import SpeculatorStatus
-from aurora_operator.kubernetes_api import EVENT, SECRET, SPECULATOR, HttpKubernetesApi, Object, Resource
+from aurora_operator.kubernetes_api import SECRET, SPECULATOR, Object, Resource
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import ObjectStore, Registry, StoreConfig
@@ -37,6 +37,7 @@ from tests.cluster.cluster import Cluster
 from tests.rig.api_server import free_ports
 from tests.rig.chart.rendered_chart import OPERATOR, render
 from tests.rig.machine_policy import policy_for_this_machine
+from tests.rig.sync_api import EVENT, SyncApi
 from tests.unit.operator.worlds import evidence, lineage, registration
 
 BUCKET = "operator-test"
@@ -199,7 +200,7 @@ class Rig:
         self._checked_bytes += len(whole + end)
         lines = [json.loads(line) for line in whole.splitlines() if line.startswith(b"{")]
         assert lines, "the operator logs nothing"
-        assert [line for line in lines if line["level"] == "ERROR"] == []
+        assert [line for line in lines if line["severity"] == "error"] == []
 
     def start(self) -> None:
         """Start the operator, which watches only this namespace and has no other rights than the chart gives."""
@@ -247,10 +248,10 @@ class Rig:
             self.operator = None
 
     @functools.cached_property
-    def api(self) -> HttpKubernetesApi:
+    def api(self) -> SyncApi:
         """A direct client, for waits. Polling with kubectl would take a core from the cluster."""
         tools = self.cluster.access.tools
-        return HttpKubernetesApi(new_client_from_config(str(tools.kubeconfig), tools.context))
+        return SyncApi(new_client_from_config(str(tools.kubeconfig), tools.context))
 
     def apply(self, name: str, body: dict[str, Any]) -> None:
         kind = {"apiVersion": API_VERSION, "kind": KIND}

@@ -79,12 +79,12 @@ async def test_an_operator_that_decides_upon_an_outdated_view_loses_the_race_and
     for each in (speculator, other):
         assert (await each.look()).channel == channel(0)
     promoted = channel(1, epoch=2, previous=0)
-    await other.access.advance(promoted, lambda: None)
+    await other.access.advance(promoted)
     assert (await other.look()).channel == promoted, "our own write is known at once"
     assert (await speculator.look()).channel == channel(0), "outdated"
     pinned = channel(0, epoch=2).model_copy(update={"reason": ChannelReason.PINNED})
     with pytest.raises(ObjectExists):
-        await speculator.access.advance(pinned, lambda: None)
+        await speculator.access.advance(pinned)
     assert (await speculator.look()).channel == promoted
 
 

@@ -8,14 +8,21 @@ from dataclasses import replace
 import pytest
 from kubernetes import config
 
-from aurora_operator.act.unchanged_child import is_unchanged, with_digest
+from aurora_operator.act.child_writer import is_unchanged, with_digest
 from aurora_operator.children.inference_deployment import AGENT_RESOURCES
-from aurora_operator.kubernetes_api import HttpKubernetesApi, Object, resource_of
+from aurora_operator.kubernetes_api import Object, resource_of
 from tests.cluster.command import wait_until
 from tests.rig.api_server import ApiServer, api_server
+from tests.rig.sync_api import SyncApi
 from tests.unit.operator.worlds import OWNER, made, observed, spec
 
-TEMPLATE = {"spec": {"containers": [{"name": "sglang", "resources": {"limits": {"cpu": "4", "memory": "64Gi"}}}]}}
+TEMPLATE = {
+    "spec": {
+        "containers": [
+            {"name": "sglang", "resources": {"limits": {"cpu": "4000m", "memory": "64Gi", "nvidia.com/gpu": 1}}}
+        ]
+    }
+}
 SPEC = spec(serving={"replicas": 2, "template": TEMPLATE})
 
 
@@ -27,16 +34,16 @@ def _server() -> Iterator[ApiServer]:
 
 
 @pytest.fixture(scope="module", name="api")
-def _api(server: ApiServer) -> HttpKubernetesApi:
-    return HttpKubernetesApi(config.new_client_from_config(str(server.kubeconfig)))
+def _api(server: ApiServer) -> SyncApi:
+    return SyncApi(config.new_client_from_config(str(server.kubeconfig)))
 
 
-def read(api: HttpKubernetesApi, child: Object) -> Object:
+def read(api: SyncApi, child: Object) -> Object:
     metadata = child["metadata"]
     return api.get(resource_of(child), metadata["namespace"], metadata["name"])
 
 
-def test_no_child_needs_a_write_after_a_restart(api: HttpKubernetesApi) -> None:
+def test_no_child_needs_a_write_after_a_restart(api: SyncApi) -> None:
     assert AGENT_RESOURCES, "quantities are among the values that are compared"
     children = [with_digest(child) for child in made(replace(observed(spec=SPEC), owner=OWNER)).children]
     for child in children:

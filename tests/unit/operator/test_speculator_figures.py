@@ -4,44 +4,33 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
-from importlib.metadata import version
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import (
     CandidatePhase,
     CandidateStatus,
     HistoryEntry,
-    OperatorIdentity,
     RolloutPhase,
     RolloutStatus,
     SpeculatorStatus,
     TrainingStatus,
     VersionStatus,
 )
-from aurora_operator import metrics
-from aurora_operator.children.metadata import FINALIZER
-from aurora_operator.errors import BeingDeleted, Conflict, KubernetesError
-from aurora_operator.kubernetes_api import Object
-from aurora_operator.loop import SpeculatorLoop
-from aurora_operator.metrics.speculator_figures import FIGURES, SpeculatorFigures
+from aurora_operator.metrics.speculator_figures import SpeculatorFigures
 from aurora_operator.observe.observed import StoreView, WorkloadView
 from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
 from aurora_operator.plan.events import DECISIONS
 from aurora_operator.plan.formatting import parse_ratio, ratio_text
-from aurora_operator.reconcile_slots import ReconcileSlots
 from aurora_protocol.evidence_records import Arm, RatioEstimate, VerdictKind
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
-from tests.unit.operator.test_reconciler import FakeActor, FakeApi, FakeObserver, reconciler_at, written_by
-from tests.unit.operator.worlds import CONFIG, MINIMAL, NOW, OWNER, evidence, made, observed, pod, status, store
+from tests.unit.operator.worlds import NOW, OWNER, evidence, made, observed, pod, status, store
 
 KEY = {"namespace": OWNER.namespace, "name": OWNER.name}
 TRAINER = TrainerStatus(
@@ -249,140 +238,3 @@ def test_prometheus_may_ask_while_speculators_come_and_go(shown: Shown) -> None:
         shown.figures.forget("team", f"s{(number + 25) % 50}")
     thread.join()
     assert failures == []
-
-
-async def test_a_first_reconcile_that_fails_shows_the_counters_already() -> None:
-    reconciler = reconciler_at(FakeObserver(observed()), FakeActor(error=Conflict("somebody else", 409)))
-    FIGURES.forget(OWNER.namespace, OWNER.name)
-    with pytest.raises(Conflict):
-        await reconciler.reconcile()
-    registry = CollectorRegistry()
-    registry.register(FIGURES)
-    assert counts(generate_latest(registry).decode()) == dict.fromkeys(DECISIONS, 0.0)
-
-
-async def test_a_reconcile_records_and_one_that_yields_forgets() -> None:
-    reconciler = reconciler_at(FakeObserver(observed()), FakeActor())
-    await reconciler.reconcile()
-    registry = CollectorRegistry()
-    registry.register(FIGURES)
-    name = "aurora_speculator_last_reconcile_timestamp_seconds"
-    recorded = registry.get_sample_value(name, KEY)
-    assert recorded is not None
-    assert timedelta(seconds=recorded) > timedelta(days=10_000)
-    reconciler._cache.put(FakeApi(MINIMAL, written_by("elsewhere/aurora-operator"), revision=78).stored)
-    await reconciler.reconcile()
-    assert registry.get_sample_value(name, KEY) is None, "another installation acts, and a stale time would alert"
-
-
-CONDITION, LAST_RECONCILE, DELETED_AT = (
-    f"aurora_speculator_{name}"
-    for name in ("condition", "last_reconcile_timestamp_seconds", "deletion_timestamp_seconds")
-)
-READY = {"type": "Ready"}
-
-
-def shown_now(metric: str, **labels: str) -> float | None:
-    """The speculator's value of a metric of this process."""
-    registry = CollectorRegistry()
-    registry.register(FIGURES)
-    found = registry.get_sample_value(metric, KEY | labels)
-    return REGISTRY.get_sample_value(metric, KEY | labels) if found is None else found
-
-
-def just_started(installation: str = CONFIG.installation) -> FakeApi:
-    """A speculator on which ``installation`` acts, as the API server has it. The process has just started."""
-    FIGURES.forget(OWNER.namespace, OWNER.name)
-    metrics.forget(OWNER.namespace, OWNER.name)
-    identity = OperatorIdentity(installation=installation, version=version("aurora-operator"))
-    named = STATUS.model_copy(update={"operator": identity})
-    return FakeApi(MINIMAL, named.model_dump(mode="json", by_alias=True))
-
-
-async def test_a_restarted_operator_shows_the_stored_status_although_its_reconciles_fail() -> None:
-    """Otherwise the alert about a condition would end with each restart of an operator that cannot go on."""
-    reconciler = just_started().reconciler()
-    reconciler._observer = FakeObserver(observed(), error=KubernetesError("away", 503))  # type: ignore[assignment]
-    loop = SpeculatorLoop(reconciler, ReconcileSlots(), OWNER.namespace, OWNER.name)
-    await loop._turn(woken=True)
-    assert [shown_now(CONDITION, type=kind) for kind in ("Ready", "StorageReady")] == [1, 0]
-    assert shown_now("aurora_speculator_ready") == 1
-    began = shown_now(LAST_RECONCILE)
-    assert began is not None
-    await loop._turn(woken=True)
-    assert shown_now(LAST_RECONCILE) == began, "no reconcile has succeeded since"
-
-
-def test_the_status_of_a_speculator_on_which_another_installation_acts_is_not_shown() -> None:
-    just_started("elsewhere/aurora-operator").reconciler().show_stored_status()
-    assert shown_now(CONDITION, **READY) is None
-    assert shown_now(LAST_RECONCILE) is None
-
-
-class HangingDeletion:
-    """A deletion that does not get on."""
-
-    async def advance(self, stored: Object) -> float:
-        return 30.0
-
-
-async def test_a_deletion_that_does_not_get_on_is_all_that_is_shown() -> None:
-    deleting = replace(just_started(), revision=78).stored
-    deleting["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [FINALIZER]}
-    reconciler = reconciler_at(FakeObserver(observed(status=STATUS)), FakeActor())
-    await reconciler.reconcile()
-    assert shown_now("aurora_speculator_pods", version="0") == 2
-    reconciler._observer = FakeObserver(observed(), error=BeingDeleted(deleting))  # type: ignore[assignment]
-    reconciler._deletion = HangingDeletion()  # type: ignore[assignment]
-    await reconciler.reconcile()
-    assert shown_now(DELETED_AT) == NOW.timestamp()
-    others = ("aurora_speculator_ready", "aurora_speculator_active_version", LAST_RECONCILE)
-    assert [shown_now(name) for name in others] == [None, None, None]
-    assert shown_now("aurora_speculator_pods", version="0") is None
-    assert shown_now(CONDITION, **READY) is None
-    restarted = just_started().reconciler()
-    restarted._cache.put(deleting)
-    restarted.show_stored_status()
-    assert shown_now(DELETED_AT) == NOW.timestamp()
-
-
-class CountedDict(dict[Any, Any]):
-    """Counts how often somebody goes through all entries."""
-
-    walks = 0
-
-    def _walked(self) -> None:
-        type(self).walks += 1
-
-    def __iter__(self) -> Iterator[Any]:
-        self._walked()
-        return super().__iter__()
-
-    def items(self) -> Any:
-        self._walked()
-        return super().items()
-
-    def values(self) -> Any:
-        self._walked()
-        return super().values()
-
-
-def test_neither_a_reconcile_nor_an_end_goes_through_the_series_of_all_speculators(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for series in (metrics.READY, metrics.ACTIVE_VERSION, metrics.RECONCILES):
-        monkeypatch.setattr(series, "_metrics", CountedDict(series._metrics))
-    metrics.record_observation(observed(store=store(0)), 0.1)
-    metrics.forget_observations(OWNER.namespace, OWNER.name)
-    metrics.forget(OWNER.namespace, OWNER.name)
-    metrics.forget(OWNER.namespace, OWNER.name)
-    assert CountedDict.walks == 0
-
-
-def test_pods_are_counted_by_their_version(shown: Shown) -> None:
-    pods = (pod("a", 0), pod("b", 1), pod("c", 1), pod("d", 0, agent=None))
-    labels = ("0", "1", "unknown")
-    shown.figures.record_observation(observed(pods=pods), NOW)
-    assert [shown.value("pods", version=label) for label in labels] == [1, 2, 1]
-    shown.figures.record_observation(observed(pods=pods[1:3]), NOW)
-    assert [shown.value("pods", version=label) for label in labels] == [None, 2, None]

@@ -114,11 +114,8 @@ class StoreAccess:
                 self._secrets.doubt(reference.name)
         return self._view
 
-    async def advance(self, channel: Channel, ensure_leading: Callable[[], None]) -> None:
+    async def advance(self, channel: Channel) -> None:
         """Write the channel's next record.
-
-        Args:
-            ensure_leading: called in the thread just before the write, because waiting for a thread may take long.
 
         Raises :class:`ObjectExists` when another operator wrote that record first, or another :class:`StoreError`.
         The next view reads the store again, also after an error: it is then not known whether the record was written.
@@ -126,13 +123,8 @@ class StoreAccess:
         reader = self.reader
         if reader is None:
             raise StoreError("the store is not open: it could not be read before")
-
-        def write() -> None:
-            ensure_leading()
-            reader.advance(channel)
-
         view, self._view, self.reader = self._view, None, None
-        await store_call(write)
+        await store_call(lambda: reader.advance(channel))
         self.reader = reader
         if view is not None:
             self._view = replace(view, channel=channel)

@@ -13,7 +13,6 @@ from aurora_operator.children.metadata import ATTEMPT_LABEL, JOB_LABEL, VERSION_
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.kubernetes_views import HUNG_AFTER, has_hung, job_view
 from aurora_operator.observe.observed import JobView, Observed
-from aurora_operator.observe.stored_objects import pack, unpack
 from aurora_protocol.evidence_records import VerdictKind
 from tests.unit.operator.worlds import NOW, evidence, made, observed, status, store
 
@@ -50,7 +49,7 @@ def validator(gone_for: timedelta | None, phase: str = "Running", created: str =
     ],
 )
 def test_a_pod_has_hung_that_does_not_end_in_its_time(gone_for: timedelta | None, phase: str, hung: bool) -> None:
-    pod = unpack(pack(validator(gone_for, phase)))
+    pod = validator(gone_for, phase)
     assert has_hung(pod, NOW) is hung
     seen = job_view(job(), [pod], NOW)
     assert (seen.failed, seen.message) == ((True, HUNG) if hung else (False, ""))

@@ -11,7 +11,6 @@ from aurora_operator.children.metadata import JOB_LABEL
 from aurora_operator.children.queue_label import PRIORITY_LABEL, QUEUE_LABEL
 from aurora_operator.observe import kubernetes_views
 from aurora_operator.observe.observed import ContainerFailure, PodView, WorkloadView
-from aurora_operator.observe.stored_objects import pack, unpack
 from tests.unit.operator.worlds import NOW
 
 
@@ -272,7 +271,7 @@ def test_a_pod_behind_a_scheduling_gate_names_it() -> None:
         "spec": {"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]},
         "status": {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}]},
     }
-    found = kubernetes_views.pod_view(unpack(pack(gated | {"kind": "Pod"})))
+    found = kubernetes_views.pod_view(gated)
     assert (found.scheduling_gates, found.waiting) == (("kueue.x-k8s.io/admission",), "SchedulingGated")
     assert inference_pod().scheduling_gates == ()
 

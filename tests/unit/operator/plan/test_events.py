@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
-from aurora_operator.act.event_recorder import _event
+from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.observe.observed import Observed, StoreView, WorkloadView
 from aurora_operator.plan import EventNote
 from aurora_operator.plan.data_deletion import failure_note
@@ -110,9 +109,24 @@ def test_a_takeover_of_a_root_is_no_fault() -> None:
     assert told(observed(**NO_PODS, store=taking)) == [(f"Storage{TAKING_OVER}", False)]
 
 
-def names(notes: Iterable[EventNote], at: datetime) -> set[str]:
-    """The names of the objects that the notes become. A second object of one name is a Conflict, and not posted."""
-    return {_event(note, OWNER, at)["metadata"]["name"] for note in notes}
+class Posts:
+    """The Events that are posted, in virtual time."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.reasons: list[str] = []
+        self._recorder = EventRecorder(self._post, lambda: self.seconds)
+
+    def post(self, *notes: EventNote, generation: int = OWNER.generation) -> int:
+        """Post ``notes`` and return how many Events they became."""
+        before = len(self.reasons)
+        for note in notes:
+            self._recorder.post(note, replace(OWNER, generation=generation))
+        return len(self.reasons) - before
+
+    def _post(self, _: object, *, type: str, reason: str, message: str) -> None:  # noqa: A002 - kopf's name
+        assert message
+        self.reasons.append(f"{type} {reason}")
 
 
 PERIOD = timedelta(minutes=10)
@@ -141,35 +155,38 @@ def flap(state: str, figure: int) -> dict[str, Any]:
 def test_conditions_that_flap_post_each_reason_once_in_ten_minutes_whatever_their_messages_say(
     flaps: list[tuple[str, int]],
 ) -> None:
-    world, posted, kinds = later(observed()), set[str](), set[tuple[str, bool]]()
+    world, posts, kinds = later(observed()), Posts(), set[tuple[str, bool]]()
     for second, (state, figure) in enumerate(flaps):
         world = replace(observed(), status=world.status, **flap(state, figure))
         decided = made(world)
-        posted |= names(decided.notes, NOW + timedelta(seconds=second))
+        posts.seconds = second
+        posts.post(*decided.notes)
         kinds |= {(note.reason, note.warning) for note in decided.notes}
         world = replace(world, status=decided.status or world.status)
-    assert len(posted) == len(kinds)
+    assert len(posts.reasons) == len(kinds)
 
 
 def test_a_state_that_comes_back_in_another_period_is_told_again_and_so_is_one_after_an_edit() -> None:
-    note = EventNote("PodsNotReady", "1 of 2 pods are ready", period_per_reason=PERIOD)
-    assert names([note], NOW) == names([replace(note, message="0 of 2 pods are ready")], NOW + PERIOD / 2)
-    assert names([note], NOW) != names([note], NOW + PERIOD)
-    assert names([note], NOW) != names([replace(note, warning=True)], NOW), "a Warning is news"
-    edited = _event(note, replace(OWNER, generation=2), NOW)["metadata"]["name"]
-    assert {edited} != names([note], NOW)
+    note, posts = EventNote("PodsNotReady", "1 of 2 pods are ready", period_per_reason=PERIOD), Posts()
+    assert posts.post(note, replace(note, message="0 of 2 pods are ready")) == 1
+    assert posts.post(replace(note, warning=True)) == 1, "a Warning is news"
+    assert posts.post(note, generation=2) == 1
+    posts.seconds = PERIOD.total_seconds()
+    assert posts.post(note) == 1
 
 
 def test_an_event_about_a_decision_repeats_after_an_hour_and_with_another_message() -> None:
-    note = EventNote("ValidationFailed", "too few prompts")
-    assert names([note], NOW) == names([note], NOW + timedelta(minutes=59))
-    assert names([note], NOW) != names([note], NOW + timedelta(hours=1))
-    assert names([note], NOW) != names([replace(note, message="no room")], NOW)
+    note, posts = EventNote("ValidationFailed", "too few prompts"), Posts()
+    assert posts.post(note, note, replace(note, message="the engine crashed")) == 2
+    posts.seconds = 3599
+    assert posts.post(note) == 0
+    posts.seconds = 3600
+    assert posts.post(note) == 1
 
 
 def test_a_deletion_that_fails_with_another_error_each_time_is_told_once_an_hour() -> None:
     notes = [failure_note(f"request {number} failed") for number in range(9)]
-    assert len(names(notes, NOW)) == 1
+    assert Posts().post(*notes) == 1
 
 
 @pytest.mark.parametrize(("phase", "pin"), [(RolloutPhase.WATCHING, 0), (RolloutPhase.CANARY, 1)])

@@ -13,7 +13,6 @@ import pytest
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.metadata import keys_name
-from aurora_operator.errors import NotFound, NotLeading
 from aurora_operator.observe.observed import StoreView, UserRequests
 from aurora_operator.observe.secret_values import SecretReader
 from aurora_operator.observe.store import store_access
@@ -25,7 +24,7 @@ from aurora_store.policy.store_policy import StorePolicy, StoreRule
 from tests.assets.faulty_store import FaultyStore, faulty_store, whole
 from tests.assets.s3 import STORES_ON_THIS_MACHINE
 from tests.assets.signing import secret_data
-from tests.unit.operator.worlds import NOW, OWNER, channel, spec, store, trainer_record
+from tests.unit.operator.worlds import NOW, OWNER, spec, store, trainer_record
 
 ON_THIS_MACHINE = StorePolicy.parse("", STORES_ON_THIS_MACHINE["AURORA_STORE_INTERNAL_HOSTS"])
 KEYS = {"secretRef": {"name": "s3"}}
@@ -34,12 +33,12 @@ KEYS = {"secretRef": {"name": "s3"}}
 class FakeApi:
     """Fake API server that has the Secrets with the keys of the store and of the speculator, and nothing else."""
 
-    def get(self, _kind: object, _namespace: str, name: str) -> dict[str, Any]:
+    async def find(self, _kind: object, _namespace: str, name: str) -> dict[str, Any] | None:
         if name == keys_name(OWNER):
             metadata = {"resourceVersion": "1", "ownerReferences": [{"uid": OWNER.uid, "controller": True}]}
             return {"kind": "Secret", "metadata": metadata, "data": secret_data()}
         if name != "s3":
-            raise NotFound(name, 404)
+            return None
         data = {name: base64.b64encode(b"key") for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
         return {"kind": "Secret", "metadata": {"resourceVersion": "1"}, "data": data}
 
@@ -55,23 +54,6 @@ async def view(policy: StorePolicy, **store: Any) -> StoreView:
     given = spec(store={"bucket": "bucket", "credentials": KEYS} | store)
     access = StoreAccess(SecretReader(cast(Any, FakeApi()), OWNER.namespace), policy)
     return await access.view(OWNER, given, store_needs(OWNER, given, SpeculatorStatus(), (), UserRequests()))
-
-
-async def test_a_process_that_lost_the_lease_while_it_waited_for_a_thread_writes_no_record() -> None:
-    written: list[object] = []
-
-    class Reader:
-        advance = written.append
-
-    def ensure_leading() -> None:
-        assert threading.current_thread() is not threading.main_thread()
-        raise NotLeading("no Lease")
-
-    access = StoreAccess(SecretReader(cast(Any, FakeApi()), OWNER.namespace), ON_THIS_MACHINE)
-    access.reader = cast(Any, Reader)
-    with pytest.raises(NotLeading):
-        await access.advance(channel(0), ensure_leading)
-    assert written == []
 
 
 async def test_an_allowed_store_is_asked(server: FaultyStore) -> None:

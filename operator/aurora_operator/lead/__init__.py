@@ -1,1 +1,0 @@
-"""Which replica of the operator acts: the election with a Lease, in a thread and event loop of its own."""

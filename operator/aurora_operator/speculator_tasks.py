@@ -1,0 +1,174 @@
+"""One task per speculator: it reconciles, then waits for a change or for time to pass.
+
+An event only wakes a task. The task observes everything anew, so an event that is lost delays a reconcile and never
+hides a change.
+
+Invariants: a speculator has at most one task, and only the speculator's end ends the task. A reconcile that fails is
+tried again with exponential, jittered backoff, and after a conflict with another writer at once. A namespace takes at
+most :data:`AT_ONCE` reconciles at a time, so speculators whose store or webhook hangs delay only their namespace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from aurora_operator import metrics
+from aurora_operator.errors import Conflict, Gone, OperatorError
+from aurora_store.errors import ObjectExists, StoreError
+
+log = logging.getLogger(__name__)
+
+SpeculatorKey = tuple[str, str]
+"""Namespace and name."""
+DEBOUNCE_SECONDS = 0.2
+"""Changes come in bursts. One reconcile answers all changes that arrive within this time."""
+MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 60.0
+MAX_QUICK_RETRIES = 5
+"""Conflicts in a row that are retried at once. More conflicts have a cause that lasts, such as a store whose listings
+lag behind its writes."""
+MAX_RECONCILE_SECONDS = 600.0
+"""A reconcile that takes longer is stuck, because each of its calls has a shorter deadline."""
+AT_ONCE = 8
+
+
+class Reconciles(Protocol):
+    """What a task needs of a :class:`~aurora_operator.reconciler.Reconciler`."""
+
+    async def reconcile(self, *, woken: bool) -> float:
+        """Reconcile once. Returns the seconds until the next time. Raises :class:`Gone`.
+
+        Args:
+            woken: something changed, as opposed to time having passed.
+        """
+
+
+class SpeculatorTasks:
+    """Starts, wakes and stops the tasks. Must be used in one event loop only."""
+
+    def __init__(self, reconciler_of: Callable[[str, str], Reconciles]) -> None:
+        self._reconciler_of = reconciler_of
+        self._tasks: dict[SpeculatorKey, _SpeculatorTask] = {}
+        self._running: dict[SpeculatorKey, asyncio.Task[None]] = {}
+        self._slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def wake(self, namespace: str, name: str) -> None:
+        """Reconcile the speculator soon, because something about it changed. A new one gets a task."""
+        key = (namespace, name)
+        if key in self._tasks:
+            self._tasks[key].wake()
+            return
+        slots = self._slots.get(namespace) or asyncio.Semaphore(AT_ONCE)
+        self._slots[namespace] = slots
+        task = self._tasks[key] = _SpeculatorTask(self._reconciler_of(namespace, name), slots, namespace, name)
+        self._running[key] = asyncio.create_task(task.run(), name=f"reconcile {namespace}/{name}")
+        self._running[key].add_done_callback(lambda ended: self._forget(key, ended))
+
+    async def stop(self) -> None:
+        """Cancel all tasks. The next leader goes on with a reconcile that is cut short."""
+        running = [*self._running.values()]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def _forget(self, key: SpeculatorKey, ended: asyncio.Task[None]) -> None:
+        """Forget a task that ended. A speculator that was created again meanwhile gets a new one."""
+        task = self._tasks.pop(key)
+        del self._running[key]
+        metrics.forget(*key)
+        if ended.cancelled():
+            return
+        if (error := ended.exception()) is not None:
+            log.error("the task of %s/%s ended unexpectedly", *key, exc_info=error)
+        if task.is_woken or error is not None:
+            self.wake(*key)
+
+
+class _SpeculatorTask:
+    """The loop of one speculator."""
+
+    def __init__(self, reconciler: Reconciles, slots: asyncio.Semaphore, namespace: str, name: str) -> None:
+        self._reconciler, self._slots = reconciler, slots
+        self._labels = (namespace, name)
+        self._wake = asyncio.Event()
+        self._failures = self._conflicts = 0
+        """Failures and conflicts since a reconcile succeeded."""
+        for outcome in metrics.OUTCOMES:
+            metrics.RECONCILES.labels(*self._labels, outcome)
+
+    def wake(self) -> None:
+        """Reconcile soon."""
+        self._wake.set()
+
+    @property
+    def is_woken(self) -> bool:
+        """Whether something changed since the last reconcile began."""
+        return self._wake.is_set()
+
+    async def run(self) -> None:
+        """Reconcile until the speculator is gone."""
+        woken = True
+        while True:
+            self._wake.clear()
+            try:
+                delay_seconds = await self._turn(woken=woken)
+            except Gone:
+                return
+            woken = await self._pause(delay_seconds)
+
+    async def _turn(self, *, woken: bool) -> float:
+        """One reconcile. Returns the seconds to wait before the next one. Raises :class:`Gone`."""
+        try:
+            async with self._slots, asyncio.timeout(MAX_RECONCILE_SECONDS):
+                delay_seconds = await self._reconciler.reconcile(woken=woken)
+            outcome, self._failures, self._conflicts = "done", 0, 0
+        except Gone:
+            raise
+        except (Conflict, ObjectExists) as error:
+            delay_seconds, outcome = self._after_conflict(error), "conflict"
+        except Exception as error:
+            delay_seconds, outcome = self._after_failure(error), "error"
+        metrics.RECONCILES.labels(*self._labels, outcome).inc()
+        return delay_seconds
+
+    def _after_conflict(self, conflict: Exception) -> float:
+        """Log ``conflict``, and return the seconds to wait before the next attempt."""
+        self._conflicts += 1
+        if self._conflicts <= MAX_QUICK_RETRIES:
+            log.info("%s/%s: somebody else wrote first, retrying: %s", *self._labels, conflict)
+            return random.uniform(0.1, 0.5)  # noqa: S311 - jitter
+        log.warning("%s/%s: the conflict number %d in a row: %s", *self._labels, self._conflicts, conflict)
+        return _backoff_seconds(self._conflicts - MAX_QUICK_RETRIES)
+
+    def _after_failure(self, error: Exception) -> float:
+        """Log ``error``, and return the seconds to wait before the next attempt."""
+        self._failures += 1
+        if isinstance(error, (OperatorError, StoreError)):
+            log.warning("%s/%s: reconcile failed: %s", *self._labels, error)
+        else:
+            log.error("%s/%s: reconcile failed unexpectedly", *self._labels, exc_info=error)
+        return _backoff_seconds(self._failures)
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait, and return whether a change ended the wait."""
+        try:
+            # Not asyncio.wait_for: before Python 3.12 it loses a cancellation that arrives together with the result.
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        await asyncio.sleep(DEBOUNCE_SECONDS)
+        return True
+
+
+def _backoff_seconds(attempts: int) -> float:
+    """Seconds to wait after this many attempts in vain."""
+    limit = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2 ** min(attempts - 1, 10))
+    return random.uniform(limit / 2, limit)  # noqa: S311 - jitter

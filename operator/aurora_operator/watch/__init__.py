@@ -1,1 +1,0 @@
-"""Informers: list and watch the API server, and keep the cache complete."""
