@@ -1,7 +1,7 @@
 # Three images from one checkout: operator, agent and runtime. Each contains only the packages that it needs.
 #   docker build --target operator -t aurora-operator .
 # Every package is checked against the hash in its lock file. The environment of an image holds these packages only: no
-# pip, and what `make sbom` lists. For a base image that cannot change under its tag, pass its
+# pip, and what `make audit` lists. For a base image that cannot change under its tag, pass its
 # digest: --build-arg BASE=docker.io/library/python:3.11-slim@sha256:…
 # The images run as uid 10001 with a read-only root. They write to /tmp and /var/lib/aurora only, which are volumes. No
 # Python process imports from there: the working directory is /, and Python searches neither it nor the user's site.

@@ -2,24 +2,23 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
+SYSTEM_PYTHON := $(or $(PYTHON),python3)
 export PYTHONPATH :=
 export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
-.PHONY: help env browser check static format test unit unit-thorough integration integration-operator integration-engine integration-data integration-replica integration-targets integration-trees integration-heads integration-sglang integration-release integration-keda integration-gpu integration-plugin e2e e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo kubernetes model gpu crd generated lock sbom audit images plugin clean
+.PHONY: help env check format test test-slow test-gpu e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo generated lock audit images plugin clean
+.PHONY: static unit engine operator data e2e browser kubernetes model
 
 help: ## List the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 15
 
 env: ## Install Python packages in the cache, and a thin .venv in this checkout
 	@tests/setup/python.sh
 
-browser: env ## Install a headless Chromium where apt-get may, for the tests of the report's page
-	@$(PY) -m tests.assets.chromium
+check: static unit ## Fast checks: format, lint, types, import rules, generated files, helm lint, unit tests
 
-check: static unit ## Fast checks: format, lint, types, import rules, generated CRD, helm lint, unit tests
-
-static: env ## The fast checks without the unit tests
+static: env
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
@@ -32,63 +31,51 @@ format: env ## Format the code
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-# A file's tests stay together, because they share what is slow to set up.
-UNIT = -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile tests/unit
+# Three parts at a time on two cores, because the operator's tests mostly wait. The browser first: others use apt-get too.
+PARTS := unit engine operator data
+test: static browser ## All tests of CI: unit tests, real S3, SGLang and API server, and the loop on a real cluster
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target $(PARTS)
+	@$(MAKE) --no-print-directory e2e
 
-unit: env ## Unit tests, with a quarter of the examples of the property tests
-	$(PY) $(UNIT)
+# A file's tests stay together, because they share what is slow to set up. AURORA_ALL_EXAMPLES=1 asks for every example
+# of the property tests instead of a quarter.
+unit: env
+	$(PY) -m pytest -q --numprocesses logical --maxprocesses 4 --dist loadfile tests/unit
 
-unit-thorough: env ## Unit tests with every example of the property tests (minutes)
-	AURORA_ALL_EXAMPLES=1 $(PY) $(UNIT)
-
-# Three targets at a time on two cores, because the operator's tests mostly wait.
-THREE_AT_A_TIME = $(MAKE) --no-print-directory --jobs 3 --output-sync=target
-INTEGRATION = integration-engine integration-operator integration-data
-
-integration: env ## Tests against a real S3, SGLang on CPU and an API server
-	@$(THREE_AT_A_TIME) $(INTEGRATION)
-
-integration-engine: env
+engine: env
 	$(PY) -m pytest -q tests/integration/engine
 
-integration-operator: env
+operator: env
 	$(PY) -m pytest -q tests/integration/operator tests/integration/installations tests/integration/chart
 
-integration-data: env
+data: env
 	$(PY) -m pytest -q tests/integration/training tests/integration/store
 
-integration-replica: env ## Measure on a real replica, in every mode, with validator and agent killed (10 minutes)
-	$(PY) -m pytest -q tests/integration/replica
+e2e: env
+	$(PY) -m pytest -q tests/e2e
 
-integration-targets: env ## Serve tiny targets of several families, and published heads, on a real engine (20 minutes)
-	$(PY) -m pytest -q -s tests/integration/targets
+# Suites for one area each. `sglang` takes another supported version: make test-slow SUITE=sglang VERSION=0.5.22
+SUITE := ecosystem gpu heads plugin replica sglang targets trees
+VERSION := 0.5.22
+test-slow: $(addprefix slow-,$(SUITE)) ## Tests of one area each; SUITE="replica trees" chooses (see CONTRIBUTING.md)
 
-integration-trees: env ## Serve drafts that propose trees, and train on them, on a real engine (6 minutes)
-	$(PY) -m pytest -q tests/integration/trees
+slow-%: env
+	$(PY) -m pytest -q -s tests/integration/$*
 
-integration-heads: env ## Import heads that speculators and SpecForge save, and load exported drafts in speculators (a minute)
+slow-heads: env
 	site="$$(tests/setup/heads.sh)" && PYTHONPATH="$$site" $(PY) -m pytest -q tests/integration/heads
 
-integration-release: env ## Sign the chart in a registry, and verify it, with cosign (6 minutes, mostly to build cosign)
-	$(PY) -m pytest -q tests/integration/release
-
-integration-keda: env ## Let a real KEDA scale a speculator on a real cluster, with a real Prometheus (10 minutes, half of them to build KEDA)
-	$(PY) -m pytest -q tests/integration/keda
-
-integration-gpu: env ## Run the bench of `make gpu` on a CPU at toy sizes, kernels in Triton's interpreter (2 minutes)
-	$(PY) -m pytest -q tests/integration/gpu
-
-integration-plugin: env plugin ## Install the built plugin with krew, and run it with kubectl (minutes, mostly to build both)
+slow-plugin: env plugin
 	$(PY) -m pytest -q tests/integration/plugin
 
-# `make integration-sglang VERSION=0.5.22`: the tests that depend on SGLang's version (docs/reference/sglang-versions.md).
-SGLANG_TESTS = tests/unit/engine/test_installed_sglang.py tests/unit/serving/test_request_limits.py \
-	tests/integration/engine tests/integration/trees/test_trees_served.py
-integration-sglang: env ## Test the engine with another supported SGLang: VERSION=0.5.22 (20 minutes)
-	site="$$(tests/setup/sglang.sh $(VERSION))" && PYTHONPATH="$$site" $(PY) -m pytest -q $(SGLANG_TESTS) tests/integration/targets
+SGLANG_TESTS := tests/unit/engine/test_installed_sglang.py tests/unit/serving/test_request_limits.py \
+	tests/integration/engine tests/integration/trees/test_trees_served.py tests/integration/targets
+slow-sglang: env
+	site="$$(tests/setup/sglang.sh $(VERSION))" && PYTHONPATH="$$site" $(PY) -m pytest -q $(SGLANG_TESTS)
 
-e2e: env ## Test the whole loop on a real cluster
-	$(PY) -m pytest -q tests/e2e
+# Kernels and training need torch only, so nothing is installed here. Serving follows where SGLang is installed.
+test-gpu: ## Measure kernels, training and serving on a GPU (see docs/how-to/gpu.md)
+	$(if $(wildcard $(PY)),$(PY),$(SYSTEM_PYTHON)) -m tests.bench.gpu
 
 e2e-faults: env ## Test every fault in every state of a rollout, on a real cluster under traffic (two hours)
 	$(PY) -m pytest -q -s tests/faults
@@ -102,50 +89,40 @@ e2e-isolation: env ## Attack the operator from other resources, stores and relea
 e2e-attacks: env ## Attack one speculator as a client, bucket writer, author and container, on a real cluster (half an hour)
 	$(PY) -m pytest -q -s tests/attacks
 
-# The browser first: the targets below may use apt-get too.
-test: static browser ## All tests but unit-thorough, integration-replica, integration-targets, integration-trees, integration-heads, integration-sglang, integration-release, integration-keda, integration-gpu, integration-plugin, e2e-faults, e2e-upgrade, e2e-isolation and e2e-attacks
-	@$(THREE_AT_A_TIME) unit $(INTEGRATION)
-	@$(MAKE) --no-print-directory e2e
-
 # Kubernetes is built from source while the packages and the model are installed. Both are cached.
 demo: ## Run the whole loop on a real cluster: serve, trace, train, measure, swap
-	@$(or $(PYTHON),python3) -m tests.demo.machine_check
-	@$(or $(PYTHON),python3) -m tests.cluster prerequisites
+	@$(SYSTEM_PYTHON) -m tests.demo.machine_check
+	@$(SYSTEM_PYTHON) -m tests.cluster prerequisites
 	@$(MAKE) --no-print-directory --jobs 2 kubernetes model
 	@$(PY) -m tests.demo
 
 kubernetes:
 	@mkdir -p build/demo && echo "Kubernetes: from source the first time, in 8 to 20 minutes (build/demo/kubernetes.log)"
-	@$(or $(PYTHON),python3) -m tests.cluster build >build/demo/kubernetes.log 2>&1 || { tail -5 build/demo/kubernetes.log; false; }
+	@$(SYSTEM_PYTHON) -m tests.cluster build >build/demo/kubernetes.log 2>&1 || { tail -5 build/demo/kubernetes.log; false; }
 
 model: env
-	@$(PY) -m tests.assets.model
+	@$(PY) -m tests.assets.model >/dev/null
 
-# Kernels and training need torch only, so nothing is installed here. Serving follows where SGLang is installed.
-gpu: ## Measure kernels, training and serving on a GPU (see docs/how-to/gpu.md)
-	$(if $(wildcard $(PY)),$(PY),python3) -m tests.bench.gpu
+browser: env
+	@$(PY) -m tests.assets.chromium
 
-crd: env ## Generate the CRD from the models
+generated: env ## Generate the CRD, the resource's page, the dashboard, the metrics' page and the kustomize base
 	$(PY) -m aurora_api.crd
-
-generated: env ## Generate the dashboard, the kustomize base, and pages that follow from code and chart
 	$(PY) -m tests.generated
 	$(PY) -m tests.generated.kustomize_base
 
 lock: env ## Compile the lock files from pyproject.toml
 	@tests/setup/lock.sh
 
-sbom: env ## Write a bill of materials of each image and a report of licences to build/sbom
+audit: env ## Write bills of materials and licences to build/sbom, and look for known vulnerabilities (asks the registry)
 	@tests/setup/supply_chain.sh sbom
-
-audit: env ## Look for known vulnerabilities of the locked packages (asks the registry)
 	@tests/setup/supply_chain.sh audit
 
 images: env ## Build the operator and agent images with buildah, without a registry
 	$(PY) -m tests.rig.buildah
 
 # Not after env: the plugin is built in a small environment of its own.
-plugin: ## Build kubectl-aurora as one file, with an archive and a manifest for krew, in build/plugin
+plugin: ## Build kubectl-aurora as one file, in build/plugin
 	@tests/setup/plugin.sh
 
 clean: ## Remove .venv, build and tool caches of this checkout (the shared cache stays, see AURORA_CACHE)

@@ -1,4 +1,4 @@
-"""How many examples a property test tries: few in the fast checks, all in ``make unit-thorough``.
+"""How many examples a property test tries: few in the fast checks, all in ``AURORA_ALL_EXAMPLES=1 make unit``.
 
 Where ``CI`` is set, Hypothesis tries the same examples in each run, so that a change fails for its own reason only.
 """

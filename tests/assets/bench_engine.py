@@ -1,7 +1,7 @@
 """Which engine and which target the benches of serving use: the CPU engine and SmolLM2, unless the environment says
 otherwise.
 
-``make gpu`` sets the variables. No GPU has run these benches yet.
+``make test-gpu`` sets the variables. No GPU has run these benches yet.
 """
 
 from __future__ import annotations

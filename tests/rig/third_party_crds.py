@@ -1,4 +1,4 @@
-"""Resource types and other manifests of other projects, for samples that a real API server checks.
+"""Resource types of other projects, for samples that a real API server checks.
 
 They come from the projects' own Go modules, which are read when a test runs, so no copy is kept here.
 """
@@ -30,11 +30,7 @@ class GoModule:
     """Below the module's folder."""
 
     def crds(self) -> Iterator[Any]:
-        """The CustomResourceDefinitions of ``files``."""
-        return self.objects(*self.files)
-
-    def objects(self, *files: str) -> Iterator[Any]:
-        """The objects in these files of the module. The module is downloaded once, into the cache."""
+        """The CustomResourceDefinitions of ``files``. The module is downloaded once, into the cache."""
         answer = run(
             *(find_go(), "mod", "download", "-json", f"{self.path}@{self.version}"),
             env={
@@ -48,11 +44,10 @@ class GoModule:
             downloads=True,
         )
         folder = Path(json.loads(answer)["Dir"])
-        for name in files:
+        for name in self.files:
             yield from (obj for obj in yaml.safe_load_all((folder / name).read_text()) if obj)
 
 
-KEDA: Final = GoModule("github.com/kedacore/keda/v2", "v2.17.2", ("config/crd/bases/keda.sh_scaledobjects.yaml",))
 _KUEUE = "config/components/crd/bases/kueue.x-k8s.io_{}.yaml"
 MODULES: Final = (
     GoModule(
@@ -74,5 +69,5 @@ MODULES: Final = (
         "v1.7.0",
         ("charts/gateway-helm/crds/generated/gateway.envoyproxy.io_securitypolicies.yaml",),
     ),
-    KEDA,
+    GoModule("github.com/kedacore/keda/v2", "v2.17.2", ("config/crd/bases/keda.sh_scaledobjects.yaml",)),
 )

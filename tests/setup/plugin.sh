@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# plugin.sh: builds `kubectl aurora` as one file, with an archive and a manifest for krew, in build/plugin.
+# plugin.sh: builds `kubectl aurora` as one file, in build/plugin.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/setup/environments.sh

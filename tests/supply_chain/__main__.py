@@ -1,4 +1,4 @@
-"""``make sbom`` and ``make audit``: ``python -m tests.supply_chain sbom|audit --tools FOLDER``.
+"""``make audit``: ``python -m tests.supply_chain sbom|audit --tools FOLDER``.
 
 ``sbom`` writes to ``build/sbom`` a bill of materials (CycloneDX) of each image's locked Python packages, and one report
 of their licences. The same locks give the same files. The exit code is 1 when an image holds a licence that the policy

@@ -1,6 +1,6 @@
 """Whatever is installed into the images and the tests' environments is locked, with a hash for each package.
 
-``make sbom`` and ``make audit`` ask the registry. Here their parts see the locks and a report that pip could write.
+``make audit`` ask the registry. Here their parts see the locks and a report that pip could write.
 """
 
 from __future__ import annotations

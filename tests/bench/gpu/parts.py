@@ -1,4 +1,4 @@
-"""The parts of ``make gpu``: one command line each, and what a part needs of the machine. Pure but for `on_machine`.
+"""The parts of ``make test-gpu``: a command line each, and what it needs of the machine. Pure but for `on_machine`.
 
 Invariant: a part that cannot run here is listed with the reason. It never disappears from the report.
 """

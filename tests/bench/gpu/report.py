@@ -1,4 +1,4 @@
-"""The report of ``make gpu``: tables in Markdown, each row with the device that it comes from. Pure."""
+"""The report of ``make test-gpu``: tables in Markdown, each row with the device that it comes from. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bench of ``make gpu`` on a CPU at toy sizes: kernels in Triton's interpreter, training steps, a training run."""
+"""The bench of ``make test-gpu`` on a CPU at toy sizes: kernels in Triton's interpreter, and training."""
 
 from __future__ import annotations
 

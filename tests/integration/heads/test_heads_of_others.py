@@ -1,7 +1,7 @@
 """Heads that speculators and SpecForge themselves save are imported, and speculators load what Aurora exports.
 
-The two libraries are not in the locked environment. ``make integration-heads`` installs them beside it. The tests fail
-where the libraries are missing, so that a green run proves something.
+The two libraries are not in the locked environment. ``make test-slow SUITE=heads`` installs them beside it. The
+tests fail where the libraries are missing, so that a green run proves something.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _model(tmp_path: Path) -> TargetModel:
 
 def library(name: str) -> Any:
     if importlib.util.find_spec(name.partition(".")[0]) is None:
-        pytest.fail(f"{name} is not on the path: run `make integration-heads`")
+        pytest.fail(f"{name} is not on the path: run `make test-slow SUITE=heads`")
     return importlib.import_module(name)
 
 

@@ -1,1 +1,1 @@
-"""The plugin that `make plugin` built, installed by a real krew and run by a real kubectl."""
+"""The plugin that `make plugin` built, run by a real kubectl."""

@@ -1,4 +1,4 @@
-"""The built plugin in a krew installation of its own, and an API server with a speculator whose store has records."""
+"""A user's machine with the built plugin, and an API server with a speculator whose store has records."""
 
 from __future__ import annotations
 
@@ -17,64 +17,45 @@ from aurora_store import ObjectStore
 from aurora_store.keys import root
 from tests.assets.s3 import S3, seaweedfs
 from tests.cluster.local.build import binaries
-from tests.plugin.krew_manifest import ROOT, Platform, archive_name
 from tests.rig.api_server import ApiServer, api_server
-from tests.rig.go_tools import built_tool
+from tests.rig.local_image import ROOT
 from tests.unit.cli import report_example
 
-BUILT: Final = ROOT / "build/plugin"
+PROGRAM: Final = ROOT / "build/plugin/bin/kubectl-aurora"
 NAME: Final = "chat"
 Done = subprocess.CompletedProcess[str]
 
 
 @dataclass(frozen=True)
-class Krew:
-    """A user's machine with kubectl and krew, and no Python of this project."""
+class Machine:
+    """A user's machine with kubectl and the plugin, and no Python of this project."""
 
     home: Path
 
     def kubectl(self, *arguments: str | Path, env: Mapping[str, str] | None = None) -> Done:
         """Run kubectl to its end."""
         environment = {
-            "PATH": f"{self.home / 'krew/bin'}:{self.home / 'bin'}:/usr/bin:/bin",
+            "PATH": f"{self.home / 'bin'}:/usr/bin:/bin",
             "HOME": str(self.home),
-            "KREW_ROOT": str(self.home / "krew"),
-            "KREW_NO_UPGRADE_CHECK": "1",
             "NO_COLOR": "1",
             **(env or {}),
         }
         command = [str(word) for word in ("kubectl", *arguments)]
         return subprocess.run(command, env=environment, cwd=self.home, capture_output=True, text=True, timeout=120)
 
-    def install(self, archive: Path) -> Done:
-        return self.kubectl("krew", "install", f"--manifest={BUILT / 'aurora.yaml'}", f"--archive={archive}")
 
-
-def built_archive() -> Path:
-    """The archive for this machine, which `make integration-plugin` builds first."""
-    archive = BUILT / archive_name(Platform.of_this_machine())
-    assert archive.exists(), f"{archive} is missing: run make plugin"
-    return archive
-
-
-def new_krew(home: Path) -> Krew:
+@pytest.fixture(scope="package", name="machine")
+def _machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    assert PROGRAM.exists(), f"{PROGRAM} is missing: run make plugin"
+    home = tmp_path_factory.mktemp("user") / "home"
     (home / "bin").mkdir(parents=True)
     os.symlink(binaries() / "kubectl", home / "bin/kubectl")
-    os.symlink(built_tool(ROOT / "tests/rig/krew"), home / "bin/kubectl-krew")
-    return Krew(home)
-
-
-@pytest.fixture(scope="package", name="krew")
-def _krew(tmp_path_factory: pytest.TempPathFactory) -> Krew:
-    """A machine with the plugin installed."""
-    krew = new_krew(tmp_path_factory.mktemp("user") / "home")
-    done = krew.install(built_archive())
-    assert done.returncode == 0, done.stderr
-    return krew
+    os.symlink(PROGRAM, home / "bin/kubectl-aurora")
+    return Machine(home)
 
 
 @pytest.fixture(scope="package", name="server")
-def _server(krew: Krew) -> Iterator[ApiServer]:
+def _server(machine: Machine) -> Iterator[ApiServer]:
     """An API server with the speculator ``chat``, as the operator leaves it after a week."""
     with api_server() as server:
         server.kubectl("apply", "--server-side", "-f", ROOT / "crds/auroraspeculators.yaml")
@@ -87,7 +68,7 @@ def _server(krew: Krew) -> Iterator[ApiServer]:
         status = report_example.status().model_dump_json(by_alias=True, exclude_none=True)
         patch = ("patch", KIND, NAME, "--subresource=status", "--type=merge")
         server.kubectl(*patch, f'--patch={{"status":{status}}}')
-        shutil.copy(server.kubeconfig, krew.home / "kubeconfig")
+        shutil.copy(server.kubeconfig, machine.home / "kubeconfig")
         yield server
 
 

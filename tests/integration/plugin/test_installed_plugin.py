@@ -1,21 +1,17 @@
-"""krew installs what `make plugin` built, and the one file does what the Python program does."""
+"""The one file that `make plugin` built does what the Python program does."""
 
 from __future__ import annotations
 
 import json
 import re
-import stat
-from pathlib import Path
 from typing import Final
 
 import pytest
-import yaml
 
 from aurora_cli.main import COMMANDS
 from aurora_cli.report.page.document import STYLE
 from tests.assets.s3 import S3
-from tests.integration.plugin.conftest import BUILT, NAME, Done, Krew, built_archive, new_krew
-from tests.plugin.krew_manifest import version
+from tests.integration.plugin.conftest import NAME, Done, Machine
 from tests.rig.api_server import ApiServer, free_ports
 
 CONFIGURATION: Final = {"KUBECONFIG": "kubeconfig"}
@@ -38,68 +34,39 @@ def error_of(done: Done) -> str:
     return line
 
 
-def test_krew_installs_the_executable_with_its_licences(krew: Krew) -> None:
-    receipt = yaml.safe_load((krew.home / "krew/receipts/aurora.yaml").read_text())
-    assert receipt["spec"]["version"] == version()
-    store = krew.home / "krew/store/aurora" / version()
-    files = {str(file.relative_to(store)): file for file in store.rglob("*") if file.is_file()}
-    assert set(files) == {"LICENSE", "THIRD_PARTY_NOTICES", "bin/kubectl-aurora"}
-    assert files["bin/kubectl-aurora"].stat().st_mode & stat.S_IXOTH
-    notices = files["THIRD_PARTY_NOTICES"].read_text(encoding="utf-8")
-    for package in ("boto3", "kubernetes", "pydantic", "pyinstaller", "rich", "typer"):
-        assert re.search(rf"^{package} \d", notices, re.MULTILINE | re.IGNORECASE)
-    assert str(krew.home / "krew/bin/kubectl-aurora") in krew.kubectl("plugin", "list").stdout
-
-
-def test_krew_refuses_another_archive_than_the_manifest_names(tmp_path: Path) -> None:
-    krew, other = new_krew(tmp_path / "home"), tmp_path / "other.tar.gz"
-    other.write_bytes(built_archive().read_bytes() + b"\0")
-    done = krew.install(other)
-    assert done.returncode != 0
-    assert "checksum does not match" in done.stderr
-    assert not (krew.home / "krew/bin/kubectl-aurora").exists()
-
-
-def test_the_digest_beside_the_archive_is_the_manifests() -> None:
-    archive = built_archive()
-    digest, name = archive.with_name(f"{archive.name}.sha256").read_text().split()
-    (entry,) = yaml.safe_load((BUILT / "aurora.yaml").read_text())["spec"]["platforms"]
-    assert (entry["sha256"], entry["uri"].rpartition("/")[2]) == (digest, name)
-
-
-def test_help_lists_every_command(krew: Krew) -> None:
-    done = krew.kubectl("aurora", "--help")
+def test_help_lists_every_command(machine: Machine) -> None:
+    done = machine.kubectl("aurora", "--help")
     assert done.returncode == 0, done.stderr
     for name in (*(command.__name__ for command in COMMANDS), "store", "draft"):
         assert re.search(rf"^\W*{name}\W", done.stdout, re.MULTILINE), name
 
 
-def test_without_a_cluster_the_program_says_so_in_one_line(krew: Krew) -> None:
-    assert "kubeconfig" in error_of(krew.kubectl("aurora", "status", env={"KUBECONFIG": "missing"}))
+def test_without_a_cluster_the_program_says_so_in_one_line(machine: Machine) -> None:
+    assert "kubeconfig" in error_of(machine.kubectl("aurora", "status", env={"KUBECONFIG": "missing"}))
 
 
-def test_an_api_server_that_does_not_answer_is_one_line(krew: Krew) -> None:
+def test_an_api_server_that_does_not_answer_is_one_line(machine: Machine) -> None:
     (port,) = free_ports(1)
     cluster = {"name": "away", "cluster": {"server": f"https://127.0.0.1:{port}"}}
     context = {"name": "away", "context": {"cluster": "away", "user": "nobody"}}
     user = {"name": "nobody", "user": {}}
     away = {"current-context": "away", "clusters": [cluster], "contexts": [context], "users": [user]}
-    (krew.home / "away").write_text(json.dumps(away))
-    assert "127.0.0.1" in error_of(krew.kubectl("aurora", "status", env={"KUBECONFIG": "away"}))
+    (machine.home / "away").write_text(json.dumps(away))
+    assert "127.0.0.1" in error_of(machine.kubectl("aurora", "status", env={"KUBECONFIG": "away"}))
 
 
 @pytest.mark.usefixtures("server")
-def test_status_and_doctor_are_shown(krew: Krew) -> None:
+def test_status_and_doctor_are_shown(machine: Machine) -> None:
     """The doctor's table is a file beside the code."""
-    shown, found = (krew.kubectl("aurora", *words, NAME, env=CONFIGURATION) for words in (["status"], ["doctor"]))
+    shown, found = (machine.kubectl("aurora", *words, NAME, env=CONFIGURATION) for words in (["status"], ["doctor"]))
     assert shown.stdout.startswith(NAME), shown.stderr
     assert found.returncode == 0, found.stderr
 
 
-def test_the_report_has_its_style_and_the_records_of_the_store(krew: Krew, store: S3) -> None:
-    page = krew.home / "report.html"
+def test_the_report_has_its_style_and_the_records_of_the_store(machine: Machine, store: S3) -> None:
+    page = machine.home / "report.html"
     command = ("aurora", "report", NAME, "-o", page, f"--endpoint={store.endpoint}")
-    done = krew.kubectl(*command, env=CONFIGURATION | store.environment())
+    done = machine.kubectl(*command, env=CONFIGURATION | store.environment())
     assert done.returncode == 0, done.stderr
     text = page.read_text(encoding="utf-8")
     assert STYLE in text
@@ -107,23 +74,23 @@ def test_the_report_has_its_style_and_the_records_of_the_store(krew: Krew, store
 
 
 @pytest.mark.usefixtures("server")
-def test_credentials_of_a_role_are_asked_of_sts(krew: Krew) -> None:
+def test_credentials_of_a_role_are_asked_of_sts(machine: Machine) -> None:
     """Nothing listens where STS should be. A file without the service's description would fail in another way."""
-    (krew.home / "aws").write_text(ROLE)
+    (machine.home / "aws").write_text(ROLE)
     (port,) = free_ports(1)
     there = {"AWS_CONFIG_FILE": "aws", "AWS_ENDPOINT_URL_STS": f"http://127.0.0.1:{port}"}
-    done = krew.kubectl("aurora", "store", "verify", NAME, env=CONFIGURATION | there)
+    done = machine.kubectl("aurora", "store", "verify", NAME, env=CONFIGURATION | there)
     assert "EndpointConnectionError" in error_of(done)
 
 
 @pytest.mark.parametrize("path", [None, "/opt/of-the-user"])
 def test_programs_that_the_plugin_starts_have_the_users_libraries(
-    krew: Krew, server: ApiServer, path: str | None
+    machine: Machine, server: ApiServer, path: str | None
 ) -> None:
     """A credential helper of a kubeconfig would not start with the libraries of the one file."""
     configuration = json.loads(server.kubeconfig.read_text())
     (user,) = configuration["users"]
-    seen, helper = krew.home / "seen", krew.home / "bin/credential-helper"
+    seen, helper = machine.home / "seen", machine.home / "bin/credential-helper"
     credential = {
         "apiVersion": "client.authentication.k8s.io/v1",
         "kind": "ExecCredential",
@@ -139,9 +106,9 @@ def test_programs_that_the_plugin_starts_have_the_users_libraries(
             "provideClusterInfo": False,
         }
     }
-    (krew.home / "with-helper").write_text(json.dumps(configuration))
+    (machine.home / "with-helper").write_text(json.dumps(configuration))
     variables = {"KUBECONFIG": "with-helper"} | ({} if path is None else {"LD_LIBRARY_PATH": path})
-    done = krew.kubectl("aurora", "status", NAME, env=variables)
+    done = machine.kubectl("aurora", "status", NAME, env=variables)
     assert done.returncode == 0, done.stderr
     environment = dict(line.split("=", 1) for line in seen.read_text().splitlines() if "=" in line)
     assert environment.get("LD_LIBRARY_PATH") == path

@@ -1,6 +1,6 @@
 """The installed SGLang has what our plugins use, computes what they need, and takes our command lines and samples.
 
-``make integration-sglang`` runs the same tests with each of the other supported versions.
+``make test-slow SUITE=sglang`` runs the same tests with each of the other supported versions.
 """
 
 from __future__ import annotations
