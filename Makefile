@@ -55,9 +55,9 @@ e2e: env
 	$(PY) -m pytest -q tests/e2e
 
 # Suites for one area each. `sglang` takes another supported version: make test-slow SUITE=sglang VERSION=0.5.22
-SUITE := ecosystem gpu heads plugin replica sglang targets trees
+SUITE := ecosystem gpu heads plugin replica sglang targets
 VERSION := 0.5.22
-test-slow: $(addprefix slow-,$(SUITE)) ## Tests of one area each; SUITE="replica trees" chooses (see CONTRIBUTING.md)
+test-slow: $(addprefix slow-,$(SUITE)) ## Tests of one area each; SUITE="replica heads" chooses (see CONTRIBUTING.md)
 
 slow-%: env
 	$(PY) -m pytest -q -s tests/integration/$*
@@ -69,7 +69,7 @@ slow-plugin: env plugin
 	$(PY) -m pytest -q tests/integration/plugin
 
 SGLANG_TESTS := tests/unit/engine/test_installed_sglang.py tests/unit/serving/test_request_limits.py \
-	tests/integration/engine tests/integration/trees/test_trees_served.py tests/integration/targets
+	tests/integration/engine tests/integration/targets
 slow-sglang: env
 	site="$$(tests/setup/sglang.sh $(VERSION))" && PYTHONPATH="$$site" $(PY) -m pytest -q $(SGLANG_TESTS)
 

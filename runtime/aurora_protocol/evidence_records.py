@@ -79,7 +79,6 @@ class Environment(RewrittenModel):
     torch: str = Field(description="Version of torch.")
     dtype: str = Field(description="Number format of the target.")
     draft_steps: int = Field(description="Draft steps per verify round.")
-    draft_branching: int = Field(description="Candidates per draft step. 1 drafts a chain, more a tree.")
     draft_tokens: int = Field(description="Tokens verified per round.")
     draft_shape: Shape = Field(
         default=Shape.FIXED,

@@ -21,7 +21,7 @@ from aurora_api.v1alpha1.serving import DEFAULT_MAX_RUNNING_REQUESTS, Device
 from aurora_api.v1alpha1.store import Encryption
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
-from aurora_api.v1alpha1.validation import ValidationSpec
+from aurora_api.v1alpha1.validation import MAX_ROUNDS, MIN_ROUNDS, PROMPTS_PER_ROUND, ValidationSpec
 from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.record import Record
@@ -42,6 +42,7 @@ TRAFFIC_SECRET = "traffic-secret"  # noqa: S105 - a file name
 AGENT_TOKEN = "agent-token"  # noqa: S105 - a file name
 EXIT_INTERRUPTED = 143
 """Exit status of a validator whose pod was told to end: 128 and the number of SIGTERM, as of any program it ends."""
+PUBLISH_SECONDS = 900.0
 STATE_FOLDER = "/var/lib/aurora"
 """Folder that the containers of an inference pod share. Holds ``drafts/`` and ``spool/``."""
 
@@ -123,6 +124,12 @@ class TrainerSettings(_PodSettings):
     target: TargetSpec
     draft: DraftSpec
     training: TrainingSpec
+    publish_seconds: float = Field(
+        default=PUBLISH_SECONDS,
+        gt=0,
+        description="Time after which the trainer compares its draft even if fewer than `publishTokens` positions came."
+        " No resource sets it; benches do.",
+    )
     store: StoreSettings
 
 
@@ -137,6 +144,14 @@ class Replica(Record):
     engine_port: int = ENGINE_PORT
 
 
+class MeasurementRounds(Model):
+    """How long a measurement may take, and how large its rounds are. No resource sets this; tests do."""
+
+    fewest: int = Field(default=MIN_ROUNDS, ge=1)
+    most: int = Field(default=MAX_ROUNDS, ge=1)
+    prompts: int = Field(default=PROMPTS_PER_ROUND, ge=1, description="Prompts of a round for each concurrent request.")
+
+
 class ValidationSettings(_PodSettings):
     """Settings of one measurement: ``candidate`` against ``active`` and against no speculation."""
 
@@ -145,6 +160,7 @@ class ValidationSettings(_PodSettings):
     target: TargetSpec
     draft: DraftSpec
     validation: ValidationSpec
+    rounds: MeasurementRounds = Field(default_factory=MeasurementRounds)
     device: Device = Device.AUTO
     max_running_requests: int = Field(
         default=DEFAULT_MAX_RUNNING_REQUESTS, ge=1, description="Most requests that each engine answers at a time."

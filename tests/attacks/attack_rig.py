@@ -16,8 +16,8 @@ from tests.rig.running_speculator import Resource, RunningSpeculator
 
 NAME = "attacked"
 SPEC: dict[str, Any] = {
-    "training": {"publishTokens": 1_000_000_000, "publishSeconds": 1_000_000_000},
-    "validation": {"concurrencies": [1], "minRounds": 3, "maxRounds": 8, "maxNewTokens": 32},
+    "training": {"publishTokens": 1_000_000_000},
+    "validation": {"concurrencies": [1], "maxNewTokens": 32},
 }
 """The trainer learns but publishes nothing, so every candidate is an attacker's."""
 REQUEST_SECONDS = 60.0

@@ -62,8 +62,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "a revision that is an argument": {"target": {"revision": "--evil"}},
     "weights of noise": extra("--load-format", "dummy"),
     "several nodes": extra("--nnodes", "2"),
-    "no learning rate": {"training": {"learningRate": "0"}},
-    "a learning rate of a hundred": {"training": {"learningRate": "100"}},
 }
 
 

@@ -13,12 +13,12 @@ from tests.traffic.prompts import Domain
 
 NAME = "faults"
 SPEC: dict[str, Any] = {
-    "training": {"publishTokens": 1_000_000_000, "publishSeconds": 1_000_000_000},
-    "validation": {"concurrencies": [1], "minRounds": 3, "maxRounds": 8, "maxNewTokens": 32},
+    "training": {"publishTokens": 1_000_000_000},
+    "validation": {"concurrencies": [1], "maxNewTokens": 32},
     "rollout": {"analysis": {"watchSeconds": 120}},
 }
-"""The trainer learns but publishes nothing, so that the tests decide which draft is offered, and when. With one
-concurrency a measurement is decided within the rounds that it may take."""
+"""The trainer learns but publishes nothing, so that the tests decide which draft is offered, and when. One
+concurrency is measured soonest."""
 
 
 @dataclass

@@ -64,14 +64,12 @@ def lending_rig(rig: FaultRig) -> Iterator[FaultRig]:
     rig.wait_until("enough held-out requests", lambda: rig.driver.summary().requests > MIN_REQUESTS)
     rig.patch(
         {
-            # Measurements reuse the baseline without a draft, as in production. Otherwise each of them restarts the
-            # engine twice, and the kubelet delays each restart more than the last.
-            "validation": {"measureOn": "Replica", "baselineMaxAgeSeconds": 7200},
+            "validation": {"measureOn": "Replica"},
             "rollout": {"analysis": {"failureLimit": 9}},
         }
     )
     yield rig
-    rig.patch({"validation": {"measureOn": "Job", "baselineMaxAgeSeconds": 0}})
+    rig.patch({"validation": {"measureOn": "Job"}})
 
 
 @pytest.mark.parametrize("fault", FAULTS)

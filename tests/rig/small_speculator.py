@@ -70,16 +70,13 @@ def small_speculator(
             # Few, so that the first candidate comes soon. A second one that came before the first is measured, which
             # takes seven minutes on a slow machine, would make an undecided measurement give way.
             "publishTokens": 6000,
-            "publishSeconds": 480,
             "passes": 4,  # a short burst of training; afterwards both cores serve
             "template": _template(("trainer",), model, python, CPU.training),
         },
         "validation": {
             "concurrencies": [1, 2],  # four requests in flight on two pods
-            "tolerance": {"default": "0.1"},
-            "promptsPerRound": 2,
-            "maxNewTokens": 48,
-            "baselineMaxAgeSeconds": 0,  # no reuse: the speed of a shared machine changes by the minute
+            "tolerance": "0.1",
+            "maxNewTokens": 32,
             "template": _template(("validator",), model, python, CPU.validation),
         },
         "rollout": {

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from aurora_api.v1alpha1.training import MAX_PUBLISH_SECONDS
 from tests.cluster.cluster import Cluster
 from tests.rig.former_version import check_out_former_version
 from tests.rig.installation import RESOURCE, Installation
@@ -22,7 +21,7 @@ from tests.traffic.report import Summary
 
 pytestmark = pytest.mark.timeout(3600)
 NAMES = ("first", "second")
-SPEC = {"serving": {"replicas": 1}, "training": {"publishTokens": 1_000_000_000, "publishSeconds": MAX_PUBLISH_SECONDS}}
+SPEC = {"serving": {"replicas": 1}, "training": {"publishTokens": 1_000_000_000}}
 """One replica each, and no candidates: both cores are left to the engines that restart."""
 RESTART_SECONDS = 900.0
 POLL_SECONDS = 1.0

@@ -45,8 +45,7 @@ class SpeculatorSpec(Model):
                 " in the engine's queue",
             ),
             (
-                "self.draft.branching > 1 || (has(self.draft.shape) && self.draft.shape == 'Fixed')"
-                f" || !has(self.serving.extraArgs) || {_NO_FLAG_THAT_FIXES_THE_SHAPE}",
+                f"self.draft.shape == 'Fixed' || !has(self.serving.extraArgs) || {_NO_FLAG_THAT_FIXES_THE_SHAPE}",
                 "draft.shape Adaptive cannot run with --enable-two-batch-overlap or --enable-pdmux: remove the flag"
                 " from serving.extraArgs, or set draft.shape to Fixed",
             ),

@@ -226,7 +226,7 @@ class StoreSpec(Model):
         ),
         description="Root of a former speculator in this bucket, to go on from: its `status.storeRoot`. Immutable. This"
         " speculator takes the root over in place, with versions, evidence, traces and trainer state, and `prefix` has"
-        " no effect. The former speculator can then change nothing there. Target, `draft.architecture`,"
+        " no effect. The former speculator can then change nothing there. Target,"
         " `draft.vocabSize` and `draft.initial` must be the same. Unset: begin at version 0 in a root of its own.",
     )
     deletion_policy: DeletionPolicy = Field(

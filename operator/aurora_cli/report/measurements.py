@@ -45,7 +45,7 @@ def measurement(evidence: Evidence) -> Measurement:
         ),
         machine=f"{machine.device}: {machine.hardware}",
         engine=f"SGLang {machine.engine}, torch {machine.torch}, {machine.dtype}",
-        draft=f"{machine.draft_shape}: {machine.draft_steps} steps, {machine.draft_branching} wide,"
+        draft=f"{machine.draft_shape}: {machine.draft_steps} steps,"
         f" {machine.draft_tokens} tokens a round, lookup {machine.lookup}",
         started=utc(evidence.started),
         finished=utc(evidence.finished),

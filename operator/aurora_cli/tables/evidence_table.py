@@ -126,7 +126,7 @@ def _environment(evidence: Evidence) -> Iterator[tuple[Any, Any]]:
     machine = evidence.environment
     yield plain("machine", "strong"), f"{machine.device}: {machine.hardware}, load {machine.load_average:.1f}"
     yield plain("engine", "strong"), f"SGLang {machine.engine}, torch {machine.torch}, {machine.dtype}"
-    draft = f"{machine.draft_shape}: {machine.draft_steps} steps, {machine.draft_branching} wide"
+    draft = f"{machine.draft_shape}: {machine.draft_steps} steps"
     yield plain("draft", "strong"), f"{draft}, {machine.draft_tokens} tokens a round, lookup {machine.lookup}"
     duration = (evidence.finished - evidence.started).total_seconds()
     yield (

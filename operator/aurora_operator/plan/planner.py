@@ -202,7 +202,7 @@ def _validation_inputs(
         rollout=observed.status.rollout,
         jobs=observed.jobs,
         refused_job=observed.refused_job,
-        concurrency=observed.spec.validation.concurrencies_primary_first[0],
+        concurrency=observed.spec.validation.primary_concurrency,
         may_measure=(
             any(pod.ready for pod in pods)
             and observed.spec.rollout.pin is None

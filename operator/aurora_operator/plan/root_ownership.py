@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from aurora_api.v1alpha1.draft import ARCHITECTURE
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import TAKEN_OVER, Observed, StoreView
 from aurora_operator.plan.actions import EventNote
@@ -108,7 +109,7 @@ def _lineage_refusal(observed: Observed, lineage: Lineage, root: str) -> str:
     parts: tuple[tuple[str, object, object], ...] = (
         ("target.model", lineage.target.model, target.model),
         ("target.revision", lineage.target.revision or target.revision, target.revision or lineage.target.revision),
-        ("draft.architecture", lineage.architecture, draft.architecture.value),
+        ("draft.architecture", lineage.architecture, ARCHITECTURE),
         ("draft.vocabSize", lineage.draft_vocab_size, vocab_size),
         ("draft.initial.model", head.model if head else "unset", named.model if named else "unset"),
     )

@@ -147,7 +147,7 @@ def _active_and_previous(observed: Observed) -> tuple[VersionStatus | None, Vers
     channel = store.channel
     if channel is None:
         return old.active, old.previous, store.lineage.number if store.lineage is not None else old.lineage
-    concurrency = observed.spec.validation.concurrencies_primary_first[0]
+    concurrency = observed.spec.validation.primary_concurrency
     known = old.active is not None and old.active.version == channel.active
     since = old.active.since if known and old.active else channel.created
     active = _version_status(store, channel.active, since, concurrency)

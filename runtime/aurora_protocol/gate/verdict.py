@@ -23,12 +23,12 @@ its interval does. A bar inside the interval cannot be decided, and ``Inconclusi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC
 from typing import Final, Self
 
-from aurora_api.v1alpha1.validation import ValidationSpec
+from aurora_api.v1alpha1.validation import MIN_ROUNDS, ValidationSpec
 from aurora_protocol.evidence_records import (
     AnswerEquality,
     Arm,
@@ -46,7 +46,7 @@ _ALWAYS_PAIRED = frozenset({Arm.ACTIVE, Arm.CANDIDATE})
 NEVER_SLOWER: Final = 0.98
 """Throughput over no speculation that every draft must reach at every declared concurrency. No setting lowers it."""
 FEWEST_ROUNDS: Final = 3
-"""The lowest ``validation.minRounds`` that the API allows."""
+"""Fewest rounds with which a reader believes a verdict, whatever the validator's policy was."""
 Ratios = dict[tuple[Arm, Arm, int], RatioEstimate | None]
 """Numerator, denominator and concurrency -> the ratio; None when it was not measured."""
 _WORST_FIRST = (VerdictKind.REJECT, VerdictKind.INCONCLUSIVE, VerdictKind.PASS)
@@ -63,30 +63,18 @@ class GatePolicy:
     tolerance: float
     """Share by which the candidate may be slower than the active draft at the other concurrencies. It does not lower
     the bars against no speculation."""
-    min_rounds: int
+    min_rounds: int = MIN_ROUNDS
     """Fewest rounds with which a ratio is decided."""
-    tolerances: Mapping[int, float] = field(default_factory=dict)
-    """Tolerance by concurrency. An entry replaces :attr:`tolerance` at its concurrency."""
 
     @classmethod
     def of(cls, spec: ValidationSpec) -> Self:
         """The requirements of a resource."""
-        return cls(
-            concurrencies=spec.concurrencies_primary_first,
-            min_improvement=float(spec.min_improvement),
-            tolerance=float(spec.tolerance.default),
-            min_rounds=spec.min_rounds,
-            tolerances={entry.concurrency: float(entry.tolerance) for entry in spec.tolerance.per_concurrency or ()},
-        )
+        return cls(tuple(spec.concurrencies), float(spec.min_improvement), float(spec.tolerance))
 
     @property
     def primary(self) -> int:
         """The first of the concurrencies, at which the candidate must be faster."""
         return self.concurrencies[0]
-
-    def tolerance_at(self, concurrency: int) -> float:
-        """The tolerance at ``concurrency``."""
-        return self.tolerances.get(concurrency, self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -108,7 +96,7 @@ def bars(policy: GatePolicy) -> tuple[Bar, ...]:
             bar
             for concurrency in policy.concurrencies[1:]
             for bar in (
-                Bar(Arm.CANDIDATE, Arm.ACTIVE, concurrency, 1 - policy.tolerance_at(concurrency)),
+                Bar(Arm.CANDIDATE, Arm.ACTIVE, concurrency, 1 - policy.tolerance),
                 Bar(Arm.CANDIDATE, Arm.OFF, concurrency, NEVER_SLOWER),
             )
         ),

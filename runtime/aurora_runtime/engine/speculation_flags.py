@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.draft import ARCHITECTURE, DraftSpec
 from aurora_runtime.engine.path_payload import LOADER
 
 SPECULATION_VARIABLE: Final = "AURORA_SPECULATION"
@@ -55,8 +55,6 @@ class Eagle3:
     """A swappable draft in ``folder``, used as ``spec`` says. The engine reports ``version`` as the draft's version.
 
     With a ``controller`` the shape of ``spec`` bounds the draft's proposals. Without, every round has this shape.
-
-    Raises :class:`ValueError` for a controller with a tree (``spec.branching`` above 1).
     """
 
     folder: Path
@@ -64,17 +62,13 @@ class Eagle3:
     spec: DraftSpec
     controller: RoundController | None = None
 
-    def __post_init__(self) -> None:
-        if self.controller is not None and self.spec.branching > 1:
-            raise ValueError("the round controller proposes chains: branching must be 1")
-
     def arguments(self) -> list[str]:
         return [
-            *("--speculative-algorithm", self.spec.architecture.value),
+            *("--speculative-algorithm", ARCHITECTURE),
             *("--speculative-draft-model-path", str(self.folder)),
             *("--speculative-draft-model-quantization", UNQUANTIZED),
             *("--speculative-num-steps", str(self.spec.steps)),
-            *("--speculative-eagle-topk", str(self.spec.branching)),
+            *("--speculative-eagle-topk", "1"),
             *("--speculative-num-draft-tokens", str(self.spec.tokens_per_round)),
             *("--custom-weight-loader", LOADER, "--weight-version", str(self.version)),
             *([] if self.controller is None else self.controller.arguments()),

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 import torch
 
-from aurora_api.v1alpha1.training import MAX_UNROLL_STEPS, TrainingSpec
+from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.draft_records import Lineage
-from aurora_protocol.pod_settings import TrainerSettings
+from aurora_protocol.pod_settings import PUBLISH_SECONDS, TrainerSettings
 from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.training.candidates import Candidates
 from aurora_runtime.training.data.held_out_set import HeldOutSet
@@ -22,7 +22,7 @@ from aurora_runtime.training.data.shards import ShardReader
 from aurora_runtime.training.lineage import fetch_draft, newest_draft
 from aurora_runtime.training.loop import Stages, Trainer
 from aurora_runtime.training.optim.ranks import Ranks
-from aurora_runtime.training.optim.recipe import Recipe, default_learning_rate
+from aurora_runtime.training.optim.recipe import MAX_UNROLL_STEPS, Recipe, default_learning_rate
 from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.optim.shared_session import SharedSession
 from aurora_runtime.training.poll_backoff import PollBackoff
@@ -56,6 +56,7 @@ class TrainingConfig:
     recipe: Recipe
     limits: RetentionLimits
     policy: TrainingPolicy = DEFAULT_POLICY
+    publish_seconds: float = PUBLISH_SECONDS
 
     @classmethod
     def of(cls, settings: TrainerSettings, width: int, policy: TrainingPolicy | None = None) -> TrainingConfig:
@@ -66,13 +67,13 @@ class TrainingConfig:
         spec, steps = settings.training, settings.draft.steps
         policy = policy or TrainingPolicy.of(width)
         recipe = Recipe(
-            learning_rate=default_learning_rate(width) if spec.learning_rate is None else float(spec.learning_rate),
-            unroll_steps=spec.unroll_steps or min(steps, MAX_UNROLL_STEPS),
-            replay=spec.replay,
+            learning_rate=default_learning_rate(width),
+            unroll_steps=min(steps, MAX_UNROLL_STEPS),
+            replay=min(Recipe.replay, spec.passes - 1),
             passes=spec.passes,
         )
         limits = RetentionLimits.of(spec.trace_storage_bytes, policy.replay_bytes, spec.trace_max_age_seconds)
-        return cls(spec, steps, recipe, limits, policy)
+        return cls(spec, steps, recipe, limits, policy, settings.publish_seconds)
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,15 @@ def build_trainer(
         # The state brings its own weights and vocabulary map.
         learning.restore(stored.tensors, reader)
         log.info("resumed at step %d, %d positions", session.steps, learning.trained_tokens)
-    candidates = Candidates(registry, context.lineage.number, config.spec, config.draft_steps, last, last_draft)
+    candidates = Candidates(
+        registry,
+        context.lineage.number,
+        config.spec,
+        config.draft_steps,
+        last,
+        last_draft,
+        config.publish_seconds,
+    )
     progress = Progress(registry, learning, candidates, config.policy, context.deaths)
     stages = _stages(config, context, learning, reader, candidates, progress)
     policy = config.policy

@@ -10,12 +10,12 @@ import logging
 import tempfile
 import time
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Final
 
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.draft_records import INITIAL_VERSION, CheckpointManifest, Registration
+from aurora_protocol.pod_settings import PUBLISH_SECONDS
 from aurora_runtime.training import lineage
 from aurora_runtime.training.data.held_out_set import HeldOutSet, newest_within
 from aurora_runtime.training.evaluation import HeldOutResult, evaluate
@@ -26,13 +26,18 @@ from aurora_runtime.training.optim.session import Session
 from aurora_store import Registry
 from aurora_store.errors import ObjectExists
 
+MIN_GAIN: Final = 0.02
+"""Tokens per verify round by which a draft must beat the last offered version on held-out requests: 2.52 after 2.50."""
+PATIENT_SHARE: Final = 0.1
+"""A comparison after :attr:`TrainerSettings.publish_seconds` needs this share of ``training.publishTokens`` in trained
+positions, replayed ones included."""
 MIN_HELD_OUT_REQUESTS: Final = 4
 """Fewer requests are too few for a comparison."""
 COMPARED_TOKENS: Final = 16_384
 """Most answer tokens on which two drafts are compared. A count, because a busy machine would judge by fewer requests if
 time were the bound.
 
-With 16,384 tokens the standard error is smaller than ``training.minGain`` (0.02). On 24 JSON requests with 802 answer
+With 16,384 tokens the standard error is smaller than :data:`MIN_GAIN`. On 24 JSON requests with 802 answer
 tokens, the standard error of the difference between two successive drafts was 0.033 (median of seven pairs; 0.019 to
 0.045), by the measurement in docs/results/learning.md. If it falls with the square root of the tokens, it is 0.007
 (0.004 to 0.010) on 16,384. Halving the standard error would take four times as many tokens.
@@ -63,23 +68,32 @@ class Candidates:
         draft_steps: int,
         last: Registration,
         last_draft: tuple[DraftModel, VocabularyMap],
+        publish_seconds: float = PUBLISH_SECONDS,
     ) -> None:
         """``last`` is the last registered version, ``last_draft`` its draft with its vocabulary map."""
         self._registry, self.lineage_number, self._spec = registry, lineage_number, spec
         self._draft_steps, self.last, self._last_draft = draft_steps, last, last_draft
-        self._compared_tokens, self._compared_step = last.trained_tokens, 0
+        self._publish_seconds, self._compared_tokens, self._compared_positions = publish_seconds, last.trained_tokens, 0
         self._compared_at = time.monotonic()
 
-    def due(self, trained_tokens: int, step: int) -> bool:
-        """Whether the draft took a step since the last comparison, and enough positions or time have passed."""
-        if step == self._compared_step:
+    def due(self, trained_tokens: int, trained_positions: int) -> bool:
+        """Whether the draft saw enough new positions since the last comparison, or trained enough in a long time.
+
+        Args:
+            trained_tokens: distinct positions, each counted once.
+            trained_positions: with every repetition.
+        """
+        trained = trained_positions - self._compared_positions
+        if trained == 0:
             return False
-        enough_tokens = trained_tokens - self._compared_tokens >= self._spec.publish_tokens
-        return enough_tokens or time.monotonic() - self._compared_at >= self._spec.publish_seconds
+        if trained_tokens - self._compared_tokens >= self._spec.publish_tokens:
+            return True
+        waited = time.monotonic() - self._compared_at >= self._publish_seconds
+        return waited and trained >= PATIENT_SHARE * self._spec.publish_tokens
 
     def offer(self, session: Session, held_out: HeldOutSet, trained_tokens: int) -> Comparison:
         """Compare ``session``'s draft with the last version, and register it when the gain suffices."""
-        self._compared_tokens, self._compared_step = trained_tokens, session.steps
+        self._compared_tokens, self._compared_positions = trained_tokens, session.trained_positions
         self._compared_at = time.monotonic()
         if len(held_out) < MIN_HELD_OUT_REQUESTS:
             message = f"waiting for held-out requests: {len(held_out)} of {MIN_HELD_OUT_REQUESTS}"
@@ -92,7 +106,7 @@ class Candidates:
         old_length, new_length = old.acceptance_length, new.acceptance_length
         lengths = f"held-out acceptance length {new_length:.2f}, version {self.last.version} has {old_length:.2f}"
         log.info("%s (%d answer tokens)", lengths, new.tokens)
-        if new_length - old_length < float(Decimal(self._spec.min_gain)):
+        if new_length - old_length < MIN_GAIN:
             return Comparison(new, None, f"{lengths}: no candidate")
         self.last = self._register(session, new_length, trained_tokens)
         log.info("registered version %d", self.last.version)

@@ -26,7 +26,7 @@ from typing import Final
 
 import torch
 
-from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.draft import ARCHITECTURE, DraftSpec
 from aurora_protocol.draft_records import (
     INITIAL_VERSION,
     LINEAGE_NUMBER,
@@ -95,7 +95,7 @@ def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Calla
     lineage = Lineage(
         number=LINEAGE_NUMBER,
         target=target.identity,
-        architecture=spec.architecture,
+        architecture=ARCHITECTURE,
         draft_vocab_size=config.draft_vocab_size,
         aux_layers=config.aux_layers,
         tensors=exported.tensors,

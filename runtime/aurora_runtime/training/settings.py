@@ -26,7 +26,7 @@ class TrainingPolicy:
     """Bound of the held-out set, which every comparison of two drafts evaluates."""
     counted_requests: int = 4096
     """Bound of the count of held-out requests that a measurement can use: what it needs at the highest concurrency that
-    the resource admits, with the default of ``promptsPerRound``. The set keeps 16 bytes of each such request in the
+    the resource admits. The set keeps 16 bytes of each such request in the
     trainer's state."""
     held_out_bytes: int = 2 << 30
     """Bound of the held-out set in host memory."""

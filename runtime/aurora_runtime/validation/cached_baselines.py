@@ -23,6 +23,9 @@ from aurora_store import Keys, Registry
 
 log = logging.getLogger(__name__)
 
+MAX_AGE = timedelta(days=1)
+"""How long a baseline is used. A Job on a CPU measures its own, because shared cores change their speed by the minute.
+On a replica even a CPU reuses it, because to measure without a draft restarts the replica's engine twice."""
 MAX_BASELINES_READ = 8
 """How many of the newest baselines are read. Older ones are of other machines, or too old."""
 
@@ -40,9 +43,10 @@ class BaselineRequirements:
     @classmethod
     def of(cls, attempt: Attempt, environment: Environment) -> BaselineRequirements:
         """The requirements of ``attempt`` in ``environment``."""
-        spec = attempt.settings.validation
-        max_age = timedelta(seconds=spec.baseline_max_age_seconds)
-        return cls(attempt.plan, environment, spec.max_new_tokens, max_age, attempt.started)
+        settings = attempt.settings
+        shares_cores = environment.device == "cpu" and settings.replica is None
+        max_age = timedelta(0) if shares_cores else MAX_AGE
+        return cls(attempt.plan, environment, settings.validation.max_new_tokens, max_age, attempt.started)
 
 
 def find_baseline(

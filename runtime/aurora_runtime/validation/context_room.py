@@ -31,8 +31,8 @@ def longest_prompt(sizes: DraftSizes, draft: DraftSpec, max_new_tokens: int, ext
         max_new_tokens: the longest answer of a measurement.
         extra_args: further arguments of the engine.
     """
-    # A tree's branches count before they are pruned. A warm-up may answer more than a measurement does.
-    reserved = max(DRAFT_ROOM_TOKENS, draft.branching * draft.steps)
+    # A warm-up may answer more than a measurement does.
+    reserved = max(DRAFT_ROOM_TOKENS, draft.steps)
     length = context_length(sizes, extra_args)
     return None if length is None else max(0, length - max(max_new_tokens, ENGINE_TOKENS) - reserved)
 

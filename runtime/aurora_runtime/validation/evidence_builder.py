@@ -27,7 +27,6 @@ def measurement_environment(settings: ValidationSettings, machine: Machine) -> E
         torch=machine.torch,
         dtype=settings.target.dtype.value,
         draft_steps=settings.draft.steps,
-        draft_branching=settings.draft.branching,
         draft_tokens=settings.draft.tokens_per_round,
         draft_shape=Shape.ADAPTIVE if settings.draft.adaptive else Shape.FIXED,
         lookup=_measured_lookup(settings),

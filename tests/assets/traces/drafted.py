@@ -1,8 +1,8 @@
 """Recorded requests with the verify rounds that one of our drafts would have caused, rejected draft tokens included.
 
 Recorded traces contain only the rounds' roots, because no draft took part. Here a draft takes part. It proposes chains
-or trees greedily on its own states, as in the engine (tests/integration/training/test_trained_as_served.py and, for
-trees, tests/integration/trees show that SGLang proposes the same). The recorded answer decides which nodes are
+greedily on its own states, as in the engine (tests/integration/training/test_trained_as_served.py shows that SGLang
+proposes the same). The recorded answer decides which nodes are
 accepted. The target gives its distribution at every node, rejected nodes included. As in service, the draft begins
 untrained, and later drafts learn from earlier requests.
 
@@ -20,7 +20,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.traces import RequestTrace
 from tests.assets.model import causal_model
 from tests.assets.traces.proposals import Tree, propose
@@ -44,23 +43,20 @@ MESSAGES_BY_DOMAIN: Final[dict[str, Callable[[int], list[str]]]] = {
     "docstrings": partial(domain_messages, Domain.DOCSTRINGS),
 }
 """Name of a domain -> a function that returns the domain's first messages, as many as asked for."""
-CHAINS: Final = "drafted"
-TREES: Final = "treed"
-DRAFT_SHAPES: Final = {CHAINS: DraftSpec(steps=3), TREES: DraftSpec(steps=3, branching=3, draft_tokens=8)}
-"""Name of a shape in the cache -> the draft settings: chains, and trees as wide as in the tests of the CPU engine."""
+DRAFT_STEPS: Final = 3
 
 
-def drafted_traces(domain: str, count: int = 160, shape: str = CHAINS) -> list[RequestTrace]:
+def drafted_traces(domain: str, count: int = 160) -> list[RequestTrace]:
     """The first ``count`` requests of ``domain`` with verify rounds.
 
     The first call takes some minutes of one core. Later calls read the cache.
     """
     messages = MESSAGES_BY_DOMAIN[domain](count)
-    name = cache_name(f"{domain}-{shape}", messages, REVISION)
-    return cached_traces(name, lambda: simulate_service(recorded(domain, messages), DRAFT_SHAPES[shape]))
+    name = cache_name(f"{domain}-drafted", messages, REVISION)
+    return cached_traces(name, lambda: simulate_service(recorded(domain, messages)))
 
 
-def simulate_service(traces: Sequence[RequestTrace], spec: DraftSpec) -> Iterator[RequestTrace]:
+def simulate_service(traces: Sequence[RequestTrace]) -> Iterator[RequestTrace]:
     """Each trace with the verify rounds of the draft that serves it.
 
     A new draft serves every :data:`REQUESTS_PER_DRAFT` requests. It has been trained on all requests before.
@@ -72,7 +68,7 @@ def simulate_service(traces: Sequence[RequestTrace], spec: DraftSpec) -> Iterato
             draft, _ = untrained_draft()
             train_draft(draft, vocabulary, traces[:start])
         for trace in traces[start : start + REQUESTS_PER_DRAFT]:
-            yield with_verify_rounds(trace, propose(draft, vocabulary, trace, spec), model, version)
+            yield with_verify_rounds(trace, propose(draft, vocabulary, trace, DRAFT_STEPS), model, version)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +182,6 @@ def with_verify_rounds(trace: RequestTrace, proposals: Sequence[Tree], model: An
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("domain", choices=sorted(MESSAGES_BY_DOMAIN), help="the kind of requests")
-    parser.add_argument("--shape", choices=list(DRAFT_SHAPES), default=CHAINS, help="chains (drafted) or trees (treed)")
     options = parser.parse_args()
-    for drafted in drafted_traces(options.domain, shape=options.shape)[::REQUESTS_PER_DRAFT]:
+    for drafted in drafted_traces(options.domain)[::REQUESTS_PER_DRAFT]:
         print(f"version {int(drafted.version[0])}: {drafted.answer_tokens} tokens in {drafted.root.shape[0]} rounds")

@@ -85,10 +85,9 @@ def main() -> None:
     torch.set_num_threads(1)
     settings = {"requests": options.requests, "tokens": options.tokens, "evaluations": EVALUATIONS}
     runs = _saved_runs(options.out, settings)
-    shapes = dict.fromkeys(CONFIGURATIONS[name].shape for name in options.only)
     distinct_4grams = {}
     for domain in dict.fromkeys([*options.traffic, *(r.traffic for r in runs)]):
-        traffic = load_traffic(domain, options.requests, shapes)
+        traffic = load_traffic(domain, options.requests)
         distinct_4grams[domain] = traffic.distinct_4grams
         for match, seed, name in list(_missing_runs(options, traffic, runs)):
             runs.append(run_recipe(traffic, name, CONFIGURATIONS[name], match, seed, options.tokens))

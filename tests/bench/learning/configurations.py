@@ -3,7 +3,6 @@
 Most rows change one thing against :data:`REFERENCE`. The exceptions:
 
 - ``fifo`` is Aurora's published loop, without replay.
-- ``tree`` is ``discard 0.1`` on the same answers, with rounds drafted as trees.
 - ``5 steps`` is unrolled and served with five draft steps instead of three.
 - ``map`` is ``discard 0.1`` with the trainer's changes of the vocabulary map.
 - ``map, replay 3`` also replays as much as the trainer does beside fresh batches. ``map, replay 3, averaged`` is the
@@ -20,7 +19,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
-from tests.assets.traces.drafted import CHAINS, TREES
 from tests.bench.learning.matching import STEPS_MULTIPLE, Match
 
 from aurora_runtime.training.data.batch import UnrollPath
@@ -39,7 +37,6 @@ class Configuration:
 
     Attributes:
         top_k: the target's most likely tokens that are kept per node.
-        shape: the shape of the recorded rounds, chains or trees.
         copies_target: whether the draft's layer and head begin as copies of the target's.
         remap: whether the vocabulary map follows the traffic.
         draft_steps: the draft steps of the rounds in which held-out requests are evaluated.
@@ -48,7 +45,6 @@ class Configuration:
     description: str
     recipe: Recipe
     top_k: int = CAPTURED_TOP_K
-    shape: str = CHAINS
     copies_target: bool = True
     remap: bool = False
     draft_steps: int = DRAFT_STEPS
@@ -72,7 +68,6 @@ def _row(
     description: str,
     *,
     top_k: int = CAPTURED_TOP_K,
-    shape: str = CHAINS,
     copies_target: bool = True,
     remap: bool = False,
     draft_steps: int = DRAFT_STEPS,
@@ -80,7 +75,7 @@ def _row(
 ) -> Configuration:
     """A configuration whose recipe has one replay, no averaging, and ``changes``."""
     recipe = dataclasses.replace(Recipe(), **{"replay": 1, "max_average_window": 1, **changes})
-    return Configuration(description, recipe, top_k, shape, copies_target, remap, draft_steps)
+    return Configuration(description, recipe, top_k, copies_target, remap, draft_steps)
 
 
 PUBLISHED: Final = "fifo"
@@ -128,8 +123,6 @@ CONFIGURATIONS: Final[dict[str, Configuration]] = {
     "proposed": _row("replay, proposed and accepted tokens only", discard=0.0, **PROPOSED),
     "proposed, discard": _row("replay, all proposed tokens, accepted or rejected", discard=1.0, **PROPOSED),
     "prompt": _row("replay, prompt tokens weigh 0.2", **PLAIN, prompt_weight=0.2),
-    "tree": _row("replay, rejected nodes weigh 0.1, rounds drafted as trees", shape=TREES, discard=0.1),
-    "tree, discard 1": _row("replay, rejected nodes weigh 1, rounds drafted as trees", shape=TREES, discard=1.0),
     "random": _row("replay, layer and head begin with random weights", **PLAIN, copies_target=False),
     "averaged": _row("replay, moving average of the weights", **PLAIN, **AVERAGED),
     "5 steps": _row("replay, served in five steps, unrolled five steps", **PLAIN, draft_steps=5, unroll_steps=5),

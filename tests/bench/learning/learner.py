@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from tests.assets.traces.drafted import DRAFT_SHAPES, rounds_of
+from tests.assets.traces.drafted import DRAFT_STEPS, rounds_of
 from tests.assets.traces.proposals import propose
 from tests.assets.trained_draft import load_small_target, untrained_draft
 from tests.bench.learning.configurations import Configuration
@@ -16,7 +16,6 @@ from tests.bench.learning.matching import Match, batches
 from tests.bench.learning.random_start import randomise
 from tests.bench.learning.vocabulary_remapping import VocabularyRemapper
 
-from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.replay import ReplayBuffer
@@ -102,8 +101,7 @@ class Learner:
         )
         if configuration.recipe.replay_sampling is not ReplaySampling.PRIORITIZED:
             return examples
-        shape = DRAFT_SHAPES[configuration.shape]
-        return with_own_rounds(self.draft, self.session.vocabulary, trace, examples, shape)
+        return with_own_rounds(self.draft, self.session.vocabulary, trace, examples)
 
     def evaluate(self, held_out: Sequence[Example], tokens: int) -> Evaluation:
         """Evaluate the draft after ``tokens`` answer tokens of traffic.
@@ -133,14 +131,14 @@ def with_top_k(trace: RequestTrace, top_k: int) -> RequestTrace:
 
 
 def with_own_rounds(
-    draft: DraftModel, vocabulary: VocabularyMap, trace: RequestTrace, examples: Iterable[Example], spec: DraftSpec
+    draft: DraftModel, vocabulary: VocabularyMap, trace: RequestTrace, examples: Iterable[Example]
 ) -> list[Example]:
     """``examples`` of ``trace`` with the verify rounds that ``draft`` itself would cause if it were served now.
 
     The recorded rounds come from drafts that were trained differently, so other tokens were rejected in them.
     """
     accepted = torch.full(trace.tokens.shape, -1, dtype=torch.int8)
-    for each in rounds_of(trace, propose(draft, vocabulary, trace, spec)):
+    for each in rounds_of(trace, propose(draft, vocabulary, trace, DRAFT_STEPS)):
         accepted[each.root - 1] = each.accepted
     replaced = list[Example]()
     for example in examples:

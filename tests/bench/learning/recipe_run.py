@@ -65,7 +65,7 @@ def run_recipe(
         checkpoints: the folder to which the draft of every evaluation is written, as ``<number of the evaluation>/``.
     """
     learner = Learner.untrained(configuration, match, seed)
-    traces = traffic.traces[configuration.shape]
+    traces = traffic.traces
     held_out, fresh = learner.held_out(traces), fresh_traffic(traces, tokens)
     evaluations, answer_tokens, cpu_seconds = list[Evaluation](), 0, 0.0
 

@@ -1,9 +1,9 @@
-"""The traffic of the comparison: recorded answers, with the verify rounds that each shape of draft would cause."""
+"""The traffic of the comparison: recorded answers, with the verify rounds that a draft would cause."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tests.assets.model import ensure_model
@@ -18,20 +18,19 @@ class RecordedTraffic:
     """Recorded requests of one domain.
 
     Attributes:
-        traces: the requests, by the shape of their rounds (tests/assets/traces/drafted.py).
         distinct_4grams: mean share of distinct 4-grams in an answer. Near 0 the answers loop, and looping text is easy
             to draft.
     """
 
     name: str
-    traces: Mapping[str, Sequence[RequestTrace]]
+    traces: Sequence[RequestTrace]
     distinct_4grams: float
 
 
-def load_traffic(name: str, requests: int, shapes: Iterable[str]) -> RecordedTraffic:
-    """The first ``requests`` of a domain, with rounds of all ``shapes``. The first call on a machine records them."""
-    traces = {shape: drafted_traces(name, requests, shape) for shape in shapes}
-    return RecordedTraffic(name, traces, distinct_4grams(next(iter(traces.values()))))
+def load_traffic(name: str, requests: int) -> RecordedTraffic:
+    """The first ``requests`` of a domain. The first call on a machine records them."""
+    traces = drafted_traces(name, requests)
+    return RecordedTraffic(name, traces, distinct_4grams(traces))
 
 
 def distinct_4grams(traces: Sequence[RequestTrace]) -> float:

@@ -183,8 +183,10 @@ class LiveService:
         objects = ObjectStore(s3.config())
         objects.ensure_bucket()
         registry = Registry(objects, KEYS)
-        recipe = TrainingSpec(unroll_steps=unroll_steps, publish_tokens=1 << 20, publish_seconds=PUBLISH_SECONDS)
-        training = trainer_settings(registry, ensure_model(), recipe, spec)
+        deepest = spec.model_copy(update={"steps": unroll_steps})
+        training = trainer_settings(registry, ensure_model(), TrainingSpec(publish_tokens=256), deepest).model_copy(
+            update={"publish_seconds": PUBLISH_SECONDS}
+        )
         settings = ServingSettings(
             namespace=training.namespace,
             name=training.name,

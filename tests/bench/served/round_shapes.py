@@ -1,4 +1,4 @@
-"""Shapes of a verify round, as the command line writes them: a chain of drafts, or a tree."""
+"""Lengths of a draft's proposal in a verify round, as the command line writes them."""
 
 from __future__ import annotations
 
@@ -6,32 +6,20 @@ from collections.abc import Sequence
 from typing import Final
 
 from aurora_api.v1alpha1.draft import DraftSpec
-from aurora_api.v1alpha1.training import MAX_UNROLL_STEPS
 
-SHAPE_METAVAR: Final = "STEPS[xBRANCHESxTOKENS]"
+SHAPE_METAVAR: Final = "STEPS"
 
 
 def parse_shape(text: str) -> DraftSpec:
-    """Parse ``3``, a chain of three draft steps, or ``2x3x8``, a tree.
-
-    ``2x3x8`` has two draft steps of three branches each, and the target verifies the eight most likely nodes.
-
-    Raises:
-        ValueError: ``text`` is neither form.
-    """
-    steps, *tree = map(int, text.split("x"))
-    if not tree:
-        return DraftSpec(steps=steps, draft_tokens=steps + 1)
-    branching, draft_tokens = tree
-    return DraftSpec(steps=steps, branching=branching, draft_tokens=draft_tokens)
+    """Parse ``3``, three draft steps. Raises ValueError for a text that is no number."""
+    return DraftSpec(steps=int(text))
 
 
 def describe_shape(spec: DraftSpec) -> str:
-    """``3 steps``, or ``2 steps, 3 branches, 8 tokens``."""
-    tree = f", {spec.branching} branches, {spec.tokens_per_round} tokens" if spec.branching > 1 else ""
-    return f"{spec.steps} steps{tree}"
+    """Such as ``3 steps``."""
+    return f"{spec.steps} steps"
 
 
 def unroll_steps(shapes: Sequence[DraftSpec]) -> int:
-    """The steps that training unrolls for ``shapes``: the steps of the deepest, at most ``MAX_UNROLL_STEPS``."""
-    return min(max(shape.steps for shape in shapes), MAX_UNROLL_STEPS)
+    """The steps that training unrolls for ``shapes``: the steps of the deepest."""
+    return max(shape.steps for shape in shapes)

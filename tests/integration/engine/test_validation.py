@@ -21,7 +21,7 @@ from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_api.v1alpha1.validation import Baseline, ValidationSpec
 from aurora_protocol.evidence_records import Arm, Evidence, VerdictKind
 from aurora_protocol.gate import judge
-from aurora_protocol.pod_settings import SETTINGS_VARIABLE, StoreSettings, ValidationSettings
+from aurora_protocol.pod_settings import SETTINGS_VARIABLE, MeasurementRounds, StoreSettings, ValidationSettings
 from aurora_runtime.validation.rounds.measurement_plan import measurement_plan
 from aurora_store import ObjectStore, Registry
 from tests.assets.model import ensure_model
@@ -84,13 +84,11 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             draft=DraftSpec(),
             validation=ValidationSpec(
                 concurrencies=[1, 2],
-                min_rounds=ROUNDS,
-                max_rounds=ROUNDS,
-                prompts_per_round=1,
                 max_new_tokens=ANSWER_TOKENS,
                 baselines=[Baseline.NGRAM],
                 timeout_seconds=TIMEOUT_SECONDS,
             ),
+            rounds=MeasurementRounds(fewest=ROUNDS, most=ROUNDS, prompts=1),
             device=Device.CPU,
             store=StoreSettings(bucket=config.bucket, root=config.root, endpoint=s3.endpoint, region="us-east-1"),
             candidate=1,
@@ -213,7 +211,7 @@ def test_a_candidate_that_no_pod_would_load_is_rejected_unmeasured(
     ("change", "words"),
     [
         ({"candidate": 7}, "no such object"),
-        ({"validation": ValidationSpec(prompts_per_round=100)}, "wait for traffic"),
+        ({"rounds": MeasurementRounds(prompts=100)}, "wait for traffic"),
     ],
 )
 def test_a_measurement_that_is_impossible_fails_the_job_and_leaves_no_evidence(

@@ -30,6 +30,7 @@ from aurora_protocol.gate import judge
 from aurora_protocol.pod_settings import (
     SETTINGS_VARIABLE,
     CaptureOptions,
+    MeasurementRounds,
     Replica,
     ServingSettings,
     StoreSettings,
@@ -163,13 +164,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             draft=DRAFT,
             validation=ValidationSpec(
                 concurrencies=[1, 2],
-                min_rounds=ROUNDS,
-                max_rounds=ROUNDS,
-                prompts_per_round=1,
                 max_new_tokens=TOKENS,
                 baselines=[Baseline.NGRAM],
                 timeout_seconds=1500,
             ),
+            rounds=MeasurementRounds(fewest=ROUNDS, most=ROUNDS, prompts=1),
             device=Device.AUTO,
             store=store,
             candidate=FIRST_CANDIDATE,

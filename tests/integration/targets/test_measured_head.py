@@ -12,7 +12,7 @@ from aurora_api.v1alpha1.serving import Device
 from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_protocol.evidence_records import Arm, Evidence, VerdictKind
-from aurora_protocol.pod_settings import StoreSettings, ValidationSettings
+from aurora_protocol.pod_settings import MeasurementRounds, StoreSettings, ValidationSettings
 from aurora_runtime.training import lineage
 from aurora_runtime.training.model import checkpoint
 from aurora_store import ObjectStore, Registry
@@ -29,12 +29,10 @@ from tests.unit.training.heads import published
 MEASURING_SECONDS = 1100
 GATE = ValidationSpec(
     concurrencies=[1],
-    min_rounds=5,
-    max_rounds=8,
-    prompts_per_round=1,
     max_new_tokens=32,
     timeout_seconds=MEASURING_SECONDS,
 )
+ROUNDS = MeasurementRounds(most=8, prompts=1)
 pytestmark = pytest.mark.timeout(MEASURING_SECONDS + 300)
 
 
@@ -58,7 +56,7 @@ def measured(head: PublishedHead, s3: S3, folder: Path, name: str) -> Evidence:
     objects.ensure_bucket()
     registry = Registry(objects, KEYS)
     lineage.open_lineage(registry, load_small_target(), DraftSpec(initial=head), lineage.utc_now)
-    put_traces(registry, held_out_traces(model, GATE.prompts_needed * 2 * GATE.min_rounds))
+    put_traces(registry, held_out_traces(model, 2 * ROUNDS.fewest))
     write_keys(folder / "signing")
     settings = ValidationSettings(
         namespace="ns",
@@ -66,6 +64,7 @@ def measured(head: PublishedHead, s3: S3, folder: Path, name: str) -> Evidence:
         target=TargetSpec(model=str(model), dtype=DType.FLOAT32),
         draft=DraftSpec(),
         validation=GATE,
+        rounds=ROUNDS,
         device=Device.CPU,
         store=StoreSettings(bucket=config.bucket, root=config.root, endpoint=s3.endpoint, region="us-east-1"),
         candidate=lineage.HEAD_VERSION,

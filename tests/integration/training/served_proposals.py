@@ -41,7 +41,7 @@ def proposals(
 ) -> Iterator[tuple[Node, set[int]]]:
     """The verify nodes that have children, and the proposals of the training pass there.
 
-    The proposals are the ``branching`` most likely tokens.
+    The proposal is the most likely token.
     """
     (example,) = examples_of(trace, draft.config.vocab_size)
     batch = collate([example], spec.steps, vocabulary, UnrollPath.PROPOSED, with_rejected=True)
@@ -49,7 +49,7 @@ def proposals(
     for node in nodes_of(trace, spec.steps):
         # The last round may reach beyond the answer's end, where nothing is trained.
         if node.children and (node.slot, node.path) in unrolled:
-            best = draft.logits(unrolled[node.slot, node.path].output).topk(spec.branching).indices
+            best = draft.logits(unrolled[node.slot, node.path].output).topk(1).indices
             yield node, set(vocabulary.to_target[best].tolist())
 
 

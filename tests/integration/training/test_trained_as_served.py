@@ -1,7 +1,6 @@
 """Trained as served: on an engine's traces, the training pass makes the same proposals as the engine.
 
-Proposals after accepted and after rejected tokens must agree, and so must the acceptance length. The same for trees is
-in ``tests/integration/trees``.
+Proposals after accepted and after rejected tokens must agree, and so must the acceptance length.
 """
 
 from __future__ import annotations

@@ -45,9 +45,7 @@ def registry(s3: S3, request: pytest.FixtureRequest) -> Registry:
 def test_traces_become_a_candidate_although_the_trainer_is_killed(s3: S3, registry: Registry, tmp_path: Path) -> None:
     traces = json_traces()[:REQUESTS]
     fresh = sum(t.hidden.shape[0] for t in traces if not t.held_out)
-    settings = trainer_settings(
-        registry, ensure_model(), TrainingSpec(publish_tokens=fresh - 2000, publish_seconds=3600)
-    )
+    settings = trainer_settings(registry, ensure_model(), TrainingSpec(publish_tokens=fresh - 2000))
     log = tmp_path / "trainer.log"
 
     with running_trainer(s3, settings, log) as process:

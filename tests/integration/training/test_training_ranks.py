@@ -55,7 +55,7 @@ def test_a_rank_that_dies_ends_all_and_nothing_is_trained_twice(s3: S3, tmp_path
     fresh = sum(t.hidden.shape[0] for t in traces if not t.held_out)
     draft, training = (
         DraftSpec(vocab_size=tiny.DRAFT_VOCAB),
-        TrainingSpec(publish_tokens=fresh // 2, publish_seconds=3600),
+        TrainingSpec(publish_tokens=fresh // 2),
     )
     settings = trainer_settings(registry, tmp_path / "target", training, draft)
     log = tmp_path / "trainer.log"

@@ -159,7 +159,6 @@ def _measured(version: int, active: int, kind: VerdictKind, *, attempt: int) -> 
             torch="2",
             dtype="bfloat16",
             draft_steps=4,
-            draft_branching=1,
             draft_tokens=5,
         ),
         prompts_sha256=_digest(99),

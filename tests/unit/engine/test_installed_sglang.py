@@ -39,7 +39,7 @@ def our_command_lines() -> dict[str, list[str]]:
     found = {}
     for mode in EngineMode:
         for shape in Shape:
-            draft = DraftSpec(shape=shape, branching=1)
+            draft = DraftSpec(shape=shape)
             controller = RoundController(Path("/steps.json"), "{}") if shape is not Shape.FIXED else None
             settings = ServingSettings.model_validate(SETTINGS | {"draft": draft})
             arguments = engine_arguments(

@@ -40,8 +40,6 @@ def test_a_controlled_engine_has_the_draft_of_the_spec_and_states_for_rounds(tmp
         == Eagle3(Path("/draft"), 7, DraftSpec(steps=3)).arguments()
     )
     assert arguments[arguments.index("--speculative-adaptive-config") + 1] == str(tmp_path / "adaptive.json")
-    with pytest.raises(ValueError, match="branching"):
-        Eagle3(Path("/draft"), 7, DraftSpec(steps=3, branching=2, draft_tokens=6), controller)
 
 
 def test_the_baseline_ngram_verifies_as_many_tokens_as_the_widest_round_of_lookup() -> None:

@@ -20,7 +20,7 @@ from aurora_store import Keys
 from tests.unit.operator.simulation import SimulatedCluster, SimulatedStore
 
 PROMPTS_NEEDED = 16
-"""``promptsPerRound`` times the highest of ``concurrencies``, by default."""
+"""Four times the highest of ``concurrencies``, by default."""
 FORWARD = frozenset({RolloutPhase.CANARY, RolloutPhase.ROLLING})
 
 

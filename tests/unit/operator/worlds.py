@@ -145,7 +145,6 @@ def evidence(
             torch="2",
             dtype="float32",
             draft_steps=3,
-            draft_branching=1,
             draft_tokens=4,
         ),
         prompts_sha256=digest(9),

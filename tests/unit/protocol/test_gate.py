@@ -72,15 +72,13 @@ noisy = st.builds(
 
 
 def test_the_bars_are_the_improvement_no_speculation_and_the_tolerances() -> None:
-    policy = GatePolicy(
-        concurrencies=(4, 1, 16), min_improvement=0.25, tolerance=0.5, min_rounds=5, tolerances={16: 0.75}
-    )
+    policy = GatePolicy(concurrencies=(4, 1, 16), min_improvement=0.25, tolerance=0.5, min_rounds=5)
     assert bars(policy) == (
         Bar(Arm.CANDIDATE, Arm.ACTIVE, 4, 1.25),
         Bar(Arm.CANDIDATE, Arm.OFF, 4, 1.0),
         Bar(Arm.CANDIDATE, Arm.ACTIVE, 1, 0.5),
         Bar(Arm.CANDIDATE, Arm.OFF, 1, 0.98),
-        Bar(Arm.CANDIDATE, Arm.ACTIVE, 16, 0.25),
+        Bar(Arm.CANDIDATE, Arm.ACTIVE, 16, 0.5),
         Bar(Arm.CANDIDATE, Arm.OFF, 16, 0.98),
     )
 
@@ -122,12 +120,11 @@ def test_a_candidate_as_fast_as_no_speculation_under_load_passes() -> None:
     assert kind(samples, policy=policy) is VerdictKind.PASS
 
 
-def test_a_tolerance_of_one_concurrency_replaces_the_general_one() -> None:
+def test_the_tolerance_holds_at_the_other_concurrencies() -> None:
     samples = measured(FAST) + measured({Arm.OFF: 10.0, Arm.ACTIVE: 18.0, Arm.CANDIDATE: 15.0}, concurrencies=(16,))
     strict = dataclasses.replace(POLICY, concurrencies=(1, 4, 16))
     assert kind(samples, policy=strict) is VerdictKind.REJECT
-    assert kind(samples, policy=dataclasses.replace(strict, tolerances={16: 0.3})) is VerdictKind.PASS
-    assert kind(samples, policy=dataclasses.replace(strict, tolerances={4: 0.3})) is VerdictKind.REJECT
+    assert kind(samples, policy=dataclasses.replace(strict, tolerance=0.3)) is VerdictKind.PASS
 
 
 def test_a_straddling_interval_is_inconclusive() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -76,7 +77,7 @@ def test_evidence_that_only_says_pass_does_not_pass(forged: Evidence) -> None:
 
 def test_the_bars_are_those_of_the_reader() -> None:
     demanding = GatePolicy.of(ValidationSpec(min_improvement="0.5"))
-    patient = GatePolicy.of(ValidationSpec(min_rounds=6))
+    patient = replace(POLICY, min_rounds=6)
     wide = GatePolicy.of(ValidationSpec(concurrencies=[1, 4, 16]))
     assert passes(evidence(1))
     assert not any(passes(evidence(1), policy) for policy in (demanding, patient, wide))

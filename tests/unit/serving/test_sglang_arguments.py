@@ -16,7 +16,7 @@ def settings(**options: object) -> ServingSettings:
         namespace="n",
         name="s",
         target=TargetSpec(model="org/model", revision="abc"),
-        draft=DraftSpec(steps=2, branching=4, draft_tokens=8),
+        draft=DraftSpec(steps=2),
         store=StoreSettings(bucket="bucket", root="root"),
         **options,  # type: ignore[arg-type]
     )
@@ -31,8 +31,8 @@ def test_the_command_line_follows_the_spec() -> None:
         "--speculative-algorithm": "EAGLE3",
         "--speculative-draft-model-path": "/drafts/v3",
         "--speculative-num-steps": "2",
-        "--speculative-eagle-topk": "4",
-        "--speculative-num-draft-tokens": "8",
+        "--speculative-eagle-topk": "1",
+        "--speculative-num-draft-tokens": "3",
         "--weight-version": "3",
         "--max-running-requests": "256",
         "--speculative-draft-model-quantization": "unquant",

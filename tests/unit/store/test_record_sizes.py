@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from aurora_api.v1alpha1.validation import MAX_ROUNDS
 from aurora_protocol.evidence_records import Arm, Sample
 from aurora_store.objects import MAX_RECORD_BYTES
 from tests.unit.operator.worlds import evidence
 
-ROUNDS_TIMES_CONCURRENCIES = 1000
-"""The limit of ``spec.validation``: maxRounds times the number of concurrencies."""
+ROUNDS_TIMES_CONCURRENCIES = 8 * MAX_ROUNDS
+"""A spec has at most eight concurrencies."""
 
 
 def test_the_evidence_of_the_largest_measurement_fits_into_a_record() -> None:

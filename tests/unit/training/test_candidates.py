@@ -30,7 +30,7 @@ def session_with_gain(registry: Registry, model: TargetModel) -> tuple[Session, 
     held_out = HeldOutSet(8)
     for seed in range(6):
         held_out.add(seed, tuple(examples_of(tiny.trace(seed, answer=20), tiny.VOCAB)))
-    settings = TrainingSpec(publish_tokens=256, publish_seconds=3600)
+    settings = TrainingSpec(publish_tokens=256)
     candidates = Candidates(registry, 1, settings, 3, registry.registration(0), last_draft)
     for _ in range(40):
         session.step(held_out.newest_first())
@@ -40,13 +40,13 @@ def session_with_gain(registry: Registry, model: TargetModel) -> tuple[Session, 
 def test_a_draft_is_registered_only_for_a_gain_and_only_once(model: TargetModel) -> None:
     registry, _ = tiny.memory_registry()
     session, candidates, held_out = session_with_gain(registry, model)
-    assert not candidates.due(255, session.steps)
-    assert candidates.due(256, session.steps)
+    assert not candidates.due(255, session.trained_positions)
+    assert candidates.due(256, session.trained_positions)
     first = candidates.offer(session, held_out, 300)
     assert first.registration is not None
     assert first.registration.version == 1
     assert registry.checkpoint(first.registration).parent == 0
-    assert not candidates.due(600, session.steps)  # no step since
+    assert not candidates.due(600, session.trained_positions)  # nothing trained since
     second = candidates.offer(session, held_out, 600)
     assert second.registration is None
     assert registry.last_version() == 1

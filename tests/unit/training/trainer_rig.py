@@ -75,7 +75,7 @@ class TrainerRig:
             name="s",
             target=TargetSpec(model=str(folder)),
             draft=draft,
-            training=TrainingSpec(replay=0, publish_tokens=1 << 30, publish_seconds=86400),
+            training=TrainingSpec(passes=1, publish_tokens=1 << 29),
             store=StoreSettings(bucket="b", root="r"),
         )
 

@@ -39,7 +39,6 @@ HERE = Environment(
     torch="2",
     dtype="float32",
     draft_steps=3,
-    draft_branching=1,
     draft_tokens=4,
 )
 POLICY = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=3)

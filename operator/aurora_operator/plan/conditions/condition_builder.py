@@ -287,7 +287,7 @@ def _starvation(record: TrainerStatus) -> str:
     return (
         f"the trainer starves: it makes {pace:.1f} optimizer steps a minute, at most {highest:.1f} so far, and"
         f" {record.pending_shards} shards of new traces wait. Give the container trainer more CPU or a GPU of its own"
-        " in training.template, or lower training.replay"
+        " in training.template, or lower training.passes"
     )
 
 

@@ -22,13 +22,15 @@ at one of five evaluations (one order of requests, docs/results/learning.md). Mo
 traffic, which was not measured.
 """
 
+MAX_UNROLL_STEPS: Final = 8
+"""Training unrolls the draft as deep as it is served, up to this depth. Each depth takes a pass of the draft."""
 MEASURED_RATE: Final = 1e-3
 MEASURED_WIDTH: Final = 576
 """The learning rate that is best for drafts of this hidden size (docs/results/learning.md)."""
 
 
 def default_learning_rate(width: int) -> float:
-    """The learning rate for a draft whose hidden states have ``width`` elements, where the user sets none.
+    """The learning rate for a draft whose hidden states have ``width`` elements.
 
     Adam moves each weight by about the learning rate. A product sums ``width`` such moves, so with the same rate a
     wider draft changes more in a step. The rate therefore falls in inverse proportion to the width (arXiv 2203.03466,

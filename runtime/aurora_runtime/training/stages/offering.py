@@ -16,7 +16,7 @@ class Offering:
 
     def due(self) -> bool:
         """Whether the draft should be compared with the last version now."""
-        return self.candidates.due(self._learning.trained_tokens, self._learning.session.steps)
+        return self.candidates.due(self._learning.trained_tokens, self._learning.session.trained_positions)
 
     def offer(self) -> None:
         """Compare the draft with the last version, register it if it gained, and report the result."""

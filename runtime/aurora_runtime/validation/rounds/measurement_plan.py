@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aurora_api.v1alpha1.validation import Baseline
 from aurora_protocol.evidence_records import Arm
@@ -53,4 +53,5 @@ def measurement_plan(settings: ValidationSettings) -> MeasurementPlan:
     if Baseline.NGRAM in spec.baselines:
         arms.append(Arm.NGRAM)
     bound = near_tie_bound(settings.target.dtype)
-    return MeasurementPlan(GatePolicy.of(spec), tuple(arms), spec.max_rounds, spec.prompts_per_round, bound)
+    policy, rounds = replace(GatePolicy.of(spec), min_rounds=settings.rounds.fewest), settings.rounds
+    return MeasurementPlan(policy, tuple(arms), rounds.most, rounds.prompts, bound)

@@ -275,7 +275,7 @@ def test_the_engine_setup_digest_changes_with_everything_that_decides_speed(chan
 
 def test_settings_of_speculation_restart_the_inference_pods_only() -> None:
     before = pods(spec())
-    for change in ({"lookup": "Speculator"}, {"shape": "Adaptive"}):
+    for change in ({"lookup": "Speculator"}, {"shape": "Fixed"}):
         after = pods(spec(draft=change))
         assert {role for role in before if before[role] != after[role]} == {"inference", "validator"}
     limited = pods(spec(serving={"maxRunningRequests": 64}))
@@ -283,10 +283,10 @@ def test_settings_of_speculation_restart_the_inference_pods_only() -> None:
 
 
 def test_pods_get_the_scope_of_lookup_the_shape_and_the_limit_of_requests() -> None:
-    given = spec(draft={"lookup": "Speculator", "shape": "Adaptive"}, serving={"maxRunningRequests": 64})
+    given = spec(draft={"lookup": "Speculator", "shape": "Fixed"}, serving={"maxRunningRequests": 64})
     settings = serving_settings(OWNER, given)
     sent = ServingSettings.from_json(settings.to_variable())
-    assert (sent.draft.lookup, sent.draft.adaptive, sent.max_running_requests) == ("Speculator", True, 64)
+    assert (sent.draft.lookup, sent.draft.adaptive, sent.max_running_requests) == ("Speculator", False, 64)
 
 
 def test_the_share_of_traced_requests_reaches_only_inference_pods() -> None:

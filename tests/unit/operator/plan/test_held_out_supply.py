@@ -33,7 +33,7 @@ from tests.unit.operator.worlds import (
 )
 
 NEEDED = 16
-"""``promptsPerRound`` times the highest of ``concurrencies``, by default."""
+"""Four times the highest of ``concurrencies``, by default."""
 ON_JOB = spec(serving={"replicas": 2})
 ON_REPLICA = spec(serving={"replicas": 2}, validation={"measureOn": "Replica"})
 

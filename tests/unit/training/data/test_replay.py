@@ -238,7 +238,7 @@ def test_a_resumed_trainer_replays_the_same_examples(
 def test_shards_of_few_traces_are_trained_no_more_often_than_large_ones(tmp_path: Path) -> None:
     """Replayed batches are full however small a shard is, so three beside each shard would be many passes."""
     rig = TrainerRig(tmp_path)
-    rig.settings = rig.settings.model_copy(update={"training": TrainingSpec(publish_tokens=1 << 30)})
+    rig.settings = rig.settings.model_copy(update={"training": TrainingSpec(publish_tokens=1 << 29)})
     trainer = rig.trainer(Traffic(rig.registry, 8))
     trainer.run()
     recipe, session = trainer.learning.session.recipe, trainer.learning.session

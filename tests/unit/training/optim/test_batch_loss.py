@@ -76,12 +76,10 @@ def test_a_session_learns_the_distributions_after_rejected_nodes(tmp_path: Path)
     [
         (DraftSpec(steps=5), TrainingSpec(), 576, Recipe(unroll_steps=5)),
         (DraftSpec(steps=16), TrainingSpec(), 576, Recipe(unroll_steps=8)),
-        (DraftSpec(steps=5), TrainingSpec(unroll_steps=2), 576, Recipe(unroll_steps=2)),
-        (DraftSpec(), TrainingSpec(replay=1, passes=3), 576, Recipe(replay=1, passes=3)),
-        (DraftSpec(), TrainingSpec(replay=0), 576, Recipe(replay=0)),
+        (DraftSpec(), TrainingSpec(passes=3), 576, Recipe(replay=2, passes=3)),
+        (DraftSpec(), TrainingSpec(passes=1), 576, Recipe(replay=0, passes=1)),
         (DraftSpec(), TrainingSpec(), 64, Recipe()),
         (DraftSpec(), TrainingSpec(), 2304, Recipe(learning_rate=0.25e-3)),
-        (DraftSpec(), TrainingSpec(learning_rate="0.002"), 2304, Recipe(learning_rate=2e-3)),
     ],
 )
 def test_the_recipe_follows_the_custom_resource_and_the_width_of_the_target(

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from aurora_api.v1alpha1.validation import ValidationSpec
+from aurora_api.v1alpha1.validation import MAX_ROUNDS, PROMPTS_PER_ROUND, ValidationSpec
 from aurora_protocol.evidence_records import Arm, BaselineSamples, MeasurementEnd, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.gate.budget import Ending
@@ -30,9 +30,9 @@ def plan(max_rounds: int = 12) -> MeasurementPlan:
 
 
 def test_the_operator_knows_how_many_prompts_a_measurement_needs() -> None:
-    spec = ValidationSpec(concurrencies=[2, 8, 4], prompts_per_round=3)
-    planned = MeasurementPlan(GatePolicy.of(spec), ARMS, spec.max_rounds, spec.prompts_per_round)
-    assert planned.prompts_needed == spec.prompts_needed == 24
+    spec = ValidationSpec(concurrencies=[2, 8, 4])
+    planned = MeasurementPlan(GatePolicy.of(spec), ARMS, MAX_ROUNDS, PROMPTS_PER_ROUND)
+    assert planned.prompts_needed == spec.prompts_needed == 32
 
 
 @dataclass

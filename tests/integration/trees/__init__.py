@@ -1,1 +1,0 @@
-"""Drafts that propose trees, which is not the default shape, on real SGLang."""
