@@ -16,7 +16,7 @@ from functools import partial
 
 from aurora_operator import metrics
 from aurora_operator.observe.observed import FleetView
-from aurora_operator.plan.upgrade.decision import UpgradeDecision, UpgradeStage
+from aurora_operator.plan.operator_upgrade import UpgradeDecision, UpgradeStage
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ START_SECONDS = 30.0
 """No turn is given for this long after the first loop started: more loops may follow."""
 MAX_UNKNOWN_SECONDS = 600.0
 """Speculators that could not be observed for this long no longer hold up the order."""
+_SHOWN = {"waiting": UpgradeStage.WAITING, "restarting": UpgradeStage.RESTARTING, "failed": UpgradeStage.FAILED}
 
 
 class Fleet:
@@ -39,26 +40,21 @@ class Fleet:
         self._clock = clock
         self._started_seconds = 0.0
         self._unknown: set[Key] = set()
-        self._known: set[Key] = set()
-        self._restarting: set[Key] = set()
-        self._waiting: set[Key] = set()
-        self._waiting_and_whole: set[Key] = set()
-        self._failed: set[Key] = set()
-        for stage, keys in (("waiting", self._waiting), ("restarting", self._restarting), ("failed", self._failed)):
-            metrics.UPGRADES.labels(stage).set_function(partial(len, keys))
+        self._decisions: dict[Key, UpgradeDecision | None] = {}
+        for name, stage in _SHOWN.items():
+            metrics.UPGRADES.labels(name).set_function(partial(self._count, stage))
 
     def expect(self, key: Key) -> None:
         """A loop starts, which will report."""
-        if not self._known and not self._unknown:
+        if not self._decisions and not self._unknown:
             self._started_seconds = self._clock()
-        if key not in self._known:
+        if key not in self._decisions:
             self._unknown.add(key)
 
     def forget(self, key: Key) -> None:
         """Remove all that is known about the speculator."""
         self._unknown.discard(key)
-        self._known.discard(key)
-        self._leave_order(key)
+        self._decisions.pop(key, None)
 
     def view(self, key: Key) -> FleetView:
         """The fleet without the speculator ``key``."""
@@ -66,36 +62,30 @@ class Fleet:
         all_known = not self._unknown - {key} or elapsed_seconds >= MAX_UNKNOWN_SECONDS
         return FleetView(
             known=all_known and elapsed_seconds >= START_SECONDS,
-            restarting=len(self._restarting - {key}),
-            others_wait=bool(self._waiting_and_whole - {key}),
-            failed=bool(self._failed - {key}),
+            restarting=self._count(UpgradeStage.RESTARTING, key),
+            failed=self._count(UpgradeStage.FAILED, key),
+            others_wait=any(
+                made is not None and made.stage is UpgradeStage.WAITING and made.whole
+                for other, made in self._decisions.items()
+                if other != key
+            ),
         )
 
-    def report(self, key: Key, decision: UpgradeDecision) -> None:
-        """Take over what a loop has decided for its speculator."""
-        pending = decision.stage in (UpgradeStage.WAITING, UpgradeStage.RESTARTING)
-        failed = pending and bool(decision.failure)
-        if failed and key not in self._failed:
-            log.warning("%s/%s: its upgrade failed, so no further speculator restarts: %s", *key, decision.failure)
-        self.forget(key)
-        self._known.add(key)
-        if decision.stage is UpgradeStage.RESTARTING:
-            self._restarting.add(key)
-        elif decision.stage is UpgradeStage.WAITING:
-            self._waiting.add(key)
-            if decision.whole:
-                self._waiting_and_whole.add(key)
-        if failed:
-            self._failed.add(key)
+    def report(self, key: Key, decision: UpgradeDecision | None) -> None:
+        """Take over what a loop has decided for its speculator.
 
-    def report_unusable(self, key: Key) -> None:
-        """The spec cannot be used, or the speculator is being deleted: it takes no turn, and gives back one it has.
-
-        Nobody can tell when such a turn would end. Once the spec can be used again, the loop reports the restart again.
+        None: its spec cannot be used, or it is being deleted. It takes no turn, and gives back one that it has, because
+        nobody can tell when such a turn would end.
         """
-        self.forget(key)
-        self._known.add(key)
+        if decision is not None and decision.failure and not self._failure(key):
+            log.warning("%s/%s: its upgrade failed: %s", *key, decision.failure)
+        self._unknown.discard(key)
+        self._decisions[key] = decision
 
-    def _leave_order(self, key: Key) -> None:
-        for keys in (self._restarting, self._waiting, self._waiting_and_whole, self._failed):
-            keys.discard(key)
+    def _failure(self, key: Key) -> str:
+        former = self._decisions.get(key)
+        return "" if former is None else former.failure
+
+    def _count(self, stage: UpgradeStage, without: Key | None = None) -> int:
+        """How many speculators, besides ``without``, are in ``stage``."""
+        return sum(made is not None and made.stage is stage for key, made in self._decisions.items() if key != without)

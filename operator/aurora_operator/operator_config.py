@@ -49,7 +49,9 @@ class OperatorConfig:
     fixed_user: bool = True
     """Run pods as a user of our choice. False: the cluster chooses the user, as OpenShift does for each namespace."""
     upgrade_max_concurrent: int = 1
-    """How many speculators may restart their pods at the same time because of an upgrade of the operator."""
+    """How many speculators may restart their pods at the same time because of an upgrade of the operator. 0: none."""
+    upgrade_max_failed: int = 1
+    """How many of these restarts may fail before no other speculator restarts."""
     scraper_namespaces: tuple[str, ...] = ()
     """Namespaces whose pods may read the metrics of agents."""
     stores: StorePolicy = field(default_factory=StorePolicy)
@@ -92,7 +94,8 @@ class OperatorConfig:
             pull_policy=env.get("AURORA_PULL_POLICY", "IfNotPresent"),
             pull_secrets=_names(env.get("AURORA_PULL_SECRETS", "")),
             fixed_user=_flag(env, "AURORA_FIXED_USER", default=True),
-            upgrade_max_concurrent=_number(env, "AURORA_UPGRADE_MAX_CONCURRENT", default=1),
+            upgrade_max_concurrent=_number(env, "AURORA_UPGRADE_MAX_CONCURRENT", default=1, minimum=0),
+            upgrade_max_failed=_number(env, "AURORA_UPGRADE_MAX_FAILED", default=1, minimum=0),
             scraper_namespaces=_names(env.get("AURORA_SCRAPER_NAMESPACES", "")),
             stores=_stores(env),
             metrics_port=_number(env, "AURORA_METRICS_PORT", default=8080),

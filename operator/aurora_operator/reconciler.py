@@ -34,8 +34,8 @@ from aurora_operator.plan.actions import CONDITION_PERIOD
 from aurora_operator.plan.candidate.recalled_replica import seconds_until_loan
 from aurora_operator.plan.candidate.validation import seconds_until_retry
 from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
+from aurora_operator.plan.operator_upgrade import UpgradeStage
 from aurora_operator.plan.status_builder import differs_in_decisions
-from aurora_operator.plan.upgrade.decision import UpgradeStage
 from aurora_protocol.agent_client import AgentClient
 
 log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class Reconciler:
             return _rest_seconds()
         stored = claimed
         if "deletionTimestamp" in stored["metadata"]:
-            self._fleet.report_unusable(self._key)
+            self._fleet.report(self._key, None)
             metrics.forget_observations(*self._key)
             FIGURES.record_deletion(*self._key, datetime.fromisoformat(stored["metadata"]["deletionTimestamp"]))
             return await self._deletion.advance(stored)
@@ -121,7 +121,7 @@ class Reconciler:
         try:
             snapshot = await self._observer.observe(stored)
         except InvalidSpec as error:
-            self._fleet.report_unusable(self._key)
+            self._fleet.report(self._key, None)
             await self._report_invalid_spec(error)
             return _rest_seconds()
         FIGURES.begin(*self._key)
@@ -163,7 +163,7 @@ class Reconciler:
         return stored if named == own else await claim(self._api, stored, own)
 
     def _say_yielded(self, stored: Object, named: OperatorIdentity) -> None:
-        self._fleet.report_unusable(self._key)
+        self._fleet.report(self._key, None)
         metrics.forget_observations(*self._key)
         FIGURES.forget(*self._key)
         namespace, name = self._key
@@ -195,7 +195,7 @@ class Reconciler:
         if decided.upgrade is not None:
             self._fleet.report(self._key, decided.upgrade)
         elif observed.spec_fault:
-            self._fleet.report_unusable(self._key)
+            self._fleet.report(self._key, None)
         # A plan that only sets the finalizer decides nothing about the upgrade: the speculator keeps its turn.
         self._last = await self._actor.act(decided, snapshot, self._observer.store)
         self._refusals_in_a_row = self._refusals_in_a_row + 1 if self._last.apply_errors else 0

@@ -42,13 +42,6 @@ def _refuse_speculative_flags() -> str:
     return f"self.all(a, !a.startsWith('--') || {allowed} || !(a.startsWith('--speculative-') || {abbreviates}))"
 
 
-class OperatorUpgrade(StrEnum):
-    """When pods take the images and settings of another version of the operator."""
-
-    STAGED = "Staged"
-    WITH_SPEC = "WithSpec"
-
-
 class UpdateSpec(Model):
     """How pods are replaced when their image or arguments change, as in a Deployment. A draft swap replaces no pod."""
 
@@ -85,16 +78,6 @@ class UpdateSpec(Model):
         description=(
             "Pods, or a percentage of `replicas`, that may be missing during an update. Set 1, with `maxSurge` 0,"
             " where no machine is to spare. A single replica is then away during an update."
-        ),
-    )
-    operator_upgrade: OperatorUpgrade = Field(
-        default=OperatorUpgrade.STAGED,
-        description=(
-            "When the pods restart after an upgrade of the operator. `Staged`: when it is this speculator's turn. The"
-            " operator restarts one speculator after the other (chart value `upgrade.maxConcurrent`). `WithSpec`: with"
-            " the next change of this speculator's own serving settings. A change of these settings always restarts the"
-            " pods at once. If the restart of an upgrade fails, set `WithSpec` to let the other speculators go on: this"
-            " one gives its turn back, and keeps the template that failed."
         ),
     )
 

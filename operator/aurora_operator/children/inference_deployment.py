@@ -15,6 +15,8 @@ Invariants:
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,6 +50,12 @@ from aurora_protocol.pod_settings import (
 )
 from aurora_protocol.signatures import KeyName
 
+CHOICE_ANNOTATION = "aurora.dev/choice-digest"
+"""Digest of what the user chose for the pods, by :func:`choice_digest`."""
+TEMPLATE_ANNOTATION = "aurora.dev/template-digest"
+"""Digest of the template that the operator made of it."""
+RESTART_ANNOTATION = "aurora.dev/upgrade-restart-since"
+"""When the pods began to restart because of an upgrade of the operator. Absent once all of them are ready again."""
 AGENT_MODULE = "aurora_runtime.serving.agent"
 AGENT_RESOURCES = {"requests": {"cpu": "100m", "memory": "128Mi"}}
 """Without a CPU request of its own the agent starves beside a busy engine, and its probes fail."""
@@ -90,12 +98,37 @@ def inference_template(owner: Owner, spec: SpeculatorSpec, config: OperatorConfi
     return pod_template(owner, spec, config, INFERENCE, _pod(owner, spec, config), spec.serving.template)
 
 
+def choice_digest(owner: Owner, spec: SpeculatorSpec) -> str:
+    """Digest of what the user chose for the inference pods: the fields that differ from their defaults.
+
+    A field that another version of the operator added is no change by the user while it has its default.
+    """
+    settings, serving = serving_settings(owner, spec), spec.serving
+    return _digest(
+        {
+            "image": serving.image,
+            "credentials": store_credentials(spec, INFERENCE).model_dump(mode="json", exclude_defaults=True),
+            "template": serving.template.model_dump(mode="json", exclude_defaults=True),
+            "settings": settings.model_dump(mode="json", exclude_defaults=True),
+        }
+    )
+
+
+def template_digest(template: Object) -> str:
+    """Digest of a pod template that the operator made."""
+    return _digest(template)
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def deployment(owner: Owner, spec: SpeculatorSpec, template: Object, annotations: Mapping[str, str]) -> Object:
     """The Deployment of the inference pods.
 
     Args:
-        template: what :func:`inference_template` returns, or the template of an earlier version of the operator.
-        annotations: what :mod:`aurora_operator.children.applied_template` keeps about ``template``.
+        template: what :func:`inference_template` returns, or the live template while an upgrade waits.
+        annotations: the digests of ``template``, which ``plan.operator_upgrade`` compares.
     """
     made = child(
         owner,

@@ -41,7 +41,7 @@ ACTIVE_VERSION = Gauge("aurora_speculator_active_version", "The active version o
 UPGRADES = Gauge(
     "aurora_upgrade_speculators",
     "Speculators whose pods have not restarted yet since an upgrade of the operator, by stage: waiting, restarting or"
-    " failed (no further speculator restarts).",
+    " failed.",
     ("stage",),
 )
 

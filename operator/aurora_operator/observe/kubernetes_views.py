@@ -6,7 +6,11 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from aurora_operator.children.applied_template import read_applied_template
+from aurora_operator.children.inference_deployment import (
+    CHOICE_ANNOTATION,
+    RESTART_ANNOTATION,
+    TEMPLATE_ANNOTATION,
+)
 from aurora_operator.children.metadata import (
     ATTEMPT_LABEL,
     ENGINE_CONTAINER,
@@ -100,13 +104,15 @@ def deployed_template(deployment: Object | None) -> DeployedTemplate | None:
     status, wanted = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
     seen = status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
     counts = [status.get(count, 0) for count in ("replicas", "updatedReplicas", "readyReplicas")]
-    progress = condition(deployment, "Progressing")
+    progress, annotations = condition(deployment, "Progressing"), deployment["metadata"].get("annotations") or {}
     return DeployedTemplate(
         template=deployment["spec"].get("template", {}),
-        applied=read_applied_template(deployment),
         whole=seen and counts == [wanted] * 3,
         failure=progress.get("message", "") if seen and progress.get("status") == "False" else "",
         progressed=_time(progress.get("lastUpdateTime")),
+        choice_digest=annotations.get(CHOICE_ANNOTATION, ""),
+        template_digest=annotations.get(TEMPLATE_ANNOTATION, ""),
+        restarting_since=_time_or_none(annotations.get(RESTART_ANNOTATION, "")),
     )
 
 
@@ -202,6 +208,15 @@ def condition(obj: Object, kind: str) -> dict[str, Any]:
 
 def _time(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
+
+
+def _time_or_none(text: str) -> datetime | None:
+    """The time in an annotation, which anybody may write; None for anything but a time with a zone."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return time if time.tzinfo is not None else None
 
 
 def _started_together(containers: Iterable[Object]) -> bool:

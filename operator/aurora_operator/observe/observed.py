@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import SpeculatorStatus
-from aurora_operator.children.applied_template import AppliedTemplate
 from aurora_operator.children.owner import Owner
 from aurora_operator.kubernetes_api import Object
 from aurora_protocol.agent_api import AgentState, MeasurementStatus
@@ -161,14 +160,18 @@ class DeployedTemplate:
 
     template: Object
     """As the API server stores it, with defaults."""
-    applied: AppliedTemplate | None
-    """As the operator applied it; None when the Deployment does not keep it in a form that can be read."""
     whole: bool
     """The controller has seen the template, and every wanted pod has it and is ready."""
     failure: str = ""
     """Why the pods of the template do not become ready, once the progress deadline is over."""
     progressed: datetime | None = None
     """When the Deployment's controller last saw pods of the template appear or become ready."""
+    choice_digest: str = ""
+    """Digest of what the user chose when the operator applied the template. Empty: the Deployment keeps none."""
+    template_digest: str = ""
+    """Digest of the template that the operator made of it. While an upgrade waits, that of the former operator."""
+    restarting_since: datetime | None = None
+    """Since when the pods restart because of an upgrade of the operator."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +184,8 @@ class FleetView:
     """How many of the others restart."""
     others_wait: bool = False
     """Another speculator, whose pods are all ready, waits for its turn."""
-    failed: bool = False
-    """The upgrade of another speculator failed."""
+    failed: int = 0
+    """How many restarts of the others failed."""
 
 
 @dataclass(frozen=True)

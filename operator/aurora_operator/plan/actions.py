@@ -10,7 +10,7 @@ from datetime import timedelta
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.plan.upgrade.decision import UpgradeDecision
+from aurora_operator.plan.operator_upgrade import UpgradeDecision
 from aurora_protocol.agent_api import MeasurementRequest, SwapRequest
 from aurora_protocol.draft_records import Channel
 

@@ -33,6 +33,7 @@ from aurora_operator.plan.lost_records import (
     with_followed_epoch,
     without_lost_versions,
 )
+from aurora_operator.plan.operator_upgrade import decide_upgrade, with_upgrade_condition
 from aurora_operator.plan.rest import is_at_rest, trainer_replicas, with_rest_message
 from aurora_operator.plan.rollout import transition
 from aurora_operator.plan.rollout.roll import read_roll
@@ -40,8 +41,6 @@ from aurora_operator.plan.rollout.steps import Step
 from aurora_operator.plan.rollout.world import Pod
 from aurora_operator.plan.root_ownership import TAKING_OVER, OwnershipDecision, decide_ownership
 from aurora_operator.plan.status_builder import StatusChanges, status_of, worth_writing
-from aurora_operator.plan.upgrade.decision import decide as decide_upgrade
-from aurora_operator.plan.upgrade.report import upgrade_notes, with_upgrade_condition
 from aurora_operator.plan.wanted_children import children, obsolete_jobs
 from aurora_operator.plan.world_builder import rollout_pods, world_of
 from aurora_protocol.agent_api import SwapRequest
@@ -90,7 +89,7 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         children=() if upgrade is None else children(observed, config, upgrade),
         advance=None if advance is None else with_digests(advance, stored),
         status=status if writes_status else None,
-        notes=() if makes_keys else (*made.notes, *ownership.notes, *upgrade_notes(observed.status, status)),
+        notes=() if makes_keys else (*made.notes, *ownership.notes),
         decisions=() if makes_keys else made.decisions,
         moving=made.moving or advance is not None,
         upgrade=upgrade,

@@ -12,9 +12,9 @@ from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import JobView, Observed, WorkloadView
 from aurora_operator.operator_config import OperatorConfig
+from aurora_operator.plan.operator_upgrade import UpgradeDecision
 from aurora_operator.plan.rest import trainer_replicas
 from aurora_operator.plan.root_ownership import holds_workloads
-from aurora_operator.plan.upgrade.decision import UpgradeDecision
 
 
 def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecision) -> tuple[Object, ...]:
@@ -33,7 +33,7 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
     trainer = trainer_deployment(owner, spec, config, trainer_replicas(observed), has_hung_pod=hung)
     if observed.trainer is not None:
         trainer = with_accepted_labels(trainer, observed.trainer.kueue_labels, observed.trainer.ready)
-    serving = deployment(owner, spec, upgrade.applied.template, upgrade.annotations)
+    serving = deployment(owner, spec, upgrade.template, upgrade.annotations)
     workloads = (_unpaused(trainer, observed.trainer), _unpaused(serving, observed.deployment))
     return (
         *service_accounts(owner, spec),

@@ -94,7 +94,7 @@ def world_of(
 def _is_restarting(observed: Observed) -> bool:
     """Whether pods of two templates serve because of an upgrade of the operator."""
     deployed = observed.deployed
-    return deployed is not None and deployed.applied is not None and deployed.applied.restarting and not deployed.whole
+    return deployed is not None and deployed.restarting_since is not None and not deployed.whole
 
 
 def _newer_version(observed: Observed, validation: ValidationDecision, rejected: frozenset[int]) -> int | None:

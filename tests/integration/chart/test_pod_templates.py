@@ -143,7 +143,7 @@ OTHER_CHANGES: list[dict[str, Any]] = [
     {"rollout": {"pin": 0}},
     {"store": {"deletionPolicy": "Delete"}},
     {"store": {"deletionPolicy": "Retain"}},
-    {"serving": {"update": {"operatorUpgrade": "WithSpec"}}, "training": {"suspended": True}},
+    {"training": {"suspended": True}},
 ]
 TEMPLATE_CHANGES: list[dict[str, Any]] = [
     {"serving": {"template": {"spec": {"nodeSelector": {"gpu": "a100"}}}}},

@@ -79,7 +79,7 @@ def test_an_endpoint_of_a_rule_may_have_a_port_and_a_path(endpoint: str) -> None
         ("--set=shard=EU west", "at '/shard'"),
         (f"--set=shard={'a' * 31}", "at '/shard'"),
         ("--set=shard=eu,watchNamespaces={a}", "shard and watchNamespaces are both set"),
-        ("--set=upgrade.maxConcurrent=0", "at '/upgrade/maxConcurrent'"),
+        ("--set=upgrade.maxFailed=-1", "at '/upgrade/maxFailed'"),
         ("--set=watchNamespaces={A}", "at '/watchNamespaces/0'"),
         ("--set=watchNamespaces={a,a}", "at '/watchNamespaces'"),
         ("--set=secretNames={a b}", "at '/secretNames/0'"),
@@ -137,7 +137,7 @@ def test_the_operator_is_told_its_lease_its_shard_and_the_staged_upgrade() -> No
     environment = operator_environment(render(values=SHARD, release="blue"), "blue-operator")
     assert environment["AURORA_LEASE_NAME"] == "blue-operator"
     assert (environment["AURORA_SHARD"], environment["AURORA_WATCH_NAMESPACES"]) == ("blue", "")
-    assert environment["AURORA_UPGRADE_MAX_CONCURRENT"] == "5"
+    assert (environment["AURORA_UPGRADE_MAX_CONCURRENT"], environment["AURORA_UPGRADE_MAX_FAILED"]) == ("5", "2")
 
 
 def test_the_operator_is_told_the_stores_that_the_administrator_allows() -> None:

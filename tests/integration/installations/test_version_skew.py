@@ -13,8 +13,7 @@ from kubernetes.config import new_client_from_config
 from aurora_api import API_VERSION, KIND
 from aurora_api.crd import crd
 from aurora_api.v1alpha1.status import SpeculatorStatus
-from aurora_operator.children.applied_template import TEMPLATE_ANNOTATION
-from aurora_operator.children.inference_deployment import deployment, inference_template
+from aurora_operator.children.inference_deployment import TEMPLATE_ANNOTATION, deployment, inference_template
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import InvalidSpec
 from aurora_operator.kubernetes_api import DEPLOYMENT, SPECULATOR, Object
@@ -22,7 +21,7 @@ from aurora_operator.observe.kubernetes_views import deployed_template
 from aurora_operator.observe.observed import FleetView
 from aurora_operator.observe.stored_resource import parse
 from aurora_operator.plan import plan
-from aurora_operator.plan.upgrade.decision import UpgradeStage, decide
+from aurora_operator.plan.operator_upgrade import UpgradeStage, decide_upgrade
 from tests.rig.api_server import ApiServer, api_server
 from tests.rig.sync_api import SyncApi
 from tests.unit.operator.upgrades import config
@@ -118,8 +117,8 @@ def apply_decided(api: SyncApi, owner: Owner, version: int, fleet: FleetView) ->
     """Look at the Deployment as the operator of ``version`` does, and apply what it decides."""
     live = api.get(DEPLOYMENT, NAMESPACE, owner.name)
     world = observed(owner=owner, deployed=deployed_template(live), fleet=fleet)
-    made = decide(world, config(version), NOW)
-    api.apply(deployment(owner, world.spec, made.applied.template, made.annotations))
+    made = decide_upgrade(world, config(version), NOW)
+    api.apply(deployment(owner, world.spec, made.template, made.annotations))
     return made.stage, api.get(DEPLOYMENT, NAMESPACE, owner.name)
 
 
@@ -129,12 +128,12 @@ def images(live: Object) -> set[str]:
 
 @pytest.mark.parametrize("keeps_template", [True, False])
 def test_a_deployment_keeps_its_pods_until_its_turn(server: ApiServer, api: SyncApi, keeps_template: bool) -> None:
-    """Without an annotation that can be read, the stored template is taken."""
+    """Without its digest too, the stored template is taken."""
     install(server, crd())
     name = "kept" if keeps_template else "found"
     owner = parse(create(api, name))[0]
     world = observed(owner=owner)
-    made = decide(world, config(1), NOW)
+    made = decide_upgrade(world, config(1), NOW)
     annotations = made.annotations if keeps_template else {}
     api.apply(deployment(owner, world.spec, inference_template(owner, world.spec, config(1)), annotations))
     before = copy.deepcopy(api.get(DEPLOYMENT, NAMESPACE, name))
@@ -157,8 +156,8 @@ def test_a_user_who_deletes_the_annotation_restarts_no_pod(server: ApiServer, ap
     install(server, crd())
     owner = parse(create(api, "edited"))[0]
     world = observed(owner=owner)
-    made = decide(world, config(1), NOW)
-    applied = api.apply(deployment(owner, world.spec, made.applied.template, made.annotations))
+    made = decide_upgrade(world, config(1), NOW)
+    applied = api.apply(deployment(owner, world.spec, made.template, made.annotations))
     server.kubectl("annotate", "deployment", "edited", "-n", NAMESPACE, f"{TEMPLATE_ANNOTATION}-")
     stage, found = apply_decided(api, owner, 1, FleetView(restarting=1))
     assert found["spec"] == applied["spec"]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from aurora_operator import metrics
-from aurora_operator.children.applied_template import AppliedTemplate
 from aurora_operator.fleet import MAX_UNKNOWN_SECONDS, START_SECONDS, Fleet
 from aurora_operator.observe.observed import FleetView
-from aurora_operator.plan.upgrade.decision import UpgradeDecision, UpgradeStage
+from aurora_operator.plan.operator_upgrade import UpgradeDecision, UpgradeStage
 
 A, B, C = ("team", "a"), ("team", "b"), ("team", "c")
 
 
 def decision(stage: UpgradeStage, *, whole: bool = True, failure: str = "") -> UpgradeDecision:
-    return UpgradeDecision(AppliedTemplate({}, {}), {}, stage, whole, failure)
+    return UpgradeDecision({}, {}, stage, whole, failure)
 
 
 def counts() -> dict[str, float]:
@@ -28,10 +27,10 @@ def test_a_loop_sees_the_others_and_not_itself() -> None:
     assert fleet.view(A) == FleetView(restarting=0, others_wait=True)
     assert fleet.view(B) == FleetView(restarting=1, others_wait=False), "one that is broken does not come first"
     assert counts() == {"waiting": 2, "restarting": 1, "failed": 0}
-    fleet.report(A, decision(UpgradeStage.RESTARTING, failure="timed out"))
-    assert (fleet.view(B).failed, fleet.view(A).failed) == (True, False)
+    fleet.report(A, decision(UpgradeStage.FAILED, failure="timed out"))
+    assert (fleet.view(B).failed, fleet.view(A).failed) == (1, 0)
     assert counts()["failed"] == 1
-    fleet.report(A, decision(UpgradeStage.CURRENT, failure="refused, but nothing waits for it"))
+    fleet.report(A, decision(UpgradeStage.CURRENT))
     assert fleet.view(B) == FleetView()
 
 
@@ -40,12 +39,12 @@ def test_a_speculator_that_is_gone_or_cannot_be_used_waits_no_more() -> None:
     for key in (A, B):
         fleet.report(key, decision(UpgradeStage.WAITING))
     fleet.forget(A)
-    fleet.report_unusable(B)
+    fleet.report(B, None)
     assert fleet.view(C) == FleetView()
-    for failure in ("", "timed out"):
-        fleet.report(B, decision(UpgradeStage.RESTARTING, failure=failure))
-        assert fleet.view(C) == FleetView(restarting=1, failed=bool(failure))
-        fleet.report_unusable(B)
+    for stage in (UpgradeStage.RESTARTING, UpgradeStage.FAILED):
+        fleet.report(B, decision(stage))
+        assert fleet.view(C) != FleetView()
+        fleet.report(B, None)
         assert fleet.view(C) == FleetView(), "nobody can tell when its turn would end"
 
 

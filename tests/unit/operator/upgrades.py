@@ -16,15 +16,20 @@ from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.kubernetes_views import deployed_template
 from aurora_operator.observe.observed import Observed
 from aurora_operator.operator_config import OperatorConfig
-from aurora_operator.plan.upgrade.decision import UpgradeDecision, decide
+from aurora_operator.plan.operator_upgrade import UpgradeDecision, decide_upgrade
 from tests.unit.operator.worlds import CONFIG, NOW, OWNER, observed, spec
 
 __all__ = ["MAX_UNKNOWN_SECONDS", "Operator", "Speculator", "config", "running", "started"]
 
 
-def config(version: int, max_concurrent: int = 1) -> OperatorConfig:
+def config(version: int, max_concurrent: int = 1, max_failed: int = 1) -> OperatorConfig:
     """The settings of an operator with images of its own."""
-    return replace(CONFIG, agent_image=f"agent:{version}", upgrade_max_concurrent=max_concurrent)
+    return replace(
+        CONFIG,
+        agent_image=f"agent:{version}",
+        upgrade_max_concurrent=max_concurrent,
+        upgrade_max_failed=max_failed,
+    )
 
 
 @dataclass
@@ -40,7 +45,7 @@ class Speculator:
     unusable: bool = False
     """The spec cannot be used, or the speculator is being deleted."""
     gave_back: bool = False
-    """The pods restart without a turn: the speculator was unusable since the restart began, or its user gave it up."""
+    """The pods restart without a turn: the speculator was unusable since the restart began, or the restart failed."""
     spec_changed: bool = False
     """A user changed the spec since the Deployment was applied last."""
 
@@ -65,18 +70,12 @@ class Speculator:
         self.spec = spec(serving=parts["serving"] | serving)
         self.spec_changed |= before.serving != self.spec.serving
 
-    def change_update(self, operator_upgrade: str) -> None:
-        """A user changes ``serving.update.operatorUpgrade``, which concerns no pod."""
-        changed = self.spec_changed
-        self.change(update={"operatorUpgrade": operator_upgrade})
-        self.spec_changed = changed
-
     def observe(self) -> Observed:
         return observed(owner=self.owner, spec=self.spec, deployed=deployed_template(copy.deepcopy(self.live)))
 
     def apply(self, made: UpgradeDecision) -> None:
         """The API server stores the Deployment. Pods restart when their template changes."""
-        new = deployment(self.owner, self.spec, made.applied.template, made.annotations)
+        new = deployment(self.owner, self.spec, made.template, made.annotations)
         former = self.live
         changed = former is None or former["spec"]["template"] != new["spec"]["template"]
         if former is not None and changed:
@@ -124,14 +123,14 @@ class Operator:
     def decide(self, speculator: Speculator, **more: Any) -> UpgradeDecision:
         """Look at a speculator and decide, as the reconciler does."""
         seen = replace(speculator.observe(), fleet=self._fleet.view(speculator.key), **more)
-        made = decide(seen, self.config, NOW + timedelta(seconds=self._clock()))
+        made = decide_upgrade(seen, self.config, NOW + timedelta(seconds=self._clock()))
         self._fleet.report(speculator.key, made)
         return made
 
     def find_unusable(self, speculator: Speculator) -> None:
         """Look at a speculator whose spec cannot be used, or that is being deleted."""
         speculator.unusable, speculator.gave_back = True, speculator.upgrading
-        self._fleet.report_unusable(speculator.key)
+        self._fleet.report(speculator.key, None)
 
     def look(self, *speculators: Speculator) -> None:
         for speculator in speculators:

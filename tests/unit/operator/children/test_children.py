@@ -19,7 +19,7 @@ from aurora_operator.children.owner import Owner
 from aurora_operator.children.trainer_deployment import LOST_NODE_SECONDS, gpu_count, trainer_deployment
 from aurora_operator.children.validation_job import ValidationAttempt, engine_setup_digest, job
 from aurora_operator.operator_config import OperatorConfig
-from aurora_operator.plan.upgrade.decision import decide
+from aurora_operator.plan.operator_upgrade import decide_upgrade
 from aurora_operator.plan.wanted_children import children
 from aurora_protocol.pod_settings import Replica, ServingSettings, TrainerSettings, ValidationSettings
 from tests.unit.operator.worlds import CONFIG, NOW, OWNER, observed, spec
@@ -333,7 +333,7 @@ def test_only_the_operator_reaches_agents_and_validators_too_where_replicas_are_
 
 
 def test_children_are_owned_and_named_after_the_speculator() -> None:
-    made = children(observed(), CONFIG, decide(observed(), CONFIG, NOW))
+    made = children(observed(), CONFIG, decide_upgrade(observed(), CONFIG, NOW))
     assert len({(child["kind"], child["metadata"]["name"]) for child in made}) == len(made) == 7
     for child in made:
         assert child["metadata"]["ownerReferences"][0]["uid"] == OWNER.uid

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from aurora_operator.children.access import service_accounts
-from aurora_operator.children.applied_template import template_inputs
+from aurora_operator.children.inference_deployment import choice_digest
 from aurora_protocol.pod_settings import ServingSettings, TrainerSettings, ValidationSettings
 from tests.unit.operator.children.test_children import containers, pods, variables
 from tests.unit.operator.worlds import OWNER, spec
@@ -66,12 +66,10 @@ def test_no_service_account_is_made_when_each_role_names_one() -> None:
 
 
 def test_only_the_credentials_of_serving_count_as_a_change_of_the_inference_pods() -> None:
-    before = template_inputs(OWNER, spec())
+    before = choice_digest(OWNER, spec())
     for role in ("training", "validation"):
-        other = template_inputs(OWNER, spec(**store(**{role: {"secretRef": {"name": "own"}}})))
-        assert not other.differ_from(before.every)
-    own = template_inputs(OWNER, spec(**store(serving={"secretRef": {"name": "own"}})))
-    assert own.differ_from(before.every)
+        assert choice_digest(OWNER, spec(**store(**{role: {"secretRef": {"name": "own"}}}))) == before
+    assert choice_digest(OWNER, spec(**store(serving={"secretRef": {"name": "own"}}))) != before
 
 
 def test_encryption_reaches_every_pod_and_unset_is_left_out() -> None:

@@ -69,7 +69,7 @@ def test_no_pod_with_a_former_template_is_measured_on() -> None:
 
 def test_a_measurement_names_the_image_that_the_replica_runs_while_its_pods_wait_for_an_upgrade() -> None:
     serving = {"spec": {"containers": [{"name": "agent", "image": "a:1"}, {"name": "sglang", "image": "former:1"}]}}
-    waiting = replace(lent(), jobs=(), deployed=DeployedTemplate(serving, None, whole=True))
+    waiting = replace(lent(), jobs=(), deployed=DeployedTemplate(serving, whole=True))
     job = made(waiting).job
     assert job is not None
     (container,) = job["spec"]["template"]["spec"]["containers"]

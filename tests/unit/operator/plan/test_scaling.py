@@ -10,9 +10,10 @@ import pytest
 
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase
+from aurora_operator.children.inference_deployment import TEMPLATE_ANNOTATION
 from aurora_operator.observe.observed import DeployedTemplate, JobView, Observed, PodView, WorkloadView
 from aurora_operator.plan import plan
-from aurora_operator.plan.upgrade.decision import UpgradeStage, decide
+from aurora_operator.plan.operator_upgrade import UpgradeStage, decide_upgrade
 from aurora_protocol.agent_api import MeasurementPhase
 from tests.unit.operator.plan.test_lending import JOB, withdrawn
 from tests.unit.operator.worlds import (
@@ -286,7 +287,8 @@ def test_a_scale_down_to_fewer_pods_than_the_canary_has_rolls_out_to_those_that_
 )  # fmt: skip
 def test_pods_without_room_do_not_hold_up_the_upgrade_of_a_fleet(changes: dict[str, Any], stage: UpgradeStage) -> None:
     seen = scaled_up(**changes)
-    latest = decide(replace(seen, deployed=None), CONFIG, NOW).applied
-    restarting = DeployedTemplate(latest.template, replace(latest, restarting=True), whole=False)
+    latest = decide_upgrade(replace(seen, deployed=None), CONFIG, NOW)
+    digest = latest.annotations[TEMPLATE_ANNOTATION]
+    restarting = DeployedTemplate(latest.template, whole=False, template_digest=digest, restarting_since=NOW)
     seen = replace(seen, deployed=restarting)
-    assert decide(seen, CONFIG, NOW).stage is stage
+    assert decide_upgrade(seen, CONFIG, NOW).stage is stage

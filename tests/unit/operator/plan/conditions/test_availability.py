@@ -27,7 +27,7 @@ from tests.unit.operator.worlds import NO_ROOM, NOW, made, observed, pod, spec, 
 
 CRASH = ContainerFailure("sglang", waiting="CrashLoopBackOff", ending="exit code 137, OOMKilled")
 NO_IMAGE = ContainerFailure("agent", waiting="ImagePullBackOff")
-DEPLOYED = DeployedTemplate({"spec": {}}, applied=None, whole=False)
+DEPLOYED = DeployedTemplate({"spec": {}}, whole=False)
 LIMIT = timedelta(seconds=MIN_START_SECONDS)
 NEVER_SERVED = ("Starting", "StartFailed", "StartTimeout", "ScaledToZero")
 
@@ -215,7 +215,7 @@ def test_a_start_after_zero_replicas_begins_now_although_a_pod_of_before_is_stil
 def test_a_start_keeps_its_deadline_while_its_deployment_is_absent() -> None:
     probe = {"periodSeconds": 10, "failureThreshold": 720}
     template = {"spec": {"containers": [{"name": "sglang", "startupProbe": probe}]}}
-    slow = begun(starting(), deployed=DeployedTemplate(template, applied=None, whole=False))
+    slow = begun(starting(), deployed=DeployedTemplate(template, whole=False))
     absent = later(slow, timedelta(0), deployed=None, deployment=None, pods=())
     assert found(absent, timedelta(hours=2)).reason == "Starting"
     assert found(absent, timedelta(hours=2, minutes=6)).reason == "StartTimeout"
@@ -258,7 +258,7 @@ def test_a_timeout_says_what_the_pods_wait_for(world: Observed, why: str) -> Non
 def test_a_longer_startup_probe_gives_a_start_more_time() -> None:
     probe = {"periodSeconds": 10, "failureThreshold": 720}
     template = {"spec": {"containers": [{"name": "sglang", "startupProbe": probe}]}}
-    slow = begun(starting(), deployed=DeployedTemplate(template, applied=None, whole=False))
+    slow = begun(starting(), deployed=DeployedTemplate(template, whole=False))
     assert found(slow, timedelta(hours=2)).reason == "Starting"
     assert found(slow, timedelta(hours=2, minutes=6)).reason == "StartTimeout"
 

@@ -1,1 +1,0 @@
-"""What an upgrade of the operator means for the inference pods, and how the status tells of it. Pure."""
