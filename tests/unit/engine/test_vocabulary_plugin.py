@@ -42,7 +42,7 @@ def test_a_map_of_another_size_or_dtype_is_refused_and_changes_nothing() -> None
     worker = started()
     vocabulary_plugin.share_map(None, worker)
     for offsets in (torch.tensor([1, 2]), torch.tensor([1, 2, 5], dtype=torch.int32)):
-        with pytest.raises(DraftRefused, match="the map has shape"):
+        with pytest.raises(DraftRefused):
             vocabulary_plugin.replace_map(worker.draft_runner.model, offsets)
     assert worker.hot_token_id.tolist() == [0, 2, 5]
 

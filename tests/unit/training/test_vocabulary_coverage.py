@@ -42,7 +42,6 @@ def test_a_change_must_gain_on_held_out_requests() -> None:
     change = worthwhile_change(SMALL, trained, counts(t0=600, t12=400), [])
     assert change is not None
     assert (change.before, change.after, change.replaced) == (0.6, 1.0, 1)
-    assert str(change) == "vocabulary map changed: covers 1.00 of answers, was 0.60; 1 tokens replaced"
     assert worthwhile_change(SMALL, trained, counts(t0=600, t13=400), []) is None, (
         "the missing token was never trained on"
     )

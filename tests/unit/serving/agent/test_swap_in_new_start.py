@@ -18,7 +18,7 @@ def rig(pod_rig: PodRig) -> PodRig:
 
 async def test_an_order_is_refused_until_the_draft_of_a_new_start_is_known(rig: PodRig) -> None:
     rig.start_engine("b2")
-    with pytest.raises(EngineFault, match="not up"):
+    with pytest.raises(EngineFault):
         await rig.swapper.request(rig.swap_request(1, 2))
     assert rig.swapper.last_request() is None
     assert await rig.pod.ready()

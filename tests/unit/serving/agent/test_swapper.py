@@ -242,7 +242,7 @@ async def test_an_order_is_on_the_disk_before_its_file_gets_its_name(rig: Rig, m
 async def test_only_one_swap_runs_at_a_time(rig: Rig) -> None:
     await rig.swapper.request(rig.swap_request(1, 2))
     await rig.swapper.request(rig.swap_request(1, 2))
-    with pytest.raises(SwapRefused, match="is running"):
+    with pytest.raises(SwapRefused):
         await rig.swapper.request(rig.swap_request(2, 2))
     await rig.swapper.wait()
     assert rig.serves(1)
@@ -311,7 +311,7 @@ async def test_an_order_that_comes_too_late_for_the_download_is_refused(
     monkeypatch.setattr(rig.swapper.draft_swap, "load_or_restore", slowly)
     await rig.swapper.request(rig.swap_request(1, 2))
     await asyncio.wait_for(loading.wait(), 10)
-    with pytest.raises(SwapRefused, match="is running"):
+    with pytest.raises(SwapRefused):
         await rig.swapper.request(rig.swap_request(0, 3))
     go_on.set()
     await rig.swapper.wait()
@@ -378,7 +378,7 @@ async def test_a_failed_swap_names_the_draft_that_the_engine_holds(rig: Rig) -> 
 
 async def test_a_request_before_the_engine_is_up_is_not_accepted(rig: Rig) -> None:
     fresh = rig.new_swapper()
-    with pytest.raises(EngineFault, match="not up"):
+    with pytest.raises(EngineFault):
         await fresh.request(rig.swap_request(1, 2))
     assert fresh.last_request() is None
 

@@ -123,7 +123,7 @@ def test_a_head_in_a_folder_is_bounded_too(model: TargetModel, tmp_path: Path) -
     head = published.write(tmp_path, published.specforge(draft, vocabulary.to_target, model))
     with (tmp_path / "model.safetensors").open("ab") as file:
         file.truncate(max_head_bytes(draft.config) + 1)
-    with pytest.raises(HeadRefused, match="its weights take"):
+    with pytest.raises(HeadRefused):
         read_head(head, model)
 
 

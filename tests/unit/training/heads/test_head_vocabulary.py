@@ -34,9 +34,9 @@ def test_offsets_and_ids_of_a_real_map_are_told_apart(dtype: torch.dtype) -> Non
 
 def test_the_mask_decides_where_both_readings_are_possible() -> None:
     offsets = SPREAD - torch.arange(SPREAD.numel())
-    with pytest.raises(AmbiguousMap, match="may hold offsets or ids"):
+    with pytest.raises(AmbiguousMap):
         read(offsets)
-    with pytest.raises(AmbiguousMap, match="may hold offsets or ids"):
+    with pytest.raises(AmbiguousMap):
         read(SPREAD)
     assert read(offsets, mask(SPREAD)) == SPREAD.tolist()
     assert read(SPREAD, mask(SPREAD)) == SPREAD.tolist()
@@ -61,7 +61,7 @@ def test_a_mask_of_other_tokens_is_refused() -> None:
     ],
 )
 def test_a_map_out_of_range_or_with_a_token_twice_is_refused(d2t: torch.Tensor) -> None:
-    with pytest.raises(AmbiguousMap, match="neither as offsets nor as ids"):
+    with pytest.raises(AmbiguousMap):
         read(d2t)
 
 

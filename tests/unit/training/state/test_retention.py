@@ -97,14 +97,13 @@ def test_a_kill_at_any_write_loses_no_shard_and_trains_none_twice() -> None:
         run_turns(kill)
 
 
-def test_a_backlog_without_room_is_deleted_untrained_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_backlog_without_room_is_deleted_untrained_and_counted() -> None:
     rig = RetentionRig(ROOM_FOR_SIX)
     rig.turn(4)
     rig.put(12)
     pending = rig.retention.shards_to_train()
     assert pending == rig.written[-4:], "the newest shards"
     assert rig.retention.skipped == 8
-    assert "8 shards are deleted untrained" in caplog.text
     assert rig.retention.shards_to_train() == pending
     assert rig.retention.skipped == 8, "counted once"
     assert rig.retention.delete_some() == 8
@@ -143,18 +142,6 @@ def test_the_number_of_shards_is_bounded() -> None:
 def test_the_shard_limit_is_at_least_one_per_mebibyte() -> None:
     assert RetentionLimits.of(64 << 30, 1 << 30).shards == 65536
     assert RetentionLimits.of(2 << 30, 1 << 30).shards == 4096
-
-
-def test_the_warning_names_the_limit_that_was_exceeded(caplog: pytest.LogCaptureFixture) -> None:
-    rig = RetentionRig(RetentionLimits(total_bytes=100 << 30, replay_bytes=0, shards=8))
-    rig.put(6)
-    rig.retention.shards_to_train()
-    assert "traceStorageLimit allows 8 shards" in caplog.text
-    rig.limits = RetentionLimits(total_bytes=3 << 29, replay_bytes=0, shards=100)
-    rig.restart()
-    rig.ledger.size = lambda key: 1 << 30  # type: ignore[method-assign]
-    rig.retention.shards_to_train()
-    assert "traceStorageLimit allows 1.5 GiB" in caplog.text
 
 
 def test_a_suspended_trainer_without_consumed_shards_keeps_as_many_as_allowed() -> None:

@@ -102,14 +102,13 @@ CONTRADICTIONS: dict[str, Callable[[dict[str, Any], Tensors], None]] = {
 
 @pytest.mark.parametrize("change", CONTRADICTIONS.values(), ids=CONTRADICTIONS)
 def test_a_trainer_resumes_from_the_state_before_one_that_contradicts_itself(
-    rig: TrainerRig, change: Callable[[dict[str, Any], Tensors], None], caplog: pytest.LogCaptureFixture
+    rig: TrainerRig, change: Callable[[dict[str, Any], Tensors], None]
 ) -> None:
     rig.trainer(Traffic(rig.registry, 3)).run()
     before = rewrite(rig, change)
     again = rig.trainer(Traffic(rig.registry, 0))
     assert again.learning.ledger.consumed == before.consumed
     assert again.learning.session.steps == before.step > 0
-    assert "is damaged; trying the one before" in caplog.text
 
 
 def test_a_state_that_is_only_stored_again_is_restored(rig: TrainerRig) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -73,13 +72,6 @@ def test_a_buffer_too_small_for_the_running_requests_is_refused() -> None:
     assert "pending_bytes" in str(obstacle_to_control(WORKER, SETTINGS.model_copy(update={"pending_bytes": 100})))
     enough = SETTINGS.model_copy(update={"pending_bytes": 1 << 20})
     assert obstacle_to_control(WORKER, enough) is None
-
-
-def test_the_log_says_how_many_tokens_may_wait(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        buffer = pending_buffer(WORKER, SETTINGS)
-    assert f"{buffer.slots} tokens may wait for the draft" in caplog.text
-    assert buffer.slots == 5 * 256
 
 
 def test_a_device_without_memory_for_the_buffer_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
