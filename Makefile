@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE := 1
 export TQDM_DISABLE := 1
 
 .PHONY: help env check format test test-slow test-gpu e2e-faults e2e-upgrade e2e-isolation e2e-attacks demo generated lock audit images plugin clean
-.PHONY: static unit engine operator data e2e browser kubernetes model
+.PHONY: static unit engine operator data e2e kubernetes model
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 15
@@ -33,7 +33,7 @@ format: env ## Format the code
 
 # Three parts at a time on two cores, because the operator's tests mostly wait. The browser first: others use apt-get too.
 PARTS := unit engine operator data
-test: static browser ## All tests of CI: unit tests, real S3, SGLang and API server, and the loop on a real cluster
+test: static ## All tests of CI: unit tests, real S3, SGLang and API server, and the loop on a real cluster
 	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target $(PARTS)
 	@$(MAKE) --no-print-directory e2e
 
@@ -102,9 +102,6 @@ kubernetes:
 
 model: env
 	@$(PY) -m tests.assets.model >/dev/null
-
-browser: env
-	@$(PY) -m tests.assets.chromium
 
 generated: env ## Generate the CRD, the resource's page, the dashboard, the metrics' page and the kustomize base
 	$(PY) -m aurora_api.crd

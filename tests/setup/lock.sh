@@ -13,6 +13,6 @@ compile pyproject.toml --extra operator --extra agent -o requirements/light.txt
 compile pyproject.toml --extra operator -o requirements/operator.txt
 compile pyproject.toml --extra agent -o requirements/agent.txt
 compile pyproject.toml --extra runtime --constraints requirements/runtime.constraints.txt -o requirements/runtime.txt
-compile pyproject.toml requirements/cpu.in --extra runtime --extra operator --extra cli --group dev --overrides requirements/cpu.overrides.txt -o requirements/cpu.txt
+compile pyproject.toml requirements/cpu.in --extra runtime --extra operator --extra report --group dev --overrides requirements/cpu.overrides.txt -o requirements/cpu.txt
 # The plugin's program has the versions that the tests have.
 compile pyproject.toml --extra cli --group plugin --constraints requirements/cpu.txt -o requirements/plugin.txt

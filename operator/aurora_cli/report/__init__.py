@@ -1,1 +1,1 @@
-"""One speculator as a page that people open: from its status and its stored records to HTML. Calls nothing."""
+"""One speculator as a page that people open without a cluster. Needs the extra ``report`` (Jinja2 and matplotlib)."""

@@ -15,12 +15,12 @@ from typing import Final
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus, TrainingStatus, VersionStatus
-from aurora_cli.report.stored_records import StoredRecords
+from aurora_cli.report.records import Records
 from aurora_cli.speculator import Speculator
-from aurora_protocol.draft_records import Channel, ChannelReason, CheckpointManifest, FileRef, Registration
+from aurora_protocol.draft_records import Channel, ChannelReason, FileRef, Registration
 from aurora_protocol.evidence_records import AnswerEquality, Arm, Environment, Evidence, Sample, Verdict, VerdictKind
 from aurora_protocol.gate.throughput_ratios import paired_ratio
-from aurora_protocol.training_records import ShapeCounts, ShardManifest, TrainerPhase, TrainerStatus
+from aurora_protocol.training_records import ShardManifest
 from aurora_store import Keys, ObjectStore
 
 START: Final = datetime(2026, 11, 16, 8, 0, tzinfo=UTC)
@@ -67,20 +67,6 @@ def registrations() -> Iterator[Registration]:
         )
 
 
-def checkpoints() -> Iterator[CheckpointManifest]:
-    for version in range(VERSIONS):
-        yield CheckpointManifest(
-            lineage=1,
-            version=version,
-            parent=version - 1 if version else None,
-            digest=_digest(version),
-            files=(FileRef(name="model.safetensors", sha256=_digest(version), size=1),),
-            step=version * 880,
-            trained_tokens=version * _TOKENS_EACH,
-            created=_registered(version),
-        )
-
-
 def channel() -> Iterator[Channel]:
     active, epoch, rejected = 0, 1, tuple[int, ...]()
     yield _epoch(epoch, 0, ChannelReason.INITIAL, START, rejected, "the initial draft")
@@ -112,10 +98,6 @@ def measurements() -> Iterator[Evidence]:
         yield _measured(version, active, kind, attempt=2 if version == UNDECIDED else 1)
         if kind is VerdictKind.PASS and version != _ROLLED_BACK:
             active = version
-
-
-def earlier_measurements() -> Iterator[Evidence]:
-    yield _measured(UNDECIDED, _ROLLED_BACK - 1, VerdictKind.INCONCLUSIVE, attempt=1)
 
 
 @cache
@@ -168,28 +150,6 @@ def _measured(version: int, active: int, kind: VerdictKind, *, attempt: int) -> 
     )
 
 
-def _shapes(rounds: int, accepted: int, looked_up: int, number: int) -> tuple[ShapeCounts, ...]:
-    """Longer drafts as the draft learns, and none while 16 requests or more are answered at a time."""
-    learned = number / 160
-    shares = {
-        ("none", 0): 0.55 if 60 <= number < 70 else 0.08,
-        ("none", 3): 0.04,
-        ("lookup", 3): 0.05,
-        ("lookup", 7): 0.06,
-        ("draft", 1): 0.30 * (1 - learned),
-        ("draft", 2): 0.25 * (1 - learned),
-        ("draft", 3): 0.25,
-        ("draft", 5): 0.05 + 0.4 * learned,
-    }
-    counts = {shape: int(rounds * share / sum(shares.values())) for shape, share in shares.items()}
-    counts["draft", 3] += rounds - sum(counts.values())
-    tokens = {("draft", 3): accepted // 2, ("draft", 5): accepted - accepted // 2, ("lookup", 7): looked_up}
-    return tuple(
-        ShapeCounts(source=source, steps=steps, rounds=count, accepted=tokens.get((source, steps), 0))
-        for (source, steps), count in counts.items()
-    )
-
-
 def shards() -> Iterator[ShardManifest]:
     """A shard an hour. Nobody asks anything for ten hours, and an older version wrote the first shards."""
     noise = random.Random(7)  # noqa: S311 - figures of an example
@@ -216,33 +176,26 @@ def shards() -> Iterator[ShardManifest]:
             accepted=accepted,
             dropped_records=0,
             draft_versions=(version,),
-            shapes=_shapes(rounds, accepted, lookup, number) if number >= 24 else None,
             created=time,
         )
 
 
-def records() -> StoredRecords:
+def records() -> Records:
     """All of it."""
-    trainer = TrainerStatus(
-        lineage=1,
-        phase=TrainerPhase.TRAINING,
-        step=9_420,
-        shards=151,
-        trained_tokens=VERSIONS * _TOKENS_EACH - 30_000,
-        held_out_acceptance_length=3.12,
-        vocabulary_coverage=0.964,
-        updated=END,
-    )
-    by_version = {one.version: one for one in checkpoints()}
-    return StoredRecords(
-        tuple(registrations()),
-        by_version,
-        tuple(measurements()),
-        tuple(channel()),
-        tuple(shards()),
-        trainer,
-        tuple(earlier_measurements()),
-    )
+    return Records(tuple(registrations()), tuple(measurements()), tuple(channel()), tuple(shards()))
+
+
+def history() -> Iterator[HistoryEntry]:
+    """The last 20 decisions: those of the channel after its first record, the rejections, and a pause."""
+    found = [(one.created, one.reason.value, one.active, one.message) for one in list(channel())[1:]]
+    found += [
+        (_registered(version) + timedelta(minutes=80), "Rejected", version, "candidate/active does not reach 1.020")
+        for version in _REJECTED
+    ]
+    found.append((START + timedelta(days=4), "Paused", _ROLLED_BACK, "by a person"))
+    for time, event, version, message in sorted(found)[-20:]:
+        version = _ROLLED_BACK if event == "RolledBack" else version
+        yield HistoryEntry(time=time, event=event, version=version, message=message)
 
 
 def status() -> SpeculatorStatus:
@@ -277,20 +230,13 @@ def status() -> SpeculatorStatus:
             pending_shards=2,
             held_out_accept_length="3.12",
             vocabulary_coverage="0.964",
+            devices="1 nvidia.com/gpu",
+            saved_devices="2.4 nvidia.com/gpu",
         ),
         accept_length="2.91",
         estimated_speedup="~1.9x",
         updated="3/3",
-        history=[
-            HistoryEntry(
-                time=_registered(version) + timedelta(hours=1, minutes=20),
-                event="Rejected",
-                version=version,
-                message="candidate/active at concurrency 1 does not reach 1.020",
-            )
-            for version in sorted(_REJECTED)
-        ]
-        + [HistoryEntry(time=START + timedelta(days=4), event="Paused", version=6, message="by a person")],
+        history=list(history()),
     )
 
 
@@ -306,18 +252,14 @@ def example() -> Speculator:
     )
 
 
-def put(objects: ObjectStore, found: StoredRecords) -> None:
+def put(objects: ObjectStore, found: Records) -> None:
     """Store the records under their keys."""
     for registration in found.registrations:
         objects.put(Keys.registration(registration.version), registration.to_json())
-    for manifest in found.checkpoints.values():
-        objects.put(f"{Keys.checkpoint(manifest.version, manifest.digest)}manifest.json", manifest.to_json())
-    for one in (*found.evidence, *found.earlier_evidence):
+    for one in found.evidence:
         objects.put(Keys.evidence(one.version, one.attempt), one.to_json())
     for epoch in found.channel:
         objects.put(Keys.channel(epoch.epoch), epoch.to_json())
     for shard in found.shards:
         key = Keys.shard(shard.lineage, shard.pod, shard.boot, shard.seq, shard.created)
         objects.put(f"{key}.json", shard.to_json())
-    if found.trainer is not None:
-        objects.put(Keys.TRAINER_STATUS, found.trainer.to_json())
