@@ -31,7 +31,7 @@ format: env ## Format the code
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-# Three parts at a time on two cores, because the operator's tests mostly wait. The browser first: others use apt-get too.
+# Three parts at a time on two cores, because the operator's tests mostly wait.
 PARTS := unit engine operator data
 test: static ## All tests of CI: unit tests, real S3, SGLang and API server, and the loop on a real cluster
 	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target $(PARTS)
