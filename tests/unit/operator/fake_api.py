@@ -6,7 +6,7 @@ It checks uids and resourceVersions as the API server does. Server-side apply re
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,8 @@ class FakeApi(KubernetesApi):
     """``<verb> <Kind> <name>``, lists without a name."""
     faults: dict[str, Exception] = field(default_factory=dict)
     """Call, or its beginning, as in :attr:`calls` -> what it raises."""
+    before: dict[str, Callable[[], object]] = field(default_factory=dict)
+    """Call, or its beginning -> what somebody else does just before the next such call."""
     revision: int = 100
 
     @property
@@ -35,23 +37,21 @@ class FakeApi(KubernetesApi):
         """Store ``obj`` as the API server would, without a call. A changed spec gets a new generation."""
         self.revision += 1
         key = (obj["kind"], obj["metadata"]["name"])
-        before = self.objects.get(key, {})
-        generation = before.get("metadata", {}).get("generation", 0)
-        changed = not before or before.get("spec") != obj.get("spec")
-        metadata = {
-            "uid": f"uid of {key[1]}",
-            **obj["metadata"],
-            "generation": obj["metadata"].get("generation", generation)
-            if not changed or not before
-            else generation + 1,
-            "resourceVersion": str(self.revision),
-        }
-        metadata["generation"] = metadata["generation"] or 1
+        before = self.objects.get(key)
+        generation = obj["metadata"].get("generation", 1)
+        if before is not None:
+            generation = before["metadata"]["generation"] + int(before.get("spec") != obj.get("spec"))
+        identity = {"uid": f"uid of {key[1]}"} if before is None else {"uid": before["metadata"]["uid"]}
+        metadata = {**identity, **obj["metadata"], "generation": generation, "resourceVersion": str(self.revision)}
         stored = {**obj, "metadata": metadata}
         if texts := stored.pop("stringData", None):
             stored["data"] = {name: base64.b64encode(text.encode()).decode() for name, text in texts.items()}
         self.objects[key] = stored
         return stored
+
+    def remove(self, kind: str, name: str) -> None:
+        """Delete an object without a call."""
+        del self.objects[kind, name]
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Object:
         self._record(f"get {resource.kind} {name}")
@@ -88,7 +88,10 @@ class FakeApi(KubernetesApi):
         if current is None:
             raise NotFound(f"{_title(obj)} not found", 404)
         self._check(current, {"resourceVersion": obj["metadata"]["resourceVersion"]})
-        return self.put(_merged(current, changes))
+        stored = self.put(_merged(current, changes))
+        if "deletionTimestamp" in stored["metadata"] and not stored["metadata"].get("finalizers"):
+            self.remove(obj["kind"], obj["metadata"]["name"])
+        return stored
 
     async def delete(self, obj: Object) -> None:
         self._record(f"delete {_title(obj)}")
@@ -98,6 +101,8 @@ class FakeApi(KubernetesApi):
             del self.objects[obj["kind"], obj["metadata"]["name"]]
 
     def _record(self, call: str) -> None:
+        for beginning in [each for each in self.before if call.startswith(each)]:
+            self.before.pop(beginning)()
         self.calls.append(call)
         for beginning, fault in self.faults.items():
             if call.startswith(beginning):
@@ -108,13 +113,9 @@ class FakeApi(KubernetesApi):
             if "uid" in given:
                 raise Conflict("no such object, and a uid is given", 409)
             return
-        if given.get("uid", current["metadata"]["uid"]) != current["metadata"]["uid"]:
-            raise Conflict("another uid", 409)
-        if (
-            given.get("resourceVersion", current["metadata"]["resourceVersion"])
-            != current["metadata"]["resourceVersion"]
-        ):
-            raise Conflict("the object has been modified", 409)
+        for field_name, reason in (("uid", "another uid"), ("resourceVersion", "the object has been modified")):
+            if given.get(field_name, current["metadata"][field_name]) != current["metadata"][field_name]:
+                raise Conflict(reason, 409)
 
 
 UNAVAILABLE = KubernetesError("no connection")

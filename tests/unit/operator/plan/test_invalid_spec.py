@@ -22,10 +22,11 @@ def rolling() -> Observed:
     return replace(begun, pods=(pod("chat-a", 1), pod("chat-b", 0)))
 
 
-def test_nothing_is_created_measured_or_rolled_out() -> None:
+def test_nothing_but_the_keys_is_created_measured_or_rolled_out() -> None:
+    """The keys shape no child. A speculator that lost them reads no record without new ones, and rolls nothing back."""
     for world in (observed(store=PASSED), observed(store=store(0, 1)), observed(keys_exist=False)):
         plan = made(replace(world, spec_fault=FAULT))
-        assert (plan.children, plan.job, plan.swaps, plan.advance, plan.create_keys) == ((), None, (), None, False)
+        assert (plan.children, plan.job, plan.swaps, plan.advance) == ((), None, (), None)
         assert plan.upgrade is None
 
 
