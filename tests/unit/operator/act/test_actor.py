@@ -1,0 +1,175 @@
+"""The order of actions makes an interruption harmless, and a fault in the middle leaves the rest undone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from aurora_api.v1alpha1.status import SpeculatorStatus, VersionStatus
+from aurora_operator.act.actor import Actor, ExecutionResult
+from aurora_operator.act.event_recorder import EventRecorder
+from aurora_operator.children.metadata import FINALIZER
+from aurora_operator.children.network import services
+from aurora_operator.children.owner import Owner
+from aurora_operator.children.trainer_deployment import trainer_deployment
+from aurora_operator.errors import Conflict, KubernetesError
+from aurora_operator.observe.observed import RefusedJob
+from aurora_operator.observe.observer import Snapshot
+from aurora_operator.observe.stored_resource import owner_of
+from aurora_operator.plan import EventNote, LeaseRequest, Plan, Swap
+from aurora_protocol.agent_api import AgentState, MeasurementRequest, SwapRequest
+from aurora_protocol.draft_records import Channel
+from aurora_protocol.errors import AgentUnreachable, Fenced
+from aurora_store.errors import ObjectExists
+from tests.unit.operator.fake_api import DENIED, UNAVAILABLE, FakeApi
+from tests.unit.operator.worlds import CONFIG, MINIMAL, OWNER, agent, channel, digest, observed, spec
+
+LABELS = services(OWNER)[0]["metadata"]
+SERVED = SpeculatorStatus(active=VersionStatus(version=0))
+
+
+@dataclass
+class World(FakeApi):
+    """Fake API server, agents and store with one log of calls. ``faults`` hold for all of them."""
+
+    def __post_init__(self) -> None:
+        metadata = {"namespace": OWNER.namespace, "name": OWNER.name, "uid": OWNER.uid}
+        self.put({"kind": "AuroraSpeculator", "metadata": metadata, "spec": MINIMAL})
+        self.put({"kind": "Job", "metadata": {**LABELS, "name": "old"}})
+        self.keys_made_for: list[Owner] = []
+
+    async def swap(self, ip: str, token: str, request: SwapRequest) -> AgentState:
+        assert token == "token"  # noqa: S105 - the snapshot's
+        self._record(f"swap {ip}")
+        return agent(ip, request.version)
+
+    async def lease(self, ip: str, token: str, request: MeasurementRequest) -> AgentState:
+        self._record(f"{'withdraw' if request.begin else 'return'} {ip}")
+        return agent(ip, 0)
+
+    async def advance(self, made: Channel) -> None:
+        self._record(f"channel {made.epoch}")
+
+    def keys_made(self, owner: Owner) -> None:
+        self.keys_made_for.append(owner)
+
+    async def act(self, plan: Plan, status: SpeculatorStatus | None = None) -> ExecutionResult:
+        """Execute ``plan``, made from an observation with ``status``."""
+        owner = owner_of(self.objects["AuroraSpeculator", OWNER.name])
+        seen = observed(owner=owner, status=status or SpeculatorStatus())
+        events = EventRecorder(lambda *_, reason, **__: self.calls.append(f"event {reason}"))
+        agents: Any = self
+        store: Any = self
+        children = {key: obj for key, obj in self.objects.items() if OWNER.owns(obj)}
+        return await Actor(self, agents, events).act(plan, Snapshot(seen, children, "token"), store)
+
+
+def swap(pod: str) -> Swap:
+    return Swap(pod, pod, SwapRequest(version=1, digest=digest(1), epoch=4))
+
+
+def lease(pod: str, seconds: int) -> LeaseRequest:
+    request = MeasurementRequest(measurement="j", epoch=4, lease_seconds=seconds, begin=seconds > 0)
+    return LeaseRequest(pod, pod, request)
+
+
+FULL = Plan(
+    create_keys=True,
+    children=(*services(OWNER), trainer_deployment(OWNER, spec(), CONFIG, 1)),
+    advance=channel(1, epoch=2, previous=0),
+    status=SpeculatorStatus(),
+    job={"apiVersion": "batch/v1", "kind": "Job", "metadata": {**LABELS, "name": "j"}},
+    delete_jobs=("old",),
+    swaps=(swap("a"), swap("b")),
+    leases=(lease("c", 0), lease("d", 60)),
+    notes=(EventNote("Promoted", "version 1"),),
+)
+WRITTEN = ["create Secret chat-keys", "apply Service chat", "apply Deployment chat-trainer", "channel 2"]
+JOBS = ["apply AuroraSpeculator chat/status", "delete Job old", "create Job j"]
+ASKED = ["swap a", "swap b", "return c", "withdraw d", "event Promoted"]
+
+
+async def test_the_order_is_children_channel_status_jobs_swaps_leases_events() -> None:
+    world = World()
+    assert await world.act(FULL) == ExecutionResult(wrote_status=True)
+    assert world.writes == [*WRITTEN, *JOBS, *ASKED]
+    assert [owner.uid for owner in world.keys_made_for] == [OWNER.uid]
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("apply Service chat", Conflict("moved on", 409)),
+        ("channel 2", ObjectExists("epoch taken")),
+        ("apply AuroraSpeculator chat/status", Conflict("moved on", 409)),
+        ("apply AuroraSpeculator chat/status", UNAVAILABLE),
+        ("create Job j", UNAVAILABLE),
+    ],
+)
+async def test_a_lost_race_leaves_everything_after_it_undone(where: str, error: Exception) -> None:
+    """So no agent is asked for anything before the decision behind it is in channel and status."""
+    world = World(faults={where: error})
+    with pytest.raises(type(error)):
+        await world.act(FULL)
+    whole = [*WRITTEN, *JOBS, *ASKED]
+    assert world.writes == whole[: whole.index(where) + 1]
+
+
+async def test_refused_children_and_a_refused_job_delay_nothing_but_the_lending_of_a_replica() -> None:
+    world = World(faults={"apply Service": KubernetesError("bad port", 422), "create Job": DENIED})
+    outcome = await world.act(FULL)
+    assert outcome.apply_errors == ("Service chat: bad port",)
+    assert outcome.refused_job == RefusedJob("j", "denied by a webhook")
+    assert world.writes[-5:] == ASKED
+    world = World(faults={"delete Job": DENIED})
+    outcome = await world.act(FULL)
+    assert outcome.apply_errors == ("Job old: denied by a webhook",)
+    assert world.writes[-4:] == ["swap a", "swap b", "return c", "event Promoted"], "no replica leaves for a Job"
+
+
+async def test_while_the_keys_are_not_ours_no_job_is_made_and_pods_that_serve_are_still_asked() -> None:
+    world = World()
+    world.put({"kind": "Secret", "metadata": {"name": "chat-keys", "namespace": OWNER.namespace}})
+    outcome = await world.act(FULL)
+    assert outcome.name_taken == ("Secret chat-keys",)
+    asked = ["swap a", "swap b", "return c", "event Promoted"]
+    assert world.writes[1:] == ["apply Service chat", "channel 2", *JOBS[:2], *asked]
+    assert world.keys_made_for == []
+
+
+async def test_agents_that_do_not_answer_hold_up_nobody_and_a_higher_epoch_is_told() -> None:
+    world = World(faults={"swap a": AgentUnreachable("away"), "return c": AgentUnreachable("away")})
+    assert (await world.act(FULL)).fencing_epoch == 0
+    assert world.writes[-5:] == ASKED
+    world = World(faults={"swap b": Fenced("higher epoch", epoch=41), "return c": Fenced("higher epoch", epoch=42)})
+    assert (await world.act(FULL)).fencing_epoch == 42
+    for epoch in (None, 1, swap("a").request.epoch):
+        busy = World(faults={"swap a": Fenced("a swap is running", epoch=epoch)})
+        assert (await busy.act(FULL)).fencing_epoch == 0
+
+
+async def test_the_finalizer_is_written_alone_because_it_changes_the_resource_version() -> None:
+    world = World()
+    assert await world.act(replace(FULL, finalizer=True)) == ExecutionResult()
+    assert world.writes == ["patch AuroraSpeculator chat"]
+    assert world.objects["AuroraSpeculator", "chat"]["metadata"]["finalizers"] == [FINALIZER]
+
+
+async def test_a_refused_finalizer_holds_back_what_is_new_and_no_version_that_serves() -> None:
+    """Before anything is stored, the finalizer must be there. A served draft is still rolled back."""
+    refusal: dict[str, Exception] = {"patch AuroraSpeculator": DENIED}
+    world = World(faults=refusal)
+    with pytest.raises(KubernetesError, match="denied"):
+        await world.act(replace(FULL, finalizer=True))
+    assert world.writes == ["patch AuroraSpeculator chat"]
+    for wanted, status in ((True, SERVED), (False, SpeculatorStatus())):
+        world = World(faults=refusal)
+        outcome = await world.act(replace(FULL, finalizer=wanted), status)
+        assert (outcome.finalizer_refused, len(outcome.apply_errors)) == (True, 1)
+        assert world.writes[-5:] == ASKED
+    races: tuple[Exception, ...] = (Conflict("moved on", 409), UNAVAILABLE)
+    for error in races:
+        with pytest.raises(type(error)):
+            await World(faults={"patch AuroraSpeculator": error}).act(replace(FULL, finalizer=True), SERVED)
