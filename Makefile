@@ -68,7 +68,7 @@ slow-heads: env
 slow-plugin: env plugin
 	$(PY) -m pytest -q tests/integration/plugin
 
-SGLANG_TESTS := tests/unit/engine/test_installed_sglang.py tests/unit/serving/test_request_limits.py \
+SGLANG_TESTS := tests/unit/engine/test_installed_sglang.py tests/unit/serving/test_refused_requests.py \
 	tests/integration/engine tests/integration/targets
 slow-sglang: env
 	site="$$(tests/setup/sglang.sh $(VERSION))" && PYTHONPATH="$$site" $(PY) -m pytest -q $(SGLANG_TESTS)

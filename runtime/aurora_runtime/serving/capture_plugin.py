@@ -1,4 +1,4 @@
-"""The entry point ``sglang.srt.plugins: aurora_capture``: installs redaction, request limits, guard and trace hooks.
+"""The entry point ``sglang.srt.plugins: aurora_capture``: installs redaction, refusals, guard and trace hooks.
 
 When a plugin fails, SGLang only logs the error and serves without the plugin. So this plugin also writes its refusal to
 ``capture.json``. The launcher reads the reason there, because it waits for a captured probe request before the pod is
@@ -17,7 +17,7 @@ from aurora_runtime.errors import EngineMismatch
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import CaptureState
-from aurora_runtime.serving.protection import closed_routes, log_redaction, measurement_guard, request_limits
+from aurora_runtime.serving.protection import closed_routes, log_redaction, measurement_guard, refused_requests
 from aurora_runtime.sglang_uses import Call, Hook, HookKind, check_all, register
 from aurora_runtime.sglang_version import require_sglang
 
@@ -33,12 +33,9 @@ CALLS: Final = (
 
 def request_hooks(settings: CaptureSettings) -> tuple[Hook, ...]:
     """The hooks that protect the engine, its keys and its measurements, whether traffic is traced or not."""
-    answers, body = request_limits.answers_hook(settings.max_answers), request_limits.body_hook(settings.max_body_bytes)
     guard, authentication = measurement_guard.guard_hook(settings), measurement_guard.AUTHENTICATION_FUNCTION
     return (
-        Hook(request_limits.VALIDATE_FUNCTION, request_limits.before_validation, HookKind.BEFORE),
-        Hook(request_limits.BATCH_FUNCTION, answers, HookKind.BEFORE),
-        Hook(authentication, body, HookKind.AFTER),
+        Hook(refused_requests.VALIDATE_FUNCTION, refused_requests.before_validation, HookKind.BEFORE),
         Hook(authentication, closed_routes.after_authentication, HookKind.AFTER),
         Hook(authentication, guard, HookKind.AFTER),
         Hook(log_redaction.SECRETS_FUNCTION, log_redaction.after_secrets, HookKind.AFTER),

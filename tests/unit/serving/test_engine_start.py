@@ -57,9 +57,8 @@ def test_a_fixed_shape_and_a_baseline_start_without_the_controller(
     assert SPECULATION_VARIABLE not in made.environment()
 
 
-def test_the_limits_of_requests_and_of_capture_reach_the_plugin(tmp_path: Path) -> None:
+def test_the_limits_of_capture_reach_the_plugin(tmp_path: Path) -> None:
     made = start(tmp_path, Shape.FIXED)
     defaults = CaptureSettings.from_json(made.environment()[CAPTURE_VARIABLE])
-    assert (defaults.max_body_bytes, defaults.max_answers) == (64 << 20, 4096)
     assert (defaults.max_queued_bytes, defaults.max_open_bytes) == (512 << 20, 2 << 30)
     assert defaults.max_spool_bytes == 4 << 30

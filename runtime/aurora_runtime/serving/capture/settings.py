@@ -15,7 +15,6 @@ CAPTURE_VARIABLE: Final = "AURORA_CAPTURE"
 PROBE_PREFIX: Final = "aurora-probe-"
 """Prefix of the ids of the launcher's probe requests. A probe proves that capture works. No shard holds a probe."""
 
-MAX_ANSWERS: Final = 4096
 """Most answers of a request with ``n`` above 1: its prompts times ``n``."""
 
 
@@ -42,6 +41,4 @@ class CaptureSettings(Record):
     max_queued_batches: int = Field(default=2048, ge=1, description="Batches between the scheduler and the writer.")
     max_queued_bytes: int = Field(default=512 << 20, ge=1, description="Bytes of the batches that wait there.")
     max_open_bytes: int = Field(default=2 << 30, ge=1, description="Bytes of hidden states of unfinished requests.")
-    max_body_bytes: int = Field(default=64 << 20, ge=1, description="Largest body of a client's request.")
-    max_answers: int = Field(default=MAX_ANSWERS, ge=1, description="Most answers of a client's request.")
     trace: bool = Field(default=True, description="Whether to capture traces. False in an engine without a draft.")
