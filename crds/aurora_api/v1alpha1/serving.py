@@ -127,8 +127,8 @@ class ServingSpec(Model):
         max_length=64,
         description=(
             "Further arguments for SGLang's server, such as `--tp` and `2`. The API server refuses arguments that"
-            " `spec` sets, and those that break draft swaps or speculation. Arguments that SGLang does not"
-            " take show in the condition InvalidSpec."
+            " `spec` sets, and those that break draft swaps or speculation. With others that SGLang does not take, a"
+            " new pod does not start, and the pods before it serve on."
         ),
         json_schema_extra=rules(
             (
@@ -161,7 +161,7 @@ class ServingSpec(Model):
             (
                 _refuse("--tokenizer-worker-num"),
                 "extraArgs cannot set --tokenizer-worker-num: SGLang's further HTTP processes would check neither the"
-                " admin key nor the limits of requests; raise replicas instead",
+                " admin key nor wishes about traces; raise replicas instead",
             ),
             (
                 _refuse("--dp-size", "--data-parallel-size"),

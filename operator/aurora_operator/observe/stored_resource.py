@@ -13,7 +13,6 @@ from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import InvalidSpec
 from aurora_operator.kubernetes_api import Object
-from aurora_protocol.sglang_flags import argument_faults
 
 
 def parse(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus]:
@@ -25,10 +24,6 @@ def parse(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus]:
         faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
         usable = _without_faults(stored["spec"], error)
         raise InvalidSpec(owner, status, f"spec: {'; '.join(faults)}", usable) from None
-    # The list holds the options of the SGLang in our own image. A user's image may hold another SGLang: no check there.
-    if spec.serving.image is None and (wrong := argument_faults(spec.serving.extra_args)):
-        text = f"spec.serving.extraArgs: {'; '.join(wrong)}; correct or remove it"
-        raise InvalidSpec(owner, status, text, spec)
     return owner, spec, status
 
 

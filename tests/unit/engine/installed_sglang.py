@@ -18,7 +18,6 @@ import torch
 
 from aurora_runtime.cpu import cpu_plugin, wrappers
 from aurora_runtime.engine import vocabulary_plugin
-from aurora_runtime.engine.list_sglang_flags import installed_options
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.errors import EngineMismatch
 from aurora_runtime.serving import capture_plugin, speculation_plugin
@@ -90,6 +89,15 @@ def enters_the_drafts_contexts() -> bool:
         return True
 
 
+def flags() -> list[str]:
+    """Every flag of SGLang's parser, in all spellings."""
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    return [flag for action in parser._actions for flag in action.option_strings]
+
+
 def refusals(command_lines: Sequence[Sequence[str]]) -> list[str]:
     """What SGLang's parser says against each command line; empty where it says nothing."""
     from sglang.srt.server_args import ServerArgs
@@ -120,7 +128,7 @@ def main() -> None:
         "checksums": checksums(),
         "contexts": enters_the_drafts_contexts(),
         "refusals": refusals(json.load(sys.stdin)),
-        "options": installed_options().model_dump(mode="json"),
+        "flags": flags(),
     }
     print(json.dumps(answer))
 

@@ -10,7 +10,7 @@ from aurora_operator.observe.observed import Observed
 from aurora_protocol.agent_api import SwapPhase, SwapStatus
 from tests.unit.operator.worlds import NOW, agent, condition, evidence, made, observed, pod, status, store
 
-FAULT = "spec.serving.extraArgs: SGLang has no flag --no-such-flag"
+FAULT = "spec: serving.replicas: a fault"
 PASSED = store(0, 1, evidence=(evidence(1),))
 
 
