@@ -83,7 +83,9 @@ class _Lease:
             log.warning("the Lease %s/%s: HTTP %s", self.namespace, self.name, error.status)
             return on_error(error)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            return on_error(ApiException(status=0, reason=f"{type(error).__name__}: the API server cannot be reached"))
+            reason = f"{type(error).__name__}: the API server cannot be reached"
+            log.warning("the Lease %s/%s: %s", self.namespace, self.name, reason)
+            return on_error(ApiException(status=0, reason=reason))
 
 
 async def run_while_leading(
@@ -109,7 +111,7 @@ async def run_while_leading(
             lease,
             lease_duration=lease_seconds,
             renew_deadline=RENEW_SHARE * lease_seconds,
-            retry_period=RETRY_SHARE * lease_seconds,
+            retry_period=max(1.0, RETRY_SHARE * lease_seconds),  # the client takes no shorter one
             onstarted_leading=lead,
             onstopped_leading=None,
         )

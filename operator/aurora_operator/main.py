@@ -174,6 +174,8 @@ def configure_logs(level: str) -> None:
     logging.getLogger().setLevel(level)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It calls each failed attempt an error. ``leadership`` logs the attempts.
+    logging.getLogger("kubernetes.aio.leaderelection").setLevel(logging.CRITICAL)
 
 
 def main() -> None:

@@ -111,7 +111,7 @@ def test_a_leader_that_is_cut_off_ends_and_the_standby_takes_over(
         seconds_until(standby.leads, FAILOVER_SECONDS, "the standby leads")
         leader.proxy.mend()
     scale(rig, 4)
-    assert any("could not renew the Lease" in line for line in leader.log_lines("warning"))
+    assert any("could not renew the Lease" in line for line in leader.log_lines("warn"))
 
 
 def test_a_frozen_leader_ends_when_it_wakes_up_and_changes_nothing(
