@@ -11,7 +11,7 @@ import random
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from math import inf
+from math import inf, isinf
 
 from aurora_api.v1alpha1.status import CandidatePhase, OperatorIdentity, RolloutPhase, SpeculatorStatus
 from aurora_operator import metrics
@@ -84,6 +84,8 @@ class Reconciler:
         self._status_written_seconds = 0.0
         self._changed_seconds = time.monotonic()
         """When the decided status last changed in more than figures."""
+        self._due_seconds = 0.0
+        """When to reconcile again although nothing changed."""
         fleet.expect(self._key)
 
     async def reconcile(self, *, woken: bool) -> float:
@@ -96,11 +98,20 @@ class Reconciler:
         :class:`OperatorError`, :class:`StoreError`.
         """
         try:
-            return await self._reconcile()
+            if not woken and time.monotonic() < self._due_seconds and not await self._observer.store.has_news():
+                return self._seconds_until_due()
+            self._due_seconds = 0.0  # at once, if this reconcile fails
+            self._due_seconds = time.monotonic() + await self._reconcile()
+            return self._seconds_until_due()
         except Gone:
             self._fleet.forget(self._key)
             FIGURES.forget(*self._key)
             raise
+
+    def _seconds_until_due(self) -> float:
+        """Seconds until the next reconcile, or until the store is looked at alone."""
+        due_seconds = self._due_seconds - time.monotonic()
+        return max(BUSY_POLL_SECONDS, min(due_seconds, self._observer.store.seconds_until_due()))
 
     async def _reconcile(self) -> float:
         started_seconds = time.monotonic()
@@ -214,23 +225,26 @@ class Reconciler:
             self._last.name_taken != observed.name_taken  # to be told in the status
         ):
             return BUSY_POLL_SECONDS
+        quiet_seconds = QUIET_SHARE * (time.monotonic() - self._changed_seconds)
         if not observed.store.ok:
-            # Nothing is decided about versions until the store answers, so nothing is under way.
-            return WATCHFUL_POLL_SECONDS
+            # Nothing is decided until the store answers, and the store is looked at in any case. No event shows that
+            # a person created or corrected the Secret with its keys.
+            settings_are_missing = isinf(self._observer.store.seconds_until_due())
+            return min(_rest_seconds(), max(WATCHFUL_POLL_SECONDS, quiet_seconds) if settings_are_missing else inf)
         if self._refusals_in_a_row:
             return min(_rest_seconds(), BUSY_POLL_SECONDS * 2.0 ** min(self._refusals_in_a_row - 1, 10))
         status = decided.status or observed.status
-        delays = [_rest_seconds(), self._observer.store.seconds_until_due()]
+        delays = [_rest_seconds()]
         if _is_watched(decided, observed, status):
             delays.append(WATCHFUL_POLL_SECONDS)
         if decided.moving:
-            delays.append(QUIET_SHARE * (time.monotonic() - self._changed_seconds))
+            delays.append(quiet_seconds)
         now = datetime.now(UTC)
         if status.candidate is not None and status.candidate.phase is CandidatePhase.FAILED:
             # A retry that is due and does not begin waits for something else, which wakes the task.
             delays.append(seconds_until_retry(status.candidate, now) or inf)
         delays.append(seconds_until_loan(status.candidate, now) or inf)
-        return max(BUSY_POLL_SECONDS, min(delays))
+        return min(delays)
 
     async def _report_invalid_spec(self, error: InvalidSpec) -> None:
         """Write the fault to the conditions and post an Event. The children stay as they are until it is corrected."""

@@ -103,16 +103,28 @@ class StoreAccess:
             self._trainer = self._trainer_changed = None
         is_new = needs != self._needs
         if self._view is None or is_new or self._clock() >= self._due_seconds:
-            former, read = self._view, await self._read(settings, needs)
-            learns = self._note_trainer(read.trainer)
-            self._view, self._needs = replace(read, trainer_changed=self._trainer_changed), needs
-            is_new = is_new or former is None or _records(former) != _records(read)
-            self._plan_next_read(read, is_new=is_new, learns=learns)
+            view, _ = await self._look(settings, needs)
             reference = spec.store.credentials.secret_ref
-            if not self._view.ok and self._view.reason not in MENDED_BY_A_PERSON and reference is not None:
+            if not view.ok and view.reason not in MENDED_BY_A_PERSON and reference is not None:
                 # A store that refuses rotated credentials says so in many ways, so other failures are a reason to look.
                 self._secrets.doubt(reference.name)
+            return view
         return self._view
+
+    async def has_news(self) -> bool:
+        """Whether the store has something new to tell, by a read if one is due. Asks nothing else."""
+        if self._expects_keys or self._settings is None or self._view is None or self._needs is None:
+            return True
+        return self._clock() >= self._due_seconds and (await self._look(self._settings, self._needs))[1]
+
+    async def _look(self, settings: _Settings, needs: StoreNeeds) -> tuple[StoreView, bool]:
+        """Read the store. Returns the new view, and whether its records are other ones, or read for other needs."""
+        former, read = self._view, await self._read(settings, needs)
+        learns = self._note_trainer(read.trainer)
+        is_new = needs != self._needs or former is None or _records(former) != _records(read)
+        self._view, self._needs = replace(read, trainer_changed=self._trainer_changed), needs
+        self._plan_next_read(read, is_new=is_new, learns=learns)
+        return self._view, is_new
 
     async def advance(self, channel: Channel) -> None:
         """Write the channel's next record.
