@@ -61,7 +61,7 @@ def main() -> int:
     elif arguments.command == "build":
         print(binaries())
     elif arguments.command == "up":
-        cluster = Cluster.up(arguments.name, kind="local")
+        cluster = Cluster.up(arguments.name)
         action = "started" if cluster.access.created else "was already running"
         print_progress(f"cluster {cluster.name} {action}")
         print(f"export KUBECONFIG={cluster.kubeconfig}")

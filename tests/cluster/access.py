@@ -1,4 +1,4 @@
-"""The interface that every kind of cluster offers to `Cluster`."""
+"""How to reach one running cluster."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Tools:
 
 @dataclass(frozen=True)
 class Access:
-    """How to reach one running cluster, and the operations that differ between kinds of clusters."""
+    """How to reach one running cluster, and its operations."""
 
     name: str
     tools: Tools

@@ -1,15 +1,13 @@
-"""One interface to a Kubernetes cluster for tests and the demo. The variable CLUSTER selects the kind of cluster."""
+"""One interface to the local Kubernetes cluster for tests and the demo."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.cluster import external_clusters
 from tests.cluster.access import Access
 from tests.cluster.command import run
 from tests.cluster.local.cluster import LocalCluster
@@ -26,22 +24,13 @@ class Cluster:
         self.access = access
 
     @classmethod
-    def up(cls, name: str | None = None, kind: str | None = None) -> Cluster:
+    def up(cls, name: str | None = None) -> Cluster:
         """Start the cluster `name`, or reuse the cluster of that name that is running.
 
         Args:
             name: Default: the variable CLUSTER_NAME. Two sessions on one machine can use a cluster each.
-            kind: `local`, `kind` or `existing`. Default: the variable CLUSTER, else `local`.
         """
-        kinds: Mapping[str, Callable[[str], Access]] = {
-            "local": lambda name: LocalCluster(name).up(),
-            "kind": external_clusters.kind_cluster,
-            "existing": external_clusters.existing_cluster,
-        }
-        chosen = kind or os.environ.get("CLUSTER") or "local"
-        if chosen not in kinds:
-            raise ValueError(f"set CLUSTER to one of {', '.join(kinds)}; {chosen!r} is not a kind of cluster")
-        return cls(kinds[chosen](name or default_name()))
+        return cls(LocalCluster(name or default_name()).up())
 
     @property
     def name(self) -> str:
@@ -93,7 +82,7 @@ class Cluster:
         self.access.load_image(tar)
 
     def down(self) -> None:
-        """Stop the cluster. Has no effect on a cluster of kind `existing`."""
+        """Stop the cluster."""
         self.access.down()
 
     def __enter__(self) -> Cluster:

@@ -76,7 +76,7 @@ def main() -> int:
 def running_cluster(story: Story) -> Iterator[Cluster]:
     """The demo's cluster, which ends with the block unless KEEP=1 is set."""
     with story.stage("a cluster of one node"):
-        cluster = Cluster.up(CLUSTER_NAME, kind="local")
+        cluster = Cluster.up(CLUSTER_NAME)
     if not cluster.access.created:
         raise DemoError(f"the cluster of another demo runs: wait for its end, or stop it with {STOP_CLUSTER}")
     drop_proxies()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from tests.assets.cache import cache_root
@@ -26,13 +25,9 @@ LATER_RUN_GIB = 2
 """Free disk for each of the two folders once they are filled."""
 
 
-def obstacles(environment: Mapping[str, str]) -> list[str]:
+def obstacles() -> list[str]:
     """Why the demo cannot run here, in one sentence each. Empty if nothing is in the way."""
     found = []
-    if environment.get("CLUSTER", "local") not in ("", "local"):
-        found.append(
-            "the demo runs on a cluster of its own only, because pods mount files of this machine: unset CLUSTER"
-        )
     if LocalCluster(CLUSTER_NAME).sandbox.holder_pid() is not None:
         found.append(f"the cluster of another demo runs: wait for its end, or stop it with {STOP_CLUSTER}")
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
@@ -64,7 +59,7 @@ def _existing(folder: Path) -> Path:
 
 
 def main() -> int:
-    found = obstacles(os.environ)
+    found = obstacles()
     print("\n".join(f"error: {one}" for one in found), end="\n" if found else "", file=sys.stderr)
     return 1 if found else 0
 
