@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from aurora_operator.children.metadata import INSTANCE_LABEL
 from tests.cluster.command import CommandError
 from tests.isolation.idle_speculators import IdleSpeculators, manifest
 from tests.rig.installation import RESOURCE, Installation
 
 pytestmark = pytest.mark.timeout(1800)
 TENANT = "tenant"
-SECONDS_OF_LOOKS = 30.0
-"""Long enough for the operator to create a Deployment."""
 
 
 @pytest.fixture(scope="module", name="tenant")
@@ -86,25 +82,6 @@ def test_the_operator_connects_to_no_address_inside_that_the_chart_does_not_name
     IdleSpeculators(tenant).apply(name, endpoint=endpoint)
     found = tenant.wait_until(name, "the address is refused", lambda cr: _store_reason(cr) != "", 60)
     assert _store_reason(found) == "AddressRefused", found["status"]["conditions"]
-
-
-def test_an_argument_that_sglang_does_not_have_starts_no_pod(tenant: Installation) -> None:
-    resource = manifest("unknown-argument")
-    resource["spec"] |= extra("--no-such-flag")
-    resource["spec"]["serving"]["replicas"] = 1
-    tenant.cluster.apply(resource, namespace=TENANT)
-    found = tenant.wait_until(
-        "unknown-argument", "the spec is refused", lambda cr: _condition(cr, "InvalidSpec") != {}, 60
-    )
-    assert "--no-such-flag" in _condition(found, "InvalidSpec")["message"]
-    time.sleep(SECONDS_OF_LOOKS)
-    assert tenant.cluster.get("deployments", "-n", TENANT, "-l", f"{INSTANCE_LABEL}=unknown-argument")["items"] == []
-
-
-def _condition(resource: dict[str, Any], kind: str) -> dict[str, Any]:
-    """A condition of the resource that is true; empty when there is none."""
-    conditions = resource.get("status", {}).get("conditions", [])
-    return next((c for c in conditions if c["type"] == kind and c["status"] == "True"), {})
 
 
 def _store_reason(resource: dict[str, Any]) -> str:
