@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,18 @@ from aurora_api.v1alpha1.status import (
     SpeculatorStatus,
     VersionStatus,
 )
+from aurora_operator.children.trainer_deployment import trainer_deployment
+from aurora_protocol.pod_settings import ADMIN_KEY
 from tests.cluster.command import CommandError, wait_until
 from tests.cluster.local.build import binaries
 from tests.integration.chart.conftest import TEAM
 from tests.integration.chart.test_user_roles import speculator
 from tests.rig.api_server import ApiServer, api_server
+from tests.unit.operator.worlds import CONFIG, OWNER, spec
 
 NAME = "plugin"
 KIND = "auroraspeculator"
+RESTRICTED, ENFORCED = "restricted", {"pod-security.kubernetes.io/enforce": "restricted"}
 STATUS = SpeculatorStatus(
     observed_generation=1,
     active=VersionStatus(version=4, speedup="1.52x (1.45-1.60)"),
@@ -124,6 +129,26 @@ def test_an_editor_decides(users: ApiServer) -> None:
     managers = users.get(KIND, NAME, "-n", TEAM, "--show-managed-fields")["metadata"]["managedFields"]
     assert "kubectl-aurora" in {entry["manager"] for entry in managers}
     assert as_user(users, "editor", "abort", NAME, "9").returncode == 1
+
+
+def test_an_editor_erases_a_tag_with_a_job_that_a_restricted_namespace_admits(
+    users: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(binaries()), prepend=os.pathsep)
+    keys = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": f"{NAME}-keys", "namespace": TEAM}}
+    owner = replace(OWNER, namespace=TEAM, name=NAME)
+    users.apply(trainer_deployment(owner, spec(), CONFIG, 0), keys | {"stringData": {ADMIN_KEY: "key"}})
+    command = ("erase", NAME, "--tag", "tenant-7", "--no-wait")
+    assert "cannot get resource" in as_user(users, "viewer", *command).stderr
+    made = as_user(users, "editor", *command)
+    assert made.returncode == 0, made.stderr
+    (job,) = users.get("jobs", "-n", TEAM)["items"]
+    assert job["metadata"]["name"] in made.stdout
+    restricted = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": RESTRICTED, "labels": ENFORCED}}
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": NAME, "namespace": RESTRICTED}}
+    users.apply(restricted, account)
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "erase"}, "spec": job["spec"]["template"]["spec"]}
+    users.kubectl("create", "--dry-run=server", "-n", RESTRICTED, "-f", "-", stdin=json.dumps(pod))
 
 
 def test_what_is_not_there_is_one_line(users: ApiServer) -> None:
