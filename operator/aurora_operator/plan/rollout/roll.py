@@ -108,7 +108,7 @@ class _StoredState(OperatorState):
     counters: int = 1
     """Value of :data:`COUNTERS` in the operator that stored the windows."""
     channel_epoch: int | None = None
-    """Epoch of the channel's record that the status follows. It is no part of the roll (``plan.lost_records``)."""
+    """Epoch of the channel's record that the status follows. It is no part of the roll (``plan.usable_store``)."""
 
 
 class Roll(RolloutStatus, OperatorState):
