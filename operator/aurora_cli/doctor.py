@@ -141,7 +141,10 @@ def _facts(one: Speculator, lease: Mapping[str, Any] | None, now: datetime) -> I
     since = rollout.progressed or rollout.started
     if rollout.phase is not RolloutPhase.IDLE and not one.paused and since is not None and now - since > STANDS:
         pods_text = f"{rollout.updated} of {rollout.total} pods"
-        yield "RollStands", f"{rollout.phase} of version {rollout.version} on {pods_text}: {rollout.message}"
+        yield (
+            "RollStands",
+            f"{rollout.phase} of version {rollout.version} on {pods_text}: {rollout.waiting or rollout.message}",
+        )
     if candidate is not None and candidate.waits_to_begin:
         yield "CandidateWaits", f"version {candidate.version}: {candidate.message}"
     if one.paused:

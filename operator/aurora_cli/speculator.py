@@ -150,8 +150,6 @@ class Speculator:
             yield self.active
         if candidate is not None:
             yield candidate.version
-            if candidate.waiting_version is not None:
-                yield candidate.waiting_version
         if self.rolling is not None:
             yield self.rolling
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from math import inf, isinf
 
-from aurora_api.v1alpha1.status import CandidatePhase, OperatorIdentity, RolloutPhase, SpeculatorStatus
+from aurora_api.v1alpha1.status import OperatorIdentity, RolloutPhase, SpeculatorStatus
 from aurora_operator import metrics
 from aurora_operator.act.actor import Actor, ExecutionResult
 from aurora_operator.act.custom_resource import claim, write_status
@@ -31,8 +31,7 @@ from aurora_operator.observe.stored_resource import owner_of, status_of
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import EventNote, Plan, plan
 from aurora_operator.plan.actions import CONDITION_PERIOD
-from aurora_operator.plan.candidate.recalled_replica import seconds_until_loan
-from aurora_operator.plan.candidate.validation import seconds_until_retry
+from aurora_operator.plan.candidate import seconds_until_attempt
 from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
 from aurora_operator.plan.operator_upgrade import UpgradeStage
 from aurora_operator.plan.status_builder import differs_in_decisions
@@ -240,10 +239,8 @@ class Reconciler:
         if decided.moving:
             delays.append(quiet_seconds)
         now = datetime.now(UTC)
-        if status.candidate is not None and status.candidate.phase is CandidatePhase.FAILED:
-            # A retry that is due and does not begin waits for something else, which wakes the task.
-            delays.append(seconds_until_retry(status.candidate, now) or inf)
-        delays.append(seconds_until_loan(status.candidate, now) or inf)
+        # An attempt that is due and does not begin waits for something else, which wakes the task.
+        delays.append(seconds_until_attempt(status.candidate, now) or inf)
         return min(delays)
 
     async def _report_invalid_spec(self, error: InvalidSpec) -> None:

@@ -28,6 +28,17 @@ EXPECTED_PODS = 2 + 1 + 2 + 1
 Resource = dict[str, Any]
 
 
+def _rollout_state(status: Resource) -> str:
+    """The phase of the rollout, with Canary and Watching for the two parts of Judging, and RollingBack while pods of an
+    ended roll return."""
+    rollout, active = status.get("rollout", {}), (status.get("active") or {}).get("version")
+    phase, version = str(rollout.get("phase", "Idle")), rollout.get("version")
+    if phase == "Judging":
+        return "Watching" if version == active else "Canary"
+    returning = version != active and any(pod.get("version") == version for pod in status.get("pods", []))
+    return "RollingBack" if phase == "Idle" and version is not None and returning else phase
+
+
 @dataclass
 class RunningSpeculator:
     """A speculator with two inference pods."""
@@ -93,11 +104,11 @@ class RunningSpeculator:
         return status
 
     def state(self) -> str:
-        """The phase of the rollout, or ``Validating`` while a candidate is measured and nothing is rolled out."""
+        """The state of the rollout, or ``Validating`` while a candidate is measured and nothing is rolled out."""
         status = self.status()
-        phase = str(status.get("rollout", {}).get("phase", "Idle"))
-        candidate = str((status.get("candidate") or {}).get("phase", phase))
-        return candidate if phase == "Idle" and candidate == "Validating" else phase
+        state = _rollout_state(status)
+        candidate = str((status.get("candidate") or {}).get("phase", state))
+        return candidate if state == "Idle" and candidate == "Validating" else state
 
     def candidate_phase(self, version: int) -> str:
         """The phase of the candidate ``version``; empty when another version or none is the candidate."""
@@ -105,10 +116,11 @@ class RunningSpeculator:
         return str(candidate["phase"]) if candidate.get("version") == version else ""
 
     def rollout_phase(self, version: int) -> str:
-        """The phase of the rollout of ``version``; empty without one, and until the canary pod has the version."""
-        rollout = self.status()["rollout"]
-        has_begun = rollout["phase"] != "Canary" or rollout.get("updated", 0) > 0
-        return str(rollout["phase"]) if rollout.get("version") == version and has_begun else ""
+        """The state of the rollout of ``version``; empty without one, and until the canary pod has the version."""
+        status = self.status()
+        state, rollout = _rollout_state(status), status["rollout"]
+        has_begun = state != "Canary" or rollout.get("updated", 0) > 0
+        return state if rollout.get("version") == version and has_begun else ""
 
     def is_active(self, version: int) -> bool:
         return bool(self.status()["active"]["version"] == version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,9 +48,14 @@ def _renderer() -> Callable[[Any, Any], bytes]:
 
 
 def _write(file: Path, data: bytes, *, overwrite: bool) -> None:
-    """Without ``overwrite``, a file that appeared meanwhile stays."""
+    """Write the whole file, or none. Without ``overwrite``, a file that appeared meanwhile stays."""
     try:
         with file.open("wb" if overwrite else "xb") as opened:
-            opened.write(data)
+            try:
+                opened.write(data)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.unlink()
+                raise
     except OSError as error:
         raise Refused(f"{file} cannot be written: {error.strerror}") from error

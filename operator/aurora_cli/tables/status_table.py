@@ -137,12 +137,14 @@ def _rollout(one: Speculator, now: datetime) -> Iterator[str]:
         yield f"{rollout.phase}, {pods}, since {age(rollout.started, now)}"
     if rollout.message:
         yield rollout.message
+    if rollout.waiting:
+        yield rollout.waiting
     if rollout.phase is not RolloutPhase.IDLE and rollout.last_judgement:
         yield f"last judgement: {rollout.last_judgement}"
 
 
 def _rollout_style(phase: RolloutPhase) -> str:
-    return {"RollingBack": "bad", "Paused": "warning", "Idle": "quiet"}.get(phase.value, "good")
+    return "quiet" if phase is RolloutPhase.IDLE else "good"
 
 
 def _decisions(one: Speculator) -> Iterator[str]:

@@ -159,7 +159,6 @@ def job_view(job: Object, pods: Iterable[Object] = (), now: datetime | None = No
         succeeded=succeeded,
         failed=failed,
         message=NEVER_STARTED if never_started else last_words or message,
-        never_started=never_started,
         waiting=next((reason for pod in own_pods if (reason := _waiting_reason(pod))), ""),
         suspended=suspend and not (succeeded or failed),
         queue=labels.get(QUEUE_LABEL, ""),

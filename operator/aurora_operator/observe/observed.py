@@ -29,6 +29,8 @@ class UserRequests:
 
     promote: int | None = None
     abort: int | None = None
+    start_over: tuple[int, int] | None = None
+    """The active version whose records the person gives up, and the epoch of the status at the loss."""
     measure: tuple[int, int] | None = None
     """Version and attempt of a measurement that begins without the delay after a failure."""
 
@@ -197,8 +199,6 @@ class JobView:
     failed: bool = False
     message: str = ""
     """Why the Job failed."""
-    never_started: bool = False
-    """The Job failed because it was suspended before its pod could start. That says nothing about the measurement."""
     waiting: str = ""
     """Why the Job's pod does not start."""
     suspended: bool = False

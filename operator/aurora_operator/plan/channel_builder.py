@@ -14,8 +14,8 @@ from datetime import datetime
 from aurora_api.base import with_unknown_fields
 from aurora_api.v1alpha1.status import MAX_REJECTED
 from aurora_operator.observe.observed import Observed, StoreView
-from aurora_operator.plan.candidate.validation import ValidationDecision
-from aurora_operator.plan.rollout.steps import Advance, Step
+from aurora_operator.plan.candidate import ValidationDecision
+from aurora_operator.plan.rollout.transition import Advance, Step
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, ChannelReason
 from aurora_store import Keys
 

@@ -14,11 +14,11 @@ from typing import Final
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus
 from aurora_operator.plan.actions import CONDITION_PERIOD, EventNote
-from aurora_operator.plan.candidate.validation import ValidationDecision
+from aurora_operator.plan.candidate import ValidationDecision
 from aurora_operator.plan.conditions.condition_builder import NEEDS_MANUAL_ACTION
 from aurora_operator.plan.conditions.start import is_starting
-from aurora_operator.plan.rollout.steps import Step
-from aurora_operator.plan.usable_store import TAKING_OVER
+from aurora_operator.plan.rollout.transition import Step
+from aurora_operator.plan.root_ownership import TAKING_OVER
 
 _TEXTS = {
     "ValidationStarted": "Measuring version {version}",
@@ -30,7 +30,6 @@ _TEXTS = {
     "RolloutStarted": "Rolling out version {version}: {message}",
     "CanaryPassed": "The canary of version {version} passed: {message}",
     "Promoted": "Promoted version {version}: {message}",
-    "RolledBack": "All pods serve the active version again. The roll of version {version} ended: {message}",
     "RolloutFailed": "Rolling back version {version}: {message}",
     "RolloutStopped": "Stopped the roll of version {version} without rejecting the version: {message}",
     "Pinned": "Pinned version {version}",
@@ -76,7 +75,8 @@ def version_events(validation: ValidationDecision, step: Step) -> tuple[VersionE
         version = validation.candidate.version if validation.reject is None else validation.reject
         events.append(VersionEvent(validation.event, version, validation.message or validation.candidate.message))
     if step.event and step.rollout.version is not None:
-        events.append(VersionEvent(step.event, step.rollout.version, step.rollout.message))
+        why = step.rollout.waiting or step.rollout.message
+        events.append(VersionEvent(step.event, step.rollout.version, why))
     return tuple(events)
 
 

@@ -9,7 +9,7 @@ A pod for which the cluster has no room may wait forever, so it neither delays a
 Invariants: a pod is withdrawn only while nothing is rolled out, every wanted pod that has a place is ready and serves
 the active version, another pod is left, and the disruption budget allows one more disruption. At most one pod is
 withdrawn. When another pod that has a place is not ready, or no other pod serves, the withdrawn pod is taken back,
-measured or not: service comes before measurements. The next loan then waits (``candidate/recalled_replica.py``). The
+measured or not: service comes before measurements. The next loan then waits (``candidate.notBefore``). The
 pod is taken back too when there are more pods than wanted, because Kubernetes deletes pods that are not ready first. A
 pod that is being deleted is not measured on anew. A measurement that runs on it goes on for as long as its engine does.
 """

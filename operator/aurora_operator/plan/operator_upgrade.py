@@ -41,8 +41,7 @@ from aurora_operator.children.startup_timing import start_deadline
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import DeployedTemplate, FleetView, Observed
 from aurora_operator.operator_config import OperatorConfig
-from aurora_operator.plan.rollout.analysis.live_analysis import MAX_JUDGEMENT_DEADLINES
-from aurora_operator.plan.rollout.roll import JUDGED_PHASES
+from aurora_operator.plan.rollout.analysis import MAX_JUDGEMENT_DEADLINES
 
 
 class UpgradeStage(StrEnum):
@@ -158,7 +157,7 @@ def _roll_is_judged(observed: Observed, now: datetime) -> bool:
     A canary without traffic, or a pause, may last forever.
     """
     roll, policy = observed.status.rollout, observed.spec.rollout
-    if roll.phase not in JUDGED_PHASES | {RolloutPhase.ROLLING_BACK} or roll.started is None:
+    if roll.phase is RolloutPhase.IDLE or roll.started is None:
         return False
     seconds = MAX_JUDGEMENT_DEADLINES * policy.progress_deadline_seconds + policy.analysis.watch_seconds
     return timedelta(0) <= now - roll.started < timedelta(seconds=seconds)

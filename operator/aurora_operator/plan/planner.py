@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from aurora_api.v1alpha1.status import MAX_REJECTED, CandidatePhase, CandidateStatus, RolloutPhase
+from aurora_api.v1alpha1.status import MAX_REJECTED, AttemptReason, CandidatePhase, CandidateStatus, RolloutPhase
 from aurora_api.v1alpha1.store import DeletionPolicy
 from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.children.inference_deployment import served_image
@@ -20,20 +20,24 @@ from aurora_operator.observe.observed import SIGNING_KEYS_MISSING, Observed, Sto
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import lending
 from aurora_operator.plan.actions import Plan, Swap
-from aurora_operator.plan.candidate import validation
-from aurora_operator.plan.candidate.held_out_supply import shortage
-from aurora_operator.plan.candidate.recalled_replica import seconds_until_loan
-from aurora_operator.plan.candidate.validation import ValidationInputs
+from aurora_operator.plan.candidate import ValidationInputs, decide, seconds_until_attempt, shortage
 from aurora_operator.plan.channel_builder import first_channel, next_channel, with_digests
 from aurora_operator.plan.events import history_entries, notes, version_events
+from aurora_operator.plan.lost_records import (
+    lost_records,
+    start_over_is_confirmed,
+    start_over_note,
+    with_followed_epoch,
+    without_lost_versions,
+)
 from aurora_operator.plan.operator_upgrade import decide_upgrade, with_upgrade_condition
-from aurora_operator.plan.rest import is_at_rest, trainer_replicas, with_rest_message
-from aurora_operator.plan.rollout import transition
+from aurora_operator.plan.rest import is_at_rest, trainer_replicas, with_stop_reason
+from aurora_operator.plan.rollout import machine
 from aurora_operator.plan.rollout.roll import read_roll
-from aurora_operator.plan.rollout.steps import Step
+from aurora_operator.plan.rollout.transition import Step
 from aurora_operator.plan.rollout.world import Pod
+from aurora_operator.plan.root_ownership import TAKING_OVER, OwnershipDecision, decide_ownership
 from aurora_operator.plan.status_builder import StatusChanges, status_of, worth_writing
-from aurora_operator.plan.usable_store import TAKING_OVER, usable_store, with_followed_epoch
 from aurora_operator.plan.wanted_children import children, obsolete_jobs
 from aurora_operator.plan.world_builder import rollout_pods, world_of
 from aurora_protocol.agent_api import SwapRequest
@@ -54,10 +58,17 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         # API server refuses it, go on, so that a served draft can still be rolled back. Nothing is stored for the first
         # time before the finalizer is there.
         return Plan(finalizer=finalizer, moving=True)
-    stored, usable = observed.store, usable_store(observed, now)
-    observed = replace(observed, store=usable.view)
+    stored, lost = observed.store, lost_records(observed)
+    # Not while a finalizer is refused that must be there before anything is stored for the first time. Nothing would go
+    # on afterwards, and nothing would say why.
+    starts_over = lost is not None and not finalizer and start_over_is_confirmed(observed)
+    ownership = decide_ownership(observed, now) if lost is None else OwnershipDecision(lost)
+    observed = replace(observed, store=ownership.store)
     may_decide = observed.store.ok and observed.store.channel is not None
-    made = _plan_with_channel(observed, config, now) if may_decide else _plan_without_channel(observed, now)
+    if starts_over:
+        made = _plan_start_over(replace(observed, store=stored), now)
+    else:
+        made = _plan_with_channel(observed, config, now) if may_decide else _plan_without_channel(observed, now)
     assert made.status is not None, "all branches compute a status"
     # A spec that cannot be used shapes no children. A version that fails is rolled back all the same.
     upgrade = None if observed.spec_fault else decide_upgrade(replace(observed, status=made.status), config, now)
@@ -67,7 +78,7 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         observed.keys_exist or observed.name_taken or observed.apply_errors
     )
     writes_status = not makes_keys and worth_writing(observed.status, status, since_written)
-    advance = usable.takeover or made.advance
+    advance = ownership.takeover or made.advance
     return replace(
         made,
         finalizer=finalizer,
@@ -75,7 +86,7 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         children=() if upgrade is None else children(observed, config, upgrade),
         advance=None if advance is None else with_digests(advance, stored),
         status=status if writes_status else None,
-        notes=() if makes_keys else (*made.notes, *usable.notes),
+        notes=() if makes_keys else (*made.notes, *ownership.notes),
         decisions=() if makes_keys else made.decisions,
         moving=made.moving or advance is not None,
         upgrade=upgrade,
@@ -85,12 +96,28 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
 def _plan_without_channel(observed: Observed, now: datetime) -> Plan:
     """The plan while no channel can be read: write the channel's first record once the initial draft is registered."""
     old = observed.status
-    kept = StatusChanges(old.rollout, old.operator_state, old.candidate, frozenset(old.rejected))
+    operator_state = with_stop_reason(old.operator_state, observed)
+    kept = StatusChanges(old.rollout, operator_state, old.candidate, frozenset(old.rejected))
     status = status_of(observed, rollout_pods(observed), kept, now)
     advance = first_channel(observed.store, now) if observed.store.ok else None
     # While the store cannot be read, nothing is under way. The schedule of store reads says when to look again.
     moving = observed.store.ok or observed.store.reason == TAKING_OVER
     return Plan(advance=advance, status=status, notes=tuple(notes(old, status, ())), moving=moving)
+
+
+def _plan_start_over(observed: Observed, now: datetime) -> Plan:
+    """The plan once a person has given the lost records up: the status forgets the former versions.
+
+    The next plan is that of a new speculator. If the channel's first record were written now, and the status were not,
+    the former versions would stand beside those of the new lineage.
+    """
+    old = observed.status
+    assert old.active is not None, "without an active version, nothing is lost"
+    forgotten = without_lost_versions(observed, now)
+    changes = StatusChanges(forgotten.rollout, forgotten.operator_state, None, frozenset(forgotten.rejected))
+    status = status_of(replace(observed, status=forgotten), rollout_pods(observed), changes, now)
+    told = (start_over_note(old.active.version), *notes(old, status, ()))
+    return Plan(status=status, delete_jobs=obsolete_jobs(observed.jobs, None, None), notes=told, moving=True)
 
 
 def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime) -> Plan:
@@ -100,15 +127,15 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
     """
     old, pods = observed.status, rollout_pods(observed)
     known_rejected = _known_rejected(observed)
-    validated = validation.decide(_validation_inputs(observed, pods, known_rejected, now))
+    validated = decide(_validation_inputs(observed, pods, known_rejected, now))
     rejected = _with(known_rejected, validated.reject)
-    step = transition.step(world_of(observed, pods, validated, rejected, now), read_roll(old))
+    step = machine.step(world_of(observed, pods, validated, rejected, now), read_roll(old))
     # Roll out a validated candidate before measuring the next one. Measuring now would take a replica away from the
     # roll, and would compare against a version that is about to be replaced.
     rollout_rests = RolloutPhase.IDLE is old.rollout.phase is step.rollout.phase
-    may_lend = rollout_rests and not validated.waits and not seconds_until_loan(validated.candidate, now)
+    may_lend = rollout_rests and not validated.waits and not seconds_until_attempt(validated.candidate, now)
     lent = lending.lend_replica(observed, validated.candidate, _fencing_epoch(observed), may_lend=may_lend)
-    candidate = with_rest_message(_candidate_after(lent.candidate, step), observed.spec)
+    candidate = _candidate_after(lent.candidate, step)
     wanted_job = None if is_at_rest(observed.spec) else validated.job
     rejected = _with(rejected, step.advance.reject if step.advance else None)
     events = version_events(validated, step)
@@ -242,7 +269,7 @@ def _job_to_create(
         name = job_name(observed.owner.name, version, attempt)
         replica = Replica(pod=lent.pod.name, ip=lent.pod.ip, measurement=name, epoch=_fencing_epoch(observed))
         image = served_image(observed.deployed.template) if observed.deployed else ""
-    gives_way = lent.candidate is None or lent.candidate.took_over_from is None
+    gives_way = lent.candidate is None or lent.candidate.attempt_reason is not AttemptReason.TOOK_OVER
     chosen = ValidationAttempt(version, attempt, channel.active, replica, image, gives_way)
     return job(observed.owner, observed.spec, config, chosen)
 
@@ -258,4 +285,7 @@ def _is_moving(observed: Observed, pods: tuple[Pod, ...], step: Step) -> bool:
     refused = observed.deployment is not None and bool(observed.deployment.message)
     wanted, able = observed.spec.serving.replicas, sum(pod.name not in stuck for pod in pods)
     counting = (len(pods) < wanted or able > wanted) and not refused
-    return changing or counting or step.rollout.phase not in (RolloutPhase.IDLE, RolloutPhase.PAUSED)
+    roll, channel = step.rollout, observed.store.channel
+    ended = roll.phase is RolloutPhase.IDLE and channel is not None and roll.version != channel.active
+    returning = ended and any(pod.ready and pod.version == roll.version for pod in pods)
+    return changing or counting or returning or (roll.phase is not RolloutPhase.IDLE and not roll.paused)

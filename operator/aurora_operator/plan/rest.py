@@ -10,18 +10,17 @@ Invariant: the store stays bounded. Whenever traces may arrive, a trainer runs t
 from __future__ import annotations
 
 from decimal import Decimal
+from typing import Any
 
-from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, SpeculatorStatus
+from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.observe.observed import RECORDS_LOST, TAKEN_OVER, Observed
 
-MEASURING = "measuring on the real engine"
 STOPS_TRAINER = (TAKEN_OVER, RECORDS_LOST)
 """Reasons of a store that the trainer may not write to. After a loss of the records it would begin another lineage, and
 the records that somebody puts back would be mixed with those of that lineage."""
-_TELL_OF_THE_STORE = (ConditionType.STORAGE_READY, ConditionType.TRAINER_READY)
-AT_REST = "not measured while training is suspended and serving.replicas is 0"
+_STORE_STOP = "storeStop"
+"""Name in ``status.operatorState``."""
 
 
 def trainer_replicas(observed: Observed) -> int:
@@ -35,35 +34,32 @@ def trainer_replicas(observed: Observed) -> int:
 def trainer_stop_reason(observed: Observed) -> str:
     """Why the trainer may write nothing to the store, as the reason of a condition; empty when it may.
 
-    While the store cannot be read, the last reading counts, which the stored conditions show. Otherwise each fault of
-    the store would start the trainer, and the next reading would stop it again.
+    While the store cannot be read, the last reading counts, which ``status.operatorState`` keeps. Otherwise each fault
+    of the store would start the trainer, and the next reading would stop it again.
     """
     if observed.store.ok:
         return ""
     if observed.store.reason in STOPS_TRAINER:
         return observed.store.reason
-    told = stored_reasons(observed.status)
-    return next((reason for reason in STOPS_TRAINER if reason in told), "")
+    return stored_stop_reason(observed.status)
 
 
-def stored_reasons(status: SpeculatorStatus) -> frozenset[str]:
-    """The reasons of the stored conditions that tell what the last reading of the store found."""
-    return frozenset(c.reason for c in status.conditions if c.type in _TELL_OF_THE_STORE)
+def stored_stop_reason(status: SpeculatorStatus) -> str:
+    """What :func:`trainer_stop_reason` was when the store was read last."""
+    reason = status.operator_state.get(_STORE_STOP)
+    return reason if reason in STOPS_TRAINER else ""
+
+
+def with_stop_reason(operator_state: dict[str, Any], observed: Observed) -> dict[str, Any]:
+    """``operator_state`` with the reason for which the trainer is stopped, if it is."""
+    others = {name: value for name, value in operator_state.items() if name != _STORE_STOP}
+    reason = trainer_stop_reason(observed)
+    return others | ({_STORE_STOP: reason} if reason else {})
 
 
 def is_at_rest(spec: SpeculatorSpec) -> bool:
     """Nothing should run: training is suspended, and no replica is wanted. A verdict would be of no use now."""
     return spec.training.suspended and spec.serving.replicas == 0
-
-
-def with_rest_message(candidate: CandidateStatus | None, spec: SpeculatorSpec) -> CandidateStatus | None:
-    """At rest: ``candidate`` without its start and replica, and with a message that says so. Otherwise ``candidate``
-    without that message."""
-    if candidate is None or candidate.phase is not CandidatePhase.VALIDATING:
-        return candidate
-    if is_at_rest(spec):
-        return candidate.model_copy(update={"message": AT_REST, "since": None, "pod": None})
-    return candidate.model_copy(update={"message": MEASURING}) if candidate.message == AT_REST else candidate
 
 
 def _version_0_exists(observed: Observed) -> bool:

@@ -182,7 +182,7 @@ def _listed_as_rejected(changes: StatusChanges) -> list[int]:
     """The newest rejected versions, and those that the candidate and the roll are about."""
     candidate, about = changes.candidate, {changes.rollout.version}
     if candidate is not None:
-        about |= {candidate.version, candidate.waiting_version}
+        about.add(candidate.version)
     newest = sorted(changes.rejected)[-MAX_REJECTED:]
     return sorted({*newest, *(changes.rejected & about)})
 

@@ -6,12 +6,11 @@ import hashlib
 from collections.abc import Iterable
 from datetime import datetime
 
-from aurora_api.v1alpha1.status import CandidatePhase
 from aurora_operator.children.metadata import ENGINE_CONTAINER
 from aurora_operator.children.startup_timing import start_deadline
 from aurora_operator.observe.observed import CRASH_LOOP, Observed, PodView
 from aurora_operator.plan import lending
-from aurora_operator.plan.candidate.validation import ValidationDecision
+from aurora_operator.plan.candidate import ValidationDecision
 from aurora_operator.plan.rollout.world import Pod, World
 from aurora_protocol.agent_api import LiveCounters, SwapStatus
 
@@ -76,8 +75,8 @@ def world_of(
         start_limit=start_deadline(observed.deployed.template if observed.deployed else {}),
         serving_digest=serving_digest(observed),
         draft_steps=observed.spec.draft.steps,
-        policy=observed.spec.rollout.model_copy(update={"paused": True}) if invalid else observed.spec.rollout,
-        spec_invalid=invalid,
+        policy=observed.spec.rollout,
+        paused=_pause_reason(observed),
         next_version=next_version if next_version not in rejected and not away and not invalid else None,
         restarting=_is_restarting(observed),
         newer_version=_newer_version(observed, validation, rejected),
@@ -91,6 +90,12 @@ def world_of(
     )
 
 
+def _pause_reason(observed: Observed) -> str:
+    if observed.spec_fault:
+        return "the spec cannot be used"
+    return "spec.rollout.paused is true" if observed.spec.rollout.paused else ""
+
+
 def _is_restarting(observed: Observed) -> bool:
     """Whether pods of two templates serve because of an upgrade of the operator."""
     deployed = observed.deployed
@@ -100,16 +105,12 @@ def _is_restarting(observed: Observed) -> bool:
 def _newer_version(observed: Observed, validation: ValidationDecision, rejected: frozenset[int]) -> int | None:
     """The newest version, if the version being rolled out may have to make room for it.
 
-    A version whose measurement could not be made, or may not begin now, does not count: nothing could be decided about
-    it. The stored candidate does not change during a roll, so the present obstacle counts.
+    A version whose measurement may not begin now does not count: nothing could be decided about it.
     """
-    rolled, newest, candidate = observed.status.rollout.version, observed.store.newest, validation.candidate
+    rolled, newest = observed.status.rollout.version, observed.store.newest
     if rolled is None or newest is None or newest <= rolled or newest in rejected:
         return None
-    if candidate is None or candidate.version != newest:
-        return newest
-    waits = candidate.waits_to_begin and not validation.may_begin
-    return None if candidate.phase is CandidatePhase.FAILED or waits else newest
+    return newest if validation.may_begin else None
 
 
 def serving_digest(observed: Observed) -> str:

@@ -128,7 +128,7 @@ def test_a_scale_to_zero_and_back_during_a_roll_rejects_nothing(rig: Rig) -> Non
     rig.wait(NAME, "two pods", lambda s: s.updated == "2/2")
     rig.patch(NAME, rollout={"canary": 1, "analysis": {"consecutiveSuccessLimit": 50}})
     rig.offer(NAME, 6, against=4)
-    rig.wait(NAME, "the canary", lambda s: s.rollout.phase is RolloutPhase.CANARY and s.rollout.updated == 1)
+    rig.wait(NAME, "the canary", lambda s: s.rollout.phase is RolloutPhase.JUDGING and s.rollout.updated == 1)
     scale(rig, 0)
     status = rig.wait(NAME, "rest", lambda s: s.rollout.phase is RolloutPhase.IDLE and s.replicas == 0)
     assert 6 not in status.rejected

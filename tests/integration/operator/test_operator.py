@@ -120,7 +120,7 @@ def promoted(rig: Rig) -> SpeculatorStatus:
     ready(rig)
     if rig.registry(NAME).last_version() == 0:
         offer(rig, 1, VerdictKind.PASS, active=0)
-        rig.wait(NAME, "the canary", lambda s: s.rollout.phase is RolloutPhase.CANARY)
+        rig.wait(NAME, "the canary", lambda s: s.rollout.phase is RolloutPhase.JUDGING)
         rig.kill()
         rig.start()
     return rig.wait(NAME, "version 1 active", lambda s: s.active is not None and s.active.version == 1)
@@ -204,7 +204,7 @@ def test_a_user_aborts_a_rollout(rig: Rig) -> None:
     version = DEGRADED_VERSION + 1
     patch_rollout(rig, analysis={"consecutiveSuccessLimit": 50})  # so that the canary outlasts the request
     offer(rig, version, VerdictKind.PASS, active=1)
-    rig.wait(NAME, "the canary", lambda s: s.rollout.phase is RolloutPhase.CANARY and s.rollout.version == version)
+    rig.wait(NAME, "the canary", lambda s: s.rollout.phase is RolloutPhase.JUDGING and s.rollout.version == version)
     annotation = f"aurora.dev/abort={version}"
     rig.cluster.kubectl("annotate", "aspec", NAME, annotation, "-n", rig.namespace)
     status = rig.wait(NAME, "aborted", lambda s: version in s.rejected and s.rollout.phase is RolloutPhase.IDLE)

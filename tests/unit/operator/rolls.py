@@ -7,12 +7,16 @@ from typing import Any
 
 from aurora_api.v1alpha1.rollout import RolloutSpec
 from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_operator.plan.rollout.judgement import Judgement
+from aurora_operator.plan.rollout.machine import TRANSITIONS, judged_step
 from aurora_operator.plan.rollout.roll import AnalysisState, Roll
+from aurora_operator.plan.rollout.transition import Step
 from aurora_operator.plan.rollout.world import Pod, World
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 A, B, C = "pod-a", "pod-b", "pod-c"
+PAUSED = "spec.rollout.paused is true"
 UNJUDGED: dict[str, Any] = {"consecutive_success_limit": 0, "watch_seconds": 0}
 JUDGED: dict[str, Any] = {
     "settle_seconds": 10,
@@ -29,11 +33,32 @@ def pod(name: str, version: int | None = 0, **more: Any) -> Pod:
 
 def world(*pods: Pod, now: datetime = NOW, policy: dict[str, Any] | None = None, **more: Any) -> World:
     rules = RolloutSpec.model_validate({"analysis": UNJUDGED, **(policy or {})})
-    return World(**{"now": now, "active": 0, "epoch": 3, "pods": pods, "policy": rules, "promotable": {1}, **more})
+    paused = PAUSED if rules.paused else ""
+    known = {"now": now, "active": 0, "epoch": 3, "pods": pods, "policy": rules, "promotable": {1}, "paused": paused}
+    return World(**{**known, **more})
+
+
+def step(world: World, stored: Roll) -> Step:
+    """The next step, which must be what the table says."""
+    judgement, made = judged_step(world, stored)
+    check_row(judgement, stored, made)
+    return made
+
+
+def check_row(judgement: Judgement, stored: Roll, made: Step) -> None:
+    """The step of a reconcile must be what the row of its phase and judgement says."""
+    phase = RolloutPhase.IDLE if stored.version is None else stored.phase
+    (row,) = [row for row in TRANSITIONS if phase in row.phases and row.judgement is type(judgement)]
+    assert made.rollout.phase in (row.leads_to or (phase,))
+    assert made.event in ("", *row.events)
+    assert row.channel or made.advance is None
+    assert row.pods or not made.swaps
 
 
 def rolling(phase: RolloutPhase = RolloutPhase.ROLLING, **more: Any) -> Roll:
-    return Roll(**{"phase": phase, "version": 1, "epoch": 4, "started": NOW, "progressed": NOW, "total": 2, **more})
+    """A roll of version 1. Its canary passed, unless ``phase`` says otherwise."""
+    known = {"phase": phase, "version": 1, "epoch": 4, "first_epoch": 4, "started": NOW, "progressed": NOW, "total": 2}
+    return Roll(**{**known, **more})
 
 
 def traffic(seconds: float, *, length: float = 2.0, boot: str = "b") -> dict[str, Any]:
@@ -49,12 +74,12 @@ BASELINE = LiveCounters(verify_rounds=40_000, answer_tokens=80_000, requests=100
 def canary(engine_boots: dict[str, str] | None = None, **more: Any) -> Roll:
     """The canary has its draft; its window begins now."""
     state = AnalysisState(**{"baseline": BASELINE, "window_begins": NOW, "settling": True, **more})
-    return rolling(RolloutPhase.CANARY, analysis=state, engine_boots=engine_boots or {}, updated=1)
+    return rolling(RolloutPhase.JUDGING, analysis=state, engine_boots=engine_boots or {}, updated=1)
 
 
 def watching(**more: Any) -> Roll:
     state = AnalysisState(**{"baseline": BASELINE, "window_begins": NOW, "settling": True, **more})
-    return rolling(RolloutPhase.WATCHING, analysis=state)
+    return rolling(RolloutPhase.JUDGING, promoted=True, analysis=state)
 
 
-FAILED = SwapStatus(phase=SwapPhase.FAILED, version=1, finished=NOW, error="shapes differ")
+FAILED = SwapStatus(phase=SwapPhase.FAILED, version=1, epoch=4, finished=NOW, error="shapes differ")

@@ -13,16 +13,14 @@ from typing import Any
 
 from aurora_api.v1alpha1.rollout import RolloutSpec
 from aurora_api.v1alpha1.status import RolloutPhase
-from aurora_operator.plan.rollout.facts import facts_of
-from aurora_operator.plan.rollout.judgement import judgement_of
-from aurora_operator.plan.rollout.judgement_types import Judgement
+from aurora_operator.plan.rollout.judgement import Judgement
+from aurora_operator.plan.rollout.machine import judged_step
 from aurora_operator.plan.rollout.roll import Roll
-from aurora_operator.plan.rollout.steps import Step
-from aurora_operator.plan.rollout.transition import step
+from aurora_operator.plan.rollout.transition import Step
 from aurora_operator.plan.rollout.world import Pod, World
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 from aurora_protocol.draft_records import ChannelReason
-from tests.unit.operator.rolls import JUDGED, NOW
+from tests.unit.operator.rolls import JUDGED, NOW, PAUSED, check_row
 
 SECONDS_BETWEEN_RECONCILES = 10
 REQUESTS_PER_RECONCILE = 100
@@ -136,6 +134,7 @@ class Service:
             channel_message="the channel's message",
             pods=tuple(pod.view() for pod in self.pods if pod.scheduled),
             policy=self.policy,
+            paused=PAUSED if self.policy.paused else "",
             start_limit=self.start_limit,
             next_version=next_version,
             promotable=frozenset() if next_version is None else frozenset({next_version}),
@@ -166,7 +165,8 @@ class Service:
     def reconcile(self, *, dies_before: str = "") -> str:
         """Reconcile once. The operator may die before it writes to the channel, stores the roll ("status") or swaps."""
         world = self.world()
-        judgement, made = judgement_of(facts_of(world, self.roll)), step(world, self.roll)
+        judgement, made = judged_step(world, self.roll)
+        check_row(judgement, self.roll, made)
         self.restarted = bool(dies_before)
         if dies_before != "channel":
             self._write_channel(made)
@@ -181,12 +181,17 @@ class Service:
         return [self.reconcile() for _ in range(count)]
 
     def reconcile_until_idle(self, limit: int = 60) -> list[str]:
-        """Reconcile until a roll has begun and ended, at most ``limit`` times."""
+        """Reconcile until a roll has begun and ended, and all pods are back, at most ``limit`` times."""
         lines: list[str] = []
-        while not lines or self.roll.phase is not RolloutPhase.IDLE:
+        while not lines or self.roll.phase is not RolloutPhase.IDLE or self.has_strays:
             lines.append(self.reconcile())
             assert len(lines) <= limit, f"still under way: {self.roll.phase}, {self.roll.message}"
         return lines
+
+    @property
+    def has_strays(self) -> bool:
+        """Whether a pod that is ready serves another version than the active one."""
+        return any(pod.ready and pod.version != self.active for pod in self.pods)
 
     def _write_channel(self, made: Step) -> None:
         if made.advance is None:
@@ -201,7 +206,8 @@ class Service:
         for name, version in made.swaps.items():
             pod = self[name]
             if name in self.refuses and version != self.active:
-                pod.swap = SwapStatus(phase=SwapPhase.FAILED, version=version, finished=self.now, error=REFUSED)
+                epoch = made.rollout.epoch
+                pod.swap = SwapStatus(phase=SwapPhase.FAILED, version=version, epoch=epoch, error=REFUSED)
             else:
                 pod.version, pod.swap = version, SwapStatus(version=version, finished=self.now)
 

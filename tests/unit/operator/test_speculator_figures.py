@@ -48,7 +48,7 @@ STATUS = SpeculatorStatus(
     ],
     active=VersionStatus(version=3, speedup="1.52x (1.45-1.60)"),
     candidate=CandidateStatus(version=4, phase=CandidatePhase.VALIDATING, since=NOW),
-    rollout=RolloutStatus(phase=RolloutPhase.WATCHING),
+    rollout=RolloutStatus(phase=RolloutPhase.JUDGING),
     training=TrainingStatus(
         step=40,
         trained_tokens=1000,
@@ -96,7 +96,7 @@ def test_the_figures_of_a_status_and_of_the_trainers_record_are_shown(shown: Sho
     assert shown.value("training_lag_tokens") == 750, "3 shards of 250 tokens each"
     assert shown.value("training_devices", device="nvidia.com/gpu") == 1
     assert shown.value("saved_devices", device="nvidia.com/gpu") == 0.35
-    assert shown.value("rollout_phase", phase="Watching") == 1
+    assert shown.value("rollout_phase", phase="Judging") == 1
     times = [shown.value(f"{name}_timestamp_seconds") for name in ("last_decision", "last_reconcile")]
     assert times == [NOW.timestamp()] * 2
     assert shown.value("measurement_started_timestamp_seconds") == NOW.timestamp()
@@ -133,7 +133,7 @@ def test_a_value_that_is_not_known_any_more_has_no_series(shown: Shown) -> None:
     shown.figures.record_observation(observed(), NOW)
     for name in ("measurement_started_timestamp_seconds", "accept_length", "training_lag_tokens", "pending_shards"):
         assert shown.value(name) is None, name
-    assert shown.value("rollout_phase", phase="Watching") is None
+    assert shown.value("rollout_phase", phase="Judging") is None
     assert shown.value("rollout_phase", phase="Idle") == 1
 
 

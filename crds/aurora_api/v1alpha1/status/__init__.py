@@ -11,6 +11,7 @@ from aurora_api.v1alpha1.status.speculator import (
 )
 from aurora_api.v1alpha1.status.trainer import TrainingStatus
 from aurora_api.v1alpha1.status.versions import (
+    AttemptReason,
     CandidatePhase,
     CandidateStatus,
     HistoryEntry,
@@ -23,6 +24,7 @@ __all__ = [
     "MAX_HISTORY",
     "MAX_PODS_SHOWN",
     "MAX_REJECTED",
+    "AttemptReason",
     "CandidatePhase",
     "CandidateStatus",
     "HistoryEntry",

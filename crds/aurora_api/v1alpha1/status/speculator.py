@@ -155,7 +155,4 @@ class SpeculatorStatus(RewrittenModel):
     def versions(self) -> frozenset[int]:
         """All versions that the status names: the operator reads their records from the store to go on."""
         versions = {slot.version for slot in (self.active, self.previous, self.candidate) if slot is not None}
-        waiting_version = self.candidate.waiting_version if self.candidate is not None else None
-        return frozenset(
-            versions | {version for version in (waiting_version, self.rollout.version) if version is not None}
-        )
+        return frozenset(versions if self.rollout.version is None else versions | {self.rollout.version})

@@ -11,11 +11,8 @@ from aurora_api.base import RewrittenModel, Timestamp
 
 class RolloutPhase(StrEnum):
     IDLE = "Idle"
-    CANARY = "Canary"
+    JUDGING = "Judging"
     ROLLING = "Rolling"
-    WATCHING = "Watching"
-    ROLLING_BACK = "RollingBack"
-    PAUSED = "Paused"
 
 
 class VersionStatus(RewrittenModel):
@@ -60,6 +57,15 @@ class CandidatePhase(StrEnum):
     FAILED = "Failed"
 
 
+class AttemptReason(StrEnum):
+    FIRST = "First"
+    TOOK_OVER = "TookOver"
+    UNDECIDED = "Undecided"
+    ACTIVE_CHANGED = "ActiveChanged"
+    FAILED = "Failed"
+    RECALLED = "Recalled"
+
+
 class CandidateStatus(VersionStatus):
     """The version that is being measured, or was measured last."""
 
@@ -73,27 +79,20 @@ class CandidateStatus(VersionStatus):
         " repeated later."
     )
     attempt: int = Field(default=1, ge=1, description="Number of the measurement of this version, counted from 1.")
-    recalled_attempts: int = Field(
-        default=0,
-        ge=0,
-        description="Number of measurements of this version that ended because their replica had to serve again. They"
-        " do not lengthen the delay after a failed measurement.",
+    attempt_reason: AttemptReason = Field(
+        default=AttemptReason.FIRST,
+        description="Why this attempt is made. First: the first one. TookOver: the first one, and the version before"
+        " gave way to it undecided, so it gives way to no other. Undecided, ActiveChanged, Failed, Recalled: the former"
+        " attempt did not decide, compared with a version that is no longer active, failed, or lost its replica.",
+    )
+    not_before: Timestamp | None = Field(
+        default=None,
+        description="The next attempt begins, or the next replica is lent, no earlier. The delay doubles with each"
+        " attempt, from 30 s to 30 minutes.",
     )
     job: str | None = Field(default=None, description="Name of the Job that measures. Its log says more.")
     pod: str | None = Field(
         default=None, description=("The replica that the candidate is measured on. Unset with `measureOn: Job`.")
-    )
-    waiting_version: int | None = Field(
-        default=None,
-        description=(
-            "An older version that passed its measurement and waits for its roll. Measuring this candidate does"
-            " not block that roll."
-        ),
-    )
-    took_over_from: int | None = Field(
-        default=None,
-        description="The version whose undecided measurement gave way to this candidate's. This candidate's measurement"
-        " gives way to no other.",
     )
     message: str = Field(default="", description="The present activity, or why the measurement ended as it did.")
 
@@ -109,11 +108,11 @@ class RolloutStatus(RewrittenModel):
     phase: RolloutPhase = Field(
         default=RolloutPhase.IDLE,
         description=(
-            "Idle: no roll. Canary: the first pods get the version and are judged. Rolling: the other pods get"
-            " it. Watching: the version is active and still judged. RollingBack: all pods return to the version"
-            " before this roll. Paused: no further pod gets the version."
+            "Idle: no roll. Pods that serve another version return to the active one. Judging: live traffic judges the"
+            " version, on the first pods, and on all pods once it is active. Rolling: the other pods get it."
         ),
     )
+    paused: bool = Field(default=False, description="No further pod gets the version. `waiting` says why.")
     version: int | None = Field(default=None, description="The version of this roll.")
     updated: int = Field(default=0, ge=0, description="Number of ready pods that serve this version.")
     total: int = Field(
@@ -128,7 +127,7 @@ class RolloutStatus(RewrittenModel):
         default=None,
         description=(
             "When the roll last made progress: a pod changed its version, or the phase changed. The progress"
-            " deadline counts from here. Unset while too many pods are not ready."
+            " deadline counts from here. Unset while the roll waits for traffic, or while too many pods are not ready."
         ),
     )
     epoch: int = Field(
@@ -141,11 +140,15 @@ class RolloutStatus(RewrittenModel):
         default="",
         description=("Result of the last interval in which live traffic judged this version, with its figures."),
     )
+    waiting: str = Field(
+        default="",
+        description="Why this roll does not go on, or why the next one does not start. Empty if it does.",
+    )
     message: str = Field(
         default="",
         description=(
-            "Present activity of the roll, or why the roll waits or ended. The next roll overwrites it: `history`"
-            " keeps the reasons."
+            "Present activity of the roll, or why the roll ended. The next roll overwrites it: `history` keeps the"
+            " reasons."
         ),
     )
 
@@ -158,7 +161,8 @@ class HistoryEntry(RewrittenModel):
         description=(
             "Promoted: became active. Rejected, Inconclusive: ended by its measurement. RolledBack: failed in its"
             " roll. RolloutStopped: its roll ended without blame. Paused, Resumed: by a person. Vouched: a person"
-            " ended its judgement. Pinned: by a person."
+            " ended its judgement. Pinned: by a person. StartedOver: a person gave up the version and all others, whose"
+            " records the store had lost."
         )
     )
     version: int = Field(description="The version that the decision is about.")

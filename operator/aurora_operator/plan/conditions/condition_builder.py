@@ -296,8 +296,6 @@ def _candidate(observed: Observed, status: SpeculatorStatus) -> ConditionContent
     if candidate is None:
         return None
     message = f"version {candidate.version}: {candidate.message}"
-    if candidate.waiting_version is not None:
-        message += f"; version {candidate.waiting_version} passed and waits for its roll"
     if candidate.phase is CandidatePhase.VALIDATING:
         suspended = any(job.suspended and job.name == candidate.job for job in observed.jobs)
         return ConditionContent(None, "MeasurementSuspended" if suspended else "Validating", message)
@@ -308,11 +306,12 @@ def _rollout(status: SpeculatorStatus) -> ConditionContent | None:
     rollout = status.rollout
     if rollout.version is None:
         return None
-    under_way = rollout.phase not in (RolloutPhase.IDLE, RolloutPhase.PAUSED)
+    idle = rollout.phase is RolloutPhase.IDLE
     ended = "RolledBack" if rollout.version in status.rejected else "Done"
-    reason = ended if rollout.phase is RolloutPhase.IDLE else rollout.phase.value
+    reason = ended if idle else "Paused" if rollout.paused else rollout.phase.value
     pods = f"version {rollout.version} on {rollout.updated} of {rollout.total} pods"
-    return ConditionContent(under_way, reason, f"{pods}: {rollout.message}" if rollout.message else pods)
+    message = "; ".join(filter(None, (rollout.message, rollout.waiting)))
+    return ConditionContent(not idle and not rollout.paused, reason, f"{pods}: {message}" if message else pods)
 
 
 def _degraded(observed: Observed, status: SpeculatorStatus) -> ConditionContent:
@@ -340,7 +339,8 @@ def _missing_registration(store: StoreView, status: SpeculatorStatus) -> str:
     if channel is None:
         return ""
     named = {"active": channel.active}
-    if channel.previous is not None and status.rollout.phase is RolloutPhase.WATCHING:
+    watched = status.rollout.phase is RolloutPhase.JUDGING and status.rollout.version == channel.active
+    if channel.previous is not None and watched:
         named["previous"] = channel.previous  # the watch may return to it
     keys = [
         f"{Keys.registration(version)} of the {role} version"

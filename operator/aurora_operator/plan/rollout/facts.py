@@ -1,29 +1,36 @@
-"""Everything that one reconcile derives from the world and the roll, computed once.
+"""Everything that one reconcile derives from the world and the roll, computed once. Pure.
 
-:func:`facts_of` checks the stored roll against the world, counts crashed engines, judges the present window of live
-traffic, and evaluates pods and deadlines. ``judgement`` and ``transition`` read these facts and compute none of them
-again.
+:func:`facts_of` brings the stored roll up to what the world says, counts crashed engines, runs the clocks of pods that
+are away, and judges the present window of live traffic. ``judgement`` and ``transition`` compute none of this again.
 
-Invariants: deadlines do not run while a roll waits for traffic, for a person or for pods to become ready, and start
-again in full afterwards. Only the clock of a pod that is away with the version may run on (``absences``). A crash
-counts against the version only when the operator was observing and the engine crashed alone. A crash together with the
-pod's agent, or with engines of another version, says more about the machine. Engines of other versions that crash
-during the roll are counted too, because whatever ends them, such as a client's request, may end any engine.
+Invariants:
+
+- No stored time lies in the future, so a clock that was set back delays nothing. Pods that no longer exist are dropped.
+- Deadlines count only time in which the operator observed (``observed_time``). They do not run while a roll waits for
+  traffic, for a person or for pods to become ready, and start again in full afterwards.
+- A crash counts against the version only when the operator was observing and the engine crashed alone. A crash together
+  with the pod's agent, or with engines of another version, says more about the machine. Engines of other versions that
+  crash during the roll are counted too, because whatever ends them, such as a client's request, may end any engine.
+- A pod is *missing* once it had the version, or was asked to take it, and is not up. It is missing until Kubernetes
+  calls it ready. Its engine may only load its model again after one crash, which takes as long as the startup probe
+  allows. So each pod has a clock of its own, which also runs while the roll is held: the missing pods may be what holds
+  the roll. The clock does not run during a pause, nor while the pod's node cannot be reached, nor when its engine was
+  restarted together with its agent. A pod is late only after it was seen away for the whole time, uninterrupted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
 from aurora_api.v1alpha1.status import RolloutPhase
-from aurora_operator.plan.rollout.absences import late_load, late_return, with_absences
-from aurora_operator.plan.rollout.analysis import live_analysis
-from aurora_operator.plan.rollout.analysis.live_analysis import PodCounters
-from aurora_operator.plan.rollout.restored_status import restored
-from aurora_operator.plan.rollout.roll import JUDGED_PHASES, AnalysisState, Roll
+from aurora_operator.plan.rollout import analysis as live_analysis
+from aurora_operator.plan.rollout.analysis import MAX_JUDGEMENT_DEADLINES, PodCounters
+from aurora_operator.plan.rollout.roll import AnalysisState, Roll
 from aurora_operator.plan.rollout.world import Pod, World, confirmed, container_starts
+from aurora_protocol.agent_api import SwapPhase
 
 
 @dataclass(frozen=True)
@@ -32,9 +39,7 @@ class RolloutFacts:
 
     world: World
     roll: Roll
-    """The stored roll, checked against the world, with crashed engines counted."""
-    phase: RolloutPhase
-    """The roll's phase; Idle where there is no version to roll out."""
+    """The stored roll, brought up to what the world says, with crashed engines counted."""
     deadline: timedelta
     """The progress deadline."""
     ready: tuple[Pod, ...]
@@ -51,20 +56,14 @@ class RolloutFacts:
     """Every pod that may be answering requests serves the roll's version, and there is such a pod."""
     settled: bool
     """Every pod serves the active version, and none is on its way up with another."""
-    returned: bool
-    """No pod is swapping, and no ready pod serves anything but the active version."""
     too_many_not_ready: bool
     """More pods than the policy allows are not ready, so the ready ones must not swap."""
     too_many_others_not_ready: bool
     """The same, not counting the pods that had the version or were asked to take it: something else ends pods."""
     weights_differ: bool
     """Pods hold different weights under the roll's version."""
-    late_load: str
-    """A pod whose engine loads the roll's version for longer than the deadline, or empty."""
-    late_return: str
-    """A pod that had the version, or was asked to take it, and is missing for longer than allowed; or empty."""
-    awaits_return: bool
-    """A pod that had the version, or was asked to take it, is missing, and the version may be why."""
+    late: str
+    """Which pod did not become ready with the roll's version in its time; empty when none."""
     no_progress: bool
     """The roll made no progress for longer than the deadline, and no pod is missing or loads the version."""
     starved: bool
@@ -92,21 +91,18 @@ class RolloutFacts:
 
 def facts_of(world: World, stored: Roll) -> RolloutFacts:
     """The facts of this reconcile."""
-    roll = with_absences(world, _with_crashes_counted(world, restored(world, stored)))
+    roll = with_absences(world, _with_crashes_counted(world, _restored(world, stored)))
     version, pods = roll.version, world.pods
     updated = confirmed(pods, version)
     live, peers = _live(world, version), _live(world, world.active) if version != world.active else {}
     not_ready = [pod.name for pod in pods if not pod.ready]
     too_many_not_ready = len(not_ready) > world.policy.max_not_ready
     too_many_others = sum(name not in roll.engine_boots for name in not_ready) > world.policy.max_not_ready
-    stands_still = too_many_others or bool(roll.missing_since or roll.loading_since)
     vouched = version is not None and world.promote == version
     watched = timedelta.max if roll.progressed is None else world.now - roll.progressed
-    watch = timedelta(seconds=world.policy.analysis.watch_seconds)
     return RolloutFacts(
         world=world,
         roll=roll,
-        phase=RolloutPhase.IDLE if version is None and roll.phase is not RolloutPhase.ROLLING_BACK else roll.phase,
         deadline=_deadline(world),
         ready=tuple(pod for pod in pods if pod.ready),
         updated=updated,
@@ -116,16 +112,13 @@ def facts_of(world: World, stored: Roll) -> RolloutFacts:
         uncertain_pods=sum(p.name in roll.engine_boots and not p.ready and (p.up or p.starting) for p in pods),
         all_updated=any(pod.ready for pod in pods) and len(updated) == sum(pod.ready or pod.up for pod in pods),
         settled=_settled(world),
-        returned=not any(pod.swapping or (pod.ready and pod.version != world.active) for pod in pods),
         too_many_not_ready=too_many_not_ready,
         too_many_others_not_ready=too_many_others,
         weights_differ=len({pod.checksum for pod in updated}) > 1,
-        late_load=late_load(world, roll),
-        late_return=late_return(world, roll),
-        awaits_return=bool(roll.missing_since),
-        no_progress=not stands_still and _no_progress(world, roll, vouched=vouched),
-        starved=not too_many_not_ready and not vouched and _starved(world, roll, live, peers),
-        watch_over=watched >= watch,
+        late=_late(world, roll),
+        no_progress=not too_many_others and _no_progress(world, roll),
+        starved=not too_many_not_ready and not vouched and _starved(world, roll),
+        watch_over=watched >= timedelta(seconds=world.policy.analysis.watch_seconds),
         vouched=vouched,
         peers=peers,
         analysis=_analysis(world, roll, live, peers, vouched=vouched),
@@ -134,38 +127,6 @@ def facts_of(world: World, stored: Roll) -> RolloutFacts:
 
 def _deadline(world: World) -> timedelta:
     return timedelta(seconds=world.policy.progress_deadline_seconds)
-
-
-def _with_crashes_counted(world: World, roll: Roll) -> Roll:
-    """``roll`` with a count of the engines that crashed alone, while serving the version or swapping to it.
-
-    The engines of other versions that crashed are counted beside them.
-    """
-    if roll.version is None or roll.phase not in JUDGED_PHASES:
-        return roll
-    boots = {pod.name: pod.boot for pod in world.pods if pod.ready}
-    serving = {pod.name: pod.boot for pod in confirmed(world.pods, roll.version)}
-    crashed = {name for name, boot in roll.engine_boots.items() if boots.get(name, boot) != boot}
-    kept = {name: boot for name, boot in roll.engine_boots.items() if name not in crashed}
-    windows = roll.analysis.windows if roll.analysis else []
-    others_crashed = any(boots.get(w.name, w.boot) != w.boot for w in windows if w.name not in roll.engine_boots)
-    with_agent = {pod.name for pod in world.pods if pod.started_together}
-    alone = set() if world.observation_gap else crashed - with_agent
-    blamed = 0 if others_crashed else len(alone)
-    starts = {name: at for name, at in roll.container_starts.items() if name not in crashed}
-    others = {name: boot for name, boot in boots.items() if boot and name not in kept | serving}
-    known = {name: boot for name, boot in roll.other_boots.items() if name not in roll.engine_boots}
-    also_crashed = {name for name, boot in known.items() if boots.get(name, boot) != boot} - with_agent
-    # A crash beside one of the version has excused it already, and must not excuse another one later.
-    others_counted = 0 if world.observation_gap else max(0, len(also_crashed) - len(alone) + blamed)
-    update = {
-        "engine_boots": kept | serving,
-        "container_starts": starts | container_starts(confirmed(world.pods, roll.version)),
-        "engine_crashes": roll.engine_crashes + blamed,
-        "other_boots": {name: boot for name, boot in known.items() if name not in boots} | others,
-        "other_crashes": roll.other_crashes + others_counted,
-    }
-    return roll.model_copy(update=update)
 
 
 def _live(world: World, version: int | None) -> dict[str, PodCounters]:
@@ -180,34 +141,188 @@ def _settled(world: World) -> bool:
     return any(pod.ready for pod in world.pods) and all(at_rest)
 
 
-def _no_progress(world: World, roll: Roll, *, vouched: bool) -> bool:
-    if roll.phase is RolloutPhase.PAUSED:
-        return False
-    state, since = roll.analysis, roll.progressed
-    if roll.phase is RolloutPhase.CANARY and state is not None:
-        # A canary that a person vouches for takes its pods without a baseline.
-        waits_for_baseline = state.baseline is None and not vouched
-        if waits_for_baseline or (state.window_begins is not None and state.canary_missing_since is None):
-            return False
-        since = state.canary_missing_since or since
-    return since is not None and world.now - since > _deadline(world)
+# the stored roll -----------------------------------------------------------------------------------------------------
 
 
-def _starved(world: World, roll: Roll, live: Mapping[str, PodCounters], peers: Mapping[str, PodCounters]) -> bool:
-    state, since = roll.analysis, roll.progressed
-    if state is None or since is None or roll.phase is not RolloutPhase.CANARY:
+def _restored(world: World, roll: Roll) -> Roll:
+    """``roll`` with its times, pods and epoch brought up to what the world says."""
+    epoch, fenced = max(roll.epoch, world.epoch), world.fencing_epoch > max(roll.epoch, world.epoch)
+    if fenced:  # The status was lost. Had it known the pod's epoch, this operator would follow the other's decision.
+        epoch = world.fencing_epoch + 1
+    update: dict[str, Any] = {
+        "phase": RolloutPhase.IDLE if roll.version is None else RolloutPhase.JUDGING if roll.promoted else roll.phase,
+        "epoch": epoch,
+        # Orders of the epochs in between are not ours.
+        "first_epoch": epoch if fenced and roll.first_epoch is not None else roll.first_epoch,
+        "started": _not_ahead(roll.started, world.now),
+        "progressed": _progressed(world, roll),
+        "analysis": None if roll.analysis is None else _restored_analysis(world, roll.analysis),
+    }
+    names = {pod.name for pod in world.pods}
+    for field in ("engine_boots", "container_starts", "other_boots"):
+        update[field] = {name: value for name, value in getattr(roll, field).items() if name in names}
+    busy = {pod.name for pod in world.pods if pod.swapping or pod.swap.phase is SwapPhase.FAILED}
+    update["asked"] = {name: min(at, world.now) for name, at in roll.asked.items() if name in busy}
+    return roll.model_copy(update=update)
+
+
+def _progressed(world: World, roll: Roll) -> datetime | None:
+    observed = not world.observation_gap or roll.phase is RolloutPhase.IDLE
+    return _not_ahead(roll.progressed, world.now) if observed or roll.progressed is None else world.now
+
+
+def _not_ahead(time: datetime | None, now: datetime) -> datetime | None:
+    return None if time is None else min(time, now)
+
+
+def _restored_analysis(world: World, state: AnalysisState) -> AnalysisState:
+    settle = timedelta(seconds=world.policy.analysis.settle_seconds if state.settling else 0)
+    names = {pod.name for pod in world.pods}
+    update = {
+        "window_begins": _not_ahead(state.window_begins, world.now + settle),
+        "windows": [window for window in state.windows if window.name in names],
+    }
+    return state.model_copy(update=update)
+
+
+# engines that crash --------------------------------------------------------------------------------------------------
+
+
+def _with_crashes_counted(world: World, roll: Roll) -> Roll:
+    """``roll`` with a count of the engines that crashed alone, while serving the version or swapping to it.
+
+    The engines of other versions that crashed are counted beside them. Crashes of both kinds in one reconcile have one
+    cause, and count on neither side.
+    """
+    if roll.phase is RolloutPhase.IDLE:
+        return roll
+    boots = {pod.name: pod.boot for pod in world.pods if pod.ready}
+    serving = confirmed(world.pods, roll.version)
+    crashed = {name for name, boot in roll.engine_boots.items() if boots.get(name, boot) != boot}
+    others = {name: boot for name, boot in roll.other_boots.items() if name not in roll.engine_boots}
+    others_crashed = {name for name, boot in others.items() if boots.get(name, boot) != boot}
+    with_agent = {pod.name for pod in world.pods if pod.started_together}
+    blamed, excusing = len(crashed - with_agent), len(others_crashed - with_agent)
+    if world.observation_gap or (blamed and excusing):
+        blamed = excusing = 0
+    kept = {name: boot for name, boot in roll.engine_boots.items() if name not in crashed}
+    kept |= {pod.name: pod.boot for pod in serving}
+    starts = {name: at for name, at in roll.container_starts.items() if name not in crashed}
+    update = {
+        "engine_boots": kept,
+        "container_starts": starts | container_starts(serving),
+        "engine_crashes": roll.engine_crashes + blamed,
+        "other_boots": others | {name: boot for name, boot in boots.items() if boot and name not in kept},
+        "other_crashes": roll.other_crashes + excusing,
+    }
+    return roll.model_copy(update=update)
+
+
+# pods that are away --------------------------------------------------------------------------------------------------
+
+
+def with_absences(world: World, roll: Roll) -> Roll:
+    """``roll`` with the clocks of the pods that are missing or that load the version.
+
+    When a missing pod is back or gone, the roll's own deadline begins again: the roll could not go on meanwhile.
+    """
+    if roll.phase is RolloutPhase.IDLE or roll.paused:
+        return roll.model_copy(update={"missing_since": {}, "loading_since": {}})
+    missing = [pod.name for pod in world.pods if _is_missing(roll, pod) and not _is_excused(roll, pod)]
+    loading = [pod.name for pod in world.pods if roll.under_way and _is_loading(roll, pod)]
+    update: dict[str, Any] = {
+        "missing_since": _clocks(roll.missing_since, missing, world),
+        "loading_since": _clocks(roll.loading_since, loading, world),
+    }
+    still_away = {pod.name for pod in world.pods if not _is_back(pod)}
+    if roll.under_way and roll.missing_since.keys() - still_away:
+        update["progressed"] = None if roll.progressed is None else world.now
+    return roll.model_copy(update=update)
+
+
+def return_limit(world: World, name: str) -> timedelta:
+    """How long the pod may be missing with the version.
+
+    An engine may take as long to load its model as its startup probe allows. One that ends again and again gets the
+    progress deadline only.
+    """
+    crash_loops = any(pod.crash_loops for pod in world.pods if pod.name == name)
+    return _deadline(world) if crash_loops else max(_deadline(world), world.start_limit)
+
+
+def deadline_text(deadline: timedelta) -> str:
+    return f"{deadline.total_seconds():.0f} s (rollout.progressDeadlineSeconds)"
+
+
+def _late(world: World, roll: Roll) -> str:
+    deadline = _deadline(world)
+    for name, since in sorted(roll.loading_since.items()):
+        if world.now - since > deadline:
+            return f"pod {name} did not finish loading version {roll.version} within {deadline_text(deadline)}"
+    for name, since in sorted(roll.missing_since.items()):
+        limit = return_limit(world, name)
+        if world.now - since > limit:
+            by_probe = f"{limit.total_seconds():.0f} s (what its startup probe allows)"
+            allowed = by_probe if limit > deadline else deadline_text(deadline)
+            return f"pod {name} did not come back with version {roll.version} for {allowed}"
+    return ""
+
+
+def _is_missing(roll: Roll, pod: Pod) -> bool:
+    """Whether the pod had the version, or was asked to take it, and is not up now, or has not come back since.
+
+    An engine that its agent alone calls ready is not back: it may end before its readiness probe passes, each time.
+    """
+    if pod.name not in roll.engine_boots or _is_back(pod):
         return False
-    if world.policy.paused or world.pin_set or world.now - since <= _deadline(world):
+    return not pod.up or pod.name in roll.missing_since
+
+
+def _is_back(pod: Pod) -> bool:
+    return pod.ready or pod.kubernetes_ready
+
+
+def _is_loading(roll: Roll, pod: Pod) -> bool:
+    return pod.swap.phase is SwapPhase.SWAPPING and pod.swap.version == roll.version
+
+
+def _is_excused(roll: Roll, pod: Pod) -> bool:
+    """Whether a missing pod is away for a reason that says nothing about the version.
+
+    The containers of a new pod start together too. So the engine's container must be another one than that which was
+    asked for the version.
+    """
+    restarted = pod.container_started != roll.container_starts.get(pod.name)
+    return pod.unreachable or (pod.started_together and restarted)
+
+
+def _clocks(former: Mapping[str, datetime], names: Iterable[str], world: World) -> dict[str, datetime]:
+    known = {} if world.observation_gap else former
+    return {name: min(known.get(name, world.now), world.now) for name in names}
+
+
+# progress and traffic ------------------------------------------------------------------------------------------------
+
+
+def _no_progress(world: World, roll: Roll) -> bool:
+    if roll.paused or roll.progressed is None or (roll.missing_since or roll.loading_since):
         return False
-    sides = [peers] if state.baseline is None else [live, peers] if peers else [live]
-    return live_analysis.starved(state, sides, world.policy.analysis, _deadline(world), world.now)
+    return world.now - roll.progressed > _deadline(world)
+
+
+def _starved(world: World, roll: Roll) -> bool:
+    state = roll.analysis
+    if state is None or state.window_begins is None or not roll.under_way or roll.phase is not RolloutPhase.JUDGING:
+        return False
+    waits_for_people = world.paused or world.pin_set or roll.paused
+    return not waits_for_people and world.now - state.window_begins > MAX_JUDGEMENT_DEADLINES * _deadline(world)
 
 
 def _analysis(
     world: World, roll: Roll, live: Mapping[str, PodCounters], peers: Mapping[str, PodCounters], *, vouched: bool
 ) -> AnalysisState | None:
     state, version = roll.analysis, roll.version
-    if state is None or version is None or state.baseline is None or roll.phase not in JUDGED_PHASES:
+    if state is None or version is None or state.baseline is None or roll.phase is RolloutPhase.IDLE:
         return state
     if live and state.serving_digest == world.serving_digest and not vouched:
         rules, steps = world.policy.analysis, world.draft_steps

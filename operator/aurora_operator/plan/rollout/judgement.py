@@ -1,107 +1,229 @@
 """Judges a roll in one reconcile, from the facts. Pure.
 
-Pins come first. Then each phase checks, the most serious first: decisions that the channel records already, failures
-that reject the version, reasons to stop without blame, live traffic, and reasons to wait. Without traffic the canary
-waits until there is traffic, or until a person promotes or aborts the version.
+First the roll adopts what the channel says already, and then come pins. Each phase then checks, the most serious first:
+failures that reject the version, reasons to stop without blame, live traffic, and reasons to wait. Without traffic the
+canary waits until there is traffic, or until a person promotes or aborts the version.
+
+Invariants: a version is rejected when more engines crash while serving it than while serving others, or when a pod
+loads it and does not become ready in time. This holds even when live analysis is off; otherwise the version would be
+offered again and crash engines forever. Time alone never rejects a version. The version is not blamed for an agent that
+does not answer while its pod is up, for a node that is lost or restarts, for a store that does not hand the draft out,
+or while more other pods are down than the policy allows.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from aurora_api.v1alpha1.status import RolloutPhase
-from aurora_operator.plan.rollout import failures
-from aurora_operator.plan.rollout.facts import RolloutFacts
-from aurora_operator.plan.rollout.judgement_types import (
-    AlreadyActive,
-    AlreadyPinned,
-    AlreadyRejected,
-    Hold,
-    Judgement,
-    NoBaseline,
-    Pass,
-    Pause,
-    Pin,
-    PinLater,
-    Proceed,
-    Reject,
-    Resume,
-    Start,
-    Stop,
-    ThirdVersion,
-    Vouch,
-    Wait,
-)
+from aurora_operator.plan.rollout.facts import RolloutFacts, deadline_text
 from aurora_operator.plan.rollout.world import World
-from aurora_protocol.draft_records import ChannelReason
+from aurora_protocol.agent_api import SwapPhase
 
 _NOT_JUDGED = "live traffic does not judge it"
-WAITING_PREFIX = "waiting "
-"""An idle roll drops a message with this prefix once the wait is over."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a reconcile says of a roll. The docstrings of its kinds are the table of meanings in ARCHITECTURE.md."""
+
+    reason: str = ""
+
+
+class Adopt(Judgement):
+    """The channel says more of the version than the status: the operator died before it wrote the status."""
+
+
+class Pin(Judgement):
+    """A person pinned another version than the active one. While pods that serve two other versions can return to the
+    active one, they return first: then the pin brings no third version."""
+
+
+class Reject(Judgement):
+    """The version failed, or a person aborted it. The version is never rolled out again."""
+
+
+class Stop(Judgement):
+    """The roll must end without blame for the version."""
+
+
+class Pause(Judgement):
+    """A person pauses rolls, or pinned a version."""
+
+
+class Resume(Judgement):
+    """The reason for the pause is gone."""
+
+
+class Hold(Judgement):
+    """More pods than rollout.maxNotReady are not ready: ask no pod. The progress deadline starts again afterwards if
+    that many pods without the version are not ready."""
+
+
+class Start(Judgement):
+    """A version passed its measurement, and every pod is ready for its roll."""
+
+
+class Wait(Judgement):
+    """Nothing is wrong, but there is nothing to do yet."""
+
+
+class ThirdVersion(Judgement):
+    """A pod came up with neither the active nor the rolled version."""
+
+
+class NoBaseline(Judgement):
+    """The baseline with the active version is not measured yet."""
+
+
+class Proceed(Judgement):
+    """Nothing is wrong: more pods have to take the version."""
+
+
+class Pass(Judgement):
+    """The phase has reached its goal: the canary is judged good, or every pod serves the version."""
+
+
+class Watch(Judgement):
+    """The version is active, and is judged on."""
+
+
+class Keep(Judgement):
+    """The active version is not judged any longer: its watch is over, a person vouches for it, or live traffic can no
+    longer be compared."""
 
 
 def judgement_of(facts: RolloutFacts) -> Judgement:
     """The judgement of this reconcile."""
-    pinned = facts.world.pinned_version
-    if pinned is not None and pinned != facts.world.active:
-        return _pin(facts, pinned)
-    if facts.phase is RolloutPhase.IDLE:
+    world = facts.world
+    if _is_behind(facts):
+        return Adopt()
+    if world.pinned_version not in (None, world.active):
+        return Pin()
+    if facts.roll.phase is RolloutPhase.IDLE:
         return _idle(facts)
-    if facts.phase is RolloutPhase.WATCHING:
-        return _watching(facts)
-    if facts.phase is RolloutPhase.ROLLING_BACK:
-        return _rolling_back(facts)
-    return _under_way(facts)
+    return _under_way(facts) if facts.roll.under_way else _watch(facts)
 
 
-def _pin(facts: RolloutFacts, pinned: int) -> Judgement:
-    served = {v for pod in facts.ready for v in (pod.version, pod.swap.version if pod.swapping else None)}
-    if len(served - {pinned, None}) > 1:
-        return PinLater(f"version {pinned} is pinned; all pods return to version {facts.world.active} first")
-    return Pin(pinned)
+def _is_behind(facts: RolloutFacts) -> bool:
+    """Whether the channel changed the active version, or rejected the roll's, and the status does not say so yet."""
+    world, roll = facts.world, facts.roll
+    if roll.under_way:
+        return roll.version == world.active or roll.version in world.rejected
+    return roll.promoted and roll.version != world.active
 
 
 def _idle(facts: RolloutFacts) -> Judgement:
     world = facts.world
     if world.abort == world.active and world.previous is not None and not world.pin_set:
         return Reject(f"version {world.active} was aborted by a person")
-    waiting = f"{WAITING_PREFIX}to roll out version {world.next_version}, which passed its measurement"
-    if world.policy.paused and world.pinned_version is None:
-        waits = world.next_version is not None
-        return Pause(f"{waiting}: {_pause_reason(world)}" if waits else "")
     if world.next_version is None or world.pin_set:
-        return Proceed()
+        return Wait()
+    waits = f"waiting to roll out version {world.next_version}, which passed its measurement"
+    if world.paused:
+        return Wait(f"{waits}: {world.paused}")
     if world.restarting:
-        return Wait(f"{waiting}: the pods restart with the upgraded operator's template")
+        return Wait(f"{waits}: the pods restart with the upgraded operator's template")
     if facts.settled and not facts.too_many_not_ready:
-        return Start(world.next_version)
-    return Wait(f"{waiting}: not every pod is ready and serves version {world.active}")
+        return Start()
+    return Wait(f"{waits}: not every pod is ready and serves version {world.active}")
 
 
 def _under_way(facts: RolloutFacts) -> Judgement:
-    """The judgement in the phases Canary, Rolling and Paused."""
-    world, version = facts.world, facts.version
-    if version == world.active:
-        # The operator died after it made the version active in the channel, and before it wrote the status.
-        return AlreadyPinned() if world.channel_reason is ChannelReason.PINNED else AlreadyActive()
-    if world.pinned_version is not None:
-        return Stop(f"version {world.pinned_version} is pinned")
-    if version in world.rejected:
-        return AlreadyRejected(world.channel_message)
-    if ended := failures.rejection(facts) or failures.stop_reason(facts) or _bad_traffic(facts):
+    """The judgement of a roll whose version is not active yet."""
+    world, roll = facts.world, facts.roll
+    if ended := _rejection(facts) or _stop(facts) or _bad_traffic(facts):
         return ended
-    if world.policy.paused or world.pin_set:
-        return Pause(_pause_reason(world))
-    if facts.phase is RolloutPhase.PAUSED:
+    if world.paused or world.pin_set:
+        return Pause(world.paused or "a version is pinned")
+    if roll.paused:
         return Resume()
     if facts.too_many_not_ready:
         down, allowed = len(world.pods) - len(facts.ready), world.policy.max_not_ready
         return Hold(f"waiting for pods: {down} of {len(world.pods)} are not ready; rollout.maxNotReady is {allowed}")
-    return _canary(facts) if facts.phase is RolloutPhase.CANARY else _rolling(facts)
+    if roll.phase is RolloutPhase.JUDGING:
+        return _canary(facts)
+    return Pass() if facts.all_updated else Proceed()
 
 
-def _pause_reason(world: World) -> str:
-    if world.spec_invalid:
-        return "the spec cannot be used"
-    return "a version is pinned" if world.pin_set else "spec.rollout.paused is true"
+def _canary(facts: RolloutFacts) -> Judgement:
+    world, state, rules = facts.world, facts.analysis, facts.world.policy.analysis
+    if facts.third_version_pods:
+        return ThirdVersion()
+    if state is not None and state.baseline is None and not facts.vouched:
+        return NoBaseline()
+    if not facts.ready or len(facts.updated) < min(canary_pods(facts), len(facts.ready)):
+        return Proceed()
+    if facts.vouched:
+        return Pass("a person vouches for it")
+    if state is None or state.good_windows >= rules.consecutive_success_limit:
+        return Pass((state.message if state else "") or _NOT_JUDGED)
+    versions = f"{rules.min_requests} requests with version {facts.version} and as many with version {world.active}"
+    waits = f"a judgement takes {versions}"
+    return Wait(f"{state.message}; {waits}" if state.message else waits)
+
+
+def canary_pods(facts: RolloutFacts) -> int:
+    """Number of pods that get the version first."""
+    return min(facts.world.policy.canary, len(facts.world.pods))
+
+
+def _watch(facts: RolloutFacts) -> Judgement:
+    """The judgement of a promoted version."""
+    world, state, version = facts.world, facts.roll.analysis, facts.version
+    if world.abort == version and world.previous is not None:
+        return Reject(f"version {version} was aborted by a person")
+    if facts.vouched or world.pin_set:
+        return Keep()
+    if world.previous is None or state is None or state.serving_digest != world.serving_digest:
+        return Keep()
+    if crashes := _engine_crashes(facts):
+        return crashes
+    if facts.late:
+        return Keep() if facts.too_many_others_not_ready else Reject(facts.late)
+    if facts.watch_over and not facts.roll.missing_since:
+        return Keep()
+    return _bad_traffic(facts) or Watch()
+
+
+# failures ------------------------------------------------------------------------------------------------------------
+
+
+def _rejection(facts: RolloutFacts) -> Reject | None:
+    """Why the version of a roll under way must be rejected, if it must."""
+    version = facts.version
+    if facts.world.abort == version:
+        return Reject(f"version {version} was aborted by a person")
+    if reason := _failed_swap(facts):
+        return Reject(reason)
+    if facts.weights_differ:
+        return Reject(f"pods that serve version {version} hold different weights")
+    if crashes := _engine_crashes(facts):
+        return crashes
+    return Reject(facts.late) if facts.late and not facts.too_many_others_not_ready else None
+
+
+def _failed_swap(facts: RolloutFacts) -> str:
+    """Which pod could not take the version in this roll, and why; empty when none."""
+    version = facts.version
+    for pod in facts.world.pods:
+        swap = pod.swap
+        failed = swap.phase is SwapPhase.FAILED and not swap.transient and swap.version == version
+        if failed and pod.version != version and facts.roll.ordered(swap):
+            return f"pod {pod.name} could not take version {version}: {swap.error or 'no reason given'}"
+    return ""
+
+
+def _engine_crashes(facts: RolloutFacts) -> Reject | None:
+    """A rejection when more engines crashed with the version than the policy tolerates.
+
+    Engines of other versions that crashed in the same roll raise the limit: the version did not end them, so something
+    else ends engines, and may have ended those with the version.
+    """
+    count = facts.roll.engine_crashes
+    if count - facts.roll.other_crashes <= facts.world.policy.analysis.failure_limit:
+        return None
+    return Reject(f"{count} engines crashed while serving version {facts.version}")
 
 
 def _bad_traffic(facts: RolloutFacts) -> Reject | None:
@@ -113,57 +235,29 @@ def _bad_traffic(facts: RolloutFacts) -> Reject | None:
     return Reject(f"live traffic disagrees: {state.message}") if many else None
 
 
-def _canary(facts: RolloutFacts) -> Judgement:
-    world, state = facts.world, facts.analysis
-    rules = world.policy.analysis
-    if facts.third_version_pods:
-        return ThirdVersion()
-    if state is not None and state.baseline is None and not facts.vouched:
-        return NoBaseline()
-    if not facts.ready or len(facts.updated) < min(canary_pods(facts), len(facts.ready)):
-        return Proceed()
-    if facts.vouched:
-        return Pass("a person vouches for it")
-    if state is None:
-        return Pass(_NOT_JUDGED)
-    if state.good_windows >= rules.consecutive_success_limit:
-        return Pass(state.message or _NOT_JUDGED)
-    versions = f"{rules.min_requests} requests with version {facts.version} and as many with version {world.active}"
-    waits = f"a judgement takes {versions}"
-    return Wait(f"{state.message}; {waits}" if state.message else waits)
+def _stop(facts: RolloutFacts) -> Stop | None:
+    """Why a roll under way must end without blame for its version, if it must."""
+    reason = _stop_reason(facts, facts.world)
+    return Stop(reason) if reason else None
 
 
-def canary_pods(facts: RolloutFacts) -> int:
-    """Number of pods that get the version first."""
-    return min(facts.world.policy.canary, len(facts.world.pods))
-
-
-def _rolling(facts: RolloutFacts) -> Judgement:
-    return Pass() if facts.all_updated else Proceed()
-
-
-def _watching(facts: RolloutFacts) -> Judgement:
-    world, state, version = facts.world, facts.roll.analysis, facts.version
-    if version != world.active:
-        # The operator died after it changed the channel and before it wrote the status, or somebody else changed the
-        # channel. A pin rejects nothing.
-        if world.channel_reason is ChannelReason.PINNED and version not in world.rejected:
-            return AlreadyPinned()
-        return AlreadyRejected(world.channel_message or f"version {world.active} was made active")
-    if world.abort == version and world.previous is not None:
-        return Reject(f"version {version} was aborted by a person")
-    if facts.vouched:
-        return Vouch()
-    if world.pin_set:
-        return Stop("a version is pinned")
-    if world.previous is None or state is None or state.serving_digest != world.serving_digest:
-        return Stop("live traffic can no longer be compared with traffic from before the roll")
-    if ended := failures.rejection_in_watch(facts) or failures.stop_in_watch(facts):
-        return ended
-    if facts.watch_over and not facts.awaits_return:
-        return Pass()
-    return _bad_traffic(facts) or Proceed()
-
-
-def _rolling_back(facts: RolloutFacts) -> Judgement:
-    return Pass() if facts.returned else Proceed()
+def _stop_reason(facts: RolloutFacts, world: World) -> str:
+    version, roll = facts.version, facts.roll
+    if world.pinned_version is not None:
+        return f"version {world.pinned_version} is pinned"
+    if version not in world.promotable:
+        return f"no measurement shows that version {version} may replace version {world.active}"
+    if roll.state_lost:
+        return "status.operatorState was lost, so the version cannot be judged"
+    if not world.pods:
+        return "no pod serves or starts any longer"
+    if facts.late:
+        return f"{facts.late}, and more pods without the version than rollout.maxNotReady are not ready either"
+    if facts.no_progress:
+        return f"the roll made no progress for {deadline_text(facts.deadline)}"
+    settings_changed = roll.analysis is not None and roll.analysis.serving_digest != world.serving_digest
+    if settings_changed and roll.phase is RolloutPhase.JUDGING:
+        return "the serving settings were changed"
+    if world.newer_version is not None and facts.starved:
+        return f"live traffic cannot decide about version {version}, and version {world.newer_version} is newer"
+    return ""

@@ -1,144 +1,353 @@
-"""The rollout's state machine: phase x judgement -> step. Pure; time is an argument.
+"""The steps of a roll: one function per row of the table in ``machine``, and the pods that each of them asks. Pure.
 
-:func:`step` is the only entry point. It derives the facts of this reconcile, judges them, and finds the row for the
-phase and the judgement in :data:`TRANSITIONS`. ARCHITECTURE.md shows the same table (``transition_table``).
+A *stray* pod serves another version than the active one. What is left of a roll that ended, and pods with a rejected
+version, return to the active version at once, even during a pause. Other strays return a few at a time.
 
-Invariants: a pod is only ever asked for the active version or for the version being rolled out, and for the latter only
-while the version is in ``World.promotable`` (promise 1). A roll starts only from pods that all serve the active
-version, so at most two versions serve (promise 3). Only an observed failure or a person rejects a version, never time
-alone. A restarted operator needs only the :class:`Roll`, the channel and the pods themselves.
+Invariants: a decision is stored, with a higher epoch, before any pod is asked. A pod is only ever asked for the active
+version or for the one being rolled out. No pod is asked while it swaps, except to give up the download of another
+version, nor soon after a failed swap to the same version, by the operator's clock. Pods that are not ready are not
+asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from aurora_api.v1alpha1.status import RolloutPhase
-from aurora_operator.plan.rollout import backward, forward
-from aurora_operator.plan.rollout.facts import RolloutFacts, facts_of
-from aurora_operator.plan.rollout.judgement import judgement_of
-from aurora_operator.plan.rollout.judgement_types import (
-    AlreadyActive,
-    AlreadyPinned,
-    AlreadyRejected,
-    Hold,
-    Judgement,
-    NoBaseline,
-    Pass,
-    Pause,
-    Pin,
-    PinLater,
-    Proceed,
-    Reject,
-    Resume,
-    Start,
-    Stop,
-    ThirdVersion,
-    Vouch,
-    Wait,
-)
-from aurora_operator.plan.rollout.roll import UNDER_WAY, Roll
-from aurora_operator.plan.rollout.steps import Step
-from aurora_operator.plan.rollout.swaps import retry_state
-from aurora_operator.plan.rollout.world import World
+from aurora_operator.plan.rollout import analysis as live_analysis
+from aurora_operator.plan.rollout.facts import RolloutFacts
+from aurora_operator.plan.rollout.judgement import Judgement, canary_pods
+from aurora_operator.plan.rollout.roll import AnalysisState, Roll
+from aurora_operator.plan.rollout.world import Pod, container_starts
+from aurora_protocol.agent_api import SwapPhase
+from aurora_protocol.draft_records import ChannelReason
 
-Action = Callable[[RolloutFacts, Any], Step]
-
-IDLE, CANARY, ROLLING = RolloutPhase.IDLE, RolloutPhase.CANARY, RolloutPhase.ROLLING
-WATCHING, ROLLING_BACK, PAUSED = RolloutPhase.WATCHING, RolloutPhase.ROLLING_BACK, RolloutPhase.PAUSED
-EVERY_PHASE = tuple(RolloutPhase)
-BEFORE_PROMOTION = (CANARY, ROLLING, PAUSED)
+RETRY_AFTER = timedelta(seconds=15)
+"""How long a pod whose swap failed is left alone after it was asked. Each try may pause the engine's generation."""
 
 
 @dataclass(frozen=True)
-class Transition:
-    """One row of the table: in any of ``phases``, ``judgement`` leads to one of ``leads_to`` through ``action``."""
+class Advance:
+    """The channel's next record."""
 
-    phases: tuple[RolloutPhase, ...]
-    judgement: type[Judgement]
-    action: Action
-    leads_to: tuple[RolloutPhase, ...]
-    channel: str = ""
-    """The change of the channel."""
-    pods: str = ""
-    """The pods that are asked, and for which version."""
+    active: int
+    reason: ChannelReason
+    reject: int | None = None
+    """Never roll out this version again."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The actions of one reconcile, in this order: ``advance`` the channel, store ``rollout``, then ``swaps``.
+
+    The channel comes first, because a roll whose version is active already is known to be over. Swaps come last,
+    because an operator that dies before them must find the decision behind them.
+    """
+
+    rollout: Roll
+    swaps: dict[str, int] = field(default_factory=dict)
+    """Pod -> version."""
+    advance: Advance | None = None
+    """``rollout.message`` says why."""
     event: str = ""
+    """One of the row's events; empty when nothing was decided."""
 
 
-TRANSITIONS = (
-    Transition(EVERY_PHASE, Pin, backward.pin, (IDLE,), "pinned version active", "", "Pinned"),
-    Transition(EVERY_PHASE, PinLater, backward.return_before_pin, (ROLLING_BACK,), "", "all to the active version"),
-    # Idle
-    Transition((IDLE,), Reject, backward.return_to_previous, (ROLLING_BACK,), "previous active; version rejected", "",
-               "RolloutFailed"),
-    Transition((IDLE,), Pause, forward.stay_idle_paused, (IDLE,), "", "those with a rejected version to the active"),
-    Transition((IDLE,), Start, forward.start_canary, (CANARY,), "", "", "RolloutStarted"),
-    Transition((IDLE,), Wait, forward.stay_idle, (IDLE,), "", "strays to the active version"),
-    Transition((IDLE,), Proceed, forward.stay_idle, (IDLE,), "", "strays to the active version"),
-    # Canary, Rolling, Paused
-    Transition(BEFORE_PROMOTION, AlreadyActive, forward.record_promotion, (WATCHING, IDLE), "", "", "Promoted"),
-    Transition(BEFORE_PROMOTION, AlreadyPinned, backward.record_pin, (IDLE,), "", "", "Pinned"),
-    Transition(BEFORE_PROMOTION, AlreadyRejected, backward.record_rejection, (ROLLING_BACK,), "", "", "RolloutFailed"),
-    Transition(BEFORE_PROMOTION, Reject, backward.reject, (ROLLING_BACK,), "version rejected", "", "RolloutFailed"),
-    Transition(BEFORE_PROMOTION, Stop, backward.stop, (ROLLING_BACK,), "", "", "RolloutStopped"),
-    Transition((CANARY, ROLLING), Pause, forward.pause, (PAUSED,), "", "", "Paused"),
-    Transition((PAUSED,), Pause, forward.stay_paused, (PAUSED,)),
-    Transition((PAUSED,), Resume, forward.resume, (CANARY,), "", "", "Resumed"),
-    Transition((CANARY,), Hold, forward.hold, (CANARY,)),
-    Transition((CANARY,), ThirdVersion, forward.return_third_version, (CANARY,), "", "strays to the active version"),
-    Transition((CANARY,), NoBaseline, forward.measure_baseline, (CANARY,)),
-    Transition((CANARY,), Proceed, forward.swap_canary, (CANARY,), "", "canary pods to the new version"),
-    Transition((CANARY,), Wait, forward.wait_for_judgement, (CANARY,)),
-    Transition((CANARY,), Pass, forward.pass_canary, (ROLLING,), "", "next pods to the new version", "CanaryPassed"),
-    Transition((ROLLING,), Hold, forward.hold, (ROLLING,)),
-    Transition((ROLLING,), Proceed, forward.swap_next_pods, (ROLLING,), "", "next pods to the new version"),
-    Transition((ROLLING,), Pass, forward.promote, (WATCHING, IDLE), "version active", "", "Promoted"),
-    # Watching
-    Transition((WATCHING,), AlreadyPinned, backward.record_pin, (IDLE,), "", "", "Pinned"),
-    Transition((WATCHING,), AlreadyRejected, backward.record_rejection, (ROLLING_BACK,), "", "", "RolloutFailed"),
-    Transition((WATCHING,), Reject, backward.return_to_previous, (ROLLING_BACK,), "previous active; version rejected",
-               "", "RolloutFailed"),
-    Transition((WATCHING,), Vouch, forward.end_watch_by_vouching, (IDLE,), "", "", "Vouched"),
-    Transition((WATCHING,), Stop, forward.end_watch, (IDLE,)),
-    Transition((WATCHING,), Proceed, forward.keep_watching, (WATCHING,), "", "strays to the active version"),
-    Transition((WATCHING,), Pass, forward.end_watch, (IDLE,)),
-    # RollingBack
-    Transition((ROLLING_BACK,), Proceed, backward.return_pods, (ROLLING_BACK,), "", "all to the active version"),
-    Transition((ROLLING_BACK,), Pass, backward.end_return, (IDLE,), "", "", "RolledBack"),
-)  # fmt: skip
-"""The whole machine. Every pair of phase and judgement that can occur has one row."""
-
-_BY_PHASE_AND_JUDGEMENT = {(phase, row.judgement): row for row in TRANSITIONS for phase in row.phases}
-
-
-def step(world: World, stored: Roll) -> Step:
-    """The next step from the ``stored`` roll, whatever happened since it was stored."""
-    facts = facts_of(world, stored)
-    judgement = judgement_of(facts)
-    row = _BY_PHASE_AND_JUDGEMENT[facts.phase, type(judgement)]
-    made = row.action(facts, judgement)
-    assert made.rollout.phase in row.leads_to, f"the table does not know {facts.phase} -> {made.rollout.phase}"
-    assert made.event == row.event, f"the table does not know the event {made.event}"
-    rollout = _with_counts(facts, stored, made.rollout)
-    rollout = rollout.model_copy(update=retry_state(facts, made.swaps))
-    return Step(rollout, made.swaps, made.advance, made.event)
-
-
-def _with_counts(facts: RolloutFacts, stored: Roll, roll: Roll) -> Roll:
-    """``roll`` with its counts of pods and its last judgement. More pods on the version is progress."""
-    if roll.version is None:
-        return roll
-    world = facts.world
-    updated = sum(pod.confirms(roll.version) for pod in world.pods)
-    judged = facts.analysis is not None and roll.version == facts.roll.version
-    judgement = facts.analysis.message if judged and facts.analysis is not None else ""
-    update: dict[str, Any] = {
-        "updated": updated,
-        "total": len(world.pods),
-        "last_judgement": judgement or roll.last_judgement,
-    }
-    if updated > stored.updated and roll.phase in UNDER_WAY and roll.progressed is not None:
-        update["progressed"] = world.now
+def with_fields(roll: Roll, **update: Any) -> Roll:
     return roll.model_copy(update=update)
+
+
+def _at_rest(facts: RolloutFacts, message: str, version: int | None = None) -> Roll:
+    """An idle roll. All that was noted about live traffic and engines is dropped.
+
+    Args:
+        version: that the roll was about, if not the roll's own.
+    """
+    roll = facts.roll
+    return Roll(
+        version=roll.version if version is None else version,
+        epoch=roll.epoch + 1,
+        started=roll.started,
+        progressed=facts.world.now,
+        updated=roll.updated,
+        total=roll.total,
+        last_judgement=roll.last_judgement,
+        message=message,
+    )
+
+
+def _running(facts: RolloutFacts) -> Roll:
+    """The roll with this reconcile's live analysis. A progress deadline that stood still starts again."""
+    roll = facts.analysed_roll
+    return with_fields(roll, progressed=facts.world.now) if roll.progressed is None else roll
+
+
+# the end of a roll ---------------------------------------------------------------------------------------------------
+
+
+def adopt(facts: RolloutFacts, judgement: Judgement) -> Step:
+    """Bring the roll to what the channel says. A pin rejects nothing, and promotes nothing that a watch would judge."""
+    world, version = facts.world, facts.version
+    if world.channel_reason is ChannelReason.PINNED and version not in world.rejected:
+        return Step(_pinned(facts, world.active), event="Pinned")
+    if version == world.active:
+        return Step(_promoted(facts, facts.roll), event="Promoted")
+    message = world.channel_message or f"version {world.active} was made active"
+    return Step(_at_rest(facts, message), event="RolloutFailed")
+
+
+def pin(facts: RolloutFacts, judgement: Judgement) -> Step:
+    """Make the pinned version active. The next reconcile asks the pods to swap.
+
+    A pod that cannot load the active version is not waited for: a pin is the emergency brake.
+    """
+    world, pinned = facts.world, facts.world.pinned_version
+    assert pinned is not None, "the judgement knows that there is a pin"
+    able = [pod for pod in facts.ready if not _failed(pod, world.active)]
+    served = {v for pod in able for v in (pod.version, pod.swap.version if pod.swapping else None)}
+    if len(served - {pinned, None}) > 1:
+        message = f"version {pinned} is pinned; all pods return to version {world.active} first"
+        returning = facts.roll if facts.roll.phase is RolloutPhase.IDLE else _at_rest(facts, message)
+        return Step(returning, swaps=_return_at_once(facts, served - {None, world.active}))
+    return Step(_pinned(facts, pinned), advance=Advance(pinned, ChannelReason.PINNED), event="Pinned")
+
+
+def _pinned(facts: RolloutFacts, version: int) -> Roll:
+    return Roll(epoch=facts.roll.epoch + 1, version=version, message=f"version {version} is pinned")
+
+
+def reject(facts: RolloutFacts, judgement: Judgement) -> Step:
+    """Reject the roll's version. If it is active already, the previous version becomes active again."""
+    world = facts.world
+    if facts.roll.under_way:
+        advance = Advance(world.active, ChannelReason.REFUSED, reject=facts.version)
+        return Step(_at_rest(facts, judgement.reason), advance=advance, event="RolloutFailed")
+    assert world.previous is not None, "the judgement knows that there is a previous version"
+    advance = Advance(world.previous, ChannelReason.ROLLED_BACK, reject=world.active)
+    return Step(_at_rest(facts, judgement.reason, world.active), advance=advance, event="RolloutFailed")
+
+
+def stop(facts: RolloutFacts, judgement: Judgement) -> Step:
+    """End the roll without blame for its version, which may be rolled out again."""
+    return Step(_at_rest(facts, judgement.reason), event="RolloutStopped")
+
+
+# idle ----------------------------------------------------------------------------------------------------------------
+
+
+def start_canary(facts: RolloutFacts, judgement: Judgement) -> Step:
+    """Begin the roll. No pod is asked yet: the decision is stored first."""
+    world = facts.world
+    rules, total = world.policy.analysis, len(world.pods)
+    judged = rules.consecutive_success_limit > 0 or rules.watch_seconds > 0
+    started = Roll(
+        phase=RolloutPhase.JUDGING,
+        epoch=facts.roll.epoch + 1,
+        first_epoch=facts.roll.epoch + 1,
+        version=world.next_version,
+        total=total,
+        started=world.now,
+        progressed=world.now,
+        analysis=AnalysisState(serving_digest=world.serving_digest) if judged else None,
+        message=f"canary on {canary_pods(facts)} of {total} pods",
+    )
+    return Step(started, event="RolloutStarted")
+
+
+def stay_idle(facts: RolloutFacts, judgement: Judgement) -> Step:
+    """Return stray pods to the active version."""
+    return Step(facts.roll, swaps=return_strays(facts))
+
+
+# pauses --------------------------------------------------------------------------------------------------------------
+
+
+def pause(facts: RolloutFacts, judgement: Judgement) -> Step:
+    """Ask no pod. Live traffic goes on judging the version."""
+    return Step(with_fields(facts.analysed_roll, paused=True), event="" if facts.roll.paused else "Paused")
+
+
+def resume(facts: RolloutFacts, judgement: Judgement) -> Step:
+    """Go on. The deadlines of the roll start again in full."""
+    update = {"paused": False, "progressed": facts.world.now, "message": "resumed"}
+    return Step(with_fields(facts.analysed_roll, **update), event="Resumed")
+
+
+def hold(facts: RolloutFacts, judgement: Judgement) -> Step:
+    """Ask no pod. The roll's deadline starts again in full when the hold ends.
+
+    It runs on when no more pods without the version are away than allowed. Else a version that keeps several engines
+    down would hold its own roll forever.
+    """
+    stands_still = facts.too_many_others_not_ready
+    return Step(with_fields(facts.analysed_roll, progressed=None) if stands_still else _running(facts))
+
+
+# the canary ----------------------------------------------------------------------------------------------------------
+
+
+def return_third_version(facts: RolloutFacts, judgement: Judgement) -> Step:
+    """Bring pods with a third version to the active one before the canary goes on."""
+    return Step(_running(facts), swaps=dict.fromkeys(facts.third_version_pods, facts.world.active))
+
+
+def measure_baseline(facts: RolloutFacts, judgement: Judgement) -> Step:
+    """Watch the pods with the active version before the first one gets the new version. No deadline runs meanwhile."""
+    world, analysis = facts.world, facts.analysis
+    assert analysis is not None, "only a roll that is judged needs a baseline"
+    no_peers_left = len(world.pods) <= world.policy.canary
+    state = live_analysis.measure_baseline(
+        analysis,
+        facts.peers,
+        world.active,
+        world.policy.analysis,
+        steps=world.draft_steps,
+        max_duration=facts.deadline if no_peers_left else None,
+        now=world.now,
+    )
+    message = f"measuring live traffic with version {world.active}, before the first pod gets version {facts.version}"
+    return Step(with_fields(facts.roll, analysis=state, progressed=None, message=message))
+
+
+def swap_canary(facts: RolloutFacts, judgement: Judgement) -> Step:
+    """Ask pods for the version until the canary is complete.
+
+    A canary pod that no longer confirms the version is waited for, and not replaced at once.
+    """
+    roll, wanted = _running(facts), canary_pods(facts)
+    message = f"swapping {wanted} of {len(facts.world.pods)} pods to version {facts.version}{_retry_note(facts)}"
+    return _ask(facts, with_fields(roll, message=message), _next_swaps(facts, wanted - facts.uncertain_pods))
+
+
+def wait_for_judgement(facts: RolloutFacts, judgement: Judgement) -> Step:
+    """The canary is complete and its traffic does not decide yet. No deadline runs meanwhile."""
+    return Step(with_fields(facts.analysed_roll, progressed=None))
+
+
+def pass_canary(facts: RolloutFacts, judgement: Judgement) -> Step:
+    """The canary passed: ask the other pods for the version."""
+    message = f"{judgement.reason}; the other pods follow"
+    rolling = with_fields(facts.analysed_roll, phase=RolloutPhase.ROLLING, progressed=facts.world.now, message=message)
+    return _ask(facts, rolling, _next_swaps(facts, len(facts.ready)), event="CanaryPassed")
+
+
+def _ask(facts: RolloutFacts, roll: Roll, swaps: dict[str, int], *, event: str = "") -> Step:
+    """Ask pods for the version, and record their engine starts.
+
+    An engine that crashes before the next reconcile therefore counts as crashed.
+    """
+    asked = [pod for pod in facts.world.pods if pod.name in swaps]
+    boots, starts = {pod.name: pod.boot for pod in asked}, container_starts(asked)
+    known = with_fields(roll, engine_boots=roll.engine_boots | boots, container_starts=roll.container_starts | starts)
+    return Step(known, swaps=swaps, event=event)
+
+
+# the other pods, and the watch ---------------------------------------------------------------------------------------
+
+
+def swap_next_pods(facts: RolloutFacts, judgement: Judgement) -> Step:
+    return _ask(facts, _running(facts), _next_swaps(facts, len(facts.ready)))
+
+
+def promote(facts: RolloutFacts, judgement: Judgement) -> Step:
+    """All pods serve the version: make it the active one."""
+    roll = _running(facts)
+    advance = Advance(facts.version, ChannelReason.PROMOTED)
+    return Step(_promoted(facts, with_fields(roll, epoch=roll.epoch + 1)), advance=advance, event="Promoted")
+
+
+def _promoted(facts: RolloutFacts, roll: Roll) -> Roll:
+    """Watch the promoted version if there is a baseline. Bad judgements of the canary still count."""
+    world, state = facts.world, roll.analysis
+    message = f"version {facts.version} is active" + ("; a person vouches for it" if facts.vouched else "")
+    if facts.vouched or state is None or state.baseline is None or world.policy.analysis.watch_seconds == 0:
+        return _at_rest(facts, message)
+    begun = {"window_begins": None, "settling": False, "good_windows": 0, "message": ""}
+    return with_fields(
+        roll,
+        phase=RolloutPhase.JUDGING,
+        promoted=True,
+        paused=False,
+        progressed=world.now,
+        analysis=state.model_copy(update=begun),
+        message=message,
+    )
+
+
+def keep_watching(facts: RolloutFacts, judgement: Judgement) -> Step:
+    return Step(facts.analysed_roll, swaps=return_strays(facts))
+
+
+def end_watch(facts: RolloutFacts, judgement: Judgement) -> Step:
+    """The version stays active and is not judged any longer."""
+    message = f"version {facts.version} is active" + ("; a person vouches for it" if facts.vouched else "")
+    return Step(_at_rest(facts, message), event="Vouched" if facts.vouched else "")
+
+
+# the pods to ask -----------------------------------------------------------------------------------------------------
+
+
+def return_strays(facts: RolloutFacts) -> dict[str, int]:
+    """Swaps that return stray pods to the active version."""
+    world = facts.world
+    swaps = _return_at_once(facts, (world.rejected | {facts.roll.version}) - {world.active})
+    if world.paused and world.pinned_version is None:
+        return swaps
+    strays = [pod for pod in world.pods if pod.version != world.active and pod.name not in swaps]
+    able = [pod for pod in strays if pod.ready and not pod.swapping and not _failed_lately(facts, pod, world.active)]
+    # A pod with neither the active nor the previous version first: at most two versions serve.
+    able.sort(key=lambda pod: (pod.version == world.previous, pod.name))
+    room = world.policy.max_swapping - sum(pod.swapping for pod in world.pods) - len(swaps)
+    return swaps | dict.fromkeys([pod.name for pod in able][: max(room, 0)], world.active)
+
+
+def _return_at_once(facts: RolloutFacts, versions: Container[int | None]) -> dict[str, int]:
+    """Swaps of every pod that serves or downloads one of ``versions`` to the active one.
+
+    The agent gives the download up. Else it would load that version at the end of the download.
+    """
+    active = facts.world.active
+    asked = [
+        pod.name
+        for pod in facts.ready
+        if not _failed_lately(facts, pod, active)
+        and (pod.swap.version if pod.swap.phase is SwapPhase.STAGING else pod.version) in versions
+        and pod.swap.phase is not SwapPhase.SWAPPING
+    ]
+    return dict.fromkeys(sorted(asked), active)
+
+
+def _next_swaps(facts: RolloutFacts, wanted: int) -> dict[str, int]:
+    """Swaps of further pods until ``wanted`` pods have the version or are on their way; third versions come first."""
+    world, version = facts.world, facts.version
+    if facts.too_many_not_ready:
+        return {}
+    having = [pod for pod in world.pods if pod.version == version or (pod.swapping and pod.swap.version == version)]
+    others = [
+        pod
+        for pod in facts.ready
+        if pod.version != version and not pod.swapping and not _failed_lately(facts, pod, version)
+    ]
+    room = min(world.policy.max_swapping - sum(pod.swapping for pod in world.pods), wanted - len(having))
+    others.sort(key=lambda pod: (pod.version == world.active, pod.name))
+    return dict.fromkeys([pod.name for pod in others][: max(room, 0)], version)
+
+
+def _retry_note(facts: RolloutFacts) -> str:
+    """A note about a pod that tries the version again after a transient failure: empty, or ``"; pod…"``."""
+    for pod in facts.world.pods:
+        if _failed(pod, facts.version) and pod.swap.transient and pod.version != facts.version:
+            return f"; {pod.name} tries again: {pod.swap.error or 'no reason given'}"
+    return ""
+
+
+def _failed(pod: Pod, version: int) -> bool:
+    return pod.swap.phase is SwapPhase.FAILED and pod.swap.version == version
+
+
+def _failed_lately(facts: RolloutFacts, pod: Pod, version: int) -> bool:
+    asked = facts.roll.asked.get(pod.name)
+    return _failed(pod, version) and asked is not None and facts.world.now - asked < RETRY_AFTER

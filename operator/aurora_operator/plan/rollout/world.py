@@ -77,6 +77,8 @@ class World:
     """The version to roll out next: it passed the gate against ``active`` and is not rejected."""
     restarting: bool = False
     """The pods restart because of an upgrade of the operator, so live traffic would compare pods of two images."""
+    paused: str = ""
+    """Why no further pod gets a version, by the spec; empty when rolls go on. A pin pauses rolls too (``pin_set``)."""
     newer_version: int | None = None
     """A version registered after the one being rolled out, and not rejected."""
     promotable: frozenset[int] = frozenset()
@@ -89,8 +91,6 @@ class World:
     """A person vouches for this version, so it is not judged any longer."""
     abort: int | None = None
     """A person rejects this version."""
-    spec_invalid: bool = False
-    """Part of the spec cannot be used, so ``policy`` is paused: no further pod gets a version."""
     observation_gap: bool = False
     """The operator did not observe for a while, or the clock was set: deadlines restart now."""
     fencing_epoch: int = 0

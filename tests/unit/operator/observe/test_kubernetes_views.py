@@ -228,15 +228,11 @@ def test_a_job_that_failed_because_it_was_suspended_before_its_pod_started_says_
     job = {"metadata": {"name": "j"}, "spec": {"suspend": True}, "status": {"conditions": [failed]}}
     never = of_job({"phase": "Failed"})
     seen = kubernetes_views.job_view(job, [never])
-    assert (seen.never_started, seen.message) == (True, "its Job was suspended before its pod could start")
+    assert (seen.failed, seen.message) == (True, "its Job was suspended before its pod could start")
     ran = of_job(
         {"phase": "Failed", "containerStatuses": [{"name": "v", "state": {"terminated": {"message": "no prompts"}}}]}
     )
-    assert not kubernetes_views.job_view(job, [ran]).never_started
     assert kubernetes_views.job_view(job, [ran]).message == "no prompts"
-    assert not kubernetes_views.job_view(job | {"spec": {"suspend": False}}, [never]).never_started
-    late = {"conditions": [failed | {"reason": "DeadlineExceeded"}]}
-    assert not kubernetes_views.job_view(job | {"status": late}, [never]).never_started
 
 
 def test_a_deployment_is_seen_with_its_queue_and_its_priority() -> None:

@@ -16,10 +16,9 @@ from aurora_operator.observe.observed import Observed, StoreView, WorkloadView
 from aurora_operator.plan import EventNote
 from aurora_operator.plan.data_deletion import failure_note
 from aurora_operator.plan.rollout.roll import AnalysisState, Roll
-from aurora_operator.plan.usable_store import TAKING_OVER
+from aurora_operator.plan.root_ownership import TAKING_OVER
 from aurora_protocol.draft_records import ChannelReason
 from tests.unit.operator.worlds import (
-    NOW,
     OWNER,
     channel,
     evidence,
@@ -189,10 +188,11 @@ def test_a_deletion_that_fails_with_another_error_each_time_is_told_once_an_hour
     assert Posts().post(*notes) == 1
 
 
-@pytest.mark.parametrize(("phase", "pin"), [(RolloutPhase.WATCHING, 0), (RolloutPhase.CANARY, 1)])
-def test_a_pin_that_only_the_channel_records_is_told_as_a_pin(phase: RolloutPhase, pin: int) -> None:
+@pytest.mark.parametrize(("promoted", "pin"), [(True, 0), (False, 1)])
+def test_a_pin_that_only_the_channel_records_is_told_as_a_pin(pin: int, *, promoted: bool) -> None:
     """The operator died before it wrote the status."""
-    rollout, state = Roll(phase=phase, version=1, epoch=2, progressed=NOW, analysis=AnalysisState()).status_parts()
+    roll = Roll(phase=RolloutPhase.JUDGING, version=1, epoch=2, promoted=promoted, analysis=AnalysisState())
+    rollout, state = roll.status_parts()
     record = channel(pin, epoch=3, previous=1 - pin).model_copy(update={"reason": ChannelReason.PINNED})
     world = observed(
         spec=spec(serving={"replicas": 2}, rollout={"pin": pin}),

@@ -16,7 +16,7 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, SpeculatorStatus
 from aurora_operator.observe.observed import TRAINER_SILENCE, JobView, Observed
 from aurora_operator.plan import Plan
-from aurora_operator.plan.rest import AT_REST, MEASURING
+from aurora_operator.plan.candidate import AT_REST
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.training_records import TrainerStatus
 from tests.unit.operator.plan.test_rest import NO_PODS
@@ -166,18 +166,6 @@ def test_an_undecided_candidate_is_not_measured_again_while_a_version_is_pinned(
         pinned = after(pinned, waits)
         waiting = candidate_of(pinned)
         assert (waiting.attempt, waiting.since, waiting.pod) == (2, None, None)
-
-
-@pytest.mark.parametrize("message", ["", AT_REST, MEASURING])
-def test_a_wait_is_known_by_the_state_whatever_the_message_says(message: str) -> None:
-    world = with_held_out(0)
-    waiting = candidate_of(after(world, made(world))).model_copy(update={"message": message})
-    enough = replace(with_held_out(NEEDED), status=SpeculatorStatus(candidate=waiting))
-    begins = made(enough)
-    assert begins.job is not None
-    assert "ValidationStarted" in events(begins)
-    begun = candidate_of(after(enough, begins))
-    assert (begun.since, begun.message) == (NOW, MEASURING)
 
 
 def test_a_candidate_that_waits_through_a_rest_begins_with_an_event() -> None:

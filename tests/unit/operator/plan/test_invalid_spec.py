@@ -18,7 +18,7 @@ def rolling() -> Observed:
     """Version 1 is being rolled out, and one pod serves it."""
     world = observed(store=PASSED)
     begun = replace(world, status=status(world))
-    assert begun.status.rollout.phase is RolloutPhase.CANARY
+    assert begun.status.rollout.phase is RolloutPhase.JUDGING
     return replace(begun, pods=(pod("chat-a", 1), pod("chat-b", 0)))
 
 
@@ -31,14 +31,15 @@ def test_nothing_but_the_keys_is_created_measured_or_rolled_out() -> None:
 
 
 def test_a_version_that_pods_cannot_load_is_rolled_back() -> None:
-    failed = SwapStatus(phase=SwapPhase.FAILED, version=1, error="shapes differ", finished=NOW)
     world = rolling()
+    epoch = world.status.rollout.epoch
+    failed = SwapStatus(phase=SwapPhase.FAILED, version=1, epoch=epoch, error="shapes differ")
     cannot_load = replace(world.pods[1], agent=agent("chat-b", 0, swap=failed))
     plan = made(replace(world, pods=(world.pods[0], cannot_load), spec_fault=FAULT))
     assert plan.advance is not None
     assert plan.advance.rejected == (1,)
     assert plan.status is not None
-    assert plan.status.rollout.phase is RolloutPhase.ROLLING_BACK
+    assert plan.status.rollout.phase is RolloutPhase.IDLE
     returning = made(replace(world, status=plan.status, store=replace(PASSED, channel=plan.advance), spec_fault=FAULT))
     assert [(swap.pod, swap.request.version) for swap in returning.swaps] == [("chat-a", 0)]
 
@@ -47,9 +48,9 @@ def test_a_roll_pauses_and_goes_on_once_the_spec_is_corrected() -> None:
     world = rolling()
     paused = made(replace(world, spec_fault=FAULT))
     assert paused.status is not None
-    assert (paused.status.rollout.phase, paused.swaps) == (RolloutPhase.PAUSED, ())
-    assert paused.status.rollout.message == "the spec cannot be used"
-    assert status(replace(world, status=paused.status)).rollout.phase is RolloutPhase.CANARY
+    assert (paused.status.rollout.paused, paused.status.rollout.waiting) == (True, "the spec cannot be used")
+    assert paused.swaps == ()
+    assert not status(replace(world, status=paused.status)).rollout.paused
 
 
 def test_the_fault_is_in_the_conditions_and_in_one_event() -> None:

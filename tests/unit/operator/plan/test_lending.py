@@ -12,7 +12,7 @@ from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, RolloutStatus, SpeculatorStatus
 from aurora_operator.observe.observed import DeployedTemplate, JobView, Observed, PodView, RefusedJob, WorkloadView
 from aurora_operator.plan import Plan, plan
-from aurora_operator.plan.rest import MEASURING
+from aurora_operator.plan.candidate import MEASURING
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementStatus
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.pod_settings import ValidationSettings
@@ -172,7 +172,7 @@ def test_a_replica_is_taken_back_when_its_measurement_is_over(end: str) -> None:
     if end == "aborted":
         seen = replace(seen, user_requests=replace(seen.user_requests, abort=1))
     if end == "rolling":
-        rolling = RolloutStatus(phase=RolloutPhase.ROLLING_BACK, version=1, epoch=3)
+        rolling = RolloutStatus(phase=RolloutPhase.ROLLING, version=1, epoch=3)
         seen = replace(seen, status=seen.status.model_copy(update={"rollout": rolling}))
     if end == "lost status":
         seen = replace(seen, status=SpeculatorStatus(), jobs=(), store=store(0))
@@ -237,7 +237,7 @@ def test_a_roll_waits_until_the_replica_is_back() -> None:
     assert made(returning).leases == (), "it is on its way: no need to ask again"
     assert status(returning).rollout.phase is RolloutPhase.IDLE
     back = replace(returning, pods=(pod("chat-a", 0), pod("chat-b", 0)))
-    assert status(back).rollout.phase is RolloutPhase.CANARY
+    assert status(back).rollout.phase is RolloutPhase.JUDGING
 
 
 def test_no_job_is_created_after_the_lease_is_over() -> None:
@@ -272,21 +272,6 @@ def test_a_replica_is_taken_back_when_its_job_is_refused_and_lent_again_after_gr
         seen = replace(seen, status=result.status)
         waits.append((now - began).total_seconds())
     assert waits == [30, 60, 120, 240, 480, 960, 1800, 1800]
-
-
-def test_a_version_that_passed_is_rolled_out_before_a_replica_is_lent_to_a_newer_one() -> None:
-    """While rolls are paused, version 1 waits after it passed. The pause ends before version 2 is measured."""
-    paused = spec(serving={"replicas": 2}, validation={"measureOn": "Replica"}, rollout={"paused": True})
-    proven = store(0, 1, 2, evidence=(evidence(1),))
-    seen = world(spec=paused, store=replace(proven, registrations={v: registration(v) for v in (0, 1)}))
-    first = replace(seen, status=status(seen), store=proven)
-    measured = made(first)
-    assert [lease.request.measurement for lease in measured.leases] == ["chat-validate-v2-1"]
-    assert measured.status is not None
-    resumed = made(replace(first, status=measured.status, spec=world().spec))
-    assert resumed.status is not None
-    assert (resumed.status.rollout.phase, resumed.status.rollout.version) == (RolloutPhase.CANARY, 1)
-    assert (resumed.leases, resumed.job) == ((), None)
 
 
 def test_no_replica_is_lent_while_a_version_is_pinned() -> None:

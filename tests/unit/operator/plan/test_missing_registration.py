@@ -18,7 +18,7 @@ from tests.unit.operator.worlds import NOW, channel, condition, digest, made, ob
 def returning(*, signed: bool) -> Observed:
     """The canary of version 1 failed, and its pod has to return to version 0, which is not registered any more."""
     named = channel(0, epoch=2).model_copy(update={"active_digest": digest(0) if signed else None})
-    roll = RolloutStatus(phase=RolloutPhase.ROLLING_BACK, version=1, epoch=4)
+    roll = RolloutStatus(phase=RolloutPhase.IDLE, version=1, epoch=4)
     return observed(
         store=replace(store(1), channel=named),
         pods=(pod("chat-a", 1), pod("chat-b", 0)),
@@ -31,7 +31,7 @@ def watched() -> Observed:
     digests = {"active_digest": digest(1), "previous_digest": digest(0)}
     named = channel(1, epoch=2, previous=0).model_copy(update=digests)
     analysis = AnalysisState(serving_digest=serving_digest(observed()), baseline=LiveCounters())
-    roll = Roll(phase=RolloutPhase.WATCHING, version=1, epoch=2, progressed=NOW, analysis=analysis)
+    roll = Roll(phase=RolloutPhase.JUDGING, version=1, epoch=2, promoted=True, progressed=NOW, analysis=analysis)
     rollout, operator_state = roll.status_parts()
     return observed(
         store=replace(store(1), channel=named),

@@ -19,7 +19,7 @@ from aurora_operator.fleet import START_SECONDS
 from aurora_operator.observe.observed import FleetView, StoreView, WorkloadView
 from aurora_operator.plan import plan
 from aurora_operator.plan.operator_upgrade import UpgradeStage, decide_upgrade, may_restart
-from aurora_operator.plan.rollout.analysis.live_analysis import MAX_JUDGEMENT_DEADLINES
+from aurora_operator.plan.rollout.analysis import MAX_JUDGEMENT_DEADLINES
 from tests.example_count import example_count
 from tests.unit.operator.upgrades import MAX_UNKNOWN_SECONDS, Operator, Speculator, config, running, started
 from tests.unit.operator.worlds import NOW, OWNER, evidence, pod, spec, store, waiting_pod
@@ -250,11 +250,11 @@ def test_no_roll_begins_before_all_pods_have_restarted_with_the_upgraded_templat
     made = plan(replace(speculator.observe(), store=passed), config(2), NOW)
     assert made.status is not None
     assert made.status.rollout.phase is RolloutPhase.IDLE
-    assert "the pods restart with the upgraded" in made.status.rollout.message
+    assert "the pods restart with the upgraded" in made.status.rollout.waiting
     speculator.become_whole()
     after = plan(replace(speculator.observe(), store=passed, status=made.status), config(2), NOW).status
     assert after is not None
-    assert after.rollout.phase is RolloutPhase.CANARY
+    assert after.rollout.phase is RolloutPhase.JUDGING
 
 
 def test_a_speculator_without_pods_waits_for_nobody() -> None:

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.status import (
+    AttemptReason,
     CandidatePhase,
     CandidateStatus,
     RolloutPhase,
@@ -51,7 +52,6 @@ ANALYSES = st.builds(
     good_windows=st.integers(0, 2),
     bad_windows=st.integers(0, 2),
     settling=st.booleans(),
-    canary_missing_since=st.none() | TIMES,
     windows=st.lists(
         st.builds(
             PodWindow, name=st.sampled_from(["chat-a", "chat-b"]), boot=st.just("b1"), version=VERSIONS, live=COUNTERS
@@ -135,7 +135,8 @@ def statuses(draw: st.DrawFn) -> SpeculatorStatus:
             attempt=st.integers(1, 2),
             job=st.sampled_from(["chat-validate-v1-1", "chat-validate-v2-2"]),
             pod=st.sampled_from([None, "chat-a", "chat-b"]),
-            waiting_version=st.none() | VERSIONS,
+            attempt_reason=st.sampled_from(AttemptReason),
+            not_before=st.none() | TIMES,
         )
     )
     roll = draw(
@@ -144,12 +145,14 @@ def statuses(draw: st.DrawFn) -> SpeculatorStatus:
             phase=st.sampled_from(RolloutPhase),
             epoch=st.integers(0, 9),
             version=st.none() | VERSIONS,
+            paused=st.booleans(),
+            promoted=st.booleans(),
             started=st.none() | TIMES,
             progressed=st.none() | TIMES,
             engine_boots=st.dictionaries(st.sampled_from(["chat-a", "chat-b"]), st.sampled_from(["b1", "b2"])),
             engine_crashes=st.integers(0, 2),
             first_epoch=st.none() | st.integers(0, 9),
-            **dict.fromkeys(("container_starts", "missing_since", "loading_since", "retried"), CLOCKS),
+            **dict.fromkeys(("container_starts", "missing_since", "loading_since", "asked"), CLOCKS),
             analysis=st.none() | ANALYSES,
         )
     )
@@ -260,5 +263,5 @@ def test_planning_again_from_the_planned_status_comes_to_rest(world: Observed) -
 
 
 def _without_retries(status: SpeculatorStatus) -> SpeculatorStatus:
-    state = {name: value for name, value in status.operator_state.items() if name not in ("retried", "retries")}
+    state = {name: value for name, value in status.operator_state.items() if name not in ("asked",)}
     return status.model_copy(update={"operator_state": state})

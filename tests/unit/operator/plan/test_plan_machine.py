@@ -218,8 +218,8 @@ class PlanMachine(PodRules):
     def operator_state_is_lost(self) -> None:
         """The operator cannot read its own state, after an upgrade or an edit: a roll stops, and a watch ends."""
         lost = self.status
-        if lost.rollout.phase is RolloutPhase.WATCHING and lost.rollout.version is not None:
-            self.vouched.add(lost.rollout.version)
+        if lost.rollout.phase is not RolloutPhase.IDLE and lost.rollout.version == self.channel.active:
+            self.vouched.add(self.channel.active)
         self.cluster.status = lost.model_copy(update={"operator_state": {}}).model_dump_json(
             by_alias=True, exclude_none=True
         )
@@ -351,7 +351,7 @@ class PlanMachine(PodRules):
         active, pin, status = self.channel.active, self.pinned().get("pin"), self.status
         if self.kinds[active] == "deadly" and active in self.vouched:
             return True  # a person has to remove a version admitted without judgement: no pod stays up to compare with
-        if self.end == "quiet" and status.rollout.phase is RolloutPhase.CANARY:
+        if self.end == "quiet" and status.rollout.phase is RolloutPhase.JUDGING:
             refused = {*status.rejected, *self.channel.rejected}
             newest = max(version for version in self.store.registrations if version not in refused)
             return status.rollout.version == newest and pin is None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.conditions import ConditionType
-from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase
+from aurora_api.v1alpha1.status import AttemptReason, CandidatePhase, RolloutPhase
 from aurora_operator.children.inference_deployment import TEMPLATE_ANNOTATION
 from aurora_operator.observe.observed import DeployedTemplate, JobView, Observed, PodView, WorkloadView
 from aurora_operator.plan import plan
@@ -111,7 +111,7 @@ def test_a_roll_goes_on_and_is_promoted_although_pods_wait_for_a_node() -> None:
     """Even with maxNotReady 0: a pod without a node serves nobody, so a swap of the others takes nothing away."""
     world = scaled_up(parts={"rollout": UNJUDGED}, store=store(0, 1, evidence=(evidence(1),)))
     begun = status(world)
-    assert (begun.rollout.phase, begun.rollout.total) == (RolloutPhase.CANARY, 2)
+    assert (begun.rollout.phase, begun.rollout.total) == (RolloutPhase.JUDGING, 2)
     world = replace(world, status=begun)
     assert [swap.pod for swap in made(world).swaps] == ["chat-a"]
     world = replace(world, pods=(pod("chat-a", 1), *world.pods[1:]))
@@ -189,8 +189,7 @@ ANOTHER_STARTS = lent(3, pod("chat-a", 0), pod("chat-c", 0, ready=False, agent=N
         pytest.param(
             ANOTHER_STARTS,
             "1 of the 2 other pods are ready",
-            "the last one was recalled, because 1 of the 2 other pods are ready; the next is lent in 30 s at the"
-            " earliest",
+            "not before 00:00:30 UTC, because the replica of the last attempt had to serve again",
             30,
             id="scale-up",
         ),
@@ -215,26 +214,11 @@ def test_scaling_ends_a_measurement_on_a_replica_without_a_warning(
     assert candidate is not None
     assert (candidate.phase, candidate.attempt, candidate.pod) == (CandidatePhase.VALIDATING, 2, None)
     assert candidate.message == f"waiting for a replica: {waits_for}"
-    assert candidate.recalled_attempts == 1
+    assert candidate.attempt_reason is AttemptReason.RECALLED
     names = ("chat-a", "chat-b", "chat-c")[: seen.spec.serving.replicas]
     scaled = replace(seen, status=status(seen), jobs=(), pods=tuple(pod(name, 0) for name in names))
     (lease,) = made(replace(scaled, disruptions_allowed=1), NOW + timedelta(seconds=delay_seconds)).leases
     assert (lease.request.measurement, lease.request.begin) == ("chat-validate-v1-2", True)
-
-
-def test_a_recall_does_not_lengthen_the_delay_after_a_failure() -> None:
-    seen = ANOTHER_STARTS
-    for attempt in range(1, 5):
-        seen = replace(seen, jobs=(JobView(f"chat-validate-v1-{attempt}", 1, attempt),))
-        assert seen.status.candidate is not None
-        measuring = seen.status.candidate.model_copy(update={"pod": "chat-b"})
-        seen = replace(seen, status=seen.status.model_copy(update={"candidate": measuring}))
-        seen = replace(seen, status=status(seen))
-    failed = replace(seen, jobs=(JobView("chat-validate-v1-5", 1, 5, failed=True, message="no prompts"),))
-    candidate = status(failed).candidate
-    assert candidate is not None
-    assert candidate.phase is CandidatePhase.FAILED
-    assert "attempt 5 failed: no prompts; the next attempt begins in 30 s at the earliest" in candidate.message
 
 
 def test_the_replicas_for_autoscalers_leave_out_the_extra_pods_of_an_update() -> None:

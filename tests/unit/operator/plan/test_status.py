@@ -169,7 +169,7 @@ def test_an_unreadable_record_of_the_trainer_blocks_nothing_else() -> None:
     assert (found.status.value, found.reason) == ("False", "StatusUnreadable")
     assert "trainer/status.json" in found.message
     assert condition(broken, ConditionType.STORAGE_READY).status.value == "True"
-    assert status(broken).rollout.phase is RolloutPhase.CANARY, "the version that passed is rolled out"
+    assert status(broken).rollout.phase is RolloutPhase.JUDGING, "the version that passed is rolled out"
 
 
 def test_the_reason_of_ready_names_the_problem() -> None:
@@ -352,6 +352,7 @@ def test_the_status_of_a_roll_holds_no_internal_state() -> None:
     shown = status(observed(store=store(0, 1, evidence=(evidence(1),))))
     assert set(shown.rollout.model_dump(by_alias=True)) == {
         "phase",
+        "paused",
         "version",
         "updated",
         "total",
@@ -359,6 +360,7 @@ def test_the_status_of_a_roll_holds_no_internal_state() -> None:
         "progressed",
         "epoch",
         "lastJudgement",
+        "waiting",
         "message",
     }
     assert shown.operator_state["version"] == 1
@@ -369,8 +371,8 @@ def test_the_status_of_a_roll_holds_no_internal_state() -> None:
 def test_a_roll_whose_operator_state_is_lost_stops_without_blame(lost: dict[str, Any]) -> None:
     world = observed(store=store(0, 1, evidence=(evidence(1),)))
     begun = status(world)
-    assert begun.rollout.phase is RolloutPhase.CANARY
+    assert begun.rollout.phase is RolloutPhase.JUDGING
     stopped = made(replace(world, status=begun.model_copy(update={"operator_state": lost})))
     assert stopped.status is not None
-    assert (stopped.status.rollout.phase, stopped.advance) == (RolloutPhase.ROLLING_BACK, None)
+    assert (stopped.status.rollout.phase, stopped.advance) == (RolloutPhase.IDLE, None)
     assert "status.operatorState was lost" in stopped.status.rollout.message

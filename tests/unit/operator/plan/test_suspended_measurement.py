@@ -120,17 +120,6 @@ def test_a_replica_waits_for_a_suspended_job_only_until_its_lease_is_over() -> N
     assert ended.leases == ()
 
 
-def test_a_job_that_was_suspended_before_its_pod_started_is_repeated_at_once() -> None:
-    world = suspended()
-    ended = JobView(JOB.name, 1, 1, failed=True, message="its Job was suspended", never_started=True)
-    again = made(replace(world, jobs=(ended,)))
-    shown = candidate(again, world)
-    assert (shown.phase, shown.attempt) == (CandidatePhase.VALIDATING, 2)
-    assert shown.message == "measuring again: its Job was suspended"
-    assert again.job is not None
-    assert again.delete_jobs == (JOB.name,)
-
-
 def test_a_new_speculator_says_that_its_initial_draft_waits_in_the_trainers_queue() -> None:
     gated = WorkloadView(current=True, replicas=1, ready=0, queued_behind=("kueue.x-k8s.io/admission",))
     new = observed(store=StoreView(lineage=lineage()), pods=(), trainer=gated)

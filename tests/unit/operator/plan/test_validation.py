@@ -1,6 +1,6 @@
 """Which version is measured, and which may be rolled out, when a newer one is registered.
 
-A version that passed is not lost, and does not keep a newer one from being measured.
+A version that passed waits for its roll. Nothing newer is measured before the roll ended.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-import pytest
-
-from aurora_api.v1alpha1.conditions import ConditionType
-from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus, SpeculatorStatus
+from aurora_api.v1alpha1.status import (
+    AttemptReason,
+    CandidatePhase,
+    CandidateStatus,
+    RolloutPhase,
+    RolloutStatus,
+    SpeculatorStatus,
+)
 from aurora_operator.observe.observed import JobView, Observed, StoreView, UserRequests
 from aurora_protocol.evidence_records import BaselineSamples, Evidence, MeasurementEnd, VerdictKind
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, ValidationSettings
 from aurora_store import Keys
 from tests.unit.operator.worlds import (
     NOW,
-    condition,
     evidence,
     made,
     observed,
@@ -39,89 +42,27 @@ def passed_and_waits(*proofs: Evidence, **more: Any) -> Observed:
     return observed(**{"spec": PAUSED, "status": status(before), "store": proven(*proofs), **more})
 
 
+def test_a_version_that_passed_waits_for_its_roll_and_nothing_newer_is_measured_meanwhile() -> None:
+    delayed = passed_and_waits()
+    waiting = made(delayed)
+    assert (waiting.job, (waiting.status or delayed.status).candidate) == (None, delayed.status.candidate)
+    resumed = made(replace(delayed, spec=observed().spec))
+    assert resumed.status is not None
+    assert (resumed.status.rollout.phase, resumed.status.rollout.version) == (RolloutPhase.JUDGING, 1)
+    assert resumed.job is None, "the version being rolled out may become the one to compare with"
+
+
+def test_a_version_whose_roll_ended_without_blame_makes_room_for_a_newer_one() -> None:
+    delayed = passed_and_waits()
+    tried = delayed.status.model_copy(update={"rollout": RolloutStatus(version=1, epoch=3)})
+    assert validating(replace(delayed, status=tried)) == 2
+    alone = replace(delayed, status=tried, store=store(0, 1, evidence=(evidence(1),)), spec=observed().spec)
+    again = status(alone)
+    assert (again.rollout.phase, again.rollout.version) == (RolloutPhase.JUDGING, 1), "nothing newer is there to try"
+
+
 def proven(*more: Evidence) -> StoreView:
     return store(0, 1, 2, evidence=(evidence(1), *more))
-
-
-def test_the_newest_version_is_measured_while_a_version_that_passed_waits_for_its_roll() -> None:
-    delayed = passed_and_waits()
-    begun = made(delayed)
-    assert begun.job is not None
-    assert begun.job["metadata"]["name"] == "chat-validate-v2-1"
-    assert "version 1 passed and waits for its roll" in condition(delayed, ConditionType.CANDIDATE_VALIDATED).message
-    assert begun.status is not None
-    running = replace(delayed, status=begun.status, jobs=(JobView("chat-validate-v2-1", 2, 1),))
-    newest = made(replace(running, store=proven(evidence(2)))).status
-    assert newest is not None
-    assert newest.candidate is not None
-    assert (newest.candidate.phase, newest.candidate.waiting_version) == (CandidatePhase.VALIDATED, None)
-    resumed = status(replace(running, spec=observed().spec, status=newest, jobs=(), store=proven(evidence(2))))
-    assert (resumed.rollout.phase, resumed.rollout.version) == (RolloutPhase.CANARY, 2)
-
-
-def test_a_roll_that_is_stopped_holds_up_measurements_and_a_pause_between_rolls_does_not() -> None:
-    """As the description of ``rollout.paused`` says."""
-    assert made(observed(spec=PAUSED, store=store(0, 1))).job is not None
-    rolling = observed(store=store(0, 1, evidence=(evidence(1),)))
-    stopped = replace(rolling, spec=PAUSED, status=status(rolling))
-    stopped = replace(stopped, status=status(stopped), store=proven())
-    assert stopped.status.rollout.phase is RolloutPhase.PAUSED
-    waiting = made(stopped)
-    assert (waiting.job, (waiting.status or stopped.status).candidate) == (None, stopped.status.candidate)
-
-
-@pytest.mark.parametrize("verdict", [None, VerdictKind.REJECT])
-def test_a_version_that_passed_is_rolled_out_although_a_newer_one_did_not_pass(verdict: VerdictKind | None) -> None:
-    """A trainer that publishes faster than candidates are measured must not keep every version from the pods."""
-    delayed = passed_and_waits()
-    store_ = proven() if verdict is None else proven(evidence(2, verdict))
-    seen = replace(delayed, status=status(delayed), jobs=(JobView("chat-validate-v2-1", 2, 1),), store=store_)
-    seen = replace(seen, status=made(seen).status or seen.status)
-    three = replace(store_, registrations={v: registration(v) for v in range(4)})
-    for resumed in (seen, replace(seen, store=three)):
-        found = made(replace(resumed, spec=observed().spec))
-        assert found.status is not None
-        assert (found.status.rollout.phase, found.status.rollout.version) == (RolloutPhase.CANARY, 1)
-        assert found.job is None, "the version being rolled out may become the one to compare with"
-
-
-def test_a_version_whose_roll_stopped_is_rolled_out_again_later_although_a_newer_measurement_failed() -> None:
-    delayed = passed_and_waits()
-    waits = status(delayed)
-    assert waits.candidate is not None
-    failed = waits.candidate.model_copy(update={"phase": CandidatePhase.FAILED, "attempt": 20, "since": NOW})
-    stopped = RolloutStatus(version=1, progressed=NOW - timedelta(minutes=29))
-    seen = replace(
-        delayed,
-        spec=observed().spec,
-        status=waits.model_copy(update={"candidate": failed, "rollout": stopped}),
-    )
-    assert status(seen).rollout.phase is RolloutPhase.IDLE
-    later = status(seen, NOW + timedelta(minutes=2))
-    assert (later.rollout.phase, later.rollout.version) == (RolloutPhase.CANARY, 1)
-
-
-def test_a_waiting_version_is_dropped_when_its_evidence_no_longer_holds() -> None:
-    delayed = passed_and_waits()
-    waiting, job = status(delayed), JobView("chat-validate-v2-1", 2, 1)
-    assert waiting.candidate is not None
-    assert waiting.candidate.waiting_version == 1
-    stale = store(0, 1, 2, evidence=(evidence(1, active=7),))
-    moved = status(replace(delayed, spec=observed().spec, status=waiting, jobs=(job,), store=stale))
-    assert moved.candidate is not None
-    assert (moved.candidate.waiting_version, moved.rollout.phase) == (None, RolloutPhase.IDLE)
-
-
-def test_a_person_aborts_a_version_that_waits_while_a_newer_one_is_measured() -> None:
-    delayed = passed_and_waits()
-    refused = made(replace(delayed, status=status(delayed), user_requests=UserRequests(abort=1)))
-    assert refused.status is not None
-    assert refused.status.candidate is not None
-    assert (refused.status.candidate.version, refused.status.candidate.waiting_version) == (2, None)
-    assert refused.status.rejected == [1]
-    assert refused.advance is not None
-    assert refused.advance.rejected == (1,)
-    assert [(entry.event, entry.version) for entry in refused.status.history] == [("Rejected", 1)]
 
 
 def test_a_candidate_with_outdated_evidence_is_replaced_by_the_newest_version() -> None:
@@ -212,24 +153,24 @@ def test_of_two_candidates_in_a_row_at_most_one_gives_way() -> None:
     begun = made(gave_way)
     assert begun.status is not None
     assert begun.status.candidate is not None
-    assert (begun.status.candidate.version, begun.status.candidate.took_over_from) == (2, 1)
+    assert (begun.status.candidate.version, begun.status.candidate.attempt_reason) == (2, AttemptReason.TOOK_OVER)
     assert begun.job is not None
     assert settings_of(begun.job).gives_way is False
     after = measured(replace(gave_way, status=begun.status), undecided(1), undecided(2), newest=3)
     third = made(after)
     assert third.status is not None
     assert third.status.candidate is not None
-    assert (third.status.candidate.version, third.status.candidate.took_over_from) == (3, None)
+    assert (third.status.candidate.version, third.status.candidate.attempt_reason) == (3, AttemptReason.FIRST)
     assert third.job is not None
     assert settings_of(third.job).gives_way is True
 
 
 def test_a_candidate_that_could_not_be_measured_hands_on_that_it_took_over() -> None:
-    failed = CandidateStatus(version=2, phase=CandidatePhase.FAILED, took_over_from=1, since=NOW)
+    failed = CandidateStatus(version=2, phase=CandidatePhase.FAILED, attempt_reason=AttemptReason.TOOK_OVER, since=NOW)
     world = observed(store=store(0, 1, 2, 3), status=SpeculatorStatus(candidate=failed))
     begun = status(world).candidate
     assert begun is not None
-    assert (begun.version, begun.took_over_from) == (3, 1)
+    assert (begun.version, begun.attempt_reason) == (3, AttemptReason.TOOK_OVER)
 
 
 def settings_of(job: dict[str, Any]) -> ValidationSettings:
@@ -239,7 +180,8 @@ def settings_of(job: dict[str, Any]) -> ValidationSettings:
 
 
 def test_a_person_asks_for_one_attempt_without_the_delay_after_a_failure() -> None:
-    failed = CandidateStatus(version=1, phase=CandidatePhase.FAILED, attempt=3, since=NOW)
+    later = NOW + timedelta(seconds=1)
+    failed = CandidateStatus(version=1, phase=CandidatePhase.FAILED, attempt=3, not_before=later)
     world = observed(store=store(0, 1), status=SpeculatorStatus(candidate=failed))
     assert validating(world) is None
     for other in ((1, 3), (1, 5), (2, 4)):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
-from aurora_operator.plan.rollout.absences import return_limit
-from aurora_operator.plan.rollout.steps import Step
+from aurora_operator.plan.rollout.facts import return_limit
+from aurora_operator.plan.rollout.transition import Step
 from aurora_operator.plan.rollout.world import World
 from tests.unit.operator.plan.rollout.simulated_pod import SimulatedPod
 

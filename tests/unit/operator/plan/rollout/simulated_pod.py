@@ -25,8 +25,7 @@ class SimulatedPod:
     phase: SwapPhase = SwapPhase.IDLE
     asked: int | None = None
     asked_epoch: int | None = None
-    """Epoch of the order for ``asked``. None: the agent is of a version that does not report it."""
-    old_agent: bool = False
+    """Epoch of the order for ``asked``."""
     skew: timedelta = timedelta(0)
     """How far the pod's clock is ahead of the operator's."""
     finished: datetime | None = None
@@ -40,6 +39,8 @@ class SimulatedPod:
     """While the pod is not up, its engine ends again and again."""
     with_agent: bool = False
     """The engine was restarted last together with its agent."""
+    failed_to_return: bool = False
+    """The pod could not load the active version when it was asked last."""
     boot: int = 0
     requests: int = 0
     tokens: int = 0
@@ -103,7 +104,7 @@ class SimulatedPod:
             swap=SwapStatus(
                 phase=self.phase,
                 version=self.asked,
-                epoch=None if self.old_agent else self.asked_epoch,
+                epoch=self.asked_epoch,
                 finished=None if self.finished is None else self.finished + self.skew,
                 error="no",
                 transient=self.transient,

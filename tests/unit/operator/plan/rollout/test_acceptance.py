@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.rollout import AnalysisSpec
-from aurora_operator.plan.rollout.analysis.acceptance import PATIENCE, compare_acceptance, is_precise
-from aurora_operator.plan.rollout.analysis.comparison import Outcome, compare
+from aurora_operator.plan.rollout.analysis import PATIENCE, Outcome, compare, compare_acceptance, is_precise
 from aurora_protocol.agent_api import DraftCounters, LiveCounters
 from tests.unit.operator.counters import STEPS, chains, counters, drafting, paced, steady
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.rollout import AnalysisSpec
-from aurora_operator.plan.rollout.analysis.comparison import Outcome, compare
+from aurora_operator.plan.rollout.analysis import Outcome, compare
 from aurora_protocol.agent_api import LiveCounters
 from tests.unit.operator.counters import STEPS, counters, paced
 

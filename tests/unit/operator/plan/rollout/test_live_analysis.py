@@ -9,7 +9,7 @@ import pytest
 
 from aurora_api.v1alpha1.rollout import AnalysisSpec
 from aurora_api.v1alpha1.status import MAX_PODS_SHOWN
-from aurora_operator.plan.rollout.analysis.live_analysis import PodCounters, judge, measure_baseline, starved
+from aurora_operator.plan.rollout.analysis import PodCounters, judge, measure_baseline
 from aurora_operator.plan.rollout.roll import AnalysisState
 from aurora_protocol.agent_api import LiveCounters
 from tests.unit.operator.counters import STEPS, counters, paced
@@ -148,12 +148,3 @@ def test_a_baseline_without_peers_is_measured_until_it_is_precise_or_has_taken_l
     assert seen(state, 50, 100, 100).baseline is None
     assert seen(state, 50, 500, 100).baseline == counters(500, 2.0)
     assert seen(state, 100, 100, 100).baseline == counters(100, 2.0)
-
-
-def test_a_judgement_that_stays_undecided_in_full_traffic_is_starved_in_the_end() -> None:
-    deadline, state = timedelta(seconds=60), begun(baseline=counters(50, 2.0))
-    for seconds, over in ((59, False), (599, False), (601, True)):
-        canary = {"canary": live(seconds, 1.7)}
-        state = judge(state, canary, {}, 1, POLICY, steps=STEPS, now=at(seconds))
-        assert (state.good_windows, state.bad_windows) == (0, 0)
-        assert starved(state, [canary], POLICY, deadline, at(seconds)) is over

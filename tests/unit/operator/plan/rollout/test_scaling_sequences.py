@@ -16,7 +16,7 @@ from tests.unit.operator.service import Service, sequence
 def rolling() -> Service:
     """The canary of three pods passed, and pod b was just asked."""
     service = with_canary(3)
-    while service.roll.phase is RolloutPhase.CANARY:
+    while service.roll.phase is RolloutPhase.JUDGING:
         service.reconcile()
     return service
 
@@ -38,18 +38,16 @@ def paused() -> Service:
     return service
 
 
-def in_phase(phase: RolloutPhase) -> Service:
+def in_phase(phase: str) -> Service:
     makers = {
-        RolloutPhase.IDLE: lambda: Service(2),
-        RolloutPhase.CANARY: with_canary,
-        RolloutPhase.ROLLING: rolling,
-        RolloutPhase.WATCHING: with_promoted_version,
-        RolloutPhase.ROLLING_BACK: returning,
-        RolloutPhase.PAUSED: paused,
+        "idle": lambda: Service(2),
+        "canary": with_canary,
+        "rolling": rolling,
+        "watched": with_promoted_version,
+        "returning": returning,
+        "paused": paused,
     }
-    service = makers[phase]()
-    assert service.roll.phase is phase
-    return service
+    return makers[phase]()
 
 
 def go_on(service: Service) -> list[str]:
@@ -59,41 +57,40 @@ def go_on(service: Service) -> list[str]:
         lines.append(service.reconcile())
         service.set_policy(paused=False)
     lines += [service.reconcile()] if lines[-1] == "Wait -> Idle" else []
-    while service.roll.phase is not RolloutPhase.IDLE:
+    while service.roll.phase is not RolloutPhase.IDLE or service.has_strays:
         lines.append(service.reconcile())
         assert len(lines) <= 60, f"still under way: {service.roll.phase}, {service.roll.message}"
     return lines
 
 
 CANARY_OF_TWO_OR_MORE = """
-    Start -> Canary; RolloutStarted
-    2 x NoBaseline -> Canary
-    Proceed -> Canary; a=1
-    3 x Wait -> Canary
+    Start -> Judging; RolloutStarted
+    2 x NoBaseline -> Judging
+    Proceed -> Judging; a=1
+    3 x Wait -> Judging
 """
 WATCHED_TO_ITS_END = """
-    Pass -> Watching; active 1; Promoted
-    5 x Proceed -> Watching
-    Pass -> Idle
+    Pass -> Judging; active 1; Promoted
+    5 x Watch -> Judging
+    Keep -> Idle
 """
 NEW_POD_LAST = """
     Pass -> Rolling; b=1; CanaryPassed
     Proceed -> Rolling; c=1
 """
 ALONE = """
-    Start -> Canary; RolloutStarted
-    6 x NoBaseline -> Canary
-    Proceed -> Canary; {pod}=1
-    3 x Wait -> Canary
+    Start -> Judging; RolloutStarted
+    6 x NoBaseline -> Judging
+    Proceed -> Judging; {pod}=1
+    3 x Wait -> Judging
     Pass -> Rolling; CanaryPassed
 """
 RESUMED = """
-    2 x Pause -> Paused
-    Resume -> Canary; Resumed
+    2 x Pause -> Judging
+    Resume -> Judging; Resumed
 """
 RETURN_OF_BOTH = """
-    Proceed -> RollingBack; a=0 b=0
-    Pass -> Idle; RolledBack
+    Wait -> Idle; a=0 b=0
 """
 
 
@@ -104,15 +101,15 @@ def joined(*parts: str) -> list[str]:
 @pytest.mark.parametrize(
     ("phase", "expected"),
     [
-        (RolloutPhase.IDLE, ["Wait -> Idle", CANARY_OF_TWO_OR_MORE, NEW_POD_LAST, WATCHED_TO_ITS_END]),
-        (RolloutPhase.CANARY, ["3 x Wait -> Canary", NEW_POD_LAST, WATCHED_TO_ITS_END]),
-        (RolloutPhase.ROLLING, ["Proceed -> Rolling; c=1", "Proceed -> Rolling; d=1", WATCHED_TO_ITS_END]),
-        (RolloutPhase.WATCHING, ["5 x Proceed -> Watching", "Pass -> Idle"]),
-        (RolloutPhase.ROLLING_BACK, [RETURN_OF_BOTH]),
-        (RolloutPhase.PAUSED, [RESUMED, NEW_POD_LAST, WATCHED_TO_ITS_END]),
+        ("idle", ["Wait -> Idle", CANARY_OF_TWO_OR_MORE, NEW_POD_LAST, WATCHED_TO_ITS_END]),
+        ("canary", ["3 x Wait -> Judging", NEW_POD_LAST, WATCHED_TO_ITS_END]),
+        ("rolling", ["Proceed -> Rolling; c=1", "Proceed -> Rolling; d=1", WATCHED_TO_ITS_END]),
+        ("watched", ["5 x Watch -> Judging", "Keep -> Idle"]),
+        ("returning", [RETURN_OF_BOTH]),
+        ("paused", [RESUMED, NEW_POD_LAST, WATCHED_TO_ITS_END]),
     ],
 )
-def test_a_pod_that_joins_in_any_phase_gets_the_version_last(phase: RolloutPhase, expected: list[str]) -> None:
+def test_a_pod_that_joins_in_any_phase_gets_the_version_last(phase: str, expected: list[str]) -> None:
     service = in_phase(phase)
     service.scale(len(service.pods) + 1)
     assert go_on(service) == joined(*expected)
@@ -122,11 +119,11 @@ def test_a_pod_that_joins_in_any_phase_gets_the_version_last(phase: RolloutPhase
 @pytest.mark.parametrize(
     ("phase", "expected"),
     [
-        (RolloutPhase.CANARY, ["Hold -> Canary", "2 x Wait -> Canary", NEW_POD_LAST]),
-        (RolloutPhase.ROLLING, ["Hold -> Rolling", "Proceed -> Rolling; c=1", "Proceed -> Rolling; d=1"]),
+        ("canary", ["Hold -> Judging", "2 x Wait -> Judging", NEW_POD_LAST]),
+        ("rolling", ["Hold -> Rolling", "Proceed -> Rolling; c=1", "Proceed -> Rolling; d=1"]),
     ],
 )
-def test_a_roll_is_held_while_more_new_pods_than_allowed_start(phase: RolloutPhase, expected: list[str]) -> None:
+def test_a_roll_is_held_while_more_new_pods_than_allowed_start(phase: str, expected: list[str]) -> None:
     service = in_phase(phase)
     service.scale(len(service.pods) + 2)
     last = service.pods[-1].name
@@ -140,11 +137,11 @@ def test_a_new_pod_that_starts_for_long_delays_no_roll() -> None:
     service.scale(3)
     (new,) = [pod for pod in service.pods if not pod.ready]
     new.starts = False
-    assert service.reconcile_until_idle() == joined("Proceed -> Canary; a=1", "3 x Wait -> Canary", PROMOTED_WITHOUT)
+    assert service.reconcile_until_idle() == joined("Proceed -> Judging; a=1", "3 x Wait -> Judging", PROMOTED_WITHOUT)
     new.ready = True
     assert service.reconcile_times(2) == sequence("""
-        Proceed -> Idle; c=1
-        Proceed -> Idle
+        Wait -> Idle; c=1
+        Wait -> Idle
     """)
 
 
@@ -154,22 +151,22 @@ PROMOTED_WITHOUT = "Pass -> Rolling; b=1; CanaryPassed" + WATCHED_TO_ITS_END
 @pytest.mark.parametrize(
     ("phase", "expected"),
     [
-        (RolloutPhase.IDLE, [CANARY_OF_TWO_OR_MORE, PROMOTED_WITHOUT]),
-        (RolloutPhase.CANARY, ["3 x Wait -> Canary", PROMOTED_WITHOUT]),
-        (RolloutPhase.ROLLING, ["Proceed -> Rolling; c=1", WATCHED_TO_ITS_END]),
-        (RolloutPhase.WATCHING, ["5 x Proceed -> Watching", "Pass -> Idle"]),
-        (RolloutPhase.ROLLING_BACK, [RETURN_OF_BOTH]),
-        (RolloutPhase.PAUSED, [RESUMED, PROMOTED_WITHOUT]),
+        ("idle", [CANARY_OF_TWO_OR_MORE, PROMOTED_WITHOUT]),
+        ("canary", ["3 x Wait -> Judging", PROMOTED_WITHOUT]),
+        ("rolling", ["Proceed -> Rolling; c=1", WATCHED_TO_ITS_END]),
+        ("watched", ["5 x Watch -> Judging", "Keep -> Idle"]),
+        ("returning", [RETURN_OF_BOTH]),
+        ("paused", [RESUMED, PROMOTED_WITHOUT]),
     ],
 )
 def test_pods_without_a_node_change_nothing_and_start_with_the_active_version_later(
-    phase: RolloutPhase, expected: list[str]
+    phase: str, expected: list[str]
 ) -> None:
     service = in_phase(phase)
     service.scale(len(service.pods) + 3, room=False)
     assert go_on(service) == joined(*expected), "as without these pods"
     service.add_nodes()
-    assert service.reconcile_times(3) == sequence("3 x Proceed -> Idle")
+    assert service.reconcile_times(3) == sequence("3 x Wait -> Idle")
     assert {pod.version for pod in service.pods if pod.ready} == {service.active}
     assert len({pod.name for pod in service.pods if pod.ready}) == len(service.pods)
 
@@ -177,29 +174,27 @@ def test_pods_without_a_node_change_nothing_and_start_with_the_active_version_la
 @pytest.mark.parametrize(
     ("phase", "expected"),
     [
-        (RolloutPhase.IDLE, [ALONE.format(pod="b"), WATCHED_TO_ITS_END]),
+        ("idle", [ALONE.format(pod="b"), WATCHED_TO_ITS_END]),
         (
-            RolloutPhase.CANARY,
-            ["Proceed -> Canary; b=1", "3 x Wait -> Canary", "Pass -> Rolling; CanaryPassed", WATCHED_TO_ITS_END],
+            "canary",
+            ["Proceed -> Judging; b=1", "3 x Wait -> Judging", "Pass -> Rolling; CanaryPassed", WATCHED_TO_ITS_END],
         ),
-        (RolloutPhase.ROLLING, ["Proceed -> Rolling; c=1", WATCHED_TO_ITS_END]),
-        (RolloutPhase.WATCHING, ["5 x Proceed -> Watching", "Pass -> Idle"]),
-        (RolloutPhase.ROLLING_BACK, ["Proceed -> RollingBack; b=0", "Pass -> Idle; RolledBack"]),
+        ("rolling", ["Proceed -> Rolling; c=1", WATCHED_TO_ITS_END]),
+        ("watched", ["5 x Watch -> Judging", "Keep -> Idle"]),
+        ("returning", ["Wait -> Idle; b=0"]),
         (
-            RolloutPhase.PAUSED,
+            "paused",
             [
                 RESUMED,
-                "Proceed -> Canary; b=1",
-                "2 x Wait -> Canary",
+                "Proceed -> Judging; b=1",
+                "2 x Wait -> Judging",
                 "Pass -> Rolling; CanaryPassed",
                 WATCHED_TO_ITS_END,
             ],
         ),
     ],
 )
-def test_another_pod_takes_the_place_of_a_canary_that_a_scale_down_removes(
-    phase: RolloutPhase, expected: list[str]
-) -> None:
+def test_another_pod_takes_the_place_of_a_canary_that_a_scale_down_removes(phase: str, expected: list[str]) -> None:
     service = in_phase(phase)
     service.scale(len(service.pods) - 1, first="a")
     assert go_on(service) == joined(*expected)
@@ -209,15 +204,15 @@ def test_another_pod_takes_the_place_of_a_canary_that_a_scale_down_removes(
 @pytest.mark.parametrize(
     ("phase", "expected"),
     [
-        (RolloutPhase.IDLE, [ALONE.format(pod="a"), WATCHED_TO_ITS_END]),
-        (RolloutPhase.CANARY, ["3 x Wait -> Canary", "Pass -> Rolling; CanaryPassed", WATCHED_TO_ITS_END]),
-        (RolloutPhase.ROLLING, [WATCHED_TO_ITS_END]),
-        (RolloutPhase.WATCHING, ["5 x Proceed -> Watching", "Pass -> Idle"]),
-        (RolloutPhase.ROLLING_BACK, ["Proceed -> RollingBack; a=0", "Pass -> Idle; RolledBack"]),
-        (RolloutPhase.PAUSED, [RESUMED, "Pass -> Rolling; CanaryPassed", WATCHED_TO_ITS_END]),
+        ("idle", [ALONE.format(pod="a"), WATCHED_TO_ITS_END]),
+        ("canary", ["3 x Wait -> Judging", "Pass -> Rolling; CanaryPassed", WATCHED_TO_ITS_END]),
+        ("rolling", [WATCHED_TO_ITS_END]),
+        ("watched", ["5 x Watch -> Judging", "Keep -> Idle"]),
+        ("returning", ["Wait -> Idle; a=0"]),
+        ("paused", [RESUMED, "Pass -> Rolling; CanaryPassed", WATCHED_TO_ITS_END]),
     ],
 )
-def test_a_scale_down_of_other_pods_leaves_them_out(phase: RolloutPhase, expected: list[str]) -> None:
+def test_a_scale_down_of_other_pods_leaves_them_out(phase: str, expected: list[str]) -> None:
     service = in_phase(phase)
     service.scale(len(service.pods) - 1)
     assert go_on(service) == joined(*expected)
@@ -228,47 +223,44 @@ def test_a_scale_down_below_the_canary_makes_all_pods_the_canary() -> None:
     service = Service(4, canary=3, max_swapping=3)
     service.scale(2)
     assert go_on(service) == sequence("""
-        Start -> Canary; RolloutStarted
-        4 x NoBaseline -> Canary
-        Proceed -> Canary; a=1 b=1
-        3 x Wait -> Canary
+        Start -> Judging; RolloutStarted
+        4 x NoBaseline -> Judging
+        Proceed -> Judging; a=1 b=1
+        3 x Wait -> Judging
         Pass -> Rolling; CanaryPassed
-        Pass -> Watching; active 1; Promoted
-        5 x Proceed -> Watching
-        Pass -> Idle
+        Pass -> Judging; active 1; Promoted
+        5 x Watch -> Judging
+        Keep -> Idle
     """)
 
 
-STOPPED = "Stop -> RollingBack; RolloutStopped", "Pass -> Idle; RolledBack"
+STOPPED = ["Stop -> Idle; RolloutStopped"]
 
 
 @pytest.mark.parametrize(
     ("phase", "expected", "rolls_again"),
     [
-        (RolloutPhase.IDLE, [], True),
-        (RolloutPhase.CANARY, STOPPED, True),
-        (RolloutPhase.ROLLING, STOPPED, True),
-        (RolloutPhase.WATCHING, ["5 x Proceed -> Watching", "Pass -> Idle"], False),
-        (RolloutPhase.ROLLING_BACK, ["Pass -> Idle; RolledBack"], False),
-        (RolloutPhase.PAUSED, STOPPED, True),
+        ("idle", [], True),
+        ("canary", STOPPED, True),
+        ("rolling", STOPPED, True),
+        ("watched", ["5 x Watch -> Judging", "Keep -> Idle"], False),
+        ("returning", [], False),
+        ("paused", STOPPED, True),
     ],
 )
-def test_a_scale_to_zero_ends_each_phase_without_blame(
-    phase: RolloutPhase, expected: list[str], *, rolls_again: bool
-) -> None:
+def test_a_scale_to_zero_ends_each_phase_without_blame(phase: str, expected: list[str], *, rolls_again: bool) -> None:
     service = in_phase(phase)
     rejected = set(service.rejected)
     service.scale(0)
     ended = joined(*expected)
     assert service.reconcile_times(len(ended)) == ended
     service.set_policy(paused=False)
-    at_rest = "Wait -> Idle" if rolls_again else "Proceed -> Idle"
-    assert service.reconcile_times(5) == [at_rest] * 5, "nothing changes any more"
+    assert service.reconcile_times(5) == ["Wait -> Idle"] * 5, "nothing changes any more"
     assert service.rejected == rejected
     service.scale(1)
     (pod,) = service.pods
     again = joined("Wait -> Idle", ALONE.format(pod=pod.name), WATCHED_TO_ITS_END) if rolls_again else []
     assert service.reconcile_times(len(again)) == again
-    assert service.reconcile_times(3) == sequence("3 x Proceed -> Idle")
+    assert service.reconcile_times(3) == sequence("3 x Wait -> Idle")
     assert {pod.version for pod in service.pods} == {service.active}
     assert service.rejected == rejected

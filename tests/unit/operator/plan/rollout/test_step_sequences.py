@@ -15,18 +15,18 @@ from tests.unit.operator.rolls import UNJUDGED
 from tests.unit.operator.service import REFUSED, Service, sequence
 
 CANARY_OF_TWO = """
-    Start -> Canary; RolloutStarted
-    2 x NoBaseline -> Canary
-    Proceed -> Canary; a=1
+    Start -> Judging; RolloutStarted
+    2 x NoBaseline -> Judging
+    Proceed -> Judging; a=1
 """
 PROMOTION_OF_TWO = """
-    3 x Wait -> Canary
+    3 x Wait -> Judging
     Pass -> Rolling; b=1; CanaryPassed
-    Pass -> Watching; active 1; Promoted
+    Pass -> Judging; active 1; Promoted
 """
 PEACEFUL_WATCH = """
-    5 x Proceed -> Watching
-    Pass -> Idle
+    5 x Watch -> Judging
+    Keep -> Idle
 """
 
 
@@ -51,41 +51,41 @@ def with_promoted_version() -> Service:
 def test_a_good_version_on_one_pod_is_compared_with_a_longer_baseline() -> None:
     service = Service(1)
     assert service.reconcile_until_idle() == sequence("""
-        Start -> Canary; RolloutStarted
-        6 x NoBaseline -> Canary
-        Proceed -> Canary; a=1
-        3 x Wait -> Canary
+        Start -> Judging; RolloutStarted
+        6 x NoBaseline -> Judging
+        Proceed -> Judging; a=1
+        3 x Wait -> Judging
         Pass -> Rolling; CanaryPassed
-        Pass -> Watching; active 1; Promoted
-        5 x Proceed -> Watching
-        Pass -> Idle
+        Pass -> Judging; active 1; Promoted
+        5 x Watch -> Judging
+        Keep -> Idle
     """)
 
 
 def test_a_good_version_on_two_pods() -> None:
     service = Service(2)
     assert service.reconcile_until_idle() == expected(CANARY_OF_TWO, PROMOTION_OF_TWO, PEACEFUL_WATCH)
-    assert service.reconcile() == "Proceed -> Idle"
+    assert service.reconcile() == "Wait -> Idle"
 
 
 def test_a_good_version_on_four_pods_is_swapped_pod_by_pod() -> None:
     service = with_canary(4)
     assert service.reconcile_until_idle() == sequence("""
-        3 x Wait -> Canary
+        3 x Wait -> Judging
         Pass -> Rolling; b=1; CanaryPassed
         Proceed -> Rolling; c=1
         Proceed -> Rolling; d=1
-        Pass -> Watching; active 1; Promoted
-        5 x Proceed -> Watching
-        Pass -> Idle
+        Pass -> Judging; active 1; Promoted
+        5 x Watch -> Judging
+        Keep -> Idle
     """)
 
 
 def test_a_version_that_is_not_judged() -> None:
     service = Service(2, analysis=UNJUDGED)
     assert service.reconcile_until_idle() == sequence("""
-        Start -> Canary; RolloutStarted
-        Proceed -> Canary; a=1
+        Start -> Judging; RolloutStarted
+        Proceed -> Judging; a=1
         Pass -> Rolling; b=1; CanaryPassed
         Pass -> Idle; active 1; Promoted
     """)
@@ -95,15 +95,15 @@ def test_without_traffic_the_roll_waits_for_its_baseline() -> None:
     service = Service(2)
     service.traffic = False
     assert service.reconcile_times(60) == sequence("""
-        Start -> Canary; RolloutStarted
-        59 x NoBaseline -> Canary
+        Start -> Judging; RolloutStarted
+        59 x NoBaseline -> Judging
     """)
 
 
 def test_when_the_traffic_ends_the_canary_waits_until_a_person_promotes() -> None:
     service = with_canary()
     service.traffic = False
-    assert service.reconcile_times(60) == sequence("60 x Wait -> Canary")
+    assert service.reconcile_times(60) == sequence("60 x Wait -> Judging")
     service.people = {"promote": 1}
     assert service.reconcile_until_idle() == sequence("""
         Pass -> Rolling; b=1; CanaryPassed
@@ -115,23 +115,21 @@ def test_live_traffic_disagrees_in_the_canary() -> None:
     service = Service(2)
     service.acceptance_length = {1: 1.1}
     assert service.reconcile_until_idle() == expected(CANARY_OF_TWO) + sequence("""
-        3 x Wait -> Canary
-        Reject -> RollingBack; active 0, reject 1; RolloutFailed
-        Proceed -> RollingBack; a=0
-        Pass -> Idle; RolledBack
+        3 x Wait -> Judging
+        Reject -> Idle; active 0, reject 1; RolloutFailed
+        Wait -> Idle; a=0
     """)
     assert service.roll.last_judgement == "acceptance length 1.10 against 2.00"
-    assert service.reconcile_times(10) == sequence("10 x Proceed -> Idle"), "a rejected version is not tried again"
+    assert service.reconcile_times(10) == sequence("10 x Wait -> Idle"), "a rejected version is not tried again"
 
 
 def test_live_traffic_disagrees_while_the_version_is_watched() -> None:
     service = with_promoted_version()
     service.acceptance_length = {1: 1.1}
     assert service.reconcile_until_idle() == sequence("""
-        3 x Proceed -> Watching
-        Reject -> RollingBack; active 0, reject 1; RolloutFailed
-        Proceed -> RollingBack; a=0 b=0
-        Pass -> Idle; RolledBack
+        3 x Watch -> Judging
+        Reject -> Idle; active 0, reject 1; RolloutFailed
+        Wait -> Idle; a=0 b=0
     """)
 
 
@@ -139,10 +137,9 @@ def test_a_person_aborts_the_canary() -> None:
     service = with_canary()
     service.people = {"abort": 1}
     assert service.reconcile_times(5) == sequence("""
-        Reject -> RollingBack; active 0, reject 1; RolloutFailed
-        Proceed -> RollingBack; a=0
-        Pass -> Idle; RolledBack
-        2 x Proceed -> Idle
+        Reject -> Idle; active 0, reject 1; RolloutFailed
+        Wait -> Idle; a=0
+        3 x Wait -> Idle
     """)
 
 
@@ -151,10 +148,9 @@ def test_a_person_aborts_the_active_version() -> None:
     assert service.reconcile_until_idle() == expected(PEACEFUL_WATCH)
     service.people = {"abort": 1}
     assert service.reconcile_times(5) == sequence("""
-        Reject -> RollingBack; active 0, reject 1; RolloutFailed
-        Proceed -> RollingBack; a=0 b=0
-        Pass -> Idle; RolledBack
-        2 x Proceed -> Idle
+        Reject -> Idle; active 0, reject 1; RolloutFailed
+        Wait -> Idle; a=0 b=0
+        3 x Wait -> Idle
     """)
 
 
@@ -162,16 +158,16 @@ def test_a_paused_canary_is_judged_on_and_goes_on_when_the_pause_ends() -> None:
     service = with_canary()
     service.set_policy(paused=True)
     assert service.reconcile_times(3) == sequence("""
-        Pause -> Paused; Paused
-        2 x Pause -> Paused
+        Pause -> Judging; Paused
+        2 x Pause -> Judging
     """)
     service.set_policy(paused=False)
     assert service.reconcile_until_idle() == sequence("""
-        Resume -> Canary; Resumed
+        Resume -> Judging; Resumed
         Pass -> Rolling; b=1; CanaryPassed
-        Pass -> Watching; active 1; Promoted
-        5 x Proceed -> Watching
-        Pass -> Idle
+        Pass -> Judging; active 1; Promoted
+        5 x Watch -> Judging
+        Keep -> Idle
     """)
 
 
@@ -179,10 +175,9 @@ def test_a_pin_of_the_active_version_stops_the_roll() -> None:
     service = with_canary()
     service.people = {"pinned_version": 0, "pin_set": True}
     assert service.reconcile_times(5) == sequence("""
-        Stop -> RollingBack; RolloutStopped
-        Proceed -> RollingBack; a=0
-        Pass -> Idle; RolledBack
-        2 x Proceed -> Idle
+        Stop -> Idle; RolloutStopped
+        Wait -> Idle; a=0
+        3 x Wait -> Idle
     """)
 
 
@@ -191,8 +186,8 @@ def test_a_pin_of_the_rolled_version_makes_it_active_at_once() -> None:
     service.people = {"pinned_version": 1, "pin_set": True}
     assert service.reconcile_times(4) == sequence("""
         Pin -> Idle; active 1; Pinned
-        Proceed -> Idle; b=1
-        2 x Proceed -> Idle
+        Wait -> Idle; b=1
+        2 x Wait -> Idle
     """)
 
 
@@ -200,11 +195,11 @@ def test_a_pin_of_a_third_version_brings_all_pods_back_first() -> None:
     service = with_canary()
     service.people = {"pinned_version": 2, "pin_set": True}
     assert service.reconcile_times(6) == sequence("""
-        PinLater -> RollingBack; a=0
+        Pin -> Idle; a=0
         Pin -> Idle; active 2; Pinned
-        Proceed -> Idle; a=2
-        Proceed -> Idle; b=2
-        2 x Proceed -> Idle
+        Wait -> Idle; a=2
+        Wait -> Idle; b=2
+        2 x Wait -> Idle
     """)
 
 
@@ -215,10 +210,9 @@ def test_an_engine_that_crashes_twice_in_the_canary_rejects_the_version() -> Non
         service["a"].crash()
         crashes.append(service.reconcile())
     assert crashes + service.reconcile_until_idle() == sequence("""
-        Wait -> Canary
-        Reject -> RollingBack; active 0, reject 1; RolloutFailed
-        Proceed -> RollingBack; a=0
-        Pass -> Idle; RolledBack
+        Wait -> Judging
+        Reject -> Idle; active 0, reject 1; RolloutFailed
+        Wait -> Idle; a=0
     """)
 
 
@@ -229,10 +223,9 @@ def test_engines_that_crash_in_the_watch_return_to_the_previous_version() -> Non
         service[name].crash()
         crashes.append(service.reconcile())
     assert crashes + service.reconcile_until_idle() == sequence("""
-        Proceed -> Watching
-        Reject -> RollingBack; active 0, reject 1; RolloutFailed
-        Proceed -> RollingBack; a=0 b=0
-        Pass -> Idle; RolledBack
+        Watch -> Judging
+        Reject -> Idle; active 0, reject 1; RolloutFailed
+        Wait -> Idle; a=0 b=0
     """)
 
 
@@ -240,8 +233,7 @@ def test_a_pod_that_cannot_take_the_draft_rejects_the_version() -> None:
     service = Service(2)
     service.refuses = {"a"}
     assert service.reconcile_until_idle() == expected(CANARY_OF_TWO) + sequence("""
-        Reject -> RollingBack; active 0, reject 1; RolloutFailed
-        Pass -> Idle; RolledBack
+        Reject -> Idle; active 0, reject 1; RolloutFailed
     """)
     assert service.roll.message == f"pod a could not take version 1: {REFUSED}"
 
@@ -250,16 +242,15 @@ def test_a_canary_that_does_not_come_back_rejects_the_version_after_the_deadline
     service = with_canary()
     service["a"].ready = False
     assert service.reconcile_until_idle() == sequence("""
-        7 x Proceed -> Canary
-        Reject -> RollingBack; active 0, reject 1; RolloutFailed
-        Pass -> Idle; RolledBack
+        7 x Proceed -> Judging
+        Reject -> Idle; active 0, reject 1; RolloutFailed
     """)
 
 
 def test_a_roll_is_held_while_too_many_pods_are_not_ready_and_no_deadline_counts() -> None:
     service = with_canary(4)
     assert service.reconcile_times(4) == sequence("""
-        3 x Wait -> Canary
+        3 x Wait -> Judging
         Pass -> Rolling; b=1; CanaryPassed
     """)
     service["c"].ready = service["d"].ready = False
@@ -268,9 +259,9 @@ def test_a_roll_is_held_while_too_many_pods_are_not_ready_and_no_deadline_counts
     assert service.reconcile_until_idle() == sequence("""
         Proceed -> Rolling; c=1
         Proceed -> Rolling; d=1
-        Pass -> Watching; active 1; Promoted
-        5 x Proceed -> Watching
-        Pass -> Idle
+        Pass -> Judging; active 1; Promoted
+        5 x Watch -> Judging
+        Keep -> Idle
     """)
 
 
@@ -279,25 +270,24 @@ def test_no_roll_starts_while_a_pod_is_starting() -> None:
     service["b"].ready = False
     assert service.reconcile_times(3) == sequence("3 x Wait -> Idle")
     service["b"].ready = True
-    assert service.reconcile() == "Start -> Canary; RolloutStarted"
+    assert service.reconcile() == "Start -> Judging; RolloutStarted"
 
 
 def test_an_operator_that_dies_after_the_channel_records_the_promotion_later() -> None:
     service = with_canary()
     assert service.reconcile_times(4) == expected(PROMOTION_OF_TWO)[:-1]
-    assert service.reconcile(dies_before="status") == "Pass -> Watching; active 1; Promoted"
-    assert service.reconcile() == "AlreadyActive -> Watching; Promoted"
+    assert service.reconcile(dies_before="status") == "Pass -> Judging; active 1; Promoted"
+    assert service.reconcile() == "Adopt -> Judging; Promoted"
     assert service.reconcile_until_idle() == expected(PEACEFUL_WATCH)
 
 
 def test_an_operator_that_dies_after_the_channel_records_the_rejection_later() -> None:
     service = with_canary()
     service.people = {"abort": 1}
-    assert service.reconcile(dies_before="status") == "Reject -> RollingBack; active 0, reject 1; RolloutFailed"
+    assert service.reconcile(dies_before="status") == "Reject -> Idle; active 0, reject 1; RolloutFailed"
     assert service.reconcile_until_idle() == sequence("""
-        AlreadyRejected -> RollingBack; RolloutFailed
-        Proceed -> RollingBack; a=0
-        Pass -> Idle; RolledBack
+        Adopt -> Idle; RolloutFailed
+        Wait -> Idle; a=0
     """)
 
 
@@ -311,7 +301,7 @@ def test_an_operator_that_dies_after_the_channel_records_the_pin_tells_of_no_oth
         service.reconcile_times(4)
     service.people = {"pinned_version": pin, "pin_set": True}
     assert service.reconcile(dies_before="status") == f"Pin -> Idle; active {pin}; Pinned"
-    assert service.reconcile() == "AlreadyPinned -> Idle; Pinned"
+    assert service.reconcile() == "Adopt -> Idle; Pinned"
     assert service.roll.message == f"version {pin} is pinned"
     service.reconcile_times(3)
     assert {pod.version for pod in service.pods} == {pin}
@@ -338,7 +328,7 @@ def test_no_roll_goes_on_forever(pods: int, *, judged: bool, kind: str) -> None:
     service.acceptance_length = {1: 1.1} if kind == "bad" else {}
     service.refuses = {"a"} if kind == "refused" else set()
     count = 0
-    while count == 0 or service.roll.phase is not RolloutPhase.IDLE:
+    while count == 0 or service.roll.phase is not RolloutPhase.IDLE or service.has_strays:
         service.reconcile()
         for pod in service.pods:
             if kind == "crashes" and pod.version == 1:
@@ -348,4 +338,4 @@ def test_no_roll_goes_on_forever(pods: int, *, judged: bool, kind: str) -> None:
     ends_well = kind == "good" or (kind == "bad" and not judged)
     assert service.active == int(ends_well)
     assert {pod.version for pod in service.pods} == {service.active}
-    assert service.reconcile_times(10) == sequence("10 x Proceed -> Idle"), "nothing is left to do"
+    assert service.reconcile_times(10) == sequence("10 x Wait -> Idle"), "nothing is left to do"

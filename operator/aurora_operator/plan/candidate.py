@@ -1,0 +1,447 @@
+"""Decides which candidate is measured, and what follows from its measurement. Pure.
+
+::
+
+    registered --> Validating
+    Validating --> Validated      passed: may be rolled out and become active
+    Validating --> Rejected       failed a bar: never rolled out
+    Validating --> Validating     undecided: measured once more
+    Validating --> Inconclusive   undecided again, or a newer version waits: never rolled out
+    Validating --> Failed         could not be measured
+    Failed     --> Validating     after a growing delay, or at once if a person asks for the attempt
+    Validated  --> Rejected       failed in its roll
+
+There is at most one candidate. The newest version replaces a candidate that is decided, one that waits in Failed or
+Validating, and one in Validated whose roll ended without blame. A candidate that passed otherwise waits for its roll,
+while rolls are paused or pods are missing. Nothing newer is measured meanwhile: it would be compared with a version
+that is about to be replaced.
+
+A candidate that is being measured is not replaced. Its validator ends an undecided measurement early when a newer
+version waits (``aurora_protocol.gate.budget``). Of two candidates in a row, at most one gives way before its rounds are
+used up, so that a trainer that publishes often cannot keep every candidate from a verdict. Nor is a candidate replaced
+whose Job is suspended by a queue such as Kueue, or by a person: the Job would lose its place in the queue. A suspended
+Job has not failed, however long it waits. The one exception is a Job that measures on a replica, which returns to its
+Service when its lease is over.
+
+No measurement begins before enough held-out requests have come, nor while a version is pinned or no pod is ready. Until
+then the candidate waits in Validating, without a Job and without ``since``. With ``validation.measureOn: Replica``, the
+Job waits until a replica is lent (``plan/lending.py``). When the number of pods changes or another pod fails, the
+operator needs the replica back. The attempt then ends, which is no failure. If other pods were not ready, the next loan
+waits: the loan itself may have overloaded them.
+
+Invariants: one Job at a time. A candidate is measured against one active version at most :data:`MAX_MEASUREMENTS`
+times. A measurement that could not be made says nothing about the candidate, even when the API server refused the Job.
+A candidate is rolled out only with the evidence of :meth:`StoreView.promotion_evidence`, which compares it with the
+version that is active *now*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from aurora_api.v1alpha1.status import AttemptReason, CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus
+from aurora_api.v1alpha1.validation import ValidationSpec
+from aurora_operator.children.metadata import job_name
+from aurora_operator.observe.observed import JobView, RefusedJob, StoreView
+from aurora_operator.plan.formatting import ratio_text, source_text
+from aurora_operator.plan.lending import WAITING_FOR_REPLICA, Recall
+from aurora_protocol.draft_records import Channel
+from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
+from aurora_store import Keys
+
+MAX_MEASUREMENTS: Final = 2
+"""Measurements of one candidate against one active version."""
+MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(seconds=30), timedelta(minutes=30)
+"""Delay before the next attempt: starts at the minimum and doubles with each attempt up to the maximum."""
+DECIDED = frozenset({CandidatePhase.REJECTED, CandidatePhase.INCONCLUSIVE})
+MEASURING = "measuring on the real engine"
+AT_REST = "not measured while training is suspended and serving.replicas is 0"
+NOT_NOW = "waiting: nothing is measured while a version is pinned, no pod is ready, or the spec is invalid"
+_REPLICA_IS_BACK: Final = (
+    "its Job was suspended for longer than a replica may be away from the Service. Keep queues and people from"
+    " suspending the Job, or set validation.measureOn to Job"
+)
+_WHY_AGAIN: Final = {
+    AttemptReason.UNDECIDED: "the last measurement did not decide",
+    AttemptReason.ACTIVE_CHANGED: "the last measurement compared with a version that is no longer active",
+    AttemptReason.FAILED: "the last attempt failed",
+    AttemptReason.RECALLED: "the replica of the last attempt had to serve again",
+}
+
+
+@dataclass(frozen=True)
+class ValidationInputs:
+    """Everything that the decision about the candidate depends on."""
+
+    now: datetime
+    name: str
+    """Name of the speculator."""
+    store: StoreView
+    """Must be readable and hold a channel."""
+    candidate: CandidateStatus | None
+    rejected: frozenset[int]
+    rollout: RolloutStatus
+    jobs: Sequence[JobView]
+    refused_job: RefusedJob | None
+    concurrency: int
+    """The concurrency at which an improvement must show."""
+    may_measure: bool = True
+    """At least one pod is ready, no version is pinned, the spec can be used, and the speculator is not at rest."""
+    at_rest: bool = False
+    """The candidate's Job is being deleted (``plan/rest.py``)."""
+    abort: int | None = None
+    """A person rejects this version."""
+    measure: tuple[int, int] | None = None
+    """(version, attempt): a person asks for this measurement without a delay."""
+    shortage: str = ""
+    """Why there are too few held-out requests to measure; empty when there are enough."""
+    on_replica: bool = False
+    """Candidates are measured on a replica."""
+    replica_is_back: bool = False
+    """Candidates are measured on a replica, and none is withdrawn now."""
+    recall: Recall | None = None
+    """Why the replica that the candidate is measured on has to serve again. None when it can be spared."""
+
+    @property
+    def obstacle(self) -> str:
+        """Why no measurement may begin now; empty when one may."""
+        return self.shortage or ("" if self.may_measure else NOT_NOW)
+
+    @property
+    def channel(self) -> Channel:
+        assert self.store.channel is not None, "the caller waits for the channel"
+        return self.store.channel
+
+    def job_of(self, candidate: CandidateStatus) -> JobView | None:
+        """The Job of the present attempt, if it exists."""
+        attempt = (candidate.version, candidate.attempt)
+        return next((job for job in self.jobs if (job.version, job.attempt) == attempt), None)
+
+
+@dataclass(frozen=True)
+class ValidationDecision:
+    """The consequences for the candidate and for the rollout."""
+
+    candidate: CandidateStatus | None
+    next_version: int | None = None
+    """The version that may be rolled out now."""
+    reject: int | None = None
+    """Never roll out this version."""
+    event: str = ""
+    """A reason of ``plan/events.py``; empty: nothing to report."""
+    message: str = ""
+    """The event's message, where it is not the candidate's."""
+    may_begin: bool = True
+    """During a roll: whether a measurement could begin if no roll were under way."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether the candidate's measurement may not begin yet."""
+        return self.candidate is not None and self.candidate.waits_to_begin
+
+    @property
+    def job(self) -> tuple[int, int] | None:
+        """(version, attempt) of the Job that should exist now."""
+        if self.waits or self.candidate is None or self.candidate.phase is not CandidatePhase.VALIDATING:
+            return None
+        return self.candidate.version, self.candidate.attempt
+
+
+def decide(inputs: ValidationInputs) -> ValidationDecision:
+    """The candidate's next state, and the version that may be rolled out meanwhile."""
+    candidate = _restored(inputs)
+    if inputs.rollout.phase is not RolloutPhase.IDLE:
+        return ValidationDecision(candidate, may_begin=not inputs.obstacle)
+    decision = _next_state(inputs, candidate)
+    return replace(decision, candidate=_with_activity(inputs, decision.candidate))
+
+
+def _restored(inputs: ValidationInputs) -> CandidateStatus | None:
+    """The stored candidate, corrected where the spec, the store or the rollout disagrees."""
+    candidate = inputs.candidate
+    if candidate is None or candidate.version <= inputs.channel.active:
+        return None
+    if candidate.phase not in DECIDED and candidate.version not in inputs.store.registrations:
+        return None  # its registration was deleted, so it can be neither measured nor rolled out
+    if candidate.pod is not None and not inputs.on_replica:
+        candidate = candidate.model_copy(update={"pod": None})
+    if candidate.version in inputs.rejected and candidate.phase not in DECIDED:
+        rolled = inputs.rollout.version == candidate.version
+        update = {"phase": CandidatePhase.REJECTED, "message": inputs.rollout.message if rolled else "rejected before"}
+        candidate = candidate.model_copy(update=update)
+    return candidate
+
+
+def _next_state(inputs: ValidationInputs, candidate: CandidateStatus | None) -> ValidationDecision:
+    if candidate is None:
+        newer = _newer_version(inputs, inputs.channel.active)
+        return ValidationDecision(None) if newer is None else _begin(inputs, newer)
+    if candidate.version == inputs.abort and candidate.phase not in DECIDED:
+        message = f"version {candidate.version} was aborted by a person"
+        return _end(candidate, CandidatePhase.REJECTED, "Rejected", message)
+    newer = _newer_version(inputs, candidate.version)
+    if candidate.phase is CandidatePhase.VALIDATING:
+        if newer is not None and _measurement_not_begun(inputs, candidate):
+            return _begin(inputs, newer, candidate)
+        return _after_attempt(inputs, candidate)
+    if candidate.phase is CandidatePhase.VALIDATED:
+        return _validated(inputs, candidate, newer)
+    if newer is not None:
+        return _begin(inputs, newer, candidate)
+    if candidate.phase is CandidatePhase.FAILED and inputs.may_measure and _retry_is_due(inputs, candidate):
+        return _begin_attempt(inputs, _next_attempt(inputs, candidate, AttemptReason.FAILED))
+    return ValidationDecision(candidate)
+
+
+def _newer_version(inputs: ValidationInputs, version: int) -> int | None:
+    """The newest version, if it came after ``version`` and its measurement may begin."""
+    newest = inputs.store.newest
+    fits = newest is not None and newest > version and newest not in inputs.rejected and inputs.may_measure
+    return newest if fits else None
+
+
+def _validated(inputs: ValidationInputs, candidate: CandidateStatus, newer: int | None) -> ValidationDecision:
+    """The next state of a candidate that passed, and was not rolled out or whose roll ended without blame."""
+    promotable = inputs.store.promotion_evidence(candidate.version) is not None
+    was_rolled = inputs.rollout.version == candidate.version
+    if newer is not None and (was_rolled or not promotable):
+        return _begin(inputs, newer, candidate)
+    if promotable:
+        return ValidationDecision(candidate, next_version=candidate.version)
+    return _begin(inputs, candidate.version) if inputs.may_measure else ValidationDecision(candidate)
+
+
+def _measurement_not_begun(inputs: ValidationInputs, candidate: CandidateStatus) -> bool:
+    """No replica is on its way, and neither Job nor evidence exist."""
+    measured = any(proof.attempt == candidate.attempt for proof in inputs.store.evidence_of(candidate.version))
+    return candidate.pod is None and inputs.job_of(candidate) is None and not measured
+
+
+# attempts ------------------------------------------------------------------------------------------------------------
+
+
+def _begin(inputs: ValidationInputs, version: int, former: CandidateStatus | None = None) -> ValidationDecision:
+    """Make ``version`` the candidate in place of ``former``.
+
+    After a lost status the store may hold evidence of ``version`` already. Then the evidence decides, without a Job.
+    """
+    evidence = inputs.store.evidence_of(version)
+    registration = inputs.store.registrations.get(version)
+    attempt = evidence[-1].attempt if evidence else 1
+    candidate = CandidateStatus(
+        version=version,
+        digest=registration.digest if registration else "",
+        phase=CandidatePhase.VALIDATING,
+        attempt=attempt,
+        attempt_reason=AttemptReason.TOOK_OVER if _takes_over(inputs, former) else AttemptReason.FIRST,
+        job=job_name(inputs.name, version, attempt),
+        since=inputs.now,
+    )
+    return _after_attempt(inputs, candidate) if evidence else _begin_attempt(inputs, candidate)
+
+
+def _takes_over(inputs: ValidationInputs, former: CandidateStatus | None) -> bool:
+    """Whether the measurement that was decided last gave way to a newer version."""
+    if former is None or former.phase not in DECIDED:
+        return former is not None and former.attempt_reason is AttemptReason.TOOK_OVER
+    evidence = inputs.store.evidence_of(former.version)
+    return bool(evidence) and gave_way(evidence[-1])
+
+
+def _begin_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
+    """Measure ``candidate``, or let it wait."""
+    if inputs.obstacle:
+        return ValidationDecision(candidate.model_copy(update={"since": None}))
+    return ValidationDecision(candidate.model_copy(update={"since": inputs.now}), event="ValidationStarted")
+
+
+def _next_attempt(inputs: ValidationInputs, candidate: CandidateStatus, reason: AttemptReason) -> CandidateStatus:
+    """``candidate`` with another attempt, in another Job, and perhaps on another replica."""
+    attempt = candidate.attempt + 1
+    update = {
+        "phase": CandidatePhase.VALIDATING,
+        "attempt": attempt,
+        "attempt_reason": reason,
+        "not_before": None,
+        "job": job_name(inputs.name, candidate.version, attempt),
+        "pod": None,
+    }
+    return candidate.model_copy(update=update)
+
+
+def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
+    """The next state of a candidate in Validating, by the evidence or the failure of its present attempt."""
+    attempts = inputs.store.evidence_of(candidate.version)
+    evidence = next((e for e in attempts if e.attempt == candidate.attempt), None)
+    if evidence is not None:
+        return _by_verdict(inputs, candidate, evidence)
+    job = inputs.job_of(candidate)
+    if inputs.recall is not None and _is_under_way(inputs, inputs.recall, job):
+        return _recalled(inputs, candidate, inputs.recall)
+    if reason := _failure(inputs, candidate, job):
+        return _failed(inputs, candidate, reason)
+    has_place = not inputs.at_rest and (job is not None or candidate.pod is not None)
+    if candidate.since is None and has_place:  # the Job was created just before the status was written
+        return ValidationDecision(candidate.model_copy(update={"since": inputs.now}), event="ValidationStarted")
+    if candidate.since is None or (inputs.shortage and not has_place):
+        return _begin_attempt(inputs, candidate)
+    return ValidationDecision(candidate)
+
+
+def _is_under_way(inputs: ValidationInputs, recall: Recall, job: JobView | None) -> bool:
+    """Whether the attempt has a Job that runs, or a replica that has left the Service for it."""
+    return not inputs.at_rest and (recall.withdrawn if job is None else not job.finished)
+
+
+def _recalled(inputs: ValidationInputs, candidate: CandidateStatus, recall: Recall) -> ValidationDecision:
+    """Measure ``candidate`` again once a replica can be spared, after a delay if pods are missing. Nothing failed."""
+    again = _next_attempt(inputs, candidate, AttemptReason.RECALLED)
+    not_before = inputs.now + _delay(candidate) if recall.pods_missing else None
+    again = again.model_copy(update={"since": inputs.now, "not_before": not_before})
+    return ValidationDecision(again, event="ReplicaRecalled", message=recall.reason)
+
+
+def _failure(inputs: ValidationInputs, candidate: CandidateStatus, job: JobView | None) -> str:
+    """Why the present attempt ended without evidence; empty while its Job may still write evidence."""
+    if job is None:
+        refused = inputs.refused_job
+        its_own = refused is not None and refused.name == candidate.job
+        return f"the API server refused its Job: {refused.message}" if refused is not None and its_own else ""
+    if job.suspended:
+        return _REPLICA_IS_BACK if inputs.replica_is_back else ""
+    return (job.message or "the Job ended without evidence; see its log") if job.finished else ""
+
+
+def _failed(inputs: ValidationInputs, candidate: CandidateStatus, reason: str) -> ValidationDecision:
+    update = {
+        "phase": CandidatePhase.FAILED,
+        "since": inputs.now,
+        "not_before": inputs.now + _delay(candidate),
+        "pod": None,
+        "message": f"attempt {candidate.attempt} failed: {reason}",
+    }
+    return ValidationDecision(candidate.model_copy(update=update), event="ValidationFailed")
+
+
+def _delay(candidate: CandidateStatus) -> timedelta:
+    return min(MAX_RETRY_DELAY, MIN_RETRY_DELAY * (1 << min(candidate.attempt - 1, 10)))
+
+
+def _retry_is_due(inputs: ValidationInputs, candidate: CandidateStatus) -> bool:
+    asked_for = inputs.measure == (candidate.version, candidate.attempt + 1)
+    return asked_for or not seconds_until_attempt(candidate, inputs.now)
+
+
+def seconds_until_attempt(candidate: CandidateStatus | None, now: datetime) -> float:
+    """Seconds until the next attempt of ``candidate`` may begin, or its next replica may be lent; 0: now."""
+    if candidate is None or candidate.not_before is None:
+        return 0.0
+    left = candidate.not_before - now
+    # A longer time was written before the clock was set back. How long was waited is not known, so the wait is over.
+    return left.total_seconds() if timedelta(0) < left <= MAX_RETRY_DELAY else 0.0
+
+
+# verdicts ------------------------------------------------------------------------------------------------------------
+
+
+def _by_verdict(inputs: ValidationInputs, candidate: CandidateStatus, evidence: Evidence) -> ValidationDecision:
+    reasons = "; ".join(filter(None, (*evidence.verdict.reasons, evidence.end_message)))
+    figures = {
+        "evidence": Keys.evidence(evidence.version, evidence.attempt),
+        "speedup": ratio_text(evidence, "candidate", "off", inputs.concurrency),
+        "gain": ratio_text(evidence, "candidate", "active", inputs.concurrency),
+        "speedup_source": source_text(evidence, inputs.concurrency),
+    }
+    candidate, passed = candidate.model_copy(update=figures), evidence.verdict.kind is VerdictKind.PASS
+    if passed and inputs.store.promotion_evidence(candidate.version) is evidence:
+        validated = candidate.model_copy(update={"phase": CandidatePhase.VALIDATED, "message": reasons})
+        return ValidationDecision(validated, next_version=candidate.version, event="Validated")
+    if evidence.verdict.kind is VerdictKind.REJECT:
+        return _end(candidate, CandidatePhase.REJECTED, "Rejected", reasons)
+    newer = _newer_version(inputs, candidate.version)
+    if passed and newer is not None:
+        return _begin(inputs, newer, candidate)  # the evidence proves nothing about the active version
+    why_again = AttemptReason.ACTIVE_CHANGED if passed else AttemptReason.UNDECIDED
+    if why := _reason_to_end(inputs, evidence, newer):
+        reason = _WHY_AGAIN[why_again] if passed else reasons
+        return _end(candidate, CandidatePhase.INCONCLUSIVE, "Inconclusive", f"{reason}; {why}")
+    return _begin_attempt(inputs, _next_attempt(inputs, candidate, why_again))
+
+
+def _reason_to_end(inputs: ValidationInputs, evidence: Evidence, newer: int | None) -> str:
+    """Why the candidate of ``evidence``, which did not decide, is not measured again. Empty: it is, once more."""
+    if newer is not None:
+        return f"version {newer} is newer and is measured instead"
+    active, attempts = inputs.channel.active, inputs.store.evidence_of(evidence.version)
+    measurements = sum(one.active_version == active for one in attempts)
+    if measurements >= MAX_MEASUREMENTS:
+        return f"it was measured {measurements} times"
+    # The next attempt measures off anew, and so more precisely, if this one used off of an earlier attempt.
+    own = Keys.baseline(evidence.lineage, evidence.version, evidence.attempt)
+    used_cached_baseline = evidence.baseline is not None and evidence.baseline.key != own
+    if evidence.end is MeasurementEnd.HOPELESS and not used_cached_baseline:
+        return "another measurement would hardly decide either"
+    return ""
+
+
+def gave_way(evidence: Evidence | None) -> bool:
+    """Whether the measurement ended early because a newer version waited."""
+    return evidence is not None and evidence.end is MeasurementEnd.GAVE_WAY
+
+
+def _end(candidate: CandidateStatus, phase: CandidatePhase, event: str, message: str) -> ValidationDecision:
+    ended = candidate.model_copy(update={"phase": phase, "message": message})
+    return ValidationDecision(ended, reject=candidate.version, event=event)
+
+
+# what a candidate in Validating waits for ----------------------------------------------------------------------------
+
+
+def _with_activity(inputs: ValidationInputs, candidate: CandidateStatus | None) -> CandidateStatus | None:
+    """A candidate in Validating says what it does or waits for, anew in each reconcile. At rest it has no start."""
+    if candidate is None or candidate.phase is not CandidatePhase.VALIDATING:
+        return candidate
+    at_rest: dict[str, None] = {"since": None, "pod": None} if inputs.at_rest else {}
+    return candidate.model_copy(update={"message": _activity(inputs, candidate), **at_rest})
+
+
+def _activity(inputs: ValidationInputs, candidate: CandidateStatus) -> str:
+    if inputs.at_rest:
+        return AT_REST
+    if candidate.since is None:
+        return inputs.obstacle
+    again = f", because {why}" if (why := _WHY_AGAIN.get(candidate.attempt_reason)) else ""
+    if candidate.not_before is not None and seconds_until_attempt(candidate, inputs.now):
+        return f"{WAITING_FOR_REPLICA}not before {candidate.not_before:%H:%M:%S} UTC{again}"
+    job, on = inputs.job_of(candidate), f"the replica {candidate.pod}, which has left the Service"
+    message = f"measuring on {on}{again}" if candidate.pod else f"{MEASURING}{again}"
+    if job is not None and job.suspended:
+        resumer = f"until Kueue admits it to the queue {job.queue}" if job.queue else "until its spec.suspend is false"
+        return f"{message}; its Job is suspended {resumer}. kubectl aurora abort ends the wait"
+    return f"{message}; its pod does not start: {job.waiting}" if job is not None and job.waiting else message
+
+
+def shortage(store: StoreView, spec: ValidationSpec, now: datetime, *, trainer_stopped: bool) -> str:
+    """Why no measurement may begin, by the trainer's count of held-out requests; empty when one may.
+
+    A validator that finds too few held-out prompts cannot measure. By then its pod has taken a machine. So a
+    measurement waits while a trainer reports too few, or while the operator has stopped the trainer that last reported
+    so. Where nobody knows, the measurement begins, and its validator says what is missing.
+
+    Args:
+        trainer_stopped: the operator wants no trainer's pod, so an old record still tells the count.
+    """
+    record = store.trainer
+    if record is None or record.held_out_requests is None:
+        return ""
+    if store.trainer_is_silent(now) and not trainer_stopped:
+        return ""
+    if record.held_out_requests >= spec.prompts_needed:
+        return ""
+    return (
+        f"waiting for held-out requests: {record.held_out_requests} of {spec.prompts_needed}. One request per"
+        " conversation counts, and one conversation in eight is held out"
+    )

@@ -1,1 +1,0 @@
-"""Decides which version is measured, and what follows from its measurement. Pure."""

@@ -1,0 +1,383 @@
+"""Judges a swapped draft by live traffic: windows over the pods' counters, and a count of the judgements. Pure.
+
+A *window* begins with a copy of the pods' counters, and ends with the next judgement. A window is judged once it is old
+enough and both sides have answered enough requests. The difference of the counters is the traffic of the window.
+
+The judged pods are compared with their peers in the same window, because a shift of the traffic shifts both. Where no
+peers are left, the judged pods are compared with the *baseline*: the traffic of all pods just before the first swap.
+
+Acceptance. A server without the speculation controller drafts the same number of tokens in each verify round. Its
+acceptance length is the number of answer tokens per verify round. With the controller, lookup proposes in some rounds,
+the draft in others and nobody in the rest, and the number of steps changes. So only chains of the draft count, position
+by position: the share of the chains with a token at a position that were accepted up to that position. One plus the sum
+of the shares is the acceptance length of a chain with that many positions. A controller drafts where its draft does
+well. So a better draft is used more widely, also where few tokens are accepted, and its share may be lower than that of
+the draft before. Therefore a lower share counts only where the draft also adds fewer tokens to a round of any kind.
+Both together cannot come from the choice of rounds alone.
+
+The time between tokens depends on the load, so it is compared only with peers, which share the load. It also depends on
+other work of the pod's machine. Such work slows all requests of a window alike, so their spread does not show it.
+Slowness therefore counts only after :data:`MIN_SLOW_WINDOWS` windows in a row. A machine that stays slow for longer
+cannot be distinguished from a slow draft.
+
+Invariants: a difference that chance explains makes no judgement, and the window grows until the window can be judged.
+Two sides are compared over the same positions, and over positions only that both sides proposed for enough requests.
+A pod that does not answer keeps its window. Counters of an engine that restarted are compared only with the same engine
+start. The whole state is an :class:`AnalysisState`, so a restarted operator goes on with it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum, auto
+
+from aurora_api.v1alpha1.rollout import AnalysisSpec
+from aurora_api.v1alpha1.status import MAX_PODS_SHOWN
+from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow
+from aurora_protocol.agent_api import DraftCounters, LiveCounters
+
+MIN_Z_SCORE = 3.0
+"""Standard errors that a loss must exceed. High, because windows are judged repeatedly and a rejection is final."""
+PATIENCE = 3
+"""A side that has answered this many times `minRequests` has had its chance to draft for `minRequests` of them."""
+MIN_DRAFTED_REQUESTS = 10
+"""Requests with proposals of the draft that suffice for a comparison once the patience is over. Their large error then
+lets only a draft fail that is far worse."""
+MIN_SLOW_WINDOWS = 3
+"""Slow windows in a row, each beyond chance, that make a bad judgement. Each further slow window is another one."""
+MAX_JUDGEMENT_DEADLINES = 10
+"""A judgement may take this many progress deadlines while a newer version waits. With little traffic it takes long."""
+
+
+@dataclass(frozen=True)
+class PodCounters:
+    """One pod's counters now, of the engine start ``boot`` that serves ``version``."""
+
+    boot: str
+    version: int
+    counters: LiveCounters
+
+
+CountersByPod = Mapping[str, PodCounters]
+
+
+def with_windows_for(analysis: AnalysisState, pods: CountersByPod, version: int) -> AnalysisState:
+    """Add windows for pods not seen before.
+
+    Where there is no room for all, ``version`` and the other versions share it: each gets at least half, if it has as
+    many pods. A comparison needs both sides.
+    """
+    kept = {w.name: w for w in analysis.windows if w.name not in pods or _is_same_engine(w, pods[w.name])}
+    fresh = {name: _window(name, live) for name, live in pods.items() if name not in kept}
+    judged = [window for window in (kept | fresh).values() if window.version == version]
+    others = [window for window in (kept | fresh).values() if window.version != version]
+    half = MAX_PODS_SHOWN // 2
+    shared = judged[: max(half, MAX_PODS_SHOWN - len(others))] + others[: max(half, MAX_PODS_SHOWN - len(judged))]
+    windows = sorted(shared, key=lambda window: window.name)
+    return analysis if windows == analysis.windows else analysis.model_copy(update={"windows": windows})
+
+
+def _is_same_engine(window: PodWindow, live: PodCounters) -> bool:
+    """Whether the counters go on with those of the window, by the same engine start, version and way of counting."""
+    counts_alike = (live.counters.draft is None) == (window.live.draft is None)
+    return counts_alike and (live.boot, live.version) == (window.boot, window.version)
+
+
+def _window(name: str, live: PodCounters) -> PodWindow:
+    return PodWindow(name=name, boot=live.boot, version=live.version, live=live.counters)
+
+
+def _next_window(analysis: AnalysisState, pods: CountersByPod, now: datetime) -> AnalysisState:
+    """Begin the next window now, for the pods that answer."""
+    windows = [_window(w.name, pods[w.name]) for w in analysis.windows if w.name in pods]
+    return analysis.model_copy(update={"window_begins": now, "settling": False, "windows": windows})
+
+
+def _window_traffic(analysis: AnalysisState, pods: CountersByPod) -> LiveCounters:
+    """The traffic of ``pods`` in the window so far, summed."""
+    traffic = [
+        live.counters.since(window.live)
+        for window in analysis.windows
+        if (live := pods.get(window.name)) is not None and _is_same_engine(window, live)
+    ]
+    return functools.reduce(LiveCounters.plus, traffic) if traffic else LiveCounters()
+
+
+def _is_old_enough(analysis: AnalysisState, policy: AnalysisSpec, now: datetime) -> bool:
+    begins = analysis.window_begins
+    return begins is not None and now - begins >= timedelta(seconds=policy.interval_seconds)
+
+
+def measure_baseline(
+    analysis: AnalysisState,
+    pods: CountersByPod,
+    version: int,
+    policy: AnalysisSpec,
+    *,
+    steps: int,
+    max_duration: timedelta | None,
+    now: datetime,
+) -> AnalysisState:
+    """Watch ``pods``, which serve ``version``, until their traffic suffices for a baseline, and then set the baseline.
+
+    Args:
+        max_duration: set where no peers will be left beside the canary. The canary is then compared with the baseline
+            only, and no later window corrects a baseline that chance moved. So the pods are watched until the baseline
+            is precise, but at most for this long.
+    """
+    analysis = with_windows_for(analysis, pods, version)
+    if analysis.window_begins is None:
+        return _next_window(analysis, pods, now)
+    done = _window_traffic(analysis, pods)
+    if not _is_old_enough(analysis, policy, now) or not has_enough_requests(done, policy):
+        return analysis
+    if max_duration is not None and not is_precise(done, policy, steps) and now - analysis.window_begins < max_duration:
+        return analysis
+    return AnalysisState(serving_digest=analysis.serving_digest, baseline=done)
+
+
+def judge(
+    analysis: AnalysisState,
+    judged: CountersByPod,
+    peers: CountersByPod,
+    version: int,
+    policy: AnalysisSpec,
+    *,
+    steps: int,
+    now: datetime,
+) -> AnalysisState:
+    """Judge the window when that is possible, and then begin the next one.
+
+    Args:
+        judged: the pods that serve ``version``.
+        steps: draft steps of a round on a server without the speculation controller.
+    """
+    everyone = {**peers, **judged}
+    analysis = with_windows_for(analysis, everyone, version)
+    if analysis.window_begins is None:
+        begins = now + timedelta(seconds=policy.settle_seconds)
+        return analysis.model_copy(update={"window_begins": begins, "settling": True})
+    if analysis.settling:
+        return analysis if now < analysis.window_begins else _next_window(analysis, everyone, now)
+    new = _window_traffic(analysis, judged)
+    reference = _window_traffic(analysis, peers) if peers else analysis.baseline
+    if reference is None or not _is_old_enough(analysis, policy, now):
+        return analysis
+    if not (has_enough_requests(new, policy) and has_enough_requests(reference, policy)):
+        return analysis
+    outcome, message = compare(new, reference, policy, steps, same_load=bool(peers))
+    if outcome is Outcome.UNDECIDED:
+        return analysis
+    slow = analysis.slow_windows + 1 if outcome is Outcome.SLOW else 0
+    bad = outcome is Outcome.BAD or slow >= MIN_SLOW_WINDOWS
+    update = {
+        "good_windows": analysis.good_windows + 1 if outcome is Outcome.GOOD else 0,
+        "bad_windows": analysis.bad_windows + (1 if bad else 0),
+        "slow_windows": slow,
+        "message": message,
+    }
+    return _next_window(analysis.model_copy(update=update), everyone, now)
+
+
+# two groups of pods ---------------------------------------------------------------------------------------------------
+
+
+class Outcome(Enum):
+    UNDECIDED = auto()
+    """Misses a bar, but by no more than chance allows."""
+    GOOD = auto()
+    SLOW = auto()
+    """Worse only in the time between tokens."""
+    BAD = auto()
+
+
+def has_enough_requests(counters: LiveCounters, policy: AnalysisSpec) -> bool:
+    """Whether a side has answered enough requests to be compared at all."""
+    return counters.requests >= policy.min_requests and counters.verify_rounds > 0
+
+
+def compare(
+    new: LiveCounters, old: LiveCounters, policy: AnalysisSpec, steps: int, *, same_load: bool
+) -> tuple[Outcome, str]:
+    """Whether ``new`` is as good as ``old`` within the policy, and a message with the numbers.
+
+    Both sides must have :func:`has_enough_requests`.
+
+    Args:
+        steps: draft steps of a round on a server without the speculation controller.
+        same_load: both sides answered at the same time, under the same load.
+    """
+    acceptance = compare_acceptance(new, old, policy, steps)
+    parts, bad, undecided = [acceptance.text], acceptance.bad, acceptance.undecided
+    slow = False
+    new_gap, old_gap = _gap(new, policy), _gap(old, policy)
+    if same_load and new_gap and old_gap:
+        parts.append(f"{new_gap.value:.1f} ms between tokens against {old_gap.value:.1f}")
+        allowed = 1 + float(policy.max_latency_increase)
+        excess = new_gap.value - allowed * old_gap.value
+        slow = excess > MIN_Z_SCORE * math.hypot(new_gap.error, allowed * old_gap.error)
+        undecided |= excess > 0
+    if new.aborted or old.aborted:
+        parts.append(
+            f"{new.aborted} of {new.requests} requests aborted by clients against {old.aborted} of {old.requests}"
+        )
+        bad |= _rate_increase(new, old) > float(policy.max_abort_increase)
+    outcome = Outcome.BAD if bad else Outcome.SLOW if slow else Outcome.UNDECIDED if undecided else Outcome.GOOD
+    return outcome, ", ".join(parts)
+
+
+def _gap(counters: LiveCounters, policy: AnalysisSpec) -> Mean | None:
+    """Mean milliseconds between tokens, over requests.
+
+    None when the sum of squares is unknown, or when too few requests have a time between tokens: the spread of a few
+    requests would be luck.
+    """
+    if not counters.gap_squares or counters.gaps < policy.min_requests:
+        return None
+    mean = counters.gap_milliseconds / counters.gaps
+    return Mean(mean, math.sqrt(max(counters.gap_squares / counters.gaps - mean * mean, 0.0) / counters.gaps))
+
+
+def _rate_increase(new: LiveCounters, old: LiveCounters) -> float:
+    """Lower bound of the increase of the share of aborted requests (Newcombe, 1998, method 10)."""
+    (rate, low, _), (former, _, high) = _wilson(new), _wilson(old)
+    return rate - former - math.hypot(rate - low, high - former)
+
+
+def _wilson(counters: LiveCounters) -> tuple[float, float, float]:
+    """Share of aborted requests with its Wilson interval.
+
+    ``requests`` may or may not include the aborted ones, so the larger number counts.
+    """
+    count = max(counters.requests, counters.aborted, 1)
+    rate = counters.aborted / count
+    z_squared = MIN_Z_SCORE * MIN_Z_SCORE
+    middle = rate + z_squared / (2 * count)
+    spread = MIN_Z_SCORE * math.sqrt(rate * (1 - rate) / count + z_squared / (4 * count * count))
+    whole = 1 + z_squared / count
+    return rate, (middle - spread) / whole, (middle + spread) / whole
+
+
+# acceptance -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean and an upper bound of its standard error."""
+
+    value: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """The result of a comparison, and a text with the numbers. Neither bad nor undecided: nothing speaks against it."""
+
+    text: str
+    bad: bool = False
+    undecided: bool = False
+
+
+def is_precise(counters: LiveCounters, policy: AnalysisSpec, steps: int) -> bool:
+    """Whether chance moves the acceptance length by less than the loss that the policy tolerates.
+
+    ``counters`` must hold verify rounds.
+    """
+    length = _round_length(counters, steps)
+    if counters.draft is not None:
+        positions = _positions(counters.draft, policy.min_requests)
+        if not positions:
+            return False
+        length = _chain_length(counters.draft, positions)
+    return MIN_Z_SCORE * length.error <= float(policy.max_accept_loss) * length.value
+
+
+def compare_acceptance(new: LiveCounters, old: LiveCounters, policy: AnalysisSpec, steps: int) -> Acceptance:
+    """Whether ``new`` had as much accepted as ``old`` within the policy. Both must hold requests and verify rounds.
+
+    Args:
+        steps: draft steps of a round on a server without the controller, which accepts between 0 and this many tokens.
+    """
+    if new.draft is None and old.draft is None:
+        return _compare(_round_length(new, steps), _round_length(old, steps), policy)
+    if new.draft is None or old.draft is None:
+        return Acceptance("acceptance not judged: only some pods count what their draft proposed", undecided=True)
+    patient = min(new.requests, old.requests) < PATIENCE * policy.min_requests
+    least = policy.min_requests if patient else min(policy.min_requests, MIN_DRAFTED_REQUESTS)
+    positions = min(_positions(new.draft, least), _positions(old.draft, least))
+    if positions:
+        compared = _compare(_chain_length(new.draft, positions), _chain_length(old.draft, positions), policy)
+        adds = f"{_added_tokens(new):.2f} accepted draft tokens a round against {_added_tokens(old):.2f}"
+        text = f"{compared.text} over {positions} draft steps, {adds}"
+        less = _added_tokens(new) < _added_tokens(old)
+        return Acceptance(text, bad=compared.bad and less, undecided=compared.undecided and less)
+    # Pods whose old draft hardly proposes lose nothing with a new one: there is nothing to compare the new one with.
+    return Acceptance(
+        f"acceptance not judged: the new draft proposed tokens in {new.draft.requests} of {new.requests} requests,"
+        f" and the former draft in {old.draft.requests} of {old.requests}",
+        undecided=patient or _positions(old.draft, least) > 0,
+    )
+
+
+def _compare(new: Mean, old: Mean, policy: AnalysisSpec) -> Acceptance:
+    kept_share = 1 - float(policy.max_accept_loss)
+    shortfall = kept_share * old.value - new.value
+    return Acceptance(
+        f"acceptance length {new.value:.2f} against {old.value:.2f}",
+        bad=shortfall > MIN_Z_SCORE * math.hypot(new.error, kept_share * old.error),
+        undecided=shortfall > 0,
+    )
+
+
+def _round_length(counters: LiveCounters, steps: int) -> Mean:
+    """Answer tokens per verify round.
+
+    A variable between 0 and s with mean a has a variance of at most a(s - a) (Bhatia and Davis, 2000). The rounds of a
+    request resemble each other, so the sample size is the number of requests, not of rounds.
+    """
+    length = counters.answer_tokens / counters.verify_rounds
+    accepted = min(max(length - 1, 0.0), float(steps))
+    return Mean(length, math.sqrt(accepted * (steps - accepted) / counters.requests))
+
+
+def _added_tokens(counters: LiveCounters) -> float:
+    """Accepted tokens of the draft per verify round, whoever proposed in the round."""
+    accepted = sum(counters.draft.accepted_at) if counters.draft else 0
+    return accepted / counters.verify_rounds
+
+
+def _sample_sizes(draft: DraftCounters) -> Sequence[float]:
+    """The requests that stand behind each position.
+
+    The chains of a request resemble each other. So a position's share of the chains counts as that share of the
+    requests.
+    """
+    chains = draft.proposed_at[0] if draft.proposed_at else 0
+    return [draft.requests * min(1.0, proposed / chains) if chains else 0.0 for proposed in draft.proposed_at]
+
+
+def _positions(draft: DraftCounters, least_requests: int) -> int:
+    """The first positions that the draft proposed for at least ``least_requests`` requests."""
+    sizes = _sample_sizes(draft)
+    return next((at for at, size in enumerate(sizes) if size < least_requests), len(sizes))
+
+
+def _chain_length(draft: DraftCounters, positions: int) -> Mean:
+    """Tokens that a chain of ``positions`` proposed tokens yields, the target's own included.
+
+    The error of a share is that of Agresti and Coull (1998), which holds for shares near 0 and 1 too. Positions depend
+    on each other in full at worst, so their errors add up.
+    """
+    length, error = 1.0, 0.0
+    accepted_at = (*draft.accepted_at, *[0] * positions)
+    for proposed, accepted, size in zip(draft.proposed_at, accepted_at, _sample_sizes(draft)[:positions], strict=False):
+        share = min(1.0, accepted / proposed)
+        added = MIN_Z_SCORE * MIN_Z_SCORE
+        moderate = (share * size + added / 2) / (size + added)
+        length += share
+        error += math.sqrt(moderate * (1 - moderate) / (size + added))
+    return Mean(length, error)

@@ -1,1 +1,0 @@
-"""Compares a new version of the draft with the former one on live traffic."""
