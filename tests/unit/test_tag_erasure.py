@@ -186,6 +186,27 @@ def test_a_shard_of_which_the_store_lost_the_end_stops_no_erasure(
     assert (erased.unreadable, erased.requests, key in stored(registry)) == (1, 4, False)
 
 
+def test_traces_of_a_former_lineage_are_erased_too(store: tuple[Registry, tiny.MemoryObjects]) -> None:
+    registry, objects = store
+    for key in [key for key in objects.data if "-00000001." in key]:
+        data = objects.data.pop(key).replace(b'"lineage": 1', b'"lineage": 2')
+        objects.put(key.replace("traces/00000001/", "traces/00000002/"), data)
+    assert erase(registry).requests == 4
+    assert {trace.tag for key in registry.shard_keys(2) for trace in decode(registry.shard(key)[1])} == {0, OTHER}
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["traces/x.json", "traces/x/y.json", "traces/99999999999/y.safetensors", "traces/00000001/0001-01-01/00/a-b-1"],
+)
+def test_what_no_agent_wrote_stops_no_erasure(store: tuple[Registry, tiny.MemoryObjects], key: str) -> None:
+    registry, objects = store
+    objects.put(key, b"x")
+    objects.put(f"{key}.safetensors", objects.data[next(k for k in objects.data if k.endswith("1.safetensors"))])
+    assert erase(registry).requests >= 4
+    assert erase(registry).requests == 0
+
+
 @pytest.mark.parametrize("by_manifest", [True, False])
 def test_a_shard_of_a_newer_agent_is_left_to_a_newer_program(*, by_manifest: bool) -> None:
     registry, objects = tiny.memory_registry()

@@ -63,7 +63,7 @@ def erase(
         typer.echo(f"When it has ended, run: kubectl -n {cluster.namespace} {' '.join(restart)}")
         return
     succeeded = _has_succeeded(cluster, job_name)
-    typer.echo(_kubectl(cluster, "logs", f"--selector=job-name={job_name}", "--tail=-1").strip())
+    typer.echo(_kubectl(cluster, "logs", f"--selector=job-name={job_name}", "--container=erase", "--tail=-1").strip())
     if not succeeded:
         raise ProgramFailed(f"job/{job_name} failed, so traces may be left: see its log above, and run this again")
     _kubectl(cluster, *restart)
