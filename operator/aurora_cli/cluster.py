@@ -57,19 +57,11 @@ class Cluster:
     """The flags with which kubectl reaches the same cluster."""
 
     def speculator(self, name: str) -> Speculator:
-        """Raises :class:`NotFound`, which names the speculators that there are."""
+        """Raises :class:`NotFound`."""
         try:
             return Speculator.of(self._call(self._objects.get_namespaced_custom_object, self.namespace, PLURAL, name))
         except NotFound:
-            raise NotFound(self._no_such(name)) from None
-
-    def _no_such(self, name: str) -> str:
-        text = f"no AuroraSpeculator {name} in the namespace {self.namespace}"
-        try:
-            there = [found.name for found in self.speculators()]
-        except ClusterError:
-            return text
-        return f"{text}; there {'is' if len(there) == 1 else 'are'} {', '.join(there[:10]) or 'none'}"
+            raise NotFound(f"no AuroraSpeculator {name} in the namespace {self.namespace}") from None
 
     def speculators(self, *, everywhere: bool = False) -> Sequence[Speculator]:
         """The speculators of the namespace, or of all namespaces, by name."""

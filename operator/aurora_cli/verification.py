@@ -25,7 +25,6 @@ from aurora_protocol.record import StoredRecord
 from aurora_protocol.training_records import TrainerState, TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry
 from aurora_store.errors import DigestMismatch, KeyUnusable, ObjectArchived, ObjectMissing
-from aurora_store.keys import MAX_ATTEMPT_GAP, MAX_NUMBER_GAP, in_sequence, record_number
 from aurora_store.objects import MAX_RECORD_BYTES
 from aurora_store.records.trainer_store import MAX_STATE_RECORD_BYTES
 
@@ -39,8 +38,6 @@ _RECORDS: Final[Mapping[str, tuple[type[StoredRecord], KeyOf]]] = {
     Keys.CHANNEL: (Channel, lambda one: Keys.channel(one.epoch)),
 }
 """Records that name no data."""
-_SEQUENCES: Final = (Keys.LINEAGE, Keys.REGISTRY, Keys.CHANNEL)
-"""Records whose numbers begin with the first one. So do the attempts at measuring each version."""
 KNOWN: Final = tuple(value for name, value in vars(Keys).items() if name.isupper() and isinstance(value, str))
 """Beginnings of all keys that parts of Aurora write."""
 _UNREADABLE: Final = (InvalidRecord, DigestMismatch, ObjectArchived, KeyUnusable)
@@ -82,7 +79,6 @@ class Verification:
                     channel = record
         if channel is not None:
             self._check_named_versions(channel)
-        self._check_sequences()
         for key in self._records(Keys.REGISTRY):
             self._check_version(key)
         for key in self._records(Keys.TRAINER_STATE):
@@ -98,19 +94,6 @@ class Verification:
 
     def _records(self, beginning: str) -> Iterator[str]:
         return (key for key in self._sizes if key.startswith(beginning) and key.endswith(".json"))
-
-    def _check_sequences(self) -> None:
-        """No number is so high that writers could take none after it. The operator refuses such a record."""
-        folders: dict[str, dict[int, str]] = {}
-        for beginning in (*_SEQUENCES, Keys.EVIDENCE):
-            for key in self._records(beginning):
-                number = record_number(key)
-                if number is not None:
-                    folders.setdefault(key.rpartition("/")[0], {})[number] = key
-        for folder, keys in folders.items():
-            max_gap = MAX_ATTEMPT_GAP if folder.startswith(Keys.EVIDENCE) else MAX_NUMBER_GAP
-            for number in sorted(keys.keys() - set(in_sequence(keys, max_gap=max_gap))):
-                self._fault(keys[number], "its number is out of sequence; find out who wrote it, and delete it")
 
     def _check_named_versions(self, channel: Channel) -> None:
         """The versions to which pods may have to return are registered."""

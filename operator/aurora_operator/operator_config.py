@@ -6,7 +6,6 @@ Invariant: no other module of the package reads the environment.
 from __future__ import annotations
 
 import os
-import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,6 @@ _IMAGES = {"AURORA_RUNTIME_IMAGE": "images.runtime", "AURORA_AGENT_IMAGE": "imag
 """Variable -> the chart's value that sets it."""
 MIN_LEASE_SECONDS = 3
 """Below this, one slow answer of the API server ends the leadership."""
-_SHARD_PATTERN = r"[a-z0-9]([-a-z0-9]{0,28}[a-z0-9])?"
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,6 @@ class OperatorConfig:
     """The operator's own pod. Empty outside of a cluster."""
     watch_namespaces: tuple[str, ...] = ()
     """Empty: the whole cluster."""
-    shard: str = ""
-    """Act only in namespaces whose label ``aurora.dev/shard`` has this value. Empty: in all watched namespaces."""
     lease_name: str = OPERATOR_NAME
     """The Lease in ``operator_namespace`` that the replicas of this installation compete for."""
     lease_seconds: int = 15
@@ -79,17 +75,13 @@ class OperatorConfig:
     def from_env(cls, env: Mapping[str, str] | None = None) -> OperatorConfig:
         """Raises :class:`ConfigError` when an image is not set, or when a setting cannot be used."""
         env = os.environ if env is None else env
-        watch_namespaces, shard = _names(env.get("AURORA_WATCH_NAMESPACES", "")), env.get("AURORA_SHARD", "")
-        _check_shard(shard, watch_namespaces)
-        lease_name = env.get("AURORA_LEASE_NAME", "") or OPERATOR_NAME
         return cls(
             runtime_image=_image(env, "AURORA_RUNTIME_IMAGE"),
             agent_image=_image(env, "AURORA_AGENT_IMAGE"),
             operator_namespace=env.get("POD_NAMESPACE", "default"),
             pod_name=env.get("POD_NAME", ""),
-            watch_namespaces=watch_namespaces,
-            shard=shard,
-            lease_name=f"{lease_name}-{shard}" if shard else lease_name,
+            watch_namespaces=_names(env.get("AURORA_WATCH_NAMESPACES", "")),
+            lease_name=env.get("AURORA_LEASE_NAME", "") or OPERATOR_NAME,
             lease_seconds=_number(env, "AURORA_LEASE_SECONDS", default=15, minimum=MIN_LEASE_SECONDS),
             pull_policy=env.get("AURORA_PULL_POLICY", "IfNotPresent"),
             pull_secrets=_names(env.get("AURORA_PULL_SECRETS", "")),
@@ -141,16 +133,3 @@ def _number(env: Mapping[str, str], variable: str, *, default: int, minimum: int
             f"the environment variable {variable} is {text!r}; set it to a whole number from {minimum} up"
         )
     return int(text)
-
-
-def _check_shard(shard: str, watch_namespaces: tuple[str, ...]) -> None:
-    if shard and re.fullmatch(_SHARD_PATTERN, shard) is None:
-        raise ConfigError(
-            f"the environment variable AURORA_SHARD is {shard!r}; set it to at most 30 lower-case letters, digits and "
-            "'-', because the value is part of a Lease's name"
-        )
-    if shard and watch_namespaces:
-        raise ConfigError(
-            "the environment variables AURORA_SHARD and AURORA_WATCH_NAMESPACES are both set; set one of them, because "
-            "a shard finds its namespaces by their label"
-        )

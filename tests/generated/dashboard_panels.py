@@ -10,7 +10,7 @@ SPECULATOR: Final = 'namespace="$namespace",name="$name"'
 DRAFT: Final = f'{SPECULATOR},source="draft"'
 TOTAL: Final = f'{SPECULATOR},priority=""'
 """Selects SGLang's totals. With priority scheduling, engines report each priority beside them."""
-FIXED: Final = "with a fixed shape (draft.shape: Fixed, or a tree)"
+FIXED: Final = "with a fixed shape (draft.shape: Fixed)"
 """When the controller's metrics have no series, because the engine chooses nothing."""
 ALL: Final = ""
 """Selects all series of a metric."""

@@ -1,8 +1,8 @@
 """Annotations of an AuroraSpeculator with which people decide: ``kubectl annotate aspec chat aurora.dev/abort=3``.
 
-Invariant: each annotation names one version, so an old one has no effect on a newer version. Two name a second number.
-That of a measurement names the attempt, so it asks for one measurement and not for one after the other. That of a loss
-names the roll's epoch, so it confirms this loss and not the next one. Any other value is ignored.
+Invariant: each annotation names one version, so an old one has no effect on a newer version. That of a
+measurement names the attempt too, so it asks for one measurement and not for one after the other. Any other value is
+ignored.
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ ABORT_ANNOTATION: Final = f"{GROUP}/abort"
 """This version is rejected, and rolled back where it serves."""
 MEASURE_ANNOTATION: Final = f"{GROUP}/measure"
 """``<version>-<attempt>``: this attempt at measuring the version does not wait for the delay after the failed one."""
-START_OVER_ANNOTATION: Final = f"{GROUP}/start-over"
-"""``<version>-<epoch>``: the records of this active version are lost at this epoch (``status.rollout.epoch``), and the
-speculator may begin again at version 0."""
 MAX_VERSION_DIGITS: Final = 8
 """The store's keys hold a version in eight digits. Python refuses to convert a text of more than 4,300 digits."""
 MAX_VERSION: Final = 10**MAX_VERSION_DIGITS - 1
@@ -31,7 +28,7 @@ def annotated_version(text: str) -> int | None:
 
 
 def annotated_pair(text: str) -> tuple[int, int] | None:
-    """The numbers that the value of :data:`MEASURE_ANNOTATION` or :data:`START_OVER_ANNOTATION` names.
+    """The numbers that the value of :data:`MEASURE_ANNOTATION` names.
 
     None when ``text`` names no two numbers.
     """

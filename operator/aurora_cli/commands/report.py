@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,14 +47,9 @@ def _renderer() -> Callable[[Any, Any], bytes]:
 
 
 def _write(file: Path, data: bytes, *, overwrite: bool) -> None:
-    """Write the whole file, or none. Without ``overwrite``, a file that appeared meanwhile stays."""
+    """Without ``overwrite``, a file that appeared meanwhile stays."""
     try:
         with file.open("wb" if overwrite else "xb") as opened:
-            try:
-                opened.write(data)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    file.unlink()
-                raise
+            opened.write(data)
     except OSError as error:
         raise Refused(f"{file} cannot be written: {error.strerror}") from error

@@ -10,10 +10,11 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from importlib import resources
+from typing import Final, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -32,41 +33,31 @@ STRETCHES: Final = 24
 """Stretches of the axis over which live acceptance is averaged for the line."""
 
 
-@dataclass(frozen=True)
-class Theme:
-    """Colours of one picture."""
+class Theme(NamedTuple):
+    """Colours of one picture: of texts, of lines behind, on bars, of series, and of what passed, failed or is open."""
 
     ink: str
     rule: str
     label: str
-    """Text on a bar."""
     series: tuple[str, ...]
-    verdicts: dict[VerdictKind, str]
+    verdicts: Mapping[VerdictKind, str]
 
 
-LIGHT: Final = Theme(
-    "#5b6370",
-    "#e3e5e8",
-    "#1c1f24",
-    ("#1f63d6", "#b4590a", "#0b8a7a", "#7a3fc4"),
-    {VerdictKind.PASS: "#1a7f43", VerdictKind.REJECT: "#c4282d", VerdictKind.INCONCLUSIVE: "#a86200"},
-)
-DARK: Final = Theme(
-    "#a2abb8",
-    "#2c323b",
-    "#e8eaed",
-    ("#6ea4ff", "#f0a050", "#3ecbb6", "#bd95f5"),
-    {VerdictKind.PASS: "#4cc47c", VerdictKind.REJECT: "#ff7b78", VerdictKind.INCONCLUSIVE: "#e5ac45"},
-)
+def _verdicts(*colours: str) -> Mapping[VerdictKind, str]:
+    return dict(zip((VerdictKind.PASS, VerdictKind.REJECT, VerdictKind.INCONCLUSIVE), colours, strict=True))
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One picture as two data URLs, and what it shows in words."""
+_LIGHT_SERIES: Final = ("#1f63d6", "#b4590a", "#0b8a7a", "#7a3fc4")
+_DARK_SERIES: Final = ("#6ea4ff", "#f0a050", "#3ecbb6", "#bd95f5")
+LIGHT: Final = Theme("#5b6370", "#e3e5e8", "#1c1f24", _LIGHT_SERIES, _verdicts("#1a7f43", "#c4282d", "#a86200"))
+DARK: Final = Theme("#a2abb8", "#2c323b", "#e8eaed", _DARK_SERIES, _verdicts("#4cc47c", "#ff7b78", "#e5ac45"))
+
+
+class Picture(NamedTuple):
+    """One picture as two data URLs."""
 
     light: str
     dark: str
-    words: str
 
 
 @dataclass(frozen=True)
@@ -88,36 +79,24 @@ class Span:
     verdict: VerdictKind | None = None
 
 
-def _picture(draw: Callable[[Axes, Theme], None], height_inches: float, words: str) -> Picture:
-    def url(theme: Theme) -> str:
-        grey = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
-        style: dict[Any, Any] = {
-            **dict.fromkeys(grey, theme.ink),
-            **dict.fromkeys(("axes.edgecolor", "grid.color"), theme.rule),
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "font.family": "sans-serif",
-            "font.size": 10,
-            "legend.frameon": False,
-            "xtick.major.size": 0,
-            "svg.hashsalt": "aurora",
-            "svg.fonttype": "none",
-            "ytick.major.size": 0,
-        }
-        with mpl.rc_context(style):
-            figure = Figure((WIDTH_INCHES, height_inches), layout="constrained")
-            draw(figure.add_subplot(), theme)
-            out = io.BytesIO()
-            figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-        return f"data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}"
+def _picture(draw: Callable[[Axes, Theme], None], height_inches: float) -> Picture:
+    return Picture(*(_svg_url(draw, height_inches, theme) for theme in (LIGHT, DARK)))
 
-    return Picture(url(LIGHT), url(DARK), words)
+
+def _svg_url(draw: Callable[[Axes, Theme], None], height_inches: float, theme: Theme) -> str:
+    colours = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), theme.ink)
+    colours |= dict.fromkeys(("axes.edgecolor", "grid.color"), theme.rule)
+    look = resources.files("aurora_cli.report") / "picture.mplstyle"
+    with resources.as_file(look) as file, style.context([file, colours]):
+        figure = Figure((WIDTH_INCHES, height_inches), layout="constrained")
+        draw(figure.add_subplot(), theme)
+        out = io.BytesIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
 def _legend(axes: Axes, handles: Sequence[Line2D | Patch]) -> None:
-    axes.figure.legend(handles=list(handles), loc="outside upper left", ncols=5, fontsize=9, handletextpad=0.5)
+    axes.figure.legend(handles=list(handles), loc="outside upper left", ncols=5)
 
 
 def _version_axis(axes: Axes, versions: Sequence[int]) -> None:
@@ -136,31 +115,23 @@ def speedups(speeds: Sequence[VersionSpeed]) -> Picture | None:
 
     def draw(axes: Axes, theme: Theme) -> None:
         axes.axhline(1.0, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
-        for number, concurrency in enumerate(concurrencies):
-            shift = (number - (len(concurrencies) - 1) / 2) * 0.16
-            colour = theme.series[number]
+        hollow = Line2D([], [], marker="o", color=theme.ink, fillstyle="none", linestyle="", label="never served")
+        marks = [hollow]
+        for concurrency, marker, colour in zip(concurrencies, MARKERS, theme.series, strict=False):
+            shift = (len(marks) - (len(concurrencies) + 1) / 2) * 0.16
             for place, one in enumerate(speeds):
-                for ratio in one.ratios:
-                    if ratio.concurrency == concurrency:
-                        x = place + shift
-                        axes.vlines(x, ratio.low, ratio.high, color=colour, linewidth=1.6)
-                        face = colour if one.served else "none"
-                        axes.plot(x, ratio.estimate, MARKERS[number], color=colour, markerfacecolor=face, markersize=5)
+                for ratio in (each for each in one.ratios if each.concurrency == concurrency):
+                    face = colour if one.served else "none"
+                    axes.vlines(place + shift, ratio.low, ratio.high, color=colour, linewidth=1.6)
+                    axes.plot(place + shift, ratio.estimate, marker, color=colour, markerfacecolor=face, markersize=5)
+            label = f"{concurrency} at a time"
+            marks.append(Line2D([], [], marker=marker, color=colour, linestyle="", label=label))
         _version_axis(axes, [one.version for one in speeds])
         axes.set_ylabel("speedup over no speculation")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}x")
-        marks = [
-            Line2D([], [], marker=MARKERS[number], color=theme.series[number], linestyle="", label=f"{one} at a time")
-            for number, one in enumerate(concurrencies)
-        ]
-        hollow = Line2D([], [], marker="o", color=theme.ink, fillstyle="none", linestyle="", label="never served")
-        _legend(axes, [*marks, hollow])
+        _legend(axes, [*marks[1:], hollow])
 
-    last = speeds[-1]
-    words = f"Speedup of {len(speeds)} versions with 95 % intervals; the newest, {last.version}: " + ", ".join(
-        f"{one.estimate:.2f}x [{one.low:.2f}, {one.high:.2f}] at {one.concurrency}" for one in last.ratios
-    )
-    return _picture(draw, 3.6, words)
+    return _picture(draw, 3.6)
 
 
 Points = Sequence[tuple[float, float]]
@@ -190,12 +161,7 @@ def acceptance(held_out: Points, live: Points) -> Picture | None:
         shards = Line2D([], [], marker="o", markersize=3, color=traffic, label="live traffic: shards, and their mean")
         _legend(axes, [held, shards])
 
-    parts = [
-        f"{name} from {points[0][1]:.2f} to {points[-1][1]:.2f}"
-        for name, points in (("on held-out requests", held_out), ("of live traffic", live))
-        if points
-    ]
-    return _picture(draw, 3.4, f"Acceptance length {', '.join(parts)}")
+    return _picture(draw, 3.4)
 
 
 _DECISIONS: Final[Mapping[VerdictKind | None, str]] = {VerdictKind.PASS: "^", VerdictKind.REJECT: "v"}
@@ -236,14 +202,14 @@ def timeline(
         for time, verdict in decided:
             axes.plot(_day(time), 0, _DECISIONS.get(verdict, "D"), color=_colour(theme, verdict), markersize=6)
         axes.set_yticks([2, 1, 0], ["served", "measured", "decided"])
+        axes.set_xlim(start - (end - start) / 60, end + (end - start) / 60)
         axes.set_ylim(-0.6, 2.6)
         axes.set_xlabel("time (UTC)")
         axes.grid(visible=False, axis="y")
         names = {"passed": VerdictKind.PASS, "rejected": VerdictKind.REJECT, "undecided": VerdictKind.INCONCLUSIVE}
         _legend(axes, [Patch(color=theme.verdicts[kind], label=name) for name, kind in names.items()])
 
-    words = f"{len(served)} stretches of served versions, {len(measured)} measurements and {len(decided)} decisions"
-    return _picture(draw, 2.4, words)
+    return _picture(draw, 2.4)
 
 
 def cost(measured: Sequence[Span]) -> Picture | None:
@@ -258,5 +224,4 @@ def cost(measured: Sequence[Span]) -> Picture | None:
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.set_ylabel("minutes of measuring")
 
-    total = sum((each.end - each.start).total_seconds() for each in measured) / 3600
-    return _picture(draw, 2.2, f"{total:.1f} hours of measuring for {len(measured)} versions")
+    return _picture(draw, 2.2)

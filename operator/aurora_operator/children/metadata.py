@@ -23,8 +23,6 @@ ENGINE_CONTAINER = "sglang"
 VERSION_LABEL, ATTEMPT_LABEL = "aurora.dev/version", "aurora.dev/attempt"
 FINALIZER = "aurora.dev/stored-data"
 """Keeps a speculator with ``store.deletionPolicy: Delete`` until its objects in the store are deleted."""
-SHARD_LABEL = "aurora.dev/shard"
-"""Label of a namespace: the shard that acts there."""
 INSTANCE_LABEL, COMPONENT_LABEL = "app.kubernetes.io/instance", "app.kubernetes.io/component"
 COMMON_LABELS = {"app.kubernetes.io/managed-by": OPERATOR_NAME}
 """Labels of every child and pod, besides those of :func:`selector`.

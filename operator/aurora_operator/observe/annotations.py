@@ -6,7 +6,6 @@ from aurora_api.v1alpha1.annotations import (
     ABORT_ANNOTATION,
     MEASURE_ANNOTATION,
     PROMOTE_ANNOTATION,
-    START_OVER_ANNOTATION,
     annotated_pair,
     annotated_version,
 )
@@ -24,6 +23,5 @@ def user_requests(speculator: Object) -> UserRequests:
     return UserRequests(
         promote=version(PROMOTE_ANNOTATION),
         abort=version(ABORT_ANNOTATION),
-        start_over=annotated_pair(annotations.get(START_OVER_ANNOTATION, "")),
         measure=annotated_pair(annotations.get(MEASURE_ANNOTATION, "")),
     )

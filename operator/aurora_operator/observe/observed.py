@@ -29,8 +29,6 @@ class UserRequests:
 
     promote: int | None = None
     abort: int | None = None
-    start_over: tuple[int, int] | None = None
-    """The active version whose records the person gives up, and the epoch of the status at the loss."""
     measure: tuple[int, int] | None = None
     """Version and attempt of a measurement that begins without the delay after a failure."""
 

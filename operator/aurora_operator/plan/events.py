@@ -18,7 +18,7 @@ from aurora_operator.plan.candidate import ValidationDecision
 from aurora_operator.plan.conditions.condition_builder import NEEDS_MANUAL_ACTION
 from aurora_operator.plan.conditions.start import is_starting
 from aurora_operator.plan.rollout.transition import Step
-from aurora_operator.plan.root_ownership import TAKING_OVER
+from aurora_operator.plan.usable_store import TAKING_OVER
 
 _TEXTS = {
     "ValidationStarted": "Measuring version {version}",

@@ -23,21 +23,14 @@ from aurora_operator.plan.actions import Plan, Swap
 from aurora_operator.plan.candidate import ValidationInputs, decide, seconds_until_attempt, shortage
 from aurora_operator.plan.channel_builder import first_channel, next_channel, with_digests
 from aurora_operator.plan.events import history_entries, notes, version_events
-from aurora_operator.plan.lost_records import (
-    lost_records,
-    start_over_is_confirmed,
-    start_over_note,
-    with_followed_epoch,
-    without_lost_versions,
-)
 from aurora_operator.plan.operator_upgrade import decide_upgrade, with_upgrade_condition
 from aurora_operator.plan.rest import is_at_rest, trainer_replicas, with_stop_reason
 from aurora_operator.plan.rollout import machine
 from aurora_operator.plan.rollout.roll import read_roll
 from aurora_operator.plan.rollout.transition import Step
 from aurora_operator.plan.rollout.world import Pod
-from aurora_operator.plan.root_ownership import TAKING_OVER, OwnershipDecision, decide_ownership
 from aurora_operator.plan.status_builder import StatusChanges, status_of, worth_writing
+from aurora_operator.plan.usable_store import TAKING_OVER, usable_store, with_followed_epoch
 from aurora_operator.plan.wanted_children import children, obsolete_jobs
 from aurora_operator.plan.world_builder import rollout_pods, world_of
 from aurora_protocol.agent_api import SwapRequest
@@ -58,17 +51,10 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         # API server refuses it, go on, so that a served draft can still be rolled back. Nothing is stored for the first
         # time before the finalizer is there.
         return Plan(finalizer=finalizer, moving=True)
-    stored, lost = observed.store, lost_records(observed)
-    # Not while a finalizer is refused that must be there before anything is stored for the first time. Nothing would go
-    # on afterwards, and nothing would say why.
-    starts_over = lost is not None and not finalizer and start_over_is_confirmed(observed)
-    ownership = decide_ownership(observed, now) if lost is None else OwnershipDecision(lost)
-    observed = replace(observed, store=ownership.store)
+    stored, usable = observed.store, usable_store(observed, now)
+    observed = replace(observed, store=usable.view)
     may_decide = observed.store.ok and observed.store.channel is not None
-    if starts_over:
-        made = _plan_start_over(replace(observed, store=stored), now)
-    else:
-        made = _plan_with_channel(observed, config, now) if may_decide else _plan_without_channel(observed, now)
+    made = _plan_with_channel(observed, config, now) if may_decide else _plan_without_channel(observed, now)
     assert made.status is not None, "all branches compute a status"
     # A spec that cannot be used shapes no children. A version that fails is rolled back all the same.
     upgrade = None if observed.spec_fault else decide_upgrade(replace(observed, status=made.status), config, now)
@@ -78,7 +64,7 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         observed.keys_exist or observed.name_taken or observed.apply_errors
     )
     writes_status = not makes_keys and worth_writing(observed.status, status, since_written)
-    advance = ownership.takeover or made.advance
+    advance = usable.takeover or made.advance
     return replace(
         made,
         finalizer=finalizer,
@@ -86,7 +72,7 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         children=() if upgrade is None else children(observed, config, upgrade),
         advance=None if advance is None else with_digests(advance, stored),
         status=status if writes_status else None,
-        notes=() if makes_keys else (*made.notes, *ownership.notes),
+        notes=() if makes_keys else (*made.notes, *usable.notes),
         decisions=() if makes_keys else made.decisions,
         moving=made.moving or advance is not None,
         upgrade=upgrade,
@@ -103,21 +89,6 @@ def _plan_without_channel(observed: Observed, now: datetime) -> Plan:
     # While the store cannot be read, nothing is under way. The schedule of store reads says when to look again.
     moving = observed.store.ok or observed.store.reason == TAKING_OVER
     return Plan(advance=advance, status=status, notes=tuple(notes(old, status, ())), moving=moving)
-
-
-def _plan_start_over(observed: Observed, now: datetime) -> Plan:
-    """The plan once a person has given the lost records up: the status forgets the former versions.
-
-    The next plan is that of a new speculator. If the channel's first record were written now, and the status were not,
-    the former versions would stand beside those of the new lineage.
-    """
-    old = observed.status
-    assert old.active is not None, "without an active version, nothing is lost"
-    forgotten = without_lost_versions(observed, now)
-    changes = StatusChanges(forgotten.rollout, forgotten.operator_state, None, frozenset(forgotten.rejected))
-    status = status_of(replace(observed, status=forgotten), rollout_pods(observed), changes, now)
-    told = (start_over_note(old.active.version), *notes(old, status, ()))
-    return Plan(status=status, delete_jobs=obsolete_jobs(observed.jobs, None, None), notes=told, moving=True)
 
 
 def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime) -> Plan:

@@ -14,7 +14,7 @@ from aurora_operator.observe.observed import JobView, Observed, WorkloadView
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.operator_upgrade import UpgradeDecision
 from aurora_operator.plan.rest import trainer_replicas
-from aurora_operator.plan.root_ownership import holds_workloads
+from aurora_operator.plan.usable_store import holds_workloads
 
 
 def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecision) -> tuple[Object, ...]:

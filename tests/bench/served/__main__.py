@@ -15,7 +15,7 @@ In every round all arms answer the same fresh prompts in turn, at each concurren
 Nobody can guess much of ``prose``, so it shows what speculation costs where it gains little. It is measured with the
 untrained draft. ``mixed`` shuffles four kinds of requests, and ``turns`` has them in turn.
 
-A shape is written as the steps of a chain (3), or as steps x branches x verified tokens of a tree (2x2x6).
+A shape is written as the steps of a chain (3).
 
 Prints one section per domain. Exits with 1 when an answer differs beyond a near tie, or when a request failed.
 

@@ -5,7 +5,7 @@ three drafts are measured side by side on fresh prompts of both domains: the unt
 shift, and the last draft. A service whose draft stopped learning would serve the draft before the shift. The prompts of
 the first domain show how much the last draft has forgotten.
 
-A shape is written as the steps of a chain (3), or as steps x branches x verified tokens of a tree (2x2x6).
+A shape is written as the steps of a chain (3).
 
 Prints one table per domain. Exits with 1 when an answer differs beyond a near tie, or when a request failed.
 

@@ -29,7 +29,7 @@ from tests.rig.chart.rendered_chart import (
     select,
 )
 
-EVERYTHING, TENANT, SHARD = (SAMPLES / f"{name}-values.yaml" for name in ("everything", "tenant", "shard"))
+EVERYTHING, TENANT = (SAMPLES / f"{name}-values.yaml" for name in ("everything", "tenant"))
 MONITORED = ("--set=metrics.podMonitor.enabled=true", "--set=metrics.dashboard.enabled=true")
 
 
@@ -224,7 +224,7 @@ def _notes(values: Path, *options: str) -> str:
 
 @pytest.mark.parametrize(
     ("values", "namespace"),
-    [(IMAGES, "default"), (SHARD, "default"), (TENANT, "tenant-a")],
+    [(IMAGES, "default"), (TENANT, "tenant-a")],
     ids=lambda value: str(value),
 )
 def test_the_notes_name_a_namespace_that_the_operator_watches(values: Path, namespace: str) -> None:
@@ -232,8 +232,6 @@ def test_the_notes_name_a_namespace_that_the_operator_watches(values: Path, name
     commands = [line for line in notes.splitlines() if line.strip().startswith("kubectl") and " -n " in line]
     assert len(commands) == 3
     assert all(f" -n {namespace} " in command for command in commands)
-    labels = f"kubectl label namespace {namespace} aurora.dev/shard=blue" in notes
-    assert labels == (values == SHARD)
 
 
 def test_the_notes_name_the_default_namespace_without_a_list_of_namespaces() -> None:
@@ -251,8 +249,8 @@ def test_the_notes_name_the_secrets_and_the_store_that_a_tenants_speculator_may_
 
 @pytest.mark.parametrize(
     "options",
-    [(), ("--set=embeddedStore.enabled=true",), ("--set=shard=blue",)],
-    ids=["own store", "embedded store", "shard"],
+    [(), ("--set=embeddedStore.enabled=true",)],
+    ids=["own store", "embedded store"],
 )
 def test_the_printed_commands_can_be_pasted_into_a_shell(options: tuple[str, ...]) -> None:
     paragraphs = _notes(IMAGES, *options).split("\n\n")

@@ -21,7 +21,7 @@ from tests.rig.chart.rendered_chart import (
     select,
 )
 
-TENANT, SHARD = SAMPLES / "tenant-values.yaml", SAMPLES / "shard-values.yaml"
+TENANT, EVERYTHING = SAMPLES / "tenant-values.yaml", SAMPLES / "everything-values.yaml"
 
 
 @pytest.mark.parametrize("values", sorted(SAMPLES.glob("*-values.yaml")), ids=lambda path: path.name)
@@ -76,9 +76,6 @@ def test_an_endpoint_of_a_rule_may_have_a_port_and_a_path(endpoint: str) -> None
         ("--set=replicas=-1", "at '/replicas'"),
         ("--set=replicas=two", "at '/replicas'"),
         ("--set=replica=2", "additional properties 'replica' not allowed"),
-        ("--set=shard=EU west", "at '/shard'"),
-        (f"--set=shard={'a' * 31}", "at '/shard'"),
-        ("--set=shard=eu,watchNamespaces={a}", "shard and watchNamespaces are both set"),
         ("--set=upgrade.maxFailed=-1", "at '/upgrade/maxFailed'"),
         ("--set=watchNamespaces={A}", "at '/watchNamespaces/0'"),
         ("--set=watchNamespaces={a,a}", "at '/watchNamespaces'"),
@@ -133,10 +130,9 @@ def test_own_spread_constraints_replace_the_default() -> None:
     assert select(render(*options), "Deployment")["spec"]["template"]["spec"]["topologySpreadConstraints"] == [own]
 
 
-def test_the_operator_is_told_its_lease_its_shard_and_the_staged_upgrade() -> None:
-    environment = operator_environment(render(values=SHARD, release="blue"), "blue-operator")
+def test_the_operator_is_told_its_lease_and_the_order_of_an_upgrade() -> None:
+    environment = operator_environment(render(values=EVERYTHING, release="blue"), "blue-operator")
     assert environment["AURORA_LEASE_NAME"] == "blue-operator"
-    assert (environment["AURORA_SHARD"], environment["AURORA_WATCH_NAMESPACES"]) == ("blue", "")
     assert (environment["AURORA_UPGRADE_MAX_CONCURRENT"], environment["AURORA_UPGRADE_MAX_FAILED"]) == ("5", "2")
 
 
@@ -190,23 +186,19 @@ def test_a_tenants_operator_reads_only_the_secrets_that_are_named() -> None:
     }
 
 
-@pytest.mark.parametrize("values", [IMAGES, TENANT, SHARD], ids=lambda path: path.name)
+@pytest.mark.parametrize("values", [IMAGES, TENANT], ids=lambda path: path.name)
 def test_nobody_lists_secrets_and_nothing_is_a_wildcard(values: Path) -> None:
     found = operator_rights(render(values=values))
     assert {right.verb for right in found if right.resource == "secrets"} == {"create", "get"}
     assert not [right for right in found if "*" in right]
 
 
-def test_namespaces_are_read_only_for_shards() -> None:
-    def of_namespaces(values: Path) -> set[str]:
-        return {right.verb for right in operator_rights(render(values=values)) if right.resource == "namespaces"}
-
-    assert of_namespaces(IMAGES) == of_namespaces(TENANT) == set()
-    assert of_namespaces(SHARD) == {"list", "watch"}
+def test_no_release_reads_namespaces() -> None:
+    for values in (IMAGES, TENANT):
+        assert not [right for right in operator_rights(render(values=values)) if right.resource == "namespaces"]
 
 
 def test_a_release_may_change_its_own_lease_only() -> None:
-    assert _lease_names(SHARD)["update"] == (f"{OPERATOR}-blue",), "each shard has a lease of its own"
     assert _lease_names(IMAGES) == {"create": (), "get": (OPERATOR,), "update": (OPERATOR,)}
 
 

@@ -58,27 +58,25 @@ def opened(server: FakeApiServer, *, endpoint: str | None = None, use_secret: bo
     return open_store(cluster, cluster.speculator("chat"), endpoint=endpoint, use_secret=use_secret).config
 
 
+def asked_for_the_secret(server: FakeApiServer) -> bool:
+    return SECRET_PATH in [path for _, path, _ in server.calls]
+
+
 # Credentials ----------------------------------------------------------------------------------------------------------
 
 
-def test_without_options_the_users_own_keys_go_to_s3_and_no_secret_is_read(server: FakeApiServer) -> None:
+def test_the_users_own_keys_go_to_s3_or_to_an_endpoint_that_the_user_names(server: FakeApiServer) -> None:
     stored_with(server, THEIRS)
-    config = opened(server)
-    assert (config.endpoint, config.access_key) == (None, None)
-    assert config.root == "aurora/team/chat-01234567"
-    assert SECRET_PATH not in [path for _, path, _ in server.calls]
+    for endpoint in (None, "http://localhost:9000"):
+        config = opened(server, endpoint=endpoint)
+        assert (config.endpoint, config.access_key, config.root) == (endpoint, None, "aurora/team/chat-01234567")
+    assert not asked_for_the_secret(server)
 
 
 def test_the_users_own_keys_go_to_no_endpoint_that_the_author_chose(server: FakeApiServer) -> None:
-    stored_with(server, THEIRS, endpoint=ENDPOINT)
     with pytest.raises(StoreFault, match=f"{ENDPOINT}: add --endpoint URL .* or --use-secret"):
-        opened(server)
-    assert SECRET_PATH not in [path for _, path, _ in server.calls]
-
-
-def test_the_users_own_keys_go_to_an_endpoint_that_the_user_names(server: FakeApiServer) -> None:
-    config = opened(stored_with(server, THEIRS, endpoint=ENDPOINT), endpoint="http://localhost:9000")
-    assert (config.endpoint, config.access_key) == ("http://localhost:9000", None)
+        opened(stored_with(server, THEIRS, endpoint=ENDPOINT))
+    assert not asked_for_the_secret(server)
 
 
 @pytest.mark.parametrize("endpoint", [None, "http://localhost:9000"])
@@ -95,7 +93,6 @@ def test_a_restored_speculator_reads_the_root_that_it_took_over(server: FakeApiS
     ("stored", "store", "message"),
     [
         (None, {}, "the Secret s3 in the namespace team does not exist"),
-        (secret(AWS_ACCESS_KEY_ID="id"), {}, "lacks AWS_ACCESS_KEY_ID or AWS_SECRET_ACCESS_KEY"),
         ({"data": {"AWS_ACCESS_KEY_ID": "%%", "AWS_SECRET_ACCESS_KEY": "/w=="}}, {}, "lacks"),
         (THEIRS, {"credentials": {"serviceAccountName": "irsa"}}, "the cloud identity of the ServiceAccount irsa"),
     ],
@@ -108,27 +105,20 @@ def test_a_secret_that_cannot_be_used_is_a_clear_error(
 
 
 def test_a_secret_that_the_user_may_not_read_is_not_asked_for_by_other_ways(server: FakeApiServer) -> None:
-    stored_with(server, THEIRS)
-    server.refusals = {"/secrets/s3": 403}
+    stored_with(server, THEIRS).refusals = {"/secrets/s3": 403}
     with pytest.raises(Forbidden, match="you may not read the Secret s3"):
         opened(server, use_secret=True)
 
 
-@pytest.mark.parametrize(
-    ("credentials", "offered"),
-    [({"secretRef": {"name": "s3"}}, True), ({"serviceAccountName": "irsa"}, False)],
-)
 def test_a_user_without_credentials_reads_what_a_person_can_do(
-    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch, credentials: dict[str, Any], offered: bool
+    server: FakeApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
-        raise CredentialsMissing("no credentials were found; name a Secret, or give the pod a cloud identity")
+        raise CredentialsMissing("no credentials were found; give the pod a cloud identity")
 
     monkeypatch.setattr(store_access, "ObjectStore", refuse)
-    with pytest.raises(StoreFault, match="you have no credentials for the store: log in") as error:
-        opened(stored_with(server, credentials=credentials))
-    assert "the pod" not in str(error.value)
-    assert ("--use-secret" in str(error.value)) is offered
+    with pytest.raises(StoreFault, match="you have no credentials for the store: log in"):
+        opened(stored_with(server))
 
 
 @pytest.mark.parametrize("endpoint", ["localhost:9000", "http://user:pw@host", "file:///etc/passwd", "http://h?x=1"])

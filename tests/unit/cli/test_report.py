@@ -88,10 +88,14 @@ def test_the_page_shows_the_figures_of_status_and_records(html: str) -> None:
     last = RECORDS.evidence[-1].verdict.ratios[0]
     for figure in ("2.91", "1 nvidia.com/gpu", f"{last.estimate:.3f}x [{last.low:.3f}, {last.high:.3f}]", "RolledBack"):
         assert figure in text
-    alternatives = re.findall(r'alt="([^"]*)"', html)
-    assert "11 versions with 95 % intervals" in alternatives[0]
-    assert "from 1.42 to 3.09" in alternatives[1]
-    assert alternatives[2] == "10 stretches of served versions, 10 measurements and 13 decisions"
+
+
+def test_the_pictures_show_every_version_and_concurrency(html: str) -> None:
+    speedups, learning, timeline, cost = (picture.decode() for picture in Page(html).pictures[::2])
+    assert all(f">{label}<" in speedups for label in ("1", "10", "1x", "16 at a time", "never served"))
+    assert ">4M<" in learning
+    assert all(f">{label}<" in timeline for label in ("served", "measured", "decided", "10"))
+    assert ">minutes of measuring<" in cost
 
 
 def test_without_records_the_page_invents_nothing() -> None:

@@ -72,21 +72,12 @@ def test_a_whole_store_has_no_faults(objects: FolderObjects) -> None:
         (lambda o: o.put(Keys.evidence(1, 2), evidence(1).to_json()), "belong to evidence/00000001/00000001.json"),
         (lambda o: o.put("channel/1.json", channel(0).to_json()), "channel/1.json: the record's own numbers belong"),
         (lambda o: o.put(Keys.trainer_state(9), o.get(Keys.trainer_state(1))), "belong to trainer/state/00000001.json"),
-        (
-            lambda o: o.put(Keys.channel(5000), channel(0, epoch=5000).to_json()),
-            "channel/00005000.json: its number is out of sequence",
-        ),
         (lambda o: o.put(Keys.TRAINER_STATUS, b"[]"), "trainer/status.json: TrainerStatus: "),
     ],
 )
 def test_each_damage_is_named(objects: FolderObjects, damage: Callable[[FolderObjects], None], expected: str) -> None:
     damage(objects)
     assert any(expected in fault for fault in faults_of(objects)), faults_of(objects)
-
-
-def test_evidence_after_many_attempts_that_could_not_be_made_is_no_damage(objects: FolderObjects) -> None:
-    objects.put(Keys.evidence(1, 1500), evidence(1, attempt=1500).to_json())
-    assert faults_of(objects) == []
 
 
 def test_changed_weights_of_the_same_size_are_found_by_their_digest(objects: FolderObjects) -> None:

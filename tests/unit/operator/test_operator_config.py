@@ -36,17 +36,9 @@ def test_an_installation_is_named_by_its_lease() -> None:
     assert OperatorConfig.from_env(IMAGES).installation == "default/aurora-operator"
 
 
-def test_a_shard_has_a_lease_of_its_own() -> None:
-    config = OperatorConfig.from_env(IMAGES | {"AURORA_LEASE_NAME": "prod", "AURORA_SHARD": "eu"})
-    assert (config.shard, config.lease_name, config.installation) == ("eu", "prod-eu", "default/prod-eu")
-
-
 @pytest.mark.parametrize(
     ("env", "message"),
     [
-        ({"AURORA_SHARD": "EU west"}, "AURORA_SHARD is 'EU west'"),
-        ({"AURORA_SHARD": "a" * 31}, "at most 30"),
-        ({"AURORA_SHARD": "eu", "AURORA_WATCH_NAMESPACES": "team"}, "set one of them"),
         ({"AURORA_LEASE_SECONDS": "2"}, "AURORA_LEASE_SECONDS is '2'; set it to a whole number from 3 up"),
         ({"AURORA_LEASE_SECONDS": "soon"}, "AURORA_LEASE_SECONDS is 'soon'"),
         ({"AURORA_METRICS_PORT": "-1"}, "AURORA_METRICS_PORT is '-1'"),

@@ -50,6 +50,6 @@ class TrainingStatus(RewrittenModel):
         description="Devices that inference pods would need more without speculation, with their kind:"
         " `0.35 nvidia.com/gpu`. The engines estimate it over about the last day, lookup included. What the plugin"
         " itself costs is not deducted, so the true saving is smaller. Unset: not known, because a ready pod has no"
-        " estimate. Its engine started less than 10 minutes ago, its rounds have a Fixed shape or a tree, or its agent"
+        " estimate. Its engine started less than 10 minutes ago, its rounds have a Fixed shape, or its agent"
         " is silent. Also unset where `serving.template` requests no devices.",
     )

@@ -161,8 +161,7 @@ class HistoryEntry(RewrittenModel):
         description=(
             "Promoted: became active. Rejected, Inconclusive: ended by its measurement. RolledBack: failed in its"
             " roll. RolloutStopped: its roll ended without blame. Paused, Resumed: by a person. Vouched: a person"
-            " ended its judgement. Pinned: by a person. StartedOver: a person gave up the version and all others, whose"
-            " records the store had lost."
+            " ended its judgement. Pinned: by a person."
         )
     )
     version: int = Field(description="The version that the decision is about.")

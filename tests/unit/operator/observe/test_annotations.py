@@ -10,7 +10,6 @@ from aurora_api.v1alpha1.annotations import (
     ABORT_ANNOTATION,
     MEASURE_ANNOTATION,
     PROMOTE_ANNOTATION,
-    START_OVER_ANNOTATION,
     pair_text,
 )
 from aurora_operator.observe.annotations import user_requests
@@ -35,28 +34,17 @@ def measured(text: str) -> tuple[int, int] | None:
     return user_requests({"metadata": {"annotations": {MEASURE_ANNOTATION: text}}}).measure
 
 
-def given_up(text: str) -> tuple[int, int] | None:
-    return user_requests({"metadata": {"annotations": {START_OVER_ANNOTATION: text}}}).start_over
-
-
 @given(st.integers(0, 10**8 - 1), st.integers(0, 10**8 - 1))
 def test_a_measurement_names_a_version_and_an_attempt(version: int, attempt: int) -> None:
     assert measured(pair_text(version, attempt)) == (version, attempt)
 
 
-@given(st.integers(0, 10**8 - 1), st.integers(0, 10**8 - 1))
-def test_a_loss_names_a_version_and_an_epoch(version: int, epoch: int) -> None:
-    assert given_up(pair_text(version, epoch)) == (version, epoch)
-
-
 @pytest.mark.parametrize("text", ["", "3", "3-", "-2", "3-2-1", "3-x", "3 -2", "3-" + "9" * 5000])
 def test_a_value_without_its_second_number_is_ignored(text: str) -> None:
     assert measured(text) is None
-    assert given_up(text) is None
 
 
 @given(st.text())
 def test_no_text_raises(text: str) -> None:
     requests_of(text, text)
     measured(text)
-    given_up(text)

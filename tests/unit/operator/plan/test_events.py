@@ -16,7 +16,7 @@ from aurora_operator.observe.observed import Observed, StoreView, WorkloadView
 from aurora_operator.plan import EventNote
 from aurora_operator.plan.data_deletion import failure_note
 from aurora_operator.plan.rollout.roll import AnalysisState, Roll
-from aurora_operator.plan.root_ownership import TAKING_OVER
+from aurora_operator.plan.usable_store import TAKING_OVER
 from aurora_protocol.draft_records import ChannelReason
 from tests.unit.operator.worlds import (
     OWNER,

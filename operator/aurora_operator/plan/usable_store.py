@@ -1,0 +1,187 @@
+"""Decides what planning may use of the store: nothing while its records are lost, or are another speculator's. Pure.
+
+**Lost records.** An empty channel looks like that of a new speculator. With a first record for version 0, all pods
+would leave the draft that they serve for an untrained one, and the status would name versions whose numbers come again.
+A channel from a backup may name a version that live traffic has rejected since. So nothing is decided until somebody
+restores the bucket, or creates the speculator again. Pods keep the drafts that they serve.
+
+**The root's owner.** ``spec.store.restoreFrom`` names the root of a former speculator, to go on from its channel.
+Nothing is copied: one record of the channel, create-once, names the new owner, and keeps a former owner that still
+lives from writing (``aurora_store.root.root_ownership``). The record that another owner wrote is not signed with this
+speculator's key. It is believed once, at this takeover, because the author vouches for the root with ``restoreFrom``.
+
+Invariant: a speculator that followed a channel takes no root over any more. So two speculators with the same
+``restoreFrom`` do not take the root from each other for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from aurora_api.v1alpha1.draft import ARCHITECTURE
+from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_operator.children.pod_template import store_settings
+from aurora_operator.observe.observed import RECORDS_LOST, TAKEN_OVER, Observed, StoreView
+from aurora_operator.plan.actions import EventNote
+from aurora_operator.plan.rest import stored_stop_reason
+from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, RootOwner
+from aurora_store.errors import bounded_text
+from aurora_store.keys import Keys, owner_id
+from aurora_store.root.root_ownership import current_owner, lost, lost_text, owned_text
+
+MAX_FORMER_OWNERS: Final = 64
+TAKING_OVER: Final = "TakingOver"
+"""Reason of the view while a root is taken over. The next reconcile goes on soon."""
+_CHANNEL_EPOCH: Final = "channelEpoch"
+"""Name in ``status.operatorState``."""
+
+
+@dataclass(frozen=True)
+class UsableStore:
+    """What planning may use of the store, and the record that takes the root over."""
+
+    view: StoreView
+    takeover: Channel | None = None
+    notes: tuple[EventNote, ...] = ()
+
+
+def usable_store(observed: Observed, now: datetime) -> UsableStore:
+    """The store for the plan of this reconcile."""
+    store, owner = observed.store, owner_id(observed.owner.uid)
+    root = store_settings(observed.owner, observed.spec).root
+    if not store.ok:
+        return UsableStore(store)
+    if lost(store.channel, root, owner):
+        assert store.channel is not None, "a root without a channel was never taken over"
+        return _unusable(TAKEN_OVER, f"{lost_text(store.channel, root)}. {_foreign_text(store.channel)}")
+    if missing := _missing(observed):
+        return _unusable(RECORDS_LOST, _lost_text(observed, missing))
+    if store.channel is None and observed.spec.store.restore_from is None:
+        return UsableStore(store)
+    if store.channel is not None and current_owner(store.channel, root) == owner:
+        return UsableStore(store)
+    if store.channel is not None and observed.status.active is not None:
+        text = f"{owned_text(store.channel, root)}, which was this speculator's. {_foreign_text(store.channel)}"
+        return _unusable("InvalidRecord", text)
+    if refusal := _refusal(observed, root):
+        return _unusable("RestoreRefused", f"store.restoreFrom: {refusal}")
+    assert store.channel is not None, "a root without a channel is refused"
+    taken = _takeover(observed, store.channel, root, now)
+    note = EventNote("Restored", f"{taken.message}. Version {taken.active} is active, as before")
+    view = StoreView(reason=TAKING_OVER, error=f"the root {root} is being taken over")
+    return UsableStore(view, taken, (note,))
+
+
+def with_followed_epoch(operator_state: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """``operator_state`` with the epoch of the record that the status follows."""
+    return {**operator_state, _CHANNEL_EPOCH: channel.epoch}
+
+
+def holds_workloads(observed: Observed) -> bool:
+    """Whether pods must not start yet, because the root that they would read and write is not this speculator's.
+
+    Pods that run already stay, whatever happens to the root.
+    """
+    return observed.spec.store.restore_from is not None and not observed.store.ok and observed.deployment is None
+
+
+def _unusable(reason: str, error: str) -> UsableStore:
+    return UsableStore(StoreView(reason=reason, error=error))
+
+
+def _missing(observed: Observed) -> str:
+    """Which record of the active version the store lacks, as the end of a sentence; empty when it lacks none.
+
+    A copy of the bucket takes a while. After a loss, its records count once the active version is registered too.
+    """
+    store, active = observed.store, observed.status.active
+    if active is None:
+        return ""
+    if store.channel is None:
+        return "has no record of the channel"
+    if store.channel.active != active.version and _is_older(store.channel, observed.status):
+        return f"has only older records of the channel, the newest for version {store.channel.active}"
+    lost_before = stored_stop_reason(observed.status) == RECORDS_LOST
+    registered = active.version in store.registrations
+    return f"lacks {Keys.registration(active.version)}" if lost_before and not registered else ""
+
+
+def _is_older(channel: Channel, status: SpeculatorStatus) -> bool:
+    """Whether the record comes before the one that the status follows."""
+    followed = status.operator_state.get(_CHANNEL_EPOCH)
+    return isinstance(followed, int) and channel.epoch < followed
+
+
+def _lost_text(observed: Observed, missing: str) -> str:
+    settings, active = store_settings(observed.owner, observed.spec), observed.status.active
+    assert active is not None, "without an active version, nothing is lost"
+    return (
+        f"version {active.version} is active, but s3://{settings.bucket}/{settings.root} {missing}. The records were"
+        " deleted, or store.endpoint leads to another store. Pods that serve keep their drafts, and training is"
+        " stopped. Restore the bucket, or delete this speculator and create it again, without"
+        " store.restoreFrom, to begin at version 0"
+    )
+
+
+def _foreign_text(channel: Channel) -> str:
+    return f"If nobody restored the root, delete {Keys.channel(channel.epoch)}, and find out who wrote it"
+
+
+def _refusal(observed: Observed, root: str) -> str:
+    """Why the root is not taken over. Empty when it may be."""
+    channel, lineage = observed.store.channel, observed.store.lineage
+    if channel is None or lineage is None:
+        return (
+            f"there is nothing to restore below {root}. Create the speculator again, and name the former speculator's"
+            " status.storeRoot"
+        )
+    if channel.reason is ChannelReason.DELETING:
+        return f"the root {root} is being deleted with its speculator (deletionPolicy: Delete)"
+    by_identity = observed.spec.store.credentials.service_account_name is not None
+    if by_identity and root.split("/")[-2] != observed.owner.namespace:
+        return (
+            f"with credentials.serviceAccountName the operator writes with its own identity, so only roots of the"
+            f" namespace {observed.owner.namespace} are taken over. Use credentials.secretRef to move {root}"
+        )
+    return _lineage_refusal(observed, lineage, root)
+
+
+def _lineage_refusal(observed: Observed, lineage: Lineage, root: str) -> str:
+    """Which part of the lineage differs from the spec. The trainer compares the target's files later."""
+    target, draft, head = observed.spec.target, observed.spec.draft, lineage.initial
+    # A head brings its own vocabulary map, so draft.vocabSize has no effect.
+    vocab_size = lineage.draft_vocab_size if head else min(draft.vocab_size, lineage.target.vocab_size)
+    parts: tuple[tuple[str, object, object], ...] = (
+        ("target.model", lineage.target.model, target.model),
+        ("target.revision", lineage.target.revision or target.revision, target.revision or lineage.target.revision),
+        ("draft.architecture", lineage.architecture, ARCHITECTURE),
+        ("draft.vocabSize", lineage.draft_vocab_size, vocab_size),
+        ("draft.initial.model", head.model if head else "unset", draft.initial.model if draft.initial else "unset"),
+    )
+    differences = ", ".join(
+        f"{field} is {bounded_text(str(stored))} in the store and {wanted} in the spec"
+        for field, stored, wanted in parts
+        if stored != wanted
+    )
+    if not differences:
+        return ""
+    return f"the drafts below {root} belong to another lineage: {differences}. Use the values of the store"
+
+
+def _takeover(observed: Observed, former: Channel, root: str, now: datetime) -> Channel:
+    """The record that makes this speculator the owner. The versions stay as they are."""
+    owner, before = observed.owner, current_owner(former, root)
+    return former.model_copy(
+        update={
+            "epoch": former.epoch + 1,
+            "reason": ChannelReason.RESTORED,
+            "message": f"{owner.full_name} took the root {root} over from the speculator with uid {before}…",
+            "owner": RootOwner(id=owner_id(owner.uid), namespace=owner.namespace, name=owner.name, since=now),
+            "former_owners": (*former.former_owners, before)[-MAX_FORMER_OWNERS:],
+            "inherited_version": observed.store.newest,
+            "created": now,
+        }
+    )
