@@ -31,7 +31,6 @@ from aurora_operator.children.pod_template import (
     store_settings,
     with_template_labels,
 )
-from aurora_operator.children.queue_label import without_queue
 from aurora_operator.children.shutdown_timing import GRACE_PERIOD_SECONDS, PRE_STOP_SECONDS, agent_shutdown_arguments
 from aurora_operator.children.startup_timing import PROBE_FAILURES, PROBE_PERIOD_SECONDS, start_deadline
 from aurora_operator.children.template_merge import merge
@@ -151,7 +150,7 @@ def deployment(owner: Owner, spec: SpeculatorSpec, template: Object, annotations
         },
     )
     made["metadata"]["annotations"] = dict(annotations)
-    return without_queue(with_template_labels(made))
+    return with_template_labels(made)
 
 
 def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> dict[str, Any]:

@@ -36,7 +36,6 @@ from aurora_operator.children.pod_template import (
     store_settings,
     with_template_labels,
 )
-from aurora_operator.children.queue_label import without_queue
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED, Replica, ValidationSettings
@@ -152,9 +151,6 @@ def job(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, attempt: Val
     )
     if attempt.replica is None and template["spec"].get("restartPolicy") == "Never":  # else it would be refused
         made["spec"]["podFailurePolicy"] = _IGNORE_INTERRUPTIONS
-    if attempt.replica is not None:
-        # The Job takes no device, and its replica, which is out of the Service, waits for it.
-        made["spec"]["template"] = without_queue(template)
     return with_template_labels(made)
 
 

@@ -15,10 +15,10 @@ from aurora_operator.children.metadata import (
     ATTEMPT_LABEL,
     ENGINE_CONTAINER,
     JOB_LABEL,
+    QUEUE_LABEL,
     TEMPLATE_HASH_LABEL,
     VERSION_LABEL,
 )
-from aurora_operator.children.queue_label import QUEUE_LABEL, guarded_labels
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.container_states import crash_text, waiting_reason, waits_abnormally
 from aurora_operator.observe.container_states import failure as container_failure
@@ -93,7 +93,6 @@ def workload_view(workload: Object | None) -> WorkloadView | None:
         message=failure.get("message", "") if refused else "",
         refused_since=_time(failure.get("lastTransitionTime")) if refused else None,
         paused=workload.get("spec", {}).get("paused") is True,
-        kueue_labels=guarded_labels(workload["metadata"].get("labels") or {}),
     )
 
 

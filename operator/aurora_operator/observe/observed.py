@@ -148,8 +148,6 @@ class WorkloadView:
     """Somebody paused the Deployment (``kubectl rollout pause``), so its pods take no other template."""
     has_hung_pod: bool = False
     """A pod of the trainer was deleted and does not end, because its node is lost."""
-    kueue_labels: Mapping[str, str] = field(default_factory=dict)
-    """The Deployment's labels whose change Kueue may refuse: its queue, and its priority class."""
 
 
 @dataclass(frozen=True)

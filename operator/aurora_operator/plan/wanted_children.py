@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from aurora_operator.children.access import service_accounts
 from aurora_operator.children.inference_deployment import deployment
 from aurora_operator.children.network import disruption_budget, policies, services
-from aurora_operator.children.queue_label import with_accepted_labels
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import JobView, Observed, WorkloadView
@@ -31,8 +30,6 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
     owner, spec = observed.owner, observed.spec
     hung = observed.trainer is not None and observed.trainer.has_hung_pod
     trainer = trainer_deployment(owner, spec, config, trainer_replicas(observed), has_hung_pod=hung)
-    if observed.trainer is not None:
-        trainer = with_accepted_labels(trainer, observed.trainer.kueue_labels, observed.trainer.ready)
     serving = deployment(owner, spec, upgrade.template, upgrade.annotations)
     workloads = (_unpaused(trainer, observed.trainer), _unpaused(serving, observed.deployment))
     return (

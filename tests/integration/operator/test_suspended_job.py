@@ -13,8 +13,7 @@ import pytest
 
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
-from aurora_operator.children.metadata import JOB_LABEL
-from aurora_operator.children.queue_label import QUEUE_LABEL
+from aurora_operator.children.metadata import JOB_LABEL, QUEUE_LABEL
 from aurora_operator.kubernetes_api import JOB, POD, Object
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED
 from tests.assets.s3 import S3

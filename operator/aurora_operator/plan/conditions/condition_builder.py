@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from datetime import datetime
 
 from aurora_api.v1alpha1.conditions import (
@@ -14,8 +13,6 @@ from aurora_api.v1alpha1.conditions import (
     with_kept_transition_times,
 )
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
-from aurora_operator.children.metadata import trainer_name
-from aurora_operator.children.queue_label import refused_changes
 from aurora_operator.observe.observed import (
     RECORDS_LOST,
     TAKEN_OVER,
@@ -210,28 +207,6 @@ def _waiting_for_node(observed: Observed) -> str:
 
 
 def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> ConditionContent:
-    content = _trainer_state(observed, status, now)
-    kept = _kept_labels(observed)
-    return replace(content, message=f"{content.message}. {kept}") if kept else content
-
-
-def _kept_labels(observed: Observed) -> str:
-    """Which labels of the trainer's template do not reach its Deployment; empty if all do, or will by themselves."""
-    workload = observed.trainer
-    if workload is None:
-        return ""
-    refused = refused_changes(observed.spec.training.template.metadata.labels, workload.kueue_labels, workload.ready)
-    kept = ", ".join(f"{label}: {value}" for label, value in refused.items() if value)
-    if not kept:
-        return ""
-    name = trainer_name(observed.owner)
-    return (
-        f"The Deployment {name} keeps {kept}, because Kueue may refuse the change."
-        " Delete that Deployment to apply the change"
-    )
-
-
-def _trainer_state(observed: Observed, status: SpeculatorStatus, now: datetime) -> ConditionContent:
     if reason := trainer_stop_reason(observed):
         return ConditionContent(False, reason, f"{_TRAINER_STOPS[reason]}, so the trainer is stopped")
     if trainer_replicas(observed) == 0:

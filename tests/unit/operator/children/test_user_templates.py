@@ -12,10 +12,7 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.template import NEEDED_FIELDS
 from aurora_api.v1alpha1.validation import FINISH_RESERVE_SECONDS, START_ALLOWANCE_SECONDS
 from aurora_operator.children.inference_deployment import deployment, inference_template
-from aurora_operator.children.metadata import COMMON_LABELS, selector
-from aurora_operator.children.queue_label import PRIORITY_LABEL as PRIORITY
-from aurora_operator.children.queue_label import QUEUE_LABEL as QUEUE
-from aurora_operator.children.queue_label import with_accepted_labels
+from aurora_operator.children.metadata import COMMON_LABELS, QUEUE_LABEL, selector
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED, Replica
@@ -35,48 +32,13 @@ def workloads(chosen: SpeculatorSpec) -> dict[str, dict[str, Any]]:
     }
 
 
-def queued(name: str) -> dict[str, Any]:
-    return {"template": {"metadata": {"labels": {QUEUE: name} if name else {}}}}
-
-
 @pytest.mark.parametrize("part", ROLES)
-def test_a_queues_label_reaches_the_pods_and_every_workload_but_the_inference_deployment(part: str) -> None:
+def test_a_queues_label_reaches_the_pods_and_their_workload(part: str) -> None:
     """Kueue reads the label of a Job or Deployment, and decides before any pod exists."""
-    made = workloads(spec(**{part: queued("research")}))
-    assert made[part]["spec"]["template"]["metadata"]["labels"][QUEUE] == "research"
-    with_label = {name for name, workload in made.items() if workload["metadata"]["labels"].get(QUEUE) == "research"}
-    assert with_label == {"validation" if part == "serving" else part}, "a validator is shaped like serving"
-
-
-def test_the_labels_of_the_inference_deployment_are_none_that_kueue_would_refuse_to_change() -> None:
-    labels = {QUEUE: "research", "kueue.x-k8s.io/priority-class": "low", "team": "mine"}
-    made = workloads(spec(serving={"template": {"metadata": {"labels": labels}}}))["serving"]
-    assert made["metadata"]["labels"] == workloads(spec())["serving"]["metadata"]["labels"] | {"team": "mine"}
-    assert labels.items() <= made["spec"]["template"]["metadata"]["labels"].items(), "no pod restarts"
-
-
-def kueue_accepts(former: str, wanted: str, ready: int) -> bool:
-    """The rule of Kueue's webhook for a queue or a priority class of a Deployment, in its strictest version."""
-    return former == wanted or (wanted != "" and ready == 0)
-
-
-LABELS = st.dictionaries(st.sampled_from([QUEUE, PRIORITY]), st.sampled_from(["research", "night"]))
-
-
-@given(LABELS, LABELS, st.integers(0, 1))
-def test_a_stored_trainer_is_only_applied_with_labels_that_kueue_accepts(
-    stored: dict[str, str], wanted: dict[str, str], ready: int
-) -> None:
-    made = trainer_deployment(OWNER, spec(training={"template": {"metadata": {"labels": wanted}}}), CONFIG, 1)
-    applied = with_accepted_labels(made, stored, ready)
-    for key in (QUEUE, PRIORITY):
-        former, new = stored.get(key, ""), wanted.get(key, "")
-        label = applied["metadata"]["labels"].get(key, "")
-        assert kueue_accepts(former, label, ready)
-        assert label == new or not kueue_accepts(former, new, ready)
-        of_pods = applied["spec"]["template"]["metadata"]["labels"].get(key, "")
-        assert of_pods == (label or new), "pods have the Deployment's label, and without one the new pod is awaited"
-    assert with_accepted_labels(applied, stored, ready) == applied
+    queued = {"template": {"metadata": {"labels": {QUEUE_LABEL: "research"}}}}
+    workload = workloads(spec(**{part: queued}))[part]
+    for labelled in (workload, workload["spec"]["template"]):
+        assert labelled["metadata"]["labels"][QUEUE_LABEL] == "research"
 
 
 OUR_LABELS = [*selector(OWNER, "x"), *COMMON_LABELS, "aurora.dev/version"]
@@ -91,14 +53,6 @@ def test_no_label_of_a_user_replaces_one_of_ours(labels: dict[str, str]) -> None
         assert ours.items() <= workload["spec"]["template"]["metadata"]["labels"].items()
         if name == "validation":
             assert workload["metadata"]["labels"]["aurora.dev/version"] == "2"
-
-
-def test_a_job_on_a_replica_is_not_queued() -> None:
-    """It runs no engine, so a queue for devices has nothing to give it, and its replica waits outside the Service."""
-    queue = {"template": {"metadata": {"labels": {QUEUE: "research"}}}}
-    for made in (job(OWNER, spec(**{part: queue}), CONFIG, ON_REPLICA) for part in ("serving", "validation")):
-        assert QUEUE not in made["metadata"]["labels"]
-        assert QUEUE not in made["spec"]["template"]["metadata"]["labels"]
 
 
 @pytest.mark.parametrize("attempt", [ATTEMPT, ON_REPLICA])

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from aurora_operator.children.metadata import JOB_LABEL
-from aurora_operator.children.queue_label import PRIORITY_LABEL, QUEUE_LABEL
+from aurora_operator.children.metadata import JOB_LABEL, QUEUE_LABEL
 from aurora_operator.observe import kubernetes_views
 from aurora_operator.observe.observed import ContainerFailure, PodView, WorkloadView
 from tests.unit.operator.worlds import NOW
@@ -233,14 +232,6 @@ def test_a_job_that_failed_because_it_was_suspended_before_its_pod_started_says_
         {"phase": "Failed", "containerStatuses": [{"name": "v", "state": {"terminated": {"message": "no prompts"}}}]}
     )
     assert kubernetes_views.job_view(job, [ran]).message == "no prompts"
-
-
-def test_a_deployment_is_seen_with_its_queue_and_its_priority() -> None:
-    labels = {QUEUE_LABEL: "research", PRIORITY_LABEL: "low"}
-    for found, seen in (({"labels": labels | {"team": "mine"}}, labels), ({"labels": None}, {}), ({}, {})):
-        view = kubernetes_views.workload_view({"metadata": {"generation": 1, **found}})
-        assert view is not None
-        assert view.kueue_labels == seen
 
 
 def test_the_last_pod_of_a_job_says_why_the_job_failed() -> None:

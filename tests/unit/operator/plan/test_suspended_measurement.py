@@ -9,7 +9,6 @@ import pytest
 
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus
-from aurora_operator.children.queue_label import PRIORITY_LABEL, QUEUE_LABEL
 from aurora_operator.observe.observed import JobView, Observed, StoreView, WorkloadView
 from aurora_operator.plan import Plan
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementStatus
@@ -128,51 +127,6 @@ def test_a_new_speculator_says_that_its_initial_draft_waits_in_the_trainers_queu
     assert "the trainer's pod waits behind the scheduling gate kueue.x-k8s.io/admission" in shown.message
     admitted = condition(replace(new, trainer=replace(gated, queued_behind=())), ConditionType.SERVING_READY)
     assert admitted.message == "the trainer has not registered the initial draft yet"
-
-
-@pytest.mark.parametrize(("ready", "label"), [(1, None), (0, "research")])
-def test_a_queue_reaches_an_existing_trainer_once_no_pod_of_it_is_ready(ready: int, label: str | None) -> None:
-    queue = {"template": {"metadata": {"labels": {QUEUE_LABEL: "research"}}}}
-    world = observed(spec=spec(training=queue), trainer=WorkloadView(current=True, replicas=1, ready=ready))
-    (trainer,) = [
-        made_
-        for made_ in made(world).children
-        if made_["metadata"]["name"] == "chat-trainer" and made_["kind"] == "Deployment"
-    ]
-    assert trainer["metadata"]["labels"].get(QUEUE_LABEL) == label
-    assert trainer["spec"]["template"]["metadata"]["labels"][QUEUE_LABEL] == "research", "the former pod makes room"
-
-
-@pytest.mark.parametrize(("wanted", "ready"), [({PRIORITY_LABEL: "high"}, 1), ({}, 1), ({}, 0)])
-def test_a_priority_that_kueue_does_not_let_change_is_kept_and_the_condition_says_so(
-    wanted: dict[str, str], ready: int
-) -> None:
-    runs = WorkloadView(current=True, replicas=1, ready=ready, kueue_labels={PRIORITY_LABEL: "low"})
-    world = observed(spec=spec(training={"template": {"metadata": {"labels": wanted}}}), trainer=runs)
-    (trainer,) = (
-        each
-        for each in made(world).children
-        if each["metadata"]["name"] == "chat-trainer" and each["kind"] == "Deployment"
-    )
-    for labels in (trainer["metadata"]["labels"], trainer["spec"]["template"]["metadata"]["labels"]):
-        assert labels[PRIORITY_LABEL] == "low", "no pod ends for a label that its Deployment cannot take"
-    shown = condition(world, ConditionType.TRAINER_READY)
-    assert shown.message.endswith(
-        f"The Deployment chat-trainer keeps {PRIORITY_LABEL}: low, because Kueue may refuse the change."
-        " Delete that Deployment to apply the change"
-    )
-    deleted = condition(replace(world, trainer=replace(runs, kueue_labels=wanted)), ConditionType.TRAINER_READY)
-    assert "Kueue" not in deleted.message
-
-
-def test_another_priority_reaches_a_trainer_that_waits_in_its_queue() -> None:
-    """Its pod is not ready. The priority decides when the pod starts."""
-    waits = WorkloadView(current=True, replicas=1, ready=0, kueue_labels={PRIORITY_LABEL: "low"})
-    labels = {"template": {"metadata": {"labels": {PRIORITY_LABEL: "high"}}}}
-    world = observed(spec=spec(training=labels), trainer=waits)
-    assert "Kueue may refuse" not in condition(world, ConditionType.TRAINER_READY).message
-    applied = [each["metadata"]["labels"].get(PRIORITY_LABEL) for each in made(world).children]
-    assert "high" in applied
 
 
 def test_a_queued_trainer_says_which_gate_holds_its_pod_back() -> None:
