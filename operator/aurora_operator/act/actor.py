@@ -18,8 +18,8 @@ from aurora_operator.act.agent_requests import AgentRequests
 from aurora_operator.act.child_writer import ChildWriter
 from aurora_operator.act.custom_resource import set_finalizer, write_status
 from aurora_operator.act.event_recorder import EventRecorder
-from aurora_operator.children.access import new_keys
 from aurora_operator.children.owner import Owner
+from aurora_operator.children.supporting_objects import new_keys
 from aurora_operator.errors import UNAVAILABLE_STATUSES, Conflict, KubernetesError
 from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.observe.observed import RefusedJob

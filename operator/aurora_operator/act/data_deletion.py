@@ -27,7 +27,7 @@ from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_api.v1alpha1.store import DeletionPolicy
 from aurora_operator.act.custom_resource import set_finalizer, write_status
 from aurora_operator.act.event_recorder import EventRecorder
-from aurora_operator.children.own_pods import is_own_pod
+from aurora_operator.children.metadata import is_own_pod
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import (
     UNAVAILABLE_STATUSES,

@@ -25,16 +25,22 @@ from aurora_operator.children.metadata import ENGINE_CONTAINER, INFERENCE, child
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import (
     container,
+    container_named,
     environment,
+    merge,
     pod_template,
     store_credentials,
     store_settings,
     with_template_labels,
 )
-from aurora_operator.children.shutdown_timing import GRACE_PERIOD_SECONDS, PRE_STOP_SECONDS, agent_shutdown_arguments
-from aurora_operator.children.startup_timing import PROBE_FAILURES, PROBE_PERIOD_SECONDS, start_deadline
-from aurora_operator.children.template_merge import merge
-from aurora_operator.children.user_template import container_named
+from aurora_operator.children.pod_timing import (
+    GRACE_PERIOD_SECONDS,
+    PRE_STOP_SECONDS,
+    PROBE_FAILURES,
+    PROBE_PERIOD_SECONDS,
+    agent_shutdown_arguments,
+    start_deadline,
+)
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
 from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT

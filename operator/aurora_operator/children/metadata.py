@@ -1,7 +1,11 @@
-"""Names, labels and owner references of the children.
+"""Names, labels and owner references of the children, and which pods are a speculator's own. Pure.
 
 Invariant: a child's name and labels follow from the custom resource, and for a Job from version and attempt as well. So
 a restarted operator finds its children.
+
+Anybody who may create pods can give them our labels. Such a pod would get the agents' token, be counted as a replica,
+and be asked to swap. So a pod is ours only if one of our workloads controls it. ReplicaSets are not watched. Their
+names follow from the Deployment's, and Kubernetes gives a name only once.
 """
 
 from __future__ import annotations
@@ -98,3 +102,31 @@ def child(owner: Owner, api_version: str, kind: str, name: str, component: str =
         },
         **body,
     }
+
+
+def is_own_pod(owner: Owner, pod: Object, known: Mapping[tuple[str, str], Object]) -> bool:
+    """Whether the Deployment or Job that controls ``pod`` is ours.
+
+    Args:
+        known: objects with our labels, by kind and name. A workload that is not among them is judged by its name alone,
+            because a pod may outlive it.
+    """
+    references = pod["metadata"].get("ownerReferences") or ()
+    controller = next((reference for reference in references if reference.get("controller")), None)
+    if controller is None:
+        return False
+    component, labels = component_of(pod), pod["metadata"].get("labels") or {}
+    if component == VALIDATOR:
+        job = labels.get(JOB_LABEL, "")
+        named = (controller["kind"], controller["name"]) == ("Job", job) and job.startswith(job_prefix(owner.name))
+        workload = known.get(("Job", job))
+        return named and (workload is None or (owner.owns(workload) and _uid(workload) == controller["uid"]))
+    deployment = {INFERENCE: owner.name, TRAINER: trainer_name(owner)}.get(component)
+    replica_set = f"{deployment}-{labels.get(TEMPLATE_HASH_LABEL)}"
+    named = (controller["kind"], controller["name"]) == ("ReplicaSet", replica_set)
+    workload = known.get(("Deployment", deployment or ""))
+    return named and (workload is None or owner.owns(workload))
+
+
+def _uid(obj: Object) -> str:
+    return str(obj["metadata"]["uid"])

@@ -1,7 +1,16 @@
-"""The pods that the operator makes: containers, environment, security context, and the user's template on top.
+"""The pods that the operator makes: containers, environment, security context, and the user's template on top. Pure.
 
-Invariants: without a user's template, every pod passes Pod Security's ``restricted`` profile. No container writes to
-another one's ``/tmp``. Every volume that a pod may fill has a limit.
+A user's partial template merges over ours. Lists merge as in Kubernetes' strategic merge patch, by the key that
+Kubernetes declares for the field. A list without such a key is replaced. ``null`` removes a key.
+:mod:`aurora_api.v1alpha1.template` refuses a template that removes what our containers need.
+
+Invariants:
+
+- Without a user's template, every pod passes Pod Security's ``restricted`` profile. No container writes to another
+  one's ``/tmp``. Every volume that a pod may fill has a limit.
+- Merging an empty template changes nothing. Merging twice gives the same as merging once. Our own items keep their
+  order. Everything that the user does not name stays ours.
+- A value of the wrong type in a user's template reads as absent. The API server refuses it later, in its own words.
 """
 
 from __future__ import annotations
@@ -14,7 +23,6 @@ from aurora_api.v1alpha1.store import RoleCredentials, StoreRole
 from aurora_api.v1alpha1.template import PodTemplate
 from aurora_operator.children.metadata import COMMON_LABELS, INFERENCE, TRAINER, VALIDATOR, selector
 from aurora_operator.children.owner import Owner
-from aurora_operator.children.template_merge import merge
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, STATE_FOLDER, StoreSettings
@@ -158,3 +166,64 @@ def _base_pod(config: OperatorConfig, service_account: str, pod: Mapping[str, An
         **secrets,
         "volumes": [*volumes, {"name": "state", "emptyDir": {"sizeLimit": STATE_LIMIT}}, *pod.get("volumes", [])],
     }
+
+
+_MERGE_KEYS: dict[str, tuple[str, ...]] = {
+    "containers": ("name",),
+    "initContainers": ("name",),
+    "volumes": ("name",),
+    "resourceClaims": ("name",),
+    "env": ("name",),
+    "imagePullSecrets": ("name",),
+    "volumeMounts": ("mountPath",),
+    "volumeDevices": ("devicePath",),
+    "ports": ("containerPort", "protocol"),
+    "hostAliases": ("ip",),
+    "topologySpreadConstraints": ("topologyKey", "whenUnsatisfiable"),
+}
+_REPLACED_ITEMS = frozenset({"volumes", "env", "resourceClaims"})
+"""Fields whose items are unions: two kinds of volume, a ``value`` and a ``valueFrom``, or a claim and a claim's
+template, cannot be merged."""
+
+
+def _identity(item: Any, keys: tuple[str, ...]) -> Any:
+    return tuple(item.get(key) for key in keys) if isinstance(item, Mapping) else item
+
+
+def _merge_list(field: str, base: list[Any], override: list[Any]) -> list[Any]:
+    keys = _MERGE_KEYS[field]
+    out = {_identity(item, keys): item for item in base}
+    for item in override:
+        identity = _identity(item, keys)
+        mergeable = identity in out and isinstance(item, Mapping) and field not in _REPLACED_ITEMS
+        out[identity] = merge(out[identity], item) if mergeable else item
+    return list(out.values())
+
+
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """``override`` merged over ``base``. Neither argument is changed."""
+    out = dict(base)
+    for key, value in override.items():
+        if value is None:
+            out.pop(key, None)
+        elif isinstance(value, Mapping):
+            below = out.get(key)
+            out[key] = merge(below if isinstance(below, Mapping) else {}, value)
+        elif isinstance(value, list) and key in _MERGE_KEYS:
+            below = out.get(key)
+            out[key] = _merge_list(key, below if isinstance(below, list) else [], value)
+        else:
+            out[key] = value
+    return out
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """``value`` if it is an object, otherwise an empty object."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def container_named(pod: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The container ``name`` of a pod, or of a user's partial pod; empty when there is none."""
+    listed = pod.get("containers")
+    containers = [mapping(item) for item in listed] if isinstance(listed, list) else []
+    return next((item for item in containers if item.get("name") == name), {})

@@ -28,13 +28,14 @@ from aurora_operator.children.metadata import TRAINER, child, selector, trainer_
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import (
     container,
+    container_named,
     environment,
+    mapping,
     pod_template,
     store_credentials,
     store_settings,
     with_template_labels,
 )
-from aurora_operator.children.user_template import container_named, mapping
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
 from aurora_protocol.pod_settings import TrainerSettings

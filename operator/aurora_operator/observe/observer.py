@@ -25,11 +25,11 @@ from aurora_operator.children.metadata import (
     VALIDATOR,
     component_of,
     has_finalizer,
+    is_own_pod,
     keys_name,
     selector_text,
     trainer_name,
 )
-from aurora_operator.children.own_pods import is_own_pod
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import Gone
 from aurora_operator.kubernetes_api import CHILDREN, POD, KubernetesApi, Object

@@ -37,7 +37,7 @@ from aurora_operator.children.inference_deployment import (
     inference_template,
     template_digest,
 )
-from aurora_operator.children.startup_timing import start_deadline
+from aurora_operator.children.pod_timing import start_deadline
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import DeployedTemplate, FleetView, Observed
 from aurora_operator.operator_config import OperatorConfig

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from aurora_api.v1alpha1.template import PodTemplate
 from aurora_operator.children.metadata import ENGINE_CONTAINER, TRAINER
-from aurora_operator.children.user_template import container_named, mapping
+from aurora_operator.children.pod_template import container_named, mapping
 from aurora_operator.observe.observed import Observed
 
 CPU: Final = "cpu"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aurora_operator.children.access import service_accounts
 from aurora_operator.children.inference_deployment import deployment
-from aurora_operator.children.network import disruption_budget, policies, services
+from aurora_operator.children.supporting_objects import disruption_budget, policies, service_accounts, services
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import JobView, Observed, WorkloadView

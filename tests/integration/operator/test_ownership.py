@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from aurora_operator.act.child_writer import DIGEST_ANNOTATION, ChildWriter, WriteResult
-from aurora_operator.children.access import new_keys
-from aurora_operator.children.network import services
 from aurora_operator.children.owner import Owner
+from aurora_operator.children.supporting_objects import new_keys, services
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import (
     DEPLOYMENT,

@@ -19,8 +19,8 @@ from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.inference_deployment import deployment, inference_template
 from aurora_operator.children.metadata import QUEUE_LABEL
-from aurora_operator.children.network import services
 from aurora_operator.children.owner import Owner
+from aurora_operator.children.supporting_objects import services
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_protocol.agent_api import ENGINE_PORT

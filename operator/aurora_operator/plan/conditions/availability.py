@@ -2,7 +2,7 @@
 
 Invariant: once a pod exists, or the API server refuses to create pods, ``Starting`` becomes ``PodsServe``,
 ``StartFailed`` or ``StartTimeout``, whatever happens to the pods. The time limit follows from the engine's startup
-probe (``children.startup_timing``), and counts from the beginning of the start (``plan.conditions.start``).
+probe (``children.pod_timing``), and counts from the beginning of the start (``plan.conditions.start``).
 
 Only pods of the newest template can fail a start, so a corrected template gets a new chance at once.
 """

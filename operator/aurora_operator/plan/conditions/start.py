@@ -22,7 +22,7 @@ from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import SpeculatorStatus, StartStatus
-from aurora_operator.children.startup_timing import start_deadline
+from aurora_operator.children.pod_timing import start_deadline
 from aurora_operator.observe.observed import Observed, PodView
 from aurora_operator.plan.conditions.content import SCALED_TO_ZERO
 

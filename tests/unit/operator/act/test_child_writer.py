@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from aurora_operator.act.child_writer import DIGEST_ANNOTATION, ChildWriter, WriteResult, is_unchanged, with_digest
-from aurora_operator.children.access import new_keys, service_accounts
-from aurora_operator.children.network import disruption_budget, services
+from aurora_operator.children.supporting_objects import disruption_budget, new_keys, service_accounts, services
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.errors import Conflict, KubernetesError
 from aurora_operator.kubernetes_api import Object

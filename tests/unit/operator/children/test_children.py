@@ -12,10 +12,9 @@ import pytest
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.template import PodTemplate
 from aurora_operator.children import inference_deployment
-from aurora_operator.children.access import new_keys, service_accounts
 from aurora_operator.children.inference_deployment import inference_template, serving_settings
-from aurora_operator.children.network import policies
 from aurora_operator.children.owner import Owner
+from aurora_operator.children.supporting_objects import new_keys, policies, service_accounts
 from aurora_operator.children.trainer_deployment import LOST_NODE_SECONDS, gpu_count, trainer_deployment
 from aurora_operator.children.validation_job import ValidationAttempt, engine_setup_digest, job
 from aurora_operator.operator_config import OperatorConfig

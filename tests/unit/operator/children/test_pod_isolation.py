@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from aurora_operator.children.network import policies
+from aurora_operator.children.supporting_objects import policies
 from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
 from tests.unit.operator.children.test_children import containers, pods
 from tests.unit.operator.worlds import CONFIG, OWNER, spec

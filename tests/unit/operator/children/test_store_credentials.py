@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from aurora_operator.children.access import service_accounts
 from aurora_operator.children.inference_deployment import choice_digest
+from aurora_operator.children.supporting_objects import service_accounts
 from aurora_protocol.pod_settings import ServingSettings, TrainerSettings, ValidationSettings
 from tests.unit.operator.children.test_children import containers, pods, variables
 from tests.unit.operator.worlds import OWNER, spec

@@ -1,7 +1,9 @@
-"""Services, NetworkPolicies and the disruption budget.
+"""The objects beside the workloads: ServiceAccount, keys, Service, NetworkPolicies and disruption budget.
 
 Invariants:
 
+- The keys are generated once. Their Secret is created and never applied, so a restarted operator cannot replace keys
+  that running pods use.
 - The operator's pods reach the agents' port, and so do the namespaces that the administrator named for scraping. With
   ``validation.measureOn: Replica`` the validators reach the port too. The agents demand their token for all but probes
   and metrics.
@@ -12,7 +14,10 @@ Invariants:
 
 from __future__ import annotations
 
+import secrets
+
 from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.store import StoreRole
 from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.children.metadata import (
     COMPONENT_LABEL,
@@ -20,12 +25,34 @@ from aurora_operator.children.metadata import (
     TRAINER,
     VALIDATOR,
     child,
+    keys_name,
     selector,
 )
 from aurora_operator.children.owner import Owner
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
 from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
+from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN
+from aurora_protocol.signatures import KeyName
+
+
+def service_accounts(owner: Owner, spec: SpeculatorSpec) -> list[Object]:
+    """Our own ServiceAccount; none when the user names one with an identity for the pods of every role."""
+    if all(spec.store.credentials.of(role).service_account_name for role in StoreRole):
+        return []
+    return [child(owner, "v1", "ServiceAccount", owner.name, automountServiceAccountToken=False)]
+
+
+def new_keys(owner: Owner) -> Object:
+    """A Secret with newly generated random keys; every call returns other keys.
+
+    The init container of each pod derives the traffic secret from the Secret's admin key, and makes an admin key of its
+    own for the pod's engine.
+    """
+    names = (ADMIN_KEY, AGENT_TOKEN, *(name.value for name in KeyName))
+    data = {name: secrets.token_urlsafe(32) for name in names}
+    return child(owner, "v1", "Secret", keys_name(owner), type="Opaque", stringData=data)
+
 
 CLIENT_LABEL = {"aurora.dev/client": "true"}
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from aurora_operator.children.inference_deployment import deployment, inference_template
-from aurora_operator.children.startup_timing import MAX_START_SECONDS, MIN_START_SECONDS, start_deadline
+from aurora_operator.children.pod_timing import MAX_START_SECONDS, MIN_START_SECONDS, start_deadline
 from tests.unit.operator.worlds import CONFIG, OWNER, spec
 
 

@@ -1,4 +1,6 @@
-"""How much time the agent has when its pod is deleted.
+"""How long inference pods may take to become ready, and how much time the agent has when its pod is deleted. Pure.
+
+The startup probe of the engine's container limits how long loading the model may take.
 
 Kubernetes runs the preStop hooks of all containers at the same moment, then sends SIGTERM to each container when its
 own hook ends, and kills the pod at the end of the grace period. Two deadlines follow for the agent:
@@ -6,17 +8,47 @@ own hook ends, and kills the pod at the end of the grace period. Two deadlines f
 - It must stop by itself before the grace period ends, so that it can still report what was lost.
 - It must not conclude that it alone was restarted while the engine's preStop hook still runs.
 
-Both depend on the hooks and the grace period in the user's template, so they are computed from the merged pod.
+A user may change probe, hooks and grace period in ``serving.template``, so all are computed from the merged template.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from datetime import timedelta
+from typing import Any, Final
 
 from aurora_operator.children.metadata import ENGINE_CONTAINER
-from aurora_operator.children.user_template import container_named, mapping
+from aurora_operator.children.pod_template import container_named, mapping
+
+PROBE_PERIOD_SECONDS: Final = 5
+PROBE_FAILURES: Final = 720
+"""The probe allows :data:`PROBE_PERIOD_SECONDS` times this number, one hour, for loading the model."""
+BEFORE_ENGINE_SECONDS: Final = 300
+"""Allowed on top for all that happens before the engine loads: finding a node, pulling images, staging the draft."""
+MIN_START_SECONDS: Final = PROBE_PERIOD_SECONDS * PROBE_FAILURES + BEFORE_ENGINE_SECONDS
+MAX_START_SECONDS: Final = 2**31 - 1
+"""The largest ``progressDeadlineSeconds`` that the API server accepts."""
+_KUBERNETES_DEFAULTS: Final = {"initialDelaySeconds": 0, "periodSeconds": 10, "failureThreshold": 3}
+
+
+def start_deadline(template: Mapping[str, Any]) -> timedelta:
+    """How long pods of ``template`` may take to become ready, from the beginning of their start on.
+
+    A shorter probe does not shorten the deadline, because images and the draft may still take long to download. The
+    kubelet restarts an engine that fails its probe, and repeated restarts are reported as a failed start.
+    """
+    pod = mapping(template.get("spec"))
+    probe = mapping(container_named(pod, ENGINE_CONTAINER).get("startupProbe"))
+    delay, period, failures = (_number(probe, name) for name in _KUBERNETES_DEFAULTS)
+    seconds = max(delay + period * failures + BEFORE_ENGINE_SECONDS, MIN_START_SECONDS)
+    return timedelta(seconds=min(seconds, MAX_START_SECONDS))
+
+
+def _number(probe: Mapping[str, Any], name: str) -> int:
+    value = probe.get(name)
+    return value if isinstance(value, int) else _KUBERNETES_DEFAULTS[name]
+
 
 PRE_STOP_SECONDS = 5
 """Time for all nodes to remove the pod from their endpoints. The engine must not stop before."""
