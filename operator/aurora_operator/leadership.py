@@ -58,15 +58,12 @@ class _Lease:
 
     async def release(self) -> None:
         """Remove the holder, so that another replica need not wait until the Lease ends."""
+        # Read anew: another replica may have taken the Lease, and the client keeps no resourceVersion that it wrote.
+        found, _ = await self.get(self.name, self.namespace)
         lease = self._lock.lease_reference
-        if lease is None:
-            return
-        # The last renewal changed the resourceVersion, and the client does not keep its answer.
-        if (await self.get(self.name, self.namespace))[0] and lease.spec.holder_identity == self.identity:
-            self._lock.lease_reference.spec.holder_identity = None
-            await self._done(
-                self._leases.replace_namespaced_lease(self.name, self.namespace, self._lock.lease_reference)
-            )
+        if found and lease.spec.holder_identity == self.identity:
+            lease.spec.holder_identity = None
+            await self._done(self._leases.replace_namespaced_lease(self.name, self.namespace, lease))
 
     async def _done(self, call: Awaitable[object]) -> bool:
         async def answered() -> bool:
@@ -133,5 +130,5 @@ async def run_while_leading(
         for task in (leading, renewing):
             task.cancel()
         await asyncio.wait({leading, renewing}, timeout=STOP_SECONDS)
-        if held:
+        if held and leading.done():  # else the Lease expires, and another replica waits that long
             await lease.release()
