@@ -39,15 +39,6 @@ _UNUSABLE: Final = (ConfigException, YAMLError, OSError, TypeError, AttributeErr
 
 
 @dataclass(frozen=True)
-class Access:
-    """The flags that name the cluster. None: the kubeconfig decides."""
-
-    namespace: str | None = None
-    context: str | None = None
-    kubeconfig: str | None = None
-
-
-@dataclass(frozen=True)
 class Cluster:
     """One namespace of a cluster, with the user's own rights."""
 
@@ -120,12 +111,15 @@ class Cluster:
         return answer
 
 
-def connect(access: Access) -> Cluster:
-    """Read the kubeconfig. No call is made yet. Raises :class:`ClusterError` when there is no usable one."""
-    files = access.kubeconfig or os.environ.get("KUBECONFIG") or kube_config.KUBE_CONFIG_DEFAULT_LOCATION
+def connect(*, namespace: str | None = None, context: str | None = None, kubeconfig: str | None = None) -> Cluster:
+    """Read the kubeconfig, which decides what is None. No call is made yet.
+
+    Raises :class:`ClusterError` when there is no usable kubeconfig.
+    """
+    files = kubeconfig or os.environ.get("KUBECONFIG") or kube_config.KUBE_CONFIG_DEFAULT_LOCATION
     configuration = client.Configuration()
     try:
-        context, namespace = _context_of(files, access.context)
+        context, usual_namespace = _context_of(files, context)
         kube_config.load_kube_config(files, context, configuration, persist_config=False)
     except _UNUSABLE as error:
         text = bounded_text(" ".join(str(error).split()).rstrip("."), 300)
@@ -133,9 +127,9 @@ def connect(access: Access) -> Cluster:
     configuration.retries = 0
     api = client.ApiClient(configuration)
     api.user_agent = FIELD_MANAGER
-    named = {"context": context, "kubeconfig": access.kubeconfig}
+    named = {"context": context, "kubeconfig": kubeconfig}
     flags = tuple(f"--{flag}={value}" for flag, value in named.items() if value is not None)
-    return Cluster(api, access.namespace or namespace or "default", flags)
+    return Cluster(api, namespace or usual_namespace or "default", flags)
 
 
 def _context_of(files: str, named: str | None) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, get_type_hints
 import typer
 from typer.core import TyperGroup
 
-from aurora_cli.cluster import Access, Cluster, connect
+from aurora_cli.cluster import Cluster, connect
 from aurora_cli.errors import CliError
 from aurora_cli.tables.printing import Format
 from aurora_store.errors import bounded_text
@@ -93,8 +93,8 @@ def in_cluster(command: Callable[..., None]) -> Callable[..., None]:
     assert hints[cluster_parameter.name] is Cluster, "the first argument of a command is its cluster"
 
     def run(**arguments: Any) -> None:
-        access = Access(**{flag: arguments.pop(flag) for flag in _CLUSTER_FLAGS})
-        command(connect(access), **arguments)
+        cluster = connect(**{flag: arguments.pop(flag) for flag in _CLUSTER_FLAGS})
+        command(cluster, **arguments)
 
     parameters = [
         *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[one.name]) for one in own),

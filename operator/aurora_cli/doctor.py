@@ -98,7 +98,8 @@ def diagnose(
         lease: ``spec`` of the Lease of the operator that acts on the speculator. None: it could not be read.
         kubectl_flags: flags of the printed commands, which name the cluster.
     """
-    named = [*_without_conditions(one, lease, now), *_of_conditions(one)]
+    facts = [(reason, remedies()[DOCTOR][reason], evidence) for reason, evidence in _facts(one, lease, now)]
+    named = [*facts, *_of_conditions(one)]
     found = [_finding(one, *each, kubectl_flags) for each in named]
     return sorted(found, key=lambda finding: finding.severity)
 
@@ -116,13 +117,6 @@ def _of_conditions(one: Speculator) -> Iterator[tuple[str, Remedy, str]]:
 def _condition_text(condition: Condition) -> str:
     text = f"{condition.type}={condition.status} {condition.reason}"
     return f"{text}: {condition.message}" if condition.message else text
-
-
-def _without_conditions(
-    one: Speculator, lease: Mapping[str, Any] | None, now: datetime
-) -> Iterator[tuple[str, Remedy, str]]:
-    for reason, evidence in _facts(one, lease, now):
-        yield reason, remedies()[DOCTOR][reason], evidence
 
 
 def _facts(one: Speculator, lease: Mapping[str, Any] | None, now: datetime) -> Iterator[tuple[str, str]]:

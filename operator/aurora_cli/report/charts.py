@@ -202,7 +202,8 @@ def timeline(
         for time, verdict in decided:
             axes.plot(_day(time), 0, _DECISIONS.get(verdict, "D"), color=_colour(theme, verdict), markersize=6)
         axes.set_yticks([2, 1, 0], ["served", "measured", "decided"])
-        axes.set_xlim(start - (end - start) / 60, end + (end - start) / 60)
+        margin = max((end - start) / 60, 0.01)
+        axes.set_xlim(start - margin, end + margin)
         axes.set_ylim(-0.6, 2.6)
         axes.set_xlabel("time (UTC)")
         axes.grid(visible=False, axis="y")

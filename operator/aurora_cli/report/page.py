@@ -21,7 +21,7 @@ from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_cli.report.charts import Picture, Span, VersionSpeed, acceptance, cost, speedups, timeline
 from aurora_cli.report.records import Records
 from aurora_cli.speculator import Speculator
-from aurora_cli.tables.plain_text import count, duration
+from aurora_cli.tables.plain_text import count
 from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_protocol.evidence_records import Arm, Evidence, RatioEstimate, VerdictKind
 from aurora_store.errors import bounded_text
@@ -58,7 +58,7 @@ def _content(one: Speculator, records: Records, now: datetime) -> dict[str, Any]
         "ready": ready.reason if (ready := one.condition(ConditionType.READY)) else "no operator has written a status",
         "figures": list(_figures(one, records)),
         "sections": list(_sections(one, records, served, decisions)),
-        "measurements": [_measurement(each) for each in reversed(records.evidence)],
+        "measurements": [(each, list(_ratios(each))) for each in reversed(records.evidence)],
         "decisions": [(f"{time:%Y-%m-%d %H:%M}", *rest) for time, *rest in reversed(decisions)],
         "left_out": records.left_out,
     }
@@ -72,12 +72,8 @@ def _figures(one: Speculator, records: Records) -> Iterator[tuple[str, str, str]
     yield "Gain", (active.gain if active else None) or "", "over the version that was active before"
     yield "Live acceptance", status.accept_length or "", "answer tokens per verify round, last minute with traffic"
     yield "Held-out acceptance", training.held_out_accept_length or "", "of the newest draft, simulated"
-    newest = records.registrations[-1] if records.registrations else None
-    yield (
-        "Newest version",
-        str(newest.version) if newest else "",
-        f"registered {newest.created:%d %b}" if newest else "",
-    )
+    for newest in records.registrations[-1:]:
+        yield "Newest version", str(newest.version), f"registered {newest.created:%d %b}"
     yield "Learned", count(training.trained_tokens), f"traced tokens, in {count(training.step)} optimizer steps"
     yield "Held by the trainer", training.devices or "", "devices, busy or not"
     yield "Saved by speculation", training.saved_devices or "", "devices, by the engines' own estimate over a day"
@@ -139,23 +135,11 @@ def _over_off(one: Evidence, arm: Arm) -> list[RatioEstimate]:
     return [each for each in one.verdict.ratios if (each.numerator, each.denominator) == (arm, Arm.OFF)]
 
 
-def _measurement(one: Evidence) -> dict[str, Any]:
-    """One row for each concurrency, with the verdict as the record states it."""
+def _ratios(one: Evidence) -> Iterator[tuple[int, str, str]]:
+    """Concurrency, ratio over no speculation, and ratio over the active version."""
     gains = {each.concurrency: each for each in one.verdict.ratios if each.denominator is Arm.ACTIVE}
-    return {
-        "version": one.version,
-        "attempt": one.attempt,
-        "active": one.active_version,
-        "verdict": one.verdict.kind.value,
-        "finished": f"{one.finished:%Y-%m-%d %H:%M}",
-        "took": duration((one.finished - one.started).total_seconds()),
-        "machine": f"{one.environment.device}: {one.environment.hardware}, SGLang {one.environment.engine}",
-        "reasons": one.verdict.reasons[:12],
-        "ratios": [
-            (each.concurrency, _ratio(each), _ratio(gains.get(each.concurrency)))
-            for each in _over_off(one, Arm.CANDIDATE)
-        ],
-    }
+    for each in _over_off(one, Arm.CANDIDATE):
+        yield each.concurrency, _ratio(each), _ratio(gains.get(each.concurrency))
 
 
 def _ratio(one: RatioEstimate | None) -> str:

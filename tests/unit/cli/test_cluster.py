@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_cli import cluster
-from aurora_cli.cluster import Access, connect, refusal
+from aurora_cli.cluster import connect, refusal
 from aurora_cli.errors import ClusterError, Forbidden, NotFound
 from tests.unit.cli.fake_cluster import FakeApiServer, kubeconfig, resource, speculators_path
 
@@ -42,18 +42,18 @@ def test_any_refusal_is_one_printable_line(status: int, body: bytes) -> None:
 
 def test_a_patch_is_a_merge_patch_under_our_name(server: FakeApiServer) -> None:
     server.add(resource())
-    connect(Access(kubeconfig=server.kubeconfig)).patch("chat", {"spec": {"rollout": {"pin": 3}}}, dry_run=True)
+    connect(kubeconfig=server.kubeconfig).patch("chat", {"spec": {"rollout": {"pin": 3}}}, dry_run=True)
     query = {"fieldManager": "kubectl-aurora", "dryRun": "All"}
     assert server.calls == [("PATCH", speculators_path("team", "chat"), query)]
 
 
 def test_namespace_and_flags_are_those_of_the_chosen_context(tmp_path: Path) -> None:
     file = kubeconfig(tmp_path, URL, namespace="team", current="")
-    found = connect(Access(context="there", kubeconfig=file))
+    found = connect(context="there", kubeconfig=file)
     assert (found.namespace, found.kubectl_flags) == ("elsewhere", ("--context=there", f"--kubeconfig={file}"))
-    assert connect(Access(namespace="own", context="there", kubeconfig=file)).namespace == "own"
+    assert connect(namespace="own", context="there", kubeconfig=file).namespace == "own"
     with pytest.raises(ClusterError, match="choose one with --context"):
-        connect(Access(kubeconfig=file))
+        connect(kubeconfig=file)
 
 
 def test_of_several_kubeconfigs_the_first_current_context_wins_as_for_kubectl(
@@ -63,8 +63,8 @@ def test_of_several_kubeconfigs_the_first_current_context_wins_as_for_kubectl(
     names = {"first": "", "second": "here", "third": "there"}
     files = [kubeconfig(tmp_path, URL, namespace="team", current=current, name=n) for n, current in names.items()]
     monkeypatch.setenv("KUBECONFIG", os.pathsep.join(files))
-    assert connect(Access()).kubectl_flags == ("--context=here",)
-    assert connect(Access()).namespace == "team"
+    assert connect().kubectl_flags == ("--context=here",)
+    assert connect().namespace == "team"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "a: b", "clusters: 3\ncurrent-context: x"])
@@ -72,13 +72,13 @@ def test_a_kubeconfig_that_is_none_is_a_clear_error(tmp_path: Path, text: str) -
     path = tmp_path / "config"
     path.write_text(text)
     with pytest.raises(ClusterError, match=r"cannot be used: .* name another with --kubeconfig") as error:
-        connect(Access(kubeconfig=str(path)))
+        connect(kubeconfig=str(path))
     assert str(error.value).isprintable()
 
 
 def test_a_server_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=f"the API server {URL} does not answer"):
-        connect(Access(kubeconfig=kubeconfig(tmp_path, URL))).speculators()
+        connect(kubeconfig=kubeconfig(tmp_path, URL)).speculators()
 
 
 def test_a_server_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,4 +86,4 @@ def test_a_server_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ClusterError, match="does not answer"):
-            connect(Access(kubeconfig=kubeconfig(tmp_path, url))).speculators()
+            connect(kubeconfig=kubeconfig(tmp_path, url)).speculators()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_cli import store_access
-from aurora_cli.cluster import Access, connect
+from aurora_cli.cluster import connect
 from aurora_cli.commands import look
 from aurora_cli.commands.look import read_evidence
 from aurora_cli.errors import CliError, Forbidden, StoreFault
@@ -54,7 +54,7 @@ def stored_with(server: FakeApiServer, secret_: dict[str, Any] | None = None, **
 
 
 def opened(server: FakeApiServer, *, endpoint: str | None = None, use_secret: bool = False) -> Any:
-    cluster = connect(Access(kubeconfig=server.kubeconfig))
+    cluster = connect(kubeconfig=server.kubeconfig)
     return open_store(cluster, cluster.speculator("chat"), endpoint=endpoint, use_secret=use_secret).config
 
 
