@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import ssl
@@ -21,8 +22,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,51 @@ class ApiServer:
 
     url: str
     directory: Path
+    _commands: dict[str, Sequence[str | Path]] = field(default_factory=dict)
+    _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def stop(self, name: str) -> None:
+        """Kill ``etcd``, ``kube-apiserver`` or ``kube-controller-manager``. Its data stay."""
+        process = self._running.pop(name)
+        process.send_signal(signal.SIGKILL)
+        process.wait(STOP_TIMEOUT_SECONDS)
+
+    def stop_all(self) -> None:
+        for name in [*self._running]:
+            self.stop(name)
+
+    def start(self, name: str) -> None:
+        """Start a process that was stopped, and wait until it is ready if it is the API server."""
+        with (self.directory / f"{name}.log").open("ab") as log:
+            environment = {"PATH": os.environ["PATH"], "HOME": str(self.directory)}
+            words = [str(word) for word in self._commands[name]]
+            self._running[name] = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        if name == "kube-apiserver":
+            _wait_until_ready(self, self._running[name])
+
+    def back_up(self, folder: Path) -> None:
+        """Copy etcd's data to ``folder``. Both servers stop meanwhile."""
+        self._with_stopped_servers(lambda: shutil.copytree(self.directory / "etcd", folder))
+
+    def restore(self, folder: Path) -> None:
+        """Put a backup back, as after the loss of a disk: resourceVersions go back, too."""
+        self._with_stopped_servers(lambda: _replace(self.directory / "etcd", folder))
+
+    def compact(self) -> None:
+        """Drop etcd's history up to now. An API server that starts later answers HTTP 410 to watches from before."""
+        revision = int(json.loads(self.kubectl("get", "--raw", "/api/v1/namespaces"))["metadata"]["resourceVersion"])
+        port = next(word for word in map(str, self._commands["etcd"]) if word.startswith("--listen-client-urls="))
+        body = json.dumps({"revision": revision, "physical": True}).encode()
+        request = urllib.request.Request(f"{port.partition('=')[2]}/v3/kv/compaction", body)  # noqa: S310 - the loopback
+        with urllib.request.urlopen(request, timeout=10):  # noqa: S310 - the loopback
+            pass
+
+    def _with_stopped_servers(self, work: Callable[[], object]) -> None:
+        for name in ("kube-apiserver", "etcd"):
+            self.stop(name)
+        work()
+        for name in ("etcd", "kube-apiserver"):
+            self.start(name)
 
     @property
     def kubeconfig(self) -> Path:
@@ -119,14 +165,22 @@ def api_server(
         directory = Path(stack.enter_context(scratch))
         etcd, etcd_peer, port = free_ports(3)
         server = ApiServer(f"https://127.0.0.1:{port}", directory)
-        _spawn(stack, directory, "etcd", [programs / "etcd", *_etcd_flags(directory, etcd, etcd_peer)])
+        stack.callback(server.stop_all)
+        server._commands["etcd"] = [programs / "etcd", *_etcd_flags(directory, etcd, etcd_peer)]
         words = [*_api_server_flags(directory, etcd, port, admission_plugins), *flags]
-        process = _spawn(stack, directory, "kube-apiserver", [programs / "kube-apiserver", *words])
-        _wait_until_ready(server, process)
+        server._commands["kube-apiserver"] = [programs / "kube-apiserver", *words]
+        for name in ("etcd", "kube-apiserver"):
+            server.start(name)
         if controllers:
             words = _controller_flags(server, controllers)
-            _spawn(stack, directory, "kube-controller-manager", [programs / "kube-controller-manager", *words])
+            server._commands["kube-controller-manager"] = [programs / "kube-controller-manager", *words]
+            server.start("kube-controller-manager")
         yield server
+
+
+def _replace(folder: Path, by: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(by, folder)
 
 
 def free_ports(count: int) -> list[int]:
@@ -176,22 +230,6 @@ def _controller_flags(server: ApiServer, controllers: Sequence[str]) -> list[str
         *(f"--kubeconfig={server.kubeconfig}", "--leader-elect=false", "--secure-port=0"),
         *(f"--controllers={','.join(controllers)}", "--kube-api-qps=200", "--kube-api-burst=400"),
     ]
-
-
-def _spawn(
-    stack: contextlib.ExitStack, directory: Path, name: str, command: Sequence[str | Path]
-) -> subprocess.Popen[bytes]:
-    log = stack.enter_context((directory / f"{name}.log").open("wb"))
-    environment = {"PATH": os.environ["PATH"], "HOME": str(directory)}
-    process = subprocess.Popen([str(word) for word in command], stdout=log, stderr=subprocess.STDOUT, env=environment)
-    stack.callback(_stop, process)
-    return process
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """The data are thrown away, so nothing needs to end cleanly."""
-    process.send_signal(signal.SIGKILL)
-    process.wait(STOP_TIMEOUT_SECONDS)
 
 
 def _wait_until_ready(server: ApiServer, process: subprocess.Popen[bytes]) -> None:
