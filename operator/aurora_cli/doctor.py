@@ -21,7 +21,7 @@ from typing import Any, Final
 import yaml
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionType
-from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase
 from aurora_cli.speculator import Speculator
 
 DOCTOR: Final = "Doctor"
@@ -141,6 +141,8 @@ def _facts(one: Speculator, lease: Mapping[str, Any] | None, now: datetime) -> I
         )
     if candidate is not None and candidate.waits_to_begin:
         yield "CandidateWaits", f"version {candidate.version}: {candidate.message}"
+    if candidate is not None and candidate.phase is CandidatePhase.FAILED:
+        yield "CandidateFailed", f"version {candidate.version}: {candidate.message}"
     if one.paused:
         yield "Paused", "spec.rollout.paused is true"
     if one.pin is not None:

@@ -205,8 +205,7 @@ VERSIONS: Final = Row(
             "The present phase has the value 1.", ("{{phase}}", _max("aurora_speculator_rollout_phase", "phase")),
             kind="state-timeline"),
         _panel("Conditions",
-            "1 while the condition is True. Degraded, NameTaken and InvalidSpec are abnormal when 1. UpgradePending is"
-            " 1 until the pods have restarted after an upgrade of the operator.",
+            "1 while the condition is True. Reconciling and Stalled are abnormal when 1.",
             ("{{type}}", _max("aurora_speculator_condition", "type")), kind="state-timeline"),
         _panel("Swaps in the last hour",
             "Swaps of a pod's draft, by result.", ("{{result}}", _last_hour("aurora_agent_swaps_total", "result"))),

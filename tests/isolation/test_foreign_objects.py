@@ -93,8 +93,8 @@ def test_objects_of_others_survive_a_speculator_of_their_name(speculators: IdleS
 
 
 def _taken(speculators: IdleSpeculators) -> str:
-    condition = speculators.condition(NAME, "NameTaken")
-    return str(condition.get("message", "")) if condition.get("status") == "True" else ""
+    condition = speculators.condition(NAME, "Stalled")
+    return str(condition.get("message", "")) if condition.get("reason") == "NameTaken" else ""
 
 
 def _is_ours(speculators: IdleSpeculators) -> bool:

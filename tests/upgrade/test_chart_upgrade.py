@@ -59,7 +59,7 @@ def _is_whole(deployment: dict[str, Any]) -> bool:
 
 def _waits(aurora: Installation, name: str) -> bool:
     conditions = aurora.get(name).get("status", {}).get("conditions", [])
-    return any(c["type"] == "UpgradePending" and c["reason"] == "WaitingForTurn" for c in conditions)
+    return any(c["type"] == "ServingReady" and c["reason"] == "WaitingForTurn" for c in conditions)
 
 
 def _until_all_serve(aurora: Installation, image: str, watch: Callable[[list[dict[str, Any]]], None]) -> None:

@@ -1,25 +1,7 @@
-"""Conditions of a speculator (KEP-1623): their types, reasons and the rule for transition times.
+"""Conditions of a speculator (KEP-1623), with the meaning that kstatus, Flux and Argo CD expect.
 
-Always set:
-
-``Ready``            True while clients are served and nothing requires manual action. NameTaken, InvalidSpec and
-                     Degraded each make it False. A scale-up, an update of the pods or one unready pod of several leaves
-                     it True, with the reason and "n of m" in the message.
-``Available``        True while at least one pod that clients can reach serves. The message says n of m.
-``StorageReady``     The store can be read and written, and honours create-once.
-``ServingReady``     Every wanted inference pod has the current template, is ready and serves the version it should.
-``TrainerReady``     The trainer runs. Also True while training is suspended, with reason Suspended.
-                     The trainer's pod is then stopped unless something needs it.
-``Degraded``         Abnormal when True: something requires manual action. Reason and message name the problem.
-``NameTaken``        Abnormal when True: an object of another owner has a name that this speculator needs.
-``InvalidSpec``      Abnormal when True: the operator cannot use the spec. The message names the fields.
-
-Set once there is something to say:
-
-``CandidateValidated``   Once there is a candidate. The reason is the candidate's phase; Unknown while it is measured.
-                         With the reason MeasurementSuspended, a queue or a person suspended its Job.
-``RolloutProgressing``   Once there was a roll. True while pods are swapped or return, and during the watch.
-``UpgradePending``       Once an upgrade of the operator changed the pods. True until the pods have restarted.
+``Reconciling`` and ``Stalled`` are abnormal when True; all others are normal when True. At most one of the two is True.
+docs/reference/conditions.md has the reasons.
 
 Invariants: ``lastTransitionTime`` changes only when ``status`` changes. Conditions of a type that this version does not
 know are kept, because a newer operator or another controller set them.
@@ -41,16 +23,17 @@ MAX_MESSAGE_CHARACTERS: Final = 32768
 
 class ConditionType(StrEnum):
     READY = "Ready"
-    AVAILABLE = "Available"
+    """Clients are served, and no person must act. False otherwise."""
+    RECONCILING = "Reconciling"
+    """Abnormal when True: pods are being started, replaced or swapped until they are as the spec asks."""
+    STALLED = "Stalled"
+    """Abnormal when True: nothing gets on until a person acts. Reason and message say what to do."""
     STORAGE_READY = "StorageReady"
+    """The store can be read and written, and honours create-once."""
     SERVING_READY = "ServingReady"
+    """Every wanted inference pod has the current template, is ready and serves the version that it should."""
     TRAINER_READY = "TrainerReady"
-    CANDIDATE_VALIDATED = "CandidateValidated"
-    ROLLOUT_PROGRESSING = "RolloutProgressing"
-    DEGRADED = "Degraded"
-    NAME_TAKEN = "NameTaken"
-    INVALID_SPEC = "InvalidSpec"
-    UPGRADE_PENDING = "UpgradePending"
+    """The trainer runs, or training is suspended."""
 
 
 class ConditionStatus(StrEnum):
@@ -71,30 +54,22 @@ class Condition(RewrittenModel):
     type: ConditionType | str = Field(
         union_mode="left_to_right",
         json_schema_extra=_type_schema,
-        description=(
-            "Ready: clients are served and nothing requires manual action; to ask only whether clients are served, read"
-            " Available. Available: at least one pod serves clients. StorageReady: the store can be read and"
-            " written. ServingReady: every wanted pod is ready and serves the right version. TrainerReady: the"
-            " trainer runs, or training is suspended. CandidateValidated: the candidate passed its measurement."
-            " RolloutProgressing: a roll is in progress, or its version is watched after the promotion. UpgradePending:"
-            " the pods still have to restart after an upgrade of the operator. Degraded: something requires manual"
-            " action. NameTaken: an object of another owner has a name that the speculator needs. InvalidSpec: the spec"
-            " cannot be used."
-        ),
+        description="Ready: clients are served, no person must act. StorageReady: the store can be used. ServingReady:"
+        " every wanted pod is ready and serves the right version. TrainerReady: the trainer runs, or training is"
+        " suspended. Abnormal when True: Reconciling (pods are on their way to what the spec asks for) and Stalled (a"
+        " person must act).",
     )
-    status: ConditionStatus = Field(
-        description="True, False or Unknown. True is abnormal for Degraded, NameTaken and InvalidSpec."
-    )
+    status: ConditionStatus = Field(description="True, False or Unknown.")
     reason: str = Field(
         min_length=1,
         max_length=1024,
         pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
-        description="Why the status is as it is, in one word for programs.",
+        description="Why, in one word for programs.",
     )
     message: str = Field(
         default="",
         max_length=MAX_MESSAGE_CHARACTERS,
-        description="Why the status is as it is, in a sentence for people.",
+        description="Why, in a sentence for people.",
     )
     observed_generation: int = Field(
         default=0, ge=0, description="metadata.generation of the spec that this condition is about."

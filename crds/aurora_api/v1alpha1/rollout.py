@@ -117,7 +117,7 @@ class RolloutSpec(Model):
             "Serve this version until `pin` is unset. The pods swap to it without a canary, live traffic does not"
             " judge it, newer candidates wait, and training goes on. Allowed are 0, the initial draft, and every"
             " version that passed its measurement; `status.history` names recent ones. For any other version the"
-            " condition Degraded says PinRefused and nothing is rolled out. Once `pin` is unset, newer candidates roll"
+            " condition Stalled says PinRefused and nothing is rolled out. Once `pin` is unset, newer candidates roll"
             " out again."
         ),
     )

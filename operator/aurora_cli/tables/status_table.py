@@ -15,11 +15,7 @@ from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, PodStatu
 from aurora_cli.speculator import Speculator
 from aurora_cli.tables.plain_text import age, count, plain, table
 
-_BAD_WHEN_TRUE: Final = frozenset(
-    {ConditionType.DEGRADED, ConditionType.NAME_TAKEN, ConditionType.INVALID_SPEC, ConditionType.UPGRADE_PENDING}
-)
-_MAY_BE_FALSE: Final = frozenset({ConditionType.ROLLOUT_PROGRESSING, ConditionType.CANDIDATE_VALIDATED})
-"""Conditions that are neither good nor bad when they are False."""
+_BAD_WHEN_TRUE: Final = frozenset({ConditionType.RECONCILING, ConditionType.STALLED})
 _CANDIDATE_STYLES: Final = {
     CandidatePhase.VALIDATED: "good",
     CandidatePhase.REJECTED: "warning",
@@ -211,9 +207,7 @@ def _style(condition: Condition) -> str:
         return "quiet"
     true = condition.status is ConditionStatus.TRUE
     if condition.type in _BAD_WHEN_TRUE:
-        return "bad" if true else "good"
-    if not true and condition.type in _MAY_BE_FALSE:
-        return "quiet"
+        return ("bad" if condition.type == ConditionType.STALLED else "warning") if true else "good"
     return "good" if true else "bad"
 
 

@@ -26,7 +26,6 @@ from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
 from aurora_operator.metrics.trainer_counts import TrainerCounts
 from aurora_operator.observe.observed import Observed, PodView
 from aurora_operator.plan.conditions.content import QUEUED
-from aurora_operator.plan.conditions.start import waits_only_for_start
 from aurora_operator.plan.events import DECISIONS
 from aurora_operator.plan.formatting import parse_ratio
 from aurora_protocol.training_records import TrainerStatus
@@ -271,12 +270,14 @@ def _labels(speculator: tuple[str, str], label: str) -> list[str]:
 
 def _status_values(status: SpeculatorStatus) -> dict[_Figure, tuple[_Sample, ...]]:
     known = [c for c in status.conditions if isinstance(c.type, ConditionType)]
+    true = {c.type for c in known if c.status is ConditionStatus.TRUE}
+    starting = status.start is not None and ConditionType.STALLED not in true and ConditionType.STORAGE_READY in true
     candidate, training = status.candidate, status.training
     queued = any(c.type is ConditionType.TRAINER_READY and c.reason == QUEUED for c in known)
     measuring = candidate is not None and candidate.phase is CandidatePhase.VALIDATING
     return {
         _CONDITION: tuple(_Sample(float(c.status is ConditionStatus.TRUE), c.type) for c in known),
-        _STARTING: (_Sample(float(waits_only_for_start(status))),),
+        _STARTING: (_Sample(float(starting)),),
         _TRAINER_QUEUED: (_Sample(float(queued)),),
         _PHASE: (_Sample(1, status.rollout.phase),),
         _LAST_DECISION: _of_time(status.history[-1].time if status.history else None),

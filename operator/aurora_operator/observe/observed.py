@@ -119,16 +119,6 @@ class PodView:
 
 
 @dataclass(frozen=True)
-class ReplacedPod:
-    """An inference pod that ended, or is being deleted, while another pod has taken its place."""
-
-    name: str
-    created: datetime
-    cause: str
-    """Kubernetes' reason, such as ``Evicted: The node was low on resource: memory``. No text of a container."""
-
-
-@dataclass(frozen=True)
 class WorkloadView:
     """A Deployment."""
 
@@ -217,6 +207,8 @@ class RefusedJob:
 
 SIGNING_KEYS_MISSING = "SigningKeysMissing"
 """Reason of a view while the keys that sign the records do not exist, or cannot be used."""
+TAKING_OVER = "TakingOver"
+"""Reason of a store whose root is being taken over from a former speculator."""
 TAKEN_OVER = "TakenOver"
 """Reason of a store whose root another speculator owns."""
 RECORDS_LOST = "RecordsLost"
@@ -325,8 +317,6 @@ class Observed:
     status: SpeculatorStatus
     pods: tuple[PodView, ...] = ()
     jobs: tuple[JobView, ...] = ()
-    replaced_pod: ReplacedPod | None = None
-    """The newest pod that a pod of the same template has replaced."""
     deployment: WorkloadView | None = None
     deployed: DeployedTemplate | None = None
     """None while the inference Deployment does not exist."""

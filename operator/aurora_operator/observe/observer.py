@@ -38,7 +38,6 @@ from aurora_operator.observe.agent_states import AgentStates
 from aurora_operator.observe.annotations import user_requests
 from aurora_operator.observe.observed import JobView, Observed, PodView, WorkloadView
 from aurora_operator.observe.recent_counters import CounterHistory
-from aurora_operator.observe.replaced_pod import replaced_pod
 from aurora_operator.observe.secret_values import SecretReader, secret_value
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.store.store_needs import store_needs
@@ -110,7 +109,6 @@ class Observer:
             spec=spec,
             status=status,
             pods=pods,
-            replaced_pod=replaced_pod(inference),
             jobs=jobs,
             deployment=kubernetes_views.workload_view(deployment),
             deployed=kubernetes_views.deployed_template(deployment),

@@ -13,12 +13,11 @@ from typing import Final
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus
+from aurora_operator.observe.observed import TAKING_OVER
 from aurora_operator.plan.actions import CONDITION_PERIOD, EventNote
 from aurora_operator.plan.candidate import ValidationDecision
-from aurora_operator.plan.conditions.condition_builder import NEEDS_MANUAL_ACTION
 from aurora_operator.plan.conditions.start import is_starting
 from aurora_operator.plan.rollout.transition import Step
-from aurora_operator.plan.usable_store import TAKING_OVER
 
 _TEXTS = {
     "ValidationStarted": "Measuring version {version}",
@@ -100,13 +99,7 @@ def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[Version
     for event in events:
         yield event.note
     before, after = _by_type(old), _by_type(new)
-    faults = [
-        EventNote(condition.reason, condition.message, warning=True, period_per_reason=CONDITION_PERIOD)
-        for type_ in NEEDS_MANUAL_ACTION
-        if (condition := after.get(type_)) is not None
-        and condition.status is ConditionStatus.TRUE
-        and not _is_same(before.get(type_), condition)
-    ]
+    faults = [*_faults(before, after)]
     yield from faults
     ready = after.get(ConditionType.READY)
     if ready is None or ready.reason in {fault.reason for fault in faults}:
@@ -116,6 +109,20 @@ def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[Version
     if known is None or known.status is not ready.status or (known.reason != ready.reason and not is_true):
         reason, warning = "Ready" if is_true else ready.reason, _needs_warning(ready, old, after)
         yield EventNote(reason, ready.message, warning, period_per_reason=CONDITION_PERIOD)
+
+
+def _faults(before: Mapping[str, Condition], after: Mapping[str, Condition]) -> Iterator[EventNote]:
+    """A new fault that a person must mend, or else a store that has just become unusable."""
+    stalled, storage = after.get(ConditionType.STALLED), after.get(ConditionType.STORAGE_READY)
+    if stalled is not None and stalled.status is ConditionStatus.TRUE:
+        if not _is_same(before.get(ConditionType.STALLED), stalled):
+            yield EventNote(stalled.reason, stalled.message, warning=True, period_per_reason=CONDITION_PERIOD)
+        return
+    if storage is None or storage.status is ConditionStatus.TRUE or storage.reason == TAKING_OVER:
+        return
+    if not _is_same(before.get(ConditionType.STORAGE_READY), storage):
+        reason = f"Storage{storage.reason}"
+        yield EventNote(reason, storage.message, warning=True, period_per_reason=CONDITION_PERIOD)
 
 
 def _needs_warning(ready: Condition, old: SpeculatorStatus, after: Mapping[str, Condition]) -> bool:

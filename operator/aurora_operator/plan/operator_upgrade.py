@@ -19,16 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Final
 
-from aurora_api.v1alpha1.conditions import (
-    MAX_MESSAGE_CHARACTERS,
-    Condition,
-    ConditionStatus,
-    ConditionType,
-    with_kept_transition_times,
-)
-from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
+from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.children.inference_deployment import (
     CHOICE_ANNOTATION,
     RESTART_ANNOTATION,
@@ -53,15 +45,6 @@ class UpgradeStage(StrEnum):
     WITHOUT_ROOM = "WaitingForRoom"
     """The restart made no progress in time, and a pod has no node. The next speculator follows."""
     FAILED = "UpgradeFailed"
-
-
-_TEXTS: Final[Mapping[UpgradeStage, str]] = {
-    UpgradeStage.CURRENT: "",
-    UpgradeStage.WAITING: "the pods keep their template from before the operator's upgrade until it is their turn",
-    UpgradeStage.RESTARTING: "the pods restart with the upgraded operator's template",
-    UpgradeStage.WITHOUT_ROOM: "the cluster has no room for a pod of the upgraded operator's template",
-    UpgradeStage.FAILED: "the pods cannot take the upgraded operator's template",
-}
 
 
 @dataclass(frozen=True)
@@ -163,22 +146,9 @@ def _roll_is_judged(observed: Observed, now: datetime) -> bool:
     return timedelta(0) <= now - roll.started < timedelta(seconds=seconds)
 
 
-def with_upgrade_condition(
-    status: SpeculatorStatus, decision: UpgradeDecision | None, observed: Observed, now: datetime
-) -> SpeculatorStatus:
-    """``status`` with the condition UpgradePending, once there was an upgrade to tell of. Without a ``decision`` the
-    condition stays as it is. It names no other speculator, which its reader may not be allowed to know."""
-    former = next((c for c in observed.status.conditions if c.type is ConditionType.UPGRADE_PENDING), None)
-    if decision is None or (decision.stage is UpgradeStage.CURRENT and former is None):
-        return status.model_copy(update={"conditions": [*status.conditions, *([former] if former else [])]})
-    message = ": ".join(part for part in (_TEXTS[decision.stage], decision.failure) if part)
-    condition = Condition(
-        type=ConditionType.UPGRADE_PENDING,
-        status=ConditionStatus.FALSE if decision.stage is UpgradeStage.CURRENT else ConditionStatus.TRUE,
-        reason=decision.stage.value,
-        message=message[:MAX_MESSAGE_CHARACTERS],
-        observed_generation=observed.owner.generation,
-        last_transition_time=now,
-    )
-    kept = with_kept_transition_times(observed.status.conditions, [condition])
-    return status.model_copy(update={"conditions": [*status.conditions, *kept]})
+def upgrade_failure(observed: Observed, now: datetime) -> str:
+    """Why the restart of an upgrade makes no progress; empty while it may still go on, or waits for a node."""
+    deployed = observed.deployed
+    if deployed is None or deployed.restarting_since is None or deployed.whole or observed.unplaced_pods:
+        return ""
+    return _delay(deployed, deployed.template, deployed.restarting_since, now)

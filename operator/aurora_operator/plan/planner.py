@@ -16,21 +16,22 @@ from aurora_operator.children.inference_deployment import served_image
 from aurora_operator.children.metadata import job_name
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import SIGNING_KEYS_MISSING, Observed, StoreView
+from aurora_operator.observe.observed import SIGNING_KEYS_MISSING, TAKING_OVER, Observed, StoreView
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import lending
 from aurora_operator.plan.actions import Plan, Swap
 from aurora_operator.plan.candidate import ValidationInputs, decide, seconds_until_attempt, shortage
 from aurora_operator.plan.channel_builder import first_channel, next_channel, with_digests
+from aurora_operator.plan.conditions.condition_builder import with_waiting_upgrade
 from aurora_operator.plan.events import history_entries, notes, version_events
-from aurora_operator.plan.operator_upgrade import decide_upgrade, with_upgrade_condition
+from aurora_operator.plan.operator_upgrade import decide_upgrade
 from aurora_operator.plan.rest import is_at_rest, trainer_replicas, with_stop_reason
 from aurora_operator.plan.rollout import machine
 from aurora_operator.plan.rollout.roll import read_roll
 from aurora_operator.plan.rollout.transition import Step
 from aurora_operator.plan.rollout.world import Pod
 from aurora_operator.plan.status_builder import StatusChanges, status_of, worth_writing
-from aurora_operator.plan.usable_store import TAKING_OVER, usable_store, with_followed_epoch
+from aurora_operator.plan.usable_store import usable_store, with_followed_epoch
 from aurora_operator.plan.wanted_children import children, obsolete_jobs
 from aurora_operator.plan.world_builder import rollout_pods, world_of
 from aurora_protocol.agent_api import SwapRequest
@@ -58,7 +59,7 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     assert made.status is not None, "all branches compute a status"
     # A spec that cannot be used shapes no children. A version that fails is rolled back all the same.
     upgrade = None if observed.spec_fault else decide_upgrade(replace(observed, status=made.status), config, now)
-    status = with_upgrade_condition(made.status, upgrade, observed, now)
+    status = with_waiting_upgrade(made.status, upgrade)
     # The keys are there with the next reconcile, unless the last one could not make them. Nobody needs to know.
     makes_keys = stored.reason == SIGNING_KEYS_MISSING and not (
         observed.keys_exist or observed.name_taken or observed.apply_errors

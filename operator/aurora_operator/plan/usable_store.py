@@ -24,7 +24,7 @@ from typing import Any, Final
 from aurora_api.v1alpha1.draft import ARCHITECTURE
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.pod_template import store_settings
-from aurora_operator.observe.observed import RECORDS_LOST, TAKEN_OVER, Observed, StoreView
+from aurora_operator.observe.observed import RECORDS_LOST, TAKEN_OVER, TAKING_OVER, Observed, StoreView
 from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.rest import stored_stop_reason
 from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, RootOwner
@@ -33,8 +33,6 @@ from aurora_store.keys import Keys, owner_id
 from aurora_store.root.root_ownership import current_owner, lost, lost_text, owned_text
 
 MAX_FORMER_OWNERS: Final = 64
-TAKING_OVER: Final = "TakingOver"
-"""Reason of the view while a root is taken over. The next reconcile goes on soon."""
 _CHANNEL_EPOCH: Final = "channelEpoch"
 """Name in ``status.operatorState``."""
 

@@ -85,8 +85,8 @@ def test_the_fault_of_a_spec_that_an_older_definition_admitted_reaches_the_statu
     assert made.status is not None
     write_status(api, fault.owner, made.status)
     conditions = {c["type"]: c for c in api.get(SPECULATOR, NAMESPACE, "older")["status"]["conditions"]}
-    assert conditions["InvalidSpec"]["status"] == "True"
-    assert "training.publishTokens" in conditions["InvalidSpec"]["message"]
+    assert conditions["Stalled"]["status"] == "True"
+    assert "training.publishTokens" in conditions["Stalled"]["message"]
 
 
 def test_a_newer_operators_status_survives_a_rewrite_by_this_one(server: ApiServer, api: SyncApi) -> None:

@@ -117,7 +117,7 @@ def test_kubernetes_own_autoscaler_scales_down_below_the_canary(rig: Rig) -> Non
     rig.patch(NAME, rollout={"canary": 3})
     apply_autoscaler(rig, low=1, high=1)
     status = rig.wait(NAME, "one pod", lambda s: s.updated == "1/1" and s.replicas == 1)
-    assert condition(status, "InvalidSpec").status == "False"
+    assert condition(status, "Stalled").status == "False"
     rig.offer(NAME, 4, against=1)
     rig.wait(NAME, "version 4 active", lambda s: active(s) == 4 and s.rollout.phase is RolloutPhase.IDLE)
     rig.cluster.kubectl("delete", "hpa", NAME, "-n", rig.namespace)

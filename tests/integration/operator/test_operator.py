@@ -307,8 +307,8 @@ def foreign_versions(rig: Rig) -> dict[str, str]:
 
 
 def name_taken(status: SpeculatorStatus) -> str:
-    """The message of the condition NameTaken; empty unless the condition is True."""
-    return next((c.message for c in status.conditions if c.type == "NameTaken" and c.status == "True"), "")
+    """The message of Stalled while a name is taken; empty otherwise."""
+    return next((c.message for c in status.conditions if c.type == "Stalled" and c.reason == "NameTaken"), "")
 
 
 def test_objects_of_other_owners_are_reported_and_never_changed(rig: Rig) -> None:

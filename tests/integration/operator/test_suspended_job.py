@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
 from aurora_operator.children.metadata import JOB_LABEL, QUEUE_LABEL
 from aurora_operator.kubernetes_api import JOB, POD, Object
@@ -51,8 +50,8 @@ def _suspend(rig: Rig, *, suspend: bool) -> None:
     rig.cluster.kubectl("patch", "job", JOB_NAME, "-n", rig.namespace, "--type=merge", "-p", patch)
 
 
-def _reason(status: SpeculatorStatus) -> str:
-    return next((c.reason for c in status.conditions if c.type == ConditionType.CANDIDATE_VALIDATED), "")
+def _is_suspended(status: SpeculatorStatus) -> bool:
+    return status.candidate is not None and "suspended" in status.candidate.message
 
 
 def _pods(rig: Rig) -> Sequence[Object]:
@@ -72,18 +71,18 @@ def _job_is_idle(rig: Rig) -> bool:
 
 def test_a_job_that_is_suspended_while_it_measures_goes_on_later_as_the_same_attempt(rig: Rig) -> None:
     rig.registry(NAME).register(registration(1))
-    rig.wait(NAME, "version 1 is measured", lambda status: _reason(status) == "Validating")
+    rig.wait(NAME, "version 1 is measured", lambda status: status.candidate is not None)
     wait_until("the validator runs", lambda: _pod_runs(rig), 90)
     assert rig.read(JOB, JOB_NAME)["metadata"]["labels"][QUEUE_LABEL] == "research"
 
     _suspend(rig, suspend=True)
-    shown = rig.wait(NAME, "suspended", lambda status: _reason(status) == "MeasurementSuspended", 60)
+    shown = rig.wait(NAME, "suspended", _is_suspended, 60)
     assert shown.candidate is not None
     assert "its Job is suspended until Kueue admits it to the queue research" in shown.candidate.message
     wait_until("the validator's pod is gone", lambda: _job_is_idle(rig), 90)
 
     _suspend(rig, suspend=False)
-    goes_on = rig.wait(NAME, "resumed", lambda status: _reason(status) == "Validating", 60)
+    goes_on = rig.wait(NAME, "resumed", lambda status: not _is_suspended(status), 60)
     wait_until("another validator runs", lambda: _pod_runs(rig), 90)
     assert goes_on.candidate is not None
     assert (goes_on.candidate.phase, goes_on.candidate.attempt) == (CandidatePhase.VALIDATING, 1)

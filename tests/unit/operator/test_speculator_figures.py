@@ -42,7 +42,7 @@ STATUS = SpeculatorStatus(
         for kind, status in (
             (ConditionType.READY, ConditionStatus.TRUE),
             (ConditionType.STORAGE_READY, ConditionStatus.FALSE),
-            (ConditionType.CANDIDATE_VALIDATED, ConditionStatus.UNKNOWN),
+            (ConditionType.STALLED, ConditionStatus.UNKNOWN),
             ("OfAnotherController", ConditionStatus.TRUE),
         )
     ],
@@ -86,7 +86,7 @@ def _shown() -> Shown:
 def test_the_figures_of_a_status_and_of_the_trainers_record_are_shown(shown: Shown) -> None:
     world = observed(status=STATUS, store=store(0, 3, active=3, trainer=TRAINER))
     shown.figures.record_observation(world, NOW)
-    kinds = ("Ready", "StorageReady", "CandidateValidated")
+    kinds = ("Ready", "StorageReady", "Stalled")
     assert [shown.value("condition", type=kind) for kind in kinds] == [1, 0, 0]
     assert "OfAnotherController" not in shown.text, "a type that anybody may set is no label of ours"
     assert [shown.value("active_speedup", bound=bound) for bound in ("estimate", "low", "high")] == [1.52, 1.45, 1.6]

@@ -29,29 +29,14 @@ class PodStatus(RewrittenModel):
 
 
 class StartStatus(RewrittenModel):
-    """The start in progress of the inference pods: no pod has served clients yet."""
+    """The start of the inference pods: no pod has served clients yet since the creation or a scale-up from zero."""
 
-    since: Timestamp = Field(
-        description=(
-            "When the start began: with its first pod or, if the API server refuses pods, with the first refusal. A"
-            " changed pod template restarts the clock. A replacement pod does not restart it."
-        )
+    since: Timestamp | None = Field(
+        default=None,
+        description="When the first pod was seen or refused, or the spec last changed. Unset before the first pod.",
     )
-    deadline: Timestamp = Field(
-        description=(
-            "When the start is too late, by default 3900 s after `since`. From then on the condition Available has the"
-            " reason StartTimeout, or StartFailed if a container fails."
-        )
-    )
-    template: str = Field(default="", description="Digest of the pod template that is starting.")
-    last_end: str = Field(
-        default="",
-        description=(
-            "Name of the newest pod of this start that was evicted, preempted or deleted, with Kubernetes' reason, as"
-            " in `chat-7d4b9 (Evicted: The node was low on resource: memory)`. Empty until the operator has seen such a"
-            " pod."
-        ),
-    )
-    last_end_created: Timestamp | None = Field(
-        default=None, description="When the pod of `lastEnd` was created. An older pod does not take its place."
+    deadline: Timestamp | None = Field(
+        default=None,
+        description="When the start is too late, by default 3900 s after `since`: `Stalled` has the reason StartTimeout"
+        " from then on.",
     )

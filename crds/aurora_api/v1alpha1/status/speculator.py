@@ -48,7 +48,7 @@ class SpeculatorStatus(RewrittenModel):
     )
     conditions: list[Condition] = Field(
         default_factory=list,
-        description=("Ready, Available and the conditions behind them: see `conditions.type`."),
+        description=("Ready and the conditions behind it: see `conditions.type`."),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     lineage: int | None = Field(

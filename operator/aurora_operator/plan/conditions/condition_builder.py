@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from aurora_api.v1alpha1.conditions import (
@@ -12,19 +13,21 @@ from aurora_api.v1alpha1.conditions import (
     ConditionType,
     with_kept_transition_times,
 )
-from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase, SpeculatorStatus
+from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus, StartStatus
 from aurora_operator.observe.observed import (
     RECORDS_LOST,
+    SIGNING_KEYS_MISSING,
     TAKEN_OVER,
+    TAKING_OVER,
     Observed,
     PodView,
     StoreView,
     WorkloadView,
 )
-from aurora_operator.plan.conditions.availability import available
-from aurora_operator.plan.conditions.content import QUEUED, SCALED_TO_ZERO, ConditionContent
-from aurora_operator.plan.conditions.start import START_FAULTS
+from aurora_operator.plan.conditions.content import QUEUED, SCALED_TO_ZERO, SERVING, ConditionContent
+from aurora_operator.plan.conditions.start import serving_pods, start_fault
 from aurora_operator.plan.lending import withdrawn_pods
+from aurora_operator.plan.operator_upgrade import UpgradeDecision, UpgradeStage, upgrade_failure
 from aurora_operator.plan.rest import trainer_replicas, trainer_stop_reason
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
@@ -42,7 +45,9 @@ _TRAINER_STOPS = {
     TAKEN_OVER: "the root belongs to another speculator",
     RECORDS_LOST: "the store has lost the records of the active version",
 }
-NEEDS_MANUAL_ACTION = (ConditionType.INVALID_SPEC, ConditionType.NAME_TAKEN, ConditionType.DEGRADED)
+_PASSING_STORE_FAULTS = ("Unreachable", SIGNING_KEYS_MISSING, TAKING_OVER)
+"""Faults of the store that may pass by themselves. All others need a person."""
+_EXPECTED = ConditionContent(False, "AsExpected", "")
 
 
 def conditions(observed: Observed, status: SpeculatorStatus, up_to_date: int, now: datetime) -> Iterator[Condition]:
@@ -51,21 +56,17 @@ def conditions(observed: Observed, status: SpeculatorStatus, up_to_date: int, no
     Args:
         up_to_date: number of ready pods that serve the version they should.
     """
-    serving = _serving(observed, status, up_to_date)
+    serving, storage = _serving(observed, status, up_to_date), _storage(observed)
+    stalled = _stalled(observed, status, serving, now) or _EXPECTED
     contents = {
-        ConditionType.AVAILABLE: available(observed, status.start, serving.message, now),
-        ConditionType.STORAGE_READY: _storage(observed),
+        ConditionType.READY: _ready(observed, status, stalled, storage, serving),
+        ConditionType.RECONCILING: _reconciling(stalled, serving),
+        ConditionType.STALLED: stalled,
+        ConditionType.STORAGE_READY: storage,
         ConditionType.SERVING_READY: serving,
         ConditionType.TRAINER_READY: _trainer(observed, status, now),
-        ConditionType.CANDIDATE_VALIDATED: _candidate(observed, status),
-        ConditionType.ROLLOUT_PROGRESSING: _rollout(status),
-        ConditionType.DEGRADED: _degraded(observed, status),
-        ConditionType.NAME_TAKEN: _name_taken(observed),
-        ConditionType.INVALID_SPEC: _invalid_spec(observed),
     }
-    present = {type_: content for type_, content in contents.items() if content is not None}
-    ordered = {ConditionType.READY: _ready(present, status), **present}
-    yield from _merged(status=observed.status, contents=ordered, generation=observed.owner.generation, now=now)
+    yield from _merged(status=observed.status, contents=contents, generation=observed.owner.generation, now=now)
 
 
 def invalid_spec_status(old: SpeculatorStatus, generation: int, message: str, now: datetime) -> SpeculatorStatus:
@@ -78,9 +79,11 @@ def invalid_spec_status(old: SpeculatorStatus, generation: int, message: str, no
     text = f"the spec cannot be used, and nothing is changed until it is corrected: {message}"
     contents = {
         ConditionType.READY: ConditionContent(False, "InvalidSpec", text),
-        ConditionType.INVALID_SPEC: ConditionContent(True, "InvalidSpec", text),
+        ConditionType.RECONCILING: _EXPECTED,
+        ConditionType.STALLED: ConditionContent(True, "InvalidSpec", text),
     }
-    return _with_some_conditions(old, generation, contents, now)
+    started = old if old.observed_generation else old.model_copy(update={"start": StartStatus()})
+    return _with_some_conditions(started, generation, contents, now)
 
 
 def deleting_status(old: SpeculatorStatus, generation: int, message: str, now: datetime) -> SpeculatorStatus:
@@ -89,9 +92,27 @@ def deleting_status(old: SpeculatorStatus, generation: int, message: str, now: d
     Args:
         message: how far the deletion is, or why it does not get on.
     """
-    content = ConditionContent(False, "Deleting", message)
-    contents = {ConditionType.READY: content, ConditionType.AVAILABLE: content}
+    contents = {
+        ConditionType.READY: ConditionContent(False, "Deleting", message),
+        ConditionType.RECONCILING: ConditionContent(True, "Deleting", message),
+        ConditionType.STALLED: _EXPECTED,
+    }
     return _with_some_conditions(old, generation, contents, now)
+
+
+def with_waiting_upgrade(status: SpeculatorStatus, decision: UpgradeDecision | None) -> SpeculatorStatus:
+    """``status`` whose conditions also say that the pods wait for their turn. It names no other speculator, which its
+    reader may not be allowed to know."""
+    if decision is None or decision.stage is not UpgradeStage.WAITING:
+        return status
+    return status.model_copy(update={"conditions": [_waiting(condition) for condition in status.conditions]})
+
+
+def _waiting(condition: Condition) -> Condition:
+    if condition.type not in (ConditionType.READY, ConditionType.SERVING_READY) or condition.reason != SERVING:
+        return condition
+    message = f"{condition.message}; the pods keep their template from before the operator's upgrade until their turn"
+    return condition.model_copy(update={"reason": UpgradeStage.WAITING.value, "message": message})
 
 
 def _with_some_conditions(
@@ -125,26 +146,55 @@ def _merged(
     return with_kept_transition_times(status.conditions, made)
 
 
-def _ready(contents: ContentByType, status: SpeculatorStatus) -> ConditionContent:
-    """False only when something requires manual action, when the store cannot be used, or when no pod serves.
+def _ready(
+    observed: Observed,
+    status: SpeculatorStatus,
+    stalled: ConditionContent,
+    storage: ConditionContent,
+    serving: ConditionContent,
+) -> ConditionContent:
+    """False only when a person must act, or when no pod serves clients though some are wanted.
 
-    A trainer that does not run leaves Ready True, because serving goes on without it. Pods that are missing or not
-    ready also leave Ready True while others serve, and reason and message then name the problem.
+    A trainer that does not run or a store that is away leaves Ready True, because serving goes on without them. So do
+    pods that are missing while others serve. Reason and message then name the problem.
     """
-    for type_ in NEEDS_MANUAL_ACTION:
-        content = contents.get(type_)
-        if content is not None and content.status:
-            return ConditionContent(False, content.reason, content.message)
-    storage, serving = contents[ConditionType.STORAGE_READY], contents[ConditionType.SERVING_READY]
+    if stalled.status:
+        return replace(stalled, status=False)
+    served = serving_pods(observed) > 0 or observed.spec.serving.replicas == 0
     if not storage.status:
-        return ConditionContent(False, f"Storage{storage.reason}", storage.message)
-    reached = contents[ConditionType.AVAILABLE]
-    if reached.reason in START_FAULTS:
-        return reached
-    if not serving.status:
-        return ConditionContent(bool(reached.status), serving.reason, serving.message)
-    rolling_out = status.rollout.phase is not RolloutPhase.IDLE
-    return ConditionContent(True, status.rollout.phase.value if rolling_out else serving.reason, serving.message)
+        return ConditionContent(served, f"Storage{storage.reason}", storage.message)
+    if serving.status and status.rollout.phase is not RolloutPhase.IDLE:
+        return ConditionContent(served, status.rollout.phase.value, serving.message)
+    return replace(serving, status=served)
+
+
+def _reconciling(stalled: ConditionContent, serving: ConditionContent) -> ConditionContent:
+    """True while pods are on their way to what the spec asks for. The roll of a draft is no such change."""
+    return _EXPECTED if stalled.status or serving.status else replace(serving, status=True)
+
+
+def _stalled(
+    observed: Observed, status: SpeculatorStatus, serving: ConditionContent, now: datetime
+) -> ConditionContent | None:
+    """What a person must mend; None when nothing does not get on by itself."""
+    store = observed.store
+    if observed.spec_fault:
+        return _invalid_spec(observed.spec_fault)
+    if observed.name_taken:
+        return _name_taken(observed.name_taken)
+    if observed.apply_errors:
+        return ConditionContent(True, "ApplyRefused", "; ".join(observed.apply_errors))
+    if not store.ok and store.reason not in _PASSING_STORE_FAULTS:
+        return ConditionContent(True, f"Storage{store.reason}", store.error)
+    if failure := upgrade_failure(observed, now):
+        return ConditionContent(
+            True, "UpgradeFailed", f"the pods cannot take the upgraded operator's template: {failure}"
+        )
+    return (
+        _pin_refused(observed)
+        or _faulty_drafts(observed, status)
+        or start_fault(observed, status.start, serving.message, now)
+    )
 
 
 def _storage(observed: Observed) -> ConditionContent:
@@ -178,7 +228,7 @@ def _serving(observed: Observed, status: SpeculatorStatus, up_to_date: int) -> C
         return ConditionContent(False, "SwapsPending", text)
     if lent:
         return ConditionContent(True, "Measuring", f"{text}; {lent} is lent to a measurement")
-    return ConditionContent(True, "Serving", text)
+    return ConditionContent(True, SERVING, text)
 
 
 def _missing_pods(observed: Observed, status: SpeculatorStatus, text: str, missing: int) -> ConditionContent:
@@ -266,37 +316,17 @@ def _starvation(record: TrainerStatus) -> str:
     )
 
 
-def _candidate(observed: Observed, status: SpeculatorStatus) -> ConditionContent | None:
-    candidate = status.candidate
-    if candidate is None:
-        return None
-    message = f"version {candidate.version}: {candidate.message}"
-    if candidate.phase is CandidatePhase.VALIDATING:
-        suspended = any(job.suspended and job.name == candidate.job for job in observed.jobs)
-        return ConditionContent(None, "MeasurementSuspended" if suspended else "Validating", message)
-    return ConditionContent(candidate.phase is CandidatePhase.VALIDATED, candidate.phase.value, message)
-
-
-def _rollout(status: SpeculatorStatus) -> ConditionContent | None:
-    rollout = status.rollout
-    if rollout.version is None:
-        return None
-    idle = rollout.phase is RolloutPhase.IDLE
-    ended = "RolledBack" if rollout.version in status.rejected else "Done"
-    reason = ended if idle else "Paused" if rollout.paused else rollout.phase.value
-    pods = f"version {rollout.version} on {rollout.updated} of {rollout.total} pods"
-    message = "; ".join(filter(None, (rollout.message, rollout.waiting)))
-    return ConditionContent(not idle and not rollout.paused, reason, f"{pods}: {message}" if message else pods)
-
-
-def _degraded(observed: Observed, status: SpeculatorStatus) -> ConditionContent:
-    if observed.apply_errors:
-        return ConditionContent(True, "ApplyRefused", "; ".join(observed.apply_errors))
+def _pin_refused(observed: Observed) -> ConditionContent | None:
     pin, store = observed.spec.rollout.pin, observed.store
-    if pin is not None and store.ok and store.channel and not store.may_be_pinned(pin):
-        message = f"rollout.pin: version {pin} never passed its measurement. Nothing is rolled out until pin is unset"
-        return ConditionContent(True, "PinRefused", f"{message} or names a version that passed")
-    if missing := _missing_registration(store, status):
+    if pin is None or not store.ok or not store.channel or store.may_be_pinned(pin):
+        return None
+    message = f"rollout.pin: version {pin} never passed its measurement. Nothing is rolled out until pin is unset"
+    return ConditionContent(True, "PinRefused", f"{message} or names a version that passed")
+
+
+def _faulty_drafts(observed: Observed, status: SpeculatorStatus) -> ConditionContent | None:
+    """A draft that pods should serve and cannot, or that is not the same in all of them."""
+    if missing := _missing_registration(observed.store, status):
         return ConditionContent(True, "RegistrationMissing", missing)
     if status.rollout.phase is RolloutPhase.IDLE:
         checksums = {pod.checksum for pod in status.pods if status.active and pod.version == status.active.version}
@@ -305,7 +335,7 @@ def _degraded(observed: Observed, status: SpeculatorStatus) -> ConditionContent:
     for view in observed.pods:
         if reason := _cannot_return(view, status):
             return ConditionContent(True, "SwapFailed", reason)
-    return ConditionContent(False, "AsExpected", "")
+    return None
 
 
 def _missing_registration(store: StoreView, status: SpeculatorStatus) -> str:
@@ -338,20 +368,16 @@ def _cannot_return(view: PodView, status: SpeculatorStatus) -> str:
     return f"pod {view.name} cannot return to version {active}: {swap.error}"
 
 
-def _invalid_spec(observed: Observed) -> ConditionContent:
-    if not observed.spec_fault:
-        return ConditionContent(False, "AsExpected", "")
+def _invalid_spec(fault: str) -> ConditionContent:
     effect = "Until it is corrected, pods stay as they are and rolls pause. A version that fails is still rolled back."
-    return ConditionContent(True, "InvalidSpec", f"the spec cannot be used: {observed.spec_fault}. {effect}")
+    return ConditionContent(True, "InvalidSpec", f"the spec cannot be used: {fault}. {effect}")
 
 
-def _name_taken(observed: Observed) -> ConditionContent:
-    if not observed.name_taken:
-        return ConditionContent(False, "AsExpected", "")
-    objects, several = ", ".join(observed.name_taken), len(observed.name_taken) > 1
+def _name_taken(names: Sequence[str]) -> ConditionContent:
+    objects, several = ", ".join(names), len(names) > 1
     problem = f"{objects} {'belong' if several else 'belongs'} to somebody else"
     other, them = ("these objects", "them") if several else (objects, "it")
     remedy = f"Create the speculator under another name, or delete {other} if nobody needs {them}"
-    used = [title for title in observed.name_taken if title.startswith(_USED_BY_PODS)]
+    used = [title for title in names if title.startswith(_USED_BY_PODS)]
     effect = f" Until then no Deployment and no Job is written: pods would use {' and '.join(used)}." if used else ""
     return ConditionContent(True, "NameTaken", f"{problem}. {remedy}.{effect}")

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SCALED_TO_ZERO = "ScaledToZero"
-"""Reason of Available and ServingReady while no pods are wanted."""
+"""Reason of ServingReady while no pods are wanted."""
+
+SERVING = "Serving"
+"""Reason of ServingReady and Ready while every wanted pod serves the version that it should."""
 
 QUEUED = "Queued"
 """Reason of TrainerReady while the trainer's pod waits behind a scheduling gate, for example of Kueue."""

@@ -23,13 +23,13 @@ from aurora_operator.children.metadata import (
 from aurora_operator.errors import Gone, KubernetesError
 from aurora_operator.kubernetes_api import CHILDREN, Object
 from aurora_operator.observe import secret_values
-from aurora_operator.observe.observed import ReplacedPod, StoreView, WorkloadView
+from aurora_operator.observe.observed import StoreView, WorkloadView
 from aurora_operator.observe.observer import Observer, Snapshot
 from aurora_protocol.agent_api import AgentState
 from aurora_protocol.errors import AgentRefused, AgentUnreachable
 from aurora_store.policy.store_policy import StorePolicy
 from tests.unit.operator.fake_api import UNAVAILABLE, FakeApi
-from tests.unit.operator.worlds import MINIMAL, NOW, OWNER, agent
+from tests.unit.operator.worlds import MINIMAL, OWNER, agent
 
 OURS = [{"uid": OWNER.uid, "controller": True}]
 EVICTED = {"phase": "Failed", "reason": "Evicted"}
@@ -174,7 +174,6 @@ async def test_a_pod_that_the_kubelet_evicted_is_no_pod_of_the_speculator() -> N
     running = pod("chat-b", status={"phase": "Running"}, created="2026-01-01T00:01:00Z")
     observed = (await Rig(pod("chat-a", status=EVICTED), running).observe()).observed
     assert [view.name for view in observed.pods] == ["chat-b"]
-    assert observed.replaced_pod == ReplacedPod("chat-a", NOW, "Evicted")
 
 
 def validator_pod(**status: Any) -> Object:

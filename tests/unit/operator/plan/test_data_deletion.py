@@ -58,11 +58,11 @@ def test_a_refused_finalizer_holds_back_nothing_but_the_first_draft() -> None:
     served = replace(new, status=SpeculatorStatus(active=VersionStatus(version=0)))
     assert made(served).finalizer, "it is tried again, before the rest"
     assert made(served).children
-    assert condition(served, ConditionType.DEGRADED).reason == "ApplyRefused"
+    assert condition(served, ConditionType.STALLED).reason == "ApplyRefused"
     stays = observed(has_finalizer=True, finalizer_refused=True, apply_errors=("the finalizer: stays",))
     assert made(stays).finalizer is False
     assert made(stays).children, "also a new speculator starts although its finalizer cannot be removed"
-    assert condition(stays, ConditionType.DEGRADED).reason == "ApplyRefused"
+    assert condition(stays, ConditionType.STALLED).reason == "ApplyRefused"
 
 
 def test_the_events_give_counts_and_the_way_out() -> None:

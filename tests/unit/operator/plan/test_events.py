@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
 from aurora_operator.act.event_recorder import EventRecorder
-from aurora_operator.observe.observed import Observed, StoreView, WorkloadView
+from aurora_operator.observe.observed import TAKING_OVER, Observed, StoreView, WorkloadView
 from aurora_operator.plan import EventNote
 from aurora_operator.plan.data_deletion import failure_note
 from aurora_operator.plan.rollout.roll import AnalysisState, Roll
-from aurora_operator.plan.usable_store import TAKING_OVER
 from aurora_protocol.draft_records import ChannelReason
 from tests.unit.operator.worlds import (
     OWNER,

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, SpeculatorStatus
 from aurora_operator.observe.observed import TRAINER_SILENCE, JobView, Observed
@@ -70,8 +69,8 @@ def test_a_candidate_waits_and_is_measured_as_soon_as_enough_requests_are_held_o
         assert (waits.job, waits.leases, waits.moving) == (None, (), False)
         assert not {"ValidationStarted", "ValidationFailed"} & set(events(waits))
         world = after(world, waits)
-        shown = next(c for c in world.status.conditions if c.type is ConditionType.CANDIDATE_VALIDATED)
-        assert (shown.status.value, shown.reason) == ("Unknown", "Validating")
+        shown = candidate_of(world)
+        assert shown.phase is CandidatePhase.VALIDATING
         assert candidate_of(world).since is None, "no alert counts the wait as a measurement"
         assert f"waiting for held-out requests: {count} of {NEEDED}. " in shown.message
     begins = made(replace(world, store=with_held_out(NEEDED).store))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
-from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
+from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
+from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.observe.observed import Observed
 from aurora_protocol.agent_api import SwapPhase, SwapStatus
-from tests.unit.operator.worlds import NOW, agent, condition, evidence, made, observed, pod, status, store
+from tests.unit.operator.worlds import agent, condition, evidence, made, observed, pod, status, store
 
 FAULT = "spec: serving.replicas: a fault"
 PASSED = store(0, 1, evidence=(evidence(1),))
@@ -55,23 +55,11 @@ def test_a_roll_pauses_and_goes_on_once_the_spec_is_corrected() -> None:
 
 def test_the_fault_is_in_the_conditions_and_in_one_event() -> None:
     world = observed(spec_fault=FAULT, status=status(observed()))
-    invalid = condition(world, ConditionType.INVALID_SPEC)
+    invalid = condition(world, ConditionType.STALLED)
     assert (invalid.status, invalid.reason) == (ConditionStatus.TRUE, "InvalidSpec")
     assert FAULT in invalid.message
     assert condition(world, ConditionType.READY).reason == "InvalidSpec"
-    assert condition(world, ConditionType.AVAILABLE).status is ConditionStatus.TRUE
     plan = made(world)
     assert [note.reason for note in plan.notes if FAULT in note.message] == ["InvalidSpec"]
     assert plan.status is not None
     assert made(replace(world, status=plan.status)).notes == ()
-
-
-def test_an_upgrade_that_waits_is_still_told() -> None:
-    pending = Condition(
-        type=ConditionType.UPGRADE_PENDING,
-        status=ConditionStatus.TRUE,
-        reason="WaitingForTurn",
-        last_transition_time=NOW,
-    )
-    world = observed(spec_fault=FAULT, status=SpeculatorStatus(conditions=[pending]))
-    assert condition(world, ConditionType.UPGRADE_PENDING) == pending

@@ -46,7 +46,7 @@ def test_a_pod_is_asked_by_the_digest_that_the_signed_record_names(*, signed: bo
     world = returning(signed=signed)
     asked = [(swap.pod, swap.request.version, swap.request.digest) for swap in made(world).swaps]
     assert asked == ([("chat-a", 0, digest(0))] if signed else [])
-    shown = condition(world, ConditionType.DEGRADED)
+    shown = condition(world, ConditionType.STALLED)
     assert shown.reason == "RegistrationMissing"
     assert "registry/00000000.json of the active version" in shown.message
     assert condition(world, ConditionType.READY).reason == "RegistrationMissing"
@@ -54,7 +54,7 @@ def test_a_pod_is_asked_by_the_digest_that_the_signed_record_names(*, signed: bo
 
 def test_a_rollback_goes_on_without_the_registration_of_the_former_version() -> None:
     world = watched()
-    shown = condition(world, ConditionType.DEGRADED)
+    shown = condition(world, ConditionType.STALLED)
     assert (shown.reason, "registry/00000000.json of the previous version" in shown.message) == (
         "RegistrationMissing",
         True,
@@ -69,4 +69,4 @@ def test_a_rollback_goes_on_without_the_registration_of_the_former_version() -> 
 
 def test_a_previous_version_that_nothing_returns_to_may_be_gone() -> None:
     world = replace(watched(), status=SpeculatorStatus())
-    assert condition(world, ConditionType.DEGRADED).reason == "AsExpected"
+    assert condition(world, ConditionType.STALLED).reason == "AsExpected"

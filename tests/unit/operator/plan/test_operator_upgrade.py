@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
+from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import RolloutPhase, RolloutStatus, SpeculatorStatus
 from aurora_operator.children.inference_deployment import RESTART_ANNOTATION, choice_digest
 from aurora_operator.children.pod_timing import MIN_START_SECONDS
@@ -289,24 +289,23 @@ def test_a_field_with_its_default_is_no_choice_of_the_user() -> None:
     assert choice_digest(OWNER, spec(capture={"sampleRatio": "0.5"})) != choice_digest(OWNER, spec())
 
 
-def test_the_condition_tells_of_the_upgrade() -> None:
+def test_the_conditions_tell_of_the_upgrade() -> None:
     (speculator,) = running("a")
     seen = speculator.observe()
-    assert all(c.type is not ConditionType.UPGRADE_PENDING for c in _status(plan(seen, config(1), NOW)).conditions)
-
+    assert _reason(plan(seen, config(1), NOW), ConditionType.READY) == "Serving"
     waiting = plan(replace(seen, fleet=OTHERS_RESTART), config(2), NOW)
-    pending = _pending(waiting)
-    assert (pending.status, pending.reason) == (ConditionStatus.TRUE, "WaitingForTurn")
+    for kind in (ConditionType.READY, ConditionType.SERVING_READY):
+        assert _reason(waiting, kind) == "WaitingForTurn"
     restarting = plan(replace(seen, status=_status(waiting)), config(2), NOW)
-    assert _pending(restarting).reason == "Restarting"
     assert restarting.upgrade is not None
     speculator.apply(restarting.upgrade)
     speculator.miss_deadline()
     failed = plan(replace(speculator.observe(), status=_status(restarting)), config(2), NOW)
-    assert _pending(failed).reason == "UpgradeFailed"
+    assert _reason(failed, ConditionType.STALLED) == "UpgradeFailed"
+    assert ("UpgradeFailed", True) in [(note.reason, note.warning) for note in failed.notes]
     speculator.become_whole()
     done = plan(replace(speculator.observe(), status=_status(failed)), config(2), NOW)
-    assert (_pending(done).status, _pending(done).reason) == (ConditionStatus.FALSE, "UpToDate")
+    assert _reason(done, ConditionType.STALLED) == "AsExpected"
 
 
 def _status(made: Any) -> Any:
@@ -314,8 +313,8 @@ def _status(made: Any) -> Any:
     return made.status
 
 
-def _pending(made: Any) -> Any:
-    return next(c for c in _status(made).conditions if c.type is ConditionType.UPGRADE_PENDING)
+def _reason(made: Any, kind: ConditionType) -> str:
+    return str(next(c.reason for c in _status(made).conditions if c.type is kind))
 
 
 @pytest.mark.parametrize(

@@ -289,9 +289,9 @@ def test_the_message_says_that_the_measuring_pod_does_not_start_until_it_does() 
         ("", "measuring on the real engine"),
     ):
         world = replace(world, status=status(world), jobs=(replace(job, waiting=waiting),))
-        validated = condition(world, ConditionType.CANDIDATE_VALIDATED)
-        assert (validated.status.value, validated.reason) == ("Unknown", "Validating")
-        assert expected in validated.message
+        shown = status(world).candidate
+        assert shown is not None
+        assert (shown.phase.value, expected in shown.message) == ("Validating", True)
 
 
 def test_a_refused_job_counts_as_a_failed_measurement() -> None:

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import (
     MAX_REJECTED,
     CandidatePhase,
@@ -16,7 +15,7 @@ from aurora_api.v1alpha1.status import (
     SpeculatorStatus,
 )
 from aurora_operator.observe.observed import Observed, UserRequests
-from tests.unit.operator.worlds import condition, evidence, made, observed, status, store, validating
+from tests.unit.operator.worlds import evidence, made, observed, status, store, validating
 
 REJECTED = list(range(1, 201))
 NEWEST = REJECTED[-MAX_REJECTED:]
@@ -34,7 +33,6 @@ def test_the_status_lists_the_newest_and_those_that_the_candidate_and_the_roll_a
     after = status(world)
     assert after.rejected == [5, 9, *NEWEST]
     assert made(replace(world, status=after)).status is None, "the list stays as it is"
-    assert condition(world, ConditionType.ROLLOUT_PROGRESSING).reason == "RolledBack"
     unread = replace(world, store=replace(world.store, channel=None))
     assert status(unread).rejected == [5, 9, *NEWEST]
 

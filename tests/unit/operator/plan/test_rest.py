@@ -112,8 +112,7 @@ def test_a_speculator_at_rest_has_no_validation_job_and_measures_its_candidate_l
     assert rest.status.candidate.phase is CandidatePhase.VALIDATING
     assert (rest.status.candidate.since, rest.status.candidate.pod) == (None, None), "no alert counts a rest"
     assert rest.status.rejected == []
-    shown = next(c for c in rest.status.conditions if c.type is ConditionType.CANDIDATE_VALIDATED)
-    assert shown.message == "version 1: not measured while training is suspended and serving.replicas is 0"
+    assert rest.status.candidate.message == "not measured while training is suspended and serving.replicas is 0"
     assert (made(rest).job, made(rest).moving, made(rest).status) == (None, False, None)
     for ending in (made(replace(rest, jobs=(running,))), made(replace(rest, pods=(pod("chat-a", 0),)))):
         assert ending.job is None

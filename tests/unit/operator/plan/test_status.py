@@ -195,7 +195,6 @@ def test_transition_times_change_with_the_status_only() -> None:
     down = observed(pods=(pod("chat-a", 0, ready=False), pod("chat-b", 0, ready=False)), status=first)
     times = {c.type: c.last_transition_time for c in status(down, later).conditions}
     assert times[ConditionType.READY] == later
-    assert times[ConditionType.AVAILABLE] == later
     assert times[ConditionType.STORAGE_READY] == NOW
 
 
@@ -252,7 +251,7 @@ def test_a_pod_that_cannot_return_to_the_active_version_is_degraded() -> None:
         update={"phase": SwapPhase.FAILED, "version": 0, "error": "disk full", "finished": NOW}
     )
     stuck = pod("chat-b", 3, agent=agent("chat-b", 3, swap=swap))
-    assert "disk full" in condition(observed(pods=(pod("chat-a", 0), stuck)), ConditionType.DEGRADED).message
+    assert "disk full" in condition(observed(pods=(pod("chat-a", 0), stuck)), ConditionType.STALLED).message
 
 
 def test_the_initial_draft_shows_the_speedup_measured_with_its_candidates() -> None:
@@ -288,38 +287,49 @@ def test_pods_that_are_missing_or_not_ready_leave_ready_true_while_others_serve(
         assert not [note for note in notes if note.warning]
 
 
-def test_available_counts_the_pods_that_clients_can_reach() -> None:
-    reachable = condition(observed(pods=(pod("chat-a", 0), pod("chat-b", 0, ready=False))), ConditionType.AVAILABLE)
-    assert (reachable.status.value, reachable.message) == ("True", "1 of 2 pods serve clients")
+def test_ready_is_false_while_no_pod_serves_clients() -> None:
     down = observed(pods=(pod("chat-a", 0, ready=False), pod("chat-b", 0, ready=True, terminating=True)))
-    starting = condition(down, ConditionType.AVAILABLE)
-    assert (starting.status.value, starting.reason) == ("False", "Starting"), "no pod has served yet"
-    unreachable = condition(replace(down, status=status(observed())), ConditionType.AVAILABLE)
-    assert (unreachable.status.value, unreachable.reason) == ("False", "NoPodServes")
-    assert ready(down)[0] == "False", "nothing serves"
+    assert ready(down) == ("False", "Scaling")
+    assert condition(down, ConditionType.RECONCILING).reason == "Scaling"
+
+
+def test_a_store_that_is_away_leaves_ready_true_while_pods_serve_and_gives_a_warning() -> None:
+    away = observed(store=replace(store(0), reason="Unreachable", error="timed out"))
+    assert ready(away) == ("True", "StorageUnreachable")
+    assert condition(away, ConditionType.STALLED).status.value == "False"
+    warned = [note.reason for note in made(replace(away, status=status(observed()))).notes if note.warning]
+    assert warned == ["StorageUnreachable"]
+    wrong = observed(store=replace(store(0), reason="SecretMissing", error="no Secret"))
+    assert ready(wrong) == ("False", "StorageSecretMissing")
+    assert condition(wrong, ConditionType.STALLED).reason == "StorageSecretMissing"
+
+
+@pytest.mark.parametrize("world", [observed(), observed(pods=()), observed(name_taken=("Service chat",))])
+def test_at_most_one_of_reconciling_and_stalled_is_true(world: Observed) -> None:
+    kinds = (ConditionType.RECONCILING, ConditionType.STALLED)
+    assert [condition(world, kind).status.value for kind in kinds].count("True") <= 1
 
 
 def test_a_name_that_is_taken_needs_a_human() -> None:
     taken = observed(name_taken=("Service chat", "ServiceAccount chat"))
-    found = condition(taken, ConditionType.NAME_TAKEN)
+    found = condition(taken, ConditionType.STALLED)
     assert found.status.value == "True"
     assert found.message == (
         "Service chat, ServiceAccount chat belong to somebody else."
         " Create the speculator under another name, or delete these objects if nobody needs them."
         " Until then no Deployment and no Job is written: pods would use ServiceAccount chat."
     )
-    one = condition(observed(name_taken=("Service chat",)), ConditionType.NAME_TAKEN)
+    one = condition(observed(name_taken=("Service chat",)), ConditionType.STALLED)
     assert one.message == (
         "Service chat belongs to somebody else."
         " Create the speculator under another name, or delete Service chat if nobody needs it."
     )
     assert ready(taken) == ("False", "NameTaken")
-    assert condition(observed(), ConditionType.NAME_TAKEN).status.value == "False"
+    assert condition(observed(), ConditionType.STALLED).status.value == "False"
 
 
-def test_every_condition_type_is_built_once_a_roll_has_begun() -> None:
-    begun = status(observed(store=store(0, 1, evidence=(evidence(1),))))
-    assert {c.type for c in begun.conditions} == set(ConditionType) - {ConditionType.UPGRADE_PENDING}
+def test_every_condition_type_is_always_set() -> None:
+    assert [c.type for c in status(observed()).conditions] == list(ConditionType)
 
 
 def test_an_invalid_spec_changes_nothing_but_its_conditions() -> None:
@@ -327,25 +337,17 @@ def test_an_invalid_spec_changes_nothing_but_its_conditions() -> None:
     after = invalid_spec_status(before, 7, "spec.draft.steps: too large", later)
     conditions = {c.type: c for c in after.conditions}
     assert [c.type for c in after.conditions] == [c.type for c in before.conditions]
-    for type_, value in ((ConditionType.INVALID_SPEC, "True"), (ConditionType.READY, "False")):
+    for type_, value in ((ConditionType.STALLED, "True"), (ConditionType.READY, "False")):
         found = conditions[type_]
         assert (found.status.value, found.reason, found.observed_generation) == (value, "InvalidSpec", 7)
         assert "spec.draft.steps: too large" in found.message
         assert found.last_transition_time == later
-    assert conditions[ConditionType.AVAILABLE].status.value == "True", "pods serve on"
     same = {"conditions": before.conditions, "observed_generation": before.observed_generation}
     assert after.model_copy(update=same) == before
     first = invalid_spec_status(SpeculatorStatus(), 1, "spec.store: missing", NOW)
-    assert {c.type for c in first.conditions} == {ConditionType.READY, ConditionType.INVALID_SPEC}
-    assert condition(observed(status=after), ConditionType.INVALID_SPEC).status.value == "False", "it was corrected"
-
-
-def test_the_rollout_condition_says_on_how_many_pods_the_version_is() -> None:
-    begun = observed(store=store(0, 1, evidence=(evidence(1),)))
-    assert condition(begun, ConditionType.ROLLOUT_PROGRESSING).message == (
-        "version 1 on 0 of 2 pods: canary on 1 of 2 pods"
-    )
-    assert "Rolling out version 1: canary on 1 of 2 pods" in [note.message for note in made(begun).notes]
+    assert {c.type for c in first.conditions} == {ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED}
+    assert first.start is not None, "no pod has served"
+    assert condition(observed(status=after), ConditionType.STALLED).status.value == "False", "it was corrected"
 
 
 def test_the_status_of_a_roll_holds_no_internal_state() -> None:

@@ -1,0 +1,231 @@
+"""A start goes on until a pod serves, and a start that goes wrong stalls with a Warning."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aurora_api.v1alpha1.conditions import Condition, ConditionType
+from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_operator.children.pod_timing import MIN_START_SECONDS
+from aurora_operator.observe.observed import (
+    RECOVERED_AFTER,
+    ContainerFailure,
+    DeployedTemplate,
+    Observed,
+    PodView,
+    WorkloadView,
+)
+from tests.unit.operator.worlds import NO_ROOM, NOW, made, observed, pod, spec, store
+
+CRASH = ContainerFailure("sglang", waiting="CrashLoopBackOff", ending="exit code 137, OOMKilled")
+NO_IMAGE = ContainerFailure("agent", waiting="ImagePullBackOff")
+LIMIT = timedelta(seconds=MIN_START_SECONDS)
+SECOND = timedelta(seconds=1)
+NO_START = SpeculatorStatus(observed_generation=1)
+
+
+def starting(name: str = "chat-a", **more: Any) -> PodView:
+    """A pod that was created at ``NOW`` and loads its model."""
+    return pod(name, 0, **{"ready": False, "agent": None, "created": NOW, "template_hash": "new"} | more)
+
+
+def begun(*pods: PodView, **more: Any) -> Observed:
+    """A new speculator, none of whose pods is ready."""
+    workload = WorkloadView(current=True, replicas=len(pods), ready=0)
+    return observed(
+        **{"pods": pods, "deployment": workload, "spec": spec(serving={"replicas": max(len(pods), 1)})} | more
+    )
+
+
+def written(world: Observed, after: timedelta = timedelta(0)) -> SpeculatorStatus:
+    """The stored status after a reconcile at ``NOW + after``."""
+    return made(world, NOW + after).status or world.status
+
+
+def stalled(world: Observed, after: timedelta = timedelta(0)) -> Condition:
+    return next(c for c in written(world, after).conditions if c.type is ConditionType.STALLED)
+
+
+def later(world: Observed, after: timedelta = timedelta(0), **changes: Any) -> Observed:
+    """The world after ``changes``, when the status of ``world`` was written."""
+    return replace(world, status=written(world, after), **changes)
+
+
+def told(world: Observed, after: timedelta = timedelta(0)) -> list[tuple[str, bool]]:
+    return [(note.reason, note.warning) for note in made(world, NOW + after).notes]
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (CRASH, "kubectl -n team logs chat-a -c sglang --previous"),
+        (ContainerFailure("sglang", ending="exit code 1"), "kubectl -n team logs chat-a -c sglang --previous"),
+        (NO_IMAGE, "kubectl -n team describe pod chat-a"),
+    ],
+    ids=["it waits for its restart", "it runs once more", "it never ran"],
+)
+def test_a_container_that_fails_stalls_the_start_at_once_with_the_next_command(
+    failure: ContainerFailure, words: str
+) -> None:
+    new = begun(starting())
+    assert (stalled(new).reason, told(new)) == ("AsExpected", [("PodsNotReady", False)])
+    failing = later(new, pods=(starting(failure=failure),))
+    conditions = {c.type: c for c in written(failing).conditions}
+    assert conditions[ConditionType.STALLED].status.value == "True"
+    assert words in conditions[ConditionType.STALLED].message
+    assert (conditions[ConditionType.READY].status.value, conditions[ConditionType.READY].reason) == (
+        "False",
+        "StartFailed",
+    )
+    assert conditions[ConditionType.RECONCILING].status.value == "False"
+    assert told(failing) == [("StartFailed", True)]
+    assert told(later(failing)) == [], "it was told"
+
+
+def test_a_start_that_recovers_goes_on_and_ends_with_a_pod_that_serves() -> None:
+    recovered = later(begun(starting(failure=CRASH)), pods=(starting(),))
+    assert (stalled(recovered).reason, told(recovered)) == ("AsExpected", [("PodsNotReady", False)])
+    serving = later(recovered, pods=observed().pods, deployment=observed().deployment)
+    assert (written(serving).start, told(serving)) == (None, [("Ready", False)])
+    down = later(serving, pods=(starting(failure=CRASH),))
+    assert (written(down).start, stalled(down).reason) == (None, "AsExpected"), "pods have served"
+
+
+def test_a_crash_stays_a_failed_start_while_the_container_is_restarted() -> None:
+    """A container without a startup probe has started as soon as it runs, and crashes again after a few seconds."""
+    waiting = ContainerFailure("agent", waiting="CrashLoopBackOff", ending="exit code 1")
+    running = ContainerFailure("agent", ending="exit code 1", running_since=NOW)
+    for failure in (waiting, running):
+        assert stalled(begun(starting(failure=failure)), timedelta(minutes=9)).reason == "StartFailed"
+    recovers = begun(starting(failure=running))
+    assert stalled(recovers, RECOVERED_AFTER - SECOND).reason == "StartFailed"
+    assert stalled(recovers, RECOVERED_AFTER).reason == "AsExpected", "the container runs, and another one loads"
+
+
+def test_a_start_becomes_a_timeout_once_the_startup_probe_would_have_ended_the_engine() -> None:
+    late = later(begun(starting(), starting("chat-b")))
+    assert stalled(late, LIMIT).reason == "AsExpected"
+    timeout = stalled(late, LIMIT + SECOND)
+    assert (timeout.reason, timeout.message) == (
+        "StartTimeout",
+        "No pod became ready within 65 minutes: 0 of 2 pods are ready",
+    )
+    assert told(late, LIMIT + SECOND) == [("StartTimeout", True)]
+    known = replace(late, pods=(starting(failure=CRASH),))
+    assert stalled(known, LIMIT + SECOND).reason == "StartFailed", "the cause is known"
+
+
+def test_pods_that_are_replaced_again_and_again_do_not_restart_the_clock() -> None:
+    """An evicted pod lasts for ten minutes, so no pod ever reaches the limit."""
+    step, world = timedelta(minutes=10), begun(starting())
+    for number in range(1, 7):
+        world = later(world, step * (number - 1), pods=(starting(f"chat-{number}", created=NOW + step * number),))
+    assert stalled(world, LIMIT).reason == "AsExpected"
+    assert stalled(replace(world, pods=()), LIMIT + SECOND).reason == "StartTimeout", "the next pod does not exist yet"
+
+
+def test_a_changed_spec_gets_the_whole_time_again() -> None:
+    late = later(begun(starting()))
+    changed = replace(late, owner=replace(late.owner, generation=late.owner.generation + 1))
+    assert stalled(late, LIMIT * 2).reason == "StartTimeout"
+    assert stalled(changed, LIMIT * 2).reason == "AsExpected"
+    assert stalled(later(changed, LIMIT * 2), LIMIT * 3 + SECOND).reason == "StartTimeout"
+
+
+def test_a_start_after_zero_replicas_begins_anew() -> None:
+    zero = later(observed(), spec=spec(serving={"replicas": 0}), pods=())
+    assert stalled(zero, LIMIT * 9).reason == "AsExpected"
+    up = later(zero, LIMIT * 9, spec=spec(serving={"replicas": 1}), pods=(starting(created=NOW + LIMIT * 9),))
+    assert stalled(later(up, LIMIT * 9), LIMIT * 10).reason == "AsExpected"
+    assert stalled(later(up, LIMIT * 9), LIMIT * 10 + SECOND).reason == "StartTimeout"
+
+
+def test_a_spec_that_was_never_usable_has_not_ended_the_start() -> None:
+    assert written(begun(starting(), status=NO_START)).start is None, "a pod has served before"
+    assert written(begun(starting())).start is not None
+
+
+def test_a_longer_startup_probe_gives_a_start_more_time_also_while_its_deployment_is_absent() -> None:
+    probe = {"periodSeconds": 10, "failureThreshold": 720}
+    template = {"spec": {"containers": [{"name": "sglang", "startupProbe": probe}]}}
+    slow = later(begun(starting(), deployed=DeployedTemplate(template, whole=False)))
+    for world in (slow, replace(slow, deployed=None, deployment=None, pods=())):
+        assert stalled(world, timedelta(hours=2)).reason == "AsExpected"
+        assert stalled(world, timedelta(hours=2, minutes=6)).reason == "StartTimeout"
+
+
+@pytest.mark.parametrize(
+    ("world", "why"),
+    [
+        (begun(starting(scheduled=False, waiting="Unschedulable", scheduler_message=NO_ROOM)), NO_ROOM),
+        (
+            begun(deployment=WorkloadView(True, 0, 0, message="exceeded quota: gpus", refused_since=NOW)),
+            "exceeded quota: gpus",
+        ),
+        (begun(starting(), store=replace(store(0), channel=None, registrations={})), "initial draft"),
+    ],
+    ids=["no node", "a quota", "no draft"],
+)
+def test_a_timeout_says_what_the_pods_wait_for(world: Observed, why: str) -> None:
+    timeout = stalled(later(world), LIMIT + SECOND)
+    assert timeout.reason == "StartTimeout"
+    assert why in timeout.message
+
+
+def test_only_pods_of_the_newest_template_fail_a_start() -> None:
+    old = starting("chat-old", template_hash="old", failure=NO_IMAGE)
+    assert stalled(begun(old, starting(created=NOW + LIMIT))).reason == "AsExpected"
+
+
+def test_a_trainer_that_fails_counts_until_there_is_a_draft() -> None:
+    view = PodView("chat-trainer-a", uid="t", failure=ContainerFailure("trainer", "CrashLoopBackOff", "exit code 1"))
+    trainer = WorkloadView(current=True, replicas=1, ready=0, failing_pod=view)
+    without_draft = begun(starting(), trainer=trainer, store=replace(store(0), channel=None, registrations={}))
+    assert "Container trainer of pod chat-trainer-a ended" in stalled(without_draft).message
+    assert stalled(replace(without_draft, store=store(0))).reason == "AsExpected", "pods start without the trainer"
+
+
+PODS = st.builds(
+    starting,
+    st.sampled_from(["chat-a", "chat-b"]),
+    ready=st.booleans(),
+    terminating=st.booleans(),
+    failure=st.sampled_from([None, CRASH, NO_IMAGE]),
+    template_hash=st.sampled_from(["old", "new"]),
+)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0, 2]), st.lists(PODS, max_size=2, unique_by=lambda view: view.name)),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_a_start_ends_with_the_first_pod_that_serves_and_is_never_ready_before(
+    changes: list[tuple[int, list[PodView]]],
+) -> None:
+    """Over any changes of the pods. A start whose clock has run for longer than the limit stalls."""
+    world, served, clock, after = observed(), False, False, LIMIT
+    for replicas, pods in changes:
+        after += LIMIT + SECOND
+        deployment = WorkloadView(current=True, replicas=replicas, ready=0)
+        world = replace(world, spec=spec(serving={"replicas": replicas}), pods=tuple(pods), deployment=deployment)
+        serving = any(view.ready and not view.terminating for view in pods)
+        served = serving or (served and replicas > 0)
+        assert (written(world, after).start is None) is served
+        assert serving or replicas == 0 or ready(world, after) == "False"
+        if clock and not served and replicas > 0:
+            assert stalled(world, after).reason in ("StartFailed", "StartTimeout")
+        clock = replicas > 0 and not served and (clock or any(not view.terminating for view in pods))
+        world = later(world, after)
+
+
+def ready(world: Observed, after: timedelta) -> str:
+    return next(c.status.value for c in written(world, after).conditions if c.type is ConditionType.READY)
