@@ -31,7 +31,6 @@ from aurora_operator.observe.observed import Observed, PodView, StoreView
 from aurora_operator.plan.conditions.condition_builder import STARVED, conditions
 from aurora_operator.plan.conditions.start import start_of
 from aurora_operator.plan.formatting import accept_text, ratio_text, source_text, speedup_text
-from aurora_operator.plan.kept_fields import with_kept_fields
 from aurora_operator.plan.rest import trainer_replicas
 from aurora_operator.plan.rollout.world import Pod
 from aurora_operator.plan.training_cost import held_devices, saved_devices
@@ -218,8 +217,7 @@ def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges,
         operator_challenge=old.operator_challenge,
         operator_state=changes.operator_state,
     )
-    told = new.model_copy(update={"conditions": list(conditions(observed, new, up_to_date, now))})
-    return with_kept_fields(told, old)
+    return new.model_copy(update={"conditions": list(conditions(observed, new, up_to_date, now))})
 
 
 def _without_running_figures(status: SpeculatorStatus) -> SpeculatorStatus:

@@ -89,30 +89,6 @@ def test_the_fault_of_a_spec_that_an_older_definition_admitted_reaches_the_statu
     assert "training.publishTokens" in conditions["Stalled"]["message"]
 
 
-def test_a_newer_operators_status_survives_a_rewrite_by_this_one(server: ApiServer, api: SyncApi) -> None:
-    newer = crd()
-    status = schema_of(newer, "status")
-    status["mood"] = status["rollout"]["properties"]["mood"] = {"type": "string"}
-    install(server, newer)
-    create(api, "newer")
-    owner, _, stored = parse(api.get(SPECULATOR, NAMESPACE, "newer"))
-    made = plan(observed(owner=owner, status=stored), CONFIG, datetime.now(UTC)).status
-    assert made is not None
-    condition = made.conditions[0].model_copy(update={"type": "Enchanted"})
-    rollout = made.rollout.model_validate(made.rollout.model_dump() | {"mood": "better"})
-    written = {"mood": "good", "rollout": rollout, "conditions": [*made.conditions, condition], "traces": 1}
-    write_status(api, owner, made.model_validate(dict(made) | written))
-
-    owner, _, stored = parse(api.get(SPECULATOR, NAMESPACE, "newer"))
-    rewritten = plan(observed(owner=owner, status=stored), CONFIG, datetime.now(UTC)).status
-    assert rewritten is not None
-    assert rewritten.traces != 1
-    write_status(api, owner, rewritten)
-    kept = api.get(SPECULATOR, NAMESPACE, "newer")["status"]
-    assert (kept["mood"], kept["rollout"]["mood"], kept["conditions"][-1]["type"]) == ("good", "better", "Enchanted")
-    assert kept["traces"] == rewritten.traces
-
-
 def apply_decided(api: SyncApi, owner: Owner, version: int, fleet: FleetView) -> tuple[UpgradeStage, Object]:
     """Look at the Deployment as the operator of ``version`` does, and apply what it decides."""
     live = api.get(DEPLOYMENT, NAMESPACE, owner.name)

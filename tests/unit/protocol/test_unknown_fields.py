@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_protocol import agent_api, pod_settings
 from aurora_protocol.agent_api import AgentState, Machine, MeasurementPhase, MeasurementStatus
 from aurora_protocol.draft_records import Channel, CheckpointManifest, FileRef, TensorSpec
@@ -169,26 +166,6 @@ def test_every_kind_of_record_is_among_the_examples() -> None:
 
     ours = {kind for kind in kinds(Record) if kind.__module__.startswith("aurora_protocol.")}
     assert ours == {type(record) for record in (*STORED, *SENT)}
-
-
-@settings(max_examples=example_count(100), deadline=None)
-@given(st.data())
-def test_a_status_that_an_older_operator_rewrites_keeps_its_unknown_fields(data: st.DataObject) -> None:
-    trainer = TrainerStatus(phase=TrainerPhase.TRAINING, step=1, shards=2, trained_tokens=3, updated=NOW)
-    world = observed(store=replace(observed().store, trainer=trainer))
-    first = made(world).status
-    assert first is not None
-    newer = data.draw(with_unknown_fields(first))
-    condition = {"type": "Enchanted", "status": "True", "reason": "Magic", "lastTransitionTime": "2026-01-01T00:00:00Z"}
-    newer["conditions"].append(condition)
-    stored = SpeculatorStatus.model_validate(copy.deepcopy(newer))
-    # Another number of traces makes the operator write the status again.
-    rewritten = made(replace(world, status=stored.model_copy(update={"traces": 1}))).status
-    assert rewritten is not None
-    written = json.loads(rewritten.model_dump_json(by_alias=True, exclude_none=True))
-    written["conditions"][-1].pop("message")
-    written["conditions"][-1].pop("observedGeneration")
-    assert written == newer
 
 
 @settings(max_examples=example_count(50), deadline=None)
