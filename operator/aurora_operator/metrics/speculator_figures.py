@@ -27,7 +27,7 @@ from aurora_operator.metrics.trainer_counts import TrainerCounts
 from aurora_operator.observe.observed import Observed, PodView
 from aurora_operator.plan.conditions.content import QUEUED
 from aurora_operator.plan.events import DECISIONS
-from aurora_operator.plan.formatting import parse_ratio
+from aurora_operator.plan.figures import parse_ratio
 from aurora_protocol.training_records import TrainerStatus
 
 _SPECULATOR: Final = ("namespace", "name")

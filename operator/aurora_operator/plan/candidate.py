@@ -46,7 +46,7 @@ from aurora_api.v1alpha1.status import AttemptReason, CandidatePhase, CandidateS
 from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_operator.children.metadata import job_name
 from aurora_operator.observe.observed import JobView, RefusedJob, StoreView
-from aurora_operator.plan.formatting import ratio_text, source_text
+from aurora_operator.plan.figures import ratio_text, source_text
 from aurora_operator.plan.lending import WAITING_FOR_REPLICA, Recall
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind

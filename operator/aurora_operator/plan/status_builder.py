@@ -30,10 +30,16 @@ from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import Observed, PodView, StoreView
 from aurora_operator.plan.conditions.condition_builder import STARVED, conditions
 from aurora_operator.plan.conditions.start import start_of
-from aurora_operator.plan.formatting import accept_text, ratio_text, source_text, speedup_text
+from aurora_operator.plan.figures import (
+    estimated_speedup,
+    held_devices,
+    live_acceptance,
+    ratio_text,
+    saved_devices,
+    source_text,
+)
 from aurora_operator.plan.rest import trainer_replicas
 from aurora_operator.plan.rollout.world import Pod
-from aurora_operator.plan.training_cost import held_devices, saved_devices
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.evidence_records import Arm, Evidence
@@ -77,34 +83,6 @@ def _figures(evidence: Evidence, arm: Arm, concurrency: int) -> dict[str, str | 
         "speedup_source": source_text(evidence, concurrency),
         "evidence": Keys.evidence(evidence.version, evidence.attempt),
     }
-
-
-def _live_acceptance(observed: Observed, pods: Iterable[PodView]) -> tuple[str | None, dict[str, str | None]]:
-    """Acceptance length since each pod's oldest recent sample: over all pods, and by pod name."""
-    all_tokens = all_rounds = 0
-    by_pod: dict[str, str | None] = {}
-    for pod in pods:
-        start = observed.recent_counters.get(pod.name)
-        if pod.agent is None or start is None or start.boot != pod.agent.boot:
-            continue
-        tokens = pod.agent.live.answer_tokens - start.answer_tokens
-        rounds = pod.agent.live.verify_rounds - start.verify_rounds
-        by_pod[pod.name] = accept_text(tokens, rounds)
-        all_tokens, all_rounds = all_tokens + tokens, all_rounds + rounds
-    return accept_text(all_tokens, all_rounds), by_pod
-
-
-def _estimated_speedup(observed: Observed) -> str | None:
-    """The pods' estimated speedups over no speculation as one, over the recent traffic.
-
-    The last value stays while there is no traffic. Engines with a fixed shape estimate nothing, so it ends with them.
-    """
-    traffic = []
-    for pod in observed.pods:
-        start, agent = observed.recent_counters.get(pod.name), pod.agent
-        if agent is not None and agent.speedup_estimate is not None and start is not None and start.boot == agent.boot:
-            traffic.append((agent.live.answer_tokens - start.answer_tokens, agent.speedup_estimate))
-    return speedup_text(traffic) or (observed.status.estimated_speedup if observed.spec.draft.adaptive else None)
 
 
 def _pod_state(view: PodView, pod: Pod | None) -> str:
@@ -192,7 +170,7 @@ def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges,
     active, previous, lineage = _active_and_previous(observed)
     expected = _expected_versions(observed.store.channel, changes.rollout)
     up_to_date = sum(pod.ready and pod.version in expected for pod in pods)
-    accept_length, accept_lengths = _live_acceptance(observed, observed.pods)
+    accept_length, accept_lengths = live_acceptance(observed, observed.pods)
     new = SpeculatorStatus(
         observed_generation=observed.owner.generation,
         lineage=lineage,
@@ -203,7 +181,7 @@ def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges,
         rollout=changes.rollout,
         training=_training(observed),
         accept_length=accept_length or old.accept_length,
-        estimated_speedup=_estimated_speedup(observed),
+        estimated_speedup=estimated_speedup(observed),
         updated=f"{up_to_date}/{observed.spec.serving.replicas}",
         replicas=min(len(pods), observed.spec.serving.replicas),
         ready_replicas=sum(pod.ready for pod in pods),

@@ -27,7 +27,7 @@ from aurora_operator.metrics.speculator_figures import SpeculatorFigures
 from aurora_operator.observe.observed import StoreView, WorkloadView
 from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
 from aurora_operator.plan.events import DECISIONS
-from aurora_operator.plan.formatting import parse_ratio, ratio_text
+from aurora_operator.plan.figures import parse_ratio, ratio_text
 from aurora_protocol.evidence_records import Arm, RatioEstimate, VerdictKind
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from tests.unit.operator.worlds import NOW, OWNER, evidence, made, observed, pod, status, store

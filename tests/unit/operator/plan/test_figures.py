@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.template import PodTemplate
 from aurora_operator.observe.observed import PodView
-from aurora_operator.plan.training_cost import Devices, devices_of
+from aurora_operator.plan.figures import Devices, devices_of
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementStatus, SavedTime
 from tests.unit.operator.worlds import agent, observed, pod, spec, status
 

@@ -1,0 +1,159 @@
+"""The figures of the status: ratios with their interval and source, live acceptance, and the devices of training. Pure.
+
+No decision about a version follows from the live figures.
+
+Invariant: a figure that was not observed is unknown. One ready pod without an estimate makes the saving of devices
+unknown, because the others say nothing about it. A count of devices that a template does not name is not guessed: other
+extended resources than GPUs, and claims of dynamic resource allocation, make it unknown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any, Final
+
+from aurora_api.v1alpha1.template import PodTemplate
+from aurora_operator.children.metadata import ENGINE_CONTAINER, TRAINER
+from aurora_operator.children.pod_template import container_named, mapping
+from aurora_operator.observe.observed import Observed, PodView
+from aurora_protocol.evidence_records import Evidence
+
+_RATIO = re.compile(r"(\d+\.\d\d)x \((\d+\.\d\d)-(\d+\.\d\d)\)")
+
+
+def ratio_text(evidence: Evidence, numerator: str, denominator: str, concurrency: int) -> str | None:
+    """``1.62x (1.55-1.70)``; None when the evidence does not compare the two at this concurrency."""
+    for ratio in evidence.verdict.ratios:
+        if (ratio.numerator, ratio.denominator, ratio.concurrency) == (numerator, denominator, concurrency):
+            return f"{ratio.estimate:.2f}x ({ratio.low:.2f}-{ratio.high:.2f})"
+    return None
+
+
+def parse_ratio(text: str) -> tuple[float, float, float] | None:
+    """Estimate, low and high bound of what :func:`ratio_text` wrote; None for another text."""
+    match = _RATIO.fullmatch(text)
+    return (float(match[1]), float(match[2]), float(match[3])) if match else None
+
+
+def source_text(evidence: Evidence, concurrency: int) -> str:
+    """Device, hardware, data type and concurrency of a ratio, so that a reader knows a figure from a CPU.
+
+    The arm without speculation ("off") may have been measured on an earlier day. The text then names that day.
+    """
+    environment = evidence.environment
+    earlier_day = f", off of {evidence.baseline.created:%Y-%m-%d}" if evidence.baseline else ""
+    return f"{environment.device}: {environment.hardware}, {environment.dtype}, concurrency {concurrency}{earlier_day}"
+
+
+def accept_text(answer_tokens: int, verify_rounds: int) -> str | None:
+    """Answer tokens per verify round, the bonus token included."""
+    return f"{answer_tokens / verify_rounds:.2f}" if verify_rounds > 0 else None
+
+
+def speedup_text(traffic: Iterable[tuple[int, float]]) -> str | None:
+    """``~1.8x`` for pairs of a pod's answer tokens and its estimated speedup; None without tokens.
+
+    Without speculation a pod would have answered tokens / speedup in the same time. So the speedup of all pods is the
+    harmonic mean, weighted by tokens. Pods without tokens or with a speedup of 0 do not count.
+    """
+    counted = [(tokens, speedup) for tokens, speedup in traffic if tokens > 0 and speedup > 0]
+    if not counted:
+        return None
+    answered = sum(tokens for tokens, _ in counted)
+    return f"~{answered / sum(tokens / speedup for tokens, speedup in counted):.1f}x"
+
+
+def live_acceptance(observed: Observed, pods: Iterable[PodView]) -> tuple[str | None, dict[str, str | None]]:
+    """Acceptance length since each pod's oldest recent sample: over all pods, and by pod name."""
+    all_tokens = all_rounds = 0
+    by_pod: dict[str, str | None] = {}
+    for pod in pods:
+        start = observed.recent_counters.get(pod.name)
+        if pod.agent is None or start is None or start.boot != pod.agent.boot:
+            continue
+        tokens = pod.agent.live.answer_tokens - start.answer_tokens
+        rounds = pod.agent.live.verify_rounds - start.verify_rounds
+        by_pod[pod.name] = accept_text(tokens, rounds)
+        all_tokens, all_rounds = all_tokens + tokens, all_rounds + rounds
+    return accept_text(all_tokens, all_rounds), by_pod
+
+
+def estimated_speedup(observed: Observed) -> str | None:
+    """The pods' estimated speedups over no speculation as one, over the recent traffic.
+
+    The last value stays while there is no traffic. Engines with a fixed shape estimate nothing, so it ends with them.
+    """
+    traffic = []
+    for pod in observed.pods:
+        start, agent = observed.recent_counters.get(pod.name), pod.agent
+        if agent is not None and agent.speedup_estimate is not None and start is not None and start.boot == agent.boot:
+            traffic.append((agent.live.answer_tokens - start.answer_tokens, agent.speedup_estimate))
+    return speedup_text(traffic) or (observed.status.estimated_speedup if observed.spec.draft.adaptive else None)
+
+
+CPU: Final = "cpu"
+MIN_OBSERVED: Final = timedelta(minutes=10)
+"""An engine's estimate counts once it covers so much time."""
+_CORES: Final = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)(m?)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Devices:
+    """``count`` devices of one kind: a GPU's resource name, or ``cpu`` for cores."""
+
+    kind: str
+    count: Decimal
+
+
+def held_devices(observed: Observed) -> str | None:
+    """The devices that the trainer holds, such as ``1 nvidia.com/gpu``. None: training is suspended, or not known."""
+    training = observed.spec.training
+    devices = None if training.suspended else devices_of(training.template, TRAINER)
+    return None if devices is None else f"{devices.count:f} {devices.kind}"
+
+
+def saved_devices(observed: Observed) -> str | None:
+    """The devices that inference pods would need more without speculation, by the engines' estimate. None: unknown."""
+    engine = devices_of(observed.spec.serving.template, ENGINE_CONTAINER)
+    serving = [pod for pod in observed.pods if pod.ready and not pod.terminating and pod.measurement is None]
+    if engine is None or not serving:
+        return None
+    shares = []
+    for pod in serving:
+        saved = pod.agent.saved_time if pod.agent is not None else None
+        if saved is None or saved.observed_seconds < MIN_OBSERVED.total_seconds():
+            return None
+        shares.append(saved.share)
+    return f"{sum(shares) * float(engine.count):.2f} {engine.kind}"
+
+
+def devices_of(template: PodTemplate, container: str) -> Devices | None:
+    """The GPUs that ``container`` gets, else its cores by limit or request. None: the template does not say."""
+    resources = mapping(container_named(template.spec, container).get("resources"))
+    limits, requests = mapping(resources.get("limits")), mapping(resources.get("requests"))
+    if resources.get("claims"):
+        return None
+    extended = {name: value for name, value in {**requests, **limits}.items() if "/" in str(name)}
+    if extended:
+        return _gpus(extended)
+    cores = _cores(limits.get(CPU, requests.get(CPU)))
+    return Devices(CPU, cores) if cores else None
+
+
+def _gpus(extended: Mapping[str, Any]) -> Devices | None:
+    """The devices, when all extended resources are GPUs of one kind."""
+    (name, value), *others = extended.items()
+    text = str(value)
+    if others or not name.endswith("/gpu") or re.fullmatch(r"[1-9]\d{0,3}", text, re.ASCII) is None:
+        return None
+    return Devices(name, Decimal(text))
+
+
+def _cores(value: Any) -> Decimal:
+    """``2``, ``1.5`` or ``500m`` as a number. 0 for anything else."""
+    match = _CORES.fullmatch(str(value))
+    return Decimal(0) if match is None else Decimal(match[1]) / (1000 if match[2] else 1)
