@@ -100,7 +100,8 @@ class Reconciler:
             if not woken and time.monotonic() < self._due_seconds and not await self._observer.store.has_news():
                 return self._seconds_until_due()
             self._due_seconds = 0.0  # at once, if this reconcile fails
-            self._due_seconds = time.monotonic() + await self._reconcile()
+            delay_seconds = await self._reconcile()
+            self._due_seconds = time.monotonic() + delay_seconds
             return self._seconds_until_due()
         except Gone:
             self._fleet.forget(self._key)
