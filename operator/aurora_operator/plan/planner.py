@@ -1,4 +1,7 @@
-"""Combines the parts of a plan: children, the channel's next record, validation, rollout, lending and status.
+"""Combines the parts of a plan.
+
+In this order: what may be used of the store, the candidate, the rollout, the measurement, the channel's next record,
+the status, the order of an upgrade of the operator, and the children.
 
 Invariant: while the store cannot be read, nothing is decided about versions, and pods keep the version they serve.
 """
@@ -6,7 +9,7 @@ Invariant: while the store cannot be read, nothing is decided about versions, an
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.status import MAX_REJECTED, AttemptReason, CandidatePhase, CandidateStatus, RolloutPhase
@@ -19,8 +22,8 @@ from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import SIGNING_KEYS_MISSING, TAKING_OVER, Observed, StoreView
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import lending
-from aurora_operator.plan.actions import Plan, Swap
-from aurora_operator.plan.candidate import ValidationInputs, decide, seconds_until_attempt, shortage
+from aurora_operator.plan.actions import LeaseRequest, Plan, Swap
+from aurora_operator.plan.candidate import ValidationDecision, ValidationInputs, decide, seconds_until_attempt, shortage
 from aurora_operator.plan.channel_builder import first_channel, next_channel, with_digests
 from aurora_operator.plan.conditions.condition_builder import with_waiting_upgrade
 from aurora_operator.plan.events import history_entries, notes, version_events
@@ -44,13 +47,8 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     Args:
         since_written: age of the stored status. Figures that change all the time are written only after a while.
     """
-    wanted = observed.spec.store.deletion_policy is DeletionPolicy.DELETE
-    finalizer = None if observed.has_finalizer is wanted else wanted
-    must_hold = wanted and observed.status.active is None
-    if finalizer is not None and (must_hold or not observed.finalizer_refused):
-        # Set the finalizer first and alone, because it changes the resourceVersion that a status write needs. If the
-        # API server refuses it, go on, so that a served draft can still be rolled back. Nothing is stored for the first
-        # time before the finalizer is there.
+    finalizer = _finalizer_change(observed)
+    if finalizer is not None and _finalizer_comes_first(observed, wanted=finalizer):
         return Plan(finalizer=finalizer, moving=True)
     stored, usable = observed.store, usable_store(observed, now)
     observed = replace(observed, store=usable.view)
@@ -60,10 +58,7 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     # A spec that cannot be used shapes no children. A version that fails is rolled back all the same.
     upgrade = None if observed.spec_fault else decide_upgrade(replace(observed, status=made.status), config, now)
     status = with_waiting_upgrade(made.status, upgrade)
-    # The keys are there with the next reconcile, unless the last one could not make them. Nobody needs to know.
-    makes_keys = stored.reason == SIGNING_KEYS_MISSING and not (
-        observed.keys_exist or observed.name_taken or observed.apply_errors
-    )
+    makes_keys = _makes_keys(observed, stored)
     writes_status = not makes_keys and worth_writing(observed.status, status, since_written)
     advance = usable.takeover or made.advance
     return replace(
@@ -78,6 +73,31 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         moving=made.moving or advance is not None,
         upgrade=upgrade,
     )
+
+
+def _finalizer_change(observed: Observed) -> bool | None:
+    """Whether to add or remove our finalizer; None when it is as it should be."""
+    wanted = observed.spec.store.deletion_policy is DeletionPolicy.DELETE
+    return None if observed.has_finalizer is wanted else wanted
+
+
+def _finalizer_comes_first(observed: Observed, *, wanted: bool) -> bool:
+    """Whether this plan sets the finalizer and nothing else, because that changes the version of the resource.
+
+    If the API server refuses the finalizer, the rest goes on, so that a served draft can still be rolled back. But
+    nothing is stored for the first time before the finalizer is there.
+    """
+    must_hold = wanted and observed.status.active is None
+    return must_hold or not observed.finalizer_refused
+
+
+def _makes_keys(observed: Observed, stored: StoreView) -> bool:
+    """Whether only the keys are missing, which are there with the next reconcile. Nobody needs to know.
+
+    False when the last reconcile could not make them.
+    """
+    refused = observed.name_taken or observed.apply_errors
+    return stored.reason == SIGNING_KEYS_MISSING and not (observed.keys_exist or refused)
 
 
 def _plan_without_channel(observed: Observed, now: datetime) -> Plan:
@@ -98,44 +118,75 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
     The candidate comes first, because the rollout may start with a version that passes now.
     """
     old, pods = observed.status, rollout_pods(observed)
-    known_rejected = _known_rejected(observed)
-    validated = decide(_validation_inputs(observed, pods, known_rejected, now))
-    rejected = _with(known_rejected, validated.reject)
+    rejected = _known_rejected(observed)
+    validated = decide(_validation_inputs(observed, pods, rejected, now))
+    rejected = _with(rejected, validated.reject)
     step = machine.step(world_of(observed, pods, validated, rejected, now), read_roll(old))
-    # Roll out a validated candidate before measuring the next one. Measuring now would take a replica away from the
-    # roll, and would compare against a version that is about to be replaced.
-    rollout_rests = RolloutPhase.IDLE is old.rollout.phase is step.rollout.phase
-    may_lend = rollout_rests and not validated.waits and not seconds_until_attempt(validated.candidate, now)
-    lent = lending.lend_replica(observed, validated.candidate, _fencing_epoch(observed), may_lend=may_lend)
-    candidate = _candidate_after(lent.candidate, step)
-    wanted_job = None if is_at_rest(observed.spec) else validated.job
     rejected = _with(rejected, step.advance.reject if step.advance else None)
-    events = version_events(validated, step)
+    measurement = _measurement(observed, config, validated, step, now)
     advance = next_channel(observed, step, validated, now)
     # The channel is written before the status, so the status already speaks of the new record.
     after = observed if advance is None else replace(observed, store=replace(observed.store, channel=advance))
-    rollout, rolled = step.rollout.status_parts()
     assert after.store.channel is not None, "called only while there is a channel"
-    operator_state = with_followed_epoch(rolled, after.store.channel)
-    changes = StatusChanges(rollout, operator_state, candidate, rejected, history_entries(old, events, now))
+    events = version_events(validated, step)
+    rollout, operator_state = step.rollout.status_parts()
+    changes = StatusChanges(
+        rollout=rollout,
+        operator_state=with_followed_epoch(operator_state, after.store.channel),
+        candidate=measurement.candidate,
+        rejected=rejected,
+        history=history_entries(old, events, now),
+    )
     status = status_of(after, pods, changes, now)
     swaps = tuple(_swap_requests(observed, step))
-    # Kubernetes reports as an event that a suspended Job was resumed.
-    job_runs = any((view.version, view.attempt) == wanted_job and not view.suspended for view in observed.jobs)
-    new_job = _job_to_create(observed, config, wanted_job, lent) if rollout_rests and not observed.spec_fault else None
-    # A candidate that waits for a replica waits for pods and the disruption budget, whose changes are events.
-    measuring = job_runs or new_job is not None or bool(lent.leases)
     return Plan(
         advance=advance,
         status=status,
-        job=new_job,
-        delete_jobs=obsolete_jobs(observed.jobs, wanted_job, candidate.job if candidate else None),
+        job=measurement.job,
+        delete_jobs=measurement.obsolete_jobs,
         swaps=swaps,
-        leases=lent.leases,
+        leases=measurement.leases,
         notes=tuple(notes(old, status, events)),
         decisions=tuple(event.reason for event in events),
         decides_versions=True,
-        moving=_is_moving(observed, pods, step) or bool(swaps) or measuring or advance is not None,
+        moving=_is_moving(observed, pods, step) or bool(swaps) or measurement.moving or advance is not None,
+    )
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """What happens to the candidate's measurement."""
+
+    candidate: CandidateStatus | None
+    job: Object | None
+    obsolete_jobs: tuple[str, ...]
+    leases: tuple[LeaseRequest, ...]
+    moving: bool
+    """A Job runs, or something is asked for now. A candidate that waits for a replica waits for pods and the disruption
+    budget, whose changes are events. So is the resumption of a suspended Job."""
+
+
+def _measurement(
+    observed: Observed, config: OperatorConfig, validated: ValidationDecision, step: Step, now: datetime
+) -> _Measurement:
+    """The candidate's Job and its replica.
+
+    A validated candidate is rolled out before the next one is measured. Measuring during a roll would take a replica
+    away from it, and would compare against a version that is about to be replaced.
+    """
+    rollout_rests = RolloutPhase.IDLE is observed.status.rollout.phase is step.rollout.phase
+    may_lend = rollout_rests and not validated.waits and not seconds_until_attempt(validated.candidate, now)
+    lent = lending.lend_replica(observed, validated.candidate, _fencing_epoch(observed), may_lend=may_lend)
+    candidate = _candidate_after(lent.candidate, step)
+    wanted = None if is_at_rest(observed.spec) else validated.job
+    runs = any((view.version, view.attempt) == wanted and not view.suspended for view in observed.jobs)
+    new_job = _job_to_create(observed, config, wanted, lent) if rollout_rests and not observed.spec_fault else None
+    return _Measurement(
+        candidate=candidate,
+        job=new_job,
+        obsolete_jobs=obsolete_jobs(observed.jobs, wanted, candidate.job if candidate else None),
+        leases=lent.leases,
+        moving=runs or new_job is not None or bool(lent.leases),
     )
 
 
