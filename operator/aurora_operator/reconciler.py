@@ -85,6 +85,8 @@ class Reconciler:
         """When the decided status last changed in more than figures."""
         self._due_seconds = 0.0
         """When to reconcile again although nothing changed."""
+        self._decides = False
+        """Whether the last reconcile decided about versions, so that news in the store begin the next one."""
         fleet.expect(self._key)
 
     async def reconcile(self, *, woken: bool) -> float:
@@ -110,11 +112,11 @@ class Reconciler:
 
     def _seconds_until_due(self) -> float:
         """Seconds until the next reconcile, or until the store is looked at alone."""
-        due_seconds = self._due_seconds - time.monotonic()
-        return max(BUSY_POLL_SECONDS, min(due_seconds, self._observer.store.seconds_until_due()))
+        store_seconds = self._observer.store.seconds_until_due() if self._decides else inf
+        return max(BUSY_POLL_SECONDS, min(self._due_seconds - time.monotonic(), store_seconds))
 
     async def _reconcile(self) -> float:
-        started_seconds = time.monotonic()
+        started_seconds, self._decides = time.monotonic(), False
         stored = await self._speculator()
         # Before the observation, which asks agents and writes to the store.
         claimed = await self._claimed(stored)
@@ -139,6 +141,7 @@ class Reconciler:
         decided, observed = await self._decide_and_act(snapshot)
         metrics.record_observation(observed, time.monotonic() - started_seconds)
         FIGURES.record_observation(observed, datetime.now(UTC))
+        self._decides = True
         return self._delay_seconds(decided, observed)
 
     async def _speculator(self) -> Object:
