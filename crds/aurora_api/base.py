@@ -37,15 +37,6 @@ _UNIT_BYTES: Final = {
 }
 
 
-def capped(limit: int) -> BeforeValidator:
-    """Reads a higher number as ``limit``, for a field whose maximum came later than the field itself.
-
-    The API server refuses a new value above the maximum. A resource that was stored before keeps its value, and must
-    keep working.
-    """
-    return BeforeValidator(lambda value: min(value, limit) if isinstance(value, int) else value)
-
-
 def _decimal(text: str) -> str:
     Decimal(text)
     return text

@@ -36,7 +36,7 @@ from tests.traffic.driver import Load, RequestOptions, TrafficDriver
 from tests.traffic.report import Summary
 
 NAME = "chat"
-SPEC = {**ON_CPU, "rollout": {"analysis": {"settleSeconds": 5, "watchSeconds": 15}}}
+SPEC = {**ON_CPU, "rollout": {"analysis": {"watchSeconds": 15}}}
 """The demo's own settings of the small speculator. The waits are short, so that somebody can watch all of the demo."""
 LOGS = ROOT / "build/demo"
 BUDGET_SECONDS = float(os.environ.get("BUDGET_SECONDS", "2400"))

@@ -81,12 +81,7 @@ def small_speculator(
         },
         "rollout": {
             "analysis": {
-                "settleSeconds": 10,
-                "intervalSeconds": 5,
-                "minRequests": 10,
-                # A judgement takes 10 requests of each pod, and 30 where the former draft hardly proposes. On a slow
-                # machine four clients send these in a minute and a half.
-                "consecutiveSuccessLimit": 1,
+                "minRequests": 8,
                 "watchSeconds": 30,
             }
         },

@@ -34,6 +34,7 @@ from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import DeployedTemplate, FleetView, Observed
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.rollout.analysis import MAX_JUDGEMENT_DEADLINES
+from aurora_operator.plan.rollout.policy import RolloutPolicy
 
 
 class UpgradeStage(StrEnum):
@@ -139,7 +140,7 @@ def _roll_is_judged(observed: Observed, now: datetime) -> bool:
 
     A canary without traffic, or a pause, may last forever.
     """
-    roll, policy = observed.status.rollout, observed.spec.rollout
+    roll, policy = observed.status.rollout, RolloutPolicy.of(observed.spec.rollout)
     if roll.phase is RolloutPhase.IDLE or roll.started is None:
         return False
     seconds = MAX_JUDGEMENT_DEADLINES * policy.progress_deadline_seconds + policy.analysis.watch_seconds

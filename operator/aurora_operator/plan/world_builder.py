@@ -11,6 +11,7 @@ from aurora_operator.children.pod_timing import start_deadline
 from aurora_operator.observe.observed import CRASH_LOOP, Observed, PodView
 from aurora_operator.plan import lending
 from aurora_operator.plan.candidate import ValidationDecision
+from aurora_operator.plan.rollout.policy import RolloutPolicy
 from aurora_operator.plan.rollout.world import Pod, World
 from aurora_protocol.agent_api import LiveCounters, SwapStatus
 
@@ -75,7 +76,7 @@ def world_of(
         start_limit=start_deadline(observed.deployed.template if observed.deployed else {}),
         serving_digest=serving_digest(observed),
         draft_steps=observed.spec.draft.steps,
-        policy=observed.spec.rollout,
+        policy=RolloutPolicy.of(observed.spec.rollout),
         paused=_pause_reason(observed),
         next_version=next_version if next_version not in rejected and not away and not invalid else None,
         restarting=_is_restarting(observed),

@@ -170,7 +170,7 @@ def spec(s3: S3, replicas: int = 2, *, measure_on: str = "Job") -> dict[str, Any
         },
         "training": {"template": {"spec": {"containers": [_container("trainer", "import time; time.sleep(1e6)")]}}},
         "validation": {"measureOn": measure_on, "template": {"spec": {"containers": [validator]}}},
-        "rollout": {"analysis": {"settleSeconds": 1, "intervalSeconds": 1, "minRequests": 100, "watchSeconds": 3}},
+        "rollout": {"analysis": {"minRequests": 100, "watchSeconds": 3}},
     }
 
 

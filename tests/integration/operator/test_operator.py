@@ -202,7 +202,7 @@ def test_a_user_pins_a_version_and_unpins_it(rig: Rig) -> None:
 def test_a_user_aborts_a_rollout(rig: Rig) -> None:
     promoted(rig)
     version = DEGRADED_VERSION + 1
-    patch_rollout(rig, analysis={"consecutiveSuccessLimit": 50})  # so that the canary outlasts the request
+    patch_rollout(rig, analysis={"minRequests": 1000000})  # so that the canary outlasts the request
     offer(rig, version, VerdictKind.PASS, active=1)
     rig.wait(NAME, "the canary", lambda s: s.rollout.phase is RolloutPhase.JUDGING and s.rollout.version == version)
     annotation = f"aurora.dev/abort={version}"
@@ -210,7 +210,7 @@ def test_a_user_aborts_a_rollout(rig: Rig) -> None:
     status = rig.wait(NAME, "aborted", lambda s: version in s.rejected and s.rollout.phase is RolloutPhase.IDLE)
     assert "aborted by a person" in status.rollout.message
     assert {pod.version for pod in status.pods} == {1}, status.pods
-    patch_rollout(rig, analysis={"consecutiveSuccessLimit": None})
+    patch_rollout(rig, analysis={"minRequests": 100})
 
 
 LENT = "lent"

@@ -135,5 +135,5 @@ def test_no_rule_compares_replicas_with_another_field(schema: dict[str, Any]) ->
     assert comparing == []
     minimal = {"target": {"model": "m"}, "store": {"bucket": "bucket", "credentials": {"secretRef": {"name": "s"}}}}
     for replicas in (0, 1, 1000):
-        given = minimal | {"serving": {"replicas": replicas}, "rollout": {"canary": 100, "maxSwapping": 100}}
+        given = minimal | {"serving": {"replicas": replicas}, "rollout": {"canary": 100}}
         assert SpeculatorSpec.model_validate(given).serving.replicas == replicas

@@ -13,6 +13,7 @@ from aurora_api.v1alpha1.status import MAX_HISTORY, MAX_REJECTED, RolloutPhase, 
 from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.observe.observed import Observed
 from aurora_operator.plan import LeaseRequest, Plan, Swap
+from aurora_operator.plan.rollout.policy import RolloutPolicy
 from aurora_protocol.agent_api import AgentState, SwapPhase
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, ChannelReason
 from aurora_protocol.evidence_records import VerdictKind
@@ -63,7 +64,7 @@ class Promises(RuleBasedStateMachine):
         before, channel = seen.status.rollout, seen.store.channel
         after = before if made.status is None else made.status.rollout
         event(f"{before.phase} -> {after.phase}")
-        judged = bool(seen.spec.rollout.analysis.consecutive_success_limit)
+        judged = bool(seen.spec.rollout.analysis.min_requests)
         faulty, lied = (any(getattr(pod, fault) for pod in self.cluster.pods) for fault in ("faulty", "lie"))
         for version in {before.version, after.version} - {None}:
             assert version is not None
@@ -94,7 +95,7 @@ class Promises(RuleBasedStateMachine):
         assert version in self.blamed | wrong | known, f"version {version}: nothing but time passed: {message}"
 
     def check_swaps(self, seen: Observed, made: Plan, phase: RolloutPhase) -> None:
-        channel, rules = seen.store.channel, seen.spec.rollout
+        channel, rules = seen.store.channel, RolloutPolicy.of(seen.spec.rollout)
         assert channel is not None, "the caller has seen it"
         asked = {swap.request.version for swap in made.swaps}
         rejected = {*channel.rejected, *seen.status.rejected}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from aurora_api.v1alpha1.rollout import RolloutSpec
 from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.rollout.judgement import Judgement
 from aurora_operator.plan.rollout.machine import TRANSITIONS, judged_step
+from aurora_operator.plan.rollout.policy import RolloutPolicy
 from aurora_operator.plan.rollout.roll import AnalysisState, Roll
 from aurora_operator.plan.rollout.transition import Step
 from aurora_operator.plan.rollout.world import Pod, World
@@ -32,7 +32,7 @@ def pod(name: str, version: int | None = 0, **more: Any) -> Pod:
 
 
 def world(*pods: Pod, now: datetime = NOW, policy: dict[str, Any] | None = None, **more: Any) -> World:
-    rules = RolloutSpec.model_validate({"analysis": UNJUDGED, **(policy or {})})
+    rules = RolloutPolicy.model_validate({"analysis": UNJUDGED, **(policy or {})})
     paused = PAUSED if rules.paused else ""
     known = {"now": now, "active": 0, "epoch": 3, "pods": pods, "policy": rules, "promotable": {1}, "paused": paused}
     return World(**{**known, **more})

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
-from aurora_api.v1alpha1.rollout import RolloutSpec
 from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.rollout.judgement import Judgement
 from aurora_operator.plan.rollout.machine import judged_step
+from aurora_operator.plan.rollout.policy import RolloutPolicy
 from aurora_operator.plan.rollout.roll import Roll
 from aurora_operator.plan.rollout.transition import Step
 from aurora_operator.plan.rollout.world import Pod, World
@@ -95,7 +95,7 @@ class Service:
 
     def __init__(self, pods: int, **policy: Any) -> None:
         self.pods = [ServicePod(name) for name in "abcdefgh"[:pods]]
-        self.policy = RolloutSpec.model_validate({"analysis": JUDGED, "progress_deadline_seconds": 60, **policy})
+        self.policy = RolloutPolicy.model_validate({"analysis": JUDGED, "progress_deadline_seconds": 60, **policy})
         self.now, self.roll = NOW, Roll()
         self.start_limit = timedelta(0)
         """How long an engine may take to load its model."""

@@ -35,8 +35,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
 
-from aurora_api.v1alpha1.rollout import AnalysisSpec
 from aurora_api.v1alpha1.status import MAX_PODS_SHOWN
+from aurora_operator.plan.rollout.policy import AnalysisPolicy
 from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow
 from aurora_protocol.agent_api import DraftCounters, LiveCounters
 
@@ -107,7 +107,7 @@ def _window_traffic(analysis: AnalysisState, pods: CountersByPod) -> LiveCounter
     return functools.reduce(LiveCounters.plus, traffic) if traffic else LiveCounters()
 
 
-def _is_old_enough(analysis: AnalysisState, policy: AnalysisSpec, now: datetime) -> bool:
+def _is_old_enough(analysis: AnalysisState, policy: AnalysisPolicy, now: datetime) -> bool:
     begins = analysis.window_begins
     return begins is not None and now - begins >= timedelta(seconds=policy.interval_seconds)
 
@@ -116,7 +116,7 @@ def measure_baseline(
     analysis: AnalysisState,
     pods: CountersByPod,
     version: int,
-    policy: AnalysisSpec,
+    policy: AnalysisPolicy,
     *,
     steps: int,
     max_duration: timedelta | None,
@@ -145,7 +145,7 @@ def judge(
     judged: CountersByPod,
     peers: CountersByPod,
     version: int,
-    policy: AnalysisSpec,
+    policy: AnalysisPolicy,
     *,
     steps: int,
     now: datetime,
@@ -195,13 +195,13 @@ class Outcome(Enum):
     BAD = auto()
 
 
-def has_enough_requests(counters: LiveCounters, policy: AnalysisSpec) -> bool:
+def has_enough_requests(counters: LiveCounters, policy: AnalysisPolicy) -> bool:
     """Whether a side has answered enough requests to be compared at all."""
     return counters.requests >= policy.min_requests and counters.verify_rounds > 0
 
 
 def compare(
-    new: LiveCounters, old: LiveCounters, policy: AnalysisSpec, steps: int, *, same_load: bool
+    new: LiveCounters, old: LiveCounters, policy: AnalysisPolicy, steps: int, *, same_load: bool
 ) -> tuple[Outcome, str]:
     """Whether ``new`` is as good as ``old`` within the policy, and a message with the numbers.
 
@@ -230,7 +230,7 @@ def compare(
     return outcome, ", ".join(parts)
 
 
-def _gap(counters: LiveCounters, policy: AnalysisSpec) -> Mean | None:
+def _gap(counters: LiveCounters, policy: AnalysisPolicy) -> Mean | None:
     """Mean milliseconds between tokens, over requests.
 
     None when the sum of squares is unknown, or when too few requests have a time between tokens: the spread of a few
@@ -282,7 +282,7 @@ class Acceptance:
     undecided: bool = False
 
 
-def is_precise(counters: LiveCounters, policy: AnalysisSpec, steps: int) -> bool:
+def is_precise(counters: LiveCounters, policy: AnalysisPolicy, steps: int) -> bool:
     """Whether chance moves the acceptance length by less than the loss that the policy tolerates.
 
     ``counters`` must hold verify rounds.
@@ -296,7 +296,7 @@ def is_precise(counters: LiveCounters, policy: AnalysisSpec, steps: int) -> bool
     return MIN_Z_SCORE * length.error <= float(policy.max_accept_loss) * length.value
 
 
-def compare_acceptance(new: LiveCounters, old: LiveCounters, policy: AnalysisSpec, steps: int) -> Acceptance:
+def compare_acceptance(new: LiveCounters, old: LiveCounters, policy: AnalysisPolicy, steps: int) -> Acceptance:
     """Whether ``new`` had as much accepted as ``old`` within the policy. Both must hold requests and verify rounds.
 
     Args:
@@ -323,7 +323,7 @@ def compare_acceptance(new: LiveCounters, old: LiveCounters, policy: AnalysisSpe
     )
 
 
-def _compare(new: Mean, old: Mean, policy: AnalysisSpec) -> Acceptance:
+def _compare(new: Mean, old: Mean, policy: AnalysisPolicy) -> Acceptance:
     kept_share = 1 - float(policy.max_accept_loss)
     shortfall = kept_share * old.value - new.value
     return Acceptance(

@@ -251,7 +251,7 @@ def return_limit(world: World, name: str) -> timedelta:
 
 
 def deadline_text(deadline: timedelta) -> str:
-    return f"{deadline.total_seconds():.0f} s (rollout.progressDeadlineSeconds)"
+    return f"{deadline.total_seconds():.0f} s"
 
 
 def _late(world: World, roll: Roll) -> str:

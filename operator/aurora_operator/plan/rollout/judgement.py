@@ -56,7 +56,7 @@ class Resume(Judgement):
 
 
 class Hold(Judgement):
-    """More pods than rollout.maxNotReady are not ready: ask no pod. The progress deadline starts again afterwards if
+    """More pods than `max_not_ready` are not ready: ask no pod. The progress deadline starts again afterwards if
     that many pods without the version are not ready."""
 
 
@@ -140,7 +140,7 @@ def _under_way(facts: RolloutFacts) -> Judgement:
         return Resume()
     if facts.too_many_not_ready:
         down, allowed = len(world.pods) - len(facts.ready), world.policy.max_not_ready
-        return Hold(f"waiting for pods: {down} of {len(world.pods)} are not ready; rollout.maxNotReady is {allowed}")
+        return Hold(f"waiting for pods: {down} of {len(world.pods)} are not ready; the limit is {allowed}")
     if roll.phase is RolloutPhase.JUDGING:
         return _canary(facts)
     return Pass() if facts.all_updated else Proceed()
@@ -252,7 +252,7 @@ def _stop_reason(facts: RolloutFacts, world: World) -> str:
     if not world.pods:
         return "no pod serves or starts any longer"
     if facts.late:
-        return f"{facts.late}, and more pods without the version than rollout.maxNotReady are not ready either"
+        return f"{facts.late}, and more pods without the version than allowed are not ready either"
     if facts.no_progress:
         return f"the roll made no progress for {deadline_text(facts.deadline)}"
     settings_changed = roll.analysis is not None and roll.analysis.serving_digest != world.serving_digest

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from aurora_api.v1alpha1.rollout import RolloutSpec
+from aurora_operator.plan.rollout.policy import RolloutPolicy
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 from aurora_protocol.draft_records import ChannelReason
 
@@ -58,7 +58,7 @@ class World:
     epoch: int
     """The channel's epoch."""
     pods: tuple[Pod, ...]
-    policy: RolloutSpec
+    policy: RolloutPolicy
     start_limit: timedelta = timedelta(0)
     """How long a pod may take to become ready, by the engine's startup probe."""
     previous: int | None = None

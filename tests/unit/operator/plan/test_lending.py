@@ -149,7 +149,7 @@ def test_a_lent_pod_leaves_ready_true_and_its_state_is_shown() -> None:
 
 def test_a_lent_pod_is_not_asked_to_swap_and_the_others_do_not_wait_for_it() -> None:
     """A pin is set while a pod is lent: the others swap now, and the lent one after its return."""
-    pinned = spec(serving={"replicas": 3}, validation={"measureOn": "Replica"}, rollout={"maxNotReady": 0})
+    pinned = spec(serving={"replicas": 3}, validation={"measureOn": "Replica"})
     stray = replace(
         lent(),
         spec=pinned,

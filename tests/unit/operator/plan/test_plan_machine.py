@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
 from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_operator.plan.rollout.policy import RolloutPolicy
 from aurora_protocol.draft_records import INITIAL_VERSION
 from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
 from tests.example_count import example_count
@@ -30,9 +31,9 @@ from tests.unit.operator.simulated_operator import SimulatedOperator
 MOVING, RESTING = 2.0, 15.0
 """Seconds between reconciles, as in the real loop."""
 RECONCILES_TO_CONVERGE = 600
-DEADLINE = 60
-JUDGED: dict[str, Any] = {"settleSeconds": 2, "intervalSeconds": 4, "failureLimit": 0, "watchSeconds": 20}
-UNJUDGED: dict[str, Any] = {"consecutiveSuccessLimit": 0, "watchSeconds": 0}
+DEADLINE = RolloutPolicy().progress_deadline_seconds
+JUDGED: dict[str, Any] = {"failureLimit": 0, "watchSeconds": 20}
+UNJUDGED: dict[str, Any] = {"minRequests": 0}
 KINDS = ("good", "good", "bad", "deadly", "fading")
 
 
@@ -61,7 +62,7 @@ class PlanMachine(PodRules):
         """Pods serve the initial draft, and the first candidate is somewhere in its life."""
         self.end = end
         self.edit(validation={"measureOn": where})
-        self.edit(rollout={"analysis": JUDGED, "progressDeadlineSeconds": DEADLINE})
+        self.edit(rollout={"analysis": JUDGED})
         self.store.register(INITIAL_VERSION)
         self.reconcile(0)
         for _ in range(count):
@@ -159,16 +160,10 @@ class PlanMachine(PodRules):
         paused=st.booleans(),
         canary=st.integers(1, 3),
         judged=st.booleans(),
-        swapping=st.integers(1, 3),
-        unavailable=st.integers(0, 2),
     )
-    def person_edits_the_rollout(
-        self, *, paused: bool, canary: int, judged: bool, swapping: int, unavailable: int
-    ) -> None:
-        rules = {"analysis": JUDGED if judged else UNJUDGED, "progressDeadlineSeconds": DEADLINE, "paused": paused}
-        self.edit(
-            rollout=self.pinned() | rules | {"canary": canary, "maxSwapping": swapping, "maxNotReady": unavailable}
-        )
+    def person_edits_the_rollout(self, *, paused: bool, canary: int, judged: bool) -> None:
+        rules = {"analysis": JUDGED if judged else UNJUDGED, "paused": paused}
+        self.edit(rollout=self.pinned() | rules | {"canary": canary})
 
     @rule(arguments=st.sampled_from([[], ["--one"], ["--other"]]), where=st.sampled_from(["Job", "Replica"]))
     def person_edits_how_pods_serve(self, *, arguments: list[str], where: str) -> None:
@@ -320,7 +315,7 @@ class PlanMachine(PodRules):
         if not self.store.channels:
             return
         rules = UNJUDGED if self.end == "unjudged" else JUDGED
-        self.edit(rollout=self.pinned() | {"analysis": rules, "progressDeadlineSeconds": DEADLINE})
+        self.edit(rollout=self.pinned() | {"analysis": rules})
         self.cluster.annotations, self.store.down, self.traffic, self.gate = {}, False, self.end != "quiet", "passes"
         self.store.held_out = 16
         if not self.store.passed(self.pinned().get("pin", INITIAL_VERSION)):

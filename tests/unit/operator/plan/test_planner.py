@@ -56,7 +56,7 @@ def test_the_initial_draft_becomes_active_without_evidence_once_it_is_registered
 
 def test_a_version_goes_from_registration_to_promotion() -> None:
     """Each step is planned from the status of the former one, as after a restart of the operator."""
-    unjudged = {"analysis": {"consecutiveSuccessLimit": 0, "watchSeconds": 0}}
+    unjudged = {"analysis": {"minRequests": 0}}
     world = observed(store=store(0, 1), spec=spec(serving={"replicas": 2}, rollout=unjudged))
     first = made(world)
     assert first.job is not None

@@ -31,7 +31,7 @@ from tests.unit.operator.worlds import (
     waiting_pod,
 )
 
-UNJUDGED: dict[str, Any] = {"analysis": {"consecutiveSuccessLimit": 0, "watchSeconds": 0}, "maxNotReady": 0}
+UNJUDGED: dict[str, Any] = {"analysis": {"minRequests": 0}}
 
 
 def scaled_up(replicas: int = 4, **more: Any) -> Observed:
@@ -108,7 +108,7 @@ def test_the_operator_looks_rarely_while_pods_wait_for_a_node_or_cannot_start() 
 
 
 def test_a_roll_goes_on_and_is_promoted_although_pods_wait_for_a_node() -> None:
-    """Even with maxNotReady 0: a pod without a node serves nobody, so a swap of the others takes nothing away."""
+    """A pod without a node serves nobody, so a swap of the others takes nothing away."""
     world = scaled_up(parts={"rollout": UNJUDGED}, store=store(0, 1, evidence=(evidence(1),)))
     begun = status(world)
     assert (begun.rollout.phase, begun.rollout.total) == (RolloutPhase.JUDGING, 2)

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_api.v1alpha1.rollout import AnalysisSpec
 from aurora_operator.plan.rollout.analysis import PATIENCE, Outcome, compare, compare_acceptance, is_precise
+from aurora_operator.plan.rollout.policy import AnalysisPolicy
 from aurora_protocol.agent_api import DraftCounters, LiveCounters
 from tests.unit.operator.counters import STEPS, chains, counters, drafting, paced, steady
 
-POLICY = AnalysisSpec(min_requests=50)
+POLICY = AnalysisPolicy(min_requests=50)
 NOTHING = DraftCounters()
 
 

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_api.v1alpha1.rollout import AnalysisSpec
 from aurora_operator.plan.rollout.analysis import Outcome, compare
+from aurora_operator.plan.rollout.policy import AnalysisPolicy
 from aurora_protocol.agent_api import LiveCounters
 from tests.unit.operator.counters import STEPS, counters, paced
 
 
 def outcome(new: LiveCounters, old: LiveCounters, *, same_load: bool = True) -> Outcome:
-    return compare(new, old, AnalysisSpec(), STEPS, same_load=same_load)[0]
+    return compare(new, old, AnalysisPolicy(), STEPS, same_load=same_load)[0]
 
 
 def test_a_loss_within_chance_is_undecided_and_more_traffic_decides() -> None:
@@ -47,7 +47,7 @@ def test_chance_alone_rejects_no_draft(spread: float) -> None:
     bad = 0
     for _ in range(400):
         baseline = side(50)
-        bad += sum(outcome(side(50), baseline) is Outcome.BAD for _ in range(20)) > AnalysisSpec().failure_limit
+        bad += sum(outcome(side(50), baseline) is Outcome.BAD for _ in range(20)) > AnalysisPolicy().failure_limit
     assert bad <= 1
 
 

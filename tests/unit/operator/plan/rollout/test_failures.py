@@ -80,7 +80,7 @@ def test_a_version_whose_pod_never_comes_back_is_rejected_even_without_live_anal
         away = step(world(*down), asked).rollout
         made = step(world(*down, now=NOW + timedelta(seconds=601)), away)
         assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
-        reason = f"pod {A} did not come back with version 1 for 600 s (rollout.progressDeadlineSeconds)"
+        reason = f"pod {A} did not come back with version 1 for 600 s"
         assert made.rollout.message == reason
 
 

@@ -7,15 +7,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from aurora_api.v1alpha1.rollout import AnalysisSpec
 from aurora_api.v1alpha1.status import MAX_PODS_SHOWN
 from aurora_operator.plan.rollout.analysis import PodCounters, judge, measure_baseline
+from aurora_operator.plan.rollout.policy import AnalysisPolicy
 from aurora_operator.plan.rollout.roll import AnalysisState
 from aurora_protocol.agent_api import LiveCounters
 from tests.unit.operator.counters import STEPS, counters, paced
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-POLICY = AnalysisSpec(settle_seconds=20, interval_seconds=10, min_requests=50)
+POLICY = AnalysisPolicy(settle_seconds=20, interval_seconds=10, min_requests=50)
 
 
 def at(seconds: float) -> datetime:
@@ -46,7 +46,7 @@ def is_rejected(rng: random.Random, *, slower: float = 1.0, busy: bool = True, w
         canary, peers = {"c": pods["c"]}, {"p": pods["p"]}
         state = judge(state, canary, peers, 1, POLICY, steps=STEPS, now=at(15 * window))
         total = [old.plus(more) for old, more in zip(total, (side(1, slower), side(3, 1.0)), strict=True)]
-    return state.bad_windows > AnalysisSpec().failure_limit
+    return state.bad_windows > AnalysisPolicy().failure_limit
 
 
 def test_busy_machines_reject_no_draft_and_a_slow_draft_is_rejected() -> None:

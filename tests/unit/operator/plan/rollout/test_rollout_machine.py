@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aurora_api.v1alpha1.rollout import AnalysisSpec, RolloutSpec
 from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_operator.plan.rollout.policy import AnalysisPolicy, RolloutPolicy
 from aurora_operator.plan.rollout.roll import Roll
 from aurora_operator.plan.rollout.transition import Step
 from aurora_operator.plan.rollout.world import World
@@ -31,8 +31,8 @@ from tests.unit.operator.rolls import PAUSED, step
 TICK = timedelta(seconds=2)
 STEPS_TO_CONVERGE = 400
 START_LIMIT = timedelta(seconds=90)
-JUDGED = AnalysisSpec(settle_seconds=2, interval_seconds=4, min_requests=50, failure_limit=0, watch_seconds=20)
-UNJUDGED = AnalysisSpec(consecutive_success_limit=0, watch_seconds=0)
+JUDGED = AnalysisPolicy(settle_seconds=2, interval_seconds=4, min_requests=50, failure_limit=0, watch_seconds=20)
+UNJUDGED = AnalysisPolicy(consecutive_success_limit=0, watch_seconds=0)
 
 
 class RolloutMachine(RuleBasedStateMachine):
@@ -43,7 +43,7 @@ class RolloutMachine(RuleBasedStateMachine):
         self.channel, self.active = 1, 0
         self.channel_reason = ChannelReason.INITIAL
         self.pods: list[SimulatedPod] = []
-        self.policy = RolloutSpec(analysis=JUDGED, progress_deadline_seconds=60)
+        self.policy = RolloutPolicy(analysis=JUDGED, progress_deadline_seconds=60)
         self.rejected: set[int] = set()
         self.bad: set[int] = set()
         """Versions that passed the gate and whose tokens live traffic hardly accepts."""
@@ -67,7 +67,7 @@ class RolloutMachine(RuleBasedStateMachine):
         self.absences = AbsenceCheck()
 
     @initialize(count=st.integers(1, 4), end=st.sampled_from([JUDGED, JUDGED, UNJUDGED]))
-    def pods_start(self, count: int, end: AnalysisSpec) -> None:
+    def pods_start(self, count: int, end: AnalysisPolicy) -> None:
         """``end`` is the policy when faults stop. Even without judgement, a version that crashes engines must go."""
         self.end = end
         for _ in range(count):
@@ -209,9 +209,9 @@ class RolloutMachine(RuleBasedStateMachine):
         unavailable=st.integers(0, 2),
     )
     def spec_changes(
-        self, *, paused: bool, canary: int, analysis: AnalysisSpec, swapping: int, unavailable: int
+        self, *, paused: bool, canary: int, analysis: AnalysisPolicy, swapping: int, unavailable: int
     ) -> None:
-        self.policy = RolloutSpec(
+        self.policy = RolloutPolicy(
             paused=paused,
             canary=canary,
             analysis=analysis,
@@ -373,7 +373,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Once faults stop, all pods serve the right version and the rollout is idle."""
-        self.policy = RolloutSpec(analysis=self.end, progress_deadline_seconds=60)
+        self.policy = RolloutPolicy(analysis=self.end, progress_deadline_seconds=60)
         self.traffic, self.promote, self.abort = True, None, None
         if not self.pods:
             self.join()
