@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, MEASURE_ANNOTATION, PROMOTE_ANNOTATION, pair_text
+from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, MEASURE_ANNOTATION, pair_text
 from aurora_api.v1alpha1.status import CandidatePhase
 from aurora_cli.errors import Refused
 from aurora_cli.speculator import Speculator
@@ -34,8 +34,8 @@ def _rollout(field: str, value: Any) -> dict[str, Any]:
     return {"spec": {"rollout": {field: value}}}
 
 
-def _annotations(**values: str | None) -> dict[str, Any]:
-    return {"metadata": {"annotations": values}}
+def _annotation(name: str, value: str) -> dict[str, Any]:
+    return {"metadata": {"annotations": {name: value}}}
 
 
 def pause(one: Speculator) -> Change:
@@ -97,8 +97,7 @@ def abort(one: Speculator, version: int | None = None) -> Change:
     effect = f"{_abort_effect(one, version)}; version {version} is never offered again"
     waits = one.aborted is not None and one.aborted in known and one.aborted not in one.status.rejected
     notes = (f"this withdraws the abort of version {one.aborted}; repeat it later",) if waits else ()
-    withdrawn = {PROMOTE_ANNOTATION: None} if one.promoted == version else {}
-    return Change(_annotations(**{ABORT_ANNOTATION: str(version)}, **withdrawn), effect, notes)
+    return Change(_annotation(ABORT_ANNOTATION, str(version)), effect, notes)
 
 
 def _abort_effect(one: Speculator, version: int) -> str:
@@ -133,7 +132,7 @@ def measure(one: Speculator) -> Change:
     if one.annotations.get(MEASURE_ANNOTATION) == wanted:
         return Change({}, f"attempt {attempt + 1} at version {version} is asked for already", _hindrances(one))
     effect = f"attempt {attempt + 1} at measuring version {version} begins without the delay after the failed one"
-    return Change(_annotations(**{MEASURE_ANNOTATION: wanted}), effect, _hindrances(one))
+    return Change(_annotation(MEASURE_ANNOTATION, wanted), effect, _hindrances(one))
 
 
 def _hindrances(one: Speculator) -> tuple[str, ...]:

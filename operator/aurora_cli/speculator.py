@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION, annotated_version
+from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, annotated_version
 from aurora_api.v1alpha1.conditions import Condition, ConditionType
 from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
 from aurora_api.v1alpha1.store import StoreSpec
@@ -105,11 +105,6 @@ class Speculator:
     def pin(self) -> int | None:
         pin = self.section("rollout").get("pin")
         return pin if isinstance(pin, int) else None
-
-    @property
-    def promoted(self) -> int | None:
-        """The version that a person vouches for."""
-        return annotated_version(self.annotations.get(PROMOTE_ANNOTATION, ""))
 
     @property
     def aborted(self) -> int | None:

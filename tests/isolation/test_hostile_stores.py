@@ -132,10 +132,10 @@ def test_records_and_settings_that_do_not_parse_never_end_a_loop(speculators: Id
     aurora = speculators.aurora
     speculators.apply("odd-host", endpoint="http://no-such-host.invalid:9000")
     aurora.cluster.kubectl(
-        *("annotate", RESOURCE, healthy, "-n", aurora.namespace, f"aurora.dev/promote={'9' * 5000}", "--overwrite")
+        *("annotate", RESOURCE, healthy, "-n", aurora.namespace, f"aurora.dev/abort={'9' * 5000}", "--overwrite")
     )
     speculators.seconds_until_applied(healthy, APPLY_SECONDS)
-    aurora.cluster.kubectl("annotate", RESOURCE, healthy, "-n", aurora.namespace, "aurora.dev/promote-")
+    aurora.cluster.kubectl("annotate", RESOURCE, healthy, "-n", aurora.namespace, "aurora.dev/abort-")
     wait_until(
         "the unknown host is reported",
         lambda: speculators.condition("odd-host", "StorageReady").get("status") == "False",

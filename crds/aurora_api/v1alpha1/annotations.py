@@ -11,8 +11,6 @@ from typing import Final
 
 from aurora_api import GROUP
 
-PROMOTE_ANNOTATION: Final = f"{GROUP}/promote"
-"""Live traffic no longer judges a roll of this version."""
 ABORT_ANNOTATION: Final = f"{GROUP}/abort"
 """This version is rejected, and rolled back where it serves."""
 MEASURE_ANNOTATION: Final = f"{GROUP}/measure"

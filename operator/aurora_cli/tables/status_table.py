@@ -9,7 +9,7 @@ from typing import Any, Final
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, PROMOTE_ANNOTATION
+from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, PodStatus, RolloutPhase, VersionStatus
 from aurora_cli.speculator import Speculator
@@ -149,9 +149,8 @@ def _decisions(one: Speculator) -> Iterator[str]:
         yield "rolls are paused"
     if one.pin is not None:
         yield f"version {one.pin} is pinned"
-    for annotation, version in ((PROMOTE_ANNOTATION, one.promoted), (ABORT_ANNOTATION, one.aborted)):
-        if version is not None:
-            yield f"{annotation}={version}"
+    if one.aborted is not None:
+        yield f"{ABORT_ANNOTATION}={one.aborted}"
     if one.status.rejected:
         yield f"rejected: {', '.join(map(str, one.status.rejected))}"
 

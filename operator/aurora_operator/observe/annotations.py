@@ -5,7 +5,6 @@ from __future__ import annotations
 from aurora_api.v1alpha1.annotations import (
     ABORT_ANNOTATION,
     MEASURE_ANNOTATION,
-    PROMOTE_ANNOTATION,
     annotated_pair,
     annotated_version,
 )
@@ -16,12 +15,7 @@ from aurora_operator.observe.observed import UserRequests
 def user_requests(speculator: Object) -> UserRequests:
     """The requests in a speculator's annotations. A value that names no version is ignored."""
     annotations = speculator["metadata"].get("annotations") or {}
-
-    def version(key: str) -> int | None:
-        return annotated_version(annotations.get(key, ""))
-
     return UserRequests(
-        promote=version(PROMOTE_ANNOTATION),
-        abort=version(ABORT_ANNOTATION),
+        abort=annotated_version(annotations.get(ABORT_ANNOTATION, "")),
         measure=annotated_pair(annotations.get(MEASURE_ANNOTATION, "")),
     )

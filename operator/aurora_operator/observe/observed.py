@@ -27,7 +27,6 @@ class UserRequests:
     Each request names one version, so an old annotation has no effect on a newer version.
     """
 
-    promote: int | None = None
     abort: int | None = None
     measure: tuple[int, int] | None = None
     """Version and attempt of a measurement that begins without the delay after a failure."""

@@ -34,7 +34,6 @@ _TEXTS = {
     "Pinned": "Pinned version {version}",
     "Paused": "Paused the roll of version {version}: {message}",
     "Resumed": "Resumed the roll of version {version}",
-    "Vouched": "Stopped judging version {version}: {message}",
 }
 DECISIONS: Final = tuple(sorted(_TEXTS))
 """The reasons of all events that tell a decision about a version."""
@@ -44,7 +43,6 @@ _HISTORY_EVENTS = {
     "RolloutStopped": "RolloutStopped",
     "Paused": "Paused",
     "Resumed": "Resumed",
-    "Vouched": "Vouched",
     "Rejected": "Rejected",
     "Inconclusive": "Inconclusive",
     "Pinned": "Pinned",

@@ -84,7 +84,6 @@ def world_of(
         promotable=frozenset(v for v in store.registrations if v not in rejected and store.promotion_evidence(v)),
         pinned_version=pin if pin is not None and store.may_be_pinned(pin) else None,
         pin_set=pin is not None,
-        promote=observed.user_requests.promote,
         abort=observed.user_requests.abort,
         observation_gap=observed.observation_gap,
         fencing_epoch=observed.fencing_epoch,

@@ -166,7 +166,7 @@ def test_a_resource_from_before_the_policy_is_paused_pinned_and_deleted_but_a_ne
 
     server.kubectl("label", "namespace", PRIVILEGED, f"{label}-")
     try:
-        server.kubectl("annotate", *name, "aurora.dev/promote=1")
+        server.kubectl("annotate", *name, "aurora.dev/abort=99")
         server.kubectl("scale", *name, "--replicas=0")
         for change in OTHER_CHANGES:
             patch(change)

@@ -56,7 +56,7 @@ def test_everybody_reads_speculators_with_status_and_scale(users: ApiServer, use
     [
         ("patch", "auroraspeculator", EXAMPLE, "--type=merge", '--patch={"spec":{"serving":{"replicas":2}}}'),
         ("scale", "auroraspeculator", EXAMPLE, "--replicas=2"),
-        ("annotate", "auroraspeculator", EXAMPLE, "aurora.dev/promote=1"),
+        ("annotate", "auroraspeculator", EXAMPLE, "aurora.dev/abort=99"),
         ("delete", "auroraspeculator", EXAMPLE),
     ],
     ids=lambda command: command[0],
@@ -75,7 +75,7 @@ def test_a_viewer_creates_nothing(users: ApiServer) -> None:
 def test_an_editor_creates_changes_scales_and_deletes(users: ApiServer, user: str) -> None:
     name = f"of-{user}"
     as_user(users, user, "create", "-f", "-", stdin=json.dumps(speculator(name)))
-    as_user(users, user, "annotate", "auroraspeculator", name, "aurora.dev/promote=1")
+    as_user(users, user, "annotate", "auroraspeculator", name, "aurora.dev/abort=99")
     as_user(users, user, "scale", "auroraspeculator", name, "--replicas=3")
     assert users.get("auroraspeculator", name, "-n", TEAM)["spec"]["serving"]["replicas"] == 3
     as_user(users, user, "delete", "auroraspeculator", name)

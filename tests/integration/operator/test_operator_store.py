@@ -126,7 +126,7 @@ async def test_a_foreign_record_is_named_and_its_removal_is_enough(
 
 async def test_a_version_of_5000_digits_is_just_not_there(speculator: Speculator) -> None:
     speculator.status = SpeculatorStatus(rejected=[])
-    speculator.requests = UserRequests(promote=10**4200)
+    speculator.requests = UserRequests(abort=10**4200)
     view = await speculator.look()
     assert view.ok
     assert set(view.registrations) == {0}

@@ -168,7 +168,7 @@ def test_a_restored_speculator_goes_on_and_the_former_one_says_why_it_stops(rig:
     rig.wait("the active version", lambda: (rig.resource("new") or {})["status"].get("active", {}).get("version") == 1)
     rig.wait("its workloads", lambda: {"new", "new-trainer"} <= names(rig, "deployments"))
     # At rest a takeover is noticed within minutes, and at once when a person asks for something.
-    rig.api.kubectl("annotate", RESOURCE, "old", "-n", NAMESPACE, "aurora.dev/promote=1")
+    rig.api.kubectl("annotate", RESOURCE, "old", "-n", NAMESPACE, "aurora.dev/abort=99")
     rig.wait("the former one's refusal", lambda: rig.storage("old")[0] == "TakenOver")
     rig.wait("the end of its trainer", lambda: rig.replicas("old-trainer") == 0)
     assert rig.replicas("old") == 1, "its pods serve on"

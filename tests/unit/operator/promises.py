@@ -43,7 +43,7 @@ class Promises(RuleBasedStateMachine):
         """
         self.blamed: set[int] = set()
         """Versions that may be rejected: a fault was observed, or a user aborted them."""
-        self.vouched: set[int] = set()
+        self.unjudged: set[int] = set()
         """Versions that were admitted without judgement: by pin, by promotion, or by a policy without analysis."""
         self.stale = False
         """Whether a pod accepted a request of an operator that did not know the newest decision yet."""
@@ -68,7 +68,7 @@ class Promises(RuleBasedStateMachine):
         faulty, lied = (any(getattr(pod, fault) for pod in self.cluster.pods) for fault in ("faulty", "lie"))
         for version in {before.version, after.version} - {None}:
             assert version is not None
-            self.vouched |= set() if judged and not lied else {version}
+            self.unjudged |= set() if judged and not lied else {version}
             self.blamed |= {version} if faulty else set()
         assert after.epoch >= before.epoch, "the fencing number went back"
         if made.status is not None:

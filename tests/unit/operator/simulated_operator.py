@@ -54,9 +54,7 @@ class SimulatedOperator:
     def observe(self) -> None:
         """Observe the custom resource, the pods and the Jobs. The store is read last, possibly later."""
         self._actions.clear()
-        user_requests = UserRequests(
-            promote=self._cluster.annotations.get("promote"), abort=self._cluster.annotations.get("abort")
-        )
+        user_requests = UserRequests(abort=self._cluster.annotations.get("abort"))
         self.observed_version = self._cluster.version
         given, pods = spec(**self._cluster.spec), self._cluster.pods
         # Pods appear and disappear by themselves here, so the wanted number is always the existing one.

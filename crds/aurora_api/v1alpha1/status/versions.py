@@ -160,8 +160,8 @@ class HistoryEntry(RewrittenModel):
     event: str = Field(
         description=(
             "Promoted: became active. Rejected, Inconclusive: ended by its measurement. RolledBack: failed in its"
-            " roll. RolloutStopped: its roll ended without blame. Paused, Resumed: by a person. Vouched: a person"
-            " ended its judgement. Pinned: by a person."
+            " roll. RolloutStopped: its roll ended without blame. Paused, Resumed, Pinned: by a"
+            " person."
         )
     )
     version: int = Field(description="The version that the decision is about.")

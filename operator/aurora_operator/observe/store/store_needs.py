@@ -19,7 +19,7 @@ def store_needs(
 
     A Job's end changes the moment: its evidence is there before the Job ends.
     """
-    asked = {version for version in (spec.rollout.pin, requests.promote, requests.abort) if version is not None}
+    asked = {version for version in (spec.rollout.pin, requests.abort) if version is not None}
     candidate, measured = status.candidate, None
     if candidate is not None and candidate.phase is CandidatePhase.VALIDATING:
         attempt = (candidate.version, candidate.attempt)

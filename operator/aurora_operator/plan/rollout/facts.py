@@ -70,8 +70,6 @@ class RolloutFacts:
     """The canary, or the baseline before it, waits for traffic that does not come."""
     watch_over: bool
     """The promoted version was watched for ``watchSeconds``."""
-    vouched: bool
-    """A person vouches for the roll's version."""
     peers: Mapping[str, PodCounters]
     """Counters of the pods that serve the active version, by pod; empty when the roll's version is active."""
     analysis: AnalysisState | None
@@ -98,7 +96,6 @@ def facts_of(world: World, stored: Roll) -> RolloutFacts:
     not_ready = [pod.name for pod in pods if not pod.ready]
     too_many_not_ready = len(not_ready) > world.policy.max_not_ready
     too_many_others = sum(name not in roll.engine_boots for name in not_ready) > world.policy.max_not_ready
-    vouched = version is not None and world.promote == version
     watched = timedelta.max if roll.progressed is None else world.now - roll.progressed
     return RolloutFacts(
         world=world,
@@ -117,11 +114,10 @@ def facts_of(world: World, stored: Roll) -> RolloutFacts:
         weights_differ=len({pod.checksum for pod in updated}) > 1,
         late=_late(world, roll),
         no_progress=not too_many_others and _no_progress(world, roll),
-        starved=not too_many_not_ready and not vouched and _starved(world, roll),
+        starved=not too_many_not_ready and _starved(world, roll),
         watch_over=watched >= timedelta(seconds=world.policy.analysis.watch_seconds),
-        vouched=vouched,
         peers=peers,
-        analysis=_analysis(world, roll, live, peers, vouched=vouched),
+        analysis=_analysis(world, roll, live, peers),
     )
 
 
@@ -319,12 +315,12 @@ def _starved(world: World, roll: Roll) -> bool:
 
 
 def _analysis(
-    world: World, roll: Roll, live: Mapping[str, PodCounters], peers: Mapping[str, PodCounters], *, vouched: bool
+    world: World, roll: Roll, live: Mapping[str, PodCounters], peers: Mapping[str, PodCounters]
 ) -> AnalysisState | None:
     state, version = roll.analysis, roll.version
     if state is None or version is None or state.baseline is None or roll.phase is RolloutPhase.IDLE:
         return state
-    if live and state.serving_digest == world.serving_digest and not vouched:
+    if live and state.serving_digest == world.serving_digest:
         rules, steps = world.policy.analysis, world.draft_steps
         return live_analysis.judge(state, live, peers, version, rules, steps=steps, now=world.now)
     return live_analysis.with_windows_for(state, {**peers, **live}, version)

@@ -89,8 +89,7 @@ class Watch(Judgement):
 
 
 class Keep(Judgement):
-    """The active version is not judged any longer: its watch is over, a person vouches for it, or live traffic can no
-    longer be compared."""
+    """The active version is not judged any longer: its watch is over, or live traffic can no longer be compared."""
 
 
 def judgement_of(facts: RolloutFacts) -> Judgement:
@@ -150,12 +149,10 @@ def _canary(facts: RolloutFacts) -> Judgement:
     world, state, rules = facts.world, facts.analysis, facts.world.policy.analysis
     if facts.third_version_pods:
         return ThirdVersion()
-    if state is not None and state.baseline is None and not facts.vouched:
+    if state is not None and state.baseline is None:
         return NoBaseline()
     if not facts.ready or len(facts.updated) < min(canary_pods(facts), len(facts.ready)):
         return Proceed()
-    if facts.vouched:
-        return Pass("a person vouches for it")
     if state is None or state.good_windows >= rules.consecutive_success_limit:
         return Pass((state.message if state else "") or _NOT_JUDGED)
     versions = f"{rules.min_requests} requests with version {facts.version} and as many with version {world.active}"
@@ -173,7 +170,7 @@ def _watch(facts: RolloutFacts) -> Judgement:
     world, state, version = facts.world, facts.roll.analysis, facts.version
     if world.abort == version and world.previous is not None:
         return Reject(f"version {version} was aborted by a person")
-    if facts.vouched or world.pin_set:
+    if world.pin_set:
         return Keep()
     if world.previous is None or state is None or state.serving_digest != world.serving_digest:
         return Keep()
@@ -229,7 +226,7 @@ def _engine_crashes(facts: RolloutFacts) -> Reject | None:
 def _bad_traffic(facts: RolloutFacts) -> Reject | None:
     """A rejection when live traffic judged the version bad more often than the policy tolerates."""
     state = facts.analysis
-    if state is None or state.baseline is None or facts.vouched:
+    if state is None or state.baseline is None:
         return None
     many = state.bad_windows > facts.world.policy.analysis.failure_limit
     return Reject(f"live traffic disagrees: {state.message}") if many else None

@@ -74,7 +74,7 @@ TRANSITIONS = (
     Transition((ROLLING,), judged.Pass, transition.promote, (JUDGING, IDLE), "version active", "", ("Promoted",)),
     # Judging, once the version is active
     Transition((JUDGING,), judged.Watch, transition.keep_watching, (), "", "strays to the active version"),
-    Transition((JUDGING,), judged.Keep, transition.end_watch, (IDLE,), "", "", ("Vouched",)),
+    Transition((JUDGING,), judged.Keep, transition.end_watch, (IDLE,)),
 )  # fmt: skip
 """The whole machine. Every pair of phase and judgement that can occur has one row."""
 

@@ -262,8 +262,8 @@ def promote(facts: RolloutFacts, judgement: Judgement) -> Step:
 def _promoted(facts: RolloutFacts, roll: Roll) -> Roll:
     """Watch the promoted version if there is a baseline. Bad judgements of the canary still count."""
     world, state = facts.world, roll.analysis
-    message = f"version {facts.version} is active" + ("; a person vouches for it" if facts.vouched else "")
-    if facts.vouched or state is None or state.baseline is None or world.policy.analysis.watch_seconds == 0:
+    message = f"version {facts.version} is active"
+    if state is None or state.baseline is None or world.policy.analysis.watch_seconds == 0:
         return _at_rest(facts, message)
     begun = {"window_begins": None, "settling": False, "good_windows": 0, "message": ""}
     return with_fields(
@@ -283,8 +283,7 @@ def keep_watching(facts: RolloutFacts, judgement: Judgement) -> Step:
 
 def end_watch(facts: RolloutFacts, judgement: Judgement) -> Step:
     """The version stays active and is not judged any longer."""
-    message = f"version {facts.version} is active" + ("; a person vouches for it" if facts.vouched else "")
-    return Step(_at_rest(facts, message), event="Vouched" if facts.vouched else "")
+    return Step(_at_rest(facts, f"version {facts.version} is active"))
 
 
 # the pods to ask -----------------------------------------------------------------------------------------------------

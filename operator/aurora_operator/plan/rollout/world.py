@@ -87,8 +87,6 @@ class World:
     """The pinned version, if it may be served: the initial draft, or a version that passed the gate once."""
     pin_set: bool = False
     """A person pinned a version, perhaps one that may not be served. Either way nothing new is rolled out."""
-    promote: int | None = None
-    """A person vouches for this version, so it is not judged any longer."""
     abort: int | None = None
     """A person rejects this version."""
     observation_gap: bool = False

@@ -9,25 +9,24 @@ from hypothesis import strategies as st
 from aurora_api.v1alpha1.annotations import (
     ABORT_ANNOTATION,
     MEASURE_ANNOTATION,
-    PROMOTE_ANNOTATION,
     pair_text,
 )
 from aurora_operator.observe.annotations import user_requests
 from aurora_operator.observe.observed import UserRequests
 
 
-def requests_of(promote: str, abort: str) -> UserRequests:
-    return user_requests({"metadata": {"annotations": {PROMOTE_ANNOTATION: promote, ABORT_ANNOTATION: abort}}})
+def requests_of(abort: str) -> UserRequests:
+    return user_requests({"metadata": {"annotations": {ABORT_ANNOTATION: abort}}})
 
 
 def test_a_version_is_a_request() -> None:
-    assert requests_of("3", "12345678") == UserRequests(promote=3, abort=12345678)
+    assert requests_of("12345678") == UserRequests(abort=12345678)
     assert user_requests({"metadata": {}}) == UserRequests()
 
 
 @pytest.mark.parametrize("text", ["", "v3", "-1", "3.0", " 3", "123456789", "9" * 5000, "²"])
 def test_anything_else_is_ignored(text: str) -> None:
-    assert requests_of(text, text) == UserRequests()
+    assert requests_of(text) == UserRequests()
 
 
 def measured(text: str) -> tuple[int, int] | None:
@@ -46,5 +45,5 @@ def test_a_value_without_its_second_number_is_ignored(text: str) -> None:
 
 @given(st.text())
 def test_no_text_raises(text: str) -> None:
-    requests_of(text, text)
+    requests_of(text)
     measured(text)

@@ -178,7 +178,7 @@ def worlds(draw: st.DrawFn) -> Observed:
                 validation={"measureOn": draw(st.sampled_from(["Job", "Replica"]))},
             )
         ),
-        user_requests=draw(st.builds(UserRequests, promote=st.none() | VERSIONS, abort=st.none() | VERSIONS)),
+        user_requests=draw(st.builds(UserRequests, abort=st.none() | VERSIONS)),
         pods=tuple(draw(pods(name)) for name in names),
         store=draw(stores()),
         status=draw(statuses()),

@@ -5,7 +5,7 @@ together. Two operators run by mistake, and each may die between any two actions
 simulated. Candidates are measured in Jobs of their own or on a replica, and Jobs may be refused. Evidence comes late,
 twice, about a former active version or never. Agents are silent or lie. The store cannot be reached for a while. The
 clock is set forwards and backwards. An autoscaler scales, also to zero, and new pods wait for a node, some forever.
-People edit, pin, promote and abort.
+People edit, pin and abort.
 
 ``promises`` says what must hold all the while. Not modelled: operators that share one process, and a Kubernetes that
 loses what it acknowledged.
@@ -193,15 +193,15 @@ class PlanMachine(PodRules):
         self.edit(rollout=kept | ({} if pin is None else {"pin": pin}))
         self.forgive_late()
         if pin is not None:
-            self.vouched.add(pin)
+            self.unjudged.add(pin)
 
-    @rule(wish=st.sampled_from(["promote", "abort", "nothing"]), back=st.integers(0, 2))
+    @rule(wish=st.sampled_from(["abort", "nothing"]), back=st.integers(0, 2))
     def person_decides(self, *, wish: str, back: int) -> None:
         version = max(0, self.store.newest - back)
         self.cluster.annotations = {wish: version}
         self.cluster.edited()
         if wish != "nothing":
-            (self.vouched if wish == "promote" else self.blamed).add(version)
+            self.blamed.add(version)
 
     @rule()
     def status_is_lost(self) -> None:
@@ -214,7 +214,7 @@ class PlanMachine(PodRules):
         """The operator cannot read its own state, after an upgrade or an edit: a roll stops, and a watch ends."""
         lost = self.status
         if lost.rollout.phase is not RolloutPhase.IDLE and lost.rollout.version == self.channel.active:
-            self.vouched.add(self.channel.active)
+            self.unjudged.add(self.channel.active)
         self.cluster.status = lost.model_copy(update={"operator_state": {}}).model_dump_json(
             by_alias=True, exclude_none=True
         )
@@ -344,7 +344,7 @@ class PlanMachine(PodRules):
 
     def converged(self) -> bool:
         active, pin, status = self.channel.active, self.pinned().get("pin"), self.status
-        if self.kinds[active] == "deadly" and active in self.vouched:
+        if self.kinds[active] == "deadly" and active in self.unjudged:
             return True  # a person has to remove a version admitted without judgement: no pod stays up to compare with
         if self.end == "quiet" and status.rollout.phase is RolloutPhase.JUDGING:
             refused = {*status.rejected, *self.channel.rejected}
@@ -358,7 +358,7 @@ class PlanMachine(PodRules):
             return False
         wrong = {version for version, kind in self.kinds.items() if kind in ("bad", "deadly")}
         # Once people, or a fading version, let a bad version in, the next version need only be as good.
-        excused = self.end == "quiet" or wrong & self.vouched or "fading" in self.kinds.values()
+        excused = self.end == "quiet" or wrong & self.unjudged or "fading" in self.kinds.values()
         assert active not in wrong or excused, "live traffic did not reject the version"
         return True
 

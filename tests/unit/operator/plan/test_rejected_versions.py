@@ -40,7 +40,7 @@ def test_the_status_lists_the_newest_and_those_that_the_candidate_and_the_roll_a
 @pytest.mark.parametrize("newest", [1, 100, 136, 137, 200])
 def test_no_rejected_version_is_offered_again_although_later_registrations_are_gone(newest: int) -> None:
     world = passed_before(newest, SpeculatorStatus(rejected=REJECTED))
-    world = replace(world, user_requests=UserRequests(promote=newest, measure=(newest, 2)))
+    world = replace(world, user_requests=UserRequests(measure=(newest, 2)))
     for _ in range(4):
         plan = made(world)
         world = replace(world, status=plan.status or world.status)

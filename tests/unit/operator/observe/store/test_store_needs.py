@@ -25,7 +25,7 @@ def needs(
 
 def test_versions_are_those_of_the_status_and_those_that_a_person_asks_for() -> None:
     status = SpeculatorStatus(active=VersionStatus(version=4), previous=VersionStatus(version=2))
-    assert needs(status, requests=UserRequests(promote=7, abort=8), pin=1).versions == {1, 2, 4, 7, 8}
+    assert needs(status, requests=UserRequests(abort=8), pin=1).versions == {1, 2, 4, 8}
 
 
 def test_the_store_is_read_once_the_job_of_the_present_attempt_ended() -> None:

@@ -3,7 +3,7 @@
 The machine drives the pure ``step`` in virtual time against simulated pods and a channel. Actions happen one by one, so
 the operator may die between any two of them. Pods die, join, restart in the middle of a swap, stop answering, fail to
 swap or come up with other weights. An autoscaler scales, also to zero. Traffic comes and goes, and some versions that
-passed the gate are bad for it. The spec changes, people pin, promote and abort, and evidence becomes outdated.
+passed the gate are bad for it. The spec changes, people pin and abort, and evidence becomes outdated.
 """
 
 from __future__ import annotations
@@ -54,10 +54,9 @@ class RolloutMachine(RuleBasedStateMachine):
         self.previous: int | None = None
         self.traffic = True
         self.pin: int | None = None
-        self.promote: int | None = None
         self.abort: int | None = None
-        self.vouched: set[int] = set()
-        """Versions that were admitted without judgement: by pin, by promotion, or by a policy without analysis."""
+        self.unjudged: set[int] = set()
+        """Versions that were admitted without judgement: by pin or by a policy without analysis."""
         self.evidence: dict[int, int] = {}
         self.newest = 0
         self.joined = 0
@@ -94,13 +93,12 @@ class RolloutMachine(RuleBasedStateMachine):
     def traffic_changes(self, *, flows: bool) -> None:
         self.traffic = flows
 
-    @rule(wish=st.sampled_from(["promote", "abort", "nothing"]))
+    @rule(wish=st.sampled_from(["abort", "nothing"]))
     def person_decides(self, wish: str) -> None:
         version = self.status.version
-        self.promote = version if wish == "promote" else None
         self.abort = version if wish == "abort" else None
         if version is not None and wish != "nothing":
-            (self.vouched if wish == "promote" else self.blamed).add(version)
+            self.blamed.add(version)
 
     @rule(pin=st.none() | st.integers(0, 9))
     def person_pins(self, pin: int | None) -> None:
@@ -108,7 +106,7 @@ class RolloutMachine(RuleBasedStateMachine):
         for pod in self.pods:
             pod.late |= not pod.ready
         if self.pin is not None:
-            self.vouched.add(self.pin)
+            self.unjudged.add(self.pin)
 
     @precondition(lambda self: len(self.pods) < 5)
     @rule(slow=st.booleans())
@@ -264,7 +262,6 @@ class RolloutMachine(RuleBasedStateMachine):
             promotable=promotable,
             pinned_version=self.pin,
             pin_set=self.pin is not None,
-            promote=self.promote,
             abort=self.abort,
             observation_gap=self.observation_gap,
             fencing_epoch=self.fencing_epoch,
@@ -295,7 +292,7 @@ class RolloutMachine(RuleBasedStateMachine):
             if version is None:
                 continue
             if self.policy.analysis is UNJUDGED:
-                self.vouched.add(version)
+                self.unjudged.add(version)
             if faulty:
                 self.blamed.add(version)
         self.check_step(world, made)
@@ -374,7 +371,7 @@ class RolloutMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Once faults stop, all pods serve the right version and the rollout is idle."""
         self.policy = RolloutPolicy(analysis=self.end, progress_deadline_seconds=60)
-        self.traffic, self.promote, self.abort = True, None, None
+        self.traffic, self.abort = True, None
         if not self.pods:
             self.join()
         for pod in self.pods:
@@ -383,7 +380,7 @@ class RolloutMachine(RuleBasedStateMachine):
             self.tick()
             self.only_passed_versions_serve()
             world = self.world()
-            if self.active in self.deadly & self.vouched:
+            if self.active in self.deadly & self.unjudged:
                 return  # a person has to remove a version admitted without judgement: no pod stays up to compare with
             at_rest = all(pod.version == self.active and pod.phase is not SwapPhase.SWAPPING for pod in self.pods)
             right = self.pin in (None, self.active)
@@ -391,7 +388,7 @@ class RolloutMachine(RuleBasedStateMachine):
             if self.status.phase is RolloutPhase.IDLE and decided and at_rest and right:
                 wrong = self.bad | self.deadly
                 # Once people admitted a bad version, the next version need only be as good.
-                assert self.active not in wrong or wrong & self.vouched, "live traffic did not reject the version"
+                assert self.active not in wrong or wrong & self.unjudged, "live traffic did not reject the version"
                 return
         raise AssertionError(f"still {self.status} with {self.pods}, active {self.active}")
 

@@ -100,14 +100,14 @@ def test_without_traffic_the_roll_waits_for_its_baseline() -> None:
     """)
 
 
-def test_when_the_traffic_ends_the_canary_waits_until_a_person_promotes() -> None:
+def test_when_the_traffic_ends_the_canary_waits_until_a_person_pins_its_version() -> None:
     service = with_canary()
     service.traffic = False
     assert service.reconcile_times(60) == sequence("60 x Wait -> Judging")
-    service.people = {"promote": 1}
-    assert service.reconcile_until_idle() == sequence("""
-        Pass -> Rolling; b=1; CanaryPassed
-        Pass -> Idle; active 1; Promoted
+    service.people = {"pinned_version": 1, "pin_set": True}
+    assert service.reconcile_times(2) == sequence("""
+        Pin -> Idle; active 1; Pinned
+        Wait -> Idle; b=1
     """)
 
 

@@ -75,9 +75,8 @@ def test_a_canary_without_traffic_holds_until_a_person_decides() -> None:
     late: dict[str, Any] = {"now": NOW + timedelta(hours=5), "policy": policy}
     held = step(world(pod(A, 1), pod(B), **late), state)
     assert (held.rollout.phase, held.swaps) == (RolloutPhase.JUDGING, {}), "waiting for traffic is no lack of progress"
-    vouched = step(world(pod(A, 1), pod(B), promote=1, **late), state)
-    assert (vouched.rollout.phase, vouched.swaps) == (RolloutPhase.ROLLING, {B: 1})
-    assert step(world(pod(A, 1), pod(B), promote=2, **late), state).rollout.phase is RolloutPhase.JUDGING
+    pinned = step(world(pod(A, 1), pod(B), pinned_version=1, pin_set=True, **late), state)
+    assert pinned.advance == Advance(1, ChannelReason.PINNED)
     aborted = step(world(pod(A, 1), pod(B), abort=1, **late), state)
     assert aborted.advance == Advance(0, ChannelReason.REFUSED, reject=1)
 
@@ -131,14 +130,12 @@ def test_a_promoted_version_that_degrades_is_rolled_back_on_all_pods_at_once() -
     assert (died_between.rollout.phase, died_between.rollout.message) == (RolloutPhase.IDLE, "why")
 
 
-def test_a_watch_ends_after_its_time_or_when_a_person_vouches() -> None:
+def test_a_watch_ends_after_its_time() -> None:
     now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
     early = step(world(pod(A, 1), now=NOW + timedelta(seconds=59), **now), watching())
     assert early.rollout.phase is RolloutPhase.JUDGING
     over = step(world(pod(A, 1), now=NOW + timedelta(seconds=60), **now), watching())
     assert (over.rollout.phase, over.advance) == (RolloutPhase.IDLE, None)
-    vouched = step(world(pod(A, 1), promote=1, **now), watching())
-    assert (vouched.rollout.phase, vouched.event) == (RolloutPhase.IDLE, "Vouched")
 
 
 @pytest.mark.parametrize("phase", [RolloutPhase.JUDGING, RolloutPhase.IDLE])
@@ -265,16 +262,6 @@ def test_each_phase_and_judgement_has_one_row_and_every_phase_is_entered_and_lef
 
 def test_a_higher_epoch_of_a_pod_is_passed_at_once_unless_the_status_knows_it_too() -> None:
     assert [step(world(pod(A), fencing_epoch=41), Roll(epoch=e)).rollout.epoch for e in (3, 41)] == [42, 41]
-
-
-def test_a_version_that_a_person_vouches_for_is_not_judged() -> None:
-    first, seen = judged_bad()
-    assert step(seen, first).rollout.phase is RolloutPhase.IDLE
-    vouched = step(replace(seen, promote=1), first)
-    assert (vouched.rollout.phase, vouched.advance, vouched.swaps) == (RolloutPhase.ROLLING, None, {B: 1})
-    assert first.analysis is not None
-    judged = rolling(analysis=first.analysis.model_copy(update={"bad_windows": 2}))
-    assert step(replace(seen, promote=1), judged).advance is None, "nor is an earlier judgement remembered"
 
 
 @pytest.mark.parametrize("rejected", [True, False])
