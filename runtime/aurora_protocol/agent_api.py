@@ -153,7 +153,6 @@ class LiveCounters(Model):
     """Counters of live traffic since the engine started. A reader takes differences of two readings."""
 
     requests: int = Field(default=0, description="Requests that ended.")
-    aborted: int = Field(default=0, description="Requests that their clients cancelled.")
     answer_tokens: int = Field(default=0, description="Answer tokens.")
     verify_rounds: int = Field(default=0, description="Verify rounds.")
     proposed: int = Field(default=0, description="Draft tokens proposed.")

@@ -5,29 +5,25 @@
     registered --> Validating
     Validating --> Validated      passed: may be rolled out and become active
     Validating --> Rejected       failed a bar: never rolled out
-    Validating --> Validating     undecided: measured once more
-    Validating --> Inconclusive   undecided again, or a newer version waits: never rolled out
+    Validating --> Inconclusive   undecided twice, or once while a newer version waits: never rolled out
     Validating --> Failed         could not be measured
     Failed     --> Validating     after a growing delay, or at once if a person asks for the attempt
     Validated  --> Rejected       failed in its roll
 
 There is at most one candidate. The newest version replaces a candidate that is decided, one that waits in Failed or
-Validating, and one in Validated whose roll ended without blame. A candidate that passed otherwise waits for its roll,
-while rolls are paused or pods are missing. Nothing newer is measured meanwhile: it would be compared with a version
-that is about to be replaced.
+Validating, and one in Validated whose roll ended without blame. Otherwise a candidate that passed waits for its roll,
+and nothing newer is measured: it would be compared with a version that is about to be replaced.
 
 A candidate that is being measured is not replaced. Its validator ends an undecided measurement early when a newer
-version waits (``aurora_protocol.gate.budget``). Of two candidates in a row, at most one gives way before its rounds are
-used up, so that a trainer that publishes often cannot keep every candidate from a verdict. Nor is a candidate replaced
-whose Job is suspended by a queue such as Kueue, or by a person: the Job would lose its place in the queue. A suspended
-Job has not failed, however long it waits. The one exception is a Job that measures on a replica, which returns to its
-Service when its lease is over.
+version waits (``aurora_protocol.gate.budget``). Of two candidates in a row, at most one gives way, so that a trainer
+that publishes often cannot keep every candidate from a verdict. Nor is a candidate replaced whose Job is suspended by a
+queue or a person: the Job would lose its place. A suspended Job has not failed, however long it waits, unless it
+measures on a replica, which returns to its Service when its lease is over.
 
-No measurement begins before enough held-out requests have come, nor while a version is pinned or no pod is ready. Until
-then the candidate waits in Validating, without a Job and without ``since``. With ``validation.measureOn: Replica``, the
-Job waits until a replica is lent (``plan/lending.py``). When the number of pods changes or another pod fails, the
-operator needs the replica back. The attempt then ends, which is no failure. If other pods were not ready, the next loan
-waits: the loan itself may have overloaded them.
+A candidate that may not be measured yet waits in Validating, without a Job and without ``since``. With
+``validation.measureOn: Replica``, the Job waits until a replica is lent (``plan/lending.py``). When the operator needs
+the replica back, the attempt ends, which is no failure. If other pods were not ready, the next loan waits: the loan
+itself may have overloaded them.
 
 Invariants: one Job at a time. A candidate is measured against one active version at most :data:`MAX_MEASUREMENTS`
 times. A measurement that could not be made says nothing about the candidate, even when the API server refused the Job.
@@ -61,8 +57,8 @@ MEASURING = "measuring on the real engine"
 AT_REST = "not measured while training is suspended and serving.replicas is 0"
 NOT_NOW = "waiting: nothing is measured while a version is pinned, no pod is ready, or the spec is invalid"
 _REPLICA_IS_BACK: Final = (
-    "its Job was suspended for longer than a replica may be away from the Service. Keep queues and people from"
-    " suspending the Job, or set validation.measureOn to Job"
+    "its Job was suspended for longer than a replica may be lent. Keep queues and people from suspending it, or set"
+    " validation.measureOn to Job"
 )
 _WHY_AGAIN: Final = {
     AttemptReason.UNDECIDED: "the last measurement did not decide",
@@ -191,7 +187,9 @@ def _next_state(inputs: ValidationInputs, candidate: CandidateStatus | None) -> 
         return _validated(inputs, candidate, newer)
     if newer is not None:
         return _begin(inputs, newer, candidate)
-    if candidate.phase is CandidatePhase.FAILED and inputs.may_measure and _retry_is_due(inputs, candidate):
+    asked_for = inputs.measure == (candidate.version, candidate.attempt + 1)
+    is_due = asked_for or not seconds_until_attempt(candidate, inputs.now)
+    if candidate.phase is CandidatePhase.FAILED and inputs.may_measure and is_due:
         return _begin_attempt(inputs, _next_attempt(inputs, candidate, AttemptReason.FAILED))
     return ValidationDecision(candidate)
 
@@ -228,8 +226,7 @@ def _begin(inputs: ValidationInputs, version: int, former: CandidateStatus | Non
 
     After a lost status the store may hold evidence of ``version`` already. Then the evidence decides, without a Job.
     """
-    evidence = inputs.store.evidence_of(version)
-    registration = inputs.store.registrations.get(version)
+    evidence, registration = inputs.store.evidence_of(version), inputs.store.registrations.get(version)
     attempt = evidence[-1].attempt if evidence else 1
     candidate = CandidateStatus(
         version=version,
@@ -244,11 +241,11 @@ def _begin(inputs: ValidationInputs, version: int, former: CandidateStatus | Non
 
 
 def _takes_over(inputs: ValidationInputs, former: CandidateStatus | None) -> bool:
-    """Whether the measurement that was decided last gave way to a newer version."""
+    """Whether the measurement that was decided last ended early because a newer version waited."""
     if former is None or former.phase not in DECIDED:
         return former is not None and former.attempt_reason is AttemptReason.TOOK_OVER
     evidence = inputs.store.evidence_of(former.version)
-    return bool(evidence) and gave_way(evidence[-1])
+    return bool(evidence) and evidence[-1].end is MeasurementEnd.GAVE_WAY
 
 
 def _begin_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
@@ -279,7 +276,8 @@ def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Vali
     if evidence is not None:
         return _by_verdict(inputs, candidate, evidence)
     job = inputs.job_of(candidate)
-    if inputs.recall is not None and _is_under_way(inputs, inputs.recall, job):
+    is_under_way = inputs.recall is not None and (inputs.recall.withdrawn if job is None else not job.finished)
+    if inputs.recall is not None and is_under_way and not inputs.at_rest:
         return _recalled(inputs, candidate, inputs.recall)
     if reason := _failure(inputs, candidate, job):
         return _failed(inputs, candidate, reason)
@@ -289,11 +287,6 @@ def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Vali
     if candidate.since is None or (inputs.shortage and not has_place):
         return _begin_attempt(inputs, candidate)
     return ValidationDecision(candidate)
-
-
-def _is_under_way(inputs: ValidationInputs, recall: Recall, job: JobView | None) -> bool:
-    """Whether the attempt has a Job that runs, or a replica that has left the Service for it."""
-    return not inputs.at_rest and (recall.withdrawn if job is None else not job.finished)
 
 
 def _recalled(inputs: ValidationInputs, candidate: CandidateStatus, recall: Recall) -> ValidationDecision:
@@ -328,11 +321,6 @@ def _failed(inputs: ValidationInputs, candidate: CandidateStatus, reason: str) -
 
 def _delay(candidate: CandidateStatus) -> timedelta:
     return min(MAX_RETRY_DELAY, MIN_RETRY_DELAY * (1 << min(candidate.attempt - 1, 10)))
-
-
-def _retry_is_due(inputs: ValidationInputs, candidate: CandidateStatus) -> bool:
-    asked_for = inputs.measure == (candidate.version, candidate.attempt + 1)
-    return asked_for or not seconds_until_attempt(candidate, inputs.now)
 
 
 def seconds_until_attempt(candidate: CandidateStatus | None, now: datetime) -> float:
@@ -387,11 +375,6 @@ def _reason_to_end(inputs: ValidationInputs, evidence: Evidence, newer: int | No
     return ""
 
 
-def gave_way(evidence: Evidence | None) -> bool:
-    """Whether the measurement ended early because a newer version waited."""
-    return evidence is not None and evidence.end is MeasurementEnd.GAVE_WAY
-
-
 def _end(candidate: CandidateStatus, phase: CandidatePhase, event: str, message: str) -> ValidationDecision:
     ended = candidate.model_copy(update={"phase": phase, "message": message})
     return ValidationDecision(ended, reject=candidate.version, event=event)
@@ -404,13 +387,12 @@ def _with_activity(inputs: ValidationInputs, candidate: CandidateStatus | None) 
     """A candidate in Validating says what it does or waits for, anew in each reconcile. At rest it has no start."""
     if candidate is None or candidate.phase is not CandidatePhase.VALIDATING:
         return candidate
-    at_rest: dict[str, None] = {"since": None, "pod": None} if inputs.at_rest else {}
-    return candidate.model_copy(update={"message": _activity(inputs, candidate), **at_rest})
+    if inputs.at_rest:
+        return candidate.model_copy(update={"message": AT_REST, "since": None, "pod": None})
+    return candidate.model_copy(update={"message": _activity(inputs, candidate)})
 
 
 def _activity(inputs: ValidationInputs, candidate: CandidateStatus) -> str:
-    if inputs.at_rest:
-        return AT_REST
     if candidate.since is None:
         return inputs.obstacle
     again = f", because {why}" if (why := _WHY_AGAIN.get(candidate.attempt_reason)) else ""
@@ -427,19 +409,16 @@ def _activity(inputs: ValidationInputs, candidate: CandidateStatus) -> str:
 def shortage(store: StoreView, spec: ValidationSpec, now: datetime, *, trainer_stopped: bool) -> str:
     """Why no measurement may begin, by the trainer's count of held-out requests; empty when one may.
 
-    A validator that finds too few held-out prompts cannot measure. By then its pod has taken a machine. So a
-    measurement waits while a trainer reports too few, or while the operator has stopped the trainer that last reported
-    so. Where nobody knows, the measurement begins, and its validator says what is missing.
+    A validator that finds too few held-out prompts has taken a machine in vain. Where nobody knows the count, the
+    measurement begins, and its validator says what is missing.
 
     Args:
         trainer_stopped: the operator wants no trainer's pod, so an old record still tells the count.
     """
     record = store.trainer
-    if record is None or record.held_out_requests is None:
+    if record is None or record.held_out_requests is None or record.held_out_requests >= spec.prompts_needed:
         return ""
     if store.trainer_is_silent(now) and not trainer_stopped:
-        return ""
-    if record.held_out_requests >= spec.prompts_needed:
         return ""
     return (
         f"waiting for held-out requests: {record.held_out_requests} of {spec.prompts_needed}. One request per"

@@ -67,7 +67,6 @@ def live_counters(text: str, draft_tokens: int) -> LiveCounters:
     rounds = int(sums.get("sglang:spec_verify_calls_total", 0))
     counted = {
         "requests": requests,
-        "aborted": int(sums.get("sglang:num_aborted_requests_total", 0)),
         "answer_tokens": tokens,
         "verify_rounds": rounds,
         "proposed": rounds * (draft_tokens - 1),

@@ -47,6 +47,8 @@ PATIENCE = 3
 MIN_DRAFTED_REQUESTS = 10
 """Requests with proposals of the draft that suffice for a comparison once the patience is over. Their large error then
 lets only a draft fail that is far worse."""
+ALONE = 4
+"""A baseline that no peers correct later takes this many times ``minRequests``."""
 MIN_SLOW_WINDOWS = 3
 """Slow windows in a row, each beyond chance, that make a bad judgement. Each further slow window is another one."""
 MAX_JUDGEMENT_DEADLINES = 10
@@ -118,24 +120,21 @@ def measure_baseline(
     version: int,
     policy: AnalysisPolicy,
     *,
-    steps: int,
-    max_duration: timedelta | None,
+    alone: bool,
     now: datetime,
 ) -> AnalysisState:
     """Watch ``pods``, which serve ``version``, until their traffic suffices for a baseline, and then set the baseline.
 
     Args:
-        max_duration: set where no peers will be left beside the canary. The canary is then compared with the baseline
-            only, and no later window corrects a baseline that chance moved. So the pods are watched until the baseline
-            is precise, but at most for this long.
+        alone: no peers will be left beside the canary. The canary is then compared with the baseline only, and no later
+            window corrects a baseline that chance moved. So the baseline takes more requests.
     """
     analysis = with_windows_for(analysis, pods, version)
     if analysis.window_begins is None:
         return _next_window(analysis, pods, now)
     done = _window_traffic(analysis, pods)
-    if not _is_old_enough(analysis, policy, now) or not has_enough_requests(done, policy):
-        return analysis
-    if max_duration is not None and not is_precise(done, policy, steps) and now - analysis.window_begins < max_duration:
+    enough = has_enough_requests(done, policy) and (not alone or done.requests >= ALONE * policy.min_requests)
+    if not enough or not _is_old_enough(analysis, policy, now):
         return analysis
     return AnalysisState(serving_digest=analysis.serving_digest, baseline=done)
 
@@ -212,8 +211,7 @@ def compare(
         same_load: both sides answered at the same time, under the same load.
     """
     acceptance = compare_acceptance(new, old, policy, steps)
-    parts, bad, undecided = [acceptance.text], acceptance.bad, acceptance.undecided
-    slow = False
+    parts, undecided, slow = [acceptance.text], acceptance.undecided, False
     new_gap, old_gap = _gap(new, policy), _gap(old, policy)
     if same_load and new_gap and old_gap:
         parts.append(f"{new_gap.value:.1f} ms between tokens against {old_gap.value:.1f}")
@@ -221,13 +219,8 @@ def compare(
         excess = new_gap.value - allowed * old_gap.value
         slow = excess > MIN_Z_SCORE * math.hypot(new_gap.error, allowed * old_gap.error)
         undecided |= excess > 0
-    if new.aborted or old.aborted:
-        parts.append(
-            f"{new.aborted} of {new.requests} requests aborted by clients against {old.aborted} of {old.requests}"
-        )
-        bad |= _rate_increase(new, old) > float(policy.max_abort_increase)
-    outcome = Outcome.BAD if bad else Outcome.SLOW if slow else Outcome.UNDECIDED if undecided else Outcome.GOOD
-    return outcome, ", ".join(parts)
+    kinds = ((acceptance.bad, Outcome.BAD), (slow, Outcome.SLOW), (undecided, Outcome.UNDECIDED), (True, Outcome.GOOD))
+    return next(kind for holds, kind in kinds if holds), ", ".join(parts)
 
 
 def _gap(counters: LiveCounters, policy: AnalysisPolicy) -> Mean | None:
@@ -240,26 +233,6 @@ def _gap(counters: LiveCounters, policy: AnalysisPolicy) -> Mean | None:
         return None
     mean = counters.gap_milliseconds / counters.gaps
     return Mean(mean, math.sqrt(max(counters.gap_squares / counters.gaps - mean * mean, 0.0) / counters.gaps))
-
-
-def _rate_increase(new: LiveCounters, old: LiveCounters) -> float:
-    """Lower bound of the increase of the share of aborted requests (Newcombe, 1998, method 10)."""
-    (rate, low, _), (former, _, high) = _wilson(new), _wilson(old)
-    return rate - former - math.hypot(rate - low, high - former)
-
-
-def _wilson(counters: LiveCounters) -> tuple[float, float, float]:
-    """Share of aborted requests with its Wilson interval.
-
-    ``requests`` may or may not include the aborted ones, so the larger number counts.
-    """
-    count = max(counters.requests, counters.aborted, 1)
-    rate = counters.aborted / count
-    z_squared = MIN_Z_SCORE * MIN_Z_SCORE
-    middle = rate + z_squared / (2 * count)
-    spread = MIN_Z_SCORE * math.sqrt(rate * (1 - rate) / count + z_squared / (4 * count * count))
-    whole = 1 + z_squared / count
-    return rate, (middle - spread) / whole, (middle + spread) / whole
 
 
 # acceptance -----------------------------------------------------------------------------------------------------------
@@ -280,20 +253,6 @@ class Acceptance:
     text: str
     bad: bool = False
     undecided: bool = False
-
-
-def is_precise(counters: LiveCounters, policy: AnalysisPolicy, steps: int) -> bool:
-    """Whether chance moves the acceptance length by less than the loss that the policy tolerates.
-
-    ``counters`` must hold verify rounds.
-    """
-    length = _round_length(counters, steps)
-    if counters.draft is not None:
-        positions = _positions(counters.draft, policy.min_requests)
-        if not positions:
-            return False
-        length = _chain_length(counters.draft, positions)
-    return MIN_Z_SCORE * length.error <= float(policy.max_accept_loss) * length.value
 
 
 def compare_acceptance(new: LiveCounters, old: LiveCounters, policy: AnalysisPolicy, steps: int) -> Acceptance:

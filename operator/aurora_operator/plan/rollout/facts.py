@@ -5,9 +5,9 @@ are away, and judges the present window of live traffic. ``judgement`` and ``tra
 
 Invariants:
 
-- No stored time lies in the future, so a clock that was set back delays nothing. Pods that no longer exist are dropped.
-- Deadlines count only time in which the operator observed (``observed_time``). They do not run while a roll waits for
-  traffic, for a person or for pods to become ready, and start again in full afterwards.
+- Deadlines count only time in which the operator observed (``observed_time``), so a clock that was set delays nothing.
+  They do not run while a roll waits for traffic, for a person or for pods to become ready, and start again in full
+  afterwards. Pods that no longer exist are dropped.
 - A crash counts against the version only when the operator was observing and the engine crashed alone. A crash together
   with the pod's agent, or with engines of another version, says more about the machine. Engines of other versions that
   crash during the roll are counted too, because whatever ends them, such as a client's request, may end any engine.
@@ -20,9 +20,9 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from aurora_api.v1alpha1.status import RolloutPhase
@@ -65,7 +65,7 @@ class RolloutFacts:
     late: str
     """Which pod did not become ready with the roll's version in its time; empty when none."""
     no_progress: bool
-    """The roll made no progress for longer than the deadline, and no pod is missing or loads the version."""
+    """The roll made no progress for longer than the deadline, and no pod is missing."""
     starved: bool
     """The canary, or the baseline before it, waits for traffic that does not come."""
     watch_over: bool
@@ -150,11 +150,12 @@ def _restored(world: World, roll: Roll) -> Roll:
         "epoch": epoch,
         # Orders of the epochs in between are not ours.
         "first_epoch": epoch if fenced and roll.first_epoch is not None else roll.first_epoch,
-        "started": _not_ahead(roll.started, world.now),
-        "progressed": _progressed(world, roll),
-        "analysis": None if roll.analysis is None else _restored_analysis(world, roll.analysis),
     }
     names = {pod.name for pod in world.pods}
+    if world.observation_gap and roll.progressed is not None and roll.phase is not RolloutPhase.IDLE:
+        update["progressed"] = world.now
+    if roll.analysis is not None:
+        update["analysis"] = _restored_analysis(world, roll.analysis, names)
     for field in ("engine_boots", "container_starts", "other_boots"):
         update[field] = {name: value for name, value in getattr(roll, field).items() if name in names}
     busy = {pod.name for pod in world.pods if pod.swapping or pod.swap.phase is SwapPhase.FAILED}
@@ -162,20 +163,10 @@ def _restored(world: World, roll: Roll) -> Roll:
     return roll.model_copy(update=update)
 
 
-def _progressed(world: World, roll: Roll) -> datetime | None:
-    observed = not world.observation_gap or roll.phase is RolloutPhase.IDLE
-    return _not_ahead(roll.progressed, world.now) if observed or roll.progressed is None else world.now
-
-
-def _not_ahead(time: datetime | None, now: datetime) -> datetime | None:
-    return None if time is None else min(time, now)
-
-
-def _restored_analysis(world: World, state: AnalysisState) -> AnalysisState:
-    settle = timedelta(seconds=world.policy.analysis.settle_seconds if state.settling else 0)
-    names = {pod.name for pod in world.pods}
+def _restored_analysis(world: World, state: AnalysisState, names: set[str]) -> AnalysisState:
+    begins, settle = state.window_begins, world.policy.analysis.settle_seconds if state.settling else 0
     update = {
-        "window_begins": _not_ahead(state.window_begins, world.now + settle),
+        "window_begins": None if begins is None else min(begins, world.now + timedelta(seconds=settle)),
         "windows": [window for window in state.windows if window.name in names],
     }
     return state.model_copy(update=update)
@@ -218,18 +209,15 @@ def _with_crashes_counted(world: World, roll: Roll) -> Roll:
 
 
 def with_absences(world: World, roll: Roll) -> Roll:
-    """``roll`` with the clocks of the pods that are missing or that load the version.
+    """``roll`` with the clocks of the pods that are missing.
 
     When a missing pod is back or gone, the roll's own deadline begins again: the roll could not go on meanwhile.
     """
     if roll.phase is RolloutPhase.IDLE or roll.paused:
-        return roll.model_copy(update={"missing_since": {}, "loading_since": {}})
+        return roll.model_copy(update={"missing_since": {}})
     missing = [pod.name for pod in world.pods if _is_missing(roll, pod) and not _is_excused(roll, pod)]
-    loading = [pod.name for pod in world.pods if roll.under_way and _is_loading(roll, pod)]
-    update: dict[str, Any] = {
-        "missing_since": _clocks(roll.missing_since, missing, world),
-        "loading_since": _clocks(roll.loading_since, loading, world),
-    }
+    known = {} if world.observation_gap else roll.missing_since
+    update: dict[str, Any] = {"missing_since": {name: known.get(name, world.now) for name in missing}}
     still_away = {pod.name for pod in world.pods if not _is_back(pod)}
     if roll.under_way and roll.missing_since.keys() - still_away:
         update["progressed"] = None if roll.progressed is None else world.now
@@ -252,9 +240,6 @@ def deadline_text(deadline: timedelta) -> str:
 
 def _late(world: World, roll: Roll) -> str:
     deadline = _deadline(world)
-    for name, since in sorted(roll.loading_since.items()):
-        if world.now - since > deadline:
-            return f"pod {name} did not finish loading version {roll.version} within {deadline_text(deadline)}"
     for name, since in sorted(roll.missing_since.items()):
         limit = return_limit(world, name)
         if world.now - since > limit:
@@ -278,10 +263,6 @@ def _is_back(pod: Pod) -> bool:
     return pod.ready or pod.kubernetes_ready
 
 
-def _is_loading(roll: Roll, pod: Pod) -> bool:
-    return pod.swap.phase is SwapPhase.SWAPPING and pod.swap.version == roll.version
-
-
 def _is_excused(roll: Roll, pod: Pod) -> bool:
     """Whether a missing pod is away for a reason that says nothing about the version.
 
@@ -292,16 +273,11 @@ def _is_excused(roll: Roll, pod: Pod) -> bool:
     return pod.unreachable or (pod.started_together and restarted)
 
 
-def _clocks(former: Mapping[str, datetime], names: Iterable[str], world: World) -> dict[str, datetime]:
-    known = {} if world.observation_gap else former
-    return {name: min(known.get(name, world.now), world.now) for name in names}
-
-
 # progress and traffic ------------------------------------------------------------------------------------------------
 
 
 def _no_progress(world: World, roll: Roll) -> bool:
-    if roll.paused or roll.progressed is None or (roll.missing_since or roll.loading_since):
+    if roll.paused or roll.progressed is None or roll.missing_since:
         return False
     return world.now - roll.progressed > _deadline(world)
 

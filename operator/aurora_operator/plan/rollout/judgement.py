@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.rollout.facts import RolloutFacts, deadline_text
-from aurora_operator.plan.rollout.world import World
 from aurora_protocol.agent_api import SwapPhase
 
 _NOT_JUDGED = "live traffic does not judge it"
@@ -234,27 +233,23 @@ def _bad_traffic(facts: RolloutFacts) -> Reject | None:
 
 def _stop(facts: RolloutFacts) -> Stop | None:
     """Why a roll under way must end without blame for its version, if it must."""
-    reason = _stop_reason(facts, facts.world)
-    return Stop(reason) if reason else None
-
-
-def _stop_reason(facts: RolloutFacts, world: World) -> str:
-    version, roll = facts.version, facts.roll
-    if world.pinned_version is not None:
-        return f"version {world.pinned_version} is pinned"
-    if version not in world.promotable:
-        return f"no measurement shows that version {version} may replace version {world.active}"
-    if roll.state_lost:
-        return "status.operatorState was lost, so the version cannot be judged"
-    if not world.pods:
-        return "no pod serves or starts any longer"
-    if facts.late:
-        return f"{facts.late}, and more pods without the version than allowed are not ready either"
-    if facts.no_progress:
-        return f"the roll made no progress for {deadline_text(facts.deadline)}"
-    settings_changed = roll.analysis is not None and roll.analysis.serving_digest != world.serving_digest
-    if settings_changed and roll.phase is RolloutPhase.JUDGING:
-        return "the serving settings were changed"
-    if world.newer_version is not None and facts.starved:
-        return f"live traffic cannot decide about version {version}, and version {world.newer_version} is newer"
-    return ""
+    world, roll, version = facts.world, facts.roll, facts.version
+    state, newer = roll.analysis, world.newer_version
+    settings_changed = state is not None and state.serving_digest != world.serving_digest
+    reasons = (
+        (world.pinned_version is not None, f"version {world.pinned_version} is pinned"),
+        (
+            version not in world.promotable,
+            f"no measurement shows that version {version} may replace version {world.active}",
+        ),
+        (roll.state_lost, "status.operatorState was lost, so the version cannot be judged"),
+        (not world.pods, "no pod serves or starts any longer"),
+        (facts.late, f"{facts.late}, and more pods without the version than allowed are not ready either"),
+        (facts.no_progress, f"the roll made no progress for {deadline_text(facts.deadline)}"),
+        (settings_changed and roll.phase is RolloutPhase.JUDGING, "the serving settings were changed"),
+        (
+            newer is not None and facts.starved,
+            f"live traffic cannot decide about version {version}, and version {newer} is newer",
+        ),
+    )
+    return next((Stop(reason) for holds, reason in reasons if holds), None)

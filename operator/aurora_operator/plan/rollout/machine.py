@@ -57,7 +57,7 @@ TRANSITIONS = (
                "version rejected; previous active if the version was", "", ("RolloutFailed",)),
     # Idle
     Transition((IDLE,), judged.Start, transition.start_canary, (JUDGING,), "", "", ("RolloutStarted",)),
-    Transition((IDLE,), judged.Wait, transition.stay_idle, (), "", "strays to the active version"),
+    Transition((IDLE,), judged.Wait, transition.rest, (), "", "strays to the active version"),
     # Judging, before the version is active, and Rolling
     Transition(UNDER_WAY, judged.Stop, transition.stop, (IDLE,), "", "", ("RolloutStopped",)),
     Transition(UNDER_WAY, judged.Pause, transition.pause, (), "", "", ("Paused",)),
@@ -73,7 +73,7 @@ TRANSITIONS = (
     Transition((ROLLING,), judged.Proceed, transition.swap_next_pods, (), "", "next pods to the new version"),
     Transition((ROLLING,), judged.Pass, transition.promote, (JUDGING, IDLE), "version active", "", ("Promoted",)),
     # Judging, once the version is active
-    Transition((JUDGING,), judged.Watch, transition.keep_watching, (), "", "strays to the active version"),
+    Transition((JUDGING,), judged.Watch, transition.rest, (), "", "strays to the active version"),
     Transition((JUDGING,), judged.Keep, transition.end_watch, (IDLE,)),
 )  # fmt: skip
 """The whole machine. Every pair of phase and judgement that can occur has one row."""

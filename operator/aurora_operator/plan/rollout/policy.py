@@ -25,8 +25,6 @@ class AnalysisPolicy(AnalysisSpec):
     """Share of the acceptance length that pods on the new draft may lose. Only tokens that the draft proposed count."""
     max_latency_increase: float = 0.5
     """Share by which the time between answer tokens may exceed that of pods on the active draft."""
-    max_abort_increase: float = 0.02
-    """How much the share of requests that clients abort may rise."""
     consecutive_success_limit: int = 2
     """Good judgements in a row that the canary needs before the other pods follow. 0 waits for none."""
 

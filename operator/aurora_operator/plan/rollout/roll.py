@@ -61,8 +61,6 @@ class OperatorState(RewrittenModel):
     """Pod -> when the container of that engine started, by the clock of its node. It is only compared for equality."""
     missing_since: dict[str, Timestamp] = Field(default_factory=dict)
     """Pod -> since when its clock runs because the pod had the version and is away (``facts.with_absences``)."""
-    loading_since: dict[str, Timestamp] = Field(default_factory=dict)
-    """Pod -> since when its engine has been seen loading the version."""
     engine_crashes: int = Field(default=0, ge=0)
     """How many of these engines have crashed."""
     other_boots: dict[str, str] = Field(default_factory=dict)

@@ -157,9 +157,9 @@ def start_canary(facts: RolloutFacts, judgement: Judgement) -> Step:
     return Step(started, event="RolloutStarted")
 
 
-def stay_idle(facts: RolloutFacts, judgement: Judgement) -> Step:
-    """Return stray pods to the active version."""
-    return Step(facts.roll, swaps=return_strays(facts))
+def rest(facts: RolloutFacts, judgement: Judgement) -> Step:
+    """Return stray pods to the active version, while nothing is rolled out or the active version is watched."""
+    return Step(facts.analysed_roll, swaps=return_strays(facts))
 
 
 # pauses --------------------------------------------------------------------------------------------------------------
@@ -198,14 +198,12 @@ def measure_baseline(facts: RolloutFacts, judgement: Judgement) -> Step:
     """Watch the pods with the active version before the first one gets the new version. No deadline runs meanwhile."""
     world, analysis = facts.world, facts.analysis
     assert analysis is not None, "only a roll that is judged needs a baseline"
-    no_peers_left = len(world.pods) <= world.policy.canary
     state = live_analysis.measure_baseline(
         analysis,
         facts.peers,
         world.active,
         world.policy.analysis,
-        steps=world.draft_steps,
-        max_duration=facts.deadline if no_peers_left else None,
+        alone=len(world.pods) <= world.policy.canary,
         now=world.now,
     )
     message = f"measuring live traffic with version {world.active}, before the first pod gets version {facts.version}"
@@ -275,10 +273,6 @@ def _promoted(facts: RolloutFacts, roll: Roll) -> Roll:
         analysis=state.model_copy(update=begun),
         message=message,
     )
-
-
-def keep_watching(facts: RolloutFacts, judgement: Judgement) -> Step:
-    return Step(facts.analysed_roll, swaps=return_strays(facts))
 
 
 def end_watch(facts: RolloutFacts, judgement: Judgement) -> Step:

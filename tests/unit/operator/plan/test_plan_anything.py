@@ -152,7 +152,7 @@ def statuses(draw: st.DrawFn) -> SpeculatorStatus:
             engine_boots=st.dictionaries(st.sampled_from(["chat-a", "chat-b"]), st.sampled_from(["b1", "b2"])),
             engine_crashes=st.integers(0, 2),
             first_epoch=st.none() | st.integers(0, 9),
-            **dict.fromkeys(("container_starts", "missing_since", "loading_since", "asked"), CLOCKS),
+            **dict.fromkeys(("container_starts", "missing_since", "asked"), CLOCKS),
             analysis=st.none() | ANALYSES,
         )
     )

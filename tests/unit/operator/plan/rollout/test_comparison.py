@@ -72,10 +72,3 @@ def test_too_few_times_between_tokens_are_not_compared() -> None:
 def test_slower_tokens_within_chance_are_undecided_and_more_requests_decide() -> None:
     assert outcome(paced(*[20.0] * 46, *[200.0] * 4), paced(*[20.0] * 50)) is Outcome.UNDECIDED
     assert outcome(paced(*[20.0] * 4600, *[200.0] * 400), paced(*[20.0] * 5000)) is Outcome.SLOW
-
-
-def test_many_more_aborted_requests_are_bad() -> None:
-    old = counters(100, 2.0)
-    assert outcome(counters(100, 2.0, aborted=3), old) is Outcome.GOOD, "some clients always go away"
-    assert outcome(counters(100, 2.0, aborted=40), old) is Outcome.BAD
-    assert outcome(counters(100, 2.0, aborted=40), counters(100, 2.0, aborted=35)) is Outcome.GOOD

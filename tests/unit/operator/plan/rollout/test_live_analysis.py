@@ -123,17 +123,9 @@ def test_the_first_window_begins_when_requests_of_the_former_draft_have_ended() 
     assert judged(state, 30, PodCounters("b", 1, grown)).good_windows == 1
 
 
-def seen(state: AnalysisState, seconds: float, requests: int, max_duration: float | None = None) -> AnalysisState:
+def seen(state: AnalysisState, seconds: float, requests: int, *, alone: bool = False) -> AnalysisState:
     pods = {"a": PodCounters("b", 0, counters(requests, 2.0))}
-    return measure_baseline(
-        state,
-        pods,
-        0,
-        POLICY,
-        steps=STEPS,
-        max_duration=None if max_duration is None else timedelta(seconds=max_duration),
-        now=at(seconds),
-    )
+    return measure_baseline(state, pods, 0, POLICY, alone=alone, now=at(seconds))
 
 
 def test_a_baseline_takes_an_interval_and_enough_requests() -> None:
@@ -143,8 +135,7 @@ def test_a_baseline_takes_an_interval_and_enough_requests() -> None:
     assert seen(state, 50, 1200) == AnalysisState(serving_digest="s", baseline=counters(200, 2.0))
 
 
-def test_a_baseline_without_peers_is_measured_until_it_is_precise_or_has_taken_long() -> None:
-    state = seen(AnalysisState(), 0, 0, 100)
-    assert seen(state, 50, 100, 100).baseline is None
-    assert seen(state, 50, 500, 100).baseline == counters(500, 2.0)
-    assert seen(state, 100, 100, 100).baseline == counters(100, 2.0)
+def test_a_baseline_without_peers_takes_four_times_as_many_requests() -> None:
+    state = seen(AnalysisState(), 0, 0, alone=True)
+    assert seen(state, 50, 199, alone=True).baseline is None
+    assert seen(state, 50, 200, alone=True).baseline == counters(200, 2.0)

@@ -80,7 +80,7 @@ NEW_POD_LAST = """
 """
 ALONE = """
     Start -> Judging; RolloutStarted
-    6 x NoBaseline -> Judging
+    3 x NoBaseline -> Judging
     Proceed -> Judging; {pod}=1
     3 x Wait -> Judging
     Pass -> Rolling; CanaryPassed
@@ -224,7 +224,7 @@ def test_a_scale_down_below_the_canary_makes_all_pods_the_canary() -> None:
     service.scale(2)
     assert go_on(service) == sequence("""
         Start -> Judging; RolloutStarted
-        4 x NoBaseline -> Judging
+        2 x NoBaseline -> Judging
         Proceed -> Judging; a=1 b=1
         3 x Wait -> Judging
         Pass -> Rolling; CanaryPassed
