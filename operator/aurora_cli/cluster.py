@@ -77,20 +77,16 @@ class Cluster:
     def secret(self, name: str) -> Mapping[str, str]:
         """The values of a Secret, in base64."""
         with _one_line_errors(self.api):
-            found = client.CoreV1Api(self.api).read_namespaced_secret(
-                name, self.namespace, _request_timeout=TIMEOUT_SECONDS
-            )
+            found = self._core.read_namespaced_secret(name, self.namespace, _request_timeout=TIMEOUT_SECONDS)
         return found.data or {}
 
     def ready_pod(self, name: str, component: str) -> str | None:
         """The name of a ready pod of a speculator's component."""
-        selector = f"{LABELS}{name},app.kubernetes.io/component={component}"
+        wanted = {"label_selector": f"{LABELS}{name},app.kubernetes.io/component={component}"}
         with _one_line_errors(self.api):
-            found = client.CoreV1Api(self.api).list_namespaced_pod(
-                self.namespace, label_selector=selector, _request_timeout=TIMEOUT_SECONDS
-            )
-        ready = (pod for pod in found.items if any(_is_ready(one) for one in pod.status.conditions or ()))
-        return next((pod.metadata.name for pod in ready if pod.metadata.deletion_timestamp is None), None)
+            pods = self._core.list_namespaced_pod(self.namespace, **wanted, _request_timeout=TIMEOUT_SECONDS).items
+        ready = (pod.metadata for pod in pods if any(_is_ready(one) for one in pod.status.conditions or ()))
+        return next((pod.name for pod in ready if pod.deletion_timestamp is None), None)
 
     def lease(self, namespace: str, name: str) -> Mapping[str, Any]:
         """The ``spec`` of a Lease; empty where there is none. Raises :class:`ClusterError`."""
@@ -100,6 +96,10 @@ class Cluster:
         except NotFound:
             return {}
         return found.get("spec") or {}
+
+    @property
+    def _core(self) -> Any:
+        return client.CoreV1Api(self.api)
 
     @property
     def _objects(self) -> Any:

@@ -99,8 +99,7 @@ def diagnose(
         kubectl_flags: flags of the printed commands, which name the cluster.
     """
     facts = [(reason, remedies()[DOCTOR][reason], evidence) for reason, evidence in _facts(one, lease, now)]
-    named = [*facts, *_of_conditions(one)]
-    found = [_finding(one, *each, kubectl_flags) for each in named]
+    found = [_finding(one, *each, kubectl_flags) for each in (*facts, *_of_conditions(one))]
     return sorted(found, key=lambda finding: finding.severity)
 
 
@@ -134,11 +133,8 @@ def _facts(one: Speculator, lease: Mapping[str, Any] | None, now: datetime) -> I
         yield "AgentUnreachable", ", ".join(pods)
     since = rollout.progressed or rollout.started
     if rollout.phase is not RolloutPhase.IDLE and not one.paused and since is not None and now - since > STANDS:
-        pods_text = f"{rollout.updated} of {rollout.total} pods"
-        yield (
-            "RollStands",
-            f"{rollout.phase} of version {rollout.version} on {pods_text}: {rollout.waiting or rollout.message}",
-        )
+        text = f"{rollout.phase} of version {rollout.version} on {rollout.updated} of {rollout.total} pods"
+        yield "RollStands", f"{text}: {rollout.waiting or rollout.message}"
     if candidate is not None and candidate.waits_to_begin:
         yield "CandidateWaits", f"version {candidate.version}: {candidate.message}"
     if candidate is not None and candidate.phase is CandidatePhase.FAILED:

@@ -19,8 +19,6 @@ from pydantic import BaseModel, ValidationError
 from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, annotated_version
 from aurora_api.v1alpha1.conditions import Condition, ConditionType
 from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
-from aurora_api.v1alpha1.store import StoreSpec
-from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_cli.errors import Unreadable
 
 M = TypeVar("M", bound=BaseModel)
@@ -95,8 +93,6 @@ class Speculator:
         text = self.metadata.get(field)
         return datetime.fromisoformat(text) if isinstance(text, str) else None
 
-    # what a person decided -------------------------------------------------------------------------------------------
-
     @property
     def paused(self) -> bool:
         return bool(self.section("rollout").get("paused", False))
@@ -115,8 +111,6 @@ class Speculator:
         """A section of the spec; empty when it is not set."""
         found = (self.raw.get("spec") or {}).get(name)
         return found if isinstance(found, Mapping) else {}
-
-    # what the operator decided ---------------------------------------------------------------------------------------
 
     @property
     def rolling(self) -> int | None:
@@ -148,15 +142,9 @@ class Speculator:
         if self.rolling is not None:
             yield self.rolling
 
-    # sections that need a model --------------------------------------------------------------------------------------
-
-    def store_spec(self) -> StoreSpec:
-        """``spec.store`` with its defaults. Raises :class:`Unreadable`."""
-        return _parsed(StoreSpec, self.section("store"), f"{_full_name(self.raw)}: spec.store")
-
-    def validation_spec(self) -> ValidationSpec:
-        """``spec.validation`` with its defaults. Raises :class:`Unreadable`."""
-        return _parsed(ValidationSpec, self.section("validation"), f"{_full_name(self.raw)}: spec.validation")
+    def parsed_section(self, name: str, model: type[M]) -> M:
+        """A section of the spec with its defaults. Raises :class:`Unreadable`."""
+        return _parsed(model, self.section(name), f"{_full_name(self.raw)}: spec.{name}")
 
 
 def _full_name(raw: Mapping[str, Any]) -> str:

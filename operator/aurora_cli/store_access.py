@@ -41,7 +41,7 @@ def open_store(cluster: Cluster, speculator: Speculator, *, endpoint: str | None
 
     Raises :class:`StoreFault` when there are no credentials that may be used, and :class:`ClusterError`.
     """
-    store = speculator.store_spec()
+    store = speculator.parsed_section("store", StoreSpec)
     if endpoint is not None and re.fullmatch(ENDPOINT_PATTERN, endpoint) is None:
         raise StoreFault("--endpoint is a URL such as http://localhost:9000, without user, password or query")
     if store.endpoint and endpoint is None and not use_secret:

@@ -61,11 +61,6 @@ class Trainer:
         """Run a program to its end, and return what it prints. Raises :class:`ProgramFailed`."""
         return kubectl(self.cluster, "exec", self.pod, f"--container={CONTAINER}", "--", *program, seconds=seconds)
 
-    def copy(self, folder: str, to: Path) -> None:
-        """Copy ``folder`` of the pod to ``to``, which does not exist. Raises :class:`ProgramFailed`."""
-        place = f"{self.pod}:{folder}"
-        kubectl(self.cluster, "cp", f"--container={CONTAINER}", place, str(to), seconds=MAX_SECONDS)
-
 
 @draft.command("export")
 @in_cluster
@@ -89,7 +84,8 @@ def export(
     try:
         trainer.run("aurora-draft", "export", *options)
         with tempfile.TemporaryDirectory(dir=to.absolute().parent, prefix=".aurora-") as part:
-            trainer.copy(folder, Path(part, "head"))
+            place = ("cp", f"--container={CONTAINER}", f"{trainer.pod}:{folder}", f"{part}/head")
+            kubectl(cluster, *place, seconds=MAX_SECONDS)
             Path(part, "head").rename(to)
     except OSError as error:
         raise Refused(f"{to} cannot be written: {error.strerror}; name another folder with --to") from error

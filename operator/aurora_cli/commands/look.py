@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_cli.cluster import Cluster
 from aurora_cli.command_line import Endpoint, Name, Output, UseSecret, Version, in_cluster, object_name
 from aurora_cli.errors import Refused, StoreFault
@@ -37,13 +38,12 @@ def status(
     """Show pods, versions, acceptance, rollout, training and conditions."""
     if everywhere and name is not None:
         raise Refused("a speculator with this name may be in several namespaces: use -n instead of --all-namespaces")
-    now = datetime.now(UTC)
     if name is not None:
-        show(status_table.detail(cluster.speculator(name), now))
+        show(status_table.detail(cluster.speculator(name), datetime.now(UTC)))
         return
     found = cluster.speculators(everywhere=everywhere)
     where = "in the cluster" if everywhere else f"in the namespace {cluster.namespace}"
-    show(status_table.overview(found, now, everywhere=everywhere) if found else plain(f"no speculators {where}"))
+    show(status_table.overview(found, everywhere=everywhere) if found else plain(f"no speculators {where}"))
 
 
 @in_cluster
@@ -78,7 +78,11 @@ def evidence(
     except InvalidRecord as error:
         raise StoreFault(f"{key}: {error}") from error
     if output is Format.TABLE:
-        show(evidence_table.detail(record, key, GatePolicy.of(speculator.validation_spec()), datetime.now(UTC)))
+        show(
+            evidence_table.detail(
+                record, key, GatePolicy.of(speculator.parsed_section("validation", ValidationSpec)), datetime.now(UTC)
+            )
+        )
     else:
         show_document(json.loads(data), output)
 

@@ -28,8 +28,10 @@ from aurora_store.errors import bounded_text
 
 MAX_TEXT_CHARACTERS: Final = 600
 _FILES: Final = ("page.html.j2", "page.css")
-_GOOD: Final = frozenset({"Promoted", "Initial"})
-_BAD: Final = frozenset({"RolledBack", "Refused", "Rejected"})
+_KINDS: Final = {
+    **dict.fromkeys(("Promoted", "Initial"), VerdictKind.PASS),
+    **dict.fromkeys(("RolledBack", "Refused", "Rejected"), VerdictKind.REJECT),
+}
 Decision = tuple[datetime, str, int, str]
 """Time, event, version and reason."""
 
@@ -108,13 +110,9 @@ def _sections(
             ],
         ),
     )
-    kinds = [(time, _kind(event)) for time, event, *_ in decisions]
+    kinds = [(time, _KINDS.get(event)) for time, event, *_ in decisions]
     yield "What was rolled out, and when?", "Numbers are versions.", timeline(served, measured, kinds)
     yield "What did it cost?", "Measuring holds one engine, or one replica.", cost(measured)
-
-
-def _kind(event: str) -> VerdictKind | None:
-    return VerdictKind.PASS if event in _GOOD else VerdictKind.REJECT if event in _BAD else None
 
 
 def _learned(times: Sequence[tuple[float, int]], moment: datetime) -> float:

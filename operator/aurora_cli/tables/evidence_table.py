@@ -108,15 +108,7 @@ def _arm_rows(evidence: Evidence, samples: Sequence[Sample], when: str) -> Itera
 
 def _answers(evidence: Evidence) -> RenderableType:
     rows = [
-        (
-            one.arm,
-            one.reference,
-            one.prompts,
-            one.identical,
-            one.near_ties,
-            plain(one.different, "bad" if one.different else ""),
-        )
-        for one in evidence.equality
+        (one.arm, one.reference, one.prompts, one.identical, one.near_ties, one.different) for one in evidence.equality
     ]
     columns = ("ANSWERS OF", "COMPARED WITH", "PROMPTS", "IDENTICAL", "NEAR TIES", "DIFFERENT")
     return table(*columns, rows=rows, last_wraps=False)

@@ -48,12 +48,9 @@ def table(*columns: str, rows: Sequence[Sequence[Any]] = (), last_wraps: bool = 
 
 def age(then: datetime | None, now: datetime) -> str:
     """How long ago, in the two largest units at most: ``45s``, ``12m``, ``3h20m``, ``5d2h``."""
-    return NONE if then is None else duration((now - then).total_seconds())
-
-
-def duration(seconds: float) -> str:
-    """A length of time in its two largest units at most."""
-    whole = max(0, int(seconds))
+    if then is None:
+        return NONE
+    whole = max(0, int((now - then).total_seconds()))
     minutes, hours, days = whole // 60, whole // 3600, whole // 86400
     if whole < 120:
         return f"{whole}s"

@@ -28,7 +28,7 @@ _BAD_POD_STATES: Final = ("Failed", "Unreachable", "Error", "BackOff")
 Row = tuple[Text, Text]
 
 
-def overview(speculators: Sequence[Speculator], now: datetime, *, everywhere: bool) -> RenderableType:
+def overview(speculators: Sequence[Speculator], *, everywhere: bool) -> RenderableType:
     """One line for each speculator, in 80 columns. ``kubectl get -o wide`` has more."""
     namespace = ("NAMESPACE",) if everywhere else ()
     return table(
@@ -83,7 +83,9 @@ def _facts(one: Speculator, now: datetime) -> Iterator[Row]:
         style = _CANDIDATE_STYLES.get(status.candidate.phase, "")
         yield _row("candidate", ", ".join(_candidate(status.candidate, now)), style)
     if status.rollout.version is not None:
-        yield _row("rollout", "; ".join(_rollout(one, now)), _rollout_style(status.rollout.phase))
+        yield _row(
+            "rollout", "; ".join(_rollout(one, now)), "quiet" if status.rollout.phase is RolloutPhase.IDLE else "good"
+        )
     if decisions := "; ".join(_decisions(one)):
         yield _row("decided", decisions, "warning")
     if traffic := ", ".join(_traffic(one)):
@@ -137,10 +139,6 @@ def _rollout(one: Speculator, now: datetime) -> Iterator[str]:
         yield rollout.waiting
     if rollout.phase is not RolloutPhase.IDLE and rollout.last_judgement:
         yield f"last judgement: {rollout.last_judgement}"
-
-
-def _rollout_style(phase: RolloutPhase) -> str:
-    return "quiet" if phase is RolloutPhase.IDLE else "good"
 
 
 def _decisions(one: Speculator) -> Iterator[str]:

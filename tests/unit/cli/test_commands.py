@@ -96,7 +96,7 @@ def test_the_tables_are_readable_in_80_columns() -> None:
     one = speculator(STATUS)
     shown = as_text(status_table.detail(one, NOW), width=COLUMNS)
     assert [line.rstrip() for line in shown.splitlines()] == DETAIL.splitlines()
-    overview = status_table.overview([one, speculator(name="other")], NOW, everywhere=False)
+    overview = status_table.overview([one, speculator(name="other")], everywhere=False)
     assert as_text(overview, width=COLUMNS) == OVERVIEW
     assert as_text(status_table.history(one, NOW), width=COLUMNS) == HISTORY
 

@@ -19,7 +19,7 @@ from aurora_cli.errors import CliError, Forbidden, StoreFault
 from aurora_cli.store_access import open_store
 from aurora_cli.tables import evidence_table
 from aurora_cli.tables.printing import as_text
-from aurora_protocol.evidence_records import Arm, BaselineSamples, RatioEstimate, VerdictKind
+from aurora_protocol.evidence_records import Arm, RatioEstimate, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_store import Keys
 from aurora_store.errors import CredentialsMissing
@@ -60,9 +60,6 @@ def opened(server: FakeApiServer, *, endpoint: str | None = None, use_secret: bo
 
 def asked_for_the_secret(server: FakeApiServer) -> bool:
     return SECRET_PATH in [path for _, path, _ in server.calls]
-
-
-# Credentials ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_users_own_keys_go_to_s3_or_to_an_endpoint_that_the_user_names(server: FakeApiServer) -> None:
@@ -127,9 +124,6 @@ def test_an_endpoint_that_is_no_url_is_refused(server: FakeApiServer, endpoint: 
         opened(stored_with(server), endpoint=endpoint)
 
 
-# Reading --------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(name="objects")
 def _objects(tmp_path: Path) -> FolderObjects:
     objects = FolderObjects(tmp_path)
@@ -141,12 +135,6 @@ def _objects(tmp_path: Path) -> FolderObjects:
 def test_the_last_attempt_is_read_unless_another_is_named(objects: FolderObjects) -> None:
     assert read_evidence(objects, 4, None)[0] == Keys.evidence(4, 2)
     assert read_evidence(objects, 4, 1)[0] == Keys.evidence(4, 1)
-
-
-def test_a_foreign_object_beside_the_evidence_is_left_out(objects: FolderObjects) -> None:
-    objects.put(f"{Keys.evidence_of(4)}99999999.json", b"{}")
-    objects.put(f"{Keys.evidence_of(4)}notes.txt", b"")
-    assert read_evidence(objects, 4, None)[0] == Keys.evidence(4, 2)
 
 
 def test_evidence_that_is_not_there_is_a_clear_error(objects: FolderObjects) -> None:
@@ -171,9 +159,6 @@ def test_the_command_prints_tables_or_the_stored_record(
     assert (result.exit_code, "secret text" in result.output) == (1, False)
 
 
-# Tables ---------------------------------------------------------------------------------------------------------------
-
-
 GOLDEN = """\
 RATIO             CONCURRENCY  ESTIMATE  INTERVAL     ROUNDS  PAIRED
 candidate/off     1            1.620x    1.570-1.670  5       yes
@@ -195,13 +180,6 @@ def test_a_pass_that_the_samples_do_not_show_is_named() -> None:
     forged = evidence(4, samples=samples(speeds={Arm.OFF: 100, Arm.ACTIVE: 135, Arm.CANDIDATE: 101}))
     assert "its samples do not show that" in as_text(evidence_table.detail(forged, "key", POLICY, NOW))
     assert "do not show" not in as_text(evidence_table.detail(evidence(4), "key", POLICY, NOW))
-
-
-def test_a_cached_baseline_is_shown_as_measured_before() -> None:
-    baseline = BaselineSamples(key="baselines/1", samples=samples(), created=NOW)
-    text = as_text(evidence_table.detail(evidence(4, baseline=baseline), "key", POLICY, NOW))
-    assert sum(line.endswith("before") for line in text.splitlines()) == 6
-    assert "baselines/1" in text
 
 
 @pytest.mark.parametrize("kind", [VerdictKind.PASS, VerdictKind.REJECT])
