@@ -30,7 +30,7 @@ def aurora(cluster: Cluster) -> Installation:
 def scraper(aurora: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """A real Prometheus that scrapes what the chart's PodMonitors select, on the real cluster."""
     monitors = ("podMonitor", "speculatorPodMonitor")
-    values = [f"--set=metrics.{one}.enabled=true,metrics.{one}.interval={SCRAPE_SECONDS}s" for one in monitors]
+    values = [f"--set=metrics.{one}.enabled=true,metrics.interval={SCRAPE_SECONDS}s" for one in monitors]
     chart = [one for one in render(*values) if one["kind"] == "PodMonitor"]
     configuration = {
         "scrape_configs": [config for one in chart for config in scrape_configs(one, aurora.cluster.kubeconfig)]

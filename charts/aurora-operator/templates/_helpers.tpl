@@ -1,10 +1,9 @@
 {{/*
-The name of the operator's objects: fullnameOverride, or the release's name with nameOverride or "operator". Helm allows
+The name of the operator's objects: fullnameOverride, or the release's name with "operator". Helm allows
 release names that Kubernetes refuses as the name of a Service: longer ones, and ones with a dot or a digit first.
 */}}
 {{- define "aurora.fullname" -}}
-{{- $word := .Values.nameOverride | default "operator" -}}
-{{- $own := ternary .Release.Name (printf "%s-%s" .Release.Name $word) (contains $word .Release.Name) -}}
+{{- $own := ternary .Release.Name (printf "%s-operator" .Release.Name) (contains "operator" .Release.Name) -}}
 {{- $name := .Values.fullnameOverride | default $own -}}
 {{- if not (regexMatch "^[a-z][-a-z0-9]{0,54}$" $name) -}}
 {{- $text := "the release's objects would have the name %s: set fullnameOverride to a name that begins" -}}

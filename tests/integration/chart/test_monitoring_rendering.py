@@ -76,17 +76,14 @@ def test_rules_and_dashboard_are_those_of_the_chart_and_have_their_labels() -> N
     assert name.endswith(".json"), "the sidecar takes only such names"
     assert json.loads(dashboard["data"][name]) == json.loads((CHART / "monitoring/dashboard.json").read_text())
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
-    assert dashboard["metadata"]["annotations"] == {"grafana_folder": "Aurora"}
-    assert dashboard["metadata"]["namespace"] == "monitoring"
 
 
 @pytest.mark.parametrize(
     ("option", "refusal"),
     [
-        ("--set=metrics.speculatorPodMonitor.interval=soon", "at '/metrics/speculatorPodMonitor/interval'"),
+        ("--set=metrics.interval=soon", "at '/metrics/interval'"),
         ("--set=metrics.prometheusRules.enabled=true", "additional properties 'prometheusRules' not allowed"),
         ("--set=metrics.dashboard.enabled=yes", "at '/metrics/dashboard/enabled'"),
-        ("--set=metrics.dashboard.namespace=Grafana", "at '/metrics/dashboard/namespace'"),
     ],
 )
 def test_values_that_cannot_be_used_are_refused_with_their_name(option: str, refusal: str) -> None:

@@ -30,8 +30,8 @@ SECONDS = 2
 RATE_INTERVAL = f"{4 * SECONDS}s"
 """Grafana's value of ``$__rate_interval`` at this scrape interval."""
 VALUES = (
-    f"--set=metrics.podMonitor.enabled=true,metrics.podMonitor.interval={SECONDS}s",
-    f"--set=metrics.speculatorPodMonitor.enabled=true,metrics.speculatorPodMonitor.interval={SECONDS}s",
+    f"--set=metrics.interval={SECONDS}s",
+    "--set=metrics.podMonitor.enabled=true,metrics.speculatorPodMonitor.enabled=true",
     "--set=metrics.prometheusRule.enabled=true",
 )
 UP_SECONDS, DATA_SECONDS = 60.0, 90.0
