@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
-from aurora_operator.plan.rollout.roll import Roll, read_roll
+from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.rollout.transition import Advance
 from aurora_operator.plan.rollout.world import Pod
 from aurora_protocol.agent_api import SwapPhase, SwapStatus
@@ -116,33 +115,11 @@ def test_an_engine_that_hangs_since_its_pod_started_is_not_excused_by_that_start
     assert service.reconcile_times(LOADS + 2) == sequence(f"{LOADS + 1} x Proceed -> Judging{RETURNED}")
 
 
-def test_the_clock_of_a_pod_begins_when_its_node_is_back() -> None:
-    service = service_in("watching")
-    service["a"].reload()
-    service["a"].unreachable = True
-    service.set_policy(analysis=service.policy.analysis.model_copy(update={"watch_seconds": 3600}))
-    assert service.reconcile_times(2 * LOADS) == sequence(f"{2 * LOADS} x Watch -> Judging")
-    service["a"].unreachable = False
-    assert service.reconcile_times(LOADS + 2) == sequence(f"{LOADS + 1} x Watch -> Judging{RETURNED}")
-
-
 # the pod's clock, not the roll's -------------------------------------------------------------------------------------
 
 
 def staging(name: str) -> Pod:
     return pod(name, boot="b", swap=SwapStatus(phase=SwapPhase.STAGING, version=1))
-
-
-def test_a_pod_that_goes_down_in_the_watch_shortly_before_its_end_has_its_own_deadline() -> None:
-    promoted: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
-    roll = watching().model_copy(update={"engine_boots": {A: "a", B: "b"}})
-    roll = step(at(59, pod(A, 1, boot="a"), pod(B, 1, boot="b"), **promoted), roll).rollout
-    for seconds in (60, 660):
-        made = step(at(seconds, pod(A, 1, boot="a"), away(B), **promoted), roll)
-        assert (made.advance, made.rollout.phase) == (None, RolloutPhase.JUDGING)
-        roll = made.rollout
-    late = step(at(661, pod(A, 1, boot="a"), away(B), **promoted), roll)
-    assert late.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
 
 
 def test_an_engine_that_its_agent_alone_calls_ready_is_not_back() -> None:
@@ -204,14 +181,6 @@ def test_a_pod_that_is_late_among_others_that_are_down_ends_the_roll_without_bla
 # the clocks ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_clocks_are_stored_and_hold_only_pods_that_exist() -> None:
-    roll = step(at(0, away(A), pod(B)), rolling(engine_boots={A: "a", C: "c"}, missing_since={C: NOW})).rollout
-    rollout, state = roll.status_parts()
-    again = read_roll(SpeculatorStatus(rollout=rollout, operator_state=state))
-    assert again.missing_since == {A: NOW}
-    assert step(at(601, away(A), pod(B)), again).advance == REJECTED
-
-
 @pytest.mark.parametrize("interruption", ["gap", "pause", "clock"])
 def test_a_clock_begins_again_after_an_interruption(interruption: str) -> None:
     roll = step(at(0, away(A), pod(B)), rolling(engine_boots={A: "a"})).rollout
@@ -226,9 +195,3 @@ def test_a_clock_begins_again_after_an_interruption(interruption: str) -> None:
     made = step(seen, roll)
     assert made.advance is None
     assert all(since == seen.now for since in made.rollout.missing_since.values())
-
-
-def test_no_clock_outlives_its_roll() -> None:
-    ended = step(at(0, away(A), pod(B), abort=1), rolling(engine_boots={A: "a"}, missing_since={A: NOW}))
-    assert (ended.rollout.missing_since, ended.rollout.container_starts) == ({}, {})
-    assert step(at(0, away(A), pod(B)), Roll(missing_since={A: NOW})).rollout.missing_since == {}

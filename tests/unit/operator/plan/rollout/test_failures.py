@@ -30,21 +30,6 @@ from tests.unit.operator.rolls import (
 )
 
 
-def test_a_canary_out_of_sight_is_waited_for_and_not_replaced_by_another_pod() -> None:
-    policy: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
-    silent = pod(A, None, checksum=None, ready=False, up=True)
-    lost = step(world(silent, pod(B), policy=policy), canary(good_windows=1, bad_windows=1, engine_boots={A: "b"}))
-    assert lost.swaps == {}
-    assert lost.rollout.analysis is not None
-    assert (lost.rollout.analysis.good_windows, lost.rollout.analysis.bad_windows) == (1, 1)
-    down = pod(A, None, checksum=None, ready=False, starting=True)
-    away = step(world(down, pod(B), now=NOW + timedelta(seconds=30), policy=policy), lost.rollout).rollout
-    late = step(world(down, pod(B), now=NOW + timedelta(seconds=91), policy=policy), away)
-    assert late.advance == Advance(0, ChannelReason.REFUSED, reject=1), "a draft whose pod never came back is to blame"
-    gone = step(world(pod(B), pod(C), policy=policy), canary())
-    assert gone.swaps == {B: 1}, "a pod that was deleted is replaced"
-
-
 @pytest.mark.parametrize("phase", [RolloutPhase.JUDGING, RolloutPhase.ROLLING])
 @pytest.mark.parametrize("judged", [True, False])
 def test_a_version_whose_engines_crash_is_rejected(phase: RolloutPhase, judged: bool) -> None:
@@ -84,15 +69,6 @@ def test_a_version_whose_pod_never_comes_back_is_rejected_even_without_live_anal
         assert made.rollout.message == reason
 
 
-def test_a_promoted_version_whose_engines_crash_is_rolled_back() -> None:
-    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
-    state = watching().model_copy(update={"engine_boots": {A: "b0", B: "b"}, "engine_crashes": 1})
-    assert step(world(pod(A, 1, boot="b0"), pod(B, 1, boot="b"), **now), state).advance is None
-    made = step(world(pod(A, 1, boot="b1"), pod(B, 1, boot="b"), **now), state)
-    assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
-    assert "2 engines crashed" in made.rollout.message
-
-
 def test_a_watch_does_not_end_while_a_pod_with_the_version_is_missing() -> None:
     now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
     state = watching().model_copy(update={"engine_boots": {A: "b", B: "b"}})
@@ -126,15 +102,6 @@ def test_a_client_that_ends_engines_of_every_version_does_not_refuse_the_new_one
         state = made.rollout
     assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1), "more than the others, beyond the limit"
     assert state.other_crashes == 0, "the next roll counts from zero"
-
-
-def test_an_engine_that_crashes_beside_one_of_the_version_excuses_that_crash_and_no_other() -> None:
-    state = canary(engine_boots={A: "b"}).model_copy(update={"other_boots": {B: "b", C: "c"}})
-    policy: dict[str, Any] = {"analysis": JUDGED}
-    together = step(world(pod(A, 1, boot="new"), pod(B, boot="new"), pod(C, boot="c"), policy=policy), state).rollout
-    assert (together.engine_crashes, together.other_crashes) == (0, 0)
-    alone = step(world(pod(A, 1, boot="b"), pod(B, boot="new"), pod(C, boot="c"), policy=policy), state).rollout
-    assert (alone.engine_crashes, alone.other_crashes) == (0, 1)
 
 
 def test_crashes_that_nobody_observed_or_that_hit_other_engines_too_do_not_count() -> None:
@@ -187,14 +154,6 @@ def test_an_agent_that_does_not_answer_while_its_pod_is_up_stops_a_roll_without_
     assert held.rollout.phase is phase
     late = step(world(silent, pod(B), now=NOW + timedelta(seconds=601)), held.rollout)
     assert (late.rollout.phase, late.advance, late.event) == (RolloutPhase.IDLE, None, "RolloutStopped")
-
-
-def test_an_agent_that_does_not_answer_while_its_pod_is_up_does_not_reject_a_watched_version() -> None:
-    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
-    state = watching().model_copy(update={"engine_boots": {A: "b", B: "b"}})
-    silent = pod(B, None, checksum=None, ready=False, starting=True, up=True)
-    late = step(world(pod(A, 1, boot="b"), silent, now=NOW + timedelta(seconds=661), **now), state)
-    assert (late.rollout.phase, late.advance) == (RolloutPhase.IDLE, None)
 
 
 def test_a_draft_that_cannot_be_fetched_from_the_store_rejects_nothing() -> None:

@@ -138,33 +138,6 @@ def test_a_watch_ends_after_its_time() -> None:
     assert (over.rollout.phase, over.advance) == (RolloutPhase.IDLE, None)
 
 
-@pytest.mark.parametrize("phase", [RolloutPhase.JUDGING, RolloutPhase.IDLE])
-def test_a_person_can_abort_the_active_version_at_any_time(phase: RolloutPhase) -> None:
-    now: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5, "policy": {"analysis": JUDGED}}
-    roll = watching() if phase is RolloutPhase.JUDGING else Roll(version=1, epoch=5)
-    made = step(world(pod(A, 1), abort=1, **now), roll)
-    assert made.advance == Advance(0, ChannelReason.ROLLED_BACK, reject=1)
-    assert made.rollout.version == 1
-    after: dict[str, Any] = {**now, "active": 0, "previous": None, "rejected": {1}}
-    assert step(world(pod(A, 0), abort=1, **after), Roll()).advance is None, "an old request has no effect"
-
-
-def test_a_pin_makes_its_version_active_and_keeps_other_versions_out() -> None:
-    made = step(world(pod(A, 3), pod(B, 3), active=3, pinned_version=1, pin_set=True, next_version=4), Roll(epoch=7))
-    assert made.advance == Advance(1, ChannelReason.PINNED)
-    assert made.rollout.epoch == 8
-    held: dict[str, Any] = {
-        "active": 1,
-        "pinned_version": 1,
-        "pin_set": True,
-        "next_version": 4,
-        "policy": {"paused": True},
-    }
-    assert step(world(pod(A, 3), pod(B, 3), **held), made.rollout).swaps == {A: 1}, "at once: paused or not"
-    rest = step(world(pod(A, 1), pod(B, 1), **held), made.rollout)
-    assert (rest.rollout.phase, rest.swaps, rest.advance) == (RolloutPhase.IDLE, {}, None)
-
-
 def test_no_pod_is_swapped_while_too_many_are_not_ready_and_the_deadline_stands_still() -> None:
     down = [pod(name, None, ready=False) for name in ("pod-x", "pod-y")]
     held = step(world(pod(A, 1), pod(B), *down), rolling())
@@ -175,12 +148,6 @@ def test_no_pod_is_swapped_while_too_many_are_not_ready_and_the_deadline_stands_
     assert step(world(pod(A, 1), pod(B), *down, policy={"max_not_ready": 2}), rolling()).swaps == {B: 1}
     assert step(world(pod(A, 1), *down), rolling()).advance is None, "nor promoted"
     assert step(world(pod(A), *down, next_version=1), Roll()).rollout.phase is RolloutPhase.IDLE, "nor started"
-
-
-def test_at_most_max_swapping_pods_swap_at_once() -> None:
-    busy = pod(B, swap=SwapStatus(phase=SwapPhase.SWAPPING, version=1))
-    assert step(world(pod(A, 1), busy, pod(C)), rolling()).swaps == {}
-    assert step(world(pod(A, 1), busy, pod(C), policy={"max_swapping": 2}), rolling()).swaps == {C: 1}
 
 
 def test_promotion_needs_every_ready_pod_confirmed() -> None:
