@@ -50,7 +50,7 @@ def open_store(cluster: Cluster, speculator: Speculator, *, endpoint: str | None
     place = store.restore_from or root(store.prefix, speculator.namespace, speculator.name, speculator.uid)
     config = StoreConfig(store.bucket, place, endpoint or store.endpoint, store.region, *keys)
     try:
-        return ObjectStore(config, attempts=ATTEMPTS, call_seconds=CALL_SECONDS)
+        return ObjectStore(config, attempts=ATTEMPTS, timeout_seconds=CALL_SECONDS)
     except CredentialsMissing as error:
         raise StoreFault(_no_credentials(store)) from error
     except StoreError as error:

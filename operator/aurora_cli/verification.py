@@ -24,7 +24,7 @@ from aurora_protocol.evidence_records import CachedBaseline, Evidence
 from aurora_protocol.record import StoredRecord
 from aurora_protocol.training_records import TrainerState, TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry
-from aurora_store.errors import DigestMismatch, KeyUnusable, ObjectArchived, ObjectMissing
+from aurora_store.errors import DigestMismatch, ObjectMissing, ObjectRefused
 from aurora_store.objects import MAX_RECORD_BYTES
 from aurora_store.records.trainer_store import MAX_STATE_RECORD_BYTES
 
@@ -40,7 +40,7 @@ _RECORDS: Final[Mapping[str, tuple[type[StoredRecord], KeyOf]]] = {
 """Records that name no data."""
 KNOWN: Final = tuple(value for name, value in vars(Keys).items() if name.isupper() and isinstance(value, str))
 """Beginnings of all keys that parts of Aurora write."""
-_UNREADABLE: Final = (InvalidRecord, DigestMismatch, ObjectArchived, KeyUnusable)
+_UNREADABLE: Final = (InvalidRecord, DigestMismatch, ObjectRefused)
 """Errors about one object, not about the whole store."""
 
 

@@ -14,7 +14,7 @@ from socket import gethostname
 
 from aurora_api.v1alpha1.status import OperatorIdentity
 from aurora_operator.errors import ConfigError
-from aurora_store.policy.store_policy import StorePolicy
+from aurora_store.store_policy import StorePolicy
 
 OPERATOR_NAME = "aurora-operator"
 """Field manager, user agent, source of events and the label ``app.kubernetes.io/managed-by``."""
@@ -108,11 +108,11 @@ def _image(env: Mapping[str, str], variable: str) -> str:
 
 
 def _stores(env: Mapping[str, str]) -> StorePolicy:
-    rules, hosts = "AURORA_STORE_RULES", "AURORA_STORE_INTERNAL_HOSTS"
+    rules = "AURORA_STORE_RULES"
     try:
-        return StorePolicy.parse(env.get(rules, ""), env.get(hosts, ""))
+        return StorePolicy.parse(env.get(rules, ""))
     except ValueError as error:
-        raise ConfigError(f"the environment variables {rules} and {hosts} cannot be used: {error}") from error
+        raise ConfigError(f"the environment variable {rules} cannot be used: {error}") from error
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from aurora_store.s3_calls.call_limits import interruptible
+from aurora_store.deadline import interruptible
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ async def call_in_thread(function: Callable[[], T], given_up: Callable[[], bool]
     """Call ``function`` in a thread, and return its result or raise its error.
 
     The store's calls in it end, with :class:`StoreInterrupted`, soon after ``given_up`` returns true or this coroutine
-    is cancelled. Other slow calls in it must ask :func:`~aurora_store.s3_calls.call_limits.is_interrupted` themselves.
+    is cancelled. Other slow calls in it must ask :func:`~aurora_store.deadline.is_interrupted` themselves.
     The thread calls ``given_up`` often.
     """
     cancelled = threading.Event()

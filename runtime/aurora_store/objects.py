@@ -1,9 +1,9 @@
 """Objects in S3 below one root: create-once writes, verified reads, bounded retries.
 
 Invariants: a caller never sees botocore's exceptions. A caller that passes a digest never gets other bytes. The only
-conditional request is ``PutObject If-None-Match: *``, because many S3-compatible stores lack the others. Every call has
-a total deadline that includes its retries; a listing makes one call for each page. No answer is read into memory beyond
-its limit.
+conditional request is ``PutObject If-None-Match: *``, because many S3-compatible stores lack the others. No object is
+read into memory beyond its limit. A call ends with boto3's timeouts and retries, and with the caller's deadline
+(:mod:`aurora_store.deadline`).
 """
 
 from __future__ import annotations
@@ -11,35 +11,39 @@ from __future__ import annotations
 import hashlib
 import io
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-import boto3
 from boto3.s3.transfer import TransferConfig
-from botocore.exceptions import BotoCoreError, ClientError
-from botocore.parsers import ResponseParserError
+from botocore.exceptions import ClientError
 from botocore.response import StreamingBody
-from urllib3.exceptions import HTTPError
 
+from aurora_store.deadline import raise_if_over
 from aurora_store.errors import (
-    AccessRefused,
     DigestMismatch,
     ObjectExists,
     ObjectMissing,
+    ObjectRefused,
     ObjectTooLarge,
     StoreError,
     StoreUnsupported,
+    bounded_text,
 )
-from aurora_store.s3_calls.batch_deletion import RefusedDeletions, deletion_error, refused_deletions
-from aurora_store.s3_calls.call_errors import is_access_refused, is_beyond_end, store_error
-from aurora_store.s3_calls.call_limits import CallLimitReached, CallLimits, call_limits, total_deadline
-from aurora_store.s3_calls.encryption import encryption_arguments
-from aurora_store.s3_calls.s3_clients import SHARED_CLIENTS, ClientSettings, RedirectRefused
-from aurora_store.s3_calls.write_conflicts import repeat_after_conflict
+from aurora_store.s3_client import (
+    FAILURES,
+    SHARED_CLIENTS,
+    ClientSettings,
+    is_access_refused,
+    is_beyond_end,
+    is_write_conflict,
+    refuse_link_local,
+    store_error,
+)
 from aurora_store.store_config import StoreConfig
 
 if TYPE_CHECKING:
@@ -49,34 +53,18 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 20
 MAX_RECORD_BYTES = 1 << 20
 """Largest record. Larger objects hold data, and their size is in the record that names them."""
-MAX_ANSWER_BYTES = 1 << 20
-"""Largest answer that holds no object: an error, or an empty answer."""
-MAX_LISTING_PAGE_BYTES = 4 << 20
-"""Largest page of a listing. A page has at most 1000 keys of at most 1024 bytes."""
 MAX_LISTED_OBJECTS = 4_000_000
 """Most objects of one listing: two for each shard that 2Ti of traces may hold."""
 MIN_KEYS_PER_PAGE = 100
 """A listing of at most n objects may have n divided by this number of pages, and two more. S3 sends 1000 on a page."""
-CALL_SECONDS = 60.0
-"""Total deadline of a call, retries included. A large object has more time."""
-MIN_BYTES_PER_SECOND = 64 << 10
-"""Slowest transfer of a large object: each byte above a record's largest size adds to the deadline at this rate."""
+TIMEOUT_SECONDS: Final = 20.0
+"""Longest wait for the next bytes of an answer, unless a process sets another one."""
+MAX_CONFLICTS: Final = 3
+CONFLICT_PAUSE_SECONDS: Final = 0.4
 MAX_SINGLE_PUT_BYTES = 4 << 30
 """Largest object put in one request. S3 allows 5 GiB. An interrupted upload in parts may leave some parts behind."""
 TRANSFER = TransferConfig(multipart_threshold=1 << 26, multipart_chunksize=1 << 26, use_threads=False)
 """How a file is uploaded. The calling thread sends the parts one after the other, because the deadline is its own."""
-_FAILURES = (
-    BotoCoreError,
-    ClientError,
-    boto3.exceptions.Boto3Error,
-    ResponseParserError,
-    RedirectRefused,
-    CallLimitReached,
-    HTTPError,
-    ValueError,
-)
-"""Everything that botocore raises. It raises HTTPError while it reads the text of an error, and ValueError when a
-number or a date in the answer's headers does not parse."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +88,8 @@ def sha256_file(path: Path) -> str:
 class ObjectStore:
     """Objects of one speculator. All keys are relative to its root. Thread-safe, because boto3's clients are.
 
-    Every method raises :class:`StoreError` when the store refuses the call, cannot be reached, or does not answer in
-    time. boto3 tries each request at most ``attempts`` times.
+    Every method raises :class:`StoreError` when the store refuses the call or cannot be reached, and
+    :class:`StoreInterrupted` when the caller's deadline is over. boto3 tries each request at most ``attempts`` times.
     """
 
     owner: str | None = None
@@ -112,20 +100,22 @@ class ObjectStore:
         config: StoreConfig,
         *,
         attempts: int = 5,
-        call_seconds: float = CALL_SECONDS,
+        timeout_seconds: float = TIMEOUT_SECONDS,
         on_request: Callable[[str], None] = lambda operation: None,
     ) -> None:
-        """``on_request`` is called with the operation's name before each HTTP request.
+        """``on_request`` is called with the operation's name before each call. Blocks.
 
-        Raises :class:`StoreError` when boto3 refuses the settings, for example an endpoint that is no URL.
+        Raises :class:`StoreError` when boto3 refuses the settings, for example an endpoint that is no URL, and
+        :class:`AddressRefused`.
         """
         self.config = config
         self._probe = f"probe/{secrets.token_hex(8)}"
-        self._call_seconds, self._on_request = call_seconds, on_request
-        self._encryption = encryption_arguments(config.encryption)
-        addresses = config.addresses if config.endpoint else None
+        self._on_request = on_request
+        self._encryption = config.encryption_arguments()
+        if config.endpoint and config.refuses_link_local:
+            refuse_link_local(config.endpoint)
         settings = ClientSettings(
-            config.endpoint, config.region, config.access_key, config.secret_key, attempts, addresses
+            config.endpoint, config.region, config.access_key, config.secret_key, attempts, timeout_seconds
         )
         self._s3: S3Client = SHARED_CLIENTS.client(settings)
 
@@ -136,29 +126,22 @@ class ObjectStore:
         return {"Bucket": self.config.bucket, "Key": self._full_key(key)}
 
     @contextmanager
-    def _call(
-        self, operation: str, subject: str, *, answer_bytes: int = MAX_ANSWER_BYTES, object_bytes: int = 0
-    ) -> Iterator[CallLimits]:
-        """One call with its limits. Its failures become :class:`StoreError`.
+    def _call(self, operation: str, subject: str) -> Iterator[None]:
+        """One call. Its failures become :class:`StoreError`.
 
         Args:
             operation: for metrics, and with ``subject`` for errors: "get", "registry/00000001.json".
-            object_bytes: size of an object that is transferred. A large object has more time.
         """
-        call, seconds = f"{operation} {subject}", self._seconds_for(object_bytes)
-        with call_limits(seconds, answer_bytes, lambda: self._on_request(operation)) as limits:
-            try:
-                yield limits
-            except _FAILURES as error:
-                raise store_error(error, call, limits, self.config.endpoint or "S3") from error
-
-    def _seconds_for(self, object_bytes: int) -> float:
-        """The total deadline of a call that transfers an object of ``object_bytes``."""
-        return self._call_seconds + max(0, object_bytes - MAX_RECORD_BYTES) / MIN_BYTES_PER_SECOND
+        raise_if_over()
+        self._on_request(operation)
+        try:
+            yield
+        except FAILURES as error:
+            raise store_error(error, f"{operation} {subject}", self.config.endpoint or "S3") from error
 
     def put(self, key: str, data: bytes) -> None:
         """Write ``data`` at ``key``, replacing an older object. Above :data:`MAX_SINGLE_PUT_BYTES`, write in parts."""
-        with self._call("put", key, object_bytes=len(data)):
+        with self._call("put", key):
             if len(data) <= MAX_SINGLE_PUT_BYTES:
                 self._s3.put_object(**self._target(key), **self._encryption, Body=data)
             else:
@@ -170,28 +153,30 @@ class ObjectStore:
         """Write ``data`` at ``key`` once.
 
         Raises :class:`ObjectExists` when the key holds other bytes. The call succeeds when the key holds the same
-        bytes, because a retry after a lost answer must not look like a lost race. The write and the read that compares
-        share one deadline.
+        bytes, because a retry after a lost answer must not look like a lost race.
         """
-        with total_deadline(self._seconds_for(len(data))):
-            try:
-                self._put_new(key, len(data), lambda: io.BytesIO(data))
-            except ObjectExists:
-                if not self._holds(key, data):
-                    raise
+        try:
+            self._put_new(key, lambda: io.BytesIO(data))
+        except ObjectExists:
+            if not self._holds(key, data):
+                raise
 
-    def _put_new(self, key: str, size: int, open_body: Callable[[], BinaryIO]) -> None:
-        """Put an object of ``size`` bytes at a key that must be free. Raises :class:`ObjectExists`.
+    def _put_new(self, key: str, open_body: Callable[[], BinaryIO]) -> None:
+        """Put an object at a key that must be free. ``open_body`` is called for each try.
 
-        ``open_body`` is called for each try.
+        S3 refuses a conditional write while another write of the key is under way. Often the other write is this
+        process's own, and its answer was lost. So the write is tried again. Raises :class:`ObjectExists`.
         """
-
-        def put() -> None:
-            with open_body() as body:
-                self._s3.put_object(**self._target(key), **self._encryption, Body=body, IfNoneMatch="*")
-
-        with self._call("create", key, object_bytes=size) as limits:
-            repeat_after_conflict(put, limits)
+        for conflicts_left in reversed(range(MAX_CONFLICTS)):
+            with self._call("create", key), open_body() as body:
+                try:
+                    self._s3.put_object(**self._target(key), **self._encryption, Body=body, IfNoneMatch="*")
+                except ClientError as error:
+                    if not (conflicts_left and is_write_conflict(error)):
+                        raise
+                else:
+                    return
+            time.sleep(CONFLICT_PAUSE_SECONDS)
 
     def _holds(self, key: str, data: bytes) -> bool:
         try:
@@ -201,7 +186,7 @@ class ObjectStore:
 
     def upload(self, key: str, path: Path) -> None:
         """Upload a file, replacing an older object. A large file is uploaded in parts."""
-        with self._call("upload", key, object_bytes=path.stat().st_size):
+        with self._call("upload", key):
             self._s3.upload_file(str(path), **self._target(key), ExtraArgs=self._encryption, Config=TRANSFER)
 
     def create_file(self, key: str, path: Path) -> None:
@@ -209,18 +194,17 @@ class ObjectStore:
 
         Raises :class:`ObjectExists`. Above :data:`MAX_SINGLE_PUT_BYTES`, the file replaces an older object.
         """
-        if (size := path.stat().st_size) > MAX_SINGLE_PUT_BYTES:
+        if path.stat().st_size > MAX_SINGLE_PUT_BYTES:
             return self.upload(key, path)
-        return self._put_new(key, size, lambda: path.open("rb"))
+        return self._put_new(key, lambda: path.open("rb"))
 
     def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
         """The bytes at ``key``, verified when ``sha256`` is given.
 
         Raises :class:`ObjectMissing`, :class:`ObjectTooLarge` (above ``max_bytes``) and :class:`DigestMismatch`.
         """
-        with self._call("get", key, object_bytes=max_bytes) as limits, self._open(key, max_bytes, limits) as body:
-            data = body.read()
-            limits.require_bytes(len(data), max_bytes)
+        with self._call("get", key), self._chunks(key, max_bytes) as chunks:
+            data = b"".join(chunks)
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
             raise DigestMismatch(f"get {key}: the digest differs from its manifest")
         return data
@@ -235,11 +219,10 @@ class ObjectStore:
         if size == 0:
             return b""
         byte_range = f"bytes={first}-{first + size - 1}"
-        with self._call("get", key, object_bytes=size) as limits:
+        with self._call("get", key):
             try:
-                with self._open(key, size, limits, Range=byte_range) as body:
-                    data = body.read()
-                    limits.require_bytes(len(data), size)
+                with self._chunks(key, size, Range=byte_range) as chunks:
+                    data = b"".join(chunks)
             except ClientError as error:
                 if not is_beyond_end(error):
                     raise
@@ -255,11 +238,11 @@ class ObjectStore:
         digest = hashlib.sha256()
         try:
             with (
-                self._call("download", key, object_bytes=max_bytes) as limits,
-                self._open(key, max_bytes, limits) as body,
+                self._call("download", key),
+                self._chunks(key, max_bytes) as chunks,
                 part.open("wb") as file,
             ):
-                for chunk in body.iter_chunks(CHUNK_BYTES):
+                for chunk in chunks:
                     digest.update(chunk)
                     file.write(chunk)
             if digest.hexdigest() != sha256:
@@ -270,10 +253,11 @@ class ObjectStore:
             part.unlink(missing_ok=True)
 
     @contextmanager
-    def _open(self, key: str, max_bytes: int, limits: CallLimits, **options: Any) -> Iterator[StreamingBody]:
-        """The body of an object. A reader gets little more than ``max_bytes`` of it.
+    def _chunks(self, key: str, max_bytes: int, **options: Any) -> Iterator[Iterator[bytes]]:
+        """The blocks of an object.
 
-        Raises :class:`CallLimitReached` when the store announces a larger object, and :class:`ObjectMissing`.
+        Raises :class:`ObjectTooLarge` when the store announces or sends more than ``max_bytes``, and
+        :class:`ObjectMissing`.
         """
         try:
             answer = self._s3.get_object(Bucket=self.config.bucket, Key=self._full_key(key), **options)
@@ -282,8 +266,8 @@ class ObjectStore:
                 raise ObjectMissing(f"get {key}: no such object") from error
             raise
         with closing(answer["Body"]) as body:
-            limits.begin_object(max_bytes, answer.get("ContentLength", 0))
-            yield body
+            _require_size(key, answer.get("ContentLength", 0), max_bytes)
+            yield _bounded(body, key, max_bytes)
 
     def _is_absent(self, key: str) -> bool:
         """Whether a listing shows that there is no object at ``key``. False when the listing is refused too.
@@ -312,7 +296,7 @@ class ObjectStore:
         pages = iter(self._s3.get_paginator("list_objects_v2").paginate(**arguments))
         count, max_pages = 0, limit // MIN_KEYS_PER_PAGE + 2
         for _ in range(max_pages):
-            with self._call("list", prefix, answer_bytes=MAX_LISTING_PAGE_BYTES):
+            with self._call("list", prefix):
                 page = next(pages, None)
             if page is None:
                 return
@@ -342,18 +326,24 @@ class ObjectStore:
 
         Raises :class:`StoreError` with the first key that the store refuses. The others are deleted.
         """
-        refused = self._delete_many([{"Key": self._full_key(key)} for key in keys])
-        if refused is not None:
-            raise deletion_error("" if refused.first is None else keys[refused.first], refused.count, refused.code)
+        with self._call("delete", f"{len(keys)} objects"):
+            refused = self._request_deletion([{"Key": self._full_key(key)} for key in keys])
+        if refused:
+            raise self.deletion_error(refused)
 
-    def _delete_many(self, objects: Sequence[dict[str, str]]) -> RefusedDeletions | None:
-        """Delete up to 1000 objects or versions in one request. Returns what the store refused."""
-        with self._call("delete", f"{len(objects)} objects"):
-            return self._request_deletion(objects)
-
-    def _request_deletion(self, objects: Sequence[dict[str, str]]) -> RefusedDeletions | None:
+    def _request_deletion(self, objects: Sequence[dict[str, str]]) -> Sequence[dict[str, str]]:
+        """Delete objects or versions. Returns what the store did not delete: ``Key`` and ``Code``, untrusted texts."""
         deletion: Any = {"Objects": objects, "Quiet": True}
-        return refused_deletions(objects, self._s3.delete_objects(Bucket=self.config.bucket, Delete=deletion))
+        answer: Any = self._s3.delete_objects(Bucket=self.config.bucket, Delete=deletion)
+        refused: Sequence[dict[str, str]] = answer.get("Errors") or ()
+        return refused
+
+    def deletion_error(self, refused: Sequence[dict[str, str]]) -> StoreError:
+        """The error for objects that the store did not delete."""
+        first = ClientError({"Error": {"Code": refused[0].get("Code", "")}}, "DeleteObjects")
+        key = refused[0].get("Key", "").removeprefix(self._full_key(""))
+        error = store_error(first, f"delete {key}", self.config.endpoint or "S3")
+        return type(error)(bounded_text(f"{error} ({len(refused)} objects were refused)"))
 
     def ensure_bucket(self) -> None:
         """Create the bucket when it is missing: an embedded store starts empty.
@@ -367,11 +357,11 @@ class ObjectStore:
         except ObjectMissing:
             with self._call("create", f"bucket {self.config.bucket}"):
                 self._s3.create_bucket(Bucket=self.config.bucket)
-        except AccessRefused as refused:
+        except ObjectRefused as refused:
             try:
                 next(self.list(""), None)
             except StoreError as error:
-                raise error if isinstance(error, AccessRefused) else refused from error
+                raise error if isinstance(error, ObjectRefused) else refused from error
 
     def probe(self) -> None:
         """Prove that the store writes, deletes and keeps create-once.
@@ -394,3 +384,19 @@ class ObjectStore:
             raise StoreUnsupported(
                 f"bucket {self.config.bucket} ignores If-None-Match on PutObject; use a store with conditional writes"
             )
+
+
+def _bounded(body: StreamingBody, key: str, max_bytes: int) -> Iterator[bytes]:
+    """The blocks of ``body``. Raises :class:`ObjectTooLarge` and :class:`StoreInterrupted`."""
+    received = 0
+    for chunk in body.iter_chunks(min(CHUNK_BYTES, max_bytes + 1)):
+        raise_if_over()
+        received += len(chunk)
+        _require_size(key, received, max_bytes)
+        yield chunk
+
+
+def _require_size(key: str, size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        text = f"get {key}: the object has more than {max_bytes} bytes; find out who else writes below the root"
+        raise ObjectTooLarge(bounded_text(text))

@@ -1,6 +1,6 @@
 """A fake S3 store on loopback that misbehaves in ways that a real store cannot be made to show.
 
-The fake drips bytes, never stops sending, redirects, or answers with what is no S3 answer. It checks no signature.
+The fake hangs, never stops sending, redirects, or answers with what is no S3 answer. It checks no signature.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-DRIP_SECONDS = 0.1
-"""Time between two bytes of a dripping answer: short beside the deadlines of the tests, far below any read timeout."""
 
 Answer = Callable[["Request"], None]
 
@@ -46,24 +43,6 @@ class Request(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
-
-    def drip(self, data: bytes) -> None:
-        """Send ``data`` byte by byte until the client gives up or the server stops."""
-        for byte in data:
-            self.wfile.write(bytes([byte]))
-            if self.server.store.stopped.wait(DRIP_SECONDS):
-                return
-
-
-def drip_headers(request: Request) -> None:
-    """An endless header, one byte at a time."""
-    request.drip(b"HTTP/1.1 200 OK\r\nX-Drip: " + b"a" * 100_000)
-
-
-def drip_body(request: Request) -> None:
-    """Good headers, and a body of 100 kB, one byte at a time."""
-    request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
-    request.drip(b"a" * 100_000)
 
 
 def endless_body(status: int) -> Answer:

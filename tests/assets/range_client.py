@@ -6,9 +6,9 @@ import io
 from typing import Any, Final
 
 from botocore.exceptions import ClientError
+from botocore.response import StreamingBody
 
 from aurora_store import ObjectStore
-from aurora_store.objects import CALL_SECONDS
 
 MAX_BYTES: Final = 1 << 40
 
@@ -28,10 +28,10 @@ class RangeClient:
             answer: Any = {"Error": {"Code": "InvalidRange"}, "ResponseMetadata": {"HTTPStatusCode": 416}}
             raise ClientError(answer, "GetObject")
         part = data[first : last + 1]
-        return {"Body": io.BytesIO(part), "ContentLength": len(part)}
+        return {"Body": StreamingBody(io.BytesIO(part), len(part)), "ContentLength": len(part)}
 
 
 def answer_ranges(objects: Any) -> None:
     """Let a fake store read ranges with the code of the real one."""
-    objects._call_seconds, objects._on_request = CALL_SECONDS, lambda operation: None
+    objects._on_request = lambda operation: None
     objects._s3 = RangeClient(objects)

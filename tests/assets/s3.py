@@ -31,8 +31,6 @@ START_TIMEOUT_SECONDS = 90.0
 STOP_TIMEOUT_SECONDS = 15.0
 GRPC_PORT_OFFSET = 10_000
 """Each server of SeaweedFS also listens on its port plus this offset."""
-STORES_ON_THIS_MACHINE = {"AURORA_STORE_INTERNAL_HOSTS": "127.0.0.0/8,10.0.0.0/8"}
-"""Environment of an operator that may use a store here, on the loopback or in a test cluster's network."""
 PORTS = range(10_000, 32_000 - GRPC_PORT_OFFSET)
 """Below the kernel's ephemeral range, with the offset too, so that a free port stays free until SeaweedFS binds it."""
 

@@ -22,7 +22,7 @@ pytest_plugins = ["tests.cluster.fixture"]
 
 @pytest.fixture(scope="session")
 def aurora(cluster: Cluster) -> Installation:
-    installation = Installation(cluster, internal_hosts=())
+    installation = Installation(cluster)
     installation.install()
     return installation
 

@@ -26,8 +26,6 @@ RELEASE = "aurora"
 RESOURCE = "auroraspeculators.aurora.dev"
 BUCKET = "aurora"
 CHART = "charts/aurora-operator"
-HOSTILE_STORES = "10.0.0.0/8"
-"""The network of test clusters, where some tests let a fake store listen."""
 POLL_SECONDS = 2
 LOG_LINES = 60
 """How much of a crashed container's log an error shows."""
@@ -46,7 +44,6 @@ class Installation:
     """One helm release, and one namespace for speculators.
 
     Args:
-        internal_hosts: hosts and networks inside the cluster where a store may be, beside the embedded store.
         scraper_namespaces: namespaces whose pods may scrape agents and engines.
     """
 
@@ -54,12 +51,10 @@ class Installation:
         self,
         cluster: Cluster,
         namespace: str = "default",
-        internal_hosts: Sequence[str] = (HOSTILE_STORES,),
         scraper_namespaces: Sequence[str] = (),
     ) -> None:
         self.cluster = cluster
         self.namespace = namespace
-        self.internal_hosts = tuple(internal_hosts)
         self.scraper_namespaces = tuple(scraper_namespaces)
 
     def install(self, checkout: Path = ROOT, store_checkout: Path | None = None) -> None:
@@ -104,7 +99,6 @@ class Installation:
         """What the chart refuses and the tests need. The chart of a former version may not know a value."""
         known = yaml.safe_load((checkout / CHART / "values.yaml").read_text())
         wanted = {
-            "stores": ("internalHosts", self.internal_hosts),
             # The pods of a test mount Python packages and the model from the node (small_speculator.py).
             "podTemplates": ("exemptNamespaces", [self.namespace]),
             "metrics": ("scraperNamespaces", self.scraper_namespaces),

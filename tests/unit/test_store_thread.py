@@ -9,8 +9,8 @@ import time
 import pytest
 
 from aurora_runtime.store_thread import call_in_thread, finish_in_thread
+from aurora_store.deadline import is_interrupted
 from aurora_store.errors import StoreError, StoreInterrupted
-from aurora_store.s3_calls.call_limits import is_interrupted
 
 
 class SlowCall:

@@ -31,18 +31,6 @@ release names that Kubernetes refuses as the name of a Service: longer ones, and
 {{ .Release.Name }}-store
 {{- end }}
 
-{{/* Hosts of stores that may have private addresses. The embedded store is one of them, under each of its names. */}}
-{{- define "aurora.internalhosts" -}}
-{{- $hosts := .Values.stores.internalHosts }}
-{{- if .Values.embeddedStore.enabled }}
-{{- $hosts = append $hosts (include "aurora.storename" .) }}
-{{- range list "" ".svc" ".svc.cluster.local" }}
-{{- $hosts = append $hosts (printf "%s.%s%s" (include "aurora.storename" $) $.Release.Namespace .) }}
-{{- end }}
-{{- end }}
-{{- join "," $hosts }}
-{{- end }}
-
 {{/*
 Labels of the operator's pods. The NetworkPolicies of speculators admit the operator by app.kubernetes.io/name, so no
 value changes it.

@@ -200,9 +200,8 @@ class StoreSpec(Model):
             "an endpoint is a URL such as http://minio.storage:9000: a host name or address, perhaps a port up to"
             " 65535 and a path, and no user, password or query",
         ),
-        description="URL of an S3-compatible store, such as `http://minio.storage:9000`. Unset: AWS S3. The operator's"
-        " administrator must allow a host inside the cluster (`stores.internalHosts` of the chart). Needs"
-        " `credentials.secretRef`.",
+        description="URL of an S3-compatible store, such as `http://minio.storage:9000`. Unset: AWS S3."
+        " Needs `credentials.secretRef`.",
     )
     region: str | None = Field(
         default=None,

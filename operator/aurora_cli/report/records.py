@@ -20,7 +20,7 @@ from aurora_protocol.evidence_records import Evidence
 from aurora_protocol.record import StoredRecord
 from aurora_protocol.training_records import ShardManifest
 from aurora_store import Keys, ObjectStore
-from aurora_store.errors import KeyUnusable, ObjectArchived, ObjectMissing, ObjectTooLarge, StoreError
+from aurora_store.errors import ObjectMissing, ObjectRefused, ObjectTooLarge, StoreError
 from aurora_store.keys import MAX_ATTEMPT_GAP, in_sequence, is_shard_key, record_number
 from aurora_store.records.record_store import MAX_RECORDS_LISTED
 
@@ -111,7 +111,7 @@ class _Reader:
                 record = model.from_json(self.objects.get(key))
             except ObjectMissing:
                 return None
-            except (InvalidRecord, ObjectTooLarge, ObjectArchived, KeyUnusable) as error:
+            except (InvalidRecord, ObjectTooLarge, ObjectRefused) as error:
                 return f"{key} was left out: {error}."
             return record if is_true(record) else f"{key} was left out: its figures cannot be true."
 

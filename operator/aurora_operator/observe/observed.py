@@ -229,7 +229,7 @@ class StoreView:
     channel: Channel | None = None
     registrations: Mapping[int, Registration] = field(default_factory=dict)
     """The versions that may matter now: newest, active, previous, candidate, rolled out and pinned. Void ones are left
-    out (``aurora_store.root.root_ownership``)."""
+    out (``aurora_store.root_ownership``)."""
     evidence: tuple[Evidence, ...] = ()
     """Evidence of the active version, of newer ones, and of older ones that the status, a pin or an annotation names.
 

@@ -44,7 +44,7 @@ from aurora_operator.observe.store.store_needs import store_needs
 from aurora_operator.observe.stored_resource import parse_usable
 from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.pod_settings import AGENT_TOKEN
-from aurora_store.policy.store_policy import StorePolicy
+from aurora_store.store_policy import StorePolicy
 
 Children = Mapping[tuple[str, str], Object]
 """Kind and name -> the object."""

@@ -7,7 +7,7 @@ restores the bucket, or creates the speculator again. Pods keep the drafts that 
 
 **The root's owner.** ``spec.store.restoreFrom`` names the root of a former speculator, to go on from its channel.
 Nothing is copied: one record of the channel, create-once, names the new owner, and keeps a former owner that still
-lives from writing (``aurora_store.root.root_ownership``). The record that another owner wrote is not signed with this
+lives from writing (``aurora_store.root_ownership``). The record that another owner wrote is not signed with this
 speculator's key. It is believed once, at this takeover, because the author vouches for the root with ``restoreFrom``.
 
 Invariant: a speculator that followed a channel takes no root over any more. So two speculators with the same
@@ -30,7 +30,7 @@ from aurora_operator.plan.rest import stored_stop_reason
 from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, RootOwner
 from aurora_store.errors import bounded_text
 from aurora_store.keys import Keys, owner_id
-from aurora_store.root.root_ownership import current_owner, lost, lost_text, owned_text
+from aurora_store.root_ownership import current_owner, lost, lost_text, owned_text
 
 MAX_FORMER_OWNERS: Final = 64
 _CHANNEL_EPOCH: Final = "channelEpoch"

@@ -21,7 +21,7 @@ from aurora_runtime.held_out_split import MAX_MEASURED_PROMPT_TOKENS
 from aurora_runtime.traces import RequestTrace, decode
 from aurora_runtime.validation.store_retry import repeat_while_away
 from aurora_store import Registry
-from aurora_store.errors import OBJECT_REFUSALS, DigestMismatch, ObjectMissing, StoreError
+from aurora_store.errors import DigestMismatch, ObjectMissing, ObjectRefused, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def held_out_prompts(
             found = _prompts(traces, vocab_size, most_tokens)
         except ObjectMissing:
             continue  # deleted since the listing, because the trainer bounds the store
-        except OBJECT_REFUSALS as error:
+        except ObjectRefused as error:
             refusals.append(error)
             if not shards_read and len(refusals) == REFUSED_AT_FIRST:
                 raise

@@ -25,8 +25,8 @@ from aurora_runtime.termination_message import write_termination_message
 from aurora_runtime.validation.store_retry import repeat_while_away
 from aurora_runtime.validation.validation_run import ValidationResult, Workspace, validate
 from aurora_store import FencedObjectStore, Keys, Registry, StoreConfig
+from aurora_store.deadline import total_deadline
 from aurora_store.errors import ObjectExists, StoreError
-from aurora_store.s3_calls.call_limits import total_deadline
 
 log = logging.getLogger(__name__)
 

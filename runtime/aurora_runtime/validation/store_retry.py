@@ -12,32 +12,29 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
+from aurora_store.deadline import is_interrupted, total_seconds_left
 from aurora_store.errors import (
-    AccessRefused,
-    AddressRefused,
-    CredentialsMissing,
     DigestMismatch,
-    KeyUnusable,
     NotRootOwner,
-    ObjectArchived,
     ObjectExists,
     ObjectMissing,
+    ObjectRefused,
     StoreError,
     StoreInterrupted,
     StoreUnsupported,
 )
-from aurora_store.s3_calls.call_limits import PAUSE_POLL_SECONDS, is_interrupted, total_seconds_left
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 INITIAL_BACKOFF_SECONDS: Final = 0.5
 MAX_BACKOFF_SECONDS: Final = 15.0
+PAUSE_POLL_SECONDS: Final = 0.05
+"""How often a pause looks whether the call was interrupted."""
 READ_SECONDS: Final = 30.0
 """How long a read is repeated after its first failure."""
 _DEFINITE_ERRORS: Final = (
-    *(AccessRefused, AddressRefused, CredentialsMissing, DigestMismatch, KeyUnusable, NotRootOwner, ObjectArchived),
-    *(ObjectExists, ObjectMissing, StoreInterrupted, StoreUnsupported),
+    *(DigestMismatch, NotRootOwner, ObjectExists, ObjectMissing, ObjectRefused, StoreInterrupted, StoreUnsupported),
 )
 
 

@@ -49,8 +49,8 @@ from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan, m
 from aurora_runtime.validation.rounds.round_runner import Answers, RoundRunner
 from aurora_runtime.validation.store_retry import repeat_while_away
 from aurora_store import Registry
+from aurora_store.deadline import is_interrupted, total_deadline
 from aurora_store.errors import StoreError
-from aurora_store.s3_calls.call_limits import is_interrupted, total_deadline
 
 log = logging.getLogger(__name__)
 

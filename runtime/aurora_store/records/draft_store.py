@@ -25,7 +25,7 @@ from aurora_protocol.signatures import KeyName
 from aurora_store.errors import ObjectMissing, ObjectTooLarge, StoreError
 from aurora_store.keys import Keys
 from aurora_store.records.record_store import RecordStore
-from aurora_store.root.root_ownership import is_void
+from aurora_store.root_ownership import is_void
 
 MAX_CONFIG_BYTES = 64 << 10
 """Largest file of a draft beside its weights."""

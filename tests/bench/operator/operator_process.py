@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
-from tests.assets.s3 import STORES_ON_THIS_MACHINE
 from tests.bench.operator.fleet import Speculator
 
 IMAGE = "aurora.test/stand-in:1"
@@ -37,7 +36,6 @@ class OperatorProcess:
     def start(self) -> None:
         metrics, liveness = map(str, self.ports)
         environment = {
-            **STORES_ON_THIS_MACHINE,
             "PATH": os.environ["PATH"],
             "KUBECONFIG": str(self.kubeconfig),
             "AURORA_METRICS_PORT": metrics,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aurora_api import API_VERSION, KIND
 from aurora_operator import kubernetes_api
-from tests.assets.s3 import STORES_ON_THIS_MACHINE, seaweedfs
+from tests.assets.s3 import seaweedfs
 from tests.cluster.command import wait_until
 from tests.integration.chart.conftest import TEAM
 from tests.rig.api_server import ApiServer, free_ports
@@ -111,7 +111,6 @@ def _operator(server: ApiServer, namespace: str, log: Path, **variables: str) ->
         "AURORA_RUNTIME_IMAGE": "runtime:1",
         "AURORA_METRICS_PORT": str(metrics_port),
         "AURORA_HEALTH_PORT": str(health_port),
-        **STORES_ON_THIS_MACHINE,
         **variables,
     }
     with log.open("wb") as output:

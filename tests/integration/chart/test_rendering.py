@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_store.policy.address_policy import AddressPolicy
-from aurora_store.policy.store_policy import StorePolicy, StoreRule
+from aurora_store.store_policy import StorePolicy, StoreRule
 from tests.cluster.command import CommandError, run
 from tests.cluster.local.build import binaries
 from tests.rig.chart.rendered_chart import (
@@ -67,7 +66,7 @@ def test_a_digest_decides_instead_of_the_tag() -> None:
 )
 def test_an_endpoint_of_a_rule_may_have_a_port_and_a_path(endpoint: str) -> None:
     environment = operator_environment(render(f"--set=stores.allowed[0].endpoint={endpoint}"))
-    assert StorePolicy.parse(environment["AURORA_STORE_RULES"], "").rules == (StoreRule(endpoint=endpoint),)
+    assert StorePolicy.parse(environment["AURORA_STORE_RULES"]).rules == (StoreRule(endpoint=endpoint),)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +84,6 @@ def test_an_endpoint_of_a_rule_may_have_a_port_and_a_path(endpoint: str) -> None
         ("--set=images.agent.digest=latest", "at '/images/agent/digest'"),
         ("--set=resources.request.cpu=1", "additional properties 'request' not allowed"),
         ("--set=logLevel=LOUD", "at '/logLevel'"),
-        ("--set=stores.internalHosts={http://minio}", "at '/stores/internalHosts/0'"),
         ("--set=stores.allowed[0].endpoint=minio:9000", "at '/stores/allowed/0/endpoint'"),
         ("--set=stores.allowed[0].endpoint=http://minio:abc", "at '/stores/allowed/0/endpoint'"),
         ("--set=stores.allowed[0].endpoint=http://minio:65536", "at '/stores/allowed/0/endpoint'"),
@@ -138,14 +136,11 @@ def test_the_operator_is_told_its_lease_and_the_order_of_an_upgrade() -> None:
 
 def test_the_operator_is_told_the_stores_that_the_administrator_allows() -> None:
     environment = operator_environment(render(values=SAMPLES / "everything-values.yaml"))
-    policy = StorePolicy.parse(environment["AURORA_STORE_RULES"], environment["AURORA_STORE_INTERNAL_HOSTS"])
+    policy = StorePolicy.parse(environment["AURORA_STORE_RULES"])
     assert policy.rules == (
         StoreRule(("team-a", "team-b"), "http://minio.storage:9000", "models", "team"),
         StoreRule(bucket="my-aurora-bucket"),
     )
-    domains = ("", ".aurora-system", ".aurora-system.svc", ".aurora-system.svc.cluster.local")
-    embedded = [f"aurora-store{domain}" for domain in domains]
-    assert policy.addresses == AddressPolicy.of(["minio.storage", "192.168.0.0/16", *embedded])
 
 
 def test_the_operator_is_told_who_may_scrape_agents() -> None:
@@ -154,9 +149,9 @@ def test_the_operator_is_told_who_may_scrape_agents() -> None:
     assert operator_environment(render())["AURORA_SCRAPER_NAMESPACES"] == ""
 
 
-def test_by_default_any_store_at_a_public_address_may_be_used() -> None:
+def test_by_default_any_store_may_be_used() -> None:
     environment = operator_environment(render())
-    policy = StorePolicy.parse(environment["AURORA_STORE_RULES"], environment["AURORA_STORE_INTERNAL_HOSTS"])
+    policy = StorePolicy.parse(environment["AURORA_STORE_RULES"])
     assert policy == StorePolicy()
 
 

@@ -31,7 +31,7 @@ from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.keys import root
-from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE
+from tests.assets.s3 import S3
 from tests.assets.signing import SecretKeys
 from tests.cluster.cluster import Cluster
 from tests.rig.api_server import free_ports
@@ -207,7 +207,6 @@ class Rig:
         metrics, health = free_ports(2)
         ports = {"AURORA_METRICS_PORT": str(metrics), "AURORA_HEALTH_PORT": str(health)}
         environment = {
-            **STORES_ON_THIS_MACHINE,
             **self.cluster.environment,
             **ports,
             "PATH": os.environ["PATH"],

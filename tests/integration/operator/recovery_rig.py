@@ -17,9 +17,8 @@ from aurora_protocol.draft_records import Channel
 from aurora_protocol.signatures import KeyName
 from aurora_store import FencedObjectStore, ObjectStore, Registry
 from aurora_store.keys import owner_id
-from aurora_store.root.deletable_objects import DeletableObjects
-from aurora_store.root.fenced_objects import MAX_AGE_SECONDS
-from aurora_store.root.root_deletion import RootDeletion
+from aurora_store.root_deletion import RootDeletion
+from aurora_store.root_ownership import MAX_AGE_SECONDS
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.signing import record_keys
 from tests.unit.operator.worlds import CONFIG, MINIMAL, channel, evidence, lineage, observed, registration, spec
@@ -71,7 +70,7 @@ class Speculator:
         self.reader = StoreReader(config, record_keys(owner, keys=keys_of(owner)))
         self.pods = FencedObjectStore(replace(config, owner=own), clock=lambda: self.clock_seconds)
         self.registry = Registry(self.pods, keys_of(owner))
-        self.deletion = RootDeletion(DeletableObjects(config), owner_id(owner.uid))
+        self.deletion = RootDeletion(config, owner_id(owner.uid))
 
     def view(self) -> StoreView:
         return self.reader.read(StoreNeeds())

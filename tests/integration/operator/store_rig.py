@@ -10,21 +10,19 @@ from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.metadata import keys_name
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import store_settings
-from aurora_operator.errors import NotFound
 from aurora_operator.observe.observed import JobView, StoreView, UserRequests
 from aurora_operator.observe.secret_values import SecretReader
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.store.store_needs import store_needs
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import ObjectStore, Registry, StoreConfig
-from aurora_store.policy.store_policy import StorePolicy
-from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE
+from aurora_store.store_policy import StorePolicy
+from tests.assets.s3 import S3
 from tests.assets.signing import KEYS, secret_data
 from tests.unit.operator.worlds import NOW, channel, lineage, registration, spec
 
 BUCKET = "operator-reads"
 SIGNING_KEYS = secret_data()
-ON_THIS_MACHINE = StorePolicy.parse("", STORES_ON_THIS_MACHINE["AURORA_STORE_INTERNAL_HOSTS"])
 
 
 class FakeApi:
@@ -35,10 +33,10 @@ class FakeApi:
         self.signing: dict[str, str] | None = SIGNING_KEYS
         """The data of the Secret with the signing keys. None: there is none."""
 
-    def get(self, _kind: object, _namespace: str, name: str) -> dict[str, Any]:
+    async def find(self, _kind: object, _namespace: str, name: str) -> dict[str, Any] | None:
         if name == keys_name(self.owner):
             if self.signing is None:
-                raise NotFound(name, 404)
+                return None
             metadata = {"resourceVersion": "1", "ownerReferences": [{"uid": self.owner.uid, "controller": True}]}
             return {"kind": "Secret", "metadata": metadata, "data": self.signing}
         keys = {"AWS_ACCESS_KEY_ID": self.access, "AWS_SECRET_ACCESS_KEY": self.secret}
@@ -63,7 +61,7 @@ class Speculator:
         self.owner, self.clock = owner, Clock()
         self.api = FakeApi(owner, s3.access_key, s3.secret_key)
         self.secrets = SecretReader(cast(Any, self.api), owner.namespace, self.clock)
-        self.access = StoreAccess(self.secrets, ON_THIS_MACHINE, self.clock)
+        self.access = StoreAccess(self.secrets, StorePolicy(), self.clock)
         self.spec, self.status = self.spec_at(endpoint or s3.endpoint), SpeculatorStatus()
         self.jobs: tuple[JobView, ...] = ()
         self.requests = UserRequests()

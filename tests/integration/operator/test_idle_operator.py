@@ -25,7 +25,7 @@ from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.metadata import COMMON_LABELS, INFERENCE
 from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.keys import root
-from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE
+from tests.assets.s3 import S3
 from tests.cluster.command import wait_until
 from tests.rig.api_server import ApiServer, api_server, free_ports
 from tests.rig.quick_operator import LONGEST_REST_SECONDS
@@ -123,7 +123,6 @@ def _rig(s3: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3", "namespace": NAMESPACE}}
         server.apply(secret | {"stringData": s3.environment()})
         environment = {
-            **STORES_ON_THIS_MACHINE,
             "PATH": os.environ["PATH"],
             "KUBECONFIG": str(server.kubeconfig),
             "AURORA_METRICS_PORT": str(metrics_port),

@@ -182,7 +182,7 @@ async def test_corrected_settings_and_rotated_credentials_are_used(s3: S3, specu
     speculator.secrets.forget()  # as after a change of the spec
     assert "check the" in (await speculator.look()).error
     speculator.api.secret = s3.secret_key
-    assert (await speculator.look(3)).ok, "refused credentials are read again"
+    assert (await speculator.look(16)).ok, "refused credentials are read again"
 
 
 async def test_a_foreign_error_text_does_not_reach_the_view(s3: S3, owner: Owner) -> None:

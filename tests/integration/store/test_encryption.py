@@ -20,9 +20,9 @@ from aurora_operator.observe.store.store_reader import StoreNeeds
 from aurora_protocol.pod_settings import StoreSettings
 from aurora_store import ObjectStore, StoreConfig
 from aurora_store import objects as objects_module
-from aurora_store.policy.store_policy import StorePolicy
+from aurora_store.store_policy import StorePolicy
 from tests.assets.faulty_store import Request, faulty_store
-from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE, seaweedfs
+from tests.assets.s3 import S3, seaweedfs
 from tests.integration.store.roles import operators_reader
 from tests.unit.operator.observe.store.test_store_access import KEYS, FakeApi
 from tests.unit.operator.worlds import OWNER, channel, spec
@@ -86,7 +86,7 @@ def test_what_the_operator_writes_is_encrypted_by_a_real_server(s3: S3) -> None:
 
 
 async def test_the_operator_takes_the_encryption_from_the_spec(s3: S3) -> None:
-    policy = StorePolicy.parse("", STORES_ON_THIS_MACHINE["AURORA_STORE_INTERNAL_HOSTS"])
+    policy = StorePolicy()
     access = StoreAccess(SecretReader(cast(Any, FakeApi()), OWNER.namespace), policy)
     place = {"bucket": "bucket", "endpoint": s3.endpoint, "credentials": KEYS}
     found = await access.config(OWNER, spec(store=place | {"encryption": SSE_KMS}))

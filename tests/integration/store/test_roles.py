@@ -35,11 +35,10 @@ from aurora_runtime.validation.held_out_prompts import held_out_prompts
 from aurora_runtime.validation.validation_run import ValidationResult
 from aurora_store import ObjectStore, Registry
 from aurora_store import objects as objects_module
-from aurora_store.errors import AccessRefused
+from aurora_store.errors import ObjectRefused
 from aurora_store.keys import owner_id
-from aurora_store.root.deletable_objects import DeletableObjects
-from aurora_store.root.root_deletion import RootDeletion
-from aurora_store.s3_calls import s3_clients
+from aurora_store.root_deletion import RootDeletion
+from aurora_store.s3_client import S3Clients
 from tests.assets.s3 import S3
 from tests.assets.signing import write_keys
 from tests.assets.trainer_output import publish_draft
@@ -182,7 +181,7 @@ def test_a_write_of_another_role_is_refused_and_the_error_names_the_missing_righ
     for key in FOREIGN_KEYS[role]:
         if not write.startswith("create"):
             admin.put(key, b"kept")
-        with pytest.raises(AccessRefused, match=f"AccessDenied; allow {right} there for these credentials"):
+        with pytest.raises(ObjectRefused, match=f"AccessDenied; allow {right} for these credentials"):
             WRITES[write](own, key, file)
         assert list(admin.list(key)) == ([] if write.startswith("create") else [key])
         if not write.startswith("create"):
@@ -197,7 +196,7 @@ def test_an_upload_in_parts_is_refused_in_the_same_words(
     file = tmp_path / "large"
     file.write_bytes(bytes(6 << 20))
     key = "checkpoints/00000009-abcdefabcdef/model.safetensors"
-    with pytest.raises(AccessRefused, match="allow s3:PutObject there"):
+    with pytest.raises(ObjectRefused, match="allow s3:PutObject"):
         ObjectStore.upload(store_of(s3, "serving"), key, file)
     ObjectStore.upload(store_of(s3, "training"), key, file)
     store_of(s3, "training").delete(key)
@@ -208,13 +207,13 @@ def test_no_role_reaches_another_root_or_what_it_needs_not(s3: S3, role: str) ->
     for root in ("aurora/default/chat-two-01234567", "aurora/other/chat-01234567"):
         store_of(s3, None, root).put("traces/00000001/x.json", b"foreign")
         other = store_of(s3, role, root)
-        with pytest.raises(AccessRefused, match="allow s3:GetObject there"):
+        with pytest.raises(ObjectRefused, match="allow s3:GetObject"):
             other.get("traces/00000001/x.json")
-        with pytest.raises(AccessRefused, match="allow s3:ListBucket there"):
+        with pytest.raises(ObjectRefused, match="allow s3:ListBucket"):
             list(other.list("traces/"))
     store_of(s3, None).put("trainer/state/00000001.json", b"weights")
     if role != "training":
-        with pytest.raises(AccessRefused):
+        with pytest.raises(ObjectRefused):
             store_of(s3, role).get("trainer/state/00000001.json")
 
 
@@ -224,7 +223,7 @@ def test_an_agent_without_the_right_to_write_keeps_its_shards_and_says_which_rig
     spool = tmp_path / "spool"
     data = shard(spool, 1)
     uploader = Uploader(spool, Registry(ObjectStore(config_of(s3, "validation"), attempts=1)))
-    with pytest.raises(AccessRefused, match="allow s3:PutObject there"):
+    with pytest.raises(ObjectRefused, match="allow s3:PutObject"):
         uploader.upload_spool()
     assert data.exists()
 
@@ -239,7 +238,7 @@ def test_a_trainer_without_the_right_to_write_waits_until_it_gets_the_right(s3: 
     role = ["validation"]
     retrier.call("saving", lambda: store_of(s3, role[0]).put("trainer/status.json", b"{}"), on_failure)
     assert len(said) == 1
-    assert "allow s3:PutObject there" in said[0]
+    assert "allow s3:PutObject" in said[0]
 
 
 def test_a_tag_is_erased_with_the_rights_of_the_trainer(s3: S3) -> None:
@@ -252,12 +251,10 @@ def test_a_tag_is_erased_with_the_rights_of_the_trainer(s3: S3) -> None:
 
 def test_the_operator_deletes_a_root_only_with_the_right_to_delete(s3: S3) -> None:
     root = "aurora/default/chat-89abcdef"
-    admin, operator = store_of(s3, None, root), DeletableObjects(config_of(s3, "operator", root), attempts=1)
+    admin = store_of(s3, None, root)
     admin.put("traces/00000001/x.json", b"trace")
-    deletion = RootDeletion(operator, owner_id("89abcdef-0000"))
-    with pytest.raises(
-        AccessRefused, match=r"delete traces/00000001/x.json: AccessDenied; allow s3:DeleteObject there"
-    ):
+    deletion = RootDeletion(config_of(s3, "operator", root), owner_id("89abcdef-0000"), attempts=1)
+    with pytest.raises(ObjectRefused, match=r"delete traces/00000001/x.json: AccessDenied; allow s3:DeleteObject"):
         deletion.step(10)
     assert admin.get("traces/00000001/x.json") == b"trace"
 
@@ -289,8 +286,7 @@ def test_a_validator_stores_its_evidence_or_ends_with_the_missing_right_as_its_l
     monkeypatch.setenv(SETTINGS_VARIABLE, settings.to_variable())
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", str(config.access_key))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", str(config.secret_key))
-    monkeypatch.setattr(s3_clients, "SHARED_CLIENTS", s3_clients.S3Clients())
-    monkeypatch.setattr(objects_module, "SHARED_CLIENTS", s3_clients.SHARED_CLIENTS)
+    monkeypatch.setattr(objects_module, "SHARED_CLIENTS", S3Clients())
     if written:
         validation_main.main(["--signing", str(tmp_path / "keys")])
     else:
@@ -298,7 +294,7 @@ def test_a_validator_stores_its_evidence_or_ends_with_the_missing_right_as_its_l
             validation_main.main(["--signing", str(tmp_path / "keys")])
     stored = list(store_of(s3, None, config.root).list("evidence/"))
     assert stored == (["evidence/00000001/00000001.json"] if written else [])
-    assert ("allow s3:PutObject there for these credentials" in said.read_text()) is not written
+    assert ("allow s3:PutObject for these credentials" in said.read_text()) is not written
 
 
 @pytest.mark.parametrize("role", ["serving", "validation"])
@@ -308,6 +304,6 @@ def test_an_operator_with_the_keys_of_another_role_names_the_missing_right_and_d
     reader = operators_reader(config_of(s3, role, "aurora/default/chat-0b0b0b0b"))
     view = reader.read(EVERYTHING)
     assert not view.ok
-    assert "allow s3:ListBucket there for these credentials" in view.error
-    with pytest.raises(AccessRefused):
+    assert "allow s3:ListBucket for these credentials" in view.error
+    with pytest.raises(ObjectRefused):
         reader.advance(channel(0))

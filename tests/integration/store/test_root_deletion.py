@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from aurora_store import FencedObjectStore, Keys, ObjectStore, Registry, StoreConfig
-from aurora_store.errors import NotRootOwner, StoreError
+from aurora_protocol.draft_records import RootOwner
+from aurora_store import FencedObjectStore, Keys, ObjectStore, Registry
+from aurora_store.errors import CallUnavailable, NotRootOwner, StoreError
 from aurora_store.keys import owner_id
-from aurora_store.root.deletable_objects import DeletableObjects
-from aurora_store.root.root_deletion import DeletionProgress, RootDeletion
-from aurora_store.root.root_ownership import write_refusal
+from aurora_store.root_deletion import DeletionProgress, RootDeletion
+from aurora_store.root_ownership import write_refusal
 from tests.assets.s3 import S3
 from tests.integration.operator.recovery_rig import NEW, OLD, Speculator, keys_of, root, s3
 from tests.unit.operator.worlds import channel
@@ -28,31 +25,29 @@ class KilledError(Exception):
     """The operator is killed at this call."""
 
 
-class KilledStore(DeletableObjects):
+class KilledDeletion(RootDeletion):
     """Ends with :class:`KilledError` before a write or delete, once ``writes_left`` of them were made."""
 
-    def __init__(self, config: StoreConfig, writes_left: int) -> None:
-        super().__init__(config)
-        self.writes_left = writes_left
+    writes_left = 1
+
+    def create(self, key: str, data: bytes) -> None:
+        self._count()
+        super().create(key, data)
+
+    def _request_deletion(self, objects: Any) -> Any:
+        self._count()
+        return super()._request_deletion(objects[:2])  # a page of a listing has all objects of these tests
 
     def _count(self) -> None:
         if self.writes_left == 0:
             raise KilledError
         self.writes_left -= 1
 
-    def create(self, key: str, data: bytes) -> None:
-        self._count()
-        super().create(key, data)
 
-    def delete_batch(self, items: Any) -> Any:
-        self._count()
-        return super().delete_batch(items)
-
-
-def finish(deletion: RootDeletion, *, expects_records: bool = False) -> DeletionProgress:
-    for _ in range(20):
-        progress = deletion.step(5.0, expects_records=expects_records)
-        if progress.done or progress.kept or progress.only_record_left or progress.no_records:
+def finish(deletion: RootDeletion) -> DeletionProgress:
+    for _ in range(40):
+        progress = deletion.step(0)
+        if progress.done:
             return progress
     raise AssertionError("the deletion does not end")
 
@@ -74,19 +69,17 @@ def test_a_deletion_deletes_every_object_of_its_root_and_no_other(s3: S3, root: 
     progress = finish(old.deletion)
     assert progress.done
     assert progress.objects == count + 1, "and the record that closed the root"
-    assert progress.size_bytes > 0
     assert list(old.pods.list("")) == []
     for store in near:
         assert list(store.list("")) == ["traces/x"]
     assert finish(old.deletion).done, "again, with nothing left"
 
 
-def test_a_deletion_goes_on_after_a_kill_at_any_write(s3: S3, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aurora_store.root.deletion_pass.OBJECTS_PER_REQUEST", 2)
+def test_a_deletion_goes_on_after_a_kill_at_any_write(s3: S3, root: str) -> None:
     config, kills = s3.config(root=root), 0
     while kills < 40:
         try:
-            progress = finish(RootDeletion(KilledStore(config, 1), owner_id(OLD.uid)))
+            progress = finish(KilledDeletion(config, owner_id(OLD.uid)))
         except KilledError:
             kills += 1
             left = list(ObjectStore(config).list(""))
@@ -104,7 +97,7 @@ def test_pods_that_still_run_write_nothing_below_a_deleted_root(s3: S3, root: st
     old = Speculator(s3, OLD, root)
     old.registry.objects.put("probe/x", b"1")
     with pytest.raises(KilledError):
-        finish(RootDeletion(KilledStore(s3.config(root=root), 1), owner_id(OLD.uid)))
+        finish(KilledDeletion(s3.config(root=root), owner_id(OLD.uid)))
     old.later()
     with pytest.raises(NotRootOwner, match="is being deleted"):
         tiny.put_shard(old.registry, 0, [tiny.trace(0)])
@@ -138,7 +131,7 @@ def test_a_root_that_was_taken_over_is_not_deleted(s3: S3, root: str) -> None:
 def test_a_takeover_between_the_look_and_the_closing_record_keeps_the_root(s3: S3, root: str) -> None:
     old, new = Speculator(s3, OLD, root), Speculator(s3, NEW, root)
 
-    class Overtaken(DeletableObjects):
+    class Overtaken(RootDeletion):
         """Another speculator takes the root over right before this one closes the root."""
 
         def create(self, key: str, data: bytes) -> None:
@@ -146,7 +139,10 @@ def test_a_takeover_between_the_look_and_the_closing_record_keeps_the_root(s3: S
                 new.look()
             super().create(key, data)
 
-    progress = finish(RootDeletion(Overtaken(s3.config(root=root)), owner_id(OLD.uid)))
+    overtaken = Overtaken(s3.config(root=root), owner_id(OLD.uid))
+    with pytest.raises(StoreError, match="another writer took the next epoch"):
+        finish(overtaken)
+    progress = finish(overtaken)
     assert "AuroraSpeculator green/chat" in progress.kept
     assert new.storage_reason() == "Ready"
     assert old.storage_reason() == "TakenOver"
@@ -162,13 +158,19 @@ def test_a_speculator_that_never_took_its_root_over_deletes_nothing(s3: S3, root
 def test_a_shared_prefix_is_never_deleted(s3: S3) -> None:
     for shared in ("", "/", "aurora", "aurora/"):
         with pytest.raises(StoreError, match="is not the root of a speculator"):
-            RootDeletion(DeletableObjects(s3.config(root=shared)), "01d00000")
+            RootDeletion(s3.config(root=shared), "01d00000")
 
 
-@contextmanager
-def bucket_that_keeps(s3: S3, bucket: str, root: str, *, locks: bool = False) -> Iterator[DeletableObjects]:
+def versions(objects: ObjectStore, *, markers: bool = False) -> set[str]:
+    """The keys of the stored versions below a root."""
+    prefix = f"{objects.config.root}/"
+    page: Any = objects._s3.list_object_versions(Bucket=objects.config.bucket, Prefix=prefix)
+    return {item["Key"].removeprefix(prefix) for item in page.get("DeleteMarkers" if markers else "Versions", ())}
+
+
+def bucket_that_keeps(s3: S3, bucket: str, root: str, *, locks: bool = False) -> ObjectStore:
     """A bucket with versioning, and a root in it with older versions, delete markers and an unfinished upload."""
-    objects = DeletableObjects(s3.config(bucket=bucket, root=root))
+    objects = ObjectStore(s3.config(bucket=bucket, root=root))
     objects._s3.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=locks)
     objects._s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
     for text in (b"a", b"bb"):
@@ -176,72 +178,92 @@ def bucket_that_keeps(s3: S3, bucket: str, root: str, *, locks: bool = False) ->
             objects.put(f"traces/{number}", text)
     objects.delete("traces/1")
     upload = objects._s3.create_multipart_upload(Bucket=bucket, Key=f"{root}/traces/big")
-    part = {"UploadId": upload["UploadId"], "PartNumber": 1, "Body": b"x" * (5 << 20)}
-    objects._s3.upload_part(Bucket=bucket, Key=f"{root}/traces/big", **part)  # type: ignore[arg-type]
+    part: Any = {"UploadId": upload["UploadId"], "PartNumber": 1, "Body": b"x" * (5 << 20)}
+    objects._s3.upload_part(Bucket=bucket, Key=f"{root}/traces/big", **part)
     registry = Registry(objects, keys_of(OLD))
     registry.advance_channel(channel(0))
     registry.advance_channel(channel(1, epoch=2, previous=0))
-    yield objects
+    return objects
 
 
-def test_a_bucket_with_versioning_keeps_no_version_and_no_unfinished_upload(
+def test_a_bucket_with_versioning_keeps_no_version_and_no_unfinished_upload(s3: S3, root: str) -> None:
+    objects = bucket_that_keeps(s3, "versioned", root)
+    near = ObjectStore(s3.config(bucket="versioned", root=f"{root}-2"))
+    near.put("traces/x", b"1")
+    near.delete("traces/x")
+    progress = finish(RootDeletion(objects.config, owner_id(OLD.uid)))
+    assert (progress.objects, progress.remains) == (2 + 3, "")
+    # Two versions of each trace and two markers, one of each record, and the markers of this deletion.
+    assert progress.versions == 6 + 1 + 3 + 5
+    assert versions(objects) | versions(objects, markers=True) == set()
+    uploads: Any = objects._s3.list_multipart_uploads(Bucket="versioned", Prefix=f"{root}/")
+    assert not uploads.get("Uploads")
+    assert versions(near) | versions(near, markers=True) == {"traces/x"}, "another root keeps its versions"
+
+
+def test_a_version_that_is_locked_is_told_and_not_waited_for(s3: S3, root: str) -> None:
+    objects = bucket_that_keeps(s3, "locked", root, locks=True)
+    objects.put("evidence/1", b"1")
+    retention: Any = {"Mode": "COMPLIANCE", "RetainUntilDate": datetime.now(UTC) + timedelta(hours=1)}
+    objects._s3.put_object_retention(**objects._target("evidence/1"), Retention=retention)
+    for _ in range(2):  # another operator finds the same
+        progress = finish(RootDeletion(objects.config, owner_id(OLD.uid)))
+        assert "the store refused to delete older versions" in progress.remains
+        assert "evidence/1" in progress.remains
+        assert versions(objects) == {"evidence/1"}
+        assert list(objects.list("")) == [], "its delete marker hides it"
+
+
+def test_a_store_without_versions_and_uploads_is_emptied_all_the_same(
     s3: S3, root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aurora_store.root.deletion_pass.OBJECTS_PER_REQUEST", 2)
-    monkeypatch.setattr("aurora_store.root.deletable_objects.OBJECTS_PER_REQUEST", 2)
-    with bucket_that_keeps(s3, "versioned", root) as objects:
-        near = DeletableObjects(s3.config(bucket="versioned", root=f"{root}-2"))
-        near.put("traces/x", b"1")
-        near.delete("traces/x")
-        assert len(list(objects.list_uploads())) == 1
-        deletion = RootDeletion(objects, owner_id(OLD.uid))
-        while not (progress := deletion.step(0, expects_records=True)).only_record_left:
-            assert progress == replace(progress, done=False, no_records=False)
-        last = list(objects.list_versions(""))
-        assert {version.key for version in last} == {Keys.channel(3)}
-        size_bytes = progress.size_bytes + sum(version.size_bytes for version in last)
-        progress = finish(deletion)
-        assert (progress.objects, progress.remains) == (2 + 3, "")
-        # Two versions of each trace and two markers, one of each record, and the markers of this deletion.
-        assert progress.versions == 6 + 1 + 3 + 5
-        assert progress.size_bytes == size_bytes, "each version counts once, although it was an object first"
-        assert list(objects.list_versions("")) == []
-        assert list(objects.list_uploads()) == []
-        assert len(list(near.list_versions(""))) == 2, "another root keeps its versions"
+    pages = RootDeletion._pages
 
+    def refused(deletion: RootDeletion, listing: Any) -> Any:
+        if listing != "list_objects_v2":
+            raise CallUnavailable("ListObjectVersions: the store does not know this call")
+        return pages(deletion, listing)
 
-def lock(objects: DeletableObjects, key: str) -> None:
-    retention: Any = {"Mode": "COMPLIANCE", "RetainUntilDate": datetime.now(UTC) + timedelta(hours=1)}
-    objects._s3.put_object_retention(**objects._target(key), Retention=retention)
-
-
-@pytest.mark.parametrize("key", ["evidence/1", Keys.channel(3)], ids=["evidence", "last record"])
-def test_a_version_that_is_locked_is_told_and_not_waited_for(s3: S3, root: str, key: str) -> None:
-    with bucket_that_keeps(s3, f"locked-{len(key)}", root, locks=True) as objects:
-        objects.put("evidence/1", b"1")
-        deletion = RootDeletion(objects, owner_id(OLD.uid))
-        if key == "evidence/1":
-            lock(objects, key)
-        assert finish(deletion, expects_records=True).only_record_left
-        if key != "evidence/1":
-            lock(objects, key)
-        progress = finish(deletion)
-        assert f"refused to delete 1 older versions, the first one of {key} (AccessDenied)" in progress.remains
-        assert [version.key for version in objects.list_versions("") if version.size_bytes] == [key]
-        assert list(objects.list("")) == [], "its delete marker hides it"
-        again = finish(RootDeletion(objects, owner_id(OLD.uid)))
-        assert again.remains == progress.remains, "another operator"
-
-
-def test_a_store_that_never_held_the_root_ends_no_deletion(s3: S3, root: str) -> None:
-    """As after a wrong edit of ``store.endpoint``."""
+    monkeypatch.setattr(RootDeletion, "_pages", refused)
     old = Speculator(s3, OLD, root)
-    elsewhere = DeletableObjects(s3.config(bucket="elsewhere", root=root))
-    elsewhere.ensure_bucket()
-    wrong = RootDeletion(elsewhere, owner_id(OLD.uid))
-    assert finish(wrong, expects_records=True).no_records
-    elsewhere.put("traces/0", b"1")  # by a pod that started with the wrong settings
-    assert finish(wrong, expects_records=True).no_records
-    assert list(elsewhere.list("")) == []
-    assert finish(old.deletion, expects_records=True).only_record_left
+    assert "does not know this call" in finish(old.deletion).remains
+    assert list(old.pods.list("")) == []
+
+
+def test_an_object_that_is_refused_protects_no_other_and_is_named(
+    s3: S3, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = RootDeletion._request_deletion
+
+    def refusing(deletion: RootDeletion, objects: Any) -> Any:
+        refused = [item for item in objects if "/registry/" in item["Key"]]
+        request(deletion, [item for item in objects if item not in refused])
+        return [{**item, "Code": "AccessDenied"} for item in refused]
+
+    old = Speculator(s3, OLD, root)
+    monkeypatch.setattr(RootDeletion, "_request_deletion", refusing)
+    with pytest.raises(StoreError, match=r"delete registry/00000000\.json: AccessDenied"):
+        finish(old.deletion)
+    left = {key.split("/")[0] for key in old.pods.list("")}
+    assert left == {"registry", "channel"}, "the channel goes last"
+    monkeypatch.undo()
+    assert finish(old.deletion).done
+
+
+@pytest.mark.parametrize("name", ["99999999.json", "00005000.json", "notes.json", "zzz", "sub/00000004.json"])
+def test_a_foreign_object_in_the_channel_decides_nothing_and_is_deleted(s3: S3, root: str, name: str) -> None:
+    old = Speculator(s3, OLD, root)
+    thief = RootOwner(id="0ther000", namespace="n", name="other", since=datetime.now(UTC))
+    objects = ObjectStore(s3.config(root=root))
+    objects.put(Keys.CHANNEL + name, channel(0, epoch=3).model_copy(update={"owner": thief}).to_json())
+    assert not finish(old.deletion).kept
+    assert list(objects.list("")) == []
+
+
+def test_a_next_record_that_tells_nothing_keeps_the_root_until_it_is_removed(s3: S3, root: str) -> None:
+    old, objects = Speculator(s3, OLD, root), ObjectStore(s3.config(root=root))
+    objects.put(Keys.channel(3), b"hello")
+    with pytest.raises(StoreError, match=f"{Keys.channel(3)}.*; delete it"):
+        finish(old.deletion)
+    objects.delete(Keys.channel(3))
     assert finish(old.deletion).done

@@ -21,7 +21,7 @@ import pytest
 from aurora_api.crd import FILE
 from aurora_operator.children.metadata import FINALIZER
 from aurora_store import ObjectStore, Registry
-from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE, seaweedfs
+from tests.assets.s3 import S3, seaweedfs
 from tests.assets.signing import SecretKeys
 from tests.rig.api_server import ApiServer, api_server, free_ports
 from tests.unit.operator.worlds import channel, evidence, lineage, registration
@@ -44,7 +44,6 @@ class Rig:
     def start(self) -> None:
         metrics, liveness = free_ports(2)
         environment = {
-            **STORES_ON_THIS_MACHINE,
             "PATH": os.environ["PATH"],
             "KUBECONFIG": str(self.api.kubeconfig),
             "AURORA_METRICS_PORT": str(metrics),

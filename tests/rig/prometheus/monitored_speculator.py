@@ -33,7 +33,7 @@ from aurora_runtime.serving.pod_records import (
 )
 from aurora_store import ObjectStore, Registry
 from tests.assets.pod_processes import PodProcesses
-from tests.assets.s3 import S3, STORES_ON_THIS_MACHINE, seaweedfs
+from tests.assets.s3 import S3, seaweedfs
 from tests.assets.signing import SecretKeys
 from tests.cluster.command import url_answers, wait_until
 from tests.rig.api_server import ApiServer, api_server
@@ -80,7 +80,7 @@ def monitored_speculator(folder: Path, chart: list[Object]) -> Iterator[Monitore
         rig = OperatorRig(server, folder)
         rig.prepare()
         _create_speculator(server, store)
-        operator = stack.enter_context(rig.replica(OPERATOR_POD, **STORES_ON_THIS_MACHINE))
+        operator = stack.enter_context(rig.replica(OPERATOR_POD))
         operator.start()
         wait_until("the speculator's Deployment", lambda: rig.deployment() is not None, START_SECONDS)
         deployment = rig.deployment()

@@ -11,7 +11,7 @@ import pytest
 from aurora_cli.commands import store as store_commands
 from aurora_cli.verification import Verification
 from aurora_store import Keys, Registry
-from aurora_store.errors import KeyUnusable, ObjectArchived, StoreError
+from aurora_store.errors import ObjectRefused, StoreError
 from tests.assets.trainer_output import put_trainer_state
 from tests.unit.cli.fake_cluster import FakeApiServer, resource
 from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
@@ -86,7 +86,7 @@ def test_changed_weights_of_the_same_size_are_found_by_their_digest(objects: Fol
     assert any("digest" in fault or "model.safetensors" in fault for fault in faults_of(objects, digests=True))
 
 
-@pytest.mark.parametrize("error", [ObjectArchived("InvalidObjectState"), KeyUnusable("KMS.DisabledException")])
+@pytest.mark.parametrize("error", [ObjectRefused("InvalidObjectState")])
 def test_an_object_that_the_store_alone_refuses_is_a_fault_and_the_others_are_checked(
     objects: FolderObjects, error: StoreError
 ) -> None:

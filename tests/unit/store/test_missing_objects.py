@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aurora_store import StoreConfig
+from aurora_store import ObjectStore, StoreConfig
 from aurora_store.errors import ObjectMissing, StoreError
-from aurora_store.root.deletable_objects import DeletableObjects, UnfinishedUpload
 from tests.assets.faulty_store import FaultyStore, faulty_store, whole
 
 KEY = "registry/00000001.json"
@@ -23,7 +22,7 @@ GATEWAYS = {
     "xml": whole(404, b"<?xml version='1.0'?><Error><Code>NotFound</Code></Error>"),
 }
 """Answers of gateways that have no route to the store at the moment."""
-CALLS: dict[str, Callable[[DeletableObjects, Path], object]] = {
+CALLS: dict[str, Callable[[ObjectStore, Path], object]] = {
     "get": lambda objects, _: objects.get(KEY),
     "range": lambda objects, _: objects.get_range(KEY, 0, 10),
     "download": lambda objects, folder: objects.download(KEY, folder / "x", "0" * 64, max_bytes=10),
@@ -31,7 +30,6 @@ CALLS: dict[str, Callable[[DeletableObjects, Path], object]] = {
     "create": lambda objects, _: objects.create(KEY, b"1"),
     "delete": lambda objects, _: objects.delete(KEY),
     "list": lambda objects, _: list(objects.list("registry/")),
-    "abort": lambda objects, _: objects.abort(UnfinishedUpload(KEY, "upload")),
 }
 
 
@@ -41,8 +39,8 @@ def fake_gateway() -> Iterator[FaultyStore]:
         yield fake
 
 
-def objects(store: FaultyStore) -> DeletableObjects:
-    return DeletableObjects(StoreConfig("bucket", "root", store.endpoint, "us-east-1", "access", "secret"), attempts=1)
+def objects(store: FaultyStore) -> ObjectStore:
+    return ObjectStore(StoreConfig("bucket", "root", store.endpoint, "us-east-1", "access", "secret"), attempts=1)
 
 
 def s3_error(code: str) -> bytes:
@@ -66,11 +64,6 @@ def test_an_object_is_missing_when_s3_says_so(fake_gateway: FaultyStore, tmp_pat
     fake_gateway.answer = whole(404, s3_error(code))
     with pytest.raises(ObjectMissing):
         CALLS[call](objects(fake_gateway), tmp_path)
-
-
-def test_the_abort_of_an_upload_that_s3_does_not_know_is_no_error(fake_gateway: FaultyStore) -> None:
-    fake_gateway.answer = whole(404, s3_error("NoSuchUpload"))
-    objects(fake_gateway).abort(UnfinishedUpload(KEY, "upload"))
 
 
 def test_a_missing_bucket_is_not_a_missing_object(fake_gateway: FaultyStore) -> None:

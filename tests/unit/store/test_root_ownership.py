@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from aurora_protocol.draft_records import Channel, ChannelReason, Registration, RootOwner
-from aurora_store.root.root_ownership import current_owner, is_void, lost, write_refusal
+from aurora_store.root_ownership import current_owner, is_void, lost, write_refusal
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ROOT = "aurora/team/chat-11111111"

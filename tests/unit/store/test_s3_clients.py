@@ -10,9 +10,9 @@ import pytest
 
 from aurora_store import ObjectStore, StoreConfig
 from aurora_store.errors import CredentialsMissing
-from aurora_store.s3_calls.s3_clients import ClientSettings, S3Clients
+from aurora_store.s3_client import ClientSettings, S3Clients
 
-SETTINGS = ClientSettings("http://127.0.0.1:1", "us-east-1", "access", "secret", 1)
+SETTINGS = ClientSettings("http://127.0.0.1:1", "us-east-1", "access", "secret", 1, 20.0)
 MAX_SPECULATOR_BYTES = 50_000
 
 

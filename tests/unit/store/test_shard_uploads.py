@@ -97,7 +97,7 @@ RETRIES = 1
 
 def registry(store: FaultyStore) -> Registry:
     config = StoreConfig("bucket", "root", store.endpoint, "us-east-1", "access", "secret")
-    return Registry(ObjectStore(config, attempts=RETRIES))
+    return Registry(ObjectStore(config, attempts=1 + RETRIES))
 
 
 def erase(kept: KeptObjects) -> None:

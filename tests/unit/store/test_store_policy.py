@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from aurora_operator.errors import ConfigError
 from aurora_operator.operator_config import OperatorConfig
-from aurora_store.policy.store_policy import StorePolicy, StoreRule
+from aurora_store.store_policy import StorePolicy, StoreRule
 from tests.unit.operator.worlds import spec
 
 IMAGES = {"AURORA_RUNTIME_IMAGE": "runtime:1", "AURORA_AGENT_IMAGE": "agent:1"}
@@ -88,10 +88,9 @@ def test_an_impossible_port_gets_no_further_than_the_spec() -> None:
 
 def test_the_policy_comes_from_the_environment() -> None:
     rules = [{"namespaces": ["team"], "endpoint": "http://minio", "prefix": "team"}, {"bucket": "all"}]
-    env = {"AURORA_STORE_RULES": json.dumps(rules), "AURORA_STORE_INTERNAL_HOSTS": "minio,10.0.0.0/8"}
+    env = {"AURORA_STORE_RULES": json.dumps(rules)}
     policy = OperatorConfig.from_env(IMAGES | env).stores
     assert policy.rules == (StoreRule(("team",), "http://minio", "", "team"), StoreRule(bucket="all"))
-    assert policy.addresses.allows("minio", "192.168.0.1")
     assert OperatorConfig.from_env(IMAGES).stores == StorePolicy()
 
 
@@ -106,8 +105,6 @@ def test_the_policy_comes_from_the_environment() -> None:
         ("AURORA_STORE_RULES", '[{"endpoint": "http://minio:abc"}]'),
         ("AURORA_STORE_RULES", '[{"endpoint": "http://minio:65536"}]'),
         ("AURORA_STORE_RULES", '[{"endpoint": "http://[::::]"}]'),
-        ("AURORA_STORE_INTERNAL_HOSTS", "http://minio"),
-        ("AURORA_STORE_INTERNAL_HOSTS", "10.0.0.0/40"),
     ],
 )
 def test_a_policy_that_cannot_be_used_is_an_error_that_names_the_variable(variable: str, value: str) -> None:

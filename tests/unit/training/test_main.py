@@ -18,7 +18,7 @@ from aurora_runtime.errors import Interrupted
 from aurora_runtime.training import main, retry
 from aurora_runtime.training.retry import Retrier
 from aurora_store import Keys
-from aurora_store.errors import ObjectArchived
+from aurora_store.errors import ObjectRefused
 from tests.unit.training import tiny
 from tests.unit.training.heads import published
 from tests.unit.training.trainer_rig import Traffic, TrainerRig
@@ -112,7 +112,7 @@ def archive(rig: TrainerRig, monkeypatch: pytest.MonkeyPatch, *, records: bool =
 
     def archived(key: str, *arguments: Any, **options: Any) -> bytes:
         if key.startswith(Keys.TRAINER_STATE) and (records or not key.endswith(".json")):
-            raise ObjectArchived("InvalidObjectState; restore the object")
+            raise ObjectRefused("InvalidObjectState; restore the object")
         return get(key, *arguments, **options)
 
     monkeypatch.setattr(rig.objects, "get", archived)

@@ -24,11 +24,9 @@ from aurora_runtime.validation.held_out_prompts import (
 )
 from aurora_store import Registry
 from aurora_store.errors import (
-    AccessRefused,
     DigestMismatch,
-    KeyUnusable,
-    ObjectArchived,
     ObjectMissing,
+    ObjectRefused,
     ObjectTooLarge,
     StoreError,
 )
@@ -140,9 +138,7 @@ def test_a_shard_that_the_trainer_deletes_meanwhile_is_skipped() -> None:
 DAMAGE: dict[str, bytes | Exception] = {
     "another digest": DigestMismatch("the digest differs"),
     "too large": ObjectTooLarge("more than 1 byte"),
-    "archived": ObjectArchived("InvalidObjectState: restore the object"),
-    "its key is disabled": KeyUnusable("KMS.DisabledException"),
-    "denied by a policy": AccessRefused("AccessDenied"),
+    "archived": ObjectRefused("InvalidObjectState: restore the object"),
     "no manifest": InvalidRecord("ShardManifest: lineage: Field required"),
     "no safetensors": b"x" * 100,
     "empty": b"",
@@ -165,7 +161,7 @@ def test_one_damaged_or_refused_shard_stops_no_measurement(damage: bytes | Excep
 def test_a_store_that_refuses_every_shard_ends_the_search_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(key: str) -> tuple[ShardManifest | None, bytes]:
         shards.read.append(key)
-        raise AccessRefused("the credentials lack s3:GetObject")
+        raise ObjectRefused("the credentials lack s3:GetObject")
 
     keys = [f"traces/00000001/2026-01-01/05/pod-b-xx-{number:08}.json" for number in range(2 * REFUSED_AT_FIRST)]
     shards = Shards({key: [trace(0)] for key in keys})

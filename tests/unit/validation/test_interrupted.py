@@ -19,8 +19,8 @@ from aurora_runtime.engine import machine
 from aurora_runtime.errors import DraftRefused, MeasurementError
 from aurora_runtime.validation import main
 from aurora_runtime.validation.validation_run import ValidationResult, ValidationRun
+from aurora_store.deadline import is_interrupted
 from aurora_store.errors import StoreError, StoreInterrupted
-from aurora_store.s3_calls.call_limits import is_interrupted
 from tests.unit.operator.worlds import evidence
 
 

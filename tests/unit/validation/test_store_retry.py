@@ -19,8 +19,8 @@ from aurora_runtime.validation.held_out_prompts import held_out_prompts
 from aurora_runtime.validation.store_retry import repeat_while_away
 from aurora_runtime.validation.validation_run import ValidationResult, ValidationRun
 from aurora_store import Keys, Registry
-from aurora_store.errors import AccessRefused, ObjectMissing, StoreError
-from aurora_store.s3_calls.call_limits import interruptible, total_deadline
+from aurora_store.deadline import interruptible, total_deadline
+from aurora_store.errors import ObjectMissing, ObjectRefused, StoreError
 from tests.assets.signing import KEYS
 from tests.unit.fakes import FolderObjects, lineage
 from tests.unit.operator.worlds import evidence
@@ -132,7 +132,7 @@ def every_second_call_fails(function: Callable[..., Any]) -> Callable[..., Any]:
     return flaky
 
 
-@pytest.mark.parametrize("error", [ObjectMissing("no such object"), AccessRefused("allow s3:PutObject")])
+@pytest.mark.parametrize("error", [ObjectMissing("no such object"), ObjectRefused("allow s3:PutObject")])
 def test_a_definite_answer_is_not_asked_for_again(error: StoreError) -> None:
     calls = 0
 

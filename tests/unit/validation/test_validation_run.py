@@ -22,7 +22,7 @@ from aurora_runtime.validation.rounds.measure import Measurement, measure
 from aurora_runtime.validation.rounds.round_runner import RoundRunner
 from aurora_runtime.validation.validation_run import ValidationRun, Workspace, validate
 from aurora_store import Registry
-from aurora_store.objects import CALL_SECONDS
+from aurora_store.objects import TIMEOUT_SECONDS
 from tests.unit.fakes import SIZES, lineage
 from tests.unit.validation.rounds.test_measure import PROMPTS, engines, plan
 
@@ -34,7 +34,7 @@ ENGINES = 3
 
 
 def test_the_reserve_covers_what_follows_the_last_round() -> None:
-    assert STORE_CALLS * CALL_SECONDS <= STORE_SECONDS
+    assert STORE_CALLS * TIMEOUT_SECONDS <= STORE_SECONDS
     assert STORE_SECONDS + ENGINES * STOP_SECONDS <= FINISH_RESERVE_SECONDS
     assert STORE_SECONDS + LEASE_CALLS * replica_engine.CALL_SECONDS <= FINISH_RESERVE_SECONDS
 

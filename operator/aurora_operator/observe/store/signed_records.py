@@ -23,7 +23,7 @@ from aurora_protocol.errors import InvalidRecord, UnsignedRecord
 from aurora_protocol.evidence_records import Evidence, Verdict, VerdictKind
 from aurora_protocol.signatures import KeyName, verified, without_signature
 from aurora_store.keys import Keys, owner_id
-from aurora_store.root.root_ownership import current_owner
+from aurora_store.root_ownership import current_owner
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,12 +31,12 @@ from aurora_operator.errors import KubernetesError
 from aurora_operator.observe.observed import SIGNING_KEYS_MISSING, StoreView
 from aurora_operator.observe.secret_values import SecretReader, secret_value
 from aurora_operator.observe.store.signed_records import RecordKeys
-from aurora_operator.observe.store.store_reader import StoreNeeds, StoreReader
+from aurora_operator.observe.store.store_reader import StoreNeeds, StoreReader, unreachable
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import StoreConfig
 from aurora_store.errors import StoreError
-from aurora_store.policy.store_policy import StorePolicy
+from aurora_store.store_policy import StorePolicy
 
 T = TypeVar("T")
 MAX_CALLS: Final = 32
@@ -189,7 +189,7 @@ class StoreAccess:
         try:
             self.reader, view = await store_call(read)
         except StoreError as error:
-            return StoreView(reason="Unreachable", error=str(error))
+            return unreachable(error)
         return view
 
     async def _find_settings(self, owner: Owner, spec: SpeculatorSpec) -> _Settings | StoreView:
@@ -239,8 +239,8 @@ class StoreAccess:
             settings.region,
             access or None,
             secret or None,
-            addresses=self._policy.addresses,
             encryption=settings.encryption,
+            refuses_link_local=True,
         )
 
 

@@ -53,7 +53,7 @@ from aurora_store.errors import (
 )
 from aurora_store.keys import MAX_ATTEMPT_GAP, MAX_NUMBER_GAP, in_sequence, number_of
 from aurora_store.records.record_store import MAX_RECORDS_LISTED
-from aurora_store.root.root_ownership import is_void
+from aurora_store.root_ownership import is_void
 
 R = TypeVar("R", bound=Record)
 REQUEST_ATTEMPTS: Final = 2
@@ -90,7 +90,7 @@ class StoreReader:
         self._objects = objects or ObjectStore(
             config,
             attempts=REQUEST_ATTEMPTS,
-            call_seconds=REQUEST_SECONDS,
+            timeout_seconds=REQUEST_SECONDS,
             on_request=lambda call: metrics.STORE_REQUESTS.labels(call).inc(),
         )
         self._keys = keys
@@ -115,8 +115,7 @@ class StoreReader:
             return StoreView(reason="InvalidRecord", error=bounded_text(f"a record in the store is not valid: {error}"))
         except StoreError as error:
             self._probed = False  # the store may be another one when it answers again
-            reason = "AddressRefused" if isinstance(error, AddressRefused) else "Unreachable"
-            return StoreView(reason=reason, error=str(error))
+            return unreachable(error)
 
     def advance(self, channel: Channel) -> None:
         """Write the channel's next record. Blocks.
@@ -257,6 +256,12 @@ class StoreReader:
             left -= examined.said_pass
             newest_first.append(examined.evidence)
         return reversed(newest_first)
+
+
+def unreachable(error: StoreError) -> StoreView:
+    """The view of a store that gives no answer."""
+    reason = "AddressRefused" if isinstance(error, AddressRefused) else "Unreachable"
+    return StoreView(reason=reason, error=str(error))
 
 
 def _key_of_channel(record: Channel) -> str:

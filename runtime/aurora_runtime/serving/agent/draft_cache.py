@@ -25,9 +25,9 @@ from aurora_runtime.engine.draft_file_check import WEIGHTS, check_draft, max_wei
 from aurora_runtime.errors import DraftRefused
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_store import Registry
+from aurora_store.deadline import is_interrupted
 from aurora_store.errors import ObjectMissing, StoreInterrupted
 from aurora_store.objects import sha256_file
-from aurora_store.s3_calls.call_limits import is_interrupted
 
 log = logging.getLogger(__name__)
 

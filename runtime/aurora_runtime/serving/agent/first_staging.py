@@ -22,8 +22,8 @@ from aurora_runtime.errors import DraftRefused
 from aurora_runtime.serving.agent.draft_cache import DraftCache, StagedDraft
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_store import Keys, Registry
+from aurora_store.deadline import total_deadline
 from aurora_store.errors import ObjectMissing, StoreError
-from aurora_store.s3_calls.call_limits import total_deadline
 
 log = logging.getLogger(__name__)
 

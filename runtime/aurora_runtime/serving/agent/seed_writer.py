@@ -31,7 +31,7 @@ from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.speculation.lookup_seed import MAX_SEED_TOKENS, encode_seed
 from aurora_runtime.shard_header import Read, ShardHeader
 from aurora_store import Registry
-from aurora_store.errors import OBJECT_REFUSALS, ObjectMissing, StoreError
+from aurora_store.errors import ObjectMissing, ObjectRefused, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ def _answers(registry: Registry, key: str) -> list[NDArray[np.int32]]:
         return list(answers_of_shard(lambda first, size: registry.shard_range(key, first, size)))
     except ObjectMissing:
         return []  # deleted since the listing, because the trainer bounds the store
-    except OBJECT_REFUSALS as error:  # the store may give other shards: a lifecycle rule may have archived this one
+    except ObjectRefused as error:  # the store may give other shards: a lifecycle rule may have archived this one
         log.warning("shard %s cannot be read, and gives lookup nothing: %s", key, error)
         return []
     except (ValueError, RecursionError) as error:  # RecursionError: a header of brackets

@@ -16,7 +16,7 @@ from typing import Final
 from aurora_runtime.errors import ShardRefused
 from aurora_runtime.training.retry import Retrier
 from aurora_store import Registry
-from aurora_store.errors import AccessRefused, KeyUnusable, ObjectArchived, StoreError
+from aurora_store.errors import ObjectArchived, ObjectRefused, StoreError
 from aurora_store.keys import lineage_of_shard
 
 MAX_REFUSED_SECONDS: Final = 180.0
@@ -49,7 +49,7 @@ class PatientShardReads:
                 data = self._registry.shard(key)[1]
             except ObjectArchived as error:
                 raise ShardRefused(str(error)) from error
-            except (AccessRefused, KeyUnusable) as error:
+            except ObjectRefused as error:
                 if not self._can_read_another(key):
                     refused_since = None  # the time of an outage does not count
                     raise

@@ -17,7 +17,7 @@ from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerState
 from aurora_runtime.training.state import trainer_state
 from aurora_store import Registry
-from aurora_store.errors import OBJECT_REFUSALS, StoreError
+from aurora_store.errors import ObjectRefused, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def read_suspended(registry: Registry, lineage: Lineage) -> SuspendedState:
     """
     try:
         stored = trainer_state.read(registry, lineage)
-    except OBJECT_REFUSALS as error:
+    except ObjectRefused as error:
         log.warning("the trainer's state cannot be read: %s", error)
         return SuspendedState(
             _record_of_all_states(registry), f"the trainer's state cannot be read, and training needs it: {error}"

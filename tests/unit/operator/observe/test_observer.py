@@ -27,7 +27,7 @@ from aurora_operator.observe.observed import StoreView, WorkloadView
 from aurora_operator.observe.observer import Observer, Snapshot
 from aurora_protocol.agent_api import AgentState
 from aurora_protocol.errors import AgentRefused, AgentUnreachable
-from aurora_store.policy.store_policy import StorePolicy
+from aurora_store.store_policy import StorePolicy
 from tests.unit.operator.fake_api import UNAVAILABLE, FakeApi
 from tests.unit.operator.worlds import MINIMAL, OWNER, agent
 

@@ -14,7 +14,6 @@ from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.observe.observed import TAKING_OVER, Observed, StoreView, WorkloadView
 from aurora_operator.plan import EventNote
-from aurora_operator.plan.data_deletion import failure_note
 from aurora_operator.plan.rollout.roll import AnalysisState, Roll
 from aurora_protocol.draft_records import ChannelReason
 from tests.unit.operator.worlds import (
@@ -183,7 +182,8 @@ def test_an_event_about_a_decision_repeats_after_an_hour_and_with_another_messag
 
 
 def test_a_deletion_that_fails_with_another_error_each_time_is_told_once_an_hour() -> None:
-    notes = [failure_note(f"request {number} failed") for number in range(9)]
+    hourly = timedelta(hours=1)
+    notes = [EventNote("X", f"request {number} failed", period_per_reason=hourly) for number in range(9)]
     assert Posts().post(*notes) == 1
 
 

@@ -32,8 +32,8 @@ from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import EngineState
 from aurora_store import Registry
+from aurora_store.deadline import is_interrupted
 from aurora_store.errors import StoreInterrupted
-from aurora_store.s3_calls.call_limits import is_interrupted
 from tests.unit.fakes import FakeEngine, FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 
 TOKEN = "the-agent-token"  # noqa: S105 - a test's

@@ -11,7 +11,7 @@ from aurora_runtime.errors import Interrupted, ShardRefused
 from aurora_runtime.training.data.patient_shard_reads import MAX_REFUSED_SECONDS, PatientShardReads
 from aurora_runtime.training.retry import Retrier
 from aurora_store import Registry
-from aurora_store.errors import AccessRefused, KeyUnusable, ObjectArchived, StoreError
+from aurora_store.errors import ObjectArchived, ObjectRefused, StoreError
 from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo
 from tests.unit.training import tiny
 from tests.unit.training.trainer_rig import Traffic, TrainerRig
@@ -78,19 +78,11 @@ def reads_of(objects: RefusingObjects, retrier: Waits) -> PatientShardReads:
     return PatientShardReads(Registry(objects), retrier, clock=retrier.clock)
 
 
-def test_an_archived_shard_is_given_up_at_once(objects: RefusingObjects, keys: list[str]) -> None:
-    objects.refuse(keys[0], ObjectArchived("InvalidObjectState"))
-    retrier = Waits()
-    with pytest.raises(ShardRefused, match="InvalidObjectState"):
-        reads_of(objects, retrier).read(keys[0])
-    assert retrier.waits == 0
-
-
 def test_a_shard_that_the_store_alone_refuses_is_given_up_after_minutes_and_the_next_ones_sooner(
     objects: RefusingObjects, keys: list[str]
 ) -> None:
     for key in keys[:2]:
-        objects.refuse(key, AccessRefused("AccessDenied"))
+        objects.refuse(key, ObjectRefused("AccessDenied"))
     retrier = Waits()
     reads = reads_of(objects, retrier)
     with pytest.raises(ShardRefused, match=r"refused it for 180 s.*AccessDenied"):
@@ -105,7 +97,7 @@ def test_a_shard_that_the_store_alone_refuses_is_given_up_after_minutes_and_the_
 def test_no_shard_is_given_up_when_the_store_refuses_all(objects: RefusingObjects, keys: list[str]) -> None:
     """A key of the bucket that is disabled refuses every shard, although the store lists them."""
     for key in keys:
-        objects.refuse(key, KeyUnusable("KMS.DisabledException"))
+        objects.refuse(key, ObjectRefused("KMS.DisabledException"))
     with pytest.raises(Interrupted):
         reads_of(objects, Waits()).read(keys[0])
 
@@ -127,7 +119,7 @@ def test_the_time_of_an_outage_does_not_count(objects: RefusingObjects, keys: li
                 objects.refused.clear()
             return super()._wait(timeout)
 
-    objects.refuse(keys[0], AccessRefused("AccessDenied"))
+    objects.refuse(keys[0], ObjectRefused("AccessDenied"))
     objects.down = True
     retrier = Outage()
     assert reads_of(objects, retrier).read(keys[0])

@@ -20,13 +20,11 @@ from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.store.store_needs import store_needs
 from aurora_operator.observe.store.store_reader import StoreNeeds
 from aurora_store.errors import StoreError
-from aurora_store.policy.store_policy import StorePolicy, StoreRule
+from aurora_store.store_policy import StorePolicy, StoreRule
 from tests.assets.faulty_store import FaultyStore, faulty_store, whole
-from tests.assets.s3 import STORES_ON_THIS_MACHINE
 from tests.assets.signing import secret_data
 from tests.unit.operator.worlds import NOW, OWNER, spec, store, trainer_record
 
-ON_THIS_MACHINE = StorePolicy.parse("", STORES_ON_THIS_MACHINE["AURORA_STORE_INTERNAL_HOSTS"])
 KEYS = {"secretRef": {"name": "s3"}}
 
 
@@ -57,14 +55,13 @@ async def view(policy: StorePolicy, **store: Any) -> StoreView:
 
 
 async def test_an_allowed_store_is_asked(server: FaultyStore) -> None:
-    assert (await view(ON_THIS_MACHINE, endpoint=server.endpoint)).reason == "Unreachable"
+    assert (await view(StorePolicy(), endpoint=server.endpoint)).reason == "Unreachable"
     assert server.requests
 
 
-async def test_an_endpoint_inside_the_cluster_is_not_asked_without_an_entry(server: FaultyStore) -> None:
-    seen = await view(StorePolicy(), endpoint=server.endpoint)
-    assert seen.reason == "AddressRefused"
-    assert "stores.internalHosts" in seen.error
+async def test_a_link_local_endpoint_is_not_asked(server: FaultyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [(0, 0, 0, "", ("169.254.169.254", 0))])
+    assert (await view(StorePolicy(), endpoint=server.endpoint)).reason == "AddressRefused"
     assert server.requests == []
 
 
@@ -73,7 +70,7 @@ async def test_the_operator_never_signs_with_its_own_identity_for_an_authors_end
 ) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "operator")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "operator")
-    seen = await view(ON_THIS_MACHINE, endpoint=server.endpoint, credentials={"serviceAccountName": "cloud"})
+    seen = await view(StorePolicy(), endpoint=server.endpoint, credentials={"serviceAccountName": "cloud"})
     assert seen.reason == "KeysRequired"
     assert "sign with its own identity" in seen.error
     assert server.requests == []
@@ -81,7 +78,7 @@ async def test_the_operator_never_signs_with_its_own_identity_for_an_authors_end
 
 async def test_a_store_that_no_rule_allows_is_not_asked(server: FaultyStore) -> None:
     rule = StoreRule((OWNER.namespace,), server.endpoint, "another-bucket")
-    seen = await view(replace(ON_THIS_MACHINE, rules=(rule,)), endpoint=server.endpoint)
+    seen = await view(StorePolicy((rule,)), endpoint=server.endpoint)
     assert seen.reason == "StoreNotAllowed"
     assert "stores.allowed" in seen.error
     assert server.requests == []

@@ -1,19 +1,26 @@
-"""Objects that only the owner of the root writes. The pods open their store with this class.
+"""Which speculator owns a root, and the store of the pods, in which only the owner writes.
 
-Why: when a speculator is created again from an existing root, pods of the old one may still run in another cluster.
-They must not change what the new owner works with.
+A root belongs to the speculator that it is named after, until another speculator takes it over with
+``spec.store.restoreFrom``. The takeover is a record of the channel: it takes the next epoch, create-once, and names the
+new owner.
+
+Why the channel: an operator decides by writing the next epoch. A former owner that has not seen the takeover loses this
+race, because the takeover holds the epoch. A former owner that has seen the takeover stops. So two owners never advance
+the channel at the same time.
 
 Invariants:
 
-- Before a write, the newest channel record is known, and names this speculator as the root's owner. The record is read
-  right before a write that decides something (lineage, version, evidence, trainer state). Before other writes, the
-  reading is at most :data:`MAX_AGE_SECONDS` old.
-- When the channel is gone, the root was deleted or emptied, and nothing is written. A process that may start before the
+- A speculator that lost a root never owns it again. Two speculators that restore the same root therefore do not take it
+  from each other for ever.
+- Before a pod writes, the newest channel record is known, and names the pod's speculator as the root's owner. The
+  record is read right before a write that decides something (lineage, version, evidence, trainer state). Before other
+  writes, the reading is at most :data:`MAX_AGE_SECONDS` old.
+- When the channel is gone, the root was deleted or emptied, and pods write nothing. A process that may start before the
   channel's first record notices this only if it has seen a record.
 - Reads are never refused. The pods of a former owner go on serving.
 
 A takeover may come between the look and the write. Such a late write harms nothing: a late version is void, a late
-trainer state is one that the new trainer can resume from, and a late shard is one more shard. See ``root_ownership``.
+trainer state is one that the new trainer can resume from, and a late shard is one more shard.
 """
 
 from __future__ import annotations
@@ -25,16 +32,69 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from aurora_protocol.draft_records import Channel
+from aurora_protocol.draft_records import Channel, ChannelReason, Registration
 from aurora_protocol.errors import InvalidRecord
 from aurora_store.errors import NotRootOwner, StoreError, bounded_text
 from aurora_store.keys import Keys, first_owner, in_sequence, record_numbers
 from aurora_store.objects import ObjectStore
-from aurora_store.root.root_ownership import write_refusal
 from aurora_store.store_config import StoreConfig
 
+MAX_NAME_CHARACTERS: Final = 400
+"""Longest text that names a speculator. A namespace, a name and a part of a uid have 330 at most."""
 MAX_AGE_SECONDS: Final = 30.0
 DECIDING_PREFIXES: Final = (Keys.LINEAGE, Keys.REGISTRY, Keys.EVIDENCE, Keys.TRAINER_STATE)
+
+
+def current_owner(channel: Channel | None, root: str) -> str:
+    """The owner id of the speculator that owns ``root``."""
+    return channel.owner.id if channel is not None and channel.owner is not None else first_owner(root)
+
+
+def lost(channel: Channel | None, root: str, owner: str) -> bool:
+    """Whether ``owner`` owned the root once, and another speculator owns it now."""
+    if channel is None or current_owner(channel, root) == owner:
+        return False
+    return owner == first_owner(root) or owner in channel.former_owners
+
+
+def is_void(registration: Registration, channel: Channel) -> bool:
+    """Whether a former owner registered the version after it had lost the root. Such a version does not count.
+
+    A trainer looks at the channel before it registers a version. A takeover between the look and the registration is
+    noticed only here.
+    """
+    if channel.inherited_version is None or registration.version <= channel.inherited_version:
+        return False
+    return registration.owner != (channel.owner.id if channel.owner is not None else None)
+
+
+def write_refusal(channel: Channel | None, root: str, owner: str) -> str:
+    """Why ``owner`` may not write below ``root``. Empty when it may."""
+    if channel is not None and channel.reason is ChannelReason.DELETING:
+        return f"the root {root} is being deleted with its speculator (deletionPolicy: Delete)"
+    if current_owner(channel, root) == owner:
+        return ""
+    if lost(channel, root, owner):
+        assert channel is not None, "a root without a channel was never taken over"
+        return lost_text(channel, root)
+    return f"the operator has not taken the root {root} over for this speculator yet"
+
+
+def owned_text(channel: Channel, root: str) -> str:
+    """Which speculator owns the root, and since when."""
+    new = channel.owner
+    if new is None:
+        return f"the root {root} belongs to the speculator with uid {first_owner(root)}…"
+    speculator = bounded_text(f"{new.namespace}/{new.name} (uid {new.id}…)", MAX_NAME_CHARACTERS)
+    return f"the root {root} belongs to AuroraSpeculator {speculator} since {new.since:%Y-%m-%d %H:%M} UTC"
+
+
+def lost_text(channel: Channel, root: str) -> str:
+    """What happened to a speculator that lost its root, and what to do."""
+    return (
+        f"{owned_text(channel, root)}. This speculator writes nothing more, and its pods serve on."
+        " Delete this speculator once its clients use the new one"
+    )
 
 
 class FencedObjectStore(ObjectStore):

@@ -1,23 +1,21 @@
 """Which stores the operator uses, for speculators of which namespace: the administrator's decision.
 
 Why: the author of a speculator chooses endpoint, bucket and prefix, and the operator connects to that store from its
-own place in the network, sometimes with an identity of its own. The policy keeps an author from using the operator's
-place and identity.
+own place in the network, sometimes with an identity of its own.
 
-Invariants: the operator never signs with its own identity for an endpoint that a speculator names. It connects to no
-address inside the cluster without an entry for it. When there are rules, every use of a store must match one. Pure.
+Invariants: the operator never signs with its own identity for an endpoint that a speculator names. When there are
+rules, every use of a store must match one. Pure.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from aurora_api.v1alpha1.store import StoreSpec
-from aurora_store.policy.address_policy import AddressPolicy
 
 _FIELDS = frozenset({"namespaces", "endpoint", "bucket", "prefix"})
 _PORTS = {"http": 80, "https": 443}
@@ -56,23 +54,18 @@ class StoreRefusal:
 
 @dataclass(frozen=True)
 class StorePolicy:
-    """What the chart's values ``stores`` say."""
+    """What the chart's value ``stores.allowed`` says."""
 
     rules: tuple[StoreRule, ...] = ()
     """Empty: every store."""
-    addresses: AddressPolicy = field(default_factory=AddressPolicy)
-    """Where endpoints may lead to."""
 
     @classmethod
-    def parse(cls, rules: str, internal_hosts: str) -> StorePolicy:
-        """The policy from its texts. Raises :class:`ValueError`, whose message says what is wrong.
+    def parse(cls, rules: str) -> StorePolicy:
+        """The policy from a JSON list of objects with the fields of :class:`StoreRule`. Empty: no rules.
 
-        Args:
-            rules: a JSON list of objects with the fields of :class:`StoreRule`. Empty: no rules.
-            internal_hosts: entries for :meth:`AddressPolicy.of`, separated by commas.
+        Raises :class:`ValueError`, whose message says what is wrong.
         """
-        addresses = AddressPolicy.of(entry for entry in internal_hosts.split(",") if entry)
-        return cls(tuple(_rules(json.loads(rules or "[]"))), addresses)
+        return cls(tuple(_rules(json.loads(rules or "[]"))))
 
     def refusal(self, namespace: str, store: StoreSpec, root: str) -> StoreRefusal | None:
         """Why a speculator of ``namespace`` may not use ``store``; None when it may."""

@@ -1,1 +1,0 @@
-"""The administrator's rules: who may use which store, and to which addresses connections may lead."""

@@ -1,0 +1,219 @@
+"""Deletes all objects of one root, with their older versions and unfinished uploads, and nothing else.
+
+A last channel record with reason ``Deleting`` closes the root. It takes the next epoch, create-once: so a speculator
+that restores the root comes either before it, and the root is kept, or after it, and is refused. Pods that still run
+may no longer write (``fenced_objects``). Then everything is listed and deleted, the channel last, until a listing is
+empty. An interrupted deletion begins anew, and closes the root again if the record was deleted already.
+
+Versions: in a bucket with versioning, deleting an object only hides it. A delete marker is deleted only when no version
+is left, because without the marker a version that is locked appears as an object again. Not every store knows these
+calls, and a lock may keep a version for years. So versions and uploads that the store refuses to delete are reported
+and not waited for.
+
+Invariants: only keys below ``<root>/`` are deleted. A root that belongs to another speculator is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from botocore.exceptions import ClientError
+
+from aurora_protocol.draft_records import Channel, ChannelReason
+from aurora_protocol.errors import InvalidRecord
+from aurora_store.errors import CallUnavailable, ObjectExists, ObjectMissing, StoreError, bounded_text
+from aurora_store.keys import Keys, first_owner, in_sequence, record_numbers
+from aurora_store.objects import ObjectStore
+from aurora_store.root_ownership import current_owner, owned_text
+from aurora_store.s3_client import access_hint, is_access_refused, is_unknown_call
+from aurora_store.store_config import StoreConfig
+
+MAX_PASSES: Final = 10
+"""Passes over a root until it must be empty. A pod that runs on may write until it learns that the root is closed."""
+_VERSION: Final = ("Key", "VersionId")
+
+
+@dataclass(frozen=True)
+class DeletionProgress:
+    """What this process has deleted so far, and how the deletion ended, if it did."""
+
+    objects: int = 0
+    versions: int = 0
+    """Stored versions and delete markers of a bucket with versioning."""
+    done: bool = False
+    """A listing of the root was empty, or the root is kept."""
+    kept: str = ""
+    """Why the root is kept; empty unless it belongs to another speculator."""
+    remains: str = ""
+    """Why older versions or unfinished uploads may remain; empty when there are none."""
+
+
+class RootDeletion(ObjectStore):
+    """Deletes the root of one speculator in steps of bounded time. Not thread-safe: only one step at a time."""
+
+    def __init__(self, config: StoreConfig, speculator: str, **options: Any) -> None:
+        """``speculator``: owner id of the speculator that is deleted. ``options``: those of :class:`ObjectStore`."""
+        if "/" not in config.root.strip("/") or config.root != config.root.strip("/"):
+            raise StoreError(f"{config.root!r} is not the root of a speculator, so nothing below it is deleted")
+        super().__init__(config, **options)
+        self._speculator = speculator
+        self._work: Iterator[None] | None = None
+        """The rest of the deletion, which goes on with the next step."""
+        self._objects = self._versions = 0
+        self._kept = self._remains = ""
+
+    def step(self, seconds: float) -> DeletionProgress:
+        """Delete for about ``seconds``. Raises :class:`StoreError`. The next step goes on, or begins anew."""
+        deadline = time.monotonic() + seconds
+        work, self._work = self._work or self._delete_root(), None
+        for _ in work:
+            if time.monotonic() >= deadline:
+                self._work = work
+                return DeletionProgress(self._objects, self._versions)
+        return DeletionProgress(self._objects, self._versions, done=True, kept=self._kept, remains=self._remains)
+
+    def _delete_root(self) -> Iterator[None]:
+        """The whole deletion. Yields after each request that deletes."""
+        self._kept = self._close()
+        if self._kept:
+            return
+        for _ in range(MAX_PASSES):
+            self._remains = ""
+            before = self._objects + self._versions
+            yield from self._delete_all(lambda key: not key.startswith(Keys.CHANNEL))
+            if all(key.startswith(Keys.CHANNEL) for key in self.list("")):
+                yield from self._delete_all(lambda _: True)
+            if next(self.list(""), None) is None and (self._remains or self._objects + self._versions == before):
+                return
+        raise StoreError(f"objects below {self.config.root} come back after {MAX_PASSES} deletions; find their writer")
+
+    def _close(self) -> str:
+        """Close the root with a last channel record. Returns why the root is kept; empty when it is deleted."""
+        root, channel = self.config.root, self._newest_channel()
+        if channel is None:
+            named = self._speculator == first_owner(root)
+            return "" if named else f"the root {root} has no channel record that names its owner"
+        if current_owner(channel, root) != self._speculator:
+            return owned_text(channel, root)
+        if channel.reason is not ChannelReason.DELETING:
+            closing = {"epoch": channel.epoch + 1, "reason": ChannelReason.DELETING, "created": datetime.now(UTC)}
+            last = channel.model_copy(update={**closing, "message": "the speculator was deleted"})
+            try:
+                self.create(Keys.channel(last.epoch), last.to_json())
+            except ObjectExists as error:
+                text = f"the root {root} was not closed: another writer took the next epoch of its channel"
+                raise StoreError(bounded_text(text)) from error
+        return ""
+
+    def _newest_channel(self) -> Channel | None:
+        """The record with the highest epoch in sequence. Raises :class:`StoreError` when it cannot be read.
+
+        The sequence begins with the lowest number that is left, because an interrupted deletion leaves the newest.
+        """
+        numbers = record_numbers(self.list(Keys.CHANNEL), Keys.CHANNEL)
+        epochs = in_sequence(numbers, min(numbers, default=0))
+        if not epochs:
+            return None
+        key = Keys.channel(epochs[-1])
+        try:
+            channel = Channel.from_json(self.get(key))
+        except InvalidRecord as error:
+            raise StoreError(bounded_text(f"{key}: {error}; delete it, and find out who wrote it")) from error
+        if channel.epoch != epochs[-1]:
+            raise StoreError(f"{key} is a copy of another record; delete it, and find out who wrote it")
+        return channel
+
+    def _delete_all(self, chosen: Callable[[str], bool]) -> Iterator[None]:
+        """Delete the objects whose keys are ``chosen``, then their older versions and unfinished uploads.
+
+        Raises :class:`StoreError` with the first object that the store refuses, after the others are deleted.
+        """
+        refused: list[dict[str, str]] = []
+        for page in self._pages("list_objects_v2"):
+            batch = self._chosen(page.get("Contents"), chosen, ("Key",))
+            if batch:
+                with self._call("delete", f"{len(batch)} objects"):
+                    found = self._request_deletion(batch)
+                refused += found
+                self._objects += max(0, len(batch) - len(found))
+                yield
+        if refused:
+            raise self.deletion_error(refused)
+        try:
+            yield from self._delete_versions("Versions", chosen)
+            if not self._remains:
+                yield from self._delete_versions("DeleteMarkers", chosen)
+        except CallUnavailable as error:
+            self._remains = f"older versions were not deleted: {error}"
+        try:
+            yield from self._abort_uploads(chosen)
+        except CallUnavailable as error:
+            self._remains = self._remains or f"unfinished uploads were not aborted: {error}"
+
+    def _delete_versions(self, entry: str, chosen: Callable[[str], bool]) -> Iterator[None]:
+        for page in self._pages("list_object_versions"):
+            batch = self._chosen(page.get(entry), chosen, _VERSION)
+            if not batch:
+                continue
+            with self._call("delete", f"{len(batch)} versions"), _unavailable_calls():
+                refused = self._request_deletion(batch)
+            self._versions += max(0, len(batch) - len(refused))
+            if refused:
+                error = self.deletion_error(refused)
+                why = "a lock holds them, or s3:DeleteObjectVersion is missing"
+                self._remains = f"the store refused to delete older versions ({why}): {error}"
+            yield
+
+    def _abort_uploads(self, chosen: Callable[[str], bool]) -> Iterator[None]:
+        for page in self._pages("list_multipart_uploads"):
+            for upload in self._chosen(page.get("Uploads"), chosen, ("Key", "UploadId")):
+                try:
+                    with self._call("abort", upload["Key"]), _unavailable_calls():
+                        self._s3.abort_multipart_upload(
+                            Bucket=self.config.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                        )
+                except ObjectMissing:
+                    continue
+                yield
+
+    def _chosen(
+        self, listed: list[Mapping[str, str]] | None, chosen: Callable[[str], bool], fields: tuple[str, ...]
+    ) -> list[dict[str, str]]:
+        """The ``fields`` of those listed items below the root whose keys are ``chosen``."""
+        folder = self._full_key("")
+        ours = [item for item in listed or () if item.get("Key", "").startswith(folder)]
+        if any(item.get(field) is None for item in ours for field in fields):
+            raise CallUnavailable(f"the store's listing gives no {' and '.join(fields)}")
+        return [{field: item[field] for field in fields} for item in ours if chosen(item["Key"].removeprefix(folder))]
+
+    def _pages(
+        self, listing: Literal["list_objects_v2", "list_object_versions", "list_multipart_uploads"]
+    ) -> Iterator[dict[str, Any]]:
+        arguments = {"Bucket": self.config.bucket, "Prefix": self._full_key("")}
+        paginator: Any = self._s3.get_paginator(listing)
+        pages = iter(paginator.paginate(**arguments))
+        while True:
+            with self._call("list", "the root"), _unavailable_calls(listing != "list_objects_v2"):
+                page = next(pages, None)
+            if page is None:
+                return
+            yield page
+
+
+@contextmanager
+def _unavailable_calls(is_optional: bool = True) -> Iterator[None]:
+    """Raises :class:`CallUnavailable` where the store refuses a call that Aurora can do without."""
+    try:
+        yield
+    except ClientError as error:
+        name = error.operation_name
+        if is_optional and is_unknown_call(error):
+            raise CallUnavailable(f"{name}: the store does not know this call") from error
+        if is_optional and is_access_refused(error) and not name.startswith("AssumeRole"):
+            raise CallUnavailable(f"{name}: AccessDenied; {access_hint(name)}") from error
+        raise

@@ -1,1 +1,0 @@
-"""Calls of S3: their clients, limits, arguments and errors."""

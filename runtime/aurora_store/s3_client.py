@@ -1,0 +1,285 @@
+"""boto3's clients of this process, and its errors in words.
+
+Why clients are shared: a boto3 session takes 13 MB and 0.1 s, and a client 0.4 MB. All speculators of one store need
+one client.
+
+Invariants: users with equal settings share one client, and users with different settings never do. A redirect from an
+endpoint that a user named is an error, because boto3 would ask the same endpoint for the bucket's region for ever.
+A message contains nothing that the store sent, except a short code. An object counts as missing only when S3 says so:
+nothing reads it again, and callers reject or delete what it belongs to.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address, ip_address
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
+from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError
+
+from aurora_store.deadline import raise_if_over
+from aurora_store.errors import (
+    AddressRefused,
+    CredentialsMissing,
+    ObjectArchived,
+    ObjectExists,
+    ObjectMissing,
+    ObjectRefused,
+    StoreError,
+    bounded_text,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+CONNECT_TIMEOUT_SECONDS: Final = 5
+DEFAULT_REGION: Final = "us-east-1"
+_METADATA_SERVICE: Final = IPv6Address("fd00:ec2::254")
+"""The metadata service of AWS in IPv6, whose address is not link-local."""
+
+
+class RedirectRefused(Exception):
+    """The store answered with a redirect."""
+
+
+FAILURES: Final = (
+    BotoCoreError,
+    ClientError,
+    boto3.exceptions.Boto3Error,
+    ResponseParserError,
+    RedirectRefused,
+    HTTPError,
+    ValueError,
+)
+"""Everything that boto3 raises. It raises HTTPError while it reads the text of an error, and ValueError when a number
+or a date in the answer's headers does not parse."""
+
+
+@dataclass(frozen=True)
+class ClientSettings:
+    """Everything that two users of one client must have in common.
+
+    Without ``access_key`` and ``secret_key``, boto3 looks for credentials itself. ``repr`` never shows them.
+    """
+
+    endpoint: str | None
+    region: str | None
+    access_key: str | None = field(repr=False)
+    secret_key: str | None = field(repr=False)
+    attempts: int
+    """How often boto3 tries a request that failed in transit."""
+    timeout_seconds: float
+    """Longest wait for the next bytes of an answer, or until the store takes the next bytes of a request."""
+
+
+class S3Clients:
+    """Creates clients and shares them. A client is freed with its last user."""
+
+    def __init__(self) -> None:
+        self._clients: WeakValueDictionary[ClientSettings, S3Client] = WeakValueDictionary()
+        self._lock = threading.Lock()  # only one thread at a time may use a session to create a client
+        self._session: boto3.session.Session | None = None
+
+    def client(self, settings: ClientSettings) -> S3Client:
+        """The client for ``settings``. Raises :class:`StoreError` when boto3 refuses the settings."""
+        with self._lock:
+            client = self._clients.get(settings)
+            if client is None:
+                client = self._clients[settings] = self._create(settings)
+        return client
+
+    def _create(self, settings: ClientSettings) -> S3Client:
+        if self._session is None:
+            self._session = boto3.session.Session()
+        try:
+            # A client keeps the credentials that it starts with, even none. So do not keep a client without any.
+            if settings.access_key is None and self._session.get_credentials() is None:
+                raise CredentialsMissing("no credentials were found; name a Secret, or give the pod a cloud identity")
+            client: S3Client = self._session.client(
+                "s3",
+                endpoint_url=settings.endpoint,
+                region_name=settings.region or os.environ.get("AWS_REGION") or DEFAULT_REGION,
+                aws_access_key_id=settings.access_key,
+                aws_secret_access_key=settings.secret_key,
+                config=Config(
+                    connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                    read_timeout=settings.timeout_seconds,
+                    retries={"mode": "standard", "total_max_attempts": settings.attempts},
+                    signature_version="s3v4",
+                    s3={"addressing_style": "path" if settings.endpoint else "auto"},
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
+                ),
+            )
+        except (BotoCoreError, ValueError) as error:
+            raise store_error(error, "open the store", settings.endpoint or "S3") from error
+        events: Any = client.meta.events
+        events.register_first("before-send.s3", lambda **_: raise_if_over())
+        if settings.endpoint:
+            events.register_first("needs-retry.s3", _refuse_redirect)
+        return client
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+
+SHARED_CLIENTS: Final = S3Clients()
+"""The clients of this process."""
+
+
+def _refuse_redirect(response: tuple[Any, Any] | None = None, **_: Any) -> None:
+    """Handler of boto3's event ``needs-retry``."""
+    if response is not None and response[0] is not None and 300 <= response[0].status_code < 400:
+        raise RedirectRefused(f"HTTP {response[0].status_code}")
+
+
+def refuse_link_local(endpoint: str) -> None:
+    """Raise :class:`AddressRefused` when the host of ``endpoint`` has a link-local address. Blocks."""
+    host = urlsplit(endpoint).hostname or ""
+    with suppress(OSError, ValueError):  # a name that does not resolve is reported by the first call
+        for answer in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
+            address = ip_address(str(answer[4][0]).partition("%")[0])
+            embedded = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+            if (embedded or address).is_link_local or address == _METADATA_SERVICE:
+                raise AddressRefused("the endpoint leads to a link-local address; name the store's own address")
+
+
+# errors ---------------------------------------------------------------------------------------------------------------
+
+_ACCESS_CODES: Final = ("AccessDenied", "403")
+"""Codes of a refused right. The answer to a HEAD request has no body, so its code is the status."""
+_MISSING_CODES: Final = ("NoSuchKey", "NoSuchUpload", "NoSuchVersion")
+"""S3's codes of what does not exist. A gateway before the store answers 404 too while it has no route, without them."""
+_CALLS_WITHOUT_BODY: Final = ("HeadBucket", "HeadObject")
+"""The answers to these calls have no body, so that the status 404 is all that they say."""
+_UNKNOWN_CALL_CODES: Final = ("InvalidArgument", "InvalidRequest", "MethodNotAllowed", "NotImplemented")
+"""Codes with which stores answer a call that they do not know."""
+_CODE: Final = re.compile(r"[A-Z][A-Za-z]{2,40}")
+_REGION_HINT: Final = "set store.region to the bucket's region"
+_EXPIRED_HINT: Final = "keys in a Secret must be long-lived ones"
+_NO_HINT: Final = "see the store's log"
+_HINTS: Final = {
+    "AuthorizationHeaderMalformed": _REGION_HINT,
+    "PermanentRedirect": _REGION_HINT,
+    "ExpiredToken": _EXPIRED_HINT,
+    "InvalidToken": _EXPIRED_HINT,
+    "RequestTimeTooSkewed": "set the clock of the pod's node, which differs from the store's",
+    "NoSuchBucket": "create the bucket",
+    "InvalidAccessKeyId": "check the access key",
+    "SignatureDoesNotMatch": "check the secret key",
+}
+_RIGHTS: Final = {
+    "ListObjectsV2": "s3:ListBucket",
+    "DeleteObjects": "s3:DeleteObject",
+    "CreateMultipartUpload": "s3:PutObject",
+    "UploadPart": "s3:PutObject",
+    "CompleteMultipartUpload": "s3:PutObject",
+    "ListObjectVersions": "s3:ListBucketVersions",
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+}
+"""The right that an operation of the S3 API needs, where it is not named like the operation."""
+_KMS_RIGHTS: Final = {"s3:PutObject": "kms:GenerateDataKey and kms:Decrypt", "s3:GetObject": "kms:Decrypt"}
+"""What else a right needs where a KMS key encrypts the bucket. The error does not say which right is missing."""
+_ASSUME_ROLE: Final = "AssumeRole"
+"""How the names of the operations of AWS STS begin that fetch a workload identity."""
+
+
+def store_error(error: Exception, call: str, store: str) -> StoreError:
+    """The typed error for ``error``.
+
+    Args:
+        call: the operation and the key.
+        store: the endpoint, for messages.
+    """
+    kind, text = _described(error, store)
+    return kind(bounded_text(f"{call}: {text}"))
+
+
+def _described(error: Exception, store: str) -> tuple[type[StoreError], str]:
+    if isinstance(error, RedirectRefused):
+        return StoreError, f"{store} answered with a redirect ({error}); name the final URL"
+    if isinstance(error, boto3.exceptions.Boto3Error) and isinstance(error.__context__, ClientError):
+        error = error.__context__  # an upload, which boto3 wraps
+    if isinstance(error, ClientError):
+        return _sent(error)
+    if isinstance(error, (CredentialRetrievalError, NoCredentialsError)):
+        return (
+            CredentialsMissing,
+            "the workload identity gave no credentials; check the role of the pod's ServiceAccount",
+        )
+    if isinstance(error, (ResponseParserError, ValueError)) and not isinstance(error, BotoCoreError):
+        return StoreError, f"the answer is not one of S3; check that {store} is an S3 store"
+    return StoreError, f"{type(error).__name__}; check that {store} answers"
+
+
+def _sent(error: ClientError) -> tuple[type[StoreError], str]:
+    """The kind and the text for an error that the store, or AWS STS, sent."""
+    code, status, operation = error_code(error), _status(error), error.operation_name
+    shown = code if _CODE.fullmatch(code) else f"HTTP {status}"
+    if operation.startswith(_ASSUME_ROLE):
+        return StoreError, f"{operation}: {shown}; check the role, its trust policy, and that AWS STS answers"
+    if code in _MISSING_CODES or (code == "404" and operation in _CALLS_WITHOUT_BODY):
+        return ObjectMissing, "no such object"
+    if is_write_conflict(error):
+        return StoreError, "another write of the object was under way; try again"
+    if status == 412 or code == "PreconditionFailed":
+        return ObjectExists, "another writer created the object first"
+    if is_access_refused(error):
+        return ObjectRefused, f"{code}; {access_hint(operation)}"
+    if code == "InvalidObjectState":
+        return ObjectArchived, f"{code}; restore the object, and exempt the root from rules that archive objects"
+    if code.startswith("KMS."):
+        return ObjectRefused, f"{code[:40]}; check the key in store.encryption.kmsKeyId"
+    if status == 404 and code not in _HINTS:
+        return StoreError, "HTTP 404, but no code of S3; check store.endpoint, and the gateway before the store"
+    return StoreError, f"{shown}; {_HINTS.get(code, _NO_HINT)}"
+
+
+def error_code(error: ClientError) -> str:
+    """The code of an error that the store sent. Untrusted text."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _status(error: ClientError) -> int | None:
+    return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+
+
+def is_access_refused(error: ClientError) -> bool:
+    """Whether the store refused a right."""
+    return error_code(error) in _ACCESS_CODES
+
+
+def is_unknown_call(error: ClientError) -> bool:
+    """Whether the store does not know the call, as many S3-compatible stores do not know some."""
+    return _status(error) in (405, 501) or error_code(error) in _UNKNOWN_CALL_CODES
+
+
+def is_beyond_end(error: ClientError) -> bool:
+    """Whether the store refused a range because the object ends before the range begins."""
+    return _status(error) == 416
+
+
+def is_write_conflict(error: ClientError) -> bool:
+    """Whether the store refused a conditional write because another write of the same object is under way."""
+    return error_code(error) == "ConditionalRequestConflict"
+
+
+def access_hint(operation: str) -> str:
+    """What to do when the store refuses an operation of the S3 API."""
+    if operation in _CALLS_WITHOUT_BODY:
+        return "check the credentials and their rights on the bucket"
+    right = _RIGHTS.get(operation, f"s3:{operation}")
+    kms = _KMS_RIGHTS.get(right)
+    key = f", and {kms} on the bucket's KMS key if it has one" if kms else ""
+    return f"allow {right} for these credentials{key}"
