@@ -16,6 +16,7 @@ from pydantic.alias_generators import to_camel
 
 RATIO_PATTERN: Final = r"^(0|[1-9][0-9]{0,3})(\.[0-9]{1,4})?$"
 QUANTITY_PATTERN: Final = r"^[1-9][0-9]{0,17}(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$"
+AMOUNT_PATTERN: Final = r"^[0-9]{1,18}(\.[0-9]{1,9})?(m|Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$"
 MEMORY_SIZE_PATTERN: Final = r"^[1-9][0-9]{0,6}(Mi|Gi|M|G)$"
 COUNT_OR_PERCENT_PATTERN: Final = r"^(0|[1-9][0-9]{0,2})%?$"
 MAX_COUNT: Final = 999
@@ -63,6 +64,14 @@ Quantity = Annotated[
     WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": QUANTITY_PATTERN}),
 ]
 """A number of bytes as Kubernetes writes it: ``64Gi``, ``500M``, ``1073741824``."""
+
+Amount = Annotated[
+    str,
+    BeforeValidator(_integer_as_text),
+    Field(pattern=AMOUNT_PATTERN),
+    WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": AMOUNT_PATTERN}),
+]
+"""An amount of a resource as Kubernetes writes it: ``1``, ``500m``, ``48Gi``."""
 
 MemorySize = Annotated[str, Field(pattern=MEMORY_SIZE_PATTERN)]
 """A number of bytes from a million upwards, always with its unit: ``512Mi``, ``2Gi``."""

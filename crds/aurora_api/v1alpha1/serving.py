@@ -42,7 +42,7 @@ def _refuse_speculative_flags() -> str:
     return f"self.all(a, !a.startsWith('--') || {allowed} || !(a.startsWith('--speculative-') || {abbreviates}))"
 
 
-class UpdateSpec(Model):
+class Strategy(Model):
     """How pods are replaced when their image or arguments change, as in a Deployment. A draft swap replaces no pod."""
 
     model_config = Model.model_config | {
@@ -68,17 +68,13 @@ class UpdateSpec(Model):
 
     max_surge: CountOrPercent = Field(
         default=1,
-        description=(
-            "Pods, or a percentage of `replicas`, that may run beyond `replicas` during an update. Each needs a"
-            " machine of its own: where none is to spare, set 0 here and `maxUnavailable` to 1."
-        ),
+        description="Pods, or a percentage of `replicas`, that may run beyond `replicas` during an update. Each needs"
+        " a machine of its own: where none is to spare, set 0 here and `maxUnavailable` to 1.",
     )
     max_unavailable: CountOrPercent = Field(
         default=0,
-        description=(
-            "Pods, or a percentage of `replicas`, that may be missing during an update. Set 1, with `maxSurge` 0,"
-            " where no machine is to spare. A single replica is then away during an update."
-        ),
+        description="Pods, or a percentage of `replicas`, that may be missing during an update. Set 1, with `maxSurge`"
+        " 0, where no machine is to spare.",
     )
 
 
@@ -89,11 +85,8 @@ class ServingSpec(Model):
         default=1,
         ge=0,
         le=1000,
-        description=(
-            "Number of inference pods. Autoscalers set it through the scale subresource, at any time, also during a"
-            " roll. No other field makes a value invalid: `rollout.canary` may be larger, and"
-            " `validation.measureOn: Replica` waits below 2. With 0, and `training.suspended`, no pod runs at all."
-        ),
+        description="Number of inference pods. Autoscalers set it through the scale subresource, at any time. With 0"
+        " and `training.suspended`, no pod runs at all.",
     )
     image: str | None = Field(
         default=None,
@@ -115,12 +108,9 @@ class ServingSpec(Model):
         default=DEFAULT_MAX_RUNNING_REQUESTS,
         ge=1,
         le=4096,
-        description=(
-            "Most requests that an engine answers at the same time. Further requests wait in the engine's queue."
-            " SGLang's own limit for engines that speculate is 48, and a busy engine would then be slower than without"
-            " speculation. Raise it where more requests fit in the memory of a pod's GPU, lower it to bound the time"
-            " between the tokens of an answer. Pods restart one by one when it changes."
-        ),
+        description="Most requests that an engine answers at the same time. Further requests wait in its queue. Raise"
+        " it where more requests fit in the memory of a pod's GPU, lower it to bound the time between the tokens of an"
+        " answer. Pods restart one by one when it changes.",
     )
     extra_args: list[Annotated[str, Field(max_length=512)]] = Field(
         default_factory=list,
@@ -201,7 +191,7 @@ class ServingSpec(Model):
             ),
         ),
     )
-    update: UpdateSpec = Field(default_factory=UpdateSpec)
+    strategy: Strategy = Field(default_factory=Strategy)
     template: PodTemplate = template_field(
         "an inference pod",
         ["sglang", "agent"],

@@ -6,7 +6,7 @@ from typing import Final
 
 from pydantic import Field
 
-from aurora_api.base import Model
+from aurora_api.base import Amount, Model
 from aurora_api.v1alpha1.capture import CaptureSpec
 from aurora_api.v1alpha1.cel import no_flag, rules
 from aurora_api.v1alpha1.draft import DraftSpec
@@ -19,6 +19,21 @@ from aurora_api.v1alpha1.validation import ValidationSpec
 
 _NO_FLAG_THAT_FIXES_THE_SHAPE: Final = no_flag("self.serving.extraArgs", "--enable-two-batch-overlap", "--enable-pdmux")
 """SGLang cannot change the size of a verify round with these (`speculative/adaptive_spec_params.py:49`)."""
+
+
+class Resources(Model):
+    """Resources of each engine, of the trainer, and of the validator where it runs engines of its own.
+
+    As a container's `resources`. What a template says of its container wins.
+    """
+
+    limits: dict[str, Amount] = Field(
+        default_factory=dict,
+        description="Most that a container may use, such as `nvidia.com/gpu: 1`. GPUs belong here.",
+    )
+    requests: dict[str, Amount] = Field(
+        default_factory=dict, description="What a container is promised, such as `memory: 48Gi`. Unset: the limits."
+    )
 
 
 class SpeculatorSpec(Model):
@@ -54,6 +69,7 @@ class SpeculatorSpec(Model):
 
     target: TargetSpec
     store: StoreSpec
+    resources: Resources = Field(default_factory=Resources)
     draft: DraftSpec = Field(default_factory=DraftSpec)
     serving: ServingSpec = Field(default_factory=ServingSpec)
     capture: CaptureSpec = Field(default_factory=CaptureSpec)

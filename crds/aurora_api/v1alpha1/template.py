@@ -2,8 +2,8 @@
 
 Invariants:
 
-- A template changes the operator's own containers and adds none, so a misspelt container name is refused by
-  ``kubectl apply`` instead of starting a pod that nobody expects.
+- A template changes the operator's own containers by name, and adds others only with an image. So a misspelt name is
+  refused by ``kubectl apply`` instead of starting a pod that nobody expects.
 - A template removes nothing without which the operator's containers cannot work. YAML reads a key whose items were
   deleted as null, and null removes a field. The model refuses that, because no CEL rule of the definition can: such a
   rule sees a null field as absent. Where the chart restricts templates, its admission policy refuses it earlier.
@@ -38,7 +38,15 @@ _CONTAINERS: Final = {
         "type": "object",
         "x-kubernetes-preserve-unknown-fields": True,
         "required": ["name"],
-        "properties": {"name": {"type": "string", "maxLength": 63, "description": "Name of the container to change."}},
+        "properties": {
+            "name": {"type": "string", "maxLength": 63, "description": "Name of a container to change or to add."},
+            "image": {
+                "type": "string",
+                "maxLength": 512,
+                "nullable": True,
+                "description": "A container to add needs it.",
+            },
+        },
     },
 }
 
@@ -114,22 +122,31 @@ class PodTemplate(Model):
 
 
 def template_field(pod: str, containers: Sequence[str], init_containers: Sequence[str] = (), note: str = "") -> Any:
-    """A template field that changes only ``containers`` and ``init_containers`` of the pods called ``pod``.
+    """A template field for the pods called ``pod``, which have ``containers`` and ``init_containers`` of ours.
 
     Args:
         note: sentences to add to the description.
     """
 
-    def only(field: str, names: Sequence[str]) -> tuple[str, str]:
-        known = f"self.spec.{field}.all(c, c.name in {list(names)})" if names else f"size(self.spec.{field}) == 0"
+    def known_or_new(field: str, ours: Sequence[str], taken: Sequence[str]) -> tuple[str, str]:
+        new = f"(has(c.image) && !(c.name in {list(taken)}))"
         kind = "init container" if field == "initContainers" else "container"
-        message = f"unknown {kind}: {pod} has {', '.join(names) or 'none'}"
-        return f"!has(self.spec) || !has(self.spec.{field}) || {known}", message
+        message = (
+            f"{pod} has the {kind}s {', '.join(ours) or 'none'}: another {kind} needs an image, and a name that no"
+            " other container of the pod has"
+        )
+        rule = (
+            f"!has(self.spec) || !has(self.spec.{field}) || self.spec.{field}.all(c, c.name in {list(ours)} || {new})"
+        )
+        return rule, message
 
     names = ", ".join(f"`{name}`" for name in (*init_containers, *containers))
-    changes = f"Changes to {pod}: resources, node placement, volumes, environment. Containers: {names}."
+    changes = f"Changes to {pod}: node placement, volumes, environment, further containers. Ours: {names}."
     return Field(
         default_factory=PodTemplate,
         description=" ".join(filter(None, (changes, note))),
-        json_schema_extra=rules(only("containers", containers), only("initContainers", init_containers)),
+        json_schema_extra=rules(
+            known_or_new("containers", containers, init_containers),
+            known_or_new("initContainers", init_containers, containers),
+        ),
     )

@@ -93,7 +93,11 @@ class ValidationSpec(Model):
         " Then the finished rounds decide. The Job may take"
         f" {START_ALLOWANCE_SECONDS + FINISH_RESERVE_SECONDS} seconds longer. Raise it for targets that load slowly.",
     )
-    template: PodTemplate = template_field("the validation pod", ["validator"])
+    template: PodTemplate = template_field(
+        "the validation pod",
+        ["validator"],
+        note="Its Job ends when all containers have ended: add a sidecar as an init container that restarts always.",
+    )
 
     @property
     def job_deadline_seconds(self) -> int:

@@ -29,6 +29,7 @@ from aurora_operator.children.pod_template import (
     environment,
     merge,
     pod_template,
+    resources_of,
     store_credentials,
     store_settings,
     with_template_labels,
@@ -113,6 +114,7 @@ def choice_digest(owner: Owner, spec: SpeculatorSpec) -> str:
         {
             "image": serving.image,
             "credentials": store_credentials(spec, INFERENCE).model_dump(mode="json", exclude_defaults=True),
+            "resources": spec.resources.model_dump(mode="json", exclude_defaults=True),
             "template": serving.template.model_dump(mode="json", exclude_defaults=True),
             "settings": settings.model_dump(mode="json", exclude_defaults=True),
         }
@@ -148,7 +150,7 @@ def deployment(owner: Owner, spec: SpeculatorSpec, template: Object, annotations
             "revisionHistoryLimit": 3,
             "strategy": {
                 "type": "RollingUpdate",
-                "rollingUpdate": spec.serving.update.model_dump(
+                "rollingUpdate": spec.serving.strategy.model_dump(
                     by_alias=True, include={"max_surge", "max_unavailable"}
                 ),
             },
@@ -210,6 +212,7 @@ def _engine_container(spec: SpeculatorSpec, config: OperatorConfig, env: list[Ob
         engine_image(spec, config),
         ["aurora_runtime.serving.launcher"],
         env,
+        **resources_of(spec),
         ports=[{"name": "http", "containerPort": ENGINE_PORT, "protocol": "TCP"}],
         lifecycle=_LIFECYCLE,
         startupProbe={

@@ -78,6 +78,12 @@ def environment(settings: str, credentials: RoleCredentials | None = None) -> li
     return out
 
 
+def resources_of(spec: SpeculatorSpec) -> Object:
+    """``resources`` of a container that computes, if the spec sets any."""
+    given = spec.resources.model_dump(exclude_defaults=True)
+    return {"resources": given} if given else {}
+
+
 def container(name: str, image: str, module: list[str], env: list[Object], **more: Any) -> Object:
     """A container that Pod Security's ``restricted`` profile admits, with a read-only root filesystem.
 

@@ -22,7 +22,6 @@ import re
 from typing import Any
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_api.v1alpha1.template import PodTemplate
 from aurora_operator.children.inference_deployment import SHM_MOUNT, SHM_VOLUME, engine_image
 from aurora_operator.children.metadata import TRAINER, child, selector, trainer_name
 from aurora_operator.children.owner import Owner
@@ -31,7 +30,9 @@ from aurora_operator.children.pod_template import (
     container_named,
     environment,
     mapping,
+    merge,
     pod_template,
+    resources_of,
     store_credentials,
     store_settings,
     with_template_labels,
@@ -52,10 +53,12 @@ _STRATEGY = {"type": "Recreate"}
 _STRATEGY_BESIDE_A_HUNG_POD = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
 
 
-def gpu_count(template: PodTemplate) -> int:
+def gpu_count(spec: SpeculatorSpec) -> int:
     """How many GPUs of any vendor (``nvidia.com/gpu``, ``amd.com/gpu``) the trainer's container gets."""
-    limits = mapping(mapping(container_named(template.spec, TRAINER).get("resources")).get("limits"))
-    counts = [str(count) for name, count in limits.items() if str(name).endswith("/gpu")]
+    resources = merge(resources_of(spec), container_named(spec.training.template.spec, TRAINER)).get("resources")
+    counts = [
+        str(count) for name, count in mapping(mapping(resources).get("limits")).items() if str(name).endswith("/gpu")
+    ]
     return sum(int(count) for count in counts if re.fullmatch(r"[0-9]{1,4}", count))
 
 
@@ -94,8 +97,9 @@ def trainer_deployment(
     trainer = container(
         TRAINER,
         engine_image(spec, config),
-        program(gpu_count(spec.training.template)),
+        program(gpu_count(spec)),
         environment(trainer_settings(owner, spec), store_credentials(spec, TRAINER)),
+        **resources_of(spec),
         volumeMounts=[SHM_MOUNT],
     )
     pod = {

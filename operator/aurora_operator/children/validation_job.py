@@ -32,6 +32,7 @@ from aurora_operator.children.pod_template import (
     container,
     environment,
     pod_template,
+    resources_of,
     store_credentials,
     store_settings,
     with_template_labels,
@@ -96,7 +97,8 @@ def pull_secrets_only(serving: PodTemplate) -> PodTemplate:
 def engine_setup_digest(spec: SpeculatorSpec) -> str:
     """Digest of all settings, besides the draft and the target, on which the measured speed depends."""
     parts = [
-        spec.serving.model_copy(update={"replicas": 0}).model_dump_json(exclude={"update"}),
+        spec.serving.model_copy(update={"replicas": 0}).model_dump_json(exclude={"strategy"}),
+        spec.resources.model_dump_json(),
         spec.validation.measure_on.value,
     ]
     if spec.validation.measure_on is MeasureOn.JOB:
@@ -160,6 +162,7 @@ def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, attempt: Va
         engine_image(spec, config),
         ["aurora_runtime.validation"],
         environment(validation_settings(owner, spec, config, attempt), store_credentials(spec, VALIDATOR)),
+        **({} if attempt.replica else resources_of(spec)),
         volumeMounts=[KEYS_MOUNT if attempt.replica else SHM_MOUNT, SIGNING_MOUNT],
     )
     return {

@@ -16,9 +16,10 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Final
 
+from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.template import PodTemplate
 from aurora_operator.children.metadata import ENGINE_CONTAINER, TRAINER
-from aurora_operator.children.pod_template import container_named, mapping
+from aurora_operator.children.pod_template import container_named, mapping, merge, resources_of
 from aurora_operator.observe.observed import Observed, PodView
 from aurora_protocol.evidence_records import Evidence
 
@@ -112,13 +113,13 @@ class Devices:
 def held_devices(observed: Observed) -> str | None:
     """The devices that the trainer holds, such as ``1 nvidia.com/gpu``. None: training is suspended, or not known."""
     training = observed.spec.training
-    devices = None if training.suspended else devices_of(training.template, TRAINER)
+    devices = None if training.suspended else devices_of(observed.spec, training.template, TRAINER)
     return None if devices is None else f"{devices.count:f} {devices.kind}"
 
 
 def saved_devices(observed: Observed) -> str | None:
     """The devices that inference pods would need more without speculation, by the engines' estimate. None: unknown."""
-    engine = devices_of(observed.spec.serving.template, ENGINE_CONTAINER)
+    engine = devices_of(observed.spec, observed.spec.serving.template, ENGINE_CONTAINER)
     serving = [pod for pod in observed.pods if pod.ready and not pod.terminating and pod.measurement is None]
     if engine is None or not serving:
         return None
@@ -131,9 +132,9 @@ def saved_devices(observed: Observed) -> str | None:
     return f"{sum(shares) * float(engine.count):.2f} {engine.kind}"
 
 
-def devices_of(template: PodTemplate, container: str) -> Devices | None:
-    """The GPUs that ``container`` gets, else its cores by limit or request. None: the template does not say."""
-    resources = mapping(container_named(template.spec, container).get("resources"))
+def devices_of(spec: SpeculatorSpec, template: PodTemplate, container: str) -> Devices | None:
+    """The GPUs that ``container`` gets, else its cores by limit or request. None: the spec does not say."""
+    resources = mapping(merge(resources_of(spec), container_named(template.spec, container)).get("resources"))
     limits, requests = mapping(resources.get("limits")), mapping(resources.get("requests"))
     if resources.get("claims"):
         return None

@@ -123,6 +123,7 @@ def serving_digest(observed: Observed) -> str:
     parts = (
         spec.target.model_dump_json(),
         spec.draft.model_dump_json(),
-        spec.serving.model_copy(update={"replicas": 0}).model_dump_json(exclude={"update"}),
+        spec.serving.model_copy(update={"replicas": 0}).model_dump_json(exclude={"strategy"}),
+        spec.resources.model_dump_json(),
     )
     return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]

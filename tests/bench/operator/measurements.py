@@ -86,8 +86,8 @@ async def change_to_applied(rig: Rig, samples: int) -> Row:
 
 
 async def set_surge(api: ApiClient, key: Speculator, value: int) -> None:
-    """Change ``spec.serving.update.maxSurge``. The Deployment changes, and no pod is replaced."""
-    await api.call("PATCH", key.path, {"spec": {"serving": {"update": {"maxSurge": value}}}}, MERGE_PATCH)
+    """Change ``spec.serving.strategy.maxSurge``. The Deployment changes, and no pod is replaced."""
+    await api.call("PATCH", key.path, {"spec": {"serving": {"strategy": {"maxSurge": value}}}}, MERGE_PATCH)
 
 
 async def readiness_to_status(rig: Rig, samples: int) -> dict[str, Row]:

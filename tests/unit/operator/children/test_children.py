@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_api.v1alpha1.template import PodTemplate
 from aurora_operator.children import inference_deployment
 from aurora_operator.children.inference_deployment import inference_template, serving_settings
 from aurora_operator.children.owner import Owner
@@ -386,4 +385,4 @@ def test_a_restored_root_replaces_the_speculators_own_in_every_pod() -> None:
 @pytest.mark.parametrize(("given", "counted"), [(2, 2), ("4", 4), ("1k", 0), ("9" * 5000, 0)])
 def test_gpus_are_counted_only_where_the_template_gives_a_plain_number(given: Any, counted: int) -> None:
     container = {"name": "trainer", "resources": {"limits": {"nvidia.com/gpu": given}}}
-    assert gpu_count(PodTemplate(spec={"containers": [container]})) == counted
+    assert gpu_count(spec(training={"template": {"spec": {"containers": [container]}}})) == counted

@@ -16,7 +16,7 @@ from aurora_operator.children.metadata import COMMON_LABELS, QUEUE_LABEL, select
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED, Replica
-from tests.unit.operator.worlds import CONFIG, OWNER, spec
+from tests.unit.operator.worlds import CONFIG, MINIMAL, OWNER, spec
 
 ATTEMPT = ValidationAttempt(version=2, attempt=1, active=1)
 ON_REPLICA = ValidationAttempt(2, 1, 1, Replica(pod="chat-b", ip="10.0.0.2", measurement="chat-validate-v2-1", epoch=3))
@@ -121,3 +121,32 @@ def test_runtime_class_and_place_reach_the_pods(part: str) -> None:
     placed = {"runtimeClassName": "nvidia", "nodeSelector": {"gpu": "h100"}, "priorityClassName": "low"}
     pod = workloads(spec(**{part: {"template": {"spec": placed}}}))[part]["spec"]["template"]["spec"]
     assert placed.items() <= pod.items()
+
+
+def test_the_resources_of_the_spec_serve_engine_trainer_and_validator_and_templates_win() -> None:
+    more = {"containers": [{"name": "trainer", "resources": {"limits": {"nvidia.com/gpu": 2}}}]}
+    given = SpeculatorSpec.model_validate(
+        MINIMAL
+        | {"resources": {"limits": {"nvidia.com/gpu": 1, "memory": "48Gi"}}, "training": {"template": {"spec": more}}}
+    )
+    found = {
+        part: {c["name"]: c.get("resources") for c in workload["spec"]["template"]["spec"]["containers"]}
+        for part, workload in workloads(given).items()
+    }
+    asked = {"limits": {"nvidia.com/gpu": "1", "memory": "48Gi"}}
+    assert found["serving"]["sglang"] == found["validation"]["validator"] == asked
+    assert found["serving"]["agent"] != asked
+    assert found["training"]["trainer"] == {"limits": {"nvidia.com/gpu": 2, "memory": "48Gi"}}
+    trainer = workloads(given)["training"]["spec"]["template"]["spec"]["containers"][0]
+    assert "--nproc-per-node=2" in trainer["command"]
+    client = job(OWNER, given, CONFIG, ON_REPLICA)["spec"]["template"]["spec"]["containers"][0]
+    assert "resources" not in client, "it computes nothing"
+
+
+def test_users_may_add_containers_which_a_validator_does_not_inherit() -> None:
+    added = {"initContainers": [{"name": "weights", "image": "w"}], "containers": [{"name": "shipper", "image": "s"}]}
+    made = workloads(spec(serving={"template": {"spec": added}}))
+    pod = made["serving"]["spec"]["template"]["spec"]
+    assert [c["name"] for c in pod["initContainers"]] == ["stage", "weights"]
+    assert [c["name"] for c in pod["containers"]] == ["sglang", "agent", "shipper"]
+    assert [c["name"] for c in made["validation"]["spec"]["template"]["spec"]["containers"]] == ["validator"]

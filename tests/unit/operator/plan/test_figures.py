@@ -18,7 +18,9 @@ from tests.unit.operator.worlds import agent, observed, pod, spec, status
 
 def devices(resources: Any) -> Devices | None:
     other = {"name": "other", "resources": {"limits": {"cpu": "64"}}}
-    return devices_of(PodTemplate(spec={"containers": [other, {"name": "trainer", "resources": resources}]}), "trainer")
+    return devices_of(
+        spec(), PodTemplate(spec={"containers": [other, {"name": "trainer", "resources": resources}]}), "trainer"
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,7 @@ def test_gpus_count_before_cores_and_limits_before_requests(resources: Any, kind
 )
 def test_a_count_that_the_template_does_not_say_is_unknown(resources: Any) -> None:
     assert devices(resources) is None
-    assert devices_of(PodTemplate(), "trainer") is None
+    assert devices_of(spec(), PodTemplate(), "trainer") is None
 
 
 JSON = st.recursive(

@@ -53,7 +53,7 @@ def test_a_change_of_the_spec_is_applied_at_once_with_the_new_operators_template
     assert not speculator.upgrading
 
 
-@pytest.mark.parametrize("change", [{"replicas": 5}, {"update": {"maxSurge": 2}}])
+@pytest.mark.parametrize("change", [{"replicas": 5}, {"strategy": {"maxSurge": 2}}])
 def test_a_change_that_concerns_no_pod_is_applied_while_the_template_is_kept(change: dict[str, Any]) -> None:
     (speculator,) = running("a")
     speculator.change(**change)
@@ -61,7 +61,9 @@ def test_a_change_that_concerns_no_pod_is_applied_while_the_template_is_kept(cha
     assert speculator.restarts == 0
     assert speculator.live is not None
     assert speculator.live["spec"]["replicas"] == speculator.spec.serving.replicas
-    assert speculator.live["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == speculator.spec.serving.update.max_surge
+    assert (
+        speculator.live["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == speculator.spec.serving.strategy.max_surge
+    )
     assert set(speculator.live["spec"]["strategy"]["rollingUpdate"]) == {"maxSurge", "maxUnavailable"}
 
 
