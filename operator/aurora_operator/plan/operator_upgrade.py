@@ -63,29 +63,25 @@ class UpgradeDecision:
 
 def decide_upgrade(observed: Observed, config: OperatorConfig, now: datetime) -> UpgradeDecision:
     """The template for the inference pods now."""
-    template, choice = (
-        inference_template(observed.owner, observed.spec, config),
-        choice_digest(observed.owner, observed.spec),
-    )
+    owner, spec, deployed = observed.owner, observed.spec, observed.deployed
+    template, choice = inference_template(owner, spec, config), choice_digest(owner, spec)
     latest = {TEMPLATE_ANNOTATION: template_digest(template), CHOICE_ANNOTATION: choice}
-    deployed = observed.deployed
-    if deployed is None or (observed.spec.serving.replicas == 0 and not observed.pods):
+    if deployed is None or (spec.serving.replicas == 0 and not observed.pods):
         return UpgradeDecision(template, latest)
     whole = deployed.whole or _only_unplaced_pods_are_missing(observed)
     since = None if whole else deployed.restarting_since
     if deployed.template_digest == latest[TEMPLATE_ANNOTATION]:
         return UpgradeDecision(template, latest) if since is None else _going_on(observed, template, latest, since, now)
-    if deployed.choice_digest not in ("", choice):
-        return UpgradeDecision(template, latest | _since(None if since is None else now))
+    if since is None and deployed.choice_digest not in ("", choice):
+        return UpgradeDecision(template, latest)
     # A pod that starts needs the store. While the operator cannot read it, the pods of the former template serve on.
-    whole = whole and observed.store.ok and not _roll_is_judged(observed, now)
-    free = observed.store.ok and not _roll_is_judged(observed, now) and may_restart(observed.fleet, config, whole=whole)
-    if since is not None or free:
+    may_take_turn = observed.store.ok and not _roll_is_judged(observed, now)
+    if since is not None or (may_take_turn and may_restart(observed.fleet, config, whole=whole)):
         failure = _refusal(observed)
         stage = UpgradeStage.FAILED if failure else UpgradeStage.RESTARTING
         return UpgradeDecision(template, latest | _since(now), stage, failure=failure)
     kept = {TEMPLATE_ANNOTATION: deployed.template_digest, CHOICE_ANNOTATION: choice}
-    return UpgradeDecision(deployed.template, kept, UpgradeStage.WAITING, whole)
+    return UpgradeDecision(deployed.template, kept, UpgradeStage.WAITING, whole and may_take_turn)
 
 
 def may_restart(fleet: FleetView, config: OperatorConfig, *, whole: bool) -> bool:
@@ -106,8 +102,8 @@ def _going_on(
     return UpgradeDecision(template, {**latest, **_since(min(since, now))}, stage, failure=failure)
 
 
-def _since(time: datetime | None) -> dict[str, str]:
-    return {} if time is None else {RESTART_ANNOTATION: time.isoformat()}
+def _since(time: datetime) -> dict[str, str]:
+    return {RESTART_ANNOTATION: time.isoformat()}
 
 
 def _delay(deployed: DeployedTemplate, template: Object, since: datetime, now: datetime) -> str:

@@ -53,6 +53,15 @@ def test_a_change_of_the_spec_is_applied_at_once_with_the_new_operators_template
     assert not speculator.upgrading
 
 
+def test_a_change_of_the_spec_during_the_restart_keeps_the_turn() -> None:
+    first, second = fleet = running("a", "b")
+    operator = started(config(2), *fleet)
+    operator.look(first)
+    first.change(extraArgs=["--tp", "2"])
+    assert operator.decide(first).stage is UpgradeStage.RESTARTING
+    assert operator.decide(second).stage is UpgradeStage.WAITING
+
+
 @pytest.mark.parametrize("change", [{"replicas": 5}, {"strategy": {"maxSurge": 2}}])
 def test_a_change_that_concerns_no_pod_is_applied_while_the_template_is_kept(change: dict[str, Any]) -> None:
     (speculator,) = running("a")
