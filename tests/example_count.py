@@ -16,3 +16,8 @@ FEWEST: Final = 10
 def example_count(full: int) -> int:
     """``full`` in a thorough run, else a quarter of it, but at least :data:`FEWEST` where ``full`` allows it."""
     return full if os.environ.get(ALL_EXAMPLES) else min(full, max(FEWEST, full // 4))
+
+
+def seed_count(full: int) -> int:
+    """``full`` in a thorough run, else 1: for simulations that take seconds for each seed."""
+    return full if os.environ.get(ALL_EXAMPLES) else 1

@@ -1,7 +1,7 @@
 """Recorded requests with the verify rounds that one of our drafts would have caused, rejected draft tokens included.
 
 Recorded traces contain only the rounds' roots, because no draft took part. Here a draft takes part. It proposes chains
-greedily on its own states, as in the engine (tests/integration/training/test_trained_as_served.py shows that SGLang
+greedily on its own states, as in the engine (tests/integration/trained/test_trained_as_served.py shows that SGLang
 proposes the same). The recorded answer decides which nodes are
 accepted. The target gives its distribution at every node, rejected nodes included. As in service, the draft begins
 untrained, and later drafts learn from earlier requests.

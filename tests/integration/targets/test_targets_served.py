@@ -27,7 +27,7 @@ from tests.assets.pod_processes import PodProcesses, http_body
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.signing import KEYS
 from tests.assets.tiny_targets import TINY_TARGETS, TinyTarget, write_tiny_target
-from tests.integration.training.served_proposals import Comparison, collect, proposals
+from tests.integration.trained.served_proposals import Comparison, collect, proposals
 
 pytestmark = pytest.mark.timeout(600)
 SPEC: Final = DraftSpec(steps=3, shape=Shape.FIXED, vocab_size=4096)

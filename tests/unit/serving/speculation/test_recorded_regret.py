@@ -19,9 +19,10 @@ from tests.bench.speculation.regret import (
     new_noise,
 )
 from tests.bench.speculation.simulator import play, speed
+from tests.example_count import seed_count
 
 RECORDED: Final = RecordedRounds.read(RECORDING)
-SEEDS: Final = range(3)
+SEEDS: Final = range(seed_count(3))
 OF_BEST: Final = 0.97
 """Least speed from the first request on, over that of the best fixed arm, which is chosen afterwards."""
 OF_OFF: Final = 0.98

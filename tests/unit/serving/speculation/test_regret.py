@@ -34,6 +34,7 @@ from tests.bench.speculation.regret import (
     new_noise,
 )
 from tests.bench.speculation.simulator import PlayedRound, against_off, play, speed, worst_window
+from tests.example_count import seed_count
 
 OF_BEST = 0.97
 """Least speed on stationary traffic, over the best fixed arm's: from the first request of a fresh pod to the last."""
@@ -80,7 +81,7 @@ def test_stationary_traffic_is_as_fast_as_with_the_best_fixed_arm(
 
 def test_a_draft_is_tried_and_found_out_although_many_late_requests_must_catch_up_first() -> None:
     """The catch-up of 16 requests on a CPU takes longer than exploration saves up."""
-    for seed in range(2):
+    for seed in range(seed_count(2)):
         regret = measure_regret(generate(SQL, 24 * 16, seed), 16, cpu_milliseconds, seed)
         assert regret.best.arm.drafts
         assert regret.of_best >= 0.95, seed
@@ -98,7 +99,7 @@ def test_mixed_traffic_is_faster_than_with_the_best_fixed_arm(costs: CostTable) 
 def test_a_fresh_pod_is_never_slower_than_off_over_200_rounds(
     kind: TrafficKind, concurrency: int, costs: CostTable
 ) -> None:
-    for seed in range(4):
+    for seed in range(seed_count(4)):
         traffic = generate(kind, 14 * concurrency, seed)
         rounds = list(play(new_controller(seed), traffic, concurrency, costs, new_noise(seed)))
         assert worst_window(rounds, WINDOW_ROUNDS) >= OF_OFF, seed
@@ -150,7 +151,7 @@ def test_a_better_draft_is_used_after_a_swap_under_steady_load(
     If no draft was run before, no running request can draft.
     """
     kind, rounds_in_all = replace(PROSE, known=known, answer_tokens=answer_tokens), ROUNDS_UNTIL_SWAP + 1200
-    for seed in range(4):
+    for seed in range(seed_count(4)):
         traffic = generate(kind, concurrency * (5 + 3 * rounds_in_all // answer_tokens), seed)
         best = best_fixed_arm(traffic[-20 * concurrency :], concurrency, costs)
         controller, noise = new_controller(seed), new_noise(seed)
@@ -202,7 +203,7 @@ def test_speculation_follows_the_load_up_and_down(costs: CostTable) -> None:
 def test_where_the_batch_size_changes_every_few_rounds_off_is_not_timed_more_often_for_it(costs: CostTable) -> None:
     """The batch is in one of six ranges of batch sizes, and in another one every six rounds or so."""
     scene = ChangingScene("4 to 32", JSON, LOADS["4 to 32"], costs)
-    for seed in range(2):
+    for seed in range(seed_count(2)):
         pod = scene.pod(seed)
         assert pod.off_share <= OFF_TIMINGS, seed
         assert pod.off_loss <= OFF_TIMINGS_LOSS, seed
@@ -223,7 +224,7 @@ def test_a_pod_that_starts_under_load_finds_out_what_the_draft_is_worth_where_lo
 ) -> None:
     """No round with lookup tells how little proposals cost, so the draft's own first trial must."""
     kind = PROSE.with_draft(0.75)
-    for seed in range(2):
+    for seed in range(seed_count(2)):
         regret = measure_regret(generate(kind, 10 * concurrency, seed), concurrency, gpu_milliseconds, seed)
         assert regret.best.speedup > 1.5
         assert regret.of_best >= 0.85, seed

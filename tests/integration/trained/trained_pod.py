@@ -34,7 +34,7 @@ from tests.assets.s3 import S3, seaweedfs
 from tests.assets.signing import KEYS
 from tests.assets.traces.recorded import json_traces
 from tests.assets.trained_draft import load_small_target, train_draft
-from tests.integration.training.served_proposals import Comparison, collect, proposals
+from tests.integration.trained.served_proposals import Comparison, collect, proposals
 
 PROMPTS = 8
 """Prompts that the draft was not trained on."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from aurora_api.v1alpha1.draft import DraftSpec, Shape
-from tests.integration.training.trained_pod import Served, check_proposals, serve_trained_draft
+from tests.integration.trained.trained_pod import Served, check_proposals, serve_trained_draft
 
 pytestmark = pytest.mark.timeout(1800)
 
