@@ -12,9 +12,7 @@ from dataclasses import replace
 from aurora_operator.observe.observed import PodView
 from aurora_protocol.agent_api import AgentState
 from aurora_protocol.agent_client import AgentClient
-from aurora_protocol.errors import AgentError, AgentRefused
-
-_WRONG_TOKEN = frozenset({401, 403})
+from aurora_protocol.errors import AgentError
 
 
 class AgentStates:
@@ -22,13 +20,10 @@ class AgentStates:
 
     def __init__(self, agents: AgentClient) -> None:
         self._agents = agents
-        self.token_refused = False
-        """Whether an agent refused the token when it was last asked."""
 
     async def of(self, views: Iterable[PodView], token: str) -> tuple[PodView, ...]:
         """``views`` with the agents' states."""
         pods = tuple(views)
-        self.token_refused = False
         states = await asyncio.gather(*(self._state(pod, token) for pod in pods))
         return tuple(replace(pod, agent=state) for pod, state in zip(pods, states, strict=True))
 
@@ -37,8 +32,5 @@ class AgentStates:
             return None
         try:
             return await self._agents.state(pod.ip, token)
-        except AgentRefused as error:
-            self.token_refused |= error.status in _WRONG_TOKEN
-            return None
         except AgentError:
             return None

@@ -143,9 +143,10 @@ class Observer:
     def _doubt_secrets(self, owner: Owner, pods: Sequence[PodView], jobs: Sequence[JobView], token: str) -> None:
         """Read a Secret again soon where something speaks against its value."""
         # A pod cannot start without the Secret with the keys, so a pod that does not come up may mean that it is gone.
+        # An agent that refuses the token has no state either.
         stuck = any(pod.scheduled and not pod.terminating and pod.agent is None for pod in pods)
         measures = any(not (job.finished or job.suspended) for job in jobs)
-        if token and (stuck or measures or self._agents.token_refused):
+        if token and (stuck or measures):
             self._secrets.doubt(keys_name(owner))
 
 

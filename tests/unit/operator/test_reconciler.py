@@ -28,7 +28,7 @@ from aurora_operator.errors import Conflict, Gone, KubernetesError
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.metrics.speculator_figures import FIGURES
-from aurora_operator.observe.observed import JobView, Observed, StoreView
+from aurora_operator.observe.observed import JobView, Observed, RefusedJob, StoreView
 from aurora_operator.observe.observer import Snapshot
 from aurora_operator.observe.stored_resource import status_of
 from aurora_operator.plan import Plan
@@ -157,6 +157,10 @@ class Rig:
         return await self.reconciler.reconcile(woken=woken)
 
 
+def fail() -> None:
+    raise UNAVAILABLE
+
+
 def shown(metric: str, **labels: str) -> float | None:
     """The speculator's value of a metric of this process."""
     labels |= {"namespace": OWNER.namespace, "name": OWNER.name}
@@ -165,6 +169,14 @@ def shown(metric: str, **labels: str) -> float | None:
 
 def yielded() -> float | None:
     return REGISTRY.get_sample_value("aurora_operator_yielded_speculators")
+
+
+@pytest.fixture(name="clock")
+def _clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(reconciler_module, "time", made)
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    return made
 
 
 async def test_a_spec_that_cannot_be_used_is_reported_once_and_changes_nothing_else() -> None:
@@ -270,12 +282,35 @@ async def test_the_whole_store_is_read_again_after_an_agent_has_seen_a_higher_ep
     assert rig.observer.store.resets == 1
 
 
-@pytest.fixture(name="clock")
-def _clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(reconciler_module, "time", made)
-    monkeypatch.setattr(random, "uniform", lambda low, high: high)
-    return made
+async def test_the_next_plan_knows_what_an_act_found_out(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[tuple[Observed, timedelta]]()
+
+    def recorded(world: Observed, config: Any, now: datetime, status_age: timedelta) -> Plan:
+        seen.append((world, status_age))
+        return Plan(decisions=("Promoted",), finalizer=True)
+
+    counted = list[tuple[str, ...]]()
+    monkeypatch.setattr(FIGURES, "count_decisions", lambda *parts: counted.append(parts[-1]))
+    monkeypatch.setattr(reconciler_module, "plan", recorded)
+    rig = Rig.of(observed())
+    await rig.reconcile()
+    assert counted == [], "a plan with a finalizer that was accepted ends there, and the next plan decides the same"
+    found = ExecutionResult(
+        fencing_epoch=7,
+        finalizer_refused=True,
+        apply_errors=("Service chat: no",),
+        refused_job=RefusedJob("j", "no"),
+        name_taken=("Secret chat-keys",),
+        wrote_status=True,
+    )
+    rig.actor.result = found
+    for _ in range(2):
+        await rig.reconcile()
+    (_, _), (_, former_age), (world, age) = seen
+    for name in ("fencing_epoch", "finalizer_refused", "apply_errors", "refused_job", "name_taken"):
+        assert getattr(world, name) == getattr(found, name)
+    assert (former_age, age) == (timedelta(seconds=clock.seconds), timedelta()), "the status was written"
+    assert counted == [("Promoted",)] * 2
 
 
 async def delays_of(rig: Rig, clock: Clock, seconds: float) -> list[float]:
@@ -376,6 +411,16 @@ async def test_between_two_reconciles_the_store_is_looked_at_alone(
     rig.observer.store.news, before = news, rig.actor.acts
     await rig.reconcile(woken=woken)
     assert rig.actor.acts - before == acts
+
+
+async def test_a_reconcile_that_failed_is_made_again_whatever_the_store_says(clock: Clock) -> None:
+    rig = Rig.of(observed())
+    await rig.reconcile()
+    rig.actor.takes = fail
+    with pytest.raises(KubernetesError):
+        await rig.reconcile()
+    with pytest.raises(KubernetesError):
+        await rig.reconcile(woken=False)
 
 
 async def test_the_delay_counts_from_the_end_of_a_reconcile(clock: Clock) -> None:
