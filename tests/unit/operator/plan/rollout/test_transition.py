@@ -194,6 +194,13 @@ def test_the_message_says_that_a_version_waits_while_rolls_are_paused() -> None:
     assert step(world(pod(A), pod(B), next_version=1), held.rollout).rollout.phase is not RolloutPhase.IDLE
 
 
+def test_a_pod_with_a_third_version_returns_before_the_canary_goes_on() -> None:
+    made = step(world(pod(A), pod(B, 7), pod(C)), rolling(RolloutPhase.JUDGING))
+    assert (made.swaps, made.rollout.updated) == ({B: 0}, 0)
+    busy = pod(B, 7, swap=SwapStatus(phase=SwapPhase.SWAPPING, version=0))
+    assert step(world(pod(A), busy, pod(C), policy={"max_swapping": 2}), rolling(RolloutPhase.JUDGING)).swaps == {A: 1}
+
+
 def test_what_an_ended_roll_left_returns_at_once_and_other_strays_one_by_one() -> None:
     ended = Roll(version=1, epoch=5)
     staging = pod(C, 0, swap=SwapStatus(phase=SwapPhase.STAGING, version=1))
