@@ -135,23 +135,25 @@ async def _reconcile_all(config: OperatorConfig, client: ApiClient) -> None:
 
 
 async def _readable(api: KubernetesApi, namespaces: tuple[str, ...]) -> tuple[str, ...]:
-    """The ``namespaces`` in which the API server lets us list speculators.
+    """The ``namespaces`` in which the API server lets us list speculators; none: all namespaces.
 
-    One namespace that was deleted together with our Role would otherwise end kopf, and so stop the others. Raises
-    :class:`ConfigError` when none can be read.
+    One namespace that was deleted together with our Role would otherwise end kopf, and so stop the others. Without the
+    resource definition (CRD), kopf would watch the children only, and never look for the definition again. Raises
+    :class:`ConfigError` when speculators can be listed nowhere.
     """
     readable = list[str]()
-    for namespace in namespaces:
+    for namespace in namespaces or ("",):
         try:
             await api.list(SPECULATOR, namespace)
         except KubernetesError as error:
-            log.warning("the namespace %s is left out until the operator is restarted: %s", namespace, error)
+            place = namespace or "all namespaces"
+            log.warning("speculators in %s cannot be listed and are left out until a restart: %s", place, error)
         else:
             readable.append(namespace)
-    if namespaces and not readable:
-        text = f"the API server refuses to list speculators in {', '.join(namespaces)}; check the Roles there"
-        raise ConfigError(text)
-    return tuple(readable)
+    if not readable:
+        text = f"the API server does not list speculators in {', '.join(namespaces) or 'all namespaces'}"
+        raise ConfigError(f"{text}; check that the resource definition (CRD) is installed, and the operator's Roles")
+    return tuple(filter(None, readable))
 
 
 async def _answer_probes(port: int) -> web.AppRunner:
