@@ -44,7 +44,7 @@ _CLOSE = """{{- end }}
 
 _KEPT = (
     "type", "format", "description", "default", "enum", "pattern", "minimum", "maximum", "minLength", "maxLength",
-    "minItems", "maxItems", "required",
+    "minItems", "maxItems", "maxProperties", "required",
 )  # fmt: skip
 
 _NAME_RULES = [

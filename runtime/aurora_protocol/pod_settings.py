@@ -18,7 +18,6 @@ from pydantic import Field
 from aurora_api.base import Model, Ratio
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.serving import DEFAULT_MAX_RUNNING_REQUESTS, Device
-from aurora_api.v1alpha1.store import Encryption
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_api.v1alpha1.validation import MAX_ROUNDS, MIN_ROUNDS, PROMPTS_PER_ROUND, ValidationSpec
@@ -58,9 +57,6 @@ class StoreSettings(Record):
     )
     endpoint: str | None = Field(default=None, description="URL of the store. None: AWS S3.")
     region: str | None = Field(default=None, description="Region of the bucket.")
-    encryption: Encryption | None = Field(
-        default=None, description="Server-side encryption of what the pod writes. None: the bucket's default."
-    )
 
 
 class _PodSettings(Record):

@@ -111,7 +111,6 @@ class ObjectStore:
         self.config = config
         self._probe = f"probe/{secrets.token_hex(8)}"
         self._on_request = on_request
-        self._encryption = config.encryption_arguments()
         if config.endpoint and config.refuses_link_local:
             refuse_link_local(config.endpoint)
         settings = ClientSettings(
@@ -143,11 +142,9 @@ class ObjectStore:
         """Write ``data`` at ``key``, replacing an older object. Above :data:`MAX_SINGLE_PUT_BYTES`, write in parts."""
         with self._call("put", key):
             if len(data) <= MAX_SINGLE_PUT_BYTES:
-                self._s3.put_object(**self._target(key), **self._encryption, Body=data)
+                self._s3.put_object(**self._target(key), Body=data)
             else:
-                self._s3.upload_fileobj(
-                    io.BytesIO(data), **self._target(key), ExtraArgs=self._encryption, Config=TRANSFER
-                )
+                self._s3.upload_fileobj(io.BytesIO(data), **self._target(key), Config=TRANSFER)
 
     def create(self, key: str, data: bytes) -> None:
         """Write ``data`` at ``key`` once.
@@ -170,7 +167,7 @@ class ObjectStore:
         for conflicts_left in reversed(range(MAX_CONFLICTS)):
             with self._call("create", key), open_body() as body:
                 try:
-                    self._s3.put_object(**self._target(key), **self._encryption, Body=body, IfNoneMatch="*")
+                    self._s3.put_object(**self._target(key), Body=body, IfNoneMatch="*")
                 except ClientError as error:
                     if not (conflicts_left and is_write_conflict(error)):
                         raise
@@ -187,7 +184,7 @@ class ObjectStore:
     def upload(self, key: str, path: Path) -> None:
         """Upload a file, replacing an older object. A large file is uploaded in parts."""
         with self._call("upload", key):
-            self._s3.upload_file(str(path), **self._target(key), ExtraArgs=self._encryption, Config=TRANSFER)
+            self._s3.upload_file(str(path), **self._target(key), Config=TRANSFER)
 
     def create_file(self, key: str, path: Path) -> None:
         """Write a file at ``key`` once. Only a block of the file is in memory.

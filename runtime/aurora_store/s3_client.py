@@ -240,7 +240,7 @@ def _sent(error: ClientError) -> tuple[type[StoreError], str]:
     if code == "InvalidObjectState":
         return ObjectArchived, f"{code}; restore the object, and exempt the root from rules that archive objects"
     if code.startswith("KMS."):
-        return ObjectRefused, f"{code[:40]}; check the key in store.encryption.kmsKeyId"
+        return ObjectRefused, f"{code[:40]}; check the bucket's KMS key"
     if status == 404 and code not in _HINTS:
         return StoreError, "HTTP 404, but no code of S3; check store.endpoint, and the gateway before the store"
     return StoreError, f"{shown}; {_HINTS.get(code, _NO_HINT)}"

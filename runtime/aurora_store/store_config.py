@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
 
-from aurora_api.v1alpha1.store import Encryption, EncryptionType
 from aurora_protocol.pod_settings import StoreSettings
-
-_ALGORITHMS: Final = {EncryptionType.SSE_S3: "AES256", EncryptionType.SSE_KMS: "aws:kms"}
 
 
 @dataclass(frozen=True)
@@ -26,8 +22,6 @@ class StoreConfig:
     secret_key: str | None = None
     owner: str | None = None
     """Owner id of the speculator that restored the root. None: the speculator that the root is named after."""
-    encryption: Encryption | None = None
-    """Server-side encryption that every write asks for. None: the bucket's default."""
     refuses_link_local: bool = False
     """Whether ``endpoint`` may not lead to a link-local address, because somebody else chose it."""
 
@@ -41,10 +35,3 @@ class StoreConfig:
         Every setting is a field of the same name here.
         """
         return cls(**dict(settings))
-
-    def encryption_arguments(self) -> dict[str, Any]:
-        """The arguments of boto3 that make the store encrypt an object. A read needs none: the store decrypts."""
-        if self.encryption is None:
-            return {}
-        key = {"SSEKMSKeyId": self.encryption.kms_key_id} if self.encryption.kms_key_id else {}
-        return {"ServerSideEncryption": _ALGORITHMS[self.encryption.type], **key}

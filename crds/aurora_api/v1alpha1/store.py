@@ -17,7 +17,6 @@ ENDPOINT_PATTERN: Final = rf"^https?://{_HOST}(:{_PORT})?(/[A-Za-z0-9._~/-]*)?$"
 _SEGMENT: Final = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
 ROOT_PATTERN: Final = rf"^({_SEGMENT}/)*[a-z0-9-]+/[a-z0-9-]+-[0-9a-f]{{8}}$"
 """``<prefix>/<namespace>/<name>-<uid8>``, as ``status.storeRoot`` shows it."""
-_KMS_KEY_PATTERN: Final = r"^[A-Za-z0-9:/_-]+$"
 _OBJECT_NAME = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 
 
@@ -72,80 +71,29 @@ class RoleCredentials(Model):
         return self
 
 
-class CredentialsByRole(Model):
-    """Credentials of single roles, each with the rights that the role needs and no others."""
-
-    serving: RoleCredentials | None = Field(
-        default=None,
-        description="For inference pods, which read drafts and write traces. Unset: those of `credentials`.",
-    )
-    training: RoleCredentials | None = Field(
-        default=None,
-        description="For the trainer, which reads and deletes traces, and writes drafts and its own state. Unset: those"
-        " of `credentials`.",
-    )
-    validation: RoleCredentials | None = Field(
-        default=None,
-        description="For validation Jobs, which read drafts and traces, and write evidence. Unset: those of"
-        " `credentials`.",
-    )
-
-
 class Credentials(RoleCredentials):
     """How the operator and the pods authenticate to the store. Set exactly one of secretRef and serviceAccountName."""
 
-    roles: CredentialsByRole | None = Field(
-        default=None,
-        description="Credentials of the pods by role, so that a compromised pod can do only what its role does. See"
-        " docs/how-to/credentials-per-role.md for a policy for each role. Unset: all pods use the same credentials as"
-        " the operator.",
+    roles: dict[StoreRole, _OBJECT_NAME] = Field(
+        default_factory=dict,
+        description="Secrets, or with `serviceAccountName` ServiceAccounts, of the pods by role: `serving`, `training`,"
+        " `validation`. A compromised pod can then do only what its role does. See docs/how-to/credentials-per-role.md."
+        " Unset: all pods use the same as the operator.",
+        json_schema_extra={"maxProperties": len(StoreRole)}
+        | rules(
+            (
+                f"self.all(r, r in {[role.value for role in StoreRole]})",
+                f"roles are {', '.join(StoreRole)}",
+            )
+        ),
     )
 
     def of(self, role: StoreRole) -> RoleCredentials:
         """The credentials of the pods of ``role``."""
-        own: RoleCredentials | None = getattr(self.roles, role.value, None)
-        return own or RoleCredentials(secret_ref=self.secret_ref, service_account_name=self.service_account_name)
-
-
-class EncryptionType(StrEnum):
-    """Whose keys encrypt the stored objects: those of the store, or of a key management service."""
-
-    SSE_S3 = "SSE-S3"
-    SSE_KMS = "SSE-KMS"
-
-
-class Encryption(Model):
-    """Server-side encryption that every write asks for."""
-
-    model_config = Model.model_config | {
-        "json_schema_extra": rules(
-            ("!has(self.kmsKeyId) || self.type == 'SSE-KMS'", "encryption.kmsKeyId needs type SSE-KMS"),
-        )
-    }
-
-    type: EncryptionType = Field(
-        description="SSE-S3: with keys of the store. SSE-KMS: with a key of the cloud's key management service, which"
-        " the credentials must then be allowed to use.",
-    )
-    kms_key_id: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=512,
-        pattern=_KMS_KEY_PATTERN,
-        json_schema_extra=matches(_KMS_KEY_PATTERN, "a KMS key is an id, an alias such as alias/aurora, or an ARN"),
-        description="Key for SSE-KMS: id, alias or ARN. Unset: the default key of the account.",
-    )
-
-    @model_validator(mode="after")
-    def _key_of_kms(self) -> Self:
-        if self.kms_key_id is not None and self.type is not EncryptionType.SSE_KMS:
-            raise ValueError("encryption.kmsKeyId needs type SSE-KMS")
-        return self
-
-
-_NO_IDENTITY_FOR_AN_ENDPOINT: Final = "!has(self.endpoint) || !has(self.credentials.roles) || " + " && ".join(
-    f"(!has(self.credentials.roles.{role}) || has(self.credentials.roles.{role}.secretRef))" for role in StoreRole
-)
+        name = self.roles.get(role)
+        if self.secret_ref is not None:
+            return RoleCredentials(secret_ref=SecretRef(name=name) if name else self.secret_ref)
+        return RoleCredentials(service_account_name=name or self.service_account_name)
 
 
 class StoreSpec(Model):
@@ -161,10 +109,6 @@ class StoreSpec(Model):
             (
                 "!has(self.endpoint) || has(self.credentials.secretRef)",
                 "with endpoint set credentials.secretRef: the operator signs with its own identity for AWS S3 only",
-            ),
-            (
-                _NO_IDENTITY_FOR_AN_ENDPOINT,
-                "with endpoint set secretRef for each of credentials.roles: a cloud identity is for AWS S3 only",
             ),
         )
     }
@@ -230,14 +174,8 @@ class StoreSpec(Model):
     )
     deletion_policy: DeletionPolicy = Field(
         default=DeletionPolicy.RETAIN,
-        description="What happens to the objects in the bucket when the speculator is deleted. Retain: nothing, and"
-        " another speculator can restore them. Delete: the operator stops the pods, deletes every object of this"
-        " speculator, with older versions and unfinished uploads where the credentials may, and only then lets the"
-        " resource go. Set Retain to end a deletion that cannot reach the store.",
-    )
-    encryption: Encryption | None = Field(
-        default=None,
-        description="Server-side encryption of every object that the speculator writes. Unset: as the bucket's default"
-        " says. Objects that are stored already stay as they are.",
+        description="Retain: the objects in the bucket outlive the speculator, and another one can restore them."
+        " Delete: the operator stops the pods, deletes the objects, and only then lets the resource go. Set Retain to"
+        " end a deletion that cannot reach the store.",
     )
     credentials: Credentials

@@ -52,7 +52,6 @@ def store_settings(owner: Owner, spec: SpeculatorSpec) -> StoreSettings:
         owner=owner_id(owner.uid) if spec.store.restore_from else None,
         endpoint=spec.store.endpoint,
         region=spec.store.region,
-        encryption=spec.store.encryption,
     )
 
 

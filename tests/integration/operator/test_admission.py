@@ -94,26 +94,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "with endpoint set credentials.secretRef",
     ),
     (
-        {
-            "store": STORE
-            | {
-                "endpoint": "http://minio",
-                "credentials": KEYS | {"roles": {"serving": {"serviceAccountName": "s3-writer"}}},
-            }
-        },
-        "with endpoint set secretRef for each of credentials.roles",
+        {"store": STORE | {"credentials": KEYS | {"roles": {"operator": "b"}}}},
+        "roles are serving, training, validation",
     ),
-    (
-        {"store": STORE | {"credentials": KEYS | {"roles": {"training": {}}}}},
-        "exactly one of secretRef and serviceAccountName",
-    ),
-    (
-        {"store": STORE | {"credentials": KEYS | {"roles": {"validation": KEYS | {"serviceAccountName": "b"}}}}},
-        "exactly one of secretRef and serviceAccountName",
-    ),
-    ({"store": STORE | {"encryption": {"type": "AES256"}}}, "encryption.type"),
-    ({"store": STORE | {"encryption": {"type": "SSE-S3", "kmsKeyId": "alias/aurora"}}}, "kmsKeyId needs type SSE-KMS"),
-    ({"store": STORE | {"encryption": {"type": "SSE-KMS", "kmsKeyId": "a key"}}}, "a KMS key is an id"),
     ({"store": STORE | {"credentials": {}}}, "exactly one of secretRef and serviceAccountName"),
     (
         {"store": STORE | {"credentials": {"secretRef": {"name": "a"}, "serviceAccountName": "b"}}},
@@ -213,16 +196,14 @@ GOOD: list[dict[str, Any]] = [
     {"store": STORE | {"endpoint": "http://minio.storage:9000"}},
     {"store": STORE | {"endpoint": "https://[2001:db8::1]:443/s3"}},
     {"store": STORE | {"credentials": {"serviceAccountName": "s3-writer"}}},
-    {"store": STORE | {"credentials": KEYS | {"roles": {"serving": {"serviceAccountName": "s3-writer"}}}}},
+    {"store": STORE | {"credentials": KEYS | {"roles": {"serving": "s3-writer"}}}},
     {
         "store": STORE
         | {
             "endpoint": "http://minio.storage:9000",
-            "credentials": KEYS | {"roles": dict.fromkeys(("serving", "training", "validation"), KEYS)},
+            "credentials": KEYS | {"roles": dict.fromkeys(("serving", "training", "validation"), "s3-pods")},
         }
     },
-    {"store": STORE | {"encryption": {"type": "SSE-S3"}}},
-    {"store": STORE | {"encryption": {"type": "SSE-KMS", "kmsKeyId": "arn:aws:kms:eu-central-1:1:key/1a2b-3c"}}},
     {"store": STORE | {"restoreFrom": "aurora/default/chat-1a2b3c4d"}},
     {"store": STORE | {"restoreFrom": "default/chat-1a2b3c4d", "prefix": ""}},
     {"store": STORE | {"restoreFrom": "team/a.b/blue/chat-2-00000000", "deletionPolicy": "Delete"}},

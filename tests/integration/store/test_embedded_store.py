@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from aurora_api.v1alpha1.store import Encryption
 from aurora_store import ObjectStore, StoreConfig
 from aurora_store.errors import ObjectMissing
 from tests.assets.s3 import GRPC_PORT_OFFSET, S3, free_ports, seaweedfs
@@ -93,14 +92,12 @@ def open_ports(pid: int) -> set[int]:
     return found
 
 
-def write(config: StoreConfig) -> dict[str, ObjectStore]:
-    """Write one object without and one with SSE-S3, each in the root of its name. Returns the stores of both roots."""
-    encrypted = replace(config, root="encrypted", encryption=Encryption.model_validate({"type": "SSE-S3"}))
-    stores = {"plain": ObjectStore(replace(config, root="plain")), "encrypted": ObjectStore(encrypted)}
-    stores["plain"].ensure_bucket()
-    for name, store in stores.items():
-        store.put(f"{name}.json", name.encode())
-    return stores
+def write(config: StoreConfig) -> ObjectStore:
+    """Write one object."""
+    store = ObjectStore(replace(config, root="plain"))
+    store.ensure_bucket()
+    store.put("plain.json", b"plain")
+    return store
 
 
 def test_the_secret_key_of_the_store_signs_what_its_servers_ask_each_other(objects: list[Object]) -> None:
@@ -119,20 +116,17 @@ def test_only_the_s3_server_listens_beyond_the_loopback(objects: list[Object], t
 
 def test_the_store_keeps_objects_over_a_restart_and_deletes_them(objects: list[Object], tmp_path: Path) -> None:
     with started(objects, tmp_path / "data") as (server, _):
-        for name, store in write(server.config()).items():
-            assert list(store.list("")) == [f"{name}.json"]
+        assert list(write(server.config()).list("")) == ["plain.json"]
     with started(objects, tmp_path / "data") as (server, _):
-        for name in ("plain", "encrypted"):
-            store = ObjectStore(replace(server.config(), root=name))
-            assert store.get(f"{name}.json") == name.encode()
-            store.delete(f"{name}.json")
-            with pytest.raises(ObjectMissing):
-                store.get(f"{name}.json")
+        store = ObjectStore(replace(server.config(), root="plain"))
+        assert store.get("plain.json") == b"plain"
+        store.delete("plain.json")
+        with pytest.raises(ObjectMissing):
+            store.get("plain.json")
 
 
 def test_the_store_reads_what_weed_mini_wrote(objects: list[Object], tmp_path: Path) -> None:
     with seaweedfs(tmp_path / "data") as former:
         write(former.config())
     with started(objects, tmp_path / "data") as (server, _):
-        for name in ("plain", "encrypted"):
-            assert ObjectStore(replace(server.config(), root=name)).get(f"{name}.json") == name.encode()
+        assert ObjectStore(replace(server.config(), root="plain")).get("plain.json") == b"plain"

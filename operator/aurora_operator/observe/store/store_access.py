@@ -239,7 +239,6 @@ class StoreAccess:
             settings.region,
             access or None,
             secret or None,
-            encryption=settings.encryption,
             refuses_link_local=True,
         )
 
