@@ -41,7 +41,7 @@ from aurora_protocol.training_records import ShardManifest, TrainerState, Traine
 from aurora_store import Keys, ObjectStore, StoreConfig
 from aurora_store.errors import ObjectMissing, ObjectTooLarge
 from aurora_store.keys import number_of
-from aurora_store.records.trainer_store import MAX_STATE_RECORD_BYTES
+from aurora_store.registry import MAX_STATE_RECORD_BYTES
 
 R = TypeVar("R", bound=Record)
 GRACE = timedelta(minutes=2)

@@ -26,7 +26,7 @@ from aurora_protocol.training_records import TrainerState, TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry
 from aurora_store.errors import DigestMismatch, ObjectMissing, ObjectRefused
 from aurora_store.objects import MAX_RECORD_BYTES
-from aurora_store.records.trainer_store import MAX_STATE_RECORD_BYTES
+from aurora_store.registry import MAX_STATE_RECORD_BYTES
 
 R = TypeVar("R", bound=StoredRecord)
 KeyOf = Callable[[Any], str]

@@ -15,17 +15,27 @@ import os
 import re
 import socket
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 import boto3
+from botocore.awsrequest import AWSResponse
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    NoCredentialsError,
+)
+from botocore.httpsession import URLLib3Session
 from botocore.parsers import ResponseParserError
+from botocore.utils import get_environ_proxies
 from urllib3.exceptions import HTTPError
 
 from aurora_store.deadline import raise_if_over
@@ -45,6 +55,8 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_SECONDS: Final = 5
 DEFAULT_REGION: Final = "us-east-1"
+MAX_ANSWER_BYTES: Final = 4 << 20
+"""Largest answer that holds no object. A page of a listing has at most 1000 keys of at most 1024 bytes."""
 _METADATA_SERVICE: Final = IPv6Address("fd00:ec2::254")
 """The metadata service of AWS in IPv6, whose address is not link-local."""
 
@@ -125,13 +137,59 @@ class S3Clients:
         except (BotoCoreError, ValueError) as error:
             raise store_error(error, "open the store", settings.endpoint or "S3") from error
         events: Any = client.meta.events
-        events.register_first("before-send.s3", lambda **_: raise_if_over())
+        events.register_first("before-send.s3", _Sender(settings))
         if settings.endpoint:
             events.register_first("needs-retry.s3", _refuse_redirect)
         return client
 
     def __len__(self) -> int:
         return len(self._clients)
+
+
+class _Sender:
+    """Sends a client's requests, and reads a bounded answer. Handler of boto3's event ``before-send``.
+
+    Why: boto3 reads listings and errors whole, and a store that never stops sending would fill the memory.
+    """
+
+    def __init__(self, settings: ClientSettings) -> None:
+        options: dict[str, Any] = {
+            "verify": os.environ.get("AWS_CA_BUNDLE") or True,
+            "proxies": get_environ_proxies(settings.endpoint) if settings.endpoint else None,
+            "timeout": (CONNECT_TIMEOUT_SECONDS, settings.timeout_seconds),
+        }
+        self._session = URLLib3Session(**options)
+
+    def __call__(self, request: Any, **_: Any) -> AWSResponse:
+        """The answer. Its body is read already, unless it is an object. Raises :class:`StoreError`."""
+        raise_if_over()
+        is_object, request.stream_output = request.stream_output, True
+        answer: Any = self._session.send(request)
+        if is_object and answer.status_code < 300:
+            return cast(AWSResponse, answer)
+        return AWSResponse(answer.url, answer.status_code, answer.headers, _Body(answer.raw))
+
+
+class _Body:
+    """The body of an answer that is no object. Raises :class:`StoreError` when it is too long."""
+
+    def __init__(self, raw: Any) -> None:
+        data = bytearray()
+        try:
+            for chunk in raw.stream(MAX_ANSWER_BYTES // 16):
+                data += chunk
+                if len(data) > MAX_ANSWER_BYTES:
+                    break
+        except HTTPError as error:
+            raise HTTPClientError(error=error) from error  # boto3 tries such a request again
+        if len(data) > MAX_ANSWER_BYTES:
+            raw.close()  # the rest would be read before the next request
+            raise StoreError(f"an answer has more than {MAX_ANSWER_BYTES} bytes; check that it is an S3 store")
+        self._data = bytes(data)
+
+    def stream(self) -> Iterator[bytes]:
+        """As boto3 reads it."""
+        yield self._data
 
 
 SHARED_CLIENTS: Final = S3Clients()

@@ -22,7 +22,7 @@ from aurora_protocol.gate import GatePolicy
 from aurora_store import Keys, ObjectStore
 from aurora_store.errors import StoreError
 from aurora_store.keys import MAX_ATTEMPT_GAP, in_sequence, record_number
-from aurora_store.records.record_store import MAX_RECORDS_LISTED
+from aurora_store.registry import MAX_RECORDS_LISTED
 
 
 @in_cluster

@@ -22,7 +22,7 @@ from aurora_protocol.training_records import ShardManifest
 from aurora_store import Keys, ObjectStore
 from aurora_store.errors import ObjectMissing, ObjectRefused, ObjectTooLarge, StoreError
 from aurora_store.keys import MAX_ATTEMPT_GAP, in_sequence, is_shard_key, record_number
-from aurora_store.records.record_store import MAX_RECORDS_LISTED
+from aurora_store.registry import MAX_RECORDS_LISTED
 
 MAX_VERSIONS: Final = 60
 """Newest versions of which registration and evidence are read."""

@@ -102,6 +102,20 @@ def test_a_download_that_nobody_wants_any_more_ends_soon(store: FaultyStore, tmp
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("status", [200, 403, 500])
+@pytest.mark.parametrize("call", ["get", "list", "create"])
+def test_an_endless_answer_is_not_read_into_memory(store: FaultyStore, call: str, status: int) -> None:
+    store.answer = endless_body(status)
+    tracemalloc.start()
+    try:
+        with pytest.raises(StoreError, match="more than"):
+            CALLS[call](objects(store))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 24 << 20
+
+
 def test_a_create_that_meets_another_write_is_tried_again_with_its_whole_body(
     store: FaultyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

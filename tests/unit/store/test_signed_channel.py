@@ -11,7 +11,7 @@ from aurora_protocol.draft_records import Channel, ChannelReason, RootOwner
 from aurora_protocol.errors import UnsignedRecord
 from aurora_protocol.signatures import KeyName
 from aurora_store import Keys, Registry
-from aurora_store.records.draft_store import MAX_UNSIGNED_TRIED
+from aurora_store.registry import MAX_UNSIGNED_TRIED
 from tests.unit.training import tiny
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

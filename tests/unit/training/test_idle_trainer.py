@@ -24,7 +24,7 @@ from aurora_runtime.training.state.retention import DELETIONS_PER_CALL
 from aurora_store import Keys
 from aurora_store.errors import StoreError
 from aurora_store.objects import ObjectInfo
-from aurora_store.records.shard_store import ShardListing
+from aurora_store.registry import ShardListing
 from tests.unit.training import tiny
 from tests.unit.training.trainer_rig import TrainerRig
 

@@ -52,7 +52,7 @@ from aurora_store.errors import (
     bounded_text,
 )
 from aurora_store.keys import MAX_ATTEMPT_GAP, MAX_NUMBER_GAP, in_sequence, number_of
-from aurora_store.records.record_store import MAX_RECORDS_LISTED
+from aurora_store.registry import MAX_RECORDS_LISTED
 from aurora_store.root_ownership import is_void
 
 R = TypeVar("R", bound=Record)

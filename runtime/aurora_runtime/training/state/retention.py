@@ -32,7 +32,7 @@ from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_runtime.training.state.trace_age import AgeLimit, utc_clock
 from aurora_store import Registry
 from aurora_store.errors import StoreError
-from aurora_store.records.trainer_store import KEPT_TRAINER_STATES
+from aurora_store.registry import KEPT_TRAINER_STATES
 
 MIN_SHARD_LIMIT: Final = 4096
 """At least this many shards may be kept, whatever their size. A measurement searches at most half as many for its

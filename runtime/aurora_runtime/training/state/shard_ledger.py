@@ -18,7 +18,7 @@ from typing import Final
 from aurora_protocol.training_records import TrainerState
 from aurora_runtime.training.retry import Retrier
 from aurora_store import Registry
-from aurora_store.records.shard_store import ShardListing
+from aurora_store.registry import ShardListing
 
 CHEAP_LISTING_SECONDS: Final = 0.1
 """A listing that took less time may be repeated at every poll of the trainer."""

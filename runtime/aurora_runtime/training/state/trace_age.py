@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from aurora_store.keys import shard_hour
-from aurora_store.records.shard_store import ShardListing
+from aurora_store.registry import ShardListing
 
 HOUR: Final = timedelta(hours=1)
 

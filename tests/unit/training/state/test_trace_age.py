@@ -15,7 +15,7 @@ from aurora_runtime.training.state.retention import EXPIRY_SECONDS
 from aurora_runtime.training.state.trace_age import HOUR, AgeLimit, written_before
 from aurora_store import Keys
 from aurora_store.keys import shard_hour
-from aurora_store.records.shard_store import ShardListing
+from aurora_store.registry import ShardListing
 from tests.unit.training import tiny
 from tests.unit.training.state.retention_rig import ROOM_FOR_SIX, RetentionRig
 from tests.unit.training.trainer_rig import Traffic, TrainerRig

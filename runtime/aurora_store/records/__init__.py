@@ -1,1 +1,0 @@
-"""The records of one speculator by kind: who writes them, and how each is read and checked."""
