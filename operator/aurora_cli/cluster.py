@@ -140,7 +140,7 @@ def _context_of(files: str, named: str | None) -> tuple[str, str]:
     kubeconfigs = kube_config.KubeConfigMerger(files).config_files.values()
     name = named or next(filter(None, (one.get("current-context") for one in kubeconfigs)), None)
     if not name:
-        raise ConfigException("it has no current-context; choose one with --context")
+        raise ConfigException("it is missing or has no current-context; choose one with --context")
     contexts = (context for one in kubeconfigs for context in one.get("contexts") or ())
     chosen = next((context for context in contexts if context["name"] == name), None)
     return name, str(chosen["context"].get("namespace") or "") if chosen else ""
