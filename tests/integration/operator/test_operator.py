@@ -66,7 +66,7 @@ def test_children_exist_are_owned_and_become_ready(rig: Rig) -> None:
     kinds = "deployments,services,serviceaccounts,secrets,poddisruptionbudgets,networkpolicies"
     labels = f"app.kubernetes.io/instance={NAME},app.kubernetes.io/managed-by=aurora-operator"
     owned = rig.get(kinds, "-l", labels)["items"]
-    assert len(owned) == 9
+    assert len(owned) == 8
     for child in owned:
         (owner,) = child["metadata"]["ownerReferences"]
         assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == (uid, True, True)
