@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections import Counter
 from dataclasses import dataclass
 
@@ -34,6 +35,9 @@ class _Agent:
     version: int = ACTIVE
     epoch: int = EPOCH
     answer: bytes = b""
+    has_traffic: bool = False
+    """Its counters grow from one call to the next."""
+    rounds: int = 1000
 
     def __post_init__(self) -> None:
         self.render()
@@ -48,9 +52,13 @@ class _Agent:
             version=self.version,
             checksum=f"sum-{self.version}",
             swap=SwapStatus(version=self.version),
-            live=LiveCounters(requests=100, answer_tokens=2000, verify_rounds=1000),
+            live=LiveCounters(requests=self.rounds // 10, answer_tokens=2 * self.rounds, verify_rounds=self.rounds),
         )
         self.answer = state.to_json()
+
+
+PODS_PER_BUSY_ONE = 10
+"""One pod in so many has traffic, so figures in the status of its speculator move."""
 
 
 class AgentStandIns:
@@ -64,7 +72,7 @@ class AgentStandIns:
         self._connections: set[asyncio.Transport] = set()
 
     def add(self, pod_address: str, pod: str) -> None:
-        self._agents[pod_address] = _Agent(pod)
+        self._agents[pod_address] = _Agent(pod, has_traffic=len(self._agents) % PODS_PER_BUSY_ONE == 0)
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()
@@ -90,6 +98,9 @@ class AgentStandIns:
         if agent is None:
             return 503, b"no pod has this address"
         if (method, path) == ("GET", "/v1/state"):
+            if agent.has_traffic:
+                agent.rounds += random.randrange(10, 1000)
+                agent.render()
             return 200, agent.answer
         if (method, path) != ("PUT", "/v1/draft"):
             return 404, b"the stand-in has no such call"

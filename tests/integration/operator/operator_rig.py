@@ -113,8 +113,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         me["epoch"] = asked["epoch"]
         now = datetime.datetime.now(datetime.UTC).isoformat()
         bad = asked["version"] == {UNLOADABLE_VERSION}
-        me["swap"] = {{"phase": "Failed" if bad else "Idle", "version": asked["version"], "finished": now, "epoch": me["epoch"],
-                      "error": "shapes differ" if bad else ""}}
+        me["swap"] = {{"phase": "Failed" if bad else "Idle", "version": asked["version"], "finished": now,
+                      "epoch": me["epoch"], "error": "shapes differ" if bad else ""}}
         if not bad:
             me["version"] = asked["version"]
         self.answer(202, state())
