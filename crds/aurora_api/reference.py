@@ -14,17 +14,45 @@ aspec.spec --recursive` prints the same fields. Durations are whole seconds, rat
 sizes are Kubernetes quantities. [How the API changes](../explanation/api-versions.md) is the policy for fields.
 """
 
+USUAL_FIELDS: Final = (
+    "target.model",
+    "store.bucket",
+    "store.endpoint",
+    "store.credentials",
+    "resources",
+    "serving.replicas",
+    "serving.extraArgs",
+    "capture.sampleRatio",
+    "validation.concurrencies",
+    "validation.measureOn",
+)
+"""What people set. Nearly all resources need no other field."""
+
 
 def render_reference(crd: dict[str, Any]) -> str:
     """The page as Markdown, wrapped at :data:`WIDTH` characters."""
     (version,) = crd["spec"]["versions"]
     schema = version["schema"]["openAPIV3Schema"]
+    spec = schema["properties"]["spec"]
     parts = [
         _OPENING,
-        *_section("spec", schema["properties"]["spec"]),
+        "## The ten fields that people set\n",
+        "\n".join(_usual_field(spec, path) for path in USUAL_FIELDS) + "\n",
+        *_section("spec", spec),
         *_section("status", schema["properties"]["status"]),
     ]
     return "\n".join(parts)
+
+
+def _usual_field(spec: dict[str, Any], path: str) -> str:
+    """One field with the first sentence of its description and its default."""
+    node = spec
+    for name in path.split("."):
+        node = node["properties"][name]
+    sentence, _, rest = node["description"].partition(". ")
+    default = rest.rpartition("Default: ")[2] if "Default: " in rest else ""
+    text = f"**`{path}`**: {sentence.rstrip('.')}." + (f" Default: {default}" if default else "")
+    return _wrapped(text, "- ")
 
 
 def _section(path: str, node: dict[str, Any]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from aurora_api.base import MAX_COUNT, CountOrPercent, Model
-from aurora_api.v1alpha1.cel import at_most, matches, no_flag, rules
+from aurora_api.v1alpha1.cel import at_most, no_flag, rules
 from aurora_api.v1alpha1.template import PodTemplate, template_field
 
 
@@ -42,6 +42,11 @@ def _refuse_speculative_flags() -> str:
     return f"self.all(a, !a.startsWith('--') || {allowed} || !(a.startsWith('--speculative-') || {abbreviates}))"
 
 
+def _count(field: str) -> str:
+    """A CEL rule: ``field`` is no negative number, nor one above the pattern's highest."""
+    return f"!string(self.{field}).startsWith('-') && {at_most(field, MAX_COUNT)}"
+
+
 class Strategy(Model):
     """How pods are replaced when their image or arguments change, as in a Deployment. A draft swap replaces no pod."""
 
@@ -52,12 +57,8 @@ class Strategy(Model):
                 "maxSurge and maxUnavailable must not both be 0: no pod could be replaced",
             ),
             (
-                "!string(self.maxSurge).startsWith('-') && !string(self.maxUnavailable).startsWith('-')",
-                "maxSurge and maxUnavailable must not be negative",
-            ),
-            (
-                f"{at_most('maxSurge', MAX_COUNT)} && {at_most('maxUnavailable', MAX_COUNT)}",
-                f"maxSurge and maxUnavailable are at most {MAX_COUNT}",
+                f"{_count('maxSurge')} && {_count('maxUnavailable')}",
+                f"maxSurge and maxUnavailable must be 0 to {MAX_COUNT}, or a percentage",
             ),
             (
                 "!string(self.maxUnavailable).endsWith('%') || int(string(self.maxUnavailable).split('%')[0]) <= 100",
@@ -92,10 +93,6 @@ class ServingSpec(Model):
         default=None,
         max_length=512,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$",
-        json_schema_extra=matches(
-            r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$",
-            "an image is a reference such as registry.example/aurora-runtime:0.1.0",
-        ),
         description="Runtime image of the inference pods, the trainer and the validator. Unset: the image that the"
         " operator was installed with.",
     )
@@ -115,11 +112,8 @@ class ServingSpec(Model):
     extra_args: list[Annotated[str, Field(max_length=512)]] = Field(
         default_factory=list,
         max_length=64,
-        description=(
-            "Further arguments for SGLang's server, such as `--tp` and `2`. The API server refuses arguments that"
-            " `spec` sets, and those that break draft swaps or speculation. With others that SGLang does not take, a"
-            " new pod does not start, and the pods before it serve on."
-        ),
+        description="Further arguments for SGLang's server, such as `--tp` and `2`. With one that SGLang does not take,"
+        " a new pod does not start, and the pods before it serve on.",
         json_schema_extra=rules(
             (
                 _refuse("--api-key", "--admin-api-key"),
@@ -129,65 +123,36 @@ class ServingSpec(Model):
             (
                 _refuse(
                     *("--model-path", "--revision", "--dtype", "--host", "--port", "--weight-version", "--config"),
-                    "--custom-weight-loader",
+                    *("--custom-weight-loader", "--max-running-requests"),
                 ),
-                "extraArgs cannot set what spec.target sets, nor the address, version and weight loader that the agent"
-                " relies on",
+                "extraArgs cannot set what spec.target and serving.maxRunningRequests set, nor the address, version and"
+                " weight loader that the agent relies on",
             ),
             (
-                _refuse_speculative_flags(),
+                f"{_refuse_speculative_flags()}"
+                f" && {_refuse('--enable-multi-layer-eagle', '--decoupled-spec-bind-endpoint')}",
                 "extraArgs cannot set how SGLang speculates: set spec.draft instead (steps, shape, lookup). Allowed are"
                 f" {', '.join(_SPECULATIVE_FLAGS_ALLOWED)} and {_NGRAM_FLAGS}*",
             ),
             (
-                _refuse("--enable-multi-layer-eagle", "--decoupled-spec-bind-endpoint"),
-                "extraArgs cannot choose another way to draft: the draft of spec.draft has one layer and runs in the"
-                " pod's own engine",
-            ),
-            (
-                _refuse("--max-running-requests"),
-                "extraArgs cannot set --max-running-requests: set serving.maxRunningRequests instead",
-            ),
-            (
-                _refuse("--tokenizer-worker-num"),
-                "extraArgs cannot set --tokenizer-worker-num: SGLang's further HTTP processes would check neither the"
-                " admin key nor wishes about traces; raise replicas instead",
-            ),
-            (
-                _refuse("--dp-size", "--data-parallel-size"),
-                "extraArgs cannot set --dp-size: SGLang swaps no weights with it; raise replicas instead",
-            ),
-            (
-                _refuse("--pp-size", "--pipeline-parallel-size"),
-                "extraArgs cannot set --pp-size: the states that a draft reads would lie on several stages; set --tp"
-                " instead",
-            ),
-            (
-                _refuse("--enable-dp-attention", "--attn-dp-size", "--attention-data-parallel-size"),
-                "extraArgs cannot enable data-parallel attention: its ranks would choose different sizes of a verify"
-                " round; raise replicas instead",
-            ),
-            (
                 _refuse(
-                    *("--attn-cp-size", "--attention-context-parallel-size", "--enable-prefill-cp"),
-                    *("--dcp-size", "--decode-context-parallel-size"),
+                    *("--tokenizer-worker-num", "--dp-size", "--data-parallel-size", "--nnodes", "--node-rank"),
+                    *("--pp-size", "--pipeline-parallel-size", "--enable-dp-attention", "--attn-dp-size"),
+                    *("--attention-data-parallel-size", "--attn-cp-size", "--attention-context-parallel-size"),
+                    *("--enable-prefill-cp", "--dcp-size", "--decode-context-parallel-size", "--dist-init-addr"),
+                    "--disaggregation-mode",
                 ),
-                "extraArgs cannot split sequences over ranks (context parallelism): traces were never captured with it;"
-                " set --tp instead",
+                "extraArgs cannot spread an engine beyond tensor parallelism: drafts are swapped, and traces captured,"
+                " in one engine with one HTTP process in each pod; set --tp, or raise replicas",
             ),
             (
                 _refuse("--quantization", "--load-format", "--modelopt-quant", "--quantize-and-serve"),
-                "extraArgs cannot set --quantization or --load-format: no draft was ever measured on a target that"
-                " SGLang quantizes at its start, and a load format applies to the draft's file too; serve a checkpoint"
-                " that is quantized already",
+                "extraArgs cannot set --quantization or --load-format: no draft was measured on a target that SGLang"
+                " quantizes at its start; serve a checkpoint that is quantized already",
             ),
             (
                 _refuse("--enable-lora", "--lora-paths"),
                 "extraArgs cannot enable LoRA: traces would mix the hidden states of several targets",
-            ),
-            (
-                _refuse("--nnodes", "--node-rank", "--dist-init-addr", "--disaggregation-mode"),
-                "extraArgs cannot spread an engine over several nodes or pods: each pod runs a whole engine",
             ),
         ),
     )

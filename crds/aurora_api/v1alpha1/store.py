@@ -151,10 +151,6 @@ class StoreSpec(Model):
         default=None,
         max_length=64,
         pattern=r"^[a-z0-9-]+$",
-        json_schema_extra=matches(
-            r"^[a-z0-9-]+$",
-            "a region has lower-case letters, digits and '-', such as eu-central-1",
-        ),
         description="Region of the bucket. Unset: the environment's AWS_REGION, else us-east-1.",
     )
     restore_from: str | None = Field(

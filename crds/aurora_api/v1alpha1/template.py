@@ -128,25 +128,23 @@ def template_field(pod: str, containers: Sequence[str], init_containers: Sequenc
         note: sentences to add to the description.
     """
 
-    def known_or_new(field: str, ours: Sequence[str], taken: Sequence[str]) -> tuple[str, str]:
+    def known_or_new(field: str, ours: Sequence[str], taken: Sequence[str]) -> str:
         new = f"(has(c.image) && !(c.name in {list(taken)}))"
-        kind = "init container" if field == "initContainers" else "container"
-        message = (
-            f"{pod} has the {kind}s {', '.join(ours) or 'none'}: another {kind} needs an image, and a name that no"
-            " other container of the pod has"
-        )
-        rule = (
-            f"!has(self.spec) || !has(self.spec.{field}) || self.spec.{field}.all(c, c.name in {list(ours)} || {new})"
-        )
-        return rule, message
+        return f"(!has(self.spec.{field}) || self.spec.{field}.all(c, c.name in {list(ours)} || {new}))"
 
+    rule = (
+        f"!has(self.spec) || ({known_or_new('containers', containers, init_containers)}"
+        f" && {known_or_new('initContainers', init_containers, containers)})"
+    )
+    message = (
+        f"{pod} has the containers {', '.join(containers)} and the init containers"
+        f" {', '.join(init_containers) or 'none'}: another one needs an image, and a name that no other container of"
+        " the pod has"
+    )
     names = ", ".join(f"`{name}`" for name in (*init_containers, *containers))
     changes = f"Changes to {pod}: node placement, volumes, environment, further containers. Ours: {names}."
     return Field(
         default_factory=PodTemplate,
         description=" ".join(filter(None, (changes, note))),
-        json_schema_extra=rules(
-            known_or_new("containers", containers, init_containers),
-            known_or_new("initContainers", init_containers, containers),
-        ),
+        json_schema_extra=rules((rule, message)),
     )

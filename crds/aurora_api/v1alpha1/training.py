@@ -20,12 +20,9 @@ class TrainingSpec(Model):
     model_config = Model.model_config | {
         "json_schema_extra": rules(
             (
-                "quantity(string(self.traceStorageLimit)).compareTo(quantity('2Gi')) >= 0",
-                "traceStorageLimit is at least 2Gi",
-            ),
-            (
-                at_most("traceStorageLimit", MAX_QUANTITY),
-                "traceStorageLimit without a unit has at most 18 digits",
+                "quantity(string(self.traceStorageLimit)).compareTo(quantity('2Gi')) >= 0 &&"
+                f" {at_most('traceStorageLimit', MAX_QUANTITY)}",
+                "traceStorageLimit is at least 2Gi, and has at most 18 digits",
             ),
         )
     }
