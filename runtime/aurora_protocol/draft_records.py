@@ -139,10 +139,6 @@ class Registration(StoredRecord):
         description="Acceptance length simulated on held-out traces, bonus token included.",
     )
     trained_tokens: Count = Field(description="Traced positions that training saw for the first time, in tokens.")
-    owner: str | None = Field(
-        default=None,
-        description="Owner id of the speculator that registered the version. None: the root's first owner.",
-    )
     created: Timestamp = Field(description="When the version was registered.")
 
 
@@ -209,10 +205,6 @@ class Channel(StoredRecord):
     )
     former_owners: tuple[str, ...] = Field(
         default=(), description="Owner ids of the speculators that lost the root. None of them takes it over again."
-    )
-    inherited_version: RecordNumber | None = Field(
-        default=None,
-        description="The newest version when the owner took the root over. Later versions of others do not count.",
     )
     created: Timestamp = Field(description="When the epoch began.")
 

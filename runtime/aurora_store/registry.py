@@ -47,7 +47,6 @@ from aurora_store.keys import (
     trainer_state_epoch,
 )
 from aurora_store.objects import MAX_RECORD_BYTES, ObjectStore
-from aurora_store.root_ownership import is_void
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", bound=StoredRecord)
@@ -230,7 +229,6 @@ class DraftStore(RecordStore):
 
     def register(self, registration: Registration) -> None:
         """Offer a version for validation. Raises :class:`ObjectExists` when the version is taken."""
-        registration = registration.model_copy(update={"owner": self.objects.owner})
         self.objects.create(Keys.registration(registration.version), registration.to_json())
 
     def registration(self, version: int) -> Registration:
@@ -241,22 +239,13 @@ class DraftStore(RecordStore):
     def registrations(self) -> Iterator[Registration]:
         """The readable registrations, newest version first.
 
-        A version that a former owner of the root registered late does not count, nor does an unreadable one.
-
-        Raises :class:`StoreError` while the channel is unreadable, because the channel says which versions count.
+        A version whose registration cannot be read is left out.
         """
-        try:
-            channel = self.channel()
-        except InvalidRecord as error:
-            raise StoreError(f"{error}; delete it, and find out who wrote it") from error
         for version in reversed(self._sequence(Keys.REGISTRY)):
             try:
-                registration = self.registration(version)
+                yield self.registration(version)
             except (InvalidRecord, ObjectMissing, ObjectTooLarge) as error:
                 self._leave_out(Keys.registration(version), str(error))
-                continue
-            if channel is None or not is_void(registration, channel):
-                yield registration
 
     def last_version(self) -> int | None:
         """The highest version of :meth:`registrations`."""

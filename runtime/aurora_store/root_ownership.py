@@ -19,8 +19,8 @@ Invariants:
   channel's first record notices this only if it has seen a record.
 - Reads are never refused. The pods of a former owner go on serving.
 
-A takeover may come between the look and the write. Such a late write harms nothing: a late version is void, a late
-trainer state is one that the new trainer can resume from, and a late shard is one more shard.
+A takeover may come between the look and the write. Such a late write harms nothing: a late version is measured like any
+other, a late trainer state is one that the new trainer can resume from, and a late shard is one more shard.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from aurora_protocol.draft_records import Channel, ChannelReason, Registration
+from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_protocol.errors import InvalidRecord
 from aurora_store.errors import NotRootOwner, StoreError, bounded_text
 from aurora_store.keys import Keys, first_owner, in_sequence, record_numbers
@@ -55,17 +55,6 @@ def lost(channel: Channel | None, root: str, owner: str) -> bool:
     if channel is None or current_owner(channel, root) == owner:
         return False
     return owner == first_owner(root) or owner in channel.former_owners
-
-
-def is_void(registration: Registration, channel: Channel) -> bool:
-    """Whether a former owner registered the version after it had lost the root. Such a version does not count.
-
-    A trainer looks at the channel before it registers a version. A takeover between the look and the registration is
-    noticed only here.
-    """
-    if channel.inherited_version is None or registration.version <= channel.inherited_version:
-        return False
-    return registration.owner != (channel.owner.id if channel.owner is not None else None)
 
 
 def write_refusal(channel: Channel | None, root: str, owner: str) -> str:

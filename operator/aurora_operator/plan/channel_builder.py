@@ -57,7 +57,6 @@ def next_channel(observed: Observed, step: Step, validation: ValidationDecision,
         message=decision.message[:MAX_MESSAGE_CHARACTERS],
         owner=former.owner,
         former_owners=former.former_owners,
-        inherited_version=former.inherited_version,
         created=now,
     )
     return with_unknown_fields(made, former)

@@ -179,7 +179,6 @@ def _takeover(observed: Observed, former: Channel, root: str, now: datetime) -> 
             "message": f"{owner.full_name} took the root {root} over from the speculator with uid {before}…",
             "owner": RootOwner(id=owner_id(owner.uid), namespace=owner.namespace, name=owner.name, since=now),
             "former_owners": (*former.former_owners, before)[-MAX_FORMER_OWNERS:],
-            "inherited_version": observed.store.newest,
             "created": now,
         }
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from aurora_protocol.draft_records import Channel, ChannelReason, Registration, RootOwner
-from aurora_store.root_ownership import current_owner, is_void, lost, write_refusal
+from aurora_protocol.draft_records import Channel, ChannelReason, RootOwner
+from aurora_store.root_ownership import current_owner, lost, write_refusal
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ROOT = "aurora/team/chat-11111111"
@@ -21,19 +21,6 @@ def channel(owner: str | None = None, *former: str, reason: ChannelReason = Chan
         reason=reason,
         owner=holder,
         former_owners=former,
-        inherited_version=3 if owner else None,
-        created=NOW,
-    )
-
-
-def registered(version: int, owner: str | None) -> Registration:
-    return Registration(
-        version=version,
-        lineage=1,
-        checkpoint="c/",
-        digest="0" * 64,
-        trained_tokens=0,
-        owner=owner,
         created=NOW,
     )
 
@@ -69,12 +56,3 @@ def test_nobody_writes_below_a_root_that_is_being_deleted() -> None:
     closed = channel(reason=ChannelReason.DELETING)
     assert "is being deleted" in write_refusal(closed, ROOT, FIRST)
     assert "is being deleted" in write_refusal(closed, ROOT, SECOND)
-
-
-def test_a_version_counts_if_it_was_there_at_the_takeover_or_is_the_owners() -> None:
-    taken = channel(SECOND, FIRST)
-    assert not is_void(registered(3, None), taken)
-    assert is_void(registered(4, None), taken), "the former trainer was late"
-    assert is_void(registered(4, THIRD), taken)
-    assert not is_void(registered(4, SECOND), taken)
-    assert not is_void(registered(4, None), channel())

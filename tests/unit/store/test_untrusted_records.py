@@ -243,9 +243,3 @@ def test_an_unreadable_registration_is_no_version(registry: Registry) -> None:
     registry.objects.put(Keys.registration(3), b"x" * (2 << 20))
     assert [each.version for each in registry.registrations()] == [1, 0]
     assert registry.last_version() == 1
-
-
-def test_an_unreadable_channel_is_an_error_of_the_store_which_a_trainer_waits_out(registry: Registry) -> None:
-    registry.objects.put(Keys.channel(2), b"{}")
-    with pytest.raises(StoreError, match=r"channel/00000002\.json: .*delete it"):
-        registry.last_version()

@@ -53,7 +53,6 @@ from aurora_store.errors import (
 )
 from aurora_store.keys import MAX_ATTEMPT_GAP, MAX_NUMBER_GAP, in_sequence, number_of
 from aurora_store.registry import MAX_RECORDS_LISTED
-from aurora_store.root_ownership import is_void
 
 R = TypeVar("R", bound=Record)
 REQUEST_ATTEMPTS: Final = 2
@@ -146,7 +145,7 @@ class StoreReader:
         registrations = {
             version: record
             for version in sorted(_wanted(needs, channel, versions).intersection(versions))
-            if (record := self._registration(version, known)) and (channel is None or not is_void(record, channel))
+            if (record := self._registration(version, known))
         }
         if channel is not None:
             require_signed_weights(channel, registrations)
@@ -285,7 +284,7 @@ def _wanted(needs: StoreNeeds, channel: Channel | None, versions: list[int]) -> 
 
     Before the channel has a record, its first record needs the initial version.
     """
-    named = (INITIAL_VERSION,) if channel is None else (channel.active, channel.previous, channel.inherited_version)
+    named = (INITIAL_VERSION,) if channel is None else (channel.active, channel.previous)
     return {*needs.versions, *versions[-1:], *(version for version in named if version is not None)}
 
 

@@ -70,7 +70,6 @@ def test_the_takeover_is_the_next_record_of_the_channel_and_changes_no_version()
     assert taken.reason is ChannelReason.RESTORED
     assert taken.owner == RootOwner(id=OURS, namespace="team", name="chat", since=NOW)
     assert taken.former_owners == ("99999999",)
-    assert taken.inherited_version == 2
     assert [note.reason for note in plan.notes if note.reason == "Restored"] == ["Restored"]
     assert plan.moving
 
@@ -199,7 +198,7 @@ def test_the_owner_of_a_restored_root_stays_the_owner_in_later_records() -> None
     later = made(aborted).advance
     assert later is not None
     assert later.owner == taken_over().owner
-    assert (later.former_owners, later.inherited_version) == (("99999999",), 2)
+    assert later.former_owners == ("99999999",)
 
 
 def test_a_speculator_that_took_its_root_over_follows_no_later_record_of_a_stranger() -> None:
