@@ -44,7 +44,6 @@ from aurora_operator.children.metadata import job_name
 from aurora_operator.observe.observed import JobView, RefusedJob, StoreView
 from aurora_operator.plan.figures import ratio_text, source_text
 from aurora_operator.plan.lending import WAITING_FOR_REPLICA, Recall
-from aurora_protocol.draft_records import Channel
 from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
 from aurora_store import Keys
 
@@ -76,7 +75,8 @@ class ValidationInputs:
     name: str
     """Name of the speculator."""
     store: StoreView
-    """Must be readable and hold a channel."""
+    active: int
+    """The channel's active version."""
     candidate: CandidateStatus | None
     rejected: frozenset[int]
     rollout: RolloutStatus
@@ -105,11 +105,6 @@ class ValidationInputs:
     def obstacle(self) -> str:
         """Why no measurement may begin now; empty when one may."""
         return self.shortage or ("" if self.may_measure else NOT_NOW)
-
-    @property
-    def channel(self) -> Channel:
-        assert self.store.channel is not None, "the caller waits for the channel"
-        return self.store.channel
 
     def job_of(self, candidate: CandidateStatus) -> JobView | None:
         """The Job of the present attempt, if it exists."""
@@ -158,7 +153,7 @@ def decide(inputs: ValidationInputs) -> ValidationDecision:
 def _restored(inputs: ValidationInputs) -> CandidateStatus | None:
     """The stored candidate, corrected where the spec, the store or the rollout disagrees."""
     candidate = inputs.candidate
-    if candidate is None or candidate.version <= inputs.channel.active:
+    if candidate is None or candidate.version <= inputs.active:
         return None
     if candidate.phase not in DECIDED and candidate.version not in inputs.store.registrations:
         return None  # its registration was deleted, so it can be neither measured nor rolled out
@@ -173,7 +168,7 @@ def _restored(inputs: ValidationInputs) -> CandidateStatus | None:
 
 def _next_state(inputs: ValidationInputs, candidate: CandidateStatus | None) -> ValidationDecision:
     if candidate is None:
-        newer = _newer_version(inputs, inputs.channel.active)
+        newer = _newer_version(inputs, inputs.active)
         return ValidationDecision(None) if newer is None else _begin(inputs, newer)
     if candidate.version == inputs.abort and candidate.phase not in DECIDED:
         message = f"version {candidate.version} was aborted by a person"
@@ -363,8 +358,8 @@ def _reason_to_end(inputs: ValidationInputs, evidence: Evidence, newer: int | No
     """Why the candidate of ``evidence``, which did not decide, is not measured again. Empty: it is, once more."""
     if newer is not None:
         return f"version {newer} is newer and is measured instead"
-    active, attempts = inputs.channel.active, inputs.store.evidence_of(evidence.version)
-    measurements = sum(one.active_version == active for one in attempts)
+    attempts = inputs.store.evidence_of(evidence.version)
+    measurements = sum(one.active_version == inputs.active for one in attempts)
     if measurements >= MAX_MEASUREMENTS:
         return f"it was measured {measurements} times"
     # The next attempt measures off anew, and so more precisely, if this one used off of an earlier attempt.
@@ -410,10 +405,7 @@ def shortage(store: StoreView, spec: ValidationSpec, now: datetime, *, trainer_s
     """Why no measurement may begin, by the trainer's count of held-out requests; empty when one may.
 
     A validator that finds too few held-out prompts has taken a machine in vain. Where nobody knows the count, the
-    measurement begins, and its validator says what is missing.
-
-    Args:
-        trainer_stopped: the operator wants no trainer's pod, so an old record still tells the count.
+    measurement begins. The record of a silent trainer tells the count only if the operator stopped that trainer.
     """
     record = store.trainer
     if record is None or record.held_out_requests is None or record.held_out_requests >= spec.prompts_needed:

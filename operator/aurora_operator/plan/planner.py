@@ -213,10 +213,12 @@ def _validation_inputs(
     observed: Observed, pods: tuple[Pod, ...], rejected: frozenset[int], now: datetime
 ) -> ValidationInputs:
     at_rest, on_replica = is_at_rest(observed.spec), observed.spec.validation.measure_on is MeasureOn.REPLICA
+    assert observed.store.channel is not None, "called only while there is a channel"
     return ValidationInputs(
         now=now,
         name=observed.owner.name,
         store=observed.store,
+        active=observed.store.channel.active,
         candidate=observed.status.candidate,
         rejected=rejected,
         rollout=observed.status.rollout,
