@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import yaml
 
-from aurora_api.v1alpha1.conditions import Condition, ConditionType
+from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase
 from aurora_cli.speculator import Speculator
 
@@ -107,10 +107,20 @@ def _of_conditions(one: Speculator) -> Iterator[tuple[str, Remedy, str]]:
     """Reason, row and evidence of each condition that a person can act on. Ready repeats the others."""
     told = set[str]()
     for condition in sorted(one.status.conditions, key=lambda each: each.type == ConditionType.READY):
-        row = remedies().get(str(condition.type), {}).get(condition.reason)
+        row = _row_of(condition)
         if row is not None and row.do and condition.reason not in told:
             told.add(condition.reason)
             yield condition.reason, row, _condition_text(condition)
+
+
+def _row_of(condition: Condition) -> Remedy | None:
+    """The row of a condition. One that is abnormal for a reason without any row has a row of its own."""
+    rows, reason = remedies(), condition.reason
+    is_known = any(name in of_type for of_type in rows.values() for name in (reason, reason.removeprefix("Storage")))
+    bad = ConditionStatus.TRUE if condition.type == ConditionType.STALLED else ConditionStatus.FALSE
+    if is_known or condition.status is not bad or condition.type == ConditionType.RECONCILING:
+        return rows.get(str(condition.type), {}).get(reason)
+    return rows[DOCTOR]["UnknownReason"]
 
 
 def _condition_text(condition: Condition) -> str:

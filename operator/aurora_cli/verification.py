@@ -44,14 +44,6 @@ _UNREADABLE: Final = (InvalidRecord, DigestMismatch, ObjectRefused)
 """Errors about one object, not about the whole store."""
 
 
-@dataclass(frozen=True)
-class Fault:
-    """An object that is damaged or missing, or that the store refuses to give."""
-
-    key: str
-    message: str
-
-
 @dataclass
 class Verification:
     """One check of all objects below a root. ``faults`` is empty when the store is whole."""
@@ -61,7 +53,8 @@ class Verification:
     """Whether to download every draft and compare its digests."""
     checked: Counter[str] = field(default_factory=Counter, init=False)
     """Objects by the first part of their key."""
-    faults: list[Fault] = field(default_factory=list, init=False)
+    faults: list[tuple[str, str]] = field(default_factory=list, init=False)
+    """Keys, each with what is wrong: damaged, missing, or refused by the store."""
     _sizes: dict[str, int] = field(default_factory=dict, init=False)
 
     def run(self) -> None:
@@ -139,4 +132,4 @@ class Verification:
             self._fault(record, f"it names {key} with {size_bytes} bytes, and the store holds {found}")
 
     def _fault(self, key: str, message: str) -> None:
-        self.faults.append(Fault(key, message))
+        self.faults.append((key, message))

@@ -47,13 +47,9 @@ def status(
 
 
 @in_cluster
-def history(cluster: Cluster, name: Name, output: Output = Format.TABLE) -> None:
+def history(cluster: Cluster, name: Name) -> None:
     """Show the last 20 decisions, oldest first, each with its reason."""
-    found = cluster.speculator(name)
-    if output is Format.TABLE:
-        show(status_table.history(found, datetime.now(UTC)))
-    else:
-        show_document([entry.model_dump(mode="json", by_alias=True) for entry in found.status.history], output)
+    show(status_table.history(cluster.speculator(name)))
 
 
 @in_cluster

@@ -42,11 +42,11 @@ def verify(
         raise StoreFault(str(error)) from error
     counts = ", ".join(f"{number} in {folder}/" for folder, number in sorted(check.checked.items())) or "no objects"
     if output is not Format.TABLE:
-        listed = [{"key": fault.key, "fault": fault.message} for fault in check.faults]
+        listed = [{"key": key, "fault": message} for key, message in check.faults]
         show_document({"whole": not listed, "objects": dict(check.checked), "faults": listed}, output)
     elif check.faults:
         show(plain(f"{len(check.faults)} faults in {counts}", "bad"))
-        show(table("KEY", "FAULT", rows=[(fault.key, fault.message) for fault in check.faults]))
+        show(table("KEY", "FAULT", rows=check.faults))
     else:
         show(plain(f"whole: {counts}", "good"))
     if check.faults:

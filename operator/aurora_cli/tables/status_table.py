@@ -208,7 +208,7 @@ def _style(condition: Condition) -> str:
     return "good" if true else "bad"
 
 
-def history(one: Speculator, now: datetime) -> RenderableType:
+def history(one: Speculator) -> RenderableType:
     """The last decisions, oldest first."""
     if not one.status.history:
         return plain(f"nothing was decided about {one.name} yet")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import timedelta
 
 import pytest
@@ -98,7 +97,7 @@ def test_the_tables_are_readable_in_80_columns() -> None:
     assert [line.rstrip() for line in shown.splitlines()] == DETAIL.splitlines()
     overview = status_table.overview([one, speculator(name="other")], everywhere=False)
     assert as_text(overview, width=COLUMNS) == OVERVIEW
-    assert as_text(status_table.history(one, NOW), width=COLUMNS) == HISTORY
+    assert as_text(status_table.history(one), width=COLUMNS) == HISTORY
 
 
 def test_a_speculator_that_is_being_deleted_is_shown_as_such(server: FakeApiServer) -> None:
@@ -117,11 +116,6 @@ def test_a_status_that_the_operator_writes_is_shown(server: FakeApiServer) -> No
     text = server.add(resource(real)).run("status", "chat").stdout
     assert "version 0, 1.35x (1.30-1.40) over no speculation" in text
     assert all(f"{condition.type} " in text for condition in real.conditions)
-
-
-def test_the_history_is_printed_as_a_document(server: FakeApiServer) -> None:
-    server.add(resource(STATUS))
-    assert [entry["version"] for entry in json.loads(server.run("history", "chat", "-o", "json").stdout)] == [2, 4]
 
 
 def test_all_namespaces_are_one_table(server: FakeApiServer) -> None:
@@ -168,7 +162,7 @@ def test_texts_of_others_do_not_control_the_terminal(server: FakeApiServer) -> N
     told = STATUS.conditions[1].model_copy(update={"message": evil})
     found = STATUS.model_copy(update={"conditions": [told], "history": [HistoryEntry(time=NOW, event=evil, version=1)]})
     server.add(resource(found))
-    for arguments in (("status", "chat"), ("history", "chat"), ("history", "chat", "-o", "yaml"), ("doctor", "chat")):
+    for arguments in (("status", "chat"), ("history", "chat"), ("doctor", "chat"), ("doctor", "chat", "-o", "yaml")):
         result = server.run(*arguments)
         assert result.exit_code == 0, result.output
         assert all(character.isprintable() or character == "\n" for character in result.stdout)

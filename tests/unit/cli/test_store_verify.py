@@ -40,7 +40,7 @@ def _objects(tmp_path: Path) -> FolderObjects:
 def faults_of(objects: FolderObjects, *, digests: bool = False) -> list[str]:
     check = Verification(objects, digests=digests)
     check.run()
-    return [f"{fault.key}: {fault.message}" for fault in check.faults]
+    return [f"{key}: {message}" for key, message in check.faults]
 
 
 def weights_of(objects: FolderObjects, version: int) -> str:
