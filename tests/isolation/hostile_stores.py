@@ -9,15 +9,12 @@ import time
 from collections.abc import Iterator
 from enum import StrEnum
 
-DRIP_SECONDS = 1.0
 CHUNK = b"x" * 65536
 
 
 class Behaviour(StrEnum):
     """How a fake store answers every request."""
 
-    DRIP = "drip"
-    """One byte of the headers a second, so that no read timeout ever ends the call."""
     ENDLESS = "endless"
     """Status 200 and a body that never ends."""
     REDIRECT = "redirect"
@@ -43,16 +40,9 @@ class _Answer(socketserver.BaseRequestHandler):
         with contextlib.suppress(OSError):
             self.request.recv(65536)
             {
-                Behaviour.DRIP: self._drip,
                 Behaviour.ENDLESS: self._endless,
                 Behaviour.REDIRECT: self._redirect,
             }[self.server.behaviour]()
-
-    def _drip(self) -> None:
-        for byte in b"HTTP/1.1 200 OK\r\n" + b"X-Padding: aurora\r\n" * 1000:
-            self.request.sendall(bytes([byte]))
-            if self.server.stopped.wait(DRIP_SECONDS):
-                return
 
     def _endless(self) -> None:
         self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\n\r\n")

@@ -118,7 +118,7 @@ def test_64_hostile_stores_do_not_delay_a_healthy_speculator(
 def test_a_speculator_that_is_made_and_deleted_64_times_leaves_nothing_behind(
     speculators: IdleSpeculators, healthy: str
 ) -> None:
-    with fake_store(speculators.aurora.cluster.host_address, Behaviour.DRIP) as endpoint:
+    with fake_store(speculators.aurora.cluster.host_address, Behaviour.ENDLESS) as endpoint:
         for start in range(0, 64, 8):
             names = HOSTILE[start : start + 8]
             speculators.apply(*names, endpoint=endpoint)

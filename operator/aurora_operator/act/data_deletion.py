@@ -30,7 +30,6 @@ from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, POD, KubernetesApi, 
 from aurora_operator.observe.kubernetes_views import has_ended
 from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.observer import Observer
-from aurora_operator.observe.store.store_access import store_call
 from aurora_operator.observe.stored_resource import owner_of, parse_usable, status_of
 from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.conditions.condition_builder import deleting_status
@@ -126,10 +125,10 @@ class DataDeletion:
 
     async def _one_step(self, config: StoreConfig, speculator: str) -> DeletionProgress:
         """Raises :class:`StoreError`. The next step then begins anew."""
-        root, self._root = self._root, None
+        (root, self._root), calls = (self._root, None), self._observer.store.calls
         if root is None or root.config != config:
-            root = await store_call(lambda: RootDeletion(config, speculator, attempts=2, timeout_seconds=STEP_SECONDS))
-        progress = await store_call(lambda: root.step(STEP_SECONDS), STEP_DEADLINE_SECONDS)
+            root = await calls.run(lambda: RootDeletion(config, speculator, attempts=2, timeout_seconds=STEP_SECONDS))
+        progress = await calls.run(lambda: root.step(STEP_SECONDS), STEP_DEADLINE_SECONDS)
         self._root = root
         return progress
 

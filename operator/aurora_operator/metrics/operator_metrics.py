@@ -47,7 +47,7 @@ UPGRADES = Gauge(
 
 STORE_REQUESTS = Counter(
     "aurora_store_requests",
-    "HTTP requests to S3 stores, by operation: get, list, create, delete, head. Retries are counted too.",
+    "Requests to S3 stores, by operation: get, list, create, delete, head. Retries are not counted.",
     ("operation",),
 )
 for _operation in ("get", "list", "create", "delete", "head"):

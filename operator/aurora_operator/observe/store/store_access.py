@@ -21,9 +21,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from math import inf
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_operator import metrics
 from aurora_operator.children.metadata import keys_name
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import store_settings
@@ -39,7 +40,7 @@ from aurora_store.errors import StoreError
 from aurora_store.store_policy import StorePolicy
 
 T = TypeVar("T")
-MAX_CALLS: Final = 32
+MAX_CALLS: Final = 64
 """Reads and writes of stores under way at a time. The others wait."""
 CALL_SECONDS: Final = 20.0
 """Deadline of one read or write, the wait for its turn included."""
@@ -56,16 +57,28 @@ _THREADS: Final = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="store")
 _Settings = tuple[StoreConfig, RecordKeys]
 
 
-async def store_call(work: Callable[[], T], seconds: float = CALL_SECONDS) -> T:
-    """Run ``work``, which calls a store, in a thread. Raises what ``work`` raises.
+class StoreCalls:
+    """Calls of one speculator's store, in threads and one at a time.
 
-    Raises :class:`StoreError` after ``seconds``. The thread then ends on its own, soon after the timeouts of boto3.
+    A call that is abandoned keeps its thread until it ends, and nothing else is called before. So a store that sends a
+    byte now and then for ever holds one thread, and no other speculator's.
     """
-    try:
-        async with asyncio.timeout(seconds):
-            return await asyncio.get_running_loop().run_in_executor(_THREADS, work)
-    except TimeoutError as error:
-        raise StoreError(f"no complete answer within {seconds:.0f} s; check that the store answers") from error
+
+    def __init__(self) -> None:
+        self._call: asyncio.Future[Any] | None = None
+
+    async def run(self, work: Callable[[], T], seconds: float = CALL_SECONDS) -> T:
+        """Run ``work`` in a thread. Raises what ``work`` raises, and :class:`StoreError` after ``seconds``."""
+        if self._call is not None and not self._call.done():
+            raise StoreError("an earlier call still waits for the store; check that the store answers")
+        call = self._call = asyncio.get_running_loop().run_in_executor(_THREADS, work)
+        call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        try:
+            async with asyncio.timeout(seconds):
+                return await asyncio.shield(call)
+        except TimeoutError as error:
+            metrics.STORE_CALLS_ABANDONED.inc()
+            raise StoreError(f"no complete answer within {seconds:.0f} s; check that the store answers") from error
 
 
 class StoreAccess:
@@ -76,6 +89,7 @@ class StoreAccess:
         self._secrets, self._policy, self._clock = secrets, policy, clock
         self._settings: _Settings | None = None
         self._config: StoreConfig | None = None
+        self.calls = StoreCalls()
         self.reader: StoreReader | None = None
         """The open store; None until its settings were found, and after a call that was abandoned."""
         self._view: StoreView | None = None
@@ -99,7 +113,7 @@ class StoreAccess:
             self._settings, self._due_seconds = None, inf
             return settings
         if settings != self._settings:
-            self._settings, self.reader, self._view = settings, None, None
+            self._settings, self.reader, self._view, self.calls = settings, None, None, StoreCalls()
             self._trainer = self._trainer_changed = None
         is_new = needs != self._needs
         if self._view is None or is_new or self._clock() >= self._due_seconds:
@@ -136,7 +150,7 @@ class StoreAccess:
         if reader is None:
             raise StoreError("the store is not open: it could not be read before")
         view, self._view, self.reader = self._view, None, None
-        await store_call(lambda: reader.advance(channel))
+        await self.calls.run(lambda: reader.advance(channel))
         self.reader = reader
         if view is not None:
             self._view = replace(view, channel=channel)
@@ -187,7 +201,7 @@ class StoreAccess:
             return reader, reader.read(needs)
 
         try:
-            self.reader, view = await store_call(read)
+            self.reader, view = await self.calls.run(read)
         except StoreError as error:
             return unreachable(error)
         return view

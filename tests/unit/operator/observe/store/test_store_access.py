@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from aurora_operator.children.metadata import keys_name
 from aurora_operator.observe.observed import StoreView, UserRequests
 from aurora_operator.observe.secret_values import SecretReader
 from aurora_operator.observe.store import store_access
-from aurora_operator.observe.store.store_access import StoreAccess
+from aurora_operator.observe.store.store_access import StoreAccess, StoreCalls
 from aurora_operator.observe.store.store_needs import store_needs
 from aurora_operator.observe.store.store_reader import StoreNeeds
 from aurora_store.errors import StoreError
@@ -177,11 +178,15 @@ async def test_the_change_of_the_trainers_record_is_noted_by_the_operators_clock
     assert await changed(far - timedelta(seconds=9)) == first
 
 
-async def test_a_store_that_hangs_delays_an_observation_until_the_deadline_only() -> None:
-    ended = threading.Event()
+async def test_a_store_that_hangs_delays_an_observation_until_the_deadline_and_holds_one_thread() -> None:
+    ended, calls = threading.Event(), StoreCalls()
     with pytest.raises(StoreError, match="no complete answer"):
-        await store_access.store_call(lambda: ended.wait(10), seconds=0.1)
+        await calls.run(lambda: ended.wait(10), seconds=0.1)
+    with pytest.raises(StoreError, match="an earlier call still waits"):
+        await calls.run(lambda: 1)
     ended.set()
+    await asyncio.sleep(0.2)
+    assert await calls.run(lambda: 1) == 1
 
 
 async def test_a_secret_of_another_owner_holds_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
