@@ -15,7 +15,6 @@ from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, PodStatu
 from aurora_cli.speculator import Speculator
 from aurora_cli.tables.plain_text import age, count, plain, table
 
-_BAD_WHEN_TRUE: Final = frozenset({ConditionType.RECONCILING, ConditionType.STALLED})
 _CANDIDATE_STYLES: Final = {
     CandidatePhase.VALIDATED: "good",
     CandidatePhase.REJECTED: "warning",
@@ -200,12 +199,10 @@ def _condition(condition: Condition, now: datetime) -> Row:
 
 
 def _style(condition: Condition) -> str:
-    if condition.status is ConditionStatus.UNKNOWN:
+    if condition.type == ConditionType.RECONCILING:
         return "quiet"
-    true = condition.status is ConditionStatus.TRUE
-    if condition.type in _BAD_WHEN_TRUE:
-        return ("bad" if condition.type == ConditionType.STALLED else "warning") if true else "good"
-    return "good" if true else "bad"
+    good = ConditionStatus.FALSE if condition.type == ConditionType.STALLED else ConditionStatus.TRUE
+    return "good" if condition.status is good else "bad"
 
 
 def history(one: Speculator) -> RenderableType:

@@ -18,7 +18,6 @@ from aurora_api.v1alpha1.status import (
     TrainingStatus,
     VersionStatus,
 )
-from aurora_cli.speculator import Speculator
 from aurora_cli.tables import status_table
 from aurora_cli.tables.printing import as_text
 from tests.unit.cli.fake_cluster import FakeApiServer, resource, speculator, speculators_path
@@ -169,7 +168,3 @@ def test_texts_of_others_do_not_control_the_terminal(server: FakeApiServer) -> N
         assert "[bold]" in result.stdout
     server.objects = {speculators_path("team", "chat"): resource(found, metadata={"name": evil})}
     assert all(character.isprintable() or character == "\n" for character in server.run("status").stdout)
-
-
-def test_an_odd_object_is_unreadable_not_a_crash() -> None:
-    assert Speculator.of_any(resource() | {"status": {"active": "x"}}).fault

@@ -20,7 +20,7 @@ from aurora_api.v1alpha1.status import (
     SpeculatorStatus,
 )
 from aurora_cli.commands.doctor import report
-from aurora_cli.doctor import DOCTOR, Remedy, Severity, diagnose, remedies
+from aurora_cli.doctor import DOCTOR, Remedy, diagnose, remedies
 from aurora_cli.tables.printing import as_text
 from tests.unit.cli.fake_cluster import FakeApiServer, resource, speculator
 from tests.unit.docs.markdown import ROOT
@@ -79,11 +79,6 @@ def test_what_no_condition_says_is_found(status: Any, reason: str) -> None:
 def test_an_operator_that_does_not_renew_its_lease_is_found(lease: dict[str, Any]) -> None:
     assert found(HEALTHY, lease) == ["OperatorStopped"]
     assert found(HEALTHY, None) == []
-
-
-def test_decisions_of_people_are_notes() -> None:
-    findings = diagnose(speculator(HEALTHY, rollout={"paused": True, "pin": 3}), RENEWED, NOW)
-    assert [(one.reason, one.severity) for one in findings] == [("Paused", Severity.NOTE), ("Pinned", Severity.NOTE)]
 
 
 def test_ready_repeats_no_finding() -> None:

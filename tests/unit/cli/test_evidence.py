@@ -132,11 +132,6 @@ def _objects(tmp_path: Path) -> FolderObjects:
     return objects
 
 
-def test_the_last_attempt_is_read_unless_another_is_named(objects: FolderObjects) -> None:
-    assert read_evidence(objects, 4, None)[0] == Keys.evidence(4, 2)
-    assert read_evidence(objects, 4, 1)[0] == Keys.evidence(4, 1)
-
-
 def test_evidence_that_is_not_there_is_a_clear_error(objects: FolderObjects) -> None:
     for version, attempt, message in ((7, None, "no evidence of version 7"), (4, 3, "for attempt 1, 2")):
         with pytest.raises(CliError, match=message):

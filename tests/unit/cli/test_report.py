@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus
 from aurora_cli.commands import report as report_command
-from aurora_cli.errors import StoreFault
 from aurora_cli.report import records as records_module
 from aurora_cli.report.page import render
 from aurora_cli.report.records import Records, read_records
@@ -149,12 +148,6 @@ def test_a_large_store_is_read_in_part_and_the_page_says_so(
         ["4 of 10"],
         ["4 of 150"],
     ]
-
-
-def test_a_store_that_does_not_answer_is_an_error(objects: FolderObjects) -> None:
-    objects.down = True
-    with pytest.raises(StoreFault, match="the store is down"):
-        read_records(objects)
 
 
 @settings(max_examples=10, deadline=None)
