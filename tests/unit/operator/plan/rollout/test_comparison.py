@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_operator.plan.rollout.analysis import Outcome, compare
+from aurora_operator.plan.rollout.analysis import Outcome, compare, has_enough_requests
 from aurora_operator.plan.rollout.policy import AnalysisPolicy
 from aurora_protocol.agent_api import LiveCounters
 from tests.unit.operator.counters import STEPS, counters, paced
@@ -26,6 +26,7 @@ def test_a_loss_within_chance_is_undecided_and_more_traffic_decides() -> None:
 
 
 def test_fifty_requests_suffice_to_reject_a_useless_draft() -> None:
+    assert [has_enough_requests(counters(count, 2.0), AnalysisPolicy()) for count in (49, 50)] == [False, True]
     assert outcome(counters(50, 1.05), counters(50, 2.5)) is Outcome.BAD
 
 
