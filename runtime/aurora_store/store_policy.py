@@ -9,25 +9,31 @@ rules, every use of a store must match one. Pure.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated
 from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, ConfigDict, TypeAdapter
 
 from aurora_api.v1alpha1.store import StoreSpec
 
-_FIELDS = frozenset({"namespaces", "endpoint", "bucket", "prefix"})
 _PORTS = {"http": 80, "https": 443}
+
+
+def _endpoint(text: str) -> str:
+    _endpoint_parts(text)
+    return text
 
 
 @dataclass(frozen=True)
 class StoreRule:
     """Speculators of ``namespaces`` may use one store."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     namespaces: tuple[str, ...] = ()
     """Empty: every namespace."""
-    endpoint: str = ""
+    endpoint: Annotated[str, AfterValidator(_endpoint)] = ""
     """Empty: AWS S3."""
     bucket: str = ""
     """Empty: every bucket."""
@@ -65,7 +71,7 @@ class StorePolicy:
 
         Raises :class:`ValueError`, whose message says what is wrong.
         """
-        return cls(tuple(_rules(json.loads(rules or "[]"))))
+        return cls(TypeAdapter(tuple[StoreRule, ...]).validate_json(rules or "[]"))
 
     def refusal(self, namespace: str, store: StoreSpec, root: str) -> StoreRefusal | None:
         """Why a speculator of ``namespace`` may not use ``store``; None when it may."""
@@ -83,26 +89,6 @@ class StorePolicy:
             )
             return StoreRefusal("StoreNotAllowed", text)
         return None
-
-
-def _rules(values: Any) -> Iterable[StoreRule]:
-    """The rules in parsed JSON. Raises :class:`ValueError` when ``values`` is no list of rules."""
-    if not isinstance(values, list) or not all(_has_known_fields(value) for value in values):
-        raise ValueError(f"it is not a list of rules with the fields {', '.join(sorted(_FIELDS))}")
-    for value in values:
-        namespaces = value.get("namespaces") or []
-        texts = [value.get(name) or "" for name in ("endpoint", "bucket", "prefix")]
-        if not isinstance(namespaces, list) or not all(isinstance(text, str) for text in (*namespaces, *texts)):
-            raise ValueError("a rule's namespaces are a list of names, and its other fields are texts")
-        try:
-            _endpoint_parts(texts[0])
-        except ValueError as error:
-            raise ValueError(f"the endpoint {texts[0]!r} of a rule is no URL: {error}") from error
-        yield StoreRule(tuple(namespaces), *texts)
-
-
-def _has_known_fields(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() <= _FIELDS
 
 
 def _same_endpoint(first: str, second: str) -> bool:

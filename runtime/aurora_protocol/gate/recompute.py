@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from aurora_protocol.evidence_records import Arm, Evidence, Sample, Verdict, VerdictKind
-from aurora_protocol.gate.verdict import FEWEST_ROUNDS, GatePolicy, Ratios, judge_each
+from aurora_protocol.gate.verdict import FEWEST_ROUNDS, GatePolicy, judge_each
 
 MAX_SAMPLES: Final = 1000
 """Most samples of one arm in a measurement, and in its baseline: the API allows 1000 rounds times concurrencies."""
@@ -28,20 +28,19 @@ _SECONDS = (1e-6, 1e7)
 _MAX_TOKENS = 10**12
 
 
-def recomputed(evidence: Evidence, policies: Sequence[GatePolicy], ratios: Ratios | None = None) -> Evidence:
+def recomputed(evidence: Evidence, policies: Sequence[GatePolicy]) -> Evidence:
     """``evidence`` with the verdict of its own samples, where it says Pass. It passes when one of ``policies`` passes.
 
     Args:
         policies: at least one. The last one gives the reasons when none passes. They share the ratios, so further
             policies take hardly any time.
-        ratios: ratios that were estimated before from the same record. Those estimated now are added.
     """
     if evidence.verdict.kind is not VerdictKind.PASS:
         return evidence
     if problem := _incredible(evidence):
         return _with_verdict(evidence, Verdict(kind=VerdictKind.INCONCLUSIVE, reasons=(problem,), ratios=()))
     verdicts = []
-    for verdict in judge_each(evidence.samples, evidence.equality, policies, evidence.baseline, ratios=ratios):
+    for verdict in judge_each(evidence.samples, evidence.equality, policies, evidence.baseline):
         verdicts.append(verdict)
         if verdict.kind is VerdictKind.PASS:
             break

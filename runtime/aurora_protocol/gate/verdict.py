@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC
 from typing import Final, Self
 
@@ -47,8 +47,6 @@ NEVER_SLOWER: Final = 0.98
 """Throughput over no speculation that every draft must reach at every declared concurrency. No setting lowers it."""
 FEWEST_ROUNDS: Final = 3
 """Fewest rounds with which a reader believes a verdict, whatever the validator's policy was."""
-Ratios = dict[tuple[Arm, Arm, int], RatioEstimate | None]
-"""Numerator, denominator and concurrency -> the ratio; None when it was not measured."""
 _WORST_FIRST = (VerdictKind.REJECT, VerdictKind.INCONCLUSIVE, VerdictKind.PASS)
 
 
@@ -143,14 +141,9 @@ def judge_each(
     policies: Iterable[GatePolicy],
     baseline: BaselineSamples | None = None,
     confidence: Confidence = Confidence.FINAL,
-    ratios: Ratios | None = None,
 ) -> Iterator[Verdict]:
-    """The verdict of :func:`judge` with each policy in turn. Each ratio is estimated once for all policies.
-
-    Args:
-        ratios: ratios that were estimated before from the same samples. Those estimated now are added.
-    """
-    measured = _Measured(samples, baseline, confidence, {} if ratios is None else ratios)
+    """The verdict of :func:`judge` with each policy in turn. Each ratio is estimated once for all policies."""
+    measured = _Measured(samples, baseline, confidence)
     for policy in policies:
         yield _verdict(measured, equality, policy)
 
@@ -178,7 +171,7 @@ class _Measured:
     samples: Sequence[Sample]
     baseline: BaselineSamples | None
     confidence: Confidence
-    ratios: Ratios
+    ratios: dict[tuple[Arm, Arm, int], RatioEstimate | None] = field(default_factory=dict)
     """The ratios that were estimated. The resampling takes nearly all time of a verdict."""
 
     def _baseline_for(self, arm: Arm) -> BaselineSamples | None:
