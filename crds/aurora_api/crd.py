@@ -72,7 +72,6 @@ _COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Est-Speedup", "string", ".status.estimatedSpeedup", 1),
     ("Candidate", "integer", ".status.candidate.version", 1),
     ("Target", "string", ".spec.target.model", 1),
-    ("Traces", "integer", ".status.traces", 1),
     ("Trainer-Step", "integer", ".status.training.step", 1),
 )
 

@@ -9,7 +9,6 @@ import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from socket import gethostname
 
 from aurora_api.v1alpha1.status import OperatorIdentity
@@ -64,7 +63,7 @@ class OperatorConfig:
     @property
     def identity(self) -> OperatorIdentity:
         """This installation, as a speculator's status names it."""
-        return OperatorIdentity(installation=self.installation, version=version(OPERATOR_NAME))
+        return OperatorIdentity(installation=self.installation)
 
     @property
     def replica(self) -> str:

@@ -69,7 +69,7 @@ def _content(one: Speculator, records: Records, now: datetime) -> dict[str, Any]
 def _figures(one: Speculator, records: Records) -> Iterator[tuple[str, str, str]]:
     """Name, value and meaning of each figure at the top."""
     status, training, active = one.status, one.status.training, one.status.active
-    source = f"version {active.version}, {active.speedup_source or 'measured'}" if active else ""
+    source = f"version {active.version}, measured" if active else ""
     yield "Speedup over off", (active.speedup if active else None) or "", source
     yield "Gain", (active.gain if active else None) or "", "over the version that was active before"
     yield "Live acceptance", status.accept_length or "", "answer tokens per verify round, last minute with traffic"

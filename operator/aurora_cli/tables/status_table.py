@@ -75,9 +75,10 @@ def _heading(one: Speculator, now: datetime) -> Text:
 def _facts(one: Speculator, now: datetime) -> Iterator[Row]:
     """Name and value of each line."""
     status = one.status
-    for name, version in (("active", status.active), ("previous", status.previous)):
-        if version is not None:
-            yield _row(name, ", ".join(_version(version, now)))
+    if status.active is not None:
+        yield _row("active", ", ".join(_version(status.active, now)))
+    if status.previous is not None:
+        yield _row("previous", f"version {status.previous.version}")
     if status.candidate is not None:
         style = _CANDIDATE_STYLES.get(status.candidate.phase, "")
         yield _row("candidate", ", ".join(_candidate(status.candidate, now)), style)
@@ -108,8 +109,6 @@ def _version(version: VersionStatus, now: datetime) -> Iterator[str]:
         yield f"{version.gain} over the version before"
     if version.since:
         yield f"since {age(version.since, now)}"
-    if version.speedup_source:
-        yield f"measured on {version.speedup_source}"
 
 
 def _candidate(candidate: CandidateStatus, now: datetime) -> Iterator[str]:
@@ -167,22 +166,12 @@ def _training(one: Speculator) -> Iterator[str]:
     training = one.status.training
     yield training.phase or "no report yet"
     yield f"step {training.step}"
-    if training.steps_per_minute:
-        yield f"{training.steps_per_minute} steps a minute"
     yield f"{count(training.trained_tokens)} tokens learned"
-    if training.pending_shards is not None:
-        yield f"{training.pending_shards} shards wait"
-    if training.vocabulary_coverage:
-        yield f"vocabulary coverage {training.vocabulary_coverage}"
-    yield f"{count(one.status.traces)} tokens traced by the present pods"
 
 
 def _pods(pods: Sequence[PodStatus]) -> RenderableType:
-    rows = [
-        (pod.name, pod.version, plain(pod.state, _pod_style(pod.state)), pod.accept_length, (pod.checksum or "")[:12])
-        for pod in pods
-    ]
-    return table("POD", "VERSION", "STATE", "ACCEPT-LEN", "WEIGHTS", rows=rows, last_wraps=False)
+    rows = [(pod.name, pod.version, plain(pod.state, _pod_style(pod.state)), (pod.checksum or "")[:12]) for pod in pods]
+    return table("POD", "VERSION", "STATE", "WEIGHTS", rows=rows, last_wraps=False)
 
 
 def _pod_style(state: str) -> str:

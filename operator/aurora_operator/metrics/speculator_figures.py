@@ -197,7 +197,8 @@ class SpeculatorFigures(Collector):
     def record_observation(self, observed: Observed, now: datetime) -> None:
         """Take the figures of an observation whose reconcile succeeded at ``now``."""
         owner, record = observed.owner, observed.store.trainer
-        values = {**_status_values(observed.status), **_lag(record), _PODS: tuple(_pod_counts(observed.pods))}
+        values = {**_status_values(observed.status), **_trainer_figures(record)}
+        values[_PODS] = tuple(_pod_counts(observed.pods))
         self._record((owner.namespace, owner.name), values, _counts(observed.status, record), now)
 
     def record_status(self, namespace: str, name: str, status: SpeculatorStatus, now: datetime) -> None:
@@ -285,10 +286,8 @@ def _status_values(status: SpeculatorStatus) -> dict[_Figure, tuple[_Sample, ...
         _SPEEDUP: tuple(_speedup(status)),
         _ACCEPT_LENGTH: _of_text(status.accept_length),
         _HELD_OUT: _of_text(training.held_out_accept_length),
-        _COVERAGE: _of_text(training.vocabulary_coverage),
         _COST: _of_devices(training.devices),
         _SAVED: _of_devices(training.saved_devices),
-        _PENDING_SHARDS: () if training.pending_shards is None else (_Sample(training.pending_shards),),
     }
 
 
@@ -302,15 +301,21 @@ def _speedup(status: SpeculatorStatus) -> Iterator[_Sample]:
 def _counts(status: SpeculatorStatus, record: TrainerStatus | None = None) -> TrainerCounts:
     """The trainer's counts by its last record, or by what the status keeps of it."""
     if record is None:
-        return TrainerCounts(status.lineage, status.training.step, status.training.trained_tokens)
-    lineage = status.lineage if record.lineage is None else record.lineage
-    return TrainerCounts(lineage, record.step, record.trained_tokens)
+        return TrainerCounts(None, status.training.step, status.training.trained_tokens)
+    return TrainerCounts(record.lineage, record.step, record.trained_tokens)
 
 
-def _lag(record: TrainerStatus | None) -> dict[_Figure, tuple[_Sample, ...]]:
-    if record is None or not record.shards:
+def _trainer_figures(record: TrainerStatus | None) -> dict[_Figure, tuple[_Sample, ...]]:
+    """What only the trainer's record says."""
+    if record is None:
         return {}
-    return {_LAG_TOKENS: (_Sample(record.pending_shards * record.trained_tokens / record.shards),)}
+    coverage = record.vocabulary_coverage
+    lag = (_Sample(record.pending_shards * record.trained_tokens / record.shards),) if record.shards else ()
+    return {
+        _COVERAGE: () if coverage is None else (_Sample(coverage),),
+        _PENDING_SHARDS: (_Sample(record.pending_shards),),
+        _LAG_TOKENS: lag,
+    }
 
 
 def _pod_counts(pods: Iterable[PodView]) -> Iterator[_Sample]:

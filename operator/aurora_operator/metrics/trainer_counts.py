@@ -18,7 +18,9 @@ class TrainerCounts:
     trained_tokens: int = 0
 
     def highest(self, newer: TrainerCounts) -> TrainerCounts:
-        """``newer``, where each count is no lower than it was. Another lineage begins anew."""
-        if newer.lineage != self.lineage:
+        """``newer``, where no count is lower than it was. Another lineage begins anew, an unknown one is the same."""
+        known = newer.lineage is not None and self.lineage is not None
+        if known and newer.lineage != self.lineage:
             return newer
-        return TrainerCounts(self.lineage, max(self.steps, newer.steps), max(self.trained_tokens, newer.trained_tokens))
+        lineage = self.lineage if newer.lineage is None else newer.lineage
+        return TrainerCounts(lineage, max(self.steps, newer.steps), max(self.trained_tokens, newer.trained_tokens))

@@ -42,7 +42,7 @@ from aurora_api.v1alpha1.status import AttemptReason, CandidatePhase, CandidateS
 from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_operator.children.metadata import job_name
 from aurora_operator.observe.observed import JobView, RefusedJob, StoreView
-from aurora_operator.plan.figures import ratio_text, source_text
+from aurora_operator.plan.figures import ratio_text
 from aurora_operator.plan.lending import WAITING_FOR_REPLICA, Recall
 from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
 from aurora_store import Keys
@@ -221,11 +221,10 @@ def _begin(inputs: ValidationInputs, version: int, former: CandidateStatus | Non
 
     After a lost status the store may hold evidence of ``version`` already. Then the evidence decides, without a Job.
     """
-    evidence, registration = inputs.store.evidence_of(version), inputs.store.registrations.get(version)
+    evidence = inputs.store.evidence_of(version)
     attempt = evidence[-1].attempt if evidence else 1
     candidate = CandidateStatus(
         version=version,
-        digest=registration.digest if registration else "",
         phase=CandidatePhase.VALIDATING,
         attempt=attempt,
         attempt_reason=AttemptReason.TOOK_OVER if _takes_over(inputs, former) else AttemptReason.FIRST,
@@ -333,10 +332,8 @@ def seconds_until_attempt(candidate: CandidateStatus | None, now: datetime) -> f
 def _by_verdict(inputs: ValidationInputs, candidate: CandidateStatus, evidence: Evidence) -> ValidationDecision:
     reasons = "; ".join(filter(None, (*evidence.verdict.reasons, evidence.end_message)))
     figures = {
-        "evidence": Keys.evidence(evidence.version, evidence.attempt),
         "speedup": ratio_text(evidence, "candidate", "off", inputs.concurrency),
         "gain": ratio_text(evidence, "candidate", "active", inputs.concurrency),
-        "speedup_source": source_text(evidence, inputs.concurrency),
     }
     candidate, passed = candidate.model_copy(update=figures), evidence.verdict.kind is VerdictKind.PASS
     if passed and inputs.store.promotion_evidence(candidate.version) is evidence:

@@ -20,7 +20,7 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.template import PodTemplate
 from aurora_operator.children.metadata import ENGINE_CONTAINER, TRAINER
 from aurora_operator.children.pod_template import container_named, mapping, merge, resources_of
-from aurora_operator.observe.observed import Observed, PodView
+from aurora_operator.observe.observed import Observed
 from aurora_protocol.evidence_records import Evidence
 
 _RATIO = re.compile(r"(\d+\.\d\d)x \((\d+\.\d\d)-(\d+\.\d\d)\)")
@@ -38,16 +38,6 @@ def parse_ratio(text: str) -> tuple[float, float, float] | None:
     """Estimate, low and high bound of what :func:`ratio_text` wrote; None for another text."""
     match = _RATIO.fullmatch(text)
     return (float(match[1]), float(match[2]), float(match[3])) if match else None
-
-
-def source_text(evidence: Evidence, concurrency: int) -> str:
-    """Device, hardware, data type and concurrency of a ratio, so that a reader knows a figure from a CPU.
-
-    The arm without speculation ("off") may have been measured on an earlier day. The text then names that day.
-    """
-    environment = evidence.environment
-    earlier_day = f", off of {evidence.baseline.created:%Y-%m-%d}" if evidence.baseline else ""
-    return f"{environment.device}: {environment.hardware}, {environment.dtype}, concurrency {concurrency}{earlier_day}"
 
 
 def accept_text(answer_tokens: int, verify_rounds: int) -> str | None:
@@ -68,19 +58,15 @@ def speedup_text(traffic: Iterable[tuple[int, float]]) -> str | None:
     return f"~{answered / sum(tokens / speedup for tokens, speedup in counted):.1f}x"
 
 
-def live_acceptance(observed: Observed, pods: Iterable[PodView]) -> tuple[str | None, dict[str, str | None]]:
-    """Acceptance length since each pod's oldest recent sample: over all pods, and by pod name."""
-    all_tokens = all_rounds = 0
-    by_pod: dict[str, str | None] = {}
-    for pod in pods:
+def live_acceptance(observed: Observed) -> str | None:
+    """Acceptance length over all pods, since each pod's oldest recent sample."""
+    tokens = rounds = 0
+    for pod in observed.pods:
         start = observed.recent_counters.get(pod.name)
-        if pod.agent is None or start is None or start.boot != pod.agent.boot:
-            continue
-        tokens = pod.agent.live.answer_tokens - start.answer_tokens
-        rounds = pod.agent.live.verify_rounds - start.verify_rounds
-        by_pod[pod.name] = accept_text(tokens, rounds)
-        all_tokens, all_rounds = all_tokens + tokens, all_rounds + rounds
-    return accept_text(all_tokens, all_rounds), by_pod
+        if pod.agent is not None and start is not None and start.boot == pod.agent.boot:
+            tokens += pod.agent.live.answer_tokens - start.answer_tokens
+            rounds += pod.agent.live.verify_rounds - start.verify_rounds
+    return accept_text(tokens, rounds)
 
 
 def estimated_speedup(observed: Observed) -> str | None:

@@ -19,6 +19,7 @@ from aurora_api.v1alpha1.status import (
     CandidateStatus,
     HistoryEntry,
     PodStatus,
+    PreviousVersion,
     RolloutPhase,
     RolloutStatus,
     SpeculatorStatus,
@@ -36,7 +37,6 @@ from aurora_operator.plan.figures import (
     live_acceptance,
     ratio_text,
     saved_devices,
-    source_text,
 )
 from aurora_operator.plan.rest import trainer_replicas
 from aurora_operator.plan.rollout.world import Pod
@@ -44,7 +44,6 @@ from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.evidence_records import Arm, Evidence
 from aurora_protocol.training_records import TrainerPhase
-from aurora_store import Keys
 
 REFRESH = timedelta(seconds=30)
 """Time between two writes of a status in which only figures changed."""
@@ -65,8 +64,7 @@ class StatusChanges:
 
 
 def _version_status(store: StoreView, version: int, since: datetime | None, concurrency: int) -> VersionStatus:
-    registration = store.registrations.get(version)
-    status = VersionStatus(version=version, digest=registration.digest if registration else "", since=since)
+    status = VersionStatus(version=version, since=since)
     if own := store.evidence_of(version):
         return status.model_copy(update=_figures(own[-1], Arm.CANDIDATE, concurrency))
     # The initial draft has no evidence of its own. Its candidates were measured against it, as the "active" arm.
@@ -80,8 +78,6 @@ def _figures(evidence: Evidence, arm: Arm, concurrency: int) -> dict[str, str | 
     return {
         "speedup": ratio_text(evidence, arm, Arm.OFF, concurrency),
         "gain": ratio_text(evidence, arm, Arm.ACTIVE, concurrency) if arm is Arm.CANDIDATE else None,
-        "speedup_source": source_text(evidence, concurrency),
-        "evidence": Keys.evidence(evidence.version, evidence.attempt),
     }
 
 
@@ -104,32 +100,27 @@ def _training(observed: Observed) -> TrainingStatus:
     figures = {"devices": held_devices(observed), "saved_devices": saved_devices(observed)}
     if record is None:
         return observed.status.training.model_copy(update=figures)
-    held_out, coverage = record.held_out_acceptance_length, record.vocabulary_coverage
+    held_out = record.held_out_acceptance_length
     stopped = trainer_replicas(observed) == 0
     return TrainingStatus(
         phase=TrainerPhase.SUSPENDED if stopped else record.phase,
         step=record.step,
         trained_tokens=record.trained_tokens,
-        steps_per_minute=None if record.steps_per_minute is None else f"{record.steps_per_minute:.1f}",
-        pending_shards=record.pending_shards,
         held_out_accept_length=None if held_out is None else f"{held_out:.2f}",
-        vocabulary_coverage=None if coverage is None else f"{coverage:.3f}",
         **figures,
     )
 
 
-def _active_and_previous(observed: Observed) -> tuple[VersionStatus | None, VersionStatus | None, int | None]:
-    """The active version, the previous one and the lineage. They stay as they are while no channel can be read."""
+def _active_and_previous(observed: Observed) -> tuple[VersionStatus | None, PreviousVersion | None]:
+    """The active version and the previous one. They stay as they are while no channel can be read."""
     old, store = observed.status, observed.store
     channel = store.channel
     if channel is None:
-        return old.active, old.previous, store.lineage.number if store.lineage is not None else old.lineage
-    concurrency = observed.spec.validation.primary_concurrency
+        return old.active, old.previous
     known = old.active is not None and old.active.version == channel.active
     since = old.active.since if known and old.active else channel.created
-    active = _version_status(store, channel.active, since, concurrency)
-    previous = None if channel.previous is None else _version_status(store, channel.previous, None, concurrency)
-    return active, previous, channel.lineage
+    active = _version_status(store, channel.active, since, observed.spec.validation.primary_concurrency)
+    return active, None if channel.previous is None else PreviousVersion(version=channel.previous)
 
 
 def _expected_versions(channel: Channel | None, rollout: RolloutStatus) -> frozenset[int]:
@@ -141,7 +132,7 @@ def _expected_versions(channel: Channel | None, rollout: RolloutStatus) -> froze
     return frozenset({channel.active, rollout.version})
 
 
-def _pod_statuses(observed: Observed, pods: Iterable[Pod], accept_lengths: dict[str, str | None]) -> list[PodStatus]:
+def _pod_statuses(observed: Observed, pods: Iterable[Pod]) -> list[PodStatus]:
     by_name = {pod.name: pod for pod in pods}
     return [
         PodStatus(
@@ -149,7 +140,6 @@ def _pod_statuses(observed: Observed, pods: Iterable[Pod], accept_lengths: dict[
             version=view.agent.version if view.agent else None,
             checksum=view.agent.checksum if view.agent else None,
             state=_pod_state(view, by_name.get(view.name)),
-            accept_length=accept_lengths.get(view.name),
         )
         for view in observed.pods[:MAX_PODS_SHOWN]
     ]
@@ -167,13 +157,12 @@ def _listed_as_rejected(changes: StatusChanges) -> list[int]:
 def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges, now: datetime) -> SpeculatorStatus:
     """The new status."""
     old = observed.status
-    active, previous, lineage = _active_and_previous(observed)
+    active, previous = _active_and_previous(observed)
     expected = _expected_versions(observed.store.channel, changes.rollout)
     up_to_date = sum(pod.ready and pod.version in expected for pod in pods)
-    accept_length, accept_lengths = live_acceptance(observed, observed.pods)
+    accept_length = live_acceptance(observed)
     new = SpeculatorStatus(
         observed_generation=observed.owner.generation,
-        lineage=lineage,
         store_root=store_settings(observed.owner, observed.spec).root,
         active=active,
         previous=previous,
@@ -186,27 +175,22 @@ def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges,
         replicas=min(len(pods), observed.spec.serving.replicas),
         ready_replicas=sum(pod.ready for pod in pods),
         selector=selector_text(observed.owner, INFERENCE),
-        traces=sum(view.agent.capture.answer_tokens for view in observed.pods if view.agent),
         rejected=_listed_as_rejected(changes),
-        pods=_pod_statuses(observed, pods, accept_lengths),
+        pods=_pod_statuses(observed, pods),
         start=start_of(observed, now),
         history=[*old.history, *changes.history][-MAX_HISTORY:],
         operator=old.operator,
-        operator_challenge=old.operator_challenge,
         operator_state=changes.operator_state,
     )
     return new.model_copy(update={"conditions": list(conditions(observed, new, up_to_date, now))})
 
 
 def _without_running_figures(status: SpeculatorStatus) -> SpeculatorStatus:
-    pods = [pod.model_copy(update={"accept_length": None}) for pod in status.pods]
     update = {
         "conditions": [_without_progress(condition) for condition in status.conditions],
         "accept_length": None,
         "estimated_speedup": None,
-        "traces": 0,
         "training": TrainingStatus(),
-        "pods": pods,
     }
     return status.model_copy(update=update)
 

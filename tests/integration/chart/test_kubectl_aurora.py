@@ -17,6 +17,7 @@ from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION
 from aurora_api.v1alpha1.status import (
     CandidatePhase,
     CandidateStatus,
+    PreviousVersion,
     RolloutPhase,
     RolloutStatus,
     SpeculatorStatus,
@@ -37,7 +38,7 @@ RESTRICTED, ENFORCED = "restricted", {"pod-security.kubernetes.io/enforce": "res
 STATUS = SpeculatorStatus(
     observed_generation=1,
     active=VersionStatus(version=4, speedup="1.52x (1.45-1.60)"),
-    previous=VersionStatus(version=3),
+    previous=PreviousVersion(version=3),
     candidate=CandidateStatus(version=5, phase=CandidatePhase.VALIDATED),
     rollout=RolloutStatus(phase=RolloutPhase.JUDGING, version=5, total=2, updated=1),
 )

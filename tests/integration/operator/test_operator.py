@@ -92,7 +92,7 @@ def test_kubectl_get_shows_the_documented_columns(rig: Rig) -> None:
     table = rig.cluster.kubectl("get", "aspec", "-n", rig.namespace, "-o", "wide")
     header, row = table.strip().splitlines()
     columns = "NAME READY REASON ACTIVE SPEEDUP ACCEPT-LEN UPDATED ROLLOUT AGE"
-    wide_columns = "EST-SPEEDUP CANDIDATE TARGET TRACES TRAINER-STEP"
+    wide_columns = "EST-SPEEDUP CANDIDATE TARGET TRAINER-STEP"
     assert header.split() == [*columns.split(), *wide_columns.split()]
     assert row.split()[:3] == [NAME, "True", "Serving"]
     assert NAME in rig.cluster.kubectl("get", "aurora", "-n", rig.namespace)

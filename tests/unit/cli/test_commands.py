@@ -12,6 +12,7 @@ from aurora_api.v1alpha1.status import (
     CandidateStatus,
     HistoryEntry,
     PodStatus,
+    PreviousVersion,
     RolloutPhase,
     RolloutStatus,
     SpeculatorStatus,
@@ -41,11 +42,11 @@ STATUS = SpeculatorStatus(
         )
     ],
     active=VersionStatus(version=4, speedup="1.52x (1.45-1.60)", gain="1.10x (1.07-1.13)", since=SINCE),
-    previous=VersionStatus(version=3),
+    previous=PreviousVersion(version=3),
     candidate=CandidateStatus(version=5, phase=CandidatePhase.VALIDATING, attempt=2, message="round 3 of 12"),
     rollout=RolloutStatus(phase=RolloutPhase.ROLLING, version=5, total=2, updated=1, started=SINCE),
     rejected=[2],
-    pods=[PodStatus(name="chat-7d4b9-x2x7k", version=4, state="Ready", accept_length="2.71", checksum="0123456789ab")],
+    pods=[PodStatus(name="chat-7d4b9-x2x7k", version=4, state="Ready", checksum="0123456789ab")],
     training=TrainingStatus(phase="Training", step=9420, trained_tokens=1_230_000),
     history=[
         HistoryEntry(time=SINCE, event="Rejected", version=2, message="candidate/active 1.001x does not reach 1.020"),
@@ -60,18 +61,17 @@ chat in team: ready, Serving
 
 active     version 4, 1.52x (1.45-1.60) over no speculation, 1.10x (1.07-1.13)
            over the version before, since 3h
-previous   version 3, speedup not measured
+previous   version 3
 candidate  version 5 Validating, attempt 2, round 3 of 12
 rollout    Rolling, version 5 on 1 of 2 pods, since 3h
 decided    rejected: 2
 traffic    acceptance length 2.71 when there was traffic last
-training   Training, step 9420, 1.2M tokens learned, 0 tokens traced by the
-           present pods
+training   Training, step 9420, 1.2M tokens learned
 worth      saved by speculation: not known, held by the trainer: not known
 store      s3://bucket/aurora/team/chat-01234567
 
-POD               VERSION  STATE  ACCEPT-LEN  WEIGHTS
-chat-7d4b9-x2x7k  4        Ready  2.71        0123456789ab
+POD               VERSION  STATE  WEIGHTS
+chat-7d4b9-x2x7k  4        Ready  0123456789ab
 
 Ready         True Serving, 3h: 2 of 2 pods serve the version they should
 StorageReady  False Unreachable, 3h: get channel/: timed out after 10 s at the

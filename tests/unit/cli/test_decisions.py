@@ -14,6 +14,7 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import (
     CandidatePhase,
     CandidateStatus,
+    PreviousVersion,
     RolloutPhase,
     RolloutStatus,
     SpeculatorStatus,
@@ -39,7 +40,7 @@ def status(
 ) -> SpeculatorStatus:
     return SpeculatorStatus(
         active=VersionStatus(version=active),
-        previous=None if previous is None else VersionStatus(version=previous),
+        previous=None if previous is None else PreviousVersion(version=previous),
         candidate=None if candidate is None else CandidateStatus(version=candidate[0], phase=candidate[1]),
         rollout=RolloutStatus() if rollout is None else RolloutStatus(version=rollout[0], phase=rollout[1], total=2),
         rejected=list(rejected),

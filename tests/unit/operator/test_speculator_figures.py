@@ -52,7 +52,6 @@ STATUS = SpeculatorStatus(
     training=TrainingStatus(
         step=40,
         trained_tokens=1000,
-        pending_shards=3,
         held_out_accept_length="2.10",
         devices="1 nvidia.com/gpu",
         saved_devices="0.35 nvidia.com/gpu",
@@ -140,14 +139,14 @@ def test_a_value_that_is_not_known_any_more_has_no_series(shown: Shown) -> None:
 def test_the_trainers_counts_do_not_fall_when_it_goes_on_from_its_last_saved_state(shown: Shown) -> None:
     def trained(tokens: int, lineage: int | None = 1) -> tuple[float | None, float | None]:
         record = TRAINER.model_copy(update={"lineage": lineage, "trained_tokens": tokens, "step": tokens // 10})
-        world = observed(status=SpeculatorStatus(lineage=1), store=store(0, trainer=record))
+        world = observed(status=SpeculatorStatus(), store=store(0, trainer=record))
         shown.figures.record_observation(world, NOW)
         return shown.value("trained_tokens_total"), shown.value("trainer_steps_total")
 
     assert trained(1000) == (1000, 100)
     assert trained(400) == (1000, 100), "rate would count 400 tokens that were counted already"
     assert trained(700, lineage=None) == (1000, 100)
-    away = SpeculatorStatus(lineage=1, training=TrainingStatus(step=40, trained_tokens=400))
+    away = SpeculatorStatus(training=TrainingStatus(step=40, trained_tokens=400))
     shown.figures.record_observation(observed(status=away), NOW)
     assert shown.value("trained_tokens_total") == 1000, "the store is away"
     assert trained(1200) == (1200, 120)

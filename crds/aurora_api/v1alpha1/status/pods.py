@@ -23,9 +23,6 @@ class PodStatus(RewrittenModel):
             " Returning. If a container does not run: Kubernetes' reason."
         ),
     )
-    accept_length: str | None = Field(
-        default=None, description="Answer tokens per verify round over about the last minute, bonus token included."
-    )
 
 
 class StartStatus(RewrittenModel):

@@ -14,7 +14,13 @@ from aurora_api.base import RewrittenModel
 from aurora_api.v1alpha1.conditions import Condition
 from aurora_api.v1alpha1.status.pods import PodStatus, StartStatus
 from aurora_api.v1alpha1.status.trainer import TrainingStatus
-from aurora_api.v1alpha1.status.versions import CandidateStatus, HistoryEntry, RolloutStatus, VersionStatus
+from aurora_api.v1alpha1.status.versions import (
+    CandidateStatus,
+    HistoryEntry,
+    PreviousVersion,
+    RolloutStatus,
+    VersionStatus,
+)
 
 MAX_PODS_SHOWN = 64
 MAX_HISTORY = 20
@@ -28,16 +34,9 @@ class OperatorIdentity(RewrittenModel):
     installation: str = Field(
         description="Namespace and name of the Lease that the installation's replicas compete for."
     )
-    version: str = Field(default="", description="Version of the operator.")
 
     def __str__(self) -> str:
-        return f"operator {self.installation} (version {self.version})"
-
-
-class OperatorChallenge(OperatorIdentity):
-    """A question of one installation, which asks whether another one still acts."""
-
-    nonce: str = Field(default="", description="Differs in each challenge.")
+        return f"operator {self.installation}"
 
 
 class SpeculatorStatus(RewrittenModel):
@@ -51,19 +50,13 @@ class SpeculatorStatus(RewrittenModel):
         description=("Ready and the conditions behind it: see `conditions.type`."),
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    lineage: int | None = Field(
-        default=None,
-        description=(
-            "Number of the lineage: all drafts that share target, architecture and size of the vocabulary map."
-        ),
-    )
     store_root: str = Field(
         default="",
         description="Folder of this speculator in the bucket. Give it to `spec.store.restoreFrom` of another speculator"
         " to go on from here.",
     )
     active: VersionStatus | None = Field(default=None, description="The version that all pods should serve.")
-    previous: VersionStatus | None = Field(
+    previous: PreviousVersion | None = Field(
         default=None, description="The version that was active before, and that a rollback returns to."
     )
     candidate: CandidateStatus | None = Field(
@@ -99,12 +92,6 @@ class SpeculatorStatus(RewrittenModel):
     )
     ready_replicas: int = Field(default=0, description="Number of inference pods whose engine is ready.")
     selector: str = Field(default="", description="Label selector of the inference pods, for the scale subresource.")
-    traces: int = Field(
-        default=0,
-        description=(
-            "Number of traced answer tokens that the present pods have uploaded. It falls when a pod is replaced."
-        ),
-    )
     rejected: list[int] = Field(
         default_factory=list,
         description=(
@@ -130,16 +117,7 @@ class SpeculatorStatus(RewrittenModel):
         default=None,
         description=(
             "The installation of the operator that acts on this speculator. Another installation that finds this name"
-            " does not act. It asks in `operatorChallenge` whether the named one still acts, and takes the speculator"
-            " over only if nobody answers."
-        ),
-    )
-    operator_challenge: OperatorChallenge | None = Field(
-        default=None,
-        description=(
-            "The installation that asks whether the one in `operator` still acts on this speculator. The acting"
-            " installation answers by removing this field, and the other one then does not act. If the field stands"
-            " for 150 seconds, the other one takes the speculator over."
+            " does not act, and says so."
         ),
     )
     operator_state: dict[str, Any] = Field(

@@ -17,27 +17,12 @@ class TrainingStatus(RewrittenModel):
     trained_tokens: int = Field(
         default=0, description=("Number of traced token positions trained on so far, each counted once.")
     )
-    steps_per_minute: str | None = Field(
-        default=None,
-        description="Optimizer steps per minute over the last minute or more of training. Time in which the trainer"
-        " waits for traces does not count.",
-    )
-    pending_shards: int | None = Field(
-        default=None,
-        description="Shards of new traces that wait to be trained. A number that keeps growing says that the trainer"
-        " falls behind.",
-    )
     held_out_accept_length: str | None = Field(
         default=None,
         description=(
             "Answer tokens per verify round that the newest draft would reach on held-out requests, bonus token"
             " included."
         ),
-    )
-    vocabulary_coverage: str | None = Field(
-        default=None,
-        description="Share of held-out answer tokens that are in the draft's vocabulary, from 0 to 1. The draft can"
-        " propose no others.",
     )
     devices: str | None = Field(
         default=None,

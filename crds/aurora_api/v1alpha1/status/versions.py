@@ -15,17 +15,22 @@ class RolloutPhase(StrEnum):
     ROLLING = "Rolling"
 
 
+class PreviousVersion(RewrittenModel):
+    """The version that was active before."""
+
+    version: int = Field(ge=0, description="Number of the version.")
+
+
 class VersionStatus(RewrittenModel):
     """One version of the draft, with its measured speed."""
 
     version: int = Field(ge=0, description="Number of the version. The trainer counts up from 0, the initial draft.")
-    digest: str = Field(default="", description=("SHA-256 of the draft's weights file in the store."))
     speedup: str | None = Field(
         default=None,
         description=(
             "Measured throughput over the target without speculation: estimate and interval, for example 1.52x"
-            " (1.45-1.60). It changes only when a measurement ends. `speedupSource` names its hardware, and"
-            " `status.acceptLength` follows live traffic."
+            " (1.45-1.60). It changes only when a measurement ends. `status.acceptLength` follows live"
+            " traffic."
         ),
     )
     gain: str | None = Field(
@@ -35,10 +40,6 @@ class VersionStatus(RewrittenModel):
             " for example 1.10x (1.07-1.13)."
         ),
     )
-    speedup_source: str | None = Field(
-        default=None, description="Hardware, data type and concurrency with which speedup and gain were measured."
-    )
-    evidence: str | None = Field(default=None, description="Key of the measurement's record in the store.")
     since: Timestamp | None = Field(
         default=None,
         description=(

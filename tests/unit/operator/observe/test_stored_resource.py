@@ -58,9 +58,9 @@ def test_a_wrong_target_or_store_has_no_substitute(part: dict[str, Any]) -> None
 
 
 def test_a_part_of_the_status_that_does_not_parse_counts_as_empty_and_the_others_are_kept() -> None:
-    written_by_a_newer_operator = {"rollout": {"phase": "Dancing", "version": 4}, "rejected": [3], "traces": 7}
+    written_by_a_newer_operator = {"rollout": {"phase": "Dancing", "version": 4}, "rejected": [3], "updated": "1/2"}
     status = parse(stored(status=written_by_a_newer_operator))[2]
-    assert status == SpeculatorStatus(rejected=[3], traces=7)
+    assert status == SpeculatorStatus(rejected=[3], updated="1/2")
 
 
 def test_unknown_fields_are_ignored_in_the_spec_and_kept_in_the_status() -> None:

@@ -11,6 +11,7 @@ from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import (
     CandidatePhase,
     CandidateStatus,
+    PreviousVersion,
     RolloutStatus,
     SpeculatorStatus,
     TrainingStatus,
@@ -39,12 +40,11 @@ BEGUN_AGAIN = store(0, channel=None)
 CHANNEL_LOST = store(0, 1, 200, 201, channel=None)
 SERVED = SpeculatorStatus(
     active=VersionStatus(version=200),
-    previous=VersionStatus(version=198),
+    previous=PreviousVersion(version=198),
     candidate=CandidateStatus(version=201, phase=CandidatePhase.VALIDATED, job="chat-validate-v201-1"),
     rollout=RolloutStatus(version=200, epoch=57),
     rejected=[1, 199],
     training=TrainingStatus(step=9000),
-    lineage=1,
     operator_state={"channelEpoch": 57},
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aurora_api.v1alpha1.status import (
     CandidatePhase,
     CandidateStatus,
+    PreviousVersion,
     RolloutPhase,
     RolloutStatus,
     SpeculatorStatus,
@@ -24,7 +25,7 @@ def needs(
 
 
 def test_versions_are_those_of_the_status_and_those_that_a_person_asks_for() -> None:
-    status = SpeculatorStatus(active=VersionStatus(version=4), previous=VersionStatus(version=2))
+    status = SpeculatorStatus(active=VersionStatus(version=4), previous=PreviousVersion(version=2))
     assert needs(status, requests=UserRequests(abort=8), pin=1).versions == {1, 2, 4, 8}
 
 
