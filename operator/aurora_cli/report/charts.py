@@ -8,13 +8,12 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
 from typing import Final, NamedTuple
 
 import numpy as np
-from matplotlib import style
+from matplotlib import rcParams, style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -33,24 +32,10 @@ STRETCHES: Final = 24
 """Stretches of the axis over which live acceptance is averaged for the line."""
 
 
-class Theme(NamedTuple):
-    """Colours of one picture: of texts, of lines behind, on bars, of series, and of what passed, failed or is open."""
-
-    ink: str
-    rule: str
-    label: str
-    series: tuple[str, ...]
-    verdicts: Mapping[VerdictKind, str]
-
-
-def _verdicts(*colours: str) -> Mapping[VerdictKind, str]:
-    return dict(zip((VerdictKind.PASS, VerdictKind.REJECT, VerdictKind.INCONCLUSIVE), colours, strict=True))
-
-
-_LIGHT_SERIES: Final = ("#1f63d6", "#b4590a", "#0b8a7a", "#7a3fc4")
-_DARK_SERIES: Final = ("#6ea4ff", "#f0a050", "#3ecbb6", "#bd95f5")
-LIGHT: Final = Theme("#5b6370", "#e3e5e8", "#1c1f24", _LIGHT_SERIES, _verdicts("#1a7f43", "#c4282d", "#a86200"))
-DARK: Final = Theme("#a2abb8", "#2c323b", "#e8eaed", _DARK_SERIES, _verdicts("#4cc47c", "#ff7b78", "#e5ac45"))
+SERIES: Final = ("C0", "C1", "C2", "C3")
+"""Colours of the style files, by their place in the cycle."""
+VERDICTS: Final = {VerdictKind.PASS: "C4", VerdictKind.REJECT: "C5", VerdictKind.INCONCLUSIVE: "C6"}
+Draw = Callable[[Axes], None]
 
 
 class Picture(NamedTuple):
@@ -60,8 +45,7 @@ class Picture(NamedTuple):
     dark: str
 
 
-@dataclass(frozen=True)
-class VersionSpeed:
+class VersionSpeed(NamedTuple):
     """The throughput of one version over no speculation, one ratio for each concurrency."""
 
     version: int
@@ -69,8 +53,7 @@ class VersionSpeed:
     served: bool
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A stretch of time: in which a version was active, or in which it was measured."""
 
     version: int
@@ -79,17 +62,17 @@ class Span:
     verdict: VerdictKind | None = None
 
 
-def _picture(draw: Callable[[Axes, Theme], None], height_inches: float) -> Picture:
-    return Picture(*(_svg_url(draw, height_inches, theme) for theme in (LIGHT, DARK)))
+def _picture(draw: Draw, height_inches: float) -> Picture:
+    return Picture(*(_svg_url(draw, height_inches, theme) for theme in ("light", "dark")))
 
 
-def _svg_url(draw: Callable[[Axes, Theme], None], height_inches: float, theme: Theme) -> str:
-    colours = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), theme.ink)
-    colours |= dict.fromkeys(("axes.edgecolor", "grid.color"), theme.rule)
-    look = resources.files("aurora_cli.report") / "picture.mplstyle"
-    with resources.as_file(look) as file, style.context([file, colours]):
+def _svg_url(draw: Draw, height_inches: float, theme: str) -> str:
+    with (
+        resources.as_file(resources.files("aurora_cli.report")) as folder,
+        style.context([folder / "picture.mplstyle", folder / f"{theme}.mplstyle"]),
+    ):
         figure = Figure((WIDTH_INCHES, height_inches), layout="constrained")
-        draw(figure.add_subplot(), theme)
+        draw(figure.add_subplot())
         out = io.BytesIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return f"data:image/svg+xml;base64,{base64.b64encode(out.getvalue()).decode()}"
@@ -113,11 +96,13 @@ def speedups(speeds: Sequence[VersionSpeed]) -> Picture | None:
         return None
     concurrencies = sorted({ratio.concurrency for one in speeds for ratio in one.ratios})[:MAX_CONCURRENCIES]
 
-    def draw(axes: Axes, theme: Theme) -> None:
-        axes.axhline(1.0, color=theme.ink, linewidth=1, linestyle=(0, (4, 3)))
-        hollow = Line2D([], [], marker="o", color=theme.ink, fillstyle="none", linestyle="", label="never served")
+    def draw(axes: Axes) -> None:
+        axes.axhline(1.0, color=rcParams["text.color"], linewidth=1, linestyle=(0, (4, 3)))
+        hollow = Line2D(
+            [], [], marker="o", color=rcParams["text.color"], fillstyle="none", linestyle="", label="never served"
+        )
         marks = [hollow]
-        for concurrency, marker, colour in zip(concurrencies, MARKERS, theme.series, strict=False):
+        for concurrency, marker, colour in zip(concurrencies, MARKERS, SERIES, strict=False):
             shift = (len(marks) - (len(concurrencies) + 1) / 2) * 0.16
             for place, one in enumerate(speeds):
                 for ratio in (each for each in one.ratios if each.concurrency == concurrency):
@@ -143,8 +128,8 @@ def acceptance(held_out: Points, live: Points) -> Picture | None:
     if not held_out and not live:
         return None
 
-    def draw(axes: Axes, theme: Theme) -> None:
-        draft, traffic = theme.series[:2]
+    def draw(axes: Axes) -> None:
+        draft, traffic = SERIES[:2]
         if live:
             x, y = np.array(live).T
             axes.plot(x, y, "o", color=traffic, markersize=3, alpha=0.35, markeredgewidth=0)
@@ -172,8 +157,8 @@ def _day(moment: datetime) -> float:
     return moment.timestamp() / 86400
 
 
-def _colour(theme: Theme, verdict: VerdictKind | None) -> str:
-    return theme.verdicts[verdict] if verdict else theme.ink
+def _colour(verdict: VerdictKind | None) -> str:
+    return VERDICTS[verdict] if verdict else rcParams["text.color"]
 
 
 def timeline(
@@ -189,18 +174,20 @@ def timeline(
         return None
     start, end = min(_day(each.start) for each in spans), max(_day(each.end) for each in spans)
 
-    def draw(axes: Axes, theme: Theme) -> None:
+    def draw(axes: Axes) -> None:
         axes.xaxis_date()
         for number, each in enumerate(served):
             left, width = _day(each.start), _day(each.end) - _day(each.start)
-            axes.barh(2, width, left=left, height=0.62, color=theme.series[0], alpha=0.25 if number % 2 else 0.5)
+            axes.barh(2, width, left=left, height=0.62, color=SERIES[0], alpha=0.25 if number % 2 else 0.5)
             if width > (end - start) / 30:
-                axes.text(left + width / 2, 2, str(each.version), ha="center", va="center", color=theme.label)
+                axes.text(
+                    left + width / 2, 2, str(each.version), ha="center", va="center", color=rcParams["axes.titlecolor"]
+                )
         for each in measured:
             width = max(_day(each.end) - _day(each.start), (end - start) / 300)
-            axes.barh(1, width, left=_day(each.start), height=0.5, color=_colour(theme, each.verdict))
+            axes.barh(1, width, left=_day(each.start), height=0.5, color=_colour(each.verdict))
         for time, verdict in decided:
-            axes.plot(_day(time), 0, _DECISIONS.get(verdict, "D"), color=_colour(theme, verdict), markersize=6)
+            axes.plot(_day(time), 0, _DECISIONS.get(verdict, "D"), color=_colour(verdict), markersize=6)
         axes.set_yticks([2, 1, 0], ["served", "measured", "decided"])
         margin = max((end - start) / 60, 0.01)
         axes.set_xlim(start - margin, end + margin)
@@ -208,7 +195,7 @@ def timeline(
         axes.set_xlabel("time (UTC)")
         axes.grid(visible=False, axis="y")
         names = {"passed": VerdictKind.PASS, "rejected": VerdictKind.REJECT, "undecided": VerdictKind.INCONCLUSIVE}
-        _legend(axes, [Patch(color=theme.verdicts[kind], label=name) for name, kind in names.items()])
+        _legend(axes, [Patch(color=VERDICTS[kind], label=name) for name, kind in names.items()])
 
     return _picture(draw, 2.4)
 
@@ -218,9 +205,9 @@ def cost(measured: Sequence[Span]) -> Picture | None:
     if not measured:
         return None
 
-    def draw(axes: Axes, theme: Theme) -> None:
+    def draw(axes: Axes) -> None:
         minutes = [max(0.0, (each.end - each.start).total_seconds() / 60) for each in measured]
-        axes.bar(range(len(measured)), minutes, width=0.4, color=[_colour(theme, each.verdict) for each in measured])
+        axes.bar(range(len(measured)), minutes, width=0.4, color=[_colour(each.verdict) for each in measured])
         _version_axis(axes, [each.version for each in measured])
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.set_ylabel("minutes of measuring")
