@@ -125,7 +125,6 @@ class Reconciler:
         stored = claimed
         if "deletionTimestamp" in stored["metadata"]:
             self._fleet.report(self._key, None)
-            metrics.forget_observations(*self._key)
             FIGURES.record_deletion(*self._key, datetime.fromisoformat(stored["metadata"]["deletionTimestamp"]))
             return await self._deletion.advance(stored)
         if not self._shown:
@@ -139,7 +138,7 @@ class Reconciler:
             return _rest_seconds()
         FIGURES.begin(*self._key)
         decided, observed = await self._decide_and_act(snapshot)
-        metrics.record_observation(observed, time.monotonic() - started_seconds)
+        metrics.RECONCILE_SECONDS.observe(time.monotonic() - started_seconds)
         FIGURES.record_observation(observed, datetime.now(UTC))
         self._decides = True
         return self._delay_seconds(decided, observed)
@@ -159,7 +158,6 @@ class Reconciler:
     def _show(self, status: SpeculatorStatus) -> None:
         """Take the metrics from a status alone."""
         self._shown = True
-        metrics.record_ready(*self._key, status)
         FIGURES.record_status(*self._key, status, datetime.now(UTC))
 
     async def _claimed(self, stored: Object) -> Object | None:
@@ -178,7 +176,6 @@ class Reconciler:
 
     def _say_yielded(self, stored: Object, named: OperatorIdentity) -> None:
         self._fleet.report(self._key, None)
-        metrics.forget_observations(*self._key)
         FIGURES.forget(*self._key)
         namespace, name = self._key
         message = (

@@ -5,11 +5,9 @@ plans are made from count calls here.
 """
 
 from aurora_operator.metrics.operator_metrics import (
-    ACTIVE_VERSION,
     API_CALLS,
     LEADING,
     OUTCOMES,
-    READY,
     RECONCILE_SECONDS,
     RECONCILES,
     STORE_CALLS_ABANDONED,
@@ -18,18 +16,13 @@ from aurora_operator.metrics.operator_metrics import (
     UPGRADES,
     YIELDED,
     forget,
-    forget_observations,
-    record_observation,
-    record_ready,
     record_yield,
 )
 
 __all__ = [
-    "ACTIVE_VERSION",
     "API_CALLS",
     "LEADING",
     "OUTCOMES",
-    "READY",
     "RECONCILES",
     "RECONCILE_SECONDS",
     "STORE_CALLS_ABANDONED",
@@ -38,8 +31,5 @@ __all__ = [
     "UPGRADES",
     "YIELDED",
     "forget",
-    "forget_observations",
-    "record_observation",
-    "record_ready",
     "record_yield",
 ]

@@ -10,10 +10,7 @@ from contextlib import suppress
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
-from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.kubernetes_api import API_CALLS
-from aurora_operator.observe.observed import Observed
 
 __all__ = ["API_CALLS"]
 
@@ -36,8 +33,6 @@ RECONCILES = Counter(
 RECONCILE_SECONDS = Histogram(
     "aurora_reconcile_seconds", "Duration of a successful reconcile (observe, plan, act) of any speculator, in seconds."
 )
-READY = Gauge("aurora_speculator_ready", "1 while the condition Ready is True, otherwise 0.", _SPECULATOR)
-ACTIVE_VERSION = Gauge("aurora_speculator_active_version", "The active version of the draft.", _SPECULATOR)
 UPGRADES = Gauge(
     "aurora_upgrade_speculators",
     "Speculators whose pods have not restarted yet since an upgrade of the operator, by stage: waiting, restarting or"
@@ -60,21 +55,6 @@ STORE_READ_SECONDS = Histogram(
 )
 
 
-def record_observation(observed: Observed, seconds: float) -> None:
-    """Set the gauges from one observation, whose reconcile took ``seconds``."""
-    labels = (observed.owner.namespace, observed.owner.name)
-    RECONCILE_SECONDS.observe(seconds)
-    record_ready(*labels, observed.status)
-    if observed.store.channel is not None:
-        ACTIVE_VERSION.labels(*labels).set(observed.store.channel.active)
-
-
-def record_ready(namespace: str, name: str, status: SpeculatorStatus) -> None:
-    """Set the gauge of the condition Ready."""
-    ready = any(c.type is ConditionType.READY and c.status is ConditionStatus.TRUE for c in status.conditions)
-    READY.labels(namespace, name).set(int(ready))
-
-
 _yielded: set[tuple[str, str]] = set()
 YIELDED.set_function(lambda: len(_yielded))
 
@@ -89,16 +69,9 @@ def forget(namespace: str, name: str) -> None:
     record_yield(namespace, name, yields=False)
     for outcome in OUTCOMES:
         _remove(RECONCILES, namespace, name, outcome)
-    forget_observations(namespace, name)
 
 
-def forget_observations(namespace: str, name: str) -> None:
-    """Drop what was observed about a speculator that is being deleted, or on which another installation acts."""
-    for metric in (READY, ACTIVE_VERSION):
-        _remove(metric, namespace, name)
-
-
-def _remove(metric: Counter | Gauge, *labels: str) -> None:
+def _remove(metric: Counter, *labels: str) -> None:
     """Drop one series, if it exists.
 
     Why not ``remove_by_labels``: it looks at the series of all speculators.

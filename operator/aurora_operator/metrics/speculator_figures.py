@@ -23,7 +23,6 @@ from prometheus_client.registry import Collector
 
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
-from aurora_operator.metrics.trainer_counts import TrainerCounts
 from aurora_operator.observe.observed import Observed, PodView
 from aurora_operator.plan.conditions.content import QUEUED
 from aurora_operator.plan.events import DECISIONS
@@ -83,10 +82,6 @@ _DECISIONS = _Figure(
     "decision",
     counter=True,
 )
-_LAST_DECISION = _Figure(
-    "aurora_speculator_last_decision_timestamp_seconds",
-    "Unix time of the last decision in status.history.",
-)
 _LAST_RECONCILE = _Figure(
     "aurora_speculator_last_reconcile_timestamp_seconds",
     "Unix time of the last reconcile that succeeded. Before the first one, when this process began to act.",
@@ -100,15 +95,11 @@ _MEASURING_SINCE = _Figure(
     "aurora_speculator_measurement_started_timestamp_seconds",
     "Unix time at which the present measurement of a candidate began. Absent while nothing is measured.",
 )
+_ACTIVE = _Figure("aurora_speculator_active_version", "The active version of the draft.")
 _SPEEDUP = _Figure(
     "aurora_speculator_active_speedup",
     "Measured throughput of the active version over the target without speculation, by bound: estimate, low or high.",
     "bound",
-)
-_ACCEPT_LENGTH = _Figure(
-    "aurora_speculator_accept_length",
-    "Answer tokens per verify round of live traffic over all pods and about the last minute in which there was traffic,"
-    " bonus token included.",
 )
 _HELD_OUT = _Figure(
     "aurora_speculator_held_out_accept_length",
@@ -122,11 +113,6 @@ _TRAINED_TOKENS = _Figure(
     "aurora_speculator_trained_tokens",
     "Traced token positions that the trainer has seen. A trainer that restarts goes on from its last saved state, and"
     " counts further once it is past the former count.",
-    counter=True,
-)
-_STEPS = _Figure(
-    "aurora_speculator_trainer_steps",
-    "Optimizer steps of the trainer. After a restart they count as the trained tokens do.",
     counter=True,
 )
 _PENDING_SHARDS = _Figure("aurora_speculator_pending_shards", "Shards of new traces that wait to be trained.")
@@ -156,22 +142,40 @@ _FIGURES: Final = (
     _TRAINER_QUEUED,
     _PHASE,
     _DECISIONS,
-    _LAST_DECISION,
     _LAST_RECONCILE,
     _DELETED_AT,
     _MEASURING_SINCE,
+    _ACTIVE,
     _SPEEDUP,
-    _ACCEPT_LENGTH,
     _HELD_OUT,
     _COVERAGE,
     _TRAINED_TOKENS,
-    _STEPS,
     _PENDING_SHARDS,
     _LAG_TOKENS,
     _COST,
     _SAVED,
     _PODS,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedTokens:
+    """What the trainer has seen of one lineage, as a counter that does not fall.
+
+    A trainer that restarts goes on from its last saved state, so the count of its record falls. Prometheus takes a
+    counter that falls for one that began at 0 again, and ``rate`` would count all that was ever trained once more.
+    """
+
+    lineage: int | None = None
+    tokens: int = 0
+
+    def highest(self, newer: TrainedTokens) -> TrainedTokens:
+        """``newer``, where the count is no lower. Another lineage begins anew, an unknown one is the same."""
+        if newer.lineage is not None and self.lineage is not None and newer.lineage != self.lineage:
+            return newer
+        lineage = self.lineage if newer.lineage is None else newer.lineage
+        return TrainedTokens(lineage, max(self.tokens, newer.tokens))
+
 
 _Values = Mapping[_Figure, tuple[_Sample, ...]]
 
@@ -181,7 +185,7 @@ class _Speculator:
     """What is known about one speculator."""
 
     values: _Values = field(default_factory=dict)
-    counts: TrainerCounts = field(default_factory=TrainerCounts)
+    counts: TrainedTokens = field(default_factory=TrainedTokens)
     decisions: Counter[str] = field(default_factory=Counter)
     scraped: bool = False
     """Whether a scrape has shown the counters of decisions at 0. The first reconcile after a change of the leader often
@@ -205,14 +209,13 @@ class SpeculatorFigures(Collector):
         """Take the figures of a status alone: nothing was observed yet, or the spec cannot be used, at ``now``."""
         self._record((namespace, name), _status_values(status), _counts(status), now)
 
-    def _record(self, key: tuple[str, str], values: _Values, counts: TrainerCounts, now: datetime) -> None:
+    def _record(self, key: tuple[str, str], values: _Values, counts: TrainedTokens, now: datetime) -> None:
         known = self._known(*key)
         known.counts = known.counts.highest(counts)
         known.values = {
             **values,
             _LAST_RECONCILE: (_Sample(now.timestamp()),),
-            _TRAINED_TOKENS: (_Sample(known.counts.trained_tokens),),
-            _STEPS: (_Sample(known.counts.steps),),
+            _TRAINED_TOKENS: (_Sample(known.counts.tokens),),
         }
 
     def record_deletion(self, namespace: str, name: str, deleted: datetime) -> None:
@@ -281,10 +284,9 @@ def _status_values(status: SpeculatorStatus) -> dict[_Figure, tuple[_Sample, ...
         _STARTING: (_Sample(float(starting)),),
         _TRAINER_QUEUED: (_Sample(float(queued)),),
         _PHASE: (_Sample(1, status.rollout.phase),),
-        _LAST_DECISION: _of_time(status.history[-1].time if status.history else None),
         _MEASURING_SINCE: _of_time(candidate.since if measuring and candidate else None),
+        _ACTIVE: () if status.active is None else (_Sample(status.active.version),),
         _SPEEDUP: tuple(_speedup(status)),
-        _ACCEPT_LENGTH: _of_text(status.accept_length),
         _HELD_OUT: _of_text(training.held_out_accept_length),
         _COST: _of_devices(training.devices),
         _SAVED: _of_devices(training.saved_devices),
@@ -298,11 +300,11 @@ def _speedup(status: SpeculatorStatus) -> Iterator[_Sample]:
             yield _Sample(value, bound)
 
 
-def _counts(status: SpeculatorStatus, record: TrainerStatus | None = None) -> TrainerCounts:
+def _counts(status: SpeculatorStatus, record: TrainerStatus | None = None) -> TrainedTokens:
     """The trainer's counts by its last record, or by what the status keeps of it."""
     if record is None:
-        return TrainerCounts(None, status.training.step, status.training.trained_tokens)
-    return TrainerCounts(record.lineage, record.step, record.trained_tokens)
+        return TrainedTokens(None, status.training.trained_tokens)
+    return TrainedTokens(record.lineage, record.trained_tokens)
 
 
 def _trainer_figures(record: TrainerStatus | None) -> dict[_Figure, tuple[_Sample, ...]]:

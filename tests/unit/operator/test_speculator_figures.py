@@ -89,15 +89,14 @@ def test_the_figures_of_a_status_and_of_the_trainers_record_are_shown(shown: Sho
     assert [shown.value("condition", type=kind) for kind in kinds] == [1, 0, 0]
     assert "OfAnotherController" not in shown.text, "a type that anybody may set is no label of ours"
     assert [shown.value("active_speedup", bound=bound) for bound in ("estimate", "low", "high")] == [1.52, 1.45, 1.6]
-    assert (shown.value("accept_length"), shown.value("held_out_accept_length")) == (2.34, 2.1)
-    assert (shown.value("trained_tokens_total"), shown.value("trainer_steps_total")) == (1000, 40)
+    assert shown.value("held_out_accept_length") == 2.1
+    assert shown.value("trained_tokens_total") == 1000
     assert shown.value("pending_shards") == 3
     assert shown.value("training_lag_tokens") == 750, "3 shards of 250 tokens each"
     assert shown.value("training_devices", device="nvidia.com/gpu") == 1
     assert shown.value("saved_devices", device="nvidia.com/gpu") == 0.35
     assert shown.value("rollout_phase", phase="Judging") == 1
-    times = [shown.value(f"{name}_timestamp_seconds") for name in ("last_decision", "last_reconcile")]
-    assert times == [NOW.timestamp()] * 2
+    assert shown.value("last_reconcile_timestamp_seconds") == NOW.timestamp()
     assert shown.value("measurement_started_timestamp_seconds") == NOW.timestamp()
 
 
@@ -130,27 +129,27 @@ def test_a_trainer_in_a_queue_is_told_from_one_that_does_not_run(shown: Shown) -
 def test_a_value_that_is_not_known_any_more_has_no_series(shown: Shown) -> None:
     shown.figures.record_observation(observed(status=STATUS, store=store(0, trainer=TRAINER)), NOW)
     shown.figures.record_observation(observed(), NOW)
-    for name in ("measurement_started_timestamp_seconds", "accept_length", "training_lag_tokens", "pending_shards"):
+    for name in ("measurement_started_timestamp_seconds", "training_lag_tokens", "pending_shards"):
         assert shown.value(name) is None, name
     assert shown.value("rollout_phase", phase="Judging") is None
     assert shown.value("rollout_phase", phase="Idle") == 1
 
 
 def test_the_trainers_counts_do_not_fall_when_it_goes_on_from_its_last_saved_state(shown: Shown) -> None:
-    def trained(tokens: int, lineage: int | None = 1) -> tuple[float | None, float | None]:
+    def trained(tokens: int, lineage: int | None = 1) -> float | None:
         record = TRAINER.model_copy(update={"lineage": lineage, "trained_tokens": tokens, "step": tokens // 10})
         world = observed(status=SpeculatorStatus(), store=store(0, trainer=record))
         shown.figures.record_observation(world, NOW)
-        return shown.value("trained_tokens_total"), shown.value("trainer_steps_total")
+        return shown.value("trained_tokens_total")
 
-    assert trained(1000) == (1000, 100)
-    assert trained(400) == (1000, 100), "rate would count 400 tokens that were counted already"
-    assert trained(700, lineage=None) == (1000, 100)
+    assert trained(1000) == 1000
+    assert trained(400) == 1000, "rate would count 400 tokens that were counted already"
+    assert trained(700, lineage=None) == 1000
     away = SpeculatorStatus(training=TrainingStatus(step=40, trained_tokens=400))
     shown.figures.record_observation(observed(status=away), NOW)
     assert shown.value("trained_tokens_total") == 1000, "the store is away"
-    assert trained(1200) == (1200, 120)
-    assert trained(30, lineage=2) == (30, 3), "another lineage begins anew"
+    assert trained(1200) == 1200
+    assert trained(30, lineage=2) == 30, "another lineage begins anew"
 
 
 def counts(scrape: str) -> dict[str, float]:
@@ -192,8 +191,9 @@ def test_a_plan_names_the_decisions_that_it_posts() -> None:
 @pytest.mark.parametrize("text", ["", "about 2", "nan", "inf", "1.5x"])
 def test_a_figure_that_cannot_be_parsed_is_left_out(shown: Shown, text: str) -> None:
     active = VersionStatus(version=0, speedup=text)
-    shown.figures.record_observation(observed(status=SpeculatorStatus(accept_length=text, active=active)), NOW)
-    assert shown.value("accept_length") is None
+    training = TrainingStatus(held_out_accept_length=text)
+    shown.figures.record_observation(observed(status=SpeculatorStatus(training=training, active=active)), NOW)
+    assert shown.value("held_out_accept_length") is None
     assert shown.value("active_speedup", bound="estimate") is None
 
 
