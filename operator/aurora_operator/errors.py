@@ -6,10 +6,8 @@ OperatorError
 │   ├── NotFound      the object does not exist
 │   └── Conflict      somebody else wrote first: observe again
 ├── Gone              the speculator does not exist any more
-├── CallAbandoned     a blocking call was not over at its deadline
 ├── NotLeading        another replica acts
 ├── ConfigError       the operator's own settings are incomplete
-├── CheckFailed       an installation is not as it should be
 └── InvalidSpec       a stored spec does not satisfy its model
 """
 
@@ -59,14 +57,6 @@ class Gone(OperatorError):
 
 class NotLeading(OperatorError):
     """This replica lost the installation's Lease, so it must end."""
-
-
-class CallAbandoned(OperatorError):
-    """A blocking call was not over at its deadline. Its thread may still run."""
-
-
-class CheckFailed(OperatorError):
-    """The check of an installation failed; the message says what is missing."""
 
 
 class ConfigError(OperatorError):

@@ -16,7 +16,6 @@ import logging
 import signal
 import sys
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import aiohttp
@@ -37,8 +36,6 @@ from aurora_protocol.agent_client import AgentClient
 
 log = logging.getLogger(__name__)
 
-STORE_THREADS = 64
-"""Threads for calls of stores, which block."""
 HEALTH_PATH = "/healthz"
 _CHATTY = ("kopf", "urllib3", "botocore", "boto3", "aiohttp")
 
@@ -93,7 +90,6 @@ async def run(config: OperatorConfig) -> None:
     Raises :class:`NotLeading` when the Lease was lost.
     """
     loop = asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(STORE_THREADS, thread_name_prefix="store"))
     running = asyncio.current_task()
     assert running is not None, "a coroutine that runs has a task"
     loop.add_signal_handler(signal.SIGTERM, running.cancel)  # kopf replaces it while this replica leads

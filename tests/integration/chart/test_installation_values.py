@@ -1,8 +1,7 @@
-"""Names, accounts, users and additions of a release, its notes, and the pod of `helm test`."""
+"""Names, accounts, users and additions of a release, and its notes."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -128,7 +127,7 @@ def test_pods_mount_the_token_of_their_account_exactly_where_they_speak_to_the_a
     """A pod's own word wins over its ServiceAccount, which may be one that mounts no token."""
     objects = render("--set=embeddedStore.enabled=true")
     mounted = {pod["containers"][0]["name"]: pod["automountServiceAccountToken"] for pod in _pods(objects)}
-    assert mounted == {"operator": True, "test": True, "weed": False}
+    assert mounted == {"operator": True, "weed": False}
 
 
 def test_an_account_may_have_a_name_of_its_own() -> None:
@@ -148,7 +147,7 @@ def test_labels_of_pods_are_added_to_those_of_the_chart() -> None:
 def test_without_a_fixed_user_no_pod_asks_for_one() -> None:
     fixed, free = render(), render(values=EVERYTHING)
     assert {pod["securityContext"]["runAsUser"] for pod in _pods(fixed)} == {10001}
-    assert len(_pods(free)) == 3, "operator, embedded store and test"
+    assert len(_pods(free)) == 2, "operator and embedded store"
     for pod in _pods(free):
         assert set(pod["securityContext"]) == {"runAsNonRoot", "seccompProfile"}
         for container in pod["containers"]:
@@ -242,52 +241,12 @@ def test_the_notes_name_the_secrets_and_the_store_that_a_tenants_speculator_may_
 def test_the_printed_commands_can_be_pasted_into_a_shell(options: tuple[str, ...]) -> None:
     paragraphs = _notes(IMAGES, *options).split("\n\n")
     commands = [text for text in paragraphs if text.strip().startswith(("kubectl", "helm"))]
-    assert len(commands) >= 4
+    assert len(commands) >= 3
     for command in commands:
         parsed = subprocess.run(["bash", "-n"], input=command, capture_output=True, text=True, check=True)
         assert parsed.stderr == "", "bash warns of a here-document without an end"
     (manifest,) = [text.partition("<<END\n")[2].partition("\nEND")[0] for text in commands if "<<END" in text]
     SpeculatorSpec.model_validate(yaml.safe_load(manifest)["spec"], extra="forbid")
-
-
-def test_helm_test_runs_a_check_that_exists_with_the_operators_image_and_reaches_its_service() -> None:
-    objects = render(values=EVERYTHING)
-    pod, deployment = select(objects, "Pod", f"{OPERATOR}-test"), select(objects, "Deployment")["spec"]["template"]
-    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
-    (container,), (operator,) = pod["spec"]["containers"], deployment["spec"]["containers"]
-    assert container["image"] == operator["image"]
-    for field in ("imagePullSecrets", "nodeSelector", "tolerations"):
-        assert pod["spec"][field] == deployment["spec"][field]
-    module = container["command"][container["command"].index("-m") + 1]
-    assert importlib.util.find_spec(module) is not None
-    service = select(objects, "Service", f"{OPERATOR}-metrics")
-    (port,) = service["spec"]["ports"]
-    url = f"http://{service['metadata']['name']}.{NAMESPACE}.svc:{port['port']}/metrics"
-    assert container["command"][-1] == f"--metrics={url}"
-    selected = service["spec"]["selector"].items()
-    assert not selected <= pod["metadata"]["labels"].items(), "the Service must not send scrapes to the test"
-
-
-def test_the_pod_of_helm_test_has_the_values_of_the_operators_pods() -> None:
-    """A quota that demands a CPU limit, or a policy that demands a label, holds for this pod too."""
-    node: dict[str, Any] = {
-        "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": []}]}
-    }
-    affinity = {"nodeAffinity": node, "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": []}}
-    options = (
-        "--set=priorityClassName=high,resources.limits.cpu=2,podLabels.cost=a,podAnnotations.mesh=b",
-        f"--set-json=affinity={json.dumps(affinity)}",
-    )
-    objects = render(*options)
-    pod, deployment = select(objects, "Pod", f"{OPERATOR}-test"), select(objects, "Deployment")["spec"]["template"]
-    (container,), (operator,) = pod["spec"]["containers"], deployment["spec"]["containers"]
-    assert container["resources"] == operator["resources"]
-    assert container["resources"]["limits"]["cpu"] == 2
-    assert pod["spec"]["priorityClassName"] == deployment["spec"]["priorityClassName"] == "high"
-    assert pod["spec"]["affinity"] == {"nodeAffinity": node}, "the operator's pods spread, and this pod does not"
-    assert pod["metadata"]["labels"]["cost"] == deployment["metadata"]["labels"]["cost"] == "a"
-    assert pod["metadata"]["annotations"]["mesh"] == deployment["metadata"]["annotations"]["mesh"] == "b"
-    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
 
 
 @pytest.mark.parametrize(
