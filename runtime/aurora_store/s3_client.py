@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 import boto3
+import botocore.session
 from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.exceptions import (
@@ -101,6 +102,7 @@ class S3Clients:
     def __init__(self) -> None:
         self._clients: WeakValueDictionary[ClientSettings, S3Client] = WeakValueDictionary()
         self._lock = threading.Lock()  # only one thread at a time may use a session to create a client
+        self._core = botocore.session.get_session()
         self._session: boto3.session.Session | None = None
 
     def client(self, settings: ClientSettings) -> S3Client:
@@ -113,7 +115,7 @@ class S3Clients:
 
     def _create(self, settings: ClientSettings) -> S3Client:
         if self._session is None:
-            self._session = boto3.session.Session()
+            self._session = boto3.session.Session(botocore_session=self._core)
         try:
             # A client keeps the credentials that it starts with, even none. So do not keep a client without any.
             if settings.access_key is None and self._session.get_credentials() is None:
@@ -137,7 +139,8 @@ class S3Clients:
         except (BotoCoreError, ValueError) as error:
             raise store_error(error, "open the store", settings.endpoint or "S3") from error
         events: Any = client.meta.events
-        events.register_first("before-send.s3", _Sender(settings))
+        ca_bundle = self._core.get_config_variable("ca_bundle")
+        events.register_first("before-send.s3", _Sender(client.meta.endpoint_url, ca_bundle, settings.timeout_seconds))
         if settings.endpoint:
             events.register_first("needs-retry.s3", _refuse_redirect)
         return client
@@ -152,11 +155,12 @@ class _Sender:
     Why: boto3 reads listings and errors whole, and a store that never stops sending would fill the memory.
     """
 
-    def __init__(self, settings: ClientSettings) -> None:
+    def __init__(self, endpoint: str, ca_bundle: str | None, timeout_seconds: float) -> None:
+        """``endpoint``: where the client sends its requests, also on AWS. It decides about a proxy, as in boto3."""
         options: dict[str, Any] = {
-            "verify": os.environ.get("AWS_CA_BUNDLE") or True,
-            "proxies": get_environ_proxies(settings.endpoint) if settings.endpoint else None,
-            "timeout": (CONNECT_TIMEOUT_SECONDS, settings.timeout_seconds),
+            "verify": ca_bundle or os.environ.get("REQUESTS_CA_BUNDLE") or True,
+            "proxies": get_environ_proxies(endpoint),
+            "timeout": (CONNECT_TIMEOUT_SECONDS, timeout_seconds),
         }
         self._session = URLLib3Session(**options)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import socket
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
 from aurora_store import ObjectStore, StoreConfig
-from aurora_store.errors import CredentialsMissing
+from aurora_store.errors import CredentialsMissing, StoreError
 from aurora_store.s3_client import ClientSettings, S3Clients
 
 SETTINGS = ClientSettings("http://127.0.0.1:1", "us-east-1", "access", "secret", 1, 20.0)
@@ -72,3 +74,32 @@ def test_a_client_without_credentials_is_not_kept(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "later")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "later")
     assert clients.client(ambient) is not None
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "request_line"),
+    [
+        (None, b"CONNECT bucket.s3.eu-central-1.amazonaws.com:443 "),
+        ("https://store.example", b"CONNECT store.example:443 "),
+        ("http://store.example", b"GET http://store.example/bucket/root/key "),
+    ],
+)
+def test_a_proxy_of_the_environment_is_used(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str | None, request_line: bytes
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy, ThreadPoolExecutor(1) as threads:
+        proxy.settimeout(10)
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+
+        def first_bytes() -> bytes:
+            with proxy.accept()[0] as connection:
+                return connection.recv(4096)
+
+        asked = threads.submit(first_bytes)
+        store = ObjectStore(StoreConfig("bucket", "root", endpoint, "eu-central-1", "access", "secret"), attempts=1)
+        with pytest.raises(StoreError):
+            store.get("key")
+        assert asked.result().startswith(request_line)
