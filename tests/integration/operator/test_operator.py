@@ -129,7 +129,8 @@ def promoted(rig: Rig) -> SpeculatorStatus:
 def test_a_draft_that_passes_is_rolled_out_despite_a_killed_operator(rig: Rig) -> None:
     status = promoted(rig)
     assert status.active is not None
-    assert status.active.speedup == "1.62x (1.62-1.62)", "as the samples say"
+    assert status.active.speedup is not None
+    assert status.active.speedup.startswith("1.62x")
     assert {pod.version for pod in status.pods} == {1}, status.pods
     channel = rig.registry(NAME).channel()
     assert channel is not None
