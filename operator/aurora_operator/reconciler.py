@@ -23,7 +23,6 @@ from aurora_operator.children.metadata import has_finalizer
 from aurora_operator.errors import Gone, InvalidSpec
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import KubernetesApi, Object
-from aurora_operator.metrics.speculator_figures import FIGURES
 from aurora_operator.observe.observed import Observed
 from aurora_operator.observe.observed_time import ObservedTime
 from aurora_operator.observe.observer import Observer, Snapshot
@@ -35,6 +34,7 @@ from aurora_operator.plan.candidate import seconds_until_attempt
 from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
 from aurora_operator.plan.operator_upgrade import UpgradeStage
 from aurora_operator.plan.status_builder import differs_in_decisions
+from aurora_operator.speculator_figures import FIGURES
 from aurora_protocol.agent_client import AgentClient
 
 log = logging.getLogger(__name__)

@@ -183,13 +183,6 @@ LEARNING: Final = Row(
             "Estimated token positions of new traces that wait to be trained. A line that keeps rising says that the"
             " trainer falls behind.",
             ("waiting", _max("aurora_speculator_training_lag_tokens"))),
-        _panel("Tokens trained per second",
-            "New token positions that the trainer sees. The rate is 0 after a restart of the trainer until the former"
-            " count is passed.",
-            ("trained", _of("max", "", _rate("aurora_speculator_trained_tokens_total", window="10m")))),
-        _panel("Vocabulary coverage",
-            "Share of held-out answer tokens that the draft can propose at all.",
-            ("coverage", _max("aurora_speculator_vocabulary_coverage")), unit="percentunit"),
     ),
 )  # fmt: skip
 VERSIONS: Final = Row(

@@ -15,8 +15,8 @@ from pathlib import Path
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from aurora_operator.metrics import operator_metrics
-from aurora_operator.metrics.speculator_figures import FIGURES
+from aurora_operator import metrics
+from aurora_operator.speculator_figures import SpeculatorFigures
 from aurora_protocol.agent_api import AgentState
 from aurora_runtime.serving.agent.metrics import CaptureFigures, Metrics
 from aurora_runtime.serving.agent.spool_state import SpoolState
@@ -49,9 +49,9 @@ def _exported(family: Metric, labels: Iterable[str]) -> Exported:
 
 def operator() -> tuple[Exported, ...]:
     """The operator's own metrics, in the order of their definition, then those of each speculator."""
-    own = [value for value in vars(operator_metrics).values() if isinstance(value, Counter | Gauge | Histogram)]
+    own = [value for value in vars(metrics).values() if isinstance(value, Counter | Gauge | Histogram)]
     made = [_exported(family, metric._labelnames) for metric in own for family in metric.describe()]
-    return (*made, *(_exported(family, family._labelnames) for family in FIGURES.describe()))
+    return (*made, *(_exported(family, family._labelnames) for family in SpeculatorFigures().collect()))
 
 
 def operator_process() -> frozenset[str]:

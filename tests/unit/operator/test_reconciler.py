@@ -27,7 +27,6 @@ from aurora_operator.children.metadata import FINALIZER
 from aurora_operator.errors import Gone, KubernetesError
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.metrics.speculator_figures import FIGURES
 from aurora_operator.observe.observed import JobView, Observed, RefusedJob, StoreView
 from aurora_operator.observe.observer import Snapshot
 from aurora_operator.observe.stored_resource import status_of
@@ -40,6 +39,7 @@ from aurora_operator.reconciler import (
     WATCHFUL_POLL_SECONDS,
     Reconciler,
 )
+from aurora_operator.speculator_figures import FIGURES
 from aurora_protocol.evidence_records import VerdictKind
 from tests.unit.operator.fake_api import UNAVAILABLE, FakeApi
 from tests.unit.operator.worlds import CONFIG, MINIMAL, NOW, OWNER, evidence, observed, spec, store

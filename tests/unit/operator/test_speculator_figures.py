@@ -23,11 +23,11 @@ from aurora_api.v1alpha1.status import (
     TrainingStatus,
     VersionStatus,
 )
-from aurora_operator.metrics.speculator_figures import SpeculatorFigures
 from aurora_operator.observe.observed import StoreView, WorkloadView
 from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
 from aurora_operator.plan.events import DECISIONS
 from aurora_operator.plan.figures import parse_ratio, ratio_text
+from aurora_operator.speculator_figures import SpeculatorFigures
 from aurora_protocol.evidence_records import Arm, RatioEstimate, VerdictKind
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from tests.unit.operator.worlds import NOW, OWNER, evidence, made, observed, pod, status, store
@@ -90,7 +90,6 @@ def test_the_figures_of_a_status_and_of_the_trainers_record_are_shown(shown: Sho
     assert "OfAnotherController" not in shown.text, "a type that anybody may set is no label of ours"
     assert [shown.value("active_speedup", bound=bound) for bound in ("estimate", "low", "high")] == [1.52, 1.45, 1.6]
     assert shown.value("held_out_accept_length") == 2.1
-    assert shown.value("trained_tokens_total") == 1000
     assert shown.value("pending_shards") == 3
     assert shown.value("training_lag_tokens") == 750, "3 shards of 250 tokens each"
     assert shown.value("training_devices", device="nvidia.com/gpu") == 1
@@ -133,23 +132,6 @@ def test_a_value_that_is_not_known_any_more_has_no_series(shown: Shown) -> None:
         assert shown.value(name) is None, name
     assert shown.value("rollout_phase", phase="Judging") is None
     assert shown.value("rollout_phase", phase="Idle") == 1
-
-
-def test_the_trainers_counts_do_not_fall_when_it_goes_on_from_its_last_saved_state(shown: Shown) -> None:
-    def trained(tokens: int, lineage: int | None = 1) -> float | None:
-        record = TRAINER.model_copy(update={"lineage": lineage, "trained_tokens": tokens, "step": tokens // 10})
-        world = observed(status=SpeculatorStatus(), store=store(0, trainer=record))
-        shown.figures.record_observation(world, NOW)
-        return shown.value("trained_tokens_total")
-
-    assert trained(1000) == 1000
-    assert trained(400) == 1000, "rate would count 400 tokens that were counted already"
-    assert trained(700, lineage=None) == 1000
-    away = SpeculatorStatus(training=TrainingStatus(step=40, trained_tokens=400))
-    shown.figures.record_observation(observed(status=away), NOW)
-    assert shown.value("trained_tokens_total") == 1000, "the store is away"
-    assert trained(1200) == 1200
-    assert trained(30, lineage=2) == 30, "another lineage begins anew"
 
 
 def counts(scrape: str) -> dict[str, float]:

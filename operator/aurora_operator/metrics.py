@@ -1,6 +1,6 @@
 """Prometheus metrics of the operator itself, and counts of its work for one speculator.
 
-:mod:`aurora_operator.metrics.speculator_figures` shows what is known about a speculator. Invariant: no label carries
+:mod:`aurora_operator.speculator_figures` shows what is known about a speculator. Invariant: no label carries
 user text other than the namespace and the name of the speculator.
 """
 
