@@ -39,8 +39,8 @@ class Sample(RewrittenModel):
     concurrency: int = Field(ge=1, description="Requests in flight at any time.")
     round: int = Field(ge=0, description="Number of the measurement round, from 0.")
     requests: int = Field(ge=1, description="Prompts in the batch.")
-    tokens: int = Field(ge=0, description="Answer tokens of the batch.")
-    seconds: float = Field(gt=0, description="Wall time of the batch.")
+    tokens: int = Field(ge=0, le=10**12, description="Answer tokens of the batch.")
+    seconds: float = Field(ge=1e-6, le=1e7, allow_inf_nan=False, description="Wall time of the batch.")
     verify_rounds: int | None = Field(
         default=None, description="Verify rounds of the engine during the batch. None without speculation."
     )

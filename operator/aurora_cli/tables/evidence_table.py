@@ -17,7 +17,7 @@ from rich.text import Text
 from aurora_cli.tables.plain_text import age, plain, table
 from aurora_protocol.evidence_records import Arm, Evidence, RatioEstimate, Sample, VerdictKind
 from aurora_protocol.gate import GatePolicy
-from aurora_protocol.gate.recompute import recomputed
+from aurora_protocol.gate.verdict import recomputed
 
 MAX_TOKENS: Final = 10**12
 """A batch with more tokens is an error of the record, and is left out."""
@@ -51,7 +51,7 @@ def _doubt(evidence: Evidence, policy: GatePolicy) -> str:
     """What the operator would say of a stated Pass now; empty when it would believe it."""
     if evidence.verdict.kind is not VerdictKind.PASS:
         return ""
-    found = recomputed(evidence, (policy,)).verdict
+    found = recomputed(evidence, policy).verdict
     return "" if found.kind is VerdictKind.PASS else "; ".join(found.reasons)
 
 

@@ -7,8 +7,7 @@ Invariants: pure and deterministic. A candidate passes only when the lower bound
 
 - :mod:`~aurora_protocol.gate.intervals`: confidence intervals of means.
 - :mod:`~aurora_protocol.gate.throughput_ratios`: ratios of the throughput of two arms.
-- :mod:`~aurora_protocol.gate.verdict`: the bars, and the verdict.
-- :mod:`~aurora_protocol.gate.recompute`: the verdict of stored evidence, which is computed again and not believed.
+- :mod:`~aurora_protocol.gate.verdict`: the bars, the verdict, and that of stored evidence, which is not believed.
 - :mod:`~aurora_protocol.gate.budget`: whether an undecided measurement goes on.
 """
 

@@ -6,8 +6,7 @@ A measurement ends when
 - it is hopeless: the rounds that are left would decide it with a probability below :data:`MIN_CHANCE`;
 - it is blocked: every ratio is decided, but the verdict stays open for a reason that no further round removes, such as
   a failed request of the active draft;
-- it gives way: a newer version waits, and the measurement needs more than ``min_rounds`` further rounds, or has had
-  twice ``min_rounds``;
+- it gives way: a newer version waits, and the measurement has had twice ``min_rounds``;
 - its rounds or its time are used up.
 
 The final confidence level decides once, when the measurement ends for a reason that its ratios do not choose: its
@@ -18,8 +17,8 @@ The forecast assumes normal noise, as Student's t does. After n rounds with mean
 N rounds is normal around m with the variance s^2 (1/n - 1/N), and the half-width of its interval is t s / sqrt(N). This
 is the predictive power of Spiegelhalter, Freedman and Blackburn (1986) with a flat prior.
 
-Invariants: a measurement whose stored verdict is final ends as decided, and no other does. One that gives way had at
-least the policy's fewest rounds. While a newer version waits, an undecided one takes at most twice as many.
+Invariants: a measurement whose stored verdict is final ends as decided, and no other does. While a newer version waits,
+an undecided one takes at most twice the policy's fewest rounds.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ from aurora_protocol.gate.verdict import Bar, GatePolicy, bars
 
 MIN_CHANCE: Final = 0.05
 """Probability of a decision below which further rounds are not worth their time."""
-MAX_FORECAST_ROUNDS: Final = 10_000
 FINAL_VERDICTS: Final = frozenset({VerdictKind.PASS, VerdictKind.REJECT})
 
 
@@ -67,17 +65,6 @@ class Forecast:
     def half_width(self, rounds: int) -> float:
         """Expected half-width of the interval after ``rounds`` rounds, at least 2."""
         return t_quantile(rounds - 1) * self.deviation / math.sqrt(rounds)
-
-    def rounds_to_decide(self) -> int:
-        """Number of all rounds after which the interval excludes the bar, if the mean stays as it is.
-
-        At least :attr:`rounds`, and at most :data:`MAX_FORECAST_ROUNDS`.
-        """
-        low, high = max(2, self.rounds), MAX_FORECAST_ROUNDS
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.half_width(middle) <= abs(self.lead) else (middle + 1, high)
-        return low
 
     def chances(self, rounds: int) -> tuple[float, float]:
         """Probabilities that the ratio clears the bar, and that it misses the bar, after ``rounds`` rounds in all."""
@@ -131,9 +118,9 @@ def ending(progress: Progress) -> Ending | None:
         message = f"undecided after {progress.rounds} rounds, although every ratio is decided: no round changes that"
         return Ending(MeasurementEnd.BLOCKED, message)
     if undecided and _chance_of_a_decision(undecided, progress.rounds_allowed) < MIN_CHANCE:
-        return Ending(MeasurementEnd.HOPELESS, _hopeless(undecided, progress))
-    waits = progress.newer_version is not None
-    if _has_had_its_share(progress) or (waits and _is_far_from_a_decision(undecided, progress)):
+        message = f"undecided after {progress.rounds} rounds, and {progress.rounds_allowed} would hardly decide it"
+        return Ending(MeasurementEnd.HOPELESS, message)
+    if _has_had_its_share(progress):
         message = f"undecided after {progress.rounds} rounds, gives way to version {progress.newer_version}"
         return Ending(MeasurementEnd.GAVE_WAY, message)
     return None
@@ -156,13 +143,17 @@ def open_concurrencies(policy: GatePolicy, early: Verdict) -> tuple[int, ...]:
 
     All while there are too few rounds, or when only something else than a bar is open. The order is the policy's.
     """
-    ratios = {(r.numerator, r.denominator, r.concurrency): r for r in early.ratios}
     open_ = set()
     for bar in bars(policy):
-        ratio = ratios.get((bar.numerator, bar.denominator, bar.concurrency))
+        ratio = _ratio_of(bar, early)
         if ratio is None or ratio.rounds < policy.min_rounds or _straddles(bar, ratio):
             open_.add(bar.concurrency)
     return tuple(c for c in policy.concurrencies if c in open_) or policy.concurrencies
+
+
+def _ratio_of(bar: Bar, verdict: Verdict) -> RatioEstimate | None:
+    names = (bar.numerator, bar.denominator, bar.concurrency)
+    return next((r for r in verdict.ratios if (r.numerator, r.denominator, r.concurrency) == names), None)
 
 
 def _straddles(bar: Bar, ratio: RatioEstimate) -> bool:
@@ -174,22 +165,14 @@ def _has_had_its_share(progress: Progress) -> bool:
     return progress.newer_version is not None and progress.rounds >= 2 * progress.policy.min_rounds
 
 
-def _is_far_from_a_decision(undecided: Sequence[Forecast] | None, progress: Progress) -> bool:
-    """Whether the measurement needs more rounds than a new measurement needs to begin."""
-    return bool(undecided) and _rounds_to_decide(undecided or ()) - progress.rounds > progress.policy.min_rounds
-
-
 def _undecided_forecasts(progress: Progress) -> tuple[Forecast, ...] | None:
     """Forecasts of the bars that are measured further. None when a bar has no ratio yet."""
-    final = {(r.numerator, r.denominator, r.concurrency): r for r in progress.verdict.ratios}
-    early = {(r.numerator, r.denominator, r.concurrency): r for r in progress.early.ratios}
     found = []
     for bar in bars(progress.policy):
-        key = (bar.numerator, bar.denominator, bar.concurrency)
-        if key not in final or key not in early:
+        ratio, early = _ratio_of(bar, progress.verdict), _ratio_of(bar, progress.early)
+        if ratio is None or early is None:
             return None
-        if _straddles(bar, early[key]):
-            ratio = final[key]
+        if _straddles(bar, early):
             found.append(Forecast.of(bar, ratio, ratio.rounds if ratio.paired else progress.rounds))
     return tuple(found)
 
@@ -198,19 +181,3 @@ def _chance_of_a_decision(undecided: Sequence[Forecast], rounds: int) -> float:
     """An upper bound of the probability of a final verdict: every bar clears, or one misses."""
     chances = [forecast.chances(rounds) for forecast in undecided]
     return min(1.0, min(clears for clears, _ in chances) + sum(misses for _, misses in chances))
-
-
-def _rounds_to_decide(undecided: Sequence[Forecast]) -> int:
-    """Rounds after which the verdict is expected: when the first bar is missed, or when the last one is cleared."""
-    missed = [forecast.rounds_to_decide() for forecast in undecided if forecast.lead < 0]
-    return min(missed) if missed else max(forecast.rounds_to_decide() for forecast in undecided)
-
-
-def _hopeless(undecided: Sequence[Forecast], progress: Progress) -> str:
-    slowest = max(undecided, key=Forecast.rounds_to_decide)
-    bar, needed = slowest.bar, slowest.rounds_to_decide()
-    rounds = f"about {needed}" if needed < MAX_FORECAST_ROUNDS else f"more than {MAX_FORECAST_ROUNDS}"
-    return (
-        f"undecided after {progress.rounds} rounds: {bar.numerator}/{bar.denominator} at concurrency {bar.concurrency}"
-        f" needs {rounds} rounds of {progress.rounds_allowed} that are allowed"
-    )

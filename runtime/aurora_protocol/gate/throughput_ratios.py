@@ -9,35 +9,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from aurora_protocol.evidence_records import Arm, RatioEstimate, Sample
 from aurora_protocol.gate.intervals import Confidence, Interval, difference_interval, mean_interval
 
 _MAX_LOG = 700.0
 """Largest logarithm whose exponential a float holds."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Which throughput ratio to estimate: ``numerator`` over ``denominator`` at ``concurrency``."""
-
-    numerator: Arm
-    denominator: Arm
-    concurrency: int
-
-    def estimate(self, log_mean: float, log_interval: Interval, *, rounds: int, paired: bool) -> RatioEstimate:
-        """The ratio from the mean and the interval of its logarithm."""
-        return RatioEstimate(
-            numerator=self.numerator,
-            denominator=self.denominator,
-            concurrency=self.concurrency,
-            rounds=rounds,
-            paired=paired,
-            estimate=math.exp(log_mean),
-            low=math.exp(max(log_interval.low, -_MAX_LOG)),
-            high=math.exp(min(log_interval.high, _MAX_LOG)),
-        )
 
 
 def paired_ratio(
@@ -55,11 +32,13 @@ def paired_ratio(
     log_ratios = [log_speed - below[number] for number, log_speed in above.items() if number in below]
     if not log_ratios:
         return None
-    return Comparison(numerator, denominator, concurrency).estimate(
-        sum(log_ratios) / len(log_ratios),
-        mean_interval(log_ratios, seed=concurrency, confidence=confidence),
+    return RatioEstimate(
+        numerator=numerator,
+        denominator=denominator,
+        concurrency=concurrency,
         rounds=len(log_ratios),
         paired=True,
+        **_ratios(statistics.fmean(log_ratios), mean_interval(log_ratios, confidence)),
     )
 
 
@@ -85,14 +64,22 @@ def unpaired_ratio(
     below = list(_log_speeds(baseline, denominator, concurrency).values())
     if not above or not below:
         return None
-    interval = difference_interval(above, below, seed=concurrency, confidence=confidence)
+    low, high = difference_interval(above, below, confidence)
     change = log_speed_change(samples, baseline, concurrency) or 0.0
-    return Comparison(numerator, denominator, concurrency).estimate(
-        statistics.fmean(above) - statistics.fmean(below),
-        Interval(min(interval.low, interval.low - change), max(interval.high, interval.high - change)),
+    interval = Interval(min(low, low - change), max(high, high - change))
+    return RatioEstimate(
+        numerator=numerator,
+        denominator=denominator,
+        concurrency=concurrency,
         rounds=min(len(above), len(below)),
         paired=False,
+        **_ratios(statistics.fmean(above) - statistics.fmean(below), interval),
     )
+
+
+def _ratios(log_mean: float, log_interval: Interval) -> dict[str, float]:
+    low, high = max(log_interval.low, -_MAX_LOG), min(log_interval.high, _MAX_LOG)
+    return {"estimate": math.exp(log_mean), "low": math.exp(low), "high": math.exp(high)}
 
 
 def log_speed_change(samples: Sequence[Sample], baseline: Sequence[Sample], concurrency: int) -> float | None:

@@ -16,15 +16,16 @@ No declared concurrency may be slower than without speculation (promise 6, "Neve
 pay, the engine turns it off, and the true ratio to off is 1. No interval clears a bar that the true ratio lies on, so
 the bar is :data:`NEVER_SLOWER` where the candidate need not gain.
 
-Invariant (promise 1, "Earned"): the worst outcome decides. A ratio reaches its minimum only when the *lower* bound of
-its interval does. A bar inside the interval cannot be decided, and ``Inconclusive`` never promotes.
+Invariants (promise 1, "Earned"): the worst outcome decides. A ratio reaches its minimum only when the *lower* bound of
+its interval does. A bar inside the interval cannot be decided, and ``Inconclusive`` never promotes. Stored evidence
+that says Pass is judged again from its samples (:func:`recomputed`), because a bucket writer can write Pass.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC
 from typing import Final, Self
 
@@ -33,6 +34,7 @@ from aurora_protocol.evidence_records import (
     AnswerEquality,
     Arm,
     BaselineSamples,
+    Evidence,
     RatioEstimate,
     Sample,
     Verdict,
@@ -132,23 +134,7 @@ def judge(
             samples of the active draft serve only to show how the machine's speed has changed since.
         confidence: of the ratios' intervals. The stored verdict is final.
     """
-    return next(judge_each(samples, equality, (policy,), baseline, confidence))
-
-
-def judge_each(
-    samples: Sequence[Sample],
-    equality: Sequence[AnswerEquality],
-    policies: Iterable[GatePolicy],
-    baseline: BaselineSamples | None = None,
-    confidence: Confidence = Confidence.FINAL,
-) -> Iterator[Verdict]:
-    """The verdict of :func:`judge` with each policy in turn. Each ratio is estimated once for all policies."""
     measured = _Measured(samples, baseline, confidence)
-    for policy in policies:
-        yield _verdict(measured, equality, policy)
-
-
-def _verdict(measured: _Measured, equality: Sequence[AnswerEquality], policy: GatePolicy) -> Verdict:
     decided = [(bar, measured.ratio(bar.numerator, bar.denominator, bar.concurrency)) for bar in bars(policy)]
     reported = [measured.ratio(*names) for names in reported_ratios(policy)]
     outcomes = [
@@ -164,6 +150,28 @@ def _verdict(measured: _Measured, equality: Sequence[AnswerEquality], policy: Ga
     )
 
 
+def recomputed(evidence: Evidence, policy: GatePolicy) -> Evidence:
+    """``evidence`` with the verdict of its own samples, where it says Pass. Other verdicts promote nothing."""
+    if evidence.verdict.kind is not VerdictKind.PASS:
+        return evidence
+    verdict = judge(evidence.samples, evidence.equality, policy, evidence.baseline)
+    if verdict.kind is not VerdictKind.PASS:
+        note = "the evidence says Pass, but its samples do not show that under the present bars"
+        verdict = verdict.model_copy(update={"reasons": (note, *verdict.reasons)})
+    return evidence.model_copy(update={"verdict": verdict})
+
+
+def least_policy(evidence: Evidence) -> GatePolicy:
+    """The bars that no setting lowers, at the concurrencies of the samples, the stated primary one first.
+
+    With them a reader tells whether a version ever passed, although the spec has other bars or concurrencies by now.
+    """
+    stated = (ratio.concurrency for ratio in evidence.verdict.ratios[:1])
+    measured = sorted({sample.concurrency for sample in evidence.samples if sample.arm is Arm.CANDIDATE})
+    concurrencies = tuple(dict.fromkeys((*stated, *measured))) or (1,)
+    return GatePolicy(concurrencies, min_improvement=0.0, tolerance=1.0, min_rounds=FEWEST_ROUNDS)
+
+
 @dataclass(frozen=True)
 class _Measured:
     """All samples of a measurement: those taken together, and those of a baseline taken at another time."""
@@ -171,8 +179,6 @@ class _Measured:
     samples: Sequence[Sample]
     baseline: BaselineSamples | None
     confidence: Confidence
-    ratios: dict[tuple[Arm, Arm, int], RatioEstimate | None] = field(default_factory=dict)
-    """The ratios that were estimated. The resampling takes nearly all time of a verdict."""
 
     def _baseline_for(self, arm: Arm) -> BaselineSamples | None:
         """The baseline, when its samples replace ``arm``. None when ``arm`` is always paired or not in the baseline."""
@@ -182,12 +188,6 @@ class _Measured:
 
     def ratio(self, numerator: Arm, denominator: Arm, concurrency: int) -> RatioEstimate | None:
         """The throughput ratio of two arms, paired where possible. None when it was not measured."""
-        names = numerator, denominator, concurrency
-        if names not in self.ratios:
-            self.ratios[names] = self._estimate(*names)
-        return self.ratios[names]
-
-    def _estimate(self, numerator: Arm, denominator: Arm, concurrency: int) -> RatioEstimate | None:
         if baseline := self._baseline_for(denominator):
             return unpaired_ratio(self.samples, numerator, baseline.samples, denominator, concurrency, self.confidence)
         return paired_ratio(self.samples, numerator, denominator, concurrency, self.confidence)

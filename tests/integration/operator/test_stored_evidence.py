@@ -1,4 +1,4 @@
-"""Evidence in a real S3 store is judged by the operator itself, with bounded work."""
+"""Evidence in a real S3 store is judged by the operator itself, each record once."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from aurora_operator.observe.store import evidence_check
+from aurora_operator.observe.store import signed_records
 from aurora_protocol.evidence_records import Evidence, VerdictKind
-from aurora_protocol.gate import recompute
+from aurora_protocol.gate import verdict
 from tests.assets.s3 import S3
 from tests.integration.operator.store_rig import Speculator
 from tests.unit.operator.worlds import evidence, registration, samples, spec
@@ -54,14 +54,14 @@ def _judged(monkeypatch: pytest.MonkeyPatch) -> list[Evidence]:
 
     def recomputed(evidence: Evidence, *more: Any) -> Evidence:
         judged.append(evidence)
-        return recompute.recomputed(evidence, *more)
+        return verdict.recomputed(evidence, *more)
 
-    monkeypatch.setattr(evidence_check, "recomputed", recomputed)
+    monkeypatch.setattr(signed_records, "recomputed", recomputed)
     return judged
 
 
 @pytest.mark.parametrize("pin", [None, 1])
-async def test_of_any_number_of_attempts_that_say_pass_the_two_newest_are_judged(
+async def test_each_attempt_is_judged_once(
     s3: S3, speculator: Speculator, judged: list[Evidence], pin: int | None
 ) -> None:
     registry = speculator.registry(s3)
@@ -72,6 +72,6 @@ async def test_of_any_number_of_attempts_that_say_pass_the_two_newest_are_judged
     speculator.spec = speculator.spec.model_copy(update={"rollout": spec(rollout={"pin": pin}).rollout})
     for _ in range(3):
         view = await speculator.look(120)
-    assert [one.attempt for one in judged] == [5, 4]
+    assert [one.attempt for one in judged] == [1, 2, 3, 4, 5, 6]
     assert [one.attempt for one in view.evidence] == [1, 2, 3, 4, 5, 6]
     assert view.promotion_evidence(1) is None or pin == 1

@@ -237,7 +237,7 @@ def test_swapping_arms_inverts_the_ratio(samples: list[Sample]) -> None:
 
 
 def test_intervals_cover_as_often_as_they_claim() -> None:
-    """A candidate exactly on the bar passes in at most about 2.5 % of measurements (a bare bootstrap: 6.5 %)."""
+    """A candidate exactly on the bar passes in at most about 2.5 % of measurements (a bootstrap: 6.5 %)."""
     rng = random.Random(7)  # noqa: S311 - noise, no secret
     passed, trials = 0, 300
     for _ in range(trials):

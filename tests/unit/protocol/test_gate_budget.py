@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from aurora_protocol.evidence_records import Arm, MeasurementEnd, RatioEstimate, Verdict, VerdictKind
 from aurora_protocol.gate import GatePolicy
-from aurora_protocol.gate.budget import MAX_FORECAST_ROUNDS, Ending, Forecast, Progress, ending, open_concurrencies
+from aurora_protocol.gate.budget import Ending, Forecast, Progress, ending, open_concurrencies
 from aurora_protocol.gate.intervals import Confidence, t_quantile
 from aurora_protocol.gate.verdict import Bar, bars
 
@@ -78,7 +78,8 @@ NEAR = {(Arm.OFF, 4): 0.004}
         (progress(NEAR, rounds=6), None),
         (progress(NEAR, rounds=20), MeasurementEnd.HOPELESS),
         (progress(NEAR, rounds=24), MeasurementEnd.BUDGET_USED),
-        (progress(NEAR, rounds=6, newer=9), MeasurementEnd.GAVE_WAY),
+        (progress(NEAR, rounds=9, newer=9), None),
+        (progress(NEAR, rounds=10, newer=9), MeasurementEnd.GAVE_WAY),
         (progress(NEAR, rounds=4, newer=9), None),
         (progress({(Arm.OFF, 4): 0.03}, rounds=5, newer=9), None),
         (progress({}, newer=9), MeasurementEnd.DECIDED),
@@ -110,15 +111,13 @@ def test_a_failure_of_the_active_draft_blocks_a_measurement_but_does_not_make_it
 
 def test_the_endings_say_why_in_plain_words() -> None:
     assert ending(progress({})) == Ending(MeasurementEnd.DECIDED)
-    hopeless, used, gave_way = (ending(progress(NEAR, rounds=n, newer=v)) for n, v in ((20, None), (24, None), (6, 9)))
+    hopeless, used, gave_way = (ending(progress(NEAR, rounds=n, newer=v)) for n, v in ((20, None), (24, None), (10, 9)))
     assert hopeless is not None
-    assert hopeless.message == (
-        "undecided after 20 rounds: candidate/off at concurrency 4 needs about 219 rounds of 24 that are allowed"
-    )
+    assert hopeless.message == "undecided after 20 rounds, and 24 would hardly decide it"
     assert used is not None
     assert used.message == "undecided after 24 rounds"
     assert gave_way is not None
-    assert gave_way.message == "undecided after 6 rounds, gives way to version 9"
+    assert gave_way.message == "undecided after 10 rounds, gives way to version 9"
 
 
 @given(
@@ -144,7 +143,7 @@ def test_the_promises_of_the_budget_hold(
         assert found is not None, "no measurement goes on for ever"
     if found is not None and found.kind is MeasurementEnd.GAVE_WAY:
         assert newer is not None
-        assert POLICY.min_rounds <= rounds
+        assert rounds >= 2 * POLICY.min_rounds
     if newer is not None and rounds >= 2 * POLICY.min_rounds:
         assert found is not None, "while a newer version waits, an undecided one takes at most twice min_rounds"
     assert set(open_concurrencies(POLICY, state.early)) <= set(POLICY.concurrencies)
@@ -158,16 +157,6 @@ def test_the_next_round_measures_where_something_is_open() -> None:
     assert open_concurrencies(POLICY, progress(NEAR, rounds=4).early) == (1, 4), "too few rounds decide nothing"
     nothing = Verdict(kind=VerdictKind.INCONCLUSIVE, reasons=(), ratios=())
     assert open_concurrencies(POLICY, nothing) == (1, 4)
-
-
-@given(forecasts)
-def test_the_rounds_to_decide_are_the_fewest_that_exclude_the_bar(forecast: Forecast) -> None:
-    needed = forecast.rounds_to_decide()
-    assert forecast.rounds <= needed <= MAX_FORECAST_ROUNDS
-    if needed < MAX_FORECAST_ROUNDS:
-        assert forecast.half_width(needed) <= abs(forecast.lead)
-    if needed > forecast.rounds:
-        assert forecast.half_width(needed - 1) > abs(forecast.lead)
 
 
 @given(forecasts, st.integers(2, 60), st.floats(0, 0.2))

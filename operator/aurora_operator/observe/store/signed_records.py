@@ -1,4 +1,4 @@
-"""Decides which records of the channel and which evidence one speculator's operator believes. Pure.
+"""Decides which records of the channel one speculator's operator believes, and what stored evidence shows. Pure.
 
 Invariants:
 
@@ -7,6 +7,8 @@ Invariants:
   from it (``plan.usable_store``), and no version.
 - Evidence that no validator signed shows nothing. It counts as a measurement without a result, so its candidate is
   measured again, and a writer of such evidence cannot keep the gate busy for ever.
+- No evidence passes unless its own samples clear the bars. Its texts are cut to what a status can hold, and no record
+  is refused for their length.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from aurora_operator.children.owner import Owner
 from aurora_operator.kubernetes_api import Object
@@ -21,9 +24,16 @@ from aurora_operator.observe.secret_values import secret_value
 from aurora_protocol.draft_records import Channel, Registration
 from aurora_protocol.errors import InvalidRecord, UnsignedRecord
 from aurora_protocol.evidence_records import Evidence, Verdict, VerdictKind
+from aurora_protocol.gate import GatePolicy
+from aurora_protocol.gate.verdict import least_policy, recomputed
 from aurora_protocol.signatures import KeyName, verified, without_signature
+from aurora_store.errors import bounded_text
 from aurora_store.keys import Keys, owner_id
 from aurora_store.root_ownership import current_owner
+
+MAX_MESSAGE_CHARACTERS: Final = 1000
+MAX_REASONS: Final = 32
+"""Most reasons of a verdict that are kept. The gate gives one for each bar, and a few more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +82,35 @@ def believed_evidence(data: bytes, key: str, root: str, keys: RecordKeys) -> Evi
     nothing = Verdict(kind=VerdictKind.INCONCLUSIVE, reasons=(reason,), ratios=())
     shown: dict[str, object] = {"samples": (), "equality": (), "baseline": None, "acceptance_length": {}}
     return unsigned.model_copy(update={**shown, "end": None, "end_message": "", "verdict": nothing})
+
+
+def judged(evidence: Evidence, policy: GatePolicy, *, pinned: bool) -> Evidence:
+    """``evidence`` with the operator's own verdict, and without the raw samples, which take 50 times as much memory.
+
+    The status shows the ratios at the primary concurrency only.
+
+    Args:
+        policy: the bars of the spec.
+        pinned: a person pinned the version, which may have passed with other bars. Only those that no setting lowers
+            count then.
+    """
+    evidence = recomputed(evidence, least_policy(evidence) if pinned else policy)
+    baseline, environment, verdict = evidence.baseline, evidence.environment, evidence.verdict
+    names = {name: bounded_text(getattr(environment, name)) for name in ("hardware", "dtype")}
+    shown = {
+        "reasons": tuple(bounded_text(reason) for reason in verdict.reasons[:MAX_REASONS]),
+        "ratios": tuple(ratio for ratio in verdict.ratios if ratio.concurrency == policy.primary),
+    }
+    return evidence.model_copy(
+        update={
+            "samples": (),
+            "equality": (),
+            "baseline": None if baseline is None else baseline.model_copy(update={"samples": ()}),
+            "environment": environment.model_copy(update=names),
+            "verdict": verdict.model_copy(update=shown),
+            "end_message": bounded_text(evidence.end_message, MAX_MESSAGE_CHARACTERS),
+        }
+    )
 
 
 def require_signed_weights(channel: Channel, registrations: Mapping[int, Registration]) -> None:

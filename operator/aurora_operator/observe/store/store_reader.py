@@ -15,7 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
@@ -23,16 +23,12 @@ from typing import Final, TypeVar
 from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_operator import metrics
 from aurora_operator.observe.observed import StoreView
-from aurora_operator.observe.store.evidence_check import (
-    MAX_EXAMINED,
-    MAX_MESSAGE_CHARACTERS,
-    Examination,
-    Examined,
-)
 from aurora_operator.observe.store.signed_records import (
+    MAX_MESSAGE_CHARACTERS,
     RecordKeys,
     believed_channel,
     believed_evidence,
+    judged,
     require_signed_weights,
 )
 from aurora_protocol.draft_records import INITIAL_VERSION, LINEAGE_NUMBER, Channel, Lineage, Registration
@@ -55,6 +51,8 @@ from aurora_store.keys import MAX_ATTEMPT_GAP, MAX_NUMBER_GAP, in_sequence, numb
 from aurora_store.registry import MAX_RECORDS_LISTED
 
 R = TypeVar("R", bound=Record)
+_Judgement = tuple[str, GatePolicy, bool]
+"""Key of evidence, the bars, and whether its version is pinned."""
 REQUEST_ATTEMPTS: Final = 2
 REQUEST_SECONDS: Final = 8.0
 """Longest wait for a connection's next bytes."""
@@ -99,8 +97,8 @@ class StoreReader:
         """Epoch of the channel at the last read; 0 without a channel."""
         self._records: dict[str, Record] = {}
         """Key -> a create-once record that the last read needed, but for evidence."""
-        self._examined: dict[str, Examined] = {}
-        """Key -> evidence that the last read needed."""
+        self._judged: dict[_Judgement, Evidence] = {}
+        """The evidence that the last read needed."""
 
     def read(self, needs: StoreNeeds) -> StoreView:
         """The records that are needed now. Blocks."""
@@ -137,7 +135,7 @@ class StoreReader:
         epochs, versions = self._numbers(Keys.CHANNEL), self._numbers(Keys.REGISTRY)
         epoch = max(epochs, default=0)
         if epoch < self._epoch:
-            self._records, self._examined = {}, {}
+            self._records, self._judged = {}, {}
         self._epoch = epoch
         known, self._records = self._records, {}
         channel = self._channel(epoch, known) if epoch else None
@@ -229,32 +227,20 @@ class StoreReader:
             for version in registered
             if version != INITIAL_VERSION and (active is None or version >= active or version in asked)
         )
-        known, self._examined = self._examined, {}
+        known, self._judged = self._judged, {}
         if not versions:
             return ()
         listed = [*self._objects.list(Keys.EVIDENCE, after=Keys.evidence_of(versions[0]), limit=MAX_RECORDS_LISTED)]
-        found: list[Evidence] = []
         for version in versions:
             own = (key for key in listed if key.startswith(Keys.evidence_of(version)))
-            examination = Examination.of(version, needs.policy, active=active, pin=needs.pin)
-            found += self._attempts(_in_sequence(own, max_gap=MAX_ATTEMPT_GAP), examination, known)
-        return tuple(found)
+            for key in _in_sequence(own, max_gap=MAX_ATTEMPT_GAP):
+                judgement = (key, needs.policy, version == needs.pin)
+                self._judged[judgement] = known.get(judgement) or self._judge(*judgement)
+        return tuple(self._judged.values())
 
-    def _attempts(
-        self, keys: Iterable[str], examination: Examination, known: dict[str, Examined]
-    ) -> Iterator[Evidence]:
-        """The evidence at ``keys``, first attempt first. Only the newest that say Pass are examined."""
-        left, newest_first = MAX_EXAMINED, list[Evidence]()
-        for key in reversed([*keys]):
-            wanted = examination if left > 0 else Examination(examination.policy, examines=False)
-            examined = known.get(key)
-            if examined is None or examined.examination != wanted:
-                parse = partial(believed_evidence, key=key, root=self.config.root, keys=self._keys)
-                examined = Examined.of(self._fetch(key, _key_of_evidence, parse), wanted)
-            self._examined[key] = examined
-            left -= examined.said_pass
-            newest_first.append(examined.evidence)
-        return reversed(newest_first)
+    def _judge(self, key: str, policy: GatePolicy, pinned: bool) -> Evidence:
+        parse = partial(believed_evidence, key=key, root=self.config.root, keys=self._keys)
+        return judged(self._fetch(key, _key_of_evidence, parse), policy, pinned=pinned)
 
 
 def unreachable(error: StoreError) -> StoreView:
