@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
@@ -116,17 +116,7 @@ class Model(BaseModel):
 class RewrittenModel(Model):
     """A :class:`Model` whose unknown fields are kept, and written again with the value.
 
-    For values that one version reads and writes back while another version uses them too: the status, and the records
-    in the store.
+    For the status, which one version reads and writes back while another version uses it too.
     """
 
     model_config = ConfigDict(extra="allow")
-
-
-M = TypeVar("M", bound=BaseModel)
-
-
-def with_unknown_fields(new: M, old: BaseModel | None) -> M:
-    """``new`` with the fields of ``old`` that this version does not know."""
-    unknown = old.model_extra if old is not None else None
-    return new.model_copy(update=unknown) if unknown else new

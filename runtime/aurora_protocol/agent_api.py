@@ -35,7 +35,7 @@ from typing import Annotated, Literal, Self, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from aurora_api.base import Model, Timestamp
-from aurora_protocol.record import Record, Sha256, read_unknown_as
+from aurora_protocol.record import Record, Sha256
 
 AGENT_PORT = 8471
 ENGINE_PORT = 30000
@@ -69,8 +69,6 @@ class SwapPhase(StrEnum):
     SWAPPING = "Swapping"
     """The engine loads the draft."""
     FAILED = "Failed"
-    UNKNOWN = "Unknown"
-    """A phase of a newer agent. It counts as neither under way nor failed, because the engine tells what it serves."""
 
 
 class SwapRequest(Record):
@@ -94,9 +92,7 @@ class Refusal(Record):
 class SwapStatus(Model):
     """The last swap of a pod."""
 
-    phase: Annotated[SwapPhase, read_unknown_as(SwapPhase.UNKNOWN)] = Field(
-        default=SwapPhase.IDLE, description="Progress of the swap."
-    )
+    phase: SwapPhase = Field(default=SwapPhase.IDLE, description="Progress of the swap.")
     version: int | None = Field(default=None, description="The version that was ordered last.")
     epoch: int | None = Field(
         default=None,
@@ -274,17 +270,13 @@ class MeasurementPhase(StrEnum):
     """The engine is free for trials."""
     RETURNING = "Returning"
     """The pod reloads the draft that it served before."""
-    UNKNOWN = "Unknown"
-    """A phase of a newer agent. The pod is withdrawn, and is neither free for trials nor on its way back."""
 
 
 class MeasurementStatus(Model):
     """A withdrawn pod: its measurement and its progress."""
 
     measurement: str = Field(description="Name of the validation Job.")
-    phase: Annotated[MeasurementPhase, read_unknown_as(MeasurementPhase.UNKNOWN)] = Field(
-        description="Progress of the withdrawn pod."
-    )
+    phase: MeasurementPhase = Field(description="Progress of the withdrawn pod.")
     machine: Machine | None = Field(default=None, description="Where the engine runs.")
     boot: str = Field(
         default="", max_length=128, description="Random id of the engine's start. Empty while it is down."

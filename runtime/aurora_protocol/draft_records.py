@@ -11,12 +11,12 @@ defines a lineage is immutable in the resource.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
-from aurora_api.base import RewrittenModel, Timestamp
-from aurora_protocol.record import Count, FileName, RecordNumber, Sha256, StoredRecord, read_unknown_as
+from aurora_api.base import Model, Timestamp
+from aurora_protocol.record import Count, FileName, RecordNumber, Sha256, StoredRecord
 from aurora_protocol.rope_scaling import RopeScaling
 
 LINEAGE_NUMBER: Final = 1
@@ -29,7 +29,7 @@ DRAFT_FILES = (CONFIG_FILE, WEIGHTS_FILE)
 """The files of a draft's checkpoint, beside its manifest."""
 
 
-class FileRef(RewrittenModel):
+class FileRef(Model):
     """One data object that a record names."""
 
     name: FileName = Field(description="File name, relative to the folder of the record that names it.")
@@ -37,14 +37,14 @@ class FileRef(RewrittenModel):
     size: Count = Field(description="Size of the file in bytes.")
 
 
-class TensorSpec(RewrittenModel):
+class TensorSpec(Model):
     """Shape and number format of one tensor of a draft checkpoint."""
 
     shape: tuple[int, ...] = Field(description="Sizes of the tensor's dimensions.")
     dtype: str = Field(description="Number format as safetensors spells it: BF16, F32, I64 or BOOL.")
 
 
-class TargetIdentity(RewrittenModel):
+class TargetIdentity(Model):
     """The target that a draft belongs to. Another target or another tokenizer needs another AuroraSpeculator."""
 
     model: str = Field(description="Hugging Face name or path of the target.")
@@ -55,7 +55,7 @@ class TargetIdentity(RewrittenModel):
     vocab_size: int = Field(gt=0, description="Number of tokens in the target's vocabulary.")
 
 
-class DraftSizes(RewrittenModel):
+class DraftSizes(Model):
     """Sizes of a draft that neither its target nor its tensors' shapes tell. They are part of its ``config.json``."""
 
     intermediate_size: int = Field(gt=0, le=1 << 24, description="Width of the feed-forward layer.")
@@ -77,7 +77,7 @@ class DraftSizes(RewrittenModel):
     max_positions: int = Field(gt=0, le=1 << 30, description="Longest sequence in tokens.")
 
 
-class InitialHead(RewrittenModel):
+class InitialHead(Model):
     """The published head that a lineage started from."""
 
     model: str = Field(description="Hugging Face name or path of the head.")
@@ -159,11 +159,9 @@ class ChannelReason(StrEnum):
     """Another speculator took the root over (``spec.store.restoreFrom``). The versions stay as they are."""
     DELETING = "Deleting"
     """The root's owner was deleted with ``deletionPolicy: Delete``. The objects are being deleted."""
-    UNKNOWN = "Unknown"
-    """A reason of a newer version, which is never written. It asks the reader for nothing: see ``api-versions.md``."""
 
 
-class RootOwner(RewrittenModel):
+class RootOwner(Model):
     """A speculator that took over a root which another speculator began."""
 
     id: str = Field(description="The first 8 characters of the speculator's uid, as in the name of a root.")
@@ -191,9 +189,7 @@ class Channel(StoredRecord):
     previous_digest: Sha256 | None = Field(
         default=None, description="Digest of the previous version's weights. None: not known."
     )
-    reason: Annotated[ChannelReason, read_unknown_as(ChannelReason.UNKNOWN)] = Field(
-        description="Why this epoch began."
-    )
+    reason: ChannelReason = Field(description="Why this epoch began.")
     evidence: str | None = Field(default=None, description="Key of the evidence behind a promotion.")
     rejected: tuple[RecordNumber, ...] = Field(
         default=(), description="Versions rejected by live traffic or by a person, whatever their evidence says."

@@ -2,7 +2,6 @@
 
 ProtocolError
 ├── InvalidRecord             a stored or received record does not satisfy its model
-│   ├── NewerRecord           only a newer version of the reader can read the record
 │   └── UnsignedRecord        nobody with the speculator's key wrote the record at this place
 └── AgentError                a call to an agent failed
     ├── AgentUnreachable      the agent gave no answer in time
@@ -20,10 +19,6 @@ class ProtocolError(Exception):
 
 class InvalidRecord(ProtocolError):
     """A record read from the store or the wire does not satisfy its model."""
-
-
-class NewerRecord(InvalidRecord):
-    """The record has a higher ``schemaVersion`` or another value than the reader knows. The reader must be upgraded."""
 
 
 class UnsignedRecord(InvalidRecord):

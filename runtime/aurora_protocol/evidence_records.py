@@ -10,13 +10,13 @@ higher attempt number. A baseline is written before the evidence that names it. 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from aurora_api.base import RewrittenModel, Timestamp
+from aurora_api.base import Model, Timestamp
 from aurora_api.v1alpha1.draft import LookupScope, Shape
-from aurora_protocol.record import Sha256, StoredRecord, read_unknown_as
+from aurora_protocol.record import Sha256, StoredRecord
 
 
 class Arm(StrEnum):
@@ -32,7 +32,7 @@ class Arm(StrEnum):
     """With SGLang's NGRAM speculation, which needs no draft."""
 
 
-class Sample(RewrittenModel):
+class Sample(Model):
     """One measured batch: ``requests`` prompts answered by one arm at a fixed concurrency."""
 
     arm: Arm = Field(description="The arm that answered the batch.")
@@ -52,7 +52,7 @@ class Sample(RewrittenModel):
         return self.tokens / self.seconds
 
 
-class AnswerEquality(RewrittenModel):
+class AnswerEquality(Model):
     """How one arm's greedy answers compare with those of a reference arm (promise 2).
 
     The active draft may be the reference only when its own answers are known to equal those without speculation.
@@ -70,7 +70,7 @@ class AnswerEquality(RewrittenModel):
     largest_margin: float = Field(default=0.0, ge=0, description="Largest logit gap seen at a first difference.")
 
 
-class Environment(RewrittenModel):
+class Environment(Model):
     """The machine, engine and settings of a measurement. Figures of different environments are never compared."""
 
     hardware: str = Field(description="Number and name of the GPUs, or of the CPU cores.")
@@ -128,11 +128,9 @@ class MeasurementEnd(StrEnum):
     draft. The candidate is not to blame, so another measurement can decide."""
     GAVE_WAY = "GaveWay"
     """A newer version waited, and the measurement was far from a decision or had had its share of rounds."""
-    UNKNOWN = "Unknown"
-    """A reason of a newer version, which is never written. It keeps no candidate from another measurement."""
 
 
-class RatioEstimate(RewrittenModel):
+class RatioEstimate(Model):
     """The throughput of one arm divided by that of another, with a confidence interval."""
 
     numerator: Arm = Field(description="The arm whose throughput is divided.")
@@ -145,7 +143,7 @@ class RatioEstimate(RewrittenModel):
     high: float = Field(description="Upper bound of the interval.")
 
 
-class Verdict(RewrittenModel):
+class Verdict(Model):
     """The gate's conclusion from a measurement."""
 
     kind: VerdictKind = Field(description="The outcome.")
@@ -176,7 +174,7 @@ class CachedBaseline(StoredRecord):
     created: Timestamp = Field(description="When the baseline was measured.")
 
 
-class BaselineSamples(RewrittenModel):
+class BaselineSamples(Model):
     """The samples of a baseline that a verdict used, copied so that the evidence is complete."""
 
     key: str = Field(description="Key of the :class:`CachedBaseline` record, relative to the speculator's root.")
@@ -203,7 +201,7 @@ class Evidence(StoredRecord):
     environment: Environment = Field(description="Where the candidate was measured.")
     prompts_sha256: Sha256 = Field(description="Digest of the prompts, equal for runs with equal prompts.")
     verdict: Verdict = Field(description="The gate's conclusion.")
-    end: Annotated[MeasurementEnd | None, read_unknown_as(MeasurementEnd.UNKNOWN)] = Field(
+    end: MeasurementEnd | None = Field(
         default=None, description="Why the measurement ended. None in evidence that does not count."
     )
     end_message: str = Field(default="", description="Why the measurement ended undecided, in plain words.")

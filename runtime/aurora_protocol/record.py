@@ -8,23 +8,19 @@ Invariants:
   value may be private.
 - A file name in a record is one plain name, and a record's number fits into its key. So no record leads a reader out of
   a folder.
-- A new optional field keeps a record's ``schemaVersion``: older readers ignore the field. A record whose meaning an
-  older reader would get wrong has a higher ``schemaVersion``, and older readers refuse it (:class:`NewerRecord`).
-- An older reader takes a new value of an enumeration as the value that :func:`read_unknown_as` names, where nothing
-  depends on the value. Everywhere else the reader refuses the record (:class:`NewerRecord`).
+- A reader ignores fields that it does not know, and refuses any other value and any other ``schemaVersion``.
 """
 
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from aurora_api.base import Model, RewrittenModel
-from aurora_protocol.errors import InvalidRecord, NewerRecord
+from aurora_api.base import Model
+from aurora_protocol.errors import InvalidRecord
 
 SHA256_PATTERN = r"^[0-9a-f]{64}$"
 
@@ -54,12 +50,6 @@ Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 """A count, for example of tokens or bytes."""
 
 
-def read_unknown_as(value: StrEnum) -> BeforeValidator:
-    """Reads a text that is no value of this enumeration as ``value``."""
-    known = frozenset(type(value))
-    return BeforeValidator(lambda text: value if isinstance(text, str) and text not in known else text)
-
-
 class Record(Model):
     """A model stored or sent as one JSON object."""
 
@@ -69,48 +59,16 @@ class Record(Model):
 
     @classmethod
     def from_json(cls, data: bytes | str) -> Self:
-        """Parse ``data``. Raises :class:`InvalidRecord`, which names the wrong fields but not their values.
-
-        Raises :class:`NewerRecord` when only a newer version can read the record.
-        """
+        """Parse ``data``. Raises :class:`InvalidRecord`, which names the wrong fields but not their values."""
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:
-            if _is_newer(error):
-                text = f"{cls.__name__}: its schemaVersion is newer than this version reads; upgrade the reader"
-                raise NewerRecord(text) from None
-            if newer := _fields_with_newer_values(error):
-                text = f"{cls.__name__}: {newer}: a value that a newer version wrote; upgrade the reader"
-                raise NewerRecord(text) from None
             wrong = "; ".join(f"{_field(e)}: {e['msg']}" for e in error.errors(include_input=False))
             raise InvalidRecord(f"{cls.__name__}: {wrong}") from None
 
 
-class StoredRecord(RewrittenModel, Record):
-    """A record in the store. Unknown fields are kept, so a record that carries an older one forward loses none."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-def _is_newer(error: ValidationError) -> bool:
-    """Whether ``schemaVersion`` is a higher number than the model's. A missing or odd value is not newer."""
-    return any(
-        details["loc"] == ("schemaVersion",) and isinstance(details["input"], int) and details["input"] > 1
-        for details in error.errors()
-    )
-
-
-def _fields_with_newer_values(error: ValidationError) -> str:
-    """The fields, when nothing is wrong but values of enumerations. Empty: something else is wrong too."""
-    wrong = error.errors()
-    newer = all(_is_unknown_name(e) for e in wrong)
-    return ", ".join(map(_field, wrong)) if newer else ""
-
-
-def _is_unknown_name(details: ErrorDetails) -> bool:
-    """Whether a name is not among those of an enumeration or a ``Literal``."""
-    unknown = details["type"] in ("enum", "literal_error") and isinstance(details["input"], str)
-    return unknown and details["loc"] != ("schemaVersion",)
+class StoredRecord(Record):
+    """A record in the store."""
 
 
 def _field(details: ErrorDetails) -> str:

@@ -10,7 +10,7 @@ from typing import Final, Self
 
 from pydantic import Field, model_validator
 
-from aurora_api.base import RewrittenModel
+from aurora_api.base import Model
 
 LINEAR, LLAMA3, YARN = ROPE_TYPES = ("linear", "llama3", "yarn")
 ORIGINAL: Final = "original_max_position_embeddings"
@@ -23,7 +23,7 @@ MAX_FACTOR: Final = 1e6
 """Largest factor, and largest bound of a band of frequencies."""
 
 
-class RopeScaling(RewrittenModel):
+class RopeScaling(Model):
     """The scaling of a rotary position embedding. The fields that a type does not use are None."""
 
     rope_type: str = Field(max_length=32, description="linear, llama3 or yarn.")

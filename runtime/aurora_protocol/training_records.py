@@ -11,34 +11,13 @@ written before the record that names it. Token ids live only in shards, never in
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
+from pydantic import Field
 
-from aurora_api.base import RewrittenModel, Timestamp
+from aurora_api.base import Timestamp
 from aurora_protocol.draft_records import FileRef
-from aurora_protocol.record import Count, FileName, RecordNumber, StoredRecord, read_unknown_as
-
-MAX_SHAPES: Final = 32
-"""Most entries of ``ShardManifest.shapes``. An engine offers 15 arms at most (``aurora_runtime.engine.arms``)."""
-MAX_STEPS: Final = (1 << 15) - 2
-"""Most tokens of a round below its root. A trace stores a node's parent as a 16-bit number."""
-
-
-class ShapeCounts(RewrittenModel):
-    """Verify rounds of one shape and one source. A round counts once for each request that takes part."""
-
-    source: str = Field(pattern=r"^[a-z]{1,16}$", description="Who proposed for the request: none, lookup or draft.")
-    steps: int = Field(
-        ge=0,
-        le=MAX_STEPS,
-        description="Tokens that the round verified for the request besides its last token. With the source none they"
-        " are fillers, because other requests of the batch had a proposal.",
-    )
-    rounds: Count = Field(description="Verify rounds.")
-    accepted: Count = Field(
-        description="Accepted tokens of these rounds, without the target's own. A filler may be right by chance."
-    )
+from aurora_protocol.record import Count, FileName, RecordNumber, StoredRecord
 
 
 class ShardManifest(StoredRecord):
@@ -60,25 +39,7 @@ class ShardManifest(StoredRecord):
     draft_versions: tuple[RecordNumber, ...] = Field(
         description="Versions of the draft that were served during the traces."
     )
-    shapes: tuple[ShapeCounts, ...] | None = Field(
-        default=None,
-        max_length=MAX_SHAPES,
-        description="The rounds by shape and source. None if an older version wrote the manifest, or if the traces have"
-        " more shapes than a manifest holds. A reader ignores all of them if it cannot read one.",
-    )
     created: Timestamp = Field(description="When the shard was written.")
-
-    @field_validator("shapes", mode="wrap")
-    @classmethod
-    def _without_unreadable_shapes(
-        cls, value: object, read: ValidatorFunctionWrapHandler
-    ) -> tuple[ShapeCounts, ...] | None:
-        """Counts that only a newer version can read are no reason to refuse the shard: nobody trains on them."""
-        try:
-            shapes: tuple[ShapeCounts, ...] | None = read(value)
-        except ValidationError:
-            return None
-        return shapes
 
 
 class TrainerPhase(StrEnum):
@@ -88,8 +49,6 @@ class TrainerPhase(StrEnum):
     WAITING_FOR_TRACES = "WaitingForTraces"
     TRAINING = "Training"
     SUSPENDED = "Suspended"
-    UNKNOWN = "Unknown"
-    """An activity of a newer trainer."""
 
 
 class TrainerStatus(StoredRecord):
@@ -102,9 +61,7 @@ class TrainerStatus(StoredRecord):
     lineage: RecordNumber | None = Field(
         default=None, description="Number of the lineage. None before the lineage exists."
     )
-    phase: Annotated[TrainerPhase, read_unknown_as(TrainerPhase.UNKNOWN)] = Field(
-        description="The trainer's current activity."
-    )
+    phase: TrainerPhase = Field(description="The trainer's current activity.")
     step: Count = Field(description="Optimizer steps so far.")
     shards: Count = Field(description="Shards trained on so far.")
     trained_tokens: Count = Field(description="Traced positions that training saw for the first time, in tokens.")

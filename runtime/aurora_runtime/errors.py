@@ -2,7 +2,6 @@
 
 RuntimeFault
 ├── TraceFormatError        a shard's tensors contradict each other
-│   └── NewerTraceFormat        only a newer version of the reader can read the shard
 ├── ShardRefused            the store refuses to read one shard, and can read others
 ├── EngineFault             SGLang did not start, or refused an admin call
 │   └── EngineGone          SGLang did not answer: it ended or hangs
@@ -32,10 +31,6 @@ class RuntimeFault(Exception):
 
 class TraceFormatError(RuntimeFault):
     """A shard's tensors contradict each other. The trainer skips the request, or the shard."""
-
-
-class NewerTraceFormat(TraceFormatError):
-    """A shard holds what only a newer version of the reader knows. The reader must be upgraded."""
 
 
 class ShardRefused(RuntimeFault):

@@ -28,11 +28,11 @@ from typing import Final
 from pydantic import ValidationError
 
 from aurora_protocol.draft_records import INITIAL_VERSION, FileRef, Registration
-from aurora_protocol.errors import InvalidRecord, NewerRecord
+from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.pod_settings import TrainerSettings
 from aurora_protocol.tag_hash import number_of_hash
 from aurora_protocol.training_records import ShardManifest
-from aurora_runtime.errors import ErasureUnfinished, NewerTraceFormat, TraceFormatError
+from aurora_runtime.errors import ErasureUnfinished, TraceFormatError
 from aurora_runtime.shard_header import ShardHeader
 from aurora_runtime.termination_message import errors_reported
 from aurora_runtime.traces import RequestTrace, decode, empty_shard, encode, shard_counts, state_type_of
@@ -82,8 +82,7 @@ class TagErasure:
     def run(self) -> Erased:
         """Erase all traces. Safe to repeat.
 
-        Raises :class:`StoreError`, :class:`NewerRecord` and :class:`NewerTraceFormat` for a shard that only a newer
-        program can read, and :class:`ErasureUnfinished` when new traces of the tags go on arriving.
+        Raises :class:`StoreError`, and :class:`ErasureUnfinished` when new traces of the tags go on arriving.
         """
         registrations = list(self._registry.registrations())  # first: a run that cannot name drafts erases nothing
         for _ in range(MAX_SCANS):
@@ -138,10 +137,6 @@ class TagErasure:
             return False
         try:
             traces, manifest = list(decode(raw)), self._manifest(key, raw)
-        except NewerTraceFormat as error:
-            raise NewerTraceFormat(f"{key}: {error}, and then erase the tag again") from error
-        except NewerRecord:
-            raise
         except (TraceFormatError, DigestMismatch, InvalidRecord) as error:
             log.error("shard %s is deleted, because nobody can read it: %s", key, error)  # noqa: TRY400
             registry.delete_shard(key)

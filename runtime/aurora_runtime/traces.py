@@ -25,8 +25,7 @@ from torch import Tensor
 
 from aurora_protocol.pod_settings import StateType
 from aurora_protocol.tag_hash import NO_TAG
-from aurora_protocol.training_records import MAX_SHAPES, MAX_STEPS, ShapeCounts
-from aurora_runtime.errors import NewerTraceFormat, TraceFormatError
+from aurora_runtime.errors import TraceFormatError
 from aurora_runtime.held_out_split import MAX_MEASURED_PROMPT_TOKENS, is_held_out
 from aurora_runtime.packed_states import PACKED_TYPE, SCALE_TYPE, pack, unpack
 from aurora_runtime.shard_header import INDEX_COLUMNS
@@ -83,7 +82,7 @@ class RequestTrace:
         if problems:
             raise TraceFormatError("; ".join(problems))
         if rounds and not 0 <= int(self.source.min()) <= int(self.source.max()) <= max(ProposalSource):
-            raise NewerTraceFormat("a source of proposals is unknown; upgrade the reader")
+            raise TraceFormatError("a source of proposals is unknown")
 
     @property
     def answer_tokens(self) -> int:
@@ -159,32 +158,7 @@ def shard_counts(traces: Sequence[RequestTrace]) -> dict[str, Any]:
         "proposed": sum(int((t.node_count[t.drafted] - 1).sum()) for t in traces),
         "accepted": sum(int(t.accepted[t.drafted].sum()) for t in traces),
         "draft_versions": tuple(sorted({v for t in traces for v in t.version.tolist()})),
-        "shapes": shape_counts(traces),
     }
-
-
-def shape_counts(traces: Sequence[RequestTrace]) -> tuple[ShapeCounts, ...] | None:
-    """The rounds of the traces by shape and source. None where a manifest cannot hold them.
-
-    Tensors are counted, not numbers of Python: capture's thread would keep the interpreter from the scheduler.
-    """
-    if not traces:
-        return ()
-    source = torch.cat([t.source for t in traces]).long()
-    steps = torch.cat([t.node_count for t in traces]).long() - 1
-    accepted = torch.cat([t.accepted for t in traces]).long()
-    if steps.numel() and (int(steps.min()) < 0 or int(steps.max()) > MAX_STEPS or int(accepted.min()) < 0):
-        return None
-    shapes, shape_of_round = torch.unique(source << 16 | steps, return_inverse=True)
-    if shapes.numel() > MAX_SHAPES:
-        return None
-    rounds, tokens = torch.zeros((2, shapes.numel()), dtype=torch.int64)
-    rounds.index_add_(0, shape_of_round, torch.ones_like(accepted))
-    tokens.index_add_(0, shape_of_round, accepted)
-    return tuple(
-        ShapeCounts(source=ProposalSource(shape >> 16).name.lower(), steps=shape & 0xFFFF, rounds=count, accepted=right)
-        for shape, count, right in zip(shapes.tolist(), rounds.tolist(), tokens.tolist(), strict=True)
-    )
 
 
 def empty_shard() -> bytes:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from aurora_api.base import with_unknown_fields
 from aurora_api.v1alpha1.status import MAX_REJECTED
 from aurora_operator.observe.observed import Observed, StoreView
 from aurora_operator.plan.candidate import ValidationDecision
@@ -46,7 +45,7 @@ def next_channel(observed: Observed, step: Step, validation: ValidationDecision,
     moved = advance.active != former.active
     rejected = former.rejected if advance.reject is None else (*former.rejected, advance.reject)
     returned = advance.reason is ChannelReason.ROLLED_BACK
-    made = Channel(
+    return Channel(
         epoch=former.epoch + 1,
         lineage=former.lineage,
         active=advance.active,
@@ -59,7 +58,6 @@ def next_channel(observed: Observed, step: Step, validation: ValidationDecision,
         former_owners=former.former_owners,
         created=now,
     )
-    return with_unknown_fields(made, former)
 
 
 def with_digests(made: Channel, store: StoreView) -> Channel:

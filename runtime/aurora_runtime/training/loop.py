@@ -66,7 +66,7 @@ class Trainer:
 
     def _train_or_wait(self) -> None:
         """Train on pending shards if there are any, else replay if the budget allows, else wait."""
-        pending = [key for key in self.stages.retention.shards_to_train() if key not in self.stages.reader.newer]
+        pending = list(self.stages.retention.shards_to_train())
         self._drop_expired()
         if pending:
             self.backoff.reset()
@@ -96,8 +96,7 @@ class Trainer:
     def _expects_work(self) -> bool:
         """Whether to look again soon: something arrived, or a save, deletions or a status are not finished.
 
-        An upload without its manifest counts as an arrival, because the manifest follows. So does a shard that only a
-        newer trainer can read, because traffic flows.
+        An upload without its manifest counts as an arrival, because the manifest follows.
         """
         arrivals, before = self.learning.ledger.arrivals, self._seen_arrivals
         self._seen_arrivals = arrivals
@@ -127,9 +126,7 @@ class Trainer:
             self.run_due_stages(TrainerPhase.TRAINING)
 
     def _train_on(self, key: str) -> None:
-        shard = self.stages.reader.read(key)
-        if key not in self.stages.reader.newer:
-            self.stages.fresh.train(key, shard)
+        self.stages.fresh.train(key, self.stages.reader.read(key))
         self.stages.reader.finish()
 
     def run_due_stages(self, phase: TrainerPhase) -> None:

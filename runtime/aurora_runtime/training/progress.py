@@ -56,7 +56,7 @@ class StatusWriter:
         try:
             previous = self._registry.trainer_status()
         except InvalidRecord:
-            previous = None  # a newer trainer's record, or a damaged one; nothing is decided from the record
+            previous = None  # a damaged record; nothing is decided from the record
         except StoreError as error:
             log.warning("status not written: %s", error)
             return False

@@ -39,7 +39,7 @@ def test_a_record_at_another_place_is_not_signed(place: str) -> None:
 def test_every_field_is_covered_also_an_unknown_one() -> None:
     extended = json.dumps(json.loads(RECORD) | {"futureField": [1, {"x": None}]}).encode()
     data = signed(extended, PLACE, KEY)
-    assert check(data).model_dump()["futureField"] == [1, {"x": None}]
+    check(data)
     for field in json.loads(extended):
         changed = json.loads(data)
         changed[field] = "changed"

@@ -1,4 +1,4 @@
-"""A record with fields of a newer version is read by this version, and written back with these fields."""
+"""A record with fields that this version does not know is read as if it had none of them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from pydantic import BaseModel
 
 from aurora_protocol import agent_api, pod_settings
 from aurora_protocol.agent_api import AgentState, Machine, MeasurementPhase, MeasurementStatus
-from aurora_protocol.draft_records import Channel, CheckpointManifest, FileRef, TensorSpec
-from aurora_protocol.errors import InvalidRecord, NewerRecord
+from aurora_protocol.draft_records import CheckpointManifest, FileRef, TensorSpec
+from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.evidence_records import BaselineSamples, CachedBaseline
 from aurora_protocol.record import Record, StoredRecord
 from aurora_protocol.training_records import (
-    ShapeCounts,
     ShardManifest,
     TrainerPhase,
     TrainerState,
@@ -32,8 +31,6 @@ from tests.unit.operator.worlds import (
     digest,
     evidence,
     lineage,
-    made,
-    observed,
     registration,
     spec,
 )
@@ -43,7 +40,6 @@ EVIDENCE = evidence(2)
 SHARD = ShardManifest(
     lineage=1, pod="p", boot="b", seq=0, file=FILE, requests=1, tokens=2, answer_tokens=3, rounds=4, proposed=5,
     accepted=1, dropped_records=0, draft_versions=(0,), created=NOW,
-    shapes=(ShapeCounts(source="draft", steps=3, rounds=4, accepted=1),),
 )  # fmt: skip
 STORED: tuple[StoredRecord, ...] = (
     lineage().model_copy(update={"tensors": {"fc.weight": TensorSpec(shape=(2, 3), dtype="F32")}}),
@@ -145,16 +141,8 @@ def with_unknown_fields(draw: st.DrawFn, model: BaseModel) -> dict[str, Any]:
 
 
 @settings(max_examples=example_count(200), deadline=None)
-@given(st.data(), st.sampled_from(STORED))
-def test_a_stored_record_is_written_back_with_its_unknown_fields(data: st.DataObject, record: StoredRecord) -> None:
-    newer = data.draw(with_unknown_fields(record))
-    read = type(record).from_json(json.dumps(newer))
-    assert json.loads(read.to_json()) == newer
-
-
-@settings(max_examples=example_count(200), deadline=None)
-@given(st.data(), st.sampled_from(SENT))
-def test_a_sent_record_is_read_as_if_it_had_no_unknown_fields(data: st.DataObject, record: Record) -> None:
+@given(st.data(), st.sampled_from((*STORED, *SENT)))
+def test_a_record_is_read_as_if_it_had_no_unknown_fields(data: st.DataObject, record: Record) -> None:
     newer = data.draw(with_unknown_fields(record))
     assert type(record).from_json(json.dumps(newer)) == record
 
@@ -168,39 +156,8 @@ def test_every_kind_of_record_is_among_the_examples() -> None:
     assert ours == {type(record) for record in (*STORED, *SENT)}
 
 
-@settings(max_examples=example_count(50), deadline=None)
-@given(with_unknown_fields(channel(1, epoch=2, previous=0)))
-def test_the_next_channel_record_keeps_the_unknown_fields_of_the_former(newer: dict[str, Any]) -> None:
-    former = Channel.from_json(json.dumps(newer))
-    store = observed().store
-    world = observed(
-        store=type(store)(lineage=store.lineage, channel=former, registrations={v: registration(v) for v in (0, 1)}),
-        spec=spec(serving={"replicas": 2}, rollout={"pin": 0}),
-    )
-    advance = made(world).advance
-    assert advance is not None
-    assert advance.active == 0
-    assert former.model_extra
-    assert advance.model_extra == former.model_extra
-
-
 @pytest.mark.parametrize("record", STORED, ids=lambda record: type(record).__name__)
-def test_a_record_with_a_changed_meaning_is_refused_in_words(record: StoredRecord) -> None:
-    newer = json.loads(record.to_json()) | {"schemaVersion": 2}
-    with pytest.raises(NewerRecord, match="upgrade the reader"):
-        type(record).from_json(json.dumps(newer))
-    for odd in ("two", 0, None):
-        with pytest.raises(InvalidRecord) as raised:
-            type(record).from_json(json.dumps(newer | {"schemaVersion": odd}))
-        assert not isinstance(raised.value, NewerRecord)
-
-
-def test_a_new_name_in_a_literal_is_one_of_a_newer_version() -> None:
-    newer = json.loads(EVIDENCE.to_json())
-    newer["environment"]["device"] = "tpu"
-    with pytest.raises(NewerRecord, match=r"environment\.device: a value that a newer version wrote"):
-        type(EVIDENCE).from_json(json.dumps(newer))
-    newer["environment"]["device"] = 1
-    with pytest.raises(InvalidRecord) as raised:
-        type(EVIDENCE).from_json(json.dumps(newer))
-    assert not isinstance(raised.value, NewerRecord)
+def test_a_record_with_another_schema_version_is_refused(record: StoredRecord) -> None:
+    for odd in (2, "two", 0, None):
+        with pytest.raises(InvalidRecord):
+            type(record).from_json(json.dumps(json.loads(record.to_json()) | {"schemaVersion": odd}))

@@ -40,7 +40,7 @@ def test_an_announced_phase_keeps_the_other_fields_of_the_status() -> None:
     assert status.held_out_requests == 0
 
 
-def test_a_status_of_a_newer_trainer_is_replaced() -> None:
+def test_a_status_that_cannot_be_read_is_replaced() -> None:
     registry, _ = tiny.memory_registry()
     registry.objects.put(Keys.TRAINER_STATUS, b'{"schemaVersion": 2, "phase": "Dreaming"}')
     StatusWriter(registry).announce(TrainerPhase.STARTING, message="loading")

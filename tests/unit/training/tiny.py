@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import torch
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import TargetSpec
@@ -17,7 +17,7 @@ from aurora_protocol.draft_records import FileRef
 from aurora_protocol.pod_settings import StateType
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.held_out_split import prompt_hash
-from aurora_runtime.traces import RequestTrace, encode, shard_tensors
+from aurora_runtime.traces import RequestTrace, encode
 from aurora_runtime.training import lineage
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.model import initial_draft
@@ -248,20 +248,3 @@ def put_shard(
         ),
         data,
     )
-
-
-def put_newer_shard(
-    registry: Registry, objects: MemoryObjects, seq: int, traces: list[RequestTrace], *, by_manifest: bool
-) -> str:
-    """A shard of a newer agent, which its manifest or its sources show."""
-    key = put_shard(registry, seq, traces)
-    manifest = json.loads(objects.data[key])
-    if by_manifest:
-        manifest["schemaVersion"] = 99
-    else:
-        tensors = shard_tensors(traces)
-        tensors["source"][0] = 3
-        data = objects.data[key.replace(".json", ".safetensors")] = save(tensors)
-        manifest["file"] |= {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
-    objects.data[key] = json.dumps(manifest).encode()
-    return key

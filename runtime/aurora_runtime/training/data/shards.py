@@ -2,8 +2,7 @@
 
 Invariants: a damaged shard is counted, logged and skipped, because another attempt would read the same bytes. A shard
 that killed the trainer twice is skipped too, and so is one that the store refuses while it gives others. Of a shard
-that can be read, a request that cannot be used costs only itself. A shard that only a newer reader knows is left to
-that reader. No held-out request reaches the training side.
+that can be read, a request that cannot be used costs only itself. No held-out request reaches the training side.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import Final, NamedTuple
 
 from safetensors import SafetensorError
 
-from aurora_protocol.errors import InvalidRecord, NewerRecord
-from aurora_runtime.errors import NewerTraceFormat, ShardRefused, TraceFormatError
+from aurora_protocol.errors import InvalidRecord
+from aurora_runtime.errors import ShardRefused, TraceFormatError
 from aurora_runtime.traces import RequestTrace, decode
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.patient_shard_reads import PatientShardReads
@@ -84,15 +83,13 @@ class ShardReader:
         self.deaths = deaths or ShardDeaths()
         self.damaged = 0
         """Shards that were skipped, since the start."""
-        self.newer = set[str]()
-        """Shards that only a newer reader knows. They stay untrained, for the trainer after an upgrade."""
 
     def prefetch(self, keys: Sequence[str], size_of: Callable[[str], int] = lambda _: 0) -> None:
         """Begin to fetch the first of ``keys``, which are read next and in this order. ``size_of``: their bytes."""
         self._prefetcher.prefetch(() if self.deaths.suspects else keys, size_of)
 
     def read(self, key: str) -> Shard | None:
-        """The shard's examples. None when the shard is damaged, refused or quarantined, or is one of :attr:`newer`.
+        """The shard's examples. None when the shard is damaged, refused or quarantined.
 
         Call :meth:`finish` when the work on the shard is done.
         """
@@ -102,11 +99,6 @@ class ShardReader:
         self.deaths.begin(key)
         try:
             return self._split(key, decode(self._prefetcher.get(key)))
-        except (NewerRecord, NewerTraceFormat) as error:
-            self.finish()
-            self.newer.add(key)
-            log.error("shard %s waits until this trainer is upgraded: %s", key, error)  # noqa: TRY400
-            return None
         except (ShardRefused, *_DAMAGE_ERRORS) as error:
             self.finish()
             self.damaged += 1

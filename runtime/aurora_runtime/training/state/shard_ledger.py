@@ -43,8 +43,6 @@ class ShardLedger:
         self._retired = dict.fromkeys(state.retired if state else ())
         self.forgotten = state.forgotten if state else 0
         """Number of consumed shards that were deleted and are no longer listed."""
-        self.resumed_from = state
-        """The record that this trainer resumed from. Later records keep its unknown fields."""
         self.changes = 0
         """How often any saved part changed since the start."""
         self.listing = ShardListing()

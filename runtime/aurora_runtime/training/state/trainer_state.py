@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from aurora_api.base import with_unknown_fields
 from aurora_protocol.draft_records import FileRef, Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerState
@@ -92,7 +91,6 @@ class StateSnapshot:
     retired: tuple[str, ...]
     forgotten: int
     last: Registration  # the last registered version
-    resumed_from: TrainerState | None
 
     def encode(self) -> tuple[TrainerState, bytes]:
         """The record and its data. Encode once per save, so that a repeated upload sends the same bytes."""
@@ -112,7 +110,7 @@ class StateSnapshot:
             last_registered=self.last.version,
             created=utc_now(),
         )
-        return with_unknown_fields(record, self.resumed_from), data
+        return record, data
 
 
 def take_snapshot(learning: LearningState, *, epoch: int, lineage: int, last: Registration) -> StateSnapshot:
@@ -128,5 +126,4 @@ def take_snapshot(learning: LearningState, *, epoch: int, lineage: int, last: Re
         retired=ledger.retired,
         forgotten=ledger.forgotten,
         last=last,
-        resumed_from=ledger.resumed_from,
     )

@@ -105,22 +105,6 @@ def test_a_manifest_counts_the_tokens_of_the_draft_only(tmp_path: Path) -> None:
     assert (manifest.requests, manifest.rounds, manifest.proposed, manifest.accepted) == (3, 3, 2, 1)
 
 
-def test_a_manifest_counts_rounds_by_shape_and_source(tmp_path: Path) -> None:
-    writer = make(tmp_path, Clock())
-    for number, source in enumerate((ProposalSource.DRAFT, ProposalSource.LOOKUP, ProposalSource.LOOKUP)):
-        offer(writer, drafted_request(f"r{number}", source))
-        writer.step()
-    offer(writer, long_request("plain", prompt=3, answer=4))
-    writer.step()
-    writer.flush()
-    (data,) = shards(tmp_path)
-    manifest = ShardManifest.from_json(data.with_suffix(".json").read_bytes())
-    assert manifest.shapes is not None
-    found = {(one.source, one.steps): (one.rounds, one.accepted) for one in manifest.shapes}
-    assert found == {("none", 0): (3, 0), ("lookup", 2): (2, 2), ("draft", 2): (1, 1)}
-    assert sum(one.rounds for one in manifest.shapes) == manifest.rounds
-
-
 def test_an_engine_that_stops_keeps_no_shard_open(tmp_path: Path) -> None:
     clock = Clock()
     writer = make(tmp_path, clock, shard_seconds=3600)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
 from aurora_store import Registry
 from tests.unit.training import tiny
-from tests.unit.training.trainer_rig import Traffic, TrainerRig
 
 
 def reader_of(registry: Registry) -> ShardReader:
@@ -101,19 +99,6 @@ def test_a_request_that_cannot_be_used_costs_only_itself(caplog: pytest.LogCaptu
     assert [e.tokens.tolist() for e in shard.train] == [e.tokens.tolist() for e in alone.train]
     assert reader.damaged == 0
     assert "2 requests of shard" in caplog.text
-
-
-@pytest.mark.parametrize("by_manifest", [True, False])
-def test_a_shard_of_a_newer_agent_waits_for_the_next_trainer(by_manifest: bool, tmp_path: Path) -> None:
-    rig = TrainerRig(tmp_path)
-    newer = tiny.put_newer_shard(rig.registry, rig.objects, 0, [tiny.trace(0)], by_manifest=by_manifest)
-    good = tiny.put_shard(rig.registry, 1, [tiny.trace(1)])
-    trainer = rig.trainer(Traffic(rig.registry, 1))
-    trainer.run()
-    assert good in trainer.learning.ledger.consumed
-    assert trainer.learning.ledger.pending() == [newer]
-    assert trainer.stages.reader.damaged == 0
-    assert newer in rig.objects.data
 
 
 def test_held_out_keeps_the_newest_request_of_each_number() -> None:

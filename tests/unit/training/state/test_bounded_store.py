@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -70,18 +69,6 @@ def test_a_trainer_resumes_from_the_state_before_a_damaged_one(
         "the shard of the damaged state is trained again"
     )
     assert trainer_state.read(rig.registry, rig.lineage) is not None
-
-
-def test_the_next_state_keeps_the_fields_that_a_newer_trainer_added(rig: TrainerRig) -> None:
-    rig.trainer(Traffic(rig.registry, 1)).run()
-    epoch = rig.registry.last_trainer_state_epoch()
-    stored = json.loads(rig.objects.get(Keys.trainer_state(epoch)))
-    rig.objects.put(Keys.trainer_state(epoch), json.dumps(stored | {"newInTrainer": {"a": 1}}).encode())
-    rig.trainer(Traffic(rig.registry, 1)).run()
-    kept = rig.registry.trainer_state_record()
-    assert kept is not None
-    assert kept.epoch > epoch
-    assert kept.model_extra == {"newInTrainer": {"a": 1}}
 
 
 def test_without_an_undamaged_state_the_trainer_starts_from_the_last_version(rig: TrainerRig) -> None:
