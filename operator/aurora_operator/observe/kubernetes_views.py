@@ -92,7 +92,6 @@ def workload_view(workload: Object | None) -> WorkloadView | None:
         ready=status.get("readyReplicas", 0),
         message=failure.get("message", "") if refused else "",
         refused_since=_time(failure.get("lastTransitionTime")) if refused else None,
-        paused=workload.get("spec", {}).get("paused") is True,
     )
 
 

@@ -28,14 +28,13 @@ from aurora_operator.plan.channel_builder import first_channel, next_channel, wi
 from aurora_operator.plan.conditions.condition_builder import with_waiting_upgrade
 from aurora_operator.plan.events import history_entries, notes, version_events
 from aurora_operator.plan.operator_upgrade import decide_upgrade
-from aurora_operator.plan.rest import is_at_rest, trainer_replicas, with_stop_reason
 from aurora_operator.plan.rollout import machine
 from aurora_operator.plan.rollout.roll import read_roll
 from aurora_operator.plan.rollout.transition import Step
 from aurora_operator.plan.rollout.world import Pod
 from aurora_operator.plan.status_builder import StatusChanges, status_of, worth_writing
 from aurora_operator.plan.usable_store import usable_store, with_followed_epoch
-from aurora_operator.plan.wanted_children import children, obsolete_jobs
+from aurora_operator.plan.wanted_children import children, is_at_rest, obsolete_jobs, trainer_replicas
 from aurora_operator.plan.world_builder import rollout_pods, world_of
 from aurora_protocol.agent_api import SwapRequest
 from aurora_protocol.pod_settings import Replica
@@ -103,8 +102,7 @@ def _makes_keys(observed: Observed, stored: StoreView) -> bool:
 def _plan_without_channel(observed: Observed, now: datetime) -> Plan:
     """The plan while no channel can be read: write the channel's first record once the initial draft is registered."""
     old = observed.status
-    operator_state = with_stop_reason(old.operator_state, observed)
-    kept = StatusChanges(old.rollout, operator_state, old.candidate, frozenset(old.rejected))
+    kept = StatusChanges(old.rollout, old.operator_state, old.candidate, frozenset(old.rejected))
     status = status_of(observed, rollout_pods(observed), kept, now)
     advance = first_channel(observed.store, now) if observed.store.ok else None
     # While the store cannot be read, nothing is under way. The schedule of store reads says when to look again.

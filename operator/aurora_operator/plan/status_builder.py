@@ -38,8 +38,8 @@ from aurora_operator.plan.figures import (
     ratio_text,
     saved_devices,
 )
-from aurora_operator.plan.rest import trainer_replicas
 from aurora_operator.plan.rollout.world import Pod
+from aurora_operator.plan.wanted_children import trainer_replicas
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.evidence_records import Arm, Evidence

@@ -6,9 +6,9 @@ A channel from a backup may name a version that live traffic has rejected since.
 restores the bucket, or creates the speculator again. Pods keep the drafts that they serve.
 
 **The root's owner.** ``spec.store.restoreFrom`` names the root of a former speculator, to go on from its channel.
-Nothing is copied: one record of the channel, create-once, names the new owner, and keeps a former owner that still
-lives from writing (``aurora_store.root_ownership``). The record that another owner wrote is not signed with this
-speculator's key. It is believed once, at this takeover, because the author vouches for the root with ``restoreFrom``.
+One record of the channel, create-once, names the new owner, and keeps a former owner that still lives from writing
+(``aurora_store.root_ownership``). The former owner's record is not signed with this speculator's key. It is believed
+once, at this takeover, because the author vouches for the root with ``restoreFrom``.
 
 Invariant: a speculator that followed a channel takes no root over any more. So two speculators with the same
 ``restoreFrom`` do not take the root from each other for ever.
@@ -21,12 +21,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from aurora_api.v1alpha1.draft import ARCHITECTURE
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import RECORDS_LOST, TAKEN_OVER, TAKING_OVER, Observed, StoreView
 from aurora_operator.plan.actions import EventNote
-from aurora_operator.plan.rest import stored_stop_reason
 from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, RootOwner
 from aurora_store.errors import bounded_text
 from aurora_store.keys import Keys, owner_id
@@ -78,33 +76,20 @@ def with_followed_epoch(operator_state: Mapping[str, Any], channel: Channel) -> 
     return {**operator_state, _CHANNEL_EPOCH: channel.epoch}
 
 
-def holds_workloads(observed: Observed) -> bool:
-    """Whether pods must not start yet, because the root that they would read and write is not this speculator's.
-
-    Pods that run already stay, whatever happens to the root.
-    """
-    return observed.spec.store.restore_from is not None and not observed.store.ok and observed.deployment is None
-
-
 def _unusable(reason: str, error: str) -> UsableStore:
     return UsableStore(StoreView(reason=reason, error=error))
 
 
 def _missing(observed: Observed) -> str:
-    """Which record of the active version the store lacks, as the end of a sentence; empty when it lacks none.
-
-    A copy of the bucket takes a while. After a loss, its records count once the active version is registered too.
-    """
-    store, active = observed.store, observed.status.active
+    """Which record of the active version the store lacks, as the end of a sentence; empty when it lacks none."""
+    channel, active = observed.store.channel, observed.status.active
     if active is None:
         return ""
-    if store.channel is None:
+    if channel is None:
         return "has no record of the channel"
-    if store.channel.active != active.version and _is_older(store.channel, observed.status):
-        return f"has only older records of the channel, the newest for version {store.channel.active}"
-    lost_before = stored_stop_reason(observed.status) == RECORDS_LOST
-    registered = active.version in store.registrations
-    return f"lacks {Keys.registration(active.version)}" if lost_before and not registered else ""
+    if channel.active != active.version and _is_older(channel, observed.status):
+        return f"has only older records of the channel, the newest for version {channel.active}"
+    return ""
 
 
 def _is_older(channel: Channel, status: SpeculatorStatus) -> bool:
@@ -148,25 +133,13 @@ def _refusal(observed: Observed, root: str) -> str:
 
 
 def _lineage_refusal(observed: Observed, lineage: Lineage, root: str) -> str:
-    """Which part of the lineage differs from the spec. The trainer compares the target's files later."""
-    target, draft, head = observed.spec.target, observed.spec.draft, lineage.initial
-    # A head brings its own vocabulary map, so draft.vocabSize has no effect.
-    vocab_size = lineage.draft_vocab_size if head else min(draft.vocab_size, lineage.target.vocab_size)
-    parts: tuple[tuple[str, object, object], ...] = (
-        ("target.model", lineage.target.model, target.model),
-        ("target.revision", lineage.target.revision or target.revision, target.revision or lineage.target.revision),
-        ("draft.architecture", lineage.architecture, ARCHITECTURE),
-        ("draft.vocabSize", lineage.draft_vocab_size, vocab_size),
-        ("draft.initial.model", head.model if head else "unset", draft.initial.model if draft.initial else "unset"),
-    )
-    differences = ", ".join(
-        f"{field} is {bounded_text(str(stored))} in the store and {wanted} in the spec"
-        for field, stored, wanted in parts
-        if stored != wanted
-    )
-    if not differences:
+    """Why the drafts do not fit the spec's target; empty when they do. The shape of the draft stays the stored one."""
+    stored, wanted = lineage.target, observed.spec.target
+    same_revision = not (stored.revision and wanted.revision) or stored.revision == wanted.revision
+    if stored.model == wanted.model and same_revision:
         return ""
-    return f"the drafts below {root} belong to another lineage: {differences}. Use the values of the store"
+    kept = bounded_text(f"{stored.model} {stored.revision or ''}".rstrip())
+    return f"the drafts below {root} belong to another target: {kept}. Name this target in spec.target"
 
 
 def _takeover(observed: Observed, former: Channel, root: str, now: datetime) -> Channel:

@@ -1,18 +1,29 @@
-"""Which children should exist. Pure."""
+"""Which children should exist, and which of them run. Pure.
+
+A suspended trainer has two tasks left: to create version 0, without which no pod starts, and to delete traces beyond
+``training.traceStorageLimit``. Only inference pods write traces. So the trainer's pod runs while training goes on,
+until version 0 exists, and while traces may arrive. Otherwise it would hold its machine for nothing.
+
+Invariant: the store stays bounded. Whenever traces may arrive, a trainer runs that deletes old ones.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 
+from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.inference_deployment import deployment
 from aurora_operator.children.supporting_objects import disruption_budget, policies, service_accounts, services
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import JobView, Observed, WorkloadView
+from aurora_operator.observe.observed import RECORDS_LOST, TAKEN_OVER, JobView, Observed
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.operator_upgrade import UpgradeDecision
-from aurora_operator.plan.rest import trainer_replicas
-from aurora_operator.plan.usable_store import holds_workloads
+
+STOPS_TRAINER = (TAKEN_OVER, RECORDS_LOST)
+"""Reasons of a store that the trainer may not write to. After a loss of the records it would begin another lineage, and
+the records that somebody puts back would be mixed with those of that lineage."""
 
 
 def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecision) -> tuple[Object, ...]:
@@ -21,8 +32,6 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
     Only the inference pods wait for their turn after an upgrade of the operator. The trainer follows at once, because
     it resumes where it stopped and serves nobody.
 
-    A Deployment that somebody paused goes on, because it is the operator's own. Paused, it would take no template.
-
     Objects that others refer to come first. The trainer comes before the inference pods, which wait for its initial
     draft.
     """
@@ -30,24 +39,31 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
     hung = observed.trainer is not None and observed.trainer.has_hung_pod
     trainer = trainer_deployment(owner, spec, config, trainer_replicas(observed), has_hung_pod=hung)
     serving = deployment(owner, spec, upgrade.template, upgrade.annotations)
-    workloads = (_unpaused(trainer, observed.trainer), _unpaused(serving, observed.deployment))
     return (
         *service_accounts(owner, spec),
         *services(owner),
         *policies(owner, spec, config),
         disruption_budget(owner),
-        *(() if holds_workloads(observed) else workloads),
+        *(() if _holds_workloads(observed) else (trainer, serving)),
     )
 
 
-def _unpaused(deployment: Object, live: WorkloadView | None) -> Object:
-    """``deployment`` with the field that ends the pause of ``live``.
+def trainer_replicas(observed: Observed) -> int:
+    """How many trainer pods should run: 1 or 0. A trainer that may write nothing would hold its machine for nothing."""
+    if trainer_stop_reason(observed) or _stays_stopped(observed):
+        return 0
+    needed = not observed.spec.training.suspended or not _version_0_exists(observed) or _traces_may_arrive(observed)
+    return int(needed)
 
-    Without a pause the field is left out: the API server does not store False, so the field would always look changed.
-    """
-    if live is None or not live.paused:
-        return deployment
-    return {**deployment, "spec": {**deployment["spec"], "paused": False}}
+
+def trainer_stop_reason(observed: Observed) -> str:
+    """Why the trainer may write nothing to the store, as the reason of a condition; empty when it may."""
+    return observed.store.reason if observed.store.reason in STOPS_TRAINER else ""
+
+
+def is_at_rest(spec: SpeculatorSpec) -> bool:
+    """Nothing should run: training is suspended, and no replica is wanted. A verdict would be of no use now."""
+    return spec.training.suspended and spec.serving.replicas == 0
 
 
 def obsolete_jobs(
@@ -64,3 +80,28 @@ def obsolete_jobs(
         for job in jobs
         if (job.version, job.attempt) != wanted and not (job.finished and job.name == newest_finished)
     )
+
+
+def _holds_workloads(observed: Observed) -> bool:
+    """Whether pods must not start yet, because the root that they would read and write is not this speculator's.
+
+    Pods that run already stay, whatever happens to the root.
+    """
+    return observed.spec.store.restore_from is not None and not observed.store.ok and observed.deployment is None
+
+
+def _stays_stopped(observed: Observed) -> bool:
+    """A trainer without a pod starts none while the store cannot be read: its root may be lost."""
+    stopped = observed.trainer is not None and observed.trainer.replicas == 0
+    return stopped and not observed.store.ok and _version_0_exists(observed)
+
+
+def _version_0_exists(observed: Observed) -> bool:
+    """The channel's first record is written after version 0. The status still knows it while the store is away."""
+    return observed.store.channel is not None or observed.status.active is not None
+
+
+def _traces_may_arrive(observed: Observed) -> bool:
+    """Inference pods trace requests, or are wanted and will. Terminating pods upload their last traces."""
+    traced = Decimal(observed.spec.capture.sample_ratio) > 0
+    return traced and (observed.spec.serving.replicas > 0 or bool(observed.pods))

@@ -28,7 +28,7 @@ from aurora_operator.plan.conditions.content import QUEUED, SCALED_TO_ZERO, SERV
 from aurora_operator.plan.conditions.start import serving_pods, start_fault
 from aurora_operator.plan.lending import withdrawn_pods
 from aurora_operator.plan.operator_upgrade import UpgradeDecision, UpgradeStage, upgrade_failure
-from aurora_operator.plan.rest import trainer_replicas, trainer_stop_reason
+from aurora_operator.plan.wanted_children import trainer_replicas, trainer_stop_reason
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import Keys
@@ -259,7 +259,7 @@ def _waiting_for_node(observed: Observed) -> str:
 def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> ConditionContent:
     if reason := trainer_stop_reason(observed):
         return ConditionContent(False, reason, f"{_TRAINER_STOPS[reason]}, so the trainer is stopped")
-    if trainer_replicas(observed) == 0:
+    if observed.spec.training.suspended and trainer_replicas(observed) == 0:
         message = "training is suspended and nothing else needs the trainer, so its pod is stopped"
         return ConditionContent(True, "Suspended", message)
     workload = observed.trainer

@@ -60,13 +60,12 @@ def test_a_pod_says_when_its_engines_container_started() -> None:
     assert kubernetes_views.pod_view(pod).engine_started is None
 
 
-def test_a_deployment_is_seen_with_its_pause_and_its_last_progress() -> None:
+def test_a_paused_deployment_is_seen_with_its_last_progress() -> None:
     progress = {"type": "Progressing", "status": "Unknown", "lastUpdateTime": "2026-01-01T00:00:00Z"}
     live = {"metadata": {"generation": 2}, "spec": {"paused": True}, "status": {"conditions": [progress]}}
-    view, deployed = kubernetes_views.workload_view(live), kubernetes_views.deployed_template(live)
-    assert view is not None
+    deployed = kubernetes_views.deployed_template(live)
     assert deployed is not None
-    assert (view.paused, deployed.progressed, deployed.failure) == (True, NOW, "")
+    assert (deployed.progressed, deployed.failure) == (NOW, "")
 
 
 def test_a_pod_without_containers_did_not_start_together() -> None:

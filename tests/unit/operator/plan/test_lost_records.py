@@ -17,8 +17,8 @@ from aurora_api.v1alpha1.status import (
     TrainingStatus,
     VersionStatus,
 )
-from aurora_operator.observe.observed import Observed, StoreView
-from aurora_operator.plan.rest import trainer_replicas
+from aurora_operator.observe.observed import Observed, StoreView, WorkloadView
+from aurora_operator.plan.wanted_children import trainer_replicas
 from aurora_protocol.draft_records import RootOwner
 from tests.unit.operator.worlds import (
     NOW,
@@ -76,9 +76,10 @@ def test_the_trainer_begins_no_lineage_that_the_returning_records_would_be_mixed
     assert condition(world, ConditionType.TRAINER_READY).reason == "RecordsLost"
     replicas = {c["metadata"]["name"]: c["spec"]["replicas"] for c in made(world).children if c["kind"] == "Deployment"}
     assert replicas == {"chat": 2, "chat-trainer": 0}
-    away = replace(world, status=status(world), store=StoreView(reason="Unreachable", error="no route"))
+    stopped = WorkloadView(current=True, replicas=0, ready=0)
+    away = replace(world, trainer=stopped, status=status(world), store=StoreView(reason="Unreachable", error="x"))
     assert trainer_replicas(away) == 0
-    assert condition(away, ConditionType.TRAINER_READY).reason == "RecordsLost"
+    assert condition(away, ConditionType.TRAINER_READY).reason == "PodNotReady"
 
 
 def test_records_that_are_put_back_are_used_as_if_nothing_had_happened() -> None:
@@ -86,26 +87,6 @@ def test_records_that_are_put_back_are_used_as_if_nothing_had_happened() -> None
     told = status(replace(lost(), store=back, status=status(lost())))
     assert (told.active and told.active.version, told.candidate and told.candidate.version) == (200, 201)
     assert next(c for c in told.conditions if c.type is ConditionType.STORAGE_READY).reason == "Ready"
-
-
-def test_a_copy_of_the_records_counts_once_the_active_version_is_whole() -> None:
-    """A copy comes in the order of the keys: the channel from its first epoch on, the registry last."""
-    told = status(lost())
-    parts = [
-        (store(0, channel=channel(0)), "has only older records of the channel, the newest for version 0"),
-        (store(0, channel=channel(120, epoch=30)), "the newest for version 120"),
-        (store(0, channel=channel(200, epoch=57)), "lacks registry/00000200.json"),
-    ]
-    for part, missing in parts:
-        world = lost(part, status=told)
-        plan = made(world)
-        assert (plan.advance, plan.swaps, plan.job) == (None, (), None)
-        told = plan.status or told
-        shown = next(c for c in told.conditions if c.type is ConditionType.STORAGE_READY)
-        assert shown.reason == "RecordsLost"
-        assert missing in shown.message
-    whole = lost(store(0, 200, channel=channel(200, epoch=57)), status=told)
-    assert condition(whole, ConditionType.STORAGE_READY).reason == "Ready"
 
 
 def test_an_older_channel_is_not_followed_to_another_version() -> None:

@@ -4,22 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from aurora_operator.observe.observed import WorkloadView
 from aurora_operator.plan.operator_upgrade import decide_upgrade
 from aurora_operator.plan.wanted_children import children
 from tests.unit.operator.worlds import CONFIG, NOW, observed
-
-
-@pytest.mark.parametrize("paused", [True, False])
-def test_a_deployment_that_somebody_paused_goes_on(paused: bool) -> None:
-    """The API server does not store False, so the field is only sent to end a pause."""
-    live = WorkloadView(current=not paused, replicas=2, ready=2, paused=paused)
-    world = observed(deployment=live, trainer=live)
-    made = children(world, CONFIG, decide_upgrade(world, CONFIG, NOW))
-    fields = [child["spec"].get("paused") for child in made if child["kind"] == "Deployment"]
-    assert fields == ([False, False] if paused else [None, None])
 
 
 def test_a_trainer_that_hangs_on_a_lost_node_does_not_hold_up_a_change_of_the_template() -> None:
