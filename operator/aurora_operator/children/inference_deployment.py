@@ -18,7 +18,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from datetime import timedelta
+from typing import Any, Final
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.metadata import ENGINE_CONTAINER, INFERENCE, child, keys_name, selector
@@ -27,20 +28,13 @@ from aurora_operator.children.pod_template import (
     container,
     container_named,
     environment,
+    mapping,
     merge,
     pod_template,
     resources_of,
     store_credentials,
     store_settings,
     with_template_labels,
-)
-from aurora_operator.children.pod_timing import (
-    GRACE_PERIOD_SECONDS,
-    PRE_STOP_SECONDS,
-    PROBE_FAILURES,
-    PROBE_PERIOD_SECONDS,
-    agent_shutdown_arguments,
-    start_deadline,
 )
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
@@ -71,6 +65,23 @@ _ENGINE_KEY = "engine-key"
 _SPECULATOR_KEY = "speculator-key"
 SHM_MOUNT = {"name": "shm", "mountPath": "/dev/shm"}  # noqa: S108 - a memory volume
 SHM_VOLUME: Object = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "32Gi"}}
+
+PROBE_PERIOD_SECONDS: Final = 5
+PROBE_FAILURES: Final = 720
+"""The startup probe allows :data:`PROBE_PERIOD_SECONDS` times this number, one hour, for loading the model."""
+BEFORE_ENGINE_SECONDS: Final = 300
+"""Allowed on top for all that happens before the engine loads: finding a node, pulling images, staging the draft."""
+MIN_START_SECONDS: Final = PROBE_PERIOD_SECONDS * PROBE_FAILURES + BEFORE_ENGINE_SECONDS
+MAX_SECONDS: Final = 2**31 - 1
+"""The API server takes no longer times, and the agent could not wait for them."""
+PRE_STOP_SECONDS: Final = 5
+"""Time for all nodes to remove the pod from their endpoints. The engine must not stop before."""
+GRACE_PERIOD_SECONDS: Final = 120
+KUBERNETES_GRACE_PERIOD_SECONDS: Final = 30
+"""Kubernetes' default for a pod that sets no grace period."""
+RESERVED_SECONDS: Final = 10
+"""Kept back from the grace period, so that an agent ends by itself and can report what was lost."""
+_PROBE_DEFAULTS: Final = {"initialDelaySeconds": 0, "periodSeconds": 10, "failureThreshold": 3}
 _LIFECYCLE = {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}}
 
 
@@ -161,6 +172,20 @@ def deployment(owner: Owner, spec: SpeculatorSpec, template: Object, annotations
     return with_template_labels(made)
 
 
+def start_deadline(template: Mapping[str, Any]) -> timedelta:
+    """How long pods of ``template`` may take to become ready, from the beginning of their start on.
+
+    A user may change the engine's startup probe. A shorter probe does not shorten the deadline, because images and the
+    draft may still take long to download. The kubelet restarts an engine that fails its probe, and repeated restarts
+    are reported as a failed start.
+    """
+    probe = mapping(container_named(mapping(template.get("spec")), ENGINE_CONTAINER).get("startupProbe"))
+    given = {name: value for name, value in probe.items() if isinstance(value, int)}
+    delay, period, failures = ((_PROBE_DEFAULTS | given)[name] for name in _PROBE_DEFAULTS)
+    seconds = max(delay + period * failures + BEFORE_ENGINE_SECONDS, MIN_START_SECONDS)
+    return timedelta(seconds=min(seconds, MAX_SECONDS))
+
+
 def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> dict[str, Any]:
     settings = serving_settings(owner, spec).to_variable()
     with_store = environment(settings, store_credentials(spec, INFERENCE))
@@ -177,8 +202,18 @@ def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> dict[str
             SHM_VOLUME,
         ],
     }
-    agent["command"] += agent_shutdown_arguments(merge(pod, spec.serving.template.spec))
+    agent["command"] += _shutdown_arguments(merge(pod, spec.serving.template.spec))
     return pod
+
+
+def _shutdown_arguments(pod: Mapping[str, Any]) -> list[str]:
+    """How long the agent may take after SIGTERM, so that it ends by itself within the pod's grace period.
+
+    The grace period begins with our preStop hook. A user may change it in ``serving.template``.
+    """
+    grace = pod.get("terminationGracePeriodSeconds")
+    seconds = min(grace, MAX_SECONDS) if isinstance(grace, int) else KUBERNETES_GRACE_PERIOD_SECONDS
+    return ["--shutdown-seconds", str(max(1, seconds - PRE_STOP_SECONDS - RESERVED_SECONDS))]
 
 
 def agent_token_volume(owner: Owner) -> Object:

@@ -15,6 +15,7 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,6 +82,13 @@ def resources_of(spec: SpeculatorSpec) -> Object:
     """``resources`` of a container that computes, if the spec sets any."""
     given = spec.resources.model_dump(exclude_defaults=True)
     return {"resources": given} if given else {}
+
+
+def gpus_of(spec: SpeculatorSpec, template: PodTemplate, name: str) -> dict[str, int]:
+    """How many GPUs the container ``name`` gets, by the resource's name: ``{"nvidia.com/gpu": 2}``."""
+    resources = mapping(merge(resources_of(spec), container_named(template.spec, name)).get("resources"))
+    counts = {key: str(value) for key, value in mapping(resources.get("limits")).items() if str(key).endswith("/gpu")}
+    return {key: int(count) for key, count in counts.items() if re.fullmatch(r"[1-9][0-9]{0,3}", count)}
 
 
 def container(name: str, image: str, module: list[str], env: list[Object], **more: Any) -> Object:

@@ -18,7 +18,6 @@ A suspended trainer runs only while something needs it (``plan/wanted_children.p
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
@@ -27,10 +26,9 @@ from aurora_operator.children.metadata import TRAINER, child, selector, trainer_
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import (
     container,
-    container_named,
     environment,
+    gpus_of,
     mapping,
-    merge,
     pod_template,
     resources_of,
     store_credentials,
@@ -51,15 +49,6 @@ Kubernetes notices a lost node after about 50 s (``node-monitor-grace-period``).
 LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 _STRATEGY = {"type": "Recreate"}
 _STRATEGY_BESIDE_A_HUNG_POD = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
-
-
-def gpu_count(spec: SpeculatorSpec) -> int:
-    """How many GPUs of any vendor (``nvidia.com/gpu``, ``amd.com/gpu``) the trainer's container gets."""
-    resources = merge(resources_of(spec), container_named(spec.training.template.spec, TRAINER)).get("resources")
-    counts = [
-        str(count) for name, count in mapping(mapping(resources).get("limits")).items() if str(name).endswith("/gpu")
-    ]
-    return sum(int(count) for count in counts if re.fullmatch(r"[0-9]{1,4}", count))
 
 
 def program(gpus: int) -> list[str]:
@@ -97,7 +86,7 @@ def trainer_deployment(
     trainer = container(
         TRAINER,
         engine_image(spec, config),
-        program(gpu_count(spec)),
+        program(sum(gpus_of(spec, spec.training.template, TRAINER).values())),
         environment(trainer_settings(owner, spec), store_credentials(spec, TRAINER)),
         **resources_of(spec),
         volumeMounts=[SHM_MOUNT],

@@ -27,9 +27,9 @@ from aurora_operator.children.inference_deployment import (
     TEMPLATE_ANNOTATION,
     choice_digest,
     inference_template,
+    start_deadline,
     template_digest,
 )
-from aurora_operator.children.pod_timing import start_deadline
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import DeployedTemplate, FleetView, Observed
 from aurora_operator.operator_config import OperatorConfig

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable
 from datetime import datetime
 
+from aurora_operator.children.inference_deployment import start_deadline
 from aurora_operator.children.metadata import ENGINE_CONTAINER
-from aurora_operator.children.pod_timing import start_deadline
 from aurora_operator.observe.observed import CRASH_LOOP, Observed, PodView
 from aurora_operator.plan import lending
 from aurora_operator.plan.candidate import ValidationDecision

@@ -26,15 +26,14 @@ class TrainingStatus(RewrittenModel):
     )
     devices: str | None = Field(
         default=None,
-        description="Devices that the trainer holds, with their kind: `1 nvidia.com/gpu`, or `4 cpu` for cores. Unset"
-        " while training is suspended, or where `training.template` requests no devices, or names them by claims or"
-        " another extended resource.",
+        description="GPUs that the trainer holds, with their kind: `1 nvidia.com/gpu`. Unset while training is"
+        " suspended, or where the trainer has no GPU.",
     )
     saved_devices: str | None = Field(
         default=None,
-        description="Devices that inference pods would need more without speculation, with their kind:"
+        description="GPUs that inference pods would need more without speculation, with their kind:"
         " `0.35 nvidia.com/gpu`. The engines estimate it over about the last day, lookup included. What the plugin"
         " itself costs is not deducted, so the true saving is smaller. Unset: not known, because a ready pod has no"
         " estimate. Its engine started less than 10 minutes ago, its rounds have a Fixed shape, or its agent"
-        " is silent. Also unset where `serving.template` requests no devices.",
+        " is silent. Also unset where the engine has no GPU.",
     )

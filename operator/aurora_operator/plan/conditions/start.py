@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.status import SpeculatorStatus, StartStatus
-from aurora_operator.children.pod_timing import start_deadline
+from aurora_operator.children.inference_deployment import start_deadline
 from aurora_operator.observe.observed import ContainerFailure, Observed, PodView
 from aurora_operator.plan.conditions.content import ConditionContent
 

@@ -6,8 +6,13 @@ from typing import Any
 
 import pytest
 
-from aurora_operator.children.inference_deployment import deployment, inference_template
-from aurora_operator.children.pod_timing import MAX_START_SECONDS, MIN_START_SECONDS, start_deadline
+from aurora_operator.children.inference_deployment import (
+    MAX_SECONDS,
+    MIN_START_SECONDS,
+    deployment,
+    inference_template,
+    start_deadline,
+)
 from tests.unit.operator.worlds import CONFIG, OWNER, spec
 
 
@@ -26,7 +31,7 @@ def progress_deadline(probe: Any) -> int:
         pytest.param({"failureThreshold": 1440}, 7500, id="twice as many failures"),
         pytest.param({"periodSeconds": 10, "initialDelaySeconds": 60}, 7560, id="longer periods after a delay"),
         pytest.param({"failureThreshold": 6}, MIN_START_SECONDS, id="images may still take long"),
-        pytest.param({"failureThreshold": 2**31 - 1}, MAX_START_SECONDS, id="without an end"),
+        pytest.param({"failureThreshold": 2**31 - 1}, MAX_SECONDS, id="without an end"),
     ],
 )
 def test_the_progress_deadline_is_a_little_more_than_the_startup_probe_allows(probe: Any, seconds: int) -> None:

@@ -2,74 +2,34 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.template import PodTemplate
+from aurora_operator.children.pod_template import gpus_of
 from aurora_operator.observe.observed import PodView
-from aurora_operator.plan.figures import Devices, devices_of
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementStatus, SavedTime
 from tests.unit.operator.worlds import agent, observed, pod, spec, status
 
 
-def devices(resources: Any) -> Devices | None:
-    other = {"name": "other", "resources": {"limits": {"cpu": "64"}}}
-    return devices_of(
-        spec(), PodTemplate(spec={"containers": [other, {"name": "trainer", "resources": resources}]}), "trainer"
-    )
-
-
 @pytest.mark.parametrize(
-    ("resources", "kind", "count"),
+    ("resources", "found"),
     [
-        ({"limits": {"nvidia.com/gpu": 2, "cpu": "8"}}, "nvidia.com/gpu", "2"),
-        ({"limits": {"amd.com/gpu": "1"}}, "amd.com/gpu", "1"),
-        ({"requests": {"nvidia.com/gpu": 1}, "limits": {"nvidia.com/gpu": 1}}, "nvidia.com/gpu", "1"),
-        ({"limits": {"cpu": 4}, "requests": {"cpu": 2}}, "cpu", "4"),
-        ({"requests": {"cpu": "500m"}}, "cpu", "0.5"),
-        ({"requests": {"cpu": "1.5"}}, "cpu", "1.5"),
+        ({"limits": {"nvidia.com/gpu": 2, "cpu": "8"}}, {"nvidia.com/gpu": 2}),
+        ({"limits": {"amd.com/gpu": "1"}}, {"amd.com/gpu": 1}),
+        ({"limits": {"cpu": 4}}, {}),
+        ({"limits": {"nvidia.com/gpu": "1k"}}, {}),
+        ({"limits": {"nvidia.com/gpu": "9" * 5000}}, {}),
+        ({"limits": {"nvidia.com/gpu": 0}}, {}),
+        ({"limits": "all"}, {}),
+        (None, {}),
     ],
 )
-def test_gpus_count_before_cores_and_limits_before_requests(resources: Any, kind: str, count: str) -> None:
-    assert devices(resources) == Devices(kind, Decimal(count))
-
-
-@pytest.mark.parametrize(
-    "resources",
-    [
-        None,
-        {},
-        {"requests": {"memory": "1Gi"}},
-        {"limits": {"cpu": "many"}},
-        {"limits": {"cpu": 0}},
-        {"limits": {"nvidia.com/mig-1g.10gb": 1}},
-        {"limits": {"nvidia.com/gpu": 1, "rdma/hca": 1}},
-        {"limits": {"nvidia.com/gpu": "all", "cpu": "4"}},
-        {"limits": {"cpu": "4"}, "claims": [{"name": "gpu"}]},
-    ],
-)
-def test_a_count_that_the_template_does_not_say_is_unknown(resources: Any) -> None:
-    assert devices(resources) is None
-    assert devices_of(spec(), PodTemplate(), "trainer") is None
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["limits", "requests", "claims", "cpu", "nvidia.com/gpu"]), inner, max_size=3)
-    ),
-)
-
-
-@given(JSON)
-def test_any_template_has_devices_or_none(resources: Any) -> None:
-    found = devices(resources)
-    assert found is None or found.count > 0
+def test_gpus_are_counted_only_where_the_template_gives_a_plain_number(resources: Any, found: dict[str, int]) -> None:
+    other = {"name": "other", "resources": {"limits": {"nvidia.com/gpu": 8}}}
+    template = PodTemplate(spec={"containers": [other, {"name": "trainer", "resources": resources}]})
+    assert gpus_of(spec(), template, "trainer") == found
 
 
 def gpu_spec(**training: Any) -> Any:

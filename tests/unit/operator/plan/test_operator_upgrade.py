@@ -13,8 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import RolloutPhase, RolloutStatus, SpeculatorStatus
-from aurora_operator.children.inference_deployment import RESTART_ANNOTATION, choice_digest
-from aurora_operator.children.pod_timing import MIN_START_SECONDS
+from aurora_operator.children.inference_deployment import MIN_START_SECONDS, RESTART_ANNOTATION, choice_digest
 from aurora_operator.fleet import START_SECONDS
 from aurora_operator.observe.observed import FleetView, StoreView, WorkloadView
 from aurora_operator.plan import plan

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionType
 from aurora_api.v1alpha1.status import SpeculatorStatus
-from aurora_operator.children.pod_timing import MIN_START_SECONDS
+from aurora_operator.children.inference_deployment import MIN_START_SECONDS
 from aurora_operator.observe.observed import (
     RECOVERED_AFTER,
     ContainerFailure,
