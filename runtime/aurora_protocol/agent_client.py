@@ -12,8 +12,6 @@ reconciliation, and the validator knows best which of its calls may be repeated.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 
 import aiohttp
 
@@ -25,9 +23,7 @@ CALL_SECONDS = 3.0
 TRIAL_SECONDS = 900.0
 """Deadline of a trial request: the agent answers after the draft is downloaded, checked and swapped in."""
 MAX_CALLS = 100
-"""Calls under way at a time. An operator that has just started calls the agents of all speculators."""
-TURN_SECONDS = 30.0
-"""Longest wait until one of these calls ends. The wait does not count as the agent's time."""
+"""Calls under way at a time. The wait for one to end does not count as the agent's time."""
 MAX_BODY_BYTES = 1 << 20
 MAX_REFUSAL_BYTES = 8192
 MAX_REASON_CHARACTERS = 300
@@ -77,16 +73,6 @@ class AgentClient:
         )
         return state if status == 200 else None
 
-    @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """Wait until another call may begin. Raises :class:`TimeoutError`."""
-        async with asyncio.timeout(TURN_SECONDS):
-            await self._calls.acquire()
-        try:
-            yield
-        finally:
-            self._calls.release()
-
     async def _call(
         self, method: str, ip: str, path: str, token: str, body: bytes | None = None, *, seconds: float | None = None
     ) -> tuple[int, AgentState]:
@@ -97,7 +83,7 @@ class AgentClient:
         timeout = aiohttp.ClientTimeout(total=seconds or self._call_seconds)
         try:
             async with (
-                self._turn(),
+                self._calls,
                 self._session.request(
                     method, url, headers=headers, data=body, timeout=timeout, allow_redirects=False
                 ) as response,

@@ -1,14 +1,4 @@
-"""Errors of the protocol package.
-
-ProtocolError
-├── InvalidRecord             a stored or received record does not satisfy its model
-│   └── UnsignedRecord        nobody with the speculator's key wrote the record at this place
-└── AgentError                a call to an agent failed
-    ├── AgentUnreachable      the agent gave no answer in time
-    ├── InvalidAgentAnswer    the agent's answer is too long or not a valid record
-    └── AgentRefused          the agent refused the call
-        └── Fenced            the agent has seen a higher epoch, or another order is under way
-"""
+"""Errors of the protocol package: of records (:class:`InvalidRecord`), and of calls to agents (:class:`AgentError`)."""
 
 from __future__ import annotations
 

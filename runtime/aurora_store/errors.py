@@ -1,19 +1,4 @@
-"""Errors of the store package.
-
-StoreError              the object store refused a call, or cannot be reached
-├── ObjectMissing       there is no object at the key
-├── ObjectExists        another writer created the object first
-├── ObjectRefused       the credentials or the KMS key give no right to the object
-│   └── ObjectArchived  the object lies in a storage class from which it cannot be read
-├── DigestMismatch      the bytes differ from the digest in the record that names them
-│   └── ObjectTooLarge  the object is larger than that record says, or than any record may be
-├── AddressRefused      the endpoint leads to a link-local address
-├── CredentialsMissing  this process has no credentials for the store
-├── CallUnavailable     the store does not know a call, or the credentials may not make it
-├── NotRootOwner        the root belongs to another speculator, or is being deleted
-├── StoreInterrupted    nobody waits for the answer any more
-└── StoreUnsupported    the store lacks conditional writes
-"""
+"""Errors of the store package. All are of :class:`StoreError`."""
 
 from __future__ import annotations
 

@@ -64,8 +64,6 @@ MAX_BASELINES_TRIED = 64
 """How many of the newest baselines are read at most, readable or not."""
 MAX_SHARD_BYTES = 4 << 30
 """Largest shard that is read. A shard has 16384 positions by default, about 400 MB for a target of 4096 dimensions."""
-REPLACE_TRIES = 3
-"""An agent waits for seconds before it tries an upload again, so one more try is nearly always enough."""
 KEPT_TRAINER_STATES = 2
 MAX_STATE_RECORD_BYTES = 256 << 20
 """Largest record of a trainer state. The record names every shard that the state has learned from."""
@@ -411,20 +409,11 @@ class ShardStore(RecordStore):
         """Give a shard other data under the same key: no manifest, then the new data, then the new manifest.
 
         An agent that tries its upload again in between writes the former manifest, which names a digest that the data
-        do not have. That manifest is deleted. Safe to repeat from the start.
-
-        Raises :class:`ObjectExists` when this happens :data:`REPLACE_TRIES` times.
+        do not have. So the new manifest replaces what is there. Safe to repeat from the start.
         """
-        for tries_left in reversed(range(REPLACE_TRIES)):
-            self.objects.delete(manifest_key)
-            self.objects.put(shard_data_key(manifest_key), data)
-            try:
-                self.objects.create(manifest_key, manifest.to_json())
-            except ObjectExists:
-                if not tries_left:
-                    raise
-            else:
-                return
+        self.objects.delete(manifest_key)
+        self.objects.put(shard_data_key(manifest_key), data)
+        self.objects.put(manifest_key, manifest.to_json())
 
     def shard_range(self, manifest_key: str, first: int, size: int) -> bytes:
         """``size`` bytes of a shard's data from byte ``first``, fewer at the end of the data. Not verified.

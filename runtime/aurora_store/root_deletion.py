@@ -16,8 +16,8 @@ Invariants: only keys below ``<root>/`` are deleted. A root that belongs to anot
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
@@ -35,16 +35,15 @@ from aurora_store.store_config import StoreConfig
 
 MAX_PASSES: Final = 10
 """Passes over a root until it must be empty. A pod that runs on may write until it learns that the root is closed."""
-_VERSION: Final = ("Key", "VersionId")
+_Listing = Literal["list_objects_v2", "list_object_versions", "list_multipart_uploads"]
 
 
 @dataclass(frozen=True)
 class DeletionProgress:
     """What this process has deleted so far, and how the deletion ended, if it did."""
 
-    objects: int = 0
-    versions: int = 0
-    """Stored versions and delete markers of a bucket with versioning."""
+    deleted: int = 0
+    """Objects, and in a bucket with versioning their older versions and delete markers."""
     done: bool = False
     """A listing of the root was empty, or the root is kept."""
     kept: str = ""
@@ -64,7 +63,7 @@ class RootDeletion(ObjectStore):
         self._speculator = speculator
         self._work: Iterator[None] | None = None
         """The rest of the deletion, which goes on with the next step."""
-        self._objects = self._versions = 0
+        self._deleted = 0
         self._kept = self._remains = ""
 
     def step(self, seconds: float) -> DeletionProgress:
@@ -74,8 +73,8 @@ class RootDeletion(ObjectStore):
         for _ in work:
             if time.monotonic() >= deadline:
                 self._work = work
-                return DeletionProgress(self._objects, self._versions)
-        return DeletionProgress(self._objects, self._versions, done=True, kept=self._kept, remains=self._remains)
+                return DeletionProgress(self._deleted)
+        return DeletionProgress(self._deleted, done=True, kept=self._kept, remains=self._remains)
 
     def _delete_root(self) -> Iterator[None]:
         """The whole deletion. Yields after each request that deletes."""
@@ -84,11 +83,11 @@ class RootDeletion(ObjectStore):
             return
         for _ in range(MAX_PASSES):
             self._remains = ""
-            before = self._objects + self._versions
+            before = self._deleted
             yield from self._delete_all(lambda key: not key.startswith(Keys.CHANNEL))
             if all(key.startswith(Keys.CHANNEL) for key in self.list("")):
                 yield from self._delete_all(lambda _: True)
-            if next(self.list(""), None) is None and (self._remains or self._objects + self._versions == before):
+            if next(self.list(""), None) is None and (self._remains or self._deleted == before):
                 return
         raise StoreError(f"objects below {self.config.root} come back after {MAX_PASSES} deletions; find their writer")
 
@@ -133,52 +132,49 @@ class RootDeletion(ObjectStore):
 
         Raises :class:`StoreError` with the first object that the store refuses, after the others are deleted.
         """
+        if refused := (yield from self._delete_listed("list_objects_v2", "Contents", ("Key",), chosen)):
+            raise self.deletion_error(refused)
+        for work in (self._delete_versions(chosen), self._abort_uploads(chosen)):
+            try:
+                yield from work
+            except CallUnavailable as error:
+                self._remains = self._remains or f"older versions or unfinished uploads were not deleted: {error}"
+
+    def _delete_versions(self, chosen: Callable[[str], bool]) -> Iterator[None]:
+        for entry in ("Versions", "DeleteMarkers"):
+            refused = yield from self._delete_listed("list_object_versions", entry, ("Key", "VersionId"), chosen)
+            if refused:
+                why = "a lock holds them, or s3:DeleteObjectVersion is missing"
+                error = self.deletion_error(refused)
+                self._remains = f"the store refused to delete older versions ({why}): {error}"
+                return
+
+    def _delete_listed(
+        self, listing: _Listing, entry: str, fields: tuple[str, ...], chosen: Callable[[str], bool]
+    ) -> Generator[None, None, list[dict[str, str]]]:
+        """Delete what a listing names. Returns what the store refused."""
         refused: list[dict[str, str]] = []
-        for page in self._pages("list_objects_v2"):
-            batch = self._chosen(page.get("Contents"), chosen, ("Key",))
+        for page in self._pages(listing):
+            batch = self._chosen(page.get(entry), chosen, fields)
             if batch:
-                with self._call("delete", f"{len(batch)} objects"):
+                with self._call("delete", f"{len(batch)} objects"), _unavailable_calls(listing != "list_objects_v2"):
                     found = self._request_deletion(batch)
                 refused += found
-                self._objects += max(0, len(batch) - len(found))
+                self._deleted += max(0, len(batch) - len(found))
                 yield
-        if refused:
-            raise self.deletion_error(refused)
-        try:
-            yield from self._delete_versions("Versions", chosen)
-            if not self._remains:
-                yield from self._delete_versions("DeleteMarkers", chosen)
-        except CallUnavailable as error:
-            self._remains = f"older versions were not deleted: {error}"
-        try:
-            yield from self._abort_uploads(chosen)
-        except CallUnavailable as error:
-            self._remains = self._remains or f"unfinished uploads were not aborted: {error}"
-
-    def _delete_versions(self, entry: str, chosen: Callable[[str], bool]) -> Iterator[None]:
-        for page in self._pages("list_object_versions"):
-            batch = self._chosen(page.get(entry), chosen, _VERSION)
-            if not batch:
-                continue
-            with self._call("delete", f"{len(batch)} versions"), _unavailable_calls():
-                refused = self._request_deletion(batch)
-            self._versions += max(0, len(batch) - len(refused))
-            if refused:
-                error = self.deletion_error(refused)
-                why = "a lock holds them, or s3:DeleteObjectVersion is missing"
-                self._remains = f"the store refused to delete older versions ({why}): {error}"
-            yield
+        return refused
 
     def _abort_uploads(self, chosen: Callable[[str], bool]) -> Iterator[None]:
         for page in self._pages("list_multipart_uploads"):
             for upload in self._chosen(page.get("Uploads"), chosen, ("Key", "UploadId")):
-                try:
-                    with self._call("abort", upload["Key"]), _unavailable_calls():
-                        self._s3.abort_multipart_upload(
-                            Bucket=self.config.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                        )
-                except ObjectMissing:
-                    continue
+                with (
+                    suppress(ObjectMissing),
+                    self._call("abort", upload["Key"]),
+                    _unavailable_calls(),
+                ):
+                    self._s3.abort_multipart_upload(
+                        Bucket=self.config.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
                 yield
 
     def _chosen(
@@ -191,9 +187,7 @@ class RootDeletion(ObjectStore):
             raise CallUnavailable(f"the store's listing gives no {' and '.join(fields)}")
         return [{field: item[field] for field in fields} for item in ours if chosen(item["Key"].removeprefix(folder))]
 
-    def _pages(
-        self, listing: Literal["list_objects_v2", "list_object_versions", "list_multipart_uploads"]
-    ) -> Iterator[dict[str, Any]]:
+    def _pages(self, listing: _Listing) -> Iterator[dict[str, Any]]:
         arguments = {"Bucket": self.config.bucket, "Prefix": self._full_key("")}
         paginator: Any = self._s3.get_paginator(listing)
         pages = iter(paginator.paginate(**arguments))

@@ -10,19 +10,10 @@ rules, every use of a store must match one. Pure.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
 
 from aurora_api.v1alpha1.store import StoreSpec
-
-_PORTS = {"http": 80, "https": 443}
-
-
-def _endpoint(text: str) -> str:
-    _endpoint_parts(text)
-    return text
 
 
 @dataclass(frozen=True)
@@ -33,8 +24,8 @@ class StoreRule:
 
     namespaces: tuple[str, ...] = ()
     """Empty: every namespace."""
-    endpoint: Annotated[str, AfterValidator(_endpoint)] = ""
-    """Empty: AWS S3."""
+    endpoint: str = ""
+    """As the specs spell it. Empty: AWS S3."""
     bucket: str = ""
     """Empty: every bucket."""
     prefix: str = ""
@@ -44,7 +35,7 @@ class StoreRule:
         """Whether a speculator of ``namespace`` may use ``store``, with its objects below ``root``."""
         return (
             (not self.namespaces or namespace in self.namespaces)
-            and _same_endpoint(self.endpoint, store.endpoint or "")
+            and self.endpoint.rstrip("/") == (store.endpoint or "").rstrip("/")
             and self.bucket in ("", store.bucket)
             and f"{root}/".startswith(f"{self.prefix.strip('/')}/" if self.prefix.strip("/") else "")
         )
@@ -89,21 +80,3 @@ class StorePolicy:
             )
             return StoreRefusal("StoreNotAllowed", text)
         return None
-
-
-def _same_endpoint(first: str, second: str) -> bool:
-    """Whether two texts are one URL. A text that is no URL equals none."""
-    try:
-        return _endpoint_parts(first) == _endpoint_parts(second)
-    except ValueError:
-        return False
-
-
-def _endpoint_parts(endpoint: str) -> tuple[str, str, int | None, str]:
-    """Scheme, host, port and path, so that two spellings of one URL are equal.
-
-    Raises :class:`ValueError` for an impossible port and for a bad address in brackets.
-    """
-    parts = urlsplit(endpoint)
-    host, port = (parts.hostname or "").rstrip("."), parts.port
-    return parts.scheme, host, _PORTS.get(parts.scheme) if port is None else port, parts.path.rstrip("/")

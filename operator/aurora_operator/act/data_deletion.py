@@ -169,8 +169,7 @@ def end_note(progress: DeletionProgress, place: str) -> EventNote:
     """The Event for a deletion that ended. ``place`` names bucket and root."""
     if progress.kept:
         return EventNote("DataKept", f"Deleted no object below {place}, because {progress.kept}")
-    versions = f" and {progress.versions} stored versions and delete markers" if progress.versions else ""
-    text = f"Deleted {progress.objects} objects{versions} below {place}, and a listing finds no object"
+    text = f"Deleted {progress.deleted} objects and older versions below {place}, and a listing finds no object"
     if not progress.remains:
         return EventNote("DataDeleted", text)
     return EventNote(

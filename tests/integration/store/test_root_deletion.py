@@ -68,7 +68,7 @@ def test_a_deletion_deletes_every_object_of_its_root_and_no_other(s3: S3, root: 
     count = len(list(old.pods.list("")))
     progress = finish(old.deletion)
     assert progress.done
-    assert progress.objects == count + 1, "and the record that closed the root"
+    assert progress.deleted == count + 1, "and the record that closed the root"
     assert list(old.pods.list("")) == []
     for store in near:
         assert list(store.list("")) == ["traces/x"]
@@ -192,9 +192,8 @@ def test_a_bucket_with_versioning_keeps_no_version_and_no_unfinished_upload(s3: 
     near.put("traces/x", b"1")
     near.delete("traces/x")
     progress = finish(RootDeletion(objects.config, owner_id(OLD.uid)))
-    assert (progress.objects, progress.remains) == (2 + 3, "")
-    # Two versions of each trace and two markers, one of each record, and the markers of this deletion.
-    assert progress.versions == 6 + 1 + 3 + 5
+    # Objects; two versions of each trace and two markers, one of each record, and the markers of this deletion.
+    assert (progress.deleted, progress.remains) == (2 + 3 + 6 + 1 + 3 + 5, "")
     assert versions(objects) | versions(objects, markers=True) == set()
     uploads: Any = objects._s3.list_multipart_uploads(Bucket="versioned", Prefix=f"{root}/")
     assert not uploads.get("Uploads")

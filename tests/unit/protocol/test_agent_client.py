@@ -228,18 +228,3 @@ async def test_the_wait_for_a_turn_does_not_count_as_the_agents_time(
     answers = await asyncio.gather(*(agents.state("127.0.0.1", "secret") for _ in range(16)))
     assert len(answers) == 16, "the last one waited longer than an agent may take"
     assert most == 2
-
-
-async def test_a_wait_for_a_turn_has_an_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def answer(request: web.Request) -> web.Response:
-        await asyncio.sleep(1)
-        return web.Response(body=agent("p", 0).to_json())
-
-    monkeypatch.setattr(agent_client, "MAX_CALLS", 1)
-    monkeypatch.setattr(agent_client, "TURN_SECONDS", 0.1)
-    agents = await serve(answer)
-    first = asyncio.create_task(agents.state("127.0.0.1", "secret"))
-    await asyncio.sleep(0.05)
-    with pytest.raises(AgentUnreachable):
-        await agents.state("127.0.0.1", "secret")
-    assert (await first).version == 0

@@ -57,19 +57,15 @@ def test_a_rule_binds_a_namespace_to_a_bucket_and_a_folder(
 @pytest.mark.parametrize(
     ("endpoint", "allowed"),
     [
-        ("http://minio.storage:80", True),
-        ("http://MINIO.storage/", True),
+        ("http://minio.storage/", True),
         ("http://minio.storage", True),
         ("https://minio.storage", False),
         ("http://minio.storage:9000", False),
         ("http://minio.storage/path", False),
         ("http://minio.storage.evil.example", False),
-        ("http://minio.storage:0", False),
-        ("http://[::::]", False),
-        ("http://[10.0.0.1]:80", False),
     ],
 )
-def test_an_endpoint_is_compared_as_a_url(endpoint: str, allowed: bool) -> None:
+def test_an_endpoint_is_compared_as_text(endpoint: str, allowed: bool) -> None:
     policy = StorePolicy((StoreRule(endpoint="http://minio.storage"),))
     assert (refused(policy, endpoint=endpoint) == "") is allowed
 
@@ -80,10 +76,6 @@ def test_an_impossible_port_gets_no_further_than_the_spec() -> None:
     for port in ("65536", "65540", "65600", "66000", "70000", "99999", "100000"):
         with pytest.raises(ValidationError, match="endpoint"):
             spec(store=STORE | {"endpoint": f"http://minio:{port}"})
-    unchecked = spec(store=STORE).store.model_copy(update={"endpoint": "http://minio.storage:70000"})
-    refusal = StorePolicy((StoreRule(endpoint="http://minio.storage"),)).refusal("team", unchecked, "root")
-    assert refusal is not None
-    assert refusal.reason == "StoreNotAllowed"
 
 
 def test_the_policy_comes_from_the_environment() -> None:
@@ -102,9 +94,6 @@ def test_the_policy_comes_from_the_environment() -> None:
         ("AURORA_STORE_RULES", '[{"buckets": []}]'),
         ("AURORA_STORE_RULES", '[{"namespaces": "team"}]'),
         ("AURORA_STORE_RULES", '[{"bucket": 1}]'),
-        ("AURORA_STORE_RULES", '[{"endpoint": "http://minio:abc"}]'),
-        ("AURORA_STORE_RULES", '[{"endpoint": "http://minio:65536"}]'),
-        ("AURORA_STORE_RULES", '[{"endpoint": "http://[::::]"}]'),
     ],
 )
 def test_a_policy_that_cannot_be_used_is_an_error_that_names_the_variable(variable: str, value: str) -> None:

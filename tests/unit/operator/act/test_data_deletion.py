@@ -90,7 +90,7 @@ class Scene:
 
 
 async def test_workloads_go_first_then_objects_in_steps_then_the_finalizer(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = [DeletionProgress(5), DeletionProgress(9), DeletionProgress(12, versions=7, done=True)]
+    steps = [DeletionProgress(5), DeletionProgress(9), DeletionProgress(12, done=True)]
     scene = Scene(monkeypatch, *steps, policy="Delete")
     await scene.run()
     assert ("Deployment", "chat") not in scene.api.objects
