@@ -9,7 +9,6 @@ no turn is given before every loop has reported.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,8 +16,6 @@ from functools import partial
 from aurora_operator import metrics
 from aurora_operator.observe.observed import FleetView
 from aurora_operator.plan.operator_upgrade import UpgradeDecision, UpgradeStage
-
-log = logging.getLogger(__name__)
 
 Key = tuple[str, str]
 """Namespace and name of a speculator."""
@@ -64,11 +61,6 @@ class Fleet:
             known=all_known and elapsed_seconds >= START_SECONDS,
             restarting=self._count(UpgradeStage.RESTARTING, key),
             failed=self._count(UpgradeStage.FAILED, key),
-            others_wait=any(
-                made is not None and made.stage is UpgradeStage.WAITING and made.whole
-                for other, made in self._decisions.items()
-                if other != key
-            ),
         )
 
     def report(self, key: Key, decision: UpgradeDecision | None) -> None:
@@ -77,14 +69,8 @@ class Fleet:
         None: its spec cannot be used, or it is being deleted. It takes no turn, and gives back one that it has, because
         nobody can tell when such a turn would end.
         """
-        if decision is not None and decision.failure and not self._failure(key):
-            log.warning("%s/%s: its upgrade failed: %s", *key, decision.failure)
         self._unknown.discard(key)
         self._decisions[key] = decision
-
-    def _failure(self, key: Key) -> str:
-        former = self._decisions.get(key)
-        return "" if former is None else former.failure
 
     def _count(self, stage: UpgradeStage, without: Key | None = None) -> int:
         """How many speculators, besides ``without``, are in ``stage``."""

@@ -165,8 +165,6 @@ class FleetView:
     """Every speculator was observed since this process started."""
     restarting: int = 0
     """How many of the others restart."""
-    others_wait: bool = False
-    """Another speculator, whose pods are all ready, waits for its turn."""
     failed: int = 0
     """How many restarts of the others failed."""
 

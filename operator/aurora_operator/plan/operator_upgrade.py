@@ -9,8 +9,9 @@ choice is applied at once. Another template for the same choice comes from the o
 
 Invariants: no turn is given once more than ``upgrade.maxFailed`` restarts failed. No turn lasts forever: a restart
 without progress for as long as pods may take to start has failed, unless a pod only waits for a node. A speculator
-that restarts takes any later template at once, so another upgrade, or its rollback, repairs it. A speculator takes no
-turn while a version is rolled out or watched, because live traffic would compare pods of two images.
+that restarts takes any later template at once, so another upgrade, or its rollback, repairs it. A speculator takes a
+turn only while all its pods are ready, because a broken one would use up the failures that others may have, and while
+no version is rolled out or watched, because live traffic would compare pods of two images.
 """
 
 from __future__ import annotations
@@ -31,10 +32,8 @@ from aurora_operator.children.inference_deployment import (
     template_digest,
 )
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import DeployedTemplate, FleetView, Observed
+from aurora_operator.observe.observed import DeployedTemplate, Observed
 from aurora_operator.operator_config import OperatorConfig
-from aurora_operator.plan.rollout.analysis import MAX_JUDGEMENT_DEADLINES
-from aurora_operator.plan.rollout.policy import RolloutPolicy
 
 
 class UpgradeStage(StrEnum):
@@ -43,8 +42,6 @@ class UpgradeStage(StrEnum):
     CURRENT = "UpToDate"
     WAITING = "WaitingForTurn"
     RESTARTING = "Restarting"
-    WITHOUT_ROOM = "WaitingForRoom"
-    """The restart made no progress in time, and a pod has no node. The next speculator follows."""
     FAILED = "UpgradeFailed"
 
 
@@ -55,10 +52,6 @@ class UpgradeDecision:
     template: Object
     annotations: Mapping[str, str]
     stage: UpgradeStage = UpgradeStage.CURRENT
-    whole: bool = True
-    """All wanted pods are ready and have the Deployment's template, and nothing keeps the speculator from its turn."""
-    failure: str = ""
-    """Why the restart failed."""
 
 
 def decide_upgrade(observed: Observed, config: OperatorConfig, now: datetime) -> UpgradeDecision:
@@ -70,40 +63,41 @@ def decide_upgrade(observed: Observed, config: OperatorConfig, now: datetime) ->
         return UpgradeDecision(template, latest)
     whole = deployed.whole or _only_unplaced_pods_are_missing(observed)
     since = None if whole else deployed.restarting_since
-    if deployed.template_digest == latest[TEMPLATE_ANNOTATION]:
-        return UpgradeDecision(template, latest) if since is None else _going_on(observed, template, latest, since, now)
-    if since is None and deployed.choice_digest not in ("", choice):
+    is_latest = deployed.template_digest == latest[TEMPLATE_ANNOTATION]
+    if since is None and (is_latest or deployed.choice_digest not in ("", choice)):
         return UpgradeDecision(template, latest)
-    # A pod that starts needs the store. While the operator cannot read it, the pods of the former template serve on.
-    may_take_turn = observed.store.ok and not _roll_is_judged(observed, now)
-    if since is not None or (may_take_turn and may_restart(observed.fleet, config, whole=whole)):
-        failure = _refusal(observed)
-        stage = UpgradeStage.FAILED if failure else UpgradeStage.RESTARTING
-        return UpgradeDecision(template, latest | _since(now), stage, failure=failure)
+    if since is not None or (whole and _may_take_turn(observed, config)):
+        began = min(since, now) if since is not None and is_latest else now
+        stage = _stage_of_restart(observed, template, began, now) if is_latest else _stage_of_apply(observed)
+        return UpgradeDecision(template, latest | {RESTART_ANNOTATION: began.isoformat()}, stage)
     kept = {TEMPLATE_ANNOTATION: deployed.template_digest, CHOICE_ANNOTATION: choice}
-    return UpgradeDecision(deployed.template, kept, UpgradeStage.WAITING, whole and may_take_turn)
+    return UpgradeDecision(deployed.template, kept, UpgradeStage.WAITING)
 
 
-def may_restart(fleet: FleetView, config: OperatorConfig, *, whole: bool) -> bool:
-    """Whether a speculator may restart now. Those that are ``whole`` come first: a broken one might fail."""
+def _may_take_turn(observed: Observed, config: OperatorConfig) -> bool:
+    """Whether a speculator may restart now: its store can be read, no version is judged, and a place is free.
+
+    A pod that starts needs the store. While the operator cannot read it, the pods of the former template serve on.
+    """
+    fleet, rests = observed.fleet, observed.status.rollout.phase is RolloutPhase.IDLE
     has_room = fleet.restarting < config.upgrade_max_concurrent and fleet.failed <= config.upgrade_max_failed
-    return fleet.known and has_room and (whole or not fleet.others_wait)
+    return observed.store.ok and rests and fleet.known and has_room
 
 
-def _going_on(
-    observed: Observed, template: Object, latest: Mapping[str, str], since: datetime, now: datetime
-) -> UpgradeDecision:
-    """The decision while the pods restart because of the upgrade since ``since``."""
+def _stage_of_apply(observed: Observed) -> UpgradeStage:
+    """The stage once the template is applied: it has failed where the API server refused the Deployment before."""
+    title = f"Deployment {observed.owner.name}:"
+    refused = any(error.startswith(title) for error in observed.apply_errors)
+    return UpgradeStage.FAILED if refused else UpgradeStage.RESTARTING
+
+
+def _stage_of_restart(observed: Observed, template: Object, since: datetime, now: datetime) -> UpgradeStage:
+    """The stage while the pods restart since ``since``. One that only waits for a node leaves its place to others."""
     assert observed.deployed is not None, "only pods that exist restart"
-    stage, failure = UpgradeStage.RESTARTING, _refusal(observed)
-    if not failure and (failure := _delay(observed.deployed, template, since, now)) and observed.unplaced_pods:
-        stage, failure = UpgradeStage.WITHOUT_ROOM, ""
-    stage = UpgradeStage.FAILED if failure else stage
-    return UpgradeDecision(template, {**latest, **_since(min(since, now))}, stage, failure=failure)
-
-
-def _since(time: datetime) -> dict[str, str]:
-    return {RESTART_ANNOTATION: time.isoformat()}
+    stage = _stage_of_apply(observed)
+    if stage is UpgradeStage.FAILED or not _delay(observed.deployed, template, since, now):
+        return stage
+    return UpgradeStage.CURRENT if observed.unplaced_pods else UpgradeStage.FAILED
 
 
 def _delay(deployed: DeployedTemplate, template: Object, since: datetime, now: datetime) -> str:
@@ -117,30 +111,12 @@ def _delay(deployed: DeployedTemplate, template: Object, since: datetime, now: d
     return f"no further pod became ready for {limit // timedelta(minutes=1)} minutes"
 
 
-def _refusal(observed: Observed) -> str:
-    """The API server's refusal of the Deployment in the last reconcile."""
-    title = f"Deployment {observed.owner.name}:"
-    return next((error for error in observed.apply_errors if error.startswith(title)), "")
-
-
 def _only_unplaced_pods_are_missing(observed: Observed) -> bool:
     """Every pod that has a place has the Deployment's template and is ready. The others may wait forever."""
     workload, unplaced = observed.deployment, observed.unplaced_pods
     if workload is None or not workload.current or unplaced == 0:
         return False
     return 0 < observed.spec.serving.replicas - unplaced <= workload.ready
-
-
-def _roll_is_judged(observed: Observed, now: datetime) -> bool:
-    """Whether a roll or a watch is under way, for at most as long as its judgement and its watch may take.
-
-    A canary without traffic, or a pause, may last forever.
-    """
-    roll, policy = observed.status.rollout, RolloutPolicy.of(observed.spec.rollout)
-    if roll.phase is RolloutPhase.IDLE or roll.started is None:
-        return False
-    seconds = MAX_JUDGEMENT_DEADLINES * policy.progress_deadline_seconds + policy.analysis.watch_seconds
-    return timedelta(0) <= now - roll.started < timedelta(seconds=seconds)
 
 
 def upgrade_failure(observed: Observed, now: datetime) -> str:

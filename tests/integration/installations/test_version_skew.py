@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -89,10 +90,17 @@ def test_the_fault_of_a_spec_that_an_older_definition_admitted_reaches_the_statu
     assert "training.publishTokens" in conditions["Stalled"]["message"]
 
 
-def apply_decided(api: SyncApi, owner: Owner, version: int, fleet: FleetView) -> tuple[UpgradeStage, Object]:
-    """Look at the Deployment as the operator of ``version`` does, and apply what it decides."""
-    live = api.get(DEPLOYMENT, NAMESPACE, owner.name)
-    world = observed(owner=owner, deployed=deployed_template(live), fleet=fleet)
+def apply_decided(
+    api: SyncApi, owner: Owner, version: int, fleet: FleetView, *, whole: bool = True
+) -> tuple[UpgradeStage, Object]:
+    """Look at the Deployment as the operator of ``version`` does, and apply what it decides.
+
+    Args:
+        whole: all pods are ready. No controller runs that would say so.
+    """
+    found = deployed_template(api.get(DEPLOYMENT, NAMESPACE, owner.name))
+    assert found is not None
+    world = observed(owner=owner, deployed=replace(found, whole=whole), fleet=fleet)
     made = decide_upgrade(world, config(version), NOW)
     api.apply(deployment(owner, world.spec, made.template, made.annotations))
     return made.stage, api.get(DEPLOYMENT, NAMESPACE, owner.name)
@@ -123,7 +131,7 @@ def test_a_deployment_keeps_its_pods_until_its_turn(server: ApiServer, api: Sync
     stage, restarted = apply_decided(api, owner, 2, FleetView())
     assert stage is UpgradeStage.RESTARTING
     assert "agent:2" in images(restarted)
-    stage, rolled_back = apply_decided(api, owner, 1, FleetView(restarting=1))
+    stage, rolled_back = apply_decided(api, owner, 1, FleetView(restarting=1), whole=False)
     assert stage is UpgradeStage.RESTARTING, "it has its turn already"
     assert rolled_back["spec"] == before["spec"], "nothing of the held template is left"
 

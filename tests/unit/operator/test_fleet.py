@@ -10,8 +10,8 @@ from aurora_operator.plan.operator_upgrade import UpgradeDecision, UpgradeStage
 A, B, C = ("team", "a"), ("team", "b"), ("team", "c")
 
 
-def decision(stage: UpgradeStage, *, whole: bool = True, failure: str = "") -> UpgradeDecision:
-    return UpgradeDecision({}, {}, stage, whole, failure)
+def decision(stage: UpgradeStage) -> UpgradeDecision:
+    return UpgradeDecision({}, {}, stage)
 
 
 def counts() -> dict[str, float]:
@@ -23,11 +23,10 @@ def test_a_loop_sees_the_others_and_not_itself() -> None:
     fleet = Fleet(lambda: START_SECONDS)
     fleet.report(A, decision(UpgradeStage.RESTARTING))
     fleet.report(B, decision(UpgradeStage.WAITING))
-    fleet.report(C, decision(UpgradeStage.WAITING, whole=False))
-    assert fleet.view(A) == FleetView(restarting=0, others_wait=True)
-    assert fleet.view(B) == FleetView(restarting=1, others_wait=False), "one that is broken does not come first"
-    assert counts() == {"waiting": 2, "restarting": 1, "failed": 0}
-    fleet.report(A, decision(UpgradeStage.FAILED, failure="timed out"))
+    assert fleet.view(A) == FleetView(restarting=0)
+    assert fleet.view(B) == FleetView(restarting=1)
+    assert counts() == {"waiting": 1, "restarting": 1, "failed": 0}
+    fleet.report(A, decision(UpgradeStage.FAILED))
     assert (fleet.view(B).failed, fleet.view(A).failed) == (1, 0)
     assert counts()["failed"] == 1
     fleet.report(A, decision(UpgradeStage.CURRENT))
@@ -37,7 +36,7 @@ def test_a_loop_sees_the_others_and_not_itself() -> None:
 def test_a_speculator_that_is_gone_or_cannot_be_used_waits_no_more() -> None:
     fleet = Fleet(lambda: START_SECONDS)
     for key in (A, B):
-        fleet.report(key, decision(UpgradeStage.WAITING))
+        fleet.report(key, decision(UpgradeStage.RESTARTING))
     fleet.forget(A)
     fleet.report(B, None)
     assert fleet.view(C) == FleetView()
