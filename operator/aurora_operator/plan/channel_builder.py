@@ -8,7 +8,6 @@ kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 
 from aurora_api.v1alpha1.status import MAX_REJECTED
@@ -21,12 +20,6 @@ from aurora_store import Keys
 MAX_MESSAGE_CHARACTERS = 1000
 
 
-@dataclass(frozen=True)
-class _Decision:
-    advance: Advance
-    message: str
-
-
 def first_channel(store: StoreView, now: datetime) -> Channel | None:
     """The record that makes the lineage's initial draft active, once the trainer has registered the draft."""
     if store.lineage is None or INITIAL_VERSION not in store.registrations:
@@ -37,11 +30,19 @@ def first_channel(store: StoreView, now: datetime) -> Channel | None:
 
 
 def next_channel(observed: Observed, step: Step, validation: ValidationDecision, now: datetime) -> Channel | None:
-    """The record after the rollout's step, or after a person aborted the candidate; None: no change."""
-    former, decision = observed.store.channel, _decision(observed, step, validation)
-    if decision is None or former is None:
+    """The record after the rollout's step, or after a person aborted the candidate; None: no change.
+
+    The rollout's decision comes first. A candidate that a person aborts leaves no evidence, so the channel records the
+    rejection.
+    """
+    former, advance, message = observed.store.channel, step.advance, step.rollout.message
+    if former is None:
         return None
-    advance = decision.advance
+    if advance is None:
+        if validation.reject is None or validation.reject != observed.user_requests.abort:
+            return None
+        advance = Advance(former.active, ChannelReason.REFUSED, reject=validation.reject)
+        message = "aborted by a person"
     moved = advance.active != former.active
     rejected = former.rejected if advance.reject is None else (*former.rejected, advance.reject)
     returned = advance.reason is ChannelReason.ROLLED_BACK
@@ -53,7 +54,7 @@ def next_channel(observed: Observed, step: Step, validation: ValidationDecision,
         reason=advance.reason,
         evidence=_evidence_key(observed.store, advance, former.evidence if not moved else None),
         rejected=tuple(sorted(set(rejected)))[-MAX_REJECTED:],
-        message=decision.message[:MAX_MESSAGE_CHARACTERS],
+        message=message[:MAX_MESSAGE_CHARACTERS],
         owner=former.owner,
         former_owners=former.former_owners,
         created=now,
@@ -61,29 +62,21 @@ def next_channel(observed: Observed, step: Step, validation: ValidationDecision,
 
 
 def with_digests(made: Channel, store: StoreView) -> Channel:
-    """``made`` with the digests of its versions' weights: those of the former record, or of the registrations."""
-
-    def digest(version: int | None) -> str | None:
-        if version is None:
-            return None
-        kept = None if store.channel is None else store.channel.digest_of(version)
-        registration = store.registrations.get(version)
-        return kept or (None if registration is None else registration.digest)
-
-    return made.model_copy(update={"active_digest": digest(made.active), "previous_digest": digest(made.previous)})
+    """``made`` with the digests of its versions' weights."""
+    digests = {"active_digest": digest_of(store, made.active), "previous_digest": digest_of(store, made.previous)}
+    return made.model_copy(update=digests)
 
 
-def _decision(observed: Observed, step: Step, validation: ValidationDecision) -> _Decision | None:
-    """The rollout's decision comes first.
+def digest_of(store: StoreView, version: int | None) -> str | None:
+    """The digest of the weights of ``version``, as the channel names it, or else its registration.
 
-    A candidate that a person aborts leaves no evidence, so the channel records the rejection.
+    A pod on its way back still has the former draft on its disk, so it returns although the registration is gone.
     """
-    if step.advance is not None:
-        return _Decision(step.advance, step.rollout.message)
-    channel, rejected = observed.store.channel, validation.reject
-    if channel is None or rejected is None or rejected != observed.user_requests.abort:
+    if version is None:
         return None
-    return _Decision(Advance(channel.active, ChannelReason.REFUSED, reject=rejected), "aborted by a person")
+    kept = None if store.channel is None else store.channel.digest_of(version)
+    registration = store.registrations.get(version)
+    return kept or (None if registration is None else registration.digest)
 
 
 def _evidence_key(store: StoreView, advance: Advance, kept: str | None) -> str | None:

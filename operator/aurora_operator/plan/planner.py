@@ -24,7 +24,7 @@ from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import lending
 from aurora_operator.plan.actions import LeaseRequest, Plan, Swap
 from aurora_operator.plan.candidate import ValidationDecision, ValidationInputs, decide, seconds_until_attempt, shortage
-from aurora_operator.plan.channel_builder import first_channel, next_channel, with_digests
+from aurora_operator.plan.channel_builder import digest_of, first_channel, next_channel, with_digests
 from aurora_operator.plan.conditions.condition_builder import with_waiting_upgrade
 from aurora_operator.plan.events import history_entries, notes, version_events
 from aurora_operator.plan.operator_upgrade import decide_upgrade
@@ -260,21 +260,10 @@ def _fencing_epoch(observed: Observed) -> int:
 def _swap_requests(observed: Observed, step: Step) -> Iterator[Swap]:
     addresses = {view.name: view.ip for view in observed.pods}
     for pod, version in step.swaps.items():
-        digest = _digest_of(observed.store, version)
+        digest = digest_of(observed.store, version)
         if digest is not None and addresses[pod]:
             request = SwapRequest(version=version, digest=digest, epoch=max(step.rollout.epoch, 1))
             yield Swap(pod, addresses[pod], request)
-
-
-def _digest_of(store: StoreView, version: int) -> str | None:
-    """The digest of the weights of ``version``, where its registration or the channel names it.
-
-    A pod on its way back still has the former draft on its disk, so it returns although the registration is gone.
-    """
-    registration = store.registrations.get(version)
-    if registration is not None:
-        return registration.digest
-    return None if store.channel is None else store.channel.digest_of(version)
 
 
 def _job_to_create(
