@@ -4,8 +4,8 @@ Invariants:
 
 - A reader gets validated records, and the data that a record names was written before the record. Each part writes only
   its own records.
-- An object whose name is not a record's, or whose number is out of sequence, is logged and left out. So it stops nobody
-  from reading the others. A record is returned only when its own numbers belong to its key.
+- An object whose name is not a record's, or whose number is out of sequence, is left out. So it stops nobody from
+  reading the others. A record is returned only when its own numbers belong to its key.
 - Of two writers that take one number (lineage, version, epoch), one succeeds and the other gets
   :class:`~aurora_store.errors.ObjectExists`.
 - A writer without the key of a record writes it unsigned, and then no reader that verifies signatures believes it.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -42,7 +42,7 @@ from aurora_store.keys import (
     Keys,
     in_sequence,
     is_shard_key,
-    number_of,
+    record_numbers,
     shard_data_key,
     trainer_state_epoch,
 )
@@ -53,7 +53,7 @@ R = TypeVar("R", bound=StoredRecord)
 MAX_RECORDS_LISTED = 100_000
 """Most objects of one listing of records. A speculator makes one record for each version or decision."""
 MAX_FOREIGN_KEYS = 100
-"""How many objects that are no records are logged at most."""
+"""How many records that cannot be read are logged at most."""
 MAX_CONFIG_BYTES = 64 << 10
 """Largest file of a draft beside its weights."""
 MAX_WEIGHTS_BYTES = 64 << 30
@@ -69,6 +69,28 @@ MAX_STATE_RECORD_BYTES = 256 << 20
 """Largest record of a trainer state. The record names every shard that the state has learned from."""
 
 
+def key_of(record: StoredRecord) -> str:
+    """The key to which a record's own numbers belong."""
+    match record:
+        case Lineage():
+            return Keys.lineage(record.number)
+        case CheckpointManifest():
+            return f"{Keys.checkpoint(record.version, record.digest)}manifest.json"
+        case Registration():
+            return Keys.registration(record.version)
+        case Channel():
+            return Keys.channel(record.epoch)
+        case Evidence():
+            return Keys.evidence(record.version, record.attempt)
+        case CachedBaseline():
+            return Keys.baseline(record.lineage, record.version, record.attempt)
+        case ShardManifest():
+            return f"{Keys.shard(record.lineage, record.pod, record.boot, record.seq, record.created)}.json"
+        case TrainerState():
+            return Keys.trainer_state(record.epoch)
+    raise TypeError(f"{type(record).__name__} has no numbers")
+
+
 class RecordStore:
     """Records are the ``.json`` objects. Numbers in keys are zero-padded, so key order is number order."""
 
@@ -78,37 +100,23 @@ class RecordStore:
         self._signing_keys: SigningKeys = {} if keys is None else keys
         self._foreign_keys: set[str] = set()
 
-    def _numbers(self, prefix: str) -> list[int]:
-        """The numbers of the records directly below ``prefix``, in order."""
-        numbers = []
-        for key in self._json_keys(prefix):
-            try:
-                numbers.append(number_of(key))
-            except InvalidRecord as error:
-                self._leave_out(key, str(error))
-        return numbers
-
     def _sequence(self, prefix: str, *, from_start: bool = True, max_gap: int = MAX_NUMBER_GAP) -> list[int]:
-        """The numbers of :meth:`_numbers` up to the first that is out of sequence.
+        """The numbers of the records directly below ``prefix``, up to the first that is out of sequence.
 
         Args:
             from_start: whether the sequence begins with the first number. False where old records are deleted: the
                 sequence then begins with the lowest number that is left.
             max_gap: most numbers that the sequence may skip.
         """
-        numbers = self._numbers(prefix)
-        sequence = in_sequence(numbers, 0 if from_start else min(numbers, default=0), max_gap=max_gap)
-        if len(sequence) < len(numbers):
-            text = f"{prefix}{numbers[len(sequence)]:08d}.json is out of sequence; delete it, and find out who wrote it"
-            self._leave_out(text, text)
-        return sequence
+        numbers = record_numbers(self._json_keys(prefix), prefix)
+        return in_sequence(numbers, 0 if from_start else min(numbers, default=0), max_gap=max_gap)
 
     def _json_keys(self, prefix: str) -> list[str]:
         listed = self.objects.list(prefix, limit=MAX_RECORDS_LISTED)
         return sorted(key for key in listed if key.endswith(".json") and "/" not in key.removeprefix(prefix))
 
     def _leave_out(self, key: str, reason: str) -> None:
-        """Log an object that is no record, once."""
+        """Log a record that cannot be read, once."""
         if key not in self._foreign_keys and len(self._foreign_keys) < MAX_FOREIGN_KEYS:
             self._foreign_keys.add(key)
             log.warning("left out: %s", reason)
@@ -133,12 +141,11 @@ class RecordStore:
         self,
         model: type[R],
         key: str,
-        key_of: Callable[[R], str],
         *,
         max_bytes: int = MAX_RECORD_BYTES,
         signed_with: KeyName | None = None,
     ) -> R:
-        """The record at ``key``. ``key_of`` returns the key to which a record's own numbers belong.
+        """The record at ``key``.
 
         Args:
             signed_with: the key that the record must be signed with. None: a record of this kind is not signed.
@@ -172,7 +179,7 @@ class DraftStore(RecordStore):
         numbers = self._sequence(Keys.LINEAGE)
         if not numbers:
             return None
-        return self._read(Lineage, Keys.lineage(numbers[-1]), lambda record: Keys.lineage(record.number))
+        return self._read(Lineage, Keys.lineage(numbers[-1]))
 
     def put_checkpoint(self, manifest: CheckpointManifest, folder: Path) -> str:
         """Upload the files that ``manifest`` names from ``folder``, then the manifest. Returns the folder's key."""
@@ -196,11 +203,7 @@ class DraftStore(RecordStore):
         folder = Keys.checkpoint(registration.version, registration.digest)
         if registration.checkpoint != folder:
             raise InvalidRecord(f"version {registration.version} is registered with a folder that is not its own")
-        manifest = self._read(
-            CheckpointManifest,
-            f"{folder}manifest.json",
-            lambda record: f"{Keys.checkpoint(record.version, record.digest)}manifest.json",
-        )
+        manifest = self._read(CheckpointManifest, f"{folder}manifest.json")
         _require_draft(manifest, registration)
         for file in manifest.files:
             limit = max_weights_bytes if file.name == WEIGHTS_FILE else MAX_CONFIG_BYTES
@@ -231,8 +234,7 @@ class DraftStore(RecordStore):
 
     def registration(self, version: int) -> Registration:
         """The registration of ``version``. Raises :class:`ObjectMissing` and :class:`InvalidRecord`."""
-        key = Keys.registration(version)
-        return self._read(Registration, key, lambda record: Keys.registration(record.version))
+        return self._read(Registration, Keys.registration(version))
 
     def registrations(self) -> Iterator[Registration]:
         """The readable registrations, newest version first.
@@ -259,7 +261,7 @@ class DraftStore(RecordStore):
     def channel(self) -> Channel | None:
         """The channel's record with the highest epoch. It is not verified."""
         epochs = self._sequence(Keys.CHANNEL)
-        return self._channel(epochs[-1]) if epochs else None
+        return self._read(Channel, Keys.channel(epochs[-1])) if epochs else None
 
     def signed_channel(self) -> Channel | None:
         """The channel's newest record that the operator signed. None: the channel is empty.
@@ -272,7 +274,7 @@ class DraftStore(RecordStore):
         newest: UnsignedRecord | None = None
         for epoch in self._sequence(Keys.CHANNEL)[: -MAX_UNSIGNED_TRIED - 1 : -1]:
             try:
-                return self._channel(epoch, signed_with=KeyName.CHANNEL)
+                return self._read(Channel, Keys.channel(epoch), signed_with=KeyName.CHANNEL)
             except UnsignedRecord as error:
                 newest = newest or error
             except (InvalidRecord, ObjectTooLarge) as error:
@@ -281,11 +283,6 @@ class DraftStore(RecordStore):
         if newest is not None:
             raise newest
         return None
-
-    def _channel(self, epoch: int, *, signed_with: KeyName | None = None) -> Channel:
-        return self._read(
-            Channel, Keys.channel(epoch), lambda record: Keys.channel(record.epoch), signed_with=signed_with
-        )
 
 
 class EvidenceStore(RecordStore):
@@ -296,46 +293,35 @@ class EvidenceStore(RecordStore):
 
     def put_evidence(self, evidence: Evidence) -> str:
         """Write the evidence of one attempt. Returns its key. Raises :class:`ObjectExists` when the attempt has one."""
-        key = Keys.evidence(evidence.version, evidence.attempt)
+        key = key_of(evidence)
         self._create_signed(key, evidence, KeyName.EVIDENCE)
         return key
 
     def evidence(self, version: int) -> Evidence | None:
         """The evidence of the last attempt at measuring ``version``, to be shown to people. It is not verified."""
         attempts = self._sequence(Keys.evidence_of(version), max_gap=MAX_ATTEMPT_GAP)
-        return self._evidence(version, attempts[-1], signed_with=None) if attempts else None
+        return self._read(Evidence, Keys.evidence(version, attempts[-1])) if attempts else None
 
     def evidence_of_all_attempts(self, version: int) -> Iterator[Evidence]:
         """The readable evidence of every attempt at measuring ``version``, first attempt first."""
         for attempt in self._sequence(Keys.evidence_of(version), max_gap=MAX_ATTEMPT_GAP):
+            key = Keys.evidence(version, attempt)
             try:
-                yield self._evidence(version, attempt)
+                yield self._read(Evidence, key, signed_with=KeyName.EVIDENCE)
             except (InvalidRecord, ObjectTooLarge) as error:
-                self._leave_out(Keys.evidence(version, attempt), str(error))
-
-    def _evidence(self, version: int, attempt: int, *, signed_with: KeyName | None = KeyName.EVIDENCE) -> Evidence:
-        key = Keys.evidence(version, attempt)
-        return self._read(Evidence, key, lambda r: Keys.evidence(r.version, r.attempt), signed_with=signed_with)
+                self._leave_out(key, str(error))
 
     def put_baseline(self, baseline: CachedBaseline) -> str:
         """Write a baseline. Returns its key. Raises :class:`ObjectExists` when the attempt left one already."""
-        key = Keys.baseline(baseline.lineage, baseline.version, baseline.attempt)
+        key = key_of(baseline)
         self._create_signed(key, baseline, KeyName.EVIDENCE)
         return key
-
-    def _baseline(self, key: str) -> CachedBaseline:
-        return self._read(
-            CachedBaseline,
-            key,
-            lambda record: Keys.baseline(record.lineage, record.version, record.attempt),
-            signed_with=KeyName.EVIDENCE,
-        )
 
     def baselines(self, lineage: int) -> Iterator[tuple[str, CachedBaseline]]:
         """Keys and records of a lineage's readable baselines, newest version first."""
         for key in self._json_keys(Keys.baselines(lineage))[: -MAX_BASELINES_TRIED - 1 : -1]:
             try:
-                yield key, self._baseline(key)
+                yield key, self._read(CachedBaseline, key, signed_with=KeyName.EVIDENCE)
             except (InvalidRecord, ObjectTooLarge) as error:
                 self._leave_out(key, str(error))
 
@@ -369,13 +355,13 @@ class ShardStore(RecordStore):
         also delete the data as an orphan before the manifest is written. So data that existed are written again if they
         are gone.
         """
-        stem = _stem(manifest)
-        is_new = self._create_file(f"{stem}.safetensors", data)
+        key = key_of(manifest)
+        is_new = self._create_file(shard_data_key(key), data)
         with contextlib.suppress(ObjectExists):
-            self.objects.create(f"{stem}.json", manifest.to_json())
+            self.objects.create(key, manifest.to_json())
         if not is_new:
-            self._create_file(f"{stem}.safetensors", data)
-        return f"{stem}.json"
+            self._create_file(shard_data_key(key), data)
+        return key
 
     def _create_file(self, key: str, data: Path) -> bool:
         """Write the file at ``key``, unless the key is taken. Returns whether the file was written."""
@@ -399,7 +385,7 @@ class ShardStore(RecordStore):
 
     def shard_manifest(self, manifest_key: str) -> ShardManifest:
         """A shard's manifest. Raises :class:`ObjectMissing` and :class:`InvalidRecord`."""
-        return self._read(ShardManifest, manifest_key, lambda record: f"{_stem(record)}.json")
+        return self._read(ShardManifest, manifest_key)
 
     def unverified_shard(self, manifest_key: str) -> bytes:
         """A shard's data, whatever its manifest says. Raises :class:`ObjectMissing` and :class:`ObjectTooLarge`."""
@@ -535,12 +521,7 @@ class TrainerStore(RecordStore):
         epoch = epoch or self.last_trainer_state_epoch()
         if not epoch:
             return None
-        state = self._read(
-            TrainerState,
-            Keys.trainer_state(epoch),
-            lambda record: Keys.trainer_state(record.epoch),
-            max_bytes=MAX_STATE_RECORD_BYTES,
-        )
+        state = self._read(TrainerState, Keys.trainer_state(epoch), max_bytes=MAX_STATE_RECORD_BYTES)
         if not all(map(is_shard_key, (*state.consumed, *state.retired))):
             raise InvalidRecord(f"{Keys.trainer_state(epoch)}: names a shard by a key that is no shard's")
         return state
@@ -568,7 +549,3 @@ def _require_draft(manifest: CheckpointManifest, registration: Registration) -> 
         raise InvalidRecord("the manifest contradicts the registration")
     if any(file.sha256 != registration.digest for file in manifest.files if file.name == WEIGHTS_FILE):
         raise InvalidRecord(f"the manifest's {WEIGHTS_FILE} has another digest than the registration")
-
-
-def _stem(manifest: ShardManifest) -> str:
-    return Keys.shard(manifest.lineage, manifest.pod, manifest.boot, manifest.seq, manifest.created)

@@ -40,7 +40,7 @@ from aurora_operator.observe.observed import JobView, Observed, PodView, Workloa
 from aurora_operator.observe.recent_counters import CounterHistory
 from aurora_operator.observe.secret_values import SecretReader, secret_value
 from aurora_operator.observe.store.store_access import StoreAccess
-from aurora_operator.observe.store.store_needs import store_needs
+from aurora_operator.observe.store.store_reader import store_needs
 from aurora_operator.observe.stored_resource import parse_usable
 from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.pod_settings import AGENT_TOKEN

@@ -13,7 +13,7 @@ from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import JobView, StoreView, UserRequests
 from aurora_operator.observe.secret_values import SecretReader
 from aurora_operator.observe.store.store_access import StoreAccess
-from aurora_operator.observe.store.store_needs import store_needs
+from aurora_operator.observe.store.store_reader import store_needs
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import ObjectStore, Registry, StoreConfig
 from aurora_store.store_policy import StorePolicy

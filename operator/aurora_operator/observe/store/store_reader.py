@@ -20,9 +20,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
 
+from aurora_api.v1alpha1.spec import SpeculatorSpec
+from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
 from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_operator import metrics
-from aurora_operator.observe.observed import StoreView
+from aurora_operator.children.owner import Owner
+from aurora_operator.observe.observed import JobView, StoreView, UserRequests
 from aurora_operator.observe.store.signed_records import (
     MAX_MESSAGE_CHARACTERS,
     RecordKeys,
@@ -35,7 +38,7 @@ from aurora_protocol.draft_records import INITIAL_VERSION, LINEAGE_NUMBER, Chann
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.evidence_records import Evidence
 from aurora_protocol.gate import GatePolicy
-from aurora_protocol.record import Record
+from aurora_protocol.record import StoredRecord
 from aurora_protocol.signatures import KeyName
 from aurora_protocol.training_records import TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry, StoreConfig
@@ -48,9 +51,9 @@ from aurora_store.errors import (
     bounded_text,
 )
 from aurora_store.keys import MAX_ATTEMPT_GAP, MAX_NUMBER_GAP, in_sequence, number_of
-from aurora_store.registry import MAX_RECORDS_LISTED
+from aurora_store.registry import MAX_RECORDS_LISTED, key_of
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=StoredRecord)
 _Judgement = tuple[str, GatePolicy, bool]
 """Key of evidence, the bars, and whether its version is pinned."""
 REQUEST_ATTEMPTS: Final = 2
@@ -71,6 +74,27 @@ class StoreNeeds:
     """The version that a person pinned."""
     moment: tuple[object, ...] = ()
     """What the resource, its Jobs and its rollout say. A change is a reason to read the store now."""
+
+
+def store_needs(
+    owner: Owner, spec: SpeculatorSpec, status: SpeculatorStatus, jobs: Iterable[JobView], requests: UserRequests
+) -> StoreNeeds:
+    """The records that the next decision depends on.
+
+    A Job's end changes the moment: its evidence is there before the Job ends.
+    """
+    asked = {version for version in (spec.rollout.pin, requests.abort) if version is not None}
+    candidate, measured = status.candidate, None
+    if candidate is not None and candidate.phase is CandidatePhase.VALIDATING:
+        attempt = (candidate.version, candidate.attempt)
+        measured = any(job.finished for job in jobs if (job.version, job.attempt) == attempt)
+    rollout = status.rollout
+    return StoreNeeds(
+        versions=status.versions() | asked,
+        policy=GatePolicy.of(spec.validation),
+        pin=spec.rollout.pin,
+        moment=(owner.uid, owner.generation, requests, measured, rollout.phase, rollout.version, rollout.updated),
+    )
 
 
 class StoreReader:
@@ -95,7 +119,7 @@ class StoreReader:
         self._probed = False
         self._epoch = 0
         """Epoch of the channel at the last read; 0 without a channel."""
-        self._records: dict[str, Record] = {}
+        self._records: dict[str, StoredRecord] = {}
         """Key -> a create-once record that the last read needed, but for evidence."""
         self._judged: dict[_Judgement, Evidence] = {}
         """The evidence that the last read needed."""
@@ -161,40 +185,32 @@ class StoreReader:
         """The numbers of the records directly below ``prefix``, ascending. Raises :class:`InvalidRecord`."""
         return [number_of(key) for key in _in_sequence(self._objects.list(prefix, limit=MAX_RECORDS_LISTED))]
 
-    def _channel(self, epoch: int, known: dict[str, Record]) -> Channel:
+    def _channel(self, epoch: int, known: dict[str, StoredRecord]) -> Channel:
         """Raises :class:`InvalidRecord` with the record's key when it is not believed."""
         key = Keys.channel(epoch)
         root, keys = self.config.root, self._keys
-        return self._record(Channel, key, known, _key_of_channel, lambda data: believed_channel(data, key, root, keys))
+        return self._record(Channel, key, known, lambda data: believed_channel(data, key, root, keys))
 
-    def _lineage(self, known: dict[str, Record]) -> Lineage | None:
+    def _lineage(self, known: dict[str, StoredRecord]) -> Lineage | None:
         """None until the trainer has created it."""
         with contextlib.suppress(ObjectMissing):
-            return self._record(Lineage, Keys.lineage(LINEAGE_NUMBER), known, _key_of_lineage, Lineage.from_json)
+            return self._record(Lineage, Keys.lineage(LINEAGE_NUMBER), known, Lineage.from_json)
         return None
 
-    def _registration(self, version: int, known: dict[str, Record]) -> Registration | None:
+    def _registration(self, version: int, known: dict[str, StoredRecord]) -> Registration | None:
         """None when it was deleted since the listing."""
-        key = Keys.registration(version)
         with contextlib.suppress(ObjectMissing):
-            return self._record(Registration, key, known, _key_of_registration, Registration.from_json)
+            return self._record(Registration, Keys.registration(version), known, Registration.from_json)
         return None
 
-    def _record(
-        self,
-        model: type[R],
-        key: str,
-        known: dict[str, Record],
-        key_of: Callable[[R], str],
-        parse: Callable[[bytes], R],
-    ) -> R:
+    def _record(self, model: type[R], key: str, known: dict[str, StoredRecord], parse: Callable[[bytes], R]) -> R:
         """The create-once record at ``key``. Raises :class:`ObjectMissing`, and :class:`InvalidRecord` with the key."""
         found = known.get(key)
-        record = found if isinstance(found, model) else self._fetch(key, key_of, parse)
+        record = found if isinstance(found, model) else self._fetch(key, parse)
         self._records[key] = record
         return record
 
-    def _fetch(self, key: str, key_of: Callable[[R], str], parse: Callable[[bytes], R]) -> R:
+    def _fetch(self, key: str, parse: Callable[[bytes], R]) -> R:
         data = self._objects.get(key)
         try:
             record = parse(data)
@@ -240,29 +256,13 @@ class StoreReader:
 
     def _judge(self, key: str, policy: GatePolicy, pinned: bool) -> Evidence:
         parse = partial(believed_evidence, key=key, root=self.config.root, keys=self._keys)
-        return judged(self._fetch(key, _key_of_evidence, parse), policy, pinned=pinned)
+        return judged(self._fetch(key, parse), policy, pinned=pinned)
 
 
 def unreachable(error: StoreError) -> StoreView:
     """The view of a store that gives no answer."""
     reason = "AddressRefused" if isinstance(error, AddressRefused) else "Unreachable"
     return StoreView(reason=reason, error=str(error))
-
-
-def _key_of_channel(record: Channel) -> str:
-    return Keys.channel(record.epoch)
-
-
-def _key_of_lineage(record: Lineage) -> str:
-    return Keys.lineage(record.number)
-
-
-def _key_of_registration(record: Registration) -> str:
-    return Keys.registration(record.version)
-
-
-def _key_of_evidence(record: Evidence) -> str:
-    return Keys.evidence(record.version, record.attempt)
 
 
 def _wanted(needs: StoreNeeds, channel: Channel | None, versions: list[int]) -> set[int]:

@@ -18,8 +18,7 @@ from aurora_operator.observe.observed import StoreView, UserRequests
 from aurora_operator.observe.secret_values import SecretReader
 from aurora_operator.observe.store import store_access
 from aurora_operator.observe.store.store_access import StoreAccess, StoreCalls
-from aurora_operator.observe.store.store_needs import store_needs
-from aurora_operator.observe.store.store_reader import StoreNeeds
+from aurora_operator.observe.store.store_reader import StoreNeeds, store_needs
 from aurora_store.errors import StoreError
 from aurora_store.store_policy import StorePolicy, StoreRule
 from tests.assets.faulty_store import FaultyStore, faulty_store, whole

@@ -12,8 +12,7 @@ from aurora_api.v1alpha1.status import (
     VersionStatus,
 )
 from aurora_operator.observe.observed import JobView, UserRequests
-from aurora_operator.observe.store.store_needs import store_needs
-from aurora_operator.observe.store.store_reader import StoreNeeds
+from aurora_operator.observe.store.store_reader import StoreNeeds, store_needs
 from tests.unit.operator.worlds import OWNER, spec
 
 
