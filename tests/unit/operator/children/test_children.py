@@ -68,15 +68,6 @@ def test_every_pod_is_restricted(name: str) -> None:
         assert mounts <= {volume["name"] for volume in pod["volumes"]}
 
 
-def test_settings_parse_in_every_role() -> None:
-    made = pods(spec())
-    texts = {name: variables(containers(made[name])[0])["AURORA_SETTINGS"]["value"] for name in made}
-    assert ServingSettings.from_json(texts["inference"]).store.root == "aurora/team/chat-01234567"
-    assert TrainerSettings.from_json(texts["trainer"]).name == "chat"
-    measured = ValidationSettings.from_json(texts["validator"])
-    assert (measured.candidate, measured.active, measured.attempt) == (2, 1, 1)
-
-
 def test_settings_hold_no_field_that_the_user_did_not_set_so_an_older_image_can_parse_them() -> None:
     def training(**given: Any) -> dict[str, Any]:
         text = variables(containers(pods(spec(training=given))["trainer"])[0])["AURORA_SETTINGS"]["value"]
@@ -247,15 +238,6 @@ def test_the_engine_setup_digest_changes_with_everything_that_decides_speed(chan
     assert engine_setup_digest(unrelated) == engine_setup_digest(spec())
 
 
-def test_settings_of_speculation_restart_the_inference_pods_only() -> None:
-    before = pods(spec())
-    for change in ({"lookup": "Speculator"}, {"shape": "Fixed"}):
-        after = pods(spec(draft=change))
-        assert {role for role in before if before[role] != after[role]} == {"inference", "validator"}
-    limited = pods(spec(serving={"maxRunningRequests": 64}))
-    assert {role for role in before if before[role] != limited[role]} == {"inference", "validator"}
-
-
 def test_pods_get_the_scope_of_lookup_the_shape_and_the_limit_of_requests() -> None:
     given = spec(draft={"lookup": "Speculator", "shape": "Fixed"}, serving={"maxRunningRequests": 64})
     settings = serving_settings(OWNER, given)
@@ -266,13 +248,6 @@ def test_pods_get_the_scope_of_lookup_the_shape_and_the_limit_of_requests() -> N
 def test_the_share_of_traced_requests_reaches_only_inference_pods() -> None:
     before, after = pods(spec()), pods(spec(capture={"sampleRatio": "0.5"}))
     assert {role for role in before if before[role] != after[role]} == {"inference"}
-
-
-def test_building_children_does_not_change_the_spec() -> None:
-    given = spec(serving=SERVING)
-    before = copy.deepcopy(given)
-    pods(given)
-    assert given == before
 
 
 def test_keys_are_random_and_long() -> None:

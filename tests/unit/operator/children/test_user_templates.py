@@ -96,15 +96,6 @@ def claiming(container: str, *claims: dict[str, Any]) -> dict[str, Any]:
     return {"template": {"spec": {"resourceClaims": [*claims], "containers": [engine]}}}
 
 
-@pytest.mark.parametrize(("part", "container"), [("serving", "sglang"), ("training", "trainer")])
-def test_claims_of_devices_reach_pod_and_container(part: str, container: str) -> None:
-    made = workloads(spec(**{part: claiming(container, CLAIM)}))
-    pod = made[part]["spec"]["template"]["spec"]
-    assert pod["resourceClaims"] == [CLAIM]
-    (claimed,) = [one for one in pod["containers"] if "claims" in one.get("resources", {})]
-    assert (claimed["name"], claimed["resources"]["claims"]) == (container, [{"name": "gpu"}])
-
-
 def test_a_validator_claims_the_same_devices_as_the_engine_unless_its_template_says_otherwise() -> None:
     same = workloads(spec(serving=claiming("sglang", CLAIM)))["validation"]["spec"]["template"]["spec"]
     assert same["resourceClaims"] == [CLAIM]
@@ -114,13 +105,6 @@ def test_a_validator_claims_the_same_devices_as_the_engine_unless_its_template_s
     pod = workloads(chosen)["validation"]["spec"]["template"]["spec"]
     assert pod["resourceClaims"] == [other], "a claim has one source, so the two cannot be merged"
     assert pod["containers"][0]["resources"]["claims"] == [{"name": "gpu"}]
-
-
-@pytest.mark.parametrize("part", ROLES)
-def test_runtime_class_and_place_reach_the_pods(part: str) -> None:
-    placed = {"runtimeClassName": "nvidia", "nodeSelector": {"gpu": "h100"}, "priorityClassName": "low"}
-    pod = workloads(spec(**{part: {"template": {"spec": placed}}}))[part]["spec"]["template"]["spec"]
-    assert placed.items() <= pod.items()
 
 
 def test_the_resources_of_the_spec_serve_engine_trainer_and_validator_and_templates_win() -> None:

@@ -15,13 +15,9 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, SpeculatorStatus
 from aurora_operator.observe.observed import TRAINER_SILENCE, JobView, Observed
 from aurora_operator.plan import Plan
-from aurora_operator.plan.candidate import AT_REST
-from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.training_records import TrainerStatus
-from tests.unit.operator.plan.test_rest import NO_PODS
 from tests.unit.operator.worlds import (
     NOW,
-    evidence,
     made,
     observed,
     pod,
@@ -111,13 +107,6 @@ def test_the_age_of_a_report_counts_by_the_operators_clock(skew: timedelta) -> N
     assert made(world, NOW + TRAINER_SILENCE + timedelta(seconds=1)).job is not None, "the trainer is silent"
 
 
-@pytest.mark.parametrize("skew", SKEWS, ids=str)
-def test_a_restarted_operator_measures_unless_the_records_own_time_is_near(skew: timedelta) -> None:
-    """It has seen no change of the record yet."""
-    found = replace(store(0, 1), trainer=record(0, -skew), trainer_changed=None)
-    assert (made(observed(store=found)).job is None) is (abs(skew) <= TRAINER_SILENCE)
-
-
 @pytest.mark.parametrize("age", [timedelta(0), TRAINER_SILENCE * 2, timedelta(days=9)], ids=str)
 def test_a_candidate_waits_while_the_operator_stops_the_trainer(age: timedelta) -> None:
     """The count cannot grow, so a measurement could not succeed."""
@@ -151,48 +140,10 @@ def test_a_candidate_that_waits_begins_only_once_measurements_may_begin(hindranc
     assert "ValidationStarted" in events(begins)
 
 
-@pytest.mark.parametrize("where", [ON_JOB, ON_REPLICA], ids=["Job", "Replica"])
-def test_an_undecided_candidate_is_not_measured_again_while_a_version_is_pinned(where: SpeculatorSpec) -> None:
-    begun = after(with_held_out(NEEDED, spec=where), made(with_held_out(NEEDED, spec=where)))
-    assert candidate_of(begun).pod == (None if where is ON_JOB else "chat-b")
-    undecided = evidence(1, VerdictKind.INCONCLUSIVE)
-    pin = where.model_copy(update={"rollout": where.rollout.model_copy(update={"pin": 0})})
-    pinned = replace(begun, store=replace(begun.store, evidence=(undecided,)), spec=pin)
-    for _ in range(2):
-        waits = made(pinned)
-        assert (waits.job, waits.leases) == (None, ())
-        assert "ValidationStarted" not in events(waits)
-        pinned = after(pinned, waits)
-        waiting = candidate_of(pinned)
-        assert (waiting.attempt, waiting.since, waiting.pod) == (2, None, None)
-
-
-def test_a_candidate_that_waits_through_a_rest_begins_with_an_event() -> None:
-    world = with_held_out(0)
-    waiting = after(world, made(world)).status
-    rest = spec(serving={"replicas": 0}, training={"suspended": True})
-    resting = observed(spec=rest, status=waiting, store=with_held_out(0).store, **NO_PODS)
-    rested = after(resting, made(resting))
-    assert (candidate_of(rested).message, candidate_of(rested).since) == (AT_REST, None)
-    begins = made(replace(with_held_out(NEEDED), status=rested.status))
-    assert begins.job is not None
-    assert "ValidationStarted" in events(begins)
-
-
 def test_a_newer_version_takes_the_place_of_one_that_waits() -> None:
     world = with_held_out(0)
     waits = after(world, made(world))
     assert validating(replace(waits, store=with_held_out(0, 1, 2).store)) == 2
-
-
-def test_an_attempt_after_a_failed_one_waits_too() -> None:
-    failed = CandidateStatus(version=1, phase=CandidatePhase.FAILED, attempt=2, since=NOW - timedelta(hours=1))
-    world = replace(with_held_out(0), status=SpeculatorStatus(candidate=failed))
-    waits = made(world)
-    assert waits.job is None
-    world = after(world, waits)
-    assert (candidate_of(world).phase, candidate_of(world).attempt) == (CandidatePhase.VALIDATING, 3)
-    assert "ValidationStarted" in events(made(replace(world, store=with_held_out(NEEDED).store)))
 
 
 @pytest.mark.parametrize("phase", [CandidatePhase.FAILED, CandidatePhase.VALIDATING])
@@ -225,10 +176,3 @@ def test_a_measurement_under_way_goes_on_when_the_trainer_starts_to_count_anew()
         goes_on = made(short)
         assert goes_on.delete_jobs == ()
         assert "measuring" in candidate_of(after(short, goes_on)).message
-
-
-def test_evidence_decides_without_a_wait() -> None:
-    """After a lost status, the store may hold the verdict already."""
-    proven = replace(with_held_out(0).store, evidence=(evidence(1),))
-    world = observed(store=proven)
-    assert candidate_of(after(world, made(world))).phase is CandidatePhase.VALIDATED

@@ -277,20 +277,6 @@ def test_no_replica_is_lent_while_a_version_is_pinned() -> None:
     assert made(replace(chosen(), spec=pinned)).leases == ()
 
 
-def test_a_newer_version_replaces_a_candidate_that_only_waits_for_a_replica() -> None:
-    waits = world(disruptions_allowed=0)
-    waits = replace(waits, status=status(waits), store=store(0, 1, 2))
-    assert candidate_of(waits) == 2
-    assert candidate_of(replace(lent(), jobs=(), store=store(0, 1, 2))) == 1, "a replica has left for it"
-    assert candidate_of(replace(lent(), store=store(0, 1, 2))) == 1, "it is being measured"
-
-
-def candidate_of(seen: Observed) -> int:
-    found = status(seen).candidate
-    assert found is not None
-    return found.version
-
-
 def test_a_lent_pod_whose_agent_does_not_answer_counts_as_lent() -> None:
     silent = replace(lent(), pods=(pod("chat-a", 0), pod("chat-b", 0, ready=False, agent=None)))
     shown = status(silent)
@@ -315,12 +301,6 @@ def test_a_candidate_that_is_measured_in_a_job_after_all_names_no_replica(before
     assert found is not None
     assert (found.pod, found.message) == (None, MEASURING)
     assert [lease.pod for lease in changed.leases] == (["chat-b"] if before == "a replica has left" else [])
-
-
-def test_by_default_a_job_measures_in_its_own_pod() -> None:
-    result = made(observed(store=store(0, 1)))
-    assert result.leases == ()
-    assert result.job is not None
 
 
 def test_lease_requests_carry_the_rolls_epoch() -> None:

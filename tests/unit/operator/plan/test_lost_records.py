@@ -19,19 +19,14 @@ from aurora_api.v1alpha1.status import (
 )
 from aurora_operator.observe.observed import Observed, StoreView, WorkloadView
 from aurora_operator.plan.wanted_children import trainer_replicas
-from aurora_protocol.draft_records import RootOwner
 from tests.unit.operator.worlds import (
-    NOW,
     channel,
     condition,
-    lineage,
     made,
     observed,
     pod,
-    registration,
     status,
     store,
-    validating,
 )
 
 EMPTY = StoreView()
@@ -105,18 +100,6 @@ def test_an_older_channel_is_not_followed_to_another_version() -> None:
     assert condition(whole, ConditionType.STORAGE_READY).reason == "Ready"
 
 
-def test_an_older_channel_of_a_new_owner_is_no_loss_and_nobody_is_told_to_delete_it() -> None:
-    """The new owner promoted another version, and its store came back from a backup."""
-    pods = (pod("chat-a", 1), pod("chat-b", 1))
-    followed = status(observed(store=store(0, 1, channel=channel(1, epoch=9, previous=0)), pods=pods))
-    new_owner = RootOwner(id="99999999", namespace="team", name="other", since=NOW)
-    theirs = channel(2, epoch=8, previous=1).model_copy(update={"owner": new_owner})
-    world = observed(store=store(0, 1, 2, channel=theirs), pods=pods, status=followed)
-    shown = condition(world, ConditionType.STORAGE_READY)
-    assert shown.reason == "TakenOver"
-    assert (made(world).advance, made(world).swaps) == (None, ())
-
-
 def test_an_older_channel_that_names_the_active_version_is_followed_on() -> None:
     pods = (pod("chat-a", 1), pod("chat-b", 1))
     followed = status(observed(store=store(0, 1, channel=channel(1, epoch=9)), pods=pods))
@@ -152,11 +135,3 @@ def test_without_an_active_version_nothing_is_lost(world: Observed) -> None:
 def test_a_store_that_cannot_be_read_has_lost_nothing(reason: str) -> None:
     """As during an upgrade of the operator, which reads the store anew."""
     assert condition(lost(StoreView(reason=reason, error="x")), ConditionType.STORAGE_READY).reason == reason
-
-
-def test_a_candidate_without_a_registration_keeps_no_other_version_from_the_gate() -> None:
-    """An operator without this module has started over by itself, and kept the candidate of the lost lineage."""
-    stuck = SERVED.model_copy(update={"active": VersionStatus(version=0), "rollout": RolloutStatus(), "rejected": []})
-    known = {version: registration(version) for version in (0, 1)}
-    world = observed(status=stuck, store=StoreView(lineage=lineage(), channel=channel(0), registrations=known))
-    assert validating(world) == 1

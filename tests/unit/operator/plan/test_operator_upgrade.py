@@ -41,25 +41,6 @@ def test_an_upgrade_restarts_one_speculator_after_the_other() -> None:
     assert all(s.live is not None and RESTART_ANNOTATION not in s.live["metadata"]["annotations"] for s in fleet)
 
 
-def test_a_change_of_the_spec_is_applied_at_once_with_the_new_operators_template() -> None:
-    (speculator,) = running("a")
-    speculator.change(extraArgs=["--tp", "2"])
-    made = decide_upgrade(replace(speculator.observe(), fleet=OTHERS_RESTART), config(2), NOW)
-    assert made.stage is UpgradeStage.CURRENT
-    speculator.apply(made)
-    assert speculator.agent_image == "agent:2"
-    assert not speculator.upgrading
-
-
-def test_a_change_of_the_spec_during_the_restart_keeps_the_turn() -> None:
-    first, second = fleet = running("a", "b")
-    operator = started(config(2), *fleet)
-    operator.look(first)
-    first.change(extraArgs=["--tp", "2"])
-    assert operator.decide(first).stage is UpgradeStage.RESTARTING
-    assert operator.decide(second).stage is UpgradeStage.WAITING
-
-
 @pytest.mark.parametrize("change", [{"replicas": 5}, {"strategy": {"maxSurge": 2}}])
 def test_a_change_that_concerns_no_pod_is_applied_while_the_template_is_kept(change: dict[str, Any]) -> None:
     (speculator,) = running("a")
@@ -277,13 +258,6 @@ def test_no_turn_is_given_before_every_speculator_was_observed() -> None:
     now[0] = MAX_UNKNOWN_SECONDS
     operator.look(fleet[0])
     assert fleet[0].restarts == 1, "one that cannot be observed does not hold up the order for ever"
-
-
-def test_the_annotations_are_small() -> None:
-    (speculator,) = running("a")
-    assert speculator.live is not None
-    size = sum(len(name) + len(value) for name, value in speculator.live["metadata"]["annotations"].items())
-    assert size < 128
 
 
 def test_a_field_with_its_default_is_no_choice_of_the_user() -> None:

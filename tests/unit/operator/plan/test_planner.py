@@ -13,7 +13,6 @@ from aurora_api.v1alpha1.status import (
     CandidatePhase,
     RolloutPhase,
     SpeculatorStatus,
-    VersionStatus,
 )
 from aurora_operator.observe.observed import (
     JobView,
@@ -194,25 +193,6 @@ def test_a_person_aborts_a_candidate_while_it_is_measured() -> None:
     )
 
 
-def test_rejecting_a_candidate_leaves_the_active_version_as_it_is() -> None:
-    since = NOW - timedelta(days=3)
-    old = VersionStatus(version=1, since=since)
-    active = channel(1, epoch=4, previous=0).model_copy(update={"evidence": "evidence/1"})
-    world = observed(
-        store=replace(store(0, 1, 2, evidence=(evidence(1), evidence(2, active=1))), channel=active),
-        pods=(pod("chat-a", 1), pod("chat-b", 1)),
-    )
-    rolled = status(world)
-    refused = made(
-        replace(world, status=rolled.model_copy(update={"active": old}), user_requests=UserRequests(abort=2))
-    )
-    assert refused.advance is not None
-    assert (refused.advance.active, refused.advance.previous, refused.advance.evidence) == (1, 0, "evidence/1")
-    assert refused.status is not None
-    assert refused.status.active is not None
-    assert refused.status.active.since == since
-
-
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
@@ -224,17 +204,6 @@ def test_rejecting_a_candidate_leaves_the_active_version_as_it_is() -> None:
 )
 def test_evidence_about_another_version_or_lineage_does_not_count(changes: dict[str, Any], why: str) -> None:
     assert store(0, 1, evidence=(evidence(1, **changes),)).promotion_evidence(1) is None, why
-
-
-def test_a_rejected_candidate_is_never_rolled_out() -> None:
-    world = observed(store=store(0, 1, evidence=(evidence(1, VerdictKind.REJECT),)))
-    refused = status(world)
-    assert (refused.rejected, refused.rollout.phase) == ([1], RolloutPhase.IDLE)
-    again = made(replace(world, status=refused, store=store(0, 1, evidence=(evidence(1),))))
-    assert (again.job, again.swaps) == (None, ())
-    newer = made(replace(world, status=refused, store=store(0, 1, 2)))
-    assert newer.job is not None
-    assert newer.job["metadata"]["name"] == "chat-validate-v2-1"
 
 
 def test_a_candidate_is_inconclusive_after_two_measurements() -> None:
@@ -315,14 +284,6 @@ def test_a_refused_job_counts_as_a_failed_measurement() -> None:
         assert validating(other) == 1, "another process created it, or it was another Job"
 
 
-def test_a_newer_version_does_not_wait_for_a_failed_measurement() -> None:
-    world = observed(store=store(0, 1))
-    failed = status(replace(world, status=status(world), jobs=(JobView("chat-validate-v1-1", 1, 1, failed=True),)))
-    result = made(replace(world, status=failed, store=store(0, 1, 2)))
-    assert result.job is not None
-    assert result.job["metadata"]["name"] == "chat-validate-v2-1"
-
-
 def test_a_canary_without_traffic_stops_so_that_the_newer_version_is_measured() -> None:
     """The roll stops without blame. Its version is neither rejected nor rolled out again before the newer one."""
     proven = store(0, 1, 2, evidence=(evidence(1),))
@@ -370,10 +331,6 @@ def test_nothing_is_decided_about_versions_while_the_store_cannot_be_read() -> N
     assert result.status.rollout == rolling.rollout
     assert result.status.active == rolling.active
     assert condition(dark, ConditionType.STORAGE_READY).reason == "Unreachable"
-
-
-def test_nothing_is_measured_while_no_pod_serves() -> None:
-    assert made(observed(store=store(0, 1), pods=())).job is None
 
 
 def test_obsolete_jobs_are_deleted_and_the_candidates_last_job_is_kept() -> None:

@@ -126,10 +126,3 @@ def test_a_speculator_at_rest_has_no_validation_job_and_measures_its_candidate_l
     assert again.status.candidate is not None
     assert again.status.candidate.message == "measuring on the real engine"
     assert again.status.candidate.since == NOW
-
-
-def test_a_job_that_ended_keeps_its_log_at_rest() -> None:
-    failed = JobView("chat-validate-v1-1", 1, 1, failed=True, message="too few prompts")
-    begun = status(observed(spec=spec(serving={"replicas": 2}), store=store(0, 1)))
-    resting = suspended(status=begun, store=store(0, 1), jobs=(failed,))
-    assert (made(resting).delete_jobs, made(resting).job) == ((), None)

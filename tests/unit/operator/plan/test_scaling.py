@@ -56,32 +56,6 @@ def test_the_status_says_how_many_pods_wait_for_a_node_and_why() -> None:
     assert "; 1 waits for a node: " in condition(one, ConditionType.SERVING_READY).message
 
 
-def test_the_status_names_a_pod_that_does_not_start_beside_one_that_waits_for_a_node() -> None:
-    broken = pod("chat-b", 0, ready=False, agent=None, waiting="ImagePullBackOff")
-    seen = scaled_up(3, pods=(pod("chat-a", 0), broken, waiting_pod("chat-c")))
-    serving = condition(seen, ConditionType.SERVING_READY)
-    assert serving.reason == "PodsNotReady"
-    assert serving.message == f"1 of 3 pods are ready (ImagePullBackOff); 1 waits for a node: {NO_ROOM}"
-
-
-def test_the_status_says_how_a_container_ended_that_crashes_again_and_again() -> None:
-    crash = "sglang ended with exit code 137, OOMKilled"
-    broken = pod("chat-b", 0, ready=False, agent=None, waiting="CrashLoopBackOff", crash=crash)
-    seen = scaled_up(2, pods=(pod("chat-a", 0), broken))
-    assert condition(seen, ConditionType.SERVING_READY).message == f"1 of 2 pods are ready (CrashLoopBackOff: {crash})"
-    assert [shown.state for shown in status(seen).pods] == ["Ready", "CrashLoopBackOff"]
-
-
-def test_the_status_says_why_an_update_does_not_go_on() -> None:
-    """The extra pod of the update finds no room."""
-    updating = WorkloadView(current=False, replicas=3, ready=2)
-    seen = observed(pods=(pod("chat-a", 0), pod("chat-b", 0), waiting_pod("chat-c")), deployment=updating)
-    message = condition(seen, ConditionType.SERVING_READY).message
-    assert message.startswith(
-        "2 of 2 pods are ready; pods of the current template are being started; 1 waits for a node"
-    )
-
-
 def test_the_status_says_why_pods_cannot_be_created() -> None:
     refused = WorkloadView(current=True, replicas=2, ready=2, message="exceeded quota: gpus")
     seen = observed(spec=spec(serving={"replicas": 4}), deployment=refused)
@@ -248,14 +222,6 @@ def test_a_scale_up_from_zero_posts_no_warning() -> None:
     assert [(note.reason, note.warning) for note in made(started).notes] == [("Ready", False)]
     down = replace(started, status=status(started), pods=(pod("chat-a", 0, ready=False), pod("chat-b", 0, ready=False)))
     assert [note.warning for note in made(down).notes if note.reason == "PodsNotReady"] == [True]
-
-
-def test_a_scale_down_to_fewer_pods_than_the_canary_has_rolls_out_to_those_that_are_left() -> None:
-    given = spec(serving={"replicas": 1}, rollout=UNJUDGED | {"canary": 5})
-    one = observed(spec=given, pods=(pod("chat-a", 0),), store=store(0, 1, evidence=(evidence(1),)))
-    begun = replace(one, status=status(one))
-    assert begun.status.rollout.message == "canary on 1 of 1 pods"
-    assert [swap.pod for swap in made(begun).swaps] == ["chat-a"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import pytest
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import (
     RolloutPhase,
-    SpeculatorStatus,
 )
 from aurora_operator.observe.observed import (
     CounterSample,
@@ -20,7 +19,6 @@ from aurora_operator.observe.observed import (
     WorkloadView,
 )
 from aurora_operator.plan import plan
-from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
 from aurora_operator.plan.status_builder import REFRESH, differs_in_decisions, worth_writing
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.evidence_records import VerdictKind
@@ -104,13 +102,6 @@ def reported(age: timedelta, phase: TrainerPhase = TrainerPhase.WAITING_FOR_TRAC
     """A world whose trainer wrote its record ``age`` ago."""
     record = TrainerStatus(phase=phase, step=7, shards=2, trained_tokens=900, updated=NOW - age)
     return observed(store=store(0, trainer=record))
-
-
-def test_a_trainers_heartbeat_writes_no_status() -> None:
-    first = status(reported(timedelta(0)))
-    for seconds in (15, 60, 290):
-        later = replace(reported(timedelta(seconds=seconds)), status=first)
-        assert plan(later, CONFIG, NOW, timedelta(hours=1)).status is None
 
 
 def test_a_trainer_that_reports_nothing_for_five_minutes_is_not_ready() -> None:
@@ -324,24 +315,6 @@ def test_a_name_that_is_taken_needs_a_human() -> None:
 
 def test_every_condition_type_is_always_set() -> None:
     assert [c.type for c in status(observed()).conditions] == list(ConditionType)
-
-
-def test_an_invalid_spec_changes_nothing_but_its_conditions() -> None:
-    before, later = status(observed()), NOW + timedelta(minutes=1)
-    after = invalid_spec_status(before, 7, "spec.draft.steps: too large", later)
-    conditions = {c.type: c for c in after.conditions}
-    assert [c.type for c in after.conditions] == [c.type for c in before.conditions]
-    for type_, value in ((ConditionType.STALLED, "True"), (ConditionType.READY, "False")):
-        found = conditions[type_]
-        assert (found.status.value, found.reason, found.observed_generation) == (value, "InvalidSpec", 7)
-        assert "spec.draft.steps: too large" in found.message
-        assert found.last_transition_time == later
-    same = {"conditions": before.conditions, "observed_generation": before.observed_generation}
-    assert after.model_copy(update=same) == before
-    first = invalid_spec_status(SpeculatorStatus(), 1, "spec.store: missing", NOW)
-    assert {c.type for c in first.conditions} == {ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED}
-    assert first.start is not None, "no pod has served"
-    assert condition(observed(status=after), ConditionType.STALLED).status.value == "False", "it was corrected"
 
 
 def test_the_status_of_a_roll_holds_no_internal_state() -> None:
