@@ -7,11 +7,12 @@ trainer to a node.
 
 Invariants:
 
-- A change of the template ends the former pod before the next one starts (strategy Recreate). The former trainer saves
-  its state, and the next one resumes from it. While a pod hangs on a lost node, Recreate would wait for ever. The
-  strategy is then RollingUpdate, and the next pod starts as soon as the former is being deleted.
-- Two trainers at once are possible, when a lost node still runs and reaches the store. Each saved state then takes the
-  next epoch, create-once. The trainer that loses an epoch ends, and resumes from the other's state.
+- A change of the template deletes the former pod first (no surge). The former trainer saves its state, and the next one
+  resumes from it. Strategy Recreate would wait for ever for a pod that hangs on a lost node, so the next pod starts as
+  soon as the former is being deleted.
+- Two trainers at once are possible, while the former one ends, or while a lost node still reaches the store. Each saved
+  state then takes the next epoch, create-once. The trainer that loses an epoch ends, and resumes from the other's
+  state.
 
 A suspended trainer runs only while something needs it (``plan/wanted_children.py``).
 """
@@ -47,8 +48,7 @@ LOST_NODE_SECONDS = 30
 Kubernetes notices a lost node after about 50 s (``node-monitor-grace-period``).
 """
 LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
-_STRATEGY = {"type": "Recreate"}
-_STRATEGY_BESIDE_A_HUNG_POD = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
+_STRATEGY = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
 
 
 def program(gpus: int) -> list[str]:
@@ -75,14 +75,8 @@ def trainer_settings(owner: Owner, spec: SpeculatorSpec) -> str:
     return value.to_variable()
 
 
-def trainer_deployment(
-    owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, replicas: int, *, has_hung_pod: bool = False
-) -> Object:
-    """The Deployment of the trainer, with 1 or 0 pods.
-
-    Args:
-        has_hung_pod: a former pod hangs on a lost node.
-    """
+def trainer_deployment(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, replicas: int) -> Object:
+    """The Deployment of the trainer, with 1 or 0 pods."""
     trainer = container(
         TRAINER,
         engine_image(spec, config),
@@ -106,7 +100,7 @@ def trainer_deployment(
         TRAINER,
         spec={
             "replicas": replicas,
-            "strategy": _STRATEGY_BESIDE_A_HUNG_POD if has_hung_pod else _STRATEGY,
+            "strategy": _STRATEGY,
             "revisionHistoryLimit": 3,
             "selector": {"matchLabels": selector(owner, TRAINER)},
             "template": template,

@@ -133,8 +133,6 @@ class WorkloadView:
     """The trainer's pod, while a container of it fails."""
     queued_behind: tuple[str, ...] = ()
     """Names of the scheduling gates that hold its pod back, for example while the pod waits in a queue."""
-    has_hung_pod: bool = False
-    """A pod of the trainer was deleted and does not end, because its node is lost."""
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ class Observer:
             jobs=jobs,
             deployment=kubernetes_views.workload_view(deployment),
             deployed=kubernetes_views.deployed_template(deployment),
-            trainer=_trainer(owner, live, now),
+            trainer=_trainer(owner, live),
             store=store,
             keys_exist=bool(token),
             disruptions_allowed=kubernetes_views.disruptions_allowed(live.get(("PodDisruptionBudget", owner.name))),
@@ -169,7 +169,7 @@ def _jobs(jobs: Iterable[Object], pods: Iterable[Object], now: datetime) -> tupl
     return tuple(kubernetes_views.job_view(job, of_validators, now) for job in jobs if component_of(job) == VALIDATOR)
 
 
-def _trainer(owner: Owner, live: Children, now: datetime) -> WorkloadView | None:
+def _trainer(owner: Owner, live: Children) -> WorkloadView | None:
     """The trainer's Deployment, with the reason why its pod does not run."""
     workload = kubernetes_views.workload_view(live.get(("Deployment", trainer_name(owner))))
     objects = [obj for obj in live.values() if obj["kind"] == "Pod" and component_of(obj) == TRAINER]
@@ -177,8 +177,7 @@ def _trainer(owner: Owner, live: Children, now: datetime) -> WorkloadView | None
     if workload is None:
         return None
     failing = next((pod for pod in pods if pod.failure and not pod.terminating), None)
-    hung = any(kubernetes_views.has_hung(obj, now) for obj in objects)
-    workload = replace(workload, failing_pod=failing, has_hung_pod=hung)
+    workload = replace(workload, failing_pod=failing)
     held_up = next((pod for pod in pods if pod.waiting and not pod.terminating), None)
     if held_up is None:
         return workload

@@ -36,8 +36,7 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
     draft.
     """
     owner, spec = observed.owner, observed.spec
-    hung = observed.trainer is not None and observed.trainer.has_hung_pod
-    trainer = trainer_deployment(owner, spec, config, trainer_replicas(observed), has_hung_pod=hung)
+    trainer = trainer_deployment(owner, spec, config, trainer_replicas(observed))
     serving = deployment(owner, spec, upgrade.template, upgrade.annotations)
     return (
         *service_accounts(owner, spec),

@@ -297,7 +297,7 @@ def tolerations(**template: Any) -> list[dict[str, Any]]:
     return found
 
 
-def test_the_trainer_leaves_a_lost_node_soon_and_its_pods_never_overlap_in_an_update() -> None:
+def test_the_trainer_leaves_a_lost_node_soon_and_an_update_deletes_its_pod_first() -> None:
     keys = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]
     lost = [
         {"key": k, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_SECONDS} for k in keys
@@ -308,7 +308,7 @@ def test_the_trainer_leaves_a_lost_node_soon_and_its_pods_never_overlap_in_an_up
     patient = lost[0] | {"tolerationSeconds": 600}
     assert tolerations(tolerations=[patient]) == [patient, lost[1]], "the user's template wins"
     made = trainer_deployment(OWNER, spec(), CONFIG, 1)
-    assert made["spec"]["strategy"] == {"type": "Recreate"}
+    assert made["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
     assert made["spec"]["replicas"] == 1
     volumes = made["spec"]["template"]["spec"]["volumes"]
     assert all("emptyDir" in volume for volume in volumes), "nothing binds the trainer to a node"

@@ -273,13 +273,6 @@ async def test_a_trainers_pod_behind_a_scheduling_gate_is_queued() -> None:
     assert "SchedulingGated" in trainer.message
 
 
-async def test_a_trainers_pod_that_hangs_on_a_lost_node_is_seen_although_another_one_runs() -> None:
-    runs, hangs = (pod(f"chat-trainer-{name}", TRAINER, status={"phase": "Running"}) for name in "ab")
-    hangs["metadata"]["deletionTimestamp"] = LONG_AGO
-    for pods, hung in (([runs, hangs], True), ([runs], False)):
-        assert (await Rig(TRAINER_DEPLOYMENT, *pods).trainer()).has_hung_pod is hung
-
-
 async def test_a_trainer_that_crashed_says_why_in_its_own_words() -> None:
     crashed: dict[str, Any] = {"name": "trainer", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
     crashed["lastState"] = {"terminated": {"exitCode": 1, "reason": "Error", "message": "the store has no version"}}
