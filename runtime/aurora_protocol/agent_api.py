@@ -226,12 +226,7 @@ class Machine(Model):
     device: Literal["cpu", "cuda"] = Field(description="Where the engine computes.")
     engine: str = Field(description="Version of SGLang.")
     torch: str = Field(description="Version of torch.")
-    ngram_tokens: int = Field(
-        default=0,
-        ge=0,
-        description="Tokens of each request that NGRAM verifies in a round. 0: a pod of an older version, which does"
-        " not say it.",
-    )
+    ngram_tokens: int = Field(default=0, ge=0, description="Tokens of each request that NGRAM verifies in a round.")
 
 
 class MeasurementRequest(Record):

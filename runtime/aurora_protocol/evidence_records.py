@@ -89,9 +89,7 @@ class Environment(Model):
         default=LookupScope.OFF, description="The text in which the engine looked up tokens to propose."
     )
     ngram_tokens: int = Field(
-        default=0,
-        description="Tokens of each request that NGRAM verifies in a round, where NGRAM is measured. 0: measured by an"
-        " older version, with as many tokens as the draft.",
+        default=0, description="Tokens of each request that NGRAM verifies in a round. 0: NGRAM is not measured."
     )
     image: str = Field(default="", description="Container image of the engine.")
     pod_digest: str = Field(

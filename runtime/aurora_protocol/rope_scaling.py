@@ -1,18 +1,18 @@
 """How a draft's rotary position embedding is scaled for long contexts, as the lineage's record keeps it.
 
 Invariant: the names and values are those of ``rope_scaling`` in a Hugging Face ``config.json``, so that no translation
-can go wrong. A type that a reader does not know leaves the record readable.
+can go wrong.
 """
 
 from __future__ import annotations
 
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from aurora_api.base import Model
 
-LINEAR, LLAMA3, YARN = ROPE_TYPES = ("linear", "llama3", "yarn")
+LINEAR, LLAMA3, YARN = ("linear", "llama3", "yarn")
 ORIGINAL: Final = "original_max_position_embeddings"
 REQUIRED_FIELDS: Final = {
     LINEAR: ("factor",),
@@ -26,7 +26,7 @@ MAX_FACTOR: Final = 1e6
 class RopeScaling(Model):
     """The scaling of a rotary position embedding. The fields that a type does not use are None."""
 
-    rope_type: str = Field(max_length=32, description="linear, llama3 or yarn.")
+    rope_type: Literal["linear", "llama3", "yarn"]
     factor: float = Field(ge=1, le=MAX_FACTOR, description="By what the slow rotations are slowed down further.")
     original_max_position_embeddings: int | None = Field(
         default=None, gt=0, le=1 << 30, description="Longest sequence before the scaling, in tokens. llama3, yarn."
@@ -64,7 +64,7 @@ class RopeScaling(Model):
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
-        for name in REQUIRED_FIELDS.get(self.rope_type, ()):
+        for name in REQUIRED_FIELDS[self.rope_type]:
             if getattr(self, name) is None:
                 raise ValueError(name)
         low, high = self.low_freq_factor, self.high_freq_factor

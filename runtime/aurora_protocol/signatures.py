@@ -69,13 +69,6 @@ def verified(data: bytes, place: str, key: bytes) -> bytes:
     return covered
 
 
-def without_signature(data: bytes) -> bytes:
-    """The record in ``data`` without its signature. Nothing is verified. Raises :class:`InvalidRecord`."""
-    content = _content(data)
-    content.pop(SIGNATURE, None)
-    return _canonical(content)
-
-
 def _content(data: bytes) -> dict[str, Any]:
     try:
         content = json.loads(data)

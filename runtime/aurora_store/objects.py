@@ -48,7 +48,6 @@ from aurora_store.store_config import StoreConfig
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 CHUNK_BYTES = 1 << 20
 MAX_RECORD_BYTES = 1 << 20
@@ -295,23 +294,17 @@ class ObjectStore:
         for _ in range(max_pages):
             with self._call("list", prefix):
                 page = next(pages, None)
+                listed = [
+                    ObjectInfo(item["Key"].removeprefix(self.config.root + "/"), item["Size"], item["LastModified"])
+                    for item in (page.get("Contents", []) if page else ())
+                ]
             if page is None:
                 return
-            listed = self._listed(prefix, page)
             count += len(listed)
             if count > limit:
                 break
             yield from listed
         raise StoreError(f"list {prefix}: more than {limit} objects or {max_pages} pages; delete what is not Aurora's")
-
-    def _listed(self, prefix: str, page: ListObjectsV2OutputTypeDef) -> tuple[ObjectInfo, ...]:
-        try:
-            return tuple(
-                ObjectInfo(item["Key"].removeprefix(self.config.root + "/"), item["Size"], item["LastModified"])
-                for item in page.get("Contents", [])
-            )
-        except KeyError as error:
-            raise StoreError(f"list {prefix}: the answer lacks {error}; check that the store is an S3 store") from error
 
     def delete(self, key: str) -> None:
         """Delete ``key``. A missing object is no error."""

@@ -73,10 +73,11 @@ FAILURES: Final = (
     ResponseParserError,
     RedirectRefused,
     HTTPError,
+    KeyError,
     ValueError,
 )
 """Everything that boto3 raises. It raises HTTPError while it reads the text of an error, and ValueError when a number
-or a date in the answer's headers does not parse."""
+or a date in the answer's headers does not parse. A KeyError is a field that the answer lacks."""
 
 
 @dataclass(frozen=True)
@@ -224,18 +225,15 @@ _ACCESS_CODES: Final = ("AccessDenied", "403")
 _MISSING_CODES: Final = ("NoSuchKey", "NoSuchUpload", "NoSuchVersion")
 """S3's codes of what does not exist. A gateway before the store answers 404 too while it has no route, without them."""
 _CALLS_WITHOUT_BODY: Final = ("HeadBucket", "HeadObject")
-"""The answers to these calls have no body, so that the status 404 is all that they say."""
+"""Of their answers, the status is all that tells."""
 _UNKNOWN_CALL_CODES: Final = ("InvalidArgument", "InvalidRequest", "MethodNotAllowed", "NotImplemented")
 """Codes with which stores answer a call that they do not know."""
 _CODE: Final = re.compile(r"[A-Z][A-Za-z]{2,40}")
-_REGION_HINT: Final = "set store.region to the bucket's region"
-_EXPIRED_HINT: Final = "keys in a Secret must be long-lived ones"
-_NO_HINT: Final = "see the store's log"
 _HINTS: Final = {
-    "AuthorizationHeaderMalformed": _REGION_HINT,
-    "PermanentRedirect": _REGION_HINT,
-    "ExpiredToken": _EXPIRED_HINT,
-    "InvalidToken": _EXPIRED_HINT,
+    "AuthorizationHeaderMalformed": "set store.region to the bucket's region",
+    "PermanentRedirect": "set store.region to the bucket's region",
+    "ExpiredToken": "keys in a Secret must be long-lived ones",
+    "InvalidToken": "keys in a Secret must be long-lived ones",
     "RequestTimeTooSkewed": "set the clock of the pod's node, which differs from the store's",
     "NoSuchBucket": "create the bucket",
     "InvalidAccessKeyId": "check the access key",
@@ -280,7 +278,7 @@ def _described(error: Exception, store: str) -> tuple[type[StoreError], str]:
             CredentialsMissing,
             "the workload identity gave no credentials; check the role of the pod's ServiceAccount",
         )
-    if isinstance(error, (ResponseParserError, ValueError)) and not isinstance(error, BotoCoreError):
+    if isinstance(error, (ResponseParserError, KeyError, ValueError)) and not isinstance(error, BotoCoreError):
         return StoreError, f"the answer is not one of S3; check that {store} is an S3 store"
     return StoreError, f"{type(error).__name__}; check that {store} answers"
 
@@ -305,7 +303,7 @@ def _sent(error: ClientError) -> tuple[type[StoreError], str]:
         return ObjectRefused, f"{code[:40]}; check the bucket's KMS key"
     if status == 404 and code not in _HINTS:
         return StoreError, "HTTP 404, but no code of S3; check store.endpoint, and the gateway before the store"
-    return StoreError, f"{shown}; {_HINTS.get(code, _NO_HINT)}"
+    return StoreError, "; ".join((shown, _HINTS.get(code, "see the store's log")))
 
 
 def error_code(error: ClientError) -> str:

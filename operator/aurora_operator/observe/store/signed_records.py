@@ -26,7 +26,7 @@ from aurora_protocol.errors import InvalidRecord, UnsignedRecord
 from aurora_protocol.evidence_records import Evidence, Verdict, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.gate.verdict import least_policy, recomputed
-from aurora_protocol.signatures import KeyName, verified, without_signature
+from aurora_protocol.signatures import KeyName, verified
 from aurora_store.errors import bounded_text
 from aurora_store.keys import Keys, owner_id
 from aurora_store.root_ownership import current_owner
@@ -60,7 +60,7 @@ def believed_channel(data: bytes, key: str, root: str, keys: RecordKeys) -> Chan
     try:
         return Channel.from_json(verified(data, f"{root}/{key}", keys.channel))
     except UnsignedRecord as error:
-        record = Channel.from_json(without_signature(data))
+        record = Channel.from_json(data)
         if current_owner(record, root) != keys.owner:
             # The digests of its weights are not believed. The registrations name the weights instead.
             return record.model_copy(update={"active_digest": None, "previous_digest": None})
@@ -77,7 +77,7 @@ def believed_evidence(data: bytes, key: str, root: str, keys: RecordKeys) -> Evi
     """
     with contextlib.suppress(UnsignedRecord):
         return Evidence.from_json(verified(data, f"{root}/{key}", keys.evidence))
-    unsigned = Evidence.from_json(without_signature(data))
+    unsigned = Evidence.from_json(data)
     reason = f"{key} does not count: no validator of this speculator signed it"
     nothing = Verdict(kind=VerdictKind.INCONCLUSIVE, reasons=(reason,), ratios=())
     shown: dict[str, object] = {"samples": (), "equality": (), "baseline": None, "acceptance_length": {}}

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aurora_protocol.rope_scaling import LINEAR, LLAMA3, YARN, RopeScaling
+from aurora_protocol.rope_scaling import LINEAR, LLAMA3, RopeScaling
 from aurora_runtime.engine.draft_config import DraftConfig
 from aurora_runtime.engine.draft_rope import yarn_stretch
-from aurora_runtime.errors import CheckpointFormatError
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Rope:
 
     @classmethod
     def of(cls, config: DraftConfig) -> Rope:
-        """The rope of a draft. Raises :class:`CheckpointFormatError` for an unknown type of scaling."""
+        """The rope of a draft."""
         half, scaling = config.rotary_dim // 2, config.rope_scaling
         plain = config.rope_theta ** -(torch.arange(half, dtype=torch.float32) / half)
         if scaling is None:
@@ -36,12 +35,8 @@ class Rope:
             return cls(plain / scaling.factor, 1.0)
         if scaling.rope_type == LLAMA3:
             return cls(plain * _slowed(_llama3_kept_share(scaling, plain), scaling.factor), 1.0)
-        if scaling.rope_type == YARN:
-            kept = _yarn_kept_share(scaling, config)
-            return cls(plain * _slowed(kept, scaling.factor), yarn_stretch(scaling))
-        raise CheckpointFormatError(
-            f"this version does not know the rope scaling {scaling.rope_type[:32]} of the draft's lineage"
-        )
+        kept = _yarn_kept_share(scaling, config)
+        return cls(plain * _slowed(kept, scaling.factor), yarn_stretch(scaling))
 
 
 def _slowed(kept: Tensor, factor: float) -> Tensor:

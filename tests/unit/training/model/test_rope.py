@@ -13,10 +13,8 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from aurora_protocol.rope_scaling import RopeScaling
 from aurora_runtime.engine.draft_config import DraftConfig, config_from_json, config_json
 from aurora_runtime.engine.draft_rope import read_rope_scaling
-from aurora_runtime.errors import CheckpointFormatError
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.rope import Rope
 
@@ -103,11 +101,3 @@ def test_the_original_length_is_the_models_where_nothing_names_it_and_one_outsid
         read = read_rope_scaling(yarn | named, 1e4, 4096, outside)
         assert read is not None
         assert read.original_max_position_embeddings == expected
-
-
-def test_a_type_of_a_later_version_is_readable_in_a_record_and_never_trained_as_none() -> None:
-    later = RopeScaling.model_validate({"ropeType": "spiral", "factor": 2.0, "twist": 3})
-    assert RopeScaling.model_validate_json(later.model_dump_json(by_alias=True)) == later
-    config = DraftConfig(64, 96, 4, 2, 16, 16, 400, 300, 1e-5, 1e4, 512, (1, 3, 4), rope_scaling=later)
-    with pytest.raises(CheckpointFormatError, match="spiral"):
-        Rope.of(config)
