@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -19,8 +19,6 @@ from aurora_protocol.evidence_records import Arm, Evidence, RatioEstimate, Sampl
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.gate.verdict import recomputed
 
-MAX_TOKENS: Final = 10**12
-"""A batch with more tokens is an error of the record, and is left out."""
 _ARMS = tuple(Arm)
 _VERDICT_STYLES = {VerdictKind.PASS: "good", VerdictKind.REJECT: "bad", VerdictKind.INCONCLUSIVE: "warning"}
 
@@ -78,7 +76,7 @@ def _ratio_style(one: RatioEstimate) -> str:
 
 
 def arms(evidence: Evidence) -> RenderableType:
-    """Speed and failures of each arm at each concurrency, over all its credible batches."""
+    """Speed and failures of each arm at each concurrency, over all its batches."""
     cached = evidence.baseline.samples if evidence.baseline else ()
     return table(
         *("ARM", "CONCURRENCY", "TOKENS/S", "BATCHES", "FAILED", "ACCEPT-LEN", "MEASURED"),
@@ -90,8 +88,7 @@ def arms(evidence: Evidence) -> RenderableType:
 def _arm_rows(evidence: Evidence, samples: Sequence[Sample], when: str) -> Iterator[Sequence[Any]]:
     groups: dict[tuple[int, Arm], list[Sample]] = {}
     for sample in samples:
-        if sample.tokens <= MAX_TOKENS:
-            groups.setdefault((sample.concurrency, sample.arm), []).append(sample)
+        groups.setdefault((sample.concurrency, sample.arm), []).append(sample)
     for (concurrency, arm), own in sorted(groups.items(), key=lambda group: (group[0][0], _ARMS.index(group[0][1]))):
         speed = sum(one.tokens for one in own) / sum(one.seconds for one in own)
         length = evidence.acceptance_length.get(arm)

@@ -177,15 +177,6 @@ def test_a_pass_that_the_samples_do_not_show_is_named() -> None:
     assert "do not show" not in as_text(evidence_table.detail(evidence(4), "key", POLICY, NOW))
 
 
-@pytest.mark.parametrize("kind", [VerdictKind.PASS, VerdictKind.REJECT])
-def test_a_batch_with_absurdly_many_tokens_is_left_out(kind: VerdictKind) -> None:
-    absurd = samples()[0].model_copy(update={"tokens": 10**400})
-    rows = as_text(evidence_table.arms(evidence(4, kind, samples=samples()))).splitlines()
-    found = evidence(4, kind, samples=(absurd, *samples()))
-    text = as_text(evidence_table.detail(found, "key", POLICY, NOW))
-    assert all(row in text.splitlines() for row in rows)
-
-
 FLOATS = st.floats(allow_nan=False)
 RATIOS = st.builds(
     lambda arms, numbers: RatioEstimate(

@@ -24,7 +24,7 @@ from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import CaptureState, SpeculationState
 from tests.unit.serving.engine_starts import ADMIN_KEY, engine_start
 
-ADAPTIVE = DraftSpec(shape=Shape.ADAPTIVE)
+ADAPTIVE, FIXED = DraftSpec(shape=Shape.ADAPTIVE), DraftSpec(shape=Shape.FIXED)
 
 
 class Engine:
@@ -79,7 +79,7 @@ async def check(
     port: int,
     process: subprocess.Popen[bytes],
     mode: EngineMode = EngineMode.DRAFT,
-    draft: DraftSpec | None = None,
+    draft: DraftSpec = FIXED,
 ) -> None:
     await asyncio.to_thread(ReadinessCheck(engine_start(path, port=port, mode=mode, draft=draft), process).run)
 
