@@ -19,7 +19,7 @@ from aurora_operator.children.inference_deployment import served_image
 from aurora_operator.children.metadata import job_name
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import SIGNING_KEYS_MISSING, TAKING_OVER, Observed, StoreView
+from aurora_operator.observe.observed import TAKING_OVER, Observed
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import lending
 from aurora_operator.plan.actions import LeaseRequest, Plan, Swap
@@ -49,6 +49,9 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     finalizer = _finalizer_change(observed)
     if finalizer is not None and _finalizer_comes_first(observed, wanted=finalizer):
         return Plan(finalizer=finalizer, moving=True)
+    if not (observed.keys_exist or observed.name_taken or observed.apply_errors):
+        # Without the keys nothing of the store can be read. Nobody needs to know, because they are there at once.
+        return Plan(finalizer=finalizer, create_keys=True, moving=True)
     stored, usable = observed.store, usable_store(observed, now)
     observed = replace(observed, store=usable.view)
     may_decide = observed.store.ok and observed.store.channel is not None
@@ -57,18 +60,15 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     # A spec that cannot be used shapes no children. A version that fails is rolled back all the same.
     upgrade = None if observed.spec_fault else decide_upgrade(replace(observed, status=made.status), config, now)
     status = with_waiting_upgrade(made.status, upgrade)
-    makes_keys = _makes_keys(observed, stored)
-    writes_status = not makes_keys and worth_writing(observed.status, status, since_written)
     advance = usable.takeover or made.advance
     return replace(
         made,
         finalizer=finalizer,
-        create_keys=not observed.keys_exist,  # also with a spec that cannot be used: the keys shape no child
+        create_keys=not observed.keys_exist,
         children=() if upgrade is None else children(observed, config, upgrade),
         advance=None if advance is None else with_digests(advance, stored),
-        status=status if writes_status else None,
-        notes=() if makes_keys else (*made.notes, *usable.notes),
-        decisions=() if makes_keys else made.decisions,
+        status=status if worth_writing(observed.status, status, since_written) else None,
+        notes=(*made.notes, *usable.notes),
         moving=made.moving or advance is not None,
         upgrade=upgrade,
     )
@@ -88,15 +88,6 @@ def _finalizer_comes_first(observed: Observed, *, wanted: bool) -> bool:
     """
     must_hold = wanted and observed.status.active is None
     return must_hold or not observed.finalizer_refused
-
-
-def _makes_keys(observed: Observed, stored: StoreView) -> bool:
-    """Whether only the keys are missing, which are there with the next reconcile. Nobody needs to know.
-
-    False when the last reconcile could not make them.
-    """
-    refused = observed.name_taken or observed.apply_errors
-    return stored.reason == SIGNING_KEYS_MISSING and not (observed.keys_exist or refused)
 
 
 def _plan_without_channel(observed: Observed, now: datetime) -> Plan:
