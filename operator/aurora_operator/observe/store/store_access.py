@@ -48,10 +48,6 @@ MIN_PAUSE_SECONDS, REST_SECONDS = 2.0, 60.0
 """Seconds between two reads. They double from the first to the second while nothing changes."""
 TRAINING_SECONDS = 15.0
 """The longest such pause while the trainer learns, because a candidate may come at any time."""
-MENDED_SECONDS = 300.0
-"""The longest pause after a fault of :data:`MENDED_BY_A_PERSON`."""
-MENDED_BY_A_PERSON: Final = frozenset({"InvalidRecord", "ConditionalWritesUnsupported"})
-"""Reasons of faults that last until a person removes an object or chooses another store."""
 _THREADS: Final = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="store")
 
 _Settings = tuple[StoreConfig, RecordKeys]
@@ -119,7 +115,7 @@ class StoreAccess:
         if self._view is None or is_new or self._clock() >= self._due_seconds:
             view, _ = await self._look(settings, needs)
             reference = spec.store.credentials.secret_ref
-            if not view.ok and view.reason not in MENDED_BY_A_PERSON and reference is not None:
+            if not view.ok and reference is not None:
                 # A store that refuses rotated credentials says so in many ways, so other failures are a reason to look.
                 self._secrets.doubt(reference.name)
             return view
@@ -137,7 +133,7 @@ class StoreAccess:
         learns = self._note_trainer(read.trainer)
         is_new = needs != self._needs or former is None or _records(former) != _records(read)
         self._view, self._needs = replace(read, trainer_changed=self._trainer_changed), needs
-        self._plan_next_read(read, is_new=is_new, learns=learns)
+        self._plan_next_read(is_new=is_new, learns=learns)
         return self._view, is_new
 
     async def advance(self, channel: Channel) -> None:
@@ -184,14 +180,12 @@ class StoreAccess:
         self._trainer_changed = datetime.now(UTC)
         return record.phase is TrainerPhase.TRAINING or record.step != former.step
 
-    def _plan_next_read(self, view: StoreView, *, is_new: bool, learns: bool) -> None:
+    def _plan_next_read(self, *, is_new: bool, learns: bool) -> None:
         if is_new:
             self._pause_seconds = MIN_PAUSE_SECONDS
-        longest = TRAINING_SECONDS if learns else REST_SECONDS
-        longest = MENDED_SECONDS if view.reason in MENDED_BY_A_PERSON else longest
-        pause = min(self._pause_seconds, longest)
+        pause = min(self._pause_seconds, TRAINING_SECONDS if learns else REST_SECONDS)
         self._due_seconds = self._clock() + pause * random.uniform(1.0, 1.2)  # noqa: S311 - jitter
-        self._pause_seconds = min(2 * self._pause_seconds, MENDED_SECONDS)
+        self._pause_seconds = min(2 * self._pause_seconds, REST_SECONDS)
 
     async def _read(self, settings: _Settings, needs: StoreNeeds) -> StoreView:
         known, self.reader = self.reader, None  # an abandoned call still uses it
