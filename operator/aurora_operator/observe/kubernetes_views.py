@@ -1,9 +1,13 @@
-"""Reduces Kubernetes' JSON to the few facts that planning needs. Pure."""
+"""Reduces Kubernetes' JSON to the few facts that planning needs. Pure.
+
+Invariant: no text that a container of an inference pod wrote leaves this module. An engine may end with a client's
+text.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from aurora_operator.children.inference_deployment import (
@@ -16,17 +20,12 @@ from aurora_operator.children.metadata import (
     ENGINE_CONTAINER,
     JOB_LABEL,
     QUEUE_LABEL,
-    TEMPLATE_HASH_LABEL,
     VERSION_LABEL,
 )
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.container_states import crash_text, waiting_reason, waits_abnormally
-from aurora_operator.observe.container_states import failure as container_failure
 from aurora_operator.observe.observed import ContainerFailure, DeployedTemplate, JobView, PodView, WorkloadView
+from aurora_store.errors import bounded_text
 
-BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
-"""Reason of a Job that failed because its pod did."""
-NEVER_STARTED = "its Job was suspended before its pod could start"
 SAME_START_TOLERANCE = timedelta(seconds=30)
 """Containers that start within this time started together.
 
@@ -38,8 +37,11 @@ MAX_SCHEDULER_MESSAGE_CHARACTERS = 300
 HUNG_AFTER = timedelta(minutes=1)
 """A deleted pod that exists for this long after its grace period has hung. The kubelet removes other pods in seconds,
 and the clocks of the operator and the API server may differ by less than this."""
-_NOT_RUNNING = datetime.max.replace(tzinfo=UTC)
-"""Sorts a container that does not run after all others."""
+MAX_TERMINATION_MESSAGE_CHARACTERS = 1000
+"""Length of a trainer's termination message that the status repeats."""
+FAILING_RESTARTS = 2
+"""A container that was restarted this often fails until its startup probe passes. A probe may end a container once."""
+_NORMAL_WAITING_REASONS = frozenset({"PodInitializing", "ContainerCreating"})
 
 
 def pod_view(pod: Object, explained: str = "") -> PodView:
@@ -51,8 +53,8 @@ def pod_view(pod: Object, explained: str = "") -> PodView:
     """
     status = pod.get("status", {})
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-    held_up: Object = next((c for c in containers if waits_abnormally(c)), {})
-    waiting, scheduling = waiting_reason(held_up), condition(pod, "PodScheduled")
+    held_up: Object = next((c for c in containers if _waits_abnormally(c)), {})
+    waiting, scheduling = _reason_to_wait(held_up), condition(pod, "PodScheduled")
     if not waiting and scheduling.get("status") == "False":
         waiting = scheduling.get("reason", "")
     unscheduled = scheduling.get("message", "") if scheduling.get("status") == "False" else ""
@@ -64,7 +66,7 @@ def pod_view(pod: Object, explained: str = "") -> PodView:
         terminating="deletionTimestamp" in pod["metadata"] or has_ended(pod),
         scheduled=scheduling.get("status") == "True",
         waiting=waiting,
-        crash=crash_text(held_up, explained),
+        crash=_crash_text(held_up, explained),
         scheduler_message=unscheduled[:MAX_SCHEDULER_MESSAGE_CHARACTERS],
         scheduling_gates=tuple(gate["name"] for gate in pod.get("spec", {}).get("schedulingGates") or ()),
         started_together=_started_together(status.get("containerStatuses") or ()),
@@ -72,7 +74,6 @@ def pod_view(pod: Object, explained: str = "") -> PodView:
         unreachable=_is_unreachable(pod),
         failure=_failure(pod),
         created=_time(pod["metadata"].get("creationTimestamp")),
-        template_hash=(pod["metadata"].get("labels") or {}).get(TEMPLATE_HASH_LABEL, ""),
     )
 
 
@@ -85,13 +86,11 @@ def workload_view(workload: Object | None) -> WorkloadView | None:
     # The number of pods does not matter here: a scale-up that waits for room leaves the template current.
     updated = status.get("updatedReplicas", 0) >= status.get("replicas", 0)
     failure = condition(workload, "ReplicaFailure")
-    refused = failure.get("status") == "True"
     return WorkloadView(
         current=seen and updated,
         replicas=status.get("replicas", 0),
         ready=status.get("readyReplicas", 0),
-        message=failure.get("message", "") if refused else "",
-        refused_since=_time(failure.get("lastTransitionTime")) if refused else None,
+        message=failure.get("message", "") if failure.get("status") == "True" else "",
     )
 
 
@@ -146,7 +145,6 @@ def job_view(job: Object, pods: Iterable[Object] = (), now: datetime | None = No
     own_pods = _pods_of(job, pods)
     last_words = next((text for pod in own_pods for text in _termination_messages(pod)), "") if failed else ""
     suspend = job.get("spec", {}).get("suspend") is True
-    never_started = suspend and not last_words and failure.get("reason") == BACKOFF_LIMIT_EXCEEDED
     succeeded = condition(job, "Complete").get("status") == "True"
     if now is not None and own_pods and not (failed or succeeded or suspend) and has_hung(own_pods[0], now):
         failed, message = True, _hung_text(own_pods[0])
@@ -156,7 +154,7 @@ def job_view(job: Object, pods: Iterable[Object] = (), now: datetime | None = No
         attempt=_number(labels.get(ATTEMPT_LABEL, "")),
         succeeded=succeeded,
         failed=failed,
-        message=NEVER_STARTED if never_started else last_words or message,
+        message=last_words or message,
         waiting=next((reason for pod in own_pods if (reason := _waiting_reason(pod))), ""),
         suspended=suspend and not (succeeded or failed),
         queue=labels.get(QUEUE_LABEL, ""),
@@ -246,17 +244,59 @@ def _waiting_reason(pod: Object) -> str:
 
 
 def _failure(pod: Object) -> ContainerFailure | None:
-    """The failing container of a pod: the first one that does not run, else the one that was started last.
+    """The first container of a pod that cannot start, or else the first that ends again and again.
 
-    A pod that Kubernetes takes away ends its containers without a fault of theirs.
+    An init container waits between its runs, and has done its work when it ends with 0.
     """
-    if condition(pod, "DisruptionTarget").get("status") == "True":
-        return None
     status = pod.get("status", {})
-    initial = (container_failure(c, initial=True) for c in status.get("initContainerStatuses") or ())
-    others = map(container_failure, status.get("containerStatuses") or ())
-    failing = [found for found in (*initial, *others) if found is not None]
-    return max(failing, key=lambda found: found.running_since or _NOT_RUNNING, default=None)
+    containers = status.get("containerStatuses") or ()
+    held_up = [c for c in (*(status.get("initContainerStatuses") or ()), *containers) if _waits_abnormally(c)]
+    restarting = [c for c in containers if c.get("restartCount", 0) >= FAILING_RESTARTS and not c.get("started")]
+    failing: Object | None = next(iter([*held_up, *restarting]), None)
+    if failing is None:
+        return None
+    ended = _state(failing, "terminated") or _previous_end(failing)
+    waiting = _reason_to_wait(failing) if _waits_abnormally(failing) else ""
+    return ContainerFailure(failing["name"], waiting, _ending(ended) if ended else "")
+
+
+def _reason_to_wait(container: Object) -> str:
+    """Kubernetes' reason why a container waits; empty for one that does not."""
+    reason: str = _state(container, "waiting").get("reason", "")
+    return reason
+
+
+def _waits_abnormally(container: Object) -> bool:
+    return _reason_to_wait(container) not in {"", *_NORMAL_WAITING_REASONS}
+
+
+def _crash_text(container: Object, explained: str) -> str:
+    """How the container ended, while it waits for its restart; else empty. Only ``explained`` adds its own text."""
+    ended = _previous_end(container)
+    if not ended or not _state(container, "waiting"):
+        return ""
+    message = ended.get("message", "").strip().partition("\n")[0] if container["name"] == explained else ""
+    why = f": {bounded_text(message, MAX_TERMINATION_MESSAGE_CHARACTERS)}" if message else ""
+    return f"{container['name']} ended with {_ending(ended)}{why}"
+
+
+def _state(container: Object, name: str) -> Object:
+    """The container's ``running``, ``waiting`` or ``terminated``; empty when it is in another state."""
+    state: Object = container.get("state", {}).get(name) or {}
+    return state
+
+
+def _previous_end(container: Object) -> Object:
+    """How the container ended before it was started again; empty for one that never ended."""
+    ended: Object = container.get("lastState", {}).get("terminated") or {}
+    return ended
+
+
+def _ending(ended: Object) -> str:
+    """``exit code 137, OOMKilled``."""
+    reason = ended.get("reason", "")
+    cause = "" if reason in ("", "Completed", "Error") else f", {reason}"
+    return f"exit code {ended.get('exitCode', 'unknown')}{cause}"
 
 
 def _termination_messages(pod: Object) -> Iterable[str]:

@@ -34,35 +34,22 @@ class UserRequests:
 
 CRASH_LOOP = "CrashLoopBackOff"
 """Kubernetes' reason why a container waits that ended again and again."""
-RECOVERED_AFTER = timedelta(minutes=10)
-"""A container that has run for this time has recovered from its crash. Kubernetes then forgets its backoff, too."""
 
 
 @dataclass(frozen=True)
 class ContainerFailure:
-    """A container that cannot start, or that ended and is restarted. It holds no text that the container wrote."""
+    """A container that cannot start, or that ends again and again. It holds no text that the container wrote."""
 
     container: str
     waiting: str = ""
     """Kubernetes' reason why the container waits, such as ``ImagePullBackOff``. Empty: it runs once more."""
     ending: str = ""
     """How the container ended last, such as ``exit code 137, OOMKilled``; empty for one that was never started."""
-    ran: bool = True
-    """Whether the container's program ran when the container was started last. Otherwise it left no log."""
-    running_since: datetime | None = None
-    """When the container was started again. None while it does not run, or its startup probe has not passed."""
 
     @property
     def ended(self) -> bool:
         """Whether the container's program ran, and ended. Otherwise the container cannot start."""
-        return self.ran and self.waiting in ("", CRASH_LOOP)
-
-    def is_over(self, now: datetime) -> bool:
-        """Whether the container has run for so long that its crash tells nothing more.
-
-        A container without a startup probe has started as soon as it runs, and most crashes follow soon after.
-        """
-        return self.running_since is not None and now - self.running_since >= RECOVERED_AFTER
+        return self.waiting in ("", CRASH_LOOP)
 
 
 @dataclass(frozen=True)
@@ -93,8 +80,6 @@ class PodView:
     failure: ContainerFailure | None = None
     """The container that fails; None while every container runs or is on its way."""
     created: datetime | None = None
-    template_hash: str = ""
-    """Kubernetes' hash of the Deployment's template that the pod was made from."""
 
     @property
     def trouble(self) -> str:
@@ -127,8 +112,6 @@ class WorkloadView:
     ready: int
     message: str = ""
     """Why pods cannot be created or do not run; empty when nothing is known to be wrong."""
-    refused_since: datetime | None = None
-    """Since when the API server refuses to create a pod; None while it does not."""
     failing_pod: PodView | None = None
     """The trainer's pod, while a container of it fails."""
     queued_behind: tuple[str, ...] = ()

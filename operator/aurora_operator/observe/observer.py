@@ -34,14 +34,12 @@ from aurora_operator.children.owner import Owner
 from aurora_operator.errors import Gone
 from aurora_operator.kubernetes_api import CHILDREN, POD, KubernetesApi, Object
 from aurora_operator.observe import kubernetes_views
-from aurora_operator.observe.agent_states import AgentStates
-from aurora_operator.observe.annotations import user_requests
+from aurora_operator.observe.agent_states import AgentStates, CounterHistory
 from aurora_operator.observe.observed import JobView, Observed, PodView, WorkloadView
-from aurora_operator.observe.recent_counters import CounterHistory
 from aurora_operator.observe.secret_values import SecretReader, secret_value
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.store.store_reader import store_needs
-from aurora_operator.observe.stored_resource import parse_usable
+from aurora_operator.observe.stored_resource import parse_usable, user_requests
 from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.pod_settings import AGENT_TOKEN
 from aurora_store.store_policy import StorePolicy

@@ -8,11 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, MEASURE_ANNOTATION, annotated_pair, annotated_version
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import InvalidSpec
 from aurora_operator.kubernetes_api import Object
+from aurora_operator.observe.observed import UserRequests
 
 
 def parse(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus]:
@@ -92,3 +94,12 @@ def status_of(stored: Object) -> SpeculatorStatus:
     except ValidationError as error:
         wrong = {details["loc"][0] for details in error.errors()}
         return SpeculatorStatus.model_validate({name: part for name, part in parts.items() if name not in wrong})
+
+
+def user_requests(stored: Object) -> UserRequests:
+    """The requests in the annotations, such as ``aurora.dev/abort=3``. A value that names no version is ignored."""
+    annotations = stored["metadata"].get("annotations") or {}
+    return UserRequests(
+        abort=annotated_version(annotations.get(ABORT_ANNOTATION, "")),
+        measure=annotated_pair(annotations.get(MEASURE_ANNOTATION, "")),
+    )

@@ -24,7 +24,7 @@ from aurora_cli import decisions
 from aurora_cli.decisions import Change
 from aurora_cli.errors import Refused
 from aurora_cli.speculator import Speculator
-from aurora_operator.observe.annotations import user_requests
+from aurora_operator.observe.stored_resource import user_requests
 from tests.unit.cli.fake_cluster import FakeApiServer, merged, resource, speculator, speculators_path
 
 CHAT = speculators_path("team", "chat")

@@ -30,10 +30,5 @@ class StartStatus(RewrittenModel):
 
     since: Timestamp | None = Field(
         default=None,
-        description="When the first pod was seen or refused, or the spec last changed. Unset before the first pod.",
-    )
-    deadline: Timestamp | None = Field(
-        default=None,
-        description="When the start is too late, by default 3900 s after `since`: `Stalled` has the reason StartTimeout"
-        " from then on.",
+        description="When the operator first saw the start, or the spec last changed. Unset while no pods are wanted.",
     )

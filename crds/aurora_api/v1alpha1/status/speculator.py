@@ -103,8 +103,8 @@ class SpeculatorStatus(RewrittenModel):
     start: StartStatus | None = Field(
         default=None,
         description=(
-            "The start of the inference pods, from the first pod (or the first refusal of one) after the creation or a"
-            " scale-up from zero until a pod serves clients. Unset otherwise."
+            "The start of the inference pods, from the creation or a scale-up from zero until a pod serves clients."
+            " Unset otherwise."
         ),
     )
     pods: list[PodStatus] = Field(

@@ -1,24 +1,23 @@
 """The start of the inference pods: is one in progress, since when, and does it go wrong? Pure.
 
 A start lasts from the creation of the speculator, or a scale-up from zero, until a pod serves clients. ``status.start``
-is set for as long. Its clock begins with the first pod, or the first refusal of one, and anew with each change of the
-spec. Pods that are evicted or lost do not restart it, so a start whose pods are replaced again and again ends too.
+is set for as long. Its clock begins with the first observation, and anew with each change of the spec. Pods that are
+evicted or lost do not restart it, so a start whose pods are replaced again and again ends too.
 
-Only pods of the newest template can fail a start, so a corrected template gets a new chance at once.
+Only the newest pod can fail a start, so a corrected template gets a new chance at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.status import SpeculatorStatus, StartStatus
 from aurora_operator.children.inference_deployment import start_deadline
-from aurora_operator.observe.observed import ContainerFailure, Observed, PodView
+from aurora_operator.observe.observed import ContainerFailure, Observed
 from aurora_operator.plan.conditions.content import ConditionContent
 
 START_FAILED = "StartFailed"
-"""Reason while a container cannot start, or has not recovered from a crash."""
+"""Reason while a container cannot start, or ends again and again."""
 START_TIMEOUT = "StartTimeout"
 """Reason of a start that takes longer than the engine's startup probe allows."""
 
@@ -37,16 +36,9 @@ def start_of(observed: Observed, now: datetime) -> StartStatus | None:
     if not is_starting(observed.status):
         return None
     former = observed.status.start
-    since = former.since if former is not None else None
-    if since is None and not _has_begun(observed):
-        return StartStatus()
-    if since is None or observed.owner.generation != observed.status.observed_generation:
-        since = now
-    since = min(since, now)
-    if observed.deployed is None and former is not None and former.since == since:
-        return former  # a Deployment that is absent for a moment tells no startup probe
-    limit = start_deadline(observed.deployed.template if observed.deployed else {})
-    return StartStatus(since=since, deadline=since + limit)
+    if former is None or former.since is None or observed.owner.generation != observed.status.observed_generation:
+        return StartStatus(since=now)
+    return former
 
 
 def start_fault(
@@ -60,10 +52,11 @@ def start_fault(
     """
     if start is None or observed.spec.serving.replicas == 0:
         return None
-    if why := _failing_container(observed, now):
+    if why := _failing_container(observed):
         return ConditionContent(True, START_FAILED, why)
-    if start.since is not None and start.deadline is not None and now > start.deadline:
-        minutes = (start.deadline - start.since) // timedelta(minutes=1)
+    limit = start_deadline(observed.deployed.template if observed.deployed else {})
+    if start.since is not None and now - start.since > limit:
+        minutes = limit // timedelta(minutes=1)
         return ConditionContent(True, START_TIMEOUT, f"No pod became ready within {minutes} minutes: {waits_for}")
     return None
 
@@ -73,29 +66,17 @@ def serving_pods(observed: Observed) -> int:
     return sum(view.ready and not view.terminating and view.measurement is None for view in observed.pods)
 
 
-def _has_begun(observed: Observed) -> bool:
-    """Whether pods exist, or the API server refuses to create them."""
-    refused = observed.deployment.refused_since if observed.deployment else None
-    return bool(_newest_pods(observed)) or refused is not None
-
-
-def _newest_pods(observed: Observed) -> Sequence[PodView]:
-    """The pods that share the newest pod's template."""
-    pods = [view for view in observed.pods if not view.terminating]
-    dated = [(view.created, view.template_hash) for view in pods if view.created is not None]
-    newest = max(dated, default=(None, ""))[1]
-    return [view for view in pods if view.template_hash == newest]
-
-
-def _failing_container(observed: Observed, now: datetime) -> str:
+def _failing_container(observed: Observed) -> str:
     """Which container fails, why, and how to read more; empty when none is known to fail.
 
     The trainer's containers count until the trainer has registered the initial draft, because no pod starts without it.
     """
     waits_for_draft = observed.store.ok and observed.store.channel is None
     trainer = observed.trainer.failing_pod if observed.trainer and waits_for_draft else None
-    for view in (*_newest_pods(observed), *(() if trainer is None else (trainer,))):
-        if view.failure is not None and not view.failure.is_over(now):
+    dated = [(view.created, view.name, view) for view in observed.pods if view.created and not view.terminating]
+    newest = max(dated, key=lambda entry: entry[:2])[2] if dated else None
+    for view in (newest, trainer):
+        if view is not None and view.failure is not None:
             return _failure_text(observed.owner.namespace, view.name, view.failure)
     return ""
 

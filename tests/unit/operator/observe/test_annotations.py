@@ -11,8 +11,8 @@ from aurora_api.v1alpha1.annotations import (
     MEASURE_ANNOTATION,
     pair_text,
 )
-from aurora_operator.observe.annotations import user_requests
 from aurora_operator.observe.observed import UserRequests
+from aurora_operator.observe.stored_resource import user_requests
 
 
 def requests_of(abort: str) -> UserRequests:
