@@ -107,6 +107,13 @@ def test_the_age_of_a_report_counts_by_the_operators_clock(skew: timedelta) -> N
     assert made(world, NOW + TRAINER_SILENCE + timedelta(seconds=1)).job is not None, "the trainer is silent"
 
 
+@pytest.mark.parametrize("skew", SKEWS, ids=str)
+def test_a_restarted_operator_measures_unless_the_records_own_time_is_near(skew: timedelta) -> None:
+    """It has seen no change of the record yet."""
+    found = replace(store(0, 1), trainer=record(0, -skew), trainer_changed=None)
+    assert (made(observed(store=found)).job is None) is (abs(skew) <= TRAINER_SILENCE)
+
+
 @pytest.mark.parametrize("age", [timedelta(0), TRAINER_SILENCE * 2, timedelta(days=9)], ids=str)
 def test_a_candidate_waits_while_the_operator_stops_the_trainer(age: timedelta) -> None:
     """The count cannot grow, so a measurement could not succeed."""
