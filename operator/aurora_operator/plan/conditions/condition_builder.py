@@ -36,7 +36,6 @@ from aurora_store import Keys
 ContentByType = Mapping[ConditionType, ConditionContent]
 _USED_BY_PODS = ("ServiceAccount ", "Secret ")
 """Kinds of children that pods use. While another owner has one, workloads are held (``act.child_writer``)."""
-_STATUS = {True: ConditionStatus.TRUE, False: ConditionStatus.FALSE, None: ConditionStatus.UNKNOWN}
 LEAST_STEPS_PER_MINUTE = 10.0
 STARVED = "Starved"
 STARVED_SHARE = 0.25
@@ -135,7 +134,7 @@ def _merged(
     made = [
         Condition(
             type=type_,
-            status=_STATUS[content.status],
+            status=ConditionStatus.TRUE if content.status else ConditionStatus.FALSE,
             reason=content.reason,
             message=content.message[:MAX_MESSAGE_CHARACTERS],
             observed_generation=generation,
@@ -374,10 +373,8 @@ def _invalid_spec(fault: str) -> ConditionContent:
 
 
 def _name_taken(names: Sequence[str]) -> ConditionContent:
-    objects, several = ", ".join(names), len(names) > 1
-    problem = f"{objects} {'belong' if several else 'belongs'} to somebody else"
-    other, them = ("these objects", "them") if several else (objects, "it")
-    remedy = f"Create the speculator under another name, or delete {other} if nobody needs {them}"
     used = [title for title in names if title.startswith(_USED_BY_PODS)]
     effect = f" Until then no Deployment and no Job is written: pods would use {' and '.join(used)}." if used else ""
-    return ConditionContent(True, "NameTaken", f"{problem}. {remedy}.{effect}")
+    taken = f"objects with the names that the speculator needs belong to somebody else: {', '.join(names)}"
+    remedy = "Create the speculator under another name, or delete the objects if nobody needs them"
+    return ConditionContent(True, "NameTaken", f"{taken}. {remedy}.{effect}")

@@ -16,8 +16,8 @@ QUEUED = "Queued"
 
 @dataclass(frozen=True)
 class ConditionContent:
-    """Status, reason and message of one condition. ``status`` None: unknown."""
+    """Status, reason and message of one condition."""
 
-    status: bool | None
+    status: bool
     reason: str
     message: str

@@ -299,16 +299,10 @@ def test_a_name_that_is_taken_needs_a_human() -> None:
     taken = observed(name_taken=("Service chat", "ServiceAccount chat"))
     found = condition(taken, ConditionType.STALLED)
     assert found.status.value == "True"
-    assert found.message == (
-        "Service chat, ServiceAccount chat belong to somebody else."
-        " Create the speculator under another name, or delete these objects if nobody needs them."
-        " Until then no Deployment and no Job is written: pods would use ServiceAccount chat."
-    )
+    assert "Service chat, ServiceAccount chat." in found.message
+    assert found.message.endswith("pods would use ServiceAccount chat.")
     one = condition(observed(name_taken=("Service chat",)), ConditionType.STALLED)
-    assert one.message == (
-        "Service chat belongs to somebody else."
-        " Create the speculator under another name, or delete Service chat if nobody needs it."
-    )
+    assert "no Deployment" not in one.message, "no pod uses a Service"
     assert ready(taken) == ("False", "NameTaken")
     assert condition(observed(), ConditionType.STALLED).status.value == "False"
 
