@@ -125,32 +125,6 @@ def test_an_untrained_candidate_does_not_pass_and_changes_no_answer(scene: Scene
     assert _marked_processes() == [], "engines outlive their validation"
 
 
-@pytest.mark.timeout(TIMEOUT_SECONDS + 60)
-def test_a_later_candidate_reuses_the_cached_baseline(scene: Scene) -> None:
-    """The test above cached a baseline, so the engines for off and NGRAM are not started again."""
-    cached = [key for key, _ in scene.registry.baselines(1)]
-    assert cached == ["baselines/00000001/00000001-00000001.json"]
-    job = scene.run(scene.settings.model_copy(update={"attempt": 2}))
-    assert job.returncode == 0, job.stderr[-3000:]
-    assert "engine draft: started" in job.stderr
-    assert "engine off" not in job.stderr
-    assert "engine ngram" not in job.stderr
-    assert [key for key, _ in scene.registry.baselines(1)] == cached, "a second baseline was cached"
-
-    evidence = scene.registry.evidence(1)
-    assert evidence is not None
-    assert evidence.baseline is not None
-    assert (evidence.attempt, evidence.baseline.key) == (2, cached[0])
-    assert {s.arm for s in evidence.samples} == {Arm.ACTIVE, Arm.CANDIDATE}
-    assert {s.arm for s in evidence.baseline.samples} == {Arm.OFF, Arm.NGRAM, Arm.ACTIVE}
-    policy = measurement_plan(scene.settings).policy
-    recomputed = judge(evidence.samples, evidence.equality, policy, evidence.baseline)
-    assert recomputed == evidence.verdict, "an auditor computes another verdict from the same evidence"
-    (equality,) = evidence.equality
-    assert (equality.arm, equality.reference) == (Arm.CANDIDATE, Arm.ACTIVE)
-    assert equality.prompts == equality.identical > 0
-
-
 def _marked_processes() -> list[int]:
     """Processes started by a Job of this test, found by the mark in their environment."""
     found = []
