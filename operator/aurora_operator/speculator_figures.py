@@ -74,11 +74,11 @@ _GAUGES: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "training_devices": (
         "device",
-        "Devices that the trainer holds while training is not suspended, by the kind of device.",
+        "GPUs that the trainer holds while training is not suspended, by kind.",
     ),
     "saved_devices": (
         "device",
-        "Estimated devices that speculation saves, averaged over about a day, by the kind of device. Compared with the"
+        "Estimated GPUs that speculation saves, averaged over about a day, by kind. Compared with the"
         " engines' own rounds without proposals, so what the plugin itself costs is not deducted.",
     ),
     "pods": (

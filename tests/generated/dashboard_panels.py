@@ -117,7 +117,7 @@ WORTH: Final = Row(
             ("draft", _sum_rate("aurora_agent_accepted_draft_tokens_total")),
             ("lookup", _sum_rate("aurora_agent_accepted_lookup_tokens_total")), stacked=True),
         _panel("Cost of training and saving",
-            "Devices by kind: GPUs, or CPU cores. Cost: what the trainer holds while training is not suspended."
+            "GPUs by kind. Cost: what the trainer holds while training is not suspended."
             " Saving: the engines' estimate over about a day, lookup included."
             " What the plugin itself costs is not deducted. A line is missing while its figure is not known, as the"
             f" saving is {FIXED}.",

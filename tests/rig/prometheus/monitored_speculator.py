@@ -46,8 +46,8 @@ BUCKET: Final = "monitored"
 START_SECONDS: Final = 180.0
 TICK_SECONDS: Final = 0.5
 BOOT: Final = "00000000boot"
-ONE_CORE: Final = {"requests": {"cpu": "1"}}
-"""The resources of each engine and of the trainer. Without them the operator does not know the cost of training."""
+ONE_GPU: Final = {"limits": {"nvidia.com/gpu": "1"}}
+"""The resources of each engine and of the trainer. The operator counts GPUs only. Nothing is scheduled here."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _create_speculator(server: ApiServer, store: S3) -> None:
 
 
 def _template(container: str) -> Object:
-    return {"spec": {"containers": [{"name": container, "resources": ONE_CORE}]}}
+    return {"spec": {"containers": [{"name": container, "resources": ONE_GPU}]}}
 
 
 def _pod(
