@@ -352,6 +352,7 @@ def namespace(cluster: Cluster, name: str, s3: S3) -> Iterator[None]:
     """
     labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s3", "namespace": name}}
+    _delete_namespace(cluster, name)  # a killed run leaves speculators behind, whose store is gone
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     cluster.apply({**secret, "stringData": s3.environment()})
     if cluster.host_address:
@@ -359,7 +360,11 @@ def namespace(cluster: Cluster, name: str, s3: S3) -> Iterator[None]:
     try:
         yield
     finally:
-        cluster.kubectl("delete", "namespace", name, "--wait=false")
-        # No pod can be created in the namespace any more. Without a shorter grace period, engines take a minute to end.
-        cluster.kubectl("delete", "pods", "--all", "-n", name, "--grace-period=1", "--wait=false")
-        cluster.kubectl("wait", "--for=delete", f"namespace/{name}", "--timeout=120s", timeout_seconds=130)
+        _delete_namespace(cluster, name)
+
+
+def _delete_namespace(cluster: Cluster, name: str) -> None:
+    cluster.kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+    # No pod can be created in the namespace any more. Without a shorter grace period, engines take a minute to end.
+    cluster.kubectl("delete", "pods", "--all", "-n", name, "--grace-period=1", "--wait=false")
+    cluster.kubectl("wait", "--for=delete", f"namespace/{name}", "--timeout=120s", timeout_seconds=130)

@@ -126,7 +126,7 @@ def test_kubernetes_own_autoscaler_scales_down_below_the_canary(rig: Rig) -> Non
 def test_a_scale_to_zero_and_back_during_a_roll_rejects_nothing(rig: Rig) -> None:
     scale(rig, 2)
     rig.wait(NAME, "two pods", lambda s: s.updated == "2/2")
-    rig.patch(NAME, rollout={"canary": 1, "analysis": {"minRequests": 1000000}})
+    rig.patch(NAME, rollout={"canary": 1, "analysis": {"watchSeconds": 600}})  # a canary of 40 s
     rig.offer(NAME, 6, against=4)
     rig.wait(NAME, "the canary", lambda s: s.rollout.phase is RolloutPhase.JUDGING and s.rollout.updated == 1)
     scale(rig, 0)
@@ -135,7 +135,7 @@ def test_a_scale_to_zero_and_back_during_a_roll_rejects_nothing(rig: Rig) -> Non
     assert status.history[-1].event == "RolloutStopped"
     ready = condition(status, "Ready")
     assert (ready.status, ready.reason) == ("True", "ScaledToZero")
-    rig.patch(NAME, rollout={"analysis": {"minRequests": 100}})
+    rig.patch(NAME, rollout={"analysis": {"watchSeconds": 3}})
     scale(rig, 1)
     status = rig.wait(NAME, "version 6 active", lambda s: active(s) == 6 and s.rollout.phase is RolloutPhase.IDLE, 90)
     assert 6 not in status.rejected

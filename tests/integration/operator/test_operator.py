@@ -202,14 +202,14 @@ def test_a_user_pins_a_version_and_unpins_it(rig: Rig) -> None:
 def test_a_user_aborts_a_rollout(rig: Rig) -> None:
     promoted(rig)
     version = DEGRADED_VERSION + 1
-    patch_rollout(rig, analysis={"minRequests": 1000000})  # so that the canary outlasts the request
+    patch_rollout(rig, analysis={"watchSeconds": 600})  # a canary of 40 s, so that it outlasts the request
     offer(rig, version, VerdictKind.PASS, active=1)
     rig.wait(NAME, "the canary", lambda s: s.rollout.phase is RolloutPhase.JUDGING and s.rollout.version == version)
     annotation = f"aurora.dev/abort={version}"
     rig.cluster.kubectl("annotate", "aspec", NAME, annotation, "-n", rig.namespace)
     status = rig.wait(NAME, "aborted", lambda s: version in s.rejected and is_back(s))
     assert "aborted by a person" in status.rollout.message
-    patch_rollout(rig, analysis={"minRequests": 100})
+    patch_rollout(rig, analysis={"watchSeconds": 3})
 
 
 LENT = "lent"
