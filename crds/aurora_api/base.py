@@ -99,10 +99,7 @@ models are frozen and a copy gets a set of its own."""
 
 
 class Model(BaseModel):
-    """A frozen value with camelCase names on the wire. Unknown fields are ignored.
-
-    For values that are only read: the spec, the settings of pods, the agent's API.
-    """
+    """A frozen value with camelCase names on the wire. Unknown fields are ignored."""
 
     model_config = ConfigDict(
         frozen=True, extra="ignore", alias_generator=to_camel, validate_by_name=True, validate_by_alias=True
@@ -111,12 +108,3 @@ class Model(BaseModel):
     def model_post_init(self, _context: Any) -> None:
         """Forget which fields were given. Nobody asks, and an operator keeps dozens of models for each speculator."""
         object.__setattr__(self, "__pydantic_fields_set__", _GIVEN_FIELDS)
-
-
-class RewrittenModel(Model):
-    """A :class:`Model` whose unknown fields are kept, and written again with the value.
-
-    For the status, which one version reads and writes back while another version uses it too.
-    """
-
-    model_config = ConfigDict(extra="allow")

@@ -11,7 +11,7 @@ import random
 import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from math import inf, isinf
+from math import inf
 
 from aurora_api.v1alpha1.status import OperatorIdentity, RolloutPhase, SpeculatorStatus
 from aurora_operator import metrics
@@ -51,6 +51,8 @@ WATCHFUL_POLL_SECONDS = 15.0
 """Time until the next reconcile while the operator waits for something that no event shows: a roll whose draft live
 traffic still judges, a store or an agent that does not answer, a turn to restart after an upgrade. In a roll it is also
 the longest time, because its deadlines count only observed time (``observed_time.MAX_GAP``)."""
+MAX_FAULT_POLL_SECONDS = 60.0
+"""Longest time until the next reconcile while the store cannot be used."""
 REST_POLL_SECONDS, REST_JITTER = 240.0, 0.25
 """Mean time until the next reconcile at rest, and the share by which it varies. The reconcile repairs what a lost event
 would leave undone. It costs about ten reads of the API server. The store is looked at more often."""
@@ -227,10 +229,8 @@ class Reconciler:
             return BUSY_POLL_SECONDS
         quiet_seconds = QUIET_SHARE * (time.monotonic() - self._changed_seconds)
         if not observed.store.ok:
-            # Nothing is decided until the store answers, and the store is looked at in any case. No event shows that
-            # a person created or corrected the Secret with its keys.
-            settings_are_missing = isinf(self._observer.store.seconds_until_due())
-            return min(_rest_seconds(), max(WATCHFUL_POLL_SECONDS, quiet_seconds) if settings_are_missing else inf)
+            # No event shows that a person created or corrected the Secret with the store's keys.
+            return min(MAX_FAULT_POLL_SECONDS, max(WATCHFUL_POLL_SECONDS, quiet_seconds))
         if self._refusals_in_a_row:
             return min(_rest_seconds(), BUSY_POLL_SECONDS * 2.0 ** min(self._refusals_in_a_row - 1, 10))
         status = decided.status or observed.status

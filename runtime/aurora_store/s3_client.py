@@ -181,7 +181,8 @@ class _Body:
     def __init__(self, raw: Any) -> None:
         data = bytearray()
         try:
-            for chunk in raw.stream(MAX_ANSWER_BYTES // 16):
+            while chunk := raw.read1(MAX_ANSWER_BYTES // 16):  # what has come, so that the deadline is looked at
+                raise_if_over()
                 data += chunk
                 if len(data) > MAX_ANSWER_BYTES:
                     break

@@ -3,8 +3,7 @@
 ``Reconciling`` and ``Stalled`` are abnormal when True; all others are normal when True. At most one of the two is True.
 docs/reference/conditions.md has the reasons.
 
-Invariants: ``lastTransitionTime`` changes only when ``status`` changes. Conditions of a type that this version does not
-know are kept, because a newer operator or another controller set them.
+Invariant: ``lastTransitionTime`` changes only when ``status`` changes.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any, Final
 
 from pydantic import Field
 
-from aurora_api.base import RewrittenModel, Timestamp
+from aurora_api.base import Model, Timestamp
 
 MAX_MESSAGE_CHARACTERS: Final = 32768
 """Longest message of a condition."""
@@ -48,7 +47,7 @@ def _type_schema(schema: dict[str, Any]) -> None:
     schema |= {"type": "string", "maxLength": 316, "pattern": r"^[A-Za-z]([A-Za-z0-9./-]*[A-Za-z0-9])?$"}
 
 
-class Condition(RewrittenModel):
+class Condition(Model):
     """One statement about the speculator."""
 
     type: ConditionType | str = Field(

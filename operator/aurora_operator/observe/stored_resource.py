@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, MEASURE_ANNOTATION, annotated_pair, annotated_version
+from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.owner import Owner
@@ -86,9 +87,11 @@ def _remove(node: dict[str, Any], path: tuple[int | str, ...]) -> None:
 def status_of(stored: Object) -> SpeculatorStatus:
     """The stored status without the parts that do not parse, because another version of the operator wrote them.
 
-    A missing part counts as empty: the store and the pods rebuild it. The other parts are kept.
+    A missing part counts as empty: the store and the pods rebuild it. Conditions of other controllers are left out.
     """
     parts = dict(stored.get("status") or {})
+    if isinstance(parts.get("conditions"), list):
+        parts["conditions"] = [c for c in parts["conditions"] if c.get("type") in list(ConditionType)]
     try:
         return SpeculatorStatus.model_validate(parts)
     except ValidationError as error:

@@ -250,12 +250,15 @@ def _begin_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Vali
 
 
 def _next_attempt(inputs: ValidationInputs, candidate: CandidateStatus, reason: AttemptReason) -> CandidateStatus:
-    """``candidate`` with another attempt, in another Job, and perhaps on another replica."""
-    attempt = candidate.attempt + 1
+    """``candidate`` with another attempt, in another Job, and perhaps on another replica.
+
+    A candidate that took over stays one, whatever ends its attempts: of two candidates in a row one gives way.
+    """
+    attempt, took_over = candidate.attempt + 1, candidate.attempt_reason is AttemptReason.TOOK_OVER
     update = {
         "phase": CandidatePhase.VALIDATING,
         "attempt": attempt,
-        "attempt_reason": reason,
+        "attempt_reason": AttemptReason.TOOK_OVER if took_over else reason,
         "not_before": None,
         "job": job_name(inputs.name, candidate.version, attempt),
         "pod": None,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from aurora_api.base import RewrittenModel, Timestamp
+from aurora_api.base import Model, Timestamp
 
 
-class PodStatus(RewrittenModel):
+class PodStatus(Model):
     """One inference pod."""
 
     name: str = Field(description="Name of the pod.")
@@ -25,7 +25,7 @@ class PodStatus(RewrittenModel):
     )
 
 
-class StartStatus(RewrittenModel):
+class StartStatus(Model):
     """The start of the inference pods: no pod has served clients yet since the creation or a scale-up from zero."""
 
     since: Timestamp | None = Field(

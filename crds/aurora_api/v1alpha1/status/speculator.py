@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
-from aurora_api.base import RewrittenModel
+from aurora_api.base import Model
 from aurora_api.v1alpha1.conditions import Condition
 from aurora_api.v1alpha1.status.pods import PodStatus, StartStatus
 from aurora_api.v1alpha1.status.trainer import TrainingStatus
@@ -28,7 +28,7 @@ MAX_REJECTED = 64
 """Most rejected versions that the channel lists. The status also lists those that its candidate and roll are about."""
 
 
-class OperatorIdentity(RewrittenModel):
+class OperatorIdentity(Model):
     """An installation of the operator."""
 
     installation: str = Field(
@@ -39,7 +39,7 @@ class OperatorIdentity(RewrittenModel):
         return f"operator {self.installation}"
 
 
-class SpeculatorStatus(RewrittenModel):
+class SpeculatorStatus(Model):
     """Observed state."""
 
     observed_generation: int = Field(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from aurora_api.base import RewrittenModel
+from aurora_api.base import Model
 
 
-class TrainingStatus(RewrittenModel):
+class TrainingStatus(Model):
     """The trainer's last report. Refreshed at most every 30 s while it trains."""
 
     phase: str = Field(

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from aurora_api.base import RewrittenModel, Timestamp
+from aurora_api.base import Model, Timestamp
 
 
 class RolloutPhase(StrEnum):
@@ -15,13 +15,13 @@ class RolloutPhase(StrEnum):
     ROLLING = "Rolling"
 
 
-class PreviousVersion(RewrittenModel):
+class PreviousVersion(Model):
     """The version that was active before."""
 
     version: int = Field(ge=0, description="Number of the version.")
 
 
-class VersionStatus(RewrittenModel):
+class VersionStatus(Model):
     """One version of the draft, with its measured speed."""
 
     version: int = Field(ge=0, description="Number of the version. The trainer counts up from 0, the initial draft.")
@@ -82,8 +82,8 @@ class CandidateStatus(VersionStatus):
     attempt: int = Field(default=1, ge=1, description="Number of the measurement of this version, counted from 1.")
     attempt_reason: AttemptReason = Field(
         default=AttemptReason.FIRST,
-        description="Why this attempt is made. First: the first one. TookOver: the first one, and the version before"
-        " gave way to it undecided, so it gives way to no other. Undecided, ActiveChanged, Failed, Recalled: the former"
+        description="Why this attempt is made. First: the first one. TookOver: the version before gave way to this"
+        " one undecided, so no attempt at this one gives way. Undecided, ActiveChanged, Failed, Recalled: the former"
         " attempt did not decide, compared with a version that is no longer active, failed, or lost its replica.",
     )
     not_before: Timestamp | None = Field(
@@ -103,7 +103,7 @@ class CandidateStatus(VersionStatus):
         return self.phase is CandidatePhase.VALIDATING and self.since is None
 
 
-class RolloutStatus(RewrittenModel):
+class RolloutStatus(Model):
     """The roll in progress, or the last one."""
 
     phase: RolloutPhase = Field(
@@ -154,7 +154,7 @@ class RolloutStatus(RewrittenModel):
     )
 
 
-class HistoryEntry(RewrittenModel):
+class HistoryEntry(Model):
     """One decision about a version."""
 
     time: Timestamp = Field(description="When it was decided.")

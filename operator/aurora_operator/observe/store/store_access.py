@@ -36,6 +36,7 @@ from aurora_operator.observe.store.store_reader import StoreNeeds, StoreReader, 
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import StoreConfig
+from aurora_store.deadline import total_deadline
 from aurora_store.errors import StoreError
 from aurora_store.store_policy import StorePolicy
 
@@ -56,8 +57,8 @@ _Settings = tuple[StoreConfig, RecordKeys]
 class StoreCalls:
     """Calls of one speculator's store, in threads and one at a time.
 
-    A call that is abandoned keeps its thread until it ends, and nothing else is called before. So a store that sends a
-    byte now and then for ever holds one thread, and no other speculator's.
+    A call that is abandoned keeps its thread until the next byte comes or the connection times out, and nothing else is
+    called before. So a store that sends a byte now and then holds one thread, and not for longer than the deadline.
     """
 
     def __init__(self) -> None:
@@ -67,7 +68,12 @@ class StoreCalls:
         """Run ``work`` in a thread. Raises what ``work`` raises, and :class:`StoreError` after ``seconds``."""
         if self._call is not None and not self._call.done():
             raise StoreError("an earlier call still waits for the store; check that the store answers")
-        call = self._call = asyncio.get_running_loop().run_in_executor(_THREADS, work)
+
+        def bounded() -> T:
+            with total_deadline(seconds):
+                return work()
+
+        call = self._call = asyncio.get_running_loop().run_in_executor(_THREADS, bounded)
         call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         try:
             async with asyncio.timeout(seconds):
@@ -109,7 +115,7 @@ class StoreAccess:
             self._settings, self._due_seconds = None, inf
             return settings
         if settings != self._settings:
-            self._settings, self.reader, self._view, self.calls = settings, None, None, StoreCalls()
+            self._settings, self.reader, self._view = settings, None, None
             self._trainer = self._trainer_changed = None
         is_new = needs != self._needs
         if self._view is None or is_new or self._clock() >= self._due_seconds:

@@ -108,10 +108,12 @@ def with_waiting_upgrade(status: SpeculatorStatus, decision: UpgradeDecision | N
 
 
 def _waiting(condition: Condition) -> Condition:
-    if condition.type not in (ConditionType.READY, ConditionType.SERVING_READY) or condition.reason != SERVING:
+    serves = condition.reason == SERVING
+    if condition.type is not ConditionType.SERVING_READY and not (condition.type is ConditionType.READY and serves):
         return condition
     message = f"{condition.message}; the pods keep their template from before the operator's upgrade until their turn"
-    return condition.model_copy(update={"reason": UpgradeStage.WAITING.value, "message": message})
+    reason = UpgradeStage.WAITING.value if serves else condition.reason
+    return condition.model_copy(update={"reason": reason, "message": message})
 
 
 def _with_some_conditions(

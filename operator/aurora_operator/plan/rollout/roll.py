@@ -13,12 +13,12 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from aurora_api.base import RewrittenModel, Timestamp
+from aurora_api.base import Model, Timestamp
 from aurora_api.v1alpha1.status import MAX_PODS_SHOWN, RolloutPhase, RolloutStatus, SpeculatorStatus
 from aurora_protocol.agent_api import LiveCounters, SwapStatus
 
 
-class PodWindow(RewrittenModel):
+class PodWindow(Model):
     """One pod's counters when the present window began, and the engine start and version that they belong to."""
 
     name: str
@@ -27,7 +27,7 @@ class PodWindow(RewrittenModel):
     live: LiveCounters
 
 
-class AnalysisState(RewrittenModel):
+class AnalysisState(Model):
     """Progress of the live analysis. None in a roll that is not judged."""
 
     serving_digest: str = ""
@@ -48,7 +48,7 @@ class AnalysisState(RewrittenModel):
     """The last judgement."""
 
 
-class OperatorState(RewrittenModel):
+class OperatorState(Model):
     """The state, besides :class:`RolloutStatus`, from which a restarted operator resumes a roll."""
 
     promoted: bool = False

@@ -63,8 +63,12 @@ def test_a_part_of_the_status_that_does_not_parse_counts_as_empty_and_the_others
     assert status == SpeculatorStatus(rejected=[3], updated="1/2")
 
 
-def test_unknown_fields_are_ignored_in_the_spec_and_kept_in_the_status() -> None:
-    _, spec, status = parse(stored({"turbo": True}, status={"mood": "good", "rollout": {"mood": "better"}}))
+def test_unknown_fields_and_the_conditions_of_others_are_left_out() -> None:
+    def condition(condition_type: str) -> dict[str, str]:
+        return {"type": condition_type, "status": "True", "reason": "R", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+
+    conditions = [condition("Ready"), condition("example.com/Cost")]
+    _, spec, status = parse(stored({"turbo": True}, status={"mood": "good", "conditions": conditions}))
     assert "turbo" not in spec.model_dump_json()
-    written = status.model_dump(mode="json", by_alias=True)
-    assert (written["mood"], written["rollout"]["mood"]) == ("good", "better")
+    assert "mood" not in status.model_dump_json()
+    assert [c.type for c in status.conditions] == ["Ready"]
