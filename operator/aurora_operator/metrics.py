@@ -27,7 +27,8 @@ OUTCOMES = ("done", "conflict", "error")
 """How a reconcile may end. The counter of each begins at 0."""
 RECONCILES = Counter(
     "aurora_reconciles",
-    "Reconciles of a speculator, by outcome: done, conflict (somebody else wrote first) or error.",
+    "Reconciles of a speculator, by outcome: done (a look at the store alone counts too), conflict (somebody else wrote"
+    " first) or error.",
     (*_SPECULATOR, "outcome"),
 )
 RECONCILE_SECONDS = Histogram(

@@ -165,7 +165,8 @@ def _labels(own: str) -> list[str]:
 def _status_values(status: SpeculatorStatus) -> dict[str, Mapping[str, float]]:
     known = [c for c in status.conditions if isinstance(c.type, ConditionType)]
     true = {c.type for c in known if c.status is ConditionStatus.TRUE}
-    starting = status.start is not None and ConditionType.STALLED not in true and ConditionType.STORAGE_READY in true
+    begun = status.start is not None and status.start.since is not None
+    starting = begun and ConditionType.STALLED not in true and ConditionType.STORAGE_READY in true
     candidate, training = status.candidate, status.training
     queued = any(c.type is ConditionType.TRAINER_READY and c.reason == QUEUED for c in known)
     since = candidate.since if candidate is not None and candidate.phase is CandidatePhase.VALIDATING else None

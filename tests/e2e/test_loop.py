@@ -215,4 +215,5 @@ def test_the_plugin_publishes_the_active_draft_and_refuses_a_head_that_does_not_
 
 def test_the_operator_logged_no_unexpected_error(run: Run, aurora: Installation) -> None:
     log = aurora.cluster.kubectl("logs", "-n", SYSTEM_NAMESPACE, "-l", OPERATOR_SELECTOR, "--prefix", "--tail=-1")
-    assert [line for line in log.splitlines() if "ERROR" in line or "Traceback" in line] == []
+    unexpected = ('"severity": "error"', '"severity": "fatal"', "Traceback")
+    assert [line for line in log.splitlines() if any(mark in line for mark in unexpected)] == []

@@ -30,7 +30,7 @@ from aurora_operator.plan.figures import parse_ratio, ratio_text
 from aurora_operator.speculator_figures import SpeculatorFigures
 from aurora_protocol.evidence_records import Arm, RatioEstimate, VerdictKind
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
-from tests.unit.operator.worlds import NOW, OWNER, evidence, made, observed, pod, status, store
+from tests.unit.operator.worlds import NOW, OWNER, evidence, made, observed, pod, spec, status, store
 
 KEY = {"namespace": OWNER.namespace, "name": OWNER.name}
 TRAINER = TrainerStatus(
@@ -111,6 +111,7 @@ def test_a_start_in_progress_is_told_from_a_speculator_that_is_not_ready(shown: 
         (invalid_spec_status(starting, 2, "serving.image: no image", NOW), 0),
         (status(observed(status=starting)), 0),
         (status(observed(pods=loading, status=status(observed()))), 0),
+        (status(observed(pods=(), spec=spec(serving={"replicas": 0}))), 0),
     ):
         shown.figures.record_status(OWNER.namespace, OWNER.name, found, NOW)
         reasons = [(condition.type, condition.status, condition.reason) for condition in found.conditions]
