@@ -3,7 +3,7 @@
 Why: the program and the operator of a cluster may have different versions. Fields that this version does not know are
 ignored, and a spec that it cannot read does not keep a person from pausing a roll.
 
-Invariant: nothing here changes the object. ``raw`` is what ``-o json`` prints.
+Invariant: nothing here changes the object.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A last channel record with reason ``Deleting`` closes the root. It takes the next epoch, create-once: so a speculator
 that restores the root comes either before it, and the root is kept, or after it, and is refused. Pods that still run
-may no longer write (``fenced_objects``). Then everything is listed and deleted, the channel last, until a listing is
+may no longer write (``root_ownership``). Then everything is listed and deleted, the channel last, until a listing is
 empty. An interrupted deletion begins anew, and closes the root again if the record was deleted already.
 
 Versions: in a bucket with versioning, deleting an object only hides it. A delete marker is deleted only when no version

@@ -188,8 +188,7 @@ TAKING_OVER = "TakingOver"
 TAKEN_OVER = "TakenOver"
 """Reason of a store whose root another speculator owns."""
 RECORDS_LOST = "RecordsLost"
-"""Reason of a store that can be read, and lacks records of the active version: the channel or its newest records, or
-after such a loss the version's registration."""
+"""Reason of a store that can be read, and lacks the channel or its newest records."""
 TRAINER_SILENCE = timedelta(minutes=5)
 """Time without a change after which the trainer's record tells nothing about the present. A waiting trainer rewrites
 its record after 45 s at the latest. At rest the operator reads the record about once a minute, and while a record
@@ -205,8 +204,7 @@ class StoreView:
     lineage: Lineage | None = None
     channel: Channel | None = None
     registrations: Mapping[int, Registration] = field(default_factory=dict)
-    """The versions that may matter now: newest, active, previous, candidate, rolled out and pinned. Void ones are left
-    out (``aurora_store.root_ownership``)."""
+    """The versions that may matter now: newest, active, previous, candidate, rolled out and pinned."""
     evidence: tuple[Evidence, ...] = ()
     """Evidence of the active version, of newer ones, and of older ones that the status, a pin or an annotation names.
 

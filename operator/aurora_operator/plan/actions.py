@@ -45,7 +45,7 @@ class EventNote:
     message: str
     warning: bool = False
     period_per_reason: timedelta | None = None
-    """Post at most one Event of this reason and type in each such period of the clock, even if the message changes.
+    """Post at most one Event of this reason and type in such a period, even if the message changes.
 
     None: one Event of each message in an hour.
     """

@@ -87,7 +87,7 @@ class ValidationInputs:
     may_measure: bool = True
     """At least one pod is ready, no version is pinned, the spec can be used, and the speculator is not at rest."""
     at_rest: bool = False
-    """The candidate's Job is being deleted (``plan/rest.py``)."""
+    """The candidate's Job is being deleted (:func:`~aurora_operator.plan.wanted_children.is_at_rest`)."""
     abort: int | None = None
     """A person rejects this version."""
     measure: tuple[int, int] | None = None

@@ -44,8 +44,8 @@ class VersionStatus(Model):
         default=None,
         description=(
             "When the active version became active, or when the candidate's present attempt began or failed."
-            " Unset for the previous version, and while the candidate waits before its measurement: for held-out"
-            " requests, a ready pod or the end of a pin."
+            " Unset while the candidate waits before its measurement: for held-out requests, a ready pod or the end of"
+            " a pin."
         ),
     )
 

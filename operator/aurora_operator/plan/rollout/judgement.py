@@ -2,7 +2,7 @@
 
 First the roll adopts what the channel says already, and then come pins. Each phase then checks, the most serious first:
 failures that reject the version, reasons to stop without blame, live traffic, and reasons to wait. Without traffic the
-canary waits until there is traffic, or until a person promotes or aborts the version.
+canary waits until there is traffic, or until a person pins or aborts the version.
 
 Invariants: a version is rejected when more engines crash while serving it than while serving others, or when a pod
 loads it and does not become ready in time. This holds even when live analysis is off; otherwise the version would be

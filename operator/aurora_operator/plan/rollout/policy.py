@@ -38,7 +38,7 @@ class RolloutPolicy(RolloutSpec):
     max_not_ready: int = 1
     """A roll is held while more pods than this are not ready. A lent replica and a pod without a node do not count."""
     progress_deadline_seconds: int = 600
-    """A version is rolled back when no pod changed its version for this long."""
+    """A roll ends without blame when no pod changed its version for this long."""
 
     @classmethod
     def of(cls, spec: RolloutSpec) -> Self:
