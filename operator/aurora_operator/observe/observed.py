@@ -191,8 +191,7 @@ RECORDS_LOST = "RecordsLost"
 """Reason of a store that can be read, and lacks the channel or its newest records."""
 TRAINER_SILENCE = timedelta(minutes=5)
 """Time without a change after which the trainer's record tells nothing about the present. A waiting trainer rewrites
-its record after 45 s at the latest. At rest the operator reads the record about once a minute, and while a record
-is not valid, every six minutes at the latest."""
+its record after 45 s at the latest. At rest the operator reads the record about once a minute."""
 
 
 @dataclass(frozen=True)

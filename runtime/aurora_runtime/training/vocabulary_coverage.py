@@ -22,7 +22,7 @@ from aurora_runtime.training.model.vocabulary_map import VocabularyMap, best_map
 
 MIN_TOKENS_BEFORE_CHANGE: Final = 2_048
 """Answer tokens before the first change. A map fitted to so few already covers 0.96 of later answers
-(tests/bench/coverage.py)."""
+(docs/results/vocabulary-map.md)."""
 TOKENS_BETWEEN_CHANGES: Final = 8_192
 """Answer tokens between two changes: as many as one candidate at ``publishTokens``, so that a candidate tries each map
 before the next change."""
