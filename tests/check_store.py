@@ -35,7 +35,7 @@ from aurora_protocol.draft_records import (
     Registration,
 )
 from aurora_protocol.errors import InvalidRecord
-from aurora_protocol.evidence_records import Arm, CachedBaseline, Evidence, VerdictKind
+from aurora_protocol.evidence_records import Evidence, VerdictKind
 from aurora_protocol.record import Record
 from aurora_protocol.training_records import ShardManifest, TrainerState, TrainerStatus
 from aurora_store import Keys, ObjectStore, StoreConfig
@@ -73,9 +73,6 @@ class StoreCheck:
         versions = self._records("registration", Keys.REGISTRY, Registration, lambda r: Keys.registration(r.version))
         channels = self._records("channel", Keys.CHANNEL, Channel, lambda r: Keys.channel(r.epoch))
         evidence = self._records("evidence", Keys.EVIDENCE, Evidence, lambda r: Keys.evidence(r.version, r.attempt))
-        baselines = self._records(
-            "baseline", Keys.BASELINES, CachedBaseline, lambda r: Keys.baseline(r.lineage, r.version, r.attempt)
-        )
         self._check_numbering("lineage", sorted(r.number for r in lineages.values()), 1)
         self._check_numbering("version", sorted(r.version for r in versions.values()), INITIAL_VERSION)
         self._check_numbering("channel epoch", sorted(r.epoch for r in channels.values()), 1)
@@ -85,7 +82,7 @@ class StoreCheck:
         self._check_trainer()
         self._check_shards(lineage_numbers)
         self._check_registrations(versions, checkpoints)
-        self._check_evidence(evidence, by_version, baselines)
+        self._check_evidence(evidence, by_version)
         self._check_channels(channels, by_version, evidence)
         self._check_unnamed_objects()
 
@@ -149,26 +146,13 @@ class StoreCheck:
                 f"{key}: version, digest or lineage differ from its checkpoint's manifest",
             )
 
-    def _check_evidence(
-        self,
-        evidence: Mapping[str, Evidence],
-        versions: Mapping[int, Registration],
-        baselines: Mapping[str, CachedBaseline],
-    ) -> None:
+    def _check_evidence(self, evidence: Mapping[str, Evidence], versions: Mapping[int, Registration]) -> None:
         for key, item in evidence.items():
             for version, digest in ((item.version, item.candidate_digest), (item.active_version, item.active_digest)):
                 registration = versions.get(version)
                 self._require(
                     registration is not None and registration.digest == digest,
                     f"{key}: version {version} is not registered with the digest of the evidence",
-                )
-            if item.baseline is not None:
-                stored = baselines.get(item.baseline.key)
-                # The arm ACTIVE may have had another name when the baseline was measured.
-                reused = {sample for sample in item.baseline.samples if sample.arm is not Arm.ACTIVE}
-                self._require(
-                    stored is not None and reused <= set(stored.samples),
-                    f"{key}: its baseline {item.baseline.key} is missing or has other samples",
                 )
 
     def _check_channels(

@@ -13,29 +13,26 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from aurora_protocol.draft_records import Channel, Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
-from aurora_protocol.evidence_records import CachedBaseline, Evidence
+from aurora_protocol.evidence_records import Evidence
 from aurora_protocol.record import StoredRecord
 from aurora_protocol.training_records import TrainerState, TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry
 from aurora_store.errors import DigestMismatch, ObjectMissing, ObjectRefused
 from aurora_store.objects import MAX_RECORD_BYTES
-from aurora_store.registry import MAX_STATE_RECORD_BYTES
+from aurora_store.registry import MAX_STATE_RECORD_BYTES, key_of
 
 R = TypeVar("R", bound=StoredRecord)
-KeyOf = Callable[[Any], str]
-"""The key to which a record's own numbers belong."""
-_RECORDS: Final[Mapping[str, tuple[type[StoredRecord], KeyOf]]] = {
-    Keys.LINEAGE: (Lineage, lambda one: Keys.lineage(one.number)),
-    Keys.EVIDENCE: (Evidence, lambda one: Keys.evidence(one.version, one.attempt)),
-    Keys.BASELINES: (CachedBaseline, lambda one: Keys.baseline(one.lineage, one.version, one.attempt)),
-    Keys.CHANNEL: (Channel, lambda one: Keys.channel(one.epoch)),
+_RECORDS: Final[Mapping[str, type[StoredRecord]]] = {
+    Keys.LINEAGE: Lineage,
+    Keys.EVIDENCE: Evidence,
+    Keys.CHANNEL: Channel,
 }
 """Records that name no data."""
 KNOWN: Final = tuple(value for name, value in vars(Keys).items() if name.isupper() and isinstance(value, str))
@@ -65,9 +62,9 @@ class Verification:
             if not key.startswith(KNOWN):
                 self._fault(key, "no part of Aurora writes such an object; delete it, and find out who wrote it")
         channel: Channel | None = None
-        for beginning, (model, key_of) in _RECORDS.items():
+        for beginning, model in _RECORDS.items():
             for key in self._records(beginning):
-                record = self._read(model, key, key_of)
+                record = self._read(model, key)
                 if isinstance(record, Channel) and (channel is None or record.epoch > channel.epoch):
                     channel = record
         if channel is not None:
@@ -75,12 +72,12 @@ class Verification:
         for key in self._records(Keys.REGISTRY):
             self._check_version(key)
         for key in self._records(Keys.TRAINER_STATE):
-            state = self._read(TrainerState, key, lambda one: Keys.trainer_state(one.epoch), MAX_STATE_RECORD_BYTES)
+            state = self._read(TrainerState, key, MAX_STATE_RECORD_BYTES)
             if state is not None:
                 folder = f"{key.removesuffix('.json')}/"
                 self._require(folder + state.file.name, state.file.size, key)
         if Keys.TRAINER_STATUS in self._sizes:
-            self._read(TrainerStatus, Keys.TRAINER_STATUS, lambda _: Keys.TRAINER_STATUS)
+            self._read(TrainerStatus, Keys.TRAINER_STATUS)
         for key in self._records(Keys.TRACES):
             if f"{key.removesuffix('.json')}.safetensors" not in self._sizes:
                 self._fault(key, "the shard that it names is missing")
@@ -96,7 +93,7 @@ class Verification:
                 self._fault(Keys.registration(version), f"it is missing, and {named}; put it back from a backup")
 
     def _check_version(self, key: str) -> None:
-        registration = self._read(Registration, key, lambda one: Keys.registration(one.version))
+        registration = self._read(Registration, key)
         if registration is None:
             return
         registry = Registry(self.objects)
@@ -110,7 +107,7 @@ class Verification:
         except (*_UNREADABLE, ObjectMissing) as error:
             self._fault(key, f"its draft: {error}")
 
-    def _read(self, model: type[R], key: str, key_of: KeyOf, max_bytes: int = MAX_RECORD_BYTES) -> R | None:
+    def _read(self, model: type[R], key: str, max_bytes: int = MAX_RECORD_BYTES) -> R | None:
         """The record at ``key``. None for a fault, and for a record that was deleted meanwhile."""
         try:
             record = model.from_json(self.objects.get(key, max_bytes=max_bytes))

@@ -1,10 +1,10 @@
-"""Store records about measurements: samples, verdicts, evidence and cached baselines.
+"""Store records about measurements: samples, verdicts and evidence.
 
 Why: a promotion must be explainable later. The records keep the raw samples, so that an auditor can compute the verdict
 again with :func:`aurora_protocol.gate.judge`.
 
-Invariants: :class:`Evidence` and :class:`CachedBaseline` are create-once. A new measurement writes a new record with a
-higher attempt number. A baseline is written before the evidence that names it. No record holds token ids.
+Invariants: :class:`Evidence` is create-once. A new measurement writes a new record with a higher attempt number. No
+record holds token ids.
 """
 
 from __future__ import annotations
@@ -53,13 +53,9 @@ class Sample(Model):
 
 
 class AnswerEquality(Model):
-    """How one arm's greedy answers compare with those of a reference arm (promise 2).
+    """How one arm's greedy answers compare with those without speculation (promise 2)."""
 
-    The active draft may be the reference only when its own answers are known to equal those without speculation.
-    """
-
-    arm: Arm = Field(description="The arm whose answers were compared.")
-    reference: Arm = Field(default=Arm.OFF, description="The arm whose answers were compared with: off or active.")
+    arm: Arm = Field(description="The arm whose answers were compared with those of off.")
     prompts: int = Field(ge=0, description="Prompts whose answers were compared.")
     identical: int = Field(ge=0, description="Prompts with identical answers.")
     near_ties: int = Field(
@@ -71,7 +67,7 @@ class AnswerEquality(Model):
 
 
 class Environment(Model):
-    """The machine, engine and settings of a measurement. Figures of different environments are never compared."""
+    """The machine, the engine and the settings of a measurement. A figure without them says nothing."""
 
     hardware: str = Field(description="Number and name of the GPUs, or of the CPU cores.")
     device: Literal["cpu", "cuda"] = Field(description="Where the engine computes.")
@@ -92,16 +88,7 @@ class Environment(Model):
         default=0, description="Tokens of each request that NGRAM verifies in a round. 0: NGRAM is not measured."
     )
     image: str = Field(default="", description="Container image of the engine.")
-    pod_digest: str = Field(
-        default="", description="Digest of all other settings that decide speed: engine arguments and pod resources."
-    )
-    load_average: float = Field(
-        default=0.0, description="The machine's load average over one minute. Ignored when environments are compared."
-    )
-
-    def is_comparable_with(self, other: Environment) -> bool:
-        """Whether figures of both environments may be compared: all fields but the load average are equal."""
-        return self.model_copy(update={"load_average": other.load_average}) == other
+    load_average: float = Field(default=0.0, description="The machine's load average over one minute.")
 
 
 class VerdictKind(StrEnum):
@@ -149,37 +136,6 @@ class Verdict(Model):
     ratios: tuple[RatioEstimate, ...] = Field(description="All estimated ratios, those that decide nothing included.")
 
 
-class CachedBaseline(StoredRecord):
-    """Measurements of the target without a draft of ours, kept so that later candidates need not repeat them."""
-
-    schema_version: Literal[1] = 1
-    lineage: int = Field(ge=1, description="Number of the lineage.")
-    version: int = Field(ge=1, description="The candidate whose measurement wrote this record.")
-    attempt: int = Field(ge=1, description="The attempt at measuring that candidate, from 1.")
-    environment: Environment = Field(description="Where the samples were taken.")
-    concurrencies: tuple[int, ...] = Field(description="Concurrencies of the samples.")
-    prompts_per_worker: int = Field(ge=1, description="Prompts per round for each concurrent worker.")
-    max_new_tokens: int = Field(ge=1, description="Limit of an answer, in tokens.")
-    samples: tuple[Sample, ...] = Field(
-        description="Batches of off, of the other baselines asked for, and of the drafts measured beside them."
-    )
-    draft_digests: dict[Arm, Sha256] = Field(
-        default_factory=dict, description="Digests of the drafts that are among the samples."
-    )
-    drafts_answering_as_off: tuple[Sha256, ...] = Field(
-        description="Digests of the drafts whose greedy answers were found equal to those without speculation."
-    )
-    created: Timestamp = Field(description="When the baseline was measured.")
-
-
-class BaselineSamples(Model):
-    """The samples of a baseline that a verdict used, copied so that the evidence is complete."""
-
-    key: str = Field(description="Key of the :class:`CachedBaseline` record, relative to the speculator's root.")
-    samples: tuple[Sample, ...] = Field(description="The samples that were used.")
-    created: Timestamp = Field(description="When the baseline was measured.")
-
-
 class Evidence(StoredRecord):
     """Why a candidate was promoted or not. Holds the raw samples, so that the verdict can be computed again."""
 
@@ -191,8 +147,10 @@ class Evidence(StoredRecord):
     active_version: int = Field(description="The version that was active during the measurement.")
     active_digest: Sha256 = Field(description="Digest of the active version's weights.")
     samples: tuple[Sample, ...] = Field(description="All batches that were measured together with the candidate.")
-    baseline: BaselineSamples | None = Field(
-        default=None, description="Set when the arm off was measured at another time than the candidate."
+    baseline: tuple[Sample, ...] = Field(
+        default=(),
+        description="Batches of off, of the other baselines asked for, and of the active draft, which were measured"
+        " before ``samples``. Empty where off has an engine of its own, and so shares the candidate's rounds.",
     )
     equality: tuple[AnswerEquality, ...] = Field(description="Comparisons of greedy answers, one for each arm.")
     acceptance_length: dict[Arm, float] = Field(description="Answer tokens per verify round, over all samples.")

@@ -167,11 +167,6 @@ class ValidationSettings(_PodSettings):
     active: int = Field(ge=0, description="The version to compare with.")
     attempt: int = Field(ge=1, description="The attempt at measuring the candidate, from 1.")
     image: str = Field(default="", description="Container image of the engine.")
-    pod_digest: str = Field(
-        default="",
-        description="Digest of all that decides the engine's speed and is in no other field, above all the pod's "
-        "resources. Figures with different digests are never compared.",
-    )
     replica: Replica | None = Field(
         default=None, description="The withdrawn pod to measure on. None: start engines in the Job's own pod."
     )

@@ -30,7 +30,7 @@ class KeyName(StrEnum):
     CHANNEL = "channel-key"
     """For records of the channel. The operator signs, and the init containers of inference pods verify."""
     EVIDENCE = "evidence-key"
-    """For evidence and cached baselines. Validators sign, and the operator verifies."""
+    """For evidence. Validators sign, and the operator verifies."""
 
 
 SigningKeys = Mapping[KeyName, bytes]

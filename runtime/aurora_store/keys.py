@@ -8,7 +8,6 @@
       checkpoints/<version>-<digest12>/...           files, then manifest.json
       registry/<version>.json                        create-once: one writer can take a version
       evidence/<version>/<attempt>.json              create-once
-      baselines/<lineage>/<version>-<attempt>.json   create-once, named after the measurement that wrote it
       channel/<epoch>.json                           create-once; the highest epoch wins
       trainer/status.json                            overwritten in place
       trainer/state/<epoch>/state-<sha12>.safetensors, then trainer/state/<epoch>.json, create-once
@@ -151,7 +150,6 @@ class Keys:
     CHECKPOINTS = "checkpoints/"
     REGISTRY = "registry/"
     EVIDENCE = "evidence/"
-    BASELINES = "baselines/"
     CHANNEL = "channel/"
     TRAINER_STATE = "trainer/state/"
     TRAINER_STATUS = "trainer/status.json"
@@ -186,14 +184,6 @@ class Keys:
     @staticmethod
     def evidence_of(version: int) -> str:
         return f"evidence/{_number(version)}/"
-
-    @staticmethod
-    def baseline(lineage: int, version: int, attempt: int) -> str:
-        return f"baselines/{_number(lineage)}/{_number(version)}-{_number(attempt)}.json"
-
-    @staticmethod
-    def baselines(lineage: int) -> str:
-        return f"baselines/{_number(lineage)}/"
 
     @staticmethod
     def channel(epoch: int) -> str:

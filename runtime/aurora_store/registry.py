@@ -31,7 +31,7 @@ from aurora_protocol.draft_records import (
     Registration,
 )
 from aurora_protocol.errors import InvalidRecord, UnsignedRecord
-from aurora_protocol.evidence_records import CachedBaseline, Evidence
+from aurora_protocol.evidence_records import Evidence
 from aurora_protocol.record import StoredRecord
 from aurora_protocol.signatures import KeyName, SigningKeys, signed, verified
 from aurora_protocol.training_records import ShardManifest, TrainerState, TrainerStatus
@@ -60,8 +60,6 @@ MAX_WEIGHTS_BYTES = 64 << 30
 """Largest file of weights, unless the reader sets a lower limit."""
 MAX_UNSIGNED_TRIED = 64
 """How many records of the channel are tried at most to find a signed one."""
-MAX_BASELINES_TRIED = 64
-"""How many of the newest baselines are read at most, readable or not."""
 MAX_SHARD_BYTES = 4 << 30
 """Largest shard that is read. A shard has 16384 positions by default, about 400 MB for a target of 4096 dimensions."""
 KEPT_TRAINER_STATES = 2
@@ -82,12 +80,12 @@ def key_of(record: StoredRecord) -> str:
             return Keys.channel(record.epoch)
         case Evidence():
             return Keys.evidence(record.version, record.attempt)
-        case CachedBaseline():
-            return Keys.baseline(record.lineage, record.version, record.attempt)
         case ShardManifest():
             return f"{Keys.shard(record.lineage, record.pod, record.boot, record.seq, record.created)}.json"
         case TrainerState():
             return Keys.trainer_state(record.epoch)
+        case TrainerStatus():
+            return Keys.TRAINER_STATUS
     raise TypeError(f"{type(record).__name__} has no numbers")
 
 
@@ -286,10 +284,7 @@ class DraftStore(RecordStore):
 
 
 class EvidenceStore(RecordStore):
-    """Evidence and cached baselines. Records without the signature of a validator are left out.
-
-    A baseline is written before the evidence that names it. The validator keeps this order.
-    """
+    """Evidence. Validators sign it, and the operator verifies it when it reads it."""
 
     def put_evidence(self, evidence: Evidence) -> str:
         """Write the evidence of one attempt. Returns its key. Raises :class:`ObjectExists` when the attempt has one."""
@@ -301,29 +296,6 @@ class EvidenceStore(RecordStore):
         """The evidence of the last attempt at measuring ``version``, to be shown to people. It is not verified."""
         attempts = self._sequence(Keys.evidence_of(version), max_gap=MAX_ATTEMPT_GAP)
         return self._read(Evidence, Keys.evidence(version, attempts[-1])) if attempts else None
-
-    def evidence_of_all_attempts(self, version: int) -> Iterator[Evidence]:
-        """The readable evidence of every attempt at measuring ``version``, first attempt first."""
-        for attempt in self._sequence(Keys.evidence_of(version), max_gap=MAX_ATTEMPT_GAP):
-            key = Keys.evidence(version, attempt)
-            try:
-                yield self._read(Evidence, key, signed_with=KeyName.EVIDENCE)
-            except (InvalidRecord, ObjectTooLarge) as error:
-                self._leave_out(key, str(error))
-
-    def put_baseline(self, baseline: CachedBaseline) -> str:
-        """Write a baseline. Returns its key. Raises :class:`ObjectExists` when the attempt left one already."""
-        key = key_of(baseline)
-        self._create_signed(key, baseline, KeyName.EVIDENCE)
-        return key
-
-    def baselines(self, lineage: int) -> Iterator[tuple[str, CachedBaseline]]:
-        """Keys and records of a lineage's readable baselines, newest version first."""
-        for key in self._json_keys(Keys.baselines(lineage))[: -MAX_BASELINES_TRIED - 1 : -1]:
-            try:
-                yield key, self._read(CachedBaseline, key, signed_with=KeyName.EVIDENCE)
-            except (InvalidRecord, ObjectTooLarge) as error:
-                self._leave_out(key, str(error))
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def evidence_table(evidence: Evidence) -> str:
     lengths = ", ".join(f"{arm} {length:.2f}" for arm, length in sorted(evidence.acceptance_length.items()))
     lines.append(f"  acceptance length: {lengths}")
     lines += [
-        f"  greedy answers of {e.arm} and {e.reference}: {e.identical} of {e.prompts} identical, {e.near_ties} differ "
+        f"  greedy answers of {e.arm} and off: {e.identical} of {e.prompts} identical, {e.near_ties} differ "
         f"at a near tie (largest margin {e.largest_margin:.3f}), {e.different} differ for another reason"
         for e in evidence.equality
     ]

@@ -21,7 +21,7 @@ from aurora_protocol.evidence_records import Evidence
 from aurora_protocol.gate import GatePolicy
 from aurora_store import Keys, ObjectStore
 from aurora_store.errors import StoreError
-from aurora_store.keys import MAX_ATTEMPT_GAP, in_sequence, record_number
+from aurora_store.keys import MAX_ATTEMPT_GAP, in_sequence, record_numbers
 from aurora_store.registry import MAX_RECORDS_LISTED
 
 
@@ -89,8 +89,8 @@ def read_evidence(objects: ObjectStore, version: int, attempt: int | None) -> tu
     Raises :class:`StoreFault` when there is none, or when the store does not answer.
     """
     try:
-        keys = objects.list(Keys.evidence_of(version), limit=MAX_RECORDS_LISTED)
-        numbers = (number for key in keys if (number := record_number(key)) is not None)
+        folder = Keys.evidence_of(version)
+        numbers = record_numbers(objects.list(folder, limit=MAX_RECORDS_LISTED), folder)
         attempts = in_sequence(numbers, max_gap=MAX_ATTEMPT_GAP)
         if not attempts:
             raise StoreFault(f"the store has no evidence of version {version}: it was not measured yet")

@@ -21,7 +21,7 @@ from aurora_protocol.record import StoredRecord
 from aurora_protocol.training_records import ShardManifest
 from aurora_store import Keys, ObjectStore
 from aurora_store.errors import ObjectMissing, ObjectRefused, ObjectTooLarge, StoreError
-from aurora_store.keys import MAX_ATTEMPT_GAP, in_sequence, is_shard_key, record_number
+from aurora_store.keys import MAX_ATTEMPT_GAP, MAX_NUMBER_GAP, in_sequence, is_shard_key, record_numbers
 from aurora_store.registry import MAX_RECORDS_LISTED
 
 MAX_VERSIONS: Final = 60
@@ -93,10 +93,9 @@ class _Reader:
         self.left_out.append(f"The report read {MAX_SHARDS} of {len(keys)} stored shards, evenly spread over time.")
         return [keys[number * len(keys) // MAX_SHARDS] for number in range(MAX_SHARDS)]
 
-    def _numbers(self, prefix: str, max_gap: int | None = None) -> list[int]:
+    def _numbers(self, prefix: str, max_gap: int = MAX_NUMBER_GAP) -> list[int]:
         keys = self.objects.list(prefix, limit=MAX_RECORDS_LISTED)
-        found = [number for key in keys if (number := record_number(key)) is not None]
-        return in_sequence(found) if max_gap is None else in_sequence(found, max_gap=max_gap)
+        return in_sequence(record_numbers(keys, prefix), max_gap=max_gap)
 
     def _newest(self, what: str, numbers: Sequence[int], limit: int) -> Sequence[int]:
         if len(numbers) > limit:

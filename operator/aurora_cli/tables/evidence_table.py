@@ -62,7 +62,7 @@ def ratios(estimates: Sequence[RatioEstimate]) -> RenderableType:
             plain(f"{one.estimate:.3f}x", _ratio_style(one)),
             f"{one.low:.3f}-{one.high:.3f}",
             one.rounds,
-            "yes" if one.paired else "no, cached",
+            "yes" if one.paired else "no",
         )
         for one in estimates
     ]
@@ -77,10 +77,9 @@ def _ratio_style(one: RatioEstimate) -> str:
 
 def arms(evidence: Evidence) -> RenderableType:
     """Speed and failures of each arm at each concurrency, over all its batches."""
-    cached = evidence.baseline.samples if evidence.baseline else ()
     return table(
         *("ARM", "CONCURRENCY", "TOKENS/S", "BATCHES", "FAILED", "ACCEPT-LEN", "MEASURED"),
-        rows=[*_arm_rows(evidence, evidence.samples, ""), *_arm_rows(evidence, cached, "before")],
+        rows=[*_arm_rows(evidence, evidence.samples, ""), *_arm_rows(evidence, evidence.baseline, "before")],
         last_wraps=False,
     )
 
@@ -104,10 +103,8 @@ def _arm_rows(evidence: Evidence, samples: Sequence[Sample], when: str) -> Itera
 
 
 def _answers(evidence: Evidence) -> RenderableType:
-    rows = [
-        (one.arm, one.reference, one.prompts, one.identical, one.near_ties, one.different) for one in evidence.equality
-    ]
-    columns = ("ANSWERS OF", "COMPARED WITH", "PROMPTS", "IDENTICAL", "NEAR TIES", "DIFFERENT")
+    rows = [(one.arm, one.prompts, one.identical, one.near_ties, one.different) for one in evidence.equality]
+    columns = ("ANSWERS OF", "PROMPTS", "IDENTICAL", "NEAR TIES", "DIFFERENT")
     return table(*columns, rows=rows, last_wraps=False)
 
 
@@ -122,5 +119,3 @@ def _environment(evidence: Evidence) -> Iterator[tuple[Any, Any]]:
         plain("measured", "strong"),
         f"{evidence.started:%Y-%m-%d %H:%M} to {evidence.finished:%H:%M}, {duration:.0f} s",
     )
-    if evidence.baseline is not None:
-        yield plain("off", "strong"), f"of {evidence.baseline.created:%Y-%m-%d %H:%M}, {evidence.baseline.key}"

@@ -10,13 +10,11 @@ therefore one measurement with one set of settings. A queue or a person may susp
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.template import PodTemplate
-from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.children.inference_deployment import (
     KEYS_MOUNT,
     SHM_MOUNT,
@@ -94,18 +92,6 @@ def pull_secrets_only(serving: PodTemplate) -> PodTemplate:
     return PodTemplate(spec={key: value for key, value in serving.spec.items() if key == "imagePullSecrets"})
 
 
-def engine_setup_digest(spec: SpeculatorSpec) -> str:
-    """Digest of all settings, besides the draft and the target, on which the measured speed depends."""
-    parts = [
-        spec.serving.model_copy(update={"replicas": 0}).model_dump_json(exclude={"strategy"}),
-        spec.resources.model_dump_json(),
-        spec.validation.measure_on.value,
-    ]
-    if spec.validation.measure_on is MeasureOn.JOB:
-        parts.append(spec.validation.template.model_dump_json())
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
-
-
 def validation_settings(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, attempt: ValidationAttempt) -> str:
     """``AURORA_SETTINGS`` of the validator."""
     value = ValidationSettings(
@@ -122,7 +108,6 @@ def validation_settings(owner: Owner, spec: SpeculatorSpec, config: OperatorConf
         active=attempt.active,
         attempt=attempt.attempt,
         image=attempt.replica_image or engine_image(spec, config),
-        pod_digest=engine_setup_digest(spec),
         replica=attempt.replica,
         gives_way=attempt.gives_way,
     )

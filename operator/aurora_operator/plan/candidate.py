@@ -45,7 +45,6 @@ from aurora_operator.observe.observed import JobView, RefusedJob, StoreView
 from aurora_operator.plan.figures import ratio_text
 from aurora_operator.plan.lending import WAITING_FOR_REPLICA, Recall
 from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
-from aurora_store import Keys
 
 MAX_MEASUREMENTS: Final = 2
 """Measurements of one candidate against one active version."""
@@ -362,10 +361,7 @@ def _reason_to_end(inputs: ValidationInputs, evidence: Evidence, newer: int | No
     measurements = sum(one.active_version == inputs.active for one in attempts)
     if measurements >= MAX_MEASUREMENTS:
         return f"it was measured {measurements} times"
-    # The next attempt measures off anew, and so more precisely, if this one used off of an earlier attempt.
-    own = Keys.baseline(evidence.lineage, evidence.version, evidence.attempt)
-    used_cached_baseline = evidence.baseline is not None and evidence.baseline.key != own
-    if evidence.end is MeasurementEnd.HOPELESS and not used_cached_baseline:
+    if evidence.end is MeasurementEnd.HOPELESS:
         return "another measurement would hardly decide either"
     return ""
 

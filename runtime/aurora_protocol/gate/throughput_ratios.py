@@ -50,13 +50,13 @@ def unpaired_ratio(
     concurrency: int,
     confidence: Confidence = Confidence.FINAL,
 ) -> RatioEstimate | None:
-    """The throughput ratio of an arm in ``samples`` to one in ``baseline``, which was measured at another time.
+    """The throughput ratio of an arm in ``samples`` to one in ``baseline``, which was measured before.
 
     Nothing cancels here. The spread of both sides counts, over prompts and over minutes, so the interval is wider than
     a paired one. Neither spread shows that the machine was slower during one whole side. Where ``baseline`` holds the
     active draft too, :func:`log_speed_change` measures this change of speed, and the interval covers the ratio with and
     without the change. The need is real: on a crowded machine a random draft measured 1.90x [1.37, 2.64] the
-    throughput of an "off" baseline that was ten minutes old.
+    throughput of an "off" of ten minutes before.
 
     None when one side has no samples. ``rounds`` of the estimate is the smaller number of the two.
     """

@@ -26,14 +26,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC
 from typing import Final, Self
 
 from aurora_api.v1alpha1.validation import MIN_ROUNDS, ValidationSpec
 from aurora_protocol.evidence_records import (
     AnswerEquality,
     Arm,
-    BaselineSamples,
     Evidence,
     RatioEstimate,
     Sample,
@@ -44,7 +42,7 @@ from aurora_protocol.gate.intervals import Confidence
 from aurora_protocol.gate.throughput_ratios import log_speed_change, paired_ratio, unpaired_ratio
 
 _ALWAYS_PAIRED = frozenset({Arm.ACTIVE, Arm.CANDIDATE})
-"""Arms that are always measured in the same rounds. A baseline never replaces their samples."""
+"""Arms that are always measured in the same rounds. Samples from before never replace theirs."""
 NEVER_SLOWER: Final = 0.98
 """Throughput over no speculation that every draft must reach at every declared concurrency. No setting lowers it."""
 FEWEST_ROUNDS: Final = 3
@@ -122,7 +120,7 @@ def judge(
     samples: Sequence[Sample],
     equality: Sequence[AnswerEquality],
     policy: GatePolicy,
-    baseline: BaselineSamples | None = None,
+    baseline: Sequence[Sample] = (),
     confidence: Confidence = Confidence.FINAL,
 ) -> Verdict:
     """Apply every rule. The worst outcome decides.
@@ -130,8 +128,8 @@ def judge(
     Args:
         samples: all batches measured together with the candidate. Candidate and active are always among them.
         equality: comparisons of greedy answers, one for each arm.
-        baseline: samples of off, and of NGRAM where the speculator asks for it, that were measured at another time. Its
-            samples of the active draft serve only to show how the machine's speed has changed since.
+        baseline: batches of off, and of NGRAM where the speculator asks for it, that were measured before the
+            candidate. The active draft's batches among them show how the machine's speed has changed since.
         confidence: of the ratios' intervals. The stored verdict is final.
     """
     measured = _Measured(samples, baseline, confidence)
@@ -174,40 +172,33 @@ def least_policy(evidence: Evidence) -> GatePolicy:
 
 @dataclass(frozen=True)
 class _Measured:
-    """All samples of a measurement: those taken together, and those of a baseline taken at another time."""
+    """All samples of a measurement: those taken together with the candidate, and those taken before it."""
 
     samples: Sequence[Sample]
-    baseline: BaselineSamples | None
+    baseline: Sequence[Sample]
     confidence: Confidence
 
-    def _baseline_for(self, arm: Arm) -> BaselineSamples | None:
-        """The baseline, when its samples replace ``arm``. None when ``arm`` is always paired or not in the baseline."""
-        if self.baseline is None or arm in _ALWAYS_PAIRED:
-            return None
-        return self.baseline if any(sample.arm is arm for sample in self.baseline.samples) else None
+    def _was_measured_before(self, arm: Arm) -> bool:
+        return arm not in _ALWAYS_PAIRED and any(sample.arm is arm for sample in self.baseline)
 
     def ratio(self, numerator: Arm, denominator: Arm, concurrency: int) -> RatioEstimate | None:
         """The throughput ratio of two arms, paired where possible. None when it was not measured."""
-        if baseline := self._baseline_for(denominator):
-            return unpaired_ratio(self.samples, numerator, baseline.samples, denominator, concurrency, self.confidence)
+        if self._was_measured_before(denominator):
+            return unpaired_ratio(self.samples, numerator, self.baseline, denominator, concurrency, self.confidence)
         return paired_ratio(self.samples, numerator, denominator, concurrency, self.confidence)
 
     def describe(self, bar: Bar) -> str:
-        """The name of the bar's ratio, and how old the baseline in it is."""
+        """The name of the bar's ratio, and how the machine's speed changed since its denominator was measured."""
         name = f"{bar.numerator}/{bar.denominator} at concurrency {bar.concurrency}"
-        baseline = self._baseline_for(bar.denominator)
-        if baseline is None:
+        if not self._was_measured_before(bar.denominator):
             return name
-        age = f"{bar.denominator} cached from {baseline.created.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-        change = log_speed_change(self.samples, baseline.samples, bar.concurrency)
-        if change is not None:
-            age += f"; the active draft now runs {math.exp(change):.2f}x as fast as then"
-        return f"{name} ({age})"
+        change = log_speed_change(self.samples, self.baseline, bar.concurrency)
+        since = "" if change is None else f"; the active draft now runs {math.exp(change):.2f}x as fast as then"
+        return f"{name} ({bar.denominator} measured before{since})"
 
     def all_samples(self) -> tuple[Sample, ...]:
-        """All samples measured with the candidate, and the baseline's samples of the arms that it replaces."""
-        cached = self.baseline.samples if self.baseline else ()
-        return (*self.samples, *(sample for sample in cached if sample.arm not in _ALWAYS_PAIRED))
+        """All samples measured with the candidate, and the earlier ones of the arms that were not."""
+        return (*self.samples, *(sample for sample in self.baseline if sample.arm not in _ALWAYS_PAIRED))
 
 
 def _judge_bar(bar: Bar, ratio: RatioEstimate | None, min_rounds: int, name: str) -> Outcome:

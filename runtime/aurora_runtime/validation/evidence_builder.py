@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from aurora_api.v1alpha1.draft import LookupScope, Shape
 from aurora_protocol.agent_api import Machine
-from aurora_protocol.evidence_records import BaselineSamples, Environment, Evidence
+from aurora_protocol.evidence_records import Environment, Evidence
 from aurora_protocol.pod_settings import ValidationSettings
 from aurora_runtime.validation.attempt import Attempt
 from aurora_runtime.validation.held_out_prompts import Prompt, prompts_digest
@@ -32,7 +32,6 @@ def measurement_environment(settings: ValidationSettings, machine: Machine) -> E
         lookup=_measured_lookup(settings),
         ngram_tokens=machine.ngram_tokens,
         image=settings.image,
-        pod_digest=settings.pod_digest,
         load_average=0.0 if settings.replica else round(os.getloadavg()[0], 2),
     )
 
@@ -51,7 +50,6 @@ def build_evidence(
     environment: Environment,
     measurement: Measurement,
     prompts: Iterable[Prompt],
-    baseline: BaselineSamples | None = None,
 ) -> Evidence:
     """The evidence of a finished measurement, with the verdict after the last round."""
     return Evidence(
@@ -62,7 +60,7 @@ def build_evidence(
         active_version=attempt.active.version,
         active_digest=attempt.active.digest,
         samples=tuple(measurement.samples),
-        baseline=baseline,
+        baseline=measurement.baseline.samples,
         equality=measurement.equalities(),
         acceptance_length=measurement.acceptance_length(),
         environment=environment,

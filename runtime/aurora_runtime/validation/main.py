@@ -1,4 +1,4 @@
-"""The validation Job: reads its settings, measures, and stores the baseline and the evidence.
+"""The validation Job: reads its settings, measures, and stores the evidence.
 
 Exit status 0: evidence was written, whatever the verdict. Exit status 1: the Job could not measure, and one log line
 says why. Exit status ``EXIT_INTERRUPTED``: the pod was told to end. Its Job, unless deleted, measures in another pod.
@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Final
 
 from aurora_protocol.errors import ProtocolError
-from aurora_protocol.evidence_records import CachedBaseline, Evidence
+from aurora_protocol.evidence_records import Evidence
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED, KEYS_FOLDER, SIGNING_FOLDER, ValidationSettings
 from aurora_protocol.signatures import KeyName, keys_in
 from aurora_runtime.errors import MeasurementError, RuntimeFault
 from aurora_runtime.store_thread import call_in_thread
 from aurora_runtime.termination_message import write_termination_message
 from aurora_runtime.validation.store_retry import repeat_while_away
-from aurora_runtime.validation.validation_run import ValidationResult, Workspace, validate
-from aurora_store import FencedObjectStore, Keys, Registry, StoreConfig
+from aurora_runtime.validation.validation_run import Workspace, validate
+from aurora_store import FencedObjectStore, Registry, StoreConfig
 from aurora_store.deadline import total_deadline
 from aurora_store.errors import ObjectExists, StoreError
 
@@ -41,8 +41,8 @@ async def _validate_until_signal(settings: ValidationSettings, registry: Registr
     """
 
     async def measure_and_store() -> None:
-        result = await validate(settings, registry, workspace)
-        await call_in_thread(lambda: _store(registry, result))
+        evidence = await validate(settings, registry, workspace)
+        await call_in_thread(lambda: _store(registry, evidence))
 
     task = asyncio.ensure_future(measure_and_store())
     loop = asyncio.get_running_loop()
@@ -51,16 +51,9 @@ async def _validate_until_signal(settings: ValidationSettings, registry: Registr
     await task
 
 
-def _store(registry: Registry, result: ValidationResult) -> None:
-    """Store the baseline and then the evidence, for up to :data:`STORE_SECONDS` if the store is away.
-
-    Evidence never names a missing baseline. A baseline that the evidence does not name is tried only once: it saves
-    time later, and must not cost the evidence.
-    """
-    evidence = result.evidence
+def _store(registry: Registry, evidence: Evidence) -> None:
+    """Store the evidence, for up to :data:`STORE_SECONDS` if the store is away."""
     with total_deadline(STORE_SECONDS):
-        if result.baseline is not None:
-            _store_baseline(registry, result.baseline, named=_names(evidence, result.baseline))
         try:
             key = repeat_while_away("storing the evidence", lambda: registry.put_evidence(evidence), STORE_SECONDS)
         except ObjectExists:
@@ -68,25 +61,6 @@ def _store(registry: Registry, result: ValidationResult) -> None:
             return
     log.info("verdict %s: %s", evidence.verdict.kind, "; ".join(evidence.verdict.reasons))
     log.info("evidence written to %s", key)
-
-
-def _names(evidence: Evidence, baseline: CachedBaseline) -> bool:
-    """Whether the evidence was decided with this baseline."""
-    key = Keys.baseline(baseline.lineage, baseline.version, baseline.attempt)
-    return evidence.baseline is not None and evidence.baseline.key == key
-
-
-def _store_baseline(registry: Registry, baseline: CachedBaseline, *, named: bool) -> None:
-    seconds = STORE_SECONDS if named else 0.0
-    try:
-        key = repeat_while_away("storing the baseline", lambda: registry.put_baseline(baseline), seconds)
-        log.info("baseline written to %s", key)
-    except ObjectExists:
-        return
-    except StoreError as error:
-        if named:
-            raise
-        log.warning("the baseline is not stored, so a later measurement measures its own: %s", error)
 
 
 def _open_registry(settings: ValidationSettings, signing: Path) -> Registry:

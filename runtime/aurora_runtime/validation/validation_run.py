@@ -1,4 +1,4 @@
-"""One measurement from its settings to its records: fetch drafts and prompts, run engines, judge.
+"""One measurement from its settings to its evidence: fetch drafts and prompts, run engines, judge.
 
 Invariant: the plan, the prompts and the gate are the same on the Job's own engines and on a lent replica.
 """
@@ -15,27 +15,13 @@ from typing import Self
 
 from aurora_protocol.draft_records import Lineage, Registration
 from aurora_protocol.errors import ProtocolError
-from aurora_protocol.evidence_records import (
-    Arm,
-    BaselineSamples,
-    CachedBaseline,
-    Environment,
-    Evidence,
-    Sample,
-    VerdictKind,
-)
+from aurora_protocol.evidence_records import Arm, Evidence
 from aurora_protocol.pod_settings import AGENT_TOKEN, Replica, ValidationSettings
 from aurora_runtime.engine.machine import detect_machine
 from aurora_runtime.engine.server_process import EngineSpec
 from aurora_runtime.errors import DraftRefused, MeasurementError
 from aurora_runtime.store_thread import call_in_thread
 from aurora_runtime.validation.attempt import Attempt
-from aurora_runtime.validation.cached_baselines import (
-    BaselineRequirements,
-    baseline_to_cache,
-    find_baseline,
-    fresh_baseline,
-)
 from aurora_runtime.validation.context_room import DRAFT_ROOM_TOKENS, longest_prompt
 from aurora_runtime.validation.draft_fetch import FetchedDraft, fetch_draft
 from aurora_runtime.validation.engines.engine_set import EngineSet
@@ -44,9 +30,9 @@ from aurora_runtime.validation.engines.replica_engine import ReplicaEngine
 from aurora_runtime.validation.engines.warm_up import WarmUp
 from aurora_runtime.validation.evidence_builder import build_evidence, measurement_environment
 from aurora_runtime.validation.held_out_prompts import FEW_SHARDS, MAX_SHARDS, Prompt, held_out_prompts
-from aurora_runtime.validation.rounds.measure import Measurement, measure, measure_baseline, rejected_unmeasured
+from aurora_runtime.validation.rounds.measure import measure, measure_baseline, rejected_unmeasured
 from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan, measurement_plan
-from aurora_runtime.validation.rounds.round_runner import Answers, RoundRunner
+from aurora_runtime.validation.rounds.round_runner import RoundRunner
 from aurora_runtime.validation.store_retry import repeat_while_away
 from aurora_store import Registry
 from aurora_store.deadline import is_interrupted, total_deadline
@@ -63,14 +49,6 @@ class Workspace:
 
     scratch: Path
     keys: Path
-
-
-@dataclass(frozen=True)
-class ValidationResult:
-    """The records to store."""
-
-    evidence: Evidence
-    baseline: CachedBaseline | None = None
 
 
 @dataclass(frozen=True)
@@ -141,25 +119,6 @@ class ValidationRun:
         concurrencies = self.plan.policy.concurrencies
         return WarmUp.of(texts, settings.draft, settings.validation.max_new_tokens, concurrencies)
 
-    def find_baseline(self, environment: Environment) -> BaselineSamples | None:
-        """A cached baseline that is usable in ``environment``, read before the deadline.
-
-        None for a candidate that a cached baseline left undecided before: off is then measured anew, because a ratio
-        to a baseline of another time has a wider interval.
-        """
-        with total_deadline(self.deadline - time.monotonic()):
-            return repeat_while_away("looking for a baseline", lambda: self._usable_baseline(environment))
-
-    def _usable_baseline(self, environment: Environment) -> BaselineSamples | None:
-        candidate = self.attempt.candidate
-        if any(
-            evidence.verdict.kind is VerdictKind.INCONCLUSIVE and evidence.baseline is not None
-            for evidence in self.registry.evidence_of_all_attempts(candidate.version)
-        ):
-            return None
-        requirements = BaselineRequirements.of(self.attempt, environment)
-        return find_baseline(self.registry, self.lineage.number, self.attempt.active, requirements)
-
     async def newer_version(self) -> int | None:
         """A version of the lineage that was registered after the candidate, and that the candidate may give way to."""
         if not self.settings.gives_way:
@@ -178,22 +137,8 @@ class ValidationRun:
         refused = channel is not None and newest in channel.rejected
         return None if refused or self.registry.registration(newest).lineage != candidate.lineage else newest
 
-    def result(
-        self,
-        environment: Environment,
-        measurement: Measurement,
-        prompts: Sequence[Prompt] = (),
-        baseline: BaselineSamples | None = None,
-        samples_to_cache: Sequence[Sample] = (),
-    ) -> ValidationResult:
-        """The records of a finished measurement, with a baseline when the samples hold enough rounds of off."""
-        return ValidationResult(
-            build_evidence(self.attempt, environment, measurement, prompts, baseline),
-            baseline_to_cache(self.attempt, environment, measurement, samples_to_cache),
-        )
 
-
-async def validate(settings: ValidationSettings, registry: Registry, workspace: Workspace) -> ValidationResult:
+async def validate(settings: ValidationSettings, registry: Registry, workspace: Workspace) -> Evidence:
     """Measure ``settings.candidate`` against ``settings.active``. Stores nothing.
 
     The measurement ends by itself once ``validation.timeoutSeconds`` are over. Its Job ends later
@@ -213,7 +158,8 @@ async def validate(settings: ValidationSettings, registry: Registry, workspace: 
         candidate = await call_in_thread(lambda: run.fetch_draft(run.attempt.candidate, folder))
     except DraftRefused as refusal:
         this_machine = await call_in_thread(lambda: detect_machine(settings.device, is_interrupted))
-        return run.result(measurement_environment(settings, this_machine), rejected_unmeasured(str(refusal)))
+        environment = measurement_environment(settings, this_machine)
+        return build_evidence(run.attempt, environment, rejected_unmeasured(str(refusal)), prompts=())
     prompts = await call_in_thread(run.choose_prompts)
     if settings.replica is not None:
         token = (workspace.keys / AGENT_TOKEN).read_text().strip()
@@ -223,8 +169,8 @@ async def validate(settings: ValidationSettings, registry: Registry, workspace: 
 
 async def _measure_on_job_engines(
     run: ValidationRun, prompts: tuple[Prompt, ...], candidate: FetchedDraft, scratch: Path
-) -> ValidationResult:
-    """Start all engines side by side. Engines for off and NGRAM start only when no cached baseline is usable."""
+) -> Evidence:
+    """Start all engines side by side, so that every arm shares the rounds."""
     settings, plan, active = run.settings, run.plan, run.attempt.active
     try:
         active_draft = await call_in_thread(lambda: run.fetch_draft(active, scratch / "active"))
@@ -232,7 +178,6 @@ async def _measure_on_job_engines(
         raise MeasurementError(f"the active version {active.version} cannot be loaded: {refusal}") from refusal
     this_machine = await call_in_thread(lambda: detect_machine(settings.device, is_interrupted))
     environment = measurement_environment(settings, this_machine)
-    baseline = await call_in_thread(lambda: run.find_baseline(environment))
     spec = EngineSpec(
         model=settings.target.model,
         revision=settings.target.revision,
@@ -246,22 +191,21 @@ async def _measure_on_job_engines(
         engines=EngineSet(spec, scratch),
         drafts={Arm.ACTIVE: active_draft, Arm.CANDIDATE: candidate},
         draft_spec=settings.draft,
-        baseline_arms=() if baseline else plan.baseline_arms,
+        baseline_arms=plan.baseline_arms,
         warm_up=run.warm_up(prompts),
         max_new_tokens=settings.validation.max_new_tokens,
         deadline=run.deadline,
     )
     async with engines:
         runner = RoundRunner(engines, prompts, plan, run.deadline)
-        measurement = await measure(runner, baseline=baseline, newer_version=run.newer_version)
-    samples_to_cache = () if baseline else measurement.samples
-    return run.result(environment, measurement, prompts, baseline, samples_to_cache)
+        measurement = await measure(runner, newer_version=run.newer_version)
+    return build_evidence(run.attempt, environment, measurement, prompts)
 
 
 async def _measure_on_replica(
     run: ValidationRun, prompts: tuple[Prompt, ...], replica: Replica, token: str
-) -> ValidationResult:
-    """Measure on the single engine of a replica: first the baseline, unless one is cached, and then the drafts."""
+) -> Evidence:
+    """Measure on the single engine of a replica: first off and NGRAM, and then the drafts."""
     engine = ReplicaEngine(
         replica=replica,
         token=token,
@@ -273,15 +217,10 @@ async def _measure_on_replica(
     async with engine:
         environment = measurement_environment(run.settings, engine.machine)
         runner = RoundRunner(engine, prompts, run.plan, run.deadline)
-        baseline = await call_in_thread(lambda: run.find_baseline(environment))
-        off_answers: Answers | None = None
-        samples_to_cache: list[Sample] = []
-        if baseline is None:
-            samples_to_cache, off_answers = await measure_baseline(runner)
-            baseline = fresh_baseline(run.attempt, samples_to_cache)
-        measurement = await measure(runner, baseline=baseline, off_answers=off_answers, newer_version=run.newer_version)
+        baseline = await measure_baseline(runner)
+        measurement = await measure(runner, baseline=baseline, newer_version=run.newer_version)
         await engine.confirm_lease()
-    return run.result(environment, measurement, prompts, baseline, samples_to_cache)
+    return build_evidence(run.attempt, environment, measurement, prompts)
 
 
 def kv_cache_tokens(prompts: Sequence[Prompt], plan: MeasurementPlan, max_new_tokens: int) -> int:

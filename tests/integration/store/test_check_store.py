@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, TargetIdentity, TensorSpec
-from aurora_protocol.evidence_records import BaselineSamples, CachedBaseline
 from aurora_store import Keys, ObjectStore, Registry
 from tests.assets.s3 import S3
 from tests.assets.trainer_output import put_trainer_state
 from tests.check_store import StoreCheck, check_store, object_ages
 from tests.integration.engine.validation_store import ZERO_DIGEST, put_traces, put_version, trace_of
 from tests.unit.fakes import SIZES
-from tests.unit.operator.worlds import evidence
 
 NONE = timedelta(0)
 
@@ -136,28 +134,6 @@ def test_gaps_and_unearned_promotions_are_found(registry: Registry) -> None:
     assert "channel epoch numbers are [1, 3]" in violations
     assert "version 7 is not registered" in violations
     assert "the store has no evidence for this promotion" in violations
-
-
-def test_evidence_whose_baseline_is_missing_is_found(registry: Registry) -> None:
-    digests = {version: registry.registration(version).digest for version in (0, 1)}
-    proof = evidence(1, candidate_digest=digests[1], active_digest=digests[0])
-    kept = CachedBaseline(
-        lineage=1,
-        version=1,
-        attempt=1,
-        environment=proof.environment,
-        concurrencies=(1,),
-        prompts_per_worker=1,
-        max_new_tokens=8,
-        samples=proof.samples,
-        drafts_answering_as_off=(),
-        created=proof.started,
-    )
-    used = BaselineSamples(key=Keys.baseline(1, 1, 1), samples=proof.samples, created=proof.started)
-    registry.put_evidence(proof.model_copy(update={"baseline": used}))
-    assert "its baseline baselines/00000001/00000001-00000001.json is missing" in "\n".join(audit(registry).violations)
-    registry.put_baseline(kept)
-    assert audit(registry).violations == []
 
 
 def test_an_invalid_record_is_reported_and_the_check_goes_on(registry: Registry) -> None:

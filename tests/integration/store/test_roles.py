@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_operator.observe.store.store_reader import StoreNeeds
 from aurora_protocol.draft_records import Registration
-from aurora_protocol.evidence_records import VerdictKind
+from aurora_protocol.evidence_records import Evidence, VerdictKind
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, StoreSettings, ValidationSettings
 from aurora_runtime import termination_message
 from aurora_runtime.serving.agent.first_staging import stage_active_draft
@@ -32,7 +31,6 @@ from aurora_runtime.training.retry import Retrier
 from aurora_runtime.validation import main as validation_main
 from aurora_runtime.validation.draft_fetch import fetch_draft
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
-from aurora_runtime.validation.validation_run import ValidationResult
 from aurora_store import ObjectStore, Registry
 from aurora_store import objects as objects_module
 from aurora_store.errors import ObjectRefused
@@ -47,7 +45,6 @@ from tests.unit.operator.worlds import channel, evidence
 from tests.unit.serving.agent.test_uploader import shard
 from tests.unit.training import tiny
 from tests.unit.training.trainer_rig import Traffic, TrainerRig
-from tests.unit.validation.test_cached_baselines import baseline
 
 SHARDS = 12
 """Twice as many as the trainer of the rig keeps, so that it deletes some."""
@@ -96,12 +93,8 @@ def measure(s3: S3, candidate: Registration, folder: Path) -> None:
     assert lineage is not None
     fetch_draft(own, candidate, lineage, folder / "candidate")
     assert held_out_prompts(own, 1, vocab_size=tiny.VOCAB, wanted=1, needed=1)
-    assert list(own.baselines(1)) == []
-    assert list(own.evidence_of_all_attempts(1)) == []
     assert own.last_version() == 1
-    own.put_baseline(baseline(version=1, created=datetime.now(UTC)))
     own.put_evidence(evidence(1, VerdictKind.REJECT))
-    assert len(list(own.baselines(1))) == len(list(own.evidence_of_all_attempts(1))) == 1
 
 
 def test_every_part_does_its_whole_work_with_the_rights_of_its_role(s3: S3, tmp_path: Path) -> None:
@@ -135,7 +128,6 @@ FOREIGN_KEYS = {
         "registry/00000009.json",
         "checkpoints/00000009-abcdefabcdef/manifest.json",
         "evidence/00000001/00000009.json",
-        "baselines/00000001/00000009-00000001.json",
         "channel/00000009.json",
         "channel/traces/00000009.json",
         "trainer/status.json",
@@ -144,7 +136,6 @@ FOREIGN_KEYS = {
     ),
     "training": (
         "evidence/00000001/00000009.json",
-        "baselines/00000001/00000009-00000001.json",
         "channel/00000009.json",
         "channel/registry/00000009.json",
         "evidence/checkpoints/00000009.json",
@@ -276,8 +267,8 @@ def test_a_validator_stores_its_evidence_or_ends_with_the_missing_right_as_its_l
         attempt=1,
     )
 
-    async def measured(*_: object) -> ValidationResult:
-        return ValidationResult(evidence(1))
+    async def measured(*_: object) -> Evidence:
+        return evidence(1)
 
     said.touch()
     write_keys(tmp_path / "keys")

@@ -6,13 +6,12 @@ import dataclasses
 import math
 import random
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_protocol.evidence_records import AnswerEquality, Arm, BaselineSamples, Sample, Verdict, VerdictKind
+from aurora_protocol.evidence_records import AnswerEquality, Arm, Sample, Verdict, VerdictKind
 from aurora_protocol.gate import GatePolicy, judge, paired_ratio, unpaired_ratio
 from aurora_protocol.gate.intervals import Confidence
 from aurora_protocol.gate.verdict import Bar, bars
@@ -254,30 +253,24 @@ def test_intervals_cover_as_often_as_they_claim() -> None:
     assert passed / trials <= 0.045
 
 
-def cached(samples: Sequence[Sample]) -> BaselineSamples:
-    return BaselineSamples(
-        key="baselines/1/1-1.json", samples=tuple(samples), created=datetime(2026, 1, 2, 3, tzinfo=UTC)
-    )
-
-
 def drafts(samples: Sequence[Sample]) -> list[Sample]:
     return [s for s in samples if s.arm in (Arm.ACTIVE, Arm.CANDIDATE)]
 
 
-def test_a_cached_baseline_decides_like_a_measured_one_and_the_reason_says_that_it_was_cached() -> None:
-    off = cached(measured({Arm.OFF: 20.0, Arm.NGRAM: 50.0}, seed=5))
+def test_off_of_before_decides_like_off_of_the_same_rounds_and_the_reason_says_that_it_is_of_before() -> None:
+    off = measured({Arm.OFF: 20.0, Arm.NGRAM: 50.0}, seed=5)
     verdict = judge(drafts(measured(FAST)), SAME, POLICY, off)
     assert verdict.kind is VerdictKind.PASS
     off_reasons = [reason for reason in verdict.reasons if "off" in reason]
     assert off_reasons
-    assert all("cached from 2026-01-02 03:00 UTC" in reason for reason in off_reasons)
+    assert all("off measured before" in reason for reason in off_reasons)
     assert {(r.numerator, r.denominator, r.paired) for r in verdict.ratios} == {
         (Arm.CANDIDATE, Arm.ACTIVE, True),
         (Arm.CANDIDATE, Arm.OFF, False),
         (Arm.ACTIVE, Arm.OFF, False),
         (Arm.CANDIDATE, Arm.NGRAM, False),
     }
-    slow = judge(drafts(measured(FAST)), SAME, POLICY, cached(measured({Arm.OFF: 60.0})))
+    slow = judge(drafts(measured(FAST)), SAME, POLICY, measured({Arm.OFF: 60.0}))
     assert slow.kind is VerdictKind.REJECT
 
 
@@ -292,12 +285,12 @@ def test_an_incomplete_baseline_never_lets_a_candidate_pass(missing: str) -> Non
         off = []
     if missing == "failures":
         off[0] = off[0].model_copy(update={"failures": 1})
-    assert judge(drafts(measured(FAST)), SAME, POLICY, cached(off)).kind is VerdictKind.INCONCLUSIVE
+    assert judge(drafts(measured(FAST)), SAME, POLICY, off).kind is VerdictKind.INCONCLUSIVE
 
 
 def test_a_baseline_never_replaces_the_active_draft_or_the_candidate() -> None:
     only = [s for s in measured(FAST) if s.arm is Arm.CANDIDATE]
-    assert judge(only, SAME, POLICY, cached(measured(FAST))).kind is VerdictKind.INCONCLUSIVE
+    assert judge(only, SAME, POLICY, measured(FAST)).kind is VerdictKind.INCONCLUSIVE
 
 
 @given(noisy, st.integers(0, 1000), st.floats(0, 0.5), st.integers(1, 12))
@@ -335,7 +328,7 @@ def test_a_change_of_the_machines_speed_never_lets_a_candidate_pass(faster: floa
     assert ratio.low <= 0.9 + 1e-9
     assert ratio.high >= 0.9 - 1e-9
     assert ratio.low <= ratio.estimate * (1 + 1e-9)
-    verdict = judge(now, SAME, POLICY, cached(then))
+    verdict = judge(now, SAME, POLICY, then)
     assert verdict.kind is not VerdictKind.PASS
     assert any(f"the active draft now runs {faster:.2f}x as fast as then" in reason for reason in verdict.reasons)
 

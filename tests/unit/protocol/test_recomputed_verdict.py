@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_protocol.errors import InvalidRecord
-from aurora_protocol.evidence_records import Arm, BaselineSamples, Evidence, Sample, VerdictKind
+from aurora_protocol.evidence_records import Arm, Evidence, Sample, VerdictKind
 from aurora_protocol.gate import GatePolicy, judge
 from aurora_protocol.gate.verdict import least_policy, recomputed
 from tests.example_count import example_count
-from tests.unit.operator.worlds import NOW, evidence, samples
+from tests.unit.operator.worlds import evidence, samples
 
 POLICY = GatePolicy.of(ValidationSpec())
 SLOW = {Arm.OFF: 100, Arm.ACTIVE: 135, Arm.CANDIDATE: 99}
@@ -104,15 +104,15 @@ anything = st.builds(
 @settings(max_examples=example_count(60), deadline=None)
 @given(
     found=st.lists(anything, max_size=12),
-    cached=st.none() | st.lists(anything, max_size=12),
+    before=st.lists(anything, max_size=12),
     stated=st.sampled_from(VerdictKind),
     real=st.booleans(),
 )
 def test_every_record_gets_a_verdict_and_passes_only_where_its_samples_do(
-    found: list[Sample], cached: list[Sample] | None, stated: VerdictKind, real: bool
+    found: list[Sample], before: list[Sample], stated: VerdictKind, real: bool
 ) -> None:
     taken = (*samples(), *found) if real else tuple(found)
-    baseline = None if cached is None else BaselineSamples(key="baselines/1", samples=tuple(cached), created=NOW)
+    baseline = tuple(before)
     record = evidence(1, stated, samples=taken, baseline=baseline)
     for policy in (POLICY, least_policy(record)):
         if recomputed(record, policy).verdict.kind is VerdictKind.PASS:

@@ -15,7 +15,6 @@ from aurora_protocol import agent_api, pod_settings
 from aurora_protocol.agent_api import AgentState, Machine, MeasurementPhase, MeasurementStatus
 from aurora_protocol.draft_records import CheckpointManifest, FileRef, TensorSpec
 from aurora_protocol.errors import InvalidRecord
-from aurora_protocol.evidence_records import BaselineSamples, CachedBaseline
 from aurora_protocol.record import Record, StoredRecord
 from aurora_protocol.training_records import (
     ShardManifest,
@@ -49,21 +48,7 @@ STORED: tuple[StoredRecord, ...] = (
         lineage=1, version=1, digest=digest(1), files=(FILE,), step=9, trained_tokens=7,
         provenance={"a": "b"}, created=NOW,
     ),
-    EVIDENCE.model_copy(
-        update={"baseline": BaselineSamples(key="baselines/1.json", samples=EVIDENCE.samples, created=NOW)}
-    ),
-    CachedBaseline(
-        lineage=1,
-        version=2,
-        attempt=1,
-        concurrencies=(1,),
-        prompts_per_worker=2,
-        max_new_tokens=64,
-        environment=EVIDENCE.environment,
-        samples=EVIDENCE.samples,
-        drafts_answering_as_off=(digest(1),),
-        created=NOW,
-    ),
+    EVIDENCE.model_copy(update={"baseline": EVIDENCE.samples}),
     SHARD,
     TrainerStatus(phase=TrainerPhase.TRAINING, step=1, shards=2, trained_tokens=3, updated=NOW),
     TrainerState(epoch=1, lineage=1, step=1, trained_tokens=2, consumed=("a",), file=FILE, created=NOW),

@@ -229,15 +229,6 @@ def test_a_trainer_state_names_shards_and_its_own_data_only(registry: Registry, 
         registry.trainer_state_record(state.epoch)
 
 
-def test_unreadable_evidence_and_baselines_stop_no_measurement(registry: Registry) -> None:
-    registry.objects.put(Keys.evidence(1, 1), b"{}")
-    registry.objects.put(Keys.evidence_of(1) + "zzz.json", b"{}")
-    registry.objects.put(Keys.baselines(1) + "zzz.json", b"\xff")
-    registry.objects.put(Keys.baseline(1, 1, 1), b"[" * 100_000)
-    assert list(registry.evidence_of_all_attempts(1)) == []
-    assert list(registry.baselines(1)) == []
-
-
 def test_an_unreadable_registration_is_no_version(registry: Registry) -> None:
     registry.objects.put(Keys.registration(2), b"{}")
     registry.objects.put(Keys.registration(3), b"x" * (2 << 20))

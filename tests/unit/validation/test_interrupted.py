@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.serving import Device
+from aurora_protocol.evidence_records import Evidence
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED, ValidationSettings
 from aurora_runtime import termination_message
 from aurora_runtime.engine import machine
 from aurora_runtime.errors import DraftRefused, MeasurementError
 from aurora_runtime.validation import main
-from aurora_runtime.validation.validation_run import ValidationResult, ValidationRun
+from aurora_runtime.validation.validation_run import ValidationRun
 from aurora_store.deadline import is_interrupted
 from aurora_store.errors import StoreError, StoreInterrupted
 from tests.unit.operator.worlds import evidence
@@ -76,8 +77,8 @@ def test_a_signal_ends_the_wait_for_a_store_that_takes_no_result(
             os.kill(os.getpid(), signal.SIGTERM)
             raise StoreError("away")
 
-    async def measure(*_: Any) -> ValidationResult:
-        return ValidationResult(evidence(1))
+    async def measure(*_: Any) -> Evidence:
+        return evidence(1)
 
     monkeypatch.setattr(main, "_open_registry", lambda *_: AbsentStore())
     monkeypatch.setattr(main, "validate", measure)

@@ -11,26 +11,22 @@ from typing import Any, cast
 
 import pytest
 
-from aurora_protocol.evidence_records import BaselineSamples
+from aurora_protocol.draft_records import Registration
 from aurora_protocol.signatures import KeyName
 from aurora_runtime.validation import main, store_retry, validation_run
 from aurora_runtime.validation.attempt import Attempt
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
 from aurora_runtime.validation.store_retry import repeat_while_away
-from aurora_runtime.validation.validation_run import ValidationResult, ValidationRun
+from aurora_runtime.validation.validation_run import ValidationRun
 from aurora_store import Keys, Registry
 from aurora_store.deadline import interruptible, total_deadline
 from aurora_store.errors import ObjectMissing, ObjectRefused, StoreError
 from tests.assets.signing import KEYS
 from tests.unit.fakes import FolderObjects, lineage
 from tests.unit.operator.worlds import evidence
-from tests.unit.validation.test_cached_baselines import baseline
 from tests.unit.validation.test_held_out_prompts import NEW, OLD, Shards, registry, trace
 
-EVIDENCE, BASELINE = Keys.evidence(1, 1), Keys.baseline(1, 3, 1)
-NAMING = evidence(1).model_copy(
-    update={"baseline": BaselineSamples(key=BASELINE, samples=baseline().samples, created=baseline().created)}
-)
+EVIDENCE = Keys.evidence(1, 1)
 
 
 @pytest.fixture(autouse=True)
@@ -38,62 +34,29 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_retry, "INITIAL_BACKOFF_SECONDS", 0.001)
 
 
-class RefusingObjects(FolderObjects):
-    """A store that raises ``error`` for each write below ``prefix``."""
-
-    prefix, error = "nothing/", StoreError("HTTP 503")
-
-    def create(self, key: str, data: bytes) -> None:
-        if key.startswith(self.prefix):
-            raise self.error
-        super().create(key, data)
-
-
 @pytest.fixture
-def objects(tmp_path: Path) -> RefusingObjects:
+def objects(tmp_path: Path) -> FolderObjects:
     (tmp_path / "store").mkdir()
-    return RefusingObjects(tmp_path / "store")
+    return FolderObjects(tmp_path / "store")
 
 
 def writer(objects: FolderObjects) -> Registry:
     return Registry(objects, {KeyName.EVIDENCE: KEYS[KeyName.EVIDENCE]})
 
 
-def test_evidence_is_stored_once_the_store_is_back(objects: RefusingObjects) -> None:
+def test_evidence_is_stored_once_the_store_is_back(objects: FolderObjects) -> None:
     objects.writes_to_refuse = 3
-    main._store(writer(objects), ValidationResult(evidence(1)))
+    main._store(writer(objects), evidence(1))
     assert list(objects.list("")) == [EVIDENCE]
-
-
-def test_a_baseline_that_cannot_be_stored_costs_no_evidence(objects: RefusingObjects) -> None:
-    objects.prefix = "baselines/"
-    main._store(writer(objects), ValidationResult(evidence(1), baseline()))
-    assert list(objects.list("")) == [EVIDENCE]
-
-
-def test_evidence_that_names_its_baseline_waits_for_it(objects: RefusingObjects) -> None:
-    objects.writes_to_refuse = 3
-    main._store(writer(objects), ValidationResult(NAMING, baseline()))
-    assert list(objects.list("")) == [BASELINE, EVIDENCE]
-
-
-def test_no_evidence_names_a_baseline_that_is_not_stored(
-    objects: RefusingObjects, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(main, "STORE_SECONDS", 0.05)
-    objects.prefix = "baselines/"
-    with pytest.raises(StoreError, match="HTTP 503"):
-        main._store(writer(objects), ValidationResult(NAMING, baseline()))
-    assert list(objects.list("")) == []
 
 
 def test_a_store_that_stays_away_ends_the_validator_in_bounded_time(
-    objects: RefusingObjects, monkeypatch: pytest.MonkeyPatch
+    objects: FolderObjects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(main, "STORE_SECONDS", 0.05)
     objects.down = True
     with pytest.raises(StoreError, match="the store is down"):
-        main._store(writer(objects), ValidationResult(evidence(1)))
+        main._store(writer(objects), evidence(1))
 
 
 def test_prompts_are_read_although_the_store_is_away_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,17 +68,13 @@ def test_prompts_are_read_although_the_store_is_away_now_and_then(monkeypatch: p
     assert held_out_prompts(registry(shards), 1, vocab_size=1000, wanted=1000, needed=1) == wanted
 
 
-def test_a_baseline_and_a_draft_are_found_although_the_store_is_away_for_a_moment(
-    objects: RefusingObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_draft_is_found_although_the_store_is_away_for_a_moment(
+    objects: FolderObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registration = SimpleNamespace(version=1)
-    attempt = cast(Attempt, SimpleNamespace(candidate=registration, active=registration))
-    run = ValidationRun(attempt, Registry(objects, KEYS), lineage(), math.inf)
-    monkeypatch.setattr(validation_run, "BaselineRequirements", SimpleNamespace(of=lambda *_: None))
-    for name in ("find_baseline", "fetch_draft"):
-        monkeypatch.setattr(validation_run, name, every_second_call_fails(lambda *_: "found"))
-    assert cast(Any, run.find_baseline(cast(Any, None))) == "found"
-    assert cast(Any, run.fetch_draft(cast(Any, registration), tmp_path)) == "found"
+    registration = cast(Registration, SimpleNamespace(version=1))
+    run = ValidationRun(cast(Attempt, None), Registry(objects, KEYS), lineage(), math.inf)
+    monkeypatch.setattr(validation_run, "fetch_draft", every_second_call_fails(lambda *_: "found"))
+    assert cast(str, run.fetch_draft(registration, tmp_path)) == "found"
 
 
 def every_second_call_fails(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -80,7 +80,7 @@ def believed_evidence(data: bytes, key: str, root: str, keys: RecordKeys) -> Evi
     unsigned = Evidence.from_json(data)
     reason = f"{key} does not count: no validator of this speculator signed it"
     nothing = Verdict(kind=VerdictKind.INCONCLUSIVE, reasons=(reason,), ratios=())
-    shown: dict[str, object] = {"samples": (), "equality": (), "baseline": None, "acceptance_length": {}}
+    shown: dict[str, object] = {"samples": (), "equality": (), "baseline": (), "acceptance_length": {}}
     return unsigned.model_copy(update={**shown, "end": None, "end_message": "", "verdict": nothing})
 
 
@@ -95,7 +95,7 @@ def judged(evidence: Evidence, policy: GatePolicy, *, pinned: bool) -> Evidence:
             count then.
     """
     evidence = recomputed(evidence, least_policy(evidence) if pinned else policy)
-    baseline, environment, verdict = evidence.baseline, evidence.environment, evidence.verdict
+    environment, verdict = evidence.environment, evidence.verdict
     names = {name: bounded_text(getattr(environment, name)) for name in ("hardware", "dtype")}
     shown = {
         "reasons": tuple(bounded_text(reason) for reason in verdict.reasons[:MAX_REASONS]),
@@ -105,7 +105,7 @@ def judged(evidence: Evidence, policy: GatePolicy, *, pinned: bool) -> Evidence:
         update={
             "samples": (),
             "equality": (),
-            "baseline": None if baseline is None else baseline.model_copy(update={"samples": ()}),
+            "baseline": (),
             "environment": environment.model_copy(update=names),
             "verdict": verdict.model_copy(update=shown),
             "end_message": bounded_text(evidence.end_message, MAX_MESSAGE_CHARACTERS),

@@ -1,4 +1,4 @@
-"""The engines of a validation Job: one with a draft, and one each for off and NGRAM unless a baseline is cached.
+"""The engines of a validation Job: one with a draft, one for off, and one for NGRAM where it is asked for.
 
 Invariants: all engines are built from one spec and differ in speculation alone. Active and candidate share one engine
 and are swapped in place, as the agent does it, so they differ in their weights alone. Every engine that was started is
@@ -45,7 +45,7 @@ class JobEngines:
     """The active draft and the candidate."""
     draft_spec: DraftSpec
     baseline_arms: tuple[Arm, ...]
-    """The arms among off and NGRAM that need an engine."""
+    """Off and, where asked for, NGRAM."""
     warm_up: WarmUp
     max_new_tokens: int
     deadline: float
@@ -72,9 +72,7 @@ class JobEngines:
 
     async def _start(self) -> None:
         active = self.drafts[Arm.ACTIVE]
-        speculation: dict[str, Eagle3 | Ngram | None] = {}
-        if Arm.OFF in self.baseline_arms:
-            speculation[_engine_name(Arm.OFF)] = None
+        speculation: dict[str, Eagle3 | Ngram | None] = {_engine_name(Arm.OFF): None}
         spec = self.draft_spec
         # The engine is measured as it serves: with the controller where pods have it.
         controller = controller_of(spec, self.engines.folder, "measurement", shares=False) if spec.adaptive else None
@@ -136,5 +134,4 @@ class JobEngines:
 
     async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
         """Gap between the log-probabilities of two next tokens after ``prefix``."""
-        arm = Arm.OFF if Arm.OFF in self.baseline_arms else Arm.ACTIVE
-        return await self.engines.client(_engine_name(arm)).margin(prefix, one, other)
+        return await self.engines.client(_engine_name(Arm.OFF)).margin(prefix, one, other)

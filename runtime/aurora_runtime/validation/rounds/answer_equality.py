@@ -1,6 +1,4 @@
-"""Compares greedy answers with those of a reference arm (promise 2).
-
-The reference is off, or a draft that is known to answer as off does.
+"""Compares greedy answers with those without speculation (promise 2).
 
 Two answers are equal when they are identical, or when their first difference is a near tie: two tokens whose logits lie
 within a bound. The engine computes both logits again on the common prefix. If no engine without speculation runs, the
@@ -51,7 +49,6 @@ class EqualityCounter:
     arm: Arm
     bound: float
     """Largest gap of two logits that counts as a near tie."""
-    reference: Arm = Arm.OFF
     identical: int = 0
     near_ties: int = 0
     different: int = 0
@@ -61,7 +58,7 @@ class EqualityCounter:
     async def compare(
         self, request: int, prompt: Sequence[int], expected: Sequence[int], answer: Sequence[int], margin: Margin
     ) -> None:
-        """Compare one answer with the reference arm's, ``expected``."""
+        """Compare one answer with off's, ``expected``."""
         if request in self._counted_requests:
             return
         self._counted_requests.add(request)
@@ -83,7 +80,6 @@ class EqualityCounter:
         """The counts so far."""
         return AnswerEquality(
             arm=self.arm,
-            reference=self.reference,
             prompts=self.identical + self.near_ties + self.different,
             identical=self.identical,
             near_ties=self.near_ties,

@@ -4,7 +4,7 @@ After each round :mod:`aurora_protocol.gate.budget` says whether another one fol
 where all is decided are left out, so that the others are decided sooner.
 
 Where several engines run side by side, off (and NGRAM) are measured in the same rounds as the drafts. With a single
-engine, :func:`measure_baseline` measures them first. With a cached baseline they are not measured.
+engine, :func:`measure_baseline` measures them first.
 
 Invariant: active and candidate are always measured in the same rounds.
 """
@@ -15,15 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from aurora_protocol.evidence_records import (
-    AnswerEquality,
-    Arm,
-    BaselineSamples,
-    MeasurementEnd,
-    Sample,
-    Verdict,
-    VerdictKind,
-)
+from aurora_protocol.evidence_records import AnswerEquality, Arm, MeasurementEnd, Sample, Verdict, VerdictKind
 from aurora_protocol.gate import judge
 from aurora_protocol.gate.budget import Ending, Progress, ending, ending_of_last_round, open_concurrencies
 from aurora_protocol.gate.intervals import Confidence
@@ -43,10 +35,20 @@ async def no_newer_version() -> int | None:
     return None
 
 
+@dataclass(frozen=True)
+class MeasuredBefore:
+    """What was measured before the candidate, on an engine that runs one arm at a time."""
+
+    samples: tuple[Sample, ...] = ()
+    """Of off, of NGRAM where asked for, and of the active draft."""
+    off_answers: Answers = field(default_factory=dict)
+
+
 @dataclass
 class Measurement:
     """The samples of a measurement, and the verdict after each round."""
 
+    baseline: MeasuredBefore = field(default_factory=MeasuredBefore)
     arms: tuple[Arm, ...] = ()
     samples: list[Sample] = field(default_factory=list)
     equality: dict[Arm, EqualityCounter] = field(default_factory=dict)
@@ -76,11 +78,11 @@ def rejected_unmeasured(reason: str) -> Measurement:
     )
 
 
-async def measure_baseline(runner: RoundRunner) -> tuple[list[Sample], Answers]:
+async def measure_baseline(runner: RoundRunner) -> MeasuredBefore:
     """Measure off and NGRAM, one after the other, for as many rounds as a verdict needs.
 
-    Returns the samples and off's answers. The active draft is measured first, as a control. Measured again beside the
-    candidate, the active draft shows how much the machine's speed changed in between.
+    The active draft is measured first, as a control. Measured again beside the candidate, the active draft shows how
+    much the machine's speed changed in between.
 
     Raises :class:`MeasurementError` when the rounds do not fit into the time, or as :meth:`RoundRunner.run` does.
     """
@@ -96,31 +98,24 @@ async def measure_baseline(runner: RoundRunner) -> tuple[list[Sample], Answers]:
                 )
             samples += result.samples
             off_answers |= result.answers_of(Arm.OFF)
-    return samples, off_answers
+    return MeasuredBefore(tuple(samples), off_answers)
 
 
 async def measure(
-    runner: RoundRunner,
-    *,
-    baseline: BaselineSamples | None = None,
-    off_answers: Answers | None = None,
-    newer_version: NewerVersion = no_newer_version,
+    runner: RoundRunner, *, baseline: MeasuredBefore | None = None, newer_version: NewerVersion = no_newer_version
 ) -> Measurement:
     """Warm all arms up, so that no round has to, and measure round by round.
 
     Args:
-        baseline: off, and NGRAM where asked for, measured at another time. Then only the drafts are measured.
-        off_answers: off's answers, when off was measured just before. With a baseline and without these answers, the
-            candidate is compared with the active draft, whose answers the caller knows to equal off's.
+        baseline: off, and NGRAM where asked for, if they were measured before. Then only the drafts are measured.
         newer_version: asked after each undecided round.
 
     Raises :class:`MeasurementError` when not even one round fits into the time, or as :meth:`RoundRunner.run` does.
     """
     plan = runner.plan
-    reference = Arm.ACTIVE if baseline is not None and off_answers is None else Arm.OFF
-    arms = plan.arms if baseline is None else DRAFT_ARMS
-    counters = {arm: EqualityCounter(arm, plan.near_tie_bound, reference) for arm in arms if arm is not reference}
-    measurement = Measurement(equality=counters, arms=arms)
+    arms, before = (plan.arms, MeasuredBefore()) if baseline is None else (DRAFT_ARMS, baseline)
+    measurement = Measurement(baseline=before, arms=arms)
+    measurement.equality |= {arm: EqualityCounter(arm, plan.near_tie_bound) for arm in arms if arm is not Arm.OFF}
     await runner.prepare(arms)
     longest_round_seconds, end = 0.0, None
     concurrencies = plan.policy.concurrencies
@@ -133,11 +128,10 @@ async def measure(
         if result is None:
             break
         measurement.samples += result.samples
-        reference_answers = {**(off_answers or {}), **result.answers_of(reference)}
-        await _compare_answers(runner, result, reference_answers, measurement)
+        await _compare_answers(runner, result, before.off_answers | result.answers_of(Arm.OFF), measurement)
         round_seconds = runner.clock() - started
         longest_round_seconds = max(longest_round_seconds, round_seconds)
-        so_far = measurement.samples, measurement.equalities(), plan.policy, baseline
+        so_far = measurement.samples, measurement.equalities(), plan.policy, before.samples
         verdict, early = judge(*so_far), judge(*so_far, confidence=Confidence.EARLY)
         measurement.verdicts.append(verdict)
         _log_round(number, plan.max_rounds, verdict, round_seconds)
@@ -154,12 +148,12 @@ async def measure(
     return measurement
 
 
-async def _compare_answers(runner: RoundRunner, result: RoundResult, reference: Answers, into: Measurement) -> None:
-    """Compare every answer of the round for which there is a reference answer."""
+async def _compare_answers(runner: RoundRunner, result: RoundResult, off_answers: Answers, into: Measurement) -> None:
+    """Compare every answer of the round for which off has one."""
     for batch, batch_result in result.batches.items():
         counter = into.equality.get(batch.arm)
         for index, answer in zip(batch.prompts, batch_result.answers, strict=True):
-            expected = reference.get((batch.concurrency, index))
+            expected = off_answers.get((batch.concurrency, index))
             if counter is not None and answer is not None and expected is not None:
                 prompt = runner.prompts[index]
                 await counter.compare(

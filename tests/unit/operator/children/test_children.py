@@ -15,7 +15,7 @@ from aurora_operator.children.inference_deployment import inference_template, se
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.supporting_objects import new_keys, policies, service_accounts
 from aurora_operator.children.trainer_deployment import LOST_NODE_SECONDS, trainer_deployment
-from aurora_operator.children.validation_job import ValidationAttempt, engine_setup_digest, job
+from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.operator_upgrade import decide_upgrade
 from aurora_operator.plan.wanted_children import children
@@ -220,22 +220,6 @@ def test_a_validator_that_measures_on_a_replica_gets_only_the_image_and_one_toke
     assert settings.replica == where
     context = container["securityContext"]
     assert context["readOnlyRootFilesystem"]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"serving": {"template": {"spec": {"containers": [{"name": "sglang", "resources": GPU}]}}}},
-        {"serving": {"extraArgs": ["--tp-size", "2"]}},
-        {"serving": {"maxRunningRequests": 64}},
-        {"validation": {"measureOn": "Replica"}},
-        {"validation": {"template": {"spec": {"nodeSelector": {"gpu": "no"}}}}},
-    ],
-)
-def test_the_engine_setup_digest_changes_with_everything_that_decides_speed(change: dict[str, Any]) -> None:
-    assert engine_setup_digest(spec(**change)) != engine_setup_digest(spec())
-    unrelated = spec(serving={"replicas": 5}, rollout={"paused": True})
-    assert engine_setup_digest(unrelated) == engine_setup_digest(spec())
 
 
 def test_pods_get_the_scope_of_lookup_the_shape_and_the_limit_of_requests() -> None:

@@ -18,9 +18,8 @@ from aurora_api.v1alpha1.status import (
     SpeculatorStatus,
 )
 from aurora_operator.observe.observed import JobView, Observed, StoreView, UserRequests
-from aurora_protocol.evidence_records import BaselineSamples, Evidence, MeasurementEnd, VerdictKind
+from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, ValidationSettings
-from aurora_store import Keys
 from tests.unit.operator.worlds import (
     NOW,
     evidence,
@@ -125,17 +124,11 @@ def test_an_undecided_candidate_makes_room_for_a_newer_version_at_once() -> None
     assert validating(first) == 2
 
 
-def test_a_hopeless_candidate_is_not_measured_again_unless_a_cached_baseline_made_it_hopeless() -> None:
+def test_a_hopeless_candidate_is_not_measured_again() -> None:
     hopeless = undecided(1, MeasurementEnd.HOPELESS)
     ended = measured(started(), hopeless, newest=1)
     assert candidate(ended).phase is CandidatePhase.INCONCLUSIVE
     assert "another measurement would hardly decide either" in candidate(ended).message
-    cached = BaselineSamples(key="baselines/00000001/00000009-0001.json", samples=(), created=NOW)
-    again = measured(started(), hopeless.model_copy(update={"baseline": cached}), newest=1)
-    assert (candidate(again).phase, candidate(again).attempt) == (CandidatePhase.VALIDATING, 2)
-    own = cached.model_copy(update={"key": Keys.baseline(1, 1, 1)})
-    alone = measured(started(), hopeless.model_copy(update={"baseline": own}), newest=1)
-    assert candidate(alone).phase is CandidatePhase.INCONCLUSIVE
 
 
 def test_a_candidate_whose_measurement_the_active_draft_blocked_is_measured_once_more() -> None:
