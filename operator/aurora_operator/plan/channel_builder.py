@@ -2,8 +2,7 @@
 
 Invariants: a promotion names the evidence that allowed it. A record names its versions' weights, and the signature
 covers these names. So whoever replaces a registration and its draft cannot have the new weights served. Rejected
-versions stay rejected, up to the newest :data:`MAX_REJECTED`. Fields that a newer operator added to the channel are
-kept.
+versions stay rejected, up to the newest :data:`MAX_REJECTED`.
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ class TrainingPolicy:
     """Time between two writes of the trainer's status while it trains."""
     idle_status_interval_seconds: float = 15.0
     """The same while the trainer waits for traces, checked after each wait, so a status is at most 45 s old where a
-    listing is quick. More would be too much for an operator that misses records: it reads the status every four minutes
-    only, and takes a trainer for silent after five. A status with another content is written after the present wait."""
+    listing is quick. The operator takes a trainer for silent after five minutes. A status with another content is
+    written after the present wait."""
     suspended_status_interval_seconds: float = 60.0
     """The same while training is suspended. The operator does not take a suspended trainer for silent."""
     stop_seconds: float = 9.0
