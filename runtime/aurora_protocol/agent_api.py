@@ -160,14 +160,6 @@ class LiveCounters(Model):
         description="What the draft proposed, by position. None: the draft proposes the same number of tokens in each"
         " verify round.",
     )
-    gap_milliseconds: int = Field(
-        default=0, description="Sum, over ended requests, of each request's mean time between answer tokens, in ms."
-    )
-    gaps: int = Field(default=0, description="Number of requests in gap_milliseconds.")
-    gap_squares: int = Field(
-        default=0,
-        description="Upper bound of the sum of the squared means, in ms². Bounds the variance of the means.",
-    )
 
     def since(self, earlier: LiveCounters) -> LiveCounters:
         """The traffic since an ``earlier`` reading. A counter that fell counts as 0."""

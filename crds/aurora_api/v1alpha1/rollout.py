@@ -11,7 +11,7 @@ from aurora_api.v1alpha1.annotations import MAX_VERSION
 class AnalysisSpec(Model):
     """How live traffic judges a new draft: against pods on the active draft, or traffic before the first swap.
 
-    A judgement looks at acceptance and at the time between tokens. A loss counts only beyond chance.
+    A judgement compares the acceptance length. A loss counts only beyond chance.
     """
 
     min_requests: int = Field(

@@ -73,12 +73,12 @@ BASELINE = LiveCounters(verify_rounds=40_000, answer_tokens=80_000, requests=100
 
 def canary(engine_boots: dict[str, str] | None = None, **more: Any) -> Roll:
     """The canary has its draft; its window begins now."""
-    state = AnalysisState(**{"baseline": BASELINE, "window_begins": NOW, "settling": True, **more})
+    state = AnalysisState(**{"baseline": BASELINE, "window_begins": NOW, **more})
     return rolling(RolloutPhase.JUDGING, analysis=state, engine_boots=engine_boots or {}, updated=1)
 
 
 def watching(**more: Any) -> Roll:
-    state = AnalysisState(**{"baseline": BASELINE, "window_begins": NOW, "settling": True, **more})
+    state = AnalysisState(**{"baseline": BASELINE, "window_begins": NOW, **more})
     return rolling(RolloutPhase.JUDGING, promoted=True, analysis=state)
 
 

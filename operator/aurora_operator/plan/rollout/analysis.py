@@ -15,10 +15,7 @@ well. So a better draft is used more widely, also where few tokens are accepted,
 the draft before. Therefore a lower share counts only where the draft also adds fewer tokens to a round of any kind.
 Both together cannot come from the choice of rounds alone.
 
-The time between tokens depends on the load, so it is compared only with peers, which share the load. It also depends on
-other work of the pod's machine. Such work slows all requests of a window alike, so their spread does not show it.
-Slowness therefore counts only after :data:`MIN_SLOW_WINDOWS` windows in a row. A machine that stays slow for longer
-cannot be distinguished from a slow draft.
+Latency is not compared: it depends on the load and on other work of the pod's machine. The gate has measured it.
 
 Invariants: a difference that chance explains makes no judgement, and the window grows until the window can be judged.
 Two sides are compared over the same positions, and over positions only that both sides proposed for enough requests.
@@ -47,10 +44,6 @@ PATIENCE = 3
 MIN_DRAFTED_REQUESTS = 10
 """Requests with proposals of the draft that suffice for a comparison once the patience is over. Their large error then
 lets only a draft fail that is far worse."""
-ALONE = 4
-"""A baseline that no peers correct later takes this many times ``minRequests``."""
-MIN_SLOW_WINDOWS = 3
-"""Slow windows in a row, each beyond chance, that make a bad judgement. Each further slow window is another one."""
 MAX_JUDGEMENT_DEADLINES = 10
 """A judgement may take this many progress deadlines while a newer version waits. With little traffic it takes long."""
 
@@ -67,7 +60,7 @@ class PodCounters:
 CountersByPod = Mapping[str, PodCounters]
 
 
-def with_windows_for(analysis: AnalysisState, pods: CountersByPod, version: int) -> AnalysisState:
+def _with_windows_for(analysis: AnalysisState, pods: CountersByPod, version: int) -> AnalysisState:
     """Add windows for pods not seen before.
 
     Where there is no room for all, ``version`` and the other versions share it: each gets at least half, if it has as
@@ -93,10 +86,10 @@ def _window(name: str, live: PodCounters) -> PodWindow:
     return PodWindow(name=name, boot=live.boot, version=live.version, live=live.counters)
 
 
-def _next_window(analysis: AnalysisState, pods: CountersByPod, now: datetime) -> AnalysisState:
+def _next_window(analysis: AnalysisState, pods: CountersByPod, version: int, now: datetime) -> AnalysisState:
     """Begin the next window now, for the pods that answer."""
-    windows = [_window(w.name, pods[w.name]) for w in analysis.windows if w.name in pods]
-    return analysis.model_copy(update={"window_begins": now, "settling": False, "windows": windows})
+    begun = analysis.model_copy(update={"window_begins": now, "windows": []})
+    return _with_windows_for(begun, pods, version)
 
 
 def _window_traffic(analysis: AnalysisState, pods: CountersByPod) -> LiveCounters:
@@ -115,26 +108,14 @@ def _is_old_enough(analysis: AnalysisState, policy: AnalysisPolicy, now: datetim
 
 
 def measure_baseline(
-    analysis: AnalysisState,
-    pods: CountersByPod,
-    version: int,
-    policy: AnalysisPolicy,
-    *,
-    alone: bool,
-    now: datetime,
+    analysis: AnalysisState, pods: CountersByPod, version: int, policy: AnalysisPolicy, now: datetime
 ) -> AnalysisState:
-    """Watch ``pods``, which serve ``version``, until their traffic suffices for a baseline, and then set the baseline.
-
-    Args:
-        alone: no peers will be left beside the canary. The canary is then compared with the baseline only, and no later
-            window corrects a baseline that chance moved. So the baseline takes more requests.
-    """
-    analysis = with_windows_for(analysis, pods, version)
+    """Watch ``pods``, which serve ``version``, until their traffic suffices for a baseline, and then set it."""
     if analysis.window_begins is None:
-        return _next_window(analysis, pods, now)
+        return _next_window(analysis, pods, version, now)
+    analysis = _with_windows_for(analysis, pods, version)
     done = _window_traffic(analysis, pods)
-    enough = has_enough_requests(done, policy) and (not alone or done.requests >= ALONE * policy.min_requests)
-    if not enough or not _is_old_enough(analysis, policy, now):
+    if not has_enough_requests(done, policy) or not _is_old_enough(analysis, policy, now):
         return analysis
     return AnalysisState(serving_digest=analysis.serving_digest, baseline=done)
 
@@ -151,35 +132,34 @@ def judge(
 ) -> AnalysisState:
     """Judge the window when that is possible, and then begin the next one.
 
+    The first window begins after a while, so that requests which the former draft began can end.
+
     Args:
         judged: the pods that serve ``version``.
         steps: draft steps of a round on a server without the speculation controller.
     """
     everyone = {**peers, **judged}
-    analysis = with_windows_for(analysis, everyone, version)
     if analysis.window_begins is None:
         begins = now + timedelta(seconds=policy.settle_seconds)
-        return analysis.model_copy(update={"window_begins": begins, "settling": True})
-    if analysis.settling:
-        return analysis if now < analysis.window_begins else _next_window(analysis, everyone, now)
+        return analysis.model_copy(update={"window_begins": begins, "windows": []})
+    if now < analysis.window_begins:
+        return analysis
+    analysis = _with_windows_for(analysis, everyone, version)
     new = _window_traffic(analysis, judged)
     reference = _window_traffic(analysis, peers) if peers else analysis.baseline
     if reference is None or not _is_old_enough(analysis, policy, now):
         return analysis
     if not (has_enough_requests(new, policy) and has_enough_requests(reference, policy)):
         return analysis
-    outcome, message = compare(new, reference, policy, steps, same_load=bool(peers))
-    if outcome is Outcome.UNDECIDED:
+    found = compare(new, reference, policy, steps)
+    if found.outcome is Outcome.UNDECIDED:
         return analysis
-    slow = analysis.slow_windows + 1 if outcome is Outcome.SLOW else 0
-    bad = outcome is Outcome.BAD or slow >= MIN_SLOW_WINDOWS
     update = {
-        "good_windows": analysis.good_windows + 1 if outcome is Outcome.GOOD else 0,
-        "bad_windows": analysis.bad_windows + (1 if bad else 0),
-        "slow_windows": slow,
-        "message": message,
+        "good_windows": analysis.good_windows + 1 if found.outcome is Outcome.GOOD else 0,
+        "bad_windows": analysis.bad_windows + (found.outcome is Outcome.BAD),
+        "message": found.text,
     }
-    return _next_window(analysis.model_copy(update=update), everyone, now)
+    return _next_window(analysis.model_copy(update=update), everyone, version, now)
 
 
 # two groups of pods ---------------------------------------------------------------------------------------------------
@@ -187,11 +167,25 @@ def judge(
 
 class Outcome(Enum):
     UNDECIDED = auto()
-    """Misses a bar, but by no more than chance allows."""
+    """Misses the bar, but by no more than chance allows."""
     GOOD = auto()
-    SLOW = auto()
-    """Worse only in the time between tokens."""
     BAD = auto()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of a comparison, and a text with the numbers."""
+
+    outcome: Outcome
+    text: str
+
+
+@dataclass(frozen=True)
+class _Mean:
+    """A mean and an upper bound of its standard error."""
+
+    value: float
+    error: float
 
 
 def has_enough_requests(counters: LiveCounters, policy: AnalysisPolicy) -> bool:
@@ -199,64 +193,8 @@ def has_enough_requests(counters: LiveCounters, policy: AnalysisPolicy) -> bool:
     return counters.requests >= policy.min_requests and counters.verify_rounds > 0
 
 
-def compare(
-    new: LiveCounters, old: LiveCounters, policy: AnalysisPolicy, steps: int, *, same_load: bool
-) -> tuple[Outcome, str]:
-    """Whether ``new`` is as good as ``old`` within the policy, and a message with the numbers.
-
-    Both sides must have :func:`has_enough_requests`.
-
-    Args:
-        steps: draft steps of a round on a server without the speculation controller.
-        same_load: both sides answered at the same time, under the same load.
-    """
-    acceptance = compare_acceptance(new, old, policy, steps)
-    parts, undecided, slow = [acceptance.text], acceptance.undecided, False
-    new_gap, old_gap = _gap(new, policy), _gap(old, policy)
-    if same_load and new_gap and old_gap:
-        parts.append(f"{new_gap.value:.1f} ms between tokens against {old_gap.value:.1f}")
-        allowed = 1 + float(policy.max_latency_increase)
-        excess = new_gap.value - allowed * old_gap.value
-        slow = excess > MIN_Z_SCORE * math.hypot(new_gap.error, allowed * old_gap.error)
-        undecided |= excess > 0
-    kinds = ((acceptance.bad, Outcome.BAD), (slow, Outcome.SLOW), (undecided, Outcome.UNDECIDED), (True, Outcome.GOOD))
-    return next(kind for holds, kind in kinds if holds), ", ".join(parts)
-
-
-def _gap(counters: LiveCounters, policy: AnalysisPolicy) -> Mean | None:
-    """Mean milliseconds between tokens, over requests.
-
-    None when the sum of squares is unknown, or when too few requests have a time between tokens: the spread of a few
-    requests would be luck.
-    """
-    if not counters.gap_squares or counters.gaps < policy.min_requests:
-        return None
-    mean = counters.gap_milliseconds / counters.gaps
-    return Mean(mean, math.sqrt(max(counters.gap_squares / counters.gaps - mean * mean, 0.0) / counters.gaps))
-
-
-# acceptance -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean and an upper bound of its standard error."""
-
-    value: float
-    error: float
-
-
-@dataclass(frozen=True)
-class Acceptance:
-    """The result of a comparison, and a text with the numbers. Neither bad nor undecided: nothing speaks against it."""
-
-    text: str
-    bad: bool = False
-    undecided: bool = False
-
-
-def compare_acceptance(new: LiveCounters, old: LiveCounters, policy: AnalysisPolicy, steps: int) -> Acceptance:
-    """Whether ``new`` had as much accepted as ``old`` within the policy. Both must hold requests and verify rounds.
+def compare(new: LiveCounters, old: LiveCounters, policy: AnalysisPolicy, steps: int) -> Comparison:
+    """Whether ``new`` had as much accepted as ``old`` within the policy. Both must have :func:`has_enough_requests`.
 
     Args:
         steps: draft steps of a round on a server without the controller, which accepts between 0 and this many tokens.
@@ -264,35 +202,36 @@ def compare_acceptance(new: LiveCounters, old: LiveCounters, policy: AnalysisPol
     if new.draft is None and old.draft is None:
         return _compare(_round_length(new, steps), _round_length(old, steps), policy)
     if new.draft is None or old.draft is None:
-        return Acceptance("acceptance not judged: only some pods count what their draft proposed", undecided=True)
+        text = "acceptance not judged: only some pods count what their draft proposed"
+        return Comparison(Outcome.UNDECIDED, text)
     patient = min(new.requests, old.requests) < PATIENCE * policy.min_requests
     least = policy.min_requests if patient else min(policy.min_requests, MIN_DRAFTED_REQUESTS)
     positions = min(_positions(new.draft, least), _positions(old.draft, least))
     if positions:
         compared = _compare(_chain_length(new.draft, positions), _chain_length(old.draft, positions), policy)
         adds = f"{_added_tokens(new):.2f} accepted draft tokens a round against {_added_tokens(old):.2f}"
+        adds_less = _added_tokens(new) < _added_tokens(old)
         text = f"{compared.text} over {positions} draft steps, {adds}"
-        less = _added_tokens(new) < _added_tokens(old)
-        return Acceptance(text, bad=compared.bad and less, undecided=compared.undecided and less)
+        return Comparison(compared.outcome if adds_less else Outcome.GOOD, text)
     # Pods whose old draft hardly proposes lose nothing with a new one: there is nothing to compare the new one with.
-    return Acceptance(
+    undecided = patient or _positions(old.draft, least) > 0
+    return Comparison(
+        Outcome.UNDECIDED if undecided else Outcome.GOOD,
         f"acceptance not judged: the new draft proposed tokens in {new.draft.requests} of {new.requests} requests,"
         f" and the former draft in {old.draft.requests} of {old.requests}",
-        undecided=patient or _positions(old.draft, least) > 0,
     )
 
 
-def _compare(new: Mean, old: Mean, policy: AnalysisPolicy) -> Acceptance:
-    kept_share = 1 - float(policy.max_accept_loss)
+def _compare(new: _Mean, old: _Mean, policy: AnalysisPolicy) -> Comparison:
+    kept_share = 1 - policy.max_accept_loss
     shortfall = kept_share * old.value - new.value
-    return Acceptance(
-        f"acceptance length {new.value:.2f} against {old.value:.2f}",
-        bad=shortfall > MIN_Z_SCORE * math.hypot(new.error, kept_share * old.error),
-        undecided=shortfall > 0,
-    )
+    text = f"acceptance length {new.value:.2f} against {old.value:.2f}"
+    if shortfall > MIN_Z_SCORE * math.hypot(new.error, kept_share * old.error):
+        return Comparison(Outcome.BAD, text)
+    return Comparison(Outcome.UNDECIDED if shortfall > 0 else Outcome.GOOD, text)
 
 
-def _round_length(counters: LiveCounters, steps: int) -> Mean:
+def _round_length(counters: LiveCounters, steps: int) -> _Mean:
     """Answer tokens per verify round.
 
     A variable between 0 and s with mean a has a variance of at most a(s - a) (Bhatia and Davis, 2000). The rounds of a
@@ -300,7 +239,7 @@ def _round_length(counters: LiveCounters, steps: int) -> Mean:
     """
     length = counters.answer_tokens / counters.verify_rounds
     accepted = min(max(length - 1, 0.0), float(steps))
-    return Mean(length, math.sqrt(accepted * (steps - accepted) / counters.requests))
+    return _Mean(length, math.sqrt(accepted * (steps - accepted) / counters.requests))
 
 
 def _added_tokens(counters: LiveCounters) -> float:
@@ -325,7 +264,7 @@ def _positions(draft: DraftCounters, least_requests: int) -> int:
     return next((at for at, size in enumerate(sizes) if size < least_requests), len(sizes))
 
 
-def _chain_length(draft: DraftCounters, positions: int) -> Mean:
+def _chain_length(draft: DraftCounters, positions: int) -> _Mean:
     """Tokens that a chain of ``positions`` proposed tokens yields, the target's own included.
 
     The error of a share is that of Agresti and Coull (1998), which holds for shares near 0 and 1 too. Positions depend
@@ -339,4 +278,4 @@ def _chain_length(draft: DraftCounters, positions: int) -> Mean:
         moderate = (share * size + added / 2) / (size + added)
         length += share
         error += math.sqrt(moderate * (1 - moderate) / (size + added))
-    return Mean(length, error)
+    return _Mean(length, error)

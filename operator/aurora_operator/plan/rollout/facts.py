@@ -164,9 +164,9 @@ def _restored(world: World, roll: Roll) -> Roll:
 
 
 def _restored_analysis(world: World, state: AnalysisState, names: set[str]) -> AnalysisState:
-    begins, settle = state.window_begins, world.policy.analysis.settle_seconds if state.settling else 0
+    begins, latest = state.window_begins, world.now + timedelta(seconds=world.policy.analysis.settle_seconds)
     update = {
-        "window_begins": None if begins is None else min(begins, world.now + timedelta(seconds=settle)),
+        "window_begins": None if begins is None else min(begins, latest),
         "windows": [window for window in state.windows if window.name in names],
     }
     return state.model_copy(update=update)
@@ -296,7 +296,7 @@ def _analysis(
     state, version = roll.analysis, roll.version
     if state is None or version is None or state.baseline is None or roll.phase is RolloutPhase.IDLE:
         return state
-    if live and state.serving_digest == world.serving_digest:
-        rules, steps = world.policy.analysis, world.draft_steps
-        return live_analysis.judge(state, live, peers, version, rules, steps=steps, now=world.now)
-    return live_analysis.with_windows_for(state, {**peers, **live}, version)
+    if not live or state.serving_digest != world.serving_digest:
+        return state
+    rules, steps = world.policy.analysis, world.draft_steps
+    return live_analysis.judge(state, live, peers, version, rules, steps=steps, now=world.now)

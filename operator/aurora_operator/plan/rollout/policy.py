@@ -23,8 +23,6 @@ class AnalysisPolicy(AnalysisSpec):
     """Least time between two judgements."""
     max_accept_loss: float = 0.1
     """Share of the acceptance length that pods on the new draft may lose. Only tokens that the draft proposed count."""
-    max_latency_increase: float = 0.5
-    """Share by which the time between answer tokens may exceed that of pods on the active draft."""
     consecutive_success_limit: int = 2
     """Good judgements in a row that the canary needs before the other pods follow. 0 waits for none."""
 

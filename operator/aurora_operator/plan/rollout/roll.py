@@ -33,8 +33,7 @@ class AnalysisState(Model):
     serving_digest: str = ""
     """Digest of how pods serve. After a change of the digest the baseline is no longer comparable."""
     window_begins: Timestamp | None = None
-    settling: bool = False
-    """``window_begins`` lies in the future. Until then, requests that the previous draft began may still be running."""
+    """In the future while requests that the previous draft began may still be running."""
     windows: list[PodWindow] = Field(default_factory=list, max_length=MAX_PODS_SHOWN)
     baseline: LiveCounters | None = None
     """The traffic of all pods just before the first swap."""
@@ -42,8 +41,6 @@ class AnalysisState(Model):
     """Good judgements in a row."""
     bad_windows: int = Field(default=0, ge=0)
     """Bad judgements since the roll started."""
-    slow_windows: int = Field(default=0, ge=0)
-    """Windows in a row with more time between tokens than is allowed."""
     message: str = ""
     """The last judgement."""
 

@@ -198,14 +198,8 @@ def measure_baseline(facts: RolloutFacts, judgement: Judgement) -> Step:
     """Watch the pods with the active version before the first one gets the new version. No deadline runs meanwhile."""
     world, analysis = facts.world, facts.analysis
     assert analysis is not None, "only a roll that is judged needs a baseline"
-    state = live_analysis.measure_baseline(
-        analysis,
-        facts.peers,
-        world.active,
-        world.policy.analysis,
-        alone=len(world.pods) <= world.policy.canary,
-        now=world.now,
-    )
+    rules = world.policy.analysis
+    state = live_analysis.measure_baseline(analysis, facts.peers, world.active, rules, world.now)
     message = f"measuring live traffic with version {world.active}, before the first pod gets version {facts.version}"
     return Step(with_fields(facts.roll, analysis=state, progressed=None, message=message))
 
@@ -263,7 +257,7 @@ def _promoted(facts: RolloutFacts, roll: Roll) -> Roll:
     message = f"version {facts.version} is active"
     if state is None or state.baseline is None or world.policy.analysis.watch_seconds == 0:
         return _at_rest(facts, message)
-    begun = {"window_begins": None, "settling": False, "good_windows": 0, "message": ""}
+    begun = {"window_begins": None, "good_windows": 0, "message": ""}
     return with_fields(
         roll,
         phase=RolloutPhase.JUDGING,

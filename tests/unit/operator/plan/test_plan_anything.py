@@ -51,7 +51,6 @@ ANALYSES = st.builds(
     baseline=st.none() | COUNTERS,
     good_windows=st.integers(0, 2),
     bad_windows=st.integers(0, 2),
-    settling=st.booleans(),
     windows=st.lists(
         st.builds(
             PodWindow, name=st.sampled_from(["chat-a", "chat-b"]), boot=st.just("b1"), version=VERSIONS, live=COUNTERS

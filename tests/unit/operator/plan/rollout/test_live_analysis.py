@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,7 +11,7 @@ from aurora_operator.plan.rollout.analysis import PodCounters, judge, measure_ba
 from aurora_operator.plan.rollout.policy import AnalysisPolicy
 from aurora_operator.plan.rollout.roll import AnalysisState
 from aurora_protocol.agent_api import LiveCounters
-from tests.unit.operator.counters import STEPS, counters, paced
+from tests.unit.operator.counters import STEPS, counters
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 POLICY = AnalysisPolicy(settle_seconds=20, interval_seconds=10, min_requests=50)
@@ -20,41 +19,6 @@ POLICY = AnalysisPolicy(settle_seconds=20, interval_seconds=10, min_requests=50)
 
 def at(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
-
-
-def is_rejected(rng: random.Random, *, slower: float = 1.0, busy: bool = True, windows: int = 22) -> bool:
-    """Whether a canary beside three peers is rejected, in windows of 15 s.
-
-    Each machine is busy with something else for 5 to 15 s a minute.
-
-    Requests' times are heavy-tailed, and all that end in a busy phase are three times slower.
-    """
-
-    def side(pods: int, factor: float) -> LiveCounters:
-        gaps: list[float] = []
-        for _ in range(pods):
-            share = rng.uniform(5, 15) / 15 if busy and rng.random() < 0.25 else 0.0
-            gaps += [factor * rng.lognormvariate(3.0, 0.7) * (3 if rng.random() < share else 1) for _ in range(60)]
-        return paced(*gaps)
-
-    state = AnalysisState(baseline=counters(1000, 2.0), window_begins=NOW)
-    total, pods = [LiveCounters(), LiveCounters()], {}
-    for window in range(windows + 1):
-        pods = {
-            name: PodCounters("b", version, total[index]) for index, (name, version) in enumerate((("c", 1), ("p", 0)))
-        }
-        canary, peers = {"c": pods["c"]}, {"p": pods["p"]}
-        state = judge(state, canary, peers, 1, POLICY, steps=STEPS, now=at(15 * window))
-        total = [old.plus(more) for old, more in zip(total, (side(1, slower), side(3, 1.0)), strict=True)]
-    return state.bad_windows > AnalysisPolicy().failure_limit
-
-
-def test_busy_machines_reject_no_draft_and_a_slow_draft_is_rejected() -> None:
-    """The draft is judged for five and a half minutes, as long as a canary, a roll and a watch take."""
-    rng = random.Random(0)  # noqa: S311 - a simulation
-    assert sum(is_rejected(rng) for _ in range(60)) == 0
-    assert all(is_rejected(rng, slower=4.0, busy=False, windows=8) for _ in range(10))
-    assert all(is_rejected(rng, slower=4.0) for _ in range(10))
 
 
 def live(seconds: float, length: float = 2.0, *, version: int = 1, boot: str = "b", rate: int = 10) -> PodCounters:
@@ -68,9 +32,7 @@ def judged(state: AnalysisState, seconds: float, canary: PodCounters, peer: PodC
 
 def begun(**more: object) -> AnalysisState:
     """The analysis with a window that begins at 0."""
-    state = AnalysisState.model_validate(
-        {"baseline": counters(1000, 2.5), "window_begins": NOW, "settling": True, **more}
-    )
+    state = AnalysisState.model_validate({"baseline": counters(1000, 2.5), "window_begins": NOW, **more})
     return judged(state, 0, live(0), live(0, version=0))
 
 
@@ -106,7 +68,7 @@ def test_any_number_of_pods_is_compared_with_its_peers(canaries: int, peers: int
         others = {f"b{n}": live(seconds, 2.5, version=0) for n in range(peers)}
         return judge(state, canary, others, 1, POLICY, steps=STEPS, now=at(seconds))
 
-    state = AnalysisState(baseline=counters(1000, 2.0), window_begins=NOW, settling=True)
+    state = AnalysisState(baseline=counters(1000, 2.0), window_begins=NOW)
     state = fleet(0, 2.5)
     assert len(state.windows) == min(canaries + peers, MAX_PODS_SHOWN)
     assert fleet(20, 2.6).good_windows == 1
@@ -117,15 +79,14 @@ def test_the_first_window_begins_when_requests_of_the_former_draft_have_ended() 
     state = AnalysisState(baseline=counters(1000, 2.0))
     for seconds in (0, 19):
         state = judged(state, seconds, live(seconds, 1.0))
-        assert (state.good_windows, state.bad_windows, state.settling) == (0, 0, True)
+        assert (state.good_windows, state.bad_windows, state.windows) == (0, 0, [])
     state = judged(state, 20, live(20, 1.0))
     grown = LiveCounters(requests=400, verify_rounds=16_000, answer_tokens=8_000 + 8_000 * 2)
     assert judged(state, 30, PodCounters("b", 1, grown)).good_windows == 1
 
 
-def seen(state: AnalysisState, seconds: float, requests: int, *, alone: bool = False) -> AnalysisState:
-    pods = {"a": PodCounters("b", 0, counters(requests, 2.0))}
-    return measure_baseline(state, pods, 0, POLICY, alone=alone, now=at(seconds))
+def seen(state: AnalysisState, seconds: float, requests: int) -> AnalysisState:
+    return measure_baseline(state, {"a": PodCounters("b", 0, counters(requests, 2.0))}, 0, POLICY, at(seconds))
 
 
 def test_a_baseline_takes_an_interval_and_enough_requests() -> None:
@@ -133,9 +94,3 @@ def test_a_baseline_takes_an_interval_and_enough_requests() -> None:
     assert seen(state, 5, 5000).baseline is None
     assert seen(state, 50, 1049).baseline is None
     assert seen(state, 50, 1200) == AnalysisState(serving_digest="s", baseline=counters(200, 2.0))
-
-
-def test_a_baseline_without_peers_takes_four_times_as_many_requests() -> None:
-    state = seen(AnalysisState(), 0, 0, alone=True)
-    assert seen(state, 50, 199, alone=True).baseline is None
-    assert seen(state, 50, 200, alone=True).baseline == counters(200, 2.0)

@@ -80,7 +80,7 @@ NEW_POD_LAST = """
 """
 ALONE = """
     Start -> Judging; RolloutStarted
-    3 x NoBaseline -> Judging
+    2 x NoBaseline -> Judging
     Proceed -> Judging; {pod}=1
     3 x Wait -> Judging
     Pass -> Rolling; CanaryPassed

@@ -48,11 +48,11 @@ def with_promoted_version() -> Service:
     return service
 
 
-def test_a_good_version_on_one_pod_is_compared_with_a_longer_baseline() -> None:
+def test_a_good_version_on_one_pod_is_compared_with_its_baseline() -> None:
     service = Service(1)
     assert service.reconcile_until_idle() == sequence("""
         Start -> Judging; RolloutStarted
-        3 x NoBaseline -> Judging
+        2 x NoBaseline -> Judging
         Proceed -> Judging; a=1
         3 x Wait -> Judging
         Pass -> Rolling; CanaryPassed
