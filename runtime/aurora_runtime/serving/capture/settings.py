@@ -15,8 +15,6 @@ CAPTURE_VARIABLE: Final = "AURORA_CAPTURE"
 PROBE_PREFIX: Final = "aurora-probe-"
 """Prefix of the ids of the launcher's probe requests. A probe proves that capture works. No shard holds a probe."""
 
-"""Most answers of a request with ``n`` above 1: its prompts times ``n``."""
-
 
 class CaptureSettings(Record):
     """The value of ``AURORA_CAPTURE``."""
