@@ -199,9 +199,6 @@ class Channel(StoredRecord):
         default=None,
         description="The speculator that owns the root. None: the speculator that the root is named after.",
     )
-    former_owners: tuple[str, ...] = Field(
-        default=(), description="Owner ids of the speculators that lost the root. None of them takes it over again."
-    )
     created: Timestamp = Field(description="When the epoch began.")
 
     def digest_of(self, version: int) -> str | None:

@@ -10,8 +10,6 @@ the channel at the same time.
 
 Invariants:
 
-- A speculator that lost a root never owns it again. Two speculators that restore the same root therefore do not take it
-  from each other for ever.
 - Before a pod writes, the newest channel record is known, and names the pod's speculator as the root's owner. The
   record is read right before a write that decides something (lineage, version, evidence, trainer state). Before other
   writes, the reading is at most :data:`MAX_AGE_SECONDS` old.
@@ -50,40 +48,20 @@ def current_owner(channel: Channel | None, root: str) -> str:
     return channel.owner.id if channel is not None and channel.owner is not None else first_owner(root)
 
 
-def lost(channel: Channel | None, root: str, owner: str) -> bool:
-    """Whether ``owner`` owned the root once, and another speculator owns it now."""
-    if channel is None or current_owner(channel, root) == owner:
-        return False
-    return owner == first_owner(root) or owner in channel.former_owners
-
-
 def write_refusal(channel: Channel | None, root: str, owner: str) -> str:
     """Why ``owner`` may not write below ``root``. Empty when it may."""
     if channel is not None and channel.reason is ChannelReason.DELETING:
         return f"the root {root} is being deleted with its speculator (deletionPolicy: Delete)"
-    if current_owner(channel, root) == owner:
-        return ""
-    if lost(channel, root, owner):
-        assert channel is not None, "a root without a channel was never taken over"
-        return lost_text(channel, root)
-    return f"the operator has not taken the root {root} over for this speculator yet"
+    return "" if current_owner(channel, root) == owner else owned_text(channel, root)
 
 
-def owned_text(channel: Channel, root: str) -> str:
+def owned_text(channel: Channel | None, root: str) -> str:
     """Which speculator owns the root, and since when."""
-    new = channel.owner
+    new = None if channel is None else channel.owner
     if new is None:
         return f"the root {root} belongs to the speculator with uid {first_owner(root)}…"
     speculator = bounded_text(f"{new.namespace}/{new.name} (uid {new.id}…)", MAX_NAME_CHARACTERS)
     return f"the root {root} belongs to AuroraSpeculator {speculator} since {new.since:%Y-%m-%d %H:%M} UTC"
-
-
-def lost_text(channel: Channel, root: str) -> str:
-    """What happened to a speculator that lost its root, and what to do."""
-    return (
-        f"{owned_text(channel, root)}. This speculator writes nothing more, and its pods serve on."
-        " Delete this speculator once its clients use the new one"
-    )
 
 
 class FencedObjectStore(ObjectStore):

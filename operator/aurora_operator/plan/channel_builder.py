@@ -55,7 +55,6 @@ def next_channel(observed: Observed, step: Step, validation: ValidationDecision,
         rejected=tuple(sorted(set(rejected)))[-MAX_REJECTED:],
         message=message[:MAX_MESSAGE_CHARACTERS],
         owner=former.owner,
-        former_owners=former.former_owners,
         created=now,
     )
 

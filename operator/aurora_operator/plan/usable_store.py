@@ -10,8 +10,9 @@ One record of the channel, create-once, names the new owner, and keeps a former 
 (``aurora_store.root_ownership``). The former owner's record is not signed with this speculator's key. It is believed
 once, at this takeover, because the author vouches for the root with ``restoreFrom``.
 
-Invariant: a speculator that followed a channel takes no root over any more. So two speculators with the same
-``restoreFrom`` do not take the root from each other for ever.
+Invariant: a speculator that lost its root never gets it back: one that followed a channel once, or that the root is
+named after, takes no root over. So two speculators with the same ``restoreFrom`` do not take the root from each other
+for ever.
 """
 
 from __future__ import annotations
@@ -27,10 +28,9 @@ from aurora_operator.observe.observed import RECORDS_LOST, TAKEN_OVER, TAKING_OV
 from aurora_operator.plan.actions import EventNote
 from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, RootOwner
 from aurora_store.errors import bounded_text
-from aurora_store.keys import Keys, owner_id
-from aurora_store.root_ownership import current_owner, lost, lost_text, owned_text
+from aurora_store.keys import Keys, first_owner, owner_id
+from aurora_store.root_ownership import current_owner, owned_text
 
-MAX_FORMER_OWNERS: Final = 64
 _CHANNEL_EPOCH: Final = "channelEpoch"
 """Name in ``status.operatorState``."""
 
@@ -50,18 +50,15 @@ def usable_store(observed: Observed, now: datetime) -> UsableStore:
     root = store_settings(observed.owner, observed.spec).root
     if not store.ok:
         return UsableStore(store)
-    if lost(store.channel, root, owner):
-        assert store.channel is not None, "a root without a channel was never taken over"
-        return _unusable(TAKEN_OVER, f"{lost_text(store.channel, root)}. {_foreign_text(store.channel)}")
+    foreign = store.channel if current_owner(store.channel, root) != owner else None
+    if foreign is not None and (observed.status.active is not None or owner == first_owner(root)):
+        return _unusable(TAKEN_OVER, _taken_over_text(foreign, root))
     if missing := _missing(observed):
         return _unusable(RECORDS_LOST, _lost_text(observed, missing))
     if store.channel is None and observed.spec.store.restore_from is None:
         return UsableStore(store)
-    if store.channel is not None and current_owner(store.channel, root) == owner:
+    if store.channel is not None and foreign is None:
         return UsableStore(store)
-    if store.channel is not None and observed.status.active is not None:
-        text = f"{owned_text(store.channel, root)}, which was this speculator's. {_foreign_text(store.channel)}"
-        return _unusable("InvalidRecord", text)
     if refusal := _refusal(observed, root):
         return _unusable("RestoreRefused", f"store.restoreFrom: {refusal}")
     assert store.channel is not None, "a root without a channel is refused"
@@ -109,8 +106,13 @@ def _lost_text(observed: Observed, missing: str) -> str:
     )
 
 
-def _foreign_text(channel: Channel) -> str:
-    return f"If nobody restored the root, delete {Keys.channel(channel.epoch)}, and find out who wrote it"
+def _taken_over_text(channel: Channel, root: str) -> str:
+    """What happened to a speculator that lost its root, and what to do."""
+    return (
+        f"{owned_text(channel, root)}. This speculator writes nothing more, and its pods serve on. Delete this"
+        " speculator once its clients use the new one. If nobody restored the root, delete"
+        f" {Keys.channel(channel.epoch)}, and find out who wrote it"
+    )
 
 
 def _refusal(observed: Observed, root: str) -> str:
@@ -151,7 +153,6 @@ def _takeover(observed: Observed, former: Channel, root: str, now: datetime) -> 
             "reason": ChannelReason.RESTORED,
             "message": f"{owner.full_name} took the root {root} over from the speculator with uid {before}…",
             "owner": RootOwner(id=owner_id(owner.uid), namespace=owner.namespace, name=owner.name, since=now),
-            "former_owners": (*former.former_owners, before)[-MAX_FORMER_OWNERS:],
             "created": now,
         }
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.owner import Owner
 from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.store.store_reader import StoreNeeds, StoreReader
@@ -66,7 +67,7 @@ class Speculator:
         self.owner, self.root = owner, root
         config = s3.config(root=root)
         own = owner_id(owner.uid) if owner is not OLD else None
-        self.clock_seconds = 0.0
+        self.clock_seconds, self.status = 0.0, SpeculatorStatus()
         self.reader = StoreReader(config, record_keys(owner, keys=keys_of(owner)))
         self.pods = FencedObjectStore(replace(config, owner=own), clock=lambda: self.clock_seconds)
         self.registry = Registry(self.pods, keys_of(owner))
@@ -82,13 +83,15 @@ class Speculator:
         given = spec(store=store, draft={"vocabSize": 256}, **parts)
         # The old speculator's root has the test's name in place of its namespace.
         owner = self.owner if self.owner is not OLD else replace(OLD, namespace=self.root.split("/")[1])
-        return plan(observed(owner=owner, spec=given, store=self.view()), CONFIG, datetime.now(UTC))
+        world = observed(owner=owner, spec=given, store=self.view(), status=self.status)
+        return plan(world, CONFIG, datetime.now(UTC))
 
     def look(self, **parts: Any) -> Plan:
         """One reconcile, as far as the store is concerned."""
         made = self.plan(**parts)
         if made.advance is not None:
             self.reader.advance(made.advance)
+        self.status = made.status or self.status
         return made
 
     def storage_reason(self) -> str:

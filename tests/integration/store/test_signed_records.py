@@ -171,9 +171,7 @@ async def test_a_record_that_pretends_a_takeover_stops_the_operator_until_it_is_
 ) -> None:
     registry = speculator.registry(s3)
     thief = RootOwner(id="99999999", namespace="x", name="y", since=datetime.now(UTC))
-    unsigned(registry).advance_channel(
-        NEXT.model_copy(update={"owner": thief, "reason": ChannelReason.RESTORED, "former_owners": ()})
-    )
+    unsigned(registry).advance_channel(NEXT.model_copy(update={"owner": thief, "reason": ChannelReason.RESTORED}))
     view = await speculator.look()
     made = decided(speculator, view)
     assert made.advance is None

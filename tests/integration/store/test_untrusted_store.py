@@ -89,7 +89,6 @@ def takeover(epoch: int) -> Channel:
         active=1,
         reason=ChannelReason.RESTORED,
         owner=RootOwner(id=OTHER, namespace="n", name="other", since=NOW),
-        former_owners=(OWNER,),
         created=NOW,
     )
 
@@ -121,7 +120,7 @@ def test_pods_write_again_once_a_forged_channel_record_is_removed_that_they_had_
     writer: ObjectStore, registry: Registry
 ) -> None:
     """The records before it hold again. Only a channel without records says that the root was deleted."""
-    initial = takeover(1).model_copy(update={"owner": None, "former_owners": (), "reason": ChannelReason.INITIAL})
+    initial = takeover(1).model_copy(update={"owner": None, "reason": ChannelReason.INITIAL})
     writer.put(Keys.channel(1), initial.to_json())
     registry.register(registry.registration(1).model_copy(update={"version": 2}))
     writer.put(Keys.channel(2), takeover(2).to_json())

@@ -50,13 +50,11 @@ def kinds(world: Observed) -> list[str]:
     return [child["kind"] for child in made(world).children]
 
 
-def taken_over(by: str = OURS, *former: str) -> Channel:
+def taken_over(by: str = OURS) -> Channel:
     first = made(restored()).advance
     assert first is not None
     assert first.owner is not None
-    return first.model_copy(
-        update={"owner": first.owner.model_copy(update={"id": by}), "former_owners": ("99999999", *former)}
-    )
+    return first.model_copy(update={"owner": first.owner.model_copy(update={"id": by})})
 
 
 def test_the_takeover_is_the_next_record_of_the_channel_and_changes_no_version() -> None:
@@ -66,7 +64,6 @@ def test_the_takeover_is_the_next_record_of_the_channel_and_changes_no_version()
     assert (taken.epoch, taken.active, taken.previous, taken.rejected) == (6, 1, 0, (2,))
     assert taken.reason is ChannelReason.RESTORED
     assert taken.owner == RootOwner(id=OURS, namespace="team", name="chat", since=NOW)
-    assert taken.former_owners == ("99999999",)
     assert [note.reason for note in plan.notes if note.reason == "Restored"] == ["Restored"]
     assert plan.moving
 
@@ -117,10 +114,11 @@ def test_the_operators_own_identity_takes_over_no_root_of_another_namespace() ->
 
 
 def test_a_speculator_that_lost_its_root_decides_nothing_and_says_why() -> None:
-    passed = (evidence(1),)
+    passed, followed = (evidence(1),), SpeculatorStatus(active=VersionStatus(version=1))
+    other, deployment = taken_over("55555555"), observed().deployment
     worlds = [
-        observed(store=store(0, 1, channel=taken_over("55555555", OURS), evidence=passed)),
-        restored(store=former_store(channel=taken_over("55555555", OURS)), deployment=observed().deployment),
+        observed(store=store(0, 1, channel=other, evidence=passed)),
+        restored(store=former_store(channel=other), status=followed, deployment=deployment),
     ]
     for world in worlds:
         plan = made(world)
@@ -144,19 +142,18 @@ def test_the_owner_of_a_restored_root_stays_the_owner_in_later_records() -> None
     later = made(aborted).advance
     assert later is not None
     assert later.owner == taken_over().owner
-    assert later.former_owners == ("99999999",)
 
 
 def test_a_speculator_that_took_its_root_over_follows_no_later_record_of_a_stranger() -> None:
-    """A bucket writer names another owner that never lost the root to us, as if the takeover were still to come."""
+    """A bucket writer names another owner, as if the takeover were still to come."""
     forged = channel(2, epoch=7, previous=1).model_copy(
-        update={"owner": RootOwner(id="99999999", namespace="x", name="y", since=NOW), "former_owners": ()}
+        update={"owner": RootOwner(id="99999999", namespace="x", name="y", since=NOW)}
     )
     once = SpeculatorStatus(active=VersionStatus(version=1))
     world = restored(store=former_store(channel=forged), status=once)
     assert made(world).advance is None
     told = condition(world, ConditionType.STORAGE_READY)
-    assert told.reason == "InvalidRecord"
+    assert told.reason == "TakenOver"
     assert "channel/00000007.json" in told.message
 
 
