@@ -46,11 +46,6 @@ class Sample(Model):
     )
     failures: int = Field(default=0, ge=0, description="Requests that ended without a valid answer.")
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Throughput of the batch."""
-        return self.tokens / self.seconds
-
 
 class AnswerEquality(Model):
     """How one arm's greedy answers compare with those without speculation (promise 2)."""

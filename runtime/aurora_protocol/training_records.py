@@ -114,9 +114,4 @@ class TrainerState(StoredRecord):
         default=0, description="Number of consumed shards that were deleted and are no longer listed."
     )
     file: FileRef = Field(description="Weights and optimizer state.")
-    registered_acceptance_length: float | None = Field(
-        default=None, description="Acceptance length on held-out traces of the version registered last."
-    )
-    registered_tokens: Count = Field(default=0, description="Value of trained_tokens at the last registration.")
-    last_registered: RecordNumber | None = Field(default=None, description="The version registered last.")
     created: Timestamp = Field(description="When the state was saved.")

@@ -12,7 +12,7 @@ import hashlib
 import io
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -34,6 +34,7 @@ from aurora_store.errors import (
     StoreUnsupported,
     bounded_text,
 )
+from aurora_store.keys import Keys
 from aurora_store.s3_client import (
     FAILURES,
     SHARED_CLIENTS,
@@ -91,9 +92,6 @@ class ObjectStore:
     :class:`StoreInterrupted` when the caller's deadline is over. boto3 tries each request at most ``attempts`` times.
     """
 
-    owner: str | None = None
-    """Owner id that records carry. None: the speculator that the root is named after."""
-
     def __init__(
         self,
         config: StoreConfig,
@@ -108,7 +106,7 @@ class ObjectStore:
         :class:`AddressRefused`.
         """
         self.config = config
-        self._probe = f"probe/{secrets.token_hex(8)}"
+        self._probe = f"{Keys.PROBE}{secrets.token_hex(8)}"
         self._on_request = on_request
         if config.endpoint and config.refuses_link_local:
             refuse_link_local(config.endpoint)
@@ -310,30 +308,6 @@ class ObjectStore:
         """Delete ``key``. A missing object is no error."""
         with self._call("delete", key):
             self._s3.delete_object(Bucket=self.config.bucket, Key=self._full_key(key))
-
-    def delete_many(self, keys: Sequence[str]) -> None:
-        """Delete up to 1000 objects in one request. Missing objects are no error.
-
-        Raises :class:`StoreError` with the first key that the store refuses. The others are deleted.
-        """
-        with self._call("delete", f"{len(keys)} objects"):
-            refused = self._request_deletion([{"Key": self._full_key(key)} for key in keys])
-        if refused:
-            raise self.deletion_error(refused)
-
-    def _request_deletion(self, objects: Sequence[dict[str, str]]) -> Sequence[dict[str, str]]:
-        """Delete objects or versions. Returns what the store did not delete: ``Key`` and ``Code``, untrusted texts."""
-        deletion: Any = {"Objects": objects, "Quiet": True}
-        answer: Any = self._s3.delete_objects(Bucket=self.config.bucket, Delete=deletion)
-        refused: Sequence[dict[str, str]] = answer.get("Errors") or ()
-        return refused
-
-    def deletion_error(self, refused: Sequence[dict[str, str]]) -> StoreError:
-        """The error for objects that the store did not delete."""
-        first = ClientError({"Error": {"Code": refused[0].get("Code", "")}}, "DeleteObjects")
-        key = refused[0].get("Key", "").removeprefix(self._full_key(""))
-        error = store_error(first, f"delete {key}", self.config.endpoint or "S3")
-        return type(error)(bounded_text(f"{error} ({len(refused)} objects were refused)"))
 
     def ensure_bucket(self) -> None:
         """Create the bucket when it is missing: an embedded store starts empty.

@@ -16,7 +16,7 @@ Invariants: only keys below ``<root>/`` are deleted. A root that belongs to anot
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ from aurora_store.errors import CallUnavailable, ObjectExists, ObjectMissing, St
 from aurora_store.keys import Keys, first_owner, in_sequence, record_numbers
 from aurora_store.objects import ObjectStore
 from aurora_store.root_ownership import current_owner, owned_text
-from aurora_store.s3_client import access_hint, is_access_refused, is_unknown_call
+from aurora_store.s3_client import access_hint, is_access_refused, is_unknown_call, store_error
 from aurora_store.store_config import StoreConfig
 
 MAX_PASSES: Final = 10
@@ -133,7 +133,7 @@ class RootDeletion(ObjectStore):
         Raises :class:`StoreError` with the first object that the store refuses, after the others are deleted.
         """
         if refused := (yield from self._delete_listed("list_objects_v2", "Contents", ("Key",), chosen)):
-            raise self.deletion_error(refused)
+            raise self._deletion_error(refused)
         for work in (self._delete_versions(chosen), self._abort_uploads(chosen)):
             try:
                 yield from work
@@ -145,7 +145,7 @@ class RootDeletion(ObjectStore):
             refused = yield from self._delete_listed("list_object_versions", entry, ("Key", "VersionId"), chosen)
             if refused:
                 why = "a lock holds them, or s3:DeleteObjectVersion is missing"
-                error = self.deletion_error(refused)
+                error = self._deletion_error(refused)
                 self._remains = f"the store refused to delete older versions ({why}): {error}"
                 return
 
@@ -163,6 +163,20 @@ class RootDeletion(ObjectStore):
                 self._deleted += max(0, len(batch) - len(found))
                 yield
         return refused
+
+    def _request_deletion(self, objects: Sequence[dict[str, str]]) -> Sequence[dict[str, str]]:
+        """Delete objects or versions. Returns what the store did not delete: ``Key`` and ``Code``, untrusted texts."""
+        deletion: Any = {"Objects": objects, "Quiet": True}
+        answer: Any = self._s3.delete_objects(Bucket=self.config.bucket, Delete=deletion)
+        refused: Sequence[dict[str, str]] = answer.get("Errors") or ()
+        return refused
+
+    def _deletion_error(self, refused: Sequence[dict[str, str]]) -> StoreError:
+        """The error for objects that the store did not delete."""
+        first = ClientError({"Error": {"Code": refused[0].get("Code", "")}}, "DeleteObjects")
+        key = refused[0].get("Key", "").removeprefix(self._full_key(""))
+        error = store_error(first, f"delete {key}", self.config.endpoint or "S3")
+        return type(error)(bounded_text(f"{error} ({len(refused)} objects were refused)"))
 
     def _abort_uploads(self, chosen: Callable[[str], bool]) -> Iterator[None]:
         for page in self._pages("list_multipart_uploads"):

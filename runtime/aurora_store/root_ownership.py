@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -78,7 +78,6 @@ class FencedObjectStore(ObjectStore):
         """``expects_channel``: the process starts after the channel's first record, so an empty channel was deleted."""
         super().__init__(config, attempts=attempts)
         self._expects_channel = expects_channel
-        self.owner = config.owner
         self._clock, self._lock = clock, threading.Lock()
         self._channel: Channel | None = None
         self._channel_vanished = False
@@ -104,11 +103,6 @@ class FencedObjectStore(ObjectStore):
         self._check(key)
         super().delete(key)
 
-    def delete_many(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            self._check(key)
-        super().delete_many(keys)
-
     def _check(self, key: str) -> None:
         """Raise :class:`NotRootOwner` unless this speculator owns the root."""
         with self._lock:
@@ -123,7 +117,7 @@ class FencedObjectStore(ObjectStore):
         root = self.config.root
         if self._channel_vanished:
             return f"the channel of the root {root} has no record: the root was deleted or emptied"
-        return write_refusal(self._channel, root, self.owner or first_owner(root))
+        return write_refusal(self._channel, root, self.config.owner or first_owner(root))
 
     def _look(self) -> None:
         """Read the newest channel record, unless it is known already.

@@ -170,9 +170,23 @@ class _Sender:
         raise_if_over()
         is_object, request.stream_output = request.stream_output, True
         answer: Any = self._session.send(request)
-        if is_object and answer.status_code < 300:
-            return cast(AWSResponse, answer)
-        return AWSResponse(answer.url, answer.status_code, answer.headers, _Body(answer.raw))
+        body = _ObjectBody(answer.raw) if is_object and answer.status_code < 300 else _Body(answer.raw)
+        return AWSResponse(answer.url, answer.status_code, answer.headers, body)
+
+
+class _ObjectBody:
+    """The body of an object, as boto3 reads it.
+
+    A read returns what has come and waits for no more, so its reader looks at the deadline often.
+    """
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self.close = raw.close
+
+    def read(self, size: int) -> bytes:
+        """At most ``size`` bytes, none at the end."""
+        return cast(bytes, self._raw.read1(size))
 
 
 class _Body:

@@ -68,8 +68,6 @@ def test_the_former_speculator_stops_everywhere_and_says_why(s3: S3, root: str) 
         tiny.put_shard(old.registry, 7, [tiny.trace(0)])
     with pytest.raises(NotRootOwner):
         old.pods.delete(key)
-    with pytest.raises(NotRootOwner):
-        old.pods.delete_many([key])
     assert key in old.pods.list(Keys.EVIDENCE)
     assert old.registry.registration(1).version == 1, "reads are never refused, so that its pods serve on"
 

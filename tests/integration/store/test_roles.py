@@ -119,7 +119,6 @@ WRITES: dict[str, Callable[[ObjectStore, str, Path], None]] = {
     "upload": lambda objects, key, file: ObjectStore.upload(objects, key, file),
     "create_file": lambda objects, key, file: ObjectStore.create_file(objects, key, file),
     "delete": lambda objects, key, _: ObjectStore.delete(objects, key),
-    "delete_many": lambda objects, key, _: ObjectStore.delete_many(objects, [key]),
 }
 """The store's writes without the fence, which a compromised part would leave out."""
 FOREIGN_KEYS = {

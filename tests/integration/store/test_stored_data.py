@@ -280,7 +280,8 @@ def test_a_store_that_lost_its_records_is_told_and_goes_on_once_they_are_back(ri
     rig.wait("the active version", lambda: rig.active("lost") == 1)
     store = rig.store(root)
     backup = {key: store.get(key) for key in store.list("")}
-    store.delete_many(list(backup))
+    for key in backup:
+        store.delete(key)
     # The operator reads the store at once after a request.
     rig.api.kubectl("annotate", RESOURCE, "lost", "-n", NAMESPACE, "aurora.dev/measure=7-0")
     rig.wait("the loss", lambda: rig.storage("lost")[0] == "RecordsLost")

@@ -93,6 +93,19 @@ def test_a_deadline_ends_several_calls_together_and_one_inside_does_not_extend_i
     assert 1 <= len(read) <= 3
 
 
+def test_a_store_that_sends_a_byte_now_and_then_does_not_hold_a_call_beyond_its_deadline(store: FaultyStore) -> None:
+    def drip(request: Request) -> None:
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        while not request.server.store.stopped.wait(0.05):
+            request.wfile.write(b"a")
+
+    store.answer = drip
+    began = time.monotonic()
+    with total_deadline(0.5), pytest.raises(StoreInterrupted, match="no complete answer in time"):
+        objects(store).get("x")
+    assert time.monotonic() - began < 5
+
+
 def test_a_download_that_nobody_wants_any_more_ends_soon(store: FaultyStore, tmp_path: Path) -> None:
     store.answer = endless_body(200)
     given_up = threading.Event()

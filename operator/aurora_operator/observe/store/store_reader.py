@@ -233,15 +233,14 @@ class StoreReader:
     def _evidence(self, registered: Iterable[int], needs: StoreNeeds, channel: Channel | None) -> tuple[Evidence, ...]:
         """The evidence of the versions among ``registered`` that may matter.
 
-        Evidence of a version older than the active one promotes nothing. It is read for the previous version, whose
-        figures the status shows, and for a version that the status, a pin or an annotation names.
+        Evidence of a version older than the active one promotes nothing. It is read for a version that the status, a
+        pin or an annotation names.
         """
         active = None if channel is None else channel.active
-        asked = needs.versions if channel is None else {*needs.versions, channel.previous}
         versions = sorted(
             version
             for version in registered
-            if version != INITIAL_VERSION and (active is None or version >= active or version in asked)
+            if version != INITIAL_VERSION and (active is None or version >= active or version in needs.versions)
         )
         known, self._judged = self._judged, {}
         if not versions:

@@ -111,7 +111,7 @@ class StateSaver:
             return
         began = time.monotonic()
         snapshot = trainer_state.take_snapshot(
-            self._learning, epoch=self.epoch + 1, lineage=self._candidates.lineage_number, last=self._candidates.last
+            self._learning, epoch=self.epoch + 1, lineage=self._candidates.lineage_number
         )
         self._in_flight = _Save(change_count, began, Future())
         # An executor's threads would be joined at exit, so a slow store would delay the exit.

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from aurora_protocol.draft_records import FileRef, Lineage, Registration
+from aurora_protocol.draft_records import FileRef, Lineage
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerState
 from aurora_runtime.training.lineage import utc_now
@@ -90,7 +90,6 @@ class StateSnapshot:
     consumed: tuple[str, ...]
     retired: tuple[str, ...]
     forgotten: int
-    last: Registration  # the last registered version
 
     def encode(self) -> tuple[TrainerState, bytes]:
         """The record and its data. Encode once per save, so that a repeated upload sends the same bytes."""
@@ -105,16 +104,13 @@ class StateSnapshot:
             retired=self.retired,
             forgotten=self.forgotten,
             file=FileRef(name=Keys.trainer_state_file(digest), sha256=digest, size=len(data)),
-            registered_acceptance_length=self.last.held_out_acceptance_length,
-            registered_tokens=self.last.trained_tokens,
-            last_registered=self.last.version,
             created=utc_now(),
         )
         return record, data
 
 
-def take_snapshot(learning: LearningState, *, epoch: int, lineage: int, last: Registration) -> StateSnapshot:
-    """The state of ``learning`` now; ``last`` is the last registered version."""
+def take_snapshot(learning: LearningState, *, epoch: int, lineage: int) -> StateSnapshot:
+    """The state of ``learning`` now."""
     ledger = learning.ledger
     return StateSnapshot(
         tensors=learning.tensors(),
@@ -125,5 +121,4 @@ def take_snapshot(learning: LearningState, *, epoch: int, lineage: int, last: Re
         consumed=ledger.consumed,
         retired=ledger.retired,
         forgotten=ledger.forgotten,
-        last=last,
     )

@@ -91,16 +91,12 @@ def test_a_read_at_rest_makes_four_requests_and_reads_no_record_again(store: Sto
     assert store.objects.requests == ["list channel/", "list registry/", "get trainer/status.json", "list evidence/"]
 
 
-def test_evidence_of_a_version_older_than_the_active_one_is_read_for_the_previous_and_for_who_asks(
-    store: Store,
-) -> None:
+def test_evidence_of_a_version_older_than_the_active_one_is_read_for_who_asks(store: Store) -> None:
     for version in (1, 2, 3):
         store.registry.put_evidence(evidence(version))
     store.registry.put_evidence(evidence(3, attempt=1500))
     assert store.attempts(StoreNeeds()) == [(2, 1), (3, 1), (3, 1500)]
     assert store.attempts(StoreNeeds(versions=frozenset({1}))) == [(1, 1), (2, 1), (3, 1), (3, 1500)]
-    store.reader.advance(channel(2, epoch=3, previous=1))
-    assert store.attempts(StoreNeeds()) == [(1, 1), (2, 1), (3, 1), (3, 1500)]
 
 
 @pytest.mark.parametrize(
