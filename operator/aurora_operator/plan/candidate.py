@@ -15,10 +15,10 @@ Validating, and one in Validated whose roll ended without blame. Otherwise a can
 and nothing newer is measured: it would be compared with a version that is about to be replaced.
 
 A candidate that is being measured is not replaced. Its validator ends an undecided measurement early when a newer
-version waits (``aurora_protocol.gate.budget``). Of two candidates in a row, at most one gives way, so that a trainer
-that publishes often cannot keep every candidate from a verdict. Nor is a candidate replaced whose Job is suspended by a
-queue or a person: the Job would lose its place. A suspended Job has not failed, however long it waits, unless it
-measures on a replica, which returns to its Service when its lease is over.
+version waits. Of two candidates in a row, at most one gives way, so that a trainer that publishes often cannot keep
+every candidate from a verdict. Nor is a candidate replaced whose Job is suspended by a queue or a person: the Job would
+lose its place. A suspended Job has not failed, however long it waits, unless it measures on a replica, which returns to
+its Service when its lease is over.
 
 A candidate that may not be measured yet waits in Validating, without a Job and without ``since``. With
 ``validation.measureOn: Replica``, the Job waits until a replica is lent (``plan/lending.py``). When the operator needs

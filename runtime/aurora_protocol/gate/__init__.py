@@ -5,10 +5,8 @@ Why in the protocol: the validator computes the verdict, and an auditor computes
 Invariants: pure and deterministic. A candidate passes only when the lower bound of the interval clears every bar
 (promise 1, "Earned").
 
-- :mod:`~aurora_protocol.gate.intervals`: confidence intervals of means.
-- :mod:`~aurora_protocol.gate.throughput_ratios`: ratios of the throughput of two arms.
+- :mod:`~aurora_protocol.gate.throughput_ratios`: ratios of the throughput of two arms, with intervals.
 - :mod:`~aurora_protocol.gate.verdict`: the bars, the verdict, and that of stored evidence, which is not believed.
-- :mod:`~aurora_protocol.gate.budget`: whether an undecided measurement goes on.
 """
 
 from aurora_protocol.gate.throughput_ratios import paired_ratio, unpaired_ratio

@@ -38,8 +38,7 @@ from aurora_protocol.evidence_records import (
     Verdict,
     VerdictKind,
 )
-from aurora_protocol.gate.intervals import Confidence
-from aurora_protocol.gate.throughput_ratios import log_speed_change, paired_ratio, unpaired_ratio
+from aurora_protocol.gate.throughput_ratios import Confidence, log_speed_change, paired_ratio, unpaired_ratio
 
 _ALWAYS_PAIRED = frozenset({Arm.ACTIVE, Arm.CANDIDATE})
 """Arms that are always measured in the same rounds. Samples from before never replace theirs."""

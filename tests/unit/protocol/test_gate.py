@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from aurora_protocol.evidence_records import AnswerEquality, Arm, Sample, Verdict, VerdictKind
 from aurora_protocol.gate import GatePolicy, judge, paired_ratio, unpaired_ratio
-from aurora_protocol.gate.intervals import Confidence
+from aurora_protocol.gate.throughput_ratios import Confidence
 from aurora_protocol.gate.verdict import Bar, bars
 from tests.example_count import example_count
 

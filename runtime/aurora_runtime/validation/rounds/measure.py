@@ -1,7 +1,7 @@
 """Measures a candidate: interleaved rounds until the gate's budget ends the measurement.
 
-After each round :mod:`aurora_protocol.gate.budget` says whether another one follows, and at which concurrencies: those
-where all is decided are left out, so that the others are decided sooner.
+After each round :mod:`~aurora_runtime.validation.rounds.budget` says whether another one follows, and at which
+concurrencies: those where all is decided are left out, so that the others are decided sooner.
 
 Where several engines run side by side, off (and NGRAM) are measured in the same rounds as the drafts. With a single
 engine, :func:`measure_baseline` measures them first.
@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 
 from aurora_protocol.evidence_records import AnswerEquality, Arm, MeasurementEnd, Sample, Verdict, VerdictKind
 from aurora_protocol.gate import judge
-from aurora_protocol.gate.budget import Ending, Progress, ending, ending_of_last_round, open_concurrencies
-from aurora_protocol.gate.intervals import Confidence
+from aurora_protocol.gate.throughput_ratios import Confidence
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.rounds.answer_equality import EqualityCounter
+from aurora_runtime.validation.rounds.budget import Ending, Progress, ending, ending_of_last_round, open_concurrencies
 from aurora_runtime.validation.rounds.measurement_plan import DRAFT_ARMS
 from aurora_runtime.validation.rounds.round_runner import Answers, RoundResult, RoundRunner
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from aurora_protocol.evidence_records import MeasurementEnd, RatioEstimate, Verdict, VerdictKind
-from aurora_protocol.gate.intervals import t_quantile
+from aurora_protocol.gate.throughput_ratios import t_quantile
 from aurora_protocol.gate.verdict import Bar, GatePolicy, bars
 
 MIN_CHANCE: Final = 0.05

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from aurora_protocol.evidence_records import Arm, MeasurementEnd, RatioEstimate, Verdict, VerdictKind
 from aurora_protocol.gate import GatePolicy
-from aurora_protocol.gate.budget import Ending, Forecast, Progress, ending, open_concurrencies
-from aurora_protocol.gate.intervals import Confidence, t_quantile
+from aurora_protocol.gate.throughput_ratios import Confidence, t_quantile
 from aurora_protocol.gate.verdict import Bar, bars
+from aurora_runtime.validation.rounds.budget import Ending, Forecast, Progress, ending, open_concurrencies
 
 POLICY = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=5)
 BAR = Bar(Arm.CANDIDATE, Arm.ACTIVE, 1, 1.05)
