@@ -16,8 +16,8 @@ from math import inf
 from aurora_api.v1alpha1.status import OperatorIdentity, RolloutPhase, SpeculatorStatus
 from aurora_operator import metrics
 from aurora_operator.act.actor import Actor, ExecutionResult
-from aurora_operator.act.custom_resource import claim, write_status
-from aurora_operator.act.data_deletion import DataDeletion
+from aurora_operator.act.custom_resource import claim, set_finalizer, write_status
+from aurora_operator.act.data_deletion import DataDeletion, deletes
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.children.metadata import has_finalizer
 from aurora_operator.errors import Gone, InvalidSpec
@@ -129,6 +129,7 @@ class Reconciler:
             self._fleet.report(self._key, None)
             FIGURES.record_deletion(*self._key, datetime.fromisoformat(stored["metadata"]["deletionTimestamp"]))
             return await self._deletion.advance(stored)
+        stored = await set_finalizer(self._api, stored, wanted=deletes(stored))  # before anything is stored
         if not self._shown:
             # A restart of the operator must not end an alert that is still true, and this reconcile may fail.
             self._show(status_of(stored))
@@ -194,7 +195,6 @@ class Reconciler:
             snapshot.observed,
             observation_gap=self._observed_time.has_gap(now, monotonic_seconds),
             fencing_epoch=before.fencing_epoch,
-            finalizer_refused=before.finalizer_refused,
             apply_errors=before.apply_errors,
             refused_job=before.refused_job,
             name_taken=before.name_taken,
@@ -209,11 +209,9 @@ class Reconciler:
             self._fleet.report(self._key, decided.upgrade)
         elif observed.spec_fault:
             self._fleet.report(self._key, None)
-        # A plan that only sets the finalizer decides nothing about the upgrade: the speculator keeps its turn.
         self._last = await self._actor.act(decided, snapshot, self._observer.store)
         self._refusals_in_a_row = self._refusals_in_a_row + 1 if self._last.apply_errors else 0
-        if decided.finalizer is None or self._last.finalizer_refused:  # else the plan ended at the finalizer
-            FIGURES.count_decisions(*self._key, decided.decisions)
+        FIGURES.count_decisions(*self._key, decided.decisions)
         if self._last.fencing_epoch:
             self._observer.store.read_everything_next()
         self._observed_time.record(now, monotonic_seconds, decided=decided.decides_versions)
@@ -223,9 +221,7 @@ class Reconciler:
 
     def _delay_seconds(self, decided: Plan, observed: Observed) -> float:
         """How long to wait unless something changes."""
-        if (decided.finalizer is not None and not self._last.finalizer_refused) or (
-            self._last.name_taken != observed.name_taken  # to be told in the status
-        ):
+        if decided.create_keys or self._last.name_taken != observed.name_taken:  # to be told in the status
             return BUSY_POLL_SECONDS
         quiet_seconds = QUIET_SHARE * (time.monotonic() - self._changed_seconds)
         if not observed.store.ok:

@@ -4,8 +4,8 @@ An event only wakes a task. The task observes everything anew, so an event that 
 hides a change.
 
 Invariants: a speculator has at most one task, and only the speculator's end ends the task. A reconcile that fails is
-tried again with exponential, jittered backoff, and after a conflict with another writer at once. A namespace takes at
-most :data:`AT_ONCE` reconciles at a time, so speculators whose store or webhook hangs delay only their namespace.
+tried again with exponential, jittered backoff. A namespace takes at most :data:`AT_ONCE` reconciles at a time, so
+speculators whose store or webhook hangs delay only their namespace.
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ SpeculatorKey = tuple[str, str]
 """Namespace and name."""
 DEBOUNCE_SECONDS = 0.2
 """Changes come in bursts. One reconcile answers all changes that arrive within this time."""
-MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 1.0, 60.0
-MAX_QUICK_RETRIES = 5
-"""Conflicts in a row that are retried at once. More conflicts have a cause that lasts, such as a store whose listings
-lag behind its writes."""
+MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 60.0
 MAX_RECONCILE_SECONDS = 600.0
 """A reconcile that takes longer is stuck, because each of its calls has a shorter deadline."""
 AT_ONCE = 8
@@ -98,8 +95,8 @@ class _SpeculatorTask:
         self._reconciler, self._slots = reconciler, slots
         self._labels = (namespace, name)
         self._wake = asyncio.Event()
-        self._failures = self._conflicts = 0
-        """Failures and conflicts since a reconcile succeeded."""
+        self._failures = 0
+        """Since a reconcile succeeded."""
         for outcome in metrics.OUTCOMES:
             metrics.RECONCILES.labels(*self._labels, outcome)
 
@@ -128,33 +125,24 @@ class _SpeculatorTask:
         try:
             async with self._slots, asyncio.timeout(MAX_RECONCILE_SECONDS):
                 delay_seconds = await self._reconciler.reconcile(woken=woken)
-            outcome, self._failures, self._conflicts = "done", 0, 0
+            outcome, self._failures = "done", 0
         except Gone:
             raise
-        except (Conflict, ObjectExists) as error:
-            delay_seconds, outcome = self._after_conflict(error), "conflict"
         except Exception as error:
-            delay_seconds, outcome = self._after_failure(error), "error"
+            self._failures += 1
+            self._log(error)
+            delay_seconds = _backoff_seconds(self._failures)
+            outcome = "conflict" if isinstance(error, (Conflict, ObjectExists)) else "error"
         metrics.RECONCILES.labels(*self._labels, outcome).inc()
         return delay_seconds
 
-    def _after_conflict(self, conflict: Exception) -> float:
-        """Log ``conflict``, and return the seconds to wait before the next attempt."""
-        self._conflicts += 1
-        if self._conflicts <= MAX_QUICK_RETRIES:
-            log.info("%s/%s: somebody else wrote first, retrying: %s", *self._labels, conflict)
-            return random.uniform(0.1, 0.5)  # noqa: S311 - jitter
-        log.warning("%s/%s: the conflict number %d in a row: %s", *self._labels, self._conflicts, conflict)
-        return _backoff_seconds(self._conflicts - MAX_QUICK_RETRIES)
-
-    def _after_failure(self, error: Exception) -> float:
-        """Log ``error``, and return the seconds to wait before the next attempt."""
-        self._failures += 1
-        if isinstance(error, (OperatorError, StoreError)):
+    def _log(self, error: Exception) -> None:
+        if isinstance(error, (Conflict, ObjectExists)):
+            log.info("%s/%s: somebody else wrote first, retrying: %s", *self._labels, error)
+        elif isinstance(error, (OperatorError, StoreError)):
             log.warning("%s/%s: reconcile failed: %s", *self._labels, error)
         else:
             log.error("%s/%s: reconcile failed unexpectedly", *self._labels, exc_info=error)
-        return _backoff_seconds(self._failures)
 
     async def _pause(self, seconds: float) -> bool:
         """Wait, and return whether a change ended the wait."""

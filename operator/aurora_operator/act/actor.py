@@ -16,18 +16,15 @@ from dataclasses import dataclass
 
 from aurora_operator.act.agent_requests import AgentRequests
 from aurora_operator.act.child_writer import ChildWriter
-from aurora_operator.act.custom_resource import set_finalizer, write_status
+from aurora_operator.act.custom_resource import write_status
 from aurora_operator.act.event_recorder import EventRecorder
-from aurora_operator.children.owner import Owner
 from aurora_operator.children.supporting_objects import new_keys
-from aurora_operator.errors import UNAVAILABLE_STATUSES, Conflict, KubernetesError
 from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.observe.observed import RefusedJob
 from aurora_operator.observe.observer import Snapshot
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.plan import Plan
 from aurora_protocol.agent_client import AgentClient
-from aurora_store.errors import bounded_text
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +34,6 @@ class ExecutionResult:
     """Facts about one execution that the next reconcile needs. The fields are those of ``Observed``."""
 
     fencing_epoch: int = 0
-    finalizer_refused: bool = False
     apply_errors: tuple[str, ...] = ()
     refused_job: RefusedJob | None = None
     name_taken: tuple[str, ...] = ()
@@ -63,16 +59,8 @@ class Actor:
         Raises :class:`Conflict` (observe again), :class:`KubernetesError`, :class:`StoreError`.
         """
         owner = snapshot.observed.owner
-        refusals: tuple[str, ...] = ()
-        if plan.finalizer is not None:
-            must_hold = plan.finalizer and snapshot.observed.status.active is None
-            refusals = await self._set_finalizer(owner, wanted=plan.finalizer, must_hold=must_hold)
-            if not refusals:
-                return ExecutionResult()
         keys = [new_keys(owner)] if plan.create_keys else []
         children = await self._children.write(owner, keys, plan.children, snapshot.live_children)
-        if plan.create_keys and not children.workloads_held:
-            store.keys_made(owner)
         if plan.advance is not None:
             await store.advance(plan.advance)
             log.info("%s: channel record %d: version %d is active", owner.full_name, plan.advance.epoch,
@@ -90,26 +78,8 @@ class Actor:
             self._events.post(note, owner)
         return ExecutionResult(
             fencing_epoch=fencing_epoch,
-            finalizer_refused=bool(refusals),
-            apply_errors=(*refusals, *children.errors, *job.errors),
+            apply_errors=(*children.errors, *job.errors),
             refused_job=job.refused,
             name_taken=(*children.name_taken, *job.name_taken),
             wrote_status=plan.status is not None,
         )
-
-    async def _set_finalizer(self, owner: Owner, *, wanted: bool, must_hold: bool) -> tuple[str, ...]:
-        """Add or remove our finalizer. Returns the API server's refusal, if it refused.
-
-        Args:
-            must_hold: the finalizer must be there before anything is stored, so the refusal is raised. Otherwise the
-                rest of the plan goes on after a refusal.
-        """
-        try:
-            await set_finalizer(self._api, owner, wanted=wanted)
-        except Conflict:
-            raise
-        except KubernetesError as error:
-            if error.status in UNAVAILABLE_STATUSES or must_hold:
-                raise
-            return (bounded_text(f"the finalizer of store.deletionPolicy: {error}"),)
-        return ()

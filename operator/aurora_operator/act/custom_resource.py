@@ -6,14 +6,11 @@ operator and a user, the second write fails, and that operator observes again.
 
 from __future__ import annotations
 
-from http import HTTPStatus
-
 from aurora_api import API_VERSION, KIND
 from aurora_api.v1alpha1.status import OperatorIdentity, SpeculatorStatus
 from aurora_operator.children.metadata import FINALIZER, has_finalizer
 from aurora_operator.children.owner import Owner
-from aurora_operator.errors import Conflict, KubernetesError
-from aurora_operator.kubernetes_api import SPECULATOR, KubernetesApi, Object
+from aurora_operator.kubernetes_api import KubernetesApi, Object
 
 
 async def write_status(api: KubernetesApi, owner: Owner, status: SpeculatorStatus) -> None:
@@ -42,23 +39,15 @@ async def claim(api: KubernetesApi, stored: Object, installation: OperatorIdenti
     return {"apiVersion": API_VERSION, "kind": KIND, **written}
 
 
-async def set_finalizer(api: KubernetesApi, owner: Owner, *, wanted: bool) -> None:
-    """Add or remove our finalizer, and leave those of others.
+async def set_finalizer(api: KubernetesApi, stored: Object, *, wanted: bool) -> Object:
+    """Add or remove our finalizer, and leave those of others. Returns the resource as it is stored then.
 
     The API server deletes a resource that is being deleted once its last finalizer is removed. Raises
-    :class:`Conflict` when the resource changed since ``owner`` was read, :class:`KubernetesError`.
+    :class:`Conflict` when the resource changed since it was read, :class:`KubernetesError`.
     """
-    stored = {"kind": KIND, **await api.get(SPECULATOR, owner.namespace, owner.name)}
-    metadata = stored["metadata"]
-    if (metadata["uid"], metadata["resourceVersion"]) != (owner.uid, owner.resource_version):
-        raise Conflict(f"{owner.full_name} changed since it was read", HTTPStatus.CONFLICT)
-    others = [finalizer for finalizer in metadata.get("finalizers") or () if finalizer != FINALIZER]
+    if has_finalizer(stored) is wanted:
+        return stored
+    others = [finalizer for finalizer in stored["metadata"].get("finalizers") or () if finalizer != FINALIZER]
     finalizers = [*others, FINALIZER] if wanted else others
-    answer = await api.patch(stored, {"metadata": {"finalizers": finalizers}})
-    if has_finalizer(answer) is not wanted:
-        effect = "does not have" if wanted else "still has"
-        raise KubernetesError(
-            f"the API server accepted the write, but the resource {effect} the finalizer {FINALIZER}. Find the"
-            " admission webhook that changes finalizers",
-            HTTPStatus.UNPROCESSABLE_ENTITY,
-        )
+    written = await api.patch(stored, {"metadata": {"finalizers": finalizers}})
+    return {"apiVersion": API_VERSION, "kind": KIND, **written}

@@ -83,8 +83,8 @@ class DataDeletion:
         owner = owner_of(stored)
         seconds = _seconds_since(stored["metadata"]["deletionTimestamp"])
         try:
-            if not _deletes(stored) or await self._delete(owner, stored, seconds):
-                await set_finalizer(self._api, owner, wanted=False)
+            if not deletes(stored) or await self._delete(owner, stored, seconds):
+                await set_finalizer(self._api, stored, wanted=False)
                 log.info("%s: removed the finalizer, so the API server deletes the speculator", owner.full_name)
                 return BUSY_DELAY_SECONDS
         except (Conflict, NotFound):
@@ -141,7 +141,7 @@ class DataDeletion:
             self._events.post(note, owner)
             if isinstance(error, DeletionFailed) and error.keys_are_gone:
                 log.warning("%s: the objects are kept. Delete them by hand", owner.full_name)
-                await set_finalizer(self._api, owner, wanted=False)
+                await set_finalizer(self._api, stored, wanted=False)
                 return BUSY_DELAY_SECONDS
         await self._report(owner, stored, text)
         return RETRY_DELAY_SECONDS
@@ -199,7 +199,7 @@ def _is_live_workload(owner: Owner, obj: Object) -> bool:
     return obj["kind"] in (DEPLOYMENT.kind, JOB.kind) and owner.owns(obj) and "deletionTimestamp" not in obj["metadata"]
 
 
-def _deletes(stored: Object) -> bool:
+def deletes(stored: Object) -> bool:
     """The policy, even of a spec that does not parse otherwise. Nothing is deleted unless the spec asks for it."""
     return (stored["spec"].get("store") or {}).get("deletionPolicy") == DeletionPolicy.DELETE
 

@@ -71,7 +71,8 @@ PROBE_FAILURES: Final = 720
 """The startup probe allows :data:`PROBE_PERIOD_SECONDS` times this number, one hour, for loading the model."""
 BEFORE_ENGINE_SECONDS: Final = 300
 """Allowed on top for all that happens before the engine loads: finding a node, pulling images, staging the draft."""
-MIN_START_SECONDS: Final = PROBE_PERIOD_SECONDS * PROBE_FAILURES + BEFORE_ENGINE_SECONDS
+START_LIMIT: Final = timedelta(seconds=PROBE_PERIOD_SECONDS * PROBE_FAILURES + BEFORE_ENGINE_SECONDS)
+"""How long pods may take to become ready, whatever startup probe a user's template sets."""
 MAX_SECONDS: Final = 2**31 - 1
 """The API server takes no longer times, and the agent could not wait for them."""
 PRE_STOP_SECONDS: Final = 5
@@ -81,7 +82,6 @@ KUBERNETES_GRACE_PERIOD_SECONDS: Final = 30
 """Kubernetes' default for a pod that sets no grace period."""
 RESERVED_SECONDS: Final = 10
 """Kept back from the grace period, so that an agent ends by itself and can report what was lost."""
-_PROBE_DEFAULTS: Final = {"initialDelaySeconds": 0, "periodSeconds": 10, "failureThreshold": 3}
 _LIFECYCLE = {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}}
 
 
@@ -157,7 +157,7 @@ def deployment(owner: Owner, spec: SpeculatorSpec, template: Object, annotations
         spec={
             "replicas": spec.serving.replicas,
             "selector": {"matchLabels": selector(owner, INFERENCE)},
-            "progressDeadlineSeconds": int(start_deadline(template).total_seconds()),
+            "progressDeadlineSeconds": int(START_LIMIT.total_seconds()),
             "revisionHistoryLimit": 3,
             "strategy": {
                 "type": "RollingUpdate",
@@ -170,20 +170,6 @@ def deployment(owner: Owner, spec: SpeculatorSpec, template: Object, annotations
     )
     made["metadata"]["annotations"] = dict(annotations)
     return with_template_labels(made)
-
-
-def start_deadline(template: Mapping[str, Any]) -> timedelta:
-    """How long pods of ``template`` may take to become ready, from the beginning of their start on.
-
-    A user may change the engine's startup probe. A shorter probe does not shorten the deadline, because images and the
-    draft may still take long to download. The kubelet restarts an engine that fails its probe, and repeated restarts
-    are reported as a failed start.
-    """
-    probe = mapping(container_named(mapping(template.get("spec")), ENGINE_CONTAINER).get("startupProbe"))
-    given = {name: value for name, value in probe.items() if isinstance(value, int)}
-    delay, period, failures = ((_PROBE_DEFAULTS | given)[name] for name in _PROBE_DEFAULTS)
-    seconds = max(delay + period * failures + BEFORE_ENGINE_SECONDS, MIN_START_SECONDS)
-    return timedelta(seconds=min(seconds, MAX_SECONDS))
 
 
 def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> dict[str, Any]:

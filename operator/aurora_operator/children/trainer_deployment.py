@@ -2,8 +2,7 @@
 
 Why a Deployment: when a node is lost, its pod stays in the API server as Terminating. A StatefulSet waits for such a
 pod for ever, and nobody trains. A ReplicaSet starts the next pod on another node as soon as the former is being
-deleted. The pod tolerates a lost node for :data:`LOST_NODE_SECONDS`. Its volumes are empty ones, so nothing binds the
-trainer to a node.
+deleted. Its volumes are empty ones, so nothing binds the trainer to a node.
 
 Invariants:
 
@@ -19,8 +18,6 @@ A suspended trainer runs only while something needs it (``plan/wanted_children.p
 
 from __future__ import annotations
 
-from typing import Any
-
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.inference_deployment import SHM_MOUNT, SHM_VOLUME, engine_image
 from aurora_operator.children.metadata import TRAINER, child, selector, trainer_name
@@ -29,7 +26,6 @@ from aurora_operator.children.pod_template import (
     container,
     environment,
     gpus_of,
-    mapping,
     pod_template,
     resources_of,
     store_credentials,
@@ -42,12 +38,6 @@ from aurora_protocol.pod_settings import TrainerSettings
 
 TRAINER_MODULE = "aurora_runtime.training"
 GRACE_PERIOD_SECONDS = 60
-LOST_NODE_SECONDS = 30
-"""How long the pod stays on a node that is not ready or not reachable. Kubernetes' default is 300.
-
-Kubernetes notices a lost node after about 50 s (``node-monitor-grace-period``).
-"""
-LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 _STRATEGY = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
 
 
@@ -91,7 +81,6 @@ def trainer_deployment(owner: Owner, spec: SpeculatorSpec, config: OperatorConfi
         "volumes": [SHM_VOLUME],
     }
     template = pod_template(owner, spec, config, TRAINER, pod, spec.training.template)
-    template["spec"]["tolerations"] = with_lost_node_tolerations(template["spec"].get("tolerations"))
     made = child(
         owner,
         "apps/v1",
@@ -107,16 +96,3 @@ def trainer_deployment(owner: Owner, spec: SpeculatorSpec, config: OperatorConfi
         },
     )
     return with_template_labels(made)
-
-
-def with_lost_node_tolerations(tolerations: Any) -> Any:
-    """The user's tolerations, and ours for each taint of a lost node that the user's do not name."""
-    if tolerations is not None and not isinstance(tolerations, list):
-        return tolerations  # the API server refuses it in its own words
-    given = list(tolerations or ())
-    named = {mapping(item).get("key") for item in given}
-    return given + [
-        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_SECONDS}
-        for key in LOST_NODE_TAINTS
-        if key not in named
-    ]

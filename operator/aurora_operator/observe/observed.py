@@ -190,8 +190,8 @@ TAKEN_OVER = "TakenOver"
 RECORDS_LOST = "RecordsLost"
 """Reason of a store that can be read, and lacks the channel or its newest records."""
 TRAINER_SILENCE = timedelta(minutes=5)
-"""Time without a change after which the trainer's record tells nothing about the present. A waiting trainer rewrites
-its record after 45 s at the latest. At rest the operator reads the record about once a minute."""
+"""Age after which the trainer's record tells nothing about the present. A waiting trainer rewrites its record after
+45 s at the latest, and at rest the operator reads the record every 30 s."""
 
 
 @dataclass(frozen=True)
@@ -210,9 +210,6 @@ class StoreView:
     The verdicts are the operator's own, computed from the samples with the bars of the spec.
     """
     trainer: TrainerStatus | None = None
-    trainer_changed: datetime | None = None
-    """When the operator saw the time in the trainer's record change, by the operator's own clock. None: it has seen no
-    change yet, because it has just started or opened the store."""
     trainer_error: str = ""
     """Why the trainer's status could not be parsed. The view is good all the same: the record decides nothing about
     drafts. It can only delay a measurement."""
@@ -222,13 +219,11 @@ class StoreView:
         return not self.error
 
     def trainer_is_silent(self, now: datetime) -> bool:
-        """Whether the trainer's record has not changed for :data:`TRAINER_SILENCE`, by the operator's clock.
+        """Whether the trainer wrote nothing for :data:`TRAINER_SILENCE`.
 
-        Until a change was seen, the record's own time counts. A time far before or after ``now`` counts as silence.
+        A time far after ``now`` counts as silence too.
         """
-        if self.trainer is None:
-            return False
-        return abs(now - (self.trainer_changed or self.trainer.updated)) > TRAINER_SILENCE
+        return self.trainer is not None and abs(now - self.trainer.updated) > TRAINER_SILENCE
 
     @property
     def newest(self) -> int | None:
@@ -310,10 +305,6 @@ class Observed:
     fencing_epoch: int = 0
     """The highest epoch for which an agent refused our last requests; 0: no agent has seen a higher epoch than ours."""
     user_requests: UserRequests = UserRequests()
-    has_finalizer: bool = False
-    """Whether our finalizer keeps the resource until its stored objects are deleted."""
-    finalizer_refused: bool = False
-    """The API server refused to add or remove our finalizer in the last reconcile."""
     apply_errors: tuple[str, ...] = ()
     """The children that the API server refused in the last reconcile, each with the API server's reason."""
     refused_job: RefusedJob | None = None

@@ -14,7 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -24,7 +24,6 @@ from aurora_operator.children.metadata import (
     TRAINER,
     VALIDATOR,
     component_of,
-    has_finalizer,
     is_own_pod,
     keys_name,
     selector_text,
@@ -69,7 +68,6 @@ class Observer:
         self.store = StoreAccess(self._secrets, stores)
         self._agents = AgentStates(agents)
         self._counter_history = CounterHistory()
-        self._generation = 0
 
     async def speculator(self) -> Object:
         """The custom resource. Raises :class:`Gone`, :class:`KubernetesError`."""
@@ -87,10 +85,6 @@ class Observer:
         Raises :class:`InvalidSpec`, :class:`KubernetesError`.
         """
         owner, spec, status, fault = parse_usable(stored)
-        if owner.generation != self._generation:
-            # A changed spec may name other Secrets, and who corrects a Secret often touches the spec as well.
-            self._secrets.forget()
-            self._generation = owner.generation
         live = await self.children(owner)
         all_pods = [obj for obj in live.values() if obj["kind"] == "Pod"]
         inference = [pod for pod in all_pods if component_of(pod) == INFERENCE]
@@ -100,7 +94,6 @@ class Observer:
         pods = await self._agents.of(_inference_pods(inference), token)
         requests = user_requests(stored)
         store = await self.store.view(owner, spec, store_needs(owner, spec, status, jobs, requests))
-        self._doubt_secrets(owner, pods, jobs, token)
         deployment = live.get(("Deployment", owner.name))
         observed = Observed(
             owner=owner,
@@ -116,7 +109,6 @@ class Observer:
             disruptions_allowed=kubernetes_views.disruptions_allowed(live.get(("PodDisruptionBudget", owner.name))),
             recent_counters=self._counter_history.update(pods, datetime.now(UTC)),
             user_requests=requests,
-            has_finalizer=has_finalizer(stored),
             spec_fault=fault,
         )
         return Snapshot(observed, live, token)
@@ -131,21 +123,8 @@ class Observer:
         return {key: obj for key, obj in labelled.items() if _is_ours(owner, obj, labelled)}
 
     async def _agent_token(self, owner: Owner) -> str:
-        name = keys_name(owner)
-        secret = await self._secrets.find(name)
-        if secret is not None and not owner.owns(secret):
-            self._secrets.doubt(name)
-            return ""
-        return "" if secret is None else secret_value(secret, AGENT_TOKEN)
-
-    def _doubt_secrets(self, owner: Owner, pods: Sequence[PodView], jobs: Sequence[JobView], token: str) -> None:
-        """Read a Secret again soon where something speaks against its value."""
-        # A pod cannot start without the Secret with the keys, so a pod that does not come up may mean that it is gone.
-        # An agent that refuses the token has no state either.
-        stuck = any(pod.scheduled and not pod.terminating and pod.agent is None for pod in pods)
-        measures = any(not (job.finished or job.suspended) for job in jobs)
-        if token and (stuck or measures):
-            self._secrets.doubt(keys_name(owner))
+        secret = await self._secrets.find(keys_name(owner))
+        return "" if secret is None or not owner.owns(secret) else secret_value(secret, AGENT_TOKEN)
 
 
 def _is_ours(owner: Owner, obj: Object, labelled: Children) -> bool:

@@ -55,12 +55,6 @@ class EventNote:
 class Plan:
     """The parts in the order in which they are done."""
 
-    finalizer: bool | None = None
-    """Add or remove our finalizer. The actor does nothing else in this reconcile. If the API server refuses the
-    finalizer, the rest of the plan goes on.
-
-    None: the finalizer is as it should be.
-    """
     create_keys: bool = False
     children: tuple[Object, ...] = ()
     advance: Channel | None = None

@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.status import MAX_REJECTED, AttemptReason, CandidatePhase, CandidateStatus, RolloutPhase
-from aurora_api.v1alpha1.store import DeletionPolicy
 from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.children.inference_deployment import served_image
 from aurora_operator.children.metadata import job_name
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import TAKING_OVER, Observed
+from aurora_operator.observe.observed import Observed
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import lending
 from aurora_operator.plan.actions import LeaseRequest, Plan, Swap
@@ -46,12 +45,9 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     Args:
         since_written: age of the stored status. Figures that change all the time are written only after a while.
     """
-    finalizer = _finalizer_change(observed)
-    if finalizer is not None and _finalizer_comes_first(observed, wanted=finalizer):
-        return Plan(finalizer=finalizer, moving=True)
     if not (observed.keys_exist or observed.name_taken or observed.apply_errors):
         # Without the keys nothing of the store can be read. Nobody needs to know, because they are there at once.
-        return Plan(finalizer=finalizer, create_keys=True, moving=True)
+        return Plan(create_keys=True, moving=True)
     stored, usable = observed.store, usable_store(observed, now)
     observed = replace(observed, store=usable.view)
     may_decide = observed.store.ok and observed.store.channel is not None
@@ -63,7 +59,6 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     advance = usable.takeover or made.advance
     return replace(
         made,
-        finalizer=finalizer,
         create_keys=not observed.keys_exist,
         children=() if upgrade is None else children(observed, config, upgrade),
         advance=None if advance is None else with_digests(advance, stored),
@@ -74,31 +69,13 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     )
 
 
-def _finalizer_change(observed: Observed) -> bool | None:
-    """Whether to add or remove our finalizer; None when it is as it should be."""
-    wanted = observed.spec.store.deletion_policy is DeletionPolicy.DELETE
-    return None if observed.has_finalizer is wanted else wanted
-
-
-def _finalizer_comes_first(observed: Observed, *, wanted: bool) -> bool:
-    """Whether this plan sets the finalizer and nothing else, because that changes the version of the resource.
-
-    If the API server refuses the finalizer, the rest goes on, so that a served draft can still be rolled back. But
-    nothing is stored for the first time before the finalizer is there.
-    """
-    must_hold = wanted and observed.status.active is None
-    return must_hold or not observed.finalizer_refused
-
-
 def _plan_without_channel(observed: Observed, now: datetime) -> Plan:
     """The plan while no channel can be read: write the channel's first record once the initial draft is registered."""
     old = observed.status
     kept = StatusChanges(old.rollout, old.operator_state, old.candidate, frozenset(old.rejected))
     status = status_of(observed, rollout_pods(observed), kept, now)
     advance = first_channel(observed.store, now) if observed.store.ok else None
-    # While the store cannot be read, nothing is under way. The schedule of store reads says when to look again.
-    moving = observed.store.ok or observed.store.reason == TAKING_OVER
-    return Plan(advance=advance, status=status, notes=tuple(notes(old, status, ())), moving=moving)
+    return Plan(advance=advance, status=status, notes=tuple(notes(old, status, ())), moving=observed.store.ok)
 
 
 def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime) -> Plan:
@@ -138,7 +115,7 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
         notes=tuple(notes(old, status, events)),
         decisions=tuple(event.reason for event in events),
         decides_versions=True,
-        moving=_is_moving(observed, pods, step) or bool(swaps) or measurement.moving or advance is not None,
+        moving=_is_moving(observed, pods, step) or bool(swaps or measurement.leases),
     )
 
 
@@ -150,9 +127,6 @@ class _Measurement:
     job: Object | None
     obsolete_jobs: tuple[str, ...]
     leases: tuple[LeaseRequest, ...]
-    moving: bool
-    """A Job runs, or something is asked for now. A candidate that waits for a replica waits for pods and the disruption
-    budget, whose changes are events. So is the resumption of a suspended Job."""
 
 
 def _measurement(
@@ -168,14 +142,12 @@ def _measurement(
     lent = lending.lend_replica(observed, validated.candidate, _fencing_epoch(observed), may_lend=may_lend)
     candidate = _candidate_after(lent.candidate, step)
     wanted = None if is_at_rest(observed.spec) else validated.job
-    runs = any((view.version, view.attempt) == wanted and not view.suspended for view in observed.jobs)
     new_job = _job_to_create(observed, config, wanted, lent) if rollout_rests and not observed.spec_fault else None
     return _Measurement(
         candidate=candidate,
         job=new_job,
         obsolete_jobs=obsolete_jobs(observed.jobs, wanted, candidate.job if candidate else None),
         leases=lent.leases,
-        moving=runs or new_job is not None or bool(lent.leases),
     )
 
 
@@ -278,17 +250,7 @@ def _job_to_create(
 
 
 def _is_moving(observed: Observed, pods: tuple[Pod, ...], step: Step) -> bool:
-    """Whether pods or the rollout are under way, so that the next reconcile should come soon.
-
-    A pod that waits for a node, or whose container cannot start, may do so forever, also when it is an update's extra
-    pod. Kubernetes reports its next change as an event, so nobody needs to look.
-    """
-    stuck = {view.name for view in observed.pods if view.waits_for_node or (view.waiting and not view.ready)}
-    changing = any(pod.swapping or (not pod.ready and pod.name not in stuck) for pod in pods)
-    refused = observed.deployment is not None and bool(observed.deployment.message)
-    wanted, able = observed.spec.serving.replicas, sum(pod.name not in stuck for pod in pods)
-    counting = (len(pods) < wanted or able > wanted) and not refused
+    """Whether a roll goes on, or a pod does not serve the active version yet."""
     roll, channel = step.rollout, observed.store.channel
-    ended = roll.phase is RolloutPhase.IDLE and channel is not None and roll.version != channel.active
-    returning = ended and any(pod.ready and pod.version == roll.version for pod in pods)
-    return changing or counting or returning or (roll.phase is not RolloutPhase.IDLE and not roll.paused)
+    serving = sum(pod.ready and channel is not None and pod.version == channel.active for pod in pods)
+    return serving != observed.spec.serving.replicas or (roll.phase is not RolloutPhase.IDLE and not roll.paused)

@@ -75,7 +75,7 @@ class SimulatedOperator:
         versions = status.versions() | (frozenset[int]() if pin is None else {pin})
         seen = replace(
             self._seen,
-            store=replace(self._store.view(versions), trainer_changed=now),
+            store=self._store.view(versions),
             observation_gap=self._observed_time.has_gap(now, steady),
             fencing_epoch=self._fencing_epoch,
             refused_job=self._refused,

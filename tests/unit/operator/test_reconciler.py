@@ -27,7 +27,7 @@ from aurora_operator.children.metadata import FINALIZER
 from aurora_operator.errors import Gone, KubernetesError
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import JobView, Observed, RefusedJob, StoreView
+from aurora_operator.observe.observed import Observed, RefusedJob, StoreView
 from aurora_operator.observe.observer import Snapshot
 from aurora_operator.observe.stored_resource import status_of
 from aurora_operator.plan import Plan
@@ -236,6 +236,21 @@ async def test_a_speculator_that_is_deleted_is_gone_and_so_is_one_that_was_creat
         await rig.reconcile()
 
 
+async def test_our_finalizer_comes_before_anything_is_stored_and_goes_with_the_policy() -> None:
+    rig = Rig.of(observed())
+    rig.put(MINIMAL | {"store": MINIMAL["store"] | {"deletionPolicy": "Delete"}}, STATUS)
+    rig.api.faults["patch AuroraSpeculator"] = KubernetesError("denied", 403)
+    with pytest.raises(KubernetesError):
+        await rig.reconcile()
+    assert rig.actor.acts == 0
+    rig.api.faults.clear()
+    await rig.reconcile()
+    assert rig.api.objects["AuroraSpeculator", OWNER.name]["metadata"]["finalizers"] == [FINALIZER]
+    rig.put(MINIMAL, STATUS, finalizers=[FINALIZER])
+    await rig.reconcile()
+    assert rig.api.objects["AuroraSpeculator", OWNER.name]["metadata"]["finalizers"] == []
+
+
 async def test_our_finalizer_is_removed_and_then_the_speculator_is_gone() -> None:
     """Its policy is Retain, so nothing is deleted in the store. Only its deletion is shown meanwhile."""
     rig = Rig()
@@ -275,17 +290,15 @@ async def test_the_next_plan_knows_what_an_act_found_out(clock: Clock, monkeypat
 
     def recorded(world: Observed, config: Any, now: datetime, status_age: timedelta) -> Plan:
         seen.append((world, status_age))
-        return Plan(decisions=("Promoted",), finalizer=True)
+        return Plan(decisions=("Promoted",))
 
     counted = list[tuple[str, ...]]()
     monkeypatch.setattr(FIGURES, "count_decisions", lambda *parts: counted.append(parts[-1]))
     monkeypatch.setattr(reconciler_module, "plan", recorded)
     rig = Rig.of(observed())
     await rig.reconcile()
-    assert counted == [], "a plan with a finalizer that was accepted ends there, and the next plan decides the same"
     found = ExecutionResult(
         fencing_epoch=7,
-        finalizer_refused=True,
         apply_errors=("Service chat: no",),
         refused_job=RefusedJob("j", "no"),
         name_taken=("Secret chat-keys",),
@@ -295,10 +308,10 @@ async def test_the_next_plan_knows_what_an_act_found_out(clock: Clock, monkeypat
     for _ in range(2):
         await rig.reconcile()
     (_, _), (_, former_age), (world, age) = seen
-    for name in ("fencing_epoch", "finalizer_refused", "apply_errors", "refused_job", "name_taken"):
+    for name in ("fencing_epoch", "apply_errors", "refused_job", "name_taken"):
         assert getattr(world, name) == getattr(found, name)
     assert (former_age, age) == (timedelta(seconds=clock.seconds), timedelta()), "the status was written"
-    assert counted == [("Promoted",)] * 2
+    assert counted == [("Promoted",)] * 3
 
 
 async def delays_of(rig: Rig, clock: Clock, seconds: float) -> list[float]:
@@ -311,15 +324,10 @@ async def delays_of(rig: Rig, clock: Clock, seconds: float) -> list[float]:
 
 
 NO_DRAFT = observed(store=StoreView(), pods=(), status=SpeculatorStatus())
-MEASURED = CandidateStatus(version=1, phase=CandidatePhase.VALIDATING, job="chat-validate-v1-1", since=NOW)
-PENDING = JobView(name="chat-validate-v1-1", version=1, attempt=1, waiting="Unschedulable")
-MEASURING = observed(store=store(0, 1), status=SpeculatorStatus(candidate=MEASURED), jobs=(PENDING,))
 PASSED = SpeculatorStatus(candidate=CandidateStatus(version=1, phase=CandidatePhase.VALIDATED))
 CANARY = observed(store=store(0, 1, evidence=(evidence(1, VerdictKind.PASS),)), status=PASSED)
 """Its roll begins, and waits for traffic."""
 REFUSED = ExecutionResult(apply_errors=("Service chat: forbidden",))
-FINALIZER_REFUSED = ExecutionResult(finalizer_refused=True, apply_errors=("the finalizer of store.deletionPolicy: no",))
-DELETING = spec(serving={"replicas": 2}, store=MINIMAL["store"] | {"deletionPolicy": "Delete"})
 
 
 async def test_a_speculator_at_rest_is_reconciled_every_few_minutes(clock: Clock) -> None:
@@ -327,10 +335,9 @@ async def test_a_speculator_at_rest_is_reconciled_every_few_minutes(clock: Clock
     assert set(delays[-10:]) == {LONGEST_REST}
 
 
-@pytest.mark.parametrize("world", [NO_DRAFT, MEASURING], ids=["no draft", "measuring"])
-async def test_what_may_take_days_comes_to_rest(clock: Clock, world: Observed) -> None:
-    """A trainer in a queue, or a measurement without a free GPU. Pods, Jobs and the store wake the task."""
-    delays = await delays_of(Rig.of(world), clock, 12 * 3600)
+async def test_what_may_take_days_comes_to_rest(clock: Clock) -> None:
+    """A trainer in a queue. Pods and the store wake the task."""
+    delays = await delays_of(Rig.of(NO_DRAFT), clock, 12 * 3600)
     assert delays[:5] == [BUSY_POLL_SECONDS] * 5
     waited = 0.0
     for delay in delays:
@@ -359,10 +366,9 @@ async def test_a_change_of_the_decided_status_makes_the_reconciles_frequent_agai
     ("world", "refused"),
     [
         (observed(), REFUSED),
-        (observed(spec=DELETING, status=SpeculatorStatus(active=VersionStatus(version=0))), FINALIZER_REFUSED),
         (observed(store=StoreView(lineage=None), pods=(), status=SpeculatorStatus()), REFUSED),
     ],
-    ids=["child", "finalizer", "new speculator"],
+    ids=["child", "new speculator"],
 )
 async def test_a_refused_write_is_tried_again_after_growing_delays(
     clock: Clock, world: Observed, refused: ExecutionResult

@@ -22,11 +22,10 @@ from aurora_operator.speculator_tasks import (
     AT_ONCE,
     DEBOUNCE_SECONDS,
     MAX_BACKOFF_SECONDS,
-    MAX_QUICK_RETRIES,
     MAX_RECONCILE_SECONDS,
     SpeculatorTasks,
 )
-from aurora_store.errors import ObjectExists, StoreError
+from aurora_store.errors import StoreError
 from tests.example_count import example_count
 from tests.unit.operator.virtual_time import now, run
 
@@ -117,26 +116,23 @@ def test_a_change_during_the_rest_ends_the_rest() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [KubernetesError("away"), NotFound("404", 404), StoreError("away"), ValueError("4300 digits"), RecursionError("x")],
+    [
+        KubernetesError("away"),
+        NotFound("404", 404),
+        Conflict("409", 409),
+        StoreError("away"),
+        ValueError("4300 digits"),
+    ],
 )
 def test_failures_are_tried_again_with_a_jittered_backoff(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """No error ends the task while the speculator exists."""
-    longest = [1.0, 2, 4, 8, 16, 32, MAX_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS]
+    longest = [0.5, 1, 2, 4, 8, 16, 32, MAX_BACKOFF_SECONDS]
     turns = ((0.0, error),) * 8
     drawn = reconciles_of(*turns, seconds=300).gaps()[:8]
     assert all(longest[i] / 2 <= drawn[i] <= longest[i] for i in range(8))
     monkeypatch.setattr(random, "uniform", lambda low, high: high)
     again = reconciles_of(*turns, (0.0, None), (0.0, error), seconds=300)
-    assert again.gaps() == [*longest, REST_SECONDS, 1.0], "a success in between begins anew"
-
-
-@pytest.mark.parametrize("error", [Conflict("somebody else", 409), ObjectExists("channel/7.json")])
-def test_conflicts_are_retried_at_once_and_after_five_in_a_row_with_a_backoff(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(random, "uniform", lambda low, high: high)
-    recorded = reconciles_of(*((0.0, error),) * 13, seconds=300)
-    assert recorded.gaps()[:13] == [0.5] * MAX_QUICK_RETRIES + [1, 2, 4, 8, 16, 32, 60, 60]
+    assert again.gaps() == [*longest, REST_SECONDS, 0.5], "a success in between begins anew"
 
 
 def test_a_change_ends_a_backoff() -> None:

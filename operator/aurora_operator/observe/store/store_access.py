@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
 from http import HTTPStatus
 from math import inf
 from typing import Any, Final, TypeVar
@@ -34,7 +33,6 @@ from aurora_operator.observe.secret_values import SecretReader, secret_value
 from aurora_operator.observe.store.signed_records import RecordKeys
 from aurora_operator.observe.store.store_reader import StoreNeeds, StoreReader, unreachable
 from aurora_protocol.draft_records import Channel
-from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import StoreConfig
 from aurora_store.deadline import total_deadline
 from aurora_store.errors import StoreError
@@ -45,10 +43,8 @@ MAX_CALLS: Final = 64
 """Reads and writes of stores under way at a time. The others wait."""
 CALL_SECONDS: Final = 20.0
 """Deadline of one read or write, the wait for its turn included."""
-MIN_PAUSE_SECONDS, REST_SECONDS = 2.0, 60.0
+MIN_PAUSE_SECONDS, REST_SECONDS = 2.0, 30.0
 """Seconds between two reads. They double from the first to the second while nothing changes."""
-TRAINING_SECONDS = 15.0
-"""The longest such pause while the trainer learns, because a candidate may come at any time."""
 _THREADS: Final = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="store")
 
 _Settings = tuple[StoreConfig, RecordKeys]
@@ -90,7 +86,6 @@ class StoreAccess:
         """``clock`` returns monotonic seconds."""
         self._secrets, self._policy, self._clock = secrets, policy, clock
         self._settings: _Settings | None = None
-        self._config: StoreConfig | None = None
         self.calls = StoreCalls()
         self.reader: StoreReader | None = None
         """The open store; None until its settings were found, and after a call that was abandoned."""
@@ -100,47 +95,34 @@ class StoreAccess:
         """What the last view was read for."""
         self._pause_seconds = MIN_PAUSE_SECONDS
         self._due_seconds = inf
-        self._expects_keys = False
-        """The operator made the Secret with the keys since the last view."""
-        self._trainer: TrainerStatus | None = None
-        """The trainer's record that was read last."""
-        self._trainer_changed: datetime | None = None
-        """When the time in that record changed last, by the operator's own clock. The trainer's may be another one."""
 
     async def view(self, owner: Owner, spec: SpeculatorSpec, needs: StoreNeeds) -> StoreView:
         """The records that are needed, read again where a read is due. Raises :class:`KubernetesError`."""
-        self._expects_keys = False
         settings = await self._find_settings(owner, spec)
         if isinstance(settings, StoreView):
             self._settings, self._due_seconds = None, inf
             return settings
         if settings != self._settings:
             self._settings, self.reader, self._view = settings, None, None
-            self._trainer = self._trainer_changed = None
-        is_new = needs != self._needs
-        if self._view is None or is_new or self._clock() >= self._due_seconds:
-            view, _ = await self._look(settings, needs)
-            reference = spec.store.credentials.secret_ref
-            if not view.ok and reference is not None:
-                # A store that refuses rotated credentials says so in many ways, so other failures are a reason to look.
-                self._secrets.doubt(reference.name)
-            return view
+        if self._view is None or needs != self._needs or self._clock() >= self._due_seconds:
+            await self._look(settings, needs)
+        assert self._view is not None, "a look keeps its view"
         return self._view
 
     async def has_news(self) -> bool:
         """Whether the store has something new to tell, by a read if one is due. Asks nothing else."""
-        if self._expects_keys or self._settings is None or self._view is None or self._needs is None:
+        if self._settings is None or self._view is None or self._needs is None:
             return True
-        return self._clock() >= self._due_seconds and (await self._look(self._settings, self._needs))[1]
+        return self._clock() >= self._due_seconds and await self._look(self._settings, self._needs)
 
-    async def _look(self, settings: _Settings, needs: StoreNeeds) -> tuple[StoreView, bool]:
-        """Read the store. Returns the new view, and whether its records are other ones, or read for other needs."""
-        former, read = self._view, await self._read(settings, needs)
-        learns = self._note_trainer(read.trainer)
-        is_new = needs != self._needs or former is None or _records(former) != _records(read)
-        self._view, self._needs = replace(read, trainer_changed=self._trainer_changed), needs
-        self._plan_next_read(is_new=is_new, learns=learns)
-        return self._view, is_new
+    async def _look(self, settings: _Settings, needs: StoreNeeds) -> bool:
+        """Read the store. Returns whether its records are other ones, or read for other needs."""
+        former, self._view = self._view, await self._read(settings, needs)
+        is_new = needs != self._needs or former is None or _records(former) != _records(self._view)
+        self._needs = needs
+        pause = self._pause_seconds = MIN_PAUSE_SECONDS if is_new else min(2 * self._pause_seconds, REST_SECONDS)
+        self._due_seconds = self._clock() + pause * random.uniform(1.0, 1.2)  # noqa: S311 - jitter
+        return is_new
 
     async def advance(self, channel: Channel) -> None:
         """Write the channel's next record.
@@ -161,37 +143,11 @@ class StoreAccess:
         """Read the store for the next view: an agent has seen a decision that this operator does not know."""
         self._view = None
 
-    def keys_made(self, owner: Owner) -> None:
-        """The operator made the Secret with the keys just now."""
-        self._secrets.drop(keys_name(owner))
-        self._expects_keys = True
-
     def seconds_until_due(self) -> float:
         """Seconds until a read is due although nothing else happens."""
-        if self._expects_keys or (self._settings is not None and self._view is None):
+        if self._settings is not None and self._view is None:
             return 0.0
         return max(0.0, self._due_seconds - self._clock())
-
-    def _note_trainer(self, record: TrainerStatus | None) -> bool:
-        """Note whether the time in the trainer's record changed since the last read. Returns whether it learns.
-
-        The first record of a store is no change: nobody knows how long it has been there.
-        """
-        former = self._trainer
-        if record is None:
-            return False
-        self._trainer = record
-        if former is None or record.updated == former.updated:
-            return False
-        self._trainer_changed = datetime.now(UTC)
-        return record.phase is TrainerPhase.TRAINING or record.step != former.step
-
-    def _plan_next_read(self, *, is_new: bool, learns: bool) -> None:
-        if is_new:
-            self._pause_seconds = MIN_PAUSE_SECONDS
-        pause = min(self._pause_seconds, TRAINING_SECONDS if learns else REST_SECONDS)
-        self._due_seconds = self._clock() + pause * random.uniform(1.0, 1.2)  # noqa: S311 - jitter
-        self._pause_seconds = min(2 * self._pause_seconds, REST_SECONDS)
 
     async def _read(self, settings: _Settings, needs: StoreNeeds) -> StoreView:
         known, self.reader = self.reader, None  # an abandoned call still uses it
@@ -220,7 +176,6 @@ class StoreAccess:
             return StoreView(reason=SIGNING_KEYS_MISSING, error=f"the operator is making the Secret {name}")
         keys = RecordKeys.of(owner, secret) if owner.owns(secret) else None
         if keys is None:
-            self._secrets.doubt(name)
             text = f"the Secret {name} is not the one that the operator made: restore it, or delete it"
             return StoreView(reason=SIGNING_KEYS_MISSING, error=text)
         return config, keys
@@ -243,7 +198,6 @@ class StoreAccess:
                 return StoreView(reason="SecretMissing", error=text)
             access, secret = (secret_value(found, key) for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"))
             if not access or not secret:
-                self._secrets.doubt(reference.name)
                 text = f"the Secret {reference.name} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 return StoreView(reason="SecretIncomplete", error=text)
         return StoreConfig(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.status import SpeculatorStatus, StartStatus
-from aurora_operator.children.inference_deployment import start_deadline
+from aurora_operator.children.inference_deployment import START_LIMIT
 from aurora_operator.observe.observed import ContainerFailure, Observed
 from aurora_operator.plan.conditions.content import ConditionContent
 
@@ -54,9 +54,8 @@ def start_fault(
         return None
     if why := _failing_container(observed):
         return ConditionContent(True, START_FAILED, why)
-    limit = start_deadline(observed.deployed.template if observed.deployed else {})
-    if start.since is not None and now - start.since > limit:
-        minutes = limit // timedelta(minutes=1)
+    if start.since is not None and now - start.since > START_LIMIT:
+        minutes = START_LIMIT // timedelta(minutes=1)
         return ConditionContent(True, START_TIMEOUT, f"No pod became ready within {minutes} minutes: {waits_for}")
     return None
 

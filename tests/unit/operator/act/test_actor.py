@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,8 +10,6 @@ import pytest
 from aurora_api.v1alpha1.status import SpeculatorStatus, VersionStatus
 from aurora_operator.act.actor import Actor, ExecutionResult
 from aurora_operator.act.event_recorder import EventRecorder
-from aurora_operator.children.metadata import FINALIZER
-from aurora_operator.children.owner import Owner
 from aurora_operator.children.supporting_objects import services
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.errors import Conflict, KubernetesError
@@ -38,7 +36,6 @@ class World(FakeApi):
         metadata = {"namespace": OWNER.namespace, "name": OWNER.name, "uid": OWNER.uid}
         self.put({"kind": "AuroraSpeculator", "metadata": metadata, "spec": MINIMAL})
         self.put({"kind": "Job", "metadata": {**LABELS, "name": "old"}})
-        self.keys_made_for: list[Owner] = []
 
     async def swap(self, ip: str, token: str, request: SwapRequest) -> AgentState:
         assert token == "token"  # noqa: S105 - the snapshot's
@@ -51,9 +48,6 @@ class World(FakeApi):
 
     async def advance(self, made: Channel) -> None:
         self._record(f"channel {made.epoch}")
-
-    def keys_made(self, owner: Owner) -> None:
-        self.keys_made_for.append(owner)
 
     async def act(self, plan: Plan, status: SpeculatorStatus | None = None) -> ExecutionResult:
         """Execute ``plan``, made from an observation with ``status``."""
@@ -95,7 +89,6 @@ async def test_the_order_is_children_channel_status_jobs_swaps_leases_events() -
     world = World()
     assert await world.act(FULL) == ExecutionResult(wrote_status=True)
     assert world.writes == [*WRITTEN, *JOBS, *ASKED]
-    assert [owner.uid for owner in world.keys_made_for] == [OWNER.uid]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +129,6 @@ async def test_while_the_keys_are_not_ours_no_job_is_made_and_pods_that_serve_ar
     assert outcome.name_taken == ("Secret chat-keys",)
     asked = ["swap a", "swap b", "return c", "event Promoted"]
     assert world.writes[1:] == ["apply Service chat", "channel 2", *JOBS[:2], *asked]
-    assert world.keys_made_for == []
 
 
 async def test_agents_that_do_not_answer_hold_up_nobody_and_a_higher_epoch_is_told() -> None:
@@ -148,28 +140,3 @@ async def test_agents_that_do_not_answer_hold_up_nobody_and_a_higher_epoch_is_to
     for epoch in (None, 1, swap("a").request.epoch):
         busy = World(faults={"swap a": Fenced("a swap is running", epoch=epoch)})
         assert (await busy.act(FULL)).fencing_epoch == 0
-
-
-async def test_the_finalizer_is_written_alone_because_it_changes_the_resource_version() -> None:
-    world = World()
-    assert await world.act(replace(FULL, finalizer=True)) == ExecutionResult()
-    assert world.writes == ["patch AuroraSpeculator chat"]
-    assert world.objects["AuroraSpeculator", "chat"]["metadata"]["finalizers"] == [FINALIZER]
-
-
-async def test_a_refused_finalizer_holds_back_what_is_new_and_no_version_that_serves() -> None:
-    """Before anything is stored, the finalizer must be there. A served draft is still rolled back."""
-    refusal: dict[str, Exception] = {"patch AuroraSpeculator": DENIED}
-    world = World(faults=refusal)
-    with pytest.raises(KubernetesError, match="denied"):
-        await world.act(replace(FULL, finalizer=True))
-    assert world.writes == ["patch AuroraSpeculator chat"]
-    for wanted, status in ((True, SERVED), (False, SpeculatorStatus())):
-        world = World(faults=refusal)
-        outcome = await world.act(replace(FULL, finalizer=wanted), status)
-        assert (outcome.finalizer_refused, len(outcome.apply_errors)) == (True, 1)
-        assert world.writes[-5:] == ASKED
-    races: tuple[Exception, ...] = (Conflict("moved on", 409), UNAVAILABLE)
-    for error in races:
-        with pytest.raises(type(error)):
-            await World(faults={"patch AuroraSpeculator": error}).act(replace(FULL, finalizer=True), SERVED)

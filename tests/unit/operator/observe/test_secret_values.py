@@ -1,4 +1,4 @@
-"""A Secret that works is kept for a while. One that is missing, or doubted, is read again soon."""
+"""A Secret is kept for a while. One that is missing is looked for each time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from aurora_operator.errors import KubernetesError
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.secret_values import DOUBTED_SECONDS, KEPT_SECONDS, SecretReader, secret_value
+from aurora_operator.observe.secret_values import KEPT_SECONDS, SecretReader, secret_value
 from tests.unit.operator.fake_api import UNAVAILABLE, FakeApi
 
 
@@ -27,17 +27,10 @@ class Rig:
         return len(self.api.calls)
 
 
-async def test_a_secret_is_read_again_after_its_time_and_sooner_when_it_is_doubted() -> None:
+async def test_a_secret_is_read_again_after_its_time() -> None:
     rig = Rig()
     assert await rig.reads(KEPT_SECONDS) == 1
-    assert await rig.reads(DOUBTED_SECONDS) == 1
-    rig.reader.doubt("s3")
-    assert await rig.reads(KEPT_SECONDS) == 1, "at once, and the doubt is over"
-    reads = 0
-    for _ in range(10 * round(DOUBTED_SECONDS)):
-        rig.reader.doubt("s3")
-        reads += await rig.reads(1)
-    assert reads == 10, "a peer that always refuses does not make us read all the time"
+    assert await rig.reads(2 * KEPT_SECONDS) == 2
 
 
 async def test_a_missing_secret_is_looked_for_each_time_and_used_at_once() -> None:
@@ -56,15 +49,6 @@ async def test_an_error_is_raised_and_the_next_use_reads_again(error: Kubernetes
         await rig.reader.find("s3")
     rig.api.faults.clear()
     assert await rig.reader.find("s3") is not None
-
-
-async def test_a_dropped_or_forgotten_secret_is_read_at_once() -> None:
-    rig = Rig()
-    await rig.reader.find("s3")
-    rig.reader.drop("s3")
-    assert await rig.reads(2) == 1
-    rig.reader.forget()
-    assert await rig.reads(2) == 1
 
 
 def test_a_value_that_is_no_text_counts_as_missing() -> None:

@@ -94,24 +94,10 @@ def test_a_measurement_begins_where_no_trainer_reports_a_count(unknown: TrainerS
     assert "ValidationStarted" in events(begins)
 
 
-SKEWS = [timedelta(minutes=-6), timedelta(0), timedelta(days=1)]
-
-
-@pytest.mark.parametrize("skew", SKEWS, ids=str)
-def test_the_age_of_a_report_counts_by_the_operators_clock(skew: timedelta) -> None:
-    """The trainer's clock is wrong by ``skew``."""
-    reports = replace(store(0, 1), trainer=record(0, -skew), trainer_changed=NOW)
-    world = observed(store=reports)
-    for age in (timedelta(0), TRAINER_SILENCE):
-        assert made(world, NOW + age).job is None, "the trainer reports"
+def test_the_report_of_a_silent_trainer_holds_back_no_measurement() -> None:
+    world = observed(store=replace(store(0, 1), trainer=record(0)))
+    assert made(world, NOW + TRAINER_SILENCE).job is None, "the trainer reports"
     assert made(world, NOW + TRAINER_SILENCE + timedelta(seconds=1)).job is not None, "the trainer is silent"
-
-
-@pytest.mark.parametrize("skew", SKEWS, ids=str)
-def test_a_restarted_operator_measures_unless_the_records_own_time_is_near(skew: timedelta) -> None:
-    """It has seen no change of the record yet."""
-    found = replace(store(0, 1), trainer=record(0, -skew), trainer_changed=None)
-    assert (made(observed(store=found)).job is None) is (abs(skew) <= TRAINER_SILENCE)
 
 
 @pytest.mark.parametrize("age", [timedelta(0), TRAINER_SILENCE * 2, timedelta(days=9)], ids=str)

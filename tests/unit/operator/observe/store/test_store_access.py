@@ -7,7 +7,6 @@ import base64
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
@@ -23,7 +22,7 @@ from aurora_store.errors import StoreError
 from aurora_store.store_policy import StorePolicy, StoreRule
 from tests.assets.faulty_store import FaultyStore, faulty_store, whole
 from tests.assets.signing import secret_data
-from tests.unit.operator.worlds import NOW, OWNER, spec, store, trainer_record
+from tests.unit.operator.worlds import OWNER, spec, store
 
 KEYS = {"secretRef": {"name": "s3"}}
 
@@ -124,29 +123,18 @@ def _schedule(monkeypatch: pytest.MonkeyPatch) -> Schedule:
 
 async def test_the_pauses_between_reads_double_until_rest_and_a_change_begins_anew(schedule: Schedule) -> None:
     schedule.reader.view = store(0)
-    assert await schedule.read_at(300) == [1, 3, 7, 15, 31, 63, 123, 183, 243]
+    assert await schedule.read_at(300) == [1, 3, 7, 15, 31, 61, 91, 121, 151, 181, 211, 241, 271]
     schedule.needs = replace(schedule.needs, moment=("another generation",))
     assert await schedule.read_at(10) == [1, 3, 7]
     schedule.reader.view = store(0, 1)
     assert (await schedule.read_at(100))[:3] == [5, 7, 11], "the read at 5 finds a new version"
 
 
-async def test_a_candidate_is_looked_for_more_often_while_the_trainer_learns(schedule: Schedule) -> None:
-    schedule.reader.view = store(0)
-    await schedule.read_at(300)
-    reads = list[int]()
-    for minute in range(5):
-        updated = NOW + timedelta(minutes=minute)
-        schedule.reader.view = store(0, trainer=trainer_record(updated=updated, step=minute))
-        reads += await schedule.read_at(60)
-    assert 5 <= len(reads) <= 15
-
-
 async def test_faults_are_read_again_with_backoff_and_a_person_does_not_wait_for_it(schedule: Schedule) -> None:
     for reason in ("InvalidRecord", "Unreachable"):
         schedule.reader.view = StoreView(reason=reason, error="a fault")
         await schedule.read_at(600)
-        assert len(await schedule.read_at(600)) == 10
+        assert len(await schedule.read_at(600)) == 20
     schedule.needs = replace(schedule.needs, pin=1)
     assert (await schedule.read_at(1)) == [1]
 
@@ -157,23 +145,6 @@ async def test_a_write_and_a_fence_are_a_reason_to_read(schedule: Schedule) -> N
     schedule.access.read_everything_next()
     assert schedule.access.seconds_until_due() == 0
     assert await schedule.read_at(1) == [1]
-
-
-async def test_the_change_of_the_trainers_record_is_noted_by_the_operators_clock(schedule: Schedule) -> None:
-    async def changed(updated: datetime | None) -> datetime | None:
-        trainer = None if updated is None else trainer_record(updated=updated)
-        schedule.reader.view = store(0, trainer=trainer)
-        schedule.access.read_everything_next()
-        return (await schedule.access.view(OWNER, schedule.spec, schedule.needs)).trainer_changed
-
-    far = NOW + timedelta(days=1)
-    assert await changed(None) is None
-    assert await changed(far) is None, "nobody knows how long it has been there"
-    first = await changed(far - timedelta(seconds=9))
-    assert first is not None
-    assert abs(datetime.now(UTC) - first) < timedelta(minutes=1)
-    assert await changed(None) == first, "no record is no change"
-    assert await changed(far - timedelta(seconds=9)) == first
 
 
 async def test_a_store_that_hangs_delays_an_observation_until_the_deadline_and_holds_one_thread() -> None:
