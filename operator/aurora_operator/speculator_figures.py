@@ -4,8 +4,8 @@ Why a collector and not one object per series: a speculator has about thirty ser
 collector keeps the few values of each speculator, and makes the series when Prometheus asks.
 
 Invariants: a value that is not known has no series. A figure in the status that cannot be parsed counts as not known,
-because a metric must never make a reconcile fail. A speculator's first scrape shows all counters of decisions at 0,
-because PromQL's ``increase`` does not see the first value of a new series.
+because a metric must never make a reconcile fail. The counters of decisions begin at 0 once a speculator is observed:
+PromQL's ``increase`` does not see the first value of a new series.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from prometheus_client.registry import Collector
 from aurora_api.v1alpha1.conditions import ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
 from aurora_operator.observe.observed import Observed, PodView
-from aurora_operator.plan.conditions.content import QUEUED
 from aurora_operator.plan.events import DECISIONS
 from aurora_operator.plan.figures import parse_ratio
 from aurora_protocol.training_records import TrainerStatus
@@ -38,10 +37,6 @@ _GAUGES: Final[Mapping[str, tuple[str, str]]] = {
         "",
         "1 while Ready is False only because no pod has served clients yet since the creation or a scale-up from zero,"
         " nothing has failed, and the time limit of the start is not over. Otherwise 0.",
-    ),
-    "trainer_queued": (
-        "",
-        "1 while the trainer's pod waits behind a scheduling gate, for example in a queue of Kueue. Otherwise 0.",
     ),
     "rollout_phase": ("phase", "1 for the present phase of the rollout. The other phases have no series."),
     "last_reconcile_timestamp_seconds": (
@@ -98,9 +93,6 @@ class _Speculator:
 
     values: _Values = field(default_factory=dict)
     decisions: Counter[str] = field(default_factory=Counter)
-    scraped: bool = False
-    """Whether a scrape has shown the counters of decisions at 0. The first reconcile after a change of the leader often
-    decides something before the first scrape, so the counters wait for that scrape."""
 
 
 class SpeculatorFigures(Collector):
@@ -153,8 +145,7 @@ class SpeculatorFigures(Collector):
         counters = CounterMetricFamily("aurora_speculator_decisions", _DECISIONS_HELP, labels=_labels("decision"))
         for key, speculator in speculators:
             for decision in DECISIONS:
-                counters.add_metric([*key, decision], speculator.decisions[decision] if speculator.scraped else 0)
-            speculator.scraped = True
+                counters.add_metric([*key, decision], speculator.decisions[decision])
         yield counters
 
 
@@ -168,12 +159,10 @@ def _status_values(status: SpeculatorStatus) -> dict[str, Mapping[str, float]]:
     begun = status.start is not None and status.start.since is not None
     starting = begun and ConditionType.STALLED not in true and ConditionType.STORAGE_READY in true
     candidate, training = status.candidate, status.training
-    queued = any(c.type is ConditionType.TRAINER_READY and c.reason == QUEUED for c in known)
     since = candidate.since if candidate is not None and candidate.phase is CandidatePhase.VALIDATING else None
     return {
         "condition": {c.type: float(c.status is ConditionStatus.TRUE) for c in known},
         "starting": {"": float(starting)},
-        "trainer_queued": {"": float(queued)},
         "rollout_phase": {status.rollout.phase: 1.0},
         "measurement_started_timestamp_seconds": {} if since is None else {"": since.timestamp()},
         "active_version": {"": float(status.active.version)} if status.active else {},

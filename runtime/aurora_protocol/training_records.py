@@ -78,12 +78,6 @@ class TrainerStatus(StoredRecord):
         default=None, ge=0, le=1, description="Share of held-out answer tokens that the draft's vocabulary map holds."
     )
     last_registered: RecordNumber | None = Field(default=None, description="The version registered last.")
-    steps_per_minute: float | None = Field(
-        default=None, ge=0, description="Optimizer steps per minute over the last minute or more of training."
-    )
-    highest_steps_per_minute: float | None = Field(
-        default=None, ge=0, description="Highest steps_per_minute since the trainer's process started."
-    )
     pending_shards: Count = Field(default=0, description="Shards of new traces that wait to be trained.")
     quarantined_shards: tuple[str, ...] = Field(
         default=(),

@@ -22,7 +22,7 @@ def shorten_pauses() -> None:
     reconciler.WATCHFUL_POLL_SECONDS = 3.0
     reconciler.REST_POLL_SECONDS = LONGEST_REST_SECONDS / (1 + reconciler.REST_JITTER)
     store_access.MIN_PAUSE_SECONDS = 1.0
-    store_access.TRAINING_SECONDS = store_access.REST_SECONDS = 2.0
+    store_access.REST_SECONDS = 2.0
 
 
 if __name__ == "__main__":

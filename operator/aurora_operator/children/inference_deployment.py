@@ -28,7 +28,6 @@ from aurora_operator.children.pod_template import (
     container,
     container_named,
     environment,
-    mapping,
     merge,
     pod_template,
     resources_of,

@@ -25,8 +25,6 @@ JOB_LABEL, TEMPLATE_HASH_LABEL = "batch.kubernetes.io/job-name", "pod-template-h
 ENGINE_CONTAINER = "sglang"
 """The container of an inference pod that runs the engine."""
 VERSION_LABEL, ATTEMPT_LABEL = "aurora.dev/version", "aurora.dev/attempt"
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-"""A user's label: Kueue holds a Job back until the named queue admits it."""
 FINALIZER = "aurora.dev/stored-data"
 """Keeps a speculator with ``store.deletionPolicy: Delete`` until its objects in the store are deleted."""
 INSTANCE_LABEL, COMPONENT_LABEL = "app.kubernetes.io/instance", "app.kubernetes.io/component"

@@ -19,7 +19,6 @@ from aurora_operator.children.metadata import (
     ATTEMPT_LABEL,
     ENGINE_CONTAINER,
     JOB_LABEL,
-    QUEUE_LABEL,
     VERSION_LABEL,
 )
 from aurora_operator.kubernetes_api import Object
@@ -68,7 +67,6 @@ def pod_view(pod: Object, explained: str = "") -> PodView:
         waiting=waiting,
         crash=_crash_text(held_up, explained),
         scheduler_message=unscheduled[:MAX_SCHEDULER_MESSAGE_CHARACTERS],
-        scheduling_gates=tuple(gate["name"] for gate in pod.get("spec", {}).get("schedulingGates") or ()),
         started_together=_started_together(status.get("containerStatuses") or ()),
         engine_started=_engine_started(status.get("containerStatuses") or ()),
         unreachable=_is_unreachable(pod),
@@ -157,14 +155,7 @@ def job_view(job: Object, pods: Iterable[Object] = (), now: datetime | None = No
         message=last_words or message,
         waiting=next((reason for pod in own_pods if (reason := _waiting_reason(pod))), ""),
         suspended=suspend and not (succeeded or failed),
-        queue=labels.get(QUEUE_LABEL, ""),
     )
-
-
-def ended_pod(job: Object, pods: Iterable[Object]) -> bool:
-    """Whether the last pod of ``job`` has ended, so that its termination message is known."""
-    own_pods = _pods_of(job, pods)
-    return bool(own_pods) and has_ended(own_pods[0])
 
 
 def _pods_of(job: Object, pods: Iterable[Object]) -> list[Object]:

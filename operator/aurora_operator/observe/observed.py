@@ -69,8 +69,6 @@ class PodView:
     """How the container ended that waits for its restart, such as ``sglang ended with exit code 137, OOMKilled``."""
     scheduler_message: str = ""
     """Why the scheduler finds no node for the pod; empty once the pod has a node."""
-    scheduling_gates: tuple[str, ...] = ()
-    """Names of the gates that keep the scheduler from the pod. A queue opens its own gate when it admits the pod."""
     started_together: bool = False
     """Whether all containers started together. If so, the previous engine did not crash alone: its agent ended too."""
     engine_started: datetime | None = None
@@ -114,8 +112,6 @@ class WorkloadView:
     """Why pods cannot be created or do not run; empty when nothing is known to be wrong."""
     failing_pod: PodView | None = None
     """The trainer's pod, while a container of it fails."""
-    queued_behind: tuple[str, ...] = ()
-    """Names of the scheduling gates that hold its pod back, for example while the pod waits in a queue."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +161,6 @@ class JobView:
     """Why the Job's pod does not start."""
     suspended: bool = False
     """A person or a queue suspended the Job (``spec.suspend``). It has no pod until it is resumed."""
-    queue: str = ""
-    """The queue of Kueue that admits the Job, by the Job's label; empty without one."""
 
     @property
     def finished(self) -> bool:

@@ -159,4 +159,4 @@ def _trainer(owner: Owner, live: Children) -> WorkloadView | None:
     if held_up is None:
         return workload
     message = f"the trainer's pod is not ready ({held_up.trouble})"
-    return replace(workload, message=message, queued_behind=held_up.scheduling_gates)
+    return replace(workload, message=message)

@@ -392,8 +392,7 @@ def _activity(inputs: ValidationInputs, candidate: CandidateStatus) -> str:
     job, on = inputs.job_of(candidate), f"the replica {candidate.pod}, which has left the Service"
     message = f"measuring on {on}{again}" if candidate.pod else f"{MEASURING}{again}"
     if job is not None and job.suspended:
-        resumer = f"until Kueue admits it to the queue {job.queue}" if job.queue else "until its spec.suspend is false"
-        return f"{message}; its Job is suspended {resumer}. kubectl aurora abort ends the wait"
+        return f"{message}; its Job is suspended, by a queue or a person. kubectl aurora abort ends the wait"
     return f"{message}; its pod does not start: {job.waiting}" if job is not None and job.waiting else message
 
 

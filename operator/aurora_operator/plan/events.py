@@ -93,20 +93,19 @@ def history_entries(old: SpeculatorStatus, events: Iterable[VersionEvent], now: 
 
 
 def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[VersionEvent]) -> Iterator[EventNote]:
-    """The Kubernetes Events: for each decision, each new fault, when Ready turns True, and each new reason of False."""
+    """The Kubernetes Events: for each decision, for each new fault, and when Ready changes."""
     for event in events:
         yield event.note
     before, after = _by_type(old), _by_type(new)
     faults = [*_faults(before, after)]
     yield from faults
-    ready = after.get(ConditionType.READY)
-    if ready is None or ready.reason in {fault.reason for fault in faults}:
+    ready, known = after.get(ConditionType.READY), before.get(ConditionType.READY)
+    if ready is None or faults or (known is not None and known.status is ready.status):
         return
-    known = before.get(ConditionType.READY)
-    is_true = ready.status is ConditionStatus.TRUE
-    if known is None or known.status is not ready.status or (known.reason != ready.reason and not is_true):
-        reason, warning = "Ready" if is_true else ready.reason, _needs_warning(ready, old, after)
-        yield EventNote(reason, ready.message, warning, period_per_reason=CONDITION_PERIOD)
+    if ready.status is ConditionStatus.TRUE:
+        yield EventNote("Ready", ready.message, period_per_reason=CONDITION_PERIOD)
+    elif not is_starting(old):
+        yield EventNote(ready.reason, ready.message, warning=True, period_per_reason=CONDITION_PERIOD)
 
 
 def _faults(before: Mapping[str, Condition], after: Mapping[str, Condition]) -> Iterator[EventNote]:
@@ -121,14 +120,6 @@ def _faults(before: Mapping[str, Condition], after: Mapping[str, Condition]) -> 
     if not _is_same(before.get(ConditionType.STORAGE_READY), storage):
         reason = f"Storage{storage.reason}"
         yield EventNote(reason, storage.message, warning=True, period_per_reason=CONDITION_PERIOD)
-
-
-def _needs_warning(ready: Condition, old: SpeculatorStatus, after: Mapping[str, Condition]) -> bool:
-    """False for a Ready that is True, for pods that start, and while a root is taken over: these need nobody."""
-    if ready.status is ConditionStatus.TRUE or ready.reason == f"Storage{TAKING_OVER}":
-        return False
-    serving = after.get(ConditionType.SERVING_READY)
-    return not (is_starting(old) and serving is not None and serving.reason == ready.reason)
 
 
 def _is_same(known: Condition | None, condition: Condition) -> bool:

@@ -25,10 +25,10 @@ from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.children.inference_deployment import (
     CHOICE_ANNOTATION,
     RESTART_ANNOTATION,
+    START_LIMIT,
     TEMPLATE_ANNOTATION,
     choice_digest,
     inference_template,
-    start_deadline,
     template_digest,
 )
 from aurora_operator.kubernetes_api import Object
@@ -68,7 +68,7 @@ def decide_upgrade(observed: Observed, config: OperatorConfig, now: datetime) ->
         return UpgradeDecision(template, latest)
     if since is not None or (whole and _may_take_turn(observed, config)):
         began = min(since, now) if since is not None and is_latest else now
-        stage = _stage_of_restart(observed, template, began, now) if is_latest else _stage_of_apply(observed)
+        stage = _stage_of_restart(observed, began, now) if is_latest else _stage_of_apply(observed)
         return UpgradeDecision(template, latest | {RESTART_ANNOTATION: began.isoformat()}, stage)
     kept = {TEMPLATE_ANNOTATION: deployed.template_digest, CHOICE_ANNOTATION: choice}
     return UpgradeDecision(deployed.template, kept, UpgradeStage.WAITING)
@@ -91,24 +91,23 @@ def _stage_of_apply(observed: Observed) -> UpgradeStage:
     return UpgradeStage.FAILED if refused else UpgradeStage.RESTARTING
 
 
-def _stage_of_restart(observed: Observed, template: Object, since: datetime, now: datetime) -> UpgradeStage:
+def _stage_of_restart(observed: Observed, since: datetime, now: datetime) -> UpgradeStage:
     """The stage while the pods restart since ``since``. One that only waits for a node leaves its place to others."""
     assert observed.deployed is not None, "only pods that exist restart"
     stage = _stage_of_apply(observed)
-    if stage is UpgradeStage.FAILED or not _delay(observed.deployed, template, since, now):
+    if stage is UpgradeStage.FAILED or not _delay(observed.deployed, since, now):
         return stage
     return UpgradeStage.CURRENT if observed.unplaced_pods else UpgradeStage.FAILED
 
 
-def _delay(deployed: DeployedTemplate, template: Object, since: datetime, now: datetime) -> str:
+def _delay(deployed: DeployedTemplate, since: datetime, now: datetime) -> str:
     """Why the restart makes no progress; empty while it may still go on.
 
     The Deployment may stay silent, so the operator counts the time too, from the last progress on.
     """
-    limit = start_deadline(template)
-    if deployed.failure or now - max(since, deployed.progressed or since) <= limit:
+    if deployed.failure or now - max(since, deployed.progressed or since) <= START_LIMIT:
         return deployed.failure
-    return f"no further pod became ready for {limit // timedelta(minutes=1)} minutes"
+    return f"no further pod became ready for {START_LIMIT // timedelta(minutes=1)} minutes"
 
 
 def _only_unplaced_pods_are_missing(observed: Observed) -> bool:
@@ -124,4 +123,4 @@ def upgrade_failure(observed: Observed, now: datetime) -> str:
     deployed = observed.deployed
     if deployed is None or deployed.restarting_since is None or deployed.whole or observed.unplaced_pods:
         return ""
-    return _delay(deployed, deployed.template, deployed.restarting_since, now)
+    return _delay(deployed, deployed.restarting_since, now)

@@ -29,7 +29,7 @@ from aurora_api.v1alpha1.status import (
 from aurora_operator.children.metadata import INFERENCE, selector_text
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import Observed, PodView, StoreView
-from aurora_operator.plan.conditions.condition_builder import STARVED, conditions
+from aurora_operator.plan.conditions.condition_builder import conditions
 from aurora_operator.plan.conditions.start import start_of
 from aurora_operator.plan.figures import (
     estimated_speedup,
@@ -47,7 +47,7 @@ from aurora_protocol.training_records import TrainerPhase
 
 REFRESH = timedelta(seconds=30)
 """Time between two writes of a status in which only figures changed."""
-_REASONS_AT_WORK = frozenset({*TrainerPhase, STARVED} - {TrainerPhase.SUSPENDED})
+_REASONS_AT_WORK = frozenset({*TrainerPhase} - {TrainerPhase.SUSPENDED})
 """Reasons of TrainerReady between which a trainer changes by itself, with the traffic. They count as figures."""
 
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from datetime import datetime
 
-from aurora_operator.children.inference_deployment import start_deadline
+from aurora_operator.children.inference_deployment import START_LIMIT
 from aurora_operator.children.metadata import ENGINE_CONTAINER
 from aurora_operator.observe.observed import CRASH_LOOP, Observed, PodView
 from aurora_operator.plan import lending
@@ -73,7 +73,7 @@ def world_of(
         channel_message=channel.message,
         epoch=channel.epoch,
         pods=tuple(pod for pod in pods if pod.name not in absent),
-        start_limit=start_deadline(observed.deployed.template if observed.deployed else {}),
+        start_limit=START_LIMIT,
         serving_digest=serving_digest(observed),
         draft_steps=observed.spec.draft.steps,
         policy=RolloutPolicy.of(observed.spec.rollout),

@@ -73,11 +73,11 @@ class Trainer:
             self._train_on_shards(pending)
         elif self.stages.replay.possible_while_waiting():
             self.backoff.reset()
-            self.progress.record_work(trains=True, pending_shards=0)
+            self.progress.pending_shards = 0
             self.stages.replay.while_waiting(self.policy.poll_seconds)
             self.run_due_stages(TrainerPhase.TRAINING)
         else:
-            self.progress.record_work(trains=False, pending_shards=0)
+            self.progress.pending_shards = 0
             self.run_due_stages(TrainerPhase.WAITING_FOR_TRACES)
             if self._expects_work():
                 self.backoff.reset()
@@ -120,7 +120,7 @@ class Trainer:
                 waiting = [key for key in waiting if key not in expired]
             if self.retrier.stopping or not waiting:
                 return
-            self.progress.record_work(trains=True, pending_shards=len(waiting))
+            self.progress.pending_shards = len(waiting)
             self.stages.reader.prefetch(waiting, self.learning.ledger.size)
             self._train_on(waiting.pop(0))
             self.run_due_stages(TrainerPhase.TRAINING)

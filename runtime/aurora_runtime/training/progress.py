@@ -16,7 +16,6 @@ from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_runtime.training.candidates import Candidates, Comparison
 from aurora_runtime.training.data.shard_deaths import ShardDeaths
 from aurora_runtime.training.lineage import utc_now
-from aurora_runtime.training.pace import TrainingPace
 from aurora_runtime.training.settings import DEFAULT_POLICY, TrainingPolicy
 from aurora_runtime.training.state.learning_state import LearningState
 from aurora_runtime.training.vocabulary_coverage import VocabularyChange
@@ -86,12 +85,8 @@ class Progress:
         self._acceptance_length: float | None = None
         self._coverage: float | None = None
         self._message = ""
-        self._pace = TrainingPace()
-
-    def record_work(self, *, trains: bool, pending_shards: int) -> None:
-        """Note whether the trainer trains from now on, and how many shards of new traces wait."""
-        steps = self._learning.session.steps
-        self._pace.observe(time.monotonic(), steps, trains=trains, pending_shards=pending_shards)
+        self.pending_shards = 0
+        """Shards of new traces that wait to be trained."""
 
     def record_comparison(self, comparison: Comparison) -> None:
         """Put the result of a comparison into the next status, and make that status due now."""
@@ -145,9 +140,7 @@ class Progress:
             held_out_requests=learning.held_out.count,
             vocabulary_coverage=self._coverage,
             last_registered=last.version,
-            steps_per_minute=self._pace.steps_per_minute,
-            highest_steps_per_minute=self._pace.highest_steps_per_minute,
-            pending_shards=self._pace.pending_shards,
+            pending_shards=self.pending_shards,
             message="; ".join(part for part in (self._quarantine_note(), self._message) if part),
             quarantined_shards=self._deaths.quarantined[-SHARDS_NAMED:],
             updated=utc_now(),

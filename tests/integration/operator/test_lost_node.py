@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from aurora_operator.children import trainer_deployment
 from aurora_operator.children.metadata import TRAINER, VALIDATOR, selector_text
+from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_operator.observe.kubernetes_views import HUNG_AFTER, job_view
 from aurora_protocol.pod_settings import Replica
@@ -23,7 +23,7 @@ from tests.rig.api_server import ApiServer, api_server
 from tests.unit.operator.worlds import CONFIG, OWNER, spec
 
 LOST_NODE_SECONDS = 10
-"""Shorter than the real time, which only changes how long the test waits."""
+"""Shorter than Kubernetes' default of 300 s, which only changes how long the test waits."""
 DEADLINE_SECONDS = 10
 """Deadline of a measurement's Job, shorter than the real one."""
 CONTROLLERS = (
@@ -68,8 +68,10 @@ def add_nodes(api: ApiServer, *names: str) -> None:
 
 def apply_trainer(api: ApiServer, *, suspended: bool = False) -> None:
     """Apply the trainer's Deployment. ``suspended`` changes its template."""
-    given = spec(training={"suspended": suspended})
-    made = trainer_deployment.trainer_deployment(OWNER, given, CONFIG, 1)
+    lost = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"}
+    template = {"spec": {"tolerations": [lost | {"tolerationSeconds": LOST_NODE_SECONDS}]}}
+    given = spec(training={"suspended": suspended, "template": template})
+    made = trainer_deployment(OWNER, given, CONFIG, 1)
     made["metadata"].pop("ownerReferences")  # there is no speculator here
     api.apply(made)
 
@@ -98,10 +100,7 @@ def run_on(api: ApiServer, pod: str, node: str) -> None:
     api.kubectl("patch", "pod", pod, "-n", OWNER.namespace, "--subresource=status", "--type=merge", "-p", running)
 
 
-def test_a_trainer_starts_on_another_node_although_its_former_pod_hangs(
-    api: ApiServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trainer_deployment, "LOST_NODE_SECONDS", LOST_NODE_SECONDS)
+def test_a_trainer_starts_on_another_node_although_its_former_pod_hangs(api: ApiServer) -> None:
     add_nodes(api, "lost", "other")
     apply_trainer(api)
     (former,) = wait_for_pods(api, 1, 60)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
-from aurora_operator.children.metadata import JOB_LABEL, QUEUE_LABEL
+from aurora_operator.children.metadata import JOB_LABEL
 from aurora_operator.kubernetes_api import JOB, POD, Object
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED
 from tests.assets.s3 import S3
@@ -40,7 +40,7 @@ def _rig(operator: Rig) -> Iterator[Rig]:
 def _body(s3: S3) -> dict[str, Any]:
     body = spec(s3, replicas=1)
     template = body["validation"]["template"]
-    template["metadata"] = {"labels": {QUEUE_LABEL: "research"}}
+    template["metadata"] = {"labels": {"kueue.x-k8s.io/queue-name": "research"}}
     template["spec"]["containers"][0]["command"] = [str(PYTHON), "-u", "-c", LONG_VALIDATOR]
     return body
 
@@ -73,7 +73,7 @@ def test_a_job_that_is_suspended_while_it_measures_goes_on_later_as_the_same_att
     rig.registry(NAME).register(registration(1))
     rig.wait(NAME, "version 1 is measured", lambda status: status.candidate is not None)
     wait_until("the validator runs", lambda: _pod_runs(rig), 90)
-    assert rig.read(JOB, JOB_NAME)["metadata"]["labels"][QUEUE_LABEL] == "research"
+    assert rig.read(JOB, JOB_NAME)["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
 
     _suspend(rig, suspend=True)
     shown = rig.wait(NAME, "suspended", _is_suspended, 60)

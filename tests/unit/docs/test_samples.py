@@ -18,7 +18,6 @@ from aurora_api.crd import crd
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.inference_deployment import deployment, inference_template
-from aurora_operator.children.metadata import QUEUE_LABEL
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.supporting_objects import services
 from aurora_operator.children.trainer_deployment import trainer_deployment
@@ -116,7 +115,10 @@ def test_the_health_check_for_argo_cd_names_conditions_that_exist() -> None:
 
 def test_training_and_measuring_are_queued_and_serving_is_not() -> None:
     (queue,) = [obj for obj in objects("kueue/queues.yaml") if obj["kind"] == "LocalQueue"]
-    queued = {role: made["metadata"]["labels"].get(QUEUE_LABEL) for role, made in workloads("kueue.yaml").items()}
+    queued = {
+        role: made["metadata"]["labels"].get("kueue.x-k8s.io/queue-name")
+        for role, made in workloads("kueue.yaml").items()
+    }
     assert queued == {"inference": None, "trainer": queue["metadata"]["name"], "validator": queue["metadata"]["name"]}
 
 

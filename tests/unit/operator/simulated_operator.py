@@ -13,7 +13,7 @@ from functools import partial
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.errors import Conflict
-from aurora_operator.observe.observed import Observed, RefusedJob, UserRequests
+from aurora_operator.observe.observed import Observed, RefusedJob, StoreView, UserRequests
 from aurora_operator.observe.observed_time import ObservedTime
 from aurora_operator.plan import LeaseRequest, Plan, Swap, plan
 from aurora_protocol.errors import AgentError, Fenced
@@ -75,7 +75,7 @@ class SimulatedOperator:
         versions = status.versions() | (frozenset[int]() if pin is None else {pin})
         seen = replace(
             self._seen,
-            store=self._store.view(versions),
+            store=_reported_now(self._store.view(versions), now),
             observation_gap=self._observed_time.has_gap(now, steady),
             fencing_epoch=self._fencing_epoch,
             refused_job=self._refused,
@@ -163,3 +163,9 @@ class SimulatedOperator:
             return
         if pod.measurement != before:
             self._on_accepted(lease, seen)
+
+
+def _reported_now(view: StoreView, now: datetime) -> StoreView:
+    """``view`` with a trainer that is not silent."""
+    trainer = None if view.trainer is None else view.trainer.model_copy(update={"updated": now})
+    return replace(view, trainer=trainer)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -23,7 +22,7 @@ from aurora_api.v1alpha1.status import (
     TrainingStatus,
     VersionStatus,
 )
-from aurora_operator.observe.observed import StoreView, WorkloadView
+from aurora_operator.observe.observed import StoreView
 from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
 from aurora_operator.plan.events import DECISIONS
 from aurora_operator.plan.figures import parse_ratio, ratio_text
@@ -118,14 +117,6 @@ def test_a_start_in_progress_is_told_from_a_speculator_that_is_not_ready(shown: 
         assert shown.value("starting") == expected, reasons
 
 
-def test_a_trainer_in_a_queue_is_told_from_one_that_does_not_run(shown: Shown) -> None:
-    queued = WorkloadView(current=True, replicas=1, ready=0, queued_behind=("kueue.x-k8s.io/admission",))
-    for trainer, expected in ((queued, 1), (replace(queued, queued_behind=()), 0)):
-        shown.figures.record_status(OWNER.namespace, OWNER.name, status(observed(trainer=trainer)), NOW)
-        assert shown.value("condition", type="TrainerReady") == 0
-        assert shown.value("trainer_queued") == expected
-
-
 def test_a_value_that_is_not_known_any_more_has_no_series(shown: Shown) -> None:
     shown.figures.record_observation(observed(status=STATUS, store=store(0, trainer=TRAINER)), NOW)
     shown.figures.record_observation(observed(), NOW)
@@ -150,17 +141,13 @@ def test_increase_sees_the_first_decision_of_every_kind(shown: Shown, first: str
     assert counts(shown.text) == zeros | {first: 1}
 
 
-def test_a_decision_before_the_first_scrape_is_shown_from_the_second_on(shown: Shown) -> None:
-    """A new leader decides at once what became due while nobody led."""
+def test_decisions_are_counted_from_zero(shown: Shown) -> None:
     zeros = dict.fromkeys(DECISIONS, 0.0)
-    shown.figures.count_decisions(OWNER.namespace, OWNER.name, ["Validated", "RolloutStarted"])
-    shown.figures.record_observation(observed(), NOW)
-    assert counts(shown.text) == zeros
-    shown.figures.count_decisions(OWNER.namespace, OWNER.name, ["RolloutStarted"])
-    assert [counts(shown.text) for _ in range(2)] == [zeros | {"Validated": 1, "RolloutStarted": 2}] * 2
-    shown.figures.forget(OWNER.namespace, OWNER.name)
     shown.figures.begin(OWNER.namespace, OWNER.name)
-    assert counts(shown.text) == zeros, "the process acts on the speculator again"
+    assert counts(shown.text) == zeros
+    shown.figures.count_decisions(OWNER.namespace, OWNER.name, ["Validated", "RolloutStarted"])
+    shown.figures.count_decisions(OWNER.namespace, OWNER.name, ["RolloutStarted"])
+    assert counts(shown.text) == zeros | {"Validated": 1, "RolloutStarted": 2}
 
 
 def test_a_plan_names_the_decisions_that_it_posts() -> None:

@@ -188,8 +188,7 @@ def test_a_state_that_is_not_stored_yet_keeps_the_shortest_wait(idle: Idle, monk
 def test_an_idle_trainer_writes_a_changed_status_at_its_next_listing(idle: Idle) -> None:
     trainer = idle.trainer()
     changed = 4.5
-    idle.time.events = [(changed, lambda: trainer.progress._pace.observe(0.0, 0, trains=False, pending_shards=7))]
-    trainer.progress.record_work = lambda **_: None  # type: ignore[method-assign]
+    idle.time.events = [(changed, lambda: setattr(trainer.progress, "_message", "another"))]
     trainer.run()
     assert idle.between(0, 15, "put", Keys.TRAINER_STATUS) == [0.0, 6.0]
 

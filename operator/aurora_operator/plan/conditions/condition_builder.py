@@ -22,24 +22,19 @@ from aurora_operator.observe.observed import (
     Observed,
     PodView,
     StoreView,
-    WorkloadView,
 )
-from aurora_operator.plan.conditions.content import QUEUED, SCALED_TO_ZERO, SERVING, ConditionContent
+from aurora_operator.plan.conditions.content import SCALED_TO_ZERO, SERVING, ConditionContent
 from aurora_operator.plan.conditions.start import serving_pods, start_fault
 from aurora_operator.plan.lending import withdrawn_pods
 from aurora_operator.plan.operator_upgrade import UpgradeDecision, UpgradeStage, upgrade_failure
 from aurora_operator.plan.wanted_children import trainer_replicas, trainer_stop_reason
 from aurora_protocol.agent_api import SwapPhase
-from aurora_protocol.training_records import TrainerPhase, TrainerStatus
+from aurora_protocol.training_records import TrainerPhase
 from aurora_store import Keys
 
 ContentByType = Mapping[ConditionType, ConditionContent]
 _USED_BY_PODS = ("ServiceAccount ", "Secret ")
 """Kinds of children that pods use. While another owner has one, workloads are held (``act.child_writer``)."""
-LEAST_STEPS_PER_MINUTE = 10.0
-STARVED = "Starved"
-STARVED_SHARE = 0.25
-"""A trainer starves below :data:`LEAST_STEPS_PER_MINUTE`, or below this share of its highest pace."""
 _TRAINER_STOPS = {
     TAKEN_OVER: "the root belongs to another speculator",
     RECORDS_LOST: "the store has lost the records of the active version",
@@ -218,9 +213,9 @@ def _serving(observed: Observed, status: SpeculatorStatus, up_to_date: int) -> C
         reason = (workload.message if workload else "") or "pods of the current template are being started"
         return ConditionContent(False, "PodsUpdating", f"{text}; {reason}{_waiting_for_node(observed)}")
     if observed.store.ok and observed.store.channel is None:
-        waits = _waiting_in_queue(observed.trainer)
+        why = observed.trainer.message if observed.trainer else ""
         message = "the trainer has not registered the initial draft yet"
-        return ConditionContent(False, "WaitingForDraft", f"{message}: {waits}" if waits else message)
+        return ConditionContent(False, "WaitingForDraft", f"{message}: {why}" if why else message)
     lent = len(withdrawn_pods(observed))
     if ready + lent < wanted:
         return _missing_pods(observed, status, text, wanted - ready - lent)
@@ -265,8 +260,6 @@ def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> Con
         return ConditionContent(True, "Suspended", message)
     workload = observed.trainer
     if workload is None or workload.ready < 1:
-        if waits := _waiting_in_queue(workload):
-            return ConditionContent(False, QUEUED, waits)
         message = (workload.message if workload else "") or "the trainer's pod is not ready"
         return ConditionContent(False, "PodNotReady", message)
     record = observed.store.trainer
@@ -287,34 +280,8 @@ def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> Con
             " read its pod's log"
         )
         return ConditionContent(False, "Silent", message)
-    if record is not None and (starvation := _starvation(record)):
-        return ConditionContent(True, STARVED, starvation)
     message = (record.message if record else "") or "the trainer runs"
     return ConditionContent(True, status.training.phase or "Starting", message)
-
-
-def _waiting_in_queue(trainer: WorkloadView | None) -> str:
-    """What the trainer's pod waits for while a queue holds it back; empty otherwise."""
-    if trainer is None or not trainer.queued_behind:
-        return ""
-    return (
-        f"the trainer's pod waits behind the scheduling gate {', '.join(trainer.queued_behind)} until its queue has"
-        " room; `kubectl get workloads.kueue.x-k8s.io` says what the queue lacks"
-    )
-
-
-def _starvation(record: TrainerStatus) -> str:
-    """Why the trainer gets too little of its device; empty when it does not, or when no new traces wait."""
-    pace, highest = record.steps_per_minute, record.highest_steps_per_minute
-    if pace is None or highest is None or record.pending_shards == 0:
-        return ""
-    if pace >= max(LEAST_STEPS_PER_MINUTE, STARVED_SHARE * highest):
-        return ""
-    return (
-        f"the trainer starves: it makes {pace:.1f} optimizer steps a minute, at most {highest:.1f} so far, and"
-        f" {record.pending_shards} shards of new traces wait. Give the container trainer more CPU or a GPU of its own"
-        " in training.template, or lower training.passes"
-    )
 
 
 def _pin_refused(observed: Observed) -> ConditionContent | None:

@@ -10,9 +10,6 @@ SCALED_TO_ZERO = "ScaledToZero"
 SERVING = "Serving"
 """Reason of ServingReady and Ready while every wanted pod serves the version that it should."""
 
-QUEUED = "Queued"
-"""Reason of TrainerReady while the trainer's pod waits behind a scheduling gate, for example of Kueue."""
-
 
 @dataclass(frozen=True)
 class ConditionContent:

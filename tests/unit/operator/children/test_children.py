@@ -14,7 +14,7 @@ from aurora_operator.children import inference_deployment
 from aurora_operator.children.inference_deployment import inference_template, serving_settings
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.supporting_objects import new_keys, policies, service_accounts
-from aurora_operator.children.trainer_deployment import LOST_NODE_SECONDS, trainer_deployment
+from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.operator_upgrade import decide_upgrade
@@ -275,22 +275,7 @@ def test_children_are_owned_and_named_after_the_speculator() -> None:
     assert workloads == ["chat-trainer", "chat"], "pods wait for the draft that the trainer makes"
 
 
-def tolerations(**template: Any) -> list[dict[str, Any]]:
-    given = spec(training={"template": {"spec": template}})
-    found: list[dict[str, Any]] = pods(given)["trainer"]["spec"]["tolerations"]
-    return found
-
-
-def test_the_trainer_leaves_a_lost_node_soon_and_an_update_deletes_its_pod_first() -> None:
-    keys = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"]
-    lost = [
-        {"key": k, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_SECONDS} for k in keys
-    ]
-    assert tolerations() == lost
-    gpu = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
-    assert tolerations(tolerations=[gpu]) == [gpu, *lost]
-    patient = lost[0] | {"tolerationSeconds": 600}
-    assert tolerations(tolerations=[patient]) == [patient, lost[1]], "the user's template wins"
+def test_an_update_of_the_trainer_deletes_its_pod_first() -> None:
     made = trainer_deployment(OWNER, spec(), CONFIG, 1)
     assert made["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
     assert made["spec"]["replicas"] == 1

@@ -12,7 +12,7 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.template import NEEDED_FIELDS
 from aurora_api.v1alpha1.validation import FINISH_RESERVE_SECONDS, START_ALLOWANCE_SECONDS
 from aurora_operator.children.inference_deployment import deployment, inference_template
-from aurora_operator.children.metadata import COMMON_LABELS, QUEUE_LABEL, selector
+from aurora_operator.children.metadata import COMMON_LABELS, selector
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED, Replica
@@ -35,10 +35,10 @@ def workloads(chosen: SpeculatorSpec) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("part", ROLES)
 def test_a_queues_label_reaches_the_pods_and_their_workload(part: str) -> None:
     """Kueue reads the label of a Job or Deployment, and decides before any pod exists."""
-    queued = {"template": {"metadata": {"labels": {QUEUE_LABEL: "research"}}}}
+    queued = {"template": {"metadata": {"labels": {"kueue.x-k8s.io/queue-name": "research"}}}}
     workload = workloads(spec(**{part: queued}))[part]
     for labelled in (workload, workload["spec"]["template"]):
-        assert labelled["metadata"]["labels"][QUEUE_LABEL] == "research"
+        assert labelled["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
 
 
 OUR_LABELS = [*selector(OWNER, "x"), *COMMON_LABELS, "aurora.dev/version"]

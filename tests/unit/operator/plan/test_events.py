@@ -90,10 +90,8 @@ def test_another_message_of_the_same_reason_posts_nothing() -> None:
 
 def test_pods_that_start_are_no_fault_and_pods_that_end_are() -> None:
     new = observed(**NO_PODS)
-    assert told(new) == [("PodsUpdating", False)]
-    unready = later(new, **DOWN, deployment=WorkloadView(current=True, replicas=2, ready=0))
-    assert told(unready) == [("PodsNotReady", False)], "it still starts"
-    serving = later(unready, pods=observed().pods, deployment=observed().deployment)
+    assert told(new) == []
+    serving = later(new, pods=observed().pods, deployment=observed().deployment)
     assert told(serving) == [("Ready", False)]
     lost = later(serving, store=StoreView(reason="Unreachable", error="timed out"))
     assert told(lost) == [("StorageUnreachable", True)]
@@ -103,7 +101,7 @@ def test_pods_that_start_are_no_fault_and_pods_that_end_are() -> None:
 
 def test_a_takeover_of_a_root_is_no_fault() -> None:
     taking = StoreView(reason=TAKING_OVER, error="the root is being taken over")
-    assert told(observed(**NO_PODS, store=taking)) == [(f"Storage{TAKING_OVER}", False)]
+    assert told(observed(**NO_PODS, store=taking)) == []
 
 
 class Posts:

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import RolloutPhase, RolloutStatus, SpeculatorStatus
-from aurora_operator.children.inference_deployment import MIN_START_SECONDS, RESTART_ANNOTATION, choice_digest
+from aurora_operator.children.inference_deployment import RESTART_ANNOTATION, START_LIMIT, choice_digest
 from aurora_operator.fleet import START_SECONDS
 from aurora_operator.observe.observed import FleetView, StoreView, WorkloadView
 from aurora_operator.plan import plan
@@ -131,7 +131,7 @@ def restarting_since_now() -> tuple[Speculator, Speculator, Operator, list[float
 def test_a_restart_without_progress_fails_after_the_time_that_a_start_may_take_whatever_the_deployment_says() -> None:
     first, second, operator, now = restarting_since_now()
     first.be_paused()
-    now[0] += MIN_START_SECONDS
+    now[0] += START_LIMIT.total_seconds()
     operator.look(*[first, second] * 2)
     assert operator.decide(first).stage is UpgradeStage.RESTARTING
     now[0] += 1
@@ -149,9 +149,9 @@ def test_a_restart_pod_by_pod_has_its_whole_time_after_each_pod() -> None:
     first, _, operator, now = restarting_since_now()
     first.be_paused()
     assert first.live is not None
-    now[0] += MIN_START_SECONDS
+    now[0] += START_LIMIT.total_seconds()
     first.live["status"]["conditions"][0]["lastUpdateTime"] = (NOW + timedelta(seconds=now[0])).isoformat()
-    now[0] += MIN_START_SECONDS
+    now[0] += START_LIMIT.total_seconds()
     assert operator.decide(first).stage is UpgradeStage.RESTARTING
     now[0] += 1
     assert operator.decide(first).stage is UpgradeStage.FAILED
@@ -160,7 +160,7 @@ def test_a_restart_pod_by_pod_has_its_whole_time_after_each_pod() -> None:
 def test_a_surge_pod_without_a_node_is_no_failure_and_the_next_one_follows() -> None:
     first, second, operator, now = restarting_since_now()
     first.miss_deadline()
-    now[0] += MIN_START_SECONDS
+    now[0] += START_LIMIT.total_seconds()
     pods = (pod("old-1", 0), pod("old-2", 0), waiting_pod("surge"))
     made = operator.decide(first, pods=pods, deployment=WorkloadView(current=False, replicas=3, ready=2))
     assert made.stage is UpgradeStage.CURRENT

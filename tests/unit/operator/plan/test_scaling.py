@@ -61,24 +61,11 @@ def test_the_status_says_why_pods_cannot_be_created() -> None:
     seen = observed(spec=spec(serving={"replicas": 4}), deployment=refused)
     assert condition(seen, ConditionType.SERVING_READY).message == "2 of 4 pods are ready; exceeded quota: gpus"
     assert condition(seen, ConditionType.READY).status.value == "True"
-    assert not made(seen).moving
 
 
-def test_the_operator_looks_rarely_while_pods_wait_for_a_node_or_cannot_start() -> None:
+def test_the_status_is_written_once_while_pods_wait_for_a_node() -> None:
     waits = scaled_up()
-    assert not made(waits).moving
     assert plan(replace(waits, status=status(waits)), CONFIG, NOW, timedelta.max).status is None
-    stuck = scaled_up(2, pods=(pod("chat-a", 0), pod("chat-b", 0, ready=False, agent=None, waiting="CrashLoopBackOff")))
-    assert not made(stuck).moving
-    alone = measured(scaled_up(3, pods=(pod("chat-a", 0), waiting_pod("chat-b"), waiting_pod("chat-c"))))
-    assert not made(alone).moving, "its candidate waits for a replica"
-    starting = scaled_up(2, pods=(pod("chat-a", 0), pod("chat-b", 0, ready=False, agent=None)))
-    assert made(starting).moving
-    assert made(scaled_up(3, pods=waits.pods[:2])).moving, "its pod is about to be created"
-    extra = WorkloadView(current=False, replicas=3, ready=2)
-    both = (pod("chat-a", 0), pod("chat-b", 0))
-    assert not made(scaled_up(2, pods=(*both, waiting_pod("chat-c")), deployment=extra)).moving, "an update has no room"
-    assert made(scaled_up(2, pods=(*both, pod("chat-c", 0)), deployment=extra)).moving, "one of them is about to end"
 
 
 def test_a_roll_goes_on_and_is_promoted_although_pods_wait_for_a_node() -> None:
@@ -217,7 +204,7 @@ def test_a_scale_up_from_zero_posts_no_warning() -> None:
     zero = observed(spec=none, pods=(), deployment=WorkloadView(current=True, replicas=0, ready=0))
     up = replace(zero, spec=spec(serving={"replicas": 2}), status=status(zero))
     notes = made(up).notes
-    assert [(note.reason, note.warning) for note in notes] == [("Scaling", False)]
+    assert [(note.reason, note.warning) for note in notes] == []
     started = replace(observed(), status=status(up))
     assert [(note.reason, note.warning) for note in made(started).notes] == [("Ready", False)]
     down = replace(started, status=status(started), pods=(pod("chat-a", 0, ready=False), pod("chat-b", 0, ready=False)))

@@ -116,36 +116,6 @@ def test_a_trainer_that_reports_nothing_for_five_minutes_is_not_ready() -> None:
     assert condition(suspended, ConditionType.TRAINER_READY).reason == "Suspended"
 
 
-@pytest.mark.parametrize(
-    ("pace", "highest", "pending", "reason"),
-    [
-        (40.0, 240.0, 5, "Starved"),
-        (8.0, 9.0, 1, "Starved"),
-        (40.0, 240.0, 0, "Training"),
-        (80.0, 240.0, 5, "Training"),
-        (None, None, 5, "Training"),
-    ],
-)
-def test_a_trainer_starves_when_it_is_slow_while_new_traces_wait(
-    pace: float | None, highest: float | None, pending: int, reason: str
-) -> None:
-    record = TrainerStatus(
-        phase=TrainerPhase.TRAINING,
-        step=9,
-        shards=1,
-        trained_tokens=10,
-        steps_per_minute=pace,
-        highest_steps_per_minute=highest,
-        pending_shards=pending,
-        updated=NOW,
-    )
-    world = observed(store=store(0, trainer=record))
-    found = condition(world, ConditionType.TRAINER_READY)
-    assert (found.status, found.reason) == (ConditionStatus.TRUE, reason)
-    if reason == "Starved":
-        assert f"{pace:.1f} optimizer steps a minute, at most {highest:.1f} so far" in found.message
-
-
 def test_an_unreadable_record_of_the_trainer_blocks_nothing_else() -> None:
     broken = observed(store=store(0, 1, evidence=(evidence(1),), trainer_error="trainer/status.json: step: too large"))
     found = condition(broken, ConditionType.TRAINER_READY)
