@@ -17,7 +17,6 @@ from aurora_operator.children.inference_deployment import (
 )
 from aurora_operator.children.metadata import (
     ATTEMPT_LABEL,
-    ENGINE_CONTAINER,
     JOB_LABEL,
     VERSION_LABEL,
 )
@@ -68,8 +67,6 @@ def pod_view(pod: Object, explained: str = "") -> PodView:
         crash=_crash_text(held_up, explained),
         scheduler_message=unscheduled[:MAX_SCHEDULER_MESSAGE_CHARACTERS],
         started_together=_started_together(status.get("containerStatuses") or ()),
-        engine_started=_engine_started(status.get("containerStatuses") or ()),
-        unreachable=_is_unreachable(pod),
         failure=_failure(pod),
         created=_time(pod["metadata"].get("creationTimestamp")),
     )
@@ -209,21 +206,6 @@ def _started_together(containers: Iterable[Object]) -> bool:
     started = [c.get("state", {}).get("running", {}).get("startedAt") for c in containers]
     times = [datetime.fromisoformat(at) for at in started if at]
     return bool(times) and len(times) == len(started) and max(times) - min(times) < SAME_START_TOLERANCE
-
-
-def _engine_started(containers: Iterable[Object]) -> datetime | None:
-    engine: Object = next((c for c in containers if c.get("name") == ENGINE_CONTAINER), {})
-    return _time(engine.get("state", {}).get("running", {}).get("startedAt"))
-
-
-def _is_unreachable(pod: Object) -> bool:
-    """Whether Kubernetes has lost the pod's node.
-
-    The controller of nodes then sets the pod's condition Ready to False. It leaves ContainersReady as the kubelet wrote
-    it last. A readiness gate that is not open looks alike, but then the pod's agent answers.
-    """
-    ready, containers_ready = (condition(pod, kind).get("status") for kind in ("Ready", "ContainersReady"))
-    return (ready, containers_ready) == ("False", "True")
 
 
 def _waiting_reason(pod: Object) -> str:

@@ -71,10 +71,6 @@ class PodView:
     """Why the scheduler finds no node for the pod; empty once the pod has a node."""
     started_together: bool = False
     """Whether all containers started together. If so, the previous engine did not crash alone: its agent ended too."""
-    engine_started: datetime | None = None
-    """When the engine's container started, by the clock of its node. None while the container does not run."""
-    unreachable: bool = False
-    """Kubernetes calls the pod not ready although its containers are, because nothing was heard of its node."""
     failure: ContainerFailure | None = None
     """The container that fails; None while every container runs or is on its way."""
     created: datetime | None = None

@@ -23,11 +23,9 @@ def rollout_pods(observed: Observed) -> tuple[Pod, ...]:
 
 def rollout_pod(view: PodView) -> Pod:
     agent = view.agent
-    ready = view.ready and agent is not None and agent.engine_ready
     return Pod(
         name=view.name,
-        ready=ready,
-        starting=view.scheduled and not ready,
+        ready=view.ready and agent is not None and agent.engine_ready,
         up=view.ready or (agent is not None and agent.engine_ready),
         kubernetes_ready=view.ready,
         version=agent.version if agent else None,
@@ -35,9 +33,7 @@ def rollout_pod(view: PodView) -> Pod:
         swap=agent.swap if agent else SwapStatus(),
         boot=agent.boot if agent else "",
         started_together=view.started_together,
-        container_started=view.engine_started,
         crash_loops=_engine_crash_loops(view),
-        unreachable=view.unreachable and agent is None,
         counters=agent.live if agent else LiveCounters(),
     )
 

@@ -14,7 +14,7 @@ from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.observe.observed import Observed
 from aurora_operator.plan import LeaseRequest, Plan, Swap
 from aurora_operator.plan.rollout.policy import RolloutPolicy
-from aurora_protocol.agent_api import AgentState, SwapPhase
+from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, ChannelReason
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_store import Keys
@@ -23,11 +23,6 @@ from tests.unit.operator.simulation import SimulatedCluster, SimulatedStore
 PROMPTS_NEEDED = 16
 """Four times the highest of ``concurrencies``, by default."""
 FORWARD = frozenset({RolloutPhase.JUDGING, RolloutPhase.ROLLING})
-
-
-def _versions_of(agent: AgentState | None) -> set[int | None]:
-    """The versions that a pod serves, and downloads."""
-    return set() if agent is None else {agent.version, agent.swap.version}
 
 
 class Promises(RuleBasedStateMachine):
@@ -111,12 +106,6 @@ class Promises(RuleBasedStateMachine):
             down = sum(not view.ready or view.agent is None for view in seen.pods if view.scheduled)
             assert len(made.swaps) + busy <= rules.max_swapping
             assert down <= rules.max_not_ready
-        elif phase is RolloutPhase.IDLE and (rules.pin is None or not self.store.passed(rules.pin)):
-            # What an ended roll left, and rejected versions, return at once. A pin brings all pods back before it acts.
-            at_once = rejected | {seen.status.rollout.version}
-            on_disk = {view.name: view.agent for view in seen.pods}
-            others = [swap for swap in made.swaps if not at_once & _versions_of(on_disk[swap.pod])]
-            assert len(others) <= (0 if rules.paused else max(rules.max_swapping, 1))
 
     def check_leases(self, seen: Observed, made: Plan, phase: RolloutPhase) -> None:
         """Promise 2: capacity is lent only where it can be spared, one pod at a time, and never during a rollout."""

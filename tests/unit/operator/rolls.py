@@ -28,7 +28,9 @@ JUDGED: dict[str, Any] = {
 
 
 def pod(name: str, version: int | None = 0, **more: Any) -> Pod:
-    return Pod(name, **{"ready": True, "version": version, "checksum": f"sum-{version}", **more})
+    ready = more.get("ready", True)
+    known = {"ready": ready, "kubernetes_ready": ready, "up": ready, "version": version, "checksum": f"sum-{version}"}
+    return Pod(name, **{**known, **more})
 
 
 def world(*pods: Pod, now: datetime = NOW, policy: dict[str, Any] | None = None, **more: Any) -> World:
@@ -57,7 +59,7 @@ def check_row(judgement: Judgement, stored: Roll, made: Step) -> None:
 
 def rolling(phase: RolloutPhase = RolloutPhase.ROLLING, **more: Any) -> Roll:
     """A roll of version 1. Its canary passed, unless ``phase`` says otherwise."""
-    known = {"phase": phase, "version": 1, "epoch": 4, "first_epoch": 4, "started": NOW, "progressed": NOW, "total": 2}
+    known = {"phase": phase, "version": 1, "epoch": 4, "started": NOW, "progressed": NOW, "total": 2}
     return Roll(**{**known, **more})
 
 

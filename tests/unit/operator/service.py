@@ -43,8 +43,6 @@ class ServicePod:
     """The pod has a node. The world of a roll leaves out pods without one (``world_builder``)."""
     starts: bool = False
     """The pod is new, and ready at the reconcile after the next one."""
-    unreachable: bool = False
-    """Kubernetes cannot reach the pod's node."""
     started_together: bool = False
     """The engine started together with its agent."""
     crash_loops: bool = False
@@ -56,23 +54,20 @@ class ServicePod:
             verify_rounds=self.requests * ROUNDS_PER_REQUEST,
             answer_tokens=self.answer_tokens,
         )
-        container: dict[str, Any] = {
-            "started_together": self.started_together,
-            "container_started": NOW + timedelta(seconds=self.boot),
-        }
         if not self.ready:
-            away: dict[str, Any] = {"crash_loops": self.crash_loops, "unreachable": self.unreachable}
-            return Pod(self.name, ready=False, starting=True, **away, **container)
+            together = self.started_together
+            return Pod(self.name, ready=False, crash_loops=self.crash_loops, started_together=together)
         return Pod(
             self.name,
             ready=True,
             up=True,
+            kubernetes_ready=True,
             version=self.version,
             checksum=f"sum-{self.version}",
             swap=self.swap,
             boot=str(self.boot),
             counters=counters,
-            **container,
+            started_together=self.started_together,
         )
 
     def crash(self) -> None:

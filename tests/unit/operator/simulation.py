@@ -190,7 +190,7 @@ class SimulatedPod:
         if not self.scheduled:
             return PodView(self.name, uid=self.name, waiting="Unschedulable", scheduler_message="no node has room")
         if self.lost:
-            return PodView(self.name, uid=self.name, ip="10.0.0.9", scheduled=True, unreachable=True)
+            return PodView(self.name, uid=self.name, ip="10.0.0.9", scheduled=True)
         state = None if self.silent else self._state()
         return PodView(
             self.name, uid=self.name, ip=f"10.0.0.{self.name[-2:]}", ready=self.serves, scheduled=True, agent=state

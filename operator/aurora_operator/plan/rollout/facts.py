@@ -14,8 +14,8 @@ Invariants:
 - A pod is *missing* once it had the version, or was asked to take it, and is not up. It is missing until Kubernetes
   calls it ready. Its engine may only load its model again after one crash, which takes as long as the startup probe
   allows. So each pod has a clock of its own, which also runs while the roll is held: the missing pods may be what holds
-  the roll. The clock does not run during a pause, nor while the pod's node cannot be reached, nor when its engine was
-  restarted together with its agent. A pod is late only after it was seen away for the whole time, uninterrupted.
+  the roll. The clock does not run during a pause. A pod is late only after it was seen away for the whole time,
+  uninterrupted. Whether its node is at fault is not asked: Kubernetes deletes the pods of a lost node long before.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.rollout import analysis as live_analysis
 from aurora_operator.plan.rollout.analysis import MAX_JUDGEMENT_DEADLINES, PodCounters
 from aurora_operator.plan.rollout.roll import AnalysisState, Roll
-from aurora_operator.plan.rollout.world import Pod, World, confirmed, container_starts
+from aurora_operator.plan.rollout.world import Pod, World, confirmed
 from aurora_protocol.agent_api import SwapPhase
 
 
@@ -40,8 +40,6 @@ class RolloutFacts:
     world: World
     roll: Roll
     """The stored roll, brought up to what the world says, with crashed engines counted."""
-    deadline: timedelta
-    """The progress deadline."""
     ready: tuple[Pod, ...]
     updated: tuple[Pod, ...]
     """Ready pods that serve the roll's version."""
@@ -58,8 +56,6 @@ class RolloutFacts:
     """Every pod serves the active version, and none is on its way up with another."""
     too_many_not_ready: bool
     """More pods than the policy allows are not ready, so the ready ones must not swap."""
-    too_many_others_not_ready: bool
-    """The same, not counting the pods that had the version or were asked to take it: something else ends pods."""
     weights_differ: bool
     """Pods hold different weights under the roll's version."""
     late: str
@@ -93,27 +89,23 @@ def facts_of(world: World, stored: Roll) -> RolloutFacts:
     version, pods = roll.version, world.pods
     updated = confirmed(pods, version)
     live, peers = _live(world, version), _live(world, world.active) if version != world.active else {}
-    not_ready = [pod.name for pod in pods if not pod.ready]
-    too_many_not_ready = len(not_ready) > world.policy.max_not_ready
-    too_many_others = sum(name not in roll.engine_boots for name in not_ready) > world.policy.max_not_ready
+    too_many_not_ready = sum(not pod.ready for pod in pods) > world.policy.max_not_ready
     watched = timedelta.max if roll.progressed is None else world.now - roll.progressed
     return RolloutFacts(
         world=world,
         roll=roll,
-        deadline=_deadline(world),
         ready=tuple(pod for pod in pods if pod.ready),
         updated=updated,
         third_version_pods=tuple(
             pod.name for pod in pods if pod.ready and pod.version not in (version, world.active) and not pod.swapping
         ),
-        uncertain_pods=sum(p.name in roll.engine_boots and not p.ready and (p.up or p.starting) for p in pods),
+        uncertain_pods=sum(pod.name in roll.engine_boots and not pod.ready for pod in pods),
         all_updated=any(pod.ready for pod in pods) and len(updated) == sum(pod.ready or pod.up for pod in pods),
-        settled=_settled(world),
+        settled=bool(pods) and all(pod.confirms(world.active) for pod in pods),
         too_many_not_ready=too_many_not_ready,
-        too_many_others_not_ready=too_many_others,
         weights_differ=len({pod.checksum for pod in updated}) > 1,
         late=_late(world, roll),
-        no_progress=not too_many_others and _no_progress(world, roll),
+        no_progress=_no_progress(world, roll),
         starved=not too_many_not_ready and _starved(world, roll),
         watch_over=watched >= timedelta(seconds=world.policy.analysis.watch_seconds),
         peers=peers,
@@ -132,11 +124,6 @@ def _live(world: World, version: int | None) -> dict[str, PodCounters]:
     return {pod.name: PodCounters(pod.boot, version, pod.counters) for pod in confirmed(world.pods, version)}
 
 
-def _settled(world: World) -> bool:
-    at_rest = (pod.confirms(world.active) or (not pod.ready and not pod.starting) for pod in world.pods)
-    return any(pod.ready for pod in world.pods) and all(at_rest)
-
-
 # the stored roll -----------------------------------------------------------------------------------------------------
 
 
@@ -148,15 +135,13 @@ def _restored(world: World, roll: Roll) -> Roll:
     update: dict[str, Any] = {
         "phase": RolloutPhase.IDLE if roll.version is None else RolloutPhase.JUDGING if roll.promoted else roll.phase,
         "epoch": epoch,
-        # Orders of the epochs in between are not ours.
-        "first_epoch": epoch if fenced and roll.first_epoch is not None else roll.first_epoch,
     }
     names = {pod.name for pod in world.pods}
     if world.observation_gap and roll.progressed is not None and roll.phase is not RolloutPhase.IDLE:
         update["progressed"] = world.now
     if roll.analysis is not None:
         update["analysis"] = _restored_analysis(world, roll.analysis, names)
-    for field in ("engine_boots", "container_starts", "other_boots"):
+    for field in ("engine_boots", "other_boots"):
         update[field] = {name: value for name, value in getattr(roll, field).items() if name in names}
     busy = {pod.name for pod in world.pods if pod.swapping or pod.swap.phase is SwapPhase.FAILED}
     update["asked"] = {name: min(at, world.now) for name, at in roll.asked.items() if name in busy}
@@ -194,10 +179,8 @@ def _with_crashes_counted(world: World, roll: Roll) -> Roll:
         blamed = excusing = 0
     kept = {name: boot for name, boot in roll.engine_boots.items() if name not in crashed}
     kept |= {pod.name: pod.boot for pod in serving}
-    starts = {name: at for name, at in roll.container_starts.items() if name not in crashed}
     update = {
         "engine_boots": kept,
-        "container_starts": starts | container_starts(serving),
         "engine_crashes": roll.engine_crashes + blamed,
         "other_boots": others | {name: boot for name, boot in boots.items() if boot and name not in kept},
         "other_crashes": roll.other_crashes + excusing,
@@ -215,10 +198,10 @@ def with_absences(world: World, roll: Roll) -> Roll:
     """
     if roll.phase is RolloutPhase.IDLE or roll.paused:
         return roll.model_copy(update={"missing_since": {}})
-    missing = [pod.name for pod in world.pods if _is_missing(roll, pod) and not _is_excused(roll, pod)]
+    missing = [pod.name for pod in world.pods if _is_missing(roll, pod)]
     known = {} if world.observation_gap else roll.missing_since
     update: dict[str, Any] = {"missing_since": {name: known.get(name, world.now) for name in missing}}
-    still_away = {pod.name for pod in world.pods if not _is_back(pod)}
+    still_away = {pod.name for pod in world.pods if not pod.kubernetes_ready}
     if roll.under_way and roll.missing_since.keys() - still_away:
         update["progressed"] = None if roll.progressed is None else world.now
     return roll.model_copy(update=update)
@@ -234,18 +217,11 @@ def return_limit(world: World, name: str) -> timedelta:
     return _deadline(world) if crash_loops else max(_deadline(world), world.start_limit)
 
 
-def deadline_text(deadline: timedelta) -> str:
-    return f"{deadline.total_seconds():.0f} s"
-
-
 def _late(world: World, roll: Roll) -> str:
-    deadline = _deadline(world)
     for name, since in sorted(roll.missing_since.items()):
         limit = return_limit(world, name)
         if world.now - since > limit:
-            by_probe = f"{limit.total_seconds():.0f} s (what its startup probe allows)"
-            allowed = by_probe if limit > deadline else deadline_text(deadline)
-            return f"pod {name} did not come back with version {roll.version} for {allowed}"
+            return f"pod {name} did not come back with version {roll.version} for {limit.total_seconds():.0f} s"
     return ""
 
 
@@ -254,23 +230,9 @@ def _is_missing(roll: Roll, pod: Pod) -> bool:
 
     An engine that its agent alone calls ready is not back: it may end before its readiness probe passes, each time.
     """
-    if pod.name not in roll.engine_boots or _is_back(pod):
+    if pod.name not in roll.engine_boots or pod.kubernetes_ready:
         return False
     return not pod.up or pod.name in roll.missing_since
-
-
-def _is_back(pod: Pod) -> bool:
-    return pod.ready or pod.kubernetes_ready
-
-
-def _is_excused(roll: Roll, pod: Pod) -> bool:
-    """Whether a missing pod is away for a reason that says nothing about the version.
-
-    The containers of a new pod start together too. So the engine's container must be another one than that which was
-    asked for the version.
-    """
-    restarted = pod.container_started != roll.container_starts.get(pod.name)
-    return pod.unreachable or (pod.started_together and restarted)
 
 
 # progress and traffic ------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ canary waits until there is traffic, or until a person pins or aborts the versio
 Invariants: a version is rejected when more engines crash while serving it than while serving others, or when a pod
 loads it and does not become ready in time. This holds even when live analysis is off; otherwise the version would be
 offered again and crash engines forever. Time alone never rejects a version. The version is not blamed for an agent that
-does not answer while its pod is up, for a node that is lost or restarts, for a store that does not hand the draft out,
-or while more other pods are down than the policy allows.
+does not answer while its pod is up, for engines that restart together with their agents, or for a store that does not
+hand the draft out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from aurora_api.v1alpha1.status import RolloutPhase
-from aurora_operator.plan.rollout.facts import RolloutFacts, deadline_text
+from aurora_operator.plan.rollout.facts import RolloutFacts
 from aurora_protocol.agent_api import SwapPhase
 
 _NOT_JUDGED = "live traffic does not judge it"
@@ -55,8 +55,7 @@ class Resume(Judgement):
 
 
 class Hold(Judgement):
-    """More pods than `max_not_ready` are not ready: ask no pod. The progress deadline starts again afterwards if
-    that many pods without the version are not ready."""
+    """More pods than `max_not_ready` are not ready: ask no pod. The progress deadline starts again afterwards."""
 
 
 class Start(Judgement):
@@ -176,7 +175,7 @@ def _watch(facts: RolloutFacts) -> Judgement:
     if crashes := _engine_crashes(facts):
         return crashes
     if facts.late:
-        return Keep() if facts.too_many_others_not_ready else Reject(facts.late)
+        return Reject(facts.late)
     if facts.watch_over and not facts.roll.missing_since:
         return Keep()
     return _bad_traffic(facts) or Watch()
@@ -196,16 +195,16 @@ def _rejection(facts: RolloutFacts) -> Reject | None:
         return Reject(f"pods that serve version {version} hold different weights")
     if crashes := _engine_crashes(facts):
         return crashes
-    return Reject(facts.late) if facts.late and not facts.too_many_others_not_ready else None
+    return Reject(facts.late) if facts.late else None
 
 
 def _failed_swap(facts: RolloutFacts) -> str:
-    """Which pod could not take the version in this roll, and why; empty when none."""
+    """Which pod could not take the version, and why; empty when none."""
     version = facts.version
     for pod in facts.world.pods:
         swap = pod.swap
         failed = swap.phase is SwapPhase.FAILED and not swap.transient and swap.version == version
-        if failed and pod.version != version and facts.roll.ordered(swap):
+        if failed and pod.version != version:
             return f"pod {pod.name} could not take version {version}: {swap.error or 'no reason given'}"
     return ""
 
@@ -244,8 +243,7 @@ def _stop(facts: RolloutFacts) -> Stop | None:
         ),
         (roll.state_lost, "status.operatorState was lost, so the version cannot be judged"),
         (not world.pods, "no pod serves or starts any longer"),
-        (facts.late, f"{facts.late}, and more pods without the version than allowed are not ready either"),
-        (facts.no_progress, f"the roll made no progress for {deadline_text(facts.deadline)}"),
+        (facts.no_progress, f"the roll made no progress for {world.policy.progress_deadline_seconds} s"),
         (settings_changed and roll.phase is RolloutPhase.JUDGING, "the serving settings were changed"),
         (
             newer is not None and facts.starved,

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from aurora_api.base import Model, Timestamp
 from aurora_api.v1alpha1.status import MAX_PODS_SHOWN, RolloutPhase, RolloutStatus, SpeculatorStatus
-from aurora_protocol.agent_api import LiveCounters, SwapStatus
+from aurora_protocol.agent_api import LiveCounters
 
 
 class PodWindow(Model):
@@ -50,12 +50,8 @@ class OperatorState(Model):
 
     promoted: bool = False
     """The roll's version became the active one, and is still watched."""
-    first_epoch: int | None = None
-    """The epoch with which the roll started. An order of a lower epoch belongs to an earlier roll."""
     engine_boots: dict[str, str] = Field(default_factory=dict)
     """Pod -> engine start, for every pod that serves the version or was asked to. Another start means a crash."""
-    container_starts: dict[str, Timestamp] = Field(default_factory=dict)
-    """Pod -> when the container of that engine started, by the clock of its node. It is only compared for equality."""
     missing_since: dict[str, Timestamp] = Field(default_factory=dict)
     """Pod -> since when its clock runs because the pod had the version and is away (``facts.with_absences``)."""
     engine_crashes: int = Field(default=0, ge=0)
@@ -90,18 +86,8 @@ class Roll(RolloutStatus, OperatorState):
     def status_parts(self) -> tuple[RolloutStatus, dict[str, Any]]:
         """``status.rollout`` and ``status.operatorState``."""
         rollout = RolloutStatus(**{name: getattr(self, name) for name in RolloutStatus.model_fields})
-        if self.phase is RolloutPhase.IDLE:
-            state = _StoredState(asked=self.asked)
-        else:
-            fields = {name: getattr(self, name) for name in OperatorState.model_fields}
-            state = _StoredState(version=self.version, **fields)
+        state = _StoredState(**{name: getattr(self, name) for name in _StoredState.model_fields})
         return rollout, state.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-
-    def ordered(self, swap: SwapStatus) -> bool:
-        """Whether the pod accepted the order for its last ``swap`` in this roll. Clocks may differ; epochs do not."""
-        if swap.epoch is None or self.first_epoch is None:
-            return False
-        return self.first_epoch <= swap.epoch <= self.epoch
 
 
 def read_roll(status: SpeculatorStatus) -> Roll:

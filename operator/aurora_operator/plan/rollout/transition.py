@@ -1,7 +1,7 @@
 """The steps of a roll: one function per row of the table in ``machine``, and the pods that each of them asks. Pure.
 
-A *stray* pod serves another version than the active one. What is left of a roll that ended, and pods with a rejected
-version, return to the active version at once, even during a pause. Other strays return a few at a time.
+A *stray* pod serves another version than the active one. While nothing is rolled out, all strays return to the active
+version at once, even during a pause.
 
 Invariants: a decision is stored, with a higher epoch, before any pod is asked. A pod is only ever asked for the active
 version or for the one being rolled out. No pod is asked while it swaps, except to give up the download of another
@@ -11,7 +11,6 @@ asked.
 
 from __future__ import annotations
 
-from collections.abc import Container
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -21,7 +20,7 @@ from aurora_operator.plan.rollout import analysis as live_analysis
 from aurora_operator.plan.rollout.facts import RolloutFacts
 from aurora_operator.plan.rollout.judgement import Judgement, canary_pods
 from aurora_operator.plan.rollout.roll import AnalysisState, Roll
-from aurora_operator.plan.rollout.world import Pod, container_starts
+from aurora_operator.plan.rollout.world import Pod
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import ChannelReason
 
@@ -111,7 +110,7 @@ def pin(facts: RolloutFacts, judgement: Judgement) -> Step:
     if len(served - {pinned, None}) > 1:
         message = f"version {pinned} is pinned; all pods return to version {world.active} first"
         returning = facts.roll if facts.roll.phase is RolloutPhase.IDLE else _at_rest(facts, message)
-        return Step(returning, swaps=_return_at_once(facts, served - {None, world.active}))
+        return Step(returning, swaps=return_strays(facts))
     return Step(_pinned(facts, pinned), advance=Advance(pinned, ChannelReason.PINNED), event="Pinned")
 
 
@@ -146,7 +145,6 @@ def start_canary(facts: RolloutFacts, judgement: Judgement) -> Step:
     started = Roll(
         phase=RolloutPhase.JUDGING,
         epoch=facts.roll.epoch + 1,
-        first_epoch=facts.roll.epoch + 1,
         version=world.next_version,
         total=total,
         started=world.now,
@@ -179,11 +177,9 @@ def resume(facts: RolloutFacts, judgement: Judgement) -> Step:
 def hold(facts: RolloutFacts, judgement: Judgement) -> Step:
     """Ask no pod. The roll's deadline starts again in full when the hold ends.
 
-    It runs on when no more pods without the version are away than allowed. Else a version that keeps several engines
-    down would hold its own roll forever.
+    The clocks of missing pods run on. Else a version that keeps several engines down would hold its own roll forever.
     """
-    stands_still = facts.too_many_others_not_ready
-    return Step(with_fields(facts.analysed_roll, progressed=None) if stands_still else _running(facts))
+    return Step(with_fields(facts.analysed_roll, progressed=None))
 
 
 # the canary ----------------------------------------------------------------------------------------------------------
@@ -210,7 +206,7 @@ def swap_canary(facts: RolloutFacts, judgement: Judgement) -> Step:
     A canary pod that no longer confirms the version is waited for, and not replaced at once.
     """
     roll, wanted = _running(facts), canary_pods(facts)
-    message = f"swapping {wanted} of {len(facts.world.pods)} pods to version {facts.version}{_retry_note(facts)}"
+    message = f"swapping {wanted} of {len(facts.world.pods)} pods to version {facts.version}"
     return _ask(facts, with_fields(roll, message=message), _next_swaps(facts, wanted - facts.uncertain_pods))
 
 
@@ -231,10 +227,8 @@ def _ask(facts: RolloutFacts, roll: Roll, swaps: dict[str, int], *, event: str =
 
     An engine that crashes before the next reconcile therefore counts as crashed.
     """
-    asked = [pod for pod in facts.world.pods if pod.name in swaps]
-    boots, starts = {pod.name: pod.boot for pod in asked}, container_starts(asked)
-    known = with_fields(roll, engine_boots=roll.engine_boots | boots, container_starts=roll.container_starts | starts)
-    return Step(known, swaps=swaps, event=event)
+    boots = {pod.name: pod.boot for pod in facts.world.pods if pod.name in swaps}
+    return Step(with_fields(roll, engine_boots=roll.engine_boots | boots), swaps=swaps, event=event)
 
 
 # the other pods, and the watch ---------------------------------------------------------------------------------------
@@ -278,33 +272,19 @@ def end_watch(facts: RolloutFacts, judgement: Judgement) -> Step:
 
 
 def return_strays(facts: RolloutFacts) -> dict[str, int]:
-    """Swaps that return stray pods to the active version."""
-    world = facts.world
-    swaps = _return_at_once(facts, (world.rejected | {facts.roll.version}) - {world.active})
-    if world.paused and world.pinned_version is None:
-        return swaps
-    strays = [pod for pod in world.pods if pod.version != world.active and pod.name not in swaps]
-    able = [pod for pod in strays if pod.ready and not pod.swapping and not _failed_lately(facts, pod, world.active)]
-    # A pod with neither the active nor the previous version first: at most two versions serve.
-    able.sort(key=lambda pod: (pod.version == world.previous, pod.name))
-    room = world.policy.max_swapping - sum(pod.swapping for pod in world.pods) - len(swaps)
-    return swaps | dict.fromkeys([pod.name for pod in able][: max(room, 0)], world.active)
-
-
-def _return_at_once(facts: RolloutFacts, versions: Container[int | None]) -> dict[str, int]:
-    """Swaps of every pod that serves or downloads one of ``versions`` to the active one.
+    """Swaps of every pod that serves or downloads another version to the active one.
 
     The agent gives the download up. Else it would load that version at the end of the download.
     """
     active = facts.world.active
-    asked = [
+    strays = [
         pod.name
         for pod in facts.ready
-        if not _failed_lately(facts, pod, active)
-        and (pod.swap.version if pod.swap.phase is SwapPhase.STAGING else pod.version) in versions
+        if (pod.swap.version if pod.swap.phase is SwapPhase.STAGING else pod.version) != active
         and pod.swap.phase is not SwapPhase.SWAPPING
+        and not _failed_lately(facts, pod, active)
     ]
-    return dict.fromkeys(sorted(asked), active)
+    return dict.fromkeys(sorted(strays), active)
 
 
 def _next_swaps(facts: RolloutFacts, wanted: int) -> dict[str, int]:
@@ -321,14 +301,6 @@ def _next_swaps(facts: RolloutFacts, wanted: int) -> dict[str, int]:
     room = min(world.policy.max_swapping - sum(pod.swapping for pod in world.pods), wanted - len(having))
     others.sort(key=lambda pod: (pod.version == world.active, pod.name))
     return dict.fromkeys([pod.name for pod in others][: max(room, 0)], version)
-
-
-def _retry_note(facts: RolloutFacts) -> str:
-    """A note about a pod that tries the version again after a transient failure: empty, or ``"; pod…"``."""
-    for pod in facts.world.pods:
-        if _failed(pod, facts.version) and pod.swap.transient and pod.version != facts.version:
-            return f"; {pod.name} tries again: {pod.swap.error or 'no reason given'}"
-    return ""
 
 
 def _failed(pod: Pod, version: int) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from aurora_operator.plan.rollout.policy import RolloutPolicy
-from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
+from aurora_protocol.agent_api import LiveCounters, SwapStatus
 from aurora_protocol.draft_records import ChannelReason
 
 
@@ -18,8 +18,6 @@ class Pod:
     name: str
     ready: bool
     """Kubernetes calls the pod ready, and its agent calls the engine ready."""
-    starting: bool = False
-    """Scheduled and not ready: the pod may come up with a version that it chose a while ago."""
     up: bool = False
     """Kubernetes or the agent calls the pod ready, though perhaps not both: it may be answering requests."""
     kubernetes_ready: bool = False
@@ -31,17 +29,13 @@ class Pod:
     """Random id of this engine start."""
     started_together: bool = False
     """The engine started together with its agent, so the engine before did not crash alone."""
-    container_started: datetime | None = None
-    """When the engine's container started, by the clock of its node."""
     crash_loops: bool = False
     """The engine's container ended several times, and Kubernetes delays its next start (``CrashLoopBackOff``)."""
-    unreachable: bool = False
-    """Kubernetes, which cannot reach the pod's node, calls the pod not ready."""
     counters: LiveCounters = field(default_factory=LiveCounters)
 
     @property
     def swapping(self) -> bool:
-        return self.swap.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING)
+        return self.swap.under_way
 
     def confirms(self, version: int | None) -> bool:
         """Whether the pod is ready and its engine says that it serves ``version``, with a checksum to show for it."""
@@ -58,6 +52,7 @@ class World:
     epoch: int
     """The channel's epoch."""
     pods: tuple[Pod, ...]
+    """The pods that serve or start. Left out are lent ones, and those that wait for a node."""
     policy: RolloutPolicy
     start_limit: timedelta = timedelta(0)
     """How long a pod may take to become ready, by the engine's startup probe."""
@@ -93,11 +88,6 @@ class World:
     """The operator did not observe for a while, or the clock was set: deadlines restart now."""
     fencing_epoch: int = 0
     """The highest epoch for which a pod refused our last requests; 0: no pod has seen a higher epoch than ours."""
-
-
-def container_starts(pods: Iterable[Pod]) -> dict[str, datetime]:
-    """When the engine's container of each pod started, where that is known."""
-    return {pod.name: pod.container_started for pod in pods if pod.container_started is not None}
 
 
 def confirmed(pods: Iterable[Pod], version: int | None) -> tuple[Pod, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -36,28 +35,6 @@ def test_containers_that_started_together_are_distinguished_from_an_engine_that_
         {"metadata": {"name": "p", "uid": "u"}, "status": {"containerStatuses": statuses}}
     )
     assert found.started_together is together
-
-
-@pytest.mark.parametrize(
-    ("ready", "containers_ready", "lost"),
-    [("False", "True", True), ("True", "True", False), ("False", "False", False), ("False", None, False)],
-    ids=["nothing was heard of its node", "ready", "its engine is down", "never ready"],
-)
-def test_a_pod_on_a_lost_node_is_not_ready_although_its_containers_are(
-    ready: str, containers_ready: str | None, lost: bool
-) -> None:
-    kinds = {"Ready": ready, "ContainersReady": containers_ready}
-    conditions = [{"type": kind, "status": status} for kind, status in kinds.items() if status]
-    found = kubernetes_views.pod_view({"metadata": {"name": "p", "uid": "u"}, "status": {"conditions": conditions}})
-    assert found.unreachable is lost
-
-
-def test_a_pod_says_when_its_engines_container_started() -> None:
-    statuses = [container("agent", "2026-01-01T00:00:05Z"), container("sglang", "2026-01-01T00:09:00Z")]
-    pod = {"metadata": {"name": "p", "uid": "u"}, "status": {"containerStatuses": statuses}}
-    assert kubernetes_views.pod_view(pod).engine_started == NOW + timedelta(minutes=9)
-    statuses[1] = container("sglang", None)
-    assert kubernetes_views.pod_view(pod).engine_started is None
 
 
 def test_a_paused_deployment_is_seen_with_its_last_progress() -> None:

@@ -83,9 +83,7 @@ def pods(draw: st.DrawFn, name: str) -> PodView:
         ready=draw(st.booleans()),
         terminating=draw(st.booleans()),
         ip=draw(st.sampled_from(["10.0.0.1", ""])),
-        unreachable=draw(st.booleans()),
         started_together=draw(st.booleans()),
-        engine_started=draw(st.none() | TIMES),
     )
 
 
@@ -150,8 +148,7 @@ def statuses(draw: st.DrawFn) -> SpeculatorStatus:
             progressed=st.none() | TIMES,
             engine_boots=st.dictionaries(st.sampled_from(["chat-a", "chat-b"]), st.sampled_from(["b1", "b2"])),
             engine_crashes=st.integers(0, 2),
-            first_epoch=st.none() | st.integers(0, 9),
-            **dict.fromkeys(("container_starts", "missing_since", "asked"), CLOCKS),
+            **dict.fromkeys(("missing_since", "asked"), CLOCKS),
             analysis=st.none() | ANALYSES,
         )
     )

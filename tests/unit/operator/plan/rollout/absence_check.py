@@ -1,4 +1,4 @@
-"""Checks that a pod which is away rejects its version only after its whole time, seen away without an excuse."""
+"""Checks that a pod which is away rejects its version only after its whole time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.unit.operator.plan.rollout.simulated_pod import SimulatedPod
 
 
 class AbsenceCheck:
-    """Remembers when each pod was last observed up, or away for a reason that says nothing about its version."""
+    """Remembers when each pod was last observed up."""
 
     def __init__(self) -> None:
         self._seen_up: dict[str, datetime] = {}
 
     def check(self, world: World, pods: Iterable[SimulatedPod], made: Step) -> None:
         for pod in pods:
-            up = pod.excused or (pod.ready and not pod.node_lost)
+            up = pod.ready and not pod.node_lost
             known = world.now if up or world.observation_gap else self._seen_up.get(pod.name, world.now)
             self._seen_up[pod.name] = min(known, world.now)
         name, _, rest = made.rollout.message.removeprefix("pod ").partition(" ")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from aurora_operator.plan.rollout.world import Pod
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
@@ -26,9 +24,6 @@ class SimulatedPod:
     asked: int | None = None
     asked_epoch: int | None = None
     """Epoch of the order for ``asked``."""
-    skew: timedelta = timedelta(0)
-    """How far the pod's clock is ahead of the operator's."""
-    finished: datetime | None = None
     transient: bool = False
     epoch: int = 0
     salt: str = ""
@@ -53,11 +48,6 @@ class SimulatedPod:
             self.requests += REQUESTS_PER_TICK
             self.tokens += int(10 * REQUESTS_PER_TICK * acceptance_length)
 
-    @property
-    def excused(self) -> bool:
-        """Whether the pod is away for a reason that says nothing about its version."""
-        return self.node_lost or self.with_agent
-
     def crash(self, version: int, *, with_agent: bool = False) -> None:
         """The engine crashes. The next one starts with ``version``."""
         self.with_agent, self.crash_loops = with_agent, False
@@ -77,39 +67,33 @@ class SimulatedPod:
         return True
 
     def view(self) -> Pod:
-        container: dict[str, Any] = {
-            "started_together": self.with_agent,
-            "container_started": datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.boot),
-        }
         if self.node_lost:
-            return Pod(self.name, ready=False, starting=True, unreachable=True, **container)
+            return Pod(self.name, ready=False, started_together=self.with_agent)
         if not self.reachable:
             return Pod(
                 self.name,
                 ready=False,
-                starting=True,
                 crash_loops=self.crash_loops and not self.ready,
                 up=self.ready,
                 kubernetes_ready=self.ready,
-                **container,
+                started_together=self.with_agent,
             )
         return Pod(
             self.name,
             ready=self.ready,
-            starting=not self.ready,
             crash_loops=self.crash_loops and not self.ready,
             up=self.ready,
+            kubernetes_ready=self.ready,
             version=self.version,
             checksum=f"{self.version}{self.salt}",
             swap=SwapStatus(
                 phase=self.phase,
                 version=self.asked,
                 epoch=self.asked_epoch,
-                finished=None if self.finished is None else self.finished + self.skew,
                 error="no",
                 transient=self.transient,
             ),
             boot=str(self.boot),
             counters=LiveCounters(requests=self.requests, verify_rounds=10 * self.requests, answer_tokens=self.tokens),
-            **container,
+            started_together=self.with_agent,
         )

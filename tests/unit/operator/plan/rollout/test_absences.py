@@ -13,7 +13,7 @@ from aurora_operator.plan.rollout.transition import Advance
 from aurora_operator.plan.rollout.world import Pod
 from aurora_protocol.agent_api import SwapPhase, SwapStatus
 from aurora_protocol.draft_records import ChannelReason
-from tests.unit.operator.rolls import JUDGED, NOW, UNJUDGED, A, B, C, pod, rolling, step, watching, world
+from tests.unit.operator.rolls import JUDGED, NOW, UNJUDGED, A, B, pod, rolling, step, world
 from tests.unit.operator.service import Service, sequence
 
 LOADS = 30
@@ -38,7 +38,7 @@ def at(seconds: float, *pods: Pod, **more: Any) -> Any:
 
 
 def away(name: str, **more: Any) -> Pod:
-    return pod(name, None, **{"ready": False, "starting": True, "checksum": None, **more})
+    return pod(name, None, **{"ready": False, "checksum": None, **more})
 
 
 # one slow restart ----------------------------------------------------------------------------------------------------
@@ -68,7 +68,7 @@ def test_a_pod_that_does_not_come_back_in_the_time_of_a_start_rejects_the_versio
     service["a"].reload()
     held = "Proceed" if phase == "canary" else "Watch"
     assert service.reconcile_times(LOADS + 2) == sequence(f"{LOADS + 1} x {held} -> Judging{RETURNED}")
-    assert service.roll.message == "pod a did not come back with version 1 for 300 s (what its startup probe allows)"
+    assert service.roll.message == "pod a did not come back with version 1 for 300 s"
 
 
 @pytest.mark.parametrize("phase", ["canary", "watching"])
@@ -83,33 +83,17 @@ def test_an_engine_that_ends_again_and_again_gets_the_progress_deadline_only(pha
 # something else keeps the pod away -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("why", ["node lost", "node restarted"])
-def test_a_roll_whose_pod_is_on_a_lost_node_stops_without_blame(why: str) -> None:
+def test_a_pod_that_kubernetes_deletes_with_its_lost_node_blames_nobody() -> None:
     service = service_in("canary")
-    service["a"].reload(with_agent=why == "node restarted")
-    service["a"].unreachable = why == "node lost"
-    lines = service.reconcile_until_idle()
-    assert lines == sequence("""
-        6 x Proceed -> Judging
-        Stop -> Idle; RolloutStopped
-    """), "after the progress deadline"
-    assert service.rejected == set()
-
-
-@pytest.mark.parametrize("why", ["node lost", "node restarted"])
-def test_a_watch_whose_pod_is_on_a_lost_node_ends_in_its_time(why: str) -> None:
-    service = service_in("watching")
-    service["a"].reload(with_agent=why == "node restarted")
-    service["a"].unreachable = why == "node lost"
-    assert service.reconcile_times(7) == sequence("""
-        5 x Watch -> Judging
-        Keep -> Idle
-        Wait -> Idle
-    """)
+    service["a"].reload()
+    assert service.reconcile_times(LOADS) == sequence(f"{LOADS} x Proceed -> Judging")
+    service.scale(1, first="a")
+    assert service.reconcile() == "Proceed -> Judging; b=1"
+    service.reconcile_until_idle()
     assert (service.active, service.rejected) == (1, set())
 
 
-def test_an_engine_that_hangs_since_its_pod_started_is_not_excused_by_that_start() -> None:
+def test_an_engine_that_hangs_since_its_pod_started_is_late() -> None:
     service = service_in("canary")
     service["a"].ready, service["a"].started_together = False, True
     assert service.reconcile_times(LOADS + 2) == sequence(f"{LOADS + 1} x Proceed -> Judging{RETURNED}")
@@ -153,29 +137,6 @@ def test_a_version_that_keeps_several_engines_down_does_not_hold_its_own_roll(po
         service[name].reload()
     assert service.reconcile_times(LOADS + 2) == sequence(f"{LOADS + 1} x Hold -> Judging{RETURNED}")
     assert service.rejected == {1}
-
-
-@pytest.mark.parametrize(
-    ("phase", "promoted"),
-    [(RolloutPhase.JUDGING, False), (RolloutPhase.ROLLING, False), (RolloutPhase.JUDGING, True)],
-)
-def test_a_pod_that_is_late_among_others_that_are_down_ends_the_roll_without_blame(
-    phase: RolloutPhase, *, promoted: bool
-) -> None:
-    """What keeps more pods down than allowed, without the version, may keep this pod down too."""
-    more: dict[str, Any] = {"active": 1, "previous": 0, "epoch": 5} if promoted else {}
-    more["policy"] = {"analysis": JUDGED}
-    stored = watching() if promoted else rolling(phase)
-    roll = stored.model_copy(update={"engine_boots": {A: "a"}})
-    down = [away(name) for name in (A, B, C)]
-    for seconds in (0, 300, 600):
-        made = step(at(seconds, *down, pod("pod-d", int(promoted)), **more), roll)
-        assert (made.rollout.phase, made.advance) == (phase, None)
-        roll = made.rollout
-    late = step(at(601, *down, pod("pod-d", int(promoted)), **more), roll)
-    assert (late.rollout.phase, late.advance) == (RolloutPhase.IDLE, None)
-    others_back = step(at(601, away(A), pod(B, int(promoted)), pod(C, int(promoted)), **more), roll)
-    assert others_back.advance is not None, "the pod's clock went on during the hold"
 
 
 # the clocks ----------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def test_a_version_whose_engines_crash_is_rejected(phase: RolloutPhase, judged: 
     for number in range(2):
         served = world(pod(A, 1, **traffic(0, boot=f"{number}")), pod(B), policy=policy)
         state = step(served, state).rollout
-        down = step(world(pod(A, None, ready=False, starting=True), pod(B), policy=policy), state)
+        down = step(world(pod(A, None, ready=False), pod(B), policy=policy), state)
         assert down.advance is None
         state = down.rollout
     again = step(world(pod(A, 0, **traffic(0, boot="2")), pod(B), policy=policy), state)
@@ -52,7 +52,7 @@ def test_an_engine_that_crashes_before_it_was_seen_with_the_version_counts() -> 
     for number in range(2):
         asked = step(world(pod(A, boot=f"b{number}"), pod(B)), state)
         assert (asked.swaps, asked.rollout.engine_crashes) == ({A: 1}, number)
-        state = step(world(pod(A, None, ready=False, starting=True), pod(B)), asked.rollout).rollout
+        state = step(world(pod(A, None, ready=False), pod(B)), asked.rollout).rollout
     made = step(world(pod(A, boot="b2"), pod(B)), state)
     assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
     assert (made.rollout.engine_boots, made.rollout.engine_crashes) == ({}, 0), "the next roll counts from zero"
@@ -61,7 +61,7 @@ def test_an_engine_that_crashes_before_it_was_seen_with_the_version_counts() -> 
 def test_a_version_whose_pod_never_comes_back_is_rejected_even_without_live_analysis() -> None:
     for phase in (RolloutPhase.JUDGING, RolloutPhase.ROLLING):
         asked = step(world(pod(A, boot="b"), pod(B)), rolling(phase)).rollout
-        down = [pod(A, None, ready=False, starting=True), pod(B)]
+        down = [pod(A, None, ready=False), pod(B)]
         away = step(world(*down), asked).rollout
         made = step(world(*down, now=NOW + timedelta(seconds=601)), away)
         assert made.advance == Advance(0, ChannelReason.REFUSED, reject=1)
@@ -134,8 +134,6 @@ def test_a_swap_that_failed_transiently_is_retried(phase: RolloutPhase) -> None:
     failed = FAILED.model_copy(update={"transient": True, "error": "get checkpoints: EndpointConnectionError"})
     held = step(world(pod(A, swap=failed), pod(B)), rolling(phase, asked={A: NOW}))
     assert (held.rollout.phase, held.advance, held.swaps) == (phase, None, {B: 1})
-    if phase is RolloutPhase.JUDGING:
-        assert "tries again: get checkpoints: EndpointConnectionError" in held.rollout.message
     end = step(world(pod(A, swap=failed), pod(B, 1), now=NOW + timedelta(seconds=601)), rolling())
     assert (end.rollout.phase, end.advance) == (RolloutPhase.IDLE, None), "it may be offered again"
 
@@ -148,7 +146,7 @@ def test_different_weights_under_one_version_reject_it() -> None:
 
 @pytest.mark.parametrize("phase", [RolloutPhase.JUDGING, RolloutPhase.ROLLING])
 def test_an_agent_that_does_not_answer_while_its_pod_is_up_stops_a_roll_without_blame(phase: RolloutPhase) -> None:
-    silent = pod(A, None, checksum=None, ready=False, starting=True, up=True)
+    silent = pod(A, None, checksum=None, ready=False, up=True)
     state = rolling(phase, engine_boots={A: "b"})
     held = step(world(silent, pod(B), now=NOW + timedelta(seconds=599)), state)
     assert held.rollout.phase is phase

@@ -166,15 +166,11 @@ class RolloutMachine(RuleBasedStateMachine):
         if not under_way:
             return
         pod = under_way[which % len(under_way)]
-        if not transient:
+        if not transient and pod.asked is not None:
+            self.blamed.add(pod.asked)
             self.blame()
         self.end_swap(pod, works=False)
         pod.transient = transient
-
-    @rule(which=st.integers(0, 4), minutes=st.sampled_from([-10, 0, 10]))
-    def pod_has_a_wrong_clock(self, which: int, minutes: int) -> None:
-        for pod in self.pods[which : which + 1]:
-            pod.skew = timedelta(minutes=minutes)
 
     @rule()
     def slow_pods_come_up(self) -> None:
@@ -193,7 +189,6 @@ class RolloutMachine(RuleBasedStateMachine):
 
     def end_swap(self, pod: SimulatedPod, *, works: bool) -> None:
         assert pod.asked is not None
-        pod.finished = self.now
         pod.phase = SwapPhase.IDLE if works else SwapPhase.FAILED
         pod.failed_to_return = not works and (pod.failed_to_return or pod.asked == self.active)
         if works:

@@ -197,9 +197,8 @@ def test_a_pin_of_a_third_version_brings_all_pods_back_first() -> None:
     assert service.reconcile_times(6) == sequence("""
         Pin -> Idle; a=0
         Pin -> Idle; active 2; Pinned
-        Wait -> Idle; a=2
-        Wait -> Idle; b=2
-        2 x Wait -> Idle
+        Wait -> Idle; a=2 b=2
+        3 x Wait -> Idle
     """)
 
 
