@@ -19,7 +19,7 @@ from aurora_operator.plan.conditions.content import ConditionContent
 START_FAILED = "StartFailed"
 """Reason while a container cannot start, or ends again and again."""
 START_TIMEOUT = "StartTimeout"
-"""Reason of a start that takes longer than the engine's startup probe allows."""
+"""Reason of a start that takes longer than ``START_LIMIT``."""
 
 
 def is_starting(status: SpeculatorStatus) -> bool:
