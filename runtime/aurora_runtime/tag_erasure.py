@@ -33,10 +33,11 @@ from aurora_protocol.pod_settings import TrainerSettings
 from aurora_protocol.tag_hash import number_of_hash
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.errors import ErasureUnfinished, TraceFormatError
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.shard_header import ShardHeader
 from aurora_runtime.termination_message import errors_reported
 from aurora_runtime.traces import RequestTrace, decode, empty_shard, encode, shard_counts, state_type_of
-from aurora_store import FencedObjectStore, Keys, Registry, StoreConfig
+from aurora_store import FencedObjectStore, Keys, StoreConfig
 from aurora_store.errors import DigestMismatch, ObjectMissing
 from aurora_store.keys import lineage_of_shard, shard_data_key, shard_hour
 
@@ -76,7 +77,7 @@ class Erased:
 class TagErasure:
     """The erasure of the tags with these ``numbers`` from all shards below a root."""
 
-    def __init__(self, registry: Registry, numbers: Collection[int]) -> None:
+    def __init__(self, registry: PodRegistry, numbers: Collection[int]) -> None:
         self._registry, self._numbers, self._erased = registry, frozenset(numbers), Erased()
 
     def run(self) -> Erased:
@@ -216,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     with errors_reported():
         settings = TrainerSettings.from_env()
-        registry = Registry(FencedObjectStore(StoreConfig.of(settings.store), expects_channel=True))
+        registry = PodRegistry(FencedObjectStore(StoreConfig.of(settings.store), expects_channel=True))
         erased = TagErasure(registry, options.tags).run()
     print(f"{erased}; none is left in {erased.scanned} shards")
 

@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 from aurora_protocol.training_records import ShardManifest
-from aurora_store import Registry
+from aurora_runtime.pod_registry import PodRegistry
 
 
-def put_shard_bytes(registry: Registry, manifest: ShardManifest, data: bytes) -> str:
+def put_shard_bytes(registry: PodRegistry, manifest: ShardManifest, data: bytes) -> str:
     """Write ``data`` as a shard, whatever its manifest says. Returns the manifest's key."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "shard"

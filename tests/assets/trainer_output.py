@@ -8,13 +8,14 @@ from pathlib import Path
 
 from aurora_protocol.draft_records import CheckpointManifest, FileRef, Registration
 from aurora_protocol.training_records import TrainerState
-from aurora_store import Keys, Registry
+from aurora_runtime.pod_registry import PodRegistry
+from aurora_store import Keys
 from aurora_store.objects import sha256_file
 
 DRAFT_FILES = ("config.json", "model.safetensors")
 
 
-def publish_draft(registry: Registry, draft: Path, version: int, *, lineage: int = 1) -> Registration:
+def publish_draft(registry: PodRegistry, draft: Path, version: int, *, lineage: int = 1) -> Registration:
     """Upload the folder ``draft`` and register it as ``version``. The content is not checked."""
     files = tuple(
         FileRef(name=name, sha256=sha256_file(draft / name), size=(draft / name).stat().st_size) for name in DRAFT_FILES
@@ -41,7 +42,7 @@ def publish_draft(registry: Registry, draft: Path, version: int, *, lineage: int
 
 
 def put_trainer_state(
-    registry: Registry,
+    registry: PodRegistry,
     *,
     consumed: tuple[str, ...] = (),
     retired: tuple[str, ...] = (),

@@ -18,9 +18,9 @@ from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.draft_records import FileRef
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, StoreSettings, TrainerSettings
 from aurora_protocol.training_records import ShardManifest, TrainerState
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import RequestTrace, encode
 from aurora_runtime.training.lineage import utc_now
-from aurora_store import Registry
 from tests.assets.s3 import S3
 from tests.assets.shards import put_shard_bytes
 
@@ -29,7 +29,7 @@ WAIT_SECONDS = 600.0
 
 
 def trainer_settings(
-    registry: Registry, target: Path, training: TrainingSpec, draft: DraftSpec | None = None
+    registry: PodRegistry, target: Path, training: TrainingSpec, draft: DraftSpec | None = None
 ) -> TrainerSettings:
     """The settings of a trainer for the target in ``target``, with the store of ``registry``."""
     config = registry.objects.config
@@ -89,7 +89,7 @@ def stop_trainer(process: subprocess.Popen[bytes]) -> float:
     return time.monotonic() - started
 
 
-def put_shards(registry: Registry, traces: list[RequestTrace], requests: int, first: int = 0) -> list[str]:
+def put_shards(registry: PodRegistry, traces: list[RequestTrace], requests: int, first: int = 0) -> list[str]:
     """Store the traces as shards of ``requests`` requests each, numbered from ``first``. Returns the shards' keys."""
     keys = []
     for seq, start in enumerate(range(0, len(traces), requests), first):
@@ -116,7 +116,7 @@ def put_shards(registry: Registry, traces: list[RequestTrace], requests: int, fi
     return keys
 
 
-def stored_trainer_state(registry: Registry) -> TrainerState | None:
+def stored_trainer_state(registry: PodRegistry) -> TrainerState | None:
     """The newest trainer state in the store, or None before the first one."""
     stored = registry.trainer_state()
     return stored[0] if stored else None

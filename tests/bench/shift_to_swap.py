@@ -34,7 +34,7 @@ from tests.traffic.driver import Load, RequestOptions, TrafficDriver
 from tests.traffic.prompts import Domain
 
 from aurora_protocol.evidence_records import Evidence
-from aurora_store import Registry
+from aurora_runtime.pod_registry import PodRegistry
 
 NAME = "chat"
 CONCURRENCY = 4
@@ -62,7 +62,7 @@ def seconds_of_stages(shift: datetime, stages: list[Stage]) -> dict[str, float]:
     return seconds
 
 
-def first_shard_since(records: Registry, shift: datetime) -> datetime:
+def first_shard_since(records: PodRegistry, shift: datetime) -> datetime:
     """When the first shard after ``shift`` was closed.
 
     Raises:
@@ -76,7 +76,7 @@ def first_shard_since(records: Registry, shift: datetime) -> datetime:
     return min(since)
 
 
-def measurements_since(records: Registry, shift: datetime) -> Iterator[Evidence]:
+def measurements_since(records: PodRegistry, shift: datetime) -> Iterator[Evidence]:
     """The last measurement of every version, if it ended after ``shift``. The bench has no key to verify it with."""
     for registration in records.registrations():
         evidence = records.evidence(registration.version) if registration.version else None
@@ -84,7 +84,7 @@ def measurements_since(records: Registry, shift: datetime) -> Iterator[Evidence]
             yield evidence
 
 
-def report(records: Registry, shift: datetime, version: int, served: datetime) -> str:
+def report(records: PodRegistry, shift: datetime, version: int, served: datetime) -> str:
     """The stages of the swap to ``version``, which every pod serves since ``served``, and the measurements."""
     measured = sorted(measurements_since(records, shift), key=lambda evidence: evidence.started)
     passed = next(evidence for evidence in measured if evidence.version == version)

@@ -20,6 +20,7 @@ from aurora_protocol.draft_records import DRAFT_FILES, Channel, ChannelReason
 from aurora_protocol.errors import ProtocolError
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_runtime.errors import RuntimeFault
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.draft_cache import MANIFEST, DraftCache
 from aurora_runtime.serving.agent.first_staging import stage_active_draft
 from aurora_runtime.serving.agent.seed_writer import recent_answers
@@ -29,7 +30,7 @@ from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state import trainer_state
 from aurora_runtime.validation.draft_fetch import fetch_draft
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
-from aurora_store import Keys, Registry
+from aurora_store import Keys
 from aurora_store.errors import StoreError
 from tests.assets.signing import KEYS
 from tests.assets.trainer_output import put_trainer_state
@@ -56,7 +57,7 @@ class FuzzedStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.objects = folder, tiny.MemoryObjects()
-        self.registry = Registry(self.objects, KEYS)
+        self.registry = PodRegistry(self.objects, KEYS)
         now = datetime.now(UTC)
         self.registry.create_lineage(lineage())
         sources = folder / "sources"

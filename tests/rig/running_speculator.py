@@ -12,7 +12,7 @@ from typing import Any
 
 from aurora_operator.kubernetes_api import POD, SPECULATOR
 from aurora_protocol.draft_records import CheckpointManifest, FileRef, Registration
-from aurora_store import Registry
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_store.objects import sha256_file
 from tests.rig.fault_injection import OPERATOR_SELECTOR
 from tests.rig.installation import RESOURCE, SYSTEM_NAMESPACE, Installation
@@ -51,7 +51,7 @@ class RunningSpeculator:
     # drafts ----------------------------------------------------------------------------------------------------------
 
     @property
-    def registry(self) -> Registry:
+    def registry(self) -> PodRegistry:
         return registry(self.aurora, self.name)
 
     def offer(

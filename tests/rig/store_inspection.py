@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from aurora_protocol.evidence_records import Evidence
-from aurora_store import ObjectStore, Registry, StoreConfig
+from aurora_runtime.pod_registry import PodRegistry
+from aurora_store import ObjectStore, StoreConfig
 from tests.check_store import check_store
 from tests.rig.installation import BUCKET, Installation
 
@@ -13,9 +14,9 @@ def _store_config(aurora: Installation, name: str) -> StoreConfig:
     return StoreConfig(BUCKET, aurora.root(name), store.endpoint, "us-east-1", store.access_key, store.secret_key)
 
 
-def registry(aurora: Installation, name: str) -> Registry:
+def registry(aurora: Installation, name: str) -> PodRegistry:
     """The speculator's records in the embedded store."""
-    return Registry(ObjectStore(_store_config(aurora, name)))
+    return PodRegistry(ObjectStore(_store_config(aurora, name)))
 
 
 def check_objects(aurora: Installation, name: str) -> str:

@@ -23,8 +23,9 @@ from aurora_protocol.agent_api import MEASUREMENT_HEADER
 from aurora_protocol.draft_records import DraftSizes, Lineage, Registration, TargetIdentity, TensorSpec
 from aurora_runtime.engine.draft_config import config_json, lineage_config
 from aurora_runtime.engine.path_payload import DIGEST_BUFFER, DIGEST_TENSOR, PATH_TENSOR
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.pod_records import Withdrawal
-from aurora_store import ObjectStore, Registry, StoreConfig
+from aurora_store import ObjectStore, StoreConfig
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, ObjectTooLarge, StoreError
 from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo
 from tests.assets.range_client import answer_ranges
@@ -142,7 +143,9 @@ def lineage(number: int = 1) -> Lineage:
     )
 
 
-def publish_bytes(registry: Registry, folder: Path, version: int, data: bytes, *, of_lineage: int = 1) -> Registration:
+def publish_bytes(
+    registry: PodRegistry, folder: Path, version: int, data: bytes, *, of_lineage: int = 1
+) -> Registration:
     """Publish ``data``, valid or not, as the weights of ``version``."""
     source = folder / f"source-{version}"
     source.mkdir(parents=True)

@@ -16,10 +16,10 @@ from aurora_protocol.pod_settings import StateType
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime import tag_erasure
 from aurora_runtime.errors import ErasureUnfinished
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.tag_erasure import Erased, TagErasure
 from aurora_runtime.traces import RequestTrace, decode, state_type_of
 from aurora_runtime.training.lineage import utc_now
-from aurora_store import Registry
 from tests.unit.training import tiny
 
 TAG, OTHER = 5, 6
@@ -29,24 +29,25 @@ def tagged(seed: int, tag: int = TAG) -> RequestTrace:
     return replace(tiny.trace(seed), tag=tag)
 
 
-def erase(registry: Registry, tag: int = TAG) -> Erased:
+def erase(registry: PodRegistry, tag: int = TAG) -> Erased:
     return TagErasure(registry, [tag]).run()
 
 
-def stored(registry: Registry) -> dict[str, list[tuple[int, int]]]:
+def stored(registry: PodRegistry) -> dict[str, list[tuple[int, int]]]:
     """Prompt's hash and tag of each trace in each shard. Every shard is undamaged."""
     return {
-        key: [(trace.request, trace.tag) for trace in decode(registry.shard(key)[1])] for key in registry.shard_keys(1)
+        key: [(trace.request, trace.tag) for trace in decode(registry.shard(key)[1])]
+        for key in registry.list_shards(1).data_bytes
     }
 
 
 @pytest.fixture(name="store")
-def _store() -> tuple[Registry, tiny.MemoryObjects]:
+def _store() -> tuple[PodRegistry, tiny.MemoryObjects]:
     """A shard without the tag, one with some of it, and one with nothing else."""
     return mixed_store()
 
 
-def mixed_store() -> tuple[Registry, tiny.MemoryObjects]:
+def mixed_store() -> tuple[PodRegistry, tiny.MemoryObjects]:
     registry, objects = tiny.memory_registry()
     tiny.put_shard(registry, 0, [tiny.trace(0), tagged(1, OTHER)])
     tiny.put_shard(registry, 1, [tagged(2), tiny.trace(3), tagged(4), tagged(5, OTHER)])
@@ -55,7 +56,7 @@ def mixed_store() -> tuple[Registry, tiny.MemoryObjects]:
 
 
 def test_the_tags_traces_go_and_all_others_stay_under_the_same_keys(
-    store: tuple[Registry, tiny.MemoryObjects],
+    store: tuple[PodRegistry, tiny.MemoryObjects],
 ) -> None:
     registry, objects = store
     before, untouched = stored(registry), dict(objects.data)
@@ -69,7 +70,7 @@ def test_the_tags_traces_go_and_all_others_stay_under_the_same_keys(
     assert [manifest.requests for manifest in manifests] == [2, 2, 0]
 
 
-def test_a_second_run_erases_nothing_and_changes_nothing(store: tuple[Registry, tiny.MemoryObjects]) -> None:
+def test_a_second_run_erases_nothing_and_changes_nothing(store: tuple[PodRegistry, tiny.MemoryObjects]) -> None:
     registry, objects = store
     erase(registry)
     unchanged = dict(objects.data)
@@ -79,7 +80,7 @@ def test_a_second_run_erases_nothing_and_changes_nothing(store: tuple[Registry, 
     assert (erase(registry).requests, erase(registry, OTHER).requests) == (1, 2)
 
 
-def test_several_tags_are_erased_at_once(store: tuple[Registry, tiny.MemoryObjects]) -> None:
+def test_several_tags_are_erased_at_once(store: tuple[PodRegistry, tiny.MemoryObjects]) -> None:
     registry, _ = store
     assert TagErasure(registry, [TAG, OTHER]).run().requests == 6
     assert {tag for traces in stored(registry).values() for _, tag in traces} == {0}
@@ -130,12 +131,12 @@ def test_a_kill_at_any_write_loses_no_other_trace_and_the_next_run_converges() -
 
 
 def test_an_agent_that_tries_again_after_the_erasure_brings_nothing_back(
-    tmp_path: Path, store: tuple[Registry, tiny.MemoryObjects]
+    tmp_path: Path, store: tuple[PodRegistry, tiny.MemoryObjects]
 ) -> None:
     """An agent that never got the store's answer uploads the shard again, after it was rewritten."""
     registry, objects = store
     for seq in ("-00000001.", "-00000002."):
-        key = next(key for key in registry.shard_keys(1) if seq in key)
+        key = next(key for key in registry.list_shards(1).data_bytes if seq in key)
         manifest, raw = registry.shard(key)
         (tmp_path / "spooled").write_bytes(raw)
         erase(registry)
@@ -157,9 +158,9 @@ def test_an_upload_under_way_becomes_a_shard_without_the_tag(*, with_tag: bool) 
     assert manifest.requests == former.requests - erased.requests
 
 
-def test_a_shard_that_nobody_can_read_is_deleted_and_counted(store: tuple[Registry, tiny.MemoryObjects]) -> None:
+def test_a_shard_that_nobody_can_read_is_deleted_and_counted(store: tuple[PodRegistry, tiny.MemoryObjects]) -> None:
     registry, objects = store
-    keys = list(registry.shard_keys(1))
+    keys = list(registry.list_shards(1).data_bytes)
     objects.data[keys[0].replace(".json", ".safetensors")] = b"x" * 100
     data = keys[1].replace(".json", ".safetensors")
     objects.data[data] = objects.data[data][:-1] + b"?"  # a readable head with the tag, and another digest
@@ -171,7 +172,7 @@ def test_a_shard_that_nobody_can_read_is_deleted_and_counted(store: tuple[Regist
 
 @pytest.mark.parametrize("keeps_header", [False, True])
 def test_a_shard_of_which_the_store_lost_the_end_stops_no_erasure(
-    store: tuple[Registry, tiny.MemoryObjects], *, keeps_header: bool
+    store: tuple[PodRegistry, tiny.MemoryObjects], *, keeps_header: bool
 ) -> None:
     """S3 refuses a range that begins at an object's end, or beyond it."""
     registry, objects = store
@@ -183,20 +184,23 @@ def test_a_shard_of_which_the_store_lost_the_end_stops_no_erasure(
     assert (erased.unreadable, erased.requests, key in stored(registry)) == (1, 4, False)
 
 
-def test_traces_of_a_former_lineage_are_erased_too(store: tuple[Registry, tiny.MemoryObjects]) -> None:
+def test_traces_of_a_former_lineage_are_erased_too(store: tuple[PodRegistry, tiny.MemoryObjects]) -> None:
     registry, objects = store
     for key in [key for key in objects.data if "-00000001." in key]:
         data = objects.data.pop(key).replace(b'"lineage": 1', b'"lineage": 2')
         objects.put(key.replace("traces/00000001/", "traces/00000002/"), data)
     assert erase(registry).requests == 4
-    assert {trace.tag for key in registry.shard_keys(2) for trace in decode(registry.shard(key)[1])} == {0, OTHER}
+    assert {trace.tag for key in registry.list_shards(2).data_bytes for trace in decode(registry.shard(key)[1])} == {
+        0,
+        OTHER,
+    }
 
 
 @pytest.mark.parametrize(
     "key",
     ["traces/x.json", "traces/x/y.json", "traces/99999999999/y.safetensors", "traces/00000001/0001-01-01/00/a-b-1"],
 )
-def test_what_no_agent_wrote_stops_no_erasure(store: tuple[Registry, tiny.MemoryObjects], key: str) -> None:
+def test_what_no_agent_wrote_stops_no_erasure(store: tuple[PodRegistry, tiny.MemoryObjects], key: str) -> None:
     registry, objects = store
     objects.put(key, b"x")
     objects.put(f"{key}.safetensors", objects.data[next(k for k in objects.data if k.endswith("1.safetensors"))])

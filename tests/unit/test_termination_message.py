@@ -11,8 +11,8 @@ import torch
 from aurora_protocol.pod_settings import TrainerSettings
 from aurora_runtime import termination_message
 from aurora_runtime.errors import CheckpointFormatError, Interrupted
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training import main
-from aurora_store import Registry
 from tests.unit.training.trainer_rig import TrainerRig
 
 
@@ -90,12 +90,12 @@ def _trainer_ends_by(error: Exception, rig: TrainerRig, monkeypatch: pytest.Monk
     def run(*_: object) -> None:
         raise error
 
-    def open_registry(_objects: object) -> Registry:
+    def open_registry(_objects: object) -> PodRegistry:
         return rig.registry
 
     monkeypatch.setattr(TrainerSettings, "from_env", lambda: rig.settings)
     monkeypatch.setattr(main, "FencedObjectStore", lambda _config: None)
-    monkeypatch.setattr(main, "Registry", open_registry)
+    monkeypatch.setattr(main, "PodRegistry", open_registry)
     monkeypatch.setattr(main, "stop_on_signals", lambda *_: None)
     monkeypatch.setattr(main, "own_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(main, "run", run)

@@ -13,6 +13,7 @@ from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.draft_records import Lineage
 from aurora_protocol.pod_settings import PUBLISH_SECONDS, TrainerSettings
 from aurora_protocol.training_records import TrainerPhase
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training.candidates import Candidates
 from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.replay import ReplayBuffer
@@ -41,7 +42,6 @@ from aurora_runtime.training.state.retention import Retention, RetentionLimits
 from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_runtime.training.target.target_model import TargetModel
 from aurora_runtime.training.vocabulary_coverage import VocabularyCoverage
-from aurora_store import Registry
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -80,7 +80,7 @@ class TrainingConfig:
 class TrainerContext:
     """The store, the target and the lineage that a trainer works on, and the deaths of earlier trainers in its pod."""
 
-    registry: Registry
+    registry: PodRegistry
     target: TargetModel
     lineage: Lineage
     retrier: Retrier

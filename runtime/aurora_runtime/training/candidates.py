@@ -16,6 +16,7 @@ from typing import Final
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.draft_records import INITIAL_VERSION, CheckpointManifest, Registration
 from aurora_protocol.pod_settings import PUBLISH_SECONDS
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training import lineage
 from aurora_runtime.training.data.held_out_set import HeldOutSet, newest_within
 from aurora_runtime.training.evaluation import HeldOutResult, evaluate
@@ -23,7 +24,6 @@ from aurora_runtime.training.model import checkpoint
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.optim.session import Session
-from aurora_store import Registry
 from aurora_store.errors import ObjectExists
 
 MIN_GAIN: Final = 0.02
@@ -62,7 +62,7 @@ class Candidates:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: PodRegistry,
         lineage_number: int,
         spec: TrainingSpec,
         draft_steps: int,

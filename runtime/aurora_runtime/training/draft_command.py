@@ -17,10 +17,11 @@ from aurora_api.v1alpha1.draft import PublishedHead
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.pod_settings import TrainerSettings
 from aurora_runtime.errors import RuntimeFault
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training.heads.head_export import HeadFormat, export_head
 from aurora_runtime.training.heads.published_head import read_head
 from aurora_runtime.training.target.target_model import load_target
-from aurora_store import ObjectStore, Registry, StoreConfig
+from aurora_store import ObjectStore, StoreConfig
 from aurora_store.errors import ObjectMissing, StoreError
 
 
@@ -40,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def open_registry(settings: TrainerSettings) -> Registry:
+def open_registry(settings: TrainerSettings) -> PodRegistry:
     """The store of this speculator, which the command only reads."""
-    return Registry(ObjectStore(StoreConfig.of(settings.store)))
+    return PodRegistry(ObjectStore(StoreConfig.of(settings.store)))
 
 
 def check(settings: TrainerSettings, model: str, revision: str | None) -> str:
@@ -60,7 +61,7 @@ def check(settings: TrainerSettings, model: str, revision: str | None) -> str:
     )
 
 
-def export(settings: TrainerSettings, registry: Registry, options: argparse.Namespace) -> str:
+def export(settings: TrainerSettings, registry: PodRegistry, options: argparse.Namespace) -> str:
     """Write the version that ``options`` name, and return what was written where."""
     channel, version = registry.channel(), options.version
     if version is None:

@@ -39,13 +39,14 @@ from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_config import DraftConfig, lineage_config
 from aurora_runtime.engine.draft_file_check import check_draft, max_weights_bytes
 from aurora_runtime.errors import CheckpointFormatError, DraftRefused, HeadRefused
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training.heads.published_head import HEAD_DIGEST, MADE_FOR_HEAD_DIGEST, ImportedHead, read_head
 from aurora_runtime.training.model import checkpoint, initial_draft
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.target.families import require_family
 from aurora_runtime.training.target.target_model import TargetModel
-from aurora_store import Keys, Registry
+from aurora_store import Keys
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing
 
 HEAD_VERSION: Final = INITIAL_VERSION + 1
@@ -66,7 +67,7 @@ class _Beginning:
         return self.head.origin if self.head else None
 
 
-def open_lineage(registry: Registry, target: TargetModel, spec: DraftSpec, now: Callable[[], datetime]) -> Lineage:
+def open_lineage(registry: PodRegistry, target: TargetModel, spec: DraftSpec, now: Callable[[], datetime]) -> Lineage:
     """The store's lineage, created with its first drafts when there is none. Safe to repeat after any failure.
 
     Raises :class:`CheckpointFormatError` when the stored lineage belongs to another target, and
@@ -84,7 +85,7 @@ def open_lineage(registry: Registry, target: TargetModel, spec: DraftSpec, now: 
     return lineage
 
 
-def _create(registry: Registry, target: TargetModel, spec: DraftSpec, now: Callable[[], datetime]) -> Lineage:
+def _create(registry: PodRegistry, target: TargetModel, spec: DraftSpec, now: Callable[[], datetime]) -> Lineage:
     require_family(target.family, target.config.architectures, target.identity.model)
     beginning = _beginning(target, spec)
     with tempfile.TemporaryDirectory() as scratch:
@@ -126,7 +127,7 @@ def _beginning(target: TargetModel, spec: DraftSpec) -> _Beginning:
 
 
 def _ensure_version_0(
-    registry: Registry, target: TargetModel, beginning: _Beginning, folder: Path, now: Callable[[], datetime]
+    registry: PodRegistry, target: TargetModel, beginning: _Beginning, folder: Path, now: Callable[[], datetime]
 ) -> tuple[CheckpointManifest, checkpoint.ExportedCheckpoint]:
     """Register the untrained draft unless version 0 is registered. Returns version 0, whose files are in ``folder``.
 
@@ -151,7 +152,7 @@ def _ensure_version_0(
     return stored, checkpoint.export(*checkpoint.load(folder, target.embedding, beginning.config), folder)
 
 
-def _ensure_head(registry: Registry, head: ImportedHead, now: Callable[[], datetime]) -> None:
+def _ensure_head(registry: PodRegistry, head: ImportedHead, now: Callable[[], datetime]) -> None:
     """Register the head unless it is registered."""
     with tempfile.TemporaryDirectory() as scratch:
         exported = checkpoint.export(head.draft, head.ids, Path(scratch))
@@ -177,7 +178,7 @@ def _first_manifest(
 
 
 def publish(
-    registry: Registry, folder: Path, manifest: CheckpointManifest, acceptance_length: float | None = None
+    registry: PodRegistry, folder: Path, manifest: CheckpointManifest, acceptance_length: float | None = None
 ) -> Registration:
     """Upload a checkpoint and register its version; idempotent for the same weights under the same version.
 
@@ -209,7 +210,7 @@ def publish(
     return registration
 
 
-def fetch_draft(registry: Registry, number: int, target: TargetModel) -> tuple[DraftModel, VocabularyMap]:
+def fetch_draft(registry: PodRegistry, number: int, target: TargetModel) -> tuple[DraftModel, VocabularyMap]:
     """The draft of a registered version, and its vocabulary map.
 
     Raises :class:`DraftRefused` when an engine would not load the draft.
@@ -225,7 +226,7 @@ def fetch_draft(registry: Registry, number: int, target: TargetModel) -> tuple[D
     return draft, VocabularyMap.of(ids, target.identity.vocab_size)
 
 
-def newest_draft(registry: Registry, target: TargetModel) -> tuple[Registration, tuple[DraftModel, VocabularyMap]]:
+def newest_draft(registry: PodRegistry, target: TargetModel) -> tuple[Registration, tuple[DraftModel, VocabularyMap]]:
     """The newest version whose draft can be read, and the draft. Versions that cannot be read are logged.
 
     Raises :class:`CheckpointFormatError` when no version can be read.

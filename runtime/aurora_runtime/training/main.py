@@ -22,6 +22,7 @@ from aurora_protocol.draft_records import Lineage
 from aurora_protocol.pod_settings import STATE_FOLDER, TrainerSettings
 from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.errors import Interrupted
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.termination_message import errors_reported
 from aurora_runtime.training.build import TrainerContext, TrainingConfig, build_trainer
 from aurora_runtime.training.data.shard_deaths import ShardDeaths
@@ -36,14 +37,14 @@ from aurora_runtime.training.state.retention import Retention
 from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_runtime.training.state.suspended_state import SuspendedState, read_suspended
 from aurora_runtime.training.target.target_model import load_target
-from aurora_store import FencedObjectStore, Registry, StoreConfig
+from aurora_store import FencedObjectStore, StoreConfig
 
 log = logging.getLogger(__name__)
 
 
 def run(
     settings: TrainerSettings,
-    registry: Registry,
+    registry: PodRegistry,
     retrier: Retrier,
     device: torch.device,
     ranks: Ranks | None,
@@ -67,7 +68,7 @@ def run(
     build_trainer(config, context, device, ranks).run()
 
 
-def wait_suspended(config: TrainingConfig, registry: Registry, lineage: Lineage, retrier: Retrier) -> None:
+def wait_suspended(config: TrainingConfig, registry: PodRegistry, lineage: Lineage, retrier: Retrier) -> None:
     """Report that training is suspended until asked to stop. Traces still arrive, so retention still bounds them."""
 
     def announce(message: str) -> None:
@@ -110,7 +111,7 @@ def wait_suspended(config: TrainingConfig, registry: Registry, lineage: Lineage,
 
 
 def _suspended_retention(
-    config: TrainingConfig, registry: Registry, lineage: Lineage, retrier: Retrier, state: SuspendedState
+    config: TrainingConfig, registry: PodRegistry, lineage: Lineage, retrier: Retrier, state: SuspendedState
 ) -> tuple[ShardLedger, Retention]:
     """The ledger and the retention of a suspended trainer. Only age bounds the shards while the records are unknown."""
     ledger = ShardLedger(registry, lineage.number, retrier, state.record)
@@ -177,7 +178,7 @@ def _run_process() -> None:
         return
     retrier, deaths = Retrier(), ShardDeaths(Path(STATE_FOLDER))
     stop_on_signals(retrier, deaths, DEFAULT_POLICY.stop_seconds)
-    registry = Registry(FencedObjectStore(StoreConfig.of(settings.store)))
+    registry = PodRegistry(FencedObjectStore(StoreConfig.of(settings.store)))
     log.info("training for %s on %s, %d thread(s)", settings.target.model, device.type, torch.get_num_threads())
     try:
         run(settings, registry, retrier, device, ranks, deaths)

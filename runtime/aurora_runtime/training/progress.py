@@ -13,13 +13,13 @@ from typing import Any, Final
 
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training.candidates import Candidates, Comparison
 from aurora_runtime.training.data.shard_deaths import ShardDeaths
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.settings import DEFAULT_POLICY, TrainingPolicy
 from aurora_runtime.training.state.learning_state import LearningState
 from aurora_runtime.training.vocabulary_coverage import VocabularyChange
-from aurora_store import Registry
 from aurora_store.errors import StoreError
 
 SHARDS_NAMED: Final = 10
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 class StatusWriter:
     """Writes :class:`TrainerStatus` records, and drops writes that fail."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: PodRegistry) -> None:
         self._registry = registry
 
     def write(self, status: TrainerStatus) -> bool:
@@ -69,7 +69,7 @@ class Progress:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: PodRegistry,
         learning: LearningState,
         candidates: Candidates,
         policy: TrainingPolicy = DEFAULT_POLICY,

@@ -13,7 +13,7 @@ from aurora_protocol.draft_records import Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_file_check import WEIGHTS, check_draft, max_weights_bytes
 from aurora_runtime.errors import DraftRefused
-from aurora_store import Registry
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_store.errors import DigestMismatch, ObjectMissing
 from aurora_store.objects import sha256_file
 
@@ -36,7 +36,7 @@ class FetchedDraft:
         return sha256_file(self.weights)
 
 
-def fetch_draft(registry: Registry, registration: Registration, lineage: Lineage, folder: Path) -> FetchedDraft:
+def fetch_draft(registry: PodRegistry, registration: Registration, lineage: Lineage, folder: Path) -> FetchedDraft:
     """Download a version into ``folder`` and verify its digests.
 
     Raises :class:`DraftRefused` when a pod would not load the draft: missing or damaged files, another lineage, other

@@ -18,9 +18,9 @@ from typing import Final
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import MeasurementError, TraceFormatError
 from aurora_runtime.held_out_split import MAX_MEASURED_PROMPT_TOKENS
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import RequestTrace, decode
 from aurora_runtime.validation.store_retry import repeat_while_away
-from aurora_store import Registry
 from aurora_store.errors import DigestMismatch, ObjectMissing, ObjectRefused, StoreError
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Prompt:
 
 
 def held_out_prompts(
-    registry: Registry,
+    registry: PodRegistry,
     lineage: int,
     *,
     vocab_size: int,

@@ -20,11 +20,12 @@ from aurora_protocol.evidence_records import Evidence
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED, KEYS_FOLDER, SIGNING_FOLDER, ValidationSettings
 from aurora_protocol.signatures import KeyName, keys_in
 from aurora_runtime.errors import MeasurementError, RuntimeFault
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.store_thread import call_in_thread
 from aurora_runtime.termination_message import write_termination_message
 from aurora_runtime.validation.store_retry import repeat_while_away
 from aurora_runtime.validation.validation_run import Workspace, validate
-from aurora_store import FencedObjectStore, Registry, StoreConfig
+from aurora_store import FencedObjectStore, StoreConfig
 from aurora_store.deadline import total_deadline
 from aurora_store.errors import ObjectExists, StoreError
 
@@ -34,7 +35,7 @@ STORE_SECONDS: Final = 360.0
 """Time to store the result, of the ``FINISH_RESERVE_SECONDS`` of the Job. The engines stop in the rest."""
 
 
-async def _validate_until_signal(settings: ValidationSettings, registry: Registry, workspace: Workspace) -> None:
+async def _validate_until_signal(settings: ValidationSettings, registry: PodRegistry, workspace: Workspace) -> None:
     """Measure, and store the result. SIGTERM and SIGINT cancel both.
 
     So the engines stop, a replica is given back, and no pod that is being deleted waits for a store that is away.
@@ -51,7 +52,7 @@ async def _validate_until_signal(settings: ValidationSettings, registry: Registr
     await task
 
 
-def _store(registry: Registry, evidence: Evidence) -> None:
+def _store(registry: PodRegistry, evidence: Evidence) -> None:
     """Store the evidence, for up to :data:`STORE_SECONDS` if the store is away."""
     with total_deadline(STORE_SECONDS):
         try:
@@ -63,12 +64,12 @@ def _store(registry: Registry, evidence: Evidence) -> None:
     log.info("evidence written to %s", key)
 
 
-def _open_registry(settings: ValidationSettings, signing: Path) -> Registry:
+def _open_registry(settings: ValidationSettings, signing: Path) -> PodRegistry:
     """The store, with the key that signs evidence. Raises :class:`MeasurementError` when the key is missing."""
     keys = keys_in(signing)
     if KeyName.EVIDENCE not in keys:
         raise MeasurementError(f"{signing} has no {KeyName.EVIDENCE.value}, and unsigned evidence would not count")
-    return Registry(FencedObjectStore(StoreConfig.of(settings.store)), keys)
+    return PodRegistry(FencedObjectStore(StoreConfig.of(settings.store)), keys)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -20,6 +20,7 @@ from aurora_protocol.pod_settings import AGENT_TOKEN, Replica, ValidationSetting
 from aurora_runtime.engine.machine import detect_machine
 from aurora_runtime.engine.server_process import EngineSpec
 from aurora_runtime.errors import DraftRefused, MeasurementError
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.store_thread import call_in_thread
 from aurora_runtime.validation.attempt import Attempt
 from aurora_runtime.validation.context_room import DRAFT_ROOM_TOKENS, longest_prompt
@@ -34,7 +35,6 @@ from aurora_runtime.validation.rounds.measure import measure, measure_baseline, 
 from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan, measurement_plan
 from aurora_runtime.validation.rounds.round_runner import RoundRunner
 from aurora_runtime.validation.store_retry import repeat_while_away
-from aurora_store import Registry
 from aurora_store.deadline import is_interrupted, total_deadline
 from aurora_store.errors import StoreError
 
@@ -56,12 +56,12 @@ class ValidationRun:
     """One attempt, with the store and the time limit. ``deadline`` is on :func:`time.monotonic`, in seconds."""
 
     attempt: Attempt
-    registry: Registry
+    registry: PodRegistry
     lineage: Lineage
     deadline: float
 
     @classmethod
-    def open(cls, settings: ValidationSettings, registry: Registry, deadline: float) -> Self:
+    def open(cls, settings: ValidationSettings, registry: PodRegistry, deadline: float) -> Self:
         """Read what the store holds about the two versions.
 
         Raises :class:`MeasurementError` when there is no lineage yet, and :class:`StoreError` or
@@ -138,7 +138,7 @@ class ValidationRun:
         return None if refused or self.registry.registration(newest).lineage != candidate.lineage else newest
 
 
-async def validate(settings: ValidationSettings, registry: Registry, workspace: Workspace) -> Evidence:
+async def validate(settings: ValidationSettings, registry: PodRegistry, workspace: Workspace) -> Evidence:
     """Measure ``settings.candidate`` against ``settings.active``. Stores nothing.
 
     The measurement ends by itself once ``validation.timeoutSeconds`` are over. Its Job ends later

@@ -37,9 +37,10 @@ from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapRequest
 from aurora_protocol.pod_settings import CaptureOptions, ServingSettings, TrainerSettings
 from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.errors import MeasurementError
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training.state import trainer_state
 from aurora_runtime.validation.draft_fetch import FetchedDraft
-from aurora_store import ObjectStore, Registry
+from aurora_store import ObjectStore
 
 CONCURRENCY: Final = 4
 POLL_SECONDS: Final = 1.0
@@ -163,7 +164,7 @@ class LiveService:
     """A pod and a trainer that share a store."""
 
     s3: S3
-    registry: Registry
+    registry: PodRegistry
     pod: PodProcesses
     training: TrainerSettings
     work: Path
@@ -182,7 +183,7 @@ class LiveService:
     def of(cls, s3: S3, work: Path, spec: DraftSpec, unroll_steps: int, max_answer_tokens: int) -> LiveService:
         objects = ObjectStore(s3.config())
         objects.ensure_bucket()
-        registry = Registry(objects, KEYS)
+        registry = PodRegistry(objects, KEYS)
         deepest = spec.model_copy(update={"steps": unroll_steps})
         training = trainer_settings(registry, ensure_model(), TrainingSpec(publish_tokens=256), deepest).model_copy(
             update={"publish_seconds": PUBLISH_SECONDS}
@@ -291,7 +292,11 @@ class LiveService:
                 raise MeasurementError(f"the trainer did not finish in {TRAINING_TIMEOUT_SECONDS:.0f} s")
             state, status = self.registry.trainer_state_record(), self.registry.trainer_status()
             is_waiting = status is not None and status.phase is TrainerPhase.WAITING_FOR_TRACES
-            if not is_waiting or state is None or {*self.registry.shard_keys(state.lineage)} != {*state.consumed}:
+            if (
+                not is_waiting
+                or state is None
+                or {*self.registry.list_shards(state.lineage).data_bytes} != {*state.consumed}
+            ):
                 idle_since = time.monotonic()
             self._swap_to_newest(self.tokens)
             time.sleep(POLL_SECONDS)

@@ -15,7 +15,8 @@ from aurora_api.v1alpha1.draft import DraftSpec, Shape
 from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.pod_settings import CaptureOptions, ServingSettings, StoreSettings
-from aurora_store import ObjectStore, Registry
+from aurora_runtime.pod_registry import PodRegistry
+from aurora_store import ObjectStore
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import PodProcesses, initial_channel
 from tests.assets.s3 import S3
@@ -39,7 +40,7 @@ CHUNK_TOKENS = 24
 class Published:
     """A store with four drafts, of which version 0 is active."""
 
-    registry: Registry
+    registry: PodRegistry
     versions: dict[int, Registration]
     target: Path
 
@@ -48,7 +49,7 @@ class Published:
 class World:
     pod: PodProcesses
     engine: subprocess.Popen[bytes]
-    registry: Registry
+    registry: PodRegistry
     versions: dict[int, Registration]
     target: Path
 
@@ -73,7 +74,7 @@ def publish_drafts(store: S3, base: Path) -> Published:
     target = ensure_model()
     objects = ObjectStore(store.config())
     objects.ensure_bucket()
-    registry = Registry(objects, KEYS)
+    registry = PodRegistry(objects, KEYS)
     first = frequent_tokens(target)
     drafts = {
         0: write_constant_draft(base / "constant", target, first),

@@ -80,7 +80,7 @@ def test_traces_equal_the_served_requests(world: World) -> None:
     assert int(repeated.accepted.sum()) > 10, "drafts were accepted"
     assert any(answer["meta_info"]["finish_reason"]["type"] == "stop" for _, answer in asked)
     check_states(traces[tuple(prompts[1] + alone[1]["output_ids"])], world.target)
-    manifests = [world.registry.shard(key)[0] for key in world.registry.shard_keys(1)]
+    manifests = [world.registry.shard(key)[0] for key in world.registry.list_shards(1).data_bytes]
     assert all(manifest.draft_versions == (0,) for manifest in manifests)
     assert sum(manifest.requests for manifest in manifests) == len(asked), "neither the warm-up nor the probe is traced"
 

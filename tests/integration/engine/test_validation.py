@@ -22,8 +22,9 @@ from aurora_api.v1alpha1.validation import Baseline, ValidationSpec
 from aurora_protocol.evidence_records import Arm, Evidence, VerdictKind
 from aurora_protocol.gate import judge
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, MeasurementRounds, StoreSettings, ValidationSettings
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.validation.rounds.measurement_plan import measurement_plan
-from aurora_store import ObjectStore, Registry
+from aurora_store import ObjectStore
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
 from tests.assets.s3 import S3, seaweedfs
@@ -45,7 +46,7 @@ class Scene:
     """A store with prompts and the untrained versions 0 and 1, and the settings of a validation Job."""
 
     s3: S3
-    registry: Registry
+    registry: PodRegistry
     digests: tuple[str, str]
     settings: ValidationSettings
     signing: Path
@@ -72,7 +73,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         config = s3.config(root="aurora/ns/chat-1")
         objects = ObjectStore(config)
         objects.ensure_bucket()
-        registry = Registry(objects, KEYS)
+        registry = PodRegistry(objects, KEYS)
         drafts = [write_random_draft(folder / str(seed), model, seed=seed) for seed in (0, 1)]
         put_lineage(registry, drafts[0])
         put_traces(registry, held_out_traces(model, PROMPTS))

@@ -26,8 +26,9 @@ from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.engine.draft_config import config_from_json, read_config
 from aurora_runtime.engine.draft_file_check import WEIGHTS, read_header
 from aurora_runtime.held_out_split import is_held_out, prompt_hash
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import RequestTrace, encode
-from aurora_store import Keys, Registry
+from aurora_store import Keys
 from aurora_store.objects import sha256_file
 from tests.assets.random_draft import aux_layers
 from tests.assets.shards import put_shard_bytes
@@ -72,7 +73,7 @@ def trace_of(prompt: list[int]) -> RequestTrace:
     )
 
 
-def put_traces(registry: Registry, traces: list[RequestTrace]) -> None:
+def put_traces(registry: PodRegistry, traces: list[RequestTrace]) -> None:
     """Upload one shard of lineage 1 that holds ``traces``."""
     now, data = datetime.now(UTC), encode(traces)
     stem = Keys.shard(1, "pod-0", "boot", 0, now).rsplit("/", 1)[1]
@@ -98,7 +99,7 @@ def put_traces(registry: Registry, traces: list[RequestTrace]) -> None:
     )
 
 
-def put_lineage(registry: Registry, draft: Path) -> None:
+def put_lineage(registry: PodRegistry, draft: Path) -> None:
     """Create lineage 1 with the tensors and the vocabulary map of the draft in the folder ``draft``."""
     file = draft / WEIGHTS
     tensors = load_file(file)
@@ -124,7 +125,7 @@ def put_lineage(registry: Registry, draft: Path) -> None:
     )
 
 
-def put_version(registry: Registry, version: int, draft: Path) -> str:
+def put_version(registry: PodRegistry, version: int, draft: Path) -> str:
     """Upload and register the draft in the folder ``draft``. Returns the digest of its weights."""
     digest, now = sha256_file(draft / WEIGHTS), datetime.now(UTC)
     files = tuple(

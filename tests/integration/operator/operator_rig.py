@@ -29,7 +29,8 @@ from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.kubernetes_api import SECRET, SPECULATOR, Object, Resource
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
-from aurora_store import ObjectStore, Registry, StoreConfig
+from aurora_runtime.pod_registry import PodRegistry
+from aurora_store import ObjectStore, StoreConfig
 from aurora_store.keys import root
 from tests.assets.s3 import S3
 from tests.assets.signing import SecretKeys
@@ -174,7 +175,7 @@ def spec(s3: S3, replicas: int = 2, *, measure_on: str = "Job") -> dict[str, Any
     }
 
 
-def report_training(registry: Registry) -> None:
+def report_training(registry: PodRegistry) -> None:
     """Write the record of a trainer that learns. The operator then looks for new versions every few seconds."""
     record = TrainerStatus(phase=TrainerPhase.TRAINING, step=1, shards=1, trained_tokens=1, updated=datetime.now(UTC))
     registry.put_trainer_status(record)
@@ -318,13 +319,13 @@ class Rig:
                 raise TimeoutError(f"{expected}: not within {timeout} s\n{shown}\n{self.log.read_text()[-3000:]}")
             time.sleep(0.3)
 
-    def registry(self, name: str) -> Registry:
+    def registry(self, name: str) -> PodRegistry:
         """The speculator's registry in the store, as the trainer and the validator use it."""
         uid = self.read(SPECULATOR, name)["metadata"]["uid"]
         config = self.s3.config(bucket=BUCKET, root=root("aurora", self.namespace, name, uid))
         objects = ObjectStore(StoreConfig(**vars(config)))
         objects.ensure_bucket()
-        return Registry(objects, SecretKeys(lambda: self.read(SECRET, f"{name}-keys")))
+        return PodRegistry(objects, SecretKeys(lambda: self.read(SECRET, f"{name}-keys")))
 
 
 def condition(status: SpeculatorStatus, kind: str) -> Condition:

@@ -16,7 +16,8 @@ from aurora_operator.observe.store.store_reader import StoreNeeds, StoreReader
 from aurora_operator.plan import Plan, plan
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.signatures import KeyName
-from aurora_store import FencedObjectStore, ObjectStore, Registry
+from aurora_runtime.pod_registry import PodRegistry
+from aurora_store import FencedObjectStore, ObjectStore
 from aurora_store.keys import owner_id
 from aurora_store.root_deletion import RootDeletion
 from aurora_store.root_ownership import MAX_AGE_SECONDS
@@ -50,7 +51,7 @@ def root(s3: S3, request: pytest.FixtureRequest) -> str:
 def root_of_old(s3: S3, namespace: str) -> str:
     """The root of the old speculator, with versions 0 to 2 of which 1 is active."""
     name = f"aurora/{namespace.replace('_', '-')[:60].rstrip('-')}/chat-{owner_id(OLD.uid)}"
-    registry = Registry(ObjectStore(s3.config(root=name)), keys_of(OLD))
+    registry = PodRegistry(ObjectStore(s3.config(root=name)), keys_of(OLD))
     registry.create_lineage(lineage().model_copy(update={"draft_vocab_size": 16}))
     for version in range(3):
         registry.register(registration(version))
@@ -70,7 +71,7 @@ class Speculator:
         self.clock_seconds, self.status = 0.0, SpeculatorStatus()
         self.reader = StoreReader(config, record_keys(owner, keys=keys_of(owner)))
         self.pods = FencedObjectStore(replace(config, owner=own), clock=lambda: self.clock_seconds)
-        self.registry = Registry(self.pods, keys_of(owner))
+        self.registry = PodRegistry(self.pods, keys_of(owner))
         self.deletion = RootDeletion(config, owner_id(owner.uid))
 
     def view(self) -> StoreView:

@@ -15,7 +15,8 @@ from aurora_operator.observe.secret_values import SecretReader
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.store.store_reader import store_needs
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
-from aurora_store import ObjectStore, Registry, StoreConfig
+from aurora_runtime.pod_registry import PodRegistry
+from aurora_store import ObjectStore, StoreConfig
 from aurora_store.store_policy import StorePolicy
 from tests.assets.s3 import S3
 from tests.assets.signing import KEYS, secret_data
@@ -76,10 +77,10 @@ class Speculator:
         needs = store_needs(self.owner, self.spec, self.status, self.jobs, self.requests)
         return await self.access.view(self.owner, self.spec, needs)
 
-    def registry(self, s3: S3) -> Registry:
+    def registry(self, s3: S3) -> PodRegistry:
         """The records as trainer and validator write them."""
         settings = store_settings(self.owner, self.spec)
-        return Registry(
+        return PodRegistry(
             ObjectStore(StoreConfig(BUCKET, settings.root, s3.endpoint, None, s3.access_key, s3.secret_key)), KEYS
         )
 

@@ -24,7 +24,8 @@ from aurora_api.crd import FILE, REPOSITORY
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.metadata import COMMON_LABELS, INFERENCE
 from aurora_operator.reconciler import REST_POLL_SECONDS
-from aurora_store import ObjectStore, Registry, StoreConfig
+from aurora_runtime.pod_registry import PodRegistry
+from aurora_store import ObjectStore, StoreConfig
 from aurora_store.keys import root
 from tests.assets.s3 import S3
 from tests.cluster.command import wait_until
@@ -152,7 +153,7 @@ def make_ready(rig: Rig, s3: S3) -> None:
     config = StoreConfig(**vars(s3.config(bucket="idle-test", root=root("aurora", NAMESPACE, NAME, uid))))
     objects = ObjectStore(config)
     objects.ensure_bucket()
-    registry = Registry(objects)
+    registry = PodRegistry(objects)
     registry.create_lineage(lineage())
     registry.register(registration(0))
     wait_until("both Deployments", lambda: len(rig.get("deployments")["items"]) == 2, 60)

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from aurora_protocol.draft_records import ChannelReason, RootOwner
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training.lineage import open_lineage, utc_now
-from aurora_store import FencedObjectStore, Keys, Registry
+from aurora_store import FencedObjectStore, Keys
 from aurora_store.errors import NotRootOwner, ObjectExists
 from aurora_store.keys import owner_id
 from tests.assets.s3 import S3
@@ -125,7 +126,7 @@ def test_pods_of_the_new_speculator_wait_for_the_takeover(s3: S3, root: str) -> 
     new.pods.probe()
 
 
-def trainer_rig(folder: Path, registry: Registry) -> TrainerRig:
+def trainer_rig(folder: Path, registry: PodRegistry) -> TrainerRig:
     """The real trainer with small limits on ``registry``. It saves after every shard."""
     rig = TrainerRig(folder)
     rig.registry = registry
@@ -155,7 +156,7 @@ def test_the_trainer_of_the_new_speculator_resumes_where_the_former_one_ended(s3
 
 
 def test_a_trainer_on_a_lost_node_and_its_successor_train_no_shard_twice(s3: S3, tmp_path: Path) -> None:
-    registry = Registry(FencedObjectStore(s3.config(root=f"aurora/lost-node/chat-{owner_id(OLD.uid)}")))
+    registry = PodRegistry(FencedObjectStore(s3.config(root=f"aurora/lost-node/chat-{owner_id(OLD.uid)}")))
     rig = trainer_rig(tmp_path, registry)
     rig.trainer(Traffic(registry, 1)).run()
     first = registry.trainer_state_record()
@@ -174,7 +175,7 @@ def test_a_trainer_on_a_lost_node_and_its_successor_train_no_shard_twice(s3: S3,
     rig.trainer(Traffic(registry, 0)).run()
     last = registry.trainer_state_record()
     assert last is not None
-    shards = list(registry.shard_keys(1))
+    shards = list(registry.list_shards(1).data_bytes)
     trained = [*last.retired, *last.consumed]
     assert len(trained) == len(set(trained)), "no shard counts twice"
     assert set(trained) <= set(shards)

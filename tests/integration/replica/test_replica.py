@@ -36,9 +36,10 @@ from aurora_protocol.pod_settings import (
     StoreSettings,
     ValidationSettings,
 )
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import decode
 from aurora_runtime.validation.rounds.measurement_plan import measurement_plan
-from aurora_store import ObjectStore, Registry
+from aurora_store import ObjectStore
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel
 from tests.assets.s3 import S3, seaweedfs
@@ -66,7 +67,7 @@ class World:
 
     pod: PodProcesses
     s3: S3
-    registry: Registry
+    registry: PodRegistry
     versions: dict[int, Registration]
     settings: ValidationSettings
     before: AgentState
@@ -137,7 +138,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         config = s3.config()
         objects = ObjectStore(config)
         objects.ensure_bucket()
-        registry = Registry(objects, KEYS)
+        registry = PodRegistry(objects, KEYS)
         first = list(range(100, 108))
         drafts = [
             write_constant_draft(base / "constant", model, first),
@@ -206,7 +207,7 @@ def test_a_replica_is_withdrawn_measured_in_every_mode_and_returned(world: World
     assert evidence.environment.engine == installed_version("sglang")
     policy = measurement_plan(world.settings).policy
     assert judge(evidence.samples, evidence.equality, policy, evidence.baseline) == evidence.verdict
-    captured = [world.registry.shard(key)[1] for key in world.registry.shard_keys(1)]
+    captured = [world.registry.shard(key)[1] for key in world.registry.list_shards(1).data_bytes]
     lengths = [trace.prompt_length for data in captured for trace in decode(data) if trace.root.shape[0]]
     assert set(lengths) <= {len(PROMPT)}, "requests of a measurement were traced as traffic"
 

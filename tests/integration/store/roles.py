@@ -9,7 +9,8 @@ from pathlib import Path
 from aurora_operator.observe.store.signed_records import RecordKeys
 from aurora_operator.observe.store.store_reader import StoreReader
 from aurora_protocol.signatures import KeyName
-from aurora_store import FencedObjectStore, ObjectStore, Registry, StoreConfig
+from aurora_runtime.pod_registry import PodRegistry
+from aurora_store import FencedObjectStore, ObjectStore, StoreConfig
 from aurora_store.keys import first_owner
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.signing import KEYS
@@ -46,10 +47,10 @@ def store_of(s3: S3, role: str | None, root: str = ROOT) -> ObjectStore:
     return ObjectStore(config, attempts=1) if role in (None, "operator") else FencedObjectStore(config, attempts=1)
 
 
-def registry_of(s3: S3, role: str, root: str = ROOT) -> Registry:
+def registry_of(s3: S3, role: str, root: str = ROOT) -> PodRegistry:
     """The records as the pods of ``role`` read and write them."""
     keys = {name: KEYS[name] for name in (SIGNING_KEYS.get(role),) if name is not None}
-    return Registry(store_of(s3, role, root), keys)
+    return PodRegistry(store_of(s3, role, root), keys)
 
 
 def operators_reader(config: StoreConfig) -> StoreReader:

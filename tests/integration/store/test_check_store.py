@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, TargetIdentity, TensorSpec
-from aurora_store import Keys, ObjectStore, Registry
+from aurora_runtime.pod_registry import PodRegistry
+from aurora_store import Keys, ObjectStore
 from tests.assets.s3 import S3
 from tests.assets.trainer_output import put_trainer_state
 from tests.check_store import StoreCheck, check_store, object_ages
@@ -19,9 +20,9 @@ NONE = timedelta(0)
 
 
 @pytest.fixture
-def registry(s3: S3, tmp_path: Path, request: pytest.FixtureRequest) -> Registry:
+def registry(s3: S3, tmp_path: Path, request: pytest.FixtureRequest) -> PodRegistry:
     """A consistent store: a lineage, two versions, a shard and a channel."""
-    registry = Registry(ObjectStore(s3.config(root=f"aurora/{request.node.name}")))
+    registry = PodRegistry(ObjectStore(s3.config(root=f"aurora/{request.node.name}")))
     target = TargetIdentity(
         model="m", config_sha256=ZERO_DIGEST, tokenizer_sha256=ZERO_DIGEST, hidden_size=8, vocab_size=64
     )
@@ -47,11 +48,11 @@ def registry(s3: S3, tmp_path: Path, request: pytest.FixtureRequest) -> Registry
     return registry
 
 
-def audit(registry: Registry, grace: timedelta = NONE) -> StoreCheck:
+def audit(registry: PodRegistry, grace: timedelta = NONE) -> StoreCheck:
     return check_store(registry.objects.config, grace)
 
 
-def test_a_consistent_store_has_no_violation(registry: Registry) -> None:
+def test_a_consistent_store_has_no_violation(registry: PodRegistry) -> None:
     result = audit(registry)
     assert result.violations == []
     assert result.in_flight == []
@@ -60,14 +61,14 @@ def test_a_consistent_store_has_no_violation(registry: Registry) -> None:
     }  # fmt: skip
 
 
-def test_unnamed_data_is_in_flight_while_young_and_a_violation_later(registry: Registry) -> None:
+def test_unnamed_data_is_in_flight_while_young_and_a_violation_later(registry: PodRegistry) -> None:
     registry.objects.put("traces/00000001/x.safetensors", b"1")
     young = audit(registry, timedelta(minutes=5))
     assert (young.violations, young.in_flight) == ([], ["traces/00000001/x.safetensors"])
     assert audit(registry).violations == ["traces/00000001/x.safetensors: no record names this object"]
 
 
-def test_damage_and_loss_are_found(registry: Registry) -> None:
+def test_damage_and_loss_are_found(registry: PodRegistry) -> None:
     (shard,) = [k for k in registry.objects.list(Keys.TRACES) if k.endswith(".safetensors")]
     registry.objects.put(shard, b"damaged")
     registry.objects.delete(f"{registry.registration(1).checkpoint}model.safetensors")
@@ -76,8 +77,8 @@ def test_damage_and_loss_are_found(registry: Registry) -> None:
     assert "model.safetensors, which is missing" in violations
 
 
-def test_a_retired_shard_may_be_missing_in_whole_or_in_part(registry: Registry) -> None:
-    (shard,) = registry.shard_keys(1)
+def test_a_retired_shard_may_be_missing_in_whole_or_in_part(registry: PodRegistry) -> None:
+    (shard,) = registry.list_shards(1).data_bytes
     put_trainer_state(registry, retired=(shard,))
     assert audit(registry).violations == []
     registry.objects.delete(shard)
@@ -87,7 +88,7 @@ def test_a_retired_shard_may_be_missing_in_whole_or_in_part(registry: Registry) 
 
 
 def test_the_data_of_a_trainer_that_lost_the_race_for_an_epoch_is_in_flight_while_the_epoch_exists(
-    registry: Registry,
+    registry: PodRegistry,
 ) -> None:
     put_trainer_state(registry)
     lost = f"{Keys.trainer_state(1).removesuffix('.json')}/{Keys.trainer_state_file('0' * 64)}"
@@ -101,23 +102,23 @@ def test_the_data_of_a_trainer_that_lost_the_race_for_an_epoch_is_in_flight_whil
     assert audit(registry).violations == [f"{lost}: no record names this object"]
 
 
-def test_a_missing_consumed_shard_is_found(registry: Registry) -> None:
-    (shard,) = registry.shard_keys(1)
+def test_a_missing_consumed_shard_is_found(registry: PodRegistry) -> None:
+    (shard,) = registry.list_shards(1).data_bytes
     put_trainer_state(registry, consumed=(shard,))
     assert audit(registry).violations == []
     registry.delete_shard(shard)
     assert "consumed" in "\n".join(audit(registry).violations)
 
 
-def test_a_manifest_without_its_data_is_found_even_for_a_retired_shard(registry: Registry) -> None:
-    (shard,) = registry.shard_keys(1)
+def test_a_manifest_without_its_data_is_found_even_for_a_retired_shard(registry: PodRegistry) -> None:
+    (shard,) = registry.list_shards(1).data_bytes
     put_trainer_state(registry, retired=(shard,))
     registry.objects.delete(shard.replace(".json", ".safetensors"))
     assert "which is missing" in "\n".join(audit(registry).violations)
 
 
-def test_a_shard_that_the_trainer_deletes_during_the_audit_is_no_violation(registry: Registry) -> None:
-    (shard,) = registry.shard_keys(1)
+def test_a_shard_that_the_trainer_deletes_during_the_audit_is_no_violation(registry: PodRegistry) -> None:
+    (shard,) = registry.list_shards(1).data_bytes
     config = registry.objects.config
     seen = object_ages(config)
     registry.delete_shard(shard)
@@ -126,7 +127,7 @@ def test_a_shard_that_the_trainer_deletes_during_the_audit_is_no_violation(regis
     assert late.violations == []
 
 
-def test_gaps_and_unearned_promotions_are_found(registry: Registry) -> None:
+def test_gaps_and_unearned_promotions_are_found(registry: PodRegistry) -> None:
     registry.advance_channel(
         Channel(epoch=3, lineage=1, active=7, previous=0, reason=ChannelReason.PROMOTED, created=datetime.now(UTC))
     )
@@ -136,6 +137,6 @@ def test_gaps_and_unearned_promotions_are_found(registry: Registry) -> None:
     assert "the store has no evidence for this promotion" in violations
 
 
-def test_an_invalid_record_is_reported_and_the_check_goes_on(registry: Registry) -> None:
+def test_an_invalid_record_is_reported_and_the_check_goes_on(registry: PodRegistry) -> None:
     registry.objects.put(Keys.evidence(1, 1), b"{}")
     assert any("Evidence" in violation for violation in audit(registry).violations)

@@ -21,6 +21,7 @@ from aurora_protocol.draft_records import Registration
 from aurora_protocol.evidence_records import Evidence, VerdictKind
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, StoreSettings, ValidationSettings
 from aurora_runtime import termination_message
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.first_staging import stage_active_draft
 from aurora_runtime.serving.agent.seed_writer import recent_answers
 from aurora_runtime.serving.agent.uploader import Uploader
@@ -31,7 +32,7 @@ from aurora_runtime.training.retry import Retrier
 from aurora_runtime.validation import main as validation_main
 from aurora_runtime.validation.draft_fetch import fetch_draft
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
-from aurora_store import ObjectStore, Registry
+from aurora_store import ObjectStore
 from aurora_store import objects as objects_module
 from aurora_store.errors import ObjectRefused
 from aurora_store.keys import owner_id
@@ -69,7 +70,7 @@ def train(s3: S3, folder: Path) -> Registration:
     states = own.trainer_state_epochs()
     assert len(states) == 2
     assert states[-1] > 2, "older states were deleted"
-    assert 0 < len(list(own.shard_keys(1))) < SHARDS, "older shards were deleted"
+    assert 0 < len(own.list_shards(1).data_bytes) < SHARDS, "older shards were deleted"
     initial = folder / "initial"
     own.fetch_checkpoint(own.registration(0), initial)
     return publish_draft(own, initial, 1)
@@ -212,7 +213,7 @@ def test_an_agent_without_the_right_to_write_keeps_its_shards_and_says_which_rig
 ) -> None:
     spool = tmp_path / "spool"
     data = shard(spool, 1)
-    uploader = Uploader(spool, Registry(ObjectStore(config_of(s3, "validation"), attempts=1)))
+    uploader = Uploader(spool, PodRegistry(ObjectStore(config_of(s3, "validation"), attempts=1)))
     with pytest.raises(ObjectRefused, match="allow s3:PutObject"):
         uploader.upload_spool()
     assert data.exists()

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from aurora_protocol.draft_records import RootOwner
-from aurora_store import FencedObjectStore, Keys, ObjectStore, Registry
+from aurora_runtime.pod_registry import PodRegistry
+from aurora_store import FencedObjectStore, Keys, ObjectStore
 from aurora_store.errors import CallUnavailable, NotRootOwner, StoreError
 from aurora_store.keys import owner_id
 from aurora_store.root_deletion import DeletionProgress, RootDeletion
@@ -180,7 +181,7 @@ def bucket_that_keeps(s3: S3, bucket: str, root: str, *, locks: bool = False) ->
     upload = objects._s3.create_multipart_upload(Bucket=bucket, Key=f"{root}/traces/big")
     part: Any = {"UploadId": upload["UploadId"], "PartNumber": 1, "Body": b"x" * (5 << 20)}
     objects._s3.upload_part(Bucket=bucket, Key=f"{root}/traces/big", **part)
-    registry = Registry(objects, keys_of(OLD))
+    registry = PodRegistry(objects, keys_of(OLD))
     registry.advance_channel(channel(0))
     registry.advance_channel(channel(1, epoch=2, previous=0))
     return objects

@@ -15,8 +15,9 @@ from aurora_protocol.draft_records import Channel, ChannelReason, RootOwner
 from aurora_protocol.errors import InvalidRecord, UnsignedRecord
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.signatures import KeyName
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.first_staging import find_active_draft
-from aurora_store import Keys, ObjectStore, Registry, StoreConfig
+from aurora_store import Keys, ObjectStore, StoreConfig
 from tests.assets.s3 import S3
 from tests.assets.signing import KEYS, secret_data
 from tests.integration.operator.store_rig import BUCKET, Speculator
@@ -48,8 +49,8 @@ def with_weights(made: Channel) -> Channel:
     return made.model_copy(update={"active_digest": digest(made.active)})
 
 
-def unsigned(registry: Registry) -> Registry:
-    return Registry(registry.objects)
+def unsigned(registry: PodRegistry) -> PodRegistry:
+    return PodRegistry(registry.objects)
 
 
 def decided(speculator: Speculator, store: object) -> Plan:
@@ -65,7 +66,7 @@ def write_unsigned(s3: S3, speculator: Speculator) -> None:
 
 
 def write_with_own_key(s3: S3, speculator: Speculator) -> None:
-    Registry(speculator.registry(s3).objects, OTHER_KEYS).advance_channel(NEXT)
+    PodRegistry(speculator.registry(s3).objects, OTHER_KEYS).advance_channel(NEXT)
 
 
 def copy_an_older_record(s3: S3, speculator: Speculator) -> None:
@@ -141,7 +142,7 @@ async def test_weights_that_replace_those_of_the_active_version_are_named_and_no
 async def test_complete_evidence_that_no_validator_signed_promotes_nothing(s3: S3, speculator: Speculator) -> None:
     registry = speculator.registry(s3)
     honest = evidence(2, active=1)
-    other = Registry(registry.objects, OTHER_KEYS)
+    other = PodRegistry(registry.objects, OTHER_KEYS)
     unsigned(registry).put_evidence(honest)
     other.put_evidence(honest.model_copy(update={"attempt": 2}))
     signed = json.loads(registry.objects.get(registry.put_evidence(evidence(1, active=0))))
@@ -197,7 +198,7 @@ def test_a_store_config_of_another_bucket_is_the_same_place(s3: S3, speculator: 
     copy.ensure_bucket()
     for key in (Keys.channel(1), Keys.channel(2)):
         copy.put(key, objects.get(key))
-    found = Registry(copy, KEYS).signed_channel()
+    found = PodRegistry(copy, KEYS).signed_channel()
     assert found is not None
     assert found.epoch == 2
     assert objects.config.bucket == BUCKET

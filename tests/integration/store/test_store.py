@@ -13,7 +13,8 @@ import pytest
 
 from aurora_protocol.draft_records import Channel, ChannelReason, FileRef, Lineage, TargetIdentity, TensorSpec
 from aurora_protocol.training_records import ShardManifest, TrainerState
-from aurora_store import Keys, ObjectStore, Registry, StoreConfig, objects
+from aurora_runtime.pod_registry import PodRegistry
+from aurora_store import Keys, ObjectStore, StoreConfig, objects
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, StoreError, StoreUnsupported
 from aurora_store.objects import TRANSFER
 from tests.assets.s3 import S3, seaweedfs
@@ -35,8 +36,8 @@ def store(s3: S3, request: pytest.FixtureRequest) -> ObjectStore:
 
 
 @pytest.fixture
-def registry(store: ObjectStore) -> Registry:
-    return Registry(store)
+def registry(store: ObjectStore) -> PodRegistry:
+    return PodRegistry(store)
 
 
 def lineage(number: int) -> Lineage:
@@ -173,18 +174,18 @@ def test_a_store_without_conditional_writes_is_refused(store: ObjectStore, monke
     assert list(store.list("")) == []
 
 
-def test_a_repeated_write_of_a_shard_is_harmless_and_a_read_verifies_the_data(registry: Registry) -> None:
+def test_a_repeated_write_of_a_shard_is_harmless_and_a_read_verifies_the_data(registry: PodRegistry) -> None:
     name = Keys.shard(1, "pod-0", "ab", 3, NOW).rsplit("/", 1)[1] + ".safetensors"
     key = put_shard_bytes(registry, shard(3, b"tensors", name), b"tensors")
     assert put_shard_bytes(registry, shard(3, b"tensors", name), b"tensors") == key, "a retry is harmless"
-    assert list(registry.shard_keys(1)) == [key]
+    assert list(registry.list_shards(1).data_bytes) == [key]
     assert registry.shard(key) == (shard(3, b"tensors", name), b"tensors")
     registry.objects.put(key.replace(".json", ".safetensors"), b"damaged")
     with pytest.raises(DigestMismatch):
         registry.shard(key)
 
 
-def test_the_newest_shards_are_found_by_the_stores_clock_and_not_by_their_names(registry: Registry) -> None:
+def test_the_newest_shards_are_found_by_the_stores_clock_and_not_by_their_names(registry: PodRegistry) -> None:
     """A restarted engine counts from 0 again, beside shards with higher numbers of the same hour."""
     written = []
     for boot, seq in (("old", 41), ("old", 42), ("new", 0)):
@@ -194,7 +195,7 @@ def test_the_newest_shards_are_found_by_the_stores_clock_and_not_by_their_names(
     assert registry.newest_shards(1, 2) == [written[2], written[1]]
 
 
-def test_the_highest_number_wins(registry: Registry) -> None:
+def test_the_highest_number_wins(registry: PodRegistry) -> None:
     assert registry.channel() is None
     assert registry.lineage() is None
     for epoch in (1, 2, 10):
@@ -211,7 +212,7 @@ def test_the_highest_number_wins(registry: Registry) -> None:
     assert registry.lineage() == lineage(2)
 
 
-def test_old_trainer_states_are_deleted_and_the_newest_stays_readable(registry: Registry) -> None:
+def test_old_trainer_states_are_deleted_and_the_newest_stays_readable(registry: PodRegistry) -> None:
     for epoch in range(1, 6):
         data = f"state {epoch}".encode()
         registry.put_trainer_state(state(epoch, data), data)

@@ -20,7 +20,8 @@ import pytest
 
 from aurora_api.crd import FILE
 from aurora_operator.children.metadata import FINALIZER
-from aurora_store import ObjectStore, Registry
+from aurora_runtime.pod_registry import PodRegistry
+from aurora_store import ObjectStore
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.signing import SecretKeys
 from tests.rig.api_server import ApiServer, api_server, free_ports
@@ -119,7 +120,7 @@ class Rig:
         """Write what the trainer and the first roll leave in the store: version 1 is active."""
         name = f"{root.rpartition('/')[2][:-9]}-keys"
         self.wait("the keys", lambda: name in names(self, "secrets"))
-        registry = Registry(self.store(root), SecretKeys(lambda: self.api.get("secret", name, "-n", NAMESPACE)))
+        registry = PodRegistry(self.store(root), SecretKeys(lambda: self.api.get("secret", name, "-n", NAMESPACE)))
         registry.create_lineage(lineage().model_copy(update={"draft_vocab_size": 16}))
         registry.put_evidence(evidence(1))
         for version in range(2):
@@ -189,7 +190,7 @@ def names(rig: Rig, kind: str) -> set[str]:
 
 def test_another_target_is_not_restored_and_no_pod_starts(rig: Rig) -> None:
     root = f"aurora/{NAMESPACE}/lost-1a2b3c4d"
-    registry = Registry(rig.store(root))
+    registry = PodRegistry(rig.store(root))
     target = lineage().target.model_copy(update={"model": "org/other"})
     registry.create_lineage(lineage().model_copy(update={"target": target}))
     registry.register(registration(0))

@@ -15,11 +15,12 @@ from aurora_protocol.draft_records import Channel, ChannelReason, FileRef, RootO
 from aurora_protocol.record import MAX_NUMBER
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.errors import DraftRefused
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.validation.draft_fetch import fetch_draft
-from aurora_store import FencedObjectStore, Keys, ObjectStore, Registry
+from aurora_store import FencedObjectStore, Keys, ObjectStore
 from aurora_store.errors import NotRootOwner, StoreError
 from aurora_store.objects import sha256_file
 from tests.assets.s3 import S3
@@ -37,16 +38,16 @@ def writer(s3: S3, request: pytest.FixtureRequest) -> ObjectStore:
 
 
 @pytest.fixture
-def registry(writer: ObjectStore, tmp_path: Path) -> Registry:
+def registry(writer: ObjectStore, tmp_path: Path) -> PodRegistry:
     """The store with version 1, as pods open it."""
-    registry = Registry(FencedObjectStore(writer.config))
+    registry = PodRegistry(FencedObjectStore(writer.config))
     registry.create_lineage(lineage())
     publish_bytes(registry, tmp_path / "sources", 1, safetensors(draft_tensors()))
     return registry
 
 
 def change_manifest(
-    writer: ObjectStore, registry: Registry, change: Callable[[list[dict[str, object]]], object]
+    writer: ObjectStore, registry: PodRegistry, change: Callable[[list[dict[str, object]]], object]
 ) -> None:
     key = f"{registry.registration(1).checkpoint}manifest.json"
     manifest = json.loads(writer.get(key))
@@ -66,7 +67,7 @@ ATTACKS: dict[str, Callable[[list[dict[str, object]]], object]] = {
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_a_changed_manifest_puts_no_file_anywhere(
-    writer: ObjectStore, registry: Registry, tmp_path: Path, attack: Callable[[list[dict[str, object]]], object]
+    writer: ObjectStore, registry: PodRegistry, tmp_path: Path, attack: Callable[[list[dict[str, object]]], object]
 ) -> None:
     registration = registry.registration(1)
     change_manifest(writer, registry, attack)
@@ -95,7 +96,7 @@ def takeover(epoch: int) -> Channel:
 
 @pytest.mark.parametrize("name", [f"{MAX_NUMBER}.json", "zzz.json", "1.json"])
 def test_a_channel_record_out_of_sequence_does_not_close_the_root(
-    writer: ObjectStore, registry: Registry, name: str
+    writer: ObjectStore, registry: PodRegistry, name: str
 ) -> None:
     writer.put(Keys.CHANNEL + name, takeover(MAX_NUMBER).to_json())
     registry.register(registry.registration(1).model_copy(update={"version": 2}))
@@ -106,7 +107,7 @@ def test_a_channel_record_out_of_sequence_does_not_close_the_root(
 
 
 def test_an_unreadable_channel_record_in_sequence_closes_the_root_until_it_is_removed(
-    writer: ObjectStore, registry: Registry
+    writer: ObjectStore, registry: PodRegistry
 ) -> None:
     """It may be a takeover, so nothing is written on a guess."""
     writer.put(Keys.channel(1), b"{}")
@@ -117,7 +118,7 @@ def test_an_unreadable_channel_record_in_sequence_closes_the_root_until_it_is_re
 
 
 def test_pods_write_again_once_a_forged_channel_record_is_removed_that_they_had_believed(
-    writer: ObjectStore, registry: Registry
+    writer: ObjectStore, registry: PodRegistry
 ) -> None:
     """The records before it hold again. Only a channel without records says that the root was deleted."""
     initial = takeover(1).model_copy(update={"owner": None, "reason": ChannelReason.INITIAL})
@@ -133,7 +134,7 @@ def test_pods_write_again_once_a_forged_channel_record_is_removed_that_they_had_
         registry.register(registry.registration(1).model_copy(update={"version": 4}))
 
 
-def test_an_agent_uploads_a_large_shard_without_holding_it_in_memory(registry: Registry, tmp_path: Path) -> None:
+def test_an_agent_uploads_a_large_shard_without_holding_it_in_memory(registry: PodRegistry, tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     spool.mkdir()
     data = spool / "pod-0-boot-00000000.safetensors"
@@ -167,6 +168,6 @@ def test_an_agent_uploads_a_large_shard_without_holding_it_in_memory(registry: R
     assert uploader.counters.uploaded == 1
     assert peak < 16 << 20, f"{peak >> 20} MiB for a shard of {SHARD_BYTES >> 20} MiB"
     assert time.monotonic() - began < 300
-    (key,) = registry.shard_keys(1)
+    (key,) = registry.list_shards(1).data_bytes
     assert len(registry.shard(key)[1]) == SHARD_BYTES, "its digest is verified"
     assert list(spool.iterdir()) == []

@@ -13,9 +13,10 @@ from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_protocol.evidence_records import Arm, Evidence, VerdictKind
 from aurora_protocol.pod_settings import MeasurementRounds, StoreSettings, ValidationSettings
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training import lineage
 from aurora_runtime.training.model import checkpoint
-from aurora_store import ObjectStore, Registry
+from aurora_store import ObjectStore
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
 from tests.assets.s3 import S3, seaweedfs
@@ -54,7 +55,7 @@ def measured(head: PublishedHead, s3: S3, folder: Path, name: str) -> Evidence:
     config = s3.config(root=f"aurora/ns/{name}-1")
     objects = ObjectStore(config)
     objects.ensure_bucket()
-    registry = Registry(objects, KEYS)
+    registry = PodRegistry(objects, KEYS)
     lineage.open_lineage(registry, load_small_target(), DraftSpec(initial=head), lineage.utc_now)
     put_traces(registry, held_out_traces(model, 2 * ROUNDS.fewest))
     write_keys(folder / "signing")

@@ -18,10 +18,11 @@ from aurora_api.v1alpha1.draft import DraftSpec, Shape
 from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_protocol.pod_settings import CaptureOptions, ServingSettings, StateType, StoreSettings
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training import lineage
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.target.target_model import load_target
-from aurora_store import ObjectStore, Registry
+from aurora_store import ObjectStore
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import PodProcesses, http_body
 from tests.assets.s3 import S3, seaweedfs
@@ -58,7 +59,7 @@ def test_the_training_pass_proposes_the_same_tokens_as_the_engine(tiny: TinyTarg
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(ensure_model() / name, tmp_path / "target" / name)
     root = tiny.name.lower().replace(" ", "-")
-    registry = Registry(ObjectStore(s3.config(root=root)), KEYS)
+    registry = PodRegistry(ObjectStore(s3.config(root=root)), KEYS)
     registry.objects.ensure_bucket()
     target = load_target(target_spec)
     lineage.open_lineage(registry, target, SPEC, utc_now)

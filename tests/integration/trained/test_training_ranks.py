@@ -12,8 +12,9 @@ import pytest
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_operator.children.trainer_deployment import program
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training.state.orphan_cleanup import orphans
-from aurora_store import ObjectStore, Registry
+from aurora_store import ObjectStore
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.trainer_process import (
     put_shards,
@@ -49,7 +50,7 @@ def ranks_below(pid: int) -> dict[int, int]:
 def test_a_rank_that_dies_ends_all_and_nothing_is_trained_twice(s3: S3, tmp_path: Path, dying: int) -> None:
     objects = ObjectStore(s3.config(root=f"ranks-{dying}"))
     objects.ensure_bucket()
-    registry = Registry(objects)
+    registry = PodRegistry(objects)
     tiny.write_target(tmp_path / "target")
     traces = [tiny.trace(seed, answer=30) for seed in range(SHARDS * SHARD_REQUESTS)]
     fresh = sum(t.hidden.shape[0] for t in traces if not t.held_out)

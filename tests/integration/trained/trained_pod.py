@@ -16,6 +16,7 @@ from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_protocol.pod_settings import CaptureOptions, ServingSettings, StateType, StoreSettings
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training import lineage
 from aurora_runtime.training.candidates import Candidates
@@ -27,7 +28,7 @@ from aurora_runtime.training.model import checkpoint
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.target.target_model import TargetModel
-from aurora_store import ObjectStore, Registry
+from aurora_store import ObjectStore
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import PodProcesses, http_body
 from tests.assets.s3 import S3, seaweedfs
@@ -65,7 +66,7 @@ def serve_trained_draft(spec: DraftSpec, base: Path) -> Served:
     """Train a draft, serve it as ``spec`` says, and collect the traces. Files go below ``base``."""
     target = load_small_target()
     with seaweedfs() as s3:
-        registry = Registry(ObjectStore(s3.config()), KEYS)
+        registry = PodRegistry(ObjectStore(s3.config()), KEYS)
         registry.objects.ensure_bucket()
         lineage.open_lineage(registry, target, spec, utc_now)
         prompts = train(registry, target, spec, base / "candidate")
@@ -80,7 +81,7 @@ def serve_trained_draft(spec: DraftSpec, base: Path) -> Served:
     return Served(spec, traces, draft, VocabularyMap.of(ids, target.identity.vocab_size))
 
 
-def train(registry: Registry, target: TargetModel, spec: DraftSpec, folder: Path) -> list[list[int]]:
+def train(registry: PodRegistry, target: TargetModel, spec: DraftSpec, folder: Path) -> list[list[int]]:
     """Train on the recorded traces, and activate the result, also in ``folder``. Returns held-out prompts."""
     draft, vocabulary = lineage.fetch_draft(registry, 0, target)
     untrained = lineage.fetch_draft(registry, 0, target)

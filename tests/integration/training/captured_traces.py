@@ -12,8 +12,8 @@ import torch
 
 from aurora_runtime.conversations import ConversationSplit, Message, answer_marker
 from aurora_runtime.held_out_split import is_held_out
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import RequestTrace, decode
-from aurora_store import Registry
 from tests.assets.pod_processes import http_body
 
 STEPS = 3
@@ -78,13 +78,13 @@ def on_each_route(target: Path, question: str, wish: Any) -> list[tuple[str, dic
 
 
 def collect_traces(
-    registry: Registry, wanted: set[tuple[int, ...]], *, timeout: float = 60
+    registry: PodRegistry, wanted: set[tuple[int, ...]], *, timeout: float = 60
 ) -> dict[tuple[int, ...], RequestTrace]:
     """Traces in the store by their tokens, once all wanted traces are there."""
     found: dict[tuple[int, ...], RequestTrace] = {}
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        for key in list(registry.shard_keys(1)):
+        for key in list(registry.list_shards(1).data_bytes):
             _, data = registry.shard(key)
             found |= {tuple(trace.tokens.tolist()): trace for trace in decode(data)}
         if wanted <= found.keys():

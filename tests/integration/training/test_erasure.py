@@ -12,10 +12,11 @@ import pytest
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, StoreSettings
 from aurora_protocol.tag_hash import tag_hash
 from aurora_runtime import tag_erasure
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.tag_erasure import Erased, TagErasure
 from aurora_runtime.traces import RequestTrace, decode
 from aurora_runtime.training.lineage import open_lineage, utc_now
-from aurora_store import Keys, ObjectStore, Registry, StoreConfig
+from aurora_store import Keys, ObjectStore, StoreConfig
 from tests.assets.s3 import S3, seaweedfs
 from tests.check_store import check_store
 from tests.unit.operator.worlds import channel
@@ -62,15 +63,15 @@ def tagged(seed: int) -> RequestTrace:
     return replace(tiny.trace(seed), tag=TAG)
 
 
-def others(registry: Registry) -> dict[str, list[int]]:
+def others(registry: PodRegistry) -> dict[str, list[int]]:
     """The traces without the tag, by shard. Every shard that has a manifest has its data."""
     return {
         key: [trace.request for trace in decode(registry.shard(key)[1]) if trace.tag != TAG]
-        for key in registry.shard_keys(1)
+        for key in registry.list_shards(1).data_bytes
     }
 
 
-def holders(registry: Registry, text: bytes) -> list[str]:
+def holders(registry: PodRegistry, text: bytes) -> list[str]:
     """The keys of the objects that hold ``text``."""
     found = registry.objects.list("")
     return [key for key in found if text in registry.objects.get(key, max_bytes=1 << 30)]
@@ -89,7 +90,7 @@ def test_nothing_of_the_tag_is_left_in_the_store_or_in_the_trainer_that_resumes(
     s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = s3.config(root="aurora/default/chat-00e4a5e0")
-    registry = Registry(ObjectStore(config))
+    registry = PodRegistry(ObjectStore(config))
     rig = TrainerRig(tmp_path)
     rig.limits = replace(rig.limits, total_bytes=1 << 40, replay_bytes=1 << 30)
     rig.registry, rig.lineage = registry, open_lineage(registry, rig.target, tiny.DRAFT_SPEC, utc_now)
@@ -127,7 +128,7 @@ def test_a_kill_before_any_write_loses_no_other_trace_and_the_next_run_converges
     target = tiny.target(tmp_path / "target")
     for kill in range(MAX_WRITES):
         config = s3.config(root=f"aurora/erasure-{kill}")
-        registry = Registry(ObjectStore(config))
+        registry = PodRegistry(ObjectStore(config))
         open_lineage(registry, target, tiny.DRAFT_SPEC, utc_now)
         tiny.put_shard(registry, 0, [tiny.trace(0)])
         tiny.put_shard(registry, 1, [tagged(1), tiny.trace(2), tagged(3)])
@@ -135,7 +136,7 @@ def test_a_kill_before_any_write_loses_no_other_trace_and_the_next_run_converges
         before = others(registry)
         killed = False
         try:
-            TagErasure(Registry(KilledStore(config, kill)), [TAG]).run()
+            TagErasure(PodRegistry(KilledStore(config, kill)), [TAG]).run()
         except KeyboardInterrupt:
             killed = True
             assert others(registry).items() <= before.items()

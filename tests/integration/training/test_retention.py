@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import encode
 from aurora_runtime.training.lineage import open_lineage, utc_now
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state.retention import Retention, RetentionLimits
 from aurora_runtime.training.state.shard_ledger import ShardLedger
-from aurora_store import Keys, ObjectStore, Registry
+from aurora_store import Keys, ObjectStore
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.trainer_output import put_trainer_state
 from tests.check_store import check_store
@@ -31,7 +32,7 @@ def s3() -> Iterator[S3]:
 
 def test_old_traces_are_deleted_and_every_object_stays_named_and_undamaged(s3: S3, tmp_path: Path) -> None:
     config = s3.config(root="aurora/retention")
-    registry = Registry(ObjectStore(config))
+    registry = PodRegistry(ObjectStore(config))
     open_lineage(registry, tiny.target(tmp_path / "target"), tiny.DRAFT_SPEC, utc_now)
     trace = tiny.trace(0)
     size = len(encode([trace]))
@@ -60,7 +61,7 @@ def test_old_traces_are_deleted_and_every_object_stays_named_and_undamaged(s3: S
             ledger = ShardLedger(registry, 1, Retrier(), registry.trainer_state_record())
             retention = Retention(registry, ledger, limits)
     assert read == written, "each shard was trained once"
-    left = list(registry.shard_keys(1))
+    left = list(registry.list_shards(1).data_bytes)
     assert left == written[-len(left) :]
     assert KEPT <= len(left) <= KEPT + 4
     assert len(list(registry.objects.list(Keys.TRACES))) == 2 * len(left)
@@ -69,7 +70,7 @@ def test_old_traces_are_deleted_and_every_object_stays_named_and_undamaged(s3: S
 
 def test_traces_beyond_their_age_are_deleted_and_every_object_stays_named_and_undamaged(s3: S3, tmp_path: Path) -> None:
     config = s3.config(root="aurora/age")
-    registry = Registry(ObjectStore(config))
+    registry = PodRegistry(ObjectStore(config))
     open_lineage(registry, tiny.target(tmp_path / "target"), tiny.DRAFT_SPEC, utc_now)
     limits = RetentionLimits(total_bytes=1 << 40, replay_bytes=1 << 40, shards=100, max_age=timedelta(days=1))
     now = utc_now()
@@ -87,7 +88,7 @@ def test_traces_beyond_their_age_are_deleted_and_every_object_stays_named_and_un
     retention = Retention(registry, ledger, limits, utc=lambda: now)
     assert retention.shards_to_train() == []
     retention.delete_some()
-    assert list(registry.shard_keys(1)) == written[: KEPT // 2], "the untrained ones are gone"
+    assert list(registry.list_shards(1).data_bytes) == written[: KEPT // 2], "the untrained ones are gone"
     for _ in range(2):
         assert check_store(config, timedelta(0)).violations == []
         retention.state_saved(put_trainer_state(registry, consumed=ledger.consumed, retired=ledger.retired))

@@ -10,8 +10,9 @@ import pytest
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.engine.draft_file_check import WEIGHTS, check_draft_file
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training.state.orphan_cleanup import orphans
-from aurora_store import ObjectStore, Registry
+from aurora_store import ObjectStore
 from tests.assets.model import ensure_model
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.traces.recorded import json_traces
@@ -36,13 +37,15 @@ def s3() -> Iterator[S3]:
 
 
 @pytest.fixture
-def registry(s3: S3, request: pytest.FixtureRequest) -> Registry:
+def registry(s3: S3, request: pytest.FixtureRequest) -> PodRegistry:
     objects = ObjectStore(s3.config(root=request.node.name.lower()))
     objects.ensure_bucket()
-    return Registry(objects)
+    return PodRegistry(objects)
 
 
-def test_traces_become_a_candidate_although_the_trainer_is_killed(s3: S3, registry: Registry, tmp_path: Path) -> None:
+def test_traces_become_a_candidate_although_the_trainer_is_killed(
+    s3: S3, registry: PodRegistry, tmp_path: Path
+) -> None:
     traces = json_traces()[:REQUESTS]
     fresh = sum(t.hidden.shape[0] for t in traces if not t.held_out)
     settings = trainer_settings(registry, ensure_model(), TrainingSpec(publish_tokens=fresh - 2000))
@@ -88,7 +91,9 @@ def test_traces_become_a_candidate_although_the_trainer_is_killed(s3: S3, regist
     assert orphans(registry) == set()
 
 
-def test_a_suspended_trainer_creates_the_lineage_and_does_not_train(s3: S3, registry: Registry, tmp_path: Path) -> None:
+def test_a_suspended_trainer_creates_the_lineage_and_does_not_train(
+    s3: S3, registry: PodRegistry, tmp_path: Path
+) -> None:
     settings = trainer_settings(registry, ensure_model(), TrainingSpec(suspended=True))
     log = tmp_path / "trainer.log"
     with running_trainer(s3, settings, log) as process:

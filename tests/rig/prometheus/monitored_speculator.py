@@ -23,6 +23,7 @@ from aurora_protocol.agent_api import SwapRequest
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, ServingSettings
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.pod_files import write_atomically
 from aurora_runtime.serving.pod_records import (
     CaptureState,
@@ -31,7 +32,7 @@ from aurora_runtime.serving.pod_records import (
     SourceCounters,
     SpeculationState,
 )
-from aurora_store import ObjectStore, Registry
+from aurora_store import ObjectStore
 from tests.assets.pod_processes import PodProcesses
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.signing import SecretKeys
@@ -119,7 +120,7 @@ def _pod(
     keys = SecretKeys(lambda: server.get("secret", f"{NAME}-keys", "-n", NAMESPACE))
     objects = ObjectStore(store.config(bucket=BUCKET, root=settings.store.root))
     objects.ensure_bucket()
-    registry = Registry(objects, keys)
+    registry = PodRegistry(objects, keys)
     registry.create_lineage(lineage())
     drafts = [safetensors(draft_tensors(fill)) for fill in (1.0, 2.0)]
     versions = tuple(publish_bytes(registry, folder, version, data) for version, data in enumerate(drafts))

@@ -10,7 +10,8 @@ import pytest
 
 from aurora_cli.commands import store as store_commands
 from aurora_cli.verification import Verification
-from aurora_store import Keys, Registry
+from aurora_runtime.pod_registry import PodRegistry
+from aurora_store import Keys
 from aurora_store.errors import ObjectRefused, StoreError
 from tests.assets.trainer_output import put_trainer_state
 from tests.unit.cli.fake_cluster import FakeApiServer, resource
@@ -25,7 +26,7 @@ DRAFT = safetensors(draft_tensors())
 def _objects(tmp_path: Path) -> FolderObjects:
     """A store with a lineage, two versions, evidence, a shard and a trainer state."""
     objects = FolderObjects(tmp_path / "store")
-    registry = Registry(objects)
+    registry = PodRegistry(objects)
     registry.create_lineage(lineage())
     for version in (0, 1):
         publish_bytes(registry, tmp_path / "drafts", version, DRAFT)
@@ -44,7 +45,7 @@ def faults_of(objects: FolderObjects, *, digests: bool = False) -> list[str]:
 
 
 def weights_of(objects: FolderObjects, version: int) -> str:
-    return f"{Registry(objects).registration(version).checkpoint}model.safetensors"
+    return f"{PodRegistry(objects).registration(version).checkpoint}model.safetensors"
 
 
 def test_a_whole_store_has_no_faults(objects: FolderObjects) -> None:
@@ -90,7 +91,7 @@ def test_changed_weights_of_the_same_size_are_found_by_their_digest(objects: Fol
 def test_an_object_that_the_store_alone_refuses_is_a_fault_and_the_others_are_checked(
     objects: FolderObjects, error: StoreError
 ) -> None:
-    registration = Registry(objects).registration(1)
+    registration = PodRegistry(objects).registration(1)
     refused = (Keys.channel(1), f"{registration.checkpoint}manifest.json")
     objects.refused = dict.fromkeys(refused, error)
     objects.put("backup/old.tar", b"x")

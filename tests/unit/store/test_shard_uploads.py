@@ -12,7 +12,8 @@ import pytest
 
 from aurora_protocol.draft_records import FileRef
 from aurora_protocol.training_records import ShardManifest
-from aurora_store import ObjectStore, Registry, StoreConfig
+from aurora_runtime.pod_registry import PodRegistry
+from aurora_store import ObjectStore, StoreConfig
 from aurora_store.errors import ObjectExists, StoreError
 from tests.assets.faulty_store import FaultyStore, Request, faulty_store
 
@@ -95,9 +96,9 @@ def manifest_of(data: bytes) -> ShardManifest:
 RETRIES = 1
 
 
-def registry(store: FaultyStore) -> Registry:
+def registry(store: FaultyStore) -> PodRegistry:
     config = StoreConfig("bucket", "root", store.endpoint, "us-east-1", "access", "secret")
-    return Registry(ObjectStore(config, attempts=1 + RETRIES))
+    return PodRegistry(ObjectStore(config, attempts=1 + RETRIES))
 
 
 def erase(kept: KeptObjects) -> None:

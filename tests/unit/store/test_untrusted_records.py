@@ -13,7 +13,8 @@ from aurora_protocol.draft_records import Channel, ChannelReason, CheckpointMani
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.record import MAX_NUMBER
 from aurora_protocol.training_records import ShardManifest, TrainerState
-from aurora_store import Keys, Registry
+from aurora_runtime.pod_registry import PodRegistry
+from aurora_store import Keys
 from aurora_store.errors import StoreError
 from aurora_store.keys import MAX_ATTEMPT_GAP, MAX_NUMBER_GAP, in_sequence
 from tests.assets.trainer_output import put_trainer_state
@@ -25,11 +26,11 @@ LAST = MAX_NUMBER
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
+def registry(tmp_path: Path) -> PodRegistry:
     """A lineage, versions 0 and 1, and a channel of one epoch."""
     objects = FolderObjects(tmp_path / "store")
     objects.path.mkdir()
-    registry = Registry(objects)
+    registry = PodRegistry(objects)
     registry.create_lineage(lineage())
     for version in (0, 1):
         publish_bytes(registry, tmp_path / "sources", version, safetensors(draft_tensors(version + 1.0)))
@@ -41,13 +42,13 @@ def channel(epoch: int, active: int) -> Channel:
     return Channel(epoch=epoch, lineage=1, active=active, reason=ChannelReason.PROMOTED, created=NOW)
 
 
-def change(registry: Registry, key: str, **fields: Any) -> None:
+def change(registry: PodRegistry, key: str, **fields: Any) -> None:
     """Overwrite fields of a record, as nobody but a bucket writer does."""
     registry.objects.put(key, json.dumps(json.loads(registry.objects.get(key)) | fields).encode())
 
 
 @pytest.mark.parametrize("number", [LAST, LAST - MAX_NUMBER_GAP + 1, 2 + 2 * MAX_NUMBER_GAP])
-def test_a_record_out_of_sequence_wins_nothing(registry: Registry, number: int) -> None:
+def test_a_record_out_of_sequence_wins_nothing(registry: PodRegistry, number: int) -> None:
     registry.objects.put(Keys.channel(number), channel(number, active=1).to_json())
     copied = registry.registration(1).model_copy(update={"version": number})
     registry.objects.put(Keys.registration(number), copied.to_json())
@@ -66,7 +67,7 @@ def test_a_record_out_of_sequence_wins_nothing(registry: Registry, number: int) 
 
 @pytest.mark.parametrize("name", ["zzz.json", "1.json", "00000001.json.json", "sub/00000009.json", "../00000009.json"])
 @pytest.mark.parametrize("prefix", [Keys.REGISTRY, Keys.CHANNEL, Keys.LINEAGE, Keys.TRAINER_STATE])
-def test_an_object_with_a_foreign_name_is_left_out(registry: Registry, prefix: str, name: str) -> None:
+def test_an_object_with_a_foreign_name_is_left_out(registry: PodRegistry, prefix: str, name: str) -> None:
     put_trainer_state(registry)
     registry.objects.put(prefix + name, b"{}")
     newest, found = registry.channel(), registry.lineage()
@@ -85,7 +86,7 @@ def test_a_sequence_ends_before_the_first_large_gap() -> None:
     assert in_sequence([1, 2 + MAX_NUMBER_GAP, LAST], max_gap=MAX_ATTEMPT_GAP) == [1, 2 + MAX_NUMBER_GAP]
 
 
-def test_a_trainer_state_out_of_sequence_leaves_room_for_the_next_epoch(registry: Registry) -> None:
+def test_a_trainer_state_out_of_sequence_leaves_room_for_the_next_epoch(registry: PodRegistry) -> None:
     for _ in range(3):
         put_trainer_state(registry)
     registry.objects.put(Keys.trainer_state(LAST), b"{}")
@@ -112,7 +113,7 @@ def test_data_of_old_trainer_states_are_deleted_again_when_it_failed_once(monkey
     assert left == {"00000005", "00000006", "notes"}
 
 
-def test_a_record_under_the_key_of_another_is_refused(registry: Registry) -> None:
+def test_a_record_under_the_key_of_another_is_refused(registry: PodRegistry) -> None:
     for key in (Keys.registration(1), Keys.channel(1), Keys.lineage(1)):
         field = {Keys.registration(1): "version", Keys.channel(1): "epoch"}.get(key, "number")
         change(registry, key, **{field: 7})
@@ -121,14 +122,14 @@ def test_a_record_under_the_key_of_another_is_refused(registry: Registry) -> Non
             read()
 
 
-def test_a_version_cannot_name_the_files_of_another_folder(registry: Registry) -> None:
+def test_a_version_cannot_name_the_files_of_another_folder(registry: PodRegistry) -> None:
     for folder in ("../other/checkpoints/", "checkpoints/00000000-000000000000/", ""):
         change(registry, Keys.registration(1), checkpoint=folder)
         with pytest.raises(InvalidRecord, match="not its own"):
             registry.checkpoint(registry.registration(1))
 
 
-def manifest_of(registry: Registry) -> tuple[str, CheckpointManifest]:
+def manifest_of(registry: PodRegistry) -> tuple[str, CheckpointManifest]:
     registered = registry.registration(1)
     return f"{registered.checkpoint}manifest.json", registry.checkpoint(registered)
 
@@ -136,7 +137,7 @@ def manifest_of(registry: Registry) -> tuple[str, CheckpointManifest]:
 @pytest.mark.parametrize(
     "name", ["../../json.py", "/etc/passwd", "..", ".", "", ".hidden", "a/b", "a\\b", "a\n", "ä.json", "x" * 300]
 )
-def test_a_manifest_cannot_name_a_path(registry: Registry, tmp_path: Path, name: str) -> None:
+def test_a_manifest_cannot_name_a_path(registry: PodRegistry, tmp_path: Path, name: str) -> None:
     key, manifest = manifest_of(registry)
     files = [file.model_dump() for file in manifest.files]
     for changed in ([files[0] | {"name": name}, files[1]], [*files, files[0] | {"name": name}]):
@@ -147,7 +148,7 @@ def test_a_manifest_cannot_name_a_path(registry: Registry, tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("names", [["config.json"], ["config.json"] * 2, ["config.json", "model.safetensors", "x.py"]])
-def test_a_draft_is_exactly_its_two_files(registry: Registry, tmp_path: Path, names: list[str]) -> None:
+def test_a_draft_is_exactly_its_two_files(registry: PodRegistry, tmp_path: Path, names: list[str]) -> None:
     key, manifest = manifest_of(registry)
     change(registry, key, files=[manifest.files[0].model_dump() | {"name": name} for name in names])
     with pytest.raises(InvalidRecord, match="exactly"):
@@ -155,7 +156,7 @@ def test_a_draft_is_exactly_its_two_files(registry: Registry, tmp_path: Path, na
     assert not (tmp_path / "into").exists()
 
 
-def test_weights_with_another_digest_than_the_registrations_are_refused(registry: Registry, tmp_path: Path) -> None:
+def test_weights_with_another_digest_than_the_registrations_are_refused(registry: PodRegistry, tmp_path: Path) -> None:
     key, manifest = manifest_of(registry)
     files = [file.model_dump() for file in manifest.files]
     change(registry, key, files=[files[0], files[1] | {"sha256": "0" * 64}])
@@ -164,7 +165,7 @@ def test_weights_with_another_digest_than_the_registrations_are_refused(registry
 
 
 @pytest.mark.parametrize(("number", "size"), [(0, 1 << 40), (1, 1 << 40), (1, 1 << 80), (1, -1)])
-def test_a_file_that_is_too_large_is_not_begun(registry: Registry, tmp_path: Path, number: int, size: int) -> None:
+def test_a_file_that_is_too_large_is_not_begun(registry: PodRegistry, tmp_path: Path, number: int, size: int) -> None:
     key, manifest = manifest_of(registry)
     files = [file.model_dump() for file in manifest.files]
     files[number]["size"] = size
@@ -209,7 +210,7 @@ def test_foreign_objects_among_the_traces_are_neither_trained_nor_deleted() -> N
         objects.put(name, b"{}")
     listing = registry.list_shards(1)
     assert (list(listing.data_bytes), dict(listing.orphans)) == ([key], {})
-    assert (list(registry.shard_keys(1)), registry.newest_shards(1, 10)) == ([key], [key])
+    assert (list(registry.list_shards(1).data_bytes), registry.newest_shards(1, 10)) == ([key], [key])
 
 
 @pytest.mark.parametrize(
@@ -222,14 +223,14 @@ def test_foreign_objects_among_the_traces_are_neither_trained_nor_deleted() -> N
     ],
     ids=str,
 )
-def test_a_trainer_state_names_shards_and_its_own_data_only(registry: Registry, fields: dict[str, Any]) -> None:
+def test_a_trainer_state_names_shards_and_its_own_data_only(registry: PodRegistry, fields: dict[str, Any]) -> None:
     state: TrainerState = put_trainer_state(registry)
     change(registry, Keys.trainer_state(state.epoch), **fields)
     with pytest.raises(InvalidRecord):
         registry.trainer_state_record(state.epoch)
 
 
-def test_an_unreadable_registration_is_no_version(registry: Registry) -> None:
+def test_an_unreadable_registration_is_no_version(registry: PodRegistry) -> None:
     registry.objects.put(Keys.registration(2), b"{}")
     registry.objects.put(Keys.registration(3), b"x" * (2 << 20))
     assert [each.version for each in registry.registrations()] == [1, 0]

@@ -7,6 +7,7 @@ import torch
 
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.draft_records import Registration
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training import lineage
 from aurora_runtime.training.candidates import Candidates
 from aurora_runtime.training.data.examples import examples_of
@@ -16,12 +17,11 @@ from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.optim.vocabulary_remap import remapped
 from aurora_runtime.training.target.target_model import TargetModel
-from aurora_store import Registry
 from aurora_store.errors import StoreError
 from tests.unit.training import tiny
 
 
-def session_with_gain(registry: Registry, model: TargetModel) -> tuple[Session, Candidates, HeldOutSet]:
+def session_with_gain(registry: PodRegistry, model: TargetModel) -> tuple[Session, Candidates, HeldOutSet]:
     """A session that was trained on its own held-out set, so that a gain is certain."""
     tiny.open_lineage(registry, model, tiny.ticking_clock())
     draft, vocabulary = lineage.fetch_draft(registry, 0, model)

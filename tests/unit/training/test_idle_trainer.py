@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
+from aurora_runtime.pod_registry import ShardListing
 from aurora_runtime.training import main, progress
 from aurora_runtime.training.data.shards import Shard
 from aurora_runtime.training.lineage import utc_now
@@ -24,7 +25,6 @@ from aurora_runtime.training.state.retention import DELETIONS_PER_CALL
 from aurora_store import Keys
 from aurora_store.errors import StoreError
 from aurora_store.objects import ObjectInfo
-from aurora_store.registry import ShardListing
 from tests.unit.training import tiny
 from tests.unit.training.trainer_rig import TrainerRig
 

@@ -49,11 +49,11 @@ def test_a_suspended_trainer_deletes_no_shard_of_the_state_before_a_damaged_one(
     rig = TrainerRig(tmp_path)
     rig.trainer(Traffic(rig.registry, 3)).run()
     rig.limits = replace(rig.limits, shards=2)
-    shards = list(rig.registry.shard_keys(1))
+    shards = list(rig.registry.list_shards(1).data_bytes)
     newest = Keys.trainer_state(rig.registry.last_trainer_state_epoch())
     rig.objects.put(newest, json.dumps(json.loads(rig.objects.get(newest)) | {"consumed": []}).encode())
     main.wait_suspended(rig.config, rig.registry, rig.lineage, StopsAtItsFirstWait())
-    assert list(rig.registry.shard_keys(1)) == shards
+    assert list(rig.registry.list_shards(1).data_bytes) == shards
 
 
 class StopsAfterTwoWaits(Retrier):
@@ -122,10 +122,10 @@ def archive(rig: TrainerRig, monkeypatch: pytest.MonkeyPatch, *, records: bool =
 def test_a_suspended_trainer_bounds_the_traces_although_its_state_is_archived(
     archived_rig: TrainerRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rig, shards = archived_rig, list(archived_rig.registry.shard_keys(1))
+    rig, shards = archived_rig, list(archived_rig.registry.list_shards(1).data_bytes)
     archive(rig, monkeypatch)
     main.wait_suspended(rig.config, rig.registry, rig.lineage, StopsAtItsFirstWait())
-    assert list(rig.registry.shard_keys(1)) == shards[:3] + shards[6:], "the shards of the state stay"
+    assert list(rig.registry.list_shards(1).data_bytes) == shards[:3] + shards[6:], "the shards of the state stay"
     status = rig.registry.trainer_status()
     assert status is not None
     assert status.phase is TrainerPhase.SUSPENDED
@@ -136,11 +136,11 @@ def test_a_suspended_trainer_bounds_the_traces_although_its_state_is_archived(
 def test_only_age_bounds_the_traces_while_the_records_of_the_states_are_archived(
     archived_rig: TrainerRig, monkeypatch: pytest.MonkeyPatch, max_age: timedelta | None
 ) -> None:
-    rig, shards = archived_rig, list(archived_rig.registry.shard_keys(1))
+    rig, shards = archived_rig, list(archived_rig.registry.list_shards(1).data_bytes)
     rig.limits = replace(rig.limits, max_age=max_age)
     archive(rig, monkeypatch, records=True)
     main.wait_suspended(rig.config, rig.registry, rig.lineage, StopsAtItsFirstWait())
-    assert list(rig.registry.shard_keys(1)) == ([] if max_age else shards)
+    assert list(rig.registry.list_shards(1).data_bytes) == ([] if max_age else shards)
 
 
 def test_a_suspended_trainer_reads_its_state_again_once_it_is_restored(
@@ -159,7 +159,7 @@ def test_a_suspended_trainer_reads_its_state_again_once_it_is_restored(
 
     policy = replace(rig.config.policy, suspended_status_interval_seconds=0.0)
     main.wait_suspended(replace(rig.config, policy=policy), rig.registry, rig.lineage, RestoredMeanwhile())
-    assert len(list(rig.registry.shard_keys(1))) == 6
+    assert len(rig.registry.list_shards(1).data_bytes) == 6
     status = rig.registry.trainer_status()
     assert status is not None
     assert status.message == ""

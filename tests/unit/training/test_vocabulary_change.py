@@ -33,7 +33,7 @@ class UncoveredTraffic(Retrier):
 
     def sleep(self, seconds: float) -> None:
         self.waits += 1
-        number = len(list(self.rig.registry.shard_keys(1)))
+        number = len(self.rig.registry.list_shards(1).data_bytes)
         if number == self.count:
             self.stop()
             return

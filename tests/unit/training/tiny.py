@@ -17,6 +17,7 @@ from aurora_protocol.draft_records import FileRef
 from aurora_protocol.pod_settings import StateType
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.held_out_split import prompt_hash
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import RequestTrace, encode
 from aurora_runtime.training import lineage
 from aurora_runtime.training.lineage import utc_now
@@ -24,7 +25,7 @@ from aurora_runtime.training.model import initial_draft
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.target.target_model import TargetModel, load_target
-from aurora_store import ObjectStore, Registry, StoreConfig
+from aurora_store import ObjectStore, StoreConfig
 from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, ObjectTooLarge
 from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo
 from tests.assets.range_client import answer_ranges
@@ -211,18 +212,18 @@ def ticking_clock() -> Iterator[datetime]:
         yield now
 
 
-def open_lineage(registry: Registry, model: TargetModel, times: Iterator[datetime]) -> None:
+def open_lineage(registry: PodRegistry, model: TargetModel, times: Iterator[datetime]) -> None:
     """Create the lineage of ``model`` with its initial draft; each record takes the next of ``times``."""
     lineage.open_lineage(registry, model, DRAFT_SPEC, lambda: next(times))
 
 
-def memory_registry() -> tuple[Registry, MemoryObjects]:
+def memory_registry() -> tuple[PodRegistry, MemoryObjects]:
     objects = MemoryObjects()
-    return Registry(objects), objects
+    return PodRegistry(objects), objects
 
 
 def put_shard(
-    registry: Registry, seq: int, traces: list[RequestTrace], state_type: StateType = StateType.BFLOAT16
+    registry: PodRegistry, seq: int, traces: list[RequestTrace], state_type: StateType = StateType.BFLOAT16
 ) -> str:
     """Write a shard as an agent would."""
     data = encode(traces, state_type)

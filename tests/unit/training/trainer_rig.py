@@ -11,6 +11,7 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.pod_settings import StoreSettings, TrainerSettings
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import encode
 from aurora_runtime.training.build import TrainerContext, TrainingConfig, build_trainer
 from aurora_runtime.training.data.shard_deaths import ShardDeaths
@@ -21,14 +22,13 @@ from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import TrainingPolicy
 from aurora_runtime.training.stages.saving import StateSaver
 from aurora_runtime.training.state.retention import RetentionLimits
-from aurora_store import Registry
 from tests.unit.training import tiny
 
 
 class Traffic(Retrier):
     """Each wait of the trainer delivers a shard, until ``count`` shards were delivered."""
 
-    def __init__(self, registry: Registry, count: int, *, damaged: bool = False) -> None:
+    def __init__(self, registry: PodRegistry, count: int, *, damaged: bool = False) -> None:
         super().__init__()
         self.registry, self.count, self.damaged = registry, count, damaged
         self.written: list[str] = []
@@ -38,7 +38,7 @@ class Traffic(Retrier):
             self.stop()
             return
         traces = [tiny.trace(seed) for seed in range(3)]
-        last = max((int(key[-13:-5]) for key in self.registry.shard_keys(1)), default=-1)
+        last = max((int(key[-13:-5]) for key in self.registry.list_shards(1).data_bytes), default=-1)
         self.written.append(tiny.put_shard(self.registry, last + 1, traces))
         if self.damaged:
             data = self.written[-1].replace(".json", ".safetensors")

@@ -11,19 +11,19 @@ import pytest
 
 from aurora_protocol.draft_records import Registration
 from aurora_runtime.errors import DraftRefused
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.validation.draft_fetch import fetch_draft
-from aurora_store import Registry
 from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
+def registry(tmp_path: Path) -> PodRegistry:
     objects = FolderObjects(tmp_path / "store")
     objects.path.mkdir()
-    return Registry(objects)
+    return PodRegistry(objects)
 
 
-def test_a_good_draft_is_fetched(registry: Registry, tmp_path: Path) -> None:
+def test_a_good_draft_is_fetched(registry: PodRegistry, tmp_path: Path) -> None:
     whole = safetensors(draft_tensors())
     registered = publish_bytes(registry, tmp_path, 1, whole)
     draft = fetch_draft(registry, registered, lineage(), tmp_path / "active")
@@ -46,14 +46,14 @@ def test_a_good_draft_is_fetched(registry: Registry, tmp_path: Path) -> None:
     ],
 )
 def test_a_draft_that_a_pod_would_refuse_is_not_measured(
-    registry: Registry, tmp_path: Path, data: bytes, of_lineage: int, words: str
+    registry: PodRegistry, tmp_path: Path, data: bytes, of_lineage: int, words: str
 ) -> None:
     registered = publish_bytes(registry, tmp_path, 1, data, of_lineage=of_lineage)
     with pytest.raises(DraftRefused, match=words):
         fetch_draft(registry, registered, lineage(), tmp_path / "candidate")
 
 
-def test_files_that_are_damaged_or_missing_are_refused(registry: Registry, tmp_path: Path) -> None:
+def test_files_that_are_damaged_or_missing_are_refused(registry: PodRegistry, tmp_path: Path) -> None:
     registered = publish_bytes(registry, tmp_path, 1, safetensors(draft_tensors()))
     key = f"{registered.checkpoint}model.safetensors"
     registry.objects.put(key, b"other bytes")
@@ -64,7 +64,7 @@ def test_files_that_are_damaged_or_missing_are_refused(registry: Registry, tmp_p
         fetch_draft(registry, registered, lineage(), tmp_path / "missing")
 
 
-def rewrite(registry: Registry, registered: Registration, name: str, data: bytes) -> None:
+def rewrite(registry: PodRegistry, registered: Registration, name: str, data: bytes) -> None:
     """Replace a file of the draft and name its digest in the manifest, as a bucket writer does."""
     registry.objects.put(registered.checkpoint + name, data)
     key = f"{registered.checkpoint}manifest.json"
@@ -76,7 +76,7 @@ def rewrite(registry: Registry, registered: Registration, name: str, data: bytes
 
 
 def test_a_draft_whose_configuration_or_manifest_was_changed_is_not_measured(
-    registry: Registry, tmp_path: Path
+    registry: PodRegistry, tmp_path: Path
 ) -> None:
     registered = publish_bytes(registry, tmp_path, 1, safetensors(draft_tensors()))
     own = json.loads(registry.objects.get(f"{registered.checkpoint}config.json"))

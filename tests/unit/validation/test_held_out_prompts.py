@@ -13,6 +13,7 @@ from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.held_out_split import prompt_hash
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import RequestTrace, encode, shard_tensors
 from aurora_runtime.validation import held_out_prompts as chooser
 from aurora_runtime.validation.held_out_prompts import (
@@ -22,7 +23,6 @@ from aurora_runtime.validation.held_out_prompts import (
     held_out_prompts,
     prompts_digest,
 )
-from aurora_store import Registry
 from aurora_store.errors import (
     DigestMismatch,
     ObjectMissing,
@@ -80,8 +80,8 @@ class Shards:
         return None, encode(self.shards[key])
 
 
-def registry(shards: Shards) -> Registry:
-    return cast(Registry, shards)
+def registry(shards: Shards) -> PodRegistry:
+    return cast(PodRegistry, shards)
 
 
 OLD, NEW, NEWER = (

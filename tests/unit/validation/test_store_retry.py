@@ -13,12 +13,13 @@ import pytest
 
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.signatures import KeyName
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.validation import main, store_retry, validation_run
 from aurora_runtime.validation.attempt import Attempt
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
 from aurora_runtime.validation.store_retry import repeat_while_away
 from aurora_runtime.validation.validation_run import ValidationRun
-from aurora_store import Keys, Registry
+from aurora_store import Keys
 from aurora_store.deadline import interruptible, total_deadline
 from aurora_store.errors import ObjectMissing, ObjectRefused, StoreError
 from tests.assets.signing import KEYS
@@ -40,8 +41,8 @@ def objects(tmp_path: Path) -> FolderObjects:
     return FolderObjects(tmp_path / "store")
 
 
-def writer(objects: FolderObjects) -> Registry:
-    return Registry(objects, {KeyName.EVIDENCE: KEYS[KeyName.EVIDENCE]})
+def writer(objects: FolderObjects) -> PodRegistry:
+    return PodRegistry(objects, {KeyName.EVIDENCE: KEYS[KeyName.EVIDENCE]})
 
 
 def test_evidence_is_stored_once_the_store_is_back(objects: FolderObjects) -> None:
@@ -72,7 +73,7 @@ def test_a_draft_is_found_although_the_store_is_away_for_a_moment(
     objects: FolderObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     registration = cast(Registration, SimpleNamespace(version=1))
-    run = ValidationRun(cast(Attempt, None), Registry(objects, KEYS), lineage(), math.inf)
+    run = ValidationRun(cast(Attempt, None), PodRegistry(objects, KEYS), lineage(), math.inf)
     monkeypatch.setattr(validation_run, "fetch_draft", every_second_call_fails(lambda *_: "found"))
     assert cast(str, run.fetch_draft(registration, tmp_path)) == "found"
 

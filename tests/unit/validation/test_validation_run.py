@@ -14,6 +14,7 @@ from aurora_api.v1alpha1.validation import FINISH_RESERVE_SECONDS, ValidationSpe
 from aurora_protocol.evidence_records import MeasurementEnd
 from aurora_protocol.pod_settings import ValidationSettings
 from aurora_runtime.engine.server_process import STOP_SECONDS
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.validation import validation_run
 from aurora_runtime.validation.attempt import Attempt
 from aurora_runtime.validation.engines import replica_engine
@@ -21,7 +22,6 @@ from aurora_runtime.validation.main import STORE_SECONDS
 from aurora_runtime.validation.rounds.measure import Measurement, measure
 from aurora_runtime.validation.rounds.round_runner import RoundRunner
 from aurora_runtime.validation.validation_run import ValidationRun, Workspace, validate
-from aurora_store import Registry
 from aurora_store.objects import TIMEOUT_SECONDS
 from tests.unit.fakes import SIZES, lineage
 from tests.unit.validation.rounds.test_measure import PROMPTS, engines, plan
@@ -50,7 +50,7 @@ def test_prompts_are_chosen_that_fit_into_the_engines_context(
     settings = SimpleNamespace(draft=DraftSpec(), validation=ValidationSpec(), extra_args=arguments, replica=None)
     attempt = cast(Attempt, SimpleNamespace(settings=settings, plan=plan()))
     sizes = SIZES.model_copy(update={"max_positions": 4096})
-    run = ValidationRun(attempt, cast(Registry, None), lineage().model_copy(update={"draft_sizes": sizes}), math.inf)
+    run = ValidationRun(attempt, cast(PodRegistry, None), lineage().model_copy(update={"draft_sizes": sizes}), math.inf)
     run.choose_prompts()
     assert asked["longest"] == expected
 
@@ -61,7 +61,7 @@ async def test_the_shortest_time_limit_leaves_room_for_a_round_and_its_result(
     """A round of 32 simulated seconds. Nothing of the 60 seconds is kept back for the time after the rounds."""
     started = 1000.0
 
-    def opened(settings: ValidationSettings, registry: Registry, deadline: float) -> Any:
+    def opened(settings: ValidationSettings, registry: PodRegistry, deadline: float) -> Any:
         return SimpleNamespace(
             deadline=deadline,
             attempt=SimpleNamespace(candidate=None),
@@ -77,6 +77,8 @@ async def test_the_shortest_time_limit_leaves_room_for_a_round_and_its_result(
     monkeypatch.setattr(ValidationRun, "open", opened)
     monkeypatch.setattr(validation_run, "_measure_on_job_engines", simulated)
     settings = SimpleNamespace(validation=ValidationSpec(timeout_seconds=60), replica=None)
-    found: Any = await validate(cast(ValidationSettings, settings), cast(Registry, None), Workspace(tmp_path, tmp_path))
+    found: Any = await validate(
+        cast(ValidationSettings, settings), cast(PodRegistry, None), Workspace(tmp_path, tmp_path)
+    )
     assert len(found.verdicts) == 1
     assert found.end.kind is MeasurementEnd.BUDGET_USED

@@ -23,8 +23,8 @@ from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_config import check_draft_config
 from aurora_runtime.engine.draft_file_check import WEIGHTS, check_draft, max_weights_bytes
 from aurora_runtime.errors import DraftRefused
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.pod_files import PodFolder
-from aurora_store import Registry
 from aurora_store.deadline import is_interrupted
 from aurora_store.errors import ObjectMissing, StoreInterrupted
 from aurora_store.objects import sha256_file
@@ -52,7 +52,7 @@ class StagedDraft:
 class DraftCache:
     """The drafts of one pod."""
 
-    def __init__(self, folder: PodFolder, registry: Registry) -> None:
+    def __init__(self, folder: PodFolder, registry: PodRegistry) -> None:
         self._folder = folder
         self._registry = registry
         self._lock = threading.Lock()

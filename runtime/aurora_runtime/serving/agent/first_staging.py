@@ -19,9 +19,10 @@ from aurora_protocol.draft_records import Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.tag_hash import traffic_secret
 from aurora_runtime.errors import DraftRefused
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.draft_cache import DraftCache, StagedDraft
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_store import Keys, Registry
+from aurora_store import Keys
 from aurora_store.deadline import total_deadline
 from aurora_store.errors import ObjectMissing, StoreError
 
@@ -56,7 +57,7 @@ def _write_key(path: Path, text: str) -> None:
     part.rename(path)
 
 
-def find_active_draft(registry: Registry) -> tuple[Lineage, Registration] | str:
+def find_active_draft(registry: PodRegistry) -> tuple[Lineage, Registration] | str:
     """The lineage and the version to start with. While one of them is missing, a text that names what is missing.
 
     Raises :class:`InvalidRecord` when the version was registered with other weights than the operator signed for, and
@@ -79,7 +80,7 @@ def find_active_draft(registry: Registry) -> tuple[Lineage, Registration] | str:
 
 
 def stage_active_draft(
-    folder: PodFolder, registry: Registry, *, timeout_seconds: float, poll_seconds: float = POLL_SECONDS
+    folder: PodFolder, registry: PodRegistry, *, timeout_seconds: float, poll_seconds: float = POLL_SECONDS
 ) -> StagedDraft:
     """Wait for the active draft, stage it, make it current.
 
@@ -127,7 +128,7 @@ def _lineage_on_disk(drafts: DraftCache) -> int | None:
         return None
 
 
-def _stage_if_there(folder: PodFolder, registry: Registry, drafts: DraftCache) -> StagedDraft | str:
+def _stage_if_there(folder: PodFolder, registry: PodRegistry, drafts: DraftCache) -> StagedDraft | str:
     """Stage the active draft and make it current. While a record is missing, a text that names what is missing."""
     found = find_active_draft(registry)
     if isinstance(found, str):

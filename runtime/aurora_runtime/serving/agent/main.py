@@ -18,6 +18,7 @@ from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN, TRAFFIC_SECRET,
 from aurora_protocol.signatures import SigningKeys, keys_in
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.errors import RuntimeFault
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.agent_token import AgentToken
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.first_staging import make_engine_key, make_traffic_secret, stage_active_draft
@@ -31,7 +32,7 @@ from aurora_runtime.serving.agent.seed_writer import seeding_thread
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import MAX_SPOOL_BYTES, PodFolder
-from aurora_store import FencedObjectStore, Registry, StoreConfig
+from aurora_store import FencedObjectStore, StoreConfig
 from aurora_store.errors import StoreError
 
 log = logging.getLogger(__name__)
@@ -53,9 +54,9 @@ class Agent:
     seeding: threading.Thread | None = None
 
 
-def _open_registry(settings: ServingSettings, keys: SigningKeys | None = None) -> Registry:
+def _open_registry(settings: ServingSettings, keys: SigningKeys | None = None) -> PodRegistry:
     # The init container waited for the channel's first record.
-    return Registry(FencedObjectStore(StoreConfig.of(settings.store), expects_channel=True), keys)
+    return PodRegistry(FencedObjectStore(StoreConfig.of(settings.store), expects_channel=True), keys)
 
 
 def build_agent(settings: ServingSettings, options: AgentOptions, session: aiohttp.ClientSession) -> Agent:

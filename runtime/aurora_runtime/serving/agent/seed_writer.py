@@ -26,11 +26,11 @@ from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.tag_hash import NO_TAG
 from aurora_runtime.errors import DraftRefused
 from aurora_runtime.held_out_split import is_held_out
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.speculation.lookup_seed import MAX_SEED_TOKENS, encode_seed
 from aurora_runtime.shard_header import Read, ShardHeader
-from aurora_store import Registry
 from aurora_store.errors import ObjectMissing, ObjectRefused, StoreError
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ MAX_ANSWER_TOKENS: Final = 1 << 14
 """Tokens of one answer beyond this many are left out, so that one answer does not fill the seed."""
 
 
-def seeding_thread(pod: PodContext, registry: Registry, draft: DraftSpec) -> threading.Thread | None:
+def seeding_thread(pod: PodContext, registry: PodRegistry, draft: DraftSpec) -> threading.Thread | None:
     """A thread, not started, that keeps the pod's seed (:class:`SeedKeeper`). None where no lookup would use the seed.
 
     The thread is a daemon, so that a store that hangs does not hold the agent's exit.
@@ -65,7 +65,7 @@ def seeding_thread(pod: PodContext, registry: Registry, draft: DraftSpec) -> thr
 class SeedKeeper:
     """Writes the seed for an engine that starts, and removes the seed once the engine is ready."""
 
-    def __init__(self, pod: PodContext, registry: Registry) -> None:
+    def __init__(self, pod: PodContext, registry: PodRegistry) -> None:
         self._pod, self._registry = pod, registry
         self._seeded_boot: str | None = None
         """The start for which a seed was written. Empty: for the next start. None: for no start yet."""
@@ -96,7 +96,7 @@ class SeedKeeper:
         write_seed(self._pod.folder, self._registry, lineage.number, lineage.target.vocab_size)
 
 
-def write_seed(folder: PodFolder, registry: Registry, lineage: int, vocabulary_size: int) -> int:
+def write_seed(folder: PodFolder, registry: PodRegistry, lineage: int, vocabulary_size: int) -> int:
     """Write the seed file and return the number of its answers, 0 when the store has none or fails.
 
     With 0 answers there is no file, not even an older one.
@@ -122,7 +122,7 @@ def remove_seed(folder: PodFolder) -> None:
         log.warning("the seed of lookup was not removed: %s", error)
 
 
-def recent_answers(registry: Registry, lineage: int, vocabulary_size: int) -> list[NDArray[np.int32]]:
+def recent_answers(registry: PodRegistry, lineage: int, vocabulary_size: int) -> list[NDArray[np.int32]]:
     """Distinct answers of the newest shards, each after the end of its prompt, the latest last.
 
     Raises :class:`StoreError`.
@@ -146,7 +146,7 @@ def _within(answer: NDArray[np.int32], vocabulary_size: int) -> bool:
     return bool(((answer >= 0) & (answer < vocabulary_size)).all())
 
 
-def _answers(registry: Registry, key: str) -> list[NDArray[np.int32]]:
+def _answers(registry: PodRegistry, key: str) -> list[NDArray[np.int32]]:
     try:
         return list(answers_of_shard(lambda first, size: registry.shard_range(key, first, size)))
     except ObjectMissing:

@@ -22,9 +22,9 @@ from typing import Final
 
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import ShardManifest
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.spool_state import SpoolState, read_spool_state
 from aurora_runtime.serving.pod_files import shard_age_key
-from aurora_store import Registry
 from aurora_store.errors import StoreError
 from aurora_store.objects import sha256_file
 
@@ -56,7 +56,7 @@ class UploadCounters:
 class Uploader:
     """Uploads the shards of one spool, oldest first."""
 
-    def __init__(self, spool: Path, registry: Registry) -> None:
+    def __init__(self, spool: Path, registry: PodRegistry) -> None:
         self._spool = spool
         self._registry = registry
         self.counters = UploadCounters()

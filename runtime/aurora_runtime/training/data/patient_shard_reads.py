@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Final
 
 from aurora_runtime.errors import ShardRefused
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training.retry import Retrier
-from aurora_store import Registry
 from aurora_store.errors import ObjectArchived, ObjectRefused, StoreError
 from aurora_store.keys import lineage_of_shard
 
@@ -32,14 +32,14 @@ TRIED_SHARDS: Final = 3
 class PatientShardReads:
     """Reads the data of shards. Several threads may read at once."""
 
-    def __init__(self, registry: Registry, retrier: Retrier, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, registry: PodRegistry, retrier: Retrier, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._registry, self._retrier, self._clock = registry, retrier, clock
         self._patience = MAX_REFUSED_SECONDS
 
     def read(self, key: str) -> bytes:
         """The verified data of a shard. Waits while the store is away.
 
-        Raises :class:`ShardRefused`, and what :meth:`ShardStore.shard` raises for a shard that is damaged.
+        Raises :class:`ShardRefused`, and what :meth:`PodRegistry.shard` raises for a shard that is damaged.
         """
         refused_since: float | None = None
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import ShardRefused, TraceFormatError
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import RequestTrace, decode
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.patient_shard_reads import PatientShardReads
@@ -24,7 +25,6 @@ from aurora_runtime.training.data.prefix_bank import PrefixBank
 from aurora_runtime.training.data.shard_deaths import ShardDeaths
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import DEFAULT_POLICY, TrainingPolicy
-from aurora_store import Registry
 from aurora_store.errors import DigestMismatch, ObjectMissing
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class ShardReader:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: PodRegistry,
         vocab_size: int,
         aux_width: int,
         retrier: Retrier,

@@ -24,9 +24,10 @@ from aurora_protocol.evidence_records import Evidence
 from aurora_runtime.engine.draft_config import DraftConfig, config_from_json, config_json, read_config
 from aurora_runtime.engine.draft_file_check import check_draft, max_weights_bytes
 from aurora_runtime.errors import CheckpointFormatError
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training.heads.head_config import LAYER_IDS, SPECULATORS_TYPE
 from aurora_runtime.training.heads.model_card import PublishedVersion, model_card
-from aurora_store import Keys, Registry
+from aurora_store import Keys
 from aurora_store.errors import StoreError
 
 CARD_FILE: Final = "README.md"
@@ -58,7 +59,7 @@ class HeadFormat(StrEnum):
 
 
 def export_head(
-    registry: Registry,
+    registry: PodRegistry,
     version: int,
     folder: Path,
     head_format: HeadFormat,
@@ -76,7 +77,7 @@ def export_head(
 
     Raises :class:`InvalidRecord` when ``version`` is registered with another ``digest``,
     :class:`CheckpointFormatError` when the store has no lineage, :class:`FileExistsError` when the folder holds
-    files, and what :meth:`Registry.fetch_checkpoint` and :func:`check_draft` raise.
+    files, and what :meth:`PodRegistry.fetch_checkpoint` and :func:`check_draft` raise.
     """
     lineage = registry.lineage()
     if lineage is None:
@@ -102,7 +103,7 @@ def export_head(
     (folder / CARD_FILE).write_text(model_card(published))
 
 
-def _evidence(registry: Registry, version: int) -> Evidence | None:
+def _evidence(registry: PodRegistry, version: int) -> Evidence | None:
     """The last measurement of ``version``. None: not measured, or these credentials do not read evidence."""
     try:
         return registry.evidence(version)

@@ -22,13 +22,13 @@ from threading import Thread
 
 from aurora_protocol.training_records import TrainerState
 from aurora_runtime.errors import Interrupted
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training.candidates import Candidates
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import TrainingPolicy
 from aurora_runtime.training.state import trainer_state
 from aurora_runtime.training.state.learning_state import LearningState
 from aurora_runtime.training.state.retention import Retention
-from aurora_store import Registry
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class StateSaver:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: PodRegistry,
         learning: LearningState,
         candidates: Candidates,
         retention: Retention,

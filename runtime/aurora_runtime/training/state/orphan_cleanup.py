@@ -19,7 +19,8 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from aurora_protocol.errors import InvalidRecord
-from aurora_store import Keys, Registry
+from aurora_runtime.pod_registry import PodRegistry
+from aurora_store import Keys
 from aurora_store.errors import ObjectMissing, ObjectTooLarge, StoreError
 from aurora_store.keys import checkpoint_version, record_numbers
 
@@ -27,7 +28,7 @@ GRACE_SECONDS: Final = 120.0
 log = logging.getLogger(__name__)
 
 
-def orphans(registry: Registry) -> set[str]:
+def orphans(registry: PodRegistry) -> set[str]:
     """Keys of checkpoint and trainer-state data that no manifest names, and of drafts that no registration names."""
     checkpoints = list(registry.objects.list(Keys.CHECKPOINTS))
     complete = {_folder(key) for key in checkpoints if key.endswith("/manifest.json")}
@@ -42,7 +43,7 @@ def _folder(key: str) -> str:
     return key.rsplit("/", 1)[0] + "/"
 
 
-def _unregistered(registry: Registry, folders: Collection[str]) -> set[str]:
+def _unregistered(registry: PodRegistry, folders: Collection[str]) -> set[str]:
     """Those of the ``folders`` of whole drafts that a dead trainer left without a registration.
 
     Call this after the listing of the folders: a draft is registered after it is whole.
@@ -62,7 +63,7 @@ def _unregistered(registry: Registry, folders: Collection[str]) -> set[str]:
     return found - _named_by_channel(registry, of_version) if found else found
 
 
-def _possibly_registered(registry: Registry, version: int, drafts: set[str]) -> set[str]:
+def _possibly_registered(registry: PodRegistry, version: int, drafts: set[str]) -> set[str]:
     """Those of ``drafts`` that the registration of ``version`` may name."""
     try:
         named = registry.registration(version).checkpoint
@@ -71,7 +72,7 @@ def _possibly_registered(registry: Registry, version: int, drafts: set[str]) -> 
     return {named} if named in drafts else drafts
 
 
-def _named_by_channel(registry: Registry, of_version: Mapping[int, set[str]]) -> set[str]:
+def _named_by_channel(registry: PodRegistry, of_version: Mapping[int, set[str]]) -> set[str]:
     """The drafts that the channel may name as active or previous, of the drafts ``of_version``."""
     try:
         channel = registry.channel()
@@ -90,7 +91,7 @@ def _named_by_channel(registry: Registry, of_version: Mapping[int, set[str]]) ->
 class OrphanCleanup:
     """Lists orphans at the start, and deletes them once the grace period is over."""
 
-    def __init__(self, registry: Registry, grace_seconds: float = GRACE_SECONDS) -> None:
+    def __init__(self, registry: PodRegistry, grace_seconds: float = GRACE_SECONDS) -> None:
         self._registry = registry
         self._suspects = orphans(registry)
         self._due: float | None = time.monotonic() + grace_seconds if self._suspects else None

@@ -28,11 +28,10 @@ from typing import Final
 
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerState
+from aurora_runtime.pod_registry import KEPT_TRAINER_STATES, PodRegistry
 from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_runtime.training.state.trace_age import AgeLimit, utc_clock
-from aurora_store import Registry
 from aurora_store.errors import StoreError
-from aurora_store.registry import KEPT_TRAINER_STATES
 
 MIN_SHARD_LIMIT: Final = 4096
 """At least this many shards may be kept, whatever their size. A measurement searches at most half as many for its
@@ -102,7 +101,7 @@ class Retention:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: PodRegistry,
         ledger: ShardLedger,
         limits: RetentionLimits,
         *,

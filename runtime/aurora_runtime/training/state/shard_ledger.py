@@ -16,9 +16,8 @@ from collections.abc import Callable
 from typing import Final
 
 from aurora_protocol.training_records import TrainerState
+from aurora_runtime.pod_registry import PodRegistry, ShardListing
 from aurora_runtime.training.retry import Retrier
-from aurora_store import Registry
-from aurora_store.registry import ShardListing
 
 CHEAP_LISTING_SECONDS: Final = 0.1
 """A listing that took less time may be repeated at every poll of the trainer."""
@@ -31,7 +30,7 @@ class ShardLedger:
 
     def __init__(
         self,
-        registry: Registry,
+        registry: PodRegistry,
         lineage: int,
         retrier: Retrier,
         state: TrainerState | None = None,

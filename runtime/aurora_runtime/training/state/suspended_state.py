@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from aurora_protocol.draft_records import Lineage
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerState
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training.state import trainer_state
-from aurora_store import Registry
 from aurora_store.errors import ObjectRefused, StoreError
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class SuspendedState:
         return self.record is not None or not self.refusal
 
 
-def read_suspended(registry: Registry, lineage: Lineage) -> SuspendedState:
+def read_suspended(registry: PodRegistry, lineage: Lineage) -> SuspendedState:
     """The record of the newest good state, or one for the shards of all states when the store refuses the data.
 
     The data are checked where they can be read: the record of a damaged state may lack shards that the state before it
@@ -52,7 +52,7 @@ def read_suspended(registry: Registry, lineage: Lineage) -> SuspendedState:
     return SuspendedState(stored.record if stored else None)
 
 
-def _record_of_all_states(registry: Registry) -> TrainerState | None:
+def _record_of_all_states(registry: PodRegistry) -> TrainerState | None:
     """A record that lists the shards of all stored states. None when any of their records cannot be read."""
     try:
         read = [registry.trainer_state_record(epoch) for epoch in registry.trainer_state_epochs()]

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from aurora_runtime.pod_registry import ShardListing
 from aurora_store.keys import shard_hour
-from aurora_store.registry import ShardListing
 
 HOUR: Final = timedelta(hours=1)
 

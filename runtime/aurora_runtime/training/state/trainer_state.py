@@ -23,11 +23,12 @@ from torch import Tensor
 from aurora_protocol.draft_records import FileRef, Lineage
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerState
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.optim.weight_update import MOMENTS
 from aurora_runtime.training.state.learning_state import LearningState
 from aurora_runtime.training.state.state_check import check_state, max_state_bytes
-from aurora_store import Keys, Registry
+from aurora_store import Keys
 from aurora_store.errors import DigestMismatch, ObjectMissing
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class StoredState:
         return any(name.startswith(f"{MOMENTS[0]}.") for name in self.tensors)
 
 
-def read(registry: Registry, lineage: Lineage) -> StoredState | None:
+def read(registry: PodRegistry, lineage: Lineage) -> StoredState | None:
     """The newest undamaged state, if it belongs to ``lineage``.
 
     A damaged state is logged and skipped, and so is one that contradicts itself or the lineage
@@ -61,7 +62,7 @@ def read(registry: Registry, lineage: Lineage) -> StoredState | None:
     return None
 
 
-def _read_epoch(registry: Registry, lineage: Lineage, epoch: int) -> StoredState | None:
+def _read_epoch(registry: PodRegistry, lineage: Lineage, epoch: int) -> StoredState | None:
     record = registry.trainer_state_record(epoch)
     if record is None or record.lineage != lineage.number:
         return None

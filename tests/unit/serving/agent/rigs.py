@@ -21,6 +21,7 @@ from aurora_protocol.agent_api import (
 )
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.agent_token import AgentToken
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.lending.drain import ENDPOINT_REMOVAL_SECONDS, QUIET_SECONDS
@@ -31,7 +32,6 @@ from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import EngineState
-from aurora_store import Registry
 from aurora_store.deadline import is_interrupted
 from aurora_store.errors import StoreInterrupted
 from tests.unit.fakes import FakeEngine, FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
@@ -52,7 +52,7 @@ class Rig:
         write_atomically(self.folder.lineage, lineage().to_json())
         self.objects = FolderObjects(tmp_path / "store")
         self.objects.path.mkdir()
-        self.registry = Registry(self.objects)
+        self.registry = PodRegistry(self.objects)
         self.digests = [
             publish_bytes(self.registry, tmp_path / "sources", v, safetensors(draft_tensors(v + 1.0))).digest
             for v in range(3)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from aurora_runtime.errors import DraftRefused
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_store import Keys, Registry
+from aurora_store import Keys
 from aurora_store.errors import DigestMismatch
 from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 
@@ -23,9 +24,9 @@ def objects(tmp_path: Path) -> FolderObjects:
 
 
 @pytest.fixture
-def registry(objects: FolderObjects) -> Registry:
+def registry(objects: FolderObjects) -> PodRegistry:
     objects.path.mkdir()
-    return Registry(objects)
+    return PodRegistry(objects)
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def folder(tmp_path: Path) -> PodFolder:
     return folder
 
 
-def add_draft(registry: Registry, tmp_path: Path, version: int, **options: int) -> str:
+def add_draft(registry: PodRegistry, tmp_path: Path, version: int, **options: int) -> str:
     data = safetensors(draft_tensors(float(version + 1)))
     return publish_bytes(registry, tmp_path / "sources", version, data, **options).digest
 
@@ -46,7 +47,7 @@ def staged(folder: PodFolder) -> list[str]:
 
 
 def test_the_current_the_previous_and_the_requested_draft_are_kept(
-    registry: Registry, folder: PodFolder, tmp_path: Path
+    registry: PodRegistry, folder: PodFolder, tmp_path: Path
 ) -> None:
     drafts = DraftCache(folder, registry)
     one = drafts.stage(1, add_draft(registry, tmp_path, 1))
@@ -62,7 +63,7 @@ def test_the_current_the_previous_and_the_requested_draft_are_kept(
     assert current.version == 2
 
 
-def test_a_staged_draft_is_not_fetched_again(registry: Registry, folder: PodFolder, tmp_path: Path) -> None:
+def test_a_staged_draft_is_not_fetched_again(registry: PodRegistry, folder: PodFolder, tmp_path: Path) -> None:
     drafts = DraftCache(folder, registry)
     digest = add_draft(registry, tmp_path, 1)
     first = drafts.stage(1, digest)
@@ -72,7 +73,7 @@ def test_a_staged_draft_is_not_fetched_again(registry: Registry, folder: PodFold
     assert drafts.stage(1, digest) == first
 
 
-def test_a_draft_damaged_on_disk_is_fetched_again(registry: Registry, folder: PodFolder, tmp_path: Path) -> None:
+def test_a_draft_damaged_on_disk_is_fetched_again(registry: PodRegistry, folder: PodFolder, tmp_path: Path) -> None:
     drafts = DraftCache(folder, registry)
     digest = add_draft(registry, tmp_path, 1)
     first = drafts.stage(1, digest)
@@ -81,7 +82,7 @@ def test_a_draft_damaged_on_disk_is_fetched_again(registry: Registry, folder: Po
     assert drafts.stage(1, digest).weights.read_bytes() == whole
 
 
-def test_a_refused_draft_leaves_nothing_on_disk(registry: Registry, folder: PodFolder, tmp_path: Path) -> None:
+def test_a_refused_draft_leaves_nothing_on_disk(registry: PodRegistry, folder: PodFolder, tmp_path: Path) -> None:
     drafts = DraftCache(folder, registry)
     with pytest.raises(DraftRefused):
         drafts.stage(1, "0" * 64)
@@ -100,7 +101,7 @@ def test_a_refused_draft_leaves_nothing_on_disk(registry: Registry, folder: PodF
 
 
 def test_an_object_that_differs_from_its_manifest_is_refused(
-    registry: Registry, objects: FolderObjects, folder: PodFolder, tmp_path: Path
+    registry: PodRegistry, objects: FolderObjects, folder: PodFolder, tmp_path: Path
 ) -> None:
     digest = add_draft(registry, tmp_path, 1)
     (stored,) = objects.path.rglob("model.safetensors")
@@ -111,7 +112,7 @@ def test_an_object_that_differs_from_its_manifest_is_refused(
 
 
 def test_a_manifest_that_names_files_elsewhere_is_refused(
-    registry: Registry, objects: FolderObjects, folder: PodFolder, tmp_path: Path
+    registry: PodRegistry, objects: FolderObjects, folder: PodFolder, tmp_path: Path
 ) -> None:
     digest = add_draft(registry, tmp_path, 1)
     (manifest,) = objects.path.rglob("manifest.json")
@@ -121,7 +122,7 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(
 
 
 def test_a_full_disk_is_not_reported_as_a_bad_draft(
-    registry: Registry, folder: PodFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry: PodRegistry, folder: PodFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = add_draft(registry, tmp_path, 1)
     full = types.SimpleNamespace(free=1 << 20)
@@ -132,7 +133,7 @@ def test_a_full_disk_is_not_reported_as_a_bad_draft(
 
 
 def test_a_draft_with_another_configuration_is_refused(
-    registry: Registry, objects: FolderObjects, folder: PodFolder, tmp_path: Path
+    registry: PodRegistry, objects: FolderObjects, folder: PodFolder, tmp_path: Path
 ) -> None:
     digest = add_draft(registry, tmp_path, 1)
     (config,), (manifest,) = objects.path.rglob("config.json"), objects.path.rglob("manifest.json")
@@ -150,7 +151,7 @@ def test_a_draft_with_another_configuration_is_refused(
 
 
 def test_a_configuration_damaged_on_disk_is_fetched_again(
-    registry: Registry, folder: PodFolder, tmp_path: Path
+    registry: PodRegistry, folder: PodFolder, tmp_path: Path
 ) -> None:
     drafts = DraftCache(folder, registry)
     digest = add_draft(registry, tmp_path, 1)
@@ -163,7 +164,7 @@ def test_a_configuration_damaged_on_disk_is_fetched_again(
 
 @pytest.mark.parametrize("key", [Keys.registration(1), "manifest"])
 def test_an_invalid_record_of_a_version_refuses_this_version(
-    registry: Registry, objects: FolderObjects, folder: PodFolder, tmp_path: Path, key: str
+    registry: PodRegistry, objects: FolderObjects, folder: PodFolder, tmp_path: Path, key: str
 ) -> None:
     digest = add_draft(registry, tmp_path, 1)
     if key == "manifest":

@@ -10,10 +10,11 @@ import pytest
 
 from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_runtime.errors import DraftRefused
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent import first_staging
 from aurora_runtime.serving.agent.first_staging import stage_active_draft
 from aurora_runtime.serving.pod_files import PodFolder
-from aurora_store import Keys, ObjectStore, Registry, StoreConfig
+from aurora_store import Keys, ObjectStore, StoreConfig
 from aurora_store.errors import StoreError
 from tests.assets.faulty_store import faulty_store, hang
 from tests.assets.signing import KEYS
@@ -30,16 +31,16 @@ def objects(tmp_path: Path) -> FolderObjects:
 
 
 @pytest.fixture
-def registry(objects: FolderObjects) -> Registry:
+def registry(objects: FolderObjects) -> PodRegistry:
     objects.path.mkdir()
-    return Registry(objects, KEYS)
+    return PodRegistry(objects, KEYS)
 
 
 def channel(epoch: int, active: int) -> Channel:
     return Channel(epoch=epoch, lineage=1, active=active, reason=ChannelReason.PROMOTED, created=datetime.now(UTC))
 
 
-def test_a_pod_starts_with_the_active_draft(registry: Registry, tmp_path: Path) -> None:
+def test_a_pod_starts_with_the_active_draft(registry: PodRegistry, tmp_path: Path) -> None:
     folder = PodFolder(tmp_path / "fresh")
     with pytest.raises(StoreError, match="lineage"):
         stage_active_draft(folder, registry, timeout_seconds=0, poll_seconds=0)
@@ -63,7 +64,7 @@ def test_a_pod_starts_with_the_active_draft(registry: Registry, tmp_path: Path) 
 
 
 def test_a_pod_that_has_a_draft_starts_without_the_store(
-    registry: Registry, objects: FolderObjects, tmp_path: Path
+    registry: PodRegistry, objects: FolderObjects, tmp_path: Path
 ) -> None:
     folder = PodFolder(tmp_path / "fresh")
     objects.down = True
@@ -79,7 +80,7 @@ def test_a_pod_that_has_a_draft_starts_without_the_store(
 
 
 @pytest.fixture
-def started(registry: Registry, tmp_path: Path) -> PodFolder:
+def started(registry: PodRegistry, tmp_path: Path) -> PodFolder:
     """The folder of a pod that started once with version 0."""
     registry.create_lineage(lineage())
     add_draft(registry, tmp_path, 0)
@@ -94,32 +95,32 @@ def started(registry: Registry, tmp_path: Path) -> PodFolder:
 )
 @pytest.mark.parametrize("data", [b"{}", b"[" * 100_000, b"\xff"], ids=["empty", "brackets", "no text"])
 def test_a_pod_that_has_a_draft_starts_despite_an_invalid_record(
-    registry: Registry, started: PodFolder, key: str, data: bytes
+    registry: PodRegistry, started: PodFolder, key: str, data: bytes
 ) -> None:
     registry.objects.put(key, data)
     assert stage_active_draft(started, registry, timeout_seconds=0).version == 0
 
 
-def test_a_lineage_that_is_damaged_on_the_disk_is_written_again(registry: Registry, started: PodFolder) -> None:
+def test_a_lineage_that_is_damaged_on_the_disk_is_written_again(registry: PodRegistry, started: PodFolder) -> None:
     started.lineage.write_text("")
     assert stage_active_draft(started, registry, timeout_seconds=0).version == 0
     assert started.lineage.read_bytes() == lineage_bytes(registry)
 
 
-def lineage_bytes(registry: Registry) -> bytes:
+def lineage_bytes(registry: PodRegistry) -> bytes:
     stored = registry.lineage()
     assert stored is not None
     return stored.to_json()
 
 
-def test_a_new_pod_says_which_record_is_invalid(registry: Registry, started: PodFolder, tmp_path: Path) -> None:
+def test_a_new_pod_says_which_record_is_invalid(registry: PodRegistry, started: PodFolder, tmp_path: Path) -> None:
     registry.objects.put(Keys.channel(1), b"{}")
     with pytest.raises(StoreError, match=r"gave up waiting for the store: channel/00000001\.json"):
         stage_active_draft(PodFolder(tmp_path / "fresh"), registry, timeout_seconds=0, poll_seconds=0)
 
 
 def test_a_pod_that_has_a_draft_does_not_need_the_active_one_to_be_loadable(
-    registry: Registry, started: PodFolder, tmp_path: Path
+    registry: PodRegistry, started: PodFolder, tmp_path: Path
 ) -> None:
     publish_bytes(registry, tmp_path / "sources", 1, safetensors(draft_tensors(float("nan"))))
     registry.advance_channel(channel(2, 1))
@@ -131,7 +132,7 @@ def test_a_pod_that_has_a_draft_does_not_need_the_active_one_to_be_loadable(
 def test_a_store_that_hangs_does_not_defeat_the_deadline(started: PodFolder, tmp_path: Path) -> None:
     with faulty_store(hang) as store:
         config = StoreConfig("bucket", "root", store.endpoint, "us-east-1", "access", "secret")
-        slow = Registry(ObjectStore(config, attempts=5, timeout_seconds=1))
+        slow = PodRegistry(ObjectStore(config, attempts=5, timeout_seconds=1))
         began = time.monotonic()
         assert stage_active_draft(started, slow, timeout_seconds=2).version == 0
         with pytest.raises(StoreError):
@@ -144,5 +145,5 @@ def test_a_pod_that_has_a_draft_waits_less_than_a_new_one(started: PodFolder, mo
     with faulty_store(hang) as store:
         config = StoreConfig("bucket", "root", store.endpoint, "us-east-1", "access", "secret")
         began = time.monotonic()
-        stage_active_draft(started, Registry(ObjectStore(config, timeout_seconds=1)), timeout_seconds=3600)
+        stage_active_draft(started, PodRegistry(ObjectStore(config, timeout_seconds=1)), timeout_seconds=3600)
         assert time.monotonic() - began < 1 + MARGIN_SECONDS

@@ -38,7 +38,7 @@ def test_an_agent_that_ends_does_not_wait_for_an_upload_that_hangs(tmp_path: Pat
         from aurora_runtime.serving.agent.options import parse_options
         from aurora_runtime.serving.pod_files import PodFolder, write_atomically
         from aurora_runtime.serving.pod_records import EngineState
-        from aurora_store import Registry
+        from aurora_runtime.pod_registry import PodRegistry
         from tests.unit.fakes import FolderObjects
         from tests.unit.serving.agent.test_uploader import shard
         from tests.unit.serving.test_sglang_arguments import settings
@@ -62,7 +62,7 @@ def test_an_agent_that_ends_does_not_wait_for_an_upload_that_hangs(tmp_path: Pat
             loop = asyncio.get_running_loop()
             await main.serve(settings(), options)
 
-        main._open_registry = lambda _: Registry(Slow(path / "store"))
+        main._open_registry = lambda _: PodRegistry(Slow(path / "store"))
         main.MeasurementLease.run = fail
         main.EXIT_MARGIN_SECONDS = 0.2
         folder = PodFolder(path)

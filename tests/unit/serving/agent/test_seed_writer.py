@@ -20,6 +20,7 @@ from safetensors.torch import save
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, Shape
 from aurora_protocol.agent_api import EngineMode
 from aurora_runtime.held_out_split import is_held_out, prompt_hash
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent import seed_writer
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.pod_context import PodContext
@@ -36,7 +37,6 @@ from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import EngineState
 from aurora_runtime.serving.speculation.lookup_seed import decode_seed
 from aurora_runtime.traces import RequestTrace, encode, shard_tensors
-from aurora_store import Registry
 from aurora_store.errors import ObjectRefused
 from tests.assets.trainer_process import put_shards
 from tests.unit.fakes import FolderObjects, lineage
@@ -81,15 +81,15 @@ def objects(tmp_path: Path) -> FolderObjects:
 
 
 @pytest.fixture
-def registry(objects: FolderObjects) -> Registry:
-    return Registry(objects)
+def registry(objects: FolderObjects) -> PodRegistry:
+    return PodRegistry(objects)
 
 
-def answers(registry: Registry) -> list[list[int]]:
+def answers(registry: PodRegistry) -> list[list[int]]:
     return [answer.tolist() for answer in recent_answers(registry, 1, VOCABULARY)]
 
 
-def test_a_seed_has_no_answer_of_a_tagged_request(registry: Registry) -> None:
+def test_a_seed_has_no_answer_of_a_tagged_request(registry: PodRegistry) -> None:
     tagged = dataclasses.replace(trace(SHARED[0], [900]), tag=5)
     put_shards(registry, [tagged, trace(SHARED[1], [901])], 2)
     assert [answer[-1] for answer in answers(registry)] == [901]
@@ -102,7 +102,7 @@ def test_tags_of_another_number_of_requests_give_nothing() -> None:
         list(answers_of_shard(reader(save(tensors))))
 
 
-def test_a_seed_has_the_newest_answers_last_and_each_once(registry: Registry, tmp_path: Path) -> None:
+def test_a_seed_has_the_newest_answers_last_and_each_once(registry: PodRegistry, tmp_path: Path) -> None:
     first, second, third = SHARED[:3]
     put_shards(
         registry, [trace(first, [900, 901]), trace(second, [902]), trace(first, [900, 901]), trace(third, [])], 2
@@ -112,24 +112,24 @@ def test_a_seed_has_the_newest_answers_last_and_each_once(registry: Registry, tm
     assert [list(text) for text in seed] == [[*second, 902], [*first, 900, 901]]
 
 
-def test_answers_to_held_out_prompts_are_left_out(registry: Registry) -> None:
+def test_answers_to_held_out_prompts_are_left_out(registry: PodRegistry) -> None:
     put_shards(registry, [trace(HELD_OUT[0], [900]), trace(SHARED[0], [901]), trace(HELD_OUT[1], [902])], 3)
     assert answers(registry) == [[*SHARED[0], 901]]
 
 
-def test_only_the_end_of_a_prompt_is_kept(registry: Registry) -> None:
+def test_only_the_end_of_a_prompt_is_kept(registry: PodRegistry) -> None:
     prompt = next(p for first in range(80) if not is_held_out(prompt_hash(p := list(range(first, first + 100)))))
     put_shards(registry, [trace(prompt, [900])], 1)
     assert answers(registry) == [[*prompt[-CONTEXT_TOKENS:], 900]]
 
 
-def test_answers_with_tokens_outside_the_vocabulary_are_left_out(registry: Registry) -> None:
+def test_answers_with_tokens_outside_the_vocabulary_are_left_out(registry: PodRegistry) -> None:
     put_shards(registry, [trace(SHARED[0], [900]), trace(SHARED[1], [VOCABULARY]), trace(SHARED[2], [-1])], 3)
     assert answers(registry) == [[*SHARED[0], 900]]
 
 
 def test_a_seed_is_bounded_and_reads_no_more_shards_than_it_needs(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
+    registry: PodRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(seed_writer, "MAX_SEED_TOKENS", 8)
     old, *_ = put_shards(registry, [trace(prompt, [900, 901]) for prompt in SHARED[:4]], 1)
@@ -137,14 +137,14 @@ def test_a_seed_is_bounded_and_reads_no_more_shards_than_it_needs(
 
     def record(key: str, first: int, size: int) -> bytes:
         read.append(key)
-        return Registry.shard_range(registry, key, first, size)
+        return PodRegistry.shard_range(registry, key, first, size)
 
     monkeypatch.setattr(registry, "shard_range", record)
     assert answers(registry) == [[*SHARED[2], 900, 901], [*SHARED[3], 900, 901]]
     assert old not in read
 
 
-def test_a_damaged_or_deleted_shard_costs_only_its_own_answers(registry: Registry, objects: FolderObjects) -> None:
+def test_a_damaged_or_deleted_shard_costs_only_its_own_answers(registry: PodRegistry, objects: FolderObjects) -> None:
     damaged, nested, deleted, empty, _ = put_shards(registry, [trace(prompt, [900]) for prompt in SHARED[:5]], 1)
     (objects.path / damaged.replace(".json", ".safetensors")).write_bytes(b"\xff" * 100)
     (objects.path / nested.replace(".json", ".safetensors")).write_bytes(struct.pack("<Q", 60_000) + b"[" * 60_000)
@@ -154,7 +154,7 @@ def test_a_damaged_or_deleted_shard_costs_only_its_own_answers(registry: Registr
 
 
 def test_a_shard_that_the_store_refuses_costs_only_its_own_answers(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch
+    registry: PodRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lifecycle rule may have archived the shard."""
     refused, _ = put_shards(registry, [trace(prompt, [900]) for prompt in SHARED[:2]], 1)
@@ -162,20 +162,22 @@ def test_a_shard_that_the_store_refuses_costs_only_its_own_answers(
     def read(key: str, first: int, size: int) -> bytes:
         if key == refused:
             raise ObjectRefused("not this one")
-        return Registry.shard_range(registry, key, first, size)
+        return PodRegistry.shard_range(registry, key, first, size)
 
     monkeypatch.setattr(registry, "shard_range", read)
     assert answers(registry) == [[*SHARED[1], 900]]
 
 
-def test_a_store_that_is_down_costs_only_the_seed(registry: Registry, objects: FolderObjects, tmp_path: Path) -> None:
+def test_a_store_that_is_down_costs_only_the_seed(
+    registry: PodRegistry, objects: FolderObjects, tmp_path: Path
+) -> None:
     objects.down = True
     assert write_seed(PodFolder(tmp_path), registry, 1, VOCABULARY) == 0
     assert not PodFolder(tmp_path).lookup_seed.exists()
 
 
 @pytest.mark.parametrize("down", [True, False], ids=["the store fails", "no answers are left"])
-def test_an_old_seed_does_not_stay(registry: Registry, objects: FolderObjects, tmp_path: Path, down: bool) -> None:
+def test_an_old_seed_does_not_stay(registry: PodRegistry, objects: FolderObjects, tmp_path: Path, down: bool) -> None:
     folder = PodFolder(tmp_path)
     (shard,) = put_shards(registry, [trace(SHARED[0], [900])], 1)
     assert write_seed(folder, registry, 1, VOCABULARY) == 1
@@ -185,7 +187,7 @@ def test_an_old_seed_does_not_stay(registry: Registry, objects: FolderObjects, t
     assert not folder.lookup_seed.exists()
 
 
-def pod_of(folder: PodFolder, registry: Registry) -> PodContext:
+def pod_of(folder: PodFolder, registry: PodRegistry) -> PodContext:
     return cast(PodContext, SimpleNamespace(folder=folder, drafts=DraftCache(folder, registry)))
 
 
@@ -195,7 +197,7 @@ def report_engine(folder: PodFolder, boot: str, *, ready: bool) -> None:
 
 
 def test_each_engine_start_gets_a_new_seed_that_ends_when_the_engine_is_ready(
-    registry: Registry, tmp_path: Path
+    registry: PodRegistry, tmp_path: Path
 ) -> None:
     """An engine that starts weeks later must not look up answers that the store deleted meanwhile."""
     folder = PodFolder(tmp_path)
@@ -220,7 +222,7 @@ def test_each_engine_start_gets_a_new_seed_that_ends_when_the_engine_is_ready(
         assert folder.lookup_seed.read_bytes() == first, "once for each start"
 
 
-def test_an_agent_that_starts_beside_a_ready_engine_removes_the_seed(registry: Registry, tmp_path: Path) -> None:
+def test_an_agent_that_starts_beside_a_ready_engine_removes_the_seed(registry: PodRegistry, tmp_path: Path) -> None:
     folder = PodFolder(tmp_path)
     write_atomically(folder.lineage, lineage().to_json())
     put_shards(registry, [trace(SHARED[0], [0])], 1)
@@ -240,14 +242,14 @@ def test_an_agent_that_starts_beside_a_ready_engine_removes_the_seed(registry: R
     ],
 )
 def test_a_seed_is_kept_where_lookup_uses_it(
-    registry: Registry, tmp_path: Path, fields: dict[str, str], seeded: bool
+    registry: PodRegistry, tmp_path: Path, fields: dict[str, str], seeded: bool
 ) -> None:
     folder = PodFolder(tmp_path)
     draft = DraftSpec.model_validate({"shape": Shape.ADAPTIVE} | fields)
     assert (seeding_thread(pod_of(folder, registry), registry, draft) is not None) == seeded
 
 
-def test_a_pod_without_a_lineage_gets_no_seed(registry: Registry, tmp_path: Path) -> None:
+def test_a_pod_without_a_lineage_gets_no_seed(registry: PodRegistry, tmp_path: Path) -> None:
     folder = PodFolder(tmp_path)
     folder.lookup_seed.write_bytes(b"old")
     SeedKeeper(pod_of(folder, registry), registry).advance()

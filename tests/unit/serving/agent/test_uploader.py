@@ -14,10 +14,10 @@ import pytest_asyncio
 
 from aurora_protocol.draft_records import FileRef
 from aurora_protocol.training_records import ShardManifest
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent import uploader as uploader_module
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import write_atomically
-from aurora_store import Registry
 from tests.cluster.command import wait_until
 from tests.unit.fakes import FolderObjects
 
@@ -40,7 +40,7 @@ def shard(spool: Path, seq: int, data: bytes = b"data") -> Path:
 def uploads(tmp_path: Path) -> tuple[Uploader, FolderObjects, Path]:
     objects = FolderObjects(tmp_path / "store")
     objects.path.mkdir()
-    return Uploader(tmp_path / "spool", Registry(objects)), objects, tmp_path / "spool"
+    return Uploader(tmp_path / "spool", PodRegistry(objects)), objects, tmp_path / "spool"
 
 
 def test_shards_leave_the_spool_once_the_store_has_them(uploads: tuple[Uploader, FolderObjects, Path]) -> None:
@@ -49,8 +49,8 @@ def test_shards_leave_the_spool_once_the_store_has_them(uploads: tuple[Uploader,
     for seq in range(3):
         shard(spool, seq)
     uploader.upload_spool()
-    registry = Registry(objects)
-    keys = list(registry.shard_keys(1))
+    registry = PodRegistry(objects)
+    keys = list(registry.list_shards(1).data_bytes)
     assert [registry.shard(key)[0].seq for key in keys] == [0, 1, 2]
     assert list(spool.iterdir()) == []
     assert uploader.counters.uploaded == 3
@@ -69,9 +69,9 @@ def test_a_shard_whose_manifest_was_not_stored_is_uploaded_again(uploads: tuple[
     objects.create = lost  # type: ignore[method-assign]
     with pytest.raises(Exception, match="refuses"):
         uploader.upload_spool()
-    assert list(Registry(objects).shard_keys(1)) == [], "no manifest, no shard"
+    assert list(PodRegistry(objects).list_shards(1).data_bytes) == [], "no manifest, no shard"
     uploader.upload_spool()
-    assert len(list(Registry(objects).shard_keys(1))) == 1
+    assert len(PodRegistry(objects).list_shards(1).data_bytes) == 1
     assert uploader.counters.uploaded == 1
 
 
@@ -82,7 +82,7 @@ def test_a_shard_that_differs_from_its_manifest_is_dropped(uploads: tuple[Upload
     shard(spool, 2).unlink()
     shard(spool, 3)
     uploader.upload_spool()
-    assert [Registry(objects).shard(key)[0].seq for key in Registry(objects).shard_keys(1)] == [3]
+    assert [PodRegistry(objects).shard(key)[0].seq for key in PodRegistry(objects).list_shards(1).data_bytes] == [3]
     assert (uploader.counters.uploaded, uploader.counters.dropped) == (1, 2), "the writer has counted the third"
     assert uploader.counters.losses == {"damaged": 2}
     assert list(spool.iterdir()) == []
@@ -136,7 +136,7 @@ async def test_a_pod_that_stops_uploads_the_last_shards_of_its_engine(
     shard(spool, 1)
     engine_runs = False
     await finishing
-    assert len(list(Registry(objects).shard_keys(1))) == 2
+    assert len(PodRegistry(objects).list_shards(1).data_bytes) == 2
     # The upload's thread deletes the data right after the manifest.
     await asyncio.to_thread(wait_until, "an empty spool", lambda: not list(spool.iterdir()), 10)
     assert uploader.counters.dropped == 0

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from aurora_runtime.errors import Interrupted, ShardRefused
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training.data.patient_shard_reads import MAX_REFUSED_SECONDS, PatientShardReads
 from aurora_runtime.training.retry import Retrier
-from aurora_store import Registry
 from aurora_store.errors import ObjectArchived, ObjectRefused, StoreError
 from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo
 from tests.unit.training import tiny
@@ -71,11 +71,11 @@ def objects() -> RefusingObjects:
 
 @pytest.fixture
 def keys(objects: RefusingObjects) -> list[str]:
-    return [tiny.put_shard(Registry(objects), number, [tiny.trace(number)]) for number in range(3)]
+    return [tiny.put_shard(PodRegistry(objects), number, [tiny.trace(number)]) for number in range(3)]
 
 
 def reads_of(objects: RefusingObjects, retrier: Waits) -> PatientShardReads:
-    return PatientShardReads(Registry(objects), retrier, clock=retrier.clock)
+    return PatientShardReads(PodRegistry(objects), retrier, clock=retrier.clock)
 
 
 def test_a_shard_that_the_store_alone_refuses_is_given_up_after_minutes_and_the_next_ones_sooner(

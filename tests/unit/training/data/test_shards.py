@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.held_out_set import HeldOutSet
@@ -14,11 +15,10 @@ from aurora_runtime.training.data.shards import ShardReader
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
-from aurora_store import Registry
 from tests.unit.training import tiny
 
 
-def reader_of(registry: Registry) -> ShardReader:
+def reader_of(registry: PodRegistry) -> ShardReader:
     return ShardReader(registry, tiny.VOCAB, 3 * tiny.HIDDEN, Retrier())
 
 

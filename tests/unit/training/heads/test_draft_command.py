@@ -8,9 +8,9 @@ import pytest
 
 from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training import draft_command, lineage
 from aurora_runtime.training.heads.published_head import read_head
-from aurora_store import Registry
 from tests.assets.signing import KEYS
 from tests.unit.training import tiny
 from tests.unit.training.heads import published
@@ -22,7 +22,7 @@ from tests.unit.training.trainer_rig import TrainerRig
 def _rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerRig:
     """A speculator with the versions 0 and 1, of which 0 is active."""
     rig = TrainerRig(tmp_path / "target")
-    rig.registry = Registry(rig.objects, KEYS)
+    rig.registry = PodRegistry(rig.objects, KEYS)
     session, candidates, held_out = session_with_gain(rig.registry, rig.target)
     assert candidates.offer(session, held_out, 300).registration is not None
     monkeypatch.setenv(SETTINGS_VARIABLE, rig.settings.to_variable())
@@ -30,7 +30,7 @@ def _rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerRig:
     return rig
 
 
-def activate(registry: Registry, version: int, digest: str | None = None) -> None:
+def activate(registry: PodRegistry, version: int, digest: str | None = None) -> None:
     registry.advance_channel(
         Channel(
             epoch=1,

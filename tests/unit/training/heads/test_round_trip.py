@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from aurora_api.v1alpha1.draft import DraftSpec, PublishedHead
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training import lineage
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.evaluation import evaluate
@@ -17,7 +18,6 @@ from aurora_runtime.training.heads.head_export import HeadFormat, export_head
 from aurora_runtime.training.optim.recipe import WARM_START_STEPS, Recipe
 from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.target.target_model import TargetModel
-from aurora_store import Registry
 from tests.unit.training import tiny
 from tests.unit.training.test_candidates import session_with_gain
 from tests.unit.training.trainer_rig import Traffic, TrainerRig
@@ -31,7 +31,7 @@ def _model(tmp_path_factory: pytest.TempPathFactory) -> TargetModel:
 
 
 @pytest.fixture(name="trained", scope="module")
-def _trained(model: TargetModel) -> Registry:
+def _trained(model: TargetModel) -> PodRegistry:
     """A lineage whose version 1 was trained. The tests only read it."""
     registry, _ = tiny.memory_registry()
     session, candidates, held_out = session_with_gain(registry, model)
@@ -46,7 +46,7 @@ def examples(*seeds: int) -> list[Example]:
 @pytest.mark.parametrize("head_format", HeadFormat)
 @pytest.mark.parametrize("with_embedding", [False, True])
 def test_an_exported_draft_starts_another_lineage_as_it_was_and_goes_on_learning(
-    trained: Registry, model: TargetModel, tmp_path: Path, head_format: HeadFormat, *, with_embedding: bool
+    trained: PodRegistry, model: TargetModel, tmp_path: Path, head_format: HeadFormat, *, with_embedding: bool
 ) -> None:
     export_head(trained, 1, tmp_path / "head", head_format, STEPS, model.embedding if with_embedding else None)
     registry, _ = tiny.memory_registry()
@@ -69,7 +69,7 @@ def test_an_exported_draft_starts_another_lineage_as_it_was_and_goes_on_learning
     assert evaluate(session.served, other, session.vocabulary, STEPS).acceptance_length > at_first + 0.5
 
 
-def test_the_trainer_goes_on_from_a_head_at_a_rate_that_begins_low(tmp_path: Path, trained: Registry) -> None:
+def test_the_trainer_goes_on_from_a_head_at_a_rate_that_begins_low(tmp_path: Path, trained: PodRegistry) -> None:
     export_head(trained, 1, tmp_path / "head", HeadFormat.SGLANG, STEPS)
     started = TrainerRig(tmp_path / "a", DraftSpec(initial=PublishedHead(model=str(tmp_path / "head"))))
     usual = TrainerRig(tmp_path / "b")
@@ -90,7 +90,7 @@ def test_the_trainer_goes_on_from_a_head_at_a_rate_that_begins_low(tmp_path: Pat
 
 
 def test_the_folder_for_sglang_is_the_stored_draft_and_that_for_speculators_has_their_names(
-    trained: Registry, model: TargetModel, tmp_path: Path
+    trained: PodRegistry, model: TargetModel, tmp_path: Path
 ) -> None:
     for head_format in HeadFormat:
         export_head(trained, 1, tmp_path / head_format.value, head_format, STEPS, model.embedding)
@@ -110,7 +110,7 @@ def test_the_folder_for_sglang_is_the_stored_draft_and_that_for_speculators_has_
     assert all(torch.equal(own[name.replace("layers.0.", "midlayer.")], tensor) for name, tensor in tensors.items())
 
 
-def test_a_folder_that_holds_files_is_left_alone(trained: Registry, tmp_path: Path) -> None:
+def test_a_folder_that_holds_files_is_left_alone(trained: PodRegistry, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("x")
     with pytest.raises(FileExistsError):
         export_head(trained, 1, tmp_path, HeadFormat.SGLANG, STEPS)

@@ -81,7 +81,7 @@ class RetentionRig:
         self.retention.delete_some()
 
     def stored_shards(self) -> list[str]:
-        return list(self.registry.shard_keys(1))
+        return list(self.registry.list_shards(1).data_bytes)
 
     def assert_sound(self) -> None:
         """Promise 4 holds, and every consumed shard exists."""

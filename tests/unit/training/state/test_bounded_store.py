@@ -33,7 +33,7 @@ def test_damaged_shards_are_consumed_retired_and_deleted_too(rig: TrainerRig) ->
     trainer = rig.trainer(traffic)
     trainer.run()
     assert trainer.learning.session.steps == 0
-    assert 6 <= len(list(rig.registry.shard_keys(1))) <= 10
+    assert 6 <= len(rig.registry.list_shards(1).data_bytes) <= 10
     again = rig.trainer(Retrier())
     assert again.learning.ledger.total == 14
     assert again.stages.retention.shards_to_train() == []
@@ -65,7 +65,7 @@ def test_a_trainer_resumes_from_the_state_before_a_damaged_one(
     again.run()
     epochs = rig.registry.trainer_state_epochs()
     assert epochs[0] > damaged
-    assert again.learning.ledger.total == len(set(rig.registry.shard_keys(1))), (
+    assert again.learning.ledger.total == len(set(rig.registry.list_shards(1).data_bytes)), (
         "the shard of the damaged state is trained again"
     )
     assert trainer_state.read(rig.registry, rig.lineage) is not None
@@ -123,7 +123,7 @@ def test_a_suspended_trainer_deletes_all_deletable_shards(rig: TrainerRig, monke
     for seq in range(14):
         tiny.put_shard(rig.registry, seq, [tiny.trace(seed) for seed in range(3)])
     main.wait_suspended(rig.config, rig.registry, rig.lineage, Traffic(rig.registry, 0))
-    assert len(list(rig.registry.shard_keys(1))) == 4
+    assert len(rig.registry.list_shards(1).data_bytes) == 4
 
 
 def test_a_restart_restores_the_buffer_without_retired_shards(rig: TrainerRig) -> None:
@@ -147,7 +147,7 @@ def test_the_trainer_itself_keeps_its_store_bounded(rig: TrainerRig) -> None:
     registry = rig.registry
     traffic = Traffic(registry, 14)
     rig.trainer(traffic).run()
-    left = list(registry.shard_keys(1))
+    left = list(registry.list_shards(1).data_bytes)
     assert left == traffic.written[-len(left) :]
     assert 6 <= len(left) <= 10
     again = rig.trainer(Retrier())

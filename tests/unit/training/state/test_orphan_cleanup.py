@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from aurora_protocol.draft_records import Channel, ChannelReason
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.state import orphan_cleanup
 from aurora_runtime.training.state.orphan_cleanup import OrphanCleanup
 from aurora_runtime.training.target.target_model import TargetModel
-from aurora_store import Keys, Registry
+from aurora_store import Keys
 from aurora_store.errors import StoreError
 from tests.assets.trainer_output import publish_draft
 from tests.unit.training import tiny
@@ -34,7 +35,7 @@ def test_cleanup_deletes_only_objects_that_no_manifest_names(model: TargetModel)
     assert set(objects.data) == complete | kept | {Keys.trainer_state(2)}
 
 
-def put_draft(registry: Registry, folder: Path, version: int, seed: int, *, registered: bool = True) -> str:
+def put_draft(registry: PodRegistry, folder: Path, version: int, seed: int, *, registered: bool = True) -> str:
     """Upload a whole draft. Returns its folder's key."""
     folder.mkdir()
     (folder / "config.json").write_bytes(b"{}")

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.held_out_set import HeldOutSet
@@ -20,7 +21,6 @@ from aurora_runtime.training.data.replay_sampling import ReplaySampling
 from aurora_runtime.training.data.shards import HeldOutRequest, Shard, ShardReader
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state import replay_restore
-from aurora_store import Registry
 from tests.example_count import example_count
 from tests.unit.training import tiny
 
@@ -28,7 +28,7 @@ SIZE = examples_of(tiny.trace(0), tiny.VOCAB)[0].nbytes
 HELD_OUT = 4
 
 
-def reader_of(registry: Registry) -> ShardReader:
+def reader_of(registry: PodRegistry) -> ShardReader:
     return ShardReader(registry, tiny.VOCAB, 3 * tiny.HIDDEN, Retrier())
 
 
@@ -36,7 +36,7 @@ def reader_of(registry: Registry) -> ShardReader:
 class RestoredParts:
     """The parts of a trainer that are restored from shards."""
 
-    registry: Registry
+    registry: PodRegistry
     replay: ReplayBuffer
     held_out: HeldOutSet = field(default_factory=lambda: HeldOutSet(HELD_OUT))
     consumed: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ class RestoredParts:
         )
 
 
-def stored(sizes: Sequence[int]) -> tuple[Registry, list[str]]:
+def stored(sizes: Sequence[int]) -> tuple[PodRegistry, list[str]]:
     """A store with shards of ``sizes`` requests. Every prompt comes twice, so held-out prompts are repeated."""
     registry, _ = tiny.memory_registry()
     keys, seed = [], 0
@@ -139,7 +139,7 @@ def test_retired_shards_are_not_part_of_the_state() -> None:
 class CountingReader(ShardReader):
     """Records at each read how many of the former shards are still in memory."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: PodRegistry) -> None:
         super().__init__(registry, tiny.VOCAB, 3 * tiny.HIDDEN, Retrier())
         self._given = list[weakref.ref[Shard]]()
         self.alive, self.keys = list[int](), list[str]()
@@ -222,7 +222,7 @@ def test_a_restart_counts_requests_whose_shards_it_does_not_read() -> None:
 class FixedReader(ShardReader):
     """Reads given shards."""
 
-    def __init__(self, registry: Registry, shards: dict[str, Shard]) -> None:
+    def __init__(self, registry: PodRegistry, shards: dict[str, Shard]) -> None:
         super().__init__(registry, tiny.VOCAB, 3 * tiny.HIDDEN, Retrier())
         self._shards = shards
 

@@ -8,13 +8,13 @@ from typing import NoReturn
 
 import pytest
 
+from aurora_runtime.pod_registry import ShardListing
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state import retention as module
 from aurora_runtime.training.state.orphan_cleanup import OrphanCleanup
 from aurora_runtime.training.state.retention import ABANDONED_UPLOAD_SECONDS, Retention, RetentionLimits
 from aurora_runtime.training.state.shard_ledger import ShardLedger
 from aurora_store.errors import StoreError
-from aurora_store.registry import ShardListing
 from tests.unit.training.state.retention_rig import ROOM_FOR_SIX, SHARD, RetentionRig
 
 

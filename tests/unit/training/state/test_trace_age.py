@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aurora_runtime.pod_registry import ShardListing
 from aurora_runtime.training.data.shards import Shard
 from aurora_runtime.training.state.retention import EXPIRY_SECONDS
 from aurora_runtime.training.state.trace_age import HOUR, AgeLimit, written_before
 from aurora_store import Keys
 from aurora_store.keys import shard_hour
-from aurora_store.registry import ShardListing
 from tests.unit.training import tiny
 from tests.unit.training.state.retention_rig import ROOM_FOR_SIX, RetentionRig
 from tests.unit.training.trainer_rig import Traffic, TrainerRig
