@@ -124,8 +124,6 @@ class ValidationDecision:
     """A reason of ``plan/events.py``; empty: nothing to report."""
     message: str = ""
     """The event's message, where it is not the candidate's."""
-    may_begin: bool = True
-    """During a roll: whether a measurement could begin if no roll were under way."""
 
     @property
     def waits(self) -> bool:
@@ -144,7 +142,7 @@ def decide(inputs: ValidationInputs) -> ValidationDecision:
     """The candidate's next state, and the version that may be rolled out meanwhile."""
     candidate = _restored(inputs)
     if inputs.rollout.phase is not RolloutPhase.IDLE:
-        return ValidationDecision(candidate, may_begin=not inputs.obstacle)
+        return ValidationDecision(candidate)
     decision = _next_state(inputs, candidate)
     return replace(decision, candidate=_with_activity(inputs, decision.candidate))
 

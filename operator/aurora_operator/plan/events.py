@@ -33,7 +33,6 @@ _TEXTS = {
     "RolloutStopped": "Stopped the roll of version {version} without rejecting the version: {message}",
     "Pinned": "Pinned version {version}",
     "Paused": "Paused the roll of version {version}: {message}",
-    "Resumed": "Resumed the roll of version {version}",
 }
 DECISIONS: Final = tuple(sorted(_TEXTS))
 """The reasons of all events that tell a decision about a version."""
@@ -42,7 +41,6 @@ _HISTORY_EVENTS = {
     "RolloutFailed": "RolledBack",
     "RolloutStopped": "RolloutStopped",
     "Paused": "Paused",
-    "Resumed": "Resumed",
     "Rejected": "Rejected",
     "Inconclusive": "Inconclusive",
     "Pinned": "Pinned",

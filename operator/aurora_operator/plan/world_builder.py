@@ -75,8 +75,7 @@ def world_of(
         policy=RolloutPolicy.of(observed.spec.rollout),
         paused=_pause_reason(observed),
         next_version=next_version if next_version not in rejected and not away and not invalid else None,
-        restarting=_is_restarting(observed),
-        newer_version=_newer_version(observed, validation, rejected),
+        newest_version=max(store.registrations.keys() - rejected, default=0),
         promotable=frozenset(v for v in store.registrations if v not in rejected and store.promotion_evidence(v)),
         pinned_version=pin if pin is not None and store.may_be_pinned(pin) else None,
         pin_set=pin is not None,
@@ -87,26 +86,13 @@ def world_of(
 
 
 def _pause_reason(observed: Observed) -> str:
+    deployed = observed.deployed
     if observed.spec_fault:
         return "the spec cannot be used"
+    if deployed is not None and deployed.restarting_since is not None and not deployed.whole:
+        # Live traffic would compare pods of two images.
+        return "the pods restart with the upgraded operator's template"
     return "spec.rollout.paused is true" if observed.spec.rollout.paused else ""
-
-
-def _is_restarting(observed: Observed) -> bool:
-    """Whether pods of two templates serve because of an upgrade of the operator."""
-    deployed = observed.deployed
-    return deployed is not None and deployed.restarting_since is not None and not deployed.whole
-
-
-def _newer_version(observed: Observed, validation: ValidationDecision, rejected: frozenset[int]) -> int | None:
-    """The newest version, if the version being rolled out may have to make room for it.
-
-    A version whose measurement may not begin now does not count: nothing could be decided about it.
-    """
-    rolled, newest = observed.status.rollout.version, observed.store.newest
-    if rolled is None or newest is None or newest <= rolled or newest in rejected:
-        return None
-    return newest if validation.may_begin else None
 
 
 def serving_digest(observed: Observed) -> str:

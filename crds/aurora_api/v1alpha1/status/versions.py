@@ -161,8 +161,7 @@ class HistoryEntry(Model):
     event: str = Field(
         description=(
             "Promoted: became active. Rejected, Inconclusive: ended by its measurement. RolledBack: failed in its"
-            " roll. RolloutStopped: its roll ended without blame. Paused, Resumed, Pinned: by a"
-            " person."
+            " roll. RolloutStopped: its roll ended without blame. Paused, Pinned: by a person."
         )
     )
     version: int = Field(description="The version that the decision is about.")

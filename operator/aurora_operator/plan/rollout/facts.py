@@ -9,8 +9,7 @@ Invariants:
   They do not run while a roll waits for traffic, for a person or for pods to become ready, and start again in full
   afterwards. Pods that no longer exist are dropped.
 - A crash counts against the version only when the operator was observing and the engine crashed alone. A crash together
-  with the pod's agent, or with engines of another version, says more about the machine. Engines of other versions that
-  crash during the roll are counted too, because whatever ends them, such as a client's request, may end any engine.
+  with the pod's agent says more about the machine.
 - A pod is *missing* once it had the version, or was asked to take it, and is not up. It is missing until Kubernetes
   calls it ready. Its engine may only load its model again after one crash, which takes as long as the startup probe
   allows. So each pod has a clock of its own, which also runs while the roll is held: the missing pods may be what holds
@@ -39,7 +38,7 @@ class RolloutFacts:
 
     world: World
     roll: Roll
-    """The stored roll, brought up to what the world says, with crashed engines counted."""
+    """The stored roll, brought up to what the world says, with crashed engines counted and live traffic judged."""
     ready: tuple[Pod, ...]
     updated: tuple[Pod, ...]
     """Ready pods that serve the roll's version."""
@@ -68,8 +67,6 @@ class RolloutFacts:
     """The promoted version was watched for ``watchSeconds``."""
     peers: Mapping[str, PodCounters]
     """Counters of the pods that serve the active version, by pod; empty when the roll's version is active."""
-    analysis: AnalysisState | None
-    """The live analysis, this reconcile's traffic included."""
 
     @property
     def version(self) -> int:
@@ -77,18 +74,14 @@ class RolloutFacts:
         assert self.roll.version is not None, "only an idle roll has no version"
         return self.roll.version
 
-    @property
-    def analysed_roll(self) -> Roll:
-        """The roll with this reconcile's live analysis."""
-        return self.roll.model_copy(update={"analysis": self.analysis})
-
 
 def facts_of(world: World, stored: Roll) -> RolloutFacts:
     """The facts of this reconcile."""
     roll = with_absences(world, _with_crashes_counted(world, _restored(world, stored)))
     version, pods = roll.version, world.pods
     updated = confirmed(pods, version)
-    live, peers = _live(world, version), _live(world, world.active) if version != world.active else {}
+    peers = _live(world, world.active) if version != world.active else {}
+    roll = roll.model_copy(update={"analysis": _judged(world, roll, peers)})
     too_many_not_ready = sum(not pod.ready for pod in pods) > world.policy.max_not_ready
     watched = timedelta.max if roll.progressed is None else world.now - roll.progressed
     return RolloutFacts(
@@ -109,7 +102,6 @@ def facts_of(world: World, stored: Roll) -> RolloutFacts:
         starved=not too_many_not_ready and _starved(world, roll),
         watch_over=watched >= timedelta(seconds=world.policy.analysis.watch_seconds),
         peers=peers,
-        analysis=_analysis(world, roll, live, peers),
     )
 
 
@@ -129,8 +121,9 @@ def _live(world: World, version: int | None) -> dict[str, PodCounters]:
 
 def _restored(world: World, roll: Roll) -> Roll:
     """``roll`` with its times, pods and epoch brought up to what the world says."""
-    epoch, fenced = max(roll.epoch, world.epoch), world.fencing_epoch > max(roll.epoch, world.epoch)
-    if fenced:  # The status was lost. Had it known the pod's epoch, this operator would follow the other's decision.
+    epoch = max(roll.epoch, world.epoch)
+    if world.fencing_epoch > epoch:
+        # The status was lost. Had it known the pod's epoch, this operator would follow the other's decision.
         epoch = world.fencing_epoch + 1
     update: dict[str, Any] = {
         "phase": RolloutPhase.IDLE if roll.version is None else RolloutPhase.JUDGING if roll.promoted else roll.phase,
@@ -141,8 +134,7 @@ def _restored(world: World, roll: Roll) -> Roll:
         update["progressed"] = world.now
     if roll.analysis is not None:
         update["analysis"] = _restored_analysis(world, roll.analysis, names)
-    for field in ("engine_boots", "other_boots"):
-        update[field] = {name: value for name, value in getattr(roll, field).items() if name in names}
+    update["engine_boots"] = {name: boot for name, boot in roll.engine_boots.items() if name in names}
     busy = {pod.name for pod in world.pods if pod.swapping or pod.swap.phase is SwapPhase.FAILED}
     update["asked"] = {name: min(at, world.now) for name, at in roll.asked.items() if name in busy}
     return roll.model_copy(update=update)
@@ -161,31 +153,16 @@ def _restored_analysis(world: World, state: AnalysisState, names: set[str]) -> A
 
 
 def _with_crashes_counted(world: World, roll: Roll) -> Roll:
-    """``roll`` with a count of the engines that crashed alone, while serving the version or swapping to it.
-
-    The engines of other versions that crashed are counted beside them. Crashes of both kinds in one reconcile have one
-    cause, and count on neither side.
-    """
+    """``roll`` with a count of the engines that crashed alone, while serving the version or swapping to it."""
     if roll.phase is RolloutPhase.IDLE:
         return roll
     boots = {pod.name: pod.boot for pod in world.pods if pod.ready}
-    serving = confirmed(world.pods, roll.version)
     crashed = {name for name, boot in roll.engine_boots.items() if boots.get(name, boot) != boot}
-    others = {name: boot for name, boot in roll.other_boots.items() if name not in roll.engine_boots}
-    others_crashed = {name for name, boot in others.items() if boots.get(name, boot) != boot}
-    with_agent = {pod.name for pod in world.pods if pod.started_together}
-    blamed, excusing = len(crashed - with_agent), len(others_crashed - with_agent)
-    if world.observation_gap or (blamed and excusing):
-        blamed = excusing = 0
+    alone = crashed - {pod.name for pod in world.pods if pod.started_together}
     kept = {name: boot for name, boot in roll.engine_boots.items() if name not in crashed}
-    kept |= {pod.name: pod.boot for pod in serving}
-    update = {
-        "engine_boots": kept,
-        "engine_crashes": roll.engine_crashes + blamed,
-        "other_boots": others | {name: boot for name, boot in boots.items() if boot and name not in kept},
-        "other_crashes": roll.other_crashes + excusing,
-    }
-    return roll.model_copy(update=update)
+    serving = {pod.name: pod.boot for pod in confirmed(world.pods, roll.version)}
+    crashes = roll.engine_crashes + (0 if world.observation_gap else len(alone))
+    return roll.model_copy(update={"engine_boots": kept | serving, "engine_crashes": crashes})
 
 
 # pods that are away --------------------------------------------------------------------------------------------------
@@ -239,7 +216,7 @@ def _is_missing(roll: Roll, pod: Pod) -> bool:
 
 
 def _no_progress(world: World, roll: Roll) -> bool:
-    if roll.paused or roll.progressed is None or roll.missing_since:
+    if roll.progressed is None or roll.missing_since:
         return False
     return world.now - roll.progressed > _deadline(world)
 
@@ -248,14 +225,13 @@ def _starved(world: World, roll: Roll) -> bool:
     state = roll.analysis
     if state is None or state.window_begins is None or not roll.under_way or roll.phase is not RolloutPhase.JUDGING:
         return False
-    waits_for_people = world.paused or world.pin_set or roll.paused
+    waits_for_people = world.paused or world.pin_set
     return not waits_for_people and world.now - state.window_begins > MAX_JUDGEMENT_DEADLINES * _deadline(world)
 
 
-def _analysis(
-    world: World, roll: Roll, live: Mapping[str, PodCounters], peers: Mapping[str, PodCounters]
-) -> AnalysisState | None:
-    state, version = roll.analysis, roll.version
+def _judged(world: World, roll: Roll, peers: Mapping[str, PodCounters]) -> AnalysisState | None:
+    """The live analysis, this reconcile's traffic included."""
+    state, version, live = roll.analysis, roll.version, _live(world, roll.version)
     if state is None or version is None or state.baseline is None or roll.phase is RolloutPhase.IDLE:
         return state
     if not live or state.serving_digest != world.serving_digest:

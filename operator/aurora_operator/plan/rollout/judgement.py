@@ -4,8 +4,8 @@ First the roll adopts what the channel says already, and then come pins. Each ph
 failures that reject the version, reasons to stop without blame, live traffic, and reasons to wait. Without traffic the
 canary waits until there is traffic, or until a person pins or aborts the version.
 
-Invariants: a version is rejected when more engines crash while serving it than while serving others, or when a pod
-loads it and does not become ready in time. This holds even when live analysis is off; otherwise the version would be
+Invariants: a version is rejected when engines crash while serving it, or when a pod loads it and does not become ready
+in time. This holds even when live analysis is off; otherwise the version would be
 offered again and crash engines forever. Time alone never rejects a version. The version is not blamed for an agent that
 does not answer while its pod is up, for engines that restart together with their agents, or for a store that does not
 hand the draft out.
@@ -48,10 +48,6 @@ class Stop(Judgement):
 
 class Pause(Judgement):
     """A person pauses rolls, or pinned a version."""
-
-
-class Resume(Judgement):
-    """The reason for the pause is gone."""
 
 
 class Hold(Judgement):
@@ -119,8 +115,6 @@ def _idle(facts: RolloutFacts) -> Judgement:
     waits = f"waiting to roll out version {world.next_version}, which passed its measurement"
     if world.paused:
         return Wait(f"{waits}: {world.paused}")
-    if world.restarting:
-        return Wait(f"{waits}: the pods restart with the upgraded operator's template")
     if facts.settled and not facts.too_many_not_ready:
         return Start()
     return Wait(f"{waits}: not every pod is ready and serves version {world.active}")
@@ -133,8 +127,6 @@ def _under_way(facts: RolloutFacts) -> Judgement:
         return ended
     if world.paused or world.pin_set:
         return Pause(world.paused or "a version is pinned")
-    if roll.paused:
-        return Resume()
     if facts.too_many_not_ready:
         down, allowed = len(world.pods) - len(facts.ready), world.policy.max_not_ready
         return Hold(f"waiting for pods: {down} of {len(world.pods)} are not ready; the limit is {allowed}")
@@ -144,7 +136,7 @@ def _under_way(facts: RolloutFacts) -> Judgement:
 
 
 def _canary(facts: RolloutFacts) -> Judgement:
-    world, state, rules = facts.world, facts.analysis, facts.world.policy.analysis
+    world, state, rules = facts.world, facts.roll.analysis, facts.world.policy.analysis
     if facts.third_version_pods:
         return ThirdVersion()
     if state is not None and state.baseline is None:
@@ -210,20 +202,16 @@ def _failed_swap(facts: RolloutFacts) -> str:
 
 
 def _engine_crashes(facts: RolloutFacts) -> Reject | None:
-    """A rejection when more engines crashed with the version than the policy tolerates.
-
-    Engines of other versions that crashed in the same roll raise the limit: the version did not end them, so something
-    else ends engines, and may have ended those with the version.
-    """
+    """A rejection when more engines crashed with the version than the policy tolerates."""
     count = facts.roll.engine_crashes
-    if count - facts.roll.other_crashes <= facts.world.policy.analysis.failure_limit:
+    if count <= facts.world.policy.analysis.failure_limit:
         return None
     return Reject(f"{count} engines crashed while serving version {facts.version}")
 
 
 def _bad_traffic(facts: RolloutFacts) -> Reject | None:
     """A rejection when live traffic judged the version bad more often than the policy tolerates."""
-    state = facts.analysis
+    state = facts.roll.analysis
     if state is None or state.baseline is None:
         return None
     many = state.bad_windows > facts.world.policy.analysis.failure_limit
@@ -233,7 +221,7 @@ def _bad_traffic(facts: RolloutFacts) -> Reject | None:
 def _stop(facts: RolloutFacts) -> Stop | None:
     """Why a roll under way must end without blame for its version, if it must."""
     world, roll, version = facts.world, facts.roll, facts.version
-    state, newer = roll.analysis, world.newer_version
+    state, newest = roll.analysis, world.newest_version
     settings_changed = state is not None and state.serving_digest != world.serving_digest
     reasons = (
         (world.pinned_version is not None, f"version {world.pinned_version} is pinned"),
@@ -246,8 +234,8 @@ def _stop(facts: RolloutFacts) -> Stop | None:
         (facts.no_progress, f"the roll made no progress for {world.policy.progress_deadline_seconds} s"),
         (settings_changed and roll.phase is RolloutPhase.JUDGING, "the serving settings were changed"),
         (
-            newer is not None and facts.starved,
-            f"live traffic cannot decide about version {version}, and version {newer} is newer",
+            newest > version and facts.starved,
+            f"live traffic cannot decide about version {version}, and version {newest} is newer",
         ),
     )
     return next((Stop(reason) for holds, reason in reasons if holds), None)

@@ -61,7 +61,6 @@ TRANSITIONS = (
     # Judging, before the version is active, and Rolling
     Transition(UNDER_WAY, judged.Stop, transition.stop, (IDLE,), "", "", ("RolloutStopped",)),
     Transition(UNDER_WAY, judged.Pause, transition.pause, (), "", "", ("Paused",)),
-    Transition(UNDER_WAY, judged.Resume, transition.resume, (), "", "", ("Resumed",)),
     Transition(UNDER_WAY, judged.Hold, transition.hold),
     Transition((JUDGING,), judged.ThirdVersion, transition.return_third_version, (), "",
                "those with a third version to the active"),
@@ -93,7 +92,8 @@ def judged_step(world: World, stored: Roll) -> tuple[Judgement, Step]:
     made = _BY_PHASE_AND_JUDGEMENT[facts.roll.phase, type(judgement)].action(facts, judgement)
     asked = facts.roll.asked | dict.fromkeys(made.swaps, world.now)
     waits = judgement.reason if isinstance(judgement, (judged.Wait, judged.Pause, judged.Hold)) else ""
-    rollout = _with_counts(facts, stored, made.rollout).model_copy(update={"asked": asked, "waiting": waits})
+    update = {"asked": asked, "waiting": waits, "paused": isinstance(judgement, judged.Pause)}
+    rollout = _with_counts(facts, stored, made.rollout).model_copy(update=update)
     return judgement, Step(rollout, made.swaps, made.advance, made.event)
 
 
@@ -103,13 +103,9 @@ def _with_counts(facts: RolloutFacts, stored: Roll, roll: Roll) -> Roll:
         return roll
     world = facts.world
     updated = sum(pod.confirms(roll.version) for pod in world.pods)
-    judged_version = facts.analysis is not None and roll.version == facts.roll.version
-    last = facts.analysis.message if judged_version and facts.analysis is not None else ""
-    update: dict[str, Any] = {
-        "updated": updated,
-        "total": len(world.pods),
-        "last_judgement": last or roll.last_judgement,
-    }
+    state = facts.roll.analysis if roll.version == facts.roll.version else None
+    last = (state.message if state else "") or roll.last_judgement
+    update: dict[str, Any] = {"updated": updated, "total": len(world.pods), "last_judgement": last}
     if updated > stored.updated and roll.under_way and roll.progressed is not None:
         update["progressed"] = world.now
     return roll.model_copy(update=update)

@@ -56,10 +56,6 @@ class OperatorState(Model):
     """Pod -> since when its clock runs because the pod had the version and is away (``facts.with_absences``)."""
     engine_crashes: int = Field(default=0, ge=0)
     """How many of these engines have crashed."""
-    other_boots: dict[str, str] = Field(default_factory=dict)
-    """Pod -> engine start, for every other pod that serves."""
-    other_crashes: int = Field(default=0, ge=0)
-    """How many of these engines have crashed. Whatever ended them may end engines with the version too."""
     analysis: AnalysisState | None = None
     asked: dict[str, Timestamp] = Field(default_factory=dict)
     """Pod -> when it was last asked to swap, by the operator's clock, while the swap goes on or has failed. Stored in

@@ -79,8 +79,8 @@ def _at_rest(facts: RolloutFacts, message: str, version: int | None = None) -> R
 
 
 def _running(facts: RolloutFacts) -> Roll:
-    """The roll with this reconcile's live analysis. A progress deadline that stood still starts again."""
-    roll = facts.analysed_roll
+    """The roll. A progress deadline that stood still starts again."""
+    roll = facts.roll
     return with_fields(roll, progressed=facts.world.now) if roll.progressed is None else roll
 
 
@@ -157,21 +157,15 @@ def start_canary(facts: RolloutFacts, judgement: Judgement) -> Step:
 
 def rest(facts: RolloutFacts, judgement: Judgement) -> Step:
     """Return stray pods to the active version, while nothing is rolled out or the active version is watched."""
-    return Step(facts.analysed_roll, swaps=return_strays(facts))
+    return Step(facts.roll, swaps=return_strays(facts))
 
 
 # pauses --------------------------------------------------------------------------------------------------------------
 
 
 def pause(facts: RolloutFacts, judgement: Judgement) -> Step:
-    """Ask no pod. Live traffic goes on judging the version."""
-    return Step(with_fields(facts.analysed_roll, paused=True), event="" if facts.roll.paused else "Paused")
-
-
-def resume(facts: RolloutFacts, judgement: Judgement) -> Step:
-    """Go on. The deadlines of the roll start again in full."""
-    update = {"paused": False, "progressed": facts.world.now, "message": "resumed"}
-    return Step(with_fields(facts.analysed_roll, **update), event="Resumed")
+    """Ask no pod. Live traffic goes on judging the version. The deadlines start again in full when the pause ends."""
+    return Step(with_fields(facts.roll, progressed=None), event="" if facts.roll.paused else "Paused")
 
 
 def hold(facts: RolloutFacts, judgement: Judgement) -> Step:
@@ -179,7 +173,7 @@ def hold(facts: RolloutFacts, judgement: Judgement) -> Step:
 
     The clocks of missing pods run on. Else a version that keeps several engines down would hold its own roll forever.
     """
-    return Step(with_fields(facts.analysed_roll, progressed=None))
+    return Step(with_fields(facts.roll, progressed=None))
 
 
 # the canary ----------------------------------------------------------------------------------------------------------
@@ -192,7 +186,7 @@ def return_third_version(facts: RolloutFacts, judgement: Judgement) -> Step:
 
 def measure_baseline(facts: RolloutFacts, judgement: Judgement) -> Step:
     """Watch the pods with the active version before the first one gets the new version. No deadline runs meanwhile."""
-    world, analysis = facts.world, facts.analysis
+    world, analysis = facts.world, facts.roll.analysis
     assert analysis is not None, "only a roll that is judged needs a baseline"
     rules = world.policy.analysis
     state = live_analysis.measure_baseline(analysis, facts.peers, world.active, rules, world.now)
@@ -212,13 +206,13 @@ def swap_canary(facts: RolloutFacts, judgement: Judgement) -> Step:
 
 def wait_for_judgement(facts: RolloutFacts, judgement: Judgement) -> Step:
     """The canary is complete and its traffic does not decide yet. No deadline runs meanwhile."""
-    return Step(with_fields(facts.analysed_roll, progressed=None))
+    return Step(with_fields(facts.roll, progressed=None))
 
 
 def pass_canary(facts: RolloutFacts, judgement: Judgement) -> Step:
     """The canary passed: ask the other pods for the version."""
     message = f"{judgement.reason}; the other pods follow"
-    rolling = with_fields(facts.analysed_roll, phase=RolloutPhase.ROLLING, progressed=facts.world.now, message=message)
+    rolling = with_fields(facts.roll, phase=RolloutPhase.ROLLING, progressed=facts.world.now, message=message)
     return _ask(facts, rolling, _next_swaps(facts, len(facts.ready)), event="CanaryPassed")
 
 
@@ -256,7 +250,6 @@ def _promoted(facts: RolloutFacts, roll: Roll) -> Roll:
         roll,
         phase=RolloutPhase.JUDGING,
         promoted=True,
-        paused=False,
         progressed=world.now,
         analysis=state.model_copy(update=begun),
         message=message,

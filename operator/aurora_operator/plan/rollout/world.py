@@ -70,12 +70,10 @@ class World:
     """Draft steps per verify round."""
     next_version: int | None = None
     """The version to roll out next: it passed the gate against ``active`` and is not rejected."""
-    restarting: bool = False
-    """The pods restart because of an upgrade of the operator, so live traffic would compare pods of two images."""
     paused: str = ""
-    """Why no further pod gets a version, by the spec; empty when rolls go on. A pin pauses rolls too (``pin_set``)."""
-    newer_version: int | None = None
-    """A version registered after the one being rolled out, and not rejected."""
+    """Why no further pod gets a version; empty when rolls go on. A pin pauses rolls too (``pin_set``)."""
+    newest_version: int = 0
+    """The newest registered version that is not rejected."""
     promotable: frozenset[int] = frozenset()
     """Versions with evidence that allows them to replace ``active``."""
     pinned_version: int | None = None

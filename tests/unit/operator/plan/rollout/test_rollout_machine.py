@@ -251,9 +251,7 @@ class RolloutMachine(RuleBasedStateMachine):
             paused=PAUSED if self.policy.paused else "",
             start_limit=START_LIMIT,
             next_version=max(offers, default=None),
-            newer_version=max(
-                (v for v in self.evidence if self.status.version is not None and v > self.status.version), default=None
-            ),
+            newest_version=max(self.evidence.keys() - self.rejected, default=0),
             promotable=promotable,
             pinned_version=self.pin,
             pin_set=self.pin is not None,

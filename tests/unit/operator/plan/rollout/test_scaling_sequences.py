@@ -87,7 +87,6 @@ ALONE = """
 """
 RESUMED = """
     2 x Pause -> Judging
-    Resume -> Judging; Resumed
 """
 RETURN_OF_BOTH = """
     Wait -> Idle; a=0 b=0

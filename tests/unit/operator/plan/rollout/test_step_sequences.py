@@ -163,7 +163,6 @@ def test_a_paused_canary_is_judged_on_and_goes_on_when_the_pause_ends() -> None:
     """)
     service.set_policy(paused=False)
     assert service.reconcile_until_idle() == sequence("""
-        Resume -> Judging; Resumed
         Pass -> Rolling; b=1; CanaryPassed
         Pass -> Judging; active 1; Promoted
         5 x Watch -> Judging

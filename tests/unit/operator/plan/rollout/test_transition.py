@@ -85,9 +85,9 @@ def test_a_canary_that_cannot_be_judged_stops_for_a_newer_version_without_blame(
     """After ten deadlines of 60 s, unless nothing newer waits, a person holds the roll, or pods are missing."""
     rules: dict[str, Any] = {"analysis": JUDGED, "progress_deadline_seconds": 60}
 
-    def after(seconds: float, *more_pods: Pod, newer: int | None = 2, roll: Roll | None = None, **policy: Any) -> Step:
+    def after(seconds: float, *more_pods: Pod, newer: int = 2, roll: Roll | None = None, **policy: Any) -> Step:
         now = NOW + timedelta(seconds=seconds)
-        seen = world(pod(A, 1), pod(B), *more_pods, now=now, newer_version=newer, policy={**rules, **policy})
+        seen = world(pod(A, 1), pod(B), *more_pods, now=now, newest_version=newer, policy={**rules, **policy})
         return step(seen, (roll or canary()).model_copy(update={"progressed": None}))
 
     ended = after(601)
@@ -95,7 +95,7 @@ def test_a_canary_that_cannot_be_judged_stops_for_a_newer_version_without_blame(
     assert "live traffic cannot decide about version 1, and version 2 is newer" in ended.rollout.message
     baseline = rolling(RolloutPhase.JUDGING, analysis=AnalysisState(window_begins=NOW))
     assert after(601, roll=baseline).event == "RolloutStopped", "nor is its baseline waited for"
-    for held in (after(600), after(601, newer=None), after(601, paused=True)):
+    for held in (after(600), after(601, newer=1), after(601, paused=True)):
         assert held.rollout.phase is RolloutPhase.JUDGING
     assert after(601, pod(C, None, ready=False), max_not_ready=0).rollout.phase is RolloutPhase.JUDGING
 
