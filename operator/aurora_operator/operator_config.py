@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from socket import gethostname
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from aurora_api.v1alpha1.status import OperatorIdentity
 from aurora_operator.errors import ConfigError
@@ -17,43 +19,59 @@ from aurora_store.store_policy import StorePolicy
 
 OPERATOR_NAME = "aurora-operator"
 """Field manager, user agent, source of events and the label ``app.kubernetes.io/managed-by``."""
-_IMAGES = {"AURORA_RUNTIME_IMAGE": "images.runtime", "AURORA_AGENT_IMAGE": "images.agent"}
-"""Variable -> the chart's value that sets it."""
 MIN_LEASE_SECONDS = 3
 """Below this, one slow answer of the API server ends the leadership."""
 
 
-@dataclass(frozen=True)
-class OperatorConfig:
+def _parts(value: Any) -> Any:
+    return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+
+
+def _policy(value: Any) -> Any:
+    return StorePolicy.parse(value) if isinstance(value, str) else value
+
+
+def _variable(default: Any, name: str, **limits: Any) -> Any:
+    return Field(default, validation_alias=name, **limits)
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_parts)]
+"""Separated by commas."""
+
+
+class OperatorConfig(BaseModel):
     """Settings of the operator. A speculator's settings are in its spec."""
 
-    runtime_image: str
-    agent_image: str
-    operator_namespace: str = "default"
-    pod_name: str = ""
+    model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True, arbitrary_types_allowed=True)
+
+    # An image has no default: an operator that guessed one would roll every pod to another version of the code.
+    runtime_image: str = _variable(..., "AURORA_RUNTIME_IMAGE")
+    agent_image: str = _variable(..., "AURORA_AGENT_IMAGE")
+    operator_namespace: str = _variable("default", "POD_NAMESPACE")
+    pod_name: str = _variable("", "POD_NAME")
     """The operator's own pod. Empty outside of a cluster."""
-    watch_namespaces: tuple[str, ...] = ()
+    watch_namespaces: Names = _variable((), "AURORA_WATCH_NAMESPACES")
     """Empty: the whole cluster."""
-    lease_name: str = OPERATOR_NAME
+    lease_name: str = _variable(OPERATOR_NAME, "AURORA_LEASE_NAME")
     """The Lease in ``operator_namespace`` that the replicas of this installation compete for."""
-    lease_seconds: int = 15
+    lease_seconds: int = _variable(15, "AURORA_LEASE_SECONDS", ge=MIN_LEASE_SECONDS)
     """How long a leader's Lease lasts without a renewal."""
-    pull_policy: str = "IfNotPresent"
-    pull_secrets: tuple[str, ...] = ()
+    pull_policy: str = _variable("IfNotPresent", "AURORA_PULL_POLICY")
+    pull_secrets: Names = _variable((), "AURORA_PULL_SECRETS")
     """Names of Secrets in each speculator's namespace."""
-    fixed_user: bool = True
+    fixed_user: bool = _variable(True, "AURORA_FIXED_USER")
     """Run pods as a user of our choice. False: the cluster chooses the user, as OpenShift does for each namespace."""
-    upgrade_max_concurrent: int = 1
+    upgrade_max_concurrent: int = _variable(1, "AURORA_UPGRADE_MAX_CONCURRENT", ge=0)
     """How many speculators may restart their pods at the same time because of an upgrade of the operator. 0: none."""
-    upgrade_max_failed: int = 1
+    upgrade_max_failed: int = _variable(1, "AURORA_UPGRADE_MAX_FAILED", ge=0)
     """How many of these restarts may fail before no other speculator restarts."""
-    scraper_namespaces: tuple[str, ...] = ()
+    scraper_namespaces: Names = _variable((), "AURORA_SCRAPER_NAMESPACES")
     """Namespaces whose pods may read the metrics of agents."""
-    stores: StorePolicy = field(default_factory=StorePolicy)
+    stores: Annotated[StorePolicy, BeforeValidator(_policy)] = _variable(StorePolicy(), "AURORA_STORE_RULES")
     """Which stores speculators may use."""
-    metrics_port: int = 8080
-    health_port: int = 8081
-    log_level: str = "INFO"
+    metrics_port: int = _variable(8080, "AURORA_METRICS_PORT", ge=1)
+    health_port: int = _variable(8081, "AURORA_HEALTH_PORT", ge=1)
+    log_level: str = _variable("INFO", "AURORA_LOG_LEVEL")
 
     @property
     def installation(self) -> str:
@@ -72,63 +90,10 @@ class OperatorConfig:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> OperatorConfig:
-        """Raises :class:`ConfigError` when an image is not set, or when a setting cannot be used."""
+        """An empty variable counts as not set. Raises :class:`ConfigError`, which names each wrong variable."""
         env = os.environ if env is None else env
-        return cls(
-            runtime_image=_image(env, "AURORA_RUNTIME_IMAGE"),
-            agent_image=_image(env, "AURORA_AGENT_IMAGE"),
-            operator_namespace=env.get("POD_NAMESPACE", "default"),
-            pod_name=env.get("POD_NAME", ""),
-            watch_namespaces=_names(env.get("AURORA_WATCH_NAMESPACES", "")),
-            lease_name=env.get("AURORA_LEASE_NAME", "") or OPERATOR_NAME,
-            lease_seconds=_number(env, "AURORA_LEASE_SECONDS", default=15, minimum=MIN_LEASE_SECONDS),
-            pull_policy=env.get("AURORA_PULL_POLICY", "IfNotPresent"),
-            pull_secrets=_names(env.get("AURORA_PULL_SECRETS", "")),
-            fixed_user=_flag(env, "AURORA_FIXED_USER", default=True),
-            upgrade_max_concurrent=_number(env, "AURORA_UPGRADE_MAX_CONCURRENT", default=1, minimum=0),
-            upgrade_max_failed=_number(env, "AURORA_UPGRADE_MAX_FAILED", default=1, minimum=0),
-            scraper_namespaces=_names(env.get("AURORA_SCRAPER_NAMESPACES", "")),
-            stores=_stores(env),
-            metrics_port=_number(env, "AURORA_METRICS_PORT", default=8080),
-            health_port=_number(env, "AURORA_HEALTH_PORT", default=8081),
-            log_level=env.get("AURORA_LOG_LEVEL", "INFO"),
-        )
-
-
-def _image(env: Mapping[str, str], variable: str) -> str:
-    """An image has no default: an operator that guessed one would roll every pod to another version of the code."""
-    image = env.get(variable, "")
-    if not image:
-        raise ConfigError(
-            f"the environment variable {variable} is not set; set it to an image, "
-            f"or set {_IMAGES[variable]} in the values of the Helm chart"
-        )
-    return image
-
-
-def _stores(env: Mapping[str, str]) -> StorePolicy:
-    rules = "AURORA_STORE_RULES"
-    try:
-        return StorePolicy.parse(env.get(rules, ""))
-    except ValueError as error:
-        raise ConfigError(f"the environment variable {rules} cannot be used: {error}") from error
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part for part in text.split(",") if part)
-
-
-def _flag(env: Mapping[str, str], variable: str, *, default: bool) -> bool:
-    text = env.get(variable, "") or str(default).lower()
-    if text not in ("true", "false"):
-        raise ConfigError(f"the environment variable {variable} is {text!r}; set it to true or false")
-    return text == "true"
-
-
-def _number(env: Mapping[str, str], variable: str, *, default: int, minimum: int = 1) -> int:
-    text = env.get(variable, "") or str(default)
-    if not text.isdecimal() or int(text) < minimum:
-        raise ConfigError(
-            f"the environment variable {variable} is {text!r}; set it to a whole number from {minimum} up"
-        )
-    return int(text)
+        try:
+            return cls.model_validate({name: text for name, text in env.items() if text})
+        except ValidationError as error:
+            faults = (f"{fault['loc'][0]}: {fault['msg']}" for fault in error.errors(include_input=False))
+            raise ConfigError(f"set these variables with the values of the Helm chart: {'; '.join(faults)}") from error
