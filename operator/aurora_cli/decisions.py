@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, MEASURE_ANNOTATION, pair_text
+from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION
 from aurora_api.v1alpha1.status import CandidatePhase
 from aurora_cli.errors import Refused
 from aurora_cli.speculator import Speculator
@@ -110,29 +110,6 @@ def _abort_effect(one: Speculator, version: int) -> str:
     if version == one.rolling:
         return f"the roll of version {version} ends, and its pods return to version {one.active}"
     return f"version {version} is not rolled out"
-
-
-def measure(one: Speculator) -> Change:
-    """Measure the candidate again now, without the delay after an attempt that failed. Raises :class:`Refused`.
-
-    The request names one attempt, so it asks for one measurement even if that one fails too.
-    """
-    candidate = one.status.candidate
-    if candidate is None:
-        raise Refused(f"{one.name} has no candidate: the trainer has offered no version that is newer than the active")
-    version, attempt = candidate.version, candidate.attempt
-    if candidate.phase is CandidatePhase.VALIDATING:
-        why = candidate.message or "it is being measured, or waits for a place"
-        return Change({}, f"version {version} is at attempt {attempt}: {why}", _hindrances(one))
-    if candidate.phase is CandidatePhase.VALIDATED:
-        return Change({}, f"version {version} has passed")
-    if candidate.phase is not CandidatePhase.FAILED:
-        raise Refused(f"version {version} is {candidate.phase} and is not measured again; the next version will be")
-    wanted = pair_text(version, attempt + 1)
-    if one.annotations.get(MEASURE_ANNOTATION) == wanted:
-        return Change({}, f"attempt {attempt + 1} at version {version} is asked for already", _hindrances(one))
-    effect = f"attempt {attempt + 1} at measuring version {version} begins without the delay after the failed one"
-    return Change(_annotation(MEASURE_ANNOTATION, wanted), effect, _hindrances(one))
 
 
 def _hindrances(one: Speculator) -> tuple[str, ...]:

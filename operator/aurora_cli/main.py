@@ -24,7 +24,6 @@ COMMANDS: Final[Sequence[Callable[..., None]]] = (
     decide.unpin,
     decide.pause,
     decide.resume,
-    decide.measure,
     erase,
 )
 app = new_app(

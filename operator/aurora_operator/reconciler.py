@@ -31,7 +31,7 @@ from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import EventNote, Plan, plan
 from aurora_operator.plan.actions import CONDITION_PERIOD
 from aurora_operator.plan.candidate import seconds_until_attempt
-from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
+from aurora_operator.plan.conditions import invalid_spec_status
 from aurora_operator.plan.operator_upgrade import UpgradeStage
 from aurora_operator.plan.status_builder import differs_in_decisions
 from aurora_operator.speculator_figures import FIGURES

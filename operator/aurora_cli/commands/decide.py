@@ -1,4 +1,4 @@
-"""Commands that decide: ``abort``, ``pin``, ``unpin``, ``pause``, ``resume`` and ``measure``.
+"""Commands that decide: ``abort``, ``pin``, ``unpin``, ``pause`` and ``resume``.
 
 Each prints what it changed and what follows. ``--dry-run`` asks the API server to check the same patch.
 """
@@ -69,9 +69,3 @@ def pause(cluster: Cluster, name: Name, dry_run: DryRun = False) -> None:
 def resume(cluster: Cluster, name: Name, dry_run: DryRun = False) -> None:
     """Let rolls start and continue."""
     _carry_out(cluster, name, decisions.resume, dry_run=dry_run)
-
-
-@in_cluster
-def measure(cluster: Cluster, name: Name, dry_run: DryRun = False) -> None:
-    """Measure a candidate again now, after an attempt that failed."""
-    _carry_out(cluster, name, decisions.measure, dry_run=dry_run)

@@ -32,7 +32,7 @@ from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.observer import Observer
 from aurora_operator.observe.stored_resource import owner_of, parse_usable, status_of
 from aurora_operator.plan.actions import EventNote
-from aurora_operator.plan.conditions.condition_builder import deleting_status
+from aurora_operator.plan.conditions import deleting_status
 from aurora_store import StoreConfig
 from aurora_store.errors import StoreError
 from aurora_store.keys import owner_id

@@ -28,8 +28,6 @@ class UserRequests:
     """
 
     abort: int | None = None
-    measure: tuple[int, int] | None = None
-    """Version and attempt of a measurement that begins without the delay after a failure."""
 
 
 CRASH_LOOP = "CrashLoopBackOff"

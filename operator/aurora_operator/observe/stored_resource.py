@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, MEASURE_ANNOTATION, annotated_pair, annotated_version
+from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, annotated_version
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import SpeculatorStatus
@@ -102,7 +102,4 @@ def status_of(stored: Object) -> SpeculatorStatus:
 def user_requests(stored: Object) -> UserRequests:
     """The requests in the annotations, such as ``aurora.dev/abort=3``. A value that names no version is ignored."""
     annotations = stored["metadata"].get("annotations") or {}
-    return UserRequests(
-        abort=annotated_version(annotations.get(ABORT_ANNOTATION, "")),
-        measure=annotated_pair(annotations.get(MEASURE_ANNOTATION, "")),
-    )
+    return UserRequests(abort=annotated_version(annotations.get(ABORT_ANNOTATION, "")))

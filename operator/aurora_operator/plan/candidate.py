@@ -7,7 +7,7 @@
     Validating --> Rejected       failed a bar: never rolled out
     Validating --> Inconclusive   undecided twice, or once while a newer version waits: never rolled out
     Validating --> Failed         could not be measured
-    Failed     --> Validating     after a growing delay, or at once if a person asks for the attempt
+    Failed     --> Validating     after a growing delay
     Validated  --> Rejected       failed in its roll
 
 There is at most one candidate. The newest version replaces a candidate that is decided, one that waits in Failed or
@@ -48,7 +48,7 @@ from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKi
 
 MAX_MEASUREMENTS: Final = 2
 """Measurements of one candidate against one active version."""
-MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(seconds=30), timedelta(minutes=30)
+MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(seconds=30), timedelta(minutes=10)
 """Delay before the next attempt: starts at the minimum and doubles with each attempt up to the maximum."""
 DECIDED = frozenset({CandidatePhase.REJECTED, CandidatePhase.INCONCLUSIVE})
 MEASURING = "measuring on the real engine"
@@ -89,8 +89,6 @@ class ValidationInputs:
     """The candidate's Job is being deleted (:func:`~aurora_operator.plan.wanted_children.is_at_rest`)."""
     abort: int | None = None
     """A person rejects this version."""
-    measure: tuple[int, int] | None = None
-    """(version, attempt): a person asks for this measurement without a delay."""
     shortage: str = ""
     """Why there are too few held-out requests to measure; empty when there are enough."""
     on_replica: bool = False
@@ -179,8 +177,7 @@ def _next_state(inputs: ValidationInputs, candidate: CandidateStatus | None) -> 
         return _validated(inputs, candidate, newer)
     if newer is not None:
         return _begin(inputs, newer, candidate)
-    asked_for = inputs.measure == (candidate.version, candidate.attempt + 1)
-    is_due = asked_for or not seconds_until_attempt(candidate, inputs.now)
+    is_due = not seconds_until_attempt(candidate, inputs.now)
     if candidate.phase is CandidatePhase.FAILED and inputs.may_measure and is_due:
         return _begin_attempt(inputs, _next_attempt(inputs, candidate, AttemptReason.FAILED))
     return ValidationDecision(candidate)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from aurora_api.v1alpha1.status import MAX_REJECTED, AttemptReason, CandidatePhase, CandidateStatus, RolloutPhase
+from aurora_api.v1alpha1.status import AttemptReason, CandidatePhase, CandidateStatus, RolloutPhase
 from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.children.inference_deployment import served_image
 from aurora_operator.children.metadata import job_name
@@ -24,7 +24,7 @@ from aurora_operator.plan import lending
 from aurora_operator.plan.actions import LeaseRequest, Plan, Swap
 from aurora_operator.plan.candidate import ValidationDecision, ValidationInputs, decide, seconds_until_attempt, shortage
 from aurora_operator.plan.channel_builder import digest_of, first_channel, next_channel, with_digests
-from aurora_operator.plan.conditions.condition_builder import with_waiting_upgrade
+from aurora_operator.plan.conditions import with_waiting_upgrade
 from aurora_operator.plan.events import history_entries, notes, version_events
 from aurora_operator.plan.operator_upgrade import decide_upgrade
 from aurora_operator.plan.rollout import machine
@@ -32,7 +32,7 @@ from aurora_operator.plan.rollout.roll import read_roll
 from aurora_operator.plan.rollout.transition import Step
 from aurora_operator.plan.rollout.world import Pod
 from aurora_operator.plan.status_builder import StatusChanges, status_of, worth_writing
-from aurora_operator.plan.usable_store import usable_store, with_followed_epoch
+from aurora_operator.plan.usable_store import usable_store
 from aurora_operator.plan.wanted_children import children, is_at_rest, obsolete_jobs, trainer_replicas
 from aurora_operator.plan.world_builder import rollout_pods, world_of
 from aurora_protocol.agent_api import SwapRequest
@@ -98,7 +98,7 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
     rollout, operator_state = step.rollout.status_parts()
     changes = StatusChanges(
         rollout=rollout,
-        operator_state=with_followed_epoch(operator_state, after.store.channel),
+        operator_state=operator_state,
         candidate=measurement.candidate,
         rejected=rejected,
         history=history_entries(old, events, now),
@@ -152,18 +152,10 @@ def _measurement(
 
 
 def _known_rejected(observed: Observed) -> frozenset[int]:
-    """The rejected versions of status and channel that are newer than the active version.
-
-    Both lists are bounded, and only the newest registered version may become a candidate. If the list is full and all
-    its versions are newer, the newest registered version may have been dropped from it. It then counts as rejected.
-    This happens only when later registrations were deleted.
-    """
-    channel, newest = observed.store.channel, observed.store.newest
+    """The rejected versions of status and channel that are newer than the active version. Both lists are bounded."""
+    channel = observed.store.channel
     assert channel is not None, "called only while there is a channel"
-    listed = frozenset(v for v in (*observed.status.rejected, *channel.rejected) if v > channel.active)
-    if newest is None or newest in observed.status.versions() or len(listed) < MAX_REJECTED:
-        return listed
-    return listed | {newest} if newest < sorted(listed)[-MAX_REJECTED] else listed
+    return frozenset(v for v in (*observed.status.rejected, *channel.rejected) if v > channel.active)
 
 
 def _with(versions: frozenset[int], version: int | None) -> frozenset[int]:
@@ -193,7 +185,6 @@ def _validation_inputs(
         ),
         at_rest=at_rest,
         abort=observed.user_requests.abort,
-        measure=observed.user_requests.measure,
         shortage=shortage(
             observed.store, observed.spec.validation, now, trainer_stopped=trainer_replicas(observed) == 0
         ),

@@ -2,8 +2,8 @@
 
 **Lost records.** An empty channel looks like that of a new speculator. With a first record for version 0, all pods
 would leave the draft that they serve for an untrained one, and the status would name versions whose numbers come again.
-A channel from a backup may name a version that live traffic has rejected since. So nothing is decided until somebody
-restores the bucket, or creates the speculator again. Pods keep the drafts that they serve.
+So nothing is decided until somebody restores the bucket, or creates the speculator again. Pods keep the drafts that
+they serve. Known limit: a channel from an older backup is followed, also to a version that was rejected since.
 
 **The root's owner.** ``spec.store.restoreFrom`` names the root of a former speculator, to go on from its channel.
 One record of the channel, create-once, names the new owner, and keeps a former owner that still lives from writing
@@ -17,12 +17,9 @@ for ever.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
 
-from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import RECORDS_LOST, TAKEN_OVER, TAKING_OVER, Observed, StoreView
 from aurora_operator.plan.actions import EventNote
@@ -30,9 +27,6 @@ from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, RootO
 from aurora_store.errors import bounded_text
 from aurora_store.keys import Keys, first_owner, owner_id
 from aurora_store.root_ownership import current_owner, owned_text
-
-_CHANNEL_EPOCH: Final = "channelEpoch"
-"""Name in ``status.operatorState``."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +47,8 @@ def usable_store(observed: Observed, now: datetime) -> UsableStore:
     foreign = store.channel if current_owner(store.channel, root) != owner else None
     if foreign is not None and (observed.status.active is not None or owner == first_owner(root)):
         return _unusable(TAKEN_OVER, _taken_over_text(foreign, root))
-    if missing := _missing(observed):
-        return _unusable(RECORDS_LOST, _lost_text(observed, missing))
+    if store.channel is None and observed.status.active is not None:
+        return _unusable(RECORDS_LOST, _lost_text(observed))
     if store.channel is None and observed.spec.store.restore_from is None:
         return UsableStore(store)
     if store.channel is not None and foreign is None:
@@ -68,40 +62,17 @@ def usable_store(observed: Observed, now: datetime) -> UsableStore:
     return UsableStore(view, taken, (note,))
 
 
-def with_followed_epoch(operator_state: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """``operator_state`` with the epoch of the record that the status follows."""
-    return {**operator_state, _CHANNEL_EPOCH: channel.epoch}
-
-
 def _unusable(reason: str, error: str) -> UsableStore:
     return UsableStore(StoreView(reason=reason, error=error))
 
 
-def _missing(observed: Observed) -> str:
-    """Which record of the active version the store lacks, as the end of a sentence; empty when it lacks none."""
-    channel, active = observed.store.channel, observed.status.active
-    if active is None:
-        return ""
-    if channel is None:
-        return "has no record of the channel"
-    if channel.active != active.version and _is_older(channel, observed.status):
-        return f"has only older records of the channel, the newest for version {channel.active}"
-    return ""
-
-
-def _is_older(channel: Channel, status: SpeculatorStatus) -> bool:
-    """Whether the record comes before the one that the status follows."""
-    followed = status.operator_state.get(_CHANNEL_EPOCH)
-    return isinstance(followed, int) and channel.epoch < followed
-
-
-def _lost_text(observed: Observed, missing: str) -> str:
+def _lost_text(observed: Observed) -> str:
     settings, active = store_settings(observed.owner, observed.spec), observed.status.active
     assert active is not None, "without an active version, nothing is lost"
     return (
-        f"version {active.version} is active, but s3://{settings.bucket}/{settings.root} {missing}. The records were"
-        " deleted, or store.endpoint leads to another store. Pods that serve keep their drafts, and training is"
-        " stopped. Restore the bucket, or delete this speculator and create it again, without"
+        f"version {active.version} is active, but s3://{settings.bucket}/{settings.root} has no record of the channel."
+        " The records were deleted, or store.endpoint leads to another store. Pods that serve keep their drafts, and"
+        " training is stopped. Restore the bucket, or delete this speculator and create it again, without"
         " store.restoreFrom, to begin at version 0"
     )
 

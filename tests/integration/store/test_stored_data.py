@@ -284,7 +284,7 @@ def test_a_store_that_lost_its_records_is_told_and_goes_on_once_they_are_back(ri
     for key in backup:
         store.delete(key)
     # The operator reads the store at once after a request.
-    rig.api.kubectl("annotate", RESOURCE, "lost", "-n", NAMESPACE, "aurora.dev/measure=7-0")
+    rig.api.kubectl("annotate", RESOURCE, "lost", "-n", NAMESPACE, "aurora.dev/abort=7")
     rig.wait("the loss", lambda: rig.storage("lost")[0] == "RecordsLost")
     assert rig.active("lost") == 1
     rig.wait("the trainer's end", lambda: rig.replicas("lost-trainer") == 0)

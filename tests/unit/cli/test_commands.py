@@ -128,9 +128,7 @@ def test_a_missing_speculator_is_named(server: FakeApiServer) -> None:
     assert server.run("status", "chta").stderr == "error: no AuroraSpeculator chta in the namespace team\n"
 
 
-@pytest.mark.parametrize(
-    "words", ["status", "history", "doctor", "abort", "pin 2", "unpin", "pause", "resume", "measure"]
-)
+@pytest.mark.parametrize("words", ["status", "history", "doctor", "abort", "pin 2", "unpin", "pause", "resume"])
 def test_every_failure_is_one_line_on_stderr_and_no_success(server: FakeApiServer, words: str) -> None:
     command, *more = words.split()
     server.refusals = {"speculators": 500}

@@ -97,26 +97,12 @@ def test_a_version_that_never_passed_is_not_pinned(found: SpeculatorStatus) -> N
         decisions.pin(speculator(found), 5)
 
 
-def test_a_measurement_that_failed_is_made_again_now() -> None:
-    one = speculator(FAILED)
-    change = decisions.measure(one)
-    assert user_requests(merged(dict(one.raw), change.patch)).measure == (5, 2)
-    assert decisions.measure(speculator(FAILED, rollout={"pin": 4})).notes
-
-
-@pytest.mark.parametrize("phase", [None, CandidatePhase.REJECTED, CandidatePhase.INCONCLUSIVE])
-def test_a_candidate_that_is_decided_is_not_measured_again(phase: CandidatePhase | None) -> None:
-    with pytest.raises(Refused):
-        decisions.measure(speculator(status(candidate=(5, phase) if phase else None)))
-
-
 DECISIONS: tuple[Callable[[Speculator, int], Change], ...] = (
     decisions.abort,
     decisions.pin,
     lambda one, _: decisions.unpin(one),
     lambda one, _: decisions.pause(one),
     lambda one, _: decisions.resume(one),
-    lambda one, _: decisions.measure(one),
 )
 STATUSES = st.builds(
     status,

@@ -23,7 +23,7 @@ from aurora_api.v1alpha1.status import (
     VersionStatus,
 )
 from aurora_operator.observe.observed import StoreView
-from aurora_operator.plan.conditions.condition_builder import invalid_spec_status
+from aurora_operator.plan.conditions import invalid_spec_status
 from aurora_operator.plan.events import DECISIONS
 from aurora_operator.plan.figures import parse_ratio, ratio_text
 from aurora_operator.speculator_figures import SpeculatorFigures

@@ -24,12 +24,9 @@ __all__ = ["MAX_UNKNOWN_SECONDS", "Operator", "Speculator", "config", "running",
 
 def config(version: int, max_concurrent: int = 1, max_failed: int = 1) -> OperatorConfig:
     """The settings of an operator with images of its own."""
-    return replace(
-        CONFIG,
-        agent_image=f"agent:{version}",
-        upgrade_max_concurrent=max_concurrent,
-        upgrade_max_failed=max_failed,
-    )
+    images = {"agent_image": f"agent:{version}"}
+    limits = {"upgrade_max_concurrent": max_concurrent, "upgrade_max_failed": max_failed}
+    return CONFIG.model_copy(update=images | limits)
 
 
 @dataclass

@@ -89,7 +89,7 @@ class CandidateStatus(VersionStatus):
     not_before: Timestamp | None = Field(
         default=None,
         description="The next attempt begins, or the next replica is lent, no earlier. The delay doubles with each"
-        " attempt, from 30 s to 30 minutes.",
+        " attempt, from 30 s to 10 minutes.",
     )
     job: str | None = Field(default=None, description="Name of the Job that measures. Its log says more.")
     pod: str | None = Field(

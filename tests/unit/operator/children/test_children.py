@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 from typing import Any
 
@@ -46,7 +45,7 @@ def variables(container: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["inference", "trainer", "validator"])
 def test_without_a_fixed_user_the_cluster_chooses_the_user(name: str) -> None:
-    pod = pods(spec(), dataclasses.replace(CONFIG, fixed_user=False))[name]["spec"]
+    pod = pods(spec(), CONFIG.model_copy(update={"fixed_user": False}))[name]["spec"]
     assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
@@ -184,7 +183,7 @@ def test_a_trainer_on_several_gpus_has_a_process_for_each(limits: dict[str, Any]
 
 
 def test_pods_use_the_charts_pull_settings_and_a_template_adds_to_them() -> None:
-    config = dataclasses.replace(CONFIG, pull_policy="Always", pull_secrets=("registry",))
+    config = CONFIG.model_copy(update={"pull_policy": "Always", "pull_secrets": ("registry",)})
     serving: dict[str, Any] = copy.deepcopy(SERVING)
     serving["template"]["spec"]["imagePullSecrets"] = [{"name": "mine"}]
     given = spec(serving=serving)

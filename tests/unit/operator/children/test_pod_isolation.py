@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from aurora_operator.children.supporting_objects import policies
@@ -66,7 +64,7 @@ def test_a_scraper_that_the_administrator_names_reaches_the_metrics_of_agents_an
     monitoring = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
 
     def ports_open_to_monitoring(scrapers: tuple[str, ...]) -> set[int]:
-        serve, learning = policies(OWNER, spec(), dataclasses.replace(CONFIG, scraper_namespaces=scrapers))
+        serve, learning = policies(OWNER, spec(), CONFIG.model_copy(update={"scraper_namespaces": scrapers}))
         assert "ingress" not in learning["spec"], "trainer and validator have no metrics"
         open_rules = [rule for rule in serve["spec"]["ingress"] if monitoring in rule["from"]]
         return {port["port"] for rule in open_rules for port in rule["ports"]}

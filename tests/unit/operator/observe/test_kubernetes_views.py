@@ -8,7 +8,7 @@ import pytest
 
 from aurora_operator.children.metadata import JOB_LABEL
 from aurora_operator.observe import kubernetes_views
-from aurora_operator.observe.observed import PodView, WorkloadView
+from aurora_operator.observe.observed import ContainerFailure, PodView, WorkloadView
 from tests.unit.operator.worlds import NOW
 
 
@@ -211,3 +211,61 @@ def test_the_last_pod_of_a_job_says_why_the_job_failed() -> None:
 
     first, last = pod("2026-01-01T00:00:00Z", "interrupted"), pod("2026-01-01T00:05:00Z", "too few prompts")
     assert kubernetes_views.job_view(failed, [first, last]).message == "too few prompts"
+
+
+ENDED = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "message": "a prompt"}}
+STARTED = "2026-01-01T00:00:00Z"
+RUNNING = {"running": {"startedAt": STARTED}}
+OOM = "exit code 137, OOMKilled"
+
+
+def container_failure(container: dict[str, Any], statuses: str = "containerStatuses", **status: Any) -> Any:
+    """The failure of a pod with one other container, which is on its way."""
+    other = {"initContainerStatuses": [{"name": "stage", "state": {}}]}
+    pod = {"metadata": {"name": "p", "uid": "u"}, "status": other | {statuses: [{"name": "c"} | container]} | status}
+    found = kubernetes_views.pod_view(pod)
+    assert "a prompt" not in repr(found)
+    return found.failure
+
+
+@pytest.mark.parametrize(
+    ("container", "failure"),
+    [
+        ({"state": {"waiting": {"reason": "ErrImagePull", "message": "x"}}}, ContainerFailure("c", "ErrImagePull")),
+        (
+            {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ENDED, "restartCount": 1},
+            ContainerFailure("c", "CrashLoopBackOff", OOM),
+        ),
+        (
+            {"state": RUNNING, "lastState": ENDED, "restartCount": 2, "started": False},
+            ContainerFailure("c", "", OOM),  # its startup probe has not passed
+        ),
+        ({"state": RUNNING, "lastState": ENDED, "restartCount": 1, "started": False}, None),
+        ({"state": RUNNING, "lastState": ENDED, "restartCount": 2, "started": True}, None),
+        ({"state": ENDED, "lastState": ENDED, "restartCount": 2}, ContainerFailure("c", "", OOM)),
+        ({"state": {"waiting": {"reason": "PodInitializing"}}}, None),
+        ({"state": RUNNING, "restartCount": 0, "started": True}, None),
+    ],
+)
+def test_a_container_fails_that_cannot_start_or_that_ends_again_and_again(
+    container: dict[str, Any], failure: ContainerFailure | None
+) -> None:
+    assert container_failure(container) == failure
+
+
+def test_an_init_container_fails_only_while_it_waits() -> None:
+    done = {"state": {"terminated": {"exitCode": 0}}, "lastState": ENDED, "restartCount": 3}
+    assert container_failure(done, "initContainerStatuses") is None
+    crashed = {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ENDED}
+    assert container_failure(crashed, "initContainerStatuses") == ContainerFailure("c", "CrashLoopBackOff", OOM)
+
+
+def test_a_pod_knows_its_age() -> None:
+    metadata = {"name": "p", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    assert kubernetes_views.pod_view({"metadata": metadata, "status": {}}).created == NOW
+
+
+def test_a_deployment_says_why_its_pods_are_refused() -> None:
+    condition = {"type": "ReplicaFailure", "message": "quota"}
+    assert workload(2, conditions=[condition | {"status": "True"}]).message == "quota"
+    assert workload(2, conditions=[condition | {"status": "False"}]).message == ""

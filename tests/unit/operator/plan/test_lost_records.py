@@ -40,7 +40,6 @@ SERVED = SpeculatorStatus(
     rollout=RolloutStatus(version=200, epoch=57),
     rejected=[1, 199],
     training=TrainingStatus(step=9000),
-    operator_state={"channelEpoch": 57},
 )
 
 
@@ -82,32 +81,6 @@ def test_records_that_are_put_back_are_used_as_if_nothing_had_happened() -> None
     told = status(replace(lost(), store=back, status=status(lost())))
     assert (told.active and told.active.version, told.candidate and told.candidate.version) == (200, 201)
     assert next(c for c in told.conditions if c.type is ConditionType.STORAGE_READY).reason == "Ready"
-
-
-def test_an_older_channel_is_not_followed_to_another_version() -> None:
-    """A backup comes from before live traffic rejected version 2. The store was never seen without its records."""
-    pods, newest = (pod("chat-a", 1), pod("chat-b", 1)), channel(1, epoch=9, previous=0, rejected=(2,))
-    followed = status(observed(store=store(0, 1, 2, channel=newest), pods=pods))
-    backup = store(0, 1, 2, channel=channel(2, epoch=8, previous=1))
-    world = observed(store=backup, pods=pods, status=followed)
-    plan = made(world)
-    assert (plan.advance, plan.swaps, plan.job) == (None, (), None)
-    assert status(world).active == followed.active
-    shown = condition(world, ConditionType.STORAGE_READY)
-    assert shown.reason == "RecordsLost"
-    assert "has only older records of the channel, the newest for version 2" in shown.message
-    whole = replace(world, store=store(0, 1, 2, channel=newest), status=status(world))
-    assert condition(whole, ConditionType.STORAGE_READY).reason == "Ready"
-
-
-def test_an_older_channel_that_names_the_active_version_is_followed_on() -> None:
-    pods = (pod("chat-a", 1), pod("chat-b", 1))
-    followed = status(observed(store=store(0, 1, channel=channel(1, epoch=9)), pods=pods))
-    world = observed(store=store(0, 1, channel=channel(1, epoch=7)), pods=pods, status=followed)
-    again = status(world)
-    assert condition(world, ConditionType.STORAGE_READY).reason == "Ready"
-    promoted = replace(world, store=store(0, 1, 2, channel=channel(2, epoch=8, previous=1)), status=again)
-    assert condition(promoted, ConditionType.STORAGE_READY).reason == "Ready", "a record after the one that it follows"
 
 
 def test_a_record_for_another_version_is_followed_when_nothing_was_lost() -> None:

@@ -6,13 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import RolloutPhase, RolloutStatus, SpeculatorStatus
 from aurora_operator.observe.observed import Observed, UserRequests
 from aurora_operator.plan.rollout.roll import AnalysisState, Roll
 from aurora_operator.plan.world_builder import serving_digest
 from aurora_protocol.agent_api import LiveCounters
-from tests.unit.operator.worlds import NOW, channel, condition, digest, made, observed, pod, store
+from tests.unit.operator.worlds import NOW, channel, digest, made, observed, pod, store
 
 
 def returning(*, signed: bool) -> Observed:
@@ -46,27 +45,13 @@ def test_a_pod_is_asked_by_the_digest_that_the_signed_record_names(*, signed: bo
     world = returning(signed=signed)
     asked = [(swap.pod, swap.request.version, swap.request.digest) for swap in made(world).swaps]
     assert asked == ([("chat-a", 0, digest(0))] if signed else [])
-    shown = condition(world, ConditionType.STALLED)
-    assert shown.reason == "RegistrationMissing"
-    assert "registry/00000000.json of the active version" in shown.message
-    assert condition(world, ConditionType.READY).reason == "RegistrationMissing"
 
 
 def test_a_rollback_goes_on_without_the_registration_of_the_former_version() -> None:
     world = watched()
-    shown = condition(world, ConditionType.STALLED)
-    assert (shown.reason, "registry/00000000.json of the previous version" in shown.message) == (
-        "RegistrationMissing",
-        True,
-    )
     result = made(replace(world, user_requests=UserRequests(abort=1)))
     assert result.advance is not None
     assert result.status is not None
     assert (result.advance.active, result.advance.active_digest) == (0, digest(0))
     after = replace(world, store=replace(world.store, channel=result.advance), status=result.status)
     assert {(swap.request.version, swap.request.digest) for swap in made(after).swaps} == {(0, digest(0))}
-
-
-def test_a_previous_version_that_nothing_returns_to_may_be_gone() -> None:
-    world = replace(watched(), status=SpeculatorStatus())
-    assert condition(world, ConditionType.STALLED).reason == "AsExpected"

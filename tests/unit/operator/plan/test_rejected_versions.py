@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from aurora_api.v1alpha1.status import (
     MAX_REJECTED,
     CandidatePhase,
     CandidateStatus,
-    RolloutPhase,
     RolloutStatus,
     SpeculatorStatus,
 )
-from aurora_operator.observe.observed import Observed, UserRequests
+from aurora_operator.observe.observed import Observed
 from tests.unit.operator.worlds import evidence, made, observed, status, store, validating
 
 REJECTED = list(range(1, 201))
@@ -35,18 +32,6 @@ def test_the_status_lists_the_newest_and_those_that_the_candidate_and_the_roll_a
     assert made(replace(world, status=after)).status is None, "the list stays as it is"
     unread = replace(world, store=replace(world.store, channel=None))
     assert status(unread).rejected == [5, 9, *NEWEST]
-
-
-@pytest.mark.parametrize("newest", [1, 100, 136, 137, 200])
-def test_no_rejected_version_is_offered_again_although_later_registrations_are_gone(newest: int) -> None:
-    world = passed_before(newest, SpeculatorStatus(rejected=REJECTED))
-    world = replace(world, user_requests=UserRequests(measure=(newest, 2)))
-    for _ in range(4):
-        plan = made(world)
-        world = replace(world, status=plan.status or world.status)
-        assert (plan.job, plan.swaps, plan.advance) == (None, (), None)
-        assert (world.status.candidate, world.status.rollout.phase) == (None, RolloutPhase.IDLE)
-        assert world.status.rejected == NEWEST
 
 
 def test_a_version_that_is_newer_than_all_rejected_ones_is_measured() -> None:

@@ -293,7 +293,7 @@ def test_the_status_of_a_roll_holds_no_internal_state() -> None:
         "message",
     }
     assert shown.operator_state["version"] == 1
-    assert status(observed()).operator_state == {"channelEpoch": 1}, "nothing of a roll while nothing is rolled out"
+    assert status(observed()).operator_state == {}, "nothing of a roll while nothing is rolled out"
 
 
 @pytest.mark.parametrize("lost", [{}, {"version": 1, "analysis": "unreadable"}, {"version": 7}])

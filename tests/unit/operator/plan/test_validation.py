@@ -6,7 +6,6 @@ A version that passed waits for its roll. Nothing newer is measured before the r
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 from aurora_api.v1alpha1.status import (
@@ -17,7 +16,7 @@ from aurora_api.v1alpha1.status import (
     RolloutStatus,
     SpeculatorStatus,
 )
-from aurora_operator.observe.observed import JobView, Observed, StoreView, UserRequests
+from aurora_operator.observe.observed import JobView, Observed, StoreView
 from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, ValidationSettings
 from tests.unit.operator.worlds import (
@@ -170,19 +169,3 @@ def settings_of(job: dict[str, Any]) -> ValidationSettings:
     (validator,) = job["spec"]["template"]["spec"]["containers"]
     (text,) = (entry["value"] for entry in validator["env"] if entry["name"] == SETTINGS_VARIABLE)
     return ValidationSettings.from_json(text)
-
-
-def test_a_person_asks_for_one_attempt_without_the_delay_after_a_failure() -> None:
-    later = NOW + timedelta(seconds=1)
-    failed = CandidateStatus(version=1, phase=CandidatePhase.FAILED, attempt=3, not_before=later)
-    world = observed(store=store(0, 1), status=SpeculatorStatus(candidate=failed))
-    assert validating(world) is None
-    for other in ((1, 3), (1, 5), (2, 4)):
-        assert validating(replace(world, user_requests=UserRequests(measure=other))) is None
-    asked = replace(world, user_requests=UserRequests(measure=(1, 4)))
-    begun = made(asked)
-    assert begun.job is not None
-    assert begun.job["metadata"]["name"] == "chat-validate-v1-4"
-    failed_again = failed.model_copy(update={"attempt": 4})
-    again = replace(asked, status=asked.status.model_copy(update={"candidate": failed_again}))
-    assert validating(again) is None, "the same annotation asks for no further attempt"

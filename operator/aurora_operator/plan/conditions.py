@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from aurora_api.v1alpha1.conditions import (
@@ -21,18 +21,16 @@ from aurora_operator.observe.observed import (
     TAKING_OVER,
     Observed,
     PodView,
-    StoreView,
 )
-from aurora_operator.plan.conditions.content import SCALED_TO_ZERO, SERVING, ConditionContent
-from aurora_operator.plan.conditions.start import serving_pods, start_fault
 from aurora_operator.plan.lending import withdrawn_pods
 from aurora_operator.plan.operator_upgrade import UpgradeDecision, UpgradeStage, upgrade_failure
+from aurora_operator.plan.start import serving_pods, start_fault
 from aurora_operator.plan.wanted_children import trainer_replicas, trainer_stop_reason
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.training_records import TrainerPhase
-from aurora_store import Keys
 
-ContentByType = Mapping[ConditionType, ConditionContent]
+SERVING = "Serving"
+"""Reason of ServingReady and Ready while every wanted pod serves the version that it should."""
 _USED_BY_PODS = ("ServiceAccount ", "Secret ")
 """Kinds of children that pods use. While another owner has one, workloads are held (``act.child_writer``)."""
 _TRAINER_STOPS = {
@@ -41,6 +39,18 @@ _TRAINER_STOPS = {
 }
 _PASSING_STORE_FAULTS = ("Unreachable", SIGNING_KEYS_MISSING, TAKING_OVER)
 """Faults of the store that may pass by themselves. All others need a person."""
+
+
+@dataclass(frozen=True)
+class ConditionContent:
+    """Status, reason and message of one condition."""
+
+    status: bool
+    reason: str
+    message: str
+
+
+ContentByType = Mapping[ConditionType, ConditionContent]
 _EXPECTED = ConditionContent(False, "AsExpected", "")
 
 
@@ -186,11 +196,9 @@ def _stalled(
         return ConditionContent(
             True, "UpgradeFailed", f"the pods cannot take the upgraded operator's template: {failure}"
         )
-    return (
-        _pin_refused(observed)
-        or _faulty_drafts(observed, status)
-        or start_fault(observed, status.start, serving.message, now)
-    )
+    if fault := start_fault(observed, status.start, serving.message, now):
+        return ConditionContent(True, *fault)
+    return _pin_refused(observed) or _failed_return(observed, status)
 
 
 def _storage(observed: Observed) -> ConditionContent:
@@ -206,7 +214,7 @@ def _storage(observed: Observed) -> ConditionContent:
 def _serving(observed: Observed, status: SpeculatorStatus, up_to_date: int) -> ConditionContent:
     wanted, workload = observed.spec.serving.replicas, observed.deployment
     if wanted == 0:
-        return ConditionContent(True, SCALED_TO_ZERO, "no pods are wanted")
+        return ConditionContent(True, "ScaledToZero", "no pods are wanted")
     ready = min(workload.ready if workload else 0, status.ready_replicas)
     text = f"{ready} of {wanted} pods are ready"
     if workload is None or not workload.current:
@@ -292,38 +300,12 @@ def _pin_refused(observed: Observed) -> ConditionContent | None:
     return ConditionContent(True, "PinRefused", f"{message} or names a version that passed")
 
 
-def _faulty_drafts(observed: Observed, status: SpeculatorStatus) -> ConditionContent | None:
-    """A draft that pods should serve and cannot, or that is not the same in all of them."""
-    if missing := _missing_registration(observed.store, status):
-        return ConditionContent(True, "RegistrationMissing", missing)
-    if status.rollout.phase is RolloutPhase.IDLE:
-        checksums = {pod.checksum for pod in status.pods if status.active and pod.version == status.active.version}
-        if len(checksums - {None}) > 1:
-            return ConditionContent(True, "WeightsDiffer", "pods that serve the active version hold different weights")
+def _failed_return(observed: Observed, status: SpeculatorStatus) -> ConditionContent | None:
+    """A pod that cannot take the active version."""
     for view in observed.pods:
         if reason := _cannot_return(view, status):
             return ConditionContent(True, "SwapFailed", reason)
     return None
-
-
-def _missing_registration(store: StoreView, status: SpeculatorStatus) -> str:
-    """Which version that pods may have to take lost its registration; empty when none did."""
-    channel = store.channel
-    if channel is None:
-        return ""
-    named = {"active": channel.active}
-    watched = status.rollout.phase is RolloutPhase.JUDGING and status.rollout.version == channel.active
-    if channel.previous is not None and watched:
-        named["previous"] = channel.previous  # the watch may return to it
-    keys = [
-        f"{Keys.registration(version)} of the {role} version"
-        for role, version in named.items()
-        if version not in store.registrations
-    ]
-    if not keys:
-        return ""
-    effect = "A pod that does not have the draft on its disk cannot take it"
-    return f"the store lacks {' and '.join(keys)}. {effect}. Put the record back"
 
 
 def _cannot_return(view: PodView, status: SpeculatorStatus) -> str:

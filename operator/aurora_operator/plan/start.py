@@ -14,7 +14,6 @@ from datetime import datetime, timedelta
 from aurora_api.v1alpha1.status import SpeculatorStatus, StartStatus
 from aurora_operator.children.inference_deployment import START_LIMIT
 from aurora_operator.observe.observed import ContainerFailure, Observed
-from aurora_operator.plan.conditions.content import ConditionContent
 
 START_FAILED = "StartFailed"
 """Reason while a container cannot start, or ends again and again."""
@@ -41,10 +40,8 @@ def start_of(observed: Observed, now: datetime) -> StartStatus | None:
     return former
 
 
-def start_fault(
-    observed: Observed, start: StartStatus | None, waits_for: str, now: datetime
-) -> ConditionContent | None:
-    """What a person must mend before a pod can serve; None while the start may still succeed.
+def start_fault(observed: Observed, start: StartStatus | None, waits_for: str, now: datetime) -> tuple[str, str] | None:
+    """Reason and message of what a person must mend before a pod can serve; None while the start may still succeed.
 
     Args:
         start: the start in progress.
@@ -53,10 +50,10 @@ def start_fault(
     if start is None or observed.spec.serving.replicas == 0:
         return None
     if why := _failing_container(observed):
-        return ConditionContent(True, START_FAILED, why)
+        return START_FAILED, why
     if start.since is not None and now - start.since > START_LIMIT:
         minutes = START_LIMIT // timedelta(minutes=1)
-        return ConditionContent(True, START_TIMEOUT, f"No pod became ready within {minutes} minutes: {waits_for}")
+        return START_TIMEOUT, f"No pod became ready within {minutes} minutes: {waits_for}"
     return None
 
 

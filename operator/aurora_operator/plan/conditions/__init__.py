@@ -1,1 +1,0 @@
-"""The content of a speculator's conditions: their messages, and which condition Ready repeats. Pure."""
