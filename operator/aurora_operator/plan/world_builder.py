@@ -11,8 +11,7 @@ from aurora_operator.children.metadata import ENGINE_CONTAINER
 from aurora_operator.observe.observed import CRASH_LOOP, Observed, PodView
 from aurora_operator.plan import lending
 from aurora_operator.plan.candidate import ValidationDecision
-from aurora_operator.plan.rollout.policy import RolloutPolicy
-from aurora_operator.plan.rollout.world import Pod, World
+from aurora_operator.plan.rollout.world import Pod, RolloutPolicy, World
 from aurora_protocol.agent_api import LiveCounters, SwapStatus
 
 
@@ -26,7 +25,6 @@ def rollout_pod(view: PodView) -> Pod:
     return Pod(
         name=view.name,
         ready=view.ready and agent is not None and agent.engine_ready,
-        up=view.ready or (agent is not None and agent.engine_ready),
         kubernetes_ready=view.ready,
         version=agent.version if agent else None,
         checksum=agent.checksum if agent else None,

@@ -13,7 +13,7 @@ from aurora_api.v1alpha1.status import MAX_HISTORY, MAX_REJECTED, RolloutPhase, 
 from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.observe.observed import Observed
 from aurora_operator.plan import LeaseRequest, Plan, Swap
-from aurora_operator.plan.rollout.policy import RolloutPolicy
+from aurora_operator.plan.rollout.world import RolloutPolicy
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, ChannelReason
 from aurora_protocol.evidence_records import VerdictKind

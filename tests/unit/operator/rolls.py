@@ -8,10 +8,9 @@ from typing import Any
 from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.rollout.judgement import Judgement
 from aurora_operator.plan.rollout.machine import TRANSITIONS, judged_step
-from aurora_operator.plan.rollout.policy import RolloutPolicy
 from aurora_operator.plan.rollout.roll import AnalysisState, Roll
 from aurora_operator.plan.rollout.transition import Step
-from aurora_operator.plan.rollout.world import Pod, World
+from aurora_operator.plan.rollout.world import Pod, RolloutPolicy, World
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -29,7 +28,7 @@ JUDGED: dict[str, Any] = {
 
 def pod(name: str, version: int | None = 0, **more: Any) -> Pod:
     ready = more.get("ready", True)
-    known = {"ready": ready, "kubernetes_ready": ready, "up": ready, "version": version, "checksum": f"sum-{version}"}
+    known = {"ready": ready, "kubernetes_ready": ready, "version": version, "checksum": f"sum-{version}"}
     return Pod(name, **{**known, **more})
 
 

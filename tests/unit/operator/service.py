@@ -14,10 +14,9 @@ from typing import Any
 from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.rollout.judgement import Judgement
 from aurora_operator.plan.rollout.machine import judged_step
-from aurora_operator.plan.rollout.policy import RolloutPolicy
 from aurora_operator.plan.rollout.roll import Roll
 from aurora_operator.plan.rollout.transition import Step
-from aurora_operator.plan.rollout.world import Pod, World
+from aurora_operator.plan.rollout.world import Pod, RolloutPolicy, World
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 from aurora_protocol.draft_records import ChannelReason
 from tests.unit.operator.rolls import JUDGED, NOW, PAUSED, check_row
@@ -60,7 +59,6 @@ class ServicePod:
         return Pod(
             self.name,
             ready=True,
-            up=True,
             kubernetes_ready=True,
             version=self.version,
             checksum=f"sum-{self.version}",

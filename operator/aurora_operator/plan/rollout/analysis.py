@@ -33,8 +33,8 @@ from datetime import datetime, timedelta
 from enum import Enum, auto
 
 from aurora_api.v1alpha1.status import MAX_PODS_SHOWN
-from aurora_operator.plan.rollout.policy import AnalysisPolicy
 from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow
+from aurora_operator.plan.rollout.world import AnalysisPolicy
 from aurora_protocol.agent_api import DraftCounters, LiveCounters
 
 MIN_Z_SCORE = 3.0
@@ -61,19 +61,15 @@ CountersByPod = Mapping[str, PodCounters]
 
 
 def _with_windows_for(analysis: AnalysisState, pods: CountersByPod, version: int) -> AnalysisState:
-    """Add windows for pods not seen before.
-
-    Where there is no room for all, ``version`` and the other versions share it: each gets at least half, if it has as
-    many pods. A comparison needs both sides.
-    """
+    """Add windows for pods not seen before: for ``version`` at most half of what there is room for, and for the other
+    versions the other half."""
     kept = {w.name: w for w in analysis.windows if w.name not in pods or _is_same_engine(w, pods[w.name])}
     fresh = {name: _window(name, live) for name, live in pods.items() if name not in kept}
     judged = [window for window in (kept | fresh).values() if window.version == version]
     others = [window for window in (kept | fresh).values() if window.version != version]
     half = MAX_PODS_SHOWN // 2
-    shared = judged[: max(half, MAX_PODS_SHOWN - len(others))] + others[: max(half, MAX_PODS_SHOWN - len(judged))]
-    windows = sorted(shared, key=lambda window: window.name)
-    return analysis if windows == analysis.windows else analysis.model_copy(update={"windows": windows})
+    windows = sorted(judged[:half] + others[:half], key=lambda window: window.name)
+    return analysis.model_copy(update={"windows": windows})
 
 
 def _is_same_engine(window: PodWindow, live: PodCounters) -> bool:

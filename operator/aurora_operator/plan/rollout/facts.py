@@ -10,11 +10,11 @@ Invariants:
   afterwards. Pods that no longer exist are dropped.
 - A crash counts against the version only when the operator was observing and the engine crashed alone. A crash together
   with the pod's agent says more about the machine.
-- A pod is *missing* once it had the version, or was asked to take it, and is not up. It is missing until Kubernetes
-  calls it ready. Its engine may only load its model again after one crash, which takes as long as the startup probe
-  allows. So each pod has a clock of its own, which also runs while the roll is held: the missing pods may be what holds
-  the roll. The clock does not run during a pause. A pod is late only after it was seen away for the whole time,
-  uninterrupted. Whether its node is at fault is not asked: Kubernetes deletes the pods of a lost node long before.
+- A pod is *missing* when it had the version, or was asked to take it, and Kubernetes does not call it ready. Its engine
+  may only load its model again after one crash, which takes as long as the startup probe allows. So each pod has a
+  clock of its own, which also runs while the roll is held: the missing pods may be what holds the roll. The clock does
+  not run during a pause. Whether the pod's node is at fault is not asked: Kubernetes deletes the pods of a lost node
+  long before.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def facts_of(world: World, stored: Roll) -> RolloutFacts:
             pod.name for pod in pods if pod.ready and pod.version not in (version, world.active) and not pod.swapping
         ),
         uncertain_pods=sum(pod.name in roll.engine_boots and not pod.ready for pod in pods),
-        all_updated=any(pod.ready for pod in pods) and len(updated) == sum(pod.ready or pod.up for pod in pods),
+        all_updated=any(pod.ready for pod in pods) and len(updated) == sum(pod.kubernetes_ready for pod in pods),
         settled=bool(pods) and all(pod.confirms(world.active) for pod in pods),
         too_many_not_ready=too_many_not_ready,
         weights_differ=len({pod.checksum for pod in updated}) > 1,
@@ -175,11 +175,11 @@ def with_absences(world: World, roll: Roll) -> Roll:
     """
     if roll.phase is RolloutPhase.IDLE or roll.paused:
         return roll.model_copy(update={"missing_since": {}})
-    missing = [pod.name for pod in world.pods if _is_missing(roll, pod)]
+    away = [pod.name for pod in world.pods if not pod.kubernetes_ready]
     known = {} if world.observation_gap else roll.missing_since
-    update: dict[str, Any] = {"missing_since": {name: known.get(name, world.now) for name in missing}}
-    still_away = {pod.name for pod in world.pods if not pod.kubernetes_ready}
-    if roll.under_way and roll.missing_since.keys() - still_away:
+    missing = {name: known.get(name, world.now) for name in away if name in roll.engine_boots}
+    update: dict[str, Any] = {"missing_since": missing}
+    if roll.under_way and roll.missing_since.keys() - set(away):
         update["progressed"] = None if roll.progressed is None else world.now
     return roll.model_copy(update=update)
 
@@ -200,16 +200,6 @@ def _late(world: World, roll: Roll) -> str:
         if world.now - since > limit:
             return f"pod {name} did not come back with version {roll.version} for {limit.total_seconds():.0f} s"
     return ""
-
-
-def _is_missing(roll: Roll, pod: Pod) -> bool:
-    """Whether the pod had the version, or was asked to take it, and is not up now, or has not come back since.
-
-    An engine that its agent alone calls ready is not back: it may end before its readiness probe passes, each time.
-    """
-    if pod.name not in roll.engine_boots or pod.kubernetes_ready:
-        return False
-    return not pod.up or pod.name in roll.missing_since
 
 
 # progress and traffic ------------------------------------------------------------------------------------------------

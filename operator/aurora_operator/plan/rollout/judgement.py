@@ -19,8 +19,6 @@ from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.rollout.facts import RolloutFacts
 from aurora_protocol.agent_api import SwapPhase
 
-_NOT_JUDGED = "live traffic does not judge it"
-
 
 @dataclass(frozen=True)
 class Judgement:
@@ -115,7 +113,7 @@ def _idle(facts: RolloutFacts) -> Judgement:
     waits = f"waiting to roll out version {world.next_version}, which passed its measurement"
     if world.paused:
         return Wait(f"{waits}: {world.paused}")
-    if facts.settled and not facts.too_many_not_ready:
+    if facts.settled:
         return Start()
     return Wait(f"{waits}: not every pod is ready and serves version {world.active}")
 
@@ -144,10 +142,9 @@ def _canary(facts: RolloutFacts) -> Judgement:
     if not facts.ready or len(facts.updated) < min(canary_pods(facts), len(facts.ready)):
         return Proceed()
     if state is None or state.good_windows >= rules.consecutive_success_limit:
-        return Pass((state.message if state else "") or _NOT_JUDGED)
-    versions = f"{rules.min_requests} requests with version {facts.version} and as many with version {world.active}"
-    waits = f"a judgement takes {versions}"
-    return Wait(f"{state.message}; {waits}" if state.message else waits)
+        return Pass((state.message if state else "") or "live traffic does not judge it")
+    each = f"{rules.min_requests} requests with version {facts.version} and as many with version {world.active}"
+    return Wait(f"a judgement takes {each}")
 
 
 def canary_pods(facts: RolloutFacts) -> int:
@@ -164,10 +161,8 @@ def _watch(facts: RolloutFacts) -> Judgement:
         return Keep()
     if world.previous is None or state is None or state.serving_digest != world.serving_digest:
         return Keep()
-    if crashes := _engine_crashes(facts):
-        return crashes
-    if facts.late:
-        return Reject(facts.late)
+    if lost := _lost_engines(facts):
+        return lost
     if facts.watch_over and not facts.roll.missing_since:
         return Keep()
     return _bad_traffic(facts) or Watch()
@@ -185,9 +180,7 @@ def _rejection(facts: RolloutFacts) -> Reject | None:
         return Reject(reason)
     if facts.weights_differ:
         return Reject(f"pods that serve version {version} hold different weights")
-    if crashes := _engine_crashes(facts):
-        return crashes
-    return Reject(facts.late) if facts.late else None
+    return _lost_engines(facts)
 
 
 def _failed_swap(facts: RolloutFacts) -> str:
@@ -201,21 +194,20 @@ def _failed_swap(facts: RolloutFacts) -> str:
     return ""
 
 
-def _engine_crashes(facts: RolloutFacts) -> Reject | None:
-    """A rejection when more engines crashed with the version than the policy tolerates."""
+def _lost_engines(facts: RolloutFacts) -> Reject | None:
+    """A rejection when more engines crashed with the version than the policy tolerates, or one did not come back."""
     count = facts.roll.engine_crashes
-    if count <= facts.world.policy.analysis.failure_limit:
-        return None
-    return Reject(f"{count} engines crashed while serving version {facts.version}")
+    if count > facts.world.policy.analysis.failure_limit:
+        return Reject(f"{count} engines crashed while serving version {facts.version}")
+    return Reject(facts.late) if facts.late else None
 
 
 def _bad_traffic(facts: RolloutFacts) -> Reject | None:
     """A rejection when live traffic judged the version bad more often than the policy tolerates."""
     state = facts.roll.analysis
-    if state is None or state.baseline is None:
+    if state is None or state.bad_windows <= facts.world.policy.analysis.failure_limit:
         return None
-    many = state.bad_windows > facts.world.policy.analysis.failure_limit
-    return Reject(f"live traffic disagrees: {state.message}") if many else None
+    return Reject(f"live traffic disagrees: {state.message}")
 
 
 def _stop(facts: RolloutFacts) -> Stop | None:

@@ -140,8 +140,7 @@ def stop(facts: RolloutFacts, judgement: Judgement) -> Step:
 def start_canary(facts: RolloutFacts, judgement: Judgement) -> Step:
     """Begin the roll. No pod is asked yet: the decision is stored first."""
     world = facts.world
-    rules, total = world.policy.analysis, len(world.pods)
-    judged = rules.consecutive_success_limit > 0 or rules.watch_seconds > 0
+    judged, total = world.policy.analysis.consecutive_success_limit > 0, len(world.pods)
     started = Roll(
         phase=RolloutPhase.JUDGING,
         epoch=facts.roll.epoch + 1,

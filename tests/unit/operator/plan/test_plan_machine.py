@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
 
 from aurora_api.v1alpha1.status import RolloutPhase
-from aurora_operator.plan.rollout.policy import RolloutPolicy
+from aurora_operator.plan.rollout.world import RolloutPolicy
 from aurora_protocol.draft_records import INITIAL_VERSION
 from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
 from tests.example_count import example_count

@@ -74,7 +74,6 @@ class SimulatedPod:
                 self.name,
                 ready=False,
                 crash_loops=self.crash_loops and not self.ready,
-                up=self.ready,
                 kubernetes_ready=self.ready,
                 started_together=self.with_agent,
             )
@@ -82,7 +81,6 @@ class SimulatedPod:
             self.name,
             ready=self.ready,
             crash_loops=self.crash_loops and not self.ready,
-            up=self.ready,
             kubernetes_ready=self.ready,
             version=self.version,
             checksum=f"{self.version}{self.salt}",

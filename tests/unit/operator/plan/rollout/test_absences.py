@@ -111,17 +111,17 @@ def test_an_engine_that_its_agent_alone_calls_ready_is_not_back() -> None:
     roll = rolling(engine_boots={A: "a"}, progressed=NOW, updated=1)
     roll = step(at(0, away(A), staging(B)), roll).rollout
     for seconds in range(10, 601, 10):
-        made = step(at(seconds, away(A, up=seconds % 20 == 0), staging(B)), roll)
+        made = step(at(seconds, away(A, boot=str(seconds)), staging(B)), roll)
         assert (made.advance, made.rollout.missing_since, made.rollout.progressed) == (None, {A: NOW}, NOW)
         roll = made.rollout
-    assert step(at(601, away(A, up=True), staging(B)), roll).advance == REJECTED
+    assert step(at(601, away(A, boot="b"), staging(B)), roll).advance == REJECTED
 
 
 def test_a_pod_that_kubernetes_calls_ready_is_back_although_its_agent_is_silent() -> None:
     roll = step(at(0, away(A), staging(B)), rolling(engine_boots={A: "a"}, updated=1)).rollout
-    made = step(at(599, away(A, up=True, kubernetes_ready=True), staging(B)), roll)
+    made = step(at(599, away(A, kubernetes_ready=True), staging(B)), roll)
     assert (made.rollout.missing_since, made.rollout.progressed) == ({}, NOW + timedelta(seconds=599))
-    assert step(at(700, away(A, up=True, kubernetes_ready=True), staging(B)), made.rollout).advance is None
+    assert step(at(700, away(A, kubernetes_ready=True), staging(B)), made.rollout).advance is None
 
 
 # more pods are away than may be away --------------------------------------------------------------------------

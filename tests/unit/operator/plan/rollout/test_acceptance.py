@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_operator.plan.rollout.analysis import PATIENCE, Outcome, compare
-from aurora_operator.plan.rollout.policy import AnalysisPolicy
+from aurora_operator.plan.rollout.world import AnalysisPolicy
 from aurora_protocol.agent_api import DraftCounters, LiveCounters
 from tests.unit.operator.counters import STEPS, chains, counters, drafting, steady
 

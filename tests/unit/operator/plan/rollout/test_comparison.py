@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_operator.plan.rollout.analysis import Outcome, compare, has_enough_requests
-from aurora_operator.plan.rollout.policy import AnalysisPolicy
+from aurora_operator.plan.rollout.world import AnalysisPolicy
 from aurora_protocol.agent_api import LiveCounters
 from tests.unit.operator.counters import STEPS, counters
 

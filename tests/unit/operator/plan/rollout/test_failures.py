@@ -126,7 +126,7 @@ def test_different_weights_under_one_version_reject_it() -> None:
 
 @pytest.mark.parametrize("phase", [RolloutPhase.JUDGING, RolloutPhase.ROLLING])
 def test_an_agent_that_does_not_answer_while_its_pod_is_up_stops_a_roll_without_blame(phase: RolloutPhase) -> None:
-    silent = pod(A, None, checksum=None, ready=False, up=True)
+    silent = pod(A, None, checksum=None, ready=False, kubernetes_ready=True)
     state = rolling(phase, engine_boots={A: "b"})
     held = step(world(silent, pod(B), now=NOW + timedelta(seconds=599)), state)
     assert held.rollout.phase is phase

@@ -8,8 +8,8 @@ import pytest
 
 from aurora_api.v1alpha1.status import MAX_PODS_SHOWN
 from aurora_operator.plan.rollout.analysis import PodCounters, judge, measure_baseline
-from aurora_operator.plan.rollout.policy import AnalysisPolicy
 from aurora_operator.plan.rollout.roll import AnalysisState
+from aurora_operator.plan.rollout.world import AnalysisPolicy
 from aurora_protocol.agent_api import LiveCounters
 from tests.unit.operator.counters import STEPS, counters
 
@@ -59,9 +59,9 @@ def test_a_pod_out_of_sight_keeps_its_window() -> None:
     assert judged(state, 20, live(20, 2.6), live(20, 2.5, version=0)).good_windows == 1
 
 
-@pytest.mark.parametrize(("canaries", "peers"), [(1, 99), (63, 37), (64, 36), (100, 1), (20, 20)])
+@pytest.mark.parametrize(("canaries", "peers"), [(1, 99), (40, 32), (100, 1), (20, 20)])
 def test_any_number_of_pods_is_compared_with_its_peers(canaries: int, peers: int) -> None:
-    """The state has room for the windows of 64 pods. Without windows of both sides, nothing is ever judged."""
+    """The state has room for 32 windows of each side. Without windows of both sides, nothing is ever judged."""
 
     def fleet(seconds: float, length: float) -> AnalysisState:
         canary = {f"a{n}": live(seconds, length) for n in range(canaries)}
@@ -70,7 +70,7 @@ def test_any_number_of_pods_is_compared_with_its_peers(canaries: int, peers: int
 
     state = AnalysisState(baseline=counters(1000, 2.0), window_begins=NOW)
     state = fleet(0, 2.5)
-    assert len(state.windows) == min(canaries + peers, MAX_PODS_SHOWN)
+    assert len(state.windows) == min(canaries, MAX_PODS_SHOWN // 2) + min(peers, MAX_PODS_SHOWN // 2)
     assert fleet(20, 2.6).good_windows == 1
     assert fleet(20, 1.3).bad_windows == 1
 

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aurora_api.v1alpha1.status import RolloutPhase
-from aurora_operator.plan.rollout.policy import AnalysisPolicy, RolloutPolicy
 from aurora_operator.plan.rollout.roll import Roll
 from aurora_operator.plan.rollout.transition import Step
-from aurora_operator.plan.rollout.world import World
+from aurora_operator.plan.rollout.world import AnalysisPolicy, RolloutPolicy, World
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import ChannelReason
 from tests.example_count import example_count

@@ -153,7 +153,7 @@ def test_no_pod_is_swapped_while_too_many_are_not_ready_and_the_deadline_stands_
 def test_promotion_needs_every_ready_pod_confirmed() -> None:
     assert step(world(pod(A, 1), pod(B)), rolling()).advance is None
     assert step(world(pod(A, 1), pod(B, 1, checksum=None)), rolling()).advance is None
-    silent = pod(B, None, ready=False, up=True)
+    silent = pod(B, None, ready=False, kubernetes_ready=True)
     assert step(world(pod(A, 1), silent), rolling()).advance is None, "it may still answer requests, with version 0"
     crashed = pod(B, None, ready=False)
     assert step(world(pod(A, 1), crashed), rolling()).advance == Advance(1, ChannelReason.PROMOTED)
