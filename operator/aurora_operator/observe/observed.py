@@ -89,9 +89,9 @@ class PodView:
         return self.agent.measurement if self.agent else None
 
     @property
-    def swapping(self) -> bool:
-        """Whether the pod downloads or loads a draft."""
-        return self.agent is not None and self.agent.swap.under_way
+    def serves(self) -> bool:
+        """Whether the pod serves clients."""
+        return self.ready and not self.terminating and self.measurement is None
 
 
 @dataclass(frozen=True)

@@ -281,10 +281,9 @@ def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Vali
 
 
 def _recalled(inputs: ValidationInputs, candidate: CandidateStatus, recall: Recall) -> ValidationDecision:
-    """Measure ``candidate`` again once a replica can be spared, after a delay if pods are missing. Nothing failed."""
+    """Measure ``candidate`` again after a delay, once a replica can be spared. Nothing failed."""
     again = _next_attempt(inputs, candidate, AttemptReason.RECALLED)
-    not_before = inputs.now + _delay(candidate) if recall.pods_missing else None
-    again = again.model_copy(update={"since": inputs.now, "not_before": not_before})
+    again = again.model_copy(update={"since": inputs.now, "not_before": inputs.now + _delay(candidate)})
     return ValidationDecision(again, event="ReplicaRecalled", message=recall.reason)
 
 

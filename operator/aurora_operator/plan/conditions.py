@@ -24,7 +24,7 @@ from aurora_operator.observe.observed import (
 )
 from aurora_operator.plan.lending import withdrawn_pods
 from aurora_operator.plan.operator_upgrade import UpgradeDecision, UpgradeStage, upgrade_failure
-from aurora_operator.plan.start import serving_pods, start_fault
+from aurora_operator.plan.start import start_fault
 from aurora_operator.plan.wanted_children import trainer_replicas, trainer_stop_reason
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.training_records import TrainerPhase
@@ -166,7 +166,7 @@ def _ready(
     """
     if stalled.status:
         return replace(stalled, status=False)
-    served = serving_pods(observed) > 0 or observed.spec.serving.replicas == 0
+    served = any(pod.serves for pod in observed.pods) or observed.spec.serving.replicas == 0
     if not storage.status:
         return ConditionContent(served, f"Storage{storage.reason}", storage.message)
     if serving.status and status.rollout.phase is not RolloutPhase.IDLE:

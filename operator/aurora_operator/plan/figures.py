@@ -91,7 +91,7 @@ def held_devices(observed: Observed) -> str | None:
 def saved_devices(observed: Observed) -> str | None:
     """The GPUs that inference pods would need more without speculation, by the engines' estimate. None: unknown."""
     found = gpus_of(observed.spec, observed.spec.serving.template, ENGINE_CONTAINER)
-    serving = [pod for pod in observed.pods if pod.ready and not pod.terminating and pod.measurement is None]
+    serving = [pod for pod in observed.pods if pod.serves]
     shares = []
     for pod in serving:
         saved = pod.agent.saved_time if pod.agent is not None else None

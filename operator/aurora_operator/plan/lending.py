@@ -9,14 +9,14 @@ A pod for which the cluster has no room may wait forever, so it neither delays a
 Invariants: a pod is withdrawn only while nothing is rolled out, every wanted pod that has a place is ready and serves
 the active version, another pod is left, and the disruption budget allows one more disruption. At most one pod is
 withdrawn. When another pod that has a place is not ready, or no other pod serves, the withdrawn pod is taken back,
-measured or not: service comes before measurements. The next loan then waits (``candidate.notBefore``). The
-pod is taken back too when there are more pods than wanted, because Kubernetes deletes pods that are not ready first. A
+measured or not: service comes before measurements. The pod is taken back too when there are more pods than wanted,
+because Kubernetes deletes pods that are not ready first. The next loan then waits (``candidate.notBefore``). A
 pod that is being deleted is not measured on anew. A measurement that runs on it goes on for as long as its engine does.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus
@@ -45,9 +45,7 @@ class Recall:
     """Why a lent replica has to serve again."""
 
     reason: str
-    pods_missing: bool
-    """Too few other pods are ready, perhaps because the loan overloads them. Otherwise there are more than wanted."""
-    withdrawn: bool = False
+    withdrawn: bool
     """A pod has left the Service for the measurement."""
 
 
@@ -95,16 +93,15 @@ def recall(observed: Observed) -> Recall | None:
     if candidate is None or candidate.pod is None:
         return None
     lent = _pod_withdrawn_for(observed, candidate)
-    found = _recall(observed, lent)
-    return None if found is None else replace(found, withdrawn=lent is not None)
+    reason = _recall_reason(observed, lent)
+    return Recall(reason, withdrawn=lent is not None) if reason else None
 
 
 def _withdrawn_without_job(
     observed: Observed, candidate: CandidateStatus, lent: PodView, returns: tuple[LeaseRequest, ...], epoch: int
 ) -> LendingDecision:
     """The pod is withdrawn and the Job does not exist yet: create the Job, or take the pod back."""
-    recalled = _recall(observed, lent)
-    if reason := recalled.reason if recalled is not None else _template_changing(observed):
+    if reason := _recall_reason(observed, lent) or _template_changing(observed):
         return LendingDecision(_waiting(candidate, reason), (*returns, *_take_back(lent, epoch)))
     returning = lent.measurement is not None and lent.measurement.phase is MeasurementPhase.RETURNING
     has_left_service = bool(lent.ip) and not lent.ready and not returning
@@ -160,15 +157,14 @@ def _take_back(view: PodView | None, epoch: int) -> tuple[LeaseRequest, ...]:
     return (_lease_request(view, measurement.measurement, epoch, lease_seconds=0),)
 
 
-def _recall(observed: Observed, lent: PodView | None) -> Recall | None:
-    """Why the lent pod has to serve again. None when it can be spared."""
+def _recall_reason(observed: Observed, lent: PodView | None) -> str:
+    """Why the lent pod has to serve again; empty when it can be spared."""
     placed, wanted = len(_pods_with_node(observed)), observed.spec.serving.replicas
     if placed > wanted:
-        why = f"{placed} pods run and {wanted} are wanted. Kubernetes deletes a pod that is not ready first"
-        return Recall(why, pods_missing=False)
+        return f"{placed} pods run and {wanted} are wanted. Kubernetes deletes a pod that is not ready first"
     serving = sum(view.ready and not view.terminating for view in observed.pods if view is not lent)
     others = max(_placed_pods(observed) - 1, 1)
-    return None if serving >= others else Recall(f"{serving} of the {others} other pods are ready", pods_missing=True)
+    return "" if serving >= others else f"{serving} of the {others} other pods are ready"
 
 
 def _pods_with_node(observed: Observed) -> tuple[PodView, ...]:
@@ -192,24 +188,16 @@ def _template_changing(observed: Observed) -> str:
 def _refusal_reason(observed: Observed) -> str:
     """Why no replica may be withdrawn now; empty when one may."""
     wanted, channel, views = _placed_pods(observed), observed.store.channel, _pods_with_node(observed)
-    if observed.spec.serving.replicas < 2:
-        return "serving.replicas is below 2, and one replica has to go on serving"
     if reason := _template_changing(observed):
         return reason
     if lent := sorted(withdrawn_pods(observed)):
         return f"{', '.join(lent)} must return to the Service first"
     ready = [view for view in views if view.ready and view.ip and view.agent is not None and view.agent.engine_ready]
-    if len(ready) < wanted or len(views) != wanted:
-        return f"{len(ready)} of {wanted} pods are ready"
-    if len(ready) < 2:
-        return f"{len(ready)} of {observed.spec.serving.replicas} pods is ready, and one has to go on serving"
-    active = [
-        view
-        for view in ready
-        if channel is not None and view.agent is not None and view.agent.version == channel.active
-    ]
-    if len(active) < wanted:
-        return f"{len(active)} of {wanted} pods serve the active version"
+    active = [v for v in ready if channel is not None and v.agent is not None and v.agent.version == channel.active]
+    if len(active) < wanted or len(views) != wanted:
+        return f"{len(active)} of {wanted} pods are ready and serve the active version"
+    if wanted < 2:
+        return f"{wanted} of {observed.spec.serving.replicas} replicas has a place, and one has to go on serving"
     # The budget counts a pod that has no place as disrupted, for as long as the pod waits.
     allowed = observed.disruptions_allowed
     if allowed is None or allowed + observed.unplaced_pods < 1:

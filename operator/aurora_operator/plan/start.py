@@ -28,7 +28,7 @@ def is_starting(status: SpeculatorStatus) -> bool:
 
 def start_of(observed: Observed, now: datetime) -> StartStatus | None:
     """The start after this observation; None once a pod has served clients."""
-    if serving_pods(observed):
+    if any(pod.serves for pod in observed.pods):
         return None
     if observed.spec.serving.replicas == 0:
         return StartStatus()
@@ -55,11 +55,6 @@ def start_fault(observed: Observed, start: StartStatus | None, waits_for: str, n
         minutes = START_LIMIT // timedelta(minutes=1)
         return START_TIMEOUT, f"No pod became ready within {minutes} minutes: {waits_for}"
     return None
-
-
-def serving_pods(observed: Observed) -> int:
-    """How many pods serve clients."""
-    return sum(view.ready and not view.terminating and view.measurement is None for view in observed.pods)
 
 
 def _failing_container(observed: Observed) -> str:

@@ -117,11 +117,11 @@ def test_the_job_is_created_only_after_the_replica_was_chosen_and_withdrawn() ->
         ({"pods": (pod("chat-a", 0), pod("chat-b", 0, ready=False))}, "1 of 2 pods are ready"),
         ({"pods": (pod("chat-a", 0), pod("chat-b", 0, agent=None))}, "1 of 2 pods are ready"),
         ({"pods": (pod("chat-a", 0),)}, "1 of 2 pods are ready"),
-        ({"pods": (pod("chat-a", 0), pod("chat-b", 3))}, "1 of 2 pods serve the active version"),
+        ({"pods": (pod("chat-a", 0), pod("chat-b", 3))}, "1 of 2 pods are ready and serve the active version"),
         ({"pods": (pod("chat-a", 0), withdrawn("chat-b", measurement="another"))}, "chat-b must return"),
         (
             {"spec": spec(serving={"replicas": 1}, validation={"measureOn": "Replica"}), "pods": (pod("chat-a", 0),)},
-            "below 2",
+            "one has to go on serving",
         ),
     ],
 )
