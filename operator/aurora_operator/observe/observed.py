@@ -176,7 +176,7 @@ TAKING_OVER = "TakingOver"
 TAKEN_OVER = "TakenOver"
 """Reason of a store whose root another speculator owns."""
 RECORDS_LOST = "RecordsLost"
-"""Reason of a store that can be read, and lacks the channel or its newest records."""
+"""Reason of a store that can be read, and lacks the channel."""
 TRAINER_SILENCE = timedelta(minutes=5)
 """Age after which the trainer's record tells nothing about the present. A waiting trainer rewrites its record after
 45 s at the latest, and at rest the operator reads the record every 30 s."""
