@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from datetime import datetime
 
-from aurora_operator.children.inference_deployment import START_LIMIT
+from aurora_operator.children.inference_deployment import START_LIMIT, choice_digest
 from aurora_operator.children.metadata import ENGINE_CONTAINER
 from aurora_operator.observe.observed import CRASH_LOOP, Observed, PodView
 from aurora_operator.plan import lending
@@ -68,7 +67,7 @@ def world_of(
         epoch=channel.epoch,
         pods=tuple(pod for pod in pods if pod.name not in absent),
         start_limit=START_LIMIT,
-        serving_digest=serving_digest(observed),
+        serving_digest=choice_digest(observed.owner, observed.spec),
         draft_steps=observed.spec.draft.steps,
         policy=RolloutPolicy.of(observed.spec.rollout),
         paused=_pause_reason(observed),
@@ -91,19 +90,3 @@ def _pause_reason(observed: Observed) -> str:
         # Live traffic would compare pods of two images.
         return "the pods restart with the upgraded operator's template"
     return "spec.rollout.paused is true" if observed.spec.rollout.paused else ""
-
-
-def serving_digest(observed: Observed) -> str:
-    """Digest of all settings that decide how a draft is used and how fast.
-
-    Figures from before and after a change of the digest cannot be compared. The number of replicas and the way pods are
-    replaced do not count.
-    """
-    spec = observed.spec
-    parts = (
-        spec.target.model_dump_json(),
-        spec.draft.model_dump_json(),
-        spec.serving.model_copy(update={"replicas": 0}).model_dump_json(exclude={"strategy"}),
-        spec.resources.model_dump_json(),
-    )
-    return hashlib.sha256("".join(parts).encode()).hexdigest()[:12]

@@ -112,7 +112,7 @@ class World:
     channel_message: str = ""
     """Why the channel's last record was written."""
     serving_digest: str = ""
-    """Digest of how pods serve. Acceptance from before and after a change of the digest cannot be compared."""
+    """Digest of what the user chose for the pods. Acceptance from before and after a change cannot be compared."""
     draft_steps: int = 3
     """Draft steps per verify round."""
     next_version: int | None = None

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from aurora_api.v1alpha1.status import RolloutPhase, RolloutStatus, SpeculatorStatus
+from aurora_operator.children.inference_deployment import choice_digest
 from aurora_operator.observe.observed import Observed, UserRequests
 from aurora_operator.plan.rollout.roll import AnalysisState, Roll
-from aurora_operator.plan.world_builder import serving_digest
 from aurora_protocol.agent_api import LiveCounters
 from tests.unit.operator.worlds import NOW, channel, digest, made, observed, pod, store
 
@@ -29,7 +29,7 @@ def watched() -> Observed:
     """Version 1 was promoted and is watched. Version 0 is not registered any more."""
     digests = {"active_digest": digest(1), "previous_digest": digest(0)}
     named = channel(1, epoch=2, previous=0).model_copy(update=digests)
-    analysis = AnalysisState(serving_digest=serving_digest(observed()), baseline=LiveCounters())
+    analysis = AnalysisState(serving_digest=choice_digest(observed().owner, observed().spec), baseline=LiveCounters())
     roll = Roll(phase=RolloutPhase.JUDGING, version=1, epoch=2, promoted=True, progressed=NOW, analysis=analysis)
     rollout, operator_state = roll.status_parts()
     return observed(
