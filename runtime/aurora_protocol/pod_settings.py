@@ -170,6 +170,3 @@ class ValidationSettings(_PodSettings):
     replica: Replica | None = Field(
         default=None, description="The withdrawn pod to measure on. None: start engines in the Job's own pod."
     )
-    gives_way: bool = Field(
-        default=True, description="Whether an undecided measurement ends early when a newer version is registered."
-    )

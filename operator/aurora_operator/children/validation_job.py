@@ -73,8 +73,6 @@ class ValidationAttempt:
     replica: Replica | None = None
     replica_image: str = ""
     """Image of the replica's engine, which may be that of an earlier version of the operator."""
-    gives_way: bool = True
-    """Whether the measurement, while it is undecided, ends early for a newer version."""
 
 
 def validator_template(serving: PodTemplate) -> PodTemplate:
@@ -109,7 +107,6 @@ def validation_settings(owner: Owner, spec: SpeculatorSpec, config: OperatorConf
         attempt=attempt.attempt,
         image=attempt.replica_image or engine_image(spec, config),
         replica=attempt.replica,
-        gives_way=attempt.gives_way,
     )
     return value.to_variable()
 

@@ -15,10 +15,9 @@ Validating, and one in Validated whose roll ended without blame. Otherwise a can
 and nothing newer is measured: it would be compared with a version that is about to be replaced.
 
 A candidate that is being measured is not replaced. Its validator ends an undecided measurement early when a newer
-version waits. Of two candidates in a row, at most one gives way, so that a trainer that publishes often cannot keep
-every candidate from a verdict. Nor is a candidate replaced whose Job is suspended by a queue or a person: the Job would
-lose its place. A suspended Job has not failed, however long it waits, unless it measures on a replica, which returns to
-its Service when its lease is over.
+version waits (``aurora_runtime.validation.rounds.budget``). Nor is a candidate replaced whose Job is suspended by a
+queue or a person: the Job would lose its place. A suspended Job has not failed, however long it waits, unless it
+measures on a replica, which returns to its Service when its lease is over.
 
 A candidate that may not be measured yet waits in Validating, without a Job and without ``since``. With
 ``validation.measureOn: Replica``, the Job waits until a replica is lent (``plan/lending.py``). When the operator needs
@@ -171,12 +170,12 @@ def _next_state(inputs: ValidationInputs, candidate: CandidateStatus | None) -> 
     newer = _newer_version(inputs, candidate.version)
     if candidate.phase is CandidatePhase.VALIDATING:
         if newer is not None and _measurement_not_begun(inputs, candidate):
-            return _begin(inputs, newer, candidate)
+            return _begin(inputs, newer)
         return _after_attempt(inputs, candidate)
     if candidate.phase is CandidatePhase.VALIDATED:
         return _validated(inputs, candidate, newer)
     if newer is not None:
-        return _begin(inputs, newer, candidate)
+        return _begin(inputs, newer)
     is_due = not seconds_until_attempt(candidate, inputs.now)
     if candidate.phase is CandidatePhase.FAILED and inputs.may_measure and is_due:
         return _begin_attempt(inputs, _next_attempt(inputs, candidate, AttemptReason.FAILED))
@@ -195,7 +194,7 @@ def _validated(inputs: ValidationInputs, candidate: CandidateStatus, newer: int 
     promotable = inputs.store.promotion_evidence(candidate.version) is not None
     was_rolled = inputs.rollout.version == candidate.version
     if newer is not None and (was_rolled or not promotable):
-        return _begin(inputs, newer, candidate)
+        return _begin(inputs, newer)
     if promotable:
         return ValidationDecision(candidate, next_version=candidate.version)
     return _begin(inputs, candidate.version) if inputs.may_measure else ValidationDecision(candidate)
@@ -210,8 +209,8 @@ def _measurement_not_begun(inputs: ValidationInputs, candidate: CandidateStatus)
 # attempts ------------------------------------------------------------------------------------------------------------
 
 
-def _begin(inputs: ValidationInputs, version: int, former: CandidateStatus | None = None) -> ValidationDecision:
-    """Make ``version`` the candidate in place of ``former``.
+def _begin(inputs: ValidationInputs, version: int) -> ValidationDecision:
+    """Make ``version`` the candidate.
 
     After a lost status the store may hold evidence of ``version`` already. Then the evidence decides, without a Job.
     """
@@ -221,19 +220,10 @@ def _begin(inputs: ValidationInputs, version: int, former: CandidateStatus | Non
         version=version,
         phase=CandidatePhase.VALIDATING,
         attempt=attempt,
-        attempt_reason=AttemptReason.TOOK_OVER if _takes_over(inputs, former) else AttemptReason.FIRST,
         job=job_name(inputs.name, version, attempt),
         since=inputs.now,
     )
     return _after_attempt(inputs, candidate) if evidence else _begin_attempt(inputs, candidate)
-
-
-def _takes_over(inputs: ValidationInputs, former: CandidateStatus | None) -> bool:
-    """Whether the measurement that was decided last ended early because a newer version waited."""
-    if former is None or former.phase not in DECIDED:
-        return former is not None and former.attempt_reason is AttemptReason.TOOK_OVER
-    evidence = inputs.store.evidence_of(former.version)
-    return bool(evidence) and evidence[-1].end is MeasurementEnd.GAVE_WAY
 
 
 def _begin_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> ValidationDecision:
@@ -244,15 +234,12 @@ def _begin_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Vali
 
 
 def _next_attempt(inputs: ValidationInputs, candidate: CandidateStatus, reason: AttemptReason) -> CandidateStatus:
-    """``candidate`` with another attempt, in another Job, and perhaps on another replica.
-
-    A candidate that took over stays one, whatever ends its attempts: of two candidates in a row one gives way.
-    """
-    attempt, took_over = candidate.attempt + 1, candidate.attempt_reason is AttemptReason.TOOK_OVER
+    """``candidate`` with another attempt, in another Job, and perhaps on another replica."""
+    attempt = candidate.attempt + 1
     update = {
         "phase": CandidatePhase.VALIDATING,
         "attempt": attempt,
-        "attempt_reason": AttemptReason.TOOK_OVER if took_over else reason,
+        "attempt_reason": reason,
         "not_before": None,
         "job": job_name(inputs.name, candidate.version, attempt),
         "pod": None,
@@ -339,7 +326,7 @@ def _by_verdict(inputs: ValidationInputs, candidate: CandidateStatus, evidence: 
         return _end(candidate, CandidatePhase.REJECTED, "Rejected", reasons)
     newer = _newer_version(inputs, candidate.version)
     if passed and newer is not None:
-        return _begin(inputs, newer, candidate)  # the evidence proves nothing about the active version
+        return _begin(inputs, newer)  # the evidence proves nothing about the active version
     why_again = AttemptReason.ACTIVE_CHANGED if passed else AttemptReason.UNDECIDED
     if why := _reason_to_end(inputs, evidence, newer):
         reason = _WHY_AGAIN[why_again] if passed else reasons

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from aurora_api.v1alpha1.status import AttemptReason, CandidatePhase, CandidateStatus, RolloutPhase
+from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase
 from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.children.inference_deployment import served_image
 from aurora_operator.children.metadata import job_name
@@ -235,8 +235,7 @@ def _job_to_create(
         name = job_name(observed.owner.name, version, attempt)
         replica = Replica(pod=lent.pod.name, ip=lent.pod.ip, measurement=name, epoch=_fencing_epoch(observed))
         image = served_image(observed.deployed.template) if observed.deployed else ""
-    gives_way = lent.candidate is None or lent.candidate.attempt_reason is not AttemptReason.TOOK_OVER
-    chosen = ValidationAttempt(version, attempt, channel.active, replica, image, gives_way)
+    chosen = ValidationAttempt(version, attempt, channel.active, replica, image)
     return job(observed.owner, observed.spec, config, chosen)
 
 

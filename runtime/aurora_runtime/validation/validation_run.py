@@ -120,9 +120,7 @@ class ValidationRun:
         return WarmUp.of(texts, settings.draft, settings.validation.max_new_tokens, concurrencies)
 
     async def newer_version(self) -> int | None:
-        """A version of the lineage that was registered after the candidate, and that the candidate may give way to."""
-        if not self.settings.gives_way:
-            return None
+        """A version of the lineage that was registered after the candidate, which gives way to it while undecided."""
         try:
             return await call_in_thread(self._newest_after_candidate)
         except (StoreError, ProtocolError) as error:

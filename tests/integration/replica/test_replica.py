@@ -176,7 +176,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             candidate=FIRST_CANDIDATE,
             active=0,
             attempt=1,
-            gives_way=False,
         )
         pod = PodProcesses(base / "pod", serving, s3.environment())
         staged = pod.stage()

@@ -119,7 +119,7 @@ class SimulatedOperator:
             settings = ValidationSettings.from_json(texts[0])
             pod = settings.replica.pod if settings.replica else ""
             version, attempt = int(labels["aurora.dev/version"]), int(labels["aurora.dev/attempt"])
-            job = SimulatedJob(version, attempt, channel.active, pod=pod, gives_way=settings.gives_way)
+            job = SimulatedJob(version, attempt, channel.active, pod=pod)
             steps.append(partial(self._create, metadata["name"], job))
         steps += [partial(self._swap, swap, seen) for swap in made.swaps]
         steps += [partial(self._lend, lease, seen) for lease in made.leases]

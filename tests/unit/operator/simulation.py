@@ -246,7 +246,6 @@ class SimulatedJob:
     active: int
     pod: str = ""
     """The replica that the Job measures on, and whose lease it renews."""
-    gives_way: bool = True
     ended: str = ""
     """``succeeded`` or ``failed``; empty while the Job runs."""
 

@@ -60,7 +60,6 @@ class CandidatePhase(StrEnum):
 
 class AttemptReason(StrEnum):
     FIRST = "First"
-    TOOK_OVER = "TookOver"
     UNDECIDED = "Undecided"
     ACTIVE_CHANGED = "ActiveChanged"
     FAILED = "Failed"
@@ -82,9 +81,8 @@ class CandidateStatus(VersionStatus):
     attempt: int = Field(default=1, ge=1, description="Number of the measurement of this version, counted from 1.")
     attempt_reason: AttemptReason = Field(
         default=AttemptReason.FIRST,
-        description="Why this attempt is made. First: the first one. TookOver: the version before gave way to this"
-        " one undecided, so no attempt at this one gives way. Undecided, ActiveChanged, Failed, Recalled: the former"
-        " attempt did not decide, compared with a version that is no longer active, failed, or lost its replica.",
+        description="Why this attempt is made. First: the first one. Undecided, ActiveChanged, Failed, Recalled: the"
+        " former attempt did not decide, compared with a version that is no longer active, failed, or lost its replica.",
     )
     not_before: Timestamp | None = Field(
         default=None,

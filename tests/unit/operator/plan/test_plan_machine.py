@@ -98,7 +98,7 @@ class PlanMachine(PodRules):
         """Jobs end as the gate is now. Late evidence arrives by a rule of its own."""
         verdict = {"rejects": VerdictKind.REJECT, "wavers": VerdictKind.INCONCLUSIVE}.get(self.gate, VerdictKind.PASS)
         for name, job in sorted(self.cluster.jobs.items()):
-            if self.gate == "gives way" and job.gives_way and self.store.newest > job.version:
+            if self.gate == "gives way" and self.store.newest > job.version:
                 self.end_job(name, VerdictKind.INCONCLUSIVE, end=MeasurementEnd.GAVE_WAY)
             elif self.gate != "never ends":
                 self.end_job(name, None if self.gate == "fails" else verdict, late=self.gate == "passes late")

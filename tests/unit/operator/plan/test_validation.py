@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from aurora_api.v1alpha1.status import (
-    AttemptReason,
     CandidatePhase,
     CandidateStatus,
     RolloutPhase,
@@ -18,9 +17,7 @@ from aurora_api.v1alpha1.status import (
 )
 from aurora_operator.observe.observed import JobView, Observed, StoreView
 from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
-from aurora_protocol.pod_settings import SETTINGS_VARIABLE, ValidationSettings
 from tests.unit.operator.worlds import (
-    NOW,
     evidence,
     made,
     observed,
@@ -138,34 +135,3 @@ def test_a_candidate_whose_measurement_the_active_draft_blocked_is_measured_once
     ended = measured(again, blocked, undecided(1, MeasurementEnd.BLOCKED, attempt=2), newest=1)
     assert candidate(ended).phase is CandidatePhase.INCONCLUSIVE
     assert candidate(ended).message.endswith("it was measured 2 times")
-
-
-def test_of_two_candidates_in_a_row_at_most_one_gives_way() -> None:
-    gave_way = measured(started(), undecided(1, MeasurementEnd.GAVE_WAY), newest=2)
-    begun = made(gave_way)
-    assert begun.status is not None
-    assert begun.status.candidate is not None
-    assert (begun.status.candidate.version, begun.status.candidate.attempt_reason) == (2, AttemptReason.TOOK_OVER)
-    assert begun.job is not None
-    assert settings_of(begun.job).gives_way is False
-    after = measured(replace(gave_way, status=begun.status), undecided(1), undecided(2), newest=3)
-    third = made(after)
-    assert third.status is not None
-    assert third.status.candidate is not None
-    assert (third.status.candidate.version, third.status.candidate.attempt_reason) == (3, AttemptReason.FIRST)
-    assert third.job is not None
-    assert settings_of(third.job).gives_way is True
-
-
-def test_a_candidate_that_could_not_be_measured_hands_on_that_it_took_over() -> None:
-    failed = CandidateStatus(version=2, phase=CandidatePhase.FAILED, attempt_reason=AttemptReason.TOOK_OVER, since=NOW)
-    world = observed(store=store(0, 1, 2, 3), status=SpeculatorStatus(candidate=failed))
-    begun = status(world).candidate
-    assert begun is not None
-    assert (begun.version, begun.attempt_reason) == (3, AttemptReason.TOOK_OVER)
-
-
-def settings_of(job: dict[str, Any]) -> ValidationSettings:
-    (validator,) = job["spec"]["template"]["spec"]["containers"]
-    (text,) = (entry["value"] for entry in validator["env"] if entry["name"] == SETTINGS_VARIABLE)
-    return ValidationSettings.from_json(text)
