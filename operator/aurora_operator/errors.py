@@ -22,7 +22,6 @@ UNAVAILABLE_STATUSES = frozenset({0, 401, 429, 502, 503, 504})
 """
 
 if TYPE_CHECKING:
-    from aurora_api.v1alpha1.spec import SpeculatorSpec
     from aurora_api.v1alpha1.status import SpeculatorStatus
     from aurora_operator.children.owner import Owner
 
@@ -67,14 +66,9 @@ class InvalidSpec(OperatorError):
     """The spec of a stored custom resource does not satisfy its model. The message names each field and its fault.
 
     The error carries the parts that did parse, so that the operator can still report the fault in the status.
-    ``usable_spec`` has the default of each wrong field. It must not shape children, and is good enough to roll back.
-    None: nothing can be done with the spec.
     """
 
-    def __init__(
-        self, owner: Owner, status: SpeculatorStatus, message: str, usable_spec: SpeculatorSpec | None = None
-    ) -> None:
+    def __init__(self, owner: Owner, status: SpeculatorStatus, message: str) -> None:
         super().__init__(message)
         self.owner = owner
         self.status = status
-        self.usable_spec = usable_spec

@@ -109,7 +109,7 @@ class FuzzedOperator:
         assert max(numbers(json.loads(text))) < 1 << 63, f"{what}: a number beyond 64 bits"
 
     def _check(self, what: str, view: StoreView) -> None:
-        assert max(len(view.error), len(view.trainer_error)) <= _MAX_TEXT, f"{what}: a long error"
+        assert len(view.error) <= _MAX_TEXT, f"{what}: a long error"
         if not view.ok:
             shown = (view.lineage, view.channel, view.trainer, *view.registrations, *view.evidence)
             assert not any(shown), f"{what}: an unreadable store shows {shown}"

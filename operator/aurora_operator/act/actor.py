@@ -11,10 +11,11 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from aurora_operator.act.agent_requests import AgentRequests
 from aurora_operator.act.child_writer import ChildWriter
 from aurora_operator.act.custom_resource import write_status
 from aurora_operator.act.event_recorder import EventRecorder
@@ -23,8 +24,10 @@ from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.observe.observed import RefusedJob
 from aurora_operator.observe.observer import Snapshot
 from aurora_operator.observe.store.store_access import StoreAccess
-from aurora_operator.plan import Plan
+from aurora_operator.plan import LeaseRequest, Plan, Swap
+from aurora_protocol.agent_api import AgentState
 from aurora_protocol.agent_client import AgentClient
+from aurora_protocol.errors import AgentError, Fenced
 
 log = logging.getLogger(__name__)
 
@@ -40,20 +43,25 @@ class ExecutionResult:
     wrote_status: bool = False
 
 
+@dataclass(frozen=True)
+class _AgentRequest:
+    """One call of an agent."""
+
+    what: str
+    epoch: int
+    """The epoch that fences it."""
+    call: Awaitable[AgentState]
+
+
 class Actor:
     """Executes the plans of one speculator."""
 
     def __init__(self, api: KubernetesApi, agents: AgentClient, events: EventRecorder) -> None:
         self._api, self._events = api, events
         self._children = ChildWriter(api)
-        self._agents = AgentRequests(agents)
+        self._agents = agents
 
-    async def act(
-        self,
-        plan: Plan,
-        snapshot: Snapshot,
-        store: StoreAccess,
-    ) -> ExecutionResult:
+    async def act(self, plan: Plan, snapshot: Snapshot, store: StoreAccess) -> ExecutionResult:
         """Execute ``plan``, which was made from ``snapshot``.
 
         Raises :class:`Conflict` (observe again), :class:`KubernetesError`, :class:`StoreError`.
@@ -69,11 +77,10 @@ class Actor:
             await write_status(self._api, owner, plan.status)
         wanted_job = None if children.workloads_held else plan.job
         job = await self._children.write_jobs(owner, plan.delete_jobs, wanted_job, snapshot.live_children)
-        fencing_epoch = await self._agents.swap(plan.swaps, snapshot)
         # No replica leaves its Service for a Job that cannot be created yet. Replicas still return.
-        no_job_yet = job.job_waits or children.workloads_held
-        leases = [lease for lease in plan.leases if not (no_job_yet and lease.request.begin)]
-        fencing_epoch = max(fencing_epoch, await self._agents.request_leases(leases, snapshot))
+        may_withdraw = not (job.job_waits or children.workloads_held)
+        leases = [lease for lease in plan.leases if may_withdraw or not lease.request.begin]
+        fencing_epoch = await _ask(owner.full_name, [*self._requests(plan.swaps, leases, snapshot.agent_token)])
         for note in plan.notes:
             self._events.post(note, owner)
         return ExecutionResult(
@@ -83,3 +90,31 @@ class Actor:
             name_taken=(*children.name_taken, *job.name_taken),
             wrote_status=plan.status is not None,
         )
+
+    def _requests(self, swaps: Iterable[Swap], leases: Iterable[LeaseRequest], token: str) -> Iterator[_AgentRequest]:
+        for swap in swaps:
+            epoch, call = swap.request.epoch, self._agents.swap(swap.ip, token, swap.request)
+            yield _AgentRequest(f"swap pod {swap.pod} to version {swap.request.version} (epoch {epoch})", epoch, call)
+        for lease in leases:
+            action, measurement = "withdraw" if lease.request.begin else "return", lease.request.measurement
+            call = self._agents.lease(lease.ip, token, lease.request)
+            yield _AgentRequest(f"{action} pod {lease.pod} for {measurement}", lease.request.epoch, call)
+
+
+async def _ask(speculator: str, requests: Sequence[_AgentRequest]) -> int:
+    """Ask agents, all at once. One that does not answer holds up no other, and the next reconcile asks again.
+
+    Returns the highest epoch that an agent refused its request for; 0: none did.
+    """
+    answers = await asyncio.gather(*(request.call for request in requests), return_exceptions=True)
+    refused_for = 0
+    for request, answer in zip(requests, answers, strict=True):
+        if isinstance(answer, AgentError):
+            log.warning("%s: could not %s: %s", speculator, request.what, answer)
+            seen = (answer.epoch or 0) if isinstance(answer, Fenced) else 0
+            refused_for = max(refused_for, seen if seen > request.epoch else 0)
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            log.info("%s: asked to %s", speculator, request.what)
+    return refused_for

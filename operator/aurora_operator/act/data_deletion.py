@@ -30,7 +30,7 @@ from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, POD, KubernetesApi, 
 from aurora_operator.observe.kubernetes_views import has_ended
 from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.observer import Observer
-from aurora_operator.observe.stored_resource import owner_of, parse_usable, status_of
+from aurora_operator.observe.stored_resource import owner_of, parse, status_of
 from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.conditions import deleting_status
 from aurora_store import StoreConfig
@@ -112,7 +112,7 @@ class DataDeletion:
 
     async def _find_config(self, owner: Owner, stored: Object) -> StoreConfig:
         """How to reach the store: as the Secret says, or as it said when it was there."""
-        config = await self._observer.store.config(owner, parse_usable(stored)[1])
+        config = await self._observer.store.config(owner, parse(stored)[1])
         if isinstance(config, StoreView):
             reader = self._observer.store.reader
             known = self._config if reader is None else reader.config

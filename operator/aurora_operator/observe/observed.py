@@ -198,9 +198,6 @@ class StoreView:
     The verdicts are the operator's own, computed from the samples with the bars of the spec.
     """
     trainer: TrainerStatus | None = None
-    trainer_error: str = ""
-    """Why the trainer's status could not be parsed. The view is good all the same: the record decides nothing about
-    drafts. It can only delay a measurement."""
 
     @property
     def ok(self) -> bool:

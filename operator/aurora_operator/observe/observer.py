@@ -38,7 +38,7 @@ from aurora_operator.observe.observed import JobView, Observed, PodView, Workloa
 from aurora_operator.observe.secret_values import SecretReader, secret_value
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.store.store_reader import store_needs
-from aurora_operator.observe.stored_resource import parse_usable, user_requests
+from aurora_operator.observe.stored_resource import parse, user_requests
 from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.pod_settings import AGENT_TOKEN
 from aurora_store.store_policy import StorePolicy
@@ -84,7 +84,7 @@ class Observer:
 
         Raises :class:`InvalidSpec`, :class:`KubernetesError`.
         """
-        owner, spec, status, fault = parse_usable(stored)
+        owner, spec, status, fault = parse(stored)
         live = await self.children(owner)
         all_pods = [obj for obj in live.values() if obj["kind"] == "Pod"]
         inference = [pod for pod in all_pods if component_of(pod) == INFERENCE]

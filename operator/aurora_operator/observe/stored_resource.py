@@ -18,31 +18,21 @@ from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import UserRequests
 
 
-def parse(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus]:
-    """The parts of a stored custom resource. Raises :class:`InvalidSpec`."""
-    owner, status = owner_of(stored), status_of(stored)
-    try:
-        spec = SpeculatorSpec.model_validate(stored["spec"])
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
-        usable = _without_faults(stored["spec"], error)
-        raise InvalidSpec(owner, status, f"spec: {'; '.join(faults)}", usable) from None
-    return owner, spec, status
-
-
-def parse_usable(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus, str]:
+def parse(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus, str]:
     """The parts of a stored custom resource, and the fault of its spec; empty when the spec has none.
 
-    A wrong field has its default in the returned spec. Store and target are as they are stored.
-
-    Raises :class:`InvalidSpec` when so much is wrong that nothing can be done.
+    A wrong field has its default in the returned spec, which is good enough to roll back and must not shape children.
+    Store and target are as they are stored. Raises :class:`InvalidSpec` when one of these is wrong.
     """
+    owner, status = owner_of(stored), status_of(stored)
     try:
-        return *parse(stored), ""
-    except InvalidSpec as error:
-        if error.usable_spec is None:
-            raise
-        return error.owner, error.usable_spec, error.status, str(error)
+        return owner, SpeculatorSpec.model_validate(stored["spec"]), status, ""
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
+        fault, usable = f"spec: {'; '.join(faults)}", _without_faults(stored["spec"], error)
+    if usable is None:
+        raise InvalidSpec(owner, status, fault)
+    return owner, usable, status, fault
 
 
 def owner_of(stored: Object) -> Owner:

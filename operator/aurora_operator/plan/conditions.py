@@ -276,8 +276,6 @@ def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> Con
         note = f"; {record.message}" if record is not None and is_current and record.message else ""
         message = f"training is suspended; serving goes on with the active draft{note}"
         return ConditionContent(True, "Suspended", message)
-    if observed.store.trainer_error:
-        return ConditionContent(False, "StatusUnreadable", observed.store.trainer_error)
     if record is not None and record.phase is TrainerPhase.STARTING and record.message:
         return ConditionContent(False, "Starting", record.message)
     if record is not None and record.phase is TrainerPhase.SUSPENDED:

@@ -142,7 +142,6 @@ async def test_an_unreadable_record_of_the_trainer_leaves_the_view_good(
     assert view.ok
     assert view.channel == channel(0)
     assert view.trainer is None
-    assert Keys.TRAINER_STATUS in view.trainer_error
 
 
 async def test_a_further_speculator_takes_little_memory(s3: S3, speculator: Speculator) -> None:

@@ -81,8 +81,8 @@ class CandidateStatus(VersionStatus):
     attempt: int = Field(default=1, ge=1, description="Number of the measurement of this version, counted from 1.")
     attempt_reason: AttemptReason = Field(
         default=AttemptReason.FIRST,
-        description="Why this attempt is made. First: the first one. Undecided, ActiveChanged, Failed, Recalled: the"
-        " former attempt did not decide, compared with a version that is no longer active, failed, or lost its replica.",
+        description="Why this attempt is made. First: the first one. The former attempt did not decide (Undecided),"
+        " compared with a version that is no longer active (ActiveChanged), failed, or lost its replica (Recalled).",
     )
     not_before: Timestamp | None = Field(
         default=None,

@@ -15,6 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -53,6 +54,7 @@ from aurora_store.errors import (
 from aurora_store.keys import MAX_ATTEMPT_GAP, MAX_NUMBER_GAP, in_sequence, number_of
 from aurora_store.registry import MAX_RECORDS_LISTED, key_of
 
+log = logging.getLogger(__name__)
 R = TypeVar("R", bound=StoredRecord)
 _Judgement = tuple[str, GatePolicy, bool]
 """Key of evidence, the bars, and whether its version is pinned."""
@@ -171,14 +173,12 @@ class StoreReader:
         }
         if channel is not None:
             require_signed_weights(channel, registrations)
-        trainer, trainer_error = self._trainer_status()
         return StoreView(
             lineage=lineage,
             channel=channel,
             registrations=registrations,
+            trainer=self._trainer_status(),
             evidence=self._evidence(registrations, needs, channel),
-            trainer=trainer,
-            trainer_error=trainer_error,
         )
 
     def _numbers(self, prefix: str) -> list[int]:
@@ -220,15 +220,15 @@ class StoreReader:
             raise InvalidRecord(f"{key}: the record's own numbers belong to {key_of(record)}")
         return record
 
-    def _trainer_status(self) -> tuple[TrainerStatus | None, str]:
-        """The trainer's record, cut to what a status can hold, or why it cannot be parsed."""
+    def _trainer_status(self) -> TrainerStatus | None:
+        """The trainer's record, cut to what a status can hold. One that cannot be parsed counts as missing."""
         try:
             found = self._registry.trainer_status()
         except (InvalidRecord, ObjectTooLarge) as error:
-            return None, bounded_text(f"{Keys.TRAINER_STATUS}: {error}")
-        if found is None:
-            return None, ""
-        return found.model_copy(update={"message": bounded_text(found.message, MAX_MESSAGE_CHARACTERS)}), ""
+            log.warning("%s/%s: %s", self.config.root, Keys.TRAINER_STATUS, bounded_text(str(error)))
+            return None
+        message = "" if found is None else bounded_text(found.message, MAX_MESSAGE_CHARACTERS)
+        return None if found is None else found.model_copy(update={"message": message})
 
     def _evidence(self, registered: Iterable[int], needs: StoreNeeds, channel: Channel | None) -> tuple[Evidence, ...]:
         """The evidence of the versions among ``registered`` that may matter.

@@ -24,25 +24,20 @@ def stored(serving: dict[str, Any] | None = None, **parts: Any) -> dict[str, Any
 
 
 def test_a_field_that_does_not_parse_is_named_without_its_value() -> None:
-    with pytest.raises(InvalidSpec, match=r"spec: serving.replicas: ") as error:
-        parse(stored({"replicas": "secret"}))
-    assert "secret" not in str(error.value)
+    fault = parse(stored({"replicas": "secret"}))[3]
+    assert fault.startswith("spec: serving.replicas: ")
+    assert "secret" not in fault
 
 
 def test_a_template_that_removes_what_our_containers_need_is_named_and_left_out() -> None:
     removes = {"template": {"spec": {"containers": [{"name": "sglang", "env": None}]}}, "replicas": 3}
-    with pytest.raises(InvalidSpec, match=r"spec: serving\.template\.spec: .*env of sglang; remove the key") as error:
-        parse(stored(removes))
-    usable = error.value.usable_spec
-    assert usable is not None
+    _, usable, _, fault = parse(stored(removes))
+    assert "spec: serving.template.spec: " in fault
     assert (usable.serving.replicas, usable.serving.template.spec) == (3, {})
 
 
 def test_a_wrong_field_has_its_default_while_the_spec_waits_for_its_correction() -> None:
-    with pytest.raises(InvalidSpec) as error:
-        parse(stored({"replicas": "many", "extraArgs": ["--tp", 2]}))
-    usable = error.value.usable_spec
-    assert usable is not None
+    usable = parse(stored({"replicas": "many", "extraArgs": ["--tp", 2]}))[1]
     assert (usable.serving.replicas, usable.serving.extra_args) == (1, [])
 
 
@@ -52,9 +47,8 @@ def test_a_wrong_field_has_its_default_while_the_spec_waits_for_its_correction()
 def test_a_wrong_target_or_store_has_no_substitute(part: dict[str, Any]) -> None:
     resource = stored()
     resource["spec"] |= part
-    with pytest.raises(InvalidSpec) as error:
+    with pytest.raises(InvalidSpec):
         parse(resource)
-    assert error.value.usable_spec is None
 
 
 def test_a_part_of_the_status_that_does_not_parse_counts_as_empty_and_the_others_are_kept() -> None:
@@ -68,7 +62,7 @@ def test_unknown_fields_and_the_conditions_of_others_are_left_out() -> None:
         return {"type": condition_type, "status": "True", "reason": "R", "lastTransitionTime": "2026-01-01T00:00:00Z"}
 
     conditions = [condition("Ready"), condition("example.com/Cost")]
-    _, spec, status = parse(stored({"turbo": True}, status={"mood": "good", "conditions": conditions}))
+    _, spec, status, _ = parse(stored({"turbo": True}, status={"mood": "good", "conditions": conditions}))
     assert "turbo" not in spec.model_dump_json()
     assert "mood" not in status.model_dump_json()
     assert [c.type for c in status.conditions] == ["Ready"]

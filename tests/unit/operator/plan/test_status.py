@@ -116,15 +116,6 @@ def test_a_trainer_that_reports_nothing_for_five_minutes_is_not_ready() -> None:
     assert condition(suspended, ConditionType.TRAINER_READY).reason == "Suspended"
 
 
-def test_an_unreadable_record_of_the_trainer_blocks_nothing_else() -> None:
-    broken = observed(store=store(0, 1, evidence=(evidence(1),), trainer_error="trainer/status.json: step: too large"))
-    found = condition(broken, ConditionType.TRAINER_READY)
-    assert (found.status.value, found.reason) == ("False", "StatusUnreadable")
-    assert "trainer/status.json" in found.message
-    assert condition(broken, ConditionType.STORAGE_READY).status.value == "True"
-    assert status(broken).rollout.phase is RolloutPhase.JUDGING, "the version that passed is rolled out"
-
-
 def test_the_reason_of_ready_names_the_problem() -> None:
     assert condition(observed(), ConditionType.READY).status.value == "True"
     old = WorkloadView(current=False, replicas=2, ready=2)

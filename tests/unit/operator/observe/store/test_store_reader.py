@@ -168,4 +168,3 @@ def test_the_trainers_record_is_cut_to_what_a_status_holds_and_a_damaged_one_sto
     store.objects.put(Keys.TRAINER_STATUS, b"{}")
     view = store.read()
     assert view.trainer is None
-    assert Keys.TRAINER_STATUS in view.trainer_error
