@@ -30,12 +30,12 @@ import operator
 from collections.abc import Callable
 from enum import StrEnum
 from itertools import starmap, zip_longest
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from aurora_api.base import Model, Timestamp
-from aurora_protocol.record import Record, Sha256
+from aurora_api.base import Model
+from aurora_protocol.record import Count, Record, Sha256
 
 AGENT_PORT = 8471
 ENGINE_PORT = 30000
@@ -51,7 +51,6 @@ MAX_SPEEDUP = 1000
 """Limit of an estimated speedup."""
 MAX_POSITIONS = 64
 """Longest chain of proposed tokens that counters tell apart by position."""
-Count = Annotated[int, Field(ge=0)]
 Counters = TypeVar("Counters", "LiveCounters", "CaptureCounters")
 
 
@@ -80,13 +79,12 @@ class SwapRequest(Record):
 
 
 class Refusal(Record):
-    """Why the agent refused a call that conflicts with an earlier one (409), and the last order that it accepted."""
+    """Why the agent refused a call that conflicts with an earlier one (409), and the epoch of the last accepted one."""
 
     reason: str = Field(max_length=1000, description="Why the agent refused the call.")
     epoch: int | None = Field(
         default=None, ge=0, le=MAX_COUNT, description="Epoch of the last accepted order. None: there was none."
     )
-    version: int | None = Field(default=None, ge=0, le=MAX_COUNT, description="Version that this order asked for.")
 
 
 class SwapStatus(Model):
@@ -107,8 +105,6 @@ class SwapStatus(Model):
     pause_seconds: float | None = Field(
         default=None, description="How long the last swap paused generation, in seconds."
     )
-    started: Timestamp | None = Field(default=None, description="When the pod accepted the order for the last swap.")
-    finished: Timestamp | None = Field(default=None, description="When the last swap ended.")
 
     @property
     def under_way(self) -> bool:
@@ -218,7 +214,6 @@ class Machine(Model):
     device: Literal["cpu", "cuda"] = Field(description="Where the engine computes.")
     engine: str = Field(description="Version of SGLang.")
     torch: str = Field(description="Version of torch.")
-    ngram_tokens: int = Field(default=0, ge=0, description="Tokens of each request that NGRAM verifies in a round.")
 
 
 class MeasurementRequest(Record):
@@ -280,7 +275,6 @@ class AgentState(Record):
     pod: str = Field(max_length=253, description="Name of the pod.")
     boot: str = Field(max_length=128, description="Random id of the engine's start. Empty while the engine is down.")
     engine_ready: bool = Field(description="Whether the engine answers requests.")
-    lineage: int | None = Field(default=None, description="Number of the lineage of the served draft.")
     version: int | None = Field(default=None, ge=0, le=MAX_COUNT, description="The served version.")
     checksum: str | None = Field(
         default=None, max_length=256, description="SGLang's checksum of the draft's weights over all ranks."

@@ -74,7 +74,7 @@ class AgentClient:
         return state if status == 200 else None
 
     async def _call(
-        self, method: str, ip: str, path: str, token: str, body: bytes | None = None, *, seconds: float | None = None
+        self, method: str, ip: str, path: str, token: str, sent: bytes | None = None, *, seconds: float | None = None
     ) -> tuple[int, AgentState]:
         """The HTTP status, below 300, and the state in the answer."""
         host = f"[{ip}]" if ":" in ip else ip
@@ -85,13 +85,16 @@ class AgentClient:
             async with (
                 self._calls,
                 self._session.request(
-                    method, url, headers=headers, data=body, timeout=timeout, allow_redirects=False
+                    method, url, headers=headers, data=sent, timeout=timeout, allow_redirects=False
                 ) as response,
             ):
                 status = response.status
                 if status >= 300:
-                    raise _refusal(f"{method} {url}: HTTP {status}", status, await _read_start(response))
-                answer = await _read(response)
+                    body = await _read(response, MAX_REFUSAL_BYTES)
+                    raise _refusal(f"{method} {url}: HTTP {status}", status, body.decode(errors="replace").strip())
+                answer = await _read(response, MAX_BODY_BYTES + 1)
+            if len(answer) > MAX_BODY_BYTES:
+                raise InvalidAgentAnswer(f"{method} {url}: the answer exceeds {MAX_BODY_BYTES} bytes")
             return status, AgentState.from_json(answer)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             raise AgentUnreachable(f"{method} {url}: {type(error).__name__}; check that the pod runs") from error
@@ -106,22 +109,12 @@ def _refusal(call: str, status: int, body: str) -> AgentRefused:
         return AgentRefused(f"{call}: {reason}", status, reason)
     refusal = Refusal.from_json(body)
     reason = refusal.reason[:MAX_REASON_CHARACTERS]
-    return Fenced(f"{call}: {reason}", status, reason, refusal.epoch, refusal.version)
+    return Fenced(f"{call}: {reason}", status, reason, refusal.epoch)
 
 
-async def _read_start(response: aiohttp.ClientResponse) -> str:
-    """The first :data:`MAX_REFUSAL_BYTES` of the body."""
+async def _read(response: aiohttp.ClientResponse, size: int) -> bytes:
+    """The first ``size`` bytes of the body."""
     body = bytearray()
-    while len(body) < MAX_REFUSAL_BYTES and (chunk := await response.content.read(MAX_REFUSAL_BYTES - len(body))):
+    while len(body) < size and (chunk := await response.content.read(size - len(body))):
         body += chunk
-    return body.decode(errors="replace").strip()
-
-
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """The whole body. Raises :class:`InvalidAgentAnswer` when it is longer than any state can be."""
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise InvalidAgentAnswer(f"{response.method} {response.url}: the answer exceeds {MAX_BODY_BYTES} bytes")
     return bytes(body)

@@ -11,7 +11,7 @@ defines a lineage is immutable in the resource.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Final
 
 from pydantic import Field
 
@@ -91,7 +91,6 @@ class Lineage(StoredRecord):
     The size of the vocabulary map is fixed. The tokens that the map holds may change from version to version.
     """
 
-    schema_version: Literal[1] = 1
     number: RecordNumber = Field(ge=1, description="Number of the lineage: 1.")
     target: TargetIdentity = Field(description="The target of all drafts of this lineage.")
     architecture: str = Field(description="Architecture of the drafts, for example EAGLE3.")
@@ -111,7 +110,6 @@ class Lineage(StoredRecord):
 class CheckpointManifest(StoredRecord):
     """The files of one draft checkpoint. Written after the files."""
 
-    schema_version: Literal[1] = 1
     lineage: RecordNumber = Field(ge=1, description="Number of the lineage.")
     version: RecordNumber = Field(description="Version of the draft.")
     parent: RecordNumber | None = Field(
@@ -128,7 +126,6 @@ class CheckpointManifest(StoredRecord):
 class Registration(StoredRecord):
     """A version offered for validation. The number in the record's key is the lock: one writer can take a version."""
 
-    schema_version: Literal[1] = 1
     version: RecordNumber = Field(description="The version, unique within the speculator.")
     lineage: RecordNumber = Field(ge=1, description="Number of the lineage.")
     checkpoint: str = Field(description="Key of the checkpoint's folder, relative to the speculator's root.")
@@ -176,7 +173,6 @@ class Channel(StoredRecord):
     Only the owner's operator writes this record. Another speculator takes the root over by writing the next epoch.
     """
 
-    schema_version: Literal[1] = 1
     epoch: RecordNumber = Field(
         ge=1, description="Number of the channel record, from 1. Pods refuse orders of a lower epoch."
     )

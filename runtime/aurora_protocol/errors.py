@@ -39,12 +39,9 @@ class AgentRefused(AgentError):
 class Fenced(AgentRefused):
     """The agent has seen a higher epoch than the one sent, or another order is under way (HTTP 409).
 
-    ``epoch`` and ``version`` are those of the last order that the agent accepted. They are None when there was none.
+    ``epoch`` is that of the last order that the agent accepted. None when there was none.
     """
 
-    def __init__(
-        self, message: str, status: int = 0, reason: str = "", epoch: int | None = None, version: int | None = None
-    ) -> None:
+    def __init__(self, message: str, status: int = 0, reason: str = "", epoch: int | None = None) -> None:
         super().__init__(message, status, reason)
         self.epoch = epoch
-        self.version = version

@@ -10,12 +10,12 @@ record holds token ids.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
 
 from pydantic import Field
 
 from aurora_api.base import Model, Timestamp
 from aurora_api.v1alpha1.draft import LookupScope, Shape
+from aurora_protocol.agent_api import Machine
 from aurora_protocol.record import Sha256, StoredRecord
 
 
@@ -61,13 +61,9 @@ class AnswerEquality(Model):
     largest_margin: float = Field(default=0.0, ge=0, description="Largest logit gap seen at a first difference.")
 
 
-class Environment(Model):
+class Environment(Machine):
     """The machine, the engine and the settings of a measurement. A figure without them says nothing."""
 
-    hardware: str = Field(description="Number and name of the GPUs, or of the CPU cores.")
-    device: Literal["cpu", "cuda"] = Field(description="Where the engine computes.")
-    engine: str = Field(description="Version of SGLang.")
-    torch: str = Field(description="Version of torch.")
     dtype: str = Field(description="Number format of the target.")
     draft_steps: int = Field(description="Draft steps per verify round.")
     draft_tokens: int = Field(description="Tokens verified per round.")
@@ -78,9 +74,6 @@ class Environment(Model):
     )
     lookup: LookupScope = Field(
         default=LookupScope.OFF, description="The text in which the engine looked up tokens to propose."
-    )
-    ngram_tokens: int = Field(
-        default=0, description="Tokens of each request that NGRAM verifies in a round. 0: NGRAM is not measured."
     )
     image: str = Field(default="", description="Container image of the engine.")
     load_average: float = Field(default=0.0, description="The machine's load average over one minute.")
@@ -134,7 +127,6 @@ class Verdict(Model):
 class Evidence(StoredRecord):
     """Why a candidate was promoted or not. Holds the raw samples, so that the verdict can be computed again."""
 
-    schema_version: Literal[1] = 1
     version: int = Field(ge=1, description="The candidate.")
     attempt: int = Field(ge=1, description="The attempt at measuring the candidate, from 1.")
     lineage: int = Field(description="Number of the candidate's lineage.")
@@ -150,7 +142,6 @@ class Evidence(StoredRecord):
     equality: tuple[AnswerEquality, ...] = Field(description="Comparisons of greedy answers, one for each arm.")
     acceptance_length: dict[Arm, float] = Field(description="Answer tokens per verify round, over all samples.")
     environment: Environment = Field(description="Where the candidate was measured.")
-    prompts_sha256: Sha256 = Field(description="Digest of the prompts, equal for runs with equal prompts.")
     verdict: Verdict = Field(description="The gate's conclusion.")
     end: MeasurementEnd | None = Field(
         default=None, description="Why the measurement ended. None in evidence that does not count."

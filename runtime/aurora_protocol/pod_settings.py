@@ -60,7 +60,13 @@ class StoreSettings(Record):
 
 
 class _PodSettings(Record):
-    """The settings of one role, which travel in ``AURORA_SETTINGS``."""
+    """What the settings of every role hold. They travel in ``AURORA_SETTINGS``."""
+
+    namespace: str
+    name: str
+    target: TargetSpec
+    draft: DraftSpec
+    store: StoreSettings
 
     @classmethod
     def from_env(cls) -> Self:
@@ -99,26 +105,17 @@ class ServingSettings(_PodSettings):
     The pod's name is in ``POD_NAME``.
     """
 
-    namespace: str
-    name: str
-    target: TargetSpec
-    draft: DraftSpec
     capture: CaptureOptions = Field(default_factory=CaptureOptions)
     device: Device = Device.AUTO
     max_running_requests: int = Field(
         default=DEFAULT_MAX_RUNNING_REQUESTS, ge=1, description="Most requests that the engine answers at a time."
     )
     extra_args: list[str] = Field(default_factory=list, description="Further arguments of SGLang.")
-    store: StoreSettings
 
 
 class TrainerSettings(_PodSettings):
     """Settings of the trainer."""
 
-    namespace: str
-    name: str
-    target: TargetSpec
-    draft: DraftSpec
     training: TrainingSpec
     publish_seconds: float = Field(
         default=PUBLISH_SECONDS,
@@ -126,7 +123,6 @@ class TrainerSettings(_PodSettings):
         description="Time after which the trainer compares its draft even if fewer than `publishTokens` positions came."
         " No resource sets it; benches do.",
     )
-    store: StoreSettings
 
 
 class Replica(Record):
@@ -151,10 +147,6 @@ class MeasurementRounds(Model):
 class ValidationSettings(_PodSettings):
     """Settings of one measurement: ``candidate`` against ``active`` and against no speculation."""
 
-    namespace: str
-    name: str
-    target: TargetSpec
-    draft: DraftSpec
     validation: ValidationSpec
     rounds: MeasurementRounds = Field(default_factory=MeasurementRounds)
     device: Device = Device.AUTO
@@ -162,7 +154,6 @@ class ValidationSettings(_PodSettings):
         default=DEFAULT_MAX_RUNNING_REQUESTS, ge=1, description="Most requests that each engine answers at a time."
     )
     extra_args: list[str] = Field(default_factory=list, description="Further arguments of SGLang.")
-    store: StoreSettings
     candidate: int = Field(ge=1, description="The version to measure.")
     active: int = Field(ge=0, description="The version to compare with.")
     attempt: int = Field(ge=1, description="The attempt at measuring the candidate, from 1.")

@@ -14,7 +14,7 @@ Invariants:
 from __future__ import annotations
 
 import re
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -22,10 +22,7 @@ from pydantic_core import ErrorDetails
 from aurora_api.base import Model
 from aurora_protocol.errors import InvalidRecord
 
-SHA256_PATTERN = r"^[0-9a-f]{64}$"
-
-
-Sha256 = Annotated[str, Field(pattern=SHA256_PATTERN)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """A lower-case hexadecimal SHA-256 digest."""
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", re.ASCII)
@@ -69,6 +66,8 @@ class Record(Model):
 
 class StoredRecord(Record):
     """A record in the store."""
+
+    schema_version: Literal[1] = 1
 
 
 def _field(details: ErrorDetails) -> str:

@@ -11,7 +11,6 @@ written before the record that names it. Token ids live only in shards, never in
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
 
 from pydantic import Field
 
@@ -23,7 +22,6 @@ from aurora_protocol.record import Count, FileName, RecordNumber, StoredRecord
 class ShardManifest(StoredRecord):
     """One shard, a file of traces. Written after the shard's safetensors file, which lies beside the manifest."""
 
-    schema_version: Literal[1] = 1
     lineage: RecordNumber = Field(ge=1, description="Number of the lineage whose drafts were served.")
     pod: FileName = Field(description="The inference pod that wrote the shard.")
     boot: FileName = Field(description="Random id of one engine start. Pod, boot and seq make the shard's key unique.")
@@ -36,9 +34,6 @@ class ShardManifest(StoredRecord):
     proposed: Count = Field(description="Tokens that the draft proposed. Those of lookup do not count.")
     accepted: Count = Field(description="Tokens of the draft that were accepted, without bonus tokens.")
     dropped_records: Count = Field(description="Rounds and prompts dropped under load since the previous shard.")
-    draft_versions: tuple[RecordNumber, ...] = Field(
-        description="Versions of the draft that were served during the traces."
-    )
     created: Timestamp = Field(description="When the shard was written.")
 
 
@@ -57,7 +52,6 @@ class TrainerStatus(StoredRecord):
     The record is overwritten in place. A measurement waits while it says that there are too few held-out requests.
     """
 
-    schema_version: Literal[1] = 1
     lineage: RecordNumber | None = Field(
         default=None, description="Number of the lineage. None before the lineage exists."
     )
@@ -74,15 +68,8 @@ class TrainerStatus(StoredRecord):
         description="Held-out requests that a measurement could use, one of each conversation. None: not counted, or as"
         " many as the trainer counts or more.",
     )
-    vocabulary_coverage: float | None = Field(
-        default=None, ge=0, le=1, description="Share of held-out answer tokens that the draft's vocabulary map holds."
-    )
     last_registered: RecordNumber | None = Field(default=None, description="The version registered last.")
     pending_shards: Count = Field(default=0, description="Shards of new traces that wait to be trained.")
-    quarantined_shards: tuple[str, ...] = Field(
-        default=(),
-        description="Manifest keys of the last shards that killed the trainer twice and are not read any more.",
-    )
     message: str = Field(default="", description="Details in plain words.")
     updated: Timestamp = Field(description="When this record was written.")
 
@@ -93,7 +80,6 @@ class TrainerState(StoredRecord):
     A consumed shard still exists. The trainer deletes retired shards, so a retired shard may be gone, whole or in part.
     """
 
-    schema_version: Literal[1] = 1
     epoch: RecordNumber = Field(ge=1, description="Number of the saved state, from 1.")
     lineage: RecordNumber = Field(ge=1, description="Number of the lineage.")
     step: Count = Field(description="Optimizer steps so far.")

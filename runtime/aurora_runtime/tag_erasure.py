@@ -201,7 +201,6 @@ def _manifest_of_key(key: str) -> ShardManifest:
                 "boot": parts[1],
                 "seq": int(parts[2]),
                 "file": FileRef(name=name, sha256="0" * 64, size=0),
-                "draft_versions": (),
                 "created": hour,
             }
         )

@@ -157,7 +157,6 @@ def shard_counts(traces: Sequence[RequestTrace]) -> dict[str, Any]:
         "rounds": sum(t.root.shape[0] for t in traces),
         "proposed": sum(int((t.node_count[t.drafted] - 1).sum()) for t in traces),
         "accepted": sum(int(t.accepted[t.drafted].sum()) for t in traces),
-        "draft_versions": tuple(sorted({v for t in traces for v in t.version.tolist()})),
     }
 
 

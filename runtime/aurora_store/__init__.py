@@ -7,9 +7,8 @@ read of data is checked against the digest in the record that names it.
 """
 
 from aurora_store.keys import Keys
-from aurora_store.objects import ObjectStore
+from aurora_store.objects import ObjectStore, StoreConfig
 from aurora_store.registry import Registry
 from aurora_store.root_ownership import FencedObjectStore
-from aurora_store.store_config import StoreConfig
 
 __all__ = ["FencedObjectStore", "Keys", "ObjectStore", "Registry", "StoreConfig"]

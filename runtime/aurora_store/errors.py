@@ -50,7 +50,7 @@ class CredentialsMissing(StoreError):
 
 
 class CallUnavailable(StoreError):
-    """The store does not know a call that Aurora can do without, or the credentials may not make it."""
+    """The store does not know a call. Aurora can do without some."""
 
 
 class NotRootOwner(StoreError):

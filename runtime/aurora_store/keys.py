@@ -56,18 +56,10 @@ def number_of(key: str) -> int:
     return int(name.removesuffix(".json"))
 
 
-def record_number(key: str) -> int | None:
-    """As :func:`number_of`; None when the key has no such number."""
-    try:
-        return number_of(key)
-    except InvalidRecord:
-        return None
-
-
 def record_numbers(keys: Iterable[str], prefix: str) -> list[int]:
     """The numbers of those of ``keys`` that are records directly below ``prefix``. Foreign keys are left out."""
-    numbers = ((key, record_number(key)) for key in keys)
-    return [number for key, number in numbers if number is not None and key == f"{prefix}{_number(number)}.json"]
+    names = (key.removeprefix(prefix) for key in keys if key.startswith(prefix))
+    return [number_of(name) for name in names if _RECORD_NAME.fullmatch(name)]
 
 
 def trainer_state_epoch(key: str) -> int | None:

@@ -23,6 +23,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import ClientError
 from botocore.response import StreamingBody
 
+from aurora_protocol.pod_settings import StoreSettings
 from aurora_store.deadline import raise_if_over
 from aurora_store.errors import (
     DigestMismatch,
@@ -45,7 +46,6 @@ from aurora_store.s3_client import (
     refuse_link_local,
     store_error,
 )
-from aurora_store.store_config import StoreConfig
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -65,6 +65,36 @@ MAX_SINGLE_PUT_BYTES = 4 << 30
 """Largest object put in one request. S3 allows 5 GiB. An interrupted upload in parts may leave some parts behind."""
 TRANSFER = TransferConfig(multipart_threshold=1 << 26, multipart_chunksize=1 << 26, use_threads=False)
 """How a file is uploaded. The calling thread sends the parts one after the other, because the deadline is its own."""
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """The bucket and the root of one speculator.
+
+    Without ``access_key`` and ``secret_key``, boto3 looks for credentials itself. ``repr`` never shows them.
+    """
+
+    bucket: str
+    root: str
+    endpoint: str | None = None
+    region: str | None = None
+    access_key: str | None = None
+    secret_key: str | None = None
+    owner: str | None = None
+    """Owner id of the speculator that restored the root. None: the speculator that the root is named after."""
+    refuses_link_local: bool = False
+    """Whether ``endpoint`` may not lead to a link-local address, because somebody else chose it."""
+
+    def __repr__(self) -> str:
+        return f"StoreConfig(bucket={self.bucket!r}, root={self.root!r}, endpoint={self.endpoint!r})"
+
+    @classmethod
+    def of(cls, settings: StoreSettings) -> StoreConfig:
+        """The store of a pod. boto3 finds the credentials itself (``AWS_*`` variables or workload identity).
+
+        Every setting is a field of the same name here.
+        """
+        return cls(**dict(settings))
 
 
 @dataclass(frozen=True)
@@ -184,13 +214,11 @@ class ObjectStore:
             self._s3.upload_file(str(path), **self._target(key), Config=TRANSFER)
 
     def create_file(self, key: str, path: Path) -> None:
-        """Write a file at ``key`` once. Only a block of the file is in memory.
+        """Write a file of at most :data:`MAX_SINGLE_PUT_BYTES` at ``key`` once. Only a block of the file is in memory.
 
-        Raises :class:`ObjectExists`. Above :data:`MAX_SINGLE_PUT_BYTES`, the file replaces an older object.
+        Raises :class:`ObjectExists`.
         """
-        if path.stat().st_size > MAX_SINGLE_PUT_BYTES:
-            return self.upload(key, path)
-        return self._put_new(key, lambda: path.open("rb"))
+        self._put_new(key, lambda: path.open("rb"))
 
     def get(self, key: str, sha256: str | None = None, *, max_bytes: int = MAX_RECORD_BYTES) -> bytes:
         """The bytes at ``key``, verified when ``sha256`` is given.

@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 R = TypeVar("R", bound=StoredRecord)
 MAX_RECORDS_LISTED = 100_000
 """Most objects of one listing of records. A speculator makes one record for each version or decision."""
-MAX_FOREIGN_KEYS = 100
-"""How many records that cannot be read are logged at most."""
 MAX_CONFIG_BYTES = 64 << 10
 """Largest file of a draft beside its weights."""
 MAX_WEIGHTS_BYTES = 64 << 30
@@ -88,7 +86,6 @@ class Registry:
         """``keys``: those that this process signs and verifies records with."""
         self.objects = objects
         self._signing_keys: SigningKeys = {} if keys is None else keys
-        self._foreign_keys: set[str] = set()
 
     def _sequence(self, prefix: str, *, from_start: bool = True, max_gap: int = MAX_NUMBER_GAP) -> list[int]:
         """The numbers of the records directly below ``prefix``, up to the first that is out of sequence.
@@ -98,18 +95,8 @@ class Registry:
                 sequence then begins with the lowest number that is left.
             max_gap: most numbers that the sequence may skip.
         """
-        numbers = record_numbers(self._json_keys(prefix), prefix)
+        numbers = record_numbers(self.objects.list(prefix, limit=MAX_RECORDS_LISTED), prefix)
         return in_sequence(numbers, 0 if from_start else min(numbers, default=0), max_gap=max_gap)
-
-    def _json_keys(self, prefix: str) -> list[str]:
-        listed = self.objects.list(prefix, limit=MAX_RECORDS_LISTED)
-        return sorted(key for key in listed if key.endswith(".json") and "/" not in key.removeprefix(prefix))
-
-    def _leave_out(self, key: str, reason: str) -> None:
-        """Log a record that cannot be read, once."""
-        if key not in self._foreign_keys and len(self._foreign_keys) < MAX_FOREIGN_KEYS:
-            self._foreign_keys.add(key)
-            log.warning("left out: %s", reason)
 
     def _create_signed(self, key: str, record: StoredRecord, name: KeyName) -> None:
         """Write ``record`` at ``key``, signed with the key ``name`` if this process holds it."""
@@ -228,7 +215,7 @@ class Registry:
             try:
                 yield self.registration(version)
             except (InvalidRecord, ObjectMissing, ObjectTooLarge) as error:
-                self._leave_out(Keys.registration(version), str(error))
+                log.warning("left out: %s", error)
 
     def last_version(self) -> int | None:
         """The highest version of :meth:`registrations`."""
@@ -262,7 +249,7 @@ class Registry:
                 newest = newest or error
             except (InvalidRecord, ObjectTooLarge) as error:
                 newest = newest or UnsignedRecord(str(error))
-            self._leave_out(Keys.channel(epoch), str(newest))
+            log.warning("left out: %s", newest)
         if newest is not None:
             raise newest
         return None

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
@@ -26,12 +26,11 @@ from botocore.exceptions import ClientError
 
 from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_protocol.errors import InvalidRecord
-from aurora_store.errors import CallUnavailable, ObjectExists, ObjectMissing, StoreError, bounded_text
+from aurora_store.errors import CallUnavailable, ObjectExists, ObjectMissing, ObjectRefused, StoreError, bounded_text
 from aurora_store.keys import Keys, first_owner, in_sequence, record_numbers
-from aurora_store.objects import ObjectStore
+from aurora_store.objects import ObjectStore, StoreConfig
 from aurora_store.root_ownership import current_owner, owned_text
-from aurora_store.s3_client import access_hint, is_access_refused, is_unknown_call, store_error
-from aurora_store.store_config import StoreConfig
+from aurora_store.s3_client import store_error
 
 MAX_PASSES: Final = 10
 """Passes over a root until it must be empty. A pod that runs on may write until it learns that the root is closed."""
@@ -137,7 +136,7 @@ class RootDeletion(ObjectStore):
         for work in (self._delete_versions(chosen), self._abort_uploads(chosen)):
             try:
                 yield from work
-            except CallUnavailable as error:
+            except (CallUnavailable, ObjectRefused) as error:
                 self._remains = self._remains or f"older versions or unfinished uploads were not deleted: {error}"
 
     def _delete_versions(self, chosen: Callable[[str], bool]) -> Iterator[None]:
@@ -157,7 +156,7 @@ class RootDeletion(ObjectStore):
         for page in self._pages(listing):
             batch = self._chosen(page.get(entry), chosen, fields)
             if batch:
-                with self._call("delete", f"{len(batch)} objects"), _unavailable_calls(listing != "list_objects_v2"):
+                with self._call("delete", f"{len(batch)} objects"):
                     found = self._request_deletion(batch)
                 refused += found
                 self._deleted += max(0, len(batch) - len(found))
@@ -181,11 +180,7 @@ class RootDeletion(ObjectStore):
     def _abort_uploads(self, chosen: Callable[[str], bool]) -> Iterator[None]:
         for page in self._pages("list_multipart_uploads"):
             for upload in self._chosen(page.get("Uploads"), chosen, ("Key", "UploadId")):
-                with (
-                    suppress(ObjectMissing),
-                    self._call("abort", upload["Key"]),
-                    _unavailable_calls(),
-                ):
+                with suppress(ObjectMissing), self._call("abort", upload["Key"]):
                     self._s3.abort_multipart_upload(
                         Bucket=self.config.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
                     )
@@ -206,22 +201,8 @@ class RootDeletion(ObjectStore):
         paginator: Any = self._s3.get_paginator(listing)
         pages = iter(paginator.paginate(**arguments))
         while True:
-            with self._call("list", "the root"), _unavailable_calls(listing != "list_objects_v2"):
+            with self._call("list", "the root"):
                 page = next(pages, None)
             if page is None:
                 return
             yield page
-
-
-@contextmanager
-def _unavailable_calls(is_optional: bool = True) -> Iterator[None]:
-    """Raises :class:`CallUnavailable` where the store refuses a call that Aurora can do without."""
-    try:
-        yield
-    except ClientError as error:
-        name = error.operation_name
-        if is_optional and is_unknown_call(error):
-            raise CallUnavailable(f"{name}: the store does not know this call") from error
-        if is_optional and is_access_refused(error) and not name.startswith("AssumeRole"):
-            raise CallUnavailable(f"{name}: AccessDenied; {access_hint(name)}") from error
-        raise

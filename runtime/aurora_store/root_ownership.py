@@ -26,20 +26,21 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_protocol.errors import InvalidRecord
 from aurora_store.errors import NotRootOwner, StoreError, bounded_text
 from aurora_store.keys import Keys, first_owner, in_sequence, record_numbers
-from aurora_store.objects import ObjectStore
-from aurora_store.store_config import StoreConfig
+from aurora_store.objects import ObjectStore, StoreConfig
 
 MAX_NAME_CHARACTERS: Final = 400
 """Longest text that names a speculator. A namespace, a name and a part of a uid have 330 at most."""
 MAX_AGE_SECONDS: Final = 30.0
+WRITES: Final = frozenset({"put", "create", "upload", "delete"})
+"""The operations of a pod that change the store. Their subject is the key."""
 DECIDING_PREFIXES: Final = (Keys.LINEAGE, Keys.REGISTRY, Keys.EVIDENCE, Keys.TRAINER_STATE)
 
 
@@ -83,25 +84,12 @@ class FencedObjectStore(ObjectStore):
         self._channel_vanished = False
         self._looked_at_seconds = -math.inf
 
-    def put(self, key: str, data: bytes) -> None:
-        self._check(key)
-        super().put(key, data)
-
-    def create(self, key: str, data: bytes) -> None:
-        self._check(key)
-        super().create(key, data)
-
-    def create_file(self, key: str, path: Path) -> None:
-        self._check(key)
-        super().create_file(key, path)
-
-    def upload(self, key: str, path: Path) -> None:
-        self._check(key)
-        super().upload(key, path)
-
-    def delete(self, key: str) -> None:
-        self._check(key)
-        super().delete(key)
+    @contextmanager
+    def _call(self, operation: str, subject: str) -> Iterator[None]:
+        if operation in WRITES:
+            self._check(subject)
+        with super()._call(operation, subject):
+            yield
 
     def _check(self, key: str) -> None:
         """Raise :class:`NotRootOwner` unless this speculator owns the root."""
@@ -126,19 +114,12 @@ class FencedObjectStore(ObjectStore):
         left, somebody removed the known record alone, perhaps because it was forged. The older record then counts.
         """
         known = self._channel.epoch if self._channel is not None else 0
-        epochs = self._epochs(known)  # begins with the known record
-        if known and not epochs:
-            known, epochs = 0, self._epochs(0)
+        epochs = in_sequence(record_numbers(self.list(Keys.CHANNEL), Keys.CHANNEL))
         self._channel_vanished = (self._expects_channel or self._channel is not None) and not epochs
         try:
-            if epochs and epochs[-1] > known:
+            if epochs and epochs[-1] != known:
                 self._channel = Channel.from_json(self.get(Keys.channel(epochs[-1])))
         except InvalidRecord as error:
             text = f"{Keys.channel(epochs[-1])} does not tell who owns the root: {error}"
             raise StoreError(bounded_text(text)) from error
         self._looked_at_seconds = self._clock()
-
-    def _epochs(self, first: int) -> list[int]:
-        """The epochs of the channel's records from ``first`` on, in ascending order."""
-        listed = self.list(Keys.CHANNEL, after=Keys.channel(first - 1) if first else "")
-        return in_sequence(record_numbers(listed, Keys.CHANNEL), first)

@@ -42,6 +42,7 @@ from urllib3.exceptions import HTTPError
 from aurora_store.deadline import raise_if_over
 from aurora_store.errors import (
     AddressRefused,
+    CallUnavailable,
     CredentialsMissing,
     ObjectArchived,
     ObjectExists,
@@ -145,9 +146,6 @@ class S3Clients:
         if settings.endpoint:
             events.register_first("needs-retry.s3", _refuse_redirect)
         return client
-
-    def __len__(self) -> int:
-        return len(self._clients)
 
 
 class _Sender:
@@ -314,6 +312,8 @@ def _sent(error: ClientError) -> tuple[type[StoreError], str]:
         return ObjectRefused, f"{code}; {access_hint(operation)}"
     if code == "InvalidObjectState":
         return ObjectArchived, f"{code}; restore the object, and exempt the root from rules that archive objects"
+    if status in (405, 501) or code in _UNKNOWN_CALL_CODES:
+        return CallUnavailable, f"{shown}; the store does not know this call, or not this way to make it"
     if code.startswith("KMS."):
         return ObjectRefused, f"{code[:40]}; check the bucket's KMS key"
     if status == 404 and code not in _HINTS:
@@ -333,11 +333,6 @@ def _status(error: ClientError) -> int | None:
 def is_access_refused(error: ClientError) -> bool:
     """Whether the store refused a right."""
     return error_code(error) in _ACCESS_CODES
-
-
-def is_unknown_call(error: ClientError) -> bool:
-    """Whether the store does not know the call, as many S3-compatible stores do not know some."""
-    return _status(error) in (405, 501) or error_code(error) in _UNKNOWN_CALL_CODES
 
 
 def is_beyond_end(error: ClientError) -> bool:

@@ -109,7 +109,6 @@ def put_shards(registry: PodRegistry, traces: list[RequestTrace], requests: int,
             proposed=0,
             accepted=0,
             dropped_records=0,
-            draft_versions=(0,),
             created=utc_now(),
         )
         keys.append(put_shard_bytes(registry, manifest, data))

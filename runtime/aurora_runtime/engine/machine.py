@@ -21,7 +21,6 @@ from pathlib import Path
 
 from aurora_api.v1alpha1.serving import Device
 from aurora_protocol.agent_api import Machine
-from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS
 from aurora_runtime.errors import EngineFault, Interrupted
 
 GPU_QUERY_SECONDS = 300.0
@@ -86,5 +85,4 @@ def detect_machine(requested: Device, interrupted: Callable[[], bool] = _never) 
         device="cuda" if cuda else "cpu",
         engine=version("sglang"),
         torch=version("torch"),
-        ngram_tokens=NGRAM_TOKENS,
     )

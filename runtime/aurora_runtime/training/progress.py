@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Final
+from typing import Any
 
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
@@ -22,8 +22,6 @@ from aurora_runtime.training.state.learning_state import LearningState
 from aurora_runtime.training.vocabulary_coverage import VocabularyChange
 from aurora_store.errors import StoreError
 
-SHARDS_NAMED: Final = 10
-"""Most shards in quarantine that the status names."""
 log = logging.getLogger(__name__)
 
 
@@ -83,7 +81,6 @@ class Progress:
         """Whether the store refused the last status."""
         self._next_write = 0.0
         self._acceptance_length: float | None = None
-        self._coverage: float | None = None
         self._message = ""
         self.pending_shards = 0
         """Shards of new traces that wait to be trained."""
@@ -92,7 +89,6 @@ class Progress:
         """Put the result of a comparison into the next status, and make that status due now."""
         if comparison.held_out is not None:
             self._acceptance_length = comparison.held_out.acceptance_length
-            self._coverage = comparison.held_out.coverage
         self._message = comparison.message
         self._next_write = 0.0
 
@@ -107,7 +103,7 @@ class Progress:
 
     def record_vocabulary_change(self, change: VocabularyChange) -> None:
         """Put a change of the vocabulary map into the next status, and make that status due now."""
-        self._coverage, self._message = change.after, str(change)
+        self._message = str(change)
         self._next_write = 0.0
 
     def report(self, phase: TrainerPhase) -> None:
@@ -138,10 +134,8 @@ class Progress:
             loss=learning.session.loss,
             held_out_acceptance_length=self._acceptance_length,
             held_out_requests=learning.held_out.count,
-            vocabulary_coverage=self._coverage,
             last_registered=last.version,
             pending_shards=self.pending_shards,
             message="; ".join(part for part in (self._quarantine_note(), self._message) if part),
-            quarantined_shards=self._deaths.quarantined[-SHARDS_NAMED:],
             updated=utc_now(),
         )

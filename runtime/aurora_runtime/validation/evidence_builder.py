@@ -6,7 +6,6 @@ Invariant: a figure is never stored without its environment. A measurement on a 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from aurora_api.v1alpha1.draft import LookupScope, Shape
@@ -14,23 +13,18 @@ from aurora_protocol.agent_api import Machine
 from aurora_protocol.evidence_records import Environment, Evidence
 from aurora_protocol.pod_settings import ValidationSettings
 from aurora_runtime.validation.attempt import Attempt
-from aurora_runtime.validation.held_out_prompts import Prompt, prompts_digest
 from aurora_runtime.validation.rounds.measure import Measurement
 
 
 def measurement_environment(settings: ValidationSettings, machine: Machine) -> Environment:
     """The machine, the engine and the settings that decide speed."""
     return Environment(
-        hardware=machine.hardware,
-        device=machine.device,
-        engine=machine.engine,
-        torch=machine.torch,
+        **machine.model_dump(),
         dtype=settings.target.dtype.value,
         draft_steps=settings.draft.steps,
         draft_tokens=settings.draft.tokens_per_round,
         draft_shape=Shape.ADAPTIVE if settings.draft.adaptive else Shape.FIXED,
         lookup=_measured_lookup(settings),
-        ngram_tokens=machine.ngram_tokens,
         image=settings.image,
         load_average=0.0 if settings.replica else round(os.getloadavg()[0], 2),
     )
@@ -45,12 +39,7 @@ def _measured_lookup(settings: ValidationSettings) -> LookupScope:
     return LookupScope.REQUEST if looks_in_others and not settings.replica else settings.draft.lookup
 
 
-def build_evidence(
-    attempt: Attempt,
-    environment: Environment,
-    measurement: Measurement,
-    prompts: Iterable[Prompt],
-) -> Evidence:
+def build_evidence(attempt: Attempt, environment: Environment, measurement: Measurement) -> Evidence:
     """The evidence of a finished measurement, with the verdict after the last round."""
     return Evidence(
         version=attempt.settings.candidate,
@@ -64,7 +53,6 @@ def build_evidence(
         equality=measurement.equalities(),
         acceptance_length=measurement.acceptance_length(),
         environment=environment,
-        prompts_sha256=prompts_digest(prompts),
         verdict=measurement.verdicts[-1],
         end=measurement.end.kind,
         end_message=measurement.end.message,

@@ -8,7 +8,6 @@ requests to the engines under test.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -137,11 +136,3 @@ def _prompts(traces: Iterable[RequestTrace], vocab_size: int, most_tokens: int) 
                 raise TraceFormatError("a prompt has tokens outside the target's vocabulary")
             found.append(Prompt(trace.request, tokens))
     return found
-
-
-def prompts_digest(prompts: Iterable[Prompt]) -> str:
-    """SHA-256 over the prompts in the order of their numbers: equal when two measurements used the same prompts."""
-    digest = hashlib.sha256()
-    for prompt in sorted(prompts, key=lambda prompt: (prompt.request, prompt.tokens)):
-        digest.update(f"{prompt.request} {prompt.tokens};".encode())
-    return digest.hexdigest()

@@ -157,7 +157,7 @@ async def validate(settings: ValidationSettings, registry: PodRegistry, workspac
     except DraftRefused as refusal:
         this_machine = await call_in_thread(lambda: detect_machine(settings.device, is_interrupted))
         environment = measurement_environment(settings, this_machine)
-        return build_evidence(run.attempt, environment, rejected_unmeasured(str(refusal)), prompts=())
+        return build_evidence(run.attempt, environment, rejected_unmeasured(str(refusal)))
     prompts = await call_in_thread(run.choose_prompts)
     if settings.replica is not None:
         token = (workspace.keys / AGENT_TOKEN).read_text().strip()
@@ -197,7 +197,7 @@ async def _measure_on_job_engines(
     async with engines:
         runner = RoundRunner(engines, prompts, plan, run.deadline)
         measurement = await measure(runner, newer_version=run.newer_version)
-    return build_evidence(run.attempt, environment, measurement, prompts)
+    return build_evidence(run.attempt, environment, measurement)
 
 
 async def _measure_on_replica(
@@ -218,7 +218,7 @@ async def _measure_on_replica(
         baseline = await measure_baseline(runner)
         measurement = await measure(runner, baseline=baseline, newer_version=run.newer_version)
         await engine.confirm_lease()
-    return build_evidence(run.attempt, environment, measurement, prompts)
+    return build_evidence(run.attempt, environment, measurement)
 
 
 def kv_cache_tokens(prompts: Sequence[Prompt], plan: MeasurementPlan, max_new_tokens: int) -> int:

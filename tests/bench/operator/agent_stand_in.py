@@ -48,7 +48,6 @@ class _Agent:
             pod=self.pod,
             boot="stand-in",
             engine_ready=True,
-            lineage=1,
             version=self.version,
             checksum=f"sum-{self.version}",
             swap=SwapStatus(version=self.version),

@@ -81,7 +81,6 @@ def test_traces_equal_the_served_requests(world: World) -> None:
     assert any(answer["meta_info"]["finish_reason"]["type"] == "stop" for _, answer in asked)
     check_states(traces[tuple(prompts[1] + alone[1]["output_ids"])], world.target)
     manifests = [world.registry.shard(key)[0] for key in world.registry.list_shards(1).data_bytes]
-    assert all(manifest.draft_versions == (0,) for manifest in manifests)
     assert sum(manifest.requests for manifest in manifests) == len(asked), "neither the warm-up nor the probe is traced"
 
 
@@ -152,7 +151,7 @@ def test_a_swap_under_load_changes_the_draft_and_no_answer(world: World) -> None
     before = [_stream(url, prompt) for prompt in prompts]
     assert reported(world).is_of_start
     old = pod.state()
-    assert (old.version, old.engine_ready, old.lineage) == (0, True, 1)
+    assert (old.version, old.engine_ready) == (0, True)
     swap = SwapRequest(version=1, digest=world.versions[1].digest, epoch=2)
     with ThreadPoolExecutor(4) as clients:
         running = [clients.submit(_stream, url, prompt) for prompt in prompts]

@@ -92,7 +92,6 @@ def put_traces(registry: PodRegistry, traces: list[RequestTrace]) -> None:
             proposed=0,
             accepted=0,
             dropped_records=0,
-            draft_versions=(0,),
             created=now,
         ),
         data,

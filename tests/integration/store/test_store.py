@@ -73,7 +73,6 @@ def shard(seq: int, data: bytes, name: str) -> ShardManifest:
         proposed=1,
         accepted=0,
         dropped_records=0,
-        draft_versions=(0,),
         created=NOW,
     )
 

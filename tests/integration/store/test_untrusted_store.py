@@ -155,7 +155,6 @@ def test_an_agent_uploads_a_large_shard_without_holding_it_in_memory(registry: P
         proposed=0,
         accepted=0,
         dropped_records=0,
-        draft_versions=(0,),
         created=NOW,
     )
     data.with_suffix(".json").write_bytes(manifest.to_json())

@@ -141,7 +141,6 @@ def _trainer_status() -> TrainerStatus:
         shards=10,
         trained_tokens=10_000,
         held_out_acceptance_length=2.5,
-        vocabulary_coverage=0.98,
         pending_shards=2,
         updated=datetime.now(UTC),
     )

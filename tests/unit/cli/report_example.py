@@ -117,7 +117,6 @@ def _shards(channel: list[Channel]) -> Iterator[ShardManifest]:
             proposed=12_000,
             accepted=5000,
             dropped_records=0,
-            draft_versions=(version,),
         )
 
 

@@ -83,4 +83,4 @@ def watching(**more: Any) -> Roll:
     return rolling(RolloutPhase.JUDGING, promoted=True, analysis=state)
 
 
-FAILED = SwapStatus(phase=SwapPhase.FAILED, version=1, epoch=4, finished=NOW, error="shapes differ")
+FAILED = SwapStatus(phase=SwapPhase.FAILED, version=1, epoch=4, error="shapes differ")

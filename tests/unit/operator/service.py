@@ -202,7 +202,7 @@ class Service:
                 epoch = made.rollout.epoch
                 pod.swap = SwapStatus(phase=SwapPhase.FAILED, version=version, epoch=epoch, error=REFUSED)
             else:
-                pod.version, pod.swap = version, SwapStatus(version=version, finished=self.now)
+                pod.version, pod.swap = version, SwapStatus(version=version)
 
     def _pass_time(self) -> None:
         self.now += timedelta(seconds=SECONDS_BETWEEN_RECONCILES)

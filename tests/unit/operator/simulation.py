@@ -8,7 +8,6 @@ late.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 from aurora_operator.errors import Conflict
@@ -102,7 +101,6 @@ class SimulatedPod:
     salt: str = ""
     phase: SwapPhase = SwapPhase.IDLE
     asked: SwapRequest | None = None
-    finished: datetime | None = None
     boot: int = 0
     requests: int = 0
     tokens: int = 0
@@ -148,7 +146,7 @@ class SimulatedPod:
         if self.silent or self.lost:
             raise AgentError("no answer")
         if self.asked is not None and request.epoch < self.asked.epoch:
-            raise Fenced("a higher epoch was seen", 409, "", self.asked.epoch, self.asked.version)
+            raise Fenced("a higher epoch was seen", 409, "", self.asked.epoch)
         holder = request.measurement == self.measurement
         if request.lease_seconds == 0:
             self.lease = 0.0 if holder else self.lease
@@ -169,7 +167,7 @@ class SimulatedPod:
         if self.silent or self.lost:
             raise AgentError("no answer")
         if self.asked is not None and request.epoch < self.asked.epoch:
-            raise Fenced("a higher epoch was seen", 409, "", self.asked.epoch, self.asked.version)
+            raise Fenced("a higher epoch was seen", 409, "", self.asked.epoch)
         if self.swapping:
             if self.asked is not None and request.version == self.asked.version:
                 return
@@ -180,9 +178,9 @@ class SimulatedPod:
         if request.version != self.version:
             self.phase, self.late = SwapPhase.SWAPPING, False
 
-    def end_swap(self, now: datetime, *, works: bool) -> None:
+    def end_swap(self, *, works: bool) -> None:
         assert self.asked is not None
-        self.phase, self.finished = (SwapPhase.IDLE if works else SwapPhase.FAILED), now
+        self.phase = SwapPhase.IDLE if works else SwapPhase.FAILED
         self.version = self.asked.version if works else self.version
 
     def view(self) -> PodView:
@@ -202,7 +200,6 @@ class SimulatedPod:
             phase=self.phase,
             version=self.asked.version if self.asked else None,
             epoch=self._seen_epoch,
-            finished=self.finished,
             error="no",
         )
         if self.lie == "version":
@@ -216,18 +213,17 @@ class SimulatedPod:
         elif self.lie == "swapped" and self.asked is not None:
             reported["version"], swap = (
                 self.asked.version,
-                SwapStatus(version=self.asked.version, finished=self.finished),
+                SwapStatus(version=self.asked.version),
             )
         suffix = "?" if self.lie == "checksum" else ""
         if self.measurement:
             phase = MeasurementPhase.MEASURING if self.lease > 0 else MeasurementPhase.RETURNING
             measurement = MeasurementStatus(measurement=self.measurement, phase=phase)
-            return AgentState(pod=self.name, boot="", engine_ready=False, lineage=1, measurement=measurement)
+            return AgentState(pod=self.name, boot="", engine_ready=False, measurement=measurement)
         return AgentState(
             pod=self.name,
             boot=reported["boot"],
             engine_ready=self.up,
-            lineage=1,
             version=reported["version"],
             checksum=f"sum-{reported['version']}{self.salt}{suffix}",
             swap=swap,

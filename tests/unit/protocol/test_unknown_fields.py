@@ -38,7 +38,7 @@ FILE = FileRef(name="model.safetensors", sha256=digest(3), size=5)
 EVIDENCE = evidence(2)
 SHARD = ShardManifest(
     lineage=1, pod="p", boot="b", seq=0, file=FILE, requests=1, tokens=2, answer_tokens=3, rounds=4, proposed=5,
-    accepted=1, dropped_records=0, draft_versions=(0,), created=NOW,
+    accepted=1, dropped_records=0, created=NOW,
 )  # fmt: skip
 STORED: tuple[StoredRecord, ...] = (
     lineage().model_copy(update={"tensors": {"fc.weight": TensorSpec(shape=(2, 3), dtype="F32")}}),
@@ -64,7 +64,7 @@ SENT: tuple[Record, ...] = (
     agent_api.SwapRequest(version=1, digest=digest(1), epoch=4),
     agent_api.MeasurementRequest(measurement="job", epoch=4, lease_seconds=60),
     agent_api.TrialRequest(measurement="job", mode=agent_api.EngineMode.OFF),
-    agent_api.Refusal(reason="epoch 4 is older", epoch=41, version=7),
+    agent_api.Refusal(reason="epoch 4 is older", epoch=41),
     AgentState.model_validate(
         agent("p", 1).model_dump()
         | {

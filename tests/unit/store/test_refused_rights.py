@@ -108,6 +108,25 @@ def test_a_deletion_that_is_refused_for_single_objects_names_the_first(store: Fa
         assert "not a code" not in error
 
 
+@pytest.mark.parametrize(
+    ("status", "code"), [(501, "NotImplemented"), (405, "MethodNotAllowed"), (403, "AccessDenied")]
+)
+def test_a_root_is_deleted_by_a_store_that_refuses_to_list_versions_and_uploads(
+    store: FaultyStore, status: int, code: str
+) -> None:
+    def answer(request: Request) -> None:
+        if "list-type=2" in request.path:
+            request.reply(200, listing())
+        else:
+            request.reply(status, f"<Error><Code>{code}</Code></Error>".encode())
+
+    store.answer = answer
+    deletion = RootDeletion(replace(objects(store).config, root="x/root-01d00000"), "01d00000", attempts=1)
+    progress = deletion.step(10)
+    assert (progress.done, progress.kept) == (True, "")
+    assert f"older versions or unfinished uploads were not deleted: list the root: {code}" in progress.remains
+
+
 KEY_RIGHTS = {
     "put": "allow s3:PutObject for these credentials, and kms:GenerateDataKey and kms:Decrypt on the bucket's",
     "get": "allow s3:GetObject for these credentials, and kms:Decrypt on the bucket's KMS key if it has one",

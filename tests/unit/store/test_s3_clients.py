@@ -34,10 +34,10 @@ def test_a_client_is_freed_with_its_last_user() -> None:
     clients = S3Clients()
     kept = clients.client(SETTINGS)
     other = clients.client(replace(SETTINGS, region="eu-central-1"))
-    assert len(clients) == 2
+    assert len(clients._clients) == 2
     del other
     gc.collect()
-    assert len(clients) == 1
+    assert len(clients._clients) == 1
     assert clients.client(SETTINGS) is kept
 
 

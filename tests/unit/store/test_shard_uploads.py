@@ -89,7 +89,7 @@ def manifest_of(data: bytes) -> ShardManifest:
         lineage=1, pod="pod-0", boot="0b", seq=0,
         file=FileRef(name=DATA_KEY.rsplit("/", 1)[1], sha256=hashlib.sha256(data).hexdigest(), size=len(data)),
         requests=1, tokens=1, answer_tokens=1, rounds=1, proposed=1, accepted=0, dropped_records=0,
-        draft_versions=(0,), created=datetime(2026, 1, 1, tzinfo=UTC),
+        created=datetime(2026, 1, 1, tzinfo=UTC),
     )  # fmt: skip
 
 

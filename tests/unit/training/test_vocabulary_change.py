@@ -84,10 +84,6 @@ def test_a_map_with_poor_coverage_is_changed_once_and_reported(
     assert {398, 399} <= set(after[0].tolist())
     (message,) = messages - {""}
     assert message
-    status = rig.registry.trainer_status()
-    assert status is not None
-    assert status.vocabulary_coverage is not None
-    assert status.vocabulary_coverage > 0.9
     assert trainer.learning.session.steps > 0
 
 

@@ -244,7 +244,6 @@ def put_shard(
             proposed=sum(t.node_token.shape[0] - t.root.shape[0] for t in traces),
             accepted=sum(int(t.accepted.sum()) for t in traces),
             dropped_records=0,
-            draft_versions=(0,),
             created=created,
         ),
         data,

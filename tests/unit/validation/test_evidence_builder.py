@@ -10,7 +10,6 @@ from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_protocol.pod_settings import StoreSettings, ValidationSettings
 from aurora_runtime.engine.machine import detect_machine
-from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS
 from aurora_runtime.validation.evidence_builder import measurement_environment
 
 
@@ -26,11 +25,6 @@ def settings() -> ValidationSettings:
         active=2,
         attempt=2,
     )
-
-
-def test_the_environment_names_the_width_of_ngram() -> None:
-    here = measurement_environment(settings(), detect_machine(Device.CPU))
-    assert here.ngram_tokens == NGRAM_TOKENS
 
 
 @pytest.mark.parametrize(

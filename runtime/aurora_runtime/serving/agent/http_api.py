@@ -39,16 +39,14 @@ def authorize(token: AgentToken) -> Middleware:
 
 @contextlib.contextmanager
 def _faults_as_statuses(swapper: Swapper) -> Iterator[None]:
-    """Turn our errors into the statuses that the API names. A conflict names the last accepted order."""
+    """Turn our errors into the statuses that the API names. A conflict names the epoch of the last accepted order."""
     try:
         yield
     except InvalidRecord as error:
         raise web.HTTPBadRequest(text=f"{error}\n") from error
     except SwapRefused as error:
         last = swapper.last_request()
-        refusal = Refusal(
-            reason=str(error)[:1000], epoch=last.epoch if last else None, version=last.version if last else None
-        )
+        refusal = Refusal(reason=str(error)[:1000], epoch=last.epoch if last else None)
         raise web.HTTPConflict(text=refusal.to_json().decode(), content_type="application/json") from error
     except (RuntimeFault, StoreError) as error:
         raise web.HTTPServiceUnavailable(text=f"{error}\n") from error

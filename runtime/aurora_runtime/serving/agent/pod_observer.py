@@ -19,7 +19,7 @@ from aurora_protocol.agent_api import (
     LiveCounters,
 )
 from aurora_protocol.errors import InvalidRecord
-from aurora_runtime.errors import DraftRefused, EngineFault
+from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
 from aurora_runtime.serving.agent.metrics import CaptureFigures
 from aurora_runtime.serving.agent.pod_context import PodContext
@@ -134,7 +134,6 @@ class PodObserver:
             pod=self._pod.name,
             boot=boot,
             engine_ready=ready,
-            lineage=self._lineage(),
             version=version,
             checksum=checksum,
             swap=self._swapper.status,
@@ -144,12 +143,6 @@ class PodObserver:
             speedup_estimate=_speedup(speculation),
             saved_time=speculation.saved_time if speculation is not None else None,
         )
-
-    def _lineage(self) -> int | None:
-        try:
-            return self._pod.drafts.lineage().number
-        except DraftRefused:
-            return None
 
 
 def _by_source(live: LiveCounters, speculation: SpeculationState) -> LiveCounters:

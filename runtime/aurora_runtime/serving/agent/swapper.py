@@ -15,7 +15,6 @@ import contextlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
 
 from aurora_protocol.agent_api import SwapPhase, SwapRequest, SwapStatus
 from aurora_protocol.errors import InvalidRecord
@@ -194,14 +193,9 @@ class Swapper:
         self._staging_given_up.set()
         await self._record_request(request)
         if version == request.version and current is not None and current.digest == request.digest:
-            started = self.status.started if self.status.finished else None
-            self.status = SwapStatus(
-                version=version, epoch=request.epoch, started=started, finished=self.status.finished
-            )
+            self.status = SwapStatus(version=version, epoch=request.epoch)
             return
-        self.status = SwapStatus(
-            phase=SwapPhase.STAGING, version=request.version, epoch=request.epoch, started=datetime.now(UTC)
-        )
+        self.status = SwapStatus(phase=SwapPhase.STAGING, version=request.version, epoch=request.epoch)
         former, self._staging_given_up = self._task, threading.Event()
         self._task = asyncio.create_task(self._swap(request, former, self._staging_given_up))
 
@@ -258,13 +252,7 @@ class Swapper:
             log.exception("swap to version %d failed", request.version)
             self._fail(request, type(error).__name__, transient=False)
         else:
-            self.status = SwapStatus(
-                version=request.version,
-                epoch=self.status.epoch,
-                pause_seconds=pause_seconds,
-                started=self.status.started,
-                finished=datetime.now(UTC),
-            )
+            self.status = SwapStatus(version=request.version, epoch=self.status.epoch, pause_seconds=pause_seconds)
             self._on_finished("success", pause_seconds)
             log.info("serving draft version %d after a pause of %.3f s", request.version, pause_seconds)
 
@@ -288,8 +276,6 @@ class Swapper:
             epoch=self.status.epoch,
             error=error[:1000],
             transient=transient,
-            started=self.status.started,
-            finished=datetime.now(UTC),
         )
         self._on_finished("failure", None)
         log.error("swap to version %d failed: %s", request.version, error)

@@ -84,7 +84,7 @@ class PodRules(Promises):
         assert pod.asked is not None
         self.blamed.add(pod.asked.version)
         self.blame()
-        pod.end_swap(self.now, works=False)
+        pod.end_swap(works=False)
 
     @rule(pace=st.integers(0, 2))
     def pods_change_pace(self, *, pace: int) -> None:
@@ -112,7 +112,7 @@ class PodRules(Promises):
             if pod.slow or pod.taken <= self.pace:
                 continue
             if pod.swapping:
-                pod.end_swap(self.now, works=pod.lie != "swapped")
+                pod.end_swap(works=pod.lie != "swapped")
             pod.up = True
 
     def forgive_late(self) -> None:

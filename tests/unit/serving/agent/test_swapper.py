@@ -45,9 +45,6 @@ async def test_a_swap_pauses_updates_the_draft_only_and_resumes(rig: Rig) -> Non
     status = rig.swapper.status
     assert (status.phase, status.version, status.error) == (SwapPhase.IDLE, 1, "")
     assert status.pause_seconds is not None
-    assert status.started is not None
-    assert status.finished is not None
-    assert status.started <= status.finished
     assert [result for result, _ in rig.results] == ["success"]
 
 

@@ -29,7 +29,7 @@ def shard(spool: Path, seq: int, data: bytes = b"data") -> Path:
         lineage=1, pod="pod-0", boot="0b", seq=seq,
         file=FileRef(name=f"{stem.name}.safetensors", sha256=hashlib.sha256(data).hexdigest(), size=len(data)),
         requests=1, tokens=1, answer_tokens=1, rounds=1, proposed=1, accepted=0, dropped_records=0,
-        draft_versions=(0,), created=datetime(2026, 1, 1, tzinfo=UTC),
+        created=datetime(2026, 1, 1, tzinfo=UTC),
     )  # fmt: skip
     stem.with_suffix(".safetensors").write_bytes(data)
     write_atomically(stem.with_suffix(".json"), manifest.to_json())  # as the writer does: the uploader may be looking

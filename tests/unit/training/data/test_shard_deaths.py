@@ -137,7 +137,6 @@ def test_a_trainer_outlives_a_shard_that_kills_it(tmp_path: Path, monkeypatch: p
     assert set(survivor.learning.ledger.consumed) == {*good, killer}
     status = rig.registry.trainer_status()
     assert status is not None
-    assert status.quarantined_shards == (killer,)
     assert killer in status.message
     again = trainer()
     again.run()
