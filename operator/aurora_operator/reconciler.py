@@ -29,7 +29,6 @@ from aurora_operator.observe.observer import Observer, Snapshot
 from aurora_operator.observe.stored_resource import owner_of, status_of
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import EventNote, Plan, plan
-from aurora_operator.plan.actions import CONDITION_PERIOD
 from aurora_operator.plan.candidate import seconds_until_attempt
 from aurora_operator.plan.conditions import invalid_spec_status
 from aurora_operator.plan.operator_upgrade import UpgradeStage
@@ -248,7 +247,7 @@ class Reconciler:
             log.warning("%s: the spec is invalid, nothing is changed until it is corrected: %s", owner.full_name, error)
             await write_status(self._api, owner, status)
         self._show(status)
-        note = EventNote("InvalidSpec", str(error), warning=True, period_per_reason=CONDITION_PERIOD)
+        note = EventNote("InvalidSpec", str(error), warning=True, about_condition=True)
         self._events.post(note, owner)
 
 

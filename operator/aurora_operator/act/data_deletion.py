@@ -8,8 +8,7 @@ Invariants:
 - Only our finalizer holds the resource. It is removed when the root is empty, when the root belongs to another
   speculator, or as soon as the policy is Retain.
 - Each step is short and idempotent, so a restarted operator goes on.
-- The condition Ready says that the speculator is being deleted. It tells a failure with the way out at once, and an
-  Event does so after ``QUIET_SECONDS``.
+- The condition Ready says that the speculator is being deleted, and tells a failure with the way out.
 - If the Secret with the store's keys is gone or may not be read, nobody can delete the objects, so they are kept, and
   the speculator does not hang for ever.
 """
@@ -17,7 +16,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Final
 
 from aurora_api.v1alpha1.store import DeletionPolicy
@@ -46,22 +45,14 @@ BUSY_DELAY_SECONDS: Final = 2.0
 RETRY_DELAY_SECONDS: Final = 30.0
 MAX_POD_WAIT_SECONDS: Final = 600.0
 """A pod on a lost node stays in the API server until the node is removed. Its deletion is not waited for any longer."""
-QUIET_SECONDS: Final = 300.0
-"""Seconds for which a deletion may fail before an Event reports it."""
+KEYS_GONE_SECONDS: Final = 300.0
+"""Seconds after which a speculator whose store's keys are gone is let go, and its objects are kept."""
 MAX_ERROR_CHARACTERS: Final = 400
-"""Length of an error's text in a condition or an Event. The way out behind it must fit into an Event, too."""
+"""Length of an error's text in the condition, which has the way out behind it."""
 IN_PROGRESS: Final = (
     "The speculator is being deleted: first its pods, then its stored objects (store.deletionPolicy: Delete)"
 )
 """The message of the condition Ready while the deletion gets on."""
-
-
-class DeletionFailed(Exception):
-    """The deletion does not get on. The message says why."""
-
-    def __init__(self, text: str, *, keys_are_gone: bool = False) -> None:
-        super().__init__(text)
-        self.keys_are_gone = keys_are_gone
 
 
 class DataDeletion:
@@ -81,20 +72,24 @@ class DataDeletion:
         :class:`Conflict` when an object changed meanwhile.
         """
         owner = owner_of(stored)
-        seconds = _seconds_since(stored["metadata"]["deletionTimestamp"])
         try:
-            if not deletes(stored) or await self._delete(owner, stored, seconds):
+            if not deletes(stored) or await self._delete(owner, stored):
                 await set_finalizer(self._api, stored, wanted=False)
                 log.info("%s: removed the finalizer, so the API server deletes the speculator", owner.full_name)
                 return BUSY_DELAY_SECONDS
         except (Conflict, NotFound):
             raise
-        except (DeletionFailed, KubernetesError, StoreError, InvalidSpec) as error:
-            return await self._failed(owner, stored, error, seconds)
-        return 0.0 if await self._report(owner, stored, IN_PROGRESS) else BUSY_DELAY_SECONDS
+        except (KubernetesError, StoreError, InvalidSpec) as error:
+            text = failure_text(str(error), owner)
+            log.warning("%s: %s", owner.full_name, text)
+            await self._report(owner, stored, text)
+            return RETRY_DELAY_SECONDS
+        await self._report(owner, stored, IN_PROGRESS)
+        return BUSY_DELAY_SECONDS
 
-    async def _delete(self, owner: Owner, stored: Object, seconds: float) -> bool:
+    async def _delete(self, owner: Owner, stored: Object) -> bool:
         """The next step of the deletion. Returns whether nothing is left to do but to remove the finalizer."""
+        seconds = (datetime.now(UTC) - datetime.fromisoformat(stored["metadata"]["deletionTimestamp"])).total_seconds()
         left = [*(await self._observer.children(owner)).values()]
         workloads = [obj for obj in left if _is_live_workload(owner, obj)]
         for obj in workloads:
@@ -105,23 +100,22 @@ class DataDeletion:
         if any(_is_running_pod(owner, obj) for obj in left) and seconds < MAX_POD_WAIT_SECONDS:
             return False
         config = await self._find_config(owner, stored)
+        if isinstance(config, StoreView):
+            if config.reason in ("SecretMissing", "SecretForbidden") and seconds >= KEYS_GONE_SECONDS:
+                log.warning("%s: the objects are kept, delete them by hand: %s", owner.full_name, config.error)
+                return True
+            raise StoreError(config.error)
         progress = await self._one_step(config, owner_id(owner.uid))
         if progress.done:
             self._events.post(end_note(progress, f"s3://{config.bucket}/{config.root}"), owner)
         return progress.done
 
-    async def _find_config(self, owner: Owner, stored: Object) -> StoreConfig:
+    async def _find_config(self, owner: Owner, stored: Object) -> StoreConfig | StoreView:
         """How to reach the store: as the Secret says, or as it said when it was there."""
-        config = await self._observer.store.config(owner, parse(stored)[1])
-        if isinstance(config, StoreView):
-            reader = self._observer.store.reader
-            known = self._config if reader is None else reader.config
-            if known is None:
-                gone = config.reason in ("SecretMissing", "SecretForbidden")
-                raise DeletionFailed(config.error, keys_are_gone=gone)
-            config = known
-        self._config = config
-        return config
+        config, reader = await self._observer.store.config(owner, parse(stored)[1]), self._observer.store.reader
+        if isinstance(config, StoreConfig):
+            self._config = config
+        return self._config or (config if reader is None else reader.config)
 
     async def _one_step(self, config: StoreConfig, speculator: str) -> DeletionProgress:
         """Raises :class:`StoreError`. The next step then begins anew."""
@@ -132,37 +126,12 @@ class DataDeletion:
         self._root = root
         return progress
 
-    async def _failed(self, owner: Owner, stored: Object, error: Exception, seconds: float) -> float:
-        """Report the failure. Let the speculator go if its store's keys are gone for ever."""
-        text = failure_text(str(error), owner)
-        log.warning("%s: %s", owner.full_name, text)
-        if seconds >= QUIET_SECONDS:
-            note = EventNote("DataNotDeleted", text, warning=True, period_per_reason=timedelta(hours=1))
-            self._events.post(note, owner)
-            if isinstance(error, DeletionFailed) and error.keys_are_gone:
-                log.warning("%s: the objects are kept. Delete them by hand", owner.full_name)
-                await set_finalizer(self._api, stored, wanted=False)
-                return BUSY_DELAY_SECONDS
-        await self._report(owner, stored, text)
-        return RETRY_DELAY_SECONDS
-
-    async def _report(self, owner: Owner, stored: Object, message: str) -> bool:
-        """Let the condition Ready say how the deletion goes. Returns whether the status was written.
-
-        A refusal only delays the status. Raises :class:`Conflict` when the resource changed since it was read.
-        """
+    async def _report(self, owner: Owner, stored: Object, message: str) -> None:
+        """Let the condition Ready say how the deletion goes."""
         before = status_of(stored)
         reported = deleting_status(before, owner.generation, message, datetime.now(UTC))
-        if reported == before:
-            return False
-        try:
+        if reported != before:
             await write_status(self._api, owner, reported)
-        except (Conflict, NotFound):
-            raise
-        except KubernetesError as error:
-            log.warning("%s: the status of the deletion was not written: %s", owner.full_name, error)
-            return False
-        return True
 
 
 def end_note(progress: DeletionProgress, place: str) -> EventNote:
@@ -202,7 +171,3 @@ def _is_live_workload(owner: Owner, obj: Object) -> bool:
 def deletes(stored: Object) -> bool:
     """The policy, even of a spec that does not parse otherwise. Nothing is deleted unless the spec asks for it."""
     return (stored["spec"].get("store") or {}).get("deletionPolicy") == DeletionPolicy.DELETE
-
-
-def _seconds_since(timestamp: str) -> float:
-    return (datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds()

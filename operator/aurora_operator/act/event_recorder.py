@@ -1,8 +1,7 @@
 """Posts Kubernetes Events on the custom resource, through kopf, which posts in the background and retries.
 
-Invariant: a state that flaps does not flood the namespace. An Event with the same message is posted at most once in
-an hour. An Event whose message holds figures is posted at most once per reason and type in a period of its own
-(:attr:`EventNote.period_per_reason`). A restart forgets what was posted.
+Invariant: a state that flaps does not flood the namespace. An Event about a condition is posted at most once in ten
+minutes for each reason, and any other at most once in an hour for each message. A restart forgets what was posted.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import kopf
@@ -21,7 +19,7 @@ from aurora_operator.plan import EventNote
 
 log = logging.getLogger(__name__)
 
-MESSAGE_PERIOD = timedelta(hours=1)
+CONDITION_SECONDS, MESSAGE_SECONDS = 600.0, 3600.0
 MAX_REMEMBERED = 256
 """Events of one speculator that are remembered, newest first."""
 
@@ -41,13 +39,13 @@ class EventRecorder:
 
     def post(self, note: EventNote, owner: Owner) -> None:
         """Log ``note`` and post it as an Event, unless it was posted a short while ago."""
-        kind, period = "Warning" if note.warning else "Normal", note.period_per_reason
+        kind = "Warning" if note.warning else "Normal"
         # An edit of the spec makes each Event news again.
-        key = (note.reason, kind, owner.generation, note.message if period is None else "")
+        key = (note.reason, kind, owner.generation, "" if note.about_condition else note.message)
         if self._clock() < self._posted.get(key, 0.0):
             return
         self._posted.pop(key, None)
-        self._posted[key] = self._clock() + (period or MESSAGE_PERIOD).total_seconds()
+        self._posted[key] = self._clock() + (CONDITION_SECONDS if note.about_condition else MESSAGE_SECONDS)
         if len(self._posted) > MAX_REMEMBERED:
             del self._posted[next(iter(self._posted))]
         log.info("%s: %s: %s", owner.full_name, note.reason, note.message)

@@ -6,7 +6,6 @@ Invariant: every part is idempotent. When the operator dies between any two part
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import timedelta
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.kubernetes_api import Object
@@ -33,10 +32,6 @@ class LeaseRequest:
     request: MeasurementRequest
 
 
-CONDITION_PERIOD = timedelta(minutes=10)
-"""Period of the Events about a condition. It limits a condition that flaps, and the next outage is still reported."""
-
-
 @dataclass(frozen=True)
 class EventNote:
     """A Kubernetes Event to post on the custom resource."""
@@ -44,11 +39,8 @@ class EventNote:
     reason: str
     message: str
     warning: bool = False
-    period_per_reason: timedelta | None = None
-    """Post at most one Event of this reason and type in such a period, even if the message changes.
-
-    None: one Event of each message in an hour.
-    """
+    about_condition: bool = False
+    """Its message holds figures, so only its reason tells whether it was posted before."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Final
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus
 from aurora_operator.observe.observed import TAKING_OVER
-from aurora_operator.plan.actions import CONDITION_PERIOD, EventNote
+from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.candidate import ValidationDecision
 from aurora_operator.plan.rollout.transition import Step
 from aurora_operator.plan.start import is_starting
@@ -101,9 +101,9 @@ def notes(old: SpeculatorStatus, new: SpeculatorStatus, events: Iterable[Version
     if ready is None or faults or (known is not None and known.status is ready.status):
         return
     if ready.status is ConditionStatus.TRUE:
-        yield EventNote("Ready", ready.message, period_per_reason=CONDITION_PERIOD)
+        yield EventNote("Ready", ready.message, about_condition=True)
     elif not is_starting(old):
-        yield EventNote(ready.reason, ready.message, warning=True, period_per_reason=CONDITION_PERIOD)
+        yield EventNote(ready.reason, ready.message, warning=True, about_condition=True)
 
 
 def _faults(before: Mapping[str, Condition], after: Mapping[str, Condition]) -> Iterator[EventNote]:
@@ -111,13 +111,13 @@ def _faults(before: Mapping[str, Condition], after: Mapping[str, Condition]) -> 
     stalled, storage = after.get(ConditionType.STALLED), after.get(ConditionType.STORAGE_READY)
     if stalled is not None and stalled.status is ConditionStatus.TRUE:
         if not _is_same(before.get(ConditionType.STALLED), stalled):
-            yield EventNote(stalled.reason, stalled.message, warning=True, period_per_reason=CONDITION_PERIOD)
+            yield EventNote(stalled.reason, stalled.message, warning=True, about_condition=True)
         return
     if storage is None or storage.status is ConditionStatus.TRUE or storage.reason == TAKING_OVER:
         return
     if not _is_same(before.get(ConditionType.STORAGE_READY), storage):
         reason = f"Storage{storage.reason}"
-        yield EventNote(reason, storage.message, warning=True, period_per_reason=CONDITION_PERIOD)
+        yield EventNote(reason, storage.message, warning=True, about_condition=True)
 
 
 def _is_same(known: Condition | None, condition: Condition) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -124,7 +123,6 @@ class Posts:
         self.reasons.append(f"{type} {reason}")
 
 
-PERIOD = timedelta(minutes=10)
 FLAPS: dict[str, dict[str, Any]] = {
     "serves": {},
     "half of it serves": {"pods": (pod("chat-a", 0), pod("chat-b", 0, ready=False))},
@@ -162,11 +160,11 @@ def test_conditions_that_flap_post_each_reason_once_in_ten_minutes_whatever_thei
 
 
 def test_a_state_that_comes_back_in_another_period_is_told_again_and_so_is_one_after_an_edit() -> None:
-    note, posts = EventNote("PodsNotReady", "1 of 2 pods are ready", period_per_reason=PERIOD), Posts()
+    note, posts = EventNote("PodsNotReady", "1 of 2 pods are ready", about_condition=True), Posts()
     assert posts.post(note, replace(note, message="0 of 2 pods are ready")) == 1
     assert posts.post(replace(note, warning=True)) == 1, "a Warning is news"
     assert posts.post(note, generation=2) == 1
-    posts.seconds = PERIOD.total_seconds()
+    posts.seconds = 600
     assert posts.post(note) == 1
 
 
@@ -177,12 +175,6 @@ def test_an_event_about_a_decision_repeats_after_an_hour_and_with_another_messag
     assert posts.post(note) == 0
     posts.seconds = 3600
     assert posts.post(note) == 1
-
-
-def test_a_deletion_that_fails_with_another_error_each_time_is_told_once_an_hour() -> None:
-    hourly = timedelta(hours=1)
-    notes = [EventNote("X", f"request {number} failed", period_per_reason=hourly) for number in range(9)]
-    assert Posts().post(*notes) == 1
 
 
 @pytest.mark.parametrize(("promoted", "pin"), [(True, 0), (False, 1)])
