@@ -69,13 +69,5 @@ def forget(namespace: str, name: str) -> None:
     """Drop the series of a speculator that is gone."""
     record_yield(namespace, name, yields=False)
     for outcome in OUTCOMES:
-        _remove(RECONCILES, namespace, name, outcome)
-
-
-def _remove(metric: Counter, *labels: str) -> None:
-    """Drop one series, if it exists.
-
-    Why not ``remove_by_labels``: it looks at the series of all speculators.
-    """
-    with suppress(KeyError):
-        metric.remove(*labels)
+        with suppress(KeyError):  # not remove_by_labels, which looks at the series of all speculators
+            RECONCILES.remove(namespace, name, outcome)

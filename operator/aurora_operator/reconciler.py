@@ -78,7 +78,6 @@ class Reconciler:
         self._deletion = DataDeletion(api, self._observer, self._events)
         self._observed_time = ObservedTime()
         self._last = ExecutionResult()
-        self._refusals_in_a_row = 0
         self._shown = False
         """Whether the metrics show the status."""
         self._status_written_seconds = 0.0
@@ -209,7 +208,6 @@ class Reconciler:
         elif observed.spec_fault:
             self._fleet.report(self._key, None)
         self._last = await self._actor.act(decided, snapshot, self._observer.store)
-        self._refusals_in_a_row = self._refusals_in_a_row + 1 if self._last.apply_errors else 0
         FIGURES.count_decisions(*self._key, decided.decisions)
         if self._last.fencing_epoch:
             self._observer.store.read_everything_next()
@@ -226,13 +224,11 @@ class Reconciler:
         if not observed.store.ok:
             # No event shows that a person created or corrected the Secret with the store's keys.
             return min(MAX_FAULT_POLL_SECONDS, max(WATCHFUL_POLL_SECONDS, quiet_seconds))
-        if self._refusals_in_a_row:
-            return min(_rest_seconds(), BUSY_POLL_SECONDS * 2.0 ** min(self._refusals_in_a_row - 1, 10))
         status = decided.status or observed.status
         delays = [_rest_seconds()]
         if _is_watched(decided, observed, status):
             delays.append(WATCHFUL_POLL_SECONDS)
-        if decided.moving:
+        if decided.moving or self._last.apply_errors:
             delays.append(quiet_seconds)
         now = datetime.now(UTC)
         # An attempt that is due and does not begin waits for something else, which wakes the task.

@@ -19,17 +19,6 @@ from aurora_protocol.draft_records import INITIAL_VERSION, Channel, Lineage, Reg
 from aurora_protocol.evidence_records import Evidence, VerdictKind
 from aurora_protocol.training_records import TrainerStatus
 
-
-@dataclass(frozen=True)
-class UserRequests:
-    """What a user asks for by annotation.
-
-    Each request names one version, so an old annotation has no effect on a newer version.
-    """
-
-    abort: int | None = None
-
-
 CRASH_LOOP = "CrashLoopBackOff"
 """Kubernetes' reason why a container waits that ended again and again."""
 
@@ -289,7 +278,8 @@ class Observed:
     """The operator did not observe for a while, or the clock was set (see ``observed_time``): deadlines restart now."""
     fencing_epoch: int = 0
     """The highest epoch for which an agent refused our last requests; 0: no agent has seen a higher epoch than ours."""
-    user_requests: UserRequests = UserRequests()
+    abort: int | None = None
+    """A person rejects this version, by annotation."""
     apply_errors: tuple[str, ...] = ()
     """The children that the API server refused in the last reconcile, each with the API server's reason."""
     refused_job: RefusedJob | None = None

@@ -38,7 +38,7 @@ from aurora_operator.observe.observed import JobView, Observed, PodView, Workloa
 from aurora_operator.observe.secret_values import SecretReader, secret_value
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.store.store_reader import store_needs
-from aurora_operator.observe.stored_resource import parse, user_requests
+from aurora_operator.observe.stored_resource import aborted_version, parse
 from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.pod_settings import AGENT_TOKEN
 from aurora_store.store_policy import StorePolicy
@@ -92,8 +92,8 @@ class Observer:
         jobs = _jobs([obj for obj in live.values() if obj["kind"] == "Job"], all_pods, now)
         token = await self._agent_token(owner)
         pods = await self._agents.of(_inference_pods(inference), token)
-        requests = user_requests(stored)
-        store = await self.store.view(owner, spec, store_needs(owner, spec, status, jobs, requests))
+        abort = aborted_version(stored)
+        store = await self.store.view(owner, spec, store_needs(owner, spec, status, jobs, abort))
         deployment = live.get(("Deployment", owner.name))
         observed = Observed(
             owner=owner,
@@ -108,7 +108,7 @@ class Observer:
             keys_exist=bool(token),
             disruptions_allowed=kubernetes_views.disruptions_allowed(live.get(("PodDisruptionBudget", owner.name))),
             recent_counters=self._counter_history.update(pods, datetime.now(UTC)),
-            user_requests=requests,
+            abort=abort,
             spec_fault=fault,
         )
         return Snapshot(observed, live, token)

@@ -15,7 +15,6 @@ from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.owner import Owner
 from aurora_operator.errors import InvalidSpec
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import UserRequests
 
 
 def parse(stored: Object) -> tuple[Owner, SpeculatorSpec, SpeculatorStatus, str]:
@@ -89,7 +88,6 @@ def status_of(stored: Object) -> SpeculatorStatus:
         return SpeculatorStatus.model_validate({name: part for name, part in parts.items() if name not in wrong})
 
 
-def user_requests(stored: Object) -> UserRequests:
-    """The requests in the annotations, such as ``aurora.dev/abort=3``. A value that names no version is ignored."""
-    annotations = stored["metadata"].get("annotations") or {}
-    return UserRequests(abort=annotated_version(annotations.get(ABORT_ANNOTATION, "")))
+def aborted_version(stored: Object) -> int | None:
+    """The version that a person rejects: ``aurora.dev/abort=3``. A value that names no version is ignored."""
+    return annotated_version((stored["metadata"].get("annotations") or {}).get(ABORT_ANNOTATION, ""))

@@ -38,7 +38,7 @@ def next_channel(observed: Observed, step: Step, validation: ValidationDecision,
     if former is None:
         return None
     if advance is None:
-        if validation.reject is None or validation.reject != observed.user_requests.abort:
+        if validation.reject is None or validation.reject != observed.abort:
             return None
         advance = Advance(former.active, ChannelReason.REFUSED, reject=validation.reject)
         message = "aborted by a person"

@@ -184,7 +184,7 @@ def _validation_inputs(
             and not (observed.spec_fault or at_rest)
         ),
         at_rest=at_rest,
-        abort=observed.user_requests.abort,
+        abort=observed.abort,
         shortage=shortage(
             observed.store, observed.spec.validation, now, trainer_stopped=trainer_replicas(observed) == 0
         ),

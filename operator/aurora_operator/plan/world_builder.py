@@ -76,7 +76,7 @@ def world_of(
         promotable=frozenset(v for v in store.registrations if v not in rejected and store.promotion_evidence(v)),
         pinned_version=pin if pin is not None and store.may_be_pinned(pin) else None,
         pin_set=pin is not None,
-        abort=observed.user_requests.abort,
+        abort=observed.abort,
         observation_gap=observed.observation_gap,
         fencing_epoch=observed.fencing_epoch,
     )

@@ -10,7 +10,7 @@ from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.metadata import keys_name
 from aurora_operator.children.owner import Owner
 from aurora_operator.children.pod_template import store_settings
-from aurora_operator.observe.observed import JobView, StoreView, UserRequests
+from aurora_operator.observe.observed import JobView, StoreView
 from aurora_operator.observe.secret_values import SecretReader
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.store.store_reader import store_needs
@@ -65,7 +65,7 @@ class Speculator:
         self.access = StoreAccess(self.secrets, StorePolicy(), self.clock)
         self.spec, self.status = self.spec_at(endpoint or s3.endpoint), SpeculatorStatus()
         self.jobs: tuple[JobView, ...] = ()
-        self.requests = UserRequests()
+        self.abort: int | None = None
 
     @staticmethod
     def spec_at(endpoint: str) -> SpeculatorSpec:
@@ -74,7 +74,7 @@ class Speculator:
     async def look(self, later: float = 0.0) -> StoreView:
         """The view ``later`` seconds from now."""
         self.clock.seconds += later
-        needs = store_needs(self.owner, self.spec, self.status, self.jobs, self.requests)
+        needs = store_needs(self.owner, self.spec, self.status, self.jobs, self.abort)
         return await self.access.view(self.owner, self.spec, needs)
 
     def registry(self, s3: S3) -> PodRegistry:

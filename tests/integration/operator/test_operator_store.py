@@ -12,7 +12,7 @@ import pytest
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, SpeculatorStatus
 from aurora_operator import metrics
 from aurora_operator.children.owner import Owner
-from aurora_operator.observe.observed import JobView, UserRequests
+from aurora_operator.observe.observed import JobView
 from aurora_operator.observe.secret_values import KEPT_SECONDS
 from aurora_operator.observe.store import store_reader
 from aurora_operator.observe.store.store_access import MAX_CALLS
@@ -127,7 +127,7 @@ async def test_a_foreign_record_is_named_and_its_removal_is_enough(
 
 async def test_a_version_of_5000_digits_is_just_not_there(speculator: Speculator) -> None:
     speculator.status = SpeculatorStatus(rejected=[])
-    speculator.requests = UserRequests(abort=10**4200)
+    speculator.abort = 10**4200
     view = await speculator.look()
     assert view.ok
     assert set(view.registrations) == {0}

@@ -24,7 +24,7 @@ from aurora_cli import decisions
 from aurora_cli.decisions import Change
 from aurora_cli.errors import Refused
 from aurora_cli.speculator import Speculator
-from aurora_operator.observe.stored_resource import user_requests
+from aurora_operator.observe.stored_resource import aborted_version
 from tests.unit.cli.fake_cluster import FakeApiServer, merged, resource, speculator, speculators_path
 
 CHAT = speculators_path("team", "chat")
@@ -63,7 +63,7 @@ def test_the_operator_reads_the_version_of_an_abort(found: SpeculatorStatus, ver
     one = speculator(found)
     change = decisions.abort(one, version)
     assert change.effect.startswith(effect)
-    assert user_requests(merged(dict(one.raw), change.patch)).abort == (version or 5)
+    assert aborted_version(merged(dict(one.raw), change.patch)) == (version or 5)
 
 
 @pytest.mark.parametrize(

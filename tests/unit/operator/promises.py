@@ -76,7 +76,7 @@ class Promises(RuleBasedStateMachine):
             return
         self.check_swaps(seen, made, after.phase)
         self.check_leases(seen, made, after.phase)
-        aborts = seen.user_requests.abort is not None  # the reconcile may decide about nothing else
+        aborts = seen.abort is not None  # the reconcile may decide about nothing else
         held_out = seen.store.trainer.held_out_requests if seen.store.trainer else None
         if made.job is not None and held_out is not None and held_out < PROMPTS_NEEDED and not aborts:
             withdrawn_for = {view.measurement.measurement for view in seen.pods if view.measurement is not None}

@@ -13,7 +13,7 @@ from functools import partial
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.errors import Conflict
-from aurora_operator.observe.observed import Observed, RefusedJob, StoreView, UserRequests
+from aurora_operator.observe.observed import Observed, RefusedJob, StoreView
 from aurora_operator.observe.observed_time import ObservedTime
 from aurora_operator.plan import LeaseRequest, Plan, Swap, plan
 from aurora_protocol.errors import AgentError, Fenced
@@ -54,7 +54,6 @@ class SimulatedOperator:
     def observe(self) -> None:
         """Observe the custom resource, the pods and the Jobs. The store is read last, possibly later."""
         self._actions.clear()
-        user_requests = UserRequests(abort=self._cluster.annotations.get("abort"))
         self.observed_version = self._cluster.version
         given, pods = spec(**self._cluster.spec), self._cluster.pods
         # Pods appear and disappear by themselves here, so the wanted number is always the existing one.
@@ -65,7 +64,7 @@ class SimulatedOperator:
             status=SpeculatorStatus.model_validate_json(self._cluster.status),
             pods=tuple(pod.view() for pod in pods),
             jobs=tuple(job.view(name) for name, job in self._cluster.jobs.items()),
-            user_requests=user_requests,
+            abort=self._cluster.annotations.get("abort"),
         )
 
     def decide(self, now: datetime, steady: float) -> tuple[Observed, Plan]:

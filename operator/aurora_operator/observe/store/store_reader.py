@@ -26,7 +26,7 @@ from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
 from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_operator import metrics
 from aurora_operator.children.owner import Owner
-from aurora_operator.observe.observed import JobView, StoreView, UserRequests
+from aurora_operator.observe.observed import JobView, StoreView
 from aurora_operator.observe.store.signed_records import (
     MAX_MESSAGE_CHARACTERS,
     RecordKeys,
@@ -79,13 +79,13 @@ class StoreNeeds:
 
 
 def store_needs(
-    owner: Owner, spec: SpeculatorSpec, status: SpeculatorStatus, jobs: Iterable[JobView], requests: UserRequests
+    owner: Owner, spec: SpeculatorSpec, status: SpeculatorStatus, jobs: Iterable[JobView], abort: int | None
 ) -> StoreNeeds:
     """The records that the next decision depends on.
 
     A Job's end changes the moment: its evidence is there before the Job ends.
     """
-    asked = {version for version in (spec.rollout.pin, requests.abort) if version is not None}
+    asked = {version for version in (spec.rollout.pin, abort) if version is not None}
     candidate, measured = status.candidate, None
     if candidate is not None and candidate.phase is CandidatePhase.VALIDATING:
         attempt = (candidate.version, candidate.attempt)
@@ -95,7 +95,7 @@ def store_needs(
         versions=status.versions() | asked,
         policy=GatePolicy.of(spec.validation),
         pin=spec.rollout.pin,
-        moment=(owner.uid, owner.generation, requests, measured, rollout.phase, rollout.version, rollout.updated),
+        moment=(owner.uid, owner.generation, abort, measured, rollout.phase, rollout.version, rollout.updated),
     )
 
 

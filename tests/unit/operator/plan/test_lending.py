@@ -168,7 +168,7 @@ def test_a_replica_is_taken_back_when_its_measurement_is_over(end: str) -> None:
     if end == "failed":
         seen = replace(seen, jobs=(JobView(JOB, 1, 1, failed=True, message="no prompts"),))
     if end == "aborted":
-        seen = replace(seen, user_requests=replace(seen.user_requests, abort=1))
+        seen = replace(seen, abort=1)
     if end == "rolling":
         rolling = RolloutStatus(phase=RolloutPhase.ROLLING, version=1, epoch=3)
         seen = replace(seen, status=seen.status.model_copy(update={"rollout": rolling}))

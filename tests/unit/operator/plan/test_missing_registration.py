@@ -8,7 +8,7 @@ import pytest
 
 from aurora_api.v1alpha1.status import RolloutPhase, RolloutStatus, SpeculatorStatus
 from aurora_operator.children.inference_deployment import choice_digest
-from aurora_operator.observe.observed import Observed, UserRequests
+from aurora_operator.observe.observed import Observed
 from aurora_operator.plan.rollout.roll import AnalysisState, Roll
 from aurora_protocol.agent_api import LiveCounters
 from tests.unit.operator.worlds import NOW, channel, digest, made, observed, pod, store
@@ -49,7 +49,7 @@ def test_a_pod_is_asked_by_the_digest_that_the_signed_record_names(*, signed: bo
 
 def test_a_rollback_goes_on_without_the_registration_of_the_former_version() -> None:
     world = watched()
-    result = made(replace(world, user_requests=UserRequests(abort=1)))
+    result = made(replace(world, abort=1))
     assert result.advance is not None
     assert result.status is not None
     assert (result.advance.active, result.advance.active_digest) == (0, digest(0))

@@ -16,7 +16,7 @@ from aurora_api.v1alpha1.status import (
     SpeculatorStatus,
 )
 from aurora_api.v1alpha1.validation import MeasureOn
-from aurora_operator.observe.observed import JobView, Observed, PodView, StoreView, UserRequests
+from aurora_operator.observe.observed import JobView, Observed, PodView, StoreView
 from aurora_operator.plan import plan
 from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow, Roll
 from aurora_protocol.agent_api import LiveCounters, MeasurementPhase, MeasurementStatus, SwapPhase, SwapStatus
@@ -174,7 +174,7 @@ def worlds(draw: st.DrawFn) -> Observed:
                 validation={"measureOn": draw(st.sampled_from(["Job", "Replica"]))},
             )
         ),
-        user_requests=draw(st.builds(UserRequests, abort=st.none() | VERSIONS)),
+        abort=draw(st.none() | VERSIONS),
         pods=tuple(draw(pods(name)) for name in names),
         store=draw(stores()),
         status=draw(statuses()),

@@ -19,7 +19,6 @@ from aurora_operator.observe.observed import (
     Observed,
     RefusedJob,
     StoreView,
-    UserRequests,
 )
 from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow, Roll, read_roll
 from aurora_protocol.agent_api import LiveCounters
@@ -180,7 +179,7 @@ def test_only_a_version_that_once_passed_can_be_pinned() -> None:
 
 def test_a_person_aborts_a_candidate_while_it_is_measured() -> None:
     world = observed(store=store(0, 1))
-    refused = made(replace(world, status=status(world), user_requests=UserRequests(abort=1)))
+    refused = made(replace(world, status=status(world), abort=1))
     assert refused.status is not None
     assert refused.status.rejected == [1]
     assert [entry.event for entry in refused.status.history] == ["Rejected"]

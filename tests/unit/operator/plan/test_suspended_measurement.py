@@ -72,7 +72,7 @@ def test_a_suspended_job_keeps_its_place_in_the_queue_when_newer_versions_come()
 
 def test_a_person_may_abort_a_suspended_measurement() -> None:
     world = suspended()
-    ended = made(replace(world, user_requests=replace(world.user_requests, abort=1)))
+    ended = made(replace(world, abort=1))
     assert ended.delete_jobs == (JOB.name,)
     assert candidate(ended, world).phase is CandidatePhase.REJECTED
 

@@ -13,7 +13,7 @@ import pytest
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.metadata import keys_name
-from aurora_operator.observe.observed import StoreView, UserRequests
+from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.secret_values import SecretReader
 from aurora_operator.observe.store import store_access
 from aurora_operator.observe.store.store_access import StoreAccess, StoreCalls
@@ -50,7 +50,7 @@ async def view(policy: StorePolicy, **store: Any) -> StoreView:
     """What the operator sees of a store whose spec an author chose."""
     given = spec(store={"bucket": "bucket", "credentials": KEYS} | store)
     access = StoreAccess(SecretReader(cast(Any, FakeApi()), OWNER.namespace), policy)
-    return await access.view(OWNER, given, store_needs(OWNER, given, SpeculatorStatus(), (), UserRequests()))
+    return await access.view(OWNER, given, store_needs(OWNER, given, SpeculatorStatus(), (), None))
 
 
 async def test_an_allowed_store_is_asked(server: FaultyStore) -> None:
