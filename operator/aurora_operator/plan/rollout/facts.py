@@ -19,7 +19,6 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -65,8 +64,6 @@ class RolloutFacts:
     """The canary, or the baseline before it, waits for traffic that does not come."""
     watch_over: bool
     """The promoted version was watched for ``watchSeconds``."""
-    peers: Mapping[str, PodCounters]
-    """Counters of the pods that serve the active version, by pod; empty when the roll's version is active."""
 
     @property
     def version(self) -> int:
@@ -80,8 +77,7 @@ def facts_of(world: World, stored: Roll) -> RolloutFacts:
     roll = with_absences(world, _with_crashes_counted(world, _restored(world, stored)))
     version, pods = roll.version, world.pods
     updated = confirmed(pods, version)
-    peers = _live(world, world.active) if version != world.active else {}
-    roll = roll.model_copy(update={"analysis": _judged(world, roll, peers)})
+    roll = roll.model_copy(update={"analysis": _judged(world, roll)})
     too_many_not_ready = sum(not pod.ready for pod in pods) > world.policy.max_not_ready
     watched = timedelta.max if roll.progressed is None else world.now - roll.progressed
     return RolloutFacts(
@@ -101,7 +97,6 @@ def facts_of(world: World, stored: Roll) -> RolloutFacts:
         no_progress=_no_progress(world, roll),
         starved=not too_many_not_ready and _starved(world, roll),
         watch_over=watched >= timedelta(seconds=world.policy.analysis.watch_seconds),
-        peers=peers,
     )
 
 
@@ -219,12 +214,15 @@ def _starved(world: World, roll: Roll) -> bool:
     return not waits_for_people and world.now - state.window_begins > MAX_JUDGEMENT_DEADLINES * _deadline(world)
 
 
-def _judged(world: World, roll: Roll, peers: Mapping[str, PodCounters]) -> AnalysisState | None:
-    """The live analysis, this reconcile's traffic included."""
-    state, version, live = roll.analysis, roll.version, _live(world, roll.version)
-    if state is None or version is None or state.baseline is None or roll.phase is RolloutPhase.IDLE:
+def _judged(world: World, roll: Roll) -> AnalysisState | None:
+    """The live analysis, this reconcile's traffic included. Before the first swap it measures the baseline."""
+    state, version = roll.analysis, roll.version
+    if state is None or version is None or roll.phase is RolloutPhase.IDLE:
         return state
+    rules, live = world.policy.analysis, _live(world, version)
+    peers = _live(world, world.active) if version != world.active else {}
+    if state.baseline is None:
+        return live_analysis.measure_baseline(state, peers, world.active, rules, world.now)
     if not live or state.serving_digest != world.serving_digest:
         return state
-    rules, steps = world.policy.analysis, world.draft_steps
-    return live_analysis.judge(state, live, peers, version, rules, steps=steps, now=world.now)
+    return live_analysis.judge(state, live, peers, version, rules, steps=world.draft_steps, now=world.now)

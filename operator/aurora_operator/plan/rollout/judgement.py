@@ -48,24 +48,17 @@ class Pause(Judgement):
     """A person pauses rolls, or pinned a version."""
 
 
-class Hold(Judgement):
-    """More pods than `max_not_ready` are not ready: ask no pod. The progress deadline starts again afterwards."""
-
-
 class Start(Judgement):
     """A version passed its measurement, and every pod is ready for its roll."""
 
 
 class Wait(Judgement):
-    """Nothing is wrong, but there is nothing to do yet."""
+    """There is nothing to do yet: a roll may not start, waits for live traffic, or more pods than `max_not_ready` are
+    not ready. The progress deadline starts again afterwards."""
 
 
 class ThirdVersion(Judgement):
     """A pod came up with neither the active nor the rolled version."""
-
-
-class NoBaseline(Judgement):
-    """The baseline with the active version is not measured yet."""
 
 
 class Proceed(Judgement):
@@ -127,7 +120,7 @@ def _under_way(facts: RolloutFacts) -> Judgement:
         return Pause(world.paused or "a version is pinned")
     if facts.too_many_not_ready:
         down, allowed = len(world.pods) - len(facts.ready), world.policy.max_not_ready
-        return Hold(f"waiting for pods: {down} of {len(world.pods)} are not ready; the limit is {allowed}")
+        return Wait(f"waiting for pods: {down} of {len(world.pods)} are not ready; the limit is {allowed}")
     if roll.phase is RolloutPhase.JUDGING:
         return _canary(facts)
     return Pass() if facts.all_updated else Proceed()
@@ -138,7 +131,8 @@ def _canary(facts: RolloutFacts) -> Judgement:
     if facts.third_version_pods:
         return ThirdVersion()
     if state is not None and state.baseline is None:
-        return NoBaseline()
+        measured = f"live traffic with version {world.active}"
+        return Wait(f"measuring {measured}, before the first pod gets version {facts.version}")
     if not facts.ready or len(facts.updated) < min(canary_pods(facts), len(facts.ready)):
         return Proceed()
     if state is None or state.good_windows >= rules.consecutive_success_limit:

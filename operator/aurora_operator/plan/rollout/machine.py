@@ -61,12 +61,10 @@ TRANSITIONS = (
     # Judging, before the version is active, and Rolling
     Transition(UNDER_WAY, judged.Stop, transition.stop, (IDLE,), "", "", ("RolloutStopped",)),
     Transition(UNDER_WAY, judged.Pause, transition.pause, (), "", "", ("Paused",)),
-    Transition(UNDER_WAY, judged.Hold, transition.hold),
+    Transition(UNDER_WAY, judged.Wait, transition.wait),
     Transition((JUDGING,), judged.ThirdVersion, transition.return_third_version, (), "",
                "those with a third version to the active"),
-    Transition((JUDGING,), judged.NoBaseline, transition.measure_baseline),
     Transition((JUDGING,), judged.Proceed, transition.swap_canary, (), "", "canary pods to the new version"),
-    Transition((JUDGING,), judged.Wait, transition.wait_for_judgement),
     Transition((JUDGING,), judged.Pass, transition.pass_canary, (ROLLING,), "", "next pods to the new version",
                ("CanaryPassed",)),
     Transition((ROLLING,), judged.Proceed, transition.swap_next_pods, (), "", "next pods to the new version"),
@@ -91,7 +89,7 @@ def judged_step(world: World, stored: Roll) -> tuple[Judgement, Step]:
     judgement = judgement_of(facts)
     made = _BY_PHASE_AND_JUDGEMENT[facts.roll.phase, type(judgement)].action(facts, judgement)
     asked = facts.roll.asked | dict.fromkeys(made.swaps, world.now)
-    waits = judgement.reason if isinstance(judgement, (judged.Wait, judged.Pause, judged.Hold)) else ""
+    waits = judgement.reason if isinstance(judgement, (judged.Wait, judged.Pause)) else ""
     update = {"asked": asked, "waiting": waits, "paused": isinstance(judgement, judged.Pause)}
     rollout = _with_counts(facts, stored, made.rollout).model_copy(update=update)
     return judgement, Step(rollout, made.swaps, made.advance, made.event)

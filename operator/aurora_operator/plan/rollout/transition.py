@@ -16,7 +16,6 @@ from datetime import timedelta
 from typing import Any
 
 from aurora_api.v1alpha1.status import RolloutPhase
-from aurora_operator.plan.rollout import analysis as live_analysis
 from aurora_operator.plan.rollout.facts import RolloutFacts
 from aurora_operator.plan.rollout.judgement import Judgement, canary_pods
 from aurora_operator.plan.rollout.roll import AnalysisState, Roll
@@ -159,7 +158,7 @@ def rest(facts: RolloutFacts, judgement: Judgement) -> Step:
     return Step(facts.roll, swaps=return_strays(facts))
 
 
-# pauses --------------------------------------------------------------------------------------------------------------
+# waiting -------------------------------------------------------------------------------------------------------------
 
 
 def pause(facts: RolloutFacts, judgement: Judgement) -> Step:
@@ -167,8 +166,8 @@ def pause(facts: RolloutFacts, judgement: Judgement) -> Step:
     return Step(with_fields(facts.roll, progressed=None), event="" if facts.roll.paused else "Paused")
 
 
-def hold(facts: RolloutFacts, judgement: Judgement) -> Step:
-    """Ask no pod. The roll's deadline starts again in full when the hold ends.
+def wait(facts: RolloutFacts, judgement: Judgement) -> Step:
+    """Ask no pod. The roll's deadline starts again in full afterwards.
 
     The clocks of missing pods run on. Else a version that keeps several engines down would hold its own roll forever.
     """
@@ -183,16 +182,6 @@ def return_third_version(facts: RolloutFacts, judgement: Judgement) -> Step:
     return Step(_running(facts), swaps=dict.fromkeys(facts.third_version_pods, facts.world.active))
 
 
-def measure_baseline(facts: RolloutFacts, judgement: Judgement) -> Step:
-    """Watch the pods with the active version before the first one gets the new version. No deadline runs meanwhile."""
-    world, analysis = facts.world, facts.roll.analysis
-    assert analysis is not None, "only a roll that is judged needs a baseline"
-    rules = world.policy.analysis
-    state = live_analysis.measure_baseline(analysis, facts.peers, world.active, rules, world.now)
-    message = f"measuring live traffic with version {world.active}, before the first pod gets version {facts.version}"
-    return Step(with_fields(facts.roll, analysis=state, progressed=None, message=message))
-
-
 def swap_canary(facts: RolloutFacts, judgement: Judgement) -> Step:
     """Ask pods for the version until the canary is complete.
 
@@ -201,11 +190,6 @@ def swap_canary(facts: RolloutFacts, judgement: Judgement) -> Step:
     roll, wanted = _running(facts), canary_pods(facts)
     message = f"swapping {wanted} of {len(facts.world.pods)} pods to version {facts.version}"
     return _ask(facts, with_fields(roll, message=message), _next_swaps(facts, wanted - facts.uncertain_pods))
-
-
-def wait_for_judgement(facts: RolloutFacts, judgement: Judgement) -> Step:
-    """The canary is complete and its traffic does not decide yet. No deadline runs meanwhile."""
-    return Step(with_fields(facts.roll, progressed=None))
 
 
 def pass_canary(facts: RolloutFacts, judgement: Judgement) -> Step:

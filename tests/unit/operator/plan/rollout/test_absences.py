@@ -28,7 +28,7 @@ def service_in(phase: str, pods: int = 2, **policy: Any) -> Service:
     """A service whose roll of version 1 has just reached ``phase``. Pod a has the version."""
     service = Service(pods, **policy)
     service.start_limit = timedelta(seconds=10 * LOADS)
-    service.reconcile_times({"canary": 4, "rolling": 8, "watching": 9}[phase])
+    service.reconcile_times({"canary": 3, "rolling": 7, "watching": 8}[phase])
     assert service["a"].version == 1
     return service
 
@@ -135,7 +135,7 @@ def test_a_version_that_keeps_several_engines_down_does_not_hold_its_own_roll(po
         service.reconcile()
     for name in "ab":
         service[name].reload()
-    assert service.reconcile_times(LOADS + 2) == sequence(f"{LOADS + 1} x Hold -> Judging{RETURNED}")
+    assert service.reconcile_times(LOADS + 2) == sequence(f"{LOADS + 1} x Wait -> Judging{RETURNED}")
     assert service.rejected == {1}
 
 

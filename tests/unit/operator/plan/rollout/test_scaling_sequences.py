@@ -65,7 +65,7 @@ def go_on(service: Service) -> list[str]:
 
 CANARY_OF_TWO_OR_MORE = """
     Start -> Judging; RolloutStarted
-    2 x NoBaseline -> Judging
+    Wait -> Judging
     Proceed -> Judging; a=1
     3 x Wait -> Judging
 """
@@ -80,7 +80,7 @@ NEW_POD_LAST = """
 """
 ALONE = """
     Start -> Judging; RolloutStarted
-    2 x NoBaseline -> Judging
+    Wait -> Judging
     Proceed -> Judging; {pod}=1
     3 x Wait -> Judging
     Pass -> Rolling; CanaryPassed
@@ -118,8 +118,8 @@ def test_a_pod_that_joins_in_any_phase_gets_the_version_last(phase: str, expecte
 @pytest.mark.parametrize(
     ("phase", "expected"),
     [
-        ("canary", ["Hold -> Judging", "2 x Wait -> Judging", NEW_POD_LAST]),
-        ("rolling", ["Hold -> Rolling", "Proceed -> Rolling; c=1", "Proceed -> Rolling; d=1"]),
+        ("canary", ["Wait -> Judging", "2 x Wait -> Judging", NEW_POD_LAST]),
+        ("rolling", ["Wait -> Rolling", "Proceed -> Rolling; c=1", "Proceed -> Rolling; d=1"]),
     ],
 )
 def test_a_roll_is_held_while_more_new_pods_than_allowed_start(phase: str, expected: list[str]) -> None:
@@ -132,7 +132,7 @@ def test_a_roll_is_held_while_more_new_pods_than_allowed_start(phase: str, expec
 def test_a_new_pod_that_starts_for_long_delays_no_roll() -> None:
     """It comes up with the version that was active when it started, and swaps to the promoted one then."""
     service = Service(2)
-    assert service.reconcile_times(3) == sequence(CANARY_OF_TWO_OR_MORE)[:3]
+    assert service.reconcile_times(2) == sequence(CANARY_OF_TWO_OR_MORE)[:2]
     service.scale(3)
     (new,) = [pod for pod in service.pods if not pod.ready]
     new.starts = False
@@ -223,7 +223,7 @@ def test_a_scale_down_below_the_canary_makes_all_pods_the_canary() -> None:
     service.scale(2)
     assert go_on(service) == sequence("""
         Start -> Judging; RolloutStarted
-        2 x NoBaseline -> Judging
+        Wait -> Judging
         Proceed -> Judging; a=1 b=1
         3 x Wait -> Judging
         Pass -> Rolling; CanaryPassed

@@ -16,7 +16,7 @@ from tests.unit.operator.service import REFUSED, Service, sequence
 
 CANARY_OF_TWO = """
     Start -> Judging; RolloutStarted
-    2 x NoBaseline -> Judging
+    Wait -> Judging
     Proceed -> Judging; a=1
 """
 PROMOTION_OF_TWO = """
@@ -37,7 +37,7 @@ def expected(*parts: str) -> list[str]:
 def with_canary(pods: int = 2, **policy: Any) -> Service:
     """The canary has just been asked for version 1."""
     service = Service(pods, **policy)
-    assert service.reconcile_times(4) == expected(CANARY_OF_TWO)
+    assert service.reconcile_times(3) == expected(CANARY_OF_TWO)
     return service
 
 
@@ -52,7 +52,7 @@ def test_a_good_version_on_one_pod_is_compared_with_its_baseline() -> None:
     service = Service(1)
     assert service.reconcile_until_idle() == sequence("""
         Start -> Judging; RolloutStarted
-        2 x NoBaseline -> Judging
+        Wait -> Judging
         Proceed -> Judging; a=1
         3 x Wait -> Judging
         Pass -> Rolling; CanaryPassed
@@ -96,7 +96,7 @@ def test_without_traffic_the_roll_waits_for_its_baseline() -> None:
     service.traffic = False
     assert service.reconcile_times(60) == sequence("""
         Start -> Judging; RolloutStarted
-        59 x NoBaseline -> Judging
+        59 x Wait -> Judging
     """)
 
 
@@ -252,7 +252,7 @@ def test_a_roll_is_held_while_too_many_pods_are_not_ready_and_no_deadline_counts
         Pass -> Rolling; b=1; CanaryPassed
     """)
     service["c"].ready = service["d"].ready = False
-    assert service.reconcile_times(60) == sequence("60 x Hold -> Rolling")
+    assert service.reconcile_times(60) == sequence("60 x Wait -> Rolling")
     service["c"].ready = service["d"].ready = True
     assert service.reconcile_until_idle() == sequence("""
         Proceed -> Rolling; c=1
