@@ -23,7 +23,7 @@ UNAVAILABLE_STATUSES = frozenset({0, 401, 429, 502, 503, 504})
 
 if TYPE_CHECKING:
     from aurora_api.v1alpha1.status import SpeculatorStatus
-    from aurora_operator.children.owner import Owner
+    from aurora_operator.children.metadata import Owner
 
 
 class OperatorError(Exception):

@@ -137,7 +137,6 @@ class Reconciler:
             self._fleet.report(self._key, None)
             await self._report_invalid_spec(error)
             return _rest_seconds()
-        FIGURES.begin(*self._key)
         decided, observed = await self._decide_and_act(snapshot)
         metrics.RECONCILE_SECONDS.observe(time.monotonic() - started_seconds)
         FIGURES.record_observation(observed, datetime.now(UTC))

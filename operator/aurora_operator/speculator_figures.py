@@ -118,10 +118,6 @@ class SpeculatorFigures(Collector):
         """Show only that a speculator is being deleted: its pods end, and nobody writes its status any more."""
         self._known(namespace, name).values = {"deletion_timestamp_seconds": {"": deleted.timestamp()}}
 
-    def begin(self, namespace: str, name: str) -> None:
-        """Show a speculator on which this process acts from now on, before anything is decided."""
-        self._known(namespace, name)
-
     def count_decisions(self, namespace: str, name: str, decisions: Iterable[str]) -> None:
         """Count decisions about versions, each by the reason of its event."""
         self._known(namespace, name).decisions.update(decisions)

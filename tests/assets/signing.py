@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner
 from aurora_operator.observe.store.signed_records import RecordKeys
 from aurora_protocol.signatures import KeyName
 from aurora_store.keys import owner_id

@@ -26,7 +26,7 @@ from typing import Any, Final
 
 from kubernetes.utils.quantity import parse_quantity
 
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner
 from aurora_operator.errors import UNAVAILABLE_STATUSES, Conflict, KubernetesError
 from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, SERVICE_ACCOUNT, KubernetesApi, Object, resource_of
 from aurora_operator.observe.observed import RefusedJob

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from aurora_api import API_VERSION, KIND
 from aurora_api.v1alpha1.status import OperatorIdentity, SpeculatorStatus
-from aurora_operator.children.metadata import FINALIZER, has_finalizer
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import FINALIZER, Owner, has_finalizer
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 
 

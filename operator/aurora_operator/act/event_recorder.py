@@ -14,7 +14,7 @@ from typing import Any
 import kopf
 
 from aurora_api import API_VERSION, KIND
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner
 from aurora_operator.plan import EventNote
 
 log = logging.getLogger(__name__)

@@ -22,8 +22,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_operator.children.metadata import ENGINE_CONTAINER, INFERENCE, child, keys_name, selector
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import ENGINE_CONTAINER, INFERENCE, Owner, child, keys_name, selector
 from aurora_operator.children.pod_template import (
     container,
     container_named,

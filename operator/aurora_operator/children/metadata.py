@@ -1,4 +1,4 @@
-"""Names, labels and owner references of the children, and which pods are a speculator's own. Pure.
+"""The owner of the children: their names, labels and owner references, and which pods are its own. Pure.
 
 Invariant: a child's name and labels follow from the custom resource, and for a Job from version and attempt as well. So
 a restarted operator finds its children.
@@ -11,10 +11,10 @@ names follow from the Deployment's, and Kubernetes gives a name only once.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from aurora_api import API_VERSION, KIND
-from aurora_operator.children.owner import Owner
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OPERATOR_NAME
 
@@ -35,6 +35,31 @@ Workloads' selectors are immutable: add labels here, not to :func:`selector`. A 
 because their template changes. The operator watches by these labels: until the next apply, children without a new label
 send no events.
 """
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The custom resource's identity."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    resource_version: str
+
+    @property
+    def full_name(self) -> str:
+        """``namespace/name``, as log lines show it."""
+        return f"{self.namespace}/{self.name}"
+
+    def owns(self, obj: Mapping[str, Any]) -> bool:
+        """Whether this speculator controls ``obj``. Any other object belongs to somebody else.
+
+        A plain owner reference does not count: a user may add one, so that Kubernetes deletes the user's object
+        together with the speculator.
+        """
+        references = obj["metadata"].get("ownerReferences") or ()
+        return any(reference["uid"] == self.uid and reference.get("controller") for reference in references)
 
 
 def selector(owner: Owner, component: str = "") -> dict[str, str]:

@@ -22,8 +22,7 @@ from typing import Any
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.store import RoleCredentials, StoreRole
 from aurora_api.v1alpha1.template import PodTemplate
-from aurora_operator.children.metadata import COMMON_LABELS, INFERENCE, TRAINER, VALIDATOR, selector
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import COMMON_LABELS, INFERENCE, TRAINER, VALIDATOR, Owner, selector
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, STATE_FOLDER, StoreSettings

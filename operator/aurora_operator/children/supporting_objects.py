@@ -24,11 +24,11 @@ from aurora_operator.children.metadata import (
     INFERENCE,
     TRAINER,
     VALIDATOR,
+    Owner,
     child,
     keys_name,
     selector,
 )
-from aurora_operator.children.owner import Owner
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
 from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT

@@ -20,8 +20,7 @@ from __future__ import annotations
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.inference_deployment import SHM_MOUNT, SHM_VOLUME, engine_image
-from aurora_operator.children.metadata import TRAINER, child, selector, trainer_name
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import TRAINER, Owner, child, selector, trainer_name
 from aurora_operator.children.pod_template import (
     container,
     environment,

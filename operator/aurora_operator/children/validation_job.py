@@ -24,8 +24,15 @@ from aurora_operator.children.inference_deployment import (
     engine_image,
     signing_volume,
 )
-from aurora_operator.children.metadata import ATTEMPT_LABEL, ENGINE_CONTAINER, VALIDATOR, VERSION_LABEL, child, job_name
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import (
+    ATTEMPT_LABEL,
+    ENGINE_CONTAINER,
+    VALIDATOR,
+    VERSION_LABEL,
+    Owner,
+    child,
+    job_name,
+)
 from aurora_operator.children.pod_template import (
     container,
     environment,

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import SpeculatorStatus
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner
 from aurora_operator.kubernetes_api import Object
 from aurora_protocol.agent_api import AgentState, MeasurementStatus
 from aurora_protocol.draft_records import INITIAL_VERSION, Channel, Lineage, Registration

@@ -23,13 +23,13 @@ from aurora_operator.children.metadata import (
     INFERENCE,
     TRAINER,
     VALIDATOR,
+    Owner,
     component_of,
     is_own_pod,
     keys_name,
     selector_text,
     trainer_name,
 )
-from aurora_operator.children.owner import Owner
 from aurora_operator.errors import Gone
 from aurora_operator.kubernetes_api import CHILDREN, POD, KubernetesApi, Object
 from aurora_operator.observe import kubernetes_views

@@ -12,7 +12,7 @@ from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, annotated_version
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import SpeculatorStatus
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner
 from aurora_operator.errors import InvalidSpec
 from aurora_operator.kubernetes_api import Object
 

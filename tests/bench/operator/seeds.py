@@ -20,7 +20,7 @@ from tests.bench.operator.api_client import ApiClient, Object, in_parallel
 from tests.bench.operator.fleet import Fleet, Speculator
 from tests.bench.operator.trained_records import REFUSED, trained_records
 
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner
 from aurora_operator.children.supporting_objects import new_keys
 from aurora_protocol.signatures import KeyName
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus

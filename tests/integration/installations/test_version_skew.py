@@ -15,7 +15,7 @@ from aurora_api import API_VERSION, KIND
 from aurora_api.crd import crd
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.children.inference_deployment import TEMPLATE_ANNOTATION, deployment, inference_template
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner
 from aurora_operator.kubernetes_api import DEPLOYMENT, SPECULATOR, Object
 from aurora_operator.observe.kubernetes_views import deployed_template
 from aurora_operator.observe.observed import FleetView

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner
 from tests.assets.s3 import S3, seaweedfs
 from tests.cluster.cluster import Cluster
 from tests.cluster.fixture import cluster

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner
 from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.store.store_reader import StoreNeeds, StoreReader
 from aurora_operator.plan import Plan, plan

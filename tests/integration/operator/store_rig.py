@@ -7,8 +7,7 @@ from typing import Any, cast
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import SpeculatorStatus
-from aurora_operator.children.metadata import keys_name
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner, keys_name
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import JobView, StoreView
 from aurora_operator.observe.secret_values import SecretReader

@@ -11,7 +11,7 @@ import pytest
 
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, SpeculatorStatus
 from aurora_operator import metrics
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner
 from aurora_operator.observe.observed import JobView
 from aurora_operator.observe.secret_values import KEPT_SECONDS
 from aurora_operator.observe.store import store_reader

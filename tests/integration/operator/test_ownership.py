@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aurora_operator.act.child_writer import DIGEST_ANNOTATION, ChildWriter, WriteResult
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner
 from aurora_operator.children.supporting_objects import new_keys, services
 from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import (

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner
 from aurora_operator.plan import Plan, plan
 from aurora_protocol.draft_records import Channel, ChannelReason, RootOwner
 from aurora_protocol.errors import InvalidRecord, UnsignedRecord

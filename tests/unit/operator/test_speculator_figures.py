@@ -134,7 +134,7 @@ def counts(scrape: str) -> dict[str, float]:
 @pytest.mark.parametrize("first", DECISIONS)
 def test_increase_sees_the_first_decision_of_every_kind(shown: Shown, first: str) -> None:
     zeros = dict.fromkeys(DECISIONS, 0.0)
-    shown.figures.begin(OWNER.namespace, OWNER.name)
+    shown.figures.record_status(OWNER.namespace, OWNER.name, STATUS, NOW)
     assert counts(shown.text) == zeros
     shown.figures.count_decisions(OWNER.namespace, OWNER.name, [first])
     shown.figures.record_observation(observed(), NOW)
@@ -143,7 +143,7 @@ def test_increase_sees_the_first_decision_of_every_kind(shown: Shown, first: str
 
 def test_decisions_are_counted_from_zero(shown: Shown) -> None:
     zeros = dict.fromkeys(DECISIONS, 0.0)
-    shown.figures.begin(OWNER.namespace, OWNER.name)
+    shown.figures.record_status(OWNER.namespace, OWNER.name, STATUS, NOW)
     assert counts(shown.text) == zeros
     shown.figures.count_decisions(OWNER.namespace, OWNER.name, ["Validated", "RolloutStarted"])
     shown.figures.count_decisions(OWNER.namespace, OWNER.name, ["RolloutStarted"])

@@ -10,7 +10,7 @@ from typing import Any
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.inference_deployment import deployment
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner
 from aurora_operator.fleet import MAX_UNKNOWN_SECONDS, START_SECONDS, Fleet
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.kubernetes_views import deployed_template

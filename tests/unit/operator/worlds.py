@@ -9,7 +9,7 @@ from typing import Any
 from aurora_api.v1alpha1.conditions import Condition, ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner
 from aurora_operator.observe.observed import Observed, PodView, StoreView, WorkloadView
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import Plan, plan

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.secret_values import secret_value
 from aurora_protocol.draft_records import Channel, Registration

@@ -24,8 +24,7 @@ from typing import Any, Final, TypeVar
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator import metrics
-from aurora_operator.children.metadata import keys_name
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner, keys_name
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.errors import KubernetesError
 from aurora_operator.observe.observed import SIGNING_KEYS_MISSING, StoreView

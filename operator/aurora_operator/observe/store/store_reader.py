@@ -25,7 +25,7 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
 from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_operator import metrics
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner
 from aurora_operator.observe.observed import JobView, StoreView
 from aurora_operator.observe.store.signed_records import (
     MAX_MESSAGE_CHARACTERS,

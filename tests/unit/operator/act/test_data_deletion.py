@@ -11,8 +11,7 @@ import pytest
 from aurora_operator.act import data_deletion
 from aurora_operator.act.data_deletion import BUSY_DELAY_SECONDS, RETRY_DELAY_SECONDS, DataDeletion
 from aurora_operator.act.event_recorder import EventRecorder
-from aurora_operator.children.metadata import COMMON_LABELS, FINALIZER, INFERENCE, selector
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import COMMON_LABELS, FINALIZER, INFERENCE, Owner, selector
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import StoreView
 from aurora_operator.observe.store.store_access import StoreCalls

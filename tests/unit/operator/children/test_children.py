@@ -11,7 +11,7 @@ import pytest
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children import inference_deployment
 from aurora_operator.children.inference_deployment import inference_template, serving_settings
-from aurora_operator.children.owner import Owner
+from aurora_operator.children.metadata import Owner
 from aurora_operator.children.supporting_objects import new_keys, policies, service_accounts
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.children.validation_job import ValidationAttempt, job
