@@ -108,19 +108,6 @@ def deployed_template(deployment: Object | None) -> DeployedTemplate | None:
     )
 
 
-def disruptions_allowed(budget: Object | None) -> int | None:
-    """Number of healthy pods beyond those that the PodDisruptionBudget demands, negative when some are missing.
-
-    None until the budget's controller has seen the budget's last change.
-    """
-    if budget is None:
-        return None
-    status = budget.get("status", {})
-    if status.get("observedGeneration", 0) < budget["metadata"]["generation"]:
-        return None
-    return int(status.get("currentHealthy", 0)) - int(status.get("desiredHealthy", 0))
-
-
 def job_view(job: Object, pods: Iterable[Object] = (), now: datetime | None = None) -> JobView:
     """A validation Job. ``pods`` are the validators' pods, of this Job and of others.
 

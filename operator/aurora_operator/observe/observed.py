@@ -267,11 +267,6 @@ class Observed:
     store: StoreView = StoreView()
     keys_exist: bool = False
     """Whether the Secret with the generated keys exists and is ours."""
-    disruptions_allowed: int | None = None
-    """Healthy pods beyond those that the disruption budget demands, negative when some are missing.
-
-    None while that is unknown. The budget demands the wanted pods, and so counts pods that wait for a node as missing.
-    """
     recent_counters: Mapping[str, CounterSample] = field(default_factory=dict)
     """By pod name. The samples feed only the figures in the status."""
     observation_gap: bool = False

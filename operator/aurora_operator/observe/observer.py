@@ -106,7 +106,6 @@ class Observer:
             trainer=_trainer(owner, live),
             store=store,
             keys_exist=bool(token),
-            disruptions_allowed=kubernetes_views.disruptions_allowed(live.get(("PodDisruptionBudget", owner.name))),
             recent_counters=self._counter_history.update(pods, datetime.now(UTC)),
             abort=abort,
             spec_fault=fault,

@@ -60,7 +60,6 @@ class SimulatedOperator:
         given = given.model_copy(update={"serving": given.serving.model_copy(update={"replicas": len(pods)})})
         self._seen = observed(
             spec=given,
-            disruptions_allowed=sum(pod.serves for pod in pods) - (len(pods) - 1),
             status=SpeculatorStatus.model_validate_json(self._cluster.status),
             pods=tuple(pod.view() for pod in pods),
             jobs=tuple(job.view(name) for name, job in self._cluster.jobs.items()),

@@ -196,7 +196,6 @@ def observed(**more: Any) -> Observed:
         trainer=WorkloadView(current=True, replicas=1, ready=1),
         store=StoreView(lineage=lineage(), channel=channel(0), registrations={0: registration(0)}),
         keys_exist=True,
-        disruptions_allowed=1,
     )
     return replace(base, **more)
 

@@ -133,14 +133,6 @@ def test_a_workload_is_current_while_it_scales_and_not_while_it_updates() -> Non
     assert not workload(2, replicas=2, updatedReplicas=2, observedGeneration=1).current, "not seen yet"
 
 
-def test_pods_that_a_budget_misses_count_negative() -> None:
-    status = {"observedGeneration": 1, "currentHealthy": 2, "desiredHealthy": 4, "disruptionsAllowed": 0}
-    budget = {"metadata": {"generation": 1}, "status": status}
-    assert kubernetes_views.disruptions_allowed(budget) == -2
-    assert kubernetes_views.disruptions_allowed(budget | {"status": status | {"currentHealthy": 5}}) == 1
-    assert kubernetes_views.disruptions_allowed(budget | {"metadata": {"generation": 2}}) is None
-
-
 def of_job(status: dict[str, Any]) -> dict[str, Any]:
     return {"metadata": {"name": "p", "uid": "u", "labels": {JOB_LABEL: "j"}}, "status": status}
 

@@ -53,7 +53,7 @@ def lent(phase: MeasurementPhase = MeasurementPhase.MEASURING) -> Observed:
     """The pod is withdrawn and its Job runs."""
     pods = (pod("chat-a", 0), withdrawn("chat-b", phase))
     workload = WorkloadView(current=True, replicas=2, ready=1)
-    return replace(chosen(), pods=pods, jobs=(JobView(JOB, 1, 1),), deployment=workload, disruptions_allowed=0)
+    return replace(chosen(), pods=pods, jobs=(JobView(JOB, 1, 1),), deployment=workload)
 
 
 def test_no_pod_with_a_former_template_is_measured_on() -> None:
@@ -112,8 +112,6 @@ def test_the_job_is_created_only_after_the_replica_was_chosen_and_withdrawn() ->
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"disruptions_allowed": 0}, "PodDisruptionBudget"),
-        ({"disruptions_allowed": None}, "PodDisruptionBudget"),
         ({"pods": (pod("chat-a", 0), pod("chat-b", 0, ready=False))}, "1 of 2 pods are ready"),
         ({"pods": (pod("chat-a", 0), pod("chat-b", 0, agent=None))}, "1 of 2 pods are ready"),
         ({"pods": (pod("chat-a", 0),)}, "1 of 2 pods are ready"),
@@ -198,12 +196,12 @@ def test_a_replica_is_taken_back_when_another_pod_is_not_ready(
 def test_a_loan_that_overloads_the_other_pod_is_repeated_after_growing_delays(*, has_job: bool) -> None:
     """Otherwise lending, overload, recall and recovery would follow each other within seconds, for ever."""
     seen, now, waits = chosen(), NOW, list[float]()
-    home: dict[str, Any] = {"pods": (pod("chat-a", 0), pod("chat-b", 0)), "disruptions_allowed": 1, "jobs": ()}
+    home: dict[str, Any] = {"pods": (pod("chat-a", 0), pod("chat-b", 0)), "jobs": ()}
     for attempt in range(1, 9):
         name = f"chat-validate-v1-{attempt}"
         overloaded = (pod("chat-a", 0, ready=False), withdrawn("chat-b", measurement=name))
         jobs = (JobView(name, 1, attempt),) if has_job else ()
-        recalled = plan(replace(seen, pods=overloaded, disruptions_allowed=0, jobs=jobs), CONFIG, now)
+        recalled = plan(replace(seen, pods=overloaded, jobs=jobs), CONFIG, now)
         assert [(lease.pod, lease.request.begin) for lease in recalled.leases] == [("chat-b", False)], "at once"
         assert recalled.status is not None
         seen, began = replace(seen, status=recalled.status, **home), now
@@ -241,18 +239,18 @@ def test_a_roll_waits_until_the_replica_is_back() -> None:
 def test_no_job_is_created_after_the_lease_is_over() -> None:
     late = replace(lent(MeasurementPhase.RETURNING), jobs=())
     assert (made(late).job, made(late).leases) == (None, ())
-    again = made(replace(late, pods=(pod("chat-a", 0), pod("chat-b", 0)), disruptions_allowed=1))
+    again = made(replace(late, pods=(pod("chat-a", 0), pod("chat-b", 0))))
     assert [lease.request.begin for lease in again.leases] == [True]
 
 
 def test_a_replica_is_taken_back_when_its_job_is_refused_and_lent_again_after_growing_delays() -> None:
     """Otherwise the replica would leave, wait for the end of its lease, return and leave again, forever."""
     seen, now, waits = replace(lent(), jobs=()), NOW, list[float]()
-    home: dict[str, Any] = {"pods": (pod("chat-a", 0), pod("chat-b", 0)), "disruptions_allowed": 1}
+    home: dict[str, Any] = {"pods": (pod("chat-a", 0), pod("chat-b", 0))}
     for attempt in range(1, 9):
         name = f"chat-validate-v1-{attempt}"
         away = (pod("chat-a", 0), withdrawn("chat-b", measurement=name))
-        seen = replace(seen, pods=away, disruptions_allowed=0, refused_job=None)
+        seen = replace(seen, pods=away, refused_job=None)
         asked = plan(seen, CONFIG, now).job
         assert asked is not None
         assert asked["metadata"]["name"] == name
@@ -286,9 +284,9 @@ def test_a_lent_pod_whose_agent_does_not_answer_counts_as_lent() -> None:
     assert shown.candidate.phase is CandidatePhase.VALIDATING
 
 
-@pytest.mark.parametrize("before", ["it waits for a replica", "a replica was chosen", "a replica has left"])
+@pytest.mark.parametrize("before", ["a replica was chosen", "a replica has left"])
 def test_a_candidate_that_is_measured_in_a_job_after_all_names_no_replica(before: str) -> None:
-    seen = world(disruptions_allowed=0) if before == "it waits for a replica" else world()
+    seen = world()
     seen = replace(seen, status=status(seen), spec=spec(serving={"replicas": 2}))
     if before == "a replica has left":
         seen = replace(seen, pods=(pod("chat-a", 0), withdrawn("chat-b")))
@@ -319,7 +317,7 @@ def test_no_job_is_created_on_a_replica_that_is_being_deleted_and_another_one_is
     seen = replace(lent(), pods=(pod("chat-a", 0), ending, pod("chat-c", 0)), jobs=())
     assert (made(seen).job, made(seen).leases) == (None, ())
     waits = replace(seen, status=status(seen))
-    gone = replace(waits, pods=(pod("chat-a", 0), pod("chat-c", 0)), disruptions_allowed=1)
+    gone = replace(waits, pods=(pod("chat-a", 0), pod("chat-c", 0)))
     (lease,) = made(gone).leases
     assert (lease.pod, lease.request.measurement) == ("chat-c", JOB)
 

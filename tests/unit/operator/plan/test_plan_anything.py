@@ -179,7 +179,6 @@ def worlds(draw: st.DrawFn) -> Observed:
         store=draw(stores()),
         status=draw(statuses()),
         jobs=tuple(draw(st.lists(jobs, max_size=2))),
-        disruptions_allowed=draw(st.sampled_from([None, 0, 1])),
         observation_gap=draw(st.booleans()),
         fencing_epoch=draw(st.integers(0, 20)),
     )
@@ -206,7 +205,6 @@ def test_every_plan_is_sound(world: Observed) -> None:
         (lease,) = begun
         others = [v for v in world.pods if v.name != lease.pod]
         assert not lent
-        assert world.disruptions_allowed
         assert others
         assert all(v.ready and v.agent and v.agent.version == store.channel.active for v in others)
         assert world.status.rollout.phase is RolloutPhase.IDLE

@@ -39,7 +39,7 @@ def scaled_up(replicas: int = 4, **more: Any) -> Observed:
     parts = {"serving": {"replicas": replicas}} | more.pop("parts", {})
     pods = (pod("chat-a", 0), pod("chat-b", 0), *(waiting_pod(f"chat-{name}") for name in "cdefgh"[: replicas - 2]))
     workload = WorkloadView(current=True, replicas=replicas, ready=2)
-    return observed(**({"spec": spec(**parts), "pods": pods, "deployment": workload, "disruptions_allowed": -1} | more))
+    return observed(**({"spec": spec(**parts), "pods": pods, "deployment": workload} | more))
 
 
 def test_the_status_says_how_many_pods_wait_for_a_node_and_why() -> None:
@@ -108,12 +108,10 @@ def leases(seen: Observed) -> list[tuple[str, bool]]:
 
 
 def test_a_replica_is_lent_although_other_pods_wait_for_a_node() -> None:
-    """The disruption budget counts the waiting pods as disrupted."""
     assert leases(measured(scaled_up())) == [("chat-b", True)], "never a pod without a node"
-    assert leases(measured(scaled_up(disruptions_allowed=-2))) == [], "a third pod is disrupted"
     refused = WorkloadView(current=True, replicas=2, ready=2, message="exceeded quota")
     pods = (pod("chat-a", 0), pod("chat-b", 0))
-    assert leases(measured(scaled_up(3, pods=pods, deployment=refused, disruptions_allowed=0))) == [("chat-b", True)]
+    assert leases(measured(scaled_up(3, pods=pods, deployment=refused))) == [("chat-b", True)]
 
 
 def test_no_replica_is_lent_when_none_but_waiting_pods_would_be_left() -> None:
@@ -124,7 +122,7 @@ def test_no_replica_is_lent_when_none_but_waiting_pods_would_be_left() -> None:
 
 def lent(replicas: int, *pods: PodView) -> Observed:
     """chat-b is measured, beside ``pods``."""
-    begun = measured(scaled_up(2, disruptions_allowed=1))
+    begun = measured(scaled_up(2))
     away = withdrawn("chat-b", MeasurementPhase.MEASURING)
     seen = measured(scaled_up(replicas, pods=(*pods, away)))
     return replace(seen, status=status(begun), jobs=(JobView(JOB, 1, 1),))
@@ -175,7 +173,7 @@ def test_scaling_ends_a_measurement_on_a_replica_without_a_warning(seen: Observe
     assert candidate.attempt_reason is AttemptReason.RECALLED
     names = ("chat-a", "chat-b", "chat-c")[: seen.spec.serving.replicas]
     scaled = replace(seen, status=status(seen), jobs=(), pods=tuple(pod(name, 0) for name in names))
-    (lease,) = made(replace(scaled, disruptions_allowed=1), NOW + timedelta(seconds=30)).leases
+    (lease,) = made(replace(scaled), NOW + timedelta(seconds=30)).leases
     assert (lease.request.measurement, lease.request.begin) == ("chat-validate-v1-2", True)
 
 

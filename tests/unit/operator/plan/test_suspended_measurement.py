@@ -91,7 +91,6 @@ def on_replica(*, withdrawn: bool) -> Observed:
         pods=(pod("chat-a", 0), lent),
         jobs=(JOB,),
         deployment=WorkloadView(current=True, replicas=2, ready=1 + (not withdrawn)),
-        disruptions_allowed=0,
     )
 
 
