@@ -96,9 +96,8 @@ class Speculator:
         return made
 
     def storage_reason(self) -> str:
-        made = self.plan()
-        assert made.status is not None
-        return next(c.reason for c in made.status.conditions if c.type == "StorageReady")
+        status = self.plan().status or self.status
+        return next(c.reason for c in status.conditions if c.type == "StorageReady")
 
     def later(self) -> None:
         self.clock_seconds += MAX_AGE_SECONDS
