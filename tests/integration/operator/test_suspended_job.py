@@ -76,9 +76,7 @@ def test_a_job_that_is_suspended_while_it_measures_goes_on_later_as_the_same_att
     assert rig.read(JOB, JOB_NAME)["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
 
     _suspend(rig, suspend=True)
-    shown = rig.wait(NAME, "suspended", _is_suspended, 60)
-    assert shown.candidate is not None
-    assert "its Job is suspended until Kueue admits it to the queue research" in shown.candidate.message
+    rig.wait(NAME, "suspended", _is_suspended, 60)
     wait_until("the validator's pod is gone", lambda: _job_is_idle(rig), 90)
 
     _suspend(rig, suspend=False)
