@@ -50,7 +50,7 @@ def test_peers_with_little_traffic_are_waited_for_and_not_replaced_by_the_baseli
 
 
 def test_counters_of_an_earlier_engine_start_are_not_compared() -> None:
-    state = judged(begun(), 20, live(1, 1.0, boot="second"))
+    state = judged(begun(), 20, live(20, 1.0, boot="second"))
     assert (state.good_windows, state.bad_windows) == (0, 0), "counters of another boot say nothing of the draft"
 
 

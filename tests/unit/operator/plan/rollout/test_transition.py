@@ -150,6 +150,12 @@ def test_no_pod_is_swapped_while_too_many_are_not_ready_and_the_deadline_stands_
     assert step(world(pod(A), *down, next_version=1), Roll()).rollout.phase is RolloutPhase.IDLE, "nor started"
 
 
+def test_no_other_pod_joins_a_canary_that_does_not_confirm_its_version_yet() -> None:
+    for unsure in (pod(A, 1, checksum=None), pod(A, swap=SwapStatus(phase=SwapPhase.STAGING, version=1))):
+        made = step(world(unsure, pod(B), policy={"max_swapping": 2}), rolling(RolloutPhase.JUDGING))
+        assert (made.rollout.phase, made.swaps) == (RolloutPhase.JUDGING, {})
+
+
 def test_promotion_needs_every_ready_pod_confirmed() -> None:
     assert step(world(pod(A, 1), pod(B)), rolling()).advance is None
     assert step(world(pod(A, 1), pod(B, 1, checksum=None)), rolling()).advance is None
