@@ -49,6 +49,12 @@ def test_peers_with_little_traffic_are_waited_for_and_not_replaced_by_the_baseli
     assert (state.good_windows, state.bad_windows) == (0, 0)
 
 
+def test_a_window_is_judged_once_it_is_old_enough_however_much_traffic_it_holds() -> None:
+    for seconds, good in ((9, 0), (10, 1)):
+        canary, peer = live(seconds, rate=100), live(seconds, version=0, rate=100)
+        assert judged(begun(), seconds, canary, peer).good_windows == good
+
+
 def test_counters_of_an_earlier_engine_start_are_not_compared() -> None:
     state = judged(begun(), 20, live(20, 1.0, boot="second"))
     assert (state.good_windows, state.bad_windows) == (0, 0), "counters of another boot say nothing of the draft"

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from aurora_api.v1alpha1.status import MAX_PODS_SHOWN, RolloutPhase
+from aurora_api.v1alpha1.status import MAX_PODS_SHOWN, RolloutPhase, RolloutStatus, SpeculatorStatus
 from aurora_operator.plan.rollout.facts import facts_of
 from aurora_operator.plan.rollout.judgement import Judgement
 from aurora_operator.plan.rollout.machine import TRANSITIONS
-from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow, Roll
+from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow, Roll, read_roll
 from aurora_operator.plan.rollout.transition import RETRY_AFTER, Advance, Step
 from aurora_operator.plan.rollout.world import Pod, World
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
@@ -250,3 +250,12 @@ def test_a_stray_pod_returns_during_a_pause_of_a_watch() -> None:
     policy: dict[str, Any] = {"paused": True, "analysis": JUDGED}
     seen = world(pod(A, 1), pod(B, 2), active=2, previous=0, rejected=frozenset({1}), policy=policy)
     assert step(seen, watching().model_copy(update={"version": 2})).swaps == {A: 2}
+
+
+@pytest.mark.parametrize("stored", [{}, {"version": 1}, {"version": 2, "analysis": "unreadable"}])
+def test_a_roll_whose_state_was_lost_stops_without_blame(stored: dict[str, Any]) -> None:
+    roll = read_roll(
+        SpeculatorStatus(rollout=RolloutStatus(phase=RolloutPhase.JUDGING, version=2), operator_state=stored)
+    )
+    made = step(world(pod(A, 2), pod(B), promotable={2}), roll)
+    assert (made.rollout.phase, made.advance, made.event) == (RolloutPhase.IDLE, None, "RolloutStopped")
