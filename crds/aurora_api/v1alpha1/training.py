@@ -52,8 +52,8 @@ class TrainingSpec(Model):
     trace_storage_limit: Quantity = Field(
         default="64Gi",
         description="Bytes of traces that the store keeps for this speculator, at least 2Gi, in at most one shard per"
-        " MiB (but 4096). The trainer deletes the oldest shards beyond, trained or not. Raise it to train on more of"
-        " the past, lower it where the bucket fills.",
+        " MiB (at least 4096). The trainer deletes the oldest shards beyond, trained or not. Raise it to train on"
+        " more of the past, lower it where the bucket fills.",
     )
     trace_max_age_seconds: int | None = Field(
         default=None,
