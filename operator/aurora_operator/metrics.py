@@ -48,9 +48,6 @@ STORE_REQUESTS = Counter(
 )
 for _operation in ("get", "list", "create", "delete", "head"):
     STORE_REQUESTS.labels(_operation)
-STORE_CALLS_ABANDONED = Counter(
-    "aurora_store_calls_abandoned", "Calls of S3 stores that were not over at their deadline, and were abandoned."
-)
 STORE_READ_SECONDS = Histogram(
     "aurora_store_read_seconds", "Duration of reading one speculator's records from its store, in seconds."
 )

@@ -20,7 +20,7 @@ from aurora_operator.act.custom_resource import claim, set_finalizer, write_stat
 from aurora_operator.act.data_deletion import DataDeletion, deletes
 from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.children.metadata import has_finalizer
-from aurora_operator.errors import Gone, InvalidSpec
+from aurora_operator.errors import Conflict, Gone, InvalidSpec, KubernetesError
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 from aurora_operator.observe.observed import Observed
@@ -127,7 +127,7 @@ class Reconciler:
             self._fleet.report(self._key, None)
             FIGURES.record_deletion(*self._key, datetime.fromisoformat(stored["metadata"]["deletionTimestamp"]))
             return await self._deletion.advance(stored)
-        stored = await set_finalizer(self._api, stored, wanted=deletes(stored))  # before anything is stored
+        stored = await self._with_finalizer(stored)
         if not self._shown:
             # A restart of the operator must not end an alert that is still true, and this reconcile may fail.
             self._show(status_of(stored))
@@ -174,6 +174,19 @@ class Reconciler:
             return None
         return stored if named == own else await claim(self._api, stored, own)
 
+    async def _with_finalizer(self, stored: Object) -> Object:
+        """The resource with our finalizer, which must be there before anything is stored, or without it.
+
+        Once a version serves, a refusal is only logged, because the version may have to be rolled back.
+        """
+        try:
+            return await set_finalizer(self._api, stored, wanted=deletes(stored))
+        except KubernetesError as error:
+            if isinstance(error, Conflict) or status_of(stored).active is None:
+                raise
+            log.warning("%s/%s: the finalizer of store.deletionPolicy: %s", *self._key, error)
+            return stored
+
     def _say_yielded(self, stored: Object, named: OperatorIdentity) -> None:
         self._fleet.report(self._key, None)
         FIGURES.forget(*self._key)
@@ -199,7 +212,8 @@ class Reconciler:
         )
         status_age = timedelta(seconds=min(monotonic_seconds - self._status_written_seconds, 1e6))
         decided = plan(observed, self._config, now, status_age)
-        if decided.advance is not None or _decides(decided, observed):
+        status = decided.status or observed.status
+        if decided.advance is not None or differs_in_decisions(observed.status, status):
             self._changed_seconds = monotonic_seconds
         # No await since the fleet was viewed, so no other speculator has taken the same turn.
         if decided.upgrade is not None:
@@ -217,7 +231,8 @@ class Reconciler:
 
     def _delay_seconds(self, decided: Plan, observed: Observed) -> float:
         """How long to wait unless something changes."""
-        if decided.create_keys or self._last.name_taken != observed.name_taken:  # to be told in the status
+        told = observed.name_taken, observed.apply_errors
+        if (self._last.name_taken, self._last.apply_errors) != told or (decided.create_keys and not any(told)):
             return BUSY_POLL_SECONDS
         quiet_seconds = QUIET_SHARE * (time.monotonic() - self._changed_seconds)
         if not observed.store.ok:
@@ -244,11 +259,6 @@ class Reconciler:
         self._show(status)
         note = EventNote("InvalidSpec", str(error), warning=True, about_condition=True)
         self._events.post(note, owner)
-
-
-def _decides(decided: Plan, observed: Observed) -> bool:
-    """Whether the plan changes the status in more than figures."""
-    return decided.status is not None and differs_in_decisions(observed.status, decided.status)
 
 
 def _is_watched(decided: Plan, observed: Observed, status: SpeculatorStatus) -> bool:

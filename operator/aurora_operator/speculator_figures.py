@@ -4,8 +4,8 @@ Why a collector and not one object per series: a speculator has about thirty ser
 collector keeps the few values of each speculator, and makes the series when Prometheus asks.
 
 Invariants: a value that is not known has no series. A figure in the status that cannot be parsed counts as not known,
-because a metric must never make a reconcile fail. The counters of decisions begin at 0 once a speculator is observed:
-PromQL's ``increase`` does not see the first value of a new series.
+because a metric must never make a reconcile fail. Known limit: PromQL's ``increase`` does not see the first value of a
+new series, and so not what a new leader decides before its first scrape.
 """
 
 from __future__ import annotations

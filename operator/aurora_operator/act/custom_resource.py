@@ -9,6 +9,7 @@ from __future__ import annotations
 from aurora_api import API_VERSION, KIND
 from aurora_api.v1alpha1.status import OperatorIdentity, SpeculatorStatus
 from aurora_operator.children.metadata import FINALIZER, Owner, has_finalizer
+from aurora_operator.errors import KubernetesError
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 
 
@@ -49,4 +50,6 @@ async def set_finalizer(api: KubernetesApi, stored: Object, *, wanted: bool) -> 
     others = [finalizer for finalizer in stored["metadata"].get("finalizers") or () if finalizer != FINALIZER]
     finalizers = [*others, FINALIZER] if wanted else others
     written = await api.patch(stored, {"metadata": {"finalizers": finalizers}})
+    if has_finalizer(written) is not wanted:
+        raise KubernetesError(f"an admission webhook changed the finalizer {FINALIZER}; find it")
     return {"apiVersion": API_VERSION, "kind": KIND, **written}

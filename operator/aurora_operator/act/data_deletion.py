@@ -114,7 +114,9 @@ class DataDeletion:
         config, reader = await self._observer.store.config(owner, parse(stored)[1]), self._observer.store.reader
         if isinstance(config, StoreConfig):
             self._config = config
-        return self._config or (config if reader is None else reader.config)
+        elif reader is not None and self._config is None:
+            self._config = reader.config  # as in the last reconcile before the deletion
+        return self._config or config
 
     async def _one_step(self, config: StoreConfig, speculator: str) -> DeletionProgress:
         """Raises :class:`StoreError`. The next step then begins anew."""

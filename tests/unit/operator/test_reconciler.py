@@ -236,13 +236,22 @@ async def test_a_speculator_that_is_deleted_is_gone_and_so_is_one_that_was_creat
         await rig.reconcile()
 
 
-async def test_our_finalizer_comes_before_anything_is_stored_and_goes_with_the_policy() -> None:
+DELETES = MINIMAL | {"store": MINIMAL["store"] | {"deletionPolicy": "Delete"}}
+
+
+@pytest.mark.parametrize("active", [None, VersionStatus(version=0)])
+async def test_our_finalizer_comes_before_anything_is_stored_and_holds_up_no_rollback(
+    active: VersionStatus | None,
+) -> None:
     rig = Rig.of(observed())
-    rig.put(MINIMAL | {"store": MINIMAL["store"] | {"deletionPolicy": "Delete"}}, STATUS)
+    rig.put(DELETES, STATUS.model_copy(update={"active": active}))
     rig.api.faults["patch AuroraSpeculator"] = KubernetesError("denied", 403)
-    with pytest.raises(KubernetesError):
+    if active is None:
+        with pytest.raises(KubernetesError):
+            await rig.reconcile()
+    else:
         await rig.reconcile()
-    assert rig.actor.acts == 0
+    assert rig.actor.acts == (active is not None)
     rig.api.faults.clear()
     await rig.reconcile()
     assert rig.api.objects["AuroraSpeculator", OWNER.name]["metadata"]["finalizers"] == [FINALIZER]
@@ -362,11 +371,20 @@ async def test_a_change_of_the_decided_status_makes_the_reconciles_frequent_agai
     assert await rig.reconcile() == BUSY_POLL_SECONDS
 
 
-async def test_a_refused_write_is_tried_again_after_growing_delays(clock: Clock) -> None:
-    delays = await delays_of(Rig.of(observed(), REFUSED), clock, 4 * 3600)
+@pytest.mark.parametrize("seen", [observed(), observed(keys_exist=False)], ids=["children", "keys"])
+async def test_a_refused_write_is_told_at_once_and_tried_again_after_growing_delays(
+    clock: Clock, seen: Observed
+) -> None:
+    rig = Rig.of(seen)
+    rig.actor.result = REFUSED
+    delays = await delays_of(rig, clock, 4 * 3600)
     assert delays[0] == BUSY_POLL_SECONDS
     assert sorted(delays) == delays
     assert delays[-1] == LONGEST_REST
+    served = Rig.of(observed())
+    await delays_of(served, clock, 8 * 3600)
+    served.actor.result = REFUSED
+    assert await served.reconcile() == BUSY_POLL_SECONDS
 
 
 async def test_a_taken_name_is_told_at_once(clock: Clock) -> None:

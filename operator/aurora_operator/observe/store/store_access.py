@@ -23,7 +23,6 @@ from math import inf
 from typing import Any, Final, TypeVar
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_operator import metrics
 from aurora_operator.children.metadata import Owner, keys_name
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.errors import KubernetesError
@@ -74,7 +73,6 @@ class StoreCalls:
             async with asyncio.timeout(seconds):
                 return await asyncio.shield(call)
         except TimeoutError as error:
-            metrics.STORE_CALLS_ABANDONED.inc()
             raise StoreError(f"no complete answer within {seconds:.0f} s; check that the store answers") from error
 
 

@@ -11,7 +11,7 @@ Invariants:
 - A crash counts against the version only when the operator was observing and the engine crashed alone. A crash together
   with the pod's agent says more about the machine.
 - A pod is *missing* when it had the version, or was asked to take it, and Kubernetes does not call it ready. Its engine
-  may only load its model again after one crash, which takes as long as the startup probe allows. So each pod has a
+  may only load its model again after one crash, which may take an hour. So each pod has a
   clock of its own, which also runs while the roll is held: the missing pods may be what holds the roll. The clock does
   not run during a pause. Whether the pod's node is at fault is not asked: Kubernetes deletes the pods of a lost node
   long before.
@@ -221,6 +221,8 @@ def _judged(world: World, roll: Roll) -> AnalysisState | None:
         return state
     rules, live = world.policy.analysis, _live(world, version)
     peers = _live(world, world.active) if version != world.active else {}
+    if state.baseline is None and (world.paused or world.pin_set or roll.paused):
+        return state.model_copy(update={"window_begins": None, "windows": []})  # else it would be old at the first swap
     if state.baseline is None:
         return live_analysis.measure_baseline(state, peers, world.active, rules, world.now)
     if not live or state.serving_digest != world.serving_digest:

@@ -170,8 +170,12 @@ def wait(facts: RolloutFacts, judgement: Judgement) -> Step:
     """Ask no pod. The roll's deadline starts again in full afterwards.
 
     The clocks of missing pods run on. Else a version that keeps several engines down would hold its own roll forever.
+    The deadline runs on too while only agents do not answer: nobody knows when they will.
     """
-    return Step(with_fields(facts.roll, progressed=None))
+    world = facts.world
+    unready = sum(not pod.kubernetes_ready for pod in world.pods)
+    held_by_agents = facts.too_many_not_ready and unready <= world.policy.max_not_ready
+    return Step(_running(facts) if held_by_agents else with_fields(facts.roll, progressed=None))
 
 
 # the canary ----------------------------------------------------------------------------------------------------------

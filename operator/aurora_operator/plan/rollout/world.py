@@ -102,7 +102,7 @@ class World:
     """The pods that serve or start. Left out are lent ones, and those that wait for a node."""
     policy: RolloutPolicy
     start_limit: timedelta = timedelta(0)
-    """How long a pod may take to become ready, by the engine's startup probe."""
+    """How long a pod may take to become ready."""
     previous: int | None = None
     """The channel's previous version."""
     rejected: frozenset[int] = frozenset()

@@ -134,6 +134,17 @@ def test_an_agent_that_does_not_answer_while_its_pod_is_up_stops_a_roll_without_
     assert (late.rollout.phase, late.advance, late.event) == (RolloutPhase.IDLE, None, "RolloutStopped")
 
 
+def test_two_silent_agents_do_not_hold_a_roll_for_ever() -> None:
+    """More pods are not ready than may be, which holds the roll, and nobody knows when the agents answer again."""
+    silent = tuple(pod(name, None, checksum=None, ready=False, kubernetes_ready=True) for name in (A, B))
+    state = rolling(engine_boots={A: "b"})
+    for seconds in (1, 599):
+        state = step(world(*silent, now=NOW + timedelta(seconds=seconds)), state).rollout
+        assert state.phase is RolloutPhase.ROLLING
+    late = step(world(*silent, now=NOW + timedelta(seconds=601)), state)
+    assert (late.rollout.phase, late.advance, late.event) == (RolloutPhase.IDLE, None, "RolloutStopped")
+
+
 def test_a_draft_that_cannot_be_fetched_from_the_store_rejects_nothing() -> None:
     fetching = pod(A, swap=SwapStatus(phase=SwapPhase.STAGING, version=1))
     for seconds, phase in ((600, RolloutPhase.ROLLING), (601, RolloutPhase.IDLE)):

@@ -168,6 +168,16 @@ def test_promotion_needs_every_ready_pod_confirmed() -> None:
     assert (done.rollout.phase, done.rollout.updated) == (RolloutPhase.IDLE, 2)
 
 
+@pytest.mark.parametrize("paused", ["", "by a person"])
+def test_no_baseline_is_measured_in_a_pause_because_it_would_be_old_at_the_first_swap(paused: str) -> None:
+    roll = canary(baseline=None)
+    for seconds in (0, 30, 60, 90):
+        pods = [pod(name, **traffic(seconds)) for name in (A, B)]
+        roll = step(world(*pods, paused=paused, now=NOW + timedelta(seconds=seconds)), roll).rollout
+    assert roll.analysis is not None
+    assert (roll.analysis.baseline is None) is bool(paused)
+
+
 def test_a_clock_that_is_set_back_delays_nothing() -> None:
     """``observed_time`` sees it."""
     set_back = timedelta(days=1)
