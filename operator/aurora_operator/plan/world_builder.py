@@ -87,6 +87,5 @@ def _pause_reason(observed: Observed) -> str:
     if observed.spec_fault:
         return "the spec cannot be used"
     if deployed is not None and deployed.restarting_since is not None and not deployed.whole:
-        # Live traffic would compare pods of two images.
         return "the pods restart with the upgraded operator's template"
     return "spec.rollout.paused is true" if observed.spec.rollout.paused else ""

@@ -159,7 +159,8 @@ class HistoryEntry(Model):
     event: str = Field(
         description=(
             "Promoted: became active. Rejected, Inconclusive: ended by its measurement. RolledBack: failed in its"
-            " roll. RolloutStopped: its roll ended without blame. Paused, Pinned: by a person."
+            " roll. RolloutStopped: its roll ended without blame. Paused: by a person, a wrong spec or an upgrade of"
+            " the operator. Pinned: by a person."
         )
     )
     version: int = Field(description="The version that the decision is about.")
