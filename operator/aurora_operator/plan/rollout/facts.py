@@ -175,7 +175,7 @@ def with_absences(world: World, roll: Roll) -> Roll:
     missing = {name: known.get(name, world.now) for name in away if name in roll.engine_boots}
     update: dict[str, Any] = {"missing_since": missing}
     if roll.under_way and roll.missing_since.keys() - set(away):
-        update["progressed"] = None if roll.progressed is None else world.now
+        update["progressed"] = None
     return roll.model_copy(update=update)
 
 
