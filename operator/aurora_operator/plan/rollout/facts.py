@@ -11,10 +11,9 @@ Invariants:
 - A crash counts against the version only when the operator was observing and the engine crashed alone. A crash together
   with the pod's agent says more about the machine.
 - A pod is *missing* when it had the version, or was asked to take it, and Kubernetes does not call it ready. Its engine
-  may only load its model again after one crash, which may take an hour. So each pod has a
-  clock of its own, which also runs while the roll is held: the missing pods may be what holds the roll. The clock does
-  not run during a pause. Whether the pod's node is at fault is not asked: Kubernetes deletes the pods of a lost node
-  long before.
+  may only load its model again after one crash, which may take an hour. So each pod has a clock of its own, which also
+  runs while the roll is held: the missing pods may be what holds the roll. The clock does not run during a pause.
+  Whether the pod's node is at fault is not asked: Kubernetes deletes the pods of a lost node long before.
 """
 
 from __future__ import annotations
