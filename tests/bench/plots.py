@@ -25,8 +25,6 @@ from tests.bench.plot_style import GREY, svg_text
 RESULTS: Final = Path(__file__).resolve().parents[2] / "docs/results"
 BLUE, GREEN, AMBER, RED = "#3b82f6", "#10b981", "#f59e0b", "#ef4444"
 TITLES: Final = {"json": "JSON extraction", "docstrings": "docstrings"}
-GOAL_MEBIBYTES, GOAL_MEBIBYTES_EACH = 150e6 / 2**20, 50e3 / 2**20
-"""The operator's memory at rest must stay below 150 MB and 50 kB for each speculator."""
 CONCURRENCIES: Final = (1, 4)
 """The concurrencies of most measurements."""
 COLOUR_OF_CONCURRENCY: Final = {1: BLUE, 2: GREEN, 4: AMBER}
@@ -266,37 +264,6 @@ def demo() -> Figure:
     return figure
 
 
-def operator_scale() -> Figure:
-    """How much does an operator cost at rest, and how fast is it, by number of speculators?"""
-    figure, (requests, memory, seconds) = _figure(3, height=3.5)
-    for name, run in load("operator-scale").items():
-        colour, label = (RED, "before") if name == "before" else (BLUE, "now")
-        rows = run["rows"]
-        counts = [row["speculators"] for row in rows]
-        rest = [row["at_rest"] for row in rows]
-        api = [each["api_reads_per_minute"] + each["api_writes_per_minute"] for each in rest]
-        requests.plot(counts, api, color=colour, marker="o", markersize=4, label=label)
-        resident = [each["memory_mebibytes"]["now"] for each in rest]
-        memory.plot(counts, resident, color=colour, marker="o", markersize=4)
-        applied = [row["change_to_applied_seconds"] for row in rows]
-        seconds.plot(counts, [each["p99"] for each in applied], color=colour, marker="o", markersize=4)
-    sizes = [1, 10, 100, 1000]
-    memory.plot(sizes, [GOAL_MEBIBYTES + GOAL_MEBIBYTES_EACH * n for n in sizes], color=GREY, linestyle=":")
-    seconds.axhline(1, color=GREY, linestyle=":")
-    titles = ("API requests a minute, at rest", "memory at rest, MiB", "seconds to apply a change, p99")
-    for panel, title in zip((requests, memory, seconds), titles, strict=True):
-        panel.set_xscale("log")
-        panel.set_xlabel("speculators")
-        panel.set_title(title)
-    requests.set_yscale("symlog", linthresh=1)
-    memory.set_ylim(bottom=0)
-    seconds.set_ylim(bottom=0)
-    goal = mpl.lines.Line2D([], [], color=GREY, linestyle=":", label="goal")
-    handles = [*requests.get_legend_handles_labels()[0], goal]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    return figure
-
-
 PLOTS: Final[dict[str, Callable[[], Figure]]] = {
     "served-speedup": served_speedup,
     "load-sweep": load_sweep,
@@ -306,7 +273,6 @@ PLOTS: Final[dict[str, Callable[[], Figure]]] = {
     "costs": costs,
     "faults": faults,
     "demo": demo,
-    "operator-scale": operator_scale,
 }
 
 

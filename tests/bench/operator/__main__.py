@@ -8,7 +8,7 @@ Each size gets a fresh API server and store. Measured in turn: requests, CPU and
 of a spec to the Deployment, and from a pod's readiness to the status; seconds until everything is reconciled and
 applied after kill -9.
 
-Prints a Markdown table. With ``--record``, writes the figures to docs/results/data/operator-scale.json too.
+Prints a Markdown table.
 
 Takes about 12 minutes for each size up to 100, and 20 minutes for 1,000. Needs the build of
 Kubernetes (python -m tests.cluster build), and no cluster.
@@ -17,19 +17,15 @@ Kubernetes (python -m tests.cluster build), and no cluster.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import resource
 import statistics
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.bench.bench_command import add_lock_option, bench_parser, commit, exit_on_sigterm, hold_lock, machine
+from tests.bench.bench_command import add_lock_option, bench_parser, exit_on_sigterm, hold_lock
 from tests.bench.markdown import markdown_table
 from tests.bench.operator.run import RunOptions, run
 
-RESULTS = Path(__file__).resolve().parents[3] / "docs/results/data/operator-scale.json"
 QUESTION = "How much does an operator with many speculators cost at rest, and how fast is it?"
 DEFAULTS = RunOptions()
 
@@ -50,8 +46,6 @@ def main() -> None:
     for count in arguments.sizes:
         with hold_lock(arguments.lock):
             row = run(count, options)
-        if arguments.record:
-            record(arguments.record, row, options)
         print(table([row]), flush=True)
 
 
@@ -71,9 +65,6 @@ def _arguments() -> argparse.Namespace:
         "--operator", type=Path, default=DEFAULTS.checkout, help="checkout with a .venv whose operator is measured"
     )
     parser.add_argument("--operator-log", type=Path, metavar="FILE", help="append the operator's log to this file")
-    parser.add_argument(
-        "--record", metavar="RUN", help="name of the run in operator-scale.json; its sizes are replaced"
-    )
     add_lock_option(parser)
     return parser.parse_args()
 
@@ -82,26 +73,6 @@ def _raise_file_limit() -> None:
     """Every agent's connection needs a file. The operator inherits the limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def record(name: str, row: dict[str, Any], options: RunOptions) -> None:
-    """Put ``row`` into the run ``name`` of the results, in place of an older row of the same size."""
-    data: dict[str, Any] = {"question": QUESTION, "runs": {}}
-    if RESULTS.exists():
-        data = json.loads(RESULTS.read_text())
-    old = data["runs"].get(name, {"rows": []})
-    rows = [each for each in old["rows"] if each["speculators"] != row["speculators"]]
-    load = round(os.getloadavg()[1], 1)
-    row |= {"commit": commit(options.checkout), "date": f"{datetime.now(UTC):%Y-%m-%d}", "load_at_end": load}
-    rows = sorted([*rows, row], key=lambda each: int(each["speculators"]))
-    data["runs"][name] = {
-        "command": "python -m tests.bench.operator",
-        "machine": machine(),
-        "noise": "API server, store, stand-ins and operator share the CPUs; each row names its loads",
-        "memory_kilobytes_per_speculator": memory_slope_kilobytes(rows),
-        "rows": rows,
-    }
-    RESULTS.write_text(json.dumps(data, indent=1) + "\n")
 
 
 def memory_slope_kilobytes(rows: list[dict[str, Any]]) -> float | None:
