@@ -60,7 +60,7 @@ class StoreSettings(Record):
 
 
 class _PodSettings(Record):
-    """What the settings of every role hold. They travel in ``AURORA_SETTINGS``."""
+    """The settings that every role has. They travel in ``AURORA_SETTINGS``."""
 
     namespace: str
     name: str

@@ -78,7 +78,7 @@ def _lost_text(observed: Observed) -> str:
 
 
 def _taken_over_text(channel: Channel, root: str) -> str:
-    """What happened to a speculator that lost its root, and what to do."""
+    """The message for a speculator that lost its root, with the way out."""
     return (
         f"{owned_text(channel, root)}. This speculator writes nothing more, and its pods serve on. Delete this"
         " speculator once its clients use the new one. If nobody restored the root, delete"

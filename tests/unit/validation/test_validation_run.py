@@ -27,7 +27,7 @@ from tests.unit.fakes import SIZES, lineage
 from tests.unit.validation.rounds.test_measure import PROMPTS, engines, plan
 
 STORE_CALLS = 3
-"""Of the evidence: a listing and a read of the channel, and the write."""
+"""Requests that store the evidence: a listing and a read of the channel, and the write."""
 LEASE_CALLS = 2
 """The lease is confirmed and ended."""
 ENGINES = 3

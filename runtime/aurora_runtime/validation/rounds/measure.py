@@ -37,10 +37,10 @@ async def no_newer_version() -> int | None:
 
 @dataclass(frozen=True)
 class MeasuredBefore:
-    """What was measured before the candidate, on an engine that runs one arm at a time."""
+    """The samples from before the candidate, on an engine that runs one arm at a time."""
 
     samples: tuple[Sample, ...] = ()
-    """Of off, of NGRAM where asked for, and of the active draft."""
+    """Batches of off, of NGRAM where the spec asks for it, and of the active draft."""
     off_answers: Answers = field(default_factory=dict)
 
 
