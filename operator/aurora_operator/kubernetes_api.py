@@ -29,6 +29,8 @@ from aurora_store.errors import bounded_text
 Object = dict[str, Any]
 CALL_SECONDS = 30.0
 """Deadline of one call. A call of the API server usually takes milliseconds."""
+MAX_CONNECTIONS = 16
+"""Calls under way at a time. The others wait. A connection with TLS takes 0.4 MB."""
 PAGE_SIZE = 250
 """Objects per page of a list."""
 APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
@@ -88,7 +90,7 @@ async def connect(kubeconfig: str | None = None) -> ApiClient:
     except kube_config.ConfigException:
         await kube_config.load_kube_config(kubeconfig, client_configuration=configuration)
     configuration.client_session_kwargs = {"trust_env": False, "cookie_jar": aiohttp.DummyCookieJar()}
-    configuration.proxy = None
+    configuration.proxy, configuration.connection_pool_maxsize = None, MAX_CONNECTIONS
     client = ApiClient(configuration)
     client.user_agent = OPERATOR_NAME
     return client

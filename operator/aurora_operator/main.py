@@ -97,7 +97,8 @@ async def run(config: OperatorConfig) -> None:
 
     async def lead() -> None:
         await standby.cleanup()  # kopf answers the probes on the same port from now on
-        await _reconcile_all(config, api)
+        async with await connect() as own:  # the Lease is never renewed late because other calls take all connections
+            await _reconcile_all(config, own)
 
     log.info("this replica is a standby until it gets the Lease")
     async with await connect() as api:

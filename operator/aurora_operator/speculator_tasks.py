@@ -27,6 +27,8 @@ SpeculatorKey = tuple[str, str]
 """Namespace and name."""
 DEBOUNCE_SECONDS = 0.2
 """Changes come in bursts. One reconcile answers all changes that arrive within this time."""
+SETTLE_SECONDS, MAX_SETTLE_SECONDS = 0.5, 15.0
+"""kopf lists all objects at its start, each as a change. No reconcile begins before changes paused, or the maximum."""
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 60.0
 MAX_RECONCILE_SECONDS = 600.0
 """A reconcile that takes longer is stuck, because each of its calls has a shorter deadline."""
@@ -47,26 +49,33 @@ class Reconciles(Protocol):
 class SpeculatorTasks:
     """Starts, wakes and stops the tasks. Must be used in one event loop only."""
 
-    def __init__(self, reconciler_of: Callable[[str, str], Reconciles]) -> None:
-        self._reconciler_of = reconciler_of
+    def __init__(self, reconciler_of: Callable[[str, str], Reconciles], settle_seconds: float = SETTLE_SECONDS) -> None:
+        self._reconciler_of, self._settle_seconds = reconciler_of, settle_seconds
         self._tasks: dict[SpeculatorKey, _SpeculatorTask] = {}
         self._running: dict[SpeculatorKey, asyncio.Task[None]] = {}
         self._slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        self._started = self._woken = asyncio.get_running_loop().time()
 
     def __len__(self) -> int:
         return len(self._tasks)
 
     def wake(self, namespace: str, name: str) -> None:
         """Reconcile the speculator soon, because something about it changed. A new one gets a task."""
-        key = (namespace, name)
+        key, self._woken = (namespace, name), asyncio.get_running_loop().time()
         if key in self._tasks:
             self._tasks[key].wake()
             return
         slots = self._slots.get(namespace) or asyncio.Semaphore(AT_ONCE)
         self._slots[namespace] = slots
         task = self._tasks[key] = _SpeculatorTask(self._reconciler_of(namespace, name), slots, namespace, name)
-        self._running[key] = asyncio.create_task(task.run(), name=f"reconcile {namespace}/{name}")
+        self._running[key] = asyncio.create_task(self._run_settled(task), name=f"reconcile {namespace}/{name}")
         self._running[key].add_done_callback(lambda ended: self._forget(key, ended))
+
+    async def _run_settled(self, task: _SpeculatorTask) -> None:
+        loop, until = asyncio.get_running_loop(), self._started + MAX_SETTLE_SECONDS
+        while (pause := min(self._woken + self._settle_seconds, until) - loop.time()) > 0:  # noqa: ASYNC110 - a change moves the end
+            await asyncio.sleep(pause)
+        await task.run()
 
     async def stop(self) -> None:
         """Cancel all tasks. The next leader goes on with a reconcile that is cut short."""
@@ -113,7 +122,6 @@ class _SpeculatorTask:
         """Reconcile until the speculator is gone."""
         woken = True
         while True:
-            self._wake.clear()
             try:
                 delay_seconds = await self._turn(woken=woken)
             except Gone:
@@ -124,6 +132,7 @@ class _SpeculatorTask:
         """One reconcile. Returns the seconds to wait before the next one. Raises :class:`Gone`."""
         try:
             async with self._slots, asyncio.timeout(MAX_RECONCILE_SECONDS):
+                self._wake.clear()  # only now: this reconcile sees what changed while it waited for its turn
                 delay_seconds = await self._reconciler.reconcile(woken=woken)
             outcome, self._failures = "done", 0
         except Gone:

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 CONNECT_TIMEOUT_SECONDS: Final = 5
+MAX_KEPT_CONNECTIONS: Final = 64
+"""Connections that a client keeps for the next requests: one for each thread of the operator."""
 DEFAULT_REGION: Final = "us-east-1"
 MAX_ANSWER_BYTES: Final = 4 << 20
 """Largest answer that holds no object. A page of a listing has at most 1000 keys of at most 1024 bytes."""
@@ -160,6 +162,7 @@ class _Sender:
             "verify": ca_bundle or os.environ.get("REQUESTS_CA_BUNDLE") or True,
             "proxies": get_environ_proxies(endpoint),
             "timeout": (CONNECT_TIMEOUT_SECONDS, timeout_seconds),
+            "max_pool_connections": MAX_KEPT_CONNECTIONS,
         }
         self._session = URLLib3Session(**options)
 

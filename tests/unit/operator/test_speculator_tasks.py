@@ -46,8 +46,8 @@ class Reconciles:
     """When, name, and whether something had changed."""
     running: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def tasks(self) -> SpeculatorTasks:
-        return SpeculatorTasks(self._reconciler)
+    def tasks(self, settle_seconds: float = 0.0) -> SpeculatorTasks:
+        return SpeculatorTasks(self._reconciler, settle_seconds=settle_seconds)
 
     def _reconciler(self, namespace: str, name: str) -> _Reconciler:
         self.made.append((namespace, name))
@@ -95,6 +95,24 @@ def reconciles_of(*turns: Turn, seconds: float, wakes: tuple[float, ...] = (0.0,
 
     run(live())
     return recorded
+
+
+def test_a_new_leader_reconciles_once_after_kopf_has_listed_what_exists() -> None:
+    recorded = Reconciles()
+
+    async def live() -> None:
+        tasks = recorded.tasks(settle_seconds=0.5)
+        for _ in range(20):  # children, listed one after the other
+            tasks.wake("team", "chat")
+            await asyncio.sleep(0.2)
+        await asyncio.sleep(100)
+        tasks.wake("team", "later")
+        await asyncio.sleep(0.1)
+        await tasks.stop()
+
+    run(live())
+    assert recorded.times() == [pytest.approx(19 * 0.2 + 0.5)]
+    assert recorded.times("later") == [pytest.approx(104)]
 
 
 def outcomes(outcome: str) -> float:
