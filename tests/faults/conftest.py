@@ -50,7 +50,7 @@ def rig(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         aurora.cluster.kubectl("delete", RESOURCE, NAME, "-n", aurora.namespace, "--timeout=120s")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def reject_newest_version_afterwards(rig: FaultRig) -> Iterator[None]:
     """Reject the newest version after each test, so that a failed test does not leave its draft as the next active."""
     yield

@@ -15,7 +15,7 @@ NAME = "faults"
 SPEC: dict[str, Any] = {
     "training": {"publishTokens": 1_000_000_000},
     "validation": {"concurrencies": [1], "maxNewTokens": 32},
-    "rollout": {"analysis": {"watchSeconds": 120}},
+    "rollout": {"analysis": {"watchSeconds": 60}},
 }
 """The trainer learns but publishes nothing, so that the tests decide which draft is offered, and when. One
 concurrency is measured soonest."""

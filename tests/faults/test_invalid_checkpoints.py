@@ -20,7 +20,7 @@ from tests.rig.store_inspection import check_objects
 from tests.traffic.prompts import Domain
 from tests.traffic.report import Summary
 
-pytestmark = pytest.mark.timeout(3600)
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.usefixtures("reject_newest_version_afterwards")]
 WEIGHTS = "model.safetensors"
 MAX_DRAFT_BYTES = 1 << 30
 

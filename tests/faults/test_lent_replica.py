@@ -18,7 +18,7 @@ from tests.faults.results_table import ClientCounts, FaultResult
 from tests.rig.fault_injection import kill_container, kill_operator
 from tests.traffic.prompts import Domain
 
-pytestmark = pytest.mark.timeout(3600)
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.usefixtures("reject_newest_version_afterwards")]
 ENDPOINT_SLICE = ResourceKind("EndpointSlice", "discovery.k8s.io/v1", "endpointslices")
 
 MIN_REQUESTS = 300

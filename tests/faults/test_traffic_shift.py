@@ -18,7 +18,7 @@ from tests.faults.fault_rig import FaultRig
 from tests.faults.results_table import ClientCounts, FaultResult
 from tests.traffic.prompts import Domain
 
-pytestmark = pytest.mark.timeout(3600)
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.usefixtures("reject_newest_version_afterwards")]
 MAX_ROLLBACK_REQUESTS = 300
 """Requests from the shift to the end of the rollback, about 60 s of this traffic on two quiet cores.
 
