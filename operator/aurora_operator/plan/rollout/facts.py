@@ -50,7 +50,7 @@ class RolloutFacts:
     all_updated: bool
     """Every pod that may be answering requests serves the roll's version, and there is such a pod."""
     settled: bool
-    """Every pod serves the active version, and none is on its way up with another."""
+    """Every pod that may be answering requests serves the active version, and there is such a pod."""
     too_many_not_ready: bool
     """More pods than the policy allows are not ready, so the ready ones must not swap."""
     weights_differ: bool
@@ -88,8 +88,8 @@ def facts_of(world: World, stored: Roll) -> RolloutFacts:
             pod.name for pod in pods if pod.ready and pod.version not in (version, world.active) and not pod.swapping
         ),
         uncertain_pods=sum(pod.name in roll.engine_boots and not pod.ready for pod in pods),
-        all_updated=any(pod.ready for pod in pods) and len(updated) == sum(pod.kubernetes_ready for pod in pods),
-        settled=bool(pods) and all(pod.confirms(world.active) for pod in pods),
+        all_updated=_all_serve(pods, version),
+        settled=_all_serve(pods, world.active),
         too_many_not_ready=too_many_not_ready,
         weights_differ=len({pod.checksum for pod in updated}) > 1,
         late=_late(world, roll),
@@ -97,6 +97,11 @@ def facts_of(world: World, stored: Roll) -> RolloutFacts:
         starved=not too_many_not_ready and _starved(world, roll),
         watch_over=watched >= timedelta(seconds=world.policy.analysis.watch_seconds),
     )
+
+
+def _all_serve(pods: tuple[Pod, ...], version: int | None) -> bool:
+    """Whether every pod that may be answering requests serves ``version``, and there is such a pod."""
+    return any(pod.ready for pod in pods) and len(confirmed(pods, version)) == sum(pod.kubernetes_ready for pod in pods)
 
 
 def _deadline(world: World) -> timedelta:

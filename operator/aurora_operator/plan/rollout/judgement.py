@@ -49,7 +49,7 @@ class Pause(Judgement):
 
 
 class Start(Judgement):
-    """A version passed its measurement, and every pod is ready for its roll."""
+    """A version passed its measurement, and every pod that serves is ready for its roll."""
 
 
 class Wait(Judgement):
@@ -106,9 +106,9 @@ def _idle(facts: RolloutFacts) -> Judgement:
     waits = f"waiting to roll out version {world.next_version}, which passed its measurement"
     if world.paused:
         return Wait(f"{waits}: {world.paused}")
-    if facts.settled:
-        return Start()
-    return Wait(f"{waits}: not every pod is ready and serves version {world.active}")
+    if facts.too_many_not_ready:
+        return Wait(f"{waits}: {_not_ready(facts)}")
+    return Start() if facts.settled else Wait(f"{waits}: not every pod serves version {world.active}")
 
 
 def _under_way(facts: RolloutFacts) -> Judgement:
@@ -119,11 +119,15 @@ def _under_way(facts: RolloutFacts) -> Judgement:
     if world.paused or world.pin_set:
         return Pause(world.paused or "a version is pinned")
     if facts.too_many_not_ready:
-        down, allowed = len(world.pods) - len(facts.ready), world.policy.max_not_ready
-        return Wait(f"waiting for pods: {down} of {len(world.pods)} are not ready; the limit is {allowed}")
+        return Wait(f"waiting for pods: {_not_ready(facts)}")
     if roll.phase is RolloutPhase.JUDGING:
         return _canary(facts)
     return Pass() if facts.all_updated else Proceed()
+
+
+def _not_ready(facts: RolloutFacts) -> str:
+    pods, limit = facts.world.pods, facts.world.policy.max_not_ready
+    return f"{len(pods) - len(facts.ready)} of {len(pods)} are not ready; the limit is {limit}"
 
 
 def _canary(facts: RolloutFacts) -> Judgement:

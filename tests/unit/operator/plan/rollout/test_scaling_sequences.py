@@ -100,7 +100,7 @@ def joined(*parts: str) -> list[str]:
 @pytest.mark.parametrize(
     ("phase", "expected"),
     [
-        ("idle", ["Wait -> Idle", CANARY_OF_TWO_OR_MORE, NEW_POD_LAST, WATCHED_TO_ITS_END]),
+        ("idle", [CANARY_OF_TWO_OR_MORE, NEW_POD_LAST, WATCHED_TO_ITS_END]),
         ("canary", ["3 x Wait -> Judging", NEW_POD_LAST, WATCHED_TO_ITS_END]),
         ("rolling", ["Proceed -> Rolling; c=1", "Proceed -> Rolling; d=1", WATCHED_TO_ITS_END]),
         ("watched", ["5 x Watch -> Judging", "Keep -> Idle"]),

@@ -263,9 +263,9 @@ def test_a_roll_is_held_while_too_many_pods_are_not_ready_and_no_deadline_counts
     """)
 
 
-def test_no_roll_starts_while_a_pod_is_starting() -> None:
-    service = Service(2)
-    service["b"].ready = False
+def test_a_roll_starts_beside_one_pod_that_never_becomes_ready_but_not_beside_two() -> None:
+    service = Service(3)
+    service["b"].ready = service["c"].ready = False
     assert service.reconcile_times(3) == sequence("3 x Wait -> Idle")
     service["b"].ready = True
     assert service.reconcile() == "Start -> Judging; RolloutStarted"

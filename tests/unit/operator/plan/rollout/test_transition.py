@@ -38,12 +38,11 @@ from tests.unit.operator.rolls import (
 @pytest.mark.parametrize(
     "other",
     [
-        pod(B, ready=False),
         pod(B, version=7),
         pod(B, checksum=None),
         pod(B, swap=SwapStatus(phase=SwapPhase.SWAPPING, version=0)),
     ],
-    ids=["starting: may come up with an older version", "stray", "no checksum", "still swapping"],
+    ids=["stray", "no checksum", "still swapping"],
 )
 def test_no_roll_starts_from_pods_that_are_not_settled(other: Pod) -> None:
     assert step(world(pod(A), other, next_version=1), Roll()).rollout.phase is RolloutPhase.IDLE
