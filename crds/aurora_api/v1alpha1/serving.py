@@ -79,6 +79,27 @@ class Strategy(Model):
     )
 
 
+class DisruptionBudget(Model):
+    """How many inference pods a drain of nodes may evict at a time, as in a PodDisruptionBudget."""
+
+    model_config = Model.model_config | {
+        "json_schema_extra": rules(
+            (_count("maxUnavailable"), f"maxUnavailable must be 0 to {MAX_COUNT}, or a percentage"),
+        )
+    }
+
+    enabled: bool = Field(
+        default=True,
+        description="`false` makes no PodDisruptionBudget. Set it where a policy of the cluster makes one for each"
+        " Deployment: Kubernetes evicts no pod that has two.",
+    )
+    max_unavailable: CountOrPercent = Field(
+        default=1,
+        description="Pods, or a percentage of `replicas`, that may be unavailable because of evictions. A replica that"
+        " is lent to a measurement comes on top of a number, as long as another one serves.",
+    )
+
+
 class ServingSpec(Model):
     """The inference pods: stock SGLang with a sidecar that swaps drafts and uploads traces."""
 
@@ -157,6 +178,7 @@ class ServingSpec(Model):
         ),
     )
     strategy: Strategy = Field(default_factory=Strategy)
+    disruption_budget: DisruptionBudget = Field(default_factory=DisruptionBudget)
     template: PodTemplate = template_field(
         "an inference pod",
         ["sglang", "agent"],

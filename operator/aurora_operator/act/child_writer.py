@@ -6,7 +6,7 @@ Invariants:
   apply carries the uid and the resourceVersion of the object that was observed. So the API server refuses an apply that
   arrives late, or that would reach an object which is not ours any more. Then the speculator is observed again.
 - A child is written only when something differs. A restarted operator therefore writes nothing at rest.
-- Secrets and Jobs are created once and never changed.
+- Secrets and Jobs are created once and never changed. A disruption budget that is not wanted any more is deleted.
 - While a Secret with keys or a ServiceAccount is not ours, no Deployment is written: its pods would use what is not
   ours.
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -28,7 +28,15 @@ from kubernetes.utils.quantity import parse_quantity
 
 from aurora_operator.children.metadata import Owner
 from aurora_operator.errors import UNAVAILABLE_STATUSES, Conflict, KubernetesError
-from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, SERVICE_ACCOUNT, KubernetesApi, Object, resource_of
+from aurora_operator.kubernetes_api import (
+    DEPLOYMENT,
+    DISRUPTION_BUDGET,
+    JOB,
+    SERVICE_ACCOUNT,
+    KubernetesApi,
+    Object,
+    resource_of,
+)
 from aurora_operator.observe.observed import RefusedJob
 from aurora_store.errors import bounded_text
 
@@ -96,6 +104,10 @@ class ChildWriter:
                     raise
                 errors.append(_error_text(child, error))
                 held = held or child in keys
+        if children:
+            wanted = {_key(child) for child in children}
+            budgets = [obj for obj in existing.values() if obj["kind"] == DISRUPTION_BUDGET.kind]
+            errors += await self._delete(obj for obj in budgets if _key(obj) not in wanted)
         return WriteResult(tuple(errors), tuple(name_taken), workloads_held=held)
 
     async def write_jobs(
@@ -108,8 +120,15 @@ class ChildWriter:
 
         Raises :class:`KubernetesError` when the API server is unavailable.
         """
+        errors = await self._delete(filter(None, (existing.get((JOB.kind, name)) for name in obsolete)))
+        if errors:
+            return WriteResult(tuple(errors), job_waits=True)
+        return WriteResult() if job is None else await self._create_job(owner, job)
+
+    async def _delete(self, objects: Iterable[Object]) -> list[str]:
+        """Delete our ``objects``. Returns the refusals. Raises :class:`KubernetesError`."""
         errors = list[str]()
-        for old in filter(None, (existing.get((JOB.kind, name)) for name in obsolete)):
+        for old in objects:
             try:
                 await self._api.delete(old)
             except Conflict:  # the name belongs to another object by now
@@ -118,9 +137,7 @@ class ChildWriter:
                 if error.status in UNAVAILABLE_STATUSES:
                     raise
                 errors.append(_error_text(old, error))
-        if errors:
-            return WriteResult(tuple(errors), job_waits=True)
-        return WriteResult() if job is None else await self._create_job(owner, job)
+        return errors
 
     async def _create_job(self, owner: Owner, job: Object) -> WriteResult:
         try:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import secrets
 
+from aurora_api.v1alpha1.serving import ServingSpec
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.store import StoreRole
 from aurora_api.v1alpha1.validation import MeasureOn
@@ -67,20 +68,23 @@ def services(owner: Owner) -> list[Object]:
     return [child(owner, "v1", "Service", owner.name, INFERENCE, spec=serve)]
 
 
-def disruption_budget(owner: Owner) -> Object:
-    """Lets one pod at a time be evicted. Pods that do not serve anyway never block an eviction."""
-    return child(
-        owner,
-        "policy/v1",
-        "PodDisruptionBudget",
-        owner.name,
-        INFERENCE,
-        spec={
-            "maxUnavailable": 1,
-            "unhealthyPodEvictionPolicy": "AlwaysAllow",
-            "selector": {"matchLabels": selector(owner, INFERENCE)},
-        },
-    )
+def disruption_budgets(owner: Owner, serving: ServingSpec, lent: int) -> list[Object]:
+    """How many pods may be evicted at a time; none without a budget. Pods that do not serve never block an eviction.
+
+    Args:
+        lent: replicas that a measurement has withdrawn. They are not ready, and do not use the budget up where another
+            pod goes on serving.
+    """
+    allowed = serving.disruption_budget.max_unavailable
+    if isinstance(allowed, int) and allowed + lent < serving.replicas:
+        allowed += lent
+    budget = {
+        "maxUnavailable": allowed,
+        "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        "selector": {"matchLabels": selector(owner, INFERENCE)},
+    }
+    made = child(owner, "policy/v1", "PodDisruptionBudget", owner.name, INFERENCE, spec=budget)
+    return [made] if serving.disruption_budget.enabled else []
 
 
 def policies(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> list[Object]:

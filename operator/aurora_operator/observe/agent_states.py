@@ -38,9 +38,10 @@ class AgentStates:
         if not pod.ip or not token or pod.terminating:
             return None
         try:
-            return await self._agents.state(pod.ip, token)
+            state = await self._agents.state(pod.ip, token)
         except AgentError:
             return None
+        return state if state.pod == pod.name else None  # the address belongs to another pod by now
 
 
 class CounterHistory:

@@ -14,11 +14,12 @@ from decimal import Decimal
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.inference_deployment import deployment
-from aurora_operator.children.supporting_objects import disruption_budget, policies, service_accounts, services
+from aurora_operator.children.supporting_objects import disruption_budgets, policies, service_accounts, services
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import RECORDS_LOST, TAKEN_OVER, JobView, Observed
 from aurora_operator.operator_config import OperatorConfig
+from aurora_operator.plan.lending import withdrawn_pods
 from aurora_operator.plan.operator_upgrade import UpgradeDecision
 
 STOPS_TRAINER = (TAKEN_OVER, RECORDS_LOST)
@@ -42,7 +43,7 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
         *service_accounts(owner, spec),
         *services(owner),
         *policies(owner, spec, config),
-        disruption_budget(owner),
+        *disruption_budgets(owner, spec.serving, len(withdrawn_pods(observed))),
         *(() if _holds_workloads(observed) else (trainer, serving)),
     )
 

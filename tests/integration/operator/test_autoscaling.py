@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from aurora_api.v1alpha1.status import RolloutPhase
-from aurora_operator.kubernetes_api import POD, Object
+from aurora_operator.kubernetes_api import DISRUPTION_BUDGET, POD, Object
 from tests.cluster.command import wait_until
 from tests.integration.operator.operator_rig import Rig, active, condition, report_training, spec
 from tests.unit.operator.worlds import registration
@@ -104,6 +104,20 @@ def test_a_replica_is_lent_although_another_finds_no_room(rig: Rig) -> None:
     rig.cluster.kubectl("annotate", "aspec", NAME, "aurora.dev/abort=2", "-n", rig.namespace)
     rig.wait(NAME, "its return", lambda s: s.ready_replicas == 2 and 2 in s.rejected)
     rig.patch(NAME, validation={"measureOn": "Job"})
+
+
+def test_the_disruption_budget_can_be_changed_and_switched_off_without_a_restart(rig: Rig) -> None:
+    def budgets() -> list[int | str]:
+        return [found["spec"]["maxUnavailable"] for found in rig.list(DISRUPTION_BUDGET, PODS)]
+
+    pods = {pod["metadata"]["uid"] for pod in rig.list(POD, PODS)}
+    rig.patch(NAME, serving={"disruptionBudget": {"maxUnavailable": "50%"}})
+    wait_until("the changed budget", lambda: budgets() == ["50%"], 30)
+    rig.patch(NAME, serving={"disruptionBudget": {"enabled": False}})
+    wait_until("no budget", lambda: budgets() == [], 30)
+    rig.patch(NAME, serving={"disruptionBudget": None})
+    wait_until("the default budget", lambda: budgets() == [1], 30)
+    assert {pod["metadata"]["uid"] for pod in rig.list(POD, PODS)} == pods
 
 
 def test_a_pod_that_finds_room_late_serves_the_active_version(rig: Rig) -> None:

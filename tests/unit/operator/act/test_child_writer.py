@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aurora_operator.act.child_writer import DIGEST_ANNOTATION, ChildWriter, WriteResult, is_unchanged, with_digest
-from aurora_operator.children.supporting_objects import disruption_budget, new_keys, service_accounts, services
+from aurora_operator.children.supporting_objects import disruption_budgets, new_keys, service_accounts, services
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.errors import Conflict, KubernetesError
 from aurora_operator.kubernetes_api import Object
@@ -17,7 +17,7 @@ from aurora_operator.observe.observed import RefusedJob
 from tests.unit.operator.fake_api import DENIED, UNAVAILABLE, FakeApi
 from tests.unit.operator.worlds import CONFIG, OWNER, spec
 
-KEYS, (SERVICE,), BUDGET = new_keys(OWNER), services(OWNER), disruption_budget(OWNER)
+KEYS, (SERVICE,), (BUDGET,) = new_keys(OWNER), services(OWNER), disruption_budgets(OWNER, spec().serving, 0)
 (ACCOUNT, *_) = service_accounts(OWNER, spec())
 TRAINER = trainer_deployment(OWNER, spec(), CONFIG, 1)
 CHANGED_SERVICE = {**SERVICE, "spec": {**SERVICE["spec"], "sessionAffinity": "ClientIP"}}
@@ -52,6 +52,18 @@ async def test_children_are_created_once_and_written_again_only_where_they_diffe
     await write(api, keys=False)
     assert api.writes == ["apply Service chat"]
     assert api.objects["Service", "chat"]["spec"] == SERVICE["spec"]
+
+
+async def test_a_budget_that_is_not_wanted_any_more_is_deleted_but_not_where_nothing_is_decided() -> None:
+    api = FakeApi()
+    await write(api)
+    await ChildWriter(api).write(OWNER, [], [], owned(api))
+    assert ("PodDisruptionBudget", "chat") in api.objects
+    await write(api, SERVICE)
+    assert ("PodDisruptionBudget", "chat") not in api.objects
+    put_foreign(api, "PodDisruptionBudget", "chat")
+    await write(api, SERVICE)
+    assert ("PodDisruptionBudget", "chat") in api.objects
 
 
 async def test_keys_that_are_ours_are_never_replaced() -> None:

@@ -12,7 +12,7 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children import inference_deployment
 from aurora_operator.children.inference_deployment import inference_template, serving_settings
 from aurora_operator.children.metadata import Owner
-from aurora_operator.children.supporting_objects import new_keys, policies, service_accounts
+from aurora_operator.children.supporting_objects import disruption_budgets, new_keys, policies, service_accounts
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_operator.operator_config import OperatorConfig
@@ -280,6 +280,35 @@ def test_an_update_of_the_trainer_deletes_its_pod_first() -> None:
     assert made["spec"]["replicas"] == 1
     volumes = made["spec"]["template"]["spec"]["volumes"]
     assert all("emptyDir" in volume for volume in volumes), "nothing binds the trainer to a node"
+
+
+@pytest.mark.parametrize(
+    ("budget", "replicas", "lent", "expected"),
+    [
+        ({}, 3, 0, [1]),
+        ({}, 3, 1, [2]),
+        ({}, 2, 1, [1]),
+        ({"maxUnavailable": "25%"}, 8, 1, ["25%"]),
+        ({"maxUnavailable": 3}, 8, 1, [4]),
+        ({"enabled": False}, 3, 1, []),
+    ],
+    ids=["one at a time", "a lent replica on top", "but one serves", "a share", "a number", "none"],
+)
+def test_a_drain_takes_what_the_budget_allows(
+    budget: dict[str, Any], replicas: int, lent: int, expected: list[int | str]
+) -> None:
+    made = disruption_budgets(OWNER, spec(serving={"replicas": replicas, "disruptionBudget": budget}).serving, lent)
+    assert [found["spec"]["maxUnavailable"] for found in made] == expected
+
+
+def test_the_cluster_autoscaler_may_move_pods_with_volumes_on_a_nodes_disk_but_no_measurement() -> None:
+    def moved(name: str) -> str | None:
+        annotations: dict[str, str] = pods(spec())[name]["metadata"].get("annotations", {})
+        return annotations.get("cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes")
+
+    assert moved("inference") == "tmp-stage,tmp,tmp-agent,state"
+    assert moved("trainer") == "tmp,state"
+    assert moved("validator") is None
 
 
 def test_a_restored_root_replaces_the_speculators_own_in_every_pod() -> None:

@@ -211,8 +211,17 @@ async def test_an_agent_that_does_not_answer_is_data(error: Exception) -> None:
     assert (first.agent, second.agent) == (agent("chat-0", 0), None)
 
 
+async def test_an_answer_of_another_pod_that_has_the_address_by_now_does_not_count() -> None:
+    rig = Rig(running_pod(), keys_secret("t"))
+    assert [view.agent for view in (await rig.observe()).observed.pods] == [agent("chat-0", 0)]
+    rig.agents.answers["10.0.0.1"] = agent("other-0", 3)
+    assert [view.agent for view in (await rig.observe()).observed.pods] == [None]
+
+
 async def test_slow_agents_are_asked_at_once() -> None:
-    rig = Rig(*(running_pod(f"chat-{number}") for number in range(20)), keys_secret("t"))
+    addresses = {f"chat-{number}": f"10.0.0.{number}" for number in range(20)}
+    rig = Rig(*(running_pod(name, ip) for name, ip in addresses.items()), keys_secret("t"))
+    rig.agents.answers = {ip: agent(name, 0) for name, ip in addresses.items()}
     rig.agents.seconds = 0.2
     async with asyncio.timeout(2):
         assert all(view.agent is not None for view in (await rig.observe()).observed.pods)
