@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final
 
+from aurora_api.v1alpha1.serving import Strategy
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.metadata import ENGINE_CONTAINER, INFERENCE, Owner, child, keys_name, selector
 from aurora_operator.children.pod_template import (
@@ -139,13 +140,17 @@ def _digest(value: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def deployment(owner: Owner, spec: SpeculatorSpec, template: Object, annotations: Mapping[str, str]) -> Object:
+def deployment(
+    owner: Owner, spec: SpeculatorSpec, template: Object, annotations: Mapping[str, str], *, in_place: bool = False
+) -> Object:
     """The Deployment of the inference pods.
 
     Args:
         template: what :func:`inference_template` returns, or the live template while an upgrade waits.
         annotations: the digests of ``template``, which ``plan.operator_upgrade`` compares.
+        in_place: no pod may run beyond ``replicas``, whatever the spec's strategy.
     """
+    strategy = Strategy(max_surge=0, max_unavailable=1) if in_place else spec.serving.strategy
     made = child(
         owner,
         "apps/v1",
@@ -159,9 +164,7 @@ def deployment(owner: Owner, spec: SpeculatorSpec, template: Object, annotations
             "revisionHistoryLimit": 3,
             "strategy": {
                 "type": "RollingUpdate",
-                "rollingUpdate": spec.serving.strategy.model_dump(
-                    by_alias=True, include={"max_surge", "max_unavailable"}
-                ),
+                "rollingUpdate": strategy.model_dump(by_alias=True, include={"max_surge", "max_unavailable"}),
             },
             "template": template,
         },

@@ -97,6 +97,7 @@ def deployed_template(deployment: Object | None) -> DeployedTemplate | None:
     seen = status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
     counts = [status.get(count, 0) for count in ("replicas", "updatedReplicas", "readyReplicas")]
     progress, annotations = condition(deployment, "Progressing"), deployment["metadata"].get("annotations") or {}
+    rolling = deployment["spec"].get("strategy", {}).get("rollingUpdate") or {}
     return DeployedTemplate(
         template=deployment["spec"].get("template", {}),
         whole=seen and counts == [wanted] * 3,
@@ -105,6 +106,7 @@ def deployed_template(deployment: Object | None) -> DeployedTemplate | None:
         choice_digest=annotations.get(CHOICE_ANNOTATION, ""),
         template_digest=annotations.get(TEMPLATE_ANNOTATION, ""),
         restarting_since=_time_or_none(annotations.get(RESTART_ANNOTATION, "")),
+        in_place=rolling.get("maxSurge") == 0,
     )
 
 

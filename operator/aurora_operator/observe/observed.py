@@ -115,6 +115,8 @@ class DeployedTemplate:
     """Digest of the template that the operator made of it. While an upgrade waits, that of the former operator."""
     restarting_since: datetime | None = None
     """Since when the pods restart because of an upgrade of the operator."""
+    in_place: bool = False
+    """Pods are replaced without one more (``maxSurge`` is 0)."""
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,15 @@ Invariants: no turn is given once more than ``upgrade.maxFailed`` restarts faile
 without progress for as long as pods may take to start has failed, unless a pod only waits for a node. A speculator
 that restarts takes any later template at once, so another upgrade, or its rollback, repairs it. A speculator takes a
 turn only while all its pods are ready, because a broken one would use up the failures that others may have, and while
-no version is rolled out or watched, because live traffic would compare pods of two images.
+no version is rolled out or watched, because live traffic would compare pods of two images. Where the cluster has no
+room for a pod beyond ``serving.replicas``, pods are replaced in place, one at a time. The only pod of a speculator is
+not, so that speculator leaves its place to others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -34,6 +36,9 @@ from aurora_operator.children.inference_deployment import (
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import DeployedTemplate, Observed
 from aurora_operator.operator_config import OperatorConfig
+
+SURGE_WAIT = timedelta(minutes=2)
+"""How long a pod beyond ``serving.replicas`` waits for a node. A cluster autoscaler may bring one."""
 
 
 class UpgradeStage(StrEnum):
@@ -52,10 +57,26 @@ class UpgradeDecision:
     template: Object
     annotations: Mapping[str, str]
     stage: UpgradeStage = UpgradeStage.CURRENT
+    in_place: bool = False
+    """Pods are replaced one at a time, without one more: the cluster has no room for it."""
 
 
 def decide_upgrade(observed: Observed, config: OperatorConfig, now: datetime) -> UpgradeDecision:
     """The template for the inference pods now."""
+    deployed, replicas = observed.deployed, observed.spec.serving.replicas
+    goes_on = deployed is not None and deployed.in_place and not deployed.whole
+    in_place = replicas > 1 and (goes_on or _surge_waits(observed, now))
+    return replace(_template(observed, config, now), in_place=in_place)
+
+
+def _surge_waits(observed: Observed, now: datetime) -> bool:
+    """Whether the cluster has no room for a pod beyond the wanted ones."""
+    pods = [pod for pod in observed.pods if not pod.terminating]
+    waits = any(pod.waits_for_node and pod.created and now - pod.created > SURGE_WAIT for pod in pods)
+    return waits and len(pods) > observed.spec.serving.replicas
+
+
+def _template(observed: Observed, config: OperatorConfig, now: datetime) -> UpgradeDecision:
     owner, spec, deployed = observed.owner, observed.spec, observed.deployed
     template, choice = inference_template(owner, spec, config), choice_digest(owner, spec)
     latest = {TEMPLATE_ANNOTATION: template_digest(template), CHOICE_ANNOTATION: choice}
@@ -95,7 +116,8 @@ def _stage_of_restart(observed: Observed, since: datetime, now: datetime) -> Upg
     """The stage while the pods restart since ``since``. One that only waits for a node leaves its place to others."""
     assert observed.deployed is not None, "only pods that exist restart"
     stage = _stage_of_apply(observed)
-    if stage is UpgradeStage.FAILED or not _delay(observed.deployed, since, now):
+    no_room = observed.spec.serving.replicas == 1 and _surge_waits(observed, now)
+    if stage is UpgradeStage.FAILED or not (no_room or _delay(observed.deployed, since, now)):
         return stage
     return UpgradeStage.CURRENT if observed.unplaced_pods else UpgradeStage.FAILED
 

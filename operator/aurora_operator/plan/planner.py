@@ -240,7 +240,12 @@ def _job_to_create(
 
 
 def _is_moving(observed: Observed, pods: tuple[Pod, ...], step: Step) -> bool:
-    """Whether a roll goes on, or not as many pods as wanted serve the active version."""
+    """Whether a roll or a restart goes on, or not as many pods as wanted serve the active version."""
     roll, channel = step.rollout, observed.store.channel
     serving = sum(pod.ready and channel is not None and pod.version == channel.active for pod in pods)
-    return serving != observed.spec.serving.replicas or (roll.phase is not RolloutPhase.IDLE and not roll.paused)
+    restarts = observed.deployed is not None and not observed.deployed.whole
+    return (
+        restarts
+        or serving != observed.spec.serving.replicas
+        or (roll.phase is not RolloutPhase.IDLE and not roll.paused)
+    )

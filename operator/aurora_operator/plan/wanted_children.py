@@ -38,7 +38,7 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
     """
     owner, spec = observed.owner, observed.spec
     trainer = trainer_deployment(owner, spec, config, trainer_replicas(observed))
-    serving = deployment(owner, spec, upgrade.template, upgrade.annotations)
+    serving = deployment(owner, spec, upgrade.template, upgrade.annotations, in_place=upgrade.in_place)
     return (
         *service_accounts(owner, spec),
         *services(owner),

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from aurora_api.v1alpha1.status import RolloutPhase
-from aurora_operator.kubernetes_api import DISRUPTION_BUDGET, POD, Object
+from aurora_operator.kubernetes_api import DEPLOYMENT, DISRUPTION_BUDGET, POD, Object
 from tests.cluster.command import wait_until
 from tests.integration.operator.operator_rig import Rig, active, condition, report_training, spec
 from tests.unit.operator.worlds import registration
@@ -70,6 +70,21 @@ def pods_with_containers(rig: Rig) -> list[Object]:
     Nobody deletes the rest of a refused pod, also not when the Deployment scales to zero.
     """
     return [pod for pod in rig.list(POD, PODS) if pod["status"].get("phase") != "Failed"]
+
+
+def test_pods_are_replaced_in_place_where_no_room_is_for_one_more(rig: Rig) -> None:
+    def pods() -> set[str]:
+        return {pod["metadata"]["uid"] for pod in rig.list(POD, f"{PODS},app.kubernetes.io/component=inference")}
+
+    def surge() -> int | str:
+        found: int | str = rig.read(DEPLOYMENT, NAME)["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
+        return found
+
+    before = pods()
+    rig.patch(NAME, serving={"template": {"metadata": {"annotations": {"test": "in place"}}}})
+    wait_until("two other pods", lambda: len(pods()) == 2 and not pods() & before, 120)
+    rig.wait(NAME, "two pods", lambda s: s.updated == "2/2" and condition(s, "Ready").status == "True")
+    wait_until("the strategy of the spec", lambda: surge() == 1, 30)
 
 
 def test_kubernetes_own_autoscaler_scales_up_without_room_and_no_client_is_worse_off(rig: Rig) -> None:

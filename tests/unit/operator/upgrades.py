@@ -72,7 +72,7 @@ class Speculator:
 
     def apply(self, made: UpgradeDecision) -> None:
         """The API server stores the Deployment. Pods restart when their template changes."""
-        new = deployment(self.owner, self.spec, made.template, made.annotations)
+        new = deployment(self.owner, self.spec, made.template, made.annotations, in_place=made.in_place)
         former = self.live
         changed = former is None or former["spec"]["template"] != new["spec"]["template"]
         if former is not None and changed:

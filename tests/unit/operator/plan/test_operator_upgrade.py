@@ -17,7 +17,7 @@ from aurora_operator.children.inference_deployment import RESTART_ANNOTATION, ST
 from aurora_operator.fleet import START_SECONDS
 from aurora_operator.observe.observed import FleetView, StoreView, WorkloadView
 from aurora_operator.plan import plan
-from aurora_operator.plan.operator_upgrade import UpgradeStage, decide_upgrade
+from aurora_operator.plan.operator_upgrade import SURGE_WAIT, UpgradeStage, decide_upgrade
 from tests.example_count import example_count
 from tests.unit.operator.upgrades import MAX_UNKNOWN_SECONDS, Operator, Speculator, config, running, started
 from tests.unit.operator.worlds import NOW, OWNER, evidence, pod, spec, store, waiting_pod
@@ -165,6 +165,35 @@ def test_a_surge_pod_without_a_node_is_no_failure_and_the_next_one_follows() -> 
     made = operator.decide(first, pods=pods, deployment=WorkloadView(current=False, replicas=3, ready=2))
     assert made.stage is UpgradeStage.CURRENT
     assert RESTART_ANNOTATION in made.annotations, "once there is room, the pods go on"
+    operator.look(second)
+    assert second.restarts == 1
+
+
+def test_pods_are_replaced_in_place_once_the_cluster_has_had_no_room_for_another_for_two_minutes() -> None:
+    first, second, operator, now = restarting_since_now()
+    surge = replace(waiting_pod("surge"), created=NOW + timedelta(seconds=now[0]))
+    pods, restarts = (pod("old-1", 0), pod("old-2", 0), surge), WorkloadView(current=False, replicas=3, ready=2)
+    now[0] += SURGE_WAIT.total_seconds()
+    assert not operator.decide(first, pods=pods, deployment=restarts).in_place, "a cluster autoscaler may bring a node"
+    now[0] += 1
+    made = operator.decide(first, pods=pods, deployment=restarts)
+    assert (made.in_place, made.stage) == (True, UpgradeStage.RESTARTING)
+    first.apply(made)
+    assert first.live is not None
+    assert first.live["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    assert operator.decide(first, pods=(pod("old-2", 0), pod("surge", 0))).in_place, "the other pod follows at once"
+    first.become_whole()
+    assert not operator.decide(first).in_place
+    assert second.restarts == 0
+
+
+def test_the_only_pod_of_a_speculator_is_not_taken_away_and_others_follow() -> None:
+    first, second, operator, now = restarting_since_now()
+    first.change(replicas=1)
+    surge = replace(waiting_pod("surge"), created=NOW)
+    now[0] += SURGE_WAIT.total_seconds() + 1
+    made = operator.decide(first, pods=(pod("old-1", 0), surge))
+    assert (made.in_place, made.stage) == (False, UpgradeStage.CURRENT)
     operator.look(second)
     assert second.restarts == 1
 
