@@ -45,7 +45,7 @@ from aurora_protocol.draft_records import Channel
 from aurora_protocol.evidence_records import Arm, Evidence
 from aurora_protocol.training_records import TrainerPhase
 
-REFRESH = timedelta(seconds=30)
+REFRESH = timedelta(minutes=1)
 """Time between two writes of a status in which only figures changed."""
 _REASONS_AT_WORK = frozenset({*TrainerPhase} - {TrainerPhase.SUSPENDED})
 """Reasons of TrainerReady between which a trainer changes by itself, with the traffic. They count as figures."""
