@@ -67,6 +67,7 @@ _GAUGES: Final[Mapping[str, tuple[str, str]]] = {
         "",
         "Estimated token positions that wait to be trained: waiting shards times the mean size of a trained shard.",
     ),
+    "trainer_restarts": ("", "How often Kubernetes restarted the container of the present trainer pod."),
     "training_devices": (
         "device",
         "GPUs that the trainer holds while training is not suspended, by kind.",
@@ -104,7 +105,9 @@ class SpeculatorFigures(Collector):
     def record_observation(self, observed: Observed, now: datetime) -> None:
         """Take the figures of an observation whose reconcile succeeded at ``now``."""
         owner = observed.owner
-        more = {**_trainer_values(observed.store.trainer), "pods": _pod_counts(observed.pods)}
+        restarts = {} if observed.trainer is None else {"": float(observed.trainer.restarts)}
+        of_pods = {"pods": _pod_counts(observed.pods), "trainer_restarts": restarts}
+        more = {**_trainer_values(observed.store.trainer), **of_pods}
         self._record((owner.namespace, owner.name), {**_status_values(observed.status), **more}, now)
 
     def record_status(self, namespace: str, name: str, status: SpeculatorStatus, now: datetime) -> None:

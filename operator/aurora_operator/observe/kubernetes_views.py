@@ -64,11 +64,12 @@ def pod_view(pod: Object, explained: str = "") -> PodView:
         terminating="deletionTimestamp" in pod["metadata"] or has_ended(pod),
         scheduled=scheduling.get("status") == "True",
         waiting=waiting,
-        crash=_crash_text(held_up, explained),
+        crash=_crash_text(pod, held_up, explained),
         scheduler_message=unscheduled[:MAX_SCHEDULER_MESSAGE_CHARACTERS],
         started_together=_started_together(status.get("containerStatuses") or ()),
         failure=_failure(pod),
         created=_time(pod["metadata"].get("creationTimestamp")),
+        restarts=max((c.get("restartCount", 0) for c in containers), default=0),
     )
 
 
@@ -232,14 +233,22 @@ def _waits_abnormally(container: Object) -> bool:
     return _reason_to_wait(container) not in {"", *_NORMAL_WAITING_REASONS}
 
 
-def _crash_text(container: Object, explained: str) -> str:
+def _crash_text(pod: Object, container: Object, explained: str) -> str:
     """How the container ended, while it waits for its restart; else empty. Only ``explained`` adds its own text."""
     ended = _previous_end(container)
     if not ended or not _state(container, "waiting"):
         return ""
     message = ended.get("message", "").strip().partition("\n")[0] if container["name"] == explained else ""
     why = f": {bounded_text(message, MAX_TERMINATION_MESSAGE_CHARACTERS)}" if message else ""
-    return f"{container['name']} ended with {_ending(ended)}{why}"
+    advice = f" ({_memory_limit(pod, container['name'])})" if ended.get("reason") == "OOMKilled" else ""
+    return f"{container['name']} ended with {_ending(ended)}{advice}{why}"
+
+
+def _memory_limit(pod: Object, name: str) -> str:
+    """What to do for a container that ran out of memory."""
+    containers = pod.get("spec", {}).get("containers") or ()
+    limits = next((c.get("resources", {}).get("limits") or {} for c in containers if c["name"] == name), {})
+    return f"its limit is {limits['memory']}: raise it" if "memory" in limits else "its node has no more memory"
 
 
 def _state(container: Object, name: str) -> Object:

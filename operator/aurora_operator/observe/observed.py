@@ -61,6 +61,8 @@ class PodView:
     failure: ContainerFailure | None = None
     """The container that fails; None while every container runs or is on its way."""
     created: datetime | None = None
+    restarts: int = 0
+    """How often Kubernetes restarted a container of the pod: the most of all its containers."""
 
     @property
     def trouble(self) -> str:
@@ -95,6 +97,8 @@ class WorkloadView:
     """Why pods cannot be created or do not run; empty when nothing is known to be wrong."""
     failing_pod: PodView | None = None
     """The trainer's pod, while a container of it fails."""
+    restarts: int = 0
+    """Of the trainer's pod."""
 
 
 @dataclass(frozen=True)

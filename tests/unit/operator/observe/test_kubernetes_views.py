@@ -52,7 +52,10 @@ def test_a_pod_without_containers_did_not_start_together() -> None:
 @pytest.mark.parametrize(
     ("ended", "trouble"),
     [
-        ({"exitCode": 137, "reason": "OOMKilled"}, "CrashLoopBackOff: sglang ended with exit code 137, OOMKilled"),
+        (
+            {"exitCode": 137, "reason": "OOMKilled"},
+            "CrashLoopBackOff: sglang ended with exit code 137, OOMKilled (its limit is 8Gi: raise it)",
+        ),
         ({"exitCode": 1, "reason": "Error", "message": "a prompt"}, "CrashLoopBackOff: sglang ended with exit code 1"),
         (None, "CrashLoopBackOff"),
     ],
@@ -62,7 +65,9 @@ def test_a_pod_says_how_its_container_crashed_without_the_containers_text(
 ) -> None:
     crashed = {"name": "sglang", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
     crashed |= {"lastState": {"terminated": ended}} if ended else {}
-    pod = {"metadata": {"name": "chat-a", "uid": "u"}, "status": {"containerStatuses": [crashed]}}
+    limited = {"name": "sglang", "resources": {"limits": {"memory": "8Gi"}}}
+    metadata = {"name": "chat-a", "uid": "u"}
+    pod = {"metadata": metadata, "spec": {"containers": [limited]}, "status": {"containerStatuses": [crashed]}}
     assert kubernetes_views.pod_view(pod).trouble == trouble
 
 

@@ -258,7 +258,10 @@ async def test_a_trainers_pod_behind_a_scheduling_gate_says_so() -> None:
 
 async def test_a_trainer_that_crashed_says_why_in_its_own_words() -> None:
     crashed: dict[str, Any] = {"name": "trainer", "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+    crashed["restartCount"] = 3
     crashed["lastState"] = {"terminated": {"exitCode": 1, "reason": "Error", "message": "the store has no version"}}
     failing = pod("chat-trainer-a", TRAINER, status={"containerStatuses": [crashed]})
-    message = (await Rig(TRAINER_DEPLOYMENT, failing).trainer()).message
+    trainer = await Rig(TRAINER_DEPLOYMENT, failing).trainer()
+    message = trainer.message
+    assert trainer.restarts == 3
     assert all(part in message for part in ("CrashLoopBackOff", "exit code 1", "the store has no version"))
