@@ -29,7 +29,7 @@ from aurora_store.errors import bounded_text
 Object = dict[str, Any]
 CALL_SECONDS = 30.0
 """Deadline of one call. A call of the API server usually takes milliseconds."""
-MAX_CONNECTIONS = 16
+MAX_CONNECTIONS = 32
 """Calls under way at a time. The others wait. A connection with TLS takes 0.4 MB."""
 PAGE_SIZE = 250
 """Objects per page of a list."""
