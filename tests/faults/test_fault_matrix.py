@@ -64,8 +64,8 @@ def version(rig: FaultRig, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     yield version
     rig.annotate("abort", version)
     rig.patch({"rollout": {"pin": None}})
+    rig.wait_until(f"version {version} is rejected", lambda: version in rig.status()["rejected"])
     rig.wait_until_serving(0)
-    assert version in rig.status()["rejected"]
 
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if not fault.validating_only], ids=lambda f: f.name)
@@ -76,8 +76,8 @@ def test_a_draft_lives_through_a_fault_in_every_state(fault: Fault, rig: FaultRi
         rig.wait_until(f"version {version} is active", lambda: rig.is_active(version))
     finally:
         rig.patch({"rollout": {"pin": 0}})
-    rig.wait_until("the rollback begins", lambda: rig.state() == "RollingBack" or rig.serves(0))
-    _cause_and_measure(rig, fault, rig.state())
+    rig.wait_until("the rollback begins", lambda: rig.is_active(0))
+    _cause_and_measure(rig, fault, "RollingBack")
     rig.wait_until_serving(0)
 
 
