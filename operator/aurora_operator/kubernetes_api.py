@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +30,9 @@ from aurora_store.errors import bounded_text
 Object = dict[str, Any]
 CALL_SECONDS = 30.0
 """Deadline of one call. A call of the API server usually takes milliseconds."""
-MAX_CONNECTIONS = 32
-"""Calls under way at a time. The others wait. A connection with TLS takes 0.4 MB."""
+MAX_READS = 16
+"""Reads under way at a time. A connection with TLS takes 0.4 MB, and a new leader reads everything. Writes do not
+count, because a webhook of one namespace may let them hang."""
 PAGE_SIZE = 250
 """Objects per page of a list."""
 APPLY, MERGE = "application/apply-patch+yaml", "application/merge-patch+json"
@@ -90,7 +92,7 @@ async def connect(kubeconfig: str | None = None) -> ApiClient:
     except kube_config.ConfigException:
         await kube_config.load_kube_config(kubeconfig, client_configuration=configuration)
     configuration.client_session_kwargs = {"trust_env": False, "cookie_jar": aiohttp.DummyCookieJar()}
-    configuration.proxy, configuration.connection_pool_maxsize = None, MAX_CONNECTIONS
+    configuration.proxy = None
     client = ApiClient(configuration)
     client.user_agent = OPERATOR_NAME
     return client
@@ -100,7 +102,7 @@ class KubernetesApi:
     """The calls that observing and acting need. Each raises :class:`KubernetesError`."""
 
     def __init__(self, client: ApiClient) -> None:
-        self._client = client
+        self._client, self._reads = client, asyncio.Semaphore(MAX_READS)
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Object:
         """Raises :class:`NotFound`."""
@@ -197,7 +199,7 @@ class KubernetesApi:
         _, _, subresource = name.partition("/")
         API_CALLS.labels(verb, f"{resource.plural}/{subresource}" if subresource else resource.plural).inc()
         try:
-            async with asyncio.timeout(CALL_SECONDS):
+            async with self._reads if method == "GET" else nullcontext(), asyncio.timeout(CALL_SECONDS):
                 status, data = await self._send(method, path, query, body, content)
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             text = f"{method} {path}: {type(error).__name__}; check that the API server can be reached"
