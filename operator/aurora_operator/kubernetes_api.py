@@ -1,4 +1,4 @@
-"""The one client of the API server, for everything but watching: get, list, create, apply, patch and delete.
+"""The client of the API server for all but watches and the Lease: get, list, create, apply, patch and delete.
 
 Objects are plain JSON. Server-side apply must send only the fields that we own, and typed models would send all other
 fields as null.

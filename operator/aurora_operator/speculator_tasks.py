@@ -132,7 +132,8 @@ class _SpeculatorTask:
         """One reconcile. Returns the seconds to wait before the next one. Raises :class:`Gone`."""
         try:
             async with self._slots, asyncio.timeout(MAX_RECONCILE_SECONDS):
-                self._wake.clear()  # only now: this reconcile sees what changed while it waited for its turn
+                woken = woken or self.is_woken  # this reconcile sees what changed while it waited for its turn
+                self._wake.clear()
                 delay_seconds = await self._reconciler.reconcile(woken=woken)
             outcome, self._failures = "done", 0
         except Gone:

@@ -42,6 +42,12 @@ def _refuse_speculative_flags() -> str:
     return f"self.all(a, !a.startsWith('--') || {allowed} || !(a.startsWith('--speculative-') || {abbreviates}))"
 
 
+_UNAVAILABLE: Final = (
+    "!string(self.maxUnavailable).endsWith('%') || int(string(self.maxUnavailable).split('%')[0]) <= 100",
+    "maxUnavailable is at most 100%",
+)
+
+
 def _count(field: str) -> str:
     """A CEL rule: ``field`` is no negative number, nor one above the pattern's highest."""
     return f"!string(self.{field}).startsWith('-') && {at_most(field, MAX_COUNT)}"
@@ -60,17 +66,15 @@ class Strategy(Model):
                 f"{_count('maxSurge')} && {_count('maxUnavailable')}",
                 f"maxSurge and maxUnavailable must be 0 to {MAX_COUNT}, or a percentage",
             ),
-            (
-                "!string(self.maxUnavailable).endsWith('%') || int(string(self.maxUnavailable).split('%')[0]) <= 100",
-                "maxUnavailable is at most 100%",
-            ),
+            _UNAVAILABLE,
         )
     }
 
     max_surge: CountOrPercent = Field(
         default=1,
         description="Pods, or a percentage of `replicas`, that may run beyond `replicas` during an update. Each needs"
-        " a machine of its own: where none is to spare, set 0 here and `maxUnavailable` to 1.",
+        " a machine of its own. Where none is free for ten minutes, pods are replaced in place, one at a time. Where"
+        " none is to spare, set 0 here and `maxUnavailable` to 1.",
     )
     max_unavailable: CountOrPercent = Field(
         default=0,
@@ -85,6 +89,7 @@ class DisruptionBudget(Model):
     model_config = Model.model_config | {
         "json_schema_extra": rules(
             (_count("maxUnavailable"), f"maxUnavailable must be 0 to {MAX_COUNT}, or a percentage"),
+            _UNAVAILABLE,
         )
     }
 
@@ -95,8 +100,8 @@ class DisruptionBudget(Model):
     )
     max_unavailable: CountOrPercent = Field(
         default=1,
-        description="Pods, or a percentage of `replicas`, that may be unavailable because of evictions. A replica that"
-        " is lent to a measurement comes on top of a number, as long as another one serves.",
+        description="Pods, or a percentage of `replicas`, that may be unavailable because of evictions. If it is a"
+        " number, a replica that is lent to a measurement is not counted, as long as another one serves.",
     )
 
 

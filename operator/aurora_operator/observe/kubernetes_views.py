@@ -246,7 +246,8 @@ def _crash_text(pod: Object, container: Object, explained: str) -> str:
 
 def _memory_limit(pod: Object, name: str) -> str:
     """What to do for a container that ran out of memory."""
-    containers = pod.get("spec", {}).get("containers") or ()
+    spec = pod.get("spec", {})
+    containers = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
     limits = next((c.get("resources", {}).get("limits") or {} for c in containers if c["name"] == name), {})
     return f"its limit is {limits['memory']}: raise it" if "memory" in limits else "its node has no more memory"
 

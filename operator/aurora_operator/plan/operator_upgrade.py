@@ -37,8 +37,8 @@ from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import DeployedTemplate, Observed
 from aurora_operator.operator_config import OperatorConfig
 
-SURGE_WAIT = timedelta(minutes=2)
-"""How long a pod beyond ``serving.replicas`` waits for a node. A cluster autoscaler may bring one."""
+SURGE_WAIT = timedelta(minutes=10)
+"""How long a pod beyond ``serving.replicas`` waits for a node. A cluster autoscaler brings a GPU in minutes."""
 
 
 class UpgradeStage(StrEnum):
@@ -63,10 +63,10 @@ class UpgradeDecision:
 
 def decide_upgrade(observed: Observed, config: OperatorConfig, now: datetime) -> UpgradeDecision:
     """The template for the inference pods now."""
-    deployed, replicas = observed.deployed, observed.spec.serving.replicas
-    goes_on = deployed is not None and deployed.in_place and not deployed.whole
-    in_place = replicas > 1 and (goes_on or _surge_waits(observed, now))
-    return replace(_template(observed, config, now), in_place=in_place)
+    serving, live, workload = observed.spec.serving, observed.deployed, observed.deployment
+    goes_on = live is not None and live.in_place and workload is not None and not workload.current
+    may_surge = serving.replicas > 1 and serving.strategy.max_surge not in (0, "0%")
+    return replace(_template(observed, config, now), in_place=may_surge and (goes_on or _surge_waits(observed, now)))
 
 
 def _surge_waits(observed: Observed, now: datetime) -> bool:

@@ -36,14 +36,15 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
     Objects that others refer to come first. The trainer comes before the inference pods, which wait for its initial
     draft.
     """
-    owner, spec = observed.owner, observed.spec
+    owner, spec, withdrawn = observed.owner, observed.spec, withdrawn_pods(observed)
+    lent = sum(pod.name in withdrawn and not pod.ready for pod in observed.pods)
     trainer = trainer_deployment(owner, spec, config, trainer_replicas(observed))
     serving = deployment(owner, spec, upgrade.template, upgrade.annotations, in_place=upgrade.in_place)
     return (
         *service_accounts(owner, spec),
         *services(owner),
         *policies(owner, spec, config),
-        *disruption_budgets(owner, spec.serving, len(withdrawn_pods(observed))),
+        *disruption_budgets(owner, spec.serving, lent),
         *(() if _holds_workloads(observed) else (trainer, serving)),
     )
 

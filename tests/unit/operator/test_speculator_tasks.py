@@ -115,6 +115,24 @@ def test_a_new_leader_reconciles_once_after_kopf_has_listed_what_exists() -> Non
     assert recorded.times("later") == [pytest.approx(104)]
 
 
+def test_a_change_while_a_task_waits_for_its_turn_is_no_look_at_the_store_alone() -> None:
+    recorded = Reconciles(itertools.cycle([(20.0, None)]), rest_seconds=30.0)
+
+    async def live() -> None:
+        tasks = recorded.tasks()
+        for number in range(3 * AT_ONCE):
+            tasks.wake("team", f"other-{number}")
+        tasks.wake("team", "chat")
+        await asyncio.sleep(60 + 20 + 30 + 5)  # it queues for its second turn, which time alone began
+        assert len(recorded.times()) == 1
+        tasks.wake("team", "chat")
+        await asyncio.sleep(100)
+        await tasks.stop()
+
+    run(live())
+    assert [woken for _, name, woken in recorded.begun if name == "chat"][:2] == [True, True]
+
+
 def outcomes(outcome: str) -> float:
     labels = {"namespace": "team", "name": "chat", "outcome": outcome}
     return REGISTRY.get_sample_value("aurora_reconciles_total", labels) or 0.0

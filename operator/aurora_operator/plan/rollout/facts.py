@@ -50,7 +50,7 @@ class RolloutFacts:
     all_updated: bool
     """Every pod that may be answering requests serves the roll's version, and there is such a pod."""
     settled: bool
-    """Every pod that may be answering requests serves the active version, and there is such a pod."""
+    """Every pod that may be answering requests serves the active version. There are two such pods, or one in all."""
     too_many_not_ready: bool
     """More pods than the policy allows are not ready, so the ready ones must not swap."""
     weights_differ: bool
@@ -89,7 +89,7 @@ def facts_of(world: World, stored: Roll) -> RolloutFacts:
         ),
         uncertain_pods=sum(pod.name in roll.engine_boots and not pod.ready for pod in pods),
         all_updated=_all_serve(pods, version),
-        settled=_all_serve(pods, world.active),
+        settled=_all_serve(pods, world.active) and sum(pod.ready for pod in pods) >= min(2, len(pods)),
         too_many_not_ready=too_many_not_ready,
         weights_differ=len({pod.checksum for pod in updated}) > 1,
         late=_late(world, roll),

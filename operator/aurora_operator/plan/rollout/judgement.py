@@ -116,10 +116,12 @@ def _under_way(facts: RolloutFacts) -> Judgement:
     world, roll = facts.world, facts.roll
     if ended := _rejection(facts) or _stop(facts) or _bad_traffic(facts):
         return ended
+    if facts.third_version_pods:
+        return ThirdVersion()
     if world.paused or world.pin_set:
         return Pause(world.paused or "a version is pinned")
     if facts.too_many_not_ready:
-        return Wait(f"waiting for pods: {_not_ready(facts)}")
+        return Wait(f"waiting: {_not_ready(facts)}")
     if roll.phase is RolloutPhase.JUDGING:
         return _canary(facts)
     return Pass() if facts.all_updated else Proceed()
@@ -127,13 +129,11 @@ def _under_way(facts: RolloutFacts) -> Judgement:
 
 def _not_ready(facts: RolloutFacts) -> str:
     pods, limit = facts.world.pods, facts.world.policy.max_not_ready
-    return f"{len(pods) - len(facts.ready)} of {len(pods)} are not ready; the limit is {limit}"
+    return f"{len(pods) - len(facts.ready)} of {len(pods)} pods are not ready; the limit is {limit}"
 
 
 def _canary(facts: RolloutFacts) -> Judgement:
     world, state, rules = facts.world, facts.roll.analysis, facts.world.policy.analysis
-    if facts.third_version_pods:
-        return ThirdVersion()
     if state is not None and state.baseline is None:
         measured = f"live traffic with version {world.active}"
         return Wait(f"measuring {measured}, before the first pod gets version {facts.version}")

@@ -62,7 +62,7 @@ TRANSITIONS = (
     Transition(UNDER_WAY, judged.Stop, transition.stop, (IDLE,), "", "", ("RolloutStopped",)),
     Transition(UNDER_WAY, judged.Pause, transition.pause, (), "", "", ("Paused",)),
     Transition(UNDER_WAY, judged.Wait, transition.wait),
-    Transition((JUDGING,), judged.ThirdVersion, transition.return_third_version, (), "",
+    Transition(UNDER_WAY, judged.ThirdVersion, transition.return_third_version, (), "",
                "those with a third version to the active"),
     Transition((JUDGING,), judged.Proceed, transition.swap_canary, (), "", "canary pods to the new version"),
     Transition((JUDGING,), judged.Pass, transition.pass_canary, (ROLLING,), "", "next pods to the new version",

@@ -182,7 +182,7 @@ def wait(facts: RolloutFacts, judgement: Judgement) -> Step:
 
 
 def return_third_version(facts: RolloutFacts, judgement: Judgement) -> Step:
-    """Bring pods with a third version to the active one before the canary goes on."""
+    """Bring pods with a third version to the active one before the roll goes on, also in a pause."""
     return Step(_running(facts), swaps=dict.fromkeys(facts.third_version_pods, facts.world.active))
 
 

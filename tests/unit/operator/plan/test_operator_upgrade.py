@@ -169,7 +169,7 @@ def test_a_surge_pod_without_a_node_is_no_failure_and_the_next_one_follows() -> 
     assert second.restarts == 1
 
 
-def test_pods_are_replaced_in_place_once_the_cluster_has_had_no_room_for_another_for_two_minutes() -> None:
+def test_pods_are_replaced_in_place_once_the_cluster_has_had_no_room_for_another_for_a_while() -> None:
     first, second, operator, now = restarting_since_now()
     surge = replace(waiting_pod("surge"), created=NOW + timedelta(seconds=now[0]))
     pods, restarts = (pod("old-1", 0), pod("old-2", 0), surge), WorkloadView(current=False, replicas=3, ready=2)
@@ -181,9 +181,13 @@ def test_pods_are_replaced_in_place_once_the_cluster_has_had_no_room_for_another
     first.apply(made)
     assert first.live is not None
     assert first.live["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
-    assert operator.decide(first, pods=(pod("old-2", 0), pod("surge", 0))).in_place, "the other pod follows at once"
+    pods = (pod("old-2", 0), pod("surge", 0))
+    assert operator.decide(first, pods=pods, deployment=restarts).in_place, "the other pod follows at once"
     first.become_whole()
     assert not operator.decide(first).in_place
+    first.change(strategy={"maxSurge": 0, "maxUnavailable": 2})
+    first.apply(operator.decide(first))
+    assert not operator.decide(first, deployment=restarts).in_place, "the user's own strategy stays"
     assert second.restarts == 0
 
 

@@ -264,8 +264,16 @@ def test_a_roll_is_held_while_too_many_pods_are_not_ready_and_no_deadline_counts
 
 
 def test_a_roll_starts_beside_one_pod_that_never_becomes_ready_but_not_beside_two() -> None:
-    service = Service(3)
+    service = Service(4)
     service["b"].ready = service["c"].ready = False
+    assert service.reconcile_times(3) == sequence("3 x Wait -> Idle")
+    service["b"].ready = True
+    assert service.reconcile() == "Start -> Judging; RolloutStarted"
+
+
+def test_the_last_pod_that_serves_is_no_canary_while_another_is_not_ready() -> None:
+    service = Service(2)
+    service["b"].ready = False
     assert service.reconcile_times(3) == sequence("3 x Wait -> Idle")
     service["b"].ready = True
     assert service.reconcile() == "Start -> Judging; RolloutStarted"
