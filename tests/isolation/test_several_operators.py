@@ -15,7 +15,7 @@ from tests.rig.local_image import ROOT
 
 pytestmark = pytest.mark.timeout(900)
 OTHER_RELEASE, OTHER_NAMESPACE = "second", "second-system"
-NAME = "contested"
+NAME, SPLIT = "contested", "split"
 TEAM = "team-b"
 QUIET_SECONDS = 60.0
 
@@ -63,8 +63,8 @@ def _generation(speculators: IdleSpeculators) -> int:
     return int(deployment["metadata"]["generation"]) if deployment else 0
 
 
-def _events(speculators: IdleSpeculators) -> list[str]:
-    selection = ("-n", speculators.aurora.namespace, "--field-selector", f"involvedObject.name={NAME},type=Warning")
+def _events(speculators: IdleSpeculators, name: str = NAME) -> list[str]:
+    selection = ("-n", speculators.aurora.namespace, "--field-selector", f"involvedObject.name={name},type=Warning")
     return [f"{e['reason']}: {e['message']}" for e in speculators.aurora.cluster.get("events", *selection)["items"]]
 
 
@@ -91,7 +91,7 @@ def test_a_second_release_yields_and_rewrites_nothing(
 
 def _deployment_in(aurora: Installation, namespace: str) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = aurora.cluster.get("deployment", NAME, "-n", namespace)
+        found: dict[str, Any] = aurora.cluster.get("deployment", SPLIT, "-n", namespace)
     except CommandError as error:
         if "NotFound" not in str(error):
             raise
@@ -104,7 +104,7 @@ def test_two_releases_act_on_their_own_namespaces_only(speculators: IdleSpeculat
     aurora = speculators.aurora
     namespaces = (aurora.namespace, TEAM)
     for namespace in namespaces:
-        aurora.cluster.apply(manifest(NAME), namespace=namespace)
+        aurora.cluster.apply(manifest(SPLIT), namespace=namespace)
     for namespace in namespaces:
         wait_until(f"a Deployment in {namespace}", lambda: bool(_deployment_in(aurora, namespace)), 90)  # noqa: B023
     before = [_deployment_in(aurora, namespace) for namespace in namespaces]
@@ -113,6 +113,6 @@ def test_two_releases_act_on_their_own_namespaces_only(speculators: IdleSpeculat
     assert [found["metadata"]["generation"] for found in after] == [found["metadata"]["generation"] for found in before]
     images = [{c["name"]: c["image"] for c in found["spec"]["template"]["spec"]["containers"]} for found in after]
     assert [found["agent"].endswith(":other") for found in images] == [False, True]
-    acting = [aurora.cluster.get(RESOURCE, NAME, "-n", namespace)["status"]["operator"] for namespace in namespaces]
+    acting = [aurora.cluster.get(RESOURCE, SPLIT, "-n", namespace)["status"]["operator"] for namespace in namespaces]
     assert [named["installation"].split("/")[0] for named in acting] == [SYSTEM_NAMESPACE, OTHER_NAMESPACE]
-    assert not [text for text in _events(speculators) if text.startswith("OperatorYielded")]
+    assert not [text for text in _events(speculators, SPLIT) if text.startswith("OperatorYielded")]
