@@ -8,9 +8,10 @@ Judging begins with the canary, and continues as a watch once the version is act
 return to the active version.
 
 Invariants: a pod is only ever asked for the active version or for the version being rolled out, and for the latter only
-while the version is in ``World.promotable`` (promise 1). A roll starts only from pods that all serve the active
-version, so at most two versions serve (promise 3). Only an observed failure or a person rejects a version, never time
-alone. A restarted operator needs only the :class:`Roll`, the channel and the pods themselves.
+while the version is in ``World.promotable`` (promise 1). A roll starts only when every pod that serves has the active
+version, so at most two versions serve (promise 3). A pod that comes up later with an older version is swapped first.
+Only an observed failure or a person rejects a version, never time alone. A restarted operator needs only the
+:class:`Roll`, the channel and the pods themselves.
 """
 
 from __future__ import annotations
