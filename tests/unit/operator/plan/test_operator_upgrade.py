@@ -181,8 +181,8 @@ def test_pods_are_replaced_in_place_once_the_cluster_has_had_no_room_for_another
     first.apply(made)
     assert first.live is not None
     assert first.live["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
-    pods = (pod("old-2", 0), pod("surge", 0))
-    assert operator.decide(first, pods=pods, deployment=restarts).in_place, "the other pod follows at once"
+    left = (pod("old-2", 0), pod("surge", 0))
+    assert operator.decide(first, pods=left, deployment=restarts).in_place, "the other pod follows at once"
     first.become_whole()
     assert not operator.decide(first).in_place
     first.change(strategy={"maxSurge": 0, "maxUnavailable": 2})
