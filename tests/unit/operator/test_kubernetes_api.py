@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 
 from aurora_operator import kubernetes_api
 from aurora_operator.errors import Conflict, KubernetesError, NamespaceEnds, NotFound
-from aurora_operator.kubernetes_api import MAX_READS, PAGE_SIZE, POD, SPECULATOR, KubernetesApi, refusal
+from aurora_operator.kubernetes_api import PAGE_SIZE, POD, SPECULATOR, KubernetesApi, refusal
 
 STORED = {
     "apiVersion": SPECULATOR.api_version,
@@ -116,24 +116,27 @@ async def test_a_server_that_does_not_answer_as_it_should_is_unavailable(
 async def test_reads_wait_for_their_turn_in_no_deadline_and_behind_no_write_that_hangs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(kubernetes_api, "CALL_SECONDS", 1.0)
+    monkeypatch.setattr(kubernetes_api, "MAX_READS", 2)
+    monkeypatch.setattr(kubernetes_api, "CALL_SECONDS", 4.0)
     at_once, most = 0, 0
 
     async def answer(request: web.Request) -> web.Response:
         nonlocal at_once, most
         if request.method != "GET":
-            await asyncio.sleep(10)
+            await asyncio.sleep(60)
         at_once += 1
         most = max(most, at_once)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.5)
         at_once -= 1
         return web.json_response({"metadata": {}, "items": []})
 
     async with api_of(answer) as api:
-        hanging = [asyncio.create_task(api.apply(STORED)) for _ in range(2 * MAX_READS)]
-        await asyncio.gather(*(api.list(POD, "team") for _ in range(8 * MAX_READS)))
+        hanging = [asyncio.create_task(api.apply(STORED)) for _ in range(4)]
+        await asyncio.gather(*(api.list(POD, "team") for _ in range(20)))  # the last ones wait for longer than 4 s
+        for task in hanging:
+            task.cancel()
         await asyncio.gather(*hanging, return_exceptions=True)
-    assert most == MAX_READS
+    assert most == 2
 
 
 async def test_an_object_that_is_not_there_is_none_to_find_and_no_error_to_delete() -> None:
