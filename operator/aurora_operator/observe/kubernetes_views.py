@@ -245,7 +245,7 @@ def _crash_text(pod: Object, container: Object, explained: str) -> str:
 
 
 def _memory_limit(pod: Object, name: str) -> str:
-    """What to do for a container that ran out of memory."""
+    """The memory limit of a container that ran out of memory, and the advice that follows."""
     spec = pod.get("spec", {})
     containers = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
     limits = next((c.get("resources", {}).get("limits") or {} for c in containers if c["name"] == name), {})

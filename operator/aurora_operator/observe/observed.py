@@ -98,7 +98,7 @@ class WorkloadView:
     failing_pod: PodView | None = None
     """The trainer's pod, while a container of it fails."""
     restarts: int = 0
-    """Of the trainer's pod."""
+    """How often Kubernetes restarted the trainer's container, in its present pod."""
 
 
 @dataclass(frozen=True)

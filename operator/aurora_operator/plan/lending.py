@@ -7,7 +7,7 @@ lost.
 A pod for which the cluster has no room may wait forever, so it neither delays a measurement nor ends one.
 
 Invariants: a pod is withdrawn only while nothing is rolled out, every wanted pod that has a place is ready and serves
-the active version, and another pod is left, so the disruption budget allows one more disruption. At most one pod is
+the active version, and another pod is left to serve. At most one pod is
 withdrawn. When another pod that has a place is not ready, or no other pod serves, the withdrawn pod is taken back,
 measured or not: service comes before measurements. The pod is taken back too when there are more pods than wanted,
 because Kubernetes deletes pods that are not ready first. The next loan then waits (``candidate.notBefore``). A

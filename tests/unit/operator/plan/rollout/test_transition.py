@@ -217,6 +217,14 @@ def test_a_pod_with_a_third_version_returns_before_the_canary_goes_on() -> None:
     assert step(world(pod(A), busy, pod(C), policy={"max_swapping": 2}), rolling(RolloutPhase.JUDGING)).swaps == {A: 1}
 
 
+@pytest.mark.parametrize("phase", [RolloutPhase.JUDGING, RolloutPhase.ROLLING])
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_late_pod_with_a_third_version_returns_in_every_phase_of_a_roll(phase: RolloutPhase, paused: bool) -> None:
+    seen = replace(world(pod(A, 1), pod(B, 7), pod(C)), paused="a person pauses rolls" if paused else "")
+    made = step(seen, rolling(phase))
+    assert (made.swaps, made.rollout.phase) == ({B: 0}, phase)
+
+
 def test_strays_return_at_once_even_during_a_pause() -> None:
     ended = Roll(version=1, epoch=5)
     staging = pod(C, 0, swap=SwapStatus(phase=SwapPhase.STAGING, version=1))
