@@ -17,7 +17,7 @@ from tests.rig.operator_replicas import (
     seconds_until,
 )
 
-LEASE_SECONDS = 4
+LEASE_SECONDS = 8
 FAILOVER_SECONDS = LEASE_SECONDS + 15
 """A standby sees the Lease unchanged for its duration. Then it starts kopf, which lists everything, on a machine that
 others use too."""

@@ -40,10 +40,8 @@ def _rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorRig]:
 def _installations(rig: OperatorRig) -> Iterator[tuple[OperatorReplica, OperatorReplica]]:
     """Two installations with different images. The first one acts. The second one is not started yet."""
     with (
-        rig.replica("first", QUICK, AURORA_RUNTIME_IMAGE=FIRST_IMAGE, AURORA_LEASE_SECONDS="3") as first,
-        rig.replica(
-            "second", QUICK, AURORA_RUNTIME_IMAGE=SECOND_IMAGE, AURORA_LEASE_SECONDS="3", POD_NAMESPACE=OTHER_NAMESPACE
-        ) as second,
+        rig.replica("first", QUICK, AURORA_RUNTIME_IMAGE=FIRST_IMAGE) as first,
+        rig.replica("second", QUICK, AURORA_RUNTIME_IMAGE=SECOND_IMAGE, POD_NAMESPACE=OTHER_NAMESPACE) as second,
     ):
         first.start()
         seconds_until(lambda: image(rig) == FIRST_IMAGE, START_SECONDS, "the first installation acts")

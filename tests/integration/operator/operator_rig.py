@@ -26,6 +26,7 @@ from aurora_api import API_VERSION, KIND
 from aurora_api.crd import FILE, REPOSITORY
 from aurora_api.v1alpha1.conditions import Condition
 from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_operator.errors import NotFound
 from aurora_operator.kubernetes_api import SECRET, SPECULATOR, Object, Resource
 from aurora_protocol.evidence_records import VerdictKind
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
@@ -38,7 +39,7 @@ from tests.cluster.cluster import Cluster
 from tests.rig.api_server import free_ports
 from tests.rig.chart.rendered_chart import OPERATOR, render
 from tests.rig.machine_policy import policy_for_this_machine
-from tests.rig.sync_api import EVENT, SyncApi
+from tests.rig.sync_api import EVENT, LEASE, SyncApi
 from tests.unit.operator.worlds import evidence, lineage, registration
 
 BUCKET = "operator-test"
@@ -215,7 +216,7 @@ class Rig:
             "POD_NAMESPACE": self.namespace,
             "AURORA_LEASE_NAME": OPERATOR,
             "AURORA_WATCH_NAMESPACES": self.namespace,
-            "AURORA_LEASE_SECONDS": "5",  # an operator that follows a killed one waits this long
+            "AURORA_LEASE_SECONDS": "60",  # on a starved machine a call for the Lease takes seconds
             "AURORA_AGENT_IMAGE": IMAGE,
             "AURORA_RUNTIME_IMAGE": IMAGE,
         }
@@ -241,11 +242,13 @@ class Rig:
         return self.operator is not None and self.operator.poll() is None
 
     def kill(self) -> None:
-        """Kill the operator with SIGKILL, so it cannot finish anything."""
+        """Kill the operator with SIGKILL, so it cannot finish anything. The next one need not wait for its Lease."""
         if self.operator is not None:
             self.operator.kill()
             self.operator.wait(10)
             self.operator = None
+            with contextlib.suppress(NotFound):  # it was killed before it had a Lease
+                self.api.call("DELETE", LEASE.path(self.namespace, OPERATOR))
 
     @functools.cached_property
     def api(self) -> SyncApi:
