@@ -41,7 +41,7 @@ class Objects(MemoryObjects):
         return super().list_objects(prefix, after=after, limit=limit)
 
     def probe(self) -> None:
-        """A dictionary keeps create-once."""
+        self.requests.append("probe")
 
     def ensure_bucket(self) -> None:
         """A dictionary is there."""
@@ -89,6 +89,16 @@ def test_a_read_at_rest_makes_four_requests_and_reads_no_record_again(store: Sto
     first = store.read()
     assert store.read() == first
     assert store.objects.requests == ["list channel/", "list registry/", "get trainer/status.json", "list evidence/"]
+
+
+def test_a_root_that_was_written_before_is_probed_before_the_next_write_only(store: Store) -> None:
+    new_leader = StoreReader(store.reader.config, store.reader._keys, objects=store.objects)
+    store.objects.requests.clear()
+    assert new_leader.read(StoreNeeds(has_channel=True)).channel is not None
+    assert "probe" not in store.objects.requests
+    for epoch in (3, 4):
+        new_leader.advance(channel(2, epoch=epoch))
+    assert store.objects.requests.count("probe") == 1
 
 
 def test_evidence_of_a_version_older_than_the_active_one_is_read_for_who_asks(store: Store) -> None:
