@@ -69,6 +69,9 @@ class Actor:
         owner = snapshot.observed.owner
         keys = [new_keys(owner)] if plan.create_keys else []
         children = await self._children.write(owner, keys, plan.children, snapshot.live_children)
+        scaled: tuple[str, ...] = ()
+        if plan.scale is not None:
+            scaled = await self._children.scale(owner, plan.scale, snapshot.live_children)
         if plan.advance is not None:
             await store.advance(plan.advance)
             log.info("%s: channel record %d: version %d is active", owner.full_name, plan.advance.epoch,
@@ -85,7 +88,7 @@ class Actor:
             self._events.post(note, owner)
         return ExecutionResult(
             fencing_epoch=fencing_epoch,
-            apply_errors=(*children.errors, *job.errors),
+            apply_errors=(*children.errors, *scaled, *job.errors),
             refused_job=job.refused,
             name_taken=(*children.name_taken, *job.name_taken),
             wrote_status=plan.status is not None,

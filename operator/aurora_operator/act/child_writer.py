@@ -110,6 +110,22 @@ class ChildWriter:
             errors += await self._delete(obj for obj in budgets if _key(obj) not in wanted)
         return WriteResult(tuple(errors), tuple(name_taken), workloads_held=held)
 
+    async def scale(self, owner: Owner, replicas: int, existing: Mapping[ChildKey, Object]) -> tuple[str, ...]:
+        """Set the replicas of the inference Deployment, and nothing else of it.
+
+        Returns the refusal, if any. Raises :class:`KubernetesError` when the API server is unavailable.
+        """
+        live = existing.get((DEPLOYMENT.kind, owner.name))
+        if live is None or live["spec"].get("replicas") == replicas:
+            return ()
+        try:
+            await self._api.patch(live, {"spec": {"replicas": replicas}})
+        except KubernetesError as error:
+            if isinstance(error, Conflict) or error.status in UNAVAILABLE_STATUSES:
+                raise
+            return (_error_text(live, error),)
+        return ()
+
     async def write_jobs(
         self, owner: Owner, obsolete: Sequence[str], job: Object | None, existing: Mapping[ChildKey, Object]
     ) -> WriteResult:

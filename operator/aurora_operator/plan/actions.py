@@ -49,6 +49,8 @@ class Plan:
 
     create_keys: bool = False
     children: tuple[Object, ...] = ()
+    scale: int | None = None
+    """Inference pods to run while a fault of the spec keeps ``children`` as they are. None: ``children`` tell it."""
     advance: Channel | None = None
     status: SpeculatorStatus | None = None
     """None: the stored status needs no change."""

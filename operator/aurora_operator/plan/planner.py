@@ -53,7 +53,7 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     may_decide = observed.store.ok and observed.store.channel is not None
     made = _plan_with_channel(observed, config, now) if may_decide else _plan_without_channel(observed, now)
     assert made.status is not None, "all branches compute a status"
-    # A spec that cannot be used shapes no children. A version that fails is rolled back all the same.
+    # A spec that cannot be used shapes no children. A version that fails is rolled back, and pods scale, all the same.
     upgrade = None if observed.spec_fault else decide_upgrade(replace(observed, status=made.status), config, now)
     status = with_waiting_upgrade(made.status, upgrade)
     advance = usable.takeover or made.advance
@@ -61,6 +61,7 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         made,
         create_keys=not observed.keys_exist,
         children=() if upgrade is None else children(observed, config, upgrade),
+        scale=observed.spec.serving.replicas if upgrade is None else None,
         advance=None if advance is None else with_digests(advance, stored),
         status=status if worth_writing(observed.status, status, since_written) else None,
         notes=(*made.notes, *usable.notes),

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from aurora_api.v1alpha1.status import RolloutPhase
-from aurora_operator.kubernetes_api import DEPLOYMENT, DISRUPTION_BUDGET, POD, Object
+from aurora_operator.kubernetes_api import DEPLOYMENT, DISRUPTION_BUDGET, POD, SPECULATOR, Object
 from tests.cluster.command import wait_until
 from tests.integration.operator.operator_rig import Rig, active, condition, report_training, spec
 from tests.unit.operator.worlds import registration
@@ -168,6 +168,18 @@ def test_a_scale_to_zero_and_back_during_a_roll_rejects_nothing(rig: Rig) -> Non
     scale(rig, 1)
     status = rig.wait(NAME, "version 6 active", lambda s: active(s) == 6 and s.rollout.phase is RolloutPhase.IDLE, 90)
     assert 6 not in status.rejected
+
+
+def test_a_spec_with_a_fault_still_scales_its_pods(rig: Rig) -> None:
+    template = rig.read(SPECULATOR, NAME)["spec"]["serving"]["template"]
+    pods = {pod["metadata"]["uid"] for pod in pods_with_containers(rig)}
+    rig.patch(NAME, serving={"template": {"spec": {"containers": [{"name": "sglang", "env": None}]}}})
+    rig.wait(NAME, "the fault", lambda s: condition(s, "Stalled").reason == "InvalidSpec")
+    scale(rig, 2)
+    rig.wait(NAME, "two pods", lambda s: s.ready_replicas == 2)
+    rig.patch(NAME, serving={"template": template})
+    rig.wait(NAME, "the mended spec", lambda s: condition(s, "Stalled").status == "False" and s.updated == "2/2")
+    assert pods <= {pod["metadata"]["uid"] for pod in pods_with_containers(rig)}, "no pod was replaced"
 
 
 def test_a_speculator_at_rest_has_no_pod(rig: Rig) -> None:

@@ -182,6 +182,20 @@ async def test_an_api_server_that_is_unavailable_ends_the_reconcile(call: str, e
     assert raised.value is error
 
 
+async def test_scaling_writes_nothing_of_the_deployment_but_its_replicas() -> None:
+    api = FakeApi()
+    serving = {**TRAINER, "metadata": {**TRAINER["metadata"], "name": OWNER.name}}
+    await write(api, serving)
+    for _ in range(2):
+        assert await ChildWriter(api).scale(OWNER, 7, owned(api)) == ()
+    assert api.writes[-2:] == ["apply Deployment chat", "patch Deployment chat"]
+    scaled = api.objects["Deployment", "chat"]
+    assert scaled["spec"] == {**serving["spec"], "replicas": 7}
+    api.faults = {"patch Deployment": DENIED}
+    assert await ChildWriter(api).scale(OWNER, 8, owned(api)) == ("Deployment chat: denied by a webhook",)
+    assert await ChildWriter(api).scale(OWNER, 8, {}) == (), "there is none yet"
+
+
 async def test_obsolete_jobs_are_deleted_before_the_next_one_is_created() -> None:
     api = FakeApi()
     for job in OBSOLETE:

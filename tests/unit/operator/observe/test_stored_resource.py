@@ -36,6 +36,11 @@ def test_a_template_that_removes_what_our_containers_need_is_named_and_left_out(
     assert (usable.serving.replicas, usable.serving.template.spec) == (3, {})
 
 
+def test_replicas_stay_as_they_are_stored_whatever_else_is_wrong() -> None:
+    for serving in ({"strategy": "no", "replicas": 5}, {"extraArgs": ["--tp", 2], "replicas": 0}):
+        assert parse(stored(serving))[1].serving.replicas == serving["replicas"]
+
+
 def test_a_wrong_field_has_its_default_while_the_spec_waits_for_its_correction() -> None:
     usable = parse(stored({"replicas": "many", "extraArgs": ["--tp", 2]}))[1]
     assert (usable.serving.replicas, usable.serving.extra_args) == (1, [])

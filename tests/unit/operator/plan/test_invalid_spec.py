@@ -30,6 +30,12 @@ def test_nothing_but_the_keys_is_created_measured_or_rolled_out() -> None:
         assert plan.upgrade is None
 
 
+def test_pods_follow_their_autoscaler_although_the_spec_has_a_fault() -> None:
+    world = observed()
+    assert made(world).scale is None, "the Deployment tells it"
+    assert made(replace(world, spec_fault=FAULT)).scale == world.spec.serving.replicas
+
+
 def test_a_version_that_pods_cannot_load_is_rolled_back() -> None:
     world = rolling()
     epoch = world.status.rollout.epoch
