@@ -135,7 +135,7 @@ def pod_template(
     """
     account = store_credentials(spec, component).service_account_name or owner.name
     merged = _base_pod(config, account, pod)
-    metadata: dict[str, Any] = {"annotations": _scale_down(merged)} if component != VALIDATOR else {}
+    metadata: dict[str, Any] = {"annotations": _autoscaling(component, merged)}
     for override in overrides:
         merged = merge(merged, override.spec)
         metadata = merge(metadata, override.metadata.model_dump(exclude_defaults=True))
@@ -143,11 +143,15 @@ def pod_template(
     return {"metadata": metadata, "spec": merged}
 
 
-def _scale_down(pod: Mapping[str, Any]) -> dict[str, str]:
-    """An annotation that lets the cluster autoscaler move a pod although it has volumes on the node's disk.
+def _autoscaling(component: str, pod: Mapping[str, Any]) -> dict[str, str]:
+    """What the cluster autoscaler may do for a pod.
 
-    A pod that is replaced loses nothing there that it needs. A validator would lose its measurement.
+    It may move a pod although it has volumes on the node's disk, because a pod that is replaced loses nothing there
+    that it needs. A validator would lose its measurement. No node is bought for a validator, which comes with each
+    candidate: its pod is given up before the delay is over (``plan.candidate``). ``validation.template`` may set less.
     """
+    if component == VALIDATOR:
+        return {"cluster-autoscaler.kubernetes.io/pod-scale-up-delay": "1h"}
     on_disk = [v["name"] for v in pod["volumes"] if "emptyDir" in v and "medium" not in v["emptyDir"]]
     return {"cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes": ",".join(on_disk)}
 

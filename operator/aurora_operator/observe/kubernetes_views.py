@@ -131,6 +131,7 @@ def job_view(job: Object, pods: Iterable[Object] = (), now: datetime | None = No
     last_words = next((text for pod in own_pods for text in _termination_messages(pod)), "") if failed else ""
     suspend = job.get("spec", {}).get("suspend") is True
     succeeded = condition(job, "Complete").get("status") == "True"
+    newest = pod_view(own_pods[0]) if own_pods else None
     if now is not None and own_pods and not (failed or succeeded or suspend) and has_hung(own_pods[0], now):
         failed, message = True, _hung_text(own_pods[0])
     return JobView(
@@ -141,6 +142,7 @@ def job_view(job: Object, pods: Iterable[Object] = (), now: datetime | None = No
         failed=failed,
         message=last_words or message,
         waiting=next((reason for pod in own_pods if (reason := _waiting_reason(pod))), ""),
+        unplaced_since=newest.created if newest is not None and newest.waits_for_node else None,
         suspended=suspend and not (succeeded or failed),
     )
 

@@ -148,6 +148,8 @@ class JobView:
     """Why the Job failed."""
     waiting: str = ""
     """Why the Job's pod does not start."""
+    unplaced_since: datetime | None = None
+    """Since when the Job's pod waits for a node. None: it has one, or there is no pod."""
     suspended: bool = False
     """A person or a queue suspended the Job (``spec.suspend``). It has no pod until it is resumed."""
 

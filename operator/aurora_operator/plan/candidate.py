@@ -49,6 +49,8 @@ MAX_MEASUREMENTS: Final = 2
 """Measurements of one candidate against one active version."""
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(seconds=30), timedelta(minutes=10)
 """Delay before the next attempt: starts at the minimum and doubles with each attempt up to the maximum."""
+NODE_WAIT = timedelta(minutes=10)
+"""How long the Job's pod may wait for a node. The cluster autoscaler is told to bring none (``validation_job``)."""
 DECIDED = frozenset({CandidatePhase.REJECTED, CandidatePhase.INCONCLUSIVE})
 MEASURING = "measuring on the real engine"
 AT_REST = "not measured while training is suspended and serving.replicas is 0"
@@ -282,6 +284,11 @@ def _failure(inputs: ValidationInputs, candidate: CandidateStatus, job: JobView 
         return f"the API server refused its Job: {refused.message}" if refused is not None and its_own else ""
     if job.suspended:
         return _REPLICA_IS_BACK if inputs.replica_is_back else ""
+    if job.unplaced_since is not None and inputs.now - job.unplaced_since > NODE_WAIT:
+        return (
+            f"no node had room for its pod for {NODE_WAIT // timedelta(minutes=1)} minutes ({job.waiting}). Make room,"
+            " or measure on a replica (validation.measureOn)"
+        )
     return (job.message or "the Job ended without evidence; see its log") if job.finished else ""
 
 

@@ -311,6 +311,13 @@ def test_the_cluster_autoscaler_may_move_pods_with_volumes_on_a_nodes_disk_but_n
     assert moved("validator") is None
 
 
+def test_no_node_is_bought_for_a_measurement_unless_its_template_says_so() -> None:
+    delay = "cluster-autoscaler.kubernetes.io/pod-scale-up-delay"
+    asks = {"metadata": {"annotations": {delay: "0s"}}}
+    assert pods(spec())["validator"]["metadata"]["annotations"] == {delay: "1h"}
+    assert pods(spec(validation={"template": asks}))["validator"]["metadata"]["annotations"] == {delay: "0s"}
+
+
 def test_a_restored_root_replaces_the_speculators_own_in_every_pod() -> None:
     root = "aurora/elsewhere/old-1a2b3c4d"
     store = {"bucket": "bucket", "credentials": {"secretRef": {"name": "s3"}}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -182,6 +183,15 @@ def test_a_job_says_why_its_pod_does_not_start(status: dict[str, Any], waiting: 
     assert kubernetes_views.job_view({"metadata": {"name": "other"}}, [of_job(status)]).waiting == "", (
         "another Job's pod"
     )
+
+
+def test_a_job_tells_since_when_its_pod_waits_for_a_node() -> None:
+    made = "2026-01-01T00:00:00Z"
+    for placed, since in (("False", made), ("True", None)):
+        pod = of_job({"conditions": [{"type": "PodScheduled", "status": placed}]})
+        pod["metadata"]["creationTimestamp"] = made
+        shown = kubernetes_views.job_view({"metadata": {"name": "j"}}, [pod]).unplaced_since
+        assert shown == (datetime.fromisoformat(since) if since else None)
 
 
 def test_a_suspended_job_is_seen_until_it_ends() -> None:

@@ -261,6 +261,26 @@ def test_the_message_says_that_the_measuring_pod_does_not_start_until_it_does() 
         assert (shown.phase.value, expected in shown.message) == ("Validating", True)
 
 
+def test_a_job_that_finds_no_node_for_ten_minutes_is_given_up_and_made_again() -> None:
+    asked = observed(store=store(0, 1), status=status(observed(store=store(0, 1))))
+
+    def waits(minutes: int) -> Observed:
+        since = NOW - timedelta(minutes=minutes)
+        return replace(
+            asked, jobs=(JobView("chat-validate-v1-1", 1, 1, waiting="Unschedulable", unplaced_since=since),)
+        )
+
+    assert made(waits(9)).delete_jobs == ()
+    given_up = made(waits(11))
+    assert given_up.delete_jobs == ("chat-validate-v1-1",)
+    assert given_up.status is not None
+    assert given_up.status.candidate is not None
+    assert given_up.status.candidate.phase is CandidatePhase.FAILED
+    again = made(replace(asked, status=given_up.status), NOW + timedelta(seconds=30)).job
+    assert again is not None
+    assert again["metadata"]["name"] == "chat-validate-v1-2"
+
+
 def test_a_refused_job_counts_as_a_failed_measurement() -> None:
     asked = observed(store=store(0, 1), status=status(observed(store=store(0, 1))))
     refused = replace(asked, refused_job=RefusedJob("chat-validate-v1-1", "admission webhook denied it"))
