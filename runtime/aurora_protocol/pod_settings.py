@@ -67,6 +67,7 @@ class _PodSettings(Record):
     target: TargetSpec
     draft: DraftSpec
     store: StoreSettings
+    device: Device = Device.CUDA
 
     @classmethod
     def from_env(cls) -> Self:
@@ -106,7 +107,6 @@ class ServingSettings(_PodSettings):
     """
 
     capture: CaptureOptions = Field(default_factory=CaptureOptions)
-    device: Device = Device.AUTO
     max_running_requests: int = Field(
         default=DEFAULT_MAX_RUNNING_REQUESTS, ge=1, description="Most requests that the engine answers at a time."
     )
@@ -149,7 +149,6 @@ class ValidationSettings(_PodSettings):
 
     validation: ValidationSpec
     rounds: MeasurementRounds = Field(default_factory=MeasurementRounds)
-    device: Device = Device.AUTO
     max_running_requests: int = Field(
         default=DEFAULT_MAX_RUNNING_REQUESTS, ge=1, description="Most requests that each engine answers at a time."
     )

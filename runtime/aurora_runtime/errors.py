@@ -6,6 +6,7 @@ RuntimeFault
 ├── EngineFault             SGLang did not start, or refused an admin call
 │   └── EngineGone          SGLang did not answer: it ended or hangs
 │       └── EngineUnreachable   the connection to SGLang failed
+├── GpuMissing              the pod shall compute on a GPU, and sees none
 ├── DraftRefused            a draft checkpoint must not be loaded by an engine
 ├── SwapRefused             a swap, lease or trial request conflicts with the pod's state
 ├── CheckpointFormatError   a draft checkpoint does not have SGLang's format
@@ -47,6 +48,16 @@ class EngineGone(EngineFault):
 
 class EngineUnreachable(EngineGone):
     """The connection to SGLang could not be made, or broke before the answer. The network may be at fault."""
+
+
+class GpuMissing(RuntimeFault):
+    """The pod shall compute on a GPU, and torch sees none."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "torch sees no GPU: set spec.resources.limits to a GPU (nvidia.com/gpu: 1), check the node's driver, or set"
+            " serving.device: cpu"
+        )
 
 
 class DraftRefused(RuntimeFault):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.serving import Device
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.draft_records import FileRef
@@ -39,6 +40,7 @@ def trainer_settings(
         target=TargetSpec(model=str(target)),
         draft=draft or DraftSpec(),
         training=training,
+        device=Device.CPU,
         store=StoreSettings(bucket=config.bucket, root=config.root, endpoint=config.endpoint, region=config.region),
     )
 

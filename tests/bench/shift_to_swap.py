@@ -28,7 +28,6 @@ from tests.bench.markdown import markdown_table
 from tests.cluster.cluster import Cluster
 from tests.demo.progress import learned_draft_serves_everywhere, progress_line
 from tests.rig.installation import Installation
-from tests.rig.small_speculator import ON_CPU
 from tests.rig.store_inspection import registry
 from tests.traffic.driver import Load, RequestOptions, TrafficDriver
 from tests.traffic.prompts import Domain
@@ -119,7 +118,7 @@ def run(cluster: Cluster, before: Domain, after: Domain, budget_seconds: float) 
     """Measure once, and return the exit status."""
     aurora = Installation(cluster)
     aurora.install()
-    aurora.apply(NAME, ON_CPU)
+    aurora.apply(NAME)
     aurora.wait_until(
         NAME,
         "all pods are ready",

@@ -30,13 +30,12 @@ from tests.demo.stop_signals import exit_on_stop_signals, undisturbed
 from tests.demo.story import Story
 from tests.rig.installation import RESOURCE, Installation
 from tests.rig.local_image import ROOT
-from tests.rig.small_speculator import ON_CPU
 from tests.rig.store_inspection import check_objects, read_evidence
 from tests.traffic.driver import Load, RequestOptions, TrafficDriver
 from tests.traffic.report import Summary
 
 NAME = "chat"
-SPEC = {**ON_CPU, "rollout": {"analysis": {"watchSeconds": 15}}}
+SPEC = {"rollout": {"analysis": {"watchSeconds": 15}}}
 """The demo's own settings of the small speculator. The waits are short, so that somebody can watch all of the demo."""
 LOGS = ROOT / "build/demo"
 BUDGET_SECONDS = float(os.environ.get("BUDGET_SECONDS", "2400"))

@@ -17,10 +17,6 @@ from tests.rig.local_image import PROGRAMS_IN_IMAGE
 
 MODEL_PATH = "/models/smollm2-135m-instruct"
 
-ON_CPU: Final[dict[str, Any]] = {"serving": {"device": "cpu"}}
-"""Spec of the demo. Without a device, each inference pod and the validator import torch to look for GPUs before an
-engine starts. The end-to-end tests do without, so that they cover the default."""
-
 
 @dataclass(frozen=True)
 class CpuShares:
@@ -62,6 +58,7 @@ def small_speculator(
         "target": {"model": MODEL_PATH},
         "store": store,
         "serving": {
+            "device": "cpu",
             "replicas": 2,
             "extraArgs": ["--max-total-tokens", "16384", "--context-length", "2048"],
             "template": _template(("sglang",), model, python, CPU.serving),

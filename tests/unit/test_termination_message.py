@@ -10,7 +10,7 @@ import torch
 
 from aurora_protocol.pod_settings import TrainerSettings
 from aurora_runtime import termination_message
-from aurora_runtime.errors import CheckpointFormatError, Interrupted
+from aurora_runtime.errors import CheckpointFormatError, GpuMissing, Interrupted
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training import main
 from tests.unit.training.trainer_rig import TrainerRig
@@ -97,7 +97,7 @@ def _trainer_ends_by(error: Exception, rig: TrainerRig, monkeypatch: pytest.Monk
     monkeypatch.setattr(main, "FencedObjectStore", lambda _config: None)
     monkeypatch.setattr(main, "PodRegistry", open_registry)
     monkeypatch.setattr(main, "stop_on_signals", lambda *_: None)
-    monkeypatch.setattr(main, "own_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(main, "own_device", lambda _requested: torch.device("cpu"))
     monkeypatch.setattr(main, "run", run)
     monkeypatch.setattr(main, "end_process", lambda: None)
     main.main()
@@ -113,6 +113,17 @@ def test_a_trainer_that_ends_by_an_error_says_why(
     with pytest.raises(CheckpointFormatError):
         _trainer_ends_by(CheckpointFormatError("lineage 1 was made for another target"), rig, monkeypatch)
     assert message.read_text() == "lineage 1 was made for another target"
+
+
+def test_a_trainer_without_a_gpu_says_what_to_set(
+    message: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(TrainerSettings, "from_env", TrainerRig(tmp_path).settings.model_copy)
+    with pytest.raises(GpuMissing):
+        main.main()
+    assert "serving.device: cpu" in message.read_text()
 
 
 def test_a_trainer_without_settings_says_so(message: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,8 @@ from aurora_api.v1alpha1.template import PodTemplate, template_field
 
 
 class Device(StrEnum):
-    """Where the engine computes."""
+    """Where the engine and the trainer compute."""
 
-    AUTO = "auto"
     CUDA = "cuda"
     CPU = "cpu"
 
@@ -123,9 +122,9 @@ class ServingSpec(Model):
         " operator was installed with.",
     )
     device: Device = Field(
-        default=Device.AUTO,
-        description="`auto` computes on CUDA when the pod sees a GPU, else on the CPU. Set `cuda` to make a pod without"
-        " a GPU fail instead.",
+        default=Device.CUDA,
+        description="Where the engine, the trainer and the validator compute: `cuda`, with GPUs from `resources`, or"
+        " `cpu`, which suits small models. With `cuda`, a pod without a GPU fails and says so.",
     )
     max_running_requests: int = Field(
         default=DEFAULT_MAX_RUNNING_REQUESTS,

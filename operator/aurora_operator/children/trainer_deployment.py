@@ -60,6 +60,7 @@ def trainer_settings(owner: Owner, spec: SpeculatorSpec) -> str:
         draft=spec.draft.for_training(),
         training=spec.training.model_copy(update=without),
         store=store_settings(owner, spec),
+        device=spec.serving.device,
     )
     return value.to_variable()
 

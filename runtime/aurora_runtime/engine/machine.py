@@ -21,7 +21,7 @@ from pathlib import Path
 
 from aurora_api.v1alpha1.serving import Device
 from aurora_protocol.agent_api import Machine
-from aurora_runtime.errors import EngineFault, Interrupted
+from aurora_runtime.errors import EngineFault, GpuMissing, Interrupted
 
 GPU_QUERY_SECONDS = 300.0
 """Time limit of the child process, which imports torch and starts the GPU's driver."""
@@ -47,7 +47,7 @@ def _never() -> bool:
     return False
 
 
-def _gpu_count_and_name(interrupted: Callable[[], bool]) -> tuple[int, str]:
+def _gpus(interrupted: Callable[[], bool]) -> str:
     """How many GPUs torch sees, and the name of the first one. Raises as :func:`detect_machine` does."""
     command = [sys.executable, "-I", "-c", _GPU_QUERY]
     give_up = time.monotonic() + GPU_QUERY_SECONDS
@@ -65,7 +65,9 @@ def _gpu_count_and_name(interrupted: Callable[[], bool]) -> tuple[int, str]:
     if query.returncode != 0:
         raise EngineFault(f"torch did not report the GPUs of this machine: {_last_line(errors)}")
     count, name = json.loads(output.splitlines()[-1])
-    return int(count), str(name)
+    if not count:
+        raise GpuMissing
+    return f"{count} x {name}"
 
 
 def _last_line(errors: str) -> str:
@@ -74,15 +76,14 @@ def _last_line(errors: str) -> str:
 
 
 def detect_machine(requested: Device, interrupted: Callable[[], bool] = _never) -> Machine:
-    """This machine and its device: the requested one, or CUDA if there is a GPU.
+    """This machine, which computes on the requested device.
 
-    Raises :class:`EngineFault`, and :class:`Interrupted` soon after ``interrupted`` returns true.
+    Raises :class:`GpuMissing`, :class:`EngineFault`, and :class:`Interrupted` soon after ``interrupted`` returns true.
     """
-    count, name = (0, "") if requested is Device.CPU else _gpu_count_and_name(interrupted)
-    cuda = requested is Device.CUDA or (requested is Device.AUTO and count > 0)
+    hardware = _cpu_description() if requested is Device.CPU else _gpus(interrupted)
     return Machine(
-        hardware=f"{count} x {name}" if cuda else _cpu_description(),
-        device="cuda" if cuda else "cpu",
+        hardware=hardware,
+        device=requested.value,
         engine=version("sglang"),
         torch=version("torch"),
     )

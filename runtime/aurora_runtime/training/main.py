@@ -18,10 +18,11 @@ from types import FrameType
 
 import torch
 
+from aurora_api.v1alpha1.serving import Device
 from aurora_protocol.draft_records import Lineage
 from aurora_protocol.pod_settings import STATE_FOLDER, TrainerSettings
 from aurora_protocol.training_records import TrainerPhase
-from aurora_runtime.errors import Interrupted
+from aurora_runtime.errors import GpuMissing, Interrupted
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.termination_message import errors_reported
 from aurora_runtime.training.build import TrainerContext, TrainingConfig, build_trainer
@@ -121,10 +122,12 @@ def _suspended_retention(
     return ledger, Retention(registry, ledger, limits, suspended=True)
 
 
-def own_device() -> torch.device:
-    """This process's GPU, else the CPU."""
-    if not torch.cuda.is_available():
+def own_device(requested: Device) -> torch.device:
+    """The CPU, or this process's GPU. Raises :class:`GpuMissing`."""
+    if requested is Device.CPU:
         return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise GpuMissing
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device
@@ -168,7 +171,7 @@ def _run_process() -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
     settings = TrainerSettings.from_env()
-    device = own_device()
+    device = own_device(settings.device)
     ranks = Ranks(device) if world_size() > 1 else None
     if ranks and not ranks.leads:
         # The leader gets the same signal, and orders the other ranks to stop once it has saved.

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
+from aurora_api.v1alpha1.serving import Device
 from aurora_protocol.draft_records import Lineage, Registration
 from aurora_protocol.errors import ProtocolError
 from aurora_protocol.evidence_records import Arm, Evidence
@@ -155,7 +156,9 @@ async def validate(settings: ValidationSettings, registry: PodRegistry, workspac
     try:
         candidate = await call_in_thread(lambda: run.fetch_draft(run.attempt.candidate, folder))
     except DraftRefused as refusal:
-        this_machine = await call_in_thread(lambda: detect_machine(settings.device, is_interrupted))
+        # A Job for a replica has no GPU of its own, and nothing was measured.
+        device = Device.CPU if settings.replica else settings.device
+        this_machine = await call_in_thread(lambda: detect_machine(device, is_interrupted))
         environment = measurement_environment(settings, this_machine)
         return build_evidence(run.attempt, environment, rejected_unmeasured(str(refusal)))
     prompts = await call_in_thread(run.choose_prompts)

@@ -193,6 +193,7 @@ class LiveService:
             name=training.name,
             target=training.target,
             draft=spec,
+            device=training.device,
             capture=CaptureOptions(shard_seconds=SHARD_SECONDS),
             store=training.store,
         )

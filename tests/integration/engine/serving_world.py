@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from aurora_api.v1alpha1.draft import DraftSpec, Shape
+from aurora_api.v1alpha1.serving import Device
 from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.pod_settings import CaptureOptions, ServingSettings, StoreSettings
@@ -63,6 +64,7 @@ def pod_settings(s3: S3, target: Path, draft: DraftSpec, **capture: Any) -> Serv
         name="spec",
         target=TargetSpec(model=str(target), dtype=DType.FLOAT32),
         draft=draft,
+        device=Device.CPU,
         capture=CaptureOptions(shard_seconds=2, **capture),
         extra_args=["--chunked-prefill-size", str(CHUNK_TOKENS)],
         store=StoreSettings(bucket="aurora-test", root="root", endpoint=s3.endpoint, region="us-east-1"),

@@ -156,6 +156,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             name="spec",
             target=target,
             draft=DRAFT,
+            device=Device.CPU,
             capture=CaptureOptions(shard_seconds=2),
             store=store,
         )
@@ -171,7 +172,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                 timeout_seconds=1500,
             ),
             rounds=MeasurementRounds(fewest=ROUNDS, most=ROUNDS, prompts=1),
-            device=Device.AUTO,
+            device=Device.CPU,
             store=store,
             candidate=FIRST_CANDIDATE,
             active=0,

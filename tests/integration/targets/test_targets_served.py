@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from aurora_api.v1alpha1.draft import DraftSpec, Shape
+from aurora_api.v1alpha1.serving import Device
 from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_protocol.pod_settings import CaptureOptions, ServingSettings, StateType, StoreSettings
@@ -69,6 +70,7 @@ def test_the_training_pass_proposes_the_same_tokens_as_the_engine(tiny: TinyTarg
         name="targets",
         target=target_spec,
         draft=SPEC,
+        device=Device.CPU,
         capture=CaptureOptions(shard_seconds=2, state_type=StateType.BFLOAT16),
         store=StoreSettings(bucket="aurora-test", root=root, endpoint=s3.endpoint, region="us-east-1"),
     )

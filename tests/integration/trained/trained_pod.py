@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.serving import Device
 from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.draft_records import Channel, ChannelReason
@@ -105,6 +106,7 @@ def serving_engine(s3: S3, spec: DraftSpec, folder: Path) -> Iterator[PodProcess
         name="served",
         target=TargetSpec(model=str(ensure_model()), dtype=DType.FLOAT32),
         draft=spec,
+        device=Device.CPU,
         capture=CaptureOptions(shard_seconds=2, state_type=StateType.BFLOAT16),
         store=StoreSettings(bucket="aurora-test", root="root", endpoint=s3.endpoint, region="us-east-1"),
     )

@@ -29,8 +29,8 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_child_that_asks_for_the_gpus_imports_nothing_from_here(
     planted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "_GPU_QUERY", "import json; print(json.dumps([0, '']))")
-    assert machine.detect_machine(Device.AUTO).device == "cpu"
+    monkeypatch.setattr(machine, "_GPU_QUERY", "import json; print(json.dumps([2, 'H']))")
+    assert machine.detect_machine(Device.CUDA).hardware == "2 x H"
     assert not planted.exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from aurora_api.v1alpha1.serving import Device
 from aurora_runtime.engine import machine
-from aurora_runtime.errors import EngineFault, Interrupted
+from aurora_runtime.errors import EngineFault, GpuMissing, Interrupted
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,14 @@ def test_a_query_that_fails_or_hangs_is_an_engine_fault(
     monkeypatch.setattr(machine, "_GPU_QUERY", query)
     monkeypatch.setattr(machine, "GPU_QUERY_SECONDS", 1.0)
     with pytest.raises(EngineFault, match=reason):
-        machine.detect_machine(Device.AUTO)
+        machine.detect_machine(Device.CUDA)
+
+
+def test_a_pod_without_a_gpu_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_GPU_QUERY", "import json; print(json.dumps([0, '']))")
+    with pytest.raises(GpuMissing, match=r"serving\.device: cpu"):
+        machine.detect_machine(Device.CUDA)
+    assert machine.detect_machine(Device.CPU).device == "cpu"
 
 
 def test_a_query_that_hangs_ends_soon_after_an_interruption_and_leaves_no_process(
@@ -40,7 +47,7 @@ def test_a_query_that_hangs_ends_soon_after_an_interruption_and_leaves_no_proces
         return bool(interrupted_at)
 
     with pytest.raises(Interrupted):
-        machine.detect_machine(Device.AUTO, interrupted)
+        machine.detect_machine(Device.CUDA, interrupted)
     assert time.monotonic() - interrupted_at[0] < 2
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)

@@ -100,7 +100,7 @@ def test_a_signal_ends_the_wait_for_the_gpus(message: Path, monkeypatch: pytest.
 
     query = f"import os, signal, time; os.kill({os.getpid()}, signal.SIGTERM); time.sleep(600)"
     monkeypatch.setattr(machine, "_GPU_QUERY", query)
-    settings = SimpleNamespace(validation=SimpleNamespace(timeout_seconds=600), device=Device.AUTO)
+    settings = SimpleNamespace(validation=SimpleNamespace(timeout_seconds=600), device=Device.CUDA, replica=None)
     monkeypatch.setattr(ValidationSettings, "from_env", lambda: settings)
     monkeypatch.setattr(ValidationRun, "open", lambda *_: RefusedCandidate())
     began = time.monotonic()
