@@ -42,8 +42,9 @@ class SpeculatorSpec(Model):
     model_config = Model.model_config | {
         "json_schema_extra": rules(
             (
-                "self.target == oldSelf.target",
-                "target is immutable: create another AuroraSpeculator for another target",
+                "self.target.model == oldSelf.target.model && self.target.dtype == oldSelf.target.dtype &&"
+                " self.target.?revision == oldSelf.target.?revision",
+                "the target's model, revision and dtype are immutable: create another AuroraSpeculator for another one",
             ),
             (
                 "self.store.bucket == oldSelf.store.bucket && self.store.prefix == oldSelf.store.prefix",

@@ -89,7 +89,7 @@ def serving_settings(owner: Owner, spec: SpeculatorSpec) -> ServingSettings:
     return ServingSettings(
         namespace=owner.namespace,
         name=owner.name,
-        target=spec.target,
+        target=spec.target.without_source(),
         draft=spec.draft,
         capture=CaptureOptions(sample_ratio=spec.capture.sample_ratio),
         device=spec.serving.device,
@@ -119,9 +119,10 @@ def choice_digest(owner: Owner, spec: SpeculatorSpec) -> str:
 
     A field that another version of the operator added is no change by the user while it has its default.
     """
-    settings, serving = serving_settings(owner, spec), spec.serving
+    settings, serving, source = serving_settings(owner, spec), spec.serving, spec.target.source
     return _digest(
-        {
+        ({"source": source.model_dump(mode="json", exclude_defaults=True)} if source else {})
+        | {
             "image": serving.image,
             "credentials": store_credentials(spec, INFERENCE).model_dump(mode="json", exclude_defaults=True),
             "resources": spec.resources.model_dump(mode="json", exclude_defaults=True),

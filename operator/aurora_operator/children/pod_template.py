@@ -21,8 +21,17 @@ from typing import Any
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.store import RoleCredentials, StoreRole
+from aurora_api.v1alpha1.target import MODEL_MOUNT, ModelSource
 from aurora_api.v1alpha1.template import PodTemplate
-from aurora_operator.children.metadata import COMMON_LABELS, INFERENCE, TRAINER, VALIDATOR, Owner, selector
+from aurora_operator.children.metadata import (
+    COMMON_LABELS,
+    ENGINE_CONTAINER,
+    INFERENCE,
+    TRAINER,
+    VALIDATOR,
+    Owner,
+    selector,
+)
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, STATE_FOLDER, StoreSettings
@@ -34,6 +43,8 @@ STATE_LIMIT = "64Gi"
 TMP_LIMIT = "1Ti"
 """Packages of the container compile into ``/tmp``, and a model from Hugging Face is downloaded there."""
 HELPER_TMP_LIMIT = "1Gi"
+_MODEL_READERS = (ENGINE_CONTAINER, TRAINER, VALIDATOR)
+"""Containers that read the target's files."""
 _HELPERS = ("stage", "agent")
 """Containers that keep nothing large in ``/tmp``."""
 _ROLES = {INFERENCE: StoreRole.SERVING, TRAINER: StoreRole.TRAINING, VALIDATOR: StoreRole.VALIDATION}
@@ -134,7 +145,7 @@ def pod_template(
     Our own labels win over the users', because Services and selectors rely on them.
     """
     account = store_credentials(spec, component).service_account_name or owner.name
-    merged = _base_pod(config, account, pod)
+    merged = _with_model(_base_pod(config, account, pod), spec.target.source)
     metadata: dict[str, Any] = {"annotations": _autoscaling(component, merged)}
     for override in overrides:
         merged = merge(merged, override.spec)
@@ -191,6 +202,30 @@ def _base_pod(config: OperatorConfig, service_account: str, pod: Mapping[str, An
         **secrets,
         "volumes": [*volumes, {"name": "state", "emptyDir": {"sizeLimit": STATE_LIMIT}}, *pod.get("volumes", [])],
     }
+
+
+def _with_model(pod: dict[str, Any], source: ModelSource | None) -> dict[str, Any]:
+    """``pod`` whose containers that read the target's files can get them from ``source``."""
+    if source is None:
+        return pod
+    token = source.hugging_face.token_secret_ref if source.hugging_face else None
+    added: dict[str, Any] = {"volumeMounts": [{"name": "model", "mountPath": MODEL_MOUNT, "readOnly": True}]}
+    if token is not None:
+        reference = {"secretKeyRef": {"name": token.name, "key": token.key}}
+        added = {"env": [{"name": "HF_TOKEN", "valueFrom": reference}]}
+    readers = {
+        kind: [{"name": item["name"], **added} for item in pod.get(kind, ()) if item["name"] in _MODEL_READERS]
+        for kind in ("initContainers", "containers")
+    }
+    volumes = [] if token else [{"name": "model", **_model_volume(source)}]
+    return merge(pod, {kind: items for kind, items in readers.items() if items} | {"volumes": volumes})
+
+
+def _model_volume(source: ModelSource) -> Object:
+    if source.pvc is not None:
+        return {"persistentVolumeClaim": {"claimName": source.pvc.claim_name, "readOnly": True}}
+    assert source.image is not None, "a source has exactly one kind"
+    return {"image": {"reference": source.image.reference}}
 
 
 _MERGE_KEYS: dict[str, tuple[str, ...]] = {

@@ -56,7 +56,7 @@ def trainer_settings(owner: Owner, spec: SpeculatorSpec) -> str:
     value = TrainerSettings(
         namespace=owner.namespace,
         name=owner.name,
-        target=spec.target,
+        target=spec.target.without_source(),
         draft=spec.draft.for_training(),
         training=spec.training.model_copy(update=without),
         store=store_settings(owner, spec),

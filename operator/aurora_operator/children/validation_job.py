@@ -102,7 +102,7 @@ def validation_settings(owner: Owner, spec: SpeculatorSpec, config: OperatorConf
     value = ValidationSettings(
         namespace=owner.namespace,
         name=owner.name,
-        target=spec.target,
+        target=spec.target.without_source(),
         draft=spec.draft,
         validation=spec.validation.model_copy(update={"template": PodTemplate()}),
         device=spec.serving.device,
@@ -124,7 +124,9 @@ def job(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, attempt: Val
     serving = spec.serving.template
     base = pull_secrets_only(serving) if attempt.replica else validator_template(serving)
     pod = _pod(owner, spec, config, attempt)
-    template = pod_template(owner, spec, config, VALIDATOR, pod, base, spec.validation.template, **labels)
+    # A replica has the model already.
+    shown = spec.model_copy(update={"target": spec.target.without_source()}) if attempt.replica else spec
+    template = pod_template(owner, shown, config, VALIDATOR, pod, base, spec.validation.template, **labels)
     made = child(
         owner,
         "batch/v1",

@@ -162,6 +162,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (containers("training", [{"name": "sglang"}]), "the trainer's pod has the containers trainer"),
     (containers("training", [{"name": "x"}], "initContainers"), "the init containers none"),
     (containers("validation", [{"name": "validate"}]), "the validation pod has the containers validator"),
+    ({"target": {"model": "/model", "source": {}}}, "set exactly one of huggingFace, pvc and image"),
+    (
+        {"target": {"model": "org/model", "source": {"pvc": {"claimName": "m"}}}},
+        "model must be /model, or a path below",
+    ),
     # capture and training
     ({"capture": {"sampleRatio": "1.5"}}, "sampleRatio is a share"),
     ({"capture": {"sampleRatio": "1,5"}}, "spec.capture.sampleRatio"),
@@ -188,6 +193,9 @@ GOOD: list[dict[str, Any]] = [
     {},
     {"target": {"model": "Qwen/Qwen3-8B", "revision": "refs/pr/1", "dtype": "bfloat16"}},
     {"target": {"model": "/models/llama"}},
+    {"target": {"model": "org/gated", "source": {"huggingFace": {"tokenSecretRef": {"name": "hf"}}}}},
+    {"target": {"model": "/model/llama", "source": {"pvc": {"claimName": "models"}}}},
+    {"target": {"model": "/model", "source": {"image": {"reference": "registry.example/llama:1"}}}},
     {"draft": {"initial": HEAD | {"revision": "0123456789abcdef"}}},
     {"draft": {"initial": HEAD, "shape": "Fixed"}},
     {"store": STORE | {"prefix": ""}},
@@ -274,7 +282,8 @@ def test_target_store_and_lineage_fields_are_immutable(crd: Cluster, dry_run: Dr
     crd.apply(speculator())
     try:
         for part, value, message in (
-            ("target", {"model": "other"}, "target is immutable"),
+            ("target", {"model": "other"}, "model, revision and dtype are immutable"),
+            ("target", {**TARGET, "revision": "main"}, "model, revision and dtype are immutable"),
             ("draft", {"vocabSize": 512}, "vocabSize is immutable"),
             ("draft", {"initial": {"model": "org/head"}}, "initial is immutable"),
             ("store", STORE | {"prefix": "other"}, "store.bucket and store.prefix are immutable"),

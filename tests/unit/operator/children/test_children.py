@@ -10,7 +10,7 @@ import pytest
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children import inference_deployment
-from aurora_operator.children.inference_deployment import inference_template, serving_settings
+from aurora_operator.children.inference_deployment import choice_digest, inference_template, serving_settings
 from aurora_operator.children.metadata import Owner
 from aurora_operator.children.supporting_objects import disruption_budgets, new_keys, policies, service_accounts
 from aurora_operator.children.trainer_deployment import trainer_deployment
@@ -309,6 +309,38 @@ def test_the_cluster_autoscaler_may_move_pods_with_volumes_on_a_nodes_disk_but_n
     assert moved("inference") == "tmp-stage,tmp,tmp-agent,state"
     assert moved("trainer") == "tmp,state"
     assert moved("validator") is None
+
+
+@pytest.mark.parametrize(
+    ("source", "env", "volume"),
+    [
+        ({"huggingFace": {"tokenSecretRef": {"name": "hf"}}}, {"name": "hf", "key": "token"}, None),
+        ({"pvc": {"claimName": "m"}}, None, {"persistentVolumeClaim": {"claimName": "m", "readOnly": True}}),
+        ({"image": {"reference": "r/m:1"}}, None, {"image": {"reference": "r/m:1"}}),
+    ],
+    ids=["token", "volume", "image"],
+)
+def test_whoever_reads_the_target_gets_it_from_its_source(
+    source: dict[str, Any], env: dict[str, str] | None, volume: dict[str, Any] | None
+) -> None:
+    made = pods(spec(target={"model": "/model", "source": source}))
+    for role, reader in (("inference", "sglang"), ("trainer", "trainer"), ("validator", "validator")):
+        pod = made[role]["spec"]
+        assert [
+            {k: v for k, v in each.items() if k != "name"} for each in pod["volumes"] if each["name"] == "model"
+        ] == ([volume] if volume else [])
+        for container in (*pod.get("initContainers", ()), *pod["containers"]):
+            token = [e["valueFrom"]["secretKeyRef"] for e in container["env"] if e["name"] == "HF_TOKEN"]
+            mounts = [m for m in container["volumeMounts"] if m["name"] == "model"]
+            reads = container["name"] == reader
+            assert token == ([env] if env and reads else [])
+            assert mounts == ([{"name": "model", "mountPath": "/model", "readOnly": True}] if volume and reads else [])
+
+
+def test_another_source_is_a_choice_of_the_user_and_no_setting_of_the_pod() -> None:
+    plain, claimed = spec(), spec(target={"model": "m", "source": {"pvc": {"claimName": "a"}}})
+    assert choice_digest(OWNER, plain) != choice_digest(OWNER, claimed)
+    assert serving_settings(OWNER, claimed).target.source is None
 
 
 def test_no_node_is_bought_for_a_measurement_unless_its_template_says_so() -> None:
