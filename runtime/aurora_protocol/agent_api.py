@@ -18,8 +18,9 @@ Invariants:
 - A refusal because of a conflict (409) has a :class:`Refusal` as its body, so a caller that is behind learns the epoch.
 - A swap request is idempotent. Asking for the version that is served, or is being swapped in, changes nothing. The
   caller polls the state for the outcome.
-- A pod is *withdrawn* while a validator measures on its engine: the pod is not ready, so it leaves the Service. When
-  the lease ends, the pod returns to the draft that it served before, even if the validator or the operator died.
+- A pod is *withdrawn* while a validator measures on its engine: its engine fails the readiness probe, so the pod leaves
+  the Service. When the lease ends, the pod returns to the draft that it served before, even if the validator or the
+  operator died.
 - Only a withdrawn pod loads a draft on trial. A withdrawn pod refuses swap requests (503).
 """
 
@@ -43,6 +44,8 @@ MEASUREMENT_HEADER = "x-aurora-measurement"
 """Header in answers of a withdrawn pod's engine: names the measurement for which the pod refuses clients."""
 PASS_HEADER = "x-aurora-pass"  # noqa: S105 - a header's name
 """Header in requests to a withdrawn pod's engine. Carries the :func:`measurement_pass`; others are refused."""
+PROBE_HEADER = "x-aurora-probe"
+"""Header in the pod's readiness probe of the engine, which fails while the pod may not serve clients."""
 MEASUREMENT_PREFIX = "aurora-measure-"
 """Prefix of the ids of measuring requests. Such requests are not traffic and are not traced."""
 MAX_COUNT = 2**48

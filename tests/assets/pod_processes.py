@@ -19,7 +19,7 @@ from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
-from aurora_protocol.agent_api import AgentState, MeasurementRequest, SwapRequest
+from aurora_protocol.agent_api import PROBE_HEADER, AgentState, MeasurementRequest, SwapRequest
 from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, TRAFFIC_SECRET, ServingSettings
 from aurora_runtime.engine.server_process import free_port
@@ -206,7 +206,7 @@ class PodProcesses:
 
     @contextlib.contextmanager
     def agent(self) -> Iterator[subprocess.Popen[bytes]]:
-        """The agent's process, once it answers its readiness probe, has ended, or has had 60 s."""
+        """The agent's process, once its pod takes requests, the agent has ended, or has had 60 s."""
         ports = ("--port", str(self.agent_port), "--engine-port", str(self.engine_port))
         command = self._agent_command("serve", *ports)
         with (self.path / "agent.log").open("ab") as sink:
@@ -215,7 +215,7 @@ class PodProcesses:
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline and process.poll() is None:
                 with contextlib.suppress(OSError):
-                    if http_status(f"{self.agent_url}/readyz") == 200:
+                    if self.state().engine_ready:
                         break
                 time.sleep(0.1)
             yield process
@@ -223,6 +223,12 @@ class PodProcesses:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
             process.wait(STOP_TIMEOUT_SECONDS)
+
+    def probe(self) -> int:
+        """The status that the kubelet's readiness probe gets; 0 while the engine does not listen."""
+        with contextlib.suppress(OSError):
+            return http_status(f"{self.engine_url}/ready", headers={PROBE_HEADER: "readiness"})
+        return 0
 
     def state(self) -> AgentState:
         return AgentState.from_json(http_body(f"{self.agent_url}/v1/state", token=AGENT_TOKEN))

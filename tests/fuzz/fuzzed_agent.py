@@ -39,7 +39,7 @@ ANSWER_SECONDS = 20.0
 PATIENCE_SECONDS = 0.5
 FIRST_EPOCH = 1000
 ORDER_ROUTES = ("/v1/draft", "/v1/measurement", "/v1/measurement/trial")
-ROUTES = (*ORDER_ROUTES, "/v1/state", "/metrics", "/healthz", "/readyz", "/v1", "/", "//v1/draft", "/v1/draft/", "*")
+ROUTES = (*ORDER_ROUTES, "/v1/state", "/metrics", "/v1", "/", "//v1/draft", "/v1/draft/", "*")
 METHODS = ("PUT", "GET", "POST", "HEAD", "DELETE", "OPTIONS", "CONNECT", "put", "\u00ff")
 HEADERS = (
     b"Content-Length: 5",
@@ -127,7 +127,7 @@ class FuzzedAgent:
         assert not must_be_refused or self._obeyed() == before, f"{what}: the agent obeyed"
         await self._rig.swapper.wait()
         assert self._last_epoch() >= epoch, f"{what}: the fence went back"
-        probe = await self._send(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", what)
+        probe = await self._send(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", what)
         assert _status(probe) == 200, f"{what}: the agent no longer answers: {probe[:200]!r}"
 
     def _obeyed(self) -> tuple[bytes, ...]:

@@ -4,7 +4,8 @@ Invariants:
 
 - The pod template holds only what serving depends on, so changes of other parts of the spec never restart a pod.
 - The template comes from the caller, because pods may keep the template of an earlier version of the operator.
-- A pod leaves the Service before its engine stops.
+- A pod leaves the Service before its engine stops. The engine alone decides whether its pod is ready: the agent has no
+  probe, and its container does not end when the agent crashes.
 - Only the init container gets a key of the channel's signatures. The key may come late, so a pod without it starts, and
   the init container waits.
 - The engine's container gets neither the store's keys nor the agent's token. (A workload identity belongs to the pod,
@@ -37,7 +38,7 @@ from aurora_operator.children.pod_template import (
 )
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
-from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
+from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT, PROBE_HEADER
 from aurora_protocol.pod_settings import (
     ADMIN_KEY,
     AGENT_TOKEN,
@@ -56,8 +57,9 @@ TEMPLATE_ANNOTATION = "aurora.dev/template-digest"
 RESTART_ANNOTATION = "aurora.dev/upgrade-restart-since"
 """When the pods began to restart because of an upgrade of the operator. Absent once all of them are ready again."""
 AGENT_MODULE = "aurora_runtime.serving.agent"
+SUPERVISOR_MODULE = f"{AGENT_MODULE}.supervisor"
 AGENT_RESOURCES = {"requests": {"cpu": "100m", "memory": "128Mi"}}
-"""Without a CPU request of its own the agent starves beside a busy engine, and its probes fail."""
+"""Without a CPU request of its own the agent starves beside a busy engine."""
 KEYS_MOUNT = {"name": "keys", "mountPath": KEYS_FOLDER, "readOnly": True}
 SIGNING_MOUNT: Object = {"name": "signing", "mountPath": SIGNING_FOLDER, "readOnly": True}
 _ENGINE_KEY = "engine-key"
@@ -244,6 +246,16 @@ def _engine_container(spec: SpeculatorSpec, config: OperatorConfig, env: list[Ob
             "timeoutSeconds": 5,
             "failureThreshold": PROBE_FAILURES,
         },
+        readinessProbe={
+            "httpGet": {
+                "path": "/ready",
+                "port": ENGINE_PORT,
+                "httpHeaders": [{"name": PROBE_HEADER, "value": "readiness"}],
+            },
+            "periodSeconds": 2,
+            "timeoutSeconds": 5,
+            "failureThreshold": 3,
+        },
         livenessProbe={"httpGet": health, "periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6},
         volumeMounts=[KEYS_MOUNT | {"name": _ENGINE_KEY}, SHM_MOUNT],
     )
@@ -253,23 +265,10 @@ def _agent_container(config: OperatorConfig, env: list[Object]) -> Object:
     return container(
         "agent",
         config.agent_image,
-        [AGENT_MODULE, "serve"],
+        [SUPERVISOR_MODULE, "serve"],
         env,
         resources=AGENT_RESOURCES,
         ports=[{"name": "agent", "containerPort": AGENT_PORT, "protocol": "TCP"}],
         lifecycle=_LIFECYCLE,
-        readinessProbe={
-            "httpGet": {"path": "/readyz", "port": AGENT_PORT},
-            "periodSeconds": 2,
-            "timeoutSeconds": 5,
-            "failureThreshold": 3,
-        },
-        livenessProbe={
-            "tcpSocket": {"port": AGENT_PORT},
-            "initialDelaySeconds": 30,
-            "periodSeconds": 10,
-            "timeoutSeconds": 5,
-            "failureThreshold": 6,
-        },
         volumeMounts=[KEYS_MOUNT, {"name": _ENGINE_KEY, "mountPath": ENGINE_KEY_FOLDER, "readOnly": True}],
     )

@@ -272,6 +272,7 @@ def test_an_agent_killed_in_a_pause_is_replaced_by_one_that_resumes(world: World
     with second.agent() as agent:
         assert second.state().checksum == expected.checksum
         agent.send_signal(signal.SIGKILL)
+    assert pod.probe() == 200, "the engine serves without its agent"
 
     async def pause_and_begin() -> bool:
         async with ClientSession() as session:
@@ -344,7 +345,7 @@ def _check_the_end_of(pod: PodProcesses, engine: subprocess.Popen[bytes], agent:
     engine.send_signal(signal.SIGTERM)
     assert engine.wait(60) == 0, "a launcher that is asked to stop exits with success"
     assert pod.folder.stopping.exists(), "the file tells capture and the agent that the launcher stops"
-    assert http_status(f"{pod.agent_url}/readyz") == 503
+    assert (pod.probe(), pod.state().engine_ready) == (0, False)
     agent.send_signal(signal.SIGTERM)
     assert agent.wait(60) == 0
     assert list(pod.folder.spool.glob("*.json")) == [], "nothing is left behind while the store answers"
@@ -365,6 +366,6 @@ def test_the_container_ends_with_an_error_when_the_engine_dies(world: World) -> 
     (scheduler,) = _schedulers_of(world.engine.pid)
     os.kill(scheduler, signal.SIGKILL)
     assert world.engine.wait(120) != 0
-    assert http_status(f"{world.pod.agent_url}/readyz") == 503
+    assert world.pod.probe() == 0
     state = world.pod.state()
     assert (state.boot, state.engine_ready, state.version) == ("", False, None)

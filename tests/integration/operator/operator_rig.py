@@ -49,11 +49,15 @@ IMAGE = "aurora.test/stand-in:1"
 PYTHON = Path("/usr/bin/python3")
 
 ENGINE = """
-import http.server
+import http.server, urllib.request
+
+def lent():
+    with urllib.request.urlopen("http://127.0.0.1:8471/lent", timeout=2) as answer:
+        return answer.read() == b"true"
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200)
+        self.send_response(503 if self.path == "/ready" and lent() else 200)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -91,8 +95,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def do_GET(self):
-        if self.path == "/readyz":
-            return self.answer(503 if leased() else 200, {{}})
+        if self.path == "/lent":
+            return self.answer(200, leased())
         if self.headers["Authorization"] != f"Bearer {{token}}":
             return self.answer(401, {{}})
         self.answer(200, state())

@@ -117,7 +117,7 @@ class World:
 
     def assert_returned(self) -> None:
         """The pod serves the same draft as before, bit for bit, and would start with that draft."""
-        self.wait_until("the pod is back in the Service", lambda: http_status(f"{self.pod.agent_url}/readyz") == 200)
+        self.wait_until("the pod is back in the Service", lambda: self.pod.probe() == 200)
         state = self.pod.state()
         assert (state.version, state.checksum, state.measurement) == (0, self.before.checksum, None)
         assert self.engine_version() == "0"
@@ -191,7 +191,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 def test_a_replica_is_withdrawn_measured_in_every_mode_and_returned(world: World, tmp_path: Path) -> None:
     with world.pod.agent():
         assert world.pod.request_measurement("job-1", 120, begin=True) == 202
-        assert http_status(f"{world.pod.agent_url}/readyz") == 503
+        assert world.pod.probe() == 503
         with world.validator(FIRST_CANDIDATE, 1, tmp_path / "validator.log") as validator:
             assert validator.wait(1500) == 0, (tmp_path / "validator.log").read_text()[-3000:]
         world.assert_returned()
@@ -220,7 +220,7 @@ def test_a_replica_returns_to_its_own_draft_when_the_validator_dies(world: World
             world.wait_until_second_candidate_is_loaded(validator)
             validator.kill()
         assert world.engine_version() == str(SECOND_CANDIDATE), (tmp_path / "validator.log").read_text()[-3000:]
-        assert http_status(f"{world.pod.agent_url}/readyz") == 503
+        assert world.pod.probe() == 503
         body = {"input_ids": PROMPT, "sampling_params": {"temperature": 0, "max_new_tokens": 4}}
         assert http_status(f"{world.pod.engine_url}/generate", body) == 503
         guessed_pass = {PASS_HEADER: "job-2", MEASUREMENT_HEADER: "job-2"}

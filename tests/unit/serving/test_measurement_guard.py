@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import MutableMapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, measurement_pass
+from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, PROBE_HEADER, measurement_pass
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_runtime.serving.pod_records import Withdrawal
+from aurora_runtime.serving.pod_records import EngineState, Withdrawal
 from aurora_runtime.serving.protection.measurement_guard import Guard
 
 KEY = "the-admin-key"
@@ -30,6 +31,14 @@ class Scene:
         self.seen += scope["headers"]
         await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"y")]})
         await send({"type": "http.response.body", "body": b"answer"})
+
+    def launcher_says(self, *, ready: bool, boot: str = "b1") -> None:
+        state = EngineState(boot=boot, ready=ready, started_at=datetime.now(UTC))
+        write_atomically(self.folder.engine, state.to_json())
+
+    async def probe(self) -> int:
+        """The status that the kubelet gets."""
+        return (await self.ask("GET", **{PROBE_HEADER: "readiness"}))[0]
 
     def withdraw(self, trial_boot: str = "") -> None:
         withdrawal = Withdrawal(
@@ -64,6 +73,28 @@ def scene(tmp_path: Path) -> Scene:
 
 async def test_requests_of_a_serving_pod_pass_unchanged(scene: Scene) -> None:
     assert await scene.ask() == (200, {b"x": b"y"})
+
+
+async def test_the_probe_passes_only_after_the_checks_of_this_start(scene: Scene) -> None:
+    assert await scene.probe() == 503
+    scene.launcher_says(ready=True, boot="b0")  # of the start before, which was killed
+    assert await scene.probe() == 503
+    scene.launcher_says(ready=False)
+    assert await scene.probe() == 503
+    assert (await scene.ask("GET"))[0] == 200, "the launcher asks without the header"
+    scene.launcher_says(ready=True)
+    assert await scene.probe() == 200
+    scene.folder.engine.write_bytes(b"damaged")
+    assert await scene.probe() == 200, "the engine takes requests all the same"
+
+
+async def test_the_probe_of_a_withdrawn_pod_fails_until_the_pod_returns(scene: Scene) -> None:
+    scene.launcher_says(ready=True)
+    assert await scene.probe() == 200
+    scene.withdraw()
+    assert await scene.probe() == 503
+    scene.folder.withdrawal.unlink()
+    assert await scene.probe() == 200
 
 
 async def test_a_withdrawn_pod_answers_with_its_current_draft_and_closes_the_connection(scene: Scene) -> None:

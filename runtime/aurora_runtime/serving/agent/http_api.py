@@ -1,4 +1,4 @@
-"""The agent's HTTP API (:mod:`aurora_protocol.agent_api`). Probes and metrics are open, the rest needs the token."""
+"""The agent's HTTP API (:mod:`aurora_protocol.agent_api`). Metrics are open, the rest needs the token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_store.errors import StoreError
 
-OPEN_ROUTES = frozenset({"/healthz", "/readyz", "/metrics"})
+OPEN_ROUTES = frozenset({"/metrics"})
 MAX_BODY_BYTES = 64 << 10
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -57,13 +57,6 @@ def application(
 ) -> web.Application:
     """The application that serves the API."""
 
-    async def healthz(_: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
-
-    async def readyz(_: web.Request) -> web.Response:
-        ready = await pod.ready()
-        return web.Response(status=200 if ready else 503, text="ok\n" if ready else "the pod is not ready\n")
-
     async def get_metrics(_: web.Request) -> web.Response:
         state = await pod.state()
         text = metrics.render(state, pod.speculation(state.boot), pod.capture_figures())
@@ -78,7 +71,7 @@ def application(
     async def put_draft(request: web.Request) -> web.Response:
         with _faults_as_statuses(swapper):
             swap = SwapRequest.from_json(await request.read())
-            await pod.recover()  # a probe may not have done so yet
+            await pod.recover()  # the loop may not have done so yet
             await swapper.request(swap)
         return await state_response(202)
 
@@ -97,8 +90,6 @@ def application(
     app = web.Application(middlewares=[authorize(token)], client_max_size=MAX_BODY_BYTES)
     app.add_routes(
         [
-            web.get("/healthz", healthz),
-            web.get("/readyz", readyz),
             web.get("/metrics", get_metrics),
             web.get("/v1/state", get_state),
             web.put("/v1/draft", put_draft),

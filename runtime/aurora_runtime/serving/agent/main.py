@@ -95,7 +95,7 @@ def _exit_within(seconds: float) -> None:
 async def serve(settings: ServingSettings, options: AgentOptions) -> None:
     """Serve until SIGTERM. Then finish a running swap and the uploads, within ``options.shutdown_seconds``.
 
-    When a part of the agent fails, the agent ends with that error, and Kubernetes starts the agent again.
+    When a part of the agent fails, the agent ends with that error, and its supervisor starts the agent again.
     """
     shutdown = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -106,7 +106,7 @@ async def serve(settings: ServingSettings, options: AgentOptions) -> None:
         runner = web.AppRunner(agent.application, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, options.host, options.port).start()
-        tasks = [asyncio.create_task(agent.uploader.run()), asyncio.create_task(agent.lease.run())]
+        tasks = [asyncio.create_task(part.run()) for part in (agent.uploader, agent.lease, agent.observer)]
         if agent.seeding is not None:
             agent.seeding.start()
         log.info("the agent listens on port %d", options.port)

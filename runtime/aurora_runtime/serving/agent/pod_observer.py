@@ -6,6 +6,8 @@ checksum only once per engine start and swap, because the checksum costs the eng
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from typing import Final
 
@@ -30,6 +32,7 @@ from aurora_runtime.serving.pod_records import SpeculationState
 log = logging.getLogger(__name__)
 
 NO_BOOT: Final = ""
+RECOVERY_POLL_SECONDS: Final = 2.0
 
 
 class PodObserver:
@@ -44,6 +47,13 @@ class PodObserver:
     def boot(self) -> str:
         """The id of the engine start that the launcher reported ready. Empty when there is none."""
         return self._pod.folder.ready_boot()
+
+    async def run(self) -> None:
+        """Until cancelled: recover each start of the engine, which may be paused by an agent that died."""
+        while True:
+            with contextlib.suppress(OSError, InvalidRecord):  # a disk that is busy or was damaged: read again
+                await self.recover()
+            await asyncio.sleep(RECOVERY_POLL_SECONDS)
 
     async def recover(self) -> bool:
         """Once per engine start, close an update that a dead agent left open (:meth:`Swapper.recover`).
@@ -61,11 +71,11 @@ class PodObserver:
         return True
 
     async def ready(self) -> bool:
-        """Whether the pod takes requests.
+        """Whether the engine takes requests of clients, as far as the agent knows. The pod's probe asks the engine.
 
         The engine must be up and capture traces, and no update of a dead agent may be open. A pause by this agent's own
-        swap does not make the pod unready, because requests wait inside the engine for less than a second. A withdrawn
-        pod is not ready, whichever draft its engine holds.
+        swap does not count, because requests wait inside the engine for less than a second. A withdrawn pod is not
+        ready, whichever draft its engine holds.
         """
         if not await self.recover():
             return False

@@ -1,5 +1,8 @@
 """Keeps clients away from an engine that may hold a trial draft (promise 1), inside SGLang's own HTTP server.
 
+The guard answers the pod's readiness probe: not ready (503) before the launcher's checks have passed, and while the pod
+is withdrawn. So no other container decides whether a healthy engine gets requests.
+
 A pod that is not ready gets no new connections, but a client's open connection lives on for as long as it is busy. So
 every answer of a withdrawn pod closes its connection. Once a trial draft was loaded, the guard refuses requests that do
 not belong to the measurement (503), so that the client asks another pod. A request of the measurement carries a pass,
@@ -16,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER
+from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, PROBE_HEADER
 from aurora_runtime.serving.capture.settings import CaptureSettings
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.serving.pod_records import Withdrawal
@@ -27,17 +30,23 @@ AUTHENTICATION_FUNCTION: Final = "sglang.srt.utils.auth.add_api_key_middleware"
 starts, because an admin key is set (sglang/srt/utils/auth.py:154)."""
 _HEADER: Final = MEASUREMENT_HEADER.encode()
 _PASS: Final = PASS_HEADER.encode()
+_PROBE: Final = PROBE_HEADER.encode()
+_NOT_READY: Final = b"the engine's checks have not passed yet, or this replica is withdrawn for a measurement\n"
 _REFUSAL: Final = b"this replica is withdrawn for a measurement: ask another replica\n"
 
 
 class Guard:
-    """ASGI middleware. While the pod serves, the guard only checks once per request whether a file exists."""
+    """ASGI middleware. While the pod serves, a request costs a look at its headers and at whether a file exists."""
 
     def __init__(self, app: Application, *, folder: PodFolder, boot: str, admin_key: str) -> None:
         self._app, self._folder, self._boot = app, folder, boot
         self._admin = f"Bearer {admin_key}".encode()
+        self._checked = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _PROBE in dict(scope["headers"]) and not self._may_serve():
+            await send_text(send, 503, _NOT_READY)
+            return
         if scope["type"] != "http" or not os.path.exists(self._folder.withdrawal):  # noqa: ASYNC240 - a stat, not a read
             await self._app(scope, receive, send)
             return
@@ -59,6 +68,11 @@ class Guard:
             await send_text(send_with_headers, 503, _REFUSAL)
             return
         await self._app(scope, receive, send_with_headers)
+
+    def _may_serve(self) -> bool:
+        """Whether the launcher has checked this start of the engine, and the pod is not withdrawn."""
+        self._checked = self._checked or self._folder.ready_boot() == self._boot
+        return self._checked and not self._folder.withdrawal.exists()
 
     def _admits(self, scope: Scope, withdrawal: Withdrawal) -> bool:
         """Whether a request comes from the measurement or from the agent, or needs no draft (GET and HEAD)."""

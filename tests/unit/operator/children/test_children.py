@@ -18,6 +18,7 @@ from aurora_operator.children.validation_job import ValidationAttempt, job
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.operator_upgrade import decide_upgrade
 from aurora_operator.plan.wanted_children import children
+from aurora_protocol.agent_api import ENGINE_PORT, PROBE_HEADER
 from aurora_protocol.pod_settings import Replica, ServingSettings, TrainerSettings, ValidationSettings
 from tests.unit.operator.worlds import CONFIG, NOW, OWNER, observed, spec
 
@@ -81,6 +82,19 @@ def test_the_engine_never_sees_the_credentials_of_the_store() -> None:
     template = pods(spec())["inference"]
     seen = {c["name"]: "AWS_SECRET_ACCESS_KEY" in variables(c) for c in containers(template)}
     assert seen == {"stage": True, "sglang": False, "agent": True}
+
+
+def test_the_engine_alone_decides_whether_its_pod_is_ready() -> None:
+    template = pods(spec())["inference"]
+    probes = {c["name"]: c.get("readinessProbe", {}).get("httpGet") for c in containers(template)}
+    header = {"name": PROBE_HEADER, "value": "readiness"}
+    assert probes == {
+        "stage": None,
+        "sglang": {"path": "/ready", "port": ENGINE_PORT, "httpHeaders": [header]},
+        "agent": None,
+    }
+    (agent,) = [c for c in containers(template) if c["name"] == "agent"]
+    assert not agent.keys() & {"livenessProbe", "startupProbe"}, "a probe that fails ends the container"
 
 
 @pytest.mark.parametrize(("grace", "within"), [(None, "105"), (600, "585"), (10, "1"), (2**62, "2147483632")])

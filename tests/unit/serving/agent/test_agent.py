@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import time
@@ -38,6 +39,7 @@ class AgentRig(Rig):
     metrics: Metrics
     lease: MeasurementLease
     uploader: Uploader
+    observer: PodObserver
     mounted_token = TOKEN
     seconds = 0.0
 
@@ -62,16 +64,15 @@ async def rig(tmp_path: Path) -> AsyncIterator[AgentRig]:
         rig.swapper = Swapper(pod, on_finished=rig.metrics.record_swap)
         rig.uploader = Uploader(rig.folder.spool, rig.registry)
         rig.lease = MeasurementLease(pod, rig.swapper, token=token)
-        observer = PodObserver(pod, rig.swapper, rig.uploader, rig.lease)
-        app = application(observer, rig.swapper, rig.lease, rig.metrics, token)
+        rig.observer = PodObserver(pod, rig.swapper, rig.uploader, rig.lease)
+        app = application(rig.observer, rig.swapper, rig.lease, rig.metrics, token)
         rig.http = await stack.enter_async_context(TestClient(TestServer(app)))
         yield rig
 
 
-async def test_only_probes_and_metrics_need_no_token(rig: AgentRig) -> None:
+async def test_only_metrics_need_no_token(rig: AgentRig) -> None:
     rig.engine_is(ready=True)
-    for path in ("/healthz", "/readyz", "/metrics"):
-        assert (await rig.http.get(path)).status == 200
+    assert (await rig.http.get("/metrics")).status == 200
     swap = rig.swap_request(1, 2).to_json()
     for headers in (
         {},
@@ -117,16 +118,24 @@ async def test_swaps_and_losses_are_counted_from_zero(rig: AgentRig) -> None:
 
 
 async def test_the_pod_is_ready_only_when_the_launcher_says_so(rig: AgentRig) -> None:
-    assert (await rig.http.get("/readyz")).status == 503
+    assert not (await rig.state()).engine_ready
     rig.engine_is(ready=False)
-    assert (await rig.http.get("/readyz")).status == 503
+    assert not (await rig.state()).engine_ready
     assert (await rig.http.put("/v1/draft", data=rig.swap_request(1, 2).to_json(), headers=AUTH)).status == 503
     rig.engine_is(ready=True)
-    assert (await rig.http.get("/readyz")).status == 200
+    assert (await rig.state()).engine_ready
     rig.engine.paused = True
-    assert (await rig.http.get("/readyz")).status == 503, "a pause that is not ours"
+    assert not (await rig.state()).engine_ready, "a pause that is not ours"
     rig.swapper.draft_swap.paused = True
-    assert (await rig.http.get("/readyz")).status == 200, "our own pause is too short to leave the Service"
+    assert (await rig.state()).engine_ready, "our own pause is short"
+
+
+async def test_a_pause_that_a_dead_agent_left_ends_without_a_probe_or_an_operator(rig: AgentRig) -> None:
+    rig.engine_is(ready=True)
+    rig.engine.paused = True
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(rig.observer.run(), 0.5)
+    assert not rig.engine.paused
 
 
 async def test_a_new_start_of_the_engine_is_recovered(rig: AgentRig) -> None:
@@ -322,12 +331,12 @@ async def test_the_metric_of_dropped_shards_counts_lost_shards(rig: AgentRig) ->
 
 
 @pytest.mark.parametrize("order", ["draft", "measurement"])
-async def test_probes_are_answered_while_an_order_is_written_to_a_busy_disk(
+async def test_questions_are_answered_while_an_order_is_written_to_a_busy_disk(
     rig: AgentRig, monkeypatch: pytest.MonkeyPatch, order: str
 ) -> None:
     """Nothing follows from the order before it is on the disk."""
     rig.engine_is(ready=True)
-    assert (await rig.http.get("/readyz")).status == 200
+    assert (await rig.state()).engine_ready
     disk = BusyDisk(monkeypatch)
     body = {
         "draft": rig.swap_request(1, 2),
@@ -335,8 +344,8 @@ async def test_probes_are_answered_while_an_order_is_written_to_a_busy_disk(
     }[order].to_json()
     answer = asyncio.create_task(rig.http.put(f"/v1/{order}", data=body, headers=AUTH))
     await disk.wait_until_begun()
-    for path in ("/healthz", "/readyz", "/metrics"):
-        assert (await rig.http.get(path)).status == 200
+    for path in ("/v1/state", "/metrics"):
+        assert (await rig.http.get(path, headers=AUTH)).status == 200
     assert (rig.swapper.last_request(), rig.swapper.is_swapping, rig.lease.withdrawn) == (None, False, False)
     disk.released.set()
     assert (await answer).status == 202

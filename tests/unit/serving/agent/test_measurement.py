@@ -267,7 +267,6 @@ async def test_the_measurement_api_over_http(rig: PodRig) -> None:
         state = AgentState.from_json(await answer.read())
         assert state.measurement is not None
         assert (state.engine_ready, state.boot, state.version) == (False, "", None)
-        assert (await http.get("/readyz")).status == 503
         assert (await http.put("/v1/measurement/trial", data=trial, headers=AUTH)).status == 202
         assert (await http.put("/v1/draft", data=rig.swap_request(1, 9).to_json(), headers=AUTH)).status == 503
         await rig.drain()
