@@ -30,6 +30,11 @@ KEYS_FOLDER = "/etc/aurora/keys"
 """Folder of a container's keys: :data:`AGENT_TOKEN` of agent and validator, the pod's own files of the engine."""
 ENGINE_KEY_FOLDER = "/etc/aurora/engine"
 """Folder with this pod's :data:`ADMIN_KEY` and :data:`TRAFFIC_SECRET`. The init container makes both."""
+STORE_KEYS_VARIABLE = "AURORA_STORE_KEYS"
+"""Names the folder where the Secret with the store's keys is mounted. Unset: boto3 looks for credentials itself."""
+STORE_KEYS_FOLDER = "/etc/aurora/store"
+ACCESS_KEY, SECRET_KEY = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
+"""The items of that Secret, and the files in the folder."""
 SIGNING_FOLDER = "/etc/aurora/signing"
 """Folder with the one key of the speculator's signatures that a container needs (``signatures.KeyName``).
 

@@ -90,7 +90,7 @@ class StoreConfig:
 
     @classmethod
     def of(cls, settings: StoreSettings) -> StoreConfig:
-        """The store of a pod. boto3 finds the credentials itself (``AWS_*`` variables or workload identity).
+        """The store of a pod. boto3 finds the credentials itself (a mounted Secret or workload identity).
 
         Every setting is a field of the same name here.
         """

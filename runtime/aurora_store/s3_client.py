@@ -51,6 +51,7 @@ from aurora_store.errors import (
     StoreError,
     bounded_text,
 )
+from aurora_store.mounted_keys import MountedKeysProvider
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -107,6 +108,7 @@ class S3Clients:
         self._clients: WeakValueDictionary[ClientSettings, S3Client] = WeakValueDictionary()
         self._lock = threading.Lock()  # only one thread at a time may use a session to create a client
         self._core = botocore.session.get_session()
+        self._core.get_component("credential_provider").insert_before("env", MountedKeysProvider())
         self._session: boto3.session.Session | None = None
 
     def client(self, settings: ClientSettings) -> S3Client:

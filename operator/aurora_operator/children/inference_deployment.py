@@ -34,6 +34,7 @@ from aurora_operator.children.pod_template import (
     resources_of,
     store_credentials,
     store_settings,
+    with_store_keys,
     with_template_labels,
 )
 from aurora_operator.kubernetes_api import Object
@@ -177,13 +178,12 @@ def deployment(
 
 
 def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig) -> dict[str, Any]:
-    settings = serving_settings(owner, spec).to_variable()
-    with_store = environment(settings, store_credentials(spec, INFERENCE))
-    agent = _agent_container(config, with_store)
+    env, credentials = environment(serving_settings(owner, spec).to_variable()), store_credentials(spec, INFERENCE)
+    agent = with_store_keys(_agent_container(config, env), credentials)
     pod: dict[str, Any] = {
         "terminationGracePeriodSeconds": GRACE_PERIOD_SECONDS,
-        "initContainers": [_stage_container(config, with_store)],
-        "containers": [_engine_container(spec, config, environment(settings)), agent],
+        "initContainers": [with_store_keys(_stage_container(config, env), credentials)],
+        "containers": [_engine_container(spec, config, env), agent],
         "volumes": [
             agent_token_volume(owner),
             _secret_volume(_SPECULATOR_KEY, keys_name(owner), ADMIN_KEY),

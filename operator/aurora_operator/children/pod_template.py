@@ -34,7 +34,15 @@ from aurora_operator.children.metadata import (
 )
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.operator_config import OperatorConfig
-from aurora_protocol.pod_settings import SETTINGS_VARIABLE, STATE_FOLDER, StoreSettings
+from aurora_protocol.pod_settings import (
+    ACCESS_KEY,
+    SECRET_KEY,
+    SETTINGS_VARIABLE,
+    STATE_FOLDER,
+    STORE_KEYS_FOLDER,
+    STORE_KEYS_VARIABLE,
+    StoreSettings,
+)
 from aurora_store.keys import owner_id, root
 
 USER_ID = 10001
@@ -45,6 +53,7 @@ TMP_LIMIT = "1Ti"
 HELPER_TMP_LIMIT = "1Gi"
 _MODEL_READERS = (ENGINE_CONTAINER, TRAINER, VALIDATOR)
 """Containers that read the target's files."""
+_STORE_KEYS = "store-keys"
 _HELPERS = ("stage", "agent")
 """Containers that keep nothing large in ``/tmp``."""
 _ROLES = {INFERENCE: StoreRole.SERVING, TRAINER: StoreRole.TRAINING, VALIDATOR: StoreRole.VALIDATION}
@@ -66,12 +75,9 @@ def store_settings(owner: Owner, spec: SpeculatorSpec) -> StoreSettings:
     )
 
 
-def environment(settings: str, credentials: RoleCredentials | None = None) -> list[Object]:
-    """Environment variables of one of our containers, with the store's ``credentials`` if it uses the store.
-
-    Keys are read from the Secret when the container starts, so a restarted pod has rotated keys.
-    """
-    out: list[Object] = [
+def environment(settings: str) -> list[Object]:
+    """Environment variables of one of our containers."""
+    return [
         {"name": SETTINGS_VARIABLE, "value": settings},
         {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": "HOME", "value": "/tmp"},  # noqa: S108 - the pod's own emptyDir
@@ -79,13 +85,25 @@ def environment(settings: str, credentials: RoleCredentials | None = None) -> li
         {"name": "PYTHONSAFEPATH", "value": "1"},  # for the processes that ours start
         {"name": "PYTHONNOUSERSITE", "value": "1"},  # the user's site would be below HOME, which is /tmp
     ]
-    reference = credentials.secret_ref if credentials is not None else None
-    if reference is not None:
-        out += [
-            {"name": key, "valueFrom": {"secretKeyRef": {"name": reference.name, "key": key}}}
-            for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-        ]
-    return out
+
+
+def with_store_keys(made: Object, credentials: RoleCredentials) -> Object:
+    """A container that uses the store, with the mounted Secret that ``credentials`` name, if they name one."""
+    if credentials.secret_ref is None:
+        return made
+    mount = {"name": _STORE_KEYS, "mountPath": STORE_KEYS_FOLDER, "readOnly": True}
+    variable = {"name": STORE_KEYS_VARIABLE, "value": STORE_KEYS_FOLDER}
+    return {**made, "env": [*made["env"], variable], "volumeMounts": [*made["volumeMounts"], mount]}
+
+
+def _store_keys_volumes(credentials: RoleCredentials) -> list[Object]:
+    """The Secret that ``credentials`` name. A pod starts without it too, because serving does not need the store."""
+    if credentials.secret_ref is None:
+        return []
+    items = [{"key": key, "path": key} for key in (ACCESS_KEY, SECRET_KEY)]
+    name = credentials.secret_ref.name
+    source = {"secretName": name, "defaultMode": 0o440, "items": items, "optional": True}
+    return [{"name": _STORE_KEYS, "secret": source}]
 
 
 def resources_of(spec: SpeculatorSpec) -> Object:
@@ -144,8 +162,10 @@ def pod_template(
 
     Our own labels win over the users', because Services and selectors rely on them.
     """
-    account = store_credentials(spec, component).service_account_name or owner.name
-    merged = _with_model(_base_pod(config, account, pod), spec.target.source)
+    credentials = store_credentials(spec, component)
+    merged = _base_pod(config, credentials.service_account_name or owner.name, pod)
+    merged["volumes"] += _store_keys_volumes(credentials)
+    merged = _with_model(merged, spec.target.source)
     metadata: dict[str, Any] = {"annotations": _autoscaling(component, merged)}
     for override in overrides:
         merged = merge(merged, override.spec)

@@ -29,6 +29,7 @@ from aurora_operator.children.pod_template import (
     resources_of,
     store_credentials,
     store_settings,
+    with_store_keys,
     with_template_labels,
 )
 from aurora_operator.kubernetes_api import Object
@@ -71,13 +72,13 @@ def trainer_deployment(owner: Owner, spec: SpeculatorSpec, config: OperatorConfi
         TRAINER,
         engine_image(spec, config),
         program(sum(gpus_of(spec, spec.training.template, TRAINER).values())),
-        environment(trainer_settings(owner, spec), store_credentials(spec, TRAINER)),
+        environment(trainer_settings(owner, spec)),
         **resources_of(spec),
         volumeMounts=[SHM_MOUNT],
     )
     pod = {
         "terminationGracePeriodSeconds": GRACE_PERIOD_SECONDS,
-        "containers": [trainer],
+        "containers": [with_store_keys(trainer, store_credentials(spec, TRAINER))],
         "volumes": [SHM_VOLUME],
     }
     template = pod_template(owner, spec, config, TRAINER, pod, spec.training.template)

@@ -40,6 +40,7 @@ from aurora_operator.children.pod_template import (
     resources_of,
     store_credentials,
     store_settings,
+    with_store_keys,
     with_template_labels,
 )
 from aurora_operator.kubernetes_api import Object
@@ -152,14 +153,14 @@ def _pod(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, attempt: Va
         VALIDATOR,
         engine_image(spec, config),
         ["aurora_runtime.validation"],
-        environment(validation_settings(owner, spec, config, attempt), store_credentials(spec, VALIDATOR)),
+        environment(validation_settings(owner, spec, config, attempt)),
         **({} if attempt.replica else resources_of(spec)),
         volumeMounts=[KEYS_MOUNT if attempt.replica else SHM_MOUNT, SIGNING_MOUNT],
     )
     return {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE_PERIOD_SECONDS,
-        "containers": [validator],
+        "containers": [with_store_keys(validator, store_credentials(spec, VALIDATOR))],
         "volumes": [
             agent_token_volume(owner) if attempt.replica else SHM_VOLUME,
             signing_volume(owner, KeyName.EVIDENCE),

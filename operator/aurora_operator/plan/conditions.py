@@ -205,6 +205,10 @@ def _storage(observed: Observed) -> ConditionContent:
     store = observed.store
     if not store.ok:
         return ConditionContent(False, store.reason, store.error)
+    refused = {pod.name: pod.agent.upload_error for pod in observed.pods if pod.agent and pod.agent.upload_error}
+    if refused:
+        name, error = min(refused.items())
+        return ConditionContent(False, "UploadsFail", f"{len(refused)} pods cannot upload traces; {name}: {error}")
     message = "the store can be read and written, and honours create-once writes"
     if (observed.spec.store.endpoint or "").startswith("http://"):
         message += ". store.endpoint is http, so traces and drafts cross the network unencrypted"

@@ -150,6 +150,7 @@ class PodObserver:
             live=live if speculation is None else _by_source(live, speculation),
             capture=self.capture_counters(),
             measurement=measurement,
+            upload_error=self._uploader.error,
             speedup_estimate=_speedup(speculation),
             saved_time=speculation.saved_time if speculation is not None else None,
         )

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from aurora_protocol.agent_api import MAX_ERROR_CHARACTERS
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.pod_registry import PodRegistry
@@ -60,6 +61,8 @@ class Uploader:
         self._spool = spool
         self._registry = registry
         self.counters = UploadCounters()
+        self.error = ""
+        """Why the last attempts failed, once they have for about a minute. Empty otherwise."""
         self._shutting_down = asyncio.Event()
         self._stopped = threading.Event()
 
@@ -69,11 +72,12 @@ class Uploader:
         while True:
             try:
                 await asyncio.to_thread(self.upload_spool)
-                backoff_seconds = FIRST_BACKOFF_SECONDS
+                backoff_seconds, self.error = FIRST_BACKOFF_SECONDS, ""
                 await self._sleep(POLL_SECONDS)
             except (StoreError, OSError) as error:
                 self.counters.failures += 1
                 log.warning("uploads fail and will be retried, shards wait in the spool: %s", error)
+                self.error = str(error)[:MAX_ERROR_CHARACTERS] if backoff_seconds == MAX_BACKOFF_SECONDS else self.error
                 await self._sleep(backoff_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
                 backoff_seconds = min(backoff_seconds * 2, MAX_BACKOFF_SECONDS)
 

@@ -19,7 +19,15 @@ from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.operator_upgrade import decide_upgrade
 from aurora_operator.plan.wanted_children import children
 from aurora_protocol.agent_api import ENGINE_PORT, PROBE_HEADER
-from aurora_protocol.pod_settings import Replica, ServingSettings, TrainerSettings, ValidationSettings
+from aurora_protocol.pod_settings import (
+    ACCESS_KEY,
+    SECRET_KEY,
+    STORE_KEYS_VARIABLE,
+    Replica,
+    ServingSettings,
+    TrainerSettings,
+    ValidationSettings,
+)
 from tests.unit.operator.worlds import CONFIG, NOW, OWNER, observed, spec
 
 
@@ -80,8 +88,9 @@ def test_settings_hold_no_field_that_the_user_did_not_set_so_an_older_image_can_
 
 def test_the_engine_never_sees_the_credentials_of_the_store() -> None:
     template = pods(spec())["inference"]
-    seen = {c["name"]: "AWS_SECRET_ACCESS_KEY" in variables(c) for c in containers(template)}
-    assert seen == {"stage": True, "sglang": False, "agent": True}
+    mounted = {c["name"]: "store-keys" in {m["name"] for m in c["volumeMounts"]} for c in containers(template)}
+    assert mounted == {"stage": True, "sglang": False, "agent": True}
+    assert {c["name"]: STORE_KEYS_VARIABLE in variables(c) for c in containers(template)} == mounted
 
 
 def test_the_engine_alone_decides_whether_its_pod_is_ready() -> None:
@@ -228,7 +237,11 @@ def test_a_validator_that_measures_on_a_replica_gets_only_the_image_and_one_toke
     assert "nodeSelector" not in pod
     assert (pod["imagePullSecrets"], pod["priorityClassName"]) == (secrets, "low")
     mounted = [volume["secret"] for volume in pod["volumes"] if "secret" in volume]
-    assert [[item["key"] for item in one["items"]] for one in mounted] == [["agent-token"], ["evidence-key"]]
+    assert [[item["key"] for item in one["items"]] for one in mounted] == [
+        ["agent-token"],
+        ["evidence-key"],
+        [ACCESS_KEY, SECRET_KEY],
+    ]
     settings = ValidationSettings.from_json(variables(container)["AURORA_SETTINGS"]["value"])
     assert settings.replica == where
     context = container["securityContext"]
@@ -260,7 +273,8 @@ def test_a_users_service_account_is_used_and_none_is_created() -> None:
     assert service_accounts(OWNER, given) == []
     for template in pods(given).values():
         assert template["spec"]["serviceAccountName"] == "cloud"
-        assert all("AWS_ACCESS_KEY_ID" not in variables(c) for c in containers(template))
+        assert all(STORE_KEYS_VARIABLE not in variables(c) for c in containers(template))
+        assert "store-keys" not in {volume["name"] for volume in template["spec"]["volumes"]}
 
 
 def test_only_the_operator_reaches_agents_and_validators_too_where_replicas_are_measured() -> None:
@@ -293,7 +307,8 @@ def test_an_update_of_the_trainer_deletes_its_pod_first() -> None:
     assert made["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
     assert made["spec"]["replicas"] == 1
     volumes = made["spec"]["template"]["spec"]["volumes"]
-    assert all("emptyDir" in volume for volume in volumes), "nothing binds the trainer to a node"
+    kinds = {kind for volume in volumes for kind in volume if kind != "name"}
+    assert kinds == {"emptyDir", "secret"}, "nothing binds the trainer to a node"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 
 from aurora_operator.children.supporting_objects import policies
 from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
+from aurora_protocol.pod_settings import ACCESS_KEY, SECRET_KEY
 from tests.unit.operator.children.test_children import containers, pods
 from tests.unit.operator.worlds import CONFIG, OWNER, spec
 
@@ -31,12 +32,14 @@ def test_the_engine_gets_no_token_of_the_agent_and_each_pod_makes_its_own_engine
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     secrets = {name: volume["secret"]["items"] for name, volume in volumes.items() if "secret" in volume}
     keys = {name: [item["key"] for item in items] for name, items in secrets.items()}
+    assert keys.pop("store-keys") == [ACCESS_KEY, SECRET_KEY]
     assert keys == {"keys": ["agent-token"], "speculator-key": ["admin-key"], "signing": ["channel-key"]}
     mounts = {
         container["name"]: {mount["name"]: mount for mount in container["volumeMounts"]}
         for container in (*pod["initContainers"], *pod["containers"])
     }
     assert {name for name, mounted in mounts.items() if "keys" in mounted} == {"agent"}
+    assert {name for name, mounted in mounts.items() if "store-keys" in mounted} == {"stage", "agent"}
     assert {name for name, mounted in mounts.items() if "speculator-key" in mounted} == {"stage"}
     assert {name for name, mounted in mounts.items() if "signing" in mounted} == {"stage"}
     assert {name for name, mounted in mounts.items() if "engine-key" in mounted} == {"stage", "sglang", "agent"}

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from aurora_operator.children.inference_deployment import choice_digest
 from aurora_operator.children.supporting_objects import service_accounts
+from aurora_protocol.pod_settings import ACCESS_KEY, SECRET_KEY, STORE_KEYS_VARIABLE
 from tests.unit.operator.children.test_children import containers, pods, variables
 from tests.unit.operator.worlds import OWNER, spec
 
@@ -21,9 +22,17 @@ def store(**more: Any) -> dict[str, Any]:
 
 
 def secrets(template: dict[str, Any]) -> set[str]:
-    """The Secrets that the containers take the store's keys from."""
-    entries = (entry for container in containers(template) for entry in variables(container).values())
-    return {e["valueFrom"]["secretKeyRef"]["name"] for e in entries if "secretKeyRef" in e.get("valueFrom", {})}
+    """The Secrets with the store's keys that the containers mount where their variable says."""
+    volumes = {v["name"]: v["secret"] for v in template["spec"]["volumes"] if "secret" in v}
+    mounts = [
+        volumes[mount["name"]]
+        for container in containers(template)
+        for mount in container["volumeMounts"]
+        if mount["mountPath"] == variables(container).get(STORE_KEYS_VARIABLE, {}).get("value")
+    ]
+    assert all([item["path"] for item in one["items"]] == [ACCESS_KEY, SECRET_KEY] for one in mounts)
+    assert all(one["optional"] for one in mounts), "serving does not need the store"
+    return {one["secretName"] for one in mounts}
 
 
 @pytest.mark.parametrize(("pod", "role"), PODS.items())

@@ -246,6 +246,17 @@ def test_a_store_that_is_away_leaves_ready_true_while_pods_serve_and_gives_a_war
     assert condition(wrong, ConditionType.STALLED).reason == "StorageSecretMissing"
 
 
+def test_uploads_that_fail_are_a_fault_of_the_storage_while_clients_are_served() -> None:
+    cannot = pod("chat-b", 0, agent=agent("chat-b", 0, upload_error="create traces/1: InvalidAccessKeyId"))
+    world = observed(pods=(pod("chat-a", 0), cannot))
+    storage = condition(world, ConditionType.STORAGE_READY)
+    assert (storage.status.value, storage.reason) == ("False", "UploadsFail")
+    assert "chat-b" in storage.message
+    assert "InvalidAccessKeyId" in storage.message
+    assert ready(world) == ("True", "StorageUploadsFail")
+    assert condition(world, ConditionType.STALLED).status.value == "False"
+
+
 @pytest.mark.parametrize("world", [observed(), observed(pods=()), observed(name_taken=("Service chat",))])
 def test_at_most_one_of_reconciling_and_stalled_is_true(world: Observed) -> None:
     kinds = (ConditionType.RECONCILING, ConditionType.STALLED)

@@ -108,6 +108,29 @@ async def test_uploads_continue_after_a_store_outage(
         await task
 
 
+async def test_an_error_is_reported_once_uploads_have_failed_for_long_and_until_one_succeeds(
+    uploads: tuple[Uploader, FolderObjects, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploader, objects, spool = uploads
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        objects.down = len(pauses) < 7
+        if pauses[7:]:
+            raise asyncio.CancelledError
+        assert (uploader.error == "") == (len(pauses) < 7)
+
+    monkeypatch.setattr(uploader, "_sleep", sleep)
+    monkeypatch.setattr("random.uniform", lambda *_: 1.0)
+    shard(spool, 0)
+    objects.down = True
+    with pytest.raises(asyncio.CancelledError):
+        await uploader.run()
+    assert pauses[:7] == [1, 2, 4, 8, 16, 32, 60]
+    assert (uploader.counters.uploaded, uploader.error) == (1, "")
+
+
 @pytest_asyncio.fixture
 async def uploading(
     uploads: tuple[Uploader, FolderObjects, Path], monkeypatch: pytest.MonkeyPatch
