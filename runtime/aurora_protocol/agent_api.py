@@ -48,7 +48,6 @@ PROBE_HEADER = "x-aurora-probe"
 """Header in the pod's readiness probe of the engine, which fails while the pod may not serve clients."""
 MEASUREMENT_PREFIX = "aurora-measure-"
 """Prefix of the ids of measuring requests. Such requests are not traffic and are not traced."""
-MAX_ERROR_CHARACTERS = 300
 MAX_COUNT = 2**48
 """Limit of any counter. The sum over all pods of a speculator still fits Kubernetes' 64-bit integers."""
 MAX_SPEEDUP = 1000
@@ -301,7 +300,7 @@ class AgentState(Record):
     measurement: MeasurementStatus | None = Field(default=None, description="Set while the pod is withdrawn.")
     upload_error: str = Field(
         default="",
-        max_length=MAX_ERROR_CHARACTERS,
+        max_length=300,
         description="Why the store has taken no shard for a minute. Empty while uploads succeed.",
     )
 

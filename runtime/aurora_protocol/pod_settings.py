@@ -3,8 +3,8 @@
 Why one model per role: a role gets only the parts of the spec that it uses. A change of the gate, say, then does not
 restart the serving pods.
 
-Invariant: settings hold no credentials. The store's credentials come as ``AWS_*`` variables. The key of the engine's
-admin API and the agent's token come as files.
+Invariant: settings hold no credentials. The store's keys, the key of the engine's admin API and the agent's token come
+as files.
 """
 
 from __future__ import annotations

@@ -23,6 +23,10 @@ def mount(folder: Path, version: str, **keys: str) -> None:
         (made / name).write_text(value)
     os.symlink(made.name, link)
     os.replace(link, folder / "..data")
+    for name in (ACCESS_KEY, SECRET_KEY):
+        (folder / name).unlink(missing_ok=True)
+        if name in keys:
+            os.symlink(f"..data/{name}", folder / name)
 
 
 def pair(version: str) -> dict[str, str]:

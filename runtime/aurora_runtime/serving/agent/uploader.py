@@ -20,13 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from aurora_protocol.agent_api import MAX_ERROR_CHARACTERS
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.spool_state import SpoolState, read_spool_state
 from aurora_runtime.serving.pod_files import shard_age_key
-from aurora_store.errors import StoreError
+from aurora_store.errors import StoreError, bounded_text
 from aurora_store.objects import sha256_file
 
 log = logging.getLogger(__name__)
@@ -77,7 +76,8 @@ class Uploader:
             except (StoreError, OSError) as error:
                 self.counters.failures += 1
                 log.warning("uploads fail and will be retried, shards wait in the spool: %s", error)
-                self.error = str(error)[:MAX_ERROR_CHARACTERS] if backoff_seconds == MAX_BACKOFF_SECONDS else self.error
+                if backoff_seconds == MAX_BACKOFF_SECONDS:
+                    self.error = bounded_text(str(error))
                 await self._sleep(backoff_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
                 backoff_seconds = min(backoff_seconds * 2, MAX_BACKOFF_SECONDS)
 
