@@ -43,7 +43,8 @@ class SpeculatorSpec(Model):
         "json_schema_extra": rules(
             (
                 "self.target.model == oldSelf.target.model && self.target.dtype == oldSelf.target.dtype &&"
-                " self.target.?revision == oldSelf.target.?revision",
+                " has(self.target.revision) == has(oldSelf.target.revision) &&"
+                " (!has(self.target.revision) || self.target.revision == oldSelf.target.revision)",
                 "the target's model, revision and dtype are immutable: create another AuroraSpeculator for another one",
             ),
             (

@@ -98,7 +98,7 @@ def _create_speculator(server: ApiServer, store: S3) -> None:
     location = {"bucket": BUCKET, "endpoint": store.endpoint, "credentials": {"secretRef": {"name": "s3"}}}
     kind = {"apiVersion": "aurora.dev/v1alpha1", "kind": "AuroraSpeculator"}
     metadata = {"name": NAME, "namespace": NAMESPACE}
-    serving = {"replicas": 1, "template": _template("sglang")}
+    serving = {"replicas": 1, "device": "cpu", "template": _template("sglang")}
     spec = {**SPEC, "store": location, "serving": serving, "training": {"template": _template("trainer")}}
     server.apply(secret, {**kind, "metadata": metadata, "spec": spec})
 
