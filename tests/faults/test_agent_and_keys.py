@@ -97,7 +97,7 @@ def test_keys_that_are_corrected_are_used_without_a_restart_while_clients_are_se
 
 
 def _waiting_shards(rig: FaultRig) -> int:
-    """Shards in the spools of the pods that failed to upload, as the agents count their failures."""
+    """Complete shards in the spools of the pods, without one for each pod that may be on its way."""
     found = 0
     for pod in rig.component_pods("inference"):
         where = ("exec", "-n", rig.aurora.namespace, pod["metadata"]["name"], "-c", "agent", "--")

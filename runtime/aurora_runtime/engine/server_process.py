@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aurora_api.v1alpha1.serving import DEFAULT_MAX_RUNNING_REQUESTS
+from aurora_protocol.pod_settings import ACCESS_KEY, SECRET_KEY, STORE_KEYS_VARIABLE
 from aurora_runtime.cpu import launch_settings as cpu
 from aurora_runtime.engine.machine import ISOLATED_PYTHON
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
@@ -39,7 +40,7 @@ PORTS = range(20000, 32000)
 """Below the kernel's ephemeral range, so that a free port stays free until it is bound."""
 _ERROR_LINE = re.compile(r"(\w+\.)*\w*(Error|Exception|Exhausted): ")
 """The last line of a traceback."""
-_STORE_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+_STORE_CREDENTIALS = (ACCESS_KEY, SECRET_KEY, "AWS_SESSION_TOKEN", STORE_KEYS_VARIABLE)
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,11 @@ def test_compared_servers_differ_in_speculation_only() -> None:
 
 
 def test_credentials_do_not_reach_the_engine() -> None:
-    variables = SPEC.environment({"AWS_SECRET_ACCESS_KEY": "s", "AWS_ACCESS_KEY_ID": "a", "PATH": "/bin"})
+    variables = SPEC.environment(
+        {"AWS_SECRET_ACCESS_KEY": "s", "AWS_ACCESS_KEY_ID": "a", "AURORA_STORE_KEYS": "/keys", "PATH": "/bin"}
+    )
     assert variables["PATH"] == "/bin"
-    assert not [name for name in variables if name.startswith("AWS_")]
+    assert not [name for name in variables if name.startswith("AWS_") or name == "AURORA_STORE_KEYS"]
 
 
 def test_an_engine_that_dies_is_reported_with_the_end_of_its_log(
