@@ -47,7 +47,7 @@ def open_store(cluster: Cluster, speculator: Speculator, *, endpoint: str | None
     if store.endpoint and endpoint is None and not use_secret:
         raise StoreFault(_whose_endpoint(store.endpoint))
     keys = _keys_of_secret(cluster, speculator, store) if use_secret else (None, None)
-    place = store.restore_from or root(store.prefix, speculator.namespace, speculator.name, speculator.uid)
+    place = root(store.prefix, store.path, speculator.namespace, speculator.name)
     config = StoreConfig(store.bucket, place, endpoint or store.endpoint, store.region, *keys)
     try:
         return ObjectStore(config, attempts=ATTEMPTS, timeout_seconds=CALL_SECONDS)

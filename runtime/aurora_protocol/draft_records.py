@@ -153,18 +153,18 @@ class ChannelReason(StrEnum):
     REFUSED = "Refused"
     """Only ``rejected`` changed: a version must not be offered again."""
     RESTORED = "Restored"
-    """Another speculator took the root over (``spec.store.restoreFrom``). The versions stay as they are."""
+    """Another speculator with the same ``spec.store.path`` took the root over. The versions stay as they are."""
     DELETING = "Deleting"
     """The root's owner was deleted with ``deletionPolicy: Delete``. The objects are being deleted."""
 
 
 class RootOwner(Model):
-    """A speculator that took over a root which another speculator began."""
+    """The speculator that owns a root."""
 
-    id: str = Field(description="The first 8 characters of the speculator's uid, as in the name of a root.")
+    id: str = Field(description="The first 8 characters of the speculator's uid.")
     namespace: str = Field(description="Namespace of the speculator.")
     name: str = Field(description="Name of the speculator.")
-    since: Timestamp = Field(description="When the speculator took the root over.")
+    since: Timestamp = Field(description="When the speculator began the root, or took it over.")
 
 
 class Channel(StoredRecord):
@@ -191,10 +191,7 @@ class Channel(StoredRecord):
         default=(), description="Versions rejected by live traffic or by a person, whatever their evidence says."
     )
     message: str = Field(default="", description="Why this epoch began, in plain words.")
-    owner: RootOwner | None = Field(
-        default=None,
-        description="The speculator that owns the root. None: the speculator that the root is named after.",
-    )
+    owner: RootOwner = Field(description="The speculator that owns the root.")
     created: Timestamp = Field(description="When the epoch began.")
 
     def digest_of(self, version: int) -> str | None:

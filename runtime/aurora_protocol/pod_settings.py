@@ -56,10 +56,7 @@ class StoreSettings(Record):
 
     bucket: str = Field(description="Name of the bucket.")
     root: str = Field(description="Prefix of all keys of the speculator.")
-    owner: str | None = Field(
-        default=None,
-        description="Owner id of the speculator that restored the root. None: the one that the root is named after.",
-    )
+    owner: str = Field(description="Owner id of the speculator. Its pods write while it owns the root.")
     endpoint: str | None = Field(default=None, description="URL of the store. None: AWS S3.")
     region: str | None = Field(default=None, description="Region of the bucket.")
 

@@ -2,7 +2,7 @@
 
 ::
 
-    <prefix>/<namespace>/<name>-<uid8>/              the speculator's root; all keys below are relative to it
+    <prefix>/<path>/                               the speculator's root; all keys below are relative to it
       lineage/<n>.json                               create-once
       traces/<lineage>/<date>/<hour>/<pod>-<boot>-<seq>.safetensors, then .json
       checkpoints/<version>-<digest12>/...           files, then manifest.json
@@ -116,22 +116,17 @@ def shard_data_key(manifest_key: str) -> str:
     return f"{manifest_key.removesuffix('.json')}.safetensors"
 
 
-def root(prefix: str, namespace: str, name: str, uid: str) -> str:
-    """The root of one speculator.
+def root(prefix: str, path: str | None, namespace: str, name: str) -> str:
+    """The root of one speculator: ``path`` below ``prefix``. Without a path, its namespace and name.
 
-    The uid separates a speculator from an earlier one of the same name, so that no old data is taken over.
+    The root holds no uid, so a speculator that is created again finds the draft of the former one.
     """
-    return "/".join(part for part in (prefix.strip("/"), namespace, f"{name}-{owner_id(uid)}") if part)
+    return "/".join(part for part in (prefix.strip("/"), path or f"{namespace}/{name}") if part)
 
 
 def owner_id(uid: str) -> str:
     """The short form of a speculator's uid, which names the owner of a root."""
     return uid[:OWNER_ID_CHARACTERS]
-
-
-def first_owner(root: str) -> str:
-    """The owner id of the speculator that a root is named after."""
-    return root[-OWNER_ID_CHARACTERS:]
 
 
 class Keys:
@@ -146,6 +141,8 @@ class Keys:
     TRAINER_STATE = "trainer/state/"
     TRAINER_STATUS = "trainer/status.json"
     PROBE = "probe/"
+    FOLDERS = (LINEAGE, TRACES, CHECKPOINTS, REGISTRY, EVIDENCE, CHANNEL, "trainer/", PROBE)
+    """Every key below a root begins with one of these."""
 
     @staticmethod
     def lineage(number: int) -> str:

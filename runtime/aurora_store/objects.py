@@ -81,7 +81,7 @@ class StoreConfig:
     access_key: str | None = None
     secret_key: str | None = None
     owner: str | None = None
-    """Owner id of the speculator that restored the root. None: the speculator that the root is named after."""
+    """Owner id of the speculator. Needed only by processes of pods, which write while it owns the root."""
     refuses_link_local: bool = False
     """Whether ``endpoint`` may not lead to a link-local address, because somebody else chose it."""
 

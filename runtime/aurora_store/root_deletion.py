@@ -1,7 +1,7 @@
 """Deletes all objects of one root, with their older versions and unfinished uploads, and nothing else.
 
 A last channel record with reason ``Deleting`` closes the root. It takes the next epoch, create-once: so a speculator
-that restores the root comes either before it, and the root is kept, or after it, and is refused. Pods that still run
+that takes the root over comes either before it, and the root is kept, or after it, and is refused. Pods that still run
 may no longer write (``root_ownership``). Then everything is listed and deleted, the channel last, until a listing is
 empty. An interrupted deletion begins anew, and closes the root again if the record was deleted already.
 
@@ -10,7 +10,9 @@ is left, because without the marker a version that is locked appears as an objec
 calls, and a lock may keep a version for years. So versions and uploads that the store refuses to delete are reported
 and not waited for.
 
-Invariants: only keys below ``<root>/`` are deleted. A root that belongs to another speculator is kept.
+Invariants: only keys of our folders below ``<root>/`` are deleted, and no other root that lies inside this one. A root
+that belongs to another speculator is kept. Traces without a channel are kept, because nobody is known to own them: pods
+write traces only while there is a channel, so it was lost.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ from botocore.exceptions import ClientError
 from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_protocol.errors import InvalidRecord
 from aurora_store.errors import CallUnavailable, ObjectExists, ObjectMissing, ObjectRefused, StoreError, bounded_text
-from aurora_store.keys import Keys, first_owner, in_sequence, record_numbers
+from aurora_store.keys import Keys, in_sequence, record_numbers
 from aurora_store.objects import ObjectStore, StoreConfig
-from aurora_store.root_ownership import current_owner, owned_text
+from aurora_store.root_ownership import owned_text
 from aurora_store.s3_client import store_error
 
 MAX_PASSES: Final = 10
@@ -84,9 +86,9 @@ class RootDeletion(ObjectStore):
             self._remains = ""
             before = self._deleted
             yield from self._delete_all(lambda key: not key.startswith(Keys.CHANNEL))
-            if all(key.startswith(Keys.CHANNEL) for key in self.list("")):
+            if all(key.startswith(Keys.CHANNEL) for key in self._keys()):
                 yield from self._delete_all(lambda _: True)
-            if next(self.list(""), None) is None and (self._remains or self._deleted == before):
+            if next(self._keys(), None) is None and (self._remains or self._deleted == before):
                 return
         raise StoreError(f"objects below {self.config.root} come back after {MAX_PASSES} deletions; find their writer")
 
@@ -94,9 +96,9 @@ class RootDeletion(ObjectStore):
         """Close the root with a last channel record. Returns why the root is kept; empty when it is deleted."""
         root, channel = self.config.root, self._newest_channel()
         if channel is None:
-            named = self._speculator == first_owner(root)
-            return "" if named else f"the root {root} has no channel record that names its owner"
-        if current_owner(channel, root) != self._speculator:
+            lost = next(self.list(Keys.TRACES), None) is not None
+            return f"the root {root} has traces, and no channel record that names its owner" if lost else ""
+        if channel.owner.id != self._speculator:
             return owned_text(channel, root)
         if channel.reason is not ChannelReason.DELETING:
             closing = {"epoch": channel.epoch + 1, "reason": ChannelReason.DELETING, "created": datetime.now(UTC)}
@@ -107,6 +109,10 @@ class RootDeletion(ObjectStore):
                 text = f"the root {root} was not closed: another writer took the next epoch of its channel"
                 raise StoreError(bounded_text(text)) from error
         return ""
+
+    def _keys(self) -> Iterator[str]:
+        """The keys of our objects that are left."""
+        return (key for key in self.list("") if key.startswith(Keys.FOLDERS))
 
     def _newest_channel(self) -> Channel | None:
         """The record with the highest epoch in sequence. Raises :class:`StoreError` when it cannot be read.
@@ -191,7 +197,8 @@ class RootDeletion(ObjectStore):
     ) -> list[dict[str, str]]:
         """The ``fields`` of those listed items below the root whose keys are ``chosen``."""
         folder = self._full_key("")
-        ours = [item for item in listed or () if item.get("Key", "").startswith(folder)]
+        folders = tuple(folder + name for name in Keys.FOLDERS)
+        ours = [item for item in listed or () if item.get("Key", "").startswith(folders)]
         if any(item.get(field) is None for item in ours for field in fields):
             raise CallUnavailable(f"the store's listing gives no {' and '.join(fields)}")
         return [{field: item[field] for field in fields} for item in ours if chosen(item["Key"].removeprefix(folder))]

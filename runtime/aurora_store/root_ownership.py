@@ -1,8 +1,8 @@
 """Which speculator owns a root, and the store of the pods, in which only the owner writes.
 
-A root belongs to the speculator that it is named after, until another speculator takes it over with
-``spec.store.restoreFrom``. The takeover is a record of the channel: it takes the next epoch, create-once, and names the
-new owner.
+Each record of the channel names the owner. The first record makes its writer the owner. Another speculator with the
+same ``spec.store.path`` takes the root over with the next record, create-once, which names the new owner
+(the operator's ``plan.usable_store`` says when).
 
 Why the channel: an operator decides by writing the next epoch. A former owner that has not seen the takeover loses this
 race, because the takeover holds the epoch. A former owner that has seen the takeover stops. So two owners never advance
@@ -13,6 +13,8 @@ Invariants:
 - Before a pod writes, the newest channel record is known, and names the pod's speculator as the root's owner. The
   record is read right before a write that decides something (lineage, version, evidence, trainer state). Before other
   writes, the reading is at most :data:`MAX_AGE_SECONDS` old.
+- Before the channel's first record nobody owns the root, and every speculator with this path may write. What is
+  written then is create-once.
 - When the channel is gone, the root was deleted or emptied, and pods write nothing. A process that may start before the
   channel's first record notices this only if it has seen a record.
 - Reads are never refused. The pods of a former owner go on serving.
@@ -30,10 +32,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from aurora_protocol.draft_records import Channel, ChannelReason
+from aurora_protocol.draft_records import Channel, ChannelReason, RootOwner
 from aurora_protocol.errors import InvalidRecord
 from aurora_store.errors import NotRootOwner, StoreError, bounded_text
-from aurora_store.keys import Keys, first_owner, in_sequence, record_numbers
+from aurora_store.keys import Keys, in_sequence, record_numbers
 from aurora_store.objects import ObjectStore, StoreConfig
 
 MAX_NAME_CHARACTERS: Final = 400
@@ -44,25 +46,24 @@ WRITES: Final = frozenset({"put", "create", "upload", "delete"})
 DECIDING_PREFIXES: Final = (Keys.LINEAGE, Keys.REGISTRY, Keys.EVIDENCE, Keys.TRAINER_STATE)
 
 
-def current_owner(channel: Channel | None, root: str) -> str:
-    """The owner id of the speculator that owns ``root``."""
-    return channel.owner.id if channel is not None and channel.owner is not None else first_owner(root)
-
-
-def write_refusal(channel: Channel | None, root: str, owner: str) -> str:
-    """Why ``owner`` may not write below ``root``. Empty when it may."""
-    if channel is not None and channel.reason is ChannelReason.DELETING:
+def write_refusal(channel: Channel | None, root: str, owner: str | None) -> str:
+    """Why the speculator with the owner id ``owner`` may not write below ``root``. Empty when it may."""
+    if channel is None:
+        return ""
+    if channel.reason is ChannelReason.DELETING:
         return f"the root {root} is being deleted with its speculator (deletionPolicy: Delete)"
-    return "" if current_owner(channel, root) == owner else owned_text(channel, root)
+    return "" if channel.owner.id == owner else owned_text(channel, root)
 
 
-def owned_text(channel: Channel | None, root: str) -> str:
+def owned_text(channel: Channel, root: str) -> str:
     """Which speculator owns the root, and since when."""
-    new = None if channel is None else channel.owner
-    if new is None:
-        return f"the root {root} belongs to the speculator with uid {first_owner(root)}…"
-    speculator = bounded_text(f"{new.namespace}/{new.name} (uid {new.id}…)", MAX_NAME_CHARACTERS)
-    return f"the root {root} belongs to AuroraSpeculator {speculator} since {new.since:%Y-%m-%d %H:%M} UTC"
+    owner = channel.owner
+    return f"the root {root} belongs to AuroraSpeculator {owner_text(owner)} since {owner.since:%Y-%m-%d %H:%M} UTC"
+
+
+def owner_text(owner: RootOwner) -> str:
+    """Namespace, name and the beginning of the uid of an owner. Untrusted text, cut."""
+    return bounded_text(f"{owner.namespace}/{owner.name} (uid {owner.id}…)", MAX_NAME_CHARACTERS)
 
 
 class FencedObjectStore(ObjectStore):
@@ -105,7 +106,7 @@ class FencedObjectStore(ObjectStore):
         root = self.config.root
         if self._channel_vanished:
             return f"the channel of the root {root} has no record: the root was deleted or emptied"
-        return write_refusal(self._channel, root, self.config.owner or first_owner(root))
+        return write_refusal(self._channel, root, self.config.owner)
 
     def _look(self) -> None:
         """Read the newest channel record, unless it is known already.

@@ -3,8 +3,8 @@
 Why: the author of a speculator chooses endpoint, bucket and prefix, and the operator connects to that store from its
 own place in the network, sometimes with an identity of its own.
 
-Invariants: the operator never signs with its own identity for an endpoint that a speculator names. When there are
-rules, every use of a store must match one. Pure.
+Invariants: the operator never signs with its own identity for an endpoint that a speculator names, nor for the path of
+another namespace. When there are rules, every use of a store must match one. Pure.
 """
 
 from __future__ import annotations
@@ -72,6 +72,13 @@ class StorePolicy:
                 " store.endpoint; name a Secret with keys for that store, or unset store.endpoint to use AWS S3"
             )
             return StoreRefusal("KeysRequired", text)
+        own_path = (store.path or f"{namespace}/").startswith(f"{namespace}/")
+        if store.credentials.service_account_name is not None and not own_path:
+            text = (
+                f"with credentials.serviceAccountName the operator signs with its own identity, so store.path must"
+                f" begin with {namespace}/; use credentials.secretRef for a path of another namespace"
+            )
+            return StoreRefusal("StoreNotAllowed", text)
         if self.rules and not any(rule.allows(namespace, store, root) for rule in self.rules):
             place = f"s3://{store.bucket}/{root} at {store.endpoint or 'AWS S3'}"
             text = (

@@ -25,7 +25,7 @@ from aurora_protocol.pod_settings import SETTINGS_VARIABLE, TRAFFIC_SECRET, Serv
 from aurora_runtime.engine.server_process import free_port
 from aurora_runtime.held_out_split import traffic_key
 from aurora_runtime.serving.pod_files import PodFolder
-from tests.assets.signing import write_keys
+from tests.assets.signing import ROOT_OWNER, write_keys
 
 ADMIN_KEY = "admin-key-of-the-test"
 SPECULATOR_KEY = "key-of-the-speculator"
@@ -79,7 +79,9 @@ def http_status(
 
 def initial_channel() -> Channel:
     """The channel record that the operator writes first: version 0 is active."""
-    return Channel(epoch=1, lineage=1, active=0, reason=ChannelReason.INITIAL, created=datetime.now(UTC))
+    return Channel(
+        owner=ROOT_OWNER, epoch=1, lineage=1, active=0, reason=ChannelReason.INITIAL, created=datetime.now(UTC)
+    )
 
 
 @dataclass

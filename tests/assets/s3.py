@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from aurora_store import StoreConfig
+from tests.assets.signing import ROOT_OWNER
 from tests.cluster.command import stop_process
 
 START_TIMEOUT_SECONDS = 90.0
@@ -50,7 +51,7 @@ class S3:
         ``identity``: one of the ``policies`` that the server was started with. None: the identity with all rights.
         """
         keys = (self.access_key, self.secret_key) if identity is None else _keys_of(identity)
-        return StoreConfig(bucket, root, self.endpoint, "us-east-1", *keys)
+        return StoreConfig(bucket, root, self.endpoint, "us-east-1", *keys, owner=ROOT_OWNER.id)
 
     def environment(self) -> dict[str, str]:
         """The credentials, as the environment variables that a pod gets."""

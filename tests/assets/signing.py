@@ -1,17 +1,21 @@
-"""The signing keys of test speculators: fixed ones, and those that an operator made in a cluster."""
+"""The owner of the tests' roots, and signing keys: fixed ones, and those that an operator made in a cluster."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from aurora_operator.children.metadata import Owner
 from aurora_operator.observe.store.signed_records import RecordKeys
+from aurora_protocol.draft_records import RootOwner
 from aurora_protocol.signatures import KeyName
 from aurora_store.keys import owner_id
 
+ROOT_OWNER = RootOwner(id="01234567", namespace="team", name="chat", since=datetime(2026, 1, 1, tzinfo=UTC))
+"""The owner that channel records name, and that pods have, where a test has one speculator only."""
 KEYS = {name: f"the {name.value} of the tests".encode() for name in KeyName}
 
 

@@ -24,6 +24,7 @@ from aurora_runtime.traces import RequestTrace, encode
 from aurora_runtime.training.lineage import utc_now
 from tests.assets.s3 import S3
 from tests.assets.shards import put_shard_bytes
+from tests.assets.signing import ROOT_OWNER
 
 TRAINER_MODULE = "aurora_runtime.training"
 WAIT_SECONDS = 600.0
@@ -41,7 +42,9 @@ def trainer_settings(
         draft=draft or DraftSpec(),
         training=training,
         device=Device.CPU,
-        store=StoreSettings(bucket=config.bucket, root=config.root, endpoint=config.endpoint, region=config.region),
+        store=StoreSettings(
+            owner=ROOT_OWNER.id, bucket=config.bucket, root=config.root, endpoint=config.endpoint, region=config.region
+        ),
     )
 
 

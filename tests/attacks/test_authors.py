@@ -52,7 +52,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "a bucket that S3 does not allow": store(bucket="a..b"),
     "a prefix of another": store(prefix="../../other"),
     "an absolute prefix": store(prefix="/abs"),
-    "a root of another": store(restoreFrom="aurora/../other/chat-01234567"),
+    "a path above its prefix": store(path="../other"),
     "a model of two lines": {"target": {"model": "a\nb"}},
     "a model that is an argument": {"target": {"model": "--evil"}},
     "a revision that is an argument": {"target": {"revision": "--evil"}},

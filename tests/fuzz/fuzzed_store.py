@@ -32,7 +32,7 @@ from aurora_runtime.validation.draft_fetch import fetch_draft
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
 from aurora_store import Keys
 from aurora_store.errors import StoreError
-from tests.assets.signing import KEYS
+from tests.assets.signing import KEYS, ROOT_OWNER
 from tests.assets.trainer_output import put_trainer_state
 from tests.fuzz.mutations import mutated_bytes, mutated_json, mutated_safetensors
 from tests.unit.fakes import draft_tensors, lineage, publish_bytes, safetensors
@@ -66,7 +66,9 @@ class FuzzedStore:
             for version in range(2)
         ]
         shutil.rmtree(sources)
-        self.registry.advance_channel(Channel(epoch=1, lineage=1, active=1, reason=ChannelReason.PROMOTED, created=now))
+        self.registry.advance_channel(
+            Channel(owner=ROOT_OWNER, epoch=1, lineage=1, active=1, reason=ChannelReason.PROMOTED, created=now)
+        )
         self.shard = tiny.put_shard(self.registry, 0, [tiny.trace(seed) for seed in range(12)])
         put_trainer_state(self.registry, consumed=(self.shard,))
         self.registry.put_evidence(evidence(1))

@@ -163,8 +163,7 @@ class Installation:
 
     def root(self, name: str) -> str:
         """The prefix of the speculator's objects in the bucket."""
-        uid = self.get(name)["metadata"]["uid"]
-        return f"aurora/{self.namespace}/{name}-{uid[:8]}"
+        return f"aurora/{self.namespace}/{name}"
 
     def wait_until(
         self, name: str, description: str, condition: Callable[[dict[str, Any]], bool], timeout_seconds: float

@@ -52,9 +52,9 @@ class SpeculatorSpec(Model):
                 "store.bucket and store.prefix are immutable: the draft's history lives there",
             ),
             (
-                "has(self.store.restoreFrom) == has(oldSelf.store.restoreFrom) &&"
-                " (!has(self.store.restoreFrom) || self.store.restoreFrom == oldSelf.store.restoreFrom)",
-                "store.restoreFrom is immutable: create another AuroraSpeculator to go on from another root",
+                "has(self.store.path) == has(oldSelf.store.path) &&"
+                " (!has(self.store.path) || self.store.path == oldSelf.store.path)",
+                "store.path is immutable: delete this AuroraSpeculator and create it again with the other path",
             ),
             (
                 "self.validation.concurrencies.all(c, c <= self.serving.maxRunningRequests)",

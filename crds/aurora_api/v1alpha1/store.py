@@ -15,8 +15,8 @@ _PORT: Final = "([0-9]{1,4}|[0-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2
 ENDPOINT_PATTERN: Final = rf"^https?://{_HOST}(:{_PORT})?(/[A-Za-z0-9._~/-]*)?$"
 """No user information, no query, no underscore in the host: botocore refuses such a host only at the first call."""
 _SEGMENT: Final = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
-ROOT_PATTERN: Final = rf"^({_SEGMENT}/)*[a-z0-9-]+/[a-z0-9-]+-[0-9a-f]{{8}}$"
-"""``<prefix>/<namespace>/<name>-<uid8>``, as ``status.storeRoot`` shows it."""
+PATH_PATTERN: Final = rf"^{_SEGMENT}/{_SEGMENT}$"
+"""Two segments, as ``<namespace>/<name>`` has, so that no path below a prefix lies inside another one."""
 _OBJECT_NAME = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 
 
@@ -132,8 +132,21 @@ class StoreSpec(Model):
             rf"^({_SEGMENT}(/{_SEGMENT})*/?)?$",
             "a prefix is a relative path such as team/aurora: no leading '/', and no segment begins with '.'",
         ),
-        description="Folder in the bucket, without a leading slash. Immutable. Each speculator has a folder of its own"
-        " below it.",
+        description="Folder in the bucket, without a leading slash. Immutable. Every speculator has its `path` there.",
+    )
+    path: str | None = Field(
+        default=None,
+        max_length=256,
+        pattern=PATH_PATTERN,
+        json_schema_extra=matches(
+            PATH_PATTERN,
+            "a path has two segments, such as team/chat: letters, digits, '-', '_' and '.', and none begins with '.'",
+        ),
+        description="Folder of this speculator below `prefix`, in two segments. Immutable. Unset: `<namespace>/<name>`."
+        " A speculator that finds the folder of a former one with its own namespace and name goes on with the former"
+        " draft, as in a cluster that is built anew. Set another path to begin at version 0, or to keep two clusters"
+        " apart that share a bucket. To take over the folder of a speculator with another name, set the annotation"
+        ' `aurora.dev/adopt: "true"`. With `credentials.serviceAccountName` the path begins with the namespace.',
     )
     endpoint: str | None = Field(
         default=None,
@@ -153,24 +166,10 @@ class StoreSpec(Model):
         pattern=r"^[a-z0-9-]+$",
         description="Region of the bucket. Unset: the environment's AWS_REGION, else us-east-1.",
     )
-    restore_from: str | None = Field(
-        default=None,
-        min_length=10,
-        max_length=512,
-        pattern=ROOT_PATTERN,
-        json_schema_extra=matches(
-            ROOT_PATTERN,
-            "restoreFrom is the root of a former speculator in the same bucket, such as aurora/default/chat-1a2b3c4d:"
-            " a relative path without '.' segments, copied from status.storeRoot",
-        ),
-        description="Root of a former speculator in this bucket, to go on from: its `status.storeRoot`. Immutable. This"
-        " speculator takes the root over in place, with versions, evidence, traces and trainer state, and `prefix` has"
-        " no effect. The former speculator can then change nothing there. Target,"
-        " `draft.vocabSize` and `draft.initial` must be the same. Unset: begin at version 0 in a root of its own.",
-    )
     deletion_policy: DeletionPolicy = Field(
         default=DeletionPolicy.RETAIN,
-        description="Retain: the objects in the bucket outlive the speculator, and another one can restore them."
+        description="Retain: the objects in the bucket outlive the speculator, and the next one with its path goes on"
+        " from them."
         " Delete: the operator stops the pods, deletes the objects, and only then lets the resource go. Set Retain to"
         " end a deletion that cannot reach the store.",
     )

@@ -46,6 +46,8 @@ class Owner:
     uid: str
     generation: int
     resource_version: str
+    adopts: bool = False
+    """A person made it the successor of a former speculator, with the annotation ``aurora.dev/adopt``."""
 
     @property
     def full_name(self) -> str:

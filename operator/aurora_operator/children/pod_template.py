@@ -68,8 +68,8 @@ def store_settings(owner: Owner, spec: SpeculatorSpec) -> StoreSettings:
     """Where the speculator's objects lie in the store; credentials are not part of it."""
     return StoreSettings(
         bucket=spec.store.bucket,
-        root=spec.store.restore_from or root(spec.store.prefix, owner.namespace, owner.name, owner.uid),
-        owner=owner_id(owner.uid) if spec.store.restore_from else None,
+        root=root(spec.store.prefix, spec.store.path, owner.namespace, owner.name),
+        owner=owner_id(owner.uid),
         endpoint=spec.store.endpoint,
         region=spec.store.region,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, annotated_version
+from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, ADOPT_ANNOTATION, annotated_version
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import SpeculatorStatus
@@ -43,6 +43,7 @@ def owner_of(stored: Object) -> Owner:
         uid=metadata["uid"],
         generation=metadata["generation"],
         resource_version=metadata["resourceVersion"],
+        adopts=(metadata.get("annotations") or {}).get(ADOPT_ANNOTATION) == "true",
     )
 
 

@@ -10,22 +10,52 @@ from __future__ import annotations
 from datetime import datetime
 
 from aurora_api.v1alpha1.status import MAX_REJECTED
+from aurora_operator.children.metadata import Owner
 from aurora_operator.observe.observed import Observed, StoreView
 from aurora_operator.plan.candidate import ValidationDecision
 from aurora_operator.plan.rollout.transition import Advance, Step
-from aurora_protocol.draft_records import INITIAL_VERSION, Channel, ChannelReason
+from aurora_protocol.draft_records import INITIAL_VERSION, Channel, ChannelReason, RootOwner
 from aurora_store import Keys
+from aurora_store.keys import owner_id
+from aurora_store.root_ownership import owner_text
 
 MAX_MESSAGE_CHARACTERS = 1000
 
 
-def first_channel(store: StoreView, now: datetime) -> Channel | None:
-    """The record that makes the lineage's initial draft active, once the trainer has registered the draft."""
+def first_channel(observed: Observed, now: datetime) -> Channel | None:
+    """The record that makes the speculator the root's owner, and the lineage's initial draft active.
+
+    None until the trainer has registered the draft.
+    """
+    store = observed.store
     if store.lineage is None or INITIAL_VERSION not in store.registrations:
         return None
     return Channel(
-        epoch=1, lineage=store.lineage.number, active=INITIAL_VERSION, reason=ChannelReason.INITIAL, created=now
+        epoch=1,
+        lineage=store.lineage.number,
+        active=INITIAL_VERSION,
+        reason=ChannelReason.INITIAL,
+        owner=root_owner(observed.owner, now),
+        created=now,
     )
+
+
+def takeover(observed: Observed, former: Channel, root: str, now: datetime) -> Channel:
+    """The record that makes the speculator the owner of ``root``. The versions stay as they are."""
+    return former.model_copy(
+        update={
+            "epoch": former.epoch + 1,
+            "reason": ChannelReason.RESTORED,
+            "message": f"{observed.owner.full_name} took the root {root} over from {owner_text(former.owner)}",
+            "owner": root_owner(observed.owner, now),
+            "created": now,
+        }
+    )
+
+
+def root_owner(owner: Owner, now: datetime) -> RootOwner:
+    """The speculator as the owner of a root since ``now``."""
+    return RootOwner(id=owner_id(owner.uid), namespace=owner.namespace, name=owner.name, since=now)
 
 
 def next_channel(observed: Observed, step: Step, validation: ValidationDecision, now: datetime) -> Channel | None:

@@ -15,6 +15,7 @@ from aurora_api.v1alpha1.conditions import (
 )
 from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus, StartStatus
 from aurora_operator.observe.observed import (
+    PATH_REFUSED,
     RECORDS_LOST,
     SIGNING_KEYS_MISSING,
     TAKEN_OVER,
@@ -35,6 +36,7 @@ _USED_BY_PODS = ("ServiceAccount ", "Secret ")
 """Kinds of children that pods use. While another owner has one, workloads are held (``act.child_writer``)."""
 _TRAINER_STOPS = {
     TAKEN_OVER: "the root belongs to another speculator",
+    PATH_REFUSED: "the root belongs to another speculator",
     RECORDS_LOST: "the store has lost the records of the active version",
 }
 _PASSING_STORE_FAULTS = ("Unreachable", SIGNING_KEYS_MISSING, TAKING_OVER)

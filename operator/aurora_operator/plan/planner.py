@@ -75,7 +75,7 @@ def _plan_without_channel(observed: Observed, now: datetime) -> Plan:
     old = observed.status
     kept = StatusChanges(old.rollout, old.operator_state, old.candidate, frozenset(old.rejected))
     status = status_of(observed, rollout_pods(observed), kept, now)
-    advance = first_channel(observed.store, now) if observed.store.ok else None
+    advance = first_channel(observed, now) if observed.store.ok else None
     return Plan(advance=advance, status=status, notes=tuple(notes(old, status, ())), moving=observed.store.ok)
 
 

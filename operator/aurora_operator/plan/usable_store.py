@@ -5,14 +5,15 @@ would leave the draft that they serve for an untrained one, and the status would
 So nothing is decided until somebody restores the bucket, or creates the speculator again. Pods keep the drafts that
 they serve. Known limit: a channel from an older backup is followed, also to a version that was rejected since.
 
-**The root's owner.** ``spec.store.restoreFrom`` names the root of a former speculator, to go on from its channel.
-One record of the channel, create-once, names the new owner, and keeps a former owner that still lives from writing
-(``aurora_store.root_ownership``). The former owner's record is not signed with this speculator's key. It is believed
-once, at this takeover, because the author vouches for the root with ``restoreFrom``.
+**The root's owner.** A speculator that is created again, perhaps in a cluster that was built anew, finds the root of
+the former one. In one cluster a name is given once, so the former speculator with this namespace and name is gone, and
+the root is taken over. The owner with another name may live, so its root is taken over only if a person says so with
+the annotation ``aurora.dev/adopt``. The takeover is one create-once record of the channel, which keeps a former owner
+that still lives from writing (``aurora_store.root_ownership``). The former owner's record is not signed with this
+speculator's key. It is believed once, at this takeover.
 
-Invariant: a speculator that lost its root never gets it back: one that followed a channel once, or that the root is
-named after, takes no root over. So two speculators with the same ``restoreFrom`` do not take the root from each other
-for ever.
+Invariant: a speculator that lost its root never gets it back: one that followed a channel once takes no root over. So
+two speculators with the same path, in two clusters perhaps, do not take the root from each other for ever.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from aurora_api.v1alpha1.annotations import ADOPT_ANNOTATION
 from aurora_operator.children.pod_template import store_settings
-from aurora_operator.observe.observed import RECORDS_LOST, TAKEN_OVER, TAKING_OVER, Observed, StoreView
+from aurora_operator.observe.observed import PATH_REFUSED, RECORDS_LOST, TAKEN_OVER, TAKING_OVER, Observed, StoreView
 from aurora_operator.plan.actions import EventNote
-from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, RootOwner
+from aurora_operator.plan.channel_builder import takeover
+from aurora_protocol.draft_records import Channel, ChannelReason, Lineage
 from aurora_store.errors import bounded_text
-from aurora_store.keys import Keys, first_owner, owner_id
-from aurora_store.root_ownership import current_owner, owned_text
+from aurora_store.keys import Keys, owner_id
+from aurora_store.root_ownership import owned_text
 
 
 @dataclass(frozen=True)
@@ -40,23 +43,19 @@ class UsableStore:
 
 def usable_store(observed: Observed, now: datetime) -> UsableStore:
     """The store for the plan of this reconcile."""
-    store, owner = observed.store, owner_id(observed.owner.uid)
+    store, channel, followed = observed.store, observed.store.channel, observed.status.active is not None
     root = store_settings(observed.owner, observed.spec).root
     if not store.ok:
         return UsableStore(store)
-    foreign = store.channel if current_owner(store.channel, root) != owner else None
-    if foreign is not None and (observed.status.active is not None or owner == first_owner(root)):
-        return _unusable(TAKEN_OVER, _taken_over_text(foreign, root))
-    if store.channel is None and observed.status.active is not None:
-        return _unusable(RECORDS_LOST, _lost_text(observed))
-    if store.channel is None and observed.spec.store.restore_from is None:
+    if channel is None:
+        return _unusable(RECORDS_LOST, _lost_text(observed)) if followed else UsableStore(store)
+    if channel.owner.id == owner_id(observed.owner.uid):
         return UsableStore(store)
-    if store.channel is not None and foreign is None:
-        return UsableStore(store)
-    if refusal := _refusal(observed, root):
-        return _unusable("RestoreRefused", f"store.restoreFrom: {refusal}")
-    assert store.channel is not None, "a root without a channel is refused"
-    taken = _takeover(observed, store.channel, root, now)
+    if followed:
+        return _unusable(TAKEN_OVER, _taken_over_text(channel, root))
+    if refusal := _refusal(observed, channel, root):
+        return _unusable(PATH_REFUSED, f"store.path: {refusal}")
+    taken = takeover(observed, channel, root, now)
     note = EventNote("Restored", f"{taken.message}. Version {taken.active} is active, as before")
     view = StoreView(reason=TAKING_OVER, error=f"the root {root} is being taken over")
     return UsableStore(view, taken, (note,))
@@ -72,8 +71,7 @@ def _lost_text(observed: Observed) -> str:
     return (
         f"version {active.version} is active, but s3://{settings.bucket}/{settings.root} has no record of the channel."
         " The records were deleted, or store.endpoint leads to another store. Pods that serve keep their drafts, and"
-        " training is stopped. Restore the bucket, or delete this speculator and create it again, without"
-        " store.restoreFrom, to begin at version 0"
+        " training is stopped. Restore the bucket, or delete this speculator and create it again to begin at version 0"
     )
 
 
@@ -81,27 +79,27 @@ def _taken_over_text(channel: Channel, root: str) -> str:
     """The message for a speculator that lost its root, with the way out."""
     return (
         f"{owned_text(channel, root)}. This speculator writes nothing more, and its pods serve on. Delete this"
-        " speculator once its clients use the new one. If nobody restored the root, delete"
-        f" {Keys.channel(channel.epoch)}, and find out who wrote it"
+        " speculator once its clients use the new one, or create it again with a store.path of its own. If nobody"
+        f" took the root over, delete {Keys.channel(channel.epoch)}, and find out who wrote it"
     )
 
 
-def _refusal(observed: Observed, root: str) -> str:
-    """Why the root is not taken over. Empty when it may be."""
-    channel, lineage = observed.store.channel, observed.store.lineage
-    if channel is None or lineage is None:
-        return (
-            f"there is nothing to restore below {root}. Create the speculator again, and name the former speculator's"
-            " status.storeRoot"
-        )
+def _refusal(observed: Observed, channel: Channel, root: str) -> str:
+    """Why the root is not taken over, and the way out. Empty when it may be."""
+    owner, former, lineage = observed.owner, channel.owner, observed.store.lineage
     if channel.reason is ChannelReason.DELETING:
-        return f"the root {root} is being deleted with its speculator (deletionPolicy: Delete)"
-    by_identity = observed.spec.store.credentials.service_account_name is not None
-    if by_identity and root.split("/")[-2] != observed.owner.namespace:
         return (
-            f"with credentials.serviceAccountName the operator writes with its own identity, so only roots of the"
-            f" namespace {observed.owner.namespace} are taken over. Use credentials.secretRef to move {root}"
+            f"the root {root} was being deleted with its speculator (deletionPolicy: Delete). Delete what is left of"
+            " it, or create this speculator again with another store.path"
         )
+    if (former.namespace, former.name) != (owner.namespace, owner.name) and not owner.adopts:
+        return (
+            f"{owned_text(channel, root)}. Create this speculator again with another store.path. Or, to go on with the"
+            f" other one's drafts and to end its training, run kubectl annotate auroraspeculator {owner.name} -n"
+            f" {owner.namespace} {ADOPT_ANNOTATION}=true"
+        )
+    if lineage is None:
+        return f"the root {root} has a channel, and no record of the lineage. Restore the bucket"
     return _lineage_refusal(observed, lineage, root)
 
 
@@ -112,18 +110,7 @@ def _lineage_refusal(observed: Observed, lineage: Lineage, root: str) -> str:
     if stored.model == wanted.model and same_revision:
         return ""
     kept = bounded_text(f"{stored.model} {stored.revision or ''}".rstrip())
-    return f"the drafts below {root} belong to another target: {kept}. Name this target in spec.target"
-
-
-def _takeover(observed: Observed, former: Channel, root: str, now: datetime) -> Channel:
-    """The record that makes this speculator the owner. The versions stay as they are."""
-    owner, before = observed.owner, current_owner(former, root)
-    return former.model_copy(
-        update={
-            "epoch": former.epoch + 1,
-            "reason": ChannelReason.RESTORED,
-            "message": f"{owner.full_name} took the root {root} over from the speculator with uid {before}…",
-            "owner": RootOwner(id=owner_id(owner.uid), namespace=owner.namespace, name=owner.name, since=now),
-            "created": now,
-        }
+    return (
+        f"the drafts below {root} belong to another target: {kept}. Create this speculator again with this target, or"
+        " with another store.path to begin at version 0"
     )

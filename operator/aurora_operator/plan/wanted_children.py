@@ -17,12 +17,12 @@ from aurora_operator.children.inference_deployment import deployment
 from aurora_operator.children.supporting_objects import disruption_budgets, policies, service_accounts, services
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import RECORDS_LOST, TAKEN_OVER, JobView, Observed
+from aurora_operator.observe.observed import PATH_REFUSED, RECORDS_LOST, TAKEN_OVER, TAKING_OVER, JobView, Observed
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.lending import withdrawn_pods
 from aurora_operator.plan.operator_upgrade import UpgradeDecision
 
-STOPS_TRAINER = (TAKEN_OVER, RECORDS_LOST)
+STOPS_TRAINER = (TAKEN_OVER, PATH_REFUSED, RECORDS_LOST)
 """Reasons of a store that the trainer may not write to. After a loss of the records it would begin another lineage, and
 the records that somebody puts back would be mixed with those of that lineage."""
 
@@ -84,11 +84,11 @@ def obsolete_jobs(
 
 
 def _holds_workloads(observed: Observed) -> bool:
-    """Whether pods must not start yet, because the root that they would read and write is not this speculator's.
+    """Whether pods must not start, because another speculator owns the root that they would read and write.
 
     Pods that run already stay, whatever happens to the root.
     """
-    return observed.spec.store.restore_from is not None and not observed.store.ok and observed.deployment is None
+    return observed.store.reason in (TAKING_OVER, TAKEN_OVER, PATH_REFUSED) and observed.deployment is None
 
 
 def _stays_stopped(observed: Observed) -> bool:

@@ -28,7 +28,7 @@ from aurora_store import ObjectStore
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.signing import KEYS, write_keys
+from tests.assets.signing import KEYS, ROOT_OWNER, write_keys
 from tests.integration.engine.validation_store import held_out_traces, put_lineage, put_traces, put_version
 
 ROUNDS = 3
@@ -91,7 +91,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             ),
             rounds=MeasurementRounds(fewest=ROUNDS, most=ROUNDS, prompts=1),
             device=Device.CPU,
-            store=StoreSettings(bucket=config.bucket, root=config.root, endpoint=s3.endpoint, region="us-east-1"),
+            store=StoreSettings(
+                owner=ROOT_OWNER.id, bucket=config.bucket, root=config.root, endpoint=s3.endpoint, region="us-east-1"
+            ),
             candidate=1,
             active=0,
             attempt=1,

@@ -29,7 +29,8 @@ def s3() -> Iterator[S3]:
 @pytest.fixture
 def owner(request: pytest.FixtureRequest) -> Owner:
     """An owner whose root no other test uses."""
-    return Owner("team", "chat", f"{abs(hash(request.node.nodeid)):016x}", 1, "77")
+    number = f"{abs(hash(request.node.nodeid)):016x}"
+    return Owner(f"team-{number}", "chat", number, 1, "77")
 
 
 @pytest.fixture

@@ -328,8 +328,7 @@ class Rig:
 
     def registry(self, name: str) -> PodRegistry:
         """The speculator's registry in the store, as the trainer and the validator use it."""
-        uid = self.read(SPECULATOR, name)["metadata"]["uid"]
-        config = self.s3.config(bucket=BUCKET, root=root("aurora", self.namespace, name, uid))
+        config = self.s3.config(bucket=BUCKET, root=root("aurora", None, self.namespace, name))
         objects = ObjectStore(StoreConfig(**vars(config)))
         objects.ensure_bucket()
         return PodRegistry(objects, SecretKeys(lambda: self.read(SECRET, f"{name}-keys")))

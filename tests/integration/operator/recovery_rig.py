@@ -23,11 +23,21 @@ from aurora_store.root_deletion import RootDeletion
 from aurora_store.root_ownership import MAX_AGE_SECONDS
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.signing import record_keys
-from tests.unit.operator.worlds import CONFIG, MINIMAL, channel, evidence, lineage, observed, registration, spec
+from tests.unit.operator.worlds import (
+    CONFIG,
+    MINIMAL,
+    channel,
+    evidence,
+    lineage,
+    observed,
+    registration,
+    root_owner,
+    spec,
+)
 
 OLD = Owner("blue", "chat", "01d00000-0000", 1, "1")
-NEW = Owner("green", "chat", "4e300000-0000", 1, "1")
-THIRD = Owner("red", "chat", "33330000-0000", 1, "1")
+NEW = Owner("green", "chat", "4e300000-0000", 1, "1", adopts=True)
+THIRD = Owner("red", "chat", "33330000-0000", 1, "1", adopts=True)
 
 
 def keys_of(owner: Owner) -> dict[KeyName, bytes]:
@@ -44,20 +54,20 @@ def s3() -> Iterator[S3]:
 
 @pytest.fixture
 def root(s3: S3, request: pytest.FixtureRequest) -> str:
-    """A root of the test's own, with the store of the speculator :data:`OLD`."""
+    """A root of the test's own, which the speculator :data:`OLD` owns."""
     return root_of_old(s3, request.node.name)
 
 
 def root_of_old(s3: S3, namespace: str) -> str:
     """The root of the old speculator, with versions 0 to 2 of which 1 is active."""
-    name = f"aurora/{namespace.replace('_', '-')[:60].rstrip('-')}/chat-{owner_id(OLD.uid)}"
+    name = f"aurora/{namespace.replace('_', '-')[:60].rstrip('-')}/chat"
     registry = PodRegistry(ObjectStore(s3.config(root=name)), keys_of(OLD))
     registry.create_lineage(lineage().model_copy(update={"draft_vocab_size": 16}))
     for version in range(3):
         registry.register(registration(version))
     registry.put_evidence(evidence(1))
-    registry.advance_channel(channel(0))
-    registry.advance_channel(channel(1, epoch=2, previous=0))
+    registry.advance_channel(channel(0, owner=root_owner(OLD)))
+    registry.advance_channel(channel(1, epoch=2, previous=0, owner=root_owner(OLD)))
     return name
 
 
@@ -67,10 +77,9 @@ class Speculator:
     def __init__(self, s3: S3, owner: Owner, root: str) -> None:
         self.owner, self.root = owner, root
         config = s3.config(root=root)
-        own = owner_id(owner.uid) if owner is not OLD else None
         self.clock_seconds, self.status = 0.0, SpeculatorStatus()
         self.reader = StoreReader(config, record_keys(owner, keys=keys_of(owner)))
-        self.pods = FencedObjectStore(replace(config, owner=own), clock=lambda: self.clock_seconds)
+        self.pods = FencedObjectStore(replace(config, owner=owner_id(owner.uid)), clock=lambda: self.clock_seconds)
         self.registry = PodRegistry(self.pods, keys_of(owner))
         self.deletion = RootDeletion(config, owner_id(owner.uid))
 
@@ -78,13 +87,9 @@ class Speculator:
         return self.reader.read(StoreNeeds())
 
     def plan(self, **parts: Any) -> Plan:
-        store: dict[str, Any] = MINIMAL["store"] | {"prefix": self.root.split("/")[0]}
-        if self.owner is not OLD:
-            store |= {"restoreFrom": self.root}
+        store: dict[str, Any] = MINIMAL["store"] | {"path": self.root.partition("/")[2]}
         given = spec(store=store, draft={"vocabSize": 256}, **parts)
-        # The old speculator's root has the test's name in place of its namespace.
-        owner = self.owner if self.owner is not OLD else replace(OLD, namespace=self.root.split("/")[1])
-        world = observed(owner=owner, spec=given, store=self.view(), status=self.status)
+        world = observed(owner=self.owner, spec=given, store=self.view(), status=self.status)
         return plan(world, CONFIG, datetime.now(UTC))
 
     def look(self, **parts: Any) -> Plan:

@@ -19,7 +19,7 @@ from aurora_store import ObjectStore, StoreConfig
 from aurora_store.store_policy import StorePolicy
 from tests.assets.s3 import S3
 from tests.assets.signing import KEYS, secret_data
-from tests.unit.operator.worlds import NOW, channel, lineage, registration, spec
+from tests.unit.operator.worlds import NOW, channel, lineage, registration, root_owner, spec
 
 BUCKET = "operator-reads"
 SIGNING_KEYS = secret_data()
@@ -97,6 +97,6 @@ def speculator_with_a_draft(s3: S3, owner: Owner) -> Speculator:
     registry.objects.ensure_bucket()
     registry.create_lineage(lineage())
     registry.register(registration(0))
-    registry.advance_channel(channel(0))
+    registry.advance_channel(channel(0, owner=root_owner(owner)))
     registry.put_trainer_status(trainer_status())
     return made

@@ -103,16 +103,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "exactly one of secretRef and serviceAccountName",
     ),
     ({"store": STORE | {"credentials": {"secretRef": {"name": "A B"}}}}, "secretRef.name"),
-    ({"store": STORE | {"restoreFrom": "/aurora/default/chat-1a2b3c4d"}}, "restoreFrom is the root of a former"),
-    ({"store": STORE | {"restoreFrom": "aurora/../chat-1a2b3c4d"}}, "restoreFrom is the root of a former"),
-    ({"store": STORE | {"restoreFrom": "aurora//default/chat-1a2b3c4d"}}, "restoreFrom is the root of a former"),
-    ({"store": STORE | {"restoreFrom": "aurora/default/chat-1a2b3c4d/"}}, "restoreFrom is the root of a former"),
-    ({"store": STORE | {"restoreFrom": "aurora/default/chat"}}, "restoreFrom is the root of a former"),
-    ({"store": STORE | {"restoreFrom": "chat-1a2b3c4d"}}, "restoreFrom is the root of a former"),
-    (
-        {"store": STORE | {"restoreFrom": "s3://abc/aurora/default/chat-1a2b3c4d"}},
-        "restoreFrom is the root of a former",
-    ),
+    ({"store": STORE | {"path": "/default/chat"}}, "a path has two segments"),
+    ({"store": STORE | {"path": "../chat"}}, "a path has two segments"),
+    ({"store": STORE | {"path": "default//chat"}}, "a path has two segments"),
+    ({"store": STORE | {"path": "default/chat/"}}, "a path has two segments"),
+    ({"store": STORE | {"path": "aurora/default/chat"}}, "a path has two segments"),
+    ({"store": STORE | {"path": "chat"}}, "a path has two segments"),
+    ({"store": STORE | {"path": ""}}, "a path has two segments"),
+    ({"store": STORE | {"path": f"default/{'x' * 256}"}}, "Too long"),
     ({"store": STORE | {"deletionPolicy": "Recycle"}}, "spec.store.deletionPolicy: Unsupported value"),
     # draft
     ({"draft": {"steps": 0}}, "spec.draft.steps"),
@@ -212,9 +210,8 @@ GOOD: list[dict[str, Any]] = [
             "credentials": KEYS | {"roles": dict.fromkeys(("serving", "training", "validation"), "s3-pods")},
         }
     },
-    {"store": STORE | {"restoreFrom": "aurora/default/chat-1a2b3c4d"}},
-    {"store": STORE | {"restoreFrom": "default/chat-1a2b3c4d", "prefix": ""}},
-    {"store": STORE | {"restoreFrom": "team/a.b/blue/chat-2-00000000", "deletionPolicy": "Delete"}},
+    {"store": STORE | {"path": "default/chat"}},
+    {"store": STORE | {"path": "Team_1/chat-2.b", "prefix": "", "deletionPolicy": "Delete"}},
     {"draft": {"steps": 5}},
     {"draft": {"steps": 7, "shape": "Adaptive", "lookup": "Speculator"}},
     {"draft": {"lookup": "Off", "shape": "Fixed"}},
@@ -287,7 +284,7 @@ def test_target_store_and_lineage_fields_are_immutable(crd: Cluster, dry_run: Dr
             ("draft", {"vocabSize": 512}, "vocabSize is immutable"),
             ("draft", {"initial": {"model": "org/head"}}, "initial is immutable"),
             ("store", STORE | {"prefix": "other"}, "store.bucket and store.prefix are immutable"),
-            ("store", STORE | {"restoreFrom": "aurora/default/chat-1a2b3c4d"}, "store.restoreFrom is immutable"),
+            ("store", STORE | {"path": "default/chat-2"}, "store.path is immutable"),
         ):
             with pytest.raises(KubernetesError, match=message):
                 dry_run(speculator("rules", **{part: value}))

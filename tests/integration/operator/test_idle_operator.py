@@ -149,8 +149,7 @@ def make_ready(rig: Rig, s3: S3) -> None:
     rig.server.apply(
         {"apiVersion": "aurora.dev/v1alpha1", "kind": "AuroraSpeculator", "metadata": metadata, "spec": spec(s3)}
     )
-    uid = rig.get("auroraspeculator", NAME)["metadata"]["uid"]
-    config = StoreConfig(**vars(s3.config(bucket="idle-test", root=root("aurora", NAMESPACE, NAME, uid))))
+    config = StoreConfig(**vars(s3.config(bucket="idle-test", root=root("aurora", None, NAMESPACE, NAME))))
     objects = ObjectStore(config)
     objects.ensure_bucket()
     registry = PodRegistry(objects)

@@ -22,7 +22,7 @@ from aurora_store.errors import MAX_ERROR_CHARACTERS, ObjectExists
 from tests.assets.faulty_store import faulty_store, hang, whole
 from tests.assets.s3 import S3
 from tests.integration.operator.store_rig import Speculator
-from tests.unit.operator.worlds import channel, evidence, registration
+from tests.unit.operator.worlds import channel, evidence, registration, root_owner
 
 POLL_SECONDS = 15.0
 
@@ -76,14 +76,15 @@ async def test_a_new_version_and_its_evidence_are_found(s3: S3, speculator: Spec
 async def test_an_operator_that_decides_upon_an_outdated_view_loses_the_race_and_reads_again(
     s3: S3, speculator: Speculator
 ) -> None:
-    other = Speculator(s3, speculator.owner)
+    other, owner = Speculator(s3, speculator.owner), root_owner(speculator.owner)
+    first = channel(0, owner=owner)
     for each in (speculator, other):
-        assert (await each.look()).channel == channel(0)
-    promoted = channel(1, epoch=2, previous=0)
+        assert (await each.look()).channel == first
+    promoted = channel(1, epoch=2, previous=0, owner=owner)
     await other.access.advance(promoted)
     assert (await other.look()).channel == promoted, "our own write is known at once"
-    assert (await speculator.look()).channel == channel(0), "outdated"
-    pinned = channel(0, epoch=2).model_copy(update={"reason": ChannelReason.PINNED})
+    assert (await speculator.look()).channel == first, "outdated"
+    pinned = channel(0, epoch=2, owner=owner).model_copy(update={"reason": ChannelReason.PINNED})
     with pytest.raises(ObjectExists):
         await speculator.access.advance(pinned)
     assert (await speculator.look()).channel == promoted
@@ -122,7 +123,7 @@ async def test_a_foreign_record_is_named_and_its_removal_is_enough(
     assert len(view.error) <= MAX_ERROR_CHARACTERS
     registry.objects.delete(key)
     view = await speculator.look(60)
-    assert (view.error, view.newest, view.channel) == ("", 3, channel(0))
+    assert (view.error, view.newest, view.channel) == ("", 3, channel(0, owner=root_owner(speculator.owner)))
 
 
 async def test_a_version_of_5000_digits_is_just_not_there(speculator: Speculator) -> None:
@@ -140,7 +141,7 @@ async def test_an_unreadable_record_of_the_trainer_leaves_the_view_good(
     speculator.registry(s3).objects.put(Keys.TRAINER_STATUS, data)
     view = await speculator.look()
     assert view.ok
-    assert view.channel == channel(0)
+    assert view.channel == channel(0, owner=root_owner(speculator.owner))
     assert view.trainer is None
 
 
@@ -149,7 +150,7 @@ async def test_a_further_speculator_takes_little_memory(s3: S3, speculator: Spec
     for version in range(1, 4):
         registry.register(registration(version))
         registry.put_evidence(evidence(version))
-    registry.advance_channel(channel(2, epoch=2, previous=1))
+    registry.advance_channel(channel(2, epoch=2, previous=1, owner=root_owner(speculator.owner)))
     others = list[Speculator]()
 
     async def look() -> None:
@@ -177,7 +178,7 @@ async def test_corrected_settings_and_rotated_credentials_are_used(s3: S3, specu
         assert (await speculator.look()).reason == "Unreachable"
         assert fake.requests
     speculator.spec = good
-    assert (await speculator.look()).channel == channel(0)
+    assert (await speculator.look()).channel == channel(0, owner=root_owner(speculator.owner))
     speculator.api.secret = "wrong"  # noqa: S105 - made up
     assert "check the" in (await speculator.look(KEPT_SECONDS)).error
     speculator.api.secret = s3.secret_key

@@ -7,12 +7,12 @@ trainer.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from aurora_protocol.draft_records import ChannelReason, RootOwner
+from aurora_protocol.draft_records import ChannelReason
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training.lineage import open_lineage, utc_now
 from aurora_store import FencedObjectStore, Keys
@@ -21,7 +21,7 @@ from aurora_store.keys import owner_id
 from tests.assets.s3 import S3
 from tests.assets.trainer_output import put_trainer_state
 from tests.integration.operator.recovery_rig import NEW, OLD, THIRD, Speculator, root, s3
-from tests.unit.operator.worlds import channel, evidence, lineage, registration
+from tests.unit.operator.worlds import channel, evidence, lineage, registration, root_owner
 from tests.unit.training import tiny
 from tests.unit.training.trainer_rig import Traffic, TrainerRig
 
@@ -43,13 +43,49 @@ def test_everything_goes_on_after_a_takeover(s3: S3, root: str) -> None:
     new.registry.register(registration(3))
     assert new.registry.last_version() == 3
     assert new.look(rollout={"pin": 0}).advance is not None
-    assert new.newest_channel().owner is not None, "later records keep the owner"
+    assert new.newest_channel().owner.id == owner_id(NEW.uid), "later records keep the owner"
     assert new.newest_channel().active == 0
+
+
+def test_the_same_name_in_a_cluster_that_was_built_anew_goes_on_and_another_name_waits_for_a_person(
+    s3: S3, root: str
+) -> None:
+    again = replace(OLD, uid="5ec0d000-0000")
+    stranger = replace(NEW, adopts=False)
+    assert Speculator(s3, stranger, root).look().advance is None
+    assert Speculator(s3, stranger, root).storage_reason() == "PathRefused"
+    rebuilt = Speculator(s3, again, root)
+    rebuilt.look()
+    assert (rebuilt.newest_channel().active, rebuilt.storage_reason()) == (1, "Ready")
+    assert rebuilt.newest_channel().owner.id == "5ec0d000"
+    rebuilt.pods.probe()
+
+
+def test_two_clusters_that_begin_one_path_do_not_both_write(s3: S3) -> None:
+    root = "aurora/two-clusters/chat"
+    one, other = (Speculator(s3, replace(OLD, uid=uid), root) for uid in ("11110000-0", "22220000-0"))
+    one.registry.create_lineage(lineage().model_copy(update={"draft_vocab_size": 16}))
+    one.registry.register(registration(0))
+    claims = [one.plan().advance, other.plan().advance]
+    assert claims[0] is not None
+    assert claims[1] is not None
+    one.reader.advance(claims[0])
+    one.look()
+    with pytest.raises(ObjectExists):
+        other.reader.advance(claims[1])
+    with pytest.raises(NotRootOwner):
+        other.pods.probe()
+    for _ in range(3):
+        other.look()
+        one.look()
+    assert (one.storage_reason(), other.storage_reason()) == ("TakenOver", "Ready")
+    assert other.newest_channel().epoch == 2, "one takeover, and no more"
 
 
 def test_the_former_speculator_stops_everywhere_and_says_why(s3: S3, root: str) -> None:
     old, new = Speculator(s3, OLD, root), Speculator(s3, NEW, root)
     old.registry.objects.put("probe/x", b"1")
+    old.look()
     assert old.storage_reason() == "Ready"
     new.look()
     assert old.storage_reason() == "TakenOver"
@@ -95,8 +131,9 @@ def test_a_takeover_that_was_planned_before_the_formers_last_decision_is_made_ag
     assert new.storage_reason() == "Ready"
 
 
-def test_two_speculators_that_restore_one_root_do_not_take_it_from_each_other(s3: S3, root: str) -> None:
+def test_two_speculators_with_one_path_do_not_take_it_from_each_other(s3: S3, root: str) -> None:
     old, new, third = (Speculator(s3, owner, root) for owner in (OLD, NEW, THIRD))
+    old.look()
     claims = [new.plan().advance, third.plan().advance]
     assert claims[0] is not None
     assert claims[1] is not None
@@ -120,7 +157,7 @@ def test_an_operator_that_dies_after_the_takeover_finds_itself_the_owner(s3: S3,
 
 def test_pods_of_the_new_speculator_wait_for_the_takeover(s3: S3, root: str) -> None:
     new = Speculator(s3, NEW, root)
-    with pytest.raises(NotRootOwner, match="belongs to the speculator with uid 01d00000"):
+    with pytest.raises(NotRootOwner, match=r"belongs to AuroraSpeculator blue/chat \(uid 01d00000"):
         new.pods.probe()
     new.look()
     new.pods.probe()
@@ -135,17 +172,12 @@ def trainer_rig(folder: Path, registry: PodRegistry) -> TrainerRig:
 
 
 def test_the_trainer_of_the_new_speculator_resumes_where_the_former_one_ended(s3: S3, tmp_path: Path) -> None:
-    root = f"aurora/resumes/chat-{owner_id(OLD.uid)}"
+    root = "aurora/resumes/chat"
     old, new = Speculator(s3, OLD, root), Speculator(s3, NEW, root)
     former = trainer_rig(tmp_path, old.registry)
     former.trainer(Traffic(old.registry, 2)).run()
-    old.registry.advance_channel(channel(0))
-    claim = channel(0, epoch=2).model_copy(
-        update={
-            "owner": RootOwner(id=owner_id(NEW.uid), namespace="green", name="chat", since=datetime.now(UTC)),
-        }
-    )
-    new.reader.advance(claim)
+    old.registry.advance_channel(channel(0, owner=root_owner(OLD)))
+    new.reader.advance(channel(0, epoch=2, owner=root_owner(NEW)))
     resumed = trainer_rig(tmp_path, new.registry).trainer(Traffic(new.registry, 1))
     assert resumed.learning.ledger.total == 2
     steps = resumed.learning.session.steps
@@ -156,7 +188,7 @@ def test_the_trainer_of_the_new_speculator_resumes_where_the_former_one_ended(s3
 
 
 def test_a_trainer_on_a_lost_node_and_its_successor_train_no_shard_twice(s3: S3, tmp_path: Path) -> None:
-    registry = PodRegistry(FencedObjectStore(s3.config(root=f"aurora/lost-node/chat-{owner_id(OLD.uid)}")))
+    registry = PodRegistry(FencedObjectStore(s3.config(root="aurora/lost-node/chat")))
     rig = trainer_rig(tmp_path, registry)
     rig.trainer(Traffic(registry, 1)).run()
     first = registry.trainer_state_record()

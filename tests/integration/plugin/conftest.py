@@ -75,9 +75,8 @@ def _server(machine: Machine) -> Iterator[ApiServer]:
 @pytest.fixture(scope="package", name="store")
 def _store(server: ApiServer) -> Iterator[S3]:
     """A store with the records of the speculator."""
-    uid = server.get(KIND, NAME)["metadata"]["uid"]
     with seaweedfs() as s3:
-        objects = ObjectStore(s3.config(bucket="bucket", root=root("aurora", "default", NAME, uid)))
+        objects = ObjectStore(s3.config(bucket="bucket", root=root("aurora", None, "default", NAME)))
         objects.ensure_bucket()
         report_example.put(objects, report_example.records())
         yield s3

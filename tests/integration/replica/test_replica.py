@@ -43,7 +43,7 @@ from aurora_store import ObjectStore
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.signing import KEYS
+from tests.assets.signing import KEYS, ROOT_OWNER
 from tests.assets.trainer_output import publish_draft
 from tests.integration.engine.validation_store import held_out_traces, put_traces
 from tests.integration.training.lineage import (
@@ -149,7 +149,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         versions = {number: publish_draft(registry, folder, number) for number, folder in enumerate(drafts)}
         registry.advance_channel(initial_channel())
         put_traces(registry, held_out_traces(model, 6))
-        store = StoreSettings(bucket=config.bucket, root=config.root, endpoint=s3.endpoint, region="us-east-1")
+        store = StoreSettings(
+            owner=ROOT_OWNER.id, bucket=config.bucket, root=config.root, endpoint=s3.endpoint, region="us-east-1"
+        )
         target = TargetSpec(model=str(model), dtype=DType.FLOAT32)
         serving = ServingSettings(
             namespace="test",

@@ -6,26 +6,26 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from aurora_operator.observe.store.signed_records import RecordKeys
 from aurora_operator.observe.store.store_reader import StoreReader
 from aurora_protocol.signatures import KeyName
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_store import FencedObjectStore, ObjectStore, StoreConfig
-from aurora_store.keys import first_owner
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.signing import KEYS
+from tests.assets.signing import KEYS, record_keys
+from tests.unit.operator.worlds import OWNER
 
 POLICIES = Path(__file__).parents[3] / "docs/samples/iam"
 ROLES = ("operator", "serving", "training", "validation")
 DOCUMENTED_BUCKET = "my-aurora-bucket"
 ROOT = "aurora/default/chat-01234567"
-"""A root that the documented policies are for."""
+"""One of the roots that the policies are for."""
 SIGNING_KEYS = {"serving": KeyName.CHANNEL, "validation": KeyName.EVIDENCE}
 """The key that the pods of a role hold."""
 
 
 def documented_policy(role: str) -> str:
-    return (POLICIES / f"{role}.json").read_text()
+    """The policy of the documentation, but for several roots, so that tests have one each."""
+    return (POLICIES / f"{role}.json").read_text().replace("default/chat/", "default/chat-????????/")
 
 
 @contextlib.contextmanager
@@ -54,5 +54,5 @@ def registry_of(s3: S3, role: str, root: str = ROOT) -> PodRegistry:
 
 
 def operators_reader(config: StoreConfig) -> StoreReader:
-    """The operator's reader of a root, with the keys that the operator made for the root's first owner."""
-    return StoreReader(config, RecordKeys(first_owner(config.root), KEYS[KeyName.CHANNEL], KEYS[KeyName.EVIDENCE]))
+    """The operator's reader of a root, with the keys that the operator made for the root's owner."""
+    return StoreReader(config, record_keys(OWNER))

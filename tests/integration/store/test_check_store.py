@@ -11,6 +11,7 @@ from aurora_protocol.draft_records import Channel, ChannelReason, Lineage, Targe
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_store import Keys, ObjectStore
 from tests.assets.s3 import S3
+from tests.assets.signing import ROOT_OWNER
 from tests.assets.trainer_output import put_trainer_state
 from tests.check_store import StoreCheck, check_store, object_ages
 from tests.integration.engine.validation_store import ZERO_DIGEST, put_traces, put_version, trace_of
@@ -44,7 +45,9 @@ def registry(s3: S3, tmp_path: Path, request: pytest.FixtureRequest) -> PodRegis
         (tmp_path / "model.safetensors").write_bytes(b"weights %d" % version)
         put_version(registry, version, tmp_path)
     put_traces(registry, [trace_of([1, 2, 3])])
-    registry.advance_channel(Channel(epoch=1, lineage=1, active=0, reason=ChannelReason.INITIAL, created=now))
+    registry.advance_channel(
+        Channel(owner=ROOT_OWNER, epoch=1, lineage=1, active=0, reason=ChannelReason.INITIAL, created=now)
+    )
     return registry
 
 
@@ -129,7 +132,15 @@ def test_a_shard_that_the_trainer_deletes_during_the_audit_is_no_violation(regis
 
 def test_gaps_and_unearned_promotions_are_found(registry: PodRegistry) -> None:
     registry.advance_channel(
-        Channel(epoch=3, lineage=1, active=7, previous=0, reason=ChannelReason.PROMOTED, created=datetime.now(UTC))
+        Channel(
+            owner=ROOT_OWNER,
+            epoch=3,
+            lineage=1,
+            active=7,
+            previous=0,
+            reason=ChannelReason.PROMOTED,
+            created=datetime.now(UTC),
+        )
     )
     violations = "\n".join(audit(registry).violations)
     assert "channel epoch numbers are [1, 3]" in violations

@@ -35,11 +35,10 @@ from aurora_runtime.validation.held_out_prompts import held_out_prompts
 from aurora_store import ObjectStore
 from aurora_store import objects as objects_module
 from aurora_store.errors import ObjectRefused
-from aurora_store.keys import owner_id
 from aurora_store.root_deletion import RootDeletion
 from aurora_store.s3_client import S3Clients
 from tests.assets.s3 import S3
-from tests.assets.signing import write_keys
+from tests.assets.signing import ROOT_OWNER, write_keys
 from tests.assets.trainer_output import publish_draft
 from tests.integration.store.roles import config_of, operators_reader, registry_of, store_of, store_with_roles
 from tests.unit.operator.worlds import channel, evidence
@@ -244,7 +243,8 @@ def test_the_operator_deletes_a_root_only_with_the_right_to_delete(s3: S3) -> No
     root = "aurora/default/chat-89abcdef"
     admin = store_of(s3, None, root)
     admin.put("traces/00000001/x.json", b"trace")
-    deletion = RootDeletion(config_of(s3, "operator", root), owner_id("89abcdef-0000"), attempts=1)
+    PodRegistry(admin).advance_channel(channel(0))
+    deletion = RootDeletion(config_of(s3, "operator", root), ROOT_OWNER.id, attempts=1)
     with pytest.raises(ObjectRefused, match=r"delete traces/00000001/x.json: AccessDenied; allow s3:DeleteObject"):
         deletion.step(10)
     assert admin.get("traces/00000001/x.json") == b"trace"
@@ -261,7 +261,7 @@ def test_a_validator_stores_its_evidence_or_ends_with_the_missing_right_as_its_l
         target=TargetSpec(model="m"),
         draft=DraftSpec(),
         validation=ValidationSpec(),
-        store=StoreSettings(bucket=config.bucket, root=config.root, endpoint=config.endpoint),
+        store=StoreSettings(owner=ROOT_OWNER.id, bucket=config.bucket, root=config.root, endpoint=config.endpoint),
         candidate=1,
         active=0,
         attempt=1,

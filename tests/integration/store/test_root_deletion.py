@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,7 +17,7 @@ from aurora_store.root_deletion import DeletionProgress, RootDeletion
 from aurora_store.root_ownership import write_refusal
 from tests.assets.s3 import S3
 from tests.integration.operator.recovery_rig import NEW, OLD, Speculator, keys_of, root, s3
-from tests.unit.operator.worlds import channel
+from tests.unit.operator.worlds import channel, root_owner
 from tests.unit.training import tiny
 
 __all__ = ["root", "s3"]
@@ -110,10 +111,11 @@ def test_pods_that_still_run_write_nothing_below_a_deleted_root(s3: S3, root: st
 
 def test_an_agent_that_restarts_on_a_cut_off_node_writes_nothing_below_a_deleted_root(s3: S3, root: str) -> None:
     old = Speculator(s3, OLD, root)
-    agent = FencedObjectStore(s3.config(root=root), expects_channel=True)
+    config = replace(s3.config(root=root), owner=owner_id(OLD.uid))
+    agent = FencedObjectStore(config, expects_channel=True)
     agent.put("traces/0", b"1")
     assert finish(old.deletion).done
-    restarted = FencedObjectStore(s3.config(root=root), expects_channel=True)
+    restarted = FencedObjectStore(config, expects_channel=True)
     with pytest.raises(NotRootOwner, match="was deleted"):
         restarted.put("traces/1", b"1")
     assert list(old.pods.list("")) == []
@@ -131,6 +133,7 @@ def test_a_root_that_was_taken_over_is_not_deleted(s3: S3, root: str) -> None:
 
 def test_a_takeover_between_the_look_and_the_closing_record_keeps_the_root(s3: S3, root: str) -> None:
     old, new = Speculator(s3, OLD, root), Speculator(s3, NEW, root)
+    old.look()
 
     class Overtaken(RootDeletion):
         """Another speculator takes the root over right before this one closes the root."""
@@ -154,6 +157,21 @@ def test_a_speculator_that_never_took_its_root_over_deletes_nothing(s3: S3, root
     before = list(new.pods.list(""))
     assert "uid 01d00000…" in finish(new.deletion).kept
     assert list(new.pods.list("")) == before
+
+
+def test_a_root_inside_this_one_and_traces_without_a_channel_are_kept(s3: S3, root: str) -> None:
+    """Somebody placed a root there with ``store.prefix``. Who owned the traces is not known."""
+    inside = ObjectStore(s3.config(root=f"{root}/team/chat"))
+    inside.put("traces/x", b"1")
+    assert finish(Speculator(s3, OLD, root).deletion).done
+    assert list(inside.list("")) == ["traces/x"]
+    left = ObjectStore(s3.config(root=root))
+    left.put("checkpoints/00000000-0/x", b"1")
+    left.put("traces/y", b"1")
+    assert "no channel record" in finish(Speculator(s3, NEW, root).deletion).kept
+    left.delete("traces/y")
+    assert not finish(Speculator(s3, NEW, root).deletion).kept, "of a speculator that never started"
+    assert next(left.list("checkpoints/"), None) is None
 
 
 def test_a_shared_prefix_is_never_deleted(s3: S3) -> None:
@@ -182,8 +200,8 @@ def bucket_that_keeps(s3: S3, bucket: str, root: str, *, locks: bool = False) ->
     part: Any = {"UploadId": upload["UploadId"], "PartNumber": 1, "Body": b"x" * (5 << 20)}
     objects._s3.upload_part(Bucket=bucket, Key=f"{root}/traces/big", **part)
     registry = PodRegistry(objects, keys_of(OLD))
-    registry.advance_channel(channel(0))
-    registry.advance_channel(channel(1, epoch=2, previous=0))
+    registry.advance_channel(channel(0, owner=root_owner(OLD)))
+    registry.advance_channel(channel(1, epoch=2, previous=0, owner=root_owner(OLD)))
     return objects
 
 
@@ -255,7 +273,7 @@ def test_a_foreign_object_in_the_channel_decides_nothing_and_is_deleted(s3: S3, 
     old = Speculator(s3, OLD, root)
     thief = RootOwner(id="0ther000", namespace="n", name="other", since=datetime.now(UTC))
     objects = ObjectStore(s3.config(root=root))
-    objects.put(Keys.CHANNEL + name, channel(0, epoch=3).model_copy(update={"owner": thief}).to_json())
+    objects.put(Keys.CHANNEL + name, channel(0, epoch=3, owner=thief).to_json())
     assert not finish(old.deletion).kept
     assert list(objects.list("")) == []
 

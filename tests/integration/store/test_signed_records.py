@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from aurora_api.v1alpha1.status import SpeculatorStatus, VersionStatus
 from aurora_operator.children.metadata import Owner
 from aurora_operator.plan import Plan, plan
 from aurora_protocol.draft_records import Channel, ChannelReason, RootOwner
@@ -21,14 +22,15 @@ from aurora_store import Keys, ObjectStore, StoreConfig
 from tests.assets.s3 import S3
 from tests.assets.signing import KEYS, secret_data
 from tests.integration.operator.store_rig import BUCKET, Speculator
-from tests.unit.operator.worlds import CONFIG, channel, digest, evidence, lineage, observed, registration
+from tests.unit.operator.worlds import CONFIG, channel, digest, evidence, lineage, observed, registration, root_owner
 
 OTHER_KEYS = dict.fromkeys(KeyName, b"a key that the bucket writer made up")
 
 
 @pytest.fixture
 def owner(request: pytest.FixtureRequest) -> Owner:
-    return Owner("team", "chat", f"{abs(hash(request.node.name)):016x}", 1, "77")
+    number = f"{abs(hash(request.node.name)):016x}"
+    return Owner(f"team-{number}", "chat", number, 1, "77")
 
 
 @pytest.fixture
@@ -40,8 +42,8 @@ def speculator(s3: S3, owner: Owner) -> Speculator:
     registry.create_lineage(lineage())
     for version in range(3):
         registry.register(registration(version))
-    registry.advance_channel(channel(0))
-    registry.advance_channel(with_weights(channel(1, epoch=2, previous=0)))
+    registry.advance_channel(channel(0, owner=root_owner(owner)))
+    registry.advance_channel(with_weights(channel(1, epoch=2, previous=0, owner=root_owner(owner))))
     return made
 
 
@@ -54,19 +56,22 @@ def unsigned(registry: PodRegistry) -> PodRegistry:
 
 
 def decided(speculator: Speculator, store: object) -> Plan:
-    given = observed(owner=speculator.owner, spec=speculator.spec, store=store)
+    followed = SpeculatorStatus(active=VersionStatus(version=1))
+    given = observed(owner=speculator.owner, spec=speculator.spec, store=store, status=followed)
     return plan(given, CONFIG, datetime.now(UTC))
 
 
-NEXT = channel(2, epoch=3, previous=1)
+def next_of(speculator: Speculator) -> Channel:
+    """A record that makes version 2 active."""
+    return channel(2, epoch=3, previous=1, owner=root_owner(speculator.owner))
 
 
 def write_unsigned(s3: S3, speculator: Speculator) -> None:
-    unsigned(speculator.registry(s3)).advance_channel(NEXT)
+    unsigned(speculator.registry(s3)).advance_channel(next_of(speculator))
 
 
 def write_with_own_key(s3: S3, speculator: Speculator) -> None:
-    PodRegistry(speculator.registry(s3).objects, OTHER_KEYS).advance_channel(NEXT)
+    PodRegistry(speculator.registry(s3).objects, OTHER_KEYS).advance_channel(next_of(speculator))
 
 
 def copy_an_older_record(s3: S3, speculator: Speculator) -> None:
@@ -82,8 +87,8 @@ def copy_an_older_record_unchanged(s3: S3, speculator: Speculator) -> None:
 
 def copy_the_record_of_another_speculator(s3: S3, speculator: Speculator) -> None:
     """Signed with the same key here, so that only the root differs."""
-    other = Speculator(s3, replace(speculator.owner, uid="ffffffff-0000")).registry(s3)
-    other.advance_channel(NEXT)
+    other = Speculator(s3, replace(speculator.owner, name="other")).registry(s3)
+    other.advance_channel(next_of(speculator))
     speculator.registry(s3).objects.put(Keys.channel(3), other.objects.get(Keys.channel(3)))
 
 
@@ -172,7 +177,8 @@ async def test_a_record_that_pretends_a_takeover_stops_the_operator_until_it_is_
 ) -> None:
     registry = speculator.registry(s3)
     thief = RootOwner(id="99999999", namespace="x", name="y", since=datetime.now(UTC))
-    unsigned(registry).advance_channel(NEXT.model_copy(update={"owner": thief, "reason": ChannelReason.RESTORED}))
+    taken = channel(2, epoch=3, previous=1, owner=thief).model_copy(update={"reason": ChannelReason.RESTORED})
+    unsigned(registry).advance_channel(taken)
     view = await speculator.look()
     made = decided(speculator, view)
     assert made.advance is None

@@ -19,6 +19,7 @@ from aurora_store.errors import DigestMismatch, ObjectExists, ObjectMissing, Sto
 from aurora_store.objects import TRANSFER
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.shards import put_shard_bytes
+from tests.assets.signing import ROOT_OWNER
 from tests.unit.fakes import SIZES
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
@@ -199,13 +200,15 @@ def test_the_highest_number_wins(registry: PodRegistry) -> None:
     assert registry.lineage() is None
     for epoch in (1, 2, 10):
         registry.advance_channel(
-            Channel(epoch=epoch, lineage=1, active=epoch, reason=ChannelReason.PROMOTED, created=NOW)
+            Channel(owner=ROOT_OWNER, epoch=epoch, lineage=1, active=epoch, reason=ChannelReason.PROMOTED, created=NOW)
         )
     current = registry.channel()
     assert current is not None
     assert current.epoch == 10
     with pytest.raises(ObjectExists):
-        registry.advance_channel(Channel(epoch=10, lineage=1, active=3, reason=ChannelReason.ROLLED_BACK, created=NOW))
+        registry.advance_channel(
+            Channel(owner=ROOT_OWNER, epoch=10, lineage=1, active=3, reason=ChannelReason.ROLLED_BACK, created=NOW)
+        )
     registry.create_lineage(lineage(1))
     registry.create_lineage(lineage(2))
     assert registry.lineage() == lineage(2)

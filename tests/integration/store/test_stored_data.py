@@ -1,4 +1,4 @@
-"""The operator's process against a real API server and a real S3: restore, takeover, and deletion of stored objects.
+"""The operator's process against a real API server and a real S3: takeover of a root, and deletion of stored objects.
 
 The API server has no nodes, so no pod runs. What pods write is written by the tests.
 """
@@ -20,12 +20,13 @@ import pytest
 
 from aurora_api.crd import FILE
 from aurora_operator.children.metadata import FINALIZER
+from aurora_operator.observe.stored_resource import owner_of
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_store import ObjectStore
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.signing import SecretKeys
+from tests.assets.signing import ROOT_OWNER, SecretKeys
 from tests.rig.api_server import ApiServer, api_server, free_ports
-from tests.unit.operator.worlds import channel, evidence, lineage, registration
+from tests.unit.operator.worlds import channel, evidence, lineage, registration, root_owner
 
 BUCKET = "stored-data"
 NAMESPACE = "team"
@@ -118,15 +119,17 @@ class Rig:
 
     def train(self, root: str) -> None:
         """Write what the trainer and the first roll leave in the store: version 1 is active."""
-        name = f"{root.rpartition('/')[2][:-9]}-keys"
+        name = root.rpartition("/")[2]
+        owner = root_owner(owner_of(self.resource(name) or {}))
+        name = f"{name}-keys"
         self.wait("the keys", lambda: name in names(self, "secrets"))
         registry = PodRegistry(self.store(root), SecretKeys(lambda: self.api.get("secret", name, "-n", NAMESPACE)))
         registry.create_lineage(lineage().model_copy(update={"draft_vocab_size": 16}))
         registry.put_evidence(evidence(1))
         for version in range(2):
             registry.register(registration(version))
-        registry.advance_channel(channel(0))
-        registry.advance_channel(channel(1, epoch=2, previous=0))
+        registry.advance_channel(channel(0, owner=owner))
+        registry.advance_channel(channel(1, epoch=2, previous=0, owner=owner))
 
     def wait(self, expected: str, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + TIMEOUT_SECONDS
@@ -153,18 +156,40 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         yield made
 
 
-def test_a_restored_speculator_goes_on_and_the_former_one_says_why_it_stops(rig: Rig) -> None:
+def test_a_speculator_that_is_created_again_goes_on_with_the_trained_draft(rig: Rig) -> None:
+    """The same YAML, in a cluster that was built anew or after a deletion. Another Secret signs the records."""
+    rig.create("again")
+    rig.wait("a status", lambda: rig.root("again") == f"aurora/{NAMESPACE}/again")
+    rig.train(rig.root("again"))
+    rig.wait("the active version", lambda: rig.active("again") == 1)
+    former = (rig.resource("again") or {})["metadata"]["uid"]
+    rig.delete("again")
+    rig.wait("its end", lambda: rig.resource("again") is None)
+    rig.wait("the end of its keys", lambda: "again-keys" not in names(rig, "secrets"))
+
+    rig.create("again")
+    rig.wait("the takeover", lambda: rig.storage("again")[0] == "Ready")
+    assert f"from {NAMESPACE}/again (uid {former[:8]}" in rig.event("Restored")
+    rig.wait("the active version", lambda: rig.active("again") == 1)
+    rig.wait("its workloads", lambda: {"again", "again-trainer"} <= names(rig, "deployments"))
+    rig.delete("again")
+    rig.wait("its end", lambda: rig.resource("again") is None)
+
+
+def test_a_person_gives_a_path_to_another_name_and_the_former_one_says_why_it_stops(rig: Rig) -> None:
     rig.create("old", deletionPolicy="Delete")
     rig.wait("the finalizer", lambda: rig.finalizers("old") == [FINALIZER])
     rig.wait("a status", lambda: rig.root("old") != "")
     root = rig.root("old")
-    assert root.startswith(f"aurora/{NAMESPACE}/old-")
     rig.train(root)
-    rig.wait("the store", lambda: rig.storage("old")[0] == "Ready")
+    rig.wait("the active version", lambda: rig.active("old") == 1)
 
-    rig.create("new", restoreFrom=root)
+    rig.create("new", path=f"{NAMESPACE}/old")
+    rig.wait("the refusal", lambda: rig.storage("new")[0] == "PathRefused")
+    assert "aurora.dev/adopt=true" in rig.storage("new")[1]
+    assert not {"new", "new-trainer"} & names(rig, "deployments")
+    rig.api.kubectl("annotate", RESOURCE, "new", "-n", NAMESPACE, "aurora.dev/adopt=true")
     rig.wait("the takeover", lambda: rig.storage("new")[0] == "Ready")
-    assert "took the root" in rig.event("Restored")
     rig.wait("the active version", lambda: (rig.resource("new") or {})["status"].get("active", {}).get("version") == 1)
     rig.wait("its workloads", lambda: {"new", "new-trainer"} <= names(rig, "deployments"))
     # At rest a takeover is noticed within minutes, and at once when a person asks for something.
@@ -188,15 +213,15 @@ def names(rig: Rig, kind: str) -> set[str]:
     return {item["metadata"]["name"] for item in rig.api.get(kind, "-n", NAMESPACE)["items"]}
 
 
-def test_another_target_is_not_restored_and_no_pod_starts(rig: Rig) -> None:
-    root = f"aurora/{NAMESPACE}/lost-1a2b3c4d"
+def test_another_target_takes_no_root_over_and_no_pod_starts(rig: Rig) -> None:
+    root = f"aurora/{NAMESPACE}/other"
     registry = PodRegistry(rig.store(root))
     target = lineage().target.model_copy(update={"model": "org/other"})
     registry.create_lineage(lineage().model_copy(update={"target": target}))
     registry.register(registration(0))
-    registry.advance_channel(channel(0))
-    rig.create("other", restoreFrom=root)
-    rig.wait("the refusal", lambda: rig.storage("other")[0] == "RestoreRefused")
+    registry.advance_channel(channel(0, owner=ROOT_OWNER.model_copy(update={"name": "other"})))
+    rig.create("other")
+    rig.wait("the refusal", lambda: rig.storage("other")[0] == "PathRefused")
     assert "another target: org/other" in rig.storage("other")[1]
     assert not {"other", "other-trainer"} & names(rig, "deployments")
     rig.delete("other")

@@ -27,14 +27,14 @@ from tests.assets.s3 import S3
 from tests.unit.fakes import draft_tensors, lineage, publish_bytes, safetensors
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
-OWNER, OTHER = "0a1b2c3d", "99999999"
+OTHER = "99999999"
 SHARD_BYTES = 96 << 20
 
 
 @pytest.fixture
 def writer(s3: S3, request: pytest.FixtureRequest) -> ObjectStore:
-    """What the bucket writer uses. The root is named after :data:`OWNER`."""
-    return ObjectStore(s3.config(root=f"aurora/{abs(hash(request.node.name))}/chat-{OWNER}"))
+    """What the bucket writer uses."""
+    return ObjectStore(s3.config(root=f"aurora/{abs(hash(request.node.name))}/chat"))
 
 
 @pytest.fixture

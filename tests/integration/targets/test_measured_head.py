@@ -20,7 +20,7 @@ from aurora_store import ObjectStore
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.signing import KEYS, write_keys
+from tests.assets.signing import KEYS, ROOT_OWNER, write_keys
 from tests.assets.trained_draft import load_small_target, write_specialist
 from tests.integration.engine.test_validation import Scene
 from tests.integration.engine.validation_store import held_out_traces, put_traces
@@ -67,7 +67,9 @@ def measured(head: PublishedHead, s3: S3, folder: Path, name: str) -> Evidence:
         validation=GATE,
         rounds=ROUNDS,
         device=Device.CPU,
-        store=StoreSettings(bucket=config.bucket, root=config.root, endpoint=s3.endpoint, region="us-east-1"),
+        store=StoreSettings(
+            owner=ROOT_OWNER.id, bucket=config.bucket, root=config.root, endpoint=s3.endpoint, region="us-east-1"
+        ),
         candidate=lineage.HEAD_VERSION,
         active=0,
         attempt=1,

@@ -27,7 +27,7 @@ from aurora_store import ObjectStore
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import PodProcesses, http_body
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.signing import KEYS
+from tests.assets.signing import KEYS, ROOT_OWNER
 from tests.assets.tiny_targets import TINY_TARGETS, TinyTarget, write_tiny_target
 from tests.integration.trained.served_proposals import Comparison, collect, proposals
 
@@ -64,7 +64,9 @@ def test_the_training_pass_proposes_the_same_tokens_as_the_engine(tiny: TinyTarg
     registry.objects.ensure_bucket()
     target = load_target(target_spec)
     lineage.open_lineage(registry, target, SPEC, utc_now)
-    registry.advance_channel(Channel(epoch=1, lineage=1, active=0, reason=ChannelReason.INITIAL, created=utc_now()))
+    registry.advance_channel(
+        Channel(owner=ROOT_OWNER, epoch=1, lineage=1, active=0, reason=ChannelReason.INITIAL, created=utc_now())
+    )
     settings = ServingSettings(
         namespace="test",
         name="targets",
@@ -72,7 +74,9 @@ def test_the_training_pass_proposes_the_same_tokens_as_the_engine(tiny: TinyTarg
         draft=SPEC,
         device=Device.CPU,
         capture=CaptureOptions(shard_seconds=2, state_type=StateType.BFLOAT16),
-        store=StoreSettings(bucket="aurora-test", root=root, endpoint=s3.endpoint, region="us-east-1"),
+        store=StoreSettings(
+            owner=ROOT_OWNER.id, bucket="aurora-test", root=root, endpoint=s3.endpoint, region="us-east-1"
+        ),
     )
     pod = PodProcesses(tmp_path / "pod", settings, s3.environment())
     staged = pod.stage()

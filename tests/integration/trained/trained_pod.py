@@ -33,7 +33,7 @@ from aurora_store import ObjectStore
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import PodProcesses, http_body
 from tests.assets.s3 import S3, seaweedfs
-from tests.assets.signing import KEYS
+from tests.assets.signing import KEYS, ROOT_OWNER
 from tests.assets.traces.recorded import json_traces
 from tests.assets.trained_draft import load_small_target, train_draft
 from tests.integration.trained.served_proposals import Comparison, collect, proposals
@@ -93,7 +93,9 @@ def train(registry: PodRegistry, target: TargetModel, spec: DraftSpec, folder: P
     assert offered.registration is not None, offered.message
     registry.fetch_checkpoint(offered.registration, folder)
     registry.advance_channel(
-        Channel(epoch=1, lineage=1, active=1, previous=0, reason=ChannelReason.PROMOTED, created=utc_now())
+        Channel(
+            owner=ROOT_OWNER, epoch=1, lineage=1, active=1, previous=0, reason=ChannelReason.PROMOTED, created=utc_now()
+        )
     )
     return [t.tokens[: t.prompt_length].tolist() for t in traces if t.held_out][:PROMPTS]
 
@@ -108,7 +110,9 @@ def serving_engine(s3: S3, spec: DraftSpec, folder: Path) -> Iterator[PodProcess
         draft=spec,
         device=Device.CPU,
         capture=CaptureOptions(shard_seconds=2, state_type=StateType.BFLOAT16),
-        store=StoreSettings(bucket="aurora-test", root="root", endpoint=s3.endpoint, region="us-east-1"),
+        store=StoreSettings(
+            owner=ROOT_OWNER.id, bucket="aurora-test", root="root", endpoint=s3.endpoint, region="us-east-1"
+        ),
     )
     pod = PodProcesses(folder, settings, s3.environment())
     staged = pod.stage()

@@ -18,6 +18,7 @@ from aurora_runtime.traces import RequestTrace, decode
 from aurora_runtime.training.lineage import open_lineage, utc_now
 from aurora_store import Keys, ObjectStore, StoreConfig
 from tests.assets.s3 import S3, seaweedfs
+from tests.assets.signing import ROOT_OWNER
 from tests.check_store import check_store
 from tests.unit.operator.worlds import channel
 from tests.unit.training import tiny
@@ -79,7 +80,9 @@ def holders(registry: PodRegistry, text: bytes) -> list[str]:
 
 def run_program(s3: S3, config: StoreConfig, monkeypatch: pytest.MonkeyPatch, rig: TrainerRig) -> None:
     """Run ``aurora-erase`` as the Job does."""
-    place = StoreSettings(bucket=config.bucket, root=config.root, endpoint=config.endpoint, region=config.region)
+    place = StoreSettings(
+        owner=ROOT_OWNER.id, bucket=config.bucket, root=config.root, endpoint=config.endpoint, region=config.region
+    )
     monkeypatch.setenv(SETTINGS_VARIABLE, rig.settings.model_copy(update={"store": place}).to_variable())
     for name, value in s3.environment().items():
         monkeypatch.setenv(name, value)

@@ -54,7 +54,7 @@ STATUS = SpeculatorStatus(
     ],
     accept_length="2.71",
     updated="2/2",
-    store_root="aurora/team/chat-01234567",
+    store_root="aurora/team/chat",
 )
 DETAIL = """\
 chat in team: ready, Serving
@@ -68,7 +68,7 @@ decided    rejected: 2
 traffic    acceptance length 2.71 when there was traffic last
 training   Training, step 9420, 1.2M tokens learned
 worth      saved by speculation: not known, held by the trainer: not known
-store      s3://bucket/aurora/team/chat-01234567
+store      s3://bucket/aurora/team/chat
 
 POD               VERSION  STATE  WEIGHTS
 chat-7d4b9-x2x7k  4        Ready  0123456789ab

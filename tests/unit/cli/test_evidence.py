@@ -66,7 +66,7 @@ def test_the_users_own_keys_go_to_s3_or_to_an_endpoint_that_the_user_names(serve
     stored_with(server, THEIRS)
     for endpoint in (None, "http://localhost:9000"):
         config = opened(server, endpoint=endpoint)
-        assert (config.endpoint, config.access_key, config.root) == (endpoint, None, "aurora/team/chat-01234567")
+        assert (config.endpoint, config.access_key, config.root) == (endpoint, None, "aurora/team/chat")
     assert not asked_for_the_secret(server)
 
 
@@ -82,8 +82,8 @@ def test_the_keys_of_the_secret_are_used_when_the_user_says_so(server: FakeApiSe
     assert (config.endpoint, config.access_key, config.secret_key) == (endpoint or ENDPOINT, "their-id", "their-key")
 
 
-def test_a_restored_speculator_reads_the_root_that_it_took_over(server: FakeApiServer) -> None:
-    assert opened(stored_with(server, restoreFrom="aurora/team/old-89abcdef")).root == "aurora/team/old-89abcdef"
+def test_a_path_of_the_spec_is_the_root(server: FakeApiServer) -> None:
+    assert opened(stored_with(server, path="other/old")).root == "aurora/other/old"
 
 
 @pytest.mark.parametrize(

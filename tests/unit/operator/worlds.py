@@ -14,7 +14,15 @@ from aurora_operator.observe.observed import Observed, PodView, StoreView, Workl
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import Plan, plan
 from aurora_protocol.agent_api import AgentState, CaptureCounters, LiveCounters, SwapPhase, SwapStatus
-from aurora_protocol.draft_records import Channel, ChannelReason, DraftSizes, Lineage, Registration, TargetIdentity
+from aurora_protocol.draft_records import (
+    Channel,
+    ChannelReason,
+    DraftSizes,
+    Lineage,
+    Registration,
+    RootOwner,
+    TargetIdentity,
+)
 from aurora_protocol.evidence_records import (
     AnswerEquality,
     Arm,
@@ -26,6 +34,8 @@ from aurora_protocol.evidence_records import (
     VerdictKind,
 )
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
+from aurora_store.keys import owner_id
+from tests.assets.signing import ROOT_OWNER
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CONFIG = OperatorConfig(runtime_image="runtime:1", agent_image="agent:1", operator_namespace="aurora-system")
@@ -81,9 +91,21 @@ def trainer_record(**more: Any) -> TrainerStatus:
     return base.model_copy(update=more)
 
 
-def channel(active: int, epoch: int = 1, previous: int | None = None, rejected: tuple[int, ...] = ()) -> Channel:
+def root_owner(owner: Owner = OWNER) -> RootOwner:
+    """``owner`` as the owner of its root, as channel records name it."""
+    return RootOwner(id=owner_id(owner.uid), namespace=owner.namespace, name=owner.name, since=NOW)
+
+
+def channel(
+    active: int,
+    epoch: int = 1,
+    previous: int | None = None,
+    rejected: tuple[int, ...] = (),
+    owner: RootOwner = ROOT_OWNER,
+) -> Channel:
     reason = ChannelReason.INITIAL if epoch == 1 else ChannelReason.PROMOTED
     return Channel(
+        owner=owner,
         epoch=epoch,
         lineage=1,
         active=active,

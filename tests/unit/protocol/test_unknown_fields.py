@@ -22,6 +22,7 @@ from aurora_protocol.training_records import (
     TrainerState,
     TrainerStatus,
 )
+from tests.assets.signing import ROOT_OWNER
 from tests.example_count import example_count
 from tests.unit.operator.worlds import (
     NOW,
@@ -58,7 +59,7 @@ SETTINGS: dict[str, Any] = {
     "name": "chat",
     "target": spec().target,
     "draft": spec().draft,
-    "store": pod_settings.StoreSettings(bucket="bucket", root="aurora/team/chat"),
+    "store": pod_settings.StoreSettings(owner=ROOT_OWNER.id, bucket="bucket", root="aurora/team/chat"),
 }
 SENT: tuple[Record, ...] = (
     agent_api.SwapRequest(version=1, digest=digest(1), epoch=4),

@@ -9,6 +9,7 @@ from aurora_api.v1alpha1.target import TargetSpec
 from aurora_protocol.agent_api import EngineMode
 from aurora_protocol.pod_settings import ServingSettings, StoreSettings
 from aurora_runtime.serving.sglang_arguments import engine_arguments
+from tests.assets.signing import ROOT_OWNER
 
 
 def settings(**options: object) -> ServingSettings:
@@ -17,7 +18,7 @@ def settings(**options: object) -> ServingSettings:
         name="s",
         target=TargetSpec(model="org/model", revision="abc"),
         draft=DraftSpec(steps=2),
-        store=StoreSettings(bucket="bucket", root="root"),
+        store=StoreSettings(owner=ROOT_OWNER.id, bucket="bucket", root="root"),
         **options,  # type: ignore[arg-type]
     )
 

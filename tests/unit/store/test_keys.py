@@ -41,11 +41,10 @@ def test_a_shard_is_found_by_lineage_and_ordered_by_time() -> None:
     assert not early.startswith(Keys.traces(10))
 
 
-def test_a_recreated_speculator_has_another_root() -> None:
-    one, other = (root("/aurora/", "ns", "chat", uid) for uid in ("0123456789", "abcdefghij"))
-    assert one == "aurora/ns/chat-01234567"
-    assert one != other
-    assert root("", "ns", "chat", "0123456789") == "ns/chat-01234567"
+def test_a_root_holds_no_uid_so_that_a_speculator_created_again_finds_it() -> None:
+    assert root("/aurora/", None, "ns", "chat") == "aurora/ns/chat"
+    assert root("aurora", "other/old", "ns", "chat") == "aurora/other/old"
+    assert root("", None, "ns", "chat") == "ns/chat"
 
 
 @pytest.mark.parametrize(

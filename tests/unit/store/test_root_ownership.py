@@ -12,30 +12,27 @@ import pytest
 from aurora_protocol.draft_records import Channel, ChannelReason, RootOwner
 from aurora_store import FencedObjectStore, Keys, StoreConfig
 from aurora_store.errors import NotRootOwner
-from aurora_store.root_ownership import current_owner, write_refusal
+from aurora_store.root_ownership import write_refusal
 from tests.assets.faulty_store import Request, faulty_store
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-ROOT = "aurora/team/chat-11111111"
+ROOT = "aurora/team/chat"
 FIRST, SECOND, THIRD = "11111111", "22222222", "33333333"
 
 
-def channel(owner: str | None = None, reason: ChannelReason = ChannelReason.INITIAL) -> Channel:
-    holder = None if owner is None else RootOwner(id=owner, namespace="team", name="new", since=NOW)
+def channel(owner: str = FIRST, reason: ChannelReason = ChannelReason.INITIAL) -> Channel:
+    holder = RootOwner(id=owner, namespace="team", name="new", since=NOW)
     return Channel(epoch=4, lineage=1, active=2, reason=reason, owner=holder, created=NOW)
 
 
-def test_a_root_belongs_to_the_speculator_that_it_is_named_after() -> None:
-    for known in (None, channel()):
-        assert current_owner(known, ROOT) == FIRST
-        assert write_refusal(known, ROOT, FIRST) == ""
-        assert "belongs to the speculator with uid 11111111" in write_refusal(known, ROOT, SECOND)
+def test_before_the_first_record_nobody_owns_the_root() -> None:
+    assert (write_refusal(None, ROOT, FIRST), write_refusal(None, ROOT, SECOND)) == ("", "")
 
 
-def test_after_a_takeover_only_the_new_owner_writes_and_the_refusal_names_it() -> None:
+def test_only_the_owner_writes_and_the_refusal_names_it() -> None:
     taken = channel(SECOND)
     assert write_refusal(taken, ROOT, SECOND) == ""
-    for other in (FIRST, THIRD):
+    for other in (FIRST, THIRD, None):
         assert "AuroraSpeculator team/new (uid 22222222…)" in write_refusal(taken, ROOT, other)
 
 
@@ -66,7 +63,7 @@ def test_a_store_of_a_pod_sends_no_write_below_a_root_that_another_speculator_ow
         request.reply(200, b"" if request.command != "GET" else listed if "list-type=2" in request.path else taken)
 
     with faulty_store(answer) as fake:
-        config = StoreConfig("bucket", ROOT, fake.endpoint, "us-east-1", "access", "secret")
+        config = StoreConfig("bucket", ROOT, fake.endpoint, "us-east-1", "access", "secret", FIRST)
         with pytest.raises(NotRootOwner, match="team/new"):
             WRITES[write](FencedObjectStore(config, attempts=1), file)
         assert {request.split()[0] for request in fake.requests} == {"GET"}

@@ -15,8 +15,9 @@ from aurora_store.registry import MAX_UNSIGNED_TRIED
 from tests.unit.training import tiny
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+FIRST = RootOwner(id="f1rst000", namespace="n", name="first", since=NOW)
 OTHER = RootOwner(id="0ther000", namespace="n", name="other", since=NOW)
-KEYS = {name: dict.fromkeys(KeyName, name.encode()) for name in ("first", OTHER.name)}
+KEYS = {name: dict.fromkeys(KeyName, name.encode()) for name in (FIRST.name, OTHER.name)}
 
 
 class CountedObjects(tiny.MemoryObjects):
@@ -34,7 +35,7 @@ def objects() -> CountedObjects:
     return CountedObjects()
 
 
-def write(objects: CountedObjects, owners: Sequence[RootOwner | None]) -> None:
+def write(objects: CountedObjects, owners: Sequence[RootOwner]) -> None:
     """A record of the channel for each owner, each signed with the keys of its owner."""
     for number, owner in enumerate(owners):
         record = Channel(
@@ -45,12 +46,12 @@ def write(objects: CountedObjects, owners: Sequence[RootOwner | None]) -> None:
             created=NOW,
             owner=owner,
         )
-        Registry(objects, KEYS[owner.name if owner else "first"]).advance_channel(record)
+        Registry(objects, KEYS[owner.name]).advance_channel(record)
 
 
 def test_the_newest_record_with_the_own_signature_counts(objects: CountedObjects) -> None:
-    write(objects, [None, None, None, *[OTHER] * (MAX_UNSIGNED_TRIED - 1)])
-    found = Registry(objects, KEYS["first"]).signed_channel()
+    write(objects, [FIRST, FIRST, FIRST, *[OTHER] * (MAX_UNSIGNED_TRIED - 1)])
+    found = Registry(objects, KEYS[FIRST.name]).signed_channel()
     assert found is not None
     assert found.epoch == 3
 
@@ -59,7 +60,7 @@ def test_a_root_in_which_nothing_is_signed_names_the_newest_record_after_a_bound
     objects: CountedObjects,
 ) -> None:
     count = 2 * MAX_UNSIGNED_TRIED
-    write(objects, [None] * count)
+    write(objects, [FIRST] * count)
     with pytest.raises(UnsignedRecord, match=Keys.channel(count)):
         Registry(objects, KEYS[OTHER.name]).signed_channel()
     assert objects.reads == MAX_UNSIGNED_TRIED

@@ -37,6 +37,14 @@ def test_the_operators_own_identity_is_for_aws_only() -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "allowed"), [("team/other", True), ("other/chat", False), ("teams/chat", False), ("x/team", False)]
+)
+def test_the_operators_own_identity_is_for_paths_of_the_namespace_only(path: str, allowed: bool) -> None:
+    assert refused(StorePolicy(), credentials=IDENTITY, path=path) == ("" if allowed else "StoreNotAllowed")
+    assert refused(StorePolicy(), path=path) == "", "keys of its own reach what they reach"
+
+
+@pytest.mark.parametrize(
     ("namespace", "root", "store", "allowed"),
     [
         ("team", "team/x/chat", {}, True),

@@ -17,6 +17,7 @@ from aurora_runtime.pod_registry import PodRegistry
 from aurora_store import Keys
 from aurora_store.errors import StoreError
 from aurora_store.keys import MAX_ATTEMPT_GAP, MAX_NUMBER_GAP, in_sequence
+from tests.assets.signing import ROOT_OWNER
 from tests.assets.trainer_output import put_trainer_state
 from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 from tests.unit.training import tiny
@@ -39,7 +40,7 @@ def registry(tmp_path: Path) -> PodRegistry:
 
 
 def channel(epoch: int, active: int) -> Channel:
-    return Channel(epoch=epoch, lineage=1, active=active, reason=ChannelReason.PROMOTED, created=NOW)
+    return Channel(owner=ROOT_OWNER, epoch=epoch, lineage=1, active=active, reason=ChannelReason.PROMOTED, created=NOW)
 
 
 def change(registry: PodRegistry, key: str, **fields: Any) -> None:

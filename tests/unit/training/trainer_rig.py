@@ -22,6 +22,7 @@ from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import TrainingPolicy
 from aurora_runtime.training.stages.saving import StateSaver
 from aurora_runtime.training.state.retention import RetentionLimits
+from tests.assets.signing import ROOT_OWNER
 from tests.unit.training import tiny
 
 
@@ -76,7 +77,7 @@ class TrainerRig:
             target=TargetSpec(model=str(folder)),
             draft=draft,
             training=TrainingSpec(passes=1, publish_tokens=1 << 29),
-            store=StoreSettings(bucket="b", root="r"),
+            store=StoreSettings(owner=ROOT_OWNER.id, bucket="b", root="r"),
         )
 
     @property

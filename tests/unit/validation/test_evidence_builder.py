@@ -11,6 +11,7 @@ from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_protocol.pod_settings import StoreSettings, ValidationSettings
 from aurora_runtime.engine.machine import detect_machine
 from aurora_runtime.validation.evidence_builder import measurement_environment
+from tests.assets.signing import ROOT_OWNER
 
 
 def settings() -> ValidationSettings:
@@ -20,7 +21,7 @@ def settings() -> ValidationSettings:
         target=TargetSpec(model="m"),
         draft=DraftSpec(),
         validation=ValidationSpec(concurrencies=[1, 4], max_new_tokens=64),
-        store=StoreSettings(bucket="b", root="r"),
+        store=StoreSettings(owner=ROOT_OWNER.id, bucket="b", root="r"),
         candidate=5,
         active=2,
         attempt=2,

@@ -52,8 +52,7 @@ class SpeculatorStatus(Model):
     )
     store_root: str = Field(
         default="",
-        description="Folder of this speculator in the bucket. Give it to `spec.store.restoreFrom` of another speculator"
-        " to go on from here.",
+        description="Folder of this speculator in the bucket: `store.prefix` and `store.path`.",
     )
     active: VersionStatus | None = Field(default=None, description="The version that all pods should serve.")
     previous: PreviousVersion | None = Field(

@@ -29,7 +29,6 @@ from aurora_protocol.gate.verdict import least_policy, recomputed
 from aurora_protocol.signatures import KeyName, verified
 from aurora_store.errors import bounded_text
 from aurora_store.keys import Keys, owner_id
-from aurora_store.root_ownership import current_owner
 
 MAX_MESSAGE_CHARACTERS: Final = 1000
 MAX_REASONS: Final = 32
@@ -61,7 +60,7 @@ def believed_channel(data: bytes, key: str, root: str, keys: RecordKeys) -> Chan
         return Channel.from_json(verified(data, f"{root}/{key}", keys.channel))
     except UnsignedRecord as error:
         record = Channel.from_json(data)
-        if current_owner(record, root) != keys.owner:
+        if record.owner.id != keys.owner:
             # The digests of its weights are not believed. The registrations name the weights instead.
             return record.model_copy(update={"active_digest": None, "previous_digest": None})
         raise UnsignedRecord(

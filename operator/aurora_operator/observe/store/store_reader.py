@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TypeVar
@@ -188,7 +188,8 @@ class StoreReader:
 
     def _numbers(self, prefix: str) -> list[int]:
         """The numbers of the records directly below ``prefix``, ascending. Raises :class:`InvalidRecord`."""
-        return [number_of(key) for key in _in_sequence(self._objects.list(prefix, limit=MAX_RECORDS_LISTED))]
+        listed = self._objects.list(prefix, limit=MAX_RECORDS_LISTED)
+        return [number_of(key) for key in _in_sequence(_directly_below(prefix, listed))]
 
     def _channel(self, epoch: int, known: dict[str, StoredRecord]) -> Channel:
         """Raises :class:`InvalidRecord` with the record's key when it is not believed."""
@@ -252,7 +253,7 @@ class StoreReader:
             return ()
         listed = [*self._objects.list(Keys.EVIDENCE, after=Keys.evidence_of(versions[0]), limit=MAX_RECORDS_LISTED)]
         for version in versions:
-            own = (key for key in listed if key.startswith(Keys.evidence_of(version)))
+            own = _directly_below(Keys.evidence_of(version), listed)
             for key in _in_sequence(own, max_gap=MAX_ATTEMPT_GAP):
                 judgement = (key, needs.policy, version == needs.pin)
                 self._judged[judgement] = known.get(judgement) or self._judge(*judgement)
@@ -276,6 +277,11 @@ def _wanted(needs: StoreNeeds, channel: Channel | None, versions: list[int]) -> 
     """
     named = (INITIAL_VERSION,) if channel is None else (channel.active, channel.previous)
     return {*needs.versions, *versions[-1:], *(version for version in named if version is not None)}
+
+
+def _directly_below(folder: str, listed: Iterable[str]) -> Iterator[str]:
+    """The keys directly below ``folder``. Deeper ones are another root's, which somebody placed inside this one."""
+    return (key for key in listed if key.startswith(folder) and "/" not in key.removeprefix(folder))
 
 
 def _in_sequence(listed: Iterable[str], *, max_gap: int = MAX_NUMBER_GAP) -> list[str]:

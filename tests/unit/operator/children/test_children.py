@@ -28,7 +28,7 @@ from aurora_protocol.pod_settings import (
     TrainerSettings,
     ValidationSettings,
 )
-from tests.unit.operator.worlds import CONFIG, NOW, OWNER, observed, spec
+from tests.unit.operator.worlds import CONFIG, MINIMAL, NOW, OWNER, observed, spec
 
 
 def deployment(owner: Owner, given: SpeculatorSpec, config: OperatorConfig) -> dict[str, Any]:
@@ -379,20 +379,13 @@ def test_no_node_is_bought_for_a_measurement_unless_its_template_says_so() -> No
     assert pods(spec(validation={"template": asks}))["validator"]["metadata"]["annotations"] == {delay: "0s"}
 
 
-def test_a_restored_root_replaces_the_speculators_own_in_every_pod() -> None:
-    root = "aurora/elsewhere/old-1a2b3c4d"
-    store = {"bucket": "bucket", "credentials": {"secretRef": {"name": "s3"}}}
-    for given, expected in (
-        (store | {"restoreFrom": root}, (root, "01234567")),
-        (store, ("aurora/team/chat-01234567", None)),
-    ):
-        made = pods(spec(store=given))
+def test_every_pod_gets_the_path_of_the_spec_and_the_owner() -> None:
+    for path, root in ((None, "aurora/team/chat"), ("elsewhere/old", "aurora/elsewhere/old")):
+        made = pods(spec(store=MINIMAL["store"] | ({"path": path} if path else {})))
         for name, kind in (
             ("trainer", TrainerSettings),
             ("inference", ServingSettings),
             ("validator", ValidationSettings),
         ):
-            text = variables(containers(made[name])[0])["AURORA_SETTINGS"]["value"]
-            settings = kind.from_json(text).store
-            assert (settings.root, settings.owner) == expected
-            assert ("owner" in text) is (expected[1] is not None), "no setting at its default"
+            settings = kind.from_json(variables(containers(made[name])[0])["AURORA_SETTINGS"]["value"]).store
+            assert (settings.root, settings.owner) == (root, "01234567")

@@ -36,7 +36,7 @@ FAULTS: dict[str, dict[str, Any]] = {
         for reason in (
             *("SecretMissing", "SecretForbidden", "SecretIncomplete", "SigningKeysMissing", "StoreNotAllowed"),
             *("AddressRefused", "KeysRequired", "Unreachable", "ConditionalWritesUnsupported", "InvalidRecord"),
-            *("RestoreRefused", "TakenOver"),
+            *("PathRefused", "TakenOver"),
         )
     },
     "NameTaken": {"name_taken": ("Service chat",)},

@@ -59,7 +59,7 @@ def test_pods_keep_their_draft_and_a_person_is_told(seen: StoreView) -> None:
     assert (told.active, told.candidate, told.rejected) == (SERVED.active, SERVED.candidate, SERVED.rejected)
     shown = condition(world, ConditionType.STORAGE_READY)
     assert shown.reason == "RecordsLost"
-    assert "version 200 is active, but s3://bucket/aurora/team/chat-01234567 has no record" in shown.message
+    assert "version 200 is active, but s3://bucket/aurora/team/chat has no record" in shown.message
     assert condition(world, ConditionType.READY).reason == "StorageRecordsLost"
     assert [(note.reason, note.warning) for note in plan.notes] == [("StorageRecordsLost", True)]
     assert made(replace(world, status=told)).notes == (), "once"

@@ -17,7 +17,7 @@ from aurora_runtime.serving.pod_files import PodFolder
 from aurora_store import Keys, ObjectStore, StoreConfig
 from aurora_store.errors import StoreError
 from tests.assets.faulty_store import faulty_store, hang
-from tests.assets.signing import KEYS
+from tests.assets.signing import KEYS, ROOT_OWNER
 from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 from tests.unit.serving.agent.test_draft_cache import add_draft
 
@@ -37,7 +37,14 @@ def registry(objects: FolderObjects) -> PodRegistry:
 
 
 def channel(epoch: int, active: int) -> Channel:
-    return Channel(epoch=epoch, lineage=1, active=active, reason=ChannelReason.PROMOTED, created=datetime.now(UTC))
+    return Channel(
+        owner=ROOT_OWNER,
+        epoch=epoch,
+        lineage=1,
+        active=active,
+        reason=ChannelReason.PROMOTED,
+        created=datetime.now(UTC),
+    )
 
 
 def test_a_pod_starts_with_the_active_draft(registry: PodRegistry, tmp_path: Path) -> None:

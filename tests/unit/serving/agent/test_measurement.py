@@ -24,6 +24,7 @@ from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.http_api import application
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_store.errors import StoreError
+from tests.assets.signing import ROOT_OWNER
 from tests.unit.serving.agent.rigs import AGENT_TOKEN, AUTH, JOB, TOKEN, BusyDisk, PodRig, SlowStore
 
 
@@ -123,7 +124,7 @@ async def test_a_damaged_order_file_blocks_no_withdrawal(rig: PodRig) -> None:
     with pytest.raises(StoreError):
         await rig.withdraw()
     rig.registry.advance_channel(
-        Channel(epoch=1, lineage=1, active=0, reason=ChannelReason.INITIAL, created=datetime.now(UTC))
+        Channel(owner=ROOT_OWNER, epoch=1, lineage=1, active=0, reason=ChannelReason.INITIAL, created=datetime.now(UTC))
     )
     await rig.withdraw()
     assert rig.folder.read_withdrawal() is not None

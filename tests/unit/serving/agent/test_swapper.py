@@ -21,6 +21,7 @@ from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault, SwapRefused
 from aurora_runtime.serving.agent.draft_cache import StagedDraft
 from aurora_store.errors import ObjectMissing, StoreError
+from tests.assets.signing import ROOT_OWNER
 from tests.unit.fakes import KEY, FakeEngine, draft_tensors, publish_bytes, safetensors
 from tests.unit.serving.agent.rigs import Rig, SlowStore
 
@@ -171,7 +172,14 @@ async def test_an_older_epoch_is_refused_even_by_a_new_agent(rig: Rig) -> None:
 def advance_channel(rig: Rig, last: int) -> None:
     for epoch in range(1, last + 1):
         rig.registry.advance_channel(
-            Channel(epoch=epoch, lineage=1, active=1, reason=ChannelReason.PROMOTED, created=datetime.now(UTC))
+            Channel(
+                owner=ROOT_OWNER,
+                epoch=epoch,
+                lineage=1,
+                active=1,
+                reason=ChannelReason.PROMOTED,
+                created=datetime.now(UTC),
+            )
         )
 
 

@@ -11,7 +11,7 @@ from aurora_protocol.pod_settings import SETTINGS_VARIABLE
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training import draft_command, lineage
 from aurora_runtime.training.heads.published_head import read_head
-from tests.assets.signing import KEYS
+from tests.assets.signing import KEYS, ROOT_OWNER
 from tests.unit.training import tiny
 from tests.unit.training.heads import published
 from tests.unit.training.test_candidates import session_with_gain
@@ -33,6 +33,7 @@ def _rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainerRig:
 def activate(registry: PodRegistry, version: int, digest: str | None = None) -> None:
     registry.advance_channel(
         Channel(
+            owner=ROOT_OWNER,
             epoch=1,
             lineage=1,
             active=version,

@@ -20,6 +20,7 @@ from aurora_runtime.training.optim.batch_loss import batch_loss
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.settings import TrainingPolicy
+from tests.assets.signing import ROOT_OWNER
 from tests.unit.training import tiny
 from tests.unit.training.trees import tree_trace
 
@@ -85,7 +86,7 @@ def test_a_session_learns_the_distributions_after_rejected_nodes(tmp_path: Path)
 def test_the_recipe_follows_the_custom_resource_and_the_width_of_the_target(
     draft: DraftSpec, training: TrainingSpec, width: int, want: Recipe
 ) -> None:
-    store = StoreSettings(bucket="b", root="r")
+    store = StoreSettings(owner=ROOT_OWNER.id, bucket="b", root="r")
     settings = TrainerSettings(
         namespace="n", name="s", target=TargetSpec(model="m"), draft=draft, training=training, store=store
     )

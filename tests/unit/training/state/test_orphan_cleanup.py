@@ -15,6 +15,7 @@ from aurora_runtime.training.state.orphan_cleanup import OrphanCleanup
 from aurora_runtime.training.target.target_model import TargetModel
 from aurora_store import Keys
 from aurora_store.errors import StoreError
+from tests.assets.signing import ROOT_OWNER
 from tests.assets.trainer_output import publish_draft
 from tests.unit.training import tiny
 
@@ -90,6 +91,7 @@ def test_drafts_that_the_channel_names_are_kept_without_a_registration(with_dige
     weights = [objects.data[f"{key}model.safetensors"] for key in keys]
     active, previous = (hashlib.sha256(weights[version]).hexdigest() if with_digests else None for version in (2, 1))
     channel = Channel(
+        owner=ROOT_OWNER,
         epoch=1,
         lineage=1,
         active=2,

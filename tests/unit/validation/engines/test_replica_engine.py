@@ -34,6 +34,7 @@ from aurora_runtime.validation.engines import replica_engine as module
 from aurora_runtime.validation.engines.load_client import BatchResult, LoadClient
 from aurora_runtime.validation.engines.replica_engine import ReplicaEngine
 from aurora_runtime.validation.engines.warm_up import WarmUp
+from tests.assets.signing import ROOT_OWNER
 from tests.unit.operator.worlds import agent, registration
 
 TOKEN = "the-agent-token"  # noqa: S105 - a test's
@@ -136,7 +137,7 @@ def replica_engine(scripted: Scripted, *, seconds: float = 60) -> ReplicaEngine:
         target=TargetSpec(model="m"),
         draft=DraftSpec(),
         validation=ValidationSpec(max_new_tokens=64),
-        store=StoreSettings(bucket="b", root="r"),
+        store=StoreSettings(owner=ROOT_OWNER.id, bucket="b", root="r"),
         candidate=1,
         active=0,
         attempt=1,

@@ -7,16 +7,24 @@ from collections.abc import Iterator
 import pytest
 
 from aurora_operator.observe.observed import StoreView
-from aurora_operator.observe.store.signed_records import RecordKeys
 from aurora_operator.observe.store.store_reader import StoreNeeds, StoreReader
 from aurora_protocol.draft_records import RootOwner
-from aurora_protocol.signatures import KeyName
 from aurora_store import Registry, StoreConfig
 from aurora_store.errors import StoreError
-from aurora_store.keys import Keys, first_owner
+from aurora_store.keys import Keys
 from aurora_store.objects import MAX_LISTED_OBJECTS, MAX_RECORD_BYTES, ObjectInfo
-from tests.assets.signing import KEYS
-from tests.unit.operator.worlds import NOW, channel, digest, evidence, lineage, registration, trainer_record
+from tests.assets.signing import KEYS, record_keys
+from tests.unit.operator.worlds import (
+    NOW,
+    OWNER,
+    channel,
+    digest,
+    evidence,
+    lineage,
+    registration,
+    root_owner,
+    trainer_record,
+)
 from tests.unit.training.tiny import MemoryObjects
 
 ALL = StoreNeeds(versions=frozenset({0, 1, 2, 3, 4}))
@@ -54,10 +62,7 @@ class Store:
         self.objects = Objects()
         self.registry = Registry(self.objects, KEYS)
         config = StoreConfig("bucket", self.objects.config.root, None, "region", "access", "secret")
-        owner = first_owner(config.root)
-        self.reader = StoreReader(
-            config, RecordKeys(owner, KEYS[KeyName.CHANNEL], KEYS[KeyName.EVIDENCE]), objects=self.objects
-        )
+        self.reader = StoreReader(config, record_keys(OWNER), objects=self.objects)
         self.write(0, 1, 2, 3)
         self.reader.advance(channel(0))
         self.reader.advance(channel(2, epoch=2, previous=0))
@@ -167,7 +172,16 @@ def test_a_record_of_another_owner_is_passed_on_without_its_weights_and_forgotte
     del store.objects.data[Keys.channel(3)]
     view = store.read()
     assert view.channel is not None
-    assert (view.channel.epoch, view.channel.owner) == (2, None)
+    assert (view.channel.epoch, view.channel.owner) == (2, root_owner())
+
+
+def test_the_records_of_a_root_that_lies_inside_this_one_are_not_read(store: Store) -> None:
+    """The author of another speculator chose this root, and a folder of it, as prefix."""
+    before = store.read()
+    for folder in (Keys.CHANNEL, Keys.REGISTRY, Keys.evidence_of(3)):
+        for name in ("00000099.json", "notes.json"):
+            store.objects.put(f"{folder}x/y/{name}", b"{}")
+    assert store.read() == before
 
 
 def test_the_trainers_record_is_cut_to_what_a_status_holds_and_a_damaged_one_stops_nothing(store: Store) -> None:
