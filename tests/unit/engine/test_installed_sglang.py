@@ -60,7 +60,7 @@ SETTINGS: dict[str, Any] = {
     "name": "s",
     "target": {"model": "m"},
     "capture": {},
-    "store": {"bucket": "bkt", "root": "r"},
+    "store": {"bucket": "bkt", "root": "r", "owner": "12345678"},
 }
 
 

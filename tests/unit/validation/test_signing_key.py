@@ -19,7 +19,7 @@ def test_a_validator_without_its_key_measures_nothing(
         "target": {"model": "m"},
         "draft": {},
         "validation": {},
-        "store": {"bucket": "b", "root": "aurora/n/s-1a2b3c4d", "endpoint": "http://127.0.0.1:1"},
+        "store": {"bucket": "b", "root": "aurora/n/s", "owner": "1a2b3c4d", "endpoint": "http://127.0.0.1:1"},
     }
     settings |= {"candidate": 1, "active": 0, "attempt": 1}
     monkeypatch.setenv("AURORA_SETTINGS", json.dumps(settings))
