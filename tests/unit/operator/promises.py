@@ -55,6 +55,11 @@ class Promises(RuleBasedStateMachine):
         assert channel is not None, "the channel exists before the first rule runs"
         return channel
 
+    def forgive_late(self) -> None:
+        """Pods that are down or silent now may miss the next decision."""
+        for pod in self.cluster.pods:
+            pod.late |= not pod.up or pod.silent or pod.lost
+
     def check_plan(self, seen: Observed, made: Plan) -> None:
         before, channel = seen.status.rollout, seen.store.channel
         after = before if made.status is None else made.status.rollout
@@ -66,6 +71,8 @@ class Promises(RuleBasedStateMachine):
             self.unjudged |= set() if judged and not lied else {version}
             self.blamed |= {version} if faulty else set()
         assert after.epoch >= before.epoch, "the fencing number went back"
+        if "RolloutStarted" in made.decisions:  # also beside a pod whose engine restarts with an older version
+            self.forgive_late()
         if made.status is not None:
             assert len(made.status.history) <= MAX_HISTORY
             assert len(made.status.rejected) <= MAX_REJECTED + 3

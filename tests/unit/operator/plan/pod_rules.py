@@ -114,8 +114,3 @@ class PodRules(Promises):
             if pod.swapping:
                 pod.end_swap(works=pod.lie != "swapped")
             pod.up = True
-
-    def forgive_late(self) -> None:
-        """Pods that are down or silent now may miss the next decision."""
-        for pod in self.cluster.pods:
-            pod.late |= not pod.up or pod.silent or pod.lost

@@ -333,6 +333,9 @@ class RolloutMachine(RuleBasedStateMachine):
         if made.rollout.epoch < self.status.epoch:
             raise AssertionError("the fencing number went back")
         self.status = made.rollout
+        if made.event == "RolloutStarted":  # also beside a pod whose engine restarts with an older version
+            for pod in self.pods:
+                pod.late |= not pod.ready
 
     def swaps(self, made: Step) -> list[Callable[[], None]]:
         def ask(name: str, version: int) -> None:
