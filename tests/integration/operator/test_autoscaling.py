@@ -173,7 +173,11 @@ def test_a_scale_to_zero_and_back_during_a_roll_rejects_nothing(rig: Rig) -> Non
 def test_a_spec_with_a_fault_still_scales_its_pods(rig: Rig) -> None:
     template = rig.read(SPECULATOR, NAME)["spec"]["serving"]["template"]
     pods = {pod["metadata"]["uid"] for pod in pods_with_containers(rig)}
-    rig.patch(NAME, serving={"template": {"spec": {"containers": [{"name": "sglang", "env": None}]}}})
+    removes = {"spec": {"containers": [{"name": "sglang", "env": None}]}}
+    patch = json.dumps(
+        [{"op": "add", "path": "/spec/serving/template", "value": removes}]
+    )  # a merge would drop the null
+    rig.cluster.kubectl("patch", "auroraspeculator", NAME, "-n", rig.namespace, "--type=json", "-p", patch)
     rig.wait(NAME, "the fault", lambda s: condition(s, "Stalled").reason == "InvalidSpec")
     scale(rig, 2)
     rig.wait(NAME, "two pods", lambda s: s.ready_replicas == 2)
