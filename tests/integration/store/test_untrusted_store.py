@@ -24,6 +24,7 @@ from aurora_store import FencedObjectStore, Keys, ObjectStore
 from aurora_store.errors import NotRootOwner, StoreError
 from aurora_store.objects import sha256_file
 from tests.assets.s3 import S3
+from tests.assets.signing import ROOT_OWNER
 from tests.unit.fakes import draft_tensors, lineage, publish_bytes, safetensors
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
@@ -121,7 +122,7 @@ def test_pods_write_again_once_a_forged_channel_record_is_removed_that_they_had_
     writer: ObjectStore, registry: PodRegistry
 ) -> None:
     """The records before it hold again. Only a channel without records says that the root was deleted."""
-    initial = takeover(1).model_copy(update={"owner": None, "reason": ChannelReason.INITIAL})
+    initial = takeover(1).model_copy(update={"owner": ROOT_OWNER, "reason": ChannelReason.INITIAL})
     writer.put(Keys.channel(1), initial.to_json())
     registry.register(registry.registration(1).model_copy(update={"version": 2}))
     writer.put(Keys.channel(2), takeover(2).to_json())
