@@ -14,7 +14,8 @@ from aurora_api import GROUP
 ABORT_ANNOTATION: Final = f"{GROUP}/abort"
 """This version is rejected, and rolled back where it serves."""
 ADOPT_ANNOTATION: Final = f"{GROUP}/adopt"
-"""With the value "true" the speculator takes over a root that a speculator with another name owns."""
+"""With the value "true" the speculator takes over a root that a speculator with another name owns, and children that a
+former speculator left."""
 MAX_VERSION_DIGITS: Final = 8
 """The store's keys hold a version in eight digits. Python refuses to convert a text of more than 4,300 digits."""
 MAX_VERSION: Final = 10**MAX_VERSION_DIGITS - 1

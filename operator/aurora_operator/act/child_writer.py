@@ -5,6 +5,8 @@ Invariants:
 - Only our own objects are written. An object of another owner that has a child's name is left alone and named. Every
   apply carries the uid and the resourceVersion of the object that was observed. So the API server refuses an apply that
   arrives late, or that would reach an object which is not ours any more. Then the speculator is observed again.
+- An object without a controller that has the labels of our child is taken over when a person asks for it with the
+  annotation ``aurora.dev/adopt``: ``kubectl delete --cascade=orphan`` leaves such objects, and backup tools bring them.
 - A child is written only when something differs. A restarted operator therefore writes nothing at rest.
 - Secrets and Jobs are created once and never changed. A disruption budget that is not wanted any more is deleted.
 - While a Secret with keys or a ServiceAccount is not ours, no Deployment is written: its pods would use what is not
@@ -184,7 +186,7 @@ class ChildWriter:
         live = live or await self._find(child)
         if live is None:
             await self._api.apply(child)
-        elif not owner.owns(live):
+        elif not owner.owns(live) and not may_adopt(owner, child, live):
             raise NameTakenError
         elif not is_unchanged(child, live):
             fence = {key: live["metadata"][key] for key in ("uid", "resourceVersion")}
@@ -192,6 +194,13 @@ class ChildWriter:
 
     async def _find(self, obj: Object) -> Object | None:
         return await self._api.find(resource_of(obj), obj["metadata"]["namespace"], obj["metadata"]["name"])
+
+
+def may_adopt(owner: Owner, child: Object, live: Object) -> bool:
+    """Whether ``live`` is a former life's ``child``, and a person made ``owner`` the successor."""
+    metadata = live["metadata"]
+    is_controlled = any(reference.get("controller") for reference in metadata.get("ownerReferences") or ())
+    return owner.adopts and not is_controlled and _contains(metadata.get("labels"), child["metadata"]["labels"])
 
 
 def with_digest(child: Object) -> Object:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from aurora_api.v1alpha1.annotations import ADOPT_ANNOTATION
 from aurora_api.v1alpha1.conditions import (
     MAX_MESSAGE_CHARACTERS,
     Condition,
@@ -331,5 +332,9 @@ def _name_taken(names: Sequence[str]) -> ConditionContent:
     used = [title for title in names if title.startswith(_USED_BY_PODS)]
     effect = f" Until then no Deployment and no Job is written: pods would use {' and '.join(used)}." if used else ""
     taken = f"objects with the names that the speculator needs belong to somebody else: {', '.join(names)}"
-    remedy = "Create the speculator under another name, or delete the objects if nobody needs them"
+    remedy = (
+        "Create the speculator under another name, or delete the objects if nobody needs them. Objects that a former"
+        f" speculator left with its labels are taken over with the annotation {ADOPT_ANNOTATION}=true, but for Secrets"
+        " and Jobs, which are made anew once they are deleted"
+    )
     return ConditionContent(True, "NameTaken", f"{taken}. {remedy}.{effect}")

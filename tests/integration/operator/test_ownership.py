@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,24 @@ async def test_an_unknown_field_is_refused_and_named(api: KubernetesApi, owner: 
         await api.create(misspelt)
     with pytest.raises(KubernetesError, match="clusterIPPP"):
         await api.apply(misspelt)
+
+
+async def test_children_that_a_former_speculator_left_are_taken_over_when_a_person_asks(
+    rig: OperatorRig, api: KubernetesApi, owner: Owner
+) -> None:
+    former, adopting = replace(owner, uid="f0f0f0f0-0000-0000-0000-000000000000"), replace(owner, adopts=True)
+    assert await ChildWriter(api).write(former, (), wanted(former), {}) == WriteResult()
+    left = await existing(api, former)
+    assert len(left) == len(wanted(former))
+    for obj in left.values():  # as ``kubectl delete --cascade=orphan`` leaves them
+        await api.patch(obj, {"metadata": {"ownerReferences": None}})
+    result = await ChildWriter(api).write(owner, (), wanted(owner), {})
+    assert len(result.name_taken) == len(left)
+    assert await ChildWriter(api).write(adopting, (), wanted(adopting), {}) == WriteResult()
+    taken = await existing(api, owner)
+    assert {key: obj["metadata"]["uid"] for key, obj in taken.items()} == {
+        key: obj["metadata"]["uid"] for key, obj in left.items()
+    }
 
 
 async def test_foreign_objects_are_left_alone_whenever_they_appear(

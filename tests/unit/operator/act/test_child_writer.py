@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,6 +88,41 @@ async def test_an_object_of_somebody_else_is_named_and_left_alone(references: tu
     assert ("PodDisruptionBudget", "chat") in api.objects
     api.remove("Service", "chat")
     assert await write(api) == WriteResult(), "the name is free"
+
+
+@pytest.mark.parametrize(
+    ("adopts", "labels", "controller", "taken_over"),
+    [
+        (True, {}, None, True),
+        (False, {}, None, False),
+        (True, {}, "another", False),
+        (True, {"app.kubernetes.io/instance": "other"}, None, False),
+        (True, {"app.kubernetes.io/managed-by": "somebody"}, None, False),
+    ],
+    ids=["an orphan", "nobody asked", "controlled", "of another speculator", "not made by the operator"],
+)
+async def test_what_a_former_speculator_left_is_taken_over_when_a_person_asks(
+    adopts: bool, labels: dict[str, str], controller: str | None, taken_over: bool
+) -> None:
+    """``kubectl delete --cascade=orphan``, then the same resource with the annotation ``aurora.dev/adopt``."""
+    api, owner = FakeApi(), replace(OWNER, adopts=adopts)
+    references = [{"uid": controller, "controller": True}] if controller else []
+    left = {**SERVICE["metadata"], "ownerReferences": references, "labels": SERVICE["metadata"]["labels"] | labels}
+    before = api.put({**SERVICE, "metadata": left})
+    result = await ChildWriter(api).write(owner, (), (SERVICE,), {})
+    assert result == WriteResult(name_taken=() if taken_over else ("Service chat",))
+    after = api.objects["Service", "chat"]
+    assert OWNER.owns(after) is taken_over
+    assert after["metadata"]["uid"] == before["metadata"]["uid"], "it is the same object"
+    assert taken_over or after == before
+
+
+async def test_a_secret_that_a_former_speculator_left_is_named_and_not_used() -> None:
+    """The operator may create Secrets, and not change them."""
+    api = FakeApi()
+    api.put({**KEYS, "metadata": {**KEYS["metadata"], "ownerReferences": []}})
+    result = await ChildWriter(api).write(replace(OWNER, adopts=True), [KEYS], (SERVICE, TRAINER), {})
+    assert result == WriteResult(name_taken=("Secret chat-keys",), workloads_held=True)
 
 
 def change(api: FakeApi) -> None:
