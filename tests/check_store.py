@@ -5,6 +5,9 @@ Every object must be a valid record, or data that a record names with its size a
 ``python -m tests.check_store --endpoint URL --bucket B --root R`` prints counts and every violation. The exit status is
 1 when there is a violation or no object at all. Credentials come from the environment. The check only reads.
 
+The weights of a version that expired may be gone, in whole or in part, unless the newest channel record names the
+version.
+
 Three kinds of objects are not violations:
 
 - Young data that no record names yet: data is written before its record.
@@ -30,6 +33,7 @@ from aurora_protocol.draft_records import (
     Channel,
     ChannelReason,
     CheckpointManifest,
+    ExpiredDraft,
     FileRef,
     Lineage,
     Registration,
@@ -40,7 +44,7 @@ from aurora_protocol.record import Record
 from aurora_protocol.training_records import ShardManifest, TrainerState, TrainerStatus
 from aurora_store import Keys, ObjectStore, StoreConfig
 from aurora_store.errors import ObjectMissing, ObjectTooLarge
-from aurora_store.keys import number_of
+from aurora_store.keys import checkpoint_version, number_of
 from aurora_store.registry import MAX_STATE_RECORD_BYTES
 
 R = TypeVar("R", bound=Record)
@@ -66,6 +70,8 @@ class StoreCheck:
     """Keys of records, and of data that records name."""
     _retired: set[str] = field(default_factory=set, init=False)
     """Manifests of shards that trainer states list as retired."""
+    _expired: set[int] = field(default_factory=set, init=False)
+    """Versions whose weights may be gone."""
 
     def run(self) -> None:
         """Check every object below the root."""
@@ -73,6 +79,9 @@ class StoreCheck:
         versions = self._records("registration", Keys.REGISTRY, Registration, lambda r: Keys.registration(r.version))
         channels = self._records("channel", Keys.CHANNEL, Channel, lambda r: Keys.channel(r.epoch))
         evidence = self._records("evidence", Keys.EVIDENCE, Evidence, lambda r: Keys.evidence(r.version, r.attempt))
+        expired = self._records("expired version", Keys.EXPIRED, ExpiredDraft, lambda r: Keys.expired(r.version))
+        newest = channels[max(channels, key=number_of)] if channels else None
+        self._expired = {r.version for r in expired.values()} - ({newest.active, newest.previous} if newest else set())
         self._check_numbering("lineage", sorted(r.number for r in lineages.values()), 1)
         self._check_numbering("version", sorted(r.version for r in versions.values()), INITIAL_VERSION)
         self._check_numbering("channel epoch", sorted(r.epoch for r in channels.values()), 1)
@@ -90,7 +99,10 @@ class StoreCheck:
 
     def _check_checkpoints(self, lineages: set[int]) -> dict[str, CheckpointManifest]:
         manifests: dict[str, CheckpointManifest] = {}
-        for key in sorted(k for k in self.ages if k.startswith(Keys.CHECKPOINTS) and k.endswith("/manifest.json")):
+        keys = {key for key in self.ages if key.startswith(Keys.CHECKPOINTS)}
+        gone = {key for key in keys if checkpoint_version(key.rpartition("/")[0] + "/") in self._expired}
+        self._accounted |= gone
+        for key in sorted(key for key in keys - gone if key.endswith("/manifest.json")):
             manifest = self._record("checkpoint", key, CheckpointManifest)
             if manifest is None:
                 continue
@@ -136,6 +148,8 @@ class StoreCheck:
         self, versions: Mapping[str, Registration], checkpoints: Mapping[str, CheckpointManifest]
     ) -> None:
         for key, registration in versions.items():
+            if registration.version in self._expired:
+                continue
             manifest = checkpoints.get(f"{registration.checkpoint}manifest.json")
             if manifest is None:
                 self.violations.append(f"{key}: its checkpoint {registration.checkpoint} has no manifest")

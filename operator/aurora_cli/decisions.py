@@ -64,6 +64,8 @@ def pin(one: Speculator, version: int) -> Change:
         raise Refused(f"version {version} was rejected and is never offered again; pin another version")
     if phase := _ended(one, version):
         raise Refused(f"version {version} is {phase} and did not pass its measurement; pin another version")
+    if one.has_expired(version):
+        raise Refused(f"the weights of version {version} expired (training.draftHistoryLimit); pin another version")
     effect = f"pods swap to version {version} without a canary, and serve it until the pin is unset"
     if one.active == version:
         effect = f"pods go on with version {version}, and no other version is rolled out until the pin is unset"

@@ -128,6 +128,12 @@ class Speculator:
         named = _INSTALLATION.fullmatch(operator.installation) if operator is not None else None
         return (named[1], named[3]) if named else None
 
+    def has_expired(self, version: int) -> bool:
+        """Whether the store no longer keeps the weights of a version that it once had."""
+        kept = self.status.kept_versions
+        serving = (self.active, self.status.previous.version if self.status.previous else None)
+        return bool(kept) and min(kept) < version < max(kept) and version not in {*kept, *serving}
+
     def condition(self, type_: ConditionType) -> Condition | None:
         """The condition of this type, if the operator has set it."""
         return next((condition for condition in self.status.conditions if condition.type == type_), None)

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
-from aurora_protocol.draft_records import Channel, Lineage, Registration
+from aurora_protocol.draft_records import Channel, ExpiredDraft, Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.evidence_records import Evidence
 from aurora_protocol.record import StoredRecord
 from aurora_protocol.training_records import TrainerState, TrainerStatus
 from aurora_store import Keys, ObjectStore, Registry
-from aurora_store.errors import DigestMismatch, ObjectMissing, ObjectRefused
+from aurora_store.errors import DigestMismatch, DraftExpired, ObjectMissing, ObjectRefused
 from aurora_store.objects import MAX_RECORD_BYTES
 from aurora_store.registry import MAX_STATE_RECORD_BYTES, key_of
 
@@ -33,6 +33,7 @@ _RECORDS: Final[Mapping[str, type[StoredRecord]]] = {
     Keys.LINEAGE: Lineage,
     Keys.EVIDENCE: Evidence,
     Keys.CHANNEL: Channel,
+    Keys.EXPIRED: ExpiredDraft,
 }
 """Records that name no data."""
 KNOWN: Final = tuple(value for name, value in vars(Keys).items() if name.isupper() and isinstance(value, str))
@@ -69,8 +70,9 @@ class Verification:
                     channel = record
         if channel is not None:
             self._check_named_versions(channel)
+        serving = () if channel is None else (channel.active, channel.previous)
         for key in self._records(Keys.REGISTRY):
-            self._check_version(key)
+            self._check_version(key, serving)
         for key in self._records(Keys.TRAINER_STATE):
             state = self._read(TrainerState, key, MAX_STATE_RECORD_BYTES)
             if state is not None:
@@ -92,7 +94,8 @@ class Verification:
                 named = f"{Keys.channel(channel.epoch)} names it as the {name} version"
                 self._fault(Keys.registration(version), f"it is missing, and {named}; put it back from a backup")
 
-    def _check_version(self, key: str) -> None:
+    def _check_version(self, key: str, serving: tuple[int | None, ...]) -> None:
+        """An expired draft may be gone, unless pods may have to return to it."""
         registration = self._read(Registration, key)
         if registration is None:
             return
@@ -105,7 +108,8 @@ class Verification:
                 with tempfile.TemporaryDirectory() as folder:
                     registry.fetch_checkpoint(registration, Path(folder))
         except (*_UNREADABLE, ObjectMissing) as error:
-            self._fault(key, f"its draft: {error}")
+            if not isinstance(error, DraftExpired) or registration.version in serving:
+                self._fault(key, f"its draft: {error}")
 
     def _read(self, model: type[R], key: str, max_bytes: int = MAX_RECORD_BYTES) -> R | None:
         """The record at ``key``. None for a fault, and for a record that was deleted meanwhile."""

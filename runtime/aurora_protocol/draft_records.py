@@ -139,6 +139,14 @@ class Registration(StoredRecord):
     created: Timestamp = Field(description="When the version was registered.")
 
 
+class ExpiredDraft(StoredRecord):
+    """The weights of a version are deleted on purpose. The record comes before the deletion, and the version's
+    registration and evidence stay."""
+
+    version: RecordNumber = Field(description="The version.")
+    created: Timestamp = Field(description="When the version expired.")
+
+
 class ChannelReason(StrEnum):
     """Why the channel advanced to a new epoch."""
 

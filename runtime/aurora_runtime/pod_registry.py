@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from aurora_protocol.draft_records import ExpiredDraft
 from aurora_protocol.errors import InvalidRecord
+from aurora_protocol.evidence_records import Evidence, VerdictKind
 from aurora_protocol.training_records import ShardManifest, TrainerState
 from aurora_store import Keys, Registry
 from aurora_store.errors import ObjectExists, StoreError, bounded_text
-from aurora_store.keys import is_shard_key, shard_data_key, trainer_state_epoch
+from aurora_store.keys import MAX_ATTEMPT_GAP, is_shard_key, shard_data_key, trainer_state_epoch
 from aurora_store.registry import MAX_RECORDS_LISTED, MAX_STATE_RECORD_BYTES, key_of
 
 log = logging.getLogger(__name__)
@@ -148,6 +150,31 @@ class PodRegistry(Registry):
         prefix = manifest_key.removesuffix("json")
         modified = {item.key: item.modified for item in self.objects.list_objects(prefix)}
         return None if manifest_key in modified else modified.get(shard_data_key(manifest_key))
+
+    # drafts ----------------------------------------------------------------------------------------------------------
+
+    def registered_versions(self) -> frozenset[int]:
+        """All versions that were registered, readable or not."""
+        return frozenset(self._sequence(Keys.REGISTRY))
+
+    def measured_versions(self) -> frozenset[int]:
+        """The versions that have evidence."""
+        folders = {key.split("/")[1] for key in self.objects.list(Keys.EVIDENCE, limit=MAX_RECORDS_LISTED)}
+        return frozenset(int(folder) for folder in folders if folder.isdecimal())
+
+    def has_passed(self, version: int) -> bool:
+        """Whether a validator's verdict let ``version`` pass. Signatures are not verified.
+
+        Raises :class:`InvalidRecord` when evidence cannot be read.
+        """
+        attempts = self._sequence(Keys.evidence_of(version), max_gap=MAX_ATTEMPT_GAP)
+        evidence = (self._read(Evidence, Keys.evidence(version, attempt)) for attempt in attempts)
+        return any(one.verdict.kind is VerdictKind.PASS for one in evidence)
+
+    def expire(self, version: int, now: datetime) -> None:
+        """Record that the weights of ``version`` are deleted on purpose. The caller deletes them later."""
+        with contextlib.suppress(ObjectExists):  # by a trainer that is about to end
+            self.objects.create(Keys.expired(version), ExpiredDraft(version=version, created=now).to_json())
 
     # trainer states --------------------------------------------------------------------------------------------------
 

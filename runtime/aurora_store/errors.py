@@ -21,6 +21,10 @@ class ObjectMissing(StoreError):
     """There is no object at this key. The store itself said so, with a code of S3."""
 
 
+class DraftExpired(ObjectMissing):
+    """The weights of a version were deleted on purpose (``training.draftHistoryLimit``)."""
+
+
 class ObjectExists(StoreError):
     """A create-once object exists already: another writer was first."""
 

@@ -7,6 +7,7 @@
       traces/<lineage>/<date>/<hour>/<pod>-<boot>-<seq>.safetensors, then .json
       checkpoints/<version>-<digest12>/...           files, then manifest.json
       registry/<version>.json                        create-once: one writer can take a version
+      expired/<version>.json                         create-once: the version's checkpoint is deleted
       evidence/<version>/<attempt>.json              create-once
       channel/<epoch>.json                           create-once; the highest epoch wins
       trainer/status.json                            overwritten in place
@@ -136,6 +137,7 @@ class Keys:
     TRACES = "traces/"
     CHECKPOINTS = "checkpoints/"
     REGISTRY = "registry/"
+    EXPIRED = "expired/"
     EVIDENCE = "evidence/"
     CHANNEL = "channel/"
     TRAINER_STATE = "trainer/state/"
@@ -165,6 +167,10 @@ class Keys:
     @staticmethod
     def registration(version: int) -> str:
         return f"registry/{_number(version)}.json"
+
+    @staticmethod
+    def expired(version: int) -> str:
+        return f"expired/{_number(version)}.json"
 
     @staticmethod
     def evidence(version: int, attempt: int) -> str:

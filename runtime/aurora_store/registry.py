@@ -25,6 +25,7 @@ from aurora_protocol.draft_records import (
     WEIGHTS_FILE,
     Channel,
     CheckpointManifest,
+    ExpiredDraft,
     Lineage,
     Registration,
 )
@@ -33,7 +34,7 @@ from aurora_protocol.evidence_records import Evidence
 from aurora_protocol.record import StoredRecord
 from aurora_protocol.signatures import KeyName, SigningKeys, signed, verified
 from aurora_protocol.training_records import ShardManifest, TrainerState, TrainerStatus
-from aurora_store.errors import ObjectMissing, ObjectTooLarge, bounded_text
+from aurora_store.errors import DraftExpired, ObjectMissing, ObjectTooLarge, StoreError, bounded_text
 from aurora_store.keys import MAX_ATTEMPT_GAP, MAX_NUMBER_GAP, Keys, in_sequence, record_numbers
 from aurora_store.objects import MAX_RECORD_BYTES, ObjectStore
 
@@ -60,6 +61,8 @@ def key_of(record: StoredRecord) -> str:
             return f"{Keys.checkpoint(record.version, record.digest)}manifest.json"
         case Registration():
             return Keys.registration(record.version)
+        case ExpiredDraft():
+            return Keys.expired(record.version)
         case Channel():
             return Keys.channel(record.epoch)
         case Evidence():
@@ -167,19 +170,31 @@ class Registry:
         Args:
             max_weights_bytes: largest file of weights that the manifest may name.
 
-        Raises :class:`ObjectMissing`, and :class:`InvalidRecord` when the manifest contradicts the registration or
-        names other files than those of a draft, or too large ones.
+        Raises :class:`DraftExpired` or another :class:`ObjectMissing`, and :class:`InvalidRecord` when the manifest
+        contradicts the registration or names other files than those of a draft, or too large ones.
         """
         folder = Keys.checkpoint(registration.version, registration.digest)
         if registration.checkpoint != folder:
             raise InvalidRecord(f"version {registration.version} is registered with a folder that is not its own")
-        manifest = self._read(CheckpointManifest, f"{folder}manifest.json")
+        try:
+            manifest = self._read(CheckpointManifest, f"{folder}manifest.json")
+        except ObjectMissing:
+            self._require_not_expired(registration.version)
+            raise
         _require_draft(manifest, registration)
         for file in manifest.files:
             limit = max_weights_bytes if file.name == WEIGHTS_FILE else MAX_CONFIG_BYTES
             if file.size > limit:
                 raise InvalidRecord(f"the draft's {file.name} has {file.size} bytes; at most {limit} are expected")
         return manifest
+
+    def _require_not_expired(self, version: int) -> None:
+        """Raise :class:`DraftExpired` when the weights of ``version`` were deleted on purpose."""
+        try:
+            expired = self._read(ExpiredDraft, Keys.expired(version))
+        except (StoreError, InvalidRecord):
+            return
+        raise DraftExpired(f"version {version} expired on {expired.created:%Y-%m-%d} (training.draftHistoryLimit)")
 
     def fetch_checkpoint(
         self, registration: Registration, folder: Path, *, max_weights_bytes: int = MAX_WEIGHTS_BYTES
@@ -216,6 +231,10 @@ class Registry:
                 yield self.registration(version)
             except (InvalidRecord, ObjectMissing, ObjectTooLarge) as error:
                 log.warning("left out: %s", error)
+
+    def expired_versions(self) -> frozenset[int]:
+        """The versions whose weights are deleted, or soon will be."""
+        return frozenset(record_numbers(self.objects.list(Keys.EXPIRED, limit=MAX_RECORDS_LISTED), Keys.EXPIRED))
 
     def last_version(self) -> int | None:
         """The highest version of :meth:`registrations`."""

@@ -63,6 +63,14 @@ class TrainingSpec(Model):
         " 2592000 for 30 days. Drafts that learned from it stay. Unset: no limit. It has no effect while no trainer"
         " runs (see `suspended`).",
     )
+    draft_history_limit: int = Field(
+        default=10,
+        ge=2,
+        le=1000,
+        description="Drafts whose weights the store keeps: the active one, the previous one, and the newest that passed"
+        " their measurement. The trainer deletes the others a day after they were stored, and they can no longer be"
+        " pinned. Version 0 stays too, and so do drafts that may still be measured. Raise it to keep older drafts.",
+    )
     template: PodTemplate = template_field("the trainer's pod", ["trainer"])
 
     @property

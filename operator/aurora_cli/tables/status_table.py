@@ -204,7 +204,7 @@ def history(one: Speculator) -> RenderableType:
             (
                 f"{entry.time:%Y-%m-%d %H:%M}",
                 plain(entry.event, _EVENT_STYLES.get(entry.event, "")),
-                entry.version,
+                f"{entry.version} (expired)" if one.has_expired(entry.version) else entry.version,
                 entry.message,
             )
             for entry in one.status.history

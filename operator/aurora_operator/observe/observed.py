@@ -191,6 +191,10 @@ class StoreView:
     channel: Channel | None = None
     registrations: Mapping[int, Registration] = field(default_factory=dict)
     """The versions that may matter now: newest, active, previous, candidate, rolled out and pinned."""
+    kept: tuple[int, ...] = ()
+    """All registered versions that have not expired, oldest first."""
+    expired: frozenset[int] = frozenset()
+    """The versions whose weights the trainer deletes, or has deleted (``training.draftHistoryLimit``)."""
     evidence: tuple[Evidence, ...] = ()
     """Evidence of the active version, of newer ones, and of older ones that the status, a pin or an annotation names.
 
@@ -215,14 +219,15 @@ class StoreView:
 
     def may_be_pinned(self, version: int) -> bool:
         """Whether ``version`` is the initial draft, ever passed the gate (against any active version), or was active
-        before, with the weights that the channel names.
+        before, with the weights that the channel names. An expired version has no weights, unless it is active or
+        previous.
         """
         registration = self.registrations.get(version)
         if registration is None or self.channel is None or registration.lineage != self.channel.lineage:
             return False
         if version == INITIAL_VERSION or self.channel.digest_of(version) == registration.digest:
             return True
-        return any(
+        return version not in self.expired and any(
             e.verdict.kind is VerdictKind.PASS and e.candidate_digest == registration.digest
             for e in self.evidence_of(version)
         )

@@ -301,8 +301,14 @@ def _pin_refused(observed: Observed) -> ConditionContent | None:
     pin, store = observed.spec.rollout.pin, observed.store
     if pin is None or not store.ok or not store.channel or store.may_be_pinned(pin):
         return None
-    message = f"rollout.pin: version {pin} never passed its measurement. Nothing is rolled out until pin is unset"
-    return ConditionContent(True, "PinRefused", f"{message} or names a version that passed")
+    if pin in store.expired:
+        limit = observed.spec.training.draft_history_limit
+        fault = f"the weights of version {pin} expired (training.draftHistoryLimit is {limit})"
+        remedy = "names a version in status.keptVersions"
+    else:
+        fault, remedy = f"version {pin} never passed its measurement", "names a version that passed"
+    message = f"rollout.pin: {fault}. Nothing is rolled out until pin is unset or {remedy}"
+    return ConditionContent(True, "PinRefused", message)
 
 
 def _failed_return(observed: Observed, status: SpeculatorStatus) -> ConditionContent | None:

@@ -14,6 +14,7 @@ from typing import Any
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import (
     MAX_HISTORY,
+    MAX_KEPT_SHOWN,
     MAX_PODS_SHOWN,
     MAX_REJECTED,
     CandidateStatus,
@@ -176,6 +177,7 @@ def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges,
         ready_replicas=sum(pod.ready for pod in pods),
         selector=selector_text(observed.owner, INFERENCE),
         rejected=_listed_as_rejected(changes),
+        kept_versions=list(observed.store.kept[-MAX_KEPT_SHOWN:]) if observed.store.ok else old.kept_versions,
         pods=_pod_statuses(observed, pods),
         start=start_of(observed, now),
         history=[*old.history, *changes.history][-MAX_HISTORY:],

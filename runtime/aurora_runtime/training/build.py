@@ -36,6 +36,7 @@ from aurora_runtime.training.stages.replay_training import ReplayTraining
 from aurora_runtime.training.stages.saving import StateSaver
 from aurora_runtime.training.stages.vocabulary_review import VocabularyReview
 from aurora_runtime.training.state import trainer_state
+from aurora_runtime.training.state.draft_expiry import DraftExpiry
 from aurora_runtime.training.state.learning_state import LearningState
 from aurora_runtime.training.state.orphan_cleanup import OrphanCleanup
 from aurora_runtime.training.state.retention import Retention, RetentionLimits
@@ -198,4 +199,5 @@ def _stages(
         vocabulary=VocabularyReview(learning, context.target.head, progress),
         saver=StateSaver(registry, learning, candidates, retention, retrier, config.policy, epoch),
         orphans=context.call("looking for orphans", lambda: OrphanCleanup(registry)),
+        expiry=DraftExpiry(registry, config.spec.draft_history_limit),
     )

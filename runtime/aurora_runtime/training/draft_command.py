@@ -73,7 +73,7 @@ def export(settings: TrainerSettings, registry: PodRegistry, options: argparse.N
     try:
         export_head(registry, version, options.to, options.format, settings.draft.steps, embedding, digest)
     except ObjectMissing as error:
-        raise InvalidRecord(f"version {version} is not registered, or its files are gone") from error
+        raise InvalidRecord(f"version {version} is not there: {error}") from error
     return f"version {version} is in {options.to}, in the format of {options.format.value}"
 
 

@@ -22,6 +22,7 @@ from aurora_runtime.training.stages.offering import Offering
 from aurora_runtime.training.stages.replay_training import ReplayTraining
 from aurora_runtime.training.stages.saving import StateSaver
 from aurora_runtime.training.stages.vocabulary_review import VocabularyReview
+from aurora_runtime.training.state.draft_expiry import DraftExpiry
 from aurora_runtime.training.state.learning_state import LearningState
 from aurora_runtime.training.state.orphan_cleanup import OrphanCleanup
 from aurora_runtime.training.state.retention import Retention
@@ -41,6 +42,7 @@ class Stages:
     vocabulary: VocabularyReview
     saver: StateSaver
     orphans: OrphanCleanup
+    expiry: DraftExpiry
 
 
 @dataclass
@@ -140,6 +142,7 @@ class Trainer:
         self.stages.vocabulary.review()
         self.stages.saver.save_if_due(idle=phase is TrainerPhase.WAITING_FOR_TRACES)
         self.retrier.call("deleting orphans", lambda: self.stages.orphans.delete_due(self._stopping))
+        self.stages.expiry.look(self._stopping)
         self.stages.retention.delete_some(self._stopping)
         self.progress.report(phase)
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -34,9 +32,9 @@ from aurora_runtime.training.poll_backoff import PollBackoff
 from aurora_runtime.training.progress import StatusWriter
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.settings import DEFAULT_POLICY
+from aurora_runtime.training.state import trainer_state
 from aurora_runtime.training.state.retention import Retention
 from aurora_runtime.training.state.shard_ledger import ShardLedger
-from aurora_runtime.training.state.suspended_state import SuspendedState, read_suspended
 from aurora_runtime.training.target.target_model import load_target
 from aurora_store import FencedObjectStore, StoreConfig
 
@@ -75,23 +73,14 @@ def wait_suspended(config: TrainingConfig, registry: PodRegistry, lineage: Linea
     def announce(message: str) -> None:
         StatusWriter(registry).announce(TrainerPhase.SUSPENDED, message=message)
 
-    def read() -> SuspendedState:
-        return retrier.call("reading the trainer's state", lambda: read_suspended(registry, lineage), announce)
-
-    state, read_again = read(), time.monotonic() + config.policy.suspended_status_interval_seconds
-    if state.refusal:
-        announce(state.refusal)
-    ledger, retention = _suspended_retention(config, registry, lineage, retrier, state)
+    stored = retrier.call("reading the trainer's state", lambda: trainer_state.read(registry, lineage), announce)
+    ledger = ShardLedger(registry, lineage.number, retrier, stored.record if stored else None)
+    retention = Retention(registry, ledger, config.limits, suspended=True)
     policy, arrivals = config.policy, 0
     backoff = PollBackoff(policy.suspended_poll_seconds, policy.max_poll_seconds, policy.poll_hold_seconds)
     announced: tuple[int | None, float] | None = None  # the held-out requests, and when they are announced again
     while not retrier.stopping:
         began = time.monotonic()
-        if state.refusal and began >= read_again:  # not at each poll, because records may have many megabytes
-            former, state, read_again = state, read(), began + policy.suspended_status_interval_seconds
-            if state != former:
-                announced = None
-                ledger, retention = _suspended_retention(config, registry, lineage, retrier, state)
         shards = retention.shards_to_train() or ledger.consumed
         if ledger.arrivals != arrivals:
             backoff.reset()
@@ -99,27 +88,13 @@ def wait_suspended(config: TrainingConfig, registry: PodRegistry, lineage: Linea
         held_out = None if shards else 0  # what a shard holds is not known without reading it
         if announced is None or held_out != announced[0] or began >= announced[1]:
             written = StatusWriter(registry).announce(
-                TrainerPhase.SUSPENDED,
-                lineage=lineage.number,
-                message=state.refusal,
-                held_out_requests=held_out,
+                TrainerPhase.SUSPENDED, lineage=lineage.number, held_out_requests=held_out
             )
             announced = (held_out, began + policy.suspended_status_interval_seconds) if written else None
         deleted = 1
         while deleted and time.monotonic() < next_listing:
             deleted = retention.delete_some(lambda: retrier.stopping)
         retrier.sleep(next_listing - time.monotonic())
-
-
-def _suspended_retention(
-    config: TrainingConfig, registry: PodRegistry, lineage: Lineage, retrier: Retrier, state: SuspendedState
-) -> tuple[ShardLedger, Retention]:
-    """The ledger and the retention of a suspended trainer. Only age bounds the shards while the records are unknown."""
-    ledger = ShardLedger(registry, lineage.number, retrier, state.record)
-    limits = config.limits
-    if not state.knows_shards:
-        limits = replace(limits, total_bytes=sys.maxsize, shards=sys.maxsize)
-    return ledger, Retention(registry, ledger, limits, suspended=True)
 
 
 def own_device(requested: Device) -> torch.device:

@@ -34,7 +34,7 @@ from aurora_runtime.validation.draft_fetch import fetch_draft
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
 from aurora_store import ObjectStore
 from aurora_store import objects as objects_module
-from aurora_store.errors import ObjectRefused
+from aurora_store.errors import DraftExpired, ObjectRefused
 from aurora_store.root_deletion import RootDeletion
 from aurora_store.s3_client import S3Clients
 from tests.assets.s3 import S3
@@ -111,6 +111,21 @@ def test_every_part_does_its_whole_work_with_the_rights_of_its_role(s3: S3, tmp_
     assert set(seen.registrations) == {0, 1}
     assert [one.version for one in seen.evidence] == [1]
     reader.advance(channel(1, epoch=2, previous=0))
+    expire(s3, candidate)
+    assert reader.read(EVERYTHING).expired == {1}
+
+
+def expire(s3: S3, candidate: Registration) -> None:
+    """The trainer's work when a draft expires, and what the others see of it."""
+    own = registry_of(s3, "training")
+    assert own.measured_versions() == {1}
+    assert not own.has_passed(1)
+    own.expire(1, utc_now())
+    for key in list(own.objects.list(candidate.checkpoint)):
+        own.objects.delete(key)
+    for role in ("serving", "validation"):
+        with pytest.raises(DraftExpired):
+            registry_of(s3, role).checkpoint(candidate)
 
 
 WRITES: dict[str, Callable[[ObjectStore, str, Path], None]] = {
@@ -124,6 +139,7 @@ FOREIGN_KEYS = {
     "serving": (
         "lineage/00000009.json",
         "registry/00000009.json",
+        "expired/00000009.json",
         "checkpoints/00000009-abcdefabcdef/manifest.json",
         "evidence/00000001/00000009.json",
         "channel/00000009.json",
@@ -142,6 +158,7 @@ FOREIGN_KEYS = {
         "lineage/00000009.json",
         "traces/00000001/2026-01-01/00/pod-0-b-00000009.json",
         "registry/00000009.json",
+        "expired/00000009.json",
         "checkpoints/00000009-abcdefabcdef/manifest.json",
         "channel/00000009.json",
         "channel/evidence/00000009.json",
@@ -151,6 +168,7 @@ FOREIGN_KEYS = {
         "lineage/00000009.json",
         "traces/00000001/2026-01-01/00/pod-0-b-00000009.json",
         "registry/00000009.json",
+        "expired/00000009.json",
         "checkpoints/00000009-abcdefabcdef/manifest.json",
         "evidence/00000001/00000009.json",
         "trainer/state/00000009.json",

@@ -97,6 +97,18 @@ def test_a_version_that_never_passed_is_not_pinned(found: SpeculatorStatus) -> N
         decisions.pin(speculator(found), 5)
 
 
+@pytest.mark.parametrize(("version", "expired"), [(2, True), (1, False), (3, False), (4, False), (9, False)])
+def test_a_version_that_expired_is_not_pinned(version: int, expired: bool) -> None:
+    """Versions 3 and 4 serve, version 9 is not registered yet."""
+    one = speculator(status().model_copy(update={"kept_versions": [0, 1, 4, 5]}))
+    assert one.has_expired(version) is expired
+    if expired:
+        with pytest.raises(Refused, match="draftHistoryLimit"):
+            decisions.pin(one, version)
+    else:
+        assert decisions.pin(one, version).patch
+
+
 DECISIONS: tuple[Callable[[Speculator, int], Change], ...] = (
     decisions.abort,
     decisions.pin,

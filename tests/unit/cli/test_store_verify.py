@@ -81,6 +81,15 @@ def test_each_damage_is_named(objects: FolderObjects, damage: Callable[[FolderOb
     assert any(expected in fault for fault in faults_of(objects)), faults_of(objects)
 
 
+def test_the_weights_of_an_expired_version_may_be_gone_unless_it_serves(objects: FolderObjects) -> None:
+    registry = PodRegistry(objects)
+    for version in (0, 1):
+        registry.expire(version, NOW)
+        objects.delete(f"{registry.registration(version).checkpoint}manifest.json")
+        objects.delete(weights_of(objects, version))
+    assert [fault.partition(":")[0] for fault in faults_of(objects)] == [Keys.registration(0)]
+
+
 def test_changed_weights_of_the_same_size_are_found_by_their_digest(objects: FolderObjects) -> None:
     objects.put(weights_of(objects, 1), DRAFT[:-1] + b"\x07")
     assert faults_of(objects) == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -119,50 +118,18 @@ def archive(rig: TrainerRig, monkeypatch: pytest.MonkeyPatch, *, records: bool =
     return lambda: monkeypatch.setattr(rig.objects, "get", get)
 
 
-def test_a_suspended_trainer_bounds_the_traces_although_its_state_is_archived(
+def test_a_suspended_trainer_says_so_while_its_state_is_archived(
     archived_rig: TrainerRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rig, shards = archived_rig, list(archived_rig.registry.list_shards(1).data_bytes)
+    rig = archived_rig
     archive(rig, monkeypatch)
-    main.wait_suspended(rig.config, rig.registry, rig.lineage, StopsAtItsFirstWait())
-    assert list(rig.registry.list_shards(1).data_bytes) == shards[:3] + shards[6:], "the shards of the state stay"
+    monkeypatch.setattr(retry, "INITIAL_BACKOFF_SECONDS", 0.01)
+    with pytest.raises(Interrupted):
+        main.wait_suspended(rig.config, rig.registry, rig.lineage, StopsAfterTwoWaits())
     status = rig.registry.trainer_status()
     assert status is not None
     assert status.phase is TrainerPhase.SUSPENDED
     assert "InvalidObjectState; restore the object" in status.message
-
-
-@pytest.mark.parametrize("max_age", [None, timedelta(hours=-2)], ids=["kept", "too old"])
-def test_only_age_bounds_the_traces_while_the_records_of_the_states_are_archived(
-    archived_rig: TrainerRig, monkeypatch: pytest.MonkeyPatch, max_age: timedelta | None
-) -> None:
-    rig, shards = archived_rig, list(archived_rig.registry.list_shards(1).data_bytes)
-    rig.limits = replace(rig.limits, max_age=max_age)
-    archive(rig, monkeypatch, records=True)
-    main.wait_suspended(rig.config, rig.registry, rig.lineage, StopsAtItsFirstWait())
-    assert list(rig.registry.list_shards(1).data_bytes) == ([] if max_age else shards)
-
-
-def test_a_suspended_trainer_reads_its_state_again_once_it_is_restored(
-    archived_rig: TrainerRig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rig, waits = archived_rig, 0
-    restore = archive(rig, monkeypatch, records=True)
-
-    class RestoredMeanwhile(Retrier):
-        def sleep(self, seconds: float) -> None:
-            nonlocal waits
-            waits += 1
-            restore()
-            if waits == 2:
-                self.stop()
-
-    policy = replace(rig.config.policy, suspended_status_interval_seconds=0.0)
-    main.wait_suspended(replace(rig.config, policy=policy), rig.registry, rig.lineage, RestoredMeanwhile())
-    assert len(rig.registry.list_shards(1).data_bytes) == 6
-    status = rig.registry.trainer_status()
-    assert status is not None
-    assert status.message == ""
 
 
 def test_a_trainer_whose_state_is_archived_says_so_while_it_waits(

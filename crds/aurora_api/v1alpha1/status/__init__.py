@@ -3,6 +3,7 @@
 from aurora_api.v1alpha1.status.pods import PodStatus, StartStatus
 from aurora_api.v1alpha1.status.speculator import (
     MAX_HISTORY,
+    MAX_KEPT_SHOWN,
     MAX_PODS_SHOWN,
     MAX_REJECTED,
     OperatorIdentity,
@@ -22,6 +23,7 @@ from aurora_api.v1alpha1.status.versions import (
 
 __all__ = [
     "MAX_HISTORY",
+    "MAX_KEPT_SHOWN",
     "MAX_PODS_SHOWN",
     "MAX_REJECTED",
     "AttemptReason",

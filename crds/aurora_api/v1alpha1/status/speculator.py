@@ -24,6 +24,7 @@ from aurora_api.v1alpha1.status.versions import (
 
 MAX_PODS_SHOWN = 64
 MAX_HISTORY = 20
+MAX_KEPT_SHOWN = 64
 MAX_REJECTED = 64
 """Most rejected versions that the channel lists. The status also lists those that its candidate and roll are about."""
 
@@ -98,6 +99,12 @@ class SpeculatorStatus(Model):
             " person rejected them. The list holds the newest 64, and older ones that `candidate` or `rollout`"
             " names. Versions dropped from the list are still never offered again."
         ),
+    )
+    kept_versions: list[int] = Field(
+        default_factory=list,
+        max_length=MAX_KEPT_SHOWN,
+        description="Versions whose weights the store keeps, the newest 64: see `spec.training.draftHistoryLimit`. Of"
+        " these, `rollout.pin` may name those that passed their measurement.",
     )
     start: StartStatus | None = Field(
         default=None,

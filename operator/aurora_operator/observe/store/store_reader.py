@@ -1,6 +1,7 @@
 """Reads the store's small records about one speculator into a :class:`StoreView`.
 
-Each read lists the channel, the registry and the evidence, and reads the trainer's record: four requests at rest.
+Each read lists the channel, the registry, the expired versions and the evidence, and reads the trainer's record: five
+requests at rest.
 
 Invariants:
 
@@ -170,7 +171,7 @@ class StoreReader:
         self._epoch = epoch
         known, self._records = self._records, {}
         channel = self._channel(epoch, known) if epoch else None
-        lineage = self._lineage(known)
+        lineage, expired = self._lineage(known), self._registry.expired_versions()
         registrations = {
             version: record
             for version in sorted(_wanted(needs, channel, versions).intersection(versions))
@@ -182,6 +183,8 @@ class StoreReader:
             lineage=lineage,
             channel=channel,
             registrations=registrations,
+            kept=tuple(version for version in versions if version not in expired),
+            expired=expired,
             trainer=self._trainer_status(),
             evidence=self._evidence(registrations, needs, channel),
         )

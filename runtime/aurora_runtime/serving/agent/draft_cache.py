@@ -26,7 +26,7 @@ from aurora_runtime.errors import DraftRefused
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_store.deadline import is_interrupted
-from aurora_store.errors import ObjectMissing, StoreInterrupted
+from aurora_store.errors import DraftExpired, ObjectMissing, StoreInterrupted
 from aurora_store.objects import sha256_file
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class DraftCache:
                 raise StoreInterrupted(f"the download of version {version} was given up")
             shutil.rmtree(target, ignore_errors=True)
             part.rename(target)
-        except InvalidRecord as error:
+        except (InvalidRecord, DraftExpired) as error:
             raise DraftRefused(f"version {version}: {error}") from error
         finally:
             shutil.rmtree(part, ignore_errors=True)

@@ -29,6 +29,7 @@ from tests.unit.operator.worlds import (
     agent,
     channel,
     condition,
+    digest,
     evidence,
     lineage,
     made,
@@ -175,6 +176,17 @@ def test_only_a_version_that_once_passed_can_be_pinned() -> None:
     assert made(refused).advance is None
     assert condition(refused, ConditionType.READY).reason == "PinRefused"
     assert made(pinned(0)).advance is None
+    whole = pinned(1, evidence(1, active=7))
+    expired = replace(whole, store=replace(whole.store, expired=frozenset({1}), kept=(0, 2)))
+    assert made(expired).advance is None, "its weights are gone"
+    told = condition(expired, ConditionType.READY)
+    assert told.reason == "PinRefused"
+    assert "draftHistoryLimit is 10" in told.message
+    assert status(expired).kept_versions == [0, 2]
+    away = replace(expired, status=status(expired), store=StoreView(reason="Unreachable", error="no route"))
+    assert status(away).kept_versions == [0, 2]
+    serving = channel(1).model_copy(update={"active_digest": digest(1)})
+    assert store(0, 1, channel=serving, expired=frozenset({1})).may_be_pinned(1), "the active version has its weights"
 
 
 def test_a_person_aborts_a_candidate_while_it_is_measured() -> None:

@@ -88,12 +88,18 @@ def _store() -> Store:
     return Store()
 
 
-def test_a_read_at_rest_makes_four_requests_and_reads_no_record_again(store: Store) -> None:
+def test_a_read_at_rest_makes_five_requests_and_reads_no_record_again(store: Store) -> None:
     for version in (2, 3):
         store.registry.put_evidence(evidence(version))
     first = store.read()
     assert store.read() == first
-    assert store.objects.requests == ["list channel/", "list registry/", "get trainer/status.json", "list evidence/"]
+    assert store.objects.requests == [
+        "list channel/",
+        "list registry/",
+        "list expired/",
+        "get trainer/status.json",
+        "list evidence/",
+    ]
 
 
 def test_a_root_that_was_written_before_is_probed_before_the_next_write_only(store: Store) -> None:
