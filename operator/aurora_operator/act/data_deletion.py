@@ -1,7 +1,8 @@
 """Deletes what a speculator with ``store.deletionPolicy: Delete`` stored, before the speculator itself goes.
 
-First the workloads go and their pods end, because an inference pod uploads its last traces when it ends. Then the root
-is listed and deleted until it is empty (:mod:`aurora_store.root_deletion`), and our finalizer is removed.
+First the Deployments are scaled to zero and the Jobs are deleted, and their pods end: an inference pod uploads its last
+traces when it ends. Kubernetes deletes the Deployments with the speculator, so the operator needs no right to. Then the
+root is listed and deleted until it is empty (:mod:`aurora_store.root_deletion`), and our finalizer is removed.
 
 Invariants:
 
@@ -48,6 +49,7 @@ KEYS_GONE_SECONDS: Final = 300.0
 """Seconds after which a speculator whose store's keys are gone is let go, and its objects are kept."""
 MAX_ERROR_CHARACTERS: Final = 400
 """Length of an error's text in the condition, which has the way out behind it."""
+_NO_PODS: Final = {"spec": {"replicas": 0}}
 IN_PROGRESS: Final = (
     "The speculator is being deleted: first its pods, then its stored objects (store.deletionPolicy: Delete)"
 )
@@ -92,9 +94,9 @@ class DataDeletion:
         left = [*(await self._observer.children(owner)).values()]
         workloads = [obj for obj in left if _is_live_workload(owner, obj)]
         for obj in workloads:
-            await self._api.delete(obj)
+            await (self._api.delete(obj) if obj["kind"] == JOB.kind else self._api.patch(obj, _NO_PODS))
         if workloads:
-            log.info("%s: deleted %d workloads, so that nothing writes to the store", owner.full_name, len(workloads))
+            log.info("%s: stopped %d workloads, so that nothing writes to the store", owner.full_name, len(workloads))
             return False
         if any(_is_running_pod(owner, obj) for obj in left) and seconds < MAX_POD_WAIT_SECONDS:
             return False
@@ -165,8 +167,10 @@ def _is_running_pod(owner: Owner, obj: Object) -> bool:
 
 
 def _is_live_workload(owner: Owner, obj: Object) -> bool:
-    """Whether ``obj`` is our Deployment or Job, and not being deleted yet."""
-    return obj["kind"] in (DEPLOYMENT.kind, JOB.kind) and owner.owns(obj) and "deletionTimestamp" not in obj["metadata"]
+    """Whether ``obj`` is our Deployment that wants pods, or our Job, and not being deleted yet."""
+    if not owner.owns(obj) or "deletionTimestamp" in obj["metadata"]:
+        return False
+    return obj["kind"] == JOB.kind or (obj["kind"] == DEPLOYMENT.kind and bool(obj["spec"]["replicas"]))
 
 
 def deletes(stored: Object) -> bool:

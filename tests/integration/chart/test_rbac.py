@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from aurora_api import API_VERSION, KIND
-from aurora_operator import kubernetes_api
+from aurora_operator import kubernetes_api, main
+from aurora_operator.act.child_writer import ChildWriter
+from aurora_operator.act.custom_resource import set_finalizer, write_status
+from aurora_operator.act.event_recorder import EventRecorder
+from aurora_operator.children import metadata
+from aurora_operator.observe.observer import Observer
+from aurora_operator.observe.secret_values import SecretReader
 from tests.assets.s3 import seaweedfs
 from tests.cluster.command import wait_until
 from tests.integration.chart.conftest import TEAM
@@ -45,6 +52,65 @@ def test_the_page_lists_exactly_the_operators_rights() -> None:
 def test_a_tenants_operator_has_the_same_rights_in_one_namespace() -> None:
     tenant = unnamed(operator_rights(render(values=SAMPLES / "tenant-values.yaml")))
     assert tenant == unnamed(operator_rights(render()))
+
+
+Users = Mapping[str, Callable[..., object]]
+_WATCHED: Users = {"list": Observer.children, "watch": main.handler_registry}
+_APPLIED: Users = {
+    **_WATCHED,
+    "get": ChildWriter._find,
+    "create": ChildWriter._apply,
+    "patch": ChildWriter._apply,
+}
+USERS: Mapping[str, Users] = {
+    "auroraspeculators.aurora.dev": {
+        "list": main.handler_registry,
+        "watch": main.handler_registry,
+        "get": Observer.speculator,
+        "patch": set_finalizer,
+    },
+    "auroraspeculators.aurora.dev/status": {"patch": write_status},
+    "auroraspeculators.aurora.dev/finalizers": {"update": metadata.child},
+    "deployments.apps": _APPLIED,
+    "jobs.batch": {
+        **_WATCHED,
+        "get": ChildWriter._find,
+        "create": ChildWriter._create_once,
+        "delete": ChildWriter.write_jobs,
+    },
+    "pods": _WATCHED,
+    "services": _APPLIED,
+    "serviceaccounts": _APPLIED,
+    "poddisruptionbudgets.policy": {**_APPLIED, "delete": ChildWriter.write},
+    "networkpolicies.networking.k8s.io": _APPLIED,
+    "secrets": {"get": SecretReader.find, "create": ChildWriter._create_once},
+    "events": {"create": EventRecorder.post},
+}
+"""The code that needs each verb."""
+
+
+def _verbs(server: ApiServer, namespace: str, account: str, where: str) -> dict[str, set[str]]:
+    """What the API server lets a ServiceAccount do in the namespace ``where``, by resource."""
+    access = server.kubeconfig_of(namespace, account)
+    listed = server.kubectl("auth", "can-i", "--list", "--no-headers", "-n", where, f"--kubeconfig={access}")
+    found: dict[str, set[str]] = {}
+    for line in listed.splitlines():
+        if row := re.fullmatch(r"(\S+) +\[] +\[.*?] +\[(.*)]", line.strip()):
+            found.setdefault(row[1], set()).update(row[2].split())
+    return found
+
+
+def _own_verbs(server: ApiServer, namespace: str, where: str) -> dict[str, set[str]]:
+    """The operator's rights beyond those of every ServiceAccount."""
+    everybody = _verbs(server, TEAM, "default", where)
+    ours = _verbs(server, namespace, OPERATOR, where)
+    return {resource: own for resource, verbs in ours.items() if (own := verbs - everybody.get(resource, set()))}
+
+
+def test_the_api_server_gives_the_operator_only_verbs_that_have_a_user(server: ApiServer) -> None:
+    granted = _own_verbs(server, NAMESPACE, TEAM)
+    assert granted == {resource: set(verbs) for resource, verbs in USERS.items()}
+    assert "delete" not in granted["deployments.apps"]
 
 
 def test_a_whole_reconcile_needs_no_other_right(server: ApiServer, tmp_path: Path) -> None:
@@ -92,6 +158,8 @@ def test_a_tenants_operator_says_which_secret_it_may_not_read(server: ApiServer,
         status = server.get("auroraspeculator", "chat", "-n", tenant).get("status", {})
         return next((c for c in status.get("conditions", ()) if c["type"] == "StorageReady"), {})
 
+    assert _own_verbs(server, system, tenant).keys() == USERS.keys()
+    assert _own_verbs(server, system, TEAM) == {}, "no right in a namespace that is not in watchNamespaces"
     with _operator(server, system, tmp_path / "operator.log", AURORA_WATCH_NAMESPACES=tenant) as log:
         wait_until("the refusal", lambda: storage().get("reason") == "SecretForbidden", 60, log.read_text)
     assert "may not read the Secret of-another-team: add it to secretNames" in storage()["message"]

@@ -18,7 +18,7 @@ from aurora_operator.observe.store.store_access import StoreCalls
 from aurora_store import StoreConfig
 from aurora_store.errors import StoreError
 from aurora_store.root_deletion import DeletionProgress
-from tests.unit.operator.fake_api import FakeApi
+from tests.unit.operator.fake_api import FakeApi, names_of
 from tests.unit.operator.worlds import MINIMAL, OWNER
 
 CONFIG = StoreConfig("bucket", "aurora/team/chat-1a2b3c4d", None, None, "access", "secret")
@@ -40,7 +40,7 @@ class Root:
 
 
 class Scene:
-    """A speculator that is being deleted, with a Deployment and a pod."""
+    """A speculator that is being deleted, with a Deployment and a Job."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *steps: DeletionProgress | StoreError, policy: str) -> None:
         self.api, self.root, self.events = FakeApi(), Root(list(steps)), list[str]()
@@ -53,7 +53,8 @@ class Scene:
         )
         self.deletion = DataDeletion(self.api, observer, recorder)
         metadata = {"namespace": OWNER.namespace, "labels": LABELS, "ownerReferences": OURS}
-        self.api.put({"kind": "Deployment", "metadata": metadata | {"name": "chat"}})
+        self.api.put({"kind": "Deployment", "metadata": metadata | {"name": "chat"}, "spec": {"replicas": 2}})
+        self.api.put({"kind": "Job", "metadata": metadata | {"name": "chat-v1"}, "spec": {}})
         spec = MINIMAL | {"store": MINIMAL["store"] | {"deletionPolicy": policy}}
         identity = {"name": OWNER.name, "namespace": OWNER.namespace, "uid": OWNER.uid, "finalizers": [FINALIZER]}
         self.api.put({"kind": "AuroraSpeculator", "metadata": identity, "spec": spec})
@@ -92,7 +93,9 @@ async def test_workloads_go_first_then_objects_in_steps_then_the_finalizer(monke
     steps = [DeletionProgress(5), DeletionProgress(9), DeletionProgress(12, done=True)]
     scene = Scene(monkeypatch, *steps, policy="Delete")
     await scene.run()
-    assert ("Deployment", "chat") not in scene.api.objects
+    assert scene.api.objects["Deployment", "chat"]["spec"]["replicas"] == 0
+    assert ("Job", "chat-v1") not in scene.api.objects
+    assert names_of(scene.api.calls, "delete") == ["Job chat-v1"], "the operator may not delete Deployments"
     assert (scene.root.steps, scene.root.opened, scene.events) == ([], 1, ["DataDeleted"])
 
 
