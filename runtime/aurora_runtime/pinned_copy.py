@@ -12,6 +12,8 @@ Never run on a GPU: tests replace the two calls that need CUDA.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,3 +23,8 @@ def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def to_device(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device | str) -> Tensor:
+    """The integers ``values`` as int64 on ``device``, copied without waiting for the device's queue."""
+    return copy_to_device(torch.tensor(values), torch.device(device))

@@ -1,10 +1,11 @@
-"""What a client asks about the traces of its own request: none at all, or traces under a tag.
+"""What a client asks for its own request: no traces, or traces under a tag, or an answer without speculation.
 
 A request says so in ``custom_params``, which SGLang takes on its OpenAI routes and on ``/generate``, and carries
 unchanged to its scheduler::
 
     {"custom_params": {"aurora": {"trace": false}}}
     {"custom_params": {"aurora": {"tag": "tenant-7"}}}
+    {"custom_params": {"aurora": {"speculate": false}}}
 
 Invariants: a tag leaves the engine only as a hash (:mod:`aurora_protocol.tag_hash`). A wish that cannot be
 read is refused before the scheduler. A wish that reaches the scheduler unreadable all the same means "no trace". This
@@ -23,11 +24,13 @@ MAX_TAG_CHARACTERS: Final = 128
 
 
 @dataclass(frozen=True)
-class TraceWish:
+class RequestWish:
     """Whether a request may be traced, and the tag of its trace. An empty tag is none."""
 
     trace: bool = True
     tag: str = ""
+    speculate: bool = True
+    """Whether tokens may be proposed for the request."""
 
     @property
     def is_shared(self) -> bool:
@@ -38,11 +41,11 @@ class TraceWish:
         return self.trace and not self.tag
 
 
-DEFAULT: Final = TraceWish()
-NO_TRACE: Final = TraceWish(trace=False)
+DEFAULT: Final = RequestWish()
+NO_TRACE: Final = RequestWish(trace=False)
 
 
-def trace_wish(custom_params: Any) -> TraceWish:
+def request_wish(custom_params: Any) -> RequestWish:
     """The wish in a request's ``custom_params``.
 
     Raises ValueError, which SGLang answers with status 400. Its text does not show the tag.
@@ -58,26 +61,29 @@ def trace_wish(custom_params: Any) -> TraceWish:
     asked = custom_params[PARAMETER]
     if not isinstance(asked, Mapping):
         raise ValueError(f'custom_params.{PARAMETER} must be an object such as {{"trace": false}} or {{"tag": "name"}}')  # noqa: TRY004
-    if unknown := asked.keys() - {"trace", "tag"}:
-        raise ValueError(f"custom_params.{PARAMETER} knows only trace and tag, not {len(unknown)} other key(s)")
-    trace, tag = asked.get("trace", True), asked.get("tag", "")
-    if not isinstance(trace, bool):
-        raise ValueError(f"custom_params.{PARAMETER}.trace must be true or false")  # noqa: TRY004
+    if unknown := asked.keys() - {"trace", "tag", "speculate"}:
+        raise ValueError(
+            f"custom_params.{PARAMETER} knows only trace, tag and speculate, not {len(unknown)} other key(s)"
+        )
+    trace, tag, speculate = asked.get("trace", True), asked.get("tag", ""), asked.get("speculate", True)
+    for name, value in (("trace", trace), ("speculate", speculate)):
+        if not isinstance(value, bool):
+            raise ValueError(f"custom_params.{PARAMETER}.{name} must be true or false")  # noqa: TRY004
     if "tag" in asked and not (isinstance(tag, str) and 0 < len(tag) <= MAX_TAG_CHARACTERS):
         raise ValueError(f"custom_params.{PARAMETER}.tag must be a text of 1 to {MAX_TAG_CHARACTERS} characters")
     try:
         tag.encode()
     except UnicodeEncodeError:
         raise ValueError(f"custom_params.{PARAMETER}.tag must be valid Unicode") from None
-    return TraceWish(trace, tag)
+    return RequestWish(trace, tag, speculate)
 
 
-def wish_of(req: Any) -> TraceWish:
+def wish_of(req: Any) -> RequestWish:
     """The wish of one of the scheduler's requests. Never raises for a wish that is wrong."""
     custom_params = req.sampling_params.custom_params
     if custom_params is None:
         return DEFAULT
     try:
-        return trace_wish(custom_params)
+        return request_wish(custom_params)
     except ValueError:
         return NO_TRACE

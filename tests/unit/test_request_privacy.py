@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_protocol.tag_hash import NO_TAG, number_of_hash, tag_hash, tag_key, tag_number
-from aurora_runtime.request_privacy import DEFAULT, MAX_TAG_CHARACTERS, NO_TRACE, TraceWish, trace_wish, wish_of
+from aurora_runtime.request_privacy import DEFAULT, MAX_TAG_CHARACTERS, NO_TRACE, RequestWish, request_wish, wish_of
 
 KEY = tag_key("secret")
 SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
@@ -22,22 +22,22 @@ def request(custom_params: Any) -> Any:
     return SimpleNamespace(sampling_params=SimpleNamespace(custom_params=custom_params))
 
 
-@given(st.dictionaries(st.sampled_from(["trace", "tag", "other"]), JSON, max_size=3) | JSON)
+@given(st.dictionaries(st.sampled_from(["trace", "tag", "speculate", "other"]), JSON, max_size=3) | JSON)
 def test_a_wish_is_understood_or_refused_and_a_refused_one_means_no_trace(asked: Any) -> None:
     custom_params = {"aurora": asked, "thinking_budget": 3}
     try:
-        wish = trace_wish(custom_params)
+        wish = request_wish(custom_params)
     except ValueError:
         wish = NO_TRACE
     assert wish_of(request(custom_params)) == wish
     if asked != {}:
-        assert wish != DEFAULT or asked == {"trace": True}
+        assert wish != DEFAULT or set(asked) <= {"trace", "speculate"}
 
 
 @pytest.mark.parametrize("custom_params", [[], "aurora", '{"aurora": {}}', {"Aurora": {"trace": False}}, {"AURORA": 1}])
 def test_a_wish_in_another_form_is_refused(custom_params: Any) -> None:
     with pytest.raises(ValueError, match="custom_params"):
-        trace_wish(custom_params)
+        request_wish(custom_params)
     assert wish_of(request(custom_params)) == NO_TRACE
 
 
@@ -47,9 +47,16 @@ def test_without_a_wish_a_request_is_traced_and_shared(custom_params: Any) -> No
     assert DEFAULT.is_shared
 
 
+def test_a_request_without_speculation_is_traced_and_shared() -> None:
+    wish = request_wish({"aurora": {"speculate": False}})
+    assert (wish.speculate, wish.trace, wish.is_shared) == (False, True, True)
+    with pytest.raises(ValueError, match="speculate must be true or false"):
+        request_wish({"aurora": {"speculate": 0}})
+
+
 def test_a_request_that_refuses_traces_or_has_a_tag_is_not_shared() -> None:
     assert not NO_TRACE.is_shared
-    assert not TraceWish(tag="tenant-7").is_shared
+    assert not RequestWish(tag="tenant-7").is_shared
 
 
 @given(TAGS, TAGS)

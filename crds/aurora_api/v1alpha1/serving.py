@@ -177,7 +177,8 @@ class ServingSpec(Model):
             ),
             (
                 _refuse("--enable-lora", "--lora-paths"),
-                "extraArgs cannot enable LoRA: traces would mix the hidden states of several targets",
+                "extraArgs cannot enable LoRA: SGLang refuses it beside the rounds of draft.shape Adaptive, and traces"
+                " would mix the hidden states of several targets; serve a checkpoint with the adapter merged",
             ),
         ),
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from aurora_runtime.request_privacy import trace_wish
+from aurora_runtime.request_privacy import request_wish
 
 VALIDATE_FUNCTION: Final = "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request"
 """Called once for each prompt, with its token ids, before it is sent to the scheduler."""
@@ -22,4 +22,4 @@ def before_validation(_manager: Any, obj: Any, input_ids: Any) -> None:
     if getattr(obj, "session_params", None):
         raise ValueError("session_params: sessions are not served; send the whole conversation with each request")
     if isinstance(sampling_params := obj.sampling_params, dict):
-        trace_wish(sampling_params.get("custom_params"))
+        request_wish(sampling_params.get("custom_params"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from aurora_runtime.serving.speculation.worker.device_copy import to_device
+from aurora_runtime.pinned_copy import to_device
 from aurora_runtime.training.data.batch import Batch, collate
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap

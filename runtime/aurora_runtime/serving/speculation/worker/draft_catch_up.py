@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aurora_runtime.serving.speculation.worker.device_copy import to_device
+from aurora_runtime.pinned_copy import to_device
 from aurora_runtime.serving.speculation.worker.pending_tokens import CatchUpInput
 
 

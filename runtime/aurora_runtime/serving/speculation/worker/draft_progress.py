@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from aurora_runtime.engine.arms import Arm
+from aurora_runtime.pinned_copy import to_device
+from aurora_runtime.request_privacy import wish_of
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT
-from aurora_runtime.serving.speculation.worker.device_copy import to_device
 from aurora_runtime.serving.speculation.worker.draft_catch_up import LateRequest, catch_up, draft_contexts, replace_rows
 from aurora_runtime.serving.speculation.worker.pending_tokens import PendingTokens
 from aurora_runtime.serving.speculation.worker.rounds import Round, is_running
@@ -140,10 +141,11 @@ class DraftProgress:
     def prefilled(self, reqs: Sequence[Any], *, drafted: bool) -> None:
         """SGLang prefilled these requests or a chunk of them. ``drafted``: the draft processed the tokens, too.
 
-        A request with an earlier chunk that the draft did not process goes without the draft, also after this chunk.
+        A request with an earlier chunk that the draft did not process goes without the draft, also after this chunk. So
+        does one that asks for no speculation.
         """
         for req in reqs:
-            if not drafted:
+            if not drafted or not wish_of(req).speculate:
                 self._start_again(req.rid, req.kv.req_pool_idx, pending=CANNOT_DRAFT)
             elif self.pending(req.rid) != CANNOT_DRAFT:
                 self.ended(req.rid)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from aurora_runtime.engine.speculation_settings import PENDING_TOKENS
-from aurora_runtime.serving.speculation.worker.device_copy import to_device
+from aurora_runtime.pinned_copy import to_device
 
 PAGE_TOKENS: Final = 32
 MOST_HOST_SLOTS: Final = 256

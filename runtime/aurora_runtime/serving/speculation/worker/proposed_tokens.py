@@ -3,8 +3,8 @@
 A chain of the verify batch is just tokens: the target verifies them the same way whoever proposed them. So lookup's
 tokens either replace the draft's, or make a chain without the draft.
 
-Invariant: every token is a valid id. A row without a proposal repeats one, which the target then rejects or, if it
-happens to be right, accepts.
+Invariants: every token is a valid id. A row without a proposal repeats one, which the target then rejects or, if it
+happens to be right, accepts. A request that asks for no speculation always has such a row.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from aurora_runtime.engine.arms import Source
+from aurora_runtime.pinned_copy import to_device
+from aurora_runtime.request_privacy import wish_of
 from aurora_runtime.serving.speculation.lookup_index import Proposal
-from aurora_runtime.serving.speculation.worker.device_copy import to_device
 from aurora_runtime.serving.speculation.worker.rounds import Round
 
 FILLER: Proposal = Proposal((0,))
@@ -35,8 +36,17 @@ def lookup_chains(current: Round) -> list[list[int]]:
 def lookup_tokens(current: Round, device: torch.device | str) -> Tensor:
     """The chains of all requests on the device, ``[B, steps]``."""
     if current.on_device is not None:
-        return cast("Tensor", current.on_device.lookups.tokens[:, : current.decision.arm.steps].contiguous())
+        found = cast("Tensor", current.on_device.lookups.tokens[:, : current.decision.arm.steps])
+        return _with_fillers(found.contiguous(), current)
     return to_device(lookup_chains(current), device)
+
+
+def _with_fillers(proposed: Tensor, current: Round) -> Tensor:
+    """The proposals ``[B, steps]`` with fillers for the requests that ask for no speculation."""
+    without = [i for i, req in enumerate(current.reqs) if not wish_of(req).speculate]
+    if not without:
+        return proposed
+    return proposed.index_fill(0, to_device(without, proposed.device), FILLER.tokens[0])
 
 
 def lookup_verify_input(draft_worker: Any, batch: Any, current: Round) -> Any:
@@ -68,14 +78,15 @@ def with_lookup(draft_token: Tensor, current: Round) -> Tensor:
 
     Where only the device knows whether lookup has any, the draft's tokens stay if it has none.
     """
+    tokens = draft_token.view(len(current.reqs), -1)
+    drafted = tokens[:, 1:]
+    proposed = _with_fillers(drafted, current)
     chosen = [i for i, source in enumerate(current.decision.sources) if source is Source.LOOKUP]
-    if not chosen:
-        return draft_token
-    tokens = draft_token.view(len(current.reqs), -1).clone()
-    rows = to_device(chosen, tokens.device)
-    looked_up = lookup_tokens(current, tokens.device)[rows].to(tokens.dtype)
-    if current.on_device is not None:
-        found = current.on_device.lookups.match_lengths[rows].unsqueeze(1) > 0
-        looked_up = torch.where(found, looked_up, tokens[rows, 1:])
-    tokens[rows, 1:] = looked_up
-    return tokens.view(-1)
+    if chosen:
+        rows = to_device(chosen, tokens.device)
+        looked_up = lookup_tokens(current, tokens.device)[rows].to(tokens.dtype)
+        if current.on_device is not None:
+            found = current.on_device.lookups.match_lengths[rows].unsqueeze(1) > 0
+            looked_up = torch.where(found, looked_up, proposed[rows])
+        proposed = proposed.index_copy(0, rows, looked_up)
+    return draft_token if proposed is drafted else torch.cat((tokens[:, :1], proposed), 1).view(-1)

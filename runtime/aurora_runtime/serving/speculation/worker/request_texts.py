@@ -37,7 +37,9 @@ class RequestTexts:
             recent: tokens of each request's last round, which the request itself may lack under overlap scheduling.
         """
         return tuple(
-            self.index.propose(req.rid, tokens) if self._add_committed(req, length, last) else _NOTHING
+            self.index.propose(req.rid, tokens)
+            if self._add_committed(req, length, last) and wish_of(req).speculate
+            else _NOTHING
             for req, length, last in zip(reqs, lengths, recent, strict=True)
         )
 

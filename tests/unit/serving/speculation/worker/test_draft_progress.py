@@ -17,7 +17,7 @@ from aurora_runtime.serving.speculation.worker.draft_catch_up import DraftStart,
 from aurora_runtime.serving.speculation.worker.draft_progress import PASS_TOKENS, ROUNDS_IN_USE, DraftProgress
 from aurora_runtime.serving.speculation.worker.pending_tokens import BufferShape, CatchUpInput, PendingTokens
 from aurora_runtime.serving.speculation.worker.rounds import Round
-from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, a_round
+from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, FakeSampling, a_round
 
 DRAFT = Arm(3, drafts=True)
 LOOKUP = Arm(3, drafts=False)
@@ -240,3 +240,10 @@ def test_passes_are_bounded_and_keep_the_order() -> None:
     passes = draft_progress._passes(late)
     assert [[request.row for request in group] for group in passes] == [[0], [1], [2], [3, 4]]
     assert all(len(group) == 1 or sum(r.pending for r in group) <= PASS_TOKENS for group in passes)
+
+
+def test_a_request_that_asks_for_no_speculation_goes_without_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(monkeypatch)
+    without = FakeRequest("without", sampling_params=FakeSampling({"aurora": {"speculate": False}}))
+    rig.progress.prefilled([without, FakeRequest("with")], drafted=True)
+    assert [rig.progress.pending(rid) for rid in ("without", "with")] == [CANNOT_DRAFT, 0]

@@ -11,7 +11,7 @@ from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.lookup_reference import DeviceProposals
 from aurora_runtime.serving.speculation.worker.behind.device_texts import RoundOnDevice
 from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_chains, lookup_tokens, with_lookup
-from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, a_round
+from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, FakeSampling, a_round
 
 DRAFT, LOOKUP, NONE = Source.DRAFT, Source.LOOKUP, Source.NONE
 REQS = [FakeRequest(name) for name in "abc"]
@@ -33,6 +33,18 @@ def test_only_the_rows_of_lookup_are_replaced() -> None:
 def test_a_round_of_the_draft_alone_is_left_as_it_is() -> None:
     draft_token = torch.arange(9)
     assert with_lookup(draft_token, a_round(REQS, Arm(2, drafts=True), proposals=PROPOSALS)) is draft_token
+
+
+def test_a_request_that_asks_for_no_speculation_gets_fillers_whoever_proposes() -> None:
+    reqs = [FakeRequest("a"), FakeRequest("b", sampling_params=FakeSampling({"aurora": {"speculate": False}}))]
+    tokens = torch.tensor([1, 5, 6, 2, 7, 8])
+    assert with_lookup(tokens, a_round(reqs, Arm(2, drafts=True))).tolist() == [1, 5, 6, 2, 0, 0]
+    on_device = RoundOnDevice(
+        torch.arange(2), torch.tensor([4, 4]), DeviceProposals(torch.tensor([[3, 4], [3, 4]]), torch.tensor([2, 2]))
+    )
+    looked_up = replace(a_round(reqs, Arm(2, drafts=True), sources=(LOOKUP, LOOKUP)), on_device=on_device)
+    assert with_lookup(tokens, looked_up).tolist() == [1, 3, 4, 2, 0, 0]
+    assert lookup_tokens(looked_up, "cpu").tolist() == [[3, 4], [0, 0]]
 
 
 def test_where_only_the_device_knows_what_lookup_has_the_drafts_tokens_stay_if_it_has_none() -> None:

@@ -108,3 +108,13 @@ def test_the_end_of_a_request_that_never_decoded_is_harmless() -> None:
     known = texts()
     known.ended(FakeRequest("unknown"))
     assert len(known) == 0
+
+
+def test_a_request_without_speculation_gets_no_proposal_and_answers_others() -> None:
+    known, text = texts(LookupScope.SPECULATOR), [7, 8, 9, 10, 11]
+    first = FakeRequest("first", [1, 2, 3], [*text], sampling_params=FakeSampling({"aurora": {"speculate": False}}))
+    ask(known, first, 2)
+    first.output_ids += text[:3]
+    assert ask(known, first, 2).tokens == ()
+    known.ended(first)
+    assert ask(known, FakeRequest("second", [*text[:3]], []), 2).tokens == (10, 11)

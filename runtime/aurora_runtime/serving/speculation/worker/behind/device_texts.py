@@ -19,10 +19,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from aurora_runtime.pinned_copy import to_device
 from aurora_runtime.serving.speculation.lookup_kernel import propose
 from aurora_runtime.serving.speculation.lookup_reference import DeviceProposals
 from aurora_runtime.serving.speculation.token_history import TokenHistory
-from aurora_runtime.serving.speculation.worker.device_copy import to_device
 
 log = logging.getLogger(__name__)
 
