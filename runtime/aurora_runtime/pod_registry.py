@@ -1,6 +1,7 @@
 """The records of one speculator as its pods see them: those of :mod:`aurora_store.registry`, shards and trainer states.
 
-Why here: only pods write and read shards and trainer states. The invariants are those of that module.
+Why here: only pods read and write shards and trainer states, search the registry, and look for a signed record of the
+channel. The invariants are those of that module.
 """
 
 from __future__ import annotations
@@ -8,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import heapq
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from aurora_protocol.draft_records import ExpiredDraft
-from aurora_protocol.errors import InvalidRecord
+from aurora_protocol.draft_records import Channel, ExpiredDraft, Registration
+from aurora_protocol.errors import InvalidRecord, UnsignedRecord
 from aurora_protocol.evidence_records import Evidence, VerdictKind
+from aurora_protocol.signatures import KeyName
 from aurora_protocol.training_records import ShardManifest, TrainerState
 from aurora_store import Keys, Registry
-from aurora_store.errors import ObjectExists, StoreError, bounded_text
+from aurora_store.errors import ObjectExists, ObjectMissing, ObjectTooLarge, StoreError, bounded_text
 from aurora_store.keys import MAX_ATTEMPT_GAP, is_shard_key, shard_data_key, trainer_state_epoch
 from aurora_store.registry import MAX_RECORDS_LISTED, MAX_STATE_RECORD_BYTES, key_of
 
@@ -26,6 +29,8 @@ log = logging.getLogger(__name__)
 MAX_SHARD_BYTES = 4 << 30
 """Largest shard that is read. A shard has 16384 positions by default, about 400 MB for a target of 4096 dimensions."""
 KEPT_TRAINER_STATES = 2
+MAX_UNSIGNED_TRIED = 64
+"""How many records of the channel are tried at most to find a signed one."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,42 @@ class PodRegistry(Registry):
         return None if manifest_key in modified else modified.get(shard_data_key(manifest_key))
 
     # drafts ----------------------------------------------------------------------------------------------------------
+
+    def registrations(self) -> Iterator[Registration]:
+        """The readable registrations, newest version first.
+
+        A version whose registration cannot be read is left out.
+        """
+        for version in reversed(self._sequence(Keys.REGISTRY)):
+            try:
+                yield self.registration(version)
+            except (InvalidRecord, ObjectMissing, ObjectTooLarge) as error:
+                log.warning("left out: %s", error)
+
+    def last_version(self) -> int | None:
+        """The highest version of :meth:`registrations`."""
+        return next((registration.version for registration in self.registrations()), None)
+
+    def signed_channel(self) -> Channel | None:
+        """The channel's newest record that the operator signed. None: the channel is empty.
+
+        Records after it are logged and left out.
+
+        Raises :class:`UnsignedRecord` with the newest record's key when none of the newest
+        :data:`MAX_UNSIGNED_TRIED` records is signed.
+        """
+        newest: UnsignedRecord | None = None
+        for epoch in self._sequence(Keys.CHANNEL)[: -MAX_UNSIGNED_TRIED - 1 : -1]:
+            try:
+                return self._read(Channel, Keys.channel(epoch), signed_with=KeyName.CHANNEL)
+            except UnsignedRecord as error:
+                newest = newest or error
+            except (InvalidRecord, ObjectTooLarge) as error:
+                newest = newest or UnsignedRecord(str(error))
+            log.warning("left out: %s", newest)
+        if newest is not None:
+            raise newest
+        return None
 
     def registered_versions(self) -> frozenset[int]:
         """All versions that were registered, readable or not."""

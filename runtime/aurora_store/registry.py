@@ -16,7 +16,6 @@ Invariants:
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,7 +33,7 @@ from aurora_protocol.evidence_records import Evidence
 from aurora_protocol.record import StoredRecord
 from aurora_protocol.signatures import KeyName, SigningKeys, signed, verified
 from aurora_protocol.training_records import ShardManifest, TrainerState, TrainerStatus
-from aurora_store.errors import DraftExpired, ObjectMissing, ObjectTooLarge, StoreError, bounded_text
+from aurora_store.errors import DraftExpired, ObjectMissing, StoreError, bounded_text
 from aurora_store.keys import MAX_ATTEMPT_GAP, MAX_NUMBER_GAP, Keys, in_sequence, record_numbers
 from aurora_store.objects import MAX_RECORD_BYTES, ObjectStore
 
@@ -46,8 +45,6 @@ MAX_CONFIG_BYTES = 64 << 10
 """Largest file of a draft beside its weights."""
 MAX_WEIGHTS_BYTES = 64 << 30
 """Largest file of weights, unless the reader sets a lower limit."""
-MAX_UNSIGNED_TRIED = 64
-"""How many records of the channel are tried at most to find a signed one."""
 MAX_STATE_RECORD_BYTES = 256 << 20
 """Largest record of a trainer state. The record names every shard that the state has learned from."""
 
@@ -80,9 +77,9 @@ class Registry:
     """Reads and writes the records of one speculator.
 
     A draft is exactly the two files of :data:`DRAFT_FILES`, and its weights have the digest of its registration. Both
-    are checked in the manifest before a file is downloaded. Only :meth:`signed_channel` is verified, so only its
-    version may be served. Other readers use the channel to learn whether they may still write, or to export a draft.
-    Validators sign evidence, and the operator verifies it when it reads it.
+    are checked in the manifest before a file is downloaded. The channel is not verified here: readers use it to learn
+    whether they may still write, or to export a draft. Pods serve only a version that a verified record names
+    (``PodRegistry.signed_channel``). Validators sign evidence, and the operator verifies it when it reads it.
     """
 
     def __init__(self, objects: ObjectStore, keys: SigningKeys | None = None) -> None:
@@ -221,24 +218,9 @@ class Registry:
         """The registration of ``version``. Raises :class:`ObjectMissing` and :class:`InvalidRecord`."""
         return self._read(Registration, Keys.registration(version))
 
-    def registrations(self) -> Iterator[Registration]:
-        """The readable registrations, newest version first.
-
-        A version whose registration cannot be read is left out.
-        """
-        for version in reversed(self._sequence(Keys.REGISTRY)):
-            try:
-                yield self.registration(version)
-            except (InvalidRecord, ObjectMissing, ObjectTooLarge) as error:
-                log.warning("left out: %s", error)
-
     def expired_versions(self) -> frozenset[int]:
         """The versions whose weights are deleted, or soon will be."""
         return frozenset(record_numbers(self.objects.list(Keys.EXPIRED, limit=MAX_RECORDS_LISTED), Keys.EXPIRED))
-
-    def last_version(self) -> int | None:
-        """The highest version of :meth:`registrations`."""
-        return next((registration.version for registration in self.registrations()), None)
 
     def advance_channel(self, channel: Channel) -> None:
         """Write the channel's next record.
@@ -251,27 +233,6 @@ class Registry:
         """The channel's record with the highest epoch. It is not verified."""
         epochs = self._sequence(Keys.CHANNEL)
         return self._read(Channel, Keys.channel(epochs[-1])) if epochs else None
-
-    def signed_channel(self) -> Channel | None:
-        """The channel's newest record that the operator signed. None: the channel is empty.
-
-        Records after it are logged and left out.
-
-        Raises :class:`UnsignedRecord` with the newest record's key when none of the newest
-        :data:`MAX_UNSIGNED_TRIED` records is signed.
-        """
-        newest: UnsignedRecord | None = None
-        for epoch in self._sequence(Keys.CHANNEL)[: -MAX_UNSIGNED_TRIED - 1 : -1]:
-            try:
-                return self._read(Channel, Keys.channel(epoch), signed_with=KeyName.CHANNEL)
-            except UnsignedRecord as error:
-                newest = newest or error
-            except (InvalidRecord, ObjectTooLarge) as error:
-                newest = newest or UnsignedRecord(str(error))
-            log.warning("left out: %s", newest)
-        if newest is not None:
-            raise newest
-        return None
 
     # evidence and the trainer's status -------------------------------------------------------------------------------
 

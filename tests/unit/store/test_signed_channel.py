@@ -10,8 +10,8 @@ import pytest
 from aurora_protocol.draft_records import Channel, ChannelReason, RootOwner
 from aurora_protocol.errors import UnsignedRecord
 from aurora_protocol.signatures import KeyName
-from aurora_store import Keys, Registry
-from aurora_store.registry import MAX_UNSIGNED_TRIED
+from aurora_runtime.pod_registry import MAX_UNSIGNED_TRIED, PodRegistry
+from aurora_store import Keys
 from tests.unit.training import tiny
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -46,12 +46,12 @@ def write(objects: CountedObjects, owners: Sequence[RootOwner]) -> None:
             created=NOW,
             owner=owner,
         )
-        Registry(objects, KEYS[owner.name]).advance_channel(record)
+        PodRegistry(objects, KEYS[owner.name]).advance_channel(record)
 
 
 def test_the_newest_record_with_the_own_signature_counts(objects: CountedObjects) -> None:
     write(objects, [FIRST, FIRST, FIRST, *[OTHER] * (MAX_UNSIGNED_TRIED - 1)])
-    found = Registry(objects, KEYS[FIRST.name]).signed_channel()
+    found = PodRegistry(objects, KEYS[FIRST.name]).signed_channel()
     assert found is not None
     assert found.epoch == 3
 
@@ -62,5 +62,5 @@ def test_a_root_in_which_nothing_is_signed_names_the_newest_record_after_a_bound
     count = 2 * MAX_UNSIGNED_TRIED
     write(objects, [FIRST] * count)
     with pytest.raises(UnsignedRecord, match=Keys.channel(count)):
-        Registry(objects, KEYS[OTHER.name]).signed_channel()
+        PodRegistry(objects, KEYS[OTHER.name]).signed_channel()
     assert objects.reads == MAX_UNSIGNED_TRIED
