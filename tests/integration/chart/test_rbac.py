@@ -102,7 +102,9 @@ def _verbs(server: ApiServer, namespace: str, account: str, where: str) -> dict[
 
 def _own_verbs(server: ApiServer, namespace: str, where: str) -> dict[str, set[str]]:
     """The operator's rights beyond those of every ServiceAccount."""
-    everybody = _verbs(server, TEAM, "default", where)
+    nobody = {"name": "nobody", "namespace": TEAM}
+    server.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": nobody})
+    everybody = _verbs(server, TEAM, nobody["name"], where)
     ours = _verbs(server, namespace, OPERATOR, where)
     return {resource: own for resource, verbs in ours.items() if (own := verbs - everybody.get(resource, set()))}
 

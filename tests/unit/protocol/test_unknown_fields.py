@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from aurora_protocol import agent_api, pod_settings
 from aurora_protocol.agent_api import AgentState, Machine, MeasurementPhase, MeasurementStatus
-from aurora_protocol.draft_records import CheckpointManifest, FileRef, TensorSpec
+from aurora_protocol.draft_records import CheckpointManifest, ExpiredDraft, FileRef, TensorSpec
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.record import Record, StoredRecord
 from aurora_protocol.training_records import (
@@ -45,6 +45,7 @@ STORED: tuple[StoredRecord, ...] = (
     lineage().model_copy(update={"tensors": {"fc.weight": TensorSpec(shape=(2, 3), dtype="F32")}}),
     registration(1),
     channel(1, epoch=2, previous=0, rejected=(3,)),
+    ExpiredDraft(version=1, created=NOW),
     CheckpointManifest(
         lineage=1, version=1, digest=digest(1), files=(FILE,), step=9, trained_tokens=7,
         provenance={"a": "b"}, created=NOW,
