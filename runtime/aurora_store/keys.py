@@ -143,7 +143,7 @@ class Keys:
     TRAINER_STATE = "trainer/state/"
     TRAINER_STATUS = "trainer/status.json"
     PROBE = "probe/"
-    FOLDERS = (LINEAGE, TRACES, CHECKPOINTS, REGISTRY, EVIDENCE, CHANNEL, "trainer/", PROBE)
+    FOLDERS = (LINEAGE, TRACES, CHECKPOINTS, REGISTRY, EXPIRED, EVIDENCE, CHANNEL, "trainer/", PROBE)
     """Every key below a root begins with one of these."""
 
     @staticmethod
