@@ -105,6 +105,11 @@ class SwapStatus(Model):
     transient: bool = Field(
         default=False, description="Whether the failure has nothing to do with the draft, so that a retry may succeed."
     )
+    needs_restart: bool = Field(
+        default=False,
+        description="Whether the pod has to start again to serve the version: its engine started without a draft, with"
+        " room for drafts of other sizes.",
+    )
     pause_seconds: float | None = Field(
         default=None, description="How long the last swap paused generation, in seconds."
     )
@@ -278,7 +283,12 @@ class AgentState(Record):
     pod: str = Field(max_length=253, description="Name of the pod.")
     boot: str = Field(max_length=128, description="Random id of the engine's start. Empty while the engine is down.")
     engine_ready: bool = Field(description="Whether the engine answers requests.")
-    version: int | None = Field(default=None, ge=0, le=MAX_COUNT, description="The served version.")
+    version: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_COUNT,
+        description="The served version. None: the engine is down, or it is ready and serves without a draft yet.",
+    )
     checksum: str | None = Field(
         default=None, max_length=256, description="SGLang's checksum of the draft's weights over all ranks."
     )
@@ -303,6 +313,11 @@ class AgentState(Record):
         max_length=300,
         description="Why the store has taken no shard for a minute. Empty while uploads succeed.",
     )
+
+    @property
+    def serves_without_draft(self) -> bool:
+        """Whether the engine is ready and holds no version yet."""
+        return self.engine_ready and self.version is None
 
     @field_validator("live", "capture")
     @classmethod

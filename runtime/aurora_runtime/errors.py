@@ -8,6 +8,7 @@ RuntimeFault
 │       └── EngineUnreachable   the connection to SGLang failed
 ├── GpuMissing              the pod shall compute on a GPU, and sees none
 ├── DraftRefused            a draft checkpoint must not be loaded by an engine
+├── SizesDiffer             the engine started with a placeholder, and the lineage's drafts have other sizes
 ├── SwapRefused             a swap, lease or trial request conflicts with the pod's state
 ├── CheckpointFormatError   a draft checkpoint does not have SGLang's format
 ├── TargetUnavailable       the target's files are missing, damaged or out of reach
@@ -62,6 +63,10 @@ class GpuMissing(RuntimeFault):
 
 class DraftRefused(RuntimeFault):
     """A version is not registered, or its files differ from its manifest or its lineage. No engine may load it."""
+
+
+class SizesDiffer(RuntimeFault):
+    """The engine started with a placeholder, and the lineage's drafts have other sizes. The pod has to start again."""
 
 
 class SwapRefused(RuntimeFault):

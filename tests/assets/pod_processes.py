@@ -149,7 +149,7 @@ class PodProcesses:
 
     def stage(self, *, timeout_seconds: float = 60) -> subprocess.CompletedProcess[bytes]:
         """Run the init container, which downloads the draft to serve."""
-        command = self._agent_command("stage", "--stage-timeout-seconds", "10")
+        command = self._agent_command("stage", "--stage-find-seconds", "10")
         return subprocess.run(command, env=self._variables(), check=False, capture_output=True, timeout=timeout_seconds)
 
     @contextlib.contextmanager

@@ -32,7 +32,7 @@ def rig(aurora: Installation) -> Iterator[AttackRig]:
     """A speculator that serves its untrained draft."""
     specialist = write_specialist(ensure_model(), Domain.EXTRACTION, cache_root() / "drafts")
     aurora.apply(NAME, SPEC)
-    aurora.wait_until(NAME, "both pods serve", lambda cr: cr.get("status", {}).get("readyReplicas") == 2, 600)
+    aurora.wait_until(NAME, "both pods serve version 0", lambda cr: cr.get("status", {}).get("updated") == "2/2", 600)
     cluster = aurora.cluster
     with new_client_from_config(str(cluster.kubeconfig), context=cluster.access.tools.context) as connection:
         yield AttackRig(aurora, SyncApi(connection), NAME, specialist)

@@ -118,7 +118,7 @@ def run_demo(story: Story, cluster: Cluster) -> None:
         aurora.wait_until(
             NAME,
             "both pods serve the initial draft",
-            lambda cr: cr.get("status", {}).get("readyReplicas", 0) == cr["spec"]["serving"]["replicas"],
+            lambda cr: cr.get("status", {}).get("updated") == "{0}/{0}".format(cr["spec"]["serving"]["replicas"]),
             timeout_seconds=600,
         )
     driver = TrafficDriver(Load(url=aurora.url(NAME), concurrency=4, options=RequestOptions(max_tokens=64)))

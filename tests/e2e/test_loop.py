@@ -73,7 +73,9 @@ def _status(resource: dict[str, object]) -> dict[str, object]:
 def run(aurora: Installation, scraper: Prometheus) -> Iterator[Run]:
     outcome = Run(began=time.time())
     aurora.apply(NAME, ONE_CONCURRENCY)
-    ready = aurora.wait_until(NAME, "both pods serve", lambda cr: cr.get("status", {}).get("readyReplicas") == 2, 600)
+    ready = aurora.wait_until(
+        NAME, "both pods serve version 0", lambda cr: cr.get("status", {}).get("updated") == "2/2", 600
+    )
     outcome.initial_checksums = {pod["checksum"] for pod in ready["status"]["pods"]}
     driver = TrafficDriver(Load(url=aurora.url(NAME), concurrency=4, options=RequestOptions(max_tokens=64)))
     driver.start()

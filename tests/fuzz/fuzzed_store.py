@@ -21,10 +21,10 @@ from aurora_protocol.errors import ProtocolError
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_runtime.errors import RuntimeFault
 from aurora_runtime.pod_registry import PodRegistry
-from aurora_runtime.serving.agent.draft_cache import MANIFEST, DraftCache
+from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.first_staging import stage_active_draft
 from aurora_runtime.serving.agent.seed_writer import recent_answers
-from aurora_runtime.serving.pod_files import PodFolder, write_atomically
+from aurora_runtime.serving.pod_files import MANIFEST, PodFolder, write_atomically
 from aurora_runtime.training.data.shards import ShardReader
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state import trainer_state
@@ -160,7 +160,7 @@ class FuzzedStore:
             "listing of shards": lambda: (registry.list_shards(1), registry.newest_shards(1, 10)),
             "agent's staging": lambda: DraftCache(pod, registry).stage(1, version.digest),
             "first staging": lambda: stage_active_draft(
-                PodFolder(self.folder / "fresh"), registry, timeout_seconds=0, poll_seconds=0
+                PodFolder(self.folder / "fresh"), registry, find_seconds=0, poll_seconds=0
             ),
             "validator": lambda: fetch_draft(
                 registry, registry.registration(1), registry.lineage() or lineage(), self.folder / "validator"

@@ -6,8 +6,7 @@ Invariants:
 - The template comes from the caller, because pods may keep the template of an earlier version of the operator.
 - A pod leaves the Service before its engine stops. The engine alone decides whether its pod is ready: the agent has no
   probe, and its container does not end when the agent crashes.
-- Only the init container gets a key of the channel's signatures. The key may come late, so a pod without it starts, and
-  the init container waits.
+- Only the init container gets a key of the channel's signatures. The key may come late, so a pod without it starts.
 - The engine's container gets neither the store's keys nor the agent's token. (A workload identity belongs to the pod,
   and Kubernetes gives it to every container.)
 - The key of the engine's admin API is the pod's own. The port of that API is also the port for clients, so the API
@@ -57,6 +56,9 @@ TEMPLATE_ANNOTATION = "aurora.dev/template-digest"
 """Digest of the template that the operator made of it."""
 RESTART_ANNOTATION = "aurora.dev/upgrade-restart-since"
 """When the pods began to restart because of an upgrade of the operator. Absent once all of them are ready again."""
+SIZES_ANNOTATION = "aurora.dev/draft-sizes-known-since"
+"""On the pods' template: a pod that was created until this time started with room for drafts of other sizes than the
+lineage's. Absent: none did."""
 AGENT_MODULE = "aurora_runtime.serving.agent"
 SUPERVISOR_MODULE = f"{AGENT_MODULE}.supervisor"
 AGENT_RESOURCES = {"requests": {"cpu": "100m", "memory": "128Mi"}}

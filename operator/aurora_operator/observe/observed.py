@@ -95,8 +95,6 @@ class WorkloadView:
     ready: int
     message: str = ""
     """Why pods cannot be created or do not run; empty when nothing is known to be wrong."""
-    failing_pod: PodView | None = None
-    """The trainer's pod, while a container of it fails."""
     restarts: int = 0
     """How often Kubernetes restarted the trainer's container, in its present pod."""
 

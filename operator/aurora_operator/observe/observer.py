@@ -153,8 +153,6 @@ def _trainer(owner: Owner, live: Children) -> WorkloadView | None:
     if workload is None:
         return None
     workload = replace(workload, restarts=max((pod.restarts for pod in pods if not pod.terminating), default=0))
-    failing = next((pod for pod in pods if pod.failure and not pod.terminating), None)
-    workload = replace(workload, failing_pod=failing)
     held_up = next((pod for pod in pods if pod.waiting and not pod.terminating), None)
     if held_up is None:
         return workload

@@ -29,7 +29,7 @@ from aurora_operator.plan.operator_upgrade import UpgradeDecision, UpgradeStage,
 from aurora_operator.plan.start import start_fault
 from aurora_operator.plan.wanted_children import trainer_replicas, trainer_stop_reason
 from aurora_protocol.agent_api import SwapPhase
-from aurora_protocol.training_records import TrainerPhase
+from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 
 SERVING = "Serving"
 """Reason of ServingReady and Ready while every wanted pod serves the version that it should."""
@@ -227,19 +227,32 @@ def _serving(observed: Observed, status: SpeculatorStatus, up_to_date: int) -> C
     if workload is None or not workload.current:
         reason = (workload.message if workload else "") or "pods of the current template are being started"
         return ConditionContent(False, "PodsUpdating", f"{text}; {reason}{_waiting_for_node(observed)}")
-    if observed.store.ok and observed.store.channel is None:
-        why = observed.trainer.message if observed.trainer else ""
-        message = "the trainer has not registered the initial draft yet"
-        return ConditionContent(False, "WaitingForDraft", f"{message}: {why}" if why else message)
     lent = len(withdrawn_pods(observed))
     if ready + lent < wanted:
         return _missing_pods(observed, status, text, wanted - ready - lent)
+    if status.active is None:
+        return _without_draft(observed, text)
     text = f"{up_to_date} of {wanted} pods serve the version they should"
     if up_to_date + lent < wanted:
-        return ConditionContent(False, "SwapsPending", text)
+        return ConditionContent(False, "SwapsPending", f"{text}{_without_version(observed)}")
     if lent:
         return ConditionContent(True, "Measuring", f"{text}; {lent} is lent to a measurement")
     return ConditionContent(True, SERVING, text)
+
+
+def _without_draft(observed: Observed, text: str) -> ConditionContent:
+    """The pods serve, and the speculator has no draft yet.
+
+    Args:
+        text: how many pods are ready.
+    """
+    why = (observed.trainer.message if observed.trainer else "") or _note(observed.store.trainer)
+    message = f"{text} and serve without a draft, because the trainer has not registered the first one yet"
+    return ConditionContent(True, "WithoutDraft", f"{message}: {why}" if why else message)
+
+
+def _note(record: TrainerStatus | None) -> str:
+    return record.message if record is not None else ""
 
 
 def _missing_pods(observed: Observed, status: SpeculatorStatus, text: str, missing: int) -> ConditionContent:
@@ -256,6 +269,12 @@ def _missing_pods(observed: Observed, status: SpeculatorStatus, text: str, missi
         return ConditionContent(False, "Scaling", f"{text}; {refusal}" if refusal else text)
     all_wait = sum(pod.waits_for_node for pod in observed.pods) >= missing
     return ConditionContent(False, "PodsPending" if all_wait else "PodsNotReady", text)
+
+
+def _without_version(observed: Observed) -> str:
+    """How many pods serve without a draft: empty, or ``"; 1 serves without a draft"``."""
+    count = sum(pod.serves and pod.agent is not None and pod.agent.serves_without_draft for pod in observed.pods)
+    return f"; {count} {'serves' if count == 1 else 'serve'} without a draft" if count else ""
 
 
 def _waiting_for_node(observed: Observed) -> str:
@@ -326,6 +345,8 @@ def _cannot_return(view: PodView, status: SpeculatorStatus) -> str:
     swap, active = view.agent.swap, status.active.version
     if swap.phase is not SwapPhase.FAILED or swap.version != active or view.agent.version == active:
         return ""
+    if swap.needs_restart:
+        return ""  # the pod is replaced
     return f"pod {view.name} cannot return to version {active}: {swap.error}"
 
 

@@ -27,12 +27,14 @@ from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.children.inference_deployment import (
     CHOICE_ANNOTATION,
     RESTART_ANNOTATION,
+    SIZES_ANNOTATION,
     START_LIMIT,
     TEMPLATE_ANNOTATION,
     choice_digest,
     inference_template,
     template_digest,
 )
+from aurora_operator.children.pod_template import merge
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import DeployedTemplate, Observed
 from aurora_operator.operator_config import OperatorConfig
@@ -66,7 +68,27 @@ def decide_upgrade(observed: Observed, config: OperatorConfig, now: datetime) ->
     serving, live, workload = observed.spec.serving, observed.deployed, observed.deployment
     goes_on = live is not None and live.in_place and workload is not None and not workload.current
     may_surge = serving.replicas > 1 and serving.strategy.max_surge not in (0, "0%")
-    return replace(_template(observed, config, now), in_place=may_surge and (goes_on or _surge_waits(observed, now)))
+    decision = _template(observed, config, now)
+    return replace(
+        decision,
+        template=_with_known_sizes(observed, decision.template),
+        in_place=may_surge and (goes_on or _surge_waits(observed, now)),
+    )
+
+
+def _with_known_sizes(observed: Observed, template: Object) -> Object:
+    """``template``, under which pods that started without a draft start again if the lineage has other sizes.
+
+    The Deployment's controller replaces all pods that were created until the time in :data:`SIZES_ANNOTATION`, as in
+    any roll of the user's strategy. The time grows only when a later pod asks, so each pod starts again once.
+    """
+    live = observed.deployed.template.get("metadata", {}) if observed.deployed else {}
+    until = (live.get("annotations") or {}).get(SIZES_ANNOTATION, "")
+    pods = [view for view in observed.pods if view.created and not view.terminating]
+    created = {view.name: view.created.isoformat() for view in pods if view.created}
+    if any(view.agent and view.agent.swap.needs_restart and created[view.name] > until for view in pods):
+        until = max(created.values())
+    return merge(template, {"metadata": {"annotations": {SIZES_ANNOTATION: until}}}) if until else template
 
 
 def _surge_waits(observed: Observed, now: datetime) -> bool:
@@ -98,7 +120,8 @@ def _template(observed: Observed, config: OperatorConfig, now: datetime) -> Upgr
 def _may_take_turn(observed: Observed, config: OperatorConfig) -> bool:
     """Whether a speculator may restart now: its store can be read, no version is judged, and a place is free.
 
-    A pod that starts needs the store. While the operator cannot read it, the pods of the former template serve on.
+    A pod that starts without the store serves without a draft. While the operator cannot read the store, the pods of
+    the former template serve on.
     """
     fleet, rests = observed.fleet, observed.status.rollout.phase is RolloutPhase.IDLE
     has_room = fleet.restarting < config.upgrade_max_concurrent and fleet.failed <= config.upgrade_max_failed

@@ -58,18 +58,12 @@ def start_fault(observed: Observed, start: StartStatus | None, waits_for: str, n
 
 
 def _failing_container(observed: Observed) -> str:
-    """Which container fails, why, and how to read more; empty when none is known to fail.
-
-    The trainer's containers count until the trainer has registered the initial draft, because no pod starts without it.
-    """
-    waits_for_draft = observed.store.ok and observed.store.channel is None
-    trainer = observed.trainer.failing_pod if observed.trainer and waits_for_draft else None
+    """Which container of the newest pod fails, why, and how to read more; empty when none is known to fail."""
     dated = [(view.created, view.name, view) for view in observed.pods if view.created and not view.terminating]
     newest = max(dated, key=lambda entry: entry[:2])[2] if dated else None
-    for view in (newest, trainer):
-        if view is not None and view.failure is not None:
-            return _failure_text(observed.owner.namespace, view.name, view.failure)
-    return ""
+    if newest is None or newest.failure is None:
+        return ""
+    return _failure_text(observed.owner.namespace, newest.name, newest.failure)
 
 
 def _failure_text(namespace: str, pod: str, failure: ContainerFailure) -> str:

@@ -93,7 +93,9 @@ def _pod_state(view: PodView, pod: Pod | None) -> str:
         return view.agent.swap.phase.value
     if view.agent.swap.phase is SwapPhase.FAILED:
         return "SwapFailed"
-    return "Ready" if pod is not None and pod.ready else (view.waiting or "Starting")
+    if pod is None or not pod.ready:
+        return view.waiting or "Starting"
+    return "WithoutDraft" if view.agent.serves_without_draft else "Ready"
 
 
 def _training(observed: Observed) -> TrainingStatus:

@@ -1,8 +1,8 @@
 """Which children should exist, and which of them run. Pure.
 
-A suspended trainer has two tasks left: to create version 0, without which no pod starts, and to delete traces beyond
-``training.traceStorageLimit``. Only inference pods write traces. So the trainer's pod runs while training goes on,
-until version 0 exists, and while traces may arrive. Otherwise it would hold its machine for nothing.
+A suspended trainer has one task left: to delete traces beyond ``training.traceStorageLimit``. Only inference pods write
+traces. So the trainer's pod runs while training goes on, and while traces may arrive. Otherwise it would hold its
+machine for nothing.
 
 Invariant: the store stays bounded. Whenever traces may arrive, a trainer runs that deletes old ones.
 """
@@ -33,8 +33,7 @@ def children(observed: Observed, config: OperatorConfig, upgrade: UpgradeDecisio
     Only the inference pods wait for their turn after an upgrade of the operator. The trainer follows at once, because
     it resumes where it stopped and serves nobody.
 
-    Objects that others refer to come first. The trainer comes before the inference pods, which wait for its initial
-    draft.
+    Objects that others refer to come first.
     """
     owner, spec, withdrawn = observed.owner, observed.spec, withdrawn_pods(observed)
     lent = sum(pod.name in withdrawn and not pod.ready for pod in observed.pods)
@@ -53,8 +52,7 @@ def trainer_replicas(observed: Observed) -> int:
     """How many trainer pods should run: 1 or 0. A trainer that may write nothing would hold its machine for nothing."""
     if trainer_stop_reason(observed) or _stays_stopped(observed):
         return 0
-    needed = not observed.spec.training.suspended or not _version_0_exists(observed) or _traces_may_arrive(observed)
-    return int(needed)
+    return int(not observed.spec.training.suspended or _traces_may_arrive(observed))
 
 
 def trainer_stop_reason(observed: Observed) -> str:
@@ -94,12 +92,7 @@ def _holds_workloads(observed: Observed) -> bool:
 def _stays_stopped(observed: Observed) -> bool:
     """A trainer without a pod starts none while the store cannot be read: its root may be lost."""
     stopped = observed.trainer is not None and observed.trainer.replicas == 0
-    return stopped and not observed.store.ok and _version_0_exists(observed)
-
-
-def _version_0_exists(observed: Observed) -> bool:
-    """The channel's first record is written after version 0. The status still knows it while the store is away."""
-    return observed.store.channel is not None or observed.status.active is not None
+    return stopped and not observed.store.ok and observed.status.active is not None
 
 
 def _traces_may_arrive(observed: Observed) -> bool:

@@ -14,12 +14,14 @@ from pydantic import Field
 
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
 from aurora_protocol.draft_records import INITIAL_VERSION
-from aurora_protocol.record import Record
+from aurora_protocol.record import MAX_NUMBER, Record
 from aurora_runtime.engine.arms import Arm, arms_within
 from aurora_runtime.engine.speculation_flags import RoundController
 
 LOOKUP_STEPS: Final = 11
 """Tokens that lookup proposes at most. Long repetitions are worth wide rounds; wider ones pay only on large GPUs."""
+PLACEHOLDER_VERSION: Final = MAX_NUMBER
+"""What an engine calls the draft that it starts with while its pod has none. The number is no version's."""
 PENDING_TOKENS: Final = 256
 """Tokens of a request that may wait for the draft at most."""
 
@@ -48,9 +50,8 @@ class SpeculationSettings(Record):
         " enough for 256 tokens of every running request, and at most 2 GiB, or one page of 32 tokens for each running"
         " request where that is more.",
     )
-    untrained_version: int | None = Field(
-        default=None,
-        description="The version whose draft guesses nothing, so that rounds and prefills leave it out. None: none.",
+    untrained_versions: tuple[int, ...] = Field(
+        default=(), description="Versions whose drafts guess nothing, so that rounds and prefills leave them out."
     )
     fixed_arms: tuple[str, ...] = Field(
         default=(),
@@ -95,6 +96,6 @@ def controller_of(
         traffic_key=traffic_key.hex(),
         shares=shares,
         # A lineage that a published head began may have the head as its first version.
-        untrained_version=INITIAL_VERSION if draft.initial is None else None,
+        untrained_versions=(PLACEHOLDER_VERSION, *((INITIAL_VERSION,) if draft.initial is None else ())),
     )
     return round_controller(settings, folder / "adaptive-steps.json")

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from aurora_protocol.agent_api import EngineMode
-from aurora_protocol.draft_records import CheckpointManifest, Lineage
+from aurora_protocol.draft_records import LINEAGE_NUMBER, CheckpointManifest
 from aurora_protocol.pod_settings import ADMIN_KEY, TRAFFIC_SECRET, ServingSettings
 from aurora_protocol.tag_hash import tag_key
 from aurora_runtime.cpu import launch_settings as cpu
@@ -23,7 +23,8 @@ from aurora_runtime.engine.speculation_flags import SPECULATION_PLUGIN, RoundCon
 from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.held_out_split import traffic_key
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
-from aurora_runtime.serving.pod_files import PodFolder, new_boot, write_atomically
+from aurora_runtime.serving.placeholder_draft import ensure_draft
+from aurora_runtime.serving.pod_files import MANIFEST, PodFolder, new_boot, write_atomically
 from aurora_runtime.serving.pod_records import EngineState
 from aurora_runtime.serving.sglang_arguments import engine_arguments
 
@@ -44,27 +45,25 @@ class StartFiles:
 
     draft: Path
     version: int
-    lineage: int
     admin_key: str
     traffic_secret: str
 
     @property
     def traffic_key(self) -> bytes:
         """Decides which requests are traced and which are held out. Equal in all pods of the speculator."""
-        return traffic_key(self.traffic_secret, self.lineage)
+        return traffic_key(self.traffic_secret, LINEAGE_NUMBER)
 
     @property
     def tag_key(self) -> bytes:
-        """Hashes the tags of requests. Equal in all pods of the speculator, whatever the lineage."""
+        """Hashes the tags of requests. Equal in all pods of the speculator."""
         return tag_key(self.traffic_secret)
 
     @classmethod
     def read(cls, options: LauncherOptions) -> StartFiles:
         draft = options.folder.current.resolve(strict=True)
-        manifest = CheckpointManifest.from_json((draft / "manifest.json").read_bytes())
-        lineage = Lineage.from_json(options.folder.lineage.read_bytes())
+        manifest = CheckpointManifest.from_json((draft / MANIFEST).read_bytes())
         admin_key, secret = ((options.keys / name).read_text().strip() for name in (ADMIN_KEY, TRAFFIC_SECRET))
-        return cls(draft, manifest.version, lineage.number, admin_key, secret)
+        return cls(draft, manifest.version, admin_key, secret)
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class EngineStart:
         capture = self.settings.capture
         return CaptureSettings(
             state_folder=str(self.options.folder.path),
-            lineage=self.files.lineage,
+            lineage=LINEAGE_NUMBER,
             pod=os.environ.get("POD_NAME", "pod"),
             boot=self.state.boot,
             traffic_key=self.files.traffic_key.hex(),
@@ -138,7 +137,10 @@ class EngineStart:
 
 
 def prepare_start(settings: ServingSettings, options: LauncherOptions) -> EngineStart:
-    """Report the start as not ready, remove the files of the previous start, and read what the new one needs."""
+    """Report the start as not ready, remove the files of the previous start, and read what the new one needs.
+
+    A pod without a draft gets a placeholder. Raises :class:`TargetUnavailable` when none can be made.
+    """
     order = options.folder.read_mode_order()
     state = EngineState(
         boot=new_boot(), ready=False, started_at=datetime.now(UTC), mode=order.mode, order_id=order.order_id
@@ -147,6 +149,7 @@ def prepare_start(settings: ServingSettings, options: LauncherOptions) -> Engine
     state = state.model_copy(update={"machine": detect_machine(settings.device)})
     for leftover in (options.folder.capture, options.folder.speculation, options.folder.stopping):
         leftover.unlink(missing_ok=True)
+    ensure_draft(options.folder, settings)
     return EngineStart(settings, options, state, StartFiles.read(options))
 
 

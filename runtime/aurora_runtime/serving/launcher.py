@@ -33,7 +33,7 @@ from typing import Final
 from aurora_protocol.agent_api import ENGINE_PORT
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.pod_settings import KEYS_FOLDER, STATE_FOLDER, ServingSettings
-from aurora_runtime.errors import EngineFault, EngineMismatch
+from aurora_runtime.errors import EngineFault, EngineMismatch, TargetUnavailable
 from aurora_runtime.serving.engine_readiness import ReadinessCheck
 from aurora_runtime.serving.engine_start import EngineStart, LauncherOptions, prepare_start
 from aurora_runtime.serving.pod_files import PodFolder
@@ -164,6 +164,7 @@ def serve(settings: ServingSettings, options: LauncherOptions) -> int:
     Raises:
         EngineMismatch: an SGLang is installed that this runtime does not support.
         EngineFault: the engine may not take requests.
+        TargetUnavailable: the pod has no draft, and the target's ``config.json`` is missing or cannot be used.
     """
     sglang = require_sglang("the launcher")
     for number in (signal.SIGTERM, signal.SIGINT):  # until the supervisor handles them: nothing runs yet
@@ -196,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         return serve(ServingSettings.from_env(), options)
-    except (EngineFault, EngineMismatch) as error:
+    except (EngineFault, EngineMismatch, TargetUnavailable) as error:
         log.error("%s", error)  # noqa: TRY400 - the message is the whole story
         return 1
 

@@ -16,6 +16,8 @@ from typing import Final, TypeVar
 from aurora_protocol.record import Record
 from aurora_runtime.serving.pod_records import CaptureState, EngineState, ModeOrder, SpeculationState, Withdrawal
 
+MANIFEST: Final = "manifest.json"
+"""Name of the manifest in a draft's folder."""
 MAX_SPOOL_BYTES: Final = 4 << 30
 """Bytes of shards that wait for their upload in the pod's folder, before the oldest shard is dropped."""
 
@@ -39,6 +41,16 @@ class PodFolder:
     def current(self) -> Path:
         """Symlink to the folder of the draft that the engine starts with."""
         return self.drafts / "current"
+
+    def draft(self, version: int, digest: str) -> Path:
+        """The folder of a draft."""
+        return self.drafts / f"{version:08d}-{digest[:12]}"
+
+    def make_current(self, draft: Path) -> None:
+        """Point ``current`` at the folder ``draft`` atomically."""
+        link = self.drafts / f".current.{secrets.token_hex(4)}"
+        link.symlink_to(draft.name)
+        os.replace(link, self.current)
 
     @property
     def spool(self) -> Path:

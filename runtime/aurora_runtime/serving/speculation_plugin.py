@@ -101,14 +101,14 @@ def worker_hooks(settings: SpeculationSettings) -> tuple[Hook, ...]:
         policy = FixedArms(settings.fixed_arms)
     else:
         policy = Controller(settings.arms, ControllerSettings(), random.Random(settings.boot))  # noqa: S311 - no secret
-    longest, untrained = max(arm.steps for arm in settings.arms), settings.untrained_version
+    longest, untrained = max(arm.steps for arm in settings.arms), {*map(str, settings.untrained_versions)}
     hooks = WorkerHooks(
         settings,
         policy,
         RoundReport(PodFolder(Path(settings.state_folder)), settings.boot, policy, longest),
         refuse=lambda reason: refuse(settings, reason),
         read_version=lambda: str(get_serving().weight_version),
-        runs_draft=None if untrained is None else lambda version: version != str(untrained),
+        runs_draft=(lambda version: version not in untrained) if untrained else None,
     )
     around = HookKind.AROUND
     return (

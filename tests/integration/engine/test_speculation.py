@@ -99,7 +99,7 @@ def controlled(plain: PlainAnswers, tmp_path_factory: pytest.TempPathFactory) ->
 
 @contextlib.contextmanager
 def controlled_server(
-    folder: Path, arms: tuple[str, ...], *, untrained_version: int | None = None
+    folder: Path, arms: tuple[str, ...], *, untrained_versions: tuple[int, ...] = ()
 ) -> Iterator[Controlled]:
     """A server with version 0 of a draft."""
     target = ensure_model()
@@ -111,7 +111,7 @@ def controlled_server(
         draft_steps=STEPS,
         lookup_steps=5,
         lookup=LookupScope.REQUEST,
-        untrained_version=untrained_version,
+        untrained_versions=untrained_versions,
         fixed_arms=arms,
     )
     capture = CaptureSettings(state_folder=str(folder), lineage=1, pod="pod", boot="boot", shard_seconds=0.2)
@@ -206,7 +206,7 @@ def test_the_report_counts_rounds_by_arm_and_tokens_by_source(controlled: Contro
 def test_a_draft_that_has_not_learned_proposes_nothing_until_another_is_swapped_in(
     plain: PlainAnswers, tmp_path: Path
 ) -> None:
-    with controlled_server(tmp_path, ("draft-3", "lookup-5", "off"), untrained_version=0) as controlled:
+    with controlled_server(tmp_path, ("draft-3", "lookup-5", "off"), untrained_versions=(0,)) as controlled:
         with ThreadPoolExecutor(4) as clients:
             before = list(clients.map(controlled.ask, token_prompts()))
             assert before == plain.tokens

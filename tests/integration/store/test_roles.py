@@ -78,7 +78,9 @@ def train(s3: S3, folder: Path) -> Registration:
 def serve(s3: S3, folder: Path) -> None:
     """The agent's whole work: stage the active draft, upload a shard, seed the lookup."""
     own, state = registry_of(s3, "serving"), PodFolder(folder / "state")
-    assert stage_active_draft(state, own, timeout_seconds=0).version == 0
+    draft = stage_active_draft(state, own, find_seconds=0)
+    assert draft is not None
+    assert draft.version == 0
     shard(state.spool, 7)
     uploader = Uploader(state.spool, own)
     uploader.upload_spool()

@@ -11,6 +11,7 @@ from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, PublishedHead
 from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS, SPECULATION_VARIABLE, Eagle3
 from aurora_runtime.engine.speculation_settings import (
     LOOKUP_STEPS,
+    PLACEHOLDER_VERSION,
     SpeculationSettings,
     controller_of,
     round_controller,
@@ -46,9 +47,12 @@ def test_the_baseline_ngram_verifies_as_many_tokens_as_the_widest_round_of_looku
     assert NGRAM_TOKENS == LOOKUP_STEPS + 1
 
 
-@pytest.mark.parametrize(("head", "untrained"), [(None, 0), (PublishedHead(model="somebody/head"), None)])
-def test_the_first_version_is_not_run_unless_it_may_be_a_published_head(
-    tmp_path: Path, head: PublishedHead | None, untrained: int | None
+@pytest.mark.parametrize(
+    ("head", "untrained"),
+    [(None, (PLACEHOLDER_VERSION, 0)), (PublishedHead(model="somebody/head"), (PLACEHOLDER_VERSION,))],
+)
+def test_the_placeholder_is_not_run_and_the_first_version_only_where_it_may_be_a_published_head(
+    tmp_path: Path, head: PublishedHead | None, untrained: tuple[int, ...]
 ) -> None:
     variables = controller_of(DraftSpec(initial=head), tmp_path, "b").environment()
-    assert SpeculationSettings.from_json(variables[SPECULATION_VARIABLE]).untrained_version == untrained
+    assert SpeculationSettings.from_json(variables[SPECULATION_VARIABLE]).untrained_versions == untrained

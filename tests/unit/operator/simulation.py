@@ -84,7 +84,7 @@ class SimulatedStore:
 
 @dataclass
 class SimulatedPod:
-    """A pod and its agent. ``version`` is the version that the engine really holds."""
+    """A pod and its agent. ``version`` is what the engine really holds. None: it started without a draft."""
 
     name: str
     version: int | None
@@ -225,7 +225,7 @@ class SimulatedPod:
             boot=reported["boot"],
             engine_ready=self.up,
             version=reported["version"],
-            checksum=f"sum-{reported['version']}{self.salt}{suffix}",
+            checksum=None if reported["version"] is None else f"sum-{reported['version']}{self.salt}{suffix}",
             swap=swap,
             live=LiveCounters(
                 requests=reported["requests"], verify_rounds=10 * reported["requests"], answer_tokens=self.tokens

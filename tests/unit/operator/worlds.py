@@ -176,13 +176,14 @@ def evidence(
     return made.model_copy(update=more)
 
 
-def agent(pod: str, version: int, **more: Any) -> AgentState:
+def agent(pod: str, version: int | None, **more: Any) -> AgentState:
+    """The state of a ready pod. ``version`` None: it serves without a draft."""
     state = AgentState(
         pod=pod,
         boot="b1",
         engine_ready=True,
         version=version,
-        checksum=f"sum-{version}",
+        checksum=None if version is None else f"sum-{version}",
         swap=SwapStatus(phase=SwapPhase.IDLE),
         live=LiveCounters(answer_tokens=100, verify_rounds=50),
         capture=CaptureCounters(answer_tokens=10),
@@ -190,7 +191,7 @@ def agent(pod: str, version: int, **more: Any) -> AgentState:
     return state.model_copy(update=more)
 
 
-def pod(name: str, version: int, **more: Any) -> PodView:
+def pod(name: str, version: int | None, **more: Any) -> PodView:
     view = PodView(
         name=name, uid=name, ip=f"10.0.0.{len(name)}", ready=True, scheduled=True, agent=agent(name, version)
     )

@@ -24,5 +24,5 @@ def engine_start(
         settings() if draft is None else settings().model_copy(update={"draft": draft}),
         LauncherOptions(PodFolder(path), path, port, "127.0.0.1"),
         EngineState(boot="b1", ready=False, started_at=datetime.now(UTC), mode=mode, machine=machine),
-        StartFiles(draft=path / "draft", version=3, lineage=1, admin_key=ADMIN_KEY, traffic_secret=TRAFFIC_SECRET),
+        StartFiles(draft=path / "draft", version=3, admin_key=ADMIN_KEY, traffic_secret=TRAFFIC_SECRET),
     )

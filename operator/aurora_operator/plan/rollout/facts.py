@@ -41,7 +41,8 @@ class RolloutFacts:
     updated: tuple[Pod, ...]
     """Ready pods that serve the roll's version."""
     third_version_pods: tuple[str, ...]
-    """Ready pods that serve neither the active nor the rolled version, and are not swapping."""
+    """Ready pods that serve neither the active nor the rolled version, and are not swapping. A pod that started without
+    a draft is one of them, and is no evidence about any version."""
     uncertain_pods: int
     """Number of pods that may come up with the roll's version: they had it or were asked for it, and are not ready now.
 

@@ -58,7 +58,7 @@ class Wait(Judgement):
 
 
 class ThirdVersion(Judgement):
-    """A pod came up with neither the active nor the rolled version."""
+    """A pod came up with neither the active nor the rolled version, perhaps without a draft."""
 
 
 class Proceed(Judgement):

@@ -1,7 +1,7 @@
 """The steps of a roll: one function per row of the table in ``machine``, and the pods that each of them asks. Pure.
 
-A *stray* pod serves another version than the active one. While nothing is rolled out, all strays return to the active
-version at once, even during a pause.
+A *stray* pod serves another version than the active one, or no draft. While nothing is rolled out, all strays return to
+the active version at once, even during a pause.
 
 Invariants: a decision is stored, with a higher epoch, before any pod is asked. A pod is only ever asked for the active
 version or for the one being rolled out. No pod is asked while it swaps, except to give up the download of another

@@ -62,7 +62,10 @@ class RolloutPolicy(RolloutSpec):
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod as the rollout sees it. ``version`` and ``checksum`` are the engine's own; None when not known."""
+    """A pod as the rollout sees it. ``version`` and ``checksum`` are the engine's own; None when not known.
+
+    A ready pod without a version serves without a draft.
+    """
 
     name: str
     ready: bool

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import secrets
 import shutil
 import threading
@@ -22,16 +21,16 @@ from aurora_protocol.draft_records import CONFIG_FILE, DRAFT_FILES, CheckpointMa
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_config import check_draft_config
 from aurora_runtime.engine.draft_file_check import WEIGHTS, check_draft, max_weights_bytes
-from aurora_runtime.errors import DraftRefused
+from aurora_runtime.engine.speculation_settings import PLACEHOLDER_VERSION
+from aurora_runtime.errors import DraftRefused, SizesDiffer
 from aurora_runtime.pod_registry import PodRegistry
-from aurora_runtime.serving.pod_files import PodFolder
+from aurora_runtime.serving.pod_files import MANIFEST, PodFolder, write_atomically
 from aurora_store.deadline import is_interrupted
 from aurora_store.errors import DraftExpired, ObjectMissing, StoreInterrupted
 from aurora_store.objects import sha256_file
 
 log = logging.getLogger(__name__)
 
-MANIFEST: Final = "manifest.json"
 RESERVED_DISK_BYTES: Final = 64 << 20
 """Disk space that a download leaves free, for shards and state."""
 
@@ -87,11 +86,39 @@ class DraftCache:
         return channel.epoch
 
     def lineage(self) -> Lineage:
-        """The lineage that this pod serves. Raises :class:`DraftRefused` when none was staged."""
+        """The lineage that this pod serves, from the disk or else from the store.
+
+        Raises :class:`DraftRefused` when the trainer has created none yet, and what the store raises.
+        """
         try:
             return Lineage.from_json(self._folder.lineage.read_bytes())
-        except FileNotFoundError as error:
-            raise DraftRefused("this pod has no lineage.json: the init container has not staged a draft") from error
+        except (FileNotFoundError, InvalidRecord):
+            lineage = self._registry.lineage()
+            if lineage is None:
+                raise DraftRefused("the trainer has not created the lineage yet") from None
+            self.keep_lineage(lineage)
+            return lineage
+
+    def keep_lineage(self, lineage: Lineage) -> None:
+        """Write the lineage's record to the disk."""
+        write_atomically(self._folder.lineage, lineage.to_json(), durable=True)
+
+    @property
+    def has_draft(self) -> bool:
+        """Whether the pod serves a draft of the lineage. A placeholder is none."""
+        current = self.current()
+        return current is not None and current.version != PLACEHOLDER_VERSION
+
+    def require_lineage_sizes(self, placeholder: StagedDraft) -> None:
+        """Raise :class:`SizesDiffer` unless an engine that started with ``placeholder`` can load the lineage's drafts.
+
+        Raises what :meth:`lineage` raises too.
+        """
+        lineage = self.lineage()
+        try:
+            check_draft_config(placeholder.folder / CONFIG_FILE, lineage)
+        except DraftRefused as error:
+            raise SizesDiffer(f"the engine started with a placeholder of other sizes: {error}") from error
 
     def stage(self, version: int, digest: str, *, keep: tuple[StagedDraft, ...] = ()) -> StagedDraft:
         """Fetch and verify a version unless it is staged. Delete all drafts but this one, ``keep`` and the current one.
@@ -103,7 +130,7 @@ class DraftCache:
         """
         with self._lock:
             lineage = self.lineage()
-            target = self._folder.drafts / f"{version:08d}-{digest[:12]}"
+            target = self._folder.draft(version, digest)
             staged = self._read(target)
             if staged is None or not _is_whole(staged, digest, lineage):
                 self._delete_all_but((*keep, self.current()))
@@ -113,9 +140,7 @@ class DraftCache:
 
     def make_current(self, draft: StagedDraft) -> None:
         """Point ``current`` at ``draft`` atomically."""
-        link = self._folder.drafts / f".current.{secrets.token_hex(4)}"
-        link.symlink_to(draft.folder.name)
-        os.replace(link, self._folder.current)
+        self._folder.make_current(draft.folder)
 
     def _read(self, folder: Path) -> StagedDraft | None:
         try:

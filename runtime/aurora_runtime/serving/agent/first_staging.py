@@ -1,10 +1,10 @@
-"""The init container's work: make the engine's keys, wait for the active draft, stage it, and make it current.
+"""The init container's work: make the engine's keys, stage the active draft if it can be had, and make it current.
 
-Invariants: serving does not depend on the store. A pod that has a valid draft on its disk starts with this draft when
-the store is out of reach or slow, or holds an invalid record. No call of the store outlasts the deadline. A pod starts
-only with a version that a record of the channel names, with its digest, and that the operator signed. Each pod has an
-admin key of its own, so an engine cannot give orders to another one. All pods of a speculator have the same traffic
-secret, so they hold out the same prompts.
+Invariants: serving needs neither the store nor the trainer. A pod starts with the draft on its disk, or else without
+one, while the store is out of reach or slow, holds an invalid record, or has no draft yet. No call of the store
+outlasts its deadline. A pod starts only with a version that a record of the channel names, with its digest, and that
+the operator signed. Each pod has an admin key of its own, so an engine cannot give orders to another one. All pods of a
+speculator have the same traffic secret, so they hold out the same prompts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aurora_protocol.tag_hash import traffic_secret
 from aurora_runtime.errors import DraftRefused
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.draft_cache import DraftCache, StagedDraft
-from aurora_runtime.serving.pod_files import PodFolder, write_atomically
+from aurora_runtime.serving.pod_files import PodFolder
 from aurora_store import Keys
 from aurora_store.deadline import total_deadline
 from aurora_store.errors import ObjectMissing, StoreError
@@ -29,8 +29,8 @@ from aurora_store.errors import ObjectMissing, StoreError
 log = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 2.0
-STORE_SECONDS_WITH_DRAFT: Final = 120.0
-"""How long a pod that has a draft on its disk waits for the store. The operator swaps the pod later."""
+FETCH_SECONDS: Final = 120.0
+"""How long a pod downloads the draft that it found. The operator swaps a pod that started without it."""
 MIN_STORE_SECONDS: Final = 1.0
 """Even an attempt at the deadline gets this long."""
 
@@ -80,61 +80,48 @@ def find_active_draft(registry: PodRegistry) -> tuple[Lineage, Registration] | s
 
 
 def stage_active_draft(
-    folder: PodFolder, registry: PodRegistry, *, timeout_seconds: float, poll_seconds: float = POLL_SECONDS
-) -> StagedDraft:
-    """Wait for the active draft, stage it, make it current.
+    folder: PodFolder,
+    registry: PodRegistry,
+    *,
+    find_seconds: float,
+    fetch_seconds: float = FETCH_SECONDS,
+    poll_seconds: float = POLL_SECONDS,
+) -> StagedDraft | None:
+    """Stage the active draft and make it current. While it cannot be had, leave the pod with the draft on its disk.
 
-    Raises:
-        DraftRefused: no engine may load the draft, and the disk has none of its lineage.
-        StoreError: the time is over. The message names what is still missing.
+    Args:
+        find_seconds: how long to look for the active draft.
+
+    Returns: the draft that the engine starts with. None: there is none, so the engine starts with a placeholder.
     """
     folder.drafts.mkdir(parents=True, exist_ok=True)
     for leftover in (folder.withdrawal, folder.mode):  # no engine runs yet, and the next one starts with ``current``
         leftover.unlink(missing_ok=True)
     drafts = DraftCache(folder, registry)
-    lineage_on_disk = _lineage_on_disk(drafts)
-    on_disk = drafts.current() if lineage_on_disk is not None else None
-    deadline = time.monotonic() + timeout_seconds
-    logged = ""
+    deadline, logged = time.monotonic() + find_seconds, ""
     while True:
-        left_seconds = deadline - time.monotonic()
-        store_seconds = min(left_seconds, STORE_SECONDS_WITH_DRAFT) if on_disk else left_seconds
         try:
-            with total_deadline(max(store_seconds, MIN_STORE_SECONDS)):
-                draft = _stage_if_there(folder, registry, drafts)
-            if not isinstance(draft, str):
-                return draft
-            missing = draft
+            with total_deadline(max(deadline - time.monotonic(), MIN_STORE_SECONDS)):
+                found = find_active_draft(registry)
+            if not isinstance(found, str):
+                with total_deadline(fetch_seconds):
+                    return _stage(drafts, *found)
+            missing, can_come = found, True
         except (StoreError, InvalidRecord, DraftRefused) as error:
-            if on_disk is not None and _lineage_on_disk(drafts) == lineage_on_disk:
-                log.warning("starting with draft version %d from disk: %s", on_disk.version, error)
-                return on_disk
-            if isinstance(error, DraftRefused):
-                raise
-            missing = f"the store: {error}"
-        if time.monotonic() >= deadline:
-            raise StoreError(f"gave up waiting for {missing}")
+            missing, can_come = f"the store: {error}", not isinstance(error, DraftRefused)
+        if time.monotonic() >= deadline or not can_come:
+            on_disk = drafts.current() if drafts.has_draft else None
+            start = f"with draft version {on_disk.version} from disk" if on_disk else "without a draft"
+            log.warning("starting %s, because this pod has waited for %s", start, missing)
+            return on_disk
         if missing != logged:
             log.info("waiting for %s", missing)
             logged = missing
         time.sleep(poll_seconds)
 
 
-def _lineage_on_disk(drafts: DraftCache) -> int | None:
-    """The number of the lineage on the disk. None when there is none, or when its record is damaged."""
-    try:
-        return drafts.lineage().number
-    except (DraftRefused, InvalidRecord):
-        return None
-
-
-def _stage_if_there(folder: PodFolder, registry: PodRegistry, drafts: DraftCache) -> StagedDraft | str:
-    """Stage the active draft and make it current. While a record is missing, a text that names what is missing."""
-    found = find_active_draft(registry)
-    if isinstance(found, str):
-        return found
-    lineage, registration = found
-    write_atomically(folder.lineage, lineage.to_json(), durable=True)
+def _stage(drafts: DraftCache, lineage: Lineage, registration: Registration) -> StagedDraft:
+    drafts.keep_lineage(lineage)
     draft = drafts.stage(registration.version, registration.digest)
     drafts.make_current(draft)
     return draft

@@ -55,7 +55,7 @@ class Agent:
 
 
 def _open_registry(settings: ServingSettings, keys: SigningKeys | None = None) -> PodRegistry:
-    # The init container waited for the channel's first record.
+    # A pod writes nothing before it serves a version that the channel names.
     return PodRegistry(FencedObjectStore(StoreConfig.of(settings.store), expects_channel=True), keys)
 
 
@@ -65,16 +65,17 @@ def build_agent(settings: ServingSettings, options: AgentOptions, session: aioht
     metrics = Metrics(spool_limit_bytes=MAX_SPOOL_BYTES)
     admin_key = options.engine_key.read_text().strip()
     token = AgentToken((options.keys / AGENT_TOKEN).read_text)
+    drafts = DraftCache(folder, registry)
     pod = PodContext(
         name=os.environ.get("POD_NAME", "pod"),
         folder=folder,
         engine=SGLangClient(session, f"http://127.0.0.1:{options.engine_port}", admin_key),
-        drafts=DraftCache(folder, registry),
+        drafts=drafts,
         draft_tokens=settings.draft.tokens_per_round,
     )
     swapper = Swapper(pod, on_finished=metrics.record_swap)
     lease = MeasurementLease(pod, swapper, token=token)
-    uploader = Uploader(folder.spool, registry)
+    uploader = Uploader(folder.spool, registry, lambda: drafts.has_draft)
     observer = PodObserver(pod, swapper, uploader, lease)
     api = application(observer, swapper, lease, metrics, token)
     return Agent(folder, observer, swapper, lease, uploader, api, seeding_thread(pod, registry, settings.draft))
@@ -155,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
             make_engine_key(options.engine_key)
             make_traffic_secret(options.keys / ADMIN_KEY, options.engine_key.with_name(TRAFFIC_SECRET))
             registry = _open_registry(settings, keys_in(options.signing))
-            stage_active_draft(PodFolder(options.state), registry, timeout_seconds=options.stage_timeout_seconds)
+            stage_active_draft(PodFolder(options.state), registry, find_seconds=options.stage_find_seconds)
         else:
             asyncio.run(serve(settings, options))
     except (RuntimeFault, StoreError, OSError) as error:

@@ -11,7 +11,8 @@ from typing import Final
 from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
 from aurora_protocol.pod_settings import ADMIN_KEY, ENGINE_KEY_FOLDER, KEYS_FOLDER, SIGNING_FOLDER, STATE_FOLDER
 
-STAGE_TIMEOUT_SECONDS: Final = 3600.0
+FIND_SECONDS: Final = 30.0
+"""How long a pod looks for the active draft. The operator swaps a pod that started without it."""
 SHUTDOWN_SECONDS: Final = 30.0
 SIGNAL_SKEW_SECONDS: Final = 2.0
 """Kubernetes signals the agent and the launcher of a pod together, but not in the same instant."""
@@ -38,7 +39,7 @@ class AgentOptions:
     engine_port: int
     shutdown_seconds: float
     signal_skew_seconds: float
-    stage_timeout_seconds: float
+    stage_find_seconds: float
 
 
 def parse_options(arguments: list[str] | None) -> AgentOptions:
@@ -89,11 +90,11 @@ def parse_options(arguments: list[str] | None) -> AgentOptions:
         help="longest time between the agent's and the launcher's SIGTERM when the pod stops",
     )
     parser.add_argument(
-        "--stage-timeout-seconds",
+        "--stage-find-seconds",
         type=float,
         metavar="SECONDS",
-        default=STAGE_TIMEOUT_SECONDS,
-        help="longest time that `stage` waits for a draft",
+        default=FIND_SECONDS,
+        help="longest time that `stage` looks for a draft",
     )
     parsed = vars(parser.parse_args(arguments))
     return AgentOptions(**parsed | {"command": Command(parsed["command"])})

@@ -21,6 +21,7 @@ from aurora_protocol.agent_api import (
     LiveCounters,
 )
 from aurora_protocol.errors import InvalidRecord
+from aurora_runtime.engine.speculation_settings import PLACEHOLDER_VERSION
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
 from aurora_runtime.serving.agent.metrics import CaptureFigures
@@ -122,6 +123,11 @@ class PodObserver:
             return None
         return state if state is not None and state.ok and state.boot == boot else None
 
+    async def _served_version(self) -> int | None:
+        """The version that the engine serves. None: it serves without a draft. Raises :class:`EngineFault`."""
+        version = await self._pod.engine.draft_version()
+        return None if version == PLACEHOLDER_VERSION else version
+
     async def state(self) -> AgentState:
         """The pod's state for the agent API. Not ready, and without a version, when the engine does not answer."""
         ready = await self.ready()
@@ -133,10 +139,11 @@ class PodObserver:
         boot = self.boot() if measurement is None else NO_BOOT  # a withdrawn pod serves nobody, whatever it holds
         if boot != NO_BOOT:
             try:
-                version = await self._pod.engine.draft_version()
+                version = await self._served_version()
                 live = await self._pod.engine.live_counters(self._pod.draft_tokens)
                 speculation = self.speculation(boot)
-                checksum = None if self._swapper.is_swapping else await self._swapper.checksum(version)
+                if version is not None and not self._swapper.is_swapping:
+                    checksum = await self._swapper.checksum(version)
             except EngineFault as error:
                 log.warning("the engine does not answer: %s", error)
                 ready = False

@@ -89,7 +89,7 @@ class SeedKeeper:
     def _write(self) -> None:
         try:
             lineage = self._pod.drafts.lineage()
-        except (DraftRefused, InvalidRecord, OSError) as error:
+        except (DraftRefused, InvalidRecord, StoreError, OSError) as error:
             log.warning("lookup gets no seed: %s", error)
             remove_seed(self._pod.folder)
             return

@@ -19,7 +19,8 @@ from collections.abc import AsyncIterator, Callable
 from aurora_protocol.agent_api import SwapPhase, SwapRequest, SwapStatus
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_swap import DraftSwap
-from aurora_runtime.errors import EngineFault, EngineGone, RuntimeFault, SwapRefused
+from aurora_runtime.engine.speculation_settings import PLACEHOLDER_VERSION
+from aurora_runtime.errors import EngineFault, EngineGone, RuntimeFault, SizesDiffer, SwapRefused
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.pod_files import write_atomically
 from aurora_runtime.store_thread import call_in_thread, finish_in_thread
@@ -232,6 +233,8 @@ class Swapper:
             previous_version = await self._pod.engine.draft_version()
             previous = await call_in_thread(lambda: drafts.find_or_stage(previous_version), given_up.is_set)
             await self.draft_swap.remember_checksum(previous)
+            if previous.version == PLACEHOLDER_VERSION:
+                await call_in_thread(lambda: drafts.require_lineage_sizes(previous), given_up.is_set)
             draft_may_be_at_fault = True
             draft = await call_in_thread(
                 lambda: drafts.stage(request.version, request.digest, keep=(previous,)), given_up.is_set
@@ -247,7 +250,8 @@ class Swapper:
             if given_up.is_set():
                 log.info("the swap to version %d was given up for a newer order: %s", request.version, error)
                 return
-            self._fail(request, str(error), transient=not draft_may_be_at_fault or _is_transient(error))
+            transient, restart = not draft_may_be_at_fault or _is_transient(error), isinstance(error, SizesDiffer)
+            self._fail(request, str(error), transient=transient, needs_restart=restart)
         except Exception as error:  # the task's outermost frame: an unreported failure would look like an endless swap
             log.exception("swap to version %d failed", request.version)
             self._fail(request, type(error).__name__, transient=False)
@@ -269,13 +273,14 @@ class Swapper:
         if self._pod.folder.ready_boot() != self._recovered_boot:
             raise EngineGone("the engine was started again during the download")
 
-    def _fail(self, request: SwapRequest, error: str, *, transient: bool) -> None:
+    def _fail(self, request: SwapRequest, error: str, *, transient: bool, needs_restart: bool = False) -> None:
         self.status = SwapStatus(
             phase=SwapPhase.FAILED,
             version=request.version,
             epoch=self.status.epoch,
             error=error[:1000],
             transient=transient,
+            needs_restart=needs_restart,
         )
         self._on_finished("failure", None)
         log.error("swap to version %d failed: %s", request.version, error)

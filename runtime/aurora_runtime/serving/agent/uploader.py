@@ -56,9 +56,11 @@ class UploadCounters:
 class Uploader:
     """Uploads the shards of one spool, oldest first."""
 
-    def __init__(self, spool: Path, registry: PodRegistry) -> None:
+    def __init__(self, spool: Path, registry: PodRegistry, may_upload: Callable[[], bool] = lambda: True) -> None:
+        """``may_upload``: whether the shards are known to be of the lineage's layers. They wait in the spool before."""
         self._spool = spool
         self._registry = registry
+        self._may_upload = may_upload
         self.counters = UploadCounters()
         self.error = ""
         """Why the last attempts failed, once they have for about a minute. Empty otherwise."""
@@ -119,7 +121,7 @@ class Uploader:
             return
         self._shutting_down.set()
         # Polling is the only way to see a change of the spool's files.
-        while (engine_is_up() or self.spool_state().shard_bytes) and time.monotonic() < deadline:  # noqa: ASYNC110
+        while (engine_is_up() or self._has_uploads()) and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS / 5)
         self.stop()
         lost = self.spool_state().shard_bytes
@@ -127,6 +129,9 @@ class Uploader:
             self.counters.losses["shutdown"] += len(lost)
             log.warning("%d shards (%d bytes) are lost with the pod: the store did not take them within %.0f s",
                         len(lost), sum(lost), timeout_seconds)  # fmt: skip
+
+    def _has_uploads(self) -> bool:
+        return self._may_upload() and bool(self.spool_state().shard_bytes)
 
     async def _whole_pod_stops(
         self,
@@ -153,7 +158,7 @@ class Uploader:
 
     def upload_spool(self) -> None:
         """Upload every complete shard. Raises :class:`StoreError` at the first shard that the store does not take."""
-        if not self._spool.is_dir():
+        if not self._spool.is_dir() or not self._may_upload():
             return
         for path in sorted(self._spool.glob("*.json"), key=shard_age_key):
             if self._stopped.is_set():

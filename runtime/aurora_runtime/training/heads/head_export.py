@@ -24,8 +24,8 @@ from aurora_protocol.evidence_records import Evidence
 from aurora_runtime.engine.draft_config import DraftConfig, config_from_json, config_json, read_config
 from aurora_runtime.engine.draft_file_check import check_draft, max_weights_bytes
 from aurora_runtime.errors import CheckpointFormatError
+from aurora_runtime.models.head_config import LAYER_IDS, SPECULATORS_TYPE
 from aurora_runtime.pod_registry import PodRegistry
-from aurora_runtime.training.heads.head_config import LAYER_IDS, SPECULATORS_TYPE
 from aurora_runtime.training.heads.model_card import PublishedVersion, model_card
 from aurora_store import Keys
 from aurora_store.errors import StoreError

@@ -26,8 +26,9 @@ from aurora_protocol.draft_records import InitialHead, TensorSpec
 from aurora_runtime.engine.draft_config import DraftConfig
 from aurora_runtime.engine.draft_file_check import INVERSE_MAP, MAX_HEADER_BYTES, VOCABULARY_MAP, read_header
 from aurora_runtime.errors import DraftRefused, HeadRefused
-from aurora_runtime.training.heads.head_config import HeadConfig, TargetSizes, head_config, refusal
-from aurora_runtime.training.heads.head_files import HeadFiles
+from aurora_runtime.models.draft_sizes import weight_shapes
+from aurora_runtime.models.head_config import HeadConfig, TargetSizes, head_config, refusal
+from aurora_runtime.models.head_files import HeadFiles
 from aurora_runtime.training.heads.head_vocabulary import AmbiguousMap, target_ids
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.target.target_model import TargetModel
@@ -131,22 +132,16 @@ def _stored_tensors(head: PublishedHead, paths: set[Path]) -> dict[str, _StoredT
 
 def max_head_bytes(config: DraftConfig) -> int:
     """What the files of a head of these sizes take at most: all in fp32, with the target's parts that some store."""
-    elements = sum(map(prod, _expected_shapes(config).values()))
+    elements = sum(map(prod, weight_shapes(config).values()))
     targets_parts = 2 * config.vocab_size * config.hidden_size + config.hidden_size
     maps = 9 * config.vocab_size
     return min(MAX_WEIGHTS_BYTES, 4 * (elements + targets_parts) + maps + MAX_HEADER_BYTES)
 
 
-def _expected_shapes(config: DraftConfig) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        draft = DraftModel(config, torch.empty(0))
-    return {name: tuple(tensor.shape) for name, tensor in draft.state_dict().items()}
-
-
 def _require_tensors(head: PublishedHead, config: HeadConfig, tensors: Mapping[str, _StoredTensor]) -> None:
     """Raise :class:`HeadRefused` unless the tensors are those of a draft with this config."""
     draft = config.draft
-    expected = _expected_shapes(draft)
+    expected = weight_shapes(draft)
     if config.shares_target_head:
         del expected[HEAD]
         if HEAD in tensors:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from aurora_runtime.engine.draft_config import DraftConfig
+from aurora_runtime.models.draft_sizes import default_draft_config
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.target.last_layer import INPUT_NORM
 from aurora_runtime.training.target.target_model import TargetModel
@@ -35,35 +36,8 @@ _TOKENS_PER_SPECIAL_TOKEN: Final = 64
 
 
 def draft_config(target: TargetModel, vocab_size: int) -> DraftConfig:
-    """The config of a draft that looks like one layer of the target, with the target's rope."""
-    c = target.config
-    return DraftConfig(
-        hidden_size=c.hidden_size,
-        intermediate_size=c.intermediate_size,
-        heads=c.heads,
-        kv_heads=c.kv_heads,
-        head_dim=c.head_dim,
-        rotary_dim=c.rotary_dim,
-        vocab_size=target.identity.vocab_size,
-        draft_vocab_size=min(vocab_size, target.identity.vocab_size),
-        rms_norm_eps=c.rms_norm_eps,
-        rope_theta=c.rope_theta,
-        max_positions=c.max_positions,
-        aux_layers=aux_layers(c.layers),
-        rope_scaling=c.rope_scaling,
-    )
-
-
-def aux_layers(layers: int) -> tuple[int, ...]:
-    """The target layers whose outputs the draft reads.
-
-    SGLang's default is the inputs of layers 2, n/2 and n-3 (models/llama.py:936), so the outputs of the layers before.
-    A target too shallow for three distinct layers gets its first, middle and last-but-one layer.
-    """
-    default = (1, layers // 2 - 1, layers - 4)
-    if len(set(default)) == 3 and min(default) >= 0:
-        return default
-    return tuple(sorted({0, max(layers // 2 - 1, 0), max(layers - 2, 0)}))
+    """The config of the drafts of a lineage without a published head, with at most ``vocab_size`` tokens."""
+    return default_draft_config(target.config, target.identity.vocab_size, vocab_size)
 
 
 def initial_vocabulary(size: int, vocab_size: int, special_tokens: tuple[int, ...]) -> Tensor:

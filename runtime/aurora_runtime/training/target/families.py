@@ -2,7 +2,7 @@
 
 A model outside this table is refused before its lineage begins, because its inference pods would crash. A lineage that
 exists goes on, whatever the table says. Nearly all other traits of a family show in its ``config.json``
-(:mod:`~aurora_runtime.training.target.target_config`) and in the names of its tensors
+(:mod:`~aurora_runtime.models.target_config`) and in the names of its tensors
 (:mod:`~aurora_runtime.training.target.last_layer`).
 """
 

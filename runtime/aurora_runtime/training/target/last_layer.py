@@ -22,9 +22,9 @@ from typing import Final
 from torch import Tensor
 
 from aurora_runtime.errors import UnreadableWeight
+from aurora_runtime.models.target_config import TargetConfig
 from aurora_runtime.training.target.families import Family
 from aurora_runtime.training.target.quantised_weights import SCALE_SUFFIXES
-from aurora_runtime.training.target.target_config import TargetConfig
 
 INPUT_NORM, MIDDLE_NORM = "input_layernorm.weight", "post_attention_layernorm.weight"
 _PROJECTIONS: Final = ("q_proj", "k_proj", "v_proj", "o_proj")

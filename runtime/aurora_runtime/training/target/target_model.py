@@ -17,11 +17,11 @@ from torch import Tensor
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_protocol.draft_records import TargetIdentity
 from aurora_runtime.errors import TargetUnavailable, UnreadableWeight
+from aurora_runtime.models.files import CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILE, ModelFiles
+from aurora_runtime.models.target_config import TargetConfig, read_target_config, text_config
 from aurora_runtime.training.target.families import Family, family_of
-from aurora_runtime.training.target.files import CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILE, ModelFiles
 from aurora_runtime.training.target.last_layer import CopiedLayer, copy_last_layer
 from aurora_runtime.training.target.quantised_weights import read_weight, weight_block
-from aurora_runtime.training.target.target_config import TargetConfig, read_target_config, text_config
 
 _EMBEDDING = "embed_tokens.weight"
 _HEADS = ("lm_head.weight", "language_model.lm_head.weight")

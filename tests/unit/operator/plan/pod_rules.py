@@ -24,11 +24,15 @@ class PodRules(Promises):
         """Number of reconciles that a swap or the start of an engine takes."""
 
     @precondition(lambda self: len(self.cluster.pods) < 5)
-    @rule(slow=st.booleans())
-    def pod_joins(self, *, slow: bool) -> None:
-        """The pod has chosen its version and is not up yet. It may come up after the next promotion."""
+    @rule(slow=st.booleans(), draft=st.booleans())
+    def pod_joins(self, *, slow: bool, draft: bool = True) -> None:
+        """The pod has chosen its version and is not up yet. It may come up after the next promotion.
+
+        Without a ``draft``, the pod could not reach the store, or found no draft there.
+        """
         self.joined += 1
-        self.cluster.pods.append(SimulatedPod(f"pod-{self.joined:02d}", self.channel.active, slow=slow))
+        version = self.channel.active if draft else None
+        self.cluster.pods.append(SimulatedPod(f"pod-{self.joined:02d}", version, slow=slow))
 
     @rule(replicas=st.integers(0, 5), first=st.integers(0, 4), room=st.booleans())
     def autoscaler_scales(self, *, replicas: int, first: int, room: bool) -> None:

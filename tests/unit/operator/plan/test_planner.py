@@ -46,7 +46,6 @@ from tests.unit.operator.worlds import (
 def test_the_initial_draft_becomes_active_without_evidence_once_it_is_registered() -> None:
     early = observed(store=StoreView(lineage=lineage()), pods=())
     assert made(early).advance is None
-    assert condition(early, ConditionType.SERVING_READY).reason == "WaitingForDraft"
     first = made(observed(store=store(0, channel=None), pods=())).advance
     assert first is not None
     assert (first.epoch, first.active, first.previous) == (1, 0, None)

@@ -237,3 +237,15 @@ async def test_a_pod_that_stops_ends_a_long_backoff(
     assert uploader.counters.uploaded == 1
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+def test_shards_wait_in_the_spool_until_they_are_known_to_be_of_the_lineage(tmp_path: Path) -> None:
+    objects, spool, serves_draft = FolderObjects(tmp_path / "store"), tmp_path / "spool", False
+    objects.path.mkdir()
+    uploader = Uploader(spool, PodRegistry(objects), lambda: serves_draft)
+    data = shard(spool, 0)
+    uploader.upload_spool()
+    assert (data.exists(), uploader.counters.uploaded) == (True, 0)
+    serves_draft = True
+    uploader.upload_spool()
+    assert (data.exists(), uploader.counters.uploaded) == (False, 1)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from aurora_runtime.errors import TargetUnavailable
-from aurora_runtime.training.target.target_config import read_target_config
+from aurora_runtime.models.target_config import read_target_config
 
 PUBLISHED: dict[str, tuple[dict[str, Any], tuple[int, int, int, int, int]]] = {
     "Qwen3-8B": (

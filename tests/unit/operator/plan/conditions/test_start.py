@@ -19,7 +19,7 @@ from aurora_operator.observe.observed import (
     PodView,
     WorkloadView,
 )
-from tests.unit.operator.worlds import NO_ROOM, NOW, made, observed, pod, spec, store
+from tests.unit.operator.worlds import NO_ROOM, NOW, made, observed, pod, spec
 
 CRASH = ContainerFailure("sglang", waiting="CrashLoopBackOff", ending="exit code 137, OOMKilled")
 NO_IMAGE = ContainerFailure("agent", waiting="ImagePullBackOff")
@@ -146,9 +146,8 @@ def test_a_spec_that_was_never_usable_has_not_ended_the_start() -> None:
             begun(deployment=WorkloadView(True, 0, 0, message="exceeded quota: gpus")),
             "exceeded quota: gpus",
         ),
-        (begun(starting(), store=replace(store(0), channel=None, registrations={})), "initial draft"),
     ],
-    ids=["no node", "a quota", "no draft"],
+    ids=["no node", "a quota"],
 )
 def test_a_timeout_says_what_the_pods_wait_for(world: Observed, why: str) -> None:
     timeout = stalled(later(world), LIMIT + SECOND)
@@ -159,14 +158,6 @@ def test_a_timeout_says_what_the_pods_wait_for(world: Observed, why: str) -> Non
 def test_only_the_newest_pod_fails_a_start() -> None:
     old = starting("chat-old", failure=NO_IMAGE)
     assert stalled(begun(old, starting(created=NOW + LIMIT))).reason == "AsExpected"
-
-
-def test_a_trainer_that_fails_counts_until_there_is_a_draft() -> None:
-    view = PodView("chat-trainer-a", uid="t", failure=ContainerFailure("trainer", "CrashLoopBackOff", "exit code 1"))
-    trainer = WorkloadView(current=True, replicas=1, ready=0, failing_pod=view)
-    without_draft = begun(starting(), trainer=trainer, store=replace(store(0), channel=None, registrations={}))
-    assert "Container trainer of pod chat-trainer-a ended" in stalled(without_draft).message
-    assert stalled(replace(without_draft, store=store(0))).reason == "AsExpected", "pods start without the trainer"
 
 
 PODS = st.builds(

@@ -17,7 +17,8 @@ class SimulatedPod:
     """Its agent keeps the contract: fencing, idempotent swaps, the previous version after a failed swap."""
 
     name: str
-    version: int
+    version: int | None
+    """None: the engine started without a draft."""
     ready: bool = True
     reachable: bool = True
     phase: SwapPhase = SwapPhase.IDLE
@@ -48,7 +49,7 @@ class SimulatedPod:
             self.requests += REQUESTS_PER_TICK
             self.tokens += int(10 * REQUESTS_PER_TICK * acceptance_length)
 
-    def crash(self, version: int, *, with_agent: bool = False) -> None:
+    def crash(self, version: int | None, *, with_agent: bool = False) -> None:
         """The engine crashes. The next one starts with ``version``."""
         self.with_agent, self.crash_loops = with_agent, False
         self.phase, self.ready, self.asked, self.version = SwapPhase.IDLE, False, None, version
@@ -83,7 +84,7 @@ class SimulatedPod:
             crash_loops=self.crash_loops and not self.ready,
             kubernetes_ready=self.ready,
             version=self.version,
-            checksum=f"{self.version}{self.salt}",
+            checksum=None if self.version is None else f"{self.version}{self.salt}",
             swap=SwapStatus(
                 phase=self.phase,
                 version=self.asked,

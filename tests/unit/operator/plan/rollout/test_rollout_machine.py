@@ -108,11 +108,12 @@ class RolloutMachine(RuleBasedStateMachine):
             self.unjudged.add(self.pin)
 
     @precondition(lambda self: len(self.pods) < 5)
-    @rule(slow=st.booleans())
-    def join(self, *, slow: bool = False) -> None:
-        """A pod has chosen its version and is not up yet. It may come up after the next promotion."""
+    @rule(slow=st.booleans(), draft=st.booleans())
+    def join(self, *, slow: bool = False, draft: bool = True) -> None:
+        """A pod has chosen its version, or found none, and is not up yet. It may come up after the next promotion."""
         self.joined += 1
-        self.pods.append(SimulatedPod(f"pod-{self.joined:02d}", version=self.active, ready=False, slow=slow))
+        version = self.active if draft else None
+        self.pods.append(SimulatedPod(f"pod-{self.joined:02d}", version=version, ready=False, slow=slow))
 
     @rule(
         which=st.integers(0, 4),
@@ -361,7 +362,7 @@ class RolloutMachine(RuleBasedStateMachine):
         brake = self.channel_reason is ChannelReason.PINNED
         stuck = {pod.name for pod in self.pods if brake and pod.failed_to_return}
         pods = [pod for pod in self.pods if pod.ready and not pod.late and pod.name not in stuck]
-        assert len({pod.version for pod in pods}) <= 2
+        assert len({pod.version for pod in pods} - {None}) <= 2
 
     def teardown(self) -> None:
         """Once faults stop, all pods serve the right version and the rollout is idle."""

@@ -93,6 +93,11 @@ def read_target_config(raw: dict[str, Any], model: str) -> TargetConfig:
     )
 
 
+def vocabulary_size(raw: dict[str, Any], model: str) -> int:
+    """The number of tokens that ``raw`` names, which the weights may differ from. Raises :class:`TargetUnavailable`."""
+    return _Fields(text_config(raw), model).size("vocab_size")
+
+
 def text_config(raw: dict[str, Any]) -> dict[str, Any]:
     """The part of ``config.json`` that describes the language model."""
     text = raw.get("text_config")

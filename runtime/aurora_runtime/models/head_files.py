@@ -19,8 +19,8 @@ from aurora_protocol.draft_records import CONFIG_FILE, WEIGHTS_FILE
 from aurora_protocol.record import FileName
 from aurora_runtime.engine.draft_config import read_config
 from aurora_runtime.errors import DamagedFile, DraftRefused, HeadRefused
-from aurora_runtime.training.heads.head_config import refusal
-from aurora_runtime.training.target.files import INDEX_FILE, ModelFiles, hub_errors
+from aurora_runtime.models.files import INDEX_FILE, ModelFiles, hub_errors
+from aurora_runtime.models.head_config import refusal
 
 MAX_CONFIG_BYTES: Final = 1 << 20
 HUB_TIMEOUT_SECONDS: Final = 30.0

@@ -1,0 +1,81 @@
+"""Pods serve although no draft can be had: the trainer never runs, its head cannot be used, or the store is away."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.assets.pod_processes import http_body
+from tests.faults.fault_kinds import STORE_PORT
+from tests.faults.fault_rig import FaultRig
+from tests.rig.fault_injection import PacketFilter, drop_packets
+from tests.rig.installation import RESOURCE
+from tests.rig.small_speculator import MODEL_PATH
+
+pytestmark = pytest.mark.timeout(2400)
+START_SECONDS = 900.0
+NO_TRAINER = {"template": {"spec": {"containers": [{"name": "trainer", "image": "registry.invalid/no-trainer:1"}]}}}
+NO_HEAD = {"initial": {"model": MODEL_PATH}}
+"""The target is no EAGLE-3 head."""
+
+
+def _condition(resource: dict[str, Any], kind: str) -> dict[str, Any]:
+    conditions = resource.get("status", {}).get("conditions", [])
+    return next((c for c in conditions if c["type"] == kind), {"status": "Unknown", "reason": "", "message": ""})
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "why"),
+    [
+        ("no-trainer", {"training": NO_TRAINER}, "Image"),
+        ("no-head", {"draft": NO_HEAD}, "cannot be used"),
+    ],
+)
+def test_a_new_speculator_serves_without_a_draft_and_says_why(
+    rig: FaultRig, name: str, spec: dict[str, Any], why: str
+) -> None:
+    aurora = rig.aurora
+    aurora.apply(name, spec | {"serving": {"replicas": 1}})
+    try:
+        resource = aurora.wait_until(
+            name,
+            "its pod serves, and the status says why without a draft",
+            lambda cr: (
+                _condition(cr, "ServingReady")["reason"] == "WithoutDraft"
+                and why in _condition(cr, "ServingReady")["message"]
+            ),
+            START_SECONDS,
+        )
+        assert _condition(resource, "Ready")["status"] == "True"
+        assert _condition(resource, "TrainerReady")["status"] == "False"
+        assert [pod["state"] for pod in resource["status"]["pods"]] == ["WithoutDraft"]
+        body = {"model": "default", "prompt": "1 2 3", "max_tokens": 8, "temperature": 0}
+        assert b"choices" in http_body(f"{aurora.url(name)}/v1/completions", body)
+    finally:
+        aurora.cluster.kubectl("delete", RESOURCE, name, "-n", aurora.namespace, "--timeout=120s")
+
+
+def test_a_replica_that_is_added_while_the_store_is_away_serves_and_takes_the_active_draft_afterwards(
+    rig: FaultRig,
+) -> None:
+    active = rig.status()["active"]["version"]
+    rig.wait_until_serving(active)
+    failed = rig.driver.summary().failed
+    try:
+        with drop_packets(rig.aurora, [rig.store_pod()], PacketFilter("INPUT", STORE_PORT)):
+            rig.patch({"serving": {"replicas": 3}})
+            rig.wait_until("the new pod serves without a draft", lambda: _states(rig).count("WithoutDraft") == 1)
+        rig.wait_until("every pod serves the active version", lambda: _versions(rig) == [active] * 3)
+        assert rig.driver.summary().failed == failed
+    finally:
+        rig.patch({"serving": {"replicas": 2}})
+        rig.wait_until_serving(active)
+
+
+def _states(rig: FaultRig) -> list[str]:
+    return [pod["state"] for pod in rig.status().get("pods", [])]
+
+
+def _versions(rig: FaultRig) -> list[int | None]:
+    return [pod.get("version") for pod in rig.status().get("pods", [])]
