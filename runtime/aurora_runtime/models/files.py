@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from aurora_runtime.errors import DamagedFile, HubUnreachable, MissingFile, TargetUnavailable
+
+if TYPE_CHECKING:  # the launcher imports this module, and stays small as long as it does not import torch
+    from torch import Tensor
 
 CONFIG_FILE, TOKENIZER_FILE, GENERATION_FILE = "config.json", "tokenizer.json", "generation_config.json"
 INDEX_FILE, SINGLE_FILE = "model.safetensors.index.json", "model.safetensors"
