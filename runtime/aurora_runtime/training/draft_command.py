@@ -22,7 +22,7 @@ from aurora_runtime.training.heads.head_export import HeadFormat, export_head
 from aurora_runtime.training.heads.published_head import read_head
 from aurora_runtime.training.target.target_model import load_target
 from aurora_store import ObjectStore, StoreConfig
-from aurora_store.errors import ObjectMissing, StoreError
+from aurora_store.errors import DraftExpired, ObjectMissing, StoreError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,8 +72,10 @@ def export(settings: TrainerSettings, registry: PodRegistry, options: argparse.N
     embedding = load_target(settings.target).embedding if options.with_embedding else None
     try:
         export_head(registry, version, options.to, options.format, settings.draft.steps, embedding, digest)
+    except DraftExpired:
+        raise
     except ObjectMissing as error:
-        raise InvalidRecord(f"version {version} is not there: {error}") from error
+        raise InvalidRecord(f"version {version} is not registered, or its files are gone") from error
     return f"version {version} is in {options.to}, in the format of {options.format.value}"
 
 

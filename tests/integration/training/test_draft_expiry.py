@@ -21,6 +21,7 @@ from aurora_store import Keys, ObjectStore
 from aurora_store.errors import DraftExpired, StoreError
 from aurora_store.keys import checkpoint_version
 from tests.assets.s3 import S3, seaweedfs
+from tests.assets.signing import ROOT_OWNER
 from tests.assets.trainer_output import publish_draft
 from tests.check_store import check_store
 from tests.unit.fakes import lineage
@@ -78,6 +79,7 @@ class History:
                 evidence=proof,
                 rejected=rejected,
                 created=utc_now(),
+                owner=ROOT_OWNER,
             )
         )
 
