@@ -1,10 +1,11 @@
-"""Which speculators of this process restart because of an upgrade of the operator, and which wait.
+"""Which speculators of this process restart because of an upgrade of the operator or measure, and which wait.
 
-Why: each speculator has a loop of its own, and the order of their restarts concerns them all.
+Why: each speculator has a loop of its own, and the order of their restarts concerns them all. The measurements of one
+namespace take turns, because each may take GPUs for an hour: all at once, they would take a team's whole quota.
 
 Invariants: a loop takes its turn and reports it without another loop in between, because both happen between two
 awaits of one event loop. The fleet holds nothing that the loops do not observe again: after a restart of the operator
-no turn is given before every loop has reported.
+no turn to restart is given before every loop has reported. Two measurements of a namespace may overlap then.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from functools import partial
 
 from aurora_operator import metrics
 from aurora_operator.observe.observed import FleetView
+from aurora_operator.plan.actions import MeasurementStage
 from aurora_operator.plan.operator_upgrade import UpgradeDecision, UpgradeStage
 
 Key = tuple[str, str]
@@ -38,6 +40,8 @@ class Fleet:
         self._started_seconds = 0.0
         self._unknown: set[Key] = set()
         self._decisions: dict[Key, UpgradeDecision | None] = {}
+        self._measurements: dict[Key, MeasurementStage] = {}
+        """The speculators that measure, or wait for their turn to. The one that has waited longest comes first."""
         for name, stage in _SHOWN.items():
             metrics.UPGRADES.labels(name).set_function(partial(self._count, stage))
 
@@ -52,6 +56,7 @@ class Fleet:
         """Remove all that is known about the speculator."""
         self._unknown.discard(key)
         self._decisions.pop(key, None)
+        self._measurements.pop(key, None)
 
     def view(self, key: Key) -> FleetView:
         """The fleet without the speculator ``key``."""
@@ -61,7 +66,17 @@ class Fleet:
             known=all_known and elapsed_seconds >= START_SECONDS,
             restarting=self._count(UpgradeStage.RESTARTING, key),
             failed=self._count(UpgradeStage.FAILED, key),
+            measuring=self._first_to_measure(key),
         )
+
+    def _first_to_measure(self, key: Key) -> str:
+        """The speculator of the same namespace that goes before ``key``; empty when it is the turn of ``key``."""
+        others = {other: stage for other, stage in self._measurements.items() if other[0] == key[0] and other != key}
+        measuring = (other for other, stage in others.items() if stage is MeasurementStage.MEASURING)
+        order = list(self._measurements)
+        mine = order.index(key) if key in self._measurements else len(order)
+        waiting = (other for other in others if order.index(other) < mine)
+        return next((name for _, name in (*measuring, *waiting)), "")
 
     def report(self, key: Key, decision: UpgradeDecision | None) -> None:
         """Take over what a loop has decided for its speculator.
@@ -71,6 +86,15 @@ class Fleet:
         """
         self._unknown.discard(key)
         self._decisions[key] = decision
+        if decision is None:
+            self._measurements.pop(key, None)
+
+    def report_measurement(self, key: Key, stage: MeasurementStage | None) -> None:
+        """Take over whether a loop's candidate is measured, or waits for its turn. None: neither."""
+        if stage is None:
+            self._measurements.pop(key, None)
+        else:
+            self._measurements[key] = stage
 
     def _count(self, stage: UpgradeStage, without: Key | None = None) -> int:
         """How many speculators, besides ``without``, are in ``stage``."""

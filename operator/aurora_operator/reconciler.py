@@ -29,6 +29,7 @@ from aurora_operator.observe.observer import Observer, Snapshot
 from aurora_operator.observe.stored_resource import owner_of, status_of
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import EventNote, Plan, plan
+from aurora_operator.plan.actions import MeasurementStage
 from aurora_operator.plan.candidate import seconds_until_attempt
 from aurora_operator.plan.conditions import invalid_spec_status
 from aurora_operator.plan.operator_upgrade import UpgradeStage
@@ -52,6 +53,8 @@ traffic still judges, a store or an agent that does not answer, a turn to restar
 the longest time, because its deadlines count only observed time (``observed_time.MAX_GAP``)."""
 MAX_FAULT_POLL_SECONDS = 60.0
 """Longest time until the next reconcile while the store cannot be used."""
+TURN_POLL_SECONDS = 60.0
+"""Longest time until the next reconcile while a candidate waits for the measurement of another speculator."""
 REST_POLL_SECONDS, REST_JITTER = 240.0, 0.25
 """Mean time until the next reconcile at rest, and the share by which it varies. The reconcile repairs what a lost event
 would leave undone. It costs about ten reads of the API server. The store is looked at more often."""
@@ -220,6 +223,7 @@ class Reconciler:
             self._fleet.report(self._key, decided.upgrade)
         elif observed.spec_fault:
             self._fleet.report(self._key, None)
+        self._fleet.report_measurement(self._key, decided.measurement)
         self._last = await self._actor.act(decided, snapshot, self._observer.store)
         FIGURES.count_decisions(*self._key, decided.decisions)
         if self._last.fencing_epoch:
@@ -242,6 +246,8 @@ class Reconciler:
         delays = [_rest_seconds()]
         if _is_watched(decided, observed, status):
             delays.append(WATCHFUL_POLL_SECONDS)
+        if decided.measurement is MeasurementStage.WAITING:
+            delays.append(TURN_POLL_SECONDS)
         if decided.moving or self._last.apply_errors:
             delays.append(quiet_seconds)
         now = datetime.now(UTC)

@@ -123,7 +123,7 @@ class DeployedTemplate:
 
 @dataclass(frozen=True)
 class FleetView:
-    """The other speculators' restarts because of an upgrade of the operator."""
+    """What the other speculators do: restarts because of an upgrade of the operator, and measurements."""
 
     known: bool = True
     """Every speculator was observed since this process started."""
@@ -131,6 +131,8 @@ class FleetView:
     """How many of the others restart."""
     failed: int = 0
     """How many restarts of the others failed."""
+    measuring: str = ""
+    """Name of a speculator of the same namespace whose candidate is measured, or waits for its turn for longer."""
 
 
 @dataclass(frozen=True)

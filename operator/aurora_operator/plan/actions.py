@@ -6,6 +6,7 @@ Invariant: every part is idempotent. When the operator dies between any two part
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.kubernetes_api import Object
@@ -30,6 +31,15 @@ class LeaseRequest:
     pod: str
     ip: str
     request: MeasurementRequest
+
+
+class MeasurementStage(StrEnum):
+    """What a candidate means for those of the other speculators of its namespace."""
+
+    MEASURING = "measuring"
+    """It has a Job or a replica."""
+    WAITING = "waiting"
+    """It could be measured, but for the measurement of another one."""
 
 
 @dataclass(frozen=True)
@@ -66,5 +76,7 @@ class Plan:
     """The rollout's state machine took part, so time that passed counts for its deadlines."""
     moving: bool = False
     """Something is under way, so the next reconcile should come soon."""
+    measurement: MeasurementStage | None = None
+    """None: no other speculator of the namespace needs to wait for this one's candidate."""
     upgrade: UpgradeDecision | None = None
     """What the other speculators must know about this one after an upgrade of the operator. None: nothing is known."""

@@ -19,7 +19,8 @@ version waits (``aurora_runtime.validation.rounds.budget``). Nor is a candidate 
 queue or a person: the Job would lose its place. A suspended Job has not failed, however long it waits, unless it
 measures on a replica, which returns to its Service when its lease is over.
 
-A candidate that may not be measured yet waits in Validating, without a Job and without ``since``. With
+A candidate that may not be measured yet waits in Validating, without a Job and without ``since``. So does one while
+another speculator of its namespace measures: measurements may take all GPUs of a team's quota otherwise. With
 ``validation.measureOn: Replica``, the Job waits until a replica is lent (``plan/lending.py``). When the operator needs
 the replica back, the attempt ends, which is no failure. If other pods were not ready, the next loan waits: the loan
 itself may have overloaded them.
@@ -96,13 +97,24 @@ class ValidationInputs:
     """Candidates are measured on a replica."""
     replica_is_back: bool = False
     """Candidates are measured on a replica, and none is withdrawn now."""
+    goes_first: str = ""
+    """Name of the speculator of the same namespace whose candidate is measured first; empty: it is this one's turn."""
     recall: Recall | None = None
     """Why the replica that the candidate is measured on has to serve again. None when it can be spared."""
 
     @property
     def obstacle(self) -> str:
         """Why no measurement may begin now; empty when one may."""
-        return self.shortage or ("" if self.may_measure else NOT_NOW)
+        return self.shortage or ("" if self.may_measure else NOT_NOW) or self._turn
+
+    @property
+    def lacks_turn_only(self) -> bool:
+        """Whether the measurement could begin, if no other speculator of the namespace measured."""
+        return self.obstacle == self._turn != ""
+
+    @property
+    def _turn(self) -> str:
+        return f"waiting for its turn: {self.goes_first} is measured first" if self.goes_first else ""
 
     def job_of(self, candidate: CandidateStatus) -> JobView | None:
         """The Job of the present attempt, if it exists."""

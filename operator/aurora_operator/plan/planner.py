@@ -21,7 +21,7 @@ from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import Observed
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import lending
-from aurora_operator.plan.actions import LeaseRequest, Plan, Swap
+from aurora_operator.plan.actions import LeaseRequest, MeasurementStage, Plan, Swap
 from aurora_operator.plan.candidate import ValidationDecision, ValidationInputs, decide, seconds_until_attempt, shortage
 from aurora_operator.plan.channel_builder import digest_of, first_channel, next_channel, with_digests
 from aurora_operator.plan.conditions import with_waiting_upgrade
@@ -86,7 +86,8 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
     """
     old, pods = observed.status, rollout_pods(observed)
     rejected = _known_rejected(observed)
-    validated = decide(_validation_inputs(observed, pods, rejected, now))
+    inputs = _validation_inputs(observed, pods, rejected, now)
+    validated = decide(inputs)
     rejected = _with(rejected, validated.reject)
     step = machine.step(world_of(observed, pods, validated, rejected, now), read_roll(old))
     rejected = _with(rejected, step.advance.reject if step.advance else None)
@@ -110,6 +111,7 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
         advance=advance,
         status=status,
         job=measurement.job,
+        measurement=_measurement_stage(observed, inputs, measurement),
         delete_jobs=measurement.obsolete_jobs,
         swaps=swaps,
         leases=measurement.leases,
@@ -152,6 +154,19 @@ def _measurement(
     )
 
 
+def _measurement_stage(
+    observed: Observed, inputs: ValidationInputs, measurement: _Measurement
+) -> MeasurementStage | None:
+    """A Job that a queue or a person suspended takes no machine, so nobody waits for it."""
+    candidate, jobs = measurement.candidate, (job for job in observed.jobs if not (job.finished or job.suspended))
+    if candidate is None or candidate.phase is not CandidatePhase.VALIDATING or inputs.at_rest:
+        return None
+    if measurement.job is not None or candidate.pod is not None or any(jobs):
+        return MeasurementStage.MEASURING
+    waits = candidate.waits_to_begin and inputs.lacks_turn_only and inputs.rollout.phase is RolloutPhase.IDLE
+    return MeasurementStage.WAITING if waits else None
+
+
 def _known_rejected(observed: Observed) -> frozenset[int]:
     """The rejected versions of status and channel that are newer than the active version. Both lists are bounded."""
     channel = observed.store.channel
@@ -190,6 +205,7 @@ def _validation_inputs(
             observed.store, observed.spec.validation, now, trainer_stopped=trainer_replicas(observed) == 0
         ),
         on_replica=on_replica,
+        goes_first=observed.fleet.measuring,
         replica_is_back=on_replica and not lending.withdrawn_pods(observed),
         recall=lending.recall(observed) if on_replica else None,
     )
