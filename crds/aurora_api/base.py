@@ -57,6 +57,9 @@ def _count_or_percent(value: Any) -> Any:
 Ratio = Annotated[str, Field(pattern=RATIO_PATTERN), AfterValidator(_decimal)]
 """A decimal number >= 0, kept as a string: Kubernetes APIs carry no floats (API conventions, "Primitive types")."""
 
+ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+"""Name of a Kubernetes object."""
+
 Quantity = Annotated[
     str,
     BeforeValidator(_integer_as_text),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final, Self
+from typing import Final, Self
 
 from pydantic import Field, model_validator
 
-from aurora_api.base import Model
+from aurora_api.base import Model, ObjectName
 from aurora_api.v1alpha1.cel import matches, rules
 
 _HOST: Final = r"([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])"
@@ -17,7 +17,6 @@ ENDPOINT_PATTERN: Final = rf"^https?://{_HOST}(:{_PORT})?(/[A-Za-z0-9._~/-]*)?$"
 _SEGMENT: Final = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
 PATH_PATTERN: Final = rf"^{_SEGMENT}/{_SEGMENT}$"
 """Two segments, as ``<namespace>/<name>`` has, so that no path below a prefix lies inside another one."""
-_OBJECT_NAME = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 
 
 class DeletionPolicy(StrEnum):
@@ -38,7 +37,7 @@ class StoreRole(StrEnum):
 class SecretRef(Model):
     """A Secret in the speculator's namespace."""
 
-    name: _OBJECT_NAME = Field(description="Secret with keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
+    name: ObjectName = Field(description="Secret with keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
 
 
 class RoleCredentials(Model):
@@ -58,7 +57,7 @@ class RoleCredentials(Model):
         description="Long-lived access keys from a Secret, in its items AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. A"
         " session token is not read.",
     )
-    service_account_name: _OBJECT_NAME | None = Field(
+    service_account_name: ObjectName | None = Field(
         default=None,
         description="Existing ServiceAccount whose pods obtain credentials from the cloud (workload identity)."
         " Kubernetes gives the identity to every container of the pods.",
@@ -74,7 +73,7 @@ class RoleCredentials(Model):
 class Credentials(RoleCredentials):
     """How the operator and the pods authenticate to the store. Set exactly one of secretRef and serviceAccountName."""
 
-    roles: dict[StoreRole, _OBJECT_NAME] = Field(
+    roles: dict[StoreRole, ObjectName] = Field(
         default_factory=dict,
         description="Secrets, or with `serviceAccountName` ServiceAccounts, of the pods by role: `serving`, `training`,"
         " `validation`. A compromised pod can then do only what its role does. See docs/how-to/credentials-per-role.md."

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Final, Self
+from typing import Final, Self
 
 from pydantic import Field
 
-from aurora_api.base import Model
+from aurora_api.base import Model, ObjectName
 from aurora_api.v1alpha1.cel import matches, rules
 
 MODEL_PATTERN: Final = r"^[A-Za-z0-9_./~][^\s\x00-\x1f\x7f]*$"
@@ -22,7 +22,6 @@ REVISION_RULE: Final = matches(
 
 MODEL_MOUNT: Final = "/model"
 """Where the pods see a model that comes from a volume."""
-_ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 
 
 class DType(StrEnum):
@@ -37,7 +36,7 @@ class DType(StrEnum):
 class TokenSecretRef(Model):
     """An item of a Secret in the speculator's namespace."""
 
-    name: _ObjectName = Field(description="Name of the Secret.")
+    name: ObjectName = Field(description="Name of the Secret.")
     key: str = Field(
         default="token", min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$", description="Item of the Secret."
     )
@@ -52,7 +51,7 @@ class HuggingFaceSource(Model):
 class ClaimSource(Model):
     """A model on a volume."""
 
-    claim_name: _ObjectName = Field(
+    claim_name: ObjectName = Field(
         description="PersistentVolumeClaim in the speculator's namespace, which the pods of several nodes can read."
     )
 
