@@ -8,10 +8,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import REPEATING_TEXT
 from tests.assets.sglang_server import Server, sglang_server
+from tests.integration.engine.request_kinds import KINDS, PARSERS
 from tests.integration.training.captured_traces import chat_prompt, load_tokenizer
 
 FP32 = ("--dtype", "float32")
@@ -35,6 +37,8 @@ class PlainAnswers:
     """To :data:`QUESTIONS`."""
     tokens: list[list[int]]
     """To :func:`token_prompts`."""
+    kinds: dict[str, Any]
+    """To the requests of :data:`KINDS`."""
 
 
 def chat(server: Server, question: str) -> str:
@@ -75,5 +79,6 @@ def token_answer(server: Server, prompt: list[int]) -> list[int]:
 
 def plain_answers() -> PlainAnswers:
     """The answers of a server without speculation, which has ended when this function returns."""
-    with sglang_server(ensure_model(), extra_args=FP32, stop_seconds=0) as server:
-        return PlainAnswers(chat_answers(server), [token_answer(server, prompt) for prompt in token_prompts()])
+    with sglang_server(ensure_model(), extra_args=[*FP32, *PARSERS], stop_seconds=0) as server:
+        tokens = [token_answer(server, prompt) for prompt in token_prompts()]
+        return PlainAnswers(chat_answers(server), tokens, {kind: ask(server) for kind, ask in KINDS.items()})

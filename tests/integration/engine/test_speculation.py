@@ -31,6 +31,7 @@ from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft, write_repeating_draft
 from tests.assets.sglang_server import Server, sglang_server
 from tests.integration.engine.plain_answers import FIXED_TOKENS, FP32, PlainAnswers, token_answer, token_prompts
+from tests.integration.engine.request_kinds import KINDS, PARSERS
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -119,7 +120,7 @@ def controlled_server(
     flags = Eagle3(draft, 0, DraftSpec(steps=STEPS), controller).arguments()
     with sglang_server(
         target,
-        extra_args=[*FP32, "--skip-server-warmup", *flags],
+        extra_args=[*FP32, *PARSERS, "--skip-server-warmup", *flags],
         env={**controller.environment(), CAPTURE_VARIABLE: capture.to_json().decode()},
         plugins="aurora_cpu,aurora_vocabulary,aurora_speculation,aurora_capture",
         log=folder / "log",
@@ -168,19 +169,31 @@ def proposals(trace: RequestTrace) -> dict[int, list[int]]:
     }
 
 
+def test_every_kind_of_request_is_answered_as_without_speculation(controlled: Controlled, plain: PlainAnswers) -> None:
+    alone = {kind: ask(controlled.server) for kind, ask in KINDS.items()}
+    assert alone == plain.kinds
+    with ThreadPoolExecutor(len(KINDS)) as clients:
+        running = {kind: clients.submit(ask, controlled.server) for kind, ask in KINDS.items()}
+        time.sleep(0.3)
+        asyncio.run(swap(controlled))
+        assert {kind: answer.result() for kind, answer in running.items()} == plain.kinds
+
+
 def test_a_swap_while_rounds_alternate_changes_no_answer(controlled: Controlled, plain: PlainAnswers) -> None:
     with ThreadPoolExecutor(4) as clients:
         running = [clients.submit(controlled.ask, prompt) for prompt in token_prompts()]
         time.sleep(0.3)
-        asyncio.run(swap(controlled))
+        asyncio.run(swap(controlled, version=2))
         assert [answer.result() for answer in running] == plain.tokens
     asyncio.run(flush_cache(controlled.server))  # the cached prompts were processed by the former draft
     assert [controlled.ask(prompt) for prompt in token_prompts()] == plain.tokens
 
 
-async def swap(controlled: Controlled) -> None:
+async def swap(controlled: Controlled, version: int = 1) -> None:
     async with open_session() as session:
-        await DraftSwap(SGLangClient(session, controlled.server.url)).load(FetchedDraft(controlled.other_draft, 1))
+        await DraftSwap(SGLangClient(session, controlled.server.url)).load(
+            FetchedDraft(controlled.other_draft, version)
+        )
 
 
 async def flush_cache(server: Server) -> None:
