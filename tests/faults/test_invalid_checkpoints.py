@@ -114,10 +114,14 @@ def test_a_checkpoint_that_no_pod_would_load_is_rejected_without_a_measurement(
 def test_a_checkpoint_that_is_damaged_after_the_gate_is_refused_by_the_pod(rig: FaultRig, draft_folder: Path) -> None:
     rig.wait_until_serving(0)
     served = {pod["checksum"] for pod in rig.status()["pods"]}
-    version = rig.offer(write_perturbed_copy(rig.specialists[Domain.EXTRACTION], draft_folder, seed=103))
-    rig.wait_until(f"version {version} is measured", lambda: rig.registry.evidence(version) is not None)
-    before, started = rig.driver.summary(), time.monotonic()
-    _damage_object(rig, rig.registry.registration(version).checkpoint, _truncate)
+    rig.patch({"rollout": {"paused": True}})  # else a pod may load the draft before it is damaged
+    try:
+        version = rig.offer(write_perturbed_copy(rig.specialists[Domain.EXTRACTION], draft_folder, seed=103))
+        rig.wait_until(f"version {version} is measured", lambda: rig.registry.evidence(version) is not None)
+        before, started = rig.driver.summary(), time.monotonic()
+        _damage_object(rig, rig.registry.registration(version).checkpoint, _truncate)
+    finally:
+        rig.patch({"rollout": {"paused": None}})
     rig.wait_until(f"version {version} is rejected", lambda: version in rig.status()["rejected"])
     rig.wait_until_serving(0)
     status = rig.status()
