@@ -48,6 +48,7 @@ def chat(server: Server, question: str) -> str:
         "messages": [{"role": "user", "content": question}],
         "temperature": 0,
         "max_tokens": CHAT_TOKENS,
+        "chat_template_kwargs": {"enable_thinking": False},
     }
     text: str = server.post("/v1/chat/completions", body)["choices"][0]["message"]["content"]
     return text
