@@ -66,17 +66,15 @@ class Fleet:
             known=all_known and elapsed_seconds >= START_SECONDS,
             restarting=self._count(UpgradeStage.RESTARTING, key),
             failed=self._count(UpgradeStage.FAILED, key),
-            measuring=self._first_to_measure(key),
+            measured_first=self._measured_before(key),
         )
 
-    def _first_to_measure(self, key: Key) -> str:
-        """The speculator of the same namespace that goes before ``key``; empty when it is the turn of ``key``."""
-        others = {other: stage for other, stage in self._measurements.items() if other[0] == key[0] and other != key}
-        measuring = (other for other, stage in others.items() if stage is MeasurementStage.MEASURING)
-        order = list(self._measurements)
-        mine = order.index(key) if key in self._measurements else len(order)
-        waiting = (other for other in others if order.index(other) < mine)
-        return next((name for _, name in (*measuring, *waiting)), "")
+    def _measured_before(self, key: Key) -> str:
+        """The speculator of the same namespace that is measured before ``key``; empty: it is the turn of ``key``."""
+        order = [other for other in self._measurements if other[0] == key[0]]
+        earlier = order[: order.index(key)] if key in order else order
+        measuring = [o for o in order if o != key and self._measurements[o] is MeasurementStage.MEASURING]
+        return next((name for _, name in (*measuring, *earlier)), "")
 
     def report(self, key: Key, decision: UpgradeDecision | None) -> None:
         """Take over what a loop has decided for its speculator.

@@ -68,7 +68,7 @@ class RequestTrace:
     top_ids: Tensor  # [M, K] int32: the target's most likely next tokens at the node
     top_logprobs: Tensor  # [M, K] float16
     uncaptured_mass: Tensor  # [M] float16: probability mass outside the top K
-    tag: int = NO_TAG  # number of the client's tag (aurora_runtime.request_privacy)
+    tag: int = NO_TAG  # number of the client's tag (aurora_runtime.request_wish)
 
     def __post_init__(self) -> None:
         rounds, nodes = self.root.shape[0], self.node_token.shape[0]

@@ -131,8 +131,8 @@ class FleetView:
     """How many of the others restart."""
     failed: int = 0
     """How many restarts of the others failed."""
-    measuring: str = ""
-    """Name of a speculator of the same namespace whose candidate is measured, or waits for its turn for longer."""
+    measured_first: str = ""
+    """Name of a speculator of the same namespace whose candidate is measured now, or has waited longer; empty: none."""
 
 
 @dataclass(frozen=True)

@@ -97,8 +97,8 @@ class ValidationInputs:
     """Candidates are measured on a replica."""
     replica_is_back: bool = False
     """Candidates are measured on a replica, and none is withdrawn now."""
-    goes_first: str = ""
-    """Name of the speculator of the same namespace whose candidate is measured first; empty: it is this one's turn."""
+    measured_first: str = ""
+    """As in :class:`~aurora_operator.observe.observed.FleetView`."""
     recall: Recall | None = None
     """Why the replica that the candidate is measured on has to serve again. None when it can be spared."""
 
@@ -114,7 +114,7 @@ class ValidationInputs:
 
     @property
     def _turn(self) -> str:
-        return f"waiting for its turn: {self.goes_first} is measured first" if self.goes_first else ""
+        return f"waiting for its turn: {self.measured_first} is measured first" if self.measured_first else ""
 
     def job_of(self, candidate: CandidateStatus) -> JobView | None:
         """The Job of the present attempt, if it exists."""

@@ -190,8 +190,8 @@ def _refusal_reason(observed: Observed) -> str:
     wanted, channel, views = _placed_pods(observed), observed.store.channel, _pods_with_node(observed)
     if reason := _template_changing(observed):
         return reason
-    if observed.fleet.measuring:
-        return f"{observed.fleet.measuring} is measured first"
+    if observed.fleet.measured_first:
+        return f"{observed.fleet.measured_first} is measured first"
     if lent := sorted(withdrawn_pods(observed)):
         return f"{', '.join(lent)} must return to the Service first"
     ready = [view for view in views if view.ready and view.ip and view.agent is not None and view.agent.engine_ready]

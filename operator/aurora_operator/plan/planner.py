@@ -157,7 +157,10 @@ def _measurement(
 def _measurement_stage(
     observed: Observed, inputs: ValidationInputs, measurement: _Measurement
 ) -> MeasurementStage | None:
-    """A Job that a queue or a person suspended takes no machine, so nobody waits for it."""
+    """What the candidate means for the other speculators of its namespace.
+
+    A Job that a queue or a person suspended takes no machine, so nobody waits for it.
+    """
     candidate, jobs = measurement.candidate, (job for job in observed.jobs if not (job.finished or job.suspended))
     if candidate is None or candidate.phase is not CandidatePhase.VALIDATING or inputs.at_rest:
         return None
@@ -205,7 +208,7 @@ def _validation_inputs(
             observed.store, observed.spec.validation, now, trainer_stopped=trainer_replicas(observed) == 0
         ),
         on_replica=on_replica,
-        goes_first=observed.fleet.measuring,
+        measured_first=observed.fleet.measured_first,
         replica_is_back=on_replica and not lending.withdrawn_pods(observed),
         recall=lending.recall(observed) if on_replica else None,
     )

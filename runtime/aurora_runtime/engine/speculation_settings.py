@@ -21,7 +21,7 @@ from aurora_runtime.engine.speculation_flags import RoundController
 LOOKUP_STEPS: Final = 11
 """Tokens that lookup proposes at most. Long repetitions are worth wide rounds; wider ones pay only on large GPUs."""
 PLACEHOLDER_VERSION: Final = MAX_NUMBER
-"""What an engine calls the draft that it starts with while its pod has none. The number is no version's."""
+"""The version number of the placeholder, with which an engine starts while its pod has no draft. No draft has it."""
 PENDING_TOKENS: Final = 256
 """Tokens of a request that may wait for the draft at most."""
 

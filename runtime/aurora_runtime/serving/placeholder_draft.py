@@ -10,6 +10,7 @@ of tokens than its configuration. Then no swap succeeds, and the pod has to star
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import secrets
@@ -88,10 +89,8 @@ def placeholder_config(folder: PodFolder, settings: ServingSettings) -> DraftCon
     It is certain once the pod has the lineage's record. Else it follows from the published head that the lineage will
     begin with, or from the target. Raises :class:`TargetUnavailable`.
     """
-    try:
+    with contextlib.suppress(FileNotFoundError, InvalidRecord):
         return lineage_config(Lineage.from_json(folder.lineage.read_bytes()))
-    except (FileNotFoundError, InvalidRecord):
-        pass
     name, initial = settings.target.model, settings.draft.initial
     raw = ModelFiles(name, settings.target.revision).read_object(CONFIG_FILE)
     target, tokens = read_target_config(raw, name), vocabulary_size(raw, name)

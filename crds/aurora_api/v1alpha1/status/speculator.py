@@ -103,8 +103,8 @@ class SpeculatorStatus(Model):
     kept_versions: list[int] = Field(
         default_factory=list,
         max_length=MAX_KEPT_SHOWN,
-        description="Versions whose weights the store keeps, the newest 64: see `spec.training.draftHistoryLimit`. Of"
-        " these, `rollout.pin` may name those that passed their measurement.",
+        description="Versions whose weights the store keeps, the newest 64: see `spec.training.draftHistoryLimit`."
+        " `rollout.pin` may name one of them that passed its measurement.",
     )
     start: StartStatus | None = Field(
         default=None,

@@ -250,8 +250,8 @@ class Swapper:
             if given_up.is_set():
                 log.info("the swap to version %d was given up for a newer order: %s", request.version, error)
                 return
-            transient, restart = not draft_may_be_at_fault or _is_transient(error), isinstance(error, SizesDiffer)
-            self._fail(request, str(error), transient=transient, needs_restart=restart)
+            transient = not draft_may_be_at_fault or _is_transient(error)
+            self._fail(request, str(error), transient=transient, needs_restart=isinstance(error, SizesDiffer))
         except Exception as error:  # the task's outermost frame: an unreported failure would look like an endless swap
             log.exception("swap to version %d failed", request.version)
             self._fail(request, type(error).__name__, transient=False)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from aurora_protocol.agent_api import MEASUREMENT_PREFIX
 from aurora_protocol.tag_hash import NO_TAG, tag_number
-from aurora_runtime.request_privacy import wish_of
+from aurora_runtime.request_wish import wish_of
 from aurora_runtime.serving.capture.request_sample import RequestSample
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from aurora_runtime.request_privacy import request_wish
+from aurora_runtime.request_wish import request_wish
 
 VALIDATE_FUNCTION: Final = "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request"
 """Called once for each prompt, with its token ids, before it is sent to the scheduler."""

@@ -15,7 +15,7 @@ from tests.unit.operator.worlds import made, observed, spec, store
 
 ON_JOB = spec(serving={"replicas": 2})
 ON_REPLICA = spec(serving={"replicas": 2}, validation={"measureOn": "Replica"})
-OTHER_MEASURES = FleetView(measuring="other")
+OTHER_MEASURES = FleetView(measured_first="other")
 A, B, C, ELSEWHERE = ("team", "a"), ("team", "b"), ("team", "c"), ("elsewhere", "d")
 MEASURING, WAITING = MeasurementStage.MEASURING, MeasurementStage.WAITING
 
@@ -63,18 +63,18 @@ def test_a_candidate_that_waits_for_something_else_holds_no_place() -> None:
 def test_the_one_that_has_waited_longest_is_next() -> None:
     fleet = Fleet()
     fleet.report_measurement(A, MEASURING)
-    assert [fleet.view(key).measuring for key in (A, B, ELSEWHERE)] == ["", "a", ""]
+    assert [fleet.view(key).measured_first for key in (A, B, ELSEWHERE)] == ["", "a", ""]
     fleet.report_measurement(C, WAITING)
     fleet.report_measurement(B, WAITING)
     fleet.report_measurement(C, WAITING)
     fleet.report_measurement(A, None)
-    assert [fleet.view(key).measuring for key in (A, B, C)] == ["c", "c", ""]
+    assert [fleet.view(key).measured_first for key in (A, B, C)] == ["c", "c", ""]
     fleet.report_measurement(C, MEASURING)
     fleet.report_measurement(A, WAITING)
     fleet.report_measurement(C, None)
-    assert [fleet.view(key).measuring for key in (A, B)] == ["b", ""]
+    assert [fleet.view(key).measured_first for key in (A, B)] == ["b", ""]
     fleet.forget(B)
-    assert fleet.view(A).measuring == ""
+    assert fleet.view(A).measured_first == ""
     fleet.report_measurement(A, WAITING)
     fleet.report(A, None)
-    assert fleet.view(C).measuring == "", "its spec cannot be used"
+    assert fleet.view(C).measured_first == "", "its spec cannot be used"

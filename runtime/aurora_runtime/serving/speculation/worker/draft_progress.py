@@ -24,7 +24,7 @@ from torch import Tensor
 
 from aurora_runtime.engine.arms import Arm
 from aurora_runtime.pinned_copy import to_device
-from aurora_runtime.request_privacy import wish_of
+from aurora_runtime.request_wish import wish_of
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT
 from aurora_runtime.serving.speculation.worker.draft_catch_up import LateRequest, catch_up, draft_contexts, replace_rows
 from aurora_runtime.serving.speculation.worker.pending_tokens import PendingTokens

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from aurora_runtime.engine.arms import Source
 from aurora_runtime.pinned_copy import to_device
-from aurora_runtime.request_privacy import wish_of
+from aurora_runtime.request_wish import wish_of
 from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.worker.rounds import Round
 

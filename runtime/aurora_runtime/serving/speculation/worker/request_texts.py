@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from aurora_runtime.request_privacy import wish_of
+from aurora_runtime.request_wish import wish_of
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex, Proposal
 
 _NOTHING: Final = Proposal()

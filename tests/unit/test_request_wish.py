@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_protocol.tag_hash import NO_TAG, number_of_hash, tag_hash, tag_key, tag_number
-from aurora_runtime.request_privacy import DEFAULT, MAX_TAG_CHARACTERS, NO_TRACE, RequestWish, request_wish, wish_of
+from aurora_runtime.request_wish import DEFAULT, MAX_TAG_CHARACTERS, NO_TRACE, RequestWish, request_wish, wish_of
 
 KEY = tag_key("secret")
 SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=5)

@@ -25,10 +25,12 @@ MAX_TAG_CHARACTERS: Final = 128
 
 @dataclass(frozen=True)
 class RequestWish:
-    """Whether a request may be traced, and the tag of its trace. An empty tag is none."""
+    """What one request asks for."""
 
     trace: bool = True
+    """Whether the request may be traced."""
     tag: str = ""
+    """The tag of its trace; empty: none."""
     speculate: bool = True
     """Whether tokens may be proposed for the request."""
 
