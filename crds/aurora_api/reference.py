@@ -22,7 +22,7 @@ USUAL_FIELDS: Final = (
     "resources",
     "serving.replicas",
     "serving.extraArgs",
-    "capture.sampleRatio",
+    "capture.tokensPerMinute",
     "validation.concurrencies",
     "validation.measureOn",
 )

@@ -8,6 +8,7 @@ method  path                       body                        answer
 ======  =========================  ==========================  ==================================================
 GET     ``/v1/state``                                          200 with :class:`AgentState`
 PUT     ``/v1/draft``              :class:`SwapRequest`        202 with :class:`AgentState`
+PUT     ``/v1/trace-budget``       :class:`TraceBudget`        202 with :class:`AgentState`
 PUT     ``/v1/measurement``        :class:`MeasurementRequest` 202 with :class:`AgentState`
 PUT     ``/v1/measurement/trial``  :class:`TrialRequest`       200 with :class:`AgentState` once the engine is
                                                                ready for the trial, 202 before: ask again
@@ -195,6 +196,12 @@ class CaptureCounters(Model):
     answer_tokens: int = Field(default=0, description="Answer tokens in captured traces.")
 
 
+class TraceBudget(Record):
+    """How much of its traffic a pod traces. Until an order, it traces what its settings say."""
+
+    tokens_per_minute: int = Field(ge=0, le=MAX_COUNT, description="Tokens to trace in a minute, prompts included.")
+
+
 class SavedTime(Model):
     """How much time speculation saves an engine, by the costs of the engine's own verify rounds. An estimate."""
 
@@ -308,6 +315,7 @@ class AgentState(Record):
         " known.",
     )
     measurement: MeasurementStatus | None = Field(default=None, description="Set while the pod is withdrawn.")
+    trace_budget: TraceBudget | None = Field(default=None, description="The last one ordered. None: none was ordered.")
     upload_error: str = Field(
         default="",
         max_length=300,

@@ -15,7 +15,15 @@ import asyncio
 
 import aiohttp
 
-from aurora_protocol.agent_api import AGENT_PORT, AgentState, MeasurementRequest, Refusal, SwapRequest, TrialRequest
+from aurora_protocol.agent_api import (
+    AGENT_PORT,
+    AgentState,
+    MeasurementRequest,
+    Refusal,
+    SwapRequest,
+    TraceBudget,
+    TrialRequest,
+)
 from aurora_protocol.errors import AgentRefused, AgentUnreachable, Fenced, InvalidAgentAnswer, InvalidRecord
 
 CALL_SECONDS = 3.0
@@ -62,6 +70,10 @@ class AgentClient:
         Raises :class:`Fenced` when the pod is not, or no longer, withdrawn for this measurement.
         """
         return (await self._call("PUT", ip, "/v1/measurement", token, request.to_json()))[1]
+
+    async def limit_traces(self, ip: str, token: str, budget: TraceBudget) -> AgentState:
+        """Order the pod to trace no more than ``budget``."""
+        return (await self._call("PUT", ip, "/v1/trace-budget", token, budget.to_json()))[1]
 
     async def trial(self, ip: str, token: str, request: TrialRequest) -> AgentState | None:
         """Order a withdrawn pod's engine to run ``request``, with an empty prefix cache.

@@ -15,7 +15,7 @@ from typing import Self
 
 from pydantic import Field
 
-from aurora_api.base import Model, Ratio
+from aurora_api.base import Model
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.serving import DEFAULT_MAX_RUNNING_REQUESTS, Device
 from aurora_api.v1alpha1.target import TargetSpec
@@ -95,9 +95,11 @@ class StateType(StrEnum):
 
 
 class CaptureOptions(Model):
-    """How a pod traces requests. The resource sets ``sample_ratio``; tests and benches set the rest."""
+    """How a pod traces requests. Pods of the operator trace nothing until they have an order."""
 
-    sample_ratio: Ratio = Field(default="1", description="Share of the requests that are traced.")
+    tokens_per_minute: int | None = Field(
+        default=None, ge=0, description="Tokens to trace in a minute until the first order. None: no limit."
+    )
     shard_seconds: float = Field(default=20, gt=0, description="Longest time that a shard stays open, in seconds.")
     state_type: StateType = StateType.FLOAT8
 

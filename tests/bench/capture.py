@@ -22,7 +22,6 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
 
 from tests.assets.model import ensure_model
@@ -39,11 +38,10 @@ from tests.bench.bench_command import (
 from tests.bench.markdown import geometric_mean_and_interval, markdown_row, markdown_table
 from tests.bench.stream_timing import CONCURRENCIES, PROMPTS, time_stream
 
-from aurora_runtime.serving.capture.request_sample import is_sampled
+from aurora_protocol.agent_api import MEASUREMENT_PREFIX
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.pod_files import PodFolder
 
-SAMPLE_RATIO = Decimal("0.5")
 HEADER = [
     "concurrency",
     "traced/untraced speed [95 %]",
@@ -57,7 +55,8 @@ HEADER = [
 
 def request_ids(traced: bool) -> Iterator[str]:
     """Endless fresh request ids. Capture traces all of these requests if ``traced``, and otherwise none."""
-    return (rid for _ in itertools.count() if is_sampled(rid := uuid.uuid4().hex, SAMPLE_RATIO) is traced)
+    prefix = "" if traced else MEASUREMENT_PREFIX
+    return (prefix + uuid.uuid4().hex for _ in itertools.count())
 
 
 def milliseconds_per_round(
@@ -154,7 +153,6 @@ def main() -> None:
             lineage=1,
             pod="bench",
             boot="bench",
-            sample_ratio=str(SAMPLE_RATIO),
             shard_seconds=20,
         )
         model = ensure_model()

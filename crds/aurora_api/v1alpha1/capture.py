@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from aurora_api.base import Model, Ratio
-from aurora_api.v1alpha1.cel import rules
+from aurora_api.base import Model
+
+FIRST_DRAFT_FACTOR = 10
+"""How many times the budget is traced until a first draft has passed its measurement."""
 
 
 class CaptureSpec(Model):
@@ -14,12 +16,11 @@ class CaptureSpec(Model):
     A request can refuse to be traced, or name a tag whose traces can be erased (docs/how-to/erasing-data.md).
     """
 
-    model_config = Model.model_config | {
-        "json_schema_extra": rules(("double(self.sampleRatio) <= 1.0", "sampleRatio is a share: at most 1"))
-    }
-
-    sample_ratio: Ratio = Field(
-        default="1",
-        description='Share of requests that are traced, from "0" (none) to "1" (all). Set "0.05" where traffic is high'
-        " or traces cost too much: some thousand answer tokens are enough for a draft.",
+    tokens_per_minute: int = Field(
+        default=20_000,
+        ge=0,
+        le=1_000_000_000,
+        description="About how many tokens are traced in a minute, prompts included, by all pods together. Above it,"
+        " only a share of the conversations is traced. 0 traces nothing. Until a first draft has passed its"
+        f" measurement, the pods trace up to {FIRST_DRAFT_FACTOR} times as many. A change restarts no pod.",
     )

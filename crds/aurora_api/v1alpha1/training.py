@@ -31,7 +31,7 @@ class TrainingSpec(Model):
         default=False,
         description="Stop training. Pods go on serving the active draft, and a candidate that was offered before is"
         " still measured and rolled out. The trainer's pod stays to delete old traces while pods may write new ones: it"
-        ' stops when `serving.replicas` is 0 or `capture.sampleRatio` is "0".',
+        " stops when `serving.replicas` is 0 or `capture.tokensPerMinute` is 0.",
     )
     passes: int = Field(
         default=16,

@@ -24,7 +24,7 @@ from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.observe.observed import RefusedJob
 from aurora_operator.observe.observer import Snapshot
 from aurora_operator.observe.store.store_access import StoreAccess
-from aurora_operator.plan import LeaseRequest, Plan, Swap
+from aurora_operator.plan import LeaseRequest, Plan
 from aurora_protocol.agent_api import AgentState
 from aurora_protocol.agent_client import AgentClient
 from aurora_protocol.errors import AgentError, Fenced
@@ -83,7 +83,7 @@ class Actor:
         # No replica leaves its Service for a Job that cannot be created yet. Replicas still return.
         may_withdraw = not (job.job_waits or children.workloads_held)
         leases = [lease for lease in plan.leases if may_withdraw or not lease.request.begin]
-        fencing_epoch = await _ask(owner.full_name, [*self._requests(plan.swaps, leases, snapshot.agent_token)])
+        fencing_epoch = await _ask(owner.full_name, [*self._requests(plan, leases, snapshot.agent_token)])
         for note in plan.notes:
             self._events.post(note, owner)
         return ExecutionResult(
@@ -94,14 +94,17 @@ class Actor:
             wrote_status=plan.status is not None,
         )
 
-    def _requests(self, swaps: Iterable[Swap], leases: Iterable[LeaseRequest], token: str) -> Iterator[_AgentRequest]:
-        for swap in swaps:
+    def _requests(self, plan: Plan, leases: Iterable[LeaseRequest], token: str) -> Iterator[_AgentRequest]:
+        for swap in plan.swaps:
             epoch, call = swap.request.epoch, self._agents.swap(swap.ip, token, swap.request)
             yield _AgentRequest(f"swap pod {swap.pod} to version {swap.request.version} (epoch {epoch})", epoch, call)
         for lease in leases:
             action, measurement = "withdraw" if lease.request.begin else "return", lease.request.measurement
             call = self._agents.lease(lease.ip, token, lease.request)
             yield _AgentRequest(f"{action} pod {lease.pod} for {measurement}", lease.request.epoch, call)
+        for limit in plan.trace_limits:
+            call = self._agents.limit_traces(limit.ip, token, limit.budget)
+            yield _AgentRequest(f"limit the traces of pod {limit.pod}", 0, call)
 
 
 async def _ask(speculator: str, requests: Sequence[_AgentRequest]) -> int:

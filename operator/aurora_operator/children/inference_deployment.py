@@ -96,7 +96,7 @@ def serving_settings(owner: Owner, spec: SpeculatorSpec) -> ServingSettings:
         name=owner.name,
         target=spec.target.without_source(),
         draft=spec.draft,
-        capture=CaptureOptions(sample_ratio=spec.capture.sample_ratio),
+        capture=CaptureOptions(tokens_per_minute=0),  # until an order: a change of the budget restarts no pod
         device=spec.serving.device,
         max_running_requests=spec.serving.max_running_requests,
         extra_args=spec.serving.extra_args,

@@ -11,7 +11,7 @@ from enum import StrEnum
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.plan.operator_upgrade import UpgradeDecision
-from aurora_protocol.agent_api import MeasurementRequest, SwapRequest
+from aurora_protocol.agent_api import MeasurementRequest, SwapRequest, TraceBudget
 from aurora_protocol.draft_records import Channel
 
 
@@ -31,6 +31,15 @@ class LeaseRequest:
     pod: str
     ip: str
     request: MeasurementRequest
+
+
+@dataclass(frozen=True)
+class TraceLimit:
+    """Ask the agent of a pod to trace no more than a budget."""
+
+    pod: str
+    ip: str
+    budget: TraceBudget
 
 
 class MeasurementStage(StrEnum):
@@ -69,6 +78,7 @@ class Plan:
     """A Job to create unless it exists."""
     swaps: tuple[Swap, ...] = ()
     leases: tuple[LeaseRequest, ...] = ()
+    trace_limits: tuple[TraceLimit, ...] = ()
     notes: tuple[EventNote, ...] = field(default=())
     decisions: tuple[str, ...] = ()
     """The reasons of those notes that tell a decision about a version, for the metrics."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from aurora_api.v1alpha1.capture import FIRST_DRAFT_FACTOR
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, RolloutPhase
 from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.children.inference_deployment import served_image
@@ -21,7 +22,7 @@ from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import Observed
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import lending
-from aurora_operator.plan.actions import LeaseRequest, MeasurementStage, Plan, Swap
+from aurora_operator.plan.actions import LeaseRequest, MeasurementStage, Plan, Swap, TraceLimit
 from aurora_operator.plan.candidate import ValidationDecision, ValidationInputs, decide, seconds_until_attempt, shortage
 from aurora_operator.plan.channel_builder import digest_of, first_channel, next_channel, with_digests
 from aurora_operator.plan.conditions import with_waiting_upgrade
@@ -35,7 +36,7 @@ from aurora_operator.plan.status_builder import StatusChanges, status_of, worth_
 from aurora_operator.plan.usable_store import usable_store
 from aurora_operator.plan.wanted_children import children, is_at_rest, obsolete_jobs, trainer_replicas
 from aurora_operator.plan.world_builder import rollout_pods, world_of
-from aurora_protocol.agent_api import SwapRequest
+from aurora_protocol.agent_api import SwapRequest, TraceBudget
 from aurora_protocol.pod_settings import Replica
 
 
@@ -65,6 +66,7 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         advance=None if advance is None else with_digests(advance, stored),
         status=status if worth_writing(observed.status, status, since_written) else None,
         notes=(*made.notes, *usable.notes),
+        trace_limits=tuple(_trace_limits(observed)),
         moving=made.moving or advance is not None,
         upgrade=upgrade,
     )
@@ -238,6 +240,17 @@ def _swap_requests(observed: Observed, step: Step) -> Iterator[Swap]:
         if digest is not None and addresses[pod]:
             request = SwapRequest(version=version, digest=digest, epoch=max(step.rollout.epoch, 1))
             yield Swap(pod, addresses[pod], request)
+
+
+def _trace_limits(observed: Observed) -> Iterator[TraceLimit]:
+    """Orders for the pods that have not yet their part of the budget: an equal part for each wanted pod."""
+    active = observed.status.active
+    has_passed = active is not None and active.version > 0
+    budget = observed.spec.capture.tokens_per_minute * (1 if has_passed else FIRST_DRAFT_FACTOR)
+    part = TraceBudget(tokens_per_minute=-(-budget // max(observed.spec.serving.replicas, 1)))
+    for view in observed.pods:
+        if view.ip and view.agent is not None and view.agent.trace_budget != part:
+            yield TraceLimit(view.name, view.ip, part)
 
 
 def _job_to_create(

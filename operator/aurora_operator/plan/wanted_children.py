@@ -10,7 +10,6 @@ Invariant: the store stays bounded. Whenever traces may arrive, a trainer runs t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import Decimal
 
 from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.inference_deployment import deployment
@@ -97,5 +96,4 @@ def _stays_stopped(observed: Observed) -> bool:
 
 def _traces_may_arrive(observed: Observed) -> bool:
     """Inference pods trace requests, or are wanted and will. Terminating pods upload their last traces."""
-    traced = Decimal(observed.spec.capture.sample_ratio) > 0
-    return traced and (observed.spec.serving.replicas > 0 or bool(observed.pods))
+    return observed.spec.capture.tokens_per_minute > 0 and (observed.spec.serving.replicas > 0 or bool(observed.pods))

@@ -129,7 +129,7 @@ class EngineStart:
             boot=self.state.boot,
             traffic_key=self.files.traffic_key.hex(),
             tag_key=self.files.tag_key.hex(),
-            sample_ratio=capture.sample_ratio,
+            tokens_per_minute=capture.tokens_per_minute,
             state_type=capture.state_type,
             shard_seconds=capture.shard_seconds,
             trace=self.state.mode is EngineMode.DRAFT,

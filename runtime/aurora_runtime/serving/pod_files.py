@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from aurora_protocol.agent_api import TraceBudget
 from aurora_protocol.record import Record
 from aurora_runtime.serving.pod_records import CaptureState, EngineState, ModeOrder, SpeculationState, Withdrawal
 
@@ -92,6 +93,11 @@ class PodFolder:
         return self.path / "swap.json"
 
     @property
+    def trace_budget(self) -> Path:
+        """The last trace budget that the operator ordered."""
+        return self.path / "trace-budget.json"
+
+    @property
     def stopping(self) -> Path:
         """Exists once the launcher was asked to stop. SGLang then finishes its requests and gets no new ones."""
         return self.path / "stopping"
@@ -113,6 +119,9 @@ class PodFolder:
 
     def read_capture_state(self) -> CaptureState | None:
         return _read(self.capture, CaptureState)
+
+    def read_trace_budget(self) -> TraceBudget | None:
+        return _read(self.trace_budget, TraceBudget)
 
     def read_speculation_state(self) -> SpeculationState | None:
         return _read(self.speculation, SpeculationState)

@@ -70,7 +70,7 @@ http.server.ThreadingHTTPServer(("0.0.0.0", 30000), Handler).serve_forever()
 AGENT = f"""
 import datetime, http.server, json, os, pathlib, time
 token = pathlib.Path("/etc/aurora/keys/agent-token").read_text()
-me = {{"version": 0, "epoch": 0, "swap": {{"phase": "Idle"}}, "tokens": 0, "rounds": 0}}
+me = {{"version": 0, "epoch": 0, "swap": {{"phase": "Idle"}}, "tokens": 0, "rounds": 0, "budget": None}}
 lease = {{"measurement": "", "end": 0.0}}
 
 def leased():
@@ -79,12 +79,14 @@ def leased():
 def state():
     if leased():
         status = {{"measurement": lease["measurement"], "phase": "Measuring"}}
-        return {{"pod": os.environ["POD_NAME"], "boot": "", "engineReady": False, "measurement": status}}
+        return {{"pod": os.environ["POD_NAME"], "boot": "", "engineReady": False, "measurement": status,
+                "traceBudget": me["budget"]}}
     me["rounds"] += 1000
     me["tokens"] += 1000 if me["version"] == {DEGRADED_VERSION} else 2000
     live = {{"answerTokens": me["tokens"], "verifyRounds": me["rounds"], "requests": me["rounds"] // 10}}
     return {{"pod": os.environ["POD_NAME"], "boot": "b", "engineReady": True, "lineage": 1, "live": live,
-            "version": me["version"], "checksum": f"sum-{{me['version']}}", "swap": me["swap"]}}
+            "version": me["version"], "checksum": f"sum-{{me['version']}}", "swap": me["swap"],
+            "traceBudget": me["budget"]}}
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, code, body):
@@ -105,6 +107,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.headers["Authorization"] != f"Bearer {{token}}":
             return self.answer(401, {{}})
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/v1/trace-budget":
+            me["budget"] = asked
+            return self.answer(202, state())
         if asked["epoch"] < me["epoch"]:
             return self.answer(409, {{}})
         if self.path == "/v1/measurement":

@@ -21,6 +21,7 @@ from aurora_protocol.agent_api import (
     SwapPhase,
     SwapRequest,
     SwapStatus,
+    TraceBudget,
     TrialRequest,
 )
 from aurora_protocol.agent_client import CALL_SECONDS, MAX_BODY_BYTES, AgentClient
@@ -43,6 +44,7 @@ async def _serve() -> AsyncIterator[Serve]:
             app = web.Application()
             app.router.add_get("/v1/state", handler)
             app.router.add_put("/v1/draft", handler)
+            app.router.add_put("/v1/trace-budget", handler)
             app.router.add_put("/v1/measurement", handler)
             app.router.add_put("/v1/measurement/trial", handler)
             server = TestServer(app, host="0.0.0.0")  # noqa: S104 - tests call several addresses of the loopback
@@ -87,6 +89,17 @@ async def test_lease_and_trial_send_their_requests_and_a_trial_under_way_has_no_
     assert state is not None
     assert state.version == 3
     assert received == [LEASE, TRIAL, TRIAL]
+
+
+async def test_a_budget_is_sent_and_the_agents_state_returned(serve: Serve) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        assert request.path == "/v1/trace-budget"
+        budget = TraceBudget.from_json(await request.read())
+        return web.Response(body=agent("p", 3, trace_budget=budget).to_json(), status=202)
+
+    agents = await serve(answer)
+    budget = TraceBudget(tokens_per_minute=700)
+    assert (await agents.limit_traces("127.0.0.1", "secret", budget)).trace_budget == budget
 
 
 def invalid_state(**fields: Any) -> bytes:

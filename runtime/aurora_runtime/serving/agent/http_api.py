@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from aurora_protocol.agent_api import MeasurementRequest, Refusal, SwapRequest, TrialRequest
+from aurora_protocol.agent_api import MeasurementRequest, Refusal, SwapRequest, TraceBudget, TrialRequest
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.agent_token import AgentToken
@@ -75,6 +75,11 @@ def application(
             await swapper.request(swap)
         return await state_response(202)
 
+    async def put_trace_budget(request: web.Request) -> web.Response:
+        with _faults_as_statuses(swapper):
+            await pod.limit_traces(TraceBudget.from_json(await request.read()))
+        return await state_response(202)
+
     async def put_measurement(request: web.Request) -> web.Response:
         with _faults_as_statuses(swapper):
             measurement = MeasurementRequest.from_json(await request.read())
@@ -93,6 +98,7 @@ def application(
             web.get("/metrics", get_metrics),
             web.get("/v1/state", get_state),
             web.put("/v1/draft", put_draft),
+            web.put("/v1/trace-budget", put_trace_budget),
             web.put("/v1/measurement", put_measurement),
             web.put("/v1/measurement/trial", put_trial),
         ]

@@ -19,6 +19,7 @@ from aurora_protocol.agent_api import (
     CaptureCounters,
     DraftCounters,
     LiveCounters,
+    TraceBudget,
 )
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.speculation_settings import PLACEHOLDER_VERSION
@@ -28,7 +29,9 @@ from aurora_runtime.serving.agent.metrics import CaptureFigures
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
+from aurora_runtime.serving.pod_files import write_atomically
 from aurora_runtime.serving.pod_records import SpeculationState
+from aurora_runtime.store_thread import finish_in_thread
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +86,11 @@ class PodObserver:
         swapper = self._swapper
         ready = swapper.generation_is_paused or await self._pod.engine.is_ready() or swapper.generation_is_paused
         return ready and not self._lease.withdrawn
+
+    async def limit_traces(self, budget: TraceBudget) -> None:
+        """Leave ``budget`` for the capture plugin, which reads it within a second."""
+        path = self._pod.folder.trace_budget
+        await finish_in_thread(lambda: write_atomically(path, budget.to_json(), durable=True))
 
     def capture_counters(self) -> CaptureCounters:
         """Counters of the capture plugin and of the uploader. A hook error counts as a dropped record."""
@@ -157,6 +165,7 @@ class PodObserver:
             live=live if speculation is None else _by_source(live, speculation),
             capture=self.capture_counters(),
             measurement=measurement,
+            trace_budget=self._pod.folder.read_trace_budget(),
             upload_error=self._uploader.error,
             speedup_estimate=_speedup(speculation),
             saved_time=speculation.saved_time if speculation is not None else None,

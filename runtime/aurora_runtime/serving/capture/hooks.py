@@ -7,7 +7,6 @@ tensor-parallel rank 0 captures.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from decimal import Decimal
 from typing import Any
 
 from aurora_runtime.serving.capture.batch_outputs import CaptureSink, PromptOutput, VerifyOutput, count_error
@@ -65,7 +64,7 @@ class CaptureHooks:
         tag_key = bytes.fromhex(settings.tag_key)
         writer = ShardWriter(settings)
         request_filter = RequestFilter(
-            Decimal(settings.sample_ratio),
+            lambda: writer.allowance.share,
             key,
             tag_key,
             max_tokens=settings.shard_tokens,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, Final
 
 from aurora_protocol.agent_api import MEASUREMENT_PREFIX
@@ -42,14 +41,14 @@ class _Filtered:
 class RequestFilter:
     """Selects the requests to trace.
 
-    ``ratio`` is the share of the requests that are sampled, ``key`` decides which. ``tag_key`` hashes their tags.
+    ``share`` of the requests are sampled, ``key`` decides which. ``tag_key`` hashes their tags.
     ``marker`` is what the chat template puts before each answer, once it is known. A trace has less than ``max_tokens``
     of the prompt, so a request with a longer one is not traced, and ``refused_prompt`` is called once for it.
     """
 
     def __init__(
         self,
-        ratio: Decimal,
+        share: Callable[[], float],
         key: bytes = b"",
         tag_key: bytes = b"",
         *,
@@ -57,7 +56,7 @@ class RequestFilter:
         refused_prompt: Callable[[], None] = lambda: None,
     ) -> None:
         self._tag_key = tag_key
-        self._sample = RequestSample(ratio, key, max_tokens=max_tokens, refused_prompt=refused_prompt)
+        self._sample = RequestSample(share, key, max_tokens=max_tokens, refused_prompt=refused_prompt)
         self.marker: tuple[int, ...] = ()
         self.probe_captured = False
         self._last: _Filtered | None = None

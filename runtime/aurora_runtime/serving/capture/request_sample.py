@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from decimal import Decimal
 from typing import Final
 
 from aurora_runtime.conversations import REMEMBERED_BEGINNINGS, beginning
@@ -24,16 +23,16 @@ REMEMBERED_REQUESTS: Final = 4096
 """Requests whose draw is remembered. A running request keeps its draw, and a round does not hash its tokens again."""
 
 
-def is_sampled(rid: str, ratio: Decimal, key: bytes = b"") -> bool:
+def is_sampled(rid: str, share: float, key: bytes = b"") -> bool:
     """Whether a request is in the sample by its id, which a client may choose: a function of the id and the key."""
-    return Decimal(keyed_draw(key, rid.encode())) < ratio * (1 << 64)
+    return keyed_draw(key, rid.encode()) < share * (1 << 64)
 
 
 class RequestSample:
     """The sample of an engine's requests.
 
     Args:
-        ratio: the share of the requests that are sampled.
+        share: returns the share of the requests that are sampled now. What a lower one samples, a higher one does too.
         key: the lineage's :func:`aurora_runtime.held_out_split.traffic_key`.
         max_tokens: a prompt of so many tokens is never sampled.
         refused_prompt: is called once for each request that would be sampled but for its prompt.
@@ -41,13 +40,13 @@ class RequestSample:
 
     def __init__(
         self,
-        ratio: Decimal,
+        share: Callable[[], float],
         key: bytes = b"",
         *,
         max_tokens: int | None = None,
         refused_prompt: Callable[[], None] = lambda: None,
     ) -> None:
-        self._ratio, self._key = ratio, key
+        self._share, self._key = share, key
         self._max_tokens, self._refused_prompt = max_tokens, refused_prompt
         self._draws: OrderedDict[str, bool] = OrderedDict()
         self._requests: OrderedDict[int, int] = OrderedDict()
@@ -72,12 +71,11 @@ class RequestSample:
         return known
 
     def _draw(self, rid: str, prompt: Sequence[int], marker: Sequence[int]) -> bool:
-        if self._ratio >= 1:
+        share = self._share()
+        if share >= 1:
             return True
         number = self._conversation(prompt, marker)
-        if number is None:
-            return is_sampled(rid, self._ratio, self._key)
-        return Decimal(number) < self._ratio * (1 << 63)
+        return is_sampled(rid, share, self._key) if number is None else number < share * (1 << 63)
 
     def _conversation(self, prompt: Sequence[int], marker: Sequence[int]) -> int | None:
         """The hash of the conversation's beginning. None if the prompt belongs to no conversation."""

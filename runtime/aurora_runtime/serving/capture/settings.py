@@ -6,7 +6,6 @@ from typing import Final
 
 from pydantic import Field
 
-from aurora_api.base import Ratio
 from aurora_protocol.pod_settings import StateType
 from aurora_protocol.record import Record
 from aurora_runtime.serving.pod_files import MAX_SPOOL_BYTES
@@ -27,7 +26,9 @@ class CaptureSettings(Record):
         default="", repr=False, description="Hexadecimal key of the draws: which requests are traced, and held out."
     )
     tag_key: str = Field(default="", repr=False, description="Hexadecimal key that hashes the tags of requests.")
-    sample_ratio: Ratio = Field(default="1", description="Share of the requests that are traced.")
+    tokens_per_minute: int | None = Field(
+        default=None, ge=0, description="Tokens to trace in a minute until the agent has an order. None: no limit."
+    )
     top_tokens: int = Field(default=32, ge=1, description="Most likely target tokens kept for each position.")
     state_type: StateType = Field(default=StateType.FLOAT8, description="How a shard stores hidden states.")
     shard_seconds: float = Field(default=20, gt=0, description="Longest time that a shard stays open.")

@@ -23,6 +23,7 @@ from aurora_protocol.draft_records import FileRef
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.serving.capture.safetensors_writer import write_safetensors
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
+from aurora_runtime.serving.capture.trace_allowance import TraceAllowance
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, TraceAssembler, VerifyRound
 from aurora_runtime.serving.pod_files import PodFolder, shard_age_key, write_atomically
 from aurora_runtime.serving.pod_records import CaptureState
@@ -71,6 +72,8 @@ class ShardWriter:
             max_open_bytes=settings.max_open_bytes,
             traffic_key=bytes.fromhex(settings.traffic_key),
         )
+        self.allowance = TraceAllowance(settings.tokens_per_minute)
+        self._allowance_at = clock()
         self._open_shard = _OpenShard()
         self._seq = 0
         self._records = self._probes = self._requests = self._answer_tokens = 0
@@ -162,6 +165,7 @@ class ShardWriter:
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + HEARTBEAT_SECONDS
             self._engine_stops = self._folder.stopping.exists()
+            self._refill_allowance(now)
             self.heartbeat()
 
     def _process(self, events: list[PromptChunk | VerifyRound]) -> None:
@@ -170,9 +174,18 @@ class ShardWriter:
                 self._probes += isinstance(event, VerifyRound)
                 continue
             self._records += 1
+            self.allowance.spend(event.hidden.shape[0])
             trace = self._assembler.add(event)
             if trace is not None:
                 self._add(trace)
+
+    def _refill_allowance(self, now: float) -> None:
+        """Follow the agent's last order, if there is one."""
+        order = self._folder.read_trace_budget()
+        if order is not None:
+            self.allowance.order(order.tokens_per_minute)
+        self.allowance.pass_time(now - self._allowance_at)
+        self._allowance_at = now
 
     def _add(self, trace: RequestTrace) -> None:
         shard = self._open_shard

@@ -16,8 +16,8 @@ from aurora_operator.errors import Conflict, KubernetesError
 from aurora_operator.observe.observed import RefusedJob
 from aurora_operator.observe.observer import Snapshot
 from aurora_operator.observe.stored_resource import owner_of
-from aurora_operator.plan import EventNote, LeaseRequest, Plan, Swap
-from aurora_protocol.agent_api import AgentState, MeasurementRequest, SwapRequest
+from aurora_operator.plan import EventNote, LeaseRequest, Plan, Swap, TraceLimit
+from aurora_protocol.agent_api import AgentState, MeasurementRequest, SwapRequest, TraceBudget
 from aurora_protocol.draft_records import Channel
 from aurora_protocol.errors import AgentUnreachable, Fenced
 from aurora_store.errors import ObjectExists
@@ -45,6 +45,10 @@ class World(FakeApi):
     async def lease(self, ip: str, token: str, request: MeasurementRequest) -> AgentState:
         self._record(f"{'withdraw' if request.begin else 'return'} {ip}")
         return agent(ip, 0)
+
+    async def limit_traces(self, ip: str, token: str, budget: TraceBudget) -> AgentState:
+        self._record(f"limit {ip}")
+        return agent(ip, 0, trace_budget=budget)
 
     async def advance(self, made: Channel) -> None:
         self._record(f"channel {made.epoch}")
@@ -78,14 +82,15 @@ FULL = Plan(
     delete_jobs=("old",),
     swaps=(swap("a"), swap("b")),
     leases=(lease("c", 0), lease("d", 60)),
+    trace_limits=(TraceLimit("e", "e", TraceBudget(tokens_per_minute=9)),),
     notes=(EventNote("Promoted", "version 1"),),
 )
 WRITTEN = ["create Secret chat-keys", "apply Service chat", "apply Deployment chat-trainer", "channel 2"]
 JOBS = ["apply AuroraSpeculator chat/status", "delete Job old", "create Job j"]
-ASKED = ["swap a", "swap b", "return c", "withdraw d", "event Promoted"]
+ASKED = ["swap a", "swap b", "return c", "withdraw d", "limit e", "event Promoted"]
 
 
-async def test_the_order_is_children_channel_status_jobs_swaps_leases_events() -> None:
+async def test_the_order_is_children_channel_status_jobs_swaps_leases_limits_events() -> None:
     world = World()
     assert await world.act(FULL) == ExecutionResult(wrote_status=True)
     assert world.writes == [*WRITTEN, *JOBS, *ASKED]
@@ -115,11 +120,11 @@ async def test_refused_children_and_a_refused_job_delay_nothing_but_the_lending_
     outcome = await world.act(FULL)
     assert outcome.apply_errors == ("Service chat: bad port",)
     assert outcome.refused_job == RefusedJob("j", "denied by a webhook")
-    assert world.writes[-5:] == ASKED
+    assert world.writes[-len(ASKED) :] == ASKED
     world = World(faults={"delete Job": DENIED})
     outcome = await world.act(FULL)
     assert outcome.apply_errors == ("Job old: denied by a webhook",)
-    assert world.writes[-4:] == ["swap a", "swap b", "return c", "event Promoted"], "no replica leaves for a Job"
+    assert world.writes[-5:] == [*ASKED[:3], *ASKED[4:]], "no replica leaves for a Job"
 
 
 async def test_while_the_keys_are_not_ours_no_job_is_made_and_pods_that_serve_are_still_asked() -> None:
@@ -127,14 +132,14 @@ async def test_while_the_keys_are_not_ours_no_job_is_made_and_pods_that_serve_ar
     world.put({"kind": "Secret", "metadata": {"name": "chat-keys", "namespace": OWNER.namespace}})
     outcome = await world.act(FULL)
     assert outcome.name_taken == ("Secret chat-keys",)
-    asked = ["swap a", "swap b", "return c", "event Promoted"]
+    asked = [*ASKED[:3], *ASKED[4:]]
     assert world.writes[1:] == ["apply Service chat", "channel 2", *JOBS[:2], *asked]
 
 
 async def test_agents_that_do_not_answer_hold_up_nobody_and_a_higher_epoch_is_told() -> None:
     world = World(faults={"swap a": AgentUnreachable("away"), "return c": AgentUnreachable("away")})
     assert (await world.act(FULL)).fencing_epoch == 0
-    assert world.writes[-5:] == ASKED
+    assert world.writes[-len(ASKED) :] == ASKED
     world = World(faults={"swap b": Fenced("higher epoch", epoch=41), "return c": Fenced("higher epoch", epoch=42)})
     assert (await world.act(FULL)).fencing_epoch == 42
     for epoch in (None, 1, swap("a").request.epoch):

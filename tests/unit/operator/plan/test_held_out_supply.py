@@ -103,7 +103,7 @@ def test_the_report_of_a_silent_trainer_holds_back_no_measurement() -> None:
 @pytest.mark.parametrize("age", [timedelta(0), TRAINER_SILENCE * 2, timedelta(days=9)], ids=str)
 def test_a_candidate_waits_while_the_operator_stops_the_trainer(age: timedelta) -> None:
     """The count cannot grow, so a measurement could not succeed."""
-    stopped = spec(serving={"replicas": 2}, training={"suspended": True}, capture={"sampleRatio": "0"})
+    stopped = spec(serving={"replicas": 2}, training={"suspended": True}, capture={"tokensPerMinute": 0})
     waits = made(observed(spec=stopped, store=replace(store(0, 1), trainer=record(0, age))))
     assert waits.job is None
     assert "ValidationStarted" not in events(waits)

@@ -295,8 +295,8 @@ def test_no_turn_is_given_before_every_speculator_was_observed() -> None:
 
 def test_a_field_with_its_default_is_no_choice_of_the_user() -> None:
     """So a field that another version of the operator adds restarts no pod."""
-    assert choice_digest(OWNER, spec(capture={"sampleRatio": "1"})) == choice_digest(OWNER, spec())
-    assert choice_digest(OWNER, spec(capture={"sampleRatio": "0.5"})) != choice_digest(OWNER, spec())
+    assert choice_digest(OWNER, spec(capture={"tokensPerMinute": 20_000})) == choice_digest(OWNER, spec())
+    assert choice_digest(OWNER, spec(serving={"maxRunningRequests": 9})) != choice_digest(OWNER, spec())
 
 
 def test_the_conditions_tell_of_the_upgrade() -> None:

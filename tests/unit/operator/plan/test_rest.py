@@ -18,11 +18,11 @@ NO_PODS: dict[str, Any] = {"pods": (), "deployment": WorkloadView(current=True, 
 STOPPED = WorkloadView(current=True, replicas=0, ready=0)
 
 
-def suspended(replicas: int = 0, ratio: str = "1", **more: Any) -> Observed:
+def suspended(replicas: int = 0, traced: int = 20_000, **more: Any) -> Observed:
     given = spec(
         serving={"replicas": replicas},
         training={"suspended": True},
-        capture={"sampleRatio": ratio},
+        capture={"tokensPerMinute": traced},
         validation={"measureOn": more.pop("measure_on", "Job")},
     )
     return observed(**({"spec": given} | (NO_PODS if replicas == 0 else {}) | more))
@@ -42,8 +42,8 @@ def trainer_replicas(seen: Observed) -> int:
         pytest.param(observed(spec=spec(serving={"replicas": 0}), **NO_PODS), 1, id="zero replicas, and it trains on"),
         pytest.param(suspended(), 0, id="suspended with zero replicas"),
         pytest.param(suspended(replicas=2), 1, id="suspended, and traces have to be bounded"),
-        pytest.param(suspended(replicas=2, ratio="0"), 0, id="suspended, and nothing is traced"),
-        pytest.param(suspended(replicas=2, ratio="0.05"), 1, id="suspended, and a few requests are traced"),
+        pytest.param(suspended(replicas=2, traced=0), 0, id="suspended, and nothing is traced"),
+        pytest.param(suspended(replicas=2, traced=1), 1, id="suspended, and a few requests are traced"),
         pytest.param(suspended(store=StoreView(lineage=lineage())), 0, id="suspended before version 0 exists"),
         pytest.param(
             suspended(pods=(pod("chat-a", 0, terminating=True),)), 1, id="a pod that ends uploads its last traces"

@@ -17,7 +17,7 @@ import pytest_asyncio
 from aiohttp import ClientSession
 from aiohttp.test_utils import TestClient, TestServer
 
-from aurora_protocol.agent_api import AgentState, DraftCounters, MeasurementRequest, Refusal, SavedTime
+from aurora_protocol.agent_api import AgentState, DraftCounters, MeasurementRequest, Refusal, SavedTime, TraceBudget
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.serving.agent.agent_token import READ_SECONDS, AgentToken
 from aurora_runtime.serving.agent.http_api import application
@@ -107,6 +107,18 @@ async def test_a_swap_is_requested_and_reported_over_http(rig: AgentRig) -> None
     assert "aurora_agent_requests_total 2.0" in text
     assert KEY not in text
     assert TOKEN not in text
+
+
+async def test_a_trace_budget_is_kept_for_the_engine(rig: AgentRig) -> None:
+    rig.engine_is(ready=True)
+    assert (await rig.state()).trace_budget is None
+    budget = TraceBudget(tokens_per_minute=700)
+    answer = await rig.http.put("/v1/trace-budget", data=budget.to_json(), headers=AUTH)
+    assert answer.status == 202
+    assert AgentState.from_json(await answer.read()).trace_budget == budget
+    assert rig.folder.read_trace_budget() == budget
+    assert (await rig.http.put("/v1/trace-budget", data=b'{"tokensPerMinute": -1}', headers=AUTH)).status == 400
+    assert (await rig.http.put("/v1/trace-budget", data=budget.to_json())).status == 401
 
 
 async def test_swaps_and_losses_are_counted_from_zero(rig: AgentRig) -> None:

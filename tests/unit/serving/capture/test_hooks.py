@@ -15,6 +15,7 @@ from aurora_runtime.serving.capture.hooks import CaptureHooks
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.capture.shard_writer import Batch
 from aurora_runtime.serving.capture.top_tokens import top_tokens
+from aurora_runtime.serving.capture.trace_allowance import TraceAllowance
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, VerifyRound
 from aurora_runtime.serving.capture.verify_tensors import VerifyTensors
 from aurora_runtime.traces import ProposalSource
@@ -25,7 +26,8 @@ NODES, VOCAB, WIDTH, DEPTH = 4, 20, 6, 3
 class Recorder:
     """Stands in for the writer and keeps the offered batches."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: int | None) -> None:
+        self.allowance = TraceAllowance(budget)
         self.batches: list[list[PromptChunk | VerifyRound]] = []
         self.errors = 0
         self.started = False
@@ -64,12 +66,12 @@ def batch_of(*reqs: Any, idle: bool = False, **fields: Any) -> Any:
 
 
 def make(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, rank: int = 0, ratio: str = "1"
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, rank: int = 0, budget: int | None = None
 ) -> tuple[CaptureHooks, Recorder]:
     settings = CaptureSettings(
-        state_folder=str(tmp_path), lineage=1, pod="p", boot="b", sample_ratio=ratio, top_tokens=3
+        state_folder=str(tmp_path), lineage=1, pod="p", boot="b", tokens_per_minute=budget, top_tokens=3
     )
-    recorder = Recorder()
+    recorder = Recorder(budget)
     monkeypatch.setattr("aurora_runtime.serving.capture.hooks.ShardWriter", lambda _settings: recorder)
     hooks = CaptureHooks(
         settings, append_output=lambda _current, output: output, read_rank=lambda: rank, read_version=lambda: "7"
@@ -120,7 +122,7 @@ def capture_probe(hooks: CaptureHooks) -> None:
 
 
 def test_before_the_probe_only_the_probe_is_captured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    hooks, recorder = make(monkeypatch, tmp_path, ratio="0")
+    hooks, recorder = make(monkeypatch, tmp_path, budget=0)
     result, verify_input, logits = verify(1)
     hooks.after_sample(result, verify_input, batch_of(request("warm-up")), logits)
     assert logits.auxiliary_device_output is None

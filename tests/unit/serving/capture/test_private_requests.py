@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,7 +86,7 @@ def test_a_refusing_request_alone_is_not_even_looked_at(
 
 
 def test_a_refusing_request_with_the_id_of_an_ended_one_is_not_traced() -> None:
-    request_filter, ended = RequestFilter(Decimal(1)), [request("a")]
+    request_filter, ended = RequestFilter(lambda: 1), [request("a")]
     assert request_filter.traced(ended) == ()
     request_filter.probe_captured = True
     assert [traced.rid for traced in request_filter.traced(ended)] == ["a"]

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from aurora_protocol.agent_api import TraceBudget
 from aurora_protocol.pod_settings import StateType
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.serving.capture import shard_writer
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.capture.shard_writer import STOPPING_SHARD_SECONDS, Batch, ShardWriter
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, VerifyRound
+from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import CaptureState
 from aurora_runtime.traces import ProposalSource, decode, state_type_of
 from aurora_store import Keys
@@ -103,6 +105,21 @@ def test_a_manifest_counts_the_tokens_of_the_draft_only(tmp_path: Path) -> None:
     (data,) = shards(tmp_path)
     manifest = ShardManifest.from_json(data.with_suffix(".json").read_bytes())
     assert (manifest.requests, manifest.rounds, manifest.proposed, manifest.accepted) == (3, 3, 2, 1)
+
+
+def test_the_budget_of_the_last_order_is_kept(tmp_path: Path) -> None:
+    clock = Clock()
+    writer = make(tmp_path, clock, tokens_per_minute=0)
+    assert writer.allowance.share == 0
+    write_atomically(PodFolder(tmp_path).trace_budget, TraceBudget(tokens_per_minute=1).to_json())
+    writer.step()  # the heartbeat looks for the file
+    assert writer.allowance.share == 1
+    offer(writer, long_request("r", prompt=30, answer=4))
+    writer.step()
+    assert writer.allowance.share == 0, "more than the ten tokens of ten minutes are traced"
+    clock.now += 3600
+    writer.step()
+    assert writer.allowance.share > 0
 
 
 def test_an_engine_that_stops_keeps_no_shard_open(tmp_path: Path) -> None:
