@@ -55,7 +55,7 @@ e2e: env
 	$(PY) -m pytest -q tests/e2e
 
 # Suites for one area each. `sglang` takes another supported version: make test-slow SUITE=sglang VERSION=0.5.22
-SUITE := ecosystem gpu heads plugin replica sglang targets trained
+SUITE := ecosystem gitops gpu heads plugin replica sglang targets trained
 VERSION := 0.5.22
 test-slow: $(addprefix slow-,$(SUITE)) ## Tests of one area each; SUITE="replica heads" chooses (see CONTRIBUTING.md)
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from aurora_api import GROUP, KIND, PLURAL, VERSION
 from aurora_api.reference import render_reference
 from aurora_api.v1alpha1.spec import SpeculatorSpec
-from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_api.v1alpha1.status import NO_STATUS, SpeculatorStatus
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILE = REPOSITORY / "crds/auroraspeculators.yaml"
@@ -166,7 +166,7 @@ def crd() -> dict[str, Any]:
     spec = schema_of(SpeculatorSpec, defaults=True)
     _with_defaults(spec, _example())
     _describe_defaults(spec)
-    status = schema_of(SpeculatorStatus, defaults=False)
+    status = schema_of(SpeculatorStatus, defaults=False) | {"default": NO_STATUS}
     columns = [
         {"name": name, "type": kind, "jsonPath": path} | ({"priority": priority} if priority else {})
         for name, kind, path, priority in _COLUMNS

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from aurora_api.v1alpha1.annotations import ABORT_ANNOTATION, annotated_version
 from aurora_api.v1alpha1.conditions import Condition, ConditionType
-from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
+from aurora_api.v1alpha1.status import NO_STATUS, RolloutPhase, SpeculatorStatus
 from aurora_cli.errors import Unreadable
 
 M = TypeVar("M", bound=BaseModel)
@@ -78,7 +78,7 @@ class Speculator:
     @property
     def has_status(self) -> bool:
         """Whether an operator has acted on the speculator."""
-        return bool(self.raw.get("status"))
+        return bool(self.raw.get("status", NO_STATUS) != NO_STATUS)
 
     @property
     def created(self) -> datetime | None:

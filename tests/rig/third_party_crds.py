@@ -5,19 +5,13 @@ They come from the projects' own Go modules, which are read when a test runs, so
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
-from tests.assets.cache import cache_root
-from tests.cluster.command import run
-from tests.cluster.local.build import find_go
-
-DOWNLOAD_TIMEOUT_SECONDS: Final = 300
+from tests.rig.go_tools import module_sources
 
 
 @dataclass(frozen=True)
@@ -30,20 +24,8 @@ class GoModule:
     """Below the module's folder."""
 
     def crds(self) -> Iterator[Any]:
-        """The CustomResourceDefinitions of ``files``. The module is downloaded once, into the cache."""
-        answer = run(
-            *(find_go(), "mod", "download", "-json", f"{self.path}@{self.version}"),
-            env={
-                "GOTOOLCHAIN": "local",
-                "GOWORK": "off",
-                "GOFLAGS": "-modcacherw",
-                "GOMODCACHE": str(cache_root() / "go-modules"),
-            },
-            cwd=Path("/"),
-            timeout_seconds=DOWNLOAD_TIMEOUT_SECONDS,
-            downloads=True,
-        )
-        folder = Path(json.loads(answer)["Dir"])
+        """The CustomResourceDefinitions of ``files``."""
+        folder = module_sources(self.path, self.version)
         for name in self.files:
             yield from (obj for obj in yaml.safe_load_all((folder / name).read_text()) if obj)
 

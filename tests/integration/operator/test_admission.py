@@ -309,6 +309,14 @@ def test_the_api_server_completes_the_quickstart(crd: Cluster) -> None:
     assert made["spec"]["validation"]["tolerance"] == "0.05"
 
 
+def test_a_new_resource_has_a_status_that_is_about_no_spec(crd: Cluster) -> None:
+    """Flux and Argo CD take a resource without a status for ready."""
+    crd.apply(speculator("unseen"))
+    made = json.loads(crd.kubectl("get", "auroraspeculator", "unseen", "-n", "default", "-o", "json"))
+    assert made["status"] == {"observedGeneration": 0}
+    crd.kubectl("delete", "auroraspeculator", "unseen", "-n", "default")
+
+
 @pytest.mark.parametrize(
     "sample", sorted([*SAMPLES.glob("*.yaml"), *SAMPLES.glob("targets/*.yaml")]), ids=lambda path: path.name
 )

@@ -22,7 +22,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from aurora_api import API_VERSION, KIND
-from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_api.v1alpha1.status import NO_STATUS, SpeculatorStatus
 from aurora_cli.main import app
 from aurora_cli.speculator import Speculator
 from tests.unit.operator.worlds import MINIMAL, OWNER
@@ -50,10 +50,8 @@ def resource(
     }
     if annotations:
         own["annotations"] = dict(annotations)
-    found: Object = {"apiVersion": API_VERSION, "kind": KIND, "metadata": own, "spec": {**MINIMAL, **spec}}
-    if status is not None:
-        found["status"] = status.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return found
+    shown = NO_STATUS if status is None else status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {"apiVersion": API_VERSION, "kind": KIND, "metadata": own, "spec": {**MINIMAL, **spec}, "status": shown}
 
 
 def speculator(status: SpeculatorStatus | None = None, **more: Any) -> Speculator:

@@ -6,6 +6,7 @@ from aurora_api.v1alpha1.status.speculator import (
     MAX_KEPT_SHOWN,
     MAX_PODS_SHOWN,
     MAX_REJECTED,
+    NO_STATUS,
     OperatorIdentity,
     SpeculatorStatus,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "MAX_KEPT_SHOWN",
     "MAX_PODS_SHOWN",
     "MAX_REJECTED",
+    "NO_STATUS",
     "AttemptReason",
     "CandidatePhase",
     "CandidateStatus",

@@ -6,7 +6,7 @@ only the operator needs is in ``status.operatorState``, which is not an API.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from pydantic import Field
 
@@ -22,6 +22,8 @@ from aurora_api.v1alpha1.status.versions import (
     VersionStatus,
 )
 
+NO_STATUS: Final = {"observedGeneration": 0}
+"""``status`` until the operator writes one: about no spec. kstatus takes a resource without any status for ready."""
 MAX_PODS_SHOWN = 64
 MAX_HISTORY = 20
 MAX_KEPT_SHOWN = 64
