@@ -98,7 +98,7 @@ def print_regret(options: argparse.Namespace) -> None:
             file = options.recorded
             every = RecordedRounds.read(file).traffics(count) if file else traffics(count, options.seed)
             for name, traffic in every.items():
-                regret = measure_regret(traffic, concurrency, MACHINES[table], options.seed, behind=options.behind)
+                regret = measure_regret(traffic, concurrency, MACHINES[table], options.seed)
                 figures = (regret.best.speedup, regret.of_best, regret.worst_window, regret.exploring_rounds)
                 cells = [table, name, concurrency, regret.best.arm.name, *(f"{figure:.3f}" for figure in figures)]
                 print(markdown_row(cells), flush=True)
@@ -110,9 +110,6 @@ def main() -> None:
     parser.add_argument("--machines", nargs="+", choices=list(MACHINES), default=list(MACHINES), help="cost tables")
     parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 4, 16, 64], help="requests at a time")
     parser.add_argument("--recorded", type=Path, help="replay recorded rounds instead of generated ones")
-    parser.add_argument(
-        "--behind", action="store_true", help="decide each round without the results of the round before"
-    )
     parser.add_argument("--decisions", action="store_true", help="measure only how long a decision takes")
     parser.add_argument("--seed", type=int, default=1, help="seed of traffic, noise and exploration")
     options = parser.parse_args()

@@ -120,15 +120,10 @@ class Regret:
     rounds: Sequence[PlayedRound]
 
 
-def measure_regret(
-    traffic: Sequence[RecordedRequest], concurrency: int, costs: CostTable, seed: int = 1, *, behind: bool = False
-) -> Regret:
-    """Play the traffic with a fresh controller and with every fixed arm.
-
-    ``behind``: the controller decides each round without the results of the round before.
-    """
+def measure_regret(traffic: Sequence[RecordedRequest], concurrency: int, costs: CostTable, seed: int = 1) -> Regret:
+    """Play the traffic with a fresh controller and with every fixed arm."""
     best = best_fixed_arm(traffic, concurrency, costs)
-    rounds = list(play(new_controller(seed), traffic, concurrency, costs, new_noise(seed), behind=behind))
+    rounds = list(play(new_controller(seed), traffic, concurrency, costs, new_noise(seed)))
     return Regret(
         best=best,
         of_best=speed(rounds) / best.speed,

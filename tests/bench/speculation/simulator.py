@@ -9,18 +9,15 @@ Invariant: an answer has the same tokens under every policy. A policy only decid
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from tests.bench.speculation.cost_tables import CostTable, Noise
 from tests.bench.speculation.recorded_rounds import RecordedRequest
 
 from aurora_runtime.engine.arms import OFF, Arm, Source
-from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS, PENDING_TOKENS
+from aurora_runtime.engine.speculation_settings import PENDING_TOKENS
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, Decision, RequestOutlook
-from aurora_runtime.serving.speculation.worker.behind.rounds_behind import SHORTEST_MATCH, launched, played
 from aurora_runtime.serving.speculation.worker.draft_progress import ROUNDS_IN_USE
 from aurora_runtime.serving.speculation.worker.policy import Policy
 
@@ -62,16 +59,10 @@ class _Running:
     request: RecordedRequest
     place: int = 0
     pending: int = 0
-    last_place: int | None = None
 
     def outlook(self) -> RequestOutlook:
         r, p = self.request, self.place
         return RequestOutlook(self.rid, r.lookup_match[p], r.lookup_length[p], self.pending)
-
-    def late_outlook(self) -> RequestOutlook:
-        """What is known before the results of the last round, as ``rounds_behind.py`` tells it."""
-        match = 0 if self.last_place is None else self.request.lookup_match[self.last_place]
-        return RequestOutlook(self.rid, max(match, SHORTEST_MATCH), LOOKUP_STEPS, self.pending)
 
     def accept(self, source: Source, arm: Arm, *, is_draft_trained: bool = True) -> int:
         """The accepted tokens of a round, and the step to the place after it."""
@@ -81,7 +72,6 @@ class _Running:
         elif source is Source.DRAFT and is_draft_trained:
             right = self.request.draft_right[self.place]
         accepted = min(right, arm.steps)
-        self.last_place = self.place
         self.place += accepted + 1
         if self.pending != CANNOT_DRAFT and not arm.drafts:
             self.pending += accepted + 1
@@ -109,27 +99,6 @@ class _DraftBacklog:
         return tokens
 
 
-class _Observations:
-    """Tells the policy of each round before the next decision, or one round later."""
-
-    def __init__(self, policy: Policy, *, late: bool) -> None:
-        self._policy = policy
-        self._late = late
-        self._rounds = deque[tuple[Callable[[], None], list[str]]]()
-
-    def add(self, observe: Callable[[], None], ended: list[str]) -> None:
-        self._rounds.append((observe, ended))
-        self.settle(1 if self._late else 0)
-
-    def settle(self, left: int = 0) -> None:
-        """Tell all rounds but the last ``left``."""
-        while len(self._rounds) > left:
-            observe, ended = self._rounds.popleft()
-            observe()
-            for rid in ended:
-                self._policy.request_ended(rid)
-
-
 def play(
     policy: Policy,
     traffic: Iterable[RecordedRequest],
@@ -137,7 +106,6 @@ def play(
     costs: CostTable,
     noise: Noise,
     reports_unplayed_lookup: bool = True,
-    behind: bool = False,
     untrained_rounds: int = 0,
     runs_untrained: bool = True,
 ) -> Iterator[PlayedRound]:
@@ -146,7 +114,6 @@ def play(
     Args:
         concurrency: the requests that run at a time.
         reports_unplayed_lookup: whether the worker compares lookups that it did not use with the tokens of the round.
-        behind: whether rounds are decided without the results of the round before (``rounds_behind.py``).
         untrained_rounds: rounds in which a draft serves that guesses nothing. Then the draft of the traffic is swapped
             in, and the running requests go on.
         runs_untrained: whether the former draft processes prompts. If not, the requests of that time go without any
@@ -154,22 +121,18 @@ def play(
     """
     waiting = iter(traffic)
     load, running, begun = load_of(concurrency), list[_Running](), 0
-    backlog, observations = _DraftBacklog(), _Observations(policy, late=behind)
+    backlog = _DraftBacklog()
     for number in itertools.count():
         if number == untrained_rounds > 0:
             policy.draft_serves("trained")
         while len(running) < load(begun):
             if (following := next(waiting, None)) is None:
-                observations.settle()
                 return
             drafts = runs_untrained or number >= untrained_rounds
             running.append(_Running(f"r{begun}", following, pending=0 if drafts else CANNOT_DRAFT))
             begun += 1
-        outlooks = [r.late_outlook() if behind else r.outlook() for r in running]
+        outlooks = [r.outlook() for r in running]
         decision = policy.choose(outlooks)
-        if behind:
-            matches = [r.request.lookup_match[r.place] for r in running]
-            decision = played(launched(decision), outlooks, matches)
         size, late = len(running), backlog.catch_up(decision, running)
         catch_up = costs(_SMALLEST_DRAFT, size, late) - costs(_SMALLEST_DRAFT, size, 0)
         milliseconds = costs(decision.arm, size, 0) + catch_up
@@ -182,8 +145,9 @@ def play(
         unplayed = [min(a, b + 1) for a, b in zip(right, accepted, strict=True)] if reports_unplayed_lookup else []
         took = noise.measured(milliseconds)
         told = None if late and not decision.arm.drafts else took  # a catch-up is not the work of such a round
-        observe = partial(policy.observe, decision, outlooks, accepted, told, unplayed)
-        observations.add(observe, [r.rid for r in running if r.place >= r.request.places])
+        policy.observe(decision, outlooks, accepted, told, unplayed)
+        for ended in (r for r in running if r.place >= r.request.places):
+            policy.request_ended(ended.rid)
         tokens = size + sum(accepted)
         off = costs(OFF, size, 0) * tokens / size
         yield PlayedRound(decision.arm, decision.explores, tokens, milliseconds, off, size)

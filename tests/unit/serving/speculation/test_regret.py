@@ -53,8 +53,6 @@ OF_BEST_WITHOUT_THE_DRAFT = 0.85
 ROUNDS_UNTIL_SWAP = 600
 ROUNDS_TO_FIND_A_DRAFT = 600
 """Rounds within which a good draft is in use under load, although the budget may just have paid for a long catch-up."""
-BEHIND = 0.96
-"""Least speed over the best fixed arm's, where each round is decided without the results of the round before."""
 OFF_TIMINGS = 0.02
 """Largest share of rounds that time off although another arm is faster."""
 OFF_TIMINGS_LOSS = 0.01
@@ -259,15 +257,6 @@ def test_exploration_loses_at_most_two_percent_of_the_time() -> None:
     lost = sum(r.milliseconds - r.off_milliseconds for r in regret.rounds if r.explores)
     assert lost <= 0.02 * sum(r.milliseconds for r in regret.rounds)
     assert regret.exploring_rounds <= 0.15
-
-
-@pytest.mark.parametrize("concurrency", [1, 4])
-@pytest.mark.parametrize("kind", [JSON, DOCSTRINGS, SQL, PROSE], ids=["json", "docstrings", "sql", "prose"])
-def test_on_a_gpu_decisions_may_be_one_round_behind(kind: TrafficKind, concurrency: int) -> None:
-    traffic, noise = generate(kind, requests_for(concurrency)), new_noise()
-    rounds = list(play(new_controller(), traffic, concurrency, gpu_milliseconds, noise, behind=True))
-    assert worst_window(rounds, WINDOW_ROUNDS) >= OF_OFF
-    assert speed(rounds) >= BEHIND * best_fixed_arm(traffic, concurrency, gpu_milliseconds).speed
 
 
 def test_without_reports_of_unused_lookups_lookup_is_found_all_the_same() -> None:

@@ -20,9 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
-from aurora_runtime.engine.arms import Arm
 from aurora_runtime.pinned_copy import to_device
 from aurora_runtime.request_wish import wish_of
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT
@@ -77,11 +75,6 @@ class DraftProgress:
         progress = self._requests.get(rid)
         return 0 if progress is None else progress.pending + progress.under_way
 
-    def will_catch_up(self, arm: Arm, reqs: Sequence[Any]) -> bool:
-        """Whether a round may let the draft catch up, which needs the lengths and the results of all rounds before."""
-        most = max((self.pending(req.rid) for req in reqs), default=0)
-        return most > 0 if arm.drafts else self.in_use and most > self._buffer.tokens_for_each_request
-
     def round_begins(self, draft_worker: Any, batch: Any, current: Round) -> bool:
         """Before any round: note whether the draft is in use, and make room for the round's tokens.
 
@@ -120,7 +113,8 @@ class DraftProgress:
         if len(kept) < size:
             index = to_device(kept, tokens.device)
             tokens, hidden = tokens[index], hidden[index]
-        self._buffer.append([current.rows[i] for i in kept], self._counts(current, kept), tokens, hidden)
+        counts = [self.pending(current.reqs[i].rid) for i in kept]
+        self._buffer.append([current.rows[i] for i in kept], counts, tokens, hidden)
         for i in kept:
             self._of(current.reqs[i], current.rows[i]).under_way += width
 
@@ -181,24 +175,12 @@ class DraftProgress:
 
     def _give_up_inconsistent(self, current: Round) -> None:
         """Give up requests whose length is not the one that their rounds add up to: their pending tokens are others."""
-        if not current.lengths:
-            return
         for req, length in zip(current.reqs, current.lengths, strict=True):
             progress = self._requests.get(req.rid)
             if progress is None or progress.pending == CANNOT_DRAFT:
                 continue
             if progress.under_way > 0 or (progress.pending > 0 and progress.length != length):
                 self._start_again(req.rid, progress.row, pending=CANNOT_DRAFT)
-
-    def _counts(self, current: Round, kept: Sequence[int]) -> Sequence[int] | Tensor:
-        """The pending tokens of the requests in the places ``kept``, on the device if only the device knows them."""
-        counts = [self.pending(current.reqs[i].rid) for i in kept]
-        if current.on_device is None:
-            return counts
-        rows, lengths = current.on_device.rows, current.on_device.lengths
-        index = to_device(kept, rows.device)
-        caught_up = to_device([count == 0 for count in counts], rows.device)
-        return self._buffer.counts_on_device(rows[index], lengths[index], caught_up)
 
     def _late(self, current: Round, places: Sequence[int]) -> list[LateRequest]:
         return [

@@ -3,15 +3,13 @@
 With overlap the scheduler launches round N+1 before it processes the results of round N, so its requests lack the
 tokens of round N. SGLang waits for the new lengths of round N before the launch, though, when an attention backend or
 the hooks need them on the host (sglang/srt/managers/overlap_utils.py:26). The hooks then queue a copy of the round's
-tokens in front. The copy has then arrived as well, and nobody waits for it. Rounds without that wait are decided in
-``behind/rounds_behind.py``.
+tokens in front. The copy has then arrived as well, and nobody waits for it.
 
 Invariant: reading the results of a round never waits for a later pass than the round's own verification.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,22 +42,12 @@ def start_copy(batch_result: Any) -> EarlyResults:
     """Queue the copies of a verified batch on the current stream."""
     accept_lens: Tensor = batch_result.accept_lens
     tokens: Tensor = batch_result.next_token_ids.view(accept_lens.shape[0], -1)
-    copies, arrived = copy_to_host([tokens, accept_lens])
-    return EarlyResults(copies[0], copies[1], arrived)
-
-
-def copy_to_host(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any | None]:
-    """Queue copies of ``tensors`` on the current stream. Returns them, and an event after them.
-
-    Tensors on the host are returned as they are, without an event.
-    """
-    device = tensors[0].device
-    if device.type == "cpu":
-        return list(tensors), None
+    if tokens.device.type == "cpu":
+        return EarlyResults(tokens, accept_lens, None)
     copies = [
         torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-        for tensor in tensors
+        for tensor in (tokens, accept_lens)
     ]
-    arrived = torch.get_device_module(device).Event()
+    arrived = torch.get_device_module(tokens.device).Event()
     arrived.record()
-    return copies, arrived
+    return EarlyResults(copies[0], copies[1], arrived)

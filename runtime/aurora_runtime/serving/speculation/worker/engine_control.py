@@ -11,14 +11,9 @@ from aurora_runtime.serving.chat_template import marker_of
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.serving.speculation import lookup_seed
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex
-from aurora_runtime.serving.speculation.worker.behind.rounds_behind import RoundsBehind
 from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
 from aurora_runtime.serving.speculation.worker.early_results import EarlyResults
-from aurora_runtime.serving.speculation.worker.engine_requirements import (
-    can_run_behind,
-    is_overlapping,
-    pending_buffer,
-)
+from aurora_runtime.serving.speculation.worker.engine_requirements import is_overlapping, pending_buffer
 from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
 from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
 
@@ -31,8 +26,6 @@ class EngineControl:
 
     Attributes:
         overlaps: whether a round is launched before the scheduler has processed the one before.
-        can_run_behind: whether a round may also be decided without the results of the one before.
-        behind: decides rounds in that way; None where SGLang waits for the results anyway.
         results: the last round's tokens, under overlap scheduling.
     """
 
@@ -54,8 +47,6 @@ class EngineControl:
         lookup_seed.seed_index(index, self.ranks.share(seed), vocabulary)
         self.texts = RequestTexts(index)
         self.overlaps = is_overlapping()
-        self.can_run_behind = can_run_behind(worker, settings.lookup)
-        self.behind: RoundsBehind | None = None
         self.results: EarlyResults | None = None
 
     def activate(self, steps: int) -> None:

@@ -8,21 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from typing import Any, Final
 
 import torch
 
-from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
-from aurora_runtime.serving.speculation.worker.behind.device_texts import DeviceTexts
 from aurora_runtime.serving.speculation.worker.pending_tokens import BufferShape, PendingTokens
 
 log = logging.getLogger(__name__)
 
 SWITCH_LOGGER: Final = "sglang.srt.speculative.eagle_worker_v2"
-BEHIND_VARIABLE: Final = "AURORA_DECIDE_BEHIND"
-"""``1`` in the engine's environment: rounds may be decided behind. Not the default, because no GPU has run them yet."""
 SKIP_EXTEND_VARIABLE: Final = "SGLANG_SPEC_SKIP_ZERO_STEP_DRAFT_EXTEND"
 """SGLang's variable to leave out the draft in rounds without steps. The hooks then would not see these rounds end."""
 _SWITCH_MESSAGE: Final = "Switch adaptive runtime state"
@@ -60,23 +55,6 @@ def is_overlapping() -> bool:
     from sglang.srt.runtime_context import get_schedule
 
     return not get_schedule().disable_overlap_schedule
-
-
-def can_run_behind(worker: Any, scope: LookupScope) -> bool:
-    """Whether rounds may be launched without the last round's results (``behind/rounds_behind.py``).
-
-    With the scope Speculator, lookup reads texts that only the host has, so it needs the last round's tokens there.
-    """
-    on_gpu = torch.device(worker.draft_worker.device).type == "cuda"
-    asked = os.environ.get(BEHIND_VARIABLE) == "1"
-    return asked and on_gpu and is_overlapping() and scope is LookupScope.REQUEST
-
-
-def device_texts(worker: Any, longest: int, on_error: Callable[[], None]) -> DeviceTexts:
-    """The texts of this worker's requests on its device."""
-    draft_worker, model = worker.draft_worker, worker.target_worker.model_config
-    rows = draft_worker.req_to_token_pool.req_to_token.shape[0]
-    return DeviceTexts(rows, model.context_len, longest, model.vocab_size, draft_worker.device, on_error)
 
 
 def buffer_shape(worker: Any, settings: SpeculationSettings) -> BufferShape:

@@ -17,8 +17,7 @@ Invariants:
 - An untrained draft processes no prompt and proposes nothing. The requests of these prompts go without a draft to their
   end, also after a swap.
 
-Under overlap scheduling a round is decided either with the last round's tokens, for which the host waits
-(``early_results.py``), or without them (``behind/rounds_behind.py``). The second was never run on a GPU.
+Under overlap scheduling the host waits for the last round's tokens before it decides a round (``early_results.py``).
 """
 
 from __future__ import annotations
@@ -32,13 +31,11 @@ import torch
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, Decision, RequestOutlook
-from aurora_runtime.serving.speculation.worker.behind.device_clock import DeviceClock
-from aurora_runtime.serving.speculation.worker.behind.rounds_behind import RoundsBehind
+from aurora_runtime.serving.speculation.worker.device_clock import DeviceClock
 from aurora_runtime.serving.speculation.worker.early_results import start_copy
 from aurora_runtime.serving.speculation.worker.engine_control import EngineControl
 from aurora_runtime.serving.speculation.worker.engine_requirements import (
     SWITCH_LOGGER,
-    device_texts,
     is_no_switch,
     obstacle_to_control,
 )
@@ -108,17 +105,14 @@ class WorkerHooks:
         if control is None or batch.forward_mode.is_idle() or not batch.reqs:
             return original(worker, batch, *args, **kwargs)
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
-            if control.behind is None:
-                self._prefill_begins(control, batch.reqs)
-            else:
-                control.behind.prefill_begins(batch.reqs)
+            self._prefill_begins(control, batch.reqs)
             self._prefill_drafts = self._agreed_to_draft(control)
             result = original(worker, batch, *args, **kwargs)
             control.progress.prefilled(batch.reqs, drafted=self._prefill_drafts)
             return result
         self._round = current = self._next_round(control, batch)
         if control.progress.round_begins(control.draft_worker, batch, current):
-            self._interrupted(control)
+            self._observer.interrupted()  # the draft catches up: the time is not the round's own
         control.activate(current.decision.arm.steps)
         try:
             return original(worker, batch, *args, **kwargs)
@@ -150,18 +144,8 @@ class WorkerHooks:
             control.progress.ended(req.rid)
             control.texts.ended(req)
             self._report.request_ended(req.rid)
-            if control.behind is None:
-                self._observer.request_ended(req.rid)
-            else:
-                control.behind.request_ended(req.rid)
+            self._observer.request_ended(req.rid)
         original(req, tree_cache, checkpoint=checkpoint)
-
-    def _interrupted(self, control: EngineControl) -> None:
-        """The draft catches up in the time of a round that is none of the draft's: the time is not the round's own."""
-        if control.behind is None:
-            self._observer.interrupted()
-        else:
-            control.behind.interrupted()
 
     def _prefill_begins(self, control: EngineControl, reqs: Sequence[Any]) -> None:
         """A prefill ends the time of the last round, unless the round may still be running."""
@@ -197,8 +181,6 @@ class WorkerHooks:
         self._control.progress.committed(ended, accepted)
 
     def _next_round(self, control: EngineControl, batch: Any) -> Round:
-        if control.behind is not None:
-            return control.behind.begin(batch)
         recent = self._take_early_results(control)
         began = self._observer.forward_begins()
         current = self._begin(control, batch, recent, began)
@@ -248,8 +230,6 @@ class WorkerHooks:
                 self._observer.tell_all()  # the rounds of the former draft, before it is forgotten
                 self._policy.draft_serves(version)
                 self._version = version
-                if self._control is not None and self._control.behind is not None:
-                    self._control.behind.draft_changed()
             if self._runs_draft is not None and not self._runs_draft(version):  # requests of a former draft go on
                 outlooks = [outlook._replace(pending=CANNOT_DRAFT) for outlook in outlooks]
             return self._policy.choose(outlooks)
@@ -261,40 +241,9 @@ class WorkerHooks:
     def around_cpu_lengths(self, original: Original, attn_backends: Any) -> bool:
         """Around ``decide_needs_cpu_seq_lens``: whether SGLang waits for a round's lengths before it launches the next.
 
-        SGLang asks once, before it serves. Where its attention backends need no lengths, the hooks need none either if
-        the device can look up by itself. Otherwise a decision needs the lengths of all requests on the host.
+        SGLang asks once, before it serves. A decision needs the lengths of all requests on the host.
         """
-        control, waits = self._control, bool(original(attn_backends))
-        if control is None:
-            return waits
-        if waits or not control.can_run_behind:
-            return True
-        try:
-            self._run_behind(control)
-        except Exception:  # the device may lack the memory; an exception here would end the engine's start
-            if not control.ranks.is_single:
-                raise
-            self._report.count_error()
-            log.exception("aurora speculation: rounds wait for the round before")
-            return True
-        return False
-
-    def _run_behind(self, control: EngineControl) -> None:
-        log.info("aurora speculation: rounds are decided without waiting for the round before")
-        control.behind = RoundsBehind(
-            device_texts(control.worker, self._longest, lambda: self._device_lookup_failed(control)),
-            DeviceClock(control.draft_worker.device),
-            self._learning,
-            control.progress,
-            self._longest,
-            decide=lambda outlooks: self._agreed(control, outlooks),
-            settled=self._settled,
-        )
-
-    def _device_lookup_failed(self, control: EngineControl) -> None:
-        self._report.count_error()
-        if not control.ranks.is_single:
-            raise RuntimeError("lookup on the device failed on one of several ranks: the engine must start again")
+        return bool(original(attn_backends)) or self._control is not None
 
     # the draft -------------------------------------------------------------------------------------------------------
 
@@ -331,9 +280,7 @@ class WorkerHooks:
             return original(worker, batch, *args, **kwargs)
         batch.spec_info.aurora_sources = self._round.decision.sources
         result = original(worker, batch, *args, **kwargs)
-        if self._control.behind is not None:
-            self._control.behind.verified(self._round, result)
-        elif self._control.overlaps:
+        if self._control.overlaps:
             self._control.results = start_copy(result)
         return result
 

@@ -122,7 +122,6 @@ class PendingTokens:
         slots = shape.pages * shape.page_tokens
         self._tokens = torch.zeros(slots, dtype=torch.int64, device=device)
         self._hidden = torch.zeros((slots, shape.width), dtype=shape.dtype, device=device)
-        self._drafted = torch.zeros(shape.rows, dtype=torch.int64, device=device)
         self._table = torch.zeros((shape.rows, shape.row_pages), dtype=torch.int64, device=device)
         self._free = list(range(shape.pages))
         self._pages: dict[int, list[int]] = {}
@@ -139,16 +138,6 @@ class PendingTokens:
     def bytes(self) -> int:
         """Device memory of the buffer."""
         return sum(tensor.numel() * tensor.element_size() for tensor in (self._tokens, self._hidden))
-
-    def counts_on_device(self, rows: Tensor, lengths: Tensor, caught_up: Tensor) -> Tensor:
-        """The pending tokens of each request, where the host does not know them.
-
-        Shapes: rows ``[B]`` of the request table, lengths ``[B]`` committed tokens, caught_up ``[B]`` whether the draft
-        has processed all of them.
-        """
-        drafted = torch.where(caught_up, lengths, self._drafted[rows])
-        self._drafted[rows] = drafted
-        return lengths - drafted
 
     def reserve(self, rows: Sequence[int], tokens: Sequence[int]) -> list[bool]:
         """Make room for ``tokens[i]`` tokens in ``rows[i]``, those that the row has already included.
@@ -179,22 +168,21 @@ class PendingTokens:
         """The pending tokens of ``row`` are not needed any more."""
         self._free += reversed(self._pages.pop(row, []))
 
-    def append(self, rows: Sequence[int], counts: Sequence[int] | Tensor, tokens: Tensor, hidden: Tensor) -> None:
+    def append(self, rows: Sequence[int], counts: Sequence[int], tokens: Tensor, hidden: Tensor) -> None:
         """Write all nodes of a verify round behind the pending tokens of each request.
 
         The nodes behind the accepted ones are written too. The next round overwrites them, as in the KV cache.
 
         Args:
             rows: row in the request table of each request [B], with room for the nodes (:meth:`reserve`).
-            counts: pending tokens of each request before this round [B]. On the host or on the device.
+            counts: pending tokens of each request before this round [B].
             tokens: [B, n] the target's token after each node.
             hidden: [B, n, D].
         """
         device = hidden.device
         nodes = range(tokens.shape[1])
-        if isinstance(counts, Tensor) or len(rows) * len(nodes) > MOST_HOST_SLOTS:
-            first = counts if isinstance(counts, Tensor) else to_device(counts, device)
-            columns = first.unsqueeze(1) + torch.arange(len(nodes), device=device)
+        if len(rows) * len(nodes) > MOST_HOST_SLOTS:
+            columns = to_device(counts, device).unsqueeze(1) + torch.arange(len(nodes), device=device)
             slots = self._slots_of(to_device(rows, device).unsqueeze(1), columns).flatten()
         else:
             places = [(row, count + node) for row, count in zip(rows, counts, strict=True) for node in nodes]

@@ -9,7 +9,7 @@ happens to be right, accepts. A request that asks for no speculation always has 
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,9 +35,6 @@ def lookup_chains(current: Round) -> list[list[int]]:
 
 def lookup_tokens(current: Round, device: torch.device | str) -> Tensor:
     """The chains of all requests on the device, ``[B, steps]``."""
-    if current.on_device is not None:
-        found = cast("Tensor", current.on_device.lookups.tokens[:, : current.decision.arm.steps])
-        return _with_fillers(found.contiguous(), current)
     return to_device(lookup_chains(current), device)
 
 
@@ -74,10 +71,7 @@ def lookup_verify_input(draft_worker: Any, batch: Any, current: Round) -> Any:
 
 
 def with_lookup(draft_token: Tensor, current: Round) -> Tensor:
-    """The verify round's tokens ``[B * n]`` with lookup's tokens in the rows of requests whose source is lookup.
-
-    Where only the device knows whether lookup has any, the draft's tokens stay if it has none.
-    """
+    """The verify round's tokens ``[B * n]`` with lookup's tokens in the rows of requests whose source is lookup."""
     tokens = draft_token.view(len(current.reqs), -1)
     drafted = tokens[:, 1:]
     proposed = _with_fillers(drafted, current)
@@ -85,8 +79,5 @@ def with_lookup(draft_token: Tensor, current: Round) -> Tensor:
     if chosen:
         rows = to_device(chosen, tokens.device)
         looked_up = lookup_tokens(current, tokens.device)[rows].to(tokens.dtype)
-        if current.on_device is not None:
-            found = current.on_device.lookups.match_lengths[rows].unsqueeze(1) > 0
-            looked_up = torch.where(found, looked_up, proposed[rows])
         proposed = proposed.index_copy(0, rows, looked_up)
     return draft_token if proposed is drafted else torch.cat((tokens[:, :1], proposed), 1).view(-1)

@@ -58,9 +58,8 @@ class Round:
         proposals: what lookup proposes.
         reqs: SGLang's requests, in the batch's order.
         rows: rows of the request table.
-        lengths: committed tokens of each request before the round. Empty while only the device knows them.
-        began: stamp of its start; None where it is kept elsewhere.
-        on_device: the round as the device knows it, where the host launches rounds without waiting.
+        lengths: committed tokens of each request before the round.
+        began: stamp of its start.
     """
 
     decision: Decision
@@ -70,7 +69,6 @@ class Round:
     rows: tuple[int, ...]
     lengths: tuple[int, ...]
     began: Any
-    on_device: Any = None
 
     @property
     def drafts(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -20,7 +20,6 @@ from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
 from aurora_runtime.serving.speculation.worker import draft_progress, hooks
-from aurora_runtime.serving.speculation.worker.behind.device_texts import DeviceTexts
 from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
 from aurora_runtime.serving.speculation.worker.hooks import WorkerHooks
 from aurora_runtime.serving.speculation.worker.pending_tokens import BufferShape, PendingTokens
@@ -28,7 +27,7 @@ from aurora_runtime.serving.speculation.worker.policy import FixedArms
 from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
 from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
 from aurora_runtime.serving.speculation.worker.round_report import RoundReport
-from tests.unit.serving.speculation.worker.fake_engine import PROMPT_TOKENS, VOCABULARY, FakeEngine, RunningRequest
+from tests.unit.serving.speculation.worker.fake_engine import PROMPT_TOKENS, FakeEngine, RunningRequest
 
 SETTINGS = SpeculationSettings(state_folder="/state", boot="b", draft_steps=3, lookup_steps=5)
 ROWS = 4
@@ -43,7 +42,6 @@ class Schedule(Enum):
 
     IN_TURN = "before the next launch, without overlap scheduling"
     WAITS = "before the next launch, which waits for them"
-    BEHIND = "after the next launch"
 
 
 class Recording(FixedArms):
@@ -85,20 +83,6 @@ class Recording(FixedArms):
         self.events.append((rid, "ended"))
 
 
-class CountingClock:
-    """Counts its stamps."""
-
-    def __init__(self) -> None:
-        self.stamps = 0
-
-    def stamp(self) -> int:
-        self.stamps += 1
-        return self.stamps
-
-    def milliseconds(self, first: int, last: int) -> float:
-        return float(last - first)
-
-
 class ControlledEngine:
     """A miniature engine under hooks with fixed arms. ``pages``: the pages of the buffer of pending tokens."""
 
@@ -109,7 +93,6 @@ class ControlledEngine:
         *,
         seed: int = 0,
         retract_share: float = 0.0,
-        row_tokens: int = 100,
         pages: int | None = None,
     ) -> None:
         self.policy = Recording(arms)
@@ -123,21 +106,16 @@ class ControlledEngine:
             read_version=lambda: self.version,
             runs_draft=lambda version: version != UNTRAINED,
         )
-        overlaps, behind = schedule is not Schedule.IN_TURN, schedule is Schedule.BEHIND
+        overlaps = schedule is not Schedule.IN_TURN
         self.engine = FakeEngine(
             self.hooks,
             overlaps,
             random.Random(seed),  # noqa: S311 - no secret
             retract_share,
-            waits=not behind,
         )
         budget = None if pages is None else pages * BUFFER.page_tokens * BUFFER.token_bytes
         self.buffer = PendingTokens(replace(BUFFER, budget_bytes=budget), "cpu")
 
-        def texts(on_error: Callable[[], None]) -> DeviceTexts:
-            return DeviceTexts(ROWS, row_tokens, 5, VOCABULARY, "cpu", on_error)
-
-        self.texts = texts(pytest.fail)
         control: Any = SimpleNamespace(
             worker=None,
             draft_worker=SimpleNamespace(device="cpu"),
@@ -145,18 +123,10 @@ class ControlledEngine:
             progress=DraftProgress(self.buffer, single_rank=True),
             texts=RequestTexts(LookupIndex(LookupScope.REQUEST, 1000)),
             overlaps=overlaps,
-            can_run_behind=behind,
-            behind=None,
             results=None,
             activate=self.engine.activate,
         )
         self.hooks._control = self.control = control
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(hooks, "device_texts", lambda _, __, on_error: texts(on_error))
-            patch.setattr(hooks, "DeviceClock", lambda _: CountingClock())
-            assert self.hooks.around_cpu_lengths(lambda _: False, ()) is not behind
-        if control.behind is not None:
-            self.texts = control.behind.texts
 
     def run(self, lengths: list[int]) -> list[RunningRequest]:
         requests = []

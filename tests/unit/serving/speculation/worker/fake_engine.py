@@ -88,14 +88,12 @@ class FakeEngine:
 
     Attributes:
         overlaps: whether results are processed after the next launch.
-        waits: whether the host then knows the lengths of the requests.
     """
 
     hooks: WorkerHooks
     overlaps: bool
     random: random.Random
     retract_share: float = 0.0
-    waits: bool = True
     running: list[RunningRequest] = field(default_factory=list)
     waiting: list[RunningRequest] = field(default_factory=list)
     queue: deque[Any] = field(default_factory=deque)
@@ -156,8 +154,7 @@ class FakeEngine:
 
     def _decode(self) -> Any:
         self.rounds += 1
-        if self.waits:
-            self.device.wait_for_lengths()
+        self.device.wait_for_lengths()
         reqs = list(self.running)
         empty = torch.zeros(len(reqs), 1)
         batch = SimpleNamespace(
@@ -167,7 +164,7 @@ class FakeEngine:
             req_pool_indices=torch.tensor([req.row for req in reqs]),
             req_pool_indices_cpu=torch.tensor([req.row for req in reqs]),
             seq_lens=torch.tensor([req.length for req in reqs]),
-            seq_lens_cpu=torch.tensor([req.length for req in reqs]) if self.waits else None,
+            seq_lens_cpu=torch.tensor([req.length for req in reqs]),
             spec_info=SimpleNamespace(topk_p=empty, topk_index=empty.long(), hidden_states=empty),
         )
         batch.spec_info.bonus_tokens = self._roots(batch).view(-1)

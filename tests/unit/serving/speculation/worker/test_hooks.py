@@ -19,7 +19,7 @@ from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.serving.speculation.lookup_seed import encode_seed
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
 from aurora_runtime.serving.speculation.worker import engine_control
-from aurora_runtime.serving.speculation.worker.behind.device_clock import DeviceClock
+from aurora_runtime.serving.speculation.worker.device_clock import DeviceClock
 from aurora_runtime.serving.speculation.worker.engine_control import EngineControl
 from aurora_runtime.serving.speculation.worker.hooks import round_observer
 from aurora_runtime.serving.speculation.worker.policy import FixedArms
@@ -65,7 +65,7 @@ def test_the_draft_misses_nothing_and_requests_leave_nothing(
         start = PROMPT_TOKENS
         assert req.output_ids == [req.token(start + i) for i in range(len(req.output_ids))]
         assert len(req.output_ids) >= req.max_tokens
-    assert len(controlled.control.texts) == len(controlled.texts) == 0
+    assert len(controlled.control.texts) == 0
     assert controlled.control.progress._requests == {}
     assert len(controlled.buffer._free) * BUFFER.page_tokens == controlled.buffer.slots
     assert controlled.report._seen == {}
@@ -321,7 +321,6 @@ def test_lookup_begins_with_the_seed_and_shares_no_request_that_is_held_out(
     monkeypatch.setattr(RankAgreement, "of_engine", lambda: RankAgreement(None, 0, decides=True))
     monkeypatch.setattr(engine_control, "pending_buffer", lambda *_: None)
     monkeypatch.setattr(engine_control, "is_overlapping", lambda: False)
-    monkeypatch.setattr(engine_control, "can_run_behind", lambda *_: False)
     model = SimpleNamespace(vocab_size=5000)
     worker = SimpleNamespace(draft_worker=None, target_worker=SimpleNamespace(model_config=model))
     changes = {"state_folder": str(tmp_path), "lookup": LookupScope.SPECULATOR, "traffic_key": key.hex()}

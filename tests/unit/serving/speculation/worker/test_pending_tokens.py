@@ -51,9 +51,7 @@ def _check_order(data: st.DataObject) -> None:
             continue
         tokens = torch.arange(len(rows) * nodes).view(len(rows), nodes) + value
         value += tokens.numel()
-        counts: list[int] | torch.Tensor = [len(committed[row]) for row in rows]
-        if data.draw(st.booleans()):
-            counts = torch.tensor(counts)
+        counts = [len(committed[row]) for row in rows]
         buffer.append(rows, counts, tokens.long(), tokens.unsqueeze(-1).expand(-1, -1, WIDTH))
         for row, own in zip(rows, tokens.tolist(), strict=True):
             committed[row] += own[: data.draw(st.integers(1, nodes))]
