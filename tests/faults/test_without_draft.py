@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 import pytest
 
+from aurora_operator.errors import KubernetesError
 from tests.assets.pod_processes import http_body
 from tests.faults.fault_kinds import STORE_PORT
-from tests.faults.fault_rig import FaultRig
+from tests.faults.fault_rig import NAME, FaultRig
 from tests.rig.fault_injection import PacketFilter, drop_packets
 from tests.rig.installation import RESOURCE
+from tests.rig.running_speculator import Resource
 from tests.rig.small_speculator import MODEL_PATH
 
 pytestmark = pytest.mark.timeout(2400)
@@ -56,21 +60,45 @@ def test_a_new_speculator_serves_without_a_draft_and_says_why(
         aurora.cluster.kubectl("delete", RESOURCE, name, "-n", aurora.namespace, "--timeout=120s")
 
 
-def test_a_replica_that_is_added_while_the_store_is_away_serves_and_takes_the_active_draft_afterwards(
-    rig: FaultRig,
-) -> None:
-    active = rig.status()["active"]["version"]
+def test_pods_that_start_while_the_store_is_away_serve_and_take_the_active_draft_afterwards(rig: FaultRig) -> None:
+    """One is added as an autoscaler adds it. The others are evicted one by one, as when their node is drained."""
+    active, former = rig.status()["active"]["version"], [pod["metadata"]["name"] for pod in _inference_pods(rig)]
     rig.wait_until_serving(active)
     failed = rig.driver.summary().failed
     try:
         with drop_packets(rig.aurora, [rig.store_pod()], PacketFilter("INPUT", STORE_PORT)):
-            rig.patch({"serving": {"replicas": 3}})
-            rig.wait_until("the new pod serves without a draft", lambda: _states(rig).count("WithoutDraft") == 1)
+            rig.aurora.cluster.kubectl("scale", RESOURCE, NAME, "-n", rig.aurora.namespace, "--replicas=3")
+            _wait_for_pods_without_draft(rig, 1)
+            for number, pod in enumerate(former, 2):
+                rig.wait_until("the disruption budget allows an eviction", partial(_evict, rig, pod))
+                _wait_for_pods_without_draft(rig, number)
         rig.wait_until("every pod serves the active version", lambda: _versions(rig) == [active] * 3)
+        assert not {pod["metadata"]["name"] for pod in _inference_pods(rig)} & set(former)
         assert rig.driver.summary().failed == failed
     finally:
         rig.patch({"serving": {"replicas": 2}})
         rig.wait_until_serving(active)
+
+
+def _inference_pods(rig: FaultRig) -> list[Resource]:
+    return rig.component_pods("inference")
+
+
+def _evict(rig: FaultRig, pod: str) -> bool:
+    """Evict a pod through the API that drains use. Returns whether the disruption budget allowed it."""
+    metadata = {"name": pod, "namespace": rig.aurora.namespace}
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
+    try:
+        rig.kube.call("POST", f"/api/v1/namespaces/{rig.aurora.namespace}/pods/{pod}/eviction", eviction)
+    except KubernetesError as error:
+        if error.status != HTTPStatus.TOO_MANY_REQUESTS:
+            raise
+        return False
+    return True
+
+
+def _wait_for_pods_without_draft(rig: FaultRig, count: int) -> None:
+    rig.wait_until(f"{count} pods serve without a draft", lambda: _states(rig).count("WithoutDraft") == count)
 
 
 def _states(rig: FaultRig) -> list[str]:
