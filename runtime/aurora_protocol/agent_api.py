@@ -301,6 +301,9 @@ class AgentState(Record):
     )
     swap: SwapStatus = Field(default=SwapStatus(), description="The last swap.")
     live: LiveCounters = Field(default=LiveCounters(), description="Counters of live traffic.")
+    requests_now: int | None = Field(
+        default=None, ge=0, le=MAX_COUNT, description="Requests that run or wait in the engine. None: not known."
+    )
     capture: CaptureCounters = Field(default=CaptureCounters(), description="Counters of trace capture.")
     speedup_estimate: float | None = Field(
         default=None,

@@ -214,7 +214,8 @@ class FakeEngine:
         )
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        return web.Response(text='# HELP x\nsglang:num_requests_total{a="b"} 2.0\n')
+        series = {"num_requests_total": 2, "num_running_reqs": 3, "num_queue_reqs": 1}
+        return web.Response(text="".join(f'sglang:{name}{{a="b"}} {value}.0\n' for name, value in series.items()))
 
     ADMIN_ROUTES = (
         "pause_generation",

@@ -7,10 +7,10 @@ lost.
 A pod for which the cluster has no room may wait forever, so it neither delays a measurement nor ends one.
 
 Invariants: a pod is withdrawn only while nothing is rolled out, every wanted pod that has a place is ready and serves
-the active version, and another pod is left to serve. At most one pod is
-withdrawn. When another pod that has a place is not ready, or no other pod serves, the withdrawn pod is taken back,
-measured or not: service comes before measurements. The pod is taken back too when there are more pods than wanted,
-because Kubernetes deletes pods that are not ready first. The next loan then waits (``candidate.notBefore``). A
+the active version, another pod is left to serve, and the others have room for all requests. At most one pod is
+withdrawn. When another pod that has a place is not ready, or the other pods have no room any more, the withdrawn pod is
+taken back, measured or not: service comes before measurements. The pod is taken back too when there are more pods than
+wanted, because Kubernetes deletes pods that are not ready first. The next loan then waits (``candidate.notBefore``). A
 pod that is being deleted is not measured on anew. A measurement that runs on it goes on for as long as its engine does.
 """
 
@@ -26,6 +26,8 @@ from aurora_operator.plan.actions import LeaseRequest
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementRequest
 
 WAITING_FOR_REPLICA: Final = "waiting for a replica: "
+SPARED_SHARE: Final = 0.8
+"""A replica is spared while all requests take at most this share of ``serving.maxRunningRequests`` of the others."""
 LEASE_SECONDS = 300
 """The first lease covers the start of the Job's pod. From then on the Job renews a shorter lease."""
 
@@ -164,7 +166,22 @@ def _recall_reason(observed: Observed, lent: PodView | None) -> str:
         return f"{placed} pods run and {wanted} are wanted. Kubernetes deletes a pod that is not ready first"
     serving = sum(view.ready and not view.terminating for view in observed.pods if view is not lent)
     others = max(_placed_pods(observed) - 1, 1)
-    return "" if serving >= others else f"{serving} of the {others} other pods are ready"
+    if serving < others:
+        return f"{serving} of the {others} other pods are ready"
+    return _crowding(observed, others)
+
+
+def _crowding(observed: Observed, others: int) -> str:
+    """Why ``others``, the pods that are left to serve, have no room for the requests of all pods that serve now.
+
+    Empty when there is room, or when a pod does not tell its requests.
+    """
+    counts = [view.agent.requests_now if view.agent else None for view in observed.pods if view.serves]
+    known = [count for count in counts if count is not None]
+    limit = int(SPARED_SHARE * observed.spec.serving.max_running_requests * others)
+    if len(known) < len(counts) or sum(known) <= limit:
+        return ""
+    return f"{sum(known)} requests run, and a replica is lent while at most {limit} do"
 
 
 def _pods_with_node(observed: Observed) -> tuple[PodView, ...]:
@@ -200,4 +217,4 @@ def _refusal_reason(observed: Observed) -> str:
         return f"{len(active)} of {wanted} pods are ready and serve the active version"
     if wanted < 2:
         return f"{wanted} of {observed.spec.serving.replicas} replicas has a place, and one has to go on serving"
-    return ""
+    return _crowding(observed, wanted - 1)

@@ -1,4 +1,4 @@
-"""Reads counters of speculation from the text of SGLang's ``/metrics``. Pure.
+"""Reads counters of speculation and the load from the text of SGLang's ``/metrics``. Pure.
 
 SGLang counts answer tokens, verify calls and requests when a request ends. It counts neither proposed nor accepted
 draft tokens: this module alone derives them.
@@ -21,6 +21,13 @@ def parse_counters(text: str) -> dict[str, float]:
         except (IndexError, ValueError):
             continue
     return sums
+
+
+def requests_now(text: str) -> int | None:
+    """Requests that run or wait in the engine, as SGLang reported last. None: the ``text`` does not say."""
+    sums = parse_counters(text)
+    counts = [sums.get(f"sglang:{name}") for name in ("num_running_reqs", "num_queue_reqs")]
+    return None if None in counts else min(int(sum(count or 0.0 for count in counts)), MAX_COUNT)
 
 
 def live_counters(text: str, draft_tokens: int) -> LiveCounters:

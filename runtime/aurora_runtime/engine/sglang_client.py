@@ -21,7 +21,7 @@ import aiohttp
 
 from aurora_protocol.agent_api import MEASUREMENT_HEADER, LiveCounters
 from aurora_runtime.engine.draft_load.draft_report import DraftReport, draft_report
-from aurora_runtime.engine.live_counters import live_counters
+from aurora_runtime.engine.live_counters import live_counters, requests_now
 from aurora_runtime.engine.path_payload import LOADER, path_payload
 from aurora_runtime.errors import EngineFault, EngineGone, EngineUnreachable
 
@@ -137,10 +137,11 @@ class SGLangClient:
         except (KeyError, TypeError, ValueError) as error:
             raise EngineFault("/server_info: no tp_size in the answer") from error
 
-    async def live_counters(self, draft_tokens: int) -> LiveCounters:
-        """Speculation since the engine's start; see :func:`aurora_runtime.engine.live_counters.live_counters`."""
-        text, _ = await self._call("GET", "/metrics/", timeout_seconds=QUERY_SECONDS)
-        return live_counters(text.decode(), draft_tokens)
+    async def traffic(self, draft_tokens: int) -> tuple[LiveCounters, int | None]:
+        """Speculation since the engine's start, and the requests in the engine now (``engine.live_counters``)."""
+        data, _ = await self._call("GET", "/metrics/", timeout_seconds=QUERY_SECONDS)
+        text = data.decode()
+        return live_counters(text, draft_tokens), requests_now(text)
 
     # the draft -----------------------------------------------------------------------------------------------------
 

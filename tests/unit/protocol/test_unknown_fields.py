@@ -66,6 +66,7 @@ SENT: tuple[Record, ...] = (
     agent_api.SwapRequest(version=1, digest=digest(1), epoch=4),
     agent_api.MeasurementRequest(measurement="job", epoch=4, lease_seconds=60),
     agent_api.TrialRequest(measurement="job", mode=agent_api.EngineMode.OFF),
+    agent_api.TraceBudget(tokens_per_minute=500),
     agent_api.Refusal(reason="epoch 4 is older", epoch=41),
     AgentState.model_validate(
         agent("p", 1).model_dump()

@@ -131,11 +131,6 @@ class PodObserver:
             return None
         return state if state is not None and state.ok and state.boot == boot else None
 
-    async def _served_version(self) -> int | None:
-        """The version that the engine serves. None: it serves without a draft. Raises :class:`EngineFault`."""
-        version = await self._pod.engine.draft_version()
-        return None if version == PLACEHOLDER_VERSION else version
-
     async def state(self) -> AgentState:
         """The pod's state for the agent API. Not ready, and without a version, when the engine does not answer."""
         ready = await self.ready()
@@ -143,12 +138,14 @@ class PodObserver:
         version: int | None = None
         checksum: str | None = None
         live = LiveCounters()
+        requests_now: int | None = None
         speculation: SpeculationState | None = None
         boot = self.boot() if measurement is None else NO_BOOT  # a withdrawn pod serves nobody, whatever it holds
         if boot != NO_BOOT:
             try:
-                version = await self._served_version()
-                live = await self._pod.engine.live_counters(self._pod.draft_tokens)
+                held = await self._pod.engine.draft_version()
+                version = None if held == PLACEHOLDER_VERSION else held
+                live, requests_now = await self._pod.engine.traffic(self._pod.draft_tokens)
                 speculation = self.speculation(boot)
                 if version is not None and not self._swapper.is_swapping:
                     checksum = await self._swapper.checksum(version)
@@ -163,6 +160,7 @@ class PodObserver:
             checksum=checksum,
             swap=self._swapper.status,
             live=live if speculation is None else _by_source(live, speculation),
+            requests_now=requests_now,
             capture=self.capture_counters(),
             measurement=measurement,
             trace_budget=self._pod.folder.read_trace_budget(),

@@ -94,6 +94,7 @@ async def test_a_swap_is_requested_and_reported_over_http(rig: AgentRig) -> None
     state = await rig.state()
     assert (state.version, state.pod, state.boot, state.engine_ready) == (1, "pod-0", "b1", True)
     assert state.checksum == await rig.client.draft_checksum()
+    assert (state.live.requests, state.requests_now) == (2, 4), "three run, and one waits"
     refused = await rig.http.put("/v1/draft", data=rig.swap_request(0, 1).to_json(), headers=AUTH)
     assert refused.status == 409
     refusal = Refusal.from_json(await refused.read())

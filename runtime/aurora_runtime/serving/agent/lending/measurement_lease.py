@@ -200,5 +200,5 @@ class MeasurementLease:
         await self._withdrawn_engine.replace_damaged_withdrawal()
 
     async def _clients_are_gone(self) -> bool:
-        counters = await self._pod.engine.live_counters(self._pod.draft_tokens)
+        counters, _ = await self._pod.engine.traffic(self._pod.draft_tokens)
         return self._drain.is_complete(counters.requests) and await self._pod.engine.flush_if_idle()
