@@ -126,6 +126,24 @@ def _reboot_node(rig: FaultRig) -> HasRecovered:
     return every_pod_restarted
 
 
+def _drain(rig: FaultRig) -> HasRecovered:
+    """Evict every pod but the store's. The pods that take their places find room, as on another node."""
+    drained = {pod["metadata"]["uid"] for pod in _pods_to_drain(rig)}
+
+    def every_pod_was_replaced() -> bool:
+        left = [pod["metadata"] for pod in _pods_to_drain(rig) if pod["metadata"]["uid"] in drained]
+        for pod in left:
+            rig.evict(pod["name"], pod["namespace"])
+        return not left
+
+    return every_pod_was_replaced
+
+
+def _pods_to_drain(rig: FaultRig) -> list[Resource]:
+    aurora = [*rig.component_pods("inference"), *rig.component_pods("trainer"), *_running_validators(rig)]
+    return [*aurora, *rig.operator_pods()]
+
+
 FAULTS = (
     Fault("kill -9 operator", _kill_operator),
     Fault("kill -9 agent", _kill_in_inference_pod("agent")),
@@ -135,5 +153,6 @@ FAULTS = (
     Fault("no network from operator to agents, 15 s", _cut_off_agents),
     Fault("no network to the store, 15 s", _cut_off_store),
     Fault("kill -9 sglang", _kill_in_inference_pod("sglang"), breaks_requests=True, failure_limit=9),
+    Fault("drain", _drain),
     Fault("node reboot", _reboot_node, breaks_requests=True),
 )

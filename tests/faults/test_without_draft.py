@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from http import HTTPStatus
 from typing import Any
 
 import pytest
 
-from aurora_operator.errors import KubernetesError
 from tests.assets.pod_processes import http_body
 from tests.faults.fault_kinds import STORE_PORT
 from tests.faults.fault_rig import NAME, FaultRig
@@ -70,7 +68,7 @@ def test_pods_that_start_while_the_store_is_away_serve_and_take_the_active_draft
             rig.aurora.cluster.kubectl("scale", RESOURCE, NAME, "-n", rig.aurora.namespace, "--replicas=3")
             _wait_for_pods_without_draft(rig, 1)
             for number, pod in enumerate(former, 2):
-                rig.wait_until("the disruption budget allows an eviction", partial(_evict, rig, pod))
+                rig.wait_until("the disruption budget allows an eviction", partial(rig.evict, pod))
                 _wait_for_pods_without_draft(rig, number)
         rig.wait_until("every pod serves the active version", lambda: _versions(rig) == [active] * 3)
         assert not {pod["metadata"]["name"] for pod in _inference_pods(rig)} & set(former)
@@ -82,19 +80,6 @@ def test_pods_that_start_while_the_store_is_away_serve_and_take_the_active_draft
 
 def _inference_pods(rig: FaultRig) -> list[Resource]:
     return rig.component_pods("inference")
-
-
-def _evict(rig: FaultRig, pod: str) -> bool:
-    """Evict a pod through the API that drains use. Returns whether the disruption budget allowed it."""
-    metadata = {"name": pod, "namespace": rig.aurora.namespace}
-    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
-    try:
-        rig.kube.call("POST", f"/api/v1/namespaces/{rig.aurora.namespace}/pods/{pod}/eviction", eviction)
-    except KubernetesError as error:
-        if error.status != HTTPStatus.TOO_MANY_REQUESTS:
-            raise
-        return False
-    return True
 
 
 def _wait_for_pods_without_draft(rig: FaultRig, count: int) -> None:

@@ -7,9 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from aurora_operator.errors import KubernetesError
 from aurora_operator.kubernetes_api import POD, SPECULATOR
 from aurora_protocol.draft_records import CheckpointManifest, FileRef, Registration
 from aurora_runtime.pod_registry import PodRegistry
@@ -198,6 +200,18 @@ class RunningSpeculator:
         """Merge ``spec`` into the resource's spec."""
         patch = json.dumps({"spec": spec})
         self._kubectl("patch", "--type=merge", "-p", patch)
+
+    def evict(self, pod: str, namespace: str = "") -> bool:
+        """Evict a pod through the API that drains use. Returns False while a disruption budget forbids it."""
+        namespace = namespace or self.aurora.namespace
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}}
+        try:
+            self.kube.call("POST", f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction", eviction)
+        except KubernetesError as error:
+            if error.status != HTTPStatus.TOO_MANY_REQUESTS:
+                raise
+            return False
+        return True
 
     def _kubectl(self, verb: str, *arguments: str) -> None:
         self.aurora.cluster.kubectl(verb, RESOURCE, self.name, "-n", self.aurora.namespace, *arguments)
