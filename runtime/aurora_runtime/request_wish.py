@@ -1,10 +1,11 @@
-"""What a client asks for its own request: no traces, or traces under a tag, or an answer without speculation.
+"""What a client asks for its own request: no traces, traces under a tag, lookup within a tenant, or no speculation.
 
 A request says so in ``custom_params``, which SGLang takes on its OpenAI routes and on ``/generate``, and carries
 unchanged to its scheduler::
 
     {"custom_params": {"aurora": {"trace": false}}}
     {"custom_params": {"aurora": {"tag": "tenant-7"}}}
+    {"custom_params": {"aurora": {"tenant": "shop"}}}
     {"custom_params": {"aurora": {"speculate": false}}}
 
 Invariants: a tag leaves the engine only as a hash (:mod:`aurora_protocol.tag_hash`). A wish that cannot be
@@ -21,6 +22,7 @@ from typing import Any, Final
 PARAMETER: Final = "aurora"
 """The key of ``custom_params`` that holds the wish."""
 MAX_TAG_CHARACTERS: Final = 128
+"""Limit of a tag, and of a tenant."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ class RequestWish:
     """The tag of its trace; empty: none."""
     speculate: bool = True
     """Whether tokens may be proposed for the request."""
+    tenant: str = ""
+    """Lookup answers the request only from requests of the same tenant; empty: from those without one."""
+
+    @property
+    def trace_tag(self) -> str:
+        """The tag under which the request is traced: a tenant's requests need none of their own.
+
+        So nothing of a tenant is in the seed of lookup, which only has traces without a tag.
+        """
+        return self.tag or self.tenant
 
     @property
     def is_shared(self) -> bool:
@@ -63,21 +75,29 @@ def request_wish(custom_params: Any) -> RequestWish:
     asked = custom_params[PARAMETER]
     if not isinstance(asked, Mapping):
         raise ValueError(f'custom_params.{PARAMETER} must be an object such as {{"trace": false}} or {{"tag": "name"}}')  # noqa: TRY004
-    if unknown := asked.keys() - {"trace", "tag", "speculate"}:
+    if unknown := asked.keys() - {"trace", "tag", "tenant", "speculate"}:
         raise ValueError(
-            f"custom_params.{PARAMETER} knows only trace, tag and speculate, not {len(unknown)} other key(s)"
+            f"custom_params.{PARAMETER} knows only trace, tag, tenant and speculate, not {len(unknown)} other key(s)"
         )
-    trace, tag, speculate = asked.get("trace", True), asked.get("tag", ""), asked.get("speculate", True)
+    trace, speculate = asked.get("trace", True), asked.get("speculate", True)
     for name, value in (("trace", trace), ("speculate", speculate)):
         if not isinstance(value, bool):
             raise ValueError(f"custom_params.{PARAMETER}.{name} must be true or false")  # noqa: TRY004
-    if "tag" in asked and not (isinstance(tag, str) and 0 < len(tag) <= MAX_TAG_CHARACTERS):
-        raise ValueError(f"custom_params.{PARAMETER}.tag must be a text of 1 to {MAX_TAG_CHARACTERS} characters")
+    return RequestWish(trace, _name(asked, "tag"), speculate, _name(asked, "tenant"))
+
+
+def _name(asked: Mapping[Any, Any], key: str) -> str:
+    """The text under ``key``; empty without it. Raises ValueError."""
+    if key not in asked:
+        return ""
+    name = asked[key]
+    if not (isinstance(name, str) and 0 < len(name) <= MAX_TAG_CHARACTERS):
+        raise ValueError(f"custom_params.{PARAMETER}.{key} must be a text of 1 to {MAX_TAG_CHARACTERS} characters")
     try:
-        tag.encode()
+        name.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"custom_params.{PARAMETER}.tag must be valid Unicode") from None
-    return RequestWish(trace, tag, speculate)
+        raise ValueError(f"custom_params.{PARAMETER}.{key} must be valid Unicode") from None
+    return name
 
 
 def wish_of(req: Any) -> RequestWish:

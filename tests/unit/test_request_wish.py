@@ -22,7 +22,7 @@ def request(custom_params: Any) -> Any:
     return SimpleNamespace(sampling_params=SimpleNamespace(custom_params=custom_params))
 
 
-@given(st.dictionaries(st.sampled_from(["trace", "tag", "speculate", "other"]), JSON, max_size=3) | JSON)
+@given(st.dictionaries(st.sampled_from(["trace", "tag", "tenant", "speculate", "other"]), JSON, max_size=3) | JSON)
 def test_a_wish_is_understood_or_refused_and_a_refused_one_means_no_trace(asked: Any) -> None:
     custom_params = {"aurora": asked, "thinking_budget": 3}
     try:
@@ -52,6 +52,15 @@ def test_a_request_without_speculation_is_traced_and_shared() -> None:
     assert (wish.speculate, wish.trace, wish.is_shared) == (False, True, True)
     with pytest.raises(ValueError, match="speculate must be true or false"):
         request_wish({"aurora": {"speculate": 0}})
+
+
+def test_the_requests_of_a_tenant_are_shared_and_traced_under_its_name_unless_they_have_a_tag() -> None:
+    wish = request_wish({"aurora": {"tenant": "shop"}})
+    assert (wish.tenant, wish.trace_tag, wish.is_shared) == ("shop", "shop", True)
+    tagged = request_wish({"aurora": {"tenant": "shop", "tag": "order-9"}})
+    assert (tagged.tenant, tagged.trace_tag, tagged.is_shared) == ("shop", "order-9", False)
+    with pytest.raises(ValueError, match="tenant must be a text of 1 to 128 characters"):
+        request_wish({"aurora": {"tenant": ""}})
 
 
 def test_a_request_that_refuses_traces_or_has_a_tag_is_not_shared() -> None:

@@ -69,7 +69,7 @@ class RequestFilter:
         if (last := self._last_if_of(reqs)) is not None:
             return last.traced
         traced = tuple(
-            TracedRequest(index, req.rid, tag_number(self._tag_key, wish_of(req).tag))
+            TracedRequest(index, req.rid, tag_number(self._tag_key, wish_of(req).trace_tag))
             for index, req in enumerate(reqs)
             if self._is_traced(req)
         )

@@ -8,13 +8,15 @@ Invariants:
   before the proposal is full. The proposal then goes on with that request's own lookup, if a suffix at least as long
   was found there. A proposal ends with the text of a request that ended.
 - With the scope Request no proposal ever depends on the tokens of another request, with the scope Off there is none.
-- No proposal comes from a request that may not be shared, except for this request itself.
+- No proposal comes from a request that may not be shared, or from one of another tenant, except for this request
+  itself.
 - The same calls give the same proposals in every process, because tensor-parallel ranks each have an index.
 - An evicted text never comes back, because its number is not used again.
 """
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -36,6 +38,7 @@ SLOTS_PER_TOKEN: Final = 2
 _POSITION_BITS: Final = 28
 _POSITION_MASK: Final = (1 << _POSITION_BITS) - 1
 _SHARED: Final = 0
+"""The space of requests without a tenant. Spaces of texts have positive numbers, those of tenants negative ones."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class _Text:
 
     Attributes:
         number: unique and never 0, so that a place is never 0.
-        shared: whether other requests may be answered from it.
+        shared: whether other requests of its tenant may be answered from it.
+        tenant: the number of its tenant's space.
         salts: of the spaces of the table in which its suffixes are put.
         salts_to_read: of the spaces from which the request may be answered.
         slots: where the suffixes of its end are looked up. None: not computed since it grew. The suffixes that are
@@ -67,6 +71,7 @@ class _Text:
     number: int
     tokens: array[int]
     shared: bool
+    tenant: int
     salts: tuple[int, ...]
     salts_to_read: tuple[int, ...]
     slots: Slots | None = None
@@ -117,24 +122,24 @@ class LookupIndex:
         """Tokens of all texts that are kept."""
         return self._tokens
 
-    def begin(self, rid: str, prompt: Sequence[int], *, may_share: bool = True) -> None:
+    def begin(self, rid: str, prompt: Sequence[int], *, may_share: bool = True, tenant: str = "") -> None:
         """Start a request with its prompt. A request that was begun before starts afresh.
 
-        Unless the request ``may_share``, no other request is answered from it.
+        Unless the request ``may_share``, no other request is answered from it. Otherwise those of its ``tenant`` are.
         """
         if self._scope is LookupScope.OFF:
             return
         if known := self._running.pop(rid, None):
             self._forget(known)
         shared = self._scope is LookupScope.SPECULATOR and may_share and self._shares(prompt)
-        text = self._add(prompt, shared=shared)
+        text = self._add(prompt, shared=shared, tenant=_space_of(tenant))
         self._running[rid] = text
         self._evict()
 
     def seed(self, tokens: Sequence[int]) -> None:
         """Add a text of earlier requests, as if a request had ended. Only the scope Speculator keeps it."""
         if self._scope is LookupScope.SPECULATOR:
-            self._keep(self._add(tokens, shared=True))
+            self._keep(self._add(tokens, shared=True, tenant=_SHARED))
 
     def extend(self, rid: str, tokens: Sequence[int]) -> None:
         """Append tokens that the target committed."""
@@ -176,13 +181,13 @@ class LookupIndex:
             return _NOTHING
         return Proposal(tuple(tokens), _match_length(text.tokens, source.tokens, position, order))
 
-    def _add(self, tokens: Sequence[int], *, shared: bool) -> _Text:
+    def _add(self, tokens: Sequence[int], *, shared: bool, tenant: int) -> _Text:
         self._last_number += 1
         number = self._last_number
-        spaces = (number, _SHARED) if shared else (number,)
-        readable = (number, _SHARED) if self._scope is LookupScope.SPECULATOR else (number,)
+        spaces = (number, tenant) if shared else (number,)
+        readable = (number, tenant) if self._scope is LookupScope.SPECULATOR else (number,)
         salts, salts_to_read = self._table.salts_of(spaces), self._table.salts_of(readable)
-        text = self._texts[number] = _Text(number, array("q", tokens), shared, salts, salts_to_read)
+        text = self._texts[number] = _Text(number, array("q", tokens), shared, tenant, salts, salts_to_read)
         self._tokens += len(tokens)
         self._table.put_range(text.tokens, 1, len(tokens), spaces, text.first_place)
         return text
@@ -201,7 +206,8 @@ class LookupIndex:
         source = self._texts.get(place >> _POSITION_BITS)
         if source is None:
             return None
-        if source is not text and (self._scope is LookupScope.REQUEST or not source.shared):
+        readable = self._scope is LookupScope.SPECULATOR and source.shared and source.tenant == text.tenant
+        if source is not text and not readable:
             return None  # two spaces of the table may meet in one slot
         position = place & _POSITION_MASK
         end = len(text.tokens)
@@ -241,6 +247,11 @@ class LookupIndex:
     def _forget(self, text: _Text) -> None:
         del self._texts[text.number]
         self._tokens -= len(text.tokens)
+
+
+def _space_of(tenant: str) -> int:
+    """The number of a tenant's space, the same on all tensor-parallel ranks."""
+    return -1 - int.from_bytes(hashlib.sha256(tenant.encode()).digest()[:8]) if tenant else _SHARED
 
 
 def _match_length(tokens: array[int], source: array[int], position: int, known: int) -> int:

@@ -53,7 +53,8 @@ class RequestTexts:
         """Whether lookup now has all committed tokens of the request."""
         indexed = self._indexed.get(req.rid)
         if indexed is None:
-            self.index.begin(req.rid, req.origin_input_ids, may_share=wish_of(req).is_shared)
+            wish = wish_of(req)
+            self.index.begin(req.rid, req.origin_input_ids, may_share=wish.is_shared, tenant=wish.tenant)
             indexed = 0
         new = list(req.output_ids[indexed:])
         missing = length + 1 - len(req.origin_input_ids) - indexed - len(new)

@@ -69,6 +69,19 @@ def test_other_requests_are_answered_neither_from_a_request_that_refused_traces_
     assert ask(known, own, 1).tokens == (10,), "its own text still helps the request"
 
 
+def test_a_request_is_answered_from_requests_of_its_own_tenant_only() -> None:
+    known, text = texts(LookupScope.SPECULATOR), [7, 8, 9, 10, 11]
+    tenants = {name: FakeSampling({"aurora": {"tenant": name}} if name else None) for name in ("", "a", "b")}
+    for owner, sampling in tenants.items():
+        known = texts(LookupScope.SPECULATOR)
+        ask(known, FakeRequest("owner", text, [12], sampling_params=sampling), 1)
+        answered = {
+            name: ask(known, FakeRequest(f"of {name}", [1, 7, 8], [9], sampling_params=wish), 2).tokens
+            for name, wish in tenants.items()
+        }
+        assert answered == {name: (10, 11) if name == owner else () for name in tenants}
+
+
 @given(st.data())
 def test_whatever_the_lag_lookup_has_the_committed_tokens(data: st.DataObject) -> None:
     prompt = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=6))
