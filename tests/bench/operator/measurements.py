@@ -156,7 +156,6 @@ async def restart(rig: Rig, progress: Callable[[str], None]) -> Row:
     return {
         "reconciled_seconds": round(reconciled_seconds, 2),
         "applied_seconds": round(applied_seconds, 2),
-        "whole_seconds": round(max(reconciled_seconds, applied_seconds), 2),
         "cpu_seconds": round(rig.operator.cpu_seconds(), 2),
         "api_reads": requests.count(READ_VERBS),
         "api_writes": requests.count(WRITE_VERBS),

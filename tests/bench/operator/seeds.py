@@ -22,10 +22,11 @@ from tests.bench.operator.trained_records import REFUSED, trained_records
 
 from aurora_operator.children.metadata import Owner
 from aurora_operator.children.supporting_objects import new_keys
+from aurora_protocol.draft_records import RootOwner
 from aurora_protocol.signatures import KeyName
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from aurora_store import Keys
-from aurora_store.keys import root
+from aurora_store.keys import owner_id, root
 
 BUCKET = "operator-bench"
 PREFIX = "aurora"
@@ -76,12 +77,15 @@ class Seeds:
         body |= {"metadata": {"name": each.name}, "spec": spec(endpoint, self._fleet.replicas)}
         created = await self._api.create(each.path.rpartition("/")[0], body)
         metadata = created["metadata"]
-        folder = root(PREFIX, each.namespace, each.name, metadata["uid"])
+        folder = root(PREFIX, None, each.namespace, each.name)
         owner = Owner(each.namespace, each.name, metadata["uid"], metadata["generation"], metadata["resourceVersion"])
         secret = new_keys(owner)
         await self._api.create(f"/api/v1/namespaces/{each.namespace}/secrets", secret)
         keys = {name: secret["stringData"][name.value].encode() for name in KeyName}
-        records = trained_records(folder, keys) | {Keys.TRAINER_STATUS: trainer_status()}
+        root_owner = RootOwner(
+            id=owner_id(owner.uid), namespace=each.namespace, name=each.name, since=datetime.now(UTC)
+        )
+        records = trained_records(folder, root_owner, keys) | {Keys.TRAINER_STATUS: trainer_status()}
         for key, data in records.items():
             await _put(session, self._signed(f"{folder}/{key}"), data)
         self._heartbeats.append(self._signed(f"{folder}/{Keys.TRAINER_STATUS}"))

@@ -11,6 +11,7 @@ from typing import Final
 
 from tests.unit.operator.worlds import channel, evidence, lineage, registration, samples
 
+from aurora_protocol.draft_records import RootOwner
 from aurora_protocol.evidence_records import Arm, MeasurementEnd, VerdictKind
 from aurora_protocol.signatures import KeyName, SigningKeys, signed
 from aurora_store import Keys
@@ -23,14 +24,14 @@ ROUNDS: Final = 10
 _REFUSED_SPEEDS: Final = {Arm.OFF: 100, Arm.ACTIVE: 135, Arm.CANDIDATE: 120}
 
 
-def trained_records(root: str, keys: SigningKeys) -> dict[str, bytes]:
-    """Key below ``root`` -> record, the trainer's status left out."""
+def trained_records(root: str, owner: RootOwner, keys: SigningKeys) -> dict[str, bytes]:
+    """Key below ``root``, which ``owner`` owns -> record, the trainer's status left out."""
     plain = {Keys.lineage(1): lineage().to_json()}
     plain |= {Keys.registration(version): registration(version).to_json() for version in range(REFUSED + 1)}
     channels = {
-        Keys.channel(1): channel(0),
-        Keys.channel(2): channel(PREVIOUS, epoch=2, previous=0),
-        Keys.channel(EPOCH): channel(ACTIVE, epoch=EPOCH, previous=PREVIOUS),
+        Keys.channel(1): channel(0, owner=owner),
+        Keys.channel(2): channel(PREVIOUS, epoch=2, previous=0, owner=owner),
+        Keys.channel(EPOCH): channel(ACTIVE, epoch=EPOCH, previous=PREVIOUS, owner=owner),
     }
     measured = (
         evidence(PREVIOUS, samples=samples(ROUNDS), end=MeasurementEnd.DECIDED),
