@@ -13,7 +13,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from math import inf
 
-from aurora_api.v1alpha1.status import OperatorIdentity, RolloutPhase, SpeculatorStatus
+from aurora_api.v1alpha1.status import CandidatePhase, OperatorIdentity, RolloutPhase, SpeculatorStatus
+from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator import metrics
 from aurora_operator.act.actor import Actor, ExecutionResult
 from aurora_operator.act.custom_resource import claim, set_finalizer, write_status
@@ -271,7 +272,9 @@ def _is_watched(decided: Plan, observed: Observed, status: SpeculatorStatus) -> 
     """Whether the next step depends on something that no event shows."""
     silent_agent = any(pod.ready and pod.agent is None for pod in observed.pods)
     waits_for_turn = decided.upgrade is not None and decided.upgrade.stage is UpgradeStage.WAITING
-    return waits_for_turn or status.rollout.phase is not RolloutPhase.IDLE or silent_agent
+    on_replica = observed.spec.validation.measure_on is MeasureOn.REPLICA
+    needs_room = on_replica and status.candidate is not None and status.candidate.phase is CandidatePhase.VALIDATING
+    return waits_for_turn or status.rollout.phase is not RolloutPhase.IDLE or silent_agent or needs_room
 
 
 def _rest_seconds() -> float:

@@ -318,7 +318,9 @@ class AgentState(Record):
         " known.",
     )
     measurement: MeasurementStatus | None = Field(default=None, description="Set while the pod is withdrawn.")
-    trace_budget: TraceBudget | None = Field(default=None, description="The last one ordered. None: none was ordered.")
+    trace_budget: TraceBudget | None = Field(
+        default=None, description="How much the pod traces now. None: its agent is older than budgets."
+    )
     upload_error: str = Field(
         default="",
         max_length=300,

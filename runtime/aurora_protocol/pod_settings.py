@@ -95,11 +95,9 @@ class StateType(StrEnum):
 
 
 class CaptureOptions(Model):
-    """How a pod traces requests. Pods of the operator trace nothing until they have an order."""
+    """How a pod traces requests. The operator sets nothing here and orders a budget later. Tests and benches set it."""
 
-    tokens_per_minute: int | None = Field(
-        default=None, ge=0, description="Tokens to trace in a minute until the first order. None: no limit."
-    )
+    tokens_per_minute: int = Field(default=0, ge=0, description="Tokens to trace in a minute until the first order.")
     shard_seconds: float = Field(default=20, gt=0, description="Longest time that a shard stays open, in seconds.")
     state_type: StateType = StateType.FLOAT8
 

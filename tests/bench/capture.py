@@ -27,6 +27,7 @@ from pathlib import Path
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
 from tests.assets.sglang_server import Server, sglang_server
+from tests.assets.trace_budget import TRACE_ALL
 from tests.bench.bench_command import (
     add_lock_option,
     bench_parser,
@@ -153,6 +154,7 @@ def main() -> None:
             lineage=1,
             pod="bench",
             boot="bench",
+            tokens_per_minute=TRACE_ALL,
             shard_seconds=20,
         )
         model = ensure_model()

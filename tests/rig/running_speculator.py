@@ -202,15 +202,18 @@ class RunningSpeculator:
         self._kubectl("patch", "--type=merge", "-p", patch)
 
     def evict(self, pod: str, namespace: str = "") -> bool:
-        """Evict a pod through the API that drains use. Returns False while a disruption budget forbids it."""
+        """Evict a pod through the API that drains use. Returns False while a disruption budget forbids it.
+
+        A pod that has ended meanwhile counts as evicted.
+        """
         namespace = namespace or self.aurora.namespace
         eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace}}
         try:
             self.kube.call("POST", f"/api/v1/namespaces/{namespace}/pods/{pod}/eviction", eviction)
         except KubernetesError as error:
-            if error.status != HTTPStatus.TOO_MANY_REQUESTS:
+            if error.status not in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.NOT_FOUND):
                 raise
-            return False
+            return error.status == HTTPStatus.NOT_FOUND
         return True
 
     def _kubectl(self, verb: str, *arguments: str) -> None:

@@ -7,7 +7,7 @@ from pydantic import Field
 from aurora_api.base import Model
 
 FIRST_DRAFT_FACTOR = 10
-"""How many times the budget is traced until a first draft has passed its measurement."""
+"""How many times the budget is traced while version 0 is active."""
 
 
 class CaptureSpec(Model):
@@ -21,6 +21,6 @@ class CaptureSpec(Model):
         ge=0,
         le=1_000_000_000,
         description="About how many tokens are traced in a minute, prompts included, by all pods together. Above it,"
-        " only a share of the conversations is traced. 0 traces nothing. Until a first draft has passed its"
-        f" measurement, the pods trace up to {FIRST_DRAFT_FACTOR} times as many. A change restarts no pod.",
+        f" only a share of the conversations is traced. While version 0 is active, {FIRST_DRAFT_FACTOR} times as many"
+        " are traced, so that a first draft comes soon. 0 traces nothing. A change restarts no pod.",
     )

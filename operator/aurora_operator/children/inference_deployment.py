@@ -45,7 +45,6 @@ from aurora_protocol.pod_settings import (
     ENGINE_KEY_FOLDER,
     KEYS_FOLDER,
     SIGNING_FOLDER,
-    CaptureOptions,
     ServingSettings,
 )
 from aurora_protocol.signatures import KeyName
@@ -96,7 +95,6 @@ def serving_settings(owner: Owner, spec: SpeculatorSpec) -> ServingSettings:
         name=owner.name,
         target=spec.target.without_source(),
         draft=spec.draft,
-        capture=CaptureOptions(tokens_per_minute=0),  # until an order: a change of the budget restarts no pod
         device=spec.serving.device,
         max_running_requests=spec.serving.max_running_requests,
         extra_args=spec.serving.extra_args,

@@ -27,7 +27,7 @@ from aurora_protocol.agent_api import MeasurementPhase, MeasurementRequest
 
 WAITING_FOR_REPLICA: Final = "waiting for a replica: "
 SPARED_SHARE: Final = 0.8
-"""A replica is spared while all requests take at most this share of ``serving.maxRunningRequests`` of the others."""
+"""A replica is lent while the other pods would have at most this share of the requests that they can run."""
 LEASE_SECONDS = 300
 """The first lease covers the start of the Job's pod. From then on the Job renews a shorter lease."""
 
@@ -168,20 +168,21 @@ def _recall_reason(observed: Observed, lent: PodView | None) -> str:
     others = max(_placed_pods(observed) - 1, 1)
     if serving < others:
         return f"{serving} of the {others} other pods are ready"
-    return _crowding(observed, others)
+    return _crowding(observed, others, 1)
 
 
-def _crowding(observed: Observed, others: int) -> str:
-    """Why ``others``, the pods that are left to serve, have no room for the requests of all pods that serve now.
+def _crowding(observed: Observed, others: int, share: float) -> str:
+    """Why the requests of all pods are more than ``share`` of what ``others``, the pods left to serve, can run.
 
-    Empty when there is room, or when a pod does not tell its requests.
+    Empty when they are not, or when a pod does not tell its requests. The text has no count: it is in the status, and
+    every other text would be written.
     """
     counts = [view.agent.requests_now if view.agent else None for view in observed.pods if view.serves]
     known = [count for count in counts if count is not None]
-    limit = int(SPARED_SHARE * observed.spec.serving.max_running_requests * others)
+    limit = int(share * observed.spec.serving.max_running_requests * others)
     if len(known) < len(counts) or sum(known) <= limit:
         return ""
-    return f"{sum(known)} requests run, and a replica is lent while at most {limit} do"
+    return f"more than {limit} requests run, too many for the other pods"
 
 
 def _pods_with_node(observed: Observed) -> tuple[PodView, ...]:
@@ -217,4 +218,4 @@ def _refusal_reason(observed: Observed) -> str:
         return f"{len(active)} of {wanted} pods are ready and serve the active version"
     if wanted < 2:
         return f"{wanted} of {observed.spec.serving.replicas} replicas has a place, and one has to go on serving"
-    return _crowding(observed, wanted - 1)
+    return _crowding(observed, wanted - 1, SPARED_SHARE)

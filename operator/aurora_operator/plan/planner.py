@@ -57,7 +57,7 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     # A spec that cannot be used shapes no children. A version that fails is rolled back, and pods scale, all the same.
     upgrade = None if observed.spec_fault else decide_upgrade(replace(observed, status=made.status), config, now)
     status = with_waiting_upgrade(made.status, upgrade)
-    advance = usable.takeover or made.advance
+    advance, limits = usable.takeover or made.advance, tuple(_trace_limits(observed))
     return replace(
         made,
         create_keys=not observed.keys_exist,
@@ -66,8 +66,8 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         advance=None if advance is None else with_digests(advance, stored),
         status=status if worth_writing(observed.status, status, since_written) else None,
         notes=(*made.notes, *usable.notes),
-        trace_limits=tuple(_trace_limits(observed)),
-        moving=made.moving or advance is not None,
+        trace_limits=limits,
+        moving=made.moving or advance is not None or bool(limits),
         upgrade=upgrade,
     )
 
@@ -243,13 +243,16 @@ def _swap_requests(observed: Observed, step: Step) -> Iterator[Swap]:
 
 
 def _trace_limits(observed: Observed) -> Iterator[TraceLimit]:
-    """Orders for the pods that have not yet their part of the budget: an equal part for each wanted pod."""
+    """Orders for the pods that have not yet their part of the budget: an equal part for each wanted pod.
+
+    A pod of a version before budgets is not asked.
+    """
     active = observed.status.active
     has_passed = active is not None and active.version > 0
     budget = observed.spec.capture.tokens_per_minute * (1 if has_passed else FIRST_DRAFT_FACTOR)
     part = TraceBudget(tokens_per_minute=-(-budget // max(observed.spec.serving.replicas, 1)))
     for view in observed.pods:
-        if view.ip and view.agent is not None and view.agent.trace_budget != part:
+        if view.ip and view.agent is not None and view.agent.trace_budget not in (None, part):
             yield TraceLimit(view.name, view.ip, part)
 
 

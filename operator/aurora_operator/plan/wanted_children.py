@@ -16,7 +16,15 @@ from aurora_operator.children.inference_deployment import deployment
 from aurora_operator.children.supporting_objects import disruption_budgets, policies, service_accounts, services
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import PATH_REFUSED, RECORDS_LOST, TAKEN_OVER, TAKING_OVER, JobView, Observed
+from aurora_operator.observe.observed import (
+    PATH_REFUSED,
+    RECORDS_LOST,
+    TAKEN_OVER,
+    TAKING_OVER,
+    JobView,
+    Observed,
+    PodView,
+)
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan.lending import withdrawn_pods
 from aurora_operator.plan.operator_upgrade import UpgradeDecision
@@ -96,4 +104,11 @@ def _stays_stopped(observed: Observed) -> bool:
 
 def _traces_may_arrive(observed: Observed) -> bool:
     """Inference pods trace requests, or are wanted and will. Terminating pods upload their last traces."""
-    return observed.spec.capture.tokens_per_minute > 0 and (observed.spec.serving.replicas > 0 or bool(observed.pods))
+    wanted = observed.spec.capture.tokens_per_minute > 0 and observed.spec.serving.replicas > 0
+    return wanted or any(_may_trace(pod) for pod in observed.pods)
+
+
+def _may_trace(pod: PodView) -> bool:
+    """Whether the pod has not said that it traces nothing."""
+    budget = pod.agent.trace_budget if pod.agent else None
+    return budget is None or budget.tokens_per_minute > 0

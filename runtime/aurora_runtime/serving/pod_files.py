@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from aurora_protocol.agent_api import TraceBudget
+from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.record import Record
 from aurora_runtime.serving.pod_records import CaptureState, EngineState, ModeOrder, SpeculationState, Withdrawal
 
@@ -121,7 +122,11 @@ class PodFolder:
         return _read(self.capture, CaptureState)
 
     def read_trace_budget(self) -> TraceBudget | None:
-        return _read(self.trace_budget, TraceBudget)
+        """The last order; None without one, and where the disk damaged it: the operator then orders again."""
+        try:
+            return _read(self.trace_budget, TraceBudget)
+        except InvalidRecord:
+            return None
 
     def read_speculation_state(self) -> SpeculationState | None:
         return _read(self.speculation, SpeculationState)

@@ -27,6 +27,7 @@ from tests.assets.model import ensure_model
 from tests.assets.pod_processes import PodProcesses, initial_channel
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.signing import KEYS
+from tests.assets.trace_budget import TRACE_ALL
 from tests.assets.trainer_process import running_trainer, trainer_settings, wait_for
 from tests.bench.served.messages import traffic
 from tests.traffic.driver import Load, RequestOptions, TrafficDriver
@@ -194,7 +195,7 @@ class LiveService:
             target=training.target,
             draft=spec,
             device=training.device,
-            capture=CaptureOptions(shard_seconds=SHARD_SECONDS),
+            capture=CaptureOptions(tokens_per_minute=TRACE_ALL, shard_seconds=SHARD_SECONDS),
             store=training.store,
         )
         pod = PodProcesses(work / "pod", settings, s3.environment())

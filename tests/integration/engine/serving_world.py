@@ -22,6 +22,7 @@ from tests.assets.model import ensure_model
 from tests.assets.pod_processes import PodProcesses, initial_channel
 from tests.assets.s3 import S3
 from tests.assets.signing import KEYS, ROOT_OWNER
+from tests.assets.trace_budget import TRACE_ALL
 from tests.assets.trainer_output import publish_draft
 from tests.integration.training.captured_traces import STEPS, conversation_number, frequent_tokens
 from tests.integration.training.lineage import (
@@ -65,7 +66,7 @@ def pod_settings(s3: S3, target: Path, draft: DraftSpec, **capture: Any) -> Serv
         target=TargetSpec(model=str(target), dtype=DType.FLOAT32),
         draft=draft,
         device=Device.CPU,
-        capture=CaptureOptions(shard_seconds=2, **capture),
+        capture=CaptureOptions(**{"shard_seconds": 2, "tokens_per_minute": TRACE_ALL} | capture),
         extra_args=["--chunked-prefill-size", str(CHUNK_TOKENS)],
         store=StoreSettings(
             owner=ROOT_OWNER.id, bucket="aurora-test", root="root", endpoint=s3.endpoint, region="us-east-1"

@@ -30,6 +30,7 @@ from aurora_runtime.validation.draft_fetch import FetchedDraft
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft, write_repeating_draft
 from tests.assets.sglang_server import Server, sglang_server
+from tests.assets.trace_budget import TRACE_ALL
 from tests.integration.engine.plain_answers import FIXED_TOKENS, FP32, PlainAnswers, token_answer, token_prompts
 from tests.integration.engine.request_kinds import KINDS, PARSERS
 
@@ -115,7 +116,9 @@ def controlled_server(
         untrained_versions=untrained_versions,
         fixed_arms=arms,
     )
-    capture = CaptureSettings(state_folder=str(folder), lineage=1, pod="pod", boot="boot", shard_seconds=0.2)
+    capture = CaptureSettings(
+        state_folder=str(folder), lineage=1, pod="pod", boot="boot", tokens_per_minute=TRACE_ALL, shard_seconds=0.2
+    )
     controller = round_controller(settings, folder / "adaptive.json")
     flags = Eagle3(draft, 0, DraftSpec(steps=STEPS), controller).arguments()
     with sglang_server(

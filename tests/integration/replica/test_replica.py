@@ -44,6 +44,7 @@ from tests.assets.model import ensure_model
 from tests.assets.pod_processes import AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.signing import KEYS, ROOT_OWNER
+from tests.assets.trace_budget import TRACE_ALL
 from tests.assets.trainer_output import publish_draft
 from tests.integration.engine.validation_store import held_out_traces, put_traces
 from tests.integration.training.lineage import (
@@ -159,7 +160,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             target=target,
             draft=DRAFT,
             device=Device.CPU,
-            capture=CaptureOptions(shard_seconds=2),
+            capture=CaptureOptions(tokens_per_minute=TRACE_ALL, shard_seconds=2),
             store=store,
         )
         validation = ValidationSettings(

@@ -29,6 +29,7 @@ from tests.assets.pod_processes import PodProcesses, http_body
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.signing import KEYS, ROOT_OWNER
 from tests.assets.tiny_targets import TINY_TARGETS, TinyTarget, write_tiny_target
+from tests.assets.trace_budget import TRACE_ALL
 from tests.integration.trained.served_proposals import Comparison, collect, proposals
 
 pytestmark = pytest.mark.timeout(600)
@@ -73,7 +74,7 @@ def test_the_training_pass_proposes_the_same_tokens_as_the_engine(tiny: TinyTarg
         target=target_spec,
         draft=SPEC,
         device=Device.CPU,
-        capture=CaptureOptions(shard_seconds=2, state_type=StateType.BFLOAT16),
+        capture=CaptureOptions(tokens_per_minute=TRACE_ALL, shard_seconds=2, state_type=StateType.BFLOAT16),
         store=StoreSettings(
             owner=ROOT_OWNER.id, bucket="aurora-test", root=root, endpoint=s3.endpoint, region="us-east-1"
         ),

@@ -34,6 +34,7 @@ from tests.assets.model import ensure_model
 from tests.assets.pod_processes import PodProcesses, http_body
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.signing import KEYS, ROOT_OWNER
+from tests.assets.trace_budget import TRACE_ALL
 from tests.assets.traces.recorded import json_traces
 from tests.assets.trained_draft import load_small_target, train_draft
 from tests.integration.trained.served_proposals import Comparison, collect, proposals
@@ -109,7 +110,7 @@ def serving_engine(s3: S3, spec: DraftSpec, folder: Path) -> Iterator[PodProcess
         target=TargetSpec(model=str(ensure_model()), dtype=DType.FLOAT32),
         draft=spec,
         device=Device.CPU,
-        capture=CaptureOptions(shard_seconds=2, state_type=StateType.BFLOAT16),
+        capture=CaptureOptions(tokens_per_minute=TRACE_ALL, shard_seconds=2, state_type=StateType.BFLOAT16),
         store=StoreSettings(
             owner=ROOT_OWNER.id, bucket="aurora-test", root="root", endpoint=s3.endpoint, region="us-east-1"
         ),

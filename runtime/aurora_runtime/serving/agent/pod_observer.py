@@ -163,7 +163,7 @@ class PodObserver:
             requests_now=requests_now,
             capture=self.capture_counters(),
             measurement=measurement,
-            trace_budget=self._pod.folder.read_trace_budget(),
+            trace_budget=self._pod.folder.read_trace_budget() or TraceBudget(tokens_per_minute=0),
             upload_error=self._uploader.error,
             speedup_estimate=_speedup(speculation),
             saved_time=speculation.saved_time if speculation is not None else None,

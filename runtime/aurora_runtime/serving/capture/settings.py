@@ -26,9 +26,7 @@ class CaptureSettings(Record):
         default="", repr=False, description="Hexadecimal key of the draws: which requests are traced, and held out."
     )
     tag_key: str = Field(default="", repr=False, description="Hexadecimal key that hashes the tags of requests.")
-    tokens_per_minute: int | None = Field(
-        default=None, ge=0, description="Tokens to trace in a minute until the agent has an order. None: no limit."
-    )
+    tokens_per_minute: int = Field(default=0, ge=0, description="Tokens to trace in a minute until the first order.")
     top_tokens: int = Field(default=32, ge=1, description="Most likely target tokens kept for each position.")
     state_type: StateType = Field(default=StateType.FLOAT8, description="How a shard stores hidden states.")
     shard_seconds: float = Field(default=20, gt=0, description="Longest time that a shard stays open.")

@@ -2,11 +2,11 @@
 
 The allowance is the tokens that may be traced now. It fills at the budget's pace, and each traced token takes one from
 it. The share of conversations falls exponentially with the allowance, so it settles where as many tokens are traced as
-the budget gives, however busy the engine is. One request changes the share by little, so the next turn of a traced
-conversation is most likely traced too.
+the budget gives, however busy the engine is. A request changes the share by little where it is small beside the
+allowance. Then the next turn of a traced conversation is most likely traced too.
 
-Invariant: no trace begins while the allowance is used up. So an engine never begins traces for more tokens than its
-budget and :data:`SAVED_MINUTES` of it more.
+Invariant: no trace begins while the allowance is used up. Requests that run may overdraw it, and what they take is
+missing later.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class TraceAllowance:
     """The allowance of one engine. One thread calls its methods, and any thread reads ``share``.
 
     Args:
-        tokens_per_minute: the budget. None: no limit.
+        tokens_per_minute: the budget.
     """
 
-    def __init__(self, tokens_per_minute: int | None) -> None:
+    def __init__(self, tokens_per_minute: int) -> None:
         self._budget = tokens_per_minute
         self._tokens = self._limit
         self.share = self._share()
@@ -34,7 +34,7 @@ class TraceAllowance:
 
     @property
     def _limit(self) -> float:
-        return SAVED_MINUTES * (self._budget or 0)
+        return SAVED_MINUTES * self._budget
 
     def order(self, tokens_per_minute: int) -> None:
         """Change the budget. What was saved stays, within the new limit. A first budget begins with all of it."""
@@ -45,7 +45,7 @@ class TraceAllowance:
 
     def pass_time(self, seconds: float) -> None:
         """Let the allowance fill for ``seconds``."""
-        self._tokens = min(self._limit, self._tokens + (self._budget or 0) * seconds / 60)
+        self._tokens = min(self._limit, self._tokens + self._budget * seconds / 60)
         self.share = self._share()
 
     def spend(self, tokens: int) -> None:
@@ -54,8 +54,6 @@ class TraceAllowance:
         self.share = self._share()
 
     def _share(self) -> float:
-        if self._budget is None:
-            return 1.0
         if self._tokens <= 0:
             return 0.0
         return float(LEAST_SHARE ** (1 - self._tokens / self._limit))

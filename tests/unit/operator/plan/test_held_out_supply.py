@@ -15,9 +15,11 @@ from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_api.v1alpha1.status import CandidatePhase, CandidateStatus, SpeculatorStatus
 from aurora_operator.observe.observed import TRAINER_SILENCE, JobView, Observed
 from aurora_operator.plan import Plan
+from aurora_protocol.agent_api import TraceBudget
 from aurora_protocol.training_records import TrainerStatus
 from tests.unit.operator.worlds import (
     NOW,
+    agent,
     made,
     observed,
     pod,
@@ -27,6 +29,7 @@ from tests.unit.operator.worlds import (
     validating,
 )
 
+NO_TRACES = TraceBudget(tokens_per_minute=0)
 NEEDED = 16
 """Four times the highest of ``concurrencies``, by default."""
 ON_JOB = spec(serving={"replicas": 2})
@@ -104,10 +107,11 @@ def test_the_report_of_a_silent_trainer_holds_back_no_measurement() -> None:
 def test_a_candidate_waits_while_the_operator_stops_the_trainer(age: timedelta) -> None:
     """The count cannot grow, so a measurement could not succeed."""
     stopped = spec(serving={"replicas": 2}, training={"suspended": True}, capture={"tokensPerMinute": 0})
-    waits = made(observed(spec=stopped, store=replace(store(0, 1), trainer=record(0, age))))
+    pods = tuple(pod(name, 0, agent=agent(name, 0, trace_budget=NO_TRACES)) for name in ("chat-a", "chat-b"))
+    waits = made(observed(spec=stopped, pods=pods, store=replace(store(0, 1), trainer=record(0, age))))
     assert waits.job is None
     assert "ValidationStarted" not in events(waits)
-    begins = made(observed(spec=stopped, store=replace(store(0, 1), trainer=record(NEEDED, age))))
+    begins = made(observed(spec=stopped, pods=pods, store=replace(store(0, 1), trainer=record(NEEDED, age))))
     assert begins.job is not None
 
 

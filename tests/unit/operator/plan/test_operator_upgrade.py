@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from aurora_api.v1alpha1.conditions import ConditionType
+from aurora_api.v1alpha1.serving import DEFAULT_MAX_RUNNING_REQUESTS
 from aurora_api.v1alpha1.status import RolloutPhase, RolloutStatus, SpeculatorStatus
 from aurora_operator.children.inference_deployment import RESTART_ANNOTATION, START_LIMIT, choice_digest
 from aurora_operator.fleet import START_SECONDS
@@ -295,7 +296,9 @@ def test_no_turn_is_given_before_every_speculator_was_observed() -> None:
 
 def test_a_field_with_its_default_is_no_choice_of_the_user() -> None:
     """So a field that another version of the operator adds restarts no pod."""
-    assert choice_digest(OWNER, spec(capture={"tokensPerMinute": 20_000})) == choice_digest(OWNER, spec())
+    assert choice_digest(OWNER, spec(serving={"maxRunningRequests": DEFAULT_MAX_RUNNING_REQUESTS})) == choice_digest(
+        OWNER, spec()
+    )
     assert choice_digest(OWNER, spec(serving={"maxRunningRequests": 9})) != choice_digest(OWNER, spec())
 
 

@@ -11,11 +11,16 @@ import pytest
 from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
 from aurora_operator.observe.observed import JobView, Observed, StoreView, WorkloadView
+from aurora_protocol.agent_api import TraceBudget
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
-from tests.unit.operator.worlds import NOW, condition, lineage, made, observed, pod, spec, status, store
+from tests.unit.operator.worlds import NOW, agent, condition, lineage, made, observed, pod, spec, status, store
 
 NO_PODS: dict[str, Any] = {"pods": (), "deployment": WorkloadView(current=True, replicas=0, ready=0)}
 STOPPED = WorkloadView(current=True, replicas=0, ready=0)
+
+
+NO_TRACES = TraceBudget(tokens_per_minute=0)
+TRACING_NOTHING = (pod("chat-a", 0, agent=agent("chat-a", 0, trace_budget=NO_TRACES)),)
 
 
 def suspended(replicas: int = 0, traced: int = 20_000, **more: Any) -> Observed:
@@ -42,7 +47,8 @@ def trainer_replicas(seen: Observed) -> int:
         pytest.param(observed(spec=spec(serving={"replicas": 0}), **NO_PODS), 1, id="zero replicas, and it trains on"),
         pytest.param(suspended(), 0, id="suspended with zero replicas"),
         pytest.param(suspended(replicas=2), 1, id="suspended, and traces have to be bounded"),
-        pytest.param(suspended(replicas=2, traced=0), 0, id="suspended, and nothing is traced"),
+        pytest.param(suspended(replicas=2, traced=0, pods=TRACING_NOTHING), 0, id="suspended, and nothing is traced"),
+        pytest.param(suspended(replicas=2, traced=0), 1, id="suspended, and a pod may still trace"),
         pytest.param(suspended(replicas=2, traced=1), 1, id="suspended, and a few requests are traced"),
         pytest.param(suspended(store=StoreView(lineage=lineage())), 0, id="suspended before version 0 exists"),
         pytest.param(

@@ -5,9 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from aurora_api.v1alpha1.status import SpeculatorStatus, VersionStatus
-from aurora_operator.observe.observed import Observed, StoreView
+from aurora_operator.observe.observed import Observed, PodView, StoreView
 from aurora_protocol.agent_api import TraceBudget
 from tests.unit.operator.worlds import agent, made, observed, pod, spec
+
+UNORDERED = 1
+"""A budget that no test orders."""
+
+
+def _pod(name: str, tokens: int, version: int = 1) -> PodView:
+    return pod(name, version, agent=agent(name, version, trace_budget=TraceBudget(tokens_per_minute=tokens)))
 
 
 def limits(seen: Observed) -> dict[str, int]:
@@ -16,7 +23,8 @@ def limits(seen: Observed) -> dict[str, int]:
 
 def traced(tokens: int, replicas: int = 2) -> Observed:
     given = spec(serving={"replicas": replicas}, capture={"tokensPerMinute": tokens})
-    return observed(spec=given, status=SpeculatorStatus(active=VersionStatus(version=1)))
+    pods = tuple(_pod(name, UNORDERED) for name in ("chat-a", "chat-b"))
+    return observed(spec=given, pods=pods, status=SpeculatorStatus(active=VersionStatus(version=1)))
 
 
 def test_the_wanted_pods_share_the_budget() -> None:
@@ -35,8 +43,14 @@ def test_a_store_that_is_away_changes_no_budget() -> None:
     assert limits(away) == {"chat-a": 500, "chat-b": 500}
 
 
+def test_an_order_that_is_under_way_is_looked_at_soon() -> None:
+    seen = observed(spec=traced(1000).spec)
+    for tokens, moving in ((5000, False), (500, True)):
+        pods = (_pod("chat-a", 5000, 0), _pod("chat-b", tokens, 0))
+        assert made(replace(seen, pods=pods)).moving is moving
+
+
 def test_only_pods_with_another_part_are_asked() -> None:
     seen = traced(1000)
-    ordered = pod("chat-a", 1, agent=agent("chat-a", 1, trace_budget=TraceBudget(tokens_per_minute=500)))
-    silent = pod("chat-b", 1, agent=None)
-    assert limits(replace(seen, pods=(ordered, silent))) == {}
+    silent, of_a_former_version = pod("chat-b", 1, agent=None), pod("chat-c", 1)
+    assert limits(replace(seen, pods=(_pod("chat-a", 500), silent, of_a_former_version))) == {}

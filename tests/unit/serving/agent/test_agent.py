@@ -112,12 +112,14 @@ async def test_a_swap_is_requested_and_reported_over_http(rig: AgentRig) -> None
 
 async def test_a_trace_budget_is_kept_for_the_engine(rig: AgentRig) -> None:
     rig.engine_is(ready=True)
-    assert (await rig.state()).trace_budget is None
+    assert (await rig.state()).trace_budget == TraceBudget(tokens_per_minute=0)
     budget = TraceBudget(tokens_per_minute=700)
     answer = await rig.http.put("/v1/trace-budget", data=budget.to_json(), headers=AUTH)
     assert answer.status == 202
     assert AgentState.from_json(await answer.read()).trace_budget == budget
     assert rig.folder.read_trace_budget() == budget
+    rig.folder.trace_budget.write_text("{")
+    assert (await rig.state()).trace_budget == TraceBudget(tokens_per_minute=0), "the operator orders again"
     assert (await rig.http.put("/v1/trace-budget", data=b'{"tokensPerMinute": -1}', headers=AUTH)).status == 400
     assert (await rig.http.put("/v1/trace-budget", data=budget.to_json())).status == 401
 

@@ -19,6 +19,7 @@ from aurora_runtime.serving.capture.trace_allowance import TraceAllowance
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, VerifyRound
 from aurora_runtime.serving.capture.verify_tensors import VerifyTensors
 from aurora_runtime.traces import ProposalSource
+from tests.assets.trace_budget import TRACE_ALL
 
 NODES, VOCAB, WIDTH, DEPTH = 4, 20, 6, 3
 
@@ -26,7 +27,7 @@ NODES, VOCAB, WIDTH, DEPTH = 4, 20, 6, 3
 class Recorder:
     """Stands in for the writer and keeps the offered batches."""
 
-    def __init__(self, budget: int | None) -> None:
+    def __init__(self, budget: int) -> None:
         self.allowance = TraceAllowance(budget)
         self.batches: list[list[PromptChunk | VerifyRound]] = []
         self.errors = 0
@@ -66,7 +67,7 @@ def batch_of(*reqs: Any, idle: bool = False, **fields: Any) -> Any:
 
 
 def make(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, rank: int = 0, budget: int | None = None
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, rank: int = 0, budget: int = TRACE_ALL
 ) -> tuple[CaptureHooks, Recorder]:
     settings = CaptureSettings(
         state_folder=str(tmp_path), lineage=1, pod="p", boot="b", tokens_per_minute=budget, top_tokens=3

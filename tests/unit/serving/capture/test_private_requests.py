@@ -16,6 +16,7 @@ from aurora_runtime.serving.capture.request_filter import RequestFilter
 from aurora_runtime.serving.capture.settings import CaptureSettings
 from aurora_runtime.serving.capture.verify_tensors import ReducedVerify, VerifyTensors
 from aurora_runtime.traces import decode
+from tests.assets.trace_budget import TRACE_ALL
 from tests.unit.serving.capture.test_hooks import NODES, WIDTH, batch_of, capture_probe, commit, make, request, verify
 
 REFUSING: Any = {"aurora": {"trace": False}}
@@ -100,7 +101,13 @@ def test_a_refusing_request_with_the_id_of_an_ended_one_is_not_traced() -> None:
 def test_the_spool_holds_the_hash_of_a_tag_and_nothing_of_a_refusing_request(tmp_path: Path) -> None:
     """With the real writer: what reaches the disk."""
     settings = CaptureSettings(
-        state_folder=str(tmp_path), lineage=1, pod="p", boot="b", top_tokens=3, tag_key=tag_key(SECRET).hex()
+        state_folder=str(tmp_path),
+        lineage=1,
+        pod="p",
+        boot="b",
+        top_tokens=3,
+        tag_key=tag_key(SECRET).hex(),
+        tokens_per_minute=TRACE_ALL,
     )
     hooks = CaptureHooks(
         settings, append_output=lambda _, output: output, read_rank=lambda: 0, read_version=lambda: "7"
@@ -110,8 +117,9 @@ def test_the_spool_holds_the_hash_of_a_tag_and_nothing_of_a_refusing_request(tmp
         request("plain", prompt=(1, 2)),
         request("refusing", prompt=(77, 78), custom_params=REFUSING),
         request("tagged", prompt=(3, 4), custom_params={"aurora": {"tag": "tenant-7"}}),
+        request("of a tenant", prompt=(5, 6), custom_params={"aurora": {"tenant": "tenant-7"}}),
     ]
-    prefill(hooks, reqs, [1.0, 2.0, 3.0])
+    prefill(hooks, reqs, [1.0, 2.0, 3.0, 4.0])
     for req in reqs:
         req.finished = lambda: True
     decode_round(hooks, reqs)
@@ -119,6 +127,10 @@ def test_the_spool_holds_the_hash_of_a_tag_and_nothing_of_a_refusing_request(tmp
     (shard,) = (tmp_path / "spool").glob("*.safetensors")
     traces = list(decode(shard.read_bytes()))
     number = tag_number(tag_key(SECRET), "tenant-7")
-    assert [(trace.tokens.tolist()[:2], trace.tag) for trace in traces] == [([1, 2], 0), ([3, 4], number)]
+    assert [(trace.tokens.tolist()[:2], trace.tag) for trace in traces] == [
+        ([1, 2], 0),
+        ([3, 4], number),
+        ([5, 6], number),
+    ]
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or b"tenant-7" not in path.read_bytes()

@@ -172,13 +172,9 @@ class WorkerHooks:
     ) -> Round | None:
         ended = self._observer.round_ended(accepted, committed)
         if ended is not None:
-            self._settled(ended, accepted)
+            self._learning.count(ended, accepted)
+            control.progress.committed(ended, accepted)
         return ended
-
-    def _settled(self, ended: Round, accepted: Sequence[int]) -> None:
-        assert self._control is not None
-        self._learning.count(ended, accepted)
-        self._control.progress.committed(ended, accepted)
 
     def _next_round(self, control: EngineControl, batch: Any) -> Round:
         recent = self._take_early_results(control)
