@@ -1,4 +1,4 @@
-"""What a client asks for its own request: no traces, traces under a tag, lookup within a tenant, or no speculation.
+"""Reads what a client asks for its request: no trace, a tag for the trace, a tenant for lookup, or no speculation.
 
 A request says so in ``custom_params``, which SGLang takes on its OpenAI routes and on ``/generate``, and carries
 unchanged to its scheduler::
@@ -8,7 +8,7 @@ unchanged to its scheduler::
     {"custom_params": {"aurora": {"tenant": "shop"}}}
     {"custom_params": {"aurora": {"speculate": false}}}
 
-Invariants: a tag leaves the engine only as a hash (:mod:`aurora_protocol.tag_hash`). A wish that cannot be
+Invariants: a tag or a tenant leaves the engine only as a hash (:mod:`aurora_protocol.tag_hash`). A wish that cannot be
 read is refused before the scheduler. A wish that reaches the scheduler unreadable all the same means "no trace". This
 module imports neither torch nor SGLang.
 """
@@ -40,15 +40,15 @@ class RequestWish:
 
     @property
     def trace_tag(self) -> str:
-        """The tag under which the request is traced: a tenant's requests need none of their own.
+        """The tag of the request's trace: its own, or else its tenant.
 
-        So nothing of a tenant is in the seed of lookup, which only has traces without a tag.
+        The seed of lookup is made of traces without a tag, so it holds no text of a tenant.
         """
         return self.tag or self.tenant
 
     @property
     def is_shared(self) -> bool:
-        """Whether lookup may answer other requests from this one.
+        """Whether lookup may answer other requests of the tenant from this one.
 
         A tagged request is not shared, so that its text lies in shards only, where it can be erased.
         """

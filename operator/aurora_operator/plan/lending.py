@@ -174,8 +174,8 @@ def _recall_reason(observed: Observed, lent: PodView | None) -> str:
 def _crowding(observed: Observed, others: int, share: float) -> str:
     """Why the requests of all pods are more than ``share`` of what ``others``, the pods left to serve, can run.
 
-    Empty when they are not, or when a pod does not tell its requests. The text has no count: it is in the status, and
-    every other text would be written.
+    Empty when they are not, or when a pod does not tell its requests. The text does not name their number, because the
+    status would be written with each new text.
     """
     counts = [view.agent.requests_now if view.agent else None for view in observed.pods if view.serves]
     known = [count for count in counts if count is not None]

@@ -119,7 +119,7 @@ def _cells(row: dict[str, Any]) -> tuple[object, ...]:
 def _longest(row: dict[str, Any], figure: str) -> object:
     """The highest ``figure`` of all restarts after kill -9; empty without one.
 
-    What a user waits for is ``applied_seconds``: until every spec that changed while no leader ran is applied.
+    A user waits for ``applied_seconds``, until every spec that changed while no leader ran is applied.
     """
     return max((each[figure] for each in row["restarts"]), default="")
 

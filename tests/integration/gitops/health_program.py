@@ -34,7 +34,7 @@ ARGO_CD: Final = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What both tools call the health of one object."""
+    """The health of one object, in the words of each tool."""
 
     argo: str
     flux: str

@@ -1,4 +1,4 @@
-"""What Argo CD and Flux call the health of a speculator in every state: the verdicts of their own code.
+"""Argo CD's and Flux's own code judges the health of a speculator in every state.
 
 The statuses are those that the operator's plan writes. Argo CD runs the check of docs/how-to/gitops.md.
 """
@@ -39,7 +39,7 @@ FAILED: Final = Verdict("Degraded", "Failed")
 TERMINATING: Final = Verdict("Progressing", "Terminating")
 CHECK: Final = "resource.customizations.health.aurora.dev_AuroraSpeculator"
 GENERATION: Final = 1
-"""Of the spec that the statuses are about."""
+"""The generation of the spec that each status describes."""
 
 
 def upgrades() -> Mapping[str, SpeculatorStatus]:
@@ -119,7 +119,7 @@ STATES: Final[Mapping[str, tuple[Verdict, SpeculatorStatus]]] = {
     "the store's Secret is missing": (FAILED, status(observed(store=away("SecretMissing")))),
     "being deleted": (TERMINATING, deleting_status(BEFORE, GENERATION, "2 of 10 objects are deleted", NOW)),
 }
-"""What both tools should say, and the status that the operator writes."""
+"""Each state's verdict, and the status that the operator writes in it."""
 
 
 def speculator(shown: Mapping[str, Any], generation: int = GENERATION) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def speculator(shown: Mapping[str, Any], generation: int = GENERATION) -> dict[s
 
 
 def objects() -> Mapping[str, tuple[Verdict, dict[str, Any]]]:
-    """Speculators in every state, and what both tools should say."""
+    """Each state's verdict, and a speculator in that state."""
     made = {
         name: (verdict, speculator(shown.model_dump(mode="json", by_alias=True, exclude_none=True)))
         for name, (verdict, shown) in STATES.items()

@@ -70,7 +70,8 @@ http.server.ThreadingHTTPServer(("0.0.0.0", 30000), Handler).serve_forever()
 AGENT = f"""
 import datetime, http.server, json, os, pathlib, time
 token = pathlib.Path("/etc/aurora/keys/agent-token").read_text()
-me = {{"version": 0, "epoch": 0, "swap": {{"phase": "Idle"}}, "tokens": 0, "rounds": 0, "budget": None}}
+me = {{"version": 0, "epoch": 0, "swap": {{"phase": "Idle"}}, "tokens": 0, "rounds": 0,
+      "budget": {{"tokensPerMinute": 0}}}}
 lease = {{"measurement": "", "end": 0.0}}
 
 def leased():

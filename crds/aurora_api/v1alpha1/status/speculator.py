@@ -23,7 +23,7 @@ from aurora_api.v1alpha1.status.versions import (
 )
 
 NO_STATUS: Final = {"observedGeneration": 0}
-"""``status`` until the operator writes one: about no spec. kstatus takes a resource without any status for ready."""
+"""The status of a resource that no operator has seen. kstatus would take a resource without a status for ready."""
 MAX_PODS_SHOWN = 64
 MAX_HISTORY = 20
 MAX_KEPT_SHOWN = 64

@@ -257,6 +257,9 @@ def test_pods_get_the_scope_of_lookup_the_shape_and_the_limit_of_requests() -> N
 
 def test_another_budget_of_traces_restarts_no_pod() -> None:
     assert pods(spec()) == pods(spec(capture={"tokensPerMinute": 5}))
+    assert "capture" not in serving_settings(OWNER, spec()).to_variable(), (
+        "an upgrade would take it for a user's choice"
+    )
 
 
 def test_keys_are_random_and_long() -> None:
