@@ -92,11 +92,12 @@ class DraftSpec(Model):
         " no speculation; use it only to compare. Pods restart one by one when it changes.",
     )
     lookup: LookupScope = Field(
-        default=LookupScope.REQUEST,
-        description="Text in which a pod looks up tokens to propose beside the draft's. `Request`: the request's own"
-        " prompt and answer. `Speculator`: also recent text of other requests, which is fastest where requests resemble"
-        " each other; a client who measures time can then find out whether a text that it guesses was in another"
-        " client's request. `Off`: none. Pods restart one by one when it changes.",
+        default=LookupScope.SPECULATOR,
+        description="Text in which a pod looks up tokens to propose beside the draft's. `Speculator`: recent text of"
+        " all requests of the same tenant (requests that name no tenant count as one). A client who measures time can"
+        " then find out whether a text that it guesses was in another client's request, as with SGLang's prefix cache."
+        " `Request`: only the request's own prompt and answer, which gives nothing away and is slower where requests"
+        " resemble each other. `Off`: none. Pods restart one by one when it changes.",
     )
 
     @property
@@ -106,7 +107,7 @@ class DraftSpec(Model):
 
     def for_training(self) -> Self:
         """The draft without what only serving uses, so that a change of it restarts no trainer."""
-        return self.model_copy(update={"shape": Shape.ADAPTIVE, "lookup": LookupScope.REQUEST})
+        return self.model_copy(update={"shape": Shape.ADAPTIVE, "lookup": LookupScope.SPECULATOR})
 
     @property
     def tokens_per_round(self) -> int:
