@@ -40,10 +40,7 @@ class RequestWish:
 
     @property
     def trace_tag(self) -> str:
-        """The tag of the request's trace: its own, or else its tenant.
-
-        The seed of lookup is made of traces without a tag, so it holds no text of a tenant.
-        """
+        """The tag of the request's trace: its own, or else its tenant."""
         return self.tag or self.tenant
 
     @property

@@ -1,7 +1,7 @@
 """Reads a shard's header and small tensors by ranges, but not its hidden states, which are hundreds of times larger.
 
 Invariants: what is read is bounded, whatever the bytes are. Bytes that are no shard raise ValueError or RecursionError.
-This module does not import torch, because the agent imports it.
+This module does not import torch, because the command that erases a tag imports it.
 """
 
 from __future__ import annotations

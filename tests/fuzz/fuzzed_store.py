@@ -23,7 +23,6 @@ from aurora_runtime.errors import RuntimeFault
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.first_staging import stage_active_draft
-from aurora_runtime.serving.agent.seed_writer import recent_answers
 from aurora_runtime.serving.pod_files import MANIFEST, PodFolder, write_atomically
 from aurora_runtime.training.data.shards import ShardReader
 from aurora_runtime.training.retry import Retrier
@@ -166,7 +165,6 @@ class FuzzedStore:
                 registry, registry.registration(1), registry.lineage() or lineage(), self.folder / "validator"
             ),
             "prompts": lambda: held_out_prompts(registry, 1, vocab_size=tiny.VOCAB, wanted=100, needed=0),
-            "seed": lambda: recent_answers(registry, 1, tiny.VOCAB),
         }
 
     def _check_files(self, what: str) -> None:

@@ -60,11 +60,6 @@ class PodFolder:
         return self.path / "spool"
 
     @property
-    def lookup_seed(self) -> Path:
-        """Recent answers from the store, with which the engine's lookup begins. Removed once the engine is ready."""
-        return self.path / "lookup-seed.safetensors"
-
-    @property
     def lineage(self) -> Path:
         return self.path / "lineage.json"
 

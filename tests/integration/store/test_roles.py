@@ -23,7 +23,6 @@ from aurora_protocol.pod_settings import SETTINGS_VARIABLE, StoreSettings, Valid
 from aurora_runtime import termination_message
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.first_staging import stage_active_draft
-from aurora_runtime.serving.agent.seed_writer import recent_answers
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.tag_erasure import TagErasure
@@ -64,7 +63,7 @@ def train(s3: S3, folder: Path) -> Registration:
     own.objects.probe()
     rig = TrainerRig(folder / "target")
     rig.registry, rig.lineage = own, open_lineage(own, rig.target, tiny.DRAFT_SPEC, utc_now)
-    traffic = Traffic(registry_of(s3, "serving"), SHARDS)
+    traffic = Traffic(registry_of(s3, "serving"), SHARDS, reader=own)
     rig.trainer(traffic).run()
     states = own.trainer_state_epochs()
     assert len(states) == 2
@@ -76,7 +75,7 @@ def train(s3: S3, folder: Path) -> Registration:
 
 
 def serve(s3: S3, folder: Path) -> None:
-    """The agent's whole work: stage the active draft, upload a shard, seed the lookup."""
+    """The agent's whole work: stage the active draft, and upload a shard."""
     own, state = registry_of(s3, "serving"), PodFolder(folder / "state")
     draft = stage_active_draft(state, own, find_seconds=0)
     assert draft is not None
@@ -85,7 +84,6 @@ def serve(s3: S3, folder: Path) -> None:
     uploader = Uploader(state.spool, own)
     uploader.upload_spool()
     assert uploader.counters.uploaded == 1
-    assert recent_answers(own, 1, tiny.VOCAB)
 
 
 def measure(s3: S3, candidate: Registration, folder: Path) -> None:
@@ -225,6 +223,9 @@ def test_no_role_reaches_another_root_or_what_it_needs_not(s3: S3, role: str) ->
     if role != "training":
         with pytest.raises(ObjectRefused):
             store_of(s3, role).get("trainer/state/00000001.json")
+    if role == "serving":
+        with pytest.raises(ObjectRefused):
+            store_of(s3, role).get("traces/00000001/2026-01-01/00/pod-0-b-00000009.json")
 
 
 def test_an_agent_without_the_right_to_write_keeps_its_shards_and_says_which_right_it_needs(

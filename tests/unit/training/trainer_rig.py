@@ -27,11 +27,17 @@ from tests.unit.training import tiny
 
 
 class Traffic(Retrier):
-    """Each wait of the trainer delivers a shard, until ``count`` shards were delivered."""
+    """Each wait of the trainer delivers a shard, until ``count`` shards were delivered.
 
-    def __init__(self, registry: PodRegistry, count: int, *, damaged: bool = False) -> None:
+    ``reader`` lists the shards that there are, where ``registry`` may not.
+    """
+
+    def __init__(
+        self, registry: PodRegistry, count: int, *, damaged: bool = False, reader: PodRegistry | None = None
+    ) -> None:
         super().__init__()
         self.registry, self.count, self.damaged = registry, count, damaged
+        self.reader = reader or registry
         self.written: list[str] = []
 
     def sleep(self, seconds: float) -> None:
@@ -39,7 +45,7 @@ class Traffic(Retrier):
             self.stop()
             return
         traces = [tiny.trace(seed) for seed in range(3)]
-        last = max((int(key[-13:-5]) for key in self.registry.list_shards(1).data_bytes), default=-1)
+        last = max((int(key[-13:-5]) for key in self.reader.list_shards(1).data_bytes), default=-1)
         self.written.append(tiny.put_shard(self.registry, last + 1, traces))
         if self.damaged:
             data = self.written[-1].replace(".json", ".safetensors")

@@ -28,7 +28,6 @@ from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.options import AgentOptions, Command, parse_options
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.agent.pod_observer import PodObserver
-from aurora_runtime.serving.agent.seed_writer import seeding_thread
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import MAX_SPOOL_BYTES, PodFolder
@@ -51,7 +50,6 @@ class Agent:
     lease: MeasurementLease
     uploader: Uploader
     application: web.Application
-    seeding: threading.Thread | None = None
 
 
 def _open_registry(settings: ServingSettings, keys: SigningKeys | None = None) -> PodRegistry:
@@ -78,7 +76,7 @@ def build_agent(settings: ServingSettings, options: AgentOptions, session: aioht
     uploader = Uploader(folder.spool, registry, lambda: drafts.has_draft)
     observer = PodObserver(pod, swapper, uploader, lease)
     api = application(observer, swapper, lease, metrics, token)
-    return Agent(folder, observer, swapper, lease, uploader, api, seeding_thread(pod, registry, settings.draft))
+    return Agent(folder, observer, swapper, lease, uploader, api)
 
 
 def _begin_shutdown(shutdown: asyncio.Event, within_seconds: float) -> None:
@@ -108,8 +106,6 @@ async def serve(settings: ServingSettings, options: AgentOptions) -> None:
         await runner.setup()
         await web.TCPSite(runner, options.host, options.port).start()
         tasks = [asyncio.create_task(part.run()) for part in (agent.uploader, agent.lease, agent.observer)]
-        if agent.seeding is not None:
-            agent.seeding.start()
         log.info("the agent listens on port %d", options.port)
         try:
             await _run_until_shutdown(agent, options, shutdown, tasks)

@@ -136,11 +136,6 @@ class LookupIndex:
         self._running[rid] = text
         self._evict()
 
-    def seed(self, tokens: Sequence[int]) -> None:
-        """Add a text of earlier requests, as if a request had ended. Only the scope Speculator keeps it."""
-        if self._scope is LookupScope.SPECULATOR:
-            self._keep(self._add(tokens, shared=True, tenant=_SHARED))
-
     def extend(self, rid: str, tokens: Sequence[int]) -> None:
         """Append tokens that the target committed."""
         if (text := self._running.get(rid)) is None:

@@ -92,12 +92,6 @@ class SpeculatorScope(RuleBasedStateMachine):
         if rid in self.naive.running:
             self.naive.running[rid] += tokens
 
-    @rule(tokens=texts)
-    def seed(self, tokens: list[int]) -> None:
-        self.index.seed(tokens)
-        self.naive.ended.append(list(tokens))
-        self.evict()
-
     @rule(rid=st.sampled_from("abc"))
     def end(self, rid: str) -> None:
         self.index.end(rid)
@@ -194,11 +188,8 @@ def test_a_proposal_ends_with_the_answer_that_ended() -> None:
     index.begin("earlier", [1, 2, 3, 4])
     index.begin("later", [7, 2, 3])
     index.end("later")
-    index.seed([8, 2, 3])
     index.begin("asks", [7, 2])
     assert index.propose("asks", 9) == Proposal((3,), 2)
-    index.begin("asks the seed", [8, 2])
-    assert index.propose("asks the seed", 9) == Proposal((3,), 2)
 
 
 def test_a_proposal_does_not_go_on_where_fewer_tokens_match() -> None:
@@ -299,23 +290,6 @@ def test_a_private_request_answers_no_other_even_where_their_suffixes_share_a_sl
     assert index.propose("other", 1) == NOTHING
     index.begin("shared", [8, 2, 3, 5])
     assert index.propose("other", 1) == Proposal((5,), 2)
-
-
-def test_a_seed_is_found_and_counts_as_an_ended_request() -> None:
-    index = LookupIndex(LookupScope.SPECULATOR, 8)
-    index.seed([1, 2, 3, 4])
-    index.begin("a", [1, 2])
-    assert index.propose("a", 2) == Proposal((3, 4), 2)
-    index.seed([5, 6, 7, 8])
-    assert index.tokens == 6
-    assert index.propose("a", 2) == NOTHING
-
-
-@pytest.mark.parametrize("scope", [LookupScope.OFF, LookupScope.REQUEST])
-def test_other_scopes_take_no_seed(scope: LookupScope) -> None:
-    index = LookupIndex(scope, 100)
-    index.seed([1, 2, 3])
-    assert index.tokens == 0
 
 
 def test_unknown_requests_are_harmless() -> None:

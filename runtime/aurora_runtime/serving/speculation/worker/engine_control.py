@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
 
 from aurora_runtime.conversations import may_share
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.serving.chat_template import marker_of
-from aurora_runtime.serving.pod_files import PodFolder
-from aurora_runtime.serving.speculation import lookup_seed
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex
 from aurora_runtime.serving.speculation.worker.draft_progress import DraftProgress
 from aurora_runtime.serving.speculation.worker.early_results import EarlyResults
@@ -43,8 +40,6 @@ class EngineControl:
             vocabulary_size=vocabulary,
             shares=lambda prompt: settings.shares and may_share(prompt, marker, traffic_key),
         )
-        seed = lookup_seed.read_seed(PodFolder(Path(settings.state_folder)).lookup_seed) if self.ranks.decides else b""
-        lookup_seed.seed_index(index, self.ranks.share(seed), vocabulary)
         self.texts = RequestTexts(index)
         self.overlaps = is_overlapping()
         self.results: EarlyResults | None = None

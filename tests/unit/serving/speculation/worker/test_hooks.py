@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.engine.arms import Source
 from aurora_runtime.held_out_split import is_held_out, prompt_hash
-from aurora_runtime.serving.pod_files import PodFolder
-from aurora_runtime.serving.speculation.lookup_seed import encode_seed
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
 from aurora_runtime.serving.speculation.worker import engine_control
 from aurora_runtime.serving.speculation.worker.device_clock import DeviceClock
@@ -314,10 +312,7 @@ def test_without_control_every_round_is_sglangs_own() -> None:
 
 
 @pytest.mark.parametrize("key", [b"", b"the key of the traces"])
-def test_lookup_begins_with_the_seed_and_shares_no_request_that_is_held_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: bytes
-) -> None:
-    PodFolder(tmp_path).lookup_seed.write_bytes(encode_seed([[1, 2, 3]]))
+def test_lookup_shares_no_request_that_is_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: bytes) -> None:
     monkeypatch.setattr(RankAgreement, "of_engine", lambda: RankAgreement(None, 0, decides=True))
     monkeypatch.setattr(engine_control, "pending_buffer", lambda *_: None)
     monkeypatch.setattr(engine_control, "is_overlapping", lambda: False)
@@ -326,8 +321,6 @@ def test_lookup_begins_with_the_seed_and_shares_no_request_that_is_held_out(
     changes = {"state_folder": str(tmp_path), "lookup": LookupScope.SPECULATOR, "traffic_key": key.hex()}
     settings = SETTINGS.model_copy(update=changes)
     index = EngineControl(worker, settings).texts.index
-    index.begin("a", [1, 2])
-    assert index.propose("a", 1).tokens == (3,)
     held_out = next(prompt for first in range(100, 999) if is_held_out(prompt_hash(prompt := [first, first + 1], key)))
     index.begin("b", [*held_out])
     index.extend("b", [4000])
