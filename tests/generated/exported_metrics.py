@@ -19,7 +19,7 @@ from aurora_operator import metrics
 from aurora_operator.speculator_figures import SpeculatorFigures
 from aurora_protocol.agent_api import AgentState
 from aurora_runtime.serving.agent.metrics import CaptureFigures, Metrics
-from aurora_runtime.serving.agent.spool_state import SpoolState
+from aurora_runtime.serving.agent.uploader import SpoolState
 from aurora_runtime.serving.pod_records import RoundCost, SourceCounters, SpeculationState
 
 _SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}

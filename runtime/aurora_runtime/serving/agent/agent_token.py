@@ -1,23 +1,14 @@
 """The token that the operator and the validators show to the agent.
 
 The kubelet replaces the mounted file after the Secret was made anew. An agent that kept its first token would refuse
-the operator until its pod ends.
-
-Invariants: a wrong token costs at most one read of the file in :data:`READ_SECONDS`. A file that is missing or empty
-changes nothing. Once the file was read, the former token is refused.
+the operator until its pod ends. So the file, which lies in memory, is read for every request.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hmac
-import logging
-import time
 from collections.abc import Callable
-from typing import Final
-
-log = logging.getLogger(__name__)
-
-READ_SECONDS: Final = 1.0
 
 
 class AgentToken:
@@ -25,37 +16,22 @@ class AgentToken:
 
     Args:
         read: reads the mounted file.
-        clock: monotonic seconds.
 
     Raises :class:`OSError` when the file cannot be read, and :class:`ValueError` when it is empty.
     """
 
-    def __init__(self, read: Callable[[], str], clock: Callable[[], float] = time.monotonic) -> None:
-        self._read, self._clock = read, clock
-        self.value = read().strip()
-        """The token that is accepted now."""
-        if not self.value:
+    def __init__(self, read: Callable[[], str]) -> None:
+        self._read, self._last = read, read().strip()
+        if not self._last:
             raise ValueError("the agent's token is empty")
-        self._read_seconds = clock()
+
+    @property
+    def value(self) -> str:
+        """The token that is accepted now. A file that is missing or empty changes nothing."""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            self._last = self._read().strip() or self._last
+        return self._last
 
     def allows(self, authorization: bytes) -> bool:
         """Whether the header ``authorization`` shows the token. Compared in constant time."""
-        return self._matches(authorization) or (self._changed() and self._matches(authorization))
-
-    def _matches(self, authorization: bytes) -> bool:
         return hmac.compare_digest(authorization, f"Bearer {self.value}".encode())
-
-    def _changed(self) -> bool:
-        """Read the file again, unless it was read a moment ago. Returns whether the token is another one now."""
-        if self._clock() - self._read_seconds < READ_SECONDS:
-            return False
-        self._read_seconds = self._clock()
-        try:
-            token = self._read().strip()
-        except (OSError, UnicodeDecodeError):
-            return False
-        if token in ("", self.value):
-            return False
-        self.value = token
-        log.info("the Secret with the agents' token has changed: only its new token is accepted from now on")
-        return True

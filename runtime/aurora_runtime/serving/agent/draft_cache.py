@@ -78,13 +78,6 @@ class DraftCache:
                 return draft
         return self.stage(version, self._registry.registration(version).digest)
 
-    def channel_epoch(self) -> int:
-        """The epoch of the channel in the store. Raises :class:`StoreError` and :class:`InvalidRecord`."""
-        channel = self._registry.channel()
-        if channel is None:
-            raise ObjectMissing("the store has no channel record")
-        return channel.epoch
-
     def lineage(self) -> Lineage:
         """The lineage that this pod serves, from the disk or else from the store.
 

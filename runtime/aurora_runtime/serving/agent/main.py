@@ -44,7 +44,6 @@ EXIT_MARGIN_SECONDS: Final = 3.0
 class Agent:
     """The parts of a running agent that :func:`serve` starts and stops."""
 
-    folder: PodFolder
     observer: PodObserver
     swapper: Swapper
     lease: MeasurementLease
@@ -76,7 +75,7 @@ def build_agent(settings: ServingSettings, options: AgentOptions, session: aioht
     uploader = Uploader(folder.spool, registry, lambda: drafts.has_draft)
     observer = PodObserver(pod, swapper, uploader, lease)
     api = application(observer, swapper, lease, metrics, token)
-    return Agent(folder, observer, swapper, lease, uploader, api)
+    return Agent(observer, swapper, lease, uploader, api)
 
 
 def _begin_shutdown(shutdown: asyncio.Event, within_seconds: float) -> None:
@@ -126,12 +125,7 @@ async def _run_until_shutdown(
     signalled = asyncio.create_task(shutdown.wait())
     await asyncio.wait({signalled, *tasks}, return_when=asyncio.FIRST_COMPLETED)
     if signalled.done():
-        uploads = agent.uploader.finish(
-            options.shutdown_seconds,
-            signal_skew_seconds=options.signal_skew_seconds,
-            engine_is_up=lambda: bool(agent.observer.boot()),
-            launcher_is_stopping=agent.folder.stopping.exists,
-        )
+        uploads = agent.uploader.finish(options.shutdown_seconds, lambda: bool(agent.observer.boot()))
         finishing = asyncio.create_task(uploads)
         await asyncio.wait({finishing, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         finishing.cancel()

@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from aurora_protocol.agent_api import MAX_POSITIONS, AgentState, CaptureCounters, LiveCounters
-from aurora_runtime.serving.agent.spool_state import SpoolState
+from aurora_runtime.serving.agent.uploader import SpoolState
 from aurora_runtime.serving.pod_records import SpeculationState
 from aurora_runtime.serving.speculation.estimates.size_ranges import range_text
 
@@ -35,7 +35,6 @@ class CaptureFigures:
     losses: Mapping[str, int] = field(default_factory=dict)
     """What was lost, by reason."""
     uploaded_bytes: int = 0
-    uploaded_tokens: int = 0
     failed_uploads: int = 0
     """Attempts to upload that the store, or the spool, ended."""
     spool: SpoolState = field(default_factory=SpoolState)
@@ -75,9 +74,7 @@ def _live_metrics(live: LiveCounters) -> Iterable[Metric]:
         ("requests", "Requests answered since the engine started.", live.requests),
         ("answer_tokens", "Answer tokens generated since the engine started.", live.answer_tokens),
         ("verify_rounds", "Verify rounds since the engine started.", live.verify_rounds),
-        ("proposed_draft_tokens", "Tokens that the draft proposed since the engine started.", live.proposed),
         ("accepted_draft_tokens", "Tokens of the draft accepted since the engine started.", live.accepted),
-        ("proposed_lookup_tokens", "Tokens that lookup proposed since the engine started.", live.lookup_proposed),
         ("accepted_lookup_tokens", "Tokens of lookup accepted since the engine started.", live.lookup_accepted),
     ):
         yield CounterMetricFamily(f"aurora_agent_{name}", help_text, value)
@@ -91,7 +88,6 @@ def _capture_metrics(capture: CaptureCounters, figures: CaptureFigures) -> Itera
         ("captured_answer_tokens", "Answer tokens in traces.", capture.answer_tokens),
         ("uploaded_shards", "Shards uploaded to the store.", capture.shards_uploaded),
         ("uploaded_bytes", "Bytes of the shards uploaded to the store.", figures.uploaded_bytes),
-        ("uploaded_tokens", "Token positions in the shards uploaded to the store.", figures.uploaded_tokens),
         ("upload_failures", "Attempts to upload that failed and are repeated.", figures.failed_uploads),
         ("dropped_shards", "Shards deleted before their upload.", capture.shards_dropped),
     ):
@@ -105,7 +101,6 @@ def _capture_metrics(capture: CaptureCounters, figures: CaptureFigures) -> Itera
 def _spool_metrics(spool: SpoolState, limit_bytes: int | None) -> Iterable[Metric]:
     """What waits for its upload."""
     for name, help_text, value in (
-        ("spool_shards", "Shards that wait for their upload.", len(spool.shard_bytes)),
         ("spool_bytes", "Bytes of the shards that wait for their upload.", sum(spool.shard_bytes)),
         ("spool_oldest_shard_seconds", "Age of the oldest shard that waits for its upload.", spool.oldest_seconds),
         ("spool_limit_bytes", "Bytes in the spool above which the oldest shard is dropped.", limit_bytes),

@@ -14,8 +14,6 @@ from aurora_protocol.pod_settings import ADMIN_KEY, ENGINE_KEY_FOLDER, KEYS_FOLD
 FIND_SECONDS: Final = 30.0
 """How long a pod looks for the active draft. The operator swaps a pod that started without it."""
 SHUTDOWN_SECONDS: Final = 30.0
-SIGNAL_SKEW_SECONDS: Final = 2.0
-"""Kubernetes signals the agent and the launcher of a pod together, but not in the same instant."""
 
 
 class Command(StrEnum):
@@ -38,7 +36,6 @@ class AgentOptions:
     host: str
     engine_port: int
     shutdown_seconds: float
-    signal_skew_seconds: float
     stage_find_seconds: float
 
 
@@ -81,13 +78,6 @@ def parse_options(arguments: list[str] | None) -> AgentOptions:
         metavar="SECONDS",
         default=SHUTDOWN_SECONDS,
         help="longest time from SIGTERM to the exit",
-    )
-    parser.add_argument(
-        "--signal-skew-seconds",
-        type=float,
-        metavar="SECONDS",
-        default=SIGNAL_SKEW_SECONDS,
-        help="longest time between the agent's and the launcher's SIGTERM when the pod stops",
     )
     parser.add_argument(
         "--stage-find-seconds",

@@ -111,7 +111,6 @@ class PodObserver:
         return CaptureFigures(
             losses={**(state.losses if state else {}), **uploads.losses},
             uploaded_bytes=uploads.uploaded_bytes,
-            uploaded_tokens=uploads.uploaded_tokens,
             failed_uploads=uploads.failures,
             spool=self._uploader.spool_state(),
         )

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import types
 from collections.abc import Sequence
 from typing import Final
@@ -19,47 +18,35 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 AGENT: Final = (sys.executable, "-P", "-m", "aurora_runtime.serving.agent")
-FIRST_PAUSE_SECONDS: Final = 1.0
-LONGEST_PAUSE_SECONDS: Final = 60.0
-"""The pause before a start doubles up to this length. An agent that ran for longer is started at once again."""
+PAUSE_SECONDS: Final = 5.0
 
 
-class Supervisor:
-    """Keeps one command running. Call :meth:`run` on the main thread."""
+def supervise(command: Sequence[str], pause_seconds: float = PAUSE_SECONDS) -> int:
+    """Keep ``command`` running until this process gets SIGTERM or SIGINT. Returns the command's last exit code."""
+    stopping = threading.Event()
+    process: subprocess.Popen[bytes] | None = None
 
-    def __init__(self, command: Sequence[str], first_pause_seconds: float = FIRST_PAUSE_SECONDS) -> None:
-        self._command, self._first_pause = command, first_pause_seconds
-        self._stopping = threading.Event()
-        self._process: subprocess.Popen[bytes] | None = None
+    def stop(_number: int, _frame: types.FrameType | None) -> None:
+        stopping.set()
+        if process is not None:
+            process.terminate()
 
-    def run(self) -> int:
-        """Run the command until this process gets SIGTERM or SIGINT. Returns the command's last exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
-        pause = self._first_pause
-        while True:
-            began = time.monotonic()
-            self._process = subprocess.Popen(self._command)
-            if self._stopping.is_set():
-                self._process.terminate()
-            code = self._process.wait()
-            if time.monotonic() - began > LONGEST_PAUSE_SECONDS:
-                pause = self._first_pause
-            if not self._stopping.is_set():
-                log.error("the agent ended with exit code %d and starts again in %.0f s", code, pause)
-            if self._stopping.wait(0 if self._stopping.is_set() else pause):
-                return code
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-
-    def _stop(self, _number: int, _frame: types.FrameType | None) -> None:
-        self._stopping.set()
-        if self._process is not None:
-            self._process.terminate()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    while True:
+        process = subprocess.Popen(command)
+        if stopping.is_set():
+            process.terminate()
+        code = process.wait()
+        if not stopping.is_set():
+            log.error("the agent ended with exit code %d and starts again in %.0f s", code, pause_seconds)
+        if stopping.wait(pause_seconds):
+            return code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    return Supervisor([*AGENT, *(sys.argv[1:] if arguments is None else arguments)]).run()
+    return supervise([*AGENT, *(sys.argv[1:] if arguments is None else arguments)])
 
 
 if __name__ == "__main__":

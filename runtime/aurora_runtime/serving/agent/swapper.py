@@ -4,8 +4,7 @@ Invariants: generation is never left paused. ``current`` moves only to a draft t
 version and by digest. An order of a higher epoch ends a download, and the draft that was being downloaded is then not
 loaded. A draft is loaded only in an engine start whose own draft is known. A failed swap leaves the engine with the
 previous draft, or reports that the previous draft could not be restored. A request with an older epoch than an accepted
-one is refused, even after a restart of the agent. After ``swap.json`` was damaged, an older epoch than the channel's is
-refused.
+one is refused, even after a restart of the agent.
 """
 
 from __future__ import annotations
@@ -71,50 +70,15 @@ class Swapper:
     def last_request(self) -> SwapRequest | None:
         """The last accepted request. It is read from disk, because the fence must outlive the agent.
 
-        None: there is none, or its file is damaged. Call :meth:`restore_fence` before an epoch is compared.
+        None: there is none, or the disk has damaged its file. The present leader's next order then sets the fence anew.
         """
-        try:
-            return self._read_request()
-        except InvalidRecord:
-            return None
-
-    def _read_request(self) -> SwapRequest | None:
         try:
             return SwapRequest.from_json(self._pod.folder.swap_request.read_bytes())
         except FileNotFoundError:
             return None
-
-    async def restore_fence(self) -> None:
-        """Replace a damaged ``swap.json``, so that the pod takes orders again.
-
-        The lost epoch is not known, so the epoch of the channel takes its place. Orders from before the last promotion
-        or rejection stay refused. A late order of a former leader may be newer than that. The present leader's next
-        order has a higher epoch, and corrects it.
-
-        Raises :class:`StoreError` and :class:`EngineFault` while the channel cannot be read. The pod then takes no
-        order, because it cannot tell an old one from a new one.
-        """
-        try:
-            self._read_request()
-        except InvalidRecord:
-            async with self._lock:
-                await self._restore_fence()
-
-    async def _restore_fence(self) -> None:
-        """See :meth:`restore_fence`. The caller holds the lock."""
-        try:
-            self._read_request()
         except InvalidRecord as error:
-            current = self._pod.drafts.current()
-            if current is None:
-                raise EngineFault("swap.json is damaged, and the pod has no current draft") from error
-            try:
-                epoch = await call_in_thread(self._pod.drafts.channel_epoch)
-            except InvalidRecord as unreadable:  # the store's record, so the order is not to blame
-                raise EngineFault(f"swap.json is damaged, and the channel's record too: {unreadable}") from unreadable
-            epoch = max(epoch, self.status.epoch or 1)
-            log.error("swap.json is damaged; from now on orders before epoch %d are refused: %s", epoch, error)  # noqa: TRY400
-            await self._record_request(SwapRequest(version=current.version, digest=current.digest, epoch=epoch))
+            log.warning("swap.json is damaged, so the next order is accepted whatever its epoch is: %s", error)
+            return None
 
     @contextlib.asynccontextmanager
     async def no_swap(self) -> AsyncIterator[None]:
@@ -166,10 +130,8 @@ class Swapper:
         Raises:
             SwapRefused: the epoch is too old, or another swap is running.
             EngineFault: the engine is not up, or the pod is withdrawn.
-            StoreError: see :meth:`restore_fence`.
         """
         async with self._lock:
-            await self._restore_fence()
             await self._accept(request)
 
     async def _accept(self, request: SwapRequest) -> None:
@@ -229,7 +191,6 @@ class Swapper:
         drafts = self._pod.drafts
         draft_may_be_at_fault = False
         try:
-            await self._recover_new_start()
             previous_version = await self._pod.engine.draft_version()
             previous = await call_in_thread(lambda: drafts.find_or_stage(previous_version), given_up.is_set)
             await self.draft_swap.remember_checksum(previous)
@@ -259,14 +220,6 @@ class Swapper:
             self.status = SwapStatus(version=request.version, epoch=self.status.epoch, pause_seconds=pause_seconds)
             self._on_finished("success", pause_seconds)
             log.info("serving draft version %d after a pause of %.3f s", request.version, pause_seconds)
-
-    async def _recover_new_start(self) -> None:
-        """Recover an engine start that began while the former swap ran: :meth:`recover` waits for the end of swaps."""
-        boot = self._pod.folder.ready_boot()
-        if boot and boot != self._recovered_boot:
-            async with self._lock:
-                await self._recover()
-                self._recovered_boot = boot
 
     def _require_recovered_start(self) -> None:
         """Raise :class:`EngineGone` when the engine has ended since its draft became known."""

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import shutil
 import threading
 import time
 from collections import Counter
@@ -23,7 +24,6 @@ from typing import Final
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.pod_registry import PodRegistry
-from aurora_runtime.serving.agent.spool_state import SpoolState, read_spool_state
 from aurora_runtime.serving.pod_files import shard_age_key
 from aurora_store.errors import StoreError, bounded_text
 from aurora_store.objects import sha256_file
@@ -41,8 +41,6 @@ class UploadCounters:
 
     uploaded: int = 0
     uploaded_bytes: int = 0
-    uploaded_tokens: int = 0
-    """Token positions in the uploaded shards, prompts included."""
     failures: int = 0
     """Attempts that ended because the store did not take a shard, or the spool could not be read."""
     losses: Counter[str] = field(default_factory=Counter)
@@ -51,6 +49,33 @@ class UploadCounters:
     @property
     def dropped(self) -> int:
         return self.losses.total()
+
+
+@dataclass(frozen=True)
+class SpoolState:
+    """The shards that wait for their upload, at one moment."""
+
+    shard_bytes: tuple[int, ...] = ()
+    """Size of each shard."""
+    oldest_seconds: float = 0.0
+    """Age of the oldest shard. 0 while none waits."""
+    free_bytes: int | None = None
+    """Free space of the file system of the spool. None while there is no spool."""
+
+
+def read_spool_state(spool: Path, now: float) -> SpoolState:
+    """The state of ``spool`` at ``now``, in seconds since the epoch. A shard counts once it has its manifest."""
+    sizes: list[int] = []
+    written = now
+    for path in spool.glob("*.json"):
+        try:
+            size, shard_written = path.with_suffix(".safetensors").stat().st_size, path.stat().st_mtime
+        except FileNotFoundError:
+            continue  # uploaded or dropped meanwhile
+        sizes.append(size)
+        written = min(written, shard_written)
+    free_bytes = shutil.disk_usage(spool).free if spool.is_dir() else None
+    return SpoolState(tuple(sizes), now - written if sizes else 0.0, free_bytes)
 
 
 class Uploader:
@@ -97,28 +122,14 @@ class Uploader:
         """Start no further upload. A caller that joins the thread of :meth:`run` then waits for one upload at most."""
         self._stopped.set()
 
-    async def finish(
-        self,
-        timeout_seconds: float,
-        *,
-        signal_skew_seconds: float,
-        engine_is_up: Callable[[], bool],
-        launcher_is_stopping: Callable[[], bool],
-    ) -> None:
-        """When the agent stops, wait until :meth:`run` has emptied the spool and the engine writes no more shards.
-
-        An agent that stops alone returns early and leaves the spool to its successor.
+    async def finish(self, timeout_seconds: float, engine_is_up: Callable[[], bool]) -> None:
+        """When the pod stops, wait until :meth:`run` has emptied the spool and the engine writes no more shards.
 
         Args:
             timeout_seconds: longest time until this method returns. The shards that are left then are lost.
-            signal_skew_seconds: when the whole pod stops, the launcher gets SIGTERM within this time of the agent.
             engine_is_up: whether the engine still writes shards.
-            launcher_is_stopping: whether the launcher got SIGTERM too.
         """
         deadline = time.monotonic() + timeout_seconds
-        if not await self._whole_pod_stops(deadline, signal_skew_seconds, engine_is_up, launcher_is_stopping):
-            log.info("%d shards wait in the spool for the next agent", len(self.spool_state().shard_bytes))
-            return
         self._shutting_down.set()
         # Polling is the only way to see a change of the spool's files.
         while (engine_is_up() or self._has_uploads()) and time.monotonic() < deadline:  # noqa: ASYNC110
@@ -132,25 +143,6 @@ class Uploader:
 
     def _has_uploads(self) -> bool:
         return self._may_upload() and bool(self.spool_state().shard_bytes)
-
-    async def _whole_pod_stops(
-        self,
-        deadline: float,
-        signal_skew_seconds: float,
-        engine_is_up: Callable[[], bool],
-        launcher_is_stopping: Callable[[], bool],
-    ) -> bool:
-        """Whether the whole pod stops, or the agent alone. Waits until this is certain, at most until ``deadline``."""
-        began = last_up = time.monotonic()
-        while not launcher_is_stopping() and (now := time.monotonic()) < deadline:
-            if engine_is_up():
-                last_up = now
-                if now > began + signal_skew_seconds:
-                    return False
-            elif now > last_up + 2 * signal_skew_seconds:
-                break  # a dead launcher reports nothing, but an engine that still loads would have come up by now
-            await asyncio.sleep(POLL_SECONDS / 10)
-        return True
 
     def spool_state(self) -> SpoolState:
         """What waits in the spool now."""
@@ -187,7 +179,6 @@ class Uploader:
         data_path.unlink(missing_ok=True)
         self.counters.uploaded += 1
         self.counters.uploaded_bytes += manifest.file.size
-        self.counters.uploaded_tokens += manifest.tokens
 
     def _drop(self, path: Path, reason: str) -> None:
         log.error("shard %s is dropped: %s", path.stem, reason)

@@ -75,8 +75,7 @@ def test_an_agent_that_ends_does_not_wait_for_an_upload_that_hangs(tmp_path: Pat
             (path / name).write_text("secret")
         folders = [f"--state={{path}}", f"--keys={{path}}", f"--engine-key={{path / ADMIN_KEY}}"]
         addresses = ["--port=0", "--host=127.0.0.1", "--engine-port=1"]
-        times = ["--shutdown-seconds=3600", "--signal-skew-seconds=0.1"]
-        options = parse_options(["serve", *folders, *addresses, *times])
+        options = parse_options(["serve", *folders, *addresses, "--shutdown-seconds=0.2"])
         asyncio.run(serve())
         """
     process = subprocess.run([sys.executable, "-c", code], check=False, timeout=300, capture_output=True, text=True)

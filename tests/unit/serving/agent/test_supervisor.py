@@ -24,8 +24,8 @@ time.sleep(60)
 """
 SUPERVISED = """
 import sys
-from aurora_runtime.serving.agent.supervisor import Supervisor
-sys.exit(Supervisor([sys.executable, "-c", *sys.argv[1:]], first_pause_seconds=0.05).run())
+from aurora_runtime.serving.agent.supervisor import supervise
+sys.exit(supervise([sys.executable, "-c", *sys.argv[1:]], pause_seconds=0.05))
 """
 
 

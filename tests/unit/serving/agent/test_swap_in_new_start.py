@@ -43,15 +43,18 @@ async def test_a_start_during_the_download_ends_the_swap_and_is_no_fault_of_the_
     assert rig.serves(1)
 
 
-async def test_a_newer_order_ends_the_download_for_a_former_start_and_is_loaded_in_the_new_one(
+async def test_a_newer_order_ends_the_download_for_a_former_start_and_fails_until_the_new_starts_draft_is_known(
     rig: PodRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, former = SlowStore(rig, monkeypatch), rig.swapper.draft_swap
+    store = SlowStore(rig, monkeypatch)
     await rig.swapper.request(rig.swap_request(1, 2))
     await store.wait_until_begun()
     rig.start_engine("b2")
     await rig.swapper.request(rig.swap_request(2, 3))
     store.released.set()
     await asyncio.wait_for(rig.swapper.wait(), 10)
+    assert (rig.swapper.status.phase, rig.swapper.status.transient) == (SwapPhase.FAILED, True)
+    assert "pause_generation" not in rig.engine.calls
+    assert await rig.pod.ready()
+    await rig.swap(2, epoch=3)
     assert rig.serves(2)
-    assert rig.swapper.draft_swap is not former

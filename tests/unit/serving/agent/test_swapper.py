@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,11 @@ import pytest_asyncio
 from aiohttp import ClientSession
 
 from aurora_protocol.agent_api import SwapPhase, SwapRequest
-from aurora_protocol.draft_records import Channel, ChannelReason
-from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_swap import DraftFile
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault, SwapRefused
 from aurora_runtime.serving.agent.draft_cache import StagedDraft
-from aurora_store.errors import ObjectMissing, StoreError
-from tests.assets.signing import ROOT_OWNER
+from aurora_store.errors import ObjectMissing
 from tests.unit.fakes import KEY, FakeEngine, draft_tensors, publish_bytes, safetensors
 from tests.unit.serving.agent.rigs import Rig, SlowStore
 
@@ -169,60 +165,12 @@ async def test_an_older_epoch_is_refused_even_by_a_new_agent(rig: Rig) -> None:
     assert rig.serves(2)
 
 
-def advance_channel(rig: Rig, last: int) -> None:
-    for epoch in range(1, last + 1):
-        rig.registry.advance_channel(
-            Channel(
-                owner=ROOT_OWNER,
-                epoch=epoch,
-                lineage=1,
-                active=1,
-                reason=ChannelReason.PROMOTED,
-                created=datetime.now(UTC),
-            )
-        )
-
-
-@pytest.mark.parametrize("damaged", [b"", b'{"version": 1, "epo'])
-async def test_a_damaged_order_file_blocks_no_order_and_the_fence_is_the_channels_epoch(
-    rig: Rig, damaged: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
-    """After a node lost power the file may be empty. A former leader's late order must not win for that."""
+async def test_a_damaged_order_file_blocks_no_order_and_the_next_order_is_the_fence(rig: Rig) -> None:
     await rig.swap(1, epoch=5)
-    rig.folder.swap_request.write_bytes(damaged)
-    advance_channel(rig, 4)
-    rig.swapper = rig.new_swapper()
-    await rig.swapper.recover("boot")
-    rig.objects.down = True
-    with pytest.raises(StoreError):
-        await rig.swapper.request(rig.swap_request(0, 6))
-    rig.objects.down = False
-    with pytest.raises(SwapRefused, match="older than epoch 4"):
-        await rig.swapper.request(rig.swap_request(2, 3))
-    assert "swap.json is damaged" in caplog.text
+    rig.folder.swap_request.write_bytes(b'{"version": 1, "epo')
     await rig.swap(0, epoch=6)
     assert rig.serves(0)
     with pytest.raises(SwapRefused, match="older than epoch 6"):
-        await rig.swapper.request(rig.swap_request(1, 5))
-
-
-async def test_a_running_agent_never_lowers_the_fence_for_a_damaged_order_file(rig: Rig) -> None:
-    await rig.swap(1, epoch=5)
-    rig.folder.swap_request.write_bytes(b"")
-    advance_channel(rig, 4)
-    with pytest.raises(SwapRefused, match="older than epoch 5"):
-        await rig.swapper.request(rig.swap_request(2, 4))
-
-
-async def test_a_damaged_order_file_and_an_unreadable_channel_are_not_the_orders_fault(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreadable() -> int:
-        raise InvalidRecord("the channel's record is damaged")
-
-    rig.folder.swap_request.write_bytes(b"")
-    monkeypatch.setattr(rig.swapper._pod.drafts, "channel_epoch", unreadable)
-    with pytest.raises(EngineFault, match="channel"):
         await rig.swapper.request(rig.swap_request(1, 5))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -149,11 +148,7 @@ async def test_a_pod_that_stops_uploads_the_last_shards_of_its_engine(
     uploader, objects, spool = uploading
     engine_runs = True
     shard(spool, 0)
-    finishing = asyncio.create_task(
-        uploader.finish(
-            600, signal_skew_seconds=0.1, engine_is_up=lambda: engine_runs, launcher_is_stopping=lambda: True
-        )
-    )
+    finishing = asyncio.create_task(uploader.finish(600, lambda: engine_runs))
     await asyncio.sleep(0.1)
     assert not finishing.done(), "the engine still answers, and traces"
     shard(spool, 1)
@@ -172,55 +167,13 @@ async def test_a_pod_that_stops_waits_for_the_store_no_longer_than_allowed_and_c
     objects.down = True
     for seq in range(3):
         shard(spool, seq)
-    await uploader.finish(0.2, signal_skew_seconds=0.1, engine_is_up=lambda: False, launcher_is_stopping=lambda: True)
+    await uploader.finish(0.2, lambda: False)
     assert uploader.counters.dropped == 3
     assert uploader.counters.losses == {"shutdown": 3}
     assert "3 shards (12 bytes) are lost with the pod" in caplog.text
     objects.down = False
     uploader.upload_spool()
     assert uploader.counters.uploaded == 0, "a shard that was counted as lost is not uploaded later"
-
-
-@pytest.mark.parametrize("loading", [0, 3], ids=["engine serves", "engine still loads"])
-async def test_an_agent_that_stops_alone_leaves_the_spool_to_the_next_agent(
-    loading: int, uploading: tuple[Uploader, FolderObjects, Path], caplog: pytest.LogCaptureFixture
-) -> None:
-    uploader, objects, spool = uploading
-    caplog.set_level(logging.INFO)
-    objects.down = True
-    shard(spool, 0)
-    loads = iter([False] * loading)
-    await uploader.finish(
-        600, signal_skew_seconds=2.0, engine_is_up=lambda: next(loads, True), launcher_is_stopping=lambda: False
-    )
-    assert uploader.counters.dropped == 0
-    assert "1 shards wait in the spool for the next agent" in caplog.text
-
-
-async def test_an_engine_that_died_silently_counts_as_a_pod_that_stops(
-    uploading: tuple[Uploader, FolderObjects, Path],
-) -> None:
-    uploader, _, spool = uploading
-    shard(spool, 0)
-    await uploader.finish(600, signal_skew_seconds=0.1, engine_is_up=lambda: False, launcher_is_stopping=lambda: False)
-    assert list(spool.iterdir()) == []
-
-
-async def test_the_agent_waits_for_a_launcher_that_is_signalled_a_moment_later(
-    uploading: tuple[Uploader, FolderObjects, Path],
-) -> None:
-    uploader, _, spool = uploading
-    stopping = iter([False, False])
-    states = iter([True] * 4)
-    finishing = uploader.finish(
-        600,
-        signal_skew_seconds=0.1,
-        engine_is_up=lambda: next(states, False),
-        launcher_is_stopping=lambda: next(stopping, True),
-    )
-    shard(spool, 0)
-    await finishing
-    assert list(spool.iterdir()) == []
 
 
 async def test_a_pod_that_stops_ends_a_long_backoff(
@@ -233,7 +186,7 @@ async def test_a_pod_that_stops_ends_a_long_backoff(
     task = asyncio.create_task(uploader.run())
     await asyncio.sleep(0.2)
     objects.down = False
-    await uploader.finish(60, signal_skew_seconds=0.1, engine_is_up=lambda: False, launcher_is_stopping=lambda: True)
+    await uploader.finish(60, lambda: False)
     assert uploader.counters.uploaded == 1
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

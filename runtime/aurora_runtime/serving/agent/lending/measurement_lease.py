@@ -84,9 +84,7 @@ class MeasurementLease:
             SwapRefused: the epoch is too old, another measurement holds the pod, the lease is over, or a swap is
                 running.
             EngineFault: the engine is not up, or does not hold ``current``.
-            StoreError: see :meth:`Swapper.restore_fence`.
         """
-        await self._swapper.restore_fence()
         last = self._swapper.last_request()
         if last is not None and request.epoch < last.epoch:
             raise SwapRefused(f"epoch {request.epoch} is older than epoch {last.epoch}, which this pod has accepted")
