@@ -62,18 +62,8 @@ def replace_map(model: torch.nn.Module, offsets: Tensor) -> None:
     Raises as :func:`check_map` does.
     """
     check_map(model, offsets)
-    write_map(model, _ids(offsets) if _is_shared(model) else None)
-
-
-def copy_map(model: torch.nn.Module) -> Tensor | None:
-    """A copy of the map for :func:`write_map`. None when no load can change the map."""
-    return model.get_buffer(_MAP_BUFFER).to("cpu", copy=True) if _is_shared(model) else None
-
-
-def write_map(model: torch.nn.Module, ids: Tensor | None) -> None:
-    """Write the target ids ``[draft_vocab]`` over the model's map. None leaves the map as it is."""
-    if ids is not None:
-        model.get_buffer(_MAP_BUFFER).copy_(ids)
+    if _is_shared(model):
+        model.get_buffer(_MAP_BUFFER).copy_(_ids(offsets))
 
 
 def _ids(offsets: Tensor) -> Tensor:

@@ -23,7 +23,6 @@ class Kernel(StrEnum):
 
     BUCKET_LOGPROBS = "bucket-logprobs"
     ADAMW_AVERAGE = "adamw-average"
-    PATH_STATES_FLOAT8 = "path-states-float8"
     CAPTURE_TOPK = "capture-topk"
     TREE_ATTENTION = "tree-attention"
 

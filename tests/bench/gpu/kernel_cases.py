@@ -18,9 +18,7 @@ from aurora_runtime.kernels.adamw_average import AdamWStep, update_parameter
 from aurora_runtime.kernels.bucket_logprobs import FusedBucketLogprobs
 from aurora_runtime.kernels.capture_topk import scan_logits
 from aurora_runtime.kernels.kernel_switch import Kernel
-from aurora_runtime.kernels.path_states_float8 import pack_fused
 from aurora_runtime.kernels.trunk_attention import TrunkAttention
-from aurora_runtime.packed_states import pack
 from aurora_runtime.serving.capture import top_tokens
 from aurora_runtime.training.model.tree_attention import tree_attention
 from aurora_runtime.training.objective.target_distribution import TINY, TargetDistribution, bucket_logprobs
@@ -55,9 +53,6 @@ def cases(kernel: Kernel, device: torch.device, *, tiny: bool) -> list[Case]:
     made: dict[Kernel, Callable[[], list[Case]]] = {
         Kernel.BUCKET_LOGPROBS: lambda: [_bucket_logprobs(device, *((4, 96) if tiny else (1024, 32000)))],
         Kernel.ADAMW_AVERAGE: lambda: [_adamw_average(device, 1500 if tiny else 32000 * 4096)],
-        Kernel.PATH_STATES_FLOAT8: lambda: [
-            _path_states(device, rows, 96 if tiny else 3 * 4096) for rows in ((4,) if tiny else (192, 8192))
-        ],
         Kernel.CAPTURE_TOPK: lambda: [
             _capture_topk(device, rows, 500 if tiny else 151936) for rows in ((3,) if tiny else (4, 192))
         ],
@@ -159,27 +154,6 @@ def _adamw_average(device: torch.device, count: int) -> Case:
         lambda compiler: compiler(plain),
         fused,
         least_bytes=38 * count,
-    )
-
-
-def _path_states(device: torch.device, rows: int, width: int) -> Case:
-    states = _random(device, rows, width, dtype=torch.bfloat16)
-
-    def as_bytes(packing: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Run:
-        def run(own: Tensor) -> tuple[Tensor, ...]:
-            codes, scale = packing(own)
-            return codes.view(torch.uint8), scale
-
-        return run
-
-    return Case(
-        Kernel.PATH_STATES_FLOAT8,
-        f"{rows} positions x {width}, bf16",
-        lambda: (states,),
-        as_bytes(pack),
-        lambda compiler: as_bytes(compiler(pack)),
-        as_bytes(pack_fused),
-        least_bytes=states.nbytes * 3 // 2 + 2 * rows,
     )
 
 

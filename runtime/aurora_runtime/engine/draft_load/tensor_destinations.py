@@ -39,10 +39,10 @@ PLAIN_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 Shape = tuple[int, ...]
 
 
-def check_destinations(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
-    """The names of the parameters that ``tensors`` fill, which are all of ``model`` but the embedding.
+def check_destinations(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raise :class:`DraftRefused` unless every tensor fills its place in a plain parameter, and no place stays empty.
 
-    Raises :class:`DraftRefused` unless every tensor fills its place in a plain parameter, and no place stays empty.
+    The tensors fill all parameters of ``model`` but the embedding.
     """
     parameters = {name: p for name, p in model.named_parameters() if EMBEDDING not in name}
     places = {name: _plain_places(model, name, parameter) for name, parameter in parameters.items()}
@@ -53,7 +53,6 @@ def check_destinations(model: torch.nn.Module, tensors: Mapping[str, Tensor]) ->
         _check_tensor(name, tensor, places[parameter].pop(part))
     if empty := [_describe(name, part) for name, parts in places.items() for part in parts]:
         raise DraftRefused(f"no tensor of the file fills {', '.join(empty)}")
-    return list(parameters)
 
 
 def _describe(parameter: str, part: int) -> str:

@@ -21,7 +21,7 @@ from aurora_runtime.serving.speculation.estimates.size_ranges import range_text
 
 SWAP_RESULTS: Final = ("success", "failure")
 LOSS_REASONS: Final = (
-    *("queue", "hook", "memory", "gap", "order", "path", "stale", "long_prompt"),
+    *("queue", "hook", "memory", "gap", "order", "path", "long_prompt"),
     *("spool", "damaged", "shutdown"),
 )
 """Results and reasons with a series before the first of them: ``increase`` does not see a new series' first value."""

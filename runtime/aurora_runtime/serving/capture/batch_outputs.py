@@ -18,8 +18,7 @@ from torch import Tensor
 from aurora_runtime.serving.capture.request_filter import RequestFilter, TracedRequest
 from aurora_runtime.serving.capture.shard_writer import Batch, ShardWriter
 from aurora_runtime.serving.capture.trace_assembler import Commit, PromptChunk, VerifyRound
-from aurora_runtime.serving.capture.traced_states import TracedStates
-from aurora_runtime.serving.capture.verify_tensors import ReducedVerify, VerifyTensors
+from aurora_runtime.serving.capture.verify_tensors import ReducedVerify, VerifyTensors, to_trace_dtype
 from aurora_runtime.traces import ProposalSource
 
 log = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ class VerifyOutput:
                     next_token=arrays["next_token"][i].copy(),
                     next_sibling=arrays["next_sibling"][i].copy(),
                     path=arrays["path"][i, : lengths[i]].copy(),
-                    hidden=tensors.states.rows(i, slice(lengths[i])),
+                    hidden=tensors.hidden[i, : lengths[i]],
                     top_ids=arrays["top_ids"][i].copy(),
                     top_logprobs=arrays["top_logprobs"][i].copy(),
                     uncaptured_mass=arrays["uncaptured_mass"][i].copy(),
@@ -129,11 +128,11 @@ class PromptOutput:
     sink: CaptureSink
     traced: tuple[TracedRequest, ...]
     starts: tuple[int, ...]
-    states: tuple[TracedStates, ...]  # each [n]
+    states: tuple[Tensor, ...]  # each [n, H3]
     marker: tuple[int, ...] = ()  # what the chat template puts before each answer
 
     def copy_to_host(self, copy_tensor: Callable[[Tensor], Tensor]) -> PromptOutput:
-        return replace(self, states=tuple(part.copied(copy_tensor) for part in self.states))
+        return replace(self, states=tuple(copy_tensor(part) for part in self.states))
 
     def consume(self, batch: Any, commits: Sequence[Any]) -> None:
         try:
@@ -149,7 +148,7 @@ class PromptOutput:
     ) -> list[PromptChunk | VerifyRound]:
         """One record for each traced request. ``ends`` is as in :meth:`VerifyOutput.split`."""
         return [
-            PromptChunk(request.rid, prompt, start, states.rows(), commit, finished, request.tag, self.marker)
+            PromptChunk(request.rid, prompt, start, to_trace_dtype(states), commit, finished, request.tag, self.marker)
             for request, prompt, start, states, (commit, finished) in zip(
                 self.traced, prompts, self.starts, self.states, ends, strict=True
             )

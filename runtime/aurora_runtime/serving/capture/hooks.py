@@ -7,17 +7,18 @@ tensor-parallel rank 0 captures.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from aurora_runtime.serving.capture.batch_outputs import CaptureSink, PromptOutput, VerifyOutput, count_error
-from aurora_runtime.serving.capture.prefill_rows import PrefillRows, attended_rows
 from aurora_runtime.serving.capture.request_filter import RequestFilter, TracedRequest
 from aurora_runtime.serving.capture.settings import CaptureSettings
 from aurora_runtime.serving.capture.shard_writer import ShardWriter
-from aurora_runtime.serving.capture.traced_states import keep_hidden, packs_on_device
-from aurora_runtime.serving.capture.verify_tensors import VerifyTensors
+from aurora_runtime.serving.capture.verify_tensors import VerifyTensors, to_trace_dtype
 from aurora_runtime.serving.chat_template import marker_of
-from aurora_runtime.traces import ProposalSource
+from aurora_runtime.traces import ATTENDED_POSITIONS, ProposalSource
 
 
 def proposal_sources(verify_input: Any, batch_size: int, traced: Sequence[TracedRequest]) -> tuple[ProposalSource, ...]:
@@ -38,6 +39,41 @@ def proposal_sources(verify_input: Any, batch_size: int, traced: Sequence[Traced
     return tuple(ProposalSource[chosen[request.index].name] for request in traced)
 
 
+@dataclass(frozen=True)
+class PrefillRows:
+    """One request's rows among the hidden states of a prefill batch. The first belongs to position ``start``."""
+
+    start: int
+    rows: slice
+
+
+def attended_rows(batch: Any) -> dict[int, PrefillRows]:
+    """The rows to keep of each request of SGLang's ``batch``, by its index. A request without any is absent.
+
+    Training attends to a bounded number of positions before an answer, so a long prompt's earlier states stay in the
+    engine.
+
+    The batch computes ``extend_lens[i]`` positions of request ``i`` from ``prefix_lens[i]`` on, one after the other.
+    """
+    found = {}
+    end = 0
+    for index, (req, start, length) in enumerate(zip(batch.reqs, batch.prefix_lens, batch.extend_lens, strict=True)):
+        begin, end = end, end + length
+        unattended = max(len(req.origin_input_ids) - ATTENDED_POSITIONS - start, 0)
+        if unattended < length:
+            found[index] = PrefillRows(start + unattended, slice(begin + unattended, end))
+    return found
+
+
+def keep_hidden(hidden: Tensor, *, alone: bool) -> Tensor:
+    """Hidden states for later use: a copy on a GPU, where the next batch overwrites them, and themselves on a CPU.
+
+    Args:
+        alone: copy on a CPU too, because the states of the other requests of the batch must not be kept.
+    """
+    return hidden if hidden.device.type == "cpu" and not alone else to_trace_dtype(hidden.clone())
+
+
 class CaptureHooks:
     """The two hooks of one process. The writer thread starts with the first batch on rank 0.
 
@@ -56,7 +92,6 @@ class CaptureHooks:
         read_version: Callable[[], str],
     ) -> None:
         self._top_tokens = settings.top_tokens
-        self._state_type = settings.state_type
         self._append_output = append_output
         self._read_rank = read_rank
         self._read_version = read_version
@@ -100,7 +135,6 @@ class CaptureHooks:
         size = len(batch.reqs)
         version = self._read_version()
         tensors = VerifyTensors.of(result, verify_input, logits_output)
-        packed = packs_on_device(self._state_type, tensors.hidden.device)
         whole = tensors.outlives_the_batch and not self._sink.request_filter.some_refuse(batch.reqs)
         return VerifyOutput(
             sink=self._sink,
@@ -109,7 +143,7 @@ class CaptureHooks:
             version=int(version) if version.isdecimal() else -1,
             sources=proposal_sources(verify_input, size, traced),
             top_tokens=self._top_tokens,
-            tensors=tensors if whole else tensors.reduced(size, traced, self._top_tokens, packed=packed),
+            tensors=tensors if whole else tensors.reduced(size, traced, self._top_tokens),
         )
 
     def around_prefill(self, original: Callable[..., Any], worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
@@ -134,14 +168,11 @@ class CaptureHooks:
             if traced and logits_output is not None and logits_output.hidden_states is not None:
                 hidden = logits_output.hidden_states[:total]
                 alone = self._sink.request_filter.some_refuse(batch.reqs)
-                packed = packs_on_device(self._state_type, hidden.device)
                 output = PromptOutput(
                     sink=self._sink,
                     traced=traced,
                     starts=tuple(rows[request.index].start for request in traced),
-                    states=tuple(
-                        keep_hidden(hidden[rows[request.index].rows], alone=alone, packed=packed) for request in traced
-                    ),
+                    states=tuple(keep_hidden(hidden[rows[request.index].rows], alone=alone) for request in traced),
                     marker=self._sink.request_filter.marker,
                 )
                 logits_output.auxiliary_device_output = self._append_output(

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -32,10 +32,10 @@ from aurora_protocol.tag_hash import NO_TAG
 from aurora_runtime.conversations import ConversationSplit
 from aurora_runtime.traces import ProposalSource, RequestTrace
 
-STALE_AFTER_ROUNDS: Final = 100_000
-"""A request is stale, because it never gets a last record, when it took part in none of this many later rounds."""
 SILENT_AFTER_ROUNDS: Final = 2
 """A request is silent after this many rounds per open request without a record of its own."""
+
+_NO_STATES: Final = torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -92,43 +92,19 @@ def parents_of(next_token: Sequence[int], next_sibling: Sequence[int]) -> list[i
     return parents
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True)
 class _Round:
-    """A verify round whose tokens are committed, without its states, which are a view of the whole batch's.
+    """A verify round whose tokens are committed.
 
     Attributes:
         root: the root's position.
-        accepted: accepted proposed tokens that were committed.
         path: the nodes that the answer took, the root first.
+        event: the round without its states, which are a view of the whole batch's.
     """
 
     root: int
-    accepted: int
     path: list[int]
-    version: int
-    source: ProposalSource
-    draft_tokens: NDArray[np.integer]
-    next_token: NDArray[np.integer]
-    next_sibling: NDArray[np.integer]
-    top_ids: NDArray[np.int32]
-    top_logprobs: NDArray[np.float16]
-    uncaptured_mass: NDArray[np.float16]
-
-    @classmethod
-    def of(cls, event: VerifyRound, root: int, path: list[int]) -> _Round:
-        return cls(
-            root,
-            len(path) - 1,
-            path,
-            event.version,
-            event.source,
-            event.draft_tokens,
-            event.next_token,
-            event.next_sibling,
-            event.top_ids,
-            event.top_logprobs,
-            event.uncaptured_mass,
-        )
+    event: VerifyRound
 
 
 @dataclass
@@ -180,7 +156,6 @@ class TraceAssembler:
         self._rounds += isinstance(event, VerifyRound)
         request.last_round = self._rounds
         self._open.move_to_end(event.rid)
-        self._drop_stale()
         if problem:
             self._drop(event.rid, problem)
             return None
@@ -221,7 +196,7 @@ class TraceAssembler:
         if drafts[0] != previous or any(drafts[path[i + 1]] != tokens[i] for i in range(accepted)):
             return "path"
         self._add_states(request, root, event.hidden[: accepted + 1])
-        request.rounds.append(_Round.of(event, root, path[: accepted + 1]))
+        request.rounds.append(_Round(root, path[: accepted + 1], replace(event, hidden=_NO_STATES)))
         return ""
 
     def _add_commit(self, request: _OpenRequest, commit: Commit | None) -> str:
@@ -256,12 +231,6 @@ class TraceAssembler:
             silent = self._rounds - request.last_round > SILENT_AFTER_ROUNDS * len(self._open)
             self._drop(oldest if silent else rid, "memory")
 
-    def _drop_stale(self) -> None:
-        """Drop the request with the oldest last record if it is stale."""
-        oldest, request = next(iter(self._open.items()))
-        if self._rounds - request.last_round > STALE_AFTER_ROUNDS:
-            self._drop(oldest, "stale")
-
     def _build_trace(self, request: _OpenRequest) -> RequestTrace | None:
         tokens = request.prompt + request.answer
         start = min(at for at, _ in request.states)
@@ -275,24 +244,21 @@ class TraceAssembler:
             covered[at - start : at - start + part.shape[0]] = True
         if not bool(covered.all()):
             return None
-        rounds = request.rounds
+        rounds = [item.event for item in request.rounds]
         parents: list[int] = []
         on_path: list[bool] = []
-        for item in rounds:
-            parents += parents_of(item.next_token.tolist(), item.next_sibling.tolist())
-            marks = [False] * item.draft_tokens.shape[0]
-            for node in item.path:
-                marks[node] = True
-            on_path += marks
+        for item in request.rounds:
+            parents += parents_of(item.event.next_token.tolist(), item.event.next_sibling.tolist())
+            on_path += [node in item.path for node in range(item.event.draft_tokens.shape[0])]
         return RequestTrace(
             request=self._split.number(request.prompt, request.marker),
             prompt_length=len(request.prompt),
             hidden_start=start,
             tokens=torch.tensor(tokens, dtype=torch.int32),
             hidden=hidden,
-            root=torch.tensor([item.root for item in rounds], dtype=torch.int32),
+            root=torch.tensor([item.root for item in request.rounds], dtype=torch.int32),
             node_count=torch.tensor([item.draft_tokens.shape[0] for item in rounds], dtype=torch.int32),
-            accepted=torch.tensor([item.accepted for item in rounds], dtype=torch.int32),
+            accepted=torch.tensor([len(item.path) - 1 for item in request.rounds], dtype=torch.int32),
             version=torch.tensor([item.version for item in rounds], dtype=torch.int32),
             source=torch.tensor([item.source for item in rounds], dtype=torch.uint8),
             node_token=_joined([item.draft_tokens for item in rounds], torch.int32),

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from aurora_runtime.serving.capture.request_filter import TracedRequest
 from aurora_runtime.serving.capture.top_tokens import top_tokens
-from aurora_runtime.serving.capture.traced_states import TracedStates
 
 
 def select_rows(tensor: Tensor, batch_size: int, traced: Sequence[TracedRequest]) -> Tensor:
@@ -35,6 +34,11 @@ def select_rows(tensor: Tensor, batch_size: int, traced: Sequence[TracedRequest]
     return torch.stack([whole[request.index] for request in traced])
 
 
+def to_trace_dtype(hidden: Tensor) -> Tensor:
+    """Hidden states in 16 bits; float32 becomes bfloat16, because float16 lacks its range."""
+    return hidden.to(torch.bfloat16) if hidden.dtype == torch.float32 else hidden
+
+
 @dataclass(frozen=True)
 class ReducedVerify:
     """What traces keep of a verify batch. No tensor shares memory with the engine."""
@@ -44,7 +48,7 @@ class ReducedVerify:
     next_sibling: Tensor  # [R, n]
     path: Tensor  # [R, s + 1] node indices within the request; below 0 after the path's end
     path_length: Tensor  # [R] accepted proposed tokens + 1
-    states: TracedStates  # [R, s + 1] of the path's nodes
+    hidden: Tensor  # [R, s + 1, H3] of the path's nodes, in 16 bits
     top_ids: Tensor  # [R, n, K]
     top_logprobs: Tensor  # [R, n, K]
     uncaptured_mass: Tensor  # [R, n] probability of all other tokens
@@ -54,12 +58,11 @@ class ReducedVerify:
         return sum(tensor.nbytes for tensor in vars(self).values())
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All tensors on the host but the states, by name. They share the tensors' memory."""
-        return {name: tensor.numpy() for name, tensor in vars(self).items() if isinstance(tensor, Tensor)}
+        """All tensors on the host but the hidden states, by name. They share the tensors' memory."""
+        return {name: tensor.numpy() for name, tensor in vars(self).items() if name != "hidden"}
 
     def copied(self, copy_tensor: Callable[[Tensor], Tensor]) -> ReducedVerify:
-        copies: dict[str, Any] = {name: copy_tensor(t) for name, t in vars(self).items() if isinstance(t, Tensor)}
-        return ReducedVerify(**copies, states=self.states.copied(copy_tensor))
+        return ReducedVerify(**{name: copy_tensor(tensor) for name, tensor in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -100,14 +103,8 @@ class VerifyTensors:
     def nbytes(self) -> int:
         return self.hidden.nbytes + self.logits.nbytes
 
-    def reduced(
-        self, batch_size: int, traced: Sequence[TracedRequest], k: int, *, packed: bool = False
-    ) -> ReducedVerify:
-        """The tensors of the ``traced`` requests, with the ``k`` most likely tokens of each node.
-
-        Args:
-            packed: the kernel packs the hidden states.
-        """
+    def reduced(self, batch_size: int, traced: Sequence[TracedRequest], k: int) -> ReducedVerify:
+        """The tensors of the ``traced`` requests, with the ``k`` most likely tokens of each node."""
         path = self.accept_index.reshape(batch_size, -1).long()
         states = self.hidden.index_select(0, path.clamp(min=0).reshape(-1))
         nodes = self.draft_tokens.numel() // batch_size
@@ -120,7 +117,7 @@ class VerifyTensors:
             next_sibling=select_rows(self.next_sibling.reshape(-1), batch_size, traced),
             path=select_rows((path - first_node).reshape(-1), batch_size, traced),
             path_length=select_rows(self.accept_lens, batch_size, traced).clone().reshape(-1),
-            states=TracedStates.of(select_rows(states, batch_size, traced), packed=packed),
+            hidden=to_trace_dtype(select_rows(states, batch_size, traced)),
             top_ids=ids.reshape(*shape, -1),
             top_logprobs=logprobs.reshape(*shape, -1),
             uncaptured_mass=uncaptured_mass.reshape(shape),

@@ -240,7 +240,7 @@ def test_a_prefill_gives_every_request_its_own_rows(monkeypatch: pytest.MonkeyPa
 def test_states_too_far_before_the_answer_stay_in_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Three chunks of a long prompt: the first is left out whole, the second in part."""
     monkeypatch.setattr("aurora_runtime.serving.capture.hooks.marker_of", lambda worker: (len(worker),))
-    monkeypatch.setattr("aurora_runtime.serving.capture.prefill_rows.ATTENDED_POSITIONS", 6)
+    monkeypatch.setattr("aurora_runtime.serving.capture.hooks.ATTENDED_POSITIONS", 6)
     hooks, recorder = make(monkeypatch, tmp_path)
     capture_probe(hooks)
     long = request("long")

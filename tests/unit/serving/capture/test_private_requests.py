@@ -62,14 +62,13 @@ def test_a_refusing_request_leaves_nothing_beside_a_traced_one(
     refusing = request("refusing", prompt=(77, 78), custom_params=REFUSING)
     prompt = prefill(hooks, [refusing, traced], [-1.0, 1.0])
     assert isinstance(prompt, PromptOutput)
-    kept = [part.values for part in prompt.states]
+    kept = prompt.states
     assert [part.untyped_storage().nbytes() for part in kept] == [part.nbytes for part in kept]
     assert all(bool((part > 0).all()) for part in kept)
     verified = decode_round(hooks, [refusing, traced])
     assert isinstance(verified, VerifyOutput)
     assert isinstance(verified.tensors, ReducedVerify)
-    parts = {**vars(verified.tensors), "states": verified.tensors.states.values}
-    assert {tensor.shape[0] for tensor in parts.values()} == {1}
+    assert {tensor.shape[0] for tensor in vars(verified.tensors).values()} == {1}
     assert [event.rid for events in recorder.batches[1:] for event in events] == ["traced", "traced"]
     assert recorder.errors == 0
 

@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from types import FunctionType, ModuleType
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from aurora_runtime.held_out_split import prompt_hash
-from aurora_runtime.serving.capture import trace_assembler
 from aurora_runtime.serving.capture.trace_assembler import Commit, PromptChunk, TraceAssembler, VerifyRound, parents_of
 from aurora_runtime.traces import ProposalSource, RequestTrace, decode, encode
 
@@ -332,17 +330,6 @@ def test_running_requests_beyond_the_memory_are_not_dropped_for_new_ones() -> No
             traces += target.add(events.pop(0)) is not None
         running = [events for events in running if events]
     assert traces > started / 4
-
-
-def test_a_request_without_an_end_is_stale_after_many_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trace_assembler, "STALE_AFTER_ROUNDS", 10)
-    target = assembler()
-    feed(target, long_request("aborted", prompt=3, answer=5)[:2])
-    feed(target, long_request("r", prompt=3, answer=11))
-    assert not target.dropped
-    feed(target, long_request("s", prompt=3, answer=3))
-    assert target.dropped == {"stale": 1}
-    assert len(target) == 0
 
 
 def test_a_round_computed_after_the_end_of_a_request_is_ignored() -> None:
