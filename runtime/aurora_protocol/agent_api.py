@@ -49,6 +49,8 @@ PROBE_HEADER = "x-aurora-probe"
 """Header in the pod's readiness probe of the engine, which fails while the pod may not serve clients."""
 MEASUREMENT_PREFIX = "aurora-measure-"
 """Prefix of the ids of measuring requests. Such requests are not traffic and are not traced."""
+HELD_OFF_PREFIX = MEASUREMENT_PREFIX + "off-"
+"""Prefix of the ids of measuring requests that are answered without speculation, whatever draft the engine holds."""
 MAX_COUNT = 2**48
 """Limit of any counter. The sum over all pods of a speculator still fits Kubernetes' 64-bit integers."""
 MAX_SPEEDUP = 1000

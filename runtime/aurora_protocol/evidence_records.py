@@ -95,7 +95,7 @@ class MeasurementEnd(StrEnum):
     BUDGET_USED = "BudgetUsed"
     """Its rounds or its time are used up."""
     HOPELESS = "Hopeless"
-    """The rounds that were left would hardly have decided it."""
+    """With the rounds that were left it would hardly have passed."""
     BLOCKED = "Blocked"
     """Every ratio was decided, but the verdict was open for another reason, such as a failed request of the active
     draft. The candidate is not to blame, so another measurement can decide."""

@@ -20,7 +20,7 @@ from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.serving import DEFAULT_MAX_RUNNING_REQUESTS, Device
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
-from aurora_api.v1alpha1.validation import MAX_ROUNDS, MIN_ROUNDS, PROMPTS_PER_ROUND, ValidationSpec
+from aurora_api.v1alpha1.validation import MAX_ROUNDS, MIN_ROUNDS, PROMPTS_NEEDED, PROMPTS_PER_ROUND, ValidationSpec
 from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.record import Record
@@ -144,6 +144,9 @@ class MeasurementRounds(Model):
     fewest: int = Field(default=MIN_ROUNDS, ge=1)
     most: int = Field(default=MAX_ROUNDS, ge=1)
     prompts: int = Field(default=PROMPTS_PER_ROUND, ge=1, description="Prompts of a round for each concurrent request.")
+    distinct: int = Field(
+        default=PROMPTS_NEEDED, ge=1, description="Distinct prompts that a measurement needs, for each such request."
+    )
 
 
 class ValidationSettings(_PodSettings):

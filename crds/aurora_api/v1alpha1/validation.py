@@ -21,10 +21,12 @@ store, each of which first looks who owns the root."""
 
 MIN_ROUNDS: Final = 5
 """Fewest rounds of a measurement before a candidate passes or fails by its speed."""
-MAX_ROUNDS: Final = 24
+MAX_ROUNDS: Final = 96
 """Rounds after which an undecided measurement ends as inconclusive."""
-PROMPTS_PER_ROUND: Final = 4
-"""Held-out prompts that each arm answers in a round, for each concurrent request: 64 at concurrency 16."""
+PROMPTS_PER_ROUND: Final = 1
+"""Held-out prompts that each arm answers in a round, for each concurrent request: 16 at concurrency 16."""
+PROMPTS_NEEDED: Final = 4
+"""Distinct held-out prompts that a measurement needs, for each concurrent request."""
 
 
 class Baseline(StrEnum):
@@ -110,8 +112,8 @@ class ValidationSpec(Model):
 
     @property
     def prompts_needed(self) -> int:
-        """Distinct held-out prompts without which nothing is measured: a batch would hold a prompt twice."""
-        return PROMPTS_PER_ROUND * max(self.concurrencies)
+        """Distinct held-out prompts without which nothing is measured: few prompts would pass or reject by chance."""
+        return PROMPTS_NEEDED * max(self.concurrencies)
 
     @property
     def primary_concurrency(self) -> int:

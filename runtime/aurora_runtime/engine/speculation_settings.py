@@ -84,6 +84,8 @@ def controller_of(
 ) -> RoundController:
     """The controller of an engine that serves ``draft``. Writes the file of its steps to ``folder``.
 
+    For a draft of fixed shape the controller is held to rounds of all ``draft.steps``.
+
     Args:
         traffic_key: that of the engine's traces.
         shares: whether requests may be answered from others.
@@ -92,7 +94,8 @@ def controller_of(
         state_folder=str(folder),
         boot=boot,
         draft_steps=draft.steps,
-        lookup=draft.lookup,
+        lookup=draft.lookup if draft.adaptive else LookupScope.OFF,
+        fixed_arms=() if draft.adaptive else (Arm(draft.steps, drafts=True).name,),
         traffic_key=traffic_key.hex(),
         shares=shares,
         # A lineage that a published head began may have the head as its first version.

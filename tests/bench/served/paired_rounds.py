@@ -65,6 +65,7 @@ class MeasurementPlan:
         return batches(
             round_number,
             self.arms,
+            (),
             self.concurrencies,
             prompts_per_worker=self.prompts_per_worker,
             available=self.prompts_needed,

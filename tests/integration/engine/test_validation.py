@@ -89,7 +89,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
                 baselines=[Baseline.NGRAM],
                 timeout_seconds=TIMEOUT_SECONDS,
             ),
-            rounds=MeasurementRounds(fewest=ROUNDS, most=ROUNDS, prompts=1),
+            rounds=MeasurementRounds(fewest=ROUNDS, most=ROUNDS, distinct=1),
             device=Device.CPU,
             store=StoreSettings(
                 owner=ROOT_OWNER.id, bucket=config.bucket, root=config.root, endpoint=s3.endpoint, region="us-east-1"
@@ -188,7 +188,7 @@ def test_a_candidate_that_no_pod_would_load_is_rejected_unmeasured(
     ("change", "words"),
     [
         ({"candidate": 7}, "no such object"),
-        ({"rounds": MeasurementRounds(prompts=100)}, "wait for traffic"),
+        ({"rounds": MeasurementRounds(distinct=100)}, "wait for traffic"),
     ],
 )
 def test_a_measurement_that_is_impossible_fails_the_job_and_leaves_no_evidence(

@@ -174,7 +174,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                 baselines=[Baseline.NGRAM],
                 timeout_seconds=1500,
             ),
-            rounds=MeasurementRounds(fewest=ROUNDS, most=ROUNDS, prompts=1),
+            rounds=MeasurementRounds(fewest=ROUNDS, most=ROUNDS, distinct=1),
             device=Device.CPU,
             store=store,
             candidate=FIRST_CANDIDATE,

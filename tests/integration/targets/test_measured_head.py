@@ -33,7 +33,7 @@ GATE = ValidationSpec(
     max_new_tokens=32,
     timeout_seconds=MEASURING_SECONDS,
 )
-ROUNDS = MeasurementRounds(most=8, prompts=1)
+ROUNDS = MeasurementRounds(most=8, distinct=1)
 pytestmark = pytest.mark.timeout(MEASURING_SECONDS + 300)
 
 

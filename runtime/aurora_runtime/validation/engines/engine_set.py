@@ -79,13 +79,13 @@ class EngineSet:
         url = self.url(name)
         return SGLangClient(self._open_session(), url)
 
-    def client(self, name: str, deadline: float | None = None) -> LoadClient:
+    def client(self, name: str, deadline: float | None = None, *, held_off: bool = False) -> LoadClient:
         """A client for answers, whose batches end at ``deadline`` (:func:`time.monotonic`, in seconds).
 
         Raises as :meth:`check` does.
         """
         url = self.url(name)
-        return LoadClient(self._open_session(), url, self.request_seconds, deadline=deadline)
+        return LoadClient(self._open_session(), url, self.request_seconds, deadline=deadline, held_off=held_off)
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:

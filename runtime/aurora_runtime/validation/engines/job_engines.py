@@ -1,8 +1,8 @@
-"""The engines of a validation Job: one with a draft, one for off, and one for NGRAM where it is asked for.
+"""The engines of a validation Job: one for off and both drafts, and one for NGRAM where it is asked for.
 
-Invariants: all engines are built from one spec and differ in speculation alone. Active and candidate share one engine
-and are swapped in place, as the agent does it, so they differ in their weights alone. Every engine that was started is
-stopped on exit.
+Invariants: active and candidate share one engine and are swapped in place, as the agent does it, so they differ in
+their weights alone. Off is the same engine, held to rounds without proposals. Every engine that was started is stopped
+on exit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.errors import EngineFault, MeasurementError
 from aurora_runtime.validation.draft_fetch import FetchedDraft
 from aurora_runtime.validation.engines.engine_set import MEMORY_SHARE, EngineSet
-from aurora_runtime.validation.engines.load_client import BatchResult
+from aurora_runtime.validation.engines.load_client import BatchResult, LoadClient
 from aurora_runtime.validation.engines.warm_up import SWAP_TOKENS, WarmUp
 from aurora_runtime.validation.rounds.measurement_plan import DRAFT_ARMS
 
@@ -30,7 +30,7 @@ _DRAFT_ENGINE = "draft"
 
 def _engine_name(arm: Arm) -> str:
     """The engine that runs ``arm``."""
-    return arm.value if arm in (Arm.OFF, Arm.NGRAM) else _DRAFT_ENGINE
+    return arm.value if arm is Arm.NGRAM else _DRAFT_ENGINE
 
 
 @dataclass
@@ -51,8 +51,8 @@ class JobEngines:
     deadline: float
     _draft_swap: DraftSwap | None = field(default=None, init=False)
     _loaded: Arm = field(default=Arm.ACTIVE, init=False)
-    _warmed_up: dict[str, Arm] = field(default_factory=dict, init=False)
-    """The arm that each engine was warmed up for last."""
+    _is_cold: bool = field(default=True, init=False)
+    """Whether the engine with the drafts has answered nothing since its start or its last swap."""
     _known: set[Arm] = field(default_factory=set, init=False)
     """The arms that were warmed up at all."""
 
@@ -72,11 +72,9 @@ class JobEngines:
 
     async def _start(self) -> None:
         active = self.drafts[Arm.ACTIVE]
-        speculation: dict[str, Eagle3 | Ngram | None] = {_engine_name(Arm.OFF): None}
-        spec = self.draft_spec
-        # The engine is measured as it serves: with the controller where pods have it.
-        controller = controller_of(spec, self.engines.folder, "measurement", shares=False) if spec.adaptive else None
-        speculation[_DRAFT_ENGINE] = Eagle3(active.folder, active.version, spec, controller)
+        controller = controller_of(self.draft_spec, self.engines.folder, "measurement", shares=False)
+        eagle = Eagle3(active.folder, active.version, self.draft_spec, controller)
+        speculation: dict[str, Eagle3 | Ngram | None] = {_DRAFT_ENGINE: eagle}
         if Arm.NGRAM in self.baseline_arms:
             speculation[_engine_name(Arm.NGRAM)] = Ngram(NGRAM_TOKENS)
         on_gpu = self.engines.spec.device != "cpu"
@@ -103,15 +101,17 @@ class JobEngines:
             if self._draft_swap is None:
                 raise MeasurementError("the engines were not started: enter the context first")
             await self._draft_swap.load(self.drafts[arm])
-            self._loaded = arm
-        name = _engine_name(arm)
-        if self._warmed_up.get(name) is not arm:
-            await self._warm_up(name, arm)
-        await self.engines.admin(name).flush_prefix_cache()
+            self._loaded, self._is_cold = arm, True
+        if arm not in self._known or (arm in self.drafts and self._is_cold):
+            await self._warm_up(arm)
+        await self.engines.admin(_engine_name(arm)).flush_prefix_cache()
 
-    async def _warm_up(self, name: str, arm: Arm) -> None:
+    def _client(self, arm: Arm) -> LoadClient:
+        return self.engines.client(_engine_name(arm), self.deadline, held_off=arm is Arm.OFF)
+
+    async def _warm_up(self, arm: Arm) -> None:
         """Warm ``arm`` up. A draft on which some requests fail is left to the rounds, where the failures are judged."""
-        client = self.engines.client(name, self.deadline)
+        name, client = _engine_name(arm), self._client(arm)
         if arm in self._known:
             result = await self.warm_up.answer_once(client, SWAP_TOKENS)
         else:
@@ -122,16 +122,15 @@ class JobEngines:
             self.engines.check(name)
         if result.failures and result.failures == len(result.answers):
             raise EngineFault(f"a warm-up request failed on {arm}: see the log of engine {name}")
-        self._warmed_up[name] = arm
+        self._is_cold = self._is_cold and arm not in self.drafts
         self._known.add(arm)
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:
         """Answer ``prompts``. Raises :class:`MeasurementError` when the engine died or time is up: no verdict."""
-        name = _engine_name(arm)
-        result = await self.engines.client(name, self.deadline).batch(prompts, concurrency, self.max_new_tokens)
-        self.engines.check(name)
+        result = await self._client(arm).batch(prompts, concurrency, self.max_new_tokens)
+        self.engines.check(_engine_name(arm))
         return result
 
     async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
         """Gap between the log-probabilities of two next tokens after ``prefix``."""
-        return await self.engines.client(_engine_name(Arm.OFF)).margin(prefix, one, other)
+        return await self._client(Arm.OFF).margin(prefix, one, other)

@@ -15,9 +15,9 @@ from typing import Any
 
 import aiohttp
 
-from aurora_protocol.agent_api import MEASUREMENT_PREFIX
+from aurora_protocol.agent_api import HELD_OFF_PREFIX, MEASUREMENT_PREFIX
 from aurora_runtime.engine.sglang_client import SGLangClient
-from aurora_runtime.errors import AnswersOverdue, EngineFault, EngineUnreachable
+from aurora_runtime.errors import AnswersOverdue, EngineFault, EngineUnreachable, MeasurementError
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ class LoadClient:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     deadline: float | None = None
     """When every batch ends, on :func:`time.monotonic`, in seconds. None: never."""
+    held_off: bool = False
+    """Whether an engine with the speculation controller answers without speculation."""
 
     async def batch(self, prompts: Sequence[Sequence[int]], concurrency: int, max_new_tokens: int) -> BatchResult:
         """Answer all prompts with ``concurrency`` requests in flight at any time.
@@ -118,7 +120,8 @@ class LoadClient:
     async def _answer(self, prompt: Sequence[int], max_new_tokens: int) -> Answer | None:
         """The greedy answer to ``prompt``. None when the request failed.
 
-        Raises :class:`EngineUnreachable` when the connection failed.
+        Raises :class:`EngineUnreachable` when the connection failed, and :class:`MeasurementError` when the engine
+        speculated although it was held to off: a prefill makes one token, and a round without proposals makes one.
         """
         parameters = {"temperature": 0, "max_new_tokens": max_new_tokens, "ignore_eos": False}
         try:
@@ -131,9 +134,15 @@ class LoadClient:
             return None
         if finish not in ("stop", "length"):
             return None
-        return Answer(tokens, body["meta_info"].get("spec_verify_ct"))
+        rounds = body["meta_info"].get("spec_verify_ct")
+        if not self.held_off:
+            return Answer(tokens, rounds)
+        if rounds is not None and rounds < len(tokens) - 1:
+            raise MeasurementError("the engine speculated although it was held to off: see its log")
+        return Answer(tokens, None)
 
     async def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
         engine = SGLangClient(self.session, self.url, headers=self.headers)
-        body = {"rid": MEASUREMENT_PREFIX + secrets.token_hex(8), **body}
+        prefix = HELD_OFF_PREFIX if self.held_off else MEASUREMENT_PREFIX
+        body = {"rid": prefix + secrets.token_hex(8), **body}
         return await engine.generate(body, timeout_seconds=self.request_seconds)

@@ -1,12 +1,14 @@
-"""Decides after each round whether a measurement goes on, and at which concurrencies. Pure.
+"""Decides whether a measurement goes on, and with which arms at which concurrencies. Pure.
 
-A measurement ends when
+Rounds are small: each arm answers one prompt for each request at a time. The samples are looked at after the policy's
+fewest rounds and then whenever there are a quarter more (:func:`is_look`), so a clear candidate is decided soon, and a
+long measurement has few looks. A measurement ends when
 
 - it is decided: its verdict is final at the early confidence level;
-- it is hopeless: the rounds that are left would decide it with a probability below :data:`MIN_CHANCE`;
+- it is hopeless: with the rounds that are left it would pass with a probability below :data:`MIN_CHANCE`;
 - it is blocked: every ratio is decided, but the verdict stays open for a reason that no further round removes, such as
   a failed request of the active draft;
-- it gives way: a newer version waits, and the measurement has had twice ``min_rounds``;
+- it gives way: a newer version waits, and the measurement has had :data:`SHARE` times ``min_rounds``;
 - its rounds or its time are used up.
 
 The final confidence level decides once, when the measurement ends for a reason that its ratios do not choose: its
@@ -18,7 +20,7 @@ N rounds is normal around m with the variance s^2 (1/n - 1/N), and the half-widt
 is the predictive power of Spiegelhalter, Freedman and Blackburn (1986) with a flat prior.
 
 Invariants: a measurement whose stored verdict is final ends as decided, and no other does. While a newer version waits,
-an undecided one takes at most twice the policy's fewest rounds.
+an undecided one ends at the first look after its share of rounds.
 """
 
 from __future__ import annotations
@@ -29,12 +31,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from aurora_protocol.evidence_records import MeasurementEnd, RatioEstimate, Verdict, VerdictKind
+from aurora_protocol.evidence_records import Arm, MeasurementEnd, RatioEstimate, Verdict, VerdictKind
 from aurora_protocol.gate.throughput_ratios import t_quantile
 from aurora_protocol.gate.verdict import Bar, GatePolicy, bars
+from aurora_runtime.validation.rounds.measurement_plan import SHARE
 
 MIN_CHANCE: Final = 0.05
-"""Probability of a decision below which further rounds are not worth their time."""
+"""Probability of a pass below which further rounds are not worth their time."""
+LOOK_GROWTH: Final = 1.25
+"""How many times as many rounds there are at each look as at the one before."""
 FINAL_VERDICTS: Final = frozenset({VerdictKind.PASS, VerdictKind.REJECT})
 
 
@@ -66,15 +71,14 @@ class Forecast:
         """Expected half-width of the interval after ``rounds`` rounds, at least 2."""
         return t_quantile(rounds - 1) * self.deviation / math.sqrt(rounds)
 
-    def chances(self, rounds: int) -> tuple[float, float]:
-        """Probabilities that the ratio clears the bar, and that it misses the bar, after ``rounds`` rounds in all."""
+    def chance(self, rounds: int) -> float:
+        """Probability that the ratio clears the bar after ``rounds`` rounds in all."""
         rounds = max(rounds, self.rounds)
         half_width = self.half_width(rounds)
         spread = self.deviation * math.sqrt(max(0.0, 1 / self.rounds - 1 / rounds))
         if spread == 0.0:
-            return float(self.lead >= half_width), float(self.lead < -half_width)
-        normal = statistics.NormalDist(self.lead, spread)
-        return 1 - normal.cdf(half_width), normal.cdf(-half_width)
+            return float(self.lead >= half_width)
+        return 1 - statistics.NormalDist(self.lead, spread).cdf(half_width)
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,8 @@ def ending(progress: Progress) -> Ending | None:
     if undecided is not None and not undecided:
         message = f"undecided after {progress.rounds} rounds, although every ratio is decided: no round changes that"
         return Ending(MeasurementEnd.BLOCKED, message)
-    if undecided and _chance_of_a_decision(undecided, progress.rounds_allowed) < MIN_CHANCE:
-        message = f"undecided after {progress.rounds} rounds, and {progress.rounds_allowed} would hardly decide it"
+    if undecided and _chance_of_a_pass(undecided, progress) < MIN_CHANCE:
+        message = f"undecided after {progress.rounds} rounds, and would hardly pass within {progress.rounds_allowed}"
         return Ending(MeasurementEnd.HOPELESS, message)
     if _has_had_its_share(progress):
         message = f"undecided after {progress.rounds} rounds, gives way to version {progress.newer_version}"
@@ -138,17 +142,29 @@ def ending_of_last_round(verdict: Verdict, undecided: str) -> Ending:
     return Ending(MeasurementEnd.BUDGET_USED, undecided)
 
 
-def open_concurrencies(policy: GatePolicy, early: Verdict) -> tuple[int, ...]:
-    """The concurrencies to measure at in the next round: those with a bar that is not decided at the early level.
+def is_look(policy: GatePolicy, rounds: int) -> bool:
+    """Whether the samples are looked at after ``rounds`` rounds.
 
-    All while there are too few rounds, or when only something else than a bar is open. The order is the policy's.
+    Before the fewest rounds no ratio decides, but a failed request or another answer does.
     """
-    open_ = set()
+    look = policy.min_rounds
+    while look < rounds:
+        look = max(look + 1, math.ceil(LOOK_GROWTH * look))
+    return look == rounds or rounds < policy.min_rounds
+
+
+def open_arms(policy: GatePolicy, early: Verdict) -> dict[int, set[Arm]]:
+    """The arms to measure at each concurrency in the next rounds: those of a bar that the early level does not decide.
+
+    All while there are too few rounds, or when only something else than a bar is open. NGRAM, which no bar names, goes
+    on with its concurrency.
+    """
+    open_: dict[int, set[Arm]] = {}
     for bar in bars(policy):
         ratio = _ratio_of(bar, early)
         if ratio is None or ratio.rounds < policy.min_rounds or _straddles(bar, ratio):
-            open_.add(bar.concurrency)
-    return tuple(c for c in policy.concurrencies if c in open_) or policy.concurrencies
+            open_.setdefault(bar.concurrency, {Arm.NGRAM}).update((bar.numerator, bar.denominator))
+    return open_ or {concurrency: set(Arm) for concurrency in policy.concurrencies}
 
 
 def _ratio_of(bar: Bar, verdict: Verdict) -> RatioEstimate | None:
@@ -162,7 +178,7 @@ def _straddles(bar: Bar, ratio: RatioEstimate) -> bool:
 
 def _has_had_its_share(progress: Progress) -> bool:
     """Whether a newer version waits, and the measurement has had all rounds that it may take meanwhile."""
-    return progress.newer_version is not None and progress.rounds >= 2 * progress.policy.min_rounds
+    return progress.newer_version is not None and progress.rounds >= SHARE * progress.policy.min_rounds
 
 
 def _undecided_forecasts(progress: Progress) -> tuple[Forecast, ...] | None:
@@ -177,7 +193,6 @@ def _undecided_forecasts(progress: Progress) -> tuple[Forecast, ...] | None:
     return tuple(found)
 
 
-def _chance_of_a_decision(undecided: Sequence[Forecast], rounds: int) -> float:
-    """An upper bound of the probability of a final verdict: every bar clears, or one misses."""
-    chances = [forecast.chances(rounds) for forecast in undecided]
-    return min(1.0, min(clears for clears, _ in chances) + sum(misses for _, misses in chances))
+def _chance_of_a_pass(undecided: Sequence[Forecast], progress: Progress) -> float:
+    """An upper bound of the probability that every bar is cleared: that of the bar with the worst outlook."""
+    return min(forecast.chance(progress.rounds_allowed) for forecast in undecided)

@@ -1,7 +1,7 @@
 """Measures a candidate: interleaved rounds until the gate's budget ends the measurement.
 
-After each round :mod:`~aurora_runtime.validation.rounds.budget` says whether another one follows, and at which
-concurrencies: those where all is decided are left out, so that the others are decided sooner.
+After each look :mod:`~aurora_runtime.validation.rounds.budget` says whether further rounds follow, and with which arms
+at which concurrencies. They leave out what is decided, so that the rest is decided sooner.
 
 Where several engines run side by side, off (and NGRAM) are measured in the same rounds as the drafts. With a single
 engine, :func:`measure_baseline` measures them first.
@@ -14,18 +14,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from aurora_protocol.evidence_records import AnswerEquality, Arm, MeasurementEnd, Sample, Verdict, VerdictKind
 from aurora_protocol.gate import judge
 from aurora_protocol.gate.throughput_ratios import Confidence
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.rounds.answer_equality import EqualityCounter
-from aurora_runtime.validation.rounds.budget import Ending, Progress, ending, ending_of_last_round, open_concurrencies
+from aurora_runtime.validation.rounds.budget import Ending, Progress, ending, ending_of_last_round, is_look, open_arms
 from aurora_runtime.validation.rounds.measurement_plan import DRAFT_ARMS
 from aurora_runtime.validation.rounds.round_runner import Answers, RoundResult, RoundRunner
 
 log = logging.getLogger(__name__)
 
+BASELINE: Final = 4
+"""Rounds of an arm that is measured before the candidate, in multiples of the policy's fewest rounds. Nothing cancels
+in the ratio to it, so the spread of its prompts counts."""
 NewerVersion = Callable[[], Awaitable[int | None]]
 """Asks the store for a newer version that waits to be measured."""
 
@@ -79,7 +83,7 @@ def rejected_unmeasured(reason: str) -> Measurement:
 
 
 async def measure_baseline(runner: RoundRunner) -> MeasuredBefore:
-    """Measure off and NGRAM, one after the other, for as many rounds as a verdict needs.
+    """Measure off and NGRAM, one after the other, for :data:`BASELINE` times as many rounds as a verdict needs.
 
     The active draft is measured first, as a control. Measured again beside the candidate, the active draft shows how
     much the machine's speed changed in between.
@@ -90,8 +94,8 @@ async def measure_baseline(runner: RoundRunner) -> MeasuredBefore:
     samples: list[Sample] = []
     off_answers: Answers = {}
     for arm in (Arm.ACTIVE, *plan.baseline_arms):
-        for number in range(plan.policy.min_rounds):
-            result = await runner.run(number, (arm,))
+        for number in range(min(plan.max_rounds, BASELINE * plan.policy.min_rounds)):
+            result = await runner.run(number, dict.fromkeys(plan.policy.concurrencies, (arm,)))
             if result is None:
                 raise MeasurementError(
                     f"the rounds of {arm} did not fit into the time: raise validation.timeoutSeconds"
@@ -118,42 +122,53 @@ async def measure(
     measurement.equality |= {arm: EqualityCounter(arm, plan.near_tie_bound) for arm in arms if arm is not Arm.OFF}
     await runner.prepare(arms)
     longest_round_seconds, end = 0.0, None
-    concurrencies = plan.policy.concurrencies
+    open_now = dict.fromkeys(plan.policy.concurrencies, arms)
     for number in range(plan.max_rounds):
         started = runner.clock()
         if number and started + longest_round_seconds > runner.deadline:
             log.info("measure: no time for another round")
             break
-        result = await runner.run(number, arms, concurrencies)
+        result = await runner.run(number, open_now)
         if result is None:
             break
         measurement.samples += result.samples
-        await _compare_answers(runner, result, before.off_answers | result.answers_of(Arm.OFF), measurement)
+        await _compare_answers(runner, result, before.off_answers, measurement)
         round_seconds = runner.clock() - started
         longest_round_seconds = max(longest_round_seconds, round_seconds)
+        rounds_left = int(min(plan.max_rounds - number - 1, (runner.deadline - runner.clock()) / longest_round_seconds))
+        rounds_allowed = number + 1 + max(0, rounds_left)
+        if number + 1 < rounds_allowed and not is_look(plan.policy, number + 1):
+            continue
         so_far = measurement.samples, measurement.equalities(), plan.policy, before.samples
         verdict, early = judge(*so_far), judge(*so_far, confidence=Confidence.EARLY)
         measurement.verdicts.append(verdict)
         _log_round(number, plan.max_rounds, verdict, round_seconds)
-        rounds_left = int(min(plan.max_rounds - number - 1, (runner.deadline - runner.clock()) / longest_round_seconds))
-        rounds_allowed = number + 1 + max(0, rounds_left)
         newer = await newer_version() if number + 1 >= plan.policy.min_rounds else None
         end = ending(Progress(plan.policy, verdict, early, number + 1, rounds_allowed, newer))
         if end is not None:
             break
-        concurrencies = open_concurrencies(plan.policy, early)
-    if not measurement.verdicts:
+        open_now = {c: tuple(arm for arm in arms if arm in open_) for c, open_ in open_arms(plan.policy, early).items()}
+    if not measurement.samples:
         raise MeasurementError("not one round could be finished in time: raise validation.timeoutSeconds")
-    measurement.end = end or ending_of_last_round(measurement.verdicts[-1], "undecided: the time is used up")
+    if end is None:  # the time ended, perhaps some rounds after the last look
+        last = judge(measurement.samples, measurement.equalities(), plan.policy, before.samples)
+        measurement.verdicts.append(last)
+        end = ending_of_last_round(last, "undecided: the time is used up")
+    measurement.end = end
     return measurement
 
 
-async def _compare_answers(runner: RoundRunner, result: RoundResult, off_answers: Answers, into: Measurement) -> None:
-    """Compare every answer of the round for which off has one."""
+async def _compare_answers(runner: RoundRunner, result: RoundResult, off_before: Answers, into: Measurement) -> None:
+    """Compare the answers of the round with off's, and in a round without off the candidate's with the active draft's.
+
+    Greedy answers do not depend on the draft.
+    """
+    off_answers = off_before | result.answers_of(Arm.OFF)
+    references = {Arm.CANDIDATE: result.answers_of(Arm.ACTIVE) | off_answers}
     for batch, batch_result in result.batches.items():
         counter = into.equality.get(batch.arm)
         for index, answer in zip(batch.prompts, batch_result.answers, strict=True):
-            expected = off_answers.get((batch.concurrency, index))
+            expected = references.get(batch.arm, off_answers).get((batch.concurrency, index))
             if counter is not None and answer is not None and expected is not None:
                 prompt = runner.prompts[index]
                 await counter.compare(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from aurora_api.v1alpha1.validation import Baseline
+from aurora_api.v1alpha1.validation import PROMPTS_NEEDED, Baseline
 from aurora_protocol.evidence_records import Arm
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.pod_settings import ValidationSettings
 from aurora_runtime.validation.rounds.answer_equality import NEAR_TIE_LOGIT_GAP, near_tie_bound
 
 DRAFT_ARMS = (Arm.ACTIVE, Arm.CANDIDATE)
+SHARE = 5
+"""How many times the policy's fewest rounds an undecided measurement may take while a newer version waits."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class MeasurementPlan:
     max_rounds: int
     prompts_per_worker: int
     """Prompts per round for each concurrent worker."""
+    distinct_per_worker: int = PROMPTS_NEEDED
+    """Distinct prompts that the measurement needs, for each concurrent worker."""
     near_tie_bound: float = NEAR_TIE_LOGIT_GAP
     """Largest gap of two logits at which greedy answers may differ."""
 
@@ -32,18 +36,17 @@ class MeasurementPlan:
 
     @property
     def prompts_needed(self) -> int:
-        """Number of distinct prompts below which one batch would hold a prompt twice."""
-        return self.prompts_per_worker * max(self.policy.concurrencies)
+        """Number of distinct prompts below which nothing is measured."""
+        return max(self.prompts_per_worker, self.distinct_per_worker) * max(self.policy.concurrencies)
 
     @property
     def prompts_wanted(self) -> int:
-        """Number of distinct prompts with which the first rounds, twice the fewest, share no prompt.
+        """Number of distinct prompts with which the first rounds, those of its share, have no prompt in common.
 
         More would be of older traffic, which the candidate will not serve.
         """
-        return (
-            self.prompts_per_worker * sum(self.policy.concurrencies) * min(self.max_rounds, 2 * self.policy.min_rounds)
-        )
+        rounds = min(self.max_rounds, SHARE * self.policy.min_rounds)
+        return max(self.prompts_needed, self.prompts_per_worker * sum(self.policy.concurrencies) * rounds)
 
 
 def measurement_plan(settings: ValidationSettings) -> MeasurementPlan:
@@ -54,4 +57,4 @@ def measurement_plan(settings: ValidationSettings) -> MeasurementPlan:
         arms.append(Arm.NGRAM)
     bound = near_tie_bound(settings.target.dtype)
     policy, rounds = replace(GatePolicy.of(spec), min_rounds=settings.rounds.fewest), settings.rounds
-    return MeasurementPlan(policy, tuple(arms), rounds.most, rounds.prompts, bound)
+    return MeasurementPlan(policy, tuple(arms), rounds.most, rounds.prompts, rounds.distinct, bound)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aurora_protocol.evidence_records import Arm, Sample
@@ -63,13 +63,11 @@ class RoundRunner:
             if self.clock() <= self.deadline:
                 await self.engines.prepare(arm)
 
-    async def run(
-        self, number: int, arms: Sequence[Arm], concurrencies: Sequence[int] | None = None
-    ) -> RoundResult | None:
-        """Run round ``number`` with ``arms``. None when time ran out before the round's end.
+    async def run(self, number: int, arms: Mapping[int, Sequence[Arm]]) -> RoundResult | None:
+        """Run round ``number``. None when time ran out before the round's end.
 
         Args:
-            concurrencies: the declared concurrencies to measure at. None: all.
+            arms: the arms to measure at each concurrency. A concurrency without arms is left out.
 
         Raises :class:`MeasurementError` when requests fail without speculation, or when the time ends while the
         candidate warms up or answers. Then nothing can be said about a draft.
@@ -77,12 +75,13 @@ class RoundRunner:
         results: dict[Batch[Arm], BatchResult] = {}
         schedule = batches(
             number,
-            arms,
+            DRAFT_ARMS,
+            self.plan.baseline_arms,
             self.plan.policy.concurrencies,
             prompts_per_worker=self.plan.prompts_per_worker,
             available=len(self.prompts),
         )
-        for batch in (b for b in schedule if concurrencies is None or b.concurrency in concurrencies):
+        for batch in (b for b in schedule if b.arm in arms.get(b.concurrency, ())):
             try:
                 result = await self._result_of(batch)
             except OutOfTime as error:

@@ -1,8 +1,8 @@
 """The order of a measurement's batches. Pure, so that its fairness can be tested.
 
-Invariants: within a round and a concurrency, every arm answers the same prompts, one arm right after the other. At
-each concurrency the order rotates from round to round, so that no arm is always first after a pause or always last in a
-slow minute.
+Invariants: within a round and a concurrency, every arm answers the same prompts, one arm right after the other. The two
+drafts change their order from turn to turn, so that neither is always first, and the draft that ends a turn begins the
+next one: no swap lies between them. The other arms need no swap and wander through the turn.
 """
 
 from __future__ import annotations
@@ -24,11 +24,19 @@ class Batch(Generic[T]):
 
 
 def batches(
-    number: int, arms: Sequence[T], concurrencies: Sequence[int], *, prompts_per_worker: int, available: int
+    number: int,
+    drafts: Sequence[T],
+    others: Sequence[T],
+    concurrencies: Sequence[int],
+    *,
+    prompts_per_worker: int,
+    available: int,
 ) -> list[Batch[T]]:
     """The batches of round ``number``, in order.
 
     Args:
+        drafts: the arms between which the engine swaps. Their order rotates.
+        others: the other arms.
         prompts_per_worker: prompts for each concurrent worker.
         available: number of distinct prompts, at least ``prompts_per_worker`` times the highest concurrency. Successive
             batches walk through the prompts in a circle, so that rounds share as few prompts as possible.
@@ -39,10 +47,16 @@ def batches(
         count = prompts_per_worker * concurrency
         prompts = tuple((first + i) % available for i in range(count))
         first += count
-        # Rounds and concurrencies count alike: with two drafts and two concurrencies, the draft that ends a turn begins
-        # the next one, so that no swap lies between them.
-        turns.append([Batch(arm, concurrency, prompts) for arm in _rotated(arms, number + position)])
+        turns.append([Batch(arm, concurrency, prompts) for arm in _order(number + position, drafts, others)])
     return [batch for turn in _rotated(turns, number) for batch in turn]
+
+
+def _order(turn: int, drafts: Sequence[T], others: Sequence[T]) -> list[T]:
+    """The arms of a turn: the drafts rotated by one from turn to turn, and the others put in at wandering places."""
+    order = _rotated(drafts, turn)
+    for number, arm in enumerate(others):
+        order.insert((turn + number) % (len(order) + 1), arm)
+    return order
 
 
 def _rotated(items: Sequence[T], by: int) -> list[T]:

@@ -32,6 +32,7 @@ class ScriptedEngines:
     """Whether a failed request means that the engine died."""
     requests: int = 0
     name: str = ""
+    held: str = ""
     started: dict[str, Eagle3 | Ngram | None] = field(default_factory=dict)
     spec: Any = field(default_factory=lambda: SimpleNamespace(device="cpu"))
     folder: Path = Path("/nowhere")
@@ -45,15 +46,16 @@ class ScriptedEngines:
         self.name = name
         return self
 
-    def client(self, name: str, deadline: float) -> ScriptedEngines:
+    def client(self, name: str, deadline: float, *, held_off: bool) -> ScriptedEngines:
         assert deadline > time.monotonic() - 60, "batches end with the measurement"
+        self.held = " off" if held_off else ""
         return self.admin(name)
 
     async def batch(self, prompts: Sequence[Sequence[int]], concurrency: int, max_new_tokens: int) -> BatchResult:
         assert concurrency == len(prompts)
         self.requests += 1
         at_a_time = f" {concurrency} times" if concurrency > 1 else ""
-        self.calls.append(f"{self.name} answers {max_new_tokens}{at_a_time}")
+        self.calls.append(f"{self.name} answers{self.held} {max_new_tokens}{at_a_time}")
         answer = None if self.requests in self.failing else Answer((1,) * max_new_tokens, 1)
         return BatchResult((answer,) * concurrency, 1.0)
 
@@ -87,8 +89,8 @@ async def test_ngram_runs_as_wide_as_by_itself_however_many_tokens_the_draft_pro
     engines.draft_spec, engines.baseline_arms = DraftSpec(steps=steps), (Arm.OFF, Arm.NGRAM)
     await engines._start()
     assert scripted.started["ngram"] == Ngram(NGRAM_TOKENS)
-    assert scripted.started["off"] is None
     assert isinstance(scripted.started["draft"], Eagle3)
+    assert len(scripted.started) == 2, "off is the engine with the drafts"
 
 
 LEARNS = ("draft answers 64", "draft answers 36")
@@ -100,12 +102,12 @@ async def test_a_draft_is_warmed_up_at_length_when_it_is_new_and_shortly_after_e
     for arm in (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE, Arm.CANDIDATE, Arm.ACTIVE, Arm.OFF):
         await engines.prepare(arm)
     assert scripted.calls == [
-        *("off answers 24", "off flushes"),
+        *("draft answers off 24", "draft flushes"),
         *(*LEARNS, "draft flushes"),
         *("loads 1", *LEARNS, "draft flushes"),
         "draft flushes",
         *("loads 0", "draft answers 8", "draft flushes"),
-        "off flushes",
+        "draft flushes",
     ]
 
 
@@ -117,7 +119,7 @@ async def test_every_arm_answers_a_batch_at_every_concurrency_before_it_is_measu
         await engines.prepare(arm)
     batches = ("draft answers 24 4 times", "draft answers 24 8 times")
     assert scripted.calls == [
-        *("off answers 24", "off answers 24 4 times", "off answers 24 8 times", "off flushes"),
+        *("draft answers off 24", "draft answers off 24 4 times", "draft answers off 24 8 times", "draft flushes"),
         *("loads 1", *LEARNS, *batches, "draft flushes"),
         *("loads 0", *LEARNS, *batches, "draft flushes"),
         *("loads 1", "draft answers 8", "draft flushes"),

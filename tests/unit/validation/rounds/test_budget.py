@@ -15,7 +15,8 @@ from aurora_protocol.evidence_records import Arm, MeasurementEnd, RatioEstimate,
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.gate.throughput_ratios import Confidence, t_quantile
 from aurora_protocol.gate.verdict import Bar, bars
-from aurora_runtime.validation.rounds.budget import Ending, Forecast, Progress, ending, open_concurrencies
+from aurora_runtime.validation.rounds.budget import Ending, Forecast, Progress, ending, is_look, open_arms
+from aurora_runtime.validation.rounds.measurement_plan import SHARE
 
 POLICY = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=5)
 BAR = Bar(Arm.CANDIDATE, Arm.ACTIVE, 1, 1.05)
@@ -44,7 +45,7 @@ def progress(
     leads: dict[tuple[Arm, int], float],
     *,
     rounds: int = 6,
-    allowed: int = 24,
+    allowed: int = 96,
     newer: int | None = None,
     deviation: float = 0.03,
 ) -> Progress:
@@ -74,19 +75,20 @@ NEAR = {(Arm.OFF, 4): 0.004}
         (progress({}), MeasurementEnd.DECIDED),
         (progress({(Arm.ACTIVE, 1): -0.5}), MeasurementEnd.DECIDED),
         (progress({(Arm.OFF, 4): 0.02}), None),
-        (progress({(Arm.OFF, 4): 0.02}, rounds=24), MeasurementEnd.DECIDED),
+        (progress({(Arm.OFF, 4): 0.02}, rounds=96), MeasurementEnd.DECIDED),
         (progress(NEAR, rounds=6), None),
-        (progress(NEAR, rounds=20), MeasurementEnd.HOPELESS),
-        (progress(NEAR, rounds=24), MeasurementEnd.BUDGET_USED),
-        (progress(NEAR, rounds=9, newer=9), None),
-        (progress(NEAR, rounds=10, newer=9), MeasurementEnd.GAVE_WAY),
+        (progress(NEAR, rounds=90), MeasurementEnd.HOPELESS),
+        (progress(NEAR, rounds=96), MeasurementEnd.BUDGET_USED),
+        (progress({(Arm.ACTIVE, 1): -0.01}, rounds=12), MeasurementEnd.HOPELESS),
+        (progress(NEAR, rounds=24, newer=9), None),
+        (progress(NEAR, rounds=25, newer=9), MeasurementEnd.GAVE_WAY),
         (progress(NEAR, rounds=4, newer=9), None),
         (progress({(Arm.OFF, 4): 0.03}, rounds=5, newer=9), None),
         (progress({}, newer=9), MeasurementEnd.DECIDED),
-        (progress({(Arm.ACTIVE, 1): 0.02}, rounds=10, newer=9), MeasurementEnd.GAVE_WAY),
-        (progress({(Arm.ACTIVE, 1): 0.025}, rounds=10, newer=9), MeasurementEnd.DECIDED),
-        (progress({(Arm.ACTIVE, 1): 0.025}, rounds=10), None),
-        (progress({(Arm.ACTIVE, 1): -0.025}, rounds=10, newer=9), MeasurementEnd.DECIDED),
+        (progress({(Arm.ACTIVE, 1): 0.01}, rounds=25, newer=9), MeasurementEnd.GAVE_WAY),
+        (progress({(Arm.ACTIVE, 1): 0.014}, rounds=25, newer=9), MeasurementEnd.DECIDED),
+        (progress({(Arm.ACTIVE, 1): 0.014}, rounds=25), None),
+        (progress({(Arm.ACTIVE, 1): -0.014}, rounds=25, newer=9), MeasurementEnd.DECIDED),
         (progress({(Arm.ACTIVE, 1): 0.03}, rounds=8, newer=9), None),
     ],
 )
@@ -111,20 +113,20 @@ def test_a_failure_of_the_active_draft_blocks_a_measurement_but_does_not_make_it
 
 def test_the_endings_say_why_in_plain_words() -> None:
     assert ending(progress({})) == Ending(MeasurementEnd.DECIDED)
-    hopeless, used, gave_way = (ending(progress(NEAR, rounds=n, newer=v)) for n, v in ((20, None), (24, None), (10, 9)))
+    hopeless, used, gave_way = (ending(progress(NEAR, rounds=n, newer=v)) for n, v in ((90, None), (96, None), (25, 9)))
     assert hopeless is not None
-    assert hopeless.message == "undecided after 20 rounds, and 24 would hardly decide it"
+    assert hopeless.message == "undecided after 90 rounds, and would hardly pass within 96"
     assert used is not None
-    assert used.message == "undecided after 24 rounds"
+    assert used.message == "undecided after 96 rounds"
     assert gave_way is not None
-    assert gave_way.message == "undecided after 10 rounds, gives way to version 9"
+    assert gave_way.message == "undecided after 25 rounds, gives way to version 9"
 
 
 @given(
     st.dictionaries(
         st.sampled_from([(bar.denominator, bar.concurrency) for bar in bars(POLICY)]), st.floats(-0.2, 0.2)
     ),
-    st.integers(2, 24),
+    st.integers(2, 96),
     st.none() | st.just(9),
     st.floats(0, 0.3),
 )
@@ -133,43 +135,46 @@ def test_the_promises_of_the_budget_hold(
 ) -> None:
     state = progress(leads, rounds=rounds, newer=newer, deviation=deviation)
     found = ending(state)
-    ends_for_another_reason = rounds == 24 or (newer is not None and rounds >= 2 * POLICY.min_rounds)
-    decides = state.verdict if ends_for_another_reason else state.early
+    has_had_its_share = newer is not None and rounds >= SHARE * POLICY.min_rounds
+    decides = state.verdict if rounds == 96 or has_had_its_share else state.early
     decided = found is not None and found.kind is MeasurementEnd.DECIDED
     assert decided == (decides.kind is not VerdictKind.INCONCLUSIVE)
     if found is not None:
         assert decided == (state.verdict.kind is not VerdictKind.INCONCLUSIVE), "what is stored and why agree"
-    if rounds == 24:
+    if rounds == 96:
         assert found is not None, "no measurement goes on for ever"
     if found is not None and found.kind is MeasurementEnd.GAVE_WAY:
-        assert newer is not None
-        assert rounds >= 2 * POLICY.min_rounds
-    if newer is not None and rounds >= 2 * POLICY.min_rounds:
-        assert found is not None, "while a newer version waits, an undecided one takes at most twice min_rounds"
-    assert set(open_concurrencies(POLICY, state.early)) <= set(POLICY.concurrencies)
-    assert open_concurrencies(POLICY, state.early)
+        assert has_had_its_share
+    if has_had_its_share:
+        assert found is not None, "while a newer version waits, an undecided one takes no more than its share"
+    assert set(open_arms(POLICY, state.early)) <= set(POLICY.concurrencies)
+    assert all(Arm.CANDIDATE in arms for arms in open_arms(POLICY, state.early).values())
 
 
-def test_the_next_round_measures_where_something_is_open() -> None:
-    assert open_concurrencies(POLICY, progress(NEAR).early) == (4,)
-    assert open_concurrencies(POLICY, progress({(Arm.ACTIVE, 1): 0.0}).early) == (1,)
-    assert open_concurrencies(POLICY, progress({(Arm.ACTIVE, 1): 0.0} | NEAR).early) == (1, 4)
-    assert open_concurrencies(POLICY, progress(NEAR, rounds=4).early) == (1, 4), "too few rounds decide nothing"
+def test_the_next_rounds_measure_the_arms_of_open_bars() -> None:
+    both, every = {Arm.CANDIDATE, Arm.NGRAM}, set(Arm)
+    assert open_arms(POLICY, progress(NEAR).early) == {4: both | {Arm.OFF}}
+    assert open_arms(POLICY, progress({(Arm.ACTIVE, 1): 0.0}).early) == {1: both | {Arm.ACTIVE}}
+    both_open = {1: both | {Arm.ACTIVE}, 4: both | {Arm.OFF}}
+    assert open_arms(POLICY, progress({(Arm.ACTIVE, 1): 0.0} | NEAR).early) == both_open
+    assert open_arms(POLICY, progress(NEAR, rounds=4).early) == {1: every, 4: every}, "too few rounds decide nothing"
     nothing = Verdict(kind=VerdictKind.INCONCLUSIVE, reasons=(), ratios=())
-    assert open_concurrencies(POLICY, nothing) == (1, 4)
+    assert open_arms(POLICY, nothing) == {1: every, 4: every}
+
+
+def test_looks_are_at_every_round_before_the_fewest_and_then_a_quarter_apart() -> None:
+    looks = [rounds for rounds in range(1, 97) if is_look(POLICY, rounds)]
+    assert looks == [1, 2, 3, 4, 5, 7, 9, 12, 15, 19, 24, 30, 38, 48, 60, 75, 94]
 
 
 @given(forecasts, st.integers(2, 60), st.floats(0, 0.2))
 def test_chances_are_probabilities_and_a_larger_lead_never_makes_a_pass_less_likely(
     forecast: Forecast, rounds: int, more: float
 ) -> None:
-    clears, misses = forecast.chances(rounds)
-    assert 0 <= clears <= 1
-    assert 0 <= misses <= 1
-    assert clears + misses <= 1 + 1e-9
-    better = Forecast(forecast.bar, forecast.rounds, forecast.lead + more, forecast.deviation).chances(rounds)
-    assert better[0] >= clears - 1e-9
-    assert better[1] <= misses + 1e-9
+    chance = forecast.chance(rounds)
+    assert 0 <= chance <= 1
+    better = Forecast(forecast.bar, forecast.rounds, forecast.lead + more, forecast.deviation).chance(rounds)
+    assert better >= chance - 1e-9
 
 
 def test_the_forecast_comes_true_as_often_as_it_says() -> None:
@@ -184,8 +189,8 @@ def test_the_forecast_comes_true_as_often_as_it_says() -> None:
         if abs(forecast.lead) > forecast.half_width(6):
             continue
         trials += 1
-        expected += sum(forecast.chances(24))
-        came_true += abs(statistics.fmean(rounds)) > t_quantile(23) * statistics.stdev(rounds) / math.sqrt(24)
+        expected += forecast.chance(24)
+        came_true += statistics.fmean(rounds) > t_quantile(23) * statistics.stdev(rounds) / math.sqrt(24)
     assert came_true / trials == pytest.approx(expected / trials, abs=0.05)
 
 

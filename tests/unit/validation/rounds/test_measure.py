@@ -14,12 +14,12 @@ from aurora_runtime.errors import AnswersOverdue, MeasurementError, OutOfTime
 from aurora_runtime.validation.engines.load_client import Answer, BatchResult
 from aurora_runtime.validation.held_out_prompts import Prompt
 from aurora_runtime.validation.rounds.budget import Ending
-from aurora_runtime.validation.rounds.measure import measure, measure_baseline
+from aurora_runtime.validation.rounds.measure import BASELINE, Measurement, measure, measure_baseline
 from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan
 from aurora_runtime.validation.rounds.round_runner import RoundRunner
 
 ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE)
-PROMPTS = [Prompt(number, (number, 1, 2)) for number in range(40)]
+PROMPTS = [Prompt(number, (number, 1, 2)) for number in range(400)]
 ANSWER = tuple(range(10, 30))
 
 
@@ -99,8 +99,12 @@ def engines(candidate: float, **extra: object) -> SimulatedEngines:
     return SimulatedEngines({Arm.OFF: 20.0, Arm.ACTIVE: 18.0, Arm.CANDIDATE: candidate}, **extra)  # type: ignore[arg-type]
 
 
-def runner(simulated: SimulatedEngines, deadline: float = 1e9) -> RoundRunner:
-    return RoundRunner(simulated, PROMPTS, plan(), deadline, simulated.clock)
+def runner(simulated: SimulatedEngines, deadline: float = 1e9, max_rounds: int = 12) -> RoundRunner:
+    return RoundRunner(simulated, PROMPTS, plan(max_rounds), deadline, simulated.clock)
+
+
+def rounds_of(result: Measurement) -> int:
+    return len({sample.round for sample in result.samples})
 
 
 async def test_a_clear_winner_stops_early_and_is_recorded() -> None:
@@ -147,23 +151,36 @@ async def test_an_undecided_measurement_gives_way_to_a_newer_version_and_a_decid
     async def newer() -> int:
         return 7
 
-    undecided = await measure(runner(undecidable(0.05)), newer_version=newer)
+    undecided = await measure(runner(undecidable(0.05), max_rounds=96), newer_version=newer)
     assert undecided.verdicts[-1].kind is VerdictKind.INCONCLUSIVE
     assert undecided.end.kind is MeasurementEnd.GAVE_WAY
     assert "version 7" in undecided.end.message
-    assert len(undecided.verdicts) == 8
+    assert 20 <= rounds_of(undecided) < 25, "the first look after its share of five times the fewest rounds"
     decided = await measure(runner(engines(40.0)), newer_version=newer)
     assert decided.verdicts[-1].kind is VerdictKind.PASS
 
 
-async def test_rounds_leave_out_a_concurrency_where_all_is_decided() -> None:
-    """At concurrency 4 the candidate is as fast as off, which takes more rounds to show than the gain at 1."""
-    simulated = engines(40.0, under_load=dict.fromkeys(ARMS, 20.0), wobble=0.015)
-    result = await measure(runner(simulated))
-    rounds = {c: len({s.round for s in result.samples if s.concurrency == c}) for c in (1, 4)}
-    assert rounds[1] == 4
-    assert rounds[4] > 4
+async def test_rounds_leave_out_the_arms_and_concurrencies_where_all_is_decided() -> None:
+    """At concurrency 4 the candidate is as fast as off, which takes more rounds to show than the rest."""
+    under_load = {Arm.OFF: 20.0, Arm.ACTIVE: 10.0, Arm.CANDIDATE: 20.0}
+    result = await measure(runner(engines(40.0, under_load=under_load, wobble=0.015), max_rounds=96))
+    rounds = {(a, c): sum((s.arm, s.concurrency) == (a, c) for s in result.samples) for a in ARMS for c in (1, 4)}
+    assert {rounds[arm, 1] for arm in ARMS} == {rounds[Arm.ACTIVE, 4]} == {4}
+    assert rounds[Arm.OFF, 4] == rounds[Arm.CANDIDATE, 4] > 4
     assert result.verdicts[-1].kind is VerdictKind.PASS
+
+
+async def test_answers_in_a_round_without_off_are_compared_with_the_active_drafts() -> None:
+    """At concurrency 1 only the gain over the active draft stays open. Only then the candidate answers otherwise."""
+    simulated = engines(19.5, wobble=0.05, gap=3.0)
+    simulated.speeds[Arm.OFF] = 5.0
+
+    async def no_version() -> None:
+        simulated.answers = {Arm.CANDIDATE: ANSWER[:-1]}
+
+    result = await measure(runner(simulated, max_rounds=48), newer_version=no_version)
+    assert result.verdicts[-1].kind is VerdictKind.REJECT
+    assert result.equalities()[1].different > 0
 
 
 @pytest.mark.parametrize("late", ["between two rounds", "in a round"])
@@ -178,7 +195,7 @@ async def test_a_measurement_whose_time_ends_unexpectedly_is_decided_by_its_last
             simulated.now += 1000.0
 
     result = await measure(runner(simulated, 1000.0), newer_version=time_passes)
-    assert len(result.verdicts) == 4, "the store is asked for newer versions from min_rounds on"
+    assert rounds_of(result) == 4, "the store is asked for newer versions from min_rounds on"
     assert result.verdicts[-1].kind is VerdictKind.PASS
     assert result.end == Ending(MeasurementEnd.DECIDED)
 
@@ -200,7 +217,7 @@ async def test_the_rounds_that_ended_count_when_the_time_ends_in_a_swap_or_in_a_
         simulated.time_ends_in = call
 
     result = await measure(runner(simulated), newer_version=time_is_up_soon)
-    assert len(result.verdicts) == 4
+    assert rounds_of(result) == 4
     assert result.end == Ending(MeasurementEnd.DECIDED)
 
 
@@ -298,7 +315,7 @@ async def test_a_shortened_answer_is_different() -> None:
 async def test_on_one_engine_off_is_measured_before_and_only_the_drafts_beside_each_other() -> None:
     simulated = engines(40.0)
     baseline = await measure_baseline(runner(simulated))
-    control = {(arm, number) for arm in (Arm.ACTIVE, Arm.OFF) for number in range(4)}
+    control = {(arm, number) for arm in (Arm.ACTIVE, Arm.OFF) for number in range(min(12, 4 * BASELINE))}
     assert {(s.arm, s.round) for s in baseline.samples} == control
     result = await measure(runner(simulated), baseline=baseline)
     assert result.verdicts[-1].kind is VerdictKind.PASS

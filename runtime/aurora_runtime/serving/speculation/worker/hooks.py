@@ -16,6 +16,8 @@ Invariants:
   the draft can serve.
 - An untrained draft processes no prompt and proposes nothing. The requests of these prompts go without a draft to their
   end, also after a swap.
+- A measurement holds its own requests to off by their ids. In a batch of such requests alone the draft processes no
+  prompt, and no round proposes.
 
 Under overlap scheduling the host waits for the last round's tokens before it decides a round (``early_results.py``).
 """
@@ -28,6 +30,7 @@ from typing import Any
 
 import torch
 
+from aurora_protocol.agent_api import HELD_OFF_PREFIX
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, Decision, RequestOutlook
@@ -106,7 +109,7 @@ class WorkerHooks:
             return original(worker, batch, *args, **kwargs)
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
             self._prefill_begins(control, batch.reqs)
-            self._prefill_drafts = self._agreed_to_draft(control)
+            self._prefill_drafts = not are_held_off(batch.reqs) and self._agreed_to_draft(control)
             result = original(worker, batch, *args, **kwargs)
             control.progress.prefilled(batch.reqs, drafted=self._prefill_drafts)
             return result
@@ -228,6 +231,8 @@ class WorkerHooks:
                 self._version = version
             if self._runs_draft is not None and not self._runs_draft(version):  # requests of a former draft go on
                 outlooks = [outlook._replace(pending=CANNOT_DRAFT) for outlook in outlooks]
+            if are_held_off(outlooks):
+                return plain_decision(len(outlooks))
             return self._policy.choose(outlooks)
         except Exception:  # a wrong choice costs time; an exception here would end the scheduler
             self._report.count_error()
@@ -290,6 +295,11 @@ class WorkerHooks:
             return
         self._control.progress.draft_left_out(current, batch_result)
         fill_draft_start(draft_worker, batch_result.next_draft_input, len(current.reqs))
+
+
+def are_held_off(requests: Sequence[Any]) -> bool:
+    """Whether a measurement holds all of ``requests`` to off. All ranks see the same ids."""
+    return all(request.rid.startswith(HELD_OFF_PREFIX) for request in requests)
 
 
 def round_observer(learning: Learner, device: torch.device | str, overlaps: bool) -> RoundObserver:

@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.draft import LookupScope
-from aurora_runtime.engine.arms import Source
+from aurora_protocol.agent_api import HELD_OFF_PREFIX
+from aurora_runtime.engine.arms import OFF, Source
 from aurora_runtime.held_out_split import is_held_out, prompt_hash
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
 from aurora_runtime.serving.speculation.worker import engine_control
 from aurora_runtime.serving.speculation.worker.device_clock import DeviceClock
 from aurora_runtime.serving.speculation.worker.engine_control import EngineControl
-from aurora_runtime.serving.speculation.worker.hooks import round_observer
+from aurora_runtime.serving.speculation.worker.hooks import are_held_off, round_observer
 from aurora_runtime.serving.speculation.worker.policy import FixedArms
 from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
 from aurora_runtime.serving.speculation.worker.rounds import RoundObserver
@@ -78,6 +79,23 @@ def test_rounds_are_counted_and_lookup_proposes_from_the_last_committed_token(sc
     assert state.lookup.accepted > 15, "the target's text repeats itself"
     assert state.lookup.accepted == state.lookup.proposed, "no proposal came from a text without its last tokens"
     assert controlled.engine.catch_ups == 0
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+def test_requests_that_a_measurement_holds_to_off_are_answered_without_the_draft(schedule: Schedule) -> None:
+    controlled = ControlledEngine(["draft-3"], schedule)
+    controlled.run([20, 20], prefix=HELD_OFF_PREFIX)
+    state = controlled.report.state()
+    assert {decision.arm for decision, *_ in controlled.policy.observed} == {OFF}
+    assert controlled.policy.decisions == [], "the policy is not asked"
+    assert (state.draft.proposed, state.lookup.proposed) == (0, 0)
+    assert controlled.engine.catch_ups == 0
+    assert controlled.engine.draft_prefills == 0
+
+
+def test_a_batch_with_a_request_of_a_client_is_not_held_to_off() -> None:
+    assert are_held_off([RequestOutlook(f"{HELD_OFF_PREFIX}1", 0, 0, 0)])
+    assert not are_held_off([RequestOutlook(f"{HELD_OFF_PREFIX}1", 0, 0, 0), RequestOutlook("client", 0, 0, 0)])
 
 
 @pytest.mark.parametrize("schedule", Schedule)
