@@ -79,12 +79,25 @@ def _has_work(meta: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
     )
 
 
+class _NoComparison:
+    """A ``kopf.DiffBaseStorage`` that copies no object. The copies tell handlers what changed, and ours do not ask."""
+
+    def build(self, **_: Any) -> dict[str, Any]:
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None: ...
+
+
 async def _configure(settings: kopf.OperatorSettings, **_: Any) -> None:
     settings.scanning.disabled = True
     settings.posting.reporting_component = OPERATOR_NAME
     settings.posting.event_name_prefix = "aurora-"
     settings.networking.request_timeout = 30
     settings.watching.chunk_size = 250
+    settings.persistence.diffbase_storage = _NoComparison()
     for resource in CHILDREN:
         labels = ",".join(f"{key}={value}" for key, value in COMMON_LABELS.items())
         settings.watching.label_selectors[_selector(resource)] = labels
