@@ -13,12 +13,14 @@ from tests.traffic.prompts import Domain
 
 NAME = "faults"
 SPEC: dict[str, Any] = {
+    "draft": {"lookup": "Request"},
     "training": {"publishTokens": 1_000_000_000},
     "validation": {"concurrencies": [1], "maxNewTokens": 32},
     "rollout": {"analysis": {"watchSeconds": 60}},
 }
 """The trainer learns but publishes nothing, so that the tests decide which draft is offered, and when. One
-concurrency is measured soonest."""
+concurrency is measured soonest. Clients ask for much the same again and again. With the default lookup a draft would
+propose too seldom for a judgement."""
 
 
 @dataclass
