@@ -301,7 +301,7 @@ def test_the_api_server_completes_the_quickstart(crd: Cluster) -> None:
         "vocabSize": 16384,
         "steps": 3,
         "shape": "Adaptive",
-        "lookup": "Request",
+        "lookup": "Speculator",
     }
     assert made["spec"]["serving"]["maxRunningRequests"] == 256
     assert made["spec"]["rollout"]["canary"] == 1
