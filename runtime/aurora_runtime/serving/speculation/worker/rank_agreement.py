@@ -1,10 +1,9 @@
 """All tensor-parallel ranks run the same round: rank 0 decides, and the others get its decision.
 
 The ranks measure different times, so each would soon decide differently, and ranks with different batch shapes block
-each other for ever. Lookup needs no broadcast: all ranks begin empty and commit the same tokens, and
-therefore propose the same ones. An error in lookup that all ranks have, such as one about a request's text, leaves all
-of them without lookup in this round. An error that only some of them have ends the engine, because their texts differ
-from then on.
+each other for ever. Lookup needs no broadcast: all ranks begin empty and commit the same tokens, and therefore propose
+the same ones. An error in lookup that all ranks have, such as one about a request's text, leaves all of them without
+lookup in this round. An error that only some of them have ends the engine, because their texts differ from then on.
 
 Invariant: every rank calls :meth:`RankAgreement.agree` once per decode round, in the same order. If an error on one
 rank would make its passes or proposals differ from the others', that rank raises the error. SGLang then ends the whole
