@@ -73,8 +73,8 @@ SGLANG_TESTS := tests/unit/engine/test_installed_sglang.py tests/unit/serving/te
 slow-sglang: env
 	site="$$(tests/setup/sglang.sh $(VERSION))" && PYTHONPATH="$$site" $(PY) -m pytest -q $(SGLANG_TESTS)
 
-# Kernels and training need torch only, so nothing is installed here. Serving follows where SGLang is installed.
-test-gpu: ## Measure kernels, training and serving on a GPU (see docs/how-to/gpu.md)
+# The kernel and training need torch only, so nothing is installed here. Serving follows where SGLang is installed.
+test-gpu: ## Measure the kernel, training and serving on a GPU (see docs/how-to/gpu.md)
 	$(if $(wildcard $(PY)),$(PY),$(SYSTEM_PYTHON)) -m tests.bench.gpu
 
 e2e-faults: env ## Test every fault in every state of a rollout, on a real cluster under traffic (two hours)

@@ -39,11 +39,11 @@ from tests.bench.bench_command import bench_parser, load_around, load_average, p
 from tests.bench.markdown import markdown_table, median_and_quartiles
 
 from aurora_runtime.engine.draft_config import DraftConfig
-from aurora_runtime.kernels.kernel_switch import Kernel, runs_fused
 from aurora_runtime.traces import RequestTrace, decode, encode
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.slot_batches import batch_by_slots
 from aurora_runtime.training.model.draft import DraftModel
+from aurora_runtime.training.model.tree_attention import KERNEL, runs_fused
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.optim.batch_loss import draft_outputs, loss_of_outputs
 from aurora_runtime.training.optim.recipe import Recipe
@@ -228,7 +228,7 @@ def measure_peaks_separately() -> dict[str, list[float]]:
 
 def fused_kernels(device: torch.device) -> str:
     """The kernels of the trainer that run on ``device``."""
-    return ", ".join(kernel for kernel in Kernel if runs_fused(kernel, device)) or "none"
+    return KERNEL if runs_fused(device) else "none"
 
 
 def table(meter: Meter, peaks: dict[str, list[float]]) -> str:

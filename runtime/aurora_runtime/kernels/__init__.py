@@ -1,1 +1,1 @@
-"""Triton kernels of trainer and capture: each beside a torch reference, and off until a GPU has timed it."""
+"""A Triton kernel of the trainer, beside its torch reference. It is off until a GPU has timed it."""

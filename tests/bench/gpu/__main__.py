@@ -1,14 +1,14 @@
-"""What does a GPU make of this? Kernels against torch, the trainer, and serving where SGLang is installed.
+"""What does a GPU make of this? The trainer's kernel against torch, the trainer, and serving where SGLang is installed.
 
-Kernels are measured against the torch code that they replace and against torch.compile: time, peak memory, and the
+The kernel is measured against the torch code that it replaces and against torch.compile: time, peak memory, and the
 share of the roofline, which is the device's own copy and matrix product. Then come the cost of a training step and
 short training runs in the shape of real targets. Where SGLang's CUDA packages are installed, benches of serving follow:
 capture, swaps, and off, lookup and EAGLE-3 at 1 to 64 requests at a time.
 
 Each part is a process of its own. A part that fails, or that this machine cannot run, is listed with the reason, and
-the others go on. Kernels need torch and Triton only, and nothing is installed: the checkout is imported as it is.
+the others go on. The kernel needs torch and Triton only, and nothing is installed: the checkout is imported as it is.
 
-With --device cpu --tiny everything runs that needs no GPU: kernels in Triton's interpreter at toy sizes, and a training
+With --device cpu --tiny everything runs that needs no GPU: the kernel in Triton's interpreter at toy sizes, and a training
 run of a toy draft. The report then says in each row that no GPU has run it.
 
 Prints Markdown, and writes it and the raw samples to --out. Exits with 1 when a part failed. No GPU has run it yet.

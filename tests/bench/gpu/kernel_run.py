@@ -1,4 +1,4 @@
-"""Measures one kernel against the torch code that it replaces, and against the same compiled by ``torch.compile``.
+"""Measures the trainer's kernel against the torch code that it replaces, and against the same after ``torch.compile``.
 
 A program of its own, so that a kernel that fails, or breaks the device's context, ends no other measurement. Prints one
 JSON object in the last line. Needs torch and Triton only.
@@ -19,17 +19,16 @@ import torch
 from tests.bench.bench_command import bench_parser
 from tests.bench.gpu.measuring import Roofs, largest_difference, measure, measure_roofs
 
-from aurora_runtime.kernels.kernel_switch import VARIABLE, Kernel
+from aurora_runtime.training.model.tree_attention import KERNEL, KERNEL_VARIABLE
 
 
 def main() -> None:
     parser = bench_parser("tests.bench.gpu.kernel_run", __doc__)
-    parser.add_argument("kernel", choices=list(Kernel), help="the kernel")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="where to run")
     parser.add_argument("--tiny", action="store_true", help="sizes for an interpreter")
     parser.add_argument("--calls", type=int, default=30, help="measured calls of each implementation")
     options = parser.parse_args()
-    os.environ.pop(VARIABLE, None)  # so that the rival of a kernel is torch
+    os.environ.pop(KERNEL_VARIABLE, None)  # so that the rival of a kernel is torch
     if options.device == "cpu":
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, below
     print(json.dumps(rows(options)))
@@ -53,7 +52,7 @@ def rows(options: argparse.Namespace) -> dict[str, Any]:
         difference = largest_difference(run(*case.make()), expected)
         samples = measure(case.make, run, device, options.calls)
         return {
-            "kernel": case.kernel,
+            "kernel": KERNEL,
             "size": case.size,
             "implementation": name,
             "milliseconds": samples.milliseconds,
@@ -63,7 +62,7 @@ def rows(options: argparse.Namespace) -> dict[str, Any]:
         }
 
     found = []
-    for case in cases(Kernel(options.kernel), device, tiny=options.tiny):
+    for case in cases(device, tiny=options.tiny):
         found.append(row(case, "torch", case.today))
         found.append(row(case, "torch.compile" if on_gpu else "plain torch, not compiled", case.compiled(compiler)))
         found.append(row(case, "kernel" if on_gpu else "kernel, interpreted", case.fused))

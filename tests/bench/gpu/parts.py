@@ -16,13 +16,12 @@ import torch
 from tests.assets.bench_engine import ENGINE_ARGUMENTS, ENGINE_DEVICE, MODEL
 from tests.bench.gpu import CHECKOUT, PACKAGE_FOLDERS
 
-from aurora_runtime.kernels.kernel_switch import VARIABLE, Kernel
+from aurora_runtime.training.model.tree_attention import KERNEL, KERNEL_VARIABLE
 
 KERNEL_RUN: Final = "tests.bench.gpu.kernel_run"
 TRAINING_RUN: Final = "tests.bench.gpu.training_run"
 SHAPES: Final = ("qwen3-8b", "llama-8b", "coder-next")
 CONCURRENCIES: Final = ("1", "2", "4", "8", "16", "32", "64")
-TRAINER_KERNELS: Final = ",".join((Kernel.BUCKET_LOGPROBS, Kernel.ADAMW_AVERAGE, Kernel.TREE_ATTENTION))
 TRAINER_PACKAGES: Final = ("pydantic", "safetensors")
 SERVING_PACKAGES: Final = (*TRAINER_PACKAGES, "sglang", "sgl_kernel", "aiohttp", "boto3", "transformers")
 
@@ -85,18 +84,15 @@ def parts_of(device: str, *, tiny: bool) -> list[Part]:
     """All parts in their order. On a CPU nothing is timed, so each part runs as briefly as it can."""
     calls = () if device == "cuda" else ("--calls", "2")
     sizes = ("--tiny",) if tiny else ()
-    kernels = [
-        Part(f"kernel {kernel}", KERNEL_RUN, (kernel.value, "--device", device, *sizes, *calls), json_rows=True)
-        for kernel in Kernel
-    ]
-    return [*kernels, *trainer_parts(device, ("toy",) if tiny else SHAPES), *serving_parts()]
+    kernel = Part(f"kernel {KERNEL}", KERNEL_RUN, ("--device", device, *sizes, *calls), json_rows=True)
+    return [kernel, *trainer_parts(device, ("toy",) if tiny else SHAPES), *serving_parts()]
 
 
 def trainer_parts(device: str, shapes: Sequence[str]) -> list[Part]:
-    """The cost of a training step by part, and short training runs, each without and with kernels."""
+    """The cost of a training step by part, and short training runs, each without and with the kernel."""
     rounds, steps = ((), ()) if device == "cuda" else (("--rounds", "2", "--batches", "1"), ("--steps", "12"))
     parts = []
-    for suffix, variables, gpus in [("", {}, 0), (" with kernels", {VARIABLE: TRAINER_KERNELS}, 1)]:
+    for suffix, variables, gpus in [("", {}, 0), (" with the kernel", {KERNEL_VARIABLE: KERNEL}, 1)]:
         needs: dict[str, Any] = {"variables": variables, "packages": TRAINER_PACKAGES, "gpus": gpus}
         for shape in shapes:
             arguments = ("--shape", shape, *rounds)

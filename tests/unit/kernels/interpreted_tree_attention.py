@@ -22,7 +22,7 @@ def attended(inputs: list[Tensor], root_slot: Tensor, weight: Tensor, *, fused: 
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
     q, k, v, *rest = leaves
     pairs = list(zip(rest[::2], rest[1::2], strict=True))
-    with patch.object(model, "runs_fused", lambda *_: fused), patch.object(model, "product_dtype", lambda _: q.dtype):
+    with patch.object(model, "runs_fused", lambda _: fused), patch.object(model, "product_dtype", lambda _: q.dtype):
         out = model.tree_attention(q, (k, v), root_slot, pairs)
     return [out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)]
 

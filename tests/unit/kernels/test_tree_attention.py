@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from aurora_runtime.kernels import trunk_attention
+from aurora_runtime.training.model.tree_attention import KERNEL, KERNEL_VARIABLE, runs_fused
 from tests.unit.kernels import interpreted_tree_attention
 from tests.unit.kernels.compilation import compile_for, run_interpreted
 
@@ -33,3 +34,11 @@ TYPES = {
 def test_the_kernels_compile_for_gpus(kernel: str, width: int, architecture: int) -> None:
     constants = trunk_attention._constants(torch.empty(1, 1, 1, width), torch.bfloat16)
     compile_for(architecture, getattr(trunk_attention, kernel), TYPES, constants, shared_bytes=SHARED_BYTES)
+
+
+def test_the_kernels_are_off_until_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.delenv(KERNEL_VARIABLE, raising=False)
+    assert not runs_fused(cuda)
+    monkeypatch.setenv(KERNEL_VARIABLE, KERNEL)
+    assert (runs_fused(cuda), runs_fused(cpu)) == (True, False)

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aurora_runtime.kernels.kernel_switch import Kernel, runs_fused
-
 BLOCK_TOKENS: Final = 64
 ROWS_PER_CHUNK: Final = 4
 """Rows that a CPU scans at a time: their temporary tensors fit into its cache, and cost no new pages."""
@@ -30,10 +28,6 @@ def top_tokens(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _scan(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The maximum of each block, and the log-sum-exp, of each row of ``logits`` as :func:`select_tokens` takes them."""
-    if runs_fused(Kernel.CAPTURE_TOPK, logits.device):
-        from aurora_runtime.kernels.capture_topk import scan_logits  # needs Triton
-
-        return scan_logits(logits, BLOCK_TOKENS)
     if logits.device.type != "cpu" or logits.shape[0] <= ROWS_PER_CHUNK:
         return _scan_scores(logits.float())
     starts = range(0, logits.shape[0], ROWS_PER_CHUNK)

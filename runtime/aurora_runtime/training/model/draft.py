@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from aurora_runtime.engine.draft_config import DraftConfig
 from aurora_runtime.training.model.rope import Rope
-from aurora_runtime.training.model.shadowed_linear import ShadowedLinear
 
 
 class RMSNorm(nn.Module):
@@ -29,18 +28,18 @@ class RMSNorm(nn.Module):
 class _Attention(nn.Module):
     def __init__(self, c: DraftConfig) -> None:
         super().__init__()
-        self.q_proj = ShadowedLinear(2 * c.hidden_size, c.heads * c.head_dim)
-        self.k_proj = ShadowedLinear(2 * c.hidden_size, c.kv_heads * c.head_dim)
-        self.v_proj = ShadowedLinear(2 * c.hidden_size, c.kv_heads * c.head_dim)
-        self.o_proj = ShadowedLinear(c.heads * c.head_dim, c.hidden_size)
+        self.q_proj = nn.Linear(2 * c.hidden_size, c.heads * c.head_dim, bias=False)
+        self.k_proj = nn.Linear(2 * c.hidden_size, c.kv_heads * c.head_dim, bias=False)
+        self.v_proj = nn.Linear(2 * c.hidden_size, c.kv_heads * c.head_dim, bias=False)
+        self.o_proj = nn.Linear(c.heads * c.head_dim, c.hidden_size, bias=False)
 
 
 class _MLP(nn.Module):
     def __init__(self, c: DraftConfig) -> None:
         super().__init__()
-        self.gate_proj = ShadowedLinear(c.hidden_size, c.intermediate_size)
-        self.up_proj = ShadowedLinear(c.hidden_size, c.intermediate_size)
-        self.down_proj = ShadowedLinear(c.intermediate_size, c.hidden_size)
+        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         down: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -69,10 +68,10 @@ class DraftModel(nn.Module):
     def __init__(self, config: DraftConfig, embedding: Tensor) -> None:
         super().__init__()
         self.config = config
-        self.fc = ShadowedLinear(len(config.aux_layers) * config.hidden_size, config.hidden_size)
+        self.fc = nn.Linear(len(config.aux_layers) * config.hidden_size, config.hidden_size, bias=False)
         self.midlayer = _Layer(config)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = ShadowedLinear(config.hidden_size, config.draft_vocab_size)
+        self.lm_head = nn.Linear(config.hidden_size, config.draft_vocab_size, bias=False)
         self.register_buffer("embedding", embedding, persistent=False)
         rope = Rope.of(config)
         self.register_buffer("rope_frequencies", rope.frequencies, persistent=False)

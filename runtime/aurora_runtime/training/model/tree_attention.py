@@ -8,17 +8,25 @@ scores of slots at all.
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from aurora_runtime.kernels.kernel_switch import Kernel, runs_fused
 from aurora_runtime.precision import product_dtype
 
 MAX_SCORES_PER_CHUNK: Final = 1 << 24
 """64 MB per copy in float32. About four copies live at once."""
+KERNEL_VARIABLE: Final = "AURORA_KERNELS"
+KERNEL: Final = "tree-attention"
+"""The variable's value that turns the fused kernels on. Torch computes without it, because no GPU has timed them."""
+
+
+def runs_fused(device: torch.device) -> bool:
+    """Whether the fused kernels run on ``device``: on a CUDA device, where the environment turns them on."""
+    return device.type == "cuda" and os.environ.get(KERNEL_VARIABLE) == KERNEL
 
 
 def tree_attention(
@@ -34,7 +42,7 @@ def tree_attention(
             node ``n``'s ancestor there, and the last pair holds the nodes themselves. So no mask over nodes is needed:
             :mod:`aurora_runtime.training.model.unroll` gathers each node's ancestors.
     """
-    if runs_fused(Kernel.TREE_ATTENTION, q.device):
+    if runs_fused(q.device):
         return _attend_fused(q, *trunk, root_slot, *_flatten(ancestors))
     batch, heads, nodes, _ = q.shape
     chunk_nodes = max(1, MAX_SCORES_PER_CHUNK // (batch * heads * trunk[0].shape[2]))

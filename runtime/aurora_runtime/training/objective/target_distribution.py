@@ -19,8 +19,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from aurora_runtime.kernels.kernel_switch import Kernel, runs_fused
-
 TINY: Final = 1e-12
 """Stands for a probability of 0 inside a logarithm."""
 
@@ -80,12 +78,7 @@ def bucket_logprobs(logits: Tensor, target: TargetDistribution) -> tuple[Tensor,
     """The draft's log-probabilities in the target's buckets, from logits ``[N, V]``.
 
     Returns those of the captured tokens ``[N, K]`` (of :data:`TINY` where the id is -1) and of all other tokens
-    together ``[N]``; float32, differentiable in the logits. The fused kernels overwrite the logits.
+    together ``[N]``; float32, differentiable in the logits.
     """
-    if runs_fused(Kernel.BUCKET_LOGPROBS, logits.device):
-        from aurora_runtime.kernels.bucket_logprobs import FusedBucketLogprobs  # needs Triton
-
-        captured, uncaptured = FusedBucketLogprobs.apply(logits, target.ids, TINY)
-    else:
-        captured, uncaptured = _BucketLogprobs.apply(logits, target.ids)
+    captured, uncaptured = _BucketLogprobs.apply(logits, target.ids)
     return captured, uncaptured

@@ -61,7 +61,7 @@ def loss_of_outputs(
     return head_loss(
         draft.norm(torch.cat(chosen)),
         draft.lm_head.weight,
-        draft.lm_head.weight_in(product_dtype(batch.weight.device.type)),
+        draft.lm_head.weight.detach().to(product_dtype(batch.weight.device.type)),
         recipe.loss,
         batch.targets[torch.cat(rows)],
         torch.cat(row_weights),

@@ -45,15 +45,11 @@ class WeightEma:
         self.draft.requires_grad_(False)
         self._trained, self._max_window, self._steps = draft, max_window, 0
 
-    def next_weight(self) -> float:
-        """Count a step, and return its weights' share in the average, for a caller that adds them itself."""
-        self._steps += 1
-        return 1 / min(self._max_window, max(1.0, WINDOW_SHARE * self._steps))
-
     @torch.no_grad()
     def update(self) -> None:
         """Add the draft's weights after a step to the average."""
-        weight = self.next_weight()
+        self._steps += 1
+        weight = 1 / min(self._max_window, max(1.0, WINDOW_SHARE * self._steps))
         for _, averaged, trained in self._parameter_pairs():
             averaged.lerp_(trained, weight)
 

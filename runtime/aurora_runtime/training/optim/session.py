@@ -104,7 +104,7 @@ class Session:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self.steps += 1
-        update_weights(self.draft, self._optimizer, self._ema, norm, self.recipe.max_gradient_norm, self.steps)
+        update_weights(self.draft, self._optimizer, self._ema, norm, self.recipe.max_gradient_norm)
         self._optimizer.zero_grad(set_to_none=True)
         self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
         return True

@@ -50,7 +50,7 @@ def test_only_the_loss_waits_for_the_device(tmp_path: Path) -> None:
     optimizer, ema = torch.optim.AdamW(draft.parameters(), fused=True), WeightEma(draft, 10)
     norm = torch.nn.utils.get_total_norm([p.grad for p in draft.parameters() if p.grad is not None], foreach=True)
     with HostWaits() as update:
-        update_weights(draft, optimizer, ema, norm, recipe.max_gradient_norm, 1)
+        update_weights(draft, optimizer, ema, norm, recipe.max_gradient_norm)
     assert loss.operators  # it selects the present rows, so the list sees what waits
     assert not forward.operators
     assert not update.operators
