@@ -13,10 +13,8 @@ How a CPU server comes to run, in reading order:
    are slow on a CPU, and wraps them. `wrappers` holds the replacements.
 4. The replacements compute with:
    - `attention_backend`: attention over the paged KV cache, for decoding, prefill and verification alike.
-     `attention_ops` registers it under SGLang's operation names as well.
-   - `draft_trees`: builds a draft tree from the draft's choices, and verifies it.
+   - `draft_trees`: links the draft's and NGRAM's choices, and verifies them.
    - `kv_slots`: bookkeeping of which KV slot belongs to which position.
-   - `kv_locality`: keeps the slots of a request beside each other.
    - `packed_weights`: matrix products on weights in oneDNN's own layout.
    - `lean_llama`: the forward pass of Llama-shaped models, with little overhead around those products.
 

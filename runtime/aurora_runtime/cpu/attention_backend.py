@@ -1,4 +1,4 @@
-"""Attention over SGLang's paged KV cache on a CPU, for decoding, prefill and the verification of draft trees.
+"""Attention over SGLang's paged KV cache on a CPU, for decoding, prefill and the verification of drafts.
 
 Why one function, `attend`, serves all three: greedy output must not depend on whether speculation is on. Decoding a
 token and verifying the same token inside a draft therefore run the same reductions, over more or fewer rows.
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -57,24 +58,6 @@ class AttentionPlan:
     groups: tuple[AttentionGroup, ...]
 
 
-@dataclass(frozen=True)
-class _TreeMask:
-    """SGLang's flat tree mask, and where each request's part lies in it.
-
-    Attributes:
-        cells: flat bool; for each request, rows of new tokens by columns of keys.
-        starts: [B] index of the request's first cell.
-        widths: [B] columns per row: the request's new tokens only, or all of its keys.
-    """
-
-    cells: torch.Tensor
-    starts: torch.Tensor
-    widths: torch.Tensor
-
-    def of_requests(self, requests: torch.Tensor) -> _TreeMask:
-        return _TreeMask(self.cells, self.starts[requests], self.widths[requests])
-
-
 def _padded_keys(seq_lens: torch.Tensor, table: torch.Tensor) -> int:
     """The number of keys to attend over: those of the longest request, rounded up to whole vectors.
 
@@ -108,7 +91,6 @@ def plan_extend(
     tree_mask: torch.Tensor | None,
     *,
     heads_per_kv_head: int,
-    causal: bool,
 ) -> AttentionPlan:
     """Plan `extend_seq_lens[i]` new queries of request i, whose own keys are the last of its `seq_lens[i]` slots.
 
@@ -122,13 +104,9 @@ def plan_extend(
         seq_lens: [B] keys of each request, its new tokens included.
         extend_seq_lens: [B] new tokens of each request, e.
         extend_start_loc: [B] the first query row of each request.
-        tree_mask: flat bool; per request e x e (the new tokens among themselves, with the prefix visible) or
-            e x seq_len (all keys).
+        tree_mask: flat bool; per request e x e, the new tokens among themselves. All requests of a verify round have
+            as many new tokens. Without a mask, a query sees the keys up to its own.
         heads_per_kv_head: G, the query heads that share a KV head.
-        causal: without a mask, whether a query sees only the keys up to its own.
-
-    Raises:
-        ValueError: the mask has neither of the two sizes.
     """
     lengths = extend_seq_lens.tolist()
     if set(lengths) == {1}:
@@ -137,7 +115,7 @@ def plan_extend(
     for index, length in enumerate(lengths):
         if length > 0:
             buckets.setdefault(0 if len(set(lengths)) == 1 else (length - 1).bit_length(), []).append(index)
-    mask = None if tree_mask is None else _locate_masks(tree_mask, extend_seq_lens.long(), seq_lens.long())
+    mask = None if tree_mask is None else tree_mask.view(len(lengths), lengths[0], lengths[0]).bool()
     groups = []
     for members in buckets.values():
         chosen = torch.tensor(members)
@@ -147,28 +125,12 @@ def plan_extend(
                 seq_lens[chosen].long(),
                 extend_seq_lens[chosen].long(),
                 extend_start_loc[chosen].long(),
-                None if mask is None else mask.of_requests(chosen),
+                mask,
                 heads_per_kv_head=heads_per_kv_head,
-                causal=causal,
                 whole_batch=len(members) == len(lengths),
             )
         )
     return AttentionPlan(tuple(groups))
-
-
-def _locate_masks(cells: torch.Tensor, new: torch.Tensor, total: torch.Tensor) -> _TreeMask:
-    """Find each request's part of the flat mask.
-
-    Args:
-        cells: flat bool.
-        new: [B] new tokens.
-        total: [B] keys, the new tokens included.
-    """
-    widths = new if cells.numel() == int((new * new).sum()) else total
-    sizes = new * widths
-    if cells.numel() != int(sizes.sum()):
-        raise ValueError(f"a tree mask of {cells.numel()} entries fits neither the new tokens nor all keys")
-    return _TreeMask(cells, sizes.cumsum(0) - sizes, widths)
 
 
 def _extend_group(
@@ -176,10 +138,9 @@ def _extend_group(
     seq_lens: torch.Tensor,
     new: torch.Tensor,
     starts: torch.Tensor,
-    mask: _TreeMask | None,
+    mask: torch.Tensor | None,
     *,
     heads_per_kv_head: int,
-    causal: bool,
     whole_batch: bool,
 ) -> AttentionGroup:
     """Plan the requests of one group.
@@ -189,6 +150,7 @@ def _extend_group(
         seq_lens: [B] keys of each request.
         new: [B] new queries of each request.
         starts: [B] first query row of each request.
+        mask: [B, E, E] bool, True where a new token sees another.
         whole_batch: whether the group holds every request of the batch.
     """
     batch, queries, keys = seq_lens.shape[0], int(new.max()), _padded_keys(seq_lens, table)
@@ -199,34 +161,16 @@ def _extend_group(
     slots = torch.where(valid, table[:, :keys], table[:, :1])
     query_in_request = torch.minimum(query, new[:, None] - 1)
     prefix = seq_lens - new
-    if mask is not None:
-        visible = _visible_in_tree(mask, query_in_request, key, new, prefix) & valid[:, None, :]
-    elif causal:
+    if mask is None:
         visible = key <= (prefix[:, None] + query_in_request)[:, :, None]
     else:
-        visible = valid[:, None, :].expand(batch, queries, keys)
+        column = (key - prefix[:, None]).clamp(0, queries - 1)
+        own = mask.gather(2, column[:, None, :].expand(batch, queries, keys))
+        visible = (own | (key < prefix[:, None])[:, None, :]) & valid[:, None, :]
     rows = None if uniform and whole_batch else (starts[:, None] + query_in_request).flatten()
     is_query = None if uniform else (query < new[:, None]).flatten()
     visible = _repeat_to_min_rows(visible.repeat(1, heads_per_kv_head, 1)[:, None])
     return AttentionGroup(batch, queries, keys, rows, is_query, slots.flatten(), visible)
-
-
-def _visible_in_tree(
-    mask: _TreeMask, query: torch.Tensor, key: torch.Tensor, new: torch.Tensor, prefix: torch.Tensor
-) -> torch.Tensor:
-    """[B, E, L] bool: the keys that each query sees by the tree mask. Padded keys get arbitrary values.
-
-    Args:
-        query: [B, E] number of each query within its request.
-        key: [L] positions.
-        new: [B] new tokens.
-        prefix: [B] tokens before the new ones.
-    """
-    # A mask over the new tokens alone begins behind the prefix, and the whole prefix is visible.
-    shift = torch.where(mask.widths == new, prefix, torch.zeros_like(prefix))
-    column = (key - shift[:, None]).clamp(min=0).minimum(mask.widths[:, None] - 1)
-    cell = mask.starts[:, None, None] + query[:, :, None] * mask.widths[:, None, None] + column[:, None, :]
-    return mask.cells[cell].bool() | (key < shift[:, None])[:, None, :]
 
 
 def attend(
@@ -295,16 +239,6 @@ def _attend_capped(
     return (scores.masked_fill(~visible, -math.inf).softmax(-1) @ value.float()).to(query.dtype)
 
 
-def reject_unsupported_attention(*, cross: bool, sliding_window: int, sinks: torch.Tensor | None) -> None:
-    """Refuse attention variants that none of our models uses, rather than compute something else.
-
-    Raises:
-        NotImplementedError: the layer has cross attention, a sliding window or attention sinks.
-    """
-    if cross or sliding_window > 0 or sinks is not None:
-        raise NotImplementedError("the CPU engine does not support cross attention, sliding windows or attention sinks")
-
-
 def store_keys_and_values(
     k_buffer: torch.Tensor, v_buffer: torch.Tensor, loc: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> None:
@@ -317,3 +251,18 @@ def store_keys_and_values(
     """
     k_buffer.index_copy_(0, loc, key.view(-1, k_buffer.shape[1], k_buffer.shape[2]))
     v_buffer.index_copy_(0, loc, value.view(-1, v_buffer.shape[1], v_buffer.shape[2]))
+
+
+def register_operations() -> None:
+    """Register the names that SGLang's backend looks up when it is built (`torch.ops.sgl_kernel`).
+
+    SGLang calls them only for a layer that is not plain (`wrappers`).
+    """
+    for name in ("decode_attention_cpu", "extend_attention_cpu"):
+        setattr(torch.ops.sgl_kernel, name, _refuse)
+
+
+def _refuse(*_: object) -> NoReturn:
+    raise NotImplementedError(
+        "the CPU engine computes no latent attention, cross attention, sliding windows or attention sinks"
+    )

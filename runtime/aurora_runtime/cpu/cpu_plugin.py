@@ -38,7 +38,7 @@ CALLS: Final = (
 
 def engine_hooks() -> tuple[Hook, ...]:
     """Every function that the CPU engine wraps."""
-    from aurora_runtime.cpu import kv_locality, wrappers
+    from aurora_runtime.cpu import wrappers
     from aurora_runtime.cpu.sampled_verification import SampledVerification
 
     around, sampled = HookKind.AROUND, SampledVerification()
@@ -53,8 +53,8 @@ def engine_hooks() -> tuple[Hook, ...]:
         Hook(checksum, wrappers.compute_checksum, around),
         Hook("sglang.srt.models.llama.LlamaModel.forward", wrappers.target_forward, around),
         Hook("sglang.srt.models.llama_eagle3.LlamaModel.forward", wrappers.draft_forward, around),
-        Hook(f"{_ALLOCATOR}.token.TokenToKVPoolAllocator.clear", kv_locality.sort_free_slots, HookKind.AFTER),
-        Hook(f"{_ALLOCATOR}.base.BaseTokenToKVPoolAllocator.evict_to_free_tokens", kv_locality.evict_many, around),
+        Hook(f"{_ALLOCATOR}.token.TokenToKVPoolAllocator.clear", wrappers.sort_free_slots, HookKind.AFTER),
+        Hook(f"{_ALLOCATOR}.base.BaseTokenToKVPoolAllocator.evict_to_free_tokens", wrappers.evict_many, around),
         Hook(f"{_VERIFICATION}.eagle_sample", sampled.round_begins, HookKind.BEFORE),
         Hook(f"{_VERIFICATION}.verify_tree_greedy_func", sampled.verify, around),
         *(Hook(f"{_UPDATER}.{name}", wrappers.invalidate_derived_weights, around) for name in _WEIGHT_WRITERS),

@@ -1,4 +1,4 @@
-"""Builds draft trees from the draft's choices, and verifies them against the target's choices.
+"""Links the draft's choices to chains and NGRAM's to trees, and verifies both against the target's choices.
 
 The functions have the names and arguments of SGLang's unpublished CPU kernels. SGLang calls them in
 sglang/kernels/ops/speculative/spec_tree.py and reconstruct_tree.py, whose Triton kernels define the semantics.
@@ -13,19 +13,10 @@ Letters in shapes: B requests, n nodes per tree.
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 import torch
 
-
-class MaskMode(IntEnum):
-    """The layout of a tree mask (sglang/srt/speculative/spec_utils.py, TreeMaskMode).
-
-    FULL has a column for every key of the request, QUERIES_ONLY one for every node of the tree.
-    """
-
-    FULL = 0
-    QUERIES_ONLY = 1
+_QUERIES_ONLY = 1
+"""The layout of a tree mask on a CPU: a column for every node of the tree (SGLang's ``TreeMaskMode.QLEN_ONLY``)."""
 
 
 def _doublings(nodes: int) -> int:
@@ -51,19 +42,6 @@ def _child_and_sibling_links(parent: torch.Tensor, has_parent: torch.Tensor) -> 
     return torch.where(child < nodes, child, none), torch.where(sibling < nodes, sibling, none)
 
 
-def _ancestors(parent: torch.Tensor) -> torch.Tensor:
-    """[B, n, n] bool: whether node j is node i itself or an ancestor of node i.
-
-    Args:
-        parent: [B, n] number of each node's parent; a root is its own parent.
-    """
-    nodes = parent.shape[1]
-    reach = torch.eye(nodes) + torch.zeros(*parent.shape, nodes).scatter_(2, parent[:, :, None], 1.0)
-    for _ in range(_doublings(nodes)):
-        reach = (reach @ reach).clamp_(max=1.0)
-    return reach > 0
-
-
 def build_tree_kernel_efficient_cpu(
     parent_list: torch.Tensor,
     selected_index: torch.Tensor,
@@ -78,52 +56,31 @@ def build_tree_kernel_efficient_cpu(
     draft_token_num: int,
     tree_mask_mode: int,
 ) -> None:
-    """Link the candidates that the draft selected into a tree. Writes the mask, the positions and the links in place.
+    """Link the draft's tokens to a chain. Writes the mask, the positions and the links in place.
+
+    Raises :class:`NotImplementedError` for a draft with several branches: SGLang's adaptive speculation has one.
 
     Args:
-        parent_list: [B, m] the candidate that each expanded group of `topk` candidates hangs on.
-        selected_index: [B, n-1] ascending candidate numbers. Candidate c belongs to group c // topk, and group 0 hangs
-            on the root.
+        parent_list, selected_index: unused, because a chain has one order.
         verified_seq_len: [B] tokens before the root.
-        tree_mask: flat bool, filled with True by the caller; per request n x n (QUERIES_ONLY) or n x (seq + n) (FULL).
-            Written in place.
-        positions: [B*n] each node's position in its sequence, written in place.
-        retrive_index: [B, n] each node's flat number, written in place.
-        retrive_next_token: [B, n] first children, written in place.
-        retrive_next_sibling: [B, n] next siblings, written in place.
+        tree_mask: flat bool, n x n per request.
+        positions: [B*n] each node's position in its sequence.
+        retrive_index: [B, n] each node's flat number.
+        retrive_next_token: [B, n] first children.
+        retrive_next_sibling: [B, n] next siblings.
         topk: candidates per group.
-        depth: draft steps; unused, because the links tell the depth.
+        depth: draft steps; unused.
         draft_token_num: n.
-        tree_mask_mode: a :class:`MaskMode`.
+        tree_mask_mode: SGLang's ``TreeMaskMode``.
     """
-    batch, nodes = selected_index.shape[0], draft_token_num
-    number = torch.arange(nodes)
-    group = selected_index // topk
-    parent = torch.zeros(batch, nodes, dtype=torch.long)
-    if parent_list.shape[1] > 0:
-        hangs_on = parent_list.gather(1, group.clamp(max=parent_list.shape[1] - 1))
-        is_parent = selected_index[:, None, :] == hangs_on[:, :, None]
-        parent[:, 1:] = torch.where(group > 0, is_parent.int().argmax(2) + 1, 0)
-    child, sibling = _child_and_sibling_links(parent, (number > 0).expand(batch, nodes))
-    ancestors = _ancestors(parent)
-    retrive_index.copy_(torch.arange(batch * nodes).view(batch, nodes))
-    retrive_next_token.copy_(child)
-    retrive_next_sibling.copy_(sibling)
-    positions.copy_((verified_seq_len[:, None] + ancestors.sum(2) - 1).flatten())
-    _write_mask(tree_mask, ancestors, verified_seq_len.long(), MaskMode(tree_mask_mode))
-
-
-def _write_mask(tree_mask: torch.Tensor, ancestors: torch.Tensor, prefix: torch.Tensor, mode: MaskMode) -> None:
-    """Write [B, n, n] `ancestors` into the flat mask, behind `prefix` [B] visible columns per row in FULL mode."""
-    batch, nodes = ancestors.shape[:2]
-    if mode is MaskMode.QUERIES_ONLY:
-        tree_mask.view(batch, nodes, nodes).copy_(ancestors)
-        return
-    number = torch.arange(nodes)
-    cells = nodes * (prefix + nodes)
-    row = (cells.cumsum(0) - cells)[:, None] + number * (prefix + nodes)[:, None]
-    index = row[:, :, None] + prefix[:, None, None] + number
-    tree_mask[index.flatten()] = ancestors.flatten().to(tree_mask.dtype)
+    if topk != 1 or tree_mask_mode != _QUERIES_ONLY:
+        raise NotImplementedError("the CPU engine builds no draft trees: use --speculative-eagle-topk 1")
+    number = torch.arange(draft_token_num)
+    tree_mask.view(-1, draft_token_num, draft_token_num).copy_(number <= number[:, None])
+    positions.copy_((verified_seq_len[:, None] + number).flatten())
+    retrive_index.copy_(torch.arange(retrive_index.numel()).view(retrive_index.shape))
+    retrive_next_token.copy_(torch.where(number + 1 < draft_token_num, number + 1, -1).expand_as(retrive_next_token))
+    retrive_next_sibling.fill_(-1)
 
 
 def reconstruct_indices_from_tree_mask(

@@ -107,27 +107,15 @@ def build_draft_decode_metadata_cpu(
     num_steps: int,
     pool_len: int,
 ) -> torch.Tensor:
-    """Build a slot table with a row per draft branch: the request's prefix, then the slots of the branch.
+    """The slot table of a draft pass (sglang/srt/layers/attention/intel_amx_backend.py, IntelAMXMultiStepDraftBackend).
 
-    Branch t of request i keeps its `num_steps` draft tokens in the request's row, from position
-    `seq_lens[i] + t * num_steps` on (sglang/srt/layers/attention/intel_amx_backend.py, IntelAMXMultiStepDraftBackend).
+    A draft of one branch keeps its tokens behind the prefix in the request's own row. `draft_trees` refuses others.
 
     Args:
         req_to_token: [pool, pool_len].
-        req_pool_indices, seq_lens: [B].
-
-    Returns:
-        [B * topk, pool_len] in the dtype of `req_to_token`.
+        req_pool_indices: [B].
     """
-    branches = req_to_token[req_pool_indices].repeat_interleave(topk, dim=0)
-    if topk == 1:
-        return branches
-    lengths = seq_lens.long().repeat_interleave(topk)
-    branch = torch.arange(topk).repeat(seq_lens.shape[0])
-    step = torch.arange(num_steps)
-    target = (lengths[:, None] + step).clamp(max=pool_len - 1)
-    source = (lengths[:, None] + branch[:, None] * num_steps + step).clamp(max=pool_len - 1)
-    return branches.scatter(1, target, branches.gather(1, source))
+    return req_to_token[req_pool_indices]
 
 
 def fill_bonus_tokens_cpu(

@@ -6,8 +6,8 @@ fifteen operations each. Only plain models qualify (see `is_plain`). Every other
 
 Invariant: the derived copies of a model's weights live in one object, which `forget` drops when weights change.
 
-Few tokens are computed as more rows where that is faster (:mod:`aurora_runtime.cpu.row_counts`). Rows are added once,
-before the first layer, and left out of the attention.
+Few tokens are computed as more rows where that is faster (`packed_weights.RowCounts`). Rows are added once, before the
+first layer, and left out of the attention.
 
 Letters in shapes: T tokens, R rows, H hidden size, D head width, K inputs of the attention (H, or 2H in a draft).
 """

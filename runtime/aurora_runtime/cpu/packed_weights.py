@@ -11,18 +11,70 @@ Letters in shapes: M rows, K inputs, N outputs.
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 
-from aurora_runtime.cpu.row_counts import RowCounts
 from aurora_runtime.precision import product_dtype
 
 _PACKED_ATTRIBUTE = "_aurora_packed"
 _SUPPORTED_DTYPES = (torch.bfloat16, torch.float32)
 _onednn: Any = torch.backends.mkldnn
+log = logging.getLogger(__name__)
+
+FEWEST: Final = 2
+"""oneDNN sums a single row in another order than a row among several."""
+MOST: Final = 4
+"""Rows from which on nothing is added."""
+LEAST_GAIN: Final = 0.05
+"""Share of the time that added rows must save. Less is within the noise of the measurement."""
+REPETITIONS: Final = 7
+
+
+class RowCounts:
+    """The number of rows to compute where a pass has one to three. Until :meth:`measure`, as few as possible.
+
+    oneDNN has another kernel for each small number of rows, and fewer rows may take longer. On one machine with AVX-512
+    the products of a pass took 28 ms for two rows and 22 ms for four. On others the smallest number is the fastest. A
+    row's result does not depend on the rows beside it, so answers do not depend on the choice, as long as there are at
+    least two.
+    """
+
+    def __init__(self) -> None:
+        self._counts = tuple(max(FEWEST, rows) for rows in range(MOST + 1))
+        self._is_measured = False
+
+    def __call__(self, rows: int) -> int:
+        return rows if rows > MOST else self._counts[rows]
+
+    def measure(self, compute: Callable[[int], object], clock: Callable[[], float] = time.perf_counter) -> None:
+        """Choose by the shortest of some times of ``compute(rows)``. Only the first call does anything."""
+        if self._is_measured:
+            return
+        self._is_measured = True
+        seconds = dict.fromkeys(range(FEWEST, MOST + 1), float("inf"))
+        for repetition in range(REPETITIONS + 1):
+            for rows in seconds:
+                began = clock()
+                compute(rows)
+                if repetition:  # the first one warms up
+                    seconds[rows] = min(seconds[rows], clock() - began)
+        fastest = {rows: _fastest(rows, seconds) for rows in seconds}
+        self._counts = tuple(fastest[max(FEWEST, rows)] for rows in range(MOST + 1))
+        log.info("aurora cpu: products of one, two and three rows have %d, %d and %d rows", *self._counts[1:MOST])
+
+
+def _fastest(least: int, seconds: dict[int, float]) -> int:
+    """The fastest number of rows from ``least`` on, if it saves enough."""
+    best = min(range(least, MOST + 1), key=seconds.__getitem__)
+    return best if seconds[best] <= (1 - LEAST_GAIN) * seconds[least] else least
+
+
 row_counts = RowCounts()
 """How many rows the products of this process have where a pass has few."""
 

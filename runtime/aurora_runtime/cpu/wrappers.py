@@ -7,7 +7,7 @@ replacement was not written for.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -16,6 +16,8 @@ from aurora_runtime.cpu import attention_backend, lean_llama, packed_weights
 Original = Callable[..., Any]
 
 _PLAN_ATTRIBUTE = "_aurora_plan"
+EVICTED_SHARE: Final = 2
+"""The prefix cache evicts at least one slot in so many."""
 
 
 def apply_linear(
@@ -125,7 +127,6 @@ def _extend_plan(backend: Any, batch: Any, heads_per_kv_head: int) -> attention_
         starts,
         tree_mask,
         heads_per_kv_head=heads_per_kv_head,
-        causal=True,
     )
 
 
@@ -205,3 +206,26 @@ def invalidate_derived_weights(original: Original, self: Any, *args: Any, **kwar
         return original(self, *args, **kwargs)
     finally:
         lean_llama.forget(self.get_model())
+
+
+# Requests that decode together take slots in turn, and SGLang hands slots out in the order in which they became free.
+# Soon hardly any token lies behind the token before it, and a CPU prefetches nothing: an engine becomes slower with the
+# requests that it answered (tests/unit/cpu/test_kv_locality.py). Two wrappers keep most of the order: free slots are
+# sorted, and the prefix cache gives up half of all slots at once, because a few slots have no order.
+
+
+def sort_free_slots(_result: None, self: Any) -> None:
+    """After ``TokenToKVPoolAllocator.clear``, with which each allocator begins: sort what is freed from now on."""
+    self.need_sort = True
+
+
+def evict_many(original: Callable[..., bool | None], self: Any, tree_cache: Any, num_tokens: int) -> bool | None:
+    """Around ``BaseTokenToKVPoolAllocator.evict_to_free_tokens``: where something must be evicted, evict more.
+
+    Args:
+        num_tokens: slots that must be free.
+    """
+    free = self.available_size()
+    if self.page_size == 1 and num_tokens > free:
+        num_tokens = max(num_tokens, free + self.size // EVICTED_SHARE)
+    return original(self, tree_cache, num_tokens)

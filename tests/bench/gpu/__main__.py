@@ -8,8 +8,8 @@ capture, swaps, and off, lookup and EAGLE-3 at 1 to 64 requests at a time.
 Each part is a process of its own. A part that fails, or that this machine cannot run, is listed with the reason, and
 the others go on. The kernel needs torch and Triton only, and nothing is installed: the checkout is imported as it is.
 
-With --device cpu --tiny everything runs that needs no GPU: the kernel in Triton's interpreter at toy sizes, and a training
-run of a toy draft. The report then says in each row that no GPU has run it.
+With --device cpu --tiny everything runs that needs no GPU: the kernel in Triton's interpreter at toy sizes, and a
+training run of a toy draft. The report then says in each row that no GPU has run it.
 
 Prints Markdown, and writes it and the raw samples to --out. Exits with 1 when a part failed. No GPU has run it yet.
 """

@@ -48,9 +48,7 @@ def s3() -> Iterator[S3]:
 
 
 SERVED: Final = [
-    tiny
-    for tiny in TINY_TARGETS
-    if tiny.name in ("Llama 3", "Qwen2.5", "Qwen3", "Qwen3-MoE", "MiniMax-M2", "DeepSeek V3", "GLM-4.5")
+    tiny for tiny in TINY_TARGETS if tiny.name in ("Llama 3", "Qwen2.5", "Qwen3", "Qwen3-MoE", "MiniMax-M2", "GLM-4.5")
 ]
 
 

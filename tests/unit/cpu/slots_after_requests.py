@@ -17,7 +17,7 @@ from sglang.srt.mem_cache.base_prefix_cache import InsertParams
 from sglang.srt.mem_cache.radix_cache import RadixCache, RadixKey
 from sglang.srt.plugins.hook_registry import HookRegistry
 
-from aurora_runtime.cpu import kv_locality
+from aurora_runtime.cpu import wrappers
 from aurora_runtime.cpu.cpu_plugin import engine_hooks
 from aurora_runtime.sglang_uses import register
 
@@ -30,7 +30,7 @@ RESERVED = 6
 
 def keep_order() -> None:
     """Change SGLang's allocator and prefix cache with the CPU engine's own hooks."""
-    register([hook for hook in engine_hooks() if hook.wrapper.__module__ == kv_locality.__name__])
+    register([hook for hook in engine_hooks() if hook.wrapper.__module__ == wrappers.__name__])
     HookRegistry.apply_hooks()
 
 

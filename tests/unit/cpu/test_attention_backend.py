@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_runtime.cpu import attention_backend, attention_ops
+from aurora_runtime.cpu import attention_backend
 from tests.example_count import example_count
 
 POOL_SLOTS = 64
@@ -88,12 +88,12 @@ def test_decoding_equals_attention_of_each_query_over_its_own_slots(case: PagedR
 
 
 @settings(max_examples=example_count(60), deadline=None)
-@given(cases, st.sampled_from(["causal", "open", "tree", "full tree"]), st.booleans())
+@given(cases, st.sampled_from(["causal", "tree"]), st.booleans())
 def test_extending_equals_attention_of_each_query_over_the_keys_it_may_see(
     case: PagedRequests, kind: str, uniform: bool
 ) -> None:
     batch = case.rows.shape[0]
-    new = torch.full((batch,), 4) if uniform else case.lengths(0, 9, batch)
+    new = torch.full((batch,), 4) if uniform or kind == "tree" else case.lengths(0, 9, batch)
     lengths = new + case.lengths(1, POOL_LEN - 9, batch)
     starts = new.cumsum(0) - new
     query = case.normal(int(new.sum()), case.heads, case.width)
@@ -101,20 +101,16 @@ def test_extending_equals_attention_of_each_query_over_the_keys_it_may_see(
     for request in range(batch):
         size, total = int(new[request]), int(lengths[request])
         see = torch.ones(size, total, dtype=torch.bool)
-        if kind != "open":
-            own = torch.rand(size, size, generator=case.random) < 0.5
-            own = torch.ones(size, size, dtype=torch.bool) if kind == "causal" else own
-            see[:, total - size :] = own.tril() | torch.eye(size, dtype=torch.bool)
+        own = torch.rand(size, size, generator=case.random) < 0.5
+        own = torch.ones(size, size, dtype=torch.bool) if kind == "causal" else own
+        see[:, total - size :] = own.tril() | torch.eye(size, dtype=torch.bool)
         visible.append(see)
     mask = None
     if kind == "tree":
         mask = torch.cat([see[:, see.shape[1] - see.shape[0] :].flatten() for see in visible])
-    elif kind == "full tree":
-        mask = torch.cat([see.flatten() for see in visible])
     output = torch.zeros_like(query)
-    causal = kind == "causal"
     plan = attention_backend.plan_extend(
-        case.table, case.rows, lengths, new.int(), starts.int(), mask, heads_per_kv_head=case.fold, causal=causal
+        case.table, case.rows, lengths, new.int(), starts.int(), mask, heads_per_kv_head=case.fold
     )
     attention_backend.attend(query, case.k, case.v, output, plan, 0.3, 0.0)
     for request in range(batch):
@@ -140,7 +136,6 @@ def test_verifying_tokens_agrees_with_decoding_them_one_by_one(case: PagedReques
         torch.arange(0, batch * new, new, dtype=torch.int32),
         None,
         heads_per_kv_head=case.fold,
-        causal=True,
     )
     attention_backend.attend(query, case.k, case.v, together, plan, 0.125, 0.0)
     for index in range(new):
@@ -180,9 +175,7 @@ def test_verifying_a_token_equals_decoding_it_bit_for_bit(dtype: torch.dtype, kv
         together, alone = torch.zeros_like(query), torch.zeros_like(query)
         lengths, asked = torch.tensor([total]), torch.tensor([new], dtype=torch.int32)
         starts = torch.zeros_like(asked)
-        plan = attention_backend.plan_extend(
-            table, rows, lengths, asked, starts, None, heads_per_kv_head=fold, causal=True
-        )
+        plan = attention_backend.plan_extend(table, rows, lengths, asked, starts, None, heads_per_kv_head=fold)
         attention_backend.attend(query, k, v, together, plan, 0.125, 0.0)
         for index in range(new):
             one = slice(index, index + 1)
@@ -191,85 +184,17 @@ def test_verifying_a_token_equals_decoding_it_bit_for_bit(dtype: torch.dtype, kv
         assert torch.equal(alone, together)
 
 
-def test_the_registered_operations_store_and_attend() -> None:
-    kept_alive = attention_ops.register() if not hasattr(torch.ops.sgl_kernel, "decode_attention_cpu") else None
-    case = PagedRequests(0, 2, 3, 3, 64, torch.bfloat16)
-    lengths = torch.tensor([5, 9])
-    loc = case.table[case.rows, lengths - 1].long()
-    key, value = case.normal(2, 3, 64), case.normal(2, 3, 64)
-    query = case.normal(2, 9, 64)
-    output, again = torch.zeros_like(query), torch.zeros_like(query)
-    scratch = torch.zeros(2, 9, 8, 65)
-    decode = (case.table, case.rows, lengths, 0.125, 0.0, False, 0, None, None)
-    torch.ops.sgl_kernel.decode_attention_cpu(
-        query, case.k, case.v, 1.0, 1.0, output, key, value, loc, scratch, *decode
-    )
-    assert torch.equal(case.k[loc], key)
-    assert torch.equal(case.v[loc], value)
-    extend = (case.table, case.rows, lengths, torch.tensor([1, 1]), torch.tensor([0, 1]), 1, 0.125, 0.0, False, 0)
-    torch.ops.sgl_kernel.extend_attention_cpu(
-        query, None, None, again, case.k, case.v, 1.0, 1.0, *extend, None, None, None, True
-    )
-    torch.testing.assert_close(output, again, rtol=1e-2, atol=4e-3)
-    assert float(output.abs().sum()) > 0
-    assert kept_alive is None or kept_alive.ns == "sgl_kernel"
-
-
-@settings(max_examples=example_count(20))
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(1, 3))
-def test_latent_attention_prefills_with_the_keys_of_the_new_tokens(lengths: list[int], heads: int) -> None:
-    """The cache holds latents of another shape, and is not read."""
-    kept_alive = attention_ops.register() if not hasattr(torch.ops.sgl_kernel, "extend_attention_cpu") else None
-    new, total, random = torch.tensor(lengths), sum(lengths), torch.Generator().manual_seed(3)
-    query, key = (torch.randn(total, heads, 24, generator=random) for _ in range(2))
-    value = torch.randn(total, heads, 16, generator=random)
-    latents, output = torch.full((POOL_SLOTS, 1, 40), math.nan), torch.zeros(total, heads, 16)
-    table = torch.zeros(len(lengths), 64, dtype=torch.int32)
-
-    def extend(seq_lens: torch.Tensor) -> None:
-        cached = (table, torch.arange(len(lengths)), seq_lens, new, new.cumsum(0) - new, max(lengths))
-        torch.ops.sgl_kernel.extend_attention_cpu(
-            *(query, key, value, output, latents, latents[..., :32], 1.0, 1.0, *cached, 0.125, 0.0, False, -1),
-            *(None, None, None, True),
-        )
-
-    extend(new)
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    for start, length in zip(starts, lengths, strict=True):
-        for row in range(start, start + length):
-            seen = slice(start, row + 1)
-            expected = attend_one_query(query[row], key[seen], value[seen], 0.125, 0.0)
-            torch.testing.assert_close(output[row].double(), expected, atol=1e-5, rtol=1e-4)
-    with pytest.raises(NotImplementedError, match="behind a cached prefix"):
-        extend(new + 1)
-    assert kept_alive is None or kept_alive.ns == "sgl_kernel"
-
-
-def test_a_tree_mask_of_the_wrong_size_is_rejected() -> None:
-    case = PagedRequests(0, 1, 1, 1, 16, torch.float32)
-    with pytest.raises(ValueError, match="fits neither"):
-        attention_backend.plan_extend(
-            case.table,
-            case.rows,
-            torch.tensor([6]),
-            torch.tensor([4]),
-            torch.tensor([0]),
-            torch.ones(17, dtype=torch.bool),
-            heads_per_kv_head=1,
-            causal=True,
-        )
-
-
-def test_unsupported_attention_is_rejected() -> None:
-    with pytest.raises(NotImplementedError):
-        attention_backend.reject_unsupported_attention(cross=False, sliding_window=128, sinks=None)
+def test_a_layer_that_is_not_plain_is_refused() -> None:
+    attention_backend.register_operations()
+    with pytest.raises(NotImplementedError, match="latent attention"):
+        torch.ops.sgl_kernel.decode_attention_cpu(torch.zeros(1), 1.0, None)
 
 
 def test_padding_at_most_doubles_the_work_of_an_unequal_prefill_batch() -> None:
     new = torch.tensor([1, 1000, 3, 2, 900, 1])
     table = torch.arange(1024).repeat(6, 1).int()
     plan = attention_backend.plan_extend(
-        table, torch.arange(6), new, new, new.cumsum(0) - new, None, heads_per_kv_head=1, causal=True
+        table, torch.arange(6), new, new, new.cumsum(0) - new, None, heads_per_kv_head=1
     )
     assert sum(group.batch * group.queries for group in plan.groups) <= 2 * int(new.sum())
     assert math.prod(plan.groups[0].slots.shape) > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,60 +72,25 @@ def test_a_tree_is_reconstructed_from_its_mask(forest: list[Tree], seed: int) ->
     assert positions.tolist() == expected
 
 
-def eagle_choice(seed: int, batch: int, topk: int, steps: int, nodes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random parents and selected candidates, as SGLang's draft makes them: the top scores along a beam of `topk`."""
-    random = torch.Generator().manual_seed(seed)
-    scores = torch.rand(batch, topk, generator=random)
-    all_scores, parents = [scores], [torch.arange(-1, topk).expand(batch, -1)]
-    beam = torch.arange(topk).expand(batch, -1)
-    for step in range(1, steps):
-        expanded = (scores[:, :, None] * torch.rand(batch, topk, topk, generator=random)).flatten(1)
-        all_scores.append(expanded)
-        best = expanded.topk(topk, dim=-1)
-        scores, beam = best.values, best.indices
-        parents.append(beam + topk * topk * (step - 1) + topk)
-    flat = torch.cat(all_scores, 1)
-    selected = flat.topk(nodes - 1, dim=-1).indices.sort(-1).values
-    kept = parents[:-1]
-    return (torch.cat(kept, 1) if kept else torch.empty(batch, 0, dtype=torch.long)), selected
-
-
-@settings(max_examples=example_count(60), deadline=None)
-@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(2, 8), st.booleans())
-def test_a_tree_is_built_from_the_drafts_choices(
-    seed: int, batch: int, topk: int, steps: int, wanted: int, full: bool
-) -> None:
-    nodes = min(wanted, 1 + topk + (steps - 1) * topk * topk)
-    parent_list, selected = eagle_choice(seed, batch, topk, steps, nodes)
-    forest = []
-    for b in range(batch):
-        parents = [0]
-        for candidate in selected[b].tolist():
-            group = candidate // topk
-            hangs_on = int(parent_list[b, group]) if group > 0 else None
-            parents.append(0 if hangs_on is None else 1 + selected[b].tolist().index(hangs_on))
-        forest.append(Tree(parents))
-    lengths = torch.randint(1, 20, (batch,), generator=torch.Generator().manual_seed(seed))
-    cells = nodes * (nodes * batch + int(lengths.sum())) if full else batch * nodes * nodes
-    mask = torch.ones(cells, dtype=torch.bool)
+@settings(max_examples=example_count(20), deadline=None)
+@given(st.integers(1, 3), st.integers(2, 8))
+def test_the_drafts_tokens_are_linked_to_a_chain(batch: int, nodes: int) -> None:
+    forest = [Tree([max(0, node - 1) for node in range(nodes)])] * batch
+    lengths = torch.arange(1, batch + 1)
+    mask = torch.ones(batch * nodes * nodes, dtype=torch.bool)
     positions = torch.zeros(batch * nodes, dtype=torch.long)
-    index, child, sibling = (torch.full((batch, nodes), -1) for _ in range(3))
-    mode = draft_trees.MaskMode.FULL if full else draft_trees.MaskMode.QUERIES_ONLY
-    draft_trees.build_tree_kernel_efficient_cpu(
-        parent_list, selected, lengths, mask, positions, index, child, sibling, topk, steps, nodes, int(mode)
-    )
+    index, child, sibling = (torch.full((batch, nodes), -7) for _ in range(3))
+    choice = torch.empty(batch, 0, dtype=torch.long), torch.zeros(batch, nodes - 1, dtype=torch.long)
+    links = mask, positions, index, child, sibling
+    draft_trees.build_tree_kernel_efficient_cpu(*choice, lengths, *links, 1, nodes - 1, nodes, 1)
     expected_child, expected_sibling = links_of(forest)
     assert torch.equal(child, expected_child)
     assert torch.equal(sibling, expected_sibling)
     assert index.flatten().tolist() == list(range(batch * nodes))
-    assert positions.tolist() == [
-        int(lengths[b]) + tree.depth(node) for b, tree in enumerate(forest) for node in range(nodes)
-    ]
-    rows = []
-    for b, tree in enumerate(forest):
-        prefix = torch.ones(nodes, int(lengths[b]) if full else 0, dtype=torch.bool)
-        rows.append(torch.cat((prefix, tree.mask()), 1).flatten())
-    assert torch.equal(mask, torch.cat(rows))
+    assert positions.tolist() == [int(length) + node for length in lengths for node in range(nodes)]
+    assert torch.equal(mask.view(batch, nodes, nodes), torch.stack([tree.mask() for tree in forest]))
+    with pytest.raises(NotImplementedError, match="eagle-topk 1"):
+        draft_trees.build_tree_kernel_efficient_cpu(*choice, lengths, *links, 2, nodes - 1, nodes, 1)
 
 
 def accepted_path(tree: Tree, tokens: list[int], target: list[int], max_nodes: int) -> list[int]:

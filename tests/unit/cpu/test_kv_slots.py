@@ -61,18 +61,6 @@ def test_draft_slots_begin_behind_the_prefix(pool: Pool, topk: int, columns: int
 
 
 @settings(max_examples=example_count(40), deadline=None)
-@given(pools, st.integers(1, 3), st.integers(2, 4))
-def test_each_draft_branch_sees_the_prefix_and_its_own_tokens(pool: Pool, topk: int, steps: int) -> None:
-    table = kv_slots.build_draft_decode_metadata_cpu(pool.table, pool.rows, pool.start, topk, steps, ROW_LENGTH)
-    assert table.shape == (pool.rows.shape[0] * topk, ROW_LENGTH)
-    for index, (row, length) in enumerate(zip(pool.rows.tolist(), pool.start.tolist(), strict=True)):
-        for branch in range(topk):
-            own = [int(pool.table[row, length + branch * steps + step]) for step in range(steps)]
-            expected = pool.table[row, :length].tolist() + own
-            assert table[index * topk + branch, : length + steps].tolist() == expected
-
-
-@settings(max_examples=example_count(40), deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 5))
 def test_bonus_tokens_and_accepted_slots_are_gathered_in_order(seed: int, batch: int, stride: int) -> None:
     random = torch.Generator().manual_seed(seed)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from aurora_runtime.cpu.row_counts import REPETITIONS, RowCounts
+from aurora_runtime.cpu.packed_weights import REPETITIONS, RowCounts
 
 
 def counts(seconds: dict[int, float]) -> list[int]:

@@ -6,7 +6,7 @@ CPU engine serves (see `aurora_runtime.cpu.launch_settings`).
 
 from typing import NoReturn
 
-from aurora_runtime.cpu import attention_ops
+from aurora_runtime.cpu.attention_backend import register_operations
 from aurora_runtime.cpu.draft_trees import build_tree_kernel_efficient_cpu, verify_tree_greedy_cpu
 from aurora_runtime.cpu.kv_slots import (
     assign_draft_cache_locs_contiguous_cpu,
@@ -31,8 +31,7 @@ __all__ = [
     "verify_tree_greedy_cpu",
 ]
 
-# torch drops registered operations together with the library object, so the module holds on to it.
-_registered = attention_ops.register()
+register_operations()
 
 
 def rotate_input_ids_cpu(*_: object) -> NoReturn:
