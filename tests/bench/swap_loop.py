@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aurora_runtime.engine.draft_swap import DraftSwap
-from aurora_runtime.engine.path_payload import LOADER
+from aurora_runtime.engine.draft_update import LOADER
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.validation.draft_fetch import FetchedDraft

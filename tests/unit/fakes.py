@@ -22,7 +22,7 @@ from aiohttp.test_utils import TestServer
 from aurora_protocol.agent_api import MEASUREMENT_HEADER
 from aurora_protocol.draft_records import DraftSizes, Lineage, Registration, TargetIdentity, TensorSpec
 from aurora_runtime.engine.draft_config import config_json, lineage_config
-from aurora_runtime.engine.path_payload import DIGEST_BUFFER, DIGEST_TENSOR, PATH_TENSOR
+from aurora_runtime.engine.draft_update import DIGEST_BUFFER, DIGEST_TENSOR, PATH_TENSOR
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.pod_records import Withdrawal
 from aurora_store import ObjectStore, StoreConfig

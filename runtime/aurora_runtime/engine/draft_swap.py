@@ -6,24 +6,20 @@ Invariants: a pause that may have begun is always ended, whatever an answer said
 reports the draft's version and, for every tensor-parallel rank, the digest of the draft's file.
 
 The digest in the report is the one that was sent with the file's path, and the engine's loader sets it after the last
-write. So this module hashes the file before the pause, and checks after the load that the file is still the same. A
-hash in the engine would lengthen the pause.
+write. The caller has verified the file against its digest.
 
-Two rules check the checksum, without trust in our loader. A file that was loaded before in this engine start must give
-the same checksum again. A file that is new to this engine start must change the checksum, unless the engine may hold
-parts of this file already.
+The checksum is checked without trust in our loader: a file that was loaded before in this engine start must give the
+same checksum again.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import hashlib
 import time
 from pathlib import Path
 from typing import Protocol
 
-from aurora_runtime.engine.draft_load.draft_report import SHORT, DraftReport
+from aurora_runtime.engine.draft_update import SHORT, DraftReport
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault
 
@@ -53,14 +49,13 @@ async def load_in_pause(engine: SGLangClient, draft: DraftFile) -> float:
 
     Returns: seconds for which generation was paused.
     """
-    digest = draft.digest  # before the pause: this may read the file
     ranks = await engine.tensor_parallel_ranks()  # before the pause: the engine may take a while to answer this
     began = time.monotonic()
     update_ended = False
     try:
         await engine.pause_generation()
         await engine.begin_weight_update()
-        await engine.update_draft(draft.weights, digest, draft.version, ranks)
+        await engine.update_draft(draft.weights, draft.digest, draft.version, ranks)
         await engine.end_weight_update()
         update_ended = True
     finally:  # a call that failed may still have had its effect
@@ -69,23 +64,6 @@ async def load_in_pause(engine: SGLangClient, draft: DraftFile) -> float:
                 await engine.end_weight_update()
         await engine.resume_generation()
     return time.monotonic() - began
-
-
-FileStamp = tuple[int, int, int]
-"""What changes whenever a file is replaced or written: inode, size, and time of the last change in nanoseconds."""
-
-
-def _stamp(draft: DraftFile) -> FileStamp:
-    try:
-        status = draft.weights.stat()
-    except OSError as error:
-        raise EngineFault(f"version {draft.version}: its file cannot be read: {error.strerror}") from error
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class DraftSwap:
@@ -101,7 +79,6 @@ class DraftSwap:
         self._checksums = dict(checksums or {})
         self._observed: tuple[int, DraftReport] | None = None  # version and report of the engine, read last
         self._confirmed: str | None = None
-        self._hashed: dict[str, FileStamp] = {}  # the files whose content was seen to have a digest
         self.paused = False
         """Whether this object has paused generation."""
 
@@ -131,13 +108,13 @@ class DraftSwap:
     async def load(self, draft: DraftFile) -> float:
         """Load ``draft`` in a pause and confirm the load. Returns the seconds for which generation was paused.
 
-        Raises :class:`EngineFault` when the file is not what its digest says, a call fails, or the engine does not hold
-        ``draft`` afterwards. The engine may then hold either draft.
+        Raises :class:`EngineFault` when a call fails, or the engine does not hold ``draft`` afterwards. The engine may
+        then hold either draft.
         """
-        stamp = await self._hash(draft)
         known = self._checksums.get(draft.digest)
         # Asked before the pause: an engine without a draft would call the update a success, and take the version over.
-        before = self._observed[1] if self._observed is not None else await self._engine.draft_report()
+        if self._observed is None:
+            await self._engine.draft_report()
         self._forget_observation()
         self.paused = True
         try:
@@ -152,28 +129,13 @@ class DraftSwap:
             raise EngineFault(
                 f"version {draft.version}: the engine holds the draft {report}, and {asked} was asked for"
             )
-        if _stamp(draft) != stamp:
-            raise EngineFault(f"version {draft.version}: the file changed while the engine loaded it")
         if known is not None and report.checksum != known:
             raise EngineFault(
                 f"version {draft.version}: the engine's checksum is not the one that this file gave before"
             )
-        if known is None and report.checksum == before.checksum and before.rules_out(draft.digest):
-            raise EngineFault(f"version {draft.version}: the engine did not load the file, its checksum did not change")
         self._checksums[draft.digest] = report.checksum
         self._observed, self._confirmed = (version, report), draft.digest
         return pause_seconds
-
-    async def _hash(self, draft: DraftFile) -> FileStamp:
-        """The stamp of the draft's file, whose content has the draft's digest. Raises :class:`EngineFault`."""
-        stamp = _stamp(draft)
-        if self._hashed.get(draft.digest) != stamp:
-            digest = await asyncio.to_thread(_sha256, draft.weights)
-            if digest != draft.digest or _stamp(draft) != stamp:
-                text = f"version {draft.version}: the file has the digest {digest[:SHORT]}, not {draft.digest[:SHORT]}"
-                raise EngineFault(text)
-            self._hashed[draft.digest] = stamp
-        return stamp
 
     async def holds(self, draft: DraftFile) -> bool:
         """Whether the engine reports that it holds ``draft``. The checksum of ``draft`` must be known."""

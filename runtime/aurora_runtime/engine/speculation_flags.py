@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from aurora_api.v1alpha1.draft import ARCHITECTURE, DraftSpec
-from aurora_runtime.engine.path_payload import LOADER
+from aurora_runtime.engine.draft_update import LOADER
 
 SPECULATION_VARIABLE: Final = "AURORA_SPECULATION"
 """The variable with the settings of the plugin ``aurora_speculation``. Without it the plugin does nothing."""

@@ -6,10 +6,11 @@ tensor-parallel rank. Each rank decides for its own shard, and the agent compare
 
 Invariants:
 
-- Every tensor is checked against its place before the first write, so a file that does not fit changes nothing. When a
-  write fails all the same, the engine reports a draft in parts, and the agent loads the former file again.
-- The digest of the file is set last (:mod:`aurora_runtime.engine.draft_load.loaded_digest`). The digest is the agent's,
-  which has hashed the file just before. Hashing here would lengthen the pause.
+- When a write fails, the engine reports a draft in parts, and the agent loads the former file again. SGLang skips a
+  tensor that has no place, and keeps a parameter that no tensor fills. So whoever sends a file has checked it against
+  its lineage (``draft_file_check``), and the engine has started with a draft of the same sizes.
+- The digest of the file is set last (``vocabulary_plugin``). The digest is the sender's, which verified the file.
+  Hashing here would lengthen the pause.
 - The loader never raises, because SGLang catches no error here and would end.
 """
 
@@ -17,19 +18,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from aurora_runtime.engine import vocabulary_plugin
 from aurora_runtime.engine.draft_file_check import INVERSE_MAP, VOCABULARY_MAP
-from aurora_runtime.engine.draft_load import loaded_digest
-from aurora_runtime.engine.draft_load.tensor_destinations import EMBEDDING, check_destinations
-from aurora_runtime.engine.path_payload import DIGEST_TENSOR, IN_PARTS, PATH_TENSOR
+from aurora_runtime.engine.draft_update import DIGEST_TENSOR, IN_PARTS, PATH_TENSOR
 from aurora_runtime.errors import RuntimeFault
 
 log = logging.getLogger(__name__)
+EMBEDDING: Final = "embed_tokens"
+"""Part of the name of the embedding, which in SGLang is the target's own parameter (sglang/srt/models/llama.py:910)."""
 
 
 def load_draft(model: Any, named_tensors: Sequence[tuple[str, Tensor]]) -> None:
@@ -45,22 +46,20 @@ def load_draft(model: Any, named_tensors: Sequence[tuple[str, Tensor]]) -> None:
     except Exception as error:  # any error that left this frame would end the engine
         log.exception("aurora: the draft was not loaded")
         reason = error if isinstance(error, RuntimeFault) else f"{type(error).__name__}: {error}"
-        loaded_digest.note_failure(model, f"the draft was not loaded: {reason}")
+        vocabulary_plugin.note_failure(model, f"the draft was not loaded: {reason}")
 
 
 def _load(model: Any, tensors: dict[str, Tensor], digest: str) -> None:
-    """Check all ``tensors``, then write them.
+    """Check the map, then write all ``tensors``.
 
-    Two tensors are left out: the embedding, which in SGLang is the target's own parameter
-    (sglang/srt/models/llama.py:910), and the inverse map, which SGLang does not use
+    Two are left out: the embedding, and the inverse map, which SGLang does not use
     (sglang/srt/models/llama_eagle3.py:355).
     """
     offsets = tensors.pop(VOCABULARY_MAP)
     tensors.pop(INVERSE_MAP, None)
     weights = {name: tensor for name, tensor in tensors.items() if EMBEDDING not in name}
-    check_destinations(model, weights)
     vocabulary_plugin.check_map(model, offsets)
-    loaded_digest.write_digest(model, IN_PARTS)
+    vocabulary_plugin.write_digest(model, IN_PARTS)
     model.load_weights(list(weights.items()))
     vocabulary_plugin.replace_map(model, offsets)
-    loaded_digest.write_digest(model, digest)
+    vocabulary_plugin.write_digest(model, digest)

@@ -33,8 +33,7 @@ from sglang.srt.server_args import prepare_server_args
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.cpu.launch_settings import server_args
 from aurora_runtime.engine import vocabulary_plugin
-from aurora_runtime.engine.draft_load import loaded_digest
-from aurora_runtime.engine.path_payload import DIGEST_TENSOR, PATH_TENSOR
+from aurora_runtime.engine.draft_update import DIGEST_TENSOR, PATH_TENSOR
 from aurora_runtime.engine.server_process import free_port
 from aurora_runtime.engine.speculation_flags import Eagle3
 from aurora_runtime.engine.weight_loader import load_draft
@@ -92,8 +91,8 @@ def load(model: Any, file: Path) -> Load:
     parts = {PATH_TENSOR: str(file).encode(), DIGEST_TENSOR: bytes.fromhex(sha256_file(file))}
     with torch.inference_mode():  # as SGLang's scheduler
         load_draft(model, [(name, torch.tensor(list(data), dtype=torch.uint8)) for name, data in parts.items()])
-    failed = loaded_digest.answer_failure((True, ""), SimpleNamespace(get_model=lambda: model))
-    after, digest, whole = values(model), loaded_digest.read_digest(model), False
+    failed = vocabulary_plugin.answer_failure((True, ""), SimpleNamespace(get_model=lambda: model))
+    after, digest, whole = values(model), vocabulary_plugin.read_digest(model), False
     if failed is None:
         start(model, file)
         whole = not differ(after, values(model))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from aurora_runtime.engine.draft_swap import DraftSwap
-from aurora_runtime.engine.path_payload import LOADER
+from aurora_runtime.engine.draft_update import LOADER
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.engine.speculation_flags import Ngram
 from aurora_runtime.errors import EngineFault

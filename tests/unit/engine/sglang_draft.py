@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from aurora_runtime.engine.path_payload import DIGEST_TENSOR, PATH_TENSOR
+from aurora_runtime.engine.draft_update import DIGEST_TENSOR, PATH_TENSOR
 
 HIDDEN, HEADS, KV_HEADS, HEAD, INNER, VOCABULARY, DRAFT_VOCABULARY = 8, 4, 2, 4, 12, 40, 20
 HEAD_PADDING = 16

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aurora_protocol.agent_api import MAX_COUNT, LiveCounters
-from aurora_runtime.engine.live_counters import live_counters, requests_now
+from aurora_runtime.engine.sglang_client import live_counters, requests_now
 
 
 def test_live_counters_are_read_from_sglangs_metrics() -> None:

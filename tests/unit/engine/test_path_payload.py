@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aurora_runtime.engine.path_payload import LOADER, PATH_TENSOR, path_payload
+from aurora_runtime.engine.draft_update import LOADER, PATH_TENSOR, path_payload
 from aurora_runtime.engine.weight_loader import load_draft
 from tests.example_count import example_count
 

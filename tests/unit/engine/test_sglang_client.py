@@ -14,9 +14,8 @@ import pytest_asyncio
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
-from aurora_runtime.engine.draft_load.draft_report import draft_report
 from aurora_runtime.engine.draft_swap import load_in_pause
-from aurora_runtime.engine.path_payload import DIGEST_BUFFER
+from aurora_runtime.engine.draft_update import DIGEST_BUFFER, draft_report
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.errors import EngineFault, EngineUnreachable
 from aurora_runtime.validation.draft_fetch import FetchedDraft
