@@ -323,6 +323,11 @@ class AgentState(Record):
     trace_budget: TraceBudget | None = Field(
         default=None, description="How much the pod traces now. None: its agent is older than budgets."
     )
+    speculation_off: str = Field(
+        default="",
+        max_length=300,
+        description="Why the engine does not speculate with the draft that it holds. Empty when it does.",
+    )
     upload_error: str = Field(
         default="",
         max_length=300,

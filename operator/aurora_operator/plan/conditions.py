@@ -235,6 +235,10 @@ def _serving(observed: Observed, status: SpeculatorStatus, up_to_date: int) -> C
     text = f"{up_to_date} of {wanted} pods serve the version they should"
     if up_to_date + lent < wanted:
         return ConditionContent(False, "SwapsPending", f"{text}{_without_version(observed)}")
+    held = {pod.name: pod.agent.speculation_off for pod in observed.pods if pod.agent and pod.agent.speculation_off}
+    if held:
+        name, why = min(held.items())
+        return ConditionContent(True, "SpeculationOff", f"{text}; {len(held)} do not speculate; {name}: {why}")
     if lent:
         return ConditionContent(True, "Measuring", f"{text}; {lent} is lent to a measurement")
     return ConditionContent(True, SERVING, text)

@@ -80,7 +80,13 @@ def round_controller(settings: SpeculationSettings, adaptive_config_file: Path) 
 
 
 def controller_of(
-    draft: DraftSpec, folder: Path, boot: str, *, traffic_key: bytes = b"", shares: bool = True
+    draft: DraftSpec,
+    folder: Path,
+    boot: str,
+    *,
+    traffic_key: bytes = b"",
+    shares: bool = True,
+    held_version: int | None = None,
 ) -> RoundController:
     """The controller of an engine that serves ``draft``. Writes the file of its steps to ``folder``.
 
@@ -89,16 +95,18 @@ def controller_of(
     Args:
         traffic_key: that of the engine's traces.
         shares: whether requests may be answered from others.
+        held_version: while the engine serves this version, every round is off. Lookup is off until the next start.
     """
+    # A lineage that a published head began may have the head as its first version.
+    untrained = (PLACEHOLDER_VERSION, *((INITIAL_VERSION,) if draft.initial is None else ()))
     settings = SpeculationSettings(
         state_folder=str(folder),
         boot=boot,
         draft_steps=draft.steps,
-        lookup=draft.lookup if draft.adaptive else LookupScope.OFF,
+        lookup=draft.lookup if draft.adaptive and held_version is None else LookupScope.OFF,
         fixed_arms=() if draft.adaptive else (Arm(draft.steps, drafts=True).name,),
         traffic_key=traffic_key.hex(),
         shares=shares,
-        # A lineage that a published head began may have the head as its first version.
-        untrained_versions=(PLACEHOLDER_VERSION, *((INITIAL_VERSION,) if draft.initial is None else ())),
+        untrained_versions=untrained if held_version is None else (*untrained, held_version),
     )
     return round_controller(settings, folder / "adaptive-steps.json")

@@ -6,6 +6,7 @@ file of an engine that was killed still says "ready".
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from aurora_runtime.serving.placeholder_draft import ensure_draft
 from aurora_runtime.serving.pod_files import MANIFEST, PodFolder, new_boot, write_atomically
 from aurora_runtime.serving.pod_records import EngineState
 from aurora_runtime.serving.sglang_arguments import engine_arguments
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ class EngineStart:
         if self.state.mode is not EngineMode.DRAFT or not self.settings.draft.adaptive:
             return None
         folder, key = self.options.folder.path, self.files.traffic_key
-        return controller_of(self.settings.draft, folder, self.state.boot, traffic_key=key)
+        held = self.state.held_version
+        return controller_of(self.settings.draft, folder, self.state.boot, traffic_key=key, held_version=held)
 
     def command(self, config: Path) -> list[str]:
         """SGLang's command line. ``config`` holds the admin key."""
@@ -150,7 +154,12 @@ def prepare_start(settings: ServingSettings, options: LauncherOptions) -> Engine
     for leftover in (options.folder.capture, options.folder.speculation, options.folder.stopping):
         leftover.unlink(missing_ok=True)
     ensure_draft(options.folder, settings)
-    return EngineStart(settings, options, state, StartFiles.read(options))
+    files = StartFiles.read(options)
+    # Nothing of ours runs in the rounds of a draft of fixed shape.
+    if settings.draft.adaptive and options.folder.read_crashes(files.version).hold:
+        log.error("the engine crashed twice within ten minutes with version %d: it does not speculate", files.version)
+        state = state.model_copy(update={"held_version": files.version})
+    return EngineStart(settings, options, state, files)
 
 
 def _report(folder: PodFolder, state: EngineState, *, ready: bool) -> None:

@@ -2,7 +2,8 @@
 
 Invariants: the pod is not ready before the checks of :mod:`aurora_runtime.serving.engine_readiness` have passed. The
 admin key is neither in a command line nor readable through the server. When SGLang ends, the launcher ends too, with an
-error unless it was asked to stop.
+error unless it was asked to stop. After two such ends within ten minutes with one draft version, the next starts with
+this version do not speculate.
 
 On SIGTERM the launcher signals SGLang's main process only, because SGLang's children must go on while requests drain.
 The launcher also creates the file ``stopping``, which makes capture and the agent save their traces.
@@ -27,16 +28,18 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from aurora_protocol.agent_api import ENGINE_PORT
+from aurora_protocol.agent_api import ENGINE_PORT, EngineMode
+from aurora_protocol.draft_records import CheckpointManifest
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.pod_settings import KEYS_FOLDER, STATE_FOLDER, ServingSettings
 from aurora_runtime.errors import EngineFault, EngineMismatch, TargetUnavailable
 from aurora_runtime.serving.engine_readiness import ReadinessCheck
 from aurora_runtime.serving.engine_start import EngineStart, LauncherOptions, prepare_start
-from aurora_runtime.serving.pod_files import PodFolder
+from aurora_runtime.serving.pod_files import MANIFEST, PodFolder, write_atomically
 from aurora_runtime.sglang_version import require_sglang
 
 log = logging.getLogger(__name__)
@@ -66,6 +69,8 @@ class EngineSupervisor:
         for watch in (self._check_readiness, self._watch_mode_orders):
             threading.Thread(target=self._run_watch, args=(watch,), daemon=True).start()
         code = self._process.wait()
+        if not self._stop_requested.is_set() and self._failure is None:
+            self._record_crash()
         self._start.report(ready=False)
         time.sleep(0 if self._stop_requested.is_set() else CRASH_GRACE_SECONDS)
         with contextlib.suppress(ProcessLookupError):
@@ -82,6 +87,20 @@ class EngineSupervisor:
         with contextlib.suppress(OSError):
             self._start.options.folder.stopping.touch()
         self._terminate()
+
+    def _record_crash(self) -> None:
+        """Count the end of an engine that was not asked to end, with the draft that it may have held last.
+
+        A measurement's engine says nothing about the pod's own draft.
+        """
+        folder, served = self._start.options.folder, self._start.files.version
+        if self._start.state.mode is not EngineMode.DRAFT or folder.withdrawal.exists():
+            return
+        with contextlib.suppress(OSError, InvalidRecord):
+            served = CheckpointManifest.from_json((folder.current / MANIFEST).read_bytes()).version
+        crashes = folder.read_crashes(served).plus(datetime.now(UTC))
+        with contextlib.suppress(OSError):
+            write_atomically(folder.crashes, crashes.to_json())
 
     def _terminate(self) -> None:
         with contextlib.suppress(ProcessLookupError):

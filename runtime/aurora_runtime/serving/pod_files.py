@@ -16,7 +16,14 @@ from typing import Final, TypeVar
 from aurora_protocol.agent_api import TraceBudget
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.record import Record
-from aurora_runtime.serving.pod_records import CaptureState, EngineState, ModeOrder, SpeculationState, Withdrawal
+from aurora_runtime.serving.pod_records import (
+    CaptureState,
+    EngineCrashes,
+    EngineState,
+    ModeOrder,
+    SpeculationState,
+    Withdrawal,
+)
 
 MANIFEST: Final = "manifest.json"
 """Name of the manifest in a draft's folder."""
@@ -76,6 +83,10 @@ class PodFolder:
         return self.path / "engine.json"
 
     @property
+    def crashes(self) -> Path:
+        return self.path / "crashes.json"
+
+    @property
     def mode(self) -> Path:
         return self.path / "mode.json"
 
@@ -101,6 +112,14 @@ class PodFolder:
     def read_mode_order(self) -> ModeOrder:
         """The mode that the agent ordered last. Without an order, the engine runs with the draft."""
         return _read(self.mode, ModeOrder) or ModeOrder()
+
+    def read_crashes(self, version: int) -> EngineCrashes:
+        """The crashes with this draft version. None where the disk damaged the record: they are counted anew."""
+        try:
+            crashes = _read(self.crashes, EngineCrashes)
+        except InvalidRecord:
+            crashes = None
+        return crashes if crashes is not None and crashes.version == version else EngineCrashes(version=version)
 
     def read_withdrawal(self) -> Withdrawal | None:
         return _read(self.withdrawal, Withdrawal)

@@ -7,7 +7,8 @@ holds the paths of the records.
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Self
+from datetime import datetime, timedelta
+from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
@@ -18,6 +19,8 @@ from aurora_protocol.record import Record, Sha256
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 ArmName = Annotated[str, Field(pattern=r"^(off|(lookup|draft)-[1-9][0-9]{0,2})$")]
 """An arm of the speculation controller: `off`, or who proposes and how many tokens, such as `lookup-5` or `draft-3`."""
+CRASHES_THAT_HOLD: Final = 2
+CRASH_WINDOW: Final = timedelta(minutes=10)
 
 
 class EngineState(Record):
@@ -29,6 +32,30 @@ class EngineState(Record):
     mode: EngineMode = EngineMode.DRAFT
     order_id: str = Field(default="", description="The ModeOrder that this start follows.")
     machine: Machine | None = None
+    held_version: int | None = Field(
+        default=None, description="The draft version with which this start does not speculate, after EngineCrashes."
+    )
+
+
+class EngineCrashes(Record):
+    """``crashes.json``: the launcher counts the engines that ended by themselves with one draft version.
+
+    Two crashes within ten minutes hold every later start with this version to rounds without speculation, because the
+    cause may be a draft, the controller or lookup. The init container removes the file, so another pod speculates.
+    """
+
+    version: int
+    at: tuple[Timestamp, ...] = ()
+
+    @property
+    def hold(self) -> bool:
+        return len(self.at) >= CRASHES_THAT_HOLD
+
+    def plus(self, now: datetime) -> EngineCrashes:
+        """With a crash at ``now``. Crashes that are too old to count are left out, unless they hold already."""
+        if self.hold:
+            return self
+        return self.model_copy(update={"at": (*(at for at in self.at if now - at <= CRASH_WINDOW), now)})
 
 
 class ModeOrder(Record):

@@ -130,6 +130,14 @@ class PodObserver:
             return None
         return state if state is not None and state.ok and state.boot == boot else None
 
+    def _why_off(self, version: int) -> str:
+        """Why the engine does not speculate with ``version``. Empty when it does."""
+        engine = self._pod.folder.read_engine_state()
+        if engine is None or engine.held_version != version:
+            return ""
+        draft = "the placeholder" if version == PLACEHOLDER_VERSION else f"version {version}"
+        return f"the engine crashed twice within ten minutes with {draft}"
+
     async def state(self) -> AgentState:
         """The pod's state for the agent API. Not ready, and without a version, when the engine does not answer."""
         ready = await self.ready()
@@ -139,11 +147,13 @@ class PodObserver:
         live = LiveCounters()
         requests_now: int | None = None
         speculation: SpeculationState | None = None
+        speculation_off = ""
         boot = self.boot() if measurement is None else NO_BOOT  # a withdrawn pod serves nobody, whatever it holds
         if boot != NO_BOOT:
             try:
                 held = await self._pod.engine.draft_version()
                 version = None if held == PLACEHOLDER_VERSION else held
+                speculation_off = self._why_off(held)
                 live, requests_now = await self._pod.engine.traffic(self._pod.draft_tokens)
                 speculation = self.speculation(boot)
                 if version is not None and not self._swapper.is_swapping:
@@ -164,6 +174,7 @@ class PodObserver:
             measurement=measurement,
             trace_budget=self._pod.folder.read_trace_budget() or TraceBudget(tokens_per_minute=0),
             upload_error=self._uploader.error,
+            speculation_off=speculation_off,
             speedup_estimate=_speedup(speculation),
             saved_time=speculation.saved_time if speculation is not None else None,
         )

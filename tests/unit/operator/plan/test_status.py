@@ -257,6 +257,13 @@ def test_uploads_that_fail_are_a_fault_of_the_storage_while_clients_are_served()
     assert condition(world, ConditionType.STALLED).status.value == "False"
 
 
+def test_pods_that_do_not_speculate_after_crashes_serve_and_say_so() -> None:
+    held = pod("chat-b", 0, agent=agent("chat-b", 0, speculation_off="the engine crashed twice"))
+    serving = condition(observed(pods=(pod("chat-a", 0), held)), ConditionType.SERVING_READY)
+    assert (serving.status.value, serving.reason) == ("True", "SpeculationOff")
+    assert "1 do not speculate; chat-b: the engine crashed twice" in serving.message
+
+
 @pytest.mark.parametrize("world", [observed(), observed(pods=()), observed(name_taken=("Service chat",))])
 def test_at_most_one_of_reconciling_and_stalled_is_true(world: Observed) -> None:
     kinds = (ConditionType.RECONCILING, ConditionType.STALLED)

@@ -42,8 +42,8 @@ class AgentRig(Rig):
     observer: PodObserver
     mounted_token = TOKEN
 
-    def engine_is(self, *, ready: bool, boot: str = "b1") -> None:
-        state = EngineState(boot=boot, ready=ready, started_at=datetime.now(UTC))
+    def engine_is(self, *, ready: bool, boot: str = "b1", held_version: int | None = None) -> None:
+        state = EngineState(boot=boot, ready=ready, started_at=datetime.now(UTC), held_version=held_version)
         write_atomically(self.folder.engine, state.to_json())
 
     async def state(self) -> AgentState:
@@ -83,6 +83,14 @@ async def test_only_metrics_need_no_token(rig: AgentRig) -> None:
         assert (await rig.http.put("/v1/draft", data=swap, headers=headers)).status == 401
     assert rig.serves(0)
     assert rig.engine.calls.count("pause_generation") == 0
+
+
+async def test_an_engine_that_is_held_says_so_until_it_holds_another_draft(rig: AgentRig) -> None:
+    rig.engine_is(ready=True, held_version=0)
+    assert (await rig.state()).speculation_off == "the engine crashed twice within ten minutes with version 0"
+    await rig.http.put("/v1/draft", data=rig.swap_request(1, 2).to_json(), headers=AUTH)
+    await rig.swapper.wait()
+    assert (await rig.state()).speculation_off == ""
 
 
 async def test_a_swap_is_requested_and_reported_over_http(rig: AgentRig) -> None:
