@@ -17,7 +17,7 @@ from aurora_runtime.errors import EngineMismatch
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import CaptureState
-from aurora_runtime.serving.protection import closed_routes, log_redaction, measurement_guard, refused_requests
+from aurora_runtime.serving.protection import log_redaction, measurement_guard, refusals
 from aurora_runtime.sglang_uses import Call, Hook, HookKind, check_all, register
 from aurora_runtime.sglang_version import require_sglang
 
@@ -35,8 +35,8 @@ def request_hooks(settings: CaptureSettings) -> tuple[Hook, ...]:
     """The hooks that protect the engine, its keys and its measurements, whether traffic is traced or not."""
     guard, authentication = measurement_guard.guard_hook(settings), measurement_guard.AUTHENTICATION_FUNCTION
     return (
-        Hook(refused_requests.VALIDATE_FUNCTION, refused_requests.before_validation, HookKind.BEFORE),
-        Hook(authentication, closed_routes.after_authentication, HookKind.AFTER),
+        Hook(refusals.VALIDATE_FUNCTION, refusals.before_validation, HookKind.BEFORE),
+        Hook(authentication, refusals.after_authentication, HookKind.AFTER),
         Hook(authentication, guard, HookKind.AFTER),
         Hook(log_redaction.SECRETS_FUNCTION, log_redaction.after_secrets, HookKind.AFTER),
         Hook(log_redaction.COMMAND_LINE_FUNCTION, log_redaction.after_command_line, HookKind.AFTER),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -20,14 +21,13 @@ from aurora_protocol.pod_settings import ADMIN_KEY, TRAFFIC_SECRET, ServingSetti
 from aurora_protocol.tag_hash import tag_key
 from aurora_runtime.cpu import launch_settings as cpu
 from aurora_runtime.engine.machine import ISOLATED_PYTHON, detect_machine
-from aurora_runtime.engine.speculation_flags import SPECULATION_PLUGIN, RoundController
+from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS, SPECULATION_PLUGIN, Eagle3, Ngram, RoundController
 from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.held_out_split import traffic_key
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
 from aurora_runtime.serving.placeholder_draft import ensure_draft
 from aurora_runtime.serving.pod_files import MANIFEST, PodFolder, new_boot, write_atomically
 from aurora_runtime.serving.pod_records import EngineState
-from aurora_runtime.serving.sglang_arguments import engine_arguments
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +140,47 @@ class EngineStart:
         )
 
 
+def engine_arguments(
+    settings: ServingSettings,
+    *,
+    draft: Path,
+    version: int,
+    port: int,
+    host: str = "0.0.0.0",  # noqa: S104 - a pod serves its Service
+    device_args: Sequence[str] = (),
+    config: Path | None = None,
+    mode: EngineMode = EngineMode.DRAFT,
+    controller: RoundController | None = None,
+) -> list[str]:
+    """Arguments for ``sglang serve``. The user's arguments come last, so that they win.
+
+    The limit of running requests is the same in all modes, so that they are compared under the same load. By itself
+    SGLang would limit the modes with speculation to 48 (`srt/arg_groups/speculative_hook.py:1086`), and not the others.
+
+    Args:
+        draft: folder of the draft to start with.
+        version: version of that draft.
+        device_args: arguments for the device (:func:`aurora_runtime.cpu.launch_settings.server_args` on a CPU).
+        config: YAML file with further arguments. The file holds the secrets, because any process can read a command
+            line.
+        mode: how the engine speculates. A serving pod uses the draft; the other modes serve measurements.
+        controller: decides the shape of each round of a draft. None: the shape is fixed.
+    """
+    target = settings.target
+    arguments = ["--config", str(config)] if config else []
+    arguments += ["--model-path", target.model, "--served-model-name", target.model]
+    arguments += ["--revision", target.revision] if target.revision else []
+    arguments += ["--dtype", target.dtype.value, "--host", host, "--port", str(port)]
+    arguments += ["--max-running-requests", str(settings.max_running_requests)]
+    speculation = {
+        EngineMode.DRAFT: Eagle3(draft, version, settings.draft, controller).arguments(),
+        EngineMode.OFF: [],
+        EngineMode.NGRAM: Ngram(NGRAM_TOKENS).arguments(),
+    }
+    arguments += [*device_args, *speculation[mode], "--enable-metrics"]
+    return [*arguments, *settings.extra_args]
+
+
 def prepare_start(settings: ServingSettings, options: LauncherOptions) -> EngineStart:
     """Report the start as not ready, remove the files of the previous start, and read what the new one needs.
 
@@ -151,7 +192,7 @@ def prepare_start(settings: ServingSettings, options: LauncherOptions) -> Engine
     )
     _report(options.folder, state, ready=False)
     state = state.model_copy(update={"machine": detect_machine(settings.device)})
-    for leftover in (options.folder.capture, options.folder.speculation, options.folder.stopping):
+    for leftover in (options.folder.capture, options.folder.speculation):
         leftover.unlink(missing_ok=True)
     ensure_draft(options.folder, settings)
     files = StartFiles.read(options)

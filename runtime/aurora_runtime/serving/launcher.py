@@ -6,7 +6,6 @@ error unless it was asked to stop. After two such ends within ten minutes with o
 this version do not speculate.
 
 On SIGTERM the launcher signals SGLang's main process only, because SGLang's children must go on while requests drain.
-The launcher also creates the file ``stopping``, which makes capture and the agent save their traces.
 
 The agent of a withdrawn pod may order another mode, such as "no draft", to measure the draft's gain. The launcher then
 ends SGLang and itself, and Kubernetes starts the container again. A container that starts anew gets the startup probe,
@@ -45,8 +44,6 @@ from aurora_runtime.sglang_version import require_sglang
 log = logging.getLogger(__name__)
 
 MODE_POLL_SECONDS: Final = 0.5
-REPORT_ATTEMPTS: Final = 30
-REPORT_PAUSE_SECONDS: Final = 2.0
 CRASH_GRACE_SECONDS: Final = 5.0
 """After a crash, SGLang's children get this long to end before the whole process group is killed."""
 MODE_CHANGE_STOP_SECONDS: Final = 60.0
@@ -84,8 +81,6 @@ class EngineSupervisor:
 
     def _handle_signal(self, _number: int, _frame: types.FrameType | None) -> None:
         self._stop_requested.set()
-        with contextlib.suppress(OSError):
-            self._start.options.folder.stopping.touch()
         self._terminate()
 
     def _record_crash(self) -> None:
@@ -122,34 +117,16 @@ class EngineSupervisor:
             self._failure = error
             self._terminate()
             return
-        self._report_ready()
+        self._start.report(ready=True)
         if self._process.poll() is not None:
             self._start.report(ready=False)  # SGLang ended meanwhile, and the main thread may have reported that first
             return
         log.info("the engine is ready in mode %s (boot %s)", self._start.state.mode.value, self._start.state.boot)
 
-    def _report_ready(self) -> None:
-        """Report the engine ready. A disk that is full for a moment must not keep the pod out of service."""
-        for _ in range(REPORT_ATTEMPTS - 1):
-            try:
-                self._start.report(ready=True)
-            except OSError as error:
-                log.warning("the engine is ready, and the file that says so could not be written: %s", error)
-                time.sleep(REPORT_PAUSE_SECONDS)
-            else:
-                return
-        self._start.report(ready=True)
-
     def _watch_mode_orders(self) -> None:
         """End SGLang when the agent orders another start."""
-        while self._process.poll() is None:
-            try:
-                if self._is_another_start_ordered():
-                    break
-                time.sleep(MODE_POLL_SECONDS)
-            except (OSError, InvalidRecord) as error:
-                log.warning("the agent's order of a mode could not be read, and is read again: %s", error)
-                time.sleep(REPORT_PAUSE_SECONDS)
+        while self._process.poll() is None and not self._is_another_start_ordered():
+            time.sleep(MODE_POLL_SECONDS)
         if self._process.poll() is not None:
             return
         log.info("the agent ordered another start: stopping SGLang")
@@ -161,8 +138,10 @@ class EngineSupervisor:
             self._process.kill()
 
     def _is_another_start_ordered(self) -> bool:
-        """Raises OSError and :class:`InvalidRecord` when the order cannot be read."""
-        return self._start.options.folder.read_mode_order().order_id != self._start.state.order_id
+        """An order that the disk has damaged counts as none. The agent gives it again."""
+        with contextlib.suppress(OSError, InvalidRecord):
+            return self._start.options.folder.read_mode_order().order_id != self._start.state.order_id
+        return False
 
 
 @contextlib.contextmanager

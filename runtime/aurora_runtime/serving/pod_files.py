@@ -104,11 +104,6 @@ class PodFolder:
         """The last trace budget that the operator ordered."""
         return self.path / "trace-budget.json"
 
-    @property
-    def stopping(self) -> Path:
-        """Exists once the launcher was asked to stop. SGLang then finishes its requests and gets no new ones."""
-        return self.path / "stopping"
-
     def read_mode_order(self) -> ModeOrder:
         """The mode that the agent ordered last. Without an order, the engine runs with the draft."""
         return _read(self.mode, ModeOrder) or ModeOrder()

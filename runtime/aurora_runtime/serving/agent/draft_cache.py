@@ -8,14 +8,12 @@ draft of a measurement.
 
 from __future__ import annotations
 
-import errno
 import logging
 import secrets
 import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from aurora_protocol.draft_records import CONFIG_FILE, DRAFT_FILES, CheckpointManifest, Lineage, Registration
 from aurora_protocol.errors import InvalidRecord
@@ -30,9 +28,6 @@ from aurora_store.errors import DraftExpired, ObjectMissing, StoreInterrupted
 from aurora_store.objects import sha256_file
 
 log = logging.getLogger(__name__)
-
-RESERVED_DISK_BYTES: Final = 64 << 20
-"""Disk space that a download leaves free, for shards and state."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +143,6 @@ class DraftCache:
         try:
             registration = self._check_registration(version, digest, lineage)
             limit = max_weights_bytes(lineage)
-            self._require_room(self._registry.checkpoint(registration, max_weights_bytes=limit))
             manifest = self._registry.fetch_checkpoint(registration, part, max_weights_bytes=limit)
             check_draft(part, lineage)
             (part / MANIFEST).write_bytes(manifest.to_json())
@@ -176,12 +170,6 @@ class DraftCache:
                 f"version {version} is of lineage {registration.lineage}, but this pod serves lineage {lineage.number}"
             )
         return registration
-
-    def _require_room(self, manifest: CheckpointManifest) -> None:
-        needed_bytes = sum(file.size for file in manifest.files) + RESERVED_DISK_BYTES
-        free_bytes = shutil.disk_usage(self._folder.drafts).free
-        if needed_bytes > free_bytes:
-            raise OSError(errno.ENOSPC, f"not enough disk: {needed_bytes} bytes needed, {free_bytes} free")
 
     def _delete_all_but(self, keep: tuple[StagedDraft | None, ...]) -> None:
         kept = {draft.folder.name for draft in keep if draft is not None}

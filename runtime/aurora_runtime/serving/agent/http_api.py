@@ -11,9 +11,9 @@ from aiohttp.typedefs import Middleware
 from aurora_protocol.agent_api import MeasurementRequest, Refusal, SwapRequest, TraceBudget, TrialRequest
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import RuntimeFault, SwapRefused
-from aurora_runtime.serving.agent.agent_token import AgentToken
 from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
+from aurora_runtime.serving.agent.pod_context import AgentToken
 from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_store.errors import StoreError

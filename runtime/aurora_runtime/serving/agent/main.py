@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from pathlib import Path
 from typing import Final
 
 import aiohttp
 from aiohttp import web
 
-from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN, TRAFFIC_SECRET, ServingSettings
+from aurora_protocol.agent_api import AGENT_PORT, ENGINE_PORT
+from aurora_protocol.pod_settings import (
+    ADMIN_KEY,
+    AGENT_TOKEN,
+    ENGINE_KEY_FOLDER,
+    KEYS_FOLDER,
+    SIGNING_FOLDER,
+    STATE_FOLDER,
+    TRAFFIC_SECRET,
+    ServingSettings,
+)
 from aurora_protocol.signatures import SigningKeys, keys_in
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.errors import RuntimeFault
 from aurora_runtime.pod_registry import PodRegistry
-from aurora_runtime.serving.agent.agent_token import AgentToken
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.first_staging import make_engine_key, make_traffic_secret, stage_active_draft
 from aurora_runtime.serving.agent.http_api import application
 from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
-from aurora_runtime.serving.agent.options import AgentOptions, Command, parse_options
-from aurora_runtime.serving.agent.pod_context import PodContext
+from aurora_runtime.serving.agent.pod_context import AgentToken, PodContext
 from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
@@ -38,6 +49,48 @@ log = logging.getLogger(__name__)
 
 EXIT_MARGIN_SECONDS: Final = 3.0
 """Time for an orderly exit. Without this limit a call that hangs in a thread would hold the process indefinitely."""
+
+
+class Command(StrEnum):
+    """The command of the process: the init container stages, and the sidecar serves."""
+
+    STAGE = "stage"
+    SERVE = "serve"
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """The options of both commands. Each command ignores the options of the other."""
+
+    command: Command
+    state: Path = Path(STATE_FOLDER)
+    """Folder shared with the engine."""
+    keys: Path = Path(KEYS_FOLDER)
+    """Folder with the agent's token, and for ``stage`` with the speculator's key."""
+    engine_key: Path = Path(ENGINE_KEY_FOLDER, ADMIN_KEY)
+    """File with the key of the engine's admin API, which ``stage`` makes."""
+    signing: Path = Path(SIGNING_FOLDER)
+    """Folder with the key that ``stage`` verifies with."""
+    port: int = AGENT_PORT
+    host: str = "0.0.0.0"  # noqa: S104 - the operator calls the agent by the pod's address
+    engine_port: int = ENGINE_PORT
+    shutdown_seconds: float = 30.0
+    """Longest time from SIGTERM to the exit."""
+    stage_find_seconds: float = 30.0
+    """Longest time that ``stage`` looks for a draft. The operator swaps a pod that started without it."""
+
+
+def parse_options(arguments: list[str] | None) -> AgentOptions:
+    """Parse ``arguments``, or the command line of this process when ``arguments`` is None."""
+    parser = argparse.ArgumentParser(
+        prog="aurora-agent",
+        description="The agent of an inference pod of an AuroraSpeculator.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("command", type=Command, choices=list(Command), help="stage a draft, or serve as the sidecar")
+    for option in fields(AgentOptions)[1:]:
+        parser.add_argument(f"--{option.name.replace('_', '-')}", type=type(option.default), default=option.default)
+    return AgentOptions(**vars(parser.parse_args(arguments)))
 
 
 @dataclass(frozen=True)

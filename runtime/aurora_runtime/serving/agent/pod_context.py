@@ -1,7 +1,10 @@
-"""The objects that all parts of one agent share: the pod's folder, its engine and its drafts."""
+"""What all parts of one agent share: the pod's folder, its engine, its drafts and the token of its callers."""
 
 from __future__ import annotations
 
+import contextlib
+import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aurora_runtime.engine.sglang_client import SGLangClient
@@ -18,3 +21,32 @@ class PodContext:
     engine: SGLangClient
     drafts: DraftCache
     draft_tokens: int
+
+
+class AgentToken:
+    """The token that the operator and the validators show to the agent.
+
+    The kubelet replaces the mounted file after the Secret was made anew. An agent that kept its first token would
+    refuse the operator until its pod ends. So the file, which lies in memory, is read for every request.
+
+    Args:
+        read: reads the mounted file.
+
+    Raises :class:`OSError` when the file cannot be read, and :class:`ValueError` when it is empty.
+    """
+
+    def __init__(self, read: Callable[[], str]) -> None:
+        self._read, self._last = read, read().strip()
+        if not self._last:
+            raise ValueError("the agent's token is empty")
+
+    @property
+    def value(self) -> str:
+        """The token that is accepted now. A file that is missing or empty changes nothing."""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            self._last = self._read().strip() or self._last
+        return self._last
+
+    def allows(self, authorization: bytes) -> bool:
+        """Whether the header ``authorization`` shows the token. Compared in constant time."""
+        return hmac.compare_digest(authorization, f"Bearer {self.value}".encode())

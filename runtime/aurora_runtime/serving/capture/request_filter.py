@@ -1,23 +1,155 @@
 """Decides which requests of a batch are traced.
 
 Invariants: warm-ups, health checks and measurements are never traced, nor is a request that asks not to be. Until the
-launcher's probe is captured, only the probe is traced, because no client sends requests before that.
+launcher's probe is captured, only the probe is traced, because no client sends requests before that. Without the key
+nobody can choose a request that is traced, or one that is not. No trace begins while the budget is used up.
 """
 
 from __future__ import annotations
 
 import operator
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from aurora_protocol.agent_api import MEASUREMENT_PREFIX
 from aurora_protocol.tag_hash import NO_TAG, tag_number
+from aurora_runtime.conversations import REMEMBERED_BEGINNINGS, beginning
+from aurora_runtime.held_out_split import keyed_draw, prompt_hash
 from aurora_runtime.request_wish import wish_of
-from aurora_runtime.serving.capture.request_sample import RequestSample
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX
 
 HEALTH_CHECK_PREFIX: Final = "HEALTH_CHECK"
+MAX_REQUESTS: Final = 64
+"""A beginning that more requests share is no conversation's."""
+REMEMBERED_REQUESTS: Final = 4096
+"""Requests whose draw is remembered. A running request keeps its draw, and a round does not hash its tokens again."""
+SAVED_MINUTES: Final = 10.0
+"""Most minutes of the budget that an idle engine saves up. A new engine begins with so many."""
+LEAST_SHARE: Final = 1e-3
+"""The share that is traced when the allowance is nearly used up."""
+
+
+class TraceAllowance:
+    """How many tokens may be traced now. It fills at the budget's pace, and each traced token takes one from it.
+
+    The share of conversations falls exponentially with the allowance, so it settles where as many tokens are traced as
+    the budget gives, however busy the engine is. A request that is small beside the allowance changes the share by
+    little, so the next turn of a traced conversation is most likely traced too. Requests that run may overdraw the
+    allowance, and what they take is missing later.
+
+    One thread calls its methods, and any thread reads ``share``.
+
+    Args:
+        tokens_per_minute: the budget.
+    """
+
+    def __init__(self, tokens_per_minute: int) -> None:
+        self._budget = tokens_per_minute
+        self._tokens = self._limit
+        self.share = self._share()
+        """Share of the conversations to trace, from 0 to 1."""
+
+    @property
+    def _limit(self) -> float:
+        return SAVED_MINUTES * self._budget
+
+    def order(self, tokens_per_minute: int) -> None:
+        """Change the budget. What was saved stays, within the new limit. A first budget begins with all of it."""
+        begins = not self._budget
+        self._budget = tokens_per_minute
+        self._tokens = self._limit if begins else min(self._limit, self._tokens)
+        self.share = self._share()
+
+    def pass_time(self, seconds: float) -> None:
+        """Let the allowance fill for ``seconds``."""
+        self._tokens = min(self._limit, self._tokens + self._budget * seconds / 60)
+        self.share = self._share()
+
+    def spend(self, tokens: int) -> None:
+        """Take traced ``tokens`` from the allowance, which they may overdraw."""
+        self._tokens -= tokens
+        self.share = self._share()
+
+    def _share(self) -> float:
+        if self._tokens <= 0:
+            return 0.0
+        return float(LEAST_SHARE ** (1 - self._tokens / self._limit))
+
+
+def is_sampled(rid: str, share: float, key: bytes = b"") -> bool:
+    """Whether a request is in the sample by its id, which a client may choose: a function of the id and the key."""
+    return keyed_draw(key, rid.encode()) < share * (1 << 64)
+
+
+class RequestSample:
+    """The sample of an engine's requests: whole conversations, where a prompt belongs to one.
+
+    A later turn attends to the states of the earlier ones, which the prefix cache holds and which are computed only
+    once. Training finds them if the earlier turns were traced too. A beginning that very many requests share is no
+    conversation's (``aurora_runtime.conversations``). Its requests are drawn one by one, or all traffic of one
+    application would be traced, or none.
+
+    Args:
+        share: returns the share of the requests that are sampled now. What a lower one samples, a higher one does too.
+        key: the lineage's :func:`aurora_runtime.held_out_split.traffic_key`.
+        max_tokens: a prompt of so many tokens is never sampled.
+        refused_prompt: is called once for each request that would be sampled but for its prompt.
+    """
+
+    def __init__(
+        self,
+        share: Callable[[], float],
+        key: bytes = b"",
+        *,
+        max_tokens: int | None = None,
+        refused_prompt: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._share, self._key = share, key
+        self._max_tokens, self._refused_prompt = max_tokens, refused_prompt
+        self._draws: OrderedDict[str, bool] = OrderedDict()
+        self._requests: OrderedDict[int, int] = OrderedDict()
+
+    def has(self, rid: str, prompt: Sequence[int], marker: Sequence[int]) -> bool:
+        """Whether the request is sampled. The same in all rounds of the request.
+
+        Args:
+            marker: what the chat template puts before each answer.
+        """
+        known = self._draws.get(rid)
+        if known is None:
+            known = self._draw(rid, prompt, marker)
+            if known and self._max_tokens is not None and len(prompt) >= self._max_tokens:
+                known = False
+                self._refused_prompt()
+            self._draws[rid] = known
+            if len(self._draws) > REMEMBERED_REQUESTS:
+                self._draws.popitem(last=False)
+        else:
+            self._draws.move_to_end(rid)
+        return known
+
+    def _draw(self, rid: str, prompt: Sequence[int], marker: Sequence[int]) -> bool:
+        share = self._share()
+        if share >= 1:
+            return True
+        number = self._conversation(prompt, marker)
+        return is_sampled(rid, share, self._key) if number is None else number < share * (1 << 63)
+
+    def _conversation(self, prompt: Sequence[int], marker: Sequence[int]) -> int | None:
+        """The hash of the conversation's beginning. None if the prompt belongs to no conversation."""
+        try:
+            first = beginning(prompt, marker)
+            if len(first) == len(prompt):
+                return None
+            number = prompt_hash(first, self._key)
+        except OverflowError:  # SGLang's placeholders of images are no tokens
+            return None
+        requests = self._requests[number] = self._requests.pop(number, 0) + 1
+        if len(self._requests) > REMEMBERED_BEGINNINGS:
+            self._requests.popitem(last=False)
+        return number if requests <= MAX_REQUESTS else None
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,8 @@ class CaptureSettings(Record):
     state_type: StateType = Field(default=StateType.FLOAT8, description="How a shard stores hidden states.")
     shard_seconds: float = Field(default=20, gt=0, description="Longest time that a shard stays open.")
     shard_tokens: int = Field(default=16384, ge=1, description="Positions at which a shard is written at once.")
-    max_spool_shards: int = Field(default=64, ge=1, description="Shards that may wait before the oldest is dropped.")
     max_spool_bytes: int = Field(
-        default=MAX_SPOOL_BYTES, ge=1, description="Bytes that may wait before a shard is dropped."
+        default=MAX_SPOOL_BYTES, ge=1, description="Bytes of shards that may wait before the oldest is dropped."
     )
     max_queued_batches: int = Field(default=2048, ge=1, description="Batches between the scheduler and the writer.")
     max_queued_bytes: int = Field(default=512 << 20, ge=1, description="Bytes of the batches that wait there.")

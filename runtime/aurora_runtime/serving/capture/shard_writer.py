@@ -21,9 +21,9 @@ from typing import Final
 
 from aurora_protocol.draft_records import FileRef
 from aurora_protocol.training_records import ShardManifest
+from aurora_runtime.serving.capture.request_filter import TraceAllowance
 from aurora_runtime.serving.capture.safetensors_writer import write_safetensors
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
-from aurora_runtime.serving.capture.trace_allowance import TraceAllowance
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, TraceAssembler, VerifyRound
 from aurora_runtime.serving.pod_files import PodFolder, shard_age_key, write_atomically
 from aurora_runtime.serving.pod_records import CaptureState
@@ -34,9 +34,6 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS: Final = 1.0
 ERROR_LOG_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.2
-STOPPING_SHARD_SECONDS: Final = 2.0
-"""Longest time that a shard stays open while the engine stops. An open shard is lost with the engine, so this time is
-short. A still shorter time would overflow the spool."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,6 @@ class ShardWriter:
         self._hook_errors = self._long_prompts = 0
         self._next_logged_error = -math.inf
         self._next_heartbeat = 0.0
-        self._engine_stops = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -155,16 +151,10 @@ class ShardWriter:
         now = self._clock()
         shard = self._open_shard
         full = shard.tokens >= self.settings.shard_tokens
-        max_seconds = (
-            min(self.settings.shard_seconds, STOPPING_SHARD_SECONDS)
-            if self._engine_stops
-            else self.settings.shard_seconds
-        )
-        if shard.traces and (full or now - shard.opened_at >= max_seconds):
+        if shard.traces and (full or now - shard.opened_at >= self.settings.shard_seconds):
             self.flush()
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + HEARTBEAT_SECONDS
-            self._engine_stops = self._folder.stopping.exists()
             self._refill_allowance(now)
             self.heartbeat()
 
@@ -240,7 +230,7 @@ class ShardWriter:
         )
 
     def limit_spool(self) -> None:
-        """Drop the oldest shards until the spool is within its limits. The newest shard always stays.
+        """Drop the oldest shards until the spool is within its limit. The newest shard always stays.
 
         The agent deletes shards here at the same time. Those are uploaded, so they are no loss.
         """
@@ -248,10 +238,9 @@ class ShardWriter:
         for path in sorted(self._folder.spool.glob("*.safetensors"), key=shard_age_key):
             with contextlib.suppress(FileNotFoundError):
                 sizes[path] = path.stat().st_size
-        excess = len(sizes) - self.settings.max_spool_shards
         total = sum(sizes.values())
-        for index, path in enumerate([*sizes][:-1]):
-            if index >= excess and total <= self.settings.max_spool_bytes:
+        for path in [*sizes][:-1]:
+            if total <= self.settings.max_spool_bytes:
                 return
             path.with_suffix(".json").unlink(missing_ok=True)
             total -= sizes[path]

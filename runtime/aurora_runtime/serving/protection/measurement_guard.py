@@ -23,7 +23,7 @@ from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, PROBE_HEA
 from aurora_runtime.serving.capture.settings import CaptureSettings
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.serving.pod_records import Withdrawal
-from aurora_runtime.serving.protection.asgi import Application, Message, Receive, Scope, Send, send_text
+from aurora_runtime.serving.protection.refusals import Application, Message, Receive, Scope, Send, send_text
 
 AUTHENTICATION_FUNCTION: Final = "sglang.srt.utils.auth.add_api_key_middleware"
 """The function whose hook installs the guard. SGLang calls the function once, with the application, before the server

@@ -22,11 +22,10 @@ from aurora_protocol.agent_api import (
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.pod_registry import PodRegistry
-from aurora_runtime.serving.agent.agent_token import AgentToken
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.lending.drain import ENDPOINT_REMOVAL_SECONDS, QUIET_SECONDS
 from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
-from aurora_runtime.serving.agent.pod_context import PodContext
+from aurora_runtime.serving.agent.pod_context import AgentToken, PodContext
 from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader

@@ -19,10 +19,10 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from aurora_protocol.agent_api import AgentState, DraftCounters, MeasurementRequest, Refusal, SavedTime, TraceBudget
 from aurora_runtime.engine.sglang_client import SGLangClient
-from aurora_runtime.serving.agent.agent_token import AgentToken
 from aurora_runtime.serving.agent.http_api import application
 from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
+from aurora_runtime.serving.agent.pod_context import AgentToken
 from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.agent.uploader import Uploader

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import types
 from pathlib import Path
 
 import pytest
@@ -119,17 +118,6 @@ def test_a_manifest_that_names_files_elsewhere_is_refused(
     manifest.write_text(manifest.read_text().replace('"config.json"', '"../../config.json"'))
     with pytest.raises(DraftRefused):
         DraftCache(folder, registry).stage(1, digest)
-
-
-def test_a_full_disk_is_not_reported_as_a_bad_draft(
-    registry: PodRegistry, folder: PodFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    digest = add_draft(registry, tmp_path, 1)
-    full = types.SimpleNamespace(free=1 << 20)
-    monkeypatch.setattr("aurora_runtime.serving.agent.draft_cache.shutil.disk_usage", lambda _: full)
-    with pytest.raises(OSError, match="not enough disk"):
-        DraftCache(folder, registry).stage(1, digest)
-    assert staged(folder) == []
 
 
 def test_a_draft_with_another_configuration_is_refused(

@@ -35,7 +35,6 @@ def test_an_agent_that_ends_does_not_wait_for_an_upload_that_hangs(tmp_path: Pat
         from pathlib import Path
         from aurora_protocol.pod_settings import ADMIN_KEY, AGENT_TOKEN
         from aurora_runtime.serving.agent import main
-        from aurora_runtime.serving.agent.options import parse_options
         from aurora_runtime.serving.pod_files import PodFolder, write_atomically
         from aurora_runtime.serving.pod_records import EngineState
         from aurora_runtime.pod_registry import PodRegistry
@@ -75,7 +74,7 @@ def test_an_agent_that_ends_does_not_wait_for_an_upload_that_hangs(tmp_path: Pat
             (path / name).write_text("secret")
         folders = [f"--state={{path}}", f"--keys={{path}}", f"--engine-key={{path / ADMIN_KEY}}"]
         addresses = ["--port=0", "--host=127.0.0.1", "--engine-port=1"]
-        options = parse_options(["serve", *folders, *addresses, "--shutdown-seconds=0.2"])
+        options = main.parse_options(["serve", *folders, *addresses, "--shutdown-seconds=0.2"])
         asyncio.run(serve())
         """
     process = subprocess.run([sys.executable, "-c", code], check=False, timeout=300, capture_output=True, text=True)

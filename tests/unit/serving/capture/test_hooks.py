@@ -12,12 +12,11 @@ import pytest
 import torch
 
 from aurora_runtime.serving.capture.hooks import CaptureHooks
+from aurora_runtime.serving.capture.request_filter import TraceAllowance
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.capture.shard_writer import Batch
-from aurora_runtime.serving.capture.top_tokens import top_tokens
-from aurora_runtime.serving.capture.trace_allowance import TraceAllowance
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, VerifyRound
-from aurora_runtime.serving.capture.verify_tensors import VerifyTensors
+from aurora_runtime.serving.capture.verify_tensors import VerifyTensors, top_tokens
 from aurora_runtime.traces import ProposalSource
 from tests.assets.trace_budget import TRACE_ALL
 

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 from aurora_runtime.conversations import REMEMBERED_BEGINNINGS
 from aurora_runtime.held_out_split import is_held_out, prompt_hash, traffic_key
-from aurora_runtime.serving.capture.request_filter import RequestFilter
-from aurora_runtime.serving.capture.request_sample import (
+from aurora_runtime.serving.capture.request_filter import (
     MAX_REQUESTS,
     REMEMBERED_REQUESTS,
+    RequestFilter,
     RequestSample,
     is_sampled,
 )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_runtime.serving.capture.trace_allowance import SAVED_MINUTES, TraceAllowance
+from aurora_runtime.serving.capture.request_filter import SAVED_MINUTES, TraceAllowance
 
 BUDGET = 6000
 """Tokens a minute: 100 a second."""

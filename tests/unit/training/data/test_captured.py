@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aurora_runtime.errors import TraceFormatError
-from aurora_runtime.serving.capture.top_tokens import top_tokens
+from aurora_runtime.serving.capture.verify_tensors import top_tokens
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.captured import CapturedDistributions, captured_at
 from tests.unit.training import tiny

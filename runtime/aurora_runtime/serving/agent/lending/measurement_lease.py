@@ -20,10 +20,9 @@ from typing import Final
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementRequest, MeasurementStatus, TrialRequest
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
-from aurora_runtime.serving.agent.agent_token import AgentToken
 from aurora_runtime.serving.agent.lending.drain import Drain
 from aurora_runtime.serving.agent.lending.withdrawn_engine import LOST_MEASUREMENT, WithdrawnEngine
-from aurora_runtime.serving.agent.pod_context import PodContext
+from aurora_runtime.serving.agent.pod_context import AgentToken, PodContext
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_runtime.serving.pod_records import Withdrawal, pass_digest
 from aurora_store.errors import StoreError
