@@ -84,18 +84,13 @@ class EngineSupervisor:
         self._terminate()
 
     def _record_crash(self) -> None:
-        """Count the end of an engine that was not asked to end, with the draft that it may have held last.
-
-        A measurement's engine says nothing about the pod's own draft.
-        """
-        folder, served = self._start.options.folder, self._start.files.version
+        """Count the end of an engine that nobody asked to end, unless it served a measurement."""
+        folder = self._start.options.folder
         if self._start.state.mode is not EngineMode.DRAFT or folder.withdrawal.exists():
             return
         with contextlib.suppress(OSError, InvalidRecord):
-            served = CheckpointManifest.from_json((folder.current / MANIFEST).read_bytes()).version
-        crashes = folder.read_crashes(served).plus(datetime.now(UTC))
-        with contextlib.suppress(OSError):
-            write_atomically(folder.crashes, crashes.to_json())
+            version = CheckpointManifest.from_json((folder.current / MANIFEST).read_bytes()).version
+            write_atomically(folder.crashes, folder.read_crashes(version).plus(datetime.now(UTC)).to_json())
 
     def _terminate(self) -> None:
         with contextlib.suppress(ProcessLookupError):

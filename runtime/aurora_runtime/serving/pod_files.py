@@ -6,6 +6,7 @@ atomic rename, so that a reader never sees half a record.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
@@ -109,12 +110,12 @@ class PodFolder:
         return _read(self.mode, ModeOrder) or ModeOrder()
 
     def read_crashes(self, version: int) -> EngineCrashes:
-        """The crashes with this draft version. None where the disk damaged the record: they are counted anew."""
-        try:
+        """The engine's crashes with this draft version. A damaged record counts as none."""
+        with contextlib.suppress(InvalidRecord):
             crashes = _read(self.crashes, EngineCrashes)
-        except InvalidRecord:
-            crashes = None
-        return crashes if crashes is not None and crashes.version == version else EngineCrashes(version=version)
+            if crashes is not None and crashes.version == version:
+                return crashes
+        return EngineCrashes(version=version)
 
     def read_withdrawal(self) -> Withdrawal | None:
         return _read(self.withdrawal, Withdrawal)

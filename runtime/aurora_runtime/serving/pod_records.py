@@ -19,7 +19,6 @@ from aurora_protocol.record import Record, Sha256
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 ArmName = Annotated[str, Field(pattern=r"^(off|(lookup|draft)-[1-9][0-9]{0,2})$")]
 """An arm of the speculation controller: `off`, or who proposes and how many tokens, such as `lookup-5` or `draft-3`."""
-CRASHES_THAT_HOLD: Final = 2
 CRASH_WINDOW: Final = timedelta(minutes=10)
 
 
@@ -38,10 +37,10 @@ class EngineState(Record):
 
 
 class EngineCrashes(Record):
-    """``crashes.json``: the launcher counts the engines that ended by themselves with one draft version.
+    """``crashes.json``: when the engine ended by itself with one draft version, at most twice.
 
-    Two crashes within ten minutes hold every later start with this version to rounds without speculation, because the
-    cause may be a draft, the controller or lookup. The init container removes the file, so another pod speculates.
+    Two crashes hold every later start with this version to rounds without speculation. The cause may be our code in
+    SGLang, which a restart would meet again. The init container removes the file.
     """
 
     version: int
@@ -49,13 +48,12 @@ class EngineCrashes(Record):
 
     @property
     def hold(self) -> bool:
-        return len(self.at) >= CRASHES_THAT_HOLD
+        return len(self.at) > 1
 
     def plus(self, now: datetime) -> EngineCrashes:
-        """With a crash at ``now``. Crashes that are too old to count are left out, unless they hold already."""
-        if self.hold:
-            return self
-        return self.model_copy(update={"at": (*(at for at in self.at if now - at <= CRASH_WINDOW), now)})
+        """With a crash at ``now``, and without those that are too old to count."""
+        recent = tuple(at for at in self.at if now - at <= CRASH_WINDOW)
+        return self if self.hold else EngineCrashes(version=self.version, at=(*recent, now))
 
 
 class ModeOrder(Record):

@@ -10,6 +10,7 @@ import pytest
 
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, PublishedHead, Shape
 from aurora_protocol.agent_api import EngineMode
+from aurora_protocol.draft_records import CheckpointManifest
 from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.errors import EngineFault
@@ -18,16 +19,20 @@ from aurora_runtime.serving import launcher
 from aurora_runtime.serving.engine_readiness import ReadinessCheck
 from aurora_runtime.serving.engine_start import EngineStart, StartFiles, prepare_start
 from aurora_runtime.serving.launcher import EngineSupervisor
-from aurora_runtime.serving.pod_files import PodFolder
+from aurora_runtime.serving.pod_files import MANIFEST, PodFolder
 from aurora_runtime.serving.pod_records import EngineCrashes
 from tests.unit.serving.engine_starts import engine_start
 
 NOW = datetime(2026, 12, 2, 12, tzinfo=UTC)
+MANIFEST_3 = CheckpointManifest(lineage=1, version=3, digest="a" * 64, files=(), step=0, trained_tokens=0, created=NOW)
 DRAFT = DraftSpec(initial=PublishedHead(model="somebody/head"), lookup=LookupScope.REQUEST)
 
 
 def crash(path: Path, mode: EngineMode = EngineMode.DRAFT) -> None:
     """Run an engine that ends by itself, with version 3."""
+    draft = path / "drafts" / "current"
+    draft.mkdir(parents=True, exist_ok=True)
+    (draft / MANIFEST).write_bytes(MANIFEST_3.to_json())
     process = subprocess.Popen(["sh", "-c", "sleep 0.1; exit 7"], start_new_session=True)
     assert EngineSupervisor(engine_start(path, mode=mode), process).run() == 7
 

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 NO_BOOT: Final = ""
 RECOVERY_POLL_SECONDS: Final = 2.0
+CRASHED: Final = "the engine crashed twice within ten minutes with this draft"
 
 
 class PodObserver:
@@ -130,14 +131,6 @@ class PodObserver:
             return None
         return state if state is not None and state.ok and state.boot == boot else None
 
-    def _why_off(self, version: int) -> str:
-        """Why the engine does not speculate with ``version``. Empty when it does."""
-        engine = self._pod.folder.read_engine_state()
-        if engine is None or engine.held_version != version:
-            return ""
-        draft = "the placeholder" if version == PLACEHOLDER_VERSION else f"version {version}"
-        return f"the engine crashed twice within ten minutes with {draft}"
-
     async def state(self) -> AgentState:
         """The pod's state for the agent API. Not ready, and without a version, when the engine does not answer."""
         ready = await self.ready()
@@ -153,7 +146,8 @@ class PodObserver:
             try:
                 held = await self._pod.engine.draft_version()
                 version = None if held == PLACEHOLDER_VERSION else held
-                speculation_off = self._why_off(held)
+                engine = self._pod.folder.read_engine_state()
+                speculation_off = CRASHED if engine is not None and engine.held_version == held else ""
                 live, requests_now = await self._pod.engine.traffic(self._pod.draft_tokens)
                 speculation = self.speculation(boot)
                 if version is not None and not self._swapper.is_swapping:

@@ -25,6 +25,8 @@ from aurora_runtime.serving.capture.request_filter import TracedRequest
 BLOCK_TOKENS: Final = 64
 ROWS_PER_CHUNK: Final = 4
 """Rows that a CPU scans at a time: their temporary tensors fit into its cache, and cost no new pages."""
+CHUNK_BYTES: Final = 64 << 20
+"""Largest temporary tensor of a scan on a GPU, whose memory SGLang has planned without it."""
 LOWEST_LOGPROB: Final = -1e4
 """Grammar masks make logits -inf. float16 can represent this value, and 0 times this value is 0."""
 
@@ -143,12 +145,8 @@ def top_tokens(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _scan(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The maximum of each block, and the log-sum-exp, of each row of ``logits`` as :func:`select_tokens` takes them."""
-    if logits.device.type != "cpu" or logits.shape[0] <= ROWS_PER_CHUNK:
-        return _scan_scores(logits.float())
-    starts = range(0, logits.shape[0], ROWS_PER_CHUNK)
-    maxima, log_sums = zip(
-        *(_scan_scores(logits[start : start + ROWS_PER_CHUNK].float()) for start in starts), strict=True
-    )
+    rows = ROWS_PER_CHUNK if logits.device.type == "cpu" else max(1, CHUNK_BYTES // (4 * logits.shape[1]))
+    maxima, log_sums = zip(*(_scan_scores(chunk.float()) for chunk in logits.split(rows)), strict=True)
     return torch.cat(maxima), torch.cat(log_sums)
 
 

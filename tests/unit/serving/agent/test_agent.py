@@ -87,7 +87,7 @@ async def test_only_metrics_need_no_token(rig: AgentRig) -> None:
 
 async def test_an_engine_that_is_held_says_so_until_it_holds_another_draft(rig: AgentRig) -> None:
     rig.engine_is(ready=True, held_version=0)
-    assert (await rig.state()).speculation_off == "the engine crashed twice within ten minutes with version 0"
+    assert (await rig.state()).speculation_off == "the engine crashed twice within ten minutes with this draft"
     await rig.http.put("/v1/draft", data=rig.swap_request(1, 2).to_json(), headers=AUTH)
     await rig.swapper.wait()
     assert (await rig.state()).speculation_off == ""
