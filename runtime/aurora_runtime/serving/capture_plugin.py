@@ -38,8 +38,8 @@ def request_hooks(settings: CaptureSettings) -> tuple[Hook, ...]:
         Hook(refusals.VALIDATE_FUNCTION, refusals.before_validation, HookKind.BEFORE),
         Hook(authentication, refusals.after_authentication, HookKind.AFTER),
         Hook(authentication, guard, HookKind.AFTER),
-        Hook(log_redaction.SECRETS_FUNCTION, log_redaction.after_secrets, HookKind.AFTER),
-        Hook(log_redaction.COMMAND_LINE_FUNCTION, log_redaction.after_command_line, HookKind.AFTER),
+        Hook(log_redaction.SECRETS_FUNCTION, log_redaction.after_redaction, HookKind.AFTER),
+        Hook(log_redaction.COMMAND_LINE_FUNCTION, log_redaction.after_redaction, HookKind.AFTER),
     )
 
 

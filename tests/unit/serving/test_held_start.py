@@ -16,9 +16,8 @@ from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving import engine_start as engine_start_module
 from aurora_runtime.serving import launcher
-from aurora_runtime.serving.engine_readiness import ReadinessCheck
 from aurora_runtime.serving.engine_start import EngineStart, StartFiles, prepare_start
-from aurora_runtime.serving.launcher import EngineSupervisor
+from aurora_runtime.serving.launcher import EngineSupervisor, ReadinessCheck
 from aurora_runtime.serving.pod_files import MANIFEST, PodFolder
 from aurora_runtime.serving.pod_records import EngineCrashes
 from tests.unit.serving.engine_starts import engine_start

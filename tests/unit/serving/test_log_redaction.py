@@ -18,7 +18,7 @@ def own_records() -> Iterator[None]:
 
 
 def test_keys_are_hidden_wherever_sglang_shows_its_arguments() -> None:
-    shown = log_redaction.after_secrets(
+    shown = log_redaction.after_redaction(
         {
             "admin_api_key": "k1",
             "api_key": None,
@@ -32,7 +32,7 @@ def test_keys_are_hidden_wherever_sglang_shows_its_arguments() -> None:
         "nested": {"api_key": "<redacted>"},
         "launch_command": "x --admin-api-key <redacted> y",
     }
-    assert log_redaction.after_command_line("--api-key=k2 --port 1") == "--api-key=<redacted> --port 1"
+    assert log_redaction.after_redaction("--api-key=k2 --port 1") == "--api-key=<redacted> --port 1"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -60,24 +60,18 @@ class Command(StrEnum):
 
 @dataclass(frozen=True)
 class AgentOptions:
-    """The options of both commands. Each command ignores the options of the other."""
+    """The options of both commands. Each command ignores the options of the other. See :func:`parse_options`."""
 
     command: Command
-    state: Path = Path(STATE_FOLDER)
-    """Folder shared with the engine."""
-    keys: Path = Path(KEYS_FOLDER)
-    """Folder with the agent's token, and for ``stage`` with the speculator's key."""
-    engine_key: Path = Path(ENGINE_KEY_FOLDER, ADMIN_KEY)
-    """File with the key of the engine's admin API, which ``stage`` makes."""
-    signing: Path = Path(SIGNING_FOLDER)
-    """Folder with the key that ``stage`` verifies with."""
-    port: int = AGENT_PORT
-    host: str = "0.0.0.0"  # noqa: S104 - the operator calls the agent by the pod's address
-    engine_port: int = ENGINE_PORT
-    shutdown_seconds: float = 30.0
-    """Longest time from SIGTERM to the exit."""
-    stage_find_seconds: float = 30.0
-    """Longest time that ``stage`` looks for a draft. The operator swaps a pod that started without it."""
+    state: Path
+    keys: Path
+    engine_key: Path
+    signing: Path
+    port: int
+    host: str
+    engine_port: int
+    shutdown_seconds: float
+    stage_find_seconds: float
 
 
 def parse_options(arguments: list[str] | None) -> AgentOptions:
@@ -87,9 +81,19 @@ def parse_options(arguments: list[str] | None) -> AgentOptions:
         description="The agent of an inference pod of an AuroraSpeculator.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("command", type=Command, choices=list(Command), help="stage a draft, or serve as the sidecar")
-    for option in fields(AgentOptions)[1:]:
-        parser.add_argument(f"--{option.name.replace('_', '-')}", type=type(option.default), default=option.default)
+    add, key = parser.add_argument, Path(ENGINE_KEY_FOLDER, ADMIN_KEY)
+    add("command", type=Command, choices=list(Command), help="stage a draft to start with, or serve as the sidecar")
+    add("--state", type=Path, default=Path(STATE_FOLDER), help="folder shared with the engine")
+    add("--keys", type=Path, default=Path(KEYS_FOLDER), help="folder with the token, for `stage` the speculator's key")
+    add("--engine-key", type=Path, default=key, help="file with the engine's admin key, which `stage` makes")
+    add("--signing", type=Path, default=Path(SIGNING_FOLDER), help="folder with the key that `stage` verifies with")
+    add("--port", type=int, default=AGENT_PORT, help="port of the agent's API")
+    # The operator calls the agent by the pod's address.
+    add("--host", default="0.0.0.0", help="address that the agent listens on")  # noqa: S104
+    add("--engine-port", type=int, default=ENGINE_PORT, help="port of SGLang in this pod")
+    add("--shutdown-seconds", type=float, default=30.0, help="longest time from SIGTERM to the exit")
+    # The operator swaps a pod that started without the active draft.
+    add("--stage-find-seconds", type=float, default=30.0, help="longest time that `stage` looks for a draft")
     return AgentOptions(**vars(parser.parse_args(arguments)))
 
 

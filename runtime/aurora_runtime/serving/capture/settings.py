@@ -34,7 +34,6 @@ class CaptureSettings(Record):
     max_spool_bytes: int = Field(
         default=MAX_SPOOL_BYTES, ge=1, description="Bytes of shards that may wait before the oldest is dropped."
     )
-    max_queued_batches: int = Field(default=2048, ge=1, description="Batches between the scheduler and the writer.")
-    max_queued_bytes: int = Field(default=512 << 20, ge=1, description="Bytes of the batches that wait there.")
+    max_queued_bytes: int = Field(default=512 << 20, ge=1, description="Bytes of batches that wait for the writer.")
     max_open_bytes: int = Field(default=2 << 30, ge=1, description="Bytes of hidden states of unfinished requests.")
     trace: bool = Field(default=True, description="Whether to capture traces. False in an engine without a draft.")

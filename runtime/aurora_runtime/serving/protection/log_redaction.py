@@ -69,12 +69,6 @@ def _without_client_text(text: str) -> str:
     return _CLIENT_TEXT.sub(rf"\1{REPLACEMENT}", text)
 
 
-# Hooks: SGLang passes the result of the original function first.
-
-
-def after_secrets(result: Any, *_: Any, **__: Any) -> Any:
-    return redact(result)
-
-
-def after_command_line(result: Any, *_: Any, **__: Any) -> Any:
+def after_redaction(result: Any, *_: Any, **__: Any) -> Any:
+    """The hook after both functions of SGLang's own redaction."""
     return redact(result)

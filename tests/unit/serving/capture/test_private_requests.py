@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from aurora_protocol.tag_hash import tag_key, tag_number
-from aurora_runtime.serving.capture.batch_outputs import PromptOutput, VerifyOutput
-from aurora_runtime.serving.capture.hooks import CaptureHooks
+from aurora_runtime.serving.capture.hooks import CaptureHooks, PromptOutput, VerifyOutput
 from aurora_runtime.serving.capture.request_filter import RequestFilter
 from aurora_runtime.serving.capture.settings import CaptureSettings
 from aurora_runtime.serving.capture.verify_tensors import ReducedVerify, VerifyTensors

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, load_file
 
-from aurora_runtime.serving.capture import safetensors_writer
+from aurora_runtime.serving.capture import shard_writer
 from aurora_store.objects import sha256_file
 
 shapes = st.lists(st.integers(0, 5), min_size=1, max_size=3)
 entries = st.dictionaries(
     st.text(min_size=1, max_size=8),
-    st.tuples(st.sampled_from(list(safetensors_writer.DTYPES)), shapes),
+    st.tuples(st.sampled_from(list(shard_writer.DTYPES)), shapes),
     min_size=1,
     max_size=6,
 )
@@ -33,7 +33,7 @@ def test_safetensors_reads_back_every_written_file(
         for name, (dtype, shape) in spec.items()
         if name != "__metadata__"
     }
-    sha256, size = safetensors_writer.write_safetensors(path, tensors)
+    sha256, size = shard_writer.write_safetensors(path, tensors)
     assert (sha256, size) == (sha256_file(path), path.stat().st_size)
     for loaded in (load_file(path), load(path.read_bytes())):
         assert loaded.keys() == tensors.keys()
@@ -43,8 +43,8 @@ def test_safetensors_reads_back_every_written_file(
 
 
 def test_a_tensor_larger_than_a_chunk_is_written_completely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safetensors_writer, "WRITE_CHUNK_BYTES", 7)
+    monkeypatch.setattr(shard_writer, "WRITE_CHUNK_BYTES", 7)
     tensor = torch.arange(1000).to(torch.int16)
-    sha256, _ = safetensors_writer.write_safetensors(tmp_path / "file", {"a": tensor})
+    sha256, _ = shard_writer.write_safetensors(tmp_path / "file", {"a": tensor})
     assert torch.equal(load_file(tmp_path / "file")["a"], tensor)
     assert sha256 == sha256_file(tmp_path / "file")
