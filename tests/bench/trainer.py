@@ -8,8 +8,7 @@ On a CPU one thread works, and its CPU time is measured, because other work shar
 memory. It is measured separately, in a process whose allocator returns freed memory at once. On CUDA, time is
 wall-clock time with the device synchronised, and memory is the device's allocated memory.
 
-``AURORA_KERNELS`` turns fused kernels on, on CUDA only: tree-attention is part of forward and backward, bucket-logprobs
-of the loss, and adamw-average is the optimiser. The output names the kernels that were on.
+``AURORA_KERNELS=tree-attention`` turns the fused attention on, on CUDA only. The output says so.
 
 The time in which the loop takes a snapshot of the session's weights and moments for a save is measured too.
 

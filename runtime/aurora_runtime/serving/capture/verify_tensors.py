@@ -140,23 +140,7 @@ def top_tokens(logits: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns: ids ``[N, k]``, log-probabilities ``[N, k]``, and the probability of all other tokens ``[N]``.
     """
-    return select_tokens(logits, *_scan(logits), k)
-
-
-def _scan(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The maximum of each block, and the log-sum-exp, of each row of ``logits`` as :func:`select_tokens` takes them."""
-    rows = ROWS_PER_CHUNK if logits.device.type == "cpu" else max(1, CHUNK_BYTES // (4 * logits.shape[1]))
-    maxima, log_sums = zip(*(_scan_scores(chunk.float()) for chunk in logits.split(rows)), strict=True)
-    return torch.cat(maxima), torch.cat(log_sums)
-
-
-def select_tokens(logits: Tensor, maxima: Tensor, log_sum: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`top_tokens` of logits that were scanned.
-
-    Args:
-        maxima: the maximum of each block of :data:`BLOCK_TOKENS` tokens, ``[N, ceil(V / BLOCK_TOKENS)]``.
-        log_sum: ``log(sum(exp(logit - row's maximum)))``, ``[N, 1]``.
-    """
+    maxima, log_sum = _scan(logits)
     vocabulary = logits.shape[-1]
     k = min(k, vocabulary)
     best = maxima.topk(min(k, maxima.shape[1]), dim=-1, sorted=False).indices.unsqueeze(-1)
@@ -168,6 +152,13 @@ def select_tokens(logits: Tensor, maxima: Tensor, log_sum: Tensor, k: int) -> tu
     uncaptured_mass = (1 - logprobs.exp().sum(-1)).clamp_(0, 1)
     chosen = ids.gather(1, at)  # past the last token, and so clamped, only where a grammar masks nearly all
     return chosen.to(torch.int32), logprobs.clamp_(min=LOWEST_LOGPROB).half(), uncaptured_mass.half()
+
+
+def _scan(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row of ``logits``, the maximum of each block and ``log(sum(exp(logit - row's maximum)))``."""
+    rows = ROWS_PER_CHUNK if logits.device.type == "cpu" else max(1, CHUNK_BYTES // (4 * logits.shape[1]))
+    maxima, log_sums = zip(*(_scan_scores(chunk.float()) for chunk in torch.split(logits, rows)), strict=True)
+    return torch.cat(maxima), torch.cat(log_sums)
 
 
 def _scan_scores(scores: Tensor) -> tuple[Tensor, Tensor]:
