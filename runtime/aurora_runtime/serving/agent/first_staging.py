@@ -95,11 +95,8 @@ def stage_active_draft(
     Returns: the draft that the engine starts with. None: there is none, so the engine starts with a placeholder.
     """
     folder.drafts.mkdir(parents=True, exist_ok=True)
-    for leftover in (
-        folder.withdrawal,
-        folder.mode,
-        folder.crashes,
-    ):  # no engine runs yet, and the next one starts with ``current``
+    # No engine runs yet, and the next one starts with ``current``.
+    for leftover in (folder.withdrawal, folder.mode, folder.crashes):
         leftover.unlink(missing_ok=True)
     drafts = DraftCache(folder, registry)
     deadline, logged = time.monotonic() + find_seconds, ""
