@@ -46,7 +46,13 @@ class ValidationSpec(Model):
     """The gate: how a candidate is measured on the real engine, and how much better it must be."""
 
     model_config = Model.model_config | {
-        "json_schema_extra": rules(("double(self.tolerance) < 1.0", "tolerance is a share below 1"))
+        "json_schema_extra": rules(
+            ("double(self.tolerance) < 1.0", "tolerance is a share below 1"),
+            (
+                "self.measureOn != 'Replica' || !has(self.baselines) || self.baselines.size() == 0",
+                "baselines need an engine of their own: set measureOn: Job, or leave baselines out",
+            ),
+        )
     }
 
     concurrencies: list[Annotated[int, Field(ge=1, le=1024)]] = Field(

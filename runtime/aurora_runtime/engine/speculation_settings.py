@@ -38,11 +38,6 @@ class SpeculationSettings(Record):
     traffic_key: str = Field(
         default="", repr=False, description="Hexadecimal key that decides which prompts are held out, as in capture."
     )
-    shares: bool = Field(
-        default=True,
-        description="Whether requests may be answered from other requests at all. False in an engine that answers only"
-        " the held-out prompts of a measurement.",
-    )
     pending_bytes: int | None = Field(
         default=None,
         ge=1,
@@ -79,16 +74,13 @@ def round_controller(settings: SpeculationSettings, adaptive_config_file: Path) 
     return RoundController(adaptive_config_file, settings.to_json().decode())
 
 
-def controller_of(
-    draft: DraftSpec, folder: Path, boot: str, *, traffic_key: bytes = b"", shares: bool = True
-) -> RoundController:
+def controller_of(draft: DraftSpec, folder: Path, boot: str, *, traffic_key: bytes = b"") -> RoundController:
     """The controller of an engine that serves ``draft``. Writes the file of its steps to ``folder``.
 
     For a draft of fixed shape the controller is held to rounds of all ``draft.steps``.
 
     Args:
         traffic_key: that of the engine's traces.
-        shares: whether requests may be answered from others.
     """
     settings = SpeculationSettings(
         state_folder=str(folder),
@@ -97,7 +89,6 @@ def controller_of(
         lookup=draft.lookup if draft.adaptive else LookupScope.OFF,
         fixed_arms=() if draft.adaptive else (Arm(draft.steps, drafts=True).name,),
         traffic_key=traffic_key.hex(),
-        shares=shares,
         # A lineage that a published head began may have the head as its first version.
         untrained_versions=(PLACEHOLDER_VERSION, *((INITIAL_VERSION,) if draft.initial is None else ())),
     )

@@ -13,7 +13,6 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from aurora_protocol.agent_api import EngineMode
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX
@@ -52,9 +51,8 @@ class ReadinessCheck:
             client = SGLangClient(session, f"http://127.0.0.1:{self.start.options.port}")
             await self._wait_ready(client)
             await self._check_redaction(client)
-            if self.start.state.mode is EngineMode.DRAFT:
-                await self._check_capture(client)
-                await self._check_controller()
+            await self._check_capture(client)
+            await self._check_controller()
 
     async def _wait_ready(self, client: SGLangClient) -> None:
         """Wait without a time limit: the pod's startup probe limits how long a model may take to load."""

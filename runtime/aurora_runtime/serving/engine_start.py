@@ -1,4 +1,4 @@
-"""One start of SGLang in an inference pod: its draft, mode, command line and environment.
+"""One start of SGLang in an inference pod: its draft, command line and environment.
 
 Invariants: the admin key is not in the command line. A start first reports "not ready" in ``engine.json``, because the
 file of an engine that was killed still says "ready".
@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-from aurora_protocol.agent_api import EngineMode
 from aurora_protocol.draft_records import LINEAGE_NUMBER, CheckpointManifest
 from aurora_protocol.pod_settings import ADMIN_KEY, TRAFFIC_SECRET, ServingSettings
 from aurora_protocol.tag_hash import tag_key
@@ -86,23 +85,21 @@ class EngineStart:
     @cached_property
     def controller(self) -> RoundController | None:
         """Decides the shape of each round. None: the shape is fixed. The first use writes the controller's file."""
-        if self.state.mode is not EngineMode.DRAFT or not self.settings.draft.adaptive:
+        if not self.settings.draft.adaptive:
             return None
         folder, key = self.options.folder.path, self.files.traffic_key
         return controller_of(self.settings.draft, folder, self.state.boot, traffic_key=key)
 
     def command(self, config: Path) -> list[str]:
         """SGLang's command line. ``config`` holds the admin key."""
-        speculative = self.state.mode is not EngineMode.OFF
         arguments = engine_arguments(
             self.settings,
             draft=self.files.draft,
             version=self.files.version,
             port=self.options.port,
             host=self.options.host,
-            device_args=cpu.server_args(speculative=speculative) if self.on_cpu else [],
+            device_args=cpu.server_args(speculative=True) if self.on_cpu else [],
             config=config,
-            mode=self.state.mode,
             controller=self.controller,
         )
         return [str(Path(sys.executable).with_name("sglang")), "serve", *arguments]
@@ -132,7 +129,6 @@ class EngineStart:
             tokens_per_minute=capture.tokens_per_minute,
             state_type=capture.state_type,
             shard_seconds=capture.shard_seconds,
-            trace=self.state.mode is EngineMode.DRAFT,
         )
 
 
@@ -141,10 +137,8 @@ def prepare_start(settings: ServingSettings, options: LauncherOptions) -> Engine
 
     A pod without a draft gets a placeholder. Raises :class:`TargetUnavailable` when none can be made.
     """
-    order = options.folder.read_mode_order()
-    state = EngineState(
-        boot=new_boot(), ready=False, started_at=datetime.now(UTC), mode=order.mode, order_id=order.order_id
-    )
+    order_id = options.folder.read_restart_order().order_id
+    state = EngineState(boot=new_boot(), ready=False, started_at=datetime.now(UTC), order_id=order_id)
     _report(options.folder, state, ready=False)
     state = state.model_copy(update={"machine": detect_machine(settings.device)})
     for leftover in (options.folder.capture, options.folder.speculation, options.folder.stopping):

@@ -7,9 +7,9 @@ error unless it was asked to stop.
 On SIGTERM the launcher signals SGLang's main process only, because SGLang's children must go on while requests drain.
 The launcher also creates the file ``stopping``, which makes capture and the agent save their traces.
 
-The agent of a withdrawn pod may order another mode, such as "no draft", to measure the draft's gain. The launcher then
-ends SGLang and itself, and Kubernetes starts the container again. A container that starts anew gets the startup probe,
-which waits as long as a model takes to load. The liveness probe of a running container would not wait.
+The agent of a withdrawn pod may order another start, when the engine cannot restore its draft. The launcher then ends
+SGLang and itself, and Kubernetes starts the container again. A container that starts anew gets the startup probe, which
+waits as long as a model takes to load. The liveness probe of a running container would not wait.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from aurora_runtime.sglang_version import require_sglang
 
 log = logging.getLogger(__name__)
 
-MODE_POLL_SECONDS: Final = 0.5
+ORDER_POLL_SECONDS: Final = 0.5
 REPORT_ATTEMPTS: Final = 30
 REPORT_PAUSE_SECONDS: Final = 2.0
 CRASH_GRACE_SECONDS: Final = 5.0
 """After a crash, SGLang's children get this long to end before the whole process group is killed."""
-MODE_CHANGE_STOP_SECONDS: Final = 60.0
-"""How long SGLang may take to end for another mode. A withdrawn pod has no requests to wait for."""
+RESTART_STOP_SECONDS: Final = 60.0
+"""How long SGLang may take to end for another start. A withdrawn pod has no requests to wait for."""
 
 
 class EngineSupervisor:
@@ -63,7 +63,7 @@ class EngineSupervisor:
         """Wait until SGLang ends. Returns the launcher's exit code. Raises :class:`EngineFault` when a check failed."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle_signal)
-        for watch in (self._check_readiness, self._watch_mode_orders):
+        for watch in (self._check_readiness, self._watch_restart_orders):
             threading.Thread(target=self._run_watch, args=(watch,), daemon=True).start()
         code = self._process.wait()
         self._start.report(ready=False)
@@ -107,7 +107,7 @@ class EngineSupervisor:
         if self._process.poll() is not None:
             self._start.report(ready=False)  # SGLang ended meanwhile, and the main thread may have reported that first
             return
-        log.info("the engine is ready in mode %s (boot %s)", self._start.state.mode.value, self._start.state.boot)
+        log.info("the engine is ready (boot %s)", self._start.state.boot)
 
     def _report_ready(self) -> None:
         """Report the engine ready. A disk that is full for a moment must not keep the pod out of service."""
@@ -121,15 +121,15 @@ class EngineSupervisor:
                 return
         self._start.report(ready=True)
 
-    def _watch_mode_orders(self) -> None:
+    def _watch_restart_orders(self) -> None:
         """End SGLang when the agent orders another start."""
         while self._process.poll() is None:
             try:
                 if self._is_another_start_ordered():
                     break
-                time.sleep(MODE_POLL_SECONDS)
+                time.sleep(ORDER_POLL_SECONDS)
             except (OSError, InvalidRecord) as error:
-                log.warning("the agent's order of a mode could not be read, and is read again: %s", error)
+                log.warning("the agent's order of a restart could not be read, and is read again: %s", error)
                 time.sleep(REPORT_PAUSE_SECONDS)
         if self._process.poll() is not None:
             return
@@ -137,13 +137,13 @@ class EngineSupervisor:
         self._stop_requested.set()
         self._terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(MODE_CHANGE_STOP_SECONDS)
+            self._process.wait(RESTART_STOP_SECONDS)
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
     def _is_another_start_ordered(self) -> bool:
         """Raises OSError and :class:`InvalidRecord` when the order cannot be read."""
-        return self._start.options.folder.read_mode_order().order_id != self._start.state.order_id
+        return self._start.options.folder.read_restart_order().order_id != self._start.state.order_id
 
 
 @contextlib.contextmanager
@@ -171,8 +171,7 @@ def serve(settings: ServingSettings, options: LauncherOptions) -> int:
         signal.signal(number, lambda _number, _frame: sys.exit(0))
     start = prepare_start(settings, options)
     with _private_config(start.files.admin_key) as config:
-        mode, version = start.state.mode.value, start.files.version
-        log.info("starting SGLang %s in mode %s, draft version %d", sglang, mode, version)
+        log.info("starting SGLang %s, draft version %d", sglang, start.files.version)
         process = subprocess.Popen(start.command(config), env=start.environment(), start_new_session=True)
         return EngineSupervisor(start, process).run()
 

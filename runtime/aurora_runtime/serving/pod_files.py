@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 from aurora_protocol.agent_api import TraceBudget
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.record import Record
-from aurora_runtime.serving.pod_records import CaptureState, EngineState, ModeOrder, SpeculationState, Withdrawal
+from aurora_runtime.serving.pod_records import CaptureState, EngineState, RestartOrder, SpeculationState, Withdrawal
 
 MANIFEST: Final = "manifest.json"
 """Name of the manifest in a draft's folder."""
@@ -76,8 +76,8 @@ class PodFolder:
         return self.path / "engine.json"
 
     @property
-    def mode(self) -> Path:
-        return self.path / "mode.json"
+    def restart(self) -> Path:
+        return self.path / "restart.json"
 
     @property
     def withdrawal(self) -> Path:
@@ -98,9 +98,9 @@ class PodFolder:
         """Exists once the launcher was asked to stop. SGLang then finishes its requests and gets no new ones."""
         return self.path / "stopping"
 
-    def read_mode_order(self) -> ModeOrder:
-        """The mode that the agent ordered last. Without an order, the engine runs with the draft."""
-        return _read(self.mode, ModeOrder) or ModeOrder()
+    def read_restart_order(self) -> RestartOrder:
+        """The last order to start the engine again."""
+        return _read(self.restart, RestartOrder) or RestartOrder()
 
     def read_withdrawal(self) -> Withdrawal | None:
         return _read(self.withdrawal, Withdrawal)

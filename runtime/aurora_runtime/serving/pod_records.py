@@ -12,7 +12,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from aurora_api.base import Timestamp
-from aurora_protocol.agent_api import MAX_COUNT, EngineMode, Machine, SavedTime, measurement_pass
+from aurora_protocol.agent_api import MAX_COUNT, Machine, SavedTime, measurement_pass
 from aurora_protocol.record import Record, Sha256
 
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -26,19 +26,14 @@ class EngineState(Record):
     boot: str = Field(description="Random id of this engine start.")
     ready: bool = Field(description="Whether the engine answers requests and, with a draft, captures traces.")
     started_at: Timestamp
-    mode: EngineMode = EngineMode.DRAFT
-    order_id: str = Field(default="", description="The ModeOrder that this start follows.")
+    order_id: str = Field(default="", description="The RestartOrder that this start follows.")
     machine: Machine | None = None
 
 
-class ModeOrder(Record):
-    """``mode.json``: the agent orders the launcher to run the engine in another mode.
+class RestartOrder(Record):
+    """``restart.json``: the agent orders the launcher to end the engine, and Kubernetes starts its container again."""
 
-    A new order ends the engine, and Kubernetes starts its container again.
-    """
-
-    mode: EngineMode = EngineMode.DRAFT
-    order_id: str = Field(default="", description="Random. A new id orders a new start, even in the same mode.")
+    order_id: str = Field(default="", description="Random. A new id orders a new start.")
 
 
 class CaptureState(Record):

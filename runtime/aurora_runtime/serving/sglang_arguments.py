@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from aurora_protocol.agent_api import EngineMode
 from aurora_protocol.pod_settings import ServingSettings
-from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS, Eagle3, Ngram, RoundController
+from aurora_runtime.engine.speculation_flags import Eagle3, RoundController
 
 
 def engine_arguments(
@@ -19,13 +18,12 @@ def engine_arguments(
     host: str = "0.0.0.0",  # noqa: S104 - a pod serves its Service
     device_args: Sequence[str] = (),
     config: Path | None = None,
-    mode: EngineMode = EngineMode.DRAFT,
     controller: RoundController | None = None,
 ) -> list[str]:
     """Arguments for ``sglang serve``. The user's arguments come last, so that they win.
 
-    The limit of running requests is the same in all modes, so that they are compared under the same load. By itself
-    SGLang would limit the modes with speculation to 48 (`srt/arg_groups/speculative_hook.py:1086`), and not the others.
+    The limit of running requests is given, because by itself SGLang would limit an engine that speculates to 48
+    (`srt/arg_groups/speculative_hook.py:1086`).
 
     Args:
         draft: folder of the draft to start with.
@@ -33,7 +31,6 @@ def engine_arguments(
         device_args: arguments for the device (:func:`aurora_runtime.cpu.launch_settings.server_args` on a CPU).
         config: YAML file with further arguments. The file holds the secrets, because any process can read a command
             line.
-        mode: how the engine speculates. A serving pod uses the draft; the other modes serve measurements.
         controller: decides the shape of each round of a draft. None: the shape is fixed.
     """
     target = settings.target
@@ -42,10 +39,6 @@ def engine_arguments(
     arguments += ["--revision", target.revision] if target.revision else []
     arguments += ["--dtype", target.dtype.value, "--host", host, "--port", str(port)]
     arguments += ["--max-running-requests", str(settings.max_running_requests)]
-    speculation = {
-        EngineMode.DRAFT: Eagle3(draft, version, settings.draft, controller).arguments(),
-        EngineMode.OFF: [],
-        EngineMode.NGRAM: Ngram(NGRAM_TOKENS).arguments(),
-    }
-    arguments += [*device_args, *speculation[mode], "--enable-metrics"]
+    speculation = Eagle3(draft, version, settings.draft, controller).arguments()
+    arguments += [*device_args, *speculation, "--enable-metrics"]
     return [*arguments, *settings.extra_args]

@@ -29,7 +29,7 @@ from aurora_runtime.cpu.launch_settings import DEFAULT_KV_TOKENS
 from aurora_runtime.engine.server_process import EngineSpec
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.engine.speculation_settings import controller_of
-from aurora_runtime.validation.engines.engine_set import EngineSet
+from aurora_runtime.validation.job_engine import EngineSet
 
 MAX_ANSWER_TOKENS: Final = 64
 DEFAULT_SHAPES: Final = (DraftSpec(),)

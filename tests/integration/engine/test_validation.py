@@ -23,7 +23,7 @@ from aurora_protocol.evidence_records import Arm, Evidence, VerdictKind
 from aurora_protocol.gate import judge
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, MeasurementRounds, StoreSettings, ValidationSettings
 from aurora_runtime.pod_registry import PodRegistry
-from aurora_runtime.validation.rounds.measurement_plan import measurement_plan
+from aurora_runtime.validation.rounds import measurement_plan
 from aurora_store import ObjectStore
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft

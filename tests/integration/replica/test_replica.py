@@ -38,7 +38,7 @@ from aurora_protocol.pod_settings import (
 )
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import decode
-from aurora_runtime.validation.rounds.measurement_plan import measurement_plan
+from aurora_runtime.validation.rounds import measurement_plan
 from aurora_store import ObjectStore
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel

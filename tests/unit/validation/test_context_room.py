@@ -6,7 +6,7 @@ import pytest
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.rope_scaling import RopeScaling
-from aurora_runtime.validation.context_room import context_length, longest_prompt
+from aurora_runtime.validation.held_out_prompts import context_length, longest_prompt
 from tests.unit.fakes import SIZES
 
 SIZES_4K = SIZES.model_copy(update={"max_positions": 4096})

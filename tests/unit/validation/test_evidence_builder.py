@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from aurora_runtime.validation.evidence_builder import measurement_environment
 
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
 from aurora_api.v1alpha1.serving import Device
@@ -10,7 +11,6 @@ from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_protocol.pod_settings import StoreSettings, ValidationSettings
 from aurora_runtime.engine.machine import detect_machine
-from aurora_runtime.validation.evidence_builder import measurement_environment
 from tests.assets.signing import ROOT_OWNER
 
 

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from aurora_runtime.validation.attempt import Attempt
+from aurora_runtime.validation.engines import replica_engine
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.validation import FINISH_RESERVE_SECONDS, ValidationSpec
@@ -16,15 +18,12 @@ from aurora_protocol.pod_settings import ValidationSettings
 from aurora_runtime.engine.server_process import STOP_SECONDS
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.validation import validation_run
-from aurora_runtime.validation.attempt import Attempt
-from aurora_runtime.validation.engines import replica_engine
 from aurora_runtime.validation.main import STORE_SECONDS
-from aurora_runtime.validation.rounds.measure import Measurement, measure
-from aurora_runtime.validation.rounds.round_runner import RoundRunner
+from aurora_runtime.validation.rounds import Measurement, RoundRunner, measure
 from aurora_runtime.validation.validation_run import ValidationRun, Workspace, validate
 from aurora_store.objects import TIMEOUT_SECONDS
 from tests.unit.fakes import SIZES, lineage
-from tests.unit.validation.rounds.test_measure import PROMPTS, engines, plan
+from tests.unit.validation.test_rounds import PROMPTS, engines, plan
 
 STORE_CALLS = 3
 """Requests that store the evidence: a listing and a read of the channel, and the write."""

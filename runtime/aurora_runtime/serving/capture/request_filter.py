@@ -1,6 +1,7 @@
 """Decides which requests of a batch are traced.
 
-Invariants: warm-ups, health checks and measurements are never traced, nor is a request that asks not to be. Until the
+Invariants: warm-ups and health checks are never traced, nor is a request that asks not to be, as those of a
+measurement do. Until the
 launcher's probe is captured, only the probe is traced, because no client sends requests before that.
 """
 
@@ -11,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aurora_protocol.agent_api import MEASUREMENT_PREFIX
 from aurora_protocol.tag_hash import NO_TAG, tag_number
 from aurora_runtime.request_wish import wish_of
 from aurora_runtime.serving.capture.request_sample import RequestSample
@@ -89,7 +89,7 @@ class RequestFilter:
 
     def _is_traced(self, req: Any) -> bool:
         rid = req.rid
-        if not isinstance(rid, str) or rid.startswith((HEALTH_CHECK_PREFIX, MEASUREMENT_PREFIX)):
+        if not isinstance(rid, str) or rid.startswith(HEALTH_CHECK_PREFIX):
             return False
         if rid.startswith(PROBE_PREFIX):
             return True

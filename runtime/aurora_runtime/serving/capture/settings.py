@@ -38,4 +38,3 @@ class CaptureSettings(Record):
     max_queued_batches: int = Field(default=2048, ge=1, description="Batches between the scheduler and the writer.")
     max_queued_bytes: int = Field(default=512 << 20, ge=1, description="Bytes of the batches that wait there.")
     max_open_bytes: int = Field(default=2 << 30, ge=1, description="Bytes of hidden states of unfinished requests.")
-    trace: bool = Field(default=True, description="Whether to capture traces. False in an engine without a draft.")

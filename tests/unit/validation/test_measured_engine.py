@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from aurora_runtime.validation.engines.warm_up import DRAFT_PROMPTS, DRAFT_TOKENS, ENGINE_TOKENS, WarmUp
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.draft import DraftSpec, Shape
-from aurora_runtime.validation.engines.load_client import Answer, BatchResult
-from aurora_runtime.validation.engines.warm_up import DRAFT_PROMPTS, DRAFT_TOKENS, ENGINE_TOKENS, WarmUp
+from aurora_runtime.validation.load_client import Answer, BatchResult
 
 
 @dataclass

@@ -10,15 +10,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aurora_runtime.validation.engines.job_engines import JobEngines
+from aurora_runtime.validation.engines.warm_up import WarmUp
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.evidence_records import Arm
 from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS, Eagle3, Ngram
 from aurora_runtime.errors import EngineFault, MeasurementError
-from aurora_runtime.validation.draft_fetch import FetchedDraft
-from aurora_runtime.validation.engines.job_engines import JobEngines
-from aurora_runtime.validation.engines.load_client import Answer, BatchResult
-from aurora_runtime.validation.engines.warm_up import WarmUp
+from aurora_runtime.validation.load_client import Answer, BatchResult
+from aurora_runtime.validation.store_reads import FetchedDraft
 
 
 @dataclass

@@ -12,6 +12,9 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from aurora_runtime.validation.engines import replica_engine as module
+from aurora_runtime.validation.engines.replica_engine import ReplicaEngine
+from aurora_runtime.validation.engines.warm_up import WarmUp
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import TargetSpec
@@ -30,10 +33,7 @@ from aurora_protocol.agent_api import (
 from aurora_protocol.evidence_records import Arm
 from aurora_protocol.pod_settings import Replica, StoreSettings, ValidationSettings
 from aurora_runtime.errors import EngineFault, MeasurementError, OutOfTime
-from aurora_runtime.validation.engines import replica_engine as module
-from aurora_runtime.validation.engines.load_client import BatchResult, LoadClient
-from aurora_runtime.validation.engines.replica_engine import ReplicaEngine
-from aurora_runtime.validation.engines.warm_up import WarmUp
+from aurora_runtime.validation.load_client import BatchResult, LoadClient
 from tests.assets.signing import ROOT_OWNER
 from tests.unit.operator.worlds import agent, registration
 

@@ -10,14 +10,14 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from aurora_runtime.validation.attempt import Attempt
 
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.signatures import KeyName
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.validation import main, store_retry, validation_run
-from aurora_runtime.validation.attempt import Attempt
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
-from aurora_runtime.validation.store_retry import repeat_while_away
+from aurora_runtime.validation.store_reads import repeat_while_away
 from aurora_runtime.validation.validation_run import ValidationRun
 from aurora_store import Keys
 from aurora_store.deadline import interruptible, total_deadline

@@ -11,12 +11,17 @@ from aurora_api.v1alpha1.validation import MAX_ROUNDS, PROMPTS_PER_ROUND, Valida
 from aurora_protocol.evidence_records import Arm, MeasurementEnd, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_runtime.errors import AnswersOverdue, MeasurementError, OutOfTime
-from aurora_runtime.validation.engines.load_client import Answer, BatchResult
+from aurora_runtime.validation.budget import Ending
 from aurora_runtime.validation.held_out_prompts import Prompt
-from aurora_runtime.validation.rounds.budget import Ending
-from aurora_runtime.validation.rounds.measure import BASELINE, Measurement, measure, measure_baseline
-from aurora_runtime.validation.rounds.measurement_plan import MeasurementPlan
-from aurora_runtime.validation.rounds.round_runner import RoundRunner
+from aurora_runtime.validation.load_client import Answer, BatchResult
+from aurora_runtime.validation.rounds import (
+    BASELINE,
+    Measurement,
+    MeasurementPlan,
+    RoundRunner,
+    measure,
+    measure_baseline,
+)
 
 ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE)
 PROMPTS = [Prompt(number, (number, 1, 2)) for number in range(400)]

@@ -15,8 +15,8 @@ from aurora_protocol.evidence_records import Arm, MeasurementEnd, RatioEstimate,
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.gate.throughput_ratios import Confidence, t_quantile
 from aurora_protocol.gate.verdict import Bar, bars
-from aurora_runtime.validation.rounds.budget import Ending, Forecast, Progress, ending, is_look, open_arms
-from aurora_runtime.validation.rounds.measurement_plan import SHARE
+from aurora_runtime.validation.budget import Ending, Forecast, Progress, ending, is_look, open_arms
+from aurora_runtime.validation.rounds import SHARE
 
 POLICY = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=5)
 BAR = Bar(Arm.CANDIDATE, Arm.ACTIVE, 1, 1.05)
