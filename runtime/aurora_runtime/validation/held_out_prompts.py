@@ -1,10 +1,12 @@
 """Chooses what of the recent traffic a candidate is measured on, and with which text lookup begins.
 
 A candidate is measured on held-out prompts, on which no draft was trained. Lookup begins with conversations that are
-not held out, as in a pod. Invariants: only held-out requests are measured on, those of the newest shards first. The same shards give the same prompts
-in the same order. Only prompts are chosen that fit into the engine's context length on every arm. One shard that is
-damaged, or that the store alone refuses, stops no measurement. Prompts are token ids, and leave this process only as
-requests to the engines under test.
+not held out, as in a pod.
+
+Invariants: only held-out requests are measured on, those of the newest shards first. The same shards give the same
+prompts in the same order. Only prompts are chosen that fit into the engine's context length on every arm. One shard
+that is damaged, or that the store alone refuses, stops no measurement. Prompts are token ids, and leave this process
+only as requests to the engine under test.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class LentReplica:
     token: str = field(repr=False)
     drafts: Mapping[Arm, Registration]
     deadline: float
-    machine: Machine = field(init=False)
+    machine: Machine = field(init=False, repr=False)
     """Where the engine runs. Known once the context is entered."""
     _boot: str = field(default="", init=False)
     """The id of the engine start that is measured."""

@@ -111,7 +111,7 @@ class ValidationRun:
             )
 
     def conversations(self, longest: int) -> tuple[tuple[int, ...], ...]:
-        """Recorded conversations with which lookup begins, each cut after ``longest`` tokens. Empty where none looks."""
+        """The conversations with which lookup begins, each cut after ``longest`` tokens. Empty where it needs none."""
         if not self.settings.draft.adaptive or self.settings.draft.lookup is not LookupScope.SPECULATOR:
             return ()
         with total_deadline(self.deadline - time.monotonic()):

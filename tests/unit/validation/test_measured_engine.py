@@ -1,86 +1,188 @@
-"""What a draft answers before it is measured: how much at most, in which order, and when the warm-up ends."""
+"""What the measured engine answers: which draft it holds, how each arm is warmed up, and what each request asks for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from aurora_runtime.validation.engines.warm_up import DRAFT_PROMPTS, DRAFT_TOKENS, ENGINE_TOKENS, WarmUp
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_api.v1alpha1.draft import DraftSpec, Shape
-from aurora_runtime.validation.load_client import Answer, BatchResult
+from aurora_protocol.evidence_records import Arm
+from aurora_runtime.errors import EngineFault, MeasurementError
+from aurora_runtime.validation.load_client import Answer, BatchResult, LoadClient
+from aurora_runtime.validation.measured_engine import (
+    DRAFT_PROMPTS,
+    DRAFT_TOKENS,
+    ENGINE_TOKENS,
+    LOOKUP_TOKENS,
+    MeasuredEngine,
+)
 
 
 @dataclass
-class Client:
-    """Answers each request with a given number of tokens, if the request allows as many. None fails."""
+class ScriptedHost:
+    """Stands in for the engine and who swaps it. Notes every call."""
 
     lengths: Sequence[int | None] = (8192,)
-    """The lengths of the answers, over and over."""
-    asked: list[tuple[tuple[int, ...], int]] = field(default_factory=list)
-    """Each request's prompt, and the tokens that it allows."""
-    answered: int = 0
+    """The lengths of the answers of batches, over and over. None fails."""
+    dead: bool = False
+    """Whether a failed request means that the engine died."""
+    calls: list[str] = field(default_factory=list)
+    prompts: list[Sequence[tuple[int, ...]]] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    """The most tokens of each batch."""
+    wishes: list[Mapping[str, Any]] = field(default_factory=list)
+    held: Arm = Arm.ACTIVE
+    arm: Arm = Arm.OFF
+
+    async def hold(self, arm: Arm) -> bool:
+        swaps = arm is not Arm.OFF and arm is not self.held
+        self.held = arm if swaps else self.held
+        self.calls.append(f"holds {self.held}")
+        return swaps
+
+    async def confirm(self, arm: Arm, result: BatchResult) -> None:
+        if self.dead and result.failures:
+            raise MeasurementError(f"the engine died on {arm}")
+
+    def client(self, arm: Arm, wish: Mapping[str, Any], deadline: float) -> LoadClient:
+        assert deadline < time.monotonic() + 3600, "batches end with the measurement"
+        assert (wish.get("speculate") is False) == (arm is Arm.OFF)
+        self.arm = arm
+        self.wishes.append(wish)
+        return cast(LoadClient, self)
 
     async def batch(self, prompts: Sequence[tuple[int, ...]], concurrency: int, max_new_tokens: int) -> BatchResult:
-        assert concurrency == len(prompts) == 1
-        length = self.lengths[len(self.asked) % len(self.lengths)]
-        self.asked.append((prompts[0], max_new_tokens))
-        if length is None:
-            return BatchResult((None,), 1.0, unreached=1)
-        length = min(length, max_new_tokens)
-        self.answered += length
-        return BatchResult((Answer((1,) * length, None),), 1.0)
+        assert concurrency == len(prompts)
+        length = self.lengths[len(self.prompts) % len(self.lengths)]
+        self.prompts.append(prompts)
+        self.tokens.append(max_new_tokens)
+        self.calls.append(f"{self.arm} answers {max_new_tokens}" + (f" {concurrency} times" if concurrency > 1 else ""))
+        answer = None if length is None else Answer((1,) * min(length, max_new_tokens), 1)
+        return BatchResult((answer,) * concurrency, 1.0)
 
 
-async def learn(warm_up: WarmUp, client: Any, *, requests: int = 10**6) -> BatchResult:
-    """Warm a draft up. Time is over after ``requests``."""
-    return await warm_up.learn_draft(client, lambda: len(client.asked) < requests)
+def measured(
+    host: ScriptedHost, *, seconds: float = 60.0, concurrencies: tuple[int, ...] = (1,), prompts: int = 4, **more: Any
+) -> MeasuredEngine:
+    texts = [(number,) for number in range(prompts)]
+    options = {"max_new_tokens": 100, "deadline": time.monotonic() + seconds} | more
+    return MeasuredEngine(host, texts, concurrencies, **options)
+
+
+LEARNS = ("answers 100", "answers 100", "answers 56")
+
+
+def learns(arm: Arm) -> list[str]:
+    return [f"{arm} {call}" for call in LEARNS]
+
+
+async def test_a_draft_is_warmed_up_at_length_when_it_is_new_and_shortly_after_each_further_swap() -> None:
+    host = ScriptedHost()
+    engine = measured(host)
+    for arm in (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE, Arm.CANDIDATE, Arm.ACTIVE, Arm.OFF):
+        await engine.prepare(arm)
+    assert host.calls == [
+        *("holds active", "off answers 24", "holds active"),
+        *("holds active", *learns(Arm.ACTIVE), "holds active"),
+        *("holds candidate", *learns(Arm.CANDIDATE), "holds candidate"),
+        "holds candidate",
+        *("holds active", "active answers 8", "holds active"),
+        "holds active",
+    ]
+
+
+async def test_every_arm_answers_a_batch_at_every_concurrency_before_it_is_measured() -> None:
+    """Otherwise the first draft would pay for what the controller has to learn about each batch size."""
+    host = ScriptedHost()
+    engine = measured(host, concurrencies=(1, 4, 8))
+    for arm in (Arm.OFF, Arm.CANDIDATE, Arm.ACTIVE, Arm.CANDIDATE):
+        await engine.prepare(arm)
+    answers = [call for call in host.calls if "answers" in call]
+    assert answers == [
+        *("off answers 24", "off answers 24 4 times", "off answers 24 8 times"),
+        *(*learns(Arm.CANDIDATE), "candidate answers 24 4 times", "candidate answers 24 8 times"),
+        *(*learns(Arm.ACTIVE), "active answers 24 4 times", "active answers 24 8 times"),
+        "candidate answers 8",
+    ]
 
 
 @given(
     st.integers(1, 40),
     st.integers(1, 8192),
-    st.lists(st.one_of(st.none(), st.integers(0, 300)), min_size=1, max_size=20),
-    st.integers(0, 20),
+    st.lists(st.one_of(st.none(), st.integers(1, 300)), min_size=1, max_size=20),
 )
 async def test_a_warm_up_is_bounded_and_ends_for_a_reason(
-    prompts: int, max_new_tokens: int, lengths: list[int | None], requests: int
+    prompts: int, max_new_tokens: int, lengths: list[int | None]
 ) -> None:
-    texts = [(number,) for number in range(prompts)]
-    client = Client(lengths)
-    result = await learn(WarmUp.of(texts, DraftSpec(), max_new_tokens), client, requests=requests)
-    count = len(client.asked)
-    assert [prompt for prompt, _ in client.asked] == texts[::-1][:count], "the oldest first"
-    assert all(1 <= tokens <= max_new_tokens for _, tokens in client.asked)
-    assert count <= DRAFT_PROMPTS
-    assert result.tokens == client.answered <= DRAFT_TOKENS
-    assert result.failures == result.unreached <= 1
-    assert None not in result.answers[:-1], "no request follows a failed one"
-    assert len(result.answers) == count
-    ends = (count == min(prompts, DRAFT_PROMPTS), client.answered == DRAFT_TOKENS, result.failures, count == requests)
-    assert any(ends)
-
-
-async def test_answers_that_end_early_lead_to_further_prompts() -> None:
-    texts = [(number,) for number in range(40)]
-    client = Client([100, 3])
-    await learn(WarmUp.of(texts, DraftSpec(), 128), client)
-    assert [tokens for _, tokens in client.asked] == [128, 128, 128, 53, 50]
-    silent = Client([0])
-    await learn(WarmUp.of(texts, DraftSpec(), 128), silent)
-    assert len(silent.asked) == DRAFT_PROMPTS
+    host = ScriptedHost(lengths)
+    if lengths[0] is None:
+        with pytest.raises(EngineFault, match="warm-up request failed on active"):
+            await measured(host, prompts=prompts, max_new_tokens=max_new_tokens).prepare(Arm.ACTIVE)
+        assert len(host.prompts) == 1, "it ends at the first failure"
+        return
+    await measured(host, prompts=prompts, max_new_tokens=max_new_tokens).prepare(Arm.ACTIVE)
+    count = len(host.prompts)
+    oldest_first = [((number,),) for number in reversed(range(prompts))]
+    assert host.prompts == oldest_first[:count]
+    assert all(1 <= tokens <= max_new_tokens for tokens in host.tokens)
+    given_ = [lengths[i % len(lengths)] for i in range(count)]
+    answered = sum(min(length or 0, most) for length, most in zip(given_, host.tokens, strict=True))
+    assert None not in given_[:-1], "no request follows a failed one"
+    assert answered <= DRAFT_TOKENS
+    assert count == min(prompts, DRAFT_PROMPTS) or answered == DRAFT_TOKENS or given_[-1] is None
 
 
 async def test_a_draft_of_fixed_shape_has_no_controller_that_must_get_to_know_it() -> None:
-    client = Client()
-    await learn(WarmUp.of([(1,), (2,)], DraftSpec(shape=Shape.FIXED), 64), client)
-    assert client.asked == [((2,), ENGINE_TOKENS)]
+    host = ScriptedHost()
+    await measured(host, learns=False).prepare(Arm.ACTIVE)
+    assert host.tokens == [ENGINE_TOKENS]
 
 
-def test_the_declared_concurrencies_above_one_are_warmed_up() -> None:
-    for shape in (Shape.ADAPTIVE, Shape.FIXED):
-        warm_up = WarmUp.of([(1,), (2,)], DraftSpec(shape=shape), 64, (1, 4, 12))
-        assert warm_up.concurrencies == (4, 12), "an answer of its own warms concurrency 1 up"
+async def test_a_draft_on_which_some_requests_fail_is_left_to_the_rounds() -> None:
+    host = ScriptedHost((100, None))
+    await measured(host, concurrencies=(1, 4)).prepare(Arm.ACTIVE)
+    assert host.calls == ["holds active", "active answers 100", "active answers 100", "holds active"]
+
+
+async def test_an_engine_that_dies_in_the_warm_up_is_no_verdict() -> None:
+    with pytest.raises(MeasurementError, match="died"):
+        await measured(ScriptedHost((100, None), dead=True)).prepare(Arm.ACTIVE)
+
+
+async def test_an_engine_that_dies_in_a_batch_is_no_verdict() -> None:
+    with pytest.raises(MeasurementError, match="died"):
+        await measured(ScriptedHost((None,), dead=True)).run(Arm.CANDIDATE, [(1,)], 1)
+
+
+async def test_no_draft_is_warmed_up_after_the_deadline() -> None:
+    host = ScriptedHost()
+    await measured(host, seconds=-1.0).prepare(Arm.ACTIVE)
+    assert host.calls == ["holds active", "holds active"]
+
+
+async def test_no_measured_request_is_traced_or_teaches_lookup_and_only_offs_ask_for_no_speculation() -> None:
+    host = ScriptedHost()
+    engine = measured(host)
+    for arm in (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE, Arm.NGRAM):
+        await engine.prepare(arm)
+        await engine.run(arm, [(1,)], 1)
+    assert all(wish["trace"] is False for wish in host.wishes)
+
+
+async def test_lookup_begins_with_conversations_that_it_may_answer_others_from() -> None:
+    host = ScriptedHost((2, None, 2))
+    conversations = [(number, number) for number in range(10)]
+    await measured(host).fill_lookup(conversations)
+    assert [text for batch in host.prompts for text in batch] == conversations, "a failed request ends nothing"
+    assert set(host.tokens) == {LOOKUP_TOKENS}
+    assert all(wish.get("trace", True) for wish in host.wishes)
+
+
+async def test_an_engine_that_dies_of_a_conversation_is_no_verdict() -> None:
+    with pytest.raises(MeasurementError, match="died"):
+        await measured(ScriptedHost((None,), dead=True)).fill_lookup([(1, 2)])

@@ -95,7 +95,7 @@ def stage_active_draft(
     Returns: the draft that the engine starts with. None: there is none, so the engine starts with a placeholder.
     """
     folder.drafts.mkdir(parents=True, exist_ok=True)
-    for leftover in (folder.withdrawal, folder.mode):  # no engine runs yet, and the next one starts with ``current``
+    for leftover in (folder.withdrawal, folder.restart):  # no engine runs yet, and the next one starts with ``current``
         leftover.unlink(missing_ok=True)
     drafts = DraftCache(folder, registry)
     deadline, logged = time.monotonic() + find_seconds, ""

@@ -78,7 +78,7 @@ class WithdrawnEngine:
         )
 
     def require_running(self) -> EngineState:
-        """The state of the engine. Raises :class:`EngineFault` unless it is ready and follows the last order of a restart."""
+        """The state of the engine. Raises :class:`EngineFault` unless it is ready and follows the last order."""
         state = self._pod.folder.read_engine_state()
         if state is None or not state.ready or state.order_id != self._order_id():
             raise EngineFault("the engine is not up")
