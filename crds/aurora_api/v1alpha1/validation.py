@@ -91,8 +91,8 @@ class ValidationSpec(Model):
     measure_on: MeasureOn = Field(
         default=MeasureOn.JOB,
         description="`Job` measures in an extra pod shaped like an inference pod. `Replica` takes one replica out of"
-        " the Service, measures on it and returns it: choose it where no machine is to spare. It needs two replicas, the"
-        " draft shape `Adaptive` and no `baselines`.",
+        " the Service, measures on it and returns it: choose it where no machine is to spare. It needs two replicas,"
+        " the draft shape `Adaptive` and no `baselines`.",
     )
     timeout_seconds: int = Field(
         default=3600,

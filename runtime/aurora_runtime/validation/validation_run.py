@@ -36,7 +36,7 @@ from aurora_runtime.validation.held_out_prompts import (
     longest_prompt,
     recorded_conversations,
 )
-from aurora_runtime.validation.job_engine import EngineSet, JobEngine
+from aurora_runtime.validation.job_engine import JobEngine
 from aurora_runtime.validation.lent_replica import LentReplica
 from aurora_runtime.validation.measured_engine import MeasuredEngine
 from aurora_runtime.validation.rounds import Measurement, MeasurementPlan, RoundRunner, measure
@@ -244,7 +244,7 @@ async def _job_engine(
     )
     drafts = {Arm.ACTIVE: active_draft, Arm.CANDIDATE: candidate}
     with_ngram = Arm.NGRAM in run.plan.arms
-    return JobEngine(EngineSet(spec, scratch), drafts, settings.draft, with_ngram, machine, run.deadline)
+    return JobEngine(spec, scratch, drafts, settings.draft, with_ngram, machine, run.deadline)
 
 
 def kv_cache_tokens(prompts: Sequence[Prompt], plan: MeasurementPlan, max_new_tokens: int) -> int:

@@ -37,7 +37,7 @@ def test_boots_sort_by_age() -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Short waits, and the signal handlers of this process restored."""
     monkeypatch.setattr(launcher, "CRASH_GRACE_SECONDS", 0.0)
-    monkeypatch.setattr(launcher, "MODE_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(launcher, "ORDER_POLL_SECONDS", 0.05)
     monkeypatch.setattr(launcher, "REPORT_PAUSE_SECONDS", 0.05)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield

@@ -346,9 +346,3 @@ def test_lookup_shares_no_request_that_is_held_out(tmp_path: Path, monkeypatch: 
     index.extend("b", [4000])
     index.begin("c", [*held_out])
     assert index.propose("c", 1).tokens == ()
-    measured = EngineControl(worker, settings.model_copy(update={"shares": False})).texts.index
-    for prompt in ([first, first + 1] for first in range(100, 140)):
-        measured.begin("b", [*prompt])
-        measured.extend("b", [4000])
-        measured.begin("c", [*prompt])
-        assert measured.propose("c", 1).tokens == (), "an engine of a measurement shares no request"
