@@ -32,9 +32,9 @@ import operator
 from collections.abc import Callable
 from enum import StrEnum
 from itertools import starmap, zip_longest
-from typing import Literal, Self, TypeVar
+from typing import Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from aurora_api.base import Model
 from aurora_protocol.record import Count, Record, Sha256
@@ -47,10 +47,6 @@ PASS_HEADER = "x-aurora-pass"  # noqa: S105 - a header's name
 """Header in requests to a withdrawn pod's engine. Carries the :func:`measurement_pass`; others are refused."""
 PROBE_HEADER = "x-aurora-probe"
 """Header in the pod's readiness probe of the engine, which fails while the pod may not serve clients."""
-MEASUREMENT_PREFIX = "aurora-measure-"
-"""Prefix of the ids of measuring requests. Such requests are not traffic and are not traced."""
-HELD_OFF_PREFIX = MEASUREMENT_PREFIX + "off-"
-"""Prefix of the ids of measuring requests that are answered without speculation, whatever draft the engine holds."""
 MAX_COUNT = 2**48
 """Limit of any counter. The sum over all pods of a speculator still fits Kubernetes' 64-bit integers."""
 MAX_SPEEDUP = 1000
@@ -216,14 +212,6 @@ class SavedTime(Model):
     observed_seconds: float = Field(ge=0, allow_inf_nan=False, description="Seconds since the engine started to count.")
 
 
-class EngineMode(StrEnum):
-    """How an engine speculates: with a draft, not at all, or with SGLang's NGRAM."""
-
-    DRAFT = "draft"
-    OFF = "off"
-    NGRAM = "ngram"
-
-
 class Machine(Model):
     """The machine and the software that an engine runs on, for the environment of a measurement."""
 
@@ -245,19 +233,11 @@ class MeasurementRequest(Record):
 
 
 class TrialRequest(Record):
-    """Order the engine of a withdrawn pod to speculate in another way."""
+    """Order the engine of a withdrawn pod to hold a draft, with an empty prefix cache."""
 
     measurement: str = Field(description="Name of the validation Job.")
-    mode: EngineMode = Field(description="How the engine must speculate.")
-    version: int | None = Field(default=None, ge=0, description="The draft to load. Set if and only if mode is draft.")
-    digest: Sha256 | None = Field(default=None, description="Digest of the draft's weights. Set with version.")
-
-    @model_validator(mode="after")
-    def _draft_is_named(self) -> Self:
-        names_draft = self.version is not None and self.digest is not None
-        if names_draft != (self.mode is EngineMode.DRAFT):
-            raise ValueError("mode draft needs both version and digest, and other modes need neither")
-        return self
+    version: int = Field(ge=0, description="The draft to load.")
+    digest: Sha256 = Field(description="Digest of the draft's weights.")
 
 
 class MeasurementPhase(StrEnum):

@@ -76,9 +76,9 @@ class AgentClient:
         return (await self._call("PUT", ip, "/v1/trace-budget", token, budget.to_json()))[1]
 
     async def trial(self, ip: str, token: str, request: TrialRequest) -> AgentState | None:
-        """Order a withdrawn pod's engine to run ``request``, with an empty prefix cache.
+        """Order a withdrawn pod's engine to hold a draft, with an empty prefix cache.
 
-        Returns the state once the engine runs ``request``. Returns None while the engine is changing: call again then.
+        Returns the state once the engine does. Returns None while requests run on it: call again then.
         """
         status, state = await self._call(
             "PUT", ip, "/v1/measurement/trial", token, request.to_json(), seconds=TRIAL_SECONDS

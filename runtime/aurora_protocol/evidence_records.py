@@ -109,8 +109,7 @@ class RatioEstimate(Model):
     numerator: Arm = Field(description="The arm whose throughput is divided.")
     denominator: Arm = Field(description="The arm whose throughput divides.")
     concurrency: int = Field(description="Requests in flight at any time.")
-    rounds: int = Field(description="Rounds behind the estimate. For an unpaired ratio, the smaller number of the two.")
-    paired: bool = Field(default=True, description="Whether both arms were measured in the same rounds.")
+    rounds: int = Field(description="Rounds behind the estimate. Each has both arms.")
     estimate: float = Field(description="Geometric mean of the ratio.")
     low: float = Field(description="Lower bound of the interval.")
     high: float = Field(description="Upper bound of the interval.")
@@ -133,12 +132,7 @@ class Evidence(StoredRecord):
     candidate_digest: Sha256 = Field(description="Digest of the candidate's weights.")
     active_version: int = Field(description="The version that was active during the measurement.")
     active_digest: Sha256 = Field(description="Digest of the active version's weights.")
-    samples: tuple[Sample, ...] = Field(description="All batches that were measured together with the candidate.")
-    baseline: tuple[Sample, ...] = Field(
-        default=(),
-        description="Batches of off, of the other baselines asked for, and of the active draft, which were measured"
-        " before ``samples``. Empty where off has an engine of its own, and so shares the candidate's rounds.",
-    )
+    samples: tuple[Sample, ...] = Field(description="All measured batches.")
     equality: tuple[AnswerEquality, ...] = Field(description="Comparisons of greedy answers, one for each arm.")
     acceptance_length: dict[Arm, float] = Field(description="Answer tokens per verify round, over all samples.")
     environment: Environment = Field(description="Where the candidate was measured.")

@@ -14,12 +14,10 @@ Takes about ten minutes on two quiet cores (estimated). Needs a CPU only. The se
 
 from __future__ import annotations
 
-import itertools
 import os
 import statistics
 import tempfile
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +37,6 @@ from tests.bench.bench_command import (
 from tests.bench.markdown import geometric_mean_and_interval, markdown_row, markdown_table
 from tests.bench.stream_timing import CONCURRENCIES, PROMPTS, time_stream
 
-from aurora_protocol.agent_api import MEASUREMENT_PREFIX
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.pod_files import PodFolder
 
@@ -54,17 +51,11 @@ HEADER = [
 ]
 
 
-def request_ids(traced: bool) -> Iterator[str]:
-    """Endless fresh request ids. Capture traces all of these requests if ``traced``, and otherwise none."""
-    prefix = "" if traced else MEASUREMENT_PREFIX
-    return (prefix + uuid.uuid4().hex for _ in itertools.count())
-
-
 def milliseconds_per_round(
-    server: Server, requests: list[tuple[str, str]], tokens: int, pool: ThreadPoolExecutor
+    server: Server, prompts: list[str], tokens: int, pool: ThreadPoolExecutor, *, traced: bool
 ) -> float:
-    """Mean milliseconds per verify round. ``requests`` are pairs of prompt and request id, all sent at once."""
-    timings = pool.map(lambda request: time_stream(server.port, request[0], tokens, request[1]), requests)
+    """Mean milliseconds per verify round of ``prompts``, all sent at once."""
+    timings = pool.map(lambda prompt: time_stream(server.port, prompt, tokens, traced=traced), prompts)
     return statistics.fmean(timing.milliseconds_per_step for timing in timings)
 
 
@@ -114,16 +105,14 @@ class Comparison:
 
 def compare(server: Server, concurrency: int, pairs: int, tokens: int) -> Comparison:
     """Compare pair by pair. One more pair before them warms up."""
-    fresh_ids = {traced: request_ids(traced) for traced in (True, False)}
     process, found = scheduler_pid(server), Comparison()
     with ThreadPoolExecutor(concurrency) as pool:
         for number in range(pairs + 1):
             prompts = [PROMPTS[(number + i) % len(PROMPTS)] for i in range(concurrency)]
             milliseconds, cpu = dict[bool, float](), dict[bool, CpuSeconds]()
             for traced in (True, False) if number % 2 else (False, True):
-                requests = [(prompt, next(fresh_ids[traced])) for prompt in prompts]
                 before = CpuSeconds.read(process)
-                milliseconds[traced] = milliseconds_per_round(server, requests, tokens, pool)
+                milliseconds[traced] = milliseconds_per_round(server, prompts, tokens, pool, traced=traced)
                 cpu[traced] = CpuSeconds.read(process) - before
             if number:
                 found.speeds.append(milliseconds[False] / milliseconds[True])

@@ -15,7 +15,7 @@ from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.engine.draft_update import LOADER
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault
-from aurora_runtime.validation.draft_fetch import FetchedDraft
+from aurora_runtime.validation.store_reads import FetchedDraft
 
 UNTRAINED, TRAINED = 0, 1
 """The versions of the two drafts, which are also their indices among the loop's drafts."""

@@ -97,7 +97,7 @@ def evidence_table(evidence: Evidence) -> str:
     ]
     lines += [
         f"  {f'{r.numerator}/{r.denominator}':<22}{r.concurrency:>11}{r.estimate:>9.2f}x  "
-        f"[{r.low:.2f}, {r.high:.2f}]{r.rounds:>10}{'' if r.paired else '  unpaired'}"
+        f"[{r.low:.2f}, {r.high:.2f}]{r.rounds:>10}"
         for r in evidence.verdict.ratios
     ]
     lengths = ", ".join(f"{arm} {length:.2f}" for arm, length in sorted(evidence.acceptance_length.items()))

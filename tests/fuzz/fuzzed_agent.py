@@ -20,7 +20,7 @@ from typing import Any
 
 from aiohttp import ClientSession, web
 
-from aurora_protocol.agent_api import EngineMode, MeasurementRequest, TrialRequest
+from aurora_protocol.agent_api import MeasurementRequest, TrialRequest
 from aurora_protocol.record import Record
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.serving.agent.http_api import MAX_BODY_BYTES, application
@@ -133,7 +133,7 @@ class FuzzedAgent:
     def _obeyed(self) -> tuple[bytes, ...]:
         """All that an order changes on the pod's disk."""
         folder = self._rig.folder
-        files = (folder.swap_request, folder.withdrawal, folder.mode)
+        files = (folder.swap_request, folder.withdrawal, folder.restart)
         return tuple(path.read_bytes() if path.exists() else b"" for path in files)
 
     def _last_epoch(self) -> int:
@@ -172,7 +172,7 @@ class FuzzedAgent:
         orders: dict[str, Record] = {
             "/v1/draft": self._rig.swap_request(version, epoch),
             "/v1/measurement": MeasurementRequest(measurement=JOB, epoch=epoch, lease_seconds=60, begin=True),
-            "/v1/measurement/trial": TrialRequest(measurement=JOB, mode=EngineMode.OFF),
+            "/v1/measurement/trial": TrialRequest(measurement=JOB, version=1, digest="0" * 64),
         }
         route = random_.choice(sorted(orders))
         return route, orders[route]

@@ -27,8 +27,8 @@ from aurora_runtime.serving.pod_files import MANIFEST, PodFolder, write_atomical
 from aurora_runtime.training.data.shards import ShardReader
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state import trainer_state
-from aurora_runtime.validation.draft_fetch import fetch_draft
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
+from aurora_runtime.validation.store_reads import fetch_draft
 from aurora_store import Keys
 from aurora_store.errors import StoreError
 from tests.assets.signing import KEYS, ROOT_OWNER

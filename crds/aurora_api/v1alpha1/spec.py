@@ -66,6 +66,11 @@ class SpeculatorSpec(Model):
                 "draft.shape Adaptive cannot run with --enable-two-batch-overlap or --enable-pdmux: remove the flag"
                 " from serving.extraArgs, or set draft.shape to Fixed",
             ),
+            (
+                "self.validation.measureOn != 'Replica' || self.draft.shape == 'Adaptive'",
+                "a replica with draft.shape Fixed cannot answer without speculation: set validation.measureOn to Job,"
+                " or draft.shape to Adaptive",
+            ),
         )
     }
 

@@ -15,7 +15,7 @@ START_ALLOWANCE_SECONDS: Final = 600
 """Time of a measurement's Job until its validator runs: for a place, perhaps on a new node, for the pull of the image
 and for the imports."""
 FINISH_RESERVE_SECONDS: Final = 420
-"""Time of the Job after the measurement: to stop three engines or to give a replica back, and for two writes to a slow
+"""Time of the Job after the measurement: to stop two engines or to give a replica back, and for two writes to a slow
 store, each of which first looks who owns the root."""
 
 
@@ -46,7 +46,13 @@ class ValidationSpec(Model):
     """The gate: how a candidate is measured on the real engine, and how much better it must be."""
 
     model_config = Model.model_config | {
-        "json_schema_extra": rules(("double(self.tolerance) < 1.0", "tolerance is a share below 1"))
+        "json_schema_extra": rules(
+            ("double(self.tolerance) < 1.0", "tolerance is a share below 1"),
+            (
+                "self.measureOn != 'Replica' || !has(self.baselines) || self.baselines.size() == 0",
+                "baselines need an engine of their own: set measureOn: Job, or leave baselines out",
+            ),
+        )
     }
 
     concurrencies: list[Annotated[int, Field(ge=1, le=1024)]] = Field(
@@ -78,14 +84,15 @@ class ValidationSpec(Model):
     baselines: list[Baseline] = Field(
         default_factory=list,
         max_length=1,
-        description="Speculation without a draft model that is measured beside the drafts, for comparison only: NGRAM."
-        " Unset: none.",
+        description="Speculation without a draft model that is measured beside the drafts, for comparison only: NGRAM,"
+        " which needs an engine of its own and so `measureOn: Job`. Unset: none.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
     measure_on: MeasureOn = Field(
         default=MeasureOn.JOB,
         description="`Job` measures in an extra pod shaped like an inference pod. `Replica` takes one replica out of"
-        " the Service, measures on it and returns it: choose it where no machine is to spare. It needs two replicas.",
+        " the Service, measures on it and returns it: choose it where no machine is to spare. It needs two replicas,"
+        " the draft shape `Adaptive` and no `baselines`.",
     )
     timeout_seconds: int = Field(
         default=3600,

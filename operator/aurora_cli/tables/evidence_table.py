@@ -62,11 +62,10 @@ def ratios(estimates: Sequence[RatioEstimate]) -> RenderableType:
             plain(f"{one.estimate:.3f}x", _ratio_style(one)),
             f"{one.low:.3f}-{one.high:.3f}",
             one.rounds,
-            "yes" if one.paired else "no",
         )
         for one in estimates
     ]
-    return table("RATIO", "CONCURRENCY", "ESTIMATE", "INTERVAL", "ROUNDS", "PAIRED", rows=rows, last_wraps=False)
+    return table("RATIO", "CONCURRENCY", "ESTIMATE", "INTERVAL", "ROUNDS", rows=rows, last_wraps=False)
 
 
 def _ratio_style(one: RatioEstimate) -> str:
@@ -78,15 +77,15 @@ def _ratio_style(one: RatioEstimate) -> str:
 def arms(evidence: Evidence) -> RenderableType:
     """Speed and failures of each arm at each concurrency, over all its batches."""
     return table(
-        *("ARM", "CONCURRENCY", "TOKENS/S", "BATCHES", "FAILED", "ACCEPT-LEN", "MEASURED"),
-        rows=[*_arm_rows(evidence, evidence.samples, ""), *_arm_rows(evidence, evidence.baseline, "before")],
+        *("ARM", "CONCURRENCY", "TOKENS/S", "BATCHES", "FAILED", "ACCEPT-LEN"),
+        rows=list(_arm_rows(evidence)),
         last_wraps=False,
     )
 
 
-def _arm_rows(evidence: Evidence, samples: Sequence[Sample], when: str) -> Iterator[Sequence[Any]]:
+def _arm_rows(evidence: Evidence) -> Iterator[Sequence[Any]]:
     groups: dict[tuple[int, Arm], list[Sample]] = {}
-    for sample in samples:
+    for sample in evidence.samples:
         groups.setdefault((sample.concurrency, sample.arm), []).append(sample)
     for (concurrency, arm), own in sorted(groups.items(), key=lambda group: (group[0][0], _ARMS.index(group[0][1]))):
         speed = sum(one.tokens for one in own) / sum(one.seconds for one in own)
@@ -97,8 +96,7 @@ def _arm_rows(evidence: Evidence, samples: Sequence[Sample], when: str) -> Itera
             f"{speed:.1f}",
             len(own),
             sum(one.failures for one in own),
-            f"{length:.2f}" if length is not None and not when else None,
-            when or "now",
+            f"{length:.2f}" if length is not None else None,
         )
 
 

@@ -9,7 +9,7 @@ Invariants: pure and deterministic. A candidate passes only when the lower bound
 - :mod:`~aurora_protocol.gate.verdict`: the bars, the verdict, and that of stored evidence, which is not believed.
 """
 
-from aurora_protocol.gate.throughput_ratios import paired_ratio, unpaired_ratio
+from aurora_protocol.gate.throughput_ratios import paired_ratio
 from aurora_protocol.gate.verdict import GatePolicy, judge
 
-__all__ = ["GatePolicy", "judge", "paired_ratio", "unpaired_ratio"]
+__all__ = ["GatePolicy", "judge", "paired_ratio"]

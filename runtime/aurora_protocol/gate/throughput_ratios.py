@@ -65,58 +65,13 @@ def paired_ratio(
         denominator=denominator,
         concurrency=concurrency,
         rounds=len(log_ratios),
-        paired=True,
         **_ratios(statistics.fmean(log_ratios), mean_interval(log_ratios, confidence)),
-    )
-
-
-def unpaired_ratio(
-    samples: Sequence[Sample],
-    numerator: Arm,
-    baseline: Sequence[Sample],
-    denominator: Arm,
-    concurrency: int,
-    confidence: Confidence = Confidence.FINAL,
-) -> RatioEstimate | None:
-    """The throughput ratio of an arm in ``samples`` to one in ``baseline``, which was measured before.
-
-    Nothing cancels here. The spread of both sides counts, over prompts and over minutes, so the interval is wider than
-    a paired one. Neither spread shows that the machine was slower during one whole side. Where ``baseline`` holds the
-    active draft too, :func:`log_speed_change` measures this change of speed, and the interval covers the ratio with and
-    without the change. The need is real: on a crowded machine a random draft measured 1.90x [1.37, 2.64] the
-    throughput of an "off" of ten minutes before.
-
-    None when one side has no samples. ``rounds`` of the estimate is the smaller number of the two.
-    """
-    above = list(_log_speeds(samples, numerator, concurrency).values())
-    below = list(_log_speeds(baseline, denominator, concurrency).values())
-    if not above or not below:
-        return None
-    low, high = difference_interval(above, below, confidence)
-    change = log_speed_change(samples, baseline, concurrency) or 0.0
-    interval = Interval(min(low, low - change), max(high, high - change))
-    return RatioEstimate(
-        numerator=numerator,
-        denominator=denominator,
-        concurrency=concurrency,
-        rounds=min(len(above), len(below)),
-        paired=False,
-        **_ratios(statistics.fmean(above) - statistics.fmean(below), interval),
     )
 
 
 def _ratios(log_mean: float, log_interval: Interval) -> dict[str, float]:
     low, high = max(log_interval.low, -_MAX_LOG), min(log_interval.high, _MAX_LOG)
     return {"estimate": math.exp(log_mean), "low": math.exp(low), "high": math.exp(high)}
-
-
-def log_speed_change(samples: Sequence[Sample], baseline: Sequence[Sample], concurrency: int) -> float | None:
-    """Logarithm of how much faster the active draft is in ``samples`` than in ``baseline``.
-
-    The same draft ran both times, so this is the change of the machine's speed. None when one side lacks the draft.
-    """
-    now, before = (_log_speeds(side, Arm.ACTIVE, concurrency).values() for side in (samples, baseline))
-    return statistics.fmean(now) - statistics.fmean(before) if now and before else None
 
 
 def _log_speeds(samples: Sequence[Sample], arm: Arm, concurrency: int) -> dict[int, float]:
@@ -135,24 +90,6 @@ def mean_interval(values: Sequence[float], confidence: Confidence = Confidence.F
     if len(values) > 1:
         half_width = t_quantile(len(values) - 1, confidence) * statistics.stdev(values) / math.sqrt(len(values))
     return Interval(mean - half_width, mean + half_width)
-
-
-def difference_interval(
-    first: Sequence[float], second: Sequence[float], confidence: Confidence = Confidence.FINAL
-) -> Interval:
-    """An interval for mean(``first``) - mean(``second``), which were measured independently.
-
-    The variances differ, so the degrees of freedom are Welch's (1947), rounded down.
-    """
-    difference, half_width = statistics.fmean(first) - statistics.fmean(second), 0.0
-    # For each side: the variance of its mean, and its degrees of freedom. A side of one value has no variance.
-    sides = [(statistics.variance(side) / len(side), len(side) - 1) for side in (first, second) if len(side) > 1]
-    variance = sum(side_variance for side_variance, _ in sides)
-    if variance > 0:
-        # Each side's variance is divided by the sum before it is squared, so that no square overflows or underflows.
-        degrees = 1 / sum((side_variance / variance) ** 2 / side_degrees for side_variance, side_degrees in sides)
-        half_width = t_quantile(max(1, int(degrees)), confidence) * math.sqrt(variance)
-    return Interval(difference - half_width, difference + half_width)
 
 
 def t_quantile(degrees: int, confidence: Confidence = Confidence.FINAL) -> float:

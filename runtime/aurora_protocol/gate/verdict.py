@@ -23,7 +23,6 @@ that says Pass is judged again from its samples (:func:`recomputed`), because a 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
@@ -38,10 +37,8 @@ from aurora_protocol.evidence_records import (
     Verdict,
     VerdictKind,
 )
-from aurora_protocol.gate.throughput_ratios import Confidence, log_speed_change, paired_ratio, unpaired_ratio
+from aurora_protocol.gate.throughput_ratios import Confidence, paired_ratio
 
-_ALWAYS_PAIRED = frozenset({Arm.ACTIVE, Arm.CANDIDATE})
-"""Arms that are always measured in the same rounds. Samples from before never replace theirs."""
 NEVER_SLOWER: Final = 0.98
 """Throughput over no speculation that every draft must reach at every declared concurrency. No setting lowers it."""
 FEWEST_ROUNDS: Final = 3
@@ -119,31 +116,31 @@ def judge(
     samples: Sequence[Sample],
     equality: Sequence[AnswerEquality],
     policy: GatePolicy,
-    baseline: Sequence[Sample] = (),
     confidence: Confidence = Confidence.FINAL,
 ) -> Verdict:
     """Apply every rule. The worst outcome decides.
 
     Args:
-        samples: all batches measured together with the candidate. Candidate and active are always among them.
+        samples: all batches of the measurement.
         equality: comparisons of greedy answers, one for each arm.
-        baseline: batches of off, and of NGRAM where the speculator asks for it, that were measured before the
-            candidate. The active draft's batches among them show how the machine's speed has changed since.
         confidence: of the ratios' intervals. The stored verdict is final.
     """
-    measured = _Measured(samples, baseline, confidence)
-    decided = [(bar, measured.ratio(bar.numerator, bar.denominator, bar.concurrency)) for bar in bars(policy)]
-    reported = [measured.ratio(*names) for names in reported_ratios(policy)]
+
+    def ratio(numerator: Arm, denominator: Arm, concurrency: int) -> RatioEstimate | None:
+        return paired_ratio(samples, numerator, denominator, concurrency, confidence)
+
+    decided = [(bar, ratio(bar.numerator, bar.denominator, bar.concurrency)) for bar in bars(policy)]
+    reported = [ratio(*names) for names in reported_ratios(policy)]
     outcomes = [
-        *(_judge_bar(bar, ratio, policy.min_rounds, measured.describe(bar)) for bar, ratio in decided),
-        *_judge_failures(measured.all_samples()),
+        *(_judge_bar(bar, measured, policy.min_rounds) for bar, measured in decided),
+        *_judge_failures(samples),
         *_judge_answers(equality),
     ]
     kinds = {outcome.kind for outcome in outcomes}
     return Verdict(
         kind=next(kind for kind in _WORST_FIRST if kind in kinds),
         reasons=tuple(outcome.reason for outcome in outcomes),
-        ratios=tuple(ratio for ratio in (*(ratio for _, ratio in decided), *reported) if ratio is not None),
+        ratios=tuple(found for found in (*(measured for _, measured in decided), *reported) if found is not None),
     )
 
 
@@ -151,7 +148,7 @@ def recomputed(evidence: Evidence, policy: GatePolicy) -> Evidence:
     """``evidence`` with the verdict of its own samples, where it says Pass. Other verdicts promote nothing."""
     if evidence.verdict.kind is not VerdictKind.PASS:
         return evidence
-    verdict = judge(evidence.samples, evidence.equality, policy, evidence.baseline)
+    verdict = judge(evidence.samples, evidence.equality, policy)
     if verdict.kind is not VerdictKind.PASS:
         note = "the evidence says Pass, but its samples do not show that under the present bars"
         verdict = verdict.model_copy(update={"reasons": (note, *verdict.reasons)})
@@ -169,38 +166,8 @@ def least_policy(evidence: Evidence) -> GatePolicy:
     return GatePolicy(concurrencies, min_improvement=0.0, tolerance=1.0, min_rounds=FEWEST_ROUNDS)
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """All samples of a measurement: those taken together with the candidate, and those taken before it."""
-
-    samples: Sequence[Sample]
-    baseline: Sequence[Sample]
-    confidence: Confidence
-
-    def _was_measured_before(self, arm: Arm) -> bool:
-        return arm not in _ALWAYS_PAIRED and any(sample.arm is arm for sample in self.baseline)
-
-    def ratio(self, numerator: Arm, denominator: Arm, concurrency: int) -> RatioEstimate | None:
-        """The throughput ratio of two arms, paired where possible. None when it was not measured."""
-        if self._was_measured_before(denominator):
-            return unpaired_ratio(self.samples, numerator, self.baseline, denominator, concurrency, self.confidence)
-        return paired_ratio(self.samples, numerator, denominator, concurrency, self.confidence)
-
-    def describe(self, bar: Bar) -> str:
-        """The name of the bar's ratio, and how the machine's speed changed since its denominator was measured."""
-        name = f"{bar.numerator}/{bar.denominator} at concurrency {bar.concurrency}"
-        if not self._was_measured_before(bar.denominator):
-            return name
-        change = log_speed_change(self.samples, self.baseline, bar.concurrency)
-        since = "" if change is None else f"; the active draft now runs {math.exp(change):.2f}x as fast as then"
-        return f"{name} ({bar.denominator} measured before{since})"
-
-    def all_samples(self) -> tuple[Sample, ...]:
-        """All samples measured with the candidate, and the earlier ones of the arms that were not."""
-        return (*self.samples, *(sample for sample in self.baseline if sample.arm not in _ALWAYS_PAIRED))
-
-
-def _judge_bar(bar: Bar, ratio: RatioEstimate | None, min_rounds: int, name: str) -> Outcome:
+def _judge_bar(bar: Bar, ratio: RatioEstimate | None, min_rounds: int) -> Outcome:
+    name = f"{bar.numerator}/{bar.denominator} at concurrency {bar.concurrency}"
     if ratio is None:
         return Outcome(VerdictKind.INCONCLUSIVE, f"{name}: not measured")
     if ratio.rounds < min_rounds:

@@ -38,11 +38,6 @@ class SpeculationSettings(Record):
     traffic_key: str = Field(
         default="", repr=False, description="Hexadecimal key that decides which prompts are held out, as in capture."
     )
-    shares: bool = Field(
-        default=True,
-        description="Whether requests may be answered from other requests at all. False in an engine that answers only"
-        " the held-out prompts of a measurement.",
-    )
     pending_bytes: int | None = Field(
         default=None,
         ge=1,
@@ -80,13 +75,7 @@ def round_controller(settings: SpeculationSettings, adaptive_config_file: Path) 
 
 
 def controller_of(
-    draft: DraftSpec,
-    folder: Path,
-    boot: str,
-    *,
-    traffic_key: bytes = b"",
-    shares: bool = True,
-    held_version: int | None = None,
+    draft: DraftSpec, folder: Path, boot: str, *, traffic_key: bytes = b"", held_version: int | None = None
 ) -> RoundController:
     """The controller of an engine that serves ``draft``. Writes the file of its steps to ``folder``.
 
@@ -94,7 +83,6 @@ def controller_of(
 
     Args:
         traffic_key: that of the engine's traces.
-        shares: whether requests may be answered from others.
         held_version: while the engine serves this version, every round is off. Lookup is off until the next start.
     """
     # A lineage that a published head began may have the head as its first version.
@@ -106,7 +94,6 @@ def controller_of(
         lookup=draft.lookup if draft.adaptive and held_version is None else LookupScope.OFF,
         fixed_arms=() if draft.adaptive else (Arm(draft.steps, drafts=True).name,),
         traffic_key=traffic_key.hex(),
-        shares=shares,
         untrained_versions=untrained if held_version is None else (*untrained, held_version),
     )
     return round_controller(settings, folder / "adaptive-steps.json")

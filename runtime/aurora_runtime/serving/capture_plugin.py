@@ -32,7 +32,7 @@ CALLS: Final = (
 
 
 def request_hooks(settings: CaptureSettings) -> tuple[Hook, ...]:
-    """The hooks that protect the engine, its keys and its measurements, whether traffic is traced or not."""
+    """The hooks that protect the engine, its keys and its measurements."""
     guard, authentication = measurement_guard.guard_hook(settings), measurement_guard.AUTHENTICATION_FUNCTION
     return (
         Hook(refusals.VALIDATE_FUNCTION, refusals.before_validation, HookKind.BEFORE),
@@ -75,8 +75,6 @@ def install() -> None:
     settings = CaptureSettings.from_json(text)
     protection = request_hooks(settings)
     register(protection)
-    if not settings.trace:
-        return
     try:
         require_sglang("trace capture")
         check_all((*CALLS, *protection))

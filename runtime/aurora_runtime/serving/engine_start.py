@@ -1,4 +1,4 @@
-"""One start of SGLang in an inference pod: its draft, mode, command line and environment.
+"""One start of SGLang in an inference pod: its draft, command line and environment.
 
 Invariants: the admin key is not in the command line. A start first reports "not ready" in ``engine.json``, because the
 file of an engine that was killed still says "ready".
@@ -15,13 +15,12 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
-from aurora_protocol.agent_api import EngineMode
 from aurora_protocol.draft_records import LINEAGE_NUMBER, CheckpointManifest
 from aurora_protocol.pod_settings import ADMIN_KEY, TRAFFIC_SECRET, ServingSettings
 from aurora_protocol.tag_hash import tag_key
 from aurora_runtime.cpu import launch_settings as cpu
 from aurora_runtime.engine.machine import ISOLATED_PYTHON, detect_machine
-from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS, SPECULATION_PLUGIN, Eagle3, Ngram, RoundController
+from aurora_runtime.engine.speculation_flags import SPECULATION_PLUGIN, Eagle3, RoundController
 from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.held_out_split import traffic_key
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
@@ -89,7 +88,7 @@ class EngineStart:
     @cached_property
     def controller(self) -> RoundController | None:
         """Decides the shape of each round. None: the shape is fixed. The first use writes the controller's file."""
-        if self.state.mode is not EngineMode.DRAFT or not self.settings.draft.adaptive:
+        if not self.settings.draft.adaptive:
             return None
         folder, key = self.options.folder.path, self.files.traffic_key
         held = self.state.held_version
@@ -97,16 +96,14 @@ class EngineStart:
 
     def command(self, config: Path) -> list[str]:
         """SGLang's command line. ``config`` holds the admin key."""
-        speculative = self.state.mode is not EngineMode.OFF
         arguments = engine_arguments(
             self.settings,
             draft=self.files.draft,
             version=self.files.version,
             port=self.options.port,
             host=self.options.host,
-            device_args=cpu.server_args(speculative=speculative) if self.on_cpu else [],
+            device_args=cpu.server_args(speculative=True) if self.on_cpu else [],
             config=config,
-            mode=self.state.mode,
             controller=self.controller,
         )
         return [str(Path(sys.executable).with_name("sglang")), "serve", *arguments]
@@ -136,7 +133,6 @@ class EngineStart:
             tokens_per_minute=capture.tokens_per_minute,
             state_type=capture.state_type,
             shard_seconds=capture.shard_seconds,
-            trace=self.state.mode is EngineMode.DRAFT,
         )
 
 
@@ -149,13 +145,12 @@ def engine_arguments(
     host: str = "0.0.0.0",  # noqa: S104 - a pod serves its Service
     device_args: Sequence[str] = (),
     config: Path | None = None,
-    mode: EngineMode = EngineMode.DRAFT,
     controller: RoundController | None = None,
 ) -> list[str]:
     """Arguments for ``sglang serve``. The user's arguments come last, so that they win.
 
-    The limit of running requests is the same in all modes, so that they are compared under the same load. By itself
-    SGLang would limit the modes with speculation to 48 (`srt/arg_groups/speculative_hook.py:1086`), and not the others.
+    The limit of running requests is given, because by itself SGLang would limit an engine that speculates to 48
+    (`srt/arg_groups/speculative_hook.py:1086`).
 
     Args:
         draft: folder of the draft to start with.
@@ -163,7 +158,6 @@ def engine_arguments(
         device_args: arguments for the device (:func:`aurora_runtime.cpu.launch_settings.server_args` on a CPU).
         config: YAML file with further arguments. The file holds the secrets, because any process can read a command
             line.
-        mode: how the engine speculates. A serving pod uses the draft; the other modes serve measurements.
         controller: decides the shape of each round of a draft. None: the shape is fixed.
     """
     target = settings.target
@@ -172,12 +166,8 @@ def engine_arguments(
     arguments += ["--revision", target.revision] if target.revision else []
     arguments += ["--dtype", target.dtype.value, "--host", host, "--port", str(port)]
     arguments += ["--max-running-requests", str(settings.max_running_requests)]
-    speculation = {
-        EngineMode.DRAFT: Eagle3(draft, version, settings.draft, controller).arguments(),
-        EngineMode.OFF: [],
-        EngineMode.NGRAM: Ngram(NGRAM_TOKENS).arguments(),
-    }
-    arguments += [*device_args, *speculation[mode], "--enable-metrics"]
+    speculation = Eagle3(draft, version, settings.draft, controller).arguments()
+    arguments += [*device_args, *speculation, "--enable-metrics"]
     return [*arguments, *settings.extra_args]
 
 
@@ -186,10 +176,8 @@ def prepare_start(settings: ServingSettings, options: LauncherOptions) -> Engine
 
     A pod without a draft gets a placeholder. Raises :class:`TargetUnavailable` when none can be made.
     """
-    order = options.folder.read_mode_order()
-    state = EngineState(
-        boot=new_boot(), ready=False, started_at=datetime.now(UTC), mode=order.mode, order_id=order.order_id
-    )
+    order_id = options.folder.read_restart_order().order_id
+    state = EngineState(boot=new_boot(), ready=False, started_at=datetime.now(UTC), order_id=order_id)
     _report(options.folder, state, ready=False)
     state = state.model_copy(update={"machine": detect_machine(settings.device)})
     for leftover in (options.folder.capture, options.folder.speculation):

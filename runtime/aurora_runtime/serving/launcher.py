@@ -7,9 +7,9 @@ it was asked to stop.
 
 On SIGTERM the launcher signals SGLang's main process only, because SGLang's children must go on while requests drain.
 
-The agent of a withdrawn pod may order another mode, such as "no draft", to measure the draft's gain. The launcher then
-ends SGLang and itself, and Kubernetes starts the container again. A container that starts anew gets the startup probe,
-which waits as long as a model takes to load. The liveness probe of a running container would not wait.
+The agent of a withdrawn pod may order another start, when the engine cannot restore its draft. The launcher then ends
+SGLang and itself, and Kubernetes starts the container again. A container that starts anew gets the startup probe, which
+waits as long as a model takes to load. The liveness probe of a running container would not wait.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from aurora_protocol.agent_api import ENGINE_PORT, EngineMode
+from aurora_protocol.agent_api import ENGINE_PORT
 from aurora_protocol.draft_records import CheckpointManifest
 from aurora_protocol.errors import InvalidRecord
 from aurora_protocol.pod_settings import KEYS_FOLDER, STATE_FOLDER, ServingSettings
@@ -47,11 +47,11 @@ from aurora_runtime.sglang_version import require_sglang
 
 log = logging.getLogger(__name__)
 
-MODE_POLL_SECONDS: Final = 0.5
+ORDER_POLL_SECONDS: Final = 0.5
 CRASH_GRACE_SECONDS: Final = 5.0
 """After a crash, SGLang's children get this long to end before the whole process group is killed."""
-MODE_CHANGE_STOP_SECONDS: Final = 60.0
-"""How long SGLang may take to end for another mode. A withdrawn pod has no requests to wait for."""
+RESTART_STOP_SECONDS: Final = 60.0
+"""How long SGLang may take to end for another start. A withdrawn pod has no requests to wait for."""
 READY_POLL_SECONDS: Final = 0.5
 PROBE_POLL_SECONDS: Final = 0.1
 PROBE_TIMEOUT_SECONDS: Final = 120.0
@@ -85,9 +85,8 @@ class ReadinessCheck:
             client = SGLangClient(session, f"http://127.0.0.1:{self.start.options.port}")
             await self._wait_ready(client)
             await self._check_redaction(client)
-            if self.start.state.mode is EngineMode.DRAFT:
-                await self._check_capture(client)
-                await self._check_controller()
+            await self._check_capture(client)
+            await self._check_controller()
 
     async def _wait_ready(self, client: SGLangClient) -> None:
         """Wait without a time limit: the pod's startup probe limits how long a model may take to load."""
@@ -155,7 +154,7 @@ class EngineSupervisor:
         """Wait until SGLang ends. Returns the launcher's exit code. Raises :class:`EngineFault` when a check failed."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle_signal)
-        for watch in (self._check_readiness, self._watch_mode_orders):
+        for watch in (self._check_readiness, self._watch_restart_orders):
             threading.Thread(target=self._run_watch, args=(watch,), daemon=True).start()
         code = self._process.wait()
         if not self._stop_requested.is_set() and self._failure is None:
@@ -178,7 +177,7 @@ class EngineSupervisor:
     def _record_crash(self) -> None:
         """Count the end of an engine that nobody asked to end, unless it served a measurement."""
         folder = self._start.options.folder
-        if self._start.state.mode is not EngineMode.DRAFT or folder.withdrawal.exists():
+        if folder.withdrawal.exists():
             return
         with contextlib.suppress(OSError, InvalidRecord):
             version = CheckpointManifest.from_json((folder.current / MANIFEST).read_bytes()).version
@@ -208,26 +207,26 @@ class EngineSupervisor:
         if self._process.poll() is not None:
             self._start.report(ready=False)  # SGLang ended meanwhile, and the main thread may have reported that first
             return
-        log.info("the engine is ready in mode %s (boot %s)", self._start.state.mode.value, self._start.state.boot)
+        log.info("the engine is ready (boot %s)", self._start.state.boot)
 
-    def _watch_mode_orders(self) -> None:
+    def _watch_restart_orders(self) -> None:
         """End SGLang when the agent orders another start."""
         while self._process.poll() is None and not self._is_another_start_ordered():
-            time.sleep(MODE_POLL_SECONDS)
+            time.sleep(ORDER_POLL_SECONDS)
         if self._process.poll() is not None:
             return
         log.info("the agent ordered another start: stopping SGLang")
         self._stop_requested.set()
         self._terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(MODE_CHANGE_STOP_SECONDS)
+            self._process.wait(RESTART_STOP_SECONDS)
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
     def _is_another_start_ordered(self) -> bool:
         """An order that the disk has damaged counts as none. The agent gives it again."""
         with contextlib.suppress(OSError, InvalidRecord):
-            return self._start.options.folder.read_mode_order().order_id != self._start.state.order_id
+            return self._start.options.folder.read_restart_order().order_id != self._start.state.order_id
         return False
 
 
@@ -256,8 +255,7 @@ def serve(settings: ServingSettings, options: LauncherOptions) -> int:
         signal.signal(number, lambda _number, _frame: sys.exit(0))
     start = prepare_start(settings, options)
     with _private_config(start.files.admin_key) as config:
-        mode, version = start.state.mode.value, start.files.version
-        log.info("starting SGLang %s in mode %s, draft version %d", sglang, mode, version)
+        log.info("starting SGLang %s, draft version %d", sglang, start.files.version)
         process = subprocess.Popen(start.command(config), env=start.environment(), start_new_session=True)
         return EngineSupervisor(start, process).run()
 

@@ -21,7 +21,7 @@ from aurora_runtime.serving.pod_records import (
     CaptureState,
     EngineCrashes,
     EngineState,
-    ModeOrder,
+    RestartOrder,
     SpeculationState,
     Withdrawal,
 )
@@ -88,8 +88,8 @@ class PodFolder:
         return self.path / "crashes.json"
 
     @property
-    def mode(self) -> Path:
-        return self.path / "mode.json"
+    def restart(self) -> Path:
+        return self.path / "restart.json"
 
     @property
     def withdrawal(self) -> Path:
@@ -105,9 +105,9 @@ class PodFolder:
         """The last trace budget that the operator ordered."""
         return self.path / "trace-budget.json"
 
-    def read_mode_order(self) -> ModeOrder:
-        """The mode that the agent ordered last. Without an order, the engine runs with the draft."""
-        return _read(self.mode, ModeOrder) or ModeOrder()
+    def read_restart_order(self) -> RestartOrder:
+        """The last order to start the engine again."""
+        return _read(self.restart, RestartOrder) or RestartOrder()
 
     def read_crashes(self, version: int) -> EngineCrashes:
         """The engine's crashes with this draft version. A damaged record counts as none."""

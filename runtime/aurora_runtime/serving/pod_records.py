@@ -13,7 +13,7 @@ from typing import Annotated, Final, Self
 from pydantic import Field, model_validator
 
 from aurora_api.base import Timestamp
-from aurora_protocol.agent_api import MAX_COUNT, EngineMode, Machine, SavedTime, measurement_pass
+from aurora_protocol.agent_api import MAX_COUNT, Machine, SavedTime, measurement_pass
 from aurora_protocol.record import Record, Sha256
 
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -28,8 +28,7 @@ class EngineState(Record):
     boot: str = Field(description="Random id of this engine start.")
     ready: bool = Field(description="Whether the engine answers requests and, with a draft, captures traces.")
     started_at: Timestamp
-    mode: EngineMode = EngineMode.DRAFT
-    order_id: str = Field(default="", description="The ModeOrder that this start follows.")
+    order_id: str = Field(default="", description="The RestartOrder that this start follows.")
     machine: Machine | None = None
     held_version: int | None = Field(
         default=None, description="The draft version with which this start does not speculate, after EngineCrashes."
@@ -56,14 +55,10 @@ class EngineCrashes(Record):
         return self if self.hold else EngineCrashes(version=self.version, at=(*recent, now))
 
 
-class ModeOrder(Record):
-    """``mode.json``: the agent orders the launcher to run the engine in another mode.
+class RestartOrder(Record):
+    """``restart.json``: the agent orders the launcher to end the engine, and Kubernetes starts its container again."""
 
-    A new order ends the engine, and Kubernetes starts its container again.
-    """
-
-    mode: EngineMode = EngineMode.DRAFT
-    order_id: str = Field(default="", description="Random. A new id orders a new start, even in the same mode.")
+    order_id: str = Field(default="", description="Random. A new id orders a new start.")
 
 
 class CaptureState(Record):

@@ -1,25 +1,34 @@
-"""Chooses held-out prompts of recent traffic: a candidate is measured on them, and was never trained on them.
+"""Chooses what of the recent traffic a candidate is measured on, and with which text lookup begins.
 
-Invariants: only held-out requests are chosen, those of the newest shards first. The same shards give the same prompts
-in the same order. Only prompts are chosen that fit into the engine's context length on every arm. One shard that is
-damaged, or that the store alone refuses, stops no measurement. Prompts are token ids, and leave this process only as
-requests to the engines under test.
+A candidate is measured on held-out prompts, on which no draft was trained. Lookup begins with conversations that are
+not held out, as in a pod.
+
+Invariants: only held-out requests are measured on, those of the newest shards first. The same shards give the same
+prompts in the same order. Only prompts are chosen that fit into the engine's context length on every arm. One shard
+that is damaged, or that the store alone refuses, stops no measurement. Prompts are token ids, and leave this process
+only as requests to the engine under test.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from typing import Final
 
-from aurora_protocol.errors import InvalidRecord
+from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_protocol.draft_records import DraftSizes
+from aurora_protocol.errors import InvalidRecord, ProtocolError
+from aurora_protocol.tag_hash import NO_TAG
 from aurora_runtime.errors import MeasurementError, TraceFormatError
 from aurora_runtime.held_out_split import MAX_MEASURED_PROMPT_TOKENS
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import RequestTrace, decode
-from aurora_runtime.validation.store_retry import repeat_while_away
+from aurora_runtime.validation.store_reads import repeat_while_away
 from aurora_store.errors import DigestMismatch, ObjectMissing, ObjectRefused, StoreError
 
 log = logging.getLogger(__name__)
@@ -32,6 +41,14 @@ LARGE_DOWNLOAD_BYTES: Final = 4 << 30
 """The search ends with this many bytes of at least :data:`FEW_SHARDS` shards: those of large models are large."""
 REFUSED_AT_FIRST: Final = 16
 """With so many refused shards before the first that can be read, the store refuses all of them: a right is lost."""
+MAX_CONVERSATIONS: Final = 64
+"""Recorded conversations with which lookup begins."""
+CONVERSATION_SHARDS: Final = 16
+"""Bounds the shards that are read for them."""
+DRAFT_ROOM_TOKENS: Final = 64
+"""Room for the draft tokens of a request. No round of a chain, of a lookup or of SGLang's verification is wider."""
+_MULTIPLES: Final = {None: 1, "k": 10**3, "M": 10**6, "Ki": 1 << 10, "Mi": 1 << 20}
+"""The suffixes of a length that SGLang reads (sglang/srt/utils/common.py:3394)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +75,7 @@ def held_out_prompts(
 
     Args:
         vocab_size: size of the target's vocabulary. A token beyond it could end an engine.
-        longest: most tokens of a prompt that every arm answers (``context_room.py``). None: not known.
+        longest: most tokens of a prompt that every arm answers (:func:`longest_prompt`). None: not known.
         max_shards: how many shards are read at most.
 
     Raises :class:`MeasurementError` when there are fewer than ``needed``. A small sample would pass or reject by
@@ -136,3 +153,72 @@ def _prompts(traces: Iterable[RequestTrace], vocab_size: int, most_tokens: int) 
                 raise TraceFormatError("a prompt has tokens outside the target's vocabulary")
             found.append(Prompt(trace.request, tokens))
     return found
+
+
+def recorded_conversations(registry: PodRegistry, lineage: int, longest: int) -> tuple[tuple[int, ...], ...]:
+    """Prompts with their answers that are not held out, newest shards first, each cut after ``longest`` tokens.
+
+    A tagged request is left out, because lookup shares it with no other one. The conversations only make a measurement
+    more like the service. So a store that fails ends the search, and lookup begins with what was found.
+    """
+    found: list[tuple[int, ...]] = []
+    try:
+        for key in registry.newest_shards(lineage, CONVERSATION_SHARDS):
+            for trace in decode(registry.shard(key)[1]):
+                if not trace.held_out and trace.tag == NO_TAG and len(found) < MAX_CONVERSATIONS:
+                    found.append(tuple(trace.tokens[:longest].tolist()))
+            if len(found) == MAX_CONVERSATIONS:
+                break
+    except (StoreError, ProtocolError, TraceFormatError) as error:
+        log.warning("lookup begins with %d recorded conversations, because reading failed: %s", len(found), error)
+    return tuple(found)
+
+
+def longest_prompt(sizes: DraftSizes, draft: DraftSpec, max_new_tokens: int, extra_args: Sequence[str]) -> int | None:
+    """Most tokens of a prompt that every arm answers. None: the context length is not known.
+
+    SGLang refuses a request whose prompt, longest answer and reserved tokens exceed the context length
+    (sglang/srt/managers/tokenizer_manager.py:1335-1377). It reserves tokens only where a draft speculates. A longer
+    prompt would therefore be answered by an engine without a draft, and fail on one with a draft.
+
+    Args:
+        sizes: of the lineage's drafts.
+        max_new_tokens: the longest answer of a measurement.
+        extra_args: further arguments of the engine.
+    """
+    reserved = max(DRAFT_ROOM_TOKENS, draft.steps)
+    length = context_length(sizes, extra_args)
+    return None if length is None else max(0, length - max_new_tokens - reserved)
+
+
+def context_length(sizes: DraftSizes, extra_args: Sequence[str]) -> int | None:
+    """The engine's context length: that of ``--context-length``, or the longest sequence of the draft.
+
+    The draft has the target's longest sequence. SGLang starts no engine whose context is longer than the draft's
+    (sglang/srt/configs/model_config.py:1291), unless an environment variable allows that. None: an argument is
+    unreadable, or changes the models' configurations.
+    """
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--context-length")
+    parser.add_argument("--json-model-override-args")
+    try:
+        found, _ = parser.parse_known_args(list(extra_args))
+    except argparse.ArgumentError:
+        return None
+    if found.context_length is not None:
+        return _tokens(found.context_length)
+    return _longest_sequence(sizes) if found.json_model_override_args is None else None
+
+
+def _longest_sequence(sizes: DraftSizes) -> int:
+    """The draft's longest sequence, as SGLang derives it (sglang/srt/utils/hf_transformers/common.py:677)."""
+    scaling = sizes.rope_scaling
+    if scaling is None or scaling.original_max_position_embeddings is not None:
+        return sizes.max_positions
+    return int(scaling.factor * sizes.max_positions)
+
+
+def _tokens(text: str) -> int | None:
+    """The value of ``--context-length`` in tokens. None when it is unreadable."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(Ki|Mi|k|M)?", text.strip(), re.ASCII)
+    return int(Decimal(match[1]) * _MULTIPLES[match[2]]) if match else None

@@ -23,7 +23,7 @@ from aurora_runtime.errors import MeasurementError, RuntimeFault
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.store_thread import call_in_thread
 from aurora_runtime.termination_message import write_termination_message
-from aurora_runtime.validation.store_retry import repeat_while_away
+from aurora_runtime.validation.store_reads import repeat_while_away
 from aurora_runtime.validation.validation_run import Workspace, validate
 from aurora_store import FencedObjectStore, StoreConfig
 from aurora_store.deadline import total_deadline

@@ -49,7 +49,7 @@ from tests.bench.served.speed_report import Outcome, as_json, count_failures, se
 
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
 from aurora_api.v1alpha1.target import DType
-from aurora_runtime.validation.rounds.answer_equality import near_tie_bound
+from aurora_runtime.validation.answer_equality import near_tie_bound
 
 CHECKPOINT_TOKENS: Final = {
     "json": (5_000, 20_000),

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from tests.assets.bench_engine import engine_arguments, engine_device
 from tests.assets.model import ensure_model
+from tests.bench.served.engine_set import EngineSet
 from tests.bench.served.live_training import Checkpoint
 from tests.bench.served.messages import reserved, traffic
 from tests.bench.served.paired_rounds import Measured, MeasurementPlan, measure
@@ -29,7 +30,6 @@ from aurora_runtime.cpu.launch_settings import DEFAULT_KV_TOKENS
 from aurora_runtime.engine.server_process import EngineSpec
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.engine.speculation_settings import controller_of
-from aurora_runtime.validation.engines.engine_set import EngineSet
 
 MAX_ANSWER_TOKENS: Final = 64
 DEFAULT_SHAPES: Final = (DraftSpec(),)

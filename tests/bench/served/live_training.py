@@ -40,7 +40,7 @@ from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.training.state import trainer_state
-from aurora_runtime.validation.draft_fetch import FetchedDraft
+from aurora_runtime.validation.store_reads import FetchedDraft
 from aurora_store import ObjectStore
 
 CONCURRENCY: Final = 4

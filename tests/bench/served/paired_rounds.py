@@ -25,9 +25,9 @@ from aurora_protocol import evidence_records
 from aurora_protocol.evidence_records import AnswerEquality, RatioEstimate
 from aurora_protocol.gate import paired_ratio
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation.engines.load_client import Answer, BatchResult
-from aurora_runtime.validation.rounds.answer_equality import EqualityCounter
-from aurora_runtime.validation.rounds.round_schedule import Batch, batches
+from aurora_runtime.validation.answer_equality import EqualityCounter
+from aurora_runtime.validation.load_client import Answer, BatchResult
+from aurora_runtime.validation.rounds import Batch, batches
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,14 @@ from types import TracebackType
 from typing import Final, Self
 from urllib.parse import urlsplit
 
+from tests.bench.served.engine_set import EngineSet
 from tests.bench.stream_timing import StepTiming, time_stream
 
 from aurora_runtime.engine.draft_swap import load_in_pause
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import EngineFault, MeasurementError
-from aurora_runtime.validation.draft_fetch import FetchedDraft
-from aurora_runtime.validation.engines.engine_set import EngineSet
-from aurora_runtime.validation.engines.load_client import BatchResult
+from aurora_runtime.validation.load_client import BatchResult
+from aurora_runtime.validation.store_reads import FetchedDraft
 
 OFF: Final = "off"
 """The name of the server without speculation."""

@@ -40,7 +40,7 @@ from tests.bench.served.speed_report import (
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import DType
-from aurora_runtime.validation.rounds.answer_equality import near_tie_bound
+from aurora_runtime.validation.answer_equality import near_tie_bound
 
 CONCURRENCIES = (1, 4)
 PROMPTS_PER_WORKER = 4

@@ -19,7 +19,7 @@ from aurora_runtime.engine.draft_update import LOADER
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.engine.speculation_flags import Ngram
 from aurora_runtime.errors import EngineFault
-from aurora_runtime.validation.draft_fetch import FetchedDraft
+from aurora_runtime.validation.store_reads import FetchedDraft
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import REPEATING_TEXT, write_random_draft, write_repeating_draft
 from tests.assets.sglang_server import Server, sglang_server

@@ -26,7 +26,7 @@ from aurora_runtime.engine.speculation_settings import SpeculationSettings, roun
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.pod_records import SpeculationState
 from aurora_runtime.traces import ProposalSource, RequestTrace, decode
-from aurora_runtime.validation.draft_fetch import FetchedDraft
+from aurora_runtime.validation.store_reads import FetchedDraft
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft, write_repeating_draft
 from tests.assets.sglang_server import Server, sglang_server

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
 from aurora_api.v1alpha1.serving import Device
 from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_api.v1alpha1.validation import Baseline, ValidationSpec
@@ -23,17 +23,19 @@ from aurora_protocol.evidence_records import Arm, Evidence, VerdictKind
 from aurora_protocol.gate import judge
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, MeasurementRounds, StoreSettings, ValidationSettings
 from aurora_runtime.pod_registry import PodRegistry
-from aurora_runtime.validation.rounds.measurement_plan import measurement_plan
+from aurora_runtime.validation.rounds import MeasurementPlan
 from aurora_store import ObjectStore
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft
 from tests.assets.s3 import S3, seaweedfs
 from tests.assets.signing import KEYS, ROOT_OWNER, write_keys
-from tests.integration.engine.validation_store import held_out_traces, put_lineage, put_traces, put_version
+from tests.integration.engine.validation_store import put_lineage, put_traces, put_version, recorded_traces
 
 ROUNDS = 3
 PROMPTS = 6
 """Answered in a circle by the rounds, and by each draft before the first round."""
+CONVERSATIONS = 5
+"""Recorded conversations that are not held out."""
 ANSWER_TOKENS = 12
 ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE, Arm.NGRAM)
 TIMEOUT_SECONDS = 1100
@@ -76,7 +78,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         registry = PodRegistry(objects, KEYS)
         drafts = [write_random_draft(folder / str(seed), model, seed=seed) for seed in (0, 1)]
         put_lineage(registry, drafts[0])
-        put_traces(registry, held_out_traces(model, PROMPTS))
+        training = recorded_traces(model, CONVERSATIONS, held_out=False)
+        put_traces(registry, [*recorded_traces(model, PROMPTS), *training])
         digests = [put_version(registry, version, draft) for version, draft in enumerate(drafts)]
         settings = ValidationSettings(
             namespace="ns",
@@ -112,7 +115,7 @@ def test_an_untrained_candidate_does_not_pass_and_changes_no_answer(scene: Scene
     assert evidence.verdict.kind is not VerdictKind.PASS
     assert (evidence.active_digest, evidence.candidate_digest) == scene.digests
     _samples_are_whole(evidence)
-    recomputed = judge(evidence.samples, evidence.equality, measurement_plan(scene.settings).policy)
+    recomputed = judge(evidence.samples, evidence.equality, MeasurementPlan.of(scene.settings).policy)
     assert recomputed == evidence.verdict, "an auditor computes another verdict from the same evidence"
 
     for equality in evidence.equality:
@@ -124,6 +127,8 @@ def test_an_untrained_candidate_does_not_pass_and_changes_no_answer(scene: Scene
     ngram_ratios = [r for r in evidence.verdict.ratios if r.denominator is Arm.NGRAM]
     assert {r.concurrency for r in ngram_ratios} == {1, 2}, "NGRAM is reported beside the arms that decide"
 
+    assert evidence.environment.lookup is LookupScope.SPECULATOR
+    assert f"lookup begins with {CONVERSATIONS} of {CONVERSATIONS} recorded conversations" in job.stderr
     assert scene.s3.secret_key not in job.stderr
     assert _marked_processes() == [], "engines outlive their validation"
 

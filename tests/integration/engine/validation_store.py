@@ -1,4 +1,4 @@
-"""Fills a store for tests of the validator: a lineage, drafts, and held-out traces of real prompts.
+"""Fills a store for tests of the validator: a lineage, drafts, and traces of real prompts.
 
 The traces have no hidden states, because the validator reads only prompts.
 """
@@ -37,8 +37,8 @@ from tests.traffic.prompts import extraction
 ZERO_DIGEST = "0" * 64
 
 
-def held_out_traces(model: Path, count: int, seed: int = 0) -> list[RequestTrace]:
-    """Traces of ``count`` held-out extraction requests, without verify rounds. Prompts follow the chat template."""
+def recorded_traces(model: Path, count: int, seed: int = 0, *, held_out: bool = True) -> list[RequestTrace]:
+    """Traces of ``count`` extraction requests, without verify rounds. Prompts follow the chat template."""
     tokenizer = AutoTokenizer.from_pretrained(model)
 
     def tokens(text: str) -> list[int]:
@@ -46,7 +46,7 @@ def held_out_traces(model: Path, count: int, seed: int = 0) -> list[RequestTrace
         text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    prompts = (p for p in map(tokens, extraction(seed)) if is_held_out(prompt_hash(p)))
+    prompts = (p for p in map(tokens, extraction(seed)) if is_held_out(prompt_hash(p)) is held_out)
     return [trace_of(prompt) for prompt in itertools.islice(prompts, count)]
 
 

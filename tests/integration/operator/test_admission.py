@@ -179,6 +179,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"validation": {"tolerance": "1"}}, "tolerance is a share below 1"),
     ({"validation": {"measureOn": "Elsewhere"}}, "spec.validation.measureOn: Unsupported value"),
     ({"validation": {"baselines": ["LOOKUP"]}}, "spec.validation.baselines"),
+    ({"validation": {"measureOn": "Replica", "baselines": ["NGRAM"]}}, "baselines need an engine of their own"),
+    (
+        {"validation": {"measureOn": "Replica"}, "draft": {"shape": "Fixed"}},
+        "a replica with draft.shape Fixed cannot answer without speculation",
+    ),
     ({"validation": {"timeoutSeconds": 59}}, "spec.validation.timeoutSeconds"),
     # rollout
     ({"rollout": {"pin": -1}}, "spec.rollout.pin"),
@@ -234,7 +239,8 @@ GOOD: list[dict[str, Any]] = [
     containers("serving", [{"name": "shipper", "image": "fluent-bit"}]),
     containers("training", [{"name": "weights", "image": "aws-cli"}], "initContainers"),
     {"training": {"traceStorageLimit": 68719476736}},
-    {"validation": {"measureOn": "Replica", "baselines": ["NGRAM"]}},
+    {"validation": {"measureOn": "Replica"}},
+    {"validation": {"baselines": ["NGRAM"]}, "draft": {"shape": "Fixed"}},
     {"validation": {"concurrencies": [16, 1, 4], "tolerance": "0"}},
     {"training": {"suspended": True, "traceStorageLimit": "500G", "passes": 1}},
     {"rollout": {"paused": True, "pin": 0}},

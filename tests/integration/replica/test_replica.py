@@ -22,7 +22,7 @@ import pytest
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.serving import Device
 from aurora_api.v1alpha1.target import DType, TargetSpec
-from aurora_api.v1alpha1.validation import Baseline, ValidationSpec
+from aurora_api.v1alpha1.validation import ValidationSpec
 from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, AgentState, measurement_pass
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.evidence_records import Arm
@@ -38,7 +38,7 @@ from aurora_protocol.pod_settings import (
 )
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import decode
-from aurora_runtime.validation.rounds.measurement_plan import measurement_plan
+from aurora_runtime.validation.rounds import MeasurementPlan
 from aurora_store import ObjectStore
 from tests.assets.model import ensure_model
 from tests.assets.pod_processes import AGENT_TOKEN, PodProcesses, http_body, http_status, initial_channel
@@ -46,7 +46,7 @@ from tests.assets.s3 import S3, seaweedfs
 from tests.assets.signing import KEYS, ROOT_OWNER
 from tests.assets.trace_budget import TRACE_ALL
 from tests.assets.trainer_output import publish_draft
-from tests.integration.engine.validation_store import held_out_traces, put_traces
+from tests.integration.engine.validation_store import put_traces, recorded_traces
 from tests.integration.training.lineage import (
     DRAFT_VOCABULARY,
     lineage_of,
@@ -54,7 +54,7 @@ from tests.integration.training.lineage import (
     write_draft,
 )
 
-pytestmark = pytest.mark.timeout(1800)  # four engine starts: half a minute each when quiet, minutes when busy
+pytestmark = pytest.mark.timeout(1800)  # engine starts: half a minute each when quiet, minutes when busy
 
 TOKENS, ROUNDS = 16, 3
 DRAFT = DraftSpec(vocab_size=DRAFT_VOCABULARY)
@@ -85,8 +85,6 @@ class World:
             engine_port=self.pod.engine_port,
         )
         update: dict[str, Any] = {"candidate": candidate, "attempt": attempt, "replica": replica}
-        if candidate == SECOND_CANDIDATE:  # one start of the engine less before the drafts are loaded
-            update["validation"] = self.settings.validation.model_copy(update={"baselines": []})
         settings = self.settings.model_copy(update=update)
         environment = {**os.environ, **self.s3.environment(), SETTINGS_VARIABLE: settings.to_json().decode()}
         command = [sys.executable, "-m", "aurora_runtime.validation", "--keys", str(self.pod.keys)]
@@ -149,7 +147,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         registry.create_lineage(lineage_of(drafts[0], model))
         versions = {number: publish_draft(registry, folder, number) for number, folder in enumerate(drafts)}
         registry.advance_channel(initial_channel())
-        put_traces(registry, held_out_traces(model, 6))
+        put_traces(registry, recorded_traces(model, 6))
         store = StoreSettings(
             owner=ROOT_OWNER.id, bucket=config.bucket, root=config.root, endpoint=s3.endpoint, region="us-east-1"
         )
@@ -171,7 +169,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             validation=ValidationSpec(
                 concurrencies=[1, 2],
                 max_new_tokens=TOKENS,
-                baselines=[Baseline.NGRAM],
                 timeout_seconds=1500,
             ),
             rounds=MeasurementRounds(fewest=ROUNDS, most=ROUNDS, distinct=1),
@@ -191,7 +188,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             yield World(pod, s3, registry, versions, validation, before, answer)
 
 
-def test_a_replica_is_withdrawn_measured_in_every_mode_and_returned(world: World, tmp_path: Path) -> None:
+def test_a_replica_is_withdrawn_measured_and_returned(world: World, tmp_path: Path) -> None:
     with world.pod.agent():
         assert world.pod.request_measurement("job-1", 120, begin=True) == 202
         assert world.pod.probe() == 503
@@ -201,15 +198,15 @@ def test_a_replica_is_withdrawn_measured_in_every_mode_and_returned(world: World
         time.sleep(3)  # longer than a shard stays open
     evidence = world.registry.evidence(FIRST_CANDIDATE)
     assert evidence is not None
-    arms = (Arm.ACTIVE, Arm.OFF, Arm.NGRAM)
-    assert {(s.arm, s.round) for s in evidence.baseline} == {(arm, number) for arm in arms for number in range(ROUNDS)}
-    assert {s.arm for s in evidence.samples} == {Arm.ACTIVE, Arm.CANDIDATE}
+    arms = (Arm.ACTIVE, Arm.CANDIDATE, Arm.OFF)
+    assert {(s.arm, s.round) for s in evidence.samples} == {(arm, number) for arm in arms for number in range(ROUNDS)}
+    assert Arm.OFF not in evidence.acceptance_length, "off is answered without speculation by the pod's own engine"
     for equality in evidence.equality:
         assert equality.prompts == equality.identical > 0, f"{equality.arm}: fp32 answers differ from no speculation"
     assert evidence.environment.device == "cpu"
     assert evidence.environment.engine == installed_version("sglang")
-    policy = measurement_plan(world.settings).policy
-    assert judge(evidence.samples, evidence.equality, policy, evidence.baseline) == evidence.verdict
+    policy = MeasurementPlan.of(world.settings).policy
+    assert judge(evidence.samples, evidence.equality, policy) == evidence.verdict
     captured = [world.registry.shard(key)[1] for key in world.registry.list_shards(1).data_bytes]
     lengths = [trace.prompt_length for data in captured for trace in decode(data) if trace.root.shape[0]]
     assert set(lengths) <= {len(PROMPT)}, "requests of a measurement were traced as traffic"

@@ -30,8 +30,8 @@ from aurora_runtime.training.lineage import open_lineage, utc_now
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state import shard_ledger
 from aurora_runtime.validation import main as validation_main
-from aurora_runtime.validation.draft_fetch import fetch_draft
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
+from aurora_runtime.validation.store_reads import fetch_draft
 from aurora_store import ObjectStore
 from aurora_store import objects as objects_module
 from aurora_store.errors import DraftExpired, ObjectRefused

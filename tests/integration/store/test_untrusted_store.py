@@ -19,7 +19,7 @@ from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_runtime.validation.draft_fetch import fetch_draft
+from aurora_runtime.validation.store_reads import fetch_draft
 from aurora_store import FencedObjectStore, Keys, ObjectStore
 from aurora_store.errors import NotRootOwner, StoreError
 from aurora_store.objects import sha256_file

@@ -23,7 +23,7 @@ from tests.assets.s3 import S3, seaweedfs
 from tests.assets.signing import KEYS, ROOT_OWNER, write_keys
 from tests.assets.trained_draft import load_small_target, write_specialist
 from tests.integration.engine.test_validation import Scene
-from tests.integration.engine.validation_store import held_out_traces, put_traces
+from tests.integration.engine.validation_store import put_traces, recorded_traces
 from tests.traffic.prompts import Domain
 from tests.unit.training.heads import published
 
@@ -57,7 +57,7 @@ def measured(head: PublishedHead, s3: S3, folder: Path, name: str) -> Evidence:
     objects.ensure_bucket()
     registry = PodRegistry(objects, KEYS)
     lineage.open_lineage(registry, load_small_target(), DraftSpec(initial=head), lineage.utc_now)
-    put_traces(registry, held_out_traces(model, 2 * ROUNDS.fewest))
+    put_traces(registry, recorded_traces(model, 2 * ROUNDS.fewest))
     write_keys(folder / "signing")
     settings = ValidationSettings(
         namespace="ns",

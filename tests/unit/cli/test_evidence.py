@@ -155,13 +155,13 @@ def test_the_command_prints_tables_or_the_stored_record(
 
 
 GOLDEN = """\
-RATIO             CONCURRENCY  ESTIMATE  INTERVAL     ROUNDS  PAIRED
-candidate/off     1            1.620x    1.570-1.670  5       yes
-candidate/active  1            1.200x    1.150-1.250  5       yes
-active/off        1            1.350x    1.300-1.400  5       yes
+RATIO             CONCURRENCY  ESTIMATE  INTERVAL     ROUNDS
+candidate/off     1            1.620x    1.570-1.670  5
+candidate/active  1            1.200x    1.150-1.250  5
+active/off        1            1.350x    1.300-1.400  5
 
-ARM        CONCURRENCY  TOKENS/S  BATCHES  FAILED  ACCEPT-LEN  MEASURED
-off        1            100.0     5        0       -           now
+ARM        CONCURRENCY  TOKENS/S  BATCHES  FAILED  ACCEPT-LEN
+off        1            100.0     5        0       -
 """
 
 

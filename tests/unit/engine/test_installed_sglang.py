@@ -21,7 +21,6 @@ import yaml
 
 from aurora_api.v1alpha1.draft import DraftSpec, Shape
 from aurora_api.v1alpha1.serving import ServingSpec
-from aurora_protocol.agent_api import EngineMode
 from aurora_protocol.pod_settings import ServingSettings
 from aurora_runtime.cpu import launch_settings as cpu
 from aurora_runtime.engine.speculation_flags import RoundController
@@ -35,23 +34,18 @@ NOT_PRIVATE = ("sglang.srt.plugins.hook_registry.HookRegistry", "sglang.srt.plug
 
 
 def our_command_lines() -> dict[str, list[str]]:
-    """What the launcher starts, in each mode."""
+    """What the launcher starts, for each shape."""
     found = {}
-    for mode in EngineMode:
-        for shape in Shape:
-            draft = DraftSpec(shape=shape)
-            controller = RoundController(Path("/steps.json"), "{}") if shape is not Shape.FIXED else None
-            settings = ServingSettings.model_validate(SETTINGS | {"draft": draft})
-            arguments = engine_arguments(
-                settings,
-                draft=Path("/draft"),
-                version=1,
-                port=1,
-                mode=mode,
-                controller=controller,
-                device_args=cpu.server_args(mode is not EngineMode.OFF),
-            )
-            found[f"{mode.value} {shape.value}"] = arguments
+    for shape in Shape:
+        controller = RoundController(Path("/steps.json"), "{}") if shape is not Shape.FIXED else None
+        found[shape.value] = engine_arguments(
+            ServingSettings.model_validate(SETTINGS | {"draft": DraftSpec(shape=shape)}),
+            draft=Path("/draft"),
+            version=1,
+            port=1,
+            controller=controller,
+            device_args=cpu.server_args(speculative=True),
+        )
     return found
 
 

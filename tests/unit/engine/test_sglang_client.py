@@ -18,7 +18,7 @@ from aurora_runtime.engine.draft_swap import load_in_pause
 from aurora_runtime.engine.draft_update import DIGEST_BUFFER, draft_report
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.errors import EngineFault, EngineUnreachable
-from aurora_runtime.validation.draft_fetch import FetchedDraft
+from aurora_runtime.validation.store_reads import FetchedDraft
 from tests.unit.fakes import KEY, FakeEngine
 
 

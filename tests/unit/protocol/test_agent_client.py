@@ -14,7 +14,6 @@ from aiohttp.test_utils import TestServer
 from aurora_protocol import agent_client
 from aurora_protocol.agent_api import (
     CaptureCounters,
-    EngineMode,
     LiveCounters,
     MeasurementRequest,
     Refusal,
@@ -30,7 +29,7 @@ from tests.unit.operator.worlds import agent, digest
 
 REQUEST = SwapRequest(version=1, digest=digest(1), epoch=4)
 LEASE = MeasurementRequest(measurement="job", epoch=4, lease_seconds=60)
-TRIAL = TrialRequest(measurement="job", mode=EngineMode.OFF)
+TRIAL = TrialRequest(measurement="job", version=1, digest="0" * 64)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Serve = Callable[..., Awaitable[AgentClient]]
 

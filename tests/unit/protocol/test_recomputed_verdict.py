@@ -104,17 +104,15 @@ anything = st.builds(
 @settings(max_examples=example_count(60), deadline=None)
 @given(
     found=st.lists(anything, max_size=12),
-    before=st.lists(anything, max_size=12),
     stated=st.sampled_from(VerdictKind),
     real=st.booleans(),
 )
 def test_every_record_gets_a_verdict_and_passes_only_where_its_samples_do(
-    found: list[Sample], before: list[Sample], stated: VerdictKind, real: bool
+    found: list[Sample], stated: VerdictKind, real: bool
 ) -> None:
     taken = (*samples(), *found) if real else tuple(found)
-    baseline = tuple(before)
-    record = evidence(1, stated, samples=taken, baseline=baseline)
+    record = evidence(1, stated, samples=taken)
     for policy in (POLICY, least_policy(record)):
         if recomputed(record, policy).verdict.kind is VerdictKind.PASS:
             assert stated is VerdictKind.PASS
-            assert judge(taken, record.equality, policy, baseline).kind is VerdictKind.PASS
+            assert judge(taken, record.equality, policy).kind is VerdictKind.PASS

@@ -50,7 +50,7 @@ STORED: tuple[StoredRecord, ...] = (
         lineage=1, version=1, digest=digest(1), files=(FILE,), step=9, trained_tokens=7,
         provenance={"a": "b"}, created=NOW,
     ),
-    EVIDENCE.model_copy(update={"baseline": EVIDENCE.samples}),
+    EVIDENCE,
     SHARD,
     TrainerStatus(phase=TrainerPhase.TRAINING, step=1, shards=2, trained_tokens=3, updated=NOW),
     TrainerState(epoch=1, lineage=1, step=1, trained_tokens=2, consumed=("a",), file=FILE, created=NOW),
@@ -65,7 +65,7 @@ SETTINGS: dict[str, Any] = {
 SENT: tuple[Record, ...] = (
     agent_api.SwapRequest(version=1, digest=digest(1), epoch=4),
     agent_api.MeasurementRequest(measurement="job", epoch=4, lease_seconds=60),
-    agent_api.TrialRequest(measurement="job", mode=agent_api.EngineMode.OFF),
+    agent_api.TrialRequest(measurement="job", version=1, digest=digest(1)),
     agent_api.TraceBudget(tokens_per_minute=500),
     agent_api.Refusal(reason="epoch 4 is older", epoch=41),
     AgentState.model_validate(

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aurora_api.v1alpha1.draft import DraftSpec
-from aurora_protocol.agent_api import EngineMode, Machine
+from aurora_protocol.agent_api import Machine
 from aurora_runtime.serving.engine_start import EngineStart, LauncherOptions, StartFiles
 from aurora_runtime.serving.pod_files import PodFolder
 from aurora_runtime.serving.pod_records import EngineState
@@ -16,13 +16,11 @@ ADMIN_KEY = "the-admin-key"
 TRAFFIC_SECRET = "the-traffic-secret"  # noqa: S105 - of the tests
 
 
-def engine_start(
-    path: Path, *, port: int = 1, mode: EngineMode = EngineMode.DRAFT, draft: DraftSpec | None = None
-) -> EngineStart:
+def engine_start(path: Path, *, port: int = 1, draft: DraftSpec | None = None) -> EngineStart:
     machine = Machine(hardware="two cores", device="cpu", engine="0.5.23", torch="2")
     return EngineStart(
         settings() if draft is None else settings().model_copy(update={"draft": draft}),
         LauncherOptions(PodFolder(path), path, port, "127.0.0.1"),
-        EngineState(boot="b1", ready=False, started_at=datetime.now(UTC), mode=mode, machine=machine),
+        EngineState(boot="b1", ready=False, started_at=datetime.now(UTC), machine=machine),
         StartFiles(draft=path / "draft", version=3, admin_key=ADMIN_KEY, traffic_secret=TRAFFIC_SECRET),
     )

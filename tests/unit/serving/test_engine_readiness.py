@@ -15,7 +15,6 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from aurora_api.v1alpha1.draft import DraftSpec, Shape
-from aurora_protocol.agent_api import EngineMode
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving import launcher
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX
@@ -78,10 +77,9 @@ async def check(
     path: Path,
     port: int,
     process: subprocess.Popen[bytes],
-    mode: EngineMode = EngineMode.DRAFT,
     draft: DraftSpec = FIXED,
 ) -> None:
-    await asyncio.to_thread(ReadinessCheck(engine_start(path, port=port, mode=mode, draft=draft), process).run)
+    await asyncio.to_thread(ReadinessCheck(engine_start(path, port=port, draft=draft), process).run)
 
 
 def write_speculation(path: Path, **fields: Any) -> None:
@@ -95,13 +93,6 @@ async def test_a_captured_probe_makes_the_engine_ready(
     await check(tmp_path, engine[1], process)
     (request,) = engine[0].requests
     assert request["rid"].startswith(PROBE_PREFIX)
-
-
-async def test_an_engine_without_a_draft_is_not_probed(
-    engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes]
-) -> None:
-    await check(tmp_path, engine[1], process, EngineMode.OFF)
-    assert engine[0].requests == []
 
 
 async def test_an_engine_that_shows_its_key_is_not_ready(

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, Shape
-from aurora_protocol.agent_api import EngineMode
 from aurora_protocol.tag_hash import tag_key
 from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
@@ -18,8 +15,8 @@ from aurora_runtime.serving.engine_start import EngineStart
 from tests.unit.serving.engine_starts import ADMIN_KEY, TRAFFIC_SECRET, engine_start
 
 
-def start(path: Path, shape: Shape, mode: EngineMode = EngineMode.DRAFT) -> EngineStart:
-    made = engine_start(path, mode=mode)
+def start(path: Path, shape: Shape) -> EngineStart:
+    made = engine_start(path)
     draft = DraftSpec(steps=3, shape=shape, lookup=LookupScope.REQUEST)
     return replace(made, settings=made.settings.model_copy(update={"draft": draft}))
 
@@ -45,14 +42,8 @@ def test_capture_and_lookup_get_the_same_key_and_never_the_secret_behind_it(tmp_
         assert key not in f"{capture!r} {lookup!r}", "no log shows the key"
 
 
-@pytest.mark.parametrize(
-    ("shape", "mode"),
-    [(Shape.FIXED, EngineMode.DRAFT), (Shape.ADAPTIVE, EngineMode.OFF), (Shape.ADAPTIVE, EngineMode.NGRAM)],
-)
-def test_a_fixed_shape_and_a_baseline_start_without_the_controller(
-    tmp_path: Path, shape: Shape, mode: EngineMode
-) -> None:
-    made = start(tmp_path, shape, mode)
+def test_a_fixed_shape_starts_without_the_controller(tmp_path: Path) -> None:
+    made = start(tmp_path, Shape.FIXED)
     assert "--speculative-adaptive" not in made.command(tmp_path / "config.yaml")
     assert SPECULATION_VARIABLE not in made.environment()
 

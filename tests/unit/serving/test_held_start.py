@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, PublishedHead, Shape
-from aurora_protocol.agent_api import EngineMode
 from aurora_protocol.draft_records import CheckpointManifest
 from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
@@ -27,13 +26,13 @@ MANIFEST_3 = CheckpointManifest(lineage=1, version=3, digest="a" * 64, files=(),
 DRAFT = DraftSpec(initial=PublishedHead(model="somebody/head"), lookup=LookupScope.REQUEST)
 
 
-def crash(path: Path, mode: EngineMode = EngineMode.DRAFT) -> None:
+def crash(path: Path) -> None:
     """Run an engine that ends by itself, with version 3."""
     draft = path / "drafts" / "current"
     draft.mkdir(parents=True, exist_ok=True)
     (draft / MANIFEST).write_bytes(MANIFEST_3.to_json())
     process = subprocess.Popen(["sh", "-c", "sleep 0.1; exit 7"], start_new_session=True)
-    assert EngineSupervisor(engine_start(path, mode=mode), process).run() == 7
+    assert EngineSupervisor(engine_start(path), process).run() == 7
 
 
 def next_start(path: Path, monkeypatch: pytest.MonkeyPatch, *, version: int, draft: DraftSpec = DRAFT) -> EngineStart:
@@ -74,7 +73,6 @@ def test_two_crashes_hold_the_next_starts_with_this_version_to_off(
 
 def test_only_crashes_of_the_pods_own_draft_within_ten_minutes_count(tmp_path: Path) -> None:
     folder = PodFolder(tmp_path)
-    crash(tmp_path, EngineMode.OFF)
     folder.withdrawal.touch()
     crash(tmp_path)
     assert not folder.crashes.exists(), "a measurement's engine"

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from aurora_protocol.agent_api import EngineMode
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving import launcher
 from aurora_runtime.serving.launcher import EngineSupervisor, ReadinessCheck
 from aurora_runtime.serving.pod_files import new_boot, write_atomically
-from aurora_runtime.serving.pod_records import ModeOrder
+from aurora_runtime.serving.pod_records import RestartOrder
 from tests.unit.serving.engine_starts import engine_start
 
 
@@ -36,7 +35,7 @@ def test_boots_sort_by_age() -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Short waits, and the signal handlers of this process restored."""
     monkeypatch.setattr(launcher, "CRASH_GRACE_SECONDS", 0.0)
-    monkeypatch.setattr(launcher, "MODE_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(launcher, "ORDER_POLL_SECONDS", 0.05)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in handlers.items():
@@ -110,15 +109,15 @@ def test_a_watch_that_fails_ends_the_engine(tmp_path: Path, monkeypatch: pytest.
         supervisor(tmp_path, "exec sleep 600").run()
 
 
-def test_an_unreadable_mode_order_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_restart_order_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ReadinessCheck, "run", lambda _: None)
     engine = supervisor(tmp_path, "exec sleep 600")
     folder = engine._start.options.folder
-    folder.mode.write_text("")
+    folder.restart.write_text("")
 
     def order_later() -> None:
         time.sleep(0.3)
-        write_atomically(folder.mode, ModeOrder(mode=EngineMode.OFF, order_id="1").to_json())
+        write_atomically(folder.restart, RestartOrder(order_id="1").to_json())
 
     threading.Thread(target=order_later, daemon=True).start()
     assert engine.run() == 0
@@ -140,11 +139,11 @@ def test_a_launcher_that_is_asked_to_stop_ends_the_engine_and_succeeds(
     assert engine.run() == 0
 
 
-def test_a_mode_order_ends_the_engine_and_the_launcher_succeeds(
+def test_a_restart_order_ends_the_engine_and_the_launcher_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ReadinessCheck, "run", lambda _: None)
     engine = supervisor(tmp_path, "exec sleep 600")
     folder = engine._start.options.folder
-    write_atomically(folder.mode, ModeOrder(mode=EngineMode.OFF, order_id="1").to_json())
+    write_atomically(folder.restart, RestartOrder(order_id="1").to_json())
     assert engine.run() == 0

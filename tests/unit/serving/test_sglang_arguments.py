@@ -6,7 +6,6 @@ from pathlib import Path
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import TargetSpec
-from aurora_protocol.agent_api import EngineMode
 from aurora_protocol.pod_settings import ServingSettings, StoreSettings
 from aurora_runtime.serving.engine_start import engine_arguments
 from tests.assets.signing import ROOT_OWNER
@@ -48,14 +47,3 @@ def test_the_users_arguments_win() -> None:
         settings(extra_args=["--dtype=float16", "--tp-size", "2"]), draft=Path("/d"), version=0, port=1
     )
     assert arguments[-3:] == ["--dtype=float16", "--tp-size", "2"]
-
-
-def test_the_modes_of_a_measurement_differ_in_speculation_alone() -> None:
-    def arguments(mode: EngineMode) -> set[str]:
-        return set(engine_arguments(settings(), draft=Path("/drafts/v3"), version=3, port=1, mode=mode))
-
-    draft, off, ngram = (arguments(mode) for mode in (EngineMode.DRAFT, EngineMode.OFF, EngineMode.NGRAM))
-    assert off < draft
-    assert "--max-running-requests" in off
-    assert not any(argument.startswith("--speculative") for argument in off)
-    assert ngram - off == {"--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "12"}

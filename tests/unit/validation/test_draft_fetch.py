@@ -12,7 +12,7 @@ import pytest
 from aurora_protocol.draft_records import Registration
 from aurora_runtime.errors import DraftRefused
 from aurora_runtime.pod_registry import PodRegistry
-from aurora_runtime.validation.draft_fetch import fetch_draft
+from aurora_runtime.validation.store_reads import fetch_draft
 from tests.unit.fakes import FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 
 

@@ -20,6 +20,7 @@ from aurora_runtime.validation.held_out_prompts import (
     FEW_SHARDS,
     REFUSED_AT_FIRST,
     held_out_prompts,
+    recorded_conversations,
 )
 from aurora_store.errors import (
     DigestMismatch,
@@ -196,3 +197,20 @@ def test_too_few_prompts_is_an_error() -> None:
 def test_only_one_turn_of_a_conversation_is_measured_with() -> None:
     turns = [dataclasses.replace(trace(first), request=8) for first in (10, 20)]
     assert len(held_out_prompts(registry(Shards({OLD: turns})), 1, vocab_size=1000, wanted=5, needed=1)) == 1
+
+
+def test_lookup_begins_with_conversations_of_training_without_a_tag(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = [trace(number) for number in range(40)], [trace(number) for number in range(40, 80)]
+    tagged = dataclasses.replace(next(t for t in new if not t.held_out), tag=7)
+    shards = Shards({OLD: old, NEW: [tagged if t.request == tagged.request else t for t in new]})
+    expected = [t for t in (*new, *old) if not t.held_out and t.request != tagged.request]
+    found = recorded_conversations(registry(shards), 1, longest=7)
+    assert found == tuple(tuple(t.tokens[:7].tolist()) for t in expected[:64]), "newest shards first, the answer too"
+    monkeypatch.setattr(chooser, "MAX_CONVERSATIONS", 3)
+    assert recorded_conversations(registry(shards), 1, longest=7) == found[:3]
+
+
+@pytest.mark.parametrize("damage", [StoreError("HTTP 503"), b"no shard", ObjectMissing("deleted")])
+def test_lookup_begins_with_fewer_conversations_when_the_store_fails(damage: bytes | Exception) -> None:
+    shards = Shards({OLD: [trace(1)], NEW: [trace(2)]}, damage)
+    assert recorded_conversations(registry(shards), 1, longest=7) == ()

@@ -93,8 +93,6 @@ def test_a_signal_ends_the_wait_for_the_gpus(message: Path, monkeypatch: pytest.
     """The driver of a GPU may hold the query for minutes, and the pod's grace period is over before."""
 
     class RefusedCandidate:
-        attempt = SimpleNamespace(candidate=None)
-
         def fetch_draft(self, *_: Any) -> None:
             raise DraftRefused("then the machine is described for the evidence")
 

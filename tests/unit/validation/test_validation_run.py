@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from aurora_api.v1alpha1.draft import DraftSpec
+from aurora_api.v1alpha1.draft import DraftSpec, LookupScope, Shape
+from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.validation import FINISH_RESERVE_SECONDS, ValidationSpec
+from aurora_protocol.agent_api import Machine
 from aurora_protocol.evidence_records import MeasurementEnd
-from aurora_protocol.pod_settings import ValidationSettings
+from aurora_protocol.pod_settings import StoreSettings, ValidationSettings
 from aurora_runtime.engine.server_process import STOP_SECONDS
 from aurora_runtime.pod_registry import PodRegistry
-from aurora_runtime.validation import validation_run
-from aurora_runtime.validation.attempt import Attempt
-from aurora_runtime.validation.engines import replica_engine
+from aurora_runtime.validation import lent_replica, validation_run
 from aurora_runtime.validation.main import STORE_SECONDS
-from aurora_runtime.validation.rounds.measure import Measurement, measure
-from aurora_runtime.validation.rounds.round_runner import RoundRunner
-from aurora_runtime.validation.validation_run import ValidationRun, Workspace, validate
+from aurora_runtime.validation.rounds import Measurement, RoundRunner, measure
+from aurora_runtime.validation.validation_run import ValidationRun, Workspace, measurement_environment, validate
 from aurora_store.objects import TIMEOUT_SECONDS
+from tests.assets.signing import ROOT_OWNER
 from tests.unit.fakes import SIZES, lineage
-from tests.unit.validation.rounds.test_measure import PROMPTS, engines, plan
+from tests.unit.validation.test_rounds import PROMPTS, engines, plan
 
 STORE_CALLS = 3
 """Requests that store the evidence: a listing and a read of the channel, and the write."""
 LEASE_CALLS = 2
 """The lease is confirmed and ended."""
-ENGINES = 3
+ENGINES = 2
 
 
 def test_the_reserve_covers_what_follows_the_last_round() -> None:
     assert STORE_CALLS * TIMEOUT_SECONDS <= STORE_SECONDS
     assert STORE_SECONDS + ENGINES * STOP_SECONDS <= FINISH_RESERVE_SECONDS
-    assert STORE_SECONDS + LEASE_CALLS * replica_engine.CALL_SECONDS <= FINISH_RESERVE_SECONDS
+    assert STORE_SECONDS + LEASE_CALLS * lent_replica.CALL_SECONDS <= FINISH_RESERVE_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -48,9 +50,9 @@ def test_prompts_are_chosen_that_fit_into_the_engines_context(
     asked: dict[str, Any] = {}
     monkeypatch.setattr(validation_run, "held_out_prompts", lambda *_, **options: asked.update(options) or ())
     settings = SimpleNamespace(draft=DraftSpec(), validation=ValidationSpec(), extra_args=arguments, replica=None)
-    attempt = cast(Attempt, SimpleNamespace(settings=settings, plan=plan()))
     sizes = SIZES.model_copy(update={"max_positions": 4096})
-    run = ValidationRun(attempt, cast(PodRegistry, None), lineage().model_copy(update={"draft_sizes": sizes}), math.inf)
+    of_lineage = lineage().model_copy(update={"draft_sizes": sizes})
+    run = ValidationRun(cast(Any, settings), plan(), {}, cast(Any, None), of_lineage, math.inf, datetime.now(UTC))
     run.choose_prompts()
     assert asked["longest"] == expected
 
@@ -64,10 +66,12 @@ async def test_the_shortest_time_limit_leaves_room_for_a_round_and_its_result(
     def opened(settings: ValidationSettings, registry: PodRegistry, deadline: float) -> Any:
         return SimpleNamespace(
             deadline=deadline,
-            attempt=SimpleNamespace(candidate=None),
             fetch_draft=lambda *_: None,
             choose_prompts=lambda: tuple(PROMPTS),
         )
+
+    async def job_engine(*_: Any) -> Any:
+        return contextlib.nullcontext()
 
     async def simulated(run: Any, *_: Any) -> Measurement:
         machine = engines(40.0)
@@ -75,10 +79,30 @@ async def test_the_shortest_time_limit_leaves_room_for_a_round_and_its_result(
 
     monkeypatch.setattr(validation_run, "time", SimpleNamespace(monotonic=lambda: started))
     monkeypatch.setattr(ValidationRun, "open", opened)
-    monkeypatch.setattr(validation_run, "_measure_on_job_engines", simulated)
+    monkeypatch.setattr(validation_run, "_job_engine", job_engine)
+    monkeypatch.setattr(validation_run, "_measure", simulated)
     settings = SimpleNamespace(validation=ValidationSpec(timeout_seconds=60), replica=None)
     found: Any = await validate(
         cast(ValidationSettings, settings), cast(PodRegistry, None), Workspace(tmp_path, tmp_path)
     )
     assert len(found.verdicts) == 1
     assert found.end.kind is MeasurementEnd.BUDGET_USED
+
+
+@pytest.mark.parametrize("scope", LookupScope)
+def test_the_evidence_says_where_the_engine_looked(scope: LookupScope) -> None:
+    settings = ValidationSettings(
+        namespace="n",
+        name="s",
+        target=TargetSpec(model="m"),
+        draft=DraftSpec(lookup=scope),
+        validation=ValidationSpec(),
+        store=StoreSettings(owner=ROOT_OWNER.id, bucket="b", root="r"),
+        candidate=5,
+        active=2,
+        attempt=2,
+    )
+    machine = Machine(hardware="two cores", device="cpu", engine="0.5.23", torch="2")
+    assert measurement_environment(settings, machine).lookup is scope
+    fixed = settings.model_copy(update={"draft": DraftSpec(lookup=scope, shape=Shape.FIXED)})
+    assert measurement_environment(fixed, machine).lookup is LookupScope.OFF

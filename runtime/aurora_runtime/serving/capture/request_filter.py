@@ -1,8 +1,9 @@
 """Decides which requests of a batch are traced.
 
-Invariants: warm-ups, health checks and measurements are never traced, nor is a request that asks not to be. Until the
-launcher's probe is captured, only the probe is traced, because no client sends requests before that. Without the key
-nobody can choose a request that is traced, or one that is not. No trace begins while the budget is used up.
+Invariants: warm-ups and health checks are never traced, nor is a request that asks not to be, as those of a measurement
+do. Until the launcher's probe is captured, only the probe is traced, because no client sends requests before that.
+Without the key nobody can choose a request that is traced, or one that is not. No trace begins while the budget is used
+up.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aurora_protocol.agent_api import MEASUREMENT_PREFIX
 from aurora_protocol.tag_hash import NO_TAG, tag_number
 from aurora_runtime.conversations import REMEMBERED_BEGINNINGS, beginning
 from aurora_runtime.held_out_split import keyed_draw, prompt_hash
@@ -221,7 +221,7 @@ class RequestFilter:
 
     def _is_traced(self, req: Any) -> bool:
         rid = req.rid
-        if not isinstance(rid, str) or rid.startswith((HEALTH_CHECK_PREFIX, MEASUREMENT_PREFIX)):
+        if not isinstance(rid, str) or rid.startswith(HEALTH_CHECK_PREFIX):
             return False
         if rid.startswith(PROBE_PREFIX):
             return True

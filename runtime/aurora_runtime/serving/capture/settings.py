@@ -36,4 +36,3 @@ class CaptureSettings(Record):
     )
     max_queued_bytes: int = Field(default=512 << 20, ge=1, description="Bytes of batches that wait for the writer.")
     max_open_bytes: int = Field(default=2 << 30, ge=1, description="Bytes of hidden states of unfinished requests.")
-    trace: bool = Field(default=True, description="Whether to capture traces. False in an engine without a draft.")

@@ -12,7 +12,6 @@ import pytest
 from aiohttp.test_utils import TestClient
 
 from aurora_protocol.agent_api import (
-    EngineMode,
     Machine,
     MeasurementPhase,
     MeasurementRequest,
@@ -73,12 +72,10 @@ class Rig:
     def swap_request(self, version: int, epoch: int) -> SwapRequest:
         return SwapRequest(version=version, digest=self.digests[version], epoch=epoch)
 
-    def report_engine(self, boot: str, order_id: str = "", mode: EngineMode = EngineMode.DRAFT) -> None:
+    def report_engine(self, boot: str, order_id: str = "") -> None:
         """Report an engine start ready, as the launcher does."""
         machine = Machine(hardware="two cores", device="cpu", engine="0.5.23", torch="2")
-        state = EngineState(
-            boot=boot, ready=True, started_at=datetime.now(UTC), mode=mode, order_id=order_id, machine=machine
-        )
+        state = EngineState(boot=boot, ready=True, started_at=datetime.now(UTC), order_id=order_id, machine=machine)
         write_atomically(self.folder.engine, state.to_json())
 
     async def swap(self, version: int, epoch: int = 2) -> None:
@@ -103,14 +100,11 @@ class PodRig(Rig):
     now = 0.0
 
     def start_engine(self, boot: str) -> None:
-        """Start the engine as the launcher does: with ``current``, in the ordered mode."""
-        order, current = self.folder.read_mode_order(), self.drafts.current()
+        """Start the engine as the launcher does: with ``current``."""
+        order, current = self.folder.read_restart_order(), self.drafts.current()
         assert current is not None
-        with_draft = order.mode is EngineMode.DRAFT
-        self.engine.start(
-            current.weights.read_bytes() if with_draft else b"", str(current.version) if with_draft else "default"
-        )
-        self.report_engine(boot, order.order_id, order.mode)
+        self.engine.start(current.weights.read_bytes(), str(current.version))
+        self.report_engine(boot, order.order_id)
 
     def start_agent(self) -> None:
         self.swapper = self.new_swapper()
@@ -125,11 +119,9 @@ class PodRig(Rig):
             MeasurementRequest(measurement=measurement, epoch=epoch, lease_seconds=lease_seconds, begin=begin)
         )
 
-    async def trial(self, version: int | None, mode: EngineMode = EngineMode.DRAFT, measurement: str = JOB) -> bool:
-        digest = None if version is None else self.digests[version]
-        return await self.lease.request_trial(
-            TrialRequest(measurement=measurement, mode=mode, version=version, digest=digest)
-        )
+    async def trial(self, version: int, measurement: str = JOB) -> bool:
+        digest = self.digests[version]
+        return await self.lease.request_trial(TrialRequest(measurement=measurement, version=version, digest=digest))
 
     async def drain(self) -> None:
         await self.lease.advance()
@@ -151,7 +143,7 @@ class PodRig(Rig):
             if not self.lease.withdrawn:
                 return
             state = self.folder.read_engine_state()
-            if state is None or state.order_id != self.folder.read_mode_order().order_id:
+            if state is None or state.order_id != self.folder.read_restart_order().order_id:
                 self.start_engine(f"returned-{number}")
             try:
                 await self.lease.advance()

@@ -12,7 +12,6 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from aurora_protocol.agent_api import (
     AgentState,
-    EngineMode,
     MeasurementPhase,
     MeasurementRequest,
     TrialRequest,
@@ -249,7 +248,7 @@ async def test_a_pod_whose_engine_is_not_up_or_holds_another_draft_is_not_withdr
 async def test_the_measurement_api_over_http(rig: PodRig) -> None:
     app = application(rig.pod, rig.swapper, rig.lease, Metrics(), AGENT_TOKEN)
     order = MeasurementRequest(measurement=JOB, epoch=2, lease_seconds=60, begin=True).to_json()
-    trial = TrialRequest(measurement=JOB, mode=EngineMode.DRAFT, version=1, digest=rig.digests[1]).to_json()
+    trial = TrialRequest(measurement=JOB, version=1, digest=rig.digests[1]).to_json()
     async with TestClient(TestServer(app)) as http:
         for path, body in (("/v1/measurement", order), ("/v1/measurement/trial", trial)):
             assert (await http.put(path, data=body)).status == 401

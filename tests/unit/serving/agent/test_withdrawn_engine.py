@@ -1,4 +1,4 @@
-"""Trial drafts and other modes on a withdrawn engine, which always returns to the current draft (promise 1)."""
+"""Trial drafts on a withdrawn engine, which always returns to the current draft (promise 1)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aurora_protocol.agent_api import (
-    EngineMode,
-    TrialRequest,
-)
+from aurora_protocol.agent_api import TrialRequest
 from aurora_runtime.errors import DraftRefused, EngineFault, RuntimeFault
 from aurora_runtime.serving.agent.lending.withdrawn_engine import MAX_RESTORE_ATTEMPTS
 from tests.unit.fakes import draft_tensors, publish_bytes, safetensors
@@ -90,61 +87,22 @@ async def test_an_engine_that_cannot_restore_its_draft_is_started_again(rig: Pod
     for _ in range(MAX_RESTORE_ATTEMPTS - 1):
         with pytest.raises(EngineFault):
             await rig.lease.advance()
-        assert not rig.folder.read_mode_order().order_id, "the engine may only be slow"
+        assert not rig.folder.read_restart_order().order_id, "the engine may only be slow"
     await rig.lease.advance()
     assert rig.lease.withdrawn, "the pod returns only when the engine was seen to hold its current draft"
-    assert rig.folder.read_mode_order().order_id
+    assert rig.folder.read_restart_order().order_id
     rig.start_engine("b2")
     await rig.lease.advance()
     assert rig.serves(0)
     assert await rig.pod.ready()
 
 
-async def test_a_trial_in_another_mode_starts_the_engine_again(rig: PodRig) -> None:
+async def test_a_damaged_restart_order_is_given_again(rig: PodRig) -> None:
     await rig.withdraw()
-    for number, mode in enumerate((EngineMode.OFF, EngineMode.NGRAM)):
-        assert not await rig.trial(None, mode)
-        order = rig.folder.read_mode_order()
-        assert order.mode is mode
-        assert not await rig.trial(None, mode)
-        assert rig.folder.read_mode_order() == order, "a repeated request is not another start"
-        rig.start_engine(f"m{number}")
-        assert await rig.trial(None, mode)
-        assert not await rig.pod.ready()
-    assert not await rig.trial(1)
-    rig.start_engine("b2")
-    assert await rig.trial(1)
-    assert await rig.trial(0)
-    assert await rig.trial(1)
-    await rig.request_lease(0)
-    await rig.return_to_service()
-    assert rig.serves(0)
-    assert await rig.pod.ready()
-
-
-@pytest.mark.parametrize("died", [True, False])
-async def test_a_pod_in_another_mode_returns_once_its_engine_is_started_again(rig: PodRig, died: bool) -> None:
-    await rig.withdraw()
-    await rig.trial(None, EngineMode.OFF)
-    rig.start_engine("off")
-    if died:
-        rig.start_agent()
-    else:
-        await rig.request_lease(0)
-    await rig.lease.advance()
-    assert rig.folder.read_mode_order().mode is EngineMode.DRAFT
-    assert not await rig.pod.ready()
-    await rig.return_to_service()
-    assert rig.serves(0)
-    assert await rig.pod.ready()
-
-
-async def test_a_damaged_mode_order_is_given_again(rig: PodRig) -> None:
-    await rig.withdraw()
-    rig.folder.mode.write_bytes(b"")
+    rig.folder.restart.write_bytes(b"")
     await rig.request_lease(0)
     await rig.lease.advance()
-    assert rig.folder.read_mode_order().order_id
+    assert rig.folder.read_restart_order().order_id
     await rig.return_to_service()
     assert rig.serves(0)
 
@@ -173,7 +131,5 @@ async def test_a_trial_of_a_refused_draft_never_reaches_the_engine(rig: PodRig, 
     await rig.withdraw()
     bad = publish_bytes(rig.registry, tmp_path / "sources", 7, safetensors(draft_tensors(float("inf"))))
     with pytest.raises(DraftRefused):
-        await rig.lease.request_trial(
-            TrialRequest(measurement=JOB, mode=EngineMode.DRAFT, version=7, digest=bad.digest)
-        )
+        await rig.lease.request_trial(TrialRequest(measurement=JOB, version=7, digest=bad.digest))
     assert rig.serves(0)

@@ -129,9 +129,9 @@ class MeasurementLease:
         log.info("the pod is withdrawn for %s", request.measurement)
 
     async def request_trial(self, request: TrialRequest) -> bool:
-        """Bring the engine into the requested mode, with the requested draft and an empty prefix cache.
+        """Load the requested draft, and empty the prefix cache.
 
-        Returns True once the engine is ready for the trial. False means that the change is under way: call again.
+        Returns True once the engine is ready for the trial. False means that it is not yet: call again.
 
         Raises:
             SwapRefused: the pod is not withdrawn for this measurement.
@@ -143,18 +143,12 @@ class MeasurementLease:
                 raise SwapRefused(f"the pod is not withdrawn for {request.measurement}, or its lease is over")
             if not withdrawal.drained:
                 return False
-            if self._pod.folder.read_mode_order().mode is not request.mode:
-                await self._withdrawn_engine.order_restart(request.mode)
-                return False
             try:
                 boot = self._withdrawn_engine.require_running().boot
             except EngineFault:
                 return False
-            version, digest = request.version, request.digest
-            if version is None or digest is None:
-                return await self._pod.engine.flush_if_idle()
             loaded = await self._withdrawn_engine.load_trial(
-                version, digest, boot, withdrawal, given_up=lambda: not self._is_valid()
+                request.version, request.digest, boot, withdrawal, given_up=lambda: not self._is_valid()
             )
             return loaded and await self._pod.engine.flush_if_idle()
 

@@ -1,4 +1,4 @@
-"""Changes the engine of a withdrawn pod: loads trial drafts, orders other modes, and restores the current draft.
+"""Changes the engine of a withdrawn pod: loads trial drafts, and restores the current draft.
 
 Invariants (promise 1): a trial draft is loaded only while ``withdrawal.json`` exists and the engine's guard answers
 with the name of the measurement. A trial draft never becomes ``current``. The engine counts as restored in two cases
@@ -14,14 +14,13 @@ import secrets
 from collections.abc import Callable
 from typing import Final
 
-from aurora_protocol.agent_api import EngineMode
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving.agent.draft_cache import StagedDraft
 from aurora_runtime.serving.agent.pod_context import PodContext
 from aurora_runtime.serving.pod_files import write_atomically
-from aurora_runtime.serving.pod_records import EngineState, ModeOrder, Withdrawal
+from aurora_runtime.serving.pod_records import EngineState, RestartOrder, Withdrawal
 from aurora_runtime.store_thread import call_in_thread, finish_in_thread
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ class WithdrawnEngine:
         if current is None:
             raise EngineFault("withdrawal.json is damaged, and the pod has no current draft: delete the pod")
         self._reset()
-        await self.order_restart(EngineMode.DRAFT)  # first, so that a running engine never counts as started again
+        await self.order_restart()  # first, so that a running engine never counts as started again
         await self.write_withdrawal(
             Withdrawal(
                 measurement=LOST_MEASUREMENT,
@@ -79,15 +78,22 @@ class WithdrawnEngine:
         )
 
     def require_running(self) -> EngineState:
-        """The state of the engine. Raises :class:`EngineFault` unless it is ready and follows the last mode order."""
+        """The state of the engine. Raises :class:`EngineFault` unless it is ready and follows the last order."""
         state = self._pod.folder.read_engine_state()
-        if state is None or not state.ready or state.order_id != self._pod.folder.read_mode_order().order_id:
+        if state is None or not state.ready or state.order_id != self._order_id():
             raise EngineFault("the engine is not up")
         return state
 
-    async def order_restart(self, mode: EngineMode) -> None:
-        """Order the launcher to start the engine again in ``mode``."""
-        path, data = self._pod.folder.mode, ModeOrder(mode=mode, order_id=secrets.token_hex(8)).to_json()
+    def _order_id(self) -> str | None:
+        """The id of the last order of a restart. None for a damaged order, which no engine follows."""
+        try:
+            return self._pod.folder.read_restart_order().order_id
+        except InvalidRecord:
+            return None
+
+    async def order_restart(self) -> None:
+        """Order the launcher to start the engine again."""
+        path, data = self._pod.folder.restart, RestartOrder(order_id=secrets.token_hex(8)).to_json()
         await finish_in_thread(lambda: write_atomically(path, data, durable=True))
         self._failed_restores = 0
 
@@ -142,8 +148,8 @@ class WithdrawnEngine:
         Raises :class:`EngineFault` when an attempt failed: call again. After :data:`MAX_RESTORE_ATTEMPTS` failures the
         engine is started again.
         """
-        if not self._is_draft_ordered():
-            await self.order_restart(EngineMode.DRAFT)
+        if self._order_id() is None:
+            await self.order_restart()
         try:
             engine = self.require_running()
         except EngineFault:
@@ -157,18 +163,11 @@ class WithdrawnEngine:
             if self._pod.folder.read_engine_state() == engine:
                 text = "the engine did not restore version %d and is started again: %s"
                 log.error(text, withdrawal.current_version, error)  # noqa: TRY400 - the message is the whole story
-                await self.order_restart(EngineMode.DRAFT)
+                await self.order_restart()
             return False
         self._reset()
         self._pod.folder.withdrawal.unlink()
         return True
-
-    def _is_draft_ordered(self) -> bool:
-        """Whether the last mode order is to run with the draft. False for a damaged order: it is given again."""
-        try:
-            return self._pod.folder.read_mode_order().mode is EngineMode.DRAFT
-        except InvalidRecord:
-            return False
 
     async def _restore(self, withdrawal: Withdrawal, boot: str) -> None:
         """Make sure that the engine holds ``current`` and generates. Raises :class:`EngineFault` when it does not."""

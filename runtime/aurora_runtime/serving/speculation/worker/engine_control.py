@@ -38,7 +38,7 @@ class EngineControl:
             settings.lookup,
             settings.lookup_tokens,
             vocabulary_size=vocabulary,
-            shares=lambda prompt: settings.shares and may_share(prompt, marker, traffic_key),
+            shares=lambda prompt: may_share(prompt, marker, traffic_key),
         )
         self.texts = RequestTexts(index)
         self.overlaps = is_overlapping()

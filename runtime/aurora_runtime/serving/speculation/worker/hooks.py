@@ -30,8 +30,8 @@ from typing import Any
 
 import torch
 
-from aurora_protocol.agent_api import HELD_OFF_PREFIX
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
+from aurora_runtime.request_wish import wish_of
 from aurora_runtime.serving.speculation.lookup_index import Proposal
 from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, Decision, RequestOutlook
 from aurora_runtime.serving.speculation.worker.device_clock import DeviceClock
@@ -196,7 +196,7 @@ class WorkerHooks:
             RequestOutlook(req.rid, proposal.match_length, len(proposal.tokens), control.progress.pending(req.rid))
             for req, proposal in zip(reqs, proposals, strict=True)
         )
-        decision = self._agreed(control, outlooks, lookup_failed=found is None)
+        decision = self._agreed(control, outlooks, lookup_failed=found is None, held_off=are_held_off(reqs))
         return Round(decision, outlooks, proposals, reqs, rows, lengths, began)
 
     def _look_up(
@@ -211,9 +211,14 @@ class WorkerHooks:
             return None
 
     def _agreed(
-        self, control: EngineControl, outlooks: Sequence[RequestOutlook], *, lookup_failed: bool = False
+        self,
+        control: EngineControl,
+        outlooks: Sequence[RequestOutlook],
+        *,
+        lookup_failed: bool = False,
+        held_off: bool = False,
     ) -> Decision:
-        decision = self._decide(outlooks) if control.ranks.decides else None
+        decision = self._decide(outlooks, held_off=held_off) if control.ranks.decides else None
         return control.ranks.agree(decision, len(outlooks), lookup_failed=lookup_failed)
 
     def _agreed_to_draft(self, control: EngineControl) -> bool:
@@ -222,7 +227,7 @@ class WorkerHooks:
             return True
         return bool(control.ranks.share(b"1" if self._runs_draft(self._read_version()) else b""))
 
-    def _decide(self, outlooks: Sequence[RequestOutlook]) -> Decision:
+    def _decide(self, outlooks: Sequence[RequestOutlook], *, held_off: bool) -> Decision:
         try:
             version = self._read_version()
             if version != self._version:
@@ -231,7 +236,7 @@ class WorkerHooks:
                 self._version = version
             if self._runs_draft is not None and not self._runs_draft(version):  # requests of a former draft go on
                 outlooks = [outlook._replace(pending=CANNOT_DRAFT) for outlook in outlooks]
-            if are_held_off(outlooks):
+            if held_off:
                 return plain_decision(len(outlooks))
             return self._policy.choose(outlooks)
         except Exception:  # a wrong choice costs time; an exception here would end the scheduler
@@ -298,8 +303,8 @@ class WorkerHooks:
 
 
 def are_held_off(requests: Sequence[Any]) -> bool:
-    """Whether a measurement holds all of ``requests`` to off. All ranks see the same ids."""
-    return all(request.rid.startswith(HELD_OFF_PREFIX) for request in requests)
+    """Whether all of SGLang's ``requests`` ask for no speculation, as those of a measurement of off do."""
+    return all(not wish_of(request).speculate for request in requests)
 
 
 def round_observer(learning: Learner, device: torch.device | str, overlaps: bool) -> RoundObserver:

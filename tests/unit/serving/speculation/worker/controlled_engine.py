@@ -128,10 +128,11 @@ class ControlledEngine:
         )
         self.hooks._control = self.control = control
 
-    def run(self, lengths: list[int], *, prefix: str = "r") -> list[RunningRequest]:
+    def run(self, lengths: list[int], *, speculate: bool = True) -> list[RunningRequest]:
         requests = []
         for row, length in enumerate(lengths):
-            req = RunningRequest(f"{prefix}{row}", [], row=row, max_tokens=length)
+            req = RunningRequest(f"r{row}", [], row=row, max_tokens=length)
+            req.sampling_params.custom_params = {"aurora": {"speculate": speculate}}
             req.origin_input_ids = [req.token(position) for position in range(PROMPT_TOKENS)]
             requests.append(req)
         with pytest.MonkeyPatch.context() as patch:

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.draft import LookupScope
-from aurora_protocol.agent_api import HELD_OFF_PREFIX
 from aurora_runtime.engine.arms import OFF, Source
 from aurora_runtime.held_out_split import is_held_out, prompt_hash
 from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
@@ -34,6 +33,7 @@ from tests.unit.serving.speculation.worker.controlled_engine import (
     Schedule,
 )
 from tests.unit.serving.speculation.worker.fake_engine import DRAFT, EXTEND, PROMPT_TOKENS, VERIFY
+from tests.unit.serving.speculation.worker.fake_requests import FakeRequest
 
 
 class Failing(FixedArms):
@@ -84,7 +84,7 @@ def test_rounds_are_counted_and_lookup_proposes_from_the_last_committed_token(sc
 @pytest.mark.parametrize("schedule", Schedule)
 def test_requests_that_a_measurement_holds_to_off_are_answered_without_the_draft(schedule: Schedule) -> None:
     controlled = ControlledEngine(["draft-3"], schedule)
-    controlled.run([20, 20], prefix=HELD_OFF_PREFIX)
+    controlled.run([20, 20], speculate=False)
     state = controlled.report.state()
     assert {decision.arm for decision, *_ in controlled.policy.observed} == {OFF}
     assert controlled.policy.decisions == [], "the policy is not asked"
@@ -94,8 +94,10 @@ def test_requests_that_a_measurement_holds_to_off_are_answered_without_the_draft
 
 
 def test_a_batch_with_a_request_of_a_client_is_not_held_to_off() -> None:
-    assert are_held_off([RequestOutlook(f"{HELD_OFF_PREFIX}1", 0, 0, 0)])
-    assert not are_held_off([RequestOutlook(f"{HELD_OFF_PREFIX}1", 0, 0, 0), RequestOutlook("client", 0, 0, 0)])
+    off, client = FakeRequest("1"), FakeRequest("2")
+    off.sampling_params.custom_params = {"aurora": {"speculate": False}}
+    assert are_held_off([off])
+    assert not are_held_off([off, client])
 
 
 @pytest.mark.parametrize("schedule", Schedule)
@@ -344,9 +346,3 @@ def test_lookup_shares_no_request_that_is_held_out(tmp_path: Path, monkeypatch: 
     index.extend("b", [4000])
     index.begin("c", [*held_out])
     assert index.propose("c", 1).tokens == ()
-    measured = EngineControl(worker, settings.model_copy(update={"shares": False})).texts.index
-    for prompt in ([first, first + 1] for first in range(100, 140)):
-        measured.begin("b", [*prompt])
-        measured.extend("b", [4000])
-        measured.begin("c", [*prompt])
-        assert measured.propose("c", 1).tokens == (), "an engine of a measurement shares no request"

@@ -6,7 +6,7 @@ import pytest
 
 from aurora_api.v1alpha1.target import DType
 from aurora_protocol.evidence_records import Arm
-from aurora_runtime.validation.rounds.answer_equality import EqualityCounter, near_tie_bound
+from aurora_runtime.validation.answer_equality import EqualityCounter, near_tie_bound
 
 ANSWER, OTHER = (5, 6, 7), (5, 9, 7)
 

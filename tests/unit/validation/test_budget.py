@@ -15,8 +15,7 @@ from aurora_protocol.evidence_records import Arm, MeasurementEnd, RatioEstimate,
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.gate.throughput_ratios import Confidence, t_quantile
 from aurora_protocol.gate.verdict import Bar, bars
-from aurora_runtime.validation.rounds.budget import Ending, Forecast, Progress, ending, is_look, open_arms
-from aurora_runtime.validation.rounds.measurement_plan import SHARE
+from aurora_runtime.validation.budget import SHARE, Ending, Forecast, Progress, ending, is_look, open_arms
 
 POLICY = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=5)
 BAR = Bar(Arm.CANDIDATE, Arm.ACTIVE, 1, 1.05)
@@ -26,7 +25,7 @@ forecasts = st.builds(
 )
 
 
-def ratio(bar: Bar, lead: float, half_width: float, rounds: int, *, paired: bool = True) -> RatioEstimate:
+def ratio(bar: Bar, lead: float, half_width: float, rounds: int) -> RatioEstimate:
     """A ratio whose estimate is ``lead`` above the bar. Both figures are logarithms."""
     middle = math.log(bar.minimum_ratio) + lead
     return RatioEstimate(
@@ -34,7 +33,6 @@ def ratio(bar: Bar, lead: float, half_width: float, rounds: int, *, paired: bool
         denominator=bar.denominator,
         concurrency=bar.concurrency,
         rounds=rounds,
-        paired=paired,
         estimate=math.exp(middle),
         low=math.exp(middle - half_width),
         high=math.exp(middle + half_width),
@@ -196,6 +194,6 @@ def test_the_forecast_comes_true_as_often_as_it_says() -> None:
 
 def test_a_forecast_reads_the_noise_from_the_interval() -> None:
     half_width = t_quantile(7) * 0.04 / math.sqrt(8)
-    forecast = Forecast.of(BAR, ratio(BAR, 0.01, half_width, 8), 8)
+    forecast = Forecast.of(BAR, ratio(BAR, 0.01, half_width, 8))
     assert forecast.deviation == pytest.approx(0.04)
     assert forecast.lead == pytest.approx(0.01)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,12 +13,12 @@ from typing import Any, cast
 import pytest
 
 from aurora_protocol.draft_records import Registration
+from aurora_protocol.evidence_records import Arm
 from aurora_protocol.signatures import KeyName
 from aurora_runtime.pod_registry import PodRegistry
-from aurora_runtime.validation import main, store_retry, validation_run
-from aurora_runtime.validation.attempt import Attempt
+from aurora_runtime.validation import main, store_reads, validation_run
 from aurora_runtime.validation.held_out_prompts import held_out_prompts
-from aurora_runtime.validation.store_retry import repeat_while_away
+from aurora_runtime.validation.store_reads import repeat_while_away
 from aurora_runtime.validation.validation_run import ValidationRun
 from aurora_store import Keys
 from aurora_store.deadline import interruptible, total_deadline
@@ -32,7 +33,7 @@ EVIDENCE = Keys.evidence(1, 1)
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_retry, "INITIAL_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(store_reads, "INITIAL_BACKOFF_SECONDS", 0.001)
 
 
 @pytest.fixture
@@ -72,10 +73,11 @@ def test_prompts_are_read_although_the_store_is_away_now_and_then(monkeypatch: p
 def test_a_draft_is_found_although_the_store_is_away_for_a_moment(
     objects: FolderObjects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    registration = cast(Registration, SimpleNamespace(version=1))
-    run = ValidationRun(cast(Attempt, None), PodRegistry(objects, KEYS), lineage(), math.inf)
+    drafts = {Arm.ACTIVE: cast(Registration, SimpleNamespace(version=1))}
+    registry = PodRegistry(objects, KEYS)
+    run = ValidationRun(cast(Any, None), cast(Any, None), drafts, registry, lineage(), math.inf, datetime.now(UTC))
     monkeypatch.setattr(validation_run, "fetch_draft", every_second_call_fails(lambda *_: "found"))
-    assert cast(str, run.fetch_draft(registration, tmp_path)) == "found"
+    assert cast(str, run.fetch_draft(Arm.ACTIVE, tmp_path)) == "found"
 
 
 def every_second_call_fails(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,4 +117,4 @@ def test_a_call_that_nobody_waits_for_is_not_repeated() -> None:
         repeat_while_away("testing", away)
     with total_deadline(0.05), pytest.raises(StoreError):
         repeat_while_away("testing", away)
-    assert time.monotonic() - began < store_retry.READ_SECONDS / 2
+    assert time.monotonic() - began < store_reads.READ_SECONDS / 2

@@ -15,8 +15,7 @@ from aurora_protocol.evidence_records import Arm
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.gate.throughput_ratios import Confidence, t_quantile
 from aurora_protocol.gate.verdict import Bar
-from aurora_runtime.validation.rounds.budget import MIN_CHANCE, Forecast, is_look
-from aurora_runtime.validation.rounds.measurement_plan import SHARE
+from aurora_runtime.validation.budget import MIN_CHANCE, SHARE, Forecast, is_look
 
 BAR = Bar(Arm.CANDIDATE, Arm.ACTIVE, 1, 1.05)
 POLICY = GatePolicy(concurrencies=(1,), min_improvement=0.05, tolerance=0.0)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_protocol.evidence_records import Arm
-from aurora_runtime.validation.rounds.round_schedule import Batch, batches
+from aurora_runtime.validation.rounds import Batch, batches
 
 DRAFTS = (Arm.ACTIVE, Arm.CANDIDATE)
 others = st.sampled_from([(), (Arm.OFF,), (Arm.OFF, Arm.NGRAM)])

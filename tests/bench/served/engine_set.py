@@ -16,16 +16,12 @@ from aurora_runtime.engine.server_process import STOP_SECONDS, EngineProcess, En
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation.engines.load_client import LoadClient
-
-REQUEST_SECONDS = 300.0
-MEMORY_SHARE = 0.85
-"""Share of a GPU's memory that all engines may use together."""
+from aurora_runtime.validation.load_client import REQUEST_SECONDS, LoadClient
 
 
 @dataclass
 class EngineSet:
-    """Engines by name. Each writes its log to ``folder``."""
+    """Engine processes by name, and the connections to them. Each writes its log to ``folder``."""
 
     spec: EngineSpec
     folder: Path
@@ -34,10 +30,10 @@ class EngineSet:
     _processes: dict[str, EngineProcess] = field(default_factory=dict, init=False)
     _session: aiohttp.ClientSession | None = field(default=None, init=False)
 
-    def start(self, name: str, speculation: Eagle3 | Ngram | None, *, memory_share: float = MEMORY_SHARE) -> None:
-        """Start an engine without waiting. ``memory_share`` is the share of the free GPU memory that it may use."""
+    def start(self, name: str, speculation: Eagle3 | Ngram | None) -> None:
+        """Start an engine without waiting."""
         process = self._processes[name] = EngineProcess(name, self.folder / f"{name}.log")
-        process.start(self.spec, speculation, memory_share=memory_share)
+        process.start(self.spec, speculation)
 
     async def wait_ready(self, name: str, deadline: float) -> None:
         """Wait until the engine is ready, at most until ``deadline`` (:func:`time.monotonic`, in seconds).
@@ -79,13 +75,10 @@ class EngineSet:
         url = self.url(name)
         return SGLangClient(self._open_session(), url)
 
-    def client(self, name: str, deadline: float | None = None, *, held_off: bool = False) -> LoadClient:
-        """A client for answers, whose batches end at ``deadline`` (:func:`time.monotonic`, in seconds).
-
-        Raises as :meth:`check` does.
-        """
+    def client(self, name: str) -> LoadClient:
+        """A client for answers. Raises as :meth:`check` does."""
         url = self.url(name)
-        return LoadClient(self._open_session(), url, self.request_seconds, deadline=deadline, held_off=held_off)
+        return LoadClient(self._open_session(), url, self.request_seconds)
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:

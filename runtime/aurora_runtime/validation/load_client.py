@@ -7,17 +7,19 @@ batch. No request is retried. Decoding is greedy and stops at the model's own en
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 
-from aurora_protocol.agent_api import HELD_OFF_PREFIX, MEASUREMENT_PREFIX
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import AnswersOverdue, EngineFault, EngineUnreachable, MeasurementError
+from aurora_runtime.request_wish import PARAMETER
+
+REQUEST_SECONDS: Final = 300.0
+"""Time limit of one request for an answer."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,7 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class LoadClient:
-    """Requests to the engine at ``url``.
-
-    The ids of the requests start with :data:`MEASUREMENT_PREFIX`, so that an engine with trace capture does not trace
-    them as traffic.
-    """
+    """Requests to the engine at ``url``."""
 
     session: aiohttp.ClientSession
     url: str
@@ -69,8 +67,8 @@ class LoadClient:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     deadline: float | None = None
     """When every batch ends, on :func:`time.monotonic`, in seconds. None: never."""
-    held_off: bool = False
-    """Whether an engine with the speculation controller answers without speculation."""
+    wish: Mapping[str, Any] = field(default_factory=dict)
+    """What each request asks for (:mod:`aurora_runtime.request_wish`), such as no speculation."""
 
     async def batch(self, prompts: Sequence[Sequence[int]], concurrency: int, max_new_tokens: int) -> BatchResult:
         """Answer all prompts with ``concurrency`` requests in flight at any time.
@@ -121,7 +119,7 @@ class LoadClient:
         """The greedy answer to ``prompt``. None when the request failed.
 
         Raises :class:`EngineUnreachable` when the connection failed, and :class:`MeasurementError` when the engine
-        speculated although it was held to off: a prefill makes one token, and a round without proposals makes one.
+        speculated against the wish: a prefill makes one token, and a round without proposals makes one.
         """
         parameters = {"temperature": 0, "max_new_tokens": max_new_tokens, "ignore_eos": False}
         try:
@@ -135,14 +133,14 @@ class LoadClient:
         if finish not in ("stop", "length"):
             return None
         rounds = body["meta_info"].get("spec_verify_ct")
-        if not self.held_off:
+        if self.wish.get("speculate", True):
             return Answer(tokens, rounds)
         if rounds is not None and rounds < len(tokens) - 1:
-            raise MeasurementError("the engine speculated although it was held to off: see its log")
+            raise MeasurementError("the engine speculated for a request that asked for no speculation: see its log")
         return Answer(tokens, None)
 
     async def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
         engine = SGLangClient(self.session, self.url, headers=self.headers)
-        prefix = HELD_OFF_PREFIX if self.held_off else MEASUREMENT_PREFIX
-        body = {"rid": prefix + secrets.token_hex(8), **body}
+        if self.wish:
+            body["sampling_params"]["custom_params"] = {PARAMETER: dict(self.wish)}
         return await engine.generate(body, timeout_seconds=self.request_seconds)

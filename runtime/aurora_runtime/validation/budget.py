@@ -34,8 +34,9 @@ from typing import Final
 from aurora_protocol.evidence_records import Arm, MeasurementEnd, RatioEstimate, Verdict, VerdictKind
 from aurora_protocol.gate.throughput_ratios import t_quantile
 from aurora_protocol.gate.verdict import Bar, GatePolicy, bars
-from aurora_runtime.validation.rounds.measurement_plan import SHARE
 
+SHARE: Final = 5
+"""How many times the policy's fewest rounds an undecided measurement may take while a newer version waits."""
 MIN_CHANCE: Final = 0.05
 """Probability of a pass below which further rounds are not worth their time."""
 LOOK_GROWTH: Final = 1.25
@@ -56,14 +57,9 @@ class Forecast:
     """Standard deviation of a round."""
 
     @classmethod
-    def of(cls, bar: Bar, ratio: RatioEstimate, rounds: int) -> Forecast:
-        """The forecast of ``ratio``, whose interval is at the final confidence level.
-
-        Args:
-            rounds: rounds of the candidate. An unpaired ratio counts those of the baseline if they are fewer, but only
-                the candidate's grow. The forecast then promises too much, so that no measurement ends too soon.
-        """
-        half_width = (math.log(ratio.high) - math.log(ratio.low)) / 2
+    def of(cls, bar: Bar, ratio: RatioEstimate) -> Forecast:
+        """The forecast of ``ratio``, whose interval is at the final confidence level."""
+        rounds, half_width = ratio.rounds, (math.log(ratio.high) - math.log(ratio.low)) / 2
         deviation = half_width * math.sqrt(rounds) / t_quantile(rounds - 1)
         return cls(bar, rounds, math.log(ratio.estimate) - math.log(bar.minimum_ratio), deviation)
 
@@ -189,7 +185,7 @@ def _undecided_forecasts(progress: Progress) -> tuple[Forecast, ...] | None:
         if ratio is None or early is None:
             return None
         if _straddles(bar, early):
-            found.append(Forecast.of(bar, ratio, ratio.rounds if ratio.paired else progress.rounds))
+            found.append(Forecast.of(bar, ratio))
     return tuple(found)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_protocol.rope_scaling import RopeScaling
-from aurora_runtime.validation.context_room import context_length, longest_prompt
+from aurora_runtime.validation.held_out_prompts import context_length, longest_prompt
 from tests.unit.fakes import SIZES
 
 SIZES_4K = SIZES.model_copy(update={"max_positions": 4096})
@@ -17,9 +17,9 @@ YARN = RopeScaling(rope_type="yarn", factor=4, beta_fast=32, beta_slow=1, origin
     ("draft", "answer", "expected"),
     [
         (DraftSpec(), 128, 4096 - 128 - 64),
-        (DraftSpec(), 8, 4096 - 24 - 64),
+        (DraftSpec(), 8, 4096 - 8 - 64),
     ],
-    ids=["a chain", "a short answer, and a longer one of the warm-up"],
+    ids=["a chain", "a short answer"],
 )
 def test_a_prompt_leaves_room_for_the_answer_and_the_draft(draft: DraftSpec, answer: int, expected: int) -> None:
     assert longest_prompt(SIZES_4K, draft, answer, ()) == expected

@@ -1,1 +1,0 @@
-"""The engines under measurement, and the client that loads them with prompts."""
