@@ -284,8 +284,9 @@ class Measurement:
 async def measure(runner: RoundRunner, *, newer_version: NewerVersion | None = None) -> Measurement:
     """Warm all arms up, so that no round has to, and measure round by round.
 
-    ``newer_version`` is asked after each undecided look, where a measurement may give way. Raises :class:`MeasurementError` when not even one round fits
-    into the time, or as :meth:`RoundRunner.run` does.
+    ``newer_version`` is asked after each undecided look, where a measurement may give way.
+
+    Raises :class:`MeasurementError` when not even one round fits into the time, or as :meth:`RoundRunner.run` does.
     """
     plan, policy = runner.plan, runner.plan.policy
     measurement = Measurement()
