@@ -39,8 +39,6 @@ FEW_SHARDS: Final = 256
 """Bound where a lent replica waits for the prompts, because its first lease ends after 300 s."""
 LARGE_DOWNLOAD_BYTES: Final = 4 << 30
 """The search ends with this many bytes of at least :data:`FEW_SHARDS` shards: those of large models are large."""
-REFUSED_AT_FIRST: Final = 16
-"""With so many refused shards before the first that can be read, the store refuses all of them: a right is lost."""
 MAX_CONVERSATIONS: Final = 64
 """Recorded conversations with which lookup begins."""
 CONVERSATION_SHARDS: Final = 16
@@ -79,14 +77,13 @@ def held_out_prompts(
         max_shards: how many shards are read at most.
 
     Raises :class:`MeasurementError` when there are fewer than ``needed``. A small sample would pass or reject by
-    chance, so the operator retries when there is more traffic. Raises :class:`StoreError` when the store fails, or
-    refuses the first shards all alike (:data:`REFUSED_AT_FIRST`).
+    chance, so the operator retries when there is more traffic. Raises :class:`StoreError` when the store fails.
     """
     most_tokens = MAX_MEASURED_PROMPT_TOKENS if longest is None else min(longest, MAX_MEASURED_PROMPT_TOKENS)
     keys = repeat_while_away("listing shards", lambda: registry.newest_shards(lineage, max_shards))
     prompts: dict[int, Prompt] = {}
-    shards_read = bytes_read = damaged = too_long = 0
-    refusals: list[StoreError] = []
+    shards_read = bytes_read = too_long = 0
+    unreadable: list[Exception] = []
     for key in keys:
         if len(prompts) >= wanted or (shards_read >= FEW_SHARDS and bytes_read >= LARGE_DOWNLOAD_BYTES):
             break
@@ -97,15 +94,9 @@ def held_out_prompts(
             found = _prompts(traces, vocab_size, most_tokens)
         except ObjectMissing:
             continue  # deleted since the listing, because the trainer bounds the store
-        except ObjectRefused as error:
-            refusals.append(error)
-            if not shards_read and len(refusals) == REFUSED_AT_FIRST:
-                raise
+        except (ObjectRefused, DigestMismatch, InvalidRecord, TraceFormatError) as error:
+            unreadable.append(error)
             log.warning("shard %s cannot be read and is skipped: %s", key, error)
-            continue
-        except (DigestMismatch, InvalidRecord, TraceFormatError) as error:
-            damaged += 1
-            log.warning("shard %s is damaged and skipped: %s", key, error)
             continue
         for prompt in found:
             if len(prompts) < wanted:
@@ -116,12 +107,12 @@ def held_out_prompts(
     if len(prompts) < needed:
         raise MeasurementError(
             f"{len(prompts)} distinct held-out prompts, one of each conversation, in the newest {shards_read} shards; "
-            f"{needed} are needed: wait for traffic{_notes(too_long, most_tokens, damaged, refusals)}"
+            f"{needed} are needed: wait for traffic{_notes(too_long, most_tokens, unreadable)}"
         )
     return tuple(prompts.values())
 
 
-def _notes(too_long: int, most_tokens: int, damaged: int, refusals: Sequence[StoreError]) -> str:
+def _notes(too_long: int, most_tokens: int, unreadable: Sequence[Exception]) -> str:
     """What an error says besides: why there are not more prompts, and what to do."""
     notes = ""
     if too_long:
@@ -133,10 +124,8 @@ def _notes(too_long: int, most_tokens: int, damaged: int, refusals: Sequence[Sto
             )
         else:
             notes += "no measurement uses these: send requests with shorter prompts too"
-    if damaged:
-        notes += f". {damaged} more shards are damaged"
-    if refusals:
-        notes += f". The store refuses {len(refusals)} more shards: {refusals[0]}"
+    if unreadable:
+        notes += f". {len(unreadable)} more shards cannot be read: {unreadable[0]}"
     return notes
 
 

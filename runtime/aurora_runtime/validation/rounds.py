@@ -47,11 +47,6 @@ NewerVersion = Callable[[], Awaitable[int | None]]
 """Asks the store for a newer version that waits to be measured."""
 
 
-async def no_newer_version() -> int | None:
-    """For a measurement that gives way to no version."""
-    return None
-
-
 @dataclass(frozen=True)
 class MeasurementPlan:
     """The gate's policy, and the arms and sizes of a measurement."""
@@ -286,11 +281,12 @@ class Measurement:
         return lengths
 
 
-async def measure(runner: RoundRunner, *, newer_version: NewerVersion = no_newer_version) -> Measurement:
+async def measure(runner: RoundRunner, *, newer_version: NewerVersion | None = None) -> Measurement:
     """Warm all arms up, so that no round has to, and measure round by round.
 
-    ``newer_version`` is asked after each undecided look. Raises :class:`MeasurementError` when not even one round fits
-    into the time, or as :meth:`RoundRunner.run` does.
+    ``newer_version`` is asked after each undecided look, where a measurement may give way.
+
+    Raises :class:`MeasurementError` when not even one round fits into the time, or as :meth:`RoundRunner.run` does.
     """
     plan, policy = runner.plan, runner.plan.policy
     measurement = Measurement()
@@ -317,7 +313,7 @@ async def measure(runner: RoundRunner, *, newer_version: NewerVersion = no_newer
         verdict, early = measurement.judge(policy), measurement.judge(policy, Confidence.EARLY)
         measurement.verdicts.append(verdict)
         _log_round(number, plan.max_rounds, verdict, round_seconds)
-        newer = await newer_version() if number + 1 >= policy.min_rounds else None
+        newer = await newer_version() if newer_version and number + 1 >= policy.min_rounds else None
         end = ending(Progress(policy, verdict, early, number + 1, rounds_allowed, newer))
         if end is not None:
             break
