@@ -5,7 +5,7 @@ each other for ever. Lookup needs no broadcast: all ranks begin empty and commit
 the same ones. An error in lookup that all ranks have, such as one about a request's text, leaves all of them without
 lookup in this round. An error that only some of them have ends the engine, because their texts differ from then on.
 
-Invariant: every rank calls :meth:`RankAgreement.agree` once per decode round, in the same order. If an error on one
+Invariant: every rank calls :meth:`RankAgreement.agree` once per decided round, in the same order. If an error on one
 rank would make its passes or proposals differ from the others', that rank raises the error. SGLang then ends the whole
 engine, and Kubernetes restarts it.
 """
@@ -18,22 +18,24 @@ import torch
 import torch.distributed
 
 from aurora_runtime.engine.arms import Arm, Source
-from aurora_runtime.serving.speculation.outlook import Decision
+from aurora_runtime.serving.speculation.policy import Decision
 
 _SOURCES: Final = tuple(Source)
-_HEADER: Final = 3
+_HEADER: Final = 5
 
 
 def encode(decision: Decision) -> torch.Tensor:
-    """A decision for B requests as ``[3 + B]`` int64."""
+    """A decision for B requests as ``[5 + B]`` int64."""
     sources = [_SOURCES.index(source) for source in decision.sources]
-    return torch.tensor([decision.arm.steps, decision.arm.drafts, decision.explores, *sources])
+    arm, flags = decision.arm, (decision.explores, decision.keeps_draft)
+    return torch.tensor([arm.steps, arm.drafts, *flags, decision.park_rounds, *sources])
 
 
 def decode(values: torch.Tensor) -> Decision:
     """The decision that :func:`encode` encoded."""
-    steps, drafts, explores, *sources = values.tolist()
-    return Decision(Arm(steps, bool(drafts)), tuple(_SOURCES[source] for source in sources), bool(explores))
+    steps, drafts, explores, keeps_draft, park_rounds, *sources = values.tolist()
+    arm = Arm(steps, bool(drafts))
+    return Decision(arm, tuple(_SOURCES[source] for source in sources), bool(explores), bool(keeps_draft), park_rounds)
 
 
 class RankAgreement:

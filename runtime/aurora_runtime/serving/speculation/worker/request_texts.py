@@ -43,6 +43,14 @@ class RequestTexts:
             for req, length, last in zip(reqs, lengths, recent, strict=True)
         )
 
+    def match_lengths(self, reqs: Sequence[Any]) -> list[int]:
+        """How long lookup's match is for each request, in the tokens that the request has by now."""
+        lengths = []
+        for req in reqs:
+            self._add_committed(req, 0, ())
+            lengths.append(self.index.propose(req.rid, 1).match_length if wish_of(req).speculate else 0)
+        return lengths
+
     def ended(self, req: Any) -> None:
         """The request left the engine: it finished, was aborted, or will be prefilled again after a retraction."""
         if (indexed := self._indexed.pop(req.rid, None)) is not None:

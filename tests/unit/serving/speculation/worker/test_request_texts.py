@@ -129,5 +129,14 @@ def test_a_request_without_speculation_gets_no_proposal_and_answers_others() -> 
     ask(known, first, 2)
     first.output_ids += text[:3]
     assert ask(known, first, 2).tokens == ()
+    assert known.match_lengths([first]) == [0]
     known.ended(first)
     assert ask(known, FakeRequest("second", [*text[:3]], []), 2).tokens == (10, 11)
+
+
+def test_a_look_finds_matches_in_the_text_that_the_host_has_by_now() -> None:
+    known, req = texts(), FakeRequest("r", [1, 2, 3, 4, 5], [9])
+    assert known.match_lengths([req, FakeRequest("s")]) == [0, 0]
+    req.output_ids += [2, 3, 4]
+    assert known.match_lengths([req]) == [3]
+    assert ask(known, req, 2, ahead=[5]).match_length == 4, "no token was added twice"
