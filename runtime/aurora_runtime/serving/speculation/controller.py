@@ -21,11 +21,11 @@ Invariants:
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import log
-from typing import Final
+from typing import Final, NamedTuple
 
 from aurora_runtime.engine.arms import OFF, Arm, Source
 from aurora_runtime.serving.speculation.estimates import (
@@ -37,7 +37,6 @@ from aurora_runtime.serving.speculation.estimates import (
 )
 from aurora_runtime.serving.speculation.policy import (
     ControllerReport,
-    CostCell,
     Decision,
     Outcome,
     RequestOutlook,
@@ -101,26 +100,6 @@ PARK_ROUNDS: Final = (32, 256)
 SPEEDUP_MEMORY: Final = 0.998
 """Weight that earlier rounds keep in the speedup with each further one: about 500 rounds count."""
 
-_LONGEST_BUCKET: Final = MATCH_BUCKETS[-1]
-_BUCKET_OF: Final = tuple(
-    max(0, sum(start <= match for start in MATCH_BUCKETS) - 1) for match in range(_LONGEST_BUCKET + 1)
-)
-
-
-@dataclass
-class Savings:
-    """Time that speculation saved against rounds of off, by the cost table."""
-
-    own_milliseconds: float = 0.0
-    off_milliseconds: float = 0.0
-    saved_milliseconds: float = 0.0
-
-    def add(self, milliseconds: float, off_milliseconds: float) -> None:
-        """A round took ``milliseconds``. Rounds without speculation would have taken ``off_milliseconds``."""
-        self.own_milliseconds = self.own_milliseconds * SPEEDUP_MEMORY + milliseconds
-        self.off_milliseconds = self.off_milliseconds * SPEEDUP_MEMORY + off_milliseconds
-        self.saved_milliseconds += off_milliseconds - milliseconds
-
 
 class Draft:
     """What is known of the serving draft: its rates, and whether it is in use."""
@@ -145,17 +124,11 @@ class Draft:
         self.in_use = self.gain > (0.0 if self.in_use else USE_GAIN)
 
 
-@dataclass(frozen=True)
-class Value:
-    """Expected tokens and milliseconds of a round with an arm."""
+class Value(NamedTuple):
+    """An arm and its expected tokens per millisecond."""
 
     arm: Arm
-    tokens: float
-    milliseconds: float
-
-    @property
-    def speed(self) -> float:
-        return self.tokens / self.milliseconds
+    speed: float
 
 
 class Controller:
@@ -175,7 +148,7 @@ class Controller:
         self._versions: OrderedDict[str, Draft] = OrderedDict()
         self._draft: Draft | None = None
         self._costs = CostTable()
-        self._savings = Savings()
+        self._own_milliseconds = self._off_milliseconds = self._saved_milliseconds = 0.0
         self._round = 0
         self._last = OFF
         self._next_trial = 0
@@ -269,13 +242,13 @@ class Controller:
                 self._keep_until = max(self._keep_until, self._next_trial + 1)
         if outcome.milliseconds is not None:
             worth = off * (made + ended) / size  # off, too, runs a request once after its answer's end
-            self._savings.add(took * self._costs.pace, worth * self._costs.pace)
+            self._compare_with_off(took, worth)
 
     def round_parked(self, batch_size: int) -> None:
         """A round of off without a decision passed."""
         self._pass_round()
-        off = self._costs.milliseconds(OFF, batch_size) * self._costs.pace
-        self._savings.add(off, off)
+        off = self._costs.milliseconds(OFF, batch_size)
+        self._compare_with_off(off, off)
 
     def draft_serves(self, version: str | None) -> None:
         """The draft ``version`` serves from now on. What requests had from another draft says nothing about it."""
@@ -298,17 +271,23 @@ class Controller:
 
     def report(self) -> ControllerReport:
         """Estimates of now, for people and metrics."""
-        savings = self._savings
         return ControllerReport(
-            costs=tuple(CostCell(*cell) for cell in self._costs.cells()),
-            speedup_over_off=savings.off_milliseconds / savings.own_milliseconds if savings.own_milliseconds else None,
-            saved_seconds=savings.saved_milliseconds / 1000,
+            costs=tuple(self._costs.cells()),
+            speedup_over_off=self._off_milliseconds / self._own_milliseconds if self._own_milliseconds else None,
+            saved_seconds=self._saved_milliseconds / 1000,
         )
 
     def _pass_round(self) -> None:
         self._round += 1
         self._lookup_odds.age(1)
         self._draft_odds.age(1)
+
+    def _compare_with_off(self, own: float, off: float) -> None:
+        """A round took ``own`` milliseconds at pace 1. Rounds of off would have taken ``off`` for the same tokens."""
+        own, off = own * self._costs.pace, off * self._costs.pace
+        self._own_milliseconds = self._own_milliseconds * SPEEDUP_MEMORY + own
+        self._off_milliseconds = self._off_milliseconds * SPEEDUP_MEMORY + off
+        self._saved_milliseconds += off - own
 
     def _learn_survival(self, outcome: Outcome) -> None:
         """Nothing counts behind an answer's end."""
@@ -367,11 +346,9 @@ class Controller:
         can_draft = any(curve[-1] > 0.0 for curve in draft)
         with_draft = _sum(_better(lookup, draft)) if can_draft else without
         return [
-            Value(
-                arm,
-                tokens=size + (with_draft if arm.drafts else without)[arm.steps],
-                milliseconds=cost(arm, size) + (0.0 if arm.drafts else extra),
-            )
+            Value(arm, (size + with_draft[arm.steps]) / cost(arm, size))
+            if arm.drafts
+            else Value(arm, (size + without[arm.steps]) / (cost(arm, size) + extra))
             for arm in (self._arms if can_draft else self._plain)
         ]
 
@@ -457,7 +434,7 @@ class Controller:
 
 
 def _bucket(outlook: RequestOutlook) -> int:
-    return _BUCKET_OF[min(outlook.lookup_match, _LONGEST_BUCKET)]
+    return bisect_right(MATCH_BUCKETS, outlook.lookup_match) - 1
 
 
 def _sum(curves: Sequence[Curve]) -> Sequence[float]:

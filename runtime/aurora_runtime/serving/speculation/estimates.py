@@ -16,13 +16,14 @@ Invariant: expected accepted tokens never fall with the number of steps, and ris
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import exp, log, sqrt
 from typing import Final
 
 from aurora_runtime.engine.arms import OFF, Arm
+from aurora_runtime.serving.pod_records import RoundCost
 
 Curve = tuple[float, ...]
 """Expected accepted tokens by number of steps, from 0 steps on."""
@@ -41,8 +42,6 @@ START_GAIN: Final = 0.35
 """How much of the odds that a request ended with the next request begins with."""
 START_MEMORY: Final = 0.995
 """The share of these odds that stays with each round. Otherwise requests that propose no more would keep them low."""
-MOST_REQUESTS: Final = 4096
-"""Requests whose odds are kept. The oldest are forgotten first."""
 
 
 def sigmoid(log_odds: float) -> float:
@@ -68,6 +67,7 @@ class SurvivalRates:
     def learn(self, odds: RequestOdds, proposals: Iterable[tuple[str, int, int]], now: int) -> None:
         """Learn from a round's proposals: the request, the accepted and the proposed tokens of each."""
         self._drift(now)
+        means = self._means()
         for rid, accepted, proposed in proposals:
             shift, surprise = odds.of(rid), 0.0
             self.proposals += 1
@@ -75,11 +75,11 @@ class SurvivalRates:
             for position in range(min(accepted + (accepted < proposed), len(self._own))):
                 right = position < accepted
                 self._trials[position] += 1
-                expected = sigmoid(self._mean(position) + shift)
+                expected = sigmoid(means[position] + shift)
                 surprise += right - expected
                 information = 1.0 / self._variance[position] + expected * (1.0 - expected)
-                self._own[position] = self._mean(position) + (right - expected) / information
-                self._variance[position] = 1.0 / information
+                means[position] += (right - expected) / information
+                self._own[position], self._variance[position] = means[position], 1.0 / information
             odds.move(rid, ODDS_STEP * surprise)
         self._curves.clear()
 
@@ -87,8 +87,8 @@ class SurvivalRates:
         """Expected accepted tokens of a request with these log odds, ``z`` standard deviations above the estimate."""
         if (found := self._curves.get((shift, z))) is None:
             total, reached, points = 0.0, 1.0, [0.0]
-            for position, variance in enumerate(self._variance):
-                reached *= sigmoid(self._mean(position) + shift + z * sqrt(variance))
+            for mean, variance in zip(self._means(), self._variance, strict=True):
+                reached *= sigmoid(mean + shift + z * sqrt(variance))
                 total += reached
                 points.append(total)
             found = self._curves[shift, z] = tuple(points)
@@ -98,12 +98,13 @@ class SurvivalRates:
         """How many proposals have reached a position, counted from 0."""
         return self._trials[position]
 
-    def _mean(self, position: int) -> float:
-        """A position that was hardly seen is about as good as the one before it."""
-        if not position:
-            return self._own[0]
-        known = 1.0 - self._variance[position] / PRIOR_VARIANCE
-        return known * self._own[position] + (1.0 - known) * self._mean(position - 1)
+    def _means(self) -> list[float]:
+        """The log odds by position. A position that was hardly seen is about as good as the one before it."""
+        means, mean = [], self._own[0]
+        for own, variance in zip(self._own, self._variance, strict=True):
+            mean += (1.0 - variance / PRIOR_VARIANCE) * (own - mean)
+            means.append(mean)
+        return means
 
     def _drift(self, now: int) -> None:
         grown = DRIFT_VARIANCE * (now - self._round)
@@ -119,20 +120,14 @@ class RequestOdds:
     """
 
     def __init__(self) -> None:
-        self._odds: OrderedDict[str, float] = OrderedDict()
+        self._odds: dict[str, float] = {}
         self._start = 0.0
-
-    def __len__(self) -> int:
-        return len(self._odds)
 
     def of(self, rid: str) -> float:
         return round(self._odds.get(rid, self._start) / ODDS_GRID) * ODDS_GRID
 
     def move(self, rid: str, by: float) -> None:
-        moved = self._odds.get(rid, self._start) + by
-        self._odds[rid] = max(-MOST_ODDS, min(MOST_ODDS, moved))
-        if len(self._odds) > MOST_REQUESTS:
-            self._odds.popitem(last=False)
+        self._odds[rid] = max(-MOST_ODDS, min(MOST_ODDS, self._odds.get(rid, self._start) + by))
 
     def end(self, rid: str) -> None:
         """Forget a request, but not how it did."""
@@ -272,10 +267,11 @@ class CostTable:
         cell = self._cells.get((arm, size_range(batch_size)))
         return (len(cell.times), cell.last) if cell else (0, 0)
 
-    def cells(self) -> Iterator[tuple[Arm, int, float]]:
-        """Arm, batch size and milliseconds at the present pace of every cell."""
+    def cells(self) -> Iterator[RoundCost]:
+        """The time of every cell at the present pace."""
         for (arm, _), cell in sorted(self._cells.items(), key=lambda item: item[0]):
-            yield arm, cell.batch_size, cell.milliseconds * self.pace
+            if (milliseconds := cell.milliseconds * self.pace) > 0:
+                yield RoundCost(arm=arm.name, batch_size=cell.batch_size, milliseconds=milliseconds)
 
     def _guess(self, arm: Arm, batch_size: int) -> float:
         """The time of an arm that was never timed here.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from aurora_runtime.engine.arms import OFF, Arm, Source
+from aurora_runtime.serving.pod_records import RoundCost
 
 UNION: Final = "union"
 
@@ -81,15 +82,6 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class CostCell:
-    """The measured milliseconds of an arm at a typical batch size of its range."""
-
-    arm: Arm
-    batch_size: int
-    milliseconds: float
-
-
-@dataclass(frozen=True)
 class ControllerReport:
     """Estimates of now.
 
@@ -99,7 +91,7 @@ class ControllerReport:
         saved_seconds: time that speculation saved since the start, by the same estimate. None: not estimated.
     """
 
-    costs: tuple[CostCell, ...] = ()
+    costs: tuple[RoundCost, ...] = ()
     speedup_over_off: float | None = None
     saved_seconds: float | None = None
 
@@ -109,31 +101,24 @@ class Policy(Protocol):
 
     def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision:
         """Decide the next round of a batch."""
-        ...
 
     def prefill_drafts(self) -> bool:
         """Whether the draft processes the prompts of the next prefill."""
-        ...
 
     def observe(self, outcome: Outcome) -> None:
         """Learn from a round."""
-        ...
 
     def round_parked(self, batch_size: int) -> None:
         """A round without a decision passed."""
-        ...
 
     def draft_serves(self, version: str | None) -> None:
         """The draft ``version`` serves from now on. None: a draft that is not worth running."""
-        ...
 
     def request_ended(self, rid: str) -> None:
         """Forget a request. An unknown request is ignored."""
-        ...
 
     def report(self) -> ControllerReport:
         """The estimates of now, for people and metrics."""
-        ...
 
 
 @dataclass(frozen=True)

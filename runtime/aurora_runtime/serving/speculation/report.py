@@ -17,7 +17,7 @@ from typing import Final
 from aurora_protocol.agent_api import MAX_SPEEDUP, SavedTime
 from aurora_runtime.engine.arms import OFF, Source
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_runtime.serving.pod_records import RoundCost, SourceCounters, SpeculationState
+from aurora_runtime.serving.pod_records import SourceCounters, SpeculationState
 from aurora_runtime.serving.speculation.policy import Policy
 from aurora_runtime.serving.speculation.worker.rounds import Round, is_running
 
@@ -125,11 +125,7 @@ class RoundReport:
             rounds_by_arm=dict(self._rounds),
             lookup=self._counts[Source.LOOKUP].record(),
             draft=self._counts[Source.DRAFT].record(),
-            costs=tuple(
-                RoundCost(arm=cell.arm.name, batch_size=cell.batch_size, milliseconds=cell.milliseconds)
-                for cell in report.costs
-                if cell.milliseconds > 0
-            ),
+            costs=report.costs,
             speedup_over_off=report.speedup_over_off,
             saved_time=None if saved_seconds is None else self._saved_time.observe(time.monotonic(), saved_seconds),
             exploring_share=self._exploring / rounds if rounds else 0,

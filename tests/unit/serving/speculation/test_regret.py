@@ -153,8 +153,11 @@ def test_speculation_follows_a_load_that_changes(costs: CostTable) -> None:
 @pytest.mark.parametrize("kind", [JSON, DOCSTRINGS, SQL], ids=["JSON", "docstrings", "SQL"])
 def test_a_pod_that_starts_under_load_is_as_fast_as_off_on_a_cpu(kind: TrafficKind) -> None:
     """By the prior nothing pays there. On a GPU nearly everything does."""
-    rounds = list(play(new_controller(), generate(kind, 16 * 64), 64, cpu_milliseconds, new_noise()))
-    assert against_off(rounds) >= OF_OFF - 0.01
+    pods = [
+        against_off(list(play(new_controller(), generate(kind, 16 * 64, seed), 64, cpu_milliseconds, new_noise(seed))))
+        for seed in range(PODS)
+    ]
+    assert fmean(pods) >= OF_OFF - 0.01, pods
     assert measure_regret(generate(kind, 12 * 64), 64, gpu_milliseconds).of_best >= 0.8
 
 

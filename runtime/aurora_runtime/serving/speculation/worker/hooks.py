@@ -24,6 +24,7 @@ Under overlap scheduling the host waits for the last round's tokens before it de
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -89,7 +90,7 @@ class WorkerHooks:
         self._control: EngineControl | None = None
         self._observer = RoundObserver(self._learn, self._forget)
         self._round: Round | None = None  # the decided round that runs
-        self._draft_processes = True  # whether the draft processes the tokens of the pass that runs
+        self._draft_processes = True  # whether the draft processes the tokens of the last pass that began
         self._can_draft: dict[str, bool] = {}  # of each running request
         self._parked_rounds = 0  # rounds that are still to be parked
         self._parked_range = 0
@@ -133,9 +134,7 @@ class WorkerHooks:
         if control is None or batch.forward_mode.is_idle() or not batch.reqs:
             return original(worker, batch, *args, **kwargs)
 
-        def run() -> Any:
-            return original(worker, batch, *args, **kwargs)
-
+        run = functools.partial(original, worker, batch, *args, **kwargs)
         if batch.forward_mode.is_extend() or batch.is_extend_in_batch:
             return self._prefill(control, batch, run)
         return self._parked(control, batch, run) if self._is_parked(batch) else self._decided(control, batch, run)
@@ -222,8 +221,8 @@ class WorkerHooks:
             if self._observer.involves(batch.reqs):  # retracted: the round must not count after the prefill
                 self._take_early_results(control)
         drafts = not are_held_off(batch.reqs) and self._agreed_to_draft(control, batch.reqs)
-        with self._draft_processing(drafts):
-            result = run()
+        self._draft_processes = drafts
+        result = run()
         for req in batch.reqs:  # a request with an earlier chunk that the draft did not process goes without a draft
             self._can_draft[req.rid] = drafts and self._can_draft.get(req.rid, True) and wish_of(req).speculate
         if drafts:
@@ -243,8 +242,8 @@ class WorkerHooks:
         self._take_early_results(control)
         self._observer.parked_round_begins()
         control.activate(0)
-        with self._draft_processing(False):
-            result = run()
+        self._draft_processes = False
+        result = run()
         self._cannot_draft(batch.reqs)
         with self._guarded("a parked round was not counted"):
             self._report.add_parked()
@@ -263,19 +262,11 @@ class WorkerHooks:
         if not decision.keeps_draft:
             self._cannot_draft(current.reqs)
         control.activate(decision.arm.steps)
+        self._draft_processes = decision.keeps_draft
         try:
-            with self._draft_processing(decision.keeps_draft):
-                return run()
+            return run()
         finally:
             self._round = None
-
-    @contextlib.contextmanager
-    def _draft_processing(self, processes: bool) -> Iterator[None]:
-        self._draft_processes = processes
-        try:
-            yield
-        finally:
-            self._draft_processes = True
 
     def _cannot_draft(self, reqs: Sequence[Any]) -> None:
         """The draft misses tokens of these requests, so it cannot serve them until they end."""
@@ -327,8 +318,8 @@ class WorkerHooks:
         wanted = False
         if control.ranks.decides:
             with self._guarded("a prompt was prefilled without the draft"):
-                wanted = self._draft_serves() and self._policy.prefill_drafts()
-                wanted |= self._draft_serves() and any(self._can_draft.get(req.rid, False) for req in reqs)
+                goes_on = any(self._can_draft.get(req.rid, False) for req in reqs)  # with an earlier chunk
+                wanted = self._draft_serves() and (self._policy.prefill_drafts() or goes_on)
         return bool(control.ranks.share(b"1" if wanted else b""))
 
     def _finds_matches(self, control: EngineControl, reqs: Sequence[Any]) -> bool:

@@ -33,11 +33,6 @@ def lookup_chains(current: Round) -> list[list[int]]:
     return [_row(proposal, current.decision.arm.steps) for proposal in current.proposals]
 
 
-def lookup_tokens(current: Round, device: torch.device | str) -> Tensor:
-    """The chains of all requests on the device, ``[B, steps]``."""
-    return to_device(lookup_chains(current), device)
-
-
 def _with_fillers(proposed: Tensor, current: Round) -> Tensor:
     """The proposals ``[B, steps]`` with fillers for the requests that ask for no speculation."""
     without = [i for i, req in enumerate(current.reqs) if not wish_of(req).speculate]
@@ -59,7 +54,7 @@ def lookup_verify_input(draft_worker: Any, batch: Any, current: Round) -> Any:
         batch.spec_info,
         draft_worker._topk1_parents_prealloc[:size],
         draft_worker._topk1_score_indices_prealloc[:size],
-        lookup_tokens(current, batch.device),
+        to_device(lookup_chains(current), batch.device),
         None,
         target_worker=draft_worker.target_worker,
         topk=1,
@@ -78,6 +73,6 @@ def with_lookup(draft_token: Tensor, current: Round) -> Tensor:
     chosen = [i for i, source in enumerate(current.decision.sources) if source is Source.LOOKUP]
     if chosen:
         rows = to_device(chosen, tokens.device)
-        looked_up = lookup_tokens(current, tokens.device)[rows].to(tokens.dtype)
+        looked_up = to_device(lookup_chains(current), tokens.device)[rows].to(tokens.dtype)
         proposed = proposed.index_copy(0, rows, looked_up)
     return draft_token if proposed is drafted else torch.cat((tokens[:, :1], proposed), 1).view(-1)

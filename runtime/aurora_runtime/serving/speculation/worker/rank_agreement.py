@@ -2,8 +2,7 @@
 
 The ranks measure different times, so each would soon decide differently, and ranks with different batch shapes block
 each other for ever. Lookup needs no broadcast: all ranks begin empty and commit the same tokens, and therefore propose
-the same ones. An error in lookup that all ranks have, such as one about a request's text, leaves all of them without
-lookup in this round. An error that only some of them have ends the engine, because their texts differ from then on.
+the same ones. An error in lookup that only some of them have ends the engine, because their texts then differ.
 
 Invariant: every rank calls :meth:`RankAgreement.agree` once per decided round, in the same order. If an error on one
 rank would make its passes or proposals differ from the others', that rank raises the error. SGLang then ends the whole
@@ -61,11 +60,6 @@ class RankAgreement:
         if group.world_size == 1:
             return cls(None, 0, decides=True)
         return cls(group.cpu_group, group.ranks[0], decides=group.rank_in_group == 0)
-
-    @property
-    def is_single(self) -> bool:
-        """Whether there is no other rank."""
-        return self._group is None
 
     def share(self, data: bytes) -> bytes:
         """The bytes of rank 0. Every rank calls this in the same order; what other ranks pass is ignored."""

@@ -24,9 +24,6 @@ class RequestTexts:
     index: LookupIndex
     _indexed: dict[str, int] = field(default_factory=dict)  # answer tokens that lookup has
 
-    def __len__(self) -> int:
-        return len(self._indexed)
-
     def proposals(
         self, reqs: Sequence[Any], lengths: Sequence[int], recent: Sequence[Sequence[int]], tokens: int
     ) -> tuple[Proposal, ...]:

@@ -76,7 +76,7 @@ def test_answers_are_right_the_draft_sees_no_gap_and_requests_leave_nothing(
         assert req.output_ids == [req.token(PROMPT_TOKENS + i) for i in range(len(req.output_ids))]
         assert len(req.output_ids) >= req.max_tokens
     assert prefills_before in ([0], []), "the untrained draft processed no prompt"
-    assert len(fake.control.texts) == 0
+    assert fake.control.texts._indexed == {}
     assert fake.hooks._can_draft == {}
     assert fake.report._seen == {}
     assert fake.report.errors == 0
