@@ -101,7 +101,11 @@ def controlled(plain: PlainAnswers, tmp_path_factory: pytest.TempPathFactory) ->
 
 @contextlib.contextmanager
 def controlled_server(
-    folder: Path, arms: tuple[str, ...], *, untrained_versions: tuple[int, ...] = ()
+    folder: Path,
+    arms: tuple[str, ...],
+    *,
+    untrained_versions: tuple[int, ...] = (),
+    lookup: LookupScope = LookupScope.REQUEST,
 ) -> Iterator[Controlled]:
     """A server with version 0 of a draft."""
     target = ensure_model()
@@ -112,7 +116,7 @@ def controlled_server(
         boot="boot",
         draft_steps=STEPS,
         lookup_steps=5,
-        lookup=LookupScope.REQUEST,
+        lookup=lookup,
         untrained_versions=untrained_versions,
         fixed_arms=arms,
     )
@@ -240,7 +244,8 @@ def test_a_draft_that_has_not_learned_proposes_nothing_until_another_is_swapped_
 def test_answers_are_the_same_while_the_controller_is_active_or_parked_and_across_a_swap(
     plain: PlainAnswers, tmp_path: Path
 ) -> None:
-    with controlled_server(tmp_path, ()) as controlled:
+    """Without lookup nothing pays before the swap."""
+    with controlled_server(tmp_path, (), lookup=LookupScope.OFF) as controlled:
         for swaps in (False, True):
             if swaps:
                 asyncio.run(swap(controlled))
@@ -250,4 +255,4 @@ def test_answers_are_the_same_while_the_controller_is_active_or_parked_and_acros
                 assert list(clients.map(controlled.ask, token_prompts())) == plain.tokens
         state = controlled.state_once(lambda s: s.rounds_by_arm.get("off", 0) > 100)
     assert state.errors == 0
-    assert len(state.rounds_by_arm) > 1, "it was active, too"
+    assert state.draft.proposed > 0, "it was active, too"

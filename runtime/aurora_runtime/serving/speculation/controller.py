@@ -140,7 +140,6 @@ class Controller:
             raise ValueError("the arms must contain off")
         self._arms = tuple(sorted(set(arms)))
         self._plain = tuple(arm for arm in self._arms if not arm.drafts)
-        self._drafting = tuple(arm for arm in self._arms if arm.drafts)
         self._most_steps = max(1, self._arms[-1].steps)
         self._nothing: Curve = (0.0,) * (self._most_steps + 1)
         self._lookup = [SurvivalRates(self._most_steps, prior) for prior in MATCH_PRIORS]
@@ -189,7 +188,7 @@ class Controller:
     def prefill_drafts(self) -> bool:
         """Whether the draft processes the prompts of the next prefill: always in use, else for one prefill in some."""
         draft = self._draft
-        if draft is None or not self._drafting:
+        if draft is None:
             return False
         if not draft.in_use:
             self._prefills += 1
@@ -201,8 +200,7 @@ class Controller:
 
     def _keeps_draft(self) -> bool:
         """Whether the draft processes the next round."""
-        draft = self._draft
-        return draft is not None and bool(self._drafting) and (draft.in_use or self._round < self._keep_until)
+        return self._draft is not None and (self._draft.in_use or self._round < self._keep_until)
 
     def _parks(self, best: Value, *, keeps: bool, explores: bool) -> int:
         """How many rounds to park after a decided round."""
@@ -380,7 +378,7 @@ class Controller:
 
     def _compare_draft(self, size: int, lookup: Sequence[Curve], served: Sequence[Curve]) -> None:
         """Compare rounds in which the draft serves the whole batch with rounds without it."""
-        if self._draft is None or not self._drafting:
+        if self._draft is None:
             return
         with_draft = max(value.speed for value in self._values(size, lookup, served, upkeep=True))
         without = max(value.speed for value in self._values(size, lookup, (), upkeep=False))

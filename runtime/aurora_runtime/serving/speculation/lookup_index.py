@@ -156,10 +156,12 @@ class LookupIndex:
         """Stop a request. A text that is shared remains for other requests."""
         if (text := self._running.pop(rid, None)) is None:
             return
-        if text.shared:
-            self._keep(text)
-        else:
+        if not text.shared:
             self._forget(text)
+            return
+        text.ended = True  # and will not grow any more
+        self._ended.append(text)
+        self._evict()
 
     def propose(self, rid: str, count: int) -> Proposal:
         """At most ``count`` tokens. The first of them followed the longest suffix of the request that occurred before.
@@ -233,12 +235,6 @@ class LookupIndex:
                 reader, (source, position, _) = source, match
                 tokens += source.tokens[position : position + count - len(tokens)]
         return tokens
-
-    def _keep(self, text: _Text) -> None:
-        """Keep a text that will not grow any more."""
-        text.ended = True
-        self._ended.append(text)
-        self._evict()
 
     def _evict(self) -> None:
         while self._tokens > self._max_tokens and self._ended:

@@ -113,9 +113,6 @@ class RoundReport:
     def request_ended(self, rid: str) -> None:
         self._seen.pop(rid, None)
 
-    def count_error(self) -> None:
-        self.errors += 1
-
     def state(self) -> SpeculationState:
         report, rounds = self._policy.report(), self._rounds.total()
         saved_seconds = report.saved_seconds

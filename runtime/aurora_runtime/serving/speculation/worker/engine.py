@@ -56,13 +56,6 @@ def obstacle_to_control(worker: Any, settings: SpeculationSettings) -> str | Non
     return None
 
 
-def is_overlapping() -> bool:
-    """Whether SGLang launches a batch before it has processed the results of the one before."""
-    from sglang.srt.runtime_context import get_schedule
-
-    return not get_schedule().disable_overlap_schedule
-
-
 @dataclass(frozen=True)
 class EarlyResults:
     """A round's results on their way to the host, under overlap scheduling: B requests, n nodes each (a chain).
@@ -112,6 +105,8 @@ class EngineControl:
     """
 
     def __init__(self, worker: Any, settings: SpeculationSettings) -> None:
+        from sglang.srt.runtime_context import get_schedule
+
         self.worker = worker
         self.ranks = RankAgreement.of_engine()
         vocabulary = worker.target_worker.model_config.vocab_size
@@ -123,7 +118,7 @@ class EngineControl:
             shares=lambda prompt: settings.shares and may_share(prompt, marker, traffic_key),
         )
         self.texts = RequestTexts(index)
-        self.overlaps = is_overlapping()
+        self.overlaps = not get_schedule().disable_overlap_schedule
         self.results: EarlyResults | None = None
 
     def activate(self, steps: int) -> None:

@@ -17,8 +17,6 @@ Invariants:
 - After an error in lookup the round goes on without lookup, and after one in a decision without proposals. What the
   policy does not learn because of an error is lost. Any other error is raised.
 - All tensor-parallel ranks run the same passes: rank 0 decides, and what ends the parking is the same on all ranks.
-
-Under overlap scheduling the host waits for the last round's tokens before it decides a round.
 """
 
 from __future__ import annotations
@@ -363,7 +361,7 @@ class WorkerHooks:
         try:
             yield
         except Exception:
-            self._report.count_error()
+            self._report.errors += 1
             log.exception("aurora speculation: %s", loss)
 
 

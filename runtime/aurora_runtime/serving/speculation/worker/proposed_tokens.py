@@ -23,14 +23,11 @@ from aurora_runtime.serving.speculation.worker.rounds import Round
 FILLER: Proposal = Proposal((0,))
 
 
-def _row(proposal: Proposal, steps: int) -> list[int]:
-    tokens = list((proposal if proposal.tokens else FILLER).tokens[:steps])
-    return tokens + tokens[-1:] * (steps - len(tokens))
-
-
 def lookup_chains(current: Round) -> list[list[int]]:
     """The proposals of all requests, each filled up to the round's number of steps."""
-    return [_row(proposal, current.decision.arm.steps) for proposal in current.proposals]
+    steps = current.decision.arm.steps
+    chains = [list((proposal if proposal.tokens else FILLER).tokens[:steps]) for proposal in current.proposals]
+    return [tokens + tokens[-1:] * (steps - len(tokens)) for tokens in chains]
 
 
 def _with_fillers(proposed: Tensor, current: Round) -> Tensor:

@@ -79,8 +79,7 @@ class RankAgreement:
         """The decision of rank 0 for a batch of ``requests``. Other ranks pass None.
 
         One all-reduce over the CPU group carries both the decision, because the other ranks add zeros, and the number
-        of ranks where lookup failed. In a broadcast only rank 0 could tell of an error. A round has no further
-        collective for that. How much longer the all-reduce takes than a broadcast was not measured.
+        of ranks where lookup failed.
 
         Raises RuntimeError on every rank when lookup failed on some and not on all.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,6 @@ from aurora_protocol.agent_api import HELD_OFF_PREFIX
 from aurora_runtime.engine.arms import Source
 from aurora_runtime.held_out_split import is_held_out, prompt_hash
 from aurora_runtime.serving.speculation.policy import Decision, RequestOutlook
-from aurora_runtime.serving.speculation.worker import engine
 from aurora_runtime.serving.speculation.worker.engine import EngineControl
 from aurora_runtime.serving.speculation.worker.hooks import are_held_off
 from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
@@ -29,7 +29,7 @@ from tests.unit.serving.speculation.worker.fake_engine import (
     FakeEngine,
     Recording,
 )
-from tests.unit.serving.speculation.worker.fake_requests import FakeRequest
+from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, FakeSampling
 
 overlap = pytest.mark.parametrize("overlaps", [False, True], ids=["in turn", "overlap"])
 
@@ -287,6 +287,14 @@ def test_a_prompt_with_a_chunk_that_the_draft_did_not_process_goes_without_it() 
         assert fake.hooks._can_draft == {"r": True}, "a prompt that the draft began goes on with it"
 
 
+def test_the_draft_does_not_propose_for_a_request_that_asks_for_no_speculation() -> None:
+    fake, wish = FakeEngine(Recording(["draft-1"])), FakeSampling({"aurora": {"speculate": False}})
+    batch = SimpleNamespace(forward_mode=SimpleNamespace(is_extend=lambda: True, is_idle=lambda: False))
+    batch.reqs = [FakeRequest("plain"), FakeRequest("wishes", sampling_params=wish)]
+    fake.hooks.around_forward(lambda *_: None, None, batch)
+    assert fake.hooks._can_draft == {"plain": True, "wishes": False}
+
+
 def test_without_control_every_round_is_sglangs_own() -> None:
     worker_hooks = FakeEngine(Recording(["draft-3"])).hooks
     worker_hooks._control = None
@@ -307,7 +315,9 @@ def test_without_control_every_round_is_sglangs_own() -> None:
 @pytest.mark.parametrize("key", [b"", b"the key of the traces"])
 def test_lookup_shares_no_request_that_is_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: bytes) -> None:
     monkeypatch.setattr(RankAgreement, "of_engine", lambda: RankAgreement(None, 0, decides=True))
-    monkeypatch.setattr(engine, "is_overlapping", lambda: False)
+    schedule = SimpleNamespace(disable_overlap_schedule=True)
+    context = SimpleNamespace(get_schedule=lambda: schedule)
+    monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", context)
     model = SimpleNamespace(vocab_size=5000)
     worker = SimpleNamespace(target_worker=SimpleNamespace(model_config=model))
     changes = {"state_folder": str(tmp_path), "lookup": LookupScope.SPECULATOR, "traffic_key": key.hex()}
