@@ -22,8 +22,6 @@ LOOKUP_STEPS: Final = 11
 """Tokens that lookup proposes at most. Long repetitions are worth wide rounds; wider ones pay only on large GPUs."""
 PLACEHOLDER_VERSION: Final = MAX_NUMBER
 """The version number of the placeholder, with which an engine starts while its pod has no draft. No draft has it."""
-PENDING_TOKENS: Final = 256
-"""Tokens of a request that may wait for the draft at most."""
 
 
 class SpeculationSettings(Record):
@@ -37,13 +35,6 @@ class SpeculationSettings(Record):
     lookup_tokens: int = Field(default=1 << 20, ge=1, description="Tokens of ended requests that lookup keeps.")
     traffic_key: str = Field(
         default="", repr=False, description="Hexadecimal key that decides which prompts are held out, as in capture."
-    )
-    pending_bytes: int | None = Field(
-        default=None,
-        ge=1,
-        description="Device memory for the target's hidden states of tokens that the draft has not processed yet. None:"
-        " enough for 256 tokens of every running request, and at most 2 GiB, or one page of 32 tokens for each running"
-        " request where that is more.",
     )
     untrained_versions: tuple[int, ...] = Field(
         default=(), description="Versions whose drafts guess nothing, so that rounds and prefills leave them out."

@@ -8,7 +8,6 @@ the controller.
 from __future__ import annotations
 
 import os
-import random
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -18,44 +17,28 @@ from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.errors import EngineMismatch
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import SpeculationState
-from aurora_runtime.sglang_uses import Call, Hook, HookKind, Name, check_all, register
+from aurora_runtime.sglang_uses import Call, Hook, HookKind, check_all, register
 from aurora_runtime.sglang_version import require_sglang
 
 _WORKER: Final = "sglang.srt.speculative.eagle_worker_v2.EAGLEWorkerV2"
 _DRAFT_WORKER: Final = "sglang.srt.speculative.eagle_worker_v2.EagleDraftWorker"
 _EAGLE: Final = "sglang.srt.speculative.eagle_utils"
 _CONTEXT: Final = "sglang.srt.runtime_context"
-_BATCH: Final = "sglang.srt.model_executor.forward_batch_info"
-_MOE: Final = "sglang.srt.layers.moe.utils"
+_OVERLAP: Final = "sglang.srt.managers.overlap_utils"
 
-CALLS: Final[tuple[Call | Name, ...]] = (
+CALLS: Final[tuple[Call, ...]] = (
     Call(
         "sglang.srt.speculative.eagle_worker_common.build_eagle_verify_input",
         ("batch", "draft_input", "parent_list", "top_scores_index", "draft_tokens", "draft_probs"),
         ("target_worker", "topk", "num_steps", "num_draft_tokens", "tree_mask_mode", "device"),
     ),
-    Call(f"{_EAGLE}.get_draft_input_from_target_hidden_dim", ("model_runner",)),
     Call(f"{_EAGLE}.get_draft_recurrent_hidden_state_spec", ("model_runner",)),
-    Call("sglang.srt.speculative.spec_utils.draft_tp_context", (None,)),
-    Call(f"{_MOE}.speculative_moe_backend_context"),
-    Call(f"{_MOE}.speculative_moe_a2a_backend_context"),
-    Call(
-        f"{_BATCH}.ForwardBatch.init_new",
-        ("batch", "model_runner"),
-        ("capture_hidden_mode", "return_hidden_states_before_norm"),
-    ),
-    Call(
-        "sglang.srt.speculative.eagle_info.EagleDraftExtendInput",
-        names=("hidden_states", "num_tokens_per_req", "num_tokens_for_logprob_per_req"),
-    ),
     Call(
         "sglang.srt.speculative.eagle_info.EagleDraftInput",
         names=("bonus_tokens", "num_tokens_per_req", "num_tokens_for_logprob_per_req"),
     ),
     Call("sglang.srt.speculative.adaptive_runtime_state.AdaptiveController._activate", ("self", None)),
     *(Call(f"{_CONTEXT}.get_{name}") for name in ("context", "parallel", "schedule", "serving", "spec")),
-    Name(f"{_BATCH}.CaptureHiddenMode.LAST"),
-    Name(f"{_BATCH}.ForwardMode.EXTEND"),
 )
 """What the hooks call and read of SGLang."""
 
@@ -91,16 +74,12 @@ def worker_hooks(settings: SpeculationSettings) -> tuple[Hook, ...]:
     """The hooks that decide and carry out the rounds of this process."""
     from sglang.srt.runtime_context import get_serving
 
-    from aurora_runtime.serving.speculation.controller import Controller, ControllerSettings
+    from aurora_runtime.serving.speculation.controller import Controller
+    from aurora_runtime.serving.speculation.policy import FixedArms, Policy
+    from aurora_runtime.serving.speculation.report import RoundReport
     from aurora_runtime.serving.speculation.worker.hooks import WorkerHooks
-    from aurora_runtime.serving.speculation.worker.policy import FixedArms, Policy
-    from aurora_runtime.serving.speculation.worker.round_report import RoundReport
 
-    policy: Policy
-    if settings.fixed_arms:
-        policy = FixedArms(settings.fixed_arms)
-    else:
-        policy = Controller(settings.arms, ControllerSettings(), random.Random(settings.boot))  # noqa: S311 - no secret
+    policy: Policy = FixedArms(settings.fixed_arms) if settings.fixed_arms else Controller(settings.arms)
     longest, untrained = max(arm.steps for arm in settings.arms), {*map(str, settings.untrained_versions)}
     hooks = WorkerHooks(
         settings,
@@ -108,7 +87,7 @@ def worker_hooks(settings: SpeculationSettings) -> tuple[Hook, ...]:
         RoundReport(PodFolder(Path(settings.state_folder)), settings.boot, policy, longest),
         refuse=lambda reason: refuse(settings, reason),
         read_version=lambda: str(get_serving().weight_version),
-        runs_draft=(lambda version: version not in untrained) if untrained else None,
+        runs_draft=lambda version: version not in untrained,
     )
     around = HookKind.AROUND
     return (
@@ -121,5 +100,6 @@ def worker_hooks(settings: SpeculationSettings) -> tuple[Hook, ...]:
         Hook(f"{_DRAFT_WORKER}._draft_extend_for_prefill", hooks.around_prefill_extend, around),
         Hook(f"{_DRAFT_WORKER}._draft_extend_for_decode", hooks.around_extend, around),
         Hook("sglang.srt.mem_cache.common.release_kv_cache", hooks.around_release, around),
-        Hook("sglang.srt.managers.overlap_utils.decide_needs_cpu_seq_lens", hooks.around_cpu_lengths, around),
+        Hook(f"{_OVERLAP}.decide_needs_cpu_seq_lens", hooks.around_cpu_lengths, around),
+        Hook(f"{_OVERLAP}.FutureMap.resolve_seq_lens_cpu", hooks.around_lengths, around),
     )

@@ -43,8 +43,8 @@ another arm, and a round that a prefill interrupts does not count."""
 LOOKUP_SECONDS: Final = 60.0
 """Time limit for the conversations with which lookup begins."""
 LOOKUP_CONCURRENCY: Final = 4
-LOOKUP_TOKENS: Final = 2
-"""Lookup takes a request's text in its first decode round: the prefill makes the first token, the round the second."""
+LOOKUP_TOKENS: Final = 1
+"""Lookup takes a request's text at the latest when the request ends."""
 MEASURED: Final[Mapping[str, Any]] = {"trace": False}
 """What a measured request asks for (``aurora_runtime.request_wish``)."""
 HELD_OFF: Final[Mapping[str, Any]] = {"trace": False, "speculate": False}

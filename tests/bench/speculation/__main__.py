@@ -33,8 +33,8 @@ from tests.bench.speculation.regret import measure_regret, new_controller
 from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.engine.arms import Source
 from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS
-from aurora_runtime.serving.speculation.controller import RequestOutlook
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex
+from aurora_runtime.serving.speculation.policy import Outcome, RequestOutlook
 from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
 
 REQUESTS_AT_LEAST = 60
@@ -52,7 +52,7 @@ def decision_microseconds(batch_size: int, rounds: int) -> list[float]:
     controller, rng, times = new_controller(), random.Random(5), list[float]()  # noqa: S311 - no secret
     for _ in range(rounds):
         outlooks = [
-            RequestOutlook(f"r{i}", rng.choice((0, 2, 5, 9)) if i % 2 == 0 else 0, 11, 0) for i in range(batch_size)
+            RequestOutlook(f"r{i}", rng.choice((0, 2, 5, 9)) if i % 2 == 0 else 0, 11, True) for i in range(batch_size)
         ]
         begin = time.perf_counter()
         decision = controller.choose(outlooks)
@@ -60,7 +60,7 @@ def decision_microseconds(batch_size: int, rounds: int) -> list[float]:
         right = [0 if s is Source.NONE else min(decision.arm.steps, rng.choice((0, 1, 3, 7))) for s in decision.sources]
         took = 20.0 + 0.3 * decision.arm.steps * batch_size
         observing = time.perf_counter()
-        controller.observe(decision, outlooks, right, took)
+        controller.observe(Outcome(decision, outlooks, right, took))
         times.append(1e6 * (time.perf_counter() - observing + chosen - begin))
     return times
 

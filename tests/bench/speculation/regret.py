@@ -20,16 +20,17 @@ from tests.bench.speculation.simulator import (
 )
 
 from aurora_runtime.engine.arms import OFF, Arm, arms_within
-from aurora_runtime.serving.speculation.controller import Controller, ControllerSettings
+from aurora_runtime.serving.speculation.controller import Controller
+from aurora_runtime.serving.speculation.lookup_index import TOKENS_PER_MATCH
 
 ARMS = arms_within(draft_steps=7, lookup_steps=11)
 WINDOW_ROUNDS = 200
 """Rounds over which a fresh pod must be about as fast as off. In shorter stretches one exploring round shows."""
 
 
-def new_controller(seed: int = 1, settings: ControllerSettings | None = None) -> Controller:
-    """A fresh pod's controller, with the settings of pods unless others are given."""
-    return Controller(ARMS, settings or ControllerSettings(), random.Random(seed))  # noqa: S311 - no secret
+def new_controller() -> Controller:
+    """A fresh pod's controller."""
+    return Controller(ARMS)
 
 
 def new_noise(seed: int = 1) -> Noise:
@@ -76,7 +77,7 @@ def fixed_arm_speed(
 ) -> float:
     """Tokens per millisecond of :func:`play` with one arm, from whole requests instead of round by round.
 
-    The draft never has anything to catch up with. So all rounds between two ends of requests take the same time.
+    The draft processes each round. So all rounds between two ends of requests take the same time.
     """
     load, most = load_of(concurrency), float("inf") if rounds is None else rounds
     answers = [_tokens_of_rounds(arm, request) for request in traffic]
@@ -84,7 +85,7 @@ def fixed_arm_speed(
     for begun in range(len(answers) + 1):
         while len(ends) >= load(begun):
             size, before, now = len(ends), now, heapq.heappop(ends)
-            milliseconds += max(0, min(now, most) - before) * costs(arm, size, 0)
+            milliseconds += max(0, min(now, most) - before) * costs(arm, size, False)
         if begun < len(answers):
             starts.append(now)
             heapq.heappush(ends, now + len(answers[begun]))
@@ -97,7 +98,8 @@ def _tokens_of_rounds(arm: Arm, request: RecordedRequest) -> list[int]:
     rights = request.draft_right if arm.drafts else request.lookup_right
     found, place = list[int](), 0
     while place < request.places:
-        found.append(min(rights[place], arm.steps) + 1)
+        most = arm.steps if arm.drafts else min(arm.steps, TOKENS_PER_MATCH * request.lookup_match[place])
+        found.append(min(rights[place], most) + 1)
         place += found[-1]
     return found
 
@@ -123,7 +125,7 @@ class Regret:
 def measure_regret(traffic: Sequence[RecordedRequest], concurrency: int, costs: CostTable, seed: int = 1) -> Regret:
     """Play the traffic with a fresh controller and with every fixed arm."""
     best = best_fixed_arm(traffic, concurrency, costs)
-    rounds = list(play(new_controller(seed), traffic, concurrency, costs, new_noise(seed)))
+    rounds = list(play(new_controller(), traffic, concurrency, costs, new_noise(seed)))
     return Regret(
         best=best,
         of_best=speed(rounds) / best.speed,

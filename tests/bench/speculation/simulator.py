@@ -16,14 +16,13 @@ from tests.bench.speculation.cost_tables import CostTable, Noise
 from tests.bench.speculation.recorded_rounds import RecordedRequest
 
 from aurora_runtime.engine.arms import OFF, Arm, Source
-from aurora_runtime.engine.speculation_settings import PENDING_TOKENS
-from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, Decision, RequestOutlook
-from aurora_runtime.serving.speculation.worker.draft_progress import ROUNDS_IN_USE
-from aurora_runtime.serving.speculation.worker.policy import Policy
+from aurora_runtime.serving.speculation.estimates import size_range
+from aurora_runtime.serving.speculation.lookup_index import TOKENS_PER_MATCH
+from aurora_runtime.serving.speculation.policy import Outcome, Policy, RequestOutlook, plain_decision
+from aurora_runtime.serving.speculation.worker.hooks import WAKE_MATCH, WAKE_ROUNDS, WAKE_SHARE
 
 Load = Callable[[int], int]
 """How many requests run at a time, by the number of requests that have begun. So it is the same for every policy."""
-_SMALLEST_DRAFT = Arm(1, drafts=True)
 
 
 def load_in_turn(concurrencies: Sequence[int], requests: int) -> Load:
@@ -57,46 +56,19 @@ class PlayedRound:
 class _Running:
     rid: str
     request: RecordedRequest
+    can_draft: bool
     place: int = 0
-    pending: int = 0
 
     def outlook(self) -> RequestOutlook:
         r, p = self.request, self.place
-        return RequestOutlook(self.rid, r.lookup_match[p], r.lookup_length[p], self.pending)
+        length = min(r.lookup_length[p], TOKENS_PER_MATCH * r.lookup_match[p])
+        return RequestOutlook(self.rid, r.lookup_match[p], length, self.can_draft)
 
-    def accept(self, source: Source, arm: Arm, *, is_draft_trained: bool = True) -> int:
-        """The accepted tokens of a round, and the step to the place after it."""
-        right = 0
+    def right(self, source: Source, is_draft_trained: bool = True) -> int:
+        """How many tokens of the source are right."""
         if source is Source.LOOKUP:
-            right = self.request.lookup_right[self.place]
-        elif source is Source.DRAFT and is_draft_trained:
-            right = self.request.draft_right[self.place]
-        accepted = min(right, arm.steps)
-        self.place += accepted + 1
-        if self.pending != CANNOT_DRAFT and not arm.drafts:
-            self.pending += accepted + 1
-        return accepted
-
-
-class _DraftBacklog:
-    """Which requests the draft catches up with, as in the worker's ``draft_progress.py``."""
-
-    def __init__(self) -> None:
-        self._rounds_unused = ROUNDS_IN_USE
-
-    def catch_up(self, decision: Decision, running: Sequence[_Running]) -> int:
-        """The tokens that the draft processes before a round. A full buffer of a draft out of use is given up."""
-        drafts = decision.arm.drafts
-        self._rounds_unused = 0 if drafts and not decision.explores else self._rounds_unused + 1
-        late = [r for r in running if r.pending > (0 if drafts else PENDING_TOKENS)]
-        if not drafts and self._rounds_unused >= ROUNDS_IN_USE:
-            for r in late:
-                r.pending = CANNOT_DRAFT
-            return 0
-        tokens = sum(r.pending for r in late)
-        for r in late:
-            r.pending = 0
-        return tokens
+            return min(self.request.lookup_right[self.place], self.outlook().lookup_length)
+        return self.request.draft_right[self.place] if source is Source.DRAFT and is_draft_trained else 0
 
 
 def play(
@@ -105,51 +77,53 @@ def play(
     concurrency: int | Load,
     costs: CostTable,
     noise: Noise,
-    reports_unplayed_lookup: bool = True,
     untrained_rounds: int = 0,
-    runs_untrained: bool = True,
 ) -> Iterator[PlayedRound]:
-    """The rounds until the traffic ends and a place becomes free.
+    """The rounds until the traffic ends and a place becomes free. Parks and wakes as the hooks do.
 
     Args:
         concurrency: the requests that run at a time.
-        reports_unplayed_lookup: whether the worker compares lookups that it did not use with the tokens of the round.
-        untrained_rounds: rounds in which a draft serves that guesses nothing. Then the draft of the traffic is swapped
-            in, and the running requests go on.
-        runs_untrained: whether the former draft processes prompts. If not, the requests of that time go without any
-            draft.
+        untrained_rounds: rounds in which a draft serves that is not run. Then the draft of the traffic is swapped in,
+            and the running requests go on.
     """
     waiting = iter(traffic)
     load, running, begun = load_of(concurrency), list[_Running](), 0
-    backlog = _DraftBacklog()
+    parked, parked_range = 0, 0
+    if untrained_rounds:
+        policy.draft_serves(None)
     for number in itertools.count():
+        is_trained = number >= untrained_rounds
         if number == untrained_rounds > 0:
             policy.draft_serves("trained")
         while len(running) < load(begun):
             if (following := next(waiting, None)) is None:
                 return
-            drafts = runs_untrained or number >= untrained_rounds
-            running.append(_Running(f"r{begun}", following, pending=0 if drafts else CANNOT_DRAFT))
+            drafts = policy.prefill_drafts()
+            parked = 0 if drafts else parked
+            running.append(_Running(f"r{begun}", following, drafts))
             begun += 1
-        outlooks = [r.outlook() for r in running]
-        decision = policy.choose(outlooks)
-        size, late = len(running), backlog.catch_up(decision, running)
-        catch_up = costs(_SMALLEST_DRAFT, size, late) - costs(_SMALLEST_DRAFT, size, 0)
-        milliseconds = costs(decision.arm, size, 0) + catch_up
-        right = [r.request.lookup_right[r.place] for r in running]
-        is_trained = number >= untrained_rounds
-        accepted = [
-            r.accept(source, decision.arm, is_draft_trained=is_trained)
-            for r, source in zip(running, decision.sources, strict=True)
-        ]
-        unplayed = [min(a, b + 1) for a, b in zip(right, accepted, strict=True)] if reports_unplayed_lookup else []
+        outlooks, size = [r.outlook() for r in running], len(running)
+        is_parked = parked > 0 and size_range(size) == parked_range
+        decision = plain_decision(size) if is_parked else policy.choose(outlooks)
+        parked, parked_range = parked - 1 if is_parked else decision.park_rounds, size_range(size)
+        milliseconds = costs(decision.arm, size, decision.keeps_draft)
+        right = [r.right(source, is_trained) for r, source in zip(running, decision.sources, strict=True)]
+        accepted = [min(tokens, decision.arm.steps) for tokens in right]
+        unplayed = [min(r.right(Source.LOOKUP), a + 1) for r, a in zip(running, accepted, strict=True)]
         took = noise.measured(milliseconds)
-        told = None if late and not decision.arm.drafts else took  # a catch-up is not the work of such a round
-        policy.observe(decision, outlooks, accepted, told, unplayed)
+        if is_parked:
+            policy.round_parked(size)
+            matching = sum(outlook.lookup_match >= WAKE_MATCH for outlook in outlooks)
+            parked = 0 if parked % WAKE_ROUNDS == 1 and matching >= max(1, WAKE_SHARE * size) else parked
+        else:
+            policy.observe(Outcome(decision, outlooks, accepted, took, unplayed))
+        for r, tokens in zip(running, accepted, strict=True):
+            r.place += tokens + 1
+            r.can_draft &= decision.keeps_draft
         for ended in (r for r in running if r.place >= r.request.places):
             policy.request_ended(ended.rid)
         tokens = size + sum(accepted)
-        off = costs(OFF, size, 0) * tokens / size
+        off = costs(OFF, size, False) * tokens / size
         yield PlayedRound(decision.arm, decision.explores, tokens, milliseconds, off, size)
         running = [r for r in running if r.place < r.request.places]
 

@@ -2,7 +2,7 @@
 
 Everything computes in fp32, so that answers and proposals can be compared for equality. The server takes fixed arms in
 turn. First every round drafts, which gives the reference. Then off, lookup and draft alternate. A second server begins
-with a draft that it does not run.
+with a draft that it does not run. In a third one the controller chooses the rounds, and parks.
 """
 
 from __future__ import annotations
@@ -101,7 +101,11 @@ def controlled(plain: PlainAnswers, tmp_path_factory: pytest.TempPathFactory) ->
 
 @contextlib.contextmanager
 def controlled_server(
-    folder: Path, arms: tuple[str, ...], *, untrained_versions: tuple[int, ...] = ()
+    folder: Path,
+    arms: tuple[str, ...],
+    *,
+    untrained_versions: tuple[int, ...] = (),
+    lookup: LookupScope = LookupScope.REQUEST,
 ) -> Iterator[Controlled]:
     """A server with version 0 of a draft."""
     target = ensure_model()
@@ -112,7 +116,7 @@ def controlled_server(
         boot="boot",
         draft_steps=STEPS,
         lookup_steps=5,
-        lookup=LookupScope.REQUEST,
+        lookup=lookup,
         untrained_versions=untrained_versions,
         fixed_arms=arms,
     )
@@ -235,3 +239,20 @@ def test_a_draft_that_has_not_learned_proposes_nothing_until_another_is_swapped_
             asyncio.run(flush_cache(controlled.server))
             assert list(clients.map(controlled.ask, token_prompts())) == plain.tokens
         assert controlled.state_once(lambda s: s.draft.accepted > 5).errors == 0  # its draft repeats tokens
+
+
+def test_answers_are_the_same_while_the_controller_is_active_or_parked_and_across_a_swap(
+    plain: PlainAnswers, tmp_path: Path
+) -> None:
+    """Without lookup nothing pays before the swap."""
+    with controlled_server(tmp_path, (), lookup=LookupScope.OFF) as controlled:
+        for swaps in (False, True):
+            if swaps:
+                asyncio.run(swap(controlled))
+            for _ in range(3):
+                assert [controlled.ask(prompt) for prompt in token_prompts()] == plain.tokens
+            with ThreadPoolExecutor(4) as clients:
+                assert list(clients.map(controlled.ask, token_prompts())) == plain.tokens
+        state = controlled.state_once(lambda s: s.rounds_by_arm.get("off", 0) > 100)
+    assert state.errors == 0
+    assert state.draft.proposed > 0, "it was active, too"

@@ -7,11 +7,9 @@ lines, and prints a JSON object.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import torch
@@ -22,7 +20,6 @@ from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.errors import EngineMismatch
 from aurora_runtime.serving import capture_plugin, speculation_plugin
 from aurora_runtime.serving.capture.settings import CaptureSettings
-from aurora_runtime.serving.speculation.worker.draft_catch_up import draft_contexts
 from aurora_runtime.sglang_uses import Call, Hook, Name
 
 CAPTURE = CaptureSettings(state_folder="/nowhere", lineage=1, pod="p", boot="b", traffic_key="00", tag_key="00")
@@ -72,23 +69,6 @@ def parallelism(role: str) -> Any:
     return ParallelismInfo(**(fields | {"role": role}))
 
 
-def enters_the_drafts_contexts() -> bool:
-    """Whether the contexts of a draft without ranks of its own can be entered with a worker of this version."""
-    from sglang.srt.speculative import eagle_worker_v2
-
-    worker = SimpleNamespace(draft_owns_attention=False)
-    with contextlib.suppress(ImportError):
-        from sglang.srt.configs.draft_parallel import DraftParallelLayout  # 0.5.23
-
-        worker = SimpleNamespace(parallel_layout=SimpleNamespace(tp_group=None))
-        assert DraftParallelLayout.__annotations__.keys() >= vars(worker.parallel_layout).keys()
-    attribute = next(iter(vars(worker)))
-    with open(eagle_worker_v2.__file__) as source:
-        assert f"draft_tp_context(self.draft_worker.{attribute})" in source.read()
-    with draft_contexts(worker):
-        return True
-
-
 def flags() -> list[str]:
     """Every flag of SGLang's parser, in all spellings."""
     from sglang.srt.server_args import ServerArgs
@@ -126,7 +106,6 @@ def main() -> None:
         "faults": faults(),
         "used": [use.target for use in uses()],
         "checksums": checksums(),
-        "contexts": enters_the_drafts_contexts(),
         "refusals": refusals(json.load(sys.stdin)),
         "flags": flags(),
     }

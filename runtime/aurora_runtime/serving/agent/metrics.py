@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from aurora_protocol.agent_api import MAX_POSITIONS, AgentState, CaptureCounters, LiveCounters
 from aurora_runtime.serving.agent.uploader import SpoolState
 from aurora_runtime.serving.pod_records import SpeculationState
-from aurora_runtime.serving.speculation.estimates.size_ranges import range_text
+from aurora_runtime.serving.speculation.estimates import range_text
 
 SWAP_RESULTS: Final = ("success", "failure")
 LOSS_REASONS: Final = (

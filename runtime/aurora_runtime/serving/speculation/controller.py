@@ -1,259 +1,373 @@
 """Chooses each decode round's arm and sources: the most expected tokens per expected millisecond.
 
-Value comes from :mod:`estimates.value_model`, cost from :mod:`estimates.cost_model`, and :mod:`exploration` bounds
-what learning may cost.
+The controller is *parked* or *active*. It parks when nothing has paid for some rounds: the next rounds are off, and
+nobody asks the controller. While it is active, it weighs survival rates against a table of measured times
+(:mod:`estimates`).
+
+The draft is *in use* or not. In use, it processes every prompt and every round, so any request can draft in any round.
+Otherwise it processes one prefill in :data:`PROBE_PREFILLS`, and these requests may draft in a few rounds, so that its
+survival stays known. It comes into use when rounds of a batch that it serves would be faster than rounds without it,
+its own passes included.
+
+A *trial* is a round that runs to learn, because its arm may be better than it seems. After a trial that lost the time
+of x rounds of off, there is none for x / :data:`TRIAL_SHARE` rounds.
 
 Invariants:
-- No clock, no torch, no SGLang: the controller is a function of its calls and of its ``random``. Controllers with
-  equal seeds and equal calls decide equally.
+- No clock, no chance, no torch, no SGLang: the controller is a function of its calls. Controllers with equal calls
+  decide equally.
 - :meth:`Controller.choose` needs no observation of the round before, so that an engine may launch a round before the
   last one has ended.
-
-Tensor parallelism: measured times differ by rank, so ranks must not decide from their own. Either rank 0 decides and
-broadcasts the :class:`Decision`, or every rank observes the milliseconds of rank 0 and decides alike.
 """
 
 from __future__ import annotations
 
-import random
-from collections import Counter
+from bisect import bisect_right
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from math import log
+from typing import Final, NamedTuple
 
 from aurora_runtime.engine.arms import OFF, Arm, Source
-from aurora_runtime.serving.speculation.controller_report import ControllerReport, RoundCounters
-from aurora_runtime.serving.speculation.estimates.cost_cells import LookSettings
-from aurora_runtime.serving.speculation.estimates.cost_model import CostModel
-from aurora_runtime.serving.speculation.estimates.size_ranges import size_range
-from aurora_runtime.serving.speculation.estimates.value_model import ODDS_WEIGHT, Curve, ValueModel
-from aurora_runtime.serving.speculation.exploration import (
-    ExplorationBudget,
-    ExplorationSettings,
-    Prospect,
-    is_off_due,
-    most_promising,
-    with_draft_step_by_step,
+from aurora_runtime.serving.speculation.estimates import (
+    CostTable,
+    Curve,
+    RequestOdds,
+    SurvivalRates,
+    size_range,
 )
-from aurora_runtime.serving.speculation.outlook import CANNOT_DRAFT, Decision, RequestOutlook
+from aurora_runtime.serving.speculation.policy import (
+    ControllerReport,
+    Decision,
+    Outcome,
+    RequestOutlook,
+    plain_decision,
+)
 
-__all__ = ["CANNOT_DRAFT", "Controller", "ControllerReport", "ControllerSettings", "Decision", "RequestOutlook"]
-
-OFF_PREFERENCE: Final = 0.005
+# values
+MATCH_BUCKETS: Final = (1, 2, 3, 4, 5, 6, 8, 16, 32)
+"""The shortest match of each bucket of lookups, which have rates of their own."""
+MATCH_PRIORS: Final = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.5)
+"""The rate of a bucket's first token before any observation. Low, because an unproven source must not cost much."""
+DRAFT_PRIOR: Final = 0.1
+MOST_VERSIONS: Final = 4
+"""Draft versions whose rates are kept: one that serves again, after a rollback, has the rates that it had."""
+# choice
+OFF_PREFERENCE: Final = 0.02
 """Share by which an arm must beat off. Estimates of arms that are about as good are not worth a difference."""
+HYSTERESIS: Final = 0.01
+"""Share by which an arm must beat the arm of the last round."""
+LOOKUP_LEAD: Final = 0.05
+"""Share by which lookup must promise more tokens than the draft, the target's own included, to replace it. The larger
+of two uncertain estimates is on average too high."""
+# trials
+TRIAL_SHARE: Final = 0.01
+"""The share of the time that trials may lose."""
+UNPROVEN_SHARE: Final = 0.02
+"""The same while the draft has hardly been tried."""
+LEAST_TRIAL_ROUNDS: Final = 4
+OPTIMISM: Final = 1.5
+"""Standard deviations above the estimate with which a trial's value is considered."""
+LEAST_GAIN: Final = 0.03
+"""An arm is tried if it could be better than the best arm by this share."""
+LEAST_LOSS: Final = 0.02
+"""The smallest relative loss with which a possible gain is weighed."""
+KNOWN_PROPOSALS: Final = 4
+"""Proposals that must have reached a position of the draft before an arm with more steps is tried."""
+OFF_TIMES: Final = 4
+"""Times of off, in each range of batch sizes, before another arm replaces it. With a single time that is too long,
+every arm would seem free."""
 OFF_TRIES: Final = 16
-"""Most rounds of off, in each range of batch sizes, for these times. A round that a prefill interrupts has no time."""
+"""Most rounds of off for these times. A round that a prefill interrupts has no time."""
+OFF_ROUNDS: Final = (8, 64)
+"""After so many rounds off is timed again, because everything is compared with it: the fewer the less it would lose."""
+# the draft
+USE_GAIN: Final = 0.01
+"""The draft comes into use when it would make rounds faster by this share, and goes out of use below 0."""
+USE_MEMORY: Final = 0.97
+"""Weight that earlier rounds keep in this estimate with each further one."""
+PROBE_PREFILLS: Final = 8
+PROBE_ROUNDS: Final = 8
+"""Decided rounds after a probe's prefill in which the draft processes the tokens."""
+PROVEN_PROPOSALS: Final = 32
+"""Proposals of a version before which every prefill is a probe, as long as the draft may be worth it."""
+# parking
+QUIET_ROUNDS: Final = 16
+"""Decided rounds of off in a row before the controller parks."""
+QUIET_ROUNDS_AGAIN: Final = 4
+"""The same after parked rounds."""
+PARK_ROUNDS: Final = (32, 256)
+"""Rounds that the first parking lasts, and the longest. Each is twice as long as the one before it."""
+SPEEDUP_MEMORY: Final = 0.998
+"""Weight that earlier rounds keep in the speedup with each further one: about 500 rounds count."""
 
 
-@dataclass(frozen=True)
-class ControllerSettings:
-    """How the controller weighs.
+class Draft:
+    """What is known of the serving draft: its rates, and whether it is in use."""
 
-    Attributes:
-        hysteresis: an arm replaces the arm of the last round when it is better by this share.
-        catch_up_rounds: rounds over which the draft's catch-up is written off. It is paid once, and the rounds after it
-            need none.
-        draft_share_gain: how much of each round goes into the share of rounds that draft.
-        lookup_lead: share by which lookup must promise more tokens, the bonus token included, to replace a request's
-            draft in a round that drafts. The larger of two uncertain estimates is on average too high.
-        odds_weight: see :data:`~aurora_runtime.serving.speculation.estimates.value_model.ODDS_WEIGHT`.
-        off_times: how often off must be timed before another arm replaces it. A single time that is too long makes
-            every arm seem free.
-    """
+    def __init__(self, steps: int) -> None:
+        self.rates = SurvivalRates(steps, DRAFT_PRIOR)
+        self.gain = 0.0
+        """By how much it would make rounds faster, as a logarithm, in the recent past."""
+        self.in_use = False
+        self.may_pay = True
+        """Whether it could make rounds faster, by an optimistic estimate."""
 
-    exploration: ExplorationSettings = field(default_factory=ExplorationSettings)
-    looks: LookSettings = field(default_factory=LookSettings)
-    hysteresis: float = 0.01
-    catch_up_rounds: float = 8.0
-    draft_share_gain: float = 0.05
-    lookup_lead: float = 0.05
-    odds_weight: float = ODDS_WEIGHT
-    off_times: int = 4
+    @property
+    def is_unproven(self) -> bool:
+        return self.rates.proposals < PROVEN_PROPOSALS
+
+    def compare(self, log_ratio: float) -> None:
+        """Rounds with the draft would be faster than rounds without it by this much."""
+        if not self.rates.has_accepted:  # what it seems worth is its prior
+            return
+        self.gain += (1 - USE_MEMORY) * (log_ratio - self.gain)
+        self.in_use = self.gain > (0.0 if self.in_use else USE_GAIN)
+
+
+class Value(NamedTuple):
+    """An arm and its expected tokens per millisecond."""
+
+    arm: Arm
+    speed: float
 
 
 class Controller:
     """Chooses rounds and learns from them."""
 
-    def __init__(self, arms: Sequence[Arm], settings: ControllerSettings, random: random.Random) -> None:
+    def __init__(self, arms: Sequence[Arm]) -> None:
         """``arms`` must contain :data:`OFF`. Raises :class:`ValueError` otherwise."""
         if OFF not in arms:
             raise ValueError("the arms must contain off")
         self._arms = tuple(sorted(set(arms)))
-        self._index = {arm: i for i, arm in enumerate(self._arms)}
-        self._shapes = tuple((i, arm.steps, arm.drafts) for i, arm in enumerate(self._arms))
-        self._can_draft = any(arm.drafts for arm in self._arms)
-        self._settings = settings
-        self._random = random
-        self._values = ValueModel(self._arms[-1].steps, settings.odds_weight)
-        self._costs = CostModel(self._arms, settings.looks)
-        self._budget = ExplorationBudget(settings.exploration)
-        self._counters = RoundCounters()
-        self._last = 0
+        self._plain = tuple(arm for arm in self._arms if not arm.drafts)
+        self._most_steps = max(1, self._arms[-1].steps)
+        self._nothing: Curve = (0.0,) * (self._most_steps + 1)
+        self._lookup = [SurvivalRates(self._most_steps, prior) for prior in MATCH_PRIORS]
+        self._lookup_odds, self._draft_odds = RequestOdds(), RequestOdds()
+        self._versions: OrderedDict[str, Draft] = OrderedDict()
+        self._draft: Draft | None = None
+        self._costs = CostTable()
+        self._own_milliseconds = self._off_milliseconds = self._saved_milliseconds = 0.0
+        self._round = 0
+        self._last = OFF
+        self._next_trial = 0
         self._off_tries = Counter[int]()
-        self._draft_share = 0.0
+        self._prefills = PROBE_PREFILLS
+        self._keep_until = 0
+        self._debt = 0.0
+        self._quiet = 0
+        self._park_rounds = PARK_ROUNDS[0]
+        self.draft_serves("")
+
+    # decisions -------------------------------------------------------------------------------------------------------
 
     def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision:
         """Decide the next round of a batch. An empty batch is off."""
         if not outlooks:
-            return Decision(OFF, (), explores=False)
-        lookup, draft = self._curves(outlooks, 0.0)
-        tokens = self._tokens(lookup, draft)
-        costs = self._milliseconds(outlooks)
-        best = self._best(tokens, costs)
-        self._last = best
-        self._draft_share += self._settings.draft_share_gain * (self._arms[best].drafts - self._draft_share)
-        chosen, explores = best, False
-        if best and self._must_time_off(len(outlooks)):
-            chosen, explores = 0, True
-        elif self._may_explore() and (found := self._explore(outlooks, tokens, costs, tokens[best] / costs[best])):
-            chosen, explores = found.arm, True
-        arm = self._arms[chosen]
-        if explores and arm.drafts:  # a draft that is expected to be bad must propose, or nothing is learned
-            draft = self._draft_curves(outlooks, self._settings.exploration.optimism)
-        return Decision(arm, self._sources(arm, lookup, draft), explores)
+            return plain_decision(0)
+        size = len(outlooks)
+        keeps = self._keeps_draft()
+        lookup = [self._lookup_curve(o) for o in outlooks]
+        served = [self._draft_curve(o) for o in outlooks]
+        draft = [curve if o.can_draft and keeps else self._nothing for o, curve in zip(outlooks, served, strict=True)]
+        self._compare_draft(size, lookup, served)
+        in_use = self._draft is not None and self._draft.in_use  # else off is what would run without the probe
+        values = self._values(size, lookup, draft, upkeep=in_use)
+        best = self._best(values)
+        self._last = best.arm
+        chosen, explores = best.arm, False
+        if self._must_time_off(size, best, values[0]):
+            chosen, explores = OFF, best.arm != OFF
+        elif self._round >= self._next_trial and (found := self._trial(outlooks, values, best)):
+            chosen, explores = found, True
+        if explores and chosen.drafts:  # a draft that is expected to be bad must propose, or nothing is learned
+            draft = [self._draft_curve(o, OPTIMISM) if o.can_draft else self._nothing for o in outlooks]
+        sources = self._sources(chosen, lookup, draft)
+        return Decision(chosen, sources, explores, keeps, self._parks(best, keeps=keeps, explores=explores))
 
-    def observe(
-        self,
-        decision: Decision,
-        outlooks: Sequence[RequestOutlook],
-        accepted: Sequence[int],
-        milliseconds: float | None,
-        unplayed_lookup: Sequence[int] = (),
-        tokens_made: Sequence[int] = (),
-    ) -> None:
-        """Learn from a round.
+    def prefill_drafts(self) -> bool:
+        """Whether the draft processes the prompts of the next prefill: always in use, else for one prefill in some."""
+        draft = self._draft
+        if draft is None:
+            return False
+        if not draft.in_use:
+            self._prefills += 1
+            due = draft.may_pay and self._round >= max(self._next_trial, OFF_TIMES)
+            if not due or not (draft.is_unproven or self._prefills >= PROBE_PREFILLS):
+                return False
+        self._prefills, self._keep_until = 0, self._round + PROBE_ROUNDS
+        return True
 
-        Args:
-            accepted: accepted proposed tokens of each request, without the bonus token.
-            milliseconds: the round's time. None: it cannot be compared, for example because a prefill was in between.
-            unplayed_lookup: for each request, how many tokens of its lookup are the tokens that the round made, of a
-                lookup that was not the round's source. Lookup's value is then known before lookup was ever used. Empty:
-                not known.
-            tokens_made: for each request, how many of the round's tokens its answer took. Fewer than were accepted: the
-                answer ended within the round. 0: it had ended before, so the round says nothing about the request.
-                Empty: all of them.
-        """
-        if not outlooks:
+    def _keeps_draft(self) -> bool:
+        """Whether the draft processes the next round."""
+        return self._draft is not None and (self._draft.in_use or self._round < self._keep_until)
+
+    def _parks(self, best: Value, *, keeps: bool, explores: bool) -> int:
+        """How many rounds to park after a decided round."""
+        if best.arm != OFF:
+            self._quiet, self._park_rounds = 0, PARK_ROUNDS[0]
+        elif not keeps and not explores:
+            self._quiet += 1
+        if keeps or self._quiet < QUIET_ROUNDS:
+            return 0
+        rounds, self._quiet = self._park_rounds, QUIET_ROUNDS - QUIET_ROUNDS_AGAIN
+        self._park_rounds = min(PARK_ROUNDS[1], 2 * rounds)
+        return rounds
+
+    # learning --------------------------------------------------------------------------------------------------------
+
+    def observe(self, outcome: Outcome) -> None:
+        """Learn from a round."""
+        if not outcome.outlooks:
             return
-        self._values.begin_round()
-        arm, steps = decision.arm, decision.arm.steps
-        drafted, looked_up = [], []
-        made_by = tokens_made or [count + 1 for count in accepted]
-        for i, (outlook, source, count) in enumerate(zip(outlooks, decision.sources, accepted, strict=True)):
-            if not (own := made_by[i]):
-                continue
-            right, most = min(count, own), steps if own > count else own  # nothing counts behind an answer's end
-            if source is Source.DRAFT:
-                drafted.append((outlook, right, most))
-            elif source is Source.LOOKUP:
-                looked_up.append((outlook, right, min(most, outlook.lookup_length)))
-            if unplayed_lookup and source is not Source.LOOKUP:
-                looked_up.append((outlook, unplayed_lookup[i], min(own, outlook.lookup_length)))
-        size, made, ended = len(outlooks), sum(made_by), sum(not own for own in made_by)
-        self._counters.count(decision, outlooks, accepted)
-        if drafted:
-            self._values.learn(Source.DRAFT, drafted)
-        if looked_up:
-            self._values.learn(Source.LOOKUP, looked_up)
-        pending, index = _pending(outlooks) if arm.drafts else 0, self._index[arm]
-        if milliseconds is None:
-            took = self._costs.trial_milliseconds(size, pending, self._costs.looks(size))[index]
-        else:
-            self._costs.learn(arm, size, milliseconds, pending)
-            took = self._costs.milliseconds(size)[index] + self._costs.catch_up_milliseconds(pending, size)
-        if decision.explores and arm != OFF and ended < size:  # a round of off is not charged
+        self._pass_round()
+        self._learn_survival(outcome)
+        arm, size, made = outcome.decision.arm, len(outcome.outlooks), sum(outcome.made)
+        keeps = outcome.decision.keeps_draft
+        if outcome.milliseconds is not None:
+            self._costs.learn(arm, size, outcome.milliseconds, self._round, upkeep=keeps)
+        took, off = self._costs.milliseconds(arm, size, upkeep=keeps), self._costs.milliseconds(OFF, size)
+        ended = sum(not own for own in outcome.made)
+        if keeps and not arm.drafts and self._draft is not None and not self._draft.in_use:
+            self._debt += self._costs.upkeep_milliseconds(size) / off
+        if outcome.decision.explores and arm != OFF and ended < size:
             made_if_none_had_ended = made * size / (size - ended)  # any arm would have run the ended requests
-            self._budget.spend(took - made_if_none_had_ended / self._best_speed(outlooks))
-        if milliseconds is not None:
-            off_milliseconds = self._costs.milliseconds(size)[0]
-            worth = off_milliseconds * (made + ended) / size  # off, too, runs a request once after its answer's end
-            pace = self._costs.pace  # seconds that passed, not seconds of a machine at pace 1
-            self._counters.compare_with_off(took * pace, worth * pace)
-            self._budget.earn(worth, off_milliseconds)
+            lost = (took - made_if_none_had_ended * off / size) / off + self._debt
+            share = UNPROVEN_SHARE if self._draft is not None and self._draft.is_unproven else TRIAL_SHARE
+            wait, self._debt = max(LEAST_TRIAL_ROUNDS, round(lost / share)), 0.0
+            self._next_trial = self._round + wait
+            if arm.drafts and wait <= 2 * PROBE_ROUNDS:
+                self._keep_until = max(self._keep_until, self._next_trial + 1)
+        if outcome.milliseconds is not None:
+            worth = off * (made + ended) / size  # off, too, runs a request once after its answer's end
+            self._compare_with_off(took, worth)
 
-    def draft_serves(self, version: str) -> None:
-        """The draft ``version`` serves from now on. Costs stay, because all drafts have one shape."""
-        self._values.draft_serves(version)
+    def round_parked(self, batch_size: int) -> None:
+        """A round of off without a decision passed."""
+        self._pass_round()
+        off = self._costs.milliseconds(OFF, batch_size)
+        self._compare_with_off(off, off)
+
+    def draft_serves(self, version: str | None) -> None:
+        """The draft ``version`` serves from now on. What requests had from another draft says nothing about it."""
+        self._draft_odds = RequestOdds()
+        if version is None:
+            self._draft = None
+            return
+        if version not in self._versions:
+            self._versions[version] = Draft(self._most_steps)
+        self._versions.move_to_end(version)
+        if len(self._versions) > MOST_VERSIONS:
+            self._versions.popitem(last=False)
+        self._draft = self._versions[version]
+        self._prefills = PROBE_PREFILLS
 
     def request_ended(self, rid: str) -> None:
         """Forget a request. An unknown request is ignored."""
-        self._values.request_ended(rid)
+        self._draft_odds.end(rid)
+        self._lookup_odds.end(rid)
 
     def report(self) -> ControllerReport:
-        """Counters and estimates, for people and metrics."""
-        return self._counters.report(self._costs.cells())
+        """Estimates of now, for people and metrics."""
+        return ControllerReport(
+            costs=tuple(self._costs.cells()),
+            speedup_over_off=self._off_milliseconds / self._own_milliseconds if self._own_milliseconds else None,
+            saved_seconds=self._saved_milliseconds / 1000,
+        )
 
-    def _curves(self, outlooks: Sequence[RequestOutlook], z: float) -> tuple[list[Curve], list[Curve]]:
-        """The curves of lookup and draft of each request."""
-        return [self._values.lookup_curve(o, z) for o in outlooks], self._draft_curves(outlooks, z)
+    def _pass_round(self) -> None:
+        self._round += 1
+        self._lookup_odds.age(1)
+        self._draft_odds.age(1)
 
-    def _draft_curves(self, outlooks: Sequence[RequestOutlook], z: float) -> list[Curve]:
-        return [self._values.draft_curve(o, z) for o in outlooks]
+    def _compare_with_off(self, own: float, off: float) -> None:
+        """A round took ``own`` milliseconds at pace 1. Rounds of off would have taken ``off`` for the same tokens."""
+        own, off = own * self._costs.pace, off * self._costs.pace
+        self._own_milliseconds = self._own_milliseconds * SPEEDUP_MEMORY + own
+        self._off_milliseconds = self._off_milliseconds * SPEEDUP_MEMORY + off
+        self._saved_milliseconds += off - own
 
-    def _tokens(self, lookup: list[Curve], draft: list[Curve]) -> list[float]:
-        """Expected tokens of a round by arm, bonus tokens included. 0 for the draft's arms if no request can draft."""
-        size, can_draft = len(lookup), self._can_draft and any(curve[-1] > 0.0 for curve in draft)
-        if size == 1:
-            without: Sequence[float] = lookup[0]
-            with_draft: Sequence[float] = list(map(max, lookup[0], draft[0])) if can_draft else without
-        else:
-            without = list(map(sum, zip(*lookup, strict=True)))
-            with_draft = without
-            if can_draft:
-                with_draft = list(map(sum, zip(*_better(lookup, draft), strict=True)))
+    def _learn_survival(self, outcome: Outcome) -> None:
+        """Nothing counts behind an answer's end."""
+        steps, drafted = outcome.decision.arm.steps, list[tuple[str, int, int]]()
+        looked_up = dict[int, list[tuple[str, int, int]]]()
+        for place, (outlook, source) in enumerate(zip(outcome.outlooks, outcome.decision.sources, strict=True)):
+            count, own = outcome.accepted[place], outcome.made[place]
+            if not own:
+                continue
+            right, most = min(count, own), steps if own > count else own
+            if source is Source.DRAFT:
+                drafted.append((outlook.rid, right, most))
+            if source is Source.LOOKUP:
+                most = min(most, outlook.lookup_length)
+            elif outcome.unplayed_lookup:
+                right, most = outcome.unplayed_lookup[place], min(own, outlook.lookup_length)
+            else:
+                continue
+            if most and outlook.lookup_match:
+                looked_up.setdefault(_bucket(outlook), []).append((outlook.rid, right, most))
+        if drafted and self._draft is not None:
+            self._draft.rates.learn(self._draft_odds, drafted, self._round)
+        for bucket, proposals in looked_up.items():
+            self._lookup[bucket].learn(self._lookup_odds, proposals, self._round)
+
+    # values ----------------------------------------------------------------------------------------------------------
+
+    def _lookup_curve(self, outlook: RequestOutlook, z: float = 0.0) -> Curve:
+        length = outlook.lookup_length
+        if outlook.lookup_match <= 0 or length <= 0:
+            return self._nothing
+        curve = self._lookup[_bucket(outlook)].curve(self._lookup_odds.of(outlook.rid), z)
+        return (
+            curve
+            if length >= self._most_steps
+            else curve[: length + 1] + (curve[length],) * (self._most_steps - length)
+        )
+
+    def _draft_curve(self, outlook: RequestOutlook, z: float = 0.0) -> Curve:
+        """The curve of the draft for a request, if it could serve the request."""
+        if self._draft is None:
+            return self._nothing
+        return self._draft.rates.curve(self._draft_odds.of(outlook.rid), z)
+
+    def _values(
+        self, size: int, lookup: Sequence[Curve], draft: Sequence[Curve], *, upkeep: bool, least: bool = False
+    ) -> list[Value]:
+        """The value of each arm, in the order of the arms. Those of the draft are left out if no request can draft.
+
+        Args:
+            upkeep: whether the other arms pay for the draft's pass over their tokens.
+            least: with times that are not unlikely, instead of the expected ones.
+        """
+        without, costs, extra = _sum(lookup), self._costs, upkeep * self._costs.upkeep_milliseconds(size)
+        cost = costs.least_milliseconds if least else costs.milliseconds
+        can_draft = any(curve[-1] > 0.0 for curve in draft)
+        with_draft = _sum(_better(lookup, draft)) if can_draft else without
         return [
-            size + (with_draft[steps] if drafts else without[steps]) if can_draft or not drafts else 0.0
-            for _, steps, drafts in self._shapes
+            Value(arm, (size + with_draft[arm.steps]) / cost(arm, size))
+            if arm.drafts
+            else Value(arm, (size + without[arm.steps]) / (cost(arm, size) + extra))
+            for arm in (self._arms if can_draft else self._plain)
         ]
 
-    def _milliseconds(self, outlooks: Sequence[RequestOutlook]) -> Sequence[float]:
-        """Expected time of a round by arm. The draft's catch-up is written off over several rounds.
+    def _best(self, values: Sequence[Value]) -> Value:
+        """The arm with the most tokens per millisecond. Off, or the arm of the last round, if it is about as good.
 
-        A round without the draft makes the draft late. While rounds draft, it pays for the catch-up that will follow.
+        A draft may only be tried until one of its tokens was accepted. Before, what it seems worth is its prior.
         """
-        size, pending = len(outlooks), _pending(outlooks)
-        costs = self._costs.milliseconds(size)
-        if not self._can_draft:
-            return costs
-        if pending:
-            catch_up = self._costs.catch_up_milliseconds(pending, size) / self._settings.catch_up_rounds
-            return [
-                cost + catch_up if drafts else cost for cost, (_, _, drafts) in zip(costs, self._shapes, strict=True)
-            ]
-        later = self._draft_share * self._costs.catch_up_milliseconds(size, size)
-        return [cost if drafts else cost + later for cost, (_, _, drafts) in zip(costs, self._shapes, strict=True)]
+        proven = self._draft is not None and self._draft.rates.has_accepted
+        allowed = [value for value in values if proven or not value.arm.drafts]
+        off, best = allowed[0], max(allowed, key=lambda value: value.speed)
+        if off.speed * (1 + OFF_PREFERENCE) >= best.speed:
+            return off
+        for value in allowed:
+            if value.arm == self._last and value.speed * (1 + HYSTERESIS) >= best.speed:
+                return value
+        return best
 
-    def _speeds(self, tokens: Sequence[float], costs: Sequence[float]) -> list[float]:
-        """Tokens per millisecond by arm. 0: the arm may only be explored.
-
-        A draft may only be explored until one of its tokens was accepted. Before, what it seems worth is its prior. A
-        time of off that is too long would then make a worthless draft the best arm, and chosen rounds cost no budget.
-        """
-        can_choose_draft = self._values.draft_has_accepted
-        return [
-            a / b if can_choose_draft or not drafts else 0.0
-            for a, b, (_, _, drafts) in zip(tokens, costs, self._shapes, strict=True)
-        ]
-
-    def _best(self, tokens: Sequence[float], costs: Sequence[float]) -> int:
-        """The arm with the most tokens per millisecond. The last one stays if it is about as good."""
-        speeds = self._speeds(tokens, costs)
-        best = max(speeds)
-        if speeds[0] * (1 + OFF_PREFERENCE) >= best:
-            return 0
-        if speeds[self._last] * (1 + self._settings.hysteresis) >= best:
-            return self._last
-        return speeds.index(best)
-
-    def _best_speed(self, outlooks: Sequence[RequestOutlook]) -> float:
-        tokens, costs = self._tokens(*self._curves(outlooks, 0.0)), self._milliseconds(outlooks)
-        return max(self._speeds(tokens, costs))
-
-    def _sources(self, arm: Arm, lookup: list[Curve], draft: list[Curve]) -> tuple[Source, ...]:
-        """The source of each request: the draft, unless lookup promises ``lookup_lead`` more tokens in this arm."""
-        steps, lead = arm.steps, 1.0 + self._settings.lookup_lead
-        if not steps:
-            return (Source.NONE,) * len(lookup)
+    def _sources(self, arm: Arm, lookup: Sequence[Curve], draft: Sequence[Curve]) -> tuple[Source, ...]:
+        """The source of each request: the draft, unless lookup promises more tokens by its lead in this arm."""
+        steps, lead = arm.steps, 1.0 + LOOKUP_LEAD
         sources = []
         for looked_up, drafted in zip(lookup, draft, strict=True):
             if arm.drafts and drafted[steps] > 0.0 and (1.0 + drafted[steps]) * lead > 1.0 + looked_up[steps]:
@@ -262,44 +376,70 @@ class Controller:
                 sources.append(Source.LOOKUP if looked_up[steps] > 0.0 else Source.NONE)
         return tuple(sources)
 
-    def _must_time_off(self, size: int) -> bool:
-        """Whether off was timed too rarely at this batch size to be replaced. Counts the round as a try."""
-        if self._costs.off_age(size)[0] >= self._settings.off_times or self._off_tries[size_range(size)] >= OFF_TRIES:
-            return False
+    def _compare_draft(self, size: int, lookup: Sequence[Curve], served: Sequence[Curve]) -> None:
+        """Compare rounds in which the draft serves the whole batch with rounds without it."""
+        if self._draft is None:
+            return
+        with_draft = max(value.speed for value in self._values(size, lookup, served, upkeep=True))
+        without = max(value.speed for value in self._values(size, lookup, (), upkeep=False))
+        self._draft.compare(log(with_draft / without))
+
+    # trials ----------------------------------------------------------------------------------------------------------
+
+    def _must_time_off(self, size: int, best: Value, off: Value) -> bool:
+        """Whether to time off, because it was timed too rarely or too long ago to be compared with."""
+        times, last = self._costs.times(OFF, size)
+        if times >= OFF_TIMES:
+            (least, most), gain = OFF_ROUNDS, best.speed / off.speed - 1
+            return self._round - last >= max(least, min(most, gain / TRIAL_SHARE)) * (1 + gain)
         self._off_tries[size_range(size)] += 1
-        return True
+        return self._off_tries[size_range(size)] <= OFF_TRIES
 
-    def _may_explore(self) -> bool:
-        """Whether to look for something to explore: in a share of the rounds that have credit."""
-        return self._budget.credit_milliseconds > 0 and self._random.random() < self._settings.exploration.consider
+    def _trial(self, outlooks: Sequence[RequestOutlook], values: Sequence[Value], best: Value) -> Arm | None:
+        """The arm to try: the one with the largest possible gain per expected loss."""
+        lookup = [self._lookup_curve(o, OPTIMISM) for o in outlooks]
+        served = [self._draft_curve(o, OPTIMISM) for o in outlooks]  # what the draft may be worth to a whole batch
+        promises = {
+            value.arm: value.speed for value in self._values(len(outlooks), lookup, served, upkeep=False, least=True)
+        }
+        if self._draft is not None:
+            most = max((speed for arm, speed in promises.items() if arm.drafts), default=0.0)
+            self._draft.may_pay = most > best.speed * (1 + LEAST_GAIN)
+            self._promise_step_by_step(promises, self._draft.rates)
+        found, most = None, 0.0
+        for value in values:
+            gain = promises.get(value.arm, 0.0) / best.speed - 1
+            if value.arm in (best.arm, OFF) or gain <= LEAST_GAIN:
+                continue
+            loss = 1 - value.speed / best.speed
+            if gain / max(loss, LEAST_LOSS) > most:
+                found, most = value.arm, gain / max(loss, LEAST_LOSS)
+        return found
 
-    def _explore(
-        self, outlooks: Sequence[RequestOutlook], tokens: Sequence[float], costs: Sequence[float], speed: float
-    ) -> Prospect | None:
-        """The arm to explore, if one is worth it and can be paid."""
-        size, credit = len(outlooks), self._budget.credit_milliseconds
-        if self._last and costs[0] - size / speed <= credit:
-            samples, age = self._costs.off_age(size)
-            if is_off_due(samples, age, speed * costs[0] / size):
-                return Prospect(0, size, size / costs[0], costs[0])
-        exploration = self._settings.exploration
-        optimistic = self._tokens(*self._curves(outlooks, exploration.optimism))
-        looks = self._costs.looks(size)
-        least = self._costs.least_milliseconds(size, looks)
-        pending = _pending(outlooks)
-        trial = self._costs.trial_milliseconds(size, pending, looks)
-        loan = self._budget.loan_milliseconds(self._costs.least_catch_up_milliseconds(pending, size))
-        prospects = [
-            Prospect(i, tokens[i], optimistic[i] / least[i], trial[i], drafts * loan) for i, _, drafts in self._shapes
-        ]
-        if self._can_draft:
-            trials = [self._values.draft_trials(d) for d in range(self._arms[-1].steps)]
-            prospects = with_draft_step_by_step(self._arms, prospects, trials)
-        del prospects[self._last]
-        return most_promising(prospects, speed, credit, exploration.min_gain)
+    def _promise_step_by_step(self, promises: dict[Arm, float], rates: SurvivalRates) -> None:
+        """Let the draft be tried from few steps to many.
+
+        The first arm with a position that is not known yet stands for all deeper ones. So one cheap step finds an
+        untrained draft out, although only many steps could have been worth it.
+        """
+        arms = [arm for arm in promises if arm.drafts]
+        for i, arm in enumerate(arms):
+            if rates.trials(arm.steps - 1) < KNOWN_PROPOSALS:
+                promises[arm] = max(promises[deeper] for deeper in arms[i:])
+                for deeper in arms[i + 1 :]:
+                    del promises[deeper]
+                return
 
 
-def _better(lookup: list[Curve], draft: list[Curve]) -> list[Curve]:
+def _bucket(outlook: RequestOutlook) -> int:
+    return bisect_right(MATCH_BUCKETS, outlook.lookup_match) - 1
+
+
+def _sum(curves: Sequence[Curve]) -> Sequence[float]:
+    return curves[0] if len(curves) == 1 else [sum(column) for column in zip(*curves, strict=True)]
+
+
+def _better(lookup: Sequence[Curve], draft: Sequence[Curve]) -> list[Curve]:
     """Each request's better source by number of steps. Requests share curves, so most pairs are computed once."""
     found = dict[tuple[int, int], Curve]()
     better = []
@@ -309,8 +449,3 @@ def _better(lookup: list[Curve], draft: list[Curve]) -> list[Curve]:
             curve = found[pair] = tuple(map(max, a, b))
         better.append(curve)
     return better
-
-
-def _pending(outlooks: Sequence[RequestOutlook]) -> int:
-    """Tokens by which the draft is behind in the whole batch."""
-    return sum(o.pending for o in outlooks if o.pending > 0)

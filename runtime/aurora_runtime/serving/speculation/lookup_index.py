@@ -32,6 +32,9 @@ SUFFIX_LENGTHS: Final = (1, 2, 3, 5, 8)
 LONGEST_MATCH: Final = 32
 """A match longer than this counts as this long."""
 
+TOKENS_PER_MATCH: Final = 2
+"""Tokens of a proposal for each token that matched. What follows a short match is seldom right for long."""
+
 SLOTS_PER_TOKEN: Final = 2
 """Slots of the table for each kept token and suffix length: 80 bytes a token. Four times as many found 1% more."""
 
@@ -153,20 +156,24 @@ class LookupIndex:
         """Stop a request. A text that is shared remains for other requests."""
         if (text := self._running.pop(rid, None)) is None:
             return
-        if text.shared:
-            self._keep(text)
-        else:
+        if not text.shared:
             self._forget(text)
+            return
+        text.ended = True  # and will not grow any more
+        self._ended.append(text)
+        self._evict()
 
     def propose(self, rid: str, count: int) -> Proposal:
         """At most ``count`` tokens. The first of them followed the longest suffix of the request that occurred before.
 
-        The latest occurrence is taken. Of equally long matches the request's own text goes before the others'.
+        A match of few tokens gives few tokens. The latest occurrence is taken. Of equally long matches the request's
+        own text goes before the others'.
         """
         if (text := self._running.get(rid)) is None or count < 1 or (match := self._latest(text)) is None:
             return _NOTHING
         source, position, order = match
-        tokens = self._continuation(text, *match, count)
+        length = _match_length(text.tokens, source.tokens, position, order)
+        tokens = self._continuation(text, *match, min(count, TOKENS_PER_MATCH * length))
         if self._vocabulary_size is not None:
             for index, token in enumerate(tokens):
                 if not 0 <= token < self._vocabulary_size:
@@ -174,7 +181,7 @@ class LookupIndex:
                     break
         if not tokens:
             return _NOTHING
-        return Proposal(tuple(tokens), _match_length(text.tokens, source.tokens, position, order))
+        return Proposal(tuple(tokens), length)
 
     def _add(self, tokens: Sequence[int], *, shared: bool, tenant: int) -> _Text:
         self._last_number += 1
@@ -228,12 +235,6 @@ class LookupIndex:
                 reader, (source, position, _) = source, match
                 tokens += source.tokens[position : position + count - len(tokens)]
         return tokens
-
-    def _keep(self, text: _Text) -> None:
-        """Keep a text that will not grow any more."""
-        text.ended = True
-        self._ended.append(text)
-        self._evict()
 
     def _evict(self) -> None:
         while self._tokens > self._max_tokens and self._ended:

@@ -12,6 +12,7 @@ from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.serving.speculation.lookup_index import (
     LONGEST_MATCH,
     SUFFIX_LENGTHS,
+    TOKENS_PER_MATCH,
     LookupIndex,
     Proposal,
 )
@@ -28,10 +29,10 @@ def naive_own_proposal(tokens: list[int], count: int) -> Proposal:
     for order in reversed(SUFFIX_LENGTHS):
         for position in range(end - 1, order - 1, -1):
             if tokens[position - order : position] == tokens[end - order :]:
-                proposed = list(tokens)
-                for source in range(position, position + count):
+                proposed, match = list(tokens), common_suffix(tokens, tokens[:position])
+                for source in range(position, position + min(count, TOKENS_PER_MATCH * match)):
                     proposed.append(proposed[source])
-                return Proposal(tuple(proposed[end:]), common_suffix(tokens, tokens[:position]))
+                return Proposal(tuple(proposed[end:]), match)
     return NOTHING
 
 
@@ -180,7 +181,7 @@ def test_where_a_running_answer_ends_the_proposal_goes_on_with_the_lookup_of_tha
     for rid, known in (("ahead", 4), ("one ahead", 3), ("behind", 2)):
         index.begin(rid, range(100, 100 + known))
     assert index.propose("behind", 1) == Proposal((102,), 2), "the latest occurrence, one token before its end"
-    assert index.propose("behind", 20) == Proposal(tuple(range(102, 110)), 2)
+    assert index.propose("behind", 20) == Proposal(tuple(range(102, 106)), 2), "two tokens for each that matched"
 
 
 def test_a_proposal_ends_with_the_answer_that_ended() -> None:
@@ -221,7 +222,7 @@ def test_two_running_answers_that_end_alike_propose_what_they_have() -> None:
     index = LookupIndex(LookupScope.SPECULATOR, 1000)
     index.begin("a", [5, 1, 2, 8, 1, 2])
     index.begin("b", [6, 1, 2])
-    assert index.propose("b", 6) == Proposal((8, 1, 2, 8, 1, 2), 2)
+    assert index.propose("b", 6) == Proposal((8, 1, 2, 8), 2)
 
 
 def test_of_equal_matches_the_own_text_is_taken_and_a_longer_one_goes_first() -> None:
@@ -237,7 +238,7 @@ def test_of_equal_matches_the_own_text_is_taken_and_a_longer_one_goes_first() ->
 def test_a_repetition_goes_on_beyond_the_end_of_the_text() -> None:
     index = LookupIndex(LookupScope.REQUEST, 1000)
     index.begin("a", [1, 2, 3, 1, 2, 3])
-    assert index.propose("a", 7) == Proposal((1, 2, 3, 1, 2, 3, 1), 3)
+    assert index.propose("a", 7) == Proposal((1, 2, 3, 1, 2, 3), 3)
 
 
 def test_evicted_requests_are_not_found() -> None:

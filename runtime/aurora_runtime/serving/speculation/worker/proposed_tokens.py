@@ -23,19 +23,11 @@ from aurora_runtime.serving.speculation.worker.rounds import Round
 FILLER: Proposal = Proposal((0,))
 
 
-def _row(proposal: Proposal, steps: int) -> list[int]:
-    tokens = list((proposal if proposal.tokens else FILLER).tokens[:steps])
-    return tokens + tokens[-1:] * (steps - len(tokens))
-
-
 def lookup_chains(current: Round) -> list[list[int]]:
     """The proposals of all requests, each filled up to the round's number of steps."""
-    return [_row(proposal, current.decision.arm.steps) for proposal in current.proposals]
-
-
-def lookup_tokens(current: Round, device: torch.device | str) -> Tensor:
-    """The chains of all requests on the device, ``[B, steps]``."""
-    return to_device(lookup_chains(current), device)
+    steps = current.decision.arm.steps
+    chains = [list((proposal if proposal.tokens else FILLER).tokens[:steps]) for proposal in current.proposals]
+    return [tokens + tokens[-1:] * (steps - len(tokens)) for tokens in chains]
 
 
 def _with_fillers(proposed: Tensor, current: Round) -> Tensor:
@@ -59,7 +51,7 @@ def lookup_verify_input(draft_worker: Any, batch: Any, current: Round) -> Any:
         batch.spec_info,
         draft_worker._topk1_parents_prealloc[:size],
         draft_worker._topk1_score_indices_prealloc[:size],
-        lookup_tokens(current, batch.device),
+        to_device(lookup_chains(current), batch.device),
         None,
         target_worker=draft_worker.target_worker,
         topk=1,
@@ -78,6 +70,6 @@ def with_lookup(draft_token: Tensor, current: Round) -> Tensor:
     chosen = [i for i, source in enumerate(current.decision.sources) if source is Source.LOOKUP]
     if chosen:
         rows = to_device(chosen, tokens.device)
-        looked_up = lookup_tokens(current, tokens.device)[rows].to(tokens.dtype)
+        looked_up = to_device(lookup_chains(current), tokens.device)[rows].to(tokens.dtype)
         proposed = proposed.index_copy(0, rows, looked_up)
     return draft_token if proposed is drafted else torch.cat((tokens[:, :1], proposed), 1).view(-1)

@@ -2,10 +2,9 @@
 
 The ranks measure different times, so each would soon decide differently, and ranks with different batch shapes block
 each other for ever. Lookup needs no broadcast: all ranks begin empty and commit the same tokens, and therefore propose
-the same ones. An error in lookup that all ranks have, such as one about a request's text, leaves all of them without
-lookup in this round. An error that only some of them have ends the engine, because their texts differ from then on.
+the same ones. An error in lookup that only some of them have ends the engine, because their texts then differ.
 
-Invariant: every rank calls :meth:`RankAgreement.agree` once per decode round, in the same order. If an error on one
+Invariant: every rank calls :meth:`RankAgreement.agree` once per decided round, in the same order. If an error on one
 rank would make its passes or proposals differ from the others', that rank raises the error. SGLang then ends the whole
 engine, and Kubernetes restarts it.
 """
@@ -18,22 +17,24 @@ import torch
 import torch.distributed
 
 from aurora_runtime.engine.arms import Arm, Source
-from aurora_runtime.serving.speculation.outlook import Decision
+from aurora_runtime.serving.speculation.policy import Decision
 
 _SOURCES: Final = tuple(Source)
-_HEADER: Final = 3
+_HEADER: Final = 5
 
 
 def encode(decision: Decision) -> torch.Tensor:
-    """A decision for B requests as ``[3 + B]`` int64."""
+    """A decision for B requests as ``[5 + B]`` int64."""
     sources = [_SOURCES.index(source) for source in decision.sources]
-    return torch.tensor([decision.arm.steps, decision.arm.drafts, decision.explores, *sources])
+    arm, flags = decision.arm, (decision.explores, decision.keeps_draft)
+    return torch.tensor([arm.steps, arm.drafts, *flags, decision.park_rounds, *sources])
 
 
 def decode(values: torch.Tensor) -> Decision:
     """The decision that :func:`encode` encoded."""
-    steps, drafts, explores, *sources = values.tolist()
-    return Decision(Arm(steps, bool(drafts)), tuple(_SOURCES[source] for source in sources), bool(explores))
+    steps, drafts, explores, keeps_draft, park_rounds, *sources = values.tolist()
+    arm = Arm(steps, bool(drafts))
+    return Decision(arm, tuple(_SOURCES[source] for source in sources), bool(explores), bool(keeps_draft), park_rounds)
 
 
 class RankAgreement:
@@ -60,11 +61,6 @@ class RankAgreement:
             return cls(None, 0, decides=True)
         return cls(group.cpu_group, group.ranks[0], decides=group.rank_in_group == 0)
 
-    @property
-    def is_single(self) -> bool:
-        """Whether there is no other rank."""
-        return self._group is None
-
     def share(self, data: bytes) -> bytes:
         """The bytes of rank 0. Every rank calls this in the same order; what other ranks pass is ignored."""
         if self._group is None:
@@ -83,8 +79,7 @@ class RankAgreement:
         """The decision of rank 0 for a batch of ``requests``. Other ranks pass None.
 
         One all-reduce over the CPU group carries both the decision, because the other ranks add zeros, and the number
-        of ranks where lookup failed. In a broadcast only rank 0 could tell of an error. A round has no further
-        collective for that. How much longer the all-reduce takes than a broadcast was not measured.
+        of ranks where lookup failed.
 
         Raises RuntimeError on every rank when lookup failed on some and not on all.
         """

@@ -24,9 +24,6 @@ class RequestTexts:
     index: LookupIndex
     _indexed: dict[str, int] = field(default_factory=dict)  # answer tokens that lookup has
 
-    def __len__(self) -> int:
-        return len(self._indexed)
-
     def proposals(
         self, reqs: Sequence[Any], lengths: Sequence[int], recent: Sequence[Sequence[int]], tokens: int
     ) -> tuple[Proposal, ...]:
@@ -43,10 +40,18 @@ class RequestTexts:
             for req, length, last in zip(reqs, lengths, recent, strict=True)
         )
 
+    def match_lengths(self, reqs: Sequence[Any]) -> list[int]:
+        """How long lookup's match is for each request, in the tokens that the request has by now."""
+        lengths = []
+        for req in reqs:
+            self._add_committed(req, 0, ())
+            lengths.append(self.index.propose(req.rid, 1).match_length if wish_of(req).speculate else 0)
+        return lengths
+
     def ended(self, req: Any) -> None:
         """The request left the engine: it finished, was aborted, or will be prefilled again after a retraction."""
-        if (indexed := self._indexed.pop(req.rid, None)) is not None:
-            self.index.extend(req.rid, req.output_ids[indexed:])
+        self._add_committed(req, 0, ())  # all of it, for a request that was only in rounds without lookup
+        del self._indexed[req.rid]
         self.index.end(req.rid)
 
     def _add_committed(self, req: Any, length: int, recent: Sequence[int]) -> bool:

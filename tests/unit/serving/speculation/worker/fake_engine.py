@@ -8,59 +8,38 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
+from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.engine.arms import Source
-from aurora_runtime.serving.speculation.worker.draft_catch_up import DraftStart, LateRequest
+from aurora_runtime.engine.speculation_settings import SpeculationSettings
+from aurora_runtime.serving.pod_files import PodFolder
+from aurora_runtime.serving.speculation.lookup_index import LookupIndex
+from aurora_runtime.serving.speculation.policy import Decision, FixedArms, Outcome, RequestOutlook
+from aurora_runtime.serving.speculation.report import RoundReport
+from aurora_runtime.serving.speculation.worker import hooks
 from aurora_runtime.serving.speculation.worker.hooks import WorkerHooks
-from aurora_runtime.serving.speculation.worker.pending_tokens import CatchUpInput
-from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_tokens
-from aurora_runtime.serving.speculation.worker.rounds import Round
+from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_chains
+from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
+from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
+from aurora_runtime.serving.speculation.worker.rounds import Round, RoundObserver
 from tests.unit.serving.speculation.worker.fake_requests import FakeRequest
 
+SETTINGS = SpeculationSettings(state_folder="/state", boot="b", draft_steps=3, lookup_steps=5)
 PROMPT_TOKENS = 4
-VOCABULARY = 50
-PREFILL, DRAFT_PREFILL, DRAFT, VERIFY, EXTEND = 100.0, 40.0, 2.0, 16.0, 8.0
-"""Milliseconds of each pass on the device."""
-
-
-@dataclass
-class DeviceQueue:
-    """A device that works off a queue while the host goes on, and the clock of that queue.
-
-    Attributes:
-        host_time: the host's time, in milliseconds. Only waiting takes the host any.
-        queued_until: when the device has done all that is queued.
-        published: when the lengths of the last pass are known. The draft's pass over the tokens comes behind that.
-        waits: how often the host waited for a stamp.
-    """
-
-    host_time: float = 0.0
-    queued_until: float = 0.0
-    published: float = 0.0
-    waits: int = 0
-
-    def run(self, milliseconds: float) -> None:
-        self.queued_until = max(self.queued_until, self.host_time) + milliseconds
-
-    def publish(self) -> None:
-        self.published = self.queued_until
-
-    def wait_for_lengths(self) -> None:
-        self.host_time = max(self.host_time, self.published)
-
-    def stamp(self) -> float:
-        return max(self.queued_until, self.host_time)
-
-    def milliseconds(self, first: float, last: float) -> float:
-        self.waits += last > self.host_time
-        self.host_time = max(self.host_time, last)
-        return last - first
+VOCABULARY = 1009
+UNTRAINED = "0"
+"""The version of the draft that is not run."""
+UNIQUE = 200
+"""A period with which no text repeats itself."""
+ARMS = ["off", "lookup-2", "lookup-5", "draft-1", "draft-3", "union-3"]
 
 
 @dataclass
@@ -69,56 +48,134 @@ class RunningRequest(FakeRequest):
 
     row: int = 0
     max_tokens: int = 12
+    period: int = 9
     length: int = 0  # committed tokens in the target's KV cache
-    drafted: int = 0  # positions that the draft has processed, without a gap. -1: it did not process the prompt
-    skip_radix_cache_insert: bool = False
+    drafted: int = -1  # positions that the draft has processed, without a gap. -1: it did not process the prompt
 
     def token(self, position: int) -> int:
         """The prompt, then the target's text: it repeats itself, so that lookup finds something."""
-        return (self.row * 7 + position % 9 * 5) % VOCABULARY
+        return (self.row * 7 + position % self.period * 5) % VOCABULARY
+
+
+class Recording(FixedArms):
+    """Fixed arms that keep what they decide and observe, and park or leave out the draft on request.
+
+    Attributes:
+        parks: the rounds that follow each decision without another. 0: every round is decided.
+        uses: whether the draft is in use, by the number of decisions. None: if any arm drafts.
+        events: request ids of each observed round, and of each end of a request.
+    """
+
+    def __init__(self, names: Sequence[str], parks: int = 0, uses: Sequence[bool] | None = None) -> None:
+        super().__init__(names)
+        self.parks, self.uses = parks, uses
+        self.decisions: list[Decision] = []
+        self.observed: list[Outcome] = []
+        self.events: list[tuple[str, ...]] = []
+        self.served: list[str | None] = []
+        self.parked = 0
+
+    def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision:
+        decision = super().choose(outlooks)
+        keeps = decision.keeps_draft and (decision.arm.drafts or self._in_use())
+        self.decisions.append(
+            Decision(decision.arm, decision.sources, keeps_draft=keeps, park_rounds=0 if keeps else self.parks)
+        )
+        return self.decisions[-1]
+
+    def prefill_drafts(self) -> bool:
+        return super().prefill_drafts() and self._in_use()
+
+    def _in_use(self) -> bool:
+        return self.uses is None or self.uses[len(self.decisions) % len(self.uses)]
+
+    def observe(self, outcome: Outcome) -> None:
+        self.events.append(tuple(outlook.rid for outlook in outcome.outlooks))
+        self.observed.append(outcome)
+
+    def round_parked(self, batch_size: int) -> None:
+        self.parked += 1
+
+    def draft_serves(self, version: str | None) -> None:
+        self.served.append(version)
+        super().draft_serves(version)
+
+    def request_ended(self, rid: str) -> None:
+        self.events.append((rid, "ended"))
 
 
 def forward_mode(*, extend: bool) -> Any:
     return SimpleNamespace(is_extend=lambda: extend, is_idle=lambda: False)
 
 
-@dataclass
 class FakeEngine:
-    """Runs requests to their end.
+    """Runs requests to their end under hooks.
 
-    Attributes:
+    Args:
         overlaps: whether results are processed after the next launch.
+        retract_share: the share of rounds before which a request is retracted.
     """
 
-    hooks: WorkerHooks
-    overlaps: bool
-    random: random.Random
-    retract_share: float = 0.0
-    running: list[RunningRequest] = field(default_factory=list)
-    waiting: list[RunningRequest] = field(default_factory=list)
-    queue: deque[Any] = field(default_factory=deque)
-    device: DeviceQueue = field(default_factory=DeviceQueue)
-    steps: int = 0
-    rounds: int = 0
-    catch_ups: int = 0
-    draft_prefills: int = 0
+    def __init__(self, policy: Recording, *, overlaps: bool = False, seed: int = 0, retract_share: float = 0.0) -> None:
+        self.policy, self.overlaps, self.retract_share = policy, overlaps, retract_share
+        self.report = RoundReport(PodFolder(Path("/state")), "b", policy, longest=5)
+        self.version = "1"
+        self.hooks = WorkerHooks(
+            SETTINGS,
+            policy,
+            self.report,
+            refuse=pytest.fail,
+            read_version=lambda: self.version,
+            runs_draft=lambda version: version != UNTRAINED,
+        )
+        control: Any = SimpleNamespace(
+            ranks=RankAgreement(None, 0, decides=True),
+            texts=RequestTexts(LookupIndex(LookupScope.REQUEST, 1000)),
+            overlaps=overlaps,
+            results=None,
+            activate=self._activate,
+        )
+        self.hooks._control = self.control = control
+        self.hooks._observer = RoundObserver(self.hooks._learn, self.hooks._forget, overlaps=overlaps)
+        self.random = random.Random(seed)  # noqa: S311 - no secret
+        self.future_map = SimpleNamespace(needs_cpu_seq_lens=True)
+        self.running: list[RunningRequest] = []
+        self.waiting: list[RunningRequest] = []
+        self.queue: deque[Any] = deque()
+        self.steps = self.rounds = self.draft_prefills = self.draft_extends = self.without_lengths = 0
 
-    def __post_init__(self) -> None:
-        self.worker = SimpleNamespace()
+    def run(
+        self,
+        max_tokens: Sequence[int],
+        *,
+        prefix: str = "r",
+        period: int = 9,
+        prompt: int = PROMPT_TOKENS,
+        wish: Mapping[str, Any] | None = None,
+    ) -> list[RunningRequest]:
+        requests = []
+        for row, most in enumerate(max_tokens):
+            req = RunningRequest(f"{prefix}{row}", [], row=row, max_tokens=most, period=period)
+            req.origin_input_ids = [req.token(position) for position in range(prompt)]
+            req.sampling_params.custom_params = {"aurora": wish} if wish else None
+            requests.append(req)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hooks, "lookup_verify_input", self._lookup_verify_input)
+            patch.setattr(hooks, "fill_draft_start", lambda *_: None)
+            patch.setattr(hooks, "draft_input_without_draft", lambda *_: None)
+            self.waiting = list(requests)
+            while self.running or self.waiting or self.queue:
+                retracted = self._retract()
+                launched = self._prefill() if self.waiting else self._decode() if self.running else None
+                if launched is not None:
+                    self.queue.append(launched)
+                while len(self.queue) > (1 if self.overlaps and launched is not None else 0):
+                    self._process(*self.queue.popleft())
+                self.waiting += retracted
+        return requests
 
-    def activate(self, steps: int) -> None:
+    def _activate(self, steps: int) -> None:
         self.steps = steps
-
-    def run(self, requests: Sequence[RunningRequest]) -> None:
-        self.waiting = list(requests)
-        while self.running or self.waiting or self.queue:
-            retracted = self._retract()
-            launched = self._prefill() if self.waiting else self._decode() if self.running else None
-            if launched is not None:
-                self.queue.append(launched)
-            while len(self.queue) > (1 if self.overlaps and launched is not None else 0):
-                self._process(*self.queue.popleft())
-            self.waiting += retracted
 
     def _retract(self) -> list[RunningRequest]:
         """Take a request out of the engine, to be prefilled again: its KV cache is needed elsewhere."""
@@ -126,7 +183,7 @@ class FakeEngine:
             return []
         req = self.random.choice(self.running)
         req.is_retracted = True
-        self._release(req, checkpoint=False)
+        self._release(req)
         return [req]
 
     # the device ------------------------------------------------------------------------------------------------------
@@ -134,42 +191,32 @@ class FakeEngine:
     def _prefill(self) -> Any:
         req = self.waiting.pop(0)
         req.is_retracted = False
-        req.kv = SimpleNamespace(holds_kv=True, req_pool_idx=req.row)
         batch = SimpleNamespace(forward_mode=forward_mode(extend=True), is_extend_in_batch=True, reqs=[req])
         req.length, req.drafted = len(req.origin_input_ids) + len(req.output_ids), -1
-        self.hooks.around_forward(self._forward_prefill, self.worker, batch)
+        self.hooks.around_forward(self._forward_prefill, None, batch)
         self.running.append(req)
         return [req], [[req.token(req.length)]], None
 
     def _forward_prefill(self, _: Any, batch: Any) -> None:
-        self.device.run(PREFILL)
-        self.device.publish()
         self.hooks.around_prefill_extend(self._draft_prefill, None, batch, None, None)
 
     def _draft_prefill(self, _: Any, batch: Any, *__: Any) -> None:
-        self.device.run(DRAFT_PREFILL)
         self.draft_prefills += len(batch.reqs)
         for req in batch.reqs:
             req.drafted = req.length
 
     def _decode(self) -> Any:
         self.rounds += 1
-        self.device.wait_for_lengths()
         reqs = list(self.running)
-        empty = torch.zeros(len(reqs), 1)
-        batch = SimpleNamespace(
-            forward_mode=forward_mode(extend=False),
-            is_extend_in_batch=False,
-            reqs=reqs,
-            req_pool_indices=torch.tensor([req.row for req in reqs]),
-            req_pool_indices_cpu=torch.tensor([req.row for req in reqs]),
-            seq_lens=torch.tensor([req.length for req in reqs]),
-            seq_lens_cpu=torch.tensor([req.length for req in reqs]),
-            spec_info=SimpleNamespace(topk_p=empty, topk_index=empty.long(), hidden_states=empty),
-        )
-        batch.spec_info.bonus_tokens = self._roots(batch).view(-1)
-        committed = self.hooks.around_forward(self._forward, self.worker, batch)
+        batch = SimpleNamespace(forward_mode=forward_mode(extend=False), is_extend_in_batch=False, reqs=reqs)
+        self.hooks.around_lengths(self._resolve, self.future_map, batch)
+        committed = self.hooks.around_forward(self._forward, None, batch)
         return reqs, committed, [len(tokens) - 1 for tokens in committed]
+
+    def _resolve(self, future_map: Any, batch: Any) -> None:
+        known = future_map.needs_cpu_seq_lens or not self.overlaps
+        self.without_lengths += not known
+        batch.seq_lens_cpu = torch.tensor([req.length for req in batch.reqs]) if known else None
 
     def _forward(self, worker: Any, batch: Any) -> list[list[int]]:
         self.hooks.around_activate(self._fail, worker, len(batch.reqs))
@@ -178,7 +225,6 @@ class FakeEngine:
         else:
             batch.spec_info = self.hooks.around_draft(self._draft, None, batch)
         result = self.hooks.around_verify(self._verify, worker, batch)
-        self.device.publish()
         self.hooks.around_extend(self._extend, None, batch, result)
         committed = []
         for req, count in zip(batch.reqs, result.accept_lens.tolist(), strict=True):
@@ -194,7 +240,6 @@ class FakeEngine:
         current = self.hooks._round
         assert current is not None
         assert not with_topology
-        self.device.run(DRAFT)
         for req, source in zip(batch.reqs, current.decision.sources, strict=True):
             if source is Source.DRAFT:
                 assert req.drafted == req.length, f"the draft of {req.rid} starts from a cache with a gap"
@@ -205,15 +250,14 @@ class FakeEngine:
         wrong = self.random.randrange(2 * self.steps)
         return [(req.token(req.length + 1 + i) + (i == wrong)) % VOCABULARY for i in range(self.steps)]
 
-    def lookup_verify_input(self, _: Any, batch: Any, current: Round) -> Any:
-        tokens = torch.cat([self._roots(batch), lookup_tokens(current, "cpu")], 1)
+    def _lookup_verify_input(self, _: Any, batch: Any, current: Round) -> Any:
+        tokens = torch.cat([self._roots(batch), torch.tensor(lookup_chains(current))], 1)
         return SimpleNamespace(draft_token=tokens.view(-1))
 
     def _verify(self, _: Any, batch: Any) -> Any:
-        self.device.run(VERIFY)
         nodes = batch.spec_info.draft_token.view(len(batch.reqs), self.steps + 1)
         assert nodes[:, 0].tolist() == self._roots(batch).flatten().tolist()
-        tokens, lengths, states = torch.full(nodes.shape, -1, dtype=torch.int32), [], []
+        tokens, lengths = torch.full(nodes.shape, -1, dtype=torch.int32), []
         for i, req in enumerate(batch.reqs):
             count = 0
             while True:
@@ -222,56 +266,34 @@ class FakeEngine:
                 if count > self.steps or int(nodes[i, count]) != int(tokens[i, count - 1]):
                     break
             lengths.append(count)
-            states.append([[float(req.length + j)] for j in range(self.steps + 1)])
         return SimpleNamespace(
             next_token_ids=tokens.view(-1),
             accept_lens=torch.tensor(lengths, dtype=torch.int32),
-            logits_output=SimpleNamespace(hidden_states=torch.tensor(states).view(-1, 1)),
             next_draft_input=SimpleNamespace(),
         )
 
     def _extend(self, _: Any, batch: Any, result: Any) -> None:
-        self.device.run(EXTEND)
+        self.draft_extends += 1
         for req, count in zip(batch.reqs, result.accept_lens.tolist(), strict=True):
             if req.drafted == req.length:
                 req.drafted += count
-
-    def catch_up(self, _: Any, __: Any, late: Sequence[LateRequest], inputs: CatchUpInput) -> DraftStart:
-        """In place of the draft's pass: check that it gets exactly what it lacks."""
-        tokens, states = inputs.tokens.tolist(), inputs.hidden.flatten().tolist()
-        for request in late:
-            self.catch_ups += 1
-            req = request.req
-            assert (request.row, request.length) == (req.row, req.length)
-            assert req.drafted == request.length - request.pending
-            positions = range(req.drafted, req.length)
-            assert [states.pop(0) for _ in positions] == list(positions)
-            assert [tokens.pop(0) for _ in positions] == [req.token(position + 1) for position in positions]
-            req.drafted = req.length
-        assert not tokens
-        rows = torch.zeros(len(late), 1)
-        return DraftStart(rows, rows.long(), rows)
 
     # the scheduler ---------------------------------------------------------------------------------------------------
 
     def _process(self, reqs: Sequence[RunningRequest], committed: list[list[int]], accepted: list[int] | None) -> None:
         if accepted is not None:
-            self.hooks.around_verify_complete(self._fail, self.worker, accepted, batch_size=len(reqs))
+            self.hooks.around_verify_complete(self._fail, None, accepted, batch_size=len(reqs))
         for req, tokens in zip(reqs, committed, strict=True):
             if req.finished() or req.is_retracted or req not in self.running:
                 continue
             req.output_ids += tokens
             if len(req.output_ids) >= req.max_tokens:
                 req.ended, req.finished_len = True, req.max_tokens
-                self._release(req, checkpoint=True)
+                self._release(req)
 
-    def _release(self, req: RunningRequest, *, checkpoint: bool) -> None:
+    def _release(self, req: RunningRequest) -> None:
         self.running.remove(req)
-        self.hooks.around_release(self._free, req, None, checkpoint=checkpoint)
-
-    @staticmethod
-    def _free(req: RunningRequest, _: Any, *, checkpoint: bool) -> None:
-        req.kv.holds_kv = False
+        self.hooks.around_release(lambda *_, **__: None, req, None, checkpoint=True)
 
     @staticmethod
     def _fail(*_: Any, **__: Any) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 from aurora_runtime.engine.arms import Arm, Source
 from aurora_runtime.serving.speculation.lookup_index import Proposal
-from aurora_runtime.serving.speculation.outlook import Decision, RequestOutlook
+from aurora_runtime.serving.speculation.policy import Decision, RequestOutlook
 from aurora_runtime.serving.speculation.worker.rounds import Round
 
 
@@ -31,7 +30,6 @@ class FakeRequest:
     is_retracted: bool = False
     finished_len: int | None = None  # tokens of the answer up to its stop, once that is known
     sampling_params: FakeSampling = field(default_factory=FakeSampling)
-    kv: Any = field(default_factory=lambda: SimpleNamespace(holds_kv=True, req_pool_idx=0))
 
     def finished(self) -> bool:
         return self.ended
@@ -44,20 +42,17 @@ def a_round(
     sources: Sequence[Source] | None = None,
     proposals: Sequence[Proposal] | None = None,
     lengths: Sequence[int] | None = None,
-    rows: Sequence[int] | None = None,
     explores: bool = False,
+    keeps_draft: bool = False,
     began: float = 0.0,
 ) -> Round:
     """A round of ``reqs``. By default the draft proposes if the arm drafts, and lookup otherwise."""
     source = Source.DRAFT if arm.drafts else Source.LOOKUP if arm.steps else Source.NONE
-    decision = Decision(arm, tuple(sources or [source] * len(reqs)), explores)
-    outlooks = tuple(RequestOutlook(req.rid, 0, 0, 0) for req in reqs)
     return Round(
-        decision,
-        outlooks,
+        Decision(arm, tuple(sources or [source] * len(reqs)), explores, keeps_draft or arm.drafts),
+        tuple(RequestOutlook(req.rid, 0, 0, True) for req in reqs),
         tuple(proposals or [Proposal()] * len(reqs)),
         tuple(reqs),
-        tuple(rows or range(len(reqs))),
         tuple(lengths or [10] * len(reqs)),
         began,
     )

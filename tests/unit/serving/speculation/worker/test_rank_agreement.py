@@ -11,36 +11,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_runtime.engine.arms import OFF, Arm, Source
-from aurora_runtime.serving.speculation.outlook import Decision
+from aurora_runtime.serving.speculation.policy import Decision
 from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement, decode, encode
 
 DECISIONS = (
-    Decision(Arm(3, drafts=True), (Source.DRAFT, Source.LOOKUP, Source.NONE), explores=True),
-    Decision(OFF, (Source.NONE,), explores=False),
-    Decision(Arm(11, drafts=False), (Source.LOOKUP, Source.NONE), explores=False),
+    Decision(Arm(3, drafts=True), (Source.DRAFT, Source.LOOKUP, Source.NONE), explores=True, keeps_draft=True),
+    Decision(OFF, (Source.NONE,), park_rounds=256),
+    Decision(Arm(11, drafts=False), (Source.LOOKUP, Source.NONE), keeps_draft=True),
 )
 SHARED = (b"1", b"", bytes(range(256)) * 100)
 
 
-@given(st.integers(1, 16), st.booleans(), st.booleans(), st.lists(st.sampled_from(Source)))
-def test_a_decision_survives_its_encoding(steps: int, drafts: bool, explores: bool, sources: list[Source]) -> None:
-    decision = Decision(Arm(steps, drafts), tuple(sources), explores)
+@given(st.integers(1, 16), st.tuples(*[st.booleans()] * 3), st.integers(0, 256), st.lists(st.sampled_from(Source)))
+def test_a_decision_survives_its_encoding(
+    steps: int, flags: tuple[bool, bool, bool], park_rounds: int, sources: list[Source]
+) -> None:
+    drafts, explores, keeps_draft = flags
+    decision = Decision(Arm(steps, drafts), tuple(sources), explores, keeps_draft, park_rounds)
     assert decode(encode(decision)) == decision
 
 
-def test_a_single_rank_takes_its_own_decision() -> None:
-    assert RankAgreement(None, 0, decides=True).is_single
+def test_a_single_rank_takes_its_own_decision_and_bytes() -> None:
     assert RankAgreement(None, 0, decides=True).agree(DECISIONS[0], 3) == DECISIONS[0]
-
-
-def test_a_single_rank_keeps_its_own_bytes() -> None:
     assert RankAgreement(None, 0, decides=True).share(b"seed") == b"seed"
 
 
 def _agree(rank: int, rendezvous: str, results: multiprocessing.Queue[tuple[int, tuple[list[object], ...]]]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     agreement = RankAgreement(dist.group.WORLD, 0, decides=rank == 0)
-    assert not agreement.is_single
     agreed: list[object] = [agreement.agree(d if rank == 0 else None, len(d.sources)) for d in DECISIONS]
     all_failed = agreement.agree(DECISIONS[0] if rank == 0 else None, 3, lookup_failed=True)
     assert all_failed == DECISIONS[0], "no rank has lookup's tokens"

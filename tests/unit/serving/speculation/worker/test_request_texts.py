@@ -102,7 +102,7 @@ def test_a_request_that_left_is_forgotten_and_may_come_back() -> None:
     known, req = texts(), FakeRequest("r", [1, 2, 3, 4], [])
     ask(known, req, 2)
     known.ended(req)
-    assert len(known) == 0
+    assert known._indexed == {}
     assert known.index.tokens == 0
     req.output_ids += [9, 1, 2, 3]
     assert ask(known, req, 1).tokens == (4,), "a retracted request is prefilled again"
@@ -120,7 +120,7 @@ def test_the_last_tokens_of_a_request_reach_other_requests() -> None:
 def test_the_end_of_a_request_that_never_decoded_is_harmless() -> None:
     known = texts()
     known.ended(FakeRequest("unknown"))
-    assert len(known) == 0
+    assert known._indexed == {}
 
 
 def test_a_request_without_speculation_gets_no_proposal_and_answers_others() -> None:
@@ -129,5 +129,14 @@ def test_a_request_without_speculation_gets_no_proposal_and_answers_others() -> 
     ask(known, first, 2)
     first.output_ids += text[:3]
     assert ask(known, first, 2).tokens == ()
+    assert known.match_lengths([first]) == [0]
     known.ended(first)
     assert ask(known, FakeRequest("second", [*text[:3]], []), 2).tokens == (10, 11)
+
+
+def test_a_look_finds_matches_in_the_text_that_the_host_has_by_now() -> None:
+    known, req = texts(), FakeRequest("r", [1, 2, 3, 4, 5], [9])
+    assert known.match_lengths([req, FakeRequest("s")]) == [0, 0]
+    req.output_ids += [2, 3, 4]
+    assert known.match_lengths([req]) == [3]
+    assert ask(known, req, 2, ahead=[5]).match_length == 4, "no token was added twice"

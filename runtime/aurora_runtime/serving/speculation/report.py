@@ -6,6 +6,7 @@ Invariant: counting costs the scheduler a few additions a round. A thread writes
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -13,16 +14,42 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from aurora_runtime.engine.arms import Source
+from aurora_protocol.agent_api import MAX_SPEEDUP, SavedTime
+from aurora_runtime.engine.arms import OFF, Source
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_runtime.serving.pod_records import RoundCost, SourceCounters, SpeculationState
-from aurora_runtime.serving.speculation.saved_time import SavedTimeAverage
-from aurora_runtime.serving.speculation.worker.policy import Policy
+from aurora_runtime.serving.pod_records import SourceCounters, SpeculationState
+from aurora_runtime.serving.speculation.policy import Policy
 from aurora_runtime.serving.speculation.worker.rounds import Round, is_running
 
 log = logging.getLogger(__name__)
 
 REPORT_SECONDS: Final = 1.0
+SAVED_TIME_MEMORY_SECONDS: Final = 86400.0
+"""Age at which an observation of the saved time counts 1/e of a new one. What a draft saves changes with the time of
+day, so a figure of one minute cannot be compared with what training costs."""
+
+
+class SavedTimeAverage:
+    """How much time speculation saves the engine, over about the last day. Idle time counts."""
+
+    def __init__(self) -> None:
+        self._started: float | None = None
+        self._last = (0.0, 0.0)  # time and total of the last observation
+        self._saved = self._passed = 0.0  # seconds, older ones with less weight
+
+    def observe(self, seconds: float, total_saved_seconds: float) -> SavedTime | None:
+        """Take the saved time since the engine's start, and return the average. None until time has passed."""
+        if self._started is None:
+            self._started, self._last = seconds, (seconds, total_saved_seconds)
+            return None
+        passed, saved = seconds - self._last[0], total_saved_seconds - self._last[1]
+        kept = math.exp(-passed / SAVED_TIME_MEMORY_SECONDS)
+        self._saved, self._passed = self._saved * kept + saved, self._passed * kept + passed
+        self._last = (seconds, total_saved_seconds)
+        if not self._passed:
+            return None
+        share = min(max(self._saved / self._passed, -1.0), MAX_SPEEDUP)
+        return SavedTime(share=share, observed_seconds=seconds - self._started)
 
 
 class _SourceCount:
@@ -66,28 +93,25 @@ class RoundReport:
 
     def add(self, current: Round, accepted: Sequence[int]) -> None:
         """A round ended. ``accepted`` holds each request's accepted proposed tokens."""
-        arm = current.decision.arm
-        self._rounds[arm.name] += 1
+        self._rounds[current.decision.arm.name] += 1
         self._exploring += current.decision.explores
-        for req, source, proposal, tokens in zip(
-            current.reqs, current.decision.sources, current.proposals, accepted, strict=True
-        ):
+        for place, (req, source) in enumerate(zip(current.reqs, current.decision.sources, strict=True)):
             if source is Source.NONE or not is_running(req):
                 continue
-            proposed = min(len(proposal.tokens), arm.steps) if source is Source.LOOKUP else arm.steps
-            count = self._counts[source]
+            proposed, count = current.proposed(place), self._counts[source]
             count.chains[proposed] += 1
-            count.accepted[min(tokens, proposed)] += 1
+            count.accepted[min(accepted[place], proposed)] += 1
             seen = self._seen.setdefault(req.rid, set())
             if source not in seen:
                 seen.add(source)
                 count.requests += 1
 
+    def add_parked(self) -> None:
+        """A round was off without a decision."""
+        self._rounds[OFF.name] += 1
+
     def request_ended(self, rid: str) -> None:
         self._seen.pop(rid, None)
-
-    def count_error(self) -> None:
-        self.errors += 1
 
     def state(self) -> SpeculationState:
         report, rounds = self._policy.report(), self._rounds.total()
@@ -98,11 +122,7 @@ class RoundReport:
             rounds_by_arm=dict(self._rounds),
             lookup=self._counts[Source.LOOKUP].record(),
             draft=self._counts[Source.DRAFT].record(),
-            costs=tuple(
-                RoundCost(arm=cell.arm.name, batch_size=cell.batch_size, milliseconds=cell.milliseconds)
-                for cell in report.costs
-                if cell.milliseconds > 0
-            ),
+            costs=report.costs,
             speedup_over_off=report.speedup_over_off,
             saved_time=None if saved_seconds is None else self._saved_time.observe(time.monotonic(), saved_seconds),
             exploring_share=self._exploring / rounds if rounds else 0,
