@@ -95,9 +95,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4], help="requests in flight per batch")
     parser.add_argument("--per-worker", type=int, default=4, help="conversations per batch and unit of concurrency")
     parser.add_argument("--steps", type=int, nargs="+", default=[3, 5], help="steps of the arms with a fixed draft")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for served-DOMAIN.md, served-DOMAIN.json and the drafts"
-    )
+    parser.add_argument("--out", type=Path, help="folder for served-DOMAIN.md, served-DOMAIN.json and the drafts")
     add_lock_option(parser)
     options = parser.parse_args()
     needed = options.rounds * options.per_worker * sum(options.concurrency)
@@ -112,22 +110,22 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     options = _options()
     failures, code = 0, commit()
-    options.out.mkdir(parents=True, exist_ok=True)
     for domain in options.traffic:
-        report, data = (options.out / f"served-{domain}.{kind}" for kind in ("md", "json"))
-        if data.exists():
-            print(report.read_text(), flush=True)
+        if options.out and (options.out / f"served-{domain}.json").exists():
             continue
         with measuring("tests.bench.served", options.lock, code) as measurement:
             tokens = LEARNED_TOKENS[domain] if options.tokens is None else options.tokens
-            training = train(domain, tokens, options.out)
+            training = train(domain, tokens, options.out or measurement.folder)
             drafts = [one.draft for one in training.checkpoints]
             arms = arms_of(drafts[-1], drafts[0], options.steps, measurement.folder)
             outcome = asyncio.run(measure_domain(domain, arms, training, options, measurement.folder))
         text = f"{measurement.origin}\n\n{section(outcome)}\n"
         print(f"\n{text}", flush=True)
-        report.write_text(text)
-        data.write_text(json.dumps(as_json(outcome, measurement.origin), indent=1))
+        if options.out:
+            (options.out / f"served-{domain}.md").write_text(text)
+            (options.out / f"served-{domain}.json").write_text(
+                json.dumps(as_json(outcome, measurement.origin), indent=1)
+            )
         failures += count_failures(outcome)
     raise SystemExit(1 if failures else 0)
 
