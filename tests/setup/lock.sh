@@ -8,6 +8,7 @@ compile() { "$uv" pip compile -q --generate-hashes --no-header --no-annotate --p
 compile requirements/bootstrap.in -o requirements/bootstrap.txt
 compile requirements/build.in -o requirements/build.txt
 compile requirements/heads.in --no-deps -o requirements/heads.txt
+compile requirements/datasets.in --no-deps -o requirements/datasets.txt
 compile --group supply-chain -o requirements/supply-chain.txt
 compile pyproject.toml --extra operator --extra agent -o requirements/light.txt
 compile pyproject.toml --extra operator -o requirements/operator.txt

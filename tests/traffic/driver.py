@@ -44,6 +44,18 @@ class RequestOptions:
 
 
 @dataclass(frozen=True)
+class Conversation:
+    """What a user says, turn by turn, after an optional system prompt. Each turn is a request."""
+
+    turns: tuple[str, ...]
+    system: str = ""
+
+    def opening(self) -> list[dict[str, str]]:
+        """The messages before the first turn."""
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+
+@dataclass(frozen=True)
 class Limit:
     """When a load ends by itself: after the first limit that is reached. None: no limit."""
 
@@ -76,18 +88,21 @@ class TrafficDriver:
     print_progress: Callable[[str], None] | None = None
     """Gets one line of counts every ``progress_seconds``."""
     progress_seconds: float = 10.0
-    messages: Iterator[str] | None = None
-    """User messages to send instead of the domain's prompts. The run ends after the last one."""
+    conversations: Iterator[Conversation] | None = None
+    """What to send instead of the domain's prompts. The run ends after the last one."""
     _counts: RequestCounts = field(default_factory=RequestCounts, init=False)
     _stopping: threading.Event = field(default_factory=threading.Event, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
     _started: float = field(default=0.0, init=False)
     _ended: float | None = field(default=None, init=False)
     _sent: int = field(default=0, init=False)
-    _prompts: Iterator[str] = field(init=False)
+    _waiting: Iterator[Conversation] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._prompts = self.messages or prompts(self.load.domain, self.load.seed)
+        self._waiting = self.conversations or self._of_domain(self.load.domain)
+
+    def _of_domain(self, domain: Domain) -> Iterator[Conversation]:
+        return (Conversation((prompt,)) for prompt in prompts(domain, self.load.seed))
 
     def start(self) -> None:
         """Start to send, from a thread of this driver."""
@@ -108,7 +123,7 @@ class TrafficDriver:
 
     def switch_domain(self, domain: Domain) -> None:
         """Send prompts of another domain, from the next request on."""
-        self._prompts = prompts(domain, self.load.seed)
+        self._waiting = self._of_domain(domain)
 
     def wait_until_done(self) -> Summary:
         """Wait until the load reaches its limit (duration, requests or messages), and return the summary."""
@@ -154,31 +169,40 @@ class TrafficDriver:
         return True
 
     async def _worker(self, session: aiohttp.ClientSession) -> None:
-        while self._claim_request() and (prompt := next(self._prompts, None)) is not None:
-            await self._send(session, prompt)
+        while self._claim_request() and (conversation := next(self._waiting, None)) is not None:
+            await self._talk(session, conversation)
 
     async def _open_loop(self, session: aiohttp.ClientSession, requests_per_second: float) -> None:
         async with asyncio.TaskGroup() as group:
             due = time.monotonic()
-            while self._claim_request() and (prompt := next(self._prompts, None)) is not None:
-                group.create_task(self._send(session, prompt))
+            while self._claim_request() and (conversation := next(self._waiting, None)) is not None:
+                group.create_task(self._talk(session, conversation))
                 due += 1 / requests_per_second
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
 
-    async def _send(self, session: aiohttp.ClientSession, prompt: str) -> None:
-        """Send one request, with retries as the load allows, and count its outcome."""
+    async def _talk(self, session: aiohttp.ClientSession, conversation: Conversation) -> None:
+        """Send the turns of a conversation, each after the answer to the one before. A turn that failed is the last."""
+        messages = conversation.opening()
+        for turn in conversation.turns:
+            messages.append({"role": "user", "content": turn})
+            if not await self._send(session, messages):
+                return
+
+    async def _send(self, session: aiohttp.ClientSession, messages: list[dict[str, str]]) -> bool:
+        """Send one request, with retries as the load allows, and count its outcome. Appends the answer."""
         deadline = time.monotonic() + self.load.options.retry_seconds
-        while (failure := await self._attempt(session, prompt)) is not None:
+        while (failure := await self._attempt(session, messages)) is not None:
             await asyncio.sleep(RETRY_INTERVAL_SECONDS)  # a refused connection must not become a busy loop
             if time.monotonic() >= deadline:
                 self._counts.failures[failure] += 1
-                return
+                return False
             self._counts.retries[failure] += 1
+        return True
 
-    async def _attempt(self, session: aiohttp.ClientSession, prompt: str) -> str | None:
+    async def _attempt(self, session: aiohttp.ClientSession, messages: list[dict[str, str]]) -> str | None:
         """Send a request once. Returns the kind of its failure, or None after a success."""
         try:
-            return await self._stream(session, prompt)
+            return await self._stream(session, messages)
         except TimeoutError:
             return "timeout"
         except aiohttp.ClientError as error:
@@ -186,11 +210,11 @@ class TrafficDriver:
         except ValueError:
             return "malformed stream"
 
-    async def _stream(self, session: aiohttp.ClientSession, prompt: str) -> str | None:
+    async def _stream(self, session: aiohttp.ClientSession, messages: list[dict[str, str]]) -> str | None:
         """Send a request once and read its stream. Returns the kind of failure that the stream shows, or None."""
         body: dict[str, Any] = {
             "model": self.load.options.model,
-            "messages": [{"role": "user", "content": prompt}],
+            "messages": messages,
             "temperature": 0,
             "max_tokens": self.load.options.max_tokens,
             "stream": True,
@@ -229,6 +253,7 @@ class TrafficDriver:
         if tokens is None:
             return "no usage"
         self._counts.count_success(tokens=tokens, piece_times=piece_times, started=started, answer="".join(text))
+        messages.append({"role": "assistant", "content": "".join(text)})
         return None
 
     async def _print_progress_lines(self) -> None:

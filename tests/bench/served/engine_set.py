@@ -13,7 +13,7 @@ from pathlib import Path
 import aiohttp
 
 from aurora_runtime.engine.server_process import STOP_SECONDS, EngineProcess, EngineSpec
-from aurora_runtime.engine.sglang_client import SGLangClient, open_session
+from aurora_runtime.engine.sglang_client import open_session
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.load_client import REQUEST_SECONDS, LoadClient
@@ -70,15 +70,10 @@ class EngineSet:
         self.check(name)
         return self._processes[name].url
 
-    def admin(self, name: str) -> SGLangClient:
-        """A client to swap drafts, read checksums and empty the prefix cache. Raises as :meth:`check` does."""
+    def client(self, name: str, **wish: bool) -> LoadClient:
+        """A client for answers, whose requests have this ``wish``. Raises as :meth:`check` does."""
         url = self.url(name)
-        return SGLangClient(self._open_session(), url)
-
-    def client(self, name: str) -> LoadClient:
-        """A client for answers. Raises as :meth:`check` does."""
-        url = self.url(name)
-        return LoadClient(self._open_session(), url, self.request_seconds)
+        return LoadClient(self._open_session(), url, self.request_seconds, wish=wish)
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:

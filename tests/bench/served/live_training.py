@@ -6,7 +6,7 @@ versions, and the pod swaps to each version while it answers. Kubernetes and the
 registers only versions that gained on held-out requests, and the bench measures the speed of these versions afterwards.
 
 Invariants: a checkpoint is the version that the pod served when the trainer had learned from every trace so far. A
-failed request or a failed swap ends the bench. No message is sent twice.
+failed request or a failed swap ends the bench. No conversation takes place twice.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.assets.signing import KEYS
 from tests.assets.trace_budget import TRACE_ALL
 from tests.assets.trainer_process import running_trainer, trainer_settings, wait_for
 from tests.bench.served.messages import traffic
-from tests.traffic.driver import Load, RequestOptions, TrafficDriver
+from tests.traffic.driver import Conversation, Load, RequestOptions, TrafficDriver
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.training import TrainingSpec
@@ -99,7 +99,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class TrafficPart:
-    """Requests of one domain until their answers hold nearly ``tokens`` tokens, or until the domain's messages end."""
+    """Requests of one domain until their answers hold nearly ``tokens`` tokens, or until the domain's traffic ends."""
 
     domain: str
     tokens: int
@@ -173,7 +173,7 @@ class LiveService:
     tokens: int = field(default=0, init=False)
     requests: int = field(default=0, init=False)
     periods: list[VersionPeriod] = field(default_factory=list, init=False)
-    _messages: dict[str, Iterator[str]] = field(default_factory=dict, init=False)
+    _waiting: dict[str, Iterator[Conversation]] = field(default_factory=dict, init=False)
     _served_version: int = field(default=0, init=False)
     _kept_version: int | None = field(default=None, init=False)
     _counters_at_period_start: LiveCounters = field(default_factory=LiveCounters, init=False)
@@ -221,8 +221,8 @@ class LiveService:
         """Send the traffic of ``part``, swap to every new version, and wait until the trainer has learned from it."""
         options = RequestOptions(max_tokens=self.max_answer_tokens)
         load = Load(self.pod.engine_url, concurrency=CONCURRENCY, options=options)
-        messages = self._messages.setdefault(part.domain, iter(traffic(part.domain)))
-        driver = TrafficDriver(load, messages=messages)
+        waiting = self._waiting.setdefault(part.domain, iter(traffic(part.domain)))
+        driver = TrafficDriver(load, conversations=waiting)
         driver.start()
         deadline = time.monotonic() + TRAFFIC_TIMEOUT_SECONDS
         # Stop early: the driver sends requests until the next poll, and requests in flight still finish.
@@ -236,7 +236,7 @@ class LiveService:
                 )
             time.sleep(POLL_SECONDS)
         summary = driver.stop()
-        if summary.failed or (summary.answer_tokens < stop_at_tokens and next(messages, None) is not None):
+        if summary.failed or (summary.answer_tokens < stop_at_tokens and next(waiting, None) is not None):
             raise MeasurementError(
                 f"{part.domain}: traffic ended after {summary.answer_tokens} of {part.tokens} answer tokens: "
                 f"{summary.failures}"

@@ -1,25 +1,24 @@
-"""Measures all arms in paired rounds on the same fresh prompts, and compares their answers.
+"""Measures all arms in paired rounds on the same fresh conversations, and compares their answers.
 
 Invariants:
 
-- No arm is asked a prompt twice, so no arm has seen an answer before.
-- Within a round and a concurrency, the arms answer the same prompts right after each other. Their order rotates, by the
-  validator's own schedule.
+- No arm is asked a request twice, so no arm has seen an answer before.
+- Within a round and a concurrency, the arms answer the same conversations right after each other. Their order rotates,
+  by the validator's own schedule.
 - Before a batch each arm answers warm-up requests that it never saw, and that no batch has. A warm-up of known
   requests would teach the controller, and NGRAM's index, that lookup guesses everything.
-- Answers are compared between rounds, not while a batch runs.
+- Answers to first turns are compared between rounds, not while a batch runs. Later turns follow an arm's own answers.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from tests.bench.served.servers import OFF, Arm
+from tests.bench.served.arms import Arm, Servers
 from tests.bench.stream_timing import StepTiming
-from tests.traffic.report import distinct_share
+from tests.traffic.driver import Conversation
 
 from aurora_protocol import evidence_records
 from aurora_protocol.evidence_records import AnswerEquality, RatioEstimate
@@ -35,20 +34,25 @@ class MeasurementPlan:
     """The arms to measure, and how often to measure them.
 
     Attributes:
-        prompts_per_worker: prompts per batch and unit of concurrency.
+        per_worker: conversations per batch and unit of concurrency.
         near_tie_gap: largest gap of two logits at which greedy answers may diverge.
     """
 
     arms: tuple[Arm, ...]
     concurrencies: tuple[int, ...]
     rounds: int
-    prompts_per_worker: int
+    per_worker: int
     near_tie_gap: float
 
     @property
-    def prompts_needed(self) -> int:
-        """The number of distinct prompts. With fewer, a prompt would be asked twice."""
-        return self.rounds * self.prompts_per_worker * sum(self.concurrencies)
+    def off(self) -> Arm:
+        """The arm without speculation."""
+        return self.arms[0]
+
+    @property
+    def needed(self) -> int:
+        """The number of distinct conversations. With fewer, one would be asked twice."""
+        return self.rounds * self.per_worker * sum(self.concurrencies)
 
     @property
     def warmups_needed(self) -> int:
@@ -67,8 +71,8 @@ class MeasurementPlan:
             self.arms,
             (),
             self.concurrencies,
-            prompts_per_worker=self.prompts_per_worker,
-            available=self.prompts_needed,
+            prompts_per_worker=self.per_worker,
+            available=self.needed,
         )
 
 
@@ -115,18 +119,10 @@ class ArmSummary:
 
 @dataclass(frozen=True)
 class Measured:
-    """All samples, the comparison of the answers, and the diversity of the answers without speculation.
-
-    Attributes:
-        equality: per arm with speculation, the comparison of its answers with those without speculation.
-        distinct_4grams: mean share of distinct 4-grams in an answer; None when every answer is too short.
-        distinct_answers: number of distinct answers over the number of answers.
-    """
+    """All samples, and per arm with speculation the comparison of its answers with those without speculation."""
 
     samples: tuple[Sample, ...]
     equality: Mapping[str, AnswerEquality]
-    distinct_4grams: float | None
-    distinct_answers: float
 
     def summary(self, arm: str, concurrency: int) -> ArmSummary:
         samples = [s for s in self.samples if s.arm == arm and s.concurrency == concurrency]
@@ -157,74 +153,46 @@ class Measured:
         return paired_ratio(paired, evidence_records.Arm.CANDIDATE, evidence_records.Arm.OFF, concurrency)
 
 
-class MeasuredServers(Protocol):
-    """What :func:`measure` needs from the servers."""
+async def measure(servers: Servers, plan: MeasurementPlan, conversations: Sequence[Conversation]) -> Measured:
+    """Measure ``plan`` on at least :attr:`MeasurementPlan.needed` distinct conversations.
 
-    async def prepare(self, arm: Arm, concurrency: int, first_warmup: int) -> list[StepTiming]: ...
-
-    async def run(self, arm: Arm, prompts: Sequence[Sequence[int]], concurrency: int) -> BatchResult: ...
-
-    async def margin(self, prefix: Sequence[int], one: int, other: int) -> float: ...
-
-
-async def measure(
-    servers: MeasuredServers,
-    plan: MeasurementPlan,
-    prompts: Sequence[Sequence[int]],
-    decode: Callable[[Sequence[int]], str],
-) -> Measured:
-    """Measure ``plan`` on ``prompts``.
-
-    Args:
-        prompts: token ids of at least :attr:`MeasurementPlan.prompts_needed` prompts, all distinct.
-        decode: turns an answer's tokens into text.
-
-    Raises:
-        MeasurementError: a request without speculation failed.
+    Raises :class:`MeasurementError` when a request without speculation failed.
     """
-    equality_counts = {
+    equality = {
         arm.name: EqualityCounter(evidence_records.Arm.CANDIDATE, plan.near_tie_gap)
         for arm in plan.arms
-        if arm.server != OFF
+        if arm != plan.off
     }
+    first_turns = [servers.tokens([*one.opening(), {"role": "user", "content": one.turns[0]}]) for one in conversations]
     samples, off_answers = list[Sample](), dict[int, Answer]()
     for number in range(plan.rounds):
-        results = list[tuple[Batch[Arm], BatchResult]]()
+        results = list[tuple[Batch[Arm], list[BatchResult]]]()
         for batch in plan.batches_of(number):
-            first_warmup = plan.first_warmup(number, batch.concurrency)
-            timings = await servers.prepare(batch.arm, batch.concurrency, first_warmup)
-            result = await servers.run(batch.arm, [prompts[i] for i in batch.prompts], batch.concurrency)
-            if batch.arm.server == OFF:
-                if result.failures:
-                    raise MeasurementError(f"{result.failures} requests failed without speculation")
-                off_answers |= {i: a for i, a in zip(batch.prompts, result.answers, strict=True) if a is not None}
-            samples.append(_sample(number, batch, result, timings))
-            results.append((batch, result))
-        for batch, result in results:
-            if batch.arm.name in equality_counts:
-                count = equality_counts[batch.arm.name]
-                for index, answer in zip(batch.prompts, result.answers, strict=True):
-                    if answer is not None:
-                        off = off_answers[index].tokens
-                        await count.compare(index, prompts[index], off, answer.tokens, servers.margin)
+            timings = await servers.prepare(batch.arm, batch.concurrency, plan.first_warmup(number, batch.concurrency))
+            turns = await servers.run(batch.arm, [conversations[i] for i in batch.prompts], batch.concurrency)
+            samples.append(_sample(number, batch, turns, timings))
+            if batch.arm == plan.off:
+                if failures := samples[-1].counts.failures:
+                    raise MeasurementError(f"{failures} requests failed without speculation")
+                off_answers |= {i: a for i, a in zip(batch.prompts, turns[0].answers, strict=True) if a is not None}
+            results.append((batch, turns))
+        for batch, turns in results:
+            for index, answer in zip(batch.prompts, turns[0].answers, strict=True):
+                if answer is not None and batch.arm.name in equality:
+                    pair = off_answers[index].tokens, answer.tokens
+                    await equality[batch.arm.name].compare(index, first_turns[index], *pair, servers.margin)
         print(f"round {number + 1} of {plan.rounds}: {_describe_speeds(samples, number)}", flush=True)
-    texts = [decode(answer.tokens) for answer in off_answers.values()]
-    shares = [share for share in map(distinct_share, texts) if share is not None]
-    return Measured(
-        samples=tuple(samples),
-        equality={name: count.record() for name, count in equality_counts.items()},
-        distinct_4grams=statistics.fmean(shares) if shares else None,
-        distinct_answers=len(set(texts)) / len(texts),
-    )
+    return Measured(tuple(samples), {name: count.record() for name, count in equality.items()})
 
 
-def _sample(number: int, batch: Batch[Arm], result: BatchResult, timings: Sequence[StepTiming]) -> Sample:
+def _sample(number: int, batch: Batch[Arm], turns: Sequence[BatchResult], timings: Sequence[StepTiming]) -> Sample:
+    rounds = [turn.verify_rounds for turn in turns if turn.verify_rounds is not None]
     counts = BatchCounts(
-        requests=len(batch.prompts),
-        tokens=result.tokens,
-        seconds=result.seconds,
-        verify_rounds=result.verify_rounds,
-        failures=result.failures,
+        requests=len(batch.prompts) * len(turns),
+        tokens=sum(turn.tokens for turn in turns),
+        seconds=sum(turn.seconds for turn in turns),
+        verify_rounds=sum(rounds) if rounds else None,
+        failures=sum(turn.failures for turn in turns),
     )
     milliseconds = tuple(timing.milliseconds_per_step for timing in timings)
     return Sample(batch.arm.name, batch.concurrency, number, counts, milliseconds)

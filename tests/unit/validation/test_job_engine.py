@@ -90,7 +90,7 @@ async def test_the_engine_looks_where_a_pod_looks(scope: LookupScope, tmp_path: 
     await job_engine(tmp_path, scripted, DraftSpec(lookup=scope))._start()
     eagle = scripted.started["draft"]
     assert isinstance(eagle, Eagle3)
-    assert eagle.controller is not None
+    assert isinstance(eagle.controller, RoundController)
     assert SpeculationSettings.from_json(eagle.controller.settings).lookup is scope
 
 

@@ -1,0 +1,183 @@
+"""The arms of the comparison and the servers behind them, which run side by side.
+
+- off: without speculation;
+- SGLang's NGRAM with 4 tokens, as many as our draft verifies, and with its own default, 12;
+- the draft with fixed numbers of steps;
+- SGLang's own ``--speculative-adaptive`` with the same draft and the default ladder;
+- the speculation controller with the same draft, in the default configuration of a pod;
+- the controller held to off: its engine, and requests that ask for no speculation;
+- the controller in a fresh pod: with the untrained draft, and without any traffic before.
+
+Invariants: all servers are built from one spec and differ in their speculation only. All but the fresh pod's have
+answered the same traffic before. No server is flushed: SGLang's flush would empty NGRAM's corpus too
+(``Scheduler.flush_cache`` calls ``clear_cache_pool``, 0.5.23). Every server that was started is stopped on exit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+from tests.bench.served.engine_set import EngineSet
+from tests.bench.stream_timing import StepTiming, time_stream
+from tests.traffic.driver import Conversation
+
+from aurora_api.v1alpha1.draft import DraftSpec, Shape
+from aurora_runtime.engine.speculation_flags import Eagle3, Ngram, StockAdaptive
+from aurora_runtime.engine.speculation_settings import controller_of
+from aurora_runtime.errors import MeasurementError
+from aurora_runtime.validation.load_client import Answer, BatchResult
+from aurora_runtime.validation.store_reads import FetchedDraft
+
+NGRAM_TOKENS: Final = (4, 12)
+START_TIMEOUT_SECONDS: Final = 480.0
+FEED_CONCURRENCY: Final = 8
+WARMUP_TOKENS: Final = 32
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of the comparison.
+
+    Attributes:
+        server: the server that answers. Two arms may share one.
+        method: how the server speculates. None: without speculation.
+        experienced: whether the server answers the traffic before it is measured.
+        held_off: whether the requests ask for no speculation.
+    """
+
+    name: str
+    server: str
+    method: Eagle3 | Ngram | None = None
+    experienced: bool = True
+    held_off: bool = False
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether the arm needs nothing of Aurora but the weights of a draft."""
+        return not self.name.startswith("controller")
+
+
+def arms_of(trained: FetchedDraft, untrained: FetchedDraft, steps: Sequence[int], folder: Path) -> tuple[Arm, ...]:
+    """The arms, with off first and without the arms of ``trained`` where it is the untrained draft.
+
+    Args:
+        steps: the numbers of steps of the arms with a fixed draft.
+        folder: for what the controllers write beside their logs.
+    """
+    arms = [Arm("off", "off"), *(Arm(f"NGRAM, {n} tokens", f"ngram-{n}", Ngram(n)) for n in NGRAM_TOKENS)]
+    if trained != untrained:
+        draft = Eagle3(trained.folder, trained.version, DraftSpec())
+        fixed = [(count, replace(draft, spec=DraftSpec(steps=count, shape=Shape.FIXED))) for count in steps]
+        arms += [Arm(f"draft, {count} steps", f"draft-{count}", method) for count, method in fixed]
+        arms.append(Arm("SGLang adaptive", "sglang-adaptive", replace(draft, controller=StockAdaptive())))
+    controller = Arm("controller", "controller", _controlled(trained, folder / "controller"))
+    return (
+        *arms,
+        controller,
+        replace(controller, name="controller, held to off", held_off=True),
+        Arm("controller, fresh pod", "fresh", _controlled(untrained, folder / "fresh"), experienced=False),
+    )
+
+
+def _controlled(draft: FetchedDraft, folder: Path) -> Eagle3:
+    folder.mkdir()
+    spec = DraftSpec()
+    return Eagle3(draft.folder, draft.version, spec, controller_of(spec, folder, "bench"))
+
+
+@dataclass
+class Servers:
+    """The servers of ``arms``. Use it as an async context manager.
+
+    Attributes:
+        tokenizer: that of the target.
+        max_new_tokens: largest number of tokens of an answer.
+    """
+
+    engines: EngineSet
+    arms: Sequence[Arm]
+    tokenizer: Any
+    max_new_tokens: int
+    _warmup: list[str] = field(default_factory=list, init=False)
+
+    async def __aenter__(self) -> Self:
+        try:
+            for arm in {arm.server: arm for arm in self.arms}.values():
+                # One after the other: servers that start together take longer on two cores, and may time out.
+                self.engines.start(arm.server, arm.method)
+                await self.engines.wait_ready(arm.server, time.monotonic() + START_TIMEOUT_SECONDS)
+        except BaseException:
+            await self.engines.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.engines.close()
+
+    async def learn(self, traffic: Sequence[Conversation], warmup: Sequence[Conversation]) -> None:
+        """Let each experienced server answer ``traffic``. ``warmup`` is for later, and is in no batch.
+
+        Raises :class:`MeasurementError` when a request failed.
+        """
+        self._warmup = [self._text([*one.opening(), _user(one.turns[0])]) for one in warmup]
+        for arm in {arm.server: arm for arm in self.arms if arm.experienced}.values():
+            # In turn: servers that answer at once take each other's time, and the controller learns it.
+            results = await self.run(arm, traffic, FEED_CONCURRENCY)
+            if failures := sum(result.failures for result in results):
+                raise MeasurementError(f"{arm.name}: {failures} requests failed while it answered the traffic")
+
+    async def prepare(self, arm: Arm, concurrency: int, first_warmup: int = 0) -> list[StepTiming]:
+        """Answer ``concurrency`` warm-up requests at once, outside of any batch. Their timings give a round's cost.
+
+        ``first_warmup`` is the place of the first one.
+        """
+        port = urlsplit(self.engines.url(arm.server)).port
+        assert port is not None, "every engine has a port"
+        texts = list(itertools.islice(itertools.cycle(self._warmup), first_warmup, first_warmup + concurrency))
+        return await asyncio.gather(*(asyncio.to_thread(time_stream, port, text, WARMUP_TOKENS) for text in texts))
+
+    async def run(self, arm: Arm, conversations: Sequence[Conversation], concurrency: int) -> list[BatchResult]:
+        """Answer each turn of ``conversations`` with ``concurrency`` requests in flight. One result for each turn.
+
+        The answers of a turn are the history of the next one. Raises :class:`MeasurementError` when the server died.
+        """
+        histories, results = [one.opening() for one in conversations], list[BatchResult]()
+        client = self.engines.client(arm.server, **({"speculate": False} if arm.held_off else {}))
+        for turns in zip(*(one.turns for one in conversations), strict=True):
+            for history, turn in zip(histories, turns, strict=True):
+                history.append(_user(turn))
+            result = await client.batch(list(map(self.tokens, histories)), concurrency, self.max_new_tokens)
+            self.engines.check(arm.server)
+            for history, answer in zip(histories, result.answers, strict=True):
+                history.append({"role": "assistant", "content": self._answer(answer)})
+            results.append(result)
+        return results
+
+    def tokens(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """A request's token ids."""
+        ids: list[int] = self.tokenizer(self._text(messages))["input_ids"]
+        return ids
+
+    def _text(self, messages: Sequence[dict[str, str]]) -> str:
+        return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+
+    def _answer(self, answer: Answer | None) -> str:
+        return "" if answer is None else str(self.tokenizer.decode(answer.tokens, skip_special_tokens=True))
+
+    async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
+        """The logit margin between two tokens after ``prefix``, by the server without speculation."""
+        return await self.engines.client("off").margin(prefix, one, other)
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
