@@ -17,7 +17,7 @@ from aurora_protocol.agent_api import Machine
 from aurora_protocol.evidence_records import Arm
 from aurora_runtime.engine.server_process import EngineProcess, EngineSpec
 from aurora_runtime.engine.sglang_client import SGLangClient
-from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS, Eagle3, Ngram
+from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS, Eagle3, Ngram, RoundController
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.job_engine import JobEngine
