@@ -55,7 +55,7 @@ def milliseconds_per_round(
     server: Server, prompts: list[str], tokens: int, pool: ThreadPoolExecutor, *, traced: bool
 ) -> float:
     """Mean milliseconds per verify round of ``prompts``, all sent at once."""
-    timings = pool.map(lambda prompt: time_stream(server.port, prompt, tokens, traced=traced), prompts)
+    timings = pool.map(lambda prompt: time_stream(server.port, prompt, tokens, wish={"trace": traced}), prompts)
     return statistics.fmean(timing.milliseconds_per_step for timing in timings)
 
 

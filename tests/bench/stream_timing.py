@@ -11,10 +11,12 @@ import http
 import http.client
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aurora_runtime.errors import EngineFault
+from aurora_runtime.request_wish import PARAMETER
 
 CONCURRENCIES = (1, 4)
 REQUEST_TIMEOUT_SECONDS = 300
@@ -34,9 +36,12 @@ class StepTiming:
 
 
 def time_stream(
-    port: int, prompt: str, tokens: int, request_id: str | None = None, *, traced: bool = True
+    port: int, prompt: str, tokens: int, request_id: str | None = None, wish: Mapping[str, bool] | None = None
 ) -> StepTiming:
     """Stream a greedy answer of exactly ``tokens`` tokens from the server on ``port``.
+
+    Args:
+        wish: what the request asks for, such as no trace (aurora_runtime/request_wish.py).
 
     Raises:
         EngineFault: the request failed, streamed nothing, or sent its whole answer at once.
@@ -47,8 +52,8 @@ def time_stream(
         "stream": True,
         "sampling_params": {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True},
     }
-    if not traced:
-        body["sampling_params"]["custom_params"] = {"aurora": {"trace": False}}
+    if wish:
+        body["sampling_params"]["custom_params"] = {PARAMETER: dict(wish)}
     first_time, first_meta = 0.0, dict[str, Any]()
     last_time, last_meta = 0.0, dict[str, Any]()
     with contextlib.closing(

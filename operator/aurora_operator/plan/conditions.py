@@ -238,7 +238,7 @@ def _serving(observed: Observed, status: SpeculatorStatus, up_to_date: int) -> C
     held = {pod.name: pod.agent.speculation_off for pod in observed.pods if pod.agent and pod.agent.speculation_off}
     if held:
         name, why = min(held.items())
-        return ConditionContent(True, "SpeculationOff", f"{text}; {len(held)} do not speculate; {name}: {why}")
+        return ConditionContent(True, "SpeculationOff", f"{text}. Without speculation: {len(held)}. Pod {name}: {why}")
     if lent:
         return ConditionContent(True, "Measuring", f"{text}; {lent} is lent to a measurement")
     return ConditionContent(True, SERVING, text)

@@ -1,4 +1,4 @@
-"""What an update tells the engine about a draft file, and what the engine reports of the draft that it holds. Pure.
+"""Writes the request that names a draft file to the engine, and reads the engine's report of its draft. Pure.
 
 SGLang takes ``[(name, tensor)]`` as pickle and reads it with an unpickler that admits tensor types only
 (sglang/srt/utils/common.py:3144). Aurora always sends the same structure, the path and the digest of a file, so this
@@ -29,7 +29,7 @@ DIGEST_TENSOR: Final = "aurora.digest"
 DIGEST_BUFFER: Final = "aurora_draft_"
 """Start of the name of the buffer with which the engine reports the file that it loaded. The file's digest follows."""
 IN_PARTS: Final = "0" * 64
-"""What the engine reports instead of a digest while its draft may hold parts of two files."""
+"""The engine reports this instead of a digest while its draft may hold parts of two files."""
 SHORT: Final = 12
 """Characters of a digest in messages."""
 

@@ -51,28 +51,16 @@ class RoundController:
 
 
 @dataclass(frozen=True)
-class StockAdaptive:
-    """SGLang's own rule decides, with its default steps (sglang/srt/speculative/adaptive_spec_params.py:28)."""
-
-    def arguments(self) -> list[str]:
-        return ["--speculative-adaptive"]
-
-    def environment(self) -> Mapping[str, str]:
-        return {}
-
-
-@dataclass(frozen=True)
 class Eagle3:
     """A swappable draft in ``folder``, used as ``spec`` says. The engine reports ``version`` as the draft's version.
 
-    With a ``controller`` the shape of ``spec`` bounds the draft's proposals, and SGLang's own rule begins with it.
-    Without, every round has this shape.
+    With a ``controller`` the shape of ``spec`` bounds the draft's proposals. Without, every round has this shape.
     """
 
     folder: Path
     version: int
     spec: DraftSpec
-    controller: RoundController | StockAdaptive | None = None
+    controller: RoundController | None = None
 
     def arguments(self) -> list[str]:
         return [

@@ -26,7 +26,6 @@ from tests.assets.bench_engine import engine_arguments, engine_device
 from tests.assets.model import ensure_model
 from tests.bench.bench_command import add_lock_option, bench_parser, commit, measuring
 from tests.bench.served.arms import Arm, Servers, arms_of
-from tests.bench.served.engine_set import EngineSet
 from tests.bench.served.live_training import LiveTraining, TrafficPart, train_on_live_traffic
 from tests.bench.served.messages import RESERVED, reserved, traffic
 from tests.bench.served.paired_rounds import MeasurementPlan, measure
@@ -79,7 +78,7 @@ async def measure_domain(
     room = longest + 2 * MAX_ANSWER_TOKENS + SPARE_TOKENS
     kv_tokens = max(DEFAULT_KV_TOKENS, room * max(*concurrencies, 8))
     spec = EngineSpec(str(model), engine_device(), kv_tokens, DType.BFLOAT16.value, extra_args=engine_arguments())
-    async with Servers(EngineSet(spec, folder), arms, tokenizer, MAX_ANSWER_TOKENS) as servers:
+    async with Servers(spec, folder, arms, tokenizer, MAX_ANSWER_TOKENS) as servers:
         # The warm-up is of traffic that no server has answered, as far as there is some.
         await servers.learn(before[:answered], (before[answered:] or before)[: plan.warmups_needed])
         return Outcome(domain, plan, await measure(servers, plan, fresh), training, answered)

@@ -16,24 +16,27 @@ answered the same traffic before. No server is flushed: SGLang's flush would emp
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
-from tests.bench.served.engine_set import EngineSet
+import aiohttp
 from tests.bench.stream_timing import StepTiming, time_stream
 from tests.traffic.driver import Conversation
 
 from aurora_api.v1alpha1.draft import DraftSpec, Shape
-from aurora_runtime.engine.speculation_flags import Eagle3, Ngram, StockAdaptive
+from aurora_runtime.engine.server_process import STOP_SECONDS, EngineProcess, EngineSpec
+from aurora_runtime.engine.sglang_client import open_session
+from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation.load_client import Answer, BatchResult
+from aurora_runtime.validation.load_client import REQUEST_SECONDS, Answer, BatchResult, LoadClient
 from aurora_runtime.validation.store_reads import FetchedDraft
 
 NGRAM_TOKENS: Final = (4, 12)
@@ -64,6 +67,19 @@ class Arm:
         """Whether the arm needs nothing of Aurora but the weights of a draft."""
         return not self.name.startswith("controller")
 
+    @property
+    def wish(self) -> dict[str, bool]:
+        """What each request asks for (aurora_runtime/request_wish.py)."""
+        return {"speculate": False} if self.held_off else {}
+
+
+@dataclass(frozen=True)
+class StockAdaptive(Eagle3):
+    """SGLang's own rule chooses the steps, of its default ones (sglang/srt/speculative/adaptive_spec_params.py:28)."""
+
+    def arguments(self) -> list[str]:
+        return [*super().arguments(), "--speculative-adaptive"]
+
 
 def arms_of(trained: FetchedDraft, untrained: FetchedDraft, steps: Sequence[int], folder: Path) -> tuple[Arm, ...]:
     """The arms, with off first and without the arms of ``trained`` where it is the untrained draft.
@@ -77,7 +93,8 @@ def arms_of(trained: FetchedDraft, untrained: FetchedDraft, steps: Sequence[int]
         draft = Eagle3(trained.folder, trained.version, DraftSpec())
         fixed = [(count, replace(draft, spec=DraftSpec(steps=count, shape=Shape.FIXED))) for count in steps]
         arms += [Arm(f"draft, {count} steps", f"draft-{count}", method) for count, method in fixed]
-        arms.append(Arm("SGLang adaptive", "sglang-adaptive", replace(draft, controller=StockAdaptive())))
+        adaptive = StockAdaptive(trained.folder, trained.version, DraftSpec())
+        arms.append(Arm("SGLang adaptive", "sglang-adaptive", adaptive))
     controller = Arm("controller", "controller", _controlled(trained, folder / "controller"))
     return (
         *arms,
@@ -98,31 +115,54 @@ class Servers:
     """The servers of ``arms``. Use it as an async context manager.
 
     Attributes:
+        folder: for the servers' logs.
         tokenizer: that of the target.
         max_new_tokens: largest number of tokens of an answer.
     """
 
-    engines: EngineSet
+    spec: EngineSpec
+    folder: Path
     arms: Sequence[Arm]
     tokenizer: Any
     max_new_tokens: int
     _warmup: list[str] = field(default_factory=list, init=False)
+    _processes: dict[str, EngineProcess] = field(default_factory=dict, init=False)
+    _session: aiohttp.ClientSession = field(init=False)
 
     async def __aenter__(self) -> Self:
+        self._session = open_session()
         try:
             for arm in {arm.server: arm for arm in self.arms}.values():
                 # One after the other: servers that start together take longer on two cores, and may time out.
-                self.engines.start(arm.server, arm.method)
-                await self.engines.wait_ready(arm.server, time.monotonic() + START_TIMEOUT_SECONDS)
+                process = self._processes[arm.server] = EngineProcess(arm.server, self.folder / f"{arm.server}.log")
+                process.start(self.spec, arm.method)
+                await asyncio.to_thread(process.wait_ready, time.monotonic() + START_TIMEOUT_SECONDS)
         except BaseException:
-            await self.engines.close()
+            await self._close()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.engines.close()
+        await self._close()
+
+    async def _close(self) -> None:
+        await self._session.close()
+        for process in self._processes.values():
+            process.ask_to_stop()
+        for process in self._processes.values():
+            process.stop(STOP_SECONDS)
+
+    def _url(self, server: str) -> str:
+        """Raises :class:`MeasurementError` when the server died: it would pass for a slow one."""
+        process = self._processes[server]
+        if not process.is_alive():
+            raise MeasurementError(f"server {server} died; the end of its log:\n{process.log_tail()}")
+        return process.url
+
+    def _client(self, server: str, wish: Mapping[str, bool]) -> LoadClient:
+        return LoadClient(self._session, self._url(server), REQUEST_SECONDS, wish=wish)
 
     async def learn(self, traffic: Sequence[Conversation], warmup: Sequence[Conversation]) -> None:
         """Let each experienced server answer ``traffic``. ``warmup`` is for later, and is in no batch.
@@ -141,10 +181,11 @@ class Servers:
 
         ``first_warmup`` is the place of the first one.
         """
-        port = urlsplit(self.engines.url(arm.server)).port
+        port = urlsplit(self._url(arm.server)).port
         assert port is not None, "every engine has a port"
-        texts = list(itertools.islice(itertools.cycle(self._warmup), first_warmup, first_warmup + concurrency))
-        return await asyncio.gather(*(asyncio.to_thread(time_stream, port, text, WARMUP_TOKENS) for text in texts))
+        stream = functools.partial(time_stream, port, tokens=WARMUP_TOKENS, wish=arm.wish)
+        texts = itertools.islice(itertools.cycle(self._warmup), first_warmup, first_warmup + concurrency)
+        return await asyncio.gather(*(asyncio.to_thread(stream, text) for text in texts))
 
     async def run(self, arm: Arm, conversations: Sequence[Conversation], concurrency: int) -> list[BatchResult]:
         """Answer each turn of ``conversations`` with ``concurrency`` requests in flight. One result for each turn.
@@ -152,12 +193,12 @@ class Servers:
         The answers of a turn are the history of the next one. Raises :class:`MeasurementError` when the server died.
         """
         histories, results = [one.opening() for one in conversations], list[BatchResult]()
-        client = self.engines.client(arm.server, **({"speculate": False} if arm.held_off else {}))
+        client = self._client(arm.server, arm.wish)
         for turns in zip(*(one.turns for one in conversations), strict=True):
             for history, turn in zip(histories, turns, strict=True):
                 history.append(_user(turn))
             result = await client.batch(list(map(self.tokens, histories)), concurrency, self.max_new_tokens)
-            self.engines.check(arm.server)
+            self._url(arm.server)  # still alive
             for history, answer in zip(histories, result.answers, strict=True):
                 history.append({"role": "assistant", "content": self._answer(answer)})
             results.append(result)
@@ -176,7 +217,7 @@ class Servers:
 
     async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
         """The logit margin between two tokens after ``prefix``, by the server without speculation."""
-        return await self.engines.client("off").margin(prefix, one, other)
+        return await self._client("off", {}).margin(prefix, one, other)
 
 
 def _user(text: str) -> dict[str, str]:

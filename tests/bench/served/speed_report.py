@@ -3,7 +3,8 @@
 Speed is acceptance length over the cost of a round. Every difference in speed comes from one of the two, so the table
 has both.
 
-Invariant: a goal is met only if the estimate and the low end of its interval reach it.
+Invariant: a goal is met only if the estimate and the low end of its interval reach it. A single round has no interval,
+so it meets none.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def goal_lines(outcome: Outcome) -> list[str]:
         best = best_stock_arm(outcome, concurrency)
         ratio = outcome.measured.ratio("controller", best, concurrency)
         goal = GOALS.get(outcome.domain, LEAST) if concurrency in (1, 4) else LEAST
-        met = ratio is not None and ratio.estimate >= goal and ratio.low >= LEAST_LOW
+        met = ratio is not None and ratio.rounds > 1 and ratio.estimate >= goal and ratio.low >= LEAST_LOW
         lines.append(
             f"concurrency {concurrency}: the controller is {describe_ratio(ratio)} as fast as the best stock arm"
             f" ({best}). Goal {goal}x, and {LEAST_LOW}x at the low end: {'met' if met else 'missed'}"

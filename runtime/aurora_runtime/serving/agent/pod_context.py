@@ -1,4 +1,4 @@
-"""What all parts of one agent share: the pod's folder, its engine, its drafts and the token of its callers."""
+"""The values that all parts of one agent share: the pod's folder, its engine, its drafts, the token of its callers."""
 
 from __future__ import annotations
 

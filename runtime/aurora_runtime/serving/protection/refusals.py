@@ -1,4 +1,4 @@
-"""What clients may not ask of an engine: routes that would harm a speculator, and requests with an unclear wish.
+"""Refuses what would harm a speculator: some of SGLang's routes, and requests with an unclear wish.
 
 SGLang 0.5.23 keeps sessions (``/open_session``) until they are closed, and puts their earlier turns before later ones,
 also turns that refused traces. Its routes for Vertex AI and Ollama give a client's parameters to the scheduler without
@@ -7,7 +7,7 @@ routes answer 404.
 
 A request that asks not to be traced in a form that nobody understands must not be traced by mistake. The hook before
 the scheduler raises ValueError, which SGLang answers with status 400. Invariant: any other request passes unchanged.
-What a request may ask of an engine is a gateway's to decide, and SGLang's to check.
+All other limits of a request are up to SGLang, and to a gateway in front of it.
 """
 
 from __future__ import annotations

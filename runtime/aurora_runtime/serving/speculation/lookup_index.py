@@ -121,6 +121,11 @@ class LookupIndex:
         self._tokens = 0
 
     @property
+    def keeps_ended(self) -> bool:
+        """Whether texts of ended requests are kept at all."""
+        return self._scope is LookupScope.SPECULATOR
+
+    @property
     def tokens(self) -> int:
         """Tokens of all texts that are kept."""
         return self._tokens

@@ -49,9 +49,13 @@ class RequestTexts:
         return lengths
 
     def ended(self, req: Any) -> None:
-        """The request left the engine: it finished, was aborted, or will be prefilled again after a retraction."""
-        self._add_committed(req, 0, ())  # all of it, for a request that was only in rounds without lookup
-        del self._indexed[req.rid]
+        """The request left the engine: it finished, was aborted, or will be prefilled again after a retraction.
+
+        One that was only in rounds without lookup is indexed now, if others may be answered from it.
+        """
+        if req.rid in self._indexed or (self.index.keeps_ended and wish_of(req).is_shared):
+            self._add_committed(req, 0, ())
+        self._indexed.pop(req.rid, None)
         self.index.end(req.rid)
 
     def _add_committed(self, req: Any, length: int, recent: Sequence[int]) -> bool:

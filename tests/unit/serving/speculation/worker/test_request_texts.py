@@ -117,6 +117,19 @@ def test_the_last_tokens_of_a_request_reach_other_requests() -> None:
     assert ask(known, second, 2).tokens == (7, 8)
 
 
+def test_a_request_that_was_only_in_parked_rounds_answers_others_once_it_ended() -> None:
+    text, private = [7, 8, 9, 10, 11], FakeSampling({"aurora": {"trace": False}})
+    for scope, sampling, answers in (
+        (LookupScope.SPECULATOR, FakeSampling(), True),
+        (LookupScope.SPECULATOR, private, False),
+        (LookupScope.REQUEST, FakeSampling(), False),
+    ):
+        known = texts(scope)
+        known.ended(FakeRequest("parked", text[:3], text[3:], sampling_params=sampling))
+        assert known.index.tokens == (len(text) if answers else 0)
+        assert ask(known, FakeRequest("next", [3, *text[:3]], [10]), 1).tokens == ((11,) if answers else ())
+
+
 def test_the_end_of_a_request_that_never_decoded_is_harmless() -> None:
     known = texts()
     known.ended(FakeRequest("unknown"))
