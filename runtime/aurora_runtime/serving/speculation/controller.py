@@ -289,10 +289,10 @@ class Controller:
 
     def _learn_survival(self, outcome: Outcome) -> None:
         """Nothing counts behind an answer's end."""
-        steps, drafted = outcome.decision.arm.steps, list[tuple[str, int, int]]()
+        steps, made, drafted = outcome.decision.arm.steps, outcome.made, list[tuple[str, int, int]]()
         looked_up = dict[int, list[tuple[str, int, int]]]()
         for place, (outlook, source) in enumerate(zip(outcome.outlooks, outcome.decision.sources, strict=True)):
-            count, own = outcome.accepted[place], outcome.made[place]
+            count, own = outcome.accepted[place], made[place]
             if not own:
                 continue
             right, most = min(count, own), steps if own > count else own

@@ -297,7 +297,9 @@ class CostTable:
         """The arm and cell that say most about an arm: of the same kind, at about the same batch size."""
         number, found, least = size_range(batch_size), None, float("inf")
         for (timed, there), cell in self._cells.items():
-            if (timed == arm and there == number) or (timed == OFF) != (arm == OFF) or timed.drafts != arm.drafts:
+            if timed.drafts is not arm.drafts or (timed.steps == 0) is not (arm.steps == 0):
+                continue
+            if timed.steps == arm.steps and there == number:
                 continue
             distance = 4 * abs(there - number) + abs(timed.steps - arm.steps)
             if distance < least:
