@@ -4,7 +4,7 @@ Speed is acceptance length over the cost of a round. Every difference in speed c
 has both.
 
 Invariant: a goal is met only if the estimate and the low end of its interval reach it. A single round has no interval,
-so it meets none.
+so it decides nothing.
 """
 
 from __future__ import annotations
@@ -68,10 +68,12 @@ def goal_lines(outcome: Outcome) -> list[str]:
         best = best_stock_arm(outcome, concurrency)
         ratio = outcome.measured.ratio("controller", best, concurrency)
         goal = GOALS.get(outcome.domain, LEAST) if concurrency in (1, 4) else LEAST
-        met = ratio is not None and ratio.rounds > 1 and ratio.estimate >= goal and ratio.low >= LEAST_LOW
+        decides = ratio is not None and ratio.rounds > 1
+        met = ratio is not None and ratio.estimate >= goal and ratio.low >= LEAST_LOW
+        verdict = "not decided by one round" if not decides else "met" if met else "missed"
         lines.append(
             f"concurrency {concurrency}: the controller is {describe_ratio(ratio)} as fast as the best stock arm"
-            f" ({best}). Goal {goal}x, and {LEAST_LOW}x at the low end: {'met' if met else 'missed'}"
+            f" ({best}). Goal {goal}x, and {LEAST_LOW}x at the low end: {verdict}"
         )
     return lines
 
