@@ -31,13 +31,12 @@ import hmac
 import operator
 from collections.abc import Callable
 from enum import StrEnum
-from itertools import starmap, zip_longest
-from typing import Literal, TypeVar
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, model_validator
 
 from aurora_api.base import Model
-from aurora_protocol.record import Count, Record, Sha256
+from aurora_protocol.record import Record, Sha256
 
 AGENT_PORT = 8471
 ENGINE_PORT = 30000
@@ -51,9 +50,8 @@ MAX_COUNT = 2**48
 """Limit of any counter. The sum over all pods of a speculator still fits Kubernetes' 64-bit integers."""
 MAX_SPEEDUP = 1000
 """Limit of an estimated speedup."""
-MAX_POSITIONS = 64
-"""Longest chain of proposed tokens that counters tell apart by position."""
-Counters = TypeVar("Counters", "LiveCounters", "CaptureCounters")
+MAX_SQUARE = 2**56
+"""Limit of a sum of squares. The sum over the pods of a judgement still fits 64 bits."""
 
 
 def measurement_pass(token: str, measurement: str) -> str:
@@ -119,69 +117,36 @@ class SwapStatus(Model):
         return self.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING)
 
 
-class DraftCounters(Model):
-    """Counts the draft's proposals since the engine started, where a controller chooses each round's source and shape.
+class LiveCounters(Model):
+    """Sums over the ended requests of clients since the engine started. A reader takes differences of two readings.
 
-    Item ``i`` of a tuple stands for the ``i + 1``-th proposed token of a chain.
+    A verify round is one request's part of one decode step. A round in which nothing was proposed counts too, and makes
+    one token. So a draft that is used more widely makes more tokens a round.
+
+    The squares tell how much requests differ, and so how sure tokens per round are. Left out are requests that ended in
+    their prefill, that asked for no speculation, and that ended while the pod was withdrawn.
     """
 
-    requests: Count = Field(default=0, description="Requests for which the draft proposed at least once.")
-    proposed_at: tuple[Count, ...] = Field(
-        default=(), max_length=MAX_POSITIONS, description="Chains with a proposed token at each position."
+    requests: int = Field(default=0, description="Requests that ended after at least one verify round.")
+    tokens: int = Field(
+        default=0, description="Answer tokens that verify rounds made: all but the first token of each answer."
     )
-    accepted_at: tuple[Count, ...] = Field(
-        default=(), max_length=MAX_POSITIONS, description="Chains accepted up to each position."
-    )
-
-    def since(self, earlier: DraftCounters) -> DraftCounters:
-        """The difference to an ``earlier`` reading. A counter that fell counts as 0."""
-        return self._combined(earlier, lambda now, before: max(0, now - before))
-
-    def plus(self, other: DraftCounters) -> DraftCounters:
-        return self._combined(other, operator.add)
-
-    def _combined(self, other: DraftCounters, combine: Callable[[int, int], int]) -> DraftCounters:
-        return DraftCounters(
-            requests=combine(self.requests, other.requests),
-            proposed_at=tuple(starmap(combine, zip_longest(self.proposed_at, other.proposed_at, fillvalue=0))),
-            accepted_at=tuple(starmap(combine, zip_longest(self.accepted_at, other.accepted_at, fillvalue=0))),
-        )
-
-
-class LiveCounters(Model):
-    """Counters of live traffic since the engine started. A reader takes differences of two readings."""
-
-    requests: int = Field(default=0, description="Requests that ended.")
-    answer_tokens: int = Field(default=0, description="Answer tokens.")
-    verify_rounds: int = Field(default=0, description="Verify rounds.")
-    proposed: int = Field(default=0, description="Draft tokens proposed.")
-    accepted: int = Field(default=0, description="Draft tokens accepted, without bonus tokens.")
-    lookup_proposed: int = Field(default=0, description="Tokens that lookup proposed.")
-    lookup_accepted: int = Field(default=0, description="Tokens of lookup that were accepted.")
-    draft: DraftCounters | None = Field(
-        default=None,
-        description="What the draft proposed, by position. None: the draft proposes the same number of tokens in each"
-        " verify round.",
-    )
+    rounds: int = Field(default=0, description="Verify rounds.")
+    tokens_squared: int = Field(default=0, description="Sum of the squares of each request's tokens.")
+    tokens_by_rounds: int = Field(default=0, description="Sum of each request's tokens times its rounds.")
+    rounds_squared: int = Field(default=0, description="Sum of the squares of each request's rounds.")
 
     def since(self, earlier: LiveCounters) -> LiveCounters:
         """The traffic since an ``earlier`` reading. A counter that fell counts as 0."""
-        draft = self.draft.since(earlier.draft) if self.draft and earlier.draft else None
-        return self._combined(earlier, lambda now, before: max(0, now - before), draft)
+        return self._combined(earlier, lambda now, before: max(0, now - before))
 
     def plus(self, other: LiveCounters) -> LiveCounters:
-        """The traffic of both. What the draft proposed is known only where both sides know it."""
-        draft = self.draft.plus(other.draft) if self.draft and other.draft else None
-        return self._combined(other, operator.add, draft)
+        """The traffic of both."""
+        return self._combined(other, operator.add)
 
-    def _combined(
-        self, other: LiveCounters, combine: Callable[[int, int], int], draft: DraftCounters | None
-    ) -> LiveCounters:
-        counts = {
-            name: combine(getattr(self, name), getattr(other, name))
-            for name in type(self).model_fields.keys() - {"draft"}
-        }
-        return LiveCounters(**counts, draft=draft)
+    def _combined(self, other: LiveCounters, combine: Callable[[int, int], int]) -> LiveCounters:
+        names = type(self).model_fields
+        return LiveCounters(**{name: combine(getattr(self, name), getattr(other, name)) for name in names})
 
 
 class CaptureCounters(Model):
@@ -319,16 +284,9 @@ class AgentState(Record):
         """Whether the engine is ready and holds no version yet."""
         return self.engine_ready and self.version is None
 
-    @field_validator("live", "capture")
-    @classmethod
-    def _within_limits(cls, counters: Counters) -> Counters:
-        if not all(0 <= count <= MAX_COUNT for count in _all_counts(counters)):
-            raise ValueError(f"a counter is below 0 or above {MAX_COUNT}")
-        return counters
-
-
-def _all_counts(counters: LiveCounters | CaptureCounters) -> list[int]:
-    counts = list(counters.model_dump(exclude={"draft"}).values())
-    if isinstance(counters, LiveCounters) and counters.draft is not None:
-        counts += [counters.draft.requests, *counters.draft.proposed_at, *counters.draft.accepted_at]
-    return counts
+    @model_validator(mode="after")
+    def _counters_within_limits(self) -> Self:
+        for counters, limit in ((self.live, MAX_SQUARE), (self.capture, MAX_COUNT)):
+            if not all(0 <= count <= limit for count in counters.model_dump().values()):
+                raise ValueError(f"a counter is below 0 or above {limit}")
+        return self

@@ -103,7 +103,7 @@ WORTH: Final = Row(
             " proposed. Held-out is the newest draft, which may not serve yet. The line of the draft alone is missing"
             f" {FIXED}.",
             ("live, all sources", f"sum({_ANSWERS}) / {_sum_rate('aurora_agent_verify_rounds_total')}"),
-            ("live, the draft alone", f"1 + {_sum_rate('aurora_agent_accepted_draft_tokens_total')}"
+            ("live, the draft alone", f"1 + {_sum_rate('aurora_agent_accepted_tokens_total', selector=DRAFT)}"
                 f" / {_sum_rate('aurora_agent_proposed_chains_total', selector=DRAFT)}"),
             ("held-out, newest draft", _max("aurora_speculator_held_out_accept_length"))),
         _panel("Acceptance of the draft by position",
@@ -113,9 +113,9 @@ WORTH: Final = Row(
                 f" / {_sum_rate('aurora_agent_proposed_tokens_total', 'position', DRAFT)}"),
             unit="percentunit"),
         _panel("Accepted tokens by source",
-            "Tokens per second that did not need a decode round of their own, by who proposed them.",
-            ("draft", _sum_rate("aurora_agent_accepted_draft_tokens_total")),
-            ("lookup", _sum_rate("aurora_agent_accepted_lookup_tokens_total")), stacked=True),
+            "Tokens per second that did not need a decode round of their own, by who proposed them."
+            f" Empty {FIXED}.",
+            ("{{source}}", _sum_rate("aurora_agent_accepted_tokens_total", "source")), stacked=True),
         _panel("Cost of training and saving",
             "GPUs by kind. Cost: what the trainer holds while training is not suspended."
             " Saving: the engines' estimate over about a day, lookup included."

@@ -11,7 +11,7 @@ from aurora_api.v1alpha1.annotations import MAX_VERSION
 class AnalysisSpec(Model):
     """How live traffic judges a new draft: against pods on the active draft, or traffic before the first swap.
 
-    A judgement compares the acceptance length. A loss counts only beyond chance.
+    A judgement compares answer tokens per verify round. A loss of more than 10 % counts, and only beyond chance.
     """
 
     min_requests: int = Field(
@@ -19,7 +19,7 @@ class AnalysisSpec(Model):
         ge=0,
         le=1000000,
         description="Ended requests that each side of a judgement needs. Lower it for services with little traffic:"
-        " judgements come sooner and notice less. 0 does not judge live traffic at all.",
+        " judgements come sooner and are less sure. At least 8 are awaited. 0 does not judge live traffic at all.",
     )
     failure_limit: int = Field(
         default=1,

@@ -61,7 +61,7 @@ class CounterHistory:
             if pod.agent is None:
                 continue
             live = pod.agent.live
-            sample = CounterSample(pod.agent.boot, now, live.answer_tokens, live.verify_rounds)
+            sample = CounterSample(pod.agent.boot, now, live.tokens, live.rounds)
             past = [s for s in self._samples.get(pod.name, []) if s.boot == sample.boot]
             recent = [s for s in past if now - s.time <= WINDOW] or past[-1:]
             kept[pod.name] = [*recent, sample]

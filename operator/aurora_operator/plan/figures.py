@@ -59,8 +59,8 @@ def live_acceptance(observed: Observed) -> str | None:
     for pod in observed.pods:
         start = observed.recent_counters.get(pod.name)
         if pod.agent is not None and start is not None and start.boot == pod.agent.boot:
-            tokens += pod.agent.live.answer_tokens - start.answer_tokens
-            rounds += pod.agent.live.verify_rounds - start.verify_rounds
+            tokens += pod.agent.live.tokens - start.answer_tokens
+            rounds += pod.agent.live.rounds - start.verify_rounds
     return accept_text(tokens, rounds)
 
 
@@ -73,7 +73,7 @@ def estimated_speedup(observed: Observed) -> str | None:
     for pod in observed.pods:
         start, agent = observed.recent_counters.get(pod.name), pod.agent
         if agent is not None and agent.speedup_estimate is not None and start is not None and start.boot == agent.boot:
-            traffic.append((agent.live.answer_tokens - start.answer_tokens, agent.speedup_estimate))
+            traffic.append((agent.live.tokens - start.answer_tokens, agent.speedup_estimate))
     return speedup_text(traffic) or (observed.status.estimated_speedup if observed.spec.draft.adaptive else None)
 
 

@@ -68,7 +68,6 @@ def world_of(
         pods=tuple(pod for pod in pods if pod.name not in absent),
         start_limit=START_LIMIT,
         serving_digest=choice_digest(observed.owner, observed.spec),
-        draft_steps=observed.spec.draft.steps,
         policy=RolloutPolicy.of(observed.spec.rollout),
         paused=_pause_reason(observed),
         next_version=next_version if next_version not in rejected and not away and not invalid else None,

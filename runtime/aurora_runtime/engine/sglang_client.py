@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from aurora_protocol.agent_api import MAX_COUNT, MEASUREMENT_HEADER, LiveCounters
+from aurora_protocol.agent_api import MAX_COUNT, MEASUREMENT_HEADER
 from aurora_runtime.engine.draft_update import LOADER, DraftReport, draft_report, path_payload
 from aurora_runtime.errors import EngineFault, EngineGone, EngineUnreachable
 
@@ -135,11 +135,10 @@ class SGLangClient:
         except (KeyError, TypeError, ValueError) as error:
             raise EngineFault("/server_info: no tp_size in the answer") from error
 
-    async def traffic(self, draft_tokens: int) -> tuple[LiveCounters, int | None]:
-        """Speculation since the engine's start, and the requests in the engine now (:func:`live_counters`)."""
+    async def traffic(self) -> EngineTraffic:
+        """The engine's requests, from SGLang's metrics."""
         data, _ = await self._call("GET", "/metrics/", timeout_seconds=QUERY_SECONDS)
-        text = data.decode()
-        return live_counters(text, draft_tokens), requests_now(text)
+        return engine_traffic(data.decode())
 
     # the draft -----------------------------------------------------------------------------------------------------
 
@@ -239,29 +238,19 @@ def parse_counters(text: str) -> dict[str, float]:
     return sums
 
 
-def requests_now(text: str) -> int | None:
-    """Requests that run or wait in the engine, as SGLang reported last. None: the ``text`` does not say."""
+@dataclass(frozen=True)
+class EngineTraffic:
+    """The requests of one engine."""
+
+    ended: int
+    """Requests that ended since the engine's start, of clients and of others."""
+    now: int | None
+    """Requests that run or wait, as SGLang reported last. None: it did not say."""
+
+
+def engine_traffic(text: str) -> EngineTraffic:
+    """The requests that SGLang's metrics in ``text`` tell of."""
     sums = parse_counters(text)
     counts = [sums.get(f"sglang:{name}") for name in ("num_running_reqs", "num_queue_reqs")]
-    return None if None in counts else min(int(sum(count or 0.0 for count in counts)), MAX_COUNT)
-
-
-def live_counters(text: str, draft_tokens: int) -> LiveCounters:
-    """Counters of speculation since the engine's start, from the ``text`` of SGLang's ``/metrics``.
-
-    SGLang counts neither proposed nor accepted draft tokens: this function alone derives them. A verify round proposes
-    ``draft_tokens - 1`` tokens. The first answer token comes from the prefill, and each round adds its accepted tokens
-    and one bonus token. A request cut short by its end token makes the count of accepted tokens a little too low.
-    """
-    sums = parse_counters(text)
-    requests = int(sums.get("sglang:num_requests_total", 0))
-    tokens = int(sums.get("sglang:generation_tokens_total", 0))
-    rounds = int(sums.get("sglang:spec_verify_calls_total", 0))
-    counted = {
-        "requests": requests,
-        "answer_tokens": tokens,
-        "verify_rounds": rounds,
-        "proposed": rounds * (draft_tokens - 1),
-        "accepted": max(0, tokens - requests - rounds),
-    }
-    return LiveCounters.model_validate({name: min(count, MAX_COUNT) for name, count in counted.items()})
+    now = None if None in counts else min(int(sum(count or 0.0 for count in counts)), MAX_COUNT)
+    return EngineTraffic(int(sums.get("sglang:num_requests_total", 0)), now)

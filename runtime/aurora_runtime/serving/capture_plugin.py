@@ -1,4 +1,4 @@
-"""The entry point ``sglang.srt.plugins: aurora_capture``: installs redaction, refusals, guard and trace hooks.
+"""The entry point ``sglang.srt.plugins: aurora_capture``: installs redaction, refusals, guard, trace and counter hooks.
 
 When a plugin fails, SGLang only logs the error and serves without the plugin. So this plugin also writes its refusal to
 ``capture.json``. The launcher reads the reason there, because it waits for a captured probe request before the pod is
@@ -23,6 +23,7 @@ from aurora_runtime.sglang_version import require_sglang
 
 SAMPLE_FUNCTION: Final = "sglang.srt.speculative.eagle_utils.eagle_sample"
 PREFILL_FUNCTION: Final = "sglang.srt.speculative.eagle_worker_v2.EAGLEWorkerV2._forward_prefill_batch"
+RELEASE_FUNCTION: Final = "sglang.srt.mem_cache.common.release_kv_cache"
 CALLS: Final = (
     Call("sglang.srt.managers.auxiliary_output.append_auxiliary_output", ("current", "output")),
     Call("sglang.srt.runtime_context.get_parallel"),
@@ -44,7 +45,7 @@ def request_hooks(settings: CaptureSettings) -> tuple[Hook, ...]:
 
 
 def trace_hooks(settings: CaptureSettings) -> tuple[Hook, ...]:
-    """The hooks that keep the tensors of traced requests."""
+    """The hooks that keep the tensors of traced requests, and count the requests of clients."""
     from sglang.srt.managers.auxiliary_output import append_auxiliary_output
     from sglang.srt.runtime_context import get_parallel, get_serving
 
@@ -59,6 +60,7 @@ def trace_hooks(settings: CaptureSettings) -> tuple[Hook, ...]:
     return (
         Hook(SAMPLE_FUNCTION, hooks.after_sample, HookKind.AFTER),
         Hook(PREFILL_FUNCTION, hooks.around_prefill, HookKind.AROUND),
+        Hook(RELEASE_FUNCTION, hooks.before_release, HookKind.BEFORE),
     )
 
 

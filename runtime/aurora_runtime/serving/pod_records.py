@@ -13,7 +13,7 @@ from typing import Annotated, Final, Self
 from pydantic import Field, model_validator
 
 from aurora_api.base import Timestamp
-from aurora_protocol.agent_api import MAX_COUNT, Machine, SavedTime, measurement_pass
+from aurora_protocol.agent_api import MAX_COUNT, LiveCounters, Machine, SavedTime, measurement_pass
 from aurora_protocol.record import Record, Sha256
 
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -76,6 +76,7 @@ class CaptureState(Record):
     shards_written: int = 0
     shards_dropped: int = 0
     losses: dict[str, int] = Field(default_factory=dict, description="What was lost, by reason.")
+    live: LiveCounters = Field(default=LiveCounters(), description="The ended requests of clients, traced or not.")
     updated_at: Timestamp
 
 

@@ -51,7 +51,7 @@ class _Agent:
             version=self.version,
             checksum=f"sum-{self.version}",
             swap=SwapStatus(version=self.version),
-            live=LiveCounters(requests=self.rounds // 10, answer_tokens=2 * self.rounds, verify_rounds=self.rounds),
+            live=LiveCounters(requests=self.rounds // 10, tokens=2 * self.rounds, rounds=self.rounds),
         )
         self.answer = state.to_json()
 

@@ -276,9 +276,8 @@ class LiveService:
         Engines count a request when it ends. A period therefore holds the beginnings of a few requests that the
         previous version served.
         """
-        rounds = live.verify_rounds - self._counters_at_period_start.verify_rounds
-        accepted = live.accepted - self._counters_at_period_start.accepted
-        length = 1 + accepted / rounds if rounds else None
+        ended = live.since(self._counters_at_period_start)
+        length = ended.tokens / ended.rounds if ended.rounds else None
         self.periods.append(VersionPeriod(self._served_version, tokens, length))
         self._counters_at_period_start = live
 

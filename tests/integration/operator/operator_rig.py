@@ -70,7 +70,7 @@ http.server.ThreadingHTTPServer(("0.0.0.0", 30000), Handler).serve_forever()
 AGENT = f"""
 import datetime, http.server, json, os, pathlib, time
 token = pathlib.Path("/etc/aurora/keys/agent-token").read_text()
-me = {{"version": 0, "epoch": 0, "swap": {{"phase": "Idle"}}, "tokens": 0, "rounds": 0,
+me = {{"version": 0, "epoch": 0, "swap": {{"phase": "Idle"}}, "live": {{}},
       "budget": {{"tokensPerMinute": 0}}}}
 lease = {{"measurement": "", "end": 0.0}}
 
@@ -82,9 +82,10 @@ def state():
         status = {{"measurement": lease["measurement"], "phase": "Measuring"}}
         return {{"pod": os.environ["POD_NAME"], "boot": "", "engineReady": False, "measurement": status,
                 "traceBudget": me["budget"]}}
-    me["rounds"] += 1000
-    me["tokens"] += 1000 if me["version"] == {DEGRADED_VERSION} else 2000
-    live = {{"answerTokens": me["tokens"], "verifyRounds": me["rounds"], "requests": me["rounds"] // 10}}
+    tokens, rounds = 10 if me["version"] == {DEGRADED_VERSION} else 20, 10  # of each of 100 requests
+    ended = {{"requests": 1, "tokens": tokens, "rounds": rounds, "tokensSquared": tokens**2,
+             "tokensByRounds": tokens * rounds, "roundsSquared": rounds**2}}
+    live = me["live"] = {{name: me["live"].get(name, 0) + 100 * value for name, value in ended.items()}}
     return {{"pod": os.environ["POD_NAME"], "boot": "b", "engineReady": True, "lineage": 1, "live": live,
             "version": me["version"], "checksum": f"sum-{{me['version']}}", "swap": me["swap"],
             "traceBudget": me["budget"]}}

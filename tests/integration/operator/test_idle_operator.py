@@ -47,7 +47,7 @@ AUDIT_POLICY = {
 AGENT = f"""
 import http.server, json, socket
 STATE = {{"pod": "chat-0", "boot": "b", "engineReady": True, "lineage": 1, "version": 0, "checksum": "sum-0",
-         "swap": {{"phase": "Idle"}}, "live": {{"answerTokens": 200, "verifyRounds": 100, "requests": 10}}}}
+         "swap": {{"phase": "Idle"}}, "live": {{"tokens": 200, "rounds": 100, "requests": 10}}}}
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):

@@ -11,7 +11,8 @@ from aurora_operator.plan.rollout.machine import TRANSITIONS, judged_step
 from aurora_operator.plan.rollout.roll import AnalysisState, Roll
 from aurora_operator.plan.rollout.transition import Step
 from aurora_operator.plan.rollout.world import Pod, RolloutPolicy, World
-from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
+from aurora_protocol.agent_api import SwapPhase, SwapStatus
+from tests.unit.operator.counters import counters
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 A, B, C = "pod-a", "pod-b", "pod-c"
@@ -64,12 +65,10 @@ def rolling(phase: RolloutPhase = RolloutPhase.ROLLING, **more: Any) -> Roll:
 
 def traffic(seconds: float, *, length: float = 2.0, boot: str = "b") -> dict[str, Any]:
     """A pod's engine after ``seconds`` of ten requests a second."""
-    rounds = int(seconds * 400)
-    done = LiveCounters(verify_rounds=rounds, answer_tokens=int(rounds * length), requests=int(seconds * 10))
-    return {"boot": boot, "counters": done}
+    return {"boot": boot, "counters": counters(int(seconds * 10), length)}
 
 
-BASELINE = LiveCounters(verify_rounds=40_000, answer_tokens=80_000, requests=1000)
+BASELINE = counters(1000, 2.0)
 
 
 def canary(engine_boots: dict[str, str] | None = None, **more: Any) -> Roll:

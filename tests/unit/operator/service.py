@@ -19,11 +19,11 @@ from aurora_operator.plan.rollout.transition import Step
 from aurora_operator.plan.rollout.world import Pod, RolloutPolicy, World
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 from aurora_protocol.draft_records import ChannelReason
+from tests.unit.operator.counters import counters
 from tests.unit.operator.rolls import JUDGED, NOW, PAUSED, check_row
 
 SECONDS_BETWEEN_RECONCILES = 10
 REQUESTS_PER_RECONCILE = 100
-ROUNDS_PER_REQUEST = 40
 REFUSED = "shapes differ"
 
 
@@ -35,8 +35,7 @@ class ServicePod:
     version: int = 0
     ready: bool = True
     boot: int = 0
-    requests: int = 0
-    answer_tokens: int = 0
+    counters: LiveCounters = field(default_factory=LiveCounters)
     swap: SwapStatus = field(default_factory=SwapStatus)
     scheduled: bool = True
     """The pod has a node. The world of a roll leaves out pods without one (``world_builder``)."""
@@ -48,11 +47,6 @@ class ServicePod:
     """Kubernetes delays the next start, because the engine ended again and again."""
 
     def view(self) -> Pod:
-        counters = LiveCounters(
-            requests=self.requests,
-            verify_rounds=self.requests * ROUNDS_PER_REQUEST,
-            answer_tokens=self.answer_tokens,
-        )
         if not self.ready:
             together = self.started_together
             return Pod(self.name, ready=False, crash_loops=self.crash_loops, started_together=together)
@@ -64,13 +58,13 @@ class ServicePod:
             checksum=f"sum-{self.version}",
             swap=self.swap,
             boot=str(self.boot),
-            counters=counters,
+            counters=self.counters,
             started_together=self.started_together,
         )
 
     def crash(self) -> None:
         """The engine ends, and the next one starts at once with the same version."""
-        self.boot, self.requests, self.answer_tokens = self.boot + 1, 0, 0
+        self.boot, self.counters = self.boot + 1, LiveCounters()
 
     def crash_again_and_again(self) -> None:
         """No engine comes up, and Kubernetes delays the next start."""
@@ -210,9 +204,8 @@ class Service:
             if pod.starts:
                 pod.ready, pod.starts = True, False
             elif self.traffic and pod.ready:
-                pod.requests += REQUESTS_PER_RECONCILE
-                rounds = REQUESTS_PER_RECONCILE * ROUNDS_PER_REQUEST
-                pod.answer_tokens += int(rounds * self.acceptance_length.get(pod.version, 2.0))
+                length = self.acceptance_length.get(pod.version, 2.0)
+                pod.counters = pod.counters.plus(counters(REQUESTS_PER_RECONCILE, length))
 
 
 def line(judgement: Judgement, made: Step) -> str:

@@ -26,6 +26,7 @@ from aurora_protocol.draft_records import INITIAL_VERSION, Channel, Registration
 from aurora_protocol.errors import AgentError, Fenced
 from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
 from aurora_store.errors import ObjectExists, StoreError
+from tests.unit.operator.counters import counters
 from tests.unit.operator.worlds import digest, evidence, lineage, registration, trainer_record
 
 REQUESTS_PER_TICK = 50
@@ -102,8 +103,7 @@ class SimulatedPod:
     phase: SwapPhase = SwapPhase.IDLE
     asked: SwapRequest | None = None
     boot: int = 0
-    requests: int = 0
-    tokens: int = 0
+    live: LiveCounters = field(default_factory=LiveCounters)
     views: int = 0
     taken: int = 0
     seconds: float = 0.0
@@ -133,13 +133,12 @@ class SimulatedPod:
     def serve(self, acceptance_length: float) -> None:
         """Serve one tick of traffic, in requests of ten verify rounds."""
         if self.serves:
-            self.requests += REQUESTS_PER_TICK
-            self.tokens += int(10 * REQUESTS_PER_TICK * acceptance_length)
+            self.live = self.live.plus(counters(REQUESTS_PER_TICK, acceptance_length, rounds=10))
 
     def crash(self, version: int | None) -> None:
         """The engine crashes, possibly in the middle of a swap. The next engine starts with ``version``."""
         self.phase, self.up, self.version = SwapPhase.IDLE, False, version
-        self.boot, self.requests, self.tokens, self.lease = self.boot + 1, 0, 0, 0.0
+        self.boot, self.live, self.lease = self.boot + 1, LiveCounters(), 0.0
 
     def measure(self, request: MeasurementRequest) -> None:
         """Withdraw the pod, renew its lease, or end the lease. Raises the same errors as :meth:`request`."""
@@ -195,7 +194,7 @@ class SimulatedPod:
         )
 
     def _state(self) -> AgentState:
-        reported: dict[str, Any] = {"version": self.version, "boot": str(self.boot), "requests": self.requests}
+        reported: dict[str, Any] = {"version": self.version, "boot": str(self.boot), "live": self.live}
         swap = SwapStatus(
             phase=self.phase,
             version=self.asked.version if self.asked else None,
@@ -207,7 +206,7 @@ class SimulatedPod:
         elif self.lie == "boot":
             reported["boot"] = f"{self.boot}-{self.views}"
         elif self.lie == "counters":
-            reported["requests"] = self.requests // (1 + self.views % 7)
+            reported["live"] = counters(self.live.requests // (1 + self.views % 7), 2.0)
         elif self.lie == "busy":
             swap = SwapStatus(phase=SwapPhase.SWAPPING, version=swap.version or 0)
         elif self.lie == "swapped" and self.asked is not None:
@@ -227,9 +226,7 @@ class SimulatedPod:
             version=reported["version"],
             checksum=None if reported["version"] is None else f"sum-{reported['version']}{self.salt}{suffix}",
             swap=swap,
-            live=LiveCounters(
-                requests=reported["requests"], verify_rounds=10 * reported["requests"], answer_tokens=self.tokens
-            ),
+            live=reported["live"],
         )
 
 

@@ -185,7 +185,7 @@ def agent(pod: str, version: int | None, **more: Any) -> AgentState:
         version=version,
         checksum=None if version is None else f"sum-{version}",
         swap=SwapStatus(phase=SwapPhase.IDLE),
-        live=LiveCounters(answer_tokens=100, verify_rounds=50),
+        live=LiveCounters(tokens=100, rounds=50),
         capture=CaptureCounters(answer_tokens=10),
     )
     return state.model_copy(update=more)

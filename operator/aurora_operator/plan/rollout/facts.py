@@ -232,4 +232,4 @@ def _judged(world: World, roll: Roll) -> AnalysisState | None:
         return live_analysis.measure_baseline(state, peers, world.active, rules, world.now)
     if not live or state.serving_digest != world.serving_digest:
         return state
-    return live_analysis.judge(state, live, peers, version, rules, steps=world.draft_steps, now=world.now)
+    return live_analysis.judge(state, live, peers, version, rules, now=world.now)

@@ -30,7 +30,7 @@ class AnalysisPolicy(AnalysisSpec):
     interval_seconds: float = INTERVAL_SECONDS
     """Least time between two judgements."""
     max_accept_loss: float = 0.1
-    """Share of the acceptance length that pods on the new draft may lose. Only tokens that the draft proposed count."""
+    """Share of the tokens per verify round that pods on the new draft may lose."""
     consecutive_success_limit: int = 2
     """Good judgements in a row that the canary needs before the other pods follow. 0 waits for none."""
 
@@ -116,8 +116,6 @@ class World:
     """Why the channel's last record was written."""
     serving_digest: str = ""
     """Digest of what the user chose for the pods. Acceptance from before and after a change cannot be compared."""
-    draft_steps: int = 3
-    """Draft steps per verify round."""
     next_version: int | None = None
     """The version to roll out next: it passed the gate against ``active`` and is not rejected."""
     paused: str = ""

@@ -125,7 +125,6 @@ def build_agent(settings: ServingSettings, options: AgentOptions, session: aioht
         folder=folder,
         engine=SGLangClient(session, f"http://127.0.0.1:{options.engine_port}", admin_key),
         drafts=drafts,
-        draft_tokens=settings.draft.tokens_per_round,
     )
     swapper = Swapper(pod, on_finished=metrics.record_swap)
     lease = MeasurementLease(pod, swapper, token=token)

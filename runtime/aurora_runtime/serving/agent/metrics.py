@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from aurora_protocol.agent_api import MAX_POSITIONS, AgentState, CaptureCounters, LiveCounters
+from aurora_protocol.agent_api import AgentState, CaptureCounters, LiveCounters
 from aurora_runtime.serving.agent.uploader import SpoolState
 from aurora_runtime.serving.pod_records import SpeculationState
 from aurora_runtime.serving.speculation.estimates import range_text
@@ -71,11 +71,9 @@ class _StateCollector(Collector):
 def _live_metrics(live: LiveCounters) -> Iterable[Metric]:
     """The engine's traffic."""
     for name, help_text, value in (
-        ("requests", "Requests answered since the engine started.", live.requests),
-        ("answer_tokens", "Answer tokens generated since the engine started.", live.answer_tokens),
-        ("verify_rounds", "Verify rounds since the engine started.", live.verify_rounds),
-        ("accepted_draft_tokens", "Tokens of the draft accepted since the engine started.", live.accepted),
-        ("accepted_lookup_tokens", "Tokens of lookup accepted since the engine started.", live.lookup_accepted),
+        ("requests", "Requests that ended after a verify round since the engine started.", live.requests),
+        ("answer_tokens", "Answer tokens of these requests, without the first of each answer.", live.tokens),
+        ("verify_rounds", "Verify rounds of these requests. A round without proposals counts.", live.rounds),
     ):
         yield CounterMetricFamily(f"aurora_agent_{name}", help_text, value)
 
@@ -150,7 +148,7 @@ def _position_metrics(speculation: SpeculationState) -> Iterable[Metric]:
     accepted = CounterMetricFamily("aurora_agent_accepted_tokens", help_text, labels=labels)
     for source, counters in (("draft", speculation.draft), ("lookup", speculation.lookup)):
         for family, counts in ((proposed, counters.proposed_at), (accepted, counters.accepted_at)):
-            for position, count in enumerate(counts[:MAX_POSITIONS], 1):
+            for position, count in enumerate(counts, 1):
                 family.add_metric([source, str(position)], count)
     yield proposed
     yield accepted

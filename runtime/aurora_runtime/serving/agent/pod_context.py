@@ -14,13 +14,12 @@ from aurora_runtime.serving.pod_files import PodFolder
 
 @dataclass(frozen=True)
 class PodContext:
-    """One inference pod. ``draft_tokens`` is the number of tokens that a verify round checks."""
+    """One inference pod."""
 
     name: str
     folder: PodFolder
     engine: SGLangClient
     drafts: DraftCache
-    draft_tokens: int
 
 
 class AgentToken:

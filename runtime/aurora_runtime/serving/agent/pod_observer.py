@@ -12,12 +12,9 @@ import logging
 from typing import Final
 
 from aurora_protocol.agent_api import (
-    MAX_COUNT,
-    MAX_POSITIONS,
     MAX_SPEEDUP,
     AgentState,
     CaptureCounters,
-    DraftCounters,
     LiveCounters,
     TraceBudget,
 )
@@ -116,13 +113,17 @@ class PodObserver:
             spool=self._uploader.spool_state(),
         )
 
+    def live_counters(self, boot: str) -> LiveCounters:
+        """The ended requests of the engine start ``boot``."""
+        state = self._pod.folder.read_capture_state()
+        return state.live if state is not None and state.boot == boot else LiveCounters()
+
     def speculation(self, boot: str) -> SpeculationState | None:
         """The counters of the speculation controller of the engine start ``boot``. None where no controller decides.
 
         A withdrawn pod has no ``boot``, because its rounds serve nobody.
 
-        The age of the report does not matter: an idle engine has nothing to add. Without a report, the engine drafts
-        the same number of tokens in each round.
+        The age of the report does not matter: an idle engine has nothing to add.
         """
         try:
             state = self._pod.folder.read_speculation_state()
@@ -148,7 +149,8 @@ class PodObserver:
                 version = None if held == PLACEHOLDER_VERSION else held
                 engine = self._pod.folder.read_engine_state()
                 speculation_off = CRASHED if engine is not None and engine.held_version == held else ""
-                live, requests_now = await self._pod.engine.traffic(self._pod.draft_tokens)
+                requests_now = (await self._pod.engine.traffic()).now
+                live = self.live_counters(boot)
                 speculation = self.speculation(boot)
                 if version is not None and not self._swapper.is_swapping:
                     checksum = await self._swapper.checksum(version)
@@ -162,7 +164,7 @@ class PodObserver:
             version=version,
             checksum=checksum,
             swap=self._swapper.status,
-            live=live if speculation is None else _by_source(live, speculation),
+            live=live,
             requests_now=requests_now,
             capture=self.capture_counters(),
             measurement=measurement,
@@ -172,24 +174,6 @@ class PodObserver:
             speedup_estimate=_speedup(speculation),
             saved_time=speculation.saved_time if speculation is not None else None,
         )
-
-
-def _by_source(live: LiveCounters, speculation: SpeculationState) -> LiveCounters:
-    """``live`` with the proposed and accepted tokens as the controller counted them, by source."""
-    draft, lookup = speculation.draft, speculation.lookup
-    return live.model_copy(
-        update={
-            "proposed": min(draft.proposed, MAX_COUNT),
-            "accepted": min(draft.accepted, MAX_COUNT),
-            "lookup_proposed": min(lookup.proposed, MAX_COUNT),
-            "lookup_accepted": min(lookup.accepted, MAX_COUNT),
-            "draft": DraftCounters(
-                requests=draft.requests,
-                proposed_at=draft.proposed_at[:MAX_POSITIONS],
-                accepted_at=draft.accepted_at[:MAX_POSITIONS],
-            ),
-        }
-    )
 
 
 def _speedup(speculation: SpeculationState | None) -> float | None:

@@ -1,4 +1,4 @@
-"""The two hooks that run inside SGLang's scheduler and keep the tensors of traced batches.
+"""The hooks that run inside SGLang's scheduler: two keep the tensors of traced batches, one counts ended requests.
 
 The tensors take SGLang's auxiliary-output path (sglang/srt/managers/auxiliary_output.py). A hook keeps the tensors of
 a batch, SGLang copies them to the host with the batch's own results, and calls ``consume`` after it has committed the
@@ -213,7 +213,7 @@ def keep_hidden(hidden: Tensor, *, alone: bool) -> Tensor:
 
 
 class CaptureHooks:
-    """The two hooks of one process. The writer thread starts with the first batch on rank 0.
+    """The hooks of one process. The writer thread starts with the first batch on rank 0.
 
     Args:
         append_output: SGLang's ``append_auxiliary_output``.
@@ -264,6 +264,13 @@ class CaptureHooks:
                 logits_output.auxiliary_device_output = self._append_output(
                     logits_output.auxiliary_device_output, output
                 )
+        except Exception:  # SGLang does not catch
+            count_error(self._sink.writer)
+
+    def before_release(self, req: Any, *_: Any, **__: Any) -> None:
+        """Runs before ``release_kv_cache``: a request leaves the engine, for good or to be prefilled again."""
+        try:
+            self._sink.writer.ended_requests.add(req)
         except Exception:  # SGLang does not catch
             count_error(self._sink.writer)
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from aurora_protocol.draft_records import FileRef
 from aurora_protocol.training_records import ShardManifest
+from aurora_runtime.serving.capture.ended_requests import EndedRequests
 from aurora_runtime.serving.capture.request_filter import TraceAllowance
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, TraceAssembler, VerifyRound
@@ -91,6 +92,7 @@ class ShardWriter:
         self.allowance = TraceAllowance(settings.tokens_per_minute)
         self._allowance_at = clock()
         self._open_shard = _OpenShard()
+        self.ended_requests = EndedRequests(self._folder.withdrawal.exists)
         self._seq = 0
         self._records = self._probes = self._requests = self._answer_tokens = 0
         self._lost = self._lost_before = 0
@@ -289,6 +291,7 @@ class ShardWriter:
             shards_written=self._written,
             shards_dropped=self._spool_dropped,
             losses={reason: count for reason, count in losses.items() if count},
+            live=self.ended_requests.counters(),
             updated_at=datetime.now(UTC),
         )
 

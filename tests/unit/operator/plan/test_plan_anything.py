@@ -42,9 +42,7 @@ MEASUREMENTS = st.none() | st.builds(
     measurement=st.sampled_from(["chat-validate-v1-1", "chat-validate-v2-2", "other"]),
     phase=st.sampled_from(MeasurementPhase),
 )
-COUNTERS = st.builds(
-    LiveCounters, requests=st.integers(0, 200), verify_rounds=st.integers(0, 900), answer_tokens=st.integers(0, 2000)
-)
+COUNTERS = st.builds(LiveCounters, **{name: st.integers(0, 2000) for name in LiveCounters.model_fields})
 ANALYSES = st.builds(
     AnalysisState,
     window_begins=st.none() | TIMES,

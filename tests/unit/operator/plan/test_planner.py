@@ -24,6 +24,7 @@ from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow, Roll, re
 from aurora_protocol.agent_api import LiveCounters
 from aurora_protocol.draft_records import ChannelReason
 from aurora_protocol.evidence_records import Evidence, VerdictKind
+from tests.unit.operator.counters import counters
 from tests.unit.operator.worlds import (
     NOW,
     agent,
@@ -113,7 +114,7 @@ def promoted_and_watched(**more: Any) -> Observed:
     assert started is not None
     analysis = read_roll(started).analysis
     assert analysis is not None
-    baseline = LiveCounters(requests=100, verify_rounds=1000, answer_tokens=2000)
+    baseline = counters(100, 2.0)
     begun = [PodWindow(name=name, boot="b1", version=1, live=LiveCounters()) for name in ("chat-a", "chat-b")]
     roll = Roll(
         phase=RolloutPhase.JUDGING,
@@ -130,7 +131,7 @@ def promoted_and_watched(**more: Any) -> Observed:
         ),
     )
     rollout, operator_state = roll.status_parts()
-    now = LiveCounters(requests=50, verify_rounds=500, answer_tokens=550)
+    now = counters(50, 1.1)
     pods = tuple(pod(name, 1, agent=agent(name, 1, live=now)) for name in ("chat-a", "chat-b"))
     active = channel(1, epoch=2, previous=0)
     return observed(

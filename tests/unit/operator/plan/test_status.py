@@ -148,7 +148,7 @@ def test_the_estimated_speedup_weighs_the_pods_by_their_traffic_and_is_kept_with
 
     def counted(name: str, tokens: int) -> CounterSample:
         now = agent(name, 0).live
-        return CounterSample("b1", NOW, now.answer_tokens - tokens, now.verify_rounds)
+        return CounterSample("b1", NOW, now.tokens - tokens, now.rounds)
 
     pods = (serving("chat-a", 3.0), serving("chat-b", 1.0), serving("chat-c", None))
     world = observed(pods=pods, recent_counters={name: counted(name, 60) for name in ("chat-a", "chat-b", "chat-c")})
@@ -176,7 +176,7 @@ def test_an_idle_speculator_writes_no_status_and_changing_figures_are_written_la
     busier = replace(same, pods=(pod("chat-a", 0), pod("chat-b", 0, agent=agent("chat-b", 0, boot="b2"))))
     counted = replace(
         busier,
-        recent_counters={p.name: CounterSample("b1", NOW, 0, agent("x", 0).live.verify_rounds) for p in same.pods},
+        recent_counters={p.name: CounterSample("b1", NOW, 0, agent("x", 0).live.rounds) for p in same.pods},
     )
     assert plan(counted, CONFIG, NOW, timedelta(seconds=1)).status is None
     written = plan(counted, CONFIG, NOW, timedelta(seconds=30)).status

@@ -64,7 +64,7 @@ class Rig:
         self.client: SGLangClient
 
     def context(self) -> PodContext:
-        return PodContext("pod-0", self.folder, self.client, self.drafts, draft_tokens=4)
+        return PodContext("pod-0", self.folder, self.client, self.drafts)
 
     def new_swapper(self) -> Swapper:
         return Swapper(self.context(), on_finished=lambda result, pause: self.results.append((result, pause)))

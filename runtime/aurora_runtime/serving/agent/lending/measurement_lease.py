@@ -191,5 +191,5 @@ class MeasurementLease:
         await self._withdrawn_engine.replace_damaged_withdrawal()
 
     async def _clients_are_gone(self) -> bool:
-        counters, _ = await self._pod.engine.traffic(self._pod.draft_tokens)
-        return self._drain.is_complete(counters.requests) and await self._pod.engine.flush_if_idle()
+        traffic = await self._pod.engine.traffic()
+        return self._drain.is_complete(traffic.ended) and await self._pod.engine.flush_if_idle()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aurora_operator.plan.rollout.world import Pod
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
+from tests.unit.operator.counters import counters
 
 REQUESTS_PER_TICK = 50
 REASONS_AWAY = ("", "loop", "node", "reboot")
@@ -38,22 +39,20 @@ class SimulatedPod:
     failed_to_return: bool = False
     """The pod could not load the active version when it was asked last."""
     boot: int = 0
-    requests: int = 0
-    tokens: int = 0
+    live: LiveCounters = field(default_factory=LiveCounters)
     late: bool = True
     """The pod came up by itself and got no request yet. It may hold the version that was active when it started."""
 
     def serve(self, acceptance_length: float) -> None:
         """Serve one tick of traffic, in requests of ten verify rounds."""
         if self.ready:
-            self.requests += REQUESTS_PER_TICK
-            self.tokens += int(10 * REQUESTS_PER_TICK * acceptance_length)
+            self.live = self.live.plus(counters(REQUESTS_PER_TICK, acceptance_length, rounds=10))
 
     def crash(self, version: int | None, *, with_agent: bool = False) -> None:
         """The engine crashes. The next one starts with ``version``."""
         self.with_agent, self.crash_loops = with_agent, False
         self.phase, self.ready, self.asked, self.version = SwapPhase.IDLE, False, None, version
-        self.boot, self.requests, self.tokens = self.boot + 1, 0, 0
+        self.boot, self.live = self.boot + 1, LiveCounters()
 
     def swap(self, version: int, epoch: int) -> bool:
         """Whether the request is accepted: its epoch is no older than the last one."""
@@ -93,6 +92,6 @@ class SimulatedPod:
                 transient=self.transient,
             ),
             boot=str(self.boot),
-            counters=LiveCounters(requests=self.requests, verify_rounds=10 * self.requests, answer_tokens=self.tokens),
+            counters=self.live,
             started_together=self.with_agent,
         )

@@ -10,8 +10,7 @@ from aurora_api.v1alpha1.status import MAX_PODS_SHOWN
 from aurora_operator.plan.rollout.analysis import PodCounters, judge, measure_baseline
 from aurora_operator.plan.rollout.roll import AnalysisState
 from aurora_operator.plan.rollout.world import AnalysisPolicy
-from aurora_protocol.agent_api import LiveCounters
-from tests.unit.operator.counters import STEPS, counters
+from tests.unit.operator.counters import counters
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 POLICY = AnalysisPolicy(settle_seconds=20, interval_seconds=10, min_requests=50)
@@ -27,7 +26,7 @@ def live(seconds: float, length: float = 2.0, *, version: int = 1, boot: str = "
 
 def judged(state: AnalysisState, seconds: float, canary: PodCounters, peer: PodCounters | None = None) -> AnalysisState:
     peers = {} if peer is None else {"peer": peer}
-    return judge(state, {"canary": canary}, peers, 1, POLICY, steps=STEPS, now=at(seconds))
+    return judge(state, {"canary": canary}, peers, 1, POLICY, now=at(seconds))
 
 
 def begun(**more: object) -> AnalysisState:
@@ -61,7 +60,7 @@ def test_counters_of_an_earlier_engine_start_are_not_compared() -> None:
 
 
 def test_a_pod_out_of_sight_keeps_its_window() -> None:
-    state = judge(begun(), {}, {}, 1, POLICY, steps=STEPS, now=at(8))
+    state = judge(begun(), {}, {}, 1, POLICY, now=at(8))
     assert judged(state, 20, live(20, 2.6), live(20, 2.5, version=0)).good_windows == 1
 
 
@@ -72,7 +71,7 @@ def test_any_number_of_pods_is_compared_with_its_peers(canaries: int, peers: int
     def fleet(seconds: float, length: float) -> AnalysisState:
         canary = {f"a{n}": live(seconds, length) for n in range(canaries)}
         others = {f"b{n}": live(seconds, 2.5, version=0) for n in range(peers)}
-        return judge(state, canary, others, 1, POLICY, steps=STEPS, now=at(seconds))
+        return judge(state, canary, others, 1, POLICY, now=at(seconds))
 
     state = AnalysisState(baseline=counters(1000, 2.0), window_begins=NOW)
     state = fleet(0, 2.5)
@@ -87,7 +86,7 @@ def test_the_first_window_begins_when_requests_of_the_former_draft_have_ended() 
         state = judged(state, seconds, live(seconds, 1.0))
         assert (state.good_windows, state.bad_windows, state.windows) == (0, 0, [])
     state = judged(state, 20, live(20, 1.0))
-    grown = LiveCounters(requests=400, verify_rounds=16_000, answer_tokens=8_000 + 8_000 * 2)
+    grown = counters(200, 1.0).plus(counters(200, 2.0))
     assert judged(state, 30, PodCounters("b", 1, grown)).good_windows == 1
 
 
