@@ -1,7 +1,12 @@
 """One reconcile of one speculator: observe, plan, act.
 
-Invariant: a reconciler may be lost at any time. Everything that the reconciler remembers between two reconciles is
-observed again, or only makes the next decision more careful.
+Invariants:
+
+- A reconciler may be lost at any time. Everything that the reconciler remembers between two reconciles is observed
+  again, or only makes the next decision more careful.
+- A deadline expires only after a series of observations that led to decisions, with gaps no longer than
+  :data:`MAX_GAP`, by the wall clock and by a monotonic clock. A wall clock may be set forwards, the process may stand
+  still, and the store may be out of reach or lack the records. Such time says nothing about the pods.
 """
 
 from __future__ import annotations
@@ -17,15 +22,13 @@ from aurora_api.v1alpha1.status import CandidatePhase, OperatorIdentity, Rollout
 from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator import metrics
 from aurora_operator.act.actor import Actor, ExecutionResult
-from aurora_operator.act.custom_resource import claim, set_finalizer, write_status
+from aurora_operator.act.custom_resource import EventRecorder, claim, set_finalizer, write_status
 from aurora_operator.act.data_deletion import DataDeletion, deletes
-from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.children.metadata import has_finalizer
 from aurora_operator.errors import Conflict, Gone, InvalidSpec, KubernetesError
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 from aurora_operator.observe.observed import Observed
-from aurora_operator.observe.observed_time import ObservedTime
 from aurora_operator.observe.observer import Observer, Snapshot
 from aurora_operator.observe.stored_resource import owner_of, status_of
 from aurora_operator.operator_config import OperatorConfig
@@ -51,7 +54,7 @@ tells is noticed late by at most a tenth of the time that it took.
 WATCHFUL_POLL_SECONDS = 15.0
 """Time until the next reconcile while the operator waits for something that no event shows: a roll whose draft live
 traffic still judges, a store or an agent that does not answer, a turn to restart after an upgrade. In a roll it is also
-the longest time, because its deadlines count only observed time (``observed_time.MAX_GAP``)."""
+the longest time, because its deadlines count only observed time (:data:`MAX_GAP`)."""
 MAX_FAULT_POLL_SECONDS = 60.0
 """Longest time until the next reconcile while the store cannot be used."""
 TURN_POLL_SECONDS = 60.0
@@ -279,3 +282,35 @@ def _is_watched(decided: Plan, observed: Observed, status: SpeculatorStatus) -> 
 
 def _rest_seconds() -> float:
     return REST_POLL_SECONDS * random.uniform(1 - REST_JITTER, 1 + REST_JITTER)  # noqa: S311 - jitter
+
+
+# observed time --------------------------------------------------------------------------------------------------------
+
+
+MAX_GAP = timedelta(seconds=60)
+"""Longer than one reconcile and the pause after it while a deadline runs. Shorter than any deadline that a user sets.
+
+A speculator at rest pauses for longer. No deadline of a roll runs then, and one that begins afterwards begins in full.
+"""
+
+
+class ObservedTime:
+    """Remembers the last observation that led to decisions. A restart forgets it, and deadlines then restart too."""
+
+    def __init__(self) -> None:
+        self._last: tuple[datetime, float] | None = None
+
+    def has_gap(self, now: datetime, monotonic_seconds: float) -> bool:
+        """Whether deadlines restart: the last observation is longer ago than :data:`MAX_GAP`, or the clock was set."""
+        if self._last is None:
+            return True
+        wall, monotonic = now - self._last[0], timedelta(seconds=monotonic_seconds - self._last[1])
+        return max(abs(wall), monotonic) > MAX_GAP
+
+    def record(self, now: datetime, monotonic_seconds: float, *, decided: bool) -> None:
+        """Remember an observation that was acted upon.
+
+        ``decided`` is False when the store was out of reach, or had lost the records: then nothing was decided about
+        versions, and nobody waited for the pods.
+        """
+        self._last = (now, monotonic_seconds) if decided else None

@@ -2,7 +2,7 @@
 
 Each record of the channel names the owner. The first record makes its writer the owner. Another speculator with the
 same ``spec.store.path`` takes the root over with the next record, create-once, which names the new owner
-(the operator's ``plan.usable_store`` says when).
+(the operator's ``plan.channel`` says when).
 
 Why the channel: an operator decides by writing the next epoch. A former owner that has not seen the takeover loses this
 race, because the takeover holds the epoch. A former owner that has seen the takeover stops. So two owners never advance

@@ -17,8 +17,7 @@ from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from aurora_operator.act.child_writer import ChildWriter
-from aurora_operator.act.custom_resource import write_status
-from aurora_operator.act.event_recorder import EventRecorder
+from aurora_operator.act.custom_resource import EventRecorder, write_status
 from aurora_operator.children.supporting_objects import new_keys
 from aurora_operator.kubernetes_api import KubernetesApi
 from aurora_operator.observe.observed import RefusedJob

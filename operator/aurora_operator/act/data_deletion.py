@@ -21,8 +21,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from aurora_api.v1alpha1.store import DeletionPolicy
-from aurora_operator.act.custom_resource import set_finalizer, write_status
-from aurora_operator.act.event_recorder import EventRecorder
+from aurora_operator.act.custom_resource import EventRecorder, set_finalizer, write_status
 from aurora_operator.children.metadata import Owner, is_own_pod
 from aurora_operator.errors import Conflict, InvalidSpec, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import DEPLOYMENT, JOB, POD, KubernetesApi, Object

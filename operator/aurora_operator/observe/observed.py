@@ -285,7 +285,7 @@ class Observed:
     recent_counters: Mapping[str, CounterSample] = field(default_factory=dict)
     """By pod name. The samples feed only the figures in the status."""
     observation_gap: bool = False
-    """The operator did not observe for a while, or the clock was set (see ``observed_time``): deadlines restart now."""
+    """The operator did not observe for a while, or the clock was set (see ``reconciler``): deadlines restart now."""
     fencing_epoch: int = 0
     """The highest epoch for which an agent refused our last requests; 0: no agent has seen a higher epoch than ours."""
     abort: int | None = None

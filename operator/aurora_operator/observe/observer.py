@@ -6,9 +6,10 @@ Invariants:
   our labels. So a change whose event was lost is seen by the next observation.
 - Pods are listed after the workloads, and the store is read last. A Job that has finished is therefore observed
   together with its pod's termination message and with its evidence.
-- Only a failure of the API server ends an observation early.
+- Only a failure of the API server ends an observation early. An agent that does not answer never delays the others,
+  and is data: its state is None.
 - The observer may lose everything that it keeps (connections, Secrets, create-once records, the recent counters)
-  without changing a decision about a version.
+  without changing a decision about a version. The counters feed only the figures in the status.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from aurora_operator import kubernetes_api
 from aurora_operator.children.metadata import (
@@ -33,13 +34,14 @@ from aurora_operator.children.metadata import (
 from aurora_operator.errors import Gone
 from aurora_operator.kubernetes_api import CHILDREN, POD, KubernetesApi, Object
 from aurora_operator.observe import kubernetes_views
-from aurora_operator.observe.agent_states import AgentStates, CounterHistory
-from aurora_operator.observe.observed import JobView, Observed, PodView, WorkloadView
+from aurora_operator.observe.observed import CounterSample, JobView, Observed, PodView, WorkloadView
 from aurora_operator.observe.secret_values import SecretReader, secret_value
 from aurora_operator.observe.store.store_access import StoreAccess
 from aurora_operator.observe.store.store_reader import store_needs
 from aurora_operator.observe.stored_resource import aborted_version, parse
+from aurora_protocol.agent_api import AgentState
 from aurora_protocol.agent_client import AgentClient
+from aurora_protocol.errors import AgentError
 from aurora_protocol.pod_settings import AGENT_TOKEN
 from aurora_store.store_policy import StorePolicy
 
@@ -158,3 +160,57 @@ def _trainer(owner: Owner, live: Children) -> WorkloadView | None:
         return workload
     message = f"the trainer's pod is not ready ({held_up.trouble})"
     return replace(workload, message=message)
+
+
+# the pods' agents -----------------------------------------------------------------------------------------------------
+
+
+WINDOW = timedelta(seconds=60)
+"""The live acceptance length is computed over this time, or since the sample before when that is longer ago."""
+
+
+class AgentStates:
+    """The agents of one speculator."""
+
+    def __init__(self, agents: AgentClient) -> None:
+        self._agents = agents
+
+    async def of(self, views: Iterable[PodView], token: str) -> tuple[PodView, ...]:
+        """``views`` with the agents' states."""
+        pods = tuple(views)
+        states = await asyncio.gather(*(self._state(pod, token) for pod in pods))
+        return tuple(replace(pod, agent=state) for pod, state in zip(pods, states, strict=True))
+
+    async def _state(self, pod: PodView, token: str) -> AgentState | None:
+        if not pod.ip or not token or pod.terminating:
+            return None
+        try:
+            state = await self._agents.state(pod.ip, token)
+        except AgentError:
+            return None
+        return state if state.pod == pod.name else None  # the address belongs to another pod by now
+
+
+class CounterHistory:
+    """The recent counter samples of all pods of one speculator."""
+
+    def __init__(self) -> None:
+        self._samples: dict[str, list[CounterSample]] = {}
+
+    def update(self, pods: Iterable[PodView], now: datetime) -> dict[str, CounterSample]:
+        """Add a sample for each pod, and return each pod's oldest sample within :data:`WINDOW`, by pod name.
+
+        The sample before the new one is kept whatever its age, because a speculator at rest is sampled rarely. Samples
+        of an earlier engine start are dropped, because its counters began at zero.
+        """
+        kept: dict[str, list[CounterSample]] = {}
+        for pod in pods:
+            if pod.agent is None:
+                continue
+            live = pod.agent.live
+            sample = CounterSample(pod.agent.boot, now, live.tokens, live.rounds)
+            past = [s for s in self._samples.get(pod.name, []) if s.boot == sample.boot]
+            recent = [s for s in past if now - s.time <= WINDOW] or past[-1:]
+            kept[pod.name] = [*recent, sample]
+        self._samples = kept
+        return {name: samples[0] for name, samples in kept.items()}

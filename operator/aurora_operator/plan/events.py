@@ -16,8 +16,8 @@ from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus
 from aurora_operator.observe.observed import TAKING_OVER
 from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.candidate import ValidationDecision
-from aurora_operator.plan.rollout.transition import Step
-from aurora_operator.plan.start import is_starting
+from aurora_operator.plan.conditions import is_starting
+from aurora_operator.plan.rollout.machine import Step
 
 _TEXTS = {
     "ValidationStarted": "Measuring version {version}",

@@ -24,16 +24,15 @@ from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import lending
 from aurora_operator.plan.actions import LeaseRequest, MeasurementStage, Plan, Swap, TraceLimit
 from aurora_operator.plan.candidate import ValidationDecision, ValidationInputs, decide, seconds_until_attempt, shortage
-from aurora_operator.plan.channel_builder import digest_of, first_channel, next_channel, with_digests
+from aurora_operator.plan.channel import digest_of, first_channel, next_channel, usable_store, with_digests
 from aurora_operator.plan.conditions import with_waiting_upgrade
 from aurora_operator.plan.events import history_entries, notes, version_events
 from aurora_operator.plan.operator_upgrade import decide_upgrade
 from aurora_operator.plan.rollout import machine
+from aurora_operator.plan.rollout.machine import Step
 from aurora_operator.plan.rollout.roll import read_roll
-from aurora_operator.plan.rollout.transition import Step
 from aurora_operator.plan.rollout.world import Pod
 from aurora_operator.plan.status_builder import StatusChanges, status_of, worth_writing
-from aurora_operator.plan.usable_store import usable_store
 from aurora_operator.plan.wanted_children import children, is_at_rest, obsolete_jobs, trainer_replicas
 from aurora_operator.plan.world_builder import rollout_pods, world_of
 from aurora_protocol.agent_api import SwapRequest, TraceBudget

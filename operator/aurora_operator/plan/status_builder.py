@@ -30,7 +30,7 @@ from aurora_api.v1alpha1.status import (
 from aurora_operator.children.metadata import INFERENCE, selector_text
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import Observed, PodView, StoreView
-from aurora_operator.plan.conditions import conditions
+from aurora_operator.plan.conditions import conditions, start_of
 from aurora_operator.plan.figures import (
     estimated_speedup,
     held_devices,
@@ -39,7 +39,6 @@ from aurora_operator.plan.figures import (
     saved_devices,
 )
 from aurora_operator.plan.rollout.world import Pod
-from aurora_operator.plan.start import start_of
 from aurora_operator.plan.wanted_children import trainer_replicas
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import Channel

@@ -13,8 +13,7 @@ from pathlib import Path
 from aurora_api import API_VERSION, KIND
 from aurora_operator import kubernetes_api, main
 from aurora_operator.act.child_writer import ChildWriter
-from aurora_operator.act.custom_resource import set_finalizer, write_status
-from aurora_operator.act.event_recorder import EventRecorder
+from aurora_operator.act.custom_resource import EventRecorder, set_finalizer, write_status
 from aurora_operator.children import metadata
 from aurora_operator.observe.observer import Observer
 from aurora_operator.observe.secret_values import SecretReader

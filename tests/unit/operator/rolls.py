@@ -7,9 +7,8 @@ from typing import Any
 
 from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.rollout.judgement import Judgement
-from aurora_operator.plan.rollout.machine import TRANSITIONS, judged_step
+from aurora_operator.plan.rollout.machine import TRANSITIONS, Step, judged_step
 from aurora_operator.plan.rollout.roll import AnalysisState, Roll
-from aurora_operator.plan.rollout.transition import Step
 from aurora_operator.plan.rollout.world import Pod, RolloutPolicy, World
 from aurora_protocol.agent_api import SwapPhase, SwapStatus
 from tests.unit.operator.counters import counters

@@ -13,9 +13,8 @@ from typing import Any
 
 from aurora_api.v1alpha1.status import RolloutPhase
 from aurora_operator.plan.rollout.judgement import Judgement
-from aurora_operator.plan.rollout.machine import judged_step
+from aurora_operator.plan.rollout.machine import Step, judged_step
 from aurora_operator.plan.rollout.roll import Roll
-from aurora_operator.plan.rollout.transition import Step
 from aurora_operator.plan.rollout.world import Pod, RolloutPolicy, World
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 from aurora_protocol.draft_records import ChannelReason

@@ -14,8 +14,8 @@ from functools import partial
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_operator.errors import Conflict
 from aurora_operator.observe.observed import Observed, RefusedJob, StoreView
-from aurora_operator.observe.observed_time import ObservedTime
 from aurora_operator.plan import LeaseRequest, Plan, Swap, plan
+from aurora_operator.reconciler import ObservedTime
 from aurora_protocol.errors import AgentError, Fenced
 from aurora_protocol.pod_settings import ValidationSettings
 from aurora_store.errors import ObjectExists, StoreError

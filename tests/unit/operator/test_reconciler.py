@@ -356,7 +356,7 @@ async def test_what_may_take_days_comes_to_rest(clock: Clock) -> None:
 
 
 async def test_a_roll_is_looked_at_every_15_seconds_at_least(clock: Clock) -> None:
-    """Only agents tell how it goes, and longer pauses would stop its deadlines (``observed_time.MAX_GAP``)."""
+    """Only agents tell how it goes, and longer pauses would stop its deadlines (``MAX_GAP``)."""
     delays = await delays_of(Rig.of(CANARY), clock, 3600)
     assert delays[:5] == [BUSY_POLL_SECONDS] * 5
     assert set(delays[-10:]) == {WATCHFUL_POLL_SECONDS}

@@ -4,7 +4,7 @@ Invariants:
 
 - A record of the channel is believed when this speculator's operator signed it.
 - A record that names another speculator as the root's owner is passed on unsigned. Nothing but the ownership follows
-  from it (``plan.usable_store``), and no version.
+  from it (``plan.channel``), and no version.
 - Evidence that no validator signed shows nothing. It counts as a measurement without a result, so its candidate is
   measured again, and a writer of such evidence cannot keep the gate busy for ever.
 - No evidence passes unless its own samples clear the bars. Its texts are cut to what a status can hold, and no record

@@ -1,13 +1,13 @@
 """Everything that one reconcile derives from the world and the roll, computed once. Pure.
 
 :func:`facts_of` brings the stored roll up to what the world says, counts crashed engines, runs the clocks of pods that
-are away, and judges the present window of live traffic. ``judgement`` and ``transition`` compute none of this again.
+are away, and judges the present window of live traffic. ``judgement`` and ``machine`` compute none of this again.
 
 Invariants:
 
-- Deadlines count only time in which the operator observed (``observed_time``), so a clock that was set delays nothing.
-  They do not run while a roll waits for traffic, for a person or for pods to become ready, and start again in full
-  afterwards. Pods that no longer exist are dropped.
+- Deadlines count only time in which the operator observed (``reconciler.ObservedTime``), so a clock that was set delays
+  nothing. They do not run while a roll waits for traffic, for a person or for pods to become ready, and start again in
+  full afterwards. Pods that no longer exist are dropped.
 - A crash counts against the version only when the operator was observing and the engine crashed alone. A crash together
   with the pod's agent says more about the machine.
 - A pod is *missing* when it had the version, or was asked to take it, and Kubernetes does not call it ready. Its engine

@@ -9,7 +9,7 @@ import pytest
 
 from aurora_api.v1alpha1.status import SpeculatorStatus, VersionStatus
 from aurora_operator.act.actor import Actor, ExecutionResult
-from aurora_operator.act.event_recorder import EventRecorder
+from aurora_operator.act.custom_resource import EventRecorder
 from aurora_operator.children.supporting_objects import services
 from aurora_operator.children.trainer_deployment import trainer_deployment
 from aurora_operator.errors import Conflict, KubernetesError

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from aurora_operator.act import data_deletion
+from aurora_operator.act.custom_resource import EventRecorder
 from aurora_operator.act.data_deletion import BUSY_DELAY_SECONDS, RETRY_DELAY_SECONDS, DataDeletion
-from aurora_operator.act.event_recorder import EventRecorder
 from aurora_operator.children.metadata import COMMON_LABELS, FINALIZER, INFERENCE, Owner, selector
 from aurora_operator.kubernetes_api import Object
 from aurora_operator.observe.observed import StoreView

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from aurora_operator.observe.observed_time import ObservedTime
+from aurora_operator.reconciler import ObservedTime
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

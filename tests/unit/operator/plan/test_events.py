@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
-from aurora_operator.act.event_recorder import EventRecorder
+from aurora_operator.act.custom_resource import EventRecorder
 from aurora_operator.observe.observed import TAKING_OVER, Observed, StoreView, WorkloadView
 from aurora_operator.plan import EventNote
 from aurora_operator.plan.rollout.roll import AnalysisState, Roll

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from aurora_operator.plan.rollout.facts import return_limit
-from aurora_operator.plan.rollout.transition import Step
+from aurora_operator.plan.rollout.machine import Step
 from aurora_operator.plan.rollout.world import World
 from tests.unit.operator.plan.rollout.simulated_pod import SimulatedPod
 

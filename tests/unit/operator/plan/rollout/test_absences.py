@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.status import RolloutPhase
-from aurora_operator.plan.rollout.transition import Advance
+from aurora_operator.plan.rollout.machine import Advance
 from aurora_operator.plan.rollout.world import Pod
 from aurora_protocol.agent_api import SwapPhase, SwapStatus
 from aurora_protocol.draft_records import ChannelReason

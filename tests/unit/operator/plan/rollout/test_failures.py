@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_operator.plan.rollout.machine import Advance
 from aurora_operator.plan.rollout.roll import Roll
-from aurora_operator.plan.rollout.transition import Advance
 from aurora_protocol.agent_api import SwapPhase, SwapStatus
 from aurora_protocol.draft_records import ChannelReason
 from tests.unit.operator.rolls import (

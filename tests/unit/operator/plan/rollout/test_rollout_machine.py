@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aurora_api.v1alpha1.status import RolloutPhase
+from aurora_operator.plan.rollout.machine import Step
 from aurora_operator.plan.rollout.roll import Roll
-from aurora_operator.plan.rollout.transition import Step
 from aurora_operator.plan.rollout.world import AnalysisPolicy, RolloutPolicy, World
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import ChannelReason
@@ -215,7 +215,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule()
     def minutes_pass(self) -> None:
-        """Nobody observes meanwhile, or only the clock was set. The operator detects both (``observed_time``)."""
+        """Nobody observes meanwhile, or only the clock was set. The operator detects both (``ObservedTime``)."""
         self.now += timedelta(seconds=61)
         self.observation_gap = True
 

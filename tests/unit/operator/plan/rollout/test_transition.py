@@ -11,9 +11,8 @@ import pytest
 from aurora_api.v1alpha1.status import MAX_PODS_SHOWN, RolloutPhase, RolloutStatus, SpeculatorStatus
 from aurora_operator.plan.rollout.facts import facts_of
 from aurora_operator.plan.rollout.judgement import Judgement
-from aurora_operator.plan.rollout.machine import TRANSITIONS
+from aurora_operator.plan.rollout.machine import RETRY_AFTER, TRANSITIONS, Advance, Step
 from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow, Roll, read_roll
-from aurora_operator.plan.rollout.transition import RETRY_AFTER, Advance, Step
 from aurora_operator.plan.rollout.world import Pod, World
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
 from aurora_protocol.draft_records import ChannelReason
@@ -178,7 +177,7 @@ def test_no_baseline_is_measured_in_a_pause_because_it_would_be_old_at_the_first
 
 
 def test_a_clock_that_is_set_back_delays_nothing() -> None:
-    """``observed_time`` sees it."""
+    """``ObservedTime`` sees it."""
     set_back = timedelta(days=1)
     now: dict[str, Any] = {"now": NOW - set_back, "observation_gap": True}
     stored = rolling(RolloutPhase.JUDGING, asked={A: NOW}, analysis=AnalysisState(baseline=BASELINE, window_begins=NOW))

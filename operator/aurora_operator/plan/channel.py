@@ -1,4 +1,6 @@
-"""Decides what planning may use of the store: nothing while its records are lost, or are another speculator's. Pure.
+"""The channel: what planning may use of the stored one, and the next record. Pure.
+
+Nothing may be used while the records are lost, or are another speculator's.
 
 **Lost records.** An empty channel looks like that of a new speculator. With a first record for version 0, all pods
 would leave the draft that they serve for an untrained one, and the status would name versions whose numbers come again.
@@ -12,8 +14,13 @@ the annotation ``aurora.dev/adopt``. The takeover is one create-once record of t
 that still lives from writing (``aurora_store.root_ownership``). The former owner's record is not signed with this
 speculator's key. It is believed once, at this takeover.
 
-Invariant: a speculator that lost its root never gets it back: one that followed a channel once takes no root over. So
-two speculators with the same path, in two clusters perhaps, do not take the root from each other for ever.
+Invariants:
+
+- A speculator that lost its root never gets it back: one that followed a channel once takes no root over. So two
+  speculators with the same path, in two clusters perhaps, do not take the root from each other for ever.
+- A promotion names the evidence that allowed it. A record names its versions' weights, and the signature covers these
+  names. So whoever replaces a registration and its draft cannot have the new weights served.
+- Rejected versions stay rejected, up to the newest :data:`MAX_REJECTED`.
 """
 
 from __future__ import annotations
@@ -22,14 +29,17 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from aurora_api.v1alpha1.annotations import ADOPT_ANNOTATION
+from aurora_api.v1alpha1.status import MAX_REJECTED
+from aurora_operator.children.metadata import Owner
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import PATH_REFUSED, RECORDS_LOST, TAKEN_OVER, TAKING_OVER, Observed, StoreView
 from aurora_operator.plan.actions import EventNote
-from aurora_operator.plan.channel_builder import takeover
-from aurora_protocol.draft_records import Channel, ChannelReason, Lineage
+from aurora_operator.plan.candidate import ValidationDecision
+from aurora_operator.plan.rollout.machine import Advance, Step
+from aurora_protocol.draft_records import INITIAL_VERSION, Channel, ChannelReason, Lineage, RootOwner
 from aurora_store.errors import bounded_text
 from aurora_store.keys import Keys, owner_id
-from aurora_store.root_ownership import owned_text
+from aurora_store.root_ownership import owned_text, owner_text
 
 
 @dataclass(frozen=True)
@@ -114,3 +124,102 @@ def _lineage_refusal(observed: Observed, lineage: Lineage, root: str) -> str:
         f"the drafts below {root} belong to another target: {kept}. Create this speculator again with this target, or"
         " with another store.path to begin at version 0"
     )
+
+
+# the next record ------------------------------------------------------------------------------------------------------
+
+
+MAX_MESSAGE_CHARACTERS = 1000
+
+
+def first_channel(observed: Observed, now: datetime) -> Channel | None:
+    """The record that makes the speculator the root's owner, and the lineage's initial draft active.
+
+    None until the trainer has registered the draft.
+    """
+    store = observed.store
+    if store.lineage is None or INITIAL_VERSION not in store.registrations:
+        return None
+    return Channel(
+        epoch=1,
+        lineage=store.lineage.number,
+        active=INITIAL_VERSION,
+        reason=ChannelReason.INITIAL,
+        owner=root_owner(observed.owner, now),
+        created=now,
+    )
+
+
+def takeover(observed: Observed, former: Channel, root: str, now: datetime) -> Channel:
+    """The record that makes the speculator the owner of ``root``. The versions stay as they are."""
+    return former.model_copy(
+        update={
+            "epoch": former.epoch + 1,
+            "reason": ChannelReason.RESTORED,
+            "message": f"{observed.owner.full_name} took the root {root} over from {owner_text(former.owner)}",
+            "owner": root_owner(observed.owner, now),
+            "created": now,
+        }
+    )
+
+
+def root_owner(owner: Owner, now: datetime) -> RootOwner:
+    """The speculator as the owner of a root since ``now``."""
+    return RootOwner(id=owner_id(owner.uid), namespace=owner.namespace, name=owner.name, since=now)
+
+
+def next_channel(observed: Observed, step: Step, validation: ValidationDecision, now: datetime) -> Channel | None:
+    """The record after the rollout's step, or after a person aborted the candidate; None: no change.
+
+    The rollout's decision comes first. A candidate that a person aborts leaves no evidence, so the channel records the
+    rejection.
+    """
+    former, advance, message = observed.store.channel, step.advance, step.rollout.message
+    if former is None:
+        return None
+    if advance is None:
+        if validation.reject is None or validation.reject != observed.abort:
+            return None
+        advance = Advance(former.active, ChannelReason.REFUSED, reject=validation.reject)
+        message = "aborted by a person"
+    moved = advance.active != former.active
+    rejected = former.rejected if advance.reject is None else (*former.rejected, advance.reject)
+    returned = advance.reason is ChannelReason.ROLLED_BACK
+    return Channel(
+        epoch=former.epoch + 1,
+        lineage=former.lineage,
+        active=advance.active,
+        previous=former.previous if not moved else None if returned else former.active,
+        reason=advance.reason,
+        evidence=_evidence_key(observed.store, advance, former.evidence if not moved else None),
+        rejected=tuple(sorted(set(rejected)))[-MAX_REJECTED:],
+        message=message[:MAX_MESSAGE_CHARACTERS],
+        owner=former.owner,
+        created=now,
+    )
+
+
+def with_digests(made: Channel, store: StoreView) -> Channel:
+    """``made`` with the digests of its versions' weights."""
+    digests = {"active_digest": digest_of(store, made.active), "previous_digest": digest_of(store, made.previous)}
+    return made.model_copy(update=digests)
+
+
+def digest_of(store: StoreView, version: int | None) -> str | None:
+    """The digest of the weights of ``version``, as the channel names it, or else its registration.
+
+    A pod on its way back still has the former draft on its disk, so it returns although the registration is gone.
+    """
+    if version is None:
+        return None
+    kept = None if store.channel is None else store.channel.digest_of(version)
+    registration = store.registrations.get(version)
+    return kept or (None if registration is None else registration.digest)
+
+
+def _evidence_key(store: StoreView, advance: Advance, kept: str | None) -> str | None:
+    if advance.reason is not ChannelReason.PROMOTED:
+        return kept
+    evidence = store.promotion_evidence(advance.active)
+    assert evidence is not None, "only a version with evidence is promoted"
+    return Keys.evidence(evidence.version, evidence.attempt)
