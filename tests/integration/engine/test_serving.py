@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from aiohttp import ClientSession
 from safetensors.torch import load_file, save_file
 
 from aurora_api.v1alpha1.draft import DraftSpec, LookupScope
-from aurora_protocol.agent_api import SwapPhase, SwapRequest
+from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapRequest
 from aurora_protocol.pod_settings import TRAFFIC_SECRET
 from aurora_protocol.tag_hash import NO_TAG, tag_key, tag_number
 from aurora_runtime.engine.draft_swap import load_in_pause
@@ -30,6 +30,7 @@ from aurora_runtime.engine.draft_update import DraftReport
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.engine.speculation_settings import LOOKUP_STEPS
 from aurora_runtime.errors import EngineFault
+from aurora_runtime.serving.capture.shard_writer import HEARTBEAT_SECONDS
 from tests.assets.pod_processes import ADMIN_KEY, AGENT_TOKEN, PodProcesses, http_body, http_status
 from tests.assets.s3 import S3, seaweedfs
 from tests.integration.engine.refused_requests import REFUSED
@@ -64,13 +65,14 @@ def world(store: S3, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World
 
 
 def test_traces_equal_the_served_requests(world: World) -> None:
-    prompts = prompts_of(world.target)
+    prompts, start = prompts_of(world.target), live_counters(world.pod)
     alone = [generate(world.pod.engine_url, prompt) for prompt in prompts]
     again = [
         chat_prompt(world.target, question) for question in ("Name two birds.", "Name two trees.", "Name two towns.")
     ]
     with ThreadPoolExecutor(4) as clients:
         together = list(clients.map(lambda prompt: generate(world.pod.engine_url, prompt), again))
+    check_counted(world.pod, start, [*alone, *together])
     asked = list(zip([*prompts, *again], [*alone, *together], strict=True))
     traces = collect_traces(world.registry, {tuple(prompt + answer["output_ids"]) for prompt, answer in asked})
     for prompt, answer in asked:
@@ -81,6 +83,20 @@ def test_traces_equal_the_served_requests(world: World) -> None:
     check_states(traces[tuple(prompts[1] + alone[1]["output_ids"])], world.target)
     manifests = [world.registry.shard(key)[0] for key in world.registry.list_shards(1).data_bytes]
     assert sum(manifest.requests for manifest in manifests) == len(asked), "neither the warm-up nor the probe is traced"
+
+
+def live_counters(pod: PodProcesses) -> LiveCounters:
+    """The pod's counters of the requests that have ended by now."""
+    time.sleep(3 * HEARTBEAT_SECONDS)
+    return pod.state().live
+
+
+def check_counted(pod: PodProcesses, start: LiveCounters, answers: Sequence[dict[str, Any]]) -> None:
+    """Since ``start`` the pod counted the tokens and the verify rounds of ``answers`` as SGLang told the client."""
+    ended, sizes = live_counters(pod).since(start), [answer["meta_info"] for answer in answers]
+    assert ended.requests == len(answers)
+    assert ended.tokens == sum(size["completion_tokens"] - 1 for size in sizes)
+    assert ended.rounds == sum(size["spec_verify_ct"] for size in sizes)
 
 
 @pytest.mark.parametrize(("route", "body", "status"), REFUSED.values(), ids=REFUSED)
@@ -316,8 +332,10 @@ def test_a_pod_that_chooses_each_round_is_traced_and_swaps_under_load(store: S3,
     assert pod.stage().returncode == 0
     with pod.engine() as engine, pod.agent() as agent:
         prompts = [prompt + prompt[-3:] for prompt in prompts_of(world.target)]
+        start = live_counters(pod)
         with ThreadPoolExecutor(4) as clients:
             answers = list(clients.map(lambda prompt: generate(pod.engine_url, prompt), prompts))
+        check_counted(pod, start, answers)
         texts = [tuple(p + a["output_ids"]) for p, a in zip(prompts, answers, strict=True)]
         found = collect_traces(world.registry, set(texts))
         traces = [found[text] for text in texts]
