@@ -24,7 +24,6 @@ from aiohttp import web
 from kubernetes.aio.client import ApiClient
 from prometheus_client import disable_created_metrics, start_http_server
 
-from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase
 from aurora_operator.children.metadata import COMMON_LABELS, INSTANCE_LABEL
 from aurora_operator.errors import ConfigError, KubernetesError, NotLeading
 from aurora_operator.fleet import Fleet
@@ -50,10 +49,8 @@ def handler_registry(tasks: SpeculatorTasks) -> kopf.OperatorRegistry:
     async def count(**_: Any) -> int:
         return len(tasks)
 
-    async def speculator_changed(
-        namespace: str, name: str, meta: Mapping[str, Any], status: Mapping[str, Any], **_: Any
-    ) -> None:
-        tasks.wake(namespace, name, has_work=_has_work(meta, status))
+    async def speculator_changed(namespace: str, name: str, **_: Any) -> None:
+        tasks.wake(namespace, name)
 
     async def child_changed(namespace: str, labels: Mapping[str, str], **_: Any) -> None:
         if INSTANCE_LABEL in labels:
@@ -68,15 +65,6 @@ def handler_registry(tasks: SpeculatorTasks) -> kopf.OperatorRegistry:
     for resource in CHILDREN:
         kopf.on.event(*_selector(resource), id=resource.plural, registry=registry)(child_changed)
     return registry
-
-
-def _has_work(meta: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
-    """Whether a speculator waits for a decision: its spec changed, a version is rolled out, or one is measured."""
-    return (
-        meta.get("generation") != status.get("observedGeneration")
-        or status.get("rollout", {}).get("phase", RolloutPhase.IDLE) != RolloutPhase.IDLE
-        or status.get("candidate", {}).get("phase") == CandidatePhase.VALIDATING
-    )
 
 
 class _NoComparison:

@@ -29,8 +29,6 @@ DEBOUNCE_SECONDS = 0.2
 """Changes come in bursts. One reconcile answers all changes that arrive within this time."""
 SETTLE_SECONDS, MAX_SETTLE_SECONDS = 0.5, 15.0
 """kopf lists all objects at its start, each as a change. No reconcile begins before changes paused, or the maximum."""
-HEAD_START_SECONDS = 5.0
-"""A new leader reconciles the speculators with work under way first. The others wait this long for them."""
 MIN_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 60.0
 MAX_RECONCILE_SECONDS = 600.0
 """A reconcile that takes longer is stuck, because each of its calls has a shorter deadline."""
@@ -56,20 +54,13 @@ class SpeculatorTasks:
         self._tasks: dict[SpeculatorKey, _SpeculatorTask] = {}
         self._running: dict[SpeculatorKey, asyncio.Task[None]] = {}
         self._slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        self._with_work = set[SpeculatorKey]()
         self._started = self._woken = asyncio.get_running_loop().time()
 
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def wake(self, namespace: str, name: str, *, has_work: bool = False) -> None:
-        """Reconcile the speculator soon, because something about it changed. A new one gets a task.
-
-        Args:
-            has_work: the speculator waits for a decision. A new leader reconciles it before those that rest.
-        """
-        if has_work:
-            self._with_work.add((namespace, name))
+    def wake(self, namespace: str, name: str) -> None:
+        """Reconcile the speculator soon, because something about it changed. A new one gets a task."""
         key, self._woken = (namespace, name), asyncio.get_running_loop().time()
         if key in self._tasks:
             self._tasks[key].wake()
@@ -77,15 +68,13 @@ class SpeculatorTasks:
         slots = self._slots.get(namespace) or asyncio.Semaphore(AT_ONCE)
         self._slots[namespace] = slots
         task = self._tasks[key] = _SpeculatorTask(self._reconciler_of(namespace, name), slots, namespace, name)
-        self._running[key] = asyncio.create_task(self._run_settled(key, task), name=f"reconcile {namespace}/{name}")
+        self._running[key] = asyncio.create_task(self._run_settled(task), name=f"reconcile {namespace}/{name}")
         self._running[key].add_done_callback(lambda ended: self._forget(key, ended))
 
-    async def _run_settled(self, key: SpeculatorKey, task: _SpeculatorTask) -> None:
+    async def _run_settled(self, task: _SpeculatorTask) -> None:
         loop, until = asyncio.get_running_loop(), self._started + MAX_SETTLE_SECONDS
         while (pause := min(self._woken + self._settle_seconds, until) - loop.time()) > 0:  # noqa: ASYNC110 - a change moves the end
             await asyncio.sleep(pause)
-        if self._with_work and key not in self._with_work:
-            await asyncio.sleep(HEAD_START_SECONDS)
         await task.run()
 
     async def stop(self) -> None:
@@ -99,7 +88,6 @@ class SpeculatorTasks:
         """Forget a task that ended. A speculator that was created again meanwhile gets a new one."""
         task = self._tasks.pop(key)
         del self._running[key]
-        self._with_work.discard(key)
         metrics.forget(*key)
         if ended.cancelled():
             return

@@ -21,12 +21,10 @@ class Wakes:
 
     def __init__(self) -> None:
         self.woken: list[tuple[str, str]] = []
-        self.with_work: list[bool] = []
         self.stopped = False
 
-    def wake(self, namespace: str, name: str, *, has_work: bool = False) -> None:
+    def wake(self, namespace: str, name: str) -> None:
         self.woken.append((namespace, name))
-        self.with_work.append(has_work)
 
     async def stop(self) -> None:
         self.stopped = True
@@ -67,31 +65,10 @@ async def test_an_event_wakes_the_speculator_that_it_concerns() -> None:
     for (_, _, plural), handler in handlers.items():
         metadata = child(OWNER, "v1", "Any", "chat-any")["metadata"]
         name = OWNER.name if plural == SPECULATOR.plural else metadata["name"]
-        about = {"meta": {"generation": 1}, "status": {}} if plural == SPECULATOR.plural else {}
-        await handler.fn(namespace="team", name=name, labels=metadata["labels"], event={}, body={}, **about)
+        await handler.fn(namespace="team", name=name, labels=metadata["labels"], event={}, body={})
     assert wakes.woken == [("team", OWNER.name)] * len(handlers)
     await handlers["", "v1", "pods"].fn(namespace="team", name="x", labels={"of": "somebody else"})
     assert len(wakes.woken) == len(handlers)
-
-
-@pytest.mark.parametrize(
-    ("status", "has_work"),
-    [
-        ({}, True),
-        ({"observedGeneration": 3}, True),
-        ({"observedGeneration": 4}, False),
-        ({"observedGeneration": 4, "rollout": {"phase": "Rolling"}}, True),
-        ({"observedGeneration": 4, "rollout": {"phase": "Idle"}, "candidate": {"phase": "Rejected"}}, False),
-        ({"observedGeneration": 4, "candidate": {"phase": "Validating"}}, True),
-    ],
-)
-async def test_a_speculator_has_work_while_a_change_a_roll_or_a_measurement_is_under_way(
-    status: dict[str, Any], has_work: bool
-) -> None:
-    wakes = Wakes()
-    handler = next(found for key, found in watched(registry_of(wakes)).items() if key[2] == SPECULATOR.plural)
-    await handler.fn(namespace="team", name="chat", meta={"generation": 4}, status=status)
-    assert wakes.with_work == [has_work]
 
 
 async def test_at_the_start_only_children_of_ours_are_watched_and_the_end_stops_the_tasks() -> None:

@@ -21,7 +21,6 @@ from aurora_operator.errors import Conflict, Gone, KubernetesError, NotFound
 from aurora_operator.speculator_tasks import (
     AT_ONCE,
     DEBOUNCE_SECONDS,
-    HEAD_START_SECONDS,
     MAX_BACKOFF_SECONDS,
     MAX_RECONCILE_SECONDS,
     SpeculatorTasks,
@@ -114,23 +113,6 @@ def test_a_new_leader_reconciles_once_after_kopf_has_listed_what_exists() -> Non
     run(live())
     assert recorded.times() == [pytest.approx(19 * 0.2 + 0.5)]
     assert recorded.times("later") == [pytest.approx(104)]
-
-
-def test_a_new_leader_begins_with_the_speculators_that_have_work() -> None:
-    recorded = Reconciles()
-
-    async def live() -> None:
-        tasks = recorded.tasks(settle_seconds=0.5)
-        for number in range(20):
-            tasks.wake("team", f"rests-{number}")
-        tasks.wake("team", "chat", has_work=True)
-        await asyncio.sleep(60)
-        await tasks.stop()
-
-    run(live())
-    assert recorded.times() == [pytest.approx(0.5)]
-    others = [recorded.times(f"rests-{number}")[0] for number in range(20)]
-    assert others == [pytest.approx(0.5 + HEAD_START_SECONDS)] * len(others)
 
 
 def test_a_change_while_a_task_waits_for_its_turn_is_no_look_at_the_store_alone() -> None:
