@@ -15,7 +15,7 @@ from typing import Any, Final
 import aiohttp
 
 from aurora_runtime.engine.sglang_client import SGLangClient
-from aurora_runtime.errors import AnswersOverdue, EngineFault, EngineUnreachable, MeasurementError
+from aurora_runtime.errors import EngineFault, EngineUnreachable, MeasurementError, OutOfTime
 from aurora_runtime.request_wish import PARAMETER
 
 REQUEST_SECONDS: Final = 300.0
@@ -73,7 +73,7 @@ class LoadClient:
     async def batch(self, prompts: Sequence[Sequence[int]], concurrency: int, max_new_tokens: int) -> BatchResult:
         """Answer all prompts with ``concurrency`` requests in flight at any time.
 
-        Raises :class:`AnswersOverdue` at the deadline. The requests in flight are cut, because one may take
+        Raises :class:`OutOfTime` at the deadline. The requests in flight are cut, because one may take
         :attr:`request_seconds`, and the measurement's Job does not wait so long.
         """
         answers: list[Answer | None] = [None] * len(prompts)
@@ -94,8 +94,12 @@ class LoadClient:
             async with asyncio.timeout(time_left):
                 await asyncio.gather(*(worker() for _ in range(concurrency)))
         except TimeoutError as error:
-            raise AnswersOverdue("a batch did not end in time: raise validation.timeoutSeconds") from error
+            raise OutOfTime("a batch did not end in time: raise validation.timeoutSeconds") from error
         return BatchResult(tuple(answers), time.perf_counter() - started, unreached)
+
+    async def context_length(self) -> int:
+        """The engine's longest sequence, in tokens. Raises :class:`EngineFault`."""
+        return await SGLangClient(self.session, self.url, headers=self.headers).context_length()
 
     async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
         """Gap between the engine's own log-probabilities of two next tokens after ``prefix``.
