@@ -176,8 +176,7 @@ def prepare_start(settings: ServingSettings, options: LauncherOptions) -> Engine
 
     A pod without a draft gets a placeholder. Raises :class:`TargetUnavailable` when none can be made.
     """
-    order_id = options.folder.read_restart_order().order_id
-    state = EngineState(boot=new_boot(), ready=False, started_at=datetime.now(UTC), order_id=order_id)
+    state = EngineState(boot=new_boot(), ready=False, started_at=datetime.now(UTC))
     _report(options.folder, state, ready=False)
     state = state.model_copy(update={"machine": detect_machine(settings.device)})
     for leftover in (options.folder.capture, options.folder.speculation):

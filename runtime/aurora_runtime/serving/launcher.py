@@ -56,8 +56,6 @@ READY_POLL_SECONDS: Final = 0.5
 PROBE_POLL_SECONDS: Final = 0.1
 PROBE_TIMEOUT_SECONDS: Final = 120.0
 PROBE_TOKENS: Final = 8
-CONTROLLER_TIMEOUT_SECONDS: Final = 30.0
-"""The controller reports once when SGLang has built its worker, which is before SGLang is ready."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class ReadinessCheck:
             await self._wait_ready(client)
             await self._check_redaction(client)
             await self._check_capture(client)
-            await self._check_controller()
+            self._check_controller()
 
     async def _wait_ready(self, client: SGLangClient) -> None:
         """Wait without a time limit: the pod's startup probe limits how long a model may take to load."""
@@ -120,25 +118,22 @@ class ReadinessCheck:
             await asyncio.sleep(PROBE_POLL_SECONDS)
         raise EngineFault("no verify round of the probe request was captured: is the capture plugin loaded?")
 
-    async def _check_controller(self) -> None:
+    def _check_controller(self) -> None:
         """Raise :class:`EngineFault` when the controller should decide the rounds and does not.
 
-        SGLang would then choose the shapes by a rule of its own, which can be slower than no speculation.
+        SGLang would then choose the shapes by a rule of its own, which can be slower than no speculation. The
+        controller reports once when SGLang has built its worker, which is before SGLang is ready.
         """
         if self.start.controller is None:
             return
-        deadline = time.monotonic() + CONTROLLER_TIMEOUT_SECONDS
-        while time.monotonic() < deadline and self.process.poll() is None:
-            controller = self.start.options.folder.read_speculation_state()
-            if controller is not None and controller.boot == self.start.state.boot:
-                if controller.ok:
-                    return
-                raise EngineFault(
-                    f"the speculation controller refused: {controller.error}. Remove what it names from"
-                    " serving.extraArgs or serving.template, or set draft.shape to Fixed"
-                )
-            await asyncio.sleep(PROBE_POLL_SECONDS)
-        raise EngineFault("the speculation controller has not reported: is the plugin aurora_speculation loaded?")
+        controller = self.start.options.folder.read_speculation_state()
+        if controller is None or controller.boot != self.start.state.boot:
+            raise EngineFault("the speculation controller has not reported: is the plugin aurora_speculation loaded?")
+        if not controller.ok:
+            raise EngineFault(
+                f"the speculation controller refused: {controller.error}. Remove what it names from"
+                " serving.extraArgs or serving.template, or set draft.shape to Fixed"
+            )
 
 
 class EngineSupervisor:
@@ -224,9 +219,10 @@ class EngineSupervisor:
             self._process.kill()
 
     def _is_another_start_ordered(self) -> bool:
-        """An order that the disk has damaged counts as none. The agent gives it again."""
+        """A record that the disk has damaged orders nothing. The agent replaces it."""
         with contextlib.suppress(OSError, InvalidRecord):
-            return self._start.options.folder.read_restart_order().order_id != self._start.state.order_id
+            withdrawal = self._start.options.folder.read_withdrawal()
+            return withdrawal is not None and withdrawal.restart_boot == self._start.state.boot
         return False
 
 

@@ -28,7 +28,6 @@ class EngineState(Record):
     boot: str = Field(description="Random id of this engine start.")
     ready: bool = Field(description="Whether the engine answers requests and, with a draft, captures traces.")
     started_at: Timestamp
-    order_id: str = Field(default="", description="The RestartOrder that this start follows.")
     machine: Machine | None = None
     held_version: int | None = Field(
         default=None, description="The draft version with which this start does not speculate, after EngineCrashes."
@@ -53,12 +52,6 @@ class EngineCrashes(Record):
         """With a crash at ``now``, and without those that are too old to count."""
         recent = tuple(at for at in self.at if now - at <= CRASH_WINDOW)
         return self if self.hold else EngineCrashes(version=self.version, at=(*recent, now))
-
-
-class RestartOrder(Record):
-    """``restart.json``: the agent orders the launcher to end the engine, and Kubernetes starts its container again."""
-
-    order_id: str = Field(default="", description="Random. A new id orders a new start.")
 
 
 class CaptureState(Record):
@@ -164,6 +157,11 @@ class Withdrawal(Record):
     current_digest: Sha256
     current_checksum: str
     trial_boot: str = Field(default="", description="The engine start that may hold a trial draft.")
+    restart_boot: str = Field(
+        default="",
+        description="The engine start that cannot restore the draft. The launcher ends it, and Kubernetes starts its"
+        " container again.",
+    )
     pass_sha256: Sha256 = Field(description="Digest of the pass that the measurement's requests carry. No secret.")
 
 

@@ -16,7 +16,6 @@ from aiohttp.test_utils import TestServer
 
 from aurora_api.v1alpha1.draft import DraftSpec, Shape
 from aurora_runtime.errors import EngineFault
-from aurora_runtime.serving import launcher
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX
 from aurora_runtime.serving.launcher import ReadinessCheck
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
@@ -122,9 +121,8 @@ async def test_an_engine_whose_controller_refused_is_not_ready(
 
 
 async def test_an_engine_is_ready_once_the_controller_of_this_start_has_reported(
-    engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes]
 ) -> None:
-    monkeypatch.setattr(launcher, "CONTROLLER_TIMEOUT_SECONDS", 0.3)
     write_speculation(tmp_path, boot="the start before")
     with pytest.raises(EngineFault):
         await check(tmp_path, engine[1], process, draft=ADAPTIVE)

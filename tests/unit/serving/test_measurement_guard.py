@@ -13,7 +13,7 @@ import pytest
 from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, PROBE_HEADER, measurement_pass
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import EngineState, Withdrawal
-from aurora_runtime.serving.protection.measurement_guard import Guard
+from aurora_runtime.serving.protection import Guard
 
 KEY = "the-admin-key"
 PASS = measurement_pass("the-agent-token", "job-1")

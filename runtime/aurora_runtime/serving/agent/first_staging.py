@@ -96,7 +96,7 @@ def stage_active_draft(
     """
     folder.drafts.mkdir(parents=True, exist_ok=True)
     # No engine runs yet, and the next one starts with ``current``.
-    for leftover in (folder.withdrawal, folder.restart, folder.crashes):
+    for leftover in (folder.withdrawal, folder.crashes):
         leftover.unlink(missing_ok=True)
     drafts = DraftCache(folder, registry)
     deadline, logged = time.monotonic() + find_seconds, ""

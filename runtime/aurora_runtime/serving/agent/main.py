@@ -35,11 +35,10 @@ from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.first_staging import make_engine_key, make_traffic_secret, stage_active_draft
 from aurora_runtime.serving.agent.http_api import application
-from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
+from aurora_runtime.serving.agent.lending import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
-from aurora_runtime.serving.agent.pod_context import AgentToken, PodContext
 from aurora_runtime.serving.agent.pod_observer import PodObserver
-from aurora_runtime.serving.agent.swapper import Swapper
+from aurora_runtime.serving.agent.swapper import PodContext, Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import MAX_SPOOL_BYTES, PodFolder
 from aurora_store import FencedObjectStore, StoreConfig
@@ -118,8 +117,12 @@ def build_agent(settings: ServingSettings, options: AgentOptions, session: aioht
     folder, registry = PodFolder(options.state), _open_registry(settings)
     metrics = Metrics(spool_limit_bytes=MAX_SPOOL_BYTES)
     admin_key = options.engine_key.read_text().strip()
-    token = AgentToken((options.keys / AGENT_TOKEN).read_text)
+    token_file = options.keys / AGENT_TOKEN
     drafts = DraftCache(folder, registry)
+
+    def read_token() -> str:
+        return token_file.read_text().strip()
+
     pod = PodContext(
         name=os.environ.get("POD_NAME", "pod"),
         folder=folder,
@@ -128,10 +131,10 @@ def build_agent(settings: ServingSettings, options: AgentOptions, session: aioht
         draft_tokens=settings.draft.tokens_per_round,
     )
     swapper = Swapper(pod, on_finished=metrics.record_swap)
-    lease = MeasurementLease(pod, swapper, token=token)
+    lease = MeasurementLease(pod, swapper, read_token=read_token)
     uploader = Uploader(folder.spool, registry, lambda: drafts.has_draft)
     observer = PodObserver(pod, swapper, uploader, lease)
-    api = application(observer, swapper, lease, metrics, token)
+    api = application(observer, swapper, lease, metrics, read_token)
     return Agent(observer, swapper, lease, uploader, api)
 
 

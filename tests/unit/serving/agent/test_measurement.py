@@ -21,7 +21,7 @@ from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.http_api import application
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_store.errors import StoreError
-from tests.unit.serving.agent.rigs import AGENT_TOKEN, AUTH, JOB, TOKEN, BusyDisk, PodRig, SlowStore
+from tests.unit.serving.agent.rigs import AUTH, JOB, TOKEN, BusyDisk, PodRig, SlowStore
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ async def test_a_pod_whose_engine_is_not_up_or_holds_another_draft_is_not_withdr
 
 
 async def test_the_measurement_api_over_http(rig: PodRig) -> None:
-    app = application(rig.pod, rig.swapper, rig.lease, Metrics(), AGENT_TOKEN)
+    app = application(rig.pod, rig.swapper, rig.lease, Metrics(), lambda: TOKEN)
     order = MeasurementRequest(measurement=JOB, epoch=2, lease_seconds=60, begin=True).to_json()
     trial = TrialRequest(measurement=JOB, version=1, digest=rig.digests[1]).to_json()
     async with TestClient(TestServer(app)) as http:

@@ -9,7 +9,7 @@ import pytest
 
 from aurora_protocol.agent_api import TrialRequest
 from aurora_runtime.errors import DraftRefused, EngineFault, RuntimeFault
-from aurora_runtime.serving.agent.lending.withdrawn_engine import MAX_RESTORE_ATTEMPTS
+from aurora_runtime.serving.agent.lending import MAX_RESTORE_ATTEMPTS
 from tests.unit.fakes import draft_tensors, publish_bytes, safetensors
 from tests.unit.serving.agent.rigs import JOB, PodRig
 
@@ -87,24 +87,14 @@ async def test_an_engine_that_cannot_restore_its_draft_is_started_again(rig: Pod
     for _ in range(MAX_RESTORE_ATTEMPTS - 1):
         with pytest.raises(EngineFault):
             await rig.lease.advance()
-        assert not rig.folder.read_restart_order().order_id, "the engine may only be slow"
+        assert not rig.is_restart_ordered(), "the engine may only be slow"
     await rig.lease.advance()
     assert rig.lease.withdrawn, "the pod returns only when the engine was seen to hold its current draft"
-    assert rig.folder.read_restart_order().order_id
+    assert rig.is_restart_ordered()
     rig.start_engine("b2")
     await rig.lease.advance()
     assert rig.serves(0)
     assert await rig.pod.ready()
-
-
-async def test_a_damaged_restart_order_is_given_again(rig: PodRig) -> None:
-    await rig.withdraw()
-    rig.folder.restart.write_bytes(b"")
-    await rig.request_lease(0)
-    await rig.lease.advance()
-    assert rig.folder.read_restart_order().order_id
-    await rig.return_to_service()
-    assert rig.serves(0)
 
 
 async def test_an_engine_that_crashes_in_a_trial_starts_with_the_current_draft(rig: PodRig) -> None:
