@@ -9,7 +9,6 @@ beside any SGLang.
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -81,7 +80,7 @@ def install() -> None:
         hooks = trace_hooks(settings)
         check_all(hooks)
     except EngineMismatch as mismatch:
-        state = CaptureState(boot=settings.boot, ok=False, error=str(mismatch), updated_at=datetime.now(UTC))
+        state = CaptureState(boot=settings.boot, ok=False, error=str(mismatch))
         write_atomically(PodFolder(Path(settings.state_folder)).capture, state.to_json())
         raise
     register(hooks)

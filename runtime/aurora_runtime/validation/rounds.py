@@ -34,8 +34,7 @@ from aurora_runtime.validation.budget import (
     is_look,
     open_arms,
 )
-from aurora_runtime.validation.load_client import Answer, BatchResult
-from aurora_runtime.validation.measured_engine import DRAFT_ARMS, MeasuredEngine
+from aurora_runtime.validation.measured_engine import DRAFT_ARMS, Answer, BatchResult, MeasuredEngine
 from aurora_runtime.validation.store_reads import Prompt
 
 log = logging.getLogger(__name__)

@@ -31,9 +31,7 @@ class Engine:
     def __init__(self, folder: PodFolder) -> None:
         self.folder = folder
         self.server_info = "{}"
-        self.capture: CaptureState | None = CaptureState(
-            boot="b1", ok=True, probe_records=3, updated_at=datetime.now(UTC)
-        )
+        self.capture: CaptureState | None = CaptureState(boot="b1", ok=True, probe_records=3)
         self.requests: list[dict[str, Any]] = []
 
     def app(self) -> web.Application:
@@ -106,7 +104,7 @@ async def test_an_engine_that_shows_its_key_is_not_ready(
 async def test_a_refusal_of_the_capture_plugin_is_named(
     engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes]
 ) -> None:
-    engine[0].capture = CaptureState(boot="b1", ok=False, error="another SGLang", updated_at=datetime.now(UTC))
+    engine[0].capture = CaptureState(boot="b1", ok=False, error="another SGLang")
     with pytest.raises(EngineFault, match=r"no verify round.*; the capture plugin refused: another SGLang"):
         await check(tmp_path, engine[1], process)
 

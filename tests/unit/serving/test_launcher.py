@@ -125,26 +125,20 @@ def test_a_launcher_that_is_asked_to_stop_ends_the_engine_and_succeeds(
     assert engine.run() == 0
 
 
+@pytest.mark.parametrize("damaged", [False, True])
 def test_an_engine_that_cannot_restore_its_draft_is_ended_and_the_launcher_succeeds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
 ) -> None:
     monkeypatch.setattr(ReadinessCheck, "run", lambda _: None)
     engine = supervisor(tmp_path, "exec sleep 600")
     folder, boot = engine._start.options.folder, engine._start.state.boot
-    folder.withdrawal.write_text("")  # damaged, and read again
-
-    def order_later() -> None:
-        time.sleep(0.3)
-        withdrawal = Withdrawal(
-            measurement="job",
-            boot=boot,
-            current_version=0,
-            current_digest="0" * 64,
-            current_checksum="sum",
-            restart_boot=boot,
-            pass_sha256="0" * 64,
-        )
-        write_atomically(folder.withdrawal, withdrawal.to_json())
-
-    threading.Thread(target=order_later, daemon=True).start()
+    withdrawal = Withdrawal(
+        measurement="job",
+        boot=boot,
+        current_digest="0" * 64,
+        current_checksum="sum",
+        restart=True,
+        pass_sha256="0" * 64,
+    )
+    write_atomically(folder.withdrawal, b"" if damaged else withdrawal.to_json())
     assert engine.run() == 0

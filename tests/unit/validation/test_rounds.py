@@ -13,8 +13,7 @@ from aurora_protocol.evidence_records import Arm, MeasurementEnd, VerdictKind
 from aurora_protocol.gate import GatePolicy
 from aurora_runtime.errors import MeasurementError, OutOfTime
 from aurora_runtime.validation.budget import Ending
-from aurora_runtime.validation.load_client import Answer, BatchResult
-from aurora_runtime.validation.measured_engine import MeasuredEngine
+from aurora_runtime.validation.measured_engine import Answer, BatchResult, MeasuredEngine
 from aurora_runtime.validation.rounds import (
     Measurement,
     MeasurementPlan,

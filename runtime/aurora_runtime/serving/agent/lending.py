@@ -26,7 +26,7 @@ from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.draft_cache import StagedDraft
 from aurora_runtime.serving.agent.swapper import PodContext, Swapper
 from aurora_runtime.serving.pod_files import write_atomically
-from aurora_runtime.serving.pod_records import EngineState, Withdrawal, pass_digest
+from aurora_runtime.serving.pod_records import Withdrawal, pass_digest
 from aurora_runtime.store_thread import call_in_thread, finish_in_thread
 from aurora_store.errors import StoreError
 
@@ -40,7 +40,7 @@ No client has a connection left by then, but for requests that run: every answer
 connection, and the engine closes connections that idle for 5 s.
 """
 LOST_MEASUREMENT: Final = "unknown"
-"""Stands for the measurement whose ``withdrawal.json`` was damaged."""
+"""Stands for the measurement whose ``withdrawal.json`` is damaged. The launcher then starts the engine again."""
 GUARD_TO_SCHEDULER_SECONDS: Final = 0.2
 """A request that the guard has let in reaches the scheduler within this time."""
 MAX_RESTORE_ATTEMPTS: Final = 3
@@ -48,12 +48,17 @@ MAX_RESTORE_ATTEMPTS: Final = 3
 
 
 class WithdrawnEngine:
-    """The engine of one pod while the pod is withdrawn. All methods run on one event loop."""
+    """The engine of one pod while the pod is withdrawn. All methods run on one event loop.
+
+    A withdrawal is of one engine start. The next start removes ``withdrawal.json``, because it holds ``current``.
+    """
 
     def __init__(self, pod: PodContext) -> None:
         self._pod = pod
+        self._reset()
+
+    def _reset(self) -> None:
         self._draft_swap: DraftSwap | None = None
-        self._draft_swap_boot = ""
         self._last_trial: StagedDraft | None = None  # stays staged, because the two measured drafts take turns
         self._failed_restores = 0
 
@@ -66,41 +71,8 @@ class WithdrawnEngine:
         path, data = self._pod.folder.withdrawal, withdrawal.to_json()
         await finish_in_thread(lambda: write_atomically(path, data, durable=True))
 
-    async def replace_damaged_withdrawal(self) -> None:
-        """Begin the pod's return when ``withdrawal.json`` is damaged.
-
-        The checksum of ``current`` is lost, so nothing shows what the engine holds, and the engine is started again.
-        Until then the guard refuses clients, because the engine may hold a trial draft.
-
-        Raises :class:`EngineFault` when the pod has no current draft.
-        """
-        current, engine = self._pod.drafts.current(), self._pod.folder.read_engine_state()
-        if current is None:
-            raise EngineFault("withdrawal.json is damaged, and the pod has no current draft: delete the pod")
-        self._reset()
-        boot = engine.boot if engine is not None else ""
-        await self.write_withdrawal(
-            Withdrawal(
-                measurement=LOST_MEASUREMENT,
-                boot="",
-                current_version=current.version,
-                current_digest=current.digest,
-                current_checksum="",
-                trial_boot=boot,
-                restart_boot=boot,
-                pass_sha256="0" * 64,
-            )
-        )
-
-    def require_running(self) -> EngineState:
-        """The state of the engine. Raises :class:`EngineFault` unless it is ready."""
-        state = self._pod.folder.read_engine_state()
-        if state is None or not state.ready:
-            raise EngineFault("the engine is not up")
-        return state
-
     async def load_trial(
-        self, version: int, digest: str, boot: str, withdrawal: Withdrawal, *, given_up: Callable[[], bool]
+        self, version: int, digest: str, withdrawal: Withdrawal, *, given_up: Callable[[], bool]
     ) -> bool:
         """Load a trial draft, unless the engine holds it already.
 
@@ -113,24 +85,22 @@ class WithdrawnEngine:
             RuntimeFault, StoreError: the draft cannot be loaded. The current draft is restored at once if possible, and
                 otherwise when the pod returns.
         """
-        if boot == self._draft_swap_boot and self._draft_swap is not None and self._draft_swap.has_confirmed(digest):
+        draft_swap, current = self._draft_swap_of(withdrawal), self._current_draft(withdrawal)
+        if draft_swap.has_confirmed(digest):
             return True
-        if boot != withdrawal.boot:
-            withdrawal = await self._record_restart(withdrawal, boot)
-        current = self._current_draft(withdrawal)
         draft = await self._stage(version, digest, current, given_up)
         if given_up():
             raise EngineFault("the lease ended during the download")
         if await self._pod.engine.guarding_measurement() != withdrawal.measurement:
             raise EngineFault("the engine's guard is not in place: no trial draft is loaded")
-        if withdrawal.trial_boot != boot:
-            await self.write_withdrawal(withdrawal.model_copy(update={"trial_boot": boot}))
+        if not withdrawal.trial:
+            await self.write_withdrawal(withdrawal.model_copy(update={"trial": True}))
             await asyncio.sleep(GUARD_TO_SCHEDULER_SECONDS)
         if not await self._pod.engine.flush_if_idle():
             return False  # a client's request, let in before the guard closed
-        if self.require_running().boot != boot:
+        if self._pod.folder.ready_boot() != withdrawal.boot:
             raise EngineFault("the engine was started again meanwhile: its guard does not know of this trial")
-        await self._draft_swap_of(withdrawal, boot).load_or_restore(draft, current)
+        await draft_swap.load_or_restore(draft, current)
         return True
 
     async def _stage(
@@ -148,45 +118,25 @@ class WithdrawnEngine:
         Returns True once the engine holds ``current``, and False while the engine is being started: call again.
 
         Raises :class:`EngineFault` when an attempt failed: call again. After :data:`MAX_RESTORE_ATTEMPTS` failures the
-        engine is started again.
+        launcher starts the engine again.
         """
-        engine = self._pod.folder.read_engine_state()
-        if engine is None or not engine.ready or engine.boot == withdrawal.restart_boot:
+        boot = self._pod.folder.ready_boot()
+        if not boot or (withdrawal.restart and boot == withdrawal.boot):
             return False
         try:
-            await self._restore(withdrawal, engine.boot)
+            if boot == withdrawal.boot:  # otherwise the engine was started again, with ``current``
+                await self._pod.engine.close_interrupted_update()
+                await self._draft_swap_of(withdrawal).restore(self._current_draft(withdrawal))
         except EngineFault as error:
             self._failed_restores += 1
             if self._failed_restores < MAX_RESTORE_ATTEMPTS:
                 raise
-            if self._pod.folder.read_engine_state() == engine:
-                text = "the engine did not restore version %d and is started again: %s"
-                log.error(text, withdrawal.current_version, error)  # noqa: TRY400 - the message is the whole story
-                self._failed_restores = 0
-                await self.write_withdrawal(withdrawal.model_copy(update={"restart_boot": engine.boot}))
+            log.error("the engine did not restore its draft and is started again: %s", error)  # noqa: TRY400
+            await self.write_withdrawal(withdrawal.model_copy(update={"restart": True}))
             return False
         self._reset()
-        self._pod.folder.withdrawal.unlink()
+        self._pod.folder.withdrawal.unlink(missing_ok=True)
         return True
-
-    async def _restore(self, withdrawal: Withdrawal, boot: str) -> None:
-        """Make sure that the engine holds ``current`` and generates. Raises :class:`EngineFault` when it does not."""
-        await self._pod.engine.close_interrupted_update()
-        current = self._current_draft(withdrawal)
-        if boot != withdrawal.boot:
-            await self._record_restart(withdrawal, boot)
-        else:
-            await self._draft_swap_of(withdrawal, boot).restore(current)
-
-    async def _record_restart(self, withdrawal: Withdrawal, boot: str) -> Withdrawal:
-        """Record the checksum of ``current`` after a new start of the engine, before any trial draft is loaded."""
-        version = await self._pod.engine.draft_version()
-        if version != withdrawal.current_version:
-            raise EngineFault(f"the engine started with version {version}, not with {withdrawal.current_version}")
-        checksum = await self._pod.engine.draft_checksum()
-        recorded = withdrawal.model_copy(update={"boot": boot, "current_checksum": checksum})
-        await self.write_withdrawal(recorded)
-        return recorded
 
     def _current_draft(self, withdrawal: Withdrawal) -> StagedDraft:
         current = self._pod.drafts.current()
@@ -194,16 +144,12 @@ class WithdrawnEngine:
             raise EngineFault("the pod's current draft is not the one that the pod was withdrawn with")
         return current
 
-    def _draft_swap_of(self, withdrawal: Withdrawal, boot: str) -> DraftSwap:
-        """The :class:`DraftSwap` of this engine start, which is the one in which the withdrawal's checksum was read."""
-        if self._draft_swap is None or self._draft_swap_boot != boot:
+    def _draft_swap_of(self, withdrawal: Withdrawal) -> DraftSwap:
+        """The :class:`DraftSwap` of the withdrawal's engine start."""
+        if self._draft_swap is None:
             checksums = {withdrawal.current_digest: withdrawal.current_checksum}
-            self._draft_swap, self._draft_swap_boot = DraftSwap(self._pod.engine, checksums), boot
+            self._draft_swap = DraftSwap(self._pod.engine, checksums)
         return self._draft_swap
-
-    def _reset(self) -> None:
-        self._draft_swap, self._draft_swap_boot = None, ""
-        self._last_trial, self._failed_restores = None, 0
 
 
 class MeasurementLease:
@@ -246,7 +192,7 @@ class MeasurementLease:
         )
 
     def _readable_withdrawal(self) -> Withdrawal | None:
-        """The withdrawal. None: there is none, or :meth:`advance` has to replace it because it is damaged."""
+        """The withdrawal. None: there is none, or it is damaged."""
         try:
             return self._pod.folder.read_withdrawal()
         except InvalidRecord:
@@ -282,12 +228,14 @@ class MeasurementLease:
             raise SwapRefused(f"the pod is not withdrawn for {request.measurement}, or its lease is over")
 
     async def _withdraw(self, request: MeasurementRequest) -> None:
-        engine, current = self._withdrawn_engine.require_running(), self._pod.drafts.current()
+        boot, current = self._pod.folder.ready_boot(), self._pod.drafts.current()
+        if not boot:
+            raise EngineFault("the engine is not up")
         version, report = await self._pod.engine.draft_version(), await self._pod.engine.draft_report()
         if current is None or version != current.version or not (report.is_of_start or report.is_of(current.digest)):
             raise EngineFault(f"the engine holds version {version} ({report}), which is not the pod's current draft")
         async with self._swapper.no_swap():
-            if self._withdrawn_engine.require_running() != engine or self._pod.drafts.current() != current:
+            if self._pod.folder.ready_boot() != boot or self._pod.drafts.current() != current:
                 raise SwapRefused("a swap ran, or the engine was started again, meanwhile")
             self._began = self._clock()
             self._expires_at = self._began + request.lease_seconds
@@ -295,8 +243,7 @@ class MeasurementLease:
                 await self._withdrawn_engine.begin(
                     Withdrawal(
                         measurement=request.measurement,
-                        boot=engine.boot,
-                        current_version=version,
+                        boot=boot,
                         current_digest=current.digest,
                         current_checksum=report.checksum,
                         pass_sha256=pass_digest(self._read_token(), request.measurement),
@@ -322,12 +269,12 @@ class MeasurementLease:
                 raise SwapRefused(f"the pod is not withdrawn for {request.measurement}, or its lease is over")
             if not withdrawal.drained:
                 return False
-            try:
-                boot = self._withdrawn_engine.require_running().boot
-            except EngineFault:
+            if not (boot := self._pod.folder.ready_boot()):
                 return False
+            if boot != withdrawal.boot:
+                raise EngineFault("the engine was started again: the measurement is over")
             loaded = await self._withdrawn_engine.load_trial(
-                request.version, request.digest, boot, withdrawal, given_up=lambda: not self._is_valid()
+                request.version, request.digest, withdrawal, given_up=lambda: not self._is_valid()
             )
             return loaded and await self._pod.engine.flush_if_idle()
 
@@ -344,30 +291,19 @@ class MeasurementLease:
     async def advance(self) -> None:
         """Take the next step of a withdrawal. After an :class:`EngineFault` the next call tries the step again.
 
-        A damaged ``withdrawal.json`` is replaced, and the pod then returns.
+        Raises :class:`InvalidRecord` while ``withdrawal.json`` is damaged.
         """
         async with self._lock:
-            try:
-                withdrawal = self._pod.folder.read_withdrawal()
-            except InvalidRecord as error:
-                await self._end_damaged(error)
-                return
+            withdrawal = self._pod.folder.read_withdrawal()
             if withdrawal is None:
                 return
             if not self._is_valid():
                 self._expires_at = None
                 if await self._withdrawn_engine.restore_or_restart(withdrawal):
-                    log.info("returned from %s with version %d", withdrawal.measurement, withdrawal.current_version)
+                    log.info("the pod returned from %s", withdrawal.measurement)
             elif not withdrawal.drained and await self._clients_are_gone():
                 await self._withdrawn_engine.write_withdrawal(withdrawal.model_copy(update={"drained": True}))
                 log.info("the pod is drained: measuring for %s", withdrawal.measurement)
-
-    async def _end_damaged(self, error: InvalidRecord) -> None:
-        """End the measurement whose ``withdrawal.json`` is damaged. The operator repeats the measurement."""
-        text = "withdrawal.json is damaged: the measurement ends, and the engine starts again with the current draft"
-        log.error("%s; check the node's disk if this comes again: %s", text, error)
-        self._expires_at = None
-        await self._withdrawn_engine.replace_damaged_withdrawal()
 
     async def _clients_are_gone(self) -> bool:
         return self._clock() - self._began >= DRAIN_SECONDS and await self._pod.engine.flush_if_idle()

@@ -138,11 +138,6 @@ def build_agent(settings: ServingSettings, options: AgentOptions, session: aioht
     return Agent(observer, swapper, lease, uploader, api)
 
 
-def _begin_shutdown(shutdown: asyncio.Event, within_seconds: float) -> None:
-    shutdown.set()
-    _exit_within(within_seconds + EXIT_MARGIN_SECONDS)
-
-
 def _exit_within(seconds: float) -> None:
     """End the process after ``seconds``, whatever its threads do."""
     deadline = threading.Timer(seconds, os._exit, (1,))
@@ -158,7 +153,7 @@ async def serve(settings: ServingSettings, options: AgentOptions) -> None:
     shutdown = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _begin_shutdown, shutdown, options.shutdown_seconds)
+        loop.add_signal_handler(number, shutdown.set)
     async with open_session() as session:
         agent = build_agent(settings, options, session)
         runner = web.AppRunner(agent.application, access_log=None)
@@ -184,13 +179,12 @@ async def _run_until_shutdown(
     """Wait for the shutdown or for the end of a task. Then finish the uploads and a running swap."""
     signalled = asyncio.create_task(shutdown.wait())
     await asyncio.wait({signalled, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    _exit_within(options.shutdown_seconds + EXIT_MARGIN_SECONDS)
     if signalled.done():
         uploads = agent.uploader.finish(options.shutdown_seconds, lambda: bool(agent.observer.boot()))
         finishing = asyncio.create_task(uploads)
         await asyncio.wait({finishing, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         finishing.cancel()
-    else:
-        _exit_within(options.shutdown_seconds + EXIT_MARGIN_SECONDS)
     await agent.swapper.wait()
     await asyncio.gather(*(task for task in tasks if task.done()))  # raises the error of a task that ended
 

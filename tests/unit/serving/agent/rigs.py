@@ -97,7 +97,8 @@ class PodRig(Rig):
     now = 0.0
 
     def start_engine(self, boot: str) -> None:
-        """Start the engine as the launcher does: with ``current``."""
+        """Start the engine as the launcher does: with ``current``, and without a withdrawal."""
+        self.folder.withdrawal.unlink(missing_ok=True)
         current = self.drafts.current()
         assert current is not None
         self.engine.start(current.weights.read_bytes(), str(current.version))
@@ -136,7 +137,7 @@ class PodRig(Rig):
 
     def is_restart_ordered(self) -> bool:
         state, withdrawal = self.folder.read_engine_state(), self.folder.read_withdrawal()
-        return state is not None and withdrawal is not None and withdrawal.restart_boot == state.boot
+        return state is not None and withdrawal is not None and withdrawal.restart and withdrawal.boot == state.boot
 
     async def return_to_service(self) -> None:
         """Advance until the pod has returned; the launcher starts the engine again when the agent orders it."""

@@ -195,7 +195,6 @@ async def test_capture_counters_come_from_the_plugin(rig: AgentRig) -> None:
         hook_errors=1,
         traced_answer_tokens=7,
         shards_dropped=4,
-        updated_at=datetime.now(UTC),
     )
     write_atomically(rig.folder.capture, counters.to_json())
     capture = (await rig.state()).capture
