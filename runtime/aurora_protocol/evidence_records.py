@@ -96,9 +96,6 @@ class MeasurementEnd(StrEnum):
     """Its rounds or its time are used up."""
     HOPELESS = "Hopeless"
     """With the rounds that were left it would hardly have passed."""
-    BLOCKED = "Blocked"
-    """Every ratio was decided, but the verdict was open for another reason, such as a failed request of the active
-    draft. The candidate is not to blame, so another measurement can decide."""
     GAVE_WAY = "GaveWay"
     """A newer version waited, and the measurement was far from a decision or had had its share of rounds."""
 

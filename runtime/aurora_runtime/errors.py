@@ -123,9 +123,5 @@ class OutOfTime(MeasurementError):
     """The time of the measurement is over in the middle of a round. The rounds that ended still count."""
 
 
-class AnswersOverdue(OutOfTime):
-    """The time ended while an engine answered, in a warm-up or in a measured batch."""
-
-
 class EngineMismatch(RuntimeFault):
     """The installed SGLang differs from what a plugin needs. The message names the version or the function."""

@@ -24,7 +24,7 @@ from aurora_protocol.agent_api import MeasurementRequest, TrialRequest
 from aurora_protocol.record import Record
 from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.serving.agent.http_api import MAX_BODY_BYTES, application
-from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
+from aurora_runtime.serving.agent.lending import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
 from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.uploader import Uploader
@@ -32,7 +32,7 @@ from aurora_runtime.serving.pod_files import write_atomically
 from aurora_runtime.serving.pod_records import EngineState
 from tests.fuzz.mutations import VALUES, mutated_bytes, mutated_json
 from tests.unit.fakes import KEY
-from tests.unit.serving.agent.rigs import AGENT_TOKEN, JOB, TOKEN, Rig
+from tests.unit.serving.agent.rigs import JOB, TOKEN, Rig
 
 ANSWER_SECONDS = 20.0
 """Longest time for an answer. Far above what an answer takes on a busy machine."""
@@ -93,11 +93,11 @@ class FuzzedAgent:
         rig.client = SGLangClient(await stack.enter_async_context(ClientSession()), url, KEY)
         rig.swapper = rig.new_swapper()
         pod = rig.context()
-        lease = MeasurementLease(pod, rig.swapper, token=AGENT_TOKEN)
+        lease = MeasurementLease(pod, rig.swapper, read_token=lambda: TOKEN)
         observer = PodObserver(pod, rig.swapper, Uploader(rig.folder.spool, rig.registry), lease)
         state = EngineState(boot="b1", ready=True, started_at=datetime.now(UTC))
         write_atomically(rig.folder.engine, state.to_json())
-        runner = web.AppRunner(application(observer, rig.swapper, lease, Metrics(), AGENT_TOKEN), access_log=None)
+        runner = web.AppRunner(application(observer, rig.swapper, lease, Metrics(), lambda: TOKEN), access_log=None)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -133,7 +133,7 @@ class FuzzedAgent:
     def _obeyed(self) -> tuple[bytes, ...]:
         """All that an order changes on the pod's disk."""
         folder = self._rig.folder
-        files = (folder.swap_request, folder.withdrawal, folder.restart)
+        files = (folder.swap_request, folder.withdrawal)
         return tuple(path.read_bytes() if path.exists() else b"" for path in files)
 
     def _last_epoch(self) -> int:

@@ -27,8 +27,7 @@ from aurora_runtime.serving.pod_files import MANIFEST, PodFolder, write_atomical
 from aurora_runtime.training.data.shards import ShardReader
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state import trainer_state
-from aurora_runtime.validation.held_out_prompts import held_out_prompts
-from aurora_runtime.validation.store_reads import fetch_draft
+from aurora_runtime.validation.store_reads import fetch_draft, read_traffic
 from aurora_store import Keys
 from aurora_store.errors import StoreError
 from tests.assets.signing import KEYS, ROOT_OWNER
@@ -164,7 +163,7 @@ class FuzzedStore:
             "validator": lambda: fetch_draft(
                 registry, registry.registration(1), registry.lineage() or lineage(), self.folder / "validator"
             ),
-            "prompts": lambda: held_out_prompts(registry, 1, vocab_size=tiny.VOCAB, wanted=100, needed=0),
+            "prompts": lambda: read_traffic(registry, 1, vocab_size=tiny.VOCAB, wanted=100, needed=0),
         }
 
     def _check_files(self, what: str) -> None:

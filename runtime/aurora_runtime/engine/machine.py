@@ -2,31 +2,25 @@
 
 A child process asks torch for the GPUs, because a long-lived parent must never load torch. Invariants: one machine
 always gets the same description, because measurements are compared only between equal descriptions. The child imports
-nothing from the working directory, where a draft's files may lie. The child never outlives the call. The call ends
-within :data:`INTERRUPT_POLL_SECONDS` of an interruption, unless the kernel cannot end the child (a hung GPU driver).
+nothing from the working directory, where a draft's files may lie. The child never outlives the call.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import platform
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 from aurora_api.v1alpha1.serving import Device
 from aurora_protocol.agent_api import Machine
-from aurora_runtime.errors import EngineFault, GpuMissing, Interrupted
+from aurora_runtime.errors import EngineFault, GpuMissing
 
 GPU_QUERY_SECONDS = 300.0
 """Time limit of the child process, which imports torch and starts the GPU's driver."""
-INTERRUPT_POLL_SECONDS = 0.5
-"""How often the wait for the child process looks whether it was interrupted."""
 ISOLATED_PYTHON = {"PYTHONSAFEPATH": "1", "PYTHONNOUSERSITE": "1"}
 """Environment of an engine: Python imports neither from the working directory nor from the user's site."""
 _GPU_QUERY = """
@@ -43,28 +37,16 @@ def _cpu_description() -> str:
     return f"{os.cpu_count()} x {platform.machine()}"
 
 
-def _never() -> bool:
-    return False
-
-
-def _gpus(interrupted: Callable[[], bool]) -> str:
+def _gpus() -> str:
     """How many GPUs torch sees, and the name of the first one. Raises as :func:`detect_machine` does."""
     command = [sys.executable, "-I", "-c", _GPU_QUERY]
-    give_up = time.monotonic() + GPU_QUERY_SECONDS
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as query:
-        try:
-            while query.returncode is None:
-                if interrupted():
-                    raise Interrupted("asked to stop while torch looked for the GPUs of this machine")
-                if time.monotonic() >= give_up:
-                    raise EngineFault(f"torch did not report the GPUs of this machine in {GPU_QUERY_SECONDS:.0f} s")
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    output, errors = query.communicate(timeout=INTERRUPT_POLL_SECONDS)
-        finally:
-            query.kill()
+    try:
+        query = subprocess.run(command, capture_output=True, text=True, timeout=GPU_QUERY_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise EngineFault(f"torch did not report the GPUs of this machine in {GPU_QUERY_SECONDS:.0f} s") from error
     if query.returncode != 0:
-        raise EngineFault(f"torch did not report the GPUs of this machine: {_last_line(errors)}")
-    count, name = json.loads(output.splitlines()[-1])
+        raise EngineFault(f"torch did not report the GPUs of this machine: {_last_line(query.stderr)}")
+    count, name = json.loads(query.stdout.splitlines()[-1])
     if not count:
         raise GpuMissing
     return f"{count} x {name}"
@@ -75,12 +57,9 @@ def _last_line(errors: str) -> str:
     return (errors.strip().splitlines() or ["no error was printed"])[-1][:300]
 
 
-def detect_machine(requested: Device, interrupted: Callable[[], bool] = _never) -> Machine:
-    """This machine, which computes on the requested device.
-
-    Raises :class:`GpuMissing`, :class:`EngineFault`, and :class:`Interrupted` soon after ``interrupted`` returns true.
-    """
-    hardware = _cpu_description() if requested is Device.CPU else _gpus(interrupted)
+def detect_machine(requested: Device) -> Machine:
+    """This machine, which computes on the requested device. Raises :class:`GpuMissing` and :class:`EngineFault`."""
+    hardware = _cpu_description() if requested is Device.CPU else _gpus()
     return Machine(
         hardware=hardware,
         device=requested.value,

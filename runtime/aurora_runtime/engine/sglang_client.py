@@ -127,6 +127,14 @@ class SGLangClient:
         data, _ = await self._call("GET", "/server_info", timeout_seconds=CONTROL_SECONDS)
         return data.decode(errors="replace")
 
+    async def context_length(self) -> int:
+        """The engine's longest sequence, in tokens, as every client may read it."""
+        models = await self._object("GET", "/v1/models", timeout_seconds=CONTROL_SECONDS)
+        try:
+            return int(models["data"][0]["max_model_len"])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise EngineFault("/v1/models: no max_model_len in the answer") from error
+
     async def tensor_parallel_ranks(self) -> int:
         """The number of tensor-parallel ranks. An update carries one payload for each."""
         info = await self._object("GET", "/server_info", timeout_seconds=CONTROL_SECONDS)

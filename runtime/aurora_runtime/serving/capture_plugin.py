@@ -9,15 +9,14 @@ beside any SGLang.
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from aurora_runtime.errors import EngineMismatch
+from aurora_runtime.serving import protection
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import CaptureState
-from aurora_runtime.serving.protection import log_redaction, measurement_guard, refusals
 from aurora_runtime.sglang_uses import Call, Hook, HookKind, check_all, register
 from aurora_runtime.sglang_version import require_sglang
 
@@ -34,13 +33,13 @@ CALLS: Final = (
 
 def request_hooks(settings: CaptureSettings) -> tuple[Hook, ...]:
     """The hooks that protect the engine, its keys and its measurements."""
-    guard, authentication = measurement_guard.guard_hook(settings), measurement_guard.AUTHENTICATION_FUNCTION
+    guard, authentication = protection.guard_hook(settings), protection.AUTHENTICATION_FUNCTION
     return (
-        Hook(refusals.VALIDATE_FUNCTION, refusals.before_validation, HookKind.BEFORE),
-        Hook(authentication, refusals.after_authentication, HookKind.AFTER),
+        Hook(protection.VALIDATE_FUNCTION, protection.before_validation, HookKind.BEFORE),
+        Hook(authentication, protection.after_authentication, HookKind.AFTER),
         Hook(authentication, guard, HookKind.AFTER),
-        Hook(log_redaction.SECRETS_FUNCTION, log_redaction.after_redaction, HookKind.AFTER),
-        Hook(log_redaction.COMMAND_LINE_FUNCTION, log_redaction.after_redaction, HookKind.AFTER),
+        Hook(protection.SECRETS_FUNCTION, protection.after_redaction, HookKind.AFTER),
+        Hook(protection.COMMAND_LINE_FUNCTION, protection.after_redaction, HookKind.AFTER),
     )
 
 
@@ -73,17 +72,17 @@ def install() -> None:
     text = os.environ.get(CAPTURE_VARIABLE)
     if not text:
         return
-    log_redaction.hide_client_texts()
+    protection.hide_client_texts()
     settings = CaptureSettings.from_json(text)
-    protection = request_hooks(settings)
-    register(protection)
+    protecting = request_hooks(settings)
+    register(protecting)
     try:
         require_sglang("trace capture")
-        check_all((*CALLS, *protection))
+        check_all((*CALLS, *protecting))
         hooks = trace_hooks(settings)
         check_all(hooks)
     except EngineMismatch as mismatch:
-        state = CaptureState(boot=settings.boot, ok=False, error=str(mismatch), updated_at=datetime.now(UTC))
+        state = CaptureState(boot=settings.boot, ok=False, error=str(mismatch))
         write_atomically(PodFolder(Path(settings.state_folder)).capture, state.to_json())
         raise
     register(hooks)

@@ -9,7 +9,8 @@ On SIGTERM the launcher signals SGLang's main process only, because SGLang's chi
 
 The agent of a withdrawn pod may order another start, when the engine cannot restore its draft. The launcher then ends
 SGLang and itself, and Kubernetes starts the container again. A container that starts anew gets the startup probe, which
-waits as long as a model takes to load. The liveness probe of a running container would not wait.
+waits as long as a model takes to load. The liveness probe of a running container would not wait. A start first reports
+"not ready" in ``engine.json``, because the file of an engine that was killed still says "ready".
 """
 
 from __future__ import annotations
@@ -28,21 +29,29 @@ import tempfile
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
 from aurora_protocol.agent_api import ENGINE_PORT
-from aurora_protocol.draft_records import CheckpointManifest
+from aurora_protocol.draft_records import LINEAGE_NUMBER, CheckpointManifest
 from aurora_protocol.errors import InvalidRecord
-from aurora_protocol.pod_settings import KEYS_FOLDER, STATE_FOLDER, ServingSettings
+from aurora_protocol.pod_settings import ADMIN_KEY, KEYS_FOLDER, STATE_FOLDER, TRAFFIC_SECRET, ServingSettings
+from aurora_protocol.tag_hash import tag_key
+from aurora_runtime.cpu import launch_settings as cpu
+from aurora_runtime.engine.machine import ISOLATED_PYTHON, detect_machine
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
+from aurora_runtime.engine.speculation_flags import SPECULATION_PLUGIN, Eagle3, RoundController
+from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.errors import EngineFault, EngineMismatch, TargetUnavailable
-from aurora_runtime.serving.capture.settings import PROBE_PREFIX
-from aurora_runtime.serving.engine_start import EngineStart, LauncherOptions, prepare_start
-from aurora_runtime.serving.pod_files import MANIFEST, PodFolder, write_atomically
+from aurora_runtime.held_out_split import traffic_key
+from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, PROBE_PREFIX, CaptureSettings
+from aurora_runtime.serving.placeholder_draft import ensure_draft
+from aurora_runtime.serving.pod_files import MANIFEST, PodFolder, new_boot, write_atomically
+from aurora_runtime.serving.pod_records import EngineState
 from aurora_runtime.sglang_version import require_sglang
 
 log = logging.getLogger(__name__)
@@ -56,8 +65,169 @@ READY_POLL_SECONDS: Final = 0.5
 PROBE_POLL_SECONDS: Final = 0.1
 PROBE_TIMEOUT_SECONDS: Final = 120.0
 PROBE_TOKENS: Final = 8
-CONTROLLER_TIMEOUT_SECONDS: Final = 30.0
-"""The controller reports once when SGLang has built its worker, which is before SGLang is ready."""
+
+
+@dataclass(frozen=True)
+class LauncherOptions:
+    """The launcher's command line."""
+
+    folder: PodFolder
+    keys: Path
+    port: int
+    host: str
+
+
+@dataclass(frozen=True)
+class StartFiles:
+    """The draft to start with and the engine's keys, as read from the pod's folders."""
+
+    draft: Path
+    version: int
+    admin_key: str
+    traffic_secret: str
+
+    @property
+    def traffic_key(self) -> bytes:
+        """Decides which requests are traced and which are held out. Equal in all pods of the speculator."""
+        return traffic_key(self.traffic_secret, LINEAGE_NUMBER)
+
+    @property
+    def tag_key(self) -> bytes:
+        """Hashes the tags of requests. Equal in all pods of the speculator."""
+        return tag_key(self.traffic_secret)
+
+    @classmethod
+    def read(cls, options: LauncherOptions) -> StartFiles:
+        draft = options.folder.current.resolve(strict=True)
+        manifest = CheckpointManifest.from_json((draft / MANIFEST).read_bytes())
+        admin_key, secret = ((options.keys / name).read_text().strip() for name in (ADMIN_KEY, TRAFFIC_SECRET))
+        return cls(draft, manifest.version, admin_key, secret)
+
+
+@dataclass(frozen=True)
+class EngineStart:
+    """One start of SGLang. ``state`` is the content of ``engine.json``, apart from ``ready``."""
+
+    settings: ServingSettings
+    options: LauncherOptions
+    state: EngineState
+    files: StartFiles
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.state.machine is not None and self.state.machine.device == "cpu"
+
+    def report(self, *, ready: bool) -> None:
+        """Write ``engine.json``."""
+        _report(self.options.folder, self.state, ready=ready)
+
+    @cached_property
+    def controller(self) -> RoundController | None:
+        """Decides the shape of each round. None: the shape is fixed. The first use writes the controller's file."""
+        if not self.settings.draft.adaptive:
+            return None
+        folder, key = self.options.folder.path, self.files.traffic_key
+        held = self.state.held_version
+        return controller_of(self.settings.draft, folder, self.state.boot, traffic_key=key, held_version=held)
+
+    def command(self, config: Path) -> list[str]:
+        """SGLang's command line. ``config`` holds the admin key."""
+        arguments = engine_arguments(
+            self.settings,
+            draft=self.files.draft,
+            version=self.files.version,
+            port=self.options.port,
+            host=self.options.host,
+            device_args=cpu.server_args(speculative=True) if self.on_cpu else [],
+            config=config,
+            controller=self.controller,
+        )
+        return [str(Path(sys.executable).with_name("sglang")), "serve", *arguments]
+
+    def environment(self) -> dict[str, str]:
+        """SGLang's environment: this process's, the capture settings, and the CPU engine's variables on a CPU."""
+        environment = dict(os.environ) | ISOLATED_PYTHON
+        if self.on_cpu:
+            environment |= cpu.environment(environment)
+        if plugins := environment.get("SGLANG_PLUGINS"):
+            environment["SGLANG_PLUGINS"] = f"{plugins},aurora_capture,{SPECULATION_PLUGIN},aurora_vocabulary"
+        environment.setdefault("SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION", "0")
+        environment[CAPTURE_VARIABLE] = self._capture_settings().to_json().decode()
+        if self.controller is not None:
+            environment |= self.controller.environment()
+        return environment
+
+    def _capture_settings(self) -> CaptureSettings:
+        capture = self.settings.capture
+        return CaptureSettings(
+            state_folder=str(self.options.folder.path),
+            lineage=LINEAGE_NUMBER,
+            pod=os.environ.get("POD_NAME", "pod"),
+            boot=self.state.boot,
+            traffic_key=self.files.traffic_key.hex(),
+            tag_key=self.files.tag_key.hex(),
+            tokens_per_minute=capture.tokens_per_minute,
+            state_type=capture.state_type,
+            shard_seconds=capture.shard_seconds,
+        )
+
+
+def engine_arguments(
+    settings: ServingSettings,
+    *,
+    draft: Path,
+    version: int,
+    port: int,
+    host: str = "0.0.0.0",  # noqa: S104 - a pod serves its Service
+    device_args: Sequence[str] = (),
+    config: Path | None = None,
+    controller: RoundController | None = None,
+) -> list[str]:
+    """Arguments for ``sglang serve``. The user's arguments come last, so that they win.
+
+    The limit of running requests is given, because by itself SGLang would limit an engine that speculates to 48
+    (`srt/arg_groups/speculative_hook.py:1086`).
+
+    Args:
+        draft: folder of the draft to start with.
+        version: version of that draft.
+        device_args: arguments for the device (:func:`aurora_runtime.cpu.launch_settings.server_args` on a CPU).
+        config: YAML file with further arguments. The file holds the secrets, because any process can read a command
+            line.
+        controller: decides the shape of each round of a draft. None: the shape is fixed.
+    """
+    target = settings.target
+    arguments = ["--config", str(config)] if config else []
+    arguments += ["--model-path", target.model, "--served-model-name", target.model]
+    arguments += ["--revision", target.revision] if target.revision else []
+    arguments += ["--dtype", target.dtype.value, "--host", host, "--port", str(port)]
+    arguments += ["--max-running-requests", str(settings.max_running_requests)]
+    speculation = Eagle3(draft, version, settings.draft, controller).arguments()
+    arguments += [*device_args, *speculation, "--enable-metrics"]
+    return [*arguments, *settings.extra_args]
+
+
+def prepare_start(settings: ServingSettings, options: LauncherOptions) -> EngineStart:
+    """Report the start as not ready, remove the files of the previous start, and read what the new one needs.
+
+    A pod without a draft gets a placeholder. Raises :class:`TargetUnavailable` when none can be made.
+    """
+    state = EngineState(boot=new_boot(), ready=False, started_at=datetime.now(UTC))
+    _report(options.folder, state, ready=False)
+    state = state.model_copy(update={"machine": detect_machine(settings.device)})
+    for leftover in (options.folder.capture, options.folder.speculation, options.folder.withdrawal):
+        leftover.unlink(missing_ok=True)
+    ensure_draft(options.folder, settings)
+    files = StartFiles.read(options)
+    # Nothing of ours runs in the rounds of a draft of fixed shape.
+    if settings.draft.adaptive and options.folder.read_crashes(files.version).hold:
+        log.error("the engine crashed twice within ten minutes with version %d: it does not speculate", files.version)
+        state = state.model_copy(update={"held_version": files.version})
+    return EngineStart(settings, options, state, files)
+
+
+def _report(folder: PodFolder, state: EngineState, *, ready: bool) -> None:
+    write_atomically(folder.engine, state.model_copy(update={"ready": ready}).to_json())
 
 
 @dataclass(frozen=True)
@@ -86,7 +256,7 @@ class ReadinessCheck:
             await self._wait_ready(client)
             await self._check_redaction(client)
             await self._check_capture(client)
-            await self._check_controller()
+            self._check_controller()
 
     async def _wait_ready(self, client: SGLangClient) -> None:
         """Wait without a time limit: the pod's startup probe limits how long a model may take to load."""
@@ -120,29 +290,26 @@ class ReadinessCheck:
             await asyncio.sleep(PROBE_POLL_SECONDS)
         raise EngineFault("no verify round of the probe request was captured: is the capture plugin loaded?")
 
-    async def _check_controller(self) -> None:
+    def _check_controller(self) -> None:
         """Raise :class:`EngineFault` when the controller should decide the rounds and does not.
 
-        SGLang would then choose the shapes by a rule of its own, which can be slower than no speculation.
+        SGLang would then choose the shapes by a rule of its own, which can be slower than no speculation. The
+        controller reports once when SGLang has built its worker, which is before SGLang is ready.
         """
         if self.start.controller is None:
             return
-        deadline = time.monotonic() + CONTROLLER_TIMEOUT_SECONDS
-        while time.monotonic() < deadline and self.process.poll() is None:
-            controller = self.start.options.folder.read_speculation_state()
-            if controller is not None and controller.boot == self.start.state.boot:
-                if controller.ok:
-                    return
-                raise EngineFault(
-                    f"the speculation controller refused: {controller.error}. Remove what it names from"
-                    " serving.extraArgs or serving.template, or set draft.shape to Fixed"
-                )
-            await asyncio.sleep(PROBE_POLL_SECONDS)
-        raise EngineFault("the speculation controller has not reported: is the plugin aurora_speculation loaded?")
+        controller = self.start.options.folder.read_speculation_state()
+        if controller is None or controller.boot != self.start.state.boot:
+            raise EngineFault("the speculation controller has not reported: is the plugin aurora_speculation loaded?")
+        if not controller.ok:
+            raise EngineFault(
+                f"the speculation controller refused: {controller.error}. Remove what it names from"
+                " serving.extraArgs or serving.template, or set draft.shape to Fixed"
+            )
 
 
 class EngineSupervisor:
-    """SGLang's main process, and the threads that watch it."""
+    """SGLang's main process, and the thread that watches it."""
 
     def __init__(self, start: EngineStart, process: subprocess.Popen[bytes]) -> None:
         self._start = start
@@ -154,8 +321,7 @@ class EngineSupervisor:
         """Wait until SGLang ends. Returns the launcher's exit code. Raises :class:`EngineFault` when a check failed."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle_signal)
-        for watch in (self._check_readiness, self._watch_restart_orders):
-            threading.Thread(target=self._run_watch, args=(watch,), daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True).start()
         code = self._process.wait()
         if not self._stop_requested.is_set() and self._failure is None:
             self._record_crash()
@@ -187,9 +353,10 @@ class EngineSupervisor:
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
 
-    def _run_watch(self, watch: Callable[[], None]) -> None:
+    def _watch(self) -> None:
         try:
-            watch()
+            self._check_readiness()
+            self._watch_restart_orders()
         except Exception as error:  # the thread's outermost loop: without the thread the pod would stay out of service
             log.exception("the launcher cannot watch SGLang any more: stopping SGLang")
             self._failure = EngineFault(f"the launcher could not watch SGLang any more ({type(error).__name__})")
@@ -224,10 +391,15 @@ class EngineSupervisor:
             self._process.kill()
 
     def _is_another_start_ordered(self) -> bool:
-        """An order that the disk has damaged counts as none. The agent gives it again."""
-        with contextlib.suppress(OSError, InvalidRecord):
-            return self._start.options.folder.read_restart_order().order_id != self._start.state.order_id
-        return False
+        """Whether a withdrawn engine cannot restore its draft, or nothing shows any more which draft it holds."""
+        try:
+            withdrawal = self._start.options.folder.read_withdrawal()
+        except InvalidRecord:
+            log.error("withdrawal.json is damaged; check the node's disk if this comes again")  # noqa: TRY400
+            return True
+        except OSError:
+            return False
+        return withdrawal is not None and withdrawal.restart and withdrawal.boot == self._start.state.boot
 
 
 @contextlib.contextmanager

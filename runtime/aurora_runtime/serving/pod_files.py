@@ -21,7 +21,6 @@ from aurora_runtime.serving.pod_records import (
     CaptureState,
     EngineCrashes,
     EngineState,
-    RestartOrder,
     SpeculationState,
     Withdrawal,
 )
@@ -88,10 +87,6 @@ class PodFolder:
         return self.path / "crashes.json"
 
     @property
-    def restart(self) -> Path:
-        return self.path / "restart.json"
-
-    @property
     def withdrawal(self) -> Path:
         return self.path / "withdrawal.json"
 
@@ -104,10 +99,6 @@ class PodFolder:
     def trace_budget(self) -> Path:
         """The last trace budget that the operator ordered."""
         return self.path / "trace-budget.json"
-
-    def read_restart_order(self) -> RestartOrder:
-        """The last order to start the engine again."""
-        return _read(self.restart, RestartOrder) or RestartOrder()
 
     def read_crashes(self, version: int) -> EngineCrashes:
         """The engine's crashes with this draft version. A damaged record counts as none."""

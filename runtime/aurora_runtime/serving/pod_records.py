@@ -28,7 +28,6 @@ class EngineState(Record):
     boot: str = Field(description="Random id of this engine start.")
     ready: bool = Field(description="Whether the engine answers requests and, with a draft, captures traces.")
     started_at: Timestamp
-    order_id: str = Field(default="", description="The RestartOrder that this start follows.")
     machine: Machine | None = None
     held_version: int | None = Field(
         default=None, description="The draft version with which this start does not speculate, after EngineCrashes."
@@ -55,14 +54,8 @@ class EngineCrashes(Record):
         return self if self.hold else EngineCrashes(version=self.version, at=(*recent, now))
 
 
-class RestartOrder(Record):
-    """``restart.json``: the agent orders the launcher to end the engine, and Kubernetes starts its container again."""
-
-    order_id: str = Field(default="", description="Random. A new id orders a new start.")
-
-
 class CaptureState(Record):
-    """``capture.json``: heartbeat and counters of the capture plugin since the engine started."""
+    """``capture.json``: counters of the capture plugin since the engine started."""
 
     boot: str
     ok: bool = Field(description="False: the plugin refused to capture; `error` says why.")
@@ -71,13 +64,10 @@ class CaptureState(Record):
     captured_records: int = 0
     dropped_records: int = 0
     hook_errors: int = Field(default=0, description="Exceptions inside hooks. Each loses the records of one batch.")
-    traced_requests: int = 0
     traced_answer_tokens: int = 0
-    shards_written: int = 0
     shards_dropped: int = 0
     losses: dict[str, int] = Field(default_factory=dict, description="What was lost, by reason.")
     live: LiveCounters = Field(default=LiveCounters(), description="The ended requests of clients, traced or not.")
-    updated_at: Timestamp
 
 
 class SourceCounters(Record):
@@ -160,11 +150,13 @@ class Withdrawal(Record):
 
     measurement: str
     drained: bool = Field(default=False, description="Whether the requests of clients have ended.")
-    boot: str = Field(description="The engine start in which `current_checksum` was read.")
-    current_version: int = Field(description="The draft to restore: the pod's current draft.")
-    current_digest: Sha256
+    boot: str = Field(description="The engine start that is lent. The next start removes the file.")
+    current_digest: Sha256 = Field(description="The draft to restore: the pod's current draft.")
     current_checksum: str
-    trial_boot: str = Field(default="", description="The engine start that may hold a trial draft.")
+    trial: bool = Field(default=False, description="Whether the engine may hold a trial draft.")
+    restart: bool = Field(
+        default=False, description="Whether the engine cannot restore the draft. The launcher then starts it again."
+    )
     pass_sha256: Sha256 = Field(description="Digest of the pass that the measurement's requests carry. No secret.")
 
 

@@ -6,8 +6,6 @@ long measurement has few looks. A measurement ends when
 
 - it is decided: its verdict is final at the early confidence level;
 - it is hopeless: with the rounds that are left it would pass with a probability below :data:`MIN_CHANCE`;
-- it is blocked: every ratio is decided, but the verdict stays open for a reason that no further round removes, such as
-  a failed request of the active draft;
 - it gives way: a newer version waits, and the measurement has had :data:`SHARE` times ``min_rounds``;
 - its rounds or its time are used up.
 
@@ -107,35 +105,27 @@ def ending(progress: Progress) -> Ending | None:
     """Why the measurement ends after this round; None while it goes on."""
     if progress.early.kind in FINAL_VERDICTS:
         return Ending(MeasurementEnd.DECIDED)
-    if progress.rounds >= progress.rounds_allowed:
-        return ending_of_last_round(progress.verdict, f"undecided after {progress.rounds} rounds")
-    if progress.rounds < progress.policy.min_rounds:
+    if progress.rounds >= progress.rounds_allowed or _has_had_its_share(progress):
+        return ending_of_last_round(progress.verdict, progress.newer_version)
+    if progress.rounds < progress.policy.min_rounds or progress.verdict.kind in FINAL_VERDICTS:
         return None
-    if progress.verdict.kind in FINAL_VERDICTS:
-        return Ending(MeasurementEnd.DECIDED) if _has_had_its_share(progress) else None
     undecided = _undecided_forecasts(progress)
-    if undecided is not None and not undecided:
-        message = f"undecided after {progress.rounds} rounds, although every ratio is decided: no round changes that"
-        return Ending(MeasurementEnd.BLOCKED, message)
     if undecided and _chance_of_a_pass(undecided, progress) < MIN_CHANCE:
         message = f"undecided after {progress.rounds} rounds, and would hardly pass within {progress.rounds_allowed}"
         return Ending(MeasurementEnd.HOPELESS, message)
-    if _has_had_its_share(progress):
-        message = f"undecided after {progress.rounds} rounds, gives way to version {progress.newer_version}"
-        return Ending(MeasurementEnd.GAVE_WAY, message)
     return None
 
 
-def ending_of_last_round(verdict: Verdict, undecided: str) -> Ending:
-    """Why a measurement ends whose rounds or time are used up.
+def ending_of_last_round(verdict: Verdict, newer_version: int | None = None) -> Ending:
+    """Why a measurement ends that has used up its rounds, its time, or its share of rounds while a version waits.
 
-    Args:
-        verdict: after the last whole round, at the final confidence level.
-        undecided: the message if that verdict is not final.
+    ``verdict`` is at the final confidence level.
     """
     if verdict.kind in FINAL_VERDICTS:
         return Ending(MeasurementEnd.DECIDED)
-    return Ending(MeasurementEnd.BUDGET_USED, undecided)
+    if newer_version is not None:
+        return Ending(MeasurementEnd.GAVE_WAY, f"undecided, gives way to version {newer_version}")
+    return Ending(MeasurementEnd.BUDGET_USED, "undecided when its rounds or its time were used up")
 
 
 def is_look(policy: GatePolicy, rounds: int) -> bool:

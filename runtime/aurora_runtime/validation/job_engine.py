@@ -24,7 +24,7 @@ from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS, Eagle3, Ngram
 from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation.load_client import REQUEST_SECONDS, BatchResult, LoadClient
+from aurora_runtime.validation.measured_engine import REQUEST_SECONDS, BatchResult, LoadClient
 from aurora_runtime.validation.store_reads import FetchedDraft
 
 MEMORY_SHARE: Final = 0.85
@@ -58,7 +58,6 @@ class JobEngine:
         self._session = open_session()
         try:
             await self._start()
-            await self._verify_drafts()
         except BaseException:
             await self._close()
             raise
@@ -88,16 +87,10 @@ class JobEngine:
         eagle = Eagle3(active.folder, active.version, self.draft_spec, controller)
         self._engine.start(self.spec, eagle, memory_share=MEMORY_SHARE / 2 if self.with_ngram else MEMORY_SHARE)
         await asyncio.to_thread(self._engine.wait_ready, self.deadline)
+        self._draft_swap = DraftSwap(SGLangClient(self._session, self._engine.url))
         if self.with_ngram:
             self._ngram.start(self.spec, Ngram(NGRAM_TOKENS), memory_share=MEMORY_SHARE)
             await asyncio.to_thread(self._ngram.wait_ready, self.deadline)
-
-    async def _verify_drafts(self) -> None:
-        """Load the candidate and the active draft once: proves that both load, and learns their checksums."""
-        self._draft_swap = DraftSwap(SGLangClient(self._session, self._engine.url))
-        await self._draft_swap.remember_checksum(self.drafts[Arm.ACTIVE])
-        for arm in (Arm.CANDIDATE, Arm.ACTIVE):
-            await self._draft_swap.load(self.drafts[arm])
 
     async def hold(self, arm: Arm) -> bool:
         """Swap to the draft of ``arm`` where it has one, and empty the prefix cache. Returns whether it swapped."""

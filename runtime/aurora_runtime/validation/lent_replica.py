@@ -37,7 +37,7 @@ from aurora_protocol.evidence_records import Arm
 from aurora_protocol.pod_settings import Replica
 from aurora_runtime.engine.sglang_client import open_session
 from aurora_runtime.errors import EngineFault, MeasurementError, OutOfTime
-from aurora_runtime.validation.load_client import REQUEST_SECONDS, BatchResult, LoadClient
+from aurora_runtime.validation.measured_engine import REQUEST_SECONDS, BatchResult, LoadClient
 
 log = logging.getLogger(__name__)
 

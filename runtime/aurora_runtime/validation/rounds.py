@@ -16,14 +16,14 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from aurora_api.v1alpha1.validation import PROMPTS_NEEDED, Baseline
 from aurora_protocol.evidence_records import AnswerEquality, Arm, MeasurementEnd, Sample, Verdict, VerdictKind
 from aurora_protocol.gate import GatePolicy, judge
 from aurora_protocol.gate.throughput_ratios import Confidence
 from aurora_protocol.pod_settings import ValidationSettings
-from aurora_runtime.errors import AnswersOverdue, MeasurementError, OutOfTime
+from aurora_runtime.errors import MeasurementError, OutOfTime
 from aurora_runtime.validation.answer_equality import NEAR_TIE_LOGIT_GAP, EqualityCounter, near_tie_bound
 from aurora_runtime.validation.budget import (
     SHARE,
@@ -34,9 +34,8 @@ from aurora_runtime.validation.budget import (
     is_look,
     open_arms,
 )
-from aurora_runtime.validation.held_out_prompts import Prompt
-from aurora_runtime.validation.load_client import Answer, BatchResult
-from aurora_runtime.validation.measured_engine import DRAFT_ARMS
+from aurora_runtime.validation.measured_engine import DRAFT_ARMS, Answer, BatchResult, MeasuredEngine
+from aurora_runtime.validation.store_reads import Prompt
 
 log = logging.getLogger(__name__)
 
@@ -131,16 +130,6 @@ def _rotated(items: Sequence[T], by: int) -> list[T]:
     return [*items[by:], *items[:by]]
 
 
-class Engine(Protocol):
-    """Runs every arm. :class:`~aurora_runtime.validation.measured_engine.MeasuredEngine` describes the calls."""
-
-    async def prepare(self, arm: Arm) -> None: ...
-
-    async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult: ...
-
-    async def margin(self, prefix: Sequence[int], one: int, other: int) -> float: ...
-
-
 @dataclass(frozen=True)
 class RoundResult:
     """The batches of one round with their results, and the samples made from them."""
@@ -163,7 +152,7 @@ class RoundResult:
 class RoundRunner:
     """Runs rounds until ``deadline``, which is on ``clock``, in seconds."""
 
-    engine: Engine
+    engine: MeasuredEngine
     prompts: Sequence[Prompt]
     plan: MeasurementPlan
     deadline: float
@@ -190,8 +179,8 @@ class RoundRunner:
         Args:
             arms: the arms to measure at each concurrency. A concurrency without arms is left out.
 
-        Raises :class:`MeasurementError` when requests fail without speculation, or when the time ends while the
-        candidate warms up or answers. Then nothing can be said about a draft.
+        Raises :class:`MeasurementError` when requests fail on an arm that the candidate is compared with, or when the
+        time ends while the candidate is loaded or answers. It may hang, and must not pass by the rounds before.
         """
         results: dict[Batch[Arm], BatchResult] = {}
         schedule = batches(
@@ -203,34 +192,21 @@ class RoundRunner:
             available=len(self.prompts),
         )
         for batch in (b for b in schedule if b.arm in arms.get(b.concurrency, ())):
+            if self.clock() > self.deadline:
+                log.info("measure: time ran out during round %d, which is left out", number)
+                return None
+            prompts = [self.prompts[index].tokens for index in batch.prompts]
             try:
-                result = await self._result_of(batch)
+                await self.engine.prepare(batch.arm)
+                results[batch] = await self.engine.run(batch.arm, prompts, batch.concurrency)
             except OutOfTime as error:
+                if batch.arm is Arm.CANDIDATE:
+                    raise MeasurementError(f"the candidate did not answer in time: {error}") from error
                 log.info("measure: time ran out during round %d, which is left out: %s", number, error)
                 return None
-            if batch.arm is Arm.OFF and result.failures:
-                raise MeasurementError(f"{result.failures} requests failed without speculation: see the engine's log")
-            results[batch] = result
+            if batch.arm in (Arm.OFF, Arm.ACTIVE) and (failures := results[batch].failures):
+                raise MeasurementError(f"{failures} requests failed on {batch.arm}: see the engine's log")
         return RoundResult(results, tuple(_sample(number, batch, result) for batch, result in results.items()))
-
-    async def _result_of(self, batch: Batch[Arm]) -> BatchResult:
-        """Prepare the engine and run ``batch``. Raises :class:`OutOfTime` when the time is over before its end.
-
-        Raises :class:`MeasurementError` when the time ends while the candidate warms up or answers. The candidate may
-        hang, and must not pass by the rounds before.
-        """
-        if self.clock() > self.deadline:
-            raise OutOfTime("the time is over between two batches")
-        prompts, is_prepared = [self.prompts[index].tokens for index in batch.prompts], False
-        try:
-            await self.engine.prepare(batch.arm)
-            is_prepared = True
-            return await self.engine.run(batch.arm, prompts, batch.concurrency)
-        except OutOfTime as error:
-            answered_late = is_prepared or isinstance(error, AnswersOverdue)  # a swap that is late is not the draft's
-            if batch.arm is Arm.CANDIDATE and answered_late:
-                raise MeasurementError(f"the candidate did not answer in time: {error}") from error
-            raise
 
 
 def _sample(number: int, batch: Batch[Arm], result: BatchResult) -> Sample:
@@ -323,7 +299,7 @@ async def measure(runner: RoundRunner, *, newer_version: NewerVersion | None = N
     if end is None:  # the time ended, perhaps some rounds after the last look
         last = measurement.judge(policy)
         measurement.verdicts.append(last)
-        end = ending_of_last_round(last, "undecided: the time is used up")
+        end = ending_of_last_round(last)
     measurement.end = end
     return measurement
 

@@ -36,7 +36,7 @@ from aurora_runtime.engine.sglang_client import open_session
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation.load_client import REQUEST_SECONDS, Answer, BatchResult, LoadClient
+from aurora_runtime.validation.measured_engine import REQUEST_SECONDS, Answer, BatchResult, LoadClient
 from aurora_runtime.validation.store_reads import FetchedDraft
 
 NGRAM_TOKENS: Final = (4, 12)

@@ -25,7 +25,7 @@ from aurora_protocol.evidence_records import AnswerEquality, RatioEstimate
 from aurora_protocol.gate import paired_ratio
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.answer_equality import EqualityCounter
-from aurora_runtime.validation.load_client import Answer, BatchResult
+from aurora_runtime.validation.measured_engine import Answer, BatchResult
 from aurora_runtime.validation.rounds import Batch, batches
 
 

@@ -30,8 +30,7 @@ from aurora_runtime.training.lineage import open_lineage, utc_now
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state import shard_ledger
 from aurora_runtime.validation import main as validation_main
-from aurora_runtime.validation.held_out_prompts import held_out_prompts
-from aurora_runtime.validation.store_reads import fetch_draft
+from aurora_runtime.validation.store_reads import fetch_draft, read_traffic
 from aurora_store import ObjectStore
 from aurora_store import objects as objects_module
 from aurora_store.errors import DraftExpired, ObjectRefused
@@ -93,7 +92,7 @@ def measure(s3: S3, candidate: Registration, folder: Path) -> None:
     lineage = own.lineage()
     assert lineage is not None
     fetch_draft(own, candidate, lineage, folder / "candidate")
-    assert held_out_prompts(own, 1, vocab_size=tiny.VOCAB, wanted=1, needed=1)
+    assert read_traffic(own, 1, vocab_size=tiny.VOCAB, wanted=1, needed=1)
     assert own.last_version() == 1
     own.put_evidence(evidence(1, VerdictKind.REJECT))
 

@@ -194,7 +194,6 @@ def _write_records(pod: PodProcesses, ticks: int) -> None:
         captured_records=100 * ticks,
         dropped_records=ticks,
         losses={"queue": ticks},
-        updated_at=now,
     )
     speculation = SpeculationState(
         boot=BOOT,

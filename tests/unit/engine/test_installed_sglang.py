@@ -24,7 +24,7 @@ from aurora_api.v1alpha1.serving import ServingSpec
 from aurora_protocol.pod_settings import ServingSettings
 from aurora_runtime.cpu import launch_settings as cpu
 from aurora_runtime.engine.speculation_flags import RoundController
-from aurora_runtime.serving.engine_start import engine_arguments
+from aurora_runtime.serving.launcher import engine_arguments
 from aurora_runtime.sglang_version import SUPPORTED_SGLANG
 from tests.unit.docs.markdown import ROOT, pages
 

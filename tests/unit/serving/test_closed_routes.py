@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aurora_runtime.serving.protection.refusals import ClosedRoutes, after_authentication, closed_routes
+from aurora_runtime.serving.protection import ClosedRoutes, after_authentication, closed_routes
 
 
 async def ask(path: str, *, root_path: str = "", kind: str = "http", **environment: str) -> tuple[int, bytes]:

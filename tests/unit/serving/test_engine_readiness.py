@@ -16,7 +16,6 @@ from aiohttp.test_utils import TestServer
 
 from aurora_api.v1alpha1.draft import DraftSpec, Shape
 from aurora_runtime.errors import EngineFault
-from aurora_runtime.serving import launcher
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX
 from aurora_runtime.serving.launcher import ReadinessCheck
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
@@ -32,9 +31,7 @@ class Engine:
     def __init__(self, folder: PodFolder) -> None:
         self.folder = folder
         self.server_info = "{}"
-        self.capture: CaptureState | None = CaptureState(
-            boot="b1", ok=True, probe_records=3, updated_at=datetime.now(UTC)
-        )
+        self.capture: CaptureState | None = CaptureState(boot="b1", ok=True, probe_records=3)
         self.requests: list[dict[str, Any]] = []
 
     def app(self) -> web.Application:
@@ -107,7 +104,7 @@ async def test_an_engine_that_shows_its_key_is_not_ready(
 async def test_a_refusal_of_the_capture_plugin_is_named(
     engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes]
 ) -> None:
-    engine[0].capture = CaptureState(boot="b1", ok=False, error="another SGLang", updated_at=datetime.now(UTC))
+    engine[0].capture = CaptureState(boot="b1", ok=False, error="another SGLang")
     with pytest.raises(EngineFault, match=r"no verify round.*; the capture plugin refused: another SGLang"):
         await check(tmp_path, engine[1], process)
 
@@ -122,9 +119,8 @@ async def test_an_engine_whose_controller_refused_is_not_ready(
 
 
 async def test_an_engine_is_ready_once_the_controller_of_this_start_has_reported(
-    engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+    engine: tuple[Engine, int], tmp_path: Path, process: subprocess.Popen[bytes]
 ) -> None:
-    monkeypatch.setattr(launcher, "CONTROLLER_TIMEOUT_SECONDS", 0.3)
     write_speculation(tmp_path, boot="the start before")
     with pytest.raises(EngineFault):
         await check(tmp_path, engine[1], process, draft=ADAPTIVE)

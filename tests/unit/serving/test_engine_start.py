@@ -11,7 +11,7 @@ from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.held_out_split import traffic_key
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
-from aurora_runtime.serving.engine_start import EngineStart
+from aurora_runtime.serving.launcher import EngineStart
 from tests.unit.serving.engine_starts import ADMIN_KEY, TRAFFIC_SECRET, engine_start
 
 

@@ -13,12 +13,10 @@ from aurora_protocol.draft_records import CheckpointManifest
 from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.errors import EngineFault
-from aurora_runtime.serving import engine_start as engine_start_module
 from aurora_runtime.serving import launcher
-from aurora_runtime.serving.engine_start import EngineStart, StartFiles, prepare_start
-from aurora_runtime.serving.launcher import EngineSupervisor, ReadinessCheck
-from aurora_runtime.serving.pod_files import MANIFEST, PodFolder
-from aurora_runtime.serving.pod_records import EngineCrashes
+from aurora_runtime.serving.launcher import EngineStart, EngineSupervisor, ReadinessCheck, StartFiles, prepare_start
+from aurora_runtime.serving.pod_files import MANIFEST, PodFolder, write_atomically
+from aurora_runtime.serving.pod_records import EngineCrashes, Withdrawal
 from tests.unit.serving.engine_starts import engine_start
 
 NOW = datetime(2026, 12, 2, 12, tzinfo=UTC)
@@ -38,9 +36,9 @@ def crash(path: Path) -> None:
 def next_start(path: Path, monkeypatch: pytest.MonkeyPatch, *, version: int, draft: DraftSpec = DRAFT) -> EngineStart:
     start = engine_start(path, draft=draft)
     files = StartFiles(draft=path, version=version, admin_key="k", traffic_secret="s")  # noqa: S106 - of the tests
-    monkeypatch.setattr(engine_start_module, "ensure_draft", lambda *_: None)
+    monkeypatch.setattr(launcher, "ensure_draft", lambda *_: None)
     monkeypatch.setattr(StartFiles, "read", lambda _: files)
-    monkeypatch.setattr(engine_start_module, "detect_machine", lambda _: start.state.machine)
+    monkeypatch.setattr(launcher, "detect_machine", lambda _: start.state.machine)
     return prepare_start(start.settings, start.options)
 
 
@@ -73,7 +71,10 @@ def test_two_crashes_hold_the_next_starts_with_this_version_to_off(
 
 def test_only_crashes_of_the_pods_own_draft_within_ten_minutes_count(tmp_path: Path) -> None:
     folder = PodFolder(tmp_path)
-    folder.withdrawal.touch()
+    withdrawal = Withdrawal(
+        measurement="job", boot="b1", current_digest="0" * 64, current_checksum="sum", pass_sha256="0" * 64
+    )
+    write_atomically(folder.withdrawal, withdrawal.to_json())
     crash(tmp_path)
     assert not folder.crashes.exists(), "a measurement's engine"
     first = EngineCrashes(version=3).plus(NOW)

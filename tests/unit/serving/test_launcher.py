@@ -17,7 +17,7 @@ from aurora_runtime.errors import EngineFault
 from aurora_runtime.serving import launcher
 from aurora_runtime.serving.launcher import EngineSupervisor, ReadinessCheck
 from aurora_runtime.serving.pod_files import new_boot, write_atomically
-from aurora_runtime.serving.pod_records import RestartOrder
+from aurora_runtime.serving.pod_records import Withdrawal
 from tests.unit.serving.engine_starts import engine_start
 
 
@@ -109,20 +109,6 @@ def test_a_watch_that_fails_ends_the_engine(tmp_path: Path, monkeypatch: pytest.
         supervisor(tmp_path, "exec sleep 600").run()
 
 
-def test_an_unreadable_restart_order_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ReadinessCheck, "run", lambda _: None)
-    engine = supervisor(tmp_path, "exec sleep 600")
-    folder = engine._start.options.folder
-    folder.restart.write_text("")
-
-    def order_later() -> None:
-        time.sleep(0.3)
-        write_atomically(folder.restart, RestartOrder(order_id="1").to_json())
-
-    threading.Thread(target=order_later, daemon=True).start()
-    assert engine.run() == 0
-
-
 def test_a_launcher_that_is_asked_to_stop_ends_the_engine_and_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,11 +125,20 @@ def test_a_launcher_that_is_asked_to_stop_ends_the_engine_and_succeeds(
     assert engine.run() == 0
 
 
-def test_a_restart_order_ends_the_engine_and_the_launcher_succeeds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_engine_that_cannot_restore_its_draft_is_ended_and_the_launcher_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: bool
 ) -> None:
     monkeypatch.setattr(ReadinessCheck, "run", lambda _: None)
     engine = supervisor(tmp_path, "exec sleep 600")
-    folder = engine._start.options.folder
-    write_atomically(folder.restart, RestartOrder(order_id="1").to_json())
+    folder, boot = engine._start.options.folder, engine._start.state.boot
+    withdrawal = Withdrawal(
+        measurement="job",
+        boot=boot,
+        current_digest="0" * 64,
+        current_checksum="sum",
+        restart=True,
+        pass_sha256="0" * 64,
+    )
+    write_atomically(folder.withdrawal, b"" if damaged else withdrawal.to_json())
     assert engine.run() == 0

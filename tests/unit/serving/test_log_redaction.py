@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from aurora_runtime.serving.protection import log_redaction
+from aurora_runtime.serving import protection
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def own_records() -> Iterator[None]:
 
 
 def test_keys_are_hidden_wherever_sglang_shows_its_arguments() -> None:
-    shown = log_redaction.after_redaction(
+    shown = protection.after_redaction(
         {
             "admin_api_key": "k1",
             "api_key": None,
@@ -32,7 +32,7 @@ def test_keys_are_hidden_wherever_sglang_shows_its_arguments() -> None:
         "nested": {"api_key": "<redacted>"},
         "launch_command": "x --admin-api-key <redacted> y",
     }
-    assert log_redaction.after_redaction("--api-key=k2 --port 1") == "--api-key=<redacted> --port 1"
+    assert protection.after_redaction("--api-key=k2 --port 1") == "--api-key=<redacted> --port 1"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_the_log_shows_no_schema_of_a_client(
     caplog: pytest.LogCaptureFixture, module: str, message: str, args: tuple[str, ...], shown: str
 ) -> None:
     for _ in range(2):
-        log_redaction.hide_client_texts()
+        protection.hide_client_texts()
     logging.getLogger(f"sglang.srt.{module}").error(message, *args)
     assert caplog.messages[0].endswith(shown)
     assert "secret" not in caplog.text
@@ -96,7 +96,7 @@ def refuse(reason: str) -> None:
 
 @pytest.mark.usefixtures("own_records")
 def test_a_traceback_shows_no_schema_of_a_client(caplog: pytest.LogCaptureFixture) -> None:
-    log_redaction.hide_client_texts()
+    protection.hide_client_texts()
     try:
         refuse(f"Tokens not accepted: {2}\nKey string: {'se'}cret")
     except ValueError:
@@ -109,14 +109,14 @@ def test_a_traceback_shows_no_schema_of_a_client(caplog: pytest.LogCaptureFixtur
 def test_arguments_that_do_not_fit_their_message_raise_nothing_and_are_not_shown(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    log_redaction.hide_client_texts()
+    protection.hide_client_texts()
     logging.getLogger("sglang.srt.managers.scheduler").error("took %d s", "secret")
     assert caplog.messages == ["took %d s"]
 
 
 @pytest.mark.usefixtures("own_records")
 def test_other_messages_are_shown_whole(caplog: pytest.LogCaptureFixture) -> None:
-    log_redaction.hide_client_texts()
+    protection.hide_client_texts()
     logging.getLogger("sglang.srt.managers.schedule_batch").error("out of %s", "memory")
     logging.getLogger("aurora").error("regex=%s", "ours")
     assert caplog.messages == ["out of memory", "regex=ours"]

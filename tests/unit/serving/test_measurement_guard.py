@@ -13,7 +13,7 @@ import pytest
 from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, PROBE_HEADER, measurement_pass
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import EngineState, Withdrawal
-from aurora_runtime.serving.protection.measurement_guard import Guard
+from aurora_runtime.serving.protection import Guard
 
 KEY = "the-admin-key"
 PASS = measurement_pass("the-agent-token", "job-1")
@@ -40,14 +40,13 @@ class Scene:
         """The status that the kubelet gets."""
         return (await self.ask("GET", **{PROBE_HEADER: "readiness"}))[0]
 
-    def withdraw(self, trial_boot: str = "") -> None:
+    def withdraw(self, *, trial: bool = False, boot: str = "b1") -> None:
         withdrawal = Withdrawal(
             measurement="job-1",
-            boot="b1",
-            current_version=0,
+            boot=boot,
             current_digest="0" * 64,
             current_checksum="sum",
-            trial_boot=trial_boot,
+            trial=trial,
             pass_sha256=hashlib.sha256(PASS.encode()).hexdigest(),
         )
         write_atomically(self.folder.withdrawal, withdrawal.to_json())
@@ -106,7 +105,7 @@ async def test_a_withdrawn_pod_answers_with_its_current_draft_and_closes_the_con
 
 
 async def test_with_a_trial_draft_only_the_measurement_is_answered(scene: Scene) -> None:
-    scene.withdraw(trial_boot="b1")
+    scene.withdraw(trial=True)
     for headers in (
         {},
         {"x_aurora_measurement": "job-1"},
@@ -129,5 +128,5 @@ async def test_with_a_trial_draft_only_the_measurement_is_answered(scene: Scene)
 
 async def test_an_engine_started_after_the_trial_answers_clients(scene: Scene) -> None:
     """SGLang warms itself up through its own port."""
-    scene.withdraw(trial_boot="b0")
+    scene.withdraw(trial=True, boot="b0")
     assert (await scene.ask())[0] == 200

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from aurora_runtime.serving.protection.refusals import VALIDATE_FUNCTION, before_validation
+from aurora_runtime.serving.protection import VALIDATE_FUNCTION, before_validation
 
 
 def ask(**fields: Any) -> None:

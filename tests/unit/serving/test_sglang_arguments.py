@@ -7,7 +7,7 @@ from pathlib import Path
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import TargetSpec
 from aurora_protocol.pod_settings import ServingSettings, StoreSettings
-from aurora_runtime.serving.engine_start import engine_arguments
+from aurora_runtime.serving.launcher import engine_arguments
 from tests.assets.signing import ROOT_OWNER
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import random
 import statistics
@@ -15,7 +14,7 @@ from aurora_protocol.evidence_records import Arm, MeasurementEnd, RatioEstimate,
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.gate.throughput_ratios import Confidence, t_quantile
 from aurora_protocol.gate.verdict import Bar, bars
-from aurora_runtime.validation.budget import SHARE, Ending, Forecast, Progress, ending, is_look, open_arms
+from aurora_runtime.validation.budget import SHARE, Forecast, Progress, ending, is_look, open_arms
 
 POLICY = GatePolicy(concurrencies=(1, 4), min_improvement=0.05, tolerance=0.05, min_rounds=5)
 BAR = Bar(Arm.CANDIDATE, Arm.ACTIVE, 1, 1.05)
@@ -95,29 +94,6 @@ def test_a_measurement_ends_when_it_is_decided_hopeless_used_up_or_gives_way(
 ) -> None:
     found = ending(state)
     assert (found.kind if found else None) is expected
-
-
-@pytest.mark.parametrize("newer", [None, 9])
-def test_a_failure_of_the_active_draft_blocks_a_measurement_but_does_not_make_it_hopeless(newer: int | None) -> None:
-    """Every bar is cleared by far. Only the failed request keeps the verdict open."""
-    clear = progress({}, newer=newer)
-    undecided = {"kind": VerdictKind.INCONCLUSIVE}
-    verdict, early = clear.verdict.model_copy(update=undecided), clear.early.model_copy(update=undecided)
-    found = ending(dataclasses.replace(clear, verdict=verdict, early=early))
-    assert found is not None
-    assert found.kind is MeasurementEnd.BLOCKED
-    assert found.message == "undecided after 6 rounds, although every ratio is decided: no round changes that"
-
-
-def test_the_endings_say_why_in_plain_words() -> None:
-    assert ending(progress({})) == Ending(MeasurementEnd.DECIDED)
-    hopeless, used, gave_way = (ending(progress(NEAR, rounds=n, newer=v)) for n, v in ((90, None), (96, None), (25, 9)))
-    assert hopeless is not None
-    assert hopeless.message == "undecided after 90 rounds, and would hardly pass within 96"
-    assert used is not None
-    assert used.message == "undecided after 96 rounds"
-    assert gave_way is not None
-    assert gave_way.message == "undecided after 25 rounds, gives way to version 9"
 
 
 @given(

@@ -12,14 +12,11 @@ from typing import Any
 
 import pytest
 
-from aurora_api.v1alpha1.serving import Device
 from aurora_protocol.evidence_records import Evidence
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED, ValidationSettings
 from aurora_runtime import termination_message
-from aurora_runtime.engine import machine
-from aurora_runtime.errors import DraftRefused, MeasurementError
+from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation import main
-from aurora_runtime.validation.validation_run import ValidationRun
 from aurora_store.deadline import is_interrupted
 from aurora_store.errors import StoreError, StoreInterrupted
 from tests.unit.operator.worlds import evidence
@@ -87,26 +84,6 @@ def test_a_signal_ends_the_wait_for_a_store_that_takes_no_result(
         main.main([])
     assert ended.value.code == EXIT_INTERRUPTED
     assert time.monotonic() - began < main.STORE_SECONDS / 2
-
-
-def test_a_signal_ends_the_wait_for_the_gpus(message: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver of a GPU may hold the query for minutes, and the pod's grace period is over before."""
-
-    class RefusedCandidate:
-        def fetch_draft(self, *_: Any) -> None:
-            raise DraftRefused("then the machine is described for the evidence")
-
-    query = f"import os, signal, time; os.kill({os.getpid()}, signal.SIGTERM); time.sleep(600)"
-    monkeypatch.setattr(machine, "_GPU_QUERY", query)
-    settings = SimpleNamespace(validation=SimpleNamespace(timeout_seconds=600), device=Device.CUDA, replica=None)
-    monkeypatch.setattr(ValidationSettings, "from_env", lambda: settings)
-    monkeypatch.setattr(ValidationRun, "open", lambda *_: RefusedCandidate())
-    began = time.monotonic()
-    with pytest.raises(SystemExit) as ended:
-        main.main([])
-    assert time.monotonic() - began < 10, "most of it is the start of the child"
-    assert ended.value.code == EXIT_INTERRUPTED
-    assert message.read_text()
 
 
 def test_a_validator_that_could_not_measure_has_failed(message: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from aurora_runtime.engine.speculation_flags import NGRAM_TOKENS, Eagle3, Ngram
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.job_engine import JobEngine
-from aurora_runtime.validation.load_client import BatchResult
+from aurora_runtime.validation.measured_engine import BatchResult
 from aurora_runtime.validation.store_reads import FetchedDraft
 
 MACHINE = Machine(hardware="two cores", device="cpu", engine="0.5.23", torch="2")

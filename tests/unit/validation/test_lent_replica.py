@@ -28,8 +28,7 @@ from aurora_protocol.pod_settings import Replica
 from aurora_runtime.errors import MeasurementError, OutOfTime
 from aurora_runtime.validation import lent_replica as module
 from aurora_runtime.validation.lent_replica import LentReplica
-from aurora_runtime.validation.load_client import BatchResult, LoadClient
-from aurora_runtime.validation.measured_engine import MEASURED, MeasuredEngine
+from aurora_runtime.validation.measured_engine import MEASURED, BatchResult, LoadClient, MeasuredEngine
 from tests.unit.operator.worlds import agent, registration
 
 TOKEN = "the-agent-token"  # noqa: S105 - a test's

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 from aurora_protocol.evidence_records import Arm
 from aurora_runtime.errors import EngineFault, MeasurementError
-from aurora_runtime.validation.load_client import Answer, BatchResult, LoadClient
 from aurora_runtime.validation.measured_engine import (
     DRAFT_PROMPTS,
     DRAFT_TOKENS,
     ENGINE_TOKENS,
     LOOKUP_TOKENS,
+    Answer,
+    BatchResult,
+    LoadClient,
     MeasuredEngine,
 )
 
@@ -57,7 +59,7 @@ class ScriptedHost:
         return cast(LoadClient, self)
 
     async def batch(self, prompts: Sequence[tuple[int, ...]], concurrency: int, max_new_tokens: int) -> BatchResult:
-        assert concurrency == len(prompts)
+        assert concurrency == len(prompts) or max_new_tokens == LOOKUP_TOKENS
         length = self.lengths[len(self.prompts) % len(self.lengths)]
         self.prompts.append(prompts)
         self.tokens.append(max_new_tokens)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import pytest
 
 from aurora_api.v1alpha1.validation import MAX_ROUNDS, PROMPTS_PER_ROUND, ValidationSpec
 from aurora_protocol.evidence_records import Arm, MeasurementEnd, VerdictKind
 from aurora_protocol.gate import GatePolicy
-from aurora_runtime.errors import AnswersOverdue, MeasurementError, OutOfTime
+from aurora_runtime.errors import MeasurementError, OutOfTime
 from aurora_runtime.validation.budget import Ending
-from aurora_runtime.validation.held_out_prompts import Prompt
-from aurora_runtime.validation.load_client import Answer, BatchResult
+from aurora_runtime.validation.measured_engine import Answer, BatchResult, MeasuredEngine
 from aurora_runtime.validation.rounds import (
     Measurement,
     MeasurementPlan,
     RoundRunner,
     measure,
 )
+from aurora_runtime.validation.store_reads import Prompt
 
 ARMS = (Arm.OFF, Arm.ACTIVE, Arm.CANDIDATE)
 PROMPTS = [Prompt(number, (number, 1, 2)) for number in range(400)]
@@ -53,7 +54,7 @@ class SimulatedEngines:
     """The arms in the order in which they were first prepared."""
     fail: Arm | None = None
     time_ends_in: str = ""
-    """The call in the middle of which the time of the measurement ends: "prepare", its part "warm-up", or "run"."""
+    """The call in the middle of which the time of the measurement ends: "prepare" or "run"."""
     time_ends_with: Arm | None = None
     """The arm of that call. None: any."""
     now: float = 0.0
@@ -61,8 +62,6 @@ class SimulatedEngines:
     turns: int = 0
 
     def _check_time(self, call: str, arm: Arm) -> None:
-        if self.time_ends_in == "warm-up" and call == "prepare" and self.time_ends_with in (None, arm):
-            raise AnswersOverdue("a batch did not end in time")
         if self.time_ends_in == call and self.time_ends_with in (None, arm):
             raise OutOfTime("the engine did not run it in time")
 
@@ -103,7 +102,7 @@ def engines(candidate: float, **extra: object) -> SimulatedEngines:
 
 
 def runner(simulated: SimulatedEngines, deadline: float = 1e9, max_rounds: int = 12) -> RoundRunner:
-    return RoundRunner(simulated, PROMPTS, plan(max_rounds), deadline, simulated.clock)
+    return RoundRunner(cast(MeasuredEngine, simulated), PROMPTS, plan(max_rounds), deadline, simulated.clock)
 
 
 def rounds_of(result: Measurement) -> int:
@@ -135,12 +134,6 @@ def undecidable(wobble: float = 0.01) -> SimulatedEngines:
     simulated = engines(18.9, wobble=wobble)
     simulated.speeds[Arm.OFF] = 15.0
     return simulated
-
-
-async def test_a_failed_request_of_the_active_draft_blocks_a_clearly_better_candidate() -> None:
-    result = await measure(runner(engines(40.0, fail=Arm.ACTIVE)))
-    assert result.verdicts[-1].kind is VerdictKind.INCONCLUSIVE
-    assert result.end.kind is MeasurementEnd.BLOCKED, "the candidate is measured once more"
 
 
 async def test_a_measurement_that_its_rounds_cannot_decide_ends_early_and_says_how_many_it_would_need() -> None:
@@ -206,9 +199,7 @@ async def test_a_measurement_whose_time_ends_unexpectedly_is_decided_by_its_last
 @pytest.mark.parametrize(
     ("call", "arm"),
     [
-        ("prepare", Arm.CANDIDATE),
         ("prepare", Arm.ACTIVE),
-        ("warm-up", Arm.ACTIVE),
         ("run", Arm.OFF),
         ("run", Arm.ACTIVE),
     ],
@@ -229,7 +220,7 @@ async def test_a_first_round_that_the_time_ends_is_an_error_not_a_verdict() -> N
         await measure(runner(engines(40.0, time_ends_in="run", time_ends_with=Arm.OFF)))
 
 
-@pytest.mark.parametrize("call", ["warm-up", "run"])
+@pytest.mark.parametrize("call", ["prepare", "run"])
 async def test_a_candidate_that_hangs_until_the_end_does_not_pass_by_the_rounds_before(call: str) -> None:
     simulated = engines(40.0, wobble=0.12, time_ends_with=Arm.CANDIDATE)
 
@@ -281,10 +272,12 @@ async def test_no_time_for_one_round_is_an_error_not_a_verdict() -> None:
         await measure(runner(simulated, 3.0))
 
 
-async def test_failed_requests_without_speculation_are_an_error_not_a_verdict() -> None:
-    simulated = engines(40.0, fail=Arm.OFF)
-    with pytest.raises(MeasurementError):
-        await measure(runner(simulated))
+@pytest.mark.parametrize("arm", [Arm.OFF, Arm.ACTIVE])
+async def test_failed_requests_of_an_arm_that_the_candidate_is_compared_with_are_an_error_not_a_verdict(
+    arm: Arm,
+) -> None:
+    with pytest.raises(MeasurementError, match=f"failed on {arm}"):
+        await measure(runner(engines(40.0, fail=arm)))
 
 
 async def test_a_failing_candidate_is_rejected_without_further_rounds() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,13 +17,18 @@ from aurora_protocol.evidence_records import MeasurementEnd
 from aurora_protocol.pod_settings import StoreSettings, ValidationSettings
 from aurora_runtime.engine.server_process import STOP_SECONDS
 from aurora_runtime.pod_registry import PodRegistry
-from aurora_runtime.validation import lent_replica, validation_run
-from aurora_runtime.validation.main import STORE_SECONDS
+from aurora_runtime.validation import lent_replica, main
+from aurora_runtime.validation.main import (
+    STORE_SECONDS,
+    ValidationRun,
+    Workspace,
+    measurement_environment,
+    validate,
+)
+from aurora_runtime.validation.measured_engine import MeasuredEngine
 from aurora_runtime.validation.rounds import Measurement, RoundRunner, measure
-from aurora_runtime.validation.validation_run import ValidationRun, Workspace, measurement_environment, validate
 from aurora_store.objects import TIMEOUT_SECONDS
 from tests.assets.signing import ROOT_OWNER
-from tests.unit.fakes import SIZES, lineage
 from tests.unit.validation.test_rounds import PROMPTS, engines, plan
 
 STORE_CALLS = 3
@@ -41,22 +44,6 @@ def test_the_reserve_covers_what_follows_the_last_round() -> None:
     assert STORE_SECONDS + LEASE_CALLS * lent_replica.CALL_SECONDS <= FINISH_RESERVE_SECONDS
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"), [([], 4096 - 128 - 64), (["--context-length", "2048"], 2048 - 128 - 64)]
-)
-def test_prompts_are_chosen_that_fit_into_the_engines_context(
-    arguments: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: dict[str, Any] = {}
-    monkeypatch.setattr(validation_run, "held_out_prompts", lambda *_, **options: asked.update(options) or ())
-    settings = SimpleNamespace(draft=DraftSpec(), validation=ValidationSpec(), extra_args=arguments, replica=None)
-    sizes = SIZES.model_copy(update={"max_positions": 4096})
-    of_lineage = lineage().model_copy(update={"draft_sizes": sizes})
-    run = ValidationRun(cast(Any, settings), plan(), {}, cast(Any, None), of_lineage, math.inf, datetime.now(UTC))
-    run.choose_prompts()
-    assert asked["longest"] == expected
-
-
 async def test_the_shortest_time_limit_leaves_room_for_a_round_and_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,7 +54,7 @@ async def test_the_shortest_time_limit_leaves_room_for_a_round_and_its_result(
         return SimpleNamespace(
             deadline=deadline,
             fetch_draft=lambda *_: None,
-            choose_prompts=lambda: tuple(PROMPTS),
+            read_traffic=lambda: None,
         )
 
     async def job_engine(*_: Any) -> Any:
@@ -75,12 +62,14 @@ async def test_the_shortest_time_limit_leaves_room_for_a_round_and_its_result(
 
     async def simulated(run: Any, *_: Any) -> Measurement:
         machine = engines(40.0)
-        return await measure(RoundRunner(machine, PROMPTS, plan(), run.deadline - started, machine.clock))
+        return await measure(
+            RoundRunner(cast(MeasuredEngine, machine), PROMPTS, plan(), run.deadline - started, machine.clock)
+        )
 
-    monkeypatch.setattr(validation_run, "time", SimpleNamespace(monotonic=lambda: started))
+    monkeypatch.setattr(main, "time", SimpleNamespace(monotonic=lambda: started))
     monkeypatch.setattr(ValidationRun, "open", opened)
-    monkeypatch.setattr(validation_run, "_job_engine", job_engine)
-    monkeypatch.setattr(validation_run, "_measure", simulated)
+    monkeypatch.setattr(main, "_job_engine", job_engine)
+    monkeypatch.setattr(main, "_measure", simulated)
     settings = SimpleNamespace(validation=ValidationSpec(timeout_seconds=60), replica=None)
     found: Any = await validate(
         cast(ValidationSettings, settings), cast(PodRegistry, None), Workspace(tmp_path, tmp_path)

@@ -95,9 +95,7 @@ def stage_active_draft(
     Returns: the draft that the engine starts with. None: there is none, so the engine starts with a placeholder.
     """
     folder.drafts.mkdir(parents=True, exist_ok=True)
-    # No engine runs yet, and the next one starts with ``current``.
-    for leftover in (folder.withdrawal, folder.restart, folder.crashes):
-        leftover.unlink(missing_ok=True)
+    folder.crashes.unlink(missing_ok=True)
     drafts = DraftCache(folder, registry)
     deadline, logged = time.monotonic() + find_seconds, ""
     while True:

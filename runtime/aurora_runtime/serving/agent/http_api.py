@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 from collections.abc import Awaitable, Callable, Iterator
 
 from aiohttp import web
@@ -11,9 +12,8 @@ from aiohttp.typedefs import Middleware
 from aurora_protocol.agent_api import MeasurementRequest, Refusal, SwapRequest, TraceBudget, TrialRequest
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.errors import RuntimeFault, SwapRefused
-from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
+from aurora_runtime.serving.agent.lending import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
-from aurora_runtime.serving.agent.pod_context import AgentToken
 from aurora_runtime.serving.agent.pod_observer import PodObserver
 from aurora_runtime.serving.agent.swapper import Swapper
 from aurora_store.errors import StoreError
@@ -23,15 +23,21 @@ MAX_BODY_BYTES = 64 << 10
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def authorize(token: AgentToken) -> Middleware:
-    """Middleware that demands ``Bearer token`` except on the open routes."""
+def authorize(read_token: Callable[[], str]) -> Middleware:
+    """Middleware that demands the agents' token except on the open routes. Compares in constant time.
+
+    The kubelet replaces the mounted file after the Secret was made anew. An agent that kept its first token would
+    refuse the operator until its pod ends. So the file, which lies in memory, is read for every request.
+    """
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         # The header may hold any bytes, which aiohttp gives as surrogates where they are no text.
         given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
-        if request.path not in OPEN_ROUTES and not token.allows(given):
-            raise web.HTTPUnauthorized(text="this route needs the agent's bearer token\n")
+        if request.path not in OPEN_ROUTES:
+            token = read_token()
+            if not token or not hmac.compare_digest(given, f"Bearer {token}".encode()):
+                raise web.HTTPUnauthorized(text="this route needs the agent's bearer token\n")
         return await handler(request)
 
     return check
@@ -53,7 +59,11 @@ def _faults_as_statuses(swapper: Swapper) -> Iterator[None]:
 
 
 def application(
-    pod: PodObserver, swapper: Swapper, lease: MeasurementLease, metrics: Metrics, token: AgentToken
+    pod: PodObserver,
+    swapper: Swapper,
+    lease: MeasurementLease,
+    metrics: Metrics,
+    read_token: Callable[[], str],
 ) -> web.Application:
     """The application that serves the API."""
 
@@ -92,7 +102,7 @@ def application(
             engine_is_ready = await lease.request_trial(TrialRequest.from_json(await request.read()))
         return await state_response(200 if engine_is_ready else 202)
 
-    app = web.Application(middlewares=[authorize(token)], client_max_size=MAX_BODY_BYTES)
+    app = web.Application(middlewares=[authorize(read_token)], client_max_size=MAX_BODY_BYTES)
     app.add_routes(
         [
             web.get("/metrics", get_metrics),

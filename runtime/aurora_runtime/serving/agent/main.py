@@ -35,11 +35,10 @@ from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.draft_cache import DraftCache
 from aurora_runtime.serving.agent.first_staging import make_engine_key, make_traffic_secret, stage_active_draft
 from aurora_runtime.serving.agent.http_api import application
-from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
+from aurora_runtime.serving.agent.lending import MeasurementLease
 from aurora_runtime.serving.agent.metrics import Metrics
-from aurora_runtime.serving.agent.pod_context import AgentToken, PodContext
 from aurora_runtime.serving.agent.pod_observer import PodObserver
-from aurora_runtime.serving.agent.swapper import Swapper
+from aurora_runtime.serving.agent.swapper import PodContext, Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import MAX_SPOOL_BYTES, PodFolder
 from aurora_store import FencedObjectStore, StoreConfig
@@ -118,8 +117,12 @@ def build_agent(settings: ServingSettings, options: AgentOptions, session: aioht
     folder, registry = PodFolder(options.state), _open_registry(settings)
     metrics = Metrics(spool_limit_bytes=MAX_SPOOL_BYTES)
     admin_key = options.engine_key.read_text().strip()
-    token = AgentToken((options.keys / AGENT_TOKEN).read_text)
+    token_file = options.keys / AGENT_TOKEN
     drafts = DraftCache(folder, registry)
+
+    def read_token() -> str:
+        return token_file.read_text().strip()
+
     pod = PodContext(
         name=os.environ.get("POD_NAME", "pod"),
         folder=folder,
@@ -127,16 +130,11 @@ def build_agent(settings: ServingSettings, options: AgentOptions, session: aioht
         drafts=drafts,
     )
     swapper = Swapper(pod, on_finished=metrics.record_swap)
-    lease = MeasurementLease(pod, swapper, token=token)
+    lease = MeasurementLease(pod, swapper, read_token=read_token)
     uploader = Uploader(folder.spool, registry, lambda: drafts.has_draft)
     observer = PodObserver(pod, swapper, uploader, lease)
-    api = application(observer, swapper, lease, metrics, token)
+    api = application(observer, swapper, lease, metrics, read_token)
     return Agent(observer, swapper, lease, uploader, api)
-
-
-def _begin_shutdown(shutdown: asyncio.Event, within_seconds: float) -> None:
-    shutdown.set()
-    _exit_within(within_seconds + EXIT_MARGIN_SECONDS)
 
 
 def _exit_within(seconds: float) -> None:
@@ -154,7 +152,7 @@ async def serve(settings: ServingSettings, options: AgentOptions) -> None:
     shutdown = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _begin_shutdown, shutdown, options.shutdown_seconds)
+        loop.add_signal_handler(number, shutdown.set)
     async with open_session() as session:
         agent = build_agent(settings, options, session)
         runner = web.AppRunner(agent.application, access_log=None)
@@ -180,13 +178,12 @@ async def _run_until_shutdown(
     """Wait for the shutdown or for the end of a task. Then finish the uploads and a running swap."""
     signalled = asyncio.create_task(shutdown.wait())
     await asyncio.wait({signalled, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    _exit_within(options.shutdown_seconds + EXIT_MARGIN_SECONDS)
     if signalled.done():
         uploads = agent.uploader.finish(options.shutdown_seconds, lambda: bool(agent.observer.boot()))
         finishing = asyncio.create_task(uploads)
         await asyncio.wait({finishing, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         finishing.cancel()
-    else:
-        _exit_within(options.shutdown_seconds + EXIT_MARGIN_SECONDS)
     await agent.swapper.wait()
     await asyncio.gather(*(task for task in tasks if task.done()))  # raises the error of a task that ended
 

@@ -21,10 +21,9 @@ from aurora_protocol.agent_api import (
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.speculation_settings import PLACEHOLDER_VERSION
 from aurora_runtime.errors import EngineFault
-from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
+from aurora_runtime.serving.agent.lending import MeasurementLease
 from aurora_runtime.serving.agent.metrics import CaptureFigures
-from aurora_runtime.serving.agent.pod_context import PodContext
-from aurora_runtime.serving.agent.swapper import Swapper
+from aurora_runtime.serving.agent.swapper import PodContext, Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import write_atomically
 from aurora_runtime.serving.pod_records import SpeculationState

@@ -14,18 +14,30 @@ import contextlib
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 from aurora_protocol.agent_api import SwapPhase, SwapRequest, SwapStatus
 from aurora_protocol.errors import InvalidRecord
 from aurora_runtime.engine.draft_swap import DraftSwap
+from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.engine.speculation_settings import PLACEHOLDER_VERSION
 from aurora_runtime.errors import EngineFault, EngineGone, RuntimeFault, SizesDiffer, SwapRefused
-from aurora_runtime.serving.agent.pod_context import PodContext
-from aurora_runtime.serving.pod_files import write_atomically
+from aurora_runtime.serving.agent.draft_cache import DraftCache
+from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.store_thread import call_in_thread, finish_in_thread
 from aurora_store.errors import DigestMismatch, ObjectMissing, StoreError
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PodContext:
+    """One inference pod, as all parts of its agent see it."""
+
+    name: str
+    folder: PodFolder
+    engine: SGLangClient
+    drafts: DraftCache
 
 
 def _is_transient(error: Exception) -> bool:

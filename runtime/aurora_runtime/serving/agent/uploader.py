@@ -9,7 +9,6 @@ stops waits for the store no longer than its grace period, and counts the shards
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import shutil
@@ -89,7 +88,6 @@ class Uploader:
         self.counters = UploadCounters()
         self.error = ""
         """Why the last attempts failed, once they have for about a minute. Empty otherwise."""
-        self._shutting_down = asyncio.Event()
         self._stopped = threading.Event()
 
     async def run(self) -> None:
@@ -99,24 +97,14 @@ class Uploader:
             try:
                 await asyncio.to_thread(self.upload_spool)
                 backoff_seconds, self.error = FIRST_BACKOFF_SECONDS, ""
-                await self._sleep(POLL_SECONDS)
+                await asyncio.sleep(POLL_SECONDS)
             except (StoreError, OSError) as error:
                 self.counters.failures += 1
                 log.warning("uploads fail and will be retried, shards wait in the spool: %s", error)
                 if backoff_seconds == MAX_BACKOFF_SECONDS:
                     self.error = bounded_text(str(error))
-                await self._sleep(backoff_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+                await asyncio.sleep(backoff_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
                 backoff_seconds = min(backoff_seconds * 2, MAX_BACKOFF_SECONDS)
-
-    async def _sleep(self, seconds: float) -> None:
-        """Sleep. A pod that shuts down wakes the uploader, and from then on a sleep is short."""
-        if self._shutting_down.is_set():
-            await asyncio.sleep(min(seconds, POLL_SECONDS))
-            return
-        # Not asyncio.wait_for: before Python 3.12 it swallows a cancellation that arrives together with the event.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._shutting_down.wait()
 
     def stop(self) -> None:
         """Start no further upload. A caller that joins the thread of :meth:`run` then waits for one upload at most."""
@@ -130,7 +118,6 @@ class Uploader:
             engine_is_up: whether the engine still writes shards.
         """
         deadline = time.monotonic() + timeout_seconds
-        self._shutting_down.set()
         # Polling is the only way to see a change of the spool's files.
         while (engine_is_up() or self._has_uploads()) and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS / 5)

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from aurora_runtime.serving.capture.request_filter import RequestFilter, TracedRequest
+from aurora_runtime.serving.capture.request_filter import RequestFilter, RequestSample, TracedRequest
 from aurora_runtime.serving.capture.settings import CaptureSettings
 from aurora_runtime.serving.capture.shard_writer import Batch, ShardWriter
 from aurora_runtime.serving.capture.trace_assembler import Commit, PromptChunk, VerifyRound
@@ -233,17 +233,14 @@ class CaptureHooks:
         self._append_output = append_output
         self._read_rank = read_rank
         self._read_version = read_version
-        key = bytes.fromhex(settings.traffic_key)
-        tag_key = bytes.fromhex(settings.tag_key)
         writer = ShardWriter(settings)
-        request_filter = RequestFilter(
+        sample = RequestSample(
             lambda: writer.allowance.share,
-            key,
-            tag_key,
+            bytes.fromhex(settings.traffic_key),
             max_tokens=settings.shard_tokens,
             refused_prompt=writer.count_long_prompt,
         )
-        self._sink = CaptureSink(writer, request_filter)
+        self._sink = CaptureSink(writer, RequestFilter(sample, bytes.fromhex(settings.tag_key)))
         self._started = False
         self._knows_marker = False
 

@@ -171,25 +171,12 @@ class _Filtered:
 
 
 class RequestFilter:
-    """Selects the requests to trace.
+    """Selects the requests to trace: those of ``sample`` that may be traced. ``tag_key`` hashes their tags."""
 
-    ``share`` of the requests are sampled, ``key`` decides which. ``tag_key`` hashes their tags.
-    ``marker`` is what the chat template puts before each answer, once it is known. A trace has less than ``max_tokens``
-    of the prompt, so a request with a longer one is not traced, and ``refused_prompt`` is called once for it.
-    """
-
-    def __init__(
-        self,
-        share: Callable[[], float],
-        key: bytes = b"",
-        tag_key: bytes = b"",
-        *,
-        max_tokens: int | None = None,
-        refused_prompt: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._tag_key = tag_key
-        self._sample = RequestSample(share, key, max_tokens=max_tokens, refused_prompt=refused_prompt)
+    def __init__(self, sample: RequestSample, tag_key: bytes = b"") -> None:
+        self._sample, self._tag_key = sample, tag_key
         self.marker: tuple[int, ...] = ()
+        """What the chat template puts before each answer, once it is known."""
         self.probe_captured = False
         self._last: _Filtered | None = None
 

@@ -94,10 +94,10 @@ class ShardWriter:
         self._open_shard = _OpenShard()
         self.ended_requests = EndedRequests(self._folder.withdrawal.exists)
         self._seq = 0
-        self._records = self._probes = self._requests = self._answer_tokens = 0
+        self._records = self._probes = self._answer_tokens = 0
         self._lost = self._lost_before = 0
         self._offered_bytes = self._taken_bytes = 0  # each is written by one thread only
-        self._written = self._spool_dropped = 0
+        self._spool_dropped = 0
         self._hook_errors = self._long_prompts = 0
         self._next_logged_error = -math.inf
         self._next_heartbeat = 0.0
@@ -200,7 +200,6 @@ class ShardWriter:
             shard.opened_at = self._clock()
         shard.traces.append(trace)
         shard.tokens += trace.hidden.shape[0]
-        self._requests += 1
         self._answer_tokens += trace.answer_tokens
 
     def flush(self) -> None:
@@ -232,7 +231,6 @@ class ShardWriter:
         write_atomically(data.with_suffix(".json"), manifest.to_json())
         self._lost_before = lost
         self._seq += 1
-        self._written += 1
 
     def _manifest(self, shard: _OpenShard, file: FileRef, lost: int) -> ShardManifest:
         return ShardManifest(
@@ -286,13 +284,10 @@ class ShardWriter:
             captured_records=self._records,
             dropped_records=dropped,
             hook_errors=self._hook_errors,
-            traced_requests=self._requests,
             traced_answer_tokens=self._answer_tokens,
-            shards_written=self._written,
             shards_dropped=self._spool_dropped,
             losses={reason: count for reason, count in losses.items() if count},
             live=self.ended_requests.counters(),
-            updated_at=datetime.now(UTC),
         )
 
     def heartbeat(self) -> None:

@@ -125,13 +125,3 @@ def test_a_hopeless_candidate_is_not_measured_again() -> None:
     ended = measured(started(), hopeless, newest=1)
     assert candidate(ended).phase is CandidatePhase.INCONCLUSIVE
     assert "another measurement would hardly decide either" in candidate(ended).message
-
-
-def test_a_candidate_whose_measurement_the_active_draft_blocked_is_measured_once_more() -> None:
-    blocked = undecided(1, MeasurementEnd.BLOCKED)
-    again = measured(started(), blocked, newest=1)
-    assert (candidate(again).phase, candidate(again).attempt) == (CandidatePhase.VALIDATING, 2)
-    assert again.status.rejected == []
-    ended = measured(again, blocked, undecided(1, MeasurementEnd.BLOCKED, attempt=2), newest=1)
-    assert candidate(ended).phase is CandidatePhase.INCONCLUSIVE
-    assert candidate(ended).message.endswith("it was measured 2 times")

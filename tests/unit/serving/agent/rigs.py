@@ -22,11 +22,9 @@ from aurora_runtime.engine.sglang_client import SGLangClient
 from aurora_runtime.errors import EngineFault
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.serving.agent.draft_cache import DraftCache
-from aurora_runtime.serving.agent.lending.drain import ENDPOINT_REMOVAL_SECONDS, QUIET_SECONDS
-from aurora_runtime.serving.agent.lending.measurement_lease import MeasurementLease
-from aurora_runtime.serving.agent.pod_context import AgentToken, PodContext
+from aurora_runtime.serving.agent.lending import DRAIN_SECONDS, MeasurementLease
 from aurora_runtime.serving.agent.pod_observer import PodObserver
-from aurora_runtime.serving.agent.swapper import Swapper
+from aurora_runtime.serving.agent.swapper import PodContext, Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
 from aurora_runtime.serving.pod_files import PodFolder, write_atomically
 from aurora_runtime.serving.pod_records import EngineState
@@ -35,7 +33,6 @@ from aurora_store.errors import StoreInterrupted
 from tests.unit.fakes import FakeEngine, FolderObjects, draft_tensors, lineage, publish_bytes, safetensors
 
 TOKEN = "the-agent-token"  # noqa: S105 - a test's
-AGENT_TOKEN = AgentToken(lambda: TOKEN)
 AUTH = {"Authorization": f"Bearer {TOKEN}"}
 JOB = "chat-validate-v1-1"
 
@@ -72,10 +69,10 @@ class Rig:
     def swap_request(self, version: int, epoch: int) -> SwapRequest:
         return SwapRequest(version=version, digest=self.digests[version], epoch=epoch)
 
-    def report_engine(self, boot: str, order_id: str = "") -> None:
+    def report_engine(self, boot: str) -> None:
         """Report an engine start ready, as the launcher does."""
         machine = Machine(hardware="two cores", device="cpu", engine="0.5.23", torch="2")
-        state = EngineState(boot=boot, ready=True, started_at=datetime.now(UTC), order_id=order_id, machine=machine)
+        state = EngineState(boot=boot, ready=True, started_at=datetime.now(UTC), machine=machine)
         write_atomically(self.folder.engine, state.to_json())
 
     async def swap(self, version: int, epoch: int = 2) -> None:
@@ -100,16 +97,17 @@ class PodRig(Rig):
     now = 0.0
 
     def start_engine(self, boot: str) -> None:
-        """Start the engine as the launcher does: with ``current``."""
-        order, current = self.folder.read_restart_order(), self.drafts.current()
+        """Start the engine as the launcher does: with ``current``, and without a withdrawal."""
+        self.folder.withdrawal.unlink(missing_ok=True)
+        current = self.drafts.current()
         assert current is not None
         self.engine.start(current.weights.read_bytes(), str(current.version))
-        self.report_engine(boot, order.order_id)
+        self.report_engine(boot)
 
     def start_agent(self) -> None:
         self.swapper = self.new_swapper()
         pod = self.context()
-        self.lease = MeasurementLease(pod, self.swapper, token=AGENT_TOKEN, clock=lambda: self.now)
+        self.lease = MeasurementLease(pod, self.swapper, read_token=lambda: TOKEN, clock=lambda: self.now)
         self.pod = PodObserver(pod, self.swapper, Uploader(self.folder.spool, self.registry), self.lease)
 
     async def request_lease(
@@ -125,7 +123,7 @@ class PodRig(Rig):
 
     async def drain(self) -> None:
         await self.lease.advance()
-        self.now += max(ENDPOINT_REMOVAL_SECONDS, QUIET_SECONDS) + 1
+        self.now += DRAIN_SECONDS + 1
         await self.lease.advance()
 
     async def withdraw(self) -> None:
@@ -137,13 +135,16 @@ class PodRig(Rig):
         status = self.lease.status()
         return status.phase if status else None
 
+    def is_restart_ordered(self) -> bool:
+        state, withdrawal = self.folder.read_engine_state(), self.folder.read_withdrawal()
+        return state is not None and withdrawal is not None and withdrawal.restart and withdrawal.boot == state.boot
+
     async def return_to_service(self) -> None:
         """Advance until the pod has returned; the launcher starts the engine again when the agent orders it."""
         for number in range(10):
             if not self.lease.withdrawn:
                 return
-            state = self.folder.read_engine_state()
-            if state is None or state.order_id != self.folder.read_restart_order().order_id:
+            if self.is_restart_ordered():
                 self.start_engine(f"returned-{number}")
             try:
                 await self.lease.advance()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from aurora_protocol.agent_api import TrialRequest
-from aurora_runtime.errors import DraftRefused, EngineFault, RuntimeFault
-from aurora_runtime.serving.agent.lending.withdrawn_engine import MAX_RESTORE_ATTEMPTS
+from aurora_runtime.errors import DraftRefused, EngineFault, RuntimeFault, SwapRefused
+from aurora_runtime.serving.agent.lending import MAX_RESTORE_ATTEMPTS
 from tests.unit.fakes import draft_tensors, publish_bytes, safetensors
 from tests.unit.serving.agent.rigs import JOB, PodRig
 
@@ -50,7 +50,7 @@ async def test_a_client_request_admitted_late_is_not_answered_by_a_trial_draft(r
     assert "pause_generation" not in rig.engine.calls
     withdrawal = rig.folder.read_withdrawal()
     assert withdrawal is not None
-    assert withdrawal.trial_boot == "b1", "the guard closes before the load"
+    assert withdrawal.trial, "the guard closes before the load"
     rig.engine.has_running_requests = False
     assert await rig.trial(1)
 
@@ -87,35 +87,44 @@ async def test_an_engine_that_cannot_restore_its_draft_is_started_again(rig: Pod
     for _ in range(MAX_RESTORE_ATTEMPTS - 1):
         with pytest.raises(EngineFault):
             await rig.lease.advance()
-        assert not rig.folder.read_restart_order().order_id, "the engine may only be slow"
+        assert not rig.is_restart_ordered(), "the engine may only be slow"
     await rig.lease.advance()
     assert rig.lease.withdrawn, "the pod returns only when the engine was seen to hold its current draft"
-    assert rig.folder.read_restart_order().order_id
+    assert rig.is_restart_ordered()
+    await rig.lease.advance()
+    assert rig.lease.withdrawn, "the launcher has not ended the engine yet"
     rig.start_engine("b2")
     await rig.lease.advance()
     assert rig.serves(0)
     assert await rig.pod.ready()
 
 
-async def test_a_damaged_restart_order_is_given_again(rig: PodRig) -> None:
-    await rig.withdraw()
-    rig.folder.restart.write_bytes(b"")
-    await rig.request_lease(0)
-    await rig.lease.advance()
-    assert rig.folder.read_restart_order().order_id
-    await rig.return_to_service()
-    assert rig.serves(0)
-
-
-async def test_an_engine_that_crashes_in_a_trial_starts_with_the_current_draft(rig: PodRig) -> None:
+async def test_an_engine_that_crashes_in_a_trial_starts_with_the_current_draft_and_the_measurement_is_over(
+    rig: PodRig,
+) -> None:
     await rig.withdraw()
     await rig.trial(1)
     rig.start_engine("b2")
+    assert await rig.pod.ready()
     assert rig.serves(0)
-    assert await rig.trial(1), "the engine can be measured again"
-    rig.start_engine("b3")
+    with pytest.raises(SwapRefused):
+        await rig.trial(1)
+    with pytest.raises(SwapRefused):
+        await rig.request_lease()
+    await rig.withdraw()
+    assert await rig.trial(1), "the pod can be lent again"
+
+
+async def test_a_withdrawal_that_the_agent_writes_while_the_engine_starts_again_ends(rig: PodRig) -> None:
+    await rig.withdraw()
+    late = rig.folder.withdrawal.read_bytes()
+    rig.start_engine("b2")
+    rig.folder.withdrawal.write_bytes(late)
+    with pytest.raises(EngineFault, match="started again"):
+        await rig.trial(1)
     await rig.request_lease(0)
-    await rig.return_to_service()
+    await rig.lease.advance()
+    assert not rig.lease.withdrawn
     assert rig.serves(0)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from aurora_protocol.tag_hash import tag_key, tag_number
 from aurora_runtime.serving.capture.hooks import CaptureHooks, PromptOutput, VerifyOutput
-from aurora_runtime.serving.capture.request_filter import RequestFilter
+from aurora_runtime.serving.capture.request_filter import RequestFilter, RequestSample
 from aurora_runtime.serving.capture.settings import CaptureSettings
 from aurora_runtime.serving.capture.verify_tensors import ReducedVerify, VerifyTensors
 from aurora_runtime.traces import decode
@@ -85,7 +85,7 @@ def test_a_refusing_request_alone_is_not_even_looked_at(
 
 
 def test_a_refusing_request_with_the_id_of_an_ended_one_is_not_traced() -> None:
-    request_filter, ended = RequestFilter(lambda: 1), [request("a")]
+    request_filter, ended = RequestFilter(RequestSample(lambda: 1)), [request("a")]
     assert request_filter.traced(ended) == ()
     request_filter.probe_captured = True
     assert [traced.rid for traced in request_filter.traced(ended)] == ["a"]

@@ -105,7 +105,7 @@ def test_request_ids_chosen_to_be_traced_are_traced_no_more_often_than_others() 
         )
         for rid in chosen
     ]
-    keyed = RequestFilter(lambda: low, traffic_key("secret", 1))
+    keyed = RequestFilter(RequestSample(lambda: low, traffic_key("secret", 1)))
     keyed.probe_captured = True
     traced = keyed.traced(requests)
     assert len(traced) < 0.1 * len(chosen)

@@ -14,7 +14,7 @@ from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.shards import ShardReader
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state.shard_ledger import ShardLedger
-from aurora_runtime.validation.held_out_prompts import held_out_prompts
+from aurora_runtime.validation.store_reads import read_traffic
 from tests.unit.training import tiny
 
 
@@ -52,7 +52,7 @@ def test_trainer_and_validator_agree_about_the_prompts_that_a_measurement_can_us
         held_out[0].request: True,
         held_out[1].request: False,
     }
-    prompts = held_out_prompts(registry, 1, vocab_size=tiny.VOCAB, wanted=2, needed=1)
+    prompts = read_traffic(registry, 1, vocab_size=tiny.VOCAB, wanted=2, needed=1).prompts
     assert [prompt.request for prompt in prompts] == [held_out[0].request]
 
 

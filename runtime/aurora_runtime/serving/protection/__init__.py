@@ -1,1 +1,0 @@
-"""Hooks in SGLang's HTTP process that protect the engine, its keys and its measurements from clients."""
