@@ -25,7 +25,7 @@ from typing import Final
 from tests.assets.bench_engine import engine_arguments, engine_device
 from tests.assets.model import ensure_model
 from tests.bench.bench_command import add_lock_option, bench_parser, commit, measuring
-from tests.bench.served.arms import Arm, Servers, arms_of
+from tests.bench.served.arms import Arm, ArmSpec, Servers, arms_of
 from tests.bench.served.live_training import LiveTraining, TrafficPart, train_on_live_traffic
 from tests.bench.served.messages import RESERVED, reserved, traffic
 from tests.bench.served.paired_rounds import MeasurementPlan, measure
@@ -34,7 +34,6 @@ from tests.bench.served.speed_report import Outcome, as_json, count_failures, se
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import DType
 from aurora_runtime.cpu.launch_settings import DEFAULT_KV_TOKENS
-from aurora_runtime.engine.server_process import EngineSpec
 from aurora_runtime.validation.answer_equality import near_tie_bound
 
 LEARNED_TOKENS: Final = {
@@ -77,11 +76,12 @@ async def measure_domain(
     longest = max(len(tokenizer(one.system + "".join(one.turns))["input_ids"]) for one in (*fresh, *before))
     room = longest + 2 * MAX_ANSWER_TOKENS + SPARE_TOKENS
     kv_tokens = max(DEFAULT_KV_TOKENS, room * max(*concurrencies, 8))
-    spec = EngineSpec(str(model), engine_device(), kv_tokens, DType.BFLOAT16.value, extra_args=engine_arguments())
-    async with Servers(spec, folder, arms, tokenizer, MAX_ANSWER_TOKENS) as servers:
+    spec = ArmSpec(str(model), engine_device(), kv_tokens, DType.BFLOAT16.value, extra_args=engine_arguments())
+    async with Servers(spec, folder, arms, tokenizer, MAX_ANSWER_TOKENS, options.temperature) as servers:
         # The warm-up is of traffic that no server has answered, as far as there is some.
         await servers.learn(before[:answered], (before[answered:] or before)[: plan.warmups_needed])
-        return Outcome(domain, plan, await measure(servers, plan, fresh), training, answered)
+        measured = await measure(servers, plan, fresh)
+        return Outcome(domain, plan, measured, training, answered, options.temperature)
 
 
 def _options() -> argparse.Namespace:
@@ -94,6 +94,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4], help="requests in flight per batch")
     parser.add_argument("--per-worker", type=int, default=4, help="conversations per batch and unit of concurrency")
     parser.add_argument("--steps", type=int, nargs="+", default=[3, 5], help="steps of the arms with a fixed draft")
+    parser.add_argument("--temperature", type=float, default=0, help="0: greedy answers, which are compared")
     parser.add_argument("--out", type=Path, help="folder for served-DOMAIN.md, served-DOMAIN.json and the drafts")
     add_lock_option(parser)
     options = parser.parse_args()

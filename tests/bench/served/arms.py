@@ -4,7 +4,7 @@
 - SGLang's NGRAM with 4 tokens, as many as our draft verifies, and with its own default, 12;
 - the draft with fixed numbers of steps;
 - SGLang's own ``--speculative-adaptive`` with the same draft and the default ladder;
-- the speculation controller with the same draft, in the default configuration of a pod;
+- the speculation controller with the same draft, in the default configuration of a pod, which captures traces;
 - the controller held to off: its engine, and requests that ask for no speculation;
 - the controller in a fresh pod: with the untrained draft, and without any traffic before.
 
@@ -30,12 +30,14 @@ import aiohttp
 from tests.bench.stream_timing import StepTiming, time_stream
 from tests.traffic.driver import Conversation
 
+from aurora_api.v1alpha1.capture import CaptureSpec
 from aurora_api.v1alpha1.draft import DraftSpec, Shape
 from aurora_runtime.engine.server_process import STOP_SECONDS, EngineProcess, EngineSpec
 from aurora_runtime.engine.sglang_client import open_session
 from aurora_runtime.engine.speculation_flags import Eagle3, Ngram
 from aurora_runtime.engine.speculation_settings import controller_of
 from aurora_runtime.errors import MeasurementError
+from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
 from aurora_runtime.validation.measured_engine import REQUEST_SECONDS, Answer, BatchResult, LoadClient
 from aurora_runtime.validation.store_reads import FetchedDraft
 
@@ -54,6 +56,7 @@ class Arm:
         method: how the server speculates. None: without speculation.
         experienced: whether the server answers the traffic before it is measured.
         held_off: whether the requests ask for no speculation.
+        traces: the folder in which the server captures traces. None: it captures none.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Arm:
     method: Eagle3 | Ngram | None = None
     experienced: bool = True
     held_off: bool = False
+    traces: Path | None = None
 
     @property
     def is_stock(self) -> bool:
@@ -71,6 +75,44 @@ class Arm:
     def wish(self) -> dict[str, bool]:
         """What each request asks for (aurora_runtime/request_wish.py)."""
         return {"speculate": False} if self.held_off else {}
+
+
+@dataclass(frozen=True)
+class ArmSpec(EngineSpec):
+    """The settings of one arm's server, which are those of all and the capture of traces."""
+
+    capture: CaptureSettings | None = None
+
+    def environment(self, base: Mapping[str, str], speculation: Eagle3 | Ngram | None = None) -> dict[str, str]:
+        variables = super().environment(base, speculation)
+        if self.capture is not None:
+            variables |= {CAPTURE_VARIABLE: self.capture.to_json().decode()}
+            variables["SGLANG_PLUGINS"] += ",aurora_capture"
+        return variables
+
+    def of(self, arm: Arm) -> ArmSpec:
+        """The settings of the server of ``arm``."""
+        if arm.traces is None:
+            return self
+        tokens = CaptureSpec().tokens_per_minute
+        folder = str(arm.traces)
+        return replace(
+            self,
+            capture=CaptureSettings(
+                state_folder=folder, lineage=1, pod="bench", boot="bench", tokens_per_minute=tokens
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class SampledClient(LoadClient):
+    """Requests whose answers are sampled. Each arm then gives answers of its own."""
+
+    temperature: float = 0.0
+
+    async def _generate(self, body: dict[str, Any]) -> dict[str, Any]:
+        body["sampling_params"]["temperature"] = self.temperature
+        return await super()._generate(body)
 
 
 @dataclass(frozen=True)
@@ -95,19 +137,21 @@ def arms_of(trained: FetchedDraft, untrained: FetchedDraft, steps: Sequence[int]
         arms += [Arm(f"draft, {count} steps", f"draft-{count}", method) for count, method in fixed]
         adaptive = StockAdaptive(trained.folder, trained.version, DraftSpec())
         arms.append(Arm("SGLang adaptive", "sglang-adaptive", adaptive))
-    controller = Arm("controller", "controller", _controlled(trained, folder / "controller"))
+    controller = _controlled("controller", "controller", trained, folder)
     return (
         *arms,
         controller,
         replace(controller, name="controller, held to off", held_off=True),
-        Arm("controller, fresh pod", "fresh", _controlled(untrained, folder / "fresh"), experienced=False),
+        replace(_controlled("controller, fresh pod", "fresh", untrained, folder), experienced=False),
     )
 
 
-def _controlled(draft: FetchedDraft, folder: Path) -> Eagle3:
-    folder.mkdir()
+def _controlled(name: str, server: str, draft: FetchedDraft, folder: Path) -> Arm:
+    own = folder / server
+    own.mkdir()
     spec = DraftSpec()
-    return Eagle3(draft.folder, draft.version, spec, controller_of(spec, folder, "bench"))
+    method = Eagle3(draft.folder, draft.version, spec, controller_of(spec, own, "bench"))
+    return Arm(name, server, method, traces=own)
 
 
 @dataclass
@@ -118,13 +162,15 @@ class Servers:
         folder: for the servers' logs.
         tokenizer: that of the target.
         max_new_tokens: largest number of tokens of an answer.
+        temperature: 0: answers are greedy.
     """
 
-    spec: EngineSpec
+    spec: ArmSpec
     folder: Path
     arms: Sequence[Arm]
     tokenizer: Any
     max_new_tokens: int
+    temperature: float = 0.0
     _warmup: list[str] = field(default_factory=list, init=False)
     _processes: dict[str, EngineProcess] = field(default_factory=dict, init=False)
     _session: aiohttp.ClientSession = field(init=False)
@@ -135,7 +181,7 @@ class Servers:
             for arm in {arm.server: arm for arm in self.arms}.values():
                 # One after the other: servers that start together take longer on two cores, and may time out.
                 process = self._processes[arm.server] = EngineProcess(arm.server, self.folder / f"{arm.server}.log")
-                process.start(self.spec, arm.method)
+                process.start(self.spec.of(arm), arm.method)
                 await asyncio.to_thread(process.wait_ready, time.monotonic() + START_TIMEOUT_SECONDS)
         except BaseException:
             await self._close()
@@ -162,7 +208,8 @@ class Servers:
         return process.url
 
     def _client(self, server: str, wish: Mapping[str, bool]) -> LoadClient:
-        return LoadClient(self._session, self._url(server), REQUEST_SECONDS, wish=wish)
+        url = self._url(server)
+        return SampledClient(self._session, url, REQUEST_SECONDS, wish=wish, temperature=self.temperature)
 
     async def learn(self, traffic: Sequence[Conversation], warmup: Sequence[Conversation]) -> None:
         """Let each experienced server answer ``traffic``. ``warmup`` is for later, and is in no batch.

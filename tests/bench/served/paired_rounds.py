@@ -7,7 +7,8 @@ Invariants:
   by the validator's own schedule.
 - Before a batch each arm answers warm-up requests that it never saw, and that no batch has. A warm-up of known
   requests would teach the controller, and NGRAM's index, that lookup guesses everything.
-- Answers to first turns are compared between rounds, not while a batch runs. Later turns follow an arm's own answers.
+- Greedy answers to first turns are compared between rounds, not while a batch runs. Later turns follow an arm's own
+  answers.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ async def measure(servers: Servers, plan: MeasurementPlan, conversations: Sequen
     equality = {
         arm.name: EqualityCounter(evidence_records.Arm.CANDIDATE, plan.near_tie_gap)
         for arm in plan.arms
-        if arm != plan.off
+        if arm != plan.off and not servers.temperature
     }
     first_turns = [servers.tokens([*one.opening(), {"role": "user", "content": one.turns[0]}]) for one in conversations]
     samples, off_answers = list[Sample](), dict[int, Answer]()
