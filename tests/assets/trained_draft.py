@@ -20,7 +20,6 @@ from aurora_api.v1alpha1.target import TargetSpec
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.held_out_set import HeldOutSet
-from aurora_runtime.training.data.slot_batches import batch_by_slots
 from aurora_runtime.training.model import checkpoint, initial_draft
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
@@ -60,7 +59,7 @@ def train_draft(
         else:
             examples += examples_of(trace, draft.config.vocab_size)
     for _ in range(passes):
-        for group in batch_by_slots(examples, session.recipe.batch_slots):
+        for group in session.recipe.batch_bound.batches(examples):
             session.step(group)
     return TrainingResult(session, held_out, sum(e.fresh for e in examples))
 

@@ -40,7 +40,6 @@ from tests.bench.markdown import markdown_table, median_and_quartiles
 from aurora_runtime.engine.draft_config import DraftConfig
 from aurora_runtime.traces import RequestTrace, decode, encode
 from aurora_runtime.training.data.examples import Example, examples_of
-from aurora_runtime.training.data.slot_batches import batch_by_slots
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.tree_attention import KERNEL, runs_fused
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
@@ -135,7 +134,7 @@ def one_batch_shards(shape: DraftConfig, batches: int, prompt_tokens: int, answe
         traces.append(random_request(shape, seed, prompt_tokens, answer_tokens))
         seed += 1
         examples = [e for trace in traces for e in examples_of(trace, shape.vocab_size)]
-        if len(batch_by_slots(examples, Recipe().batch_slots)) > 1 and len(traces) > 1:
+        if len(Recipe().batch_bound.batches(examples)) > 1 and len(traces) > 1:
             shards.append(encode(traces[:-1]))
             traces = traces[-1:]
     return shards

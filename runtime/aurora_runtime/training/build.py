@@ -23,7 +23,7 @@ from aurora_runtime.training.data.shards import ShardReader
 from aurora_runtime.training.lineage import fetch_draft, newest_draft
 from aurora_runtime.training.loop import Stages, Trainer
 from aurora_runtime.training.optim.ranks import Ranks
-from aurora_runtime.training.optim.recipe import MAX_UNROLL_STEPS, Recipe, default_learning_rate
+from aurora_runtime.training.optim.recipe import Recipe, default_learning_rate
 from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.optim.shared_session import SharedSession
 from aurora_runtime.training.poll_backoff import PollBackoff
@@ -69,7 +69,7 @@ class TrainingConfig:
         policy = policy or TrainingPolicy.of(width)
         recipe = Recipe(
             learning_rate=default_learning_rate(width),
-            unroll_steps=min(steps, MAX_UNROLL_STEPS),
+            unroll_steps=steps,
             replay=min(Recipe.replay, spec.passes - 1),
             passes=spec.passes,
         )

@@ -28,6 +28,9 @@ from aurora_store.errors import ObjectExists
 
 MIN_GAIN: Final = 0.02
 """Tokens per verify round by which a draft must beat the last offered version on held-out requests: 2.52 after 2.50."""
+MIN_Z_SCORE: Final = 1.6
+"""Standard errors of the paired difference that the gain must reach too. Of two equal drafts one in eighteen is then
+offered, and the gate measures it for nothing."""
 PATIENT_SHARE: Final = 0.1
 """A comparison after :attr:`TrainerSettings.publish_seconds` needs this share of ``training.publishTokens`` in trained
 positions, replayed ones included."""
@@ -35,16 +38,7 @@ MIN_HELD_OUT_REQUESTS: Final = 4
 """Fewer requests are too few for a comparison."""
 COMPARED_TOKENS: Final = 16_384
 """Most answer tokens on which two drafts are compared. A count, because a busy machine would judge by fewer requests if
-time were the bound.
-
-With 16,384 tokens the standard error is smaller than :data:`MIN_GAIN`. On 24 JSON requests with 802 answer
-tokens, the standard error of the difference between two successive drafts was 0.033 (median of seven pairs; 0.019 to
-0.045), by the measurement in docs/results/learning.md. If it falls with the square root of the tokens, it is 0.007
-(0.004 to 0.010) on 16,384. Halving the standard error would take four times as many tokens.
-
-Where answers average 341 tokens or fewer, the 48 requests of the held-out set hold fewer tokens than this bound. 48 of
-these JSON requests hold 1,604, and the standard error on them is 0.023. So the trainer may register a candidate whose
-gain is only chance. The gate measures every candidate, so the mistake costs one measurement."""
+time were the bound."""
 log = logging.getLogger(__name__)
 
 
@@ -105,8 +99,8 @@ class Candidates:
         old = evaluate(draft.to(session.device), examples, vocabulary, self._draft_steps)
         old_length, new_length = old.acceptance_length, new.acceptance_length
         lengths = f"held-out acceptance length {new_length:.2f}, version {self.last.version} has {old_length:.2f}"
-        log.info("%s (%d answer tokens)", lengths, new.tokens)
-        if new_length - old_length < MIN_GAIN:
+        log.info("%s (%d answer tokens)", lengths, sum(new.tokens))
+        if new_length - old_length < max(MIN_GAIN, MIN_Z_SCORE * new.error_of_gain(old)):
             return Comparison(new, None, f"{lengths}: no candidate")
         self.last = self._register(session, new_length, trained_tokens)
         log.info("registered version %d", self.last.version)

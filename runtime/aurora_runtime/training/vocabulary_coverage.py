@@ -20,9 +20,9 @@ from aurora_runtime.training.data.examples import Example
 from aurora_runtime.training.data.token_counts import counts_of
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap, best_map, coverage
 
-MIN_TOKENS_BEFORE_CHANGE: Final = 2_048
+MIN_TOKENS_BEFORE_CHANGE: Final = 512
 """Answer tokens before the first change. A map fitted to so few already covers 0.96 of later answers
-(docs/results/vocabulary-map.md)."""
+(docs/results/vocabulary-map.md), and :data:`MIN_Z_SCORE` keeps a map that would be no better from coming."""
 TOKENS_BETWEEN_CHANGES: Final = 8_192
 """Answer tokens between two changes: as many as one candidate at ``publishTokens``, so that a candidate tries each map
 before the next change."""

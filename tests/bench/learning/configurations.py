@@ -56,7 +56,7 @@ class Configuration:
         a shard also divide evenly for few numbers of replays only.
         """
         can_share_steps = STEPS_MULTIPLE % (1 + self.recipe.replay) == 0
-        return match is Match.TRAFFIC or (can_share_steps and self.recipe.batch_slots == Recipe.batch_slots)
+        return match is Match.TRAFFIC or (can_share_steps and self.recipe.batch_roots == Recipe.batch_roots)
 
     @property
     def is_default(self) -> bool:
@@ -92,8 +92,8 @@ CONFIGURATIONS: Final[dict[str, Configuration]] = {
     PUBLISHED: _row("accepted tokens only, first in first out, no replay (Aurora's published loop)", **PLAIN, replay=0),
     REFERENCE: _row("the published loop with one replayed batch per fresh batch", **PLAIN),
     "replay 3": _row("the published loop with three replayed batches per fresh batch", **PLAIN, replay=3),
-    "batches 2": _row("replay, batches twice as large, so half the steps", **PLAIN, batch_slots=2 * Recipe.batch_slots),
-    "batches 4": _row("replay, batches four times as large", **PLAIN, batch_slots=4 * Recipe.batch_slots),
+    "batches 2": _row("replay, batches twice as large, so half the steps", **PLAIN, batch_roots=2 * Recipe.batch_roots),
+    "batches 4": _row("replay, batches four times as large", **PLAIN, batch_roots=4 * Recipe.batch_roots),
     "recent": _row("replay, recent examples more often", **PLAIN, replay_sampling=ReplaySampling.RECENT),
     "surprising": _row(
         "replay, examples with more rounds per token more often", **PLAIN, replay_sampling=ReplaySampling.PRIORITIZED

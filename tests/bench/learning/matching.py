@@ -16,9 +16,9 @@ from typing import Final
 
 import torch
 
+from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import Example
 from aurora_runtime.training.data.replay import ReplayBuffer
-from aurora_runtime.training.data.slot_batches import batch_by_slots
 from aurora_runtime.training.optim.recipe import Recipe
 
 REQUESTS_PER_STEP: Final = 2
@@ -48,13 +48,15 @@ def batches(
         examples: fresh examples, which ``replay_buffer`` holds already.
     """
     order = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
-    groups = _equal_steps(order, recipe) if match is Match.STEPS else batch_by_slots(order, recipe.batch_slots)
+    groups = _equal_steps(order, recipe) if match is Match.STEPS else recipe.batch_bound.batches(order)
     for group in groups:
         yield group
-        widest = max(example.slots for example in group)
-        slots = len(group) * widest if match is Match.STEPS else recipe.batch_slots
+        own = BatchBound(
+            *(len(group) * max(sizes) for sizes in zip(*((e.root_count, e.slots) for e in group), strict=True))
+        )
+        bound = own if match is Match.STEPS else recipe.batch_bound
         for _ in range(recipe.replay):
-            yield replay_buffer.sample(slots, generator, recipe.replay_sampling)
+            yield replay_buffer.sample(bound, generator, recipe.replay_sampling)
 
 
 def _equal_steps(order: Sequence[Example], recipe: Recipe) -> list[list[Example]]:

@@ -21,9 +21,9 @@ from typing import Final
 
 import torch
 
+from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import Example
 from aurora_runtime.training.data.replay_sampling import ReplayedExample, ReplaySampling, draw_order, priority
-from aurora_runtime.training.data.slot_batches import batch_by_slots
 
 _HASH_MULTIPLIER: Final = 2_654_435_761
 """Knuth's multiplicative hash: consecutive counters fall far apart."""
@@ -49,8 +49,8 @@ class _BufferedSpan:
     nbytes: int
 
     @property
-    def slots(self) -> int:
-        return sum(each.example.slots for each in self.kept)
+    def roots(self) -> int:
+        return sum(each.example.root_count for each in self.kept)
 
 
 class ReplayBuffer:
@@ -63,8 +63,8 @@ class ReplayBuffer:
         self.evicted = 0
         """Spans evicted since the buffer was first created; decides which span goes next."""
         self.nbytes = 0
-        self.slots = 0
-        """Positions that one pass over the buffer trains."""
+        self.roots = 0
+        """Roots that one pass over the buffer trains."""
 
     def __len__(self) -> int:
         return sum(len(span.kept) for span in self._spans)
@@ -85,7 +85,7 @@ class ReplayBuffer:
         """Remove the examples of ``shards``, whose traces may not be kept. They do not count as evicted."""
         self._spans = [buffered for buffered in self._spans if buffered.span.shard not in shards]
         self.nbytes = sum(buffered.nbytes for buffered in self._spans)
-        self.slots = sum(buffered.slots for buffered in self._spans)
+        self.roots = sum(buffered.roots for buffered in self._spans)
 
     def _make_room(self, nbytes: int) -> None:
         while self._spans and self.nbytes + nbytes > self._limit_bytes:
@@ -93,7 +93,7 @@ class ReplayBuffer:
             self.evicted += 1
             removed = self._spans.pop(index)
             self.nbytes -= removed.nbytes
-            self.slots -= removed.slots
+            self.roots -= removed.roots
 
     def _append(self, span: ShardSpan, examples: Sequence[Example]) -> None:
         kept = tuple(
@@ -102,7 +102,7 @@ class ReplayBuffer:
         self._spans.append(_BufferedSpan(span, kept, sum(example.nbytes for example in examples)))
         self._added = span.added_before + span.count
         self.nbytes += self._spans[-1].nbytes
-        self.slots += self._spans[-1].slots
+        self.roots += self._spans[-1].roots
 
     def spans(self) -> list[ShardSpan]:
         """The spans in the buffer, oldest first."""
@@ -116,16 +116,16 @@ class ReplayBuffer:
         return [each for buffered in self._spans for each in buffered.kept]
 
     def sample(
-        self, slots: int, generator: torch.Generator, sampling: ReplaySampling = ReplaySampling.UNIFORM
+        self, bound: BatchBound, generator: torch.Generator, sampling: ReplaySampling = ReplaySampling.UNIFORM
     ) -> list[Example]:
-        """Distinct random examples that fill a batch of ``slots``, or all examples if they do not fill it.
+        """Distinct random examples that fill a batch within ``bound``, or all examples if they do not fill it.
 
         At least one example is drawn unless the buffer is empty. Examples are drawn one after the other, weighted by
         ``sampling``, among those not drawn yet.
         """
         kept = self._kept()
         order = draw_order(kept, self._added, sampling, generator).tolist()
-        return batch_by_slots([kept[i].example for i in order], slots, first_only=True)[0] if order else []
+        return bound.batches([kept[i].example for i in order], first_only=True)[0] if order else []
 
 
 def _split_by_bytes(examples: Sequence[Example], max_bytes: int) -> Iterator[Sequence[Example]]:

@@ -1,10 +1,10 @@
-"""How many positions may be replayed: fresh positions credit the budget, and replay debits it.
+"""How many roots may be replayed: fresh roots credit the budget, and replay debits it.
 
 Beside each fresh batch up to ``Recipe.replay`` batches are replayed. The remaining credit is replayed while the trainer
-would wait for traces. Invariants: on average a traced position (prompt positions included) is trained at most
-``Recipe.passes`` times, the first time included. The budget never exceeds ``passes - 1`` times the positions in the
-buffer, so that after a long backlog the trainer does not overtrain on the few examples that the buffer kept. The budget
-is saved with the weights.
+would wait for traces. Invariants: on average a root is trained at most ``Recipe.passes`` times, the first time
+included, however long the prompt before it is and whoever computed the prompt's states. The budget never exceeds
+``passes - 1`` times the roots in the buffer, so that after a long backlog the trainer does not overtrain on the few
+examples that the buffer kept. The budget is saved with the weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BUDGET: Final = "replay.budget"
 
 
 class ReplayBudget:
-    """Counts the positions that may be replayed in all, and how many of these beside fresh batches."""
+    """Counts the roots that may be replayed in all, and how many of these beside fresh batches."""
 
     def __init__(self, *, replay: int, passes: int) -> None:
         """``replay`` and ``passes`` as in :class:`~aurora_runtime.training.optim.recipe.Recipe`."""
@@ -28,17 +28,17 @@ class ReplayBudget:
         self._credit = self._credit_beside_fresh = 0
 
     def credit(self, fresh: int, buffered: int) -> None:
-        """Count ``fresh`` positions that were trained once, while the buffer holds ``buffered`` positions."""
+        """Count ``fresh`` roots that were trained once, while the buffer holds ``buffered`` roots."""
         self._credit = min(self._credit + self._max_replays * fresh, self._max_replays * buffered)
         self._credit_beside_fresh = min(
             self._credit_beside_fresh + self._max_replays_beside_fresh * fresh, self._credit
         )
 
-    def debit(self, positions: int, *, beside_fresh: bool) -> None:
-        """Count ``positions`` that were replayed. A batch may overdraw the budget. The next one then waits."""
-        self._credit -= positions
+    def debit(self, roots: int, *, beside_fresh: bool) -> None:
+        """Count ``roots`` that were replayed. A batch may overdraw the budget. The next one then waits."""
+        self._credit -= roots
         if beside_fresh:
-            self._credit_beside_fresh -= positions
+            self._credit_beside_fresh -= roots
 
     def can_replay(self, *, beside_fresh: bool) -> bool:
         """Whether a batch may be replayed, either ``beside_fresh`` batches or while there is nothing fresh."""
@@ -49,7 +49,7 @@ class ReplayBudget:
         return {BUDGET: torch.tensor([self._credit, self._credit_beside_fresh])}
 
     def restore(self, tensors: Mapping[str, Tensor], buffered: int) -> None:
-        """The inverse of :meth:`state`, as far as the present recipe and ``buffered`` positions allow."""
-        positions, beside = (int(x) for x in tensors[BUDGET])
-        self._credit = min(positions, self._max_replays * buffered)
+        """The inverse of :meth:`state`, as far as the present recipe and ``buffered`` roots allow."""
+        roots, beside = (int(x) for x in tensors[BUDGET])
+        self._credit = min(roots, self._max_replays * buffered)
         self._credit_beside_fresh = min(beside, self._credit)

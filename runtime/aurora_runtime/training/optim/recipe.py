@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Self
 
 from aurora_runtime.training.data.batch import UnrollPath
+from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.replay_sampling import ReplaySampling
 from aurora_runtime.training.objective.position_losses import LOSSES, Loss, forward_kl
 
@@ -22,8 +23,6 @@ at one of five evaluations (one order of requests, docs/results/learning.md). Mo
 traffic, which was not measured.
 """
 
-MAX_UNROLL_STEPS: Final = 8
-"""Training unrolls the draft as deep as it is served, up to this depth. Each depth takes a pass of the draft."""
 MEASURED_RATE: Final = 1e-3
 MEASURED_WIDTH: Final = 576
 """The learning rate that is best for drafts of this hidden size (docs/results/learning.md)."""
@@ -46,7 +45,7 @@ class Recipe:
     learning_rate: float = MEASURED_RATE
     unroll_steps: int = 3
     replay: int = 3  # replayed batches beside a fresh one, as far as `passes` allows; 0: no replay at all
-    passes: int = 16  # bounds `replay`: a position is trained at most this often on average, replays included
+    passes: int = 16  # bounds `replay`: a root is trained at most this often on average, replays included
     replay_sampling: ReplaySampling = ReplaySampling.UNIFORM
     unroll_path: UnrollPath = UnrollPath.COMMITTED
     loss: Loss = forward_kl
@@ -56,8 +55,14 @@ class Recipe:
     max_gradient_norm: float = 1.0
     max_average_window: int = 200  # longest window, in steps, of the moving average that is served; 1: no average
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's; a short memory, because traffic drifts and early steps count
-    batch_slots: int = 512  # bounds a step's time; not seconds, so that a resumed trainer makes the same batches
+    batch_roots: int = 256  # of a step, padding included: 512 slots of the JSON requests that chose the batch size
+    batch_slots: int = 16_384  # bounds a step's memory and time where prompts are long
     prompt_weight: float = 0.0  # weight of a prompt position's loss
+
+    @property
+    def batch_bound(self) -> BatchBound:
+        """A count and no time, so that a resumed trainer makes the same batches."""
+        return BatchBound(self.batch_roots, self.batch_slots)
 
     def warm_start(self) -> Recipe:
         """The same recipe for a draft that was trained already: its learning rate begins lower and rises slowly."""

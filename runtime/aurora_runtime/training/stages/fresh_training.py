@@ -6,7 +6,6 @@ import torch
 
 from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.training.data.shards import Shard
-from aurora_runtime.training.data.slot_batches import batch_by_slots
 from aurora_runtime.training.progress import Progress
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.stages.replay_training import ReplayTraining
@@ -31,14 +30,12 @@ class FreshTraining:
         learning.replay.add(train, key)
         learning.coverage.add(train)
         order = torch.randperm(len(train), generator=session.generator).tolist()
-        for batch in batch_by_slots([train[i] for i in order], session.recipe.batch_slots):
+        for batch in session.recipe.batch_bound.batches([train[i] for i in order]):
             if self._retrier.stopping:
                 break
             session.step(batch)
             self._progress.report(TrainerPhase.TRAINING)
             learning.trained_tokens += sum(example.fresh for example in batch)
-            # Only the end of a long prompt is kept and can be trained again.
-            repeatable = sum(min(example.fresh, example.slots) for example in batch)
-            learning.budget.credit(repeatable, learning.replay.slots)
+            learning.budget.credit(sum(example.root_count for example in batch), learning.replay.roots)
             self._replay.beside_fresh_batch()
         learning.ledger.consume(key)

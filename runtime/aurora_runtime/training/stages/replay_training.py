@@ -35,8 +35,8 @@ class ReplayTraining:
     def _replay_batch(self, *, beside_fresh: bool) -> None:
         learning, session = self._learning, self._learning.session
         recipe = session.recipe
-        examples = learning.replay.sample(recipe.batch_slots, session.generator, recipe.replay_sampling)
+        examples = learning.replay.sample(recipe.batch_bound, session.generator, recipe.replay_sampling)
         if examples:
             session.step(examples)
         self._progress.report(TrainerPhase.TRAINING)
-        learning.budget.debit(sum(example.slots for example in examples), beside_fresh=beside_fresh)
+        learning.budget.debit(sum(example.root_count for example in examples), beside_fresh=beside_fresh)

@@ -45,7 +45,7 @@ class LearningState:
         The replay budget shrinks to what the buffer still holds.
         """
         self.replay.drop(shards)
-        self.budget.credit(0, self.replay.slots)
+        self.budget.credit(0, self.replay.roots)
         self.held_out.drop(shards)
 
     @property
@@ -67,4 +67,4 @@ class LearningState:
         replay_restore.restore(tensors, self.ledger.consumed, reader, self.replay, self.held_out)
         self.session.restore(tensors)
         self.coverage.restore(tensors)
-        self.budget.restore(tensors, self.replay.slots)
+        self.budget.restore(tensors, self.replay.roots)

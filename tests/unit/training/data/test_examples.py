@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,11 @@ from aurora_runtime.traces import ProposalSource, RequestTrace
 from aurora_runtime.training.data import examples as module
 from aurora_runtime.training.data import rejected_nodes
 from aurora_runtime.training.data.batch import collate
+from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.rejected_nodes import MAX_STEPS
 from aurora_runtime.training.data.replay import ReplayBuffer
 from aurora_runtime.training.data.replay_sampling import priority
-from aurora_runtime.training.data.slot_batches import batch_by_slots
 from aurora_runtime.training.evaluation import evaluate
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.objective.target_distribution import TargetDistribution
@@ -191,7 +192,7 @@ def test_a_request_that_was_served_without_speculation_is_trained_and_evaluated(
     batch = collate([example], 3, vocabulary, with_rejected=True)
     assert int((batch.target_rows[0] >= 0).sum()) == 14
     result = evaluate(draft, [example], vocabulary, 3)
-    assert result.tokens == 14
+    assert sum(result.tokens) == 14
     assert 1 <= result.acceptance_length <= 4
 
 
@@ -291,10 +292,15 @@ def test_the_buffer_keeps_its_bound_and_spreads_over_age() -> None:
     assert [id(e) for e in again.examples()] == [id(e) for e in buffer.examples()]
 
 
-def test_batches_bound_the_padded_size() -> None:
+@pytest.mark.parametrize(("roots", "slots"), [(1000, 64), (24, 1000), (24, 64)])
+def test_batches_bound_the_padded_size(roots: int, slots: int) -> None:
     examples = [
         examples_of(tiny.trace(seed, prompt=4 + seed % 13, answer=6 + seed % 5), tiny.VOCAB)[0] for seed in range(50)
     ]
-    groups = batch_by_slots(examples, 64)
+    groups = BatchBound(roots, slots).batches(examples)
     assert [id(e) for g in groups for e in g] == [id(e) for e in examples]
-    assert all(len(g) * max(e.slots for e in g) <= 64 for g in groups)
+    assert all(len(g) * max(e.slots for e in g) <= slots for g in groups)
+    assert all(len(g) * max(e.root_count for e in g) <= roots for g in groups)
+    for group, following in itertools.pairwise(groups):
+        more = [*group, following[0]]
+        assert len(more) * max(e.slots for e in more) > slots or len(more) * max(e.root_count for e in more) > roots

@@ -16,15 +16,19 @@ from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_runtime.training.data import replay_sampling
+from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.replay import ReplayBuffer
 from aurora_runtime.training.data.replay_sampling import ReplaySampling, priority
 from aurora_runtime.training.optim.recipe import Recipe
+from aurora_runtime.training.optim.session import Session
 from tests.unit.training import tiny
 from tests.unit.training.trainer_rig import Traffic, TrainerRig
 
 DRAWS = 4000
 ROOTS = 6
+SPARE = 512
+"""Positions by which the last batch may overdraw the budget."""
 every_sampling = pytest.mark.parametrize("sampling", list(ReplaySampling))
 
 
@@ -60,7 +64,7 @@ def shares(buffer: ReplayBuffer, sampling: ReplaySampling, drawn: int = 1) -> di
     place, g = {id(each): i for i, each in enumerate(buffer.examples())}, generator()
     found: dict[tuple[int, ...], float] = {}
     for _ in range(DRAWS):
-        first = tuple(place[id(each)] for each in buffer.sample(8 * drawn, g, sampling))
+        first = tuple(place[id(each)] for each in buffer.sample(BatchBound(1000, 8 * drawn), g, sampling))
         assert len(first) == drawn
         found[first] = found.get(first, 0.0) + 1 / DRAWS
     return found
@@ -120,7 +124,10 @@ def test_very_old_examples_are_still_drawn(monkeypatch: pytest.MonkeyPatch) -> N
     """The weights themselves would be 0 in every floating-point format."""
     monkeypatch.setattr(replay_sampling, "HALF_LIFE_ADDITIONS", 1e-6)
     buffer = buffer_of([example() for _ in range(20)])
-    assert identities(buffer.sample(8 * 20, generator(), ReplaySampling.RECENT)) == identities(buffer.examples())[::-1]
+    assert (
+        identities(buffer.sample(BatchBound(1000, 8 * 20), generator(), ReplaySampling.RECENT))
+        == identities(buffer.examples())[::-1]
+    )
 
 
 @given(st.lists(st.integers(0, 127), max_size=ROOTS))
@@ -142,12 +149,12 @@ def test_a_draw_has_distinct_examples_within_its_slots(
     sizes: list[int], slots: int, sampling: ReplaySampling, seed: int
 ) -> None:
     buffer = buffer_of([example(i % 4, slots=n) for i, n in enumerate(sizes)])
-    drawn = buffer.sample(slots, generator(seed), sampling)
+    drawn = buffer.sample(BatchBound(10_000, slots), generator(seed), sampling)
     assert bool(drawn) == bool(sizes)
     assert len(set(identities(drawn))) == len(drawn)
     assert set(identities(drawn)) <= set(identities(buffer.examples()))
     assert len(drawn) <= 1 or len(drawn) * max(each.slots for each in drawn) <= slots
-    everything = buffer.sample(40 * len(sizes), generator(seed), sampling)
+    everything = buffer.sample(BatchBound(10_000, 40 * len(sizes)), generator(seed), sampling)
     assert sorted(identities(everything)) == sorted(identities(buffer.examples()))
 
 
@@ -177,7 +184,7 @@ def test_a_rebuilt_buffer_draws_the_same_examples(
         drawn = []
         for each in later:
             buffer.add([each])
-            drawn.append(identities(buffer.sample(60, g, sampling)))
+            drawn.append(identities(buffer.sample(BatchBound(10_000, 60), g, sampling)))
         return drawn
 
     live, g = ReplayBuffer(limit), generator()
@@ -214,16 +221,16 @@ def test_a_resumed_trainer_replays_the_same_examples(
     requested, sample = list[ReplaySampling](), ReplayBuffer.sample
 
     def recording_sample(
-        buffer: ReplayBuffer, slots: int, g: torch.Generator, sampling: ReplaySampling = ReplaySampling.UNIFORM
+        buffer: ReplayBuffer, bound: BatchBound, g: torch.Generator, sampling: ReplaySampling = ReplaySampling.UNIFORM
     ) -> list[Example]:
         requested.append(sampling)
-        return sample(buffer, slots, g, sampling)
+        return sample(buffer, bound, g, sampling)
 
     monkeypatch.setattr(ReplayBuffer, "sample", recording_sample)
     states = []
     for shards_per_run in ((3,), (2, 1)):
         rig = TrainerRig(tmp_path / str(len(shards_per_run)))
-        rig.recipe = Recipe(replay=3, passes=2, replay_sampling=sampling, batch_slots=40)
+        rig.recipe = Recipe(replay=3, passes=2, replay_sampling=sampling, batch_roots=20)
         for shards in shards_per_run:
             trainer = rig.trainer(Traffic(rig.registry, shards))
             trainer.run()
@@ -244,7 +251,40 @@ def test_shards_of_few_traces_are_trained_no_more_often_than_large_ones(tmp_path
     recipe, session = trainer.learning.session.recipe, trainer.learning.session
     assert recipe == Recipe(), "the defaults of the custom resource are the measured ones"
     assert session.steps > 8
-    assert session.trained_positions < recipe.passes * trainer.learning.trained_tokens + recipe.batch_slots
+    assert session.trained_positions < recipe.passes * trainer.learning.trained_tokens + SPARE
+
+
+def test_requests_behind_a_shared_prompt_are_trained_as_often_as_the_recipe_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine computes a shared prompt once, so most traces lack its states and borrow them."""
+    shared, requests = 300, 24
+    whole = [tiny.trace(seed, prompt=shared + 4) for seed in range(requests)]
+    tokens = [torch.cat([whole[0].tokens[:shared], one.tokens[shared:]]) for one in whole]
+    cached = [
+        dataclasses.replace(
+            one,
+            request=number,
+            tokens=own,
+            hidden_start=shared if number else 0,
+            hidden=one.hidden[shared:] if number else one.hidden,
+        )
+        for number, (one, own) in enumerate(zip(whole, tokens, strict=True))
+    ]
+    rig, trained, step = TrainerRig(tmp_path), list[int](), Session.step
+    tiny.put_shard(rig.registry, 0, cached)
+    rig.recipe = Recipe(passes=8)
+
+    def recording_step(session: Session, examples: Sequence[Example]) -> float:
+        trained.extend(each.root_count for each in examples)
+        return step(session, examples)
+
+    monkeypatch.setattr(Session, "step", recording_step)
+    trainer = rig.trainer(Traffic(rig.registry, 0))
+    trainer.run()
+    buffered = trainer.learning.replay.roots
+    assert len(trainer.learning.replay) > requests / 2, "held-out requests are not trained"
+    assert 8 * buffered <= sum(trained) < 8 * buffered + rig.recipe.batch_roots
 
 
 def test_a_backlog_is_replayed_only_beside_fresh_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,4 +298,4 @@ def test_a_backlog_is_replayed_only_beside_fresh_batches(tmp_path: Path, monkeyp
     recipe, session = trainer.learning.session.recipe, trainer.learning.session
     assert trainer.learning.ledger.total == 4
     most = (1 + recipe.replay) * trainer.learning.trained_tokens
-    assert most - recipe.batch_slots < session.trained_positions < most + recipe.batch_slots
+    assert most - SPARE < session.trained_positions < most + SPARE

@@ -1,7 +1,8 @@
-"""Fresh positions credit the budget, replay debits it, and the buffer bounds it."""
+"""Fresh roots credit the budget, replay debits it, and the buffer bounds it."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, cast
 
 import torch
@@ -20,9 +21,9 @@ fresh_batches = st.lists(st.integers(1, 600), max_size=30)
 
 
 def replayed(budget: ReplayBudget, batch: int, *, beside_fresh: bool, max_batches: int = 100_000) -> int:
-    """Replay batches of ``batch`` positions, at most ``max_batches``; returns the positions.
+    """Replay batches of ``batch`` roots, at most ``max_batches``; returns the roots.
 
-    The default is more than 63 passes over 30 fresh batches of 600 positions need, 16 positions at a time.
+    The default is more than 63 passes over 30 fresh batches of 600 positions need, 16 roots at a time.
     """
     total = 0
     for _ in range(max_batches):
@@ -34,15 +35,15 @@ def replayed(budget: ReplayBudget, batch: int, *, beside_fresh: bool, max_batche
 
 
 @given(recipe=recipes, fresh=fresh_batches, batch=st.integers(16, 512))
-def test_a_position_is_trained_as_often_as_the_recipe_says(recipe: Recipe, fresh: list[int], batch: int) -> None:
-    budget, beside, fresh_positions = ReplayBudget(replay=recipe.replay, passes=recipe.passes), 0, 0
-    for positions in fresh:
-        fresh_positions += positions
-        budget.credit(positions, fresh_positions)
+def test_a_root_is_trained_as_often_as_the_recipe_says(recipe: Recipe, fresh: list[int], batch: int) -> None:
+    budget, beside, fresh_roots = ReplayBudget(replay=recipe.replay, passes=recipe.passes), 0, 0
+    for roots in fresh:
+        fresh_roots += roots
+        budget.credit(roots, fresh_roots)
         beside += replayed(budget, batch, beside_fresh=True, max_batches=recipe.replay)
-        assert beside < min(recipe.replay, recipe.passes - 1) * fresh_positions + batch
+        assert beside < min(recipe.replay, recipe.passes - 1) * fresh_roots + batch
     total = beside + replayed(budget, batch, beside_fresh=False)
-    want = (recipe.passes - 1) * fresh_positions if recipe.replay else 0
+    want = (recipe.passes - 1) * fresh_roots if recipe.replay else 0
     assert want <= total < want + batch
 
 
@@ -53,19 +54,19 @@ def test_the_budget_is_bounded_by_what_the_buffer_holds(recipe: Recipe, backlog:
     assert replayed(budget, 512, beside_fresh=False) < recipe.passes * buffered + 512
 
 
-@given(recipe=recipes, slots=st.lists(st.integers(1, 600), min_size=1, max_size=8), kept=st.integers(0, 8))
+@given(recipe=recipes, sizes=st.lists(st.integers(1, 600), min_size=1, max_size=8), kept=st.integers(0, 8))
 def test_the_budget_is_bounded_by_what_the_buffer_still_holds_once_shards_expired(
-    recipe: Recipe, slots: list[int], kept: int
+    recipe: Recipe, sizes: list[int], kept: int
 ) -> None:
     """Otherwise all credit of the shards that are gone would go into the few examples that stay."""
     budget, nothing = ReplayBudget(replay=recipe.replay, passes=recipe.passes), cast(Any, None)
     learning = LearningState(nothing, nothing, ReplayBuffer(1 << 30), budget, HeldOutSet(1, 1, 1), nothing, 0)
-    for number, count in enumerate(slots):
-        learning.replay.add([example(slots=count)], f"shard {number}")
-        budget.credit(count, learning.replay.slots)
-    learning.drop([f"shard {number}" for number in range(kept, len(slots))])
-    assert learning.replay.slots == sum(slots[:kept])
-    most = (recipe.passes - 1) * learning.replay.slots if recipe.replay else 0
+    for number, count in enumerate(sizes):
+        learning.replay.add([dataclasses.replace(example(), root_count=count)], f"shard {number}")
+        budget.credit(count, learning.replay.roots)
+    learning.drop([f"shard {number}" for number in range(kept, len(sizes))])
+    assert learning.replay.roots == sum(sizes[:kept])
+    most = (recipe.passes - 1) * learning.replay.roots if recipe.replay else 0
     assert max(budget.state()[BUDGET].tolist()) <= most
     assert replayed(budget, 512, beside_fresh=False) < most + 512
 
@@ -77,8 +78,8 @@ def test_the_budget_outlives_the_process(recipe: Recipe, fresh: list[int]) -> No
         ReplayBudget(replay=recipe.replay, passes=recipe.passes),
         100_000,
     )
-    for positions in fresh:
-        before.credit(positions, buffered)
+    for roots in fresh:
+        before.credit(roots, buffered)
         replayed(before, 512, beside_fresh=True, max_batches=1)
     after.restore(before.state(), buffered)
     assert torch.equal(after.state()["replay.budget"], before.state()["replay.budget"])

@@ -76,7 +76,7 @@ def test_a_session_learns_the_distributions_after_rejected_nodes(tmp_path: Path)
     ("draft", "training", "width", "want"),
     [
         (DraftSpec(steps=5), TrainingSpec(), 576, Recipe(unroll_steps=5)),
-        (DraftSpec(steps=16), TrainingSpec(), 576, Recipe(unroll_steps=8)),
+        (DraftSpec(steps=16), TrainingSpec(), 576, Recipe(unroll_steps=16)),
         (DraftSpec(), TrainingSpec(passes=3), 576, Recipe(replay=2, passes=3)),
         (DraftSpec(), TrainingSpec(passes=1), 576, Recipe(replay=0, passes=1)),
         (DraftSpec(), TrainingSpec(), 64, Recipe()),

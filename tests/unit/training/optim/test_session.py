@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def session_of(folder: Path) -> tuple[Session, list[Example]]:
     draft, vocabulary = tiny.draft_of(tiny.target(folder))
     examples = [e for seed in range(12) for e in examples_of(tiny.trace(seed, answer=20), tiny.VOCAB)]
-    return Session(draft, vocabulary, Recipe(learning_rate=5e-3, batch_slots=64), CPU), examples
+    return Session(draft, vocabulary, Recipe(learning_rate=5e-3, batch_roots=64), CPU), examples
 
 
 def draws(session: Session, examples: list[Example], count: int) -> list[list[Example]]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import RequestTrace
+from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.replay import ReplayBuffer
@@ -26,6 +27,7 @@ from tests.unit.training import tiny
 
 SIZE = examples_of(tiny.trace(0), tiny.VOCAB)[0].nbytes
 HELD_OUT = 4
+BOUND = BatchBound(10_000, 60)
 
 
 def reader_of(registry: PodRegistry) -> ShardReader:
@@ -103,7 +105,10 @@ def test_replay_and_held_out_set_survive_any_restart(
     assert resumed.contents() == live.contents()
     first, second = (torch.Generator().manual_seed(0) for _ in range(2))
     for _ in range(5):
-        expected, actual = live.replay.sample(60, first, sampling), resumed.replay.sample(60, second, sampling)
+        expected, actual = (
+            live.replay.sample(BOUND, first, sampling),
+            resumed.replay.sample(BOUND, second, sampling),
+        )
         assert [each.tokens.tolist() for each in expected] == [each.tokens.tolist() for each in actual]
 
 

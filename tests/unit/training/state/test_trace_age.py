@@ -181,7 +181,7 @@ def test_nothing_of_an_old_shard_stays_in_the_trainers_memory_also_after_a_resta
     trainer.stages.retention._age = AgeLimit(DAY, lambda: datetime.now(UTC) + LATER)
     trainer.policy = replace(trainer.policy, poll_seconds=0.0)
     trainer.run()
-    assert (len(trainer.learning.replay), trainer.learning.replay.nbytes, trainer.learning.replay.slots) == (0, 0, 0)
+    assert (len(trainer.learning.replay), trainer.learning.replay.nbytes, trainer.learning.replay.roots) == (0, 0, 0)
     assert len(trainer.learning.held_out) == 0
     assert len(trainer.stages.reader._prefixes._traces) == 0
     assert trainer.stages.reader._prefixes._bytes == 0
