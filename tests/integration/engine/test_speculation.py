@@ -43,12 +43,12 @@ ALTERNATING = (
     "off",
     "off",
     "draft-3",
-    "lookup-5",
+    "lookup-7",
     "draft-3",
     "draft-3",
     "off",
-    "lookup-5",
-    "union-2",
+    "lookup-7",
+    "union-1",
     "off",
     "draft-3",
 )
@@ -115,7 +115,7 @@ def controlled_server(
         state_folder=str(folder),
         boot="boot",
         draft_steps=STEPS,
-        lookup_steps=5,
+        lookup_steps=7,
         lookup=lookup,
         untrained_versions=untrained_versions,
         fixed_arms=arms,
@@ -160,7 +160,7 @@ def test_answers_and_proposals_do_not_depend_on_the_rounds_before(controlled: Co
                     assert tokens == expected[root]
                     compared += 1
     assert sources == set(ProposalSource)
-    assert widths == {1, 3, STEPS + 1, 6}, "every arm took part"
+    assert widths == {1, 2, STEPS + 1, 8}, "every arm took part"
     assert compared > 20
 
 
@@ -213,7 +213,7 @@ def test_the_report_counts_rounds_by_arm_and_tokens_by_source(controlled: Contro
     state = controlled.state()
     assert state.ok
     assert state.errors == 0
-    assert {"off", "draft-3", "draft-2", "lookup-5"} <= state.rounds_by_arm.keys()
+    assert {"off", "draft-3", "draft-1", "lookup-7"} <= state.rounds_by_arm.keys()
     assert state.draft.proposed > 100
     assert state.draft.accepted > 5, "the draft after the swap repeats tokens"
     assert state.lookup.accepted > 5
@@ -226,7 +226,7 @@ def test_the_report_counts_rounds_by_arm_and_tokens_by_source(controlled: Contro
 def test_a_draft_that_has_not_learned_proposes_nothing_until_another_is_swapped_in(
     plain: PlainAnswers, tmp_path: Path
 ) -> None:
-    with controlled_server(tmp_path, ("draft-3", "lookup-5", "off"), untrained_versions=(0,)) as controlled:
+    with controlled_server(tmp_path, ("draft-3", "lookup-7", "off"), untrained_versions=(0,)) as controlled:
         with ThreadPoolExecutor(4) as clients:
             before = list(clients.map(controlled.ask, token_prompts()))
             assert before == plain.tokens

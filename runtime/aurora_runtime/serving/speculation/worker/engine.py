@@ -6,8 +6,10 @@ and SGLang turns some off with only a warning. So the worker is asked, not the c
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -28,6 +30,39 @@ _SWITCH_MESSAGE: Final = "Switch adaptive runtime state"
 _SWITCH_NOTE: Final = "adaptive_spec.restore"
 """The source of SGLang's notes about switches (``EAGLEWorkerV2.apply_runtime_state``)."""
 _FALSE: Final = ("", "0", "false", "n", "no")
+
+
+GRAPH_SIZES: Final = ((2, None), (4, 64), (8, 32))
+"""The largest batch whose rounds of up to so many tokens a request are captured as a CUDA graph. None: all of them."""
+WIDEST_GRAPH_SIZE: Final = 16
+"""The same for wider rounds. A large batch pays for wide rounds seldom, and then runs them without a graph."""
+
+
+def graph_sizes(width: int, sizes: Sequence[int]) -> list[int]:
+    """Those of SGLang's ``sizes`` of batches that are captured for rounds of ``width`` tokens a request."""
+    most = next((most for widest, most in GRAPH_SIZES if width <= widest), WIDEST_GRAPH_SIZE)
+    return [size for size in sizes if most is None or size <= most] or [min(sizes)]
+
+
+@contextlib.contextmanager
+def graphs_for(width: int) -> Iterator[None]:
+    """Let SGLang capture CUDA graphs for rounds of ``width`` tokens a request, of fewer batch sizes the wider.
+
+    SGLang's own choice by width does not reach the capture: that reads another setting (base_cuda_graph_runner.py:77).
+    """
+    from sglang.srt.model_executor.cuda_graph_config import Phase, with_phase
+    from sglang.srt.runtime_context import get_context, get_exec
+
+    config = get_exec().graph.cuda_graph_config
+    if config is None or not config.decode.bs:
+        yield
+        return
+    pruned = with_phase(config, Phase.DECODE, bs=graph_sizes(width, config.decode.bs))
+    get_context().override("aurora_speculation.graphs", cuda_graph_config=pruned)
+    try:
+        yield
+    finally:
+        get_context().override("aurora_speculation.graphs", cuda_graph_config=config)
 
 
 def is_no_switch(record: logging.LogRecord) -> bool:

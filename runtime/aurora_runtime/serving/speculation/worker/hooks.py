@@ -39,6 +39,7 @@ from aurora_runtime.serving.speculation.report import RoundReport
 from aurora_runtime.serving.speculation.worker.engine import (
     SWITCH_LOGGER,
     EngineControl,
+    graphs_for,
     is_no_switch,
     obstacle_to_control,
     start_copy,
@@ -96,18 +97,52 @@ class WorkerHooks:
     # hooks: the start ------------------------------------------------------------------------------------------------
 
     def around_start(self, original: Original, worker: Any) -> None:
-        """Around ``EAGLEWorkerV2.init_cuda_graphs``: takes control if the engine was started as the hooks need it."""
-        original(worker)
+        """Around ``EAGLEWorkerV2.init_cuda_graphs``: takes control if the engine was started as the hooks need it.
+
+        Control comes before the runtime states, because SGLang's own rule needs states that the hooks leave out.
+        """
         obstacle = obstacle_to_control(worker, self._settings)
         if obstacle is not None:
             log.error("aurora speculation: rounds are not controlled, because %s", obstacle)
             self._refuse(obstacle)
+            original(worker)
             return
         self._control = EngineControl(worker, self._settings)
         logging.getLogger(SWITCH_LOGGER).addFilter(is_no_switch)
         self._observer = RoundObserver(self._learn, self._forget, overlaps=self._control.overlaps)
+        original(worker)
         if self._control.ranks.decides:
             self._report.start()
+
+    def around_state(
+        self,
+        original: Original,
+        worker: Any,
+        speculative_num_steps: int,
+        speculative_num_draft_tokens: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Around ``EAGLEWorkerV2.build_adaptive_runtime_state``: a wide round has no CUDA graphs of large batches."""
+        graphs = contextlib.nullcontext() if self._control is None else graphs_for(speculative_num_draft_tokens)
+        with graphs:
+            return original(worker, speculative_num_steps, speculative_num_draft_tokens, *args, **kwargs)
+
+    def around_draft_side(self, original: Original, draft_worker: Any) -> None:
+        """Around ``EagleDraftWorker.init_attention_backend`` and ``_capture_cuda_graphs``.
+
+        The draft proposes nothing in rounds that only lookup is wide enough for. So these have what the draft's pass
+        over a round's tokens needs, and nothing for its proposals: as in SGLang's own state for one step.
+        """
+        steps = draft_worker.speculative_num_steps
+        if self._control is None or steps <= self._settings.draft_steps:
+            original(draft_worker)
+            return
+        draft_worker.speculative_num_steps = 1
+        try:
+            original(draft_worker)
+        finally:
+            draft_worker.speculative_num_steps = steps
 
     def around_cpu_lengths(self, original: Original, attn_backends: Any) -> bool:
         """Around ``decide_needs_cpu_seq_lens``, which SGLang asks once: whether the host waits for a round's lengths.
