@@ -39,8 +39,7 @@ CALLS: Final[tuple[Call, ...]] = (
     ),
     Call("sglang.srt.speculative.adaptive_runtime_state.AdaptiveController._activate", ("self", None)),
     Call(f"{_WORKER}._build_trivial_verify_input", ("self", "batch")),
-    Call("sglang.srt.model_executor.cuda_graph_config.with_phase", ("config", "phase")),
-    *(Call(f"{_CONTEXT}.get_{name}") for name in ("context", "exec", "parallel", "schedule", "serving", "spec")),
+    *(Call(f"{_CONTEXT}.get_{name}") for name in ("context", "exec", "parallel", "schedule", "serving")),
 )
 """What the hooks call and read of SGLang."""
 

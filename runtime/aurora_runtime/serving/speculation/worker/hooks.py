@@ -43,13 +43,13 @@ from aurora_runtime.serving.speculation.worker.engine import (
     SKIP_EXTEND_VARIABLE,
     SWITCH_LOGGER,
     EngineControl,
-    graphs_for,
+    decode,
+    encode,
     is_no_switch,
     obstacle_to_control,
     start_copy,
 )
 from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_verify_input, with_lookup
-from aurora_runtime.serving.speculation.worker.rank_agreement import decode, encode
 from aurora_runtime.serving.speculation.worker.rounds import Round, RoundObserver
 
 log = logging.getLogger(__name__)
@@ -78,12 +78,6 @@ def bare_round(hooks: WorkerHooks, _: Original, draft_worker: Any, batch: Any, *
     return hooks._control.worker._build_trivial_verify_input(batch)
 
 
-def stock_lengths(hooks: WorkerHooks, original: Original, future_map: Any, *args: Any, **kwargs: Any) -> None:
-    """In place of :meth:`WorkerHooks.around_lengths`."""
-    future_map.needs_cpu_seq_lens = hooks._stock_needs_lengths
-    original(future_map, *args, **kwargs)
-
-
 def nothing(*_: Any, **__: Any) -> None:
     """In place of a hook that replaces SGLang's own rule."""
 
@@ -98,25 +92,22 @@ def fused(instead: Callable[..., Any] | None = None) -> Callable[[Original], Ori
     def decorate(hook: Original) -> Original:
         @functools.wraps(hook)
         def run(hooks: WorkerHooks, original: Original, *args: Any, **kwargs: Any) -> Any:
-            returned, raised = list[Any](), list[Exception]()
+            progress = list[Any]()  # of SGLang's own function: empty, then it runs, then its result
 
             def stock(*given: Any, **named: Any) -> Any:
-                try:
-                    returned.append(original(*given, **named))
-                except Exception as error:
-                    raised.append(error)
-                    raise
-                return returned[-1]
+                progress.append("runs")
+                progress.append(original(*given, **named))
+                return progress[-1]
 
             if not hooks._held:
                 try:
                     return hook(hooks, stock, *args, **kwargs)
                 except Exception as error:
-                    if error in raised:
+                    if len(progress) == 1:  # its own error
                         raise
                     hooks._failed_in(hook.__name__, error)
-            if returned:
-                return returned[-1]
+            if progress:
+                return progress[-1]
             if instead is None or hooks._control is None:
                 return original(*args, **kwargs)
             return instead(hooks, original, *args, **kwargs)
@@ -180,10 +171,9 @@ class WorkerHooks:
             return
         self._control = EngineControl(worker, self._settings)
         logging.getLogger(SWITCH_LOGGER).addFilter(is_no_switch)
-        self._observer = RoundObserver(
-            self._policy.observe, self._policy.request_ended, overlaps=self._control.overlaps
-        )
-        original(worker)
+        fixed = bool(self._settings.fixed_arms)  # every round has the first state's width, at every batch size
+        with contextlib.nullcontext() if fixed else self._control.graphs_for(worker.speculative_num_draft_tokens):
+            original(worker)
         if self._control.ranks.decides:
             self._report.start()
 
@@ -198,8 +188,8 @@ class WorkerHooks:
         **kwargs: Any,
     ) -> Any:
         """Around ``EAGLEWorkerV2.build_adaptive_runtime_state``: a wide round has no CUDA graphs of large batches."""
-        graphs = contextlib.nullcontext() if self._control is None else graphs_for(speculative_num_draft_tokens)
-        with graphs:
+        control, width = self._control, speculative_num_draft_tokens
+        with contextlib.nullcontext() if control is None else control.graphs_for(width):
             return original(worker, speculative_num_steps, speculative_num_draft_tokens, *args, **kwargs)
 
     @fused()
@@ -230,7 +220,7 @@ class WorkerHooks:
 
     # hooks: each pass ------------------------------------------------------------------------------------------------
 
-    @fused(stock_lengths)
+    @fused()
     def around_lengths(self, original: Original, future_map: Any, *args: Any, **kwargs: Any) -> None:
         """Around ``FutureMap.resolve_seq_lens_cpu``: a parked round needs no lengths on the host."""
         if self._control is not None:
@@ -357,7 +347,7 @@ class WorkerHooks:
 
     def _parked(self, control: EngineControl, batch: Any, run: Callable[[], Any]) -> Any:
         self._take_early_results(control)
-        self._observer.parked_round_begins()
+        self._observer.forward_begins()
         control.activate(0)
         self._draft_processes = False
         result = run()

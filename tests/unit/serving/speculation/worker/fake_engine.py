@@ -25,9 +25,9 @@ from aurora_runtime.serving.speculation.lookup_index import LookupIndex
 from aurora_runtime.serving.speculation.policy import Decision, FixedArms, Outcome, RequestOutlook
 from aurora_runtime.serving.speculation.report import RoundReport
 from aurora_runtime.serving.speculation.worker import hooks
+from aurora_runtime.serving.speculation.worker.engine import RankAgreement
 from aurora_runtime.serving.speculation.worker.hooks import WorkerHooks
 from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_chains
-from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
 from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
 from aurora_runtime.serving.speculation.worker.rounds import Round, RoundObserver
 from tests.unit.serving.speculation.worker.fake_requests import FakeRequest
@@ -138,7 +138,7 @@ class FakeEngine:
         )
         self.hooks._control = self.control = control
         self.hooks._observer = RoundObserver(
-            lambda outcome: policy.observe(outcome), lambda rid: policy.request_ended(rid), overlaps=overlaps
+            lambda outcome: policy.observe(outcome), lambda rid: policy.request_ended(rid)
         )
         self.random = random.Random(seed)  # noqa: S311 - no secret
         self.future_map = SimpleNamespace(needs_cpu_seq_lens=True)

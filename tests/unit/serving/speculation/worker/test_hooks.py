@@ -20,9 +20,8 @@ from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.engine.arms import Source
 from aurora_runtime.held_out_split import is_held_out, prompt_hash
 from aurora_runtime.serving.speculation.policy import Decision, RequestOutlook
-from aurora_runtime.serving.speculation.worker.engine import SKIP_EXTEND_VARIABLE, EngineControl
+from aurora_runtime.serving.speculation.worker.engine import SKIP_EXTEND_VARIABLE, EngineControl, RankAgreement
 from aurora_runtime.serving.speculation.worker.hooks import WorkerHooks, are_held_off
-from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
 from tests.unit.serving.speculation.worker.fake_engine import (
     ARMS,
     PROMPT_TOKENS,
@@ -37,7 +36,7 @@ from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, Fak
 overlap = pytest.mark.parametrize("overlaps", [False, True], ids=["in turn", "overlap"])
 
 
-SECRET = "what a client asked"
+PROMPT = "what a client asked"
 
 
 @pytest.fixture(autouse=True)
@@ -217,7 +216,7 @@ def test_an_error_in_any_line_of_a_hook_ends_the_controller_and_no_request(
         if raised:
             reached.add(line)
     assert reached, "the hook ran"
-    assert SECRET not in caplog.text
+    assert PROMPT not in caplog.text
     assert caplog.text.count(f"{hook} failed, so every round is off: ZeroDivisionError") == len(reached)
 
 
@@ -235,7 +234,7 @@ def raised_at(code: CodeType, line: int, call: int) -> Iterator[list[int]]:
             return trace if calls >= call else None
         if event == "line" and frame.f_lineno == line:
             raised.append(line)
-            raise ZeroDivisionError(SECRET)
+            raise ZeroDivisionError(PROMPT)
         return trace
 
     before = sys.gettrace()
@@ -376,8 +375,9 @@ def test_without_control_every_round_is_sglangs_own() -> None:
 @pytest.mark.parametrize("key", [b"", b"the key of the traces"])
 def test_lookup_shares_no_request_that_is_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: bytes) -> None:
     monkeypatch.setattr(RankAgreement, "of_engine", lambda: RankAgreement(None, decides=True))
-    schedule = SimpleNamespace(disable_overlap_schedule=True)
-    context = SimpleNamespace(get_schedule=lambda: schedule)
+    graph = SimpleNamespace(cuda_graph_config=SimpleNamespace(decode=SimpleNamespace(bs=None)))
+    schedule = SimpleNamespace(disable_overlap_schedule=True, graph=graph)
+    context = SimpleNamespace(get_schedule=lambda: schedule, get_exec=lambda: schedule)
     monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", context)
     model = SimpleNamespace(vocab_size=5000)
     worker = SimpleNamespace(target_worker=SimpleNamespace(model_config=model))

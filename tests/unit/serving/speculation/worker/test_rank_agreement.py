@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aurora_runtime.engine.arms import OFF, Arm, Source
 from aurora_runtime.serving.speculation.policy import Decision, plain_decision
-from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement, decode, encode
+from aurora_runtime.serving.speculation.worker.engine import RankAgreement, decode, encode
 
 DECISIONS = (
     Decision(Arm(3, drafts=True), (Source.DRAFT, Source.LOOKUP, Source.NONE), explores=True, keeps_draft=True),
