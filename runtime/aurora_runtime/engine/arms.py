@@ -54,8 +54,8 @@ class Arm:
 
 OFF: Final = Arm(0, False)
 """A round without proposals."""
-STEP_LADDER: Final = (1, 2, 3, 5, 7, 11)
-"""Numbers of steps that are offered. Neighbours differ enough for their costs to differ measurably."""
+STEP_LADDER: Final = (1, 3, 7)
+"""Numbers of steps that are offered. Each costs the engine memory for a runtime state, so neighbours differ much."""
 
 
 def arms_within(draft_steps: int, lookup_steps: int, ladder: Iterable[int] = STEP_LADDER) -> tuple[Arm, ...]:

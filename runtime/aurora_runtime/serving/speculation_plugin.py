@@ -38,7 +38,8 @@ CALLS: Final[tuple[Call, ...]] = (
         names=("bonus_tokens", "num_tokens_per_req", "num_tokens_for_logprob_per_req"),
     ),
     Call("sglang.srt.speculative.adaptive_runtime_state.AdaptiveController._activate", ("self", None)),
-    *(Call(f"{_CONTEXT}.get_{name}") for name in ("context", "parallel", "schedule", "serving", "spec")),
+    Call(f"{_WORKER}._build_trivial_verify_input", ("self", "batch")),
+    *(Call(f"{_CONTEXT}.get_{name}") for name in ("context", "exec", "parallel", "schedule", "serving")),
 )
 """What the hooks call and read of SGLang."""
 
@@ -92,6 +93,9 @@ def worker_hooks(settings: SpeculationSettings) -> tuple[Hook, ...]:
     around = HookKind.AROUND
     return (
         Hook(f"{_WORKER}.init_cuda_graphs", hooks.around_start, around),
+        Hook(f"{_WORKER}.build_adaptive_runtime_state", hooks.around_state, around),
+        Hook(f"{_DRAFT_WORKER}.init_attention_backend", hooks.around_draft_side, around),
+        Hook(f"{_DRAFT_WORKER}._capture_cuda_graphs", hooks.around_draft_side, around),
         Hook(f"{_WORKER}.forward_batch_generation", hooks.around_forward, around),
         Hook(f"{_WORKER}.activate_step_by_batch", hooks.around_activate, around),
         Hook(f"{_WORKER}.on_verify_complete_cpu", hooks.around_verify_complete, around),

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft, write_repeating_draft
 from tests.assets.sglang_server import Server, sglang_server
 from tests.assets.trace_budget import TRACE_ALL
+from tests.integration.engine.faulty_hooks import FAULT_VARIABLE, HOOKS, faulty_python
 from tests.integration.engine.plain_answers import FIXED_TOKENS, FP32, PlainAnswers, token_answer, token_prompts
 from tests.integration.engine.request_kinds import KINDS, PARSERS
 
@@ -43,12 +44,12 @@ ALTERNATING = (
     "off",
     "off",
     "draft-3",
-    "lookup-5",
+    "lookup-7",
     "draft-3",
     "draft-3",
     "off",
-    "lookup-5",
-    "union-2",
+    "lookup-7",
+    "union-1",
     "off",
     "draft-3",
 )
@@ -106,6 +107,7 @@ def controlled_server(
     *,
     untrained_versions: tuple[int, ...] = (),
     lookup: LookupScope = LookupScope.REQUEST,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Controlled]:
     """A server with version 0 of a draft."""
     target = ensure_model()
@@ -115,7 +117,7 @@ def controlled_server(
         state_folder=str(folder),
         boot="boot",
         draft_steps=STEPS,
-        lookup_steps=5,
+        lookup_steps=7,
         lookup=lookup,
         untrained_versions=untrained_versions,
         fixed_arms=arms,
@@ -128,7 +130,7 @@ def controlled_server(
     with sglang_server(
         target,
         extra_args=[*FP32, *PARSERS, "--skip-server-warmup", *flags],
-        env={**controller.environment(), CAPTURE_VARIABLE: capture.to_json().decode()},
+        env={**controller.environment(), CAPTURE_VARIABLE: capture.to_json().decode(), **(env or {})},
         plugins="aurora_cpu,aurora_vocabulary,aurora_speculation,aurora_capture",
         log=folder / "log",
         stop_seconds=0,
@@ -160,7 +162,7 @@ def test_answers_and_proposals_do_not_depend_on_the_rounds_before(controlled: Co
                     assert tokens == expected[root]
                     compared += 1
     assert sources == set(ProposalSource)
-    assert widths == {1, 3, STEPS + 1, 6}, "every arm took part"
+    assert widths == {1, 2, STEPS + 1, 8}, "every arm took part"
     assert compared > 20
 
 
@@ -213,7 +215,7 @@ def test_the_report_counts_rounds_by_arm_and_tokens_by_source(controlled: Contro
     state = controlled.state()
     assert state.ok
     assert state.errors == 0
-    assert {"off", "draft-3", "draft-2", "lookup-5"} <= state.rounds_by_arm.keys()
+    assert {"off", "draft-3", "draft-1", "lookup-7"} <= state.rounds_by_arm.keys()
     assert state.draft.proposed > 100
     assert state.draft.accepted > 5, "the draft after the swap repeats tokens"
     assert state.lookup.accepted > 5
@@ -226,7 +228,7 @@ def test_the_report_counts_rounds_by_arm_and_tokens_by_source(controlled: Contro
 def test_a_draft_that_has_not_learned_proposes_nothing_until_another_is_swapped_in(
     plain: PlainAnswers, tmp_path: Path
 ) -> None:
-    with controlled_server(tmp_path, ("draft-3", "lookup-5", "off"), untrained_versions=(0,)) as controlled:
+    with controlled_server(tmp_path, ("draft-3", "lookup-7", "off"), untrained_versions=(0,)) as controlled:
         with ThreadPoolExecutor(4) as clients:
             before = list(clients.map(controlled.ask, token_prompts()))
             assert before == plain.tokens
@@ -256,3 +258,20 @@ def test_answers_are_the_same_while_the_controller_is_active_or_parked_and_acros
         state = controlled.state_once(lambda s: s.rounds_by_arm.get("off", 0) > 100)
     assert state.errors == 0
     assert state.draft.proposed > 0, "it was active, too"
+
+
+def test_an_error_in_any_hook_fails_no_request_and_changes_no_answer(plain: PlainAnswers, tmp_path: Path) -> None:
+    """Each error ends the controller. The test starts it again before the next one."""
+    fault = tmp_path / "fault"
+    env = {FAULT_VARIABLE: str(fault), "PYTHONPATH": faulty_python(tmp_path / "python")}
+    with controlled_server(tmp_path, ("lookup-7", "draft-3", "off") * 800, env=env) as controlled:
+        for hook in HOOKS:
+            fault.write_text(hook)
+            with ThreadPoolExecutor(4) as clients:
+                assert list(clients.map(controlled.ask, token_prompts())) == plain.tokens, hook
+            assert not fault.exists(), f"{hook} did not run"
+        state = controlled.state_once(lambda s: s.errors >= len(HOOKS))
+    assert state.errors == len(HOOKS)
+    assert state.rounds_by_arm.keys() >= {"lookup-7", "draft-3", "off"}
+    log = (tmp_path / "log").read_text(errors="replace")
+    assert {hook for hook in HOOKS if f"{hook} failed, so every round is off: ZeroDivisionError" in log} == set(HOOKS)

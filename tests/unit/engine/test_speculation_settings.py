@@ -30,7 +30,7 @@ def test_every_arm_has_a_state(tmp_path: Path) -> None:
 
 
 def test_without_lookup_only_the_draft_proposes() -> None:
-    assert [arm.name for arm in settings(lookup=LookupScope.OFF).arms] == ["off", "draft-1", "draft-2", "draft-3"]
+    assert [arm.name for arm in settings(lookup=LookupScope.OFF).arms] == ["off", "draft-1", "draft-3"]
 
 
 def test_a_controlled_engine_has_the_draft_of_the_spec_and_states_for_rounds(tmp_path: Path) -> None:

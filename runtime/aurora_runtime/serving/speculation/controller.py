@@ -22,7 +22,7 @@ Invariants:
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Sequence
 from math import log
 from typing import Final, NamedTuple
@@ -49,8 +49,6 @@ MATCH_BUCKETS: Final = (1, 2, 3, 4, 5, 6, 8, 16, 32)
 MATCH_PRIORS: Final = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.5)
 """The rate of a bucket's first token before any observation. Low, because an unproven source must not cost much."""
 DRAFT_PRIOR: Final = 0.1
-MOST_VERSIONS: Final = 4
-"""Draft versions whose rates are kept: one that serves again, after a rollback, has the rates that it had."""
 # choice
 OFF_PREFERENCE: Final = 0.02
 """Share by which an arm must beat off. Estimates of arms that are about as good are not worth a difference."""
@@ -144,7 +142,6 @@ class Controller:
         self._nothing: Curve = (0.0,) * (self._most_steps + 1)
         self._lookup = [SurvivalRates(self._most_steps, prior) for prior in MATCH_PRIORS]
         self._lookup_odds, self._draft_odds = RequestOdds(), RequestOdds()
-        self._versions: OrderedDict[str, Draft] = OrderedDict()
         self._draft: Draft | None = None
         self._costs = CostTable()
         self._own_milliseconds = self._off_milliseconds = self._saved_milliseconds = 0.0
@@ -251,15 +248,7 @@ class Controller:
     def draft_serves(self, version: str | None) -> None:
         """The draft ``version`` serves from now on. What requests had from another draft says nothing about it."""
         self._draft_odds = RequestOdds()
-        if version is None:
-            self._draft = None
-            return
-        if version not in self._versions:
-            self._versions[version] = Draft(self._most_steps)
-        self._versions.move_to_end(version)
-        if len(self._versions) > MOST_VERSIONS:
-            self._versions.popitem(last=False)
-        self._draft = self._versions[version]
+        self._draft = None if version is None else Draft(self._most_steps)
         self._prefills = PROBE_PREFILLS
 
     def request_ended(self, rid: str) -> None:

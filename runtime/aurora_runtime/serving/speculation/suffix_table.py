@@ -10,6 +10,7 @@ sum (multiply-shift hashing, Dietzfelbinger). The sum for a longer suffix contin
 
 from __future__ import annotations
 
+import random
 from array import array
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -21,18 +22,6 @@ Slots = list[tuple[int, int]]
 """``(order, slot)`` of the suffixes of a text. The longest suffix comes first, and its slot for the first salt."""
 
 _MASK: Final = (1 << 64) - 1
-_GOLDEN: Final = 0x9E3779B97F4A7C15
-
-
-def _multipliers(count: int) -> list[int]:
-    """``count`` odd 64-bit numbers: the finaliser of SplitMix64 on 1, 2, 3 and so on."""
-    numbers = []
-    for index in range(1, count + 1):
-        mixed = (index * _GOLDEN) & _MASK
-        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
-        numbers.append((mixed ^ (mixed >> 31)) | 1)
-    return numbers
 
 
 class SuffixTable:
@@ -43,13 +32,10 @@ class SuffixTable:
     """
 
     def __init__(self, orders: Sequence[int], slots: int) -> None:
-        if list(orders) != sorted(set(orders)) or not orders or orders[0] < 1:
-            raise ValueError("the orders are positive, distinct and ascending")
-        if slots < 2 or slots & (slots - 1):
-            raise ValueError("the number of slots is a power of two")
         self._longest: Final = orders[-1]
         self._shift: Final = 65 - slots.bit_length()
-        *multipliers, self._space_multiplier = _multipliers(self._longest + 1)
+        numbers = random.Random(2)  # noqa: S311 - no secret, and the same on all ranks
+        *multipliers, self._space_multiplier = (numbers.getrandbits(64) | 1 for _ in range(self._longest + 1))
         starts = {order: row * slots for row, order in enumerate(orders)}
         self._steps: Final = [(order, a, starts.get(order)) for order, a in enumerate(multipliers, start=1)]
         self._array: NDArray[np.int64] = np.zeros(len(orders) * slots, dtype=np.int64)

@@ -75,17 +75,6 @@ def test_a_draft_that_is_not_run_is_never_prefilled_and_another_version_is_tried
     assert any(d.arm.drafts for d in play(c, NO_MATCH, 64, draft=5))
 
 
-def test_a_version_that_serves_again_is_in_use_at_once() -> None:
-    c = Controller(ARMS)
-    c.draft_serves("1")
-    play(c, NO_MATCH, 500, draft=5)
-    c.draft_serves("2")
-    play(c, NO_MATCH, 500)
-    assert not c.prefill_drafts()
-    c.draft_serves("1")
-    assert c.prefill_drafts()
-
-
 def test_a_draft_without_an_accepted_token_is_never_chosen_although_off_seems_dear() -> None:
     """The first times of off are three times too long, so that the draft seems to cost no more than off."""
     c, drafting = Controller(ARMS), 0

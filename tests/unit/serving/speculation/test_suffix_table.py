@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from array import array
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -64,15 +63,3 @@ def test_few_suffixes_share_a_slot() -> None:
     table.put_range(text, 1, len(text), (0,), 0)
     kept = sum(latest(table, text, end, 0) == [end] for end in range(2, len(text)))
     assert kept > 0.8 * len(text)  # 0.86 is expected of a random hash
-
-
-@pytest.mark.parametrize("orders", [(), (0, 2), (3, 2), (2, 2)])
-def test_bad_orders_are_refused(orders: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="orders"):
-        SuffixTable(orders, 16)
-
-
-@pytest.mark.parametrize("slots", [0, 1, 12])
-def test_a_number_of_slots_that_is_no_power_of_two_is_refused(slots: int) -> None:
-    with pytest.raises(ValueError, match="slots"):
-        SuffixTable((2,), slots)

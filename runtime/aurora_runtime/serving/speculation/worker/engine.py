@@ -1,4 +1,4 @@
-"""What the hooks need of the engine that they run in: its requirements, its states, and a round's results on the host.
+"""What the hooks need of the engine that they run in: requirements, states, ranks, and results on the host.
 
 The flags of :mod:`aurora_runtime.engine.speculation_flags` fulfil every requirement. A user's own flags may undo them,
 and SGLang turns some off with only a warning. So the worker is asked, not the command line.
@@ -6,19 +6,23 @@ and SGLang turns some off with only a warning. So the worker is asked, not the c
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+import torch.distributed
 from torch import Tensor
 
 from aurora_runtime.conversations import may_share
+from aurora_runtime.engine.arms import Arm, Source
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.serving.chat_template import marker_of
 from aurora_runtime.serving.speculation.lookup_index import LookupIndex
-from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
+from aurora_runtime.serving.speculation.policy import Decision
 from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
 
 SWITCH_LOGGER: Final = "sglang.srt.speculative.eagle_worker_v2"
@@ -30,6 +34,17 @@ _SWITCH_NOTE: Final = "adaptive_spec.restore"
 _FALSE: Final = ("", "0", "false", "n", "no")
 
 
+def graph_sizes(width: int, sizes: Sequence[int]) -> list[int]:
+    """Those of SGLang's ``sizes`` of batches that have CUDA graphs for rounds of ``width`` tokens a request.
+
+    A large batch seldom pays for wide rounds. It then runs them without a graph.
+    """
+    if width <= 2:
+        return list(sizes)
+    most = 64 if width <= 4 else 32 if width <= 8 else 16
+    return [size for size in sizes if size <= most] or list(sizes[:1])
+
+
 def is_no_switch(record: logging.LogRecord) -> bool:
     """A filter for :data:`SWITCH_LOGGER`: SGLang logs every change of the runtime state, here several a second."""
     return not record.getMessage().startswith(_SWITCH_MESSAGE)
@@ -37,20 +52,15 @@ def is_no_switch(record: logging.LogRecord) -> bool:
 
 def obstacle_to_control(worker: Any, settings: SpeculationSettings) -> str | None:
     """Why rounds of this EAGLE-3 worker cannot be controlled; None when they can."""
-    from sglang.srt.runtime_context import get_parallel, get_schedule, get_spec
+    from sglang.srt.runtime_context import get_schedule
 
-    schedule, spec, parallel = get_schedule(), get_spec(), get_parallel()
     if worker.adaptive_controller is None:
         return "SGLang has turned --speculative-adaptive off (its log says why)"
     missing = sorted({arm.steps for arm in settings.arms} - set(worker.adaptive_controller.candidate_steps))
     if missing:
         return f"--speculative-adaptive-config lacks the steps {', '.join(map(str, missing))}"
-    if schedule.enable_mixed_chunk:
+    if get_schedule().enable_mixed_chunk:
         return "--enable-mixed-chunk decodes tokens in prefill batches, which the draft would miss"
-    if spec.speculative_use_rejection_sampling:
-        return "--speculative-use-rejection-sampling needs the draft's probabilities, which lookup does not have"
-    if parallel.pp_size > 1:
-        return "with pipeline parallelism the last stage drafts ahead of the decision"
     if os.environ.get(SKIP_EXTEND_VARIABLE, "").strip().lower() not in _FALSE:
         return f"{SKIP_EXTEND_VARIABLE} in the environment leaves gaps in the draft's KV cache"
     return None
@@ -96,6 +106,64 @@ def start_copy(batch_result: Any) -> EarlyResults:
     return EarlyResults(copies[0], copies[1], arrived)
 
 
+_SOURCES: Final = tuple(Source)
+
+
+def encode(decision: Decision) -> list[int]:
+    """A decision for B requests as 5 + B numbers."""
+    arm, flags = decision.arm, (decision.explores, decision.keeps_draft)
+    numbers = [arm.steps, arm.drafts, *flags, decision.park_rounds]
+    return [*map(int, numbers), *map(_SOURCES.index, decision.sources)]
+
+
+def decode(numbers: Sequence[int]) -> Decision:
+    """The decision that :func:`encode` encoded."""
+    steps, drafts, explores, keeps_draft, park_rounds, *sources = numbers
+    arm = Arm(steps, bool(drafts))
+    return Decision(arm, tuple(_SOURCES[source] for source in sources), bool(explores), bool(keeps_draft), park_rounds)
+
+
+class RankAgreement:
+    """All tensor-parallel ranks run the same round: what rank 0 says, on every rank.
+
+    The ranks measure different times, so each would soon decide differently, and ranks with different batch shapes
+    block each other for ever. Lookup needs no broadcast: all ranks begin empty and commit the same tokens, and
+    therefore propose the same ones. Every rank calls :meth:`agree` once per decided round and prefill, in this order.
+
+    Args:
+        group: the CPU process group of the tensor-parallel ranks; None for a single rank.
+        decides: whether this is rank 0.
+    """
+
+    def __init__(self, group: Any | None, *, decides: bool) -> None:
+        self._group = group
+        self.decides = decides
+
+    @classmethod
+    def of_engine(cls) -> RankAgreement:
+        """The agreement among SGLang's tensor-parallel ranks (sglang/srt/distributed/parallel_state.py:278)."""
+        from sglang.srt.runtime_context import get_parallel
+
+        group = get_parallel().tp_group
+        if group.world_size == 1:
+            return cls(None, decides=True)
+        return cls(group.cpu_group, decides=group.rank_in_group == 0)
+
+    @property
+    def is_single(self) -> bool:
+        return self._group is None
+
+    def agree(self, numbers: Sequence[int], *, failed: bool = False) -> tuple[list[int], bool]:
+        """The numbers of rank 0, and whether any rank failed. Other ranks pass as many numbers, which are ignored."""
+        if self._group is None:
+            return list(numbers), failed
+        own = numbers if self.decides else [0] * len(numbers)
+        values = torch.tensor([*own, int(failed)])
+        torch.distributed.all_reduce(values, group=self._group)
+        *agreed, failures = values.tolist()
+        return agreed, failures > 0
+
+
 class EngineControl:
     """What the hooks keep about the one worker of their process, once it has started.
 
@@ -105,7 +173,7 @@ class EngineControl:
     """
 
     def __init__(self, worker: Any, settings: SpeculationSettings) -> None:
-        from sglang.srt.runtime_context import get_schedule
+        from sglang.srt.runtime_context import get_exec, get_schedule
 
         self.worker = worker
         self.ranks = RankAgreement.of_engine()
@@ -120,6 +188,20 @@ class EngineControl:
         self.texts = RequestTexts(index)
         self.overlaps = not get_schedule().disable_overlap_schedule
         self.results: EarlyResults | None = None
+        self._graphs = get_exec().graph.cuda_graph_config.decode
+        self._sizes = list(self._graphs.bs or ())
+
+    @contextlib.contextmanager
+    def graphs_for(self, width: int) -> Iterator[None]:
+        """Let SGLang capture CUDA graphs for rounds of ``width`` tokens a request: the wider, the fewer batch sizes.
+
+        SGLang's own choice by width does not reach the capture (base_cuda_graph_runner.py:77).
+        """
+        self._graphs.bs = graph_sizes(width, self._sizes)
+        try:
+            yield
+        finally:
+            self._graphs.bs = self._sizes
 
     def activate(self, steps: int) -> None:
         """Switch SGLang to its runtime state for ``steps``."""
@@ -132,9 +214,8 @@ class EngineControl:
 def keep_last_note(notes: list[tuple[str, Any]]) -> None:
     """Remove SGLang's note of the switch before the last one from its ``notes`` of overridden settings.
 
-    SGLang keeps a note of every switch for as long as the process runs (``RuntimeContext.override``), because its own
-    rule seldom switches. Here several notes a second would become a hundred megabytes a day. A later note overrides the
-    same settings as the one before.
+    SGLang keeps a note of every switch for as long as the process runs (``RuntimeContext.override``): here a hundred
+    megabytes a day. A later note overrides the same settings as the one before.
     """
     if len(notes) > 1 and notes[-1][0] == notes[-2][0] == _SWITCH_NOTE:
         del notes[-2]

@@ -14,9 +14,10 @@ Invariants:
   exception: SGLang counts only the last token of a round for them (``ScheduleBatch.cumulate_penalty_output_tokens``).
 - The draft proposes only for a request whose prompt and rounds it has all processed. The part of the prompt that the
   prefix cache held is an exception.
-- After an error in lookup the round goes on without lookup, and after one in a decision without proposals. What the
-  policy does not learn because of an error is lost. Any other error is raised.
+- An error of ours fails no request. It ends the controller: SGLang's own function does the rest of the hook, and from
+  the next round on every round is off, until the engine starts again. An error of SGLang's own is raised.
 - All tensor-parallel ranks run the same passes: rank 0 decides, and what ends the parking is the same on all ranks.
+  After an error on one rank that changes its passes in the middle of a round, SGLang's watchdog ends the engine.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -34,11 +37,14 @@ from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.request_wish import wish_of
 from aurora_runtime.serving.speculation.estimates import size_range
 from aurora_runtime.serving.speculation.lookup_index import Proposal
-from aurora_runtime.serving.speculation.policy import Decision, Outcome, Policy, RequestOutlook, plain_decision
+from aurora_runtime.serving.speculation.policy import Decision, Policy, RequestOutlook, plain_decision
 from aurora_runtime.serving.speculation.report import RoundReport
 from aurora_runtime.serving.speculation.worker.engine import (
+    SKIP_EXTEND_VARIABLE,
     SWITCH_LOGGER,
     EngineControl,
+    decode,
+    encode,
     is_no_switch,
     obstacle_to_control,
     start_copy,
@@ -55,6 +61,60 @@ WAKE_MATCH: Final = 8
 WAKE_SHARE: Final = 0.25
 
 Original = Callable[..., Any]
+
+
+def off_round(hooks: WorkerHooks, original: Original, worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+    """In place of :meth:`WorkerHooks.around_forward`: a round of off, or a prefill."""
+    assert hooks._control is not None
+    hooks._control.activate(0)
+    return original(worker, batch, *args, **kwargs)
+
+
+def bare_round(hooks: WorkerHooks, _: Original, draft_worker: Any, batch: Any, **kwargs: Any) -> Any:
+    """In place of :meth:`WorkerHooks.around_draft`: the round goes on as one of off."""
+    assert hooks._control is not None
+    hooks._round = None
+    hooks._control.activate(0)
+    return hooks._control.worker._build_trivial_verify_input(batch)
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    """In place of a hook that replaces SGLang's own rule."""
+
+
+def fused(instead: Callable[..., Any] | None = None) -> Callable[[Original], Original]:
+    """Decorates a hook: after an error of its own, ``instead`` serves the call and all later ones.
+
+    Without ``instead``, or as long as nothing is controlled, that is SGLang's own function. It is not run twice: if it
+    has returned when the error comes, its result is the call's.
+    """
+
+    def decorate(hook: Original) -> Original:
+        @functools.wraps(hook)
+        def run(hooks: WorkerHooks, original: Original, *args: Any, **kwargs: Any) -> Any:
+            progress = list[Any]()  # of SGLang's own function: empty, then it runs, then its result
+
+            def stock(*given: Any, **named: Any) -> Any:
+                progress.append("runs")
+                progress.append(original(*given, **named))
+                return progress[-1]
+
+            if not hooks._held:
+                try:
+                    return hook(hooks, stock, *args, **kwargs)
+                except Exception as error:
+                    if len(progress) == 1:  # its own error
+                        raise
+                    hooks._failed_in(hook.__name__, error)
+            if progress:
+                return progress[-1]
+            if instead is None or hooks._control is None:
+                return original(*args, **kwargs)
+            return instead(hooks, original, *args, **kwargs)
+
+        return run
+
+    return decorate
 
 
 class WorkerHooks:
@@ -85,30 +145,71 @@ class WorkerHooks:
         self._runs_draft = runs_draft
         self._version: str | None = None
         self._control: EngineControl | None = None
-        self._observer = RoundObserver(self._learn, self._forget)
+        self._observer = RoundObserver(policy.observe, policy.request_ended)
         self._round: Round | None = None  # the decided round that runs
         self._draft_processes = True  # whether the draft processes the tokens of the last pass that began
         self._can_draft: dict[str, bool] = {}  # of each running request
         self._parked_rounds = 0  # rounds that are still to be parked
         self._parked_range = 0
         self._stock_needs_lengths = True
+        self._failed = False  # whether this rank had an error of ours
+        self._held = False  # whether every round is off, because a rank had one
 
     # hooks: the start ------------------------------------------------------------------------------------------------
 
+    @fused()
     def around_start(self, original: Original, worker: Any) -> None:
-        """Around ``EAGLEWorkerV2.init_cuda_graphs``: takes control if the engine was started as the hooks need it."""
-        original(worker)
+        """Around ``EAGLEWorkerV2.init_cuda_graphs``: takes control if the engine was started as the hooks need it.
+
+        Control comes before the runtime states, because SGLang's own rule needs states that the hooks leave out.
+        """
         obstacle = obstacle_to_control(worker, self._settings)
         if obstacle is not None:
             log.error("aurora speculation: rounds are not controlled, because %s", obstacle)
             self._refuse(obstacle)
+            original(worker)
             return
         self._control = EngineControl(worker, self._settings)
         logging.getLogger(SWITCH_LOGGER).addFilter(is_no_switch)
-        self._observer = RoundObserver(self._learn, self._forget, overlaps=self._control.overlaps)
+        fixed = bool(self._settings.fixed_arms)  # every round has the first state's width, at every batch size
+        with contextlib.nullcontext() if fixed else self._control.graphs_for(worker.speculative_num_draft_tokens):
+            original(worker)
         if self._control.ranks.decides:
             self._report.start()
 
+    @fused()
+    def around_state(
+        self,
+        original: Original,
+        worker: Any,
+        speculative_num_steps: int,
+        speculative_num_draft_tokens: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Around ``EAGLEWorkerV2.build_adaptive_runtime_state``: a wide round has no CUDA graphs of large batches."""
+        control, width = self._control, speculative_num_draft_tokens
+        with contextlib.nullcontext() if control is None else control.graphs_for(width):
+            return original(worker, speculative_num_steps, speculative_num_draft_tokens, *args, **kwargs)
+
+    @fused()
+    def around_draft_side(self, original: Original, draft_worker: Any) -> None:
+        """Around ``EagleDraftWorker.init_attention_backend`` and ``_capture_cuda_graphs``.
+
+        The draft proposes nothing in rounds that only lookup is wide enough for. So these have what the draft's pass
+        over a round's tokens needs, and nothing for its proposals: as in SGLang's own state for one step.
+        """
+        steps = draft_worker.speculative_num_steps
+        if self._control is None or steps <= self._settings.draft_steps:
+            original(draft_worker)
+            return
+        draft_worker.speculative_num_steps = 1
+        try:
+            original(draft_worker)
+        finally:
+            draft_worker.speculative_num_steps = steps
+
+    @fused()
     def around_cpu_lengths(self, original: Original, attn_backends: Any) -> bool:
         """Around ``decide_needs_cpu_seq_lens``, which SGLang asks once: whether the host waits for a round's lengths.
 
@@ -119,12 +220,14 @@ class WorkerHooks:
 
     # hooks: each pass ------------------------------------------------------------------------------------------------
 
+    @fused()
     def around_lengths(self, original: Original, future_map: Any, *args: Any, **kwargs: Any) -> None:
         """Around ``FutureMap.resolve_seq_lens_cpu``: a parked round needs no lengths on the host."""
         if self._control is not None:
             future_map.needs_cpu_seq_lens = self._stock_needs_lengths or self._parked_rounds == 0
         original(future_map, *args, **kwargs)
 
+    @fused(off_round)
     def around_forward(self, original: Original, worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """Around ``EAGLEWorkerV2.forward_batch_generation``: decides a decode round before it begins."""
         control = self._control
@@ -136,11 +239,13 @@ class WorkerHooks:
             return self._prefill(control, batch, run)
         return self._parked(control, batch, run) if self._is_parked(batch) else self._decided(control, batch, run)
 
+    @fused(nothing)
     def around_activate(self, original: Original, worker: Any, batch_size: int) -> None:
         """In place of ``EAGLEWorkerV2.activate_step_by_batch``: the round has its state already."""
         if self._control is None:
             original(worker, batch_size)
 
+    @fused(bare_round)
     def around_draft(self, original: Original, draft_worker: Any, batch: Any, *, with_topology: bool = False) -> Any:
         """Around ``EagleDraftWorker.draft``: proposes from the decided sources."""
         current = self._round
@@ -152,6 +257,7 @@ class WorkerHooks:
         verify_input.draft_token = with_lookup(verify_input.draft_token, current)
         return verify_input
 
+    @fused()
     def around_verify(self, original: Original, worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """Around ``EAGLEWorkerV2.verify``: tells trace capture who proposed each chain, and fetches the tokens."""
         if self._round is None or self._control is None:
@@ -162,6 +268,7 @@ class WorkerHooks:
             self._control.results = start_copy(result)
         return result
 
+    @fused(nothing)
     def around_verify_complete(
         self, original: Original, worker: Any, num_correct_drafts_per_req: Sequence[int], batch_size: int = 0
     ) -> None:
@@ -174,6 +281,7 @@ class WorkerHooks:
         elif not self._control.overlaps:
             self._round_ended(num_correct_drafts_per_req)
 
+    @fused()
     def around_extend(
         self, original: Original, draft_worker: Any, batch: Any, batch_result: Any, **kwargs: Any
     ) -> None:
@@ -183,6 +291,7 @@ class WorkerHooks:
         else:
             fill_draft_start(draft_worker, batch_result.next_draft_input, len(batch.reqs))
 
+    @fused()
     def around_prefill_extend(
         self,
         original: Original,
@@ -198,12 +307,12 @@ class WorkerHooks:
             return original(draft_worker, batch, target_hidden_states, next_token_ids, *args, **kwargs)
         return draft_input_without_draft(draft_worker, next_token_ids)
 
+    @fused()
     def around_release(self, original: Original, req: Any, tree_cache: Any, *, checkpoint: bool) -> None:
         """Around ``release_kv_cache``: a request leaves the engine, for good or to be prefilled again."""
         if self._control is not None:
             self._can_draft.pop(req.rid, None)
-            with self._guarded("lookup lost the text of a request"):
-                self._control.texts.ended(req)
+            self._control.texts.ended(req)
             self._report.request_ended(req.rid)
             self._observer.request_ended(req.rid)
         original(req, tree_cache, checkpoint=checkpoint)
@@ -238,14 +347,13 @@ class WorkerHooks:
 
     def _parked(self, control: EngineControl, batch: Any, run: Callable[[], Any]) -> Any:
         self._take_early_results(control)
-        self._observer.parked_round_begins()
+        self._observer.forward_begins()
         control.activate(0)
         self._draft_processes = False
         result = run()
         self._cannot_draft(batch.reqs)
-        with self._guarded("a parked round was not counted"):
-            self._report.add_parked()
-            self._policy.round_parked(len(batch.reqs))
+        self._report.add_parked()
+        self._policy.round_parked(len(batch.reqs))
         if self._parked_rounds % WAKE_ROUNDS == 1 and self._finds_matches(control, batch.reqs):
             self._parked_rounds = 0
         return result
@@ -253,14 +361,17 @@ class WorkerHooks:
     def _decided(self, control: EngineControl, batch: Any, run: Callable[[], Any]) -> Any:
         recent = self._take_early_results(control)
         began = self._observer.forward_begins()
-        self._round = current = self._begin(control, batch, recent, began)
+        current = self._begin(control, batch, recent, began)
+        if self._held:
+            control.activate(0)
+            return run()
         self._observer.round_begins(current)
         decision = current.decision
         self._parked_rounds, self._parked_range = decision.park_rounds, size_range(len(current.reqs))
         if not decision.keeps_draft:
             self._cannot_draft(current.reqs)
         control.activate(decision.arm.steps)
-        self._draft_processes = decision.keeps_draft
+        self._draft_processes, self._round = decision.keeps_draft, current
         try:
             return run()
         finally:
@@ -275,32 +386,34 @@ class WorkerHooks:
     # the decision ----------------------------------------------------------------------------------------------------
 
     def _begin(self, control: EngineControl, batch: Any, recent: Mapping[str, Sequence[int]], began: float) -> Round:
+        """Decide a round. After an error that ranks may have alone they still agree, so that all of them hear of it."""
         reqs, lengths = tuple(batch.reqs), tuple(batch.seq_lens_cpu.tolist())
-        found = self._look_up(control, reqs, lengths, [recent.get(req.rid, ()) for req in reqs])
-        proposals = found or (Proposal(),) * len(reqs)
+        proposals = (Proposal(),) * len(reqs)
+        with self._contained("lookup"):
+            tokens = [recent.get(req.rid, ()) for req in reqs]
+            proposals = control.texts.proposals(reqs, lengths, tokens, self._longest)
         outlooks = tuple(
             RequestOutlook(req.rid, proposal.match_length, len(proposal.tokens), self._can_draft.get(req.rid, False))
             for req, proposal in zip(reqs, proposals, strict=True)
         )
-        decision = self._decide(outlooks) if control.ranks.decides else None
-        agreed = control.ranks.agree(decision, len(outlooks), lookup_failed=found is None)
-        return Round(agreed, outlooks, proposals, reqs, lengths, began)
-
-    def _look_up(
-        self, control: EngineControl, reqs: Sequence[Any], lengths: Sequence[int], recent: Sequence[Sequence[int]]
-    ) -> tuple[Proposal, ...] | None:
-        """Lookup's proposal for each request. Returns None when lookup failed."""
-        with self._guarded("a round was decided without lookup"):
-            return control.texts.proposals(reqs, lengths, recent, self._longest)
-        return None
+        decision = plain_decision(len(outlooks))
+        if control.ranks.decides:
+            with self._contained("a decision"):
+                decision = self._decide(outlooks)
+        return Round(decode(self._agree(control, encode(decision))), outlooks, proposals, reqs, lengths, began)
 
     def _decide(self, outlooks: Sequence[RequestOutlook]) -> Decision:
-        with self._guarded("a round was decided without the controller"):
-            if self._draft_serves():
-                return self._policy.choose(outlooks)
-            without = [outlook._replace(can_draft=False) for outlook in outlooks]
-            return replace(self._policy.choose(without), keeps_draft=False)
-        return plain_decision(len(outlooks))
+        if self._draft_serves():
+            return self._policy.choose(outlooks)
+        without = [outlook._replace(can_draft=False) for outlook in outlooks]
+        return replace(self._policy.choose(without), keeps_draft=False)
+
+    def _agree(self, control: EngineControl, numbers: Sequence[int]) -> list[int]:
+        """What rank 0 says. If any rank failed, all of them hold every round to off from now on."""
+        agreed, failed = control.ranks.agree(numbers, failed=self._failed)
+        if failed:
+            self._hold()
+        return agreed
 
     def _draft_serves(self) -> bool:
         """Whether the draft that serves now is worth running. Tells the policy about another draft."""
@@ -315,17 +428,16 @@ class WorkerHooks:
         """Whether the draft processes the prompts of a prefill, which is a pass of all ranks: rank 0 says so."""
         wanted = False
         if control.ranks.decides:
-            with self._guarded("a prompt was prefilled without the draft"):
+            with self._contained("a prefill"):
                 goes_on = any(self._can_draft.get(req.rid, False) for req in reqs)  # with an earlier chunk
                 wanted = self._draft_serves() and (self._policy.prefill_drafts() or goes_on)
-        return bool(control.ranks.share(b"1" if wanted else b""))
+        return bool(self._agree(control, [int(wanted)])[0])
 
-    def _finds_matches(self, control: EngineControl, reqs: Sequence[Any]) -> bool:
+    @staticmethod
+    def _finds_matches(control: EngineControl, reqs: Sequence[Any]) -> bool:
         """Whether lookup finds long matches for a share of the requests, in the text that the host has by now."""
-        with self._guarded("lookup did not look while the controller was parked"):
-            lengths = control.texts.match_lengths(reqs)
-            return sum(length >= WAKE_MATCH for length in lengths) >= max(1.0, WAKE_SHARE * len(lengths))
-        return False
+        lengths = control.texts.match_lengths(reqs)
+        return sum(length >= WAKE_MATCH for length in lengths) >= max(1.0, WAKE_SHARE * len(lengths))
 
     # what came of it -------------------------------------------------------------------------------------------------
 
@@ -343,26 +455,37 @@ class WorkerHooks:
     def _round_ended(self, accepted: Sequence[int], committed: Sequence[Sequence[int]] = ()) -> Round | None:
         ended = self._observer.round_ended(accepted, committed)
         if ended is not None:
-            with self._guarded("a round was not counted"):
-                self._report.add(ended, accepted)
+            self._report.add(ended, accepted)
         return ended
 
-    def _learn(self, outcome: Outcome) -> None:
-        with self._guarded("a round was not learned from"):
-            self._policy.observe(outcome)
-
-    def _forget(self, rid: str) -> None:
-        with self._guarded("a request was not forgotten"):
-            self._policy.request_ended(rid)
+    # errors of ours --------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _guarded(self, loss: str) -> Iterator[None]:
-        """An error costs what ``loss`` says, and no more: an exception here would end the scheduler."""
+    def _contained(self, place: str) -> Iterator[None]:
+        """An error here must not keep this rank from the agreement that follows."""
         try:
             yield
-        except Exception:
-            self._report.errors += 1
-            log.exception("aurora speculation: %s", loss)
+        except Exception as error:
+            self._failed_in(place, error)
+
+    def _failed_in(self, place: str, error: Exception) -> None:
+        """End the controller: now with a single rank, else when the ranks agree the next time."""
+        self._report.errors += 1
+        if not self._failed:  # an error's message may hold a client's text
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            log.error(
+                "aurora speculation: %s failed, so every round is off: %s\n%s", place, type(error).__name__, frames
+            )
+        self._failed = True
+        if self._control is None:
+            self._refuse(f"{place} failed with {type(error).__name__}")
+        if self._control is None or self._control.ranks.is_single:
+            self._hold()
+
+    def _hold(self) -> None:
+        """No hook runs any more. SGLang itself then leaves the draft out of rounds of off."""
+        self._held = True
+        os.environ[SKIP_EXTEND_VARIABLE] = "1"
 
 
 def are_held_off(requests: Sequence[Any]) -> bool:

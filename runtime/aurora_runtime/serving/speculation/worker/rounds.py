@@ -5,8 +5,7 @@ costs the engine, also the handling of its tokens. The time is unknown when the 
 
 Under overlap scheduling on a GPU, the host begins the next round when the verification has ended. The draft then still
 processes the round's tokens, and the host's clock charges this pass to the next round. While the draft is in use every
-round has such a pass, so the times are right all the same, except where a round with the pass meets one without. The
-time of the later one is unknown then.
+round has such a pass, so the times are right all the same. Only the first round without it is charged too much.
 
 Invariants: the policy observes each round once and in order, or never if the engine lost its results. A request's end
 is reported after the last round that it took part in. This module imports neither torch nor SGLang.
@@ -102,7 +101,6 @@ class RoundObserver:
     Args:
         observe: is told of each round.
         request_ended: is told of each request that left the engine, after its last round.
-        overlaps: whether the draft's pass over a round's tokens runs in the time of the next round.
         clock: seconds.
     """
 
@@ -111,18 +109,15 @@ class RoundObserver:
         observe: Callable[[Outcome], None],
         request_ended: Callable[[str], None],
         *,
-        overlaps: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._observe = observe
         self._request_ended = request_ended
-        self._overlaps = overlaps
         self._clock = clock
         self._round: Round | None = None
         self._accepted: tuple[int, ...] | None = None
         self._committed: Sequence[Sequence[int]] = ()
         self._comparable = True
-        self._kept_draft = False
         self._ended: list[str] = []
 
     def forward_begins(self) -> float:
@@ -146,14 +141,7 @@ class RoundObserver:
         return Outcome(last.decision, last.outlooks, accepted, milliseconds, lookup, made)
 
     def round_begins(self, current: Round) -> None:
-        keeps = current.decision.keeps_draft
-        self._comparable = not self._overlaps or keeps == self._kept_draft
-        self._round, self._kept_draft = current, keeps
-
-    def parked_round_begins(self) -> None:
-        """A round begins that nobody decided. The draft does not process its tokens."""
-        self.forward_begins()
-        self._kept_draft = False
+        self._round, self._comparable = current, True
 
     def round_ended(self, accepted: Sequence[int], committed: Sequence[Sequence[int]] = ()) -> Round | None:
         """The accepted proposed tokens of each request are known. Returns the round, if it is the one that began.

@@ -25,9 +25,9 @@ from aurora_runtime.serving.speculation.lookup_index import LookupIndex
 from aurora_runtime.serving.speculation.policy import Decision, FixedArms, Outcome, RequestOutlook
 from aurora_runtime.serving.speculation.report import RoundReport
 from aurora_runtime.serving.speculation.worker import hooks
+from aurora_runtime.serving.speculation.worker.engine import RankAgreement
 from aurora_runtime.serving.speculation.worker.hooks import WorkerHooks
 from aurora_runtime.serving.speculation.worker.proposed_tokens import lookup_chains
-from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
 from aurora_runtime.serving.speculation.worker.request_texts import RequestTexts
 from aurora_runtime.serving.speculation.worker.rounds import Round, RoundObserver
 from tests.unit.serving.speculation.worker.fake_requests import FakeRequest
@@ -129,14 +129,17 @@ class FakeEngine:
             runs_draft=lambda version: version != UNTRAINED,
         )
         control: Any = SimpleNamespace(
-            ranks=RankAgreement(None, 0, decides=True),
+            ranks=RankAgreement(None, decides=True),
             texts=RequestTexts(LookupIndex(LookupScope.REQUEST, 1000)),
             overlaps=overlaps,
             results=None,
             activate=self._activate,
+            worker=SimpleNamespace(_build_trivial_verify_input=self._bare_verify_input),
         )
         self.hooks._control = self.control = control
-        self.hooks._observer = RoundObserver(self.hooks._learn, self.hooks._forget, overlaps=overlaps)
+        self.hooks._observer = RoundObserver(
+            lambda outcome: policy.observe(outcome), lambda rid: policy.request_ended(rid)
+        )
         self.random = random.Random(seed)  # noqa: S311 - no secret
         self.future_map = SimpleNamespace(needs_cpu_seq_lens=True)
         self.running: list[RunningRequest] = []
@@ -221,7 +224,7 @@ class FakeEngine:
     def _forward(self, worker: Any, batch: Any) -> list[list[int]]:
         self.hooks.around_activate(self._fail, worker, len(batch.reqs))
         if self.steps == 0:
-            batch.spec_info = SimpleNamespace(draft_token=self._roots(batch).view(-1))
+            batch.spec_info = self._bare_verify_input(batch)
         else:
             batch.spec_info = self.hooks.around_draft(self._draft, None, batch)
         result = self.hooks.around_verify(self._verify, worker, batch)
@@ -231,6 +234,9 @@ class FakeEngine:
             committed.append([req.token(req.length + 1 + i) for i in range(count)])
             req.length += count
         return committed
+
+    def _bare_verify_input(self, batch: Any) -> Any:
+        return SimpleNamespace(draft_token=self._roots(batch).view(-1))
 
     @staticmethod
     def _roots(batch: Any) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.serving.speculation.worker.engine import (
     SKIP_EXTEND_VARIABLE,
+    graph_sizes,
     keep_last_note,
     obstacle_to_control,
     start_copy,
@@ -27,9 +28,7 @@ SWITCH = "adaptive_spec.restore"
 @pytest.fixture(autouse=True)
 def context(monkeypatch: pytest.MonkeyPatch) -> Any:
     """SGLang's settings, which fit."""
-    context = SimpleNamespace(
-        enable_mixed_chunk=False, disable_overlap_schedule=False, speculative_use_rejection_sampling=False, pp_size=1
-    )
+    context = SimpleNamespace(enable_mixed_chunk=False)
     names = ("get_schedule", "get_spec", "get_parallel")
     module = SimpleNamespace(**{name: lambda: context for name in names})
     monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", module)
@@ -41,8 +40,6 @@ def context(monkeypatch: pytest.MonkeyPatch) -> Any:
     ("setting", "value", "named"),
     [
         ("enable_mixed_chunk", True, "--enable-mixed-chunk"),
-        ("speculative_use_rejection_sampling", True, "--speculative-use-rejection-sampling"),
-        ("pp_size", 2, "pipeline parallelism"),
     ],
 )
 def test_a_flag_that_does_not_fit_is_named(context: Any, setting: str, value: object, named: str) -> None:
@@ -68,6 +65,13 @@ def test_an_engine_that_leaves_out_the_draft_by_itself_is_refused(
     obstacle = obstacle_to_control(WORKER, SETTINGS)
     assert (obstacle is not None) is refused
     assert not refused or SKIP_EXTEND_VARIABLE in str(obstacle)
+
+
+def test_wide_rounds_have_graphs_of_small_batches_and_at_least_one() -> None:
+    sizes = [1, 8, 16, 24, 32, 48, 64, 128, 256]
+    assert [max(graph_sizes(width, sizes)) for width in (1, 2, 3, 4, 5, 8, 9, 12)] == [256, 256, 64, 64, 32, 32, 16, 16]
+    assert graph_sizes(12, [128, 256]) == [128]
+    assert graph_sizes(12, []) == []
 
 
 def test_the_committed_tokens_are_the_first_of_each_row() -> None:

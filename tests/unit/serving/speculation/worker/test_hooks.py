@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import CodeType, FrameType, SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,9 +20,8 @@ from aurora_api.v1alpha1.draft import LookupScope
 from aurora_runtime.engine.arms import Source
 from aurora_runtime.held_out_split import is_held_out, prompt_hash
 from aurora_runtime.serving.speculation.policy import Decision, RequestOutlook
-from aurora_runtime.serving.speculation.worker.engine import EngineControl
-from aurora_runtime.serving.speculation.worker.hooks import are_held_off
-from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement
+from aurora_runtime.serving.speculation.worker.engine import SKIP_EXTEND_VARIABLE, EngineControl, RankAgreement
+from aurora_runtime.serving.speculation.worker.hooks import WorkerHooks, are_held_off
 from tests.unit.serving.speculation.worker.fake_engine import (
     ARMS,
     PROMPT_TOKENS,
@@ -31,6 +34,15 @@ from tests.unit.serving.speculation.worker.fake_engine import (
 from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, FakeSampling
 
 overlap = pytest.mark.parametrize("overlaps", [False, True], ids=["in turn", "overlap"])
+
+
+PROMPT = "what a client asked"
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    yield
+    os.environ.pop(SKIP_EXTEND_VARIABLE, None)
 
 
 def fail(*_: object) -> None:
@@ -179,48 +191,97 @@ def test_a_round_behind_an_answers_end_counts_no_token(overlaps: bool) -> None:
     assert garbage == (2 if overlaps else 0)
 
 
+HOOKS = (
+    *("around_lengths", "around_forward", "around_activate", "around_draft", "around_verify", "around_verify_complete"),
+    *("around_extend", "around_prefill_extend", "around_release"),
+)
+
+
+@overlap
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_an_error_in_any_line_of_a_hook_ends_the_controller_and_no_request(
+    hook: str, call: int, overlaps: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once at each line that runs in this call of the hook. The calls find rounds of all kinds."""
+    code = inspect.unwrap(getattr(WorkerHooks, hook)).__code__
+    reached = set[int]()
+    for line in sorted({line for *_, line in code.co_lines() if line is not None and line > code.co_firstlineno}):
+        fake = FakeEngine(Recording(["lookup-5", "draft-3", "off", "draft-1"]), overlaps=overlaps)
+        with raised_at(code, line, call) as raised:
+            requests = fake.run([12, 9, 5, 20])
+        for req in requests:
+            assert req.output_ids[: req.max_tokens] == [req.token(PROMPT_TOKENS + i) for i in range(req.max_tokens)]
+        assert (fake.report.errors, fake.hooks._held) == (len(raised), bool(raised))
+        if raised:
+            reached.add(line)
+    assert reached, "the hook ran"
+    assert PROMPT not in caplog.text
+    assert caplog.text.count(f"{hook} failed, so every round is off: ZeroDivisionError") == len(reached)
+
+
+@contextlib.contextmanager
+def raised_at(code: CodeType, line: int, call: int) -> Iterator[list[int]]:
+    """Raise when a function comes to a line, in this call or a later one. Holds the line once that has happened."""
+    raised, calls = list[int](), 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal calls
+        if frame.f_code is not code or raised:
+            return None
+        if event == "call":
+            calls += 1
+            return trace if calls >= call else None
+        if event == "line" and frame.f_lineno == line:
+            raised.append(line)
+            raise ZeroDivisionError(PROMPT)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield raised
+    finally:
+        sys.settrace(before)
+
+
 @overlap
 @pytest.mark.parametrize("broken", ["choose", "observe", "request_ended", "round_parked", "prefill_drafts"])
-def test_an_error_of_the_policy_costs_no_answer(
-    overlaps: bool, broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_an_error_of_the_policy_holds_the_engine_to_off(
+    overlaps: bool, broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = FakeEngine(Recording(["off", "draft-3", "lookup-2"], parks=2, uses=[True, False]), overlaps=overlaps)
     monkeypatch.setattr(fake.policy, broken, fail)
     for req in fake.run([26, 29]):
         assert len(req.output_ids) >= req.max_tokens
-    assert fake.report.errors > 0
-    assert len([record for record in caplog.records if record.exc_info]) == fake.report.errors
-    assert fake.hooks._can_draft == {}
+    assert fake.report.errors == 1
+    assert fake.steps == 0
 
 
 @overlap
-def test_an_error_while_a_round_is_counted_costs_the_count(overlaps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeEngine(Recording(["draft-3", "off"]), overlaps=overlaps)
-    monkeypatch.setattr(fake.report, "add", fail)
-    [req] = fake.run([9])
-    assert len(req.output_ids) >= 9
-    assert fake.report.errors > 0
-    assert fake.policy.observed, "the policy learns all the same"
-
-
-@overlap
-def test_an_error_in_lookup_costs_proposals_and_the_other_ranks_hear_of_it(
+def test_with_several_ranks_a_failed_one_goes_on_until_all_agree(
     overlaps: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = FakeEngine(Recording(["lookup-5"]), overlaps=overlaps)
-    ranks: RankAgreement = fake.control.ranks
-    agree, told = ranks.agree, list[bool]()
+    fake = FakeEngine(Recording(["draft-3"]), overlaps=overlaps)
+    told = list[bool]()
 
-    def agreed(decision: Decision | None, requests: int, *, lookup_failed: bool) -> Decision:
-        told.append(lookup_failed)
-        return agree(decision, requests)
+    def agree(numbers: Sequence[int], *, failed: bool) -> tuple[list[int], bool]:
+        told.append(failed)
+        return list(numbers), len(told) > 4
 
-    monkeypatch.setattr(ranks, "agree", agreed)
+    monkeypatch.setattr(fake.control, "ranks", SimpleNamespace(is_single=False, decides=True, agree=agree))
     monkeypatch.setattr(fake.control.texts, "proposals", fail)
-    [req] = fake.run([9])
-    assert len(req.output_ids) == 9
-    assert fake.report.errors == fake.rounds == len(told)
-    assert all(told)
+    [req] = fake.run([20])
+    assert len(req.output_ids) >= 20
+    assert told == [False, True, True, True, True], "the prefill, and four rounds"
+    assert fake.steps == 0
+
+
+def test_an_error_of_sglang_is_raised() -> None:
+    fake = FakeEngine(Recording(["draft-3"]))
+    with pytest.raises(ZeroDivisionError):
+        fake.hooks.around_lengths(fail, fake.future_map)
+    assert not fake.hooks._held
 
 
 def test_the_policy_hears_of_the_former_drafts_rounds_before_the_next_draft_serves() -> None:
@@ -259,16 +320,16 @@ def test_after_a_roll_back_to_the_untrained_draft_no_round_drafts(overlaps: bool
 
 
 @pytest.mark.parametrize("version", [UNTRAINED, "1"])
-@pytest.mark.parametrize("of_rank_0", [b"", b"1"])
+@pytest.mark.parametrize("of_rank_0", [0, 1])
 def test_rank_0_says_whether_the_draft_processes_a_prompt(
-    version: str, of_rank_0: bytes, monkeypatch: pytest.MonkeyPatch
+    version: str, of_rank_0: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A load may fail on one rank only. A rank alone in the draft's pass would wait for the others for ever."""
     fake = FakeEngine(Recording(["off"]))
     fake.version = version
-    monkeypatch.setattr(fake.control.ranks, "share", lambda _: of_rank_0)
+    monkeypatch.setattr(fake.hooks, "_agree", lambda _, numbers: [of_rank_0] if len(numbers) == 1 else numbers)
     fake.run([3])
-    assert fake.draft_prefills == len(of_rank_0)
+    assert fake.draft_prefills == of_rank_0
 
 
 def test_a_prompt_with_a_chunk_that_the_draft_did_not_process_goes_without_it() -> None:
@@ -313,9 +374,10 @@ def test_without_control_every_round_is_sglangs_own() -> None:
 
 @pytest.mark.parametrize("key", [b"", b"the key of the traces"])
 def test_lookup_shares_no_request_that_is_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: bytes) -> None:
-    monkeypatch.setattr(RankAgreement, "of_engine", lambda: RankAgreement(None, 0, decides=True))
-    schedule = SimpleNamespace(disable_overlap_schedule=True)
-    context = SimpleNamespace(get_schedule=lambda: schedule)
+    monkeypatch.setattr(RankAgreement, "of_engine", lambda: RankAgreement(None, decides=True))
+    graph = SimpleNamespace(cuda_graph_config=SimpleNamespace(decode=SimpleNamespace(bs=None)))
+    schedule = SimpleNamespace(disable_overlap_schedule=True, graph=graph)
+    context = SimpleNamespace(get_schedule=lambda: schedule, get_exec=lambda: schedule)
     monkeypatch.setitem(sys.modules, "sglang.srt.runtime_context", context)
     model = SimpleNamespace(vocab_size=5000)
     worker = SimpleNamespace(target_worker=SimpleNamespace(model_config=model))

@@ -11,15 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_runtime.engine.arms import OFF, Arm, Source
-from aurora_runtime.serving.speculation.policy import Decision
-from aurora_runtime.serving.speculation.worker.rank_agreement import RankAgreement, decode, encode
+from aurora_runtime.serving.speculation.policy import Decision, plain_decision
+from aurora_runtime.serving.speculation.worker.engine import RankAgreement, decode, encode
 
 DECISIONS = (
     Decision(Arm(3, drafts=True), (Source.DRAFT, Source.LOOKUP, Source.NONE), explores=True, keeps_draft=True),
     Decision(OFF, (Source.NONE,), park_rounds=256),
     Decision(Arm(11, drafts=False), (Source.LOOKUP, Source.NONE), keeps_draft=True),
 )
-SHARED = (b"1", b"", bytes(range(256)) * 100)
 
 
 @given(st.integers(1, 16), st.tuples(*[st.booleans()] * 3), st.integers(0, 256), st.lists(st.sampled_from(Source)))
@@ -31,25 +30,25 @@ def test_a_decision_survives_its_encoding(
     assert decode(encode(decision)) == decision
 
 
-def test_a_single_rank_takes_its_own_decision_and_bytes() -> None:
-    assert RankAgreement(None, 0, decides=True).agree(DECISIONS[0], 3) == DECISIONS[0]
-    assert RankAgreement(None, 0, decides=True).share(b"seed") == b"seed"
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_single_rank_takes_its_own_numbers_and_failure(failed: bool) -> None:
+    assert RankAgreement(None, decides=True).agree((1, 0), failed=failed) == ([1, 0], failed)
 
 
-def _agree(rank: int, rendezvous: str, results: multiprocessing.Queue[tuple[int, tuple[list[object], ...]]]) -> None:
+def _agree(rank: int, rendezvous: str, results: multiprocessing.Queue[tuple[int, list[object]]]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    agreement = RankAgreement(dist.group.WORLD, 0, decides=rank == 0)
-    agreed: list[object] = [agreement.agree(d if rank == 0 else None, len(d.sources)) for d in DECISIONS]
-    all_failed = agreement.agree(DECISIONS[0] if rank == 0 else None, 3, lookup_failed=True)
-    assert all_failed == DECISIONS[0], "no rank has lookup's tokens"
-    with pytest.raises(RuntimeError, match="lookup failed on 1 of 2 ranks"):
-        agreement.agree(DECISIONS[0] if rank == 0 else None, 3, lookup_failed=rank == 1)
-    shared: list[object] = [agreement.share(data if rank == 0 else b"other") for data in SHARED]
-    results.put((rank, (agreed, shared)))
+    agreement = RankAgreement(dist.group.WORLD, decides=rank == 0)
+    agreed: list[object] = []
+    for decision in DECISIONS:
+        own = decision if rank == 0 else plain_decision(len(decision.sources))
+        numbers, failed = agreement.agree(encode(own))
+        agreed.append((decode(numbers), failed))
+    agreed += [agreement.agree([rank + 1], failed=rank == failing) for failing in (0, 1)]
+    results.put((rank, agreed))
     dist.destroy_process_group()
 
 
-def test_all_ranks_take_the_decision_and_the_bytes_of_rank_0(tmp_path: Path) -> None:
+def test_all_ranks_take_what_rank_0_says_and_hear_of_a_failure_on_any(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     ranks = [context.Process(target=_agree, args=(rank, str(tmp_path / "rendezvous"), results)) for rank in range(2)]
@@ -58,4 +57,5 @@ def test_all_ranks_take_the_decision_and_the_bytes_of_rank_0(tmp_path: Path) -> 
     agreed = dict(results.get(timeout=120) for _ in ranks)
     for process in ranks:
         process.join(60)
-    assert agreed == dict.fromkeys((0, 1), (list(DECISIONS), list(SHARED)))
+    expected = [*((decision, False) for decision in DECISIONS), ([1], True), ([1], True)]
+    assert agreed == dict.fromkeys((0, 1), expected)

@@ -14,11 +14,11 @@ from tests.unit.serving.speculation.worker.fake_requests import FakeRequest, a_r
 class Listener:
     """Records what an observer tells, at the time ``now``."""
 
-    def __init__(self, *, overlaps: bool = False) -> None:
+    def __init__(self) -> None:
         self.now = 0.0
         self.heard: list[Any] = []
         self.outcome = Outcome(a_round([], OFF).decision, (), (), None)
-        self.observer = RoundObserver(self.observe, self.heard.append, overlaps=overlaps, clock=lambda: self.now)
+        self.observer = RoundObserver(self.observe, self.heard.append, clock=lambda: self.now)
 
     def observe(self, outcome: Outcome) -> None:
         self.outcome = outcome
@@ -48,21 +48,6 @@ def test_the_time_is_unknown_when_the_engine_may_have_waited() -> None:
     observer.request_ended("r")
     observer.forward_begins()
     assert policy.heard == [(OFF, (0,), None), "r"], "the end of a request follows its last round"
-
-
-def test_under_overlap_scheduling_a_round_is_not_timed_where_the_draft_comes_into_use_or_goes_out_of_use() -> None:
-    """The draft's pass over a round's tokens runs in the time of the next round."""
-    for overlaps, expected in ((False, [True] * 5), (True, [True, False, True, False, False])):
-        policy = Listener(overlaps=overlaps)
-        for keeps in (False, True, True, False, None, True):
-            if keeps is None:
-                policy.observer.parked_round_begins()
-                continue
-            policy.observer.forward_begins()
-            policy.observer.round_begins(a_round([FakeRequest("r")], OFF, keeps_draft=keeps))
-            policy.observer.round_ended([0])
-        policy.observer.forward_begins()
-        assert [milliseconds is not None for _, _, milliseconds in policy.heard] == expected
 
 
 def test_a_request_that_takes_part_in_no_round_ends_at_once() -> None:
