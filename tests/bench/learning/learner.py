@@ -110,7 +110,7 @@ class Learner:
         """
         steps, vocabulary = self._configuration.draft_steps, self.session.vocabulary
         results = [evaluate(self.draft, [example], vocabulary, steps) for example in held_out]
-        rounds, answers = tuple(r.rounds for r in results), tuple(r.tokens for r in results)
+        rounds, answers = tuple(sum(r.rounds) for r in results), tuple(sum(r.tokens) for r in results)
         return Evaluation(tokens, self.session.steps, rounds, answers)
 
     def held_out(self, traces: Iterable[RequestTrace]) -> list[Example]:
