@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, PROBE_PREF
 from aurora_runtime.serving.pod_records import SpeculationState
 from aurora_runtime.traces import ProposalSource, RequestTrace, decode
 from aurora_runtime.validation.store_reads import FetchedDraft
+from tests.assets.bench_engine import server_environment
 from tests.assets.model import ensure_model
 from tests.assets.random_draft import write_random_draft, write_repeating_draft
 from tests.assets.sglang_server import Server, sglang_server
@@ -263,7 +265,8 @@ def test_answers_are_the_same_while_the_controller_is_active_or_parked_and_acros
 def test_an_error_in_any_hook_fails_no_request_and_changes_no_answer(plain: PlainAnswers, tmp_path: Path) -> None:
     """Each error ends the controller. The test starts it again before the next one."""
     fault = tmp_path / "fault"
-    env = {FAULT_VARIABLE: str(fault), "PYTHONPATH": faulty_python(tmp_path / "python")}
+    python = [faulty_python(tmp_path / "python"), server_environment(os.environ).get("PYTHONPATH", "")]
+    env = {FAULT_VARIABLE: str(fault), "PYTHONPATH": os.pathsep.join(python)}
     with controlled_server(tmp_path, ("lookup-7", "draft-3", "off") * 800, env=env) as controlled:
         for hook in HOOKS:
             fault.write_text(hook)
