@@ -41,7 +41,7 @@ class SimulatedPod:
     boot: int = 0
     live: LiveCounters = field(default_factory=LiveCounters)
     late: bool = True
-    """The pod came up by itself and got no request yet. It may hold the version that was active when it started."""
+    """The pod came up by itself and ended no swap since. It may hold the version that was active when it started."""
 
     def serve(self, acceptance_length: float) -> None:
         """Serve one tick of traffic, in requests of ten verify rounds."""
@@ -51,6 +51,7 @@ class SimulatedPod:
     def crash(self, version: int | None, *, with_agent: bool = False) -> None:
         """The engine crashes. The next one starts with ``version``."""
         self.with_agent, self.crash_loops = with_agent, False
+        self.late &= self.phase is not SwapPhase.SWAPPING
         self.phase, self.ready, self.asked, self.version = SwapPhase.IDLE, False, None, version
         self.boot, self.live = self.boot + 1, LiveCounters()
 
@@ -63,7 +64,7 @@ class SimulatedPod:
             self.asked_epoch = epoch
         if self.phase in (SwapPhase.STAGING, SwapPhase.SWAPPING) or (version == self.version and self.ready):
             return True
-        self.phase, self.asked, self.asked_epoch, self.late = SwapPhase.SWAPPING, version, epoch, False
+        self.phase, self.asked, self.asked_epoch = SwapPhase.SWAPPING, version, epoch
         return True
 
     def view(self) -> Pod:

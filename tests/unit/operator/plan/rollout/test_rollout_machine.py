@@ -189,6 +189,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     def end_swap(self, pod: SimulatedPod, *, works: bool) -> None:
         assert pod.asked is not None
+        pod.late = False
         pod.phase = SwapPhase.IDLE if works else SwapPhase.FAILED
         pod.failed_to_return = not works and (pod.failed_to_return or pod.asked == self.active)
         if works:
