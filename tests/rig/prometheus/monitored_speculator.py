@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from aurora_protocol.agent_api import SwapRequest
+from aurora_protocol.agent_api import LiveCounters, SwapRequest
 from aurora_protocol.draft_records import Registration
 from aurora_protocol.pod_settings import SETTINGS_VARIABLE, ServingSettings
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
@@ -194,6 +194,14 @@ def _write_records(pod: PodProcesses, ticks: int) -> None:
         captured_records=100 * ticks,
         dropped_records=ticks,
         losses={"queue": ticks},
+        live=LiveCounters(
+            requests=ticks,
+            tokens=60 * ticks,
+            rounds=30 * ticks,
+            tokens_squared=3600 * ticks,
+            tokens_by_rounds=1800 * ticks,
+            rounds_squared=900 * ticks,
+        ),
     )
     speculation = SpeculationState(
         boot=BOOT,
