@@ -2,7 +2,6 @@
 
 OperatorError
 ├── KubernetesError   the API server refused a call or could not be reached
-│   ├── NamespaceEnds nothing can be created in a namespace that is being deleted
 │   ├── NotFound      the object does not exist
 │   └── Conflict      somebody else wrote first: observe again
 ├── Gone              the speculator does not exist any more
@@ -44,10 +43,6 @@ class NotFound(KubernetesError):
 
 class Conflict(KubernetesError):
     """The object exists already, its resourceVersion changed, or another object has its name now."""
-
-
-class NamespaceEnds(KubernetesError):
-    """The namespace is being deleted, so the API server creates nothing in it (HTTP 403)."""
 
 
 class Gone(OperatorError):

@@ -23,7 +23,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from prometheus_client import Counter
 
 from aurora_api import API_VERSION, KIND, PLURAL
-from aurora_operator.errors import Conflict, KubernetesError, NamespaceEnds, NotFound
+from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.operator_config import OPERATOR_NAME
 from aurora_store.errors import bounded_text
 
@@ -41,8 +41,6 @@ API_CALLS = Counter(
     "Calls of the Kubernetes API, by verb (get, list, create, apply, patch or delete) and resource.",
     ("verb", "resource"),
 )
-NAMESPACE_TERMINATING = "NamespaceTerminating"
-"""The API server's reason why it creates nothing in a namespace that is being deleted."""
 _FIELDS = (("fieldManager", OPERATOR_NAME), ("fieldValidation", "Strict"))
 
 
@@ -235,11 +233,7 @@ def refusal(call: str, status: int, body: bytes) -> KubernetesError:
     """
     kind = {404: NotFound, 409: Conflict}.get(status, KubernetesError)
     try:
-        answer = json.loads(body)
-        message = bounded_text(str(answer.get("message", "")))
-        causes = (answer.get("details") or {}).get("causes") or ()
-        if any(cause.get("reason") == NAMESPACE_TERMINATING for cause in causes):
-            kind = NamespaceEnds
+        message = bounded_text(str(json.loads(body).get("message", "")))
     except (ValueError, AttributeError, TypeError):
         message = ""
     return kind(message or f"{call}: HTTP {status}", status)

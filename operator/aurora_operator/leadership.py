@@ -76,13 +76,10 @@ class _Lease:
         try:
             async with asyncio.timeout(self._call_seconds):
                 return await call
-        except ApiException as error:
-            log.warning("the Lease %s/%s: HTTP %s", self.namespace, self.name, error.status)
-            return on_error(error)
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            reason = f"{type(error).__name__}: the API server cannot be reached"
-            log.warning("the Lease %s/%s: %s", self.namespace, self.name, reason)
-            return on_error(ApiException(status=0, reason=reason))
+        except (ApiException, TimeoutError, aiohttp.ClientError, OSError) as error:
+            failed = error if isinstance(error, ApiException) else ApiException(status=0, reason=type(error).__name__)
+            log.warning("the Lease %s/%s: HTTP %s %s", self.namespace, self.name, failed.status, failed.reason)
+            return on_error(failed)
 
 
 async def run_while_leading(

@@ -46,9 +46,6 @@ def handler_registry(tasks: SpeculatorTasks) -> kopf.OperatorRegistry:
     async def stop(**_: Any) -> None:
         await tasks.stop()
 
-    async def count(**_: Any) -> int:
-        return len(tasks)
-
     async def speculator_changed(namespace: str, name: str, **_: Any) -> None:
         tasks.wake(namespace, name)
 
@@ -60,7 +57,6 @@ def handler_registry(tasks: SpeculatorTasks) -> kopf.OperatorRegistry:
     kopf.on.login(registry=registry)(kopf.login_via_client)
     kopf.on.startup(registry=registry)(_configure)
     kopf.on.cleanup(registry=registry)(stop)
-    kopf.on.probe(id="speculators", registry=registry)(count)
     kopf.on.event(*_selector(SPECULATOR), registry=registry)(speculator_changed)
     for resource in CHILDREN:
         kopf.on.event(*_selector(resource), id=resource.plural, registry=registry)(child_changed)

@@ -25,7 +25,7 @@ from aurora_operator.act.actor import Actor, ExecutionResult
 from aurora_operator.act.custom_resource import EventRecorder, claim, set_finalizer, write_status
 from aurora_operator.act.data_deletion import DataDeletion, deletes
 from aurora_operator.children.metadata import has_finalizer
-from aurora_operator.errors import Conflict, Gone, InvalidSpec, KubernetesError
+from aurora_operator.errors import Gone, InvalidSpec
 from aurora_operator.fleet import Fleet
 from aurora_operator.kubernetes_api import KubernetesApi, Object
 from aurora_operator.observe.observed import Observed
@@ -55,10 +55,8 @@ WATCHFUL_POLL_SECONDS = 15.0
 """Time until the next reconcile while the operator waits for something that no event shows: a roll whose draft live
 traffic still judges, a store or an agent that does not answer, a turn to restart after an upgrade. In a roll it is also
 the longest time, because its deadlines count only observed time (:data:`MAX_GAP`)."""
-MAX_FAULT_POLL_SECONDS = 60.0
-"""Longest time until the next reconcile while the store cannot be used."""
-TURN_POLL_SECONDS = 60.0
-"""Longest time until the next reconcile while a candidate waits for the measurement of another speculator."""
+WAITING_POLL_SECONDS = 60.0
+"""Longest time until the next reconcile while the store cannot be used, or another speculator is measured first."""
 REST_POLL_SECONDS, REST_JITTER = 240.0, 0.25
 """Mean time until the next reconcile at rest, and the share by which it varies. The reconcile repairs what a lost event
 would leave undone. It costs about ten reads of the API server. The store is looked at more often."""
@@ -134,7 +132,7 @@ class Reconciler:
             self._fleet.report(self._key, None)
             FIGURES.record_deletion(*self._key, datetime.fromisoformat(stored["metadata"]["deletionTimestamp"]))
             return await self._deletion.advance(stored)
-        stored = await self._with_finalizer(stored)
+        stored = await set_finalizer(self._api, stored, wanted=deletes(stored))  # before anything is stored
         if not self._shown:
             # A restart of the operator must not end an alert that is still true, and this reconcile may fail.
             self._show(status_of(stored))
@@ -180,19 +178,6 @@ class Reconciler:
             self._say_yielded(stored, named)
             return None
         return stored if named == own else await claim(self._api, stored, own)
-
-    async def _with_finalizer(self, stored: Object) -> Object:
-        """The resource with our finalizer, which must be there before anything is stored, or without it.
-
-        Once a version serves, a refusal is only logged, because the version may have to be rolled back.
-        """
-        try:
-            return await set_finalizer(self._api, stored, wanted=deletes(stored))
-        except KubernetesError as error:
-            if isinstance(error, Conflict) or status_of(stored).active is None:
-                raise
-            log.warning("%s/%s: the finalizer of store.deletionPolicy: %s", *self._key, error)
-            return stored
 
     def _say_yielded(self, stored: Object, named: OperatorIdentity) -> None:
         self._fleet.report(self._key, None)
@@ -245,13 +230,13 @@ class Reconciler:
         quiet_seconds = QUIET_SHARE * (time.monotonic() - self._changed_seconds)
         if not observed.store.ok:
             # No event shows that a person created or corrected the Secret with the store's keys.
-            return min(MAX_FAULT_POLL_SECONDS, max(WATCHFUL_POLL_SECONDS, quiet_seconds))
+            return min(WAITING_POLL_SECONDS, max(WATCHFUL_POLL_SECONDS, quiet_seconds))
         status = decided.status or observed.status
         delays = [_rest_seconds()]
         if _is_watched(decided, observed, status):
             delays.append(WATCHFUL_POLL_SECONDS)
         if decided.measurement is MeasurementStage.WAITING:
-            delays.append(TURN_POLL_SECONDS)
+            delays.append(WAITING_POLL_SECONDS)
         if decided.moving or self._last.apply_errors:
             delays.append(quiet_seconds)
         now = datetime.now(UTC)

@@ -63,10 +63,6 @@ _GAUGES: Final[Mapping[str, tuple[str, str]]] = {
         "Answer tokens per verify round that the newest draft would reach on held-out requests, bonus token included.",
     ),
     "pending_shards": ("", "Shards of new traces that wait to be trained."),
-    "training_lag_tokens": (
-        "",
-        "Estimated token positions that wait to be trained: waiting shards times the mean size of a trained shard.",
-    ),
     "trainer_restarts": ("", "How often Kubernetes restarted the container of the present trainer pod."),
     "training_devices": (
         "device",
@@ -155,13 +151,12 @@ def _labels(own: str) -> list[str]:
 def _status_values(status: SpeculatorStatus) -> dict[str, Mapping[str, float]]:
     known = [c for c in status.conditions if isinstance(c.type, ConditionType)]
     true = {c.type for c in known if c.status is ConditionStatus.TRUE}
-    begun = status.start is not None and status.start.since is not None
-    starting = begun and ConditionType.STALLED not in true and ConditionType.STORAGE_READY in true
+    starting = status.starting and not true & {ConditionType.READY, ConditionType.STALLED}
     candidate, training = status.candidate, status.training
     since = candidate.since if candidate is not None and candidate.phase is CandidatePhase.VALIDATING else None
     return {
         "condition": {c.type: float(c.status is ConditionStatus.TRUE) for c in known},
-        "starting": {"": float(starting)},
+        "starting": {"": float(starting and ConditionType.STORAGE_READY in true)},
         "rollout_phase": {status.rollout.phase: 1.0},
         "measurement_started_timestamp_seconds": {} if since is None else {"": since.timestamp()},
         "active_version": {"": float(status.active.version)} if status.active else {},
@@ -179,10 +174,7 @@ def _speedup(status: SpeculatorStatus) -> dict[str, float]:
 
 def _trainer_values(record: TrainerStatus | None) -> dict[str, Mapping[str, float]]:
     """What only the trainer's record says."""
-    if record is None:
-        return {}
-    lag = {"": record.pending_shards * record.trained_tokens / record.shards} if record.shards else {}
-    return {"pending_shards": {"": float(record.pending_shards)}, "training_lag_tokens": lag}
+    return {} if record is None else {"pending_shards": {"": float(record.pending_shards)}}
 
 
 def _pod_counts(pods: Iterable[PodView]) -> Mapping[str, float]:

@@ -56,9 +56,6 @@ class SpeculatorTasks:
         self._slots: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self._started = self._woken = asyncio.get_running_loop().time()
 
-    def __len__(self) -> int:
-        return len(self._tasks)
-
     def wake(self, namespace: str, name: str) -> None:
         """Reconcile the speculator soon, because something about it changed. A new one gets a task."""
         key, self._woken = (namespace, name), asyncio.get_running_loop().time()

@@ -53,11 +53,18 @@ def version(rig: FaultRig, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
     rig.wait_until_serving(0)
     rig.patch({"rollout": {"paused": True}})  # not a pin, with which nothing is measured
+
+    def is_measured() -> bool:
+        return is_in("Validating") and bool(rig.component_pods("validator"))
+
     for number, fault in enumerate(FAULTS):
         if not is_in("Validating"):
+            if is_in("Validated"):  # nothing newer is measured while it waits for its roll
+                rig.annotate("abort", version)
+                rig.wait_until(f"version {version} is rejected", partial(is_in, "Rejected"))
             draft = write_perturbed_copy(rig.specialists[Domain.EXTRACTION], folder / str(number), seed=number)
             version = rig.offer(draft)
-            rig.wait_until(f"version {version} is measured", lambda: bool(rig.component_pods("validator")))
+            rig.wait_until(f"version {version} is measured", is_measured)
         _cause_and_measure(rig, fault, "Validating")
     rig.wait_until(f"version {version} passes", partial(is_in, "Validated"), 1800)
     rig.patch({"rollout": {"pin": 0, "paused": False}})

@@ -179,10 +179,9 @@ LEARNING: Final = Row(
             "Share of the spool's limit that waits for its upload. At 100% the oldest traces are dropped.",
             ("{{pod}}", f"{_series('aurora_agent_spool_bytes')} / {_series('aurora_agent_spool_limit_bytes')}"),
             unit="percentunit"),
-        _panel("Training lag in tokens",
-            "Estimated token positions of new traces that wait to be trained. A line that keeps rising says that the"
-            " trainer falls behind.",
-            ("waiting", _max("aurora_speculator_training_lag_tokens"))),
+        _panel("Training lag",
+            "Shards of new traces that wait to be trained. A line that keeps rising: the trainer falls behind.",
+            ("waiting", _max("aurora_speculator_pending_shards"))),
     ),
 )  # fmt: skip
 VERSIONS: Final = Row(

@@ -102,9 +102,7 @@ class ChildWriter:
                 name_taken.append(title(child))
                 held = held or is_used
             except KubernetesError as error:
-                if isinstance(error, Conflict) or error.status in UNAVAILABLE_STATUSES:
-                    raise
-                errors.append(_error_text(child, error))
+                errors.append(_refusal(child, error))
                 held = held or child in keys
         if children:
             wanted = {_key(child) for child in children}
@@ -123,9 +121,7 @@ class ChildWriter:
         try:
             await self._api.patch(live, {"spec": {"replicas": replicas}})
         except KubernetesError as error:
-            if isinstance(error, Conflict) or error.status in UNAVAILABLE_STATUSES:
-                raise
-            return (_error_text(live, error),)
+            return (_refusal(live, error),)
         return ()
 
     async def write_jobs(
@@ -152,9 +148,7 @@ class ChildWriter:
             except Conflict:  # the name belongs to another object by now
                 continue
             except KubernetesError as error:
-                if error.status in UNAVAILABLE_STATUSES:
-                    raise
-                errors.append(_error_text(old, error))
+                errors.append(_refusal(old, error))
         return errors
 
     async def _create_job(self, owner: Owner, job: Object) -> WriteResult:
@@ -163,9 +157,7 @@ class ChildWriter:
         except NameTakenError:
             return WriteResult(name_taken=(title(job),))
         except KubernetesError as error:
-            if isinstance(error, Conflict) or error.status in UNAVAILABLE_STATUSES:
-                raise
-            return WriteResult(refused=RefusedJob(job["metadata"]["name"], bounded_text(str(error))))
+            return WriteResult(refused=RefusedJob(job["metadata"]["name"], _refusal(job, error)))
         return WriteResult()
 
     async def _create_once(self, owner: Owner, obj: Object) -> None:
@@ -250,8 +242,10 @@ def title(obj: Object) -> str:
     return f"{obj['kind']} {obj['metadata']['name']}"
 
 
-def _error_text(obj: Object, error: KubernetesError) -> str:
-    """The API server's refusal of ``obj``, with the object's kind and name."""
+def _refusal(obj: Object, error: KubernetesError) -> str:
+    """The API server's refusal of ``obj``. Raises ``error`` when somebody else wrote first, or nobody refused."""
+    if isinstance(error, Conflict) or error.status in UNAVAILABLE_STATUSES:
+        raise error
     return bounded_text(f"{title(obj)}: {error}")
 
 

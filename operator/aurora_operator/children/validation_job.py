@@ -93,11 +93,6 @@ def validator_template(serving: PodTemplate) -> PodTemplate:
     return serving.model_copy(update={"spec": spec})
 
 
-def pull_secrets_only(serving: PodTemplate) -> PodTemplate:
-    """The part of the serving pods' template that any pod needs to pull the image."""
-    return PodTemplate(spec={key: value for key, value in serving.spec.items() if key == "imagePullSecrets"})
-
-
 def validation_settings(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, attempt: ValidationAttempt) -> str:
     """``AURORA_SETTINGS`` of the validator."""
     value = ValidationSettings(
@@ -123,7 +118,8 @@ def job(owner: Owner, spec: SpeculatorSpec, config: OperatorConfig, attempt: Val
     """The Job of one attempt."""
     labels = {VERSION_LABEL: str(attempt.version), ATTEMPT_LABEL: str(attempt.attempt)}
     serving = spec.serving.template
-    base = pull_secrets_only(serving) if attempt.replica else validator_template(serving)
+    pull_secrets = {key: value for key, value in serving.spec.items() if key == "imagePullSecrets"}
+    base = PodTemplate(spec=pull_secrets) if attempt.replica else validator_template(serving)
     pod = _pod(owner, spec, config, attempt)
     # A replica has the model already.
     shown = spec.model_copy(update={"target": spec.target.without_source()}) if attempt.replica else spec

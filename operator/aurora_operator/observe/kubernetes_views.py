@@ -21,7 +21,7 @@ from aurora_operator.children.metadata import (
     VERSION_LABEL,
 )
 from aurora_operator.kubernetes_api import Object
-from aurora_operator.observe.observed import ContainerFailure, DeployedTemplate, JobView, PodView, WorkloadView
+from aurora_operator.observe.observed import DeployedTemplate, JobView, PodView, WorkloadView
 from aurora_store.errors import bounded_text
 
 SAME_START_TOLERANCE = timedelta(seconds=30)
@@ -32,9 +32,6 @@ to load its model before it can crash.
 """
 MAX_SCHEDULER_MESSAGE_CHARACTERS = 300
 """Length of a scheduler's message that the status repeats. The message may name each kind of node."""
-HUNG_AFTER = timedelta(minutes=1)
-"""A deleted pod that exists for this long after its grace period has hung. The kubelet removes other pods in seconds,
-and the clocks of the operator and the API server may differ by less than this."""
 MAX_TERMINATION_MESSAGE_CHARACTERS = 1000
 """Length of a trainer's termination message that the status repeats."""
 FAILING_RESTARTS = 2
@@ -51,23 +48,23 @@ def pod_view(pod: Object, explained: str = "") -> PodView:
     """
     status = pod.get("status", {})
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-    held_up: Object = next((c for c in containers if _waits_abnormally(c)), {})
-    waiting, scheduling = _reason_to_wait(held_up), condition(pod, "PodScheduled")
+    failing = _failing_container(pod)
+    scheduling = condition(pod, "PodScheduled")
+    waiting = _reason_to_wait(failing) if _waits_abnormally(failing) else ""
     if not waiting and scheduling.get("status") == "False":
         waiting = scheduling.get("reason", "")
     unscheduled = scheduling.get("message", "") if scheduling.get("status") == "False" else ""
     return PodView(
         name=pod["metadata"]["name"],
-        uid=pod["metadata"]["uid"],
         ip=status.get("podIP", ""),
         ready=condition(pod, "Ready").get("status") == "True",
         terminating="deletionTimestamp" in pod["metadata"] or has_ended(pod),
         scheduled=scheduling.get("status") == "True",
         waiting=waiting,
-        crash=_crash_text(pod, held_up, explained),
+        failing=failing.get("name", ""),
+        crash=_crash_text(pod, failing, explained),
         scheduler_message=unscheduled[:MAX_SCHEDULER_MESSAGE_CHARACTERS],
         started_together=_started_together(status.get("containerStatuses") or ()),
-        failure=_failure(pod),
         created=_time(pod["metadata"].get("creationTimestamp")),
         restarts=max((c.get("restartCount", 0) for c in containers), default=0),
     )
@@ -111,20 +108,15 @@ def deployed_template(deployment: Object | None) -> DeployedTemplate | None:
     )
 
 
-def job_view(job: Object, pods: Iterable[Object] = (), now: datetime | None = None) -> JobView:
+def job_view(job: Object, pods: Iterable[Object] = ()) -> JobView:
     """A validation Job. ``pods`` are the validators' pods, of this Job and of others.
 
-    The message of a failed Job is its container's termination message, or else the Job's own condition.
-
-    A Job whose pod has hung counts as failed. Kubernetes neither replaces such a pod nor calls its Job failed before
-    the pod ends, not even after the Job's deadline.
-
-    Args:
-        now: None: whether a pod has hung does not matter.
+    The message of a failed Job is its container's termination message, or else the Job's own condition. A Job that
+    will fail once its pod has ended has failed: a pod on a lost node does not end before the node is removed.
     """
     name = job["metadata"]["name"]
     labels = job["metadata"].get("labels", {})
-    failure = condition(job, "Failed")
+    failure = condition(job, "Failed") or condition(job, "FailureTarget")
     failed = failure.get("status") == "True"
     message = f"the Job failed: {failure.get('reason', '')}: {failure.get('message', '')}" if failed else ""
     own_pods = _pods_of(job, pods)
@@ -132,8 +124,6 @@ def job_view(job: Object, pods: Iterable[Object] = (), now: datetime | None = No
     suspend = job.get("spec", {}).get("suspend") is True
     succeeded = condition(job, "Complete").get("status") == "True"
     newest = pod_view(own_pods[0]) if own_pods else None
-    if now is not None and own_pods and not (failed or succeeded or suspend) and has_hung(own_pods[0], now):
-        failed, message = True, _hung_text(own_pods[0])
     return JobView(
         name=name,
         version=_number(labels.get(VERSION_LABEL, "")),
@@ -157,17 +147,6 @@ def _pods_of(job: Object, pods: Iterable[Object]) -> list[Object]:
 def has_ended(pod: Object) -> bool:
     """Whether none of the pod's containers runs, or will run again. An evicted pod has ended."""
     return pod.get("status", {}).get("phase") in ("Failed", "Succeeded")
-
-
-def has_hung(pod: Object, now: datetime) -> bool:
-    """Whether ``pod`` was deleted and does not end. Its node is lost, or cannot stop the pod's containers."""
-    end = _time(pod["metadata"].get("deletionTimestamp"))  # Kubernetes adds the grace period to it
-    return end is not None and not has_ended(pod) and now - end >= HUNG_AFTER
-
-
-def _hung_text(pod: Object) -> str:
-    node = pod.get("spec", {}).get("nodeName", "")
-    return f"its pod {pod['metadata']['name']} was deleted and does not end: its node {node} may be lost"
 
 
 def _number(text: str) -> int:
@@ -208,8 +187,8 @@ def _waiting_reason(pod: Object) -> str:
     return f"{view.waiting}: {view.scheduler_message}" if view.scheduler_message else view.trouble
 
 
-def _failure(pod: Object) -> ContainerFailure | None:
-    """The first container of a pod that cannot start, or else the first that ends again and again.
+def _failing_container(pod: Object) -> Object:
+    """The first container of a pod that cannot start, or else the first that ends again and again; empty without one.
 
     An init container waits between its runs, and has done its work when it ends with 0.
     """
@@ -217,12 +196,7 @@ def _failure(pod: Object) -> ContainerFailure | None:
     containers = status.get("containerStatuses") or ()
     held_up = [c for c in (*(status.get("initContainerStatuses") or ()), *containers) if _waits_abnormally(c)]
     restarting = [c for c in containers if c.get("restartCount", 0) >= FAILING_RESTARTS and not c.get("started")]
-    failing: Object | None = next(iter([*held_up, *restarting]), None)
-    if failing is None:
-        return None
-    ended = _state(failing, "terminated") or _previous_end(failing)
-    waiting = _reason_to_wait(failing) if _waits_abnormally(failing) else ""
-    return ContainerFailure(failing["name"], waiting, _ending(ended) if ended else "")
+    return next(iter([*held_up, *restarting]), {})
 
 
 def _reason_to_wait(container: Object) -> str:
@@ -236,9 +210,9 @@ def _waits_abnormally(container: Object) -> bool:
 
 
 def _crash_text(pod: Object, container: Object, explained: str) -> str:
-    """How the container ended, while it waits for its restart; else empty. Only ``explained`` adds its own text."""
-    ended = _previous_end(container)
-    if not ended or not _state(container, "waiting"):
+    """How the container ended; empty for one that never ran. Only ``explained`` adds its own text."""
+    ended = _state(container, "terminated") or container.get("lastState", {}).get("terminated")
+    if not ended:
         return ""
     message = ended.get("message", "").strip().partition("\n")[0] if container["name"] == explained else ""
     why = f": {bounded_text(message, MAX_TERMINATION_MESSAGE_CHARACTERS)}" if message else ""
@@ -258,12 +232,6 @@ def _state(container: Object, name: str) -> Object:
     """The container's ``running``, ``waiting`` or ``terminated``; empty when it is in another state."""
     state: Object = container.get("state", {}).get(name) or {}
     return state
-
-
-def _previous_end(container: Object) -> Object:
-    """How the container ended before it was started again; empty for one that never ended."""
-    ended: Object = container.get("lastState", {}).get("terminated") or {}
-    return ended
 
 
 def _ending(ended: Object) -> str:

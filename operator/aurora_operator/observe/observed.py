@@ -24,27 +24,10 @@ CRASH_LOOP = "CrashLoopBackOff"
 
 
 @dataclass(frozen=True)
-class ContainerFailure:
-    """A container that cannot start, or that ends again and again. It holds no text that the container wrote."""
-
-    container: str
-    waiting: str = ""
-    """Kubernetes' reason why the container waits, such as ``ImagePullBackOff``. Empty: it runs once more."""
-    ending: str = ""
-    """How the container ended last, such as ``exit code 137, OOMKilled``; empty for one that was never started."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether the container's program ran, and ended. Otherwise the container cannot start."""
-        return self.waiting in ("", CRASH_LOOP)
-
-
-@dataclass(frozen=True)
 class PodView:
     """One inference pod: its state in Kubernetes, and its agent's answer (None: the agent did not answer)."""
 
     name: str
-    uid: str
     ip: str = ""
     ready: bool = False
     terminating: bool = False
@@ -52,14 +35,14 @@ class PodView:
     agent: AgentState | None = None
     waiting: str = ""
     """Kubernetes' reason why a container does not run: ``ImagePullBackOff``, ``CrashLoopBackOff``."""
+    failing: str = ""
+    """Name of the container that cannot start, or that ends again and again; empty when none is known to."""
     crash: str = ""
-    """How the container ended that waits for its restart, such as ``sglang ended with exit code 137, OOMKilled``."""
+    """How that container ended last, such as ``sglang ended with exit code 137, OOMKilled``."""
     scheduler_message: str = ""
     """Why the scheduler finds no node for the pod; empty once the pod has a node."""
     started_together: bool = False
     """Whether all containers started together. If so, the previous engine did not crash alone: its agent ended too."""
-    failure: ContainerFailure | None = None
-    """The container that fails; None while every container runs or is on its way."""
     created: datetime | None = None
     restarts: int = 0
     """How often Kubernetes restarted a container of the pod: the most of all its containers."""
@@ -67,7 +50,7 @@ class PodView:
     @property
     def trouble(self) -> str:
         """Why a container does not run and, after a crash, how it ended. Empty when nothing is known to be wrong."""
-        return f"{self.waiting}: {self.crash}" if self.waiting and self.crash else self.waiting
+        return ": ".join(filter(None, (self.waiting, self.crash)))
 
     @property
     def waits_for_node(self) -> bool:
@@ -168,8 +151,6 @@ class RefusedJob:
 
 SIGNING_KEYS_MISSING = "SigningKeysMissing"
 """Reason of a view while the keys that sign the records do not exist, or cannot be used."""
-TAKING_OVER = "TakingOver"
-"""Reason of a store whose root is being taken over from a former speculator."""
 TAKEN_OVER = "TakenOver"
 """Reason of a store whose root another speculator took over from this one."""
 PATH_REFUSED = "PathRefused"

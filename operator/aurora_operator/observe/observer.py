@@ -90,8 +90,7 @@ class Observer:
         live = await self.children(owner)
         all_pods = [obj for obj in live.values() if obj["kind"] == "Pod"]
         inference = [pod for pod in all_pods if component_of(pod) == INFERENCE]
-        now = datetime.now(UTC)
-        jobs = _jobs([obj for obj in live.values() if obj["kind"] == "Job"], all_pods, now)
+        jobs = _jobs([obj for obj in live.values() if obj["kind"] == "Job"], all_pods)
         token = await self._agent_token(owner)
         pods = await self._agents.of(_inference_pods(inference), token)
         abort = aborted_version(stored)
@@ -142,9 +141,9 @@ def _inference_pods(pods: Iterable[Object]) -> list[PodView]:
     return sorted(map(kubernetes_views.pod_view, objects), key=lambda view: view.name)
 
 
-def _jobs(jobs: Iterable[Object], pods: Iterable[Object], now: datetime) -> tuple[JobView, ...]:
+def _jobs(jobs: Iterable[Object], pods: Iterable[Object]) -> tuple[JobView, ...]:
     of_validators = [pod for pod in pods if component_of(pod) == VALIDATOR]
-    return tuple(kubernetes_views.job_view(job, of_validators, now) for job in jobs if component_of(job) == VALIDATOR)
+    return tuple(kubernetes_views.job_view(job, of_validators) for job in jobs if component_of(job) == VALIDATOR)
 
 
 def _trainer(owner: Owner, live: Children) -> WorkloadView | None:

@@ -5,7 +5,7 @@
     registered --> Validating
     Validating --> Validated      passed: may be rolled out and become active
     Validating --> Rejected       failed a bar: never rolled out
-    Validating --> Inconclusive   undecided twice, or once while a newer version waits: never rolled out
+    Validating --> Inconclusive   undecided: never rolled out
     Validating --> Failed         could not be measured
     Failed     --> Validating     after a growing delay
     Validated  --> Rejected       failed in its roll
@@ -16,55 +16,44 @@ and nothing newer is measured: it would be compared with a version that is about
 
 A candidate that is being measured is not replaced. Its validator ends an undecided measurement early when a newer
 version waits (``aurora_runtime.validation.budget``). Nor is a candidate replaced whose Job is suspended by a
-queue or a person: the Job would lose its place. A suspended Job has not failed, however long it waits, unless it
-measures on a replica, which returns to its Service when its lease is over.
+queue or a person: the Job would lose its place. A suspended Job has not failed, however long it waits. One that
+measures on a replica fails when it is resumed after its lease.
 
 A candidate that may not be measured yet waits in Validating, without a Job and without ``since``. So does one while
 another speculator of its namespace measures: measurements may take all GPUs of a team's quota otherwise. With
-``validation.measureOn: Replica``, the Job waits until a replica is lent (``plan/lending.py``). When the operator needs
-the replica back, the attempt ends, which is no failure. If other pods were not ready, the next loan waits: the loan
-itself may have overloaded them.
+``validation.measureOn: Replica``, the Job waits until a replica is lent (``plan/lending.py``). When the replica has to
+serve again, the attempt fails, and the next one waits: the loan itself may have overloaded the other pods.
 
-Invariants: one Job at a time. A candidate is measured against one active version at most :data:`MAX_MEASUREMENTS`
-times. A measurement that could not be made says nothing about the candidate, even when the API server refused the Job.
-A candidate is rolled out only with the evidence of :meth:`StoreView.promotion_evidence`, which compares it with the
-version that is active *now*.
+Invariants: one Job at a time. A candidate is measured once against one active version. A measurement that could not be
+made says nothing about the candidate, even when the API server refused the Job. A candidate is rolled out only with the
+evidence of :meth:`StoreView.promotion_evidence`, which compares it with the version that is active *now*.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
 from aurora_api.v1alpha1.status import AttemptReason, CandidatePhase, CandidateStatus, RolloutPhase, RolloutStatus
-from aurora_api.v1alpha1.validation import ValidationSpec
+from aurora_api.v1alpha1.validation import MeasureOn
 from aurora_operator.children.metadata import job_name
-from aurora_operator.observe.observed import JobView, RefusedJob, StoreView
+from aurora_operator.observe.observed import JobView, Observed, StoreView
+from aurora_operator.plan import lending
 from aurora_operator.plan.figures import ratio_text
-from aurora_operator.plan.lending import WAITING_FOR_REPLICA, Recall
-from aurora_protocol.evidence_records import Evidence, MeasurementEnd, VerdictKind
+from aurora_operator.plan.wanted_children import trainer_replicas
+from aurora_protocol.evidence_records import Evidence, VerdictKind
 
-MAX_MEASUREMENTS: Final = 2
-"""Measurements of one candidate against one active version."""
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = timedelta(seconds=30), timedelta(minutes=10)
 """Delay before the next attempt: starts at the minimum and doubles with each attempt up to the maximum."""
 NODE_WAIT = timedelta(minutes=10)
 """How long the Job's pod may wait for a node. The cluster autoscaler is told to bring none (``validation_job``)."""
 DECIDED = frozenset({CandidatePhase.REJECTED, CandidatePhase.INCONCLUSIVE})
 MEASURING = "measuring on the real engine"
-AT_REST = "not measured while training is suspended and serving.replicas is 0"
 NOT_NOW = "waiting: nothing is measured while a version is pinned, no pod is ready, or the spec is invalid"
-_REPLICA_IS_BACK: Final = (
-    "its Job was suspended for longer than a replica may be lent. Keep queues and people from suspending it, or set"
-    " validation.measureOn to Job"
-)
 _WHY_AGAIN: Final = {
-    AttemptReason.UNDECIDED: "the last measurement did not decide",
     AttemptReason.ACTIVE_CHANGED: "the last measurement compared with a version that is no longer active",
     AttemptReason.FAILED: "the last attempt failed",
-    AttemptReason.RECALLED: "the replica of the last attempt had to serve again",
 }
 
 
@@ -72,40 +61,35 @@ _WHY_AGAIN: Final = {
 class ValidationInputs:
     """Everything that the decision about the candidate depends on."""
 
-    now: datetime
-    name: str
-    """Name of the speculator."""
-    store: StoreView
-    active: int
-    """The channel's active version."""
-    candidate: CandidateStatus | None
+    observed: Observed
     rejected: frozenset[int]
-    rollout: RolloutStatus
-    jobs: Sequence[JobView]
-    refused_job: RefusedJob | None
-    concurrency: int
-    """The concurrency at which an improvement must show."""
-    may_measure: bool = True
-    """At least one pod is ready, no version is pinned, the spec can be used, and the speculator is not at rest."""
-    at_rest: bool = False
-    """The candidate's Job is being deleted (:func:`~aurora_operator.plan.wanted_children.is_at_rest`)."""
-    abort: int | None = None
-    """A person rejects this version."""
-    shortage: str = ""
-    """Why there are too few held-out requests to measure; empty when there are enough."""
-    on_replica: bool = False
-    """Candidates are measured on a replica."""
-    replica_is_back: bool = False
-    """Candidates are measured on a replica, and none is withdrawn now."""
-    measured_first: str = ""
-    """As in :class:`~aurora_operator.observe.observed.FleetView`."""
-    recall: Recall | None = None
-    """Why the replica that the candidate is measured on has to serve again. None when it can be spared."""
+    """Versions newer than the active one that are never rolled out."""
+    now: datetime
+
+    @property
+    def store(self) -> StoreView:
+        return self.observed.store
+
+    @property
+    def active(self) -> int:
+        """The channel's active version."""
+        assert self.store.channel is not None, "called only while there is a channel"
+        return self.store.channel.active
+
+    @property
+    def rollout(self) -> RolloutStatus:
+        return self.observed.status.rollout
+
+    @property
+    def may_measure(self) -> bool:
+        """At least one pod is ready, no version is pinned, and the spec can be used."""
+        ready = any(view.ready and view.agent and view.agent.engine_ready for view in self.observed.pods)
+        return ready and self.observed.spec.rollout.pin is None and not self.observed.spec_fault
 
     @property
     def obstacle(self) -> str:
         """Why no measurement may begin now; empty when one may."""
-        return self.shortage or ("" if self.may_measure else NOT_NOW) or self._turn
+        return shortage(self.observed, self.now) or ("" if self.may_measure else NOT_NOW) or self._turn
 
     @property
     def lacks_turn_only(self) -> bool:
@@ -114,12 +98,13 @@ class ValidationInputs:
 
     @property
     def _turn(self) -> str:
-        return f"waiting for its turn: {self.measured_first} is measured first" if self.measured_first else ""
+        first = self.observed.fleet.measured_first
+        return f"waiting for its turn: {first} is measured first" if first else ""
 
     def job_of(self, candidate: CandidateStatus) -> JobView | None:
         """The Job of the present attempt, if it exists."""
         attempt = (candidate.version, candidate.attempt)
-        return next((job for job in self.jobs if (job.version, job.attempt) == attempt), None)
+        return next((job for job in self.observed.jobs if (job.version, job.attempt) == attempt), None)
 
 
 @dataclass(frozen=True)
@@ -133,8 +118,6 @@ class ValidationDecision:
     """Never roll out this version."""
     event: str = ""
     """A reason of ``plan/events.py``; empty: nothing to report."""
-    message: str = ""
-    """The event's message, where it is not the candidate's."""
 
     @property
     def waits(self) -> bool:
@@ -160,12 +143,12 @@ def decide(inputs: ValidationInputs) -> ValidationDecision:
 
 def _restored(inputs: ValidationInputs) -> CandidateStatus | None:
     """The stored candidate, corrected where the spec, the store or the rollout disagrees."""
-    candidate = inputs.candidate
+    candidate = inputs.observed.status.candidate
     if candidate is None or candidate.version <= inputs.active:
         return None
     if candidate.phase not in DECIDED and candidate.version not in inputs.store.registrations:
         return None  # its registration was deleted, so it can be neither measured nor rolled out
-    if candidate.pod is not None and not inputs.on_replica:
+    if candidate.pod is not None and inputs.observed.spec.validation.measure_on is not MeasureOn.REPLICA:
         candidate = candidate.model_copy(update={"pod": None})
     if candidate.version in inputs.rejected and candidate.phase not in DECIDED:
         rolled = inputs.rollout.version == candidate.version
@@ -178,7 +161,7 @@ def _next_state(inputs: ValidationInputs, candidate: CandidateStatus | None) -> 
     if candidate is None:
         newer = _newer_version(inputs, inputs.active)
         return ValidationDecision(None) if newer is None else _begin(inputs, newer)
-    if candidate.version == inputs.abort and candidate.phase not in DECIDED:
+    if candidate.version == inputs.observed.abort and candidate.phase not in DECIDED:
         message = f"version {candidate.version} was aborted by a person"
         return _end(candidate, CandidatePhase.REJECTED, "Rejected", message)
     newer = _newer_version(inputs, candidate.version)
@@ -234,7 +217,7 @@ def _begin(inputs: ValidationInputs, version: int) -> ValidationDecision:
         version=version,
         phase=CandidatePhase.VALIDATING,
         attempt=attempt,
-        job=job_name(inputs.name, version, attempt),
+        job=job_name(inputs.observed.owner.name, version, attempt),
         since=inputs.now,
     )
     return _after_attempt(inputs, candidate) if evidence else _begin_attempt(inputs, candidate)
@@ -255,7 +238,7 @@ def _next_attempt(inputs: ValidationInputs, candidate: CandidateStatus, reason: 
         "attempt": attempt,
         "attempt_reason": reason,
         "not_before": None,
-        "job": job_name(inputs.name, candidate.version, attempt),
+        "job": job_name(inputs.observed.owner.name, candidate.version, attempt),
         "pod": None,
     }
     return candidate.model_copy(update=update)
@@ -268,40 +251,30 @@ def _after_attempt(inputs: ValidationInputs, candidate: CandidateStatus) -> Vali
     if evidence is not None:
         return _by_verdict(inputs, candidate, evidence)
     job = inputs.job_of(candidate)
-    is_under_way = inputs.recall is not None and (inputs.recall.withdrawn if job is None else not job.finished)
-    if inputs.recall is not None and is_under_way and not inputs.at_rest:
-        return _recalled(inputs, candidate, inputs.recall)
     if reason := _failure(inputs, candidate, job):
         return _failed(inputs, candidate, reason)
-    has_place = not inputs.at_rest and (job is not None or candidate.pod is not None)
+    has_place = job is not None or candidate.pod is not None
     if candidate.since is None and has_place:  # the Job was created just before the status was written
         return ValidationDecision(candidate.model_copy(update={"since": inputs.now}), event="ValidationStarted")
-    if candidate.since is None or (inputs.shortage and not has_place):
+    if candidate.since is None or (shortage(inputs.observed, inputs.now) and not has_place):
         return _begin_attempt(inputs, candidate)
     return ValidationDecision(candidate)
 
 
-def _recalled(inputs: ValidationInputs, candidate: CandidateStatus, recall: Recall) -> ValidationDecision:
-    """Measure ``candidate`` again after a delay, once a replica can be spared. Nothing failed."""
-    again = _next_attempt(inputs, candidate, AttemptReason.RECALLED)
-    again = again.model_copy(update={"since": inputs.now, "not_before": inputs.now + _delay(candidate)})
-    return ValidationDecision(again, event="ReplicaRecalled", message=recall.reason)
-
-
 def _failure(inputs: ValidationInputs, candidate: CandidateStatus, job: JobView | None) -> str:
     """Why the present attempt ended without evidence; empty while its Job may still write evidence."""
+    reason = lending.recall(inputs.observed)
+    recall = f"its replica had to serve again: {reason}" if reason else ""
     if job is None:
-        refused = inputs.refused_job
+        refused = inputs.observed.refused_job
         its_own = refused is not None and refused.name == candidate.job
-        return f"the API server refused its Job: {refused.message}" if refused is not None and its_own else ""
-    if job.suspended:
-        return _REPLICA_IS_BACK if inputs.replica_is_back else ""
+        return f"the API server refused {refused.message}" if refused is not None and its_own else recall
     if job.unplaced_since is not None and inputs.now - job.unplaced_since > NODE_WAIT:
         return (
             f"no node had room for its pod for {NODE_WAIT // timedelta(minutes=1)} minutes ({job.waiting}). Make room,"
             " or measure on a replica (validation.measureOn)"
         )
-    return (job.message or "the Job ended without evidence; see its log") if job.finished else ""
+    return (job.message or "the Job ended without evidence; see its log") if job.finished else recall
 
 
 def _failed(inputs: ValidationInputs, candidate: CandidateStatus, reason: str) -> ValidationDecision:
@@ -320,7 +293,7 @@ def _delay(candidate: CandidateStatus) -> timedelta:
 
 
 def seconds_until_attempt(candidate: CandidateStatus | None, now: datetime) -> float:
-    """Seconds until the next attempt of ``candidate`` may begin, or its next replica may be lent; 0: now."""
+    """Seconds until the next attempt of ``candidate`` may begin; 0: now."""
     if candidate is None or candidate.not_before is None:
         return 0.0
     left = candidate.not_before - now
@@ -333,9 +306,10 @@ def seconds_until_attempt(candidate: CandidateStatus | None, now: datetime) -> f
 
 def _by_verdict(inputs: ValidationInputs, candidate: CandidateStatus, evidence: Evidence) -> ValidationDecision:
     reasons = "; ".join(filter(None, (*evidence.verdict.reasons, evidence.end_message)))
+    concurrency = inputs.observed.spec.validation.primary_concurrency
     figures = {
-        "speedup": ratio_text(evidence, "candidate", "off", inputs.concurrency),
-        "gain": ratio_text(evidence, "candidate", "active", inputs.concurrency),
+        "speedup": ratio_text(evidence, "candidate", "off", concurrency),
+        "gain": ratio_text(evidence, "candidate", "active", concurrency),
     }
     candidate, passed = candidate.model_copy(update=figures), evidence.verdict.kind is VerdictKind.PASS
     if passed and inputs.store.promotion_evidence(candidate.version) is evidence:
@@ -343,27 +317,12 @@ def _by_verdict(inputs: ValidationInputs, candidate: CandidateStatus, evidence: 
         return ValidationDecision(validated, next_version=candidate.version, event="Validated")
     if evidence.verdict.kind is VerdictKind.REJECT:
         return _end(candidate, CandidatePhase.REJECTED, "Rejected", reasons)
+    if not passed or evidence.active_version == inputs.active:
+        return _end(candidate, CandidatePhase.INCONCLUSIVE, "Inconclusive", reasons)
     newer = _newer_version(inputs, candidate.version)
-    if passed and newer is not None:
-        return _begin(inputs, newer)  # the evidence proves nothing about the active version
-    why_again = AttemptReason.ACTIVE_CHANGED if passed else AttemptReason.UNDECIDED
-    if why := _reason_to_end(inputs, evidence, newer):
-        reason = _WHY_AGAIN[why_again] if passed else reasons
-        return _end(candidate, CandidatePhase.INCONCLUSIVE, "Inconclusive", f"{reason}; {why}")
-    return _begin_attempt(inputs, _next_attempt(inputs, candidate, why_again))
-
-
-def _reason_to_end(inputs: ValidationInputs, evidence: Evidence, newer: int | None) -> str:
-    """Why the candidate of ``evidence``, which did not decide, is not measured again. Empty: it is, once more."""
     if newer is not None:
-        return f"version {newer} is newer and is measured instead"
-    attempts = inputs.store.evidence_of(evidence.version)
-    measurements = sum(one.active_version == inputs.active for one in attempts)
-    if measurements >= MAX_MEASUREMENTS:
-        return f"it was measured {measurements} times"
-    if evidence.end is MeasurementEnd.HOPELESS:
-        return "another measurement would hardly decide either"
-    return ""
+        return _begin(inputs, newer)  # the evidence proves nothing about the active version
+    return _begin_attempt(inputs, _next_attempt(inputs, candidate, AttemptReason.ACTIVE_CHANGED))
 
 
 def _end(candidate: CandidateStatus, phase: CandidatePhase, event: str, message: str) -> ValidationDecision:
@@ -375,11 +334,9 @@ def _end(candidate: CandidateStatus, phase: CandidatePhase, event: str, message:
 
 
 def _with_activity(inputs: ValidationInputs, candidate: CandidateStatus | None) -> CandidateStatus | None:
-    """A candidate in Validating says what it does or waits for, anew in each reconcile. At rest it has no start."""
+    """A candidate in Validating says what it does or waits for, anew in each reconcile."""
     if candidate is None or candidate.phase is not CandidatePhase.VALIDATING:
         return candidate
-    if inputs.at_rest:
-        return candidate.model_copy(update={"message": AT_REST, "since": None, "pod": None})
     return candidate.model_copy(update={"message": _activity(inputs, candidate)})
 
 
@@ -387,8 +344,6 @@ def _activity(inputs: ValidationInputs, candidate: CandidateStatus) -> str:
     if candidate.since is None:
         return inputs.obstacle
     again = f", because {why}" if (why := _WHY_AGAIN.get(candidate.attempt_reason)) else ""
-    if candidate.not_before is not None and seconds_until_attempt(candidate, inputs.now):
-        return f"{WAITING_FOR_REPLICA}not before {candidate.not_before:%H:%M:%S} UTC{again}"
     job, on = inputs.job_of(candidate), f"the replica {candidate.pod}, which has left the Service"
     message = f"measuring on {on}{again}" if candidate.pod else f"{MEASURING}{again}"
     if job is not None and job.suspended:
@@ -396,18 +351,18 @@ def _activity(inputs: ValidationInputs, candidate: CandidateStatus) -> str:
     return f"{message}; its pod does not start: {job.waiting}" if job is not None and job.waiting else message
 
 
-def shortage(store: StoreView, spec: ValidationSpec, now: datetime, *, trainer_stopped: bool) -> str:
+def shortage(observed: Observed, now: datetime) -> str:
     """Why no measurement may begin, by the trainer's count of held-out requests; empty when one may.
 
     A validator that finds too few held-out prompts has taken a machine in vain. Where nobody knows the count, the
     measurement begins. The record of a silent trainer tells the count only if the operator stopped that trainer.
     """
-    record = store.trainer
-    if record is None or record.held_out_requests is None or record.held_out_requests >= spec.prompts_needed:
+    record, needed = observed.store.trainer, observed.spec.validation.prompts_needed
+    if record is None or record.held_out_requests is None or record.held_out_requests >= needed:
         return ""
-    if store.trainer_is_silent(now) and not trainer_stopped:
+    if observed.store.trainer_is_silent(now) and trainer_replicas(observed) > 0:
         return ""
     return (
-        f"waiting for held-out requests: {record.held_out_requests} of {spec.prompts_needed}. One request per"
+        f"waiting for held-out requests: {record.held_out_requests} of {needed}. One request per"
         " conversation counts, and one conversation in eight is held out"
     )

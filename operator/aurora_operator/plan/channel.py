@@ -32,7 +32,7 @@ from aurora_api.v1alpha1.annotations import ADOPT_ANNOTATION
 from aurora_api.v1alpha1.status import MAX_REJECTED
 from aurora_operator.children.metadata import Owner
 from aurora_operator.children.pod_template import store_settings
-from aurora_operator.observe.observed import PATH_REFUSED, RECORDS_LOST, TAKEN_OVER, TAKING_OVER, Observed, StoreView
+from aurora_operator.observe.observed import PATH_REFUSED, RECORDS_LOST, TAKEN_OVER, Observed, StoreView
 from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.candidate import ValidationDecision
 from aurora_operator.plan.rollout.machine import Advance, Step
@@ -44,7 +44,8 @@ from aurora_store.root_ownership import owned_text, owner_text
 
 @dataclass(frozen=True)
 class UsableStore:
-    """What planning may use of the store, and the record that takes the root over."""
+    """What planning may use of the store, and the record that takes the root over. Before it is written, nothing else
+    is planned."""
 
     view: StoreView
     takeover: Channel | None = None
@@ -67,8 +68,7 @@ def usable_store(observed: Observed, now: datetime) -> UsableStore:
         return _unusable(PATH_REFUSED, f"store.path: {refusal}")
     taken = takeover(observed, channel, root, now)
     note = EventNote("Restored", f"{taken.message}. Version {taken.active} is active, as before")
-    view = StoreView(reason=TAKING_OVER, error=f"the root {root} is being taken over")
-    return UsableStore(view, taken, (note,))
+    return UsableStore(store, taken, (note,))
 
 
 def _unusable(reason: str, error: str) -> UsableStore:

@@ -1,9 +1,7 @@
 """Builds the conditions (KEP-1623) with one function per type. A message is a sentence for people. Pure.
 
 The start of the pods lasts from the creation of the speculator, or a scale-up from zero, until a pod serves clients.
-``status.start`` is set for as long. Its clock begins with the first observation, and anew with each change of the spec.
-Pods that are evicted or lost do not restart it, so a start whose pods are replaced again and again ends too. Only the
-newest pod can fail a start, so a corrected template gets a new chance at once.
+``status.starting`` is True for as long, so that no alert and no Warning reports a start that goes on.
 """
 
 from __future__ import annotations
@@ -20,15 +18,11 @@ from aurora_api.v1alpha1.conditions import (
     ConditionType,
     with_kept_transition_times,
 )
-from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus, StartStatus
+from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
 from aurora_operator.children.inference_deployment import START_LIMIT
 from aurora_operator.observe.observed import (
-    PATH_REFUSED,
-    RECORDS_LOST,
+    CRASH_LOOP,
     SIGNING_KEYS_MISSING,
-    TAKEN_OVER,
-    TAKING_OVER,
-    ContainerFailure,
     Observed,
     PodView,
 )
@@ -36,18 +30,13 @@ from aurora_operator.plan.lending import withdrawn_pods
 from aurora_operator.plan.operator_upgrade import UpgradeDecision, UpgradeStage, upgrade_failure
 from aurora_operator.plan.wanted_children import trainer_replicas, trainer_stop_reason
 from aurora_protocol.agent_api import SwapPhase
-from aurora_protocol.training_records import TrainerPhase, TrainerStatus
+from aurora_protocol.training_records import TrainerPhase
 
 SERVING = "Serving"
 """Reason of ServingReady and Ready while every wanted pod serves the version that it should."""
 _USED_BY_PODS = ("ServiceAccount ", "Secret ")
 """Kinds of children that pods use. While another owner has one, workloads are held (``act.child_writer``)."""
-_TRAINER_STOPS = {
-    TAKEN_OVER: "the root belongs to another speculator",
-    PATH_REFUSED: "the root belongs to another speculator",
-    RECORDS_LOST: "the store has lost the records of the active version",
-}
-_PASSING_STORE_FAULTS = ("Unreachable", SIGNING_KEYS_MISSING, TAKING_OVER)
+_PASSING_STORE_FAULTS = ("Unreachable", SIGNING_KEYS_MISSING)
 """Faults of the store that may pass by themselves. All others need a person."""
 
 
@@ -96,7 +85,7 @@ def invalid_spec_status(old: SpeculatorStatus, generation: int, message: str, no
         ConditionType.RECONCILING: _EXPECTED,
         ConditionType.STALLED: ConditionContent(True, "InvalidSpec", text),
     }
-    started = old if old.observed_generation else old.model_copy(update={"start": StartStatus()})
+    started = old if old.observed_generation else old.model_copy(update={"starting": True})
     return _with_some_conditions(started, generation, contents, now)
 
 
@@ -206,8 +195,8 @@ def _stalled(
         return ConditionContent(
             True, "UpgradeFailed", f"the pods cannot take the upgraded operator's template: {failure}"
         )
-    if fault := start_fault(observed, status.start, serving.message, now):
-        return ConditionContent(True, *fault)
+    if fault := _start_fault(observed, serving.message, now):
+        return fault
     return _pin_refused(observed) or _failed_return(observed, status)
 
 
@@ -241,7 +230,7 @@ def _serving(observed: Observed, status: SpeculatorStatus, up_to_date: int) -> C
         return _without_draft(observed, text)
     text = f"{up_to_date} of {wanted} pods serve the version they should"
     if up_to_date + lent < wanted:
-        return ConditionContent(False, "SwapsPending", f"{text}{_without_version(observed)}")
+        return ConditionContent(False, "SwapsPending", text)
     held = {pod.name: pod.agent.speculation_off for pod in observed.pods if pod.agent and pod.agent.speculation_off}
     if held:
         name, why = min(held.items())
@@ -257,13 +246,10 @@ def _without_draft(observed: Observed, text: str) -> ConditionContent:
     Args:
         text: how many pods are ready.
     """
-    why = (observed.trainer.message if observed.trainer else "") or _note(observed.store.trainer)
+    record = observed.store.trainer
+    why = (observed.trainer.message if observed.trainer else "") or (record.message if record else "")
     message = f"{text} and serve without a draft, because the trainer has not registered the first one yet"
     return ConditionContent(True, "WithoutDraft", f"{message}: {why}" if why else message)
-
-
-def _note(record: TrainerStatus | None) -> str:
-    return record.message if record is not None else ""
 
 
 def _missing_pods(observed: Observed, status: SpeculatorStatus, text: str, missing: int) -> ConditionContent:
@@ -282,12 +268,6 @@ def _missing_pods(observed: Observed, status: SpeculatorStatus, text: str, missi
     return ConditionContent(False, "PodsPending" if all_wait else "PodsNotReady", text)
 
 
-def _without_version(observed: Observed) -> str:
-    """How many pods serve without a draft: empty, or ``"; 1 serves without a draft"``."""
-    count = sum(pod.serves and pod.agent is not None and pod.agent.serves_without_draft for pod in observed.pods)
-    return f"; {count} {'serves' if count == 1 else 'serve'} without a draft" if count else ""
-
-
 def _waiting_for_node(observed: Observed) -> str:
     """How many pods wait for a node, with the scheduler's reason: empty, or ``"; 2 wait for a node: …"``."""
     waiting = [pod for pod in observed.pods if pod.waits_for_node]
@@ -299,7 +279,7 @@ def _waiting_for_node(observed: Observed) -> str:
 
 def _trainer(observed: Observed, status: SpeculatorStatus, now: datetime) -> ConditionContent:
     if reason := trainer_stop_reason(observed):
-        return ConditionContent(False, reason, f"{_TRAINER_STOPS[reason]}, so the trainer is stopped")
+        return ConditionContent(False, reason, f"the trainer is stopped: {observed.store.error}")
     if observed.spec.training.suspended and trainer_replicas(observed) == 0:
         message = "training is suspended and nothing else needs the trainer, so its pod is stopped"
         return ConditionContent(True, "Suspended", message)
@@ -342,23 +322,15 @@ def _pin_refused(observed: Observed) -> ConditionContent | None:
 
 
 def _failed_return(observed: Observed, status: SpeculatorStatus) -> ConditionContent | None:
-    """A pod that cannot take the active version."""
-    for view in observed.pods:
-        if reason := _cannot_return(view, status):
-            return ConditionContent(True, "SwapFailed", reason)
+    """A pod that cannot take the active version, and is not about to be replaced."""
+    active = status.active.version if status.active else None
+    for name, agent in ((view.name, view.agent) for view in observed.pods if view.agent):
+        failed = agent.swap.phase is SwapPhase.FAILED and not agent.swap.needs_restart
+        if failed and agent.swap.version == active != agent.version:
+            return ConditionContent(
+                True, "SwapFailed", f"pod {name} cannot return to version {active}: {agent.swap.error}"
+            )
     return None
-
-
-def _cannot_return(view: PodView, status: SpeculatorStatus) -> str:
-    """Why a pod cannot take the active version; empty when nothing prevents it."""
-    if view.agent is None or status.active is None:
-        return ""
-    swap, active = view.agent.swap, status.active.version
-    if swap.phase is not SwapPhase.FAILED or swap.version != active or view.agent.version == active:
-        return ""
-    if swap.needs_restart:
-        return ""  # the pod is replaced
-    return f"pod {view.name} cannot return to version {active}: {swap.error}"
 
 
 def _invalid_spec(fault: str) -> ConditionContent:
@@ -381,61 +353,43 @@ def _name_taken(names: Sequence[str]) -> ConditionContent:
 # the start of the pods ------------------------------------------------------------------------------------------------
 
 
-START_FAILED = "StartFailed"
-"""Reason while a container cannot start, or ends again and again."""
-START_TIMEOUT = "StartTimeout"
-"""Reason of a start that takes longer than ``START_LIMIT``."""
-
-
 def is_starting(status: SpeculatorStatus) -> bool:
     """Whether no pod has served clients yet since the creation or a scale-up from zero, as far as ``status`` knows."""
-    return status.start is not None or status.observed_generation == 0
+    return status.starting or status.observed_generation == 0
 
 
-def start_of(observed: Observed, now: datetime) -> StartStatus | None:
-    """The start after this observation; None once a pod has served clients."""
-    if any(pod.serves for pod in observed.pods):
-        return None
-    if observed.spec.serving.replicas == 0:
-        return StartStatus()
-    if not is_starting(observed.status):
-        return None
-    former = observed.status.start
-    if former is None or former.since is None or observed.owner.generation != observed.status.observed_generation:
-        return StartStatus(since=now)
-    return former
+def starts(observed: Observed) -> bool:
+    """:func:`is_starting` after this observation."""
+    served = any(pod.serves for pod in observed.pods)
+    return not served and (observed.spec.serving.replicas == 0 or is_starting(observed.status))
 
 
-def start_fault(observed: Observed, start: StartStatus | None, waits_for: str, now: datetime) -> tuple[str, str] | None:
-    """Reason and message of what a person must mend before a pod can serve; None while the start may still succeed.
+def _start_fault(observed: Observed, waits_for: str, now: datetime) -> ConditionContent | None:
+    """What a person must mend before a pod can serve; None while one serves, or may still come up.
+
+    Only the newest pod fails a start, so a corrected template gets a new chance at once.
 
     Args:
-        start: the start in progress.
         waits_for: the message of ServingReady, which says what the pods wait for.
     """
-    if start is None or observed.spec.serving.replicas == 0:
+    if observed.spec.serving.replicas == 0 or any(pod.serves for pod in observed.pods):
         return None
-    if why := _failing_container(observed):
-        return START_FAILED, why
-    if start.since is not None and now - start.since > START_LIMIT:
+    dated = sorted((view.created, view.name, view) for view in observed.pods if view.created and not view.terminating)
+    if not dated:
+        refused = observed.deployment.message if observed.deployment else ""
+        return ConditionContent(True, "StartFailed", f"No pod can be created: {refused}") if refused else None
+    (oldest, *_), (*_, newest) = dated[0], dated[-1]
+    if newest.failing:
+        return ConditionContent(True, "StartFailed", _failure_text(observed.owner.namespace, newest))
+    if now - oldest > START_LIMIT:
         minutes = START_LIMIT // timedelta(minutes=1)
-        return START_TIMEOUT, f"No pod became ready within {minutes} minutes: {waits_for}"
+        return ConditionContent(True, "StartTimeout", f"No pod became ready within {minutes} minutes: {waits_for}")
     return None
 
 
-def _failing_container(observed: Observed) -> str:
-    """Which container of the newest pod fails, why, and how to read more; empty when none is known to fail."""
-    dated = [(view.created, view.name, view) for view in observed.pods if view.created and not view.terminating]
-    newest = max(dated, key=lambda entry: entry[:2])[2] if dated else None
-    if newest is None or newest.failure is None:
-        return ""
-    return _failure_text(observed.owner.namespace, newest.name, newest.failure)
-
-
-def _failure_text(namespace: str, pod: str, failure: ContainerFailure) -> str:
-    where, ask = f"Container {failure.container} of pod {pod}", f"kubectl -n {namespace}"
-    why = ", ".join(filter(None, (failure.waiting, failure.ending)))
-    if failure.ended:
-        log = f"`{ask} logs {pod} -c {failure.container} --previous`"
-        return f"{where} ended ({why}), and no pod has served clients yet. Its log says why: {log}"
-    return f"{where} cannot start ({why}). Its events say why: `{ask} describe pod {pod}`"
+def _failure_text(namespace: str, pod: PodView) -> str:
+    """Why a container of ``pod`` fails, and how to read more."""
+    ask, where = f"kubectl -n {namespace}", f"Pod {pod.name}, container {pod.failing}: {pod.trouble}"
+    if pod.waiting in ("", CRASH_LOOP):
+        return f"{where}. No pod serves clients. Its log says why: `{ask} logs {pod.name} -c {pod.failing} --previous`"
+    return f"{where}. Its events say why: `{ask} describe pod {pod.name}`"

@@ -13,7 +13,6 @@ from typing import Final
 
 from aurora_api.v1alpha1.conditions import Condition, ConditionStatus, ConditionType
 from aurora_api.v1alpha1.status import HistoryEntry, SpeculatorStatus
-from aurora_operator.observe.observed import TAKING_OVER
 from aurora_operator.plan.actions import EventNote
 from aurora_operator.plan.candidate import ValidationDecision
 from aurora_operator.plan.conditions import is_starting
@@ -24,7 +23,6 @@ _TEXTS = {
     "Validated": "Version {version} passed its measurement: {message}",
     "Rejected": "Rejected version {version}: {message}",
     "Inconclusive": "The measurements of version {version} did not decide, so it is not rolled out: {message}",
-    "ReplicaRecalled": "Stopped measuring version {version} until a replica can be spared again: {message}",
     "ValidationFailed": "Version {version} could not be measured: {message}",
     "RolloutStarted": "Rolling out version {version}: {message}",
     "CanaryPassed": "The canary of version {version} passed: {message}",
@@ -68,7 +66,7 @@ def version_events(validation: ValidationDecision, step: Step) -> tuple[VersionE
     events = []
     if validation.event and validation.candidate is not None:
         version = validation.candidate.version if validation.reject is None else validation.reject
-        events.append(VersionEvent(validation.event, version, validation.message or validation.candidate.message))
+        events.append(VersionEvent(validation.event, version, validation.candidate.message))
     if step.event and step.rollout.version is not None:
         why = step.rollout.waiting or step.rollout.message
         events.append(VersionEvent(step.event, step.rollout.version, why))
@@ -113,7 +111,7 @@ def _faults(before: Mapping[str, Condition], after: Mapping[str, Condition]) -> 
         if not _is_same(before.get(ConditionType.STALLED), stalled):
             yield EventNote(stalled.reason, stalled.message, warning=True, about_condition=True)
         return
-    if storage is None or storage.status is ConditionStatus.TRUE or storage.reason == TAKING_OVER:
+    if storage is None or storage.status is ConditionStatus.TRUE:
         return
     if not _is_same(before.get(ConditionType.STORAGE_READY), storage):
         reason = f"Storage{storage.reason}"

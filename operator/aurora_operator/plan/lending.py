@@ -10,7 +10,7 @@ Invariants: a pod is withdrawn only while nothing is rolled out, every wanted po
 the active version, another pod is left to serve, and the others have room for all requests. At most one pod is
 withdrawn. When another pod that has a place is not ready, or the other pods have no room any more, the withdrawn pod is
 taken back, measured or not: service comes before measurements. The pod is taken back too when there are more pods than
-wanted, because Kubernetes deletes pods that are not ready first. The next loan then waits (``candidate.notBefore``). A
+wanted, because Kubernetes deletes pods that are not ready first. The attempt has failed then (``plan.candidate``). A
 pod that is being deleted is not measured on anew. A measurement that runs on it goes on for as long as its engine does.
 """
 
@@ -25,7 +25,6 @@ from aurora_operator.observe.observed import Observed, PodView
 from aurora_operator.plan.actions import LeaseRequest
 from aurora_protocol.agent_api import MeasurementPhase, MeasurementRequest
 
-WAITING_FOR_REPLICA: Final = "waiting for a replica: "
 SPARED_SHARE: Final = 0.8
 """A replica is lent while the other pods would have at most this share of the requests that they can run."""
 LEASE_SECONDS = 300
@@ -40,15 +39,6 @@ class LendingDecision:
     leases: tuple[LeaseRequest, ...] = ()
     pod: PodView | None = None
     """The withdrawn pod that the candidate's Job may measure on. None: no Job may be created on a replica now."""
-
-
-@dataclass(frozen=True)
-class Recall:
-    """Why a lent replica has to serve again."""
-
-    reason: str
-    withdrawn: bool
-    """A pod has left the Service for the measurement."""
 
 
 def withdrawn_pods(observed: Observed) -> frozenset[str]:
@@ -72,8 +62,7 @@ def lend_replica(
 
     Args:
         epoch: fences the requests to the agents.
-        may_lend: no roll goes on, begins or ends in this reconcile, the measurement may begin, and no delay after a
-            recall lasts.
+        may_lend: no roll goes on, begins or ends in this reconcile, and the measurement may begin.
     """
     measured = candidate if may_lend and _needs_replica(observed, candidate) else None
     lent = _pod_withdrawn_for(observed, measured)
@@ -89,21 +78,17 @@ def lend_replica(
     return _withdraw(observed, measured, returns, epoch)
 
 
-def recall(observed: Observed) -> Recall | None:
-    """Why the replica that the stored candidate is measured on has to serve again. None when it can be spared."""
-    candidate = observed.status.candidate
-    if candidate is None or candidate.pod is None:
-        return None
-    lent = _pod_withdrawn_for(observed, candidate)
-    reason = _recall_reason(observed, lent)
-    return Recall(reason, withdrawn=lent is not None) if reason else None
+def recall(observed: Observed) -> str:
+    """Why the pod that is withdrawn for the stored candidate has to serve again; empty when it can be spared."""
+    lent = _pod_withdrawn_for(observed, observed.status.candidate)
+    return _recall_reason(observed, lent) if lent is not None else ""
 
 
 def _withdrawn_without_job(
     observed: Observed, candidate: CandidateStatus, lent: PodView, returns: tuple[LeaseRequest, ...], epoch: int
 ) -> LendingDecision:
     """The pod is withdrawn and the Job does not exist yet: create the Job, or take the pod back."""
-    if reason := _recall_reason(observed, lent) or _template_changing(observed):
+    if reason := _template_changing(observed):
         return LendingDecision(_waiting(candidate, reason), (*returns, *_take_back(lent, epoch)))
     returning = lent.measurement is not None and lent.measurement.phase is MeasurementPhase.RETURNING
     has_left_service = bool(lent.ip) and not lent.ready and not returning
@@ -123,7 +108,7 @@ def _withdraw(
 
 
 def _waiting(candidate: CandidateStatus, reason: str) -> CandidateStatus:
-    return candidate.model_copy(update={"pod": None, "message": f"{WAITING_FOR_REPLICA}{reason}"})
+    return candidate.model_copy(update={"pod": None, "message": f"waiting for a replica: {reason}"})
 
 
 def _measuring_on(view: PodView) -> dict[str, str]:
@@ -159,7 +144,7 @@ def _take_back(view: PodView | None, epoch: int) -> tuple[LeaseRequest, ...]:
     return (_lease_request(view, measurement.measurement, epoch, lease_seconds=0),)
 
 
-def _recall_reason(observed: Observed, lent: PodView | None) -> str:
+def _recall_reason(observed: Observed, lent: PodView) -> str:
     """Why the lent pod has to serve again; empty when it can be spared."""
     placed, wanted = len(_pods_with_node(observed)), observed.spec.serving.replicas
     if placed > wanted:

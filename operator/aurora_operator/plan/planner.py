@@ -23,7 +23,7 @@ from aurora_operator.observe.observed import Observed
 from aurora_operator.operator_config import OperatorConfig
 from aurora_operator.plan import lending
 from aurora_operator.plan.actions import LeaseRequest, MeasurementStage, Plan, Swap, TraceLimit
-from aurora_operator.plan.candidate import ValidationDecision, ValidationInputs, decide, seconds_until_attempt, shortage
+from aurora_operator.plan.candidate import ValidationDecision, ValidationInputs, decide
 from aurora_operator.plan.channel import digest_of, first_channel, next_channel, usable_store, with_digests
 from aurora_operator.plan.conditions import with_waiting_upgrade
 from aurora_operator.plan.events import history_entries, notes, version_events
@@ -33,7 +33,7 @@ from aurora_operator.plan.rollout.machine import Step
 from aurora_operator.plan.rollout.roll import read_roll
 from aurora_operator.plan.rollout.world import Pod
 from aurora_operator.plan.status_builder import StatusChanges, status_of, worth_writing
-from aurora_operator.plan.wanted_children import children, is_at_rest, obsolete_jobs, trainer_replicas
+from aurora_operator.plan.wanted_children import children, obsolete_jobs
 from aurora_operator.plan.world_builder import rollout_pods, world_of
 from aurora_protocol.agent_api import SwapRequest, TraceBudget
 from aurora_protocol.pod_settings import Replica
@@ -49,6 +49,8 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
         # Without the keys nothing of the store can be read. Nobody needs to know, because they are there at once.
         return Plan(create_keys=True, moving=True)
     stored, usable = observed.store, usable_store(observed, now)
+    if usable.takeover is not None:
+        return Plan(advance=with_digests(usable.takeover, stored), notes=usable.notes, moving=True)
     observed = replace(observed, store=usable.view)
     may_decide = observed.store.ok and observed.store.channel is not None
     made = _plan_with_channel(observed, config, now) if may_decide else _plan_without_channel(observed, now)
@@ -56,17 +58,16 @@ def plan(observed: Observed, config: OperatorConfig, now: datetime, since_writte
     # A spec that cannot be used shapes no children. A version that fails is rolled back, and pods scale, all the same.
     upgrade = None if observed.spec_fault else decide_upgrade(replace(observed, status=made.status), config, now)
     status = with_waiting_upgrade(made.status, upgrade)
-    advance, limits = usable.takeover or made.advance, tuple(_trace_limits(observed))
+    limits = tuple(_trace_limits(observed))
     return replace(
         made,
         create_keys=not observed.keys_exist,
         children=() if upgrade is None else children(observed, config, upgrade),
         scale=observed.spec.serving.replicas if upgrade is None else None,
-        advance=None if advance is None else with_digests(advance, stored),
+        advance=None if made.advance is None else with_digests(made.advance, stored),
         status=status if worth_writing(observed.status, status, since_written) else None,
-        notes=(*made.notes, *usable.notes),
         trace_limits=limits,
-        moving=made.moving or advance is not None or bool(limits),
+        moving=made.moving or made.advance is not None or bool(limits),
         upgrade=upgrade,
     )
 
@@ -87,12 +88,13 @@ def _plan_with_channel(observed: Observed, config: OperatorConfig, now: datetime
     """
     old, pods = observed.status, rollout_pods(observed)
     rejected = _known_rejected(observed)
-    inputs = _validation_inputs(observed, pods, rejected, now)
+    inputs = ValidationInputs(observed, rejected, now)
     validated = decide(inputs)
-    rejected = _with(rejected, validated.reject)
+    rejected = rejected.union(() if validated.reject is None else (validated.reject,))
     step = machine.step(world_of(observed, pods, validated, rejected, now), read_roll(old))
-    rejected = _with(rejected, step.advance.reject if step.advance else None)
-    measurement = _measurement(observed, config, validated, step, now)
+    if step.advance is not None and step.advance.reject is not None:
+        rejected |= {step.advance.reject}
+    measurement = _measurement(observed, config, validated, step)
     advance = next_channel(observed, step, validated, now)
     # The channel is written before the status, so the status already speaks of the new record.
     after = observed if advance is None else replace(observed, store=replace(observed.store, channel=advance))
@@ -133,19 +135,17 @@ class _Measurement:
     leases: tuple[LeaseRequest, ...]
 
 
-def _measurement(
-    observed: Observed, config: OperatorConfig, validated: ValidationDecision, step: Step, now: datetime
-) -> _Measurement:
+def _measurement(observed: Observed, config: OperatorConfig, validated: ValidationDecision, step: Step) -> _Measurement:
     """The candidate's Job and its replica.
 
     A validated candidate is rolled out before the next one is measured. Measuring during a roll would take a replica
     away from it, and would compare against a version that is about to be replaced.
     """
     rollout_rests = RolloutPhase.IDLE is observed.status.rollout.phase is step.rollout.phase
-    may_lend = rollout_rests and not validated.waits and not seconds_until_attempt(validated.candidate, now)
+    may_lend = rollout_rests and not validated.waits
     lent = lending.lend_replica(observed, validated.candidate, _fencing_epoch(observed), may_lend=may_lend)
     candidate = _candidate_after(lent.candidate, step)
-    wanted = None if is_at_rest(observed.spec) else validated.job
+    wanted = validated.job
     new_job = _job_to_create(observed, config, wanted, lent) if rollout_rests and not observed.spec_fault else None
     return _Measurement(
         candidate=candidate,
@@ -163,7 +163,7 @@ def _measurement_stage(
     A Job that a queue or a person suspended takes no machine, so nobody waits for it.
     """
     candidate, jobs = measurement.candidate, (job for job in observed.jobs if not (job.finished or job.suspended))
-    if candidate is None or candidate.phase is not CandidatePhase.VALIDATING or inputs.at_rest:
+    if candidate is None or candidate.phase is not CandidatePhase.VALIDATING:
         return None
     if measurement.job is not None or candidate.pod is not None or any(jobs):
         return MeasurementStage.MEASURING
@@ -176,43 +176,6 @@ def _known_rejected(observed: Observed) -> frozenset[int]:
     channel = observed.store.channel
     assert channel is not None, "called only while there is a channel"
     return frozenset(v for v in (*observed.status.rejected, *channel.rejected) if v > channel.active)
-
-
-def _with(versions: frozenset[int], version: int | None) -> frozenset[int]:
-    return versions if version is None else versions | {version}
-
-
-def _validation_inputs(
-    observed: Observed, pods: tuple[Pod, ...], rejected: frozenset[int], now: datetime
-) -> ValidationInputs:
-    at_rest, on_replica = is_at_rest(observed.spec), observed.spec.validation.measure_on is MeasureOn.REPLICA
-    assert observed.store.channel is not None, "called only while there is a channel"
-    return ValidationInputs(
-        now=now,
-        name=observed.owner.name,
-        store=observed.store,
-        active=observed.store.channel.active,
-        candidate=observed.status.candidate,
-        rejected=rejected,
-        rollout=observed.status.rollout,
-        jobs=observed.jobs,
-        refused_job=observed.refused_job,
-        concurrency=observed.spec.validation.primary_concurrency,
-        may_measure=(
-            any(pod.ready for pod in pods)
-            and observed.spec.rollout.pin is None
-            and not (observed.spec_fault or at_rest)
-        ),
-        at_rest=at_rest,
-        abort=observed.abort,
-        shortage=shortage(
-            observed.store, observed.spec.validation, now, trainer_stopped=trainer_replicas(observed) == 0
-        ),
-        on_replica=on_replica,
-        measured_first=observed.fleet.measured_first,
-        replica_is_back=on_replica and not lending.withdrawn_pods(observed),
-        recall=lending.recall(observed) if on_replica else None,
-    )
 
 
 def _candidate_after(candidate: CandidateStatus | None, step: Step) -> CandidateStatus | None:

@@ -30,7 +30,7 @@ from aurora_api.v1alpha1.status import (
 from aurora_operator.children.metadata import INFERENCE, selector_text
 from aurora_operator.children.pod_template import store_settings
 from aurora_operator.observe.observed import Observed, PodView, StoreView
-from aurora_operator.plan.conditions import conditions, start_of
+from aurora_operator.plan.conditions import conditions, starts
 from aurora_operator.plan.figures import (
     estimated_speedup,
     held_devices,
@@ -147,15 +147,6 @@ def _pod_statuses(observed: Observed, pods: Iterable[Pod]) -> list[PodStatus]:
     ]
 
 
-def _listed_as_rejected(changes: StatusChanges) -> list[int]:
-    """The newest rejected versions, and those that the candidate and the roll are about."""
-    candidate, about = changes.candidate, {changes.rollout.version}
-    if candidate is not None:
-        about.add(candidate.version)
-    newest = sorted(changes.rejected)[-MAX_REJECTED:]
-    return sorted({*newest, *(changes.rejected & about)})
-
-
 def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges, now: datetime) -> SpeculatorStatus:
     """The new status."""
     old = observed.status
@@ -177,10 +168,10 @@ def status_of(observed: Observed, pods: tuple[Pod, ...], changes: StatusChanges,
         replicas=min(len(pods), observed.spec.serving.replicas),
         ready_replicas=sum(pod.ready for pod in pods),
         selector=selector_text(observed.owner, INFERENCE),
-        rejected=_listed_as_rejected(changes),
+        rejected=sorted(changes.rejected)[-MAX_REJECTED:],
         kept_versions=list(observed.store.kept[-MAX_KEPT_SHOWN:]) if observed.store.ok else old.kept_versions,
         pods=_pod_statuses(observed, pods),
-        start=start_of(observed, now),
+        starting=starts(observed),
         history=[*old.history, *changes.history][-MAX_HISTORY:],
         operator=old.operator,
         operator_state=changes.operator_state,

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aurora_api.v1alpha1.spec import SpeculatorSpec
 from aurora_operator.children.inference_deployment import deployment
 from aurora_operator.children.supporting_objects import disruption_budgets, policies, service_accounts, services
 from aurora_operator.children.trainer_deployment import trainer_deployment
@@ -20,7 +19,6 @@ from aurora_operator.observe.observed import (
     PATH_REFUSED,
     RECORDS_LOST,
     TAKEN_OVER,
-    TAKING_OVER,
     JobView,
     Observed,
     PodView,
@@ -67,11 +65,6 @@ def trainer_stop_reason(observed: Observed) -> str:
     return observed.store.reason if observed.store.reason in STOPS_TRAINER else ""
 
 
-def is_at_rest(spec: SpeculatorSpec) -> bool:
-    """Nothing should run: training is suspended, and no replica is wanted. A verdict would be of no use now."""
-    return spec.training.suspended and spec.serving.replicas == 0
-
-
 def obsolete_jobs(
     jobs: Sequence[JobView], wanted: tuple[int, int] | None, newest_finished: str | None
 ) -> tuple[str, ...]:
@@ -93,7 +86,7 @@ def _holds_workloads(observed: Observed) -> bool:
 
     Pods that run already stay, whatever happens to the root.
     """
-    return observed.store.reason in (TAKING_OVER, TAKEN_OVER, PATH_REFUSED) and observed.deployment is None
+    return observed.store.reason in (TAKEN_OVER, PATH_REFUSED) and observed.deployment is None
 
 
 def _stays_stopped(observed: Observed) -> bool:

@@ -30,15 +30,9 @@ def rollout_pod(view: PodView) -> Pod:
         swap=agent.swap if agent else SwapStatus(),
         boot=agent.boot if agent else "",
         started_together=view.started_together,
-        crash_loops=_engine_crash_loops(view),
+        crash_loops=view.failing == ENGINE_CONTAINER and view.waiting == CRASH_LOOP,
         counters=agent.live if agent else LiveCounters(),
     )
-
-
-def _engine_crash_loops(view: PodView) -> bool:
-    """Whether the engine ends again and again. The agent's container beside it says nothing about a draft."""
-    failure = view.failure
-    return failure is not None and failure.container == ENGINE_CONTAINER and failure.waiting == CRASH_LOOP
 
 
 def world_of(

@@ -20,7 +20,7 @@ from aurora_api.v1alpha1.conditions import ConditionType
 from aurora_api.v1alpha1.status import SpeculatorStatus
 from aurora_cli.doctor import remedies
 from aurora_operator.children.inference_deployment import START_LIMIT
-from aurora_operator.observe.observed import ContainerFailure, FleetView, Observed, StoreView, WorkloadView
+from aurora_operator.observe.observed import FleetView, Observed, StoreView, WorkloadView
 from aurora_operator.plan import plan
 from aurora_operator.plan.conditions import deleting_status, invalid_spec_status
 from aurora_protocol.agent_api import SwapPhase
@@ -72,7 +72,7 @@ def away(reason: str) -> StoreView:
 
 ONE_READY: Final = observed(pods=(pod("chat-a", 0), pod("chat-b", 0, ready=False)))
 NONE_READY: Final = begun(starting(), starting("chat-b"))
-CRASHES: Final = begun(starting(failure=ContainerFailure("sglang", waiting="CrashLoopBackOff", ending="exit code 1")))
+CRASHES: Final = begun(starting(failing="sglang", waiting="CrashLoopBackOff", crash="sglang ended with exit code 1"))
 SUSPENDED: Final = spec(serving={"replicas": 2}, training={"suspended": True})
 NO_REPLICAS: Final = spec(serving={"replicas": 0})
 BEFORE: Final = status(observed())

@@ -185,13 +185,11 @@ class SimulatedPod:
     def view(self) -> PodView:
         self.views += 1
         if not self.scheduled:
-            return PodView(self.name, uid=self.name, waiting="Unschedulable", scheduler_message="no node has room")
+            return PodView(self.name, waiting="Unschedulable", scheduler_message="no node has room")
         if self.lost:
-            return PodView(self.name, uid=self.name, ip="10.0.0.9", scheduled=True)
+            return PodView(self.name, ip="10.0.0.9", scheduled=True)
         state = None if self.silent else self._state()
-        return PodView(
-            self.name, uid=self.name, ip=f"10.0.0.{self.name[-2:]}", ready=self.serves, scheduled=True, agent=state
-        )
+        return PodView(self.name, ip=f"10.0.0.{self.name[-2:]}", ready=self.serves, scheduled=True, agent=state)
 
     def _state(self) -> AgentState:
         reported: dict[str, Any] = {"version": self.version, "boot": str(self.boot), "live": self.live}

@@ -15,7 +15,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from prometheus_client import REGISTRY
 
 from aurora_operator import kubernetes_api
-from aurora_operator.errors import Conflict, KubernetesError, NamespaceEnds, NotFound
+from aurora_operator.errors import Conflict, KubernetesError, NotFound
 from aurora_operator.kubernetes_api import PAGE_SIZE, POD, SPECULATOR, KubernetesApi, refusal
 
 STORED = {
@@ -162,10 +162,3 @@ def test_the_text_of_a_refusal_is_bounded_and_on_one_line(status: int, kind: typ
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b"", b'{"message": "", "details": null}'])
 def test_a_refusal_without_a_text_names_the_call(body: bytes) -> None:
     assert str(refusal("POST jobs", 500, body)) == "POST jobs: HTTP 500"
-
-
-def test_a_refusal_tells_that_the_namespace_ends() -> None:
-    """The answer of Kubernetes' admission plugin NamespaceLifecycle."""
-    answer = {"message": "forbidden", "details": {"kind": "jobs", "causes": [{"reason": "NamespaceTerminating"}]}}
-    assert isinstance(refusal("POST jobs", 403, json.dumps(answer).encode()), NamespaceEnds)
-    assert not isinstance(refusal("POST jobs", 403, b'{"message": "no right"}'), NamespaceEnds)

@@ -90,7 +90,6 @@ def test_the_figures_of_a_status_and_of_the_trainers_record_are_shown(shown: Sho
     assert [shown.value("active_speedup", bound=bound) for bound in ("estimate", "low", "high")] == [1.52, 1.45, 1.6]
     assert shown.value("held_out_accept_length") == 2.1
     assert shown.value("pending_shards") == 3
-    assert shown.value("training_lag_tokens") == 750, "3 shards of 250 tokens each"
     assert shown.value("training_devices", device="nvidia.com/gpu") == 1
     assert shown.value("saved_devices", device="nvidia.com/gpu") == 0.35
     assert shown.value("rollout_phase", phase="Judging") == 1
@@ -120,7 +119,7 @@ def test_a_start_in_progress_is_told_from_a_speculator_that_is_not_ready(shown: 
 def test_a_value_that_is_not_known_any_more_has_no_series(shown: Shown) -> None:
     shown.figures.record_observation(observed(status=STATUS, store=store(0, trainer=TRAINER)), NOW)
     shown.figures.record_observation(observed(), NOW)
-    for name in ("measurement_started_timestamp_seconds", "training_lag_tokens", "pending_shards"):
+    for name in ("measurement_started_timestamp_seconds", "pending_shards"):
         assert shown.value(name) is None, name
     assert shown.value("rollout_phase", phase="Judging") is None
     assert shown.value("rollout_phase", phase="Idle") == 1

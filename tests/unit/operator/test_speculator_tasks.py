@@ -91,7 +91,6 @@ def reconciles_of(*turns: Turn, seconds: float, wakes: tuple[float, ...] = (0.0,
             tasks.wake("team", "chat")
         await asyncio.sleep(seconds - now())
         await tasks.stop()
-        assert len(tasks) == 0
 
     run(live())
     return recorded
@@ -235,7 +234,7 @@ def test_a_stop_cancels_reconciles_under_way_and_ends_every_task() -> None:
             tasks.wake("team", name)
         await asyncio.sleep(1)
         await tasks.stop()
-        assert (len(tasks), recorded.running.total(), len(asyncio.all_tasks())) == (0, 0, 1)
+        assert (recorded.running.total(), len(asyncio.all_tasks())) == (0, 1)
         return now()
 
     assert run(live()) == 1.0

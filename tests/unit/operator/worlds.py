@@ -192,9 +192,7 @@ def agent(pod: str, version: int | None, **more: Any) -> AgentState:
 
 
 def pod(name: str, version: int | None, **more: Any) -> PodView:
-    view = PodView(
-        name=name, uid=name, ip=f"10.0.0.{len(name)}", ready=True, scheduled=True, agent=agent(name, version)
-    )
+    view = PodView(name=name, ip=f"10.0.0.{len(name)}", ready=True, scheduled=True, agent=agent(name, version))
     return replace(view, **more)
 
 
@@ -203,7 +201,7 @@ NO_ROOM = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 
 def waiting_pod(name: str) -> PodView:
     """A pod for which the cluster has no room."""
-    return PodView(name=name, uid=name, waiting="Unschedulable", scheduler_message=NO_ROOM)
+    return PodView(name=name, waiting="Unschedulable", scheduler_message=NO_ROOM)
 
 
 def observed(**more: Any) -> Observed:

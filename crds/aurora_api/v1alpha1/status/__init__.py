@@ -1,6 +1,6 @@
 """``status`` of an AuroraSpeculator: observations and decisions of the operator, for people and for ``kubectl``."""
 
-from aurora_api.v1alpha1.status.pods import PodStatus, StartStatus
+from aurora_api.v1alpha1.status.pods import PodStatus
 from aurora_api.v1alpha1.status.speculator import (
     MAX_HISTORY,
     MAX_KEPT_SHOWN,
@@ -38,7 +38,6 @@ __all__ = [
     "RolloutPhase",
     "RolloutStatus",
     "SpeculatorStatus",
-    "StartStatus",
     "TrainingStatus",
     "VersionStatus",
 ]

@@ -1,10 +1,10 @@
-"""The inference pods in ``status``, and how the present start of their engines goes."""
+"""The inference pods in ``status``."""
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from aurora_api.base import Model, Timestamp
+from aurora_api.base import Model
 
 
 class PodStatus(Model):
@@ -25,13 +25,4 @@ class PodStatus(Model):
             " pod is lent to a measurement: Draining, Measuring or Returning. If a container does not run: Kubernetes'"
             " reason."
         ),
-    )
-
-
-class StartStatus(Model):
-    """The start of the inference pods: no pod has served clients yet since the creation or a scale-up from zero."""
-
-    since: Timestamp | None = Field(
-        default=None,
-        description="When the operator first saw the start, or the spec last changed. Unset while no pods are wanted.",
     )

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from aurora_api.base import Model
 from aurora_api.v1alpha1.conditions import Condition
-from aurora_api.v1alpha1.status.pods import PodStatus, StartStatus
+from aurora_api.v1alpha1.status.pods import PodStatus
 from aurora_api.v1alpha1.status.trainer import TrainingStatus
 from aurora_api.v1alpha1.status.versions import (
     CandidateStatus,
@@ -28,7 +28,7 @@ MAX_PODS_SHOWN = 64
 MAX_HISTORY = 20
 MAX_KEPT_SHOWN = 64
 MAX_REJECTED = 64
-"""Most rejected versions that the channel lists. The status also lists those that its candidate and roll are about."""
+"""Most rejected versions that the channel and the status list."""
 
 
 class OperatorIdentity(Model):
@@ -98,8 +98,8 @@ class SpeculatorStatus(Model):
         default_factory=list,
         description=(
             "Versions newer than the active one that are never rolled out: their measurement, live traffic or a"
-            " person rejected them. The list holds the newest 64, and older ones that `candidate` or `rollout`"
-            " names. Versions dropped from the list are still never offered again."
+            " person rejected them. The list holds the newest 64. Versions dropped from it are still never offered"
+            " again."
         ),
     )
     kept_versions: list[int] = Field(
@@ -108,12 +108,8 @@ class SpeculatorStatus(Model):
         description="Versions whose weights the store keeps, the newest 64: see `spec.training.draftHistoryLimit`."
         " `rollout.pin` may name one of them that passed its measurement.",
     )
-    start: StartStatus | None = Field(
-        default=None,
-        description=(
-            "The start of the inference pods, from the creation or a scale-up from zero until a pod serves clients."
-            " Unset otherwise."
-        ),
+    starting: bool = Field(
+        default=False, description="No pod has served clients yet since the creation or a scale-up from zero."
     )
     pods: list[PodStatus] = Field(
         default_factory=list, max_length=MAX_PODS_SHOWN, description="The inference pods, the first 64 by name."

@@ -60,10 +60,8 @@ class CandidatePhase(StrEnum):
 
 class AttemptReason(StrEnum):
     FIRST = "First"
-    UNDECIDED = "Undecided"
     ACTIVE_CHANGED = "ActiveChanged"
     FAILED = "Failed"
-    RECALLED = "Recalled"
 
 
 class CandidateStatus(VersionStatus):
@@ -81,13 +79,12 @@ class CandidateStatus(VersionStatus):
     attempt: int = Field(default=1, ge=1, description="Number of the measurement of this version, counted from 1.")
     attempt_reason: AttemptReason = Field(
         default=AttemptReason.FIRST,
-        description="Why this attempt is made. First: the first one. The former attempt did not decide (Undecided),"
-        " compared with a version that is no longer active (ActiveChanged), failed, or lost its replica (Recalled).",
+        description="Why this attempt is made. First: the first one. The former attempt failed (Failed), or compared"
+        " with a version that is no longer active (ActiveChanged).",
     )
     not_before: Timestamp | None = Field(
         default=None,
-        description="The next attempt begins, or the next replica is lent, no earlier. The delay doubles with each"
-        " attempt, from 30 s to 10 minutes.",
+        description="The next attempt begins no earlier. The delay doubles with each attempt, from 30 s to 10 minutes.",
     )
     job: str | None = Field(default=None, description="Name of the Job that measures. Its log says more.")
     pod: str | None = Field(

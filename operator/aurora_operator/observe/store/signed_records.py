@@ -94,8 +94,7 @@ def judged(evidence: Evidence, policy: GatePolicy, *, pinned: bool) -> Evidence:
             count then.
     """
     evidence = recomputed(evidence, least_policy(evidence) if pinned else policy)
-    environment, verdict = evidence.environment, evidence.verdict
-    names = {name: bounded_text(getattr(environment, name)) for name in ("hardware", "dtype")}
+    verdict = evidence.verdict
     shown = {
         "reasons": tuple(bounded_text(reason) for reason in verdict.reasons[:MAX_REASONS]),
         "ratios": tuple(ratio for ratio in verdict.ratios if ratio.concurrency == policy.primary),
@@ -104,7 +103,6 @@ def judged(evidence: Evidence, policy: GatePolicy, *, pinned: bool) -> Evidence:
         update={
             "samples": (),
             "equality": (),
-            "environment": environment.model_copy(update=names),
             "verdict": verdict.model_copy(update=shown),
             "end_message": bounded_text(evidence.end_message, MAX_MESSAGE_CHARACTERS),
         }

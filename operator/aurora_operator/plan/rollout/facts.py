@@ -27,7 +27,6 @@ from aurora_operator.plan.rollout import analysis as live_analysis
 from aurora_operator.plan.rollout.analysis import MAX_JUDGEMENT_DEADLINES, PodCounters
 from aurora_operator.plan.rollout.roll import AnalysisState, Roll
 from aurora_operator.plan.rollout.world import Pod, World, confirmed
-from aurora_protocol.agent_api import SwapPhase
 
 
 @dataclass(frozen=True)
@@ -132,21 +131,13 @@ def _restored(world: World, roll: Roll) -> Roll:
     names = {pod.name for pod in world.pods}
     if world.observation_gap and roll.progressed is not None and roll.phase is not RolloutPhase.IDLE:
         update["progressed"] = world.now
-    if roll.analysis is not None:
-        update["analysis"] = _restored_analysis(world, roll.analysis, names)
+    if (state := roll.analysis) is not None:
+        begins, latest = state.window_begins, world.now + timedelta(seconds=world.policy.analysis.settle_seconds)
+        windows = [window for window in state.windows if window.name in names]
+        window_begins = None if begins is None else min(begins, latest)
+        update["analysis"] = state.model_copy(update={"window_begins": window_begins, "windows": windows})
     update["engine_boots"] = {name: boot for name, boot in roll.engine_boots.items() if name in names}
-    busy = {pod.name for pod in world.pods if pod.swapping or pod.swap.phase is SwapPhase.FAILED}
-    update["asked"] = {name: min(at, world.now) for name, at in roll.asked.items() if name in busy}
     return roll.model_copy(update=update)
-
-
-def _restored_analysis(world: World, state: AnalysisState, names: set[str]) -> AnalysisState:
-    begins, latest = state.window_begins, world.now + timedelta(seconds=world.policy.analysis.settle_seconds)
-    update = {
-        "window_begins": None if begins is None else min(begins, latest),
-        "windows": [window for window in state.windows if window.name in names],
-    }
-    return state.model_copy(update=update)
 
 
 # engines that crash --------------------------------------------------------------------------------------------------

@@ -14,16 +14,14 @@ Invariants: a pod is only ever asked for the active version or for the version b
 while the version is in ``World.promotable`` (promise 1). A roll starts only when every pod that serves has the active
 version, so at most two versions serve (promise 3). A pod that comes up later with an older version is swapped first.
 Only an observed failure or a person rejects a version, never time alone. A decision is stored, with a higher epoch,
-before any pod is asked. No pod is asked while it swaps, except to give up the download of another version, nor soon
-after a failed swap to the same version, by the operator's clock. Pods that are not ready are not asked. A restarted
-operator needs only the :class:`Roll`, the channel and the pods themselves.
+before any pod is asked. No pod is asked while it swaps, except to give up the download of another version. Pods that
+are not ready are not asked. A restarted operator needs only the :class:`Roll`, the channel and the pods themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 from aurora_api.v1alpha1.status import RolloutPhase
@@ -34,9 +32,6 @@ from aurora_operator.plan.rollout.roll import AnalysisState, Roll
 from aurora_operator.plan.rollout.world import Pod, World
 from aurora_protocol.agent_api import SwapPhase
 from aurora_protocol.draft_records import ChannelReason
-
-RETRY_AFTER = timedelta(seconds=15)
-"""How long a pod whose swap failed is left alone after it was asked. Each try may pause the engine's generation."""
 
 
 @dataclass(frozen=True)
@@ -274,7 +269,6 @@ def return_strays(facts: RolloutFacts) -> dict[str, int]:
         for pod in facts.ready
         if (pod.swap.version if pod.swap.phase is SwapPhase.STAGING else pod.version) != active
         and pod.swap.phase is not SwapPhase.SWAPPING
-        and not _failed_lately(facts, pod, active)
     ]
     return dict.fromkeys(sorted(strays), active)
 
@@ -285,23 +279,14 @@ def _next_swaps(facts: RolloutFacts, wanted: int) -> dict[str, int]:
     if facts.too_many_not_ready:
         return {}
     having = [pod for pod in world.pods if pod.version == version or (pod.swapping and pod.swap.version == version)]
-    others = [
-        pod
-        for pod in facts.ready
-        if pod.version != version and not pod.swapping and not _failed_lately(facts, pod, version)
-    ]
+    others = [pod for pod in facts.ready if pod.version != version and not pod.swapping]
     room = min(world.policy.max_swapping - sum(pod.swapping for pod in world.pods), wanted - len(having))
-    others.sort(key=lambda pod: (pod.version == world.active, pod.name))
+    others.sort(key=lambda pod: (_failed(pod, version), pod.version == world.active, pod.name))
     return dict.fromkeys([pod.name for pod in others][: max(room, 0)], version)
 
 
 def _failed(pod: Pod, version: int) -> bool:
     return pod.swap.phase is SwapPhase.FAILED and pod.swap.version == version
-
-
-def _failed_lately(facts: RolloutFacts, pod: Pod, version: int) -> bool:
-    asked = facts.roll.asked.get(pod.name)
-    return _failed(pod, version) and asked is not None and facts.world.now - asked < RETRY_AFTER
 
 
 # the table ------------------------------------------------------------------------------------------------------------
@@ -367,9 +352,8 @@ def judged_step(world: World, stored: Roll) -> tuple[Judgement, Step]:
     facts = facts_of(world, stored)
     judgement = judgement_of(facts)
     made = _BY_PHASE_AND_JUDGEMENT[facts.roll.phase, type(judgement)].action(facts, judgement)
-    asked = facts.roll.asked | dict.fromkeys(made.swaps, world.now)
     waits = judgement.reason if isinstance(judgement, (judged.Wait, judged.Pause)) else ""
-    update = {"asked": asked, "waiting": waits, "paused": isinstance(judgement, judged.Pause)}
+    update = {"waiting": waits, "paused": isinstance(judgement, judged.Pause)}
     rollout = _with_counts(facts, stored, made.rollout).model_copy(update=update)
     return judgement, Step(rollout, made.swaps, made.advance, made.event)
 

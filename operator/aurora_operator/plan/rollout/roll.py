@@ -57,9 +57,6 @@ class OperatorState(Model):
     engine_crashes: int = Field(default=0, ge=0)
     """How many of these engines have crashed."""
     analysis: AnalysisState | None = None
-    asked: dict[str, Timestamp] = Field(default_factory=dict)
-    """Pod -> when it was last asked to swap, by the operator's clock, while the swap goes on or has failed. Stored in
-    every phase."""
 
 
 class _StoredState(OperatorState):
@@ -94,7 +91,7 @@ def read_roll(status: SpeculatorStatus) -> Roll:
     except ValidationError:
         state = _StoredState()
     if status.rollout.phase is RolloutPhase.IDLE:
-        return Roll(**shown, asked=state.asked)
+        return Roll(**shown)
     if state.version is None or state.version != status.rollout.version:
         return Roll(**shown, state_lost=True)
     return Roll(**shown, **{name: getattr(state, name) for name in OperatorState.model_fields})

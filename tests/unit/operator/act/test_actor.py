@@ -119,7 +119,7 @@ async def test_refused_children_and_a_refused_job_delay_nothing_but_the_lending_
     world = World(faults={"apply Service": KubernetesError("bad port", 422), "create Job": DENIED})
     outcome = await world.act(FULL)
     assert outcome.apply_errors == ("Service chat: bad port",)
-    assert outcome.refused_job == RefusedJob("j", "denied by a webhook")
+    assert outcome.refused_job == RefusedJob("j", "Job j: denied by a webhook")
     assert world.writes[-len(ASKED) :] == ASKED
     world = World(faults={"delete Job": DENIED})
     outcome = await world.act(FULL)

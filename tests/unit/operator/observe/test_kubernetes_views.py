@@ -9,7 +9,7 @@ import pytest
 
 from aurora_operator.children.metadata import JOB_LABEL
 from aurora_operator.observe import kubernetes_views
-from aurora_operator.observe.observed import ContainerFailure, PodView, WorkloadView
+from aurora_operator.observe.observed import PodView, WorkloadView
 from tests.unit.operator.worlds import NOW
 
 
@@ -220,51 +220,60 @@ def test_the_last_pod_of_a_job_says_why_the_job_failed() -> None:
     assert kubernetes_views.job_view(failed, [first, last]).message == "too few prompts"
 
 
+def test_a_job_has_failed_although_its_pod_does_not_end() -> None:
+    """A pod on a lost node does not end, and Kubernetes calls its Job failed only afterwards."""
+    failing = {"type": "FailureTarget", "status": "True", "reason": "DeadlineExceeded", "message": "too long"}
+    job = {"metadata": {"name": "j"}, "status": {"conditions": [failing]}}
+    seen = kubernetes_views.job_view(job)
+    assert (seen.failed, seen.message) == (True, "the Job failed: DeadlineExceeded: too long")
+
+
 ENDED = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "message": "a prompt"}}
 STARTED = "2026-01-01T00:00:00Z"
 RUNNING = {"running": {"startedAt": STARTED}}
-OOM = "exit code 137, OOMKilled"
+OOM = "c ended with exit code 137, OOMKilled (its node has no more memory)"
+NOTHING = ("", "", "")
 
 
-def container_failure(container: dict[str, Any], statuses: str = "containerStatuses", **status: Any) -> Any:
-    """The failure of a pod with one other container, which is on its way."""
+def failure_of(container: dict[str, Any], statuses: str = "containerStatuses", **status: Any) -> tuple[str, ...]:
+    """The failing container, Kubernetes' reason and the crash, of a pod with one other container on its way."""
     other = {"initContainerStatuses": [{"name": "stage", "state": {}}]}
     pod = {"metadata": {"name": "p", "uid": "u"}, "status": other | {statuses: [{"name": "c"} | container]} | status}
     found = kubernetes_views.pod_view(pod)
     assert "a prompt" not in repr(found)
-    return found.failure
+    return found.failing, found.waiting, found.crash
 
 
 @pytest.mark.parametrize(
     ("container", "failure"),
     [
-        ({"state": {"waiting": {"reason": "ErrImagePull", "message": "x"}}}, ContainerFailure("c", "ErrImagePull")),
+        ({"state": {"waiting": {"reason": "ErrImagePull", "message": "x"}}}, ("c", "ErrImagePull", "")),
         (
             {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ENDED, "restartCount": 1},
-            ContainerFailure("c", "CrashLoopBackOff", OOM),
+            ("c", "CrashLoopBackOff", OOM),
         ),
         (
             {"state": RUNNING, "lastState": ENDED, "restartCount": 2, "started": False},
-            ContainerFailure("c", "", OOM),  # its startup probe has not passed
+            ("c", "", OOM),  # its startup probe has not passed
         ),
-        ({"state": RUNNING, "lastState": ENDED, "restartCount": 1, "started": False}, None),
-        ({"state": RUNNING, "lastState": ENDED, "restartCount": 2, "started": True}, None),
-        ({"state": ENDED, "lastState": ENDED, "restartCount": 2}, ContainerFailure("c", "", OOM)),
-        ({"state": {"waiting": {"reason": "PodInitializing"}}}, None),
-        ({"state": RUNNING, "restartCount": 0, "started": True}, None),
+        ({"state": RUNNING, "lastState": ENDED, "restartCount": 1, "started": False}, NOTHING),
+        ({"state": RUNNING, "lastState": ENDED, "restartCount": 2, "started": True}, NOTHING),
+        ({"state": ENDED, "lastState": ENDED, "restartCount": 2}, ("c", "", OOM)),
+        ({"state": {"waiting": {"reason": "PodInitializing"}}}, NOTHING),
+        ({"state": RUNNING, "restartCount": 0, "started": True}, NOTHING),
     ],
 )
 def test_a_container_fails_that_cannot_start_or_that_ends_again_and_again(
-    container: dict[str, Any], failure: ContainerFailure | None
+    container: dict[str, Any], failure: tuple[str, ...]
 ) -> None:
-    assert container_failure(container) == failure
+    assert failure_of(container) == failure
 
 
 def test_an_init_container_fails_only_while_it_waits() -> None:
     done = {"state": {"terminated": {"exitCode": 0}}, "lastState": ENDED, "restartCount": 3}
-    assert container_failure(done, "initContainerStatuses") is None
+    assert failure_of(done, "initContainerStatuses") == NOTHING
     crashed = {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ENDED}
-    assert container_failure(crashed, "initContainerStatuses") == ContainerFailure("c", "CrashLoopBackOff", OOM)
+    assert failure_of(crashed, "initContainerStatuses") == ("c", "CrashLoopBackOff", OOM)
 
 
 def test_a_pod_knows_its_age() -> None:

@@ -196,13 +196,6 @@ async def test_a_finished_job_shows_the_message_of_its_own_pod() -> None:
     assert "3 of 8 prompts" not in view.message
 
 
-async def test_a_job_whose_pod_hangs_on_a_lost_node_has_failed() -> None:
-    hung = validator_pod(phase="Running")
-    hung["metadata"]["deletionTimestamp"] = LONG_AGO
-    (view,) = (await Rig(obj("Job", JOB, component=VALIDATOR), hung).observe()).observed.jobs
-    assert view.failed
-
-
 @pytest.mark.parametrize("error", [AgentUnreachable("away"), AgentRefused("busy", 500)])
 async def test_an_agent_that_does_not_answer_is_data(error: Exception) -> None:
     rig = Rig(running_pod(), running_pod("chat-1", "10.0.0.2"), keys_secret("t"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.status import RolloutPhase, SpeculatorStatus
 from aurora_operator.act.custom_resource import EventRecorder
-from aurora_operator.observe.observed import TAKING_OVER, Observed, StoreView, WorkloadView
+from aurora_operator.observe.observed import Observed, StoreView, WorkloadView
 from aurora_operator.plan import EventNote
 from aurora_operator.plan.rollout.roll import AnalysisState, Roll
 from aurora_protocol.draft_records import ChannelReason
@@ -96,11 +96,6 @@ def test_pods_that_start_are_no_fault_and_pods_that_end_are() -> None:
     assert told(lost) == [("StorageUnreachable", True)]
     down = later(lost, **DOWN, store=serving.store)
     assert told(down) == [("PodsNotReady", True)]
-
-
-def test_a_takeover_of_a_root_is_no_fault() -> None:
-    taking = StoreView(reason=TAKING_OVER, error="the root is being taken over")
-    assert told(observed(**NO_PODS, store=taking)) == []
 
 
 class Posts:

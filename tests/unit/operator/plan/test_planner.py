@@ -216,24 +216,6 @@ def test_evidence_about_another_version_or_lineage_does_not_count(changes: dict[
     assert store(0, 1, evidence=(evidence(1, **changes),)).promotion_evidence(1) is None, why
 
 
-def test_a_candidate_is_inconclusive_after_two_measurements() -> None:
-    world = observed(store=store(0, 1))
-    current = status(world)
-    for attempt in (1, 2):
-        job = JobView(f"chat-validate-v1-{attempt}", 1, attempt, succeeded=True)
-        found = tuple(evidence(1, VerdictKind.INCONCLUSIVE, attempt=a) for a in range(1, attempt + 1))
-        result = made(replace(world, status=current, jobs=(job,), store=store(0, 1, evidence=found)))
-        assert result.status is not None
-        current = result.status
-        if attempt == 1:
-            assert result.job is not None
-            assert result.job["metadata"]["name"] == "chat-validate-v1-2"
-            assert result.delete_jobs == ("chat-validate-v1-1",)
-    assert current.rejected == [1]
-    assert current.candidate is not None
-    assert current.candidate.phase is CandidatePhase.INCONCLUSIVE
-
-
 def test_a_failed_measurement_is_repeated_after_growing_delays_and_rejects_nothing() -> None:
     world = observed(store=store(0, 1))
     current, now = status(world), NOW

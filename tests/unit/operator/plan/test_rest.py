@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.conditions import ConditionType
-from aurora_api.v1alpha1.status import CandidatePhase, SpeculatorStatus
-from aurora_operator.observe.observed import JobView, Observed, StoreView, WorkloadView
+from aurora_api.v1alpha1.status import SpeculatorStatus
+from aurora_operator.observe.observed import Observed, StoreView, WorkloadView
 from aurora_protocol.agent_api import TraceBudget
 from aurora_protocol.training_records import TrainerPhase, TrainerStatus
 from tests.unit.operator.worlds import NOW, agent, condition, lineage, made, observed, pod, spec, status, store
@@ -104,32 +104,3 @@ def test_a_suspended_trainer_that_cannot_read_its_state_says_so(phase: TrainerPh
     trainer = condition(suspended(replicas=2, store=store(0, trainer=record)), ConditionType.TRAINER_READY)
     assert (trainer.status.value, trainer.reason) == ("True", "Suspended")
     assert (why in trainer.message) is shown
-
-
-@pytest.mark.parametrize("measure_on", ["Job", "Replica"])
-def test_a_speculator_at_rest_has_no_validation_job_and_measures_its_candidate_later(measure_on: str) -> None:
-    busy = observed(spec=spec(serving={"replicas": 2}), store=store(0, 1))
-    begun = status(busy)
-    running = JobView("chat-validate-v1-1", 1, 1)
-    resting = suspended(status=begun, store=store(0, 1), jobs=(running,), measure_on=measure_on)
-    stopped = made(resting)
-    assert (stopped.delete_jobs, stopped.job) == (("chat-validate-v1-1",), None)
-    rest = replace(resting, jobs=(), status=status(resting))
-    assert rest.status.candidate is not None
-    assert rest.status.candidate.phase is CandidatePhase.VALIDATING
-    assert (rest.status.candidate.since, rest.status.candidate.pod) == (None, None), "no alert counts a rest"
-    assert rest.status.rejected == []
-    assert rest.status.candidate.message == "not measured while training is suspended and serving.replicas is 0"
-    assert (made(rest).job, made(rest).moving, made(rest).status) == (None, False, None)
-    for ending in (made(replace(rest, jobs=(running,))), made(replace(rest, pods=(pod("chat-a", 0),)))):
-        assert ending.job is None
-        assert "ValidationStarted" not in [note.reason for note in ending.notes], "its Job or a pod is being deleted"
-    back = replace(busy, status=rest.status)
-    again = made(back)
-    assert "ValidationStarted" in [note.reason for note in again.notes]
-    assert again.job is not None
-    assert again.job["metadata"]["name"] == "chat-validate-v1-1"
-    assert again.status is not None
-    assert again.status.candidate is not None
-    assert again.status.candidate.message == "measuring on the real engine"
-    assert again.status.candidate.since == NOW

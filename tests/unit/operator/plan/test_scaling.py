@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aurora_api.v1alpha1.conditions import ConditionType
-from aurora_api.v1alpha1.status import AttemptReason, CandidatePhase, RolloutPhase
+from aurora_api.v1alpha1.status import CandidatePhase, RolloutPhase
 from aurora_operator.children.inference_deployment import TEMPLATE_ANNOTATION
 from aurora_operator.observe.observed import DeployedTemplate, JobView, Observed, PodView, WorkloadView
 from aurora_operator.plan import plan
@@ -50,7 +50,7 @@ def test_the_status_says_how_many_pods_wait_for_a_node_and_why() -> None:
     ready = condition(seen, ConditionType.READY)
     assert (ready.status.value, ready.reason, ready.message) == ("True", "PodsPending", serving.message)
     assert [shown.state for shown in status(seen).pods] == ["Ready", "Ready", "Unschedulable", "Unschedulable"]
-    unseen = replace(seen, pods=(*seen.pods[:3], PodView("chat-d", uid="d")))
+    unseen = replace(seen, pods=(*seen.pods[:3], PodView("chat-d")))
     assert NO_ROOM in condition(unseen, ConditionType.SERVING_READY).message, "the scheduler has not seen the fourth"
     one = scaled_up(3)
     assert "; 1 waits for a node: " in condition(one, ConditionType.SERVING_READY).message
@@ -160,17 +160,16 @@ ANOTHER_STARTS = lent(3, pod("chat-a", 0), pod("chat-c", 0, ready=False, agent=N
         ),
     ],
 )
-def test_scaling_ends_a_measurement_on_a_replica_without_a_warning(seen: Observed, why: str) -> None:
+def test_scaling_ends_a_measurement_on_a_replica(seen: Observed, why: str) -> None:
     recalled = made(seen)
     assert (recalled.delete_jobs, recalled.job, leases(seen)) == ((JOB,), None, [("chat-b", False)])
     (told,) = recalled.notes
-    assert (told.reason, told.warning) == ("ReplicaRecalled", False)
-    assert told.message == f"Stopped measuring version 1 until a replica can be spared again: {why}"
+    assert told.reason == "ValidationFailed"
+    assert why in told.message
     candidate = status(seen).candidate
     assert candidate is not None
-    assert (candidate.phase, candidate.attempt, candidate.pod) == (CandidatePhase.VALIDATING, 2, None)
-    assert candidate.message.startswith("waiting for a replica: not before 00:00:30 UTC")
-    assert candidate.attempt_reason is AttemptReason.RECALLED
+    assert (candidate.phase, candidate.attempt, candidate.pod) == (CandidatePhase.FAILED, 1, None)
+    assert candidate.not_before == NOW + timedelta(seconds=30)
     names = ("chat-a", "chat-b", "chat-c")[: seen.spec.serving.replicas]
     scaled = replace(seen, status=status(seen), jobs=(), pods=tuple(pod(name, 0) for name in names))
     (lease,) = made(replace(scaled), NOW + timedelta(seconds=30)).leases

@@ -92,14 +92,3 @@ def on_replica(*, withdrawn: bool) -> Observed:
         jobs=(JOB,),
         deployment=WorkloadView(current=True, replicas=2, ready=1 + (not withdrawn)),
     )
-
-
-def test_a_replica_waits_for_a_suspended_job_only_until_its_lease_is_over() -> None:
-    waits = on_replica(withdrawn=True)
-    assert candidate(made(waits), waits).phase is CandidatePhase.VALIDATING, "a queue with room admits it soon"
-    over = on_replica(withdrawn=False)
-    ended = made(over)
-    assert candidate(ended, over).phase is CandidatePhase.FAILED
-    assert "set validation.measureOn to Job" in candidate(ended, over).message
-    assert ended.delete_jobs == (JOB.name,), "it could not begin without its replica"
-    assert ended.leases == ()

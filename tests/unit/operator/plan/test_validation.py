@@ -103,25 +103,9 @@ def started(newest: int = 1) -> Observed:
     return replace(world, status=status(world))
 
 
-def test_an_undecided_candidate_is_measured_once_more_while_no_newer_version_waits() -> None:
-    first = measured(started(), undecided(1), newest=1)
-    assert (candidate(first).phase, candidate(first).attempt) == (CandidatePhase.VALIDATING, 2)
-    second = measured(first, undecided(1), undecided(1, attempt=2), newest=1)
-    assert candidate(second).phase is CandidatePhase.INCONCLUSIVE
-    assert candidate(second).message.endswith("undecided after 6 rounds; it was measured 2 times")
-
-
-def test_an_undecided_candidate_makes_room_for_a_newer_version_at_once() -> None:
+def test_an_undecided_candidate_is_not_measured_again_and_makes_room_for_a_newer_version() -> None:
     first = measured(started(), undecided(1), newest=2)
     assert candidate(first).phase is CandidatePhase.INCONCLUSIVE
-    assert "version 2 is newer and is measured instead" in candidate(first).message
     assert first.status.rejected == [1]
     assert [(entry.event, entry.version) for entry in first.status.history] == [("Inconclusive", 1)]
     assert validating(first) == 2
-
-
-def test_a_hopeless_candidate_is_not_measured_again() -> None:
-    hopeless = undecided(1, MeasurementEnd.HOPELESS)
-    ended = measured(started(), hopeless, newest=1)
-    assert candidate(ended).phase is CandidatePhase.INCONCLUSIVE
-    assert "another measurement would hardly decide either" in candidate(ended).message

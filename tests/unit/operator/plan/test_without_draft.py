@@ -60,7 +60,6 @@ def test_pods_without_a_draft_are_asked_for_the_active_version_and_shown_until_t
     assert [(swap.pod, swap.request.version) for swap in made(world).swaps] == [("chat-b", 0)]
     serving = condition(world, ConditionType.SERVING_READY)
     assert (serving.status.value, serving.reason) == ("False", "SwapsPending")
-    assert "1 serves without a draft" in serving.message
     assert condition(world, ConditionType.READY).status.value == "True"
 
 

@@ -11,7 +11,7 @@ import pytest
 from aurora_api.v1alpha1.status import MAX_PODS_SHOWN, RolloutPhase, RolloutStatus, SpeculatorStatus
 from aurora_operator.plan.rollout.facts import facts_of
 from aurora_operator.plan.rollout.judgement import Judgement
-from aurora_operator.plan.rollout.machine import RETRY_AFTER, TRANSITIONS, Advance, Step
+from aurora_operator.plan.rollout.machine import TRANSITIONS, Advance, Step
 from aurora_operator.plan.rollout.roll import AnalysisState, PodWindow, Roll, read_roll
 from aurora_operator.plan.rollout.world import Pod, World
 from aurora_protocol.agent_api import LiveCounters, SwapPhase, SwapStatus
@@ -180,10 +180,10 @@ def test_a_clock_that_is_set_back_delays_nothing() -> None:
     """``ObservedTime`` sees it."""
     set_back = timedelta(days=1)
     now: dict[str, Any] = {"now": NOW - set_back, "observation_gap": True}
-    stored = rolling(RolloutPhase.JUDGING, asked={A: NOW}, analysis=AnalysisState(baseline=BASELINE, window_begins=NOW))
+    stored = rolling(RolloutPhase.JUDGING, analysis=AnalysisState(baseline=BASELINE, window_begins=NOW))
     facts = facts_of(world(pod(A, 1, swap=FAILED), pod(B), **now), stored)
     assert facts.roll.analysis is not None
-    assert {facts.roll.progressed, facts.roll.asked[A]} == {NOW - set_back}
+    assert facts.roll.progressed == NOW - set_back
     settled = NOW - set_back + timedelta(seconds=20)
     assert facts.roll.analysis.window_begins == settled, "as long as a window ever waits to begin"
 
@@ -231,10 +231,7 @@ def test_strays_return_at_once_even_during_a_pause() -> None:
     others = [pod(A, 2), pod(B, 2), pod(C, 3)]
     assert step(world(*others, policy={"paused": True}), ended).swaps == {A: 0, B: 0, C: 0}
     failed = pod(A, 2, swap=SwapStatus(phase=SwapPhase.FAILED, version=0))
-    asked = ended.model_copy(update={"asked": {A: NOW}})
-    assert step(world(failed, now=NOW + RETRY_AFTER - timedelta(seconds=1)), asked).swaps == {}
-    again = step(world(failed, now=NOW + RETRY_AFTER), asked)
-    assert (again.swaps, again.rollout.asked) == ({A: 0}, {A: NOW + RETRY_AFTER})
+    assert step(world(failed), ended).swaps == {A: 0}
 
 
 def test_a_pin_is_executed_although_one_pod_cannot_load_the_active_version() -> None:
