@@ -238,9 +238,9 @@ async def test_a_lease_that_cannot_be_confirmed_is_no_verdict(scripted: Scripted
 
 async def test_the_lease_is_renewed_during_a_long_batch(scripted: Scripted) -> None:
     async with lent(scripted).lent() as replica:
-        scripted.slow_seconds, before = 0.3, len(scripted.leases)
+        scripted.slow_seconds, before = 0.5, len(scripted.leases)
         await answer(replica)
-    assert len(scripted.leases) >= before + 4, "several times before the confirmation"
+        assert len(scripted.leases) >= before + 2, "before the confirmation, too"
 
 
 async def test_a_pod_that_was_never_withdrawn_is_not_measured(scripted: Scripted) -> None:
