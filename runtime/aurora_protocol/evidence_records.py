@@ -58,7 +58,6 @@ class AnswerEquality(Model):
         description="Prompts whose answers first differ between two tokens with logits closer than the near-tie bound.",
     )
     different: int = Field(ge=0, description="Prompts whose answers differ beyond a near tie.")
-    largest_margin: float = Field(default=0.0, ge=0, description="Largest logit gap seen at a first difference.")
 
 
 class Environment(Machine):
@@ -130,13 +129,12 @@ class Evidence(StoredRecord):
     active_version: int = Field(description="The version that was active during the measurement.")
     active_digest: Sha256 = Field(description="Digest of the active version's weights.")
     samples: tuple[Sample, ...] = Field(description="All measured batches.")
-    equality: tuple[AnswerEquality, ...] = Field(description="Comparisons of greedy answers, one for each arm.")
+    equality: tuple[AnswerEquality, ...] = Field(description="Comparisons of greedy answers, of the candidate's.")
     acceptance_length: dict[Arm, float] = Field(description="Answer tokens per verify round, over all samples.")
     environment: Environment = Field(description="Where the candidate was measured.")
     verdict: Verdict = Field(description="The gate's conclusion.")
     end: MeasurementEnd | None = Field(
         default=None, description="Why the measurement ended. None in evidence that does not count."
     )
-    end_message: str = Field(default="", description="Why the measurement ended undecided, in plain words.")
     started: Timestamp = Field(description="When the measurement began.")
     finished: Timestamp = Field(description="When the measurement ended.")

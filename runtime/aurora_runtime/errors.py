@@ -20,7 +20,6 @@ RuntimeFault
 ├── ErasureUnfinished       traces of an erased tag go on arriving
 ├── Interrupted             the process was asked to stop while it waited
 ├── MeasurementError        a validation could not measure
-│   └── OutOfTime               the measurement's time is over, and the rounds that ended count
 └── EngineMismatch          the installed SGLang is not the version that our plugins were written for
 """
 
@@ -117,10 +116,6 @@ class CheckpointFormatError(RuntimeFault):
 
 class MeasurementError(RuntimeFault):
     """A validation could not measure: no held-out prompts, no engine, or no time. The candidate is not at fault."""
-
-
-class OutOfTime(MeasurementError):
-    """The time of the measurement is over in the middle of a round. The rounds that ended still count."""
 
 
 class EngineMismatch(RuntimeFault):

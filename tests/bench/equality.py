@@ -51,8 +51,8 @@ from aurora_api.v1alpha1.target import DType
 from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.engine.speculation_flags import SPECULATION_PLUGIN, Eagle3
 from aurora_runtime.engine.speculation_settings import controller_of
-from aurora_runtime.validation.answer_equality import NEAR_TIE_LOGIT_GAP, first_difference
 from aurora_runtime.validation.measured_engine import Answer, BatchResult, LoadClient
+from aurora_runtime.validation.rounds import NEAR_TIE_LOGIT_GAP, first_difference
 
 PROMPT_SEED = 2
 REQUEST_TIMEOUT_SECONDS = 300.0

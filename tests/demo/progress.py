@@ -104,7 +104,7 @@ def evidence_table(evidence: Evidence) -> str:
     lines.append(f"  acceptance length: {lengths}")
     lines += [
         f"  greedy answers of {e.arm} and off: {e.identical} of {e.prompts} identical, {e.near_ties} differ "
-        f"at a near tie (largest margin {e.largest_margin:.3f}), {e.different} differ for another reason"
+        f"at a near tie, {e.different} differ for another reason"
         for e in evidence.equality
     ]
     lines.append(f"  verdict: {evidence.verdict.kind}: {'; '.join(evidence.verdict.reasons)}")

@@ -15,8 +15,8 @@ START_ALLOWANCE_SECONDS: Final = 600
 """Time of a measurement's Job until its validator runs: for a place, perhaps on a new node, for the pull of the image
 and for the imports."""
 FINISH_RESERVE_SECONDS: Final = 420
-"""Time of the Job after the measurement: to stop two engines or to give a replica back, and for two writes to a slow
-store, each of which first looks who owns the root."""
+"""Time of the Job after the measurement: for the last batch, to stop two engines or to give a replica back, and for a
+write to a slow store, which first looks who owns the root."""
 
 
 MIN_ROUNDS: Final = 5

@@ -40,7 +40,7 @@ def detail(evidence: Evidence, key: str, policy: GatePolicy, now: datetime) -> R
         parts.append(plain(doubt, "bad"))
     parts += [plain(f"  {reason}") for reason in verdict.reasons]
     if evidence.end is not None:
-        parts.append(plain(f"  ended: {evidence.end}{f', {evidence.end_message}' if evidence.end_message else ''}"))
+        parts.append(plain(f"  ended: {evidence.end}"))
     parts += [Text(""), ratios(verdict.ratios), Text(""), arms(evidence), Text(""), _answers(evidence)]
     return Group(*parts, Text(""), table("", "", rows=list(_environment(evidence))))
 

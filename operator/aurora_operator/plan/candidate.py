@@ -15,7 +15,7 @@ Validating, and one in Validated whose roll ended without blame. Otherwise a can
 and nothing newer is measured: it would be compared with a version that is about to be replaced.
 
 A candidate that is being measured is not replaced. Its validator ends an undecided measurement early when a newer
-version waits (``aurora_runtime.validation.budget``). Nor is a candidate replaced whose Job is suspended by a
+version waits (``aurora_runtime.validation.rounds``). Nor is a candidate replaced whose Job is suspended by a
 queue or a person: the Job would lose its place. A suspended Job has not failed, however long it waits. One that
 measures on a replica fails when it is resumed after its lease.
 
@@ -305,7 +305,7 @@ def seconds_until_attempt(candidate: CandidateStatus | None, now: datetime) -> f
 
 
 def _by_verdict(inputs: ValidationInputs, candidate: CandidateStatus, evidence: Evidence) -> ValidationDecision:
-    reasons = "; ".join(filter(None, (*evidence.verdict.reasons, evidence.end_message)))
+    reasons = "; ".join(evidence.verdict.reasons)
     concurrency = inputs.observed.spec.validation.primary_concurrency
     figures = {
         "speedup": ratio_text(evidence, "candidate", "off", concurrency),

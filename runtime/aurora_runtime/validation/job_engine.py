@@ -7,10 +7,10 @@ engine of its own. Every engine that was started is stopped on exit. A dead engi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import contextlib
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Self
 
 import aiohttp
@@ -33,7 +33,7 @@ MEMORY_SHARE: Final = 0.85
 
 @dataclass
 class JobEngine:
-    """Implements :class:`EngineHost` on this machine. An async context manager."""
+    """Implements :class:`EngineHost` on this machine, within :meth:`running`."""
 
     spec: EngineSpec
     folder: Path
@@ -54,27 +54,22 @@ class JobEngine:
     def __post_init__(self) -> None:
         self._engine, self._ngram = (EngineProcess(name, self.folder / f"{name}.log") for name in ("draft", "ngram"))
 
-    async def __aenter__(self) -> Self:
-        self._session = open_session()
-        try:
-            await self._start()
-        except BaseException:
-            await self._close()
-            raise
-        return self
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Self]:
+        """Start the engines, and stop them at the end."""
+        async with open_session() as self._session:
+            try:
+                await self._start()
+                yield self
+            finally:
+                self._stop()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._close()
-
-    async def _close(self) -> None:
+    def _stop(self) -> None:
         """Stop the engines.
 
         An engine on a GPU gets time to release the device's memory. On a CPU there is nothing to release, and SGLang
         looks only every 5 s whether it is asked to stop.
         """
-        await self._session.close()
         for process in (self._engine, self._ngram):
             process.ask_to_stop()
         for process in (self._engine, self._ngram):
@@ -112,9 +107,6 @@ class JobEngine:
         """Raise :class:`MeasurementError` when the engine of ``arm`` died."""
         self._running(arm)
 
-    async def confirm_end(self) -> None:
-        """Nothing can be lost after the last batch."""
-
-    def client(self, arm: Arm, wish: Mapping[str, Any], deadline: float) -> LoadClient:
+    def client(self, arm: Arm, wish: Mapping[str, Any]) -> LoadClient:
         """A client of the engine of ``arm``. Raises :class:`MeasurementError` when that died."""
-        return LoadClient(self._session, self._running(arm).url, REQUEST_SECONDS, deadline=deadline, wish=wish)
+        return LoadClient(self._session, self._running(arm).url, REQUEST_SECONDS, wish=wish)

@@ -49,25 +49,16 @@ from aurora_runtime.validation.measured_engine import HELD_OFF, MeasuredEngine
 from aurora_runtime.validation.rounds import Measurement, MeasurementPlan, RoundRunner, measure
 from aurora_runtime.validation.store_reads import FetchedDraft, Traffic, fetch_draft, read_traffic
 from aurora_store import FencedObjectStore, StoreConfig
-from aurora_store.deadline import is_interrupted, total_deadline, total_seconds_left
-from aurora_store.errors import NotRootOwner, ObjectExists, ObjectRefused, StoreError, StoreUnsupported
+from aurora_store.deadline import total_deadline
+from aurora_store.errors import ObjectExists, StoreError
 
 log = logging.getLogger(__name__)
 
-STORE_SECONDS: Final = 360.0
-"""Time to store the result, of the ``FINISH_RESERVE_SECONDS`` of the Job. The engines stop in the rest."""
-STORE_RETRY_SECONDS: Final = 5.0
+STORE_SECONDS: Final = 60.0
+"""Time to store the result, of the Job's ``FINISH_RESERVE_SECONDS``. The last batch and the engines end in the rest."""
 MIN_KV_CACHE_TOKENS: Final = 8192
 DRAFT_ROOM_TOKENS: Final = 64
 """Room for the draft tokens of a request. No round of a chain, of a lookup or of SGLang's verification is wider."""
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """Folders of this process: scratch space for drafts and logs, and the folder with the keys."""
-
-    scratch: Path
-    keys: Path
 
 
 @dataclass(frozen=True)
@@ -97,35 +88,29 @@ class ValidationRun:
         drafts = {arm: registry.registration(version) for arm, version in versions.items()}
         return cls(settings, MeasurementPlan.of(settings), drafts, registry, lineage, deadline, datetime.now(UTC))
 
-    def fetch_draft(self, arm: Arm, folder: Path) -> FetchedDraft:
-        """Download a draft into ``folder``. Raises as :func:`~store_reads.fetch_draft` does."""
-        return fetch_draft(self.registry, self.drafts[arm], self.lineage, folder)
+    async def fetch_draft(self, arm: Arm, scratch: Path) -> FetchedDraft:
+        """Download a draft. Raises as :func:`~store_reads.fetch_draft` does."""
+        return await call_in_thread(lambda: fetch_draft(self.registry, self.drafts[arm], self.lineage, scratch / arm))
 
-    def read_traffic(self) -> Traffic:
+    async def read_traffic(self) -> Traffic:
         """The recorded traffic for the plan. Raises as :func:`~store_reads.read_traffic` does."""
-        return read_traffic(
-            self.registry,
-            self.lineage.number,
-            vocab_size=self.lineage.target.vocab_size,
-            wanted=self.plan.prompts_wanted,
-            needed=self.plan.prompts_needed,
-        )
+        vocab_size, plan = self.lineage.target.vocab_size, self.plan
+        sizes = {"vocab_size": vocab_size, "wanted": plan.prompts_wanted, "needed": plan.prompts_needed}
+        return await call_in_thread(lambda: read_traffic(self.registry, self.lineage.number, **sizes))
 
-    async def newer_version(self) -> int | None:
-        """A version of the lineage that was registered after the candidate, which gives way to it while undecided."""
+    async def newer_waits(self) -> bool:
+        """Whether a newer version of the lineage waits to be measured, to which an undecided candidate gives way."""
         try:
-            return await call_in_thread(self._newest_after_candidate)
+            return await call_in_thread(self._newest_follows_candidate)
         except (StoreError, ProtocolError) as error:
             log.warning("newer versions are not known: %s", error)
-            return None
+            return False
 
-    def _newest_after_candidate(self) -> int | None:
-        candidate, newest = self.drafts[Arm.CANDIDATE], self.registry.last_version()
-        if newest is None or newest <= candidate.version:
-            return None
-        channel = self.registry.channel()
-        refused = channel is not None and newest in channel.rejected
-        return None if refused or self.registry.registration(newest).lineage != candidate.lineage else newest
+    def _newest_follows_candidate(self) -> bool:
+        candidate, newest, channel = self.settings.candidate, self.registry.last_version(), self.registry.channel()
+        if newest is None or newest <= candidate or (channel is not None and newest in channel.rejected):
+            return False
+        return self.registry.registration(newest).lineage == self.lineage.number
 
     def evidence(self, machine: Machine, measurement: Measurement) -> Evidence:
         """The evidence of a finished measurement, with the verdict after the last round."""
@@ -138,12 +123,11 @@ class ValidationRun:
             active_version=active.version,
             active_digest=active.digest,
             samples=tuple(measurement.samples),
-            equality=measurement.equalities(),
+            equality=(measurement.equality.record(),),
             acceptance_length=measurement.acceptance_length(),
             environment=measurement_environment(self.settings, machine),
             verdict=measurement.verdicts[-1],
-            end=measurement.end.kind,
-            end_message=measurement.end.message,
+            end=measurement.end,
             started=self.started,
             finished=datetime.now(UTC),
         )
@@ -164,14 +148,18 @@ def measurement_environment(settings: ValidationSettings, machine: Machine) -> E
     )
 
 
-async def validate(settings: ValidationSettings, registry: PodRegistry, workspace: Workspace) -> Evidence:
+async def validate(settings: ValidationSettings, registry: PodRegistry, scratch: Path, keys: Path) -> Evidence:
     """Measure ``settings.candidate`` against ``settings.active``. Stores nothing.
 
-    The measurement ends by itself once ``validation.timeoutSeconds`` are over. Its Job ends later
-    (``job_deadline_seconds``), so the rounds until then are not lost.
+    No batch begins once ``validation.timeoutSeconds`` are over. The Job ends later (``job_deadline_seconds``), so the
+    rounds until then are not lost.
 
     A candidate that no pod would load is rejected without a measurement. All calls of the store run in threads, so that
     a signal ends them, and so that the lease of a replica is renewed meanwhile.
+
+    Args:
+        scratch: folder for drafts and logs.
+        keys: folder with the agents' token.
 
     Raises :class:`RuntimeFault`, :class:`StoreError` or :class:`ProtocolError` when it could not measure.
     """
@@ -180,19 +168,20 @@ async def validate(settings: ValidationSettings, registry: PodRegistry, workspac
     with total_deadline(seconds):
         run = await call_in_thread(lambda: ValidationRun.open(settings, registry, deadline))
         try:
-            candidate = await call_in_thread(lambda: run.fetch_draft(Arm.CANDIDATE, workspace.scratch / "candidate"))
+            candidate = await run.fetch_draft(Arm.CANDIDATE, scratch)
         except DraftRefused as refusal:
             # A Job for a replica has no GPU of its own, and nothing was measured.
             device = Device.CPU if settings.replica else settings.device
             machine = await call_in_thread(lambda: detect_machine(device))
             return run.evidence(machine, Measurement.rejected_unmeasured(str(refusal)))
         if settings.replica is None:
-            traffic = await call_in_thread(run.read_traffic)
-            async with await _job_engine(run, traffic, candidate, workspace.scratch) as engine:
+            traffic = await run.read_traffic()
+            engine = await _job_engine(run, traffic, candidate, scratch)
+            async with engine.running():
                 return await _measure(run, traffic, engine)
-        token = (workspace.keys / AGENT_TOKEN).read_text().strip()
-        async with LentReplica(settings.replica, token, run.drafts, deadline) as replica:
-            return await _measure(run, await call_in_thread(run.read_traffic), replica)
+        replica = LentReplica(settings.replica, (keys / AGENT_TOKEN).read_text().strip(), run.drafts, deadline)
+        async with replica.lent():
+            return await _measure(run, await run.read_traffic(), replica)
 
 
 async def _measure(run: ValidationRun, traffic: Traffic, host: JobEngine | LentReplica) -> Evidence:
@@ -203,25 +192,22 @@ async def _measure(run: ValidationRun, traffic: Traffic, host: JobEngine | LentR
     prompt would therefore be answered without speculation, and fail with a draft.
     """
     draft, most_new_tokens = run.settings.draft, run.settings.validation.max_new_tokens
-    context_length = await host.client(Arm.OFF, HELD_OFF, run.deadline).context_length()
+    context_length = await host.client(Arm.OFF, HELD_OFF).context_length()
     most_tokens = context_length - most_new_tokens - max(DRAFT_ROOM_TOKENS, draft.steps)
     traffic = traffic.within(most_tokens, needed=run.plan.prompts_needed)
-    prompts, concurrencies = [prompt.tokens for prompt in traffic.prompts], run.plan.policy.concurrencies
-    engine = MeasuredEngine(host, prompts, concurrencies, most_new_tokens, run.deadline, learns=draft.adaptive)
+    engine = MeasuredEngine(host, traffic.prompts[-1].tokens, most_new_tokens)
     # A replica's lookup knows the traffic that the replica served.
     if isinstance(host, JobEngine) and draft.adaptive and draft.lookup is LookupScope.SPECULATOR:
         await engine.fill_lookup(traffic.conversations)
     runner = RoundRunner(engine, traffic.prompts, run.plan, run.deadline)
-    measurement = await measure(runner, newer_version=run.newer_version)
-    await host.confirm_end()
-    return run.evidence(host.machine, measurement)
+    return run.evidence(host.machine, await measure(runner, newer_waits=run.newer_waits))
 
 
 async def _job_engine(run: ValidationRun, traffic: Traffic, candidate: FetchedDraft, scratch: Path) -> JobEngine:
     """The engine of this Job, which is not started yet."""
     settings, active = run.settings, run.drafts[Arm.ACTIVE]
     try:
-        active_draft = await call_in_thread(lambda: run.fetch_draft(Arm.ACTIVE, scratch / "active"))
+        active_draft = await run.fetch_draft(Arm.ACTIVE, scratch)
     except DraftRefused as refusal:
         raise MeasurementError(f"the active version {active.version} cannot be loaded: {refusal}") from refusal
     machine = await call_in_thread(lambda: detect_machine(settings.device))
@@ -245,14 +231,15 @@ def kv_cache_tokens(traffic: Traffic, plan: MeasurementPlan, max_new_tokens: int
     return max(MIN_KV_CACHE_TOKENS, 2 * longest * max(plan.policy.concurrencies))
 
 
-async def _validate_until_signal(settings: ValidationSettings, registry: PodRegistry, workspace: Workspace) -> None:
+async def _validate_until_signal(settings: ValidationSettings, registry: PodRegistry, keys: Path) -> None:
     """Measure, and store the result. SIGTERM and SIGINT cancel both.
 
     So the engines stop, a replica is given back, and no pod that is being deleted waits for a store that is away.
     """
 
     async def measure_and_store() -> None:
-        evidence = await validate(settings, registry, workspace)
+        with tempfile.TemporaryDirectory(prefix="aurora-validation-") as scratch:
+            evidence = await validate(settings, registry, Path(scratch), keys)
         await call_in_thread(lambda: _store(registry, evidence))
 
     task = asyncio.ensure_future(measure_and_store())
@@ -263,23 +250,13 @@ async def _validate_until_signal(settings: ValidationSettings, registry: PodRegi
 
 
 def _store(registry: PodRegistry, evidence: Evidence) -> None:
-    """Store the evidence, for up to :data:`STORE_SECONDS` if the store is away. A missing right is raised at once."""
-    with total_deadline(STORE_SECONDS):
-        while True:
-            try:
-                key = registry.put_evidence(evidence)
-            except ObjectExists:
-                log.warning("another pod of this Job has already written the evidence of this attempt, which is kept")
-                return
-            except (ObjectRefused, NotRootOwner, StoreUnsupported):
-                raise
-            except StoreError as error:
-                if is_interrupted() or total_seconds_left() <= STORE_RETRY_SECONDS:
-                    raise
-                log.warning("storing the evidence failed and is retried: %s", error)
-                time.sleep(STORE_RETRY_SECONDS)
-            else:
-                break
+    """Store the evidence, in bounded time."""
+    try:
+        with total_deadline(STORE_SECONDS):
+            key = registry.put_evidence(evidence)
+    except ObjectExists:
+        log.warning("another pod of this Job has already written the evidence of this attempt, which is kept")
+        return
     log.info("verdict %s: %s", evidence.verdict.kind, "; ".join(evidence.verdict.reasons))
     log.info("evidence written to %s", key)
 
@@ -304,9 +281,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         settings = ValidationSettings.from_env()
         registry = _open_registry(settings, options.signing)
-        with tempfile.TemporaryDirectory(prefix="aurora-validation-") as scratch:
-            workspace = Workspace(Path(scratch), options.keys)
-            asyncio.run(_validate_until_signal(settings, registry, workspace))
+        asyncio.run(_validate_until_signal(settings, registry, options.keys))
     except (RuntimeFault, StoreError, ProtocolError) as error:
         log.error("could not measure: %s: %s", type(error).__name__, error)  # noqa: TRY400 - the message says it all
         write_termination_message(str(error))

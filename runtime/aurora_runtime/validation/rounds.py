@@ -1,49 +1,83 @@
-"""Measures a candidate in rounds: every arm answers the same prompts at every concurrency.
+"""Measures a candidate in rounds, and decides after each look whether further rounds follow.
 
-After each look :mod:`~aurora_runtime.validation.budget` says whether further rounds follow, and with which arms at
-which concurrencies. They leave out what is decided, so that the rest is decided sooner.
+Rounds are small: at every concurrency each arm answers one prompt for each request at a time. The samples are looked at
+after the policy's fewest rounds and then whenever there are a quarter more (:func:`is_look`), so a clear candidate is
+decided soon, and a long measurement has few looks. Further rounds leave out what is decided. A measurement ends when
 
-Invariants: all arms are measured in the same rounds. Within a round and a concurrency every arm answers the same
-prompts, one arm right after the other. The two drafts change their order from turn to turn, so that neither is always
-first, and the draft that ends a turn begins the next one: no swap lies between them. The other arms need no swap and
-wander through the turn. A sample is a whole batch, taken after the engine was prepared outside the clock. A round that
-did not finish in time leaves no samples, so that no arm is measured more often than another.
+- it is decided: its verdict is final at the early confidence level;
+- it is hopeless: with the rounds that are left it would pass with a probability below :data:`MIN_CHANCE`;
+- it gives way: a newer version waits, and the measurement has had :data:`SHARE` times ``min_rounds``;
+- its rounds or its time are used up.
+
+The final confidence level decides once, when the measurement ends for a reason that its ratios do not choose: its
+rounds or its time are used up, or it has had its share of rounds while a newer version waits. A verdict that is
+final only at that level does not end a measurement early. At the end it counts as decided.
+
+Invariants: a measurement whose stored verdict is final ends as decided, and no other does. Within a round and a
+concurrency every arm answers the same prompts, one arm right after the other. The two drafts change their order from
+turn to turn, so that neither is always first, and the draft that ends a turn begins the next one: no swap lies between
+them. The other arms need no swap and wander through the turn. A sample is a whole batch, taken after the engine was
+prepared outside the clock. A failed request of the candidate is always in a sample, also when the time ends.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import statistics
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
+from aurora_api.v1alpha1.target import DType
 from aurora_api.v1alpha1.validation import PROMPTS_NEEDED, Baseline
-from aurora_protocol.evidence_records import AnswerEquality, Arm, MeasurementEnd, Sample, Verdict, VerdictKind
-from aurora_protocol.gate import GatePolicy, judge
-from aurora_protocol.gate.throughput_ratios import Confidence
-from aurora_protocol.pod_settings import ValidationSettings
-from aurora_runtime.errors import MeasurementError, OutOfTime
-from aurora_runtime.validation.answer_equality import NEAR_TIE_LOGIT_GAP, EqualityCounter, near_tie_bound
-from aurora_runtime.validation.budget import (
-    SHARE,
-    Ending,
-    Progress,
-    ending,
-    ending_of_last_round,
-    is_look,
-    open_arms,
+from aurora_protocol.evidence_records import (
+    AnswerEquality,
+    Arm,
+    MeasurementEnd,
+    RatioEstimate,
+    Sample,
+    Verdict,
+    VerdictKind,
 )
-from aurora_runtime.validation.measured_engine import DRAFT_ARMS, Answer, BatchResult, MeasuredEngine
+from aurora_protocol.gate import GatePolicy, judge
+from aurora_protocol.gate.throughput_ratios import Confidence, t_quantile
+from aurora_protocol.gate.verdict import Bar, bars
+from aurora_protocol.pod_settings import ValidationSettings
+from aurora_runtime.errors import MeasurementError
+from aurora_runtime.validation.measured_engine import Answer, BatchResult, MeasuredEngine
 from aurora_runtime.validation.store_reads import Prompt
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Answers = dict[tuple[int, int], Answer]
-"""Greedy answers by concurrency and index of the prompt."""
-NewerVersion = Callable[[], Awaitable[int | None]]
-"""Asks the store for a newer version that waits to be measured."""
+SHARE: Final = 5
+"""How many times the policy's fewest rounds an undecided measurement may take while a newer version waits."""
+MIN_CHANCE: Final = 0.05
+"""Probability of a pass below which further rounds are not worth their time."""
+LOOK_GROWTH: Final = 1.25
+"""How many times as many rounds there are at each look as at the one before."""
+FINAL_VERDICTS: Final = frozenset({VerdictKind.PASS, VerdictKind.REJECT})
+NEAR_TIE_LOGIT_GAP = 0.25
+"""Largest gap of two logits that counts as a tie, in exact arithmetic."""
+HALF_PRECISION_SLACK = 0.25
+"""What computing again in half precision may add to a gap: one step of 0.125 for each of the two logits."""
+FLOAT32_LOGIT_GAP = 0.01
+"""How far another order of summation may move float32 logits, with a margin. Answers are otherwise identical."""
+Margin = Callable[[Sequence[int], int, int], Awaitable[float]]
+"""``margin(prefix, one, other)``: the gap between the log-probabilities of two tokens after ``prefix``."""
+NewerWaits = Callable[[], Awaitable[bool]]
+"""Asks the store whether a newer version waits to be measured."""
+DRAFT_ARMS: Final = (Arm.ACTIVE, Arm.CANDIDATE)
+"""The arms between which the engine swaps."""
+WARM_UP_ROUND: Final = -1
+"""The number of the round that does not count. It takes the oldest prompts."""
+
+
+def near_tie_bound(dtype: DType) -> float:
+    """The largest gap of two logits that counts as a tie on an engine that computes in ``dtype``."""
+    return FLOAT32_LOGIT_GAP if dtype is DType.FLOAT32 else NEAR_TIE_LOGIT_GAP + HALF_PRECISION_SLACK
 
 
 @dataclass(frozen=True)
@@ -130,22 +164,8 @@ def _rotated(items: Sequence[T], by: int) -> list[T]:
     return [*items[by:], *items[:by]]
 
 
-@dataclass(frozen=True)
-class RoundResult:
-    """The batches of one round with their results, and the samples made from them."""
-
-    batches: dict[Batch[Arm], BatchResult]
-    samples: tuple[Sample, ...]
-
-    def answers_of(self, arm: Arm) -> Answers:
-        """The answers of ``arm``, without failed requests."""
-        return {
-            (batch.concurrency, index): answer
-            for batch, result in self.batches.items()
-            if batch.arm is arm
-            for index, answer in zip(batch.prompts, result.answers, strict=True)
-            if answer is not None
-        }
+Results = dict[Batch[Arm], BatchResult]
+"""The batches of a round that have ended."""
 
 
 @dataclass(frozen=True)
@@ -158,55 +178,237 @@ class RoundRunner:
     deadline: float
     clock: Callable[[], float] = time.monotonic
 
-    @property
-    def others(self) -> tuple[Arm, ...]:
-        """The arms that need no swap."""
-        return tuple(arm for arm in self.plan.arms if arm not in DRAFT_ARMS)
-
-    async def prepare(self) -> None:
-        """Warm all arms up, so that the first round takes as long as the others. Stops when time is over.
-
-        Of the drafts, the one that is first in the first round is prepared last, which saves a swap. Raises
-        :class:`OutOfTime` when the time ends while one arm is prepared.
-        """
-        for arm in (*reversed(DRAFT_ARMS), *self.others):
-            if self.clock() <= self.deadline:
-                await self.engine.prepare(arm)
-
-    async def run(self, number: int, arms: Mapping[int, Sequence[Arm]]) -> RoundResult | None:
-        """Run round ``number``. None when time ran out before the round's end.
+    async def run(self, number: int, arms: Mapping[int, Sequence[Arm]]) -> Results:
+        """Run round ``number``. No batch of it begins after the deadline, and one that has begun ends.
 
         Args:
             arms: the arms to measure at each concurrency. A concurrency without arms is left out.
 
-        Raises :class:`MeasurementError` when requests fail on an arm that the candidate is compared with, or when the
-        time ends while the candidate is loaded or answers. It may hang, and must not pass by the rounds before.
+        Raises :class:`MeasurementError` when requests fail on an arm that the candidate is compared with.
         """
-        results: dict[Batch[Arm], BatchResult] = {}
+        results: Results = {}
         schedule = batches(
             number,
             DRAFT_ARMS,
-            self.others,
+            [arm for arm in self.plan.arms if arm not in DRAFT_ARMS],
             self.plan.policy.concurrencies,
             prompts_per_worker=self.plan.prompts_per_worker,
             available=len(self.prompts),
         )
         for batch in (b for b in schedule if b.arm in arms.get(b.concurrency, ())):
             if self.clock() > self.deadline:
-                log.info("measure: time ran out during round %d, which is left out", number)
-                return None
+                break
             prompts = [self.prompts[index].tokens for index in batch.prompts]
-            try:
-                await self.engine.prepare(batch.arm)
-                results[batch] = await self.engine.run(batch.arm, prompts, batch.concurrency)
-            except OutOfTime as error:
-                if batch.arm is Arm.CANDIDATE:
-                    raise MeasurementError(f"the candidate did not answer in time: {error}") from error
-                log.info("measure: time ran out during round %d, which is left out: %s", number, error)
-                return None
+            await self.engine.prepare(batch.arm)
+            results[batch] = await self.engine.run(batch.arm, prompts, batch.concurrency)
             if batch.arm in (Arm.OFF, Arm.ACTIVE) and (failures := results[batch].failures):
                 raise MeasurementError(f"{failures} requests failed on {batch.arm}: see the engine's log")
-        return RoundResult(results, tuple(_sample(number, batch, result) for batch, result in results.items()))
+        return results
+
+
+def first_difference(one: Sequence[int], other: Sequence[int]) -> int | None:
+    """The first index at which two answers differ, possibly the shorter one's end. None when they are equal."""
+    for index, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return index
+    return None if len(one) == len(other) else min(len(one), len(other))
+
+
+@dataclass
+class EqualityCounter:
+    """Counts how the candidate's greedy answers compare (promise 2). A prompt counts once: its first answers decide.
+
+    Two answers are equal when they are identical, or when their first difference is a near tie: two tokens whose logits
+    lie within a bound. Half-precision logits between 16 and 32 have steps of 0.125 (bf16), so answers cannot be
+    identical across batch shapes. In fp32 they are identical.
+
+    The engine computes both logits again on the common prefix, as coarsely as before: margins seen on SmolLM2 in bf16
+    are multiples of 0.125, hence the slack. A draft plays no part in that, because the first token of an answer comes
+    from the target's prefill.
+    """
+
+    bound: float
+    """Largest gap of two logits that counts as a near tie."""
+    _outcomes: dict[int, str] = field(default_factory=dict, init=False)
+    """The name of the count in the record, by request."""
+
+    async def compare(
+        self, request: int, prompt: Sequence[int], expected: Sequence[int], answer: Sequence[int], margin: Margin
+    ) -> None:
+        """Compare one answer with ``expected``, another arm's."""
+        if request in self._outcomes:
+            return
+        index, outcome = first_difference(expected, answer), "different"
+        if index is None:
+            outcome = "identical"
+        elif index < min(len(expected), len(answer)):  # otherwise one answer ends earlier: no two tokens to compare
+            gap = await margin([*prompt, *expected[:index]], expected[index], answer[index])
+            outcome = "near_ties" if gap <= self.bound else "different"
+        self._outcomes[request] = outcome
+
+    def record(self) -> AnswerEquality:
+        """The counts so far."""
+        outcomes = list(self._outcomes.values())
+        counts = {name: outcomes.count(name) for name in ("identical", "near_ties", "different")}
+        return AnswerEquality(arm=Arm.CANDIDATE, prompts=len(outcomes), **counts)
+
+
+def chance(lead: float, deviation: float, rounds: int, last: int) -> float:
+    """Probability that a ratio clears its bar after round ``last``, from what is known after ``rounds`` rounds.
+
+    The forecast assumes normal noise, as Student's t does. After n rounds with mean m and standard deviation s, the
+    mean of N rounds is normal around m with the variance s^2 (1/n - 1/N), and the half-width of its interval is
+    t s / sqrt(N). This is the predictive power of Spiegelhalter, Freedman and Blackburn (1986) with a flat prior.
+
+    Args:
+        lead: logarithm of the ratio minus that of the bar. Negative: the candidate is below the bar.
+        deviation: standard deviation of a round's logarithm.
+    """
+    half_width = t_quantile(last - 1) * deviation / math.sqrt(last)
+    spread = deviation * math.sqrt(1 / rounds - 1 / last)
+    if spread == 0.0:
+        return float(lead >= half_width)
+    return 1 - statistics.NormalDist(lead, spread).cdf(half_width)
+
+
+def ending(
+    policy: GatePolicy, verdict: Verdict, early: Verdict, *, rounds: int, rounds_allowed: int, newer_waits: bool
+) -> MeasurementEnd | None:
+    """Why the measurement ends after this look; None while it goes on.
+
+    Args:
+        verdict: at the final confidence level.
+        early: at the early confidence level.
+        rounds: rounds done.
+        rounds_allowed: rounds that fit into the budget and into the time, those done included.
+        newer_waits: whether a newer version waits to be measured. The trainer registers a version only if its held-out
+            acceptance, on the traffic of now, is larger than the former version's.
+    """
+    if early.kind in FINAL_VERDICTS:
+        return MeasurementEnd.DECIDED
+    if rounds >= rounds_allowed or (newer_waits and rounds >= SHARE * policy.min_rounds):
+        if verdict.kind in FINAL_VERDICTS:
+            return MeasurementEnd.DECIDED
+        return MeasurementEnd.GAVE_WAY if newer_waits else MeasurementEnd.BUDGET_USED
+    if rounds < policy.min_rounds or verdict.kind in FINAL_VERDICTS:
+        return None
+    return MeasurementEnd.HOPELESS if _chance_of_a_pass(policy, verdict, early, rounds_allowed) < MIN_CHANCE else None
+
+
+def is_look(policy: GatePolicy, rounds: int) -> bool:
+    """Whether the samples are looked at after ``rounds`` rounds.
+
+    Before the fewest rounds no ratio decides, but a failed request or another answer does.
+    """
+    look = policy.min_rounds
+    while look < rounds:
+        look = max(look + 1, math.ceil(LOOK_GROWTH * look))
+    return look == rounds or rounds < policy.min_rounds
+
+
+def open_arms(policy: GatePolicy, early: Verdict) -> dict[int, set[Arm]]:
+    """The arms to measure at each concurrency in the next rounds: those of a bar that the early level does not decide.
+
+    All while there are too few rounds, or when only something else than a bar is open. NGRAM, which no bar names, goes
+    on with its concurrency.
+    """
+    open_: dict[int, set[Arm]] = {}
+    for bar in bars(policy):
+        ratio = _ratio_of(bar, early)
+        if ratio is None or ratio.rounds < policy.min_rounds or _straddles(bar, ratio):
+            open_.setdefault(bar.concurrency, {Arm.NGRAM}).update((bar.numerator, bar.denominator))
+    return open_ or {concurrency: set(Arm) for concurrency in policy.concurrencies}
+
+
+def _ratio_of(bar: Bar, verdict: Verdict) -> RatioEstimate | None:
+    names = (bar.numerator, bar.denominator, bar.concurrency)
+    return next((r for r in verdict.ratios if (r.numerator, r.denominator, r.concurrency) == names), None)
+
+
+def _straddles(bar: Bar, ratio: RatioEstimate) -> bool:
+    return ratio.low < bar.minimum_ratio <= ratio.high
+
+
+def _chance_of_a_pass(policy: GatePolicy, verdict: Verdict, early: Verdict, last: int) -> float:
+    """An upper bound of the probability that every bar is cleared: that of the open bar with the worst outlook."""
+    chances = [1.0]
+    for bar in bars(policy):
+        ratio, at_early_level = _ratio_of(bar, verdict), _ratio_of(bar, early)
+        if ratio and at_early_level and _straddles(bar, at_early_level):
+            half_width = math.log(ratio.high / ratio.low) / 2
+            deviation = half_width * math.sqrt(ratio.rounds) / t_quantile(ratio.rounds - 1)
+            lead = math.log(ratio.estimate / bar.minimum_ratio)
+            chances.append(chance(lead, deviation, ratio.rounds, max(ratio.rounds, last)))
+    return min(chances)
+
+
+@dataclass
+class Measurement:
+    """The samples of a measurement, and the verdict of each look."""
+
+    equality: EqualityCounter
+    """The comparison of the candidate's greedy answers."""
+    samples: list[Sample] = field(default_factory=list)
+    verdicts: list[Verdict] = field(default_factory=list)
+    end: MeasurementEnd = MeasurementEnd.DECIDED
+    """Counts once the measurement has ended."""
+
+    @classmethod
+    def rejected_unmeasured(cls, reason: str) -> Measurement:
+        """The result for a candidate that no pod would load: a rejection without samples."""
+        verdict = Verdict(kind=VerdictKind.REJECT, reasons=(f"no pod would load the draft: {reason}",), ratios=())
+        return cls(EqualityCounter(NEAR_TIE_LOGIT_GAP), verdicts=[verdict])
+
+    def judge(self, policy: GatePolicy, confidence: Confidence = Confidence.FINAL) -> Verdict:
+        """The verdict of the samples so far."""
+        return judge(self.samples, [self.equality.record()], policy, confidence=confidence)
+
+    def acceptance_length(self) -> dict[Arm, float]:
+        """Answer tokens per verify round over all samples, for each arm that speculates."""
+        lengths = {}
+        for arm in Arm:
+            samples = [sample for sample in self.samples if sample.arm is arm and sample.verify_rounds]
+            if rounds := sum(sample.verify_rounds or 0 for sample in samples):
+                lengths[arm] = sum(sample.tokens for sample in samples) / rounds
+        return lengths
+
+
+async def measure(runner: RoundRunner, *, newer_waits: NewerWaits) -> Measurement:
+    """Measure round by round, after a round that does not count.
+
+    The controller of a fresh engine has to try its arms at each number of requests at a time, and the draft that is
+    measured first would pay for that.
+
+    Raises :class:`MeasurementError` when not even one round fits into the time, or as :meth:`RoundRunner.run` does.
+    """
+    plan, policy = runner.plan, runner.plan.policy
+    measurement = Measurement(EqualityCounter(plan.near_tie_bound))
+    open_now: dict[int, tuple[Arm, ...]] = dict.fromkeys(policy.concurrencies, plan.arms)
+    await runner.run(WARM_UP_ROUND, open_now)
+    rounds, rounds_allowed, longest_round_seconds = 0, plan.max_rounds, 0.0
+    while True:
+        started = runner.clock()
+        results = await runner.run(rounds, open_now)
+        measurement.samples += [_sample(rounds, batch, result) for batch, result in results.items()]
+        await _compare_answers(runner, results, measurement.equality)
+        rounds, now = rounds + 1, runner.clock()
+        if rounds == 1 and now > runner.deadline:
+            raise MeasurementError("not one round could be finished in time: raise validation.timeoutSeconds")
+        longest_round_seconds = max(longest_round_seconds, now - started)
+        rounds_left = max(0, int((runner.deadline - now) / longest_round_seconds))
+        rounds_allowed = min(plan.max_rounds, rounds + rounds_left)
+        if rounds < rounds_allowed and not is_look(policy, rounds):
+            continue
+        verdict, early = measurement.judge(policy), measurement.judge(policy, Confidence.EARLY)
+        measurement.verdicts.append(verdict)
+        reasons = "; ".join(verdict.reasons)
+        log.info("measure: round %d of at most %d: %s: %s", rounds, rounds_allowed, verdict.kind, reasons)
+        newer = rounds >= policy.min_rounds and await newer_waits()
+        end = ending(policy, verdict, early, rounds=rounds, rounds_allowed=rounds_allowed, newer_waits=newer)
+        if end is not None:
+            measurement.end = end
+            return measurement
+        open_now = {c: tuple(arm for arm in plan.arms if arm in open_) for c, open_ in open_arms(policy, early).items()}
 
 
 def _sample(number: int, batch: Batch[Arm], result: BatchResult) -> Sample:
@@ -222,111 +424,24 @@ def _sample(number: int, batch: Batch[Arm], result: BatchResult) -> Sample:
     )
 
 
-@dataclass
-class Measurement:
-    """The samples of a measurement, and the verdict after each round."""
-
-    samples: list[Sample] = field(default_factory=list)
-    equality: dict[Arm, EqualityCounter] = field(default_factory=dict)
-    """By arm, for all arms but off."""
-    verdicts: list[Verdict] = field(default_factory=list)
-    end: Ending = field(default_factory=lambda: Ending(MeasurementEnd.BUDGET_USED))
-    """Counts once the measurement has ended."""
-
-    @classmethod
-    def rejected_unmeasured(cls, reason: str) -> Measurement:
-        """The result for a candidate that no pod would load: a rejection without samples."""
-        verdict = Verdict(kind=VerdictKind.REJECT, reasons=(f"no pod would load the draft: {reason}",), ratios=())
-        return cls(verdicts=[verdict], end=Ending(MeasurementEnd.DECIDED))
-
-    def judge(self, policy: GatePolicy, confidence: Confidence = Confidence.FINAL) -> Verdict:
-        """The verdict of the samples so far."""
-        return judge(self.samples, self.equalities(), policy, confidence=confidence)
-
-    def equalities(self) -> tuple[AnswerEquality, ...]:
-        """The comparison of greedy answers for each compared arm."""
-        return tuple(counter.record() for counter in self.equality.values())
-
-    def acceptance_length(self) -> dict[Arm, float]:
-        """Answer tokens per verify round over all samples, for each arm that speculates."""
-        lengths = {}
-        for arm in self.equality:
-            samples = [sample for sample in self.samples if sample.arm is arm and sample.verify_rounds]
-            if rounds := sum(sample.verify_rounds or 0 for sample in samples):
-                lengths[arm] = sum(sample.tokens for sample in samples) / rounds
-        return lengths
-
-
-async def measure(runner: RoundRunner, *, newer_version: NewerVersion | None = None) -> Measurement:
-    """Warm all arms up, so that no round has to, and measure round by round.
-
-    ``newer_version`` is asked after each undecided look, where a measurement may give way.
-
-    Raises :class:`MeasurementError` when not even one round fits into the time, or as :meth:`RoundRunner.run` does.
-    """
-    plan, policy = runner.plan, runner.plan.policy
-    measurement = Measurement()
-    measurement.equality = {arm: EqualityCounter(arm, plan.near_tie_bound) for arm in plan.arms if arm is not Arm.OFF}
-    await runner.prepare()
-    longest_round_seconds, end = 0.0, None
-    open_now = dict.fromkeys(policy.concurrencies, plan.arms)
-    for number in range(plan.max_rounds):
-        started = runner.clock()
-        if number and started + longest_round_seconds > runner.deadline:
-            log.info("measure: no time for another round")
-            break
-        result = await runner.run(number, open_now)
-        if result is None:
-            break
-        measurement.samples += result.samples
-        await _compare_answers(runner, result, measurement)
-        round_seconds = runner.clock() - started
-        longest_round_seconds = max(longest_round_seconds, round_seconds)
-        rounds_left = int(min(plan.max_rounds - number - 1, (runner.deadline - runner.clock()) / longest_round_seconds))
-        rounds_allowed = number + 1 + max(0, rounds_left)
-        if number + 1 < rounds_allowed and not is_look(policy, number + 1):
-            continue
-        verdict, early = measurement.judge(policy), measurement.judge(policy, Confidence.EARLY)
-        measurement.verdicts.append(verdict)
-        _log_round(number, plan.max_rounds, verdict, round_seconds)
-        newer = await newer_version() if newer_version and number + 1 >= policy.min_rounds else None
-        end = ending(Progress(policy, verdict, early, number + 1, rounds_allowed, newer))
-        if end is not None:
-            break
-        open_now = {c: tuple(arm for arm in plan.arms if arm in open_) for c, open_ in open_arms(policy, early).items()}
-    if not measurement.samples:
-        raise MeasurementError("not one round could be finished in time: raise validation.timeoutSeconds")
-    if end is None:  # the time ended, perhaps some rounds after the last look
-        last = measurement.judge(policy)
-        measurement.verdicts.append(last)
-        end = ending_of_last_round(last)
-    measurement.end = end
-    return measurement
-
-
-async def _compare_answers(runner: RoundRunner, result: RoundResult, into: Measurement) -> None:
-    """Compare the answers of the round with off's, and in a round without off the candidate's with the active draft's.
+async def _compare_answers(runner: RoundRunner, results: Results, equality: EqualityCounter) -> None:
+    """Compare the candidate's answers with off's, and in a round without off with the active draft's.
 
     Greedy answers do not depend on the draft.
     """
-    off_answers = result.answers_of(Arm.OFF)
-    references = {Arm.CANDIDATE: result.answers_of(Arm.ACTIVE) | off_answers}
-    for batch, batch_result in result.batches.items():
-        counter = into.equality.get(batch.arm)
-        for index, answer in zip(batch.prompts, batch_result.answers, strict=True):
-            expected = references.get(batch.arm, off_answers).get((batch.concurrency, index))
-            if counter is not None and answer is not None and expected is not None:
-                prompt = runner.prompts[index]
-                await counter.compare(
-                    prompt.request, prompt.tokens, expected.tokens, answer.tokens, runner.engine.margin
-                )
+    references = _answers_of(Arm.ACTIVE, results) | _answers_of(Arm.OFF, results)
+    for place, answer in _answers_of(Arm.CANDIDATE, results).items():
+        if expected := references.get(place):
+            prompt = runner.prompts[place[1]]
+            await equality.compare(prompt.request, prompt.tokens, expected.tokens, answer.tokens, runner.engine.margin)
 
 
-def _log_round(number: int, max_rounds: int, verdict: Verdict, seconds: float) -> None:
-    ratios = "; ".join(
-        f"{ratio.numerator}/{ratio.denominator}@{ratio.concurrency} {ratio.estimate:.2f} "
-        f"[{ratio.low:.2f}, {ratio.high:.2f}]"
-        for ratio in verdict.ratios
-        if ratio.numerator is Arm.CANDIDATE
-    )
-    log.info("measure: round %d of at most %d in %.0f s: %s: %s", number + 1, max_rounds, seconds, verdict.kind, ratios)
+def _answers_of(arm: Arm, results: Results) -> dict[tuple[int, int], Answer]:
+    """The answers of ``arm`` by concurrency and index of the prompt, without failed requests."""
+    return {
+        (batch.concurrency, index): answer
+        for batch, result in results.items()
+        if batch.arm is arm
+        for index, answer in zip(batch.prompts, result.answers, strict=True)
+        if answer is not None
+    }

@@ -34,7 +34,7 @@ from tests.bench.served.speed_report import Outcome, as_json, count_failures, se
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.target import DType
 from aurora_runtime.cpu.launch_settings import DEFAULT_KV_TOKENS
-from aurora_runtime.validation.answer_equality import near_tie_bound
+from aurora_runtime.validation.rounds import near_tie_bound
 
 LEARNED_TOKENS: Final = {
     "bfcl": 8_000,

@@ -25,9 +25,8 @@ from aurora_protocol import evidence_records
 from aurora_protocol.evidence_records import AnswerEquality, RatioEstimate
 from aurora_protocol.gate import paired_ratio
 from aurora_runtime.errors import MeasurementError
-from aurora_runtime.validation.answer_equality import EqualityCounter
 from aurora_runtime.validation.measured_engine import Answer, BatchResult
-from aurora_runtime.validation.rounds import Batch, batches
+from aurora_runtime.validation.rounds import Batch, EqualityCounter, batches
 
 
 @dataclass(frozen=True)
@@ -160,9 +159,7 @@ async def measure(servers: Servers, plan: MeasurementPlan, conversations: Sequen
     Raises :class:`MeasurementError` when a request without speculation failed.
     """
     equality = {
-        arm.name: EqualityCounter(evidence_records.Arm.CANDIDATE, plan.near_tie_gap)
-        for arm in plan.arms
-        if arm != plan.off and not servers.temperature
+        arm.name: EqualityCounter(plan.near_tie_gap) for arm in plan.arms if arm != plan.off and not servers.temperature
     }
     first_turns = [servers.tokens([*one.opening(), {"role": "user", "content": one.turns[0]}]) for one in conversations]
     samples, off_answers = list[Sample](), dict[int, Answer]()

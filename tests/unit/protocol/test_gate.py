@@ -153,8 +153,8 @@ def test_uncompared_answers_are_inconclusive() -> None:
 
 
 def test_different_answers_are_rejected_and_near_ties_are_not() -> None:
-    tie = AnswerEquality(arm=Arm.CANDIDATE, prompts=8, identical=6, near_ties=2, different=0, largest_margin=0.1)
-    wrong = tie.model_copy(update={"near_ties": 1, "different": 1, "largest_margin": 3.0})
+    tie = AnswerEquality(arm=Arm.CANDIDATE, prompts=8, identical=6, near_ties=2, different=0)
+    wrong = tie.model_copy(update={"near_ties": 1, "different": 1})
     assert kind(measured(FAST), (tie,)) is VerdictKind.PASS
     assert kind(measured(FAST), (wrong,)) is VerdictKind.REJECT
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aurora_api.v1alpha1.target import DType
-from aurora_protocol.evidence_records import Arm
-from aurora_runtime.validation.answer_equality import EqualityCounter, near_tie_bound
+from aurora_runtime.validation.rounds import EqualityCounter, near_tie_bound
 
 ANSWER, OTHER = (5, 6, 7), (5, 9, 7)
 
@@ -27,6 +26,7 @@ async def test_float32_answers_are_identical_and_bfloat16_answers_differ_only_at
     async def margin(prefix: object, one: int, other: int) -> float:
         return gap
 
-    counter = EqualityCounter(Arm.CANDIDATE, near_tie_bound(dtype))
+    counter = EqualityCounter(near_tie_bound(dtype))
     await counter.compare(0, (1, 2), ANSWER, OTHER, margin)
-    assert (counter.identical, counter.near_ties, counter.different) == (0, 1 - different, different)
+    found = counter.record()
+    assert (found.identical, found.near_ties, found.different) == (0, 1 - different, different)

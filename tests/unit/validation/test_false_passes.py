@@ -15,7 +15,7 @@ from aurora_protocol.evidence_records import Arm
 from aurora_protocol.gate import GatePolicy
 from aurora_protocol.gate.throughput_ratios import Confidence, t_quantile
 from aurora_protocol.gate.verdict import Bar
-from aurora_runtime.validation.budget import MIN_CHANCE, SHARE, Forecast, is_look
+from aurora_runtime.validation.rounds import MIN_CHANCE, SHARE, chance, is_look
 
 BAR = Bar(Arm.CANDIDATE, Arm.ACTIVE, 1, 1.05)
 POLICY = GatePolicy(concurrencies=(1,), min_improvement=0.05, tolerance=0.0)
@@ -35,7 +35,7 @@ def outcome(log_ratios: Sequence[float], last: int) -> tuple[str, int]:
         half_width = t_quantile(rounds - 1, level) * deviation / math.sqrt(rounds)
         if abs(mean) >= half_width:
             return ("pass" if mean > 0 else "reject"), rounds
-        if rounds < last and Forecast(BAR, rounds, mean, deviation).chance(last) < MIN_CHANCE:
+        if rounds < last and chance(mean, deviation, rounds, last) < MIN_CHANCE:
             return "let go", rounds
     return "undecided", last
 

@@ -12,14 +12,12 @@ from typing import Any
 
 import pytest
 
-from aurora_protocol.evidence_records import Evidence
 from aurora_protocol.pod_settings import EXIT_INTERRUPTED, ValidationSettings
 from aurora_runtime import termination_message
 from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation import main
 from aurora_store.deadline import is_interrupted
-from aurora_store.errors import StoreError, StoreInterrupted
-from tests.unit.operator.worlds import evidence
+from aurora_store.errors import StoreInterrupted
 
 
 @pytest.fixture(name="message")
@@ -64,26 +62,6 @@ def test_a_signal_ends_a_call_of_the_store(message: Path, monkeypatch: pytest.Mo
         main.main([])
     assert ended.value.code == EXIT_INTERRUPTED
     assert message.read_text()
-
-
-def test_a_signal_ends_the_wait_for_a_store_that_takes_no_result(
-    message: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class AbsentStore:
-        def put_evidence(self, _: Any) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
-            raise StoreError("away")
-
-    async def measure(*_: Any) -> Evidence:
-        return evidence(1)
-
-    monkeypatch.setattr(main, "_open_registry", lambda *_: AbsentStore())
-    monkeypatch.setattr(main, "validate", measure)
-    began = time.monotonic()
-    with pytest.raises(SystemExit) as ended:
-        main.main([])
-    assert ended.value.code == EXIT_INTERRUPTED
-    assert time.monotonic() - began < main.STORE_SECONDS / 2
 
 
 def test_a_validator_that_could_not_measure_has_failed(message: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,12 +139,12 @@ async def test_the_engine_is_started_swaps_and_is_gone_afterwards(
         EngineSpec, "environment", lambda *_: dict(os.environ) | {"PYTHONPATH": os.pathsep.join(sys.path)}
     )
     spec = EngineSpec(model="m", device="cpu", kv_tokens=1)
-    made = JobEngine(
+    engine = JobEngine(
         spec, tmp_path, drafts, DraftSpec(), with_ngram=True, machine=MACHINE, deadline=time.monotonic() + 60
     )
-    async with made as engine:
+    async with engine.running():
         assert [await engine.hold(arm) for arm in (Arm.CANDIDATE, Arm.OFF, Arm.NGRAM)] == [True, False, False]
-        assert await SGLangClient(engine._session, engine.client(Arm.OFF, {}, 0.0).url).draft_version() == 1
+        assert await SGLangClient(engine._session, engine.client(Arm.OFF, {}).url).draft_version() == 1
         for arm in (Arm.OFF, Arm.NGRAM):
             await engine.confirm(arm, BatchResult((), 1.0))
     with pytest.raises(MeasurementError, match="died"):

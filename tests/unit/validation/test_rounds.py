@@ -11,12 +11,12 @@ import pytest
 from aurora_api.v1alpha1.validation import MAX_ROUNDS, PROMPTS_PER_ROUND, ValidationSpec
 from aurora_protocol.evidence_records import Arm, MeasurementEnd, VerdictKind
 from aurora_protocol.gate import GatePolicy
-from aurora_runtime.errors import MeasurementError, OutOfTime
-from aurora_runtime.validation.budget import Ending
+from aurora_runtime.errors import MeasurementError
 from aurora_runtime.validation.measured_engine import Answer, BatchResult, MeasuredEngine
 from aurora_runtime.validation.rounds import (
     Measurement,
     MeasurementPlan,
+    NewerWaits,
     RoundRunner,
     measure,
 )
@@ -48,38 +48,23 @@ class SimulatedEngines:
     wobble: float = 0.01
     answers: dict[Arm, tuple[int, ...]] = field(default_factory=dict)
     gap: float = 0.0
-    warm_up_seconds: float = 0.0
-    """How much longer the first preparation of a draft takes."""
-    known: list[Arm] = field(default_factory=list)
-    """The arms in the order in which they were first prepared."""
     fail: Arm | None = None
-    time_ends_in: str = ""
-    """The call in the middle of which the time of the measurement ends: "prepare" or "run"."""
-    time_ends_with: Arm | None = None
-    """The arm of that call. None: any."""
+    failing_seconds: float = 0.0
+    """How much longer a batch with a failed request takes."""
     now: float = 0.0
     prepared: Arm | None = None
-    turns: int = 0
-
-    def _check_time(self, call: str, arm: Arm) -> None:
-        if self.time_ends_in == call and self.time_ends_with in (None, arm):
-            raise OutOfTime("the engine did not run it in time")
+    answered: list[tuple[Arm, Sequence[tuple[int, ...]]]] = field(default_factory=list)
 
     async def prepare(self, arm: Arm) -> None:
-        self._check_time("prepare", arm)
         self.prepared = arm
         self.now += 1.0
-        if arm not in self.known:
-            self.known.append(arm)
-            self.now += 0.0 if arm is Arm.OFF else self.warm_up_seconds
 
     async def run(self, arm: Arm, prompts: Sequence[tuple[int, ...]], concurrency: int) -> BatchResult:
         assert self.prepared is arm, "a batch ran on another arm's draft"
-        self._check_time("run", arm)
-        self.turns += 1
+        self.answered.append((arm, prompts))
         tokens = self.answers.get(arm, ANSWER)
         # A deterministic wobble that differs between arms, so that intervals have a width.
-        wobble = 1 + self.wobble * ((self.turns * 7) % 5)
+        wobble = 1 + self.wobble * ((len(self.answered) * 7) % 5)
         speed = self.under_load.get(arm, self.speeds[arm]) if concurrency > 1 else self.speeds[arm]
         seconds = wobble * len(prompts) * len(tokens) / speed
         self.now += seconds
@@ -87,6 +72,7 @@ class SimulatedEngines:
         answers: list[Answer | None] = [answer for _ in prompts]
         if self.fail is arm:
             answers[0] = None
+            self.now += self.failing_seconds
         return BatchResult(tuple(answers), seconds)
 
     async def margin(self, prefix: Sequence[int], one: int, other: int) -> float:
@@ -105,26 +91,39 @@ def runner(simulated: SimulatedEngines, deadline: float = 1e9, max_rounds: int =
     return RoundRunner(cast(MeasuredEngine, simulated), PROMPTS, plan(max_rounds), deadline, simulated.clock)
 
 
+async def no_newer_version() -> bool:
+    return False
+
+
+async def measured(
+    simulated: SimulatedEngines,
+    deadline: float = 1e9,
+    max_rounds: int = 12,
+    newer_waits: NewerWaits = no_newer_version,
+) -> Measurement:
+    return await measure(runner(simulated, deadline, max_rounds), newer_waits=newer_waits)
+
+
 def rounds_of(result: Measurement) -> int:
     return len({sample.round for sample in result.samples})
 
 
 async def test_a_clear_winner_stops_early_and_is_recorded() -> None:
     simulated = engines(40.0)
-    result = await measure(runner(simulated))
+    result = await measured(simulated)
     assert result.verdicts[-1].kind is VerdictKind.PASS
     rounds = {s.round for s in result.samples}
     assert rounds == set(range(4)), "min_rounds is 4"
     assert len(result.samples) == 4 * len(ARMS) * 2
-    assert result.end == Ending(MeasurementEnd.DECIDED)
+    assert result.end is MeasurementEnd.DECIDED
     assert result.acceptance_length() == {Arm.ACTIVE: 2.0, Arm.CANDIDATE: 2.0}
-    (active, candidate) = result.equalities()
-    assert candidate.identical == candidate.prompts == active.prompts > 0
+    equality = result.equality.record()
+    assert equality.identical == equality.prompts > 0
 
 
 async def test_a_clear_loser_stops_early() -> None:
     simulated = engines(10.0)
-    result = await measure(runner(simulated))
+    result = await measured(simulated)
     assert result.verdicts[-1].kind is VerdictKind.REJECT
     assert len(result.verdicts) == 4
 
@@ -137,29 +136,28 @@ def undecidable(wobble: float = 0.01) -> SimulatedEngines:
 
 
 async def test_a_measurement_that_its_rounds_cannot_decide_ends_early_and_says_how_many_it_would_need() -> None:
-    result = await measure(runner(undecidable()))
+    result = await measured(undecidable())
     assert result.verdicts[-1].kind is VerdictKind.INCONCLUSIVE
     assert 4 <= len(result.verdicts) < 12
-    assert result.end.kind is MeasurementEnd.HOPELESS
+    assert result.end is MeasurementEnd.HOPELESS
 
 
 async def test_an_undecided_measurement_gives_way_to_a_newer_version_and_a_decided_one_does_not() -> None:
-    async def newer() -> int:
-        return 7
+    async def newer() -> bool:
+        return True
 
-    undecided = await measure(runner(undecidable(0.05), max_rounds=96), newer_version=newer)
+    undecided = await measured(undecidable(0.05), max_rounds=96, newer_waits=newer)
     assert undecided.verdicts[-1].kind is VerdictKind.INCONCLUSIVE
-    assert undecided.end.kind is MeasurementEnd.GAVE_WAY
-    assert "version 7" in undecided.end.message
+    assert undecided.end is MeasurementEnd.GAVE_WAY
     assert 20 <= rounds_of(undecided) < 25, "the first look after its share of five times the fewest rounds"
-    decided = await measure(runner(engines(40.0)), newer_version=newer)
+    decided = await measured(engines(40.0), newer_waits=newer)
     assert decided.verdicts[-1].kind is VerdictKind.PASS
 
 
 async def test_rounds_leave_out_the_arms_and_concurrencies_where_all_is_decided() -> None:
     """At concurrency 4 the candidate is as fast as off, which takes more rounds to show than the rest."""
     under_load = {Arm.OFF: 20.0, Arm.ACTIVE: 10.0, Arm.CANDIDATE: 20.0}
-    result = await measure(runner(engines(40.0, under_load=under_load, wobble=0.015), max_rounds=96))
+    result = await measured(engines(40.0, under_load=under_load, wobble=0.015), max_rounds=96)
     rounds = {(a, c): sum((s.arm, s.concurrency) == (a, c) for s in result.samples) for a in ARMS for c in (1, 4)}
     assert {rounds[arm, 1] for arm in ARMS} == {rounds[Arm.ACTIVE, 4]} == {4}
     assert rounds[Arm.OFF, 4] == rounds[Arm.CANDIDATE, 4] > 4
@@ -171,105 +169,66 @@ async def test_answers_in_a_round_without_off_are_compared_with_the_active_draft
     simulated = engines(19.5, wobble=0.05, gap=3.0)
     simulated.speeds[Arm.OFF] = 5.0
 
-    async def no_version() -> None:
+    async def no_version() -> bool:
         simulated.answers = {Arm.CANDIDATE: ANSWER[:-1]}
+        return False
 
-    result = await measure(runner(simulated, max_rounds=48), newer_version=no_version)
+    result = await measured(simulated, max_rounds=48, newer_waits=no_version)
     assert result.verdicts[-1].kind is VerdictKind.REJECT
-    assert result.equalities()[1].different > 0
+    assert result.equality.record().different > 0
 
 
 @pytest.mark.parametrize("late", ["between two rounds", "in a round"])
-async def test_a_measurement_whose_time_ends_unexpectedly_is_decided_by_its_last_whole_round(late: str) -> None:
+async def test_a_measurement_whose_time_ends_unexpectedly_is_decided_by_the_batches_that_ended(late: str) -> None:
     """The last verdict is final at the final level and not at the early one, and another round seemed to fit."""
     simulated = engines(40.0, wobble=0.12)
 
-    async def time_passes() -> None:
+    async def time_passes() -> bool:
         if late == "in a round":
             simulated.speeds = {arm: speed / 1000 for arm, speed in simulated.speeds.items()}
         else:
             simulated.now += 1000.0
+        return False
 
-    result = await measure(runner(simulated, 1000.0), newer_version=time_passes)
-    assert rounds_of(result) == 4, "the store is asked for newer versions from min_rounds on"
+    result = await measured(simulated, 1000.0, newer_waits=time_passes)
+    assert rounds_of(result) == (5 if late == "in a round" else 4)
     assert result.verdicts[-1].kind is VerdictKind.PASS
-    assert result.end == Ending(MeasurementEnd.DECIDED)
+    assert result.end is MeasurementEnd.DECIDED
 
 
-@pytest.mark.parametrize(
-    ("call", "arm"),
-    [
-        ("prepare", Arm.ACTIVE),
-        ("run", Arm.OFF),
-        ("run", Arm.ACTIVE),
-    ],
-)
-async def test_the_rounds_that_ended_count_when_the_time_ends_in_a_swap_or_in_a_batch(call: str, arm: Arm) -> None:
-    simulated = engines(40.0, wobble=0.12, time_ends_with=arm)
+async def test_a_candidate_that_hangs_until_the_end_does_not_pass_by_the_rounds_before() -> None:
+    simulated = engines(40.0, wobble=0.12, failing_seconds=10_000.0)
 
-    async def time_is_up_soon() -> None:
-        simulated.time_ends_in = call
+    async def candidate_hangs() -> bool:
+        simulated.fail = Arm.CANDIDATE
+        return False
 
-    result = await measure(runner(simulated), newer_version=time_is_up_soon)
-    assert rounds_of(result) == 4
-    assert result.end == Ending(MeasurementEnd.DECIDED)
+    result = await measured(simulated, 5000.0, newer_waits=candidate_hangs)
+    assert result.verdicts[0].kind is VerdictKind.INCONCLUSIVE
+    assert result.verdicts[-1].kind is VerdictKind.REJECT
 
 
-async def test_a_first_round_that_the_time_ends_is_an_error_not_a_verdict() -> None:
-    with pytest.raises(MeasurementError):
-        await measure(runner(engines(40.0, time_ends_in="run", time_ends_with=Arm.OFF)))
-
-
-@pytest.mark.parametrize("call", ["prepare", "run"])
-async def test_a_candidate_that_hangs_until_the_end_does_not_pass_by_the_rounds_before(call: str) -> None:
-    simulated = engines(40.0, wobble=0.12, time_ends_with=Arm.CANDIDATE)
-
-    async def candidate_hangs() -> None:
-        simulated.time_ends_in = call
-
-    with pytest.raises(MeasurementError):
-        await measure(runner(simulated), newer_version=candidate_hangs)
-
-
-async def test_the_deadline_leaves_whole_rounds_only() -> None:
+async def test_a_measurement_stops_before_a_round_that_would_end_too_late() -> None:
     simulated = engines(40.0)
-    result = await measure(runner(simulated, 130.0))
-    assert simulated.now <= 130.0 + 30.0
-    per_round = len(ARMS) * 2
-    assert len(result.samples) == per_round * len(result.verdicts) > 0
+    result = await measured(simulated, 130.0)
+    assert simulated.now <= 130.0
+    assert len(result.samples) == len(ARMS) * 2 * len(result.verdicts) > 0
     assert result.verdicts[-1].kind is VerdictKind.INCONCLUSIVE
-    assert result.end.kind is MeasurementEnd.BUDGET_USED
+    assert result.end is MeasurementEnd.BUDGET_USED
 
 
-@pytest.mark.parametrize("time_for_rounds", [100, 150, 200])
-@pytest.mark.parametrize("warm_up_seconds", [30.0, 1000.0])
-async def test_the_forecast_of_a_rounds_time_does_not_hold_the_warm_up(
-    warm_up_seconds: float, time_for_rounds: int
-) -> None:
-    async def rounds(seconds: float) -> int:
-        simulated = engines(40.0, warm_up_seconds=seconds, under_load={Arm.CANDIDATE: 20.1}, wobble=0.02)
-        return len((await measure(runner(simulated, time_for_rounds + 2 * seconds))).verdicts)
-
-    assert await rounds(warm_up_seconds) == await rounds(0.0) > 1
-
-
-async def test_both_drafts_are_warmed_up_before_the_first_round() -> None:
+async def test_the_first_round_warms_every_arm_up_on_the_oldest_prompts_and_does_not_count() -> None:
     simulated = engines(40.0)
-    await measure(runner(simulated))
-    assert simulated.known == [Arm.CANDIDATE, Arm.ACTIVE, Arm.OFF]
+    result = await measured(simulated)
+    warm_up = simulated.answered[: len(simulated.answered) - len(result.samples)]
+    assert [arm for arm, _ in warm_up].count(Arm.CANDIDATE) == len(warm_up) / len(ARMS) == 2
+    assert {prompt for _, prompts in warm_up for prompt in prompts} == {prompt.tokens for prompt in PROMPTS[-10:]}
 
 
-async def test_a_warm_up_that_takes_all_the_time_is_an_error_not_a_verdict() -> None:
-    simulated = engines(40.0, warm_up_seconds=100.0)
+@pytest.mark.parametrize("seconds", [3.0, 60.0])
+async def test_no_time_for_one_round_is_an_error_not_a_verdict(seconds: float) -> None:
     with pytest.raises(MeasurementError, match="timeoutSeconds"):
-        await measure(runner(simulated, 50.0))
-    assert simulated.known == [Arm.CANDIDATE]
-
-
-async def test_no_time_for_one_round_is_an_error_not_a_verdict() -> None:
-    simulated = engines(40.0)
-    with pytest.raises(MeasurementError, match="timeoutSeconds"):
-        await measure(runner(simulated, 3.0))
+        await measured(engines(40.0), seconds)
 
 
 @pytest.mark.parametrize("arm", [Arm.OFF, Arm.ACTIVE])
@@ -277,12 +236,12 @@ async def test_failed_requests_of_an_arm_that_the_candidate_is_compared_with_are
     arm: Arm,
 ) -> None:
     with pytest.raises(MeasurementError, match=f"failed on {arm}"):
-        await measure(runner(engines(40.0, fail=arm)))
+        await measured(engines(40.0, fail=arm))
 
 
 async def test_a_failing_candidate_is_rejected_without_further_rounds() -> None:
     simulated = engines(40.0, fail=Arm.CANDIDATE)
-    result = await measure(runner(simulated))
+    result = await measured(simulated)
     assert [v.kind for v in result.verdicts] == [VerdictKind.REJECT]
 
 
@@ -291,15 +250,13 @@ async def test_a_failing_candidate_is_rejected_without_further_rounds() -> None:
 )
 async def test_answers_may_differ_at_near_ties_only(gap: float, kind: VerdictKind) -> None:
     simulated = engines(40.0, answers={Arm.CANDIDATE: (*ANSWER[:5], 99, *ANSWER[6:])}, gap=gap)
-    result = await measure(runner(simulated))
+    result = await measured(simulated)
     assert result.verdicts[-1].kind is kind
-    candidate = result.equalities()[1]
-    assert candidate.largest_margin == gap
-    assert candidate.identical == 0
+    assert result.equality.record().identical == 0
 
 
 async def test_a_shortened_answer_is_different() -> None:
     simulated = engines(40.0, answers={Arm.CANDIDATE: ANSWER[:-1]})
-    result = await measure(runner(simulated))
-    assert result.equalities()[1].different > 0
+    result = await measured(simulated)
+    assert result.equality.record().different > 0
     assert result.verdicts[-1].kind is VerdictKind.REJECT

@@ -80,7 +80,7 @@ def believed_evidence(data: bytes, key: str, root: str, keys: RecordKeys) -> Evi
     reason = f"{key} does not count: no validator of this speculator signed it"
     nothing = Verdict(kind=VerdictKind.INCONCLUSIVE, reasons=(reason,), ratios=())
     shown: dict[str, object] = {"samples": (), "equality": (), "acceptance_length": {}}
-    return unsigned.model_copy(update={**shown, "end": None, "end_message": "", "verdict": nothing})
+    return unsigned.model_copy(update={**shown, "end": None, "verdict": nothing})
 
 
 def judged(evidence: Evidence, policy: GatePolicy, *, pinned: bool) -> Evidence:
@@ -104,7 +104,6 @@ def judged(evidence: Evidence, policy: GatePolicy, *, pinned: bool) -> Evidence:
             "samples": (),
             "equality": (),
             "verdict": verdict.model_copy(update=shown),
-            "end_message": bounded_text(evidence.end_message, MAX_MESSAGE_CHARACTERS),
         }
     )
 

@@ -89,7 +89,7 @@ def measured(world: Observed, *proofs: Evidence, newest: int) -> Observed:
 
 
 def undecided(version: int, end: MeasurementEnd = MeasurementEnd.BUDGET_USED, **more: Any) -> Evidence:
-    return evidence(version, VerdictKind.INCONCLUSIVE, end=end, end_message="undecided after 6 rounds", **more)
+    return evidence(version, VerdictKind.INCONCLUSIVE, end=end, **more)
 
 
 def candidate(world: Observed) -> CandidateStatus:
