@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import reduce
 
 import torch
@@ -32,13 +31,6 @@ UNKNOWN_ID = -1
 """Stands in :attr:`Batch.expected_ids` where the token that followed is not known."""
 OUTSIDE_VOCABULARY_ID = -2
 """Stands in :attr:`Batch.expected_ids` where the draft's vocabulary lacks the token that followed."""
-
-
-class UnrollPath(StrEnum):
-    """The roots that the draft is unrolled from, and the tokens along the way."""
-
-    COMMITTED = "committed"  # from every root, along the committed tokens, as if all of them had been accepted
-    PROPOSED = "proposed"  # from the roots where the draft proposed, along the accepted part of the proposal
 
 
 @dataclass(frozen=True)
@@ -78,17 +70,15 @@ def collate(
     examples: Sequence[Example],
     steps: int,
     vocabulary: VocabularyMap,
-    path: UnrollPath = UnrollPath.COMMITTED,
     *,
     with_rejected: bool = False,
 ) -> Batch:
-    """Pad ``examples`` into one batch of ``steps`` depths, optionally with the rejected nodes."""
-    unrolled_roots = [_unrolled_roots(example, path) for example in examples]
-    root_count = max(1, *(own.numel() for own in unrolled_roots))
-    trees = [
-        _ExampleTrees(e, path, own, _rejected_levels(e, own, root_count, steps if with_rejected else 1))
-        for e, own in zip(examples, unrolled_roots, strict=True)
-    ]
+    """Pad ``examples`` into one batch of ``steps`` depths, optionally with the rejected nodes.
+
+    The draft is unrolled from every root, along the committed tokens, as if all of them had been accepted.
+    """
+    root_count = max(example.root_count for example in examples)
+    trees = [_ExampleTrees(e, _rejected_levels(e, root_count, steps if with_rejected else 1)) for e in examples]
     padded = _PaddedBatch(trees, root_count, steps)
     first_row = 0
     for index, each in enumerate(trees):
@@ -100,17 +90,10 @@ def collate(
         target_rows=tuple(padded.target_rows),
         root_count=root_count,
         targets=_draft_distributions(examples, vocabulary),
-        weight=torch.cat([part for e in examples for part in (e.weight.float(), torch.ones(len(e.rejected)))]),
+        weight=torch.cat([part for e in examples for part in (e.known.float(), torch.ones(len(e.rejected)))]),
         expected_ids=_expected_ids(trees, padded.root_slot.shape, steps, vocabulary),
         positions=sum(e.slots for e in examples),
     )
-
-
-def _unrolled_roots(example: Example, path: UnrollPath) -> Tensor:
-    """The roots ``[n]`` that are unrolled, counted from the example's first one."""
-    if path is UnrollPath.PROPOSED:
-        return (example.accepted >= 0).nonzero().flatten()
-    return torch.arange(example.root_count)
 
 
 @dataclass(frozen=True)
@@ -122,35 +105,32 @@ class _RejectedLevel:
     parent: Tensor  # [x] index among the batch's nodes of the depth before
 
 
-def _rejected_levels(example: Example, unrolled_roots: Tensor, root_count: int, depths: int) -> list[_RejectedLevel]:
+def _rejected_levels(example: Example, root_count: int, depths: int) -> list[_RejectedLevel]:
     """The example's rejected nodes at depths 1 to ``depths - 1``, in a batch of ``root_count`` roots."""
     rejected = example.rejected
-    path_index = torch.zeros(example.slots, dtype=torch.int64)
-    path_index[example.first_root + unrolled_roots] = torch.arange(unrolled_roots.numel())
     node_index = torch.zeros(len(rejected), dtype=torch.int64)
     levels = []
     for depth in range(1, depths):
         node = (rejected.depth == depth).nonzero().flatten()
         node_index[node] = root_count + torch.arange(node.numel())
         above = rejected.parent[node].long()
-        parent = torch.where(above >= 0, node_index[above.clamp(min=0)], path_index[rejected.slot[node].long()])
+        root = rejected.slot[node].long() - example.first_root
+        parent = torch.where(above >= 0, node_index[above.clamp(min=0)], root)
         levels.append(_RejectedLevel(node, rejected.token[node].long(), parent))
     return levels
 
 
 @dataclass(frozen=True)
 class _ExampleTrees:
-    """The trees of one example: paths below ``n`` unrolled roots, and rejected nodes beside them."""
+    """The trees of one example: paths below its ``n`` roots, and rejected nodes beside them."""
 
     example: Example
-    path: UnrollPath
-    unrolled_roots: Tensor  # [n] int64: roots counted from the example's first one
     rejected: list[_RejectedLevel]  # from depth 1; empty when rejected nodes are left out
 
     @property
     def root_slots(self) -> Tensor:
-        """The slots ``[n]`` of the unrolled roots."""
-        return self.example.first_root + self.unrolled_roots
+        """The slots ``[n]`` of the roots."""
+        return self.example.first_root + torch.arange(self.example.root_count)
 
     @property
     def target_row_count(self) -> int:
@@ -161,9 +141,7 @@ class _ExampleTrees:
         """The example's target row of each path node at ``depth`` ``[n]``, -1 where there is none."""
         e = self.example
         position = self.root_slots + 1 + depth
-        present = (position <= e.slots) & (e.weight[position.clamp(max=e.slots)] > 0)
-        if self.path is UnrollPath.PROPOSED:
-            present &= e.accepted[self.unrolled_roots] >= depth
+        present = (position <= e.slots) & e.known[position.clamp(max=e.slots)]
         return torch.where(present, position, -1)
 
     def path_tokens(self, depth: int) -> Tensor:
@@ -192,7 +170,7 @@ class _PaddedBatch:
 
     def put(self, index: int, trees: _ExampleTrees, first_row: int) -> None:
         """Fill row ``index`` of every tensor; the example's targets start at ``first_row``."""
-        e, n = trees.example, trees.unrolled_roots.numel()
+        e, n = trees.example, trees.example.root_count
         self.aux[index, : e.slots] = e.aux
         self.next_token[index, : e.slots] = e.tokens[1:]
         self.root_slot[index, :n] = trees.root_slots
@@ -222,7 +200,7 @@ def _expected_ids(trees: Sequence[_ExampleTrees], shape: torch.Size, steps: int,
         position = each.root_slots[:, None] + 1 + torch.arange(steps)  # [n, J]
         following = vocabulary.to_draft_ids(e.tokens[(position + 1).clamp(max=e.slots)])
         ids = torch.where(following < 0, OUTSIDE_VOCABULARY_ID, following)
-        expected[index, : each.unrolled_roots.numel()] = torch.where(position < e.slots, ids, UNKNOWN_ID)
+        expected[index, : e.root_count] = torch.where(position < e.slots, ids, UNKNOWN_ID)
     return expected
 
 

@@ -57,11 +57,6 @@ class CapturedDistributions:
         self.target_probs[rows] = other.target_probs
         self.uncaptured_mass[rows] = other.uncaptured_mass
 
-    def put_certain(self, rows: Tensor, tokens: Tensor) -> None:
-        """Give each of ``rows`` a distribution with all its mass on one of ``tokens``."""
-        self.target_ids[rows, 0] = tokens.to(torch.int32)
-        self.target_probs[rows, 0] = 1.0
-
 
 def captured_at(trace: RequestTrace, nodes: Tensor, vocab_size: int) -> CapturedDistributions:
     """The target's distributions at verify ``nodes`` ``[N]`` of ``trace``.

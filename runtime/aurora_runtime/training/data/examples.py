@@ -1,9 +1,8 @@
 """From traces to examples: the slots that are trained, and the target distributions that they are trained on.
 
 Invariants: serving can draft from every root, which is the slot of the last prompt token or a later one. Every training
-target is a distribution that the target really had at that position. Prompt slots only provide keys and values, unless
-prompt positions have a weight. Every accepted token is trained, whoever proposed it, because the target chose it. What
-was served is read from the draft's own rounds only, because a round of lookup says nothing of the draft.
+target is a distribution that the target really had at that position. Prompt slots only provide keys and values. Every
+accepted token is trained, whoever proposed it, because the target chose it.
 
 Slots and positions are relative to the example's ``start``. The state at slot ``t`` proposes token ``t + 2``, so step
 ``j`` at root ``t`` is trained on the target's distribution at position ``t + 1 + j``.
@@ -40,8 +39,7 @@ class Example:
     tokens: Tensor  # [T + 1] int32: tokens at slots 0…T; the state at T itself is not needed
     aux: Tensor  # [T, 3H]: the target's auxiliary hidden states
     targets: CapturedDistributions  # T + 1 rows, by position
-    weight: Tensor  # [T + 1] float16: weight of the position's loss, 0 where no distribution is known
-    accepted: Tensor  # [root_count] int8: tokens accepted of the draft's proposal at the root, -1 where it made none
+    known: Tensor  # [T + 1] bool: whether the position's distribution is known, so that it is trained
     rejected: RejectedNodes
 
     @property
@@ -50,19 +48,17 @@ class Example:
 
     @property
     def nbytes(self) -> int:
-        own = sum(t.numel() * t.element_size() for t in (self.tokens, self.aux, self.weight, self.accepted))
+        own = sum(t.numel() * t.element_size() for t in (self.tokens, self.aux, self.known))
         return own + self.targets.nbytes + self.rejected.nbytes
 
 
-def examples_of(
-    trace: RequestTrace, vocab_size: int, prompt_weight: float = 0.0, counted_positions: int = 0
-) -> list[Example]:
+def examples_of(trace: RequestTrace, vocab_size: int, counted_positions: int = 0) -> list[Example]:
     """The examples of ``trace``; none when no root has both a state and a target distribution.
 
     The first ``counted_positions`` positions do not count as fresh. Raises :class:`TraceFormatError` for token ids
     outside the target's vocabulary.
     """
-    request = _Request.of(trace, vocab_size, prompt_weight)
+    request = _Request.of(trace, vocab_size)
     return list(request.cut(counted_positions)) if request else []
 
 
@@ -76,21 +72,20 @@ class _Request:
     tokens: Tensor  # [L] int32
     aux: Tensor  # [S, 3H]
     targets: CapturedDistributions  # L rows
-    weight: Tensor  # [L] float16
-    accepted: Tensor  # [S] int8
+    known: Tensor  # [L] bool
     rejected: RejectedNodes
 
     @classmethod
-    def of(cls, trace: RequestTrace, vocab_size: int, prompt_weight: float) -> _Request | None:
+    def of(cls, trace: RequestTrace, vocab_size: int) -> _Request | None:
         tokens = trace.tokens[trace.hidden_start :]
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
             raise TraceFormatError("token ids outside the target's vocabulary")
-        targets, weight = _targets_by_position(trace, vocab_size, prompt_weight)
-        trained = weight.nonzero().flatten()
+        targets, known = _targets_by_position(trace, vocab_size)
+        trained = known.nonzero().flatten()
         if not trained.numel():
             return None
         last_slot = min(trace.hidden.shape[0], tokens.numel() - 1) - 1
-        first_served = 0 if prompt_weight else max(trace.prompt_length - 1 - trace.hidden_start, 0)
+        first_served = max(trace.prompt_length - 1 - trace.hidden_start, 0)
         first, last = max(first_served, int(trained[0]) - 1), min(last_slot, int(trained[-1]) - 1)
         return cls(
             start=trace.hidden_start,
@@ -99,8 +94,7 @@ class _Request:
             tokens=tokens,
             aux=trace.hidden,
             targets=targets,
-            weight=weight,
-            accepted=_accepted_by_slot(trace),
+            known=known,
             rejected=rejected_nodes_of(trace, vocab_size),
         )
 
@@ -128,22 +122,9 @@ class _Request:
             tokens=self.tokens[rows].clone(),
             aux=self.aux[begin:stop].clone(),
             targets=self.targets[rows].clone(),
-            weight=self.weight[rows].clone(),
-            accepted=self.accepted[first:end].clone(),
+            known=self.known[rows].clone(),
             rejected=self.rejected.proposed_within(first, end, begin),
         )
-
-
-def _accepted_by_slot(trace: RequestTrace) -> Tensor:
-    """Tokens accepted of the draft's proposal at each slot ``[S]`` int8, -1 where the draft made none.
-
-    The state at slot ``t`` is the first to propose in the round whose root is token ``t + 1``.
-    """
-    accepted = torch.full((trace.hidden.shape[0],), -1, dtype=torch.int8)
-    slot = trace.root.long() - 1 - trace.hidden_start
-    inside = trace.drafted & (slot >= 0) & (slot < accepted.numel())
-    accepted[slot[inside]] = trace.accepted[inside].to(torch.int8)
-    return accepted
 
 
 def _accepted_positions(trace: RequestTrace) -> Tensor:
@@ -157,21 +138,14 @@ def _accepted_positions(trace: RequestTrace) -> Tensor:
     return trace.root.long()[round_of] + depth - trace.hidden_start
 
 
-def _targets_by_position(
-    trace: RequestTrace, vocab_size: int, prompt_weight: float
-) -> tuple[CapturedDistributions, Tensor]:
-    """The target's distribution at each of the ``L`` positions from ``hidden_start`` on, and its weight ``[L]``
-    float16."""
+def _targets_by_position(trace: RequestTrace, vocab_size: int) -> tuple[CapturedDistributions, Tensor]:
+    """The target's distribution at each of the ``L`` positions from ``hidden_start`` on, and where one is known ``[L]``
+    bool."""
     length = trace.tokens.shape[0] - trace.hidden_start
     targets = CapturedDistributions.empty(length, trace.top_ids.shape[1])
-    weight = torch.zeros(length, dtype=torch.float16)
+    known = torch.zeros(length, dtype=torch.bool)
     position = _accepted_positions(trace)
     kept = trace.node_accepted & (position >= 0) & (position < length)
     targets.put(position[kept], captured_at(trace, kept.nonzero().flatten(), vocab_size))
-    weight[position[kept]] = 1.0
-    if prompt_weight:
-        # In the prompt only the next token is known, so all mass lies on that token.
-        prompt = torch.arange(max(0, min(trace.prompt_length - trace.hidden_start, length - 1)))
-        targets.put_certain(prompt, trace.tokens[trace.hidden_start :][prompt + 1])
-        weight[prompt] = prompt_weight
-    return targets, weight
+    known[position[kept]] = True
+    return targets, known

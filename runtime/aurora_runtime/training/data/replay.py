@@ -23,7 +23,6 @@ import torch
 
 from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import Example
-from aurora_runtime.training.data.replay_sampling import ReplayedExample, ReplaySampling, draw_order, priority
 
 _HASH_MULTIPLIER: Final = 2_654_435_761
 """Knuth's multiplicative hash: consecutive counters fall far apart."""
@@ -39,18 +38,17 @@ class ShardSpan:
     shard: str
     first: int  # index among the shard's examples
     count: int
-    added_before: int  # examples that were added to the buffer before this span
 
 
 @dataclass(frozen=True)
 class _BufferedSpan:
     span: ShardSpan
-    kept: tuple[ReplayedExample, ...]
+    examples: tuple[Example, ...]
     nbytes: int
 
     @property
     def roots(self) -> int:
-        return sum(each.example.root_count for each in self.kept)
+        return sum(example.root_count for example in self.examples)
 
 
 class ReplayBuffer:
@@ -59,7 +57,6 @@ class ReplayBuffer:
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._spans: list[_BufferedSpan] = []
-        self._added = 0
         self.evicted = 0
         """Spans evicted since the buffer was first created; decides which span goes next."""
         self.nbytes = 0
@@ -67,14 +64,14 @@ class ReplayBuffer:
         """Roots that one pass over the buffer trains."""
 
     def __len__(self) -> int:
-        return sum(len(span.kept) for span in self._spans)
+        return sum(len(span.examples) for span in self._spans)
 
     def add(self, examples: Sequence[Example], shard: str = "") -> None:
         """Add all ``examples`` of ``shard``. A restart cannot restore examples without a shard's name."""
         first = 0
         for group in _split_by_bytes(examples, self._limit_bytes // MIN_SPANS):
             self._make_room(sum(example.nbytes for example in group))
-            self._append(ShardSpan(shard, first, len(group), self._added), group)
+            self._append(ShardSpan(shard, first, len(group)), group)
             first += len(group)
 
     def restore(self, span: ShardSpan, examples: Sequence[Example]) -> None:
@@ -96,11 +93,7 @@ class ReplayBuffer:
             self.roots -= removed.roots
 
     def _append(self, span: ShardSpan, examples: Sequence[Example]) -> None:
-        kept = tuple(
-            ReplayedExample(example, span.added_before + n, priority(example)) for n, example in enumerate(examples)
-        )
-        self._spans.append(_BufferedSpan(span, kept, sum(example.nbytes for example in examples)))
-        self._added = span.added_before + span.count
+        self._spans.append(_BufferedSpan(span, tuple(examples), sum(example.nbytes for example in examples)))
         self.nbytes += self._spans[-1].nbytes
         self.roots += self._spans[-1].roots
 
@@ -110,22 +103,16 @@ class ReplayBuffer:
 
     def examples(self) -> list[Example]:
         """The examples in the buffer, oldest first."""
-        return [each.example for each in self._kept()]
+        return [example for buffered in self._spans for example in buffered.examples]
 
-    def _kept(self) -> list[ReplayedExample]:
-        return [each for buffered in self._spans for each in buffered.kept]
-
-    def sample(
-        self, bound: BatchBound, generator: torch.Generator, sampling: ReplaySampling = ReplaySampling.UNIFORM
-    ) -> list[Example]:
+    def sample(self, bound: BatchBound, generator: torch.Generator) -> list[Example]:
         """Distinct random examples that fill a batch within ``bound``, or all examples if they do not fill it.
 
-        At least one example is drawn unless the buffer is empty. Examples are drawn one after the other, weighted by
-        ``sampling``, among those not drawn yet.
+        At least one example is drawn unless the buffer is empty. All have the same chance, whatever their age.
         """
-        kept = self._kept()
-        order = draw_order(kept, self._added, sampling, generator).tolist()
-        return bound.batches([kept[i].example for i in order], first_only=True)[0] if order else []
+        kept = self.examples()
+        order = torch.randperm(len(kept), generator=generator).tolist()
+        return bound.batches([kept[i] for i in order], first_only=True)[0] if order else []
 
 
 def _split_by_bytes(examples: Sequence[Example], max_bytes: int) -> Iterator[Sequence[Example]]:

@@ -18,7 +18,6 @@ from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.held_out_set import HeldOutSet
 from aurora_runtime.training.data.replay import ReplayBuffer
-from aurora_runtime.training.data.replay_sampling import ReplaySampling
 from aurora_runtime.training.data.shards import HeldOutRequest, Shard, ShardReader
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state import replay_restore
@@ -88,11 +87,8 @@ def request(seed: int) -> RequestTrace:
     st.lists(st.integers(1, 9), min_size=1, max_size=12),
     st.sampled_from([1, 5, 70, 300, 10_000]),
     st.integers(0, 12),
-    st.sampled_from(ReplaySampling),
 )
-def test_replay_and_held_out_set_survive_any_restart(
-    sizes: list[int], room: int, at: int, sampling: ReplaySampling
-) -> None:
+def test_replay_and_held_out_set_survive_any_restart(sizes: list[int], room: int, at: int) -> None:
     """The buffer has room for one example, for a few of one shard each, for spans of several, or for all."""
     registry, keys = stored(sizes)
     live = RestoredParts(registry, ReplayBuffer(room * SIZE))
@@ -106,8 +102,8 @@ def test_replay_and_held_out_set_survive_any_restart(
     first, second = (torch.Generator().manual_seed(0) for _ in range(2))
     for _ in range(5):
         expected, actual = (
-            live.replay.sample(BOUND, first, sampling),
-            resumed.replay.sample(BOUND, second, sampling),
+            live.replay.sample(BOUND, first),
+            resumed.replay.sample(BOUND, second),
         )
         assert [each.tokens.tolist() for each in expected] == [each.tokens.tolist() for each in actual]
 
