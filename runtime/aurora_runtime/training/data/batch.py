@@ -3,8 +3,10 @@
 Here the target's token ids become the draft's. Captured tokens outside the vocabulary map get the id -1, and their
 probability becomes 0.
 
-Nodes of one depth are ordered: first one path node per root, at that root's index, then rejected nodes. So
-``outputs[depth][:, :root_count]`` are the outputs along the paths.
+Nodes of one depth are ordered: first one path node per root, at that root's index, then rejected nodes.
+
+Which nodes are trained is known here, on the host. So a batch names them by index. A mask would make the host wait for
+a GPU to count the nodes.
 
 Why the trainer collates in its loop and not in a thread: a GPU still updates the weights of the last step meanwhile,
 because neither :meth:`Batch.to` nor the forward pass waits for the GPU (docs/how-to/sizing.md has the arithmetic). A
@@ -27,11 +29,6 @@ from aurora_runtime.training.model.unroll import Level, Trunk
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.objective.target_distribution import TargetDistribution
 
-UNKNOWN_ID = -1
-"""Stands in :attr:`Batch.expected_ids` where the token that followed is not known."""
-OUTSIDE_VOCABULARY_ID = -2
-"""Stands in :attr:`Batch.expected_ids` where the draft's vocabulary lacks the token that followed."""
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -39,11 +36,12 @@ class Batch:
 
     trunk: Trunk
     levels: tuple[Level, ...]  # J - 1, from depth 1
-    target_rows: tuple[Tensor, ...]  # J x [B, N[d]] int64: the node's row in targets, -1 where there is none
+    trained_node: Tensor  # [P] int64: nodes with a target, among the nodes of all depths, ``[B, N[d]]`` each
+    trained_row: Tensor  # [P] int64: their rows in targets
+    trained_counts: tuple[int, ...]  # 2J: how many of the P are path nodes and rejected nodes, depth by depth
     root_count: int  # R
     targets: TargetDistribution  # M rows
     weight: Tensor  # [M] float32
-    expected_ids: Tensor  # [B, R, J] int64: draft id of the token that followed, or one of the two constants above
     positions: int  # slots without padding
 
     def to(self, device: torch.device) -> Batch:
@@ -57,11 +55,12 @@ class Batch:
         return Batch(
             trunk=Trunk(**copied(vars(self.trunk))),
             levels=tuple(Level(**copied(vars(level))) for level in self.levels),
-            target_rows=tuple(copy_to_device(rows, device) for rows in self.target_rows),
+            trained_node=copy_to_device(self.trained_node, device),
+            trained_row=copy_to_device(self.trained_row, device),
+            trained_counts=self.trained_counts,
             root_count=self.root_count,
             targets=TargetDistribution(**copied(vars(self.targets))),
             weight=copy_to_device(self.weight, device),
-            expected_ids=copy_to_device(self.expected_ids, device),
             positions=self.positions,
         )
 
@@ -84,14 +83,16 @@ def collate(
     for index, each in enumerate(trees):
         padded.put(index, each, first_row)
         first_row += each.target_row_count
+    trained_node, trained_row, trained_counts = padded.trained()
     return Batch(
         trunk=Trunk(padded.aux, padded.next_token, torch.tensor([e.start for e in examples]), padded.root_slot),
         levels=tuple(Level(token, parent) for token, parent in zip(padded.token, padded.parent, strict=True)),
-        target_rows=tuple(padded.target_rows),
+        trained_node=trained_node,
+        trained_row=trained_row,
+        trained_counts=trained_counts,
         root_count=root_count,
         targets=_draft_distributions(examples, vocabulary),
         weight=torch.cat([part for e in examples for part in (e.known.float(), torch.ones(len(e.rejected)))]),
-        expected_ids=_expected_ids(trees, padded.root_slot.shape, steps, vocabulary),
         positions=sum(e.slots for e in examples),
     )
 
@@ -164,7 +165,8 @@ class _PaddedBatch:
         self.aux = torch.zeros(b, slots, width, dtype=dtype)  # [B, T, 3H]
         self.next_token = torch.zeros(b, slots, dtype=torch.int64)  # [B, T]
         self.root_slot = torch.zeros(b, root_count, dtype=torch.int64)  # [B, R]
-        self.target_rows = [torch.full((b, n), -1, dtype=torch.int64) for n in node_counts]  # J x [B, N[d]]
+        # J x [B, N[d]]: the node's row in the batch's targets, -1 where it has none
+        self.target_rows = [torch.full((b, n), -1, dtype=torch.int64) for n in node_counts]
         self.token = [torch.zeros(b, n, dtype=torch.int64) for n in node_counts[1:]]  # J - 1
         self.parent = [torch.zeros(b, n, dtype=torch.int64) for n in node_counts[1:]]  # J - 1
 
@@ -191,17 +193,17 @@ class _PaddedBatch:
         self.parent[depth - 1][index, span] = level.parent
         self.target_rows[depth][index, span] = first_row + level.node
 
-
-def _expected_ids(trees: Sequence[_ExampleTrees], shape: torch.Size, steps: int, vocabulary: VocabularyMap) -> Tensor:
-    """``[B, R, J]`` for roots of ``shape`` ``[B, R]``; see :attr:`Batch.expected_ids`."""
-    expected = torch.full((*shape, steps), UNKNOWN_ID, dtype=torch.int64)
-    for index, each in enumerate(trees):
-        e = each.example
-        position = each.root_slots[:, None] + 1 + torch.arange(steps)  # [n, J]
-        following = vocabulary.to_draft_ids(e.tokens[(position + 1).clamp(max=e.slots)])
-        ids = torch.where(following < 0, OUTSIDE_VOCABULARY_ID, following)
-        expected[index, : e.root_count] = torch.where(position < e.slots, ids, UNKNOWN_ID)
-    return expected
+    def trained(self) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """:attr:`Batch.trained_node`, :attr:`Batch.trained_row` and :attr:`Batch.trained_counts`."""
+        nodes, rows, first_node = list[Tensor](), list[Tensor](), 0
+        for target_rows in self.target_rows:
+            node = first_node + torch.arange(target_rows.numel()).view_as(target_rows)
+            for part in (slice(self.root_slot.shape[1]), slice(self.root_slot.shape[1], None)):
+                present = target_rows[:, part] >= 0
+                nodes.append(node[:, part][present])
+                rows.append(target_rows[:, part][present])
+            first_node += target_rows.numel()
+        return torch.cat(nodes), torch.cat(rows), tuple(part.numel() for part in rows)
 
 
 def _draft_distributions(examples: Sequence[Example], vocabulary: VocabularyMap) -> TargetDistribution:

@@ -18,10 +18,10 @@ from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.rejected_nodes import MAX_STEPS
 from aurora_runtime.training.data.replay import ReplayBuffer
-from aurora_runtime.training.evaluation import evaluate
+from aurora_runtime.training.evaluation import evaluate, expected_ids
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.objective.target_distribution import TargetDistribution
-from tests.assets.traces.verify_nodes import nodes_of
+from tests.assets.traces.verify_nodes import nodes_of, target_rows
 from tests.unit.training import tiny
 from tests.unit.training.trees import tree_trace
 
@@ -88,13 +88,14 @@ def test_each_step_has_the_target_distribution_of_its_position(vocabulary: Vocab
     trace = tiny.trace(5, prompt=8, answer=15, hidden_start=hidden_start)
     (example,) = examples_of(trace, tiny.VOCAB)
     batch = collate([example], 3, vocabulary)
+    rows, expected = target_rows(batch), expected_ids([example], 3, vocabulary)
     nodes = by_position(trace)
     assert hidden_start + example.first_root == max(hidden_start, trace.prompt_length - 1)
     trained_nodes = 0
     for r in range(example.root_count):
         root = hidden_start + example.first_root + r
         for j in range(3):
-            position, row = root + 1 + j, int(batch.target_rows[j][0, r])
+            position, row = root + 1 + j, int(rows[j][0, r])
             assert (row >= 0) == (position in nodes)
             if row < 0:
                 continue
@@ -111,7 +112,7 @@ def test_each_step_has_the_target_distribution_of_its_position(vocabulary: Vocab
                 assert int(batch.levels[j - 1].token[0, r]) == int(trace.tokens[position])
             if position + 1 < trace.tokens.shape[0]:
                 follows = int(vocabulary.to_draft[int(trace.tokens[position + 1])])
-                assert int(batch.expected_ids[0, r, j]) == (follows if follows >= 0 else -2)
+                assert int(expected[0, r, j]) == (follows if follows >= 0 else -2)
     assert trained_nodes >= 3 * (trace.answer_tokens - 4)
 
 
@@ -166,7 +167,7 @@ def test_a_request_that_was_served_without_speculation_is_trained_and_evaluated(
     assert (example.root_count, len(example.rejected)) == (14, 0)
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     batch = collate([example], 3, vocabulary, with_rejected=True)
-    assert int((batch.target_rows[0] >= 0).sum()) == 14
+    assert batch.trained_counts[0] == 14
     result = evaluate(draft, [example], vocabulary, 3)
     assert sum(result.tokens) == 14
     assert 1 <= result.acceptance_length <= 4

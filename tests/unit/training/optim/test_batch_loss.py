@@ -21,6 +21,7 @@ from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.settings import TrainingPolicy
 from tests.assets.signing import ROOT_OWNER
+from tests.assets.traces.verify_nodes import target_rows
 from tests.unit.training import tiny
 from tests.unit.training.trees import tree_trace
 
@@ -35,7 +36,7 @@ def test_path_and_rejected_nodes_have_the_weights_of_the_recipe(tmp_path: Path, 
     batch = collate(examples, STEPS, vocabulary, with_rejected=True)
     recipe = Recipe(unroll_steps=STEPS, discard=discard, step_decay=0.7)
     want = 0.0
-    for depth, (out, rows) in enumerate(zip(unroll(draft, batch.trunk, batch.levels), batch.target_rows, strict=True)):
+    for depth, (out, rows) in enumerate(zip(unroll(draft, batch.trunk, batch.levels), target_rows(batch), strict=True)):
         weight = 0.7**depth / (1 + 0.7 + 0.7**2)
         for share, part in ((1.0, slice(0, batch.root_count)), (discard, slice(batch.root_count, None))):
             row = rows[:, part]

@@ -81,7 +81,7 @@ def test_a_batch_outlives_the_next_write(tmp_path: Path) -> None:
             one, other = vars(getattr(collated, part)), vars(getattr(expected, part))
             assert all(torch.equal(one[name], other[name]) for name in one)
         assert torch.equal(collated.weight, expected.weight)
-        assert torch.equal(collated.expected_ids, expected.expected_ids)
+        assert torch.equal(collated.trained_row, expected.trained_row)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
