@@ -62,7 +62,7 @@ def target_rows(batch: Batch) -> list[Tensor]:
     sizes = [shape.numel() for shape in shapes]
     rows = torch.full((sum(sizes),), -1)
     rows[batch.trained_node] = batch.trained_row
-    return [part.view(shape) for part, shape in zip(rows.split(sizes), shapes, strict=True)]
+    return [part.view(shape) for part, shape in zip(torch.split(rows, sizes), shapes, strict=True)]
 
 
 def nodes_by_path(batch: Batch, outputs: Sequence[Tensor], i: int) -> dict[tuple[int, tuple[int, ...]], BatchNode]:

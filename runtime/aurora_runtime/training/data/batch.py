@@ -23,8 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aurora_runtime.packed_states import PACKED_TYPE, SCALE_TYPE, unpacked
 from aurora_runtime.pinned_copy import copy_to_device
 from aurora_runtime.training.data.examples import Example
+from aurora_runtime.training.data.kept_states import KeptStates
 from aurora_runtime.training.model.unroll import Level, Trunk
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.objective.target_distribution import TargetDistribution
@@ -85,7 +87,13 @@ def collate(
         first_row += each.target_row_count
     trained_node, trained_row, trained_counts = padded.trained()
     return Batch(
-        trunk=Trunk(padded.aux, padded.next_token, torch.tensor([e.start for e in examples]), padded.root_slot),
+        trunk=Trunk(
+            aux=padded.aux,
+            aux_scale=padded.aux_scale,
+            tokens=padded.next_token,
+            start=torch.tensor([e.start for e in examples]),
+            root_slot=padded.root_slot,
+        ),
         levels=tuple(Level(token, parent) for token, parent in zip(padded.token, padded.parent, strict=True)),
         trained_node=trained_node,
         trained_row=trained_row,
@@ -158,11 +166,15 @@ class _PaddedBatch:
 
     def __init__(self, trees: Sequence[_ExampleTrees], root_count: int, steps: int) -> None:
         examples = [each.example for each in trees]
-        b, slots, width = len(trees), max(e.slots for e in examples), examples[0].aux.shape[1]
+        b, slots, width = len(trees), max(e.slots for e in examples), examples[0].aux.blocks[0].states.shape[1]
         node_counts = [root_count + max(each.rejected_count(depth) for each in trees) for depth in range(steps)]
-        # Examples of targets in fp16 and in bf16 may meet: a type that holds the numbers of both.
-        dtype = reduce(torch.promote_types, {e.aux.dtype for e in examples})
-        self.aux = torch.zeros(b, slots, width, dtype=dtype)  # [B, T, 3H]
+        # Packed states stay packed until they are on the device, unless states that are not packed stand beside them.
+        # Examples of targets in fp16 and in bf16 may meet as well: a type that holds the numbers of both.
+        dtypes = {block.states.dtype for e in examples for block in e.aux.blocks}
+        if dtypes != {PACKED_TYPE}:
+            dtypes = {torch.bfloat16 if dtype == PACKED_TYPE else dtype for dtype in dtypes}
+        self.aux = torch.zeros(b, slots, width, dtype=reduce(torch.promote_types, dtypes))  # [B, T, 3H]
+        self.aux_scale = torch.ones(b, slots, dtype=SCALE_TYPE)  # [B, T]
         self.next_token = torch.zeros(b, slots, dtype=torch.int64)  # [B, T]
         self.root_slot = torch.zeros(b, root_count, dtype=torch.int64)  # [B, R]
         # J x [B, N[d]]: the node's row in the batch's targets, -1 where it has none
@@ -173,7 +185,7 @@ class _PaddedBatch:
     def put(self, index: int, trees: _ExampleTrees, first_row: int) -> None:
         """Fill row ``index`` of every tensor; the example's targets start at ``first_row``."""
         e, n = trees.example, trees.example.root_count
-        self.aux[index, : e.slots] = e.aux
+        self._put_states(index, e.aux)
         self.next_token[index, : e.slots] = e.tokens[1:]
         self.root_slot[index, :n] = trees.root_slots
         for depth, target_rows in enumerate(self.target_rows):
@@ -184,6 +196,16 @@ class _PaddedBatch:
                 self.parent[depth - 1][index, :n] = torch.arange(n)
         for depth, level in enumerate(trees.rejected, start=1):
             self._put_rejected(index, depth, level, first_row + e.slots + 1)
+
+    def _put_states(self, index: int, states: KeptStates) -> None:
+        first = 0
+        for block in states.blocks:
+            span = slice(first, first + len(block))
+            if self.aux.dtype == PACKED_TYPE:
+                self.aux[index, span], self.aux_scale[index, span] = block.states, block.scale
+            else:
+                self.aux[index, span] = unpacked(block.states, block.scale)
+            first = span.stop
 
     def _put_rejected(self, index: int, depth: int, level: _RejectedLevel, first_row: int) -> None:
         """Put rejected nodes after the path nodes. The targets of rejected nodes start at ``first_row``."""

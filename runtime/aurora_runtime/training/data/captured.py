@@ -38,10 +38,6 @@ class CapturedDistributions:
         """A copy with memory of its own."""
         return CapturedDistributions(self.target_ids.clone(), self.target_probs.clone(), self.uncaptured_mass.clone())
 
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in vars(self).values())
-
     @classmethod
     def empty(cls, length: int, k: int) -> CapturedDistributions:
         """``length`` rows without any token."""

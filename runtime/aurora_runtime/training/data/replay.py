@@ -1,6 +1,7 @@
 """The replay buffer: examples bounded in bytes, spread over age.
 
-Invariant: after an addition the buffer holds no more than its bound, except when a single example is larger. When the
+Invariant: after an addition the buffer holds no more than its bound, except when a single example is larger. Memory
+that examples share counts once (:class:`~aurora_runtime.training.data.kept_states.HeldBytes`). When the
 buffer is full, spans at a pseudo-random index make room, so that the survivors' ages fall off geometrically: mostly
 recent, not only recent. Examples come and go in spans of one shard, so that few shards restore the survivors.
 
@@ -23,6 +24,7 @@ import torch
 
 from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import Example
+from aurora_runtime.training.data.kept_states import HeldBytes
 
 _HASH_MULTIPLIER: Final = 2_654_435_761
 """Knuth's multiplicative hash: consecutive counters fall far apart."""
@@ -44,7 +46,6 @@ class ShardSpan:
 class _BufferedSpan:
     span: ShardSpan
     examples: tuple[Example, ...]
-    nbytes: int
 
     @property
     def roots(self) -> int:
@@ -59,9 +60,13 @@ class ReplayBuffer:
         self._spans: list[_BufferedSpan] = []
         self.evicted = 0
         """Spans evicted since the buffer was first created; decides which span goes next."""
-        self.nbytes = 0
+        self._held = HeldBytes()
         self.roots = 0
         """Roots that one pass over the buffer trains."""
+
+    @property
+    def nbytes(self) -> int:
+        return self._held.total
 
     def __len__(self) -> int:
         return sum(len(span.examples) for span in self._spans)
@@ -70,8 +75,8 @@ class ReplayBuffer:
         """Add all ``examples`` of ``shard``. A restart cannot restore examples without a shard's name."""
         first = 0
         for group in _split_by_bytes(examples, self._limit_bytes // MIN_SPANS):
-            self._make_room(sum(example.nbytes for example in group))
             self._append(ShardSpan(shard, first, len(group)), group)
+            self._make_room()
             first += len(group)
 
     def restore(self, span: ShardSpan, examples: Sequence[Example]) -> None:
@@ -80,21 +85,24 @@ class ReplayBuffer:
 
     def drop(self, shards: Collection[str]) -> None:
         """Remove the examples of ``shards``, whose traces may not be kept. They do not count as evicted."""
-        self._spans = [buffered for buffered in self._spans if buffered.span.shard not in shards]
-        self.nbytes = sum(buffered.nbytes for buffered in self._spans)
-        self.roots = sum(buffered.roots for buffered in self._spans)
+        for index in reversed(range(len(self._spans))):
+            if self._spans[index].span.shard in shards:
+                self._remove(index)
 
-    def _make_room(self, nbytes: int) -> None:
-        while self._spans and self.nbytes + nbytes > self._limit_bytes:
-            index = (self.evicted * _HASH_MULTIPLIER % 2**32) * len(self._spans) >> 32
+    def _make_room(self) -> None:
+        """Evict spans, but never the newest one."""
+        while len(self._spans) > 1 and self.nbytes > self._limit_bytes:
+            self._remove((self.evicted * _HASH_MULTIPLIER % 2**32) * (len(self._spans) - 1) >> 32)
             self.evicted += 1
-            removed = self._spans.pop(index)
-            self.nbytes -= removed.nbytes
-            self.roots -= removed.roots
+
+    def _remove(self, index: int) -> None:
+        removed = self._spans.pop(index)
+        self._held.remove(removed.examples)
+        self.roots -= removed.roots
 
     def _append(self, span: ShardSpan, examples: Sequence[Example]) -> None:
-        self._spans.append(_BufferedSpan(span, tuple(examples), sum(example.nbytes for example in examples)))
-        self.nbytes += self._spans[-1].nbytes
+        self._spans.append(_BufferedSpan(span, tuple(examples)))
+        self._held.add(self._spans[-1].examples)
         self.roots += self._spans[-1].roots
 
     def spans(self) -> list[ShardSpan]:
@@ -117,11 +125,11 @@ class ReplayBuffer:
 
 def _split_by_bytes(examples: Sequence[Example], max_bytes: int) -> Iterator[Sequence[Example]]:
     """Consecutive ``examples`` in groups of at most ``max_bytes``; a larger example goes alone."""
-    first, size = 0, 0
+    first, held = 0, HeldBytes()
     for index, example in enumerate(examples):
-        if index > first and size + example.nbytes > max_bytes:
+        held.add(example)
+        if index > first and held.total > max_bytes:
             yield examples[first:index]
-            first, size = index, 0
-        size += example.nbytes
+            first, held = index, HeldBytes(example)
     if examples:
         yield examples[first:]

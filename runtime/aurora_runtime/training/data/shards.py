@@ -140,7 +140,4 @@ class ShardReader:
             raise TraceFormatError(f"hidden states are {width} wide, expected {self._aux_width}")
         if not bool(trace.hidden.isfinite().all()):
             raise TraceFormatError("hidden states are not finite")
-        completed = self._prefixes.complete(trace, key)
-        # Borrowed states already counted as fresh in the trace that they come from.
-        borrowed = trace.hidden_start - completed.hidden_start
-        return examples_of(completed, self._vocab_size, borrowed)
+        return examples_of(trace, self._vocab_size, self._prefixes.complete(trace, key))

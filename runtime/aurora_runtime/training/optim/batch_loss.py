@@ -49,7 +49,7 @@ def loss_of_outputs(
     """The loss of :func:`batch_loss`, given the :func:`draft_outputs`."""
     decays = [recipe.step_decay**depth for depth in range(len(outputs))]
     shares = [share * decay / sum(decays) for decay in decays for share in (1.0, recipe.discard)]
-    weights = batch.weight[batch.trained_row].split(batch.trained_counts)
+    weights = torch.split(batch.weight[batch.trained_row], list(batch.trained_counts))
     chosen = torch.cat([out.flatten(0, 1) for out in outputs]).index_select(0, batch.trained_node)
     sums = all_reduce_sum(torch.stack([weight.sum() for weight in weights])).clamp(min=1e-6)
     row_weights = [share * weight / total for share, weight, total in zip(shares, weights, sums.unbind(), strict=True)]

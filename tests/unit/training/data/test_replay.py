@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import Example, examples_of
+from aurora_runtime.training.data.kept_states import HeldBytes, KeptStates, StateBlock
 from aurora_runtime.training.data.replay import ReplayBuffer
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
@@ -34,7 +35,9 @@ def base_example() -> Example:
 
 
 def example(slots: int = 8) -> Example:
-    return dataclasses.replace(base_example(), aux=torch.zeros(slots, 3 * tiny.HIDDEN))
+    """An example with states of its own. All else it shares with the others."""
+    states = StateBlock(torch.zeros(slots, 3 * tiny.HIDDEN), torch.ones(slots))
+    return dataclasses.replace(base_example(), aux=KeptStates(0, (states,)))
 
 
 def buffer_of(examples: Sequence[Example], limit: int = 1 << 30) -> ReplayBuffer:
@@ -84,7 +87,7 @@ def test_the_buffer_keeps_its_bound_and_order(sizes: list[int], room: int) -> No
     every, buffer = [example(slots=n) for n in sizes], ReplayBuffer(limit)
     for each in every:
         buffer.add([each])
-        assert buffer.nbytes == sum(kept.nbytes for kept in buffer.examples())
+        assert buffer.nbytes == HeldBytes(buffer.examples()).total
         assert buffer.nbytes <= limit or len(buffer) == 1
         assert buffer.examples()[-1] is each
     place = {id(each): i for i, each in enumerate(every)}
@@ -116,19 +119,19 @@ def test_a_rebuilt_buffer_draws_the_same_examples(sizes: list[int], room: int, k
 @pytest.mark.parametrize("count", [20, 43, 100, 1000])
 def test_each_buffers_worth_of_new_traffic_evicts_the_same_share_of_the_old(count: int) -> None:
     """The module's docstring gives these figures: 1/e of A is left after one buffer of B, 1/e² after two."""
-    a, b = example(), example()
-    buffer = buffer_of([a] * count, count * a.nbytes)
+    a = [example(1) for _ in range(count)]
+    buffer, former = buffer_of(a, HeldBytes(a).total), set(identities(a))
 
     def left() -> float:
-        return sum(each is a for each in buffer.examples()) / count
+        return sum(each in former for each in identities(buffer.examples())) / count
 
     assert left() == 1.0
     for buffers, low, high in ((1, 0.30, 0.42), (2, 0.09, 0.17)):
         for _ in range(count):
-            buffer.add([b])
+            buffer.add([example(1)])
         assert low <= left() <= high, buffers
     for _ in range(8 * count):
-        buffer.add([b])
+        buffer.add([example(1)])
     assert left() < 0.01, "traffic that never comes back is forgotten in the end"
 
 

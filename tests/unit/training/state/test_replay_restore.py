@@ -17,6 +17,7 @@ from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.held_out_set import HeldOutSet
+from aurora_runtime.training.data.kept_states import HeldBytes
 from aurora_runtime.training.data.replay import ReplayBuffer
 from aurora_runtime.training.data.shards import HeldOutRequest, Shard, ShardReader
 from aurora_runtime.training.retry import Retrier
@@ -205,13 +206,13 @@ def test_a_resumed_trainer_counts_the_same_held_out_requests(limit_bytes: int) -
 def test_a_restart_counts_requests_whose_shards_it_does_not_read() -> None:
     """There is room for one request. The others count until their shards expire."""
     registry, keys = stored([1] * 6)
-    examples = tuple(examples_of(request(0), tiny.VOCAB))
-    size = sum(example.nbytes for example in examples)
+    examples = [tuple(examples_of(request(0), tiny.VOCAB)) for _ in keys]
+    size = HeldBytes(examples[0]).total
     live = HeldOutSet(HELD_OUT, size)
     for number, key in enumerate(keys):
-        live.add(number, examples, key)
+        live.add(number, examples[number], key)
     tensors = replay_restore.spans_state(ReplayBuffer(1 << 30), live, keys[2:])
-    read = {keys[-1]: Shard(keys[-1], (), (HeldOutRequest(5, examples, measurable=True),))}
+    read = {keys[-1]: Shard(keys[-1], (), (HeldOutRequest(5, examples[5], measurable=True),))}
     resumed = HeldOutSet(HELD_OUT, size)
     replay_restore.restore(tensors, keys[2:], FixedReader(registry, read), ReplayBuffer(1 << 30), resumed)
     assert (len(resumed), resumed.count) == (1, 4), "two shards are retired"
