@@ -48,5 +48,10 @@ def _pack_block(states: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unpack(codes: Tensor, scale: Tensor) -> Tensor:
-    """The inverse of :func:`pack`, as bf16 ``[S, H3]``."""
-    return codes.to(torch.bfloat16) * scale[:, None]
+    """The inverse of :func:`pack`, as bf16 ``[..., H3]``, for ``scale`` ``[...]``."""
+    return codes.to(torch.bfloat16) * scale[..., None]
+
+
+def unpacked(states: Tensor, scale: Tensor) -> Tensor:
+    """``states`` ``[..., H3]`` in 16 bits or more; ``scale`` ``[...]`` is read only where they are packed."""
+    return unpack(states, scale) if states.dtype == PACKED_TYPE else states

@@ -173,7 +173,6 @@ def _reader(config: TrainingConfig, context: TrainerContext) -> ShardReader:
         len(context.lineage.aux_layers) * identity.hidden_size,
         context.retrier,
         policy=config.policy,
-        prompt_weight=config.recipe.prompt_weight,
         deaths=context.deaths,
     )
 

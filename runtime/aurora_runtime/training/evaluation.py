@@ -15,14 +15,19 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from aurora_runtime.pinned_copy import copy_to_device
 from aurora_runtime.precision import autocast
-from aurora_runtime.training.data.batch import UNKNOWN_ID, Batch, collate
+from aurora_runtime.training.data.batch import Batch, collate
 from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import Example
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.unroll import unroll
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 
+UNKNOWN_ID: Final = -1
+"""Stands in :func:`expected_ids` where the token that followed is not known."""
+OUTSIDE_VOCABULARY_ID: Final = -2
+"""Stands in :func:`expected_ids` where the draft's vocabulary lacks the token that followed."""
 EVALUATION_BOUND: Final = BatchBound(roots=512, slots=16_384)
 
 
@@ -69,27 +74,42 @@ def evaluate(
     device = draft.lm_head.weight.device
     rounds, tokens, covered = list[int](), list[int](), 0
     for group in EVALUATION_BOUND.batches(examples):
-        batch = collate(group, steps, vocabulary).to(device)
-        correct = _correct_proposals(draft, batch)
+        expected = expected_ids(group, steps, vocabulary)
+        correct = _correct_proposals(draft, collate(group, steps, vocabulary).to(device), expected)
         for i, example in enumerate(group):
-            expected = batch.expected_ids[i, : example.root_count, 0]
-            n = int((expected != UNKNOWN_ID).sum())
-            example_rounds, example_tokens = simulate_verification(correct[i, :n].cpu())
+            following = expected[i, : example.root_count, 0]
+            n = int((following != UNKNOWN_ID).sum())
+            example_rounds, example_tokens = simulate_verification(correct[i, :n])
             rounds.append(example_rounds)
             tokens.append(example_tokens)
-            covered += int((expected[:n] >= 0).sum())
+            covered += int((following[:n] >= 0).sum())
     return HeldOutResult(tuple(rounds), tuple(tokens), covered / max(sum(tokens), 1))
 
 
-def _correct_proposals(draft: DraftModel, batch: Batch) -> Tensor:
-    """Whether each greedy proposal is the token that followed, ``[B, R, J]`` bool; false where none is known."""
-    known = batch.expected_ids != UNKNOWN_ID
-    correct = torch.zeros_like(known)
-    with autocast(known.device.type):
+def expected_ids(examples: Sequence[Example], steps: int, vocabulary: VocabularyMap) -> Tensor:
+    """The draft's id of the token that followed, or one of the two constants above, ``[B, R, J]`` int64."""
+    expected = torch.full((len(examples), max(e.root_count for e in examples), steps), UNKNOWN_ID, dtype=torch.int64)
+    for index, e in enumerate(examples):
+        position = e.first_root + torch.arange(e.root_count)[:, None] + 1 + torch.arange(steps)  # [n, J]
+        following = vocabulary.to_draft_ids(e.tokens[(position + 1).clamp(max=e.slots)])
+        ids = torch.where(following < 0, OUTSIDE_VOCABULARY_ID, following)
+        expected[index, : e.root_count] = torch.where(position < e.slots, ids, UNKNOWN_ID)
+    return expected
+
+
+def _correct_proposals(draft: DraftModel, batch: Batch, expected: Tensor) -> Tensor:
+    """Whether each greedy proposal is the token that followed, ``[B, R, J]`` bool; false where none is known.
+
+    ``expected`` and the result are on the CPU.
+    """
+    correct = torch.zeros_like(expected, dtype=torch.bool)
+    device = batch.weight.device
+    with autocast(device.type):
         for step, out in enumerate(unroll(draft, batch.trunk, batch.levels)):
-            chosen = known[:, :, step]
-            expected = batch.expected_ids[:, :, step][chosen]
-            correct[:, :, step][chosen] = draft.logits(out[chosen]).argmax(-1) == expected
+            known = expected[:, :, step] != UNKNOWN_ID
+            chosen = copy_to_device(known.flatten().nonzero().flatten(), device)
+            proposed = draft.logits(out.flatten(0, 1).index_select(0, chosen)).argmax(-1).cpu()
+            correct[:, :, step][known] = proposed == expected[:, :, step][known]
     return correct
 
 

@@ -96,13 +96,13 @@ class Trainer:
         return pause
 
     def _expects_work(self) -> bool:
-        """Whether to look again soon: something arrived, or a save, deletions or a status are not finished.
+        """Whether to look again soon: something arrived, or deletions or a status are not finished.
 
         An upload without its manifest counts as an arrival, because the manifest follows.
         """
         arrivals, before = self.learning.ledger.arrivals, self._seen_arrivals
         self._seen_arrivals = arrivals
-        unfinished = self.stages.saver.unsaved or self.stages.retention.deletes or self.progress.refused
+        unfinished = self.stages.retention.deletes or self.progress.refused
         return arrivals != before or unfinished
 
     def _drop_expired(self) -> frozenset[str]:
@@ -140,7 +140,7 @@ class Trainer:
             self.stages.saver.save_first()
             self.stages.offering.offer()
         self.stages.vocabulary.review()
-        self.stages.saver.save_if_due(idle=phase is TrainerPhase.WAITING_FOR_TRACES)
+        self.stages.saver.save_if_due()
         self.retrier.call("deleting orphans", lambda: self.stages.orphans.delete_due(self._stopping))
         self.stages.expiry.look(self._stopping)
         self.stages.retention.delete_some(self._stopping)

@@ -29,6 +29,7 @@ def propose(draft: DraftModel, vocabulary: VocabularyMap, trace: RequestTrace, s
     root_slot = torch.arange(first - 1, slots - 1)
     trunk = Trunk(
         aux=trace.hidden[None, :slots],
+        aux_scale=torch.ones(1, slots),
         tokens=trace.tokens[None, 1:].long(),
         start=torch.zeros(1, dtype=torch.int64),
         root_slot=root_slot[None],

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from aurora_runtime.traces import RequestTrace
@@ -55,6 +56,15 @@ class BatchNode:
     row: int
 
 
+def target_rows(batch: Batch) -> list[Tensor]:
+    """The row of each node's target distribution at each depth ``[B, N]``, -1 where it has none."""
+    shapes = [batch.trunk.root_slot.shape, *(level.token.shape for level in batch.levels)]
+    sizes = [shape.numel() for shape in shapes]
+    rows = torch.full((sum(sizes),), -1)
+    rows[batch.trained_node] = batch.trained_row
+    return [part.view(shape) for part, shape in zip(torch.split(rows, sizes), shapes, strict=True)]
+
+
 def nodes_by_path(batch: Batch, outputs: Sequence[Tensor], i: int) -> dict[tuple[int, tuple[int, ...]], BatchNode]:
     """The nodes of sequence ``i``, by the absolute slot of their root and the tokens on the path to the node.
 
@@ -64,7 +74,7 @@ def nodes_by_path(batch: Batch, outputs: Sequence[Tensor], i: int) -> dict[tuple
     slots = batch.trunk.root_slot[i] + batch.trunk.start[i]
     paths: list[tuple[int, tuple[int, ...]]] = [(int(slot), ()) for slot in slots]
     nodes = {}
-    for depth, (output, row) in enumerate(zip(outputs, batch.target_rows, strict=True)):
+    for depth, (output, row) in enumerate(zip(outputs, target_rows(batch), strict=True)):
         if depth:
             level = batch.levels[depth - 1]
             parents = [paths[parent] for parent in level.parent[i].tolist()]

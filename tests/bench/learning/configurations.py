@@ -21,8 +21,6 @@ from typing import Any, Final
 
 from tests.bench.learning.matching import STEPS_MULTIPLE, Match
 
-from aurora_runtime.training.data.batch import UnrollPath
-from aurora_runtime.training.data.replay_sampling import ReplaySampling
 from aurora_runtime.training.objective.position_losses import LOSSES
 from aurora_runtime.training.optim.recipe import Recipe
 
@@ -84,9 +82,8 @@ REFERENCE: Final = "replay"
 """The name of the configuration with which all others are compared: forward KL, replay 1.
 
 This is not the trainer's default, which is ``map, replay 3, averaged``."""
-PLAIN: Final[Mapping[str, Any]] = MappingProxyType({"discard": 0.0, "unroll_path": UnrollPath.COMMITTED})
+PLAIN: Final[Mapping[str, Any]] = MappingProxyType({"discard": 0.0})
 AVERAGED: Final[Mapping[str, Any]] = MappingProxyType({"max_average_window": Recipe.max_average_window})
-PROPOSED: Final[Mapping[str, Any]] = MappingProxyType({"unroll_path": UnrollPath.PROPOSED})
 
 CONFIGURATIONS: Final[dict[str, Configuration]] = {
     PUBLISHED: _row("accepted tokens only, first in first out, no replay (Aurora's published loop)", **PLAIN, replay=0),
@@ -94,10 +91,6 @@ CONFIGURATIONS: Final[dict[str, Configuration]] = {
     "replay 3": _row("the published loop with three replayed batches per fresh batch", **PLAIN, replay=3),
     "batches 2": _row("replay, batches twice as large, so half the steps", **PLAIN, batch_roots=2 * Recipe.batch_roots),
     "batches 4": _row("replay, batches four times as large", **PLAIN, batch_roots=4 * Recipe.batch_roots),
-    "recent": _row("replay, recent examples more often", **PLAIN, replay_sampling=ReplaySampling.RECENT),
-    "surprising": _row(
-        "replay, examples with more rounds per token more often", **PLAIN, replay_sampling=ReplaySampling.PRIORITIZED
-    ),
     "fifo, discard": _row("no replay, rejected nodes weigh 1", replay=0, discard=1.0),
     "discard 0.1": _row("replay, rejected nodes weigh 0.1", discard=0.1),
     "map": _row("as discard 0.1, the vocabulary map follows the traffic", discard=0.1, remap=True),
@@ -120,9 +113,6 @@ CONFIGURATIONS: Final[dict[str, Configuration]] = {
     ),
     "discard 0.5": _row("replay, rejected nodes weigh 0.5", discard=0.5),
     "discard 1": _row("replay, rejected nodes weigh 1", discard=1.0),
-    "proposed": _row("replay, proposed and accepted tokens only", discard=0.0, **PROPOSED),
-    "proposed, discard": _row("replay, all proposed tokens, accepted or rejected", discard=1.0, **PROPOSED),
-    "prompt": _row("replay, prompt tokens weigh 0.2", **PLAIN, prompt_weight=0.2),
     "random": _row("replay, layer and head begin with random weights", **PLAIN, copies_target=False),
     "averaged": _row("replay, moving average of the weights", **PLAIN, **AVERAGED),
     "5 steps": _row("replay, served in five steps, unrolled five steps", **PLAIN, draft_steps=5, unroll_steps=5),

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
-from tests.assets.traces.drafted import DRAFT_STEPS, rounds_of
-from tests.assets.traces.proposals import propose
 from tests.assets.trained_draft import load_small_target, untrained_draft
 from tests.bench.learning.configurations import Configuration
 from tests.bench.learning.matching import Match, batches
@@ -19,10 +17,8 @@ from tests.bench.learning.vocabulary_remapping import VocabularyRemapper
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.replay import ReplayBuffer
-from aurora_runtime.training.data.replay_sampling import ReplaySampling
 from aurora_runtime.training.evaluation import evaluate
 from aurora_runtime.training.model.draft import DraftModel
-from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.optim.session import Session
 
 REPLAY_BUFFER_BYTES: Final = 1 << 30
@@ -93,15 +89,7 @@ class Learner:
             self._remapper.after_shard(examples, held_out)
 
     def _examples(self, trace: RequestTrace) -> list[Example]:
-        configuration = self._configuration
-        examples = examples_of(
-            with_top_k(trace, configuration.top_k),
-            self.session.draft.config.vocab_size,
-            configuration.recipe.prompt_weight,
-        )
-        if configuration.recipe.replay_sampling is not ReplaySampling.PRIORITIZED:
-            return examples
-        return with_own_rounds(self.draft, self.session.vocabulary, trace, examples)
+        return examples_of(with_top_k(trace, self._configuration.top_k), self.session.draft.config.vocab_size)
 
     def evaluate(self, held_out: Sequence[Example], tokens: int) -> Evaluation:
         """Evaluate the draft after ``tokens`` answer tokens of traffic.
@@ -128,20 +116,3 @@ def with_top_k(trace: RequestTrace, top_k: int) -> RequestTrace:
         top_logprobs=trace.top_logprobs[:, :top_k],
         uncaptured_mass=(before.float() + dropped).clamp(max=1).to(before.dtype),
     )
-
-
-def with_own_rounds(
-    draft: DraftModel, vocabulary: VocabularyMap, trace: RequestTrace, examples: Iterable[Example]
-) -> list[Example]:
-    """``examples`` of ``trace`` with the verify rounds that ``draft`` itself would cause if it were served now.
-
-    The recorded rounds come from drafts that were trained differently, so other tokens were rejected in them.
-    """
-    accepted = torch.full(trace.tokens.shape, -1, dtype=torch.int8)
-    for each in rounds_of(trace, propose(draft, vocabulary, trace, DRAFT_STEPS)):
-        accepted[each.root - 1] = each.accepted
-    replaced = list[Example]()
-    for example in examples:
-        first = example.start + example.first_root
-        replaced.append(dataclasses.replace(example, accepted=accepted[first : first + example.root_count]))
-    return replaced

@@ -56,7 +56,7 @@ def batches(
         )
         bound = own if match is Match.STEPS else recipe.batch_bound
         for _ in range(recipe.replay):
-            yield replay_buffer.sample(bound, generator, recipe.replay_sampling)
+            yield replay_buffer.sample(bound, generator)
 
 
 def _equal_steps(order: Sequence[Example], recipe: Recipe) -> list[list[Example]]:

@@ -12,7 +12,7 @@ import torch
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_runtime.traces import RequestTrace, decode
-from aurora_runtime.training.data.batch import UnrollPath, collate
+from aurora_runtime.training.data.batch import collate
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.unroll import unroll
@@ -44,7 +44,7 @@ def proposals(
     The proposal is the most likely token.
     """
     (example,) = examples_of(trace, draft.config.vocab_size)
-    batch = collate([example], spec.steps, vocabulary, UnrollPath.PROPOSED, with_rejected=True)
+    batch = collate([example], spec.steps, vocabulary, with_rejected=True)
     unrolled = nodes_by_path(batch, unroll(draft, batch.trunk, batch.levels), 0)
     for node in nodes_of(trace, spec.steps):
         # The last round may reach beyond the answer's end, where nothing is trained.

@@ -73,9 +73,7 @@ def test_a_rank_that_dies_ends_all_and_nothing_is_trained_twice(s3: S3, tmp_path
     assert before is not None
 
     with running_trainer(s3, settings, log, program(2)) as process:
-        wait_for(
-            "all shards", lambda: (s := stored_trainer_state(registry)) and len(s.consumed) == len(keys), process, log
-        )
+        wait_for("all shards", lambda: (s := registry.trainer_status()) and s.shards == len(keys), process, log)
         stop_trainer(process)
     after = stored_trainer_state(registry)
     assert after is not None

@@ -7,9 +7,12 @@ trains on the captured rounds then unrolls them.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from aurora_api.v1alpha1.draft import DraftSpec
 from aurora_api.v1alpha1.serving import Device
@@ -17,6 +20,7 @@ from aurora_api.v1alpha1.target import DType, TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.draft_records import Channel, ChannelReason
 from aurora_protocol.pod_settings import CaptureOptions, ServingSettings, StateType, StoreSettings
+from aurora_runtime.packed_states import unpacked
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training import lineage
@@ -64,6 +68,13 @@ class Served:
         return evaluate(self.draft, examples, self.vocabulary, self.spec.steps).acceptance_length
 
 
+def completed(bank: PrefixBank, trace: RequestTrace) -> RequestTrace:
+    """``trace`` with the states that the prefix cache kept out of it."""
+    states = bank.complete(trace)
+    hidden = torch.cat([unpacked(block.states, block.scale) for block in states.blocks])
+    return dataclasses.replace(trace, hidden_start=states.start, hidden=hidden)
+
+
 def serve_trained_draft(spec: DraftSpec, base: Path) -> Served:
     """Train a draft, serve it as ``spec`` says, and collect the traces. Files go below ``base``."""
     target = load_small_target()
@@ -77,7 +88,7 @@ def serve_trained_draft(spec: DraftSpec, base: Path) -> Served:
                 body = {"input_ids": prompt, "sampling_params": {"temperature": 0, "max_new_tokens": 48}}
                 http_body(f"{pod.engine_url}/generate", body)
             bank = PrefixBank(1 << 28, 256)  # the prefix cache has the chat template's start and the example
-            traces = [bank.complete(t) for t in collect(pod.folder.spool, prompts)]
+            traces = [completed(bank, t) for t in collect(pod.folder.spool, prompts)]
     assert all(t.hidden_start == 0 for t in traces)
     draft, ids = checkpoint.load(base / "candidate", target.embedding)
     return Served(spec, traces, draft, VocabularyMap.of(ids, target.identity.vocab_size))

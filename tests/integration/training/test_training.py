@@ -64,9 +64,7 @@ def test_traces_become_a_candidate_although_the_trainer_is_killed(
 
     with running_trainer(s3, settings, log) as process:
         wait_for("a candidate", lambda: registry.last_version() == 1, process, log)
-        wait_for(
-            "all shards", lambda: (s := stored_trainer_state(registry)) and len(s.consumed) == len(keys), process, log
-        )
+        wait_for("all shards", lambda: (s := registry.trainer_status()) and s.shards == len(keys), process, log)
         status = registry.trainer_status()
         assert stop_trainer(process) < 10
         assert process.returncode == 0, log.read_text()[-4000:]

@@ -177,14 +177,6 @@ def test_deletions_do_not_take_longer_at_rest(idle: Idle) -> None:
     assert turns[:4] == [SHORTEST] * 4
 
 
-def test_a_state_that_is_not_stored_yet_keeps_the_shortest_wait(idle: Idle, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = idle.trainer()
-    trainer.learning.ledger.touch()
-    monkeypatch.setattr(trainer.stages.saver, "save_if_due", lambda **_: None)
-    trainer.run()
-    assert {pause for _, pause in idle.time.pauses} == {SHORTEST}
-
-
 def test_an_idle_trainer_writes_a_changed_status_at_its_next_listing(idle: Idle) -> None:
     trainer = idle.trainer()
     changed = 4.5

@@ -12,7 +12,6 @@ from aurora_protocol.training_records import TrainerPhase
 from aurora_runtime.training import vocabulary_coverage
 from aurora_runtime.training.loop import Trainer
 from aurora_runtime.training.retry import Retrier
-from aurora_runtime.training.settings import TrainingPolicy
 from aurora_runtime.training.state.retention import RetentionLimits
 from tests.unit.training import tiny
 from tests.unit.training.trainer_rig import TrainerRig
@@ -106,19 +105,3 @@ def test_a_trainer_stopped_after_a_map_change_resumes_identically(rig: TrainerRi
             stopped.learning.coverage.state().values(), undisturbed.learning.coverage.state().values(), strict=True
         )
     )
-
-
-def test_a_waiting_trainer_saves_more_often(rig: TrainerRig) -> None:
-    rig.policy = TrainingPolicy(save_interval_seconds=0.0, max_save_time_share=1e-9, max_idle_save_time_share=1e9)
-    epochs: list[tuple[int, int]] = []
-
-    class Watched(UncoveredTraffic):
-        def sleep(self, seconds: float) -> None:
-            record = self.rig.registry.trainer_state_record()
-            epochs.append((len(record.consumed) if record else 0, self.rig.registry.last_trainer_state_epoch()))
-            if len(epochs) != 3:  # at the third wait no shard comes
-                super().sleep(seconds)
-
-    rig.trainer(Watched(rig, 3)).run()
-    assert [consumed for consumed, _ in epochs] == [0, 1, 2, 2, 3]
-    assert epochs[2] == epochs[3], "an unchanged state is not saved again"

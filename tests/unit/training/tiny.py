@@ -17,9 +17,11 @@ from aurora_protocol.draft_records import FileRef
 from aurora_protocol.pod_settings import StateType
 from aurora_protocol.training_records import ShardManifest
 from aurora_runtime.held_out_split import prompt_hash
+from aurora_runtime.packed_states import unpacked
 from aurora_runtime.pod_registry import PodRegistry
 from aurora_runtime.traces import RequestTrace, encode
 from aurora_runtime.training import lineage
+from aurora_runtime.training.data.kept_states import KeptStates
 from aurora_runtime.training.lineage import utc_now
 from aurora_runtime.training.model import initial_draft
 from aurora_runtime.training.model.draft import DraftModel
@@ -141,6 +143,11 @@ def trace(
         top_logprobs=top.values.to(torch.float16),
         uncaptured_mass=(1 - top.values.exp().sum(-1)).clamp(0, 1).to(torch.float16),
     )
+
+
+def whole(states: KeptStates) -> torch.Tensor:
+    """The states ``[S, H3]`` in one tensor, unpacked."""
+    return torch.cat([unpacked(block.states, block.scale) for block in states.blocks])
 
 
 class MemoryObjects(ObjectStore):

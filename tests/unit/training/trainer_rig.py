@@ -61,8 +61,8 @@ class PromptSaver(StateSaver):
         prompt.__dict__.update(saver.__dict__)
         return prompt
 
-    def save_if_due(self, *, idle: bool) -> None:
-        super().save_if_due(idle=idle)
+    def save_if_due(self) -> None:
+        super().save_if_due()
         self._finish()
 
 
@@ -72,7 +72,7 @@ class TrainerRig:
     def __init__(self, folder: Path, draft: DraftSpec = tiny.DRAFT_SPEC) -> None:
         size = len(encode([tiny.trace(seed) for seed in range(3)]))
         self.limits = RetentionLimits(6 * size, 2 * size, shards=100)
-        self.policy = TrainingPolicy(save_interval_seconds=0.0, max_save_time_share=1e9)
+        self.policy = TrainingPolicy(save_interval_seconds=0.0)
         self.recipe: Recipe | None = None  # None: that of the settings
         self.registry, self.objects = tiny.memory_registry()
         self.target = tiny.target(folder)

@@ -38,10 +38,6 @@ class CapturedDistributions:
         """A copy with memory of its own."""
         return CapturedDistributions(self.target_ids.clone(), self.target_probs.clone(), self.uncaptured_mass.clone())
 
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in vars(self).values())
-
     @classmethod
     def empty(cls, length: int, k: int) -> CapturedDistributions:
         """``length`` rows without any token."""
@@ -56,11 +52,6 @@ class CapturedDistributions:
         self.target_ids[rows] = other.target_ids
         self.target_probs[rows] = other.target_probs
         self.uncaptured_mass[rows] = other.uncaptured_mass
-
-    def put_certain(self, rows: Tensor, tokens: Tensor) -> None:
-        """Give each of ``rows`` a distribution with all its mass on one of ``tokens``."""
-        self.target_ids[rows, 0] = tokens.to(torch.int32)
-        self.target_probs[rows, 0] = 1.0
 
 
 def captured_at(trace: RequestTrace, nodes: Tensor, vocab_size: int) -> CapturedDistributions:

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Collection, Sequence
 
 from aurora_runtime.training.data.examples import Example
+from aurora_runtime.training.data.kept_states import HeldBytes
 from aurora_runtime.training.settings import DEFAULT_POLICY
 
 
@@ -27,13 +28,17 @@ class HeldOutSet:
         limit_counted: int = DEFAULT_POLICY.counted_requests,
     ) -> None:
         self._limit, self._limit_bytes, self._limit_counted = limit, limit_bytes, limit_counted
-        self.nbytes = 0
+        self._held = HeldBytes()
         self._requests: dict[int, tuple[str, tuple[Example, ...]]] = {}
         self.measurable: dict[int, str] = {}
         """The newest requests that a measurement can use, oldest first, each with its newest shard."""
 
     def __len__(self) -> int:
         return len(self._requests)
+
+    @property
+    def nbytes(self) -> int:
+        return self._held.total
 
     @property
     def count(self) -> int | None:
@@ -50,12 +55,11 @@ class HeldOutSet:
         """
         if measurable:
             self._count(request, shard)
-        size = sum(example.nbytes for example in examples)
-        if not examples or size > self._limit_bytes:
+        if not examples or HeldBytes(examples).total > self._limit_bytes:
             return
         self._remove(request)
         self._requests[request] = shard, examples
-        self.nbytes += size
+        self._held.add(examples)
         while len(self._requests) > self._limit or self.nbytes > self._limit_bytes:
             self._remove(next(iter(self._requests)))
 
@@ -67,7 +71,7 @@ class HeldOutSet:
 
     def _remove(self, request: int) -> None:
         _, examples = self._requests.pop(request, ("", ()))
-        self.nbytes -= sum(example.nbytes for example in examples)
+        self._held.remove(examples)
 
     def drop(self, shards: Collection[str]) -> None:
         """Remove the requests of ``shards``, whose traces may not be kept."""

@@ -8,7 +8,6 @@ all tokens up to them are equal. The bank is bounded.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -17,19 +16,15 @@ import torch
 from torch import Tensor
 
 from aurora_runtime.traces import RequestTrace
+from aurora_runtime.training.data.kept_states import HeldBytes, KeptStates
 
 
 @dataclass(frozen=True)
 class _Lender:
-    """The part of a trace that the bank keeps: tokens ``[L]``, and states ``[S, H3]`` from ``hidden_start`` on."""
+    """The part of a trace that the bank keeps."""
 
-    hidden_start: int
-    tokens: Tensor
-    hidden: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        return self.tokens.nbytes + self.hidden.nbytes
+    tokens: Tensor  # [L]
+    states: KeptStates
 
 
 class PrefixBank:
@@ -40,28 +35,25 @@ class PrefixBank:
         self._traces: OrderedDict[int, _Lender] = OrderedDict()
         self._shards: dict[int, str] = {}
         self._added = 0
-        self._bytes = 0
+        self._held = HeldBytes()
 
-    def complete(self, trace: RequestTrace, shard: str = "") -> RequestTrace:
-        """``trace`` with the states that it lacks, as far back as they are known.
+    def complete(self, trace: RequestTrace, shard: str = "") -> KeptStates:
+        """The states of ``trace``, after those that it lacks, as far back as they are known.
 
-        Keeps ``trace`` for later calls, until its ``shard`` is dropped.
+        Keeps them for later calls, until the trace's ``shard`` is dropped.
         """
+        states = KeptStates.of(trace)
         lender_number = self._find_lender(trace) if trace.hidden_start else None
         if lender_number is not None:
-            lender = self._traces[lender_number]
+            states = self._traces[lender_number].states.lent_to(states)
             self._traces.move_to_end(lender_number)
-            borrowed = lender.hidden[: trace.hidden_start - lender.hidden_start]
-            trace = dataclasses.replace(
-                trace, hidden_start=lender.hidden_start, hidden=torch.cat([borrowed, trace.hidden])
-            )
-        self._remember(trace, shard)
-        return trace
+        self._remember(_Lender(trace.tokens.clone(), states), shard)
+        return states
 
     def drop(self, shards: Collection[str]) -> None:
         """Forget the traces of ``shards``, which may not be kept."""
         for number in [number for number, shard in self._shards.items() if shard in shards]:
-            self._bytes -= self._traces.pop(number).nbytes
+            self._held.remove(self._traces.pop(number))
             del self._shards[number]
 
     def _find_lender(self, trace: RequestTrace) -> int | None:
@@ -72,23 +64,21 @@ class PrefixBank:
         start, lender = trace.hidden_start, None
         earliest = start
         for number, kept in self._traces.items():
-            covered = kept.hidden_start + kept.hidden.shape[0]
+            covered = kept.states.start + len(kept.states)
             if (
-                kept.hidden_start < earliest
+                kept.states.start < earliest
                 and covered >= start
                 and torch.equal(kept.tokens[:start], trace.tokens[:start])
             ):
-                lender, earliest = number, kept.hidden_start
+                lender, earliest = number, kept.states.start
         return lender
 
-    def _remember(self, trace: RequestTrace, shard: str) -> None:
-        """Copy what a later trace may borrow, so that the memory of the whole shard can be freed."""
-        own = _Lender(trace.hidden_start, trace.tokens.clone(), trace.hidden.clone())
-        self._traces[self._added] = own
+    def _remember(self, lender: _Lender, shard: str) -> None:
+        self._traces[self._added] = lender
         self._shards[self._added] = shard
         self._added += 1
-        self._bytes += own.nbytes
-        while self._traces and (self._bytes > self._limit_bytes or len(self._traces) > self._limit_traces):
+        self._held.add(lender)
+        while self._traces and (self._held.total > self._limit_bytes or len(self._traces) > self._limit_traces):
             number, dropped = self._traces.popitem(last=False)
             del self._shards[number]
-            self._bytes -= dropped.nbytes
+            self._held.remove(dropped)

@@ -39,11 +39,6 @@ class RejectedNodes:
     def __len__(self) -> int:
         return self.slot.shape[0]
 
-    @property
-    def nbytes(self) -> int:
-        own = (self.slot, self.depth, self.parent, self.token)
-        return sum(tensor.numel() * tensor.element_size() for tensor in own) + self.targets.nbytes
-
     def proposed_within(self, first: int, end: int, start: int) -> RejectedNodes:
         """The nodes proposed at slots ``first`` to ``end - 1``, with slots counted from ``start``; own memory."""
         kept = (self.slot >= first) & (self.slot < end)
@@ -108,8 +103,8 @@ class _RoundTrees:
         return nodes[rank < MAX_REJECTED_PER_ROUND]
 
 
-def rejected_nodes_of(trace: RequestTrace, vocab_size: int) -> RejectedNodes:
-    """The nodes of ``trace`` that the draft proposed and the target rejected, with slots relative to ``hidden_start``.
+def rejected_nodes_of(trace: RequestTrace, vocab_size: int, start: int) -> RejectedNodes:
+    """The nodes of ``trace`` that the draft proposed and the target rejected, with slots relative to ``start``.
 
     Nodes below the answer's last token are left out, because no token follows there. Raises :class:`TraceFormatError`
     for token ids outside the target's vocabulary and for parents outside their round.
@@ -119,7 +114,7 @@ def rejected_nodes_of(trace: RequestTrace, vocab_size: int) -> RejectedNodes:
     if drafted.numel() and not 0 <= int(drafted.min()) <= int(drafted.max()) < vocab_size:
         raise TraceFormatError("drafted ids outside the target's vocabulary")
     depth, accepted_depth = trees.depths(trace.node_accepted)
-    slot = trees.root_position - 1 - trace.hidden_start
+    slot = trees.root_position - 1 - start
     inside_answer = trees.root_position + accepted_depth < trace.tokens.shape[0] - 1
     rejected = trace.drafted[trees.round_of] & ~trace.node_accepted & (depth > 0)
     nodes = (rejected & inside_answer & (slot >= 0)).nonzero().flatten()

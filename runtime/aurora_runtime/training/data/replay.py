@@ -1,6 +1,7 @@
 """The replay buffer: examples bounded in bytes, spread over age.
 
-Invariant: after an addition the buffer holds no more than its bound, except when a single example is larger. When the
+Invariant: after an addition the buffer holds no more than its bound, except when a single example is larger. Memory
+that examples share counts once (:class:`~aurora_runtime.training.data.kept_states.HeldBytes`). When the
 buffer is full, spans at a pseudo-random index make room, so that the survivors' ages fall off geometrically: mostly
 recent, not only recent. Examples come and go in spans of one shard, so that few shards restore the survivors.
 
@@ -23,7 +24,7 @@ import torch
 
 from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import Example
-from aurora_runtime.training.data.replay_sampling import ReplayedExample, ReplaySampling, draw_order, priority
+from aurora_runtime.training.data.kept_states import HeldBytes
 
 _HASH_MULTIPLIER: Final = 2_654_435_761
 """Knuth's multiplicative hash: consecutive counters fall far apart."""
@@ -39,18 +40,16 @@ class ShardSpan:
     shard: str
     first: int  # index among the shard's examples
     count: int
-    added_before: int  # examples that were added to the buffer before this span
 
 
 @dataclass(frozen=True)
 class _BufferedSpan:
     span: ShardSpan
-    kept: tuple[ReplayedExample, ...]
-    nbytes: int
+    examples: tuple[Example, ...]
 
     @property
     def roots(self) -> int:
-        return sum(each.example.root_count for each in self.kept)
+        return sum(example.root_count for example in self.examples)
 
 
 class ReplayBuffer:
@@ -59,22 +58,25 @@ class ReplayBuffer:
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._spans: list[_BufferedSpan] = []
-        self._added = 0
         self.evicted = 0
         """Spans evicted since the buffer was first created; decides which span goes next."""
-        self.nbytes = 0
+        self._held = HeldBytes()
         self.roots = 0
         """Roots that one pass over the buffer trains."""
 
+    @property
+    def nbytes(self) -> int:
+        return self._held.total
+
     def __len__(self) -> int:
-        return sum(len(span.kept) for span in self._spans)
+        return sum(len(span.examples) for span in self._spans)
 
     def add(self, examples: Sequence[Example], shard: str = "") -> None:
         """Add all ``examples`` of ``shard``. A restart cannot restore examples without a shard's name."""
         first = 0
         for group in _split_by_bytes(examples, self._limit_bytes // MIN_SPANS):
-            self._make_room(sum(example.nbytes for example in group))
-            self._append(ShardSpan(shard, first, len(group), self._added), group)
+            self._append(ShardSpan(shard, first, len(group)), group)
+            self._make_room()
             first += len(group)
 
     def restore(self, span: ShardSpan, examples: Sequence[Example]) -> None:
@@ -83,25 +85,24 @@ class ReplayBuffer:
 
     def drop(self, shards: Collection[str]) -> None:
         """Remove the examples of ``shards``, whose traces may not be kept. They do not count as evicted."""
-        self._spans = [buffered for buffered in self._spans if buffered.span.shard not in shards]
-        self.nbytes = sum(buffered.nbytes for buffered in self._spans)
-        self.roots = sum(buffered.roots for buffered in self._spans)
+        for index in reversed(range(len(self._spans))):
+            if self._spans[index].span.shard in shards:
+                self._remove(index)
 
-    def _make_room(self, nbytes: int) -> None:
-        while self._spans and self.nbytes + nbytes > self._limit_bytes:
-            index = (self.evicted * _HASH_MULTIPLIER % 2**32) * len(self._spans) >> 32
+    def _make_room(self) -> None:
+        """Evict spans, but never the newest one."""
+        while len(self._spans) > 1 and self.nbytes > self._limit_bytes:
+            self._remove((self.evicted * _HASH_MULTIPLIER % 2**32) * (len(self._spans) - 1) >> 32)
             self.evicted += 1
-            removed = self._spans.pop(index)
-            self.nbytes -= removed.nbytes
-            self.roots -= removed.roots
+
+    def _remove(self, index: int) -> None:
+        removed = self._spans.pop(index)
+        self._held.remove(removed.examples)
+        self.roots -= removed.roots
 
     def _append(self, span: ShardSpan, examples: Sequence[Example]) -> None:
-        kept = tuple(
-            ReplayedExample(example, span.added_before + n, priority(example)) for n, example in enumerate(examples)
-        )
-        self._spans.append(_BufferedSpan(span, kept, sum(example.nbytes for example in examples)))
-        self._added = span.added_before + span.count
-        self.nbytes += self._spans[-1].nbytes
+        self._spans.append(_BufferedSpan(span, tuple(examples)))
+        self._held.add(self._spans[-1].examples)
         self.roots += self._spans[-1].roots
 
     def spans(self) -> list[ShardSpan]:
@@ -110,31 +111,25 @@ class ReplayBuffer:
 
     def examples(self) -> list[Example]:
         """The examples in the buffer, oldest first."""
-        return [each.example for each in self._kept()]
+        return [example for buffered in self._spans for example in buffered.examples]
 
-    def _kept(self) -> list[ReplayedExample]:
-        return [each for buffered in self._spans for each in buffered.kept]
-
-    def sample(
-        self, bound: BatchBound, generator: torch.Generator, sampling: ReplaySampling = ReplaySampling.UNIFORM
-    ) -> list[Example]:
+    def sample(self, bound: BatchBound, generator: torch.Generator) -> list[Example]:
         """Distinct random examples that fill a batch within ``bound``, or all examples if they do not fill it.
 
-        At least one example is drawn unless the buffer is empty. Examples are drawn one after the other, weighted by
-        ``sampling``, among those not drawn yet.
+        At least one example is drawn unless the buffer is empty. All have the same chance, whatever their age.
         """
-        kept = self._kept()
-        order = draw_order(kept, self._added, sampling, generator).tolist()
-        return bound.batches([kept[i].example for i in order], first_only=True)[0] if order else []
+        kept = self.examples()
+        order = torch.randperm(len(kept), generator=generator).tolist()
+        return bound.batches([kept[i] for i in order], first_only=True)[0] if order else []
 
 
 def _split_by_bytes(examples: Sequence[Example], max_bytes: int) -> Iterator[Sequence[Example]]:
     """Consecutive ``examples`` in groups of at most ``max_bytes``; a larger example goes alone."""
-    first, size = 0, 0
+    first, held = 0, HeldBytes()
     for index, example in enumerate(examples):
-        if index > first and size + example.nbytes > max_bytes:
+        held.add(example)
+        if index > first and held.total > max_bytes:
             yield examples[first:index]
-            first, size = index, 0
-        size += example.nbytes
+            first, held = index, HeldBytes(example)
     if examples:
         yield examples[first:]

@@ -72,11 +72,10 @@ class ShardReader:
         retrier: Retrier,
         *,
         policy: TrainingPolicy = DEFAULT_POLICY,
-        prompt_weight: float = 0.0,
         deaths: ShardDeaths | None = None,
     ) -> None:
         """``deaths`` remembers what kills the trainer. None: nothing is remembered."""
-        self._vocab_size, self._aux_width, self._prompt_weight = vocab_size, aux_width, prompt_weight
+        self._vocab_size, self._aux_width = vocab_size, aux_width
         self._prefixes = PrefixBank(policy.prefix_bank_bytes, policy.prefix_bank_traces)
         reads = PatientShardReads(registry, retrier)
         self._prefetcher = ShardPrefetcher(reads.read, policy.prefetched_shards, policy.prefetched_bytes)
@@ -141,8 +140,4 @@ class ShardReader:
             raise TraceFormatError(f"hidden states are {width} wide, expected {self._aux_width}")
         if not bool(trace.hidden.isfinite().all()):
             raise TraceFormatError("hidden states are not finite")
-        completed = self._prefixes.complete(trace, key)
-        prompt_weight = 0.0 if trace.held_out else self._prompt_weight
-        # Borrowed states already counted as fresh in the trace that they come from.
-        borrowed = trace.hidden_start - completed.hidden_start
-        return examples_of(completed, self._vocab_size, prompt_weight, borrowed)
+        return examples_of(trace, self._vocab_size, self._prefixes.complete(trace, key))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from aurora_runtime.packed_states import unpacked
 from aurora_runtime.training.model.draft import DraftModel
 from aurora_runtime.training.model.tree_attention import tree_attention
 
@@ -26,7 +27,8 @@ from aurora_runtime.training.model.tree_attention import tree_attention
 class Trunk:
     """``B`` sequences padded to ``T`` slots, and ``R`` roots in each."""
 
-    aux: Tensor  # [B, T, 3H]: the target's auxiliary states
+    aux: Tensor  # [B, T, 3H]: the target's auxiliary states, packed or not
+    aux_scale: Tensor  # [B, T]: the factor of each row of packed states
     tokens: Tensor  # [B, T] int64: token after the slot's position
     start: Tensor  # [B] int64: absolute position of slot 0
     root_slot: Tensor  # [B, R] int64: slot of each root (padding repeats slot 0)
@@ -46,7 +48,7 @@ class Unrolling:
     def __init__(self, draft: DraftModel, trunk: Trunk) -> None:
         self._draft, self._start = draft, trunk.start
         slots = torch.arange(trunk.tokens.shape[1], device=trunk.tokens.device)
-        fused = draft.fuse(trunk.aux)
+        fused = draft.fuse(unpacked(trunk.aux, trunk.aux_scale))
         inputs = draft.inputs(fused, trunk.tokens)
         positions = trunk.start[:, None] + slots
         self._trunk = draft.keys(inputs, positions), draft.values(inputs)

@@ -47,22 +47,17 @@ def loss_of_outputs(
     all_reduce_sum: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """The loss of :func:`batch_loss`, given the :func:`draft_outputs`."""
-    decay_sum = sum(recipe.step_decay**depth for depth in range(len(outputs)))
-    rows, chosen, weights, shares = [], [], [], []
-    for depth, (out, target_rows) in enumerate(zip(outputs, batch.target_rows, strict=True)):
-        for nodes, share in ((slice(batch.root_count), 1.0), (slice(batch.root_count, None), recipe.discard)):
-            present = target_rows[:, nodes] >= 0
-            rows.append(target_rows[:, nodes][present])
-            chosen.append(out[:, nodes][present])
-            weights.append(batch.weight[rows[-1]])
-            shares.append(share * recipe.step_decay**depth / decay_sum)
+    decays = [recipe.step_decay**depth for depth in range(len(outputs))]
+    shares = [share * decay / sum(decays) for decay in decays for share in (1.0, recipe.discard)]
+    weights = torch.split(batch.weight[batch.trained_row], list(batch.trained_counts))
+    chosen = torch.cat([out.flatten(0, 1) for out in outputs]).index_select(0, batch.trained_node)
     sums = all_reduce_sum(torch.stack([weight.sum() for weight in weights])).clamp(min=1e-6)
     row_weights = [share * weight / total for share, weight, total in zip(shares, weights, sums.unbind(), strict=True)]
     return head_loss(
-        draft.norm(torch.cat(chosen)),
+        draft.norm(chosen),
         draft.lm_head.weight,
         draft.lm_head.weight.detach().to(product_dtype(batch.weight.device.type)),
         recipe.loss,
-        batch.targets[torch.cat(rows)],
+        batch.targets[batch.trained_row],
         torch.cat(row_weights),
     )

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Self
 
-from aurora_runtime.training.data.batch import UnrollPath
 from aurora_runtime.training.data.batch_bound import BatchBound
-from aurora_runtime.training.data.replay_sampling import ReplaySampling
 from aurora_runtime.training.objective.position_losses import LOSSES, Loss, forward_kl
 
 WARM_START_STEPS: Final = 50
@@ -46,8 +44,6 @@ class Recipe:
     unroll_steps: int = 3
     replay: int = 3  # replayed batches beside a fresh one, as far as `passes` allows; 0: no replay at all
     passes: int = 16  # bounds `replay`: a root is trained at most this often on average, replays included
-    replay_sampling: ReplaySampling = ReplaySampling.UNIFORM
-    unroll_path: UnrollPath = UnrollPath.COMMITTED
     loss: Loss = forward_kl
     discard: float = 0.1  # weight of rejected nodes; nodes along the answer weigh 1 (lambda in the Aurora paper)
     step_decay: float = 0.8  # weight of depth d is step_decay**d (EAGLE-3, and the Aurora paper's code)
@@ -57,7 +53,6 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW's; a short memory, because traffic drifts and early steps count
     batch_roots: int = 256  # of a step, padding included: 512 slots of the JSON requests that chose the batch size
     batch_slots: int = 16_384  # bounds a step's memory and time where prompts are long
-    prompt_weight: float = 0.0  # weight of a prompt position's loss
 
     @property
     def batch_bound(self) -> BatchBound:
@@ -76,12 +71,4 @@ class Recipe:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The inverse of :meth:`to_json`."""
-        return cls(
-            **data
-            | {
-                "loss": LOSSES[data["loss"]],
-                "betas": tuple(data["betas"]),
-                "unroll_path": UnrollPath(data["unroll_path"]),
-                "replay_sampling": ReplaySampling(data["replay_sampling"]),
-            }
-        )
+        return cls(**data | {"loss": LOSSES[data["loss"]], "betas": tuple(data["betas"])})

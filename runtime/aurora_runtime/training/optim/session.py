@@ -77,9 +77,7 @@ class Session:
     def batch(self, examples: Sequence[Example]) -> Batch:
         """``examples`` collated as the recipe unrolls them, on the session's device."""
         recipe = self.recipe
-        batch = collate(
-            examples, recipe.unroll_steps, self.vocabulary, recipe.unroll_path, with_rejected=recipe.discard > 0
-        )
+        batch = collate(examples, recipe.unroll_steps, self.vocabulary, with_rejected=recipe.discard > 0)
         return batch.to(self.device)
 
     def _backward(self, examples: Sequence[Example]) -> Tensor:

@@ -1,7 +1,7 @@
 """Hands the examples of a step to the other ranks: the leader writes them into memory that all ranks map.
 
-Why: examples are the only large data that ranks exchange beside gradients, 25 kB a slot for a target of hidden size
-4,096. So the leader copies each once, and no rank serializes one. A small table says where each tensor lies.
+Why: examples are the only large data that ranks exchange beside gradients, 12 kB a slot for a target of hidden
+size 4,096. So the leader copies each once, and no rank serializes one. A small table says where each tensor lies.
 
 Invariants: an example that was read is a view into the memory. It is valid until the leader's next write. That comes
 only after every rank took part in a sum of the step, and so has collated its share. The memory belongs to no file
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from aurora_runtime.training.data.captured import CapturedDistributions
 from aurora_runtime.training.data.examples import Example
+from aurora_runtime.training.data.kept_states import KeptStates, StateBlock
 from aurora_runtime.training.data.rejected_nodes import RejectedNodes
 
 _ALIGNMENT: Final = 64
@@ -41,8 +42,10 @@ _DTYPES: Final = {
         torch.bool,
     )
 }
-_PARTS: Final[dict[str, type]] = {"targets": CapturedDistributions, "rejected": RejectedNodes}
+_PARTS: Final[dict[str, type]] = {"aux": KeptStates, "targets": CapturedDistributions, "rejected": RejectedNodes}
 """The fields of an example, and of its rejected nodes, that hold several tensors."""
+_BLOCKS: Final = "blocks"
+"""The field that holds several parts."""
 
 Row = list[Any]
 """One example in a table: its numbers, and ``[offset, dtype, *shape]`` for each of its tensors."""
@@ -121,18 +124,23 @@ def _values(part: Any) -> Iterator[int | Tensor]:
         value = getattr(part, field.name)
         if field.name in _PARTS:
             yield from _values(value)
+        elif field.name == _BLOCKS:
+            yield len(value)
+            for block in value:
+                yield from _values(block)
         else:
             yield value
 
 
 def _built(kind: type, values: Iterator[int | Tensor]) -> Any:
     """The inverse of :func:`_values`."""
-    return kind(
-        **{
-            field.name: _built(_PARTS[field.name], values) if field.name in _PARTS else next(values)
-            for field in fields(kind)
-        }
-    )
+    return kind(**{field.name: _field(field.name, values) for field in fields(kind)})
+
+
+def _field(name: str, values: Iterator[Any]) -> Any:
+    if name == _BLOCKS:
+        return tuple(_built(StateBlock, values) for _ in range(next(values)))
+    return _built(_PARTS[name], values) if name in _PARTS else next(values)
 
 
 def _nbytes(tensor: Tensor) -> int:

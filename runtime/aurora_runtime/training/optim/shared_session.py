@@ -107,7 +107,7 @@ def run_follower(ranks: Ranks, device: torch.device) -> SharedSession | None:
 def deal_among_ranks(examples: Sequence[Example], ranks: int) -> list[list[Example]]:
     """Shares of about equal slots: each example, the largest first, goes to the rank with the fewest slots.
 
-    A rank without examples gets one of weight zero, because every rank takes part in every sum.
+    A rank without examples gets one without a loss, because every rank takes part in every sum.
     """
     shares: list[list[Example]] = [[] for _ in range(ranks)]
     for example in sorted(examples, key=lambda e: e.slots, reverse=True):
@@ -116,7 +116,7 @@ def deal_among_ranks(examples: Sequence[Example], ranks: int) -> list[list[Examp
 
 
 def _without_loss(example: Example) -> Example:
-    """``example`` with weight zero and without rejected nodes."""
+    """``example`` without known distributions and without rejected nodes."""
     return dataclasses.replace(
-        example, weight=torch.zeros_like(example.weight), rejected=example.rejected.proposed_within(0, 0, 0)
+        example, known=torch.zeros_like(example.known), rejected=example.rejected.proposed_within(0, 0, 0)
     )

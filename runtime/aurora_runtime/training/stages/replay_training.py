@@ -35,7 +35,7 @@ class ReplayTraining:
     def _replay_batch(self, *, beside_fresh: bool) -> None:
         learning, session = self._learning, self._learning.session
         recipe = session.recipe
-        examples = learning.replay.sample(recipe.batch_bound, session.generator, recipe.replay_sampling)
+        examples = learning.replay.sample(recipe.batch_bound, session.generator)
         if examples:
             session.step(examples)
         self._progress.report(TrainerPhase.TRAINING)

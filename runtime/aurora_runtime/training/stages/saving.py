@@ -7,8 +7,7 @@ Invariants: at most one save is in flight, so epochs are stored in order. Retent
 state is stored, and in the loop's thread, because it is not thread-safe. An error of a save is raised in the loop's
 thread. The first state of a process is stored before its first version, so the loop waits for that save.
 
-Two saves are an interval apart, or more if saving would run for more than its share of the time. A state without
-changes is not saved again.
+Two saves are an interval apart. A state without changes is not saved again.
 """
 
 from __future__ import annotations
@@ -38,8 +37,7 @@ class _Save:
     """A save in flight."""
 
     change_count: tuple[int, int]  # of the learning state when the snapshot was taken
-    began: float
-    stored: Future[tuple[TrainerState, float]]  # the record, and when it was stored; times of time.monotonic()
+    stored: Future[tuple[TrainerState, float]]  # the record, and when it was stored, by time.monotonic()
 
 
 class StateSaver:
@@ -61,13 +59,7 @@ class StateSaver:
         self.epoch = epoch
         self._saved_change_count = learning.change_count
         self._save_ended = -math.inf
-        self._save_seconds = 0.0
         self._in_flight: _Save | None = None
-
-    @property
-    def unsaved(self) -> bool:
-        """Whether a save is in flight, or something changed since the last one."""
-        return self._in_flight is not None or self._learning.change_count != self._saved_change_count
 
     def save_first(self) -> None:
         """Save and wait for it, unless this process has stored a state already.
@@ -79,17 +71,15 @@ class StateSaver:
             self._begin()
             self._finish()
 
-    def save_if_due(self, *, idle: bool) -> None:
-        """Begin a save if the interval has passed and none is in flight; an ``idle`` trainer may save more often.
+    def save_if_due(self) -> None:
+        """Begin a save if the interval has passed and none is in flight.
 
         Raises the error of the save before, if that failed.
         """
         if self._in_flight is not None and not self._in_flight.stored.done():
             return
         self._finish()
-        policy = self._policy
-        share = policy.max_idle_save_time_share if idle else policy.max_save_time_share
-        if time.monotonic() >= self._save_ended + max(policy.save_interval_seconds, self._save_seconds / share):
+        if time.monotonic() >= self._save_ended + self._policy.save_interval_seconds:
             self._begin()
 
     def save(self) -> None:
@@ -109,11 +99,10 @@ class StateSaver:
         change_count = self._learning.change_count
         if change_count == self._saved_change_count:
             return
-        began = time.monotonic()
         snapshot = trainer_state.take_snapshot(
             self._learning, epoch=self.epoch + 1, lineage=self._candidates.lineage_number
         )
-        self._in_flight = _Save(change_count, began, Future())
+        self._in_flight = _Save(change_count, Future())
         # An executor's threads would be joined at exit, so a slow store would delay the exit.
         Thread(target=self._store, args=(snapshot, self._in_flight.stored), name="save", daemon=True).start()
 
@@ -131,7 +120,6 @@ class StateSaver:
         if save is None:
             return
         record, self._save_ended = save.stored.result()
-        self._save_seconds = self._save_ended - save.began
         self._retention.state_saved(record)
         self.epoch = record.epoch
         self._saved_change_count = save.change_count

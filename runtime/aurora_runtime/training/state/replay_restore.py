@@ -6,7 +6,7 @@ examples in the same order, unless shards were retired or damaged meanwhile.
 
 An example may see less or more of its prompt than before, because prefixes come from the shards that are read again. An
 example is referenced by its index, so a shard must always give the same examples. Cuts begin at the prompt's end,
-however much of the prompt is known (with a ``prompt_weight`` they would not).
+however much of the prompt is known.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from aurora_runtime.training.data.replay import ReplayBuffer, ShardSpan
 from aurora_runtime.training.data.shards import ShardReader
 
 SPANS: Final = "replay.spans"
-"""``[N, 4]`` int64, oldest first: the shard's index among the consumed ones, then the other fields of a
+"""``[N, 3]`` int64, oldest first: the shard's index among the consumed ones, then the other fields of a
 :class:`ShardSpan`."""
 EVICTED: Final = "replay.evicted"
 HELD_OUT: Final = "held_out.shards"
@@ -37,13 +37,11 @@ requests of the shards that are read count."""
 def spans_state(replay: ReplayBuffer, held_out: HeldOutSet, consumed: Sequence[str]) -> dict[str, Tensor]:
     """References to the shards of the buffer and the held-out set. Retired shards are left out: they may be deleted."""
     index = {key: i for i, key in enumerate(consumed)}
-    spans = [
-        (index[span.shard], span.first, span.count, span.added_before) for span in replay.spans() if span.shard in index
-    ]
+    spans = [(index[span.shard], span.first, span.count) for span in replay.spans() if span.shard in index]
     held_out_shards = sorted(index[key] for key in held_out.shards_to_restore() if key in index)
     measurable = [(request, index[key]) for request, key in held_out.measurable.items() if key in index]
     return {
-        SPANS: torch.tensor(spans, dtype=torch.int64).view(-1, 4),
+        SPANS: torch.tensor(spans, dtype=torch.int64).view(-1, 3),
         EVICTED: torch.tensor(replay.evicted),
         HELD_OUT: torch.tensor(held_out_shards, dtype=torch.int64),
         MEASURABLE: torch.tensor(measurable, dtype=torch.int64).view(-1, 2),
@@ -59,8 +57,8 @@ def restore(
 ) -> None:
     """The inverse of :func:`spans_state`: fill ``replay`` and ``held_out``, shard by shard in order of consumption."""
     spans = defaultdict[int, list[ShardSpan]](list)
-    for index, first, count, added_before in tensors[SPANS].tolist():
-        spans[index].append(ShardSpan(consumed[index], first, count, added_before))
+    for index, first, count in tensors[SPANS].tolist():
+        spans[index].append(ShardSpan(consumed[index], first, count))
     held_out_shards = set(tensors[HELD_OUT].tolist())
     order = sorted(spans.keys() | held_out_shards)
     keys = [consumed[index] for index in order]

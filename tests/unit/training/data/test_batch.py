@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from aurora_runtime.packed_states import unpacked
 from aurora_runtime.pinned_copy import to_device
 from aurora_runtime.training.data.batch import Batch, collate
 from aurora_runtime.training.data.examples import examples_of
@@ -85,9 +86,10 @@ def test_states_of_different_types_keep_their_values_in_one_batch() -> None:
     vocabulary = VocabularyMap.of(torch.arange(tiny.DRAFT_VOCAB), tiny.VOCAB)
     for traces in ([fine, large], [large, fine], [fine, fine], [large, large]):
         examples = [e for trace in traces for e in examples_of(trace, tiny.VOCAB)]
-        aux = collate(examples, STEPS, vocabulary).trunk.aux
+        trunk = collate(examples, STEPS, vocabulary).trunk
+        aux = unpacked(trunk.aux, trunk.aux_scale)
         for row, example in zip(aux, examples, strict=True):
-            assert torch.equal(row[: example.slots].double(), example.aux.double())
+            assert torch.equal(row[: example.slots].double(), tiny.whole(example.aux).double())
         if traces[0] is traces[1]:
             assert aux.dtype == traces[0].hidden.dtype
 

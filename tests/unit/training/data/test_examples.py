@@ -18,11 +18,10 @@ from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import Example, examples_of
 from aurora_runtime.training.data.rejected_nodes import MAX_STEPS
 from aurora_runtime.training.data.replay import ReplayBuffer
-from aurora_runtime.training.data.replay_sampling import priority
-from aurora_runtime.training.evaluation import evaluate
+from aurora_runtime.training.evaluation import evaluate, expected_ids
 from aurora_runtime.training.model.vocabulary_map import VocabularyMap
 from aurora_runtime.training.objective.target_distribution import TargetDistribution
-from tests.assets.traces.verify_nodes import nodes_of
+from tests.assets.traces.verify_nodes import nodes_of, target_rows
 from tests.unit.training import tiny
 from tests.unit.training.trees import tree_trace
 
@@ -58,13 +57,10 @@ def test_shards_of_another_top_k_share_a_batch(vocabulary: VocabularyMap) -> Non
     assert bool((target.probs[len(target.probs) // 2 :, 2:] == 0).all())
 
 
-@pytest.mark.parametrize("prompt_weight", [0.0, 0.25])
-def test_mapping_a_batch_gives_the_same_bits_as_mapping_each_trace(
-    vocabulary: VocabularyMap, prompt_weight: float
-) -> None:
+def test_mapping_a_batch_gives_the_same_bits_as_mapping_each_trace(vocabulary: VocabularyMap) -> None:
     """The vocabulary map is applied to a whole batch."""
     traces = [tree_trace(1), tiny.trace(2, prompt=9, hidden_start=4), tree_trace(3, prompt=11, answer=20)]
-    examples = [e for trace in traces for e in examples_of(trace, tiny.VOCAB, prompt_weight)]
+    examples = [e for trace in traces for e in examples_of(trace, tiny.VOCAB)]
     target = collate(examples, 3, vocabulary, with_rejected=True).targets
     parts = [part for e in examples for part in (e.targets, e.rejected.targets)]
     captured_ids = torch.cat([part.target_ids for part in parts]).long()
@@ -92,13 +88,14 @@ def test_each_step_has_the_target_distribution_of_its_position(vocabulary: Vocab
     trace = tiny.trace(5, prompt=8, answer=15, hidden_start=hidden_start)
     (example,) = examples_of(trace, tiny.VOCAB)
     batch = collate([example], 3, vocabulary)
+    rows, expected = target_rows(batch), expected_ids([example], 3, vocabulary)
     nodes = by_position(trace)
     assert hidden_start + example.first_root == max(hidden_start, trace.prompt_length - 1)
     trained_nodes = 0
     for r in range(example.root_count):
         root = hidden_start + example.first_root + r
         for j in range(3):
-            position, row = root + 1 + j, int(batch.target_rows[j][0, r])
+            position, row = root + 1 + j, int(rows[j][0, r])
             assert (row >= 0) == (position in nodes)
             if row < 0:
                 continue
@@ -115,7 +112,7 @@ def test_each_step_has_the_target_distribution_of_its_position(vocabulary: Vocab
                 assert int(batch.levels[j - 1].token[0, r]) == int(trace.tokens[position])
             if position + 1 < trace.tokens.shape[0]:
                 follows = int(vocabulary.to_draft[int(trace.tokens[position + 1])])
-                assert int(batch.expected_ids[0, r, j]) == (follows if follows >= 0 else -2)
+                assert int(expected[0, r, j]) == (follows if follows >= 0 else -2)
     assert trained_nodes >= 3 * (trace.answer_tokens - 4)
 
 
@@ -130,15 +127,6 @@ def test_long_requests_are_cut_without_losing_or_doubling_a_root(
     assert roots == list(range(9, 48))
     assert sum(e.fresh for e in cut) == trace.hidden.shape[0]
     assert all(e.slots <= 12 + MAX_STEPS for e in cut)
-
-
-def test_prompt_positions_are_trained_only_with_a_weight() -> None:
-    trace = tiny.trace(7, prompt=10, answer=6)
-    (with_prompt,) = examples_of(trace, tiny.VOCAB, prompt_weight=0.25)
-    assert with_prompt.first_root == 0
-    assert with_prompt.weight[:10].tolist() == [0.25] * 10
-    assert int(with_prompt.targets.target_ids[3, 0]) == int(trace.tokens[4])
-    assert float(with_prompt.targets.target_probs[3].sum()) == 1
 
 
 def test_examples_hold_the_rejected_nodes_of_their_roots() -> None:
@@ -165,19 +153,9 @@ def test_an_accepted_token_is_trained_whoever_proposed_it() -> None:
     trace = tree_trace(9, answer=30)
     (plain,) = examples_of(trace, tiny.VOCAB)
     (mixed,) = examples_of(mixed_sources(trace), tiny.VOCAB)
-    assert torch.equal(mixed.weight, plain.weight)
+    assert torch.equal(mixed.known, plain.known)
     assert torch.equal(mixed.targets.target_ids, plain.targets.target_ids)
     assert torch.equal(mixed.targets.target_probs, plain.targets.target_probs)
-
-
-def test_what_serving_accepted_is_read_from_rounds_of_the_draft() -> None:
-    trace = mixed_sources(tree_trace(9, answer=30))
-    (example,) = examples_of(trace, tiny.VOCAB)
-    served = torch.full_like(example.accepted, -1)
-    slot = trace.root.long() - 1 - example.start - example.first_root
-    served[slot[trace.drafted]] = trace.accepted[trace.drafted].to(torch.int8)
-    assert int((served >= 0).sum()) == int(trace.drafted.sum()) > 1
-    assert torch.equal(example.accepted, served)
 
 
 def test_a_request_that_was_served_without_speculation_is_trained_and_evaluated(tmp_path: Path) -> None:
@@ -186,11 +164,10 @@ def test_a_request_that_was_served_without_speculation_is_trained_and_evaluated(
     assert set(trace.node_count.tolist()) == {1}
     assert set(trace.source.tolist()) == {ProposalSource.NONE}
     (example,) = examples_of(trace, tiny.VOCAB)
-    assert (example.root_count, len(example.rejected), int(example.accepted.max())) == (14, 0, -1)
-    assert priority(example) is None
+    assert (example.root_count, len(example.rejected)) == (14, 0)
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     batch = collate([example], 3, vocabulary, with_rejected=True)
-    assert int((batch.target_rows[0] >= 0).sum()) == 14
+    assert batch.trained_counts[0] == 14
     result = evaluate(draft, [example], vocabulary, 3)
     assert sum(result.tokens) == 14
     assert 1 <= result.acceptance_length <= 4

@@ -9,6 +9,7 @@ import torch
 
 from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.examples import examples_of
+from aurora_runtime.training.data.kept_states import HeldBytes, KeptStates
 from aurora_runtime.training.data.prefix_bank import PrefixBank
 from tests.unit.training import tiny
 
@@ -24,17 +25,17 @@ def test_states_missing_after_a_prefix_cache_hit_are_borrowed() -> None:
     states = torch.cat([first.hidden[:8], other.hidden[8:]])
     second = dataclasses.replace(other, tokens=shared, hidden=states)
     bank = PrefixBank(1 << 28, 256)
-    assert bank.complete(first) is first
+    assert torch.equal(tiny.whole(bank.complete(first)), first.hidden)
     whole = bank.complete(cached(second, 8))
-    assert whole.hidden_start == 0
-    assert torch.equal(whole.hidden, states)
+    assert whole.start == 0
+    assert torch.equal(tiny.whole(whole), states)
     # In a chain of conversations, the third shares with the second a prefix that the first lacks.
     third = dataclasses.replace(second, tokens=second.tokens.clone())
-    assert torch.equal(bank.complete(cached(third, 11)).hidden, states)
+    assert torch.equal(tiny.whole(bank.complete(cached(third, 11))), states)
     # No state is borrowed across a different token, or from an empty bank.
     stranger = dataclasses.replace(second, tokens=torch.cat([shared[:3] + 1, shared[3:]]))
-    assert bank.complete(cached(stranger, 8)).hidden_start == 8
-    assert PrefixBank(1 << 28, 256).complete(cached(second, 8)).hidden_start == 8
+    assert bank.complete(cached(stranger, 8)).start == 8
+    assert PrefixBank(1 << 28, 256).complete(cached(second, 8)).start == 8
 
 
 def test_borrowed_states_keep_their_values_where_the_types_differ() -> None:
@@ -42,23 +43,26 @@ def test_borrowed_states_keep_their_values_where_the_types_differ() -> None:
     later = dataclasses.replace(cached(tiny.trace(1), 5), hidden=cached(tiny.trace(1), 5).hidden.to(torch.float16))
     bank = PrefixBank(1 << 28, 256)
     bank.complete(whole)
-    completed = bank.complete(later).hidden
-    assert torch.equal(completed.double(), torch.cat([whole.hidden[:5].double(), later.hidden.double()]))
+    completed = [block.states.double() for block in bank.complete(later).blocks]
+    assert torch.equal(torch.cat(completed), torch.cat([whole.hidden[:5].double(), later.hidden.double()]))
 
 
 def test_borrowed_states_do_not_count_as_fresh() -> None:
     trace = tiny.trace(1, prompt=12)
-    (example,) = examples_of(trace, tiny.VOCAB, counted_positions=7)
-    assert example.fresh == trace.hidden.shape[0] - 7
+    bank = PrefixBank(1 << 28, 256)
+    bank.complete(trace)
+    later = cached(trace, 7)
+    (example,) = examples_of(later, tiny.VOCAB, bank.complete(later))
+    assert (example.slots, example.fresh) == (trace.hidden.shape[0], trace.hidden.shape[0] - 7)
 
 
 def test_the_prefix_bank_is_bounded() -> None:
-    size = tiny.trace(0).hidden.nbytes + tiny.trace(0).tokens.nbytes
+    size = HeldBytes(tiny.trace(0).tokens.clone(), KeptStates.of(tiny.trace(0))).total
     bank = PrefixBank(limit_bytes=3 * size, limit_traces=100)
     traces = [tiny.trace(seed) for seed in range(9)]
     for trace in traces:
         bank.complete(trace)
-    found = [bank.complete(cached(t, 5)).hidden_start == 0 for t in reversed(traces)]
+    found = [bank.complete(cached(t, 5)).start == 0 for t in reversed(traces)]
     assert found[:2] == [True, True]
     assert not any(found[3:])
 
@@ -70,11 +74,11 @@ def test_the_prefix_bank_keeps_nothing_that_no_trace_can_borrow() -> None:
     bank.complete(trace)
     del trace
     assert [reference() for reference in kept] == [None] * len(kept)
-    assert bank.complete(cached(tiny.trace(0), 5)).hidden_start == 0
+    assert bank.complete(cached(tiny.trace(0), 5)).start == 0
 
 
 def test_a_trace_that_alone_exceeds_the_prefix_bank_is_not_kept() -> None:
     trace = tiny.trace(0)
     bank = PrefixBank(limit_bytes=trace.hidden.numel() * 2 - 1, limit_traces=100)
     bank.complete(trace)
-    assert bank.complete(cached(trace, 5)).hidden_start == 5
+    assert bank.complete(cached(trace, 5)).start == 5

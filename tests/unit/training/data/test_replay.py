@@ -1,10 +1,10 @@
-"""The replay buffer is bounded, draws by the weights of the sampling, and draws the same when rebuilt."""
+"""The replay buffer is bounded, draws all examples alike, and draws the same when rebuilt."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -15,21 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_api.v1alpha1.training import TrainingSpec
-from aurora_runtime.training.data import replay_sampling
 from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import Example, examples_of
+from aurora_runtime.training.data.kept_states import HeldBytes, KeptStates, StateBlock
 from aurora_runtime.training.data.replay import ReplayBuffer
-from aurora_runtime.training.data.replay_sampling import ReplaySampling, priority
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
 from tests.unit.training import tiny
 from tests.unit.training.trainer_rig import Traffic, TrainerRig
 
 DRAWS = 4000
-ROOTS = 6
 SPARE = 512
 """Positions by which the last batch may overdraw the budget."""
-every_sampling = pytest.mark.parametrize("sampling", list(ReplaySampling))
 
 
 @cache
@@ -37,11 +34,10 @@ def base_example() -> Example:
     return examples_of(tiny.trace(1), tiny.VOCAB)[0]
 
 
-def example(*accepted: int, slots: int = 8) -> Example:
-    """An example whose rounds accepted these numbers of drafts. Its size depends only on ``slots``."""
-    rounds = torch.full((ROOTS,), -1, dtype=torch.int8)
-    rounds[: len(accepted)] = torch.tensor(accepted, dtype=torch.int8)
-    return dataclasses.replace(base_example(), accepted=rounds, aux=torch.zeros(slots, 3 * tiny.HIDDEN))
+def example(slots: int = 8) -> Example:
+    """An example with states of its own. All else it shares with the others."""
+    states = StateBlock(torch.zeros(slots, 3 * tiny.HIDDEN), torch.ones(slots))
+    return dataclasses.replace(base_example(), aux=KeptStates(0, (states,)))
 
 
 def buffer_of(examples: Sequence[Example], limit: int = 1 << 30) -> ReplayBuffer:
@@ -59,102 +55,29 @@ def identities(examples: Sequence[Example]) -> list[int]:
     return [id(each) for each in examples]
 
 
-def shares(buffer: ReplayBuffer, sampling: ReplaySampling, drawn: int = 1) -> dict[tuple[int, ...], float]:
-    """How often each sequence of ``drawn`` examples came first in a draw, by their indices in the buffer."""
-    place, g = {id(each): i for i, each in enumerate(buffer.examples())}, generator()
-    found: dict[tuple[int, ...], float] = {}
-    for _ in range(DRAWS):
-        first = tuple(place[id(each)] for each in buffer.sample(BatchBound(1000, 8 * drawn), g, sampling))
-        assert len(first) == drawn
-        found[first] = found.get(first, 0.0) + 1 / DRAWS
-    return found
-
-
 def near(share: float, probability: float) -> bool:
     """Within four standard errors."""
     return abs(share - probability) < 4 * math.sqrt(probability * (1 - probability) / DRAWS)
 
 
 def test_a_uniform_draw_gives_all_examples_the_same_chance() -> None:
-    found = shares(buffer_of([example(i % 4) for i in range(8)]), ReplaySampling.UNIFORM)
-    assert all(near(found[i,], 1 / 8) for i in range(8))
-
-
-def test_a_recent_examples_weight_halves_with_the_half_life(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay_sampling, "HALF_LIFE_ADDITIONS", 2)
-    found = shares(buffer_of([example() for _ in range(6)]), ReplaySampling.RECENT)
-    weights = [2 ** (i / 2) for i in range(6)]
-    assert all(near(found[i,], weights[i] / sum(weights)) for i in range(6))
-
-
-def test_evicted_examples_count_in_the_age_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An example's age counts all later additions, kept or evicted."""
-    monkeypatch.setattr(replay_sampling, "HALF_LIFE_ADDITIONS", 4)
-    every = [example() for _ in range(30)]
-    buffer = buffer_of(every, 4 * every[0].nbytes)
-    number = {id(each): i for i, each in enumerate(every)}
-    weights = [2 ** (number[id(each)] / 4) for each in buffer.examples()]
-    assert number[id(buffer.examples()[0])] < 26, "some later examples were evicted"
-    found = shares(buffer, ReplaySampling.RECENT)
-    assert all(near(found.get((i,), 0.0), weights[i] / sum(weights)) for i in range(4))
-
-
-def test_twice_the_rounds_per_token_double_the_chance() -> None:
-    found = shares(buffer_of([example(0, 0), example(1, 1), example(3), example(3, 3, 3)]), ReplaySampling.PRIORITIZED)
-    weights = [1, 1 / 2, 1 / 4, 1 / 4]
-    assert all(near(found[i,], weights[i] / sum(weights)) for i in range(4))
-
-
-def test_an_unknown_priority_counts_as_the_mean_of_the_known_ones() -> None:
-    found = shares(buffer_of([example(0, 0), example(), example(3, 3)]), ReplaySampling.PRIORITIZED)
-    weights = [1, 5 / 8, 1 / 4]
-    assert all(near(found[i,], weights[i] / sum(weights)) for i in range(3))
-    unknown = shares(buffer_of([example() for _ in range(4)]), ReplaySampling.PRIORITIZED)
-    assert all(near(unknown[i,], 1 / 4) for i in range(4))
-
-
-def test_the_second_draw_is_weighted_among_the_remaining_examples() -> None:
-    weights = [1, 1 / 2, 1 / 4]
-    found = shares(buffer_of([example(0), example(1), example(3)]), ReplaySampling.PRIORITIZED, drawn=2)
-    for i, j in itertools.permutations(range(3), 2):
-        assert near(found[i, j], weights[i] / sum(weights) * weights[j] / (sum(weights) - weights[i]))
-
-
-def test_very_old_examples_are_still_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights themselves would be 0 in every floating-point format."""
-    monkeypatch.setattr(replay_sampling, "HALF_LIFE_ADDITIONS", 1e-6)
-    buffer = buffer_of([example() for _ in range(20)])
-    assert (
-        identities(buffer.sample(BatchBound(1000, 8 * 20), generator(), ReplaySampling.RECENT))
-        == identities(buffer.examples())[::-1]
-    )
-
-
-@given(st.lists(st.integers(0, 127), max_size=ROOTS))
-def test_priority_is_rounds_per_token_and_never_zero(accepted: list[int]) -> None:
-    found = priority(example(*accepted))
-    if not accepted:
-        assert found is None
-        return
-    assert found is not None
-    assert 0 < found <= 1
-    assert found == pytest.approx(len(accepted) / sum(a + 1 for a in accepted))
+    buffer, g = buffer_of([example() for _ in range(8)]), generator()
+    drawn = Counter(identities(buffer.sample(BatchBound(1000, 8), g))[0] for _ in range(DRAWS))
+    assert all(near(drawn[each] / DRAWS, 1 / 8) for each in identities(buffer.examples()))
 
 
 sizes = st.lists(st.integers(1, 40), max_size=25)
 
 
-@given(sizes, st.integers(1, 200), st.sampled_from(ReplaySampling), st.integers(0, 9))
-def test_a_draw_has_distinct_examples_within_its_slots(
-    sizes: list[int], slots: int, sampling: ReplaySampling, seed: int
-) -> None:
-    buffer = buffer_of([example(i % 4, slots=n) for i, n in enumerate(sizes)])
-    drawn = buffer.sample(BatchBound(10_000, slots), generator(seed), sampling)
+@given(sizes, st.integers(1, 200), st.integers(0, 9))
+def test_a_draw_has_distinct_examples_within_its_slots(sizes: list[int], slots: int, seed: int) -> None:
+    buffer = buffer_of([example(slots=n) for n in sizes])
+    drawn = buffer.sample(BatchBound(10_000, slots), generator(seed))
     assert bool(drawn) == bool(sizes)
     assert len(set(identities(drawn))) == len(drawn)
     assert set(identities(drawn)) <= set(identities(buffer.examples()))
     assert len(drawn) <= 1 or len(drawn) * max(each.slots for each in drawn) <= slots
-    everything = buffer.sample(BatchBound(10_000, 40 * len(sizes)), generator(seed), sampling)
+    everything = buffer.sample(BatchBound(10_000, 40 * len(sizes)), generator(seed))
     assert sorted(identities(everything)) == sorted(identities(buffer.examples()))
 
 
@@ -164,7 +87,7 @@ def test_the_buffer_keeps_its_bound_and_order(sizes: list[int], room: int) -> No
     every, buffer = [example(slots=n) for n in sizes], ReplayBuffer(limit)
     for each in every:
         buffer.add([each])
-        assert buffer.nbytes == sum(kept.nbytes for kept in buffer.examples())
+        assert buffer.nbytes == HeldBytes(buffer.examples()).total
         assert buffer.nbytes <= limit or len(buffer) == 1
         assert buffer.examples()[-1] is each
     place = {id(each): i for i, each in enumerate(every)}
@@ -172,19 +95,17 @@ def test_the_buffer_keeps_its_bound_and_order(sizes: list[int], room: int) -> No
     assert ages == sorted(ages)
 
 
-@given(sizes, st.integers(1, 30), st.sampled_from(ReplaySampling), st.integers(1, 25))
-def test_a_rebuilt_buffer_draws_the_same_examples(
-    sizes: list[int], room: int, sampling: ReplaySampling, killed: int
-) -> None:
+@given(sizes, st.integers(1, 30), st.integers(1, 25))
+def test_a_rebuilt_buffer_draws_the_same_examples(sizes: list[int], room: int, killed: int) -> None:
     """A resumed trainer adds the former examples again and restores the generator."""
     limit = room * example(slots=8).nbytes
-    every = [example(i % 3, slots=n) for i, n in enumerate(sizes)]
+    every = [example(slots=n) for n in sizes]
 
     def go_on(buffer: ReplayBuffer, g: torch.Generator, later: Sequence[Example]) -> list[list[int]]:
         drawn = []
         for each in later:
             buffer.add([each])
-            drawn.append(identities(buffer.sample(BatchBound(10_000, 60), g, sampling)))
+            drawn.append(identities(buffer.sample(BatchBound(10_000, 60), g)))
         return drawn
 
     live, g = ReplayBuffer(limit), generator()
@@ -198,45 +119,32 @@ def test_a_rebuilt_buffer_draws_the_same_examples(
 @pytest.mark.parametrize("count", [20, 43, 100, 1000])
 def test_each_buffers_worth_of_new_traffic_evicts_the_same_share_of_the_old(count: int) -> None:
     """The module's docstring gives these figures: 1/e of A is left after one buffer of B, 1/e² after two."""
-    a, b = example(0), example(3)
-    buffer = buffer_of([a] * count, count * a.nbytes)
+    a = [example(1) for _ in range(count)]
+    buffer, former = buffer_of(a, HeldBytes(a).total), set(identities(a))
 
     def left() -> float:
-        return sum(each is a for each in buffer.examples()) / count
+        return sum(each in former for each in identities(buffer.examples())) / count
 
     assert left() == 1.0
     for buffers, low, high in ((1, 0.30, 0.42), (2, 0.09, 0.17)):
         for _ in range(count):
-            buffer.add([b])
+            buffer.add([example(1)])
         assert low <= left() <= high, buffers
     for _ in range(8 * count):
-        buffer.add([b])
+        buffer.add([example(1)])
     assert left() < 0.01, "traffic that never comes back is forgotten in the end"
 
 
-@every_sampling
-def test_a_resumed_trainer_replays_the_same_examples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampling: ReplaySampling
-) -> None:
-    requested, sample = list[ReplaySampling](), ReplayBuffer.sample
-
-    def recording_sample(
-        buffer: ReplayBuffer, bound: BatchBound, g: torch.Generator, sampling: ReplaySampling = ReplaySampling.UNIFORM
-    ) -> list[Example]:
-        requested.append(sampling)
-        return sample(buffer, bound, g, sampling)
-
-    monkeypatch.setattr(ReplayBuffer, "sample", recording_sample)
+def test_a_resumed_trainer_replays_the_same_examples(tmp_path: Path) -> None:
     states = []
     for shards_per_run in ((3,), (2, 1)):
         rig = TrainerRig(tmp_path / str(len(shards_per_run)))
-        rig.recipe = Recipe(replay=3, passes=2, replay_sampling=sampling, batch_roots=20)
+        rig.recipe = Recipe(replay=3, passes=2, batch_roots=20)
         for shards in shards_per_run:
             trainer = rig.trainer(Traffic(rig.registry, shards))
             trainer.run()
         assert trainer.learning.ledger.total == 3
         states.append(trainer.learning.session.state())
-    assert set(requested) == {sampling}
     whole, resumed = states
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())

@@ -12,7 +12,7 @@ from aurora_api.v1alpha1.target import TargetSpec
 from aurora_api.v1alpha1.training import TrainingSpec
 from aurora_protocol.pod_settings import StoreSettings, TrainerSettings
 from aurora_runtime.training.build import TrainingConfig
-from aurora_runtime.training.data.batch import UnrollPath, collate
+from aurora_runtime.training.data.batch import collate
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.model.unroll import unroll
 from aurora_runtime.training.objective.position_losses import forward_kl
@@ -21,6 +21,7 @@ from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.session import Session
 from aurora_runtime.training.settings import TrainingPolicy
 from tests.assets.signing import ROOT_OWNER
+from tests.assets.traces.verify_nodes import target_rows
 from tests.unit.training import tiny
 from tests.unit.training.trees import tree_trace
 
@@ -28,17 +29,14 @@ STEPS = 3
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("path", list(UnrollPath))
 @pytest.mark.parametrize("discard", [0.3, 1.0])
-def test_path_and_rejected_nodes_have_the_weights_of_the_recipe(
-    tmp_path: Path, path: UnrollPath, discard: float
-) -> None:
+def test_path_and_rejected_nodes_have_the_weights_of_the_recipe(tmp_path: Path, discard: float) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     examples = [e for seed in range(4) for e in examples_of(tree_trace(seed), tiny.VOCAB)]
-    batch = collate(examples, STEPS, vocabulary, path, with_rejected=True)
-    recipe = Recipe(unroll_steps=STEPS, unroll_path=path, discard=discard, step_decay=0.7)
+    batch = collate(examples, STEPS, vocabulary, with_rejected=True)
+    recipe = Recipe(unroll_steps=STEPS, discard=discard, step_decay=0.7)
     want = 0.0
-    for depth, (out, rows) in enumerate(zip(unroll(draft, batch.trunk, batch.levels), batch.target_rows, strict=True)):
+    for depth, (out, rows) in enumerate(zip(unroll(draft, batch.trunk, batch.levels), target_rows(batch), strict=True)):
         weight = 0.7**depth / (1 + 0.7 + 0.7**2)
         for share, part in ((1.0, slice(0, batch.root_count)), (discard, slice(batch.root_count, None))):
             row = rows[:, part]

@@ -1,4 +1,4 @@
-"""Where a step makes the host wait for a GPU: not between the last gradients and the next forward pass.
+"""Where a step makes the host wait for a GPU: nowhere but for the loss and the norm, which decide about the step.
 
 So the host collates a batch while the GPU updates the weights. Here, without a GPU, the operators that would wait are
 counted.
@@ -38,7 +38,7 @@ class HostWaits(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return function(*args, **(kwargs or {}))
 
 
-def test_only_the_loss_waits_for_the_device(tmp_path: Path) -> None:
+def test_no_pass_over_a_batch_waits_for_the_device(tmp_path: Path) -> None:
     draft, vocabulary = tiny.draft_of(tiny.target(tmp_path))
     recipe = Recipe()
     session = Session(draft, vocabulary, recipe, torch.device("cpu"))
@@ -51,6 +51,7 @@ def test_only_the_loss_waits_for_the_device(tmp_path: Path) -> None:
     norm = torch.nn.utils.get_total_norm([p.grad for p in draft.parameters() if p.grad is not None], foreach=True)
     with HostWaits() as update:
         update_weights(draft, optimizer, ema, norm, recipe.max_gradient_norm)
-    assert loss.operators  # it selects the present rows, so the list sees what waits
-    assert not forward.operators
-    assert not update.operators
+    with HostWaits() as seen:
+        torch.ones(3)[torch.ones(3, dtype=torch.bool)]
+    assert seen.operators, "the list sees what waits"
+    assert not forward.operators + loss.operators + update.operators

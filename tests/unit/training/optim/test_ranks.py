@@ -66,5 +66,5 @@ def test_every_example_goes_to_one_rank_and_no_rank_is_left_without() -> None:
     assert max(slots) - min(slots) <= max(e.slots for e in examples)
     (own,), (other,) = deal_among_ranks(examples[:1], 2)
     assert own is examples[0]
-    assert not other.weight.any()
+    assert not other.known.any()
     assert len(other.rejected) == 0

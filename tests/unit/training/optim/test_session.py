@@ -74,7 +74,7 @@ def test_a_batch_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
     session.step(examples[:3])
     before = [p.detach().clone() for p in session.draft.parameters()]
     poisoned = list(examples[:2])
-    poisoned[0].aux[0] = float("inf")
+    poisoned[0].aux.blocks[0].states[0] = float("inf")
     session.step(poisoned)
     assert all(torch.equal(a, b) for a, b in zip(before, session.draft.parameters(), strict=True))
 

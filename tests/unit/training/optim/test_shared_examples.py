@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from aurora_runtime.training.data.batch import collate
 from aurora_runtime.training.data.examples import Example, examples_of
+from aurora_runtime.training.data.kept_states import KeptStates, StateBlock
 from aurora_runtime.training.objective.position_losses import LOSSES
 from aurora_runtime.training.optim.recipe import Recipe
 from aurora_runtime.training.optim.shared_examples import ExampleReader, ExampleWriter, StepTable
@@ -33,7 +34,15 @@ def same(one: Any, other: Any) -> bool:
         return one.dtype == other.dtype and torch.equal(one, other)
     if dataclasses.is_dataclass(one):
         return all(same(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(one))
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
+
+
+def another(example: Example) -> Example:
+    """An example as large as ``example`` that differs from it everywhere."""
+    blocks = tuple(StateBlock(block.states + 1, block.scale) for block in example.aux.blocks)
+    return dataclasses.replace(example, aux=KeptStates(example.start, blocks), tokens=example.tokens * 0)
 
 
 def sent(table: StepTable) -> StepTable:
@@ -58,11 +67,11 @@ def test_another_process_reads_them(tmp_path: Path) -> None:
     code = (
         "import json, sys; from aurora_runtime.training.optim.shared_examples import *\n"
         "table = StepTable(**json.load(open(sys.argv[1])))\n"
-        "print([float(e.aux.double().sum()) for e in ExampleReader().read(table, 1)])"
+        "print([float(b.states.double().sum()) for e in ExampleReader().read(table, 1) for b in e.aux.blocks])"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "table.json")]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-    assert json.loads(done.stdout) == [float(e.aux.double().sum()) for e in share]
+    assert json.loads(done.stdout) == [float(b.states.double().sum()) for e in share for b in e.aux.blocks]
 
 
 def test_a_batch_outlives_the_next_write(tmp_path: Path) -> None:
@@ -75,13 +84,13 @@ def test_a_batch_outlives_the_next_write(tmp_path: Path) -> None:
 
     for share in (examples(2), examples(1, 2, 4)):
         collated = batch(reader.read(writer.write([[], share]), 1))
-        writer.write([[], [dataclasses.replace(e, aux=e.aux + 1, tokens=e.tokens * 0) for e in share]])
+        writer.write([[], [another(e) for e in share]])
         expected = batch(share)
         for part in ("trunk", "targets"):
             one, other = vars(getattr(collated, part)), vars(getattr(expected, part))
             assert all(torch.equal(one[name], other[name]) for name in one)
         assert torch.equal(collated.weight, expected.weight)
-        assert torch.equal(collated.expected_ids, expected.expected_ids)
+        assert torch.equal(collated.trained_row, expected.trained_row)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

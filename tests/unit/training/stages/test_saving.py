@@ -6,6 +6,7 @@ import dataclasses
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from safetensors.torch import load
 from aurora_runtime.errors import Interrupted
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.loop import Trainer
+from aurora_runtime.training.settings import TrainingPolicy
+from aurora_runtime.training.stages import saving
 from aurora_runtime.training.stages.saving import StateSaver
 from aurora_store.errors import ObjectExists, StoreError
 from aurora_store.keys import Keys
@@ -82,7 +85,7 @@ def save_for(saver: StateSaver, seconds: float) -> None:
     """What the loop does while it trains."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        saver.save_if_due(idle=False)
+        saver.save_if_due()
         time.sleep(0.01)
 
 
@@ -96,11 +99,11 @@ def wait_until_stored(rig: TrainerRig, step: int) -> None:
 def test_training_goes_on_while_a_state_is_stored_and_does_not_change_it(rig: TrainerRig, gate: Gate) -> None:
     trainer, saver = trainer_of(rig)
     expected = {name: tensor.clone() for name, tensor in trainer.learning.session.state().items()}
-    saver.save_if_due(idle=False)
+    saver.save_if_due()
     assert gate.asked.wait(SECONDS)
     for seed in range(1, 4):
         train(trainer, seed)
-        saver.save_if_due(idle=False)  # one is in flight
+        saver.save_if_due()  # one is in flight
     assert stored_step(rig) == 0
     gate.opened.set()
     wait_until_stored(rig, 1)
@@ -120,7 +123,7 @@ def test_a_trainer_that_stops_waits_for_the_save_in_flight_and_stores_what_came_
     rig: TrainerRig, gate: Gate
 ) -> None:
     trainer, saver = trainer_of(rig)
-    saver.save_if_due(idle=False)
+    saver.save_if_due()
     assert gate.asked.wait(SECONDS)
     train(trainer, 1)
     threading.Timer(0.2, gate.opened.set).start()
@@ -133,12 +136,28 @@ def test_a_trainer_that_stops_waits_for_the_save_in_flight_and_stores_what_came_
 
 def test_the_first_state_is_stored_before_a_version_is_registered(rig: TrainerRig, gate: Gate) -> None:
     _, saver = trainer_of(rig)
-    saver.save_if_due(idle=False)
+    saver.save_if_due()
     threading.Timer(0.2, gate.opened.set).start()
     saver.save_first()
     assert stored_step(rig) == 1
     saver.save_first()
     assert rig.registry.trainer_state_epochs() == [1]
+
+
+def test_a_second_save_begins_when_the_interval_has_passed(
+    rig: TrainerRig, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.policy = TrainingPolicy()
+    trainer, saver = trainer_of(rig)
+    gate.opened.set()
+    saver.save_first()
+    train(trainer, 1)
+    ended = saver._save_ended
+    for seconds, epochs in ((rig.policy.save_interval_seconds - 1, [1]), (rig.policy.save_interval_seconds, [1, 2])):
+        monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=lambda at=ended + seconds: at))
+        saver.save_if_due()
+        saver._finish()
+        assert rig.registry.trainer_state_epochs() == epochs
 
 
 def test_an_error_of_a_save_is_raised_in_the_loop(rig: TrainerRig, gate: Gate) -> None:
@@ -159,9 +178,9 @@ def test_retention_learns_of_a_state_in_the_loop_after_it_is_stored(
         "state_saved",
         lambda state: told.append((threading.current_thread().name, stored_step(rig))),
     )
-    saver.save_if_due(idle=False)
+    saver.save_if_due()
     assert gate.asked.wait(SECONDS)
-    saver.save_if_due(idle=False)
+    saver.save_if_due()
     assert told == []
     gate.opened.set()
     saver.save()
@@ -172,7 +191,7 @@ def test_a_stop_interrupts_retries_and_the_last_save_gets_one_attempt(rig: Train
     trainer, saver = trainer_of(rig)
     gate.errors = [StoreError("away")]
     gate.opened.set()
-    saver.save_if_due(idle=False)
+    saver.save_if_due()
     trainer.retrier.stop()
     saver.save()
     assert stored_step(rig) == 1

@@ -17,8 +17,8 @@ from aurora_runtime.traces import RequestTrace
 from aurora_runtime.training.data.batch_bound import BatchBound
 from aurora_runtime.training.data.examples import examples_of
 from aurora_runtime.training.data.held_out_set import HeldOutSet
+from aurora_runtime.training.data.kept_states import HeldBytes
 from aurora_runtime.training.data.replay import ReplayBuffer
-from aurora_runtime.training.data.replay_sampling import ReplaySampling
 from aurora_runtime.training.data.shards import HeldOutRequest, Shard, ShardReader
 from aurora_runtime.training.retry import Retrier
 from aurora_runtime.training.state import replay_restore
@@ -88,11 +88,8 @@ def request(seed: int) -> RequestTrace:
     st.lists(st.integers(1, 9), min_size=1, max_size=12),
     st.sampled_from([1, 5, 70, 300, 10_000]),
     st.integers(0, 12),
-    st.sampled_from(ReplaySampling),
 )
-def test_replay_and_held_out_set_survive_any_restart(
-    sizes: list[int], room: int, at: int, sampling: ReplaySampling
-) -> None:
+def test_replay_and_held_out_set_survive_any_restart(sizes: list[int], room: int, at: int) -> None:
     """The buffer has room for one example, for a few of one shard each, for spans of several, or for all."""
     registry, keys = stored(sizes)
     live = RestoredParts(registry, ReplayBuffer(room * SIZE))
@@ -106,8 +103,8 @@ def test_replay_and_held_out_set_survive_any_restart(
     first, second = (torch.Generator().manual_seed(0) for _ in range(2))
     for _ in range(5):
         expected, actual = (
-            live.replay.sample(BOUND, first, sampling),
-            resumed.replay.sample(BOUND, second, sampling),
+            live.replay.sample(BOUND, first),
+            resumed.replay.sample(BOUND, second),
         )
         assert [each.tokens.tolist() for each in expected] == [each.tokens.tolist() for each in actual]
 
@@ -209,13 +206,13 @@ def test_a_resumed_trainer_counts_the_same_held_out_requests(limit_bytes: int) -
 def test_a_restart_counts_requests_whose_shards_it_does_not_read() -> None:
     """There is room for one request. The others count until their shards expire."""
     registry, keys = stored([1] * 6)
-    examples = tuple(examples_of(request(0), tiny.VOCAB))
-    size = sum(example.nbytes for example in examples)
+    examples = [tuple(examples_of(request(0), tiny.VOCAB)) for _ in keys]
+    size = HeldBytes(examples[0]).total
     live = HeldOutSet(HELD_OUT, size)
     for number, key in enumerate(keys):
-        live.add(number, examples, key)
+        live.add(number, examples[number], key)
     tensors = replay_restore.spans_state(ReplayBuffer(1 << 30), live, keys[2:])
-    read = {keys[-1]: Shard(keys[-1], (), (HeldOutRequest(5, examples, measurable=True),))}
+    read = {keys[-1]: Shard(keys[-1], (), (HeldOutRequest(5, examples[5], measurable=True),))}
     resumed = HeldOutSet(HELD_OUT, size)
     replay_restore.restore(tensors, keys[2:], FixedReader(registry, read), ReplayBuffer(1 << 30), resumed)
     assert (len(resumed), resumed.count) == (1, 4), "two shards are retired"

@@ -91,7 +91,7 @@ CONTRADICTIONS: dict[str, Callable[[dict[str, Any], Tensors], None]] = {
     "a token twice": put("vocabulary", torch.zeros_like),
     "no generator": put("generator", lambda state: state[:9]),
     "a span of a shard before the first": put(replay_restore.SPANS, lambda spans: spans - 1),
-    "spans with a column less": put(replay_restore.SPANS, lambda spans: spans[:, :3]),
+    "spans with a column less": put(replay_restore.SPANS, lambda spans: spans[:, :2]),
     "a held-out shard beyond the last": put(replay_restore.HELD_OUT, lambda _: torch.tensor([99])),
     "a counted request beyond the last": put(replay_restore.MEASURABLE, lambda _: torch.tensor([[1, 99]])),
     "counts of another vocabulary": put("coverage.counts", lambda counts: counts[1:]),

@@ -184,7 +184,7 @@ def test_nothing_of_an_old_shard_stays_in_the_trainers_memory_also_after_a_resta
     assert (len(trainer.learning.replay), trainer.learning.replay.nbytes, trainer.learning.replay.roots) == (0, 0, 0)
     assert len(trainer.learning.held_out) == 0
     assert len(trainer.stages.reader._prefixes._traces) == 0
-    assert trainer.stages.reader._prefixes._bytes == 0
+    assert trainer.stages.reader._prefixes._held.total == 0
     again = rig.trainer(Traffic(rig.registry, 0))
     assert (len(again.learning.replay), len(again.learning.held_out)) == (0, 0)
     assert again.learning.session.steps == trainer.learning.session.steps, "what was learnt stays"
