@@ -15,8 +15,7 @@ from typing import Final
 from aurora_runtime.errors import EngineMismatch
 from aurora_runtime.serving import protection
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, CaptureSettings
-from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_runtime.serving.pod_records import CaptureState
+from aurora_runtime.serving.pod_files import CaptureState, PodFolder, write_atomically
 from aurora_runtime.sglang_uses import Call, Hook, HookKind, check_all, register
 from aurora_runtime.sglang_version import require_sglang
 

@@ -50,8 +50,7 @@ from aurora_runtime.errors import EngineFault, EngineMismatch, TargetUnavailable
 from aurora_runtime.held_out_split import traffic_key
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.placeholder_draft import ensure_draft
-from aurora_runtime.serving.pod_files import MANIFEST, PodFolder, new_boot, write_atomically
-from aurora_runtime.serving.pod_records import EngineState
+from aurora_runtime.serving.pod_files import MANIFEST, EngineState, PodFolder, new_boot, write_atomically
 from aurora_runtime.sglang_version import require_sglang
 
 log = logging.getLogger(__name__)

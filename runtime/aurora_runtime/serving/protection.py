@@ -42,8 +42,7 @@ from typing import Any, Final
 from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, PROBE_HEADER
 from aurora_runtime.request_wish import request_wish
 from aurora_runtime.serving.capture.settings import CaptureSettings
-from aurora_runtime.serving.pod_files import PodFolder
-from aurora_runtime.serving.pod_records import Withdrawal
+from aurora_runtime.serving.pod_files import PodFolder, Withdrawal
 
 # keys and clients' texts in logs -------------------------------------------------------------------------------------
 

@@ -8,15 +8,13 @@ the controller.
 from __future__ import annotations
 
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from aurora_runtime.engine.speculation_flags import SPECULATION_VARIABLE
 from aurora_runtime.engine.speculation_settings import SpeculationSettings
 from aurora_runtime.errors import EngineMismatch
-from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_runtime.serving.pod_records import SpeculationState
+from aurora_runtime.serving.pod_files import PodFolder, SpeculationState, write_atomically
 from aurora_runtime.sglang_uses import Call, Hook, HookKind, check_all, register
 from aurora_runtime.sglang_version import require_sglang
 
@@ -67,7 +65,7 @@ def install() -> None:
 
 def refuse(settings: SpeculationSettings, reason: str) -> None:
     """Tell the launcher and the agent that this engine serves without the controller."""
-    state = SpeculationState(boot=settings.boot, ok=False, error=reason, written_at=datetime.now(UTC))
+    state = SpeculationState(boot=settings.boot, ok=False, error=reason)
     write_atomically(PodFolder(Path(settings.state_folder)).speculation, state.to_json())
 
 

@@ -25,7 +25,7 @@ from aurora_runtime.engine.sglang_client import SGLangClient, open_session
 from aurora_runtime.engine.speculation_flags import Eagle3
 from aurora_runtime.engine.speculation_settings import SpeculationSettings, round_controller
 from aurora_runtime.serving.capture.settings import CAPTURE_VARIABLE, PROBE_PREFIX, CaptureSettings
-from aurora_runtime.serving.pod_records import SpeculationState
+from aurora_runtime.serving.pod_files import SpeculationState
 from aurora_runtime.traces import ProposalSource, RequestTrace, decode
 from aurora_runtime.validation.store_reads import FetchedDraft
 from tests.assets.bench_engine import server_environment
@@ -221,7 +221,6 @@ def test_the_report_counts_rounds_by_arm_and_tokens_by_source(controlled: Contro
     assert state.draft.proposed > 100
     assert state.draft.accepted > 5, "the draft after the swap repeats tokens"
     assert state.lookup.accepted > 5
-    assert state.lookup.requests > 3
     log = (controlled.folder / "log").read_text(errors="replace")
     assert "Switch adaptive runtime state: steps 0" not in log
     assert json.loads((controlled.folder / "capture.json").read_text())["hookErrors"] == 0

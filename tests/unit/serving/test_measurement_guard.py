@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from aurora_protocol.agent_api import MEASUREMENT_HEADER, PASS_HEADER, PROBE_HEADER, measurement_pass
-from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_runtime.serving.pod_records import EngineState, Withdrawal
+from aurora_runtime.serving.pod_files import EngineState, PodFolder, Withdrawal, write_atomically
 from aurora_runtime.serving.protection import Guard
 
 KEY = "the-admin-key"

@@ -25,8 +25,7 @@ from aurora_runtime.engine.draft_swap import DraftSwap
 from aurora_runtime.errors import EngineFault, RuntimeFault, SwapRefused
 from aurora_runtime.serving.agent.draft_cache import StagedDraft
 from aurora_runtime.serving.agent.swapper import PodContext, Swapper
-from aurora_runtime.serving.pod_files import write_atomically
-from aurora_runtime.serving.pod_records import Withdrawal, pass_digest
+from aurora_runtime.serving.pod_files import Withdrawal, pass_digest, write_atomically
 from aurora_runtime.store_thread import call_in_thread, finish_in_thread
 from aurora_store.errors import StoreError
 

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from aurora_protocol.agent_api import AgentState, CaptureCounters, LiveCounters
 from aurora_runtime.serving.agent.uploader import SpoolState
-from aurora_runtime.serving.pod_records import SpeculationState
+from aurora_runtime.serving.pod_files import SpeculationState
 from aurora_runtime.serving.speculation.estimates import range_text
 
 SWAP_RESULTS: Final = ("success", "failure")

@@ -25,8 +25,7 @@ from aurora_runtime.serving.agent.lending import MeasurementLease
 from aurora_runtime.serving.agent.metrics import CaptureFigures
 from aurora_runtime.serving.agent.swapper import PodContext, Swapper
 from aurora_runtime.serving.agent.uploader import Uploader
-from aurora_runtime.serving.pod_files import write_atomically
-from aurora_runtime.serving.pod_records import SpeculationState
+from aurora_runtime.serving.pod_files import SpeculationState, write_atomically
 from aurora_runtime.store_thread import finish_in_thread
 
 log = logging.getLogger(__name__)

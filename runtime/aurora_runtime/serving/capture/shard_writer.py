@@ -32,8 +32,7 @@ from aurora_runtime.serving.capture.ended_requests import EndedRequests
 from aurora_runtime.serving.capture.request_filter import TraceAllowance
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, TraceAssembler, VerifyRound
-from aurora_runtime.serving.pod_files import PodFolder, shard_age_key, write_atomically
-from aurora_runtime.serving.pod_records import CaptureState
+from aurora_runtime.serving.pod_files import CaptureState, PodFolder, shard_age_key, write_atomically
 from aurora_runtime.traces import RequestTrace, shard_counts, shard_tensors
 
 log = logging.getLogger(__name__)

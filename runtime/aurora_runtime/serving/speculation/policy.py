@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from aurora_runtime.engine.arms import OFF, Arm, Source
-from aurora_runtime.serving.pod_records import RoundCost
+from aurora_runtime.serving.pod_files import RoundCost
 
 UNION: Final = "union"
 

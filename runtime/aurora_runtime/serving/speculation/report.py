@@ -11,13 +11,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Final
 
 from aurora_protocol.agent_api import MAX_SPEEDUP, SavedTime
 from aurora_runtime.engine.arms import OFF, Source
-from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_runtime.serving.pod_records import SourceCounters, SpeculationState
+from aurora_runtime.serving.pod_files import PodFolder, SourceCounters, SpeculationState, write_atomically
 from aurora_runtime.serving.speculation.policy import Policy
 from aurora_runtime.serving.speculation.worker.rounds import Round, is_running
 
@@ -56,14 +54,11 @@ class _SourceCount:
     """The counters of one source."""
 
     def __init__(self, longest: int) -> None:
-        self.requests = 0
         self.chains = [0] * (longest + 1)
         self.accepted = [0] * (longest + 1)
 
     def record(self) -> SourceCounters:
-        return SourceCounters(
-            requests=self.requests, proposed_at=_at_least(self.chains), accepted_at=_at_least(self.accepted)
-        )
+        return SourceCounters(proposed_at=_at_least(self.chains), accepted_at=_at_least(self.accepted))
 
 
 def _at_least(counts: Sequence[int]) -> tuple[int, ...]:
@@ -87,7 +82,6 @@ class RoundReport:
         self._rounds: Counter[str] = Counter()
         self._exploring = 0
         self._counts = {source: _SourceCount(longest) for source in (Source.LOOKUP, Source.DRAFT)}
-        self._seen: dict[str, set[Source]] = {}
         self._saved_time = SavedTimeAverage()
         self.errors = 0
 
@@ -101,17 +95,10 @@ class RoundReport:
             proposed, count = current.proposed(place), self._counts[source]
             count.chains[proposed] += 1
             count.accepted[min(accepted[place], proposed)] += 1
-            seen = self._seen.setdefault(req.rid, set())
-            if source not in seen:
-                seen.add(source)
-                count.requests += 1
 
     def add_parked(self) -> None:
         """A round was off without a decision."""
         self._rounds[OFF.name] += 1
-
-    def request_ended(self, rid: str) -> None:
-        self._seen.pop(rid, None)
 
     def state(self) -> SpeculationState:
         report, rounds = self._policy.report(), self._rounds.total()
@@ -126,7 +113,6 @@ class RoundReport:
             speedup_over_off=report.speedup_over_off,
             saved_time=None if saved_seconds is None else self._saved_time.observe(time.monotonic(), saved_seconds),
             exploring_share=self._exploring / rounds if rounds else 0,
-            written_at=datetime.now(UTC),
         )
 
     def write(self) -> None:

@@ -15,8 +15,7 @@ from aurora_runtime.serving.capture import shard_writer
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.capture.shard_writer import Batch, ShardWriter
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, VerifyRound
-from aurora_runtime.serving.pod_files import PodFolder, write_atomically
-from aurora_runtime.serving.pod_records import CaptureState
+from aurora_runtime.serving.pod_files import CaptureState, PodFolder, write_atomically
 from aurora_runtime.traces import ProposalSource, decode, state_type_of
 from aurora_store import Keys
 from aurora_store.objects import sha256_file

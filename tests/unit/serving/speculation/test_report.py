@@ -46,17 +46,6 @@ def test_counters_by_position_and_arm(tmp_path: Path) -> None:
     assert state.exploring_share == 1 / 4
     assert (state.lookup.proposed_at, state.lookup.accepted_at) == ((1,), (1,)), "filler tokens do not count"
     assert (state.draft.proposed_at, state.draft.accepted_at) == ((3, 3, 1), (2, 1))
-    assert (state.lookup.requests, state.draft.requests) == (1, 2)
-
-
-def test_a_request_counts_once_for_each_source(tmp_path: Path) -> None:
-    report, req = a_report(tmp_path), FakeRequest("r")
-    for _ in range(3):
-        report.add(a_round([req], Arm(1, drafts=True)), [0])
-    assert report.state().draft.requests == 1
-    report.request_ended("r")
-    report.add(a_round([req], Arm(1, drafts=True)), [0])
-    assert report.state().draft.requests == 2
 
 
 def test_a_round_after_a_requests_last_one_does_not_count_for_it(tmp_path: Path) -> None:

@@ -313,7 +313,6 @@ class WorkerHooks:
         if self._control is not None:
             self._can_draft.pop(req.rid, None)
             self._control.texts.ended(req)
-            self._report.request_ended(req.rid)
             self._observer.request_ended(req.rid)
         original(req, tree_cache, checkpoint=checkpoint)
 

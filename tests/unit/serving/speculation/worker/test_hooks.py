@@ -89,7 +89,6 @@ def test_answers_are_right_the_draft_sees_no_gap_and_requests_leave_nothing(
     assert prefills_before in ([0], []), "the untrained draft processed no prompt"
     assert fake.control.texts._indexed == {}
     assert fake.hooks._can_draft == {}
-    assert fake.report._seen == {}
     assert fake.report.errors == 0
     assert sum(fake.report.state().rounds_by_arm.values()) >= fake.rounds - overlaps - len(max_tokens)
 
