@@ -32,11 +32,9 @@ CALLS: Final = (
 
 def request_hooks(settings: CaptureSettings) -> tuple[Hook, ...]:
     """The hooks that protect the engine, its keys and its measurements."""
-    guard, authentication = protection.guard_hook(settings), protection.AUTHENTICATION_FUNCTION
     return (
         Hook(protection.VALIDATE_FUNCTION, protection.before_validation, HookKind.BEFORE),
-        Hook(authentication, protection.after_authentication, HookKind.AFTER),
-        Hook(authentication, guard, HookKind.AFTER),
+        Hook(protection.AUTHENTICATION_FUNCTION, protection.guard_hook(settings), HookKind.AFTER),
         Hook(protection.SECRETS_FUNCTION, protection.after_redaction, HookKind.AFTER),
         Hook(protection.COMMAND_LINE_FUNCTION, protection.after_redaction, HookKind.AFTER),
     )

@@ -73,20 +73,18 @@ def worker_hooks(settings: SpeculationSettings) -> tuple[Hook, ...]:
     """The hooks that decide and carry out the rounds of this process."""
     from sglang.srt.runtime_context import get_serving
 
-    from aurora_runtime.serving.speculation.controller import Controller
-    from aurora_runtime.serving.speculation.policy import FixedArms, Policy
+    from aurora_runtime.serving.speculation.controller import Controller, FixedArms
+    from aurora_runtime.serving.speculation.hooks import WorkerHooks
     from aurora_runtime.serving.speculation.report import RoundReport
-    from aurora_runtime.serving.speculation.worker.hooks import WorkerHooks
 
-    policy: Policy = FixedArms(settings.fixed_arms) if settings.fixed_arms else Controller(settings.arms)
-    longest, untrained = max(arm.steps for arm in settings.arms), {*map(str, settings.untrained_versions)}
+    controller = FixedArms(settings.fixed_arms) if settings.fixed_arms else Controller(settings.arms)
+    longest = max(arm.steps for arm in settings.arms)
     hooks = WorkerHooks(
         settings,
-        policy,
-        RoundReport(PodFolder(Path(settings.state_folder)), settings.boot, policy, longest),
+        controller,
+        RoundReport(PodFolder(Path(settings.state_folder)), settings.boot, controller, longest),
         refuse=lambda reason: refuse(settings, reason),
         read_version=lambda: str(get_serving().weight_version),
-        runs_draft=lambda version: version not in untrained,
     )
     around = HookKind.AROUND
     return (
@@ -95,8 +93,8 @@ def worker_hooks(settings: SpeculationSettings) -> tuple[Hook, ...]:
         Hook(f"{_DRAFT_WORKER}.init_attention_backend", hooks.around_draft_side, around),
         Hook(f"{_DRAFT_WORKER}._capture_cuda_graphs", hooks.around_draft_side, around),
         Hook(f"{_WORKER}.forward_batch_generation", hooks.around_forward, around),
-        Hook(f"{_WORKER}.activate_step_by_batch", hooks.around_activate, around),
-        Hook(f"{_WORKER}.on_verify_complete_cpu", hooks.around_verify_complete, around),
+        Hook(f"{_WORKER}.activate_step_by_batch", hooks.around_rule, around),
+        Hook(f"{_WORKER}.on_verify_complete_cpu", hooks.around_rule, around),
         Hook(f"{_WORKER}.verify", hooks.around_verify, around),
         Hook(f"{_DRAFT_WORKER}.draft", hooks.around_draft, around),
         Hook(f"{_DRAFT_WORKER}._draft_extend_for_prefill", hooks.around_prefill_extend, around),

@@ -60,7 +60,7 @@ class Scene:
             return {"type": "http.disconnect"}
 
         raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-        await self.guard({"type": "http", "method": method, "headers": raw}, receive, send)
+        await self.guard({"type": "http", "path": "/generate", "method": method, "headers": raw}, receive, send)
         return messages[0]["status"], dict(messages[0]["headers"])
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from aurora_runtime.engine.arms import OFF, Arm, Source
-from aurora_runtime.serving.speculation.policy import FixedArms, RequestOutlook
+from aurora_runtime.serving.speculation.controller import FixedArms
+from aurora_runtime.serving.speculation.rounds import RequestOutlook
 
 FOUND = RequestOutlook("found", 4, 3, can_draft=True)
 NOTHING = RequestOutlook("nothing", 0, 0, can_draft=True)
@@ -37,11 +38,3 @@ def test_fixed_arms_take_turns_and_the_draft_misses_none_of_them() -> None:
     assert all(decision.keeps_draft for decision in decisions)
     policy.draft_serves(None)
     assert not policy.choose([]).keeps_draft
-
-
-@pytest.mark.parametrize("name", ["", "draft", "draft-0", "ngram-3", "lookup-x"])
-def test_a_name_that_is_no_arm_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"arm|invalid literal"):
-        FixedArms([name])
-    with pytest.raises(ValueError, match="needs an arm"):
-        FixedArms([])

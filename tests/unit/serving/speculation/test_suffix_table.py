@@ -5,7 +5,7 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aurora_runtime.serving.speculation.suffix_table import SuffixTable
+from aurora_runtime.serving.speculation.lookup import SuffixTable
 
 ORDERS = (1, 2, 5)
 token_lists = st.lists(st.integers(0, 2**40), min_size=2, max_size=40).map(lambda tokens: array("q", tokens))

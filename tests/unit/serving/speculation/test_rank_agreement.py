@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aurora_runtime.engine.arms import OFF, Arm, Source
-from aurora_runtime.serving.speculation.policy import Decision, plain_decision
-from aurora_runtime.serving.speculation.worker.engine import RankAgreement, decode, encode
+from aurora_runtime.serving.speculation.engine import RankAgreement, decode, encode
+from aurora_runtime.serving.speculation.rounds import Decision, plain_decision
 
 DECISIONS = (
     Decision(Arm(3, drafts=True), (Source.DRAFT, Source.LOOKUP, Source.NONE), explores=True, keeps_draft=True),
