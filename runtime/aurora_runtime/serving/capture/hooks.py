@@ -37,7 +37,7 @@ class CaptureSink:
 
 
 def count_error(writer: ShardWriter) -> None:
-    """Count an exception inside a hook: one batch was not captured. The log has one such error a minute."""
+    """Count an exception inside a hook: one batch was not captured. The log has the first one only."""
     if writer.count_hook_error():
         log.warning("aurora capture: a batch was not captured", exc_info=True)
 
@@ -177,19 +177,11 @@ def proposal_sources(verify_input: Any, batch_size: int, traced: Sequence[Traced
     return tuple(ProposalSource[chosen[request.index].name] for request in traced)
 
 
-@dataclass(frozen=True)
-class PrefillRows:
-    """One request's rows among the hidden states of a prefill batch. The first belongs to position ``start``."""
-
-    start: int
-    rows: slice
-
-
-def attended_rows(batch: Any) -> dict[int, PrefillRows]:
-    """The rows to keep of each request of SGLang's ``batch``, by its index. A request without any is absent.
+def attended_rows(batch: Any) -> dict[int, tuple[int, slice]]:
+    """The rows to keep of each request of SGLang's prefill ``batch``, by its index, and the position of the first one.
 
     Training attends to a bounded number of positions before an answer, so a long prompt's earlier states stay in the
-    engine.
+    engine. A request without any is absent.
 
     The batch computes ``extend_lens[i]`` positions of request ``i`` from ``prefix_lens[i]`` on, one after the other.
     """
@@ -199,7 +191,7 @@ def attended_rows(batch: Any) -> dict[int, PrefillRows]:
         begin, end = end, end + length
         unattended = max(len(req.origin_input_ids) - ATTENDED_POSITIONS - start, 0)
         if unattended < length:
-            found[index] = PrefillRows(start + unattended, slice(begin + unattended, end))
+            found[index] = start + unattended, slice(begin + unattended, end)
     return found
 
 
@@ -291,7 +283,7 @@ class CaptureHooks:
     def around_prefill(self, original: Callable[..., Any], worker: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
         """Runs around ``EAGLEWorkerV2._forward_prefill_batch``: reads lengths before it and hidden states after it."""
         traced: tuple[TracedRequest, ...] = ()
-        rows: dict[int, PrefillRows] = {}
+        rows: dict[int, tuple[int, slice]] = {}
         total = 0
         try:
             if not self._knows_marker:  # with the engine's warm-up or the launcher's probe, so before any client
@@ -313,8 +305,8 @@ class CaptureHooks:
                 output = PromptOutput(
                     sink=self._sink,
                     traced=traced,
-                    starts=tuple(rows[request.index].start for request in traced),
-                    states=tuple(keep_hidden(hidden[rows[request.index].rows], alone=alone) for request in traced),
+                    starts=tuple(rows[request.index][0] for request in traced),
+                    states=tuple(keep_hidden(hidden[rows[request.index][1]], alone=alone) for request in traced),
                     marker=self._sink.request_filter.marker,
                 )
                 logits_output.auxiliary_device_output = self._append_output(

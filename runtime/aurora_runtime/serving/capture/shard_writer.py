@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import os
 import queue
 import struct
@@ -28,8 +27,7 @@ from torch import Tensor
 
 from aurora_protocol.draft_records import FileRef
 from aurora_protocol.training_records import ShardManifest
-from aurora_runtime.serving.capture.ended_requests import EndedRequests
-from aurora_runtime.serving.capture.request_filter import TraceAllowance
+from aurora_runtime.serving.capture.request_filter import EndedRequests, TraceAllowance
 from aurora_runtime.serving.capture.settings import PROBE_PREFIX, CaptureSettings
 from aurora_runtime.serving.capture.trace_assembler import PromptChunk, TraceAssembler, VerifyRound
 from aurora_runtime.serving.pod_files import CaptureState, PodFolder, shard_age_key, write_atomically
@@ -38,7 +36,6 @@ from aurora_runtime.traces import RequestTrace, shard_counts, shard_tensors
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS: Final = 1.0
-ERROR_LOG_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 0.2
 DTYPES: Final = {
     torch.int64: "I64",
@@ -98,7 +95,6 @@ class ShardWriter:
         self._offered_bytes = self._taken_bytes = 0  # each is written by one thread only
         self._spool_dropped = 0
         self._hook_errors = self._long_prompts = 0
-        self._next_logged_error = -math.inf
         self._next_heartbeat = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -121,13 +117,9 @@ class ShardWriter:
         self._offered_bytes += batch.nbytes
 
     def count_hook_error(self) -> bool:
-        """Count an exception inside a hook. Returns whether to log it: the first one, and then one a minute."""
+        """Count an exception inside a hook. Returns whether it is the first one."""
         self._hook_errors += 1
-        now = self._clock()
-        logs = now >= self._next_logged_error
-        if logs:
-            self._next_logged_error = now + ERROR_LOG_SECONDS
-        return logs
+        return self._hook_errors == 1
 
     def count_long_prompt(self) -> None:
         """Count a request whose prompt is too long for a trace."""

@@ -429,7 +429,7 @@ class FixedArms(Controller):
 
     def choose(self, outlooks: Sequence[RequestOutlook]) -> Decision:
         kind, arm = next(self._turns)
-        looks_up, keeps, sources = kind in ("lookup", "union"), self.prefill_drafts(), []
+        looks_up, keeps, sources = kind in ("lookup", "union"), self._keeps_draft(), []
         for outlook in outlooks:
             if looks_up and outlook.lookup_length > 0:
                 sources.append(Source.LOOKUP)
@@ -438,6 +438,9 @@ class FixedArms(Controller):
         return Decision(arm, tuple(sources), keeps_draft=keeps)
 
     def prefill_drafts(self) -> bool:
+        return self._keeps_draft()
+
+    def _keeps_draft(self) -> bool:
         return self._may_draft and self._draft is not None
 
     def observe(self, outcome: Outcome) -> None:
